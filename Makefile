@@ -1,0 +1,62 @@
+# One word each: up, test, check, format, bench, train, clean. Every target makes what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip --disable-pip-version-check
+TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+# Without an NVIDIA GPU the CPU build of torch saves a download of some gigabytes.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
+
+.PHONY: up test test-fast check format bench train eval clean
+.DEFAULT_GOAL := up
+
+up: $(VENV)/.up
+	@$(BIN)/llava-serve up $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not e2e and not browser" $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench $(ARGS)
+
+train: $(VENV)/.dev
+	$(BIN)/python tools/train_tiny.py --out worker/llava_worker/tiny $(ARGS)
+
+eval: $(VENV)/.dev
+	$(BIN)/python tools/eval_tiny.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist build bench/work
+
+$(VENV)/.torch: constraints.txt
+	@echo "making $(VENV) (once; about a minute)"
+	@$(PYTHON) -c 'import sys; sys.exit("llava-serve needs Python 3.10 or newer; this is " + sys.version.split()[0] + ": make PYTHON=python3.12 up") if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(HAS_GPU),)
+	$(PIP) install -q $(TORCH)+cpu --extra-index-url $(CPU_INDEX) --retries 1 -c constraints.txt 2>/dev/null || $(PIP) install -q $(TORCH) -c constraints.txt
+else
+	$(PIP) install -q $(TORCH) -c constraints.txt
+endif
+	@touch $@
+
+$(VENV)/.up: $(VENV)/.torch pyproject.toml
+	$(PIP) install -q -c constraints.txt -e '.[all]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.up

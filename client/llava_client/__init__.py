@@ -1,0 +1,79 @@
+"""The Python client of llava-serve: ask questions about pictures over HTTP.
+
+    from llava_client import Client
+
+    with Client() as client:
+        print(client.chat("What is this?", image="photo.png").text)
+        for delta in client.stream("Describe it.", image="photo.png"):
+            print(delta, end="", flush=True)
+
+``AsyncClient`` has the same methods, awaited. The command line (``llava-serve``) is
+``llava_client.cli``; importing this package does not import it.
+"""
+
+from __future__ import annotations
+
+from .async_client import AsyncClient
+from .client import Client
+from .conversation import AsyncConversation, Conversation
+from .errors import (
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    ConflictError,
+    ImageError,
+    InternalServerError,
+    LlavaError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    ServiceUnavailableError,
+    StreamInterrupted,
+)
+from .formats import FORMATS, FormatName
+from .images import ImageInput
+from .request import ChatOptions, user_message
+from .retries import RetryPolicy
+from .stream import AsyncStream, Stream
+from .types import Answer, Choice, Model, TokenLogprob, TokenScore, Usage
+
+__all__ = [
+    "APIConnectionError",
+    "APIError",
+    "APIStatusError",
+    "APITimeoutError",
+    "Answer",
+    "AsyncClient",
+    "AsyncConversation",
+    "AsyncStream",
+    "AuthenticationError",
+    "BadRequestError",
+    "ChatOptions",
+    "Choice",
+    "Client",
+    "ConfigurationError",
+    "ConflictError",
+    "Conversation",
+    "FORMATS",
+    "FormatName",
+    "ImageError",
+    "ImageInput",
+    "InternalServerError",
+    "LlavaError",
+    "Model",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "RetryPolicy",
+    "ServiceUnavailableError",
+    "Stream",
+    "StreamInterrupted",
+    "TokenLogprob",
+    "TokenScore",
+    "Usage",
+    "user_message",
+]

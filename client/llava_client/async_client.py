@@ -1,0 +1,148 @@
+"""``AsyncClient``: the awaiting shell; ``client`` is the blocking one and says how they are built."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx2
+
+from .base_client import DEFAULT_MAX_RETRIES, DEFAULT_TIMEOUT, BaseClient
+from .connection import Connection
+from .conversation import AsyncConversation
+from .errors import LlavaError, connection_errors, status_error
+from .images import Images
+from .request import ChatOptions, chat_body
+from .response import read_answer, read_default_model, read_models
+from .retries import RetryPolicy
+from .stream import AsyncStream
+from .types import Answer, Model
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+__all__ = ["AsyncClient"]
+
+T = TypeVar("T")
+
+
+class AsyncClient(BaseClient[httpx2.AsyncClient]):
+    """The same as ``Client``, awaited, on asyncio. Picture files are read in a thread.
+
+    ``answer = await client.chat(...)``; ``stream = await client.stream(...)`` and then ``async for``.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float | httpx2.Timeout = DEFAULT_TIMEOUT,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        retry_policy: RetryPolicy | None = None,
+        http_client: httpx2.AsyncClient | None = None,
+    ) -> None:
+        connection = Connection.resolve(base_url, api_key)
+        http = http_client or httpx2.AsyncClient(trust_env=not connection.is_local)
+        super().__init__(
+            connection, http, timeout=timeout, max_retries=max_retries, retry_policy=retry_policy
+        )
+        self._owns_http = http_client is None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close idle connections."""
+        if self._owns_http:
+            await self._http.aclose()
+
+    async def chat(
+        self,
+        question: str | None = None,
+        *,
+        image: Images = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> Answer:
+        """Ask and wait for the whole answer; arguments and errors as ``Client.chat``."""
+        body = await self._body(question, image, messages, options)
+        request = self._chat_request(body, options, is_stream=False)
+
+        async def attempt() -> Answer:
+            return read_answer(await self._http.send(request))
+
+        return await self._retrying(attempt)
+
+    async def stream(
+        self,
+        question: str | None = None,
+        *,
+        image: Images = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        on_close: Callable[[str], None] | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> AsyncStream:
+        """Ask and get the answer piece by piece; arguments and errors as ``Client.stream``."""
+        body = await self._body(question, image, messages, options)
+        request = self._chat_request(body, options, is_stream=True)
+        return await self._retrying(lambda: self._open(request, on_close))
+
+    async def models(self) -> list[Model]:
+        """The models that the server has now. Raises APIConnectionError, APIError."""
+
+        async def attempt() -> list[Model]:
+            return read_models(await self._http.send(self._models_request()))
+
+        return await self._retrying(attempt)
+
+    def conversation(self, *, image: Images = None, **options: Unpack[ChatOptions]) -> AsyncConversation:
+        """A talk of several turns with the same options; ``image`` goes with the first question."""
+        return AsyncConversation(self, image=image, options=options)
+
+    async def _body(
+        self,
+        question: str | None,
+        image: Images,
+        messages: Sequence[Mapping[str, Any]] | None,
+        options: ChatOptions,
+    ) -> dict[str, Any]:
+        body = await asyncio.to_thread(chat_body, question, image, messages, options)
+        if "model" not in body:
+            body["model"] = await self._model()
+        return body
+
+    async def _model(self) -> str:
+        async def attempt() -> str:
+            return read_default_model(await self._http.send(self._models_request()))
+
+        if self._default_model is None:
+            self._default_model = await self._retrying(attempt)
+        return self._default_model
+
+    async def _open(self, request: httpx2.Request, on_close: Callable[[str], None] | None) -> AsyncStream:
+        response = await self._http.send(request, stream=True)
+        if not response.is_success:
+            await response.aread()
+            raise status_error(response)
+        return await AsyncStream(response, on_close).begin()
+
+    async def _retrying(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        tries = self._tries()
+        while True:
+            try:
+                with connection_errors(self.base_url):
+                    return await attempt()
+            except LlavaError as failure:
+                wait_s = tries.wait_after(failure)
+                if wait_s is None:
+                    self._forget_model_after(failure)
+                    raise
+            await asyncio.sleep(wait_s)

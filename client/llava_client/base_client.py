@@ -1,0 +1,75 @@
+"""What the blocking and the awaiting client share: settings, requests, the default model. Never waits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+import httpx2
+
+from .connection import Connection
+from .errors import APIStatusError, LlavaError
+from .request import CHAT_PATH, MODELS_PATH, ChatOptions
+from .retries import RetryPolicy, Tries
+
+__all__ = ["DEFAULT_MAX_RETRIES", "DEFAULT_TIMEOUT", "BaseClient"]
+
+# A long answer on a slow machine is silent for minutes; a server that is there accepts within seconds.
+DEFAULT_TIMEOUT = httpx2.Timeout(600.0, connect=5.0)
+DEFAULT_MAX_RETRIES = 2
+
+Http = TypeVar("Http", httpx2.Client, httpx2.AsyncClient)
+
+
+class BaseClient(Generic[Http]):
+    """Builds requests and remembers which model to ask for when the caller names none."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        http: Http,
+        *,
+        timeout: float | httpx2.Timeout,
+        max_retries: int,
+        retry_policy: RetryPolicy | None,
+    ) -> None:
+        self._connection = connection
+        self._http: Http = http
+        self._timeout = httpx2.Timeout(timeout)
+        self._max_retries = max_retries
+        self._retry_policy = retry_policy or RetryPolicy()
+        self._default_model: str | None = None
+
+    @property
+    def base_url(self) -> str:
+        """The server's address, without ``/v1``."""
+        return self._connection.base_url
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(base_url={self.base_url!r})"
+
+    def _tries(self) -> Tries:
+        return Tries(self._retry_policy, self._max_retries)
+
+    def _models_request(self) -> httpx2.Request:
+        return self._http.build_request(
+            "GET", self._connection.url(MODELS_PATH), headers=self._connection.headers, timeout=self._timeout
+        )
+
+    def _chat_request(
+        self, body: Mapping[str, Any], options: ChatOptions, *, is_stream: bool
+    ) -> httpx2.Request:
+        streamed = {"stream": True, "stream_options": {"include_usage": True}} if is_stream else {}
+        timeout = options.get("timeout")
+        return self._http.build_request(
+            "POST",
+            self._connection.url(CHAT_PATH),
+            json={**body, **streamed},
+            headers=self._connection.headers,
+            timeout=self._timeout if timeout is None else httpx2.Timeout(timeout),
+        )
+
+    def _forget_model_after(self, failure: LlavaError) -> None:
+        """The server may have another model by now: it is asked again next time."""
+        if isinstance(failure, APIStatusError) and failure.status_code == 404:
+            self._default_model = None

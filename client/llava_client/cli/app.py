@@ -1,0 +1,32 @@
+"""The tree of subcommands: which words there are and which module answers to each."""
+
+from __future__ import annotations
+
+import typer
+
+from . import ask, chat, models, programs, up
+from .reporting import EXIT_CODES
+
+__all__ = ["app", "main"]
+
+_FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+app = typer.Typer(
+    name="llava-serve",
+    help="Serve LLaVA and ask it about pictures.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(up.up)
+app.command("ask")(ask.ask)
+app.command("chat")(chat.chat)
+app.command("models")(models.models)
+app.command("server", context_settings=_FORWARDED)(programs.server)
+app.command("worker", context_settings=_FORWARDED)(programs.worker)
+
+
+def main() -> None:
+    """Run the command line and end the process with a documented exit code."""
+    app()

@@ -1,0 +1,25 @@
+"""Which optional parts are installed. Nothing is imported to find out."""
+
+from __future__ import annotations
+
+import importlib.util
+
+__all__ = ["install_line", "missing_modules"]
+
+# Names as they are imported, which for some is not the name on PyPI.
+_MODULES = {
+    "server": ("redis", "msgspec", "pydantic_settings", "fastapi", "uvicorn", "PIL"),
+    "worker": ("redis", "msgspec", "pydantic_settings", "numpy", "torch", "tokenizers", "safetensors"),
+}
+_ECHO_NEEDS_NOT = ("torch", "numpy", "tokenizers", "safetensors")
+
+
+def missing_modules(extra: str, *, model: str = "") -> list[str]:
+    """Modules of ``extra`` that are not there; the "echo" model needs no model libraries."""
+    spared = _ECHO_NEEDS_NOT if model == "echo" else ()
+    return [name for name in _MODULES[extra] if name not in spared and importlib.util.find_spec(name) is None]
+
+
+def install_line(*extras: str) -> str:
+    """The command that installs ``extras``."""
+    return f"pip install 'llava-serve[{','.join(extras)}]'"

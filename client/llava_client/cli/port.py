@@ -1,0 +1,74 @@
+"""Whether the address to listen on is free and, if not, who has it: asked before anything is started."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["PortUnavailable", "check_port", "owner_of"]
+
+_LISTEN = "0A"  # the state's number in /proc/net/tcp
+
+
+class PortUnavailable(Exception):
+    """The address cannot be listened on; the message says why and what to do."""
+
+
+def check_port(host: str, port: int) -> int:
+    """The port to use: ``port`` itself, or a free one for 0. Raises PortUnavailable."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            chosen: int = probe.getsockname()[1]
+            return chosen
+    except (OSError, OverflowError) as exc:
+        raise PortUnavailable(_explain(host, port, exc)) from exc
+
+
+def owner_of(port: int) -> str | None:
+    """Who listens on ``port``, as "python3 -m http.server (pid 42)"; None if it cannot be told."""
+    inodes = set(_listening_inodes(port))
+    for entry in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
+        try:
+            target = os.readlink(entry)
+        except OSError:  # another user's process, or it has just gone
+            continue
+        if target.removeprefix("socket:[").removesuffix("]") in inodes:
+            return _process(entry.parents[1])
+    return None
+
+
+def _explain(host: str, port: int, exc: Exception) -> str:
+    if isinstance(exc, OSError) and exc.errno == errno.EADDRINUSE:
+        owner = owner_of(port)
+        taken = f"by {owner}" if owner else "by another program"
+        return f"port {port} on {host} is taken {taken}: stop it, or choose another with --port (0: any)"
+    reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+    return f"cannot listen on {host}, port {port}: {reason}"
+
+
+def _listening_inodes(port: int) -> Iterator[str]:
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            rows = Path(table).read_text().splitlines()[1:]
+        except OSError:  # not Linux, or no IPv6
+            continue
+        for row in rows:
+            _, local, _, state, *_, inode = row.split()[:10]
+            if state == _LISTEN and int(local.rpartition(":")[2], 16) == port:
+                yield inode
+
+
+def _process(folder: Path) -> str | None:
+    try:
+        words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    return f"{' '.join(words).strip()[:60]} (pid {folder.name})"

@@ -1,0 +1,31 @@
+"""``llava-serve server`` and ``llava-serve worker``: the process becomes the program, arguments and all."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from .extras import install_line, missing_modules
+from .reporting import EXIT_USAGE, fail
+
+__all__ = ["server", "worker"]
+
+
+def server(context: typer.Context) -> None:
+    """Run the HTTP server; its own --help lists the flags."""
+    _become("server", context.args)
+
+
+def worker(context: typer.Context) -> None:
+    """Run one worker; its own --help lists the flags."""
+    _become("worker", context.args)
+
+
+def _become(name: str, arguments: list[str]) -> None:
+    model = "echo" if {"echo", "--model=echo"} & set(arguments) else ""
+    if missing := missing_modules(name, model=model):
+        fail(f"the {name} needs {', '.join(missing)}: {install_line(name)}", EXIT_USAGE)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", f"llava_{name}", *arguments])

@@ -1,0 +1,223 @@
+"""Everything that this package raises, and how a server's answer becomes one of them.
+
+LlavaError
+├── ConfigurationError            a base URL that is none (also a ValueError)
+├── ImageError                    a picture that cannot be sent (also a ValueError); nothing was sent
+├── APIConnectionError            no answer: refused, reset, unknown host
+│   ├── APITimeoutError           no answer in time
+│   └── StreamInterrupted         the answer stopped in the middle; ``text`` is what had come
+└── APIError                      the server said no; an error in mid-stream is exactly this class
+    └── APIStatusError            ... by an HTTP status
+        ├── BadRequestError           400
+        ├── AuthenticationError       401
+        ├── PermissionDeniedError     403
+        ├── NotFoundError             404
+        ├── ConflictError             409
+        ├── RateLimitError            429
+        └── InternalServerError       5xx
+            └── ServiceUnavailableError   503
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+
+from .retry_after import stated_delay_s
+
+__all__ = [
+    "APIConnectionError",
+    "APIError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AuthenticationError",
+    "BadRequestError",
+    "ConfigurationError",
+    "ConflictError",
+    "ImageError",
+    "InternalServerError",
+    "LlavaError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "ServiceUnavailableError",
+    "StreamInterrupted",
+    "api_error",
+    "connection_errors",
+    "status_error",
+]
+
+_BODY_EXCERPT = 200  # characters of a foreign answer worth showing in a message
+
+
+class LlavaError(Exception):
+    """The root of the tree: ``except LlavaError`` catches all that this package raises on purpose."""
+
+
+class ConfigurationError(LlavaError, ValueError):
+    """A setting of the client is wrong; raised when the client is made."""
+
+
+class ImageError(LlavaError, ValueError):
+    """A picture that cannot be read or recognised. Raised before anything is sent."""
+
+
+class APIConnectionError(LlavaError):
+    """The server gave no answer; ``__cause__`` is the transport's own error."""
+
+
+class APITimeoutError(APIConnectionError):
+    """The server was silent for longer than ``timeout``. Not tried again by the client."""
+
+
+class StreamInterrupted(APIConnectionError):
+    """A stream ended before its last event. ``text`` holds what had been received until then."""
+
+    def __init__(self, message: str, *, text: str = "") -> None:
+        super().__init__(message)
+        self.text = text
+
+
+class APIError(LlavaError):
+    """The server refused or failed. ``code`` is for programs, ``message`` for people.
+
+    ``request_id`` finds the request in the server's logs; ``body`` is the decoded answer (or its text).
+    """
+
+    def __init__(self, message: str, *, body: object = None, request_id: str | None = None) -> None:
+        super().__init__(message)
+        fields = _error_fields(body)
+        self.message = message
+        self.body = body
+        self.code: str | None = _text(fields.get("code"))
+        self.param: str | None = _text(fields.get("param"))
+        self.type: str | None = _text(fields.get("type"))
+        self.request_id: str | None = request_id or _text(fields.get("request_id"))
+
+    def __str__(self) -> str:
+        return f"{self.message} (request {self.request_id})" if self.request_id else self.message
+
+
+class APIStatusError(APIError):
+    """An answer with an error status. ``retry_after_s`` is the wait that the server asked for, if it did;
+    ``should_retry`` is what it said about asking again at all, None if nothing."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int,
+        body: object = None,
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+        should_retry: bool | None = None,
+    ) -> None:
+        super().__init__(message, body=body, request_id=request_id)
+        self.status_code = status_code
+        self.retry_after_s = retry_after_s
+        self.should_retry = should_retry
+
+
+class BadRequestError(APIStatusError):
+    """400: the request is wrong; ``param`` names the field."""
+
+
+class AuthenticationError(APIStatusError):
+    """401: no API key, or one that the server does not know."""
+
+
+class PermissionDeniedError(APIStatusError):
+    """403: the key is known and may not do this."""
+
+
+class NotFoundError(APIStatusError):
+    """404: no such model or no such address."""
+
+
+class ConflictError(APIStatusError):
+    """409: the request collides with another one."""
+
+
+class RateLimitError(APIStatusError):
+    """429: this key has too much in the queue, or the queue is full."""
+
+
+class InternalServerError(APIStatusError):
+    """5xx: the server failed."""
+
+
+class ServiceUnavailableError(InternalServerError):
+    """503: no worker or no queue at the moment."""
+
+
+_CLASSES: dict[int, type[APIStatusError]] = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    409: ConflictError,
+    429: RateLimitError,
+    503: ServiceUnavailableError,
+}
+
+
+_SHOULD_RETRY = {"true": True, "false": False}
+
+
+def status_error(response: httpx2.Response) -> APIStatusError:
+    """The error that a response with a bad status stands for; its body must have been read."""
+    body = _decoded(response)
+    default = InternalServerError if response.status_code >= 500 else APIStatusError
+    return _CLASSES.get(response.status_code, default)(
+        _message(body, fallback=f"HTTP {response.status_code} from {response.url}"),
+        status_code=response.status_code,
+        body=body,
+        request_id=response.headers.get("x-request-id"),
+        retry_after_s=stated_delay_s(response.headers),
+        should_retry=_SHOULD_RETRY.get(response.headers.get("x-should-retry", "")),
+    )
+
+
+def api_error(body: object, *, request_id: str | None = None) -> APIError:
+    """The error that an ``{"error": ...}`` object inside a stream stands for."""
+    return APIError(_message(body, fallback="the server reported an error"), body=body, request_id=request_id)
+
+
+@contextmanager
+def connection_errors(base_url: str) -> Iterator[None]:
+    """The one place where the transport's exceptions become ours."""
+    try:
+        yield
+    except httpx2.ConnectTimeout as exc:
+        raise APIConnectionError(f"{base_url} did not accept a connection in time") from exc
+    except httpx2.TimeoutException as exc:
+        raise APITimeoutError(f"{base_url} did not answer in time: raise timeout=") from exc
+    except httpx2.RequestError as exc:
+        reason = str(exc) or type(exc).__name__
+        raise APIConnectionError(f"cannot reach {base_url}: {reason}") from exc
+
+
+def _decoded(response: httpx2.Response) -> object:
+    try:
+        return response.json()
+    except ValueError:  # a proxy's HTML page, say
+        return response.text
+
+
+def _error_fields(body: object) -> Mapping[str, Any]:
+    error = body.get("error") if isinstance(body, Mapping) else None
+    return error if isinstance(error, Mapping) else {}
+
+
+def _message(body: object, *, fallback: str) -> str:
+    if message := _text(_error_fields(body).get("message")):
+        return message
+    excerpt = " ".join(body.split())[:_BODY_EXCERPT] if isinstance(body, str) else ""
+    return f"{fallback}: {excerpt}" if excerpt else fallback
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,41 @@
+"""Response formats: sentences that LLaVA-1.5 was trained to obey, on a line of their own after the question.
+
+From Tables 7 and 8 of the paper (arXiv 2310.03744) and the evaluation scripts of the original; "unanswerable"
+is two sentences there, and that they stand on two lines is our reading. "sentence" is another name for
+"caption". A model other than LLaVA-1.5 takes them for plain instructions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+__all__ = ["FORMATS", "FormatName", "format_question"]
+
+FormatName: TypeAlias = Literal[
+    "short", "option", "option_zh", "unanswerable", "sentence", "caption", "region", "box"
+]
+
+_SHORT = "Answer the question using a single word or phrase."
+_CAPTION = "Provide a one-sentence caption for the provided image."
+
+FORMATS: dict[FormatName, str] = {
+    "short": _SHORT,
+    "option": "Answer with the option's letter from the given choices directly.",
+    "option_zh": "请直接回答选项字母。",
+    "unanswerable": "When the provided information is insufficient, respond with 'Unanswerable'.\n" + _SHORT,
+    "sentence": _CAPTION,
+    "caption": _CAPTION,
+    "region": "Provide a short description for this region.",
+    "box": "Provide the bounding box coordinate of the region this sentence describes.",
+}
+
+
+def format_question(question: str | None, name: FormatName | None) -> str | None:
+    """The question with its format after it, or None. A caption needs no question. Raises ValueError."""
+    if name is None:
+        return question
+    if name not in FORMATS:
+        raise ValueError(f"format is {name!r}; it must be one of {', '.join(get_args(FormatName))}")
+    if not question:
+        return FORMATS[name] if question == "" or FORMATS[name] == _CAPTION else None
+    return f"{question}\n{FORMATS[name]}"

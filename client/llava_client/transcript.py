@@ -1,0 +1,130 @@
+"""What a stream's events add up to. Pure: whoever owns the response feeds its bytes.
+
+``last_event_id`` is where a stream that broke would be taken up again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from .errors import APIError, LlavaError, StreamInterrupted, api_error
+from .sse import ServerSentEvent, SSEDecoder
+from .types import Answer, ChatChunk, Choice, TokenLogprob, Usage
+
+__all__ = ["Transcript"]
+
+_DONE = "[DONE]"
+
+
+@dataclass
+class _Gathered:
+    """One choice so far."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    logprobs: list[TokenLogprob] | None = None
+
+    def choice(self) -> Choice:
+        logprobs = None if self.logprobs is None else tuple(self.logprobs)
+        return Choice(text=self.text, finish_reason=self.finish_reason, logprobs=logprobs)
+
+
+class Transcript:
+    """What has been received so far. It is over after ``[DONE]``, an error event, or the end of the bytes.
+
+    Text, deltas and finish reason are the first choice's; ``answer`` has them all.
+    """
+
+    def __init__(self, request_id: str | None = None) -> None:
+        self.usage: Usage | None = None
+        self.id = ""
+        self.model = ""
+        self.request_id = request_id
+        self.last_event_id = ""
+        self.num_events = 0
+        self.is_over = False
+        self.failure: LlavaError | None = None
+        self._decoder = SSEDecoder()
+        self._deltas: list[str] = []
+        self._first = _Gathered()
+        self._choices = {0: self._first}  # by index
+
+    @property
+    def text(self) -> str:
+        return self._first.text
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self._first.finish_reason
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in the next bytes of the body; what follows the last event is ignored."""
+        for event in self._decoder.feed(chunk):
+            if not self.is_over:
+                self._take(event)
+
+    def end(self, cause: Exception | None = None) -> None:
+        """The bytes have ended, or failed with ``cause``; before ``[DONE]`` that is an interruption."""
+        if not self.is_over:
+            reason = (str(cause) or type(cause).__name__) if cause else "the connection was closed"
+            failure = StreamInterrupted(
+                f"the answer broke off after {len(self.text)} characters: {reason}", text=self.text
+            )
+            failure.__cause__ = cause
+            self._end(failure)
+
+    def take_deltas(self) -> list[str]:
+        """The deltas since the last call."""
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def answer(self) -> Answer:
+        """All that was received, as one value."""
+        return Answer(
+            text=self.text,
+            finish_reason=self.finish_reason,
+            usage=self.usage,
+            choices=tuple(self._choices[index].choice() for index in sorted(self._choices)),
+            id=self.id,
+            model=self.model,
+            request_id=self.request_id,
+        )
+
+    def _take(self, event: ServerSentEvent) -> None:
+        self.num_events += 1
+        self.last_event_id = event.id
+        if event.data == _DONE:
+            self._end(None)
+            return
+        try:
+            chunk = ChatChunk.model_validate_json(event.data)
+        except ValidationError as exc:
+            failure = APIError("the stream holds an event that is no chat chunk", body=event.data)
+            failure.__cause__ = exc
+            self._end(failure)
+            return
+        if chunk.error is not None:
+            self._end(api_error({"error": chunk.error}, request_id=self.request_id))
+        else:
+            self._add(chunk)
+
+    def _add(self, chunk: ChatChunk) -> None:
+        self.id = chunk.id or self.id
+        self.model = chunk.model or self.model
+        self.usage = chunk.usage or self.usage
+        for choice in chunk.choices:
+            gathered = self._choices.setdefault(choice.index, _Gathered())
+            gathered.finish_reason = choice.finish_reason or gathered.finish_reason
+            if choice.logprobs and choice.logprobs.content is not None:
+                gathered.logprobs = gathered.logprobs or []
+                gathered.logprobs += choice.logprobs.content
+            if delta := choice.delta.content:
+                gathered.text += delta
+                if gathered is self._first:
+                    self._deltas.append(delta)
+
+    def _end(self, failure: LlavaError | None) -> None:
+        self.is_over = True
+        self.failure = failure

@@ -1,0 +1,162 @@
+"""What the server answers, as values. The outer shape is OpenAI's; unknown fields are ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "Answer",
+    "ChatChunk",
+    "ChatCompletion",
+    "Choice",
+    "Model",
+    "ModelList",
+    "TokenLogprob",
+    "TokenScore",
+    "Usage",
+]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class _PromptDetails(_Value):
+    cached_tokens: int | None = None
+
+
+class Usage(_Value):
+    """Tokens counted by the server: the prompt's (pictures included) and the answer's."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that the worker had computed before."""
+        details = self.prompt_tokens_details
+        return (details.cached_tokens or 0) if details else 0
+
+
+class TokenScore(_Value):
+    """A token and its log-probability; ``bytes`` because a token may hold a part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(TokenScore):
+    """The token that was chosen, and the likeliest ones at its place (``top_logprobs=...``)."""
+
+    top_logprobs: list[TokenScore] = Field(default_factory=list)
+
+
+class Choice(_Value):
+    """One of ``n`` answers; ``logprobs`` are its tokens' where they were asked for."""
+
+    text: str
+    finish_reason: str | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class Answer(_Value):
+    """A whole answer; ``str(answer)`` is its text.
+
+    ``finish_reason`` is "stop" (the model ended) or "length" (``max_tokens`` or the context did).
+    ``choices`` are all answers where ``n`` asked for several; text and finish reason are the first one's.
+    ``id`` names the completion, ``request_id`` the HTTP request in the server's logs.
+    """
+
+    text: str
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    choices: tuple[Choice, ...] = ()
+    id: str = ""
+    model: str = ""
+    request_id: str | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Model(_Value):
+    """A model that the server lists; ``details`` holds what else the server says about it."""
+
+    id: str
+    owned_by: str = ""
+    details: dict[str, Any] = Field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class ModelList(BaseModel):
+    """The body of ``GET /v1/models``."""
+
+    data: list[dict[str, Any]]
+
+    def models(self) -> list[Model]:
+        """The models in the server's order; fields that are not ours go into ``details``."""
+        known = {"id", "owned_by", "object", "created"}
+        return [
+            Model(
+                id=str(entry.get("id", "")),
+                owned_by=str(entry.get("owned_by", "")),
+                details={name: value for name, value in entry.items() if name not in known},
+            )
+            for entry in self.data
+        ]
+
+
+class _Message(_Value):
+    content: str | None = None
+
+
+class _Logprobs(_Value):
+    content: list[TokenLogprob] | None = None
+
+
+class _Choice(_Value):
+    index: int = 0
+    message: _Message
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+    def choice(self) -> Choice:
+        told = self.logprobs.content if self.logprobs else None
+        logprobs = None if told is None else tuple(told)
+        return Choice(text=self.message.content or "", finish_reason=self.finish_reason, logprobs=logprobs)
+
+
+class ChatCompletion(_Value):
+    """The body of a chat completion that was not streamed."""
+
+    id: str = ""
+    model: str = ""
+    choices: list[_Choice] = Field(min_length=1)
+    usage: Usage | None = None
+
+
+class _ChunkChoice(_Value):
+    index: int = 0
+    delta: _Message = Field(default_factory=_Message)
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class ChatChunk(_Value):
+    """One event of a streamed chat completion; the last one may have no choice, only the usage.
+
+    ``error`` is set when the answer failed in the middle; nothing comes after it.
+    """
+
+    id: str = ""
+    model: str = ""
+    choices: list[_ChunkChoice] = Field(default_factory=list)
+    usage: Usage | None = None
+    error: Any = None

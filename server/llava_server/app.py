@@ -1,0 +1,119 @@
+"""The app: middlewares in the order in which a request meets them, routes, start and end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llava_server.admission import Admission, AdmissionLimits
+from llava_server.auth import ApiKeys, Authentication
+from llava_server.drain import Drain
+from llava_server.errors import ApiError
+from llava_server.metrics import Metrics
+from llava_server.replies import ErrorNet, RequestIds, error_response
+from llava_server.routes import chat, health, models, playground
+from llava_server.services import open_services
+from llava_server.settings import Settings
+from llava_server.streaming import ClientGone
+
+__all__ = ["create_app"]
+
+_MIB = 2**20
+_CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is there to read it but the log
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """An app that owns nothing until its lifespan begins."""
+    metrics = Metrics()
+    drain = Drain(grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
+    keys = ApiKeys(key.get_secret_value() for key in settings.api_keys)
+    limits = AdmissionLimits(
+        max_open=settings.max_open_requests,
+        max_body_bytes=settings.max_body_mb * _MIB,
+        max_inflight_bytes=settings.max_inflight_body_mb * _MIB,
+        body_timeout_s=settings.body_timeout_s,
+    )
+    app = FastAPI(
+        title="llava-serve",
+        summary="OpenAI-style chat about pictures, answered by LLaVA.",
+        version=_version(),
+        lifespan=_lifespan(settings, metrics, drain),
+        middleware=[
+            Middleware(RequestIds),
+            Middleware(ErrorNet),
+            Middleware(Authentication, keys=keys),
+            Middleware(Admission, limits=limits, drain=drain, metrics=metrics),
+        ],
+        exception_handlers={
+            ApiError: _on_api_error,
+            HTTPException: _on_http_exception,
+            ClientGone: _on_client_gone,
+        },
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.metrics = metrics
+    app.state.drain = drain
+    for routes in (chat, models, health, playground):
+        app.include_router(routes.router)
+    app.openapi_schema = _described(app)
+    return app
+
+
+def _lifespan(settings: Settings, metrics: Metrics, drain: Drain) -> Any:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_services(settings, metrics, drain) as services:
+            app.state.services = services
+            yield
+
+    return lifespan
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document with the request model, which FastAPI does not see: we parse bodies ourselves."""
+    document = app.openapi()
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas.update(chat.request_schemas())
+    return document
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return error_response(request.scope, error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """The router's own refusals, in our words. Nothing else here raises HTTPException."""
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "other methods")
+        refused = ApiError("method_not_allowed", f"{request.method} is not possible here; use {allowed}")
+    elif error.status_code == 404:
+        refused = ApiError("unknown_url", "there is nothing at this address; see /docs for what there is")
+    else:
+        raise error
+    response = error_response(request.scope, refused)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_client_gone(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+
+def _version() -> str:
+    try:
+        return version("llava-serve")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0.0.0"

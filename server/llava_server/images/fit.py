@@ -1,0 +1,131 @@
+"""Shape a picture for a model exactly as the original LLaVA does it, to the last bit.
+
+"pad" is LLaVA-1.5's ``expand2square`` + CLIP's resize; "crop" is CLIP's own resize of the shorter side
+and centre cut (``CLIPImageProcessor``, PIL path); "anyres" is LLaVA-1.6's ``process_anyres_image``, and "hd"
+cuts the same tiles for LLaVA-1.5-HD (experimental). All resample with PIL's bicubic filter.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from PIL import Image
+
+__all__ = ["Fit", "fit", "to_rgb", "upright"]
+
+Fit = Literal["pad", "crop", "anyres", "hd"]
+
+_STRIP_ROWS = 256
+_ORIENTATION = 0x0112  # the EXIF tag
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to 8-bit RGB as ``Image.convert`` does it (alpha is dropped, not blended), like the original.
+
+    16-bit grey is the exception: PIL would clip it to white, so it is scaled by 1/257 (65535 becomes 255).
+    """
+    if image.mode.startswith("I"):
+        image = image.point(lambda value: value * (1 / 257) + 0.5).convert("L")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Turns the picture as its EXIF orientation (1..8) says; any other value means "as it is"."""
+    turn = _TO_UPRIGHT.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def fit(
+    image: Image.Image,
+    *,
+    side: int,
+    how: Fit,
+    background: tuple[int, int, int],
+    grid: Sequence[tuple[int, int]] = (),
+) -> Image.Image:
+    """An RGB picture of any size as tiles of ``side`` x ``side`` pixels, one below the other.
+
+    "pad" and "crop" make one tile. ``grid`` is for the others: the canvases to choose from, (width, height)
+    in pixels, whole tiles each.
+    """
+    if how == "pad":
+        return _pad(image, side, background)
+    if how == "crop":
+        return _crop(image, side)
+    return _cut(image, side, grid)
+
+
+def _pad(image: Image.Image, side: int, background: tuple[int, int, int]) -> Image.Image:
+    """Square canvas of the longer side, picture in the middle (rounded up and left), resized.
+
+    PIL resizes rows first and columns second, with 8-bit values between. Doing the row pass strip by strip
+    gives the same bits as on the whole canvas, which for 16384 x 2000 pixels would need a gigabyte.
+    """
+    width, height = image.size
+    long = max(width, height)
+    left, top = (long - width) // 2, (long - height) // 2
+    narrow = Image.new("RGB", (side, long), background)
+    for y in range(0, height, _STRIP_ROWS):
+        rows = min(_STRIP_ROWS, height - y)
+        strip = Image.new("RGB", (long, rows), background)
+        strip.paste(image.crop((0, y, width, y + rows)), (left, 0))
+        narrow.paste(strip.resize((side, rows), Image.Resampling.BICUBIC), (0, top + y))
+    return narrow.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _crop(image: Image.Image, side: int) -> Image.Image:
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    long = int(side * long / short)  # CLIPImageProcessor truncates here
+    resized = image.resize((side, long) if width <= height else (long, side), Image.Resampling.BICUBIC)
+    left, top = (resized.width - side) // 2, (resized.height - side) // 2
+    return resized.crop((left, top, left + side, top + side))
+
+
+def _cut(image: Image.Image, side: int, grid: Sequence[tuple[int, int]]) -> Image.Image:
+    """All of the picture squashed to one tile, then the tiles of its canvas, row by row."""
+    canvas = _on_canvas(image, _best_canvas(image.size, grid))
+    columns, rows = canvas.width // side, canvas.height // side
+    tiles = Image.new("RGB", (side, side * (1 + columns * rows)))
+    tiles.paste(image.resize((side, side), Image.Resampling.BICUBIC), (0, 0))
+    for number, (row, column) in enumerate(itertools.product(range(rows), range(columns)), start=1):
+        left, top = column * side, row * side
+        tiles.paste(canvas.crop((left, top, left + side, top + side)), (0, number * side))
+    return tiles
+
+
+def _on_canvas(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """As large as fits, its shape kept, in the middle of black."""
+    across, down = size[0] / image.width, size[1] / image.height
+    if across < down:
+        fitted = (size[0], min(math.ceil(image.height * across), size[1]))
+    else:
+        fitted = (min(math.ceil(image.width * down), size[0]), size[1])
+    canvas = Image.new("RGB", size, (0, 0, 0))
+    left, top = (size[0] - fitted[0]) // 2, (size[1] - fitted[1]) // 2
+    canvas.paste(image.resize(fitted, Image.Resampling.BICUBIC), (left, top))
+    return canvas
+
+
+def _best_canvas(size: tuple[int, int], grid: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The canvas that keeps most of the picture's pixels; of several the smallest, of equals the first."""
+    width, height = size
+
+    def merit(canvas: tuple[int, int]) -> tuple[int, int]:
+        scale = min(canvas[0] / width, canvas[1] / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return kept, -canvas[0] * canvas[1]
+
+    return max(grid, key=merit)

@@ -1,0 +1,50 @@
+"""What travels through the pipe between the server and a picture child: a small JSON head and raw bytes.
+
+    order   {"side", "fit", "background", "grid", "max_pixels", "max_side", "max_ratio", "cpu_s"} + base64
+    reply   {"width", "height"} + tiles of side * side * 3 bytes of RGB
+            {"refused": reason, ...numbers} + nothing
+
+Both sides trust the lengths of the other only up to ``MAX_FRAME_BYTES``.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, BinaryIO
+
+__all__ = ["MAX_FRAME_BYTES", "BrokenFrame", "read_frame", "write_frame"]
+
+MAX_FRAME_BYTES = 256 * 2**20
+_LENGTHS = struct.Struct(">II")  # head, body
+
+
+class BrokenFrame(Exception):
+    """The other side is gone or does not speak the protocol."""
+
+
+def write_frame(pipe: BinaryIO, head: dict[str, Any], body: bytes = b"") -> None:
+    """Writes one frame whole. Raises BrokenPipeError if the reader is gone."""
+    encoded = json.dumps(head).encode()
+    pipe.write(_LENGTHS.pack(len(encoded), len(body)) + encoded)
+    pipe.write(body)
+    pipe.flush()
+
+
+def read_frame(pipe: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+    """The next frame, or None at a clean end. Raises BrokenFrame in the middle of one."""
+    lengths = pipe.read(_LENGTHS.size)
+    if not lengths:
+        return None
+    if len(lengths) < _LENGTHS.size:
+        raise BrokenFrame("the pipe ended inside a frame")
+    head_bytes, body_bytes = _LENGTHS.unpack(lengths)
+    if head_bytes + body_bytes > MAX_FRAME_BYTES:
+        raise BrokenFrame(f"a frame of {head_bytes + body_bytes} bytes; the limit is {MAX_FRAME_BYTES}")
+    head, body = pipe.read(head_bytes), pipe.read(body_bytes)
+    if len(head) < head_bytes or len(body) < body_bytes:
+        raise BrokenFrame("the pipe ended inside a frame")
+    try:
+        return dict(json.loads(head)), body
+    except ValueError as error:
+        raise BrokenFrame("the head of a frame is not JSON") from error

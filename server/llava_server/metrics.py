@@ -1,0 +1,152 @@
+"""What GET /metrics says: vLLM's names, units and buckets under our prefix: dashboards only need a rename.
+
+One registry per app. Labels come from closed sets: served models, error codes of the table, finish reasons;
+never from a request, so nobody can make the number of series grow.
+"""
+
+from __future__ import annotations
+
+import time
+
+from llava_wire import Event
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+__all__ = ["AnswerMeter", "Metrics"]
+
+_TTFT_S = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+    80.0, 160.0, 640.0, 2560.0,
+)  # fmt: skip
+_TOKEN_S = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
+_REQUEST_S = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
+    960.0, 1920.0, 7680.0,
+)  # fmt: skip
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
+
+
+class Metrics:
+    """Every number this process counts; each has one method or attribute through which it moves."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        model = ("model_name",)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"llava_{name}", text, model, buckets=buckets, registry=registry)
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"llava_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(f"llava_{name}", text, labels, registry=registry)
+
+        self._first_token = histogram(
+            "time_to_first_token_seconds", "From the request's arrival to its first event.", _TTFT_S
+        )
+        self._between_tokens = histogram(
+            "inter_token_latency_seconds", "Between two events of a request, per token.", _TOKEN_S
+        )
+        self._whole = histogram("e2e_request_latency_seconds", "From arrival to the last event.", _REQUEST_S)
+        self._prompt_sizes = histogram("request_prompt_tokens", "Prompt tokens per request.", _TOKENS)
+        self._answer_sizes = histogram("request_generation_tokens", "Answer tokens per request.", _TOKENS)
+        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens of finished requests.", model)
+        self._cached_tokens = counter(
+            "prompt_tokens_cached", "Prompt tokens taken from a worker's cache.", model
+        )
+        self._answer_tokens = counter("generation_tokens", "Answer tokens.", model)
+        self._success = counter(
+            "request_success", "Requests answered to their end.", ("model_name", "finished_reason")
+        )
+        self._errors = counter("request_errors", "Requests answered with an error.", ("code",))
+        self._cancelled = counter("requests_cancelled", "Requests whose client left.")
+        self._lookups = counter("mm_cache_queries", "Pictures looked up among the fitted ones.")
+        self._hits = counter("mm_cache_hits", "Pictures found there.")
+        self.picture_seconds = Histogram(
+            "llava_image_decode_seconds",
+            "To decode and fit one picture, waiting for a child included.",
+            buckets=_TTFT_S[:16],
+            registry=registry,
+        )
+        self._running = gauge("num_requests_running", "Jobs held by workers.")
+        self._waiting = gauge("num_requests_waiting", "Jobs waiting for a worker.", model)
+        self._workers = gauge("num_workers", "Live workers.", model)
+        self.open_requests = gauge("num_open_requests", "Chat requests open on this controller.")
+        self.queue_up = gauge("queue_up", "1 while the queue answers.")
+        self.migrated = counter(
+            "jobs_reaped", "Jobs taken back from dead or hung workers by this controller."
+        )
+
+    def first_token(self, model: str, seconds: float) -> None:
+        self._first_token.labels(model).observe(seconds)
+
+    def next_tokens(self, model: str, seconds: float, num_tokens: int) -> None:
+        """``num_tokens`` came together ``seconds`` after the event before."""
+        for _ in range(num_tokens):
+            self._between_tokens.labels(model).observe(seconds / num_tokens)
+
+    def finished(
+        self, model: str, reason: str, seconds: float, *, prompt: int, cached: int, answer: int
+    ) -> None:
+        """A request was answered to its end; the rest are numbers of tokens."""
+        self._whole.labels(model).observe(seconds)
+        self._success.labels(model, reason).inc()
+        self._prompt_sizes.labels(model).observe(prompt)
+        self._answer_sizes.labels(model).observe(answer)
+        self._prompt_tokens.labels(model).inc(prompt)
+        self._cached_tokens.labels(model).inc(cached)
+        self._answer_tokens.labels(model).inc(answer)
+
+    def failed(self, code: str) -> None:
+        self._errors.labels(code).inc()
+
+    def cancelled(self) -> None:
+        self._cancelled.inc()
+
+    def picture_looked_up(self, *, is_hit: bool) -> None:
+        self._lookups.inc()
+        if is_hit:
+            self._hits.inc()
+
+    def queue_looked_at(
+        self, *, num_running: int, num_waiting: dict[str, int], num_workers: dict[str, int]
+    ) -> None:
+        """The queue's state, by model where it is; models no longer named go to zero."""
+        self.queue_up.set(1)
+        self._running.set(num_running)
+        for gauge, values in ((self._waiting, num_waiting), (self._workers, num_workers)):
+            for model, value in values.items():
+                gauge.labels(model).set(value)
+
+    def exposition(self) -> bytes:
+        """Prometheus text format 0.0.4."""
+        return generate_latest(self.registry)
+
+
+class AnswerMeter:
+    """Times one answer; is shown every event of it, in order."""
+
+    def __init__(self, metrics: Metrics, model: str, *, arrived_at: float) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._arrived_at = arrived_at  # monotonic
+        self._last_at: float | None = None
+
+    def saw(self, event: Event) -> None:
+        now = time.monotonic()
+        if self._last_at is None:
+            self._metrics.first_token(self._model, now - self._arrived_at)
+        elif event.token_ids:
+            self._metrics.next_tokens(self._model, now - self._last_at, len(event.token_ids))
+        self._last_at = now
+        if (final := event.final) is not None and final.error is None:
+            self._metrics.finished(
+                self._model,
+                final.reason.value,
+                now - self._arrived_at,
+                prompt=final.num_prompt_tokens,
+                cached=final.num_cached_tokens,
+                answer=event.next_offset,
+            )

@@ -1,0 +1,71 @@
+// Pictures on their way into a question: read, check, and make smaller only where the server would refuse them.
+
+const SENT_AS_THEY_ARE = new Set(["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"]);
+const MAX_BYTES = 8_000_000; // base64 adds a third; the server takes about 20 MB a picture and 32 MB a request
+const MAX_SIDE = 4096; // a model sees a few hundred pixels: nothing is lost
+
+let numPictures = 0;
+
+/**
+ * @typedef {object} Picture
+ * @property {string} name   file name, for people
+ * @property {string} url    data: URL, as it is sent
+ * @property {string} preview  blob: URL, for this page; forget() frees it
+ * @property {boolean} isFile  the file called name holds exactly these bytes
+ */
+
+/** @returns {Promise<Picture>} @throws {Error} with a sentence, if the browser can't show it */
+export async function readPicture(file, { isFile = true } = {}) {
+  const name = file.name || "picture";
+  const preview = URL.createObjectURL(file);
+  try {
+    const { width, height } = await decoded(preview);
+    const fits = file.size <= MAX_BYTES && SENT_AS_THEY_ARE.has(file.type);
+    const bytes = fits ? file : await reencoded(file, width, height);
+    return { id: ++numPictures, name, width, height, preview, url: await dataUrl(bytes), isFile: fits && isFile };
+  } catch {
+    URL.revokeObjectURL(preview);
+    throw new Error(`“${name}” is not a picture that this browser can read. Use JPEG, PNG, WebP, GIF or BMP.`);
+  }
+}
+
+/** Call it when no element shows the picture any more. */
+export function forget(picture) {
+  URL.revokeObjectURL(picture.preview);
+}
+
+async function decoded(url) {
+  const image = new Image();
+  image.src = url;
+  await image.decode();
+  return { width: image.naturalWidth, height: image.naturalHeight };
+}
+
+async function reencoded(file, width, height) {
+  const bitmap = await createImageBitmap(file); // upright: the Exif orientation is applied
+  const canvas = document.createElement("canvas");
+  try {
+    for (let scale = Math.min(1, MAX_SIDE / Math.max(width, height)); ; scale *= 0.7) {
+      canvas.width = Math.max(1, Math.round(bitmap.width * scale));
+      canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+      const context = canvas.getContext("2d");
+      context.imageSmoothingQuality = "high";
+      context.fillStyle = "white"; // JPEG has no transparency
+      context.fillRect(0, 0, canvas.width, canvas.height);
+      context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+      const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92));
+      if (blob.size <= MAX_BYTES) return blob;
+    }
+  } finally {
+    bitmap.close();
+  }
+}
+
+function dataUrl(blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(blob);
+  });
+}

@@ -1,0 +1,164 @@
+// One question with its answer: the elements, and how they change while tokens come.
+
+import { element } from "./dom.js";
+import { asCurl, asPython } from "./snippets.js";
+
+const INCOMPLETE = ["incomplete", "The answer broke off; it is not part of the conversation"];
+
+export class Turn {
+  #text = document.createTextNode("");
+  #body = element("p", { className: "answer-text" }, this.#text);
+  #facts = element("p", { className: "facts" });
+  #actions = element("div", { className: "actions" });
+  #answer = element("div", { className: "answer" }, this.#body);
+  #failure = null;
+  #startedAt = 0;
+  #firstAt = 0;
+  #lastAt = 0;
+  #numPieces = 0;
+  #usage = null;
+
+  /** @param {{question: string, pictures: import("./images.js").Picture[], onEnlarge: Function}} asked */
+  constructor({ question, pictures, onEnlarge }) {
+    this.question = question;
+    this.pictures = pictures;
+    const shown = pictures.map((picture) => {
+      const alt = `${picture.name}, ${picture.width} × ${picture.height}`;
+      const button = element("button", { type: "button", className: "picture", title: alt });
+      button.append(element("img", { src: picture.preview, alt }));
+      button.addEventListener("click", () => onEnlarge(picture));
+      return button;
+    });
+    const asked = element("div", { className: "question" });
+    if (shown.length) asked.append(element("div", { className: "pictures" }, ...shown));
+    asked.append(element("p", { className: "question-text", textContent: question }));
+    this.element = element("li", { className: "turn" }, asked, this.#answer);
+  }
+
+  get answer() {
+    return this.#text.data;
+  }
+
+  /** A turn whose answer failed is not part of the conversation that the model sees. */
+  get isAnswered() {
+    return this.#failure === null && this.answer !== "";
+  }
+
+  /** The messages of this turn; the answer is left out while there is none. */
+  messages() {
+    const text = { type: "text", text: this.question };
+    const pictures = this.pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+    const user = { role: "user", content: pictures.length ? [...pictures, text] : this.question };
+    return this.answer ? [user, { role: "assistant", content: this.answer }] : [user];
+  }
+
+  begin() {
+    this.#failure?.remove();
+    this.#failure = null;
+    this.#usage = null;
+    this.#numPieces = this.#firstAt = 0;
+    this.#text.data = "";
+    this.#answer.replaceChildren(this.#body);
+    this.#answer.setAttribute("aria-busy", "true");
+    this.#startedAt = performance.now();
+  }
+
+  /** Takes in one chunk of the stream. */
+  take(chunk) {
+    if (chunk.usage) this.#usage = chunk.usage;
+    const piece = chunk.choices?.[0]?.delta?.content;
+    if (!piece) return;
+    this.#lastAt = performance.now();
+    this.#firstAt ||= this.#lastAt;
+    this.#numPieces += 1;
+    this.#text.appendData(piece);
+    this.#showFacts();
+  }
+
+  /** @param {[string, string]=} remark  why the answer is not whole: a word, and a sentence */
+  end(request, remark) {
+    this.#answer.removeAttribute("aria-busy");
+    if (this.answer === "" && !remark) this.#body.append(element("em", { textContent: "(an empty answer)" }));
+    this.#showFacts(remark);
+    this.#offerCopies(request);
+  }
+
+  fail(request, message, onRetry) {
+    this.end(request, INCOMPLETE);
+    const again = element("button", { type: "button", className: "quiet", textContent: "Try again" });
+    again.addEventListener("click", onRetry);
+    this.#failure = element("div", { className: "failure", role: "alert" }, element("p", { textContent: message }), again);
+    this.#facts.hidden = this.answer === "";
+    this.#answer.insertBefore(this.#failure, this.#actions);
+  }
+
+  #showFacts(remark) {
+    const facts = [remark, ...this.#timing(), ...this.#counts()].filter(Boolean);
+    const spans = facts.map(([text, title]) => element("span", { textContent: text, title }));
+    this.#facts.replaceChildren(...spans);
+    this.#facts.hidden = false;
+    if (!this.#facts.isConnected) this.#answer.append(this.#facts);
+  }
+
+  #timing() {
+    if (!this.#firstAt) return [];
+    const facts = [[`first token ${duration(this.#firstAt - this.#startedAt)}`, "Time to the first token, seen from this page"]];
+    const numTokens = this.#usage?.completion_tokens ?? this.#numPieces;
+    const seconds = (this.#lastAt - this.#firstAt) / 1000;
+    if (numTokens > 1 && seconds > 0.02) {
+      const rate = (numTokens - 1) / seconds;
+      const shown = rate < 10 ? rate.toFixed(1) : String(Math.round(rate));
+      facts.push([`${this.#usage ? "" : "≈ "}${shown} tokens/s`, "Tokens per second after the first one"]);
+    }
+    return facts;
+  }
+
+  #counts() {
+    if (!this.#usage) return this.#numPieces ? [[`≈ ${this.#numPieces} tokens`, "Counted by this page"]] : [];
+    const { prompt_tokens: read, completion_tokens: written } = this.#usage;
+    return [[`${read} tokens in · ${written} out`, "Tokens read (pictures included) and tokens written"]];
+  }
+
+  #offerCopies(request) {
+    const copies = [
+      ["Copy answer", () => this.answer],
+      ["Copy as curl", () => asCurl(request, location.origin)],
+      ["Copy as Python", () => asPython(request, location.origin)],
+    ];
+    this.#actions.replaceChildren(
+      ...copies.slice(this.answer ? 0 : 1).map(([label, text]) => {
+        const button = element("button", { type: "button", className: "quiet small", textContent: label });
+        button.addEventListener("click", () => copy(button, label, text()));
+        return button;
+      }),
+    );
+    this.#answer.append(this.#actions);
+  }
+}
+
+function duration(ms) {
+  return ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
+}
+
+async function copy(button, label, text) {
+  const copied = await toClipboard(text);
+  button.textContent = copied ? "Copied" : "Copying is not allowed here";
+  setTimeout(() => {
+    button.textContent = label;
+  }, 1500);
+}
+
+async function toClipboard(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    // No clipboard API without https or localhost: select the text in a field and ask the old way.
+    const field = element("textarea", { value: text, className: "sr-only" });
+    document.body.append(field);
+    field.select();
+    const copied = document.execCommand("copy");
+    field.remove();
+    return copied;
+  }
+}

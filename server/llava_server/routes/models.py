@@ -1,0 +1,41 @@
+"""GET /v1/models: answered from memory, so that clients that ask first are never kept waiting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+
+from llava_server.registry import ServedModel, WorkerRegistry
+from llava_server.services import services_of
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+@router.get("", summary="List the models")
+async def list_models(request: Request) -> dict[str, Any]:
+    """Every model that had a worker since this server started; ``num_workers`` 0 means none at the moment."""
+    registry = services_of(request).registry
+    return {"object": "list", "data": [_described(model, registry) for model in registry.models]}
+
+
+@router.get("/{model_id:path}", summary="Describe one model")
+async def get_model(model_id: str, request: Request) -> dict[str, Any]:
+    """Model names may hold slashes."""
+    registry = services_of(request).registry
+    return _described(registry.known(model_id), registry)
+
+
+def _described(model: ServedModel, registry: WorkerRegistry) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.first_seen,
+        "owned_by": "llava-serve",
+        "max_model_len": model.context_length,
+        "num_workers": registry.num_workers(model.name),
+        "capabilities": {"vision": True},
+    }

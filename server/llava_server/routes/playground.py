@@ -1,0 +1,75 @@
+"""GET /: the playground, a few static files read into memory once and served with a strict policy."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llava_server.errors import ApiError
+
+__all__ = ["router"]
+
+router = APIRouter(include_in_schema=False)
+
+_MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+}
+_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; object-src 'none'",
+    "cache-control": "no-cache",  # ask each time, by ETag
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+class StaticFile(NamedTuple):
+    """A file in memory; ``etag`` is a hash of what is in it."""
+
+    content: bytes
+    media_type: str
+    etag: str
+
+
+@router.get("/", response_model=None)
+async def index(request: Request) -> Response:
+    return _answer(request, "index.html")
+
+
+@router.get("/playground/{name}", response_model=None)
+async def asset(name: str, request: Request) -> Response:
+    return _answer(request, name)
+
+
+def _answer(request: Request, name: str) -> Response:
+    file = _files().get(name)
+    if file is None:
+        raise ApiError("unknown_url", "there is no such file in the playground")
+    headers = {**_HEADERS, "etag": file.etag}
+    if request.headers.get("if-none-match") == file.etag:
+        return Response(status_code=304, headers=headers)
+    return Response(file.content, media_type=file.media_type, headers=headers)
+
+
+@cache
+def _files() -> dict[str, StaticFile]:
+    """By name; what the client asks for is only ever looked up here, never opened."""
+    found = {}
+    for entry in (files("llava_server") / "playground").iterdir():
+        media_type = _MEDIA_TYPES.get("." + entry.name.rpartition(".")[2])
+        if media_type and entry.is_file():
+            content = entry.read_bytes()
+            etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+            found[entry.name] = StaticFile(content, media_type, etag)
+    return found

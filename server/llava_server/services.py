@@ -1,0 +1,96 @@
+"""Everything that lives as long as the app, made in one place and closed in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from llava_wire import JobProducer
+from starlette.requests import Request
+
+from llava_server.controller import Controller, every
+from llava_server.drain import Drain
+from llava_server.images.intake import PictureIntake
+from llava_server.images.pool import DecodePool
+from llava_server.images.refusal import PictureLimits
+from llava_server.metrics import Metrics
+from llava_server.registry import WorkerRegistry
+from llava_server.settings import Settings
+
+__all__ = ["Services", "open_services", "services_of"]
+
+_REFRESH_S = 1.0
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Services:
+    """What routes use."""
+
+    settings: Settings
+    metrics: Metrics
+    drain: Drain
+    registry: WorkerRegistry
+    controller: Controller
+    intake: PictureIntake
+    pool: DecodePool
+    parsers: ThreadPoolExecutor  # for bodies too large for the event loop
+
+
+def services_of(request: Request) -> Services:
+    """The services of the app that serves this request."""
+    services = request.app.state.services
+    if not isinstance(services, Services):
+        raise RuntimeError("a request came before the app had started")
+    return services
+
+
+@asynccontextmanager
+async def open_services(settings: Settings, metrics: Metrics, drain: Drain) -> AsyncIterator[Services]:
+    """Raises QueueUnavailable if the queue cannot be reached at start."""
+    producer = await JobProducer.connect(
+        settings.redis_url.get_secret_value(),
+        max_queued=settings.max_queued,
+        max_tenant_jobs=settings.max_tenant_jobs,
+        lease_s=settings.lease_s,
+        hang_timeout_s=settings.hang_timeout_s,
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(producer.aclose)
+        pool = DecodePool(num_children=settings.image_workers, limits=_picture_limits(settings))
+        stack.push_async_callback(pool.aclose)
+        intake = PictureIntake(
+            pool,
+            metrics,
+            max_bytes=settings.max_image_mb * _MIB,
+            cache_bytes=settings.image_cache_mb * _MIB,
+        )
+        stack.callback(intake.close)
+        parsers = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="parse"))
+        registry = WorkerRegistry(producer, metrics)
+        controller = Controller(producer, metrics, queue_timeout_s=settings.queue_timeout_s)
+        await asyncio.gather(pool.start(), registry.refresh())
+        await stack.enter_async_context(_running(controller, registry))
+        yield Services(settings, metrics, drain, registry, controller, intake, pool, parsers)
+
+
+@asynccontextmanager
+async def _running(controller: Controller, registry: WorkerRegistry) -> AsyncIterator[None]:
+    tasks = [
+        asyncio.create_task(controller.run(), name="controller"),
+        asyncio.create_task(every(_REFRESH_S, registry.refresh), name="registry"),
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _picture_limits(settings: Settings) -> PictureLimits:
+    return PictureLimits(max_pixels=settings.max_image_mp * 1_000_000, timeout_s=settings.image_timeout_s)

@@ -1,0 +1,151 @@
+"""The one settings object of the process: defaults, ``LLAVA_*`` variables, flags; checked whole at start.
+
+``python -m llava_server --help`` lists every flag. Secrets may come from files (``LLAVA_REDIS_URL_FILE``,
+``LLAVA_API_KEYS_FILE``), as Docker and Kubernetes give them, and are never printed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
+
+__all__ = ["Settings", "load_settings"]
+
+_DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
+_MIN_KEY_LENGTH = 8
+
+
+class Settings(BaseSettings):
+    """What a controller may be told from outside."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LLAVA_",
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        cli_prog_name="python -m llava_server",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_implicit_flags=True,
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every network card.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes any free one.")
+    redis_url: SecretStr = Field(
+        SecretStr(_DEFAULT_REDIS_URL), description="Redis or Valkey: redis://, rediss:// or unix://."
+    )
+    redis_url_file: Path | None = Field(None, description="File that holds the Redis URL (a secret).")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Keys that may use /v1, separated by commas; none: no key is asked."
+    )
+    api_keys_file: Path | None = Field(None, description="File with one API key a line (a secret).")
+
+    max_body_mb: int = Field(32, ge=1, le=128, description="Largest request body, MiB.")
+    max_inflight_body_mb: int = Field(
+        512, ge=1, le=65536, description="Bodies of all open requests together, MiB; above: 503."
+    )
+    body_timeout_s: float = Field(60.0, gt=0, le=3600, description="Time for a request body to arrive, s.")
+    max_open_requests: int = Field(
+        1024, ge=1, le=100_000, description="Chat requests open at once; above: 503."
+    )
+    max_text_kb: int = Field(1024, ge=1, le=65536, description="Text of one request, KiB.")
+    max_images: int = Field(8, ge=0, le=64, description="Pictures of one request.")
+    max_image_mb: int = Field(20, ge=1, le=128, description="One picture's file, MiB.")
+    max_image_mp: int = Field(40, ge=1, le=178, description="One picture's size, million pixels.")
+    image_workers: int = Field(2, ge=1, le=64, description="Child processes that decode pictures.")
+    image_timeout_s: float = Field(30.0, gt=0, le=120, description="Time to decode one picture, s.")
+    image_cache_mb: int = Field(64, ge=0, le=65536, description="Fitted pictures kept in memory, MiB.")
+
+    max_queued: int = Field(1024, ge=1, le=1_000_000, description="Jobs waiting for a worker; above: 503.")
+    max_tenant_jobs: int = Field(
+        256, ge=1, le=1_000_000, description="Jobs of one API key, waiting or running; above: 429."
+    )
+    request_timeout_s: float = Field(600.0, gt=0, le=86400, description="A request's whole life, s.")
+    queue_timeout_s: float = Field(300.0, gt=0, le=86400, description="Wait for a request's first token, s.")
+    send_timeout_s: float = Field(
+        60.0, gt=0, le=3600, description="A reader that takes nothing so long is cut, s."
+    )
+    keepalive_s: float = Field(
+        10.0, gt=0, le=3600, description="A comment on a silent stream every so often, s."
+    )
+
+    drain_timeout_s: float = Field(
+        120.0, ge=0, le=86400, description="After SIGTERM: time for open answers, s."
+    )
+    drain_grace_s: float = Field(
+        0.0, ge=0, le=600, description="After SIGTERM: new requests are still taken for so long, s."
+    )
+    lease_s: float = Field(5.0, gt=0, le=600, description="A worker silent for so long is dead, s.")
+    hang_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="A worker without progress so long hangs, s."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(key.strip() for key in value.split(",") if key.strip())
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secret_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name in ("redis_url", "api_keys"):
+            path = values.get(f"{name}_file")
+            if not path:
+                continue
+            if values.get(name):
+                raise ValueError(f"{name} and {name}_file are both given; give one")
+            text = _read(name, Path(path))
+            values[name] = text if name == "redis_url" else ",".join(text.split())
+        return values
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(key.get_secret_value()) < _MIN_KEY_LENGTH for key in value):
+            raise ValueError(f"each key needs at least {_MIN_KEY_LENGTH} characters")
+        return value
+
+
+def load_settings(args: Sequence[str]) -> Settings:
+    """From variables and command line. A wrong value ends the process (2) and says what is allowed."""
+    try:
+        return CliApp.run(Settings, cli_args=list(args))
+    except ValidationError as error:
+        lines = [f"llava-server: {_complaint(detail)}" for detail in error.errors()]
+        sys.stderr.write("\n".join(lines) + "\n")
+        raise SystemExit(2) from None  # the chain would print the values, and some are secrets
+
+
+def _complaint(detail: Any) -> str:
+    name = "_".join(str(part) for part in detail["loc"])
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not name:
+        return message
+    known = Settings.model_fields.get(name)
+    is_secret = name in ("redis_url", "api_keys")
+    got = "" if is_secret else f" (got {detail.get('input')!r})"
+    what = f"; {known.description}" if known else ""
+    return f"LLAVA_{name.upper()} / --{name.replace('_', '-')}: {message}{got}{what}"
+
+
+def _read(name: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}_file: cannot read {path}: {error}") from error

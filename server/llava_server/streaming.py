@@ -1,0 +1,172 @@
+"""How an answer reaches the client, at once or as events, and what happens when the client is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import anyio
+from llava_wire import Event
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from llava_server.choices import Choices
+from llava_server.errors import ApiError, error_bytes, from_job_error
+from llava_server.metrics import AnswerMeter
+from llava_server.replies import note_error, request_id_of
+from llava_server.sse import DONE, KEEPALIVE, SSE_HEADERS, encode_error, encode_event
+from llava_server.writer import AnswerWriter, WholeAnswer
+
+__all__ = ["ClientGone", "EventStream", "StreamPace", "collect", "until_gone"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """The client has hung up; there is nobody to answer."""
+
+
+@dataclass(frozen=True)
+class StreamPace:
+    """Seconds of silence before a comment is sent, and of a reader's standstill before it is cut."""
+
+    keepalive_s: float
+    send_timeout_s: float
+
+
+async def until_gone(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of ``work``. Raises ClientGone, and cancels the work, as soon as the client hangs up."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_hang_up(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def collect(
+    choices: Choices, first: tuple[int, Event], meters: Sequence[AnswerMeter]
+) -> list[WholeAnswer]:
+    """Every choice's whole answer. Raises ApiError if a job failed."""
+    answers = [WholeAnswer() for _ in range(len(choices))]
+    index, event = first
+    while True:
+        meters[index].saw(event)
+        if event.final is not None and event.final.error is not None:
+            raise from_job_error(event.final.error)
+        answers[index].add(event)
+        if choices.is_over:
+            return answers
+        index, event = await choices.next()
+
+
+class EventStream(Response):
+    """The answer as server-sent events. Made when the first event is here, so that 200 is the truth.
+
+    Closes the choices in the end, however it ends.
+    """
+
+    def __init__(
+        self,
+        choices: Choices,
+        first: tuple[int, Event],
+        writer: AnswerWriter,
+        meters: Sequence[AnswerMeter],
+        pace: StreamPace,
+        *,
+        include_usage: bool,
+    ) -> None:
+        super().__init__(headers=SSE_HEADERS)
+        del self.headers["content-length"]
+        self._choices = choices
+        self._first: tuple[int, Event] | None = first
+        self._writer = writer
+        self._meters = meters
+        self._pace = pace
+        self._include_usage = include_usage
+        self._lasts: dict[int, Event] = {}  # by choice: its latest event
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await until_gone(receive, self._send_all(scope, send))
+        except ClientGone:
+            logger.info("client of job %s left", self._choices.job.job_id)
+        except TimeoutError:
+            logger.warning("reader of job %s stands still and is cut", self._choices.job.job_id)
+        finally:
+            await self._choices.aclose()
+
+    async def _send_all(self, scope: Scope, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            for index in range(len(self._choices)):
+                await self._send(send, encode_event(self._writer.opening(index)))
+            ending = await self._send_events(send)
+        except ApiError as error:
+            note_error(scope, error)
+            ending = encode_error(error_bytes(error, request_id_of(scope)))
+        await self._send(send, ending, more=False)
+
+    async def _send_events(self, send: Send) -> bytes:
+        """Every event of every choice but what belongs to the last one's end, which is returned."""
+        while True:
+            index, event = await self._next(send)
+            self._meters[index].saw(event)
+            if event.final is not None and event.final.error is not None:
+                raise from_job_error(event.final.error)
+            self._lasts[index] = event
+            data = self._encoded(index, event)
+            if self._choices.is_over:
+                return data + self._closing()
+            if data:
+                await self._send(send, data)
+
+    async def _next(self, send: Send) -> tuple[int, Event]:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        while True:
+            with anyio.move_on_after(self._pace.keepalive_s):
+                return await self._choices.next()
+            await self._send(send, KEEPALIVE)
+
+    def _encoded(self, index: int, event: Event) -> bytes:
+        """The chunks of one event; empty where there is nothing to tell yet."""
+        event_id = self._id(event)
+        data = b""
+        if event.text or event.logprobs:  # the id goes on the last chunk: who has it has all of the event
+            text_id = None if event.final else event_id
+            data += encode_event(self._writer.text(index, event), event_id=text_id)
+        if event.final is not None:
+            data += encode_event(self._writer.ending(index, event.final), event_id=event_id)
+        return data
+
+    def _closing(self) -> bytes:
+        if not self._include_usage:
+            return DONE
+        lasts = [self._lasts[index] for index in range(len(self._choices))]
+        return encode_event(self._writer.usage(lasts)) + DONE
+
+    def _id(self, event: Event) -> str | None:
+        """Where in its job an event stands. No single place stands for several jobs' streams."""
+        return f"{self._choices.job.job_id}:{event.next_offset}" if len(self._choices) == 1 else None
+
+    async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
+        with anyio.fail_after(self._pace.send_timeout_s):
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+
+async def _hang_up(receive: Receive) -> None:
+    """Returns when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,100 @@
+"""From bytes to a ChatRequest, or to one clear sentence about the first thing that is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from llava_server.errors import ApiError
+from llava_server.schemas import ChatRequest, ImagePart, TextPart
+
+__all__ = ["check_sizes", "parse_chat_request"]
+
+_SHOWN = 60  # characters of a foreign value that an error may repeat
+_UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_embeds"}
+
+
+def parse_chat_request(body: bytes) -> ChatRequest:
+    """Raises ApiError (400) naming the field, the value and what is allowed."""
+    try:
+        return ChatRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _as_api_error(error.errors(include_url=False)[0]) from error
+
+
+def check_sizes(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> None:
+    """What this server carries to a worker; the model's context is the worker's to judge. Raises ApiError."""
+    num_bytes = num_images = 0
+    for message in chat.messages:
+        parts = [message.content] if isinstance(message.content, str) else message.content
+        for part in parts:
+            text = part if isinstance(part, str) else part.text if isinstance(part, TextPart) else ""
+            num_bytes += len(text.encode())
+            num_images += isinstance(part, ImagePart)
+    if num_images > max_images:
+        raise ApiError(
+            "too_many_images",
+            f"the request has {num_images} pictures; the limit is {max_images}",
+            param="messages",
+        )
+    if num_bytes > max_text_bytes:
+        raise ApiError(
+            "context_length_exceeded",
+            f"the messages have {num_bytes} bytes of text; the limit is {max_text_bytes}: shorten the text",
+            param="messages",
+        )
+
+
+def _as_api_error(detail: Any) -> ApiError:
+    kind, context = detail["type"], detail.get("ctx", {})
+    param = context.get("param") or _path(detail["loc"])
+    if kind == "json_invalid":
+        return ApiError("invalid_json", f"the body is not valid JSON: {context['error']}")
+    if kind == "missing":
+        return ApiError("missing_required_parameter", f"{param} is required", param=param)
+    if kind in ("unsupported_parameter", "unsupported_content"):
+        return ApiError(kind, detail["msg"], param=param)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _wrong_tag(param, context)
+    code = "invalid_type" if kind.endswith("_type") else "invalid_value"
+    message = (detail["msg"][:1].lower() + detail["msg"][1:]).replace(" after validation", "")
+    if kind == "invalid_value":
+        return ApiError(code, message, param=param)
+    where = param or "the body"
+    return ApiError(code, f"{where}: {message}{_got(detail.get('input'))}", param=param)
+
+
+def _wrong_tag(param: str | None, context: dict[str, Any]) -> ApiError:
+    """A role or a part's type that is missing or not one of ours."""
+    field = str(context["discriminator"]).strip("'")
+    path = f"{param}.{field}"
+    if "tag" not in context:
+        return ApiError("missing_required_parameter", f"{path} is required", param=path)
+    tag, expected = str(context["tag"])[:_SHOWN], context["expected_tags"]
+    code = "unsupported_content" if tag in _UNSUPPORTED_PARTS | {"tool", "function"} else "invalid_value"
+    return ApiError(code, f"{path} is {tag!a}; it must be one of {expected}", param=path)
+
+
+def _path(loc: tuple[Any, ...]) -> str | None:
+    """``messages[0].content[1].image_url.url``, without the names that unions put between.
+
+    Our lists of models are unions, so the name after an index is always a tag; "<plain>" and "<list>" are
+    others.
+    """
+    path, before = "", None
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not isinstance(before, int) and not part.startswith("<"):
+            path += f".{part}" if path else part
+        before = part
+    return path or None
+
+
+def _got(value: Any) -> str:
+    if isinstance(value, bool | int | float | str) or value is None:
+        text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+        text = "null" if value is None else text
+        return f" (got {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'})"
+    return ""

@@ -1,0 +1,206 @@
+"""Failures: which class, with which facts, and after which tries."""
+
+from __future__ import annotations
+
+import email.utils
+import socket
+import threading
+import time
+
+import pytest
+from llava_client import (
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    ConflictError,
+    InternalServerError,
+    LlavaError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    RetryPolicy,
+    ServiceUnavailableError,
+)
+from llava_client.retries import Tries
+from llava_client.retry_after import stated_delay_s
+
+from tests.client.client_driver import Driver
+from tests.client.conftest import Connect
+from tests.client.scripted_peer import (
+    TEXT,
+    Behaviour,
+    Peer,
+    answers,
+    hangs_up,
+    is_silent_until,
+    refuses,
+    says,
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, BadRequestError),
+        (401, AuthenticationError),
+        (403, PermissionDeniedError),
+        (404, NotFoundError),
+        (409, ConflictError),
+        (413, APIStatusError),
+        (429, RateLimitError),
+        (500, InternalServerError),
+        (502, InternalServerError),
+        (503, ServiceUnavailableError),
+        (302, APIStatusError),
+    ],
+)
+def test_each_status_has_its_class_and_all_facts(
+    connect: Connect, peer: Peer, status: int, kind: type[APIStatusError]
+) -> None:
+    peer.script(refuses(status, "too long", code="the_code", retry_after="2"))
+    with pytest.raises(APIStatusError) as caught:
+        connect(max_retries=0).chat("Hello?")
+    error = caught.value
+    assert type(error) is kind
+    assert isinstance(error, APIError) and isinstance(error, LlavaError)
+    assert (error.status_code, error.message, error.code) == (status, "too long", "the_code")
+    assert (error.param, error.type, error.request_id) == ("messages", "some_error", "req-7")
+    assert (error.retry_after_s, error.should_retry) == (2.0, None)
+    assert str(error) == "too long (request req-7)"
+    assert isinstance(error.body, dict)
+
+
+def test_an_error_page_of_a_proxy_is_quoted_in_short(connect: Connect, peer: Peer) -> None:
+    peer.script(says(502, b"<h1>Bad\n gateway</h1>" + b"x" * 1000, "text/html"))
+    with pytest.raises(InternalServerError, match="HTTP 502 from .*<h1>Bad gateway</h1>") as caught:
+        connect(max_retries=0).chat("Hello?")
+    assert len(caught.value.message) < 400
+    assert caught.value.code is None
+
+
+def test_an_empty_error_page_still_says_the_status(connect: Connect, peer: Peer) -> None:
+    peer.script(says(500, b"", "text/html"))
+    with pytest.raises(InternalServerError, match="HTTP 500 from http"):
+        connect(max_retries=0).chat("Hello?")
+
+
+@pytest.mark.parametrize(
+    "failing", [refuses(408), refuses(409), refuses(429), refuses(500), refuses(503), hangs_up]
+)
+def test_what_may_pass_is_tried_again(driver: Driver, peer: Peer, failing: Behaviour) -> None:
+    peer.script(failing, failing)
+    assert driver.chat("Hello?").text == TEXT
+    assert len(peer.chats) == 3
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
+def test_what_will_not_pass_is_not_tried_again(driver: Driver, peer: Peer, status: int) -> None:
+    peer.script(refuses(status))
+    with pytest.raises(APIStatusError):
+        driver.chat("Hello?")
+    assert len(peer.chats) == 1
+
+
+def test_after_the_last_try_the_last_error_is_raised(connect: Connect, peer: Peer) -> None:
+    peer.script(refuses(500), refuses(503), answers)
+    with pytest.raises(ServiceUnavailableError):
+        connect(max_retries=1).chat("Hello?")
+    assert len(peer.chats) == 2
+
+
+def test_the_servers_word_on_retrying_wins(driver: Driver, peer: Peer) -> None:
+    peer.script(refuses(500, x_should_retry="false"))
+    with pytest.raises(InternalServerError):
+        driver.chat("Hello?")
+    peer.script(refuses(404, x_should_retry="true"))
+    assert driver.chat("Hello?").text == TEXT
+
+
+def test_the_wait_that_the_server_states_is_kept(connect: Connect, peer: Peer) -> None:
+    peer.script(refuses(429, retry_after_ms="40"))
+    started = time.monotonic()
+    connect().chat("Hello?", model="m")
+    assert time.monotonic() - started >= 0.04
+
+
+def test_a_stated_wait_that_is_too_long_goes_to_the_caller(driver: Driver, peer: Peer) -> None:
+    peer.script(refuses(429, retry_after="121"))
+    with pytest.raises(RateLimitError) as caught:
+        driver.chat("Hello?")
+    assert caught.value.retry_after_s == 121
+    assert len(peer.chats) == 1
+
+
+def test_a_server_that_is_not_there_is_a_connection_error_with_its_address(connect: Connect) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: the port is ours and refuses
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(APIConnectionError, match=url) as caught:
+            connect(url).chat("Hello?")
+    assert not isinstance(caught.value, APITimeoutError)
+    assert caught.value.__cause__ is not None
+
+
+def test_silence_is_a_timeout_and_is_not_asked_for_twice(driver: Driver, peer: Peer) -> None:
+    released = threading.Event()
+    peer.script(is_silent_until(released))
+    with pytest.raises(APITimeoutError, match="raise timeout="):
+        driver.chat("Hello?", model="m", timeout=0.1)
+    released.set()
+    assert len(peer.chats) == 1
+
+
+def test_a_host_that_accepts_nobody_in_time_is_tried_again(connect: Connect) -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        try:
+            with pytest.raises(APIConnectionError, match="did not accept"):
+                connect(f"http://127.0.0.1:{address[1]}", timeout=0.1, max_retries=1).models()
+        finally:
+            for filler in fillers:
+                filler.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, None),
+        ({"retry-after": "3"}, 3.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "3", "retry-after-ms": "250"}, 0.25),
+        ({"retry-after": "3", "retry-after-ms": "soon"}, 3.0),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+    ],
+)
+def test_a_stated_wait_is_read_in_each_form(headers: dict[str, str], expected: float | None) -> None:
+    assert stated_delay_s(headers) == expected
+
+
+def test_a_stated_date_is_a_wait_from_now() -> None:
+    later = email.utils.formatdate(time.time() + 60, usegmt=True)
+    wait_s = stated_delay_s({"retry-after": later})
+    assert wait_s is not None and 0 < wait_s <= 60
+
+
+def test_waits_double_up_to_the_limit_and_jitter_only_shortens_them() -> None:
+    exact = RetryPolicy(jitter=0.0)
+    assert [exact.delay_s(n) for n in range(1, 7)] == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0]
+    waits = {RetryPolicy().delay_s(1) for _ in range(100)}
+    assert len(waits) > 1
+    assert all(wait is not None and 0.375 <= wait <= 0.5 for wait in waits)
+
+
+def test_a_failure_that_no_waiting_helps_is_final() -> None:
+    assert Tries(RetryPolicy(), 2).wait_after(APIError("no")) is None

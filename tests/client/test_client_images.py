@@ -1,0 +1,110 @@
+"""Pictures of every kind, and what is no picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llava_client import ImageError
+from llava_client.images import image_parts, image_url, media_type
+from PIL import Image
+
+from tests.client.scripted_peer import PNG
+
+PNG_URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
+
+
+def decoded(url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+
+
+@pytest.mark.parametrize("form", ["str", "path", "bytes", "bytearray", "memoryview"])
+def test_each_form_of_the_same_picture_is_the_same_url(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "misnamed.jpg"  # the bytes tell, not the name
+    path.write_bytes(PNG)
+    forms: dict[str, Any] = {
+        "str": str(path),
+        "path": path,
+        "bytes": PNG,
+        "bytearray": bytearray(PNG),
+        "memoryview": memoryview(PNG),
+    }
+    assert image_url(forms[form]) == PNG_URL
+
+
+@pytest.mark.parametrize("url", [PNG_URL, "https://host/a.png", "HTTP://host/a.png"])
+def test_a_url_goes_as_it_is(url: str) -> None:
+    assert image_url(url) == url
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "F", "YCbCr"])
+def test_a_pil_image_of_any_mode_becomes_a_png(mode: str) -> None:
+    url = image_url(Image.new(mode, (3, 2)))
+    assert url.startswith("data:image/png;base64,")
+    assert decoded(url).size == (3, 2)
+
+
+def test_a_pil_image_keeps_its_orientation() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(buffer, "JPEG", exif=exif)
+    assert decoded(image_url(Image.open(buffer))).getexif()[0x0112] == 6
+
+
+@pytest.mark.parametrize(
+    ("format", "kind"),
+    [
+        ("PNG", "image/png"),
+        ("JPEG", "image/jpeg"),
+        ("GIF", "image/gif"),
+        ("BMP", "image/bmp"),
+        ("TIFF", "image/tiff"),
+        ("WEBP", "image/webp"),
+        ("AVIF", "image/avif"),
+    ],
+)
+def test_the_first_bytes_tell_the_kind(format: str, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, format)
+    assert media_type(buffer.getvalue()) == kind
+
+
+def test_heic_is_told_from_avif_and_noise_from_both() -> None:
+    assert media_type(b"\0\0\0\x18ftypheic") == "image/heic"
+    assert media_type(b"RIFF\0\0\0\0WAVE") is None
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (b"", "is empty"),
+        (b"hello, world", r"begins with b'hello, w'.*use PNG, JPEG"),
+        ("nowhere.png", "cannot read the picture 'nowhere.png': No such file"),
+        ("nul\0.png", "cannot read the picture"),
+        (42, "type int is not known: give a path"),
+        (io.BytesIO(PNG), "type BytesIO is not known"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_the_reason(image: Any, message: str) -> None:
+    with pytest.raises(ImageError, match=message) as caught:
+        image_url(image)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_folder_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="Is a directory"):
+        image_url(tmp_path)
+
+
+def test_several_pictures_keep_their_order() -> None:
+    parts = image_parts([PNG, "https://host/b.png"])
+    assert [part["image_url"]["url"] for part in parts] == [PNG_URL, "https://host/b.png"]
+    assert [part["type"] for part in parts] == ["image_url", "image_url"]
+
+
+def test_no_picture_is_no_part() -> None:
+    assert image_parts(None) == image_parts([]) == []

@@ -1,0 +1,202 @@
+"""The playground in a real browser against the real thing: what a person can do there."""
+
+from __future__ import annotations
+
+import base64
+import re
+
+import pytest
+from playwright.sync_api import FilePayload, Page, expect
+
+from tests.e2e.playground.gestures import answer, ask, drop, drop_picture, finished, noise, scene, sent
+from tests.e2e.playground.site import Site, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
+
+CHAT = "**/v1/chat/completions"
+
+
+@pytest.fixture
+def playground(page: Page, site: Site) -> Page:
+    page.goto(site.url)
+    return page
+
+
+def test_dropped_picture_is_asked_about_and_the_answer_grows(playground: Page) -> None:
+    drop_picture(playground)
+    with playground.expect_request(CHAT) as asked:
+        ask(playground, "What is this?")
+
+    picture, question = sent(asked.value)["messages"][0]["content"]
+    assert question == {"type": "text", "text": "What is this?"}
+    assert picture["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(scene()).decode()
+    expect(playground.locator(".turn .pictures img")).to_be_visible()
+
+    expect(answer(playground)).to_have_text(re.compile(r"\w{3}"))
+    early = answer(playground).text_content() or ""
+    whole = finished(playground)
+    assert whole.startswith(early)
+    assert len(whole) > len(early)
+
+
+def test_finished_answer_shows_its_speed_and_its_tokens(playground: Page) -> None:
+    ask(playground, "How fast are you?")
+    expect(playground.locator(".facts")).to_contain_text("≈")  # counted by the page while tokens come
+    finished(playground)
+    shown = playground.locator(".facts").text_content() or ""
+    assert re.search(r"first token [\d.]+ m?s", shown)
+    assert re.search(r"[\d.]+ tokens/s", shown)
+    assert re.search(r"\d+ tokens in · \d+ out", shown)
+    assert "≈" not in shown  # the server's own numbers at the end
+
+
+@pytest.mark.parametrize("way", ["button", "Escape"])
+def test_stop_ends_the_answer_and_frees_the_worker(playground: Page, site: Site, way: str) -> None:
+    num_cancelled = site.metric("llava_requests_cancelled_total")
+    ask(playground, f"Tell me all, {way}.")
+    expect(answer(playground)).to_have_text(re.compile(r"\w{3}"))
+    stop = playground.get_by_role("button", name="Stop")
+    stop.click() if way == "button" else playground.keyboard.press("Escape")
+    stopped = finished(playground)
+    expect(playground.locator(".facts")).to_contain_text("stopped")
+    expect(stop).to_be_hidden()
+
+    wait_until(lambda: site.metric("llava_requests_cancelled_total") == num_cancelled + 1, "the cancel")
+    wait_until(lambda: site.metric("llava_num_requests_running") == 0, "the worker to let go")
+    assert answer(playground).text_content() == stopped
+    assert len(stopped) < 40  # echo's answers have 64 tokens at least, of one letter or half a letter
+
+
+def test_answer_left_alone_is_not_cancelled(playground: Page, site: Site) -> None:
+    num_cancelled = site.metric("llava_requests_cancelled_total")
+    ask(playground, "Tell me all.")
+    assert len(finished(playground)) >= 40
+    assert site.metric("llava_requests_cancelled_total") == num_cancelled
+    expect(playground.locator(".facts")).not_to_contain_text("stopped")
+
+
+def test_second_question_carries_the_picture_and_the_first_answer(playground: Page) -> None:
+    drop_picture(playground)
+    ask(playground, "What is this?")
+    first = finished(playground)
+    with playground.expect_request(CHAT) as asked:
+        ask(playground, "And what colour?")
+    roles = [message["role"] for message in sent(asked.value)["messages"]]
+    _, said, question = sent(asked.value)["messages"]
+    assert roles == ["user", "assistant", "user"]
+    assert said["content"] == first
+    assert question["content"] == "And what colour?"
+
+
+def test_new_chat_forgets_everything(playground: Page) -> None:
+    drop_picture(playground)
+    ask(playground, "What is this?")
+    expect(answer(playground)).to_have_text(re.compile(r"\w"))
+    playground.get_by_role("button", name="New chat").click()
+    expect(playground.locator(".turn")).to_have_count(0)
+    expect(playground.get_by_role("heading", name="Ask about a picture")).to_be_visible()
+    with playground.expect_request(CHAT) as asked:
+        ask(playground, "Hello?")
+    assert sent(asked.value)["messages"] == [{"role": "user", "content": "Hello?"}]
+
+
+def test_pictures_are_chosen_removed_and_sent_in_order(playground: Page) -> None:
+    playground.get_by_label("Choose pictures").set_input_files(
+        [FilePayload(name=name, mimeType="image/png", buffer=scene()) for name in ("a.png", "b.png")]
+    )
+    drop_picture(playground, "c.png", noise(8))
+    playground.get_by_role("button", name="Remove a.png").click()
+    shown = playground.get_by_label("Pictures to send").get_by_role("img")
+    assert [image.get_attribute("alt") for image in shown.all()] == ["b.png", "c.png"]
+    with playground.expect_request(CHAT) as asked:
+        playground.get_by_role("button", name="Describe the picture in one sentence.").click()
+    urls = [part["image_url"]["url"] for part in sent(asked.value)["messages"][0]["content"][:-1]]
+    assert [base64.b64decode(url.split(",")[1]) for url in urls] == [scene(), noise(8)]
+
+
+def test_pasted_picture_is_taken_and_pasted_text_is_left_to_the_field(playground: Page) -> None:
+    paste = """([type, content]) => {
+        const clipboardData = new DataTransfer();
+        const bytes = Uint8Array.from(content, (letter) => letter.charCodeAt(0));
+        if (type === "text/plain") clipboardData.setData(type, content);
+        else clipboardData.items.add(new File([bytes], "image.png", { type }));
+        const paste = new ClipboardEvent("paste", { clipboardData, bubbles: true, cancelable: true });
+        return document.dispatchEvent(paste);
+    }"""
+    thumbnails = playground.get_by_label("Pictures to send").get_by_role("img")
+    assert playground.evaluate(paste, ["text/plain", "a question"]) is True, "not prevented"
+    expect(thumbnails).to_have_count(0)
+    assert playground.evaluate(paste, ["image/png", scene().decode("latin-1")]) is False
+    expect(thumbnails).to_have_count(1)
+
+
+def test_bundled_model_answers_about_an_example_picture(page: Page, tiny_server: str) -> None:
+    page.goto(tiny_server)
+    page.get_by_role("button", name="the word MUSIC").click()
+    expect(page.get_by_label("Pictures to send").get_by_role("img")).to_have_count(1)
+    ask(page, "What colour is the circle?")
+    assert "red" in finished(page).lower()
+
+
+def test_what_is_no_picture_is_refused_in_a_sentence(playground: Page) -> None:
+    drop(playground, ("notes.txt", "text/plain", b"hello"), ("broken.png", "image/png", b"\x89PNG"))
+    notice = playground.locator("#notice")
+    expect(notice).to_contain_text("“notes.txt” is not a picture")
+    expect(notice).to_contain_text("“broken.png” is not a picture")
+    expect(playground.get_by_label("Pictures to send").get_by_role("img")).to_have_count(0)
+    drop_picture(playground)
+    expect(notice).to_be_hidden()
+
+
+def test_only_a_picture_over_eight_megabytes_is_made_smaller(playground: Page) -> None:
+    huge = noise(1700)  # 8.7 MB
+    drop_picture(playground, "huge.png", huge)
+    with playground.expect_request(CHAT) as asked:
+        ask(playground, "What is this?")
+    url = sent(asked.value)["messages"][0]["content"][0]["image_url"]["url"]
+    assert url.startswith("data:image/jpeg;base64,")
+    assert len(base64.b64decode(url.split(",")[1])) <= 8_000_000
+    expect(answer(playground)).to_have_text(re.compile(r"\w"))  # the server takes it
+
+
+def test_settings_reach_the_request(playground: Page) -> None:
+    playground.get_by_role("button", name="Settings").click()
+    playground.get_by_label("Temperature").fill("0.7")
+    playground.get_by_label("Longest answer").fill("5")
+    playground.get_by_label("System message").fill("Be brief.")
+    playground.keyboard.press("Escape")
+    with playground.expect_request(CHAT) as asked:
+        ask(playground, "Hello?")
+    body = sent(asked.value)
+    assert (body["temperature"], body["max_tokens"]) == (0.7, 5)
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    finished(playground)
+    expect(playground.locator(".facts")).to_contain_text("cut off")
+
+
+def test_untouched_settings_leave_the_length_and_the_system_message_to_the_server(playground: Page) -> None:
+    with playground.expect_request(CHAT) as asked:
+        ask(playground, "Hello?")
+    body = sent(asked.value)
+    assert "max_tokens" not in body
+    assert [message["role"] for message in body["messages"]] == ["user"]
+
+
+def test_shift_enter_makes_a_line_and_enter_sends(playground: Page) -> None:
+    field = playground.get_by_label("Your question")
+    field.fill("one")
+    field.press("Shift+Enter")
+    field.press_sequentially("two")
+    ask(playground, field.input_value())
+    expect(playground.locator(".question-text")).to_have_text("one\ntwo")
+
+
+@pytest.mark.parametrize("width", [380, 1600])
+def test_nothing_sticks_out_at_any_width(playground: Page, width: int) -> None:
+    playground.set_viewport_size({"width": width, "height": 800})
+    overhang = "document.documentElement.scrollWidth - innerWidth"
+    assert playground.evaluate(overhang) <= 0
+    drop_picture(playground)
+    ask(playground, "Averylongwordwithoutanyspace" * 12)
+    expect(playground.locator(".facts")).to_contain_text("tokens/s")
+    assert playground.evaluate(overhang) <= 0

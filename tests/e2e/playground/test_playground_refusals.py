@@ -1,0 +1,179 @@
+"""The playground when things go wrong, and when somebody means it harm."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from tests.e2e.playground.conftest import KEY
+from tests.e2e.playground.gestures import (
+    answer,
+    ask,
+    copied,
+    drop,
+    drop_picture,
+    finished,
+    scene,
+    scripted,
+    sent,
+)
+from tests.e2e.playground.site import Site
+
+pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
+
+CHAT = "**/v1/chat/completions"
+EVIL = [
+    "<img src=x onerror=",
+    "'window.pwned=1'>",
+    "<script>window.pwned=1</script>",
+    " [x](javascript:alert(1))",
+]
+
+
+@pytest.fixture
+def playground(page: Page, site: Site) -> Page:
+    page.goto(site.url)
+    return page
+
+
+def test_html_from_the_model_is_shown_as_text(playground: Page) -> None:
+    scripted(playground, *EVIL)
+    ask(playground, "Be evil.")
+    assert finished(playground) == "".join(EVIL)
+    expect(answer(playground).locator("*")).to_have_count(0)
+    assert playground.evaluate("window.pwned") is None
+
+
+def test_html_from_everywhere_else_is_shown_as_text(playground: Page) -> None:
+    evil = "<img src=x onerror='window.pwned=1'>"
+    models = json.dumps({"object": "list", "data": [{"id": evil}]})
+    playground.route(
+        "**/v1/models", lambda route: route.fulfill(content_type="application/json", body=models)
+    )
+    refusal = json.dumps({"error": {"message": evil}})
+    playground.route(
+        CHAT, lambda route: route.fulfill(status=400, content_type="application/json", body=refusal)
+    )
+    playground.reload()
+    drop_picture(playground, f"{evil}.png")
+    drop(playground, (f"{evil}.txt", "text/plain", b"x"))
+    expect(playground.locator("#notice")).to_contain_text(evil)
+    ask(playground, evil)
+    expect(playground.locator(".question-text")).to_have_text(evil)
+    expect(playground.locator(".failure p")).to_have_text(f"{evil}.")
+    expect(playground.locator("#model option")).to_have_text(evil)
+    expect(playground.locator("img[src=x]")).to_have_count(0)
+    assert playground.evaluate("window.pwned") is None
+
+
+def test_refusal_is_a_sentence_and_can_be_tried_again(playground: Page) -> None:
+    def refuse(route: Route) -> None:
+        body = json.dumps({"error": {"message": "the queue is full", "code": "queue_full"}})
+        route.fulfill(status=503, headers={"Retry-After": "7"}, content_type="application/json", body=body)
+
+    playground.route(CHAT, refuse)
+    ask(playground, "Hello?")
+    expect(playground.get_by_role("alert")).to_contain_text("The queue is full. Try again in 7 seconds.")
+    playground.unroute(CHAT)
+    playground.get_by_role("button", name="Try again").click()
+    assert finished(playground)
+    expect(playground.locator(".failure")).to_have_count(0)
+
+
+def test_refusal_by_the_worker_is_shown_and_the_next_question_works(playground: Page) -> None:
+    ask(playground, "[[refuse]]")
+    expect(playground.get_by_role("alert")).to_contain_text("The prompt asks to be refused.")
+    with playground.expect_request(CHAT) as asked:
+        ask(playground, "Hello?")
+    assert sent(asked.value)["messages"] == [{"role": "user", "content": "Hello?"}]
+    assert finished(playground)
+
+
+def test_answer_that_breaks_off_says_so_and_is_left_out_of_the_conversation(playground: Page) -> None:
+    ask(playground, "[[error at 20]]")
+    expect(playground.get_by_role("alert")).to_contain_text("The prompt asks for an error.")
+    expect(answer(playground)).to_have_text(re.compile(r"\w{3}"))
+    expect(playground.locator(".facts")).to_contain_text("incomplete")
+    with playground.expect_request(CHAT) as asked:
+        ask(playground, "Hello?")
+    assert sent(asked.value)["messages"] == [{"role": "user", "content": "Hello?"}]
+
+
+def test_connection_closed_in_mid_answer_is_not_taken_for_a_success(playground: Page) -> None:
+    chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": "half an"}}]})
+    playground.route(
+        CHAT, lambda route: route.fulfill(content_type="text/event-stream", body=f"data: {chunk}\n\n")
+    )
+    ask(playground, "Hello?")
+    expect(playground.get_by_role("alert")).to_contain_text("The answer broke off")
+    expect(answer(playground)).to_have_text("half an")
+
+
+def test_server_that_is_gone_is_named(playground: Page, site: Site) -> None:
+    expect(playground.get_by_label("Model")).to_be_enabled()
+    playground.route(CHAT, lambda route: route.abort("connectionrefused"))
+    ask(playground, "Hello?")
+    expect(playground.get_by_role("alert")).to_contain_text(f"The server at {site.url[7:]} does not answer.")
+
+
+def test_question_waits_for_a_model_and_the_model_appears_by_itself(page: Page, site: Site) -> None:
+    empty = json.dumps({"object": "list", "data": []})
+    page.route("**/v1/models", lambda route: route.fulfill(content_type="application/json", body=empty))
+    page.goto(site.url)
+    expect(page.get_by_label("Model")).to_have_text("no model is running")
+    field = page.get_by_label("Your question")
+    field.fill("Hello?")
+    field.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("No model is running yet.")
+    expect(field).to_have_value("Hello?")
+    page.unroute("**/v1/models")
+    expect(page.get_by_label("Model")).to_be_enabled(timeout=10_000)
+    ask(page, "Hello?")
+    assert finished(page)
+
+
+def test_key_is_asked_for_kept_in_the_tab_and_never_copied(page: Page, guarded_site: Site) -> None:
+    page.goto(guarded_site.url)
+    page.get_by_label("This server asks for an API key").fill(KEY)
+    page.get_by_role("button", name="Use key").click()
+    expect(page.get_by_label("Model")).to_be_enabled()
+    expect(page.get_by_label("This server asks for an API key")).to_be_hidden()
+    ask(page, "Hello?")
+    assert finished(page)
+    assert page.evaluate("sessionStorage['llava.key']") == KEY
+    assert page.evaluate("localStorage.length") == 0
+    for name, variable in (
+        ("Copy as curl", "$LLAVA_API_KEY"),
+        ("Copy as Python", 'os.environ["LLAVA_API_KEY"]'),
+    ):
+        text = copied(page, name)
+        assert variable in text
+        assert KEY not in text
+
+
+def test_wrong_key_is_asked_for_again(page: Page, guarded_site: Site) -> None:
+    page.goto(guarded_site.url)
+    field = page.get_by_label("This server asks for an API key")
+    field.fill("wrong-key")
+    with page.expect_response("**/v1/models") as answered:
+        page.get_by_role("button", name="Use key").click()
+    assert answered.value.status == 401
+    expect(field).to_be_visible()
+    expect(field).to_have_value("")
+
+
+def test_server_without_keys_asks_for_none(playground: Page) -> None:
+    expect(playground.get_by_label("Model")).to_be_enabled()
+    expect(playground.get_by_label("This server asks for an API key")).to_be_hidden()
+
+
+def test_picture_opens_large_and_closes(playground: Page) -> None:
+    drop_picture(playground, "scene.png", scene())
+    ask(playground, "What is this?")
+    playground.get_by_role("button", name="scene.png, 64 × 48").click()
+    expect(playground.get_by_role("dialog", name="Picture")).to_be_visible()
+    playground.get_by_role("button", name="Close the picture").click()
+    expect(playground.get_by_role("dialog", name="Picture")).to_be_hidden()

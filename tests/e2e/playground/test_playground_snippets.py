@@ -1,0 +1,107 @@
+"""What the playground copies does what the page did: each text is run as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.e2e.playground.conftest import KEY
+from tests.e2e.playground.gestures import ask, copied, drop_picture, finished, noise
+from tests.e2e.playground.site import Site
+
+pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
+
+# Everything that a shell, JSON or Python could stumble over.
+QUESTION = """What's "$HOME" `id` \\n $(id) 100% {x} é 😀 \u2028 JSON?"""
+BIG = noise(200)  # 120 kB: too long to stand in the text
+BIG_NAME = "it's a $HOME picture.png"
+
+
+@pytest.fixture
+def playground(page: Page, site: Site) -> Page:
+    prefer_short_answers(page)
+    page.goto(site.url)
+    return page
+
+
+def prefer_short_answers(page: Page) -> None:
+    page.add_init_script("sessionStorage.setItem('llava.max-tokens', '12')")
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    """What the program prints."""
+    done = subprocess.run(
+        arguments,
+        cwd=folder,
+        env={**os.environ, "LLAVA_API_KEY": KEY},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def run_curl(text: str, folder: Path) -> str:
+    """The answer in the stream that the command prints."""
+    output = run(["bash", "-c", text], folder)
+    chunks = [line.removeprefix("data: ") for line in output.splitlines() if line.startswith("data: {")]
+    assert output.rstrip().endswith("data: [DONE]"), output
+    choices = [choice for chunk in chunks for choice in json.loads(chunk)["choices"]]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+def run_python(text: str, folder: Path) -> str:
+    return run([sys.executable, "-c", text], folder).removesuffix("\n")
+
+
+def test_copied_curl_gives_the_answer_of_the_page(playground: Page, tmp_path: Path) -> None:
+    drop_picture(playground)
+    ask(playground, QUESTION)
+    shown = finished(playground)
+    assert run_curl(copied(playground, "Copy as curl"), tmp_path) == shown
+
+
+def test_copied_python_gives_the_answer_of_the_page(playground: Page, tmp_path: Path) -> None:
+    drop_picture(playground)
+    ask(playground, QUESTION)
+    shown = finished(playground)
+    assert run_python(copied(playground, "Copy as Python"), tmp_path) == shown
+
+
+def test_copied_texts_hold_the_whole_conversation(playground: Page, tmp_path: Path) -> None:
+    ask(playground, "One?")
+    finished(playground)
+    ask(playground, QUESTION)
+    shown = finished(playground)
+    assert run_curl(copied(playground, "Copy as curl"), tmp_path) == shown
+
+
+def test_large_picture_is_read_from_its_file(playground: Page, tmp_path: Path) -> None:
+    (tmp_path / BIG_NAME).write_bytes(BIG)
+    drop_picture(playground, BIG_NAME, BIG)
+    ask(playground, QUESTION)
+    shown = finished(playground)
+    for button, run_text in (("Copy as curl", run_curl), ("Copy as Python", run_python)):
+        text = copied(playground, button)
+        assert len(text) < 2000
+        assert run_text(text, tmp_path) == shown
+
+
+def test_copied_texts_take_the_key_from_the_environment(
+    page: Page, guarded_site: Site, tmp_path: Path
+) -> None:
+    prefer_short_answers(page)
+    page.goto(guarded_site.url)
+    page.get_by_label("This server asks for an API key").fill(KEY)
+    page.get_by_role("button", name="Use key").click()
+    ask(page, "Hello?")
+    shown = finished(page)
+    assert run_curl(copied(page, "Copy as curl"), tmp_path) == shown
+    assert run_python(copied(page, "Copy as Python"), tmp_path) == shown

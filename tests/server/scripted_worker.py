@@ -1,0 +1,199 @@
+"""A worker at the real seam (JobConsumer, real Valkey) whose behaviour the last message names.
+
+"say one two three"     answers "one two three", a token a word, stop
+"say-all ..."           the same in one single event
+"seed"                  answers the job's seed
+"count N"               answers "1 2 ... N", finish reason length
+"refuse CODE"           fails before the first token with that ErrorCode
+"break CODE"            says "half " and fails
+"go-on"                 a token every few milliseconds until it is refused
+"silent"                nothing until ``release`` is set, then "done"
+"hold"                  "begun " at once, the rest ("done") when ``release`` is set
+anything else           answers with the messages as it received them
+
+Where log-probabilities are asked for, a piece of text is its first token's; the k-th alternative to token t
+is token t + k with one less each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+from llava_wire import (
+    Assignment,
+    ErrorCode,
+    Event,
+    Final,
+    FinishReason,
+    Heartbeat,
+    ImageRef,
+    ImageSpec,
+    JobConsumer,
+    JobError,
+    TokenLogprob,
+    TokenScore,
+)
+
+__all__ = ["MODEL", "SPEC", "ScriptedWorker"]
+
+MODEL = "scripted"
+SPEC = ImageSpec(side=28, tokens_per_tile=4)
+_PROMPT_TOKENS, _CACHED_TOKENS = 11, 3
+
+
+class ScriptedWorker:
+    """Runs in a thread of its own until ``stop``; what it saw is in ``assignments`` and ``refused``."""
+
+    def __init__(
+        self, url: str, *, model: str = MODEL, spec: ImageSpec = SPEC, context_length: int = 4096
+    ) -> None:
+        self.assignments: list[Assignment] = []
+        self.refused: set[str] = set()
+        self.release = threading.Event()
+        self._url = url
+        self._heartbeat = Heartbeat(
+            worker_id=f"scripted-{id(self)}",
+            model=model,
+            image_spec=spec,
+            context_length=context_length,
+            capacity=64,
+            device="none",
+            precision="fp32",
+        )
+        self._is_stopping = threading.Event()
+        self._is_up = threading.Event()
+        self._emitting = asyncio.Lock()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="scripted-worker")
+
+    def start(self) -> ScriptedWorker:
+        self._thread.start()
+        assert self._is_up.wait(30)
+        return self
+
+    def stop(self) -> None:
+        self._is_stopping.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    async def _run(self) -> None:
+        consumer = await JobConsumer.connect(self._url, self._heartbeat)
+        self._is_up.set()
+        tasks = [asyncio.create_task(self._beat(consumer)), asyncio.create_task(self._pull(consumer))]
+        while not self._is_stopping.is_set() and not any(task.done() for task in tasks):
+            await asyncio.sleep(0.01)
+        for task in tasks:
+            task.cancel()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
+        await consumer.leave()
+        await consumer.aclose()
+
+    async def _beat(self, consumer: JobConsumer) -> None:
+        while True:
+            await consumer.beat()
+            async with self._emitting:
+                await consumer.emit([])
+            await asyncio.sleep(0.3)
+
+    async def _pull(self, consumer: JobConsumer) -> None:
+        answers: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                for assignment in await consumer.pull(64):
+                    self.assignments.append(assignment)
+                    answers.add(asyncio.create_task(self._answer(consumer, assignment)))
+        finally:
+            for answer in answers:
+                answer.cancel()
+            await asyncio.gather(*answers, return_exceptions=True)
+
+    async def _answer(self, consumer: JobConsumer, assignment: Assignment) -> None:
+        text = _last_text(assignment)
+        verb, _, rest = text.partition(" ")
+        writer = _Writer(self, consumer, assignment)
+        if verb == "say":
+            await writer.words(rest.split(" "))
+            await writer.end(FinishReason.STOP)
+        elif verb == "say-all":
+            await writer.write(rest, tokens=len(rest.split()), final=_final(FinishReason.STOP))
+        elif verb == "seed":
+            await writer.words([str(assignment.job.sampling.seed)])
+            await writer.end(FinishReason.STOP)
+        elif verb == "count":
+            await writer.words([str(number) for number in range(1, int(rest) + 1)])
+            await writer.end(FinishReason.LENGTH)
+        elif verb in ("refuse", "break"):
+            await writer.words(["half "] if verb == "break" else [])
+            await writer.fail(ErrorCode(rest))
+        elif verb == "go-on":
+            while await writer.write("more "):
+                await asyncio.sleep(0.005)
+        elif verb in ("silent", "hold"):
+            await writer.words(["begun "] if verb == "hold" else [])
+            await asyncio.to_thread(self.release.wait, 30)
+            await writer.words(["done"])
+            await writer.end(FinishReason.STOP)
+        else:
+            await writer.write(_as_received(assignment), final=_final(FinishReason.STOP))
+
+
+class _Writer:
+    def __init__(self, worker: ScriptedWorker, consumer: JobConsumer, assignment: Assignment) -> None:
+        self._worker = worker
+        self._consumer = consumer
+        self._assignment = assignment
+        self._offset = len(assignment.token_ids)
+
+    async def write(self, text: str, *, tokens: int = 1, final: Final | None = None) -> bool:
+        """False if the job is not ours any more."""
+        job_id = self._assignment.job.job_id
+        event = Event(self._offset, tuple(range(tokens)), text, final, self._logprobs(text, tokens))
+        async with self._worker._emitting:
+            refused = await self._consumer.emit([(self._assignment, event)])
+        self._worker.refused |= refused
+        self._offset = event.next_offset
+        return job_id not in refused
+
+    def _logprobs(self, text: str, tokens: int) -> tuple[TokenLogprob, ...]:
+        num_top = self._assignment.job.sampling.num_logprobs
+        if num_top is None:
+            return ()
+        pieces = [text.encode(), *[b""] * tokens][:tokens]
+        return tuple(
+            TokenLogprob(
+                TokenScore(token_id, piece, -0.5),
+                tuple(TokenScore(token_id + k, piece, -0.5 - k) for k in range(num_top)),
+            )
+            for token_id, piece in enumerate(pieces)
+        )
+
+    async def words(self, words: Sequence[str]) -> None:
+        for index, word in enumerate(words):
+            await self.write(word if index == 0 else f" {word}")
+
+    async def end(self, reason: FinishReason) -> None:
+        await self.write("", tokens=1 if reason is FinishReason.STOP else 0, final=_final(reason))
+
+    async def fail(self, code: ErrorCode) -> None:
+        error = JobError(code, f"scripted failure {code.value}")
+        await self.write("", tokens=0, final=Final(reason=FinishReason.ERROR, error=error))
+
+
+def _final(reason: FinishReason) -> Final:
+    return Final(reason=reason, num_prompt_tokens=_PROMPT_TOKENS, num_cached_tokens=_CACHED_TOKENS)
+
+
+def _last_text(assignment: Assignment) -> str:
+    parts = [part for part in assignment.job.messages[-1].parts if isinstance(part, str)]
+    return parts[-1] if parts else ""
+
+
+def _as_received(assignment: Assignment) -> str:
+    turns = []
+    for message in assignment.job.messages:
+        shown = [f"[{p.width}x{p.height}]" if isinstance(p, ImageRef) else p for p in message.parts]
+        turns.append(f"{message.role}:{''.join(shown)}")
+    return "|".join(turns)

@@ -1,0 +1,39 @@
+"""The playground's files come with a strict policy and are asked for again by ETag."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.server.conftest import Stack
+
+
+def test_page_forbids_everything_that_is_not_ours(stack: Stack) -> None:
+    response = stack.http.get("/")
+    policy = response.headers["content-security-policy"]
+    assert response.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'; img-src 'self' data: blob:" in policy
+    assert "unsafe" not in policy
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_every_file_that_the_page_names_is_served_with_its_type(stack: Stack) -> None:
+    names = set(re.findall(r'(?:src|href)="(/playground/[^"]+)"', stack.http.get("/").text))
+    assert names
+    types = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
+    for name in names:
+        response = stack.http.get(name)
+        assert response.status_code == 200, name
+        assert response.headers["content-type"].startswith(types["." + name.rpartition(".")[2]])
+
+
+def test_unchanged_file_is_a_304(stack: Stack) -> None:
+    etag = stack.http.get("/").headers["etag"]
+    assert stack.http.get("/", headers={"if-none-match": etag}).status_code == 304
+    assert stack.http.get("/", headers={"if-none-match": '"other"'}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "..%2Fapp.py", "%2e%2e/settings.py", "index.html%00"])
+def test_other_files_are_not_served(stack: Stack, name: str) -> None:
+    assert stack.http.get(f"/playground/{name}").status_code == 404

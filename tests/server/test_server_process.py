@@ -1,0 +1,143 @@
+"""``python -m llava_server`` as a process: how it starts, drains and leaves, and what it never imports."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+
+from tests.server.conftest import wait_until
+from tests.server.scripted_worker import MODEL, ScriptedWorker
+
+pytestmark = pytest.mark.e2e
+
+Launch = Callable[..., "Process"]
+
+
+class Process:
+    """A server process that has said where it listens."""
+
+    def __init__(self, url: str, *flags: str) -> None:
+        environment = {**os.environ, "LLAVA_REDIS_URL": url, "LLAVA_IMAGE_WORKERS": "1"}
+        command = [sys.executable, "-m", "llava_server", "--port", "0", *flags]
+        self.popen = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        assert self.popen.stdout is not None
+        line = self.popen.stdout.readline()
+        assert line.startswith("llava-server listens on http://127.0.0.1:"), line
+        self.url = line.split()[-1]
+
+    def wait(self) -> int:
+        return self.popen.wait(60)
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()
+
+
+@pytest.fixture
+def launch(queue_url: str) -> Iterator[Launch]:
+    processes: list[Process] = []
+
+    def start(*flags: str) -> Process:
+        processes.append(Process(queue_url, *flags))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+@pytest.fixture
+def worker(queue_url: str) -> Iterator[ScriptedWorker]:
+    worker = ScriptedWorker(queue_url).start()
+    yield worker
+    worker.release.set()
+    worker.stop()
+
+
+def ask(process: Process, text: str) -> httpx2.Response:
+    body = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": text}]}
+    return httpx2.post(f"{process.url}/v1/chat/completions", json=body, timeout=60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_without_open_answers_ends_with_status_0(launch: Launch, number: signal.Signals) -> None:
+    process = launch()
+    process.popen.send_signal(number)
+    assert process.wait() == 0
+
+
+def test_sigterm_lets_the_open_stream_finish(launch: Launch, worker: ScriptedWorker) -> None:
+    process = launch()
+    with ThreadPoolExecutor(1) as pool:
+        streaming = pool.submit(ask, process, "hold")
+        wait_until(lambda: worker.assignments)
+        process.popen.terminate()
+        wait_until(lambda: httpx2.get(f"{process.url}/readyz", timeout=60).status_code == 503)
+        assert httpx2.get(f"{process.url}/livez", timeout=60).status_code == 200
+        assert ask(process, "say no").json()["error"]["code"] == "shutting_down"
+        worker.release.set()
+        answer = streaming.result()
+    assert "done" in answer.text
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert process.wait() == 0
+
+
+def test_stream_beyond_the_drains_time_ends_with_an_error_event(
+    launch: Launch, worker: ScriptedWorker
+) -> None:
+    process = launch("--drain-timeout-s", "0.2")
+    with ThreadPoolExecutor(1) as pool:
+        streaming = pool.submit(ask, process, "hold")
+        wait_until(lambda: worker.assignments)
+        process.popen.terminate()
+        answer = streaming.result()
+    assert '"code":"shutting_down"' in answer.text
+    assert "[DONE]" not in answer.text
+    assert process.wait() == 0
+
+
+def test_busy_port_is_a_clear_error(queue_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "llava_server", "--port", str(port), "--redis-url", queue_url],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert f"port {port} is taken" in done.stderr
+    assert "--port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unreachable_queue_at_start_is_a_clear_error() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "llava_server", "--port", "0", "--redis-url", "redis://127.0.0.1:1/0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "redis" in done.stderr.lower()
+    assert "Traceback" not in done.stderr
+
+
+def test_server_imports_neither_torch_nor_the_worker() -> None:
+    program = (
+        "import sys, llava_server.__main__\n"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'numpy', 'llava_worker', 'llava_client'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

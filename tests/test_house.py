@@ -1,0 +1,84 @@
+"""The house rules that no linter knows: sizes, names and what each package may pull in."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = [
+    "wire/llava_wire",
+    "server/llava_server",
+    "worker/llava_worker",
+    "client/llava_client",
+    "tools",
+    "bench",
+]
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 60
+GRAB_BAGS = {"utils", "util", "common", "helpers", "helper", "manager", "misc"}
+
+
+def sources() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def documents() -> list[Path]:
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    scripts = [
+        path
+        for end in ("*.lua", "*.js", "*.css", "*.html")
+        for path in sorted(ROOT.glob(f"*/llava_*/**/{end}"))
+    ]
+    return sources() + tests + scripts
+
+
+def long_functions(source: str) -> list[str]:
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [
+        f"{node.name}, line {node.lineno}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, functions) and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
+    ]
+
+
+def test_no_file_is_longer_than_three_hundred_lines() -> None:
+    sizes = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in documents()}
+    assert {name: size for name, size in sizes.items() if size > MAX_FILE_LINES} == {}
+
+
+def test_no_function_is_longer_than_sixty_lines() -> None:
+    found = {str(path.relative_to(ROOT)): long_functions(path.read_text()) for path in sources()}
+    assert {name: functions for name, functions in found.items() if functions} == {}
+
+
+def test_a_function_of_sixty_one_lines_is_found() -> None:
+    body = "\n".join(f"    x = {i}" for i in range(MAX_FUNCTION_LINES))
+    assert long_functions(f"def f():\n{body}\n") == ["f, line 1"]
+
+
+def test_no_module_is_a_grab_bag() -> None:
+    assert [path for path in sources() if path.stem in GRAB_BAGS or path.parent.name in GRAB_BAGS] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("llava_wire", ["torch", "fastapi", "httpx2", "transformers", "PIL"]),
+        ("llava_server.app", ["torch", "transformers", "tokenizers", "llava_worker", "llava_client"]),
+        ("llava_worker.worker", ["torch", "fastapi", "uvicorn", "httpx2", "llava_server"]),
+        ("llava_client", ["torch", "fastapi", "redis", "llava_wire", "llava_server", "PIL"]),
+        ("llava_client.cli", ["torch", "fastapi", "redis", "llava_wire", "llava_server"]),
+        ("llava_worker.engine.scheduler", ["torch", "llava_wire"]),
+        ("llava_worker.model.llava", ["llava_wire", "redis", "transformers", "flash_attn", "bitsandbytes"]),
+    ],
+)
+def test_a_package_pulls_in_nothing_it_may_not_know(module: str, forbidden: list[str]) -> None:
+    program = f"import {module}, sys; print([name for name in {forbidden!r} if name in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() == "[]"

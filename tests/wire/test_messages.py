@@ -1,0 +1,43 @@
+"""Messages stay readable across versions: new fields have defaults, and defaults are what absence meant."""
+
+from __future__ import annotations
+
+import msgspec
+from llava_wire import Event, Job, SamplingParams, TokenLogprob, TokenScore
+
+from tests.wire.lab import make_job
+
+
+def test_job_of_a_version_with_fewer_sampling_fields_is_read_with_neutral_ones() -> None:
+    old = msgspec.msgpack.encode({"seed": 3, "temperature": 0.5})
+    assert msgspec.msgpack.decode(old, type=SamplingParams) == SamplingParams(seed=3, temperature=0.5)
+
+
+def test_neutral_sampling_fields_are_not_sent_so_that_older_workers_read_the_job() -> None:
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(SamplingParams(seed=3))) == {"seed": 3}
+
+
+def test_event_of_a_version_without_logprobs_is_read() -> None:
+    old = msgspec.msgpack.encode([4, [1, 2], "ab", None])
+    assert msgspec.msgpack.decode(old, type=Event) == Event(4, (1, 2), "ab")
+
+
+def test_sampling_and_logprobs_come_through_as_they_are() -> None:
+    sampling = SamplingParams(
+        seed=-1,
+        top_k=4,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=-2.0,
+        frequency_penalty=2.0,
+        logit_bias=((5, -100.0), (0, 0.5)),
+        min_tokens=3,
+        stop_token_ids=(2,),
+        num_logprobs=0,
+    )
+    job = msgspec.structs.replace(make_job(), sampling=sampling)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(job), type=Job) == job
+
+    told = TokenLogprob(TokenScore(1, b"\xc3", -0.5), (TokenScore(2, b"", -9999.0),))
+    event = Event(0, (1,), "", None, (told,))
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(event), type=Event) == event

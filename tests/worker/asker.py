@@ -1,0 +1,103 @@
+"""A controller without HTTP, for tests: submits jobs, follows their events, reaps the dead."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from llava_wire import Event, Final, ImageRef, Job, JobProducer, Message, SamplingParams, TokenLogprob
+
+REAP_S = 0.2
+
+
+@dataclass
+class Asker:
+    """``events`` by job, in order, without doubles or gaps."""
+
+    producer: JobProducer
+    model: str = "echo"
+    events: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    async def ask(
+        self, *parts: str | ImageRef, pixels: dict[str, bytes] | None = None, **sampling: Any
+    ) -> str:
+        """Submit one user message; the job's id."""
+        return await self.ask_messages([Message("user", parts)], pixels=pixels, **sampling)
+
+    async def ask_messages(
+        self, messages: Sequence[Message], *, pixels: dict[str, bytes] | None = None, **sampling: Any
+    ) -> str:
+        job = Job(
+            job_id=f"job-{next(self._numbers)}-{self.producer.controller_id[:8]}",
+            model=self.model,
+            tenant="test",
+            messages=tuple(messages),
+            sampling=SamplingParams(**({"seed": 7} | sampling)),
+            cost=1.0,
+        )
+        await self.producer.submit(job, pixels or {})
+        return job.job_id
+
+    def text(self, job_id: str) -> str:
+        return "".join(event.text for event in self.events[job_id])
+
+    def token_ids(self, job_id: str) -> list[int]:
+        return [token_id for event in self.events[job_id] for token_id in event.token_ids]
+
+    def logprobs(self, job_id: str) -> list[TokenLogprob]:
+        return [token for event in self.events[job_id] for token in event.logprobs]
+
+    def final(self, job_id: str) -> Final | None:
+        return self.events[job_id][-1].final if self.events[job_id] else None
+
+    async def end(self, job_id: str, timeout_s: float = 30.0) -> Final:
+        """How the job ended, once it has."""
+        await wait_until(lambda: self.final(job_id) is not None, timeout_s)
+        final = self.final(job_id)
+        assert final is not None
+        return final
+
+    async def answer(self, job_id: str, timeout_s: float = 30.0) -> str:
+        await self.end(job_id, timeout_s)
+        return self.text(job_id)
+
+
+@asynccontextmanager
+async def asking(url: str, *, model: str = "echo", lease_s: float = 1.0) -> AsyncIterator[Asker]:
+    producer = await JobProducer.connect(url, lease_s=lease_s)
+    asker = Asker(producer, model)
+    tasks = [asyncio.create_task(_follow(asker)), asyncio.create_task(_reap(producer))]
+    try:
+        yield asker
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await producer.aclose()
+
+
+async def wait_until(is_true: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Bounded; fails the test if it never becomes true."""
+    deadline = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        await asyncio.sleep(0.005)
+
+
+async def _follow(asker: Asker) -> None:
+    async for batch in asker.producer.follow():
+        for job_id, event in batch:
+            asker.events[job_id].append(event)
+
+
+async def _reap(producer: JobProducer) -> None:
+    while True:
+        await producer.reap()
+        await asyncio.sleep(REAP_S)

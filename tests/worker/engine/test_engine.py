@@ -1,0 +1,268 @@
+"""What the engine promises about the life of a sequence."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from llava_worker.engine import ImageSpan, Sequence, SequenceRefused, StepOutput
+
+from tests.worker.checkpoints import Prompt, random_prompt
+
+
+@pytest.fixture
+def prompt() -> Prompt:
+    return random_prompt(np.random.default_rng(7), num_images=1)
+
+
+def final_of(engine) -> StepOutput:
+    """Step until one sequence ends."""
+    while True:
+        for output in engine.step():
+            if output.is_final:
+                return output
+
+
+def test_an_answer_ends_after_max_new_tokens(make_engine, make_sequence, prompt) -> None:
+    engine = make_engine(eos_ids=frozenset())
+    engine.add(make_sequence(prompt, max_new_tokens=3))
+
+    outputs = [output for _ in range(20) for output in engine.step()]
+
+    assert [output.finish for output in outputs] == [None, None, "length"]
+    assert engine.num_sequences == 0
+
+
+def test_an_answer_ends_with_the_end_of_sequence_token(make_engine, make_sequence, run, prompt) -> None:
+    tokens = run(make_engine(eos_ids=frozenset()), [make_sequence(prompt)])["one"]
+    eos = tokens[4]
+    engine = make_engine(eos_ids=frozenset({eos}))
+    engine.add(make_sequence(prompt))
+
+    final = final_of(engine)
+
+    assert (final.token_id, final.finish) == (eos, "stop")
+    assert engine.stats().num_generated_tokens_total == tokens.index(eos) + 1
+
+
+def test_the_end_of_sequence_token_is_a_word_like_others_when_told_so(
+    make_engine, make_sequence, run, prompt
+) -> None:
+    tokens = run(make_engine(eos_ids=frozenset()), [make_sequence(prompt)])["one"]
+    engine = make_engine(eos_ids=frozenset({tokens[4]}))
+
+    assert run(engine, [make_sequence(prompt, ignore_eos=True)])["one"] == tokens
+
+
+def test_an_answer_ends_where_the_context_does(make_engine, make_sequence, run, prompt) -> None:
+    num_prompt = len(prompt.token_ids)
+    engine = make_engine(eos_ids=frozenset(), context_length=num_prompt + 5)
+
+    answer = run(engine, [make_sequence(prompt, max_new_tokens=100)])["one"]
+
+    assert len(answer) == 5
+
+
+@pytest.mark.parametrize(("output_ids", "finish"), [([5, 6, 2], "stop"), ([5, 6, 7], "length")])
+def test_a_continued_answer_that_was_complete_only_ends(
+    make_engine, make_sequence, prompt, output_ids: list[int], finish: str
+) -> None:
+    engine = make_engine(eos_ids=frozenset({2}))
+    engine.add(make_sequence(prompt, output_ids=output_ids, max_new_tokens=3))
+    assert engine.num_sequences == 1
+
+    assert engine.step() == [StepOutput("one", finish=finish)]
+    assert engine.num_sequences == 0
+
+
+def test_an_aborted_sequence_is_gone_at_once(make_engine, make_sequence, prompt) -> None:
+    engine = make_engine()
+    engine.add(make_sequence(prompt))
+    engine.step()
+    assert engine.stats().num_free_blocks < engine.stats().num_blocks
+
+    engine.abort("one")
+
+    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+    assert engine.num_sequences == 0
+    assert engine.step() == []
+    engine.check()
+
+
+def test_aborting_in_the_queue_or_twice_or_nobody_is_no_error(make_engine, make_sequence, prompt) -> None:
+    engine = make_engine(max_num_sequences=1)
+    engine.add(make_sequence(prompt))
+    engine.add(make_sequence(prompt, seq_id="two"))
+    engine.step()
+
+    for seq_id in ("two", "two", "nobody"):
+        engine.abort(seq_id)
+
+    assert engine.num_sequences == 1
+
+
+def test_a_sequence_that_breaks_ends_alone(make_engine, make_sequence, run, model, prompt) -> None:
+    rng = np.random.default_rng(8)
+    others = [random_prompt(rng, num_images=1) for _ in range(3)]
+    expected = [run(make_engine(), [make_sequence(other)])["one"] for other in others]
+    poison = 120  # a word that random prompts do not use
+    broken = Prompt([1, 5, poison, 9, 9, 9, 9, 9])
+    healthy = model.language_model.embed_tokens.weight[poison].clone()
+    model.language_model.embed_tokens.weight[poison] = torch.nan
+    engine = make_engine(num_blocks=40)
+    try:
+        engine.add(make_sequence(broken, seq_id="broken"))
+        for index, other in enumerate(others):
+            engine.add(make_sequence(other, seq_id=str(index)))
+        answers: dict[str, list[StepOutput]] = {}
+        while engine.num_sequences:
+            for output in engine.step():
+                answers.setdefault(output.seq_id, []).append(output)
+            engine.check()
+    finally:
+        model.language_model.embed_tokens.weight[poison] = healthy
+
+    assert [output.error for output in answers["broken"]] == ["the model's output at token 0 is not a number"]
+    for index, answer in enumerate(expected):
+        assert [output.token_id for output in answers[str(index)]] == answer
+    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+
+    # What it computed is not remembered: healed, the prompt is answered as by an engine that never broke.
+    assert run(engine, [make_sequence(broken)]) == run(make_engine(), [make_sequence(broken)])
+
+
+def test_a_picture_seen_before_is_not_encoded_again(make_engine, make_sequence, run, prompt) -> None:
+    engine = make_engine()
+    run(engine, [make_sequence(prompt, seq_id=str(index)) for index in range(4)])
+    longer = Prompt([1, 9, *prompt.token_ids[1:]], [prompt.image_starts[0] + 1], prompt.pixels)
+    run(engine, [make_sequence(longer)])
+
+    assert engine.stats().num_encoded_images_total == 1
+
+
+def test_a_prompt_seen_before_is_computed_but_for_its_end(make_engine, make_sequence, run, prompt) -> None:
+    num_prompt = len(prompt.token_ids)
+    engine = make_engine()
+    run(engine, [make_sequence(prompt, max_new_tokens=1)])
+    assert engine.stats().num_computed_tokens_total == num_prompt
+
+    engine.add(make_sequence(prompt, max_new_tokens=1))
+    output = final_of(engine)
+
+    num_shared = (num_prompt - 1) // 4 * 4
+    assert output.num_cached_tokens == num_shared
+    assert engine.stats().num_cached_tokens_total == num_shared
+    assert engine.stats().num_computed_tokens_total == 2 * num_prompt - num_shared
+
+
+def test_a_second_turn_recomputes_nothing_of_the_first_but_an_unfilled_block(
+    make_engine, make_sequence, run, prompt
+) -> None:
+    engine = make_engine(eos_ids=frozenset())
+    answer = run(engine, [make_sequence(prompt)])["one"]
+    first_turn = prompt.token_ids + answer
+    second = Prompt([*first_turn, 5, 6, 7, 8, 9], prompt.image_starts, prompt.pixels)
+
+    engine.add(make_sequence(second))
+    output = final_of(engine)
+
+    assert len(first_turn) - 1 - output.num_cached_tokens < 4  # the last token was said but never computed
+    assert engine.stats().num_encoded_images_total == 1
+
+
+def test_tenants_share_neither_prompts_nor_pictures(make_engine, make_sequence, run, prompt) -> None:
+    engine = make_engine()
+    run(engine, [make_sequence(prompt, cache_scope="a")])
+    run(engine, [make_sequence(prompt, cache_scope="b")])
+
+    assert engine.stats().num_cached_tokens_total == 0
+    assert engine.stats().num_encoded_images_total == 2
+
+
+def test_a_different_picture_in_the_same_place_is_not_taken_for_the_first(
+    make_engine, make_sequence, run, prompt
+) -> None:
+    engine = make_engine()
+    other = Prompt(prompt.token_ids, prompt.image_starts, [255 - prompt.pixels[0]])
+    expected = run(make_engine(), [make_sequence(other)])
+    run(engine, [make_sequence(prompt)])
+
+    assert run(engine, [make_sequence(other)]) == expected
+
+
+def test_a_context_larger_than_the_cache_is_refused(make_engine) -> None:
+    with pytest.raises(ValueError, match="context of 41 tokens does not fit a KV cache of 40"):
+        make_engine(num_blocks=10, block_size=4, context_length=41)
+
+
+def refusal_of(engine, sequence: Sequence) -> SequenceRefused:
+    with pytest.raises(SequenceRefused) as caught:
+        engine.add(sequence)
+    assert engine.num_sequences == 0
+    return caught.value
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(make_engine, make_sequence) -> None:
+    refused = refusal_of(make_engine(context_length=20), make_sequence(Prompt([1] * 20)))
+
+    assert refused.code == "context_length_exceeded"
+    assert "20 tokens" in refused.message
+
+
+def test_the_longest_prompt_that_fits_is_answered(make_engine, make_sequence, run) -> None:
+    engine = make_engine(num_blocks=5, eos_ids=frozenset())
+
+    assert len(run(engine, [make_sequence(Prompt([1] * 19))])["one"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"prompt_ids": []}, "empty"),
+        ({"prompt_ids": [1, 128, 127, 127, 127, 127]}, "outside of the vocabulary of 128"),
+        ({"output_ids": [-1]}, "outside of the vocabulary"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"pixels": []}, "1 pictures in the prompt, but 0 given"),
+        ({"pixels": [bytes(28 * 28 * 3 - 1)]}, "2351 bytes for 4 tokens"),
+        ({"pixels": [bytes(2 * 28 * 28 * 3)]}, "4704 bytes for 4 tokens"),
+        ({"images": [ImageSpan(4, 4, "d")]}, r"stands at \[4, 8\)"),
+        ({"images": [ImageSpan(2, 3, "d")]}, "for 3 tokens"),
+    ],
+)
+def test_what_would_break_a_step_is_refused(make_engine, change: dict, what: str) -> None:
+    fields = {
+        "prompt_ids": [1, 5, 127, 127, 127, 127],
+        "images": [ImageSpan(2, 4, "d")],
+        "pixels": [bytes(28 * 28 * 3)],
+        "max_new_tokens": 3,
+    }
+    make_engine().add(Sequence(seq_id="as it should be", **fields))
+
+    refused = refusal_of(make_engine(), Sequence(seq_id="one", **fields | change))
+
+    assert refused.code == "invalid_request"
+    assert re.search(what, refused.message)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "what"),
+    [
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"temperature": float("nan")}, "nan"),
+        ({"top_p": 1.5}, "1.5"),
+    ],
+)
+def test_impossible_sampling_is_refused(
+    make_engine, make_sequence, prompt, sampling: dict, what: str
+) -> None:
+    assert what in refusal_of(make_engine(), make_sequence(prompt, **sampling)).message
+
+
+def test_two_sequences_of_one_name_are_refused(make_engine, make_sequence, prompt) -> None:
+    engine = make_engine()
+    engine.add(make_sequence(prompt))
+
+    with pytest.raises(SequenceRefused, match="already"):
+        engine.add(make_sequence(prompt))

@@ -1,0 +1,134 @@
+"""An answer is the same alone, in company, in chunks, preempted and continued, and transformers gives it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.worker.checkpoints import random_prompt, reference_answer
+
+LENGTH = 20  # of an answer, in tokens
+
+
+def draw_prompts(seed: int, count: int) -> list:
+    rng = np.random.default_rng(seed)
+    return [random_prompt(rng, num_images=index % 4) for index in range(count)]
+
+
+def test_greedy_answers_equal_those_of_transformers(make_engine, make_sequence, run, reference) -> None:
+    prompts = draw_prompts(1, 16)
+    sequences = [make_sequence(prompt, seq_id=str(i)) for i, prompt in enumerate(prompts)]
+
+    answers = run(make_engine(num_blocks=256, max_num_sequences=16, max_batch_tokens=40), sequences)
+
+    for index, prompt in enumerate(prompts):
+        assert answers[str(index)] == reference_answer(reference, prompt, 12)
+
+
+@pytest.fixture(scope="module")
+def workload(make_engine, make_sequence, run) -> tuple[list, list[dict], list[list[int]]]:
+    """Prompts, half of them sampled, and each one's answer when it is alone in a roomy engine."""
+    prompts = draw_prompts(2, 12)
+    options = [
+        {"temperature": 0.9, "top_p": 0.95, "seed": index} if index % 2 else {}
+        for index in range(len(prompts))
+    ]
+    alone = [
+        run(make_engine(max_batch_tokens=256), [make_sequence(prompt, max_new_tokens=LENGTH, **option)])[
+            "one"
+        ]
+        for prompt, option in zip(prompts, options, strict=True)
+    ]
+    return prompts, options, alone
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_blocks": 512},
+        {"num_blocks": 512, "max_batch_tokens": 8},
+        {"num_blocks": 26},
+        {"num_blocks": 26, "is_sharing_prefixes": False},
+        {"num_blocks": 100, "block_size": 1},
+        {"num_blocks": 7, "block_size": 16},
+        {"num_blocks": 30, "vision_cache_bytes": 0, "max_batch_tokens": 8},
+    ],
+    ids=str,
+)
+def test_answers_do_not_depend_on_company_or_room(make_engine, make_sequence, run, workload, options) -> None:
+    prompts, sampling, alone = workload
+    sequences = [
+        make_sequence(prompt, seq_id=str(index), max_new_tokens=LENGTH, **option)
+        for index, (prompt, option) in enumerate(zip(prompts, sampling, strict=True))
+    ]
+
+    answers = run(make_engine(**options), sequences)
+
+    assert [answers[str(index)] for index in range(len(prompts))] == alone
+
+
+def test_a_small_cache_does_preempt(make_engine, make_sequence, run, workload) -> None:
+    engine = make_engine(num_blocks=26)
+    run(
+        engine,
+        [make_sequence(prompt, seq_id=str(i), max_new_tokens=LENGTH) for i, prompt in enumerate(workload[0])],
+    )
+
+    assert engine.stats().num_preemptions_total > 0
+
+
+@pytest.mark.parametrize("cut", [1, 5, 19])
+def test_a_continued_answer_equals_the_unbroken_one(make_engine, make_sequence, run, workload, cut) -> None:
+    prompts, sampling, alone = workload
+    sequences = [
+        make_sequence(prompt, seq_id=str(index), output_ids=answer[:cut], max_new_tokens=LENGTH, **option)
+        for index, (prompt, option, answer) in enumerate(zip(prompts, sampling, alone, strict=True))
+    ]
+
+    answers = run(make_engine(num_blocks=100), sequences)
+
+    assert [answers[str(index)] for index in range(len(prompts))] == alone
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_random_traffic_keeps_every_answer_and_every_block(
+    make_engine, make_sequence, workload, seed: int
+) -> None:
+    """Arrivals at any time, repeated prompts, aborts, tenants, any shape of cache and budget."""
+    prompts, sampling, alone = workload
+    rng = np.random.default_rng(seed)
+    longest = max(len(prompt.token_ids) for prompt in prompts) + LENGTH
+    block_size = int(rng.integers(1, 7))
+    engine = make_engine(
+        num_blocks=int(rng.integers(longest, 2 * longest)) // block_size + 1,
+        block_size=block_size,
+        max_num_sequences=int(rng.integers(1, 9)),
+        max_batch_tokens=int(rng.integers(8, 40)),
+        vision_cache_bytes=int(rng.integers(0, 8000)),
+    )
+    expected, answers = {}, {}
+    to_come = int(rng.integers(5, 25))
+    while to_come or engine.num_sequences:
+        for _ in range(min(to_come, int(rng.integers(0, 4)))):
+            which, seq_id = int(rng.integers(len(prompts))), str(to_come)
+            scope = "ab"[int(rng.integers(2))]
+            engine.add(
+                make_sequence(
+                    prompts[which], seq_id=seq_id, max_new_tokens=LENGTH, cache_scope=scope, **sampling[which]
+                )
+            )
+            expected[seq_id], answers[seq_id] = alone[which], []
+            to_come -= 1
+        if expected and rng.random() < 0.1:
+            victim = str(rng.choice(list(expected)))
+            engine.abort(victim)
+            expected.pop(victim)
+        for output in engine.step():
+            answers[output.seq_id].append(output.token_id)
+        engine.check()
+
+    assert {seq_id: answers[seq_id] for seq_id in expected} == expected
+    assert engine.stats().num_free_blocks == engine.stats().num_blocks

@@ -1,0 +1,279 @@
+"""Our logits against transformers', in fp32, however a prompt is cut up and whatever stands beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from llava_worker.model.attention import PackedRows
+from llava_worker.model.config import read_config, read_image_config
+from llava_worker.model.kv_cache import KVCache
+from llava_worker.model.llava import Llava
+from llava_worker.model.picture import PictureLayout, best_resolution, fitted_size
+from llava_worker.model.precision import choose_precision
+from llava_worker.model.sdpa import SdpaBackend
+from llava_worker.model.weights import load_weights
+
+from tests.worker.checkpoints import (
+    LLAVA_INTERLEAVE,
+    LLAVA_NEXT_MISTRAL,
+    MISTRAL,
+    NEXT,
+    Prompt,
+    Reference,
+    normalised,
+    random_prompt,
+    reference_logits,
+    write_checkpoint,
+)
+
+CPU = torch.device("cpu")
+BLOCK_SIZE = 4
+
+
+def rope(rope_type: str, **options: object) -> dict[str, object]:
+    return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 1e4} | options}
+
+
+VARIANTS = {
+    "grouped queries": {},
+    "as many key heads as heads": {"text": {"num_key_value_heads": 4}},
+    "one key head, wide heads": {"text": {"num_key_value_heads": 1, "head_dim": 20}},
+    "biases everywhere": {"text": {"attention_bias": True, "mlp_bias": True}},
+    "tied embeddings": {"text": {"tie_word_embeddings": True}},
+    "other rope base": {"text": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}},
+    "linear rope scaling": {
+        "text": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}}
+    },
+    "dynamic rope scaling, within the trained length": {"text": rope("dynamic", factor=2.0)},
+    "llama 3 rope scaling": {
+        "text": rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+        | {"max_position_embeddings": 64}
+    },
+    "yarn rope scaling": {"text": rope("yarn", factor=4.0, original_max_position_embeddings=16)},
+    "yarn with a scale of its own": {
+        "text": rope("yarn", factor=4.0, original_max_position_embeddings=16, attention_factor=1.3)
+    },
+    "yarn with two scales, not cut to whole dimensions": {
+        "text": rope(
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=16,
+            mscale=0.7,
+            mscale_all_dim=0.3,
+            truncate=False,
+        )
+    },
+    "mistral with a sliding window": {"text": MISTRAL},
+    "qwen2": {"text": {"model_type": "qwen2"}},
+    "qwen2, its last layer with a window": {
+        "text": {
+            "model_type": "qwen2",
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 1,
+        }
+    },
+    "qwen2, windows by name": {
+        "text": {
+            "model_type": "qwen2",
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention"],
+        }
+    },
+    "siglip tower": {
+        "vision": {"model_type": "siglip_vision_model"},
+        "vision_feature_select_strategy": "full",
+    },
+    "llava-interleave": LLAVA_INTERLEAVE,
+    "1.6, vicuna": NEXT,
+    "1.6, grouped queries": NEXT | {"text": {"num_key_value_heads": 1}},
+    "1.6, mistral": LLAVA_NEXT_MISTRAL,
+    "features with class token": {"vision_feature_select_strategy": "full"},
+    "features of several layers": {"vision_feature_layer": [0, 2, -1]},
+    "last layer's features": {"vision_feature_layer": -1},
+    "gelu tower, no projector bias": {"vision": {"hidden_act": "gelu"}, "multimodal_projector_bias": False},
+}
+
+
+class Forward:
+    """The model over a paged cache whose blocks are dealt out in a scrambled order."""
+
+    def __init__(self, folder: Path, prompts: list[Prompt]) -> None:
+        config = read_config(folder)
+        precision = choose_precision("fp32", CPU)
+        self.model = Llava(config, read_image_config(folder), precision=precision, device=CPU)
+        load_weights(self.model, folder)
+        text = config.text_config
+        self._pictures = config.picture_layout()
+        needed = [-(-len(prompt.token_ids) // BLOCK_SIZE) for prompt in prompts]
+        self.cache = KVCache(
+            sum(needed),
+            BLOCK_SIZE,
+            num_layers=text.num_hidden_layers,
+            num_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            dtype=torch.float32,
+            device=CPU,
+        )
+        for layer in range(text.num_hidden_layers):  # whatever is read without having been written shows
+            self.cache.keys(layer).fill_(torch.nan)
+            self.cache.values(layer).fill_(torch.nan)
+        blocks = np.random.default_rng(5).permutation(sum(needed)).tolist()
+        self._tables = [[blocks.pop() for _ in range(count)] for count in needed]
+        self._embeddings = [self._embed(prompt) for prompt in prompts]
+
+    def _embed(self, prompt: Prompt) -> torch.Tensor:
+        x = self.model.embed(torch.tensor(prompt.token_ids))
+        for start, tiles, size in zip(prompt.image_starts, prompt.pixels, prompt.sizes, strict=True):
+            encoded = self.model.encode(torch.from_numpy(tiles))
+            features = self.model.assemble(encoded, self._pictures.plan(*size))
+            x[start : start + len(features)] = features
+        return x
+
+    @torch.inference_mode()
+    def __call__(self, chunks: list[tuple[int, int, int]]) -> list[torch.Tensor]:
+        """Logits of the tokens of each chunk (prompt, start, end); one-token chunks come first."""
+        positions = torch.cat([torch.arange(start, end) for _, start, end in chunks])
+        of_token = [prompt for prompt, start, end in chunks for _ in range(start, end)]
+        slots = [
+            self._tables[prompt][position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+            for prompt, position in zip(of_token, positions.tolist(), strict=True)
+        ]
+        width = max(len(self._tables[prompt]) for prompt, _, _ in chunks)
+        tables = [self._tables[prompt] for prompt, _, _ in chunks]
+        lens = [end - start for _, start, end in chunks]
+        rows = PackedRows(
+            query_lens=tuple(lens),
+            context_lens=tuple(end for _, _, end in chunks),
+            num_decodes=lens.count(1),
+            block_tables=torch.tensor([table + table[:1] * (width - len(table)) for table in tables]),
+            slots=torch.tensor(slots),
+        )
+        x = torch.cat([self._embeddings[prompt][start:end] for prompt, start, end in chunks])
+        hidden = self.model(x, positions, SdpaBackend().plan(rows, self.cache))
+        return list(torch.split(self.model.logits(hidden), lens))
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+def test_logits_equal_those_of_transformers(tmp_path: Path, options: dict) -> None:
+    reference = write_checkpoint(tmp_path, **options)
+    pictures = read_config(tmp_path).picture_layout()
+    rng = np.random.default_rng(1)
+    prompts = [random_prompt(rng, num_images=n, pictures=pictures) for n in range(4)]
+
+    ours = Forward(tmp_path, prompts)([(i, 0, len(prompt.token_ids)) for i, prompt in enumerate(prompts)])
+
+    for prompt, logits in zip(prompts, ours, strict=True):
+        torch.testing.assert_close(logits, reference_logits(reference, prompt), atol=1e-4, rtol=0)
+
+
+CLASSES = {"1.5": {}, "1.6, mistral": LLAVA_NEXT_MISTRAL, "llava-interleave": LLAVA_INTERLEAVE}
+
+
+@pytest.fixture(scope="module", params=CLASSES.values(), ids=CLASSES.keys())
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reference]:
+    folder = tmp_path_factory.mktemp("model")
+    return folder, write_checkpoint(folder, **request.param)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), num_images=st.lists(st.integers(0, 3), min_size=1, max_size=4))
+def test_logits_do_not_depend_on_chunks_or_neighbours(
+    saved: tuple[Path, Reference], seed: int, num_images: list[int]
+) -> None:
+    folder, reference = saved
+    rng = np.random.default_rng(seed)
+    pictures = read_config(folder).picture_layout()
+    prompts = [random_prompt(rng, num_images=n, pictures=pictures) for n in num_images]
+    forward = Forward(folder, prompts)
+    collected: list[list[torch.Tensor]] = [[] for _ in prompts]
+    done = [0] * len(prompts)
+    while any(at < len(prompt.token_ids) for at, prompt in zip(done, prompts, strict=True)):
+        chunks = []
+        for index, prompt in enumerate(prompts):
+            length = min(int(rng.integers(0, 4) ** 3), len(prompt.token_ids) - done[index])
+            if length:
+                chunks.append((index, done[index], done[index] + length))
+        chunks.sort(key=lambda chunk: chunk[2] - chunk[1] > 1)
+        if not chunks:
+            continue
+        for (index, _, end), logits in zip(chunks, forward(chunks), strict=True):
+            collected[index].append(logits)
+            done[index] = end
+
+    for prompt, parts in zip(prompts, collected, strict=True):
+        torch.testing.assert_close(torch.cat(parts), reference_logits(reference, prompt), atol=1e-4, rtol=0)
+
+
+def test_a_row_that_is_not_a_number_does_not_reach_its_neighbours(saved: tuple[Path, Reference]) -> None:
+    folder, reference = saved
+    rng = np.random.default_rng(3)
+    pictures = read_config(folder).picture_layout()
+    prompts = [random_prompt(rng, num_images=n, pictures=pictures) for n in (0, 1, 1)]
+    forward = Forward(folder, prompts)
+    forward._embeddings[1][-2] = torch.nan  # near enough for any window
+    lens = [len(prompt.token_ids) for prompt in prompts]
+
+    whole = forward([(index, 0, end - 1) for index, end in enumerate(lens)])
+    last = forward([(index, end - 1, end) for index, end in enumerate(lens)])
+
+    assert last[1].isnan().all()
+    for index in (0, 2):
+        ours = torch.cat([whole[index], last[index]])
+        torch.testing.assert_close(ours, reference_logits(reference, prompts[index]), atol=1e-4, rtol=0)
+
+
+def test_hd_equals_a_plain_slow_reading_of_the_paper(tmp_path: Path) -> None:
+    reference = write_checkpoint(tmp_path, **NEXT)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "llava", "image_aspect_ratio": "hd"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    pictures = read_config(tmp_path).picture_layout()
+    rng = np.random.default_rng(7)
+    prompts = [random_prompt(rng, num_images=n, pictures=pictures) for n in (1, 2)]
+
+    ours = Forward(tmp_path, prompts)([(i, 0, len(prompt.token_ids)) for i, prompt in enumerate(prompts)])
+
+    for prompt, logits in zip(prompts, ours, strict=True):
+        torch.testing.assert_close(logits, hd_logits(reference, prompt, pictures), atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def hd_logits(reference: Reference, prompt: Prompt, pictures: PictureLayout) -> torch.Tensor:
+    """transformers' decoder over features put together patch by patch."""
+    x = reference.get_input_embeddings()(torch.tensor(prompt.token_ids)).clone()
+    for start, tiles, size in zip(prompt.image_starts, prompt.pixels, prompt.sizes, strict=True):
+        states = reference.model.vision_tower(normalised(tiles), output_hidden_states=True).hidden_states
+        features = reference.model.multi_modal_projector(states[-2][:, 1:])
+        packed = hd_features(features, size, pictures, reference.model.image_newline)
+        x[start : start + len(packed)] = packed
+    return reference(inputs_embeds=x[None]).logits[0]
+
+
+def hd_features(
+    features: torch.Tensor, size: tuple[int, int], pictures: PictureLayout, newline: torch.Tensor
+) -> torch.Tensor:
+    """The global view, then each row of patches that show a pixel of the picture, and the row's end."""
+    canvas = best_resolution(size, pictures.grid)
+    shown = np.zeros(canvas[::-1], dtype=bool)
+    (width, height), side = fitted_size(size, canvas), pictures.side
+    left, top = (canvas[0] - width) // 2, (canvas[1] - height) // 2
+    shown[top : top + height, left : left + width] = True
+    rows, patch = list(features[0]), side // pictures.patches_per_side
+    for y in range(0, canvas[1], patch):
+        if not shown[y : y + patch].any():
+            continue
+        for x in range(0, canvas[0], patch):
+            if shown[y : y + patch, x : x + patch].any():
+                tile = 1 + (y // side) * (canvas[0] // side) + x // side
+                within = (y % side) // patch * pictures.patches_per_side + (x % side) // patch
+                rows.append(features[tile, within])
+        rows.append(newline)
+    return torch.stack(rows)

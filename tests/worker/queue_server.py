@@ -1,0 +1,52 @@
+"""A real queue for a test: Valkey or Redis in a folder of its own, without port or disk."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llava_client.cli.redis_process import find_redis_binary
+
+
+@contextmanager
+def running_queue() -> Iterator[str]:
+    """Its URL."""
+    with tempfile.TemporaryDirectory(prefix="lvq-", dir="/tmp") as folder:  # a socket's path must be short
+        path = Path(folder) / "q.sock"
+        options = [
+            "--port",
+            "0",
+            "--unixsocket",
+            str(path),
+            "--dir",
+            folder,
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]
+        server = subprocess.Popen([find_redis_binary(), *options], stdout=subprocess.DEVNULL)
+        try:
+            _wait_for(path, server)
+            yield f"unix://{path}"
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _wait_for(path: Path, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 30
+    while not _listens(path):
+        assert server.poll() is None, "the queue's server ended at once"
+        assert time.monotonic() < deadline, "the queue's server does not answer"
+        time.sleep(0.005)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as attempt:
+        return attempt.connect_ex(str(path)) == 0

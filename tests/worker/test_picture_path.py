@@ -1,0 +1,63 @@
+"""A picture's whole way: cut as the worker's ImageSpec says, placed in the prompt, taken by the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llava_server.images.fit import fit
+from llava_wire import ImageRef, ImageSpec, Message
+from llava_worker.engine import Sequence
+from llava_worker.engine.load import load_engine
+from llava_worker.prompt import PromptBuilder
+from llava_worker.templates import CONVERSATIONS
+from llava_worker.tokenizer import ByteTokenizer
+from PIL import Image
+
+from tests.worker.checkpoints import IMAGE_TOKEN, NEXT, write_checkpoint
+
+
+class AsciiTokenizer(ByteTokenizer):
+    """Ids below 128, as the random checkpoints have them."""
+
+    bos_id = 1
+    eos_id = 2
+    image_id = IMAGE_TOKEN
+
+
+@pytest.mark.parametrize("size", [(200, 60), (60, 200), (31, 30), (2, 2), (500, 3)])
+@pytest.mark.parametrize("kind", [{}, NEXT], ids=["1.5", "1.6"])
+def test_what_the_server_cuts_the_engine_takes(
+    kind: dict[str, Any], size: tuple[int, int], tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path, **kind)
+    engine, info = load_engine(tmp_path, precision="fp32", device="cpu", kv_cache_bytes=1 << 20)
+    spec = ImageSpec(
+        side=info.image_side,
+        fit=info.fit,
+        background=info.background,
+        tokens_per_tile=info.tokens_per_tile,
+        grid=info.grid,
+    )
+    picture = Image.new("RGB", size, "teal")
+    tiles = fit(picture, side=spec.side, how=spec.fit, background=spec.background, grid=spec.grid)
+    num_tiles = tiles.height // spec.side
+    image = ImageRef(digest="p", num_tiles=num_tiles, side=spec.side, width=size[0], height=size[1])
+    builder = PromptBuilder(
+        AsciiTokenizer(),
+        CONVERSATIONS["mistral_instruct"],
+        image_spec=spec,
+        context_length=engine.context_length,
+    )
+    prompt = builder.build([Message("user", (image, "Hi?"))])
+    sequence = Sequence(
+        seq_id="s",
+        prompt_ids=prompt.token_ids,
+        images=prompt.images,
+        pixels=[tiles.tobytes()],
+        max_new_tokens=1,
+    )
+    engine.add(sequence)
+    outputs = [output for _ in range(9) if engine.num_sequences for output in engine.step()]
+    assert [output.error for output in outputs if output.finish] == [None]

@@ -1,0 +1,68 @@
+"""From a model's name to a model, or to a sentence that says what to do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from llava_wire import Message
+from llava_worker.settings import load_settings
+from llava_worker.startup import StartupError, open_model
+
+
+def test_the_echo_model_announces_itself() -> None:
+    model = open_model(load_settings(["--model", "echo", "--max-num-sequences", "3"]))
+    assert (model.heartbeat.model, model.heartbeat.capacity) == ("echo", 3)
+    assert model.heartbeat.context_length == model.engine.context_length
+    assert model.prompts.build([Message("user", ("Hi?",))]).token_ids
+
+
+def test_the_tiny_model_is_called_tiny_llava() -> None:
+    model = open_model(load_settings(["--model", "tiny", "--device", "cpu", "--precision", "fp32"]))
+    assert model.heartbeat.model == "tiny-llava"
+    assert model.heartbeat.image_spec.fit == "pad"
+    assert model.heartbeat.context_length == model.engine.context_length
+    assert (model.heartbeat.device, model.heartbeat.precision) == ("cpu", "fp32")
+
+
+def test_a_name_for_requests_may_be_given() -> None:
+    assert open_model(load_settings(["--model", "echo", "--served-model-name", "x"])).heartbeat.model == "x"
+
+
+def test_two_workers_never_share_an_id() -> None:
+    settings = load_settings(["--model", "echo"])
+    assert open_model(settings).heartbeat.worker_id != open_model(settings).heartbeat.worker_id
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "nowhere", "a/b/c"])
+def test_a_model_that_is_nowhere_is_refused_with_what_could_be_given(name: str) -> None:
+    with pytest.raises(StartupError, match="neither a folder nor 'tiny', 'echo'"):
+        open_model(load_settings(["--model", name]))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="cannot be served"):
+        open_model(load_settings(["--model", str(tmp_path)]))
+
+
+def test_the_echo_worker_needs_no_model_library() -> None:
+    program = (
+        "import sys, llava_worker.worker\n"
+        "from llava_worker.settings import load_settings\n"
+        "from llava_worker.startup import open_model\n"
+        "open_model(load_settings(['--model', 'echo']))\n"
+        "assert not {'torch', 'numpy', 'tokenizers', 'safetensors'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_hub_that_cannot_be_reached_is_a_sentence_and_no_traceback(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "llava_worker", "--model", "nobody/nothing"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "'nobody/nothing' cannot be fetched from the hub" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,240 @@
+"""Questions about one scene with their true answers, in several phrasings each.
+
+Every maker takes the scene and a random source and returns a turn, or None if the scene does not
+lend itself to its question. An answer is a short sentence; with the suffix of LLaVA-1.5's short-answer
+data it is a word or a phrase instead.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tiny.phrasings import COLOUR, COUNT, DESCRIBE, EXISTS, READ, READ_NUMBER, READ_WORD, SHAPE, WHERE
+from tiny.scenes import COLOURS, SHAPES, Object, Scene
+
+__all__ = ["LETTERS", "MAKERS", "SHORT", "Turn", "capital", "phrase", "preposition"]
+
+SHORT = "\nAnswer the question using a single word or phrase."
+LETTERS = "\nAnswer with the option's letter from the given choices directly."
+
+
+class Turn(NamedTuple):
+    """A question and its answer. `about` is what a later "it" means, `kind` how it is scored."""
+
+    question: str
+    answer: str
+    kind: str
+    about: Object | None = None
+
+
+def phrase(
+    rng: random.Random, kind: str, phrasings: tuple[str, ...], sentence: str, short: str, **names: str
+) -> Turn:
+    """One of the phrasings, with or without the short-answer suffix."""
+    question = rng.choice(phrasings).format(**names)
+    if rng.random() < 0.35:
+        return Turn(question + SHORT, short, kind)
+    return Turn(question, sentence, kind)
+
+
+def _numbered(count: int, noun: str) -> str:
+    """'1 red circle', '2 crosses': a count with the noun in its number."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {_plural(noun)}"
+
+
+def _plural(noun: str) -> str:
+    return noun + ("es" if noun.endswith("s") else "s")
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _unique(scene: Scene, key: Callable[[Object], str]) -> list[Object]:
+    counts = Counter(key(thing) for thing in scene.objects)
+    return [thing for thing in scene.objects if counts[key(thing)] == 1]
+
+
+def colour(scene: Scene, rng: random.Random) -> Turn | None:
+    things = _unique(scene, lambda thing: thing.shape)
+    if not things:
+        return None
+    thing = rng.choice(things)
+    sentence = f"The {thing.shape} is {thing.colour}."
+    turn = phrase(rng, "colour", COLOUR, sentence, capital(thing.colour), thing=thing.shape)
+    return turn._replace(about=thing)
+
+
+def shape(scene: Scene, rng: random.Random) -> Turn | None:
+    things = _unique(scene, lambda thing: thing.colour)
+    if not things:
+        return None
+    thing = rng.choice(things)
+    sentence = f"The {thing.colour} object is a {thing.shape}."
+    turn = phrase(rng, "shape", SHAPE, sentence, capital(thing.shape), thing=thing.colour)
+    return turn._replace(about=thing)
+
+
+def count(scene: Scene, rng: random.Random) -> Turn | None:
+    """Objects of a shape, of a colour, of both, or all; about one in eight asks for something absent."""
+    noun, number = _countable(scene, rng)
+    verb = "is" if number == 1 else "are"
+    amount = f"no {_plural(noun)}" if number == 0 else _numbered(number, noun)
+    things = _plural(noun)
+    if noun == "object":
+        things = rng.choice(("objects", "objects", "shapes", "things"))
+    return phrase(rng, "count", COUNT, f"There {verb} {amount}.", str(number), things=things)
+
+
+def _countable(scene: Scene, rng: random.Random) -> tuple[str, int]:
+    if not scene.objects or rng.random() < 0.35:
+        return "object", len(scene.objects)
+    thing = rng.choice(scene.objects)
+    if rng.random() < 0.12:
+        thing = Object(rng.choice(list(SHAPES)), rng.choice(list(COLOURS)), 0, 0, 0, 0, (0, 0, 0))
+    way = rng.random()
+    if way < 0.45:
+        return thing.shape, sum(other.shape == thing.shape for other in scene.objects)
+    if way < 0.85:
+        return f"{thing.colour} object", sum(other.colour == thing.colour for other in scene.objects)
+    return thing.name, sum(other.name == thing.name for other in scene.objects)
+
+
+def where(scene: Scene, rng: random.Random) -> Turn | None:
+    things = [thing for thing in _unique(scene, lambda thing: thing.name) if scene.region(thing)]
+    if not things:
+        return None
+    thing = rng.choice(things)
+    is_shape_enough = sum(other.shape == thing.shape for other in scene.objects) == 1
+    name = thing.shape if is_shape_enough and rng.random() < 0.6 else thing.name
+    place = scene.region(thing)
+    assert place is not None
+    sentence = f"The {name} is {preposition(place)} {place}."
+    turn = phrase(rng, "where", WHERE, sentence, capital(place), thing=name)
+    return turn._replace(about=thing)
+
+
+def preposition(place: str) -> str:
+    if place in ("left", "right"):
+        return "on the"
+    return "at the" if place in ("top", "bottom") else "in the"
+
+
+def exists(scene: Scene, rng: random.Random) -> Turn | None:
+    """Yes or no, half and half whatever the scene; absent things are chosen as POPE chooses them."""
+    if not scene.objects:
+        return None
+    is_there = rng.random() < 0.5
+    thing = rng.choice(scene.objects) if is_there else None
+    if rng.random() < 0.4:
+        absent = [kind for kind in SHAPES if all(other.shape != kind for other in scene.objects)]
+        name = thing.shape if thing else rng.choices(absent, [SHAPES[kind] for kind in absent])[0]
+    else:
+        name = thing.name if thing else _absent_name(scene, rng)
+    article = "an" if name[0] in "o" else "a"
+    sentence = f"Yes, there is {article} {name}." if is_there else f"No, there is no {name}."
+    turn = phrase(rng, "exists", EXISTS, sentence, "Yes" if is_there else "No", thing=f"{article} {name}")
+    return turn._replace(about=thing if thing and _is_unique(scene, thing, name) else None)
+
+
+def _is_unique(scene: Scene, thing: Object, name: str) -> bool:
+    key = thing.shape if name == thing.shape else thing.name
+    return sum(key in (other.shape, other.name) for other in scene.objects) == 1
+
+
+def _absent_name(scene: Scene, rng: random.Random) -> str:
+    """Random, popular (common shapes) or adversarial (its colour and its shape are there, apart)."""
+    there = {thing.name for thing in scene.objects}
+    way = rng.random()
+    for _ in range(40):
+        kind, tint = rng.choice(list(SHAPES)), rng.choice(list(COLOURS))
+        if way < 0.25:
+            kind = rng.choice(("circle", "square", "triangle"))
+        elif way < 0.75:
+            if rng.random() < 0.5 or len(scene.objects) > 1:
+                kind = rng.choice(scene.objects).shape
+            if kind not in {thing.shape for thing in scene.objects} or rng.random() < 0.7:
+                tint = rng.choice(scene.objects).colour
+        if f"{tint} {kind}" not in there:
+            return f"{tint} {kind}"
+    return next(f"{t} {k}" for t in COLOURS for k in SHAPES if f"{t} {k}" not in there)
+
+
+def read(scene: Scene, rng: random.Random) -> Turn | None:
+    """The printed word or number; a scene without one is asked about too, now and then."""
+    text = scene.text
+    if text is None:
+        if rng.random() < 0.9:
+            return None
+        return phrase(rng, "absent", READ, "There is no text.", "None")
+    own = READ_NUMBER if text.is_number else READ_WORD
+    sentence = f"The number is {text.characters}." if text.is_number else f'The word is "{text.characters}".'
+    return phrase(rng, "read", rng.choice((READ, own)), sentence, text.characters)
+
+
+def describe(scene: Scene, rng: random.Random) -> Turn:
+    """All objects from left to right, then the text: one right sentence for each scene."""
+    names = [f"{'an' if thing.name[0] == 'o' else 'a'} {thing.name}" for thing in scene.objects]
+    if scene.text is not None:
+        text = scene.text.characters
+        names.append(f"the number {text}" if scene.text.is_number else f'the word "{text}"')
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return Turn(rng.choice(DESCRIBE), f"The picture shows {listed}.", "describe")
+
+
+def absent(scene: Scene, rng: random.Random) -> Turn | None:
+    """A question that takes for granted what is not there."""
+    shapes = [kind for kind in SHAPES if all(thing.shape != kind for thing in scene.objects)]
+    colours = [tint for tint in COLOURS if all(thing.colour != tint for thing in scene.objects)]
+    way = rng.random()
+    if way < 0.4:
+        kind = rng.choice(shapes)
+        return phrase(rng, "absent", COLOUR, f"There is no {kind}.", "None", thing=kind)
+    if way < 0.6:
+        tint = rng.choice(colours)
+        return phrase(rng, "absent", SHAPE, f"There is no {tint} object.", "None", thing=tint)
+    name = rng.choice(shapes) if way < 0.8 or not scene.objects else _absent_name(scene, rng)
+    return phrase(rng, "absent", WHERE, f"There is no {name}.", "None", thing=name)
+
+
+def options(scene: Scene, rng: random.Random) -> Turn | None:
+    """A colour, shape or count question as a choice of letters."""
+    for _ in range(8):
+        turn = rng.choice((colour, shape, count))(scene, rng)
+        if turn is not None:
+            break
+    else:
+        return None
+    pools = {"colour": list(COLOURS), "shape": list(SHAPES), "count": [str(number) for number in range(7)]}
+    truth = _truth(turn)
+    wrong = rng.sample([word for word in pools[turn.kind] if word != truth], rng.choice((1, 2, 3, 3)))
+    choices = [truth, *wrong]
+    rng.shuffle(choices)
+    lines = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABCD", choices, strict=False))
+    question = turn.question.removesuffix(SHORT) + lines + LETTERS
+    return Turn(question, "ABCD"[choices.index(truth)], "options")
+
+
+def _truth(turn: Turn) -> str:
+    if turn.question.endswith(SHORT):
+        return turn.answer.lower()
+    last = turn.answer.rstrip(".").split(" ")
+    if turn.kind != "count":
+        return last[-1]
+    return "0" if last[2] == "no" else last[2]
+
+
+MAKERS: dict[str, Callable[[Scene, random.Random], Turn | None]] = {
+    "colour": colour,
+    "shape": shape,
+    "count": count,
+    "where": where,
+    "exists": exists,
+    "read": read,
+    "describe": describe,
+    "absent": absent,
+    "options": options,
+}

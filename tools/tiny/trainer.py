@@ -1,0 +1,224 @@
+"""The training loop: first the tower alone, then projector and decoder on a frozen tower.
+
+The plan is a number of minutes, not of steps: every rate depends on the share of them that has passed,
+and a checkpoint remembers that share, so an interrupted run goes on where it was.
+"""
+
+import contextlib
+import ctypes
+import json
+import multiprocessing
+import os
+import queue
+import time
+from collections import Counter
+from multiprocessing.sharedctypes import SynchronizedArray
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tiny.conversations import KINDS
+from tiny.model import TinyLlava
+from tiny.optimizer import Optimizer
+from tiny.packs import Batch, Rows, make_batch
+
+__all__ = ["Trainer"]
+
+_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+_SIZE, _PAIRS = 16, 3  # pictures and rows of two pictures in a batch
+_TOWER_UNTIL, _FULL_SPEED_UNTIL = 0.25, 0.60  # shares of the time
+_WARMUP = 60  # steps, at the start of each stage
+_REPORT_S = 120.0
+
+
+def pixel_values(
+    pixels: Tensor,
+) -> Tensor:  # uint8 [pictures, side, side, 3] -> float [pictures, 3, side, side]
+    """Scale and normalise as CLIP does."""
+    return ((pixels.float() / 255 - _MEAN) / _STD).permute(0, 3, 1, 2).contiguous()
+
+
+def _draw_ahead(
+    batches: "multiprocessing.Queue[Batch]",
+    stream: str,
+    start: int,
+    weights: "SynchronizedArray[ctypes.c_double]",
+) -> None:
+    """The drawing process: batches from `start` on, until the trainer is gone."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    batch, index = None, start
+    while trainer.is_alive():
+        if batch is None:
+            chances = {kind: float(weight) for kind, weight in zip(KINDS, weights[:], strict=True)}
+            batch = make_batch(stream, index, size=_SIZE, num_pairs=_PAIRS, weights=chances)
+        with contextlib.suppress(queue.Full):
+            batches.put(batch, timeout=5)
+            batch, index = None, index + 1
+
+
+class Trainer:
+    """Owns the model, its optimizer, the clock and the drawing process; use as a context manager."""
+
+    def __init__(self, *, minutes: float, work: Path) -> None:
+        self.model = TinyLlava()
+        self.step = 0
+        self._seconds, self._elapsed = 60 * minutes, 0.0
+        self._work = work
+        self._optimizer = Optimizer(self.model)
+        self._stage, self._stage_start = "", 0
+        spawn = multiprocessing.get_context("spawn")
+        self._queue: multiprocessing.Queue[Batch] = spawn.Queue(maxsize=6)
+        self._weights = spawn.Array("d", [1.0] * len(KINDS))
+        self._spawn = spawn
+        self._drawer: Any = None
+        self._held_out = [
+            make_batch("held-out", number, size=_SIZE, num_pairs=_PAIRS) for number in range(12)
+        ]
+
+    def __enter__(self) -> "Trainer":
+        arguments = (self._queue, "train", self.step, self._weights)
+        self._drawer = self._spawn.Process(target=_draw_ahead, args=arguments, daemon=True)
+        self._drawer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._drawer.terminate()
+
+    @property
+    def share(self) -> float:
+        """How much of the time is over, 0 to 1."""
+        return self._elapsed / self._seconds
+
+    def run(self) -> bool:
+        """Train until the next report is due, save, report; False when the time is over."""
+        start, first_step, sums = time.monotonic(), self.step, Counter[str]()
+        while time.monotonic() - start < _REPORT_S and self.share < 1:
+            before = time.monotonic()
+            for name, value in self._train(self._queue.get()).items():
+                sums[name] += value  # type: ignore[assignment]
+            self.step += 1
+            self._elapsed += time.monotonic() - before
+        steps = max(1, self.step - first_step)
+        report: dict[str, Any] = {name: round(value / steps, 4) for name, value in sums.items()}
+        report |= {"pictures_per_s": round(_SIZE * steps / (time.monotonic() - start), 1)}
+        report |= {"step": self.step, "minutes": round(self._elapsed / 60, 1), "stage": self._stage}
+        report["label_accuracy"] = self._label_accuracy()
+        report["accuracy"] = self._accuracy()
+        self._rebalance(report["accuracy"])
+        self._save()
+        with (self._work / "history.jsonl").open("a") as history:
+            history.write(json.dumps(report) + "\n")
+        print(json.dumps(report), flush=True)
+        return self.share < 1
+
+    def _train(self, batch: Batch) -> dict[str, float]:
+        self._enter_stage()
+        rate = self._rate()
+        with torch.autocast("cpu", torch.bfloat16):
+            name, loss = self._label_loss(batch) if self._stage == "tower" else self._answer_loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._optimizer.step(rate)
+        self._optimizer.zero_grad()
+        return {name: loss.item()}
+
+    def _rate(self) -> float:
+        """Between 0 and 1: a warm-up in each stage; the tower's own stage and the whole run end slowly."""
+        warm = min(1.0, (self.step - self._stage_start + 1) / _WARMUP)
+        if self._stage == "tower":
+            return warm * min(1.0, 0.05 + 3 * (1 - self.share / _TOWER_UNTIL))
+        return warm * min(1.0, (1 - self.share) / (1 - _FULL_SPEED_UNTIL))
+
+    def _enter_stage(self) -> None:
+        stage = "tower" if self.share < _TOWER_UNTIL else "decoder"
+        if stage == self._stage:
+            return
+        if stage == "decoder":
+            self.model.hint(self.model.features(pixel_values(torch.from_numpy(self._held_out[0].pixels))))
+        self._stage, self._stage_start = stage, self.step
+
+    def _label_loss(self, batch: Batch) -> tuple[str, Tensor]:
+        """Of two batches at once: nobody looks at their rows of questions."""
+        batches = (batch, self._queue.get())
+        pixels = torch.from_numpy(np.concatenate([each.pixels for each in batches]))
+        labels = torch.from_numpy(np.concatenate([each.labels for each in batches]))
+        return "labels", self.model.label_loss(self.model.features(pixel_values(pixels)), labels).mean()
+
+    def _answer_loss(self, batch: Batch) -> tuple[str, Tensor]:
+        with torch.no_grad():  # the tower stays as it is, as in LLaVA
+            features = self.model.features(pixel_values(torch.from_numpy(batch.pixels)))
+        images = self.model.project(features)
+        logits, truths = zip(
+            *(self._forward(rows, images) for rows in (batch.single, batch.pairs)), strict=True
+        )
+        return "loss", F.cross_entropy(torch.cat(logits).float(), torch.cat(truths))
+
+    def _forward(self, rows: Rows, images: Tensor) -> tuple[Tensor, Tensor]:
+        ids, targets = torch.from_numpy(rows.ids), torch.from_numpy(rows.targets)
+        positions, segments = torch.from_numpy(rows.positions), torch.from_numpy(rows.segments)
+        chosen = images[torch.from_numpy(rows.pictures)]
+        return self.model.logits(ids, positions, segments, targets, chosen), ids[:, 1:][targets[:, 1:]]
+
+    @torch.no_grad()
+    def _accuracy(self) -> dict[str, float]:
+        """Per kind, how many held-out answers are right in every token (what greedy decoding would give)."""
+        right, asked = Counter[str](), Counter[str]()
+        for batch in self._held_out if self._stage != "tower" else []:
+            with torch.autocast("cpu", torch.bfloat16):
+                images = self.model.project(self.model.features(pixel_values(torch.from_numpy(batch.pixels))))
+                answers = [(rows, *self._forward(rows, images)) for rows in (batch.single, batch.pairs)]
+            for rows, logits, truth in answers:
+                wrong = set()
+                places = torch.from_numpy(rows.targets).nonzero()[(logits.argmax(-1) != truth)].tolist()
+                for row, column in places:
+                    wrong.add((row, abs(int(rows.segments[row, column])) - 2))
+                for row, kinds in enumerate(rows.kinds):
+                    for number, kind in enumerate(kinds):
+                        asked[kind] += 1
+                        right[kind] += (row, number) not in wrong
+        accuracy = {kind: round(right[kind] / asked[kind], 3) for kind in KINDS if asked[kind]}
+        return {"all": round(sum(right.values()) / asked.total(), 3), **accuracy} if asked else {}
+
+    @torch.no_grad()
+    def _label_accuracy(self) -> dict[str, float]:
+        pixels, labels = (
+            torch.from_numpy(np.concatenate([getattr(batch, name) for batch in self._held_out]))
+            for name in ("pixels", "labels")
+        )
+        return self.model.label_accuracy(self.model.features(pixel_values(pixels)), labels)
+
+    def _rebalance(self, accuracy: dict[str, float]) -> None:
+        """Ask more of what is still answered wrongly."""
+        if not accuracy:
+            return
+        wrong = [1 - accuracy.get(kind, 0.5) + 0.01 for kind in KINDS]
+        mean = sum(wrong) / len(wrong)
+        self._weights[:] = [min(2.5, max(0.5, (each / mean) ** 0.5)) for each in wrong]
+
+    def _save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "step": self.step,
+            "elapsed": self._elapsed,
+            "stage": (self._stage, self._stage_start),
+        }
+        torch.save(state, self._work / "checkpoint.tmp")
+        os.replace(self._work / "checkpoint.tmp", self._work / "checkpoint.pt")
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        path = self._work / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step, self._elapsed = state["step"], state["elapsed"]
+        self._stage, self._stage_start = state["stage"]

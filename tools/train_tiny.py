@@ -1,0 +1,44 @@
+"""Train the bundled tiny LLaVA from nothing and write its folder in the llava-hf layout.
+
+    python tools/train_tiny.py --minutes 90 --work DIR --out worker/llava_worker/tiny --resume
+
+Pictures and questions are drawn by `tiny/`; nothing is downloaded. Two CPU cores are enough.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from tiny.trainer import Trainer
+
+_WORK = Path(tempfile.gettempdir()) / "train_tiny"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=90, help="training time (default 90)")
+    parser.add_argument(
+        "--work", type=Path, default=_WORK, help="folder for checkpoints and the log of the run"
+    )
+    parser.add_argument("--out", type=Path, help="model folder to write at the end")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    trainer = Trainer(minutes=arguments.minutes, work=arguments.work)
+    if arguments.resume:
+        trainer.resume()
+    with trainer:
+        while trainer.run():
+            pass
+    if arguments.out:
+        from tiny.folder import write_folder
+
+        write_folder(trainer.model.state_dict(), arguments.out)
+
+
+if __name__ == "__main__":
+    main()

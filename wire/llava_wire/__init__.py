@@ -1,0 +1,44 @@
+"""The contract between controllers and workers, and the only code that speaks Redis.
+
+A controller submits a ``Job`` through ``JobProducer`` and follows ``Event``s; a worker pulls ``Assignment``s
+through ``JobConsumer`` and emits them. ``keys`` lists the keys, ``scripts/*.lua`` hold the protocol: each
+move of a job is one atomic script that may be sent twice. A random assignment id fences each writer; the log
+in Redis is the checkpoint that workers and controllers continue from; what a client has seen wins over it.
+"""
+
+from __future__ import annotations
+
+from llava_wire.assignment import Assignment
+from llava_wire.consumer import JobConsumer
+from llava_wire.errors import DuplicateJob, QueueFull, QueueUnavailable, TenantOverLimit, WireError
+from llava_wire.event import ErrorCode, Event, Final, FinishReason, JobError, TokenLogprob, TokenScore
+from llava_wire.heartbeat import Heartbeat, ImageSpec
+from llava_wire.job import WIRE_VERSION, ImageRef, Job, Message, Role, SamplingParams
+from llava_wire.producer import JobProducer, QueueStats
+
+__all__ = [
+    "WIRE_VERSION",
+    "Assignment",
+    "DuplicateJob",
+    "ErrorCode",
+    "Event",
+    "Final",
+    "FinishReason",
+    "Heartbeat",
+    "ImageRef",
+    "ImageSpec",
+    "Job",
+    "JobConsumer",
+    "JobError",
+    "JobProducer",
+    "Message",
+    "QueueFull",
+    "QueueStats",
+    "QueueUnavailable",
+    "Role",
+    "SamplingParams",
+    "TenantOverLimit",
+    "TokenLogprob",
+    "TokenScore",
+    "WireError",
+]

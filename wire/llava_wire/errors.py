@@ -1,0 +1,44 @@
+"""What the wire raises. Errors of Redis itself are mapped to ``QueueUnavailable`` in ``connection``.
+
+WireError
+├── QueueUnavailable       Redis cannot be reached: answer 503
+├── DuplicateJob           the same job id with other contents
+├── QueueFull              the model's waiting room is full: answer 503
+└── TenantOverLimit        this tenant has its share of live jobs: answer 429
+"""
+
+from __future__ import annotations
+
+__all__ = ["DuplicateJob", "QueueFull", "QueueUnavailable", "TenantOverLimit", "WireError"]
+
+
+class WireError(Exception):
+    """Base of everything that this package raises on purpose."""
+
+
+class DuplicateJob(WireError):
+    """A job with this id, but with other contents, is known already."""
+
+
+class QueueUnavailable(WireError):
+    """Redis did not answer in time; ``retry_after_s`` is when to try again."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(WireError):
+    """The queue takes no more now; ``retry_after_s`` is when a place should be free."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TenantOverLimit(WireError):
+    """The tenant has too many live jobs; ``retry_after_s`` is when one should have ended."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

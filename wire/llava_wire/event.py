@@ -1,0 +1,84 @@
+"""Events: what a worker says about a job, and what its log is made of.
+
+Each event carries the token ids *and* the text they became: another worker goes on from the ids, another
+controller from the text, and neither needs the other's libraries. The last event of a job has ``final`` set.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+
+__all__ = ["ErrorCode", "Event", "Final", "FinishReason", "JobError", "TokenLogprob", "TokenScore"]
+
+
+class FinishReason(str, Enum):
+    """Why a job ended."""
+
+    STOP = "stop"  # end-of-sequence token or a stop string
+    LENGTH = "length"  # max_tokens or the context is used up
+    ERROR = "error"
+
+
+class ErrorCode(str, Enum):
+    """What went wrong with a job, for programs; the sentence for people stands beside it."""
+
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    INVALID_REQUEST = "invalid_request"
+    INSUFFICIENT_MEMORY = "insufficient_memory"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    WORKER_CRASHED = "worker_crashed"
+    INTERNAL_ERROR = "internal_error"
+
+
+class JobError(msgspec.Struct, frozen=True):
+    """A failure: ``message`` says what, the value, the limit and the way out."""
+
+    code: ErrorCode
+    message: str
+
+
+class Final(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The end of a job. ``error`` is set if and only if ``reason`` is ERROR."""
+
+    reason: FinishReason
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    error: JobError | None = None
+
+
+class TokenScore(msgspec.Struct, frozen=True, array_like=True):
+    """A token and its log-probability. ``text`` is what it adds to the answer: bytes, because a token may
+    hold a part of a character; empty for special tokens."""
+
+    token_id: int
+    text: bytes
+    logprob: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """The token that was chosen, and the likeliest ones at its place, likeliest first."""
+
+    chosen: TokenScore
+    top: tuple[TokenScore, ...] = ()
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens ``offset .. offset + len(token_ids)`` of the answer and the text they completed.
+
+    ``text`` holds whole characters only; it may lag behind the tokens (a character of several tokens, a
+    possible stop string) and catches up in a later event. The end-of-sequence token counts and has no text.
+    ``logprobs`` has one entry for each of ``token_ids`` if the job asks for them, else none.
+    """
+
+    offset: int
+    token_ids: tuple[int, ...]
+    text: str
+    final: Final | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def next_offset(self) -> int:
+        """The offset of the event that follows this one."""
+        return self.offset + len(self.token_ids)

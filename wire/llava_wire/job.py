@@ -1,0 +1,84 @@
+"""A job: one chat request on its way from a controller to a worker.
+
+Built once by the server from a validated request, never changed, read by whichever worker pulls it.
+It carries no pixels and no file formats: a picture is an ``ImageRef`` to tiles stored beside the queue.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+__all__ = ["WIRE_VERSION", "ImageRef", "Job", "Message", "Role", "SamplingParams"]
+
+WIRE_VERSION = 1
+
+Role = Literal["system", "user", "assistant"]
+
+
+class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture already fitted to the model's ImageSpec: uint8 RGB tiles, found under ``digest``.
+
+    The tiles are ``num_tiles * side * side * 3`` bytes, row-major HWC, one after another.
+    ``width`` and ``height`` are the upright original's in pixels; anyres models need them to unpad.
+    """
+
+    digest: str
+    num_tiles: int
+    side: int
+    width: int
+    height: int
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn; ``parts`` keeps the order in which the user wrote texts and pictures."""
+
+    role: Role
+    parts: tuple[str | ImageRef, ...]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose tokens. ``seed`` is always set, so that another worker continues the same draw.
+
+    ``temperature`` 0 is greedy. ``max_tokens`` None means up to the end of the context. ``top_k`` 0 keeps all
+    tokens. ``logit_bias`` are (token id, bias), each id once. ``num_logprobs`` None asks for no
+    log-probabilities, 0 for the chosen tokens' only. All other defaults change nothing.
+    """
+
+    seed: int
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    num_logprobs: int | None = None
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker needs to answer. ``cost`` is in tokens (prompt estimate + pictures + expected answer);
+    ``ttl_s`` bounds the job's whole life, queueing included."""
+
+    job_id: str
+    model: str
+    tenant: str
+    messages: tuple[Message, ...]
+    sampling: SamplingParams
+    cost: float
+    ttl_s: float = 600.0
+    version: int = WIRE_VERSION
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """Every picture of the conversation, in reading order."""
+        return tuple(
+            part for message in self.messages for part in message.parts if isinstance(part, ImageRef)
+        )

@@ -1,0 +1,47 @@
+"""The keys in Redis, all under one hash tag so that a cluster keeps them in one slot.
+
+===================== ====== ===================================== =========================================
+key                   type   what; written by                      life
+===================== ====== ===================================== =========================================
+wait:{model}          ZSET   job -> fair score; submit, put back   the longest of its jobs' lives
+fair:{model}          ZSET   tenant -> its next start; submit      1 h after use
+clock:{model}         STRING virtual time of the fair order; pull  1 h after use
+wake:{model}          LIST   one token when there is work          1 min
+job:{job}             HASH   state, payload, owner ...; all        deadline + 5 min; 5 min after the end
+log:{job}             LIST   packed events, the checkpoint; emit   as its job
+tenant:{tenant}       SET    its live jobs                         the longest of its jobs' lives
+live:{controller}     SET    the jobs it streams                   the longest of its jobs' lives
+inflight:{worker}     HASH   job -> assignment, route, log length  the longest of its jobs' lives
+heartbeat:{worker}    STRING packed Heartbeat; beat                its lease
+out:{controller}      STREAM frames for it; emit, reap             10 min after use, about 10,000 entries
+beats:{controller}    STRING number of its last beat; reap         10 min after use
+blob:{digest}         STRING pixels; submit, supply                the longest of its jobs' lives
+users:{digest}        SET    live jobs that use a blob             the longest of its jobs' lives
+reaped                STRING somebody reaped lately; reap          a lease
+workers               ZSET   worker -> end of its lease            permanent; the dead are reaped
+progress              ZSET   worker -> time to show progress by    permanent; the dead are reaped
+controllers           ZSET   controller -> last beat               permanent; the dead are reaped
+pixels                ZSET   "digest size" -> end of its life      permanent; the expired are dropped
+pixel_bytes           STRING sum of those sizes                    permanent
+dlq                   STREAM jobs that kept crashing; reap         permanent, about 1,000 entries
+===================== ====== ===================================== =========================================
+
+The scripts build these names themselves (``scripts/queue.lua``); Python needs only those below.
+"""
+
+from __future__ import annotations
+
+__all__ = ["PERMANENT", "PREFIX", "out_key", "wake_key"]
+
+PREFIX = "{lv}:"
+_NAMES = ("workers", "progress", "controllers", "pixels", "pixel_bytes", "dlq")
+# Keys without a time to live; every other key gets one in the script that creates it.
+PERMANENT = tuple(PREFIX + name for name in _NAMES)
+
+
+def out_key(controller_id: str) -> str:
+    return f"{PREFIX}out:{controller_id}"
+
+
+def wake_key(model: str) -> str:
+    return f"{PREFIX}wake:{model}"

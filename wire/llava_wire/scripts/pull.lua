@@ -1,0 +1,63 @@
+-- pull: hand out up to n jobs, first in the fair order, each under a nonce of the caller, which becomes the
+-- assignment id. The same call sent twice finds its nonces and gives the same answer, so no job is ever assigned
+-- to a worker that never heard of it. A job whose pixels are gone is parked and its controller told.
+-- ARGV: worker, model, lease_ms, hang_ms, nonce...
+-- Answer: {{job, assignment, length, payload, log}...}, {digest, bytes...}
+local worker, model, lease, hang = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local slots, room = key('inflight', worker), key('wait', model)
+redis.call('ZADD', PREFIX .. 'workers', now + lease, worker)
+
+local answer, blobs, sent = {}, {}, {}
+local function hand_out(id, assignment, length)
+  local payload, digests = unpack(redis.call('HMGET', key('job', id), 'payload', 'digests'))
+  if not payload then return end
+  for _, digest in ipairs(words(digests)) do
+    local bytes = not sent[digest] and redis.call('GET', key('blob', digest))
+    if bytes then
+      blobs[#blobs + 1] = digest
+      blobs[#blobs + 1] = bytes
+      sent[digest] = true
+    end
+  end
+  answer[#answer + 1] = {id, assignment, length, payload, redis.call('LRANGE', key('log', id), 0, -1)}
+end
+
+local mine = {}
+for i = 5, #ARGV do mine[ARGV[i]] = true end
+local held = redis.call('HGETALL', slots)
+for i = 1, #held, 2 do
+  local assignment, _, length = read_slot(held[i + 1])
+  if mine[assignment] then hand_out(held[i], assignment, length) end
+end
+if #answer > 0 then return {answer, blobs} end
+
+local function assign(id, assignment)
+  local job = key('job', id)
+  local controller, length, digests = unpack(redis.call('HMGET', job, 'controller', 'length', 'digests'))
+  if not digests then return end -- expired while it waited
+  if #missing_blobs(digests) > 0 then
+    redis.call('HSET', job, 'state', 'parked')
+    return nudge(controller, id)
+  end
+  redis.call('HSET', job, 'state', 'running', 'assignment', assignment, 'worker', worker)
+  redis.call('HSET', slots, id, slot(assignment, controller, length, 0))
+  extend(slots, redis.call('PTTL', job))
+  hand_out(id, assignment, tonumber(length))
+end
+
+local virtual = virtual_time(model)
+local last = virtual
+for _ = 1, #ARGV - 4 + 64 do -- 64: how many parked or expired jobs one call clears away
+  if #answer == #ARGV - 4 then break end
+  local first = redis.call('ZPOPMIN', room)
+  if #first == 0 then break end
+  last = math.max(last, tonumber(first[2]))
+  assign(first[1], ARGV[5 + #answer])
+end
+if last > virtual then
+  set_virtual_time(model, last)
+  redis.call('ZREMRANGEBYSCORE', key('fair', model), '-inf', last) -- a tenant behind the clock starts at the clock
+end
+if #answer > 0 and #held == 0 then redis.call('ZADD', PREFIX .. 'progress', now + hang, worker) end
+if redis.call('EXISTS', room) == 1 then wake(model) end
+return {answer, blobs}

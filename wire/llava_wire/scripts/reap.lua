@@ -1,0 +1,74 @@
+-- reap: the controller's beat and the search for the dead, once a second. Jobs of a worker whose lease has run out,
+-- or that holds jobs and shows no progress, return to their place; after max_crashes the job ends with the payload
+-- given by the caller and an entry in the dead-letter stream. Jobs of a controller unseen for orphan_ms end as
+-- orphans. When nobody reaped for a while, Redis itself was away and could hear no beat: everyone gets a new lease
+-- first. `beat` counts the caller's beats; one older than its last means that Redis has gone back in time.
+-- ARGV: controller, beat, max_crashes, orphan_ms, lease_ms, payload   Answer: {jobs put back, 1 if memory was lost}
+local controller, beat, max_crashes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local orphan, lease, payload = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local workers, progress, controllers = PREFIX .. 'workers', PREFIX .. 'progress', PREFIX .. 'controllers'
+
+local seen = tonumber(redis.call('GET', key('beats', controller)) or '0')
+local forgot = seen < beat - 1
+redis.call('SET', key('beats', controller), math.max(beat, seen), 'PX', OUT_MS)
+see_controller(controller)
+extend(key('out', controller), OUT_MS)
+
+local function renew(name, deadline)
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', name, '-inf', deadline)) do
+    redis.call('ZADD', name, deadline, member)
+  end
+end
+if redis.call('EXISTS', PREFIX .. 'reaped') == 0 then
+  renew(workers, now + lease)
+  renew(progress, now + lease)
+  renew(controllers, now)
+end
+redis.call('SET', PREFIX .. 'reaped', '1', 'PX', math.max(lease, 3000))
+
+local function crash(id, worker, length)
+  local job = key('job', id)
+  local crashes = redis.call('HINCRBY', job, 'crashes', 1)
+  if crashes < max_crashes then return put_back(id, length) end
+  local owner, tenant, model = unpack(redis.call('HMGET', job, 'controller', 'tenant', 'model'))
+  notify(owner, {id .. ' ' .. append(id, payload), payload})
+  end_job(id, 'done')
+  redis.call('XADD', PREFIX .. 'dlq', 'MAXLEN', '~', 1000, '*', 'job', id, 'tenant', tenant, 'model', model,
+    'worker', worker, 'crashes', crashes)
+end
+
+forget_expired_blobs()
+
+local count = 0
+local function bury(worker)
+  local slots = key('inflight', worker)
+  local flat = redis.call('HGETALL', slots)
+  for i = 1, #flat, 2 do
+    local _, _, length = read_slot(flat[i + 1])
+    if redis.call('EXISTS', key('job', flat[i])) == 1 then
+      crash(flat[i], worker, length)
+      count = count + 1
+    end
+  end
+  redis.call('DEL', slots)
+  redis.call('ZREM', progress, worker)
+end
+
+for _, worker in ipairs(redis.call('ZRANGEBYSCORE', workers, '-inf', now)) do
+  bury(worker)
+  redis.call('ZREM', workers, worker)
+  redis.call('DEL', key('heartbeat', worker))
+end
+for _, worker in ipairs(redis.call('ZRANGEBYSCORE', progress, '-inf', now)) do bury(worker) end
+for _, dead in ipairs(redis.call('ZRANGEBYSCORE', controllers, '-inf', now - orphan)) do
+  for _, id in ipairs(redis.call('SMEMBERS', key('live', dead))) do
+    if redis.call('HGET', key('job', id), 'controller') == dead then
+      local length = fence(id)
+      if length then redis.call('HSET', key('job', id), 'length', length) end
+      end_job(id, 'orphaned')
+    end
+  end
+  redis.call('DEL', key('live', dead), key('beats', dead))
+  redis.call('ZREM', controllers, dead)
+end
+return {count, forgot and 1 or 0}

@@ -1,0 +1,109 @@
+"""``python -m llava_worker``: one worker, until SIGTERM or Ctrl-C. A second signal ends it at once.
+
+Exit status: 0 drained, 1 could not start, 2 wrong settings, 69 no queue, 70 the engine failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+
+from llava_wire import JobConsumer, QueueUnavailable
+
+from llava_worker.engine_thread import EXIT_BROKEN
+from llava_worker.settings import Settings, load_settings
+from llava_worker.startup import Model, StartupError, open_model
+from llava_worker.worker import Worker
+
+_EXIT_NO_START = 1
+_EXIT_NO_QUEUE = 69  # sysexits' EX_UNAVAILABLE
+
+logger = logging.getLogger("llava_worker")
+
+
+def main() -> int:
+    """The exit status."""
+    settings = load_settings(sys.argv[1:])
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        model = open_model(settings)
+    except StartupError as error:
+        logger.error("%s", error)
+        return _EXIT_NO_START
+    try:
+        return asyncio.run(_serve(settings, model))
+    except Exception:
+        logger.critical("the worker has a defect and ends", exc_info=True)
+        return EXIT_BROKEN
+
+
+async def _serve(settings: Settings, model: Model) -> int:
+    heartbeat = model.heartbeat
+    logger.info(
+        "model=%s device=%s precision=%s context_length=%d max_num_sequences=%d conversation=%s",
+        heartbeat.model,
+        heartbeat.device,
+        heartbeat.precision,
+        heartbeat.context_length,
+        heartbeat.capacity,
+        settings.conversation,
+    )
+    try:
+        consumer = await JobConsumer.connect(
+            settings.redis_url.get_secret_value(),
+            heartbeat,
+            lease_s=settings.lease_s,
+            hang_timeout_s=settings.hang_timeout_s,
+        )
+    except QueueUnavailable as error:
+        logger.error("%s", error)
+        return _EXIT_NO_QUEUE
+    worker = Worker(
+        consumer,
+        model.engine,
+        prompts=model.prompts,
+        tokenizer=model.tokenizer,
+        heartbeat=heartbeat,
+        beat_s=min(1.0, settings.lease_s / 4),
+        drain_timeout_s=settings.drain_timeout_s,
+        hang_timeout_s=settings.hang_timeout_s,
+    )
+    _drain_on_signals(worker)
+    try:
+        return await worker.run()
+    finally:
+        await consumer.aclose()
+
+
+def _drain_on_signals(worker: Worker) -> None:
+    loop = asyncio.get_running_loop()
+    seen: list[signal.Signals] = []
+
+    def handle(number: signal.Signals) -> None:
+        if seen:
+            _end_now(128 + number)
+        seen.append(number)
+        logger.info("%s: draining; send it again to end at once", number.name)
+        worker.drain()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, handle, number)
+
+
+def _end_now(status: int) -> None:
+    """Without waiting for threads: one may sit in a long step, and native code cannot be interrupted."""
+    logging.shutdown()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    exit_status = main()
+    if any(thread.name == "engine" for thread in threading.enumerate()):
+        _end_now(exit_status)
+    sys.exit(exit_status)

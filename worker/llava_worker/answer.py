@@ -1,0 +1,182 @@
+"""One job being answered: tokens from the engine in, the next event for the queue out.
+
+Tokens that come while an event is on its way gather here and leave together in the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from llava_wire import (
+    Assignment,
+    ErrorCode,
+    Event,
+    Final,
+    FinishReason,
+    JobError,
+    SamplingParams,
+    TokenLogprob,
+    TokenScore,
+)
+
+from llava_worker.detokenizer import Detokenizer
+from llava_worker.engine import Sampling, Sequence, StepOutput, TokenLogprobs
+from llava_worker.engine.sequence import Pixels
+from llava_worker.engine_thread import News, Refusal
+from llava_worker.prompt import Prompt, PromptRefused
+from llava_worker.tokenizer import TextTokenizer
+
+__all__ = ["Answer", "make_sequence"]
+
+logger = logging.getLogger(__name__)
+
+
+class Answer:
+    """Begins where the assignment's log ends. After ``is_finished`` it takes no more tokens.
+
+    ``stop`` are the texts that end a turn in the model's language, beside those that the job names.
+    """
+
+    def __init__(
+        self, assignment: Assignment, tokenizer: TextTokenizer, *, stop: tuple[str, ...] = ()
+    ) -> None:
+        self.assignment = assignment
+        self.num_prompt_tokens = 0
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer, stop + assignment.job.sampling.stop)
+        self._stop_token_ids = frozenset(assignment.job.sampling.stop_token_ids)
+        self._offset = len(assignment.token_ids)
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._text = self._catch_up()
+        self._final: Final | None = None
+        self._is_told = False  # the end has left in an event
+        if self._detokenizer.is_stopped:  # the log is complete but for its end
+            self._end(FinishReason.STOP)
+
+    @property
+    def is_finished(self) -> bool:
+        return self._final is not None
+
+    def take(self, news: News) -> None:
+        """The next thing that the engine said about this job."""
+        if self.is_finished:
+            return
+        if isinstance(news, Refusal):
+            self.fail(JobError(code=ErrorCode(news.code), message=news.message))
+        elif news.error is not None:
+            self.fail(JobError(code=ErrorCode.INTERNAL_ERROR, message=news.error))
+        else:
+            self._take_output(news)
+
+    def fail(self, error: JobError) -> None:
+        """End here. What was computed before stays part of the answer."""
+        self._final = Final(reason=FinishReason.ERROR, num_prompt_tokens=self.num_prompt_tokens, error=error)
+
+    def next_event(self) -> Event | None:
+        """What has gathered since the last call, or None. Text without a token waits for one: an event
+        without either token or end would share its offset with the next."""
+        if self._is_told or not (self._token_ids or self._final):
+            return None
+        self._is_told = self._final is not None
+        event = Event(
+            offset=self._offset,
+            token_ids=tuple(self._token_ids),
+            text=self._text,
+            final=self._final,
+            logprobs=tuple(self._logprobs),
+        )
+        self._offset = event.next_offset
+        self._token_ids, self._text, self._logprobs = [], "", []
+        return event
+
+    def _take_output(self, output: StepOutput) -> None:
+        if output.token_id is not None:
+            self._token_ids.append(output.token_id)
+            self._text += self._push(output.token_id)
+            if output.logprobs is not None:
+                self._logprobs.append(self._told(output.token_id, output.logprobs))
+        if self._detokenizer.is_stopped:
+            self._end(FinishReason.STOP, output.num_cached_tokens)
+        elif output.finish is not None:
+            self._text += self._detokenizer.flush()
+            self._end(FinishReason(output.finish), output.num_cached_tokens)
+
+    def _push(self, token_id: int) -> str:
+        """The text that this token makes certain. A stop token ends the answer and has none."""
+        return "" if token_id in self._stop_token_ids else self._detokenizer.push(token_id)
+
+    def _told(self, token_id: int, logprobs: TokenLogprobs) -> TokenLogprob:
+        """Log-probabilities with what the tokens mean, which only this side knows."""
+
+        def score(token_id: int, logprob: float) -> TokenScore:
+            return TokenScore(token_id, self._tokenizer.token_bytes(token_id), logprob)
+
+        return TokenLogprob(
+            score(token_id, logprobs.logprob), tuple(score(*alternative) for alternative in logprobs.top)
+        )
+
+    def _end(self, reason: FinishReason, num_cached_tokens: int = 0) -> None:
+        self._final = Final(
+            reason=reason, num_prompt_tokens=self.num_prompt_tokens, num_cached_tokens=num_cached_tokens
+        )
+
+    def _catch_up(self) -> str:
+        """Bring the detokenizer to the end of the log; what it knows beyond the logged text."""
+        text = "".join(self._push(token_id) for token_id in self.assignment.token_ids)
+        if text.startswith(self.assignment.text):
+            return text[len(self.assignment.text) :]
+        # Only another version of this program could have written it. What was sent cannot be unsent.
+        logger.warning("job_id=%s: the logged text is not that of its tokens", self.assignment.job.job_id)
+        return ""
+
+
+def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int) -> Sequence:
+    """The engine's form of a job. Raises PromptRefused if the pixels are not what the job says."""
+    job = assignment.job
+    room = context_length - len(prompt.token_ids)
+    max_tokens = job.sampling.max_tokens
+    return Sequence(
+        seq_id=assignment.assignment_id,
+        prompt_ids=prompt.token_ids,
+        images=prompt.images,
+        pixels=_pixels(assignment, prompt),
+        sampling=_sampling(job.sampling),
+        max_new_tokens=room if max_tokens is None else min(max_tokens, room),
+        output_ids=list(assignment.token_ids),
+        cache_scope=job.tenant,
+    )
+
+
+def _sampling(params: SamplingParams) -> Sampling:
+    return Sampling(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        seed=params.seed,
+        ignore_eos=params.ignore_eos,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=params.logit_bias,
+        min_tokens=params.min_tokens,
+        stop_token_ids=params.stop_token_ids,
+        num_logprobs=params.num_logprobs,
+    )
+
+
+def _pixels(assignment: Assignment, prompt: Prompt) -> list[Pixels]:
+    pixels: list[Pixels] = []
+    images = {image.digest: image for image in assignment.job.images}
+    for span in prompt.images:
+        image = images[span.digest]
+        tiles = assignment.pixels.get(image.digest, b"")
+        expected = image.num_tiles * image.side * image.side * 3
+        if len(tiles) != expected:
+            raise PromptRefused(
+                ErrorCode.INTERNAL_ERROR,
+                f"a picture came with {len(tiles)} bytes of pixels instead of {expected}",
+            )
+        pixels.append(tiles)
+    return pixels

@@ -1,0 +1,92 @@
+"""What one forward pass needs, as tensors: the packed tokens of a step's chunks.
+
+Rows with one token stand first, as the attention backends expect. Built fresh for every step and thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llava_worker.engine.scheduler import Chunk
+from llava_worker.engine.sequence import ImageSpan
+from llava_worker.model.attention import PackedRows
+
+__all__ = ["Batch", "Placement"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Features [first, first + length) of a picture go over the packed tokens from ``row`` on."""
+
+    chunk: Chunk
+    image: ImageSpan
+    row: int
+    first: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The tensors of one forward pass and where its rows came from.
+
+    ``last_rows`` are the packed indices of the last token of each chunk in ``sampled``: those after which a
+    token is to be chosen.
+    """
+
+    token_ids: Tensor  # int64 [tokens]
+    positions: Tensor  # int64 [tokens]
+    rows: PackedRows
+    placements: list[Placement]
+    sampled: list[Chunk]
+    last_rows: Tensor  # int64 [sampled]
+
+    @classmethod
+    def build(cls, chunks: Items[Chunk], *, block_size: int, device: torch.device) -> Batch:
+        """Pack chunks, of which there is at least one; every sequence holds the blocks its chunk needs."""
+        chunks = sorted(chunks, key=lambda chunk: chunk.end - chunk.start > 1)  # stable: decodes to the front
+        starts = np.array([chunk.start for chunk in chunks])
+        ends = np.array([chunk.end for chunk in chunks])
+        lens = ends - starts
+        firsts = np.cumsum(lens) - lens  # packed index of each row's first token
+        row_of = np.repeat(np.arange(len(chunks)), lens)
+        positions = np.arange(lens.sum()) - firsts[row_of] + starts[row_of]
+        tables = _pad([chunk.sequence.block_table for chunk in chunks])
+        slots = tables[row_of, positions // block_size] * block_size + positions % block_size
+        token_ids = [token for chunk in chunks for token in chunk.sequence.token_ids(chunk.start, chunk.end)]
+        rows = PackedRows(
+            query_lens=tuple(lens.tolist()),
+            context_lens=tuple(ends.tolist()),
+            num_decodes=int((lens == 1).sum()),
+            block_tables=torch.from_numpy(tables).to(device),
+            slots=torch.from_numpy(slots).to(device),
+        )
+        sampled = [index for index, chunk in enumerate(chunks) if chunk.is_last]
+        return cls(
+            token_ids=torch.tensor(token_ids, device=device),
+            positions=torch.from_numpy(positions).to(device),
+            rows=rows,
+            placements=list(_placements(chunks, firsts.tolist())),
+            sampled=[chunks[index] for index in sampled],
+            last_rows=torch.from_numpy((firsts + lens - 1)[sampled]).to(device),
+        )
+
+
+def _placements(chunks: Items[Chunk], firsts: list[int]) -> Iterator[Placement]:
+    """For every picture the part that lies in the chunk, which may be its middle."""
+    for chunk, packed in zip(chunks, firsts, strict=True):
+        for image in chunk.sequence.images_within(chunk.start, chunk.end):
+            start, end = max(chunk.start, image.start), min(chunk.end, image.end)
+            yield Placement(chunk, image, packed + start - chunk.start, start - image.start, end - start)
+
+
+def _pad(tables: list[list[int]]) -> NDArray[np.int64]:
+    """Block tables as a rectangle; a short one repeats its first block."""
+    width = max(map(len, tables))
+    return np.array([table + table[:1] * (width - len(table)) for table in tables], dtype=np.int64)

@@ -1,0 +1,171 @@
+"""The engine: `add` sequences, call `step` until they are answered.
+
+    step = schedule        which tokens of which sequences go through the model now
+           run             one packed forward pass, one token for each sequence that is due one
+           postprocess     append, finish, free
+
+It is not thread-safe: one thread owns it and calls everything.
+"""
+
+from __future__ import annotations
+
+from llava_worker.engine.admission import Admission
+from llava_worker.engine.blocks import BlockManager
+from llava_worker.engine.output import EngineStats, Finish, StepOutput
+from llava_worker.engine.runner import ModelRunner, StepResult
+from llava_worker.engine.sampling_limits import SamplingLimits
+from llava_worker.engine.scheduler import Chunk, Scheduler
+from llava_worker.engine.sequence import Sequence, SequenceRefused
+from llava_worker.engine.steering import Steering
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    Every sequence that was added and not aborted ends in exactly one final `StepOutput`; its blocks are free
+    before that output is returned. A failure of one sequence leaves the others' answers as they are.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        *,
+        eos_ids: frozenset[int],
+        context_length: int,
+        max_num_sequences: int,
+        max_batch_tokens: int,
+        is_sharing_prefixes: bool = True,
+    ) -> None:
+        cache = runner.cache
+        capacity = cache.num_blocks * cache.block_size
+        if context_length > capacity:
+            raise ValueError(f"a context of {context_length} tokens does not fit a KV cache of {capacity}")
+        config = runner.model.config
+        vocab_size = config.text_config.vocab_size
+        self._eos_ids = frozenset(token_id for token_id in eos_ids if 0 <= token_id < vocab_size)
+        self._admission = Admission(
+            context_length=context_length,
+            sampling=SamplingLimits(vocab_size=vocab_size, num_eos_ids=len(self._eos_ids)),
+            pictures=config.picture_layout(),
+        )
+        self.context_length = context_length
+        self.max_sequences = max_num_sequences
+        self._runner = runner
+        self._blocks = BlockManager(cache.num_blocks, cache.block_size, is_sharing=is_sharing_prefixes)
+        self._scheduler = Scheduler(
+            self._blocks,
+            max_num_sequences=max_num_sequences,
+            max_batch_tokens=max_batch_tokens,
+            encoded=runner.vision_cache,
+        )
+        self._sequences: dict[str, Sequence] = {}
+        self._complete: list[StepOutput] = []  # ended on arrival; told in the next step
+        self._num_steps = 0
+        self._num_computed_tokens = 0
+        self._num_generated_tokens = 0
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that still owe a final output, waiting and running."""
+        return len(self._sequences) + len(self._complete)
+
+    def add(self, sequence: Sequence) -> None:
+        """Take a sequence. Raises SequenceRefused, with nothing taken, for one that can't be served."""
+        if sequence.seq_id in self._sequences:
+            raise SequenceRefused("invalid_request", f"there is a sequence {sequence.seq_id} already")
+        self._admission.check(sequence)
+        finish = self._finish_of(sequence)
+        if finish is not None:
+            self._complete.append(StepOutput(sequence.seq_id, finish=finish))
+            return
+        sequence.steering = Steering.of(sequence.sampling, sequence.prompt_ids, self._eos_ids)
+        self._sequences[sequence.seq_id] = sequence
+        self._scheduler.add(sequence)
+
+    def abort(self, seq_id: str) -> None:
+        """Forget a sequence, without an output; its blocks are free at once. An unknown one is no error."""
+        self._complete = [output for output in self._complete if output.seq_id != seq_id]
+        sequence = self._sequences.pop(seq_id, None)
+        if sequence is not None:
+            self._scheduler.remove(sequence)
+
+    def step(self) -> list[StepOutput]:
+        """One forward pass; the news of every sequence that has any."""
+        outputs, self._complete = self._complete, []
+        chunks = self._scheduler.schedule()
+        if not chunks:
+            return outputs
+        results = self._runner.run(chunks)
+        self._num_steps += 1
+        self._settle(chunks)
+        return outputs + [self._postprocess(result) for result in results]
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_waiting=len(self._scheduler.waiting),
+            num_running=len(self._scheduler.running),
+            num_blocks=self._blocks.num_blocks,
+            num_free_blocks=self._blocks.num_free,
+            num_steps_total=self._num_steps,
+            num_computed_tokens_total=self._num_computed_tokens,
+            num_generated_tokens_total=self._num_generated_tokens,
+            num_cached_tokens_total=self._scheduler.num_cached_tokens,
+            num_preemptions_total=self._scheduler.num_preemptions,
+            num_encoded_images_total=self._runner.num_encoded_images,
+            num_image_cache_hits_total=self._runner.vision_cache.num_hits,
+            num_image_cache_misses_total=self._runner.vision_cache.num_misses,
+        )
+
+    def check(self) -> None:
+        """Prove that no block is lost or shared wrongly. Raises BlockAccountingError."""
+        self._blocks.check(self._scheduler)
+
+    def _settle(self, chunks: list[Chunk]) -> None:
+        """The chunks' keys and values are in the cache now; full blocks may be shared."""
+        for chunk in chunks:
+            sequence = chunk.sequence
+            self._num_computed_tokens += chunk.end - chunk.start
+            sequence.num_computed = chunk.end
+            self._blocks.publish(sequence)
+
+    def _postprocess(self, result: StepResult) -> StepOutput:
+        sequence = result.sequence
+        if result.token_id is None:
+            return self._fail(sequence)
+        sequence.output_ids.append(result.token_id)
+        self._num_generated_tokens += 1
+        finish = self._finish_of(sequence)
+        if finish is not None:
+            self._end(sequence)
+        return StepOutput(
+            sequence.seq_id,
+            result.token_id,
+            finish,
+            num_cached_tokens=sequence.num_cached or 0,
+            logprobs=result.logprobs,
+        )
+
+    def _finish_of(self, sequence: Sequence) -> Finish | None:
+        """Why the answer is complete; None while it is not."""
+        answer, sampling = sequence.output_ids, sequence.sampling
+        if answer and answer[-1] in self._eos_ids and not sampling.ignore_eos:
+            return "stop"
+        if answer and answer[-1] in sampling.stop_token_ids:
+            return "stop"
+        if len(answer) >= sequence.max_new_tokens or sequence.num_tokens >= self.context_length:
+            return "length"
+        return None
+
+    def _fail(self, sequence: Sequence) -> StepOutput:
+        # Whatever went wrong, a bad weight or a bad bit, must not live on in what others share.
+        self._blocks.forget(sequence)
+        self._runner.forget(sequence)
+        self._end(sequence)
+        position = len(sequence.output_ids)
+        return StepOutput(sequence.seq_id, error=f"the model's output at token {position} is not a number")
+
+    def _end(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.seq_id]
+        self._scheduler.remove(sequence)

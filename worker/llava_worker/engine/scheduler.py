@@ -1,0 +1,178 @@
+"""What the next forward pass computes: continuous batching under a token budget.
+
+Each step, in this order:
+
+1. every decoding sequence gets its one token: a running stream never waits for somebody's long prompt;
+2. prompts already begun go on, the oldest first, in chunks of what is left of the budget;
+3. waiting sequences are admitted in the order of arrival while blocks for their whole prompt are free.
+
+When a decoding sequence finds no free block, the youngest running one is preempted: it loses its blocks, goes
+back to the front of the queue and is computed again, prompt and answer so far, when there is room.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
+
+from llava_worker.engine.blocks import BlockManager
+from llava_worker.engine.sequence import ImageSpan, Sequence
+
+__all__ = ["Chunk", "Scheduler"]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens [start, end) of a sequence go through the model in this step."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def is_last(self) -> bool:
+        """After this chunk everything is computed, and the next token can be chosen."""
+        return self.end == self.sequence.num_tokens
+
+
+class Scheduler:
+    """Walks sequences from waiting to running and back.
+
+    Invariant: a sequence is in one of ``waiting`` and ``running``; only running ones hold blocks; both are in
+    the order of arrival. No sequence alone may need more blocks than there are: the engine refuses it before.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        *,
+        max_num_sequences: int,
+        max_batch_tokens: int,
+        encoded: Container[tuple[str, str]] = (),
+    ) -> None:
+        """``encoded`` holds the (cache_scope, digest) of pictures that need no encoding any more."""
+        if max_batch_tokens < max_num_sequences:
+            raise ValueError(
+                f"max_batch_tokens is {max_batch_tokens}; it must be at least max_num_sequences "
+                f"({max_num_sequences}), or not every stream gets its token each step"
+            )
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.num_cached_tokens = 0  # found computed on admission, after a preemption too
+        self._blocks = blocks
+        self._max_num_sequences = max_num_sequences
+        self._max_batch_tokens = max_batch_tokens
+        self._encoded = encoded
+
+    def __iter__(self) -> Iterator[Sequence]:
+        yield from self.running
+        yield from self.waiting
+
+    def __len__(self) -> int:
+        return len(self.running) + len(self.waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence that ended or was aborted; its blocks are free at once."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._blocks.release(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def schedule(self) -> list[Chunk]:
+        """The chunks of the next step, one a sequence; empty only when there is no sequence at all."""
+        budget = _Budget(self._max_batch_tokens, self._max_batch_tokens)
+        chunks = self._schedule_decodes(budget)
+        chunks += self._schedule_begun_prompts(budget)
+        chunks += self._schedule_admissions(budget)
+        return chunks
+
+    def _schedule_decodes(self, budget: _Budget) -> list[Chunk]:
+        chunks = []
+        for sequence in self.running:  # may shrink meanwhile, from its end: that is where preemption takes
+            if sequence.num_uncomputed == 1 and self._make_room(sequence):
+                budget.num_tokens -= 1
+                chunks.append(Chunk(sequence, sequence.num_computed, sequence.num_tokens))
+        return chunks
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """A slot for the newest token; False if the sequence itself was the youngest and had to go."""
+        while not self._blocks.grow(sequence):
+            if self._preempt_youngest() is sequence:
+                return False
+        return True
+
+    def _schedule_begun_prompts(self, budget: _Budget) -> list[Chunk]:
+        begun = [sequence for sequence in self.running if sequence.num_uncomputed > 1]
+        chunks = (self._next_chunk(sequence, budget) for sequence in begun)
+        return [chunk for chunk in chunks if chunk is not None]
+
+    def _schedule_admissions(self, budget: _Budget) -> list[Chunk]:
+        chunks = []
+        while self.waiting and budget.num_tokens > 0 and len(self.running) < self._max_num_sequences:
+            # Each running stream will want its next block soon: admitting into the last ones only to preempt
+            # again would throw the work away.
+            if not self._blocks.admit(self.waiting[0], num_spare=len(self.running)):
+                break
+            sequence = self._start(self.waiting.popleft())
+            chunk = self._next_chunk(sequence, budget)
+            if chunk is None:  # its first picture has to wait for the next step
+                break
+            chunks.append(chunk)
+        return chunks
+
+    def _start(self, sequence: Sequence) -> Sequence:
+        self.running.append(sequence)
+        self.num_cached_tokens += sequence.num_computed
+        if sequence.num_cached is None:
+            sequence.num_cached = min(sequence.num_computed, len(sequence.prompt_ids))
+        return sequence
+
+    def _next_chunk(self, sequence: Sequence, budget: _Budget) -> Chunk | None:
+        """As much of the sequence as the budget allows; None if that is nothing."""
+        start = sequence.num_computed
+        end = min(sequence.num_tokens, start + budget.num_tokens)
+        for image in sequence.images_within(start, end):
+            if not self._afford(sequence, image, budget):
+                end = max(start, image.start)
+                break
+        if end == start:
+            return None
+        budget.num_tokens -= end - start
+        return Chunk(sequence, start, end)
+
+    def _afford(self, sequence: Sequence, image: ImageSpan, budget: _Budget) -> bool:
+        """Pay for encoding a picture, once per step and only if it was not encoded before."""
+        name = (sequence.cache_scope, image.content)
+        if name in self._encoded or name in budget.pictures:
+            return True
+        if budget.pictures and image.length > budget.num_image_tokens:
+            return False
+        budget.num_image_tokens -= image.length
+        budget.pictures.add(name)
+        return True
+
+    def _preempt_youngest(self) -> Sequence:
+        victim = self.running.pop()
+        self._blocks.release(victim)
+        self.waiting.appendleft(victim)
+        self.num_preemptions += 1
+        return victim
+
+
+@dataclass(slots=True)
+class _Budget:
+    """What a step may still take on.
+
+    Encoding is paid per picture token, from a purse of its own of the same size: a picture that is larger
+    than the whole purse is encoded as the step's first one rather than never.
+    """
+
+    num_tokens: int
+    num_image_tokens: int
+    pictures: set[tuple[str, str]] = field(default_factory=set)

@@ -1,0 +1,125 @@
+"""A sequence: one prompt with its pictures and the answer so far, from `add` until it ends.
+
+The worker builds it and hands it over; from then on only the engine touches it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from llava_worker.engine.steering import Steering
+
+__all__ = ["ImageSpan", "Pixels", "RefusalCode", "Sampling", "Sequence", "SequenceRefused"]
+
+Pixels = bytes | bytearray | memoryview  # uint8 [tiles, side, side, 3], row-major, one tile after another
+
+RefusalCode = Literal["context_length_exceeded", "invalid_request"]
+
+
+class SequenceRefused(ValueError):
+    """A sequence that cannot be served. ``code`` is for programs, the message for people."""
+
+    def __init__(self, code: RefusalCode, message: str) -> None:
+        super().__init__(message)
+        self.code: RefusalCode = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpan:
+    """Where a picture stands in ``prompt_ids``: ``length`` placeholder tokens from ``start`` on.
+
+    ``digest`` names the pixels; equal digests mean equal pixels. ``width`` and ``height`` are the upright
+    original's, which models with image grids need; others leave them 0.
+    """
+
+    start: int
+    length: int
+    digest: str
+    width: int = 0
+    height: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def content(self) -> str:
+        """Equal where the features are: the same tiles may be cut from pictures of different sizes."""
+        return f"{self.digest}@{self.width}x{self.height}" if self.width else self.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose tokens; every default changes nothing.
+
+    ``temperature`` 0 is greedy; ``seed`` is any integer, taken modulo 2**64. ``top_k`` 0 keeps all tokens.
+    The repetition penalty is for tokens of prompt and answer, the presence and frequency penalties for the
+    answer's. No end-of-sequence and no stop token is chosen among the first ``min_tokens``.
+    ``num_logprobs`` None asks for no log-probabilities, 0 for the chosen tokens' only.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    ignore_eos: bool = False
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    num_logprobs: int | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Sequence:
+    """One job inside the engine.
+
+    ``output_ids`` may start non-empty: the sequence then continues another worker's answer, and the tokens
+    that follow are those that would have followed there. ``max_new_tokens`` counts all of ``output_ids``.
+    ``pixels`` are in the order of ``images``. Sequences of different ``cache_scope`` share nothing.
+    """
+
+    seq_id: str
+    prompt_ids: list[int]
+    max_new_tokens: int
+    images: list[ImageSpan] = field(default_factory=list)
+    pixels: list[Pixels] = field(default_factory=list)
+    sampling: Sampling = field(default_factory=Sampling)
+    output_ids: list[int] = field(default_factory=list)
+    cache_scope: str = ""
+
+    # The engine's own. Keys and values of tokens [0, num_computed) are in the blocks of block_table;
+    # block_keys name the content of the leading full blocks, for those who may share them. num_cached tokens
+    # of the prompt were found computed on first admission; None before that. steering is None where the
+    # model's logits are taken as they are.
+    block_table: list[int] = field(default_factory=list, init=False, repr=False)
+    block_keys: list[bytes] = field(default_factory=list, init=False, repr=False)
+    num_computed: int = field(default=0, init=False)
+    num_cached: int | None = field(default=None, init=False)
+    steering: Steering | None = field(default=None, init=False, repr=False)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and answer so far."""
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens still to go through the model before the next one can be chosen; 1 while decoding."""
+        return self.num_tokens - self.num_computed
+
+    def token_ids(self, start: int, end: int) -> list[int]:
+        """The ids of tokens [start, end), counted over prompt and answer."""
+        num_prompt = len(self.prompt_ids)
+        answer = self.output_ids[max(0, start - num_prompt) : max(0, end - num_prompt)]
+        return self.prompt_ids[start:end] + answer
+
+    def images_within(self, start: int, end: int) -> list[ImageSpan]:
+        """The pictures of which at least one token lies in [start, end)."""
+        return [image for image in self.images if image.start < end and image.end > start]

@@ -1,0 +1,58 @@
+"""What the decoder asks of attention, and what a backend is told about a forward pass.
+
+A forward pass is packed: the tokens of all rows stand one after another without padding, a row being the new
+tokens of one sequence. Rows with one new token come first.
+
+    tokens        | a | b | c  c  c  c | d  d |         query_lens    (1, 1, 4, 2)
+    seen by last    9  33            4    70            context_lens  (9, 33, 4, 70)
+
+A backend plans once for each forward pass (masks, gather indices, kernel metadata) and then attends once for
+each layer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from llava_worker.model.kv_cache import KVCache
+
+__all__ = ["AttentionBackend", "AttentionPlan", "PackedRows"]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Where the rows of a forward pass stand, in the packed tokens and in the KV cache.
+
+    ``context_lens`` count everything the row's last token sees, itself included: row i's new tokens are at
+    positions [context_lens[i] - query_lens[i], context_lens[i]) of its sequence.
+    """
+
+    query_lens: tuple[int, ...]
+    context_lens: tuple[int, ...]
+    num_decodes: int  # so many leading rows have exactly one token
+    block_tables: Tensor  # int64 [rows, blocks of the longest], padded with any valid block
+    slots: Tensor  # int64 [tokens], where each new token's key and value go
+
+
+class AttentionPlan(ABC):
+    """Attention for one forward pass."""
+
+    @abstractmethod
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
+        """Keep the new keys and values, then attend causally over each row's context.
+
+        A token sees itself and all before it, or with a ``window`` so many in all, itself included.
+
+        q [tokens, heads, head_dim]; k and v [tokens, kv_heads, head_dim]; returns the shape of q.
+        """
+
+
+class AttentionBackend(ABC):
+    """A way to attend over a paged cache."""
+
+    @abstractmethod
+    def plan(self, rows: PackedRows, cache: KVCache) -> AttentionPlan:
+        """Everything about this forward pass that is the same for all layers."""

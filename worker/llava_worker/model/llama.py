@@ -1,0 +1,113 @@
+"""The decoder, read from top to bottom: Llama, and with a bias or a window more Qwen2 and Mistral.
+
+It works on packed tokens, [tokens, hidden], whatever sequences they belong to: only attention and the rotary
+angles know positions. Attribute names are the checkpoint's, so that weights find their place by name. Modules
+define ``__call__`` itself: nothing here uses hooks, and a step makes hundreds of calls.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from llava_worker.model.activation import activation
+from llava_worker.model.attention import AttentionPlan
+from llava_worker.model.config import TextConfig
+from llava_worker.model.embedding import Embedding
+from llava_worker.model.linear import LinearShape
+from llava_worker.model.precision import Precision
+from llava_worker.model.rotary import Rotary, Rotation
+
+__all__ = ["LlamaDecoder", "RMSNorm"]
+
+
+class LlamaDecoder(nn.Module):
+    """Embeddings in, final hidden states out."""
+
+    def __init__(self, config: TextConfig, *, precision: Precision, device: torch.device) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(
+            config.vocab_size, config.hidden_size, dtype=precision.dtype, device=device
+        )
+        self.layers = nn.ModuleList(
+            [_Layer(config, index, precision, device) for index in range(config.num_hidden_layers)]
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, precision.dtype, device)
+        self.rotary = Rotary(config, device)
+
+    def embed(self, token_ids: Tensor) -> Tensor:  # [tokens] -> [tokens, hidden]
+        return self.embed_tokens(token_ids)
+
+    def __call__(self, x: Tensor, positions: Tensor, attention: AttentionPlan) -> Tensor:
+        rotation = self.rotary.at(positions, x.dtype)
+        for layer in self.layers:
+            x = layer(x, rotation, attention)
+        return self.norm(x)
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: TextConfig, index: int, precision: Precision, device: torch.device) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(size, eps, precision.dtype, device)
+        self.self_attn = _Attention(config, index, precision, device)
+        self.post_attention_layernorm = RMSNorm(size, eps, precision.dtype, device)
+        self.mlp = _Mlp(config, precision, device)
+
+    def __call__(self, x: Tensor, rotation: Rotation, attention: AttentionPlan) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, attention)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: TextConfig, index: int, precision: Precision, device: torch.device) -> None:
+        super().__init__()
+        self._index = index
+        self._head_dim = config.head_dim
+        self._window = config.windows[index]
+        q_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        self._sizes = [q_size, kv_size, kv_size]
+        qkv = LinearShape(
+            config.hidden_size,
+            {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size},
+            has_bias=config.has_qkv_bias,
+        )
+        o = LinearShape.plain(q_size, config.hidden_size, has_bias=config.attention_bias)
+        self.qkv_proj = precision.linear(qkv, device)
+        self.o_proj = precision.linear(o, device)
+
+    def __call__(self, x: Tensor, rotation: Rotation, attention: AttentionPlan) -> Tensor:
+        parts = torch.split(self.qkv_proj(x), self._sizes, dim=-1)
+        q, k, v = (part.view(len(x), -1, self._head_dim) for part in parts)  # [tokens, heads, head_dim]
+        out = attention.attend(self._index, rotation.turn(q), rotation.turn(k), v, window=self._window)
+        return self.o_proj(out.flatten(1))
+
+
+class _Mlp(nn.Module):
+    def __init__(self, config: TextConfig, precision: Precision, device: torch.device) -> None:
+        super().__init__()
+        size, inner = config.hidden_size, config.intermediate_size
+        gate_up = LinearShape(size, {"gate_proj": inner, "up_proj": inner}, has_bias=config.mlp_bias)
+        down = LinearShape.plain(inner, size, has_bias=config.mlp_bias)
+        self.gate_up_proj = precision.linear(gate_up, device)
+        self.down_proj = precision.linear(down, device)
+        self._activation = activation(config.hidden_act)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(self._activation(gate) * up)
+
+
+class RMSNorm(nn.Module):
+    """Computed in fp32 and rounded before the weight is applied, as the checkpoints were trained."""
+
+    def __init__(self, size: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
+        self._eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self._eps)
+        return self.weight * wide.to(x.dtype)

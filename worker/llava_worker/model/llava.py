@@ -1,0 +1,102 @@
+"""LLaVA: a vision tower whose features, projected, stand among the words of a decoder's prompt."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from llava_worker.model.activation import activation
+from llava_worker.model.attention import AttentionPlan
+from llava_worker.model.config import ImageConfig, ModelConfig
+from llava_worker.model.linear import LinearShape
+from llava_worker.model.llama import LlamaDecoder
+from llava_worker.model.picture import PicturePlan
+from llava_worker.model.precision import Precision
+from llava_worker.model.vision import VisionTower
+
+__all__ = ["Llava"]
+
+
+class Llava(nn.Module):
+    """Tower, projector and decoder; made with undefined weights, which ``weights.load_weights`` fills.
+
+    A step is `encode` and `assemble` for pictures not seen before, `embed`, features put over the
+    placeholders' rows, a call, then `logits` of the rows where a token is to be chosen.
+    """
+
+    def __init__(
+        self, config: ModelConfig, image: ImageConfig, *, precision: Precision, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.dtype = precision.dtype
+        self.device = device
+        text = config.text_config
+        self.vision_tower = VisionTower(
+            config.vision_config, config.feature_layers, precision=precision, device=device
+        )
+        self.multi_modal_projector = _Projector(config, precision, device)
+        self.language_model = LlamaDecoder(text, precision=precision, device=device)
+        self.lm_head = precision.linear(LinearShape.plain(text.hidden_size, text.vocab_size), device)
+        if config.has_newline:
+            newline = torch.empty(text.hidden_size, dtype=precision.dtype, device=device)
+            self.image_newline = nn.Parameter(newline, requires_grad=False)
+        if config.is_tied:
+            self.lm_head.weight = self.language_model.embed_tokens.weight
+        self._pixel_mean = torch.tensor(image.image_mean, device=device).view(3, 1, 1) / image.rescale_factor
+        self._pixel_std = torch.tensor(image.image_std, device=device).view(3, 1, 1) / image.rescale_factor
+
+    def encode(self, tiles: Tensor) -> Tensor:
+        """uint8 [tiles, side, side, 3] -> what the decoder sees, [tiles, tokens_per_tile, hidden]."""
+        pixels = (tiles.permute(0, 3, 1, 2).float() - self._pixel_mean) / self._pixel_std
+        features = self.vision_tower(pixels.to(self.dtype))
+        if self.config.drops_first_feature:
+            features = features[:, 1:]
+        return self.multi_modal_projector(features)
+
+    def assemble(self, features: Tensor, plan: PicturePlan) -> Tensor:
+        """One picture's tiles, [tiles, tokens_per_tile, hidden] -> what its prompt holds, [tokens, hidden].
+
+        Without a grid that is its one tile; else the base view, then the cut map with a newline a row.
+        """
+        if not plan.rows:
+            return features.flatten(0, 1)
+        size = features.shape[-1]
+        side = math.isqrt(features.shape[1])
+        tiles = features[1:].view(plan.rows, plan.columns, side, side, size)
+        joined = tiles.transpose(1, 2).reshape(plan.rows * side, plan.columns * side, size)
+        seen = joined[plan.top : plan.bottom, plan.left : plan.right]
+        ends = self.image_newline.expand(len(seen), 1, size)
+        return torch.cat([features[0], torch.cat([seen, ends], dim=1).flatten(0, 1)])
+
+    def embed(self, token_ids: Tensor) -> Tensor:  # [tokens] -> [tokens, hidden]
+        return self.language_model.embed(token_ids)
+
+    def __call__(self, x: Tensor, positions: Tensor, attention: AttentionPlan) -> Tensor:
+        return self.language_model(x, positions, attention)
+
+    def logits(self, hidden: Tensor) -> Tensor:  # [rows, hidden] -> fp32 [rows, vocab]
+        return self.lm_head(hidden).float()
+
+
+class _Projector(nn.Module):
+    """From the tower's width to the decoder's: linear layers with an activation between.
+
+    LLaVA-1.5 has two ("mlp2x_gelu"), LLaVA-v1 one ("linear"), "identity" none. Names are linear_1 and on.
+    """
+
+    def __init__(self, config: ModelConfig, precision: Precision, device: torch.device) -> None:
+        super().__init__()
+        width, size = config.feature_size, config.text_config.hidden_size
+        for number in range(1, config.projector_depth + 1):
+            shape = LinearShape.plain(width, size, has_bias=config.multimodal_projector_bias)
+            self.add_module(f"linear_{number}", precision.linear(shape, device))
+            width = size
+        self._activation = activation(config.projector_hidden_act)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        for index, linear in enumerate(self.children()):
+            features = linear(self._activation(features) if index else features)
+        return features

@@ -1,0 +1,113 @@
+"""The original repository's config.json (``liuhaotian/*`` and its kin), told in llava-hf's words.
+
+The file is the decoder's own configuration with a few ``mm_`` keys beside it; of the vision tower it holds
+only the name. The tower's configuration therefore comes from a folder, or is known here by that name.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+__all__ = ["CLIP_L_336", "is_original", "translate"]
+
+CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14} | {
+    "model_type": "clip_vision_model",
+    "num_attention_heads": 16,
+}
+CLIP_L_224 = CLIP_L | {"image_size": 224}
+CLIP_L_336 = CLIP_L | {"image_size": 336}
+SIGLIP_SO400M_384 = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27} | {
+    "model_type": "siglip_vision_model",
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
+
+# By the last part of the name: trainers wrote paths of their own disks.
+_TOWERS = {
+    "clip-vit-large-patch14": CLIP_L_224,
+    "clip-vit-large-patch14-336": CLIP_L_336,
+    "siglip-so400m-patch14-384": SIGLIP_SO400M_384,
+}
+_DECODERS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
+_MLP = re.compile(r"mlp(\d+)x_gelu")
+# Of the 1.6 model's feature assembly; transformers knows no other.
+_MERGE = "spatial_unpad"
+
+
+def is_original(values: dict[str, Any]) -> bool:
+    """Whether config.json is of the original layout; llava-hf's names no tower but describes it."""
+    return "mm_vision_tower" in values
+
+
+def translate(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[str, Any]:
+    """The same model as llava-hf's config.json would describe it; ``tower`` is its own config.json.
+
+    Raises ValueError, with a sentence, for what cannot be translated.
+    """
+    kind = values.get("model_type")
+    if kind not in _DECODERS:
+        raise ValueError(f"model_type is {kind!r}; of the original's, {', '.join(_DECODERS)} are served")
+    vision = _vision(values, tower)
+    has_class_token = vision.get("model_type", "clip_vision_model") == "clip_vision_model"
+    is_grid = values.get("image_aspect_ratio") == "anyres"
+    if is_grid and values.get("mm_patch_merge_type", "flat") != _MERGE:
+        raise ValueError(f"mm_patch_merge_type is {values.get('mm_patch_merge_type')!r}; {_MERGE} is served")
+    return {
+        "model_type": "llava_next" if is_grid else "llava",
+        "text_config": values | {"model_type": _DECODERS[kind]},
+        "vision_config": vision,
+        # Pictures are a marker outside of the vocabulary there; any id will do to stand in their place.
+        "image_token_index": 0,
+        "projector_depth": _projector_depth(values.get("mm_projector_type") or "linear"),
+        "vision_feature_layer": values.get("mm_vision_select_layer", -2),
+        "vision_feature_select_strategy": _strategy(values, has_class_token),
+        "image_aspect_ratio": values.get("image_aspect_ratio") or "square",
+        "image_grid_pinpoints": _pinpoints(values) if is_grid else None,
+        "mm_use_im_start_end": values.get("mm_use_im_start_end") or False,
+        "vision_tower_name": str(values["mm_vision_tower"]),
+    }
+
+
+def _vision(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[str, Any]:
+    if tower is not None:  # of a whole CLIP or SigLIP model, or of its tower alone
+        if "vision_config" not in tower:
+            return tower
+        kind = f"{tower.get('model_type', 'clip')}_vision_model"
+        return {"model_type": kind, **tower["vision_config"]}
+    if "vision_config" in values:
+        return dict(values["vision_config"])
+    name = str(values["mm_vision_tower"])
+    known = _TOWERS.get(name.rstrip("/").rpartition("/")[2])
+    if known is None:
+        raise ValueError(f"the vision tower {name!r} is not known here: give its folder as vision_tower")
+    return known
+
+
+def _projector_depth(kind: str) -> int:
+    if kind in ("identity", "linear"):
+        return int(kind == "linear")
+    match = _MLP.fullmatch(kind)
+    if match is None:
+        raise ValueError(f"mm_projector_type is {kind!r}; linear, identity and mlp2x_gelu are served")
+    return int(match[1])
+
+
+def _strategy(values: dict[str, Any], has_class_token: bool) -> str:
+    feature = values.get("mm_vision_select_feature", "patch")
+    if feature not in ("patch", "cls_patch"):
+        raise ValueError(f"mm_vision_select_feature is {feature!r}; patch and cls_patch are served")
+    return "default" if feature == "patch" and has_class_token else "full"
+
+
+def _pinpoints(values: dict[str, Any]) -> list[tuple[int, int]]:
+    """(height, width), as llava-hf has them; the original writes (width, height), sometimes as a string."""
+    pinpoints = values.get("image_grid_pinpoints")
+    if isinstance(pinpoints, str):
+        pinpoints = ast.literal_eval(pinpoints)
+    try:
+        return [(height, width) for width, height in pinpoints or ()]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"image_grid_pinpoints is {pinpoints!r}, not a list of [width, height]") from error

@@ -1,0 +1,130 @@
+"""The decoder's part of a configuration: Llama, Mistral or Qwen2, told apart by ``model_type``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["Activation", "ConfigPart", "RopeConfig", "TextConfig"]
+
+Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "silu", "relu"]
+
+# What transformers leaves out of a file because it is the class's default.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048},
+    "mistral": {
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
+    "qwen2": {
+        "vocab_size": 151936,
+        "intermediate_size": 22016,
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096,
+    },
+}
+
+
+class ConfigPart(BaseModel):
+    """Unknown keys are ignored: files carry much that only training needs."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class RopeConfig(ConfigPart):
+    """Rotary position embedding and how it was stretched to longer contexts.
+
+    "linear" divides positions by ``factor``; "llama3" and "yarn" do so for slow frequencies only; "dynamic"
+    changes nothing up to ``max_position_embeddings``, and no context here is longer.
+    """
+
+    rope_type: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
+    rope_theta: float = 10000.0
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0  # filled in from the decoder's where absent
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    partial_rotary_factor: float = Field(default=1.0, ge=1, le=1)
+
+
+class TextConfig(ConfigPart):
+    """The decoder."""
+
+    model_type: Literal["llama", "mistral", "qwen2"] = "llama"
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 32
+    head_dim: int = 128
+    hidden_act: Activation = "silu"
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    attention_bias: bool = False  # Llama's: all four projections have one
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    eos_token_id: int | tuple[int, ...] = 2
+    sliding_window: int | None = Field(default=None, ge=1)
+    use_sliding_window: bool = False
+    max_window_layers: int = 28
+    layer_types: tuple[Literal["full_attention", "sliding_attention"], ...] | None = None
+    rope: RopeConfig = Field(default_factory=RopeConfig, alias="rope_parameters")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, values: Any) -> Any:
+        """Defaults are the architecture's; head counts and sizes follow from others where absent."""
+        if not isinstance(values, dict):
+            return values
+        # A window that is null in the file means none; any other null means the default.
+        has_no_window = "sliding_window" in values and values["sliding_window"] is None
+        values = {key: value for key, value in values.items() if value is not None}
+        kind = str(values.get("model_type", "llama"))
+        values = _DEFAULTS.get(kind, {}) | values
+        if has_no_window or (kind == "qwen2" and not values.get("use_sliding_window")) or kind == "llama":
+            values["sliding_window"] = None
+        if kind != "llama":
+            values |= {"attention_bias": False, "mlp_bias": False}
+        num_heads = values.get("num_attention_heads", 32)
+        values.setdefault("num_key_value_heads", num_heads)
+        values.setdefault("head_dim", values.get("hidden_size", 4096) // num_heads)
+        values["rope_parameters"] = _rope(values)
+        return values
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        return self.attention_bias or self.model_type == "qwen2"
+
+    @property
+    def windows(self) -> list[int | None]:
+        """For each layer how many tokens a token sees, itself included; None is all."""
+        return [self.sliding_window if self._slides(i) else None for i in range(self.num_hidden_layers)]
+
+    def _slides(self, layer: int) -> bool:
+        if self.model_type != "qwen2":
+            return True
+        if self.layer_types is not None:
+            return self.layer_types[layer] == "sliding_attention"
+        return layer >= self.max_window_layers
+
+
+def _rope(values: dict[str, Any]) -> Any:
+    """Rope is spelt in two ways, and its base stands inside or outside."""
+    rope = values.get("rope_parameters", values.get("rope_scaling", {}))
+    if not isinstance(rope, dict):
+        return rope
+    rope = {key: value for key, value in rope.items() if value is not None}
+    rope.setdefault("rope_type", rope.pop("type", "default"))
+    rope.setdefault("rope_theta", values.get("rope_theta", 10000.0))
+    rope.setdefault("original_max_position_embeddings", values.get("max_position_embeddings", 2048))
+    return rope
