@@ -44,16 +44,36 @@ class Choices:
 
     async def next(self) -> tuple[int, Event]:
         """The next event of any choice that is not over. Raises ApiError if one of them cannot go on."""
-        while True:
-            self._news.clear()
-            for index in list(self._open):
-                event = self._answers[index].take()
-                if event is not None:
-                    self._open.remove(index)
-                    if event.final is None:
-                        self._open.append(index)  # behind the others: no choice waits for a long one
-                    return index, event
+        while (found := self._take()) is None:
             await self._news.wait()
+        return found
+
+    async def next_within(self, timeout_s: float) -> tuple[int, Event] | None:
+        """Like ``next``; None if nothing came for so long.
+
+        One timer, no cancel scope: this runs once for every token of every stream.
+        """
+        found = self._take()
+        if found is None:
+            timer = asyncio.get_running_loop().call_later(timeout_s, self._news.set)
+            try:
+                await self._news.wait()
+            finally:
+                timer.cancel()
+            found = self._take()
+        return found
+
+    def _take(self) -> tuple[int, Event] | None:
+        """The next event if one has come; after None, ``_news`` tells of the next."""
+        self._news.clear()
+        for index in list(self._open):
+            event = self._answers[index].take()
+            if event is not None:
+                self._open.remove(index)
+                if event.final is None:
+                    self._open.append(index)  # behind the others: no choice waits for a long one
+                return index, event
+        return None
 
     async def aclose(self) -> None:
         """Lets go of all answers; cancels the jobs that have not ended."""

@@ -84,8 +84,9 @@ class Metrics:
 
     def next_tokens(self, model: str, seconds: float, num_tokens: int) -> None:
         """``num_tokens`` came together ``seconds`` after the event before."""
+        histogram = self._between_tokens.labels(model)
         for _ in range(num_tokens):
-            self._between_tokens.labels(model).observe(seconds / num_tokens)
+            histogram.observe(seconds / num_tokens)
 
     def finished(
         self, model: str, reason: str, seconds: float, *, prompt: int, cached: int, answer: int

@@ -10,8 +10,9 @@ in mid-stream is a data line with ``error`` and then nothing: a client must not 
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+import msgspec
 
 __all__ = ["DONE", "KEEPALIVE", "SSE_HEADERS", "encode_error", "encode_event"]
 
@@ -26,9 +27,8 @@ SSE_HEADERS = {
 
 def encode_event(data: dict[str, Any], *, event_id: str | None = None) -> bytes:
     """One event. JSON has no raw line breaks, so one data line is always enough."""
-    payload = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
     prefix = f"id: {event_id}\n".encode() if event_id else b""
-    return prefix + b"data: " + payload + b"\n\n"
+    return prefix + b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
 def encode_error(body: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -95,6 +96,8 @@ class EventStream(Response):
         self._pace = pace
         self._include_usage = include_usage
         self._lasts: dict[int, Event] = {}  # by choice: its latest event
+        # One scope whose deadline moves: a scope for each token would cost as much as the token itself.
+        self._standstill = anyio.CancelScope()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -107,6 +110,12 @@ class EventStream(Response):
             await self._choices.aclose()
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
+        with self._standstill:
+            await self._send_answer(scope, send)
+        if self._standstill.cancelled_caught:
+            raise TimeoutError
+
+    async def _send_answer(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             for index in range(len(self._choices)):
@@ -135,10 +144,9 @@ class EventStream(Response):
         if self._first is not None:
             first, self._first = self._first, None
             return first
-        while True:
-            with anyio.move_on_after(self._pace.keepalive_s):
-                return await self._choices.next()
+        while (found := await self._choices.next_within(self._pace.keepalive_s)) is None:
             await self._send(send, KEEPALIVE)
+        return found
 
     def _encoded(self, index: int, event: Event) -> bytes:
         """The chunks of one event; empty where there is nothing to tell yet."""
@@ -162,8 +170,9 @@ class EventStream(Response):
         return f"{self._choices.job.job_id}:{event.next_offset}" if len(self._choices) == 1 else None
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        with anyio.fail_after(self._pace.send_timeout_s):
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+        self._standstill.deadline = asyncio.get_running_loop().time() + self._pace.send_timeout_s
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+        self._standstill.deadline = math.inf
 
 
 async def _hang_up(receive: Receive) -> None:

@@ -1,0 +1,1 @@
+"""Reproducible benchmarks: of this repository only, shipped in no package. ``python -m bench --help``."""
