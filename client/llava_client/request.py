@@ -25,6 +25,8 @@ class ChatOptions(TypedDict, total=False):
     ``n`` asks for so many answers (``Answer.choices``), of which a stream yields the first one's text.
     ``logprobs`` and ``top_logprobs`` come in ``Answer.choices``. ``top_k``, ``min_p``,
     ``repetition_penalty``, ``min_tokens`` and ``stop_token_ids`` are extensions of this server and vLLM's.
+    ``response_format`` is OpenAI's: {"type": "json_object"}, or a JSON schema that the answer keeps to;
+    ``guided_regex`` and ``guided_choice`` (extensions) hold it to an expression or to one of some strings.
     ``timeout`` (seconds) is the longest silence allowed.
     ``extra_body`` goes into the request as it is, for fields that this client does not know.
     """
@@ -48,6 +50,9 @@ class ChatOptions(TypedDict, total=False):
     n: int | None
     logprobs: bool | None
     top_logprobs: int | None
+    response_format: Mapping[str, Any] | None
+    guided_regex: str | None
+    guided_choice: Sequence[str] | None
     timeout: float | None
     extra_body: Mapping[str, Any] | None
 

@@ -116,4 +116,5 @@ def error_headers(error: ApiError) -> dict[str, str]:
 def from_job_error(error: JobError) -> ApiError:
     """A worker's failure as an answer; every ErrorCode of the wire is a code of this table."""
     is_about_input = error.code in (ErrorCode.CONTEXT_LENGTH_EXCEEDED, ErrorCode.INVALID_REQUEST)
-    return ApiError(error.code.value, error.message, param="messages" if is_about_input else None)
+    param = error.param or ("messages" if is_about_input else None)
+    return ApiError(error.code.value, error.message, param=param)

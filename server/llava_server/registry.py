@@ -50,6 +50,7 @@ class WorkerRegistry:
         self._metrics = metrics
         self._models: dict[str, ServedModel] = {}
         self._num_workers: dict[str, int] = {}
+        self._workers: list[Heartbeat] = []
         self._looked_at: float | None = None  # monotonic
         self._trouble: str | None = "the queue has not been looked at yet"
 
@@ -57,6 +58,11 @@ class WorkerRegistry:
     def models(self) -> list[ServedModel]:
         """Every model ever seen here, by name."""
         return [self._models[name] for name in sorted(self._models)]
+
+    @property
+    def workers(self) -> list[Heartbeat]:
+        """What the live workers said last; nothing while the queue cannot be used."""
+        return [] if self.trouble else self._workers
 
     @property
     def trouble(self) -> str | None:
@@ -106,6 +112,7 @@ class WorkerRegistry:
         self._looked_at = time.monotonic()
         for heartbeat in sorted(heartbeats, key=lambda beat: beat.started_at):
             self._learn(heartbeat)
+        self._workers = heartbeats
         self._num_workers = dict.fromkeys(self._models, 0)
         for heartbeat in heartbeats:
             self._num_workers[heartbeat.model] += not heartbeat.is_draining

@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from llava_server.schemas_grammar import GrammarFields
 from llava_server.schemas_refused import RefusedFields
 from llava_server.schemas_sampling import SamplingFields, disagreement
 
@@ -142,7 +143,7 @@ class StreamOptions(_Strict):
     include_obfuscation: bool | None = Field(None, description="Accepted; nothing is obfuscated.")
 
 
-class ChatRequest(_Strict, SamplingFields, RefusedFields):
+class ChatRequest(_Strict, SamplingFields, GrammarFields, RefusedFields):
     """A conversation to be answered."""
 
     model: str = Field(
@@ -171,6 +172,11 @@ class ChatRequest(_Strict, SamplingFields, RefusedFields):
     stream_options: StreamOptions | None = Field(None, description="Only with stream true.")
     ignore_eos: bool | None = Field(
         None, description="Extension: go on past the model's end mark up to max_tokens (for benchmarks)."
+    )
+    cache_scope: Literal["tenant", "public"] | None = Field(
+        None,
+        description="Extension: public shares computed prompts and pictures with all public requests instead "
+        "of those of this API key. Others can then tell by an answer's speed that somebody sent the same.",
     )
     user: str | None = Field(None, description="Accepted as a hint; not stored.")
     safety_identifier: str | None = Field(None, description="Accepted as a hint; not stored.")

@@ -23,7 +23,7 @@ class Refusal(NamedTuple):
 
 _ALL_ANSWERS = "use n and choose among the answers"
 _NO_TOOLS = "describe the tools in the prompt and read the answer's text"
-_NO_GRAMMAR = "ask for the format in the prompt and check the answer"
+_NO_GRAMMAR = "use response_format with a JSON schema, guided_regex or guided_choice"
 _TEXT_ONLY = "this model reads text and pictures and writes text"
 
 REFUSED: dict[str, Refusal] = {
@@ -33,12 +33,7 @@ REFUSED: dict[str, Refusal] = {
     "parallel_tool_calls": Refusal((True, False), _NO_TOOLS),
     "functions": Refusal(([],), _NO_TOOLS),
     "function_call": Refusal(("none", "auto"), _NO_TOOLS),
-    "response_format": Refusal(({"type": "text"},), _NO_GRAMMAR),
-    "guided_json": Refusal((), _NO_GRAMMAR),
-    "guided_regex": Refusal((), _NO_GRAMMAR),
-    "guided_choice": Refusal((), _NO_GRAMMAR),
     "guided_grammar": Refusal((), _NO_GRAMMAR),
-    "structured_outputs": Refusal(({},), _NO_GRAMMAR),
     "prompt_logprobs": Refusal((0, False), "leave it out"),
     "bad_words": Refusal(([],), "use logit_bias with the words' tokens"),
     "modalities": Refusal((["text"],), _TEXT_ONLY),
@@ -76,12 +71,7 @@ class RefusedFields(BaseModel):
     parallel_tool_calls: Any = _refused("parallel_tool_calls")
     functions: Any = _refused("functions")
     function_call: Any = _refused("function_call")
-    response_format: Any = _refused("response_format")
-    guided_json: Any = _refused("guided_json")
-    guided_regex: Any = _refused("guided_regex")
-    guided_choice: Any = _refused("guided_choice")
     guided_grammar: Any = _refused("guided_grammar")
-    structured_outputs: Any = _refused("structured_outputs")
     prompt_logprobs: Any = _refused("prompt_logprobs")
     bad_words: Any = _refused("bad_words")
     modalities: Any = _refused("modalities")

@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from llava_server.controller import Controller, every
 from llava_server.drain import Drain
+from llava_server.engine_metrics import EngineCollector
 from llava_server.images.intake import PictureIntake
 from llava_server.images.pool import DecodePool
 from llava_server.images.refusal import PictureLimits
@@ -72,6 +73,9 @@ async def open_services(settings: Settings, metrics: Metrics, drain: Drain) -> A
         stack.callback(intake.close)
         parsers = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="parse"))
         registry = WorkerRegistry(producer, metrics)
+        collector = EngineCollector(registry)
+        metrics.registry.register(collector)
+        stack.callback(metrics.registry.unregister, collector)
         controller = Controller(producer, metrics, queue_timeout_s=settings.queue_timeout_s)
         await asyncio.gather(pool.start(), registry.refresh())
         await stack.enter_async_context(_running(controller, registry))

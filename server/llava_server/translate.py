@@ -55,6 +55,7 @@ def to_jobs(
         sampling=sampling,
         cost=_cost(messages, sampling, model),
         ttl_s=ttl_s,
+        cache_scope=request.cache_scope or "tenant",
     )
     others = (
         msgspec.structs.replace(
@@ -108,6 +109,7 @@ def _sampling(request: ChatRequest, model: ServedModel) -> SamplingParams:
         min_tokens=request.min_tokens or 0,
         stop_token_ids=tuple(request.stop_token_ids or ()),
         num_logprobs=request.num_logprobs,
+        grammar=request.grammar,
     )
 
 

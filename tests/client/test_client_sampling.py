@@ -19,6 +19,9 @@ OPTIONS: dict[str, Any] = {
     "n": 2,
     "logprobs": True,
     "top_logprobs": 2,
+    "response_format": {"type": "json_object"},
+    "guided_regex": "a+",
+    "guided_choice": ["a", "b"],
 }
 TOLD = [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -1.0}]}]
 

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from llava_server.errors import from_job_error
+from llava_wire import ErrorCode, JobError
 
 from tests.server.conftest import Stack, text_of, wait_until
 from tests.server.scripted_worker import MODEL
@@ -126,6 +128,21 @@ def test_failure_before_the_first_token_is_an_http_status_in_both_modes(
     assert error["message"] == f"scripted failure {code}"
     assert error["request_id"] == response.headers["x-request-id"]
     assert stack.works()
+
+
+@pytest.mark.parametrize(
+    ("code", "field", "param"),
+    [
+        (ErrorCode.INVALID_REQUEST, "logit_bias", "logit_bias"),
+        (ErrorCode.INVALID_REQUEST, None, "messages"),
+        (ErrorCode.CONTEXT_LENGTH_EXCEEDED, None, "messages"),
+        (ErrorCode.INTERNAL_ERROR, None, None),
+    ],
+)
+def test_an_error_names_the_field_that_the_worker_blames(
+    code: ErrorCode, field: str | None, param: str | None
+) -> None:
+    assert from_job_error(JobError(code, "no", field)).body("r")["error"]["param"] == param
 
 
 def test_failure_in_mid_stream_is_an_error_event_without_done(stack: Stack) -> None:

@@ -25,8 +25,8 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def chat_as(stack: Stack, key: str, content: Any = "say yes") -> Any:
-    body = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
+def chat_as(stack: Stack, key: str, content: Any = "say yes", **fields: Any) -> Any:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": content}], **fields}
     return stack.http.post("/v1/chat/completions", json=body, headers=bearer(key))
 
 
@@ -64,6 +64,18 @@ def test_keys_are_told_apart_and_pictures_are_not_shared_between_them(keyed: Sta
     assert first.tenant == again.tenant != other.tenant
     assert first.images[0].digest == again.images[0].digest != other.images[0].digest
     assert KEY not in repr(first)
+
+
+def test_public_pictures_are_shared_with_public_ones_of_every_key_and_no_others(keyed: Stack) -> None:
+    picture = [part(encoded(scene())), {"type": "text", "text": "look"}]
+    for key in (KEY, OTHER_KEY):
+        for scope in ("public", "tenant"):
+            assert chat_as(keyed, key, picture, cache_scope=scope).status_code == 200
+    jobs = [assignment.job for assignment in keyed.worker.assignments]
+    assert [job.cache_scope for job in jobs] == ["public", "tenant"] * 2
+    public, own, other_public, others_own = (job.images[0].digest for job in jobs)
+    assert public == other_public
+    assert len({public, own, others_own}) == 3
 
 
 def test_without_keys_everyone_is_anonymous(stack: Stack) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from llava_server.images.fit import fit, to_rgb, upright
+from llava_server.images.fit import Fit, fit, to_rgb, upright
 from PIL import Image, ImageOps
 
 SIZES = [
@@ -65,6 +65,39 @@ def test_crop_equals_clips_own_processor_bit_for_bit(size: tuple[int, int], side
     )
     expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     tile = fit(image, side=side, how="crop", background=MEAN_COLOUR)
+    assert np.array_equal(np.asarray(tile), expected)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("size", SIZES)
+def test_squash_equals_siglips_own_processor_bit_for_bit(size: tuple[int, int], side: int) -> None:
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    image = noise(*size)
+    processor = SiglipImageProcessorPil(
+        size={"height": side, "width": side}, do_rescale=False, do_normalize=False
+    )
+    expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    tile = fit(image, side=side, how="squash", background=MEAN_COLOUR)
+    assert np.array_equal(np.asarray(tile), expected)
+
+
+@pytest.mark.parametrize("how", ["pad", "crop"])
+def test_what_is_squashed_is_neither_padded_nor_cut(how: Fit) -> None:
+    image = noise(90, 30)
+    squashed = fit(image, side=28, how="squash", background=MEAN_COLOUR)
+    assert not np.array_equal(
+        np.asarray(fit(image, side=28, how=how, background=MEAN_COLOUR)), np.asarray(squashed)
+    )
+
+
+def test_squash_is_what_clips_processor_does_when_told_both_sides() -> None:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    image, both = noise(101, 40), {"height": 28, "width": 28}
+    processor = CLIPImageProcessorPil(size=both, crop_size=both, do_rescale=False, do_normalize=False)
+    expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    tile = fit(image, side=28, how="squash", background=MEAN_COLOUR)
     assert np.array_equal(np.asarray(tile), expected)
 
 

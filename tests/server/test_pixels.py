@@ -37,7 +37,7 @@ HD_GRID = tuple((SIDE * n, SIDE * m) for n, m in [(1, 1), (2, 1), (1, 2), (2, 2)
 
 LENGTHS = st.integers(2, 120)
 SIZES = st.tuples(LENGTHS, LENGTHS)
-FITS = st.sampled_from(["pad", "crop", "anyres", "hd"])
+FITS = st.sampled_from(["pad", "crop", "squash", "anyres", "hd"])
 MODES = ["RGB", "L", "P", "PA", "RGBA", "LA", "CMYK", "1", "I;16"]
 
 
@@ -75,6 +75,8 @@ def reference(image: Image.Image, how: str) -> Pixels:
         return original_pad(image, SIDE)
     if how == "crop":
         return original_crop(image, SIDE)
+    if how == "squash":
+        return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
     return original_anyres(image, SIDE, GRID if how == "anyres" else HD_GRID)
 
 
@@ -113,9 +115,11 @@ def saved(image: Image.Image, **options: Any) -> bytes:
 @given(SIZES, FITS, st.sampled_from(MODES))
 @example((2, 2), "pad", "P")
 @example((2, 2), "crop", "LA")
+@example((2, 2), "squash", "CMYK")
 @example((2, 2), "anyres", "RGB")
 @example((4096, 300), "pad", "RGBA")
 @example((4096, 300), "crop", "L")
+@example((4096, 300), "squash", "RGBA")
 @example((4096, 300), "anyres", "RGB")
 @example((300, 4096), "hd", "I;16")
 def test_pixels_of_every_mode_and_size_equal_plain_pil_code(

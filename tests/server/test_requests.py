@@ -220,7 +220,6 @@ def test_other_content_types_are_refused_so_that_foreign_pages_cannot_post(stack
 
 UNSUPPORTED_VALUES: dict[str, Any] = {
     "parallel_tool_calls": "x",
-    "response_format": {"type": "json_object"},
     "tool_choice": "required",
     "modalities": ["text", "audio"],
     "reasoning_effort": "high",

@@ -47,9 +47,16 @@ def test_fields_that_are_null_change_nothing(stack: Stack) -> None:
     assert first == second
 
 
+@pytest.mark.parametrize("scope", [None, "tenant", "public"])
+def test_cache_scope_reaches_the_worker(stack: Stack, scope: str | None) -> None:
+    assert stack.chat("say x", cache_scope=scope).status_code == 200
+    assert stack.worker.assignments[-1].job.cache_scope == (scope or "tenant")
+
+
 NAN, INF = float("nan"), float("inf")
 # fields -> (param, words of the message)
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"cache_scope": "all"}, "cache_scope", "'tenant' or 'public'"),
     ({"top_k": -2}, "top_k", "greater than or equal to -1 (got -2)"),
     ({"top_k": 2**63}, "top_k", "less than or equal to 2147483647 (got 9223372036854775808)"),
     ({"top_k": 0.5}, "top_k", "valid integer"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import msgspec
-from llava_wire import Event, Job, SamplingParams, TokenLogprob, TokenScore
+from llava_wire import Event, Heartbeat, Job, SamplingParams, TokenLogprob, TokenScore
 
-from tests.wire.lab import make_job
+from tests.wire.lab import heartbeat, make_job
 
 
 def test_job_of_a_version_with_fewer_sampling_fields_is_read_with_neutral_ones() -> None:
@@ -41,3 +41,24 @@ def test_sampling_and_logprobs_come_through_as_they_are() -> None:
     told = TokenLogprob(TokenScore(1, b"\xc3", -0.5), (TokenScore(2, b"", -9999.0),))
     event = Event(0, (1,), "", None, (told,))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(event), type=Event) == event
+
+
+def test_heartbeat_of_a_version_without_statistics_is_read() -> None:
+    new = msgspec.structs.replace(heartbeat("w1"), stats={"num_steps_total": 3})
+    old = {name: value for name, value in msgspec.to_builtins(new).items() if name != "stats"}
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=Heartbeat) == heartbeat("w1")
+
+
+def test_heartbeat_of_a_version_that_says_and_counts_more_is_read() -> None:
+    newer = {**msgspec.to_builtins(heartbeat("w1")), "mood": "good", "stats": {"num_wonders_total": 0.5}}
+    read = msgspec.msgpack.decode(msgspec.msgpack.encode(newer), type=Heartbeat)
+    assert read == msgspec.structs.replace(heartbeat("w1"), stats={"num_wonders_total": 0.5})
+
+
+def test_an_older_version_reads_a_heartbeat_with_statistics() -> None:
+    class OldHeartbeat(msgspec.Struct):
+        worker_id: str
+        model: str
+
+    new = msgspec.structs.replace(heartbeat("w1"), stats={"num_steps_total": 3})
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(new), type=OldHeartbeat) == OldHeartbeat("w1", "m")

@@ -26,6 +26,14 @@ async def test_a_pull_brings_the_job_and_its_pixels(lab: Lab) -> None:
     assert (assignment.token_ids, assignment.text) == ((), "")
 
 
+async def test_a_pull_tells_what_is_left_of_a_jobs_life(lab: Lab) -> None:
+    producer, consumer = await lab.producer(), await lab.consumer()
+    await producer.submit(make_job(ttl_s=60.0), {})
+    (assignment,) = await consumer.pull(1)
+    assert assignment.left_s is not None
+    assert 0 < assignment.left_s <= 60
+
+
 async def test_a_pull_of_an_empty_queue_answers_nothing_after_a_while(lab: Lab) -> None:
     consumer = await lab.consumer()
     assert await consumer.pull(4) == []

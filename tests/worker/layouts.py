@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Sequential
 
 Tensors = dict[str, Tensor]
 
@@ -19,6 +20,7 @@ PREFIXES = (
     ("multi_modal_projector.linear_2.", "model.mm_projector.2."),
     ("image_newline", "model.image_newline"),
 )
+PROCESSOR = "preprocessor_config.json"
 DECODERS = {"llama": "llava_llama", "mistral": "llava_mistral", "qwen2": "llava_qwen"}
 
 
@@ -26,22 +28,14 @@ def write_original(source: Path, target: Path, *, tower: Path | None = None) -> 
     """From llava-hf's layout; the tower's weights and configuration go to ``tower`` if there is one."""
     values = json.loads((source / "config.json").read_text())
     tensors = renamed(load_file(source / "model.safetensors"), PREFIXES)
-    prefix = PREFIXES[2][1]
-    vision = {"vision_config": values["vision_config"]}
     target.mkdir(exist_ok=True)
-    if tower is not None:
-        parts = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in parts}
-        tower.mkdir(exist_ok=True)
-        save(tower, values["vision_config"], renamed(parts, [(prefix, "vision_model.")]))
-        vision = {}
     is_next = values["model_type"] == "llava_next"
     grid = {
         "mm_patch_merge_type": "spatial_unpad",
         "image_grid_pinpoints": [[width, height] for height, width in values.get("image_grid_pinpoints", [])],
     }
     text = values["text_config"]
-    config = text | vision | (grid if is_next else {})
+    config = text | {"vision_config": values["vision_config"]} | (grid if is_next else {})
     config |= {
         "model_type": DECODERS[text["model_type"]],
         "image_aspect_ratio": "anyres" if is_next else "pad",
@@ -53,6 +47,22 @@ def write_original(source: Path, target: Path, *, tower: Path | None = None) -> 
         "mm_use_im_start_end": False,
     }
     save(target, config, tensors)
+    copy_processor(source, target)
+    return target if tower is None else split_tower(target, target, tower)
+
+
+def split_tower(source: Path, target: Path, tower: Path) -> Path:
+    """From an original checkpoint with its tower inside to one that only names it, and the tower."""
+    prefix = PREFIXES[2][1]
+    config = json.loads((source / "config.json").read_text())
+    tensors = load_file(source / "model.safetensors")
+    parts = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    for folder in (target, tower):
+        folder.mkdir(exist_ok=True)
+    save(tower, config.pop("vision_config"), renamed(parts, [(prefix, "vision_model.")]))
+    save(target, config, {name: tensor for name, tensor in tensors.items() if name not in parts})
+    copy_processor(source, tower)
+    (target / PROCESSOR).unlink(missing_ok=True)
     return target
 
 
@@ -62,7 +72,26 @@ def write_hf(source: Path, target: Path, *, like: Path) -> Path:
     back = sorted(((original, hf) for hf, original in PREFIXES), key=lambda pair: -len(pair[0]))
     tensors = renamed(load_file(source / "model.safetensors"), back)
     save(target, json.loads((like / "config.json").read_text()), tensors)
+    copy_processor(source, target)
     return target
+
+
+def copy_processor(source: Path, target: Path) -> None:
+    """The image processor's configuration, where there is one."""
+    if (source / PROCESSOR).is_file():
+        (target / PROCESSOR).write_text((source / PROCESSOR).read_text())
+
+
+def replace_projector(folder: Path, kind: str | None, projector: Sequential) -> None:
+    """In an original checkpoint: another ``mm_projector_type``, None for the first LLaVA's one layer."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor for name, tensor in tensors.items() if "mm_projector" not in name}
+    for index, layer in enumerate(projector):
+        place = f"{2 * index}." if len(projector) > 1 else ""
+        for name, parameter in layer.named_parameters():
+            tensors[f"model.mm_projector.{place}{name}"] = parameter.detach()
+    config = json.loads((folder / "config.json").read_text()) | {"mm_projector_type": kind}
+    save(folder, {key: value for key, value in config.items() if value is not None}, tensors)
 
 
 def save(folder: Path, config: dict[str, object], tensors: Tensors) -> None:

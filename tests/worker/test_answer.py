@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import pytest
 from llava_wire import (
     Assignment,
@@ -21,6 +24,7 @@ from llava_worker.engine import ImageSpan, Sampling, StepOutput, TokenLogprobs
 from llava_worker.engine_thread import Refusal
 from llava_worker.prompt import Prompt, PromptRefused
 from llava_worker.tokenizer import ByteTokenizer
+from msgspec import structs
 
 TOKENIZER = ByteTokenizer()
 PICTURE = ImageRef(digest="a", num_tiles=1, side=2, width=2, height=2)
@@ -149,6 +153,7 @@ def test_text_that_another_version_logged_is_left_as_it_is(caplog: pytest.LogCap
     [
         (Refusal("fence", "context_length_exceeded", "too long"), ErrorCode.CONTEXT_LENGTH_EXCEEDED),
         (StepOutput("fence", error="not a number"), ErrorCode.INTERNAL_ERROR),
+        (StepOutput("fence", error="late", error_code="deadline_exceeded"), ErrorCode.DEADLINE_EXCEEDED),
     ],
 )
 def test_what_the_engine_cannot_do_ends_the_job_with_an_error(
@@ -162,6 +167,16 @@ def test_what_the_engine_cannot_do_ends_the_job_with_an_error(
     assert event.final.reason is FinishReason.ERROR
     assert event.final.error is not None
     assert event.final.error.code is code
+
+
+@pytest.mark.parametrize("param", ["logit_bias", None])
+def test_a_refusal_tells_which_field_of_the_request_it_is_about(param: str | None) -> None:
+    answer = Answer(assignment(), TOKENIZER)
+    answer.take(Refusal("fence", "invalid_request", "token 9 is none", param))
+    event = answer.next_event()
+    assert event is not None
+    assert event.final is not None
+    assert event.final.error == JobError(ErrorCode.INVALID_REQUEST, "token 9 is none", param)
 
 
 def test_nothing_follows_the_end() -> None:
@@ -183,9 +198,31 @@ def test_an_answer_may_fill_the_context_and_no_more(max_tokens: int | None, expe
 
 def test_a_sequence_carries_the_job_and_its_log() -> None:
     made = make_sequence(assignment(log=b"ab", temperature=0.5, top_p=0.9), prompt(), context_length=100)
-    assert (made.seq_id, made.cache_scope, made.output_ids) == ("fence", "tenant", [97, 98])
+    assert (made.seq_id, made.cache_scope, made.output_ids) == ("fence", "tenant tenant", [97, 98])
+    assert (made.priority, made.deadline_s) == (0, None)
     assert (made.sampling.temperature, made.sampling.top_p, made.sampling.seed) == (0.5, 0.9, 1)
     assert made.pixels == [PIXELS]
+
+
+def scope_of(tenant: str, cache_scope: str) -> str:
+    own = assignment()
+    job = structs.replace(own.job, tenant=tenant, cache_scope=cache_scope)
+    return make_sequence(replace(own, job=job), prompt(), context_length=100).cache_scope
+
+
+def test_a_public_job_shares_with_no_tenant_whatever_its_name() -> None:
+    assert scope_of("a", "public") == scope_of("b", "public")
+    assert scope_of("a", "public") not in (scope_of("a", "tenant"), scope_of("public", "tenant"))
+
+
+def test_a_sequence_knows_how_urgent_it_is_and_when_its_time_is_over() -> None:
+    own = assignment()
+    urgent = replace(own, job=structs.replace(own.job, priority=3), left_s=60.0)
+    before = time.monotonic()
+    made = make_sequence(urgent, prompt(), context_length=100)
+    assert made.priority == 3
+    assert made.deadline_s is not None
+    assert before + 60 <= made.deadline_s <= time.monotonic() + 60
 
 
 @pytest.mark.parametrize("pixels", [{}, {"a": PIXELS + b"x"}])

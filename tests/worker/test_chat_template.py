@@ -166,6 +166,20 @@ def test_a_folder_without_a_template_is_refused(tmp_path: Path) -> None:
         read_chat_template(tmp_path)
 
 
+@pytest.mark.parametrize("has_own", [True, False])
+def test_an_adapters_folder_has_its_own_chat_template_or_its_bases(tmp_path: Path, has_own: bool) -> None:
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    for folder, name in ((adapter, "own"), (base, "base")):
+        folder.mkdir()
+        if has_own or folder is base:
+            (folder / "chat_template.jinja").write_text(
+                "{{ '" + name + "' }}{{ messages[0].content[0].text }}"
+            )
+    settings = load_settings(["--conversation", "checkpoint"])
+    template = choose_template(settings, adapter, FileTokenizer(TINY), base=base)
+    assert template.render([Message("user", ("Hi?",))])[0].startswith("own" if has_own else "base")
+
+
 def test_the_hf_style_is_llava_hfs_template_for_models_of_vicuna() -> None:
     assert choose_template(load_settings(["--prompt-style", "hf"]), TINY).name == "llava_hf"
 

@@ -80,6 +80,17 @@ def test_an_idle_engine_makes_no_steps_and_wakes_for_the_next_sequence(
     assert thread.num_steps == 40
 
 
+def test_statistics_are_those_of_the_engine_after_its_last_step(listener: Listener) -> None:
+    engine = EchoEngine()
+    thread = start(listener, engine)
+    assert thread.stats.num_steps_total == 0
+    thread.add(sequence("Hi?"))
+    listener.until_end("one")
+    assert thread.stop(WAIT_S)
+    assert thread.stats == engine.stats()
+    assert (thread.stats.num_generated_tokens_total, thread.stats.num_running) == (20, 0)
+
+
 def test_a_refused_sequence_is_reported_and_the_next_one_served(
     listener: Listener, thread: EngineThread
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from llava_worker.templates import CONVERSATIONS
 from llava_worker.tokenizer import ByteTokenizer
 from PIL import Image
 
-from tests.worker.checkpoints import IMAGE_TOKEN, NEXT, write_checkpoint
+from tests.worker.checkpoints import IMAGE_TOKEN, LLAVA_INTERLEAVE, NEXT, write_checkpoint
 
 
 class AsciiTokenizer(ByteTokenizer):
@@ -27,11 +28,14 @@ class AsciiTokenizer(ByteTokenizer):
 
 
 @pytest.mark.parametrize("size", [(200, 60), (60, 200), (31, 30), (2, 2), (500, 3)])
-@pytest.mark.parametrize("kind", [{}, NEXT], ids=["1.5", "1.6"])
+@pytest.mark.parametrize("kind", [{}, NEXT, LLAVA_INTERLEAVE], ids=["1.5", "1.6", "interleave"])
 def test_what_the_server_cuts_the_engine_takes(
     kind: dict[str, Any], size: tuple[int, int], tmp_path: Path
 ) -> None:
     write_checkpoint(tmp_path, **kind)
+    if kind is LLAVA_INTERLEAVE:
+        size_file = json.dumps({"size": {"height": 28, "width": 28}})
+        (tmp_path / "preprocessor_config.json").write_text(size_file)
     engine, info = load_engine(tmp_path, precision="fp32", device="cpu", kv_cache_bytes=1 << 20)
     spec = ImageSpec(
         side=info.image_side,
@@ -40,6 +44,7 @@ def test_what_the_server_cuts_the_engine_takes(
         tokens_per_tile=info.tokens_per_tile,
         grid=info.grid,
     )
+    assert spec.fit == ("squash" if kind is LLAVA_INTERLEAVE else "anyres" if kind is NEXT else "pad")
     picture = Image.new("RGB", size, "teal")
     tiles = fit(picture, side=spec.side, how=spec.fit, background=spec.background, grid=spec.grid)
     num_tiles = tiles.height // spec.side

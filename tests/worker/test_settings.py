@@ -41,6 +41,9 @@ def test_the_queues_password_is_never_printed() -> None:
     ("arguments", "said"),
     [
         (["--precision", "int3"], ["LLAVA_PRECISION", "int3", "bf16"]),
+        (["--kv-cache-dtype", "fp8"], ["LLAVA_KV_CACHE_DTYPE", "fp8", "int8"]),
+        (["--vision-cache-mb", "-1"], ["LLAVA_VISION_CACHE_MB", "-1"]),
+        (["--speculation", "on"], ["LLAVA_SPECULATION", "on", "'auto' or 'off'"]),
         (["--max-num-sequences", "0"], ["--max-num-sequences", "greater than or equal to 1", "0"]),
         (["--conversation", "nobody"], ["LLAVA_CONVERSATION", "nobody", "vicuna_v1"]),
         (["--redis-url", "http://:secret@x"], ["--redis-url", "redis://"]),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import llava_worker
 import pytest
 from llava_wire import Message
 from llava_worker.settings import load_settings
 from llava_worker.startup import StartupError, open_model
+
+TINY = Path(llava_worker.__file__).parent / "tiny"
 
 
 def test_the_echo_model_announces_itself() -> None:
@@ -26,6 +30,21 @@ def test_the_tiny_model_is_called_tiny_llava() -> None:
     assert model.heartbeat.image_spec.fit == "pad"
     assert model.heartbeat.context_length == model.engine.context_length
     assert (model.heartbeat.device, model.heartbeat.precision) == ("cpu", "fp32")
+
+
+def test_the_time_until_ready_is_told_by_its_parts() -> None:
+    times = open_model(load_settings(["--model", "tiny", "--device", "cpu", "--kv-cache-mb", "8"])).times
+    assert min(times.import_s, times.weights_s, times.warmup_s) > 0
+    assert times.import_s + times.weights_s + times.warmup_s <= times.total_s
+
+
+def test_three_times_the_tokens_of_fp32_fit_in_8_bit() -> None:
+    blocks = {}
+    for kind in ("auto", "int8"):
+        arguments = ["--model", "tiny", "--device", "cpu", "--precision", "fp32", "--kv-cache-mb", "8"]
+        engine = open_model(load_settings([*arguments, "--kv-cache-dtype", kind])).engine
+        blocks[kind] = engine.stats().num_blocks
+    assert 3 < blocks["int8"] / blocks["auto"] < 4
 
 
 def test_a_name_for_requests_may_be_given() -> None:
@@ -66,3 +85,20 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence_and_no_traceback(tmp_path: P
     assert ended.returncode == 1
     assert "'nobody/nothing' cannot be fetched from the hub" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_an_adapters_folder_that_describes_nothing_takes_its_bases_words(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(TINY / "model.safetensors")
+    part = {name: tensor for name, tensor in tensors.items() if name.startswith("multi_modal_projector.")}
+    save_file(part, tmp_path / "mm_projector.safetensors")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, tmp_path)
+    flags = ["--conversation", "checkpoint", "--device", "cpu"]
+    messages = [Message("user", ("What is this?",))]
+
+    adapted = open_model(load_settings([*flags, "--model", str(tmp_path), "--base-model", "tiny"]))
+    of_base = open_model(load_settings([*flags, "--model", "tiny"]))
+
+    assert adapted.prompts.build(messages) == of_base.prompts.build(messages)

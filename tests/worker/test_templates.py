@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,6 +105,26 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 def test_the_template_follows_from_config_json(name: str) -> None:
     config, expected = CONFIGS[name]
     assert choose_conversation(config) == expected
+
+
+MISTRAL_CONFIG = '{"model_type": "llava_mistral"}'
+QWEN_CONFIG = '{"model_type": "llava_qwen"}'
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [(None, "mistral_instruct"), (QWEN_CONFIG, "qwen_1_5")],
+    ids=["without a config.json", "with one"],
+)
+def test_an_adapters_folder_has_the_template_of_its_base_unless_it_describes_itself(
+    tmp_path: Path, own: str | None, expected: str
+) -> None:
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    for folder, config in ((adapter, own), (base, MISTRAL_CONFIG)):
+        folder.mkdir()
+        if config is not None:
+            (folder / "config.json").write_text(config)
+    assert choose_template(load_settings([]), adapter, base=base).name == expected
 
 
 def test_a_setting_overrides_the_choice() -> None:

@@ -13,6 +13,7 @@ import pytest
 from llava_wire import ErrorCode, FinishReason, ImageRef, JobConsumer, JobError, Message
 from llava_worker.echo import EchoEngine
 from llava_worker.engine import EngineStats, Sequence, StepOutput
+from llava_worker.engine.grammars import Grammars
 from llava_worker.engine_thread import EXIT_BROKEN
 from llava_worker.settings import load_settings
 from llava_worker.startup import open_model
@@ -83,6 +84,7 @@ async def running(
     is_open: bool = True,
     drain_timeout_s: float = 0.0,
     hang_timeout_s: float = 30.0,
+    grammars: Grammars | None = None,
 ) -> AsyncIterator[Running]:
     engine = engine or Gate()
     if is_open:
@@ -97,6 +99,7 @@ async def running(
         heartbeat=model.heartbeat,
         beat_s=LEASE_S / 4,
         drain_timeout_s=drain_timeout_s,
+        grammars=grammars,
     )
     task = asyncio.create_task(worker.run())
     try:

@@ -15,7 +15,8 @@ class Assignment:
     """A job as pulled. ``assignment_id`` is the fence: only its holder may write to the job's log.
 
     ``token_ids`` and ``text`` are what earlier workers have emitted: continue from there, at offset
-    ``len(token_ids)``. ``pixels`` maps each digest of ``job.images`` to its tiles.
+    ``len(token_ids)``. ``pixels`` maps each digest of ``job.images`` to its tiles. ``left_s`` is what the
+    pull found left of the job's life; None where that is not known.
     """
 
     job: Job
@@ -23,3 +24,4 @@ class Assignment:
     token_ids: tuple[int, ...]
     text: str
     pixels: Mapping[str, bytes]
+    left_s: float | None = None

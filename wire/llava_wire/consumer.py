@@ -123,13 +123,13 @@ class JobConsumer:
     async def _pull(self, max_jobs: int) -> list[Assignment]:
         nonces = self._pulling = [uuid.uuid4().hex for _ in range(max_jobs)]
         try:
-            jobs, blobs = await self._call(
+            jobs, blobs, now_ms = await self._call(
                 "pull", self._worker_id, self._heartbeat.model, self._lease_ms, self._hang_ms, *nonces
             )
         finally:
             self._pulling = []
         pixels = {digest.decode(): tiles for digest, tiles in zip(blobs[::2], blobs[1::2], strict=True)}
-        assignments = [_assignment(job, pixels) for job in jobs]
+        assignments = [_assignment(job, pixels, now_ms) for job in jobs]
         unfit = [each for each in assignments if not self._fits(each)]
         if unfit:
             await self.give_back(unfit)
@@ -186,8 +186,8 @@ def _ids(answer: list[bytes]) -> set[str]:
     return {job_id.decode() for job_id in answer}
 
 
-def _assignment(answer: list[Any], pixels: dict[str, bytes]) -> Assignment:
-    _, assignment_id, _, payload, frames = answer
+def _assignment(answer: list[Any], pixels: dict[str, bytes], now_ms: int) -> Assignment:
+    _, assignment_id, _, payload, frames, ends_ms = answer
     job = msgspec.msgpack.decode(payload, type=Job)
     events = decode_log(frames)
     return Assignment(
@@ -196,4 +196,5 @@ def _assignment(answer: list[Any], pixels: dict[str, bytes]) -> Assignment:
         token_ids=tuple(token for event in events for token in event.token_ids),
         text="".join(event.text for event in events),
         pixels={image.digest: pixels[image.digest] for image in job.images if image.digest in pixels},
+        left_s=max(ends_ms - now_ms, 0) / 1000,
     )

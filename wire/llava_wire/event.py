@@ -33,10 +33,12 @@ class ErrorCode(str, Enum):
 
 
 class JobError(msgspec.Struct, frozen=True):
-    """A failure: ``message`` says what, the value, the limit and the way out."""
+    """A failure: ``message`` says what, the value, the limit and the way out. ``param`` is the field of the
+    request that it is about; None: the messages, or none of them."""
 
     code: ErrorCode
     message: str
+    param: str | None = None
 
 
 class Final(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -14,7 +14,8 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     ``side`` is the tower's input in pixels. ``fit`` "pad" puts the picture on a square canvas of its longer
     side filled with ``background`` and resizes that (the original LLaVA-1.5); "crop" resizes the shorter side
-    and cuts the centre (CLIP's own). Resampling is PIL bicubic. A tile becomes ``tokens_per_tile`` tokens.
+    and cuts the centre (CLIP's own); "squash" resizes all of it to a square (SigLIP's own). Resampling is PIL
+    bicubic. A tile becomes ``tokens_per_tile`` tokens.
 
     "anyres" (LLaVA-1.6) and "hd" (LLaVA-1.5-HD, experimental) make several tiles of a picture: first all of
     it squashed to side x side; then the canvas out of ``grid``, (width, height) each, that keeps most of the
@@ -23,7 +24,7 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     side: int
-    fit: Literal["pad", "crop", "anyres", "hd"] = "pad"
+    fit: Literal["pad", "crop", "squash", "anyres", "hd"] = "pad"
     background: tuple[int, int, int] = (122, 116, 104)
     tokens_per_tile: int = 576
     grid: tuple[tuple[int, int], ...] = ()
@@ -41,3 +42,4 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     is_draining: bool = False
     started_at: float = 0.0  # Unix seconds, for people; no decision depends on it
+    stats: dict[str, float] = {}  # the engine's, for people too; versions differ in what they count

@@ -10,11 +10,23 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["WIRE_VERSION", "ImageRef", "Job", "Message", "Role", "SamplingParams"]
+__all__ = [
+    "WIRE_VERSION",
+    "CacheScope",
+    "Grammar",
+    "GrammarKind",
+    "ImageRef",
+    "Job",
+    "Message",
+    "Role",
+    "SamplingParams",
+]
 
 WIRE_VERSION = 1
 
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice"]
 Role = Literal["system", "user", "assistant"]
+CacheScope = Literal["tenant", "public"]
 
 
 class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +48,14 @@ class Message(msgspec.Struct, frozen=True):
 
     role: Role
     parts: tuple[str | ImageRef, ...]
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """What the answer must be. ``text`` is a JSON schema, a regular expression, or a JSON list of strings, as
+    ``kind`` says; empty for ``json_object``."""
+
+    kind: GrammarKind
+    text: str = ""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -61,11 +81,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     num_logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker needs to answer. ``cost`` is in tokens (prompt estimate + pictures + expected answer);
-    ``ttl_s`` bounds the job's whole life, queueing included."""
+    ``ttl_s`` bounds the job's whole life, queueing included. Of the jobs in a worker's hands the one with the
+    higher ``priority`` goes first. What is computed for a job serves others of its tenant; for one whose
+    ``cache_scope`` is "public" it serves all public ones, whoever sent them."""
 
     job_id: str
     model: str
@@ -74,6 +97,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
     cost: float
     ttl_s: float = 600.0
+    priority: int = 0
+    cache_scope: CacheScope = "tenant"
     version: int = WIRE_VERSION
 
     @property

@@ -73,6 +73,7 @@ async def _serve(settings: Settings, model: Model) -> int:
         beat_s=min(1.0, settings.lease_s / 4),
         drain_timeout_s=settings.drain_timeout_s,
         hang_timeout_s=settings.hang_timeout_s,
+        grammars=model.grammars,
     )
     _drain_on_signals(worker)
     try:

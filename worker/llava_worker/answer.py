@@ -6,6 +6,7 @@ Tokens that come while an event is on its way gather here and leave together in 
 from __future__ import annotations
 
 import logging
+import time
 
 from llava_wire import (
     Assignment,
@@ -63,9 +64,9 @@ class Answer:
         if self.is_finished:
             return
         if isinstance(news, Refusal):
-            self.fail(JobError(code=ErrorCode(news.code), message=news.message))
+            self.fail(JobError(code=ErrorCode(news.code), message=news.message, param=news.param))
         elif news.error is not None:
-            self.fail(JobError(code=ErrorCode.INTERNAL_ERROR, message=news.error))
+            self.fail(JobError(code=ErrorCode(news.error_code), message=news.error))
         else:
             self._take_output(news)
 
@@ -144,7 +145,9 @@ def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int
         sampling=_sampling(job.sampling),
         max_new_tokens=room if max_tokens is None else min(max_tokens, room),
         output_ids=list(assignment.token_ids),
-        cache_scope=job.tenant,
+        cache_scope="public" if job.cache_scope == "public" else f"tenant {job.tenant}",
+        priority=job.priority,
+        deadline_s=None if assignment.left_s is None else time.monotonic() + assignment.left_s,
     )
 
 

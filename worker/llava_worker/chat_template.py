@@ -21,7 +21,7 @@ from llava_wire import ErrorCode, ImageRef, Message
 
 from llava_worker.conversation import Piece, PromptRefused, Special, check_turns
 
-__all__ = ["ChatTemplate", "ChatTemplateError", "read_chat_template"]
+__all__ = ["ChatTemplate", "ChatTemplateError", "has_chat_template", "read_chat_template"]
 
 
 class ChatTemplateError(Exception):
@@ -113,8 +113,19 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+def has_chat_template(folder: Path) -> bool:
+    return _find_source(folder) is not None
+
+
 def read_chat_template(folder: Path) -> str:
     """The template's source from where transformers looks for it. Raises ChatTemplateError."""
+    source = _find_source(folder)
+    if source is None:
+        raise ChatTemplateError(f"{folder} has no chat template: choose a conversation by its name")
+    return source
+
+
+def _find_source(folder: Path) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text("utf-8")
@@ -125,7 +136,7 @@ def read_chat_template(folder: Path) -> str:
             template = {item["name"]: item["template"] for item in template}.get("default")
         if isinstance(template, str):
             return template
-    raise ChatTemplateError(f"{folder} has no chat template: choose a conversation by its name")
+    return None
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

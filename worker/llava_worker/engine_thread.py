@@ -51,6 +51,7 @@ class Refusal:
     seq_id: str
     code: str
     message: str
+    param: str | None = None  # the field of the request that is to blame, if one is
 
 
 News: TypeAlias = StepOutput | Refusal
@@ -78,6 +79,7 @@ class EngineThread:
         on_hang: Callable[[], None] | None = None,
     ) -> None:
         self.num_steps = 0  # finished steps: the sign of progress
+        self.stats = engine.stats()  # as it was after the last step; the engine itself is the thread's alone
         self._engine = engine
         self._on_news = on_news
         self._on_failure = on_failure
@@ -114,6 +116,7 @@ class EngineThread:
                 news = self._take_inbox()
                 if not self._stopped.is_set() and self._engine.num_sequences:
                     news += self._step()
+                self.stats = self._engine.stats()
                 if news:
                     self._on_news(news)
         except Exception as error:
@@ -141,7 +144,7 @@ class EngineThread:
         try:
             self._engine.add(sequence)
         except SequenceRefused as refused:
-            return [Refusal(sequence.seq_id, refused.code, refused.message)]
+            return [Refusal(sequence.seq_id, refused.code, refused.message, refused.param)]
         return []
 
     def _step(self) -> list[StepOutput]:

@@ -1,4 +1,4 @@
-"""A model's own tokenizer, from the ``tokenizer.json`` in its folder."""
+"""A model's own tokenizer, from the ``tokenizer.json`` in its folder, or else its ``tokenizer.model``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 
 from tokenizers import Tokenizer, pre_tokenizers
 
+from llava_worker.sentencepiece_file import read_sentencepiece
 from llava_worker.tokenizer import TokenizerError
 
-__all__ = ["FileTokenizer"]
+__all__ = ["FileTokenizer", "has_tokenizer"]
 
 
 class FileTokenizer:
-    """A Hugging Face ``tokenizer.json`` of Llama's kind (byte fallback) or GPT-2's kind (byte level)."""
+    """Of Llama's kind (byte fallback) or, from a ``tokenizer.json``, of GPT-2's kind (byte level)."""
 
     def __init__(self, folder: Path, *, image_id: int | None = None) -> None:
         """Raises TokenizerError. ``image_id`` None takes the id of ``<image>``, or 0 if there is none."""
-        self._tokenizer = _load(folder / "tokenizer.json")
+        self._tokenizer = _load(folder)
         self._tokenizer.encode_special_tokens = True
         self._specials = {
             number: token
@@ -80,9 +81,16 @@ class FileTokenizer:
                 raise TokenizerError(f"typing {token.content!r} would yield the special token {number}")
 
 
-def _load(path: Path) -> Tokenizer:
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+
+
+def _load(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not has_tokenizer(folder):
+        raise TokenizerError(f"{path} is missing: the model's folder needs one, or a tokenizer.model")
     if not path.is_file():
-        raise TokenizerError(f"{path} is missing: the model's folder needs a tokenizer.json")
+        return read_sentencepiece(folder / "tokenizer.model")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare Exception for a file it cannot read

@@ -54,12 +54,23 @@ class Settings(BaseSettings):
     prompt_style: Literal["original", "hf"] = Field(
         "original", description="hf: the prompt of transformers' processor for LLaVA-1.5, to compare with."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format.")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"] = Field(
+        "auto", description="Number format; int8 and int4 are for CPUs."
+    )
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; else one a core.")
     max_num_sequences: int = Field(16, ge=1, le=1024, description="Answers computed at once.")
     kv_cache_mb: int | None = Field(
         None, ge=1, description="Most memory for keys and values, MiB; else a share of what is free."
+    )
+    kv_cache_dtype: Literal["auto", "int8"] = Field(
+        "auto", description="int8 keeps twice the tokens in the same memory; auto: exactly, as computed."
+    )
+    speculation: Literal["auto", "off"] = Field(
+        "auto", description="Guess tokens that repeat the prompt where that pays; answers stay the same."
+    )
+    vision_cache_mb: int = Field(
+        256, ge=0, description="Most memory for pictures already encoded, MiB; 0 keeps none."
     )
     vision_tower: str | None = Field(
         None, min_length=1, description="Folder or hub name of the tower an original checkpoint only names."
@@ -75,6 +86,9 @@ class Settings(BaseSettings):
         0.0, ge=0, le=86400, description="After SIGTERM: time to finish answers before handing them on, s."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    trace_steps: Path | None = Field(
+        None, description="File for a timeline of every step (Perfetto); {pid} becomes the process's id."
+    )
 
     echo_step_s: float = Field(0.0, ge=0, le=60, description="Time between two tokens of the echo model, s.")
     echo_faults: bool = Field(False, description="Prompts may ask the echo model to fail; for tests.")

@@ -11,29 +11,52 @@ import os
 import socket
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava_wire import Heartbeat, ImageSpec
 
 from llava_worker.echo import EchoEngine
+from llava_worker.engine.clock import StepClock
 from llava_worker.engine_thread import Engine
 from llava_worker.load_progress import LoadProgress
 from llava_worker.prompt import PromptBuilder
 from llava_worker.settings import Settings
 from llava_worker.template_choice import choose_template
 from llava_worker.tokenizer import ByteTokenizer, TextTokenizer, TokenizerError
+from llava_worker.traced_engine import TracedEngine, open_trace
 
-__all__ = ["Model", "StartupError", "open_model"]
+if TYPE_CHECKING:
+    from llava_worker.engine.grammars import Grammars
+
+__all__ = ["Model", "StartupError", "StartupTimes", "open_model"]
 
 _ECHO_SPEC = ImageSpec(side=32, tokens_per_tile=4)
-_HUB_FILES = ["*.safetensors", "*.json"]  # nothing that could carry code
+# Nothing that could carry code, but for a chat template, which only runs when asked for, in a sandbox.
+_HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
 
 logger = logging.getLogger(__name__)
 
 
 class StartupError(Exception):
     """The worker cannot start as it is set up; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartupTimes:
+    """Where the time until the model was ready went, s; what is not listed is in ``total_s`` only."""
+
+    import_s: float = 0.0  # torch and what stands on it
+    weights_s: float = 0.0
+    warmup_s: float = 0.0
+    total_s: float = 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total_s:.1f} s, of which import {self.import_s:.1f}, weights {self.weights_s:.1f}, "
+            f"warm-up {self.warmup_s:.1f}"
+        )
 
 
 @dataclass(frozen=True)
@@ -44,6 +67,8 @@ class Model:
     tokenizer: TextTokenizer
     prompts: PromptBuilder
     heartbeat: Heartbeat
+    times: StartupTimes
+    grammars: Grammars | None = None  # None: answers freely only
 
 
 def open_model(settings: Settings) -> Model:
@@ -51,7 +76,7 @@ def open_model(settings: Settings) -> Model:
     if settings.model == "echo":
         return _open_echo(settings)
     folder = _find_folder(settings.model)
-    _require("torch", "safetensors", "tokenizers", "numpy")
+    _require("torch", "safetensors", "tokenizers", "numpy", "llguidance")
     return _open_folder(folder, settings)
 
 
@@ -72,16 +97,19 @@ def _open_echo(settings: Settings) -> Model:
         )
     except TokenizerError as error:
         raise _misfit(settings, error) from error
-    return _assemble(engine, tokenizer, prompts, _ECHO_SPEC, _Label(name, device="none", precision="none"))
+    label = _Label(name, device="none", precision="none")
+    return _assemble(_traced(engine, settings, name), tokenizer, prompts, _ECHO_SPEC, label)
 
 
 def _open_folder(folder: Path, settings: Settings) -> Model:
-    from llava_worker.engine.load import CheckpointError, load_engine
-    from llava_worker.file_tokenizer import FileTokenizer
-
     began = time.monotonic()
+    from llava_worker.engine.grammars import Grammars
+    from llava_worker.engine.load import CheckpointError, load_engine
+    from llava_worker.file_tokenizer import FileTokenizer, has_tokenizer
+
+    imported = time.monotonic()
     base = _find_folder(settings.base_model) if settings.base_model else None
-    described = folder if base is None or (folder / "tokenizer.json").is_file() else base
+    described = folder if base is None or has_tokenizer(folder) else base
     try:
         engine, info = load_engine(
             folder,
@@ -89,6 +117,9 @@ def _open_folder(folder: Path, settings: Settings) -> Model:
             device=settings.device,
             max_num_sequences=settings.max_num_sequences,
             kv_cache_bytes=settings.kv_cache_mb << 20 if settings.kv_cache_mb else None,
+            kv_cache_dtype=settings.kv_cache_dtype,
+            is_speculating=settings.speculation == "auto",
+            vision_cache_bytes=settings.vision_cache_mb << 20,
             num_threads=settings.threads,
             vision_tower=_find_folder(settings.vision_tower) if settings.vision_tower else None,
             base=base,
@@ -98,7 +129,6 @@ def _open_folder(folder: Path, settings: Settings) -> Model:
         tokenizer = FileTokenizer(described, image_id=info.image_token_id)
     except (CheckpointError, TokenizerError, ValueError) as error:
         raise StartupError(f"model {settings.model!r} cannot be served: {error}") from error
-    logger.info("loaded %s in %.1f s", folder, time.monotonic() - began)
     spec = ImageSpec(
         side=info.image_side,
         fit=info.fit,
@@ -109,7 +139,7 @@ def _open_folder(folder: Path, settings: Settings) -> Model:
     try:
         prompts = PromptBuilder(
             tokenizer,
-            choose_template(settings, described, tokenizer),
+            choose_template(settings, folder, tokenizer, base=base),
             image_spec=spec,
             context_length=engine.context_length,
             has_image_marks=info.has_image_marks,
@@ -117,7 +147,31 @@ def _open_folder(folder: Path, settings: Settings) -> Model:
     except TokenizerError as error:
         raise _misfit(settings, error) from error
     name = settings.served_model_name or _served_name(settings.model, folder)
-    return _assemble(engine, tokenizer, prompts, spec, _Label(name, info.device, info.precision))
+    label = _Label(name, info.device, info.precision)
+    times = StartupTimes(imported - began, info.weights_s, info.warmup_s, time.monotonic() - began)
+    logger.info("loaded %s: %s", folder, times)
+    grammars = Grammars(
+        lambda: [tokenizer.token_bytes(token_id) for token_id in range(info.vocab_size)],
+        info.eos_ids,
+        begins_with_space=tokenizer.strips_leading_space,
+    )
+    traced = _traced(engine, settings, name, engine.clock)
+    return replace(_assemble(traced, tokenizer, prompts, spec, label, times), grammars=grammars)
+
+
+def _traced(engine: Engine, settings: Settings, name: str, clock: StepClock | None = None) -> Engine:
+    """The engine itself unless a timeline is asked for. Raises StartupError."""
+    if settings.trace_steps is None:
+        return engine
+    try:
+        trace = open_trace(settings.trace_steps, process=f"llava worker, {name}")
+    except OSError as error:
+        raise StartupError(
+            f"the timeline {str(settings.trace_steps)!r} cannot be written: {error}; give a file that no "
+            "other worker writes, as with {pid} in its name"
+        ) from error
+    logger.info("every step is traced to %s", settings.trace_steps)
+    return TracedEngine(engine, trace, clock)
 
 
 def _misfit(settings: Settings, error: TokenizerError) -> StartupError:
@@ -132,7 +186,12 @@ class _Label:
 
 
 def _assemble(
-    engine: Engine, tokenizer: TextTokenizer, prompts: PromptBuilder, spec: ImageSpec, label: _Label
+    engine: Engine,
+    tokenizer: TextTokenizer,
+    prompts: PromptBuilder,
+    spec: ImageSpec,
+    label: _Label,
+    times: StartupTimes | None = None,
 ) -> Model:
     heartbeat = Heartbeat(
         worker_id=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
@@ -143,8 +202,9 @@ def _assemble(
         device=label.device,
         precision=label.precision,
         started_at=time.time(),
+        stats={f"start_{part}": seconds for part, seconds in asdict(times).items()} if times else {},
     )
-    return Model(engine, tokenizer, prompts, heartbeat)
+    return Model(engine, tokenizer, prompts, heartbeat, times or StartupTimes())
 
 
 def _served_name(model: str, folder: Path) -> str:

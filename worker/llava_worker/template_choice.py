@@ -23,14 +23,21 @@ logger = logging.getLogger(__name__)
 
 
 def choose_template(
-    settings: Settings, folder: Path | None = None, tokenizer: FileTokenizer | None = None
+    settings: Settings,
+    folder: Path | None = None,
+    tokenizer: FileTokenizer | None = None,
+    *,
+    base: Path | None = None,
 ) -> Template:
-    """``folder`` and ``tokenizer`` are the model's; None for a model without. Raises TokenizerError."""
+    """``folder`` and ``tokenizer`` are the model's; None for a model without. Raises TokenizerError.
+
+    ``base`` is the model that an adapter's folder adapts: what the folder does not say, it does.
+    """
     if settings.conversation == "checkpoint":
-        return _checkpoints_own(folder, tokenizer)
+        return _checkpoints_own(folder, tokenizer, base)
     name = settings.conversation
     if name == "auto":
-        name = choose_conversation(_read_config(folder))
+        name = choose_conversation(_read_config(folder) or _read_config(base))
         logger.info("conversation auto: %s, by the model's config.json", name)
     if settings.prompt_style == "hf":
         if name not in _LIKE_LLAVA_HF:
@@ -42,14 +49,20 @@ def choose_template(
     return CONVERSATIONS[name]
 
 
-def _checkpoints_own(folder: Path | None, tokenizer: FileTokenizer | None) -> Template:
-    from llava_worker.chat_template import ChatTemplate, ChatTemplateError, read_chat_template
+def _checkpoints_own(folder: Path | None, tokenizer: FileTokenizer | None, base: Path | None) -> Template:
+    from llava_worker.chat_template import (
+        ChatTemplate,
+        ChatTemplateError,
+        has_chat_template,
+        read_chat_template,
+    )
 
     if folder is None or tokenizer is None:
         raise TokenizerError("this model has no folder and so no chat template of its own")
+    source = base if base is not None and not has_chat_template(folder) else folder
     try:
         return ChatTemplate(
-            read_chat_template(folder),
+            read_chat_template(source),
             special_tokens=tokenizer.special_tokens,
             bos_token=tokenizer.bos_token or "",
             eos_token=tokenizer.eos_token or "",

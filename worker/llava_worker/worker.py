@@ -15,15 +15,22 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from llava_wire import Assignment, Heartbeat, JobConsumer
+from llava_wire import Assignment, ErrorCode, Grammar, Heartbeat, JobConsumer, JobError
 
 from llava_worker.answer import Answer, make_sequence
+from llava_worker.engine.grammar_source import GrammarRefused
+from llava_worker.engine.sequence import Sequence
 from llava_worker.engine_thread import EXIT_BROKEN, Engine, EngineThread, News
 from llava_worker.prompt import PromptBuilder, PromptRefused
 from llava_worker.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from llava_worker.engine.grammar import Grammar as CompiledGrammar
+    from llava_worker.engine.grammars import Grammars
 
 __all__ = ["Worker"]
 
@@ -52,6 +59,7 @@ class Worker:
         beat_s: float = 1.0,
         drain_timeout_s: float = 0.0,
         hang_timeout_s: float = 30.0,
+        grammars: Grammars | None = None,
     ) -> None:
         self._consumer = consumer
         self._prompts = prompts
@@ -64,6 +72,8 @@ class Worker:
         self._engine = EngineThread(
             engine, on_news=self._post_news, on_failure=self._post_failure, hang_timeout_s=hang_timeout_s
         )
+        self._grammars = grammars
+        self._compiling: set[asyncio.Task[None]] = set()
         self._answers: dict[str, Answer] = {}  # by job_id
         self._by_sequence: dict[str, Answer] = {}  # by assignment_id: those that the engine may speak of
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -87,7 +97,7 @@ class Worker:
         """
         self._loop = asyncio.get_running_loop()
         self._engine.start()
-        await self._consumer.beat(self._heartbeat)
+        await self._consumer.beat(self._announcement())
         logger.info("worker ready: model=%s worker_id=%s", self._heartbeat.model, self._heartbeat.worker_id)
         pulling = asyncio.create_task(self._pull_jobs())
         emitting = asyncio.create_task(self._emit_events())
@@ -106,6 +116,8 @@ class Worker:
                 task.cancel()
             if pending:  # bounded: a cancellation that a library swallowed must not keep us alive
                 await asyncio.wait(pending, timeout=_STOP_TIMEOUT_S)
+            if self._grammars is not None:
+                self._grammars.close()
             await asyncio.to_thread(self._engine.stop, _STOP_TIMEOUT_S)
 
     async def _pull_jobs(self) -> None:
@@ -142,7 +154,35 @@ class Worker:
             return
         logger.debug("job_id=%s: begins at token %d", job.job_id, len(assignment.token_ids))
         self._by_sequence[assignment.assignment_id] = answer
-        self._engine.add(sequence)
+        if job.sampling.grammar is None:
+            self._engine.add(sequence)
+        else:  # not awaited: a slow grammar holds up nobody
+            task = asyncio.create_task(self._add_with_grammar(answer, sequence, job.sampling.grammar))
+            self._compiling.add(task)
+            task.add_done_callback(self._compiling.discard)
+
+    async def _add_with_grammar(self, answer: Answer, sequence: Sequence, grammar: Grammar) -> None:
+        """Add the sequence once its grammar is compiled, unless the job is gone by then."""
+        try:
+            sequence.grammar = await asyncio.to_thread(self._compile, grammar)
+        except GrammarRefused as refused:
+            self._fail(answer, ErrorCode.INVALID_REQUEST, _refusal(grammar, refused), "response_format")
+        except Exception:  # nobody awaits this task, and a job must end
+            logger.exception("job_id=%s: its grammar cannot be compiled", answer.assignment.job.job_id)
+            self._fail(answer, ErrorCode.INTERNAL_ERROR, "the grammar could not be compiled")
+        if self._by_sequence.get(sequence.seq_id) is answer:
+            self._engine.add(sequence)
+
+    def _fail(self, answer: Answer, code: ErrorCode, message: str, param: str | None = None) -> None:
+        answer.fail(JobError(code=code, message=message, param=param))
+        self._release(answer)
+        self._has_news.set()
+
+    def _compile(self, grammar: Grammar) -> CompiledGrammar:
+        """Blocks. Raises GrammarRefused."""
+        if self._grammars is None:
+            raise GrammarRefused(f"model {self._heartbeat.model!r} answers freely only")
+        return self._grammars.compile(grammar.kind, grammar.text)
 
     def _take_news(self, news: list[News]) -> None:
         for item in news:
@@ -197,8 +237,13 @@ class Worker:
 
     async def _beat(self) -> None:
         while not self._closing.is_set():
-            await self._consumer.beat()
+            await self._consumer.beat(self._announcement())
             await _wait(self._closing, self._beat_s)
+
+    def _announcement(self) -> Heartbeat:
+        """Who we are and how we are doing."""
+        stats = self._heartbeat.stats | asdict(self._engine.stats)
+        return msgspec.structs.replace(self._heartbeat, is_draining=self._draining.is_set(), stats=stats)
 
     async def _drain(self, pulling: asyncio.Task[None], *talking: asyncio.Task[None]) -> None:
         """Waits for ``drain``; streams run on until the last pull is back, so that nothing gets lost."""
@@ -210,7 +255,7 @@ class Worker:
             logger.warning("could not hand on running jobs in time; they continue elsewhere after the lease")
 
     async def _hand_on(self, pulling: asyncio.Task[None], *talking: asyncio.Task[None]) -> None:
-        await self._consumer.beat(msgspec.structs.replace(self._heartbeat, is_draining=True))
+        await self._consumer.beat(self._announcement())
         await asyncio.wait([pulling])
         if self._drain_timeout_s and self._answers:
             await _wait(self._is_idle, self._drain_timeout_s)
@@ -236,6 +281,11 @@ class Worker:
         with suppress(RuntimeError):  # the loop is closed: nobody is left to hear it
             assert self._loop is not None
             self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _refusal(grammar: Grammar, refused: GrammarRefused) -> str:
+    what = "the JSON schema" if grammar.kind.startswith("json") else f"the {grammar.kind}"
+    return f"{what} cannot be kept to: {refused}"
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import ask, chat, models, programs, up
+from . import ask, bench, chat, models, programs, up
 from .reporting import EXIT_CODES
 
 __all__ = ["app", "main"]
@@ -23,6 +23,7 @@ app.command("up")(up.up)
 app.command("ask")(ask.ask)
 app.command("chat")(chat.chat)
 app.command("models")(models.models)
+app.command("bench")(bench.bench)
 app.command("server", context_settings=_FORWARDED)(programs.server)
 app.command("worker", context_settings=_FORWARDED)(programs.worker)
 

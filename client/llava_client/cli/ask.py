@@ -12,7 +12,20 @@ from llava_client.errors import ImageError
 from llava_client.images import ImageInput, image_url
 from llava_client.request import ChatOptions
 
-from .options import ApiKey, BaseUrl, Format, MaxTokens, ModelName, Seed, System, Temperature
+from .options import (
+    ApiKey,
+    BaseUrl,
+    Choice,
+    Format,
+    JsonSchema,
+    MaxTokens,
+    ModelName,
+    Regex,
+    Seed,
+    System,
+    Temperature,
+    schema_format,
+)
 from .printing import print_delta
 from .reporting import reporting
 
@@ -34,6 +47,9 @@ def ask(
     seed: Seed = None,
     system: System = None,
     format: Format = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: Choice = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole answer as one JSON object.")
     ] = False,
@@ -49,6 +65,9 @@ def ask(
         "seed": seed,
         "system": system,
         "format": format,
+        "response_format": schema_format(json_schema),
+        "guided_regex": regex,
+        "guided_choice": choice,
     }
     with reporting(), Client(base_url, api_key) as client:
         images: list[ImageInput] = [_picture(photo, question) for photo in photos]

@@ -1,8 +1,9 @@
 """Shape a picture for a model exactly as the original LLaVA does it, to the last bit.
 
 "pad" is LLaVA-1.5's ``expand2square`` + CLIP's resize; "crop" is CLIP's own resize of the shorter side
-and centre cut (``CLIPImageProcessor``, PIL path); "anyres" is LLaVA-1.6's ``process_anyres_image``, and "hd"
-cuts the same tiles for LLaVA-1.5-HD (experimental). All resample with PIL's bicubic filter.
+and centre cut (``CLIPImageProcessor``, PIL path); "squash" is SigLIP's resize of both sides
+(``SiglipImageProcessor``, PIL path); "anyres" is LLaVA-1.6's ``process_anyres_image``, and "hd" cuts the same
+tiles for LLaVA-1.5-HD (experimental). All resample with PIL's bicubic filter.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from PIL import Image
 
 __all__ = ["Fit", "fit", "to_rgb", "upright"]
 
-Fit = Literal["pad", "crop", "anyres", "hd"]
+Fit = Literal["pad", "crop", "squash", "anyres", "hd"]
 
 _STRIP_ROWS = 256
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -57,13 +58,15 @@ def fit(
 ) -> Image.Image:
     """An RGB picture of any size as tiles of ``side`` x ``side`` pixels, one below the other.
 
-    "pad" and "crop" make one tile. ``grid`` is for the others: the canvases to choose from, (width, height)
-    in pixels, whole tiles each.
+    "pad", "crop" and "squash" make one tile. ``grid`` is for the others: the canvases to choose from,
+    (width, height) in pixels, whole tiles each.
     """
     if how == "pad":
         return _pad(image, side, background)
     if how == "crop":
         return _crop(image, side)
+    if how == "squash":
+        return _squash(image, side)
     return _cut(image, side, grid)
 
 
@@ -94,12 +97,16 @@ def _crop(image: Image.Image, side: int) -> Image.Image:
     return resized.crop((left, top, left + side, top + side))
 
 
+def _squash(image: Image.Image, side: int) -> Image.Image:
+    return image.resize((side, side), Image.Resampling.BICUBIC)
+
+
 def _cut(image: Image.Image, side: int, grid: Sequence[tuple[int, int]]) -> Image.Image:
     """All of the picture squashed to one tile, then the tiles of its canvas, row by row."""
     canvas = _on_canvas(image, _best_canvas(image.size, grid))
     columns, rows = canvas.width // side, canvas.height // side
     tiles = Image.new("RGB", (side, side * (1 + columns * rows)))
-    tiles.paste(image.resize((side, side), Image.Resampling.BICUBIC), (0, 0))
+    tiles.paste(_squash(image, side), (0, 0))
     for number, (row, column) in enumerate(itertools.product(range(rows), range(columns)), start=1):
         left, top = column * side, row * side
         tiles.paste(canvas.crop((left, top, left + side, top + side)), (0, number * side))

@@ -30,6 +30,7 @@ __all__ = ["request_schemas", "router"]
 
 router = APIRouter(tags=["chat"])
 
+_EVERYBODY = "*"  # in place of a tenant's name, and none of these
 _LARGE_BODY_BYTES = 64 * 1024  # above: parsed in a thread, so that other streams do not wait
 _REF = "#/components/schemas/{model}"
 _ERROR = {"description": "What is wrong, in OpenAI's shape: error.code, error.message, error.param."}
@@ -86,7 +87,8 @@ async def _open(request: Request) -> tuple[ChatRequest, ServedModel, Choices, tu
         )
         model = await services.registry.find(chat.model)
         tenant = request.state.tenant
-        pictures = [await _take(services, param, url, model, tenant) for param, url in image_urls(chat)]
+        owner = _EVERYBODY if chat.cache_scope == "public" else tenant
+        pictures = [await _take(services, param, url, model, owner) for param, url in image_urls(chat)]
     jobs = to_jobs(chat, pictures, model, tenant=tenant, ttl_s=services.settings.request_timeout_s)
     request.state.job_id = jobs[0].job_id
     pixels = {picture.ref.digest: picture.pixels for picture in pictures}
@@ -119,9 +121,9 @@ async def _parse(services: Services, raw: bytes) -> ChatRequest:
     return await asyncio.get_running_loop().run_in_executor(services.parsers, parse_chat_request, raw)
 
 
-async def _take(services: Services, param: str, url: str, model: ServedModel, tenant: str) -> FittedPicture:
+async def _take(services: Services, param: str, url: str, model: ServedModel, owner: str) -> FittedPicture:
     try:
-        return await services.intake.take(url, model.image_spec, tenant=tenant)
+        return await services.intake.take(url, model.image_spec, tenant=owner)
     except PictureRefused as refused:
         raise ApiError(refused.code, f"{param}: {refused.message}", param=param) from refused
 

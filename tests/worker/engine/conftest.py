@@ -12,7 +12,8 @@ from llava_worker.engine.engine import Engine
 from llava_worker.engine.runner import ModelRunner
 from llava_worker.engine.vision_cache import VisionCache
 from llava_worker.model.config import read_config, read_image_config
-from llava_worker.model.kv_cache import KVCache
+from llava_worker.model.int8_cache import Int8KVCache
+from llava_worker.model.kv_cache import ExactKVCache
 from llava_worker.model.llava import Llava
 from llava_worker.model.precision import choose_precision
 from llava_worker.model.sdpa import SdpaBackend
@@ -55,13 +56,24 @@ def model(checkpoint: tuple[Path, LlavaForConditionalGeneration]) -> Llava:
 
 @pytest.fixture(scope="session")
 def make_engine(model: Llava) -> EngineFactory:
-    """An engine whose cache starts out as NaN: what is read without having been written shows."""
+    """An engine whose cache starts out as NaN: what is read without having been written shows.
+
+    ``over`` is the model, else that of the whole run; ``runner`` may be a class that looks on; ``kind`` is
+    the KV cache's.
+    """
 
     def make(
-        *, num_blocks: int = 64, block_size: int = 4, vision_cache_bytes: int = 1 << 20, **options: object
+        *,
+        over: Llava = model,
+        runner: type[ModelRunner] = ModelRunner,
+        kind: type[ExactKVCache] | type[Int8KVCache] = ExactKVCache,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        vision_cache_bytes: int = 1 << 20,
+        **options: object,
     ) -> Engine:
-        text = model.config.text_config
-        cache = KVCache(
+        text = over.config.text_config
+        cache = kind(
             num_blocks,
             block_size,
             num_layers=text.num_hidden_layers,
@@ -70,9 +82,9 @@ def make_engine(model: Llava) -> EngineFactory:
             dtype=torch.float32,
             device=CPU,
         )
+        spoilt = torch.full((num_blocks * block_size, text.num_key_value_heads, text.head_dim), torch.nan)
         for layer in range(text.num_hidden_layers):
-            cache.keys(layer).fill_(torch.nan)
-            cache.values(layer).fill_(torch.nan)
+            cache.write(layer, torch.arange(len(spoilt)), spoilt, spoilt)
         defaults = {
             "eos_ids": frozenset({2}),
             "context_length": min(text.max_position_embeddings, num_blocks * block_size),
@@ -80,7 +92,7 @@ def make_engine(model: Llava) -> EngineFactory:
             "max_batch_tokens": 16,
         }
         return Engine(
-            ModelRunner(model, cache, SdpaBackend(), VisionCache(vision_cache_bytes)), **defaults | options
+            runner(over, cache, SdpaBackend(), VisionCache(vision_cache_bytes)), **defaults | options
         )
 
     return make

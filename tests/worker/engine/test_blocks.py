@@ -6,31 +6,24 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from llava_worker.engine import ImageSpan, Sequence
-from llava_worker.engine.blocks import BlockAccountingError, BlockManager
+from llava_worker.engine import Sequence
+from llava_worker.engine.blocks import BlockAccountingError, BlockCopy, BlockManager
 
-
-def sequence_of(token_ids: list[int], *, name: str = "one", scope: str = "", digest: str = "") -> Sequence:
-    images = [ImageSpan(2, 3, digest)] if digest else []
-    return Sequence(seq_id=name, prompt_ids=token_ids, max_new_tokens=9, images=images, cache_scope=scope)
-
-
-def compute(blocks: BlockManager, sequence: Sequence) -> None:
-    sequence.num_computed = sequence.num_tokens
-    blocks.publish(sequence)
+from tests.worker.engine.sequences import remember, sequence_of
 
 
 class BlockMachine(RuleBasedStateMachine):
     """Sequences come, compute, grow, fail and go in any order; a tiny alphabet makes them share much.
 
-    ``content`` is what a cache would hold: for each block the chain of tokens that ends in it.
+    ``rows`` is what a cache would hold: for each slot everything up to the token whose keys are there.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = BlockManager(12, 2)
+        self.size = 3
+        self.blocks = BlockManager(9, self.size)
         self.live: list[Sequence] = []
-        self.content: dict[int, tuple[object, ...]] = {}
+        self.rows: dict[int, Chain] = {}
         self.count = 0
 
     @rule(
@@ -44,15 +37,20 @@ class BlockMachine(RuleBasedStateMachine):
         digest = digest if len(token_ids) >= 5 else ""
         sequence = sequence_of(token_ids, name=str(self.count), scope=scope, digest=digest)
         num_free = self.blocks.num_free
-        if not self.blocks.admit(sequence, num_spare=num_spare):
+        copies = self.blocks.admit(sequence, num_spare=num_spare)
+        if copies is None:
             assert sequence.block_table == []
             assert self.blocks.num_free == num_free
             return
         assert self.blocks.num_free >= num_spare
         assert len(sequence.block_table) == self.blocks.num_needed(sequence.num_tokens)
         assert sequence.num_computed < sequence.num_tokens
-        for index in range(sequence.num_computed // 2):
-            assert self.content[sequence.block_table[index]] == chain(sequence, index)
+        for copy in copies:
+            for row in range(copy.num_rows):
+                rows = [block * self.size + row for block in (copy.source, copy.destination)]
+                self.rows[rows[1]] = self.rows[rows[0]]
+        for position in range(sequence.num_computed):
+            assert self.rows[self.slot(sequence, position)] == chain(sequence, position)
         self.live.append(sequence)
 
     @precondition(lambda self: self.live)
@@ -60,8 +58,8 @@ class BlockMachine(RuleBasedStateMachine):
     def compute_some(self, data: st.DataObject) -> None:
         sequence = data.draw(st.sampled_from(self.live))
         end = data.draw(st.integers(sequence.num_computed, sequence.num_tokens))
-        for index in range(sequence.num_computed // 2, end // 2):
-            self.content[sequence.block_table[index]] = chain(sequence, index)
+        for position in range(sequence.num_computed, end):
+            self.rows[self.slot(sequence, position)] = chain(sequence, position)
         sequence.num_computed = end
         self.blocks.publish(sequence)
 
@@ -73,6 +71,18 @@ class BlockMachine(RuleBasedStateMachine):
         if not self.blocks.grow(sequence):
             assert self.blocks.num_free == 0
             sequence.output_ids.pop()
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), num_drafts=st.integers(0, 7), num_spare=st.integers(0, 2))
+    def try_drafts(self, data: st.DataObject, num_drafts: int, num_spare: int) -> None:
+        sequence = data.draw(st.sampled_from(self.live))
+        num_held = len(sequence.block_table)
+        if self.blocks.stretch(sequence, num_drafts, num_spare=num_spare):
+            assert len(sequence.block_table) * self.size >= sequence.num_tokens + num_drafts
+            for position in range(sequence.num_tokens, sequence.num_tokens + num_drafts):
+                self.rows[self.slot(sequence, position)] = ("draft",)
+        self.blocks.trim(sequence)
+        assert len(sequence.block_table) == num_held
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), has_failed=st.booleans())
@@ -87,6 +97,9 @@ class BlockMachine(RuleBasedStateMachine):
     def everything_is_accounted_for(self) -> None:
         self.blocks.check(self.live)
 
+    def slot(self, sequence: Sequence, position: int) -> int:
+        return sequence.block_table[position // self.size] * self.size + position % self.size
+
     def teardown(self) -> None:
         for sequence in self.live:
             self.blocks.release(sequence)
@@ -94,58 +107,26 @@ class BlockMachine(RuleBasedStateMachine):
         assert self.blocks.num_free == self.blocks.num_blocks
 
 
-def chain(sequence: Sequence, index: int) -> tuple[object, ...]:
-    end = (index + 1) * 2
-    pictures = tuple((image.start, image.digest) for image in sequence.images_within(0, end))
-    return (sequence.cache_scope, pictures, *sequence.token_ids(0, end))
+Chain = tuple[object, ...]
+
+
+def chain(sequence: Sequence, position: int) -> Chain:
+    """Everything that the keys and values of a token depend on. Words under a picture are not."""
+    tokens: list[object] = list(sequence.token_ids(0, position + 1))
+    for image in sequence.images_within(0, position + 1):
+        for place in range(image.start, min(image.end, position + 1)):
+            tokens[place] = (image.content, place - image.start)
+    return (sequence.cache_scope, *tokens)
 
 
 TestBlocks = BlockMachine.TestCase
-TestBlocks.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
-
-
-def test_a_known_prefix_is_shared_up_to_the_last_token() -> None:
-    blocks = BlockManager(10, 2)
-    first = sequence_of([1, 2, 3, 4])
-    blocks.admit(first)
-    compute(blocks, first)
-    second = sequence_of([1, 2, 3, 4], name="two")
-
-    blocks.admit(second)
-
-    assert second.num_computed == 2  # the last block would leave nothing to compute
-    assert second.block_table[0] == first.block_table[0]
-    assert second.block_table[1] != first.block_table[1]
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        sequence_of([9, 2, 3, 4, 5, 6]),
-        sequence_of([1, 2, 3, 4, 5, 6], scope="other"),
-        sequence_of([1, 2, 3, 4, 5, 6], digest="other"),
-    ],
-    ids=["first token", "scope", "picture"],
-)
-def test_a_prefix_that_differs_anywhere_is_not_shared(other: Sequence) -> None:
-    blocks = BlockManager(10, 2)
-    first = sequence_of([1, 2, 3, 4, 5, 6], digest="p")
-    blocks.admit(first)
-    compute(blocks, first)
-
-    blocks.admit(other)
-
-    shared = set(first.block_table) & set(other.block_table)
-    assert len(shared) == other.num_computed // 2 == (1 if other.images else 0)
+TestBlocks.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 def test_what_was_used_least_recently_is_evicted_first_and_from_its_end() -> None:
     blocks = BlockManager(5, 2)
-    for token_ids in ([1, 1, 1, 1], [2, 2, 2, 2]):
-        sequence = sequence_of(token_ids)
-        blocks.admit(sequence)
-        compute(blocks, sequence)
-        blocks.release(sequence)
+    remember(blocks, 1, 1, 1, 1)
+    remember(blocks, 2, 2, 2, 2)
 
     last = sequence_of([3, 3, 3])  # takes the free block and one more: the end of the older chain
     blocks.admit(last)
@@ -153,18 +134,42 @@ def test_what_was_used_least_recently_is_evicted_first_and_from_its_end() -> Non
 
     for token_ids, num_kept in (([1, 1, 1, 1, 9], 2), ([2, 2, 2, 2, 9], 4)):
         again = sequence_of(token_ids)
-        assert blocks.admit(again)
+        assert blocks.admit(again) is not None
         assert again.num_computed == num_kept
         blocks.release(again)
 
 
-def test_nothing_is_shared_where_sharing_is_off() -> None:
-    blocks = BlockManager(10, 2, is_sharing=False)
-    for name in "ab":
-        sequence = sequence_of([1, 2, 3, 4, 5], name=name)
-        blocks.admit(sequence)
-        assert sequence.num_computed == 0
-        compute(blocks, sequence)
+def test_a_source_that_must_make_room_is_read_before() -> None:
+    blocks = BlockManager(2, 4)
+    remember(blocks, 1, 2, 3)
+    other = sequence_of([1, 2, 9, 9, 9])  # needs both blocks
+
+    copies = blocks.admit(other)
+
+    assert copies == [BlockCopy(other.block_table[1], other.block_table[0], 2)]
+    assert other.num_computed == 2
+    blocks.check([other])
+
+
+def test_a_source_makes_room_last() -> None:
+    blocks = BlockManager(3, 4)
+    remember(blocks, 1, 2, 3)
+    remember(blocks, 7, 7)
+    other = sequence_of([1, 2, 9, 9, 9])
+
+    copies = blocks.admit(other)
+
+    assert copies is not None and len(copies) == 1
+    assert sequence_is_known(blocks, [1, 2, 3, 4]) == 3
+
+
+def sequence_is_known(blocks: BlockManager, token_ids: list[int]) -> int:
+    """How many of the tokens would be reused."""
+    probe = sequence_of(token_ids, name="probe")
+    assert blocks.admit(probe) is not None
+    num_known = probe.num_computed
+    blocks.release(probe)
+    return num_known
 
 
 def leaked(blocks: BlockManager, held: Sequence) -> list[Sequence]:

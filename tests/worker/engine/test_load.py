@@ -36,6 +36,17 @@ def test_half_precision_answers_too(folder: Path, make_sequence, run) -> None:
     assert len(run(engine, [make_sequence(Prompt([1, 5, 6]), ignore_eos=True)])["one"]) == 12
 
 
+@pytest.mark.parametrize("is_speculating", [True, False])
+def test_answers_are_guessed_ahead_unless_told_otherwise(
+    folder: Path, make_sequence, run, is_speculating: bool
+) -> None:
+    engine, _ = load_engine(folder, precision="fp32", is_speculating=is_speculating)
+    answer = run(engine, [make_sequence(Prompt([1, 5, 6]), logit_bias=((40, 100.0),))])["one"]
+
+    assert answer == [40] * 12
+    assert (engine.stats().num_accepted_tokens_total > 0) == is_speculating
+
+
 def test_pictures_are_cropped_where_the_checkpoint_says_so(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"do_pad": False, "image_mean": [0.5, 0.5, 0.5]})

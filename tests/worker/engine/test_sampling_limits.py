@@ -46,4 +46,5 @@ def test_sampling_out_of_bounds_is_refused_and_the_neighbour_answers(
 
     assert words in refused.value.message
     assert refused.value.code == "invalid_request"
+    assert refused.value.param == next(iter(sampling))
     assert run(engine, [make_sequence(PROMPT)])["one"]

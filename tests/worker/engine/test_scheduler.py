@@ -5,16 +5,21 @@ from __future__ import annotations
 import pytest
 from llava_worker.engine import ImageSpan, Sequence
 from llava_worker.engine.blocks import BlockManager
-from llava_worker.engine.scheduler import Chunk, Scheduler
+from llava_worker.engine.scheduler import Scheduler
 
 
 class Bench:
     """A scheduler with a pretended model: every due sequence gets token 7."""
 
     def __init__(
-        self, *, num_blocks: int = 100, max_num_sequences: int = 4, max_batch_tokens: int = 10
+        self,
+        *,
+        num_blocks: int = 100,
+        max_num_sequences: int = 4,
+        max_batch_tokens: int = 10,
+        is_sharing: bool = False,
     ) -> None:
-        self.blocks = BlockManager(num_blocks, 2, is_sharing=False)
+        self.blocks = BlockManager(num_blocks, 2, is_sharing=is_sharing)
         self.encoded: set[tuple[str, str]] = set()
         self.scheduler = Scheduler(
             self.blocks,
@@ -23,16 +28,25 @@ class Bench:
             encoded=self.encoded,
         )
 
-    def add(self, name: str, num_tokens: int, *images: ImageSpan) -> Sequence:
-        sequence = Sequence(seq_id=name, prompt_ids=[1] * num_tokens, max_new_tokens=99, images=list(images))
+    def add(
+        self, name: str, num_tokens: int, *images: ImageSpan, token_id: int = 1, priority: int = 0
+    ) -> Sequence:
+        sequence = Sequence(
+            seq_id=name,
+            prompt_ids=[token_id] * num_tokens,
+            max_new_tokens=99,
+            images=list(images),
+            priority=priority,
+        )
         self.scheduler.add(sequence)
         return sequence
 
     def step(self) -> dict[str, tuple[int, int]]:
-        chunks: list[Chunk] = self.scheduler.schedule()
+        chunks = self.scheduler.schedule().chunks
         for chunk in chunks:
             is_last = chunk.is_last
             chunk.sequence.num_computed = chunk.end
+            self.blocks.publish(chunk.sequence)
             if is_last:
                 chunk.sequence.output_ids.append(7)
         self.blocks.check(self.scheduler)
@@ -105,6 +119,51 @@ def test_the_youngest_is_preempted_and_is_the_next_to_run_again() -> None:
     bench.scheduler.remove(old)
     chunk = bench.step()["young"]
     assert chunk == (0, young.num_tokens - 1)  # prompt and answer so far
+
+
+def test_the_more_urgent_is_admitted_first_and_preempted_last() -> None:
+    bench = Bench(num_blocks=7)
+    bench.add("low", 4, priority=-1)
+    bench.add("early", 4)
+    bench.add("late", 4)
+    urgent = bench.add("urgent", 4, priority=1)
+
+    assert bench.step().keys() == {"urgent", "early"}
+    while bench.scheduler.num_preemptions == 0:
+        bench.step()
+    assert bench.scheduler.running == [urgent]
+    assert [each.seq_id for each in bench.scheduler.waiting] == ["early", "late", "low"]
+
+
+def test_the_more_urgent_of_two_begun_prompts_goes_on_first() -> None:
+    bench = Bench()
+    bench.add("old", 15)
+    bench.step()
+    bench.add("urgent", 25, priority=1)
+    bench.step()
+
+    assert bench.step() == {"urgent": (5, 14), "old": (15, 16)}
+
+
+def test_who_arrives_while_another_computes_the_same_waits_and_lets_others_pass() -> None:
+    bench = Bench(is_sharing=True)
+    bench.add("first", 8)
+    bench.add("twin", 9)
+    bench.add("other", 2, token_id=2)
+
+    assert bench.step() == {"first": (0, 8), "other": (0, 2)}
+    assert bench.step() == {"first": (8, 9), "other": (2, 3), "twin": (8, 9)}
+
+
+def test_who_waits_for_another_goes_on_alone_when_that_one_is_gone() -> None:
+    bench = Bench(is_sharing=True)
+    first = bench.add("first", 20)
+    bench.add("twin", 20)
+    assert bench.step() == {"first": (0, 10)}
+
+    bench.scheduler.remove(first)
+
+    assert bench.step() == {"twin": (10, 20)}
 
 
 def test_a_sequence_that_fills_the_cache_alone_gets_there() -> None:

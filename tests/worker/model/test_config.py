@@ -154,3 +154,45 @@ def test_the_image_processor_is_read_from_either_file(tmp_path: Path) -> None:
     write(tmp_path, "preprocessor_config.json", do_pad=True, image_mean=[0.5, 0.5, 0.5])
     assert read_image_config(tmp_path).do_pad is True
     assert read_image_config(tmp_path).image_mean == (0.5, 0.5, 0.5)
+
+
+# The image processors' files of published checkpoints, as far as they say how a picture becomes square.
+LLAVA_1_5_HF = {
+    "image_processor_type": "CLIPImageProcessor",
+    "size": {"shortest_edge": 336},
+    "crop_size": {"height": 336, "width": 336},
+    "do_center_crop": True,
+}
+LLAVA_INTERLEAVE_HF = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 384, "width": 384}}
+
+
+@pytest.mark.parametrize(
+    ("values", "fit"),
+    [
+        (LLAVA_1_5_HF, "pad"),
+        (LLAVA_1_5_HF | {"do_pad": False}, "crop"),
+        (LLAVA_INTERLEAVE_HF, "squash"),
+        (LLAVA_INTERLEAVE_HF | {"do_pad": True}, "pad"),
+        (LLAVA_1_5_HF | {"size": 336}, "pad"),
+        ({"size": {"height": 384, "width": None, "shortest_edge": 384}}, "pad"),
+    ],
+    ids=["1.5", "1.5, not padded", "interleave", "interleave, padded", "one length", "one side"],
+)
+def test_what_makes_a_picture_square_is_read_from_the_image_processor(
+    tmp_path: Path, values: dict, fit: str
+) -> None:
+    config = read_config(write(tmp_path, model_type="llava"))
+    image = read_image_config(write(tmp_path, "preprocessor_config.json", **values))
+
+    assert image.fit == config.picture_layout(image.fit).fit == fit
+
+
+@pytest.mark.parametrize("kind", ["clip_vision_model", "siglip_vision_model"])
+def test_a_tower_without_an_image_processor_has_its_own_kinds_fit(tmp_path: Path, kind: str) -> None:
+    vision = read_config(
+        write(tmp_path, model_type="llava", vision_config={"model_type": kind})
+    ).vision_config
+
+    image = read_image_config(tmp_path, vision=vision)
+
+    assert image.fit == {"clip_vision_model": "pad", "siglip_vision_model": "squash"}[kind]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llava_worker.model.attention import PackedRows
 from llava_worker.model.config import read_config, read_image_config
-from llava_worker.model.kv_cache import KVCache
+from llava_worker.model.kv_cache import ExactKVCache
 from llava_worker.model.llava import Llava
-from llava_worker.model.picture import PictureLayout, best_resolution, fitted_size
 from llava_worker.model.precision import choose_precision
 from llava_worker.model.sdpa import SdpaBackend
 from llava_worker.model.weights import load_weights
@@ -26,11 +24,11 @@ from tests.worker.checkpoints import (
     NEXT,
     Prompt,
     Reference,
-    normalised,
     random_prompt,
     reference_logits,
     write_checkpoint,
 )
+from tests.worker.family import make_member
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 4
@@ -113,7 +111,7 @@ class Forward:
         text = config.text_config
         self._pictures = config.picture_layout()
         needed = [-(-len(prompt.token_ids) // BLOCK_SIZE) for prompt in prompts]
-        self.cache = KVCache(
+        self.cache = ExactKVCache(
             sum(needed),
             BLOCK_SIZE,
             num_layers=text.num_hidden_layers,
@@ -230,50 +228,13 @@ def test_a_row_that_is_not_a_number_does_not_reach_its_neighbours(saved: tuple[P
         torch.testing.assert_close(ours, reference_logits(reference, prompts[index]), atol=1e-4, rtol=0)
 
 
-def test_hd_equals_a_plain_slow_reading_of_the_paper(tmp_path: Path) -> None:
-    reference = write_checkpoint(tmp_path, **NEXT)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config |= {"model_type": "llava", "image_aspect_ratio": "hd"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    pictures = read_config(tmp_path).picture_layout()
+@pytest.mark.parametrize("number", range(3))
+def test_hd_equals_a_plain_slow_reading_of_the_paper(tmp_path: Path, number: int) -> None:
+    member = make_member("1.5-HD", number, tmp_path)
     rng = np.random.default_rng(7)
-    prompts = [random_prompt(rng, num_images=n, pictures=pictures) for n in (1, 2)]
+    prompts = [random_prompt(rng, num_images=n, pictures=member.pictures) for n in (1, 2)]
 
     ours = Forward(tmp_path, prompts)([(i, 0, len(prompt.token_ids)) for i, prompt in enumerate(prompts)])
 
     for prompt, logits in zip(prompts, ours, strict=True):
-        torch.testing.assert_close(logits, hd_logits(reference, prompt, pictures), atol=1e-4, rtol=0)
-
-
-@torch.inference_mode()
-def hd_logits(reference: Reference, prompt: Prompt, pictures: PictureLayout) -> torch.Tensor:
-    """transformers' decoder over features put together patch by patch."""
-    x = reference.get_input_embeddings()(torch.tensor(prompt.token_ids)).clone()
-    for start, tiles, size in zip(prompt.image_starts, prompt.pixels, prompt.sizes, strict=True):
-        states = reference.model.vision_tower(normalised(tiles), output_hidden_states=True).hidden_states
-        features = reference.model.multi_modal_projector(states[-2][:, 1:])
-        packed = hd_features(features, size, pictures, reference.model.image_newline)
-        x[start : start + len(packed)] = packed
-    return reference(inputs_embeds=x[None]).logits[0]
-
-
-def hd_features(
-    features: torch.Tensor, size: tuple[int, int], pictures: PictureLayout, newline: torch.Tensor
-) -> torch.Tensor:
-    """The global view, then each row of patches that show a pixel of the picture, and the row's end."""
-    canvas = best_resolution(size, pictures.grid)
-    shown = np.zeros(canvas[::-1], dtype=bool)
-    (width, height), side = fitted_size(size, canvas), pictures.side
-    left, top = (canvas[0] - width) // 2, (canvas[1] - height) // 2
-    shown[top : top + height, left : left + width] = True
-    rows, patch = list(features[0]), side // pictures.patches_per_side
-    for y in range(0, canvas[1], patch):
-        if not shown[y : y + patch].any():
-            continue
-        for x in range(0, canvas[0], patch):
-            if shown[y : y + patch, x : x + patch].any():
-                tile = 1 + (y // side) * (canvas[0] // side) + x // side
-                within = (y % side) // patch * pictures.patches_per_side + (x % side) // patch
-                rows.append(features[tile, within])
-        rows.append(newline)
-    return torch.stack(rows)
+        torch.testing.assert_close(logits, member.logits_of(prompt), atol=1e-4, rtol=0)

@@ -79,11 +79,14 @@ def test_loading_takes_hardly_more_memory_than_the_weights(large: Path) -> None:
 @pytest.mark.e2e
 def test_a_load_killed_half_way_leaves_nothing(large: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in large.iterdir()}
+    kernels = {
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    }  # these may stay
     process = subprocess.Popen(
         [sys.executable, "-c", LOADER, str(large), "wait"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | {"TMPDIR": str(tmp_path), "HOME": str(tmp_path)},
+        env=os.environ | {"TMPDIR": str(tmp_path), "HOME": str(tmp_path)} | kernels,
     )
     with process:
         assert process.stdout is not None

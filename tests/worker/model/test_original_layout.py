@@ -12,10 +12,9 @@ from llava_worker.model.config import CheckpointError, ModelConfig, read_config,
 from llava_worker.model.llava import Llava
 from llava_worker.model.precision import choose_precision
 from llava_worker.model.weights import load_weights
-from safetensors.torch import load_file
 
 from tests.worker.checkpoints import LLAVA_INTERLEAVE, LLAVA_NEXT_MISTRAL, MEAN, STD, write_checkpoint
-from tests.worker.layouts import save, write_hf, write_original
+from tests.worker.layouts import replace_projector, write_hf, write_original
 
 CPU = torch.device("cpu")
 
@@ -90,17 +89,6 @@ def test_projectors_that_llava_hf_lacks_equal_a_plain_one(tmp_path: Path, kind: 
     torch.testing.assert_close(ours, x, atol=1e-5, rtol=0)
 
 
-def replace_projector(folder: Path, kind: str | None, projector: torch.nn.Sequential) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    tensors = {name: tensor for name, tensor in tensors.items() if "mm_projector" not in name}
-    for index, layer in enumerate(projector):
-        place = f"{2 * index}." if len(projector) > 1 else ""
-        for name, parameter in layer.named_parameters():
-            tensors[f"model.mm_projector.{place}{name}"] = parameter.detach()
-    config = json.loads((folder / "config.json").read_text()) | {"mm_projector_type": kind}
-    save(folder, {key: value for key, value in config.items() if value is not None}, tensors)
-
-
 # What liuhaotian/llava-v1.5-7b's config.json says, as far as a server is concerned.
 LLAVA_1_5_7B = {
     "architectures": ["LlavaLlamaForCausalLM"],
@@ -150,6 +138,12 @@ def test_the_first_llava_has_one_linear_layer_and_its_own_name_for_itself(tmp_pa
 @pytest.mark.parametrize(("ratio", "fit"), [("pad", "pad"), ("square", "crop"), (None, "crop")])
 def test_pictures_are_padded_only_where_the_original_pads_them(tmp_path: Path, ratio, fit) -> None:
     assert read(tmp_path, image_aspect_ratio=ratio).picture_layout("pad").fit == fit
+
+
+@pytest.mark.parametrize(("ratio", "fit"), [("pad", "pad"), ("square", "squash"), (None, "squash")])
+def test_what_is_left_to_siglips_processor_is_squashed(tmp_path: Path, ratio, fit) -> None:
+    tower = {"model_type": "llava_qwen", "mm_vision_tower": "google/siglip-so400m-patch14-384"}
+    assert read(tmp_path, image_aspect_ratio=ratio, **tower).picture_layout("crop").fit == fit
 
 
 @pytest.mark.parametrize("pinpoints", [PINPOINTS, str(PINPOINTS)])

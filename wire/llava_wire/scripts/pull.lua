@@ -2,14 +2,14 @@
 -- assignment id. The same call sent twice finds its nonces and gives the same answer, so no job is ever assigned
 -- to a worker that never heard of it. A job whose pixels are gone is parked and its controller told.
 -- ARGV: worker, model, lease_ms, hang_ms, nonce...
--- Answer: {{job, assignment, length, payload, log}...}, {digest, bytes...}
+-- Answer: {{job, assignment, length, payload, log, end of its life}...}, {digest, bytes...}, now
 local worker, model, lease, hang = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local slots, room = key('inflight', worker), key('wait', model)
 redis.call('ZADD', PREFIX .. 'workers', now + lease, worker)
 
 local answer, blobs, sent = {}, {}, {}
 local function hand_out(id, assignment, length)
-  local payload, digests = unpack(redis.call('HMGET', key('job', id), 'payload', 'digests'))
+  local payload, digests, ends = unpack(redis.call('HMGET', key('job', id), 'payload', 'digests', 'ends'))
   if not payload then return end
   for _, digest in ipairs(words(digests)) do
     local bytes = not sent[digest] and redis.call('GET', key('blob', digest))
@@ -19,7 +19,7 @@ local function hand_out(id, assignment, length)
       sent[digest] = true
     end
   end
-  answer[#answer + 1] = {id, assignment, length, payload, redis.call('LRANGE', key('log', id), 0, -1)}
+  answer[#answer + 1] = {id, assignment, length, payload, redis.call('LRANGE', key('log', id), 0, -1), tonumber(ends)}
 end
 
 local mine = {}
@@ -29,7 +29,7 @@ for i = 1, #held, 2 do
   local assignment, _, length = read_slot(held[i + 1])
   if mine[assignment] then hand_out(held[i], assignment, length) end
 end
-if #answer > 0 then return {answer, blobs} end
+if #answer > 0 then return {answer, blobs, now} end
 
 local function assign(id, assignment)
   local job = key('job', id)
@@ -60,4 +60,4 @@ if last > virtual then
 end
 if #answer > 0 and #held == 0 then redis.call('ZADD', PREFIX .. 'progress', now + hang, worker) end
 if redis.call('EXISTS', room) == 1 then wake(model) end
-return {answer, blobs}
+return {answer, blobs, now}

@@ -30,10 +30,19 @@ def adjust(logits: Tensor, steered: Items[tuple[int, int, Steering]]) -> None:
         if position < steering.sampling.min_tokens and len(steering.end_ids)
     ]
     if early:
-        logits.index_put_(_where(logits, early), logits.new_tensor(-torch.inf))
+        _rule_out(logits, early)
     penalised = [(row, steering) for row, _, steering in steered if steering.is_penalising]
     if penalised:
         _penalise(logits, penalised)
+
+
+def _rule_out(logits: Tensor, early: Items[tuple[int, NDArray[np.int64]]]) -> None:
+    """No end yet, but where a grammar leaves nothing else."""
+    rows = [row for row, _ in early]
+    before = logits[rows]
+    logits.index_put_(_where(logits, early), logits.new_tensor(-torch.inf))
+    after = logits[rows]
+    logits[rows] = after.where(after.amax(-1, keepdim=True) > -torch.inf, before)
 
 
 def _penalise(logits: Tensor, penalised: Items[tuple[int, Steering]]) -> None:

@@ -26,6 +26,8 @@ class Admission:
         """Raises SequenceRefused for a sequence that can't be computed."""
         self._check_tokens(sequence)
         self.sampling.check(sequence.sampling)
+        if sequence.grammar is not None and sequence.sampling.ignore_eos:
+            raise _invalid("ignore_eos does not go with a grammar, which alone says where an answer ends")
         if len(sequence.images) != len(sequence.pixels):
             raise _invalid(f"{len(sequence.images)} pictures in the prompt, but {len(sequence.pixels)} given")
         end = 0

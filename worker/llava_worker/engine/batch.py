@@ -1,6 +1,7 @@
 """What one forward pass needs, as tensors: the packed tokens of a step's chunks.
 
-Rows with one token stand first, as the attention backends expect. Built fresh for every step and thrown away.
+Rows with one token stand first and drafted ones next, as the attention backends expect. Built fresh for every
+step and thrown away.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Placement:
 class Batch:
     """The tensors of one forward pass and where its rows came from.
 
-    ``last_rows`` are the packed indices of the last token of each chunk in ``sampled``: those after which a
-    token is to be chosen.
+    ``sampled_rows`` are the packed indices of the tokens after which one is to be chosen: of each chunk in
+    ``sampled`` the sequence's last token and then its drafts.
     """
 
     token_ids: Tensor  # int64 [tokens]
@@ -45,37 +46,52 @@ class Batch:
     rows: PackedRows
     placements: list[Placement]
     sampled: list[Chunk]
-    last_rows: Tensor  # int64 [sampled]
+    sampled_rows: Tensor  # int64 [sampled + their drafts]
 
     @classmethod
     def build(cls, chunks: Items[Chunk], *, block_size: int, device: torch.device) -> Batch:
         """Pack chunks, of which there is at least one; every sequence holds the blocks its chunk needs."""
-        chunks = sorted(chunks, key=lambda chunk: chunk.end - chunk.start > 1)  # stable: decodes to the front
+        chunks = sorted(chunks, key=_rank)  # stable
         starts = np.array([chunk.start for chunk in chunks])
-        ends = np.array([chunk.end for chunk in chunks])
-        lens = ends - starts
+        lens = np.array([chunk.num_tokens for chunk in chunks])
         firsts = np.cumsum(lens) - lens  # packed index of each row's first token
         row_of = np.repeat(np.arange(len(chunks)), lens)
         positions = np.arange(lens.sum()) - firsts[row_of] + starts[row_of]
         tables = _pad([chunk.sequence.block_table for chunk in chunks])
         slots = tables[row_of, positions // block_size] * block_size + positions % block_size
-        token_ids = [token for chunk in chunks for token in chunk.sequence.token_ids(chunk.start, chunk.end)]
+        token_ids = [token_id for chunk in chunks for token_id in _token_ids(chunk)]
         rows = PackedRows(
             query_lens=tuple(lens.tolist()),
-            context_lens=tuple(ends.tolist()),
+            context_lens=tuple((starts + lens).tolist()),
             num_decodes=int((lens == 1).sum()),
             block_tables=torch.from_numpy(tables).to(device),
             slots=torch.from_numpy(slots).to(device),
         )
         sampled = [index for index, chunk in enumerate(chunks) if chunk.is_last]
+        ends = firsts + lens
+        sampled_rows = [
+            row
+            for index in sampled
+            for row in range(ends[index] - 1 - len(chunks[index].drafts), ends[index])
+        ]
         return cls(
             token_ids=torch.tensor(token_ids, device=device),
             positions=torch.from_numpy(positions).to(device),
             rows=rows,
             placements=list(_placements(chunks, firsts.tolist())),
             sampled=[chunks[index] for index in sampled],
-            last_rows=torch.from_numpy((firsts + lens - 1)[sampled]).to(device),
+            sampled_rows=torch.tensor(sampled_rows, dtype=torch.int64, device=device),
         )
+
+
+def _rank(chunk: Chunk) -> int:
+    if chunk.num_tokens == 1:
+        return 0
+    return 1 if chunk.drafts else 2
+
+
+def _token_ids(chunk: Chunk) -> list[int]:
+    return chunk.sequence.token_ids(chunk.start, chunk.end) + list(chunk.drafts)
 
 
 def _placements(chunks: Items[Chunk], firsts: list[int]) -> Iterator[Placement]:

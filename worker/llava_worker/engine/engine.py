@@ -1,7 +1,9 @@
 """The engine: `add` sequences, call `step` until they are answered.
 
     step = schedule        which tokens of which sequences go through the model now
-           run             one packed forward pass, one token for each sequence that is due one
+           guess           tokens that may follow, where that pays
+           run             one packed forward pass; a token, or with right drafts several, for each
+                           sequence that is due one
            postprocess     append, finish, free
 
 It is not thread-safe: one thread owns it and calls everything.
@@ -9,14 +11,20 @@ It is not thread-safe: one thread owns it and calls everything.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+
 from llava_worker.engine.admission import Admission
 from llava_worker.engine.blocks import BlockManager
+from llava_worker.engine.drafter import Drafter
 from llava_worker.engine.output import EngineStats, Finish, StepOutput
-from llava_worker.engine.runner import ModelRunner, StepResult
+from llava_worker.engine.runner import Choice, ModelRunner, StepResult
 from llava_worker.engine.sampling_limits import SamplingLimits
 from llava_worker.engine.scheduler import Chunk, Scheduler
 from llava_worker.engine.sequence import Sequence, SequenceRefused
+from llava_worker.engine.speculation import Speculation
 from llava_worker.engine.steering import Steering
+from llava_worker.engine.tally import Tally
 
 __all__ = ["Engine"]
 
@@ -37,7 +45,10 @@ class Engine:
         max_num_sequences: int,
         max_batch_tokens: int,
         is_sharing_prefixes: bool = True,
+        drafter: Drafter | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Without a ``drafter`` a step gives a sequence one token. Deadlines are times of ``now``, in s."""
         cache = runner.cache
         capacity = cache.num_blocks * cache.block_size
         if context_length > capacity:
@@ -60,11 +71,14 @@ class Engine:
             max_batch_tokens=max_batch_tokens,
             encoded=runner.vision_cache,
         )
+        self._speculation = Speculation(
+            drafter, self._blocks, context_length=context_length, max_batch_tokens=max_batch_tokens
+        )
         self._sequences: dict[str, Sequence] = {}
         self._complete: list[StepOutput] = []  # ended on arrival; told in the next step
-        self._num_steps = 0
-        self._num_computed_tokens = 0
-        self._num_generated_tokens = 0
+        self._now = now
+        self.clock = runner.clock
+        self._tally = Tally()
 
     @property
     def num_sequences(self) -> int:
@@ -81,6 +95,7 @@ class Engine:
             self._complete.append(StepOutput(sequence.seq_id, finish=finish))
             return
         sequence.steering = Steering.of(sequence.sampling, sequence.prompt_ids, self._eos_ids)
+        sequence.matcher = None if sequence.grammar is None else sequence.grammar.start()
         self._sequences[sequence.seq_id] = sequence
         self._scheduler.add(sequence)
 
@@ -94,57 +109,100 @@ class Engine:
     def step(self) -> list[StepOutput]:
         """One forward pass; the news of every sequence that has any."""
         outputs, self._complete = self._complete, []
-        chunks = self._scheduler.schedule()
+        with self.clock("schedule"):
+            outputs += self._end_overdue()
+            plan = self._scheduler.schedule()
+            chunks = self._speculation.extend(plan.chunks, num_spare=len(self._scheduler.running))
         if not chunks:
             return outputs
-        results = self._runner.run(chunks)
-        self._num_steps += 1
-        self._settle(chunks)
-        return outputs + [self._postprocess(result) for result in results]
+        began = time.perf_counter()
+        results = self._runner.run(chunks, plan.copies)
+        seconds = time.perf_counter() - began
+        with self.clock("postprocess"):
+            self._tally.count(chunks, results)
+            self._settle(chunks)
+            outputs += [output for result in results for output in self._postprocess(result)]
+            self._speculation.settle(chunks, results, seconds)
+        return outputs
 
     def stats(self) -> EngineStats:
+        pictures, seconds = self._runner.vision_cache, self.clock.seconds
         return EngineStats(
             num_waiting=len(self._scheduler.waiting),
             num_running=len(self._scheduler.running),
             num_blocks=self._blocks.num_blocks,
             num_free_blocks=self._blocks.num_free,
-            num_steps_total=self._num_steps,
-            num_computed_tokens_total=self._num_computed_tokens,
-            num_generated_tokens_total=self._num_generated_tokens,
+            image_cache_bytes=pictures.num_bytes,
+            num_steps_total=self._tally.num_steps,
+            num_batched_sequences_total=self._tally.num_sequences,
+            num_prefill_tokens_total=self._tally.num_prefill_tokens,
+            num_decode_tokens_total=self._tally.num_decode_tokens,
+            num_generated_tokens_total=self._tally.num_generated_tokens,
             num_cached_tokens_total=self._scheduler.num_cached_tokens,
             num_preemptions_total=self._scheduler.num_preemptions,
+            num_draft_tokens_total=self._tally.num_draft_tokens,
+            num_accepted_tokens_total=self._tally.num_accepted_tokens,
             num_encoded_images_total=self._runner.num_encoded_images,
-            num_image_cache_hits_total=self._runner.vision_cache.num_hits,
-            num_image_cache_misses_total=self._runner.vision_cache.num_misses,
+            num_image_cache_hits_total=pictures.num_hits,
+            num_image_cache_misses_total=pictures.num_misses,
+            num_image_cache_evictions_total=pictures.num_evictions,
+            schedule_s_total=seconds["schedule"],
+            prepare_s_total=seconds["prepare"],
+            encode_s_total=seconds["encode"],
+            forward_s_total=seconds["forward"],
+            sample_s_total=seconds["sample"],
+            postprocess_s_total=seconds["postprocess"],
         )
 
     def check(self) -> None:
         """Prove that no block is lost or shared wrongly. Raises BlockAccountingError."""
         self._blocks.check(self._scheduler)
 
+    def _end_overdue(self) -> list[StepOutput]:
+        now, outputs = self._now(), []
+        for sequence in list(self._sequences.values()):
+            if sequence.deadline_s is not None and sequence.deadline_s <= now:
+                self._end(sequence)
+                told = f"the deadline came after {len(sequence.output_ids)} tokens"
+                error = f"{told}: try again later, or ask for less"
+                outputs.append(StepOutput(sequence.seq_id, error=error, error_code="deadline_exceeded"))
+        return outputs
+
     def _settle(self, chunks: list[Chunk]) -> None:
         """The chunks' keys and values are in the cache now; full blocks may be shared."""
         for chunk in chunks:
             sequence = chunk.sequence
-            self._num_computed_tokens += chunk.end - chunk.start
             sequence.num_computed = chunk.end
             self._blocks.publish(sequence)
 
-    def _postprocess(self, result: StepResult) -> StepOutput:
-        sequence = result.sequence
-        if result.token_id is None:
+    def _postprocess(self, result: StepResult) -> Iterator[StepOutput]:
+        """The sequence's news, in order; nothing after its end, however many tokens were chosen."""
+        for choice in result.choices:
+            output = self._append(result.chunk.sequence, choice)
+            yield output
+            if output.is_final:
+                break
+
+    def _append(self, sequence: Sequence, choice: Choice) -> StepOutput:
+        if choice.error is not None:
+            self._end(sequence)
+            return StepOutput(sequence.seq_id, error=choice.error, error_code="invalid_request")
+        if choice.token_id is None:
             return self._fail(sequence)
-        sequence.output_ids.append(result.token_id)
-        self._num_generated_tokens += 1
+        if sequence.num_computed < sequence.num_tokens:  # the last token was a draft: it went through as one
+            sequence.num_computed = sequence.num_tokens
+            self._blocks.publish(sequence)
+        sequence.output_ids.append(choice.token_id)
+        self._tally.num_generated_tokens += 1
         finish = self._finish_of(sequence)
         if finish is not None:
             self._end(sequence)
         return StepOutput(
             sequence.seq_id,
-            result.token_id,
+            choice.token_id,
             finish,
             num_cached_tokens=sequence.num_cached or 0,
-            logprobs=result.logprobs,
+            logprobs=choice.logprobs,
         )
 
     def _finish_of(self, sequence: Sequence) -> Finish | None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from llava_worker.engine.cache_size import CacheShape, shape_cache
+from llava_worker.engine.cache_size import CacheShape, plan_cache, settle_cache
+from llava_worker.engine.drafter import PromptLookup
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.runner import ModelRunner
 from llava_worker.engine.vision_cache import VisionCache
+from llava_worker.engine.warmup import warm_up
+from llava_worker.model.attention import AttentionBackend
+from llava_worker.model.backends import choose_backend
 from llava_worker.model.config import (
     CheckpointError,
     ImageConfig,
@@ -22,10 +26,9 @@ from llava_worker.model.config import (
     read_image_config,
 )
 from llava_worker.model.llava import Llava
-from llava_worker.model.memory import available_bytes, require_memory, weight_bytes
+from llava_worker.model.memory import WORKING_BYTES, available_bytes, require_memory, weight_bytes
 from llava_worker.model.picture import Fit, Resolution
 from llava_worker.model.precision import Precision, choose_precision
-from llava_worker.model.sdpa import SdpaBackend
 from llava_worker.model.weights import Progress, load_weights
 
 __all__ = ["CheckpointError", "ModelInfo", "load_engine"]
@@ -56,6 +59,8 @@ class ModelInfo:
     device: str
     grid: tuple[Resolution, ...] = ()  # (width, height) in pixels; fits "anyres" and "hd" have one
     has_image_marks: bool = False  # the prompt has <im_start> and <im_end> around a picture
+    weights_s: float = 0.0  # how long loading them took
+    warmup_s: float = 0.0  # and the first steps
 
 
 def load_engine(
@@ -66,6 +71,8 @@ def load_engine(
     max_num_sequences: int = 16,
     max_batch_tokens: int = 512,
     kv_cache_bytes: int | None = None,
+    kv_cache_dtype: str = "auto",
+    is_speculating: bool = True,
     vision_cache_bytes: int = 256 << 20,
     block_size: int = 16,
     num_threads: int | None = None,
@@ -76,61 +83,120 @@ def load_engine(
 ) -> tuple[Engine, ModelInfo]:
     """Load the checkpoint in ``folder`` and make an engine around it.
 
-    ``precision`` is auto, fp32, bf16 or fp16; ``device`` auto or a torch device. The KV cache takes at most
-    ``kv_cache_bytes`` (None: a share of what is free beside the weights), and no more than
-    ``max_num_sequences`` full contexts need. Sets torch's thread count if told to. The last four
-    are those of `load_weights`.
+    ``precision`` is auto, fp32, bf16, fp16, int8 or int4; ``device`` auto or a torch device. The KV cache
+    takes at most ``kv_cache_bytes`` (None: a share of what is free beside the weights), no more than
+    ``max_num_sequences`` full contexts need, and no more than the largest step leaves, which is found by
+    making it. ``kv_cache_dtype`` is auto, the precision's own, or int8. ``is_speculating`` lets answers be
+    guessed ahead where that pays. Sets torch's thread count if told to. The last four are those of
+    `load_weights`.
 
     Raises CheckpointError for a folder that can't be served, ValueError for a wrong setting, and of these
-    MemoryShort, before anything is loaded, if the model does not fit.
+    MemoryShort if the model does not fit, before anything is loaded where that can be known, and WarmupError
+    if it fails at its first step.
     """
-    files = _Folders.of(folder, vision_tower, base)
-    where = _choose_device(device)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    config, image = _read(files)
-    is_small = weight_bytes(config, image, "fp32") <= SMALL_BYTES
-    number_format = choose_precision(precision, where, is_small=is_small)
-    shape = shape_cache(
-        config,
-        number_format,
-        max_bytes=kv_cache_bytes,
-        free_bytes=_free_beside_weights(config, image, number_format, where),
-        block_size=block_size,
-        max_num_sequences=max_num_sequences,
-    )
-    require_memory(config, image, precision=number_format.name, device=where, cache_bytes=shape.num_bytes)
-    model = Llava(config, image, precision=number_format, device=where)
+    bounds = _Bounds(max_num_sequences, max_batch_tokens, kv_cache_bytes, kv_cache_dtype, vision_cache_bytes)
+    plan = _Plan.of(_Folders.of(folder, vision_tower, base), precision, device, bounds, block_size)
+    watch = _Stopwatch()
+    model = Llava(plan.config, plan.image, precision=plan.precision, device=plan.device)
     load_weights(
         model,
-        files.folder,
-        vision_tower=files.vision_tower,
-        base=files.base,
+        plan.files.folder,
+        vision_tower=plan.files.vision_tower,
+        base=plan.files.base,
         allow_pickle=allow_pickle,
         on_progress=on_progress,
     )
-    info = _describe(files, config, image, shape, number_format, where)
+    weights_s, backend = watch.lap(), choose_backend(plan.precision)
+    shape = _settle(model, backend, plan, bounds)
+    warmup_s = watch.lap()
+    info = _describe(plan, shape)
     engine = Engine(
-        ModelRunner(model, shape.make(where), SdpaBackend(), VisionCache(vision_cache_bytes)),
+        ModelRunner(model, shape.make(plan.device), backend, VisionCache(vision_cache_bytes)),
         eos_ids=info.eos_ids,
         context_length=info.context_length,
         max_num_sequences=max_num_sequences,
         max_batch_tokens=max_batch_tokens,
+        drafter=PromptLookup() if is_speculating else None,
     )
-    return engine, info
+    return engine, replace(info, weights_s=weights_s, warmup_s=warmup_s)
 
 
-def _describe(
-    files: _Folders,
-    config: ModelConfig,
-    image: ImageConfig,
-    shape: CacheShape,
-    precision: Precision,
-    device: torch.device,
-) -> ModelInfo:
-    pictures = config.picture_layout(_fit(image))
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """What the caller of `load_engine` set."""
+
+    max_num_sequences: int
+    max_batch_tokens: int
+    kv_cache_bytes: int | None
+    kv_cache_dtype: str
+    vision_cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Everything that is decided before the model is loaded."""
+
+    files: _Folders
+    config: ModelConfig
+    image: ImageConfig
+    precision: Precision
+    device: torch.device
+    cache: CacheShape  # which the largest step may make smaller
+
+    @classmethod
+    def of(cls, files: _Folders, precision: str, device: str, bounds: _Bounds, block_size: int) -> _Plan:
+        where = _choose_device(device)
+        config, image = _read(files)
+        is_small = weight_bytes(config, image, "fp32") <= SMALL_BYTES
+        number_format = choose_precision(precision, where, is_small=is_small)
+        cache = plan_cache(
+            config,
+            number_format,
+            kv_cache_dtype=bounds.kv_cache_dtype,
+            device=where,
+            max_bytes=bounds.kv_cache_bytes,
+            free_bytes=_free_beside_weights(config, image, number_format, where),
+            block_size=block_size,
+            max_num_sequences=bounds.max_num_sequences,
+        )
+        require_memory(config, image, precision=number_format.name, device=where, cache_bytes=cache.num_bytes)
+        return cls(files, config, image, number_format, where, cache)
+
+
+def _settle(model: Llava, backend: AttentionBackend, plan: _Plan, bounds: _Bounds) -> CacheShape:
+    """Make the first steps; the KV cache that they, the picture cache and torch itself leave room for."""
+    step = warm_up(
+        model,
+        backend,
+        plan.cache,
+        max_num_sequences=bounds.max_num_sequences,
+        max_batch_tokens=bounds.max_batch_tokens,
+    )
+    if plan.device.type == "cuda":
+        torch.cuda.empty_cache()  # what the steps gave back to torch is free for the cache
+    free = available_bytes(plan.device)
+    taken = step.num_bytes + bounds.vision_cache_bytes + WORKING_BYTES
+    shape = settle_cache(plan.cache, plan.config, left_bytes=None if free is None else free - taken)
+    logger.info(
+        "memory, MiB: %s free beside the weights; %d for the largest step (tower %d, prompts %d, answers "
+        "%d), %d for pictures, %d set aside, %d for the KV cache: %d blocks of %d tokens in %s",
+        "unknown" if free is None else free >> 20,
+        *(part >> 20 for part in (step.num_bytes, step.tower, step.prefill, step.decode)),
+        *(part >> 20 for part in (bounds.vision_cache_bytes, WORKING_BYTES, shape.num_bytes)),
+        shape.num_blocks,
+        shape.block_size,
+        "int8" if bounds.kv_cache_dtype == "int8" else plan.precision.name,
+    )
+    return shape
+
+
+def _describe(plan: _Plan, shape: CacheShape) -> ModelInfo:
+    config, image = plan.config, plan.image
+    pictures = config.picture_layout(image.fit)
     return ModelInfo(
-        name=files.folder.resolve().name,
+        name=plan.files.folder.resolve().name,
         image_side=pictures.side,
         fit=pictures.fit,
         background=(0, 0, 0) if pictures.has_grid else _background(image),
@@ -138,9 +204,9 @@ def _describe(
         image_token_id=config.image_token_id,
         context_length=min(config.text_config.max_position_embeddings, shape.num_tokens),
         vocab_size=config.text_config.vocab_size,
-        eos_ids=read_eos_ids(files.config, config),
-        precision=precision.name,
-        device=str(device),
+        eos_ids=read_eos_ids(plan.files.config, config),
+        precision=plan.precision.name,
+        device=str(plan.device),
         grid=pictures.grid,
         has_image_marks=config.mm_use_im_start_end,
     )
@@ -189,12 +255,18 @@ class _Folders:
         return cls(folder, folder if has_config else Path(base), tower, Path(base))
 
 
-def _fit(image: ImageConfig) -> Literal["pad", "crop"]:
-    """LLaVA-1.5 was trained on padded pictures, also where the checkpoint's files do not say so."""
-    return "crop" if image.do_pad is False else "pad"
-
-
 def _background(image: ImageConfig) -> tuple[int, int, int]:
     """The mean colour, cut to whole numbers as the original does: (122, 116, 104) for CLIP."""
     red, green, blue = (int(mean * 255) for mean in image.image_mean)
     return red, green, blue
+
+
+class _Stopwatch:
+    """Seconds since the last time it was looked at."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def lap(self) -> float:
+        began, self._began = self._began, time.monotonic()
+        return self._began - began

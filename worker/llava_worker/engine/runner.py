@@ -1,27 +1,32 @@
-"""One step of the model: chunks of sequences in, a token or a failure for each that is due one out."""
+"""One step of the model: chunks of sequences in, tokens or a failure for each that is due some out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from llava_worker.engine.batch import Batch, Placement
+from llava_worker.engine.blocks import BlockCopy
+from llava_worker.engine.clock import StepClock
 from llava_worker.engine.logprobs import Logprobs
+from llava_worker.engine.masks import MaskMaker, Masks
 from llava_worker.engine.output import TokenLogprobs
 from llava_worker.engine.sampler import Draw, sample
 from llava_worker.engine.scheduler import Chunk
 from llava_worker.engine.sequence import Pixels, Sequence
+from llava_worker.engine.speculation import count_accepted
 from llava_worker.engine.vision_cache import PictureName, VisionCache
 from llava_worker.model.attention import AttentionBackend
 from llava_worker.model.kv_cache import KVCache
 from llava_worker.model.llava import Llava
 from llava_worker.model.picture import PicturePlan
 
-__all__ = ["ModelRunner", "StepResult"]
+__all__ = ["Choice", "ModelRunner", "StepResult"]
 
 # Tiles that go through the vision tower at once: enough to fill the machine, little enough that its
 # activations stay small beside the weights.
@@ -29,12 +34,24 @@ MAX_TILES_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class StepResult:
-    """``token_id`` is None where the model's answer was not a number: the sequence cannot go on."""
+class Choice:
+    """``token_id`` is None where the sequence cannot go on: its grammar failed, as ``error`` tells, or the
+    model's answer was not a number."""
 
-    sequence: Sequence
     token_id: int | None
     logprobs: TokenLogprobs | None = None  # where the sequence asks for them
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The tokens that the chunk's sequence gains, in order: one, and one more for each draft that was right.
+
+    A None among them is the last.
+    """
+
+    chunk: Chunk
+    choices: list[Choice]
 
 
 class ModelRunner:
@@ -47,38 +64,41 @@ class ModelRunner:
         self.cache = cache
         self.vision_cache = vision_cache
         self.num_encoded_images = 0
+        self.clock = StepClock()
         self._backend = backend
         self._pictures = model.config.picture_layout()
+        self._masks = MaskMaker()
 
     @torch.inference_mode()
-    def run(self, chunks: Items[Chunk]) -> list[StepResult]:
-        """Compute the chunks; one result for each that reaches its sequence's last token."""
-        batch = Batch.build(chunks, block_size=self.cache.block_size, device=self.model.device)
-        x = self.model.embed(batch.token_ids)
-        self._place_pictures(x, batch.placements)
-        hidden = self.model(x, batch.positions, self._backend.plan(batch.rows, self.cache))
-        if not batch.sampled:
-            return []
-        logits = self.model.logits(hidden[batch.last_rows])
-        return self._choose(logits, [chunk.sequence for chunk in batch.sampled])
+    def run(self, chunks: Items[Chunk], copies: Items[BlockCopy] = ()) -> list[StepResult]:
+        """Make the copies, compute the chunks; a result for each that reaches its sequence's last token."""
+        with self.clock("prepare"):
+            self._copy(copies)
+            batch = Batch.build(chunks, block_size=self.cache.block_size, device=self.model.device)
+            x = self.model.embed(batch.token_ids)
+        if batch.placements:
+            with self.clock("encode"):
+                self._place_pictures(x, batch.placements)
+        masks = self._masks.begin(_row_sequences(batch.sampled), self.model.config.text_config.vocab_size)
+        with self.clock("forward"):
+            hidden = self.model(x, batch.positions, self._backend.plan(batch.rows, self.cache))
+            if not batch.sampled:
+                return []
+            logits = self.model.logits(hidden[batch.sampled_rows])
+        with self.clock("sample"):
+            return _choose(logits, batch.sampled, masks)
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is remembered of the sequence's pictures."""
         for image in sequence.images:
             self.vision_cache.drop((sequence.cache_scope, image.content))
 
-    def _choose(self, logits: Tensor, sequences: list[Sequence]) -> list[StepResult]:
-        is_sound = logits.amax(-1).isfinite()  # a NaN anywhere in a row is the row's maximum
-        logits[~is_sound] = 0
-        logprobs = _logprobs(logits, sequences)
-        token_ids = sample(logits, [_draw(sequence) for sequence in sequences])
-        told = {} if logprobs is None else logprobs.of(token_ids)
-        return [
-            StepResult(sequence, token_id if sound else None, told.get(row))
-            for row, (sequence, token_id, sound) in enumerate(
-                zip(sequences, token_ids.tolist(), is_sound.tolist(), strict=True)
-            )
-        ]
+    def _copy(self, copies: Items[BlockCopy]) -> None:
+        """One after another: a destination may be the source of the next."""
+        for copy in copies:
+            rows = torch.arange(copy.num_rows, device=self.model.device)
+            first, target = (block * self.cache.block_size for block in (copy.source, copy.destination))
+            self.cache.copy_rows(first + rows, target + rows)
 
     def _place_pictures(self, x: Tensor, placements: list[Placement]) -> None:  # x [tokens, hidden]
         features = self._features_of(placements)
@@ -94,7 +114,7 @@ class ModelRunner:
             name = _name(place)
             if name in features or name in new:
                 continue
-            known = self.vision_cache.get(name)
+            known = self.vision_cache.get(name, is_first=place.first == 0)
             if known is None:
                 sequence = place.chunk.sequence
                 pixels = sequence.pixels[sequence.images.index(place.image)]
@@ -133,19 +153,48 @@ class _Picture:
     plan: PicturePlan
 
 
-def _draw(sequence: Sequence) -> Draw:
+def _choose(logits: Tensor, chunks: list[Chunk], masks: Masks | None) -> list[StepResult]:
+    """Logits [rows, vocab]: of each chunk those after its sequence's last token and after each draft."""
+    is_sound = logits.amax(-1).isfinite()  # a NaN anywhere in a row is the row's maximum
+    logits[~is_sound] = 0
+    logprobs = _logprobs(logits, chunks)
+    errors = {} if masks is None else masks.apply(logits)
+    token_ids = sample(logits, [draw for chunk in chunks for draw in _draws(chunk)])
+    told = {} if logprobs is None else logprobs.of(token_ids)
+    choices = iter(
+        [
+            Choice(token_id if sound and row not in errors else None, told.get(row), errors.get(row))
+            for row, (token_id, sound) in enumerate(zip(token_ids.tolist(), is_sound.tolist(), strict=True))
+        ]
+    )
+    results = []
+    for chunk in chunks:
+        own = list(islice(choices, 1 + len(chunk.drafts)))
+        num_accepted = count_accepted(chunk.drafts, [choice.token_id for choice in own])
+        results.append(StepResult(chunk, own[: num_accepted + 1]))
+    return results
+
+
+def _row_sequences(chunks: list[Chunk]) -> list[Sequence]:
+    """Whose each row of logits is."""
+    return [chunk.sequence for chunk in chunks for _ in range(1 + len(chunk.drafts))]
+
+
+def _draws(chunk: Chunk) -> list[Draw]:
+    """One after the sequence's last token and one after each draft, as if those before were right."""
+    sequence = chunk.sequence
     if sequence.steering is not None:
         sequence.steering.advance(sequence.output_ids)
-    return Draw(sequence.sampling, len(sequence.output_ids), sequence.steering)
+    position = len(sequence.output_ids)
+    return [
+        Draw(sequence.sampling, position + index, sequence.steering) for index in range(1 + len(chunk.drafts))
+    ]
 
 
-def _logprobs(logits: Tensor, sequences: list[Sequence]) -> Logprobs | None:
+def _logprobs(logits: Tensor, chunks: list[Chunk]) -> Logprobs | None:
     """Of those who ask, taken before anything changes the logits; None if nobody does."""
-    asking = {
-        row: num_top
-        for row, sequence in enumerate(sequences)
-        if (num_top := sequence.sampling.num_logprobs) is not None
-    }
+    num_top = [chunk.sequence.sampling.num_logprobs for chunk in chunks for _ in range(1 + len(chunk.drafts))]
+    asking = {row: number for row, number in enumerate(num_top) if number is not None}
     return Logprobs(logits, list(asking), list(asking.values())) if asking else None
 
 

@@ -3,32 +3,50 @@
 Each step, in this order:
 
 1. every decoding sequence gets its one token: a running stream never waits for somebody's long prompt;
-2. prompts already begun go on, the oldest first, in chunks of what is left of the budget;
-3. waiting sequences are admitted in the order of arrival while blocks for their whole prompt are free.
+2. prompts already begun go on, the most urgent first, in chunks of what is left of the budget;
+3. waiting sequences are admitted, the most urgent first, while blocks for their whole prompt are free.
 
-When a decoding sequence finds no free block, the youngest running one is preempted: it loses its blocks, goes
-back to the front of the queue and is computed again, prompt and answer so far, when there is room.
+More urgent is who has the higher priority, and among equals who came first. What one running sequence is
+about to compute and a waiting one could share is not computed twice: the waiting one lets others pass until
+it is there.
+
+When a decoding sequence finds no free block, the least urgent running one is preempted: it loses its blocks,
+goes back to its place in the queue and is computed again, prompt and answer so far, when there is room.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
-from llava_worker.engine.blocks import BlockManager
+from llava_worker.engine.blocks import BlockCopy, BlockManager
 from llava_worker.engine.sequence import ImageSpan, Sequence
 
-__all__ = ["Chunk", "Scheduler"]
+__all__ = ["Chunk", "Plan", "Scheduler"]
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens [start, end) of a sequence go through the model in this step."""
+    """Tokens [start, end) of a sequence go through the model in this step.
+
+    ``drafts`` go with them, guesses at the tokens after the sequence's last; only a last chunk has any.
+    """
 
     sequence: Sequence
     start: int
     end: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that go through the model, drafts included."""
+        return self.end - self.start + len(self.drafts)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of these, the prompt's; the rest are the answer's."""
+        return max(0, min(self.end, len(self.sequence.prompt_ids)) - self.start)
 
     @property
     def is_last(self) -> bool:
@@ -36,11 +54,22 @@ class Chunk:
         return self.end == self.sequence.num_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step: the chunks, one a sequence, and what must be copied, in this order, before they are computed.
+
+    Without chunks there is nothing to copy either.
+    """
+
+    chunks: list[Chunk]
+    copies: list[BlockCopy]
+
+
 class Scheduler:
     """Walks sequences from waiting to running and back.
 
-    Invariant: a sequence is in one of ``waiting`` and ``running``; only running ones hold blocks; both are in
-    the order of arrival. No sequence alone may need more blocks than there are: the engine refuses it before.
+    Invariant: a sequence is in one of ``waiting`` and ``running``; only running ones hold blocks; in both the
+    most urgent is first. No sequence alone may need more blocks than there are: the engine refuses it before.
     """
 
     def __init__(
@@ -57,8 +86,9 @@ class Scheduler:
                 f"max_batch_tokens is {max_batch_tokens}; it must be at least max_num_sequences "
                 f"({max_num_sequences}), or not every stream gets its token each step"
             )
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.num_added = 0
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # found computed on admission, after a preemption too
         self._blocks = blocks
@@ -74,7 +104,9 @@ class Scheduler:
         return len(self.running) + len(self.waiting)
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        self.num_added += 1
+        sequence.arrival = self.num_added
+        insort(self.waiting, sequence, key=_urgency)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended or was aborted; its blocks are free at once."""
@@ -84,13 +116,13 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
-    def schedule(self) -> list[Chunk]:
-        """The chunks of the next step, one a sequence; empty only when there is no sequence at all."""
+    def schedule(self) -> Plan:
+        """The next step; without chunks only when there is no sequence at all."""
         budget = _Budget(self._max_batch_tokens, self._max_batch_tokens)
-        chunks = self._schedule_decodes(budget)
-        chunks += self._schedule_begun_prompts(budget)
-        chunks += self._schedule_admissions(budget)
-        return chunks
+        plan = Plan(self._schedule_decodes(budget), [])
+        plan.chunks.extend(self._schedule_begun_prompts(budget))
+        self._schedule_admissions(budget, plan)
+        return plan
 
     def _schedule_decodes(self, budget: _Budget) -> list[Chunk]:
         chunks = []
@@ -101,9 +133,9 @@ class Scheduler:
         return chunks
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """A slot for the newest token; False if the sequence itself was the youngest and had to go."""
+        """A slot for the newest token; False if the sequence itself was the least urgent and had to go."""
         while not self._blocks.grow(sequence):
-            if self._preempt_youngest() is sequence:
+            if self._preempt() is sequence:
                 return False
         return True
 
@@ -112,26 +144,30 @@ class Scheduler:
         chunks = (self._next_chunk(sequence, budget) for sequence in begun)
         return [chunk for chunk in chunks if chunk is not None]
 
-    def _schedule_admissions(self, budget: _Budget) -> list[Chunk]:
-        chunks = []
-        while self.waiting and budget.num_tokens > 0 and len(self.running) < self._max_num_sequences:
+    def _schedule_admissions(self, budget: _Budget, plan: Plan) -> None:
+        for sequence in list(self.waiting):
+            if budget.num_tokens == 0 or len(self.running) == self._max_num_sequences:
+                break
+            if self._blocks.is_coming(sequence):
+                continue
             # Each running stream will want its next block soon: admitting into the last ones only to preempt
             # again would throw the work away.
-            if not self._blocks.admit(self.waiting[0], num_spare=len(self.running)):
+            copies = self._blocks.admit(sequence, num_spare=len(self.running))
+            if copies is None:
                 break
-            sequence = self._start(self.waiting.popleft())
+            plan.copies.extend(copies)
+            self._start(sequence)
             chunk = self._next_chunk(sequence, budget)
             if chunk is None:  # its first picture has to wait for the next step
                 break
-            chunks.append(chunk)
-        return chunks
+            plan.chunks.append(chunk)
 
-    def _start(self, sequence: Sequence) -> Sequence:
-        self.running.append(sequence)
+    def _start(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_urgency)
         self.num_cached_tokens += sequence.num_computed
         if sequence.num_cached is None:
             sequence.num_cached = min(sequence.num_computed, len(sequence.prompt_ids))
-        return sequence
 
     def _next_chunk(self, sequence: Sequence, budget: _Budget) -> Chunk | None:
         """As much of the sequence as the budget allows; None if that is nothing."""
@@ -157,12 +193,17 @@ class Scheduler:
         budget.pictures.add(name)
         return True
 
-    def _preempt_youngest(self) -> Sequence:
+    def _preempt(self) -> Sequence:
         victim = self.running.pop()
         self._blocks.release(victim)
-        self.waiting.appendleft(victim)
+        insort(self.waiting, victim, key=_urgency)
         self.num_preemptions += 1
         return victim
+
+
+def _urgency(sequence: Sequence) -> tuple[int, int]:
+    """Sorts the most urgent to the front."""
+    return (-sequence.priority, sequence.arrival)
 
 
 @dataclass(slots=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from llava_worker.engine.drafter import Luck
+    from llava_worker.engine.grammar import Grammar, Matcher
     from llava_worker.engine.steering import Steering
 
 __all__ = ["ImageSpan", "Pixels", "RefusalCode", "Sampling", "Sequence", "SequenceRefused"]
@@ -19,12 +21,14 @@ RefusalCode = Literal["context_length_exceeded", "invalid_request"]
 
 
 class SequenceRefused(ValueError):
-    """A sequence that cannot be served. ``code`` is for programs, the message for people."""
+    """A sequence that cannot be served. ``code`` is for programs, the message for people; ``param`` names the
+    field of Sampling that is to blame, None the prompt."""
 
-    def __init__(self, code: RefusalCode, message: str) -> None:
+    def __init__(self, code: RefusalCode, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.code: RefusalCode = code
         self.message = message
+        self.param = param
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,8 @@ class Sequence:
     ``output_ids`` may start non-empty: the sequence then continues another worker's answer, and the tokens
     that follow are those that would have followed there. ``max_new_tokens`` counts all of ``output_ids``.
     ``pixels`` are in the order of ``images``. Sequences of different ``cache_scope`` share nothing.
+    The answer keeps to ``grammar``, if there is one. A higher ``priority`` is more urgent. ``deadline_s`` is
+    a time of ``time.monotonic``; None for no deadline.
     """
 
     seq_id: str
@@ -93,16 +99,24 @@ class Sequence:
     sampling: Sampling = field(default_factory=Sampling)
     output_ids: list[int] = field(default_factory=list)
     cache_scope: str = ""
+    grammar: Grammar | None = None
+    priority: int = 0
+    deadline_s: float | None = None
 
-    # The engine's own. Keys and values of tokens [0, num_computed) are in the blocks of block_table;
-    # block_keys name the content of the leading full blocks, for those who may share them. num_cached tokens
-    # of the prompt were found computed on first admission; None before that. steering is None where the
-    # model's logits are taken as they are.
+    # The engine's own. Keys and values of tokens [0, num_computed) are in the blocks of block_table, of which
+    # others may share the first num_published. block_keys name leading blocks, computed or not, by their
+    # tokens: these may only be added to. num_cached tokens of the prompt were found computed on first
+    # admission; None before that. arrival counts the engine's sequences. steering is None where the model's
+    # logits are taken as they are.
+    arrival: int = field(default=0, init=False)
     block_table: list[int] = field(default_factory=list, init=False, repr=False)
     block_keys: list[bytes] = field(default_factory=list, init=False, repr=False)
+    num_published: int = field(default=0, init=False, repr=False)
     num_computed: int = field(default=0, init=False)
     num_cached: int | None = field(default=None, init=False)
     steering: Steering | None = field(default=None, init=False, repr=False)
+    matcher: Matcher | None = field(default=None, init=False, repr=False)  # the answer's place in the grammar
+    luck: Luck | None = field(default=None, init=False, repr=False)  # of its drafts; None before the first
 
     @property
     def num_tokens(self) -> int:

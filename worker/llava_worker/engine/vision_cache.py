@@ -17,6 +17,7 @@ class VisionCache:
     def __init__(self, max_bytes: int) -> None:
         self.num_hits = 0
         self.num_misses = 0
+        self.num_evictions = 0
         self.num_bytes = 0
         self._max_bytes = max_bytes
         self._features: OrderedDict[PictureName, Tensor] = OrderedDict()
@@ -25,13 +26,16 @@ class VisionCache:
         """Whether the picture is here; counts neither as hit nor as use."""
         return name in self._features
 
-    def get(self, name: PictureName) -> Tensor | None:
-        """The picture's features, [tokens, hidden]."""
+    def get(self, name: PictureName, *, is_first: bool = True) -> Tensor | None:
+        """The picture's features, [tokens, hidden].
+
+        Where a picture takes several steps, only the ``is_first`` look at it may count as a hit.
+        """
         features = self._features.get(name)
         if features is None:
             self.num_misses += 1
             return None
-        self.num_hits += 1
+        self.num_hits += is_first
         self._features.move_to_end(name)
         return features
 
@@ -50,3 +54,4 @@ class VisionCache:
         while self.num_bytes > self._max_bytes:
             _, evicted = self._features.popitem(last=False)
             self.num_bytes -= evicted.nbytes
+            self.num_evictions += 1

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["activation"]
+from llava_worker.model.kernels import Kernels
+
+__all__ = ["activation", "gate"]
+
+_Function = Callable[[Tensor], Tensor]
 
 
-def activation(name: str) -> Callable[[Tensor], Tensor]:
+def activation(name: str, kernels: Kernels) -> _Function:
     """The function of that name; the configuration has checked that there is one."""
-    return _BY_NAME[name]
+    return kernels.quick_gelu if name == "quick_gelu" else _BY_NAME[name]
 
 
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
+def gate(name: str, kernels: Kernels) -> _Function:
+    """Left half, through the function of that name, times right half: [..., 2 * size] -> [..., size]."""
+    if name == "silu":
+        return kernels.silu_gate
+    function = activation(name, kernels)
+
+    def gated(x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=-1)
+        return function(left) * right
+
+    return gated
 
 
 def _tanh_gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-_BY_NAME: dict[str, Callable[[Tensor], Tensor]] = {
+_BY_NAME: dict[str, _Function] = {
     "gelu": F.gelu,
     "gelu_new": _tanh_gelu,
     "gelu_pytorch_tanh": _tanh_gelu,
-    "quick_gelu": _quick_gelu,
     "silu": F.silu,
     "relu": F.relu,
 }

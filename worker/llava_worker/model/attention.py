@@ -1,7 +1,8 @@
 """What the decoder asks of attention, and what a backend is told about a forward pass.
 
 A forward pass is packed: the tokens of all rows stand one after another without padding, a row being the new
-tokens of one sequence. Rows with one new token come first.
+tokens of one sequence. Rows with one new token come first, then those of a few: an answer's last token with
+the guesses after it.
 
     tokens        | a | b | c  c  c  c | d  d |         query_lens    (1, 1, 4, 2)
     seen by last    9  33            4    70            context_lens  (9, 33, 4, 70)

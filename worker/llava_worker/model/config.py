@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from llava_worker.model.original import CLIP_L_336, is_original, translate
-from llava_worker.model.picture import HD_SHAPES, Fit, PictureLayout, Resolution
+from llava_worker.model.picture import HD_SHAPES, Fit, OneTileFit, PictureLayout, Resolution
 from llava_worker.model.text_config import Activation, ConfigPart, RopeConfig, TextConfig
 
 __all__ = [
@@ -152,19 +152,22 @@ class ModelConfig(ConfigPart):
         """There is a feature that ends the rows of a picture's map."""
         return self.picture_layout().has_grid
 
-    def picture_layout(self, fit: Literal["pad", "crop"] = "pad") -> PictureLayout:
+    def picture_layout(self, fit: OneTileFit = "pad") -> PictureLayout:
         """How pictures are cut and put together; ``fit`` where config.json leaves it open."""
         side, tokens = self.vision_config.image_size, self.tokens_per_tile
         return PictureLayout(side, tokens, fit=self._fit(fit), grid=self._grid(side))
 
-    def _fit(self, otherwise: Literal["pad", "crop"]) -> Fit:
+    def _fit(self, otherwise: OneTileFit) -> Fit:
         if self.image_aspect_ratio == "hd":
             return "hd"
         if self.model_type == "llava_next":
             return "anyres"
         if self.image_aspect_ratio is None:
             return otherwise
-        return "pad" if self.image_aspect_ratio == "pad" else "crop"
+        if self.image_aspect_ratio == "pad":
+            return "pad"
+        # The original leaves it to the tower's own processor: CLIP's cuts the centre, SigLIP's squashes.
+        return "crop" if self.vision_config.has_class_token else "squash"
 
     def _grid(self, side: int) -> tuple[Resolution, ...]:
         if self.image_aspect_ratio == "hd":
@@ -175,6 +178,13 @@ class ModelConfig(ConfigPart):
         return tuple((width, height) for height, width in pinpoints)
 
 
+class ImageSize(ConfigPart):
+    """What an image processor resizes to, in pixels, as far as it names both sides."""
+
+    height: int | None = None
+    width: int | None = None
+
+
 class ImageConfig(ConfigPart):
     """preprocessor_config.json. ``do_pad`` None: the file does not say, as in llava-hf's own checkpoints."""
 
@@ -182,6 +192,20 @@ class ImageConfig(ConfigPart):
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     rescale_factor: float = 1 / 255
     do_pad: bool | None = None
+    size: ImageSize | int | None = None  # a number is the shortest edge's
+
+    @property
+    def fit(self) -> OneTileFit:
+        """How a picture becomes square, unless config.json says it.
+
+        LLaVA-1.5 was trained on padded pictures, also where its image processor's file does not say so. A
+        file with both height and width is SigLIP's or one like it: what resizes to both of them squashes.
+        """
+        if self.do_pad:
+            return "pad"
+        if isinstance(self.size, ImageSize) and self.size.height and self.size.width:
+            return "squash"
+        return "crop" if self.do_pad is False else "pad"
 
 
 def read_config(folder: Path, vision_tower: Path | None = None) -> ModelConfig:
@@ -214,7 +238,9 @@ def read_image_config(
     if not values and vision_tower is not None:
         values = _image_processor(vision_tower)
     if not values and vision is not None and not vision.has_class_token:
-        values = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+        side = vision.image_size
+        values = {"size": {"height": side, "width": side}}
+        values |= {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
     try:
         return ImageConfig.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:

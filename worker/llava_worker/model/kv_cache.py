@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
-__all__ = ["KVCache"]
+__all__ = ["ExactKVCache", "KVCache"]
 
 
-class KVCache:
-    """One tensor of slots a layer; block ``b`` is slots [b * block_size, (b + 1) * block_size).
+class KVCache(ABC):
+    """Slots for one token each; block ``b`` is slots [b * block_size, (b + 1) * block_size).
 
-    Who owns which block is not known here. A slot's content is undefined until written.
+    Who owns which block is not known here, and how a slot keeps its content is a subclass's matter: whoever
+    reads through `gather` need not care. A slot's content is undefined until written.
     """
+
+    is_exact: bool  # what is gathered is what was written, to the bit
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+
+    @abstractmethod
+    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Put keys and values of tokens, [tokens, heads, head_dim] each, into their slots, int64 [tokens]."""
+
+    @abstractmethod
+    def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of slots, int64 of any shape: [*slots, heads, head_dim] each, as computed with."""
+
+    @abstractmethod
+    def copy_rows(self, sources: Tensor, targets: Tensor) -> None:
+        """Slots ``targets`` become what slots ``sources`` were, in every layer; int64 [rows] each."""
+
+
+class ExactKVCache(KVCache):
+    """Keys and values in the number format they were computed in."""
+
+    is_exact = True
 
     def __init__(
         self,
@@ -25,8 +52,7 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.num_blocks = num_blocks
-        self.block_size = block_size
+        super().__init__(num_blocks, block_size)
         # Zeroed rather than empty: memory that is not there fails at the start, not under load.
         shape = (num_layers, 2, num_blocks * block_size, num_heads, head_dim)
         self._slots = torch.zeros(shape, dtype=dtype, device=device)
@@ -44,6 +70,14 @@ class KVCache:
         return self._slots[layer, 1]
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put keys and values of tokens, [tokens, heads, head_dim] each, into their slots [tokens]."""
         self.keys(layer).index_copy_(0, slots, k)
         self.values(layer).index_copy_(0, slots, v)
+
+    def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        places = slots.flatten()  # index_select copies whole rows, several times as fast as indexing
+        rows = self._slots[layer].index_select(1, places)
+        k, v = rows.view(2, *slots.shape, *rows.shape[-2:])
+        return k, v
+
+    def copy_rows(self, sources: Tensor, targets: Tensor) -> None:
+        self._slots.index_copy_(2, targets, self._slots.index_select(2, sources))

@@ -1,20 +1,21 @@
 """The linear layer: the one place that knows how a matrix is stored.
 
-A quantised form is another class with the same methods, `load_rows` and `__call__`. Rows are what a weight is
-split into everywhere here: fused projections put their parts one below the other, and each row can be
-quantised when it arrives, before the next is read.
+Rows are what a weight is split into everywhere here: fused projections put their parts one below the other,
+and each row can be quantised (`quantized`) when it arrives, before the next is read.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-__all__ = ["Linear", "LinearShape"]
+from llava_worker.model.kernels import Kernels
+
+__all__ = ["DenseLinear", "Linear", "LinearShape"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +38,45 @@ class LinearShape:
         return sum(self.parts.values())
 
 
-class Linear(nn.Module):
-    """y = x W^T + b with the weight kept in the dtype it is computed in."""
+class Linear(nn.Module, ABC):
+    """y = x W^T + b, filled a few rows at a time."""
 
-    def __init__(self, shape: LinearShape, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, shape: LinearShape) -> None:
         super().__init__()
         self.shape = shape
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:  # [..., in_features] -> [..., out_features]
+        ...
+
+    @abstractmethod
+    def load_rows(self, start: int, rows: Tensor) -> None:
+        """Put rows [start, start + len(rows)) of the weight into place."""  # rows: [n, in_features]
+
+    @abstractmethod
+    def load_bias(self, start: int, values: Tensor) -> None:
+        """Put outputs [start, start + len(values)) of the bias into place."""
+
+
+class DenseLinear(Linear):
+    """The weight is kept in the dtype it is computed in."""
+
+    def __init__(
+        self, shape: LinearShape, *, kernels: Kernels, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(shape)
         weight = torch.empty(shape.out_features, shape.in_features, dtype=dtype, device=device)
         bias = torch.empty(shape.out_features, dtype=dtype, device=device) if shape.has_bias else None
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self._kernels = kernels
 
-    def __call__(self, x: Tensor) -> Tensor:  # [..., in_features] -> [..., out_features]
-        return F.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._kernels.dense(x, self.weight, self.bias)
 
     def load_rows(self, start: int, rows: Tensor) -> None:
-        """Put rows [start, start + len(rows)) of the weight into place."""  # rows: [n, in_features]
         self.weight[start : start + len(rows)].copy_(rows)
 
     def load_bias(self, start: int, values: Tensor) -> None:
-        """Put outputs [start, start + len(values)) of the bias into place."""
         assert self.bias is not None
         self.bias[start : start + len(values)].copy_(values)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from llava_worker.model.activation import activation
+from llava_worker.model.activation import gate
 from llava_worker.model.attention import AttentionPlan
 from llava_worker.model.config import TextConfig
 from llava_worker.model.embedding import Embedding
@@ -32,8 +32,8 @@ class LlamaDecoder(nn.Module):
         self.layers = nn.ModuleList(
             [_Layer(config, index, precision, device) for index in range(config.num_hidden_layers)]
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, precision.dtype, device)
-        self.rotary = Rotary(config, device)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, precision, device)
+        self.rotary = Rotary(config, precision.kernels, device)
 
     def embed(self, token_ids: Tensor) -> Tensor:  # [tokens] -> [tokens, hidden]
         return self.embed_tokens(token_ids)
@@ -49,9 +49,9 @@ class _Layer(nn.Module):
     def __init__(self, config: TextConfig, index: int, precision: Precision, device: torch.device) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = RMSNorm(size, eps, precision.dtype, device)
+        self.input_layernorm = RMSNorm(size, eps, precision, device)
         self.self_attn = _Attention(config, index, precision, device)
-        self.post_attention_layernorm = RMSNorm(size, eps, precision.dtype, device)
+        self.post_attention_layernorm = RMSNorm(size, eps, precision, device)
         self.mlp = _Mlp(config, precision, device)
 
     def __call__(self, x: Tensor, rotation: Rotation, attention: AttentionPlan) -> Tensor:
@@ -74,8 +74,8 @@ class _Attention(nn.Module):
             has_bias=config.has_qkv_bias,
         )
         o = LinearShape.plain(q_size, config.hidden_size, has_bias=config.attention_bias)
-        self.qkv_proj = precision.linear(qkv, device)
-        self.o_proj = precision.linear(o, device)
+        self.qkv_proj = precision.linear(qkv, device, "decoder")
+        self.o_proj = precision.linear(o, device, "decoder")
 
     def __call__(self, x: Tensor, rotation: Rotation, attention: AttentionPlan) -> Tensor:
         parts = torch.split(self.qkv_proj(x), self._sizes, dim=-1)
@@ -90,24 +90,23 @@ class _Mlp(nn.Module):
         size, inner = config.hidden_size, config.intermediate_size
         gate_up = LinearShape(size, {"gate_proj": inner, "up_proj": inner}, has_bias=config.mlp_bias)
         down = LinearShape.plain(inner, size, has_bias=config.mlp_bias)
-        self.gate_up_proj = precision.linear(gate_up, device)
-        self.down_proj = precision.linear(down, device)
-        self._activation = activation(config.hidden_act)
+        self.gate_up_proj = precision.linear(gate_up, device, "decoder")
+        self.down_proj = precision.linear(down, device, "decoder")
+        self._gate = gate(config.hidden_act, precision.kernels)
 
     def __call__(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(self._activation(gate) * up)
+        return self.down_proj(self._gate(self.gate_up_proj(x)))
 
 
 class RMSNorm(nn.Module):
     """Computed in fp32 and rounded before the weight is applied, as the checkpoints were trained."""
 
-    def __init__(self, size: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, size: int, eps: float, precision: Precision, device: torch.device) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
+        weight = torch.empty(size, dtype=precision.dtype, device=device)
+        self.weight = nn.Parameter(weight, requires_grad=False)
         self._eps = eps
+        self._kernels = precision.kernels
 
     def __call__(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self._eps)
-        return self.weight * wide.to(x.dtype)
+        return self._kernels.rms_norm(x, self.weight, self._eps)

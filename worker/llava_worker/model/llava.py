@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from llava_worker.model.activation import activation
 from llava_worker.model.attention import AttentionPlan
 from llava_worker.model.config import ImageConfig, ModelConfig
-from llava_worker.model.linear import LinearShape
+from llava_worker.model.linear import Linear, LinearShape
 from llava_worker.model.llama import LlamaDecoder
 from llava_worker.model.picture import PicturePlan
 from llava_worker.model.precision import Precision
@@ -39,14 +39,23 @@ class Llava(nn.Module):
         )
         self.multi_modal_projector = _Projector(config, precision, device)
         self.language_model = LlamaDecoder(text, precision=precision, device=device)
-        self.lm_head = precision.linear(LinearShape.plain(text.hidden_size, text.vocab_size), device)
+        self.lm_head = self._head(precision)
         if config.has_newline:
             newline = torch.empty(text.hidden_size, dtype=precision.dtype, device=device)
             self.image_newline = nn.Parameter(newline, requires_grad=False)
-        if config.is_tied:
-            self.lm_head.weight = self.language_model.embed_tokens.weight
-        self._pixel_mean = torch.tensor(image.image_mean, device=device).view(3, 1, 1) / image.rescale_factor
-        self._pixel_std = torch.tensor(image.image_std, device=device).view(3, 1, 1) / image.rescale_factor
+        # Divided on the CPU: on "meta", where models are measured, torch would import its compiler for it.
+        mean, std = torch.tensor(image.image_mean), torch.tensor(image.image_std)
+        self._pixel_mean = (mean.view(3, 1, 1) / image.rescale_factor).to(device)
+        self._pixel_std = (std.view(3, 1, 1) / image.rescale_factor).to(device)
+
+    def _head(self, precision: Precision) -> Linear:
+        text = self.config.text_config
+        shape = LinearShape.plain(text.hidden_size, text.vocab_size)
+        if not self.config.is_tied:
+            return precision.linear(shape, self.device, "head")
+        head = precision.dense(shape, self.device)  # the embedding's table, of which there is one
+        head.weight = self.language_model.embed_tokens.weight
+        return head
 
     def encode(self, tiles: Tensor) -> Tensor:
         """uint8 [tiles, side, side, 3] -> what the decoder sees, [tiles, tokens_per_tile, hidden]."""
@@ -92,9 +101,9 @@ class _Projector(nn.Module):
         width, size = config.feature_size, config.text_config.hidden_size
         for number in range(1, config.projector_depth + 1):
             shape = LinearShape.plain(width, size, has_bias=config.multimodal_projector_bias)
-            self.add_module(f"linear_{number}", precision.linear(shape, device))
+            self.add_module(f"linear_{number}", precision.linear(shape, device, "projector"))
             width = size
-        self._activation = activation(config.projector_hidden_act)
+        self._activation = activation(config.projector_hidden_act, precision.kernels)
 
     def __call__(self, features: Tensor) -> Tensor:
         for index, linear in enumerate(self.children()):

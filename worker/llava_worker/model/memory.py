@@ -10,14 +10,14 @@ import torch
 
 from llava_worker.model.config import ImageConfig, ModelConfig
 from llava_worker.model.llava import Llava
-from llava_worker.model.precision import PRECISIONS, choose_precision
+from llava_worker.model.precision import choose_precision, precisions_on
 
-__all__ = ["MemoryShort", "available_bytes", "require_memory", "weight_bytes"]
+__all__ = ["WORKING_BYTES", "MemoryShort", "available_bytes", "require_memory", "weight_bytes"]
 
 _GIB = 1 << 30
 # Beside weights and KV cache: a step's activations and what torch itself takes. A guess, on the small side:
 # a model refused wrongly is worse than one that dies and is looked at.
-_WORKING_BYTES = 256 << 20
+WORKING_BYTES = 256 << 20
 
 
 class MemoryShort(ValueError):
@@ -30,16 +30,16 @@ def require_memory(
     """Raises MemoryShort if weights and KV cache need more than the device has free."""
     free = available_bytes(device)
     weights = weight_bytes(config, image, precision)
-    if free is None or weights + cache_bytes + _WORKING_BYTES <= free:
+    if free is None or weights + cache_bytes + WORKING_BYTES <= free:
         return
-    others = {name: weight_bytes(config, image, name) for name in PRECISIONS if name != precision}
+    others = {name: weight_bytes(config, image, name) for name in precisions_on(device) if name != precision}
     fitting = [
         f"{name} with weights of {_gib(size)}"
         for name, size in others.items()
-        if size < weights and size + cache_bytes + _WORKING_BYTES <= free
+        if size < weights and size + cache_bytes + WORKING_BYTES <= free
     ]
-    if weights + _WORKING_BYTES < free:
-        fitting.append(f"a KV cache of {_gib(free - weights - _WORKING_BYTES)}")
+    if weights + WORKING_BYTES < free:
+        fitting.append(f"a KV cache of {_gib(free - weights - WORKING_BYTES)}")
     raise MemoryShort(
         f"the weights take {_gib(weights)} in {precision} and the KV cache {_gib(cache_bytes)}, but {device} "
         f"has {_gib(free)} free: {'what fits is ' + ' or '.join(fitting) if fitting else 'nothing fits'}"

@@ -1,10 +1,10 @@
 """From a picture's size to its tiles and tokens; pure arithmetic, no torch, so that prompt code can ask too.
 
-    fit        tiles of a picture                         tokens
-    pad, crop  the picture, square                        tokens_per_tile
-    anyres     base view, then the grid row by row        base view, then the grid's rows of patches joined,
-                                                          padding cut away, one newline after each row
-    hd         the same tiles                             the same, with padding cut to the patch
+    fit                tiles of a picture                 tokens
+    pad, crop, squash  the picture, square                tokens_per_tile
+    anyres             base view, then the grid row by    base view, then the grid's rows of patches joined,
+                       row                                padding cut away, one newline after each row
+    hd                 the same tiles                     the same, with padding cut to the patch
 
 What ``anyres`` and ``hd`` expect of whoever cuts the tiles, with ``width`` x ``height`` the upright original:
 
@@ -26,9 +26,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-__all__ = ["HD_SHAPES", "Fit", "PictureLayout", "PicturePlan", "Resolution", "best_resolution", "fitted_size"]
+__all__ = [
+    "HD_SHAPES",
+    "Fit",
+    "OneTileFit",
+    "PictureLayout",
+    "PicturePlan",
+    "Resolution",
+    "best_resolution",
+    "fitted_size",
+]
 
-Fit = Literal["pad", "crop", "anyres", "hd"]
+OneTileFit = Literal["pad", "crop", "squash"]
+Fit = Literal["pad", "crop", "squash", "anyres", "hd"]
 Resolution = tuple[int, int]  # width, height, in pixels
 
 # The paper's grids, (columns, rows).

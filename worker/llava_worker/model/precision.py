@@ -3,43 +3,86 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
-from llava_worker.model.linear import Linear, LinearShape
+from llava_worker.model.cpu.native import native_kernels
+from llava_worker.model.kernels import Kernels
+from llava_worker.model.linear import DenseLinear, Linear, LinearShape
+from llava_worker.model.quantized import QuantizedLinear
+from llava_worker.model.torch_kernels import TorchKernels
 
-__all__ = ["PRECISIONS", "Precision", "choose_precision"]
+__all__ = ["PRECISIONS", "Precision", "Role", "choose_precision", "precisions_on"]
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Role = Literal["tower", "projector", "decoder", "head"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Bits of a weight by what the layer does. Four are kept to the decoder's layers, which are what is read for
+# every token; what the others would save is small beside what they would lose (docs/precision.md).
+_BITS: dict[str, dict[Role, int]] = {
+    "int8": {"tower": 8, "projector": 8, "decoder": 8, "head": 8},
+    "int4": {"tower": 8, "projector": 8, "decoder": 4, "head": 8},
+}
+PRECISIONS = (*_DTYPES, *_BITS)
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """``dtype`` is that of activations, KV cache and every weight that is not a `Linear`'s."""
+    """``dtype`` is that of activations, KV cache and every weight that is not in fewer bits."""
 
     name: str
     dtype: torch.dtype
+    kernels: Kernels = field(default_factory=TorchKernels)
+    bits: Mapping[Role, int] = field(default_factory=dict)  # without a role: kept in ``dtype``
 
-    def linear(self, shape: LinearShape, device: torch.device) -> Linear:
+    def linear(self, shape: LinearShape, device: torch.device, role: Role) -> Linear:
         """A linear layer without values yet, in this precision's weight format."""
-        return Linear(shape, dtype=self.dtype, device=device)
+        if role in self.bits:
+            return QuantizedLinear(shape, bits=self.bits[role], kernels=self.kernels, device=device)
+        return self.dense(shape, device)
+
+    def dense(self, shape: LinearShape, device: torch.device) -> DenseLinear:
+        """One that is kept in ``dtype`` whatever the format."""
+        return DenseLinear(shape, kernels=self.kernels, dtype=self.dtype, device=device)
 
 
 def choose_precision(name: str, device: torch.device, *, is_small: bool = False) -> Precision:
     """The precision of that name; "auto" is bf16 where the device has instructions for it, else fp32.
 
-    A model that ``is_small`` is computed in fp32 on a CPU: exact, and no slower to speak of. Raises
-    ValueError for a name that is none.
+    A model that ``is_small`` is computed in fp32 on a CPU: exact, and no slower to speak of; in int8 and int4
+    that goes for what is not a weight. Raises ValueError for a name that is none, or not on this device.
     """
     if name == "auto":
         name, why = _best_for(device, is_small)
         logger.info("precision auto: %s, because %s", name, why)
     if name not in PRECISIONS:
         raise ValueError(f"precision is {name!r}; it must be one of auto, {', '.join(PRECISIONS)}")
-    return Precision(name, PRECISIONS[name])
+    if name not in precisions_on(device):
+        raise ValueError(
+            f"precision {name} is for CPUs so far, but the device is {device}: "
+            f"use one of auto, {', '.join(precisions_on(device))}"
+        )
+    if name in _BITS:
+        dtype = torch.float32 if is_small or not _has_bf16() else torch.bfloat16
+        return Precision(name, dtype, _kernels(device), _BITS[name])
+    if name == "bf16":
+        return Precision(name, torch.bfloat16, _kernels(device))
+    return Precision(name, _DTYPES[name])
+
+
+def precisions_on(device: torch.device) -> tuple[str, ...]:
+    """Those that the device can serve."""
+    return PRECISIONS if device.type in ("cpu", "meta") else tuple(_DTYPES)
+
+
+def _kernels(device: torch.device) -> Kernels:
+    native = native_kernels() if device.type == "cpu" else None
+    return native or TorchKernels()
 
 
 def _best_for(device: torch.device, is_small: bool) -> tuple[str, str]:
@@ -49,6 +92,10 @@ def _best_for(device: torch.device, is_small: bool) -> tuple[str, str]:
         return "fp16", "the GPU has no bf16"
     if is_small:
         return "fp32", "the model is small"
-    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
+    if device.type == "cpu" and _has_bf16():
         return "bf16", "the CPU has avx512_bf16"
     return "fp32", f"this {device.type} device has no bf16 instructions"
+
+
+def _has_bf16() -> bool:
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))

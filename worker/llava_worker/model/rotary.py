@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llava_worker.model.kernels import Kernels
 from llava_worker.model.text_config import RopeConfig, TextConfig
 
 __all__ = ["Rotary", "Rotation"]
@@ -19,17 +20,17 @@ class Rotation:
 
     cos: Tensor  # [tokens, 1, head_dim / 2]
     sin: Tensor  # [tokens, 1, head_dim / 2]
+    kernels: Kernels
 
     def turn(self, x: Tensor) -> Tensor:  # [tokens, heads, head_dim]
         """Turn each pair (x[i], x[i + head_dim / 2]): Llama's layout of pairs."""
-        left, right = x.chunk(2, dim=-1)
-        return torch.cat((left * self.cos - right * self.sin, right * self.cos + left * self.sin), dim=-1)
+        return self.kernels.rotate(x, self.cos, self.sin)
 
 
 class Rotary:
     """Frequencies of a decoder; angles are computed in fp32 whatever the model's dtype."""
 
-    def __init__(self, config: TextConfig, device: torch.device) -> None:
+    def __init__(self, config: TextConfig, kernels: Kernels, device: torch.device) -> None:
         rope = config.rope
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         frequencies = 1.0 / rope.rope_theta**exponents
@@ -39,12 +40,14 @@ class Rotary:
             frequencies = _llama3(frequencies, rope)
         elif rope.rope_type == "yarn":
             frequencies = _yarn(frequencies, rope, config.head_dim)
+        self._kernels = kernels
         self._frequencies = frequencies.to(device)
         self._scale = _yarn_scale(rope) if rope.rope_type == "yarn" else 1.0
 
     def at(self, positions: Tensor, dtype: torch.dtype) -> Rotation:  # positions [tokens]
         angles = (positions[:, None].float() * self._frequencies)[:, None, :]
-        return Rotation((angles.cos() * self._scale).to(dtype), (angles.sin() * self._scale).to(dtype))
+        cos, sin = (angles.cos() * self._scale).to(dtype), (angles.sin() * self._scale).to(dtype)
+        return Rotation(cos, sin, self._kernels)
 
 
 def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:

@@ -6,6 +6,8 @@ another row is ever read, not even under a mask: a masked NaN would still be a N
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -31,7 +33,17 @@ class _SdpaPlan(AttentionPlan):
         self._cache.write(layer, self._rows.slots, k, v)
         if window not in self._by_window:
             self._by_window[window] = _Reads(self._rows, self._cache.block_size, window)
-        return self._by_window[window].attend(q, k, v, self._cache.keys(layer), self._cache.values(layer))
+        return self._by_window[window].attend(q, k, v, _Layer(self._cache, layer))
+
+
+class _Layer(NamedTuple):
+    """Of a cache: what one call of `attend` reads."""
+
+    cache: KVCache
+    number: int
+
+    def gather(self, slots: Tensor) -> tuple[Tensor, Tensor]:  # [*slots, kv_heads, head_dim] each
+        return self.cache.gather(self.number, slots)
 
 
 class _Reads:
@@ -45,17 +57,19 @@ class _Reads:
             for row in range(rows.num_decodes, len(rows.query_lens))
         ]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """q, k and v of the new tokens; keys and values are the cache's, by slot."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: _Layer) -> Tensor:
+        """q, k and v of the new tokens, which the layer's cache holds already."""
         out = torch.empty_like(q)
         if self._decodes is not None:
-            out[: self._num_decodes] = self._decodes.attend(q[: self._num_decodes], keys, values)
+            out[: self._num_decodes] = self._decodes.attend(q[: self._num_decodes], layer)
         for prefill in self._prefills:
             new = prefill.tokens
-            if prefill.is_whole:
+            # Fetching what was just computed is needless, unless the cache keeps something else: an answer
+            # must not depend on how its prompt was cut.
+            if prefill.is_whole and layer.cache.is_exact:
                 out[new] = prefill.attend(q[new], k[new], v[new])
             else:
-                out[new] = prefill.attend(q[new], keys[prefill.slots], values[prefill.slots])
+                out[new] = prefill.attend(q[new], *layer.gather(prefill.slots))
         return out
 
 
@@ -78,13 +92,13 @@ class _DecodeRows:
         is_ragged = longest != min(num_seen)
         self._mask = is_seen[:, None, None, :] if is_ragged else None
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:  # q [rows, heads, head_dim]
+    def attend(self, q: Tensor, layer: _Layer) -> Tensor:  # q [rows, heads, head_dim]
         num_rows, num_heads, head_dim = q.shape
-        num_kv_heads = keys.shape[1]
+        keys, values = layer.gather(self._slots)  # [rows, longest, kv_heads, head_dim]
+        num_kv_heads = keys.shape[2]
         # The query heads of one key head stand in for query positions: no key is repeated.
         grouped = q.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
-        k = keys[self._slots].transpose(1, 2)  # [rows, kv_heads, longest, head_dim]
-        v = values[self._slots].transpose(1, 2)
+        k, v = keys.transpose(1, 2), values.transpose(1, 2)  # [rows, kv_heads, longest, head_dim]
         return scaled_dot_product_attention(grouped, k, v, attn_mask=self._mask).reshape(q.shape)
 
 

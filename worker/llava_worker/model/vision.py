@@ -104,8 +104,8 @@ class _Attention(nn.Module):
         size = config.hidden_size
         self._head_dim = size // config.num_attention_heads
         qkv = LinearShape(size, {"q_proj": size, "k_proj": size, "v_proj": size}, has_bias=True)
-        self.qkv_proj = precision.linear(qkv, device)
-        self.out_proj = precision.linear(LinearShape.plain(size, size, has_bias=True), device)
+        self.qkv_proj = precision.linear(qkv, device, "tower")
+        self.out_proj = precision.linear(LinearShape.plain(size, size, has_bias=True), device, "tower")
 
     def __call__(self, x: Tensor) -> Tensor:  # [tiles, places, hidden]
         parts = self.qkv_proj(x).chunk(3, dim=-1)
@@ -118,9 +118,9 @@ class _Mlp(nn.Module):
     def __init__(self, config: VisionConfig, precision: Precision, device: torch.device) -> None:
         super().__init__()
         size, inner = config.hidden_size, config.intermediate_size
-        self.fc1 = precision.linear(LinearShape.plain(size, inner, has_bias=True), device)
-        self.fc2 = precision.linear(LinearShape.plain(inner, size, has_bias=True), device)
-        self._activation = activation(config.hidden_act)
+        self.fc1 = precision.linear(LinearShape.plain(size, inner, has_bias=True), device, "tower")
+        self.fc2 = precision.linear(LinearShape.plain(inner, size, has_bias=True), device, "tower")
+        self._activation = activation(config.hidden_act, precision.kernels)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.fc2(self._activation(self.fc1(x)))

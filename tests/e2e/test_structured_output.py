@@ -1,0 +1,129 @@
+"""Structured answers over HTTP: the bundled model keeps to schemas, also when its worker is killed."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import jsonschema
+import pytest
+from llava_client import Client
+from tiny.drawing import draw
+from tiny.scenes import sample_scene
+
+from tests.e2e.conftest import FP32
+from tests.e2e.playground.site import controller
+from tests.e2e.worker_process import WorkerProcess
+from tests.worker.queue_server import running_queue
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+FLAGS = (*FP32, "--lease-s", "1", "--log-level", "debug")
+OBJECT = {
+    "type": "object",
+    "properties": {
+        "colour": {"enum": ["red", "green", "blue", "yellow"]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["colour", "count"],
+    "additionalProperties": False,
+}
+LIST = {"type": "array", "items": OBJECT, "minItems": 20, "maxItems": 20}
+REFUSED = {"type": "array", "uniqueItems": True}
+
+
+def as_format(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+@dataclass
+class Server:
+    """A controller, and workers as they are started; the last one runs."""
+
+    queue_url: str
+    folder: Path
+    url: str = ""
+    workers: list[WorkerProcess] = field(default_factory=list)
+
+    def start_worker(self) -> WorkerProcess:
+        log = self.folder / f"worker-{len(self.workers)}.log"
+        self.workers.append(WorkerProcess(self.queue_url, log, *FLAGS, model="tiny"))
+        return self.workers[-1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("structured")
+    with running_queue() as queue_url:
+        made = Server(queue_url, folder)
+        made.start_worker()
+        try:
+            with controller(queue_url, folder, LLAVA_LEASE_S="1") as site:  # ready once the worker is
+                made.url = site.url
+                yield made
+        finally:
+            for worker in made.workers:
+                worker.kill()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with Client(base_url=server.url) as made:
+        yield made
+
+
+def test_answers_keep_to_what_was_asked_for(client: Client) -> None:
+    picture = draw(sample_scene("structured", 0))
+    for seed in range(3):
+        answer = client.chat(
+            "Describe it.",
+            image=picture,
+            response_format=as_format(OBJECT),
+            temperature=1.0,
+            seed=seed,
+            max_tokens=300,
+        )
+        jsonschema.validate(json.loads(answer.text), OBJECT)
+        assert answer.finish_reason == "stop"
+    assert client.chat("Blue?", guided_choice=["perhaps", "never"]).text in ("perhaps", "never")
+    assert re.fullmatch(r"[xyz]{4}", client.chat("Blue?", guided_regex="[xyz]{4}").text)
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_a_schema_that_cannot_be_kept_to_is_a_400_that_says_why(server: Server, is_streaming: bool) -> None:
+    body = {
+        "model": "tiny-llava",
+        "messages": [{"role": "user", "content": "Hi?"}],
+        "response_format": as_format(REFUSED),
+        "stream": is_streaming,
+    }
+    response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "response_format")
+    assert "uniqueItems" in error["message"]
+
+
+def test_json_goes_on_in_mid_object_when_its_worker_is_killed(server: Server, client: Client) -> None:
+    asked: dict[str, Any] = {
+        "image": draw(sample_scene("structured", 1)),
+        "response_format": as_format(LIST),
+        "temperature": 1.0,
+        "seed": 5,
+        "max_tokens": 900,
+    }
+    unbroken = client.chat("Describe it.", **asked).text
+    jsonschema.validate(json.loads(unbroken), LIST)
+    killed = server.workers[-1]
+    with client.stream("Describe it.", **asked) as stream:
+        for number, _ in enumerate(stream):
+            if number == 5:
+                killed.send(signal.SIGKILL)
+                server.start_worker()
+    assert (stream.text, stream.finish_reason) == (unbroken, "stop")
+    assert re.search(r"begins at token [1-9]", server.workers[-1].log)

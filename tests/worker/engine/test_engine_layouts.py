@@ -1,0 +1,82 @@
+"""One checkpoint in every layout that its class has: the engine's logits are the same, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.worker.checkpoints import Prompt, random_prompt
+from tests.worker.engine.watched import WatchedRunner, load
+from tests.worker.family import make_member
+from tests.worker.layouts import split_tower, write_hf, write_original
+
+IN_BOTH = ["1.5", "1.5, 13B", "1.6, vicuna", "1.6, mistral", "1.6, 34B", "llava-interleave"]
+
+Places = list[tuple[str, int]]
+
+
+@pytest.fixture
+def logits_of(make_engine, make_sequence, run):
+    """Every logit of a run over the checkpoint in a folder, whose tower may be in another."""
+
+    def answer(folder: Path, prompts: list[Prompt], tower: Path | None = None) -> tuple[Places, torch.Tensor]:
+        engine = make_engine(over=load(folder, tower), runner=WatchedRunner, num_blocks=400)
+        run(engine, [make_sequence(prompt, seq_id=str(i)) for i, prompt in enumerate(prompts)])
+        computed = engine._runner.computed
+        return [(seq_id, at) for seq_id, at, _ in computed], torch.stack([row for *_, row in computed])
+
+    return answer
+
+
+def assert_same(one: tuple[Places, torch.Tensor], other: tuple[Places, torch.Tensor]) -> None:
+    assert one[0] == other[0]
+    assert torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("name", IN_BOTH)
+def test_both_layouts_give_the_same_logits_both_ways(tmp_path: Path, logits_of, name: str) -> None:
+    member = make_member(name, 1, tmp_path)
+    rng = np.random.default_rng(1)
+    prompts = [random_prompt(rng, num_images=count, pictures=member.pictures) for count in (0, 1, 2)]
+    expected = logits_of(member.folder, prompts)
+    tower = tmp_path / "tower"
+
+    whole = write_original(member.folder, tmp_path / "whole")
+    split = write_original(member.folder, tmp_path / "split", tower=tower)
+
+    assert_same(logits_of(whole, prompts), expected)
+    assert_same(logits_of(split, prompts, tower), expected)
+    assert_same(logits_of(write_hf(whole, tmp_path / "back", like=member.folder), prompts), expected)
+
+
+def test_the_first_llava_is_the_same_with_and_without_its_tower_inside(tmp_path: Path, logits_of) -> None:
+    """It has one layout: llava-hf's has no place for its projector."""
+    member = make_member("v1, linear projector", 1, tmp_path)
+    rng = np.random.default_rng(2)
+    prompts = [random_prompt(rng, num_images=count, pictures=member.pictures) for count in (0, 1, 2)]
+    tower = tmp_path / "tower"
+
+    split = split_tower(member.folder, tmp_path / "split", tower)
+
+    assert_same(logits_of(split, prompts, tower), logits_of(member.folder, prompts))
+
+
+@pytest.mark.parametrize(
+    "part", ["mm_projector", "vision_tower.vision_model.embeddings.patch", "layers.0.mlp.up", "lm_head"]
+)
+def test_another_tensor_gives_other_logits(tmp_path: Path, logits_of, part: str) -> None:
+    member = make_member("1.6, vicuna", 1, tmp_path)
+    prompts = [random_prompt(np.random.default_rng(3), num_images=1, pictures=member.pictures)]
+    whole = write_original(member.folder, tmp_path / "whole")
+    expected = logits_of(whole, prompts)
+    tensors = load_file(whole / "model.safetensors")
+
+    name = next(name for name in tensors if part in name and name.endswith("weight"))
+    tensors[name][0] += 1.0
+    save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
+
+    assert not torch.equal(logits_of(whole, prompts)[1], expected[1])

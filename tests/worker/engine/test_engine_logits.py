@@ -1,0 +1,134 @@
+"""Every logit that the engine computes is transformers', for every class of the family, whatever it shares.
+
+A run has two waves of prompts. The second repeats the longest of the first and two of its kin: one that parts
+from it at a random word, and one whose words are the same and whose pictures are others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from llava_worker.engine import Sequence
+from llava_worker.engine.engine import Engine
+
+from tests.worker.checkpoints import IMAGE_TOKEN, Prompt, random_prompt
+from tests.worker.engine.watched import WatchedLlava, WatchedRunner, load
+from tests.worker.family import CLASSES, Member, make_member
+
+NUM_SIZES = 4  # of each class
+ANSWER = 6  # tokens
+# The reference takes an image token in an answer for one more picture.
+ASKING = {"max_new_tokens": ANSWER, "ignore_eos": True, "logit_bias": ((IMAGE_TOKEN, -100.0),)}
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def member_of(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], tuple[Member, WatchedLlava]]:
+    """A class of the family, by size; each is made and loaded when first asked for."""
+
+    @cache
+    def make(number: int) -> tuple[Member, WatchedLlava]:
+        member = make_member(request.param, number, tmp_path_factory.mktemp("member"))
+        return member, load(member.folder)
+
+    return make
+
+
+def draw_waves(rng: np.random.Generator, member: Member) -> tuple[list[Prompt], list[Prompt]]:
+    counts = [int(count) for count in rng.permutation(4)][: int(rng.integers(2, 5))]
+    first = [random_prompt(rng, num_images=count, pictures=member.pictures) for count in (1, *counts)]
+    longest = max(first, key=lambda prompt: len(prompt.token_ids))
+    others = [rng.integers(0, 256, tiles.shape, dtype=np.uint8) for tiles in longest.pixels]
+    return first, [longest, branch(rng, longest), dataclasses.replace(longest, pixels=others)]
+
+
+def branch(rng: np.random.Generator, prompt: Prompt) -> Prompt:
+    """The same up to a random place, which is none inside of a picture; other words from there on."""
+    ends = [start + length for start, length in zip(prompt.image_starts, prompt.lengths, strict=True)]
+    cut = int(rng.choice([1, *prompt.image_starts, *ends, len(prompt.token_ids) - 1]))
+    kept = sum(end <= cut for end in ends)
+    words = rng.integers(3, 100, int(rng.integers(1, 9))).tolist()
+    return Prompt(
+        prompt.token_ids[:cut] + words,
+        prompt.image_starts[:kept],
+        prompt.pixels[:kept],
+        prompt.lengths[:kept],
+        prompt.sizes[:kept],
+    )
+
+
+def drive(engine: Engine, sequences: list[Sequence]) -> None:
+    """The first one answers already when the others come."""
+    engine.add(sequences[0])
+    while engine.num_sequences and not sequences[0].output_ids:
+        engine.step()
+    for sequence in sequences[1:]:
+        engine.add(sequence)
+    while engine.num_sequences:
+        outputs = engine.step()
+        assert all(output.error is None for output in outputs)
+        engine.check()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), is_roomy=st.booleans())
+def test_every_logit_of_a_run_is_transformers(
+    member_of, make_engine, make_sequence, seed: int, is_roomy: bool
+) -> None:
+    """In chunks, in mixed batches, over cached prefixes, and computed again where room is short."""
+    rng = np.random.default_rng(seed)
+    member, model = member_of(seed % NUM_SIZES)
+    waves = draw_waves(rng, member)
+    longest = max(len(prompt.token_ids) for prompt in waves[0])
+    block_size = int(rng.integers(1, 5))
+    room = 10 * longest if is_roomy else int(rng.integers(longest, 2 * longest))
+    room += ANSWER + 9  # and as much as a kin may be longer
+    engine = make_engine(
+        over=model,
+        runner=WatchedRunner,
+        block_size=block_size,
+        num_blocks=room // block_size + 2,
+        max_num_sequences=4,
+        max_batch_tokens=int(rng.integers(4, min(longest, 48))),
+        vision_cache_bytes=int(rng.integers(0, 1 << 16)),
+    )
+    asked: list[tuple[Prompt, Sequence]] = []
+    for number, wave in enumerate(waves):
+        batch = [
+            (prompt, make_sequence(prompt, seq_id=f"{number}.{index}", **ASKING))
+            for index, prompt in enumerate(wave)
+        ]
+        asked += batch
+        drive(engine, [sequence for _, sequence in batch])
+
+    assert_logits_are_the_references(member, engine._runner, asked)
+    assert "chunked" in engine._runner.kinds
+    if is_roomy:
+        assert "mixed" in engine._runner.kinds
+        assert engine.stats().num_cached_tokens_total >= longest // block_size * block_size - block_size
+
+
+def assert_logits_are_the_references(
+    member: Member, runner: WatchedRunner, asked: list[tuple[Prompt, Sequence]]
+) -> None:
+    expected = {}
+    for prompt, sequence in asked:
+        told = dataclasses.replace(prompt, token_ids=prompt.token_ids + sequence.output_ids)
+        logits = expected[sequence.seq_id] = member.logits_of(told)
+        before = logits[len(prompt.token_ids) - 1 : -1].index_fill(1, torch.tensor(IMAGE_TOKEN), -torch.inf)
+        chosen = before.gather(1, torch.tensor(sequence.output_ids)[:, None])[:, 0]
+        assert (before.amax(-1) - chosen).max() <= 2 * TOLERANCE  # greedy, but for a tie
+    ours = torch.stack([row for _, _, row in runner.computed])
+    theirs = torch.stack([expected[seq_id][at] for seq_id, at, _ in runner.computed])
+    torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+    last_places = {(sequence.seq_id, sequence.num_tokens - 2) for _, sequence in asked}
+    assert last_places <= {(seq_id, at) for seq_id, at, _ in runner.computed}

@@ -1,0 +1,98 @@
+"""Who may wait how long: deadlines, and streams beside somebody's long prompt."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.worker.checkpoints import Prompt, random_prompt
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time_s = 0.0
+
+    def __call__(self) -> float:
+        return self.time_s
+
+
+@pytest.fixture
+def prompts() -> list[Prompt]:
+    rng = np.random.default_rng(11)
+    return [random_prompt(rng, num_images=1) for _ in range(3)]
+
+
+def with_deadline(sequence, deadline_s: float):
+    sequence.deadline_s = deadline_s
+    return sequence
+
+
+def test_who_is_past_the_deadline_ends_in_the_next_step_and_nobody_else(
+    make_engine, make_sequence, run, prompts
+) -> None:
+    alone = run(make_engine(), [make_sequence(prompts[1], seq_id="other")])["other"]
+    clock = Clock()
+    engine = make_engine(now=clock, eos_ids=frozenset({2}))
+    engine.add(with_deadline(make_sequence(prompts[0], seq_id="late", ignore_eos=True), 5.0))
+    engine.add(with_deadline(make_sequence(prompts[1], seq_id="other"), 100.0))
+    outputs = [output for _ in range(4) for output in engine.step()]
+    num_told = sum(output.seq_id == "late" for output in outputs)
+    assert num_told > 0
+
+    clock.time_s = 5.0
+    outputs += engine.step()
+    engine.check()
+    (final,) = [output for output in outputs if output.error is not None]
+    assert (final.seq_id, final.error_code) == ("late", "deadline_exceeded")
+    assert f"after {num_told} tokens" in str(final.error)
+
+    while engine.num_sequences:
+        outputs += engine.step()
+    assert [output.token_id for output in outputs if output.seq_id == "other"] == alone
+    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+
+
+def test_a_deadline_also_ends_who_still_waits(make_engine, make_sequence, prompts) -> None:
+    clock = Clock()
+    engine = make_engine(now=clock, max_num_sequences=1)
+    engine.add(make_sequence(prompts[0], seq_id="first"))
+    engine.add(with_deadline(make_sequence(prompts[1], seq_id="waiting"), 1.0))
+    engine.step()
+    clock.time_s = 2.0
+
+    ended = [output.seq_id for output in engine.step() if output.error is not None]
+
+    assert ended == ["waiting"]
+    assert engine.stats().num_waiting == 0
+
+
+def test_an_answer_in_time_is_whole(make_engine, make_sequence, run, prompts) -> None:
+    whole = run(make_engine(), [make_sequence(prompts[0])])
+
+    assert run(make_engine(now=Clock()), [with_deadline(make_sequence(prompts[0]), 0.1)]) == whole
+
+
+@pytest.mark.parametrize("max_batch_tokens", [8, 16, 64])
+def test_between_two_tokens_of_a_stream_no_more_is_computed_than_a_step_may(
+    make_engine, make_sequence, prompts, max_batch_tokens: int
+) -> None:
+    """Whatever long prompts with pictures arrive meanwhile."""
+    engine = make_engine(num_blocks=512, max_batch_tokens=max_batch_tokens, eos_ids=frozenset())
+    for index, prompt in enumerate(prompts):
+        engine.add(make_sequence(prompt, seq_id=str(index), max_new_tokens=60))
+    streams, begun = {"0", "1", "2"}, set[str]()
+    while begun != streams:
+        begun |= {output.seq_id for output in engine.step()}
+    long = random_prompt(np.random.default_rng(12), num_images=8, max_words=16)
+    assert len(long.token_ids) > 64
+
+    engine.add(make_sequence(long, seq_id="long", max_new_tokens=1))
+    is_answered, num_steps = False, 0
+    while not is_answered:
+        before = engine.stats().num_computed_tokens_total
+        told = [output.seq_id for output in engine.step()]
+        num_steps += 1
+        assert streams <= set(told)
+        assert engine.stats().num_computed_tokens_total - before <= max_batch_tokens
+        is_answered = "long" in told
+    assert num_steps >= len(long.token_ids) / max_batch_tokens

@@ -1,0 +1,196 @@
+"""Every class of the LLaVA family, small and random, each with a plain reference for its logits.
+
+The reference is transformers' own model where it has the class; where it lacks a part, that part is written
+out beside it: a one-layer projector, the features of LLaVA-1.5-HD.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from llava_worker.model.config import read_config
+from llava_worker.model.picture import PictureLayout, best_resolution, fitted_size
+
+from tests.worker.checkpoints import (
+    MEAN,
+    STD,
+    Prompt,
+    Reference,
+    normalised,
+    reference_logits,
+    write_checkpoint,
+)
+from tests.worker.layouts import replace_projector, write_original
+
+Options = dict[str, object]
+Logits = Callable[[Prompt], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A checkpoint of one class. ``logits_of`` gives the reference's, [tokens, vocab]."""
+
+    folder: Path
+    logits_of: Logits
+
+    @property
+    def pictures(self) -> PictureLayout:
+        return read_config(self.folder).picture_layout()
+
+
+def make_member(name: str, number: int, folder: Path) -> Member:
+    """The class ``name`` in one of its sizes; ``number`` chooses it and the weights."""
+    return CLASSES[name](np.random.default_rng([zlib.crc32(name.encode()), number]), folder, number)
+
+
+def _options(rng: np.random.Generator, *, groups: list[int], kind: str = "llama", **text: object) -> Options:
+    """Sizes of decoder and tower; each key head serves one of ``groups`` query heads."""
+    num_key_heads = int(rng.integers(1, 4))
+    num_heads = num_key_heads * int(rng.choice(groups))
+    width = num_heads * int(rng.choice([8, 12]))
+    tower_heads = int(rng.integers(1, 4))
+    return {
+        "text": {
+            "model_type": kind,
+            "hidden_size": width,
+            "initializer_range": 1 / math.sqrt(width),  # livelier ones add to rounding errors
+            "intermediate_size": int(rng.integers(20, 90)),
+            "num_hidden_layers": int(rng.integers(1, 4)),
+            "num_attention_heads": num_heads,
+            "num_key_value_heads": num_key_heads,
+        }
+        | text,
+        "vision": {
+            "hidden_size": tower_heads * 8,
+            "intermediate_size": int(rng.integers(20, 50)),
+            "num_hidden_layers": int(rng.integers(2, 5)),
+            "num_attention_heads": tower_heads,
+            "patch_size": int(rng.choice([7, 14])),
+        },
+    }
+
+
+def _with_grid(options: Options, rng: np.random.Generator) -> Options:
+    shapes = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
+    num_shapes = int(rng.integers(2, len(shapes) + 1))
+    grid = [[28 * rows, 28 * columns] for rows, columns in shapes[:num_shapes]]
+    return options | {"is_next": True, "image_grid_pinpoints": grid}
+
+
+def _llava_hf(options: Options, folder: Path, seed: int) -> Member:
+    reference = write_checkpoint(folder, seed=seed, **options)
+    return Member(folder, lambda prompt: reference_logits(reference, prompt))
+
+
+def _first(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+    """The original's layout; one linear layer between tower and decoder."""
+    options = _options(rng, groups=[1])
+    reference = write_checkpoint(folder, seed=seed, **options)
+    original = write_original(folder, folder / "original")
+    projector = torch.nn.Linear(options["vision"]["hidden_size"], options["text"]["hidden_size"])
+    replace_projector(original, None, torch.nn.Sequential(projector))
+    reference.model.multi_modal_projector = projector
+    return Member(original, lambda prompt: reference_logits(reference, prompt))
+
+
+def _one_and_a_half(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+    return _llava_hf(_options(rng, groups=[1, 2]), folder, seed)
+
+
+def _one_and_a_half_13b(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+    """The same with five heads' width and a layer more, as 13B has 40 heads and 40 layers beside 32."""
+    options = _options(rng, groups=[1])
+    sizes = {"hidden_size": 60, "num_attention_heads": 5, "num_key_value_heads": 5, "num_hidden_layers": 4}
+    sizes["initializer_range"] = 1 / math.sqrt(60)
+    return _llava_hf(options | {"text": options["text"] | sizes}, folder, seed)
+
+
+def _vicuna(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+    return _llava_hf(_with_grid(_options(rng, groups=[1]), rng), folder, seed)
+
+
+def _mistral(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+    window = None if seed % 2 else int(rng.integers(5, 40))  # the published ones have none
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    options = _options(rng, groups=[4], kind="mistral", sliding_window=window, rope_parameters=rope)
+    return _llava_hf(_with_grid(options, rng), folder, seed)
+
+
+def _yi_34b(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+    """Llama with seven query heads a key head, its own rope base and another end of an answer."""
+    rope = {"rope_type": "default", "rope_theta": 5e6}
+    options = _options(rng, groups=[7], eos_token_id=7, rope_parameters=rope)
+    return _llava_hf(_with_grid(options, rng), folder, seed)
+
+
+def _interleave(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+    options = _options(rng, groups=[1, 2], kind="qwen2", tie_word_embeddings=bool(seed % 2))
+    options["vision"] |= {"model_type": "siglip_vision_model"}
+    features = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    colours = {"image_mean": MEAN.flatten().tolist(), "image_std": STD.flatten().tolist()}
+    (folder / "preprocessor_config.json").write_text(json.dumps(colours))
+    return _llava_hf(options | features, folder, seed)
+
+
+def _high_definition(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+    """LLaVA-1.5-HD: no published checkpoint, so 1.6's tensors under a configuration that asks for it."""
+    options = _with_grid(_options(rng, groups=[1]), rng)
+    reference = write_checkpoint(folder, seed=seed, **options)
+    values = json.loads((folder / "config.json").read_text())
+    values |= {"model_type": "llava", "image_aspect_ratio": "hd"}
+    (folder / "config.json").write_text(json.dumps(values))
+    pictures = read_config(folder).picture_layout()
+    return Member(folder, lambda prompt: hd_logits(reference, prompt, pictures))
+
+
+CLASSES = {
+    "v1, linear projector": _first,
+    "1.5": _one_and_a_half,
+    "1.5, 13B": _one_and_a_half_13b,
+    "1.6, vicuna": _vicuna,
+    "1.6, mistral": _mistral,
+    "1.6, 34B": _yi_34b,
+    "llava-interleave": _interleave,
+    "1.5-HD": _high_definition,
+}
+
+
+@torch.inference_mode()
+def hd_logits(reference: Reference, prompt: Prompt, pictures: PictureLayout) -> torch.Tensor:
+    """transformers' decoder over features put together patch by patch."""
+    x = reference.get_input_embeddings()(torch.tensor(prompt.token_ids)).clone()
+    for start, tiles, size in zip(prompt.image_starts, prompt.pixels, prompt.sizes, strict=True):
+        states = reference.model.vision_tower(normalised(tiles), output_hidden_states=True).hidden_states
+        features = reference.model.multi_modal_projector(states[-2][:, 1:])
+        packed = _hd_features(features, size, pictures, reference.model.image_newline)
+        x[start : start + len(packed)] = packed
+    return reference(inputs_embeds=x[None]).logits[0]
+
+
+def _hd_features(
+    features: torch.Tensor, size: tuple[int, int], pictures: PictureLayout, newline: torch.Tensor
+) -> torch.Tensor:
+    """The global view, then each row of patches that show a pixel of the picture, and the row's end."""
+    canvas = best_resolution(size, pictures.grid)
+    shown = np.zeros(canvas[::-1], dtype=bool)
+    (width, height), side = fitted_size(size, canvas), pictures.side
+    left, top = (canvas[0] - width) // 2, (canvas[1] - height) // 2
+    shown[top : top + height, left : left + width] = True
+    rows, patch = list(features[0]), side // pictures.patches_per_side
+    for y in range(0, canvas[1], patch):
+        if not shown[y : y + patch].any():
+            continue
+        for x in range(0, canvas[0], patch):
+            if shown[y : y + patch, x : x + patch].any():
+                tile = 1 + (y // side) * (canvas[0] // side) + x // side
+                within = (y % side) // patch * pictures.patches_per_side + (x % side) // patch
+                rows.append(features[tile, within])
+        rows.append(newline)
+    return torch.stack(rows)

@@ -1,0 +1,78 @@
+"""Write the tables of docs/configuration.md from the settings classes of controller and worker.
+
+    python tools/configuration_page.py
+
+What stands outside of the marked parts is written by hand and stays.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from llava_server.settings import Settings as ServerSettings
+from llava_worker.settings import Settings as WorkerSettings
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
+
+__all__ = ["PAGE", "SETTINGS", "filled", "table"]
+
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+SETTINGS: dict[str, type[BaseSettings]] = {"server": ServerSettings, "worker": WorkerSettings}
+
+_SIGNS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
+
+
+def filled(page: str) -> str:
+    """The page with its tables as the settings are now."""
+    for name, settings in SETTINGS.items():
+        head, begin, rest = page.partition(f"<!-- settings: {name} -->\n")
+        _, end, tail = rest.partition("\n<!-- end -->\n")
+        if not (begin and end):
+            raise SystemExit(f"the page needs a part from '<!-- settings: {name} -->' to '<!-- end -->'")
+        page = f"{head}{begin}{table(settings)}{end}{tail}"
+    return page
+
+
+def table(settings: type[BaseSettings]) -> str:
+    """A row a setting, in the order of the class."""
+    rows = [_row(name, field) for name, field in settings.model_fields.items()]
+    return "\n".join(["| variable | flag | default | allowed | what it is |", "|---|---|---|---|---|", *rows])
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    flag = "--" + name.replace("_", "-")
+    if field.annotation is bool:
+        flag = f"{flag}`, `--no-{flag.removeprefix('--')}"
+    cells = [f"`LLAVA_{name.upper()}`", f"`{flag}`", _default(field.default), _allowed(field)]
+    return "| " + " | ".join([*cells, field.description or ""]) + " |"
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if value is None or value == ():
+        return "-"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _allowed(field: FieldInfo) -> str:
+    kinds = get_args(field.annotation) or (field.annotation,)
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{kind}`" for kind in kinds)
+    limits = {
+        sign: getattr(limit, sign) for limit in field.metadata for sign in _SIGNS if hasattr(limit, sign)
+    }
+    said = [
+        _SIGNS[sign].format(f"{value:g}" if value < 1e6 else f"{value:,}") for sign, value in limits.items()
+    ]
+    return " ".join(said) or "-"
+
+
+def main() -> None:
+    PAGE.write_text(filled(PAGE.read_text("utf-8")), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""A request's grammar as Lark, the language of the grammar library. Pure text; the library is not asked.
+
+White space in JSON is at most one space, or a line break and an indentation: models that may write any
+amount sometimes never stop. A schema's keywords are all kept to or refused: what the library does not know it
+refuses itself, and here are those that it would pass over.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, cast
+
+__all__ = ["GrammarKind", "GrammarRefused", "grammar_source"]
+
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice"]
+
+_WHITE_SPACE = r" |\r?\n[ \t]{0,32}"
+_OPTIONS = "x-guidance"  # where the library looks for options in a schema
+
+# Of drafts 3 and 4; the library takes them for annotations.
+_OLD_KEYWORDS = ("extends", "disallow", "divisibleBy")
+_EXACT = 2**53  # JSON's integers are exact up to here
+
+_PART = re.compile(r"\\.|.", re.DOTALL)  # of a regular expression: a character, escaped or not
+# Lark reads a pattern up to a slash or the line's end. \d means 0 to 9, as in JSON schemas' expressions.
+_PLAIN = {"/": r"\/", "\n": r"\n", "\r": r"\r", "\\\n": r"\n", "\\\r": r"\r", r"\d": "[0-9]", r"\D": "[^0-9]"}
+
+_SCHEMA_KEYWORDS = (
+    "additionalItems",
+    "additionalProperties",
+    "contains",
+    "else",
+    "if",
+    "items",
+    "not",
+    "propertyNames",
+    "then",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+)
+_LIST_KEYWORDS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
+_NAMED_KEYWORDS = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
+
+
+class GrammarRefused(ValueError):
+    """A grammar that cannot be kept to; the message says what of it and why."""
+
+
+def grammar_source(kind: GrammarKind, text: str, *, begins_with_space: bool = False) -> str:
+    """``text`` is the schema as JSON, the expression, or the choices as a JSON list of strings; no matter for
+    ``json_object``. ``begins_with_space``: the detokenizer takes a space from the beginning of a text, so the
+    grammar puts one there. Raises GrammarRefused.
+    """
+    start = 'start: " " answer' if begins_with_space else "start: answer"
+    return f"{start}\nanswer: {_rule(kind, text)}\n"
+
+
+def _rule(kind: GrammarKind, text: str) -> str:
+    if kind == "regex":
+        return f"/{_regex(text)}/"
+    if kind == "choice":
+        choices = cast("list[str]", json.loads(text))
+        return f"/{'|'.join(_literal(choice) for choice in choices)}/"
+    schema = json.loads(text) if kind == "json_schema" else {"type": "object"}
+    for part in _schemas(schema):
+        _check_keywords(part)
+    return f"%json {json.dumps(_with_options(schema))}"
+
+
+def _with_options(schema: dict[str, Any]) -> dict[str, Any]:
+    return {**schema, _OPTIONS: {"whitespace_pattern": _WHITE_SPACE, "lenient": False}}
+
+
+def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """This schema and those within it. Not what stands at a place where no schema belongs."""
+    waiting = [schema]
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, dict):
+            continue
+        yield part
+        waiting += [part[keyword] for keyword in _SCHEMA_KEYWORDS if keyword in part]
+        for keyword in _LIST_KEYWORDS:
+            waiting += part[keyword] if isinstance(part.get(keyword), list) else []
+        for keyword in _NAMED_KEYWORDS:
+            waiting += part[keyword].values() if isinstance(part.get(keyword), dict) else []
+
+
+def _check_keywords(schema: dict[str, Any]) -> None:
+    for keyword in (*_OLD_KEYWORDS, _OPTIONS):
+        if keyword in schema:
+            raise GrammarRefused(f"the keyword {keyword!r} is not supported")
+    for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
+        if isinstance(schema.get(keyword), bool):
+            raise GrammarRefused(f"{keyword} is true or false, as in draft 4: give the bound itself")
+    named = schema.get("enum") if isinstance(schema.get("enum"), list) else []
+    for value in (schema.get("const"), *cast("list[Any]", named)):
+        if isinstance(value, int | float) and abs(value) > _EXACT:
+            raise GrammarRefused(f"const or enum has the number {value}: beyond 2**53 none is exact in JSON")
+
+
+def _regex(pattern: str) -> str:
+    """Between Lark's slashes. The whole answer is matched, so anchors at its ends say nothing new."""
+    parts = _PART.findall(pattern.removeprefix("^"))
+    if parts and parts[-1] == "\\":
+        raise GrammarRefused("the regular expression ends with a backslash")
+    if parts and parts[-1] == "$":
+        parts.pop()
+    return "".join(_PLAIN.get(part, part) for part in parts)
+
+
+def _literal(text: str) -> str:
+    return "".join(letter if letter.isalnum() else f"\\x{{{ord(letter):x}}}" for letter in text)

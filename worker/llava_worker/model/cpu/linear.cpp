@@ -1,0 +1,196 @@
+// y = x W^T + b with W in 8 or 4 bits and x rounded to 8 bits; sums within a group are exact 32-bit integers.
+//
+// A group is some inputs of one row, which have a scale of their own: a number far larger than its row's others
+// costs the precision of its group and of no more.
+//
+// Weights lie in panels of 32 outputs, and within a panel four inputs of each output after another, which is
+// what the dot-product instruction eats: [outputs / 32][inputs / 4][32][4] bytes. They are unsigned, because the
+// instruction wants one side so: what the offset adds is the row's sum times it, taken off beforehand.
+// Four-bit weights put output i (low half) and output 16 + i (high half) of a panel into one byte.
+//
+// x is quantised into tiles of at most TILE rows, [inputs / 4][rows][4] bytes. A panel stays in the second-level
+// cache while every tile passes over it, so that weights come from memory once whatever the number of rows.
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int TILE = 12;  // 24 sums, 2 weights and an input in 32 registers
+#else
+constexpr int TILE = 3;
+#endif
+constexpr int PANEL = 32;
+
+struct Weights {
+  const uint8_t* packed;
+  const void* scales;  // 8 bits: fp32 [outputs]; 4 bits: bf16 [panels][groups][32]
+  int64_t outputs, padded;  // inputs with padding, a multiple of 4
+  int group;                // inputs that share a scale; the last group may be smaller
+  int groups() const { return int((padded + group - 1) / group); }
+};
+
+struct Tile {
+  int first, rows;
+  int8_t* inputs;   // [padded / 4][rows][4]
+  int32_t* sums;    // [groups][rows]
+  float* scales;    // [groups][rows]
+};
+
+// --- inputs ---
+
+template <class T>
+float quantize_group(const T* x, int64_t size, int64_t padded, int8_t* bytes) {
+  f32x16 top{}, strange{};
+  int64_t whole = size / 16 * 16;
+  int rest = int(size - whole);
+  auto look = [&](f32x16 v) {
+    top = larger(absolute(v), top);
+    strange += v - v;  // 0, but of an infinity or a NaN a NaN, which the scale then is
+  };
+  for (int64_t k = 0; k < whole; k += 16) look(load(x + k));
+  if (rest) look(load_some(x + whole, rest));
+  float most = largest(top);
+  float factor = most > 0 ? 127.0f / most : 0.0f;
+  auto put = [&](int64_t k, f32x16 v) { write(bytes + k, to_bytes(nearest(v * factor))); };
+  for (int64_t k = 0; k < whole; k += 16) put(k, load(x + k));
+  if (rest) put(whole, load_some(x + whole, rest));
+  int64_t done = (size + 15) / 16 * 16;
+  if (done < padded) std::memset(bytes + done, 0, padded - done);
+  return most / 127.0f + sum(strange);
+}
+
+template <class T>
+void quantize(const T* x, int64_t size, const Weights& w, const Tile& tile, std::vector<int8_t>& row) {
+  row.resize(w.padded + 16);
+  for (int r = 0; r < tile.rows; r++) {
+    const T* from = x + (tile.first + r) * size;
+    for (int g = 0; g < w.groups(); g++) {
+      int64_t first = int64_t(g) * w.group, padded = std::min<int64_t>(w.group, w.padded - first);
+      int64_t inputs = std::max<int64_t>(0, std::min(padded, size - first));
+      int8_t* bytes = row.data() + first;
+      tile.scales[g * tile.rows + r] = quantize_group(from + first, inputs, padded, bytes);
+      int32_t total = 0;
+      for (int64_t k = 0; k < padded; k++) total += bytes[k];
+      tile.sums[g * tile.rows + r] = total;
+    }
+    for (int64_t k = 0; k < w.padded; k += 4) std::memcpy(tile.inputs + k * tile.rows + r * 4, &row[k], 4);
+  }
+}
+
+// --- products ---
+
+template <int BITS>
+INLINE void weights_at(const uint8_t* panel, int64_t step, u8x64& low, u8x64& high) {
+  if constexpr (BITS == 8) {
+    low = read<u8x64>(panel + step * 128);
+    high = read<u8x64>(panel + step * 128 + 64);
+    __builtin_prefetch(panel + step * 128 + 2048);
+    __builtin_prefetch(panel + step * 128 + 2112);
+  } else {
+    u8x64 both = read<u8x64>(panel + step * 64);
+    low = both & 15;
+    high = both >> 4;
+    __builtin_prefetch(panel + step * 64 + 2048);
+  }
+}
+
+INLINE f32x16 group_scale(const Weights& w, int64_t panel, int g, int half) {  // of 4-bit weights
+  return load((const bf16*)w.scales + (panel * w.groups() + g) * PANEL + half * 16);
+}
+
+template <int BITS, int ROWS, class T>
+void multiply(const Weights& w, const Tile& tile, int64_t panel, const float* bias, T* y) {
+  constexpr int ZERO = BITS == 8 ? 128 : 8;
+  const uint8_t* packed = w.packed + panel * w.padded * PANEL * BITS / 8;
+  const int8_t* inputs = tile.inputs;
+  f32x16 out[ROWS][2] = {};
+  int64_t step = 0;
+  for (int g = 0; g < w.groups(); g++) {
+    i32x16 acc[ROWS][2];
+    for (int r = 0; r < ROWS; r++) acc[r][0] = acc[r][1] = i32x16{} - ZERO * tile.sums[g * ROWS + r];
+    for (int64_t end = std::min(step + w.group / 4, w.padded / 4); step < end; step++) {
+      u8x64 low, high;
+      weights_at<BITS>(packed, step, low, high);
+      for (int r = 0; r < ROWS; r++) {
+        int32_t four = read<int32_t>(inputs + (step * ROWS + r) * 4);
+        acc[r][0] = dot4(acc[r][0], low, four);
+        acc[r][1] = dot4(acc[r][1], high, four);
+      }
+    }
+    for (int half = 0; half < 2; half++) {
+      f32x16 scale = BITS == 4 ? group_scale(w, panel, g, half) : f32x16{};
+      for (int r = 0; r < ROWS; r++) {
+        f32x16 whole = __builtin_convertvector(acc[r][half], f32x16);
+        float input_scale = tile.scales[g * ROWS + r];
+        out[r][half] += BITS == 4 ? whole * (scale * input_scale) : whole * input_scale;
+      }
+    }
+  }
+  for (int half = 0; half < 2; half++) {
+    int64_t first = panel * PANEL + half * 16;
+    int count = int(std::min<int64_t>(16, w.outputs - first));
+    if (count <= 0) break;
+    f32x16 more = bias ? load_some(bias + first, count) : f32x16{};
+    f32x16 scale = BITS == 8 ? load_some((const float*)w.scales + first, count) : same(1);
+    for (int r = 0; r < ROWS; r++) {
+      f32x16 v = out[r][half] * scale + more;
+      T* to = y + (tile.first + r) * w.outputs + first;
+      if (count == 16) store(to, v);
+      else store_some(to, v, count);
+    }
+  }
+}
+
+template <class T>
+using Multiply = void (*)(const Weights&, const Tile&, int64_t, const float*, T*);
+
+template <int BITS, class T, int... R>
+Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
+  static const Multiply<T> table[] = {multiply<BITS, R + 1, T>...};
+  return table[rows - 1];
+}
+
+template <int BITS, class T>
+void apply(const T* x, int64_t rows, int64_t inputs, const Weights& w, const float* bias, T* y, int threads) {
+  static thread_local std::vector<int8_t> bytes;
+  static thread_local std::vector<int32_t> sums;
+  static thread_local std::vector<float> scales;
+  bytes.resize(rows * w.padded);
+  sums.resize(rows * w.groups());
+  scales.resize(rows * w.groups());
+  int count = int((rows + TILE - 1) / TILE);
+  std::vector<Tile> tiles(count);
+  for (int t = 0; t < count; t++) {
+    int64_t first = rows * t / count, last = rows * (t + 1) / count;
+    tiles[t] = {int(first), int(last - first), bytes.data() + first * w.padded,
+                sums.data() + first * w.groups(), scales.data() + first * w.groups()};
+  }
+  int64_t panels = (w.outputs + PANEL - 1) / PANEL;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<int8_t> row;
+#pragma omp for schedule(static)
+    for (int t = 0; t < count; t++) quantize(x, inputs, w, tiles[t], row);
+#pragma omp for schedule(dynamic, 2)
+    for (int64_t p = 0; p < panels; p++)
+      for (const Tile& tile : tiles)
+        multiply_for<BITS, T>(tile.rows, std::make_integer_sequence<int, TILE>())(w, tile, p, bias, y);
+  }
+}
+
+}  // namespace
+
+// x [rows][inputs] and y [rows][outputs], both bf16 or both fp32; bias fp32 [outputs] or null.
+extern "C" void linear(int bits, int is_bf16, const void* x, int64_t rows, int64_t inputs, const uint8_t* packed,
+                       const void* scales, int64_t outputs, int64_t padded, int group, const float* bias, void* y,
+                       int threads) {
+  Weights w{packed, scales, outputs, padded, group};
+  if (bits == 8 && is_bf16) apply<8>((const bf16*)x, rows, inputs, w, bias, (bf16*)y, threads);
+  else if (bits == 8) apply<8>((const float*)x, rows, inputs, w, bias, (float*)y, threads);
+  else if (is_bf16) apply<4>((const bf16*)x, rows, inputs, w, bias, (bf16*)y, threads);
+  else apply<4>((const float*)x, rows, inputs, w, bias, (float*)y, threads);
+}

@@ -1,0 +1,92 @@
+"""The most memory that a computation held at once, beside what there was before it.
+
+A GPU's allocator keeps that count itself. Elsewhere the tensors that come and go are counted: exact to the
+byte and the same on every machine, which the process's resident size is not. What a kernel takes and gives
+back inside one call is not seen, and has to be allowed for.
+"""
+
+from __future__ import annotations
+
+import weakref
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["PeakMemory"]
+
+
+class PeakMemory:
+    """``with PeakMemory(device) as peak: ...``, then ``peak.num_bytes``."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.num_bytes = 0
+        self._device = device
+        self._counter = None if device.type == "cuda" else _TensorCounter(device)
+        self._before = 0
+
+    def __enter__(self) -> PeakMemory:
+        if self._counter is not None:
+            self._counter.__enter__()  # type: ignore[no-untyped-call]
+        else:
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._counter is not None:
+            self._counter.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+            self.num_bytes = self._counter.most
+        elif error is None:  # after one the device may answer nothing
+            torch.cuda.synchronize(self._device)
+            self.num_bytes = torch.cuda.max_memory_allocated(self._device) - self._before
+
+
+class _TensorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the storages of all tensors that operations return, until nobody holds them any more.
+
+    Tensors from before are never counted: a view of one shares its storage, and it is noticed by being an
+    operation's argument first.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = 0
+        self._device = device
+        self._now = 0
+        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Asked by torch; "yes" would import its compiler only to tell it so, which takes two seconds."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for storage in self._storages((args, kwargs)):
+            self._known.setdefault(storage)
+        result = func(*args, **kwargs)
+        for storage in self._storages(result):
+            if storage not in self._known:
+                self._known[storage] = None
+                self._now += storage.nbytes()
+                weakref.finalize(storage, self._give_back, storage.nbytes())
+        self.most = max(self.most, self._now)
+        return result
+
+    def _storages(self, tree: Any) -> list[torch.UntypedStorage]:
+        return [
+            leaf.untyped_storage()
+            for leaf in tree_leaves(tree)
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == self._device.type
+        ]
+
+    def _give_back(self, num_bytes: int) -> None:
+        self._now -= num_bytes
