@@ -1,0 +1,79 @@
+"""What this machine can do at most: bytes read a second, operations a second. The best of several tries.
+
+torch's own kernels measure it, so a ceiling is what some program reached, not what a data sheet says; a
+better kernel than torch's may come out above it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from bench.record import write_record
+
+__all__ = ["Ceilings", "measure_ceilings"]
+
+_READ_BYTES = 1 << 30  # far more than any cache
+_TRIES = 5
+_ROWS, _IN, _OUT = 576, 2048, 5504  # a picture's tokens through the largest layers of the measured model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ceilings:
+    """Of reading memory in bytes/s; of matrix products in operations/s, where an addition is one."""
+
+    read_bytes_per_s: float
+    bf16_per_s: float
+    int8_per_s: float
+    num_threads: int
+
+    def per_s(self, bits: float) -> float:
+        """Operations a second with weights of so many bits; 4-bit weights are computed in int8."""
+        return self.bf16_per_s if bits > 8 else self.int8_per_s
+
+
+@torch.inference_mode()
+def measure_ceilings() -> Ceilings:
+    """Takes some seconds and 1 GiB."""
+    return Ceilings(
+        read_bytes_per_s=_read_rate(),
+        bf16_per_s=_bf16_rate(),
+        int8_per_s=_int8_rate(),
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def _read_rate() -> float:
+    buffer = torch.ones(_READ_BYTES // 4, dtype=torch.int32)
+    return _READ_BYTES / _best_s(lambda: buffer.max())
+
+
+def _bf16_rate() -> float:
+    x = torch.randn(_ROWS, _IN, dtype=torch.bfloat16)
+    weight = torch.randn(_OUT, _IN, dtype=torch.bfloat16)
+    return 2.0 * _ROWS * _IN * _OUT / _best_s(lambda: torch.nn.functional.linear(x, weight), repeat=5)
+
+
+def _int8_rate() -> float:
+    x = torch.randint(-127, 128, (_ROWS, _IN), dtype=torch.int8)
+    weight = torch.randint(-127, 128, (_OUT, _IN), dtype=torch.int8).t()
+    return 2.0 * _ROWS * _IN * _OUT / _best_s(lambda: torch._int_mm(x, weight), repeat=5)
+
+
+def _best_s(call: Callable[[], Tensor], *, repeat: int = 1) -> float:
+    call()
+    times = []
+    for _ in range(_TRIES):
+        began = time.perf_counter()
+        for _ in range(repeat):
+            call()
+        times.append((time.perf_counter() - began) / repeat)
+    return min(times)
+
+
+if __name__ == "__main__":
+    print(write_record("ceilings", asdict(measure_ceilings())))

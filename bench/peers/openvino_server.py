@@ -1,0 +1,174 @@
+"""A small OpenAI-style server around OpenVINO GenAI's continuous batching, for this benchmark only.
+
+    python openvino_server.py FOLDER PORT      (in an environment with openvino-genai and pillow)
+
+One thread owns the pipeline and steps it; each request's thread waits for its own text. Answers stream and
+are greedy. Pictures come as data URLs. It knows no errors but its own end.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import openvino
+import openvino_genai
+from PIL import Image
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+CACHE_GB = 4
+
+
+@dataclass
+class Request:
+    prompt: str
+    images: list[Any]
+    config: Any
+    pieces: queue.Queue[str | None] = field(default_factory=queue.Queue)  # None: the end
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    handle: Any = None
+
+
+class Batcher:
+    """Steps the pipeline for as long as anybody waits."""
+
+    def __init__(self, folder: str) -> None:
+        scheduling = openvino_genai.SchedulerConfig()
+        scheduling.cache_size = CACHE_GB
+        scheduling.enable_prefix_caching = True
+        self._pipeline = openvino_genai.ContinuousBatchingPipeline(folder, scheduling, "CPU")
+        self._tokenizer = self._pipeline.get_tokenizer()
+        self._arrivals: queue.Queue[Request] = queue.Queue()
+        self._running: list[Request] = []
+        self._numbers = itertools.count()
+
+    def count(self, prompt: str) -> int:
+        """Tokens of the text, a picture counted as its mark."""
+        return int(self._tokenizer.encode(prompt).input_ids.shape[1])
+
+    def ask(self, request: Request) -> Iterator[str]:
+        """The answer's pieces as they come."""
+        self._arrivals.put(request)
+        while (piece := request.pieces.get()) is not None:
+            yield piece
+
+    def run(self) -> None:
+        """Never returns; ends the process if the pipeline fails, since nobody could be answered any more."""
+        try:
+            while True:
+                self._admit()
+                self._pipeline.step()
+                for request in list(self._running):
+                    self._tell(request)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+
+    def _admit(self) -> None:
+        while not self._running or not self._arrivals.empty():
+            request = self._arrivals.get()
+            number = next(self._numbers)
+            # Named or not, an empty list of pictures is another overload than none.
+            pictures = (request.images,) if request.images else ()
+            request.handle = self._pipeline.add_request(number, request.prompt, *pictures, request.config)
+            self._running.append(request)
+
+    def _tell(self, request: Request) -> None:
+        while request.handle.can_read():
+            for output in request.handle.read().values():
+                request.token_ids += output.generated_ids
+        text = self._tokenizer.decode(request.token_ids)
+        if len(text) > len(request.text) and not text.endswith("\ufffd"):
+            request.pieces.put(text[len(request.text) :])
+            request.text = text
+        if request.handle.get_status() != openvino_genai.GenerationStatus.RUNNING:
+            self._running.remove(request)
+            request.pieces.put(None)
+
+
+def read_request(body: dict[str, Any]) -> Request:
+    """The conversation in the words of vicuna_v1, as every contender writes it."""
+    images: list[Any] = []
+    prompt = SYSTEM + " "
+    for message in body["messages"]:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        text = "".join(_part(part, images) for part in parts)
+        prompt += f"USER: {text} ASSISTANT:" if message["role"] == "user" else f" {text}</s>"
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens = body["max_tokens"]
+    config.ignore_eos = bool(body.get("ignore_eos"))
+    config.apply_chat_template = False
+    return Request(prompt, images, config)
+
+
+def _part(part: dict[str, Any], images: list[Any]) -> str:
+    if part["type"] == "text":
+        return str(part["text"])
+    data = base64.b64decode(part["image_url"]["url"].partition(",")[2])
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[None]
+    images.append(openvino.Tensor(pixels))
+    return f"<ov_genai_image_{len(images) - 1}>\n"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    batcher: Batcher
+
+    def do_GET(self) -> None:
+        body = b'{"object": "list", "data": [{"id": "openvino"}]}'
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        request = read_request(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        for piece in self.batcher.ask(request):
+            self._event({"choices": [{"index": 0, "delta": {"content": piece}}]})
+        self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
+        num_prompt, num_out = self.batcher.count(request.prompt), len(request.token_ids)
+        usage = {"prompt_tokens": num_prompt, "completion_tokens": num_out}
+        self._event({"choices": [], "usage": {**usage, "total_tokens": num_prompt + num_out}})
+        self.wfile.write(b"data: [DONE]\n\n")
+        self.close_connection = True
+
+    def _event(self, data: dict[str, Any]) -> None:
+        self.wfile.write(b"data: " + json.dumps(data).encode() + b"\n\n")
+        self.wfile.flush()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """No line a request."""
+
+
+def main() -> None:
+    folder, port = sys.argv[1:]
+    Handler.batcher = Batcher(folder)
+    threading.Thread(target=Handler.batcher.run, daemon=True).start()
+    ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The checkpoint of the benchmarks: what everybody who loads it must find in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from llava_client.bench import Pictures, Plan
+from llava_client.bench.plan import talks
+from llava_worker.engine.load import load_engine
+from llava_worker.file_tokenizer import FileTokenizer
+from safetensors import safe_open
+from transformers import AutoTokenizer, LlavaForConditionalGeneration
+
+from bench.checkpoint import ensure_checkpoint, write_checkpoint
+from bench.shape import LLAVA_1_5_SMALL, MINI
+from tests.worker.checkpoints import Prompt, reference_logits
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("checkpoint") / "mini"
+    write_checkpoint(path, MINI, dtype="float32", seed=3)
+    yield path
+
+
+def test_transformers_finds_every_weight_and_no_other(folder: Path) -> None:
+    _, told = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert {name: list(found) for name, found in told.items() if found} == {}
+
+
+def test_a_weight_that_is_missing_is_told(folder: Path, tmp_path: Path) -> None:
+    config = MINI.config("float32")
+    config["vision_config"]["num_hidden_layers"] += 1
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, told = LlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert told["missing_keys"]
+
+
+def test_our_engine_loads_it(folder: Path) -> None:
+    engine, info = load_engine(folder, precision="fp32", device="cpu")
+    assert (info.image_side, info.tokens_per_tile, info.vocab_size) == (28, 4, MINI.vocabulary)
+    assert engine.context_length == MINI.context
+
+
+def test_activations_neither_vanish_nor_explode(folder: Path) -> None:
+    model = LlavaForConditionalGeneration.from_pretrained(folder)
+    logits = reference_logits(model, Prompt(token_ids=list(range(1, 60))))
+    assert torch.isfinite(logits).all()
+    assert 0.3 < float(logits.std()) < 3.0
+
+
+def test_the_files_hold_the_tensors_that_the_shape_lists(folder: Path) -> None:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    found = {}
+    for name in set(index.values()):
+        with safe_open(folder / name, "pt") as file:
+            found |= {key: tuple(file.get_slice(key).get_shape()) for key in file.offset_keys()}
+    assert found == dict(MINI.tensors())
+    assert set(index) == set(found)
+
+
+def test_the_measured_shape_is_llava_1_5_with_a_decoder_of_1_3_billion() -> None:
+    shapes = dict(LLAVA_1_5_SMALL.tensors())
+    count = sum(
+        torch.Size(size).numel() for name, size in shapes.items() if name.startswith("language_model")
+    )
+    assert 1.30e9 < count < 1.36e9
+    assert LLAVA_1_5_SMALL.image_tokens == 576
+    assert LLAVA_1_5_SMALL.image_token_id == 32000
+
+
+def test_each_word_of_a_question_is_one_token_and_each_id_has_text(folder: Path) -> None:
+    tokenizer = FileTokenizer(folder)
+    [_, talk] = [talk for talk, _ in zip(talks(Plan(pictures=Pictures.NONE)), range(2), strict=False)]
+    question = talk.questions[0]
+    words = question.rsplit(" ", 1)[0]
+    assert len(tokenizer.encode(words)) == len(words.split())
+    ordinary = range(3, MINI.image_token_id)
+    assert all(tokenizer.token_bytes(number) for number in ordinary)
+    assert len({tokenizer.token_bytes(number) for number in range(400, MINI.image_token_id)}) > 1500
+
+
+def test_transformers_reads_the_same_tokens(folder: Path) -> None:
+    theirs = AutoTokenizer.from_pretrained(folder)
+    ours = FileTokenizer(folder)
+    text = "what is shown in this picture, near the door (7)?"
+    assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
+    assert len(theirs) == MINI.vocabulary
+
+
+def test_a_vocabulary_too_small_for_the_words_is_refused(tmp_path: Path) -> None:
+    small = MINI.__class__(**{**MINI.__dict__, "vocabulary": 600})
+    with pytest.raises(ValueError, match="take fewer words"):
+        write_checkpoint(tmp_path / "small", small)
+
+
+def test_a_folder_that_broke_off_is_written_again(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model-00001-of-00001.safetensors").write_bytes(b"half")
+    assert ensure_checkpoint(broken, MINI) == broken
+    assert json.loads((broken / "config.json").read_text())["model_type"] == "llava"
+    before = (broken / "tokenizer.json").stat().st_mtime_ns
+    ensure_checkpoint(broken, MINI)
+    assert (broken / "tokenizer.json").stat().st_mtime_ns == before

@@ -1,0 +1,146 @@
+"""Records, limits and tables: what a figure carries with it, and the arithmetic beside it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.ceilings import Ceilings
+from bench.contender import Contender, Unavailable, running
+from bench.contenders import all_contenders
+from bench.record import ROOT, command_line, make_record, versions, write_record
+from bench.roofline import limits
+from bench.shape import LLAVA_1_5_SMALL
+from bench.table import serving_table
+from bench.workloads import WORKLOADS
+
+MACHINE = Ceilings(read_bytes_per_s=31e9, bf16_per_s=400e9, int8_per_s=700e9, num_threads=2)
+LOAD: dict[str, Any] = {"prompt_tokens": 613, "common_tokens": 0, "output_tokens": 32, "num_at_once": 8}
+
+
+def test_a_record_has_what_makes_a_number_more_than_a_rumour(tmp_path: Path) -> None:
+    path = write_record("one", {"ttft_s": 1.5}, settings={"n": 3}, folder=tmp_path / "new")
+    record = json.loads(path.read_text())
+    assert path.name == "one.json"
+    assert list(record) == [
+        "name", "date", "command", "commit", "machine", "versions", "settings", "results",
+    ]  # fmt: skip
+    assert (record["results"], record["settings"]) == ({"ttft_s": 1.5}, {"n": 3})
+    assert record["machine"]["num_cores"] >= 1
+    assert record["machine"]["memory_bytes"] > 1 << 28
+    assert record["date"].endswith("+00:00")
+
+
+def test_a_record_names_no_folder_of_this_machine() -> None:
+    assert str(ROOT) not in json.dumps(make_record("one", {}))
+
+
+def test_the_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["/x/bin/python", "-m", "bench", f"{ROOT}/bench/work"])
+    assert command_line() == "python -m bench bench/work"
+
+
+def test_versions_are_of_what_is_installed_only() -> None:
+    found = versions(["pytest", "no-such-package"])
+    assert found["pytest"] == pytest.__version__
+    assert "no-such-package" not in found
+
+
+def test_the_limits_are_those_worked_out_by_hand() -> None:
+    """1.28e9 weights of 2 bytes and 0.2 MB of keys and values a token over 31 GB/s; 2 operations a weight."""
+    made = limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **LOAD)
+    assert made.tpot_s == pytest.approx((1.28e9 * 2 + 629 * 0.197e6) / 31e9, rel=0.01)
+    assert made.ttft_new_s == pytest.approx(4.8, rel=0.05)
+    step_s = (1.28e9 * 2 + 8 * 629 * 0.197e6) / 31e9  # the weights once, eight answers' keys and values
+    assert made.new_tokens_per_s == pytest.approx(8 * 32 / (8 * made.ttft_new_s + 31 * step_s), rel=0.005)
+
+
+def test_narrower_weights_and_a_shared_picture_lower_the_limits() -> None:
+    wide, narrow = (limits(LLAVA_1_5_SMALL, MACHINE, bits=bits, **LOAD) for bits in (16, 4))
+    assert narrow.tpot_s < wide.tpot_s / 2
+    assert narrow.ttft_new_s < wide.ttft_new_s
+    assert wide.same_tokens_per_s > 2 * wide.new_tokens_per_s
+
+
+def test_what_every_prompt_begins_with_is_not_computed_again() -> None:
+    cold, warm = (limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **{**LOAD, "common_tokens": n}) for n in (0, 30))
+    attention = 4 * 24 * 2048 * (613**2 - 583**2) / 2  # scores and sums, of what stands before each token
+    saved = (30 * 2 * 1.21e9 + attention) / 400e9
+    assert cold.ttft_new_s - warm.ttft_new_s == pytest.approx(saved, rel=0.01)
+    assert warm.tpot_s == cold.tpot_s
+
+
+def test_a_quick_workload_is_less_of_the_same() -> None:
+    for workload in WORKLOADS.values():
+        quick = workload.quick().plan
+        assert quick.pictures == workload.plan.pictures
+        assert (quick.num_requests or 99) * quick.num_turns <= 4
+        assert quick.max_tokens < workload.plan.max_tokens
+
+
+def summary(**changes: Any) -> dict[str, Any]:
+    times = {"p50": 0.5}
+    told = {"num_complete": 3, "ttft_s": times, "tpot_s": times, "output_tokens_per_s": 9.0, "errors": {}}
+    return {**told, **changes}
+
+
+def test_the_table_shows_figure_and_limit_and_says_who_is_missing(tmp_path: Path) -> None:
+    bounds = limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **LOAD).__dict__
+    served = {"new": summary(), "new8": summary(errors={"timeout": 2}), "same8": summary(num_complete=0)}
+    results = {"title": "a server", "bits": 16, "limits": bounds, "workloads": served, "ready_s": 7.2}
+    write_record("other", results, folder=tmp_path)
+    write_record("gone", {"title": "nobody", "why_not": "no wheel"}, folder=tmp_path)
+    write_record("llava-serve-x", {**results, "title": "ours"}, folder=tmp_path)
+    ours, others, *rest = serving_table(tmp_path).splitlines()[2:]
+    assert ours.startswith("| ours |")
+    assert "| 0.50 s (4." in others and "| 500 ms (" in others
+    assert "2 failed" in others
+    assert others.count(" - ") >= 2  # nothing was answered there
+    assert rest == ["", "- nobody: not measured. no wheel"]
+
+
+def test_contenders_have_names_of_their_own_and_installing_is_left_for_later(tmp_path: Path) -> None:
+    known = all_contenders(tmp_path / "nowhere")
+    assert {"llava-serve-bf16", "llava-serve-int8", "transformers-bf16", "openvino-int4"} <= set(known)
+    assert all(name == contender.name for name, contender in known.items())
+
+
+def test_ours_is_measured_without_drafts_which_random_weights_would_flatter(tmp_path: Path) -> None:
+    ours = [one for name, one in all_contenders(tmp_path).items() if name.startswith("llava-serve-")]
+    assert len(ours) == 4
+    assert all(one.environment["LLAVA_SPECULATION"] == "off" for one in ours)
+
+
+PROGRAM = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.send_header("content-length", "0"); self.end_headers()
+    def log_message(self, *a): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+UP = Contender(
+    name="test-contender",
+    title="test",
+    bits=16,
+    command=lambda port: [sys.executable, "-c", PROGRAM, str(port)],
+)
+
+
+def test_a_contender_is_waited_for_and_stopped() -> None:
+    with running(UP) as server:
+        assert server.ready_s > 0
+        assert server.memory_bytes() > 1 << 20
+        process = server.process
+    assert not process.is_running()
+
+
+def test_a_contender_that_ends_before_it_is_ready_is_unavailable() -> None:
+    broken = replace(UP, command=lambda port: [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(Unavailable, match="status 3"), running(broken):
+        pass
