@@ -31,10 +31,17 @@ _FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 # What the compiler may use, the best first, by what the machine must have for it.
-VARIANTS = {"avx512_bf16": (*_AVX512, "-mavx512bf16"), "avx512_vnni": _AVX512, "avx2": _AVX2}
+VARIANTS = {
+    "amx": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8"),
+    "avx512_bf16": (*_AVX512, "-mavx512bf16"),
+    "avx512_vnni": _AVX512,
+    "avx2": _AVX2,
+}
+_NEEDS_AVX512 = ("avx2", "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_vnni")
 _NEEDS = {
-    "avx512_bf16": ("avx2", "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_vnni", "avx512_bf16"),
-    "avx512_vnni": ("avx2", "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_vnni"),
+    "amx": (*_NEEDS_AVX512, "avx512_bf16", "amx_tile", "amx_int8"),
+    "avx512_bf16": (*_NEEDS_AVX512, "avx512_bf16"),
+    "avx512_vnni": _NEEDS_AVX512,
     "avx2": ("avx2", "fma3"),
 }
 

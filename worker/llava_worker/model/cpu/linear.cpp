@@ -14,7 +14,8 @@
 #include <utility>
 #include <vector>
 
-#include "vectors.h"
+#include "quantized.h"
+#include "tiles.h"
 
 namespace {
 
@@ -23,15 +24,6 @@ constexpr int TILE = 12;  // 24 sums, 2 weights and an input in 32 registers
 #else
 constexpr int TILE = 3;
 #endif
-constexpr int PANEL = 32;
-
-struct Weights {
-  const uint8_t* packed;
-  const void* scales;  // 8 bits: fp32 [outputs]; 4 bits: bf16 [panels][groups][32]
-  int64_t outputs, padded;  // inputs with padding, a multiple of 4
-  int group;                // inputs that share a scale; the last group may be smaller
-  int groups() const { return int((padded + group - 1) / group); }
-};
 
 struct Tile {
   int first, rows;
@@ -40,43 +32,11 @@ struct Tile {
   float* scales;    // [groups][rows]
 };
 
-// --- inputs ---
-
-template <class T>
-float quantize_group(const T* x, int64_t size, int64_t padded, int8_t* bytes) {
-  f32x16 top{}, strange{};
-  int64_t whole = size / 16 * 16;
-  int rest = int(size - whole);
-  auto look = [&](f32x16 v) {
-    top = larger(absolute(v), top);
-    strange += v - v;  // 0, but of an infinity or a NaN a NaN, which the scale then is
-  };
-  for (int64_t k = 0; k < whole; k += 16) look(load(x + k));
-  if (rest) look(load_some(x + whole, rest));
-  float most = largest(top);
-  float factor = most > 0 ? 127.0f / most : 0.0f;
-  auto put = [&](int64_t k, f32x16 v) { write(bytes + k, to_bytes(nearest(v * factor))); };
-  for (int64_t k = 0; k < whole; k += 16) put(k, load(x + k));
-  if (rest) put(whole, load_some(x + whole, rest));
-  int64_t done = (size + 15) / 16 * 16;
-  if (done < padded) std::memset(bytes + done, 0, padded - done);
-  return most / 127.0f + sum(strange);
-}
-
 template <class T>
 void quantize(const T* x, int64_t size, const Weights& w, const Tile& tile, std::vector<int8_t>& row) {
   row.resize(w.padded + 16);
   for (int r = 0; r < tile.rows; r++) {
-    const T* from = x + (tile.first + r) * size;
-    for (int g = 0; g < w.groups(); g++) {
-      int64_t first = int64_t(g) * w.group, padded = std::min<int64_t>(w.group, w.padded - first);
-      int64_t inputs = std::max<int64_t>(0, std::min(padded, size - first));
-      int8_t* bytes = row.data() + first;
-      tile.scales[g * tile.rows + r] = quantize_group(from + first, inputs, padded, bytes);
-      int32_t total = 0;
-      for (int64_t k = 0; k < padded; k++) total += bytes[k];
-      tile.sums[g * tile.rows + r] = total;
-    }
+    quantize_row(x + (tile.first + r) * size, size, w, row.data(), tile.scales + r, tile.sums + r, tile.rows);
     for (int64_t k = 0; k < w.padded; k += 4) std::memcpy(tile.inputs + k * tile.rows + r * 4, &row[k], 4);
   }
 }
@@ -96,10 +56,6 @@ INLINE void weights_at(const uint8_t* panel, int64_t step, u8x64& low, u8x64& hi
     high = both >> 4;
     __builtin_prefetch(panel + step * 64 + 2048);
   }
-}
-
-INLINE f32x16 group_scale(const Weights& w, int64_t panel, int g, int half) {  // of 4-bit weights
-  return load((const bf16*)w.scales + (panel * w.groups() + g) * PANEL + half * 16);
 }
 
 template <int BITS, int ROWS, class T>
@@ -130,19 +86,9 @@ void multiply(const Weights& w, const Tile& tile, int64_t panel, const float* bi
       }
     }
   }
-  for (int half = 0; half < 2; half++) {
-    int64_t first = panel * PANEL + half * 16;
-    int count = int(std::min<int64_t>(16, w.outputs - first));
-    if (count <= 0) break;
-    f32x16 more = bias ? load_some(bias + first, count) : f32x16{};
-    f32x16 scale = BITS == 8 ? load_some((const float*)w.scales + first, count) : same(1);
-    for (int r = 0; r < ROWS; r++) {
-      f32x16 v = out[r][half] * scale + more;
-      T* to = y + (tile.first + r) * w.outputs + first;
-      if (count == 16) store(to, v);
-      else store_some(to, v, count);
-    }
-  }
+  for (int half = 0; half < 2; half++)
+    for (int r = 0; r < ROWS; r++)
+      put_outputs<BITS>(w, panel * PANEL + half * 16, out[r][half], bias, y + (tile.first + r) * w.outputs);
 }
 
 template <class T>
@@ -156,6 +102,9 @@ Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
 
 template <int BITS, class T>
 void apply(const T* x, int64_t rows, int64_t inputs, const Weights& w, const float* bias, T* y, int threads) {
+#ifdef __AMX_INT8__
+  if (rows >= MANY_ROWS && may_use_tiles()) return apply_in_tiles<BITS>(x, rows, inputs, w, bias, y, threads);
+#endif
   static thread_local std::vector<int8_t> bytes;
   static thread_local std::vector<int32_t> sums;
   static thread_local std::vector<float> scales;
