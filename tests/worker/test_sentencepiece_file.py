@@ -91,7 +91,10 @@ def test_any_text_has_the_ids_of_the_tokenizer_json(
     assert [tokenizer.token_bytes(each) for each in found] == [PART.token_bytes(each) for each in found]
 
 
-@pytest.mark.skipif(WHOLE_FOLDER is None, reason="LLAVA_LLAMA_TOKENIZER names no folder")
+@pytest.mark.skipif(
+    not (Path(WHOLE_FOLDER or "") / "tokenizer.model").is_file(),
+    reason="LLAVA_LLAMA_TOKENIZER names no folder with a tokenizer.model",
+)
 def test_the_whole_tokenizer_model_gives_the_same_ids(tmp_path: Path) -> None:
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(Path(WHOLE_FOLDER or "") / name, tmp_path)
