@@ -90,7 +90,7 @@ def logits_of(model: Llava, kind: str, example: Example) -> Tensor:  # fp32 [pos
 
 
 def errors(exact: list[Tensor], others: dict[str, list[Tensor]]) -> dict[str, Any]:
-    """Of each against ``exact``: the largest and the mean difference; how often the first choice is the same."""
+    """Of each against ``exact``: largest and mean difference, and how often the first choice is the same."""
     reference = torch.cat(exact)
     found: dict[str, Any] = {"positions": len(reference), "std": float(reference.std())}
     for name, logits in others.items():
