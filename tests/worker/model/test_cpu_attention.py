@@ -2,61 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import llava_worker
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llava_worker.model.attention import AttentionBackend, PackedRows
+from llava_worker.model.attention import PackedRows
 from llava_worker.model.backends import choose_backend
+from llava_worker.model.config import read_config
 from llava_worker.model.cpu.native import native_kernels
 from llava_worker.model.cpu_attention import CpuBackend
 from llava_worker.model.int8_cache import Int8KVCache
-from llava_worker.model.kv_cache import ExactKVCache, KVCache
+from llava_worker.model.kv_cache import ExactKVCache
 from llava_worker.model.precision import Precision
 from llava_worker.model.sdpa import SdpaBackend
-from torch import Tensor
+
+from tests.worker.model.paged_rows import attend, draw, filled, pack
 
 CPU = torch.device("cpu")
-BLOCK, BLOCKS = 4, 40
+TINY = Path(llava_worker.__file__).parent / "tiny"
 KERNELS = native_kernels()
 needs_kernels = pytest.mark.skipif(KERNELS is None, reason="no kernels on this machine")
-
-
-def filled(kind: type, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KVCache:
-    cache: KVCache = kind(
-        BLOCKS, BLOCK, num_layers=2, num_heads=kv_heads, head_dim=head_dim, dtype=dtype, device=CPU
-    )
-    shape = (BLOCKS * BLOCK, kv_heads, head_dim)
-    for layer in range(2):
-        cache.write(layer, torch.arange(shape[0]), draw(*shape, dtype=dtype), draw(*shape, dtype=dtype))
-    return cache
-
-
-def draw(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape).to(dtype)
-
-
-def pack(rows: list[tuple[int, int]]) -> PackedRows:
-    """Rows of (new tokens, tokens in all), each in blocks of its own at random places of the cache."""
-    blocks = torch.randperm(BLOCKS).tolist()
-    tables = [[blocks.pop() for _ in range(-(-context // BLOCK))] for _, context in rows]
-    width = max(map(len, tables))
-    slots = [
-        table[place // BLOCK] * BLOCK + place % BLOCK
-        for table, (new, context) in zip(tables, rows, strict=True)
-        for place in range(context - new, context)
-    ]
-    return PackedRows(
-        tuple(new for new, _ in rows),
-        tuple(context for _, context in rows),
-        sum(new == 1 for new, _ in rows),
-        torch.tensor([table + table[:1] * (width - len(table)) for table in tables]),
-        torch.tensor(slots),
-    )
-
-
-def attend(backend: AttentionBackend, rows: PackedRows, cache: KVCache, qkv: list[Tensor], window) -> Tensor:
-    return backend.plan(rows, cache).attend(1, *qkv, window=window)
 
 
 @needs_kernels
@@ -152,5 +120,6 @@ def test_nothing_of_another_row_is_read_not_even_a_nan() -> None:
 @needs_kernels
 def test_it_is_taken_where_its_kernels_are_and_only_there() -> None:
     assert KERNELS is not None
-    assert isinstance(choose_backend(Precision("bf16", torch.bfloat16, KERNELS)), CpuBackend)
-    assert isinstance(choose_backend(Precision("fp32", torch.float32)), SdpaBackend)
+    text = read_config(TINY).text_config
+    assert isinstance(choose_backend(Precision("bf16", torch.bfloat16, KERNELS), text, CPU), CpuBackend)
+    assert isinstance(choose_backend(Precision("fp32", torch.float32), text, CPU), SdpaBackend)

@@ -74,7 +74,7 @@ def load_engine(
     kv_cache_dtype: str = "auto",
     is_speculating: bool = True,
     vision_cache_bytes: int = 256 << 20,
-    block_size: int = 16,
+    block_size: int | None = None,
     num_threads: int | None = None,
     vision_tower: str | Path | None = None,
     base: str | Path | None = None,
@@ -86,9 +86,10 @@ def load_engine(
     ``precision`` is auto, fp32, bf16, fp16, int8 or int4; ``device`` auto or a torch device. The KV cache
     takes at most ``kv_cache_bytes`` (None: a share of what is free beside the weights), no more than
     ``max_num_sequences`` full contexts need, and no more than the largest step leaves, which is found by
-    making it. ``kv_cache_dtype`` is auto, the precision's own, or int8. ``is_speculating`` lets answers be
-    guessed ahead where that pays. Sets torch's thread count if told to. The last four are those of
-    `load_weights`.
+    making it. ``kv_cache_dtype`` is auto, the precision's own, or int8. ``block_size`` is the cache's, None
+    what its attention wants. ``is_speculating`` lets answers be guessed ahead where that pays. Sets torch's
+    thread count if told to. The last four are
+    those of `load_weights`.
 
     Raises CheckpointError for a folder that can't be served, ValueError for a wrong setting, and of these
     MemoryShort if the model does not fit, before anything is loaded where that can be known, and WarmupError
@@ -108,12 +109,12 @@ def load_engine(
         allow_pickle=allow_pickle,
         on_progress=on_progress,
     )
-    weights_s, backend = watch.lap(), choose_backend(plan.precision)
-    shape = _settle(model, backend, plan, bounds)
+    weights_s = watch.lap()
+    shape = _settle(model, plan, bounds)
     warmup_s = watch.lap()
     info = _describe(plan, shape)
     engine = Engine(
-        ModelRunner(model, shape.make(plan.device), backend, VisionCache(vision_cache_bytes)),
+        ModelRunner(model, shape.make(plan.device), plan.backend, VisionCache(vision_cache_bytes)),
         eos_ids=info.eos_ids,
         context_length=info.context_length,
         max_num_sequences=max_num_sequences,
@@ -143,14 +144,18 @@ class _Plan:
     image: ImageConfig
     precision: Precision
     device: torch.device
+    backend: AttentionBackend
     cache: CacheShape  # which the largest step may make smaller
 
     @classmethod
-    def of(cls, files: _Folders, precision: str, device: str, bounds: _Bounds, block_size: int) -> _Plan:
+    def of(
+        cls, files: _Folders, precision: str, device: str, bounds: _Bounds, block_size: int | None
+    ) -> _Plan:
         where = _choose_device(device)
         config, image = _read(files)
         is_small = weight_bytes(config, image, "fp32") <= SMALL_BYTES
         number_format = choose_precision(precision, where, is_small=is_small)
+        backend = choose_backend(number_format, config.text_config, where)
         cache = plan_cache(
             config,
             number_format,
@@ -158,18 +163,18 @@ class _Plan:
             device=where,
             max_bytes=bounds.kv_cache_bytes,
             free_bytes=_free_beside_weights(config, image, number_format, where),
-            block_size=block_size,
+            block_size=block_size or backend.block_size,
             max_num_sequences=bounds.max_num_sequences,
         )
         require_memory(config, image, precision=number_format.name, device=where, cache_bytes=cache.num_bytes)
-        return cls(files, config, image, number_format, where, cache)
+        return cls(files, config, image, number_format, where, backend, cache)
 
 
-def _settle(model: Llava, backend: AttentionBackend, plan: _Plan, bounds: _Bounds) -> CacheShape:
+def _settle(model: Llava, plan: _Plan, bounds: _Bounds) -> CacheShape:
     """Make the first steps; the KV cache that they, the picture cache and torch itself leave room for."""
     step = warm_up(
         model,
-        backend,
+        plan.backend,
         plan.cache,
         max_num_sequences=bounds.max_num_sequences,
         max_batch_tokens=bounds.max_batch_tokens,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llava_worker.model.kv_cache import KVCache
 
-__all__ = ["AttentionBackend", "AttentionPlan", "PackedRows"]
+__all__ = ["AttentionBackend", "AttentionPlan", "DecodeRows", "PackedRows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,15 @@ class PackedRows:
     slots: Tensor  # int64 [tokens], where each new token's key and value go
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeRows:
+    """Rows of one token each, told by tensors alone: what is recorded once can run again over new ones."""
+
+    slots: Tensor  # int64 [rows]
+    context_lens: Tensor  # int32 [rows]
+    block_tables: Tensor  # int32 [rows, blocks of the longest context there can be]
+
+
 class AttentionPlan(ABC):
     """Attention for one forward pass."""
 
@@ -52,8 +61,16 @@ class AttentionPlan(ABC):
 
 
 class AttentionBackend(ABC):
-    """A way to attend over a paged cache."""
+    """A way to attend over a paged cache, whose blocks it wants to have ``block_size`` tokens."""
+
+    name = "sdpa"
+    block_size = 16
 
     @abstractmethod
     def plan(self, rows: PackedRows, cache: KVCache) -> AttentionPlan:
         """Everything about this forward pass that is the same for all layers."""
+
+    def decode_plan(self, rows: DecodeRows, cache: KVCache) -> AttentionPlan | None:
+        """The same for decodes only, never asking the device for a number; None where that cannot be."""
+        del rows, cache
+        return None

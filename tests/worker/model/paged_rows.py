@@ -1,0 +1,57 @@
+"""Batches over a paged cache whose blocks lie anywhere, for tests of attention."""
+
+from __future__ import annotations
+
+import torch
+from llava_worker.model.attention import AttentionBackend, PackedRows
+from llava_worker.model.kv_cache import KVCache
+from torch import Tensor
+
+BLOCK, BLOCKS = 4, 40  # tokens of a block, blocks of a cache
+LAYER = 1  # of two: what is written to the other must not matter
+
+
+def draw(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape).to(dtype)
+
+
+def filled(kind: type, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KVCache:
+    cache: KVCache = kind(
+        BLOCKS,
+        BLOCK,
+        num_layers=2,
+        num_heads=kv_heads,
+        head_dim=head_dim,
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
+    shape = (BLOCKS * BLOCK, kv_heads, head_dim)
+    for layer in range(2):
+        cache.write(layer, torch.arange(shape[0]), draw(*shape, dtype=dtype), draw(*shape, dtype=dtype))
+    return cache
+
+
+def pack(rows: list[tuple[int, int]]) -> PackedRows:
+    """Rows of (new tokens, tokens in all), those with one first, in blocks of their own at random places."""
+    rows = sorted(rows, key=lambda row: row[0] > 1)
+    blocks = torch.randperm(BLOCKS).tolist()
+    tables = [[blocks.pop() for _ in range(-(-context // BLOCK))] for _, context in rows]
+    width = max(map(len, tables))
+    slots = [
+        table[place // BLOCK] * BLOCK + place % BLOCK
+        for table, (new, context) in zip(tables, rows, strict=True)
+        for place in range(context - new, context)
+    ]
+    return PackedRows(
+        tuple(new for new, _ in rows),
+        tuple(context for _, context in rows),
+        sum(new == 1 for new, _ in rows),
+        torch.tensor([table + table[:1] * (width - len(table)) for table in tables]),
+        torch.tensor(slots),
+    )
+
+
+def attend(
+    backend: AttentionBackend, rows: PackedRows, cache: KVCache, qkv: list[Tensor], window: int | None
+) -> Tensor:
+    return backend.plan(rows, cache).attend(LAYER, *qkv, window=window)
