@@ -75,6 +75,7 @@ class ControllerProcess(_Process):
             "lease_s": LEASE_S,
             "hang_timeout_s": HANG_S,
             "image_workers": 1,
+            "orphan_grace_s": ORPHAN_GRACE_S,
             **settings,
         }
         super().__init__("llava_server", _flags(settings), log)

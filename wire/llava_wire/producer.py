@@ -117,12 +117,10 @@ class JobProducer:
         run for this caller (or is cancelled as soon as Redis answers again).
         """
         pixels = {image.digest: pixels[image.digest] for image in job.images}
-        live = self._ledger.live.get(job.job_id)
-        if live is None:
-            live = self._ledger.live[job.job_id] = LiveJob(job, pixels, ttl_s=job.ttl_s)
-            live.is_submitted = False
-        elif live.job != job:
-            raise DuplicateJob(f"job {job.job_id} is live with other contents")
+        if not self.is_live(job):
+            self._ledger.live[job.job_id] = LiveJob(job, pixels, ttl_s=job.ttl_s)
+            self._ledger.live[job.job_id].is_submitted = False
+        live = self._ledger.live[job.job_id]
         try:
             answer = await self._submit(live, terms)
         except BaseException:
@@ -133,6 +131,13 @@ class JobProducer:
             self._ledger.silence(job.job_id)
             raise refusal(job, self._limits.under(terms), answer)
         live.is_submitted = True
+
+    def is_live(self, job: Job) -> bool:
+        """Whether this very job is streamed here. Raises DuplicateJob if it is with other contents."""
+        live = self._ledger.live.get(job.job_id)
+        if live and live.job != job:
+            raise DuplicateJob(f"job {job.job_id} is live with other contents")
+        return live is not None
 
     async def cancel(self, job_id: str, *, tenant: str) -> bool:
         """End a job without further events; True if it was live.

@@ -16,7 +16,7 @@ _SOONEST_S, _LATEST_S = 1.0, 60.0
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """``queued`` are by model and count what waits, ``tenant`` what one tenant has waiting and running; a cost
+    """``queued`` are by model and count what waits, ``tenant`` what one has waiting and running; a cost
     is in tokens. ``pixel_bytes`` are everybody's."""
 
     queued_jobs: int
