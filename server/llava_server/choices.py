@@ -6,9 +6,10 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from llava_wire import Event, Job
+from llava_wire import Event, Job, TenantTerms
 
-from llava_server.controller import Answer, Controller
+from llava_server.answer import Answer
+from llava_server.controller import Controller
 
 __all__ = ["Choices"]
 
@@ -16,8 +17,12 @@ __all__ = ["Choices"]
 class Choices:
     """Read by one coroutine, until every choice had its last event. Who makes it must ``aclose`` it."""
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(
+        self, controller: Controller, *, terms: TenantTerms | None = None, is_kept: bool = False
+    ) -> None:
         self._controller = controller
+        self._terms = terms
+        self._is_kept = is_kept
         self._answers: list[Answer] = []
         self._news = asyncio.Event()  # any of the answers got an event
         self._open: deque[int] = deque()  # indices; whose turn it is stands first
@@ -26,9 +31,9 @@ class Choices:
         return len(self._answers)
 
     @property
-    def job(self) -> Job:
+    def job_id(self) -> str:
         """The first choice's, by which the request is known."""
-        return self._answers[0].job
+        return self._answers[0].job_id
 
     @property
     def is_over(self) -> bool:
@@ -38,9 +43,14 @@ class Choices:
     async def submit(self, jobs: Sequence[Job], pixels: Mapping[str, bytes]) -> None:
         """More choices. Raises ApiError like ``Controller.submit``; those before it are in the queue then."""
         for job in jobs:
-            answer = await self._controller.submit(job, pixels, news=self._news)
-            self._open.append(len(self._answers))
-            self._answers.append(answer)
+            answer = await self._controller.submit(
+                job, pixels, news=self._news, terms=self._terms, is_kept=self._is_kept
+            )
+            self._add(answer)
+
+    async def resume(self, job_id: str, tenant: str, *, timeout_s: float) -> None:
+        """A choice that is under way or done already. Raises ApiError like ``Controller.resume``."""
+        self._add(await self._controller.resume(job_id, tenant, timeout_s=timeout_s, news=self._news))
 
     async def next(self) -> tuple[int, Event]:
         """The next event of any choice that is not over. Raises ApiError if one of them cannot go on."""
@@ -62,6 +72,10 @@ class Choices:
                 timer.cancel()
             found = self._take()
         return found
+
+    def _add(self, answer: Answer) -> None:
+        self._open.append(len(self._answers))
+        self._answers.append(answer)
 
     def _take(self) -> tuple[int, Event] | None:
         """The next event if one has come; after None, ``_news`` tells of the next."""

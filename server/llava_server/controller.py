@@ -4,8 +4,9 @@
     Answer.next  <--put----   run()       <--follow--  JobProducer
 
 Invariant: an Answer is in the table from before its job is submitted until it is finished or closed, and a
-job whose Answer is closed unfinished is cancelled. A slow reader costs memory for its text only, which is
-bounded by the answer's length; the follow loop never waits for anyone.
+job whose Answer is closed unfinished is cancelled; one that is *kept* only when no reader has come back
+within the grace. Who asks for an answer that somebody else reads is a guest and reads along. A slow reader
+costs memory for its text only, which is bounded by the answer's length; the follow loop waits for nobody.
 """
 
 from __future__ import annotations
@@ -13,128 +14,149 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
-from llava_wire import Event, Job, JobProducer, QueueFull, QueueUnavailable, TenantOverLimit
+from llava_wire import (
+    AlreadySubmitted,
+    DuplicateJob,
+    Job,
+    JobProducer,
+    QueueFull,
+    QueueUnavailable,
+    TenantOverLimit,
+    TenantTerms,
+)
 
+from llava_server.answer import Answer
 from llava_server.errors import ApiError
+from llava_server.guest import read_along
 from llava_server.metrics import Metrics
 
-__all__ = ["Answer", "Controller"]
+__all__ = ["Controller"]
 
 logger = logging.getLogger(__name__)
 
 _TICK_S = 1.0  # between two looks for dead workers, and for overdue answers
-_DEADLINE_SLACK_S = 5.0  # the queue ends an overdue job itself; this is for the day it cannot
 _CANCEL_TIMEOUT_S = 5.0
-
-
-class Answer:
-    """The events of one job, in order. Read by one coroutine.
-
-    ``news`` is set at each event; answers that are read together share one.
-    """
-
-    def __init__(
-        self, controller: Controller, job: Job, *, queue_timeout_s: float, news: asyncio.Event | None = None
-    ) -> None:
-        self.job = job
-        self.first_event_by = time.monotonic() + queue_timeout_s
-        self.last_event_by = time.monotonic() + job.ttl_s + _DEADLINE_SLACK_S
-        self.is_submitted = False
-        self._controller = controller
-        self._events: deque[Event | ApiError] = deque()
-        self._has_news = news or asyncio.Event()
-        self._has_begun = False
-        self._is_finished = False
-
-    async def next(self) -> Event:
-        """The next event. Raises ApiError if this process cannot go on with the answer."""
-        while (event := self.take()) is None:
-            self._has_news.clear()
-            await self._has_news.wait()
-        return event
-
-    def take(self) -> Event | None:
-        """The next event if it has come. Raises like ``next``."""
-        if not self._events:
-            return None
-        event = self._events.popleft()
-        if isinstance(event, ApiError):
-            raise event
-        return event
-
-    async def aclose(self) -> None:
-        """Lets go of the answer; cancels the job unless it has ended. Does nothing the second time."""
-        await self._controller.close(self)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the job's last event has come (not necessarily been read)."""
-        return self._is_finished
-
-    def overdue(self, now: float) -> ApiError | None:
-        """What to say if the answer has had its time, None if it has not."""
-        if now > self.last_event_by:
-            return ApiError("deadline_exceeded", f"the answer was not done within {self.job.ttl_s:g} s")
-        if not self._has_begun and now > self.first_event_by:
-            return ApiError(
-                "queue_timeout", "no worker came to this request in time: come again", retry_after_s=1.0
-            )
-        return None
-
-    def put(self, event: Event | ApiError) -> None:
-        """For the controller only."""
-        self._has_begun = True
-        self._is_finished = self._is_finished or (isinstance(event, Event) and event.final is not None)
-        self._events.append(event)
-        self._has_news.set()
+_NO_EVENTS = 2**31  # as if so many were known: a look at the job without its log
 
 
 class Controller:
     """Owner of the open answers. ``run`` must be running while anyone submits."""
 
-    def __init__(self, producer: JobProducer, metrics: Metrics, *, queue_timeout_s: float) -> None:
+    def __init__(
+        self, producer: JobProducer, metrics: Metrics, *, queue_timeout_s: float, orphan_grace_s: float = 30.0
+    ) -> None:
         self._producer = producer
         self._metrics = metrics
         self._queue_timeout_s = queue_timeout_s
+        self._orphan_grace_s = orphan_grace_s
         self._answers: dict[str, Answer] = {}
+        self._unread: dict[str, tuple[str, float]] = {}  # kept jobs: tenant, wait for a reader until
+        self._guests: dict[Answer, asyncio.Task[None]] = {}
         self.failure: str | None = None  # why this process is of no use any more
 
     @property
     def num_answers(self) -> int:
-        return len(self._answers)
+        return len(self._answers) + len(self._guests)
 
     async def submit(
-        self, job: Job, pixels: Mapping[str, bytes], *, news: asyncio.Event | None = None
+        self,
+        job: Job,
+        pixels: Mapping[str, bytes],
+        *,
+        news: asyncio.Event | None = None,
+        terms: TenantTerms | None = None,
+        is_kept: bool = False,
     ) -> Answer:
-        """Puts the job into the queue. Raises ApiError (429, 503) if it takes no more or cannot be reached.
+        """Puts the job into the queue. Raises ApiError (409, 429, 503): it takes no more, or is not there.
 
-        The caller must ``aclose`` the answer.
+        The caller must ``aclose`` the answer. With ``is_kept`` the job outlives that by the orphans' grace,
+        and if the very same job is known already, its one answer is read here too.
         """
-        answer = Answer(self, job, queue_timeout_s=self._queue_timeout_s, news=news)
-        self._answers[job.job_id] = answer  # first: an event may be here before submit returns
+        answer = self._make_answer(job.job_id, job.tenant, job.ttl_s, is_kept=is_kept, news=news)
         try:
-            await self._producer.submit(job, pixels)
-            answer.is_submitted = True
-        except (QueueFull, TenantOverLimit, QueueUnavailable) as error:
+            if not (is_kept and self._producer.is_live(job)):
+                await self._submit(answer, job, pixels, terms or TenantTerms())
+                return answer
+        except AlreadySubmitted:
+            pass
+        except (DuplicateJob, QueueFull, TenantOverLimit, QueueUnavailable) as error:
             raise _as_api_error(error) from error
-        finally:
-            if not answer.is_submitted:  # the producer sees to it that such a job does not run
-                del self._answers[job.job_id]
+        if job.job_id in self._unread:
+            return await self.resume(job.job_id, job.tenant, timeout_s=job.ttl_s, news=news)
+        self._guests[answer] = asyncio.create_task(self._be_guest(answer))
         return answer
+
+    async def resume(
+        self, job_id: str, tenant: str, *, timeout_s: float, news: asyncio.Event | None = None
+    ) -> Answer:
+        """The whole answer to a known job, from its first event on; whoever reads it elsewhere is cut off.
+
+        Raises ApiError: 404 if there is none (any more) for this tenant, 503 without the queue.
+        """
+        answer = self._make_answer(job_id, tenant, timeout_s, is_kept=True, news=news)
+        try:
+            events = await self._producer.attach(job_id, tenant=tenant)
+        except QueueUnavailable as error:
+            raise _as_api_error(error) from error
+        if events is None:
+            raise _not_found()
+        # No await from here on: what comes later than ``events`` must find the answer in the table.
+        former = self._answers.pop(job_id, None)
+        if former is not None:
+            former.put(ApiError("stream_taken_over", "another connection reads this answer on"))
+        self._unread.pop(job_id, None)
+        for event in events:
+            answer.put(event)
+        answer.has_begun = True
+        if not answer.is_finished:
+            self._answers[job_id] = answer
+        return answer
+
+    async def model_of(self, job_id: str, tenant: str) -> str:
+        """The model that answers. Raises ApiError as ``resume``."""
+        try:
+            seen = await self._producer.peek(job_id, tenant=tenant, num_events=_NO_EVENTS)
+        except QueueUnavailable as error:
+            raise _as_api_error(error) from error
+        if seen is None:
+            raise _not_found()
+        return seen.model
+
+    async def cancel(self, job_id: str, tenant: str) -> bool:
+        """Ends a job wherever it is read; False if there is none to end. Raises ApiError (503)."""
+        try:
+            is_cancelled = await self._producer.cancel(job_id, tenant=tenant)
+        except QueueUnavailable as error:
+            raise _as_api_error(error) from error
+        if is_cancelled:
+            self._unread.pop(job_id, None)
+            if (answer := self._answers.get(job_id)) is not None:
+                answer.put(ApiError("answer_cancelled", "this answer was cancelled"))
+        return is_cancelled
 
     async def close(self, answer: Answer) -> None:
         """See ``Answer.aclose``."""
-        if self._answers.pop(answer.job.job_id, None) and not answer.is_finished:
-            self._metrics.cancelled()
-            await self._cancel(answer.job)
+        if (guest := self._guests.pop(answer, None)) is not None:
+            guest.cancel()
+            await asyncio.gather(guest, return_exceptions=True)
+            return
+        if self._answers.get(answer.job_id) is not answer:
+            return
+        del self._answers[answer.job_id]
+        if answer.is_finished:
+            return
+        if answer.is_kept:
+            self._unread[answer.job_id] = answer.tenant, time.monotonic() + self._orphan_grace_s
+            return
+        self._metrics.cancelled()
+        await self._cancel(answer)
 
     def end_all(self, error: ApiError) -> None:
         """Every open answer gets this as its last word."""
-        for answer in self._answers.values():
+        for answer in (*self._answers.values(), *self._guests):
             if not answer.is_finished:
                 answer.put(error)
 
@@ -145,6 +167,7 @@ class Controller:
                 tasks.start_soon(self._follow)
                 tasks.start_soon(every, _TICK_S, self._reap)
                 tasks.start_soon(every, _TICK_S, self._end_overdue)
+                tasks.start_soon(every, _TICK_S, self._abandon_unread)
         except Exception as error:
             logger.exception("the controller cannot go on")
             self.failure = f"the controller's loop ended: {type(error).__name__}"
@@ -155,6 +178,8 @@ class Controller:
             for job_id, event in batch:
                 if (answer := self._answers.get(job_id)) is not None:
                     answer.put(event)
+                elif event.final is not None:
+                    self._unread.pop(job_id, None)
 
     async def _reap(self) -> None:
         try:
@@ -167,17 +192,71 @@ class Controller:
 
     async def _end_overdue(self) -> None:
         now = time.monotonic()
-        for answer in self._answers.values():
+        for answer in (*self._answers.values(), *self._guests):
             if not answer.is_finished and (error := answer.overdue(now)) is not None:
                 answer.put(error)
 
-    async def _cancel(self, job: Job) -> None:
+    async def _abandon_unread(self) -> None:
+        """Kept jobs to which no reader came back. One that is read along elsewhere is asked about again."""
+        now = time.monotonic()
+        for job_id, (tenant, until) in list(self._unread.items()):
+            if until > now:
+                continue
+            try:
+                is_over = await self._producer.abandon(job_id, tenant=tenant)
+            except QueueUnavailable:
+                return
+            if is_over and self._unread.pop(job_id, None) is not None:
+                logger.info("job %s is cancelled: nobody came back for it", job_id)
+                self._metrics.cancelled()
+
+    def _make_answer(
+        self, job_id: str, tenant: str, timeout_s: float, *, is_kept: bool, news: asyncio.Event | None
+    ) -> Answer:
+        return Answer(
+            job_id,
+            tenant,
+            timeout_s=timeout_s,
+            queue_timeout_s=self._queue_timeout_s,
+            is_kept=is_kept,
+            close=self.close,
+            news=news,
+        )
+
+    async def _submit(
+        self, answer: Answer, job: Job, pixels: Mapping[str, bytes], terms: TenantTerms
+    ) -> None:
+        self._answers[job.job_id] = answer  # first: an event may be here before submit returns
+        is_submitted = False
+        try:
+            await self._producer.submit(job, pixels, terms)
+            is_submitted = True
+        finally:
+            if not is_submitted:  # the producer sees to it that such a job does not run
+                del self._answers[job.job_id]
+
+    async def _be_guest(self, answer: Answer) -> None:
+        """Reads along until the end, or until there is nobody to read along with: then it is ours."""
+        num_events = await read_along(self._producer, answer)
+        while num_events is not None:
+            try:
+                events = await self._producer.attach(answer.job_id, tenant=answer.tenant)
+            except QueueUnavailable:
+                await asyncio.sleep(_TICK_S)
+                continue
+            self._answers[answer.job_id] = answer
+            del self._guests[answer]
+            for event in (events or [])[num_events:]:
+                answer.put(event)
+            return
+
+    async def _cancel(self, answer: Answer) -> None:
         """Also works while the caller itself is being cancelled."""
         with anyio.move_on_after(_CANCEL_TIMEOUT_S, shield=True):
             try:
-                await self._producer.cancel(job.job_id, tenant=job.tenant)
+                await self._producer.cancel(answer.job_id, tenant=answer.tenant)
             except QueueUnavailable:
-                logger.warning("job %s could not be cancelled: the queue cannot be reached", job.job_id)
+                logger.warning("job %s could not be cancelled: the queue cannot be reached", answer.job_id)
 
 
 async def every(seconds: float, step: Callable[[], Awaitable[None]]) -> None:
@@ -187,7 +266,16 @@ async def every(seconds: float, step: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(seconds)
 
 
-def _as_api_error(error: QueueFull | TenantOverLimit | QueueUnavailable) -> ApiError:
+def _not_found() -> ApiError:
+    return ApiError("answer_not_found", "there is no such answer of this key, or its minutes are over")
+
+
+def _as_api_error(error: DuplicateJob | QueueFull | TenantOverLimit | QueueUnavailable) -> ApiError:
+    if isinstance(error, DuplicateJob):
+        return ApiError(
+            "idempotency_conflict",
+            "this Idempotency-Key was used for another request: use a new one for each request",
+        )
     if isinstance(error, TenantOverLimit):
         return ApiError("rate_limit_exceeded", str(error), retry_after_s=error.retry_after_s)
     if isinstance(error, QueueFull):

@@ -47,9 +47,13 @@ ERRORS: dict[str, ErrorKind] = {
     "invalid_request": ErrorKind(400, _INVALID),
     "invalid_api_key": ErrorKind(401, "authentication_error"),
     "model_not_found": ErrorKind(404, _INVALID),
+    "answer_not_found": ErrorKind(404, _INVALID),
     "unknown_url": ErrorKind(404, _INVALID),
     "method_not_allowed": ErrorKind(405, _INVALID),
     "request_timeout": ErrorKind(408, _INVALID),
+    "idempotency_conflict": ErrorKind(409, _INVALID, should_retry=False),
+    "stream_taken_over": ErrorKind(409, _INVALID, should_retry=False),
+    "answer_cancelled": ErrorKind(409, _INVALID, should_retry=True),
     "request_too_large": ErrorKind(413, _INVALID),
     "unsupported_media_type": ErrorKind(415, _INVALID),
     # how busy we are

@@ -7,11 +7,12 @@ never from a request, so nobody can make the number of series grow.
 from __future__ import annotations
 
 import time
+from typing import Protocol
 
 from llava_wire import Event
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-__all__ = ["AnswerMeter", "Metrics"]
+__all__ = ["AnswerMeter", "Meter", "Metrics", "Unmeasured"]
 
 _TTFT_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
@@ -124,6 +125,19 @@ class Metrics:
     def exposition(self) -> bytes:
         """Prometheus text format 0.0.4."""
         return generate_latest(self.registry)
+
+
+class Meter(Protocol):
+    """Is shown every event of one answer, in order."""
+
+    def saw(self, event: Event) -> None: ...
+
+
+class Unmeasured:
+    """For what is read again: it was measured the first time."""
+
+    def saw(self, event: Event) -> None:
+        """Nothing."""
 
 
 class AnswerMeter:

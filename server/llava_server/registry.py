@@ -101,6 +101,10 @@ class WorkerRegistry:
             raise self._unknown(name)
         return self._models[name]
 
+    def fingerprint(self, name: str) -> str | None:
+        """That of a model, if it has been seen here."""
+        return self._models[name].fingerprint if name in self._models else None
+
     async def refresh(self) -> None:
         """One look at the queue. An unreachable queue is remembered, not raised."""
         try:

@@ -56,9 +56,12 @@ async def open_services(settings: Settings, metrics: Metrics, drain: Drain) -> A
     producer = await JobProducer.connect(
         settings.redis_url.get_secret_value(),
         max_queued=settings.max_queued,
+        max_queued_cost=settings.max_queued_tokens,
         max_tenant_jobs=settings.max_tenant_jobs,
+        max_tenant_cost=settings.max_tenant_tokens,
         lease_s=settings.lease_s,
         hang_timeout_s=settings.hang_timeout_s,
+        orphan_grace_s=settings.orphan_grace_s,
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(producer.aclose)
@@ -76,7 +79,12 @@ async def open_services(settings: Settings, metrics: Metrics, drain: Drain) -> A
         collector = EngineCollector(registry)
         metrics.registry.register(collector)
         stack.callback(metrics.registry.unregister, collector)
-        controller = Controller(producer, metrics, queue_timeout_s=settings.queue_timeout_s)
+        controller = Controller(
+            producer,
+            metrics,
+            queue_timeout_s=settings.queue_timeout_s,
+            orphan_grace_s=settings.orphan_grace_s,
+        )
         await asyncio.gather(pool.start(), registry.refresh())
         await stack.enter_async_context(_running(controller, registry))
         yield Services(settings, metrics, drain, registry, controller, intake, pool, parsers)

@@ -63,8 +63,14 @@ class Settings(BaseSettings):
     image_cache_mb: int = Field(64, ge=0, le=65536, description="Fitted pictures kept in memory, MiB.")
 
     max_queued: int = Field(1024, ge=1, le=1_000_000, description="Jobs waiting for a worker; above: 503.")
+    max_queued_tokens: int = Field(
+        10_000_000, ge=1, le=10**12, description="Tokens that waiting jobs may take together; above: 503."
+    )
     max_tenant_jobs: int = Field(
         256, ge=1, le=1_000_000, description="Jobs of one API key, waiting or running; above: 429."
+    )
+    max_tenant_tokens: int = Field(
+        10_000_000, ge=1, le=10**12, description="Tokens that one API key's jobs may take; above: 429."
     )
     request_timeout_s: float = Field(600.0, gt=0, le=86400, description="A request's whole life, s.")
     queue_timeout_s: float = Field(300.0, gt=0, le=86400, description="Wait for a request's first token, s.")
@@ -73,6 +79,10 @@ class Settings(BaseSettings):
     )
     keepalive_s: float = Field(
         10.0, gt=0, le=3600, description="A comment on a silent stream every so often, s."
+    )
+
+    orphan_grace_s: float = Field(
+        30.0, gt=0, le=3600, description="A kept answer without a reader is cancelled after so long, s."
     )
 
     drain_timeout_s: float = Field(

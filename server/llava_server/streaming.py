@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import anyio
+import msgspec
 from llava_wire import Event
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llava_server.choices import Choices
 from llava_server.errors import ApiError, error_bytes, from_job_error
-from llava_server.metrics import AnswerMeter
+from llava_server.metrics import Meter
 from llava_server.replies import note_error, request_id_of
+from llava_server.settings import Settings
 from llava_server.sse import DONE, KEEPALIVE, SSE_HEADERS, encode_error, encode_event
 from llava_server.writer import AnswerWriter, WholeAnswer
 
-__all__ = ["ClientGone", "EventStream", "StreamPace", "collect", "until_gone"]
+__all__ = ["ClientGone", "EventStream", "StreamPace", "after", "collect", "stream_pace", "until_gone"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,11 @@ class StreamPace:
     send_timeout_s: float
 
 
+def stream_pace(settings: Settings) -> StreamPace:
+    """As this server is set."""
+    return StreamPace(settings.keepalive_s, settings.send_timeout_s)
+
+
 async def until_gone(receive: Receive, work: Awaitable[T]) -> T:
     """The result of ``work``. Raises ClientGone, and cancels the work, as soon as the client hangs up."""
     working = asyncio.ensure_future(work)
@@ -55,9 +62,7 @@ async def until_gone(receive: Receive, work: Awaitable[T]) -> T:
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def collect(
-    choices: Choices, first: tuple[int, Event], meters: Sequence[AnswerMeter]
-) -> list[WholeAnswer]:
+async def collect(choices: Choices, first: tuple[int, Event], meters: Sequence[Meter]) -> list[WholeAnswer]:
     """Every choice's whole answer. Raises ApiError if a job failed."""
     answers = [WholeAnswer() for _ in range(len(choices))]
     index, event = first
@@ -74,27 +79,30 @@ async def collect(
 class EventStream(Response):
     """The answer as server-sent events. Made when the first event is here, so that 200 is the truth.
 
+    ``start`` is the number of tokens that the reader has already: what it missed and what comes is sent.
     Closes the choices in the end, however it ends.
     """
 
     def __init__(
         self,
         choices: Choices,
-        first: tuple[int, Event],
+        first: tuple[int, Event] | None,
         writer: AnswerWriter,
-        meters: Sequence[AnswerMeter],
+        meters: Sequence[Meter],
         pace: StreamPace,
         *,
         include_usage: bool,
+        start: int = 0,
     ) -> None:
         super().__init__(headers=SSE_HEADERS)
         del self.headers["content-length"]
         self._choices = choices
-        self._first: tuple[int, Event] | None = first
+        self._first = first
         self._writer = writer
         self._meters = meters
         self._pace = pace
         self._include_usage = include_usage
+        self._start = start
         self._lasts: dict[int, Event] = {}  # by choice: its latest event
         # One scope whose deadline moves: a scope for each token would cost as much as the token itself.
         self._standstill = anyio.CancelScope()
@@ -103,9 +111,9 @@ class EventStream(Response):
         try:
             await until_gone(receive, self._send_all(scope, send))
         except ClientGone:
-            logger.info("client of job %s left", self._choices.job.job_id)
+            logger.info("client of job %s left", self._choices.job_id)
         except TimeoutError:
-            logger.warning("reader of job %s stands still and is cut", self._choices.job.job_id)
+            logger.warning("reader of job %s stands still and is cut", self._choices.job_id)
         finally:
             await self._choices.aclose()
 
@@ -118,7 +126,7 @@ class EventStream(Response):
     async def _send_answer(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            for index in range(len(self._choices)):
+            for index in range(len(self._choices) if not self._start else 0):
                 await self._send(send, encode_event(self._writer.opening(index)))
             ending = await self._send_events(send)
         except ApiError as error:
@@ -134,7 +142,8 @@ class EventStream(Response):
             if event.final is not None and event.final.error is not None:
                 raise from_job_error(event.final.error)
             self._lasts[index] = event
-            data = self._encoded(index, event)
+            rest = after(event, self._start)
+            data = self._encoded(index, rest) if rest else b""
             if self._choices.is_over:
                 return data + self._closing()
             if data:
@@ -167,12 +176,28 @@ class EventStream(Response):
 
     def _id(self, event: Event) -> str | None:
         """Where in its job an event stands. No single place stands for several jobs' streams."""
-        return f"{self._choices.job.job_id}:{event.next_offset}" if len(self._choices) == 1 else None
+        return f"{self._choices.job_id}:{event.next_offset}" if len(self._choices) == 1 else None
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
         self._standstill.deadline = asyncio.get_running_loop().time() + self._pace.send_timeout_s
         await send({"type": "http.response.body", "body": data, "more_body": more})
         self._standstill.deadline = math.inf
+
+
+def after(event: Event, start: int) -> Event | None:
+    """What a reader who has ``start`` tokens lacks of an event. Raises ApiError if it begins in its middle.
+
+    The end is always told: having all tokens does not mean to know that they are all.
+    """
+    if event.offset >= start:
+        return event
+    if event.next_offset > start:
+        raise ApiError(
+            "invalid_value",
+            f"no event ends at token {start}: use the number in the id of the last event that came whole",
+            param="starting_after",
+        )
+    return msgspec.structs.replace(event, text="", logprobs=()) if event.final else None
 
 
 async def _hang_up(receive: Receive) -> None:

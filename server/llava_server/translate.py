@@ -13,7 +13,7 @@ from llava_server.images.intake import FittedPicture
 from llava_server.registry import ServedModel
 from llava_server.schemas import ChatRequest, ImagePart
 
-__all__ = ["choice_seed", "image_urls", "new_job_id", "to_jobs"]
+__all__ = ["choice_seed", "image_urls", "job_id_of", "new_job_id", "to_jobs"]
 
 _CHARS_PER_TOKEN = 3  # an estimate for fair queueing, no limit
 _EXPECTED_ANSWER_TOKENS = 256
@@ -23,6 +23,11 @@ _SEED_BITS = 63
 def new_job_id() -> str:
     """128 random bits: whoever does not have the id cannot guess it."""
     return f"chatcmpl-{secrets.token_hex(16)}"
+
+
+def job_id_of(tenant: str, idempotency_key: str, index: int) -> str:
+    """The same for the same key of a tenant, on every controller: that is how a repeated request is known."""
+    return f"chatcmpl-{_digest(tenant, idempotency_key, str(index)).hex()[:32]}"
 
 
 def image_urls(request: ChatRequest) -> list[tuple[str, str]]:
@@ -43,12 +48,21 @@ def to_jobs(
     *,
     tenant: str,
     ttl_s: float,
+    idempotency_key: str | None = None,
 ) -> list[Job]:
-    """A job for each choice; ``pictures`` in the order of ``image_urls``."""
+    """A job for each choice; ``pictures`` in the order of ``image_urls``. With an ``idempotency_key`` the
+    same request makes the same jobs, whoever translates it."""
     messages = _messages(request, [picture.ref for picture in pictures])
     sampling = _sampling(request, model)
+    if idempotency_key is not None and request.seed is None:
+        seed = int.from_bytes(_digest(tenant, idempotency_key, "seed")[:8], "big") >> (64 - _SEED_BITS)
+        sampling = msgspec.structs.replace(sampling, seed=seed)
+
+    def job_id(index: int) -> str:
+        return new_job_id() if idempotency_key is None else job_id_of(tenant, idempotency_key, index)
+
     first = Job(
-        job_id=new_job_id(),
+        job_id=job_id(0),
         model=model.name,
         tenant=tenant,
         messages=messages,
@@ -60,7 +74,7 @@ def to_jobs(
     others = (
         msgspec.structs.replace(
             first,
-            job_id=new_job_id(),
+            job_id=job_id(index),
             sampling=msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, index)),
         )
         for index in range(1, request.num_choices)
@@ -74,6 +88,10 @@ def choice_seed(seed: int, index: int) -> int:
         return seed
     digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
+
+
+def _digest(*parts: str) -> bytes:
+    return hashlib.sha256("\0".join(parts).encode()).digest()
 
 
 def _messages(request: ChatRequest, refs: Sequence[ImageRef]) -> tuple[Message, ...]:

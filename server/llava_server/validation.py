@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,8 +11,9 @@ from pydantic import ValidationError
 from llava_server.errors import ApiError
 from llava_server.schemas import ChatRequest, ImagePart, TextPart
 
-__all__ = ["check_sizes", "parse_chat_request"]
+__all__ = ["check_sizes", "idempotency_key", "parse_chat_request"]
 
+_GOOD_KEY = re.compile(r"[!-~]{1,255}")
 _SHOWN = 60  # characters of a foreign value that an error may repeat
 _UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_embeds"}
 
@@ -21,6 +24,18 @@ def parse_chat_request(body: bytes) -> ChatRequest:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
         raise _as_api_error(error.errors(include_url=False)[0]) from error
+
+
+def idempotency_key(headers: Mapping[str, str]) -> str | None:
+    """The request's ``Idempotency-Key``, None without one. Raises ApiError (400)."""
+    key = headers.get("idempotency-key")
+    if key is not None and not _GOOD_KEY.fullmatch(key):
+        raise ApiError(
+            "invalid_value",
+            f"the header Idempotency-Key takes 1 to 255 visible ASCII characters (got {len(key)}): "
+            "a UUID is a good one",
+        )
+    return key
 
 
 def check_sizes(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> None:

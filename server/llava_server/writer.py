@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llava_wire import Event, Final, Job, TokenLogprob, TokenScore
-
-from llava_server.registry import ServedModel
+from llava_wire import Event, Final, TokenLogprob, TokenScore
 
 __all__ = ["AnswerWriter", "WholeAnswer"]
 
@@ -30,18 +28,26 @@ class WholeAnswer:
 
 
 class AnswerWriter:
-    """Writes one request's answers; ``job`` is that of its first choice."""
+    """Writes one request's answers; ``job_id`` is that of its first choice."""
 
-    def __init__(self, job: Job, model: ServedModel, *, include_usage: bool) -> None:
+    def __init__(
+        self,
+        job_id: str,
+        model: str,
+        fingerprint: str | None,
+        *,
+        include_usage: bool,
+        tells_logprobs: bool = True,
+    ) -> None:
         self._head: dict[str, Any] = {
-            "id": job.job_id,
+            "id": job_id,
             "object": "chat.completion.chunk",
             "created": int(time.time()),
-            "model": job.model,
-            "system_fingerprint": model.fingerprint,
+            "model": model,
+            "system_fingerprint": fingerprint,
         }
         self._include_usage = include_usage
-        self._tells_logprobs = job.sampling.num_logprobs is not None
+        self._tells_logprobs = tells_logprobs
 
     def opening(self, index: int) -> dict[str, Any]:
         """A choice's first chunk: who speaks."""
@@ -66,7 +72,7 @@ class AnswerWriter:
             {
                 "index": index,
                 "message": {"role": "assistant", "content": "".join(answer.parts), "refusal": None},
-                "logprobs": self._logprobs(answer.logprobs),
+                "logprobs": self._logprobs(answer.logprobs) if self._tells_logprobs else None,
                 "finish_reason": answer.last.final.reason.value if answer.last.final else None,
             }
             for index, answer in enumerate(answers)
@@ -85,9 +91,7 @@ class AnswerWriter:
         chunk = {**self._head, "choices": [choice]}
         return {**chunk, "usage": None} if self._include_usage else chunk
 
-    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        if not self._tells_logprobs:
-            return None
+    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
         content = [
             {**_score(token.chosen), "top_logprobs": [_score(other) for other in token.top]}
             for token in logprobs

@@ -10,7 +10,16 @@ import pytest
 from llava_server.controller import Controller
 from llava_server.errors import ApiError
 from llava_server.metrics import Metrics
-from llava_wire import Event, Final, FinishReason, Job, JobProducer, QueueUnavailable, SamplingParams
+from llava_wire import (
+    Event,
+    Final,
+    FinishReason,
+    Job,
+    JobProducer,
+    QueueUnavailable,
+    SamplingParams,
+    TenantTerms,
+)
 
 from tests.server.conftest import Stack, Valkey, running_stack, text_of, wait_until
 
@@ -34,7 +43,7 @@ class ScriptedProducer:
         self.cancelled: list[str] = []
         self.is_down = False
 
-    async def submit(self, job: Job, pixels: Mapping[str, bytes]) -> None:
+    async def submit(self, job: Job, pixels: Mapping[str, bytes], terms: TenantTerms) -> None:
         if self.is_down:
             raise QueueUnavailable("down")
 

@@ -173,9 +173,12 @@ class Lab:
             "workers",
             "progress",
             "controllers",
-            "wait:",
+            "wait",
             "live:",
             "tenant:",
+            "suspects:",
+            "since:",
+            "backlog:",
             "inflight:",
             "users:",
         ):

@@ -21,10 +21,12 @@ def binary(kind: str) -> str | None:
 
 
 class RedisServer:
-    """One server process; ``folder`` must be short, for it holds the socket."""
+    """One server process; ``folder`` must be short, for it holds the socket. A durable one writes a log of
+    every command and remembers over a kill; the others forget."""
 
-    def __init__(self, program: str, folder: Path) -> None:
+    def __init__(self, program: str, folder: Path, *, is_durable: bool = False) -> None:
         self._program = program
+        self._is_durable = is_durable
         self._folder = folder
         self._socket = folder / "s"
         self._dump = folder / "dump.rdb"
@@ -34,7 +36,8 @@ class RedisServer:
 
     def start(self) -> None:
         options = (
-            f"--port 0 --unixsocket {self._socket} --dir {self._folder} --appendonly no --loglevel warning"
+            f"--port 0 --unixsocket {self._socket} --dir {self._folder} --loglevel warning "
+            f"--appendonly {'yes' if self._is_durable else 'no'} --maxmemory-policy noeviction"
         )
         self._process = subprocess.Popen(
             [self._program, *options.split(), "--save", ""],

@@ -122,7 +122,7 @@ async def test_an_expired_job_does_not_disturb_the_others(lab: Lab) -> None:
     lab.redis.delete(PREFIX + "job:" + gone.job_id)
     await consumer.emit([frame(one, 0, 1, final=STOP), frame(two, 0, 1, final=STOP)])
     await client.sees_end(job)
-    lab.redis.srem(PREFIX + "tenant:alice", gone.job_id)  # would expire by itself
+    lab.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire by itself
     lab.redis.delete(PREFIX + "log:" + gone.job_id)
 
 

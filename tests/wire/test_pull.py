@@ -153,7 +153,7 @@ async def test_a_job_that_expired_in_the_queue_is_passed_over(lab: Lab) -> None:
     await producer.submit(job, {})
     lab.redis.delete(PREFIX + "job:" + gone.job_id)
     assert await served(consumer, 4) == [job]
-    lab.redis.srem(PREFIX + "tenant:alice", gone.job_id)  # would expire by itself
+    lab.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire by itself
 
 
 async def test_pixels_that_vanish_between_two_answers_send_the_job_back(lab: Lab) -> None:

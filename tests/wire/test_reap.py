@@ -169,7 +169,7 @@ async def test_a_job_that_expired_at_its_worker_is_not_reaped(lab: Lab) -> None:
     lab.redis.delete(PREFIX + "job:" + job.job_id)
     lab.kill_worker("w1")
     assert await producer.reap() == 0
-    lab.redis.srem(PREFIX + "tenant:alice", job.job_id)  # would expire by itself
+    lab.redis.hdel(PREFIX + "tenant:alice", job.job_id)  # would expire by itself
 
 
 async def test_heartbeats_are_of_the_living(lab: Lab) -> None:

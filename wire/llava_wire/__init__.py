@@ -10,20 +10,31 @@ from __future__ import annotations
 
 from llava_wire.assignment import Assignment
 from llava_wire.consumer import JobConsumer
-from llava_wire.errors import DuplicateJob, QueueFull, QueueUnavailable, TenantOverLimit, WireError
+from llava_wire.errors import (
+    AlreadySubmitted,
+    DuplicateJob,
+    QueueFull,
+    QueueUnavailable,
+    TenantOverLimit,
+    WireError,
+)
 from llava_wire.event import ErrorCode, Event, Final, FinishReason, JobError, TokenLogprob, TokenScore
 from llava_wire.heartbeat import Heartbeat, ImageSpec
 from llava_wire.job import WIRE_VERSION, Grammar, GrammarKind, ImageRef, Job, Message, Role, SamplingParams
-from llava_wire.producer import JobProducer, QueueStats
+from llava_wire.producer import JobProducer
+from llava_wire.reports import Glimpse, QueueStats
+from llava_wire.terms import TenantTerms
 
 __all__ = [
     "WIRE_VERSION",
+    "AlreadySubmitted",
     "Assignment",
     "DuplicateJob",
     "ErrorCode",
     "Event",
     "Final",
     "FinishReason",
+    "Glimpse",
     "Grammar",
     "GrammarKind",
     "Heartbeat",
@@ -40,6 +51,7 @@ __all__ = [
     "Role",
     "SamplingParams",
     "TenantOverLimit",
+    "TenantTerms",
     "TokenLogprob",
     "TokenScore",
     "WireError",

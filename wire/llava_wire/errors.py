@@ -3,13 +3,21 @@
 WireError
 ├── QueueUnavailable       Redis cannot be reached: answer 503
 ├── DuplicateJob           the same job id with other contents
+├── AlreadySubmitted       the same job has been submitted by somebody else
 ├── QueueFull              the model's waiting room is full: answer 503
 └── TenantOverLimit        this tenant has its share of live jobs: answer 429
 """
 
 from __future__ import annotations
 
-__all__ = ["DuplicateJob", "QueueFull", "QueueUnavailable", "TenantOverLimit", "WireError"]
+__all__ = [
+    "AlreadySubmitted",
+    "DuplicateJob",
+    "QueueFull",
+    "QueueUnavailable",
+    "TenantOverLimit",
+    "WireError",
+]
 
 
 class WireError(Exception):
@@ -18,6 +26,10 @@ class WireError(Exception):
 
 class DuplicateJob(WireError):
     """A job with this id, but with other contents, is known already."""
+
+
+class AlreadySubmitted(WireError):
+    """This very job is live, or ended minutes ago: ``peek`` at it, or ``attach``."""
 
 
 class QueueUnavailable(WireError):

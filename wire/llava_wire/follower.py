@@ -88,7 +88,7 @@ class Follower:
 
     async def _cancel_regretted(self) -> None:
         for job_id, tenant in list(self._ledger.regrets.items()):
-            await self._link.script("cancel", job_id, tenant, self._ledger.controller_id, 1)
+            await self._link.script("cancel", job_id, tenant, self._ledger.controller_id, 1, 0)
             self._ledger.regrets.pop(job_id, None)
 
     async def _check_quiet_jobs(self) -> None:
@@ -168,7 +168,7 @@ class Follower:
 
 
 def submission(live: LiveJob, controller_id: str) -> tuple[str | bytes | float, ...]:
-    """The arguments by which ``submit`` and ``resync`` make a job: up to its time to live and digests."""
+    """The arguments by which ``submit`` and ``resync`` make a job, in the scripts' order."""
     job = live.job
     digests = " ".join(dict.fromkeys(image.digest for image in job.images))
     payload = msgspec.msgpack.encode(job)
@@ -181,6 +181,8 @@ def submission(live: LiveJob, controller_id: str) -> tuple[str | bytes | float, 
         payload,
         _milliseconds(live.ttl_s),
         digests,
+        job.priority,
+        live.nonce,
     )
 
 

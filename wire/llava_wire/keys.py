@@ -4,12 +4,18 @@
 key                   type   what; written by                      life
 ===================== ====== ===================================== =========================================
 wait:{model}          ZSET   job -> fair score; submit, put back   the longest of its jobs' lives
-fair:{model}          ZSET   tenant -> its next start; submit      1 h after use
+wait-high, wait-low   ZSET   the same for other priorities         as wait
+suspects:{model}      ZSET   the same for those that run alone     as wait
+since:{model}         ZSET   job -> when it began to wait          as wait
+backlog:{model}       STRING cost of all that wait                 as wait
+ward:{model}          STRING worker that runs empty for a suspect  a lease
+served:{model}:{n}    STRING cost done in the n-th ten seconds     70 s
+fair:{model}          ZSET   room, tenant -> next start; submit    1 h after use
 clock:{model}         STRING virtual time of the fair order; pull  1 h after use
 wake:{model}          LIST   one token when there is work          1 min
 job:{job}             HASH   state, payload, owner ...; all        deadline + 5 min; 5 min after the end
 log:{job}             LIST   packed events, the checkpoint; emit   as its job
-tenant:{tenant}       SET    its live jobs                         the longest of its jobs' lives
+tenant:{tenant}       HASH   its live jobs -> cost                 the longest of its jobs' lives
 live:{controller}     SET    the jobs it streams                   the longest of its jobs' lives
 inflight:{worker}     HASH   job -> assignment, route, log length  the longest of its jobs' lives
 heartbeat:{worker}    STRING packed Heartbeat; beat                its lease

@@ -37,6 +37,7 @@ class LiveJob:
         self.job = job
         self.pixels = dict(pixels)
         self.owner = owner  # which take-over of the stream is ours
+        self.nonce = uuid.uuid4().hex  # by which a submit sent twice is told from another's of the same job
         self.is_submitted = True  # False while the first call is under way: it may still be refused
         self.frames = list(frames)
         self.next_offset = sum(len(event.token_ids) for event in decode_log(frames))
@@ -62,7 +63,6 @@ class Ledger:
         self.ready: list[tuple[str, Event]] = []
         self.moved: deque[str] = deque(maxlen=1024)  # jobs that other controllers took over
         self.beat = 0  # of this identity; Redis must remember it
-        self.ended: deque[float] = deque(maxlen=64)  # when the last jobs ended
 
     def take_new_identity(self) -> None:
         """Redis lost memory: leave the old stream, whose ids may run backwards, and doubt every job."""
@@ -111,7 +111,6 @@ class Ledger:
         self.ready.append((job_id, event))
         if event.final:
             self.drop(job_id)
-            self.ended.append(time.monotonic())
 
     def fail(self, job_id: str, code: ErrorCode, message: str) -> None:
         """End a live job here: its stream gets a final event that no worker wrote."""
@@ -133,13 +132,6 @@ class Ledger:
                 self.fail(job_id, ErrorCode.DEADLINE_EXCEEDED, limit)
                 self.regrets[job_id] = live.job.tenant
 
-    def seconds_until(self, num_ended: int) -> float:
-        """A guess when so many jobs will have ended, at this controller's own pace; 1 to 60 s."""
-        if len(self.ended) < 2:
-            return 5.0
-        pace = len(self.ended) / max(time.monotonic() - self.ended[0], 0.001)
-        return min(max(num_ended / pace, 1.0), 60.0)
-
     def take_ready(self) -> list[tuple[str, Event]]:
         ready, self.ready = self.ready, []
         return ready
@@ -157,11 +149,11 @@ def decode_event(payload: bytes, offset: int) -> Event:
     return msgspec.structs.replace(event, offset=offset) if event.offset < 0 else event
 
 
-def decode_log(frames: list[bytes] | tuple[bytes, ...]) -> list[Event]:
-    """The events of a log, with their offsets."""
+def decode_log(frames: list[bytes] | tuple[bytes, ...], offset: int = 0) -> list[Event]:
+    """The events of a log, or of what follows ``offset`` in it, with their offsets."""
     events: list[Event] = []
     for frame in frames:
-        events.append(decode_event(frame, events[-1].next_offset if events else 0))
+        events.append(decode_event(frame, events[-1].next_offset if events else offset))
     return events
 
 

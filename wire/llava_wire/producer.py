@@ -10,41 +10,34 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple
 from typing import Any
 
 import msgspec
 
 from llava_wire.connection import UNAVAILABLE, Arg, Link, try_briefly
-from llava_wire.errors import DuplicateJob, QueueFull, QueueUnavailable, TenantOverLimit
+from llava_wire.errors import DuplicateJob, QueueUnavailable
 from llava_wire.event import ErrorCode, Event
 from llava_wire.follower import Follower, submission
 from llava_wire.heartbeat import Heartbeat
 from llava_wire.job import Job
 from llava_wire.ledger import Ledger, LiveJob, decode_log, error_event
+from llava_wire.refusal import QueueLimits, refusal
+from llava_wire.reports import Glimpse, QueueStats
+from llava_wire.terms import EVEN_TERMS, TenantTerms
 
-__all__ = ["JobProducer", "QueueStats"]
+__all__ = ["JobProducer"]
 
-MAX_CRASHES = 3  # an innocent job may be beside a poisonous one twice
+MAX_CRASHES = 3  # twice in company, which may have been to blame, and then alone
+SPARE_S = 3.0  # who has not peeked for so long reads no more
 ORPHAN_GRACE_S = 30.0
 NUM_TRIES = 3
 MAX_KNOWN_BLOBS = 4096
 CRASHED = error_event(
     ErrorCode.WORKER_CRASHED,
-    f"{MAX_CRASHES} workers stopped while they ran this request: change it before trying again",
+    "workers stopped each time they ran this request, the last one while it ran nothing else: change it "
+    "before trying again",
 )
-
-
-@dataclass(frozen=True)
-class QueueStats:
-    """A moment of the whole system, but ``num_live`` is of this controller. ``num_waiting`` is by model."""
-
-    num_waiting: Mapping[str, int]
-    num_running: int
-    num_workers: int
-    num_controllers: int
-    num_dead_letters: int
-    num_live: int
 
 
 class JobProducer:
@@ -54,17 +47,13 @@ class JobProducer:
         self,
         url: str,
         *,
-        max_queued: int,
-        max_tenant_jobs: int,
-        max_pixel_bytes: int,
+        limits: QueueLimits,
         lease_s: float,
         timeout_s: float,
         orphan_grace_s: float,
         check_interval_s: float,
     ) -> None:
-        self._max_queued = max_queued
-        self._max_tenant_jobs = max_tenant_jobs
-        self._max_pixel_bytes = max_pixel_bytes
+        self._limits = limits
         self._lease_ms = int(lease_s * 1000)
         self._orphan_ms = int(orphan_grace_s * 1000)
         self._link = Link(url, timeout_s=timeout_s)
@@ -78,7 +67,9 @@ class JobProducer:
         url: str,
         *,
         max_queued: int = 1024,
+        max_queued_cost: float = 1e7,
         max_tenant_jobs: int = 256,
+        max_tenant_cost: float = 1e7,
         max_pixel_bytes: int = 1 << 30,
         lease_s: float = 5.0,
         hang_timeout_s: float = 30.0,
@@ -88,17 +79,17 @@ class JobProducer:
     ) -> JobProducer:
         """Raises QueueUnavailable if Redis does not answer, within ``timeout_s`` as in every later call.
 
-        ``max_queued`` is by model, ``max_tenant_jobs`` counts waiting and running ones, ``max_pixel_bytes``
-        everybody's pictures. ``lease_s``: what workers are given when nobody has reaped for a while;
-        ``hang_timeout_s`` is the workers' own, taken here so that both sides read alike. Jobs of a controller
-        unseen for ``orphan_grace_s`` are cancelled. A job quiet for ``check_interval_s`` is looked after.
+        ``QueueLimits`` says what the ``max_`` are of. ``lease_s``: what workers are given when nobody has
+        reaped for a while; ``hang_timeout_s`` is the workers' own, taken here so that both sides read alike.
+        Jobs of a controller unseen for ``orphan_grace_s`` are cancelled. A job quiet for ``check_interval_s``
+        is looked after.
         """
         del hang_timeout_s
         producer = cls(
             url,
-            max_queued=max_queued,
-            max_tenant_jobs=max_tenant_jobs,
-            max_pixel_bytes=max_pixel_bytes,
+            limits=QueueLimits(
+                max_queued, max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes
+            ),
             lease_s=lease_s,
             timeout_s=timeout_s,
             orphan_grace_s=orphan_grace_s,
@@ -117,30 +108,36 @@ class JobProducer:
         """Random, new with each process, and again each time that Redis has lost memory."""
         return self._ledger.controller_id
 
-    async def submit(self, job: Job, pixels: Mapping[str, bytes]) -> None:
+    async def submit(self, job: Job, pixels: Mapping[str, bytes], terms: TenantTerms = EVEN_TERMS) -> None:
         """Put a job into the queue; its events come through ``follow``, perhaps before this returns.
 
         ``pixels`` holds the tiles of every picture of the job, by digest; what Redis has is not sent again.
-        May be repeated with the same job. Raises QueueFull, TenantOverLimit, DuplicateJob, QueueUnavailable;
-        after any of these the job does not run (or is cancelled as soon as Redis answers again).
+        May be repeated with the same job. Raises QueueFull, TenantOverLimit, QueueUnavailable, DuplicateJob,
+        and AlreadySubmitted if another controller has it or it has ended; after any of these the job does not
+        run for this caller (or is cancelled as soon as Redis answers again).
         """
         pixels = {image.digest: pixels[image.digest] for image in job.images}
-        live = self._ledger.live.get(job.job_id)
-        if live is None:
-            live = self._ledger.live[job.job_id] = LiveJob(job, pixels, ttl_s=job.ttl_s)
-            live.is_submitted = False
-        elif live.job != job:
-            raise DuplicateJob(f"job {job.job_id} is live with other contents")
+        if not self.is_live(job):
+            self._ledger.live[job.job_id] = LiveJob(job, pixels, ttl_s=job.ttl_s)
+            self._ledger.live[job.job_id].is_submitted = False
+        live = self._ledger.live[job.job_id]
         try:
-            answer = await self._submit(live)
+            answer = await self._submit(live, terms)
         except BaseException:
             self._ledger.silence(job.job_id)
             self._ledger.regrets[job.job_id] = job.tenant
             raise
         if answer[0] != b"ok":
             self._ledger.silence(job.job_id)
-            raise self._refusal(job, answer)
+            raise refusal(job, self._limits.under(terms), answer)
         live.is_submitted = True
+
+    def is_live(self, job: Job) -> bool:
+        """Whether this very job is streamed here. Raises DuplicateJob if it is with other contents."""
+        live = self._ledger.live.get(job.job_id)
+        if live and live.job != job:
+            raise DuplicateJob(f"job {job.job_id} is live with other contents")
+        return live is not None
 
     async def cancel(self, job_id: str, *, tenant: str) -> bool:
         """End a job without further events; True if it was live.
@@ -152,10 +149,34 @@ class JobProducer:
             return False
         self._ledger.silence(job_id)
         try:
-            return bool(await self._call("cancel", job_id, tenant, self.controller_id, int(live is not None)))
+            return bool(
+                await self._call("cancel", job_id, tenant, self.controller_id, int(live is not None), 0)
+            )
         except BaseException:
             self._ledger.regrets[job_id] = tenant
             raise
+
+    async def abandon(self, job_id: str, *, tenant: str) -> bool:
+        """Cancel a job that this controller reads for nobody, unless somebody has peeked at it lately.
+
+        Raises QueueUnavailable; nothing has happened then.
+        """
+        spare_ms = int(SPARE_S * 1000)
+        if await self._call("cancel", job_id, tenant, self.controller_id, 1, spare_ms) == 2:
+            return False
+        self._ledger.silence(job_id)
+        return True
+
+    async def peek(self, job_id: str, *, tenant: str, num_events: int = 0, offset: int = 0) -> Glimpse | None:
+        """What follows the first ``num_events`` events, which end at ``offset``; the stream stays put.
+
+        None if the job is unknown or another tenant's. Raises QueueUnavailable.
+        """
+        answer = await self._call("peek", job_id, tenant, num_events)
+        if not answer:
+            return None
+        state, model, frames = answer
+        return Glimpse(state.decode(), model.decode(), decode_log(frames, offset))
 
     def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:
         """Batches of (job id, event) for ever, of all live jobs; each job's events are whole and in order.
@@ -246,13 +267,13 @@ class JobProducer:
             self._ledger.suspect(live.job.job_id)
         return self._ledger.delivered(live.job.job_id)
 
-    async def _submit(self, live: LiveJob) -> list[Any]:
+    async def _submit(self, live: LiveJob, terms: TenantTerms) -> list[Any]:
         args = submission(live, self.controller_id)
-        limits = (self._max_queued, self._max_tenant_jobs, self._max_pixel_bytes)
+        limits = astuple(self._limits.under(terms))
         digests = [digest for digest in live.pixels if digest not in self._known_blobs]
         for _ in range(NUM_TRIES):  # Redis may drop pixels between two tries
             pairs = [arg for digest in digests for arg in (digest, live.pixels[digest])]
-            answer: list[Any] = await self._call("submit", *args[:7], *limits, args[7], *pairs)
+            answer: list[Any] = await self._call("submit", *args, terms.weight, *limits, *pairs)
             if answer[0] != b"pixels":
                 self._remember_blobs(live.pixels)
                 return answer
@@ -265,23 +286,6 @@ class JobProducer:
             self._known_blobs.move_to_end(digest)
         while len(self._known_blobs) > MAX_KNOWN_BLOBS:
             self._known_blobs.popitem(last=False)
-
-    def _refusal(self, job: Job, answer: list[Any]) -> DuplicateJob | QueueFull | TenantOverLimit:
-        if answer[0] == b"duplicate":
-            return DuplicateJob(f"job {job.job_id} is known with other contents")
-        if answer[0] == b"tenant":
-            message = f"{answer[1]} requests of this key are waiting or running; the limit is"
-            soon = self._ledger.seconds_until(1)
-            return TenantOverLimit(
-                f"{message} {self._max_tenant_jobs}: wait for one to end", retry_after_s=soon
-            )
-        if answer[0] == b"bytes":
-            message = (
-                f"pictures of other requests take {answer[1]} bytes of {self._max_pixel_bytes}: try later"
-            )
-            return QueueFull(message, retry_after_s=self._ledger.seconds_until(1))
-        message = f"{answer[1]} requests wait for {job.model}; the limit is {self._max_queued}: try later"
-        return QueueFull(message, retry_after_s=self._ledger.seconds_until(answer[1]))
 
     async def _call(self, name: str, *args: Arg) -> Any:
         return await try_briefly(lambda: self._link.script(name, *args))

@@ -21,9 +21,9 @@ from llava_server.metrics import AnswerMeter
 from llava_server.registry import ServedModel
 from llava_server.schemas import ChatRequest
 from llava_server.services import Services, services_of
-from llava_server.streaming import EventStream, StreamPace, collect, until_gone
+from llava_server.streaming import EventStream, collect, stream_pace, until_gone
 from llava_server.translate import image_urls, to_jobs
-from llava_server.validation import check_sizes, parse_chat_request
+from llava_server.validation import check_sizes, idempotency_key, parse_chat_request
 from llava_server.writer import AnswerWriter
 
 __all__ = ["request_schemas", "router"]
@@ -44,7 +44,7 @@ _ERROR = {"description": "What is wrong, in OpenAI's shape: error.code, error.me
         200: {
             "description": "chat.completion, or with stream true text/event-stream of chat.completion.chunk"
         },
-        **{status: _ERROR for status in (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)},
+        **{status: _ERROR for status in (400, 401, 404, 408, 409, 413, 415, 429, 500, 503, 504)},
     },
     openapi_extra={
         "requestBody": {
@@ -59,9 +59,15 @@ async def create_chat_completion(request: Request) -> Response:
     arrived_at, metrics = request.state.arrived_at, services_of(request).metrics
     meters = [AnswerMeter(metrics, model.name, arrived_at=arrived_at) for _ in range(len(choices))]
     include_usage = bool(chat.stream_options and chat.stream_options.include_usage)
-    writer = AnswerWriter(choices.job, model, include_usage=include_usage)
+    writer = AnswerWriter(
+        choices.job_id,
+        model.name,
+        model.fingerprint,
+        include_usage=include_usage,
+        tells_logprobs=chat.num_logprobs is not None,
+    )
     if chat.stream:
-        pace = _pace(services_of(request))
+        pace = stream_pace(services_of(request).settings)
         return EventStream(choices, first, writer, meters, pace, include_usage=include_usage)
     try:
         answers = await until_gone(request.receive, collect(choices, first, meters))
@@ -89,10 +95,12 @@ async def _open(request: Request) -> tuple[ChatRequest, ServedModel, Choices, tu
         tenant = request.state.tenant
         owner = _EVERYBODY if chat.cache_scope == "public" else tenant
         pictures = [await _take(services, param, url, model, owner) for param, url in image_urls(chat)]
-    jobs = to_jobs(chat, pictures, model, tenant=tenant, ttl_s=services.settings.request_timeout_s)
+    key = idempotency_key(request.headers)
+    ttl_s = services.settings.request_timeout_s
+    jobs = to_jobs(chat, pictures, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=key)
     request.state.job_id = jobs[0].job_id
     pixels = {picture.ref.digest: picture.pixels for picture in pictures}
-    choices = Choices(services.controller)
+    choices = Choices(services.controller, is_kept=key is not None)
     try:
         await choices.submit(jobs[:1], pixels)
         index, first = await choices.next()
@@ -126,7 +134,3 @@ async def _take(services: Services, param: str, url: str, model: ServedModel, ow
         return await services.intake.take(url, model.image_spec, tenant=owner)
     except PictureRefused as refused:
         raise ApiError(refused.code, f"{param}: {refused.message}", param=param) from refused
-
-
-def _pace(services: Services) -> StreamPace:
-    return StreamPace(services.settings.keepalive_s, services.settings.send_timeout_s)

@@ -3,6 +3,7 @@
 -- and skipped) and its offset must be the log's length. A gap means that the log lost writes: the job goes back to
 -- the queue, to be continued from the log. One XADD per controller. Answers the jobs refused.
 -- ARGV: worker, lease_ms, hang_ms, (job, assignment, frame, offset, num_tokens, is_final, payload)...
+local ACQUITTAL = 8
 local worker = ARGV[1]
 local slots = key('inflight', worker)
 redis.call('ZADD', PREFIX .. 'workers', now + tonumber(ARGV[2]), worker)
@@ -19,6 +20,16 @@ local function release(id)
   gone[#gone + 1] = id
 end
 
+-- A suspect that is so many frames beyond where its last worker crashed is one no more; but not for ever again. If
+-- others wait to be tried it makes room for them: true.
+local function acquit(id)
+  local model, crashes, doubts = unpack(redis.call('HMGET', key('job', id), 'model', 'crashes', 'doubts'))
+  if tonumber(doubts or 0) < SUSPECT or tonumber(crashes) >= MAX_DOUBTS then return false end
+  redis.call('HSET', key('job', id), 'doubts', 0)
+  wake(model)
+  return redis.call('EXISTS', key(WARD, model)) == 1
+end
+
 local function write(id, assignment, controller, length, frame, count, final, payload)
   local out = outs[controller] or {}
   outs[controller] = out
@@ -30,6 +41,11 @@ local function write(id, assignment, controller, length, frame, count, final, pa
   else
     held[id] = slot(assignment, controller, length + count, frame)
     changed[id] = true
+    if frame == ACQUITTAL and acquit(id) then
+      put_back(id, length + count)
+      release(id)
+      refused[#refused + 1] = id
+    end
   end
 end
 

@@ -1,10 +1,13 @@
 -- pull: hand out up to n jobs, first in the fair order, each under a nonce of the caller, which becomes the
 -- assignment id. The same call sent twice finds its nonces and gives the same answer, so no job is ever assigned
--- to a worker that never heard of it. A job whose pixels are gone is parked and its controller told.
+-- to a worker that never heard of it. A job whose pixels are gone is parked and its controller told. Rooms are emptied
+-- in the order of priority; who has waited for AGE_MS counts as urgent. A suspect is handed out alone, to a worker that
+-- holds nothing, which gets nothing else until the suspect is beyond doubt. If all are busy one of them is the next to
+-- run empty (`ward`).
 -- ARGV: worker, model, lease_ms, hang_ms, nonce...
 -- Answer: {{job, assignment, length, payload, log, end of its life}...}, {digest, bytes...}, now
 local worker, model, lease, hang = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local slots, room = key('inflight', worker), key('wait', model)
+local slots = key('inflight', worker)
 redis.call('ZADD', PREFIX .. 'workers', now + lease, worker)
 
 local answer, blobs, sent = {}, {}, {}
@@ -33,7 +36,8 @@ if #answer > 0 then return {answer, blobs, now} end
 
 local function assign(id, assignment)
   local job = key('job', id)
-  local controller, length, digests = unpack(redis.call('HMGET', job, 'controller', 'length', 'digests'))
+  local controller, length, digests, cost = unpack(redis.call('HMGET', job, 'controller', 'length', 'digests', 'cost'))
+  lighten(model, id, cost or 0)
   if not digests then return end -- expired while it waited
   if #missing_blobs(digests) > 0 then
     redis.call('HSET', job, 'state', 'parked')
@@ -45,12 +49,54 @@ local function assign(id, assignment)
   hand_out(id, assignment, tonumber(length))
 end
 
+local function suspects_turn()
+  if #held == 2 and tonumber(redis.call('HGET', key('job', held[1]), 'doubts') or 0) >= SUSPECT then return true end
+  local ward = key('ward', model)
+  while #held == 0 do
+    local first = redis.call('ZPOPMIN', key(WARD, model))
+    if #first == 0 then return false end
+    assign(first[1], ARGV[5])
+    if #answer > 0 then
+      redis.call('DEL', ward)
+      return true
+    end
+  end
+  if redis.call('EXISTS', key(WARD, model)) == 0 then return false end
+  redis.call('SET', ward, worker, 'PX', lease, 'NX')
+  if redis.call('GET', ward) ~= worker then return false end
+  redis.call('PEXPIRE', ward, lease)
+  return true
+end
+
+local function grow_old()
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('since', model), '-inf', now - AGE_MS, 'LIMIT', 0, 64)) do
+    for _, name in ipairs({ROOMS[2], ROOMS[3]}) do
+      local score = redis.call('ZSCORE', key(name, model), id)
+      if score then
+        redis.call('ZREM', key(name, model), id)
+        redis.call('ZADD', key(ROOMS[1], model), score, id)
+        extend(key(ROOMS[1], model), redis.call('PTTL', key('backlog', model)))
+      end
+    end
+    redis.call('ZREM', key('since', model), id)
+  end
+end
+
+local function first_in_line()
+  for _, name in ipairs(ROOMS) do
+    local first = redis.call('ZPOPMIN', key(name, model))
+    if #first > 0 then return first end
+  end
+end
+
+local is_over = suspects_turn()
+if not is_over then grow_old() end
 local virtual = virtual_time(model)
 local last = virtual
 for _ = 1, #ARGV - 4 + 64 do -- 64: how many parked or expired jobs one call clears away
-  if #answer == #ARGV - 4 then break end
-  local first = redis.call('ZPOPMIN', room)
-  if #first == 0 then break end
+  if is_over or #answer == #ARGV - 4 then break end
+  local first = first_in_line()
+  if not first then break end
   last = math.max(last, tonumber(first[2]))
   assign(first[1], ARGV[5 + #answer])
 end
@@ -59,5 +105,5 @@ if last > virtual then
   redis.call('ZREMRANGEBYSCORE', key('fair', model), '-inf', last) -- a tenant behind the clock starts at the clock
 end
 if #answer > 0 and #held == 0 then redis.call('ZADD', PREFIX .. 'progress', now + hang, worker) end
-if redis.call('EXISTS', room) == 1 then wake(model) end
+if not is_over and num_in_line(model) > 0 then wake(model) end -- who may not have it must not be woken by it
 return {answer, blobs, now}

@@ -6,6 +6,7 @@ local PREFIX = '{lv}:'
 local KEEP_MS = 300000
 local OUT_MS = 600000
 local FAIR_MS = 3600000
+local SERVED_MS, NUM_SERVED = 10000, 6
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
@@ -105,15 +106,57 @@ local function append(id, payload)
   return index
 end
 
+-- A job waits in one room of its model, by its priority. Suspects, whose workers have crashed `SUSPECT` times since
+-- they were last beyond doubt, wait apart: they run alone. `since` tells when those that may grow old came, `backlog`
+-- is what the waiting ones will cost together.
+local ROOMS = {'wait-high', 'wait', 'wait-low'}
+local WARD = 'suspects'
+local SUSPECT, MAX_DOUBTS = 2, 6
+local AGE_MS = 30000
+
+local function room_of(priority, doubts)
+  if tonumber(doubts or 0) >= SUSPECT then return WARD end
+  return priority > 0 and ROOMS[1] or priority < 0 and ROOMS[3] or ROOMS[2]
+end
+
+local function num_in_line(model)
+  local count = 0
+  for _, room in ipairs(ROOMS) do count = count + redis.call('ZCARD', key(room, model)) end
+  return count
+end
+
+local function num_waiting(model) return num_in_line(model) + redis.call('ZCARD', key(WARD, model)) end
+
+-- A room was left; the last one out makes the sum exactly nothing.
+local function lighten(model, id, cost)
+  redis.call('ZREM', key('since', model), id)
+  if num_waiting(model) == 0 then return redis.call('DEL', key('backlog', model), key('since', model)) end
+  redis.call('INCRBYFLOAT', key('backlog', model), -cost)
+  return 1
+end
+
+local function leave_room(id, model, cost)
+  local left = redis.call('ZREM', key(WARD, model), id)
+  for _, room in ipairs(ROOMS) do left = left + redis.call('ZREM', key(room, model), id) end
+  if left > 0 then lighten(model, id, cost) end
+end
+
 -- Back to its old place in the queue; `length` is the log's in tokens.
 local function put_back(id, length)
   local job = key('job', id)
-  local model, score = unpack(redis.call('HMGET', job, 'model', 'score'))
+  local model, score, cost, priority, doubts =
+    unpack(redis.call('HMGET', job, 'model', 'score', 'cost', 'priority', 'doubts'))
   if not model then return end -- expired
   redis.call('HSET', job, 'state', 'queued', 'assignment', '', 'worker', '', 'length', length)
-  local room = key('wait', model)
-  redis.call('ZADD', room, score, id)
-  extend(room, redis.call('PTTL', job))
+  local life, name = redis.call('PTTL', job), room_of(tonumber(priority), doubts)
+  local room, backlog, since = key(name, model), key('backlog', model), key('since', model)
+  if redis.call('ZADD', room, score, id) == 1 then redis.call('INCRBYFLOAT', backlog, cost) end
+  extend(room, life)
+  extend(backlog, life)
+  if name == ROOMS[2] or name == ROOMS[3] then
+    redis.call('ZADD', since, 'NX', now, id)
+    extend(since, life)
+  end
   wake(model)
 end
 
@@ -126,16 +169,34 @@ local function fence(id)
   return length
 end
 
+-- What is done is counted by tens of seconds, so that who is refused can be told when to come again.
+local function count_served(model, cost)
+  local bucket = key('served', model .. ':' .. math.floor(now / SERVED_MS))
+  redis.call('INCRBYFLOAT', bucket, cost)
+  redis.call('PEXPIRE', bucket, (NUM_SERVED + 1) * SERVED_MS)
+end
+
+-- Cost a second, measured over the last minute; nil if nothing was done.
+local function rate(model)
+  local sum, oldest, last = 0, nil, math.floor(now / SERVED_MS)
+  for bucket = last, last - NUM_SERVED, -1 do
+    local served = redis.call('GET', key('served', model .. ':' .. bucket))
+    if served then sum, oldest = sum + tonumber(served), bucket end
+  end
+  return oldest and sum * 1000 / math.max(now - oldest * SERVED_MS, 1000)
+end
+
 local function end_job(id, state)
   local job = key('job', id)
-  local model, tenant, controller, digests =
-    unpack(redis.call('HMGET', job, 'model', 'tenant', 'controller', 'digests'))
+  local model, tenant, controller, digests, cost =
+    unpack(redis.call('HMGET', job, 'model', 'tenant', 'controller', 'digests', 'cost'))
   if not model then return end -- expired
   redis.call('HSET', job, 'state', state)
+  if state == 'done' then count_served(model, cost) end
   for _, digest in ipairs(words(digests or '')) do redis.call('SREM', key('users', digest), id) end
   if state ~= 'orphaned' then redis.call('HDEL', job, 'payload', 'digests') end -- an orphan may be adopted
-  redis.call('ZREM', key('wait', model), id)
-  redis.call('SREM', key('tenant', tenant), id)
+  leave_room(id, model, cost)
+  redis.call('HDEL', key('tenant', tenant), id)
   redis.call('SREM', key('live', controller), id)
   redis.call('PEXPIRE', job, KEEP_MS)
   redis.call('PEXPIRE', key('log', id), KEEP_MS)
@@ -146,7 +207,8 @@ end
 local function virtual_time(model) return tonumber(redis.call('GET', key('clock', model)) or '0') end
 
 local function set_virtual_time(model, value)
-  local life = math.max(FAIR_MS, redis.call('PTTL', key('wait', model)))
+  local life = FAIR_MS
+  for _, room in ipairs(ROOMS) do life = math.max(life, redis.call('PTTL', key(room, model))) end
   redis.call('SET', key('clock', model), string.format('%.17g', value), 'PX', life)
 end
 
@@ -156,40 +218,44 @@ local function arrival(model)
   return string.format('%.17g', virtual)
 end
 
--- Start-time fair queueing: a tenant's next job starts where its last one, weighed by cost, ends.
-local function fair_score(model, tenant, cost)
-  local fair = key('fair', model)
-  local score = math.max(tonumber(arrival(model)), tonumber(redis.call('ZSCORE', fair, tenant) or '0'))
-  redis.call('ZADD', fair, score + cost, tenant)
+-- Start-time fair queueing: a tenant's next job starts where its last one of that priority, whose cost is divided by
+-- the tenant's weight, ends.
+local function fair_score(model, tenant, priority, cost)
+  local fair, member = key('fair', model), room_of(priority) .. ' ' .. tenant
+  local score = math.max(tonumber(arrival(model)), tonumber(redis.call('ZSCORE', fair, member) or '0'))
+  redis.call('ZADD', fair, score + cost, member)
   extend(fair, FAIR_MS)
   return string.format('%.17g', score)
 end
 
-local function belong(id, tenant, controller, ttl)
-  redis.call('SADD', key('tenant', tenant), id)
+local function belong(id, tenant, controller, cost, ttl)
+  redis.call('HSET', key('tenant', tenant), id, cost)
   extend(key('tenant', tenant), ttl)
   redis.call('SADD', key('live', controller), id)
   extend(key('live', controller), ttl)
 end
 
--- Writes all of a job but its place in the queue. `owner` counts take-overs, `ttl` is without KEEP_MS.
-local function make_job(id, controller, tenant, model, payload, digests, ttl, score, crashes, owner)
-  local job, life = key('job', id), ttl + KEEP_MS
+-- Writes all of a job but its place in the queue, from the first ten arguments of `submit` and `resync`: job,
+-- controller, tenant, model, cost, payload, ttl_ms (without KEEP_MS), digests, priority, nonce. `owner` counts
+-- take-overs, `crashes` the deaths of its workers, `doubts` those since it was last beyond doubt.
+local function make_job(score, crashes, doubts, owner)
+  local id, controller, tenant, model, cost, payload, ttl, digests, priority, nonce = unpack(ARGV, 1, 10)
+  local job, life = key('job', id), tonumber(ttl) + KEEP_MS
   redis.call('HSET', job, 'controller', controller, 'tenant', tenant, 'model', model, 'payload', payload,
-    'digests', digests, 'print', redis.sha1hex(payload), 'ends', now + ttl, 'score', score, 'crashes', crashes,
-    'owner', owner)
+    'digests', digests, 'print', redis.sha1hex(payload), 'ends', now + tonumber(ttl), 'score', score,
+    'crashes', crashes, 'doubts', doubts, 'owner', owner, 'cost', cost, 'priority', priority, 'nonce', nonce)
   redis.call('PEXPIRE', job, life)
   use_blobs(id, digests, life)
-  belong(id, tenant, controller, life)
+  belong(id, tenant, controller, cost, life)
 end
 
 -- The job's events go to `controller` from now on.
 local function own(id, controller)
   local job = key('job', id)
-  local old, worker, tenant = unpack(redis.call('HMGET', job, 'controller', 'worker', 'tenant'))
+  local old, worker, tenant, cost = unpack(redis.call('HMGET', job, 'controller', 'worker', 'tenant', 'cost'))
   redis.call('SREM', key('live', old), id)
   redis.call('HSET', job, 'controller', controller)
-  belong(id, tenant, controller, redis.call('PTTL', job))
+  belong(id, tenant, controller, cost, redis.call('PTTL', job))
   if worker and worker ~= '' then
     local slots = key('inflight', worker)
     local assignment, _, length, frame = read_slot(redis.call('HGET', slots, id))

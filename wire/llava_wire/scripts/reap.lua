@@ -1,11 +1,13 @@
 -- reap: the controller's beat and the search for the dead, once a second. Jobs of a worker whose lease has run out,
--- or that holds jobs and shows no progress, return to their place; after max_crashes the job ends with the payload
+-- or that holds jobs and shows no progress, return to their place. One of them may have killed it: a job whose workers
+-- died twice runs alone from then on, and one that was alone when the last of max_crashes died ends, with the payload
 -- given by the caller and an entry in the dead-letter stream. Jobs of a controller unseen for orphan_ms end as
 -- orphans. When nobody reaped for a while, Redis itself was away and could hear no beat: everyone gets a new lease
 -- first. `beat` counts the caller's beats; one older than its last means that Redis has gone back in time.
 -- ARGV: controller, beat, max_crashes, orphan_ms, lease_ms, payload   Answer: {jobs put back, 1 if memory was lost}
 local controller, beat, max_crashes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local orphan, lease, payload = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local MAX_LETTER = 65536 -- bytes of a request that a dead letter keeps
 local workers, progress, controllers = PREFIX .. 'workers', PREFIX .. 'progress', PREFIX .. 'controllers'
 
 local seen = tonumber(redis.call('GET', key('beats', controller)) or '0')
@@ -26,27 +28,28 @@ if redis.call('EXISTS', PREFIX .. 'reaped') == 0 then
 end
 redis.call('SET', PREFIX .. 'reaped', '1', 'PX', math.max(lease, 3000))
 
-local function crash(id, worker, length)
+local function crash(id, worker, length, reason, was_alone)
   local job = key('job', id)
-  local crashes = redis.call('HINCRBY', job, 'crashes', 1)
-  if crashes < max_crashes then return put_back(id, length) end
-  local owner, tenant, model = unpack(redis.call('HMGET', job, 'controller', 'tenant', 'model'))
+  local crashes, doubts = redis.call('HINCRBY', job, 'crashes', 1), redis.call('HINCRBY', job, 'doubts', 1)
+  if doubts < max_crashes or not was_alone then return put_back(id, length) end
+  local owner, tenant, model, request = unpack(redis.call('HMGET', job, 'controller', 'tenant', 'model', 'payload'))
   notify(owner, {id .. ' ' .. append(id, payload), payload})
   end_job(id, 'done')
+  if #request > MAX_LETTER then request = '' end
   redis.call('XADD', PREFIX .. 'dlq', 'MAXLEN', '~', 1000, '*', 'job', id, 'tenant', tenant, 'model', model,
-    'worker', worker, 'crashes', crashes)
+    'worker', worker, 'crashes', crashes, 'tokens', length, 'reason', reason, 'payload', request)
 end
 
 forget_expired_blobs()
 
 local count = 0
-local function bury(worker)
+local function bury(worker, reason)
   local slots = key('inflight', worker)
   local flat = redis.call('HGETALL', slots)
   for i = 1, #flat, 2 do
     local _, _, length = read_slot(flat[i + 1])
     if redis.call('EXISTS', key('job', flat[i])) == 1 then
-      crash(flat[i], worker, length)
+      crash(flat[i], worker, length, reason, #flat == 2)
       count = count + 1
     end
   end
@@ -55,11 +58,13 @@ local function bury(worker)
 end
 
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', workers, '-inf', now)) do
-  bury(worker)
+  bury(worker, 'its worker ended')
   redis.call('ZREM', workers, worker)
   redis.call('DEL', key('heartbeat', worker))
 end
-for _, worker in ipairs(redis.call('ZRANGEBYSCORE', progress, '-inf', now)) do bury(worker) end
+for _, worker in ipairs(redis.call('ZRANGEBYSCORE', progress, '-inf', now)) do
+  bury(worker, 'its worker made no progress')
+end
 for _, dead in ipairs(redis.call('ZRANGEBYSCORE', controllers, '-inf', now - orphan)) do
   for _, id in ipairs(redis.call('SMEMBERS', key('live', dead))) do
     if redis.call('HGET', key('job', id), 'controller') == dead then

@@ -2,21 +2,22 @@
 -- Unknown job (Redis lost it): made anew, as if it came now. Log equal to the delivered frames or longer: adopted, the tail
 -- is the answer. Log shorter or different: the writer is fenced, the log set to what was delivered, the job queued
 -- again at its place. A job that another controller has taken over since, or that was cancelled, stays so.
--- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, owner, length, frame...
+-- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, owner, length, frame...
 -- Answer: {state, {missing digest...}, {frame...}, id of the last entry in the controller's stream}
-local id, controller, tenant, model, cost, payload = unpack(ARGV, 1, 6)
-local ttl, digests, owner, length = tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9]), ARGV[10]
+local id, controller, model, cost = ARGV[1], ARGV[2], ARGV[4], ARGV[5]
+local digests, owner, length = ARGV[8], tonumber(ARGV[11]), ARGV[12]
 local job, log = key('job', id), key('log', id)
-local state, old_owner, score, crashes = unpack(redis.call('HMGET', job, 'state', 'owner', 'score', 'crashes'))
+local state, old_owner, score, crashes, doubts =
+  unpack(redis.call('HMGET', job, 'state', 'owner', 'score', 'crashes', 'doubts'))
 see_controller(controller)
 
 local function tail_of_log()
   local frames = redis.call('LRANGE', log, 0, -1)
-  for i = 11, #ARGV do
-    if frames[i - 10] ~= ARGV[i] then return nil end
+  for i = 13, #ARGV do
+    if frames[i - 12] ~= ARGV[i] then return nil end
   end
   local tail = {}
-  for i = #ARGV - 9, #frames do tail[#tail + 1] = frames[i] end
+  for i = #ARGV - 11, #frames do tail[#tail + 1] = frames[i] end
   return tail
 end
 
@@ -29,7 +30,7 @@ local function absent() -- pixels that must be sent before the job can run
   local missing = missing_blobs(digests)
   if #missing > 0 then
     redis.call('HSET', job, 'state', 'parked')
-    redis.call('ZREM', key('wait', model), id)
+    leave_room(id, model, cost)
   end
   return missing
 end
@@ -50,7 +51,7 @@ if state then
 end
 
 redis.call('DEL', log)
-make_job(id, controller, tenant, model, payload, digests, ttl, score or arrival(model), crashes or 0, owner)
-for i = 11, #ARGV do append(id, ARGV[i]) end
+make_job(score or arrival(model), crashes or 0, doubts or 0, owner)
+for i = 13, #ARGV do append(id, ARGV[i]) end
 put_back(id, length)
 return {'queued', absent(), {}, last_entry()}

@@ -1,17 +1,20 @@
 -- submit: put one job into its model's waiting room, with the pixels it brings. A full room, a tenant over its
--- limit, too many bytes of pixels, and pixels that nobody has, are answered before anything of the job is written.
--- The same call sent twice finds the job and says 'ok'; the same id with other contents is a 'duplicate'.
--- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, max_queued, max_tenant_jobs,
---   max_pixel_bytes, digests, (digest, bytes)...
+-- limits, too many bytes of pixels, and pixels that nobody has, are answered before anything of the job is written,
+-- with the milliseconds until a place should be free (0: not known). The same call sent twice finds its nonce and says
+-- 'ok'; the same job under another nonce is 'known' (unless it was cancelled: then it begins anew), with other contents
+-- a 'duplicate'. `weight` is the tenant's share beside others'.
+-- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, weight, max_queued,
+--   max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes, (digest, bytes)...
 local id, controller, tenant, model, cost, payload = unpack(ARGV, 1, 6)
-local ttl, max_queued, max_tenant_jobs = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
-local max_bytes, digests = tonumber(ARGV[10]), ARGV[11]
-local room = key('wait', model)
+local ttl, digests, priority, nonce = tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9]), ARGV[10]
+local max_queued, max_queued_cost = tonumber(ARGV[12]), tonumber(ARGV[13])
+local max_tenant_jobs, max_tenant_cost, max_bytes = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
+cost = tonumber(cost)
 
 -- Drops pixels that no live job uses, soonest to expire first, until the new ones fit; nil, or the bytes in use.
 local function make_room()
   local need = 0
-  for i = 12, #ARGV, 2 do
+  for i = 17, #ARGV, 2 do
     if redis.call('EXISTS', key('blob', ARGV[i])) == 0 then need = need + #ARGV[i + 1] end
   end
   if need == 0 then return nil end
@@ -30,20 +33,39 @@ local function make_room()
   return used
 end
 
-local known = redis.call('HGET', key('job', id), 'print')
-if known then return {known == redis.sha1hex(payload) and 'ok' or 'duplicate'} end
-local waiting = redis.call('ZCARD', room)
-if waiting >= max_queued then return {'full', waiting} end
-local held = redis.call('SCARD', key('tenant', tenant))
-if held >= max_tenant_jobs then return {'tenant', held} end
-local used = make_room()
-if used then return {'bytes', used} end
-store_blobs(12, ttl + KEEP_MS)
+-- Milliseconds until so much cost is worked off, at the rate of the last minute.
+local function wait_for(load)
+  local pace = rate(model)
+  return pace and math.ceil(load * 1000 / pace) or 0
+end
+
+local function refusal()
+  local waiting, backlog = num_waiting(model), tonumber(redis.call('GET', key('backlog', model)) or '0')
+  if waiting >= max_queued then return {'full', waiting, wait_for(backlog / waiting)} end
+  if waiting > 0 and backlog + cost > max_queued_cost then
+    return {'heavy', math.ceil(backlog), wait_for(backlog + cost - max_queued_cost)}
+  end
+  local held, load = 0, 0
+  for _, each in ipairs(redis.call('HVALS', key('tenant', tenant))) do held, load = held + 1, load + tonumber(each) end
+  if held >= max_tenant_jobs then return {'tenant', held, wait_for(load / held)} end
+  if held > 0 and load + cost > max_tenant_cost then
+    return {'tenant_cost', math.ceil(load), wait_for(load + cost - max_tenant_cost)}
+  end
+  local used = make_room()
+  return used and {'bytes', used, wait_for(cost)}
+end
+
+local known, state, former = unpack(redis.call('HMGET', key('job', id), 'print', 'state', 'nonce'))
+if known and former == nonce then return {'ok'} end
+if known and state ~= 'cancelled' then return {known == redis.sha1hex(payload) and 'known' or 'duplicate'} end
+local refused = refusal()
+if refused then return refused end
+store_blobs(17, ttl + KEEP_MS)
 local missing = missing_blobs(digests)
 if #missing > 0 then return {'pixels', missing} end
 
-local score = fair_score(model, tenant, tonumber(cost))
-make_job(id, controller, tenant, model, payload, digests, ttl, score, 0, 1)
+redis.call('DEL', key('job', id), key('log', id))
+make_job(fair_score(model, tenant, priority, cost / tonumber(ARGV[11])), 0, 0, 1)
 see_controller(controller)
 put_back(id, 0)
 return {'ok'}

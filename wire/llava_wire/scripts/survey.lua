@@ -1,7 +1,7 @@
 -- survey: who is alive and how much waits. Reads only.
 -- ARGV: model...   Answer: {{waiting...}, running, {heartbeat...}, controllers, dead letters}
 local waiting, heartbeats, running = {}, {}, 0
-for _, model in ipairs(ARGV) do waiting[#waiting + 1] = redis.call('ZCARD', key('wait', model)) end
+for _, model in ipairs(ARGV) do waiting[#waiting + 1] = num_waiting(model) end
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', PREFIX .. 'workers', '(' .. now, '+inf')) do
   running = running + redis.call('HLEN', key('inflight', worker))
   local heartbeat = redis.call('GET', key('heartbeat', worker))

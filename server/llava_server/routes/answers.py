@@ -1,0 +1,91 @@
+"""GET and DELETE /v1/chat/completions/{id}: read an answer on, or from its beginning; or end it.
+
+An answer can be read by the key that asked for it, while it is under way and for five minutes after. It
+outlives its connection if it was asked for with an ``Idempotency-Key``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from llava_server.choices import Choices
+from llava_server.errors import ApiError
+from llava_server.metrics import Unmeasured
+from llava_server.services import services_of
+from llava_server.streaming import EventStream, collect, stream_pace, until_gone
+from llava_server.writer import AnswerWriter
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["chat"])
+
+_ERROR = {"description": "What is wrong, in OpenAI's shape: error.code, error.message, error.param."}
+JobId = Annotated[str, Path(description="The id of the completion.", max_length=128)]
+
+
+@router.get(
+    "/v1/chat/completions/{job_id}",
+    summary="Read an answer on where a connection broke",
+    response_model=None,
+    responses={status: _ERROR for status in (400, 401, 404, 409, 503)},
+)
+async def read_answer(
+    request: Request,
+    job_id: JobId,
+    stream: Annotated[str, Query(description="true: server-sent events; else the whole answer.")] = "false",
+    starting_after: Annotated[
+        str | None, Query(description="Tokens that the reader has; else the header Last-Event-ID.")
+    ] = None,
+    include_usage: Annotated[str, Query(description="true: a last chunk tells the tokens.")] = "false",
+) -> Response:
+    """Only with choices of one: an answer with ``n`` above 1 is read from its own stream alone."""
+    services = services_of(request)
+    start = _start(job_id, starting_after, request.headers.get("last-event-id"))
+    choices = Choices(services.controller)
+    request.state.job_id = job_id
+    model = await services.controller.model_of(job_id, request.state.tenant)
+    await choices.resume(job_id, request.state.tenant, timeout_s=services.settings.request_timeout_s)
+    tells_usage = include_usage == "true"
+    writer = AnswerWriter(job_id, model, services.registry.fingerprint(model), include_usage=tells_usage)
+    if stream == "true":
+        pace, meters = stream_pace(services.settings), [Unmeasured()]
+        return EventStream(choices, None, writer, meters, pace, include_usage=tells_usage, start=start)
+    try:
+        first = await until_gone(request.receive, choices.next())
+        answers = await until_gone(request.receive, collect(choices, first, [Unmeasured()]))
+    finally:
+        await choices.aclose()
+    return JSONResponse(writer.completion(answers))
+
+
+@router.delete(
+    "/v1/chat/completions/{job_id}",
+    summary="Cancel an answer",
+    response_model=None,
+    responses={status: _ERROR for status in (401, 404, 503)},
+)
+async def cancel_answer(request: Request, job_id: JobId) -> Response:
+    """For an answer that outlives its connection: nobody wants it any more."""
+    if not await services_of(request).controller.cancel(job_id, request.state.tenant):
+        raise ApiError("answer_not_found", "there is no such answer under way")
+    return JSONResponse({"id": job_id, "object": "chat.completion.deleted", "deleted": True})
+
+
+def _start(job_id: str, starting_after: str | None, last_event_id: str | None) -> int:
+    """Raises ApiError (400)."""
+    if starting_after is None and last_event_id:
+        of_job, _, starting_after = last_event_id.rpartition(":")
+        if of_job != job_id:
+            raise ApiError("invalid_value", "the header Last-Event-ID belongs to another answer")
+    text = starting_after or "0"
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise ApiError(
+            "invalid_value",
+            f"starting_after must be a number of tokens from 0 (got {text[:20]!r})",
+            param="starting_after",
+        )
+    return int(text)

@@ -1,0 +1,135 @@
+"""A whole system for fault tests: one queue, a path to it for each kind of process, controllers, workers.
+
+It lives as long as a module's tests; ``revive`` brings back what a test killed before the next one starts.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import redis
+from llava_wire import Heartbeat
+from llava_wire.keys import PERMANENT, PREFIX
+
+from tests.faults.processes import ControllerProcess, WorkerProcess, wait_until
+from tests.faults.proxy import FaultProxy
+from tests.wire.redis_server import RedisServer, binary
+
+__all__ = ["Cluster", "running_cluster"]
+
+
+class Cluster:
+    """``controllers`` reach the queue through ``front``, ``workers`` through ``back``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_controllers: int,
+        num_workers: int,
+        is_durable: bool,
+        server: dict[str, Any],
+        worker: dict[str, Any],
+    ) -> None:
+        program = binary("valkey")
+        assert program
+        self.queue = RedisServer(program, folder, is_durable=is_durable)
+        self.queue.start()
+        socket = folder / "s"
+        self.front, self.back = FaultProxy(socket), FaultProxy(socket)
+        self.controllers = [
+            ControllerProcess(self.front.url, folder / f"controller-{number}.log", **server)
+            for number in range(num_controllers)
+        ]
+        self.workers = [
+            WorkerProcess(self.back.url, folder / f"worker-{number}.log", **worker)
+            for number in range(num_workers)
+        ]
+
+    @property
+    def redis(self) -> redis.Redis:
+        return self.queue.client
+
+    def revive(self) -> None:
+        """Healthy, and nothing of earlier tests is under way."""
+        self.front.heal()
+        self.back.heal()
+        for process in (*self.workers, *self.controllers):
+            if process.status is not None:
+                process.start()
+        wait_until(lambda: all(worker.is_ready for worker in self.workers), "workers")
+        wait_until(lambda: all(each.is_ready() for each in self.controllers), "controllers")
+        wait_until(lambda: self.is_idle, "an idle system")
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.key_names("inflight:") and not self.key_names("wait")
+
+    def key_names(self, kind: str = "") -> list[str]:
+        return [key.decode() for key in self.redis.scan_iter(f"{PREFIX}{kind}*", count=1000)]
+
+    def state(self, job_id: str) -> str | None:
+        state = self.redis.hget(f"{PREFIX}job:{job_id}", "state")
+        return state.decode() if isinstance(state, bytes) else None
+
+    def holder(self, job_id: str) -> WorkerProcess:
+        """The worker that runs the job now."""
+        worker_id = self.redis.hget(f"{PREFIX}job:{job_id}", "worker")
+        assert isinstance(worker_id, bytes)
+        (found,) = [worker for worker in self.workers if worker_id.decode() in worker.log]
+        return found
+
+    def assert_no_key_leaks(self) -> None:
+        """Each key but the short list has a time to live."""
+        leaks = {key for key in self.key_names() if self.redis.ttl(key) == -1} - set(PERMANENT)
+        assert not leaks
+
+    def num_running(self, worker: WorkerProcess) -> float | None:
+        """How many sequences its engine has, as it says itself; None while it says nothing."""
+        for key in self.key_names("heartbeat:"):
+            if key.rpartition(":")[2] in worker.log and (packed := self.redis.get(key)):
+                assert isinstance(packed, bytes)
+                return msgspec.msgpack.decode(packed, type=Heartbeat).stats["num_running"]
+        return None
+
+    def close(self) -> None:
+        for process in (*self.controllers, *self.workers):
+            if process.status is None:
+                process.send(signal.SIGCONT)
+            process.kill()
+        self.front.close()
+        self.back.close()
+        self.queue.kill()
+
+
+@contextmanager
+def running_cluster(
+    *,
+    num_controllers: int = 2,
+    num_workers: int = 3,
+    is_durable: bool = True,
+    server: dict[str, Any] | None = None,
+    worker: dict[str, Any] | None = None,
+) -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="lv"))  # tmp_path is too long for a socket
+    cluster = Cluster(
+        folder,
+        num_controllers=num_controllers,
+        num_workers=num_workers,
+        is_durable=is_durable,
+        server=server or {},
+        worker=worker or {},
+    )
+    try:
+        cluster.revive()
+        yield cluster
+    finally:
+        cluster.close()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,34 @@
+"""One system for all scenarios here; each test finds it healthy and idle, and leaves no key behind."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.faults.cluster import Cluster, running_cluster
+from tests.faults.streams import Streams, reading
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[Cluster]:
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
+    shared_cluster.revive()
+    yield shared_cluster
+    shared_cluster.assert_no_key_leaks()
+
+
+@pytest.fixture
+async def streams() -> AsyncIterator[Streams]:
+    async with reading() as streams:
+        yield streams

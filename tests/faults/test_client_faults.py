@@ -1,0 +1,147 @@
+"""Clients that leave, stand still, or lose their controller."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import pytest
+from llava_wire.keys import PREFIX
+
+from tests.faults.cluster import Cluster
+from tests.faults.streams import Stream, Streams, question, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
+
+
+async def test_a_client_that_leaves_frees_its_place(cluster: Cluster, streams: Streams) -> None:
+    stream = streams.ask(cluster.controllers[0].url, question(1), max_tokens=4000)
+    await until(lambda: stream.num_deltas >= 5, "the stream")
+    assert stream.task
+    stream.task.cancel()
+    await until(lambda: cluster.state(stream.job_id) == "cancelled", "the cancel")
+    await until(lambda: cluster.is_idle, "a free place")
+    left = {key for key in cluster.key_names() if stream.job_id in key}
+    assert {key.rpartition("}:")[2].partition(":")[0] for key in left} <= {"job", "log"}
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 3, 5, 8, 13, 21])
+async def test_a_client_that_leaves_while_it_asks_is_never_stuck(
+    cluster: Cluster, streams: Streams, num_steps: int
+) -> None:
+    stream = streams.ask(cluster.controllers[0].url, question(num_steps), max_tokens=4000)
+    for _ in range(num_steps):
+        await asyncio.sleep(0)
+    assert stream.task
+    stream.task.cancel()
+    await asyncio.gather(stream.task, return_exceptions=True)
+    await until(lambda: cluster.is_idle and not cluster.key_names("live:"), "an idle system")
+
+
+async def test_a_controller_told_to_leave_finishes_its_streams(cluster: Cluster, streams: Streams) -> None:
+    leaving, staying = cluster.controllers
+    begun = [streams.ask(leaving.url, question(index)) for index in range(8)]
+    await until(lambda: all(stream.num_deltas >= 5 for stream in begun), "the streams")
+    leaving.send(signal.SIGTERM)
+    refused = streams.ask(leaving.url, question("late"))
+    await until(lambda: refused.is_over, "a refusal")
+    assert refused.status == 503
+    assert refused.error["code"] == "shutting_down"
+    instead = streams.ask(staying.url, question("late"))
+    await streams.all_over()
+    for stream in (*begun, instead):
+        stream.assert_undisturbed()
+    assert leaving.wait() == 0
+
+
+def assert_joined(first: Stream, rest: Stream) -> None:
+    """Both parts are the undisturbed text: no gap, no overlap."""
+    rest.text = first.text + rest.text
+    rest.assert_undisturbed()
+
+
+async def test_a_killed_controllers_streams_go_on_through_another(cluster: Cluster, streams: Streams) -> None:
+    killed, heir = cluster.controllers
+    begun = [streams.ask(killed.url, question(index)) for index in range(8)]
+    await until(lambda: all(stream.num_deltas >= 20 for stream in begun), "the streams")
+    killed.kill()
+    await until(lambda: all(stream.is_over for stream in begun), "broken connections")
+    for first, rest in [(stream, streams.resume(heir.url, stream)) for stream in begun]:
+        await until(lambda: rest.is_over, "the rest")  # noqa: B023
+        assert_joined(first, rest)
+
+
+async def test_a_killed_controllers_stream_to_which_nobody_comes_back_is_cancelled(
+    cluster: Cluster, streams: Streams
+) -> None:
+    stream = streams.ask(cluster.controllers[0].url, question(1), max_tokens=4000)
+    await until(lambda: stream.num_deltas >= 5, "the stream")
+    cluster.controllers[0].kill()
+    await until(lambda: cluster.state(stream.job_id) == "orphaned", "the end of the grace")
+    await until(lambda: cluster.is_idle, "a free place")
+
+
+async def test_a_cut_connection_is_taken_up_again_where_the_request_has_a_key(
+    cluster: Cluster, streams: Streams
+) -> None:
+    url = cluster.controllers[0].url
+    stream = streams.ask(
+        url, question(2), headers={"Idempotency-Key": f"cut {question(2)}".replace(" ", "-")}
+    )
+    await until(lambda: stream.num_deltas >= 20, "the stream")
+    assert stream.task
+    stream.task.cancel()
+    rest = streams.resume(url, stream)
+    await until(lambda: rest.is_over, "the rest")
+    assert_joined(stream, rest)
+
+
+async def test_a_request_repeated_after_its_controller_died_runs_once(
+    cluster: Cluster, streams: Streams
+) -> None:
+    killed, heir = cluster.controllers
+    headers = {"Idempotency-Key": "repeated-after-death"}
+    first = streams.ask(killed.url, question(3), max_tokens=600, headers=headers)
+    await until(lambda: first.num_deltas >= 20, "the stream")
+    killed.kill()
+    again = streams.ask(heir.url, question(3), max_tokens=600, headers=headers)
+    await until(lambda: again.is_over, "the answer")
+    again.assert_undisturbed()
+    assert again.job_id == first.job_id
+    assert cluster.redis.hget(f"{PREFIX}job:{first.job_id}", "crashes") == b"0"
+
+
+async def test_a_request_sent_to_both_controllers_at_once_runs_once(
+    cluster: Cluster, streams: Streams
+) -> None:
+    headers = {"Idempotency-Key": "sent-to-both"}
+    both = [streams.ask(each.url, question(4), headers=headers) for each in cluster.controllers]
+    await streams.all_over()
+    for stream in both:
+        stream.assert_undisturbed()
+    assert both[0].job_id == both[1].job_id
+
+
+async def test_one_reader_that_stands_still_holds_up_nobody(cluster: Cluster, streams: Streams) -> None:
+    url = cluster.controllers[0].url
+    slow = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]), limit=1)
+    request = streams.http.build_request("POST", f"{url}/v1/chat/completions", json=body_of(4000))
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    slow[1].write(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n".encode() + request.content)
+    fast = [streams.ask(url, question(index)) for index in range(8)]
+    await streams.all_over()
+    for stream in fast:
+        stream.assert_undisturbed()
+    assert not cluster.is_idle  # the slow one's answer goes on meanwhile
+    slow[1].transport.abort()
+    await until(lambda: cluster.is_idle, "the slow reader's place")
+
+
+def body_of(max_tokens: int) -> dict[str, object]:
+    return {
+        "model": "echo",
+        "messages": [{"role": "user", "content": question("slow")}],
+        "stream": True,
+        "max_tokens": max_tokens,
+        "ignore_eos": True,
+    }

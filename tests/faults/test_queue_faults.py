@@ -1,0 +1,134 @@
+"""Streams survive whatever happens to the queue: killed with and without a memory, cut off, silent, slow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.cluster import Cluster, running_cluster
+from tests.faults.streams import Stream, Streams, question, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
+
+NUM_STREAMS = 32
+
+
+@pytest.fixture(scope="module")
+def forgetful_cluster() -> Iterator[Cluster]:
+    """A queue that comes back empty. Fewer places than streams, so that some wait."""
+    with running_cluster(
+        num_workers=2, is_durable=False, worker={"max_num_sequences": 8}, server={"keepalive_s": 0.5}
+    ) as cluster:
+        yield cluster
+
+
+def ask(cluster: Cluster, streams: Streams, number: int, max_tokens: int = 120) -> list[Stream]:
+    urls = [controller.url for controller in cluster.controllers]
+    return [
+        streams.ask(urls[index % len(urls)], question(index), max_tokens=max_tokens)
+        for index in range(number)
+    ]
+
+
+async def some_text(streams: list[Stream], number: int) -> None:
+    await until(lambda: sum(stream.num_deltas >= 10 for stream in streams) >= number, "streams")
+
+
+async def test_a_killed_queue_that_remembers_loses_nothing(cluster: Cluster, streams: Streams) -> None:
+    begun = ask(cluster, streams, NUM_STREAMS)
+    await some_text(begun, 16)
+    cluster.queue.kill()
+    cluster.queue.start()
+    await streams.all_over()
+    for stream in begun:
+        stream.assert_undisturbed()
+
+
+async def test_a_queue_that_comes_back_empty_loses_no_live_stream(
+    forgetful_cluster: Cluster, streams: Streams
+) -> None:
+    forgetful_cluster.revive()
+    begun = ask(forgetful_cluster, streams, NUM_STREAMS)
+    await some_text(begun, 12)
+    assert sum(stream.num_deltas == 0 for stream in begun) > 4  # they wait, and are made anew too
+    forgetful_cluster.queue.restart(None)
+    await streams.all_over()
+    for stream in begun:
+        stream.assert_undisturbed()
+    forgetful_cluster.assert_no_key_leaks()
+    assert not forgetful_cluster.key_names("tenant:")
+
+
+async def test_a_queue_that_comes_back_older_loses_no_live_stream(
+    forgetful_cluster: Cluster, streams: Streams
+) -> None:
+    forgetful_cluster.revive()
+    begun = ask(forgetful_cluster, streams, 16, max_tokens=200)
+    await some_text(begun, 8)
+    memory = forgetful_cluster.queue.snapshot()
+    num_then = sum(stream.num_deltas for stream in begun)
+    await until(lambda: sum(stream.num_deltas for stream in begun) > num_then + 100, "a later time")
+    forgetful_cluster.queue.restart(memory)
+    await streams.all_over()
+    for stream in begun:
+        stream.assert_undisturbed()
+    forgetful_cluster.assert_no_key_leaks()
+
+
+async def test_a_queue_cut_off_from_everyone_interrupts_no_stream(
+    forgetful_cluster: Cluster, streams: Streams
+) -> None:
+    cluster = forgetful_cluster
+    cluster.revive()
+    begun = ask(cluster, streams, 8, max_tokens=200)
+    await some_text(begun, 8)
+    cluster.front.cut()
+    cluster.back.cut()
+    await until(lambda: all(stream.num_comments for stream in begun), "a sign of life on each stream")
+    cluster.front.heal()
+    cluster.back.heal()
+    await streams.all_over()
+    for stream in begun:
+        stream.assert_undisturbed()
+
+
+async def test_a_black_hole_before_the_queue_ends_nothing_and_refuses_what_is_new(
+    forgetful_cluster: Cluster, streams: Streams
+) -> None:
+    cluster = forgetful_cluster
+    cluster.revive()
+    begun = ask(cluster, streams, 8, max_tokens=200)
+    await some_text(begun, 8)
+    cluster.front.swallow()
+    cluster.back.swallow()
+    await until(lambda: all(stream.num_comments for stream in begun), "a sign of life on each stream")
+    asked_at = time.monotonic()
+    refused = streams.ask(cluster.controllers[0].url, question("n"))
+    await until(lambda: refused.is_over, "a refusal")
+    assert refused.status == 503
+    assert refused.error["code"] == "queue_unavailable"
+    assert float(refused.headers["retry-after"]) >= 1
+    assert time.monotonic() - asked_at < 10  # bounded; a wait for the healing would be for ever
+    assert all(process.status is None for process in (*cluster.workers, *cluster.controllers))
+    cluster.front.heal()
+    cluster.back.heal()
+    await streams.all_over()
+    for stream in begun:
+        stream.assert_undisturbed()
+
+
+async def test_a_slow_path_to_the_queue_slows_no_stream_down(
+    forgetful_cluster: Cluster, streams: Streams
+) -> None:
+    """Tokens that wait for a slow emit leave together with the next."""
+    cluster = forgetful_cluster
+    cluster.revive()
+    cluster.back.delay(0.2)
+    cluster.front.delay(0.2)
+    begun = ask(cluster, streams, 4, max_tokens=300)
+    await streams.all_over()
+    for stream in begun:
+        stream.assert_undisturbed()
+        assert stream.num_deltas < stream.max_tokens / 3

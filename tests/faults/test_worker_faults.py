@@ -1,0 +1,127 @@
+"""Streams survive whatever happens to their workers: killed, frozen, hung, stopped, given up alive."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from llava_wire.keys import PREFIX
+
+from tests.faults.cluster import Cluster
+from tests.faults.processes import HANG_S, LEASE_S
+from tests.faults.streams import Stream, Streams, question, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
+
+_REACTION_S = 1.0  # the beat of reaping, and what a busy machine adds
+
+
+async def begin(cluster: Cluster, streams: Streams, number: int, **fields: object) -> list[Stream]:
+    """So many streams, all in mid-sentence, over both controllers."""
+    urls = [controller.url for controller in cluster.controllers]
+    begun = [
+        streams.ask(urls[index % len(urls)], question(index), **fields)  # type: ignore[arg-type]
+        for index in range(number)
+    ]
+    await until(lambda: all(stream.num_deltas >= 10 or stream.is_over for stream in begun), "all streams")
+    return begun
+
+
+async def test_eight_streams_survive_the_kill_of_their_worker(cluster: Cluster, streams: Streams) -> None:
+    begun = await begin(cluster, streams, 8)
+    victim = cluster.holder(begun[0].job_id)
+    victim.kill()
+    await streams.all_over()
+    for stream in begun:
+        stream.assert_undisturbed()
+        assert stream.longest_gap_s <= LEASE_S + 2 * _REACTION_S
+
+
+async def test_a_frozen_worker_loses_its_streams_and_is_not_heard_when_it_thaws(
+    cluster: Cluster, streams: Streams
+) -> None:
+    begun = await begin(cluster, streams, 6, max_tokens=300)
+    frozen = cluster.holder(begun[0].job_id)
+    frozen.send(signal.SIGSTOP)
+    await until(lambda: cluster.holder(begun[0].job_id) is not frozen, "another worker")
+    frozen.send(signal.SIGCONT)
+    await until(lambda: cluster.num_running(frozen) == 0, "the thawed worker's empty hands")
+    await streams.all_over()
+    for stream in begun:
+        stream.assert_undisturbed()
+    assert frozen.status is None
+
+
+async def test_a_worker_whose_engine_hangs_ends_and_its_streams_go_on(
+    cluster: Cluster, streams: Streams
+) -> None:
+    """The thread that beats lives on; only progress tells."""
+    begun = [streams.ask(cluster.controllers[0].url, f"{question('h')} [[hang at 20]]")]
+    await until(lambda: begun[0].num_deltas >= 5, "the stream")
+    hung = cluster.holder(begun[0].job_id)
+    await until(lambda: hung.status is not None, "the watchdog", HANG_S + 10)
+    assert hung.status == 70
+    # The prompt hangs the next worker at the same token; what matters here is that nobody waits for ever.
+    streams.all.remove(begun[0])
+    assert begun[0].task
+    begun[0].task.cancel()
+
+
+async def test_a_rolling_restart_of_all_workers_fails_no_request(cluster: Cluster, streams: Streams) -> None:
+    begun = await begin(cluster, streams, 8, max_tokens=400)
+    for worker in cluster.workers:
+        worker.send(signal.SIGTERM)
+        await until(lambda: worker.status is not None, "the drain")  # noqa: B023
+        assert worker.status == 0
+        worker.start()
+        await until(lambda: worker.is_ready, "the worker's next life")  # noqa: B023
+    num_crashes = [cluster.redis.hget(f"{PREFIX}job:{stream.job_id}", "crashes") for stream in begun]
+    assert set(num_crashes) == {b"0"}
+    await streams.all_over()
+    for stream in begun:
+        stream.assert_undisturbed()
+
+
+async def test_a_worker_given_up_alive_is_heard_no_more(cluster: Cluster, streams: Streams) -> None:
+    begun = await begin(cluster, streams, 6, max_tokens=300)
+    given_up = cluster.holder(begun[0].job_id)
+    worker_id = cluster.redis.hget(f"{PREFIX}job:{begun[0].job_id}", "worker")
+    assert worker_id
+    # Its beat, once a second, may come between: then it is declared dead again.
+    await until(
+        lambda: (
+            "no longer ours" in given_up.log
+            or cluster.redis.zadd(f"{PREFIX}workers", {worker_id.decode(): 1}) is None
+        ),
+        "a refusal",
+    )
+    await streams.all_over()
+    for stream in begun:
+        stream.assert_undisturbed()
+    assert given_up.status is None
+
+
+async def test_one_poisonous_request_dies_alone_and_harms_nobody(cluster: Cluster, streams: Streams) -> None:
+    url = cluster.controllers[0].url
+    good = [streams.ask(url, question(index), max_tokens=400) for index in range(15)]
+    bad = streams.ask(url, f"{question('p')} [[crash at 30]]", max_tokens=400)
+    deaths = 0
+    while not (bad.is_over and all(stream.is_over for stream in good)):
+        for worker in cluster.workers:
+            if worker.status is not None:
+                deaths += 1
+                worker.start()
+        await until(
+            lambda: (
+                all(stream.is_over for stream in streams.all)
+                or any(worker.status is not None for worker in cluster.workers)
+            ),
+            "an end or a death",
+            60,
+        )
+    for stream in good:
+        stream.assert_undisturbed()
+    assert bad.error["code"] == "worker_crashed"
+    assert deaths <= 3
+    letters = [fields for _, fields in cluster.redis.xrange(f"{PREFIX}dlq")]
+    assert [fields[b"job"].decode() for fields in letters] == [bad.job_id]

@@ -1,0 +1,31 @@
+"""What the queue tells about itself when a controller asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llava_wire.event import Event
+
+__all__ = ["Glimpse", "QueueStats"]
+
+
+@dataclass(frozen=True)
+class QueueStats:
+    """A moment of the whole system, but ``num_live`` is of this controller. ``num_waiting`` is by model."""
+
+    num_waiting: Mapping[str, int]
+    num_running: int
+    num_workers: int
+    num_controllers: int
+    num_dead_letters: int
+    num_live: int
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """A look at a job: queued, parked, running, done, cancelled or orphaned; and its next events."""
+
+    state: str
+    model: str
+    events: list[Event]

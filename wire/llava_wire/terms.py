@@ -1,0 +1,20 @@
+"""What one tenant may have of the queue: its weight beside others and its own limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["EVEN_TERMS", "TenantTerms"]
+
+
+@dataclass(frozen=True)
+class TenantTerms:
+    """``weight`` 3 gets three times the tokens of ``weight`` 1 while both have work waiting. ``max_jobs``
+    counts waiting and running jobs, ``max_cost`` their tokens together; None: as the controller is set."""
+
+    weight: float = 1.0
+    max_jobs: int | None = None
+    max_cost: float | None = None
+
+
+EVEN_TERMS = TenantTerms()
