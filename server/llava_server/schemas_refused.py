@@ -22,17 +22,14 @@ class Refusal(NamedTuple):
 
 
 _ALL_ANSWERS = "use n and choose among the answers"
-_NO_TOOLS = "describe the tools in the prompt and read the answer's text"
+_NO_FUNCTIONS = "use tools and tool_choice"
 _NO_GRAMMAR = "use response_format with a JSON schema, guided_regex or guided_choice"
 _TEXT_ONLY = "this model reads text and pictures and writes text"
 
 REFUSED: dict[str, Refusal] = {
     "best_of": Refusal((1,), _ALL_ANSWERS),
-    "tools": Refusal(([],), _NO_TOOLS),
-    "tool_choice": Refusal(("none", "auto"), _NO_TOOLS),
-    "parallel_tool_calls": Refusal((True, False), _NO_TOOLS),
-    "functions": Refusal(([],), _NO_TOOLS),
-    "function_call": Refusal(("none", "auto"), _NO_TOOLS),
+    "functions": Refusal(([],), _NO_FUNCTIONS),
+    "function_call": Refusal(("none", "auto"), _NO_FUNCTIONS),
     "guided_grammar": Refusal((), _NO_GRAMMAR),
     "prompt_logprobs": Refusal((0, False), "leave it out"),
     "bad_words": Refusal(([],), "use logit_bias with the words' tokens"),
@@ -45,8 +42,8 @@ REFUSED: dict[str, Refusal] = {
     "store": Refusal((False,), "answers are not stored; keep them on your side"),
     "chat_template": Refusal((), "templates are part of the served model"),
     "chat_template_kwargs": Refusal(({},), "templates are part of the served model"),
-    "continue_final_message": Refusal((False,), "end messages with a user message"),
-    "add_generation_prompt": Refusal((True,), "leave it out"),
+    "moderation": Refusal((), "judge texts on your side"),
+    "prompt_cache_options": Refusal(({},), "leave it out: prompts are cached by their content"),
     "echo": Refusal((False,), "leave it out"),
     "image_embeds": Refusal((), "send pictures as image_url parts"),
 }
@@ -66,9 +63,6 @@ class RefusedFields(BaseModel):
     """Fields that may be absent, null or neutral; see ``REFUSED``. Any: what is refused is not parsed."""
 
     best_of: Any = _refused("best_of")
-    tools: Any = _refused("tools")
-    tool_choice: Any = _refused("tool_choice")
-    parallel_tool_calls: Any = _refused("parallel_tool_calls")
     functions: Any = _refused("functions")
     function_call: Any = _refused("function_call")
     guided_grammar: Any = _refused("guided_grammar")
@@ -83,8 +77,8 @@ class RefusedFields(BaseModel):
     store: Any = _refused("store")
     chat_template: Any = _refused("chat_template")
     chat_template_kwargs: Any = _refused("chat_template_kwargs")
-    continue_final_message: Any = _refused("continue_final_message")
-    add_generation_prompt: Any = _refused("add_generation_prompt")
+    moderation: Any = _refused("moderation")
+    prompt_cache_options: Any = _refused("prompt_cache_options")
     echo: Any = _refused("echo")
     image_embeds: Any = _refused("image_embeds")
 

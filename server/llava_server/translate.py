@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
-from llava_wire import ImageRef, Job, Message, SamplingParams
+from llava_wire import ImageRef, Job, Message, Role, SamplingParams
 
 from llava_server.images.intake import FittedPicture
 from llava_server.registry import ServedModel
-from llava_server.schemas import ChatRequest, ImagePart
+from llava_server.schemas import AssistantMessage, ChatRequest, ImagePart, TextPart, ToolMessage
+from llava_server.schemas_messages import ChatMessage
+from llava_server.tool_text import calls_text, result_text, tools_text
 
-__all__ = ["choice_seed", "image_urls", "new_job_id", "to_jobs"]
+__all__ = [
+    "WantedPicture",
+    "choice_seed",
+    "estimated_cost",
+    "images_of",
+    "new_job_id",
+    "to_jobs",
+    "with_choices",
+]
 
 _CHARS_PER_TOKEN = 3  # an estimate for fair queueing, no limit
 _EXPECTED_ANSWER_TOKENS = 256
 _SEED_BITS = 63
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "tool": "user",
+    "assistant": "assistant",
+}
 
 
 def new_job_id() -> str:
@@ -25,12 +43,22 @@ def new_job_id() -> str:
     return f"chatcmpl-{secrets.token_hex(16)}"
 
 
-def image_urls(request: ChatRequest) -> list[tuple[str, str]]:
-    """(path of the field, URL) of every picture, in reading order."""
+class WantedPicture(NamedTuple):
+    """A picture of a request: the field it stands in, where it is, and whether its base view is enough."""
+
+    param: str
+    url: str
+    is_low: bool
+
+
+def images_of(request: ChatRequest) -> list[WantedPicture]:
+    """Every picture, in reading order."""
     return [
-        (f"messages[{m}].content[{p}].image_url.url", part.image_url.url)
+        WantedPicture(
+            f"messages[{m}].content[{p}].image_url.url", part.image_url.url, part.image_url.detail == "low"
+        )
         for m, message in enumerate(request.messages)
-        if not isinstance(message.content, str)
+        if message.content is not None and not isinstance(message.content, str)
         for p, part in enumerate(message.content)
         if isinstance(part, ImagePart)
     ]
@@ -44,7 +72,7 @@ def to_jobs(
     tenant: str,
     ttl_s: float,
 ) -> list[Job]:
-    """A job for each choice; ``pictures`` in the order of ``image_urls``."""
+    """A job for each choice; ``pictures`` in the order of ``images_of``."""
     messages = _messages(request, [picture.ref for picture in pictures])
     sampling = _sampling(request, model)
     first = Job(
@@ -53,17 +81,24 @@ def to_jobs(
         tenant=tenant,
         messages=messages,
         sampling=sampling,
-        cost=_cost(messages, sampling, model),
+        cost=estimated_cost(messages, sampling, model),
         ttl_s=ttl_s,
+        priority=request.urgency,
         cache_scope=request.cache_scope or "tenant",
+        form="continued" if request.continue_final_message else "chat",
     )
+    return with_choices(first, request.num_choices)
+
+
+def with_choices(first: Job, num_choices: int) -> list[Job]:
+    """The job, and one like it for each further choice, with a seed of its own."""
     others = (
         msgspec.structs.replace(
             first,
             job_id=new_job_id(),
-            sampling=msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, index)),
+            sampling=msgspec.structs.replace(first.sampling, seed=choice_seed(first.sampling.seed, index)),
         )
-        for index in range(1, request.num_choices)
+        for index in range(1, num_choices)
     )
     return [first, *others]
 
@@ -77,18 +112,41 @@ def choice_seed(seed: int, index: int) -> int:
 
 
 def _messages(request: ChatRequest, refs: Sequence[ImageRef]) -> tuple[Message, ...]:
+    """The turns as the model knows them: results of calls are the user's to tell, together with what else
+    the user says, and functions are told in the system message."""
     remaining = iter(refs)
-    messages = []
+    messages: list[Message] = []
+    is_after_result = False
     for message in request.messages:
-        content = message.content
-        parts: tuple[str | ImageRef, ...] = (
-            (content,)
-            if isinstance(content, str)
-            else tuple(next(remaining) if isinstance(part, ImagePart) else part.text for part in content)
-        )
-        role = "system" if message.role == "developer" else message.role
-        messages.append(Message(role, parts))
+        is_result = isinstance(message, ToolMessage)
+        role: Role = _ROLES[message.role]
+        turn = Message(role, tuple(_parts(message, remaining)))
+        if is_after_result and role == "user":
+            turn = Message(role, messages.pop().parts + turn.parts)
+        messages.append(turn)
+        is_after_result = is_result
+    told = tools_text(request)
+    if told and messages[0].role == "system":
+        messages[0] = Message("system", (*messages[0].parts, told))
+    elif told:
+        messages.insert(0, Message("system", (told,)))
     return tuple(messages)
+
+
+def _parts(message: ChatMessage, remaining: Iterator[ImageRef]) -> Iterator[str | ImageRef]:
+    if isinstance(message, ToolMessage):
+        content = message.content
+        texts = (
+            [content] if isinstance(content, str) else [p.text for p in content if isinstance(p, TextPart)]
+        )
+        yield result_text("\n".join(texts))
+    elif isinstance(message.content, str):
+        yield message.content
+    else:
+        for part in message.content or ():
+            yield next(remaining) if isinstance(part, ImagePart) else part.text
+    if isinstance(message, AssistantMessage) and message.tool_calls:
+        yield calls_text(message.tool_calls)
 
 
 def _sampling(request: ChatRequest, model: ServedModel) -> SamplingParams:
@@ -113,7 +171,7 @@ def _sampling(request: ChatRequest, model: ServedModel) -> SamplingParams:
     )
 
 
-def _cost(messages: Sequence[Message], sampling: SamplingParams, model: ServedModel) -> float:
+def estimated_cost(messages: Sequence[Message], sampling: SamplingParams, model: ServedModel) -> float:
     """Tokens this job will probably take, which is what fair sharing counts."""
     parts = [part for message in messages for part in message.parts]
     num_chars = sum(len(part) for part in parts if isinstance(part, str))

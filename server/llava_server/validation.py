@@ -7,12 +7,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from llava_server.errors import ApiError
-from llava_server.schemas import ChatRequest, ImagePart, TextPart
+from llava_server.schemas import AssistantMessage, ChatRequest, ImagePart, TextPart
 
 __all__ = ["check_sizes", "parse_chat_request"]
 
 _SHOWN = 60  # characters of a foreign value that an error may repeat
 _UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_embeds"}
+# Names that unions put into a path behind an index: roles and types of what lists hold.
+_TAGS = {"system", "developer", "user", "assistant", "tool", "text", "image_url"}
 
 
 def parse_chat_request(body: bytes) -> ChatRequest:
@@ -27,11 +29,13 @@ def check_sizes(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> N
     """What this server carries to a worker; the model's context is the worker's to judge. Raises ApiError."""
     num_bytes = num_images = 0
     for message in chat.messages:
-        parts = [message.content] if isinstance(message.content, str) else message.content
+        parts = [message.content] if isinstance(message.content, str) else message.content or []
         for part in parts:
             text = part if isinstance(part, str) else part.text if isinstance(part, TextPart) else ""
             num_bytes += len(text.encode())
             num_images += isinstance(part, ImagePart)
+        if isinstance(message, AssistantMessage):
+            num_bytes += sum(len(call.function.arguments.encode()) for call in message.tool_calls or ())
     if num_images > max_images:
         raise ApiError(
             "too_many_images",
@@ -48,7 +52,7 @@ def check_sizes(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> N
 
 def _as_api_error(detail: Any) -> ApiError:
     kind, context = detail["type"], detail.get("ctx", {})
-    param = context.get("param") or _path(detail["loc"])
+    param = context.get("param") or _path((*detail["loc"], *context.get("fields", ())))
     if kind == "json_invalid":
         return ApiError("invalid_json", f"the body is not valid JSON: {context['error']}")
     if kind == "missing":
@@ -72,21 +76,19 @@ def _wrong_tag(param: str | None, context: dict[str, Any]) -> ApiError:
     if "tag" not in context:
         return ApiError("missing_required_parameter", f"{path} is required", param=path)
     tag, expected = str(context["tag"])[:_SHOWN], context["expected_tags"]
-    code = "unsupported_content" if tag in _UNSUPPORTED_PARTS | {"tool", "function"} else "invalid_value"
+    code = "unsupported_content" if tag in _UNSUPPORTED_PARTS | {"function"} else "invalid_value"
     return ApiError(code, f"{path} is {tag!a}; it must be one of {expected}", param=path)
 
 
 def _path(loc: tuple[Any, ...]) -> str | None:
-    """``messages[0].content[1].image_url.url``, without the names that unions put between.
-
-    Our lists of models are unions, so the name after an index is always a tag; "<plain>" and "<list>" are
-    others.
+    """``messages[0].content[1].image_url.url``, without the names that unions put between: tags behind an
+    index, and what stands in angle brackets.
     """
     path, before = "", None
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif not isinstance(before, int) and not part.startswith("<"):
+        elif not (isinstance(before, int) and part in _TAGS) and not part.startswith("<"):
             path += f".{part}" if path else part
         before = part
     return path or None

@@ -13,7 +13,18 @@ from llava_wire.consumer import JobConsumer
 from llava_wire.errors import DuplicateJob, QueueFull, QueueUnavailable, TenantOverLimit, WireError
 from llava_wire.event import ErrorCode, Event, Final, FinishReason, JobError, TokenLogprob, TokenScore
 from llava_wire.heartbeat import Heartbeat, ImageSpec
-from llava_wire.job import WIRE_VERSION, Grammar, GrammarKind, ImageRef, Job, Message, Role, SamplingParams
+from llava_wire.job import (
+    WIRE_VERSION,
+    Grammar,
+    GrammarKind,
+    ImageRef,
+    Job,
+    Message,
+    PromptForm,
+    Role,
+    SamplingParams,
+    Task,
+)
 from llava_wire.producer import JobProducer, QueueStats
 
 __all__ = [
@@ -34,11 +45,13 @@ __all__ = [
     "JobError",
     "JobProducer",
     "Message",
+    "PromptForm",
     "QueueFull",
     "QueueStats",
     "QueueUnavailable",
     "Role",
     "SamplingParams",
+    "Task",
     "TenantOverLimit",
     "TokenLogprob",
     "TokenScore",

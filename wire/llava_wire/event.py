@@ -72,6 +72,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     ``text`` holds whole characters only; it may lag behind the tokens (a character of several tokens, a
     possible stop string) and catches up in a later event. The end-of-sequence token counts and has no text.
     ``logprobs`` has one entry for each of ``token_ids`` if the job asks for them, else none.
+    ``num_prompt_tokens`` is told with each worker's first event of a job, so that a stream can say it early.
     """
 
     offset: int
@@ -79,6 +80,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     text: str
     final: Final | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    num_prompt_tokens: int = 0
 
     @property
     def next_offset(self) -> int:

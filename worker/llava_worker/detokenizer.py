@@ -19,10 +19,14 @@ __all__ = ["Detokenizer"]
 class Detokenizer:
     """Push tokens, get the text that is certain. After ``is_stopped`` turns True nothing more comes."""
 
-    def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: TextTokenizer, stop: Sequence[str] = (), *, is_continued: bool = False
+    ) -> None:
+        """``is_continued``: the tokens go on from a text before them, so that a space at their beginning is
+        one."""
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._at_start = tokenizer.strips_leading_space
+        self._at_start = tokenizer.strips_leading_space and not is_continued
         self._stop = [text for text in stop if text]
         self._held = ""
         self.is_stopped = False
