@@ -46,12 +46,11 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def answers_with(description: str) -> dict[int | str, dict[str, Any]]:
-    """A route's ``responses``: its answer and every error that it may give."""
-    media = {
-        "application/json": {"schema": {"type": "object"}},
-        "text/event-stream": {"schema": {"type": "string"}},
-    }
+def answers_with(description: str, *, is_stream: bool = True) -> dict[int | str, dict[str, Any]]:
+    """A route's ``responses``: its answer, which may be a stream, and every error that it may give."""
+    media: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    if is_stream:
+        media["text/event-stream"] = {"schema": {"type": "string"}}
     answer = {"description": description, "content": media}
     return {200: answer, **{status: _ERROR for status in _STATUSES}}
 

@@ -174,6 +174,12 @@ class ChatRequest(Strict, SharedFields, SamplingFields, ToolFields, GrammarField
     max_completion_tokens: int | None = Field(
         None, ge=1, le=MAX_TOKENS, description="The newer name of max_tokens.", examples=[128]
     )
+    logprobs: bool | None = Field(
+        None, description="Tell each token's log-probability, as the model gave it before anything else."
+    )
+    top_logprobs: int | None = Field(
+        None, ge=0, le=20, description="And those of so many likeliest tokens; only with logprobs true."
+    )
     continue_final_message: bool | None = Field(
         None,
         description="Extension, vLLM's: the last message is an answer that has begun, to be gone on with; "
@@ -200,6 +206,11 @@ class ChatRequest(Strict, SharedFields, SamplingFields, ToolFields, GrammarField
     )
 
     @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives are told; None without logprobs."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
     def answer_limit(self) -> int | None:
         """Tokens of the answer at most, under whichever name it came."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -217,9 +228,7 @@ class ChatRequest(Strict, SharedFields, SamplingFields, ToolFields, GrammarField
                 "top_logprobs",
                 f"top_logprobs is {self.top_logprobs}, which is only allowed with logprobs true",
             )
-        limit = self.answer_limit
-        if limit is not None and (self.min_tokens or 0) > limit:
-            raise disagreement("min_tokens", f"min_tokens is {self.min_tokens}; max_tokens is only {limit}")
+        self.check_least(self.answer_limit)
         check_tool_turns(self.messages)
         self._check_continuation()
         return self

@@ -6,12 +6,13 @@ at the value that changes nothing. Names that nobody knows are ignored: clients 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["REFUSED", "RefusedFields"]
+__all__ = ["REFUSED", "Refusal", "RefusedFields", "only_neutral", "refused"]
 
 
 class Refusal(NamedTuple):
@@ -49,10 +50,27 @@ REFUSED: dict[str, Refusal] = {
 }
 
 
-def _refused(name: str) -> Any:
-    refusal = REFUSED[name]
+def refused(name: str, table: Mapping[str, Refusal]) -> Any:
+    """The field of that name, which takes null and what changes nothing."""
+    refusal = table[name]
     allowed = ", ".join(["null", *(_as_json(value) for value in refusal.neutral)])
-    return Field(None, description=f"Not done yet; only {allowed}. Otherwise: {refusal.way_out}.")
+    return Field(None, description=f"Not done; only {allowed}. Otherwise: {refusal.way_out}.")
+
+
+def only_neutral(value: Any, info: ValidationInfo, table: Mapping[str, Refusal]) -> Any:
+    """The value of a field of ``refused`` if it changes nothing. Raises PydanticCustomError."""
+    refusal = table[str(info.field_name)]
+    if value is None or any(_is_same(value, neutral) for neutral in refusal.neutral):
+        return value
+    raise PydanticCustomError(
+        "unsupported_parameter",
+        "{name} is not supported by this server: {way_out}",
+        {"name": str(info.field_name), "way_out": refusal.way_out},
+    )
+
+
+def _refused(name: str) -> Any:
+    return refused(name, REFUSED)
 
 
 def _as_json(value: Any) -> str:
@@ -85,14 +103,7 @@ class RefusedFields(BaseModel):
     @field_validator(*REFUSED)
     @classmethod
     def _only_neutral(cls, value: Any, info: ValidationInfo) -> Any:
-        refusal = REFUSED[str(info.field_name)]
-        if value is None or any(_is_same(value, neutral) for neutral in refusal.neutral):
-            return value
-        raise PydanticCustomError(
-            "unsupported_parameter",
-            "{name} is not supported by this server: {way_out}",
-            {"name": str(info.field_name), "way_out": refusal.way_out},
-        )
+        return only_neutral(value, info, REFUSED)
 
 
 def _is_same(value: Any, neutral: Any) -> bool:

@@ -9,13 +9,16 @@ is here; where they end is known from their brackets, whatever their strings say
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Literal
 
+from llava_wire import Job
+
 from llava_server.tool_text import CALL_BEGIN
 
-__all__ = ["Argued", "Called", "Piece", "Said", "ToolReader"]
+__all__ = ["Argued", "Called", "Piece", "Said", "ToolReader", "call_mode"]
 
 _HEAD = re.compile(r'\{"name": "([a-zA-Z0-9_-]+)", "arguments": ')
 
@@ -44,13 +47,24 @@ class Argued:
 Piece = Said | Called | Argued
 
 
+def call_mode(job: Job) -> str | None:
+    """Whether functions have to be called ("auto", "required", "named"); None where there are none."""
+    grammar = job.sampling.grammar
+    if grammar is None or grammar.kind != "tools":
+        return None
+    return str(json.loads(grammar.text)["choice"])
+
+
 class ToolReader:
     """Feed it one answer's text in any pieces. Invariant: what it gave does not depend on the cuts."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_call: bool = True) -> None:
+        """Not ``may_call``: whatever comes is text."""
         self.num_calls = 0
         self._waiting = ""  # text whose meaning is not clear yet
-        self._state: Literal["start", "text", "head", "arguments", "between"] = "start"
+        self._state: Literal["start", "text", "head", "arguments", "between"] = (
+            "start" if may_call else "text"
+        )
         self._depth = 0
         self._is_in_string = False
         self._is_escaped = False

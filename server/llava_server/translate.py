@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
-from llava_wire import ImageRef, Job, Message, Role, SamplingParams
+from llava_wire import ImageRef, Job, Message, Role, SamplingParams, Task
 
 from llava_server.images.intake import FittedPicture
 from llava_server.registry import ServedModel
 from llava_server.schemas import AssistantMessage, ChatRequest, ImagePart, TextPart, ToolMessage
+from llava_server.schemas_completion import CompletionRequest
 from llava_server.schemas_messages import ChatMessage
 from llava_server.tool_text import calls_text, result_text, tools_text
 
@@ -22,6 +23,8 @@ __all__ = [
     "estimated_cost",
     "images_of",
     "new_job_id",
+    "raw_job",
+    "to_completion_jobs",
     "to_jobs",
     "with_choices",
 ]
@@ -38,9 +41,9 @@ _ROLES: dict[str, Role] = {
 }
 
 
-def new_job_id() -> str:
+def new_job_id(kind: str = "chatcmpl") -> str:
     """128 random bits: whoever does not have the id cannot guess it."""
-    return f"chatcmpl-{secrets.token_hex(16)}"
+    return f"{kind}-{secrets.token_hex(16)}"
 
 
 class WantedPicture(NamedTuple):
@@ -74,7 +77,7 @@ def to_jobs(
 ) -> list[Job]:
     """A job for each choice; ``pictures`` in the order of ``images_of``."""
     messages = _messages(request, [picture.ref for picture in pictures])
-    sampling = _sampling(request, model)
+    sampling = _sampling(request, model, limit=request.answer_limit)
     first = Job(
         job_id=new_job_id(),
         model=model.name,
@@ -90,12 +93,55 @@ def to_jobs(
     return with_choices(first, request.num_choices)
 
 
+def to_completion_jobs(
+    request: CompletionRequest, model: ServedModel, *, tenant: str, ttl_s: float
+) -> list[Job]:
+    """A job for each answer: those of the first prompt, then those of the second."""
+    sampling = _sampling(request, model, limit=request.answer_limit)
+    jobs: list[Job] = []
+    for prompt in request.prompts:
+        job = raw_job(prompt, model, tenant=tenant, ttl_s=ttl_s, sampling=sampling)
+        job = msgspec.structs.replace(
+            job, priority=request.urgency, cache_scope=request.cache_scope or "tenant"
+        )
+        jobs += with_choices(job, request.num_choices)
+    return jobs
+
+
+def raw_job(
+    prompt: str | Sequence[int],
+    model: ServedModel,
+    *,
+    tenant: str,
+    ttl_s: float,
+    sampling: SamplingParams | None = None,
+    task: Task = "answer",
+) -> Job:
+    """A prompt as it stands. ``sampling`` may be left out where no answer is asked for."""
+    sampling = sampling or SamplingParams(seed=0, max_tokens=1)
+    messages = (Message("user", (prompt,)),) if isinstance(prompt, str) else ()
+    prompt_ids = () if isinstance(prompt, str) else tuple(prompt)
+    cost = estimated_cost(messages, sampling, model) + len(prompt_ids)
+    return Job(
+        job_id=new_job_id("cmpl" if task == "answer" else "tok"),
+        model=model.name,
+        tenant=tenant,
+        messages=messages,
+        sampling=sampling,
+        cost=cost,
+        ttl_s=ttl_s,
+        form="raw",
+        prompt_ids=prompt_ids,
+        task=task,
+    )
+
+
 def with_choices(first: Job, num_choices: int) -> list[Job]:
     """The job, and one like it for each further choice, with a seed of its own."""
     others = (
         msgspec.structs.replace(
             first,
-            job_id=new_job_id(),
+            job_id=new_job_id(first.job_id.partition("-")[0]),
             sampling=msgspec.structs.replace(first.sampling, seed=choice_seed(first.sampling.seed, index)),
         )
         for index in range(1, num_choices)
@@ -149,8 +195,10 @@ def _parts(message: ChatMessage, remaining: Iterator[ImageRef]) -> Iterator[str 
         yield calls_text(message.tool_calls)
 
 
-def _sampling(request: ChatRequest, model: ServedModel) -> SamplingParams:
-    limit = request.answer_limit
+def _sampling(
+    request: ChatRequest | CompletionRequest, model: ServedModel, *, limit: int | None
+) -> SamplingParams:
+    """``limit`` is in tokens of the answer; None: up to the end of the context."""
     return SamplingParams(
         seed=secrets.randbits(_SEED_BITS) if request.seed is None else request.seed,
         max_tokens=None if limit is None else min(limit, model.context_length),

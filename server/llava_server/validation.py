@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from llava_server.errors import ApiError
 from llava_server.schemas import AssistantMessage, ChatRequest, ImagePart, TextPart
 
-__all__ = ["check_sizes", "parse_chat_request"]
+__all__ = ["as_chat", "check_sizes", "check_text", "parse_request"]
+
+Shape = TypeVar("Shape", bound=BaseModel)
 
 _SHOWN = 60  # characters of a foreign value that an error may repeat
 _UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_embeds"}
@@ -17,12 +21,24 @@ _UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_em
 _TAGS = {"system", "developer", "user", "assistant", "tool", "text", "image_url"}
 
 
-def parse_chat_request(body: bytes) -> ChatRequest:
+def parse_request(shape: type[Shape], body: bytes) -> Shape:
     """Raises ApiError (400) naming the field, the value and what is allowed."""
     try:
-        return ChatRequest.model_validate_json(body)
+        return shape.model_validate_json(body)
     except ValidationError as error:
         raise _as_api_error(error.errors(include_url=False)[0]) from error
+
+
+def as_chat(form: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
+    """Another route's request, in the form of a chat. Raises ApiError like ``parse_request``, with that
+    route's ``names`` for the fields of a chat."""
+    try:
+        return ChatRequest.model_validate(form)
+    except ValidationError as error:
+        refused = _as_api_error(error.errors(include_url=False)[0])
+        field, rest = _split_path(refused.param or "")
+        param = f"{names.get(field, field)}{rest}" or None
+        raise ApiError(refused.code, refused.message, param=param) from error
 
 
 def check_sizes(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> None:
@@ -42,11 +58,16 @@ def check_sizes(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> N
             f"the request has {num_images} pictures; the limit is {max_images}",
             param="messages",
         )
+    check_text(num_bytes, max_text_bytes, param="messages")
+
+
+def check_text(num_bytes: int, max_text_bytes: int, *, param: str) -> None:
+    """Raises ApiError above the limit."""
     if num_bytes > max_text_bytes:
         raise ApiError(
             "context_length_exceeded",
-            f"the messages have {num_bytes} bytes of text; the limit is {max_text_bytes}: shorten the text",
-            param="messages",
+            f"{param}: {num_bytes} bytes of text; the limit is {max_text_bytes}: shorten the text",
+            param=param,
         )
 
 
@@ -92,6 +113,13 @@ def _path(loc: tuple[Any, ...]) -> str | None:
             path += f".{part}" if path else part
         before = part
     return path or None
+
+
+def _split_path(path: str) -> tuple[str, str]:
+    """The field, and what follows it."""
+    field = re.match(r"[^.\[]*", path)
+    end = field.end() if field else 0
+    return path[:end], path[end:]
 
 
 def _got(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +12,12 @@ from llava_wire import Event, FinishReason, Job, TokenLogprob, TokenScore
 
 from llava_server.registry import ServedModel
 from llava_server.sse import DONE, encode_error, encode_event
-from llava_server.tool_reader import Called, Piece, Said, ToolReader
+from llava_server.tool_reader import Called, Piece, Said, ToolReader, call_mode
 from llava_server.usage import UsageTally
 
-__all__ = ["AnswerWriter", "WholeAnswer", "call_id", "token_logprobs"]
+__all__ = ["SERVICE_TIERS", "AnswerWriter", "WholeAnswer", "call_id", "token_logprobs", "token_text"]
 
-_TIERS = {-1: "flex", 0: "default", 1: "priority"}
+SERVICE_TIERS = {-1: "flex", 0: "default", 1: "priority"}
 
 
 @dataclass
@@ -49,14 +48,14 @@ class AnswerWriter:
             "created": int(time.time()),
             "model": job.model,
             "system_fingerprint": model.fingerprint,
-            "service_tier": _TIERS[job.priority],
+            "service_tier": SERVICE_TIERS[job.priority],
         }
         self._include_usage = include_usage
         self._always_usage = always_usage
         self._tells_logprobs = job.sampling.num_logprobs is not None
         self._tally = UsageTally()
-        self._call_mode = _call_mode(job)
-        self._readers: dict[int, ToolReader] = {}  # by choice, where it may call functions
+        self._call_mode = call_mode(job)
+        self._readers: dict[int, ToolReader] = {}  # by choice
 
     def opening(self, num_choices: int) -> bytes:
         """Each choice's first chunk: who speaks."""
@@ -112,8 +111,6 @@ class AnswerWriter:
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
 
     def _deltas(self, index: int, event: Event) -> list[dict[str, Any]]:
-        if self._call_mode is None:
-            return [{"content": event.text}] if event.text else []
         reader = self._reader(index)
         before = reader.num_calls
         pieces = reader.feed(event.text) if event.text else []
@@ -139,8 +136,6 @@ class AnswerWriter:
 
     def _message(self, index: int, text: str) -> dict[str, Any]:
         message = {"role": "assistant", "content": text, "refusal": None}
-        if self._call_mode is None:
-            return message
         reader = self._reader(index)
         calls: list[dict[str, Any]] = []
         said = ""
@@ -156,7 +151,7 @@ class AnswerWriter:
         return {**message, "content": said or None, "tool_calls": calls} if calls else message
 
     def _reader(self, index: int) -> ToolReader:
-        return self._readers.setdefault(index, ToolReader())
+        return self._readers.setdefault(index, ToolReader(may_call=self._call_mode is not None))
 
     def _finish_reason(self, index: int, reason: FinishReason) -> str:
         """As OpenAI says it: a call that was ordered by name is no decision of the model's to call."""
@@ -186,15 +181,10 @@ def token_logprobs(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
     ]
 
 
-def _score(score: TokenScore) -> dict[str, Any]:
+def token_text(score: TokenScore) -> str:
     """A token without text, such as the end mark, is named by its id, as in vLLM."""
-    token = score.text.decode(errors="replace") or f"token_id:{score.token_id}"
-    return {"token": token, "logprob": score.logprob, "bytes": list(score.text)}
+    return score.text.decode(errors="replace") or f"token_id:{score.token_id}"
 
 
-def _call_mode(job: Job) -> str | None:
-    """Whether functions have to be called; None where there are none."""
-    grammar = job.sampling.grammar
-    if grammar is None or grammar.kind != "tools":
-        return None
-    return str(json.loads(grammar.text)["choice"])
+def _score(score: TokenScore) -> dict[str, Any]:
+    return {"token": token_text(score), "logprob": score.logprob, "bytes": list(score.text)}

@@ -133,8 +133,12 @@ class Answer:
         )
 
     def _end(self, reason: FinishReason, num_cached_tokens: int = 0) -> None:
+        stopped_by = self._detokenizer.stopped_by
         self._final = Final(
-            reason=reason, num_prompt_tokens=self.num_prompt_tokens, num_cached_tokens=num_cached_tokens
+            reason=reason,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=num_cached_tokens,
+            stopped_by=stopped_by if stopped_by in self.assignment.job.sampling.stop else "",
         )
 
     def _catch_up(self) -> str:

@@ -10,7 +10,7 @@ from llava_server.asking import open_chat, reply
 from llava_server.openapi import answers_with, body_of
 from llava_server.schemas import ChatRequest
 from llava_server.streaming import until_gone
-from llava_server.validation import parse_chat_request
+from llava_server.validation import parse_request
 from llava_server.writer import AnswerWriter
 
 __all__ = ["router"]
@@ -38,5 +38,5 @@ async def create_chat_completion(request: Request) -> Response:
 
 
 def _parse(raw: bytes) -> tuple[ChatRequest, ChatRequest]:
-    chat = parse_chat_request(raw)
+    chat = parse_request(ChatRequest, raw)
     return chat, chat
