@@ -18,8 +18,9 @@ from llava_server.auth import ApiKeys, Authentication
 from llava_server.drain import Drain
 from llava_server.errors import ApiError
 from llava_server.metrics import Metrics
+from llava_server.openapi import request_schemas
 from llava_server.replies import ErrorNet, RequestIds, error_response
-from llava_server.routes import answers, chat, health, models, playground
+from llava_server.routes import answers, chat, completions, health, models, playground, tokens
 from llava_server.services import open_services
 from llava_server.settings import Settings
 from llava_server.streaming import ClientGone
@@ -62,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.metrics = metrics
     app.state.drain = drain
-    for routes in (chat, answers, models, health, playground):
+    for routes in (chat, answers, completions, tokens, models, health, playground):
         app.include_router(routes.router)
     app.openapi_schema = _described(app)
     return app
@@ -82,7 +83,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document with the request model, which FastAPI does not see: we parse bodies ourselves."""
     document = app.openapi()
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas.update(chat.request_schemas())
+    schemas.update(request_schemas())
     return document
 
 

@@ -115,15 +115,15 @@ class Controller:
             self._answers[job_id] = answer
         return answer
 
-    async def model_of(self, job_id: str, tenant: str) -> str:
-        """The model that answers. Raises ApiError as ``resume``."""
+    async def outline_of(self, job_id: str, tenant: str) -> Job:
+        """What was asked, without the messages. Raises ApiError as ``resume``."""
         try:
             seen = await self._producer.peek(job_id, tenant=tenant, num_events=_NO_EVENTS)
         except QueueUnavailable as error:
             raise _as_api_error(error) from error
         if seen is None:
             raise _not_found()
-        return seen.model
+        return seen.outline
 
     async def cancel(self, job_id: str, tenant: str) -> bool:
         """Ends a job wherever it is read; False if there is none to end. Raises ApiError (503)."""

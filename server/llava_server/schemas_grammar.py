@@ -15,9 +15,16 @@ from pydantic_core import PydanticCustomError
 
 from llava_server.schemas_sampling import disagreement
 
-__all__ = ["GrammarFields", "JsonSchemaFormat", "ResponseFormat", "StructuredOutputs"]
+__all__ = [
+    "MAX_SCHEMA_BYTES",
+    "GrammarFields",
+    "JsonSchemaFormat",
+    "ResponseFormat",
+    "Schema",
+    "StructuredOutputs",
+]
 
-_MAX_SCHEMA_BYTES = 64 << 10
+MAX_SCHEMA_BYTES = 64 << 10
 _MAX_SCHEMA_DEPTH = 64  # of JSON; a level of a schema takes two
 _MAX_REGEX_CHARS = 8192
 _MAX_CHOICES = 1000
@@ -25,9 +32,9 @@ _MAX_CHOICES = 1000
 
 def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
     num_bytes = len(_as_text(schema).encode())
-    if num_bytes > _MAX_SCHEMA_BYTES:
+    if num_bytes > MAX_SCHEMA_BYTES:
         raise PydanticCustomError(
-            "invalid_value", f"the schema has {num_bytes} bytes; the limit is {_MAX_SCHEMA_BYTES}"
+            "invalid_value", f"the schema has {num_bytes} bytes; the limit is {MAX_SCHEMA_BYTES}"
         )
     if _depth(schema) > _MAX_SCHEMA_DEPTH:
         raise PydanticCustomError(
@@ -125,6 +132,9 @@ class GrammarFields(BaseModel):
         wanted = _grammars("guided_", self.guided_json, self.guided_regex, self.guided_choice)
         if self.structured_outputs is not None:
             wanted |= self.structured_outputs.grammars
+        calls = getattr(self, "tool_grammar", None)
+        if calls is not None:
+            wanted["tools"] = calls
         form = self.response_format
         if form is None or form.type == "text":
             return wanted

@@ -6,12 +6,13 @@ at the value that changes nothing. Names that nobody knows are ignored: clients 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["REFUSED", "RefusedFields"]
+__all__ = ["REFUSED", "Refusal", "RefusedFields", "only_neutral", "refused"]
 
 
 class Refusal(NamedTuple):
@@ -22,17 +23,14 @@ class Refusal(NamedTuple):
 
 
 _ALL_ANSWERS = "use n and choose among the answers"
-_NO_TOOLS = "describe the tools in the prompt and read the answer's text"
+_NO_FUNCTIONS = "use tools and tool_choice"
 _NO_GRAMMAR = "use response_format with a JSON schema, guided_regex or guided_choice"
 _TEXT_ONLY = "this model reads text and pictures and writes text"
 
 REFUSED: dict[str, Refusal] = {
     "best_of": Refusal((1,), _ALL_ANSWERS),
-    "tools": Refusal(([],), _NO_TOOLS),
-    "tool_choice": Refusal(("none", "auto"), _NO_TOOLS),
-    "parallel_tool_calls": Refusal((True, False), _NO_TOOLS),
-    "functions": Refusal(([],), _NO_TOOLS),
-    "function_call": Refusal(("none", "auto"), _NO_TOOLS),
+    "functions": Refusal(([],), _NO_FUNCTIONS),
+    "function_call": Refusal(("none", "auto"), _NO_FUNCTIONS),
     "guided_grammar": Refusal((), _NO_GRAMMAR),
     "prompt_logprobs": Refusal((0, False), "leave it out"),
     "bad_words": Refusal(([],), "use logit_bias with the words' tokens"),
@@ -45,17 +43,34 @@ REFUSED: dict[str, Refusal] = {
     "store": Refusal((False,), "answers are not stored; keep them on your side"),
     "chat_template": Refusal((), "templates are part of the served model"),
     "chat_template_kwargs": Refusal(({},), "templates are part of the served model"),
-    "continue_final_message": Refusal((False,), "end messages with a user message"),
-    "add_generation_prompt": Refusal((True,), "leave it out"),
+    "moderation": Refusal((), "judge texts on your side"),
+    "prompt_cache_options": Refusal(({},), "leave it out: prompts are cached by their content"),
     "echo": Refusal((False,), "leave it out"),
     "image_embeds": Refusal((), "send pictures as image_url parts"),
 }
 
 
-def _refused(name: str) -> Any:
-    refusal = REFUSED[name]
+def refused(name: str, table: Mapping[str, Refusal]) -> Any:
+    """The field of that name, which takes null and what changes nothing."""
+    refusal = table[name]
     allowed = ", ".join(["null", *(_as_json(value) for value in refusal.neutral)])
-    return Field(None, description=f"Not done yet; only {allowed}. Otherwise: {refusal.way_out}.")
+    return Field(None, description=f"Not done; only {allowed}. Otherwise: {refusal.way_out}.")
+
+
+def only_neutral(value: Any, info: ValidationInfo, table: Mapping[str, Refusal]) -> Any:
+    """The value of a field of ``refused`` if it changes nothing. Raises PydanticCustomError."""
+    refusal = table[str(info.field_name)]
+    if value is None or any(_is_same(value, neutral) for neutral in refusal.neutral):
+        return value
+    raise PydanticCustomError(
+        "unsupported_parameter",
+        "{name} is not supported by this server: {way_out}",
+        {"name": str(info.field_name), "way_out": refusal.way_out},
+    )
+
+
+def _refused(name: str) -> Any:
+    return refused(name, REFUSED)
 
 
 def _as_json(value: Any) -> str:
@@ -66,9 +81,6 @@ class RefusedFields(BaseModel):
     """Fields that may be absent, null or neutral; see ``REFUSED``. Any: what is refused is not parsed."""
 
     best_of: Any = _refused("best_of")
-    tools: Any = _refused("tools")
-    tool_choice: Any = _refused("tool_choice")
-    parallel_tool_calls: Any = _refused("parallel_tool_calls")
     functions: Any = _refused("functions")
     function_call: Any = _refused("function_call")
     guided_grammar: Any = _refused("guided_grammar")
@@ -83,22 +95,15 @@ class RefusedFields(BaseModel):
     store: Any = _refused("store")
     chat_template: Any = _refused("chat_template")
     chat_template_kwargs: Any = _refused("chat_template_kwargs")
-    continue_final_message: Any = _refused("continue_final_message")
-    add_generation_prompt: Any = _refused("add_generation_prompt")
+    moderation: Any = _refused("moderation")
+    prompt_cache_options: Any = _refused("prompt_cache_options")
     echo: Any = _refused("echo")
     image_embeds: Any = _refused("image_embeds")
 
     @field_validator(*REFUSED)
     @classmethod
     def _only_neutral(cls, value: Any, info: ValidationInfo) -> Any:
-        refusal = REFUSED[str(info.field_name)]
-        if value is None or any(_is_same(value, neutral) for neutral in refusal.neutral):
-            return value
-        raise PydanticCustomError(
-            "unsupported_parameter",
-            "{name} is not supported by this server: {way_out}",
-            {"name": str(info.field_name), "way_out": refusal.way_out},
-        )
+        return only_neutral(value, info, REFUSED)
 
 
 def _is_same(value: Any, neutral: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, Field
 from pydantic_core import PydanticCustomError
 
-__all__ = ["MAX_CHOICES", "SamplingFields", "disagreement"]
+__all__ = ["MAX_CHOICES", "SamplingFields", "TokenId", "disagreement"]
 
 MAX_CHOICES = 16
 _MAX_TOKENS = _MAX_TOKEN_ID = 2**31 - 1
@@ -97,19 +97,13 @@ class SamplingFields(BaseModel):
     n: int | None = Field(
         None, ge=1, le=MAX_CHOICES, description=f"So many answers, at most {MAX_CHOICES}; default 1."
     )
-    logprobs: bool | None = Field(
-        None, description="Tell each token's log-probability, as the model gave it before any of the above."
-    )
-    top_logprobs: int | None = Field(
-        None, ge=0, le=20, description="And those of so many likeliest tokens; only with logprobs true."
-    )
+
+    def check_least(self, limit: int | None) -> None:
+        """Raises where the answer's least length is above its most, ``limit``."""
+        if limit is not None and (self.min_tokens or 0) > limit:
+            raise disagreement("min_tokens", f"min_tokens is {self.min_tokens}; max_tokens is only {limit}")
 
     @property
     def num_choices(self) -> int:
         """How many answers are wanted."""
         return self.n or 1
-
-    @property
-    def num_logprobs(self) -> int | None:
-        """How many alternatives are told; None without logprobs."""
-        return (self.top_logprobs or 0) if self.logprobs else None

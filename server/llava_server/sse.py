@@ -25,9 +25,11 @@ SSE_HEADERS = {
 }
 
 
-def encode_event(data: dict[str, Any], *, event_id: str | None = None) -> bytes:
-    """One event. JSON has no raw line breaks, so one data line is always enough."""
+def encode_event(data: dict[str, Any], *, event_id: str | None = None, name: str | None = None) -> bytes:
+    """One event, with its name where the dialect has names. JSON has no raw line breaks, so one data line is
+    always enough."""
     prefix = f"id: {event_id}\n".encode() if event_id else b""
+    prefix += f"event: {name}\n".encode() if name else b""
     return prefix + b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 

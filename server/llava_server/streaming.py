@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import msgspec
@@ -20,10 +20,19 @@ from llava_server.errors import ApiError, error_bytes, from_job_error
 from llava_server.metrics import Meter
 from llava_server.replies import note_error, request_id_of
 from llava_server.settings import Settings
-from llava_server.sse import DONE, KEEPALIVE, SSE_HEADERS, encode_error, encode_event
-from llava_server.writer import AnswerWriter, WholeAnswer
+from llava_server.sse import KEEPALIVE, SSE_HEADERS
+from llava_server.writer import WholeAnswer
 
-__all__ = ["ClientGone", "EventStream", "StreamPace", "after", "collect", "stream_pace", "until_gone"]
+__all__ = [
+    "ClientGone",
+    "EventStream",
+    "StreamPace",
+    "Writer",
+    "after",
+    "collect",
+    "stream_pace",
+    "until_gone",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +54,31 @@ class StreamPace:
 def stream_pace(settings: Settings) -> StreamPace:
     """As this server is set."""
     return StreamPace(settings.keepalive_s, settings.send_timeout_s)
+
+
+class Writer(Protocol):
+    """A route's way to say an answer. Shown every event of every choice, in order; bytes are of a stream."""
+
+    def opening(self, num_choices: int) -> bytes:
+        """What comes before the first event."""
+        ...
+
+    def event(self, index: int, event: Event, event_id: str | None) -> bytes:
+        """One event of one choice; empty where there is nothing to tell yet. ``event_id`` is its place in the
+        stream, where there is one."""
+        ...
+
+    def closing(self) -> bytes:
+        """What comes after the last event."""
+        ...
+
+    def failure(self, body: bytes) -> bytes:
+        """The last that a broken stream says; ``body`` is the error as JSON."""
+        ...
+
+    def whole(self, answers: Sequence[WholeAnswer]) -> dict[str, Any]:
+        """The answer that is no stream."""
+        ...
 
 
 async def until_gone(receive: Receive, work: Awaitable[T]) -> T:
@@ -87,11 +121,10 @@ class EventStream(Response):
         self,
         choices: Choices,
         first: tuple[int, Event] | None,
-        writer: AnswerWriter,
+        writer: Writer,
         meters: Sequence[Meter],
         pace: StreamPace,
         *,
-        include_usage: bool,
         start: int = 0,
     ) -> None:
         super().__init__(headers=SSE_HEADERS)
@@ -101,9 +134,7 @@ class EventStream(Response):
         self._writer = writer
         self._meters = meters
         self._pace = pace
-        self._include_usage = include_usage
         self._start = start
-        self._lasts: dict[int, Event] = {}  # by choice: its latest event
         # One scope whose deadline moves: a scope for each token would cost as much as the token itself.
         self._standstill = anyio.CancelScope()
 
@@ -126,12 +157,12 @@ class EventStream(Response):
     async def _send_answer(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            for index in range(len(self._choices) if not self._start else 0):
-                await self._send(send, encode_event(self._writer.opening(index)))
+            if not self._start:
+                await self._send(send, self._writer.opening(len(self._choices)))
             ending = await self._send_events(send)
         except ApiError as error:
             note_error(scope, error)
-            ending = encode_error(error_bytes(error, request_id_of(scope)))
+            ending = self._writer.failure(error_bytes(error, request_id_of(scope)))
         await self._send(send, ending, more=False)
 
     async def _send_events(self, send: Send) -> bytes:
@@ -141,12 +172,12 @@ class EventStream(Response):
             self._meters[index].saw(event)
             if event.final is not None and event.final.error is not None:
                 raise from_job_error(event.final.error)
-            self._lasts[index] = event
             rest = after(event, self._start)
-            data = self._encoded(index, rest) if rest else b""
+            # What the reader has is shown to the writer all the same: it follows the whole answer.
+            data = self._writer.event(index, rest or event, self._id(event))
             if self._choices.is_over:
-                return data + self._closing()
-            if data:
+                return data + self._writer.closing()
+            if data and rest is not None:
                 await self._send(send, data)
 
     async def _next(self, send: Send) -> tuple[int, Event]:
@@ -156,23 +187,6 @@ class EventStream(Response):
         while (found := await self._choices.next_within(self._pace.keepalive_s)) is None:
             await self._send(send, KEEPALIVE)
         return found
-
-    def _encoded(self, index: int, event: Event) -> bytes:
-        """The chunks of one event; empty where there is nothing to tell yet."""
-        event_id = self._id(event)
-        data = b""
-        if event.text or event.logprobs:  # the id goes on the last chunk: who has it has all of the event
-            text_id = None if event.final else event_id
-            data += encode_event(self._writer.text(index, event), event_id=text_id)
-        if event.final is not None:
-            data += encode_event(self._writer.ending(index, event.final), event_id=event_id)
-        return data
-
-    def _closing(self) -> bytes:
-        if not self._include_usage:
-            return DONE
-        lasts = [self._lasts[index] for index in range(len(self._choices))]
-        return encode_event(self._writer.usage(lasts)) + DONE
 
     def _id(self, event: Event) -> str | None:
         """Where in its job an event stands. No single place stands for several jobs' streams."""

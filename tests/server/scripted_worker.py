@@ -12,7 +12,8 @@
 anything else           answers with the messages as it received them
 
 Where log-probabilities are asked for, a piece of text is its first token's; the k-th alternative to token t
-is token t + k with one less each.
+is token t + k with one less each. A prompt to be tokenized is its text's bytes (with 0 for each picture), and
+tokens become the characters of those numbers.
 """
 
 from __future__ import annotations
@@ -111,6 +112,9 @@ class ScriptedWorker:
             await asyncio.gather(*answers, return_exceptions=True)
 
     async def _answer(self, consumer: JobConsumer, assignment: Assignment) -> None:
+        if assignment.job.task != "answer":
+            await self._tell(consumer, assignment)
+            return
         text = _last_text(assignment)
         verb, _, rest = text.partition(" ")
         writer = _Writer(self, consumer, assignment)
@@ -139,6 +143,17 @@ class ScriptedWorker:
         else:
             await writer.write(_as_received(assignment), final=_final(FinishReason.STOP))
 
+    async def _tell(self, consumer: JobConsumer, assignment: Assignment) -> None:
+        job = assignment.job
+        if job.task == "detokenize":
+            event = Event(0, (), "".join(map(chr, job.prompt_ids)), _final(FinishReason.STOP))
+        else:
+            parts = [part for message in job.messages for part in message.parts]
+            token_ids = [b for part in parts for b in (part.encode() if isinstance(part, str) else b"\0")]
+            event = Event(0, tuple(token_ids), "", _final(FinishReason.STOP))
+        async with self._emitting:
+            await consumer.emit([(assignment, event)])
+
 
 class _Writer:
     def __init__(self, worker: ScriptedWorker, consumer: JobConsumer, assignment: Assignment) -> None:
@@ -150,7 +165,15 @@ class _Writer:
     async def write(self, text: str, *, tokens: int = 1, final: Final | None = None) -> bool:
         """False if the job is not ours any more."""
         job_id = self._assignment.job.job_id
-        event = Event(self._offset, tuple(range(tokens)), text, final, self._logprobs(text, tokens))
+        told = self._logprobs(text, tokens)
+        event = Event(
+            self._offset,
+            tuple(range(tokens)),
+            text,
+            final,
+            told,
+            num_prompt_tokens=0 if self._offset else _PROMPT_TOKENS,
+        )
         async with self._worker._emitting:
             refused = await self._consumer.emit([(self._assignment, event)])
         self._worker.refused |= refused
@@ -187,6 +210,8 @@ def _final(reason: FinishReason) -> Final:
 
 
 def _last_text(assignment: Assignment) -> str:
+    if assignment.job.prompt_ids:
+        return f"say {' '.join(map(str, assignment.job.prompt_ids))}"
     parts = [part for part in assignment.job.messages[-1].parts if isinstance(part, str)]
     return parts[-1] if parts else ""
 

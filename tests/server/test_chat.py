@@ -44,6 +44,7 @@ def test_answer_has_openais_shape(stack: Stack) -> None:
         "id": job.job_id,
         "object": "chat.completion",
         "model": MODEL,
+        "service_tier": "default",
         "choices": [
             {
                 "index": 0,

@@ -56,7 +56,7 @@ WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     ),
     "user number": ({"user": 5}, "invalid_type", "user", "string"),
     "metadata of numbers": ({"metadata": {"a": 1}}, "invalid_type", "metadata.a", "string"),
-    "service_tier flex": ({"service_tier": "flex"}, "invalid_value", "service_tier", "'default'"),
+    "service_tier scale": ({"service_tier": "scale"}, "invalid_value", "service_tier", "'default'"),
     "no messages": ({"messages": []}, "invalid_value", "messages", "at least 1 item"),
     "messages text": ({"messages": "hi"}, "invalid_type", "messages", "array"),
     "message text": ({"messages": ["hi"]}, "invalid_type", "messages[0]", "object"),
@@ -72,8 +72,8 @@ WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "messages[1].content",
         "required",
     ),
-    "role tool": (
-        {"messages": [{"role": "tool", "content": "x"}]},
+    "role function": (
+        {"messages": [{"role": "function", "content": "x"}]},
         "unsupported_content",
         "messages[0].role",
         "must be one of",
@@ -84,11 +84,11 @@ WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "messages[0].role",
         "'robot'",
     ),
-    "tool calls": (
+    "tool call without an id": (
         {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}, USER]},
-        "unsupported_parameter",
-        "messages[0].tool_calls",
-        "not supported",
+        "missing_required_parameter",
+        "messages[0].tool_calls[0].id",
+        "required",
     ),
     "content number": (
         {"messages": [{"role": "user", "content": 5}]},
@@ -219,8 +219,6 @@ def test_other_content_types_are_refused_so_that_foreign_pages_cannot_post(stack
 
 
 UNSUPPORTED_VALUES: dict[str, Any] = {
-    "parallel_tool_calls": "x",
-    "tool_choice": "required",
     "modalities": ["text", "audio"],
     "reasoning_effort": "high",
 }

@@ -62,3 +62,17 @@ def test_an_older_version_reads_a_heartbeat_with_statistics() -> None:
 
     new = msgspec.structs.replace(heartbeat("w1"), stats={"num_steps_total": 3})
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(new), type=OldHeartbeat) == OldHeartbeat("w1", "m")
+
+
+def test_job_and_event_of_a_version_that_knew_chats_only_are_read_as_such() -> None:
+    job = make_job()
+    old = {
+        name: value
+        for name, value in msgspec.to_builtins(job).items()
+        if name not in ("form", "prompt_ids", "task")
+    }
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=Job) == job
+    assert (job.form, job.prompt_ids, job.task) == ("chat", (), "answer")
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode([0, [1], "a", None, []]), type=Event) == Event(
+        0, (1,), "a"
+    )

@@ -57,7 +57,8 @@ async def test_a_look_at_a_job_shows_what_is_new_and_moves_nothing(lab: Lab) -> 
     await consumer.emit([frame(assignment, 0, 1, 2)])
     seen = await there.peek(job.job_id, tenant=job.tenant)
     assert seen
-    assert (seen.state, seen.model, [event.token_ids for event in seen.events]) == ("running", "m", [(1, 2)])
+    assert (seen.state, [event.token_ids for event in seen.events]) == ("running", [(1, 2)])
+    assert seen.outline == job.outline
     await consumer.emit([frame(assignment, 2, 3, final=STOP)])
     more = await there.peek(job.job_id, tenant=job.tenant, num_events=1, offset=2)
     assert more

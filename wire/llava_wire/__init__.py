@@ -20,7 +20,18 @@ from llava_wire.errors import (
 )
 from llava_wire.event import ErrorCode, Event, Final, FinishReason, JobError, TokenLogprob, TokenScore
 from llava_wire.heartbeat import Heartbeat, ImageSpec
-from llava_wire.job import WIRE_VERSION, Grammar, GrammarKind, ImageRef, Job, Message, Role, SamplingParams
+from llava_wire.job import (
+    WIRE_VERSION,
+    Grammar,
+    GrammarKind,
+    ImageRef,
+    Job,
+    Message,
+    PromptForm,
+    Role,
+    SamplingParams,
+    Task,
+)
 from llava_wire.producer import JobProducer
 from llava_wire.reports import Glimpse, QueueStats
 from llava_wire.terms import TenantTerms
@@ -45,11 +56,13 @@ __all__ = [
     "JobError",
     "JobProducer",
     "Message",
+    "PromptForm",
     "QueueFull",
     "QueueStats",
     "QueueUnavailable",
     "Role",
     "SamplingParams",
+    "Task",
     "TenantOverLimit",
     "TenantTerms",
     "TokenLogprob",

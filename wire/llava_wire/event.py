@@ -42,12 +42,14 @@ class JobError(msgspec.Struct, frozen=True):
 
 
 class Final(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The end of a job. ``error`` is set if and only if ``reason`` is ERROR."""
+    """The end of a job. ``error`` is set if and only if ``reason`` is ERROR. ``stopped_by`` is the one of the
+    job's stop strings that ended it; empty if none did."""
 
     reason: FinishReason
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     error: JobError | None = None
+    stopped_by: str = ""
 
 
 class TokenScore(msgspec.Struct, frozen=True, array_like=True):
@@ -72,6 +74,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     ``text`` holds whole characters only; it may lag behind the tokens (a character of several tokens, a
     possible stop string) and catches up in a later event. The end-of-sequence token counts and has no text.
     ``logprobs`` has one entry for each of ``token_ids`` if the job asks for them, else none.
+    ``num_prompt_tokens`` is told with each worker's first event of a job, so that a stream can say it early.
     """
 
     offset: int
@@ -79,6 +82,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     text: str
     final: Final | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    num_prompt_tokens: int = 0
 
     @property
     def next_offset(self) -> int:

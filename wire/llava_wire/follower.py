@@ -183,6 +183,7 @@ def submission(live: LiveJob, controller_id: str) -> tuple[str | bytes | float, 
         digests,
         job.priority,
         live.nonce,
+        msgspec.msgpack.encode(job.outline),
     )
 
 

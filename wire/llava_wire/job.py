@@ -18,15 +18,19 @@ __all__ = [
     "ImageRef",
     "Job",
     "Message",
+    "PromptForm",
     "Role",
     "SamplingParams",
+    "Task",
 ]
 
 WIRE_VERSION = 1
 
-GrammarKind = Literal["json_schema", "json_object", "regex", "choice"]
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "tools"]
 Role = Literal["system", "user", "assistant"]
 CacheScope = Literal["tenant", "public"]
+PromptForm = Literal["chat", "continued", "raw"]
+Task = Literal["answer", "tokenize", "detokenize"]
 
 
 class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +56,12 @@ class Message(msgspec.Struct, frozen=True):
 
 class Grammar(msgspec.Struct, frozen=True):
     """What the answer must be. ``text`` is a JSON schema, a regular expression, or a JSON list of strings, as
-    ``kind`` says; empty for ``json_object``."""
+    ``kind`` says; empty for ``json_object``.
+
+    For ``tools`` it is JSON: ``choice`` ("auto": text or calls; "required", "named": calls), ``is_parallel``
+    (several calls) and ``functions``, each a ``name`` and a JSON schema ``parameters``. A call is written
+    ``<tool_call>{"name": "...", "arguments": {...}}</tool_call>``, with a line break between two.
+    """
 
     kind: GrammarKind
     text: str = ""
@@ -88,7 +97,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker needs to answer. ``cost`` is in tokens (prompt estimate + pictures + expected answer);
     ``ttl_s`` bounds the job's whole life, queueing included. Of the jobs in a worker's hands the one with the
     higher ``priority`` goes first. What is computed for a job serves others of its tenant; for one whose
-    ``cache_scope`` is "public" it serves all public ones, whoever sent them."""
+    ``cache_scope`` is "public" it serves all public ones, whoever sent them.
+
+    ``form``: in "chat" the messages go through the model's template; in "continued" too, and the last one is
+    an answer to go on with; in "raw" the one message is the prompt as it stands. ``prompt_ids`` are a prompt
+    in tokens and take the place of messages. ``task`` "tokenize" asks for no answer but for the prompt's own
+    tokens, and "detokenize" for the text of ``prompt_ids``: one event, which is final.
+    """
 
     job_id: str
     model: str
@@ -99,7 +114,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     ttl_s: float = 600.0
     priority: int = 0
     cache_scope: CacheScope = "tenant"
+    form: PromptForm = "chat"
+    prompt_ids: tuple[int, ...] = ()
+    task: Task = "answer"
     version: int = WIRE_VERSION
+
+    @property
+    def outline(self) -> Job:
+        """The job without what was said: enough to write its answer down, and kept as long as the answer."""
+        return msgspec.structs.replace(self, messages=(), prompt_ids=())
 
     @property
     def images(self) -> tuple[ImageRef, ...]:

@@ -31,6 +31,7 @@ __all__ = ["JobProducer"]
 MAX_CRASHES = 3  # twice in company, which may have been to blame, and then alone
 SPARE_S = 3.0  # who has not peeked for so long reads no more
 ORPHAN_GRACE_S = 30.0
+_outlines = msgspec.msgpack.Decoder(Job)
 NUM_TRIES = 3
 MAX_KNOWN_BLOBS = 4096
 CRASHED = error_event(
@@ -175,8 +176,8 @@ class JobProducer:
         answer = await self._call("peek", job_id, tenant, num_events)
         if not answer:
             return None
-        state, model, frames = answer
-        return Glimpse(state.decode(), model.decode(), decode_log(frames, offset))
+        state, outline, frames = answer
+        return Glimpse(state.decode(), _outlines.decode(outline), decode_log(frames, offset))
 
     def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:
         """Batches of (job id, event) for ever, of all live jobs; each job's events are whole and in order.

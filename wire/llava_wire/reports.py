@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llava_wire.event import Event
+from llava_wire.job import Job
 
 __all__ = ["Glimpse", "QueueStats"]
 
@@ -24,8 +25,11 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class Glimpse:
-    """A look at a job: queued, parked, running, done, cancelled or orphaned; and its next events."""
+    """A look at a job: its state (queued, parked, running, done, cancelled, orphaned), and its next events.
+
+    ``outline`` is the job without its messages.
+    """
 
     state: str
-    model: str
+    outline: Job
     events: list[Event]

@@ -44,9 +44,10 @@ class Answer:
         self.assignment = assignment
         self.num_prompt_tokens = 0
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, stop + assignment.job.sampling.stop)
+        self._detokenizer = _detokenizer(assignment, tokenizer, stop)
         self._stop_token_ids = frozenset(assignment.job.sampling.stop_token_ids)
         self._offset = len(assignment.token_ids)
+        self._is_begun = False  # an event has left
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._text = self._catch_up()
@@ -58,6 +59,18 @@ class Answer:
     @property
     def is_finished(self) -> bool:
         return self._final is not None
+
+    def begin(self, prompt: Prompt) -> None:
+        """The prompt is known. Where it is all that was asked for, the answer is finished."""
+        self.num_prompt_tokens = len(prompt.token_ids)
+        task = self.assignment.job.task
+        if task == "tokenize":
+            self._token_ids = prompt.token_ids
+        elif task == "detokenize":
+            self._text = "".join(self._push(token_id) for token_id in prompt.token_ids)
+            self._text += self._detokenizer.flush()
+        if task != "answer":
+            self._end(FinishReason.STOP)
 
     def take(self, news: News) -> None:
         """The next thing that the engine said about this job."""
@@ -86,7 +99,9 @@ class Answer:
             text=self._text,
             final=self._final,
             logprobs=tuple(self._logprobs),
+            num_prompt_tokens=0 if self._is_begun else self.num_prompt_tokens,
         )
+        self._is_begun = True
         self._offset = event.next_offset
         self._token_ids, self._text, self._logprobs = [], "", []
         return event
@@ -118,8 +133,12 @@ class Answer:
         )
 
     def _end(self, reason: FinishReason, num_cached_tokens: int = 0) -> None:
+        stopped_by = self._detokenizer.stopped_by
         self._final = Final(
-            reason=reason, num_prompt_tokens=self.num_prompt_tokens, num_cached_tokens=num_cached_tokens
+            reason=reason,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=num_cached_tokens,
+            stopped_by=stopped_by if stopped_by in self.assignment.job.sampling.stop else "",
         )
 
     def _catch_up(self) -> str:
@@ -130,6 +149,16 @@ class Answer:
         # Only another version of this program could have written it. What was sent cannot be unsent.
         logger.warning("job_id=%s: the logged text is not that of its tokens", self.assignment.job.job_id)
         return ""
+
+
+def _detokenizer(assignment: Assignment, tokenizer: TextTokenizer, stop: tuple[str, ...]) -> Detokenizer:
+    """The template's stop texts are for its answers alone; a text of tokens is taken as it is."""
+    job = assignment.job
+    if job.task == "detokenize":
+        return Detokenizer(tokenizer)
+    if job.form == "raw":
+        return Detokenizer(tokenizer, job.sampling.stop, is_continued=True)
+    return Detokenizer(tokenizer, stop + job.sampling.stop, is_continued=job.form == "continued")
 
 
 def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int) -> Sequence:

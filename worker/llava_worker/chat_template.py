@@ -50,23 +50,31 @@ class ChatTemplate:
         self._tokens = re.compile(
             "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
         )
-        self._variables = {"bos_token": bos_token, "eos_token": eos_token, "add_generation_prompt": True}
+        self._variables = {"bos_token": bos_token, "eos_token": eos_token}
         self._image_token = image_token
         nonce = secrets.token_hex(8)
         self._marks = {token[0]: f"\ue000{nonce}{ord(token[0]):x}\ue001" for token in tokens}
+        self._end = f"\ue000{nonce}end\ue001"
         try:
             self._template = _environment().from_string(source)
         except TemplateError as error:
             raise ChatTemplateError(f"the model's chat template is broken: {error}") from error
 
-    def render(self, messages: Sequence[Message]) -> list[Piece]:
+    def render(self, messages: Sequence[Message], *, is_continued: bool = False) -> list[Piece]:
         """Raises PromptRefused, also where the template itself objects to the conversation."""
-        check_turns(messages)
+        check_turns(messages, is_continued=is_continued)
         turns = [self._as_dict(message) for message in messages]
+        if is_continued:  # what the template puts behind the answer will be cut off
+            turns[-1]["content"][-1]["text"] += self._end
         try:
-            text = self._template.render(messages=turns, **self._variables)
+            text = self._template.render(
+                messages=turns, add_generation_prompt=not is_continued, **self._variables
+            )
         except Exception as error:  # foreign code may raise anything; the refusal is the answer
             raise _refused(f"the model's chat template does not take this conversation: {error}") from error
+        if is_continued and self._end not in text:
+            raise _refused("the model's chat template changes answers, so none of them can be continued")
+        text = text.partition(self._end)[0]
         images = [part for message in messages for part in message.parts if isinstance(part, ImageRef)]
         return self._cut(text, images)
 

@@ -49,8 +49,9 @@ class Template(Protocol):
     @property
     def stop(self) -> tuple[str, ...]: ...
 
-    def render(self, messages: Sequence[Message]) -> list[Piece]:
-        """The conversation up to where the model's answer begins. Raises PromptRefused."""
+    def render(self, messages: Sequence[Message], *, is_continued: bool = False) -> list[Piece]:
+        """The conversation up to where the model's answer begins; or, with ``is_continued``, up to where its
+        last message ends, which is an answer to go on with. Raises PromptRefused."""
         ...
 
 
@@ -79,15 +80,19 @@ class Conversation:
     def is_whole(self) -> bool:
         return self.shape == "llava_hf"
 
-    def render(self, messages: Sequence[Message]) -> list[Piece]:
-        """The conversation up to where the model's answer begins. Raises PromptRefused.
+    def render(self, messages: Sequence[Message], *, is_continued: bool = False) -> list[Piece]:
+        """As ``Template.render``.
 
         A system message, if there is one, takes the place of the template's own; an empty one leaves none.
         Several texts of one message stand on lines of their own.
         """
-        first_turn = check_turns(messages)
+        first_turn = check_turns(messages, is_continued=is_continued)
         system = _text(messages[0]) if first_turn else self.system
-        return _SHAPES[self.shape](self, system, messages[first_turn:])
+        if not is_continued:
+            return _SHAPES[self.shape](self, system, messages[first_turn:])
+        lead = "" if self.shape in ("chatml", "plain") else " "  # what stands before each answer
+        begun = _text(messages[-1])
+        return [*_SHAPES[self.shape](self, system, messages[first_turn:-1]), f"{lead}{begun}"]
 
 
 def _render_colons(conversation: Conversation, system: str, turns: Sequence[Message]) -> list[Piece]:
@@ -165,10 +170,11 @@ _SHAPES: dict[Shape, Callable[[Conversation, str, Sequence[Message]], list[Piece
 }
 
 
-def check_turns(messages: Sequence[Message]) -> int:
+def check_turns(messages: Sequence[Message], *, is_continued: bool = False) -> int:
     """The index of the first turn: 1 behind a system message, else 0. Raises PromptRefused.
 
-    Questions and answers alternate, beginning and ending with a question; only questions have pictures.
+    Questions and answers alternate, beginning and ending with a question (if ``is_continued``, with an
+    answer); only questions have pictures.
     """
     if not messages:
         raise _invalid("messages is empty: send at least one user message")
@@ -182,7 +188,9 @@ def check_turns(messages: Sequence[Message]) -> int:
             )
     if len(messages) == first_turn:
         raise _invalid("messages has no user message: send at least one")
-    if messages[-1].role == "assistant":
+    if is_continued and messages[-1].role != "assistant":
+        raise _invalid("the last message is not the assistant's: there is nothing to continue")
+    if messages[-1].role == "assistant" and not is_continued:
         raise _invalid("the last message is the assistant's: end with the user message to be answered")
     return first_turn
 

@@ -19,13 +19,18 @@ __all__ = ["Detokenizer"]
 class Detokenizer:
     """Push tokens, get the text that is certain. After ``is_stopped`` turns True nothing more comes."""
 
-    def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: TextTokenizer, stop: Sequence[str] = (), *, is_continued: bool = False
+    ) -> None:
+        """``is_continued``: the tokens go on from a text before them, so that a space at their beginning is
+        one."""
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._at_start = tokenizer.strips_leading_space
+        self._at_start = tokenizer.strips_leading_space and not is_continued
         self._stop = [text for text in stop if text]
         self._held = ""
         self.is_stopped = False
+        self.stopped_by = ""  # the stop string that was found
 
     def push(self, token_id: int) -> str:
         """The text that this token makes certain, often empty. A stop string found is not part of it."""
@@ -47,21 +52,22 @@ class Detokenizer:
             text = text.removeprefix(" ")
         if not self._stop or not text:
             return text
-        sure, self._held, self.is_stopped = _split(self._held + text, self._stop)
+        sure, self._held, self.stopped_by = _split(self._held + text, self._stop)
+        self.is_stopped = bool(self.stopped_by)
         return sure
 
 
-def _split(text: str, stop: list[str]) -> tuple[str, str, bool]:
-    """(text before any stop string, text that may begin one, whether one was found).
+def _split(text: str, stop: list[str]) -> tuple[str, str, str]:
+    """(text before any stop string, text that may begin one, the one that was found).
 
     Of several the one that ends first counts, then the longest: that does not depend on how the text came.
     """
     found = [(text.find(one) + len(one), -len(one)) for one in stop if one in text]
     if found:
         end, negative_length = min(found)
-        return text[: end + negative_length], "", True
+        return text[: end + negative_length], "", text[end + negative_length : end]
     longest = min(len(text), max(len(one) for one in stop) - 1)
     for length in range(longest, 0, -1):
         if any(one.startswith(text[-length:]) for one in stop):
-            return text[:-length], text[-length:], False
-    return text, "", False
+            return text[:-length], text[-length:], ""
+    return text, "", ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from llava_wire import ErrorCode, ImageRef, ImageSpec, Message
+from llava_wire import ErrorCode, ImageRef, ImageSpec, Job, Message
 
 from llava_worker.conversation import Piece, PromptRefused, Special, Template
 from llava_worker.engine import ImageSpan
@@ -64,9 +64,32 @@ class PromptBuilder:
         """Texts with which this template's answers end, besides the end token."""
         return self._template.stop
 
+    def build_for(self, job: Job) -> Prompt:
+        """The job's prompt. Raises PromptRefused where the model cannot take it or has no room to answer."""
+        if job.prompt_ids:
+            prompt = Prompt(list(job.prompt_ids))
+            if self._tokenizer.image_id in job.prompt_ids and job.task == "answer":
+                raise PromptRefused(
+                    ErrorCode.INVALID_REQUEST,
+                    f"the prompt has token {self._tokenizer.image_id}, which stands for a picture: "
+                    "send pictures in a chat",
+                )
+        elif job.form == "raw":
+            prompt = self._encoded(["".join(part for part in job.messages[0].parts if isinstance(part, str))])
+        else:
+            prompt = self._encoded(self._template.render(job.messages, is_continued=job.form == "continued"))
+        if job.task == "answer":
+            self._check_length(prompt)
+        return prompt
+
     def build(self, messages: Sequence[Message]) -> Prompt:
-        """Raises PromptRefused where the model cannot take these messages or has no room for an answer."""
-        pieces = _join_texts(self._template.render(messages))
+        """The prompt of a chat. Raises PromptRefused like ``build_for``."""
+        prompt = self._encoded(self._template.render(messages))
+        self._check_length(prompt)
+        return prompt
+
+    def _encoded(self, parts: Iterable[Piece]) -> Prompt:
+        pieces = _join_texts(parts)
         prompt = Prompt(self._beginning(pieces))
         for index, piece in enumerate(pieces):
             if isinstance(piece, str):
@@ -75,7 +98,6 @@ class PromptBuilder:
                 prompt.token_ids.append(self._tokenizer.special_id(piece.token))
             else:
                 self._append_picture(prompt, piece)
-        self._check_length(prompt)
         return prompt
 
     def _beginning(self, pieces: Sequence[Piece]) -> list[int]:
@@ -101,7 +123,9 @@ class PromptBuilder:
 
     def _span(self, image: ImageRef, *, start: int) -> ImageSpan:
         """Raises PromptRefused for a picture that was not fitted for this model."""
-        plan = self._pictures.plan(image.width, image.height)
+        # A grid has at least one tile besides the base view: one tile is a picture with low detail.
+        has_grid = self._pictures.has_grid and image.num_tiles > 1
+        plan = self._pictures.plan(image.width, image.height) if has_grid else self._pictures.plan(0, 0)
         if (image.side, image.num_tiles) != (self._pictures.side, plan.num_tiles):
             raise PromptRefused(
                 ErrorCode.INTERNAL_ERROR,
@@ -110,7 +134,7 @@ class PromptBuilder:
                 "pictures",
             )
         # Only where features depend on the size: else equal pixels are equal features, whatever their size.
-        width, height = (image.width, image.height) if self._pictures.has_grid else (0, 0)
+        width, height = (image.width, image.height) if has_grid else (0, 0)
         return ImageSpan(start=start, length=plan.num_tokens, digest=image.digest, width=width, height=height)
 
     def _check_length(self, prompt: Prompt) -> None:

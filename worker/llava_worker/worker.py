@@ -142,8 +142,8 @@ class Worker:
         answer = Answer(assignment, self._tokenizer, stop=self._prompts.stop)
         try:
             # In a thread, because tokenizing a long text must not hold up the streams that run.
-            prompt = await asyncio.to_thread(self._prompts.build, job.messages)
-            answer.num_prompt_tokens = len(prompt.token_ids)
+            prompt = await asyncio.to_thread(self._prompts.build_for, job)
+            answer.begin(prompt)
             sequence = make_sequence(assignment, prompt, context_length=self._context_length)
         except PromptRefused as refused:
             answer.fail(refused.error)
@@ -166,7 +166,8 @@ class Worker:
         try:
             sequence.grammar = await asyncio.to_thread(self._compile, grammar)
         except GrammarRefused as refused:
-            self._fail(answer, ErrorCode.INVALID_REQUEST, _refusal(grammar, refused), "response_format")
+            field = "tools" if grammar.kind == "tools" else "response_format"
+            self._fail(answer, ErrorCode.INVALID_REQUEST, _refusal(grammar, refused), field)
         except Exception:  # nobody awaits this task, and a job must end
             logger.exception("job_id=%s: its grammar cannot be compiled", answer.assignment.job.job_id)
             self._fail(answer, ErrorCode.INTERNAL_ERROR, "the grammar could not be compiled")

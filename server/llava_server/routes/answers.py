@@ -47,19 +47,19 @@ async def read_answer(
     start = _start(job_id, starting_after, request.headers.get("last-event-id"))
     choices = Choices(services.controller)
     request.state.job_id = job_id
-    model = await services.controller.model_of(job_id, request.state.tenant)
+    job = await services.controller.outline_of(job_id, request.state.tenant)
     await choices.resume(job_id, request.state.tenant, timeout_s=services.settings.request_timeout_s)
     tells_usage = include_usage == "true"
-    writer = AnswerWriter(job_id, model, services.registry.fingerprint(model), include_usage=tells_usage)
+    writer = AnswerWriter(job, services.registry.fingerprint(job.model), include_usage=tells_usage)
     if stream == "true":
         pace, meters = stream_pace(services.settings), [Unmeasured()]
-        return EventStream(choices, None, writer, meters, pace, include_usage=tells_usage, start=start)
+        return EventStream(choices, None, writer, meters, pace, start=start)
     try:
         first = await until_gone(request.receive, choices.next())
         answers = await until_gone(request.receive, collect(choices, first, [Unmeasured()]))
     finally:
         await choices.aclose()
-    return JSONResponse(writer.completion(answers))
+    return JSONResponse(writer.whole(answers))
 
 
 @router.delete(

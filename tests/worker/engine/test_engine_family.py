@@ -81,8 +81,8 @@ def test_a_picture_whose_span_does_not_fit_its_size_is_refused(next_model, make_
     with pytest.raises(SequenceRefused, match="tiles of 28x28 RGB pixels"):
         engine.add(make_sequence(prompt))
 
-    prompt.sizes = [(0, 0)]
-    with pytest.raises(SequenceRefused, match="a picture of 0x0 pixels"):
+    prompt.sizes = [(0, 5)]
+    with pytest.raises(SequenceRefused, match="a picture of 0x5 pixels"):
         engine.add(make_sequence(prompt))
 
 

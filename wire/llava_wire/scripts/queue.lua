@@ -239,11 +239,12 @@ end
 -- controller, tenant, model, cost, payload, ttl_ms (without KEEP_MS), digests, priority, nonce. `owner` counts
 -- take-overs, `crashes` the deaths of its workers, `doubts` those since it was last beyond doubt.
 local function make_job(score, crashes, doubts, owner)
-  local id, controller, tenant, model, cost, payload, ttl, digests, priority, nonce = unpack(ARGV, 1, 10)
+  local id, controller, tenant, model, cost, payload, ttl, digests, priority, nonce, outline = unpack(ARGV, 1, 11)
   local job, life = key('job', id), tonumber(ttl) + KEEP_MS
   redis.call('HSET', job, 'controller', controller, 'tenant', tenant, 'model', model, 'payload', payload,
     'digests', digests, 'print', redis.sha1hex(payload), 'ends', now + tonumber(ttl), 'score', score,
-    'crashes', crashes, 'doubts', doubts, 'owner', owner, 'cost', cost, 'priority', priority, 'nonce', nonce)
+    'crashes', crashes, 'doubts', doubts, 'owner', owner, 'cost', cost, 'priority', priority, 'nonce', nonce,
+    'outline', outline)
   redis.call('PEXPIRE', job, life)
   use_blobs(id, digests, life)
   belong(id, tenant, controller, cost, life)

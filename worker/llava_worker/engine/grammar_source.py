@@ -14,13 +14,14 @@ from typing import Any, Literal, cast
 
 __all__ = ["GrammarKind", "GrammarRefused", "grammar_source"]
 
-GrammarKind = Literal["json_schema", "json_object", "regex", "choice"]
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "tools"]
 
 _WHITE_SPACE = r" |\r?\n[ \t]{0,32}"
 _OPTIONS = "x-guidance"  # where the library looks for options in a schema
 
 # Of drafts 3 and 4; the library takes them for annotations.
 _OLD_KEYWORDS = ("extends", "disallow", "divisibleBy")
+_MAX_CALLS = 16  # of one answer: small models call and call
 _EXACT = 2**53  # JSON's integers are exact up to here
 
 _PART = re.compile(r"\\.|.", re.DOTALL)  # of a regular expression: a character, escaped or not
@@ -50,11 +51,12 @@ class GrammarRefused(ValueError):
 
 def grammar_source(kind: GrammarKind, text: str, *, begins_with_space: bool = False) -> str:
     """``text`` is the schema as JSON, the expression, or the choices as a JSON list of strings; no matter for
-    ``json_object``. ``begins_with_space``: the detokenizer takes a space from the beginning of a text, so the
-    grammar puts one there. Raises GrammarRefused.
+    ``json_object``; for ``tools`` as ``llava_wire.Grammar`` says. ``begins_with_space``: the detokenizer
+    takes a space from the beginning of a text, so the grammar puts one there. Raises GrammarRefused.
     """
     start = 'start: " " answer' if begins_with_space else "start: answer"
-    return f"{start}\nanswer: {_rule(kind, text)}\n"
+    rules = _tool_rules(text) if kind == "tools" else f"answer: {_rule(kind, text)}"
+    return f"{start}\n{rules}\n"
 
 
 def _rule(kind: GrammarKind, text: str) -> str:
@@ -67,6 +69,22 @@ def _rule(kind: GrammarKind, text: str) -> str:
     for part in _schemas(schema):
         _check_keywords(part)
     return f"%json {json.dumps(_with_options(schema))}"
+
+
+def _tool_rules(text: str) -> str:
+    """Text that does not begin as a call does, where the choice is free, or calls, each of one function."""
+    wanted = json.loads(text)
+    calls = f'call ("\\n" call){{0,{_MAX_CALLS - 1}}}' if wanted["is_parallel"] else "call"
+    names = [f"f{index}" for index in range(len(wanted["functions"]))]
+    rules = [
+        f"answer: TEXT? | {calls}" if wanted["choice"] == "auto" else f"answer: {calls}",
+        f'call: "<tool_call>" ({" | ".join(names)}) "</tool_call>"',
+        "TEXT: /(?s:.+)/ & ~/(?s:<tool_call>.*)/",
+    ]
+    for name, function in zip(names, wanted["functions"], strict=True):
+        opening = json.dumps(f'{{"name": {json.dumps(function["name"])}, "arguments": ')
+        rules.append(f'{name}: {opening} {_rule("json_schema", json.dumps(function["parameters"]))} "}}"')
+    return "\n".join(rules)
 
 
 def _with_options(schema: dict[str, Any]) -> dict[str, Any]:

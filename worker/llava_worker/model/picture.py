@@ -93,8 +93,9 @@ class PictureLayout:
         return math.isqrt(self.tokens_per_tile)
 
     def plan(self, width: int, height: int) -> PicturePlan:
-        """For a picture of that original size in pixels. Raises ValueError where a grid needs a size."""
-        if not self.has_grid:
+        """For a picture of that original size in pixels; 0 x 0 is one shown in its base view only. Raises
+        ValueError where a grid needs a size."""
+        if not self.has_grid or width == height == 0:
             return PicturePlan(num_tiles=1, num_tokens=self.tokens_per_tile)
         if width < 1 or height < 1:
             raise ValueError(f"a picture of {width}x{height} pixels")

@@ -1,0 +1,64 @@
+"""What the OpenAPI document says of bodies that we parse ourselves: FastAPI does not see them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+__all__ = ["REQUESTS", "answers_with", "body_of", "request_schemas"]
+
+_REF = "#/components/schemas/{model}"
+_STATUSES = (400, 401, 404, 408, 409, 413, 415, 429, 500, 503, 504)
+_ERROR = {
+    "description": "What is wrong, in OpenAI's shape: error.code, error.message, error.param.",
+    "content": {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}},
+}
+_ERROR_SCHEMA = {
+    "title": "Error",
+    "type": "object",
+    "description": "Why there is no answer.",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "description": "The error.",
+            "required": ["message", "type", "code"],
+            "properties": {
+                "message": {"type": "string", "description": "For people: what, the value, the limit."},
+                "type": {"type": "string", "description": "The kind of error, in OpenAI's words."},
+                "param": {"type": ["string", "null"], "description": "The field that is to blame."},
+                "code": {"type": "string", "description": "For programs; never changes its status."},
+                "request_id": {"type": ["string", "null"], "description": "The id in this server's log."},
+                "retry_after_ms": {"type": "integer", "description": "When to come again, milliseconds."},
+            },
+        }
+    },
+}
+
+REQUESTS: dict[str, type[BaseModel]] = {}
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """A route's ``openapi_extra`` for this request."""
+    REQUESTS[model.__name__] = model
+    schema = {"$ref": _REF.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def answers_with(description: str, *, is_stream: bool = True) -> dict[int | str, dict[str, Any]]:
+    """A route's ``responses``: its answer, which may be a stream, and every error that it may give."""
+    media: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    if is_stream:
+        media["text/event-stream"] = {"schema": {"type": "string"}}
+    answer = {"description": description, "content": media}
+    return {200: answer, **{status: _ERROR for status in _STATUSES}}
+
+
+def request_schemas() -> dict[str, Any]:
+    """The requests and what they are made of."""
+    schemas: dict[str, Any] = {"Error": _ERROR_SCHEMA}
+    for name, model in REQUESTS.items():
+        schema = model.model_json_schema(ref_template=_REF)
+        schemas |= {**schema.pop("$defs", {}), name: schema}
+    return schemas

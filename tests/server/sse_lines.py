@@ -1,0 +1,29 @@
+"""Server-sent events of a response that has come whole."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx2
+
+__all__ = ["chunks_of", "events_of"]
+
+
+def events_of(response: httpx2.Response) -> list[tuple[str | None, Any]]:
+    """(name, data) of every event but comments; data that is no JSON as it is."""
+    assert response.headers["content-type"].startswith("text/event-stream"), response.text
+    found = []
+    for block in response.text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if "data" in fields:
+            data = fields["data"]
+            found.append((fields.get("event"), data if data == "[DONE]" else json.loads(data)))
+    return found
+
+
+def chunks_of(response: httpx2.Response) -> list[Any]:
+    """The chunks of a chat that ended as it should."""
+    *chunks, done = [data for _, data in events_of(response)]
+    assert done == "[DONE]"
+    return chunks

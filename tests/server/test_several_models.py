@@ -1,0 +1,77 @@
+"""Several models behind one server, each with workers of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+from llava_wire import ImageSpec
+
+from tests.server.conftest import Serve, text_of, wait_until
+from tests.server.pictures import encoded, part, scene
+from tests.server.scripted_worker import SPEC, ScriptedWorker
+
+GRID = ImageSpec(side=28, tokens_per_tile=4, fit="anyres", grid=((28, 56), (56, 28), (56, 56)))
+
+
+class Two:
+    """A server of the models "plain" and "gridded"."""
+
+    def __init__(self, url: str, workers: dict[str, ScriptedWorker]) -> None:
+        self.workers = workers
+        self.http = httpx2.Client(base_url=url, timeout=60)
+
+    def chat(self, model: str, content: Any) -> httpx2.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": content}]}
+        return self.http.post("/v1/chat/completions", json=body)
+
+    def num_workers(self) -> dict[str, int]:
+        models = self.http.get("/v1/models").json()["data"]
+        return {model["id"]: model["num_workers"] for model in models}
+
+
+@pytest.fixture
+def two(queue_url: str, serve: Serve, request: pytest.FixtureRequest) -> Two:
+    specs = {"plain": SPEC, "gridded": GRID}
+    workers = {name: ScriptedWorker(queue_url, model=name, spec=spec).start() for name, spec in specs.items()}
+    for worker in workers.values():
+        request.addfinalizer(worker.stop)
+    made = Two(serve().url, workers)
+    request.addfinalizer(made.http.close)
+    wait_until(lambda: made.num_workers() == {"plain": 1, "gridded": 1})
+    return made
+
+
+def test_each_request_goes_to_a_worker_of_its_model(two: Two) -> None:
+    for name in ("plain", "gridded", "plain"):
+        assert text_of(two.chat(name, "say fine")) == "fine"
+    assert [len(two.workers[name].assignments) for name in ("plain", "gridded")] == [2, 1]
+
+
+def test_a_model_without_a_worker_is_listed_and_its_requests_may_come_again(two: Two) -> None:
+    two.workers["gridded"].stop()
+    wait_until(lambda: two.num_workers() == {"plain": 1, "gridded": 0})
+    response = two.chat("gridded", "say fine")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "no_worker")
+    assert int(response.headers["retry-after"]) >= 1
+    assert two.http.get("/v1/models/gridded").json()["num_workers"] == 0
+    assert text_of(two.chat("plain", "say fine")) == "fine"
+
+
+TILES: list[tuple[str, str, int]] = [
+    ("gridded", "low", 1),
+    ("gridded", "high", 3),
+    ("gridded", "auto", 3),
+    ("plain", "low", 1),
+    ("plain", "high", 1),
+]
+
+
+def test_low_detail_is_the_base_view_alone_where_a_model_has_more(two: Two) -> None:
+    for model, detail, num_tiles in TILES:
+        picture = part(encoded(scene()))
+        picture["image_url"]["detail"] = detail
+        assert two.chat(model, [picture, {"type": "text", "text": "say fine"}]).status_code == 200
+        [image] = two.workers[model].assignments[-1].job.images
+        assert (image.num_tiles, image.width, image.height) == (num_tiles, 40, 20), (model, detail)
