@@ -17,10 +17,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
+import msgspec
 from llava_wire import Event, Job, JobProducer, QueueFull, QueueUnavailable, TenantOverLimit
 
 from llava_server.errors import ApiError
 from llava_server.metrics import Metrics
+from llava_server.rates import RateLimiter
 
 __all__ = ["Answer", "Controller"]
 
@@ -49,6 +51,7 @@ class Answer:
         self._has_news = news or asyncio.Event()
         self._has_begun = False
         self._is_finished = False
+        self._num_tokens: int | None = None
 
     async def next(self) -> Event:
         """The next event. Raises ApiError if this process cannot go on with the answer."""
@@ -75,6 +78,11 @@ class Answer:
         """Whether the job's last event has come (not necessarily been read)."""
         return self._is_finished
 
+    @property
+    def num_tokens(self) -> int | None:
+        """Of prompt and answer; None until a worker has said."""
+        return self._num_tokens
+
     def overdue(self, now: float) -> ApiError | None:
         """What to say if the answer has had its time, None if it has not."""
         if now > self.last_event_by:
@@ -88,7 +96,9 @@ class Answer:
     def put(self, event: Event | ApiError) -> None:
         """For the controller only."""
         self._has_begun = True
-        self._is_finished = self._is_finished or (isinstance(event, Event) and event.final is not None)
+        if isinstance(event, Event) and event.final is not None:
+            self._is_finished = True
+            self._num_tokens = event.final.num_prompt_tokens + event.next_offset
         self._events.append(event)
         self._has_news.set()
 
@@ -96,9 +106,12 @@ class Answer:
 class Controller:
     """Owner of the open answers. ``run`` must be running while anyone submits."""
 
-    def __init__(self, producer: JobProducer, metrics: Metrics, *, queue_timeout_s: float) -> None:
+    def __init__(
+        self, producer: JobProducer, metrics: Metrics, limiter: RateLimiter, *, queue_timeout_s: float
+    ) -> None:
         self._producer = producer
         self._metrics = metrics
+        self._limiter = limiter
         self._queue_timeout_s = queue_timeout_s
         self._answers: dict[str, Answer] = {}
         self.failure: str | None = None  # why this process is of no use any more
@@ -114,12 +127,18 @@ class Controller:
 
         The caller must ``aclose`` the answer.
         """
+        limits = self._limiter.limits(job.tenant)
+        await self._limiter.take_tokens(job.tenant, job.cost)
         answer = Answer(self, job, queue_timeout_s=self._queue_timeout_s, news=news)
         self._answers[job.job_id] = answer  # first: an event may be here before submit returns
         try:
-            await self._producer.submit(job, pixels)
+            weighed = msgspec.structs.replace(
+                job, cost=job.cost / limits.weight, priority=job.priority + limits.priority
+            )
+            await self._producer.submit(weighed, pixels, max_tenant_jobs=limits.max_jobs)
             answer.is_submitted = True
         except (QueueFull, TenantOverLimit, QueueUnavailable) as error:
+            await self._limiter.settle(job.tenant, estimated=job.cost, used=0)
             raise _as_api_error(error) from error
         finally:
             if not answer.is_submitted:  # the producer sees to it that such a job does not run
@@ -128,9 +147,13 @@ class Controller:
 
     async def close(self, answer: Answer) -> None:
         """See ``Answer.aclose``."""
-        if self._answers.pop(answer.job.job_id, None) and not answer.is_finished:
+        if self._answers.pop(answer.job.job_id, None) is None:
+            return
+        if not answer.is_finished:
             self._metrics.cancelled()
             await self._cancel(answer.job)
+        elif answer.num_tokens is not None:
+            await self._limiter.settle(answer.job.tenant, estimated=answer.job.cost, used=answer.num_tokens)
 
     def end_all(self, error: ApiError) -> None:
         """Every open answer gets this as its last word."""

@@ -41,8 +41,9 @@ class Settings(BaseSettings):
         SecretStr(_DEFAULT_REDIS_URL), description="Redis or Valkey: redis://, rediss:// or unix://."
     )
     redis_url_file: Path | None = Field(None, description="File that holds the Redis URL (a secret).")
+    auth: bool = Field(True, description="Ask for API keys; without, whoever reaches the port may ask.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Keys that may use /v1, separated by commas; none: no key is asked."
+        (), description="Keys besides those of 'llava-serve keys', separated by commas."
     )
     api_keys_file: Path | None = Field(None, description="File with one API key a line (a secret).")
 

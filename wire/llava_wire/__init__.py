@@ -14,10 +14,14 @@ from llava_wire.errors import DuplicateJob, QueueFull, QueueUnavailable, TenantO
 from llava_wire.event import ErrorCode, Event, Final, FinishReason, JobError, TokenLogprob, TokenScore
 from llava_wire.heartbeat import Heartbeat, ImageSpec
 from llava_wire.job import WIRE_VERSION, Grammar, GrammarKind, ImageRef, Job, Message, Role, SamplingParams
+from llava_wire.keyring import ApiKey, KeyLimits, KeyRing
 from llava_wire.producer import JobProducer, QueueStats
+from llava_wire.rates import Allowance, RateWindows
 
 __all__ = [
     "WIRE_VERSION",
+    "Allowance",
+    "ApiKey",
     "Assignment",
     "DuplicateJob",
     "ErrorCode",
@@ -33,10 +37,13 @@ __all__ = [
     "JobConsumer",
     "JobError",
     "JobProducer",
+    "KeyLimits",
+    "KeyRing",
     "Message",
     "QueueFull",
     "QueueStats",
     "QueueUnavailable",
+    "RateWindows",
     "Role",
     "SamplingParams",
     "TenantOverLimit",

@@ -117,10 +117,13 @@ class JobProducer:
         """Random, new with each process, and again each time that Redis has lost memory."""
         return self._ledger.controller_id
 
-    async def submit(self, job: Job, pixels: Mapping[str, bytes]) -> None:
+    async def submit(
+        self, job: Job, pixels: Mapping[str, bytes], *, max_tenant_jobs: int | None = None
+    ) -> None:
         """Put a job into the queue; its events come through ``follow``, perhaps before this returns.
 
         ``pixels`` holds the tiles of every picture of the job, by digest; what Redis has is not sent again.
+        ``max_tenant_jobs`` is this tenant's own limit, in place of everybody's.
         May be repeated with the same job. Raises QueueFull, TenantOverLimit, DuplicateJob, QueueUnavailable;
         after any of these the job does not run (or is cancelled as soon as Redis answers again).
         """
@@ -131,15 +134,16 @@ class JobProducer:
             live.is_submitted = False
         elif live.job != job:
             raise DuplicateJob(f"job {job.job_id} is live with other contents")
+        max_tenant_jobs = self._max_tenant_jobs if max_tenant_jobs is None else max_tenant_jobs
         try:
-            answer = await self._submit(live)
+            answer = await self._submit(live, max_tenant_jobs)
         except BaseException:
             self._ledger.silence(job.job_id)
             self._ledger.regrets[job.job_id] = job.tenant
             raise
         if answer[0] != b"ok":
             self._ledger.silence(job.job_id)
-            raise self._refusal(job, answer)
+            raise self._refusal(job, answer, max_tenant_jobs)
         live.is_submitted = True
 
     async def cancel(self, job_id: str, *, tenant: str) -> bool:
@@ -246,9 +250,9 @@ class JobProducer:
             self._ledger.suspect(live.job.job_id)
         return self._ledger.delivered(live.job.job_id)
 
-    async def _submit(self, live: LiveJob) -> list[Any]:
+    async def _submit(self, live: LiveJob, max_tenant_jobs: int) -> list[Any]:
         args = submission(live, self.controller_id)
-        limits = (self._max_queued, self._max_tenant_jobs, self._max_pixel_bytes)
+        limits = (self._max_queued, max_tenant_jobs, self._max_pixel_bytes)
         digests = [digest for digest in live.pixels if digest not in self._known_blobs]
         for _ in range(NUM_TRIES):  # Redis may drop pixels between two tries
             pairs = [arg for digest in digests for arg in (digest, live.pixels[digest])]
@@ -266,15 +270,15 @@ class JobProducer:
         while len(self._known_blobs) > MAX_KNOWN_BLOBS:
             self._known_blobs.popitem(last=False)
 
-    def _refusal(self, job: Job, answer: list[Any]) -> DuplicateJob | QueueFull | TenantOverLimit:
+    def _refusal(
+        self, job: Job, answer: list[Any], max_tenant_jobs: int
+    ) -> DuplicateJob | QueueFull | TenantOverLimit:
         if answer[0] == b"duplicate":
             return DuplicateJob(f"job {job.job_id} is known with other contents")
         if answer[0] == b"tenant":
             message = f"{answer[1]} requests of this key are waiting or running; the limit is"
             soon = self._ledger.seconds_until(1)
-            return TenantOverLimit(
-                f"{message} {self._max_tenant_jobs}: wait for one to end", retry_after_s=soon
-            )
+            return TenantOverLimit(f"{message} {max_tenant_jobs}: wait for one to end", retry_after_s=soon)
         if answer[0] == b"bytes":
             message = (
                 f"pictures of other requests take {answer[1]} bytes of {self._max_pixel_bytes}: try later"
