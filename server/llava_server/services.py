@@ -17,6 +17,7 @@ from llava_server.auth import ApiKeys
 from llava_server.controller import Controller, every
 from llava_server.drain import Drain
 from llava_server.engine_metrics import EngineCollector
+from llava_server.images.fetch import FetchRules, PictureFetcher
 from llava_server.images.intake import PictureIntake
 from llava_server.images.pool import DecodePool
 from llava_server.images.refusal import PictureLimits
@@ -80,6 +81,7 @@ async def open_services(
         stack.push_async_callback(pool.aclose)
         intake = PictureIntake(
             pool,
+            PictureFetcher(_fetch_rules(settings)),
             metrics,
             max_bytes=settings.max_image_mb * _MIB,
             cache_bytes=settings.image_cache_mb * _MIB,
@@ -121,3 +123,12 @@ def _say_who_may_ask(keys: ApiKeys) -> None:
 
 def _picture_limits(settings: Settings) -> PictureLimits:
     return PictureLimits(max_pixels=settings.max_image_mp * 1_000_000, timeout_s=settings.image_timeout_s)
+
+
+def _fetch_rules(settings: Settings) -> FetchRules:
+    return FetchRules(
+        hosts=frozenset(settings.image_hosts),
+        allow_http=settings.image_allow_http,
+        timeout_s=settings.image_fetch_timeout_s,
+        max_bytes=settings.max_image_mb * _MIB,
+    )

@@ -6,6 +6,8 @@ whoever makes it, and is nowhere in Redis. Controllers keep a copy of the ring a
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from llava_wire.connection import Arg, Link, try_briefly
@@ -61,5 +63,5 @@ class KeyRing:
     async def aclose(self) -> None:
         await self._link.aclose()
 
-    async def _call(self, script: str, *args: Arg) -> list[bytes] | int | None:
+    async def _call(self, script: str, *args: Arg) -> Any:
         return await try_briefly(lambda: self._link.script(script, *args))
