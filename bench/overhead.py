@@ -45,7 +45,8 @@ def main() -> None:
         log = Path(folder) / "steps.log"
         port = _free_port()
         worker = ["bench.clocked_worker", url, str(log), str(1 / given.rate), str(given.streams)]
-        server = ["llava_server", "--redis-url", url, "--port", str(port), "--log-level", "warning"]
+        flags = ["--port", str(port), "--log-level", "warning", "--no-auth"]
+        server = ["llava_server", "--redis-url", url, *flags]
         with (
             _process(list(redis.command)) as queue,
             _process([sys.executable, "-m", *server]) as controller,

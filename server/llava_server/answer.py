@@ -38,6 +38,8 @@ class Answer:
         self.tenant = tenant
         self.is_kept = is_kept
         self.has_begun = False  # a worker has come to it
+        self.charged = 0.0  # tokens, in advance, to its key's minute
+        self.num_tokens = 0  # of prompt and answer, once it has ended
         self.first_event_by = time.monotonic() + queue_timeout_s
         self.last_event_by = time.monotonic() + timeout_s + _DEADLINE_SLACK_S
         self._timeout_s = timeout_s
@@ -84,6 +86,8 @@ class Answer:
     def put(self, event: Event | ApiError) -> None:
         """For whoever brings the events only."""
         self.has_begun = True
-        self._is_finished = self._is_finished or (isinstance(event, Event) and event.final is not None)
+        if isinstance(event, Event) and event.final is not None:
+            self._is_finished = True
+            self.num_tokens = event.final.num_prompt_tokens + event.next_offset
         self._events.append(event)
         self._has_news.set()

@@ -19,6 +19,7 @@ from llava_server.drain import Drain
 from llava_server.errors import ApiError
 from llava_server.metrics import Metrics
 from llava_server.openapi import request_schemas
+from llava_server.rates import RateLimiter, RateLimits
 from llava_server.replies import ErrorNet, RequestIds, error_response
 from llava_server.routes import answers, chat, completions, health, models, playground, tokens
 from llava_server.services import open_services
@@ -35,7 +36,8 @@ def create_app(settings: Settings) -> FastAPI:
     """An app that owns nothing until its lifespan begins."""
     metrics = Metrics()
     drain = Drain(grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
-    keys = ApiKeys(key.get_secret_value() for key in settings.api_keys)
+    keys = ApiKeys((key.get_secret_value() for key in settings.api_keys), are_asked=settings.auth)
+    limiter = RateLimiter(keys)
     limits = AdmissionLimits(
         max_open=settings.max_open_requests,
         max_body_bytes=settings.max_body_mb * _MIB,
@@ -46,11 +48,12 @@ def create_app(settings: Settings) -> FastAPI:
         title="llava-serve",
         summary="OpenAI-style chat about pictures, answered by LLaVA.",
         version=_version(),
-        lifespan=_lifespan(settings, metrics, drain),
+        lifespan=_lifespan(settings, metrics, drain, keys, limiter),
         middleware=[
             Middleware(RequestIds),
             Middleware(ErrorNet),
             Middleware(Authentication, keys=keys),
+            Middleware(RateLimits, limiter=limiter),
             Middleware(Admission, limits=limits, drain=drain, metrics=metrics),
         ],
         exception_handlers={
@@ -69,10 +72,10 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _lifespan(settings: Settings, metrics: Metrics, drain: Drain) -> Any:
+def _lifespan(settings: Settings, metrics: Metrics, drain: Drain, keys: ApiKeys, limiter: RateLimiter) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services(settings, metrics, drain) as services:
+        async with open_services(settings, metrics, drain, keys, limiter) as services:
             app.state.services = services
             yield
 

@@ -1,48 +1,105 @@
 """Who asks: an API key becomes a tenant. Nothing else in the server ever sees a key.
 
 Every path needs a key except the listed public ones, decided on the path that the router itself uses; a
-route that somebody adds later is closed until it is listed here. Without configured keys everyone is
-``anonymous``.
+route that somebody adds later is closed until it is listed here. Keys come from the settings and from the
+ring in Redis, of which this process has a copy; without the ring the copy goes on being true.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import hmac
+import logging
+import time
 from collections.abc import Iterable
 
+from llava_wire import KeyLimits, KeyRing, QueueUnavailable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_server.errors import ApiError
 from llava_server.replies import send_error
 
-__all__ = ["ANONYMOUS", "ApiKeys", "Authentication"]
+__all__ = ["ANONYMOUS", "ApiKeys", "Authentication", "key_digest", "tenant_of"]
+
+logger = logging.getLogger(__name__)
 
 ANONYMOUS = "anonymous"
 _PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
 _PUBLIC_FOLDER = "/playground/"  # static files; the page itself asks for the key
 _TENANT_HEX = 16
+_EAGER_S = 0.25  # an unknown key may look at the ring again so often: it may be new
+_NO_LIMITS = KeyLimits()
+
+
+def key_digest(key: str) -> str:
+    """The only form in which a key is kept."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def tenant_of(digest: str) -> str:
+    """The name that a key's holder has inside: too short to find the digest, let alone the key."""
+    return digest[:_TENANT_HEX]
 
 
 class ApiKeys:
-    """The known keys, as SHA-256 only."""
+    """The known keys, as SHA-256 only, and what each may do."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+    def __init__(self, keys: Iterable[str], *, are_asked: bool) -> None:
+        self.are_asked = are_asked
+        self._fixed = frozenset(key_digest(key) for key in keys)
+        self._ring: KeyRing | None = None
+        self._ring_version = ""
+        self._on_ring: frozenset[str] = frozenset()
+        self._limits: dict[str, KeyLimits] = {}  # by tenant
+        self._looked_at = float("-inf")  # monotonic
+        self._is_ring_lost = False
+        self._looking = asyncio.Lock()
 
     @property
-    def is_open(self) -> bool:
-        """Whether no key is asked for."""
-        return not self._digests
+    def num_keys(self) -> int:
+        return len(self._fixed | self._on_ring)
 
-    def tenant(self, authorization: str | None) -> str | None:
-        """The tenant behind an ``Authorization`` header, or None; takes the same time for each key."""
+    def attach(self, ring: KeyRing) -> None:
+        """From now on the keys in Redis count too; call ``refresh`` every second or so."""
+        self._ring = ring
+
+    def limits(self, tenant: str) -> KeyLimits:
+        """What the tenant may do; nothing of its own is limited for keys from the settings."""
+        return self._limits.get(tenant, _NO_LIMITS)
+
+    async def tenant(self, authorization: str | None) -> str | None:
+        """The tenant behind an ``Authorization`` header, or None."""
         scheme, _, key = (authorization or "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode()).digest()
-        matches = [known for known in self._digests if hmac.compare_digest(known, digest)]
-        if scheme.lower() != "bearer" or not matches:
+        if scheme.lower() != "bearer":
             return None
-        return matches[0].hex()[:_TENANT_HEX]
+        digest = key_digest(key.strip())
+        if not self._knows(digest):
+            async with self._looking:  # whoever comes meanwhile waits for the same look
+                if not self._knows(digest) and time.monotonic() - self._looked_at > _EAGER_S:
+                    await self.refresh()
+        return tenant_of(digest) if self._knows(digest) else None
+
+    async def refresh(self) -> None:
+        """One look at the ring. A Redis that does not answer changes nothing and is logged once."""
+        if self._ring is None:
+            return
+        self._looked_at = time.monotonic()
+        try:
+            news = await self._ring.read(self._ring_version)
+        except QueueUnavailable as error:
+            if not self._is_ring_lost:
+                logger.warning("API keys cannot be looked up, those known so far are kept: %s", error)
+            self._is_ring_lost = True
+            return
+        self._is_ring_lost = False
+        if news is not None:
+            self._ring_version, keys = news
+            self._on_ring = frozenset(key.digest for key in keys)
+            self._limits = {tenant_of(key.digest): key.limits for key in keys}
+
+    def _knows(self, digest: str) -> bool:
+        # Found by hash: whoever can choose digests that nearly match has the key already.
+        return digest in self._fixed or digest in self._on_ring
 
 
 class Authentication:
@@ -56,9 +113,9 @@ class Authentication:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         tenant: str | None = ANONYMOUS
-        if not self._keys.is_open and not _is_public(scope["path"]):
+        if self._keys.are_asked and not _is_public(scope["path"]):
             header = dict(scope["headers"]).get(b"authorization")
-            tenant = self._keys.tenant(header.decode("latin-1") if header else None)
+            tenant = await self._keys.tenant(header.decode("latin-1") if header else None)
         if tenant is None:
             error = ApiError(
                 "invalid_api_key", "a valid API key is needed: send it as 'Authorization: Bearer KEY'"

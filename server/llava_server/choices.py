@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from llava_wire import Event, Job, TenantTerms
+from llava_wire import Event, Job
 
 from llava_server.answer import Answer
 from llava_server.controller import Controller
@@ -17,11 +17,8 @@ __all__ = ["Choices"]
 class Choices:
     """Read by one coroutine, until every choice had its last event. Who makes it must ``aclose`` it."""
 
-    def __init__(
-        self, controller: Controller, *, terms: TenantTerms | None = None, is_kept: bool = False
-    ) -> None:
+    def __init__(self, controller: Controller, *, is_kept: bool = False) -> None:
         self._controller = controller
-        self._terms = terms
         self._is_kept = is_kept
         self._answers: list[Answer] = []
         self._news = asyncio.Event()  # any of the answers got an event
@@ -43,9 +40,7 @@ class Choices:
     async def submit(self, jobs: Sequence[Job], pixels: Mapping[str, bytes]) -> None:
         """More choices. Raises ApiError like ``Controller.submit``; those before it are in the queue then."""
         for job in jobs:
-            answer = await self._controller.submit(
-                job, pixels, news=self._news, terms=self._terms, is_kept=self._is_kept
-            )
+            answer = await self._controller.submit(job, pixels, news=self._news, is_kept=self._is_kept)
             self._add(answer)
 
     async def resume(self, job_id: str, tenant: str, *, timeout_s: float) -> None:

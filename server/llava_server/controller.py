@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
+import msgspec
 from llava_wire import (
     AlreadySubmitted,
     DuplicateJob,
@@ -29,9 +30,10 @@ from llava_wire import (
 )
 
 from llava_server.answer import Answer
-from llava_server.errors import ApiError
+from llava_server.errors import ApiError, from_wire_error
 from llava_server.guest import read_along
 from llava_server.metrics import Metrics
+from llava_server.rates import RateLimiter
 
 __all__ = ["Controller"]
 
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _TICK_S = 1.0  # between two looks for dead workers, and for overdue answers
 _CANCEL_TIMEOUT_S = 5.0
+_LOWEST, _HIGHEST = -1, 1  # of the priorities
 _NO_EVENTS = 2**31  # as if so many were known: a look at the job without its log
 
 
@@ -46,10 +49,17 @@ class Controller:
     """Owner of the open answers. ``run`` must be running while anyone submits."""
 
     def __init__(
-        self, producer: JobProducer, metrics: Metrics, *, queue_timeout_s: float, orphan_grace_s: float = 30.0
+        self,
+        producer: JobProducer,
+        metrics: Metrics,
+        limiter: RateLimiter,
+        *,
+        queue_timeout_s: float,
+        orphan_grace_s: float = 30.0,
     ) -> None:
         self._producer = producer
         self._metrics = metrics
+        self._limiter = limiter
         self._queue_timeout_s = queue_timeout_s
         self._orphan_grace_s = orphan_grace_s
         self._answers: dict[str, Answer] = {}
@@ -67,7 +77,6 @@ class Controller:
         pixels: Mapping[str, bytes],
         *,
         news: asyncio.Event | None = None,
-        terms: TenantTerms | None = None,
         is_kept: bool = False,
     ) -> Answer:
         """Puts the job into the queue. Raises ApiError (409, 429, 503): it takes no more, or is not there.
@@ -75,15 +84,19 @@ class Controller:
         The caller must ``aclose`` the answer. With ``is_kept`` the job outlives that by the orphans' grace,
         and if the very same job is known already, its one answer is read here too.
         """
+        limits = self._limiter.limits(job.tenant)
+        urgency = min(max(job.priority + limits.priority, _LOWEST), _HIGHEST)
+        job = msgspec.structs.replace(job, priority=urgency)
         answer = self._make_answer(job.job_id, job.tenant, job.ttl_s, is_kept=is_kept, news=news)
         try:
             if not (is_kept and self._producer.is_live(job)):
-                await self._submit(answer, job, pixels, terms or TenantTerms())
+                terms = TenantTerms(weight=limits.weight, max_jobs=limits.max_jobs)
+                await self._submit(answer, job, pixels, terms)
                 return answer
         except AlreadySubmitted:
             pass
         except (DuplicateJob, QueueFull, TenantOverLimit, QueueUnavailable) as error:
-            raise _as_api_error(error) from error
+            raise from_wire_error(error) from error
         if job.job_id in self._unread:
             return await self.resume(job.job_id, job.tenant, timeout_s=job.ttl_s, news=news)
         self._guests[answer] = asyncio.create_task(self._be_guest(answer))
@@ -100,7 +113,7 @@ class Controller:
         try:
             events = await self._producer.attach(job_id, tenant=tenant)
         except QueueUnavailable as error:
-            raise _as_api_error(error) from error
+            raise from_wire_error(error) from error
         if events is None:
             raise _not_found()
         # No await from here on: what comes later than ``events`` must find the answer in the table.
@@ -120,7 +133,7 @@ class Controller:
         try:
             seen = await self._producer.peek(job_id, tenant=tenant, num_events=_NO_EVENTS)
         except QueueUnavailable as error:
-            raise _as_api_error(error) from error
+            raise from_wire_error(error) from error
         if seen is None:
             raise _not_found()
         return seen.outline
@@ -130,7 +143,7 @@ class Controller:
         try:
             is_cancelled = await self._producer.cancel(job_id, tenant=tenant)
         except QueueUnavailable as error:
-            raise _as_api_error(error) from error
+            raise from_wire_error(error) from error
         if is_cancelled:
             self._unread.pop(job_id, None)
             if (answer := self._answers.get(job_id)) is not None:
@@ -147,6 +160,7 @@ class Controller:
             return
         del self._answers[answer.job_id]
         if answer.is_finished:
+            await self._settle(answer)
             return
         if answer.is_kept:
             self._unread[answer.job_id] = answer.tenant, time.monotonic() + self._orphan_grace_s
@@ -229,11 +243,20 @@ class Controller:
         self._answers[job.job_id] = answer  # first: an event may be here before submit returns
         is_submitted = False
         try:
+            await self._limiter.take_tokens(job.tenant, job.cost)
+            answer.charged = job.cost
             await self._producer.submit(job, pixels, terms)
             is_submitted = True
         finally:
             if not is_submitted:  # the producer sees to it that such a job does not run
                 del self._answers[job.job_id]
+                await self._settle(answer)
+
+    async def _settle(self, answer: Answer) -> None:
+        """What was charged in advance becomes what was used; of an answer that never ran, nothing."""
+        if answer.charged:
+            await self._limiter.settle(answer.tenant, estimated=answer.charged, used=answer.num_tokens)
+            answer.charged = 0.0
 
     async def _be_guest(self, answer: Answer) -> None:
         """Reads along until the end, or until there is nobody to read along with: then it is ours."""
@@ -268,16 +291,3 @@ async def every(seconds: float, step: Callable[[], Awaitable[None]]) -> None:
 
 def _not_found() -> ApiError:
     return ApiError("answer_not_found", "there is no such answer of this key, or its minutes are over")
-
-
-def _as_api_error(error: DuplicateJob | QueueFull | TenantOverLimit | QueueUnavailable) -> ApiError:
-    if isinstance(error, DuplicateJob):
-        return ApiError(
-            "idempotency_conflict",
-            "this Idempotency-Key was used for another request: use a new one for each request",
-        )
-    if isinstance(error, TenantOverLimit):
-        return ApiError("rate_limit_exceeded", str(error), retry_after_s=error.retry_after_s)
-    if isinstance(error, QueueFull):
-        return ApiError("queue_full", str(error), retry_after_s=error.retry_after_s)
-    return ApiError("queue_unavailable", "the job queue cannot be reached", retry_after_s=error.retry_after_s)

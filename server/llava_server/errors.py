@@ -12,9 +12,17 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llava_wire import ErrorCode, JobError
+from llava_wire import DuplicateJob, ErrorCode, JobError, QueueFull, QueueUnavailable, TenantOverLimit
 
-__all__ = ["ERRORS", "ApiError", "ErrorKind", "error_bytes", "error_headers", "from_job_error"]
+__all__ = [
+    "ERRORS",
+    "ApiError",
+    "ErrorKind",
+    "error_bytes",
+    "error_headers",
+    "from_job_error",
+    "from_wire_error",
+]
 
 ErrorType = Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
 
@@ -122,3 +130,17 @@ def from_job_error(error: JobError) -> ApiError:
     is_about_input = error.code in (ErrorCode.CONTEXT_LENGTH_EXCEEDED, ErrorCode.INVALID_REQUEST)
     param = error.param or ("messages" if is_about_input else None)
     return ApiError(error.code.value, error.message, param=param)
+
+
+def from_wire_error(error: DuplicateJob | QueueFull | TenantOverLimit | QueueUnavailable) -> ApiError:
+    """What the queue refused, or that it cannot be reached."""
+    if isinstance(error, DuplicateJob):
+        return ApiError(
+            "idempotency_conflict",
+            "this Idempotency-Key was used for another request: use a new one for each request",
+        )
+    if isinstance(error, TenantOverLimit):
+        return ApiError("rate_limit_exceeded", str(error), retry_after_s=error.retry_after_s)
+    if isinstance(error, QueueFull):
+        return ApiError("queue_full", str(error), retry_after_s=error.retry_after_s)
+    return ApiError("queue_unavailable", "the job queue cannot be reached", retry_after_s=error.retry_after_s)

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from llava_wire import JobProducer
+from llava_wire import JobProducer, KeyRing, RateWindows
 from starlette.requests import Request
 
+from llava_server.auth import ApiKeys
 from llava_server.controller import Controller, every
 from llava_server.drain import Drain
 from llava_server.engine_metrics import EngineCollector
+from llava_server.images.fetch import FetchRules, PictureFetcher
 from llava_server.images.intake import PictureIntake
 from llava_server.images.pool import DecodePool
 from llava_server.images.refusal import PictureLimits
 from llava_server.metrics import Metrics
+from llava_server.rates import RateLimiter
 from llava_server.registry import WorkerRegistry
 from llava_server.settings import Settings
 
 __all__ = ["Services", "open_services", "services_of"]
+
+logger = logging.getLogger(__name__)
 
 _REFRESH_S = 1.0
 _MIB = 2**20
@@ -39,6 +45,7 @@ class Services:
     controller: Controller
     intake: PictureIntake
     pool: DecodePool
+    keys: ApiKeys
     parsers: ThreadPoolExecutor  # for bodies too large for the event loop
 
 
@@ -51,10 +58,13 @@ def services_of(request: Request) -> Services:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings, metrics: Metrics, drain: Drain) -> AsyncIterator[Services]:
+async def open_services(
+    settings: Settings, metrics: Metrics, drain: Drain, keys: ApiKeys, limiter: RateLimiter
+) -> AsyncIterator[Services]:
     """Raises QueueUnavailable if the queue cannot be reached at start."""
+    url = settings.redis_url.get_secret_value()
     producer = await JobProducer.connect(
-        settings.redis_url.get_secret_value(),
+        url,
         max_queued=settings.max_queued,
         max_queued_cost=settings.max_queued_tokens,
         max_tenant_jobs=settings.max_tenant_jobs,
@@ -65,10 +75,16 @@ async def open_services(settings: Settings, metrics: Metrics, drain: Drain) -> A
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(producer.aclose)
+        ring, windows = KeyRing(url), RateWindows(url)
+        stack.push_async_callback(ring.aclose)
+        stack.push_async_callback(windows.aclose)
+        keys.attach(ring)
+        limiter.attach(windows)
         pool = DecodePool(num_children=settings.image_workers, limits=_picture_limits(settings))
         stack.push_async_callback(pool.aclose)
         intake = PictureIntake(
             pool,
+            PictureFetcher(_fetch_rules(settings)),
             metrics,
             max_bytes=settings.max_image_mb * _MIB,
             cache_bytes=settings.image_cache_mb * _MIB,
@@ -82,19 +98,22 @@ async def open_services(settings: Settings, metrics: Metrics, drain: Drain) -> A
         controller = Controller(
             producer,
             metrics,
+            limiter,
             queue_timeout_s=settings.queue_timeout_s,
             orphan_grace_s=settings.orphan_grace_s,
         )
-        await asyncio.gather(pool.start(), registry.refresh())
-        await stack.enter_async_context(_running(controller, registry))
-        yield Services(settings, metrics, drain, registry, controller, intake, pool, parsers)
+        await asyncio.gather(pool.start(), registry.refresh(), keys.refresh())
+        _say_who_may_ask(keys)
+        await stack.enter_async_context(_running(controller, registry, keys))
+        yield Services(settings, metrics, drain, registry, controller, intake, pool, keys, parsers)
 
 
 @asynccontextmanager
-async def _running(controller: Controller, registry: WorkerRegistry) -> AsyncIterator[None]:
+async def _running(controller: Controller, registry: WorkerRegistry, keys: ApiKeys) -> AsyncIterator[None]:
     tasks = [
         asyncio.create_task(controller.run(), name="controller"),
         asyncio.create_task(every(_REFRESH_S, registry.refresh), name="registry"),
+        asyncio.create_task(every(_REFRESH_S, keys.refresh), name="keys"),
     ]
     try:
         yield
@@ -104,5 +123,21 @@ async def _running(controller: Controller, registry: WorkerRegistry) -> AsyncIte
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _say_who_may_ask(keys: ApiKeys) -> None:
+    if not keys.are_asked:
+        logger.warning("no API key is asked: whoever reaches this port may use it")
+    elif not keys.num_keys:
+        logger.warning("there is no API key yet, so nobody may ask: make one with 'llava-serve keys create'")
+
+
 def _picture_limits(settings: Settings) -> PictureLimits:
     return PictureLimits(max_pixels=settings.max_image_mp * 1_000_000, timeout_s=settings.image_timeout_s)
+
+
+def _fetch_rules(settings: Settings) -> FetchRules:
+    return FetchRules(
+        hosts=frozenset(settings.image_hosts),
+        allow_http=settings.image_allow_http,
+        timeout_s=settings.image_fetch_timeout_s,
+        max_bytes=settings.max_image_mb * _MIB,
+    )

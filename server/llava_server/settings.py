@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
+from llava_server.images.address import HOST_RULE
+
 __all__ = ["Settings", "load_settings"]
 
 _DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
@@ -41,8 +43,9 @@ class Settings(BaseSettings):
         SecretStr(_DEFAULT_REDIS_URL), description="Redis or Valkey: redis://, rediss:// or unix://."
     )
     redis_url_file: Path | None = Field(None, description="File that holds the Redis URL (a secret).")
+    auth: bool = Field(True, description="Ask for API keys; without, whoever reaches the port may ask.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Keys that may use /v1, separated by commas; none: no key is asked."
+        (), description="Keys besides those of 'llava-serve keys', separated by commas."
     )
     api_keys_file: Path | None = Field(None, description="File with one API key a line (a secret).")
 
@@ -61,6 +64,14 @@ class Settings(BaseSettings):
     image_workers: int = Field(2, ge=1, le=64, description="Child processes that decode pictures.")
     image_timeout_s: float = Field(30.0, gt=0, le=120, description="Time to decode one picture, s.")
     image_cache_mb: int = Field(64, ge=0, le=65536, description="Fitted pictures kept in memory, MiB.")
+
+    image_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Hosts that pictures may be fetched from, separated by commas: name, *.name, name:port; "
+        "none: no picture is fetched.",
+    )
+    image_allow_http: bool = Field(False, description="Fetch pictures by http:// too.")
+    image_fetch_timeout_s: float = Field(10.0, gt=0, le=120, description="Time to fetch one picture, s.")
 
     max_queued: int = Field(1024, ge=1, le=1_000_000, description="Jobs waiting for a worker; above: 503.")
     max_queued_tokens: int = Field(
@@ -97,9 +108,9 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "image_hosts", mode="before")
     @classmethod
-    def _split_keys(cls, value: Any) -> Any:
+    def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(key.strip() for key in value.split(",") if key.strip())
         return value
@@ -123,6 +134,17 @@ class Settings(BaseSettings):
         if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
+
+    @field_validator("image_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        hosts = tuple(host.lower() for host in value)
+        for host in hosts:
+            if not HOST_RULE.fullmatch(host):
+                raise ValueError(
+                    f"{host!r} is not a host's name, *.name or name:port; addresses are not taken"
+                )
+        return hosts
 
     @field_validator("api_keys")
     @classmethod

@@ -50,6 +50,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "LLAVA_BASE_URL",
         "LLAVA_API_KEY",
+        "LLAVA_AUTH",
         "LLAVA_API_KEYS",
         "LLAVA_API_KEYS_FILE",
         "LLAVA_REDIS_URL",

@@ -52,6 +52,13 @@ def test_on_loopback_nobody_is_asked_for_a_key() -> None:
     assert [Plan.key_for(host, {}) for host in ("127.0.0.1", "::1", "localhost")] == [None, None, None]
 
 
+def test_a_server_on_loopback_asks_for_none_unless_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan().server(SECRET).environment["LLAVA_AUTH"] == "false"
+    assert "LLAVA_AUTH" not in plan(host="0.0.0.0", made_key="lv-key").server(SECRET).environment
+    monkeypatch.setenv("LLAVA_API_KEYS", "mine-1234")
+    assert "LLAVA_AUTH" not in plan().server(SECRET).environment
+
+
 def test_where_others_can_reach_it_a_new_key_is_made_and_required() -> None:
     first, second = Plan.key_for("0.0.0.0", {}), Plan.key_for("0.0.0.0", {})
     assert first and second and first != second

@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Mapping
 from typing import cast
 
 import pytest
+from llava_server.auth import ApiKeys
 from llava_server.controller import Controller
 from llava_server.errors import ApiError
 from llava_server.metrics import Metrics
+from llava_server.rates import RateLimiter
 from llava_wire import (
     Event,
     Final,
@@ -67,7 +69,8 @@ class ScriptedProducer:
 
 
 def make(producer: ScriptedProducer, *, queue_timeout_s: float = 60.0) -> Controller:
-    return Controller(cast(JobProducer, producer), Metrics(), queue_timeout_s=queue_timeout_s)
+    limiter = RateLimiter(ApiKeys((), are_asked=False))
+    return Controller(cast(JobProducer, producer), Metrics(), limiter, queue_timeout_s=queue_timeout_s)
 
 
 async def test_answer_that_ended_is_not_cancelled_and_one_that_did_not_is() -> None:

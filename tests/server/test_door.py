@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -84,10 +85,10 @@ def test_without_keys_everyone_is_anonymous(stack: Stack) -> None:
 
 
 def test_key_table_holds_no_key() -> None:
-    keys = ApiKeys([KEY])
+    keys = ApiKeys([KEY], are_asked=True)
     assert KEY not in repr(vars(keys))
-    assert keys.tenant(f"bearer {KEY}") is not None
-    assert keys.tenant(f"Bearer {KEY}x") is None
+    assert asyncio.run(keys.tenant(f"bearer {KEY}")) is not None
+    assert asyncio.run(keys.tenant(f"Bearer {KEY}x")) is None
 
 
 def test_full_queue_is_a_503_that_says_when_to_come_again(own_stack: OwnStack) -> None:
@@ -244,8 +245,6 @@ def test_logs_hold_neither_prompt_nor_key_nor_picture(
 
 def announce_again(stack: Stack) -> None:
     """The registry sees a live worker although none pulls."""
-    import asyncio
-
     from llava_wire import JobConsumer
 
     async def announce() -> None:

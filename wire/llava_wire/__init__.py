@@ -32,13 +32,17 @@ from llava_wire.job import (
     SamplingParams,
     Task,
 )
+from llava_wire.keyring import ApiKey, KeyLimits, KeyRing
 from llava_wire.producer import JobProducer
+from llava_wire.rates import Allowance, RateWindows
 from llava_wire.reports import Glimpse, QueueStats
 from llava_wire.terms import TenantTerms
 
 __all__ = [
     "WIRE_VERSION",
     "AlreadySubmitted",
+    "Allowance",
+    "ApiKey",
     "Assignment",
     "DuplicateJob",
     "ErrorCode",
@@ -55,11 +59,14 @@ __all__ = [
     "JobConsumer",
     "JobError",
     "JobProducer",
+    "KeyLimits",
+    "KeyRing",
     "Message",
     "PromptForm",
     "QueueFull",
     "QueueStats",
     "QueueUnavailable",
+    "RateWindows",
     "Role",
     "SamplingParams",
     "Task",

@@ -23,12 +23,14 @@ out:{controller}      STREAM frames for it; emit, reap             10 min after 
 beats:{controller}    STRING number of its last beat; reap         10 min after use
 blob:{digest}         STRING pixels; submit, supply                the longest of its jobs' lives
 users:{digest}        SET    live jobs that use a blob             the longest of its jobs' lives
+rate:{tenant}         HASH   its minute of requests, tokens; charge until it is full again
 reaped                STRING somebody reaped lately; reap          a lease
 workers               ZSET   worker -> end of its lease            permanent; the dead are reaped
 progress              ZSET   worker -> time to show progress by    permanent; the dead are reaped
 controllers           ZSET   controller -> last beat               permanent; the dead are reaped
 pixels                ZSET   "digest size" -> end of its life      permanent; the expired are dropped
 pixel_bytes           STRING sum of those sizes                    permanent
+keys                  HASH   digest -> packed ApiKey; key_add      permanent
 dlq                   STREAM jobs that kept crashing; reap         permanent, about 1,000 entries
 ===================== ====== ===================================== =========================================
 
@@ -40,7 +42,7 @@ from __future__ import annotations
 __all__ = ["PERMANENT", "PREFIX", "out_key", "wake_key"]
 
 PREFIX = "{lv}:"
-_NAMES = ("workers", "progress", "controllers", "pixels", "pixel_bytes", "dlq")
+_NAMES = ("workers", "progress", "controllers", "pixels", "pixel_bytes", "keys", "dlq")
 # Keys without a time to live; every other key gets one in the script that creates it.
 PERMANENT = tuple(PREFIX + name for name in _NAMES)
 

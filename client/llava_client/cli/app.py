@@ -25,6 +25,7 @@ app.command("chat")(chat.chat)
 app.command("models")(models.models)
 app.command("bench")(bench.bench)
 app.command("server", context_settings=_FORWARDED)(programs.server)
+app.command("keys", context_settings=_FORWARDED)(programs.keys)
 app.command("worker", context_settings=_FORWARDED)(programs.worker)
 
 

@@ -35,8 +35,7 @@ class Plan:
     @staticmethod
     def key_for(host: str, environment: Mapping[str, str]) -> str | None:
         """A new API key if others can reach ``host`` and the environment gives the server none."""
-        has_keys = environment.get("LLAVA_API_KEYS") or environment.get("LLAVA_API_KEYS_FILE")
-        return None if is_loopback(host) or has_keys else f"lv-{secrets.token_urlsafe(24)}"
+        return None if is_loopback(host) or _has_keys(environment) else f"lv-{secrets.token_urlsafe(24)}"
 
     @property
     def base_url(self) -> str:
@@ -50,6 +49,8 @@ class Plan:
         environment = _environment(redis_url)
         if self.made_key:
             environment["LLAVA_API_KEYS"] = self.made_key
+        elif is_loopback(self.host) and not _has_keys(environment):
+            environment.setdefault("LLAVA_AUTH", "false")
         environment["LLAVA_DRAIN_TIMEOUT_S"] = str(_DRAIN_S)
         return Program("server", command, environment, stop_grace_s=_DRAIN_S + 10.0)
 
@@ -64,6 +65,10 @@ class Plan:
             environment.setdefault("LLAVA_THREADS", str(max(1, cores // self.num_workers)))
         command = _python("llava_worker", *flags)
         return [Program(f"worker-{i + 1}", command, environment) for i in range(self.num_workers)]
+
+
+def _has_keys(environment: Mapping[str, str]) -> bool:
+    return bool(environment.get("LLAVA_API_KEYS") or environment.get("LLAVA_API_KEYS_FILE"))
 
 
 def _python(module: str, *flags: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""``llava-serve server`` and ``llava-serve worker``: the process becomes the program, arguments and all."""
+"""``llava-serve server``, ``worker`` and ``keys``: the process becomes the program, arguments and all."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ import typer
 from .extras import install_line, missing_modules
 from .reporting import EXIT_USAGE, fail
 
-__all__ = ["server", "worker"]
+__all__ = ["keys", "server", "worker"]
 
 
 def server(context: typer.Context) -> None:
     """Run the HTTP server; its own --help lists the flags."""
-    _become("server", context.args)
+    _become("server", "llava_server", context.args)
+
+
+def keys(context: typer.Context) -> None:
+    """Make, list and revoke API keys; its own --help lists the commands."""
+    _become("server", "llava_server.keys", context.args)
 
 
 def worker(context: typer.Context) -> None:
     """Run one worker; its own --help lists the flags."""
-    _become("worker", context.args)
+    _become("worker", "llava_worker", context.args)
 
 
-def _become(name: str, arguments: list[str]) -> None:
+def _become(name: str, module: str, arguments: list[str]) -> None:
     model = "echo" if {"echo", "--model=echo"} & set(arguments) else ""
     if missing := missing_modules(name, model=model):
         fail(f"the {name} needs {', '.join(missing)}: {install_line(name)}", EXIT_USAGE)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", f"llava_{name}", *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

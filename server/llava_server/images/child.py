@@ -1,7 +1,8 @@
 """A picture child: a process that does nothing but open foreign image bytes, with nothing to steal.
 
 It has no environment, no file but its two pipes, bounded memory and processor time, and cannot open
-anything: the limit of open files is lowered to what is open already. It reads orders on stdin and answers
+anything: the limit of open files is lowered to what is open already, and ``sandbox`` takes the system calls
+away where the kernel can. It reads orders on stdin and answers
 on stdout until stdin ends, which is also what happens when the server dies. A picture that kills it costs
 that picture.
 """
@@ -21,6 +22,7 @@ from PIL import Image, MpoImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from llava_server.images.fit import Fit, fit, to_rgb, upright
 from llava_server.images.frames import read_frame, write_frame
+from llava_server.images.sandbox import confine
 
 __all__ = ["FORMATS", "PictureError", "main", "shape"]
 
@@ -61,9 +63,9 @@ def shape(order: dict[str, Any], text: bytes) -> tuple[Image.Image, int, int]:
 
 def main() -> None:
     """Answers orders until stdin ends. The first frame out says that the child is ready."""
-    _confine(memory_bytes=int(sys.argv[2]))
+    weakness = _confine(memory_bytes=int(sys.argv[2]))
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
-    write_frame(stdout, {"ready": True})
+    write_frame(stdout, {"ready": True, "weakness": weakness})
     while (frame := read_frame(stdin)) is not None:
         _answer(stdout, *frame)
 
@@ -137,7 +139,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _confine(*, memory_bytes: int) -> None:
+def _confine(*, memory_bytes: int) -> str | None:
+    """None, or what could not be taken away."""
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked on the header
     warnings.simplefilter("ignore")
     _rehearse()
@@ -145,6 +148,7 @@ def _confine(*, memory_bytes: int) -> None:
     for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
         resource.setrlimit(limit, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))  # stdin, stdout, stderr are open; nothing more ever is
+    return confine()
 
 
 def _rehearse() -> None:

@@ -1,5 +1,6 @@
 """What travels through the pipe between the server and a picture child: a small JSON head and raw bytes.
 
+    ready   {"ready", "weakness": what of its confinement this system lacks, or null}
     order   {"side", "fit", "background", "grid", "max_pixels", "max_side", "max_ratio", "cpu_s"} + base64
     reply   {"width", "height"} + tiles of side * side * 3 bytes of RGB
             {"refused": reason, ...numbers} + nothing

@@ -1,8 +1,9 @@
-"""All pictures of a request: data: URLs in, ImageRefs and tiles out, and no picture decoded twice."""
+"""All pictures of a request: URLs in, ImageRefs and tiles out, and no picture decoded twice."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import struct
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from llava_wire import ImageRef, ImageSpec
 
 from llava_server.images.decode import Upload, parse_data_url
+from llava_server.images.fetch import PictureFetcher, is_remote
 from llava_server.images.pool import DecodePool, Picture
 from llava_server.metrics import Metrics
 
@@ -57,8 +59,17 @@ class PictureCache:
 class PictureIntake:
     """Turns the picture URLs of one request into fitted pictures, in order."""
 
-    def __init__(self, pool: DecodePool, metrics: Metrics, *, max_bytes: int, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        pool: DecodePool,
+        fetcher: PictureFetcher,
+        metrics: Metrics,
+        *,
+        max_bytes: int,
+        cache_bytes: int,
+    ) -> None:
         self._pool = pool
+        self._fetcher = fetcher
         self._metrics = metrics
         self._max_bytes = max_bytes
         self._cache = PictureCache(cache_bytes)
@@ -66,8 +77,14 @@ class PictureIntake:
 
     async def take(self, url: str, spec: ImageSpec, *, tenant: str) -> FittedPicture:
         """One picture. Raises PictureRefused with the reason."""
-        upload = parse_data_url(url, max_bytes=self._max_bytes)
         run = asyncio.get_running_loop().run_in_executor
+        if is_remote(url):
+            raw = await self._fetcher.fetch(url)
+            upload = Upload(
+                "", await run(self._hasher, base64.b64encode, raw)
+            )  # what it is called is no proof
+        else:
+            upload = parse_data_url(url, max_bytes=self._max_bytes)
         key = await run(self._hasher, _upload_key, upload, spec, tenant)
         known = self._cache.get(key)
         self._metrics.picture_looked_up(is_hit=known is not None)

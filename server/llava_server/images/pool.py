@@ -55,6 +55,7 @@ class DecodePool:
         # one thread more than children: a child that is being replaced still has its reader
         self._threads = ThreadPoolExecutor(2 * num_children, thread_name_prefix="picture")
         self._is_closed = False
+        self._has_warned = False
 
     @property
     def pids(self) -> list[int]:
@@ -116,6 +117,9 @@ class DecodePool:
         loop = asyncio.get_running_loop()
         child = await loop.run_in_executor(self._threads, _Child, self._limits.memory_bytes)
         self._children.add(child)
+        if child.weakness and not self._has_warned:
+            self._has_warned = True
+            logger.warning("picture children are less confined than they could be: %s", child.weakness)
         if self._is_closed:
             self._drop(child)
         else:
@@ -157,12 +161,13 @@ class _Child:
             start_new_session=True,  # Ctrl-C is for the server, which finishes open requests first
         )
         try:
-            if self._read() is None:
+            if (frame := self._read()) is None:
                 raise RuntimeError("a picture child ended before it was ready")
         except BaseException:
             self.kill()
             self.reap()
             raise
+        self.weakness: str | None = frame[0]["weakness"]
 
     @property
     def pid(self) -> int:

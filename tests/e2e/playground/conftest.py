@@ -36,7 +36,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(scope="session")
 def guarded_site(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A second controller on the same queue, which asks for KEY."""
-    with controller(site.redis_url, tmp_path_factory.mktemp("guarded"), LLAVA_API_KEYS=KEY) as guarded:
+    with controller(
+        site.redis_url, tmp_path_factory.mktemp("guarded"), LLAVA_API_KEYS=KEY, LLAVA_AUTH="true"
+    ) as guarded:
         yield guarded
 
 

@@ -64,7 +64,7 @@ def _program(
 ) -> Iterator[None]:
     """A process that ends with the block."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("LLAVA_")}
-    settings = {"LLAVA_DRAIN_TIMEOUT_S": "0", **variables}
+    settings = {"LLAVA_DRAIN_TIMEOUT_S": "0", "LLAVA_AUTH": "false", **variables}
     with (folder / f"{module}.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments], stdout=log, stderr=log, env=inherited | settings

@@ -1,0 +1,21 @@
+"""The stack that the server's own tests use."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.server.conftest import (
+    own_stack,
+    queue_url,
+    serve,
+    shared_stack,
+    stack,
+    valkey_socket,
+)
+
+__all__ = ["own_stack", "queue_url", "serve", "shared_stack", "stack", "valkey_socket"]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"

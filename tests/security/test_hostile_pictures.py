@@ -1,0 +1,161 @@
+"""Pictures made to break the decoder, to fill memory, or to make an error tell too much.
+
+LLAVA_BROKEN_PICTURES=1000 runs the long form of the fuzz; without it a part of the same series runs.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+
+import pytest
+from PIL import Image
+
+from tests.server.conftest import Stack
+from tests.server.pictures import data_url, encoded, part, png_claiming, scene
+from tests.server.test_pictures import LEAKS
+
+NUM_BROKEN = int(os.environ.get("LLAVA_BROKEN_PICTURES", "200"))
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+SOUND = {name: encoded(scene(64, 48), name) for name in FORMATS}
+
+
+def broken(number: int) -> bytes:
+    """The same for the same number: bytes flipped, cut out, doubled, or the end cut off."""
+    dice = random.Random(number)
+    raw = bytearray(SOUND[FORMATS[number % len(FORMATS)]])
+    for _ in range(dice.choice((1, 2, 5, 40))):
+        at = dice.randrange(len(raw)) if dice.random() < 0.6 else dice.randrange(min(64, len(raw)))
+        length = dice.choice((1, 1, 2, 4, 16))
+        match dice.randrange(5):
+            case 0:
+                raw[at] ^= 1 << dice.randrange(8)
+            case 1:
+                raw[at : at + length] = dice.randbytes(length)
+            case 2:
+                raw[at : at + length] = b"\xff" * length
+            case 3 if len(raw) > 64:
+                del raw[at : at + length]
+            case _:
+                raw[at:at] = raw[at : at + length]
+    return bytes(raw[: dice.randrange(1, len(raw))] if dice.random() < 0.2 else raw)
+
+
+def test_no_broken_picture_makes_an_error_tell_of_the_inside(stack: Stack) -> None:
+    statuses = []
+    for number in range(NUM_BROKEN):
+        response = stack.chat([part(broken(number)), {"type": "text", "text": "look"}])
+        statuses.append(response.status_code)
+        assert response.status_code in (200, 400), (number, response.text)
+        if response.status_code == 400:
+            error = response.json()["error"]
+            assert error["code"] in ("invalid_image", "image_too_large"), (number, error)
+            assert not LEAKS.search(error["message"]), (number, error)
+    assert stack.works()
+    assert {200, 400} <= set(statuses)  # or the series is too tame, or too wild, to tell anything
+
+
+def test_a_pillow_sentence_would_have_been_found() -> None:
+    assert LEAKS.search("cannot identify image file <_io.BytesIO object at 0x7f8a2c0b3d60>")
+
+
+def webp_claiming(width: int, height: int) -> bytes:
+    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"RIFF\x40\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00\x00\x00\x00\x00" + size + bytes(40)
+
+
+def gif_claiming(width: int, height: int) -> bytes:
+    return b"GIF89a" + struct.pack("<HH", width, height) + encoded(scene(), "GIF")[10:]
+
+
+def bmp_claiming(width: int, height: int) -> bytes:
+    raw = bytearray(encoded(scene(), "BMP"))
+    raw[18:26] = struct.pack("<ii", width, height)
+    return bytes(raw)
+
+
+def jpeg_claiming(width: int, height: int) -> bytes:
+    raw = bytearray(encoded(scene(), "JPEG"))
+    at = raw.index(b"\xff\xc0") + 5
+    raw[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(raw)
+
+
+BOMBS = {
+    "png": png_claiming(16_000, 16_000, rows=16_000),
+    "png, a row": png_claiming(2_000_000_000, 1),
+    "webp": webp_claiming(16_383, 16_383),
+    "gif": gif_claiming(65_535, 65_535),
+    "bmp": bmp_claiming(30_000, 30_000),
+    "jpeg": jpeg_claiming(65_500, 65_500),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_by_its_header_and_costs_no_child(stack: Stack, name: str) -> None:
+    pool = stack.server.app.state.services.pool
+    before = pool.pids
+    response = stack.chat([part(BOMBS[name]), {"type": "text", "text": "look"}])
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "image_too_large")
+    assert pool.pids == before
+
+
+def test_a_bomb_within_the_limits_is_bounded_by_the_childs_memory(stack: Stack) -> None:
+    """39 million pixels in 39 kB: allowed by its size, and no more than its size is spent on it."""
+    response = stack.chat([part(png_claiming(6_000, 6_500, rows=6_500)), {"type": "text", "text": "look"}])
+    assert response.status_code in (200, 400)
+    assert stack.works()
+
+
+UNWANTED = {
+    "fits": b"SIMPLE  =                    T" + b" " * 2850,
+    "gd": b"\xff\xfe\xff\xff\xff\xff\x01\xff\xff\xff\xff" + bytes(64),
+    "psd": b"8BPS\x00\x01" + bytes(64),
+    "spider": struct.pack(">27f", *[1.0] * 27) + bytes(1024),
+    "jpeg 2000": b"\x00\x00\x00\x0cjP  \r\n\x87\n" + bytes(64),
+    "avif": b"\x00\x00\x00\x1cftypavif" + bytes(64),
+    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "icon": encoded(scene(32, 32), "ICO"),
+    "tiff": encoded(scene(), "TIFF"),
+    "tga": encoded(scene(), "TGA"),
+    "ppm": encoded(scene(), "PPM"),
+}
+
+
+@pytest.mark.parametrize("name", UNWANTED)
+def test_formats_with_a_long_history_are_not_opened(stack: Stack, name: str) -> None:
+    response = stack.chat([part(UNWANTED[name]), {"type": "text", "text": "look"}])
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "invalid_image")
+    assert "not a picture of a known format" in error["message"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 99), (1, 101), (65_535, 1), (1, 65_535), (52_800, 44)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA"])
+def test_odd_shapes_and_modes_are_answered_or_refused_and_the_next_request_works(
+    stack: Stack, size: tuple[int, int], mode: str
+) -> None:
+    picture = encoded(Image.new(mode, size))
+    response = stack.chat([part(picture), {"type": "text", "text": "look"}])
+    is_narrow = max(size) > 100 * min(size) or max(size) > 16_384
+    assert response.status_code == (400 if is_narrow else 200), response.text
+    assert stack.works()
+
+
+def test_of_an_animation_of_thousands_of_frames_one_is_decoded(stack: Stack) -> None:
+    first = encoded(scene(), "GIF")
+    header, frame = first[: first.index(b",")], first[first.index(b",") : -1]
+    response = stack.chat([part(header + frame * 5_000 + b";"), {"type": "text", "text": "look"}])
+    assert response.status_code == 200
+    plain = stack.chat([part(first), {"type": "text", "text": "look"}])
+    assert plain.status_code == 200
+    animated, still = (assignment.job.images[0].digest for assignment in stack.worker.assignments)
+    assert animated == still
+
+
+def test_a_url_that_claims_to_be_an_image_is_judged_by_its_bytes(stack: Stack) -> None:
+    content = [part(data_url(b"<script>alert(1)</script>", "image/svg+xml")), {"type": "text", "text": "x"}]
+    response = stack.chat(content)
+    assert response.status_code == 400
+    assert "script" not in response.text

@@ -1,0 +1,133 @@
+"""A picture child that is taken over: what it may still ask of the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from llava_server.images import child
+from llava_server.images.pool import DecodePool
+from llava_server.images.refusal import PictureLimits
+from llava_server.images.sandbox import _MACHINES, confine
+from llava_wire import ImageSpec
+
+from tests.server.pictures import encoded, scene
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
+
+# Each must succeed in a free process, or its failure in a confined one would say nothing.
+ATTEMPTS = """
+import ctypes, errno, json, mmap, os, resource, signal, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+attempts = {
+    "open a file": lambda: os.open("/etc/passwd", os.O_RDONLY),
+    "list a folder": lambda: os.listdir("/"),
+    "write a file": lambda: os.open("/tmp", os.O_TMPFILE | os.O_RDWR),
+    "look at a path": lambda: os.stat("/"),
+    "open a TCP socket": lambda: socket.socket(),
+    "open a unix socket": lambda: socket.socket(socket.AF_UNIX),
+    "open a datagram socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+    "make a pair of sockets": lambda: socket.socketpair(),
+    "make a pipe": lambda: os.pipe(),
+    "fork": lambda: os.fork() or os._exit(0),
+    "signal another": lambda: os.kill(os.getppid(), 0),
+    "map memory that can be run": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC),
+    "limit another": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CORE),
+    "become another": lambda: os.setuid(os.getuid()),
+    "have a memory file": lambda: os.memfd_create("x"),
+    "change folder": lambda: os.chdir("/"),
+}
+if sys.argv[1] == "confined":
+    sys.path.append(sys.argv[2])
+    from llava_server.images.sandbox import confine
+    assert confine() is None
+outcome = {}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+    except OSError as error:
+        outcome[name] = errno.errorcode[error.errno]
+    else:
+        outcome[name] = "done"
+still = mmap.mmap(-1, 1 << 20), bytearray(1 << 24), os.urandom(8), resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps(outcome))
+"""
+SOURCE = str(Path(child.__file__).parents[2])
+
+
+def outcome(how: str) -> dict[str, str]:
+    command = [sys.executable, "-I", "-c", ATTEMPTS, how, SOURCE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env={})
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert isinstance(found, dict)
+    return found
+
+
+@linux
+def test_a_confined_process_can_decode_and_nothing_else() -> None:
+    assert set(outcome("confined").values()) == {"EPERM"}
+
+
+@linux
+def test_a_free_process_can_do_all_of_it() -> None:
+    assert set(outcome("free").values()) == {"done"}
+
+
+@linux
+def test_calls_of_another_architecture_end_the_process() -> None:
+    program = (
+        "import ctypes, sys; sys.path.append(sys.argv[1]);"
+        "from llava_server.images.sandbox import confine; confine();"
+        "ctypes.CDLL(None).syscall(0x40000000 + 39)"  # getpid of x32
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", program, SOURCE], timeout=60, check=False)
+    assert done.returncode == (-31 if "x86_64" in sys.implementation._multiarch else 0)  # SIGSYS
+
+
+@linux
+def test_a_child_of_the_pool_has_no_environment_no_files_and_no_system_calls() -> None:
+    async def look() -> None:
+        pool = DecodePool(num_children=1, limits=PictureLimits())
+        await pool.start()
+        try:
+            await pool.fit(base64.b64encode(encoded(scene())), ImageSpec(side=28))
+            process = Path(f"/proc/{pool.pids[0]}")
+            status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
+            assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+            assert (process / "environ").read_bytes() == b""
+            assert sorted(fd.name for fd in (process / "fd").iterdir()) == ["0", "1", "2"]
+        finally:
+            await pool.aclose()
+
+    asyncio.run(look())
+
+
+def test_a_system_without_a_list_is_named_and_goes_on() -> None:
+    assert "riscv64" in str(confine("riscv64"))
+
+
+def test_both_lists_hold_the_same_calls() -> None:
+    (_, first), (_, second) = _MACHINES.values()
+    assert first.keys() == second.keys()
+
+
+def test_a_weak_child_is_said_once_in_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak = "import sys; sys.path.append(sys.argv[1]); from llava_server.images import child; "
+    weak += "child.confine = lambda: 'no list'; child.main()"
+    monkeypatch.setattr("llava_server.images.pool._BOOT", weak)
+
+    async def start() -> None:
+        pool = DecodePool(num_children=2, limits=PictureLimits())
+        await pool.start()
+        await pool.aclose()
+
+    asyncio.run(start())
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == ["picture children are less confined than they could be: no list"]

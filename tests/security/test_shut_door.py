@@ -1,0 +1,140 @@
+"""A server that asks for keys, seen by somebody without one, and by browsers of other sites."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from starlette.routing import Route
+
+from tests.server.conftest import Stack, running_stack
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
+PUBLIC = {"/", "/playground/{name}", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"}
+KEY = "key-of-somebody"
+
+
+@pytest.fixture(scope="module")
+def shut(valkey_socket: Path) -> Iterator[Stack]:
+    with running_stack(f"unix://{valkey_socket}?db=999", auth=True, api_keys=(KEY,)) as stack:
+        yield stack
+
+
+def raw(stack: Stack, request: str) -> int:
+    """The status of a request sent as it is written, which no client library would send."""
+    url = stack.http.base_url
+    with socket.create_connection((url.host, url.port), timeout=30) as connection:
+        connection.sendall(request.encode("latin-1"))
+        return int(connection.recv(65536).split(b" ", 2)[1])
+
+
+def paths(stack: Stack) -> set[str]:
+    routes = {route.path for route in stack.server.app.routes if isinstance(route, Route)}
+    return routes | set(stack.server.app.openapi()["paths"])
+
+
+def test_without_a_key_nothing_answers_but_the_listed_few(shut: Stack) -> None:
+    for path in paths(shut) - PUBLIC:
+        for method in METHODS:
+            assert shut.http.request(method, path.replace("{", "").replace("}", "")).status_code == 401
+
+
+TRICKS = [
+    "/v1/models",
+    "//v1/models",
+    "/%2e/v1/models",
+    "/./v1/models",
+    "/livez/../v1/models",
+    "/livez%2f..%2fv1%2fmodels",
+    "/playground/../v1/models",
+    "/playground/..%2fv1%2fmodels",
+    "/docs/../v1/models",
+    "/v1%2fmodels",
+    "/V1/MODELS",
+    "/v1/models;/livez",
+    "/v1/models?x=/livez",
+    "/v1/models#/livez",
+    "/readyz/",
+    "http://x/v1/models",
+    "http://x/livez/../v1/models",
+]
+
+
+@pytest.mark.parametrize("target", TRICKS)
+@pytest.mark.parametrize("host", ["x", "x/livez?", "localhost/livez#", "x\\livez", "livez", ""])
+def test_no_spelling_of_path_or_host_gets_past_the_door(shut: Stack, target: str, host: str) -> None:
+    status = raw(shut, f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+    assert status in (400, 401), status
+
+
+def test_with_the_key_the_same_door_opens(shut: Stack) -> None:
+    head = f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n\r\n"
+    assert raw(shut, head) == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-api-key": KEY + "x"},
+        {"authorization": f"Bearer {KEY[:-1]}"},
+        {"authorization": f"Bearer {KEY}\u00e9"},
+        {"authorization": "Bearer"},
+        {"authorization": f"Bearer{KEY}"},
+        {"authorization": "Bearer " + "x" * 20_000},
+        {"cookie": f"key={KEY}"},
+        {"x-forwarded-for": "127.0.0.1", "x-original-url": "/livez", "x-rewrite-url": "/livez"},
+    ],
+)
+def test_what_is_nearly_a_key_is_none(shut: Stack, headers: dict[str, str]) -> None:
+    encoded = {name: value.encode("latin-1") for name, value in headers.items()}
+    assert shut.http.get("/v1/models", headers=encoded).status_code == 401
+
+
+def test_no_route_takes_an_address_to_call(shut: Stack) -> None:
+    words = ("register", "webhook", "callback", "proxy", "fetch", "worker_url")
+    document = shut.server.app.openapi()
+    found = [path for path in paths(shut) if any(word in path for word in words)]
+    parameters = [
+        parameter["name"]
+        for operations in document["paths"].values()
+        for operation in operations.values()
+        for parameter in operation.get("parameters", ())
+    ]
+    assert found == []
+    assert not [name for name in parameters if "url" in name or name in words]
+
+
+def test_another_sites_page_is_given_no_right_to_read(shut: Stack) -> None:
+    headers = {"origin": "https://evil.test", "access-control-request-method": "POST"}
+    for path in ("/v1/chat/completions", "/v1/models", "/livez", "/"):
+        for method in ("OPTIONS", "GET", "POST"):
+            response = shut.http.request(method, path, headers=headers)
+            assert not [name for name in response.headers if name.startswith("access-control-")]
+
+
+FILES = ["/playground/../settings.py", "/playground/..%2f..%2fsettings.py", "/playground/%2e%2e%2fapp.py"]
+FILES += ["/playground//etc/passwd", "/playground/....//app.py", "/playground/index.html%00.py"]
+FILES += ["/playground/."]
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_no_path_leads_out_of_the_playgrounds_folder(stack: Stack, path: str) -> None:
+    assert raw(stack, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") == 404
+
+
+@pytest.fixture
+def idlers(stack: Stack) -> Iterator[None]:
+    """200 connections that have begun a request and do not go on."""
+    url = stack.http.base_url
+    with ExitStack() as open_ones:
+        for _ in range(200):
+            connection = open_ones.enter_context(socket.create_connection((url.host, url.port)))
+            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        yield
+
+
+def test_connections_that_never_finish_asking_hold_up_nobody(stack: Stack, idlers: None) -> None:
+    assert stack.works()
