@@ -22,6 +22,7 @@ from llava_worker.engine.sequence import Pixels, Sequence
 from llava_worker.engine.speculation import count_accepted
 from llava_worker.engine.vision_cache import PictureName, VisionCache
 from llava_worker.model.attention import AttentionBackend
+from llava_worker.model.decode_graphs import DecodeGraphs
 from llava_worker.model.kv_cache import KVCache
 from llava_worker.model.llava import Llava
 from llava_worker.model.picture import PicturePlan
@@ -31,6 +32,7 @@ __all__ = ["Choice", "ModelRunner", "StepResult"]
 # Tiles that go through the vision tower at once: enough to fill the machine, little enough that its
 # activations stay small beside the weights.
 MAX_TILES_AT_ONCE = 16
+_NO_TOKEN = -1  # so that one copy from the device tells all
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class ModelRunner:
     def __init__(
         self, model: Llava, cache: KVCache, backend: AttentionBackend, vision_cache: VisionCache
     ) -> None:
+        self.graphs: DecodeGraphs | None = None  # recordings of decoding with this model and cache
         self.model = model
         self.cache = cache
         self.vision_cache = vision_cache
@@ -75,18 +78,33 @@ class ModelRunner:
         with self.clock("prepare"):
             self._copy(copies)
             batch = Batch.build(chunks, block_size=self.cache.block_size, device=self.model.device)
+        masks = self._masks.begin(_row_sequences(batch.sampled), self.model.config.text_config.vocab_size)
+        logits = self._replay(batch)
+        if logits is None:
+            logits = self._compute(batch)
+        if not batch.sampled:
+            return []
+        with self.clock("sample"):
+            return _choose(logits, batch.sampled, masks)
+
+    def _replay(self, batch: Batch) -> Tensor | None:
+        """Logits by a recording; None if there is none of such a batch."""
+        if self.graphs is None or not batch.is_decoding:
+            return None
+        with self.clock("forward"):
+            rows = batch.rows
+            return self.graphs.logits(batch.token_ids, batch.positions, rows.slots, rows.block_tables)
+
+    def _compute(self, batch: Batch) -> Tensor:
+        """Logits of the rows that are sampled, of which there may be none."""
+        with self.clock("prepare"):
             x = self.model.embed(batch.token_ids)
         if batch.placements:
             with self.clock("encode"):
                 self._place_pictures(x, batch.placements)
-        masks = self._masks.begin(_row_sequences(batch.sampled), self.model.config.text_config.vocab_size)
         with self.clock("forward"):
             hidden = self.model(x, batch.positions, self._backend.plan(batch.rows, self.cache))
-            if not batch.sampled:
-                return []
-            logits = self.model.logits(hidden[batch.sampled_rows])
-        with self.clock("sample"):
-            return _choose(logits, batch.sampled, masks)
+            return self.model.logits(hidden[batch.sampled_rows]) if batch.sampled else hidden[:0]
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is remembered of the sequence's pictures."""
@@ -156,15 +174,15 @@ class _Picture:
 def _choose(logits: Tensor, chunks: list[Chunk], masks: Masks | None) -> list[StepResult]:
     """Logits [rows, vocab]: of each chunk those after its sequence's last token and after each draft."""
     is_sound = logits.amax(-1).isfinite()  # a NaN anywhere in a row is the row's maximum
-    logits[~is_sound] = 0
+    logits.masked_fill_(~is_sound[:, None], 0)
     logprobs = _logprobs(logits, chunks)
     errors = {} if masks is None else masks.apply(logits)
     token_ids = sample(logits, [draw for chunk in chunks for draw in _draws(chunk)])
     told = {} if logprobs is None else logprobs.of(token_ids)
     choices = iter(
         [
-            Choice(token_id if sound and row not in errors else None, told.get(row), errors.get(row))
-            for row, (token_id, sound) in enumerate(zip(token_ids.tolist(), is_sound.tolist(), strict=True))
+            Choice(token_id if token_id >= 0 and row not in errors else None, told.get(row), errors.get(row))
+            for row, token_id in enumerate(token_ids.where(is_sound, _NO_TOKEN).tolist())
         ]
     )
     results = []
