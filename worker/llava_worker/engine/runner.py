@@ -15,7 +15,7 @@ from llava_worker.engine.blocks import BlockCopy
 from llava_worker.engine.clock import StepClock
 from llava_worker.engine.logprobs import Logprobs
 from llava_worker.engine.masks import MaskMaker, Masks
-from llava_worker.engine.output import TokenLogprobs
+from llava_worker.engine.output import FailureCode, TokenLogprobs
 from llava_worker.engine.sampler import Draw, sample
 from llava_worker.engine.scheduler import Chunk
 from llava_worker.engine.sequence import Pixels, Sequence
@@ -37,12 +37,13 @@ _NO_TOKEN = -1  # so that one copy from the device tells all
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """``token_id`` is None where the sequence cannot go on: its grammar failed, as ``error`` tells, or the
-    model's answer was not a number."""
+    """``token_id`` is None where the sequence cannot go on: its grammar failed or there was no memory for it,
+    as ``error`` tells, or the model's answer was not a number."""
 
     token_id: int | None
     logprobs: TokenLogprobs | None = None  # where the sequence asks for them
     error: str | None = None
+    error_code: FailureCode = "invalid_request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +74,40 @@ class ModelRunner:
         self._masks = MaskMaker()
 
     @torch.inference_mode()
-    def run(self, chunks: Items[Chunk], copies: Items[BlockCopy] = ()) -> list[StepResult]:
-        """Make the copies, compute the chunks; a result for each that reaches its sequence's last token."""
+    def copy(self, copies: Items[BlockCopy]) -> None:
+        """One after another: a destination may be the source of the next."""
         with self.clock("prepare"):
-            self._copy(copies)
+            for copy in copies:
+                rows = torch.arange(copy.num_rows, device=self.model.device)
+                first, target = (block * self.cache.block_size for block in (copy.source, copy.destination))
+                self.cache.copy_rows(first + rows, target + rows)
+
+    @torch.inference_mode()
+    def run(self, chunks: Items[Chunk]) -> list[StepResult]:
+        """Compute the chunks; a result for each that reaches its sequence's last token.
+
+        Raises torch.OutOfMemoryError, after which the same can be tried again with fewer.
+        """
+        with self.clock("prepare"):
             batch = Batch.build(chunks, block_size=self.cache.block_size, device=self.model.device)
         masks = self._masks.begin(_row_sequences(batch.sampled), self.model.config.text_config.vocab_size)
-        logits = self._replay(batch)
-        if logits is None:
-            logits = self._compute(batch)
+        try:
+            logits = self._replay(batch)
+            if logits is None:
+                logits = self._compute(batch)
+        finally:
+            if masks is not None:
+                masks.wait()  # the same sequences may come again at once, if memory was short
         if not batch.sampled:
             return []
         with self.clock("sample"):
             return _choose(logits, batch.sampled, masks)
+
+    def shed(self) -> None:
+        """Give back what memory can be done without."""
+        self.vision_cache.clear()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _replay(self, batch: Batch) -> Tensor | None:
         """Logits by a recording; None if there is none of such a batch."""
@@ -110,13 +132,6 @@ class ModelRunner:
         """Drop what is remembered of the sequence's pictures."""
         for image in sequence.images:
             self.vision_cache.drop((sequence.cache_scope, image.content))
-
-    def _copy(self, copies: Items[BlockCopy]) -> None:
-        """One after another: a destination may be the source of the next."""
-        for copy in copies:
-            rows = torch.arange(copy.num_rows, device=self.model.device)
-            first, target = (block * self.cache.block_size for block in (copy.source, copy.destination))
-            self.cache.copy_rows(first + rows, target + rows)
 
     def _place_pictures(self, x: Tensor, placements: list[Placement]) -> None:  # x [tokens, hidden]
         features = self._features_of(placements)
