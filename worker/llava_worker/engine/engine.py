@@ -86,6 +86,11 @@ class Engine:
         """Sequences that still owe a final output, waiting and running."""
         return len(self._sequences) + len(self._complete)
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether steps that only decode run from recordings."""
+        return self._runner.graphs is not None
+
     def add(self, sequence: Sequence) -> None:
         """Take a sequence. Raises SequenceRefused, with nothing taken, for one that can't be served."""
         if sequence.seq_id in self._sequences:
