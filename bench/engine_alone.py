@@ -21,7 +21,7 @@ from llava_worker.engine.load import load_engine
 
 from bench.checkpoint import DEFAULT_FOLDER
 
-__all__ = ["measure_engine"]
+__all__ = ["SequenceMaker", "answer", "measure_engine"]
 
 _TEXT_BEFORE, _TEXT_AFTER = 33, 28  # tokens of the conversation around the picture
 _NEVER_WORDS = 300  # ids below are specials and bytes
@@ -45,9 +45,9 @@ def measure_engine(folder: Path, *, precision: str, num_tokens: int, at_once: li
     began = time.perf_counter()
     engine, info = load_engine(folder, precision=precision, device="cpu", is_speculating=False)
     load_s = time.perf_counter() - began
-    maker = _SequenceMaker(info.image_token_id, info.tokens_per_tile, info.image_side, info.vocab_size)
-    _answer(engine, [maker.sequence(2)])  # the first calls of kernels prepare themselves
-    batches = {str(num): _answer(engine, [maker.sequence(num_tokens) for _ in range(num)]) for num in at_once}
+    maker = SequenceMaker(info.image_token_id, info.tokens_per_tile, info.image_side, info.vocab_size)
+    answer(engine, [maker.sequence(2)])  # the first calls of kernels prepare themselves
+    batches = {str(num): answer(engine, [maker.sequence(num_tokens) for _ in range(num)]) for num in at_once}
     return {
         "precision": info.precision,
         "load_s": load_s,
@@ -56,7 +56,7 @@ def measure_engine(folder: Path, *, precision: str, num_tokens: int, at_once: li
     }
 
 
-class _SequenceMaker:
+class SequenceMaker:
     """Prompts of one form with random words and random pictures, no two alike."""
 
     def __init__(self, image_token_id: int, image_tokens: int, side: int, vocab_size: int) -> None:
@@ -81,7 +81,7 @@ class _SequenceMaker:
         )
 
 
-def _answer(engine: Engine, sequences: list[Sequence]) -> dict[str, Any]:
+def answer(engine: Engine, sequences: list[Sequence]) -> dict[str, Any]:
     """Time to each sequence's first token, times of steps that only decode, tokens a second in all."""
     for sequence in sequences:
         engine.add(sequence)

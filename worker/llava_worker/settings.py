@@ -54,8 +54,8 @@ class Settings(BaseSettings):
     prompt_style: Literal["original", "hf"] = Field(
         "original", description="hf: the prompt of transformers' processor for LLaVA-1.5, to compare with."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"] = Field(
-        "auto", description="Number format; int8 and int4 are for CPUs."
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "int4", "w4a16"] = Field(
+        "auto", description="Number format; on a GPU int8 and int4 need bitsandbytes, w4a16 is for GPUs."
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; else one a core.")
@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     )
     speculation: Literal["auto", "off"] = Field(
         "auto", description="Guess tokens that repeat the prompt where that pays; answers stay the same."
+    )
+    cuda_graphs: Literal["auto", "off"] = Field(
+        "auto", description="Give a GPU the steps of decoding as recordings where they can be recorded."
     )
     vision_cache_mb: int = Field(
         256, ge=0, description="Most memory for pictures already encoded, MiB; 0 keeps none."

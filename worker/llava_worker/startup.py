@@ -119,6 +119,7 @@ def _open_folder(folder: Path, settings: Settings) -> Model:
             kv_cache_bytes=settings.kv_cache_mb << 20 if settings.kv_cache_mb else None,
             kv_cache_dtype=settings.kv_cache_dtype,
             is_speculating=settings.speculation == "auto",
+            is_recording=settings.cuda_graphs == "auto",
             vision_cache_bytes=settings.vision_cache_mb << 20,
             num_threads=settings.threads,
             vision_tower=_find_folder(settings.vision_tower) if settings.vision_tower else None,

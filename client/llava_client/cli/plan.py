@@ -21,7 +21,10 @@ _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One run of ``up``. ``made_key`` is an API key made for it; None: no key is asked, or others are set."""
+    """One run of ``up``. ``made_key`` is an API key made for it; None: no key is asked, or others are set.
+
+    With ``gpus`` there is a worker for each.
+    """
 
     model: str
     served_model_name: str | None
@@ -30,6 +33,7 @@ class Plan:
     device: str
     host: str
     port: int
+    gpus: tuple[str, ...] = ()
     made_key: str | None = field(default=None, repr=False)
 
     @staticmethod
@@ -64,6 +68,9 @@ class Plan:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             environment.setdefault("LLAVA_THREADS", str(max(1, cores // self.num_workers)))
         command = _python("llava_worker", *flags)
+        if self.gpus:  # each sees its own only, and calls it the first
+            own = [{**environment, "CUDA_VISIBLE_DEVICES": gpu} for gpu in self.gpus]
+            return [Program(f"worker-{i + 1}", command, each) for i, each in enumerate(own)]
         return [Program(f"worker-{i + 1}", command, environment) for i in range(self.num_workers)]
 
 

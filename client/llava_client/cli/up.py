@@ -24,6 +24,7 @@ from llava_client.errors import LlavaError
 
 from .child import Program
 from .extras import install_line, missing_modules
+from .gpus import GpusUnavailable, choose_gpus
 from .plan import Plan
 from .port import PortUnavailable, check_port
 from .redis_process import NoRedis, private_redis
@@ -43,6 +44,9 @@ def up(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, ...: as the worker takes it.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    gpus: Annotated[
+        str | None, typer.Option(help="A worker for each of these GPUs: 'all', or as in '0,1'.")
+    ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="What requests call the model.")] = None,
     host: Annotated[str, typer.Option(help="Another than loopback asks for an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
@@ -56,19 +60,21 @@ def up(
     screen = Screen(is_verbose=verbose)
     with reporting(), ExitStack() as stack:
         try:
+            chosen = _choose_gpus(gpus, workers, device)
             plan = Plan(
                 model=model,
                 served_model_name=served_model_name,
-                num_workers=workers,
+                num_workers=len(chosen) or workers,
                 precision=precision,
-                device=device,
+                device="cuda" if chosen else device,
+                gpus=chosen,
                 host=host,
                 port=check_port(host, port),
                 made_key=Plan.key_for(host, os.environ),
             )
             layers = _layers(plan, redis_url, stack)
             asyncio.run(run(plan, layers, screen))
-        except (PortUnavailable, NoRedis) as exc:
+        except (PortUnavailable, NoRedis, GpusUnavailable) as exc:
             fail(str(exc), EXIT_USAGE)
         except ChildFailed as exc:
             screen.tail(exc.tail)
@@ -95,6 +101,17 @@ def _check_extras(model: str) -> None:
     if lacking:
         names = ", ".join(sorted({name for modules in missing.values() for name in modules}))
         fail(f"`up` needs {names}: {install_line(*lacking)}", EXIT_USAGE)
+
+
+def _choose_gpus(gpus: str | None, num_workers: int, device: str) -> tuple[str, ...]:
+    """Raises GpusUnavailable."""
+    if gpus is None:
+        return ()
+    if num_workers > 1 or device != "auto":
+        raise GpusUnavailable(
+            f"--gpus {gpus} makes a worker for each GPU: leave out --workers and --device, or --gpus"
+        )
+    return choose_gpus(gpus, os.environ)
 
 
 def _layers(plan: Plan, redis_url: str | None, stack: ExitStack) -> list[list[Program]]:

@@ -48,11 +48,13 @@ class HashRunner:
         self._breaks_at = breaks_at
         self._slots: dict[int, int] = {}
 
-    def run(self, chunks: Items[Chunk], copies: Items[BlockCopy] = ()) -> list[StepResult]:
+    def copy(self, copies: Items[BlockCopy]) -> None:
         size = self.cache.block_size
         for copy in copies:
             for row in range(copy.num_rows):
                 self._slots[copy.destination * size + row] = self._slots[copy.source * size + row]
+
+    def run(self, chunks: Items[Chunk]) -> list[StepResult]:
         written: dict[int, int] = {}
         results = [self._compute(chunk, written) for chunk in chunks]
         self._slots.update(written)  # only now: no row of a pass reads what another row of it writes

@@ -11,34 +11,46 @@ BLOCK, BLOCKS = 4, 40  # tokens of a block, blocks of a cache
 LAYER = 1  # of two: what is written to the other must not matter
 
 
-def draw(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape).to(dtype)
+CPU = torch.device("cpu")
 
 
-def filled(kind: type, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KVCache:
+def draw(*shape: int, dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
+    return torch.randn(shape).to(device, dtype)
+
+
+def filled(
+    kind: type,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    *,
+    block_size: int = BLOCK,
+    device: torch.device = CPU,
+) -> KVCache:
     cache: KVCache = kind(
         BLOCKS,
-        BLOCK,
+        block_size,
         num_layers=2,
         num_heads=kv_heads,
         head_dim=head_dim,
         dtype=dtype,
-        device=torch.device("cpu"),
+        device=device,
     )
-    shape = (BLOCKS * BLOCK, kv_heads, head_dim)
+    shape = (BLOCKS * block_size, kv_heads, head_dim)
     for layer in range(2):
-        cache.write(layer, torch.arange(shape[0]), draw(*shape, dtype=dtype), draw(*shape, dtype=dtype))
+        k, v = (draw(*shape, dtype=dtype, device=device) for _ in range(2))
+        cache.write(layer, torch.arange(shape[0], device=device), k, v)
     return cache
 
 
-def pack(rows: list[tuple[int, int]]) -> PackedRows:
+def pack(rows: list[tuple[int, int]], *, block_size: int = BLOCK, device: torch.device = CPU) -> PackedRows:
     """Rows of (new tokens, tokens in all), those with one first, in blocks of their own at random places."""
     rows = sorted(rows, key=lambda row: row[0] > 1)
     blocks = torch.randperm(BLOCKS).tolist()
-    tables = [[blocks.pop() for _ in range(-(-context // BLOCK))] for _, context in rows]
+    tables = [[blocks.pop() for _ in range(-(-context // block_size))] for _, context in rows]
     width = max(map(len, tables))
     slots = [
-        table[place // BLOCK] * BLOCK + place % BLOCK
+        table[place // block_size] * block_size + place % block_size
         for table, (new, context) in zip(tables, rows, strict=True)
         for place in range(context - new, context)
     ]
@@ -46,8 +58,8 @@ def pack(rows: list[tuple[int, int]]) -> PackedRows:
         tuple(new for new, _ in rows),
         tuple(context for _, context in rows),
         sum(new == 1 for new, _ in rows),
-        torch.tensor([table + table[:1] * (width - len(table)) for table in tables]),
-        torch.tensor(slots),
+        torch.tensor([table + table[:1] * (width - len(table)) for table in tables], device=device),
+        torch.tensor(slots, device=device),
     )
 
 

@@ -25,6 +25,7 @@ from llava_worker.model.sdpa import SdpaBackend
 from llava_worker.model.triton_attention import TritonKernel
 from torch import Tensor
 
+from tests.worker.model.definition import DefinitionKernel
 from tests.worker.model.paged_rows import BLOCK, BLOCKS, LAYER, attend, draw, filled, pack
 
 CPU = torch.device("cpu")
@@ -41,30 +42,7 @@ def triton_kernel() -> TritonKernel:
     return TritonKernel()
 
 
-class GatheringKernel(PagedKernel):
-    """Attention written down from its definition, one token and one head after another."""
-
-    name = "definition"
-    block_size = BLOCK
-
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: Queries, window: int | None) -> Tensor:
-        out = torch.empty_like(q)
-        group = q.shape[1] // keys.shape[2]
-        starts, tables = rows.starts.tolist(), rows.tables.tolist()
-        for row, context in enumerate(rows.contexts.tolist()):
-            places = [(tables[row][n // BLOCK], n % BLOCK) for n in range(context)]
-            for token in range(starts[row], starts[row + 1]):
-                end = context - (starts[row + 1] - token) + 1
-                begin = 0 if window is None else max(0, end - window)
-                for head in range(q.shape[1]):
-                    k = torch.stack([keys[b, s, head // group] for b, s in places[begin:end]]).float()
-                    v = torch.stack([values[b, s, head // group] for b, s in places[begin:end]]).float()
-                    weights = (k @ q[token, head].float() / q.shape[-1] ** 0.5).softmax(0)
-                    out[token, head] = (weights @ v).to(q.dtype)
-        return out
-
-
-class ForgetfulKernel(GatheringKernel):
+class ForgetfulKernel(DefinitionKernel):
     """Right but for the last token of each context."""
 
     name = "forgetful"
@@ -75,7 +53,7 @@ class ForgetfulKernel(GatheringKernel):
         return out
 
 
-class RefusingKernel(GatheringKernel):
+class RefusingKernel(DefinitionKernel):
     name = "refusing"
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: Queries, window: int | None) -> Tensor:
@@ -122,7 +100,7 @@ def agrees_with_the_reference(kernel: PagedKernel, batch: dict) -> None:
 @settings(max_examples=25, deadline=None)
 @given(batch=batches)
 def test_the_rows_that_a_kernel_is_given_are_those_of_the_batch(batch: dict) -> None:
-    agrees_with_the_reference(GatheringKernel(), batch)
+    agrees_with_the_reference(DefinitionKernel(), batch)
 
 
 @needs_interpreter
@@ -196,7 +174,7 @@ def test_a_cache_that_the_kernels_cannot_read_is_served_by_the_reference() -> No
 
 
 def test_the_first_kernel_that_is_right_serves_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
-    candidates = iter([absent, RefusingKernel, ForgetfulKernel, GatheringKernel])
+    candidates = iter([absent, RefusingKernel, ForgetfulKernel, DefinitionKernel])
 
     with caplog.at_level(logging.INFO):
         backend = first_that_proves(candidates, TEXT, torch.float32, CPU)
@@ -234,7 +212,7 @@ def test_the_kernel_inside_this_torch_takes_what_it_is_given() -> None:
 
 
 def test_rows_with_one_token_go_to_a_kernel_by_themselves() -> None:
-    class Watched(GatheringKernel):
+    class Watched(DefinitionKernel):
         seen: list[int] = []
 
         def attend(

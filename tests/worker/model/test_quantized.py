@@ -123,15 +123,6 @@ def test_fewer_bits_take_less_memory(tmp_path: Path) -> None:
     assert weight_bytes(config, image, "bf16") / fp32 == 0.5
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_on_a_gpu_they_are_refused_with_what_is_served_there(name: str) -> None:
-    with pytest.raises(
-        ValueError, match=rf"{name} is for CPUs so far, .* cuda:0: use one of auto, fp32, bf16"
-    ):
-        choose_precision(name, torch.device("cuda:0"))
-    assert choose_precision(name, CPU).name == name
-
-
 PEAK = """
 import sys
 from pathlib import Path

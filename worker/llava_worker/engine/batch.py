@@ -48,6 +48,12 @@ class Batch:
     sampled: list[Chunk]
     sampled_rows: Tensor  # int64 [sampled + their drafts]
 
+    @property
+    def is_decoding(self) -> bool:
+        """Whether each row is one token of words, after which one is to be chosen."""
+        num_rows = len(self.rows.query_lens)
+        return not self.placements and self.rows.num_decodes == num_rows == len(self.sampled)
+
     @classmethod
     def build(cls, chunks: Items[Chunk], *, block_size: int, device: torch.device) -> Batch:
         """Pack chunks, of which there is at least one; every sequence holds the blocks its chunk needs."""
@@ -60,13 +66,6 @@ class Batch:
         tables = _pad([chunk.sequence.block_table for chunk in chunks])
         slots = tables[row_of, positions // block_size] * block_size + positions % block_size
         token_ids = [token_id for chunk in chunks for token_id in _token_ids(chunk)]
-        rows = PackedRows(
-            query_lens=tuple(lens.tolist()),
-            context_lens=tuple((starts + lens).tolist()),
-            num_decodes=int((lens == 1).sum()),
-            block_tables=torch.from_numpy(tables).to(device),
-            slots=torch.from_numpy(slots).to(device),
-        )
         sampled = [index for index, chunk in enumerate(chunks) if chunk.is_last]
         ends = firsts + lens
         sampled_rows = [
@@ -74,14 +73,31 @@ class Batch:
             for index in sampled
             for row in range(ends[index] - 1 - len(chunks[index].drafts), ends[index])
         ]
+        on_device = _upload([token_ids, positions, slots, sampled_rows, tables.ravel()], device)
+        rows = PackedRows(
+            query_lens=tuple(lens.tolist()),
+            context_lens=tuple((starts + lens).tolist()),
+            num_decodes=int((lens == 1).sum()),
+            block_tables=on_device[4].view(tables.shape),
+            slots=on_device[2],
+        )
         return cls(
-            token_ids=torch.tensor(token_ids, device=device),
-            positions=torch.from_numpy(positions).to(device),
+            token_ids=on_device[0],
+            positions=on_device[1],
             rows=rows,
             placements=list(_placements(chunks, firsts.tolist())),
             sampled=[chunks[index] for index in sampled],
-            sampled_rows=torch.tensor(sampled_rows, dtype=torch.int64, device=device),
+            sampled_rows=on_device[3],
         )
+
+
+def _upload(parts: Items[Items[int] | NDArray[np.int64]], device: torch.device) -> tuple[Tensor, ...]:
+    """Each part as int64 on the device, all of them by one copy, which on a GPU nobody waits for."""
+    arrays = [np.asarray(part, dtype=np.int64) for part in parts]
+    packed = torch.from_numpy(np.concatenate(arrays))
+    if device.type == "cuda":
+        packed = packed.pin_memory()
+    return torch.split(packed.to(device, non_blocking=True), [len(array) for array in arrays])
 
 
 def _rank(chunk: Chunk) -> int:

@@ -22,6 +22,7 @@ from llava_worker.engine.runner import Choice, ModelRunner, StepResult
 from llava_worker.engine.sampling_limits import SamplingLimits
 from llava_worker.engine.scheduler import Chunk, Scheduler
 from llava_worker.engine.sequence import Sequence, SequenceRefused
+from llava_worker.engine.shortage import run_in_memory
 from llava_worker.engine.speculation import Speculation
 from llava_worker.engine.steering import Steering
 from llava_worker.engine.tally import Tally
@@ -85,6 +86,11 @@ class Engine:
         """Sequences that still owe a final output, waiting and running."""
         return len(self._sequences) + len(self._complete)
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether steps that only decode run from recordings."""
+        return self._runner.graphs is not None
+
     def add(self, sequence: Sequence) -> None:
         """Take a sequence. Raises SequenceRefused, with nothing taken, for one that can't be served."""
         if sequence.seq_id in self._sequences:
@@ -116,7 +122,8 @@ class Engine:
         if not chunks:
             return outputs
         began = time.perf_counter()
-        results = self._runner.run(chunks, plan.copies)
+        self._runner.copy(plan.copies)
+        results = run_in_memory(self._runner, chunks)
         seconds = time.perf_counter() - began
         with self.clock("postprocess"):
             self._tally.count(chunks, results)
@@ -185,8 +192,10 @@ class Engine:
 
     def _append(self, sequence: Sequence, choice: Choice) -> StepOutput:
         if choice.error is not None:
+            if choice.error_code == "internal_error":
+                self._blocks.forget(sequence)  # its step was not made
             self._end(sequence)
-            return StepOutput(sequence.seq_id, error=choice.error, error_code="invalid_request")
+            return StepOutput(sequence.seq_id, error=choice.error, error_code=choice.error_code)
         if choice.token_id is None:
             return self._fail(sequence)
         if sequence.num_computed < sequence.num_tokens:  # the last token was a draft: it went through as one

@@ -25,6 +25,7 @@ from llava_worker.model.config import (
     read_eos_ids,
     read_image_config,
 )
+from llava_worker.model.decode_graphs import record_decoding
 from llava_worker.model.llava import Llava
 from llava_worker.model.memory import WORKING_BYTES, available_bytes, require_memory, weight_bytes
 from llava_worker.model.picture import Fit, Resolution
@@ -73,6 +74,7 @@ def load_engine(
     kv_cache_bytes: int | None = None,
     kv_cache_dtype: str = "auto",
     is_speculating: bool = True,
+    is_recording: bool = True,
     vision_cache_bytes: int = 256 << 20,
     block_size: int | None = None,
     num_threads: int | None = None,
@@ -87,9 +89,8 @@ def load_engine(
     takes at most ``kv_cache_bytes`` (None: a share of what is free beside the weights), no more than
     ``max_num_sequences`` full contexts need, and no more than the largest step leaves, which is found by
     making it. ``kv_cache_dtype`` is auto, the precision's own, or int8. ``block_size`` is the cache's, None
-    what its attention wants. ``is_speculating`` lets answers be guessed ahead where that pays. Sets torch's
-    thread count if told to. The last four are
-    those of `load_weights`.
+    what its attention wants. ``is_speculating`` lets answers be guessed ahead where that pays,
+    ``is_recording`` decoding be recorded on a GPU. Sets torch's threads if told to.
 
     Raises CheckpointError for a folder that can't be served, ValueError for a wrong setting, and of these
     MemoryShort if the model does not fit, before anything is loaded where that can be known, and WarmupError
@@ -97,7 +98,8 @@ def load_engine(
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    bounds = _Bounds(max_num_sequences, max_batch_tokens, kv_cache_bytes, kv_cache_dtype, vision_cache_bytes)
+    memory = _Memory(kv_cache_bytes, kv_cache_dtype, vision_cache_bytes)
+    bounds = _Bounds(max_num_sequences, max_batch_tokens, memory, is_recording)
     plan = _Plan.of(_Folders.of(folder, vision_tower, base), precision, device, bounds, block_size)
     watch = _Stopwatch()
     model = Llava(plan.config, plan.image, precision=plan.precision, device=plan.device)
@@ -110,11 +112,10 @@ def load_engine(
         on_progress=on_progress,
     )
     weights_s = watch.lap()
-    shape = _settle(model, plan, bounds)
+    runner, info = _prepare(model, plan, bounds)
     warmup_s = watch.lap()
-    info = _describe(plan, shape)
     engine = Engine(
-        ModelRunner(model, shape.make(plan.device), plan.backend, VisionCache(vision_cache_bytes)),
+        runner,
         eos_ids=info.eos_ids,
         context_length=info.context_length,
         max_num_sequences=max_num_sequences,
@@ -125,14 +126,22 @@ def load_engine(
 
 
 @dataclass(frozen=True, slots=True)
+class _Memory:
+    """What the caches may take."""
+
+    kv_cache_bytes: int | None
+    kv_cache_dtype: str
+    vision_cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Bounds:
     """What the caller of `load_engine` set."""
 
     max_num_sequences: int
     max_batch_tokens: int
-    kv_cache_bytes: int | None
-    kv_cache_dtype: str
-    vision_cache_bytes: int
+    memory: _Memory
+    is_recording: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +168,28 @@ class _Plan:
         cache = plan_cache(
             config,
             number_format,
-            kv_cache_dtype=bounds.kv_cache_dtype,
+            kv_cache_dtype=bounds.memory.kv_cache_dtype,
             device=where,
-            max_bytes=bounds.kv_cache_bytes,
+            max_bytes=bounds.memory.kv_cache_bytes,
             free_bytes=_free_beside_weights(config, image, number_format, where),
             block_size=block_size or backend.block_size,
             max_num_sequences=bounds.max_num_sequences,
         )
         require_memory(config, image, precision=number_format.name, device=where, cache_bytes=cache.num_bytes)
         return cls(files, config, image, number_format, where, backend, cache)
+
+
+def _prepare(model: Llava, plan: _Plan, bounds: _Bounds) -> tuple[ModelRunner, ModelInfo]:
+    """Make the first steps, the caches and, where device and number format allow it, the recordings."""
+    shape = _settle(model, plan, bounds)
+    info, cache = _describe(plan, shape), shape.make(plan.device)
+    runner = ModelRunner(model, cache, plan.backend, VisionCache(bounds.memory.vision_cache_bytes))
+    if bounds.is_recording and plan.device.type == "cuda" and plan.precision.is_recordable:
+        most = bounds.max_num_sequences
+        runner.graphs = record_decoding(
+            model, cache, plan.backend, max_rows=most, context_length=info.context_length
+        )
+    return runner, info
 
 
 def _settle(model: Llava, plan: _Plan, bounds: _Bounds) -> CacheShape:
@@ -182,17 +204,17 @@ def _settle(model: Llava, plan: _Plan, bounds: _Bounds) -> CacheShape:
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()  # what the steps gave back to torch is free for the cache
     free = available_bytes(plan.device)
-    taken = step.num_bytes + bounds.vision_cache_bytes + WORKING_BYTES
+    taken = step.num_bytes + bounds.memory.vision_cache_bytes + WORKING_BYTES
     shape = settle_cache(plan.cache, plan.config, left_bytes=None if free is None else free - taken)
     logger.info(
         "memory, MiB: %s free beside the weights; %d for the largest step (tower %d, prompts %d, answers "
         "%d), %d for pictures, %d set aside, %d for the KV cache: %d blocks of %d tokens in %s",
         "unknown" if free is None else free >> 20,
         *(part >> 20 for part in (step.num_bytes, step.tower, step.prefill, step.decode)),
-        *(part >> 20 for part in (bounds.vision_cache_bytes, WORKING_BYTES, shape.num_bytes)),
+        *(part >> 20 for part in (bounds.memory.vision_cache_bytes, WORKING_BYTES, shape.num_bytes)),
         shape.num_blocks,
         shape.block_size,
-        "int8" if bounds.kv_cache_dtype == "int8" else plan.precision.name,
+        "int8" if bounds.memory.kv_cache_dtype == "int8" else plan.precision.name,
     )
     return shape
 
@@ -228,7 +250,7 @@ def _free_beside_weights(
     """Bytes; None where nobody can tell. Raises MemoryShort if there are none."""
     require_memory(config, image, precision=precision.name, device=device, cache_bytes=0)
     free = available_bytes(device)
-    return None if free is None else free - weight_bytes(config, image, precision.name)
+    return None if free is None else free - weight_bytes(config, image, precision.name, device)
 
 
 def _choose_device(name: str) -> torch.device:

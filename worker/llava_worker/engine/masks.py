@@ -36,13 +36,17 @@ class Masks:
         """Return at once; nobody else may touch the sequences until `apply`."""
         self._work = [pool.submit(self._fill, index) for index in range(len(self._rows))]
 
+    def wait(self) -> None:
+        """Until nobody in here touches the sequences any more."""
+        for work in self._work:
+            work.result()
+
     def apply(self, logits: Tensor) -> dict[int, str]:
         """Set what is not allowed to minus infinity; logits fp32 [rows, vocab].
 
         Returns the rows whose grammar failed, left as they are, with the reason.
         """
-        for work in self._work:
-            work.result()
+        self.wait()
         words = torch.from_numpy(self._bits).to(logits.device)
         places = torch.arange(32, dtype=torch.int32, device=logits.device)
         allowed = ((words[:, :, None] >> places) & 1).flatten(1)[:, : self._vocab_size]

@@ -15,13 +15,14 @@ from llava_worker.engine.blocks import BlockCopy
 from llava_worker.engine.clock import StepClock
 from llava_worker.engine.logprobs import Logprobs
 from llava_worker.engine.masks import MaskMaker, Masks
-from llava_worker.engine.output import TokenLogprobs
+from llava_worker.engine.output import FailureCode, TokenLogprobs
 from llava_worker.engine.sampler import Draw, sample
 from llava_worker.engine.scheduler import Chunk
 from llava_worker.engine.sequence import Pixels, Sequence
 from llava_worker.engine.speculation import count_accepted
 from llava_worker.engine.vision_cache import PictureName, VisionCache
 from llava_worker.model.attention import AttentionBackend
+from llava_worker.model.decode_graphs import DecodeGraphs
 from llava_worker.model.kv_cache import KVCache
 from llava_worker.model.llava import Llava
 from llava_worker.model.picture import PicturePlan
@@ -31,16 +32,18 @@ __all__ = ["Choice", "ModelRunner", "StepResult"]
 # Tiles that go through the vision tower at once: enough to fill the machine, little enough that its
 # activations stay small beside the weights.
 MAX_TILES_AT_ONCE = 16
+_NO_TOKEN = -1  # so that one copy from the device tells all
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """``token_id`` is None where the sequence cannot go on: its grammar failed, as ``error`` tells, or the
-    model's answer was not a number."""
+    """``token_id`` is None where the sequence cannot go on: its grammar failed or there was no memory for it,
+    as ``error`` tells, or the model's answer was not a number."""
 
     token_id: int | None
     logprobs: TokenLogprobs | None = None  # where the sequence asks for them
     error: str | None = None
+    error_code: FailureCode = "invalid_request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class ModelRunner:
     def __init__(
         self, model: Llava, cache: KVCache, backend: AttentionBackend, vision_cache: VisionCache
     ) -> None:
+        self.graphs: DecodeGraphs | None = None  # recordings of decoding with this model and cache
         self.model = model
         self.cache = cache
         self.vision_cache = vision_cache
@@ -70,35 +74,64 @@ class ModelRunner:
         self._masks = MaskMaker()
 
     @torch.inference_mode()
-    def run(self, chunks: Items[Chunk], copies: Items[BlockCopy] = ()) -> list[StepResult]:
-        """Make the copies, compute the chunks; a result for each that reaches its sequence's last token."""
+    def copy(self, copies: Items[BlockCopy]) -> None:
+        """One after another: a destination may be the source of the next."""
         with self.clock("prepare"):
-            self._copy(copies)
+            for copy in copies:
+                rows = torch.arange(copy.num_rows, device=self.model.device)
+                first, target = (block * self.cache.block_size for block in (copy.source, copy.destination))
+                self.cache.copy_rows(first + rows, target + rows)
+
+    @torch.inference_mode()
+    def run(self, chunks: Items[Chunk]) -> list[StepResult]:
+        """Compute the chunks; a result for each that reaches its sequence's last token.
+
+        Raises torch.OutOfMemoryError, after which the same can be tried again with fewer.
+        """
+        with self.clock("prepare"):
             batch = Batch.build(chunks, block_size=self.cache.block_size, device=self.model.device)
+        masks = self._masks.begin(_row_sequences(batch.sampled), self.model.config.text_config.vocab_size)
+        try:
+            logits = self._replay(batch)
+            if logits is None:
+                logits = self._compute(batch)
+        finally:
+            if masks is not None:
+                masks.wait()  # the same sequences may come again at once, if memory was short
+        if not batch.sampled:
+            return []
+        with self.clock("sample"):
+            return _choose(logits, batch.sampled, masks)
+
+    def shed(self) -> None:
+        """Give back what memory can be done without."""
+        self.vision_cache.clear()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _replay(self, batch: Batch) -> Tensor | None:
+        """Logits by a recording; None if there is none of such a batch."""
+        if self.graphs is None or not batch.is_decoding:
+            return None
+        with self.clock("forward"):
+            rows = batch.rows
+            return self.graphs.logits(batch.token_ids, batch.positions, rows.slots, rows.block_tables)
+
+    def _compute(self, batch: Batch) -> Tensor:
+        """Logits of the rows that are sampled, of which there may be none."""
+        with self.clock("prepare"):
             x = self.model.embed(batch.token_ids)
         if batch.placements:
             with self.clock("encode"):
                 self._place_pictures(x, batch.placements)
-        masks = self._masks.begin(_row_sequences(batch.sampled), self.model.config.text_config.vocab_size)
         with self.clock("forward"):
             hidden = self.model(x, batch.positions, self._backend.plan(batch.rows, self.cache))
-            if not batch.sampled:
-                return []
-            logits = self.model.logits(hidden[batch.sampled_rows])
-        with self.clock("sample"):
-            return _choose(logits, batch.sampled, masks)
+            return self.model.logits(hidden[batch.sampled_rows]) if batch.sampled else hidden[:0]
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is remembered of the sequence's pictures."""
         for image in sequence.images:
             self.vision_cache.drop((sequence.cache_scope, image.content))
-
-    def _copy(self, copies: Items[BlockCopy]) -> None:
-        """One after another: a destination may be the source of the next."""
-        for copy in copies:
-            rows = torch.arange(copy.num_rows, device=self.model.device)
-            first, target = (block * self.cache.block_size for block in (copy.source, copy.destination))
-            self.cache.copy_rows(first + rows, target + rows)
 
     def _place_pictures(self, x: Tensor, placements: list[Placement]) -> None:  # x [tokens, hidden]
         features = self._features_of(placements)
@@ -156,15 +189,15 @@ class _Picture:
 def _choose(logits: Tensor, chunks: list[Chunk], masks: Masks | None) -> list[StepResult]:
     """Logits [rows, vocab]: of each chunk those after its sequence's last token and after each draft."""
     is_sound = logits.amax(-1).isfinite()  # a NaN anywhere in a row is the row's maximum
-    logits[~is_sound] = 0
+    logits.masked_fill_(~is_sound[:, None], 0)
     logprobs = _logprobs(logits, chunks)
     errors = {} if masks is None else masks.apply(logits)
     token_ids = sample(logits, [draw for chunk in chunks for draw in _draws(chunk)])
     told = {} if logprobs is None else logprobs.of(token_ids)
     choices = iter(
         [
-            Choice(token_id if sound and row not in errors else None, told.get(row), errors.get(row))
-            for row, (token_id, sound) in enumerate(zip(token_ids.tolist(), is_sound.tolist(), strict=True))
+            Choice(token_id if token_id >= 0 and row not in errors else None, told.get(row), errors.get(row))
+            for row, token_id in enumerate(token_ids.where(is_sound, _NO_TOKEN).tolist())
         ]
     )
     results = []

@@ -45,6 +45,12 @@ class VisionCache:
         if features is not None:
             self.num_bytes -= features.nbytes
 
+    def clear(self) -> None:
+        """Forget all pictures."""
+        self.num_evictions += len(self._features)
+        self._features.clear()
+        self.num_bytes = 0
+
     def put(self, name: PictureName, features: Tensor) -> None:
         """Keep features, unless they alone are larger than the whole store; the oldest make room."""
         if features.nbytes > self._max_bytes or name in self._features:

@@ -15,6 +15,7 @@ from llava_worker.model.precision import choose_precision, precisions_on
 __all__ = ["WORKING_BYTES", "MemoryShort", "available_bytes", "require_memory", "weight_bytes"]
 
 _GIB = 1 << 30
+_NOWHERE = torch.device("meta")
 # Beside weights and KV cache: a step's activations and what torch itself takes. A guess, on the small side:
 # a model refused wrongly is worse than one that dies and is looked at.
 WORKING_BYTES = 256 << 20
@@ -29,10 +30,12 @@ def require_memory(
 ) -> None:
     """Raises MemoryShort if weights and KV cache need more than the device has free."""
     free = available_bytes(device)
-    weights = weight_bytes(config, image, precision)
+    weights = weight_bytes(config, image, precision, device)
     if free is None or weights + cache_bytes + WORKING_BYTES <= free:
         return
-    others = {name: weight_bytes(config, image, name) for name in precisions_on(device) if name != precision}
+    others = {
+        name: weight_bytes(config, image, name, device) for name in precisions_on(device) if name != precision
+    }
     fitting = [
         f"{name} with weights of {_gib(size)}"
         for name, size in others.items()
@@ -47,10 +50,12 @@ def require_memory(
 
 
 @cache  # asked several times while a model is sized, and each answer builds one
-def weight_bytes(config: ModelConfig, image: ImageConfig, precision: str) -> int:
-    """Of the model's parameters and buffers, found by building it without memory."""
-    nowhere = torch.device("meta")
-    model = Llava(config, image, precision=choose_precision(precision, nowhere), device=nowhere)
+def weight_bytes(
+    config: ModelConfig, image: ImageConfig, precision: str, device: torch.device = _NOWHERE
+) -> int:
+    """Of the model's parameters and buffers on the device, found by building it without memory."""
+    number_format = choose_precision(precision, device if device.type == "cuda" else _NOWHERE)
+    model = Llava(config, image, precision=number_format, device=_NOWHERE)
     return sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
 
 

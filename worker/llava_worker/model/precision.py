@@ -9,11 +9,13 @@ from typing import Literal
 
 import torch
 
+from llava_worker.model.bnb import Bnb4Linear, Bnb8Linear, has_bitsandbytes, require_bitsandbytes
 from llava_worker.model.cpu.native import native_kernels
 from llava_worker.model.kernels import Kernels
 from llava_worker.model.linear import DenseLinear, Linear, LinearShape
 from llava_worker.model.quantized import QuantizedLinear
 from llava_worker.model.torch_kernels import TorchKernels
+from llava_worker.model.triton_linear import TritonLinearKernels
 
 __all__ = ["PRECISIONS", "Precision", "Role", "choose_precision", "precisions_on"]
 
@@ -28,20 +30,40 @@ _BITS: dict[str, dict[Role, int]] = {
     "int8": {"tower": 8, "projector": 8, "decoder": 8, "head": 8},
     "int4": {"tower": 8, "projector": 8, "decoder": 4, "head": 8},
 }
-PRECISIONS = (*_DTYPES, *_BITS)
+# On a GPU, where 16 bits are fast: the decoder's layers only.
+_GPU_BITS: dict[str, dict[Role, int]] = {
+    "int8": {"decoder": 8},
+    "int4": {"decoder": 4},
+    "w4a16": {"decoder": 4},
+}
+_CPU_NAMES = (*_DTYPES, *_BITS)
+PRECISIONS = (*_DTYPES, *_GPU_BITS)
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """``dtype`` is that of activations, KV cache and every weight that is not in fewer bits."""
+    """``dtype`` is that of activations, KV cache and every weight that is not in fewer bits.
+
+    ``is_bitsandbytes``: who keeps the weights in fewer bits, that library or our kernels.
+    """
 
     name: str
     dtype: torch.dtype
     kernels: Kernels = field(default_factory=TorchKernels)
     bits: Mapping[Role, int] = field(default_factory=dict)  # without a role: kept in ``dtype``
+    is_bitsandbytes: bool = False
+
+    @property
+    def is_recordable(self) -> bool:
+        """Whether a step never waits for the device, as LLM.int8() does to find a row's outliers."""
+        return not (self.is_bitsandbytes and 8 in self.bits.values())
 
     def linear(self, shape: LinearShape, device: torch.device, role: Role) -> Linear:
         """A linear layer without values yet, in this precision's weight format."""
+        if role in self.bits and self.is_bitsandbytes:
+            if self.bits[role] == 8:
+                return Bnb8Linear(shape, device=device)
+            return Bnb4Linear(shape, dtype=self.dtype, device=device)
         if role in self.bits:
             return QuantizedLinear(shape, bits=self.bits[role], kernels=self.kernels, device=device)
         return self.dense(shape, device)
@@ -62,10 +84,11 @@ def choose_precision(name: str, device: torch.device, *, is_small: bool = False)
         logger.info("precision auto: %s, because %s", name, why)
     if name not in PRECISIONS:
         raise ValueError(f"precision is {name!r}; it must be one of auto, {', '.join(PRECISIONS)}")
+    if device.type == "cuda" and name in _GPU_BITS:
+        return _on_gpu(name, device)
     if name not in precisions_on(device):
         raise ValueError(
-            f"precision {name} is for CPUs so far, but the device is {device}: "
-            f"use one of auto, {', '.join(precisions_on(device))}"
+            f"precision {name} cannot be had on {device}: use one of auto, {', '.join(precisions_on(device))}"
         )
     if name in _BITS:
         dtype = torch.float32 if is_small or not _has_bf16() else torch.bfloat16
@@ -76,8 +99,20 @@ def choose_precision(name: str, device: torch.device, *, is_small: bool = False)
 
 
 def precisions_on(device: torch.device) -> tuple[str, ...]:
-    """Those that the device can serve."""
-    return PRECISIONS if device.type in ("cpu", "meta") else tuple(_DTYPES)
+    """Those that the device can serve with what is installed."""
+    if device.type in ("cpu", "meta"):
+        return _CPU_NAMES
+    if device.type != "cuda":
+        return tuple(_DTYPES)
+    return tuple(name for name in PRECISIONS if name not in _BITS or has_bitsandbytes())
+
+
+def _on_gpu(name: str, device: torch.device) -> Precision:
+    dtype = _DTYPES[_best_for(device, is_small=False)[0]]
+    if name == "w4a16":
+        return Precision(name, dtype, TritonLinearKernels(), _GPU_BITS[name])
+    require_bitsandbytes(name)
+    return Precision(name, dtype, bits=_GPU_BITS[name], is_bitsandbytes=True)
 
 
 def _kernels(device: torch.device) -> Kernels:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["paged_attention"]
+__all__ = ["int4_linear", "paged_attention"]
 
 
 @triton.jit
@@ -86,3 +86,48 @@ def _take(score, value, seen, at, WINDOW: tl.constexpr, most, total, sums):
     total = total * shrink + tl.sum(weight, 1)
     sums = sums * shrink[:, None] + tl.dot(weight.to(value.dtype), value, input_precision="ieee")
     return more, total, sums
+
+
+@triton.jit
+def int4_linear(
+    y,  # [rows, outputs]
+    x,  # [rows, inputs]
+    packed,  # uint8 [lanes, half]: input i has the low half of a byte, half + i the high one, both plus 8
+    scales,  # bf16 [lanes / PANEL, groups, PANEL]
+    bias,  # fp32 [outputs]
+    rows,
+    inputs,
+    outputs,
+    half,  # bytes of a row of W; inputs beyond the last are padding
+    HAS_BIAS: tl.constexpr,
+    GROUP: tl.constexpr,  # inputs that share a scale
+    PANEL: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,  # bytes looked at together, all of one group
+):
+    """y = x W^T + b for M rows and N outputs; a group's scale goes over its part of the sum."""
+    row = (tl.program_id(0) * M + tl.arange(0, M))[:, None]
+    lane = tl.program_id(1) * N + tl.arange(0, N)
+    is_lane = lane < outputs
+    groups = 2 * half // GROUP
+    scale_of = scales + (lane // PANEL) * groups * PANEL + lane % PANEL
+    total = tl.zeros([M, N], tl.float32)
+    for near in range(0, half, K):
+        at = near + tl.arange(0, K)
+        both = tl.load(
+            packed + lane.to(tl.int64)[None, :] * half + at[:, None], mask=is_lane[None, :], other=0
+        )
+        low, high = both & 15, both >> 4
+        for part in tl.static_range(2):
+            first = near + part * half
+            place = (at + part * half)[None, :]
+            value = tl.load(x + row * inputs + place, mask=(row < rows) & (place < inputs), other=0.0)
+            whole = high if part else low
+            w = (whole.to(tl.int8) - 8).to(value.dtype)
+            scale = tl.load(scale_of + first // GROUP * PANEL, mask=is_lane, other=0.0).to(tl.float32)
+            total += tl.dot(value, w, input_precision="ieee") * scale[None, :]
+    if HAS_BIAS:
+        total += tl.load(bias + lane, mask=is_lane, other=0.0)[None, :]
+    where = y + row * outputs + lane[None, :]
+    tl.store(where, total.to(y.dtype.element_ty), mask=(row < rows) & is_lane[None, :])

@@ -1,0 +1,100 @@
+"""The bundled model on a GPU says what it says on a CPU in fp32, in every number format, recorded or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import llava_worker
+import numpy as np
+import pytest
+from llava_worker.engine import ImageSpan, Sampling, Sequence
+from llava_worker.engine.load import load_engine
+from llava_worker.model.bnb import has_bitsandbytes
+
+TINY = Path(llava_worker.__file__).parent / "tiny"
+NUM_PROMPTS, NUM_TOKENS = 12, 12
+# How far the log-probability of a likely token may be off; what each format loses is measured elsewhere.
+NEAR = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.3, "int8": 0.5, "int4": 2.0, "w4a16": 2.0}
+LIKELY = -3.0
+
+
+def sequences(info, *, num_tokens: int) -> list[Sequence]:
+    """Words at random around pictures of two flat colours."""
+    rng, made = np.random.default_rng(0), []
+    for index in range(NUM_PROMPTS):
+        ids, spans, pixels = [1], [], []
+        for _ in range(index % 3):
+            ids += rng.integers(3, 300, 5).tolist()
+            spans.append(ImageSpan(len(ids), info.tokens_per_tile, f"{index}-{len(spans)}"))
+            tile = np.empty((info.image_side, info.image_side, 3), dtype=np.uint8)
+            tile[:] = rng.integers(0, 256, 3)
+            tile[30:80, 30:80] = rng.integers(0, 256, 3)
+            pixels.append(tile.tobytes())
+            ids += [info.image_token_id] * info.tokens_per_tile
+        ids += rng.integers(3, 300, 12).tolist()
+        sampling = Sampling(num_logprobs=5)
+        made.append(
+            Sequence(
+                seq_id=str(index),
+                prompt_ids=ids,
+                max_new_tokens=num_tokens,
+                images=spans,
+                pixels=pixels,
+                sampling=sampling,
+            )
+        )
+    return made
+
+
+def answers(*, num_tokens: int, **options: object) -> tuple[dict[str, list], object]:
+    engine, info = load_engine(TINY, kv_cache_bytes=256 << 20, is_speculating=False, **options)
+    told: dict[str, list] = {}
+    for sequence in sequences(info, num_tokens=num_tokens):
+        told[sequence.seq_id] = []
+        engine.add(sequence)
+    while engine.num_sequences:
+        for output in engine.step():
+            assert output.error is None, output
+            told[output.seq_id].append(output)
+        engine.check()
+    return told, engine
+
+
+@pytest.fixture(scope="module")
+def exact() -> dict[str, list]:
+    return answers(num_tokens=NUM_TOKENS, precision="fp32", device="cpu")[0]
+
+
+@pytest.mark.parametrize("is_recording", [True, False])
+def test_in_fp32_the_tokens_are_those_of_a_cpu(exact, is_recording: bool) -> None:
+    told, engine = answers(num_tokens=NUM_TOKENS, precision="fp32", device="cuda", is_recording=is_recording)
+
+    assert engine.is_recorded == is_recording
+    assert {name: [output.token_id for output in outputs] for name, outputs in told.items()} == {
+        name: [output.token_id for output in outputs] for name, outputs in exact.items()
+    }
+
+
+@pytest.mark.parametrize("precision", NEAR)
+def test_likely_first_tokens_are_about_as_likely_as_on_a_cpu_in_fp32(exact, precision: str) -> None:
+    if precision in ("int8", "int4") and not has_bitsandbytes():
+        pytest.skip("bitsandbytes is not installed")
+    told, _ = answers(num_tokens=1, precision=precision, device="cuda")
+
+    for name, outputs in told.items():
+        likely = {token_id: p for token_id, p in exact[name][0].logprobs.top if p > LIKELY}
+        got = dict(outputs[0].logprobs.top)
+        assert likely.keys() <= got.keys()
+        for token_id, logprob in likely.items():
+            assert abs(got[token_id] - logprob) < NEAR[precision]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "w4a16"])
+def test_recorded_and_computed_answers_are_equally_likely(precision: str) -> None:
+    recorded, engine = answers(num_tokens=2, precision=precision, device="cuda")
+    computed, _ = answers(num_tokens=2, precision=precision, device="cuda", is_recording=False)
+
+    assert engine.is_recorded
+    for name, outputs in recorded.items():
+        got, wanted = outputs[-1].logprobs, computed[name][-1].logprobs
+        assert abs(got.top[0][1] - wanted.top[0][1]) < 0.1
