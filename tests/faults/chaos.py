@@ -1,6 +1,6 @@
 """Chaos with a seed: faults at random moments under steady streams, and clients that must not notice.
 
-The seed decides which faults strike, whom and in which order; what the system makes of them is its own affair.
+The seed decides which faults strike, whom and in which order; what becomes of it is the system's affair.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Half a minute of chaos; ``LLAVA_CHAOS_S=600 LLAVA_CHAOS_SEED=7 pytest tests/faults/test_chaos.py`` for more."""
+"""Half a minute of chaos; ``LLAVA_CHAOS_S=600 LLAVA_CHAOS_SEED=7 pytest tests/faults -k chaos`` for more."""
 
 from __future__ import annotations
 
@@ -34,11 +34,9 @@ async def test_chaos_changes_no_text_and_leaves_nothing_behind(cluster: Cluster)
 async def assert_small_again(cluster: Cluster) -> None:
     """As many open files and as much memory as processes that have just been started."""
     processes = [*cluster.controllers, *cluster.workers]
-    after = {each: psutil.Process(each.pid) for each in processes}
-    files, memory = (
-        {e: p.num_fds() for e, p in after.items()},
-        {e: p.memory_info().rss for e, p in after.items()},
-    )
+    aged = {each: psutil.Process(each.pid) for each in processes}
+    files = {each: process.num_fds() for each, process in aged.items()}
+    memory = {each: process.memory_info().rss for each, process in aged.items()}
     for each in processes:
         each.kill()
     cluster.revive()

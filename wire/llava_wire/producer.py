@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -230,16 +230,19 @@ class JobProducer:
                 self._ledger.take_new_identity()
         return int(num_moved)
 
-    async def stats(self) -> QueueStats:
-        """For /metrics and /readyz: models with a worker or a live job here. Raises QueueUnavailable."""
-        models = {heartbeat.model for heartbeat in await self.heartbeats()}
+    async def stats(self, heartbeats: Sequence[Heartbeat] | None = None) -> QueueStats:
+        """For /metrics and /readyz: models with a worker or a live job here. Raises QueueUnavailable.
+
+        ``heartbeats`` are asked for unless the caller has just done so.
+        """
+        models = {each.model for each in (await self.heartbeats() if heartbeats is None else heartbeats)}
         models |= {live.job.model for live in self._ledger.live.values()}
         names = sorted(models)
-        waiting, running, heartbeats, controllers, dead_letters = await self._call("survey", *names)
+        waiting, running, workers, controllers, dead_letters = await self._call("survey", *names)
         return QueueStats(
             num_waiting=dict(zip(names, waiting, strict=True)),
             num_running=running,
-            num_workers=len(heartbeats),
+            num_workers=len(workers),
             num_controllers=controllers,
             num_dead_letters=dead_letters,
             num_live=len(self._ledger.live),
