@@ -20,6 +20,7 @@ from llava_wire.errors import (
 )
 from llava_wire.event import ErrorCode, Event, Final, FinishReason, JobError, TokenLogprob, TokenScore
 from llava_wire.heartbeat import Heartbeat, ImageSpec
+from llava_wire.inspector import DeadLetter, Fleet, Inspector, Room, WorkerView
 from llava_wire.job import WIRE_VERSION, Grammar, GrammarKind, ImageRef, Job, Message, Role, SamplingParams
 from llava_wire.producer import JobProducer
 from llava_wire.reports import Glimpse, QueueStats
@@ -29,17 +30,20 @@ __all__ = [
     "WIRE_VERSION",
     "AlreadySubmitted",
     "Assignment",
+    "DeadLetter",
     "DuplicateJob",
     "ErrorCode",
     "Event",
     "Final",
     "FinishReason",
+    "Fleet",
     "Glimpse",
     "Grammar",
     "GrammarKind",
     "Heartbeat",
     "ImageRef",
     "ImageSpec",
+    "Inspector",
     "Job",
     "JobConsumer",
     "JobError",
@@ -49,10 +53,12 @@ __all__ = [
     "QueueStats",
     "QueueUnavailable",
     "Role",
+    "Room",
     "SamplingParams",
     "TenantOverLimit",
     "TenantTerms",
     "TokenLogprob",
     "TokenScore",
     "WireError",
+    "WorkerView",
 ]

@@ -1,4 +1,4 @@
-"""``llava-serve server`` and ``llava-serve worker``: the process becomes the program, arguments and all."""
+"""Commands that are other programs: the process becomes the server, a worker or the operator's console."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from .extras import install_line, missing_modules
 from .reporting import EXIT_USAGE, fail
 
-__all__ = ["server", "worker"]
+__all__ = ["dlq", "doctor", "server", "top", "worker"]
 
 
 def server(context: typer.Context) -> None:
@@ -23,9 +23,24 @@ def worker(context: typer.Context) -> None:
     _become("worker", context.args)
 
 
-def _become(name: str, arguments: list[str]) -> None:
+def top(context: typer.Context) -> None:
+    """Watch workers, streams and queues live; needs the queue's URL."""
+    _become("server", ["top", *context.args], module="llava_server.console")
+
+
+def doctor(context: typer.Context) -> None:
+    """Check the queue's server, the clocks and the fleet; needs the queue's URL."""
+    _become("server", ["doctor", *context.args], module="llava_server.console")
+
+
+def dlq(context: typer.Context) -> None:
+    """Show and replay the requests that killed workers; needs the queue's URL."""
+    _become("server", ["dlq", *context.args], module="llava_server.console")
+
+
+def _become(name: str, arguments: list[str], *, module: str | None = None) -> None:
     model = "echo" if {"echo", "--model=echo"} & set(arguments) else ""
     if missing := missing_modules(name, model=model):
         fail(f"the {name} needs {', '.join(missing)}: {install_line(name)}", EXIT_USAGE)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", f"llava_{name}", *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", module or f"llava_{name}", *arguments])
