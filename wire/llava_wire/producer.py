@@ -125,7 +125,7 @@ class JobProducer:
             answer = await self._submit(live, terms)
         except BaseException:
             self._ledger.silence(job.job_id)
-            self._ledger.regrets[job.job_id] = job.tenant
+            self._ledger.regrets[job.job_id] = job.tenant, live.nonce
             raise
         if answer[0] != b"ok":
             self._ledger.silence(job.job_id)
@@ -149,11 +149,10 @@ class JobProducer:
             return False
         self._ledger.silence(job_id)
         try:
-            return bool(
-                await self._call("cancel", job_id, tenant, self.controller_id, int(live is not None), 0)
-            )
+            is_owner_only = int(live is not None)
+            return bool(await self._call("cancel", job_id, tenant, self.controller_id, is_owner_only, 0, ""))
         except BaseException:
-            self._ledger.regrets[job_id] = tenant
+            self._ledger.regrets[job_id] = tenant, ""
             raise
 
     async def abandon(self, job_id: str, *, tenant: str) -> bool:
@@ -162,7 +161,7 @@ class JobProducer:
         Raises QueueUnavailable; nothing has happened then.
         """
         spare_ms = int(SPARE_S * 1000)
-        if await self._call("cancel", job_id, tenant, self.controller_id, 1, spare_ms) == 2:
+        if await self._call("cancel", job_id, tenant, self.controller_id, 1, spare_ms, "") == 2:
             return False
         self._ledger.silence(job_id)
         return True
