@@ -16,7 +16,7 @@ from .errors import LlavaError, connection_errors, status_error
 from .images import Images
 from .request import ChatOptions, chat_body
 from .response import read_answer, read_default_model, read_models
-from .retries import RetryPolicy
+from .retries import RetryPolicy, Tries
 from .stream import AsyncStream
 from .types import Answer, Model
 
@@ -93,7 +93,12 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         """Ask and get the answer piece by piece; arguments and errors as ``Client.stream``."""
         body = await self._body(question, image, messages, options)
         request = self._chat_request(body, options, is_stream=True)
-        return await self._retrying(lambda: self._open(request, on_close))
+        source = _Source(self, options)
+
+        async def attempt() -> AsyncStream:
+            return await AsyncStream(await self._send(request), on_close, source=source).begin()
+
+        return await self._retrying(attempt)
 
     async def models(self) -> list[Model]:
         """The models that the server has now. Raises APIConnectionError, APIError."""
@@ -127,15 +132,16 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
             self._default_model = await self._retrying(attempt)
         return self._default_model
 
-    async def _open(self, request: httpx2.Request, on_close: Callable[[str], None] | None) -> AsyncStream:
+    async def _send(self, request: httpx2.Request) -> httpx2.Response:
+        """The beginning of a good answer; its body is still to be read."""
         response = await self._http.send(request, stream=True)
         if not response.is_success:
             await response.aread()
             raise status_error(response)
-        return await AsyncStream(response, on_close).begin()
+        return response
 
-    async def _retrying(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        tries = self._tries()
+    async def _retrying(self, attempt: Callable[[], Awaitable[T]], tries: Tries | None = None) -> T:
+        tries = tries or self._tries()
         while True:
             try:
                 with connection_errors(self.base_url):
@@ -146,3 +152,20 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
                     self._forget_model_after(failure)
                     raise
             await asyncio.sleep(wait_s)
+
+
+class _Source:
+    """Where the streams of one call come from."""
+
+    def __init__(self, client: AsyncClient, options: ChatOptions) -> None:
+        self._client = client
+        self._options = options
+
+    async def reopen(self, last_event_id: str) -> httpx2.Response:
+        client = self._client
+        request = client._resume_request(last_event_id, self._options)
+        return await client._retrying(lambda: client._send(request), client._resume_tries())
+
+    async def cancel(self, completion_id: str) -> None:
+        with connection_errors(self._client.base_url):
+            await self._client._http.send(self._client._cancel_request(completion_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
@@ -9,7 +10,7 @@ import httpx2
 
 from .connection import Connection
 from .errors import APIStatusError, LlavaError
-from .request import CHAT_PATH, MODELS_PATH, ChatOptions
+from .request import CHAT_PATH, MODELS_PATH, ChatOptions, answer_path
 from .retries import RetryPolicy, Tries
 
 __all__ = ["DEFAULT_MAX_RETRIES", "DEFAULT_TIMEOUT", "BaseClient"]
@@ -17,6 +18,7 @@ __all__ = ["DEFAULT_MAX_RETRIES", "DEFAULT_TIMEOUT", "BaseClient"]
 # A long answer on a slow machine is silent for minutes; a server that is there accepts within seconds.
 DEFAULT_TIMEOUT = httpx2.Timeout(600.0, connect=5.0)
 DEFAULT_MAX_RETRIES = 2
+_CANCEL_TIMEOUT_S = 2.0  # nobody waits for it
 
 Http = TypeVar("Http", httpx2.Client, httpx2.AsyncClient)
 
@@ -60,14 +62,40 @@ class BaseClient(Generic[Http]):
         self, body: Mapping[str, Any], options: ChatOptions, *, is_stream: bool
     ) -> httpx2.Request:
         streamed = {"stream": True, "stream_options": {"include_usage": True}} if is_stream else {}
-        timeout = options.get("timeout")
+        key = options.get("idempotency_key") or str(uuid.uuid4())
         return self._http.build_request(
             "POST",
             self._connection.url(CHAT_PATH),
             json={**body, **streamed},
-            headers=self._connection.headers,
-            timeout=self._timeout if timeout is None else httpx2.Timeout(timeout),
+            headers={**self._connection.headers, "Idempotency-Key": key},
+            timeout=self._silence(options),
         )
+
+    def _resume_request(self, last_event_id: str, options: ChatOptions) -> httpx2.Request:
+        """Reads an answer on after an event."""
+        return self._http.build_request(
+            "GET",
+            self._connection.url(answer_path(last_event_id.rpartition(":")[0])),
+            params={"stream": "true", "include_usage": "true"},
+            headers={**self._connection.headers, "Last-Event-ID": last_event_id},
+            timeout=self._silence(options),
+        )
+
+    def _cancel_request(self, completion_id: str) -> httpx2.Request:
+        return self._http.build_request(
+            "DELETE",
+            self._connection.url(answer_path(completion_id)),
+            headers=self._connection.headers,
+            timeout=_CANCEL_TIMEOUT_S,
+        )
+
+    def _resume_tries(self) -> Tries:
+        """More than for a new request: the answer is half read, and a server needs seconds to start again."""
+        return Tries(self._retry_policy, self._max_retries * 3)
+
+    def _silence(self, options: ChatOptions) -> httpx2.Timeout:
+        timeout = options.get("timeout")
+        return self._timeout if timeout is None else httpx2.Timeout(timeout)
 
     def _forget_model_after(self, failure: LlavaError) -> None:
         """The server may have another model by now: it is asked again next time."""

@@ -20,7 +20,7 @@ from .errors import LlavaError, connection_errors, status_error
 from .images import Images
 from .request import ChatOptions, chat_body
 from .response import read_answer, read_default_model, read_models
-from .retries import RetryPolicy
+from .retries import RetryPolicy, Tries
 from .stream import Stream
 from .types import Answer, Model
 
@@ -103,7 +103,8 @@ class Client(BaseClient[httpx2.Client]):
         """
         body = self._with_model(chat_body(question, image, messages, options))
         request = self._chat_request(body, options, is_stream=True)
-        return self._retrying(lambda: self._open(request, on_close))
+        source = _Source(self, options)
+        return self._retrying(lambda: Stream(self._send(request), on_close, source=source).begin())
 
     def models(self) -> list[Model]:
         """The models that the server has now. Raises APIConnectionError, APIError."""
@@ -122,15 +123,16 @@ class Client(BaseClient[httpx2.Client]):
             body["model"] = self._default_model
         return body
 
-    def _open(self, request: httpx2.Request, on_close: Callable[[str], None] | None) -> Stream:
+    def _send(self, request: httpx2.Request) -> httpx2.Response:
+        """The beginning of a good answer; its body is still to be read."""
         response = self._http.send(request, stream=True)
         if not response.is_success:
             response.read()
             raise status_error(response)
-        return Stream(response, on_close).begin()
+        return response
 
-    def _retrying(self, attempt: Callable[[], T]) -> T:
-        tries = self._tries()
+    def _retrying(self, attempt: Callable[[], T], tries: Tries | None = None) -> T:
+        tries = tries or self._tries()
         while True:
             try:
                 with connection_errors(self.base_url):
@@ -141,3 +143,20 @@ class Client(BaseClient[httpx2.Client]):
                     self._forget_model_after(failure)
                     raise
             time.sleep(wait_s)
+
+
+class _Source:
+    """Where the streams of one call come from."""
+
+    def __init__(self, client: Client, options: ChatOptions) -> None:
+        self._client = client
+        self._options = options
+
+    def reopen(self, last_event_id: str) -> httpx2.Response:
+        client = self._client
+        request = client._resume_request(last_event_id, self._options)
+        return client._retrying(lambda: client._send(request), client._resume_tries())
+
+    def cancel(self, completion_id: str) -> None:
+        with connection_errors(self._client.base_url):
+            self._client._http.send(self._client._cancel_request(completion_id))

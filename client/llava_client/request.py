@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
+from urllib.parse import quote
 
 from .formats import FormatName, format_question
 from .images import Images, image_parts
 
-__all__ = ["CHAT_PATH", "MODELS_PATH", "ChatOptions", "chat_body", "user_message"]
+__all__ = ["CHAT_PATH", "MODELS_PATH", "ChatOptions", "answer_path", "chat_body", "user_message"]
 
 CHAT_PATH = "/v1/chat/completions"
 MODELS_PATH = "/v1/models"
 
-_NOT_SENT = frozenset({"system", "format", "timeout", "extra_body"})
+_NOT_SENT = frozenset({"system", "format", "timeout", "extra_body", "idempotency_key"})
 
 
 class ChatOptions(TypedDict, total=False):
@@ -27,7 +28,8 @@ class ChatOptions(TypedDict, total=False):
     ``repetition_penalty``, ``min_tokens`` and ``stop_token_ids`` are extensions of this server and vLLM's.
     ``response_format`` is OpenAI's: {"type": "json_object"}, or a JSON schema that the answer keeps to;
     ``guided_regex`` and ``guided_choice`` (extensions) hold it to an expression or to one of some strings.
-    ``timeout`` (seconds) is the longest silence allowed.
+    ``timeout`` (seconds) is the longest silence allowed. Requests with the same ``idempotency_key`` are one
+    request, answered once; None makes a new key for each call, so that its own retries are safe.
     ``extra_body`` goes into the request as it is, for fields that this client does not know.
     """
 
@@ -54,7 +56,13 @@ class ChatOptions(TypedDict, total=False):
     guided_regex: str | None
     guided_choice: Sequence[str] | None
     timeout: float | None
+    idempotency_key: str | None
     extra_body: Mapping[str, Any] | None
+
+
+def answer_path(completion_id: str) -> str:
+    """Where an answer can be read on, and cancelled."""
+    return f"{CHAT_PATH}/{quote(completion_id, safe='')}"
 
 
 def user_message(text: str, image: Images = None) -> dict[str, Any]:

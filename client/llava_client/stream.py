@@ -1,18 +1,20 @@
 """A streamed answer: an iterator of text deltas that is also a context manager.
 
 ``Stream`` and ``AsyncStream`` move bytes from a response into a ``Transcript``, which understands them, and
-close the response whatever happens.
+close the response whatever happens. When a connection breaks in mid-stream, the client that made the stream
+opens another one where it stopped; the reader notices nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import httpx2
 
-from .errors import APIError
+from .errors import APIError, LlavaError
 from .transcript import Transcript
 from .types import Answer, Usage
 
@@ -20,6 +22,20 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["AsyncStream", "Stream"]
+
+
+class Source(Protocol):
+    """Where a stream comes from: opens it again after an event, and cancels an answer. Raises LlavaError."""
+
+    def reopen(self, last_event_id: str) -> httpx2.Response: ...
+    def cancel(self, completion_id: str) -> None: ...
+
+
+class AsyncSource(Protocol):
+    """The same, awaited."""
+
+    async def reopen(self, last_event_id: str) -> httpx2.Response: ...
+    async def cancel(self, completion_id: str) -> None: ...
 
 
 class _Received:
@@ -72,6 +88,13 @@ class _Received:
         if on_close is not None:
             on_close(self._transcript.text)
 
+    def _give_up(self) -> str | None:
+        """Of an answer that would be kept for a reader who does not come back: its id, once."""
+        unwanted = self._transcript.id if self._transcript.can_resume else None
+        if unwanted:
+            self._transcript.end()
+        return unwanted
+
     def _has_begun(self) -> bool:
         return self._transcript.num_events > 0 or self._transcript.is_over
 
@@ -87,8 +110,11 @@ class Stream(_Received):
     raised after the deltas that came before it. Get one from ``Client.stream``.
     """
 
-    def __init__(self, response: httpx2.Response, on_close: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, response: httpx2.Response, on_close: Callable[[str], None] | None = None, *, source: Source
+    ) -> None:
         super().__init__(response, on_close)
+        self._source = source
         self._chunks = response.iter_bytes()
         self._iterator = self._deltas()
 
@@ -128,6 +154,9 @@ class Stream(_Received):
     def close(self) -> None:
         """Hang up; harmless when the stream is over."""
         self._response.close()
+        if unwanted := self._give_up():
+            with suppress(LlavaError):  # it ends by itself a little later
+                self._source.cancel(unwanted)
         self._report_close()
 
     def _deltas(self) -> Iterator[str]:
@@ -144,19 +173,36 @@ class Stream(_Received):
         try:
             chunk = next(self._chunks, None)
         except (httpx2.RequestError, httpx2.StreamError) as exc:
-            self._transcript.end(exc)
+            self._go_on(exc)
             return
         if chunk is None:
-            self._transcript.end()
+            self._go_on(None)
         else:
             self._transcript.feed(chunk)
+
+    def _go_on(self, cause: Exception | None) -> None:
+        """The bytes have ended: on another connection if that can be, else the stream is over."""
+        self._response.close()
+        if not self._transcript.can_resume:
+            self._transcript.end(cause)
+            return
+        try:
+            self._response = self._source.reopen(self._transcript.last_event_id)
+        except LlavaError as failure:
+            self._transcript.end(cause or failure)
+            return
+        self._transcript.resume()
+        self._chunks = self._response.iter_bytes()
 
 
 class AsyncStream(_Received):
     """The same as ``Stream``, with ``async for`` and ``async with``. Get one from ``AsyncClient.stream``."""
 
-    def __init__(self, response: httpx2.Response, on_close: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, response: httpx2.Response, on_close: Callable[[str], None] | None = None, *, source: AsyncSource
+    ) -> None:
         super().__init__(response, on_close)
+        self._source = source
         self._chunks = response.aiter_bytes()
         self._iterator = self._deltas()
 
@@ -196,6 +242,9 @@ class AsyncStream(_Received):
     async def aclose(self) -> None:
         """Hang up; harmless when the stream is over."""
         await self._response.aclose()
+        if unwanted := self._give_up():
+            with suppress(LlavaError):  # it ends by itself a little later
+                await self._source.cancel(unwanted)
         self._report_close()
 
     async def _deltas(self) -> AsyncIterator[str]:
@@ -214,9 +263,23 @@ class AsyncStream(_Received):
         try:
             chunk = await anext(self._chunks, None)
         except (httpx2.RequestError, httpx2.StreamError) as exc:
-            self._transcript.end(exc)
+            await self._go_on(exc)
             return
         if chunk is None:
-            self._transcript.end()
+            await self._go_on(None)
         else:
             self._transcript.feed(chunk)
+
+    async def _go_on(self, cause: Exception | None) -> None:
+        """The bytes have ended: on another connection if that can be, else the stream is over."""
+        await self._response.aclose()
+        if not self._transcript.can_resume:
+            self._transcript.end(cause)
+            return
+        try:
+            self._response = await self._source.reopen(self._transcript.last_event_id)
+        except LlavaError as failure:
+            self._transcript.end(cause or failure)
+            return
+        self._transcript.resume()
+        self._chunks = self._response.aiter_bytes()

@@ -1,6 +1,7 @@
 """What a stream's events add up to. Pure: whoever owns the response feeds its bytes.
 
-``last_event_id`` is where a stream that broke would be taken up again.
+A stream that broke is taken up again after ``last_event_id``; text that came after that id comes once more
+and is dropped here.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Transcript:
         self._deltas: list[str] = []
         self._first = _Gathered()
         self._choices = {0: self._first}  # by index
+        self._since_id = _Gathered()  # of the first choice, after the last id
+        self._again = _Gathered()  # what of a stream taken up again has been here before
 
     @property
     def text(self) -> str:
@@ -75,6 +78,16 @@ class Transcript:
             failure.__cause__ = cause
             self._end(failure)
 
+    @property
+    def can_resume(self) -> bool:
+        """Whether the server said where the stream stands, in this server's own form."""
+        return not self.is_over and bool(self.id) and self.last_event_id.rpartition(":")[0] == self.id
+
+    def resume(self) -> None:
+        """What is fed from now on follows ``last_event_id``."""
+        self._decoder = SSEDecoder()
+        self._again, self._since_id = self._since_id, _Gathered()
+
     def take_deltas(self) -> list[str]:
         """The deltas since the last call."""
         deltas, self._deltas = self._deltas, []
@@ -94,7 +107,6 @@ class Transcript:
 
     def _take(self, event: ServerSentEvent) -> None:
         self.num_events += 1
-        self.last_event_id = event.id
         if event.data == _DONE:
             self._end(None)
             return
@@ -109,6 +121,9 @@ class Transcript:
             self._end(api_error({"error": chunk.error}, request_id=self.request_id))
         else:
             self._add(chunk)
+        if event.id and event.id != self.last_event_id:
+            self.last_event_id = event.id
+            self._since_id = _Gathered()
 
     def _add(self, chunk: ChatChunk) -> None:
         self.id = chunk.id or self.id
@@ -117,13 +132,29 @@ class Transcript:
         for choice in chunk.choices:
             gathered = self._choices.setdefault(choice.index, _Gathered())
             gathered.finish_reason = choice.finish_reason or gathered.finish_reason
-            if choice.logprobs and choice.logprobs.content is not None:
-                gathered.logprobs = gathered.logprobs or []
-                gathered.logprobs += choice.logprobs.content
-            if delta := choice.delta.content:
-                gathered.text += delta
-                if gathered is self._first:
-                    self._deltas.append(delta)
+            logprobs = choice.logprobs.content if choice.logprobs else None
+            delta = choice.delta.content or ""
+            if gathered is self._first:
+                delta, logprobs = self._fresh(delta, logprobs)
+                self._deltas += [delta] if delta else []
+            if logprobs is not None:
+                gathered.logprobs = [*(gathered.logprobs or []), *logprobs]
+            gathered.text += delta
+
+    def _fresh(
+        self, delta: str, logprobs: list[TokenLogprob] | None
+    ) -> tuple[str, list[TokenLogprob] | None]:
+        """What of a chunk has not come before the stream broke; noted as what comes after the last id."""
+        num_chars = min(len(self._again.text), len(delta))
+        self._again.text = self._again.text[num_chars:]
+        self._since_id.text += delta[num_chars:]
+        if logprobs is None:
+            return delta[num_chars:], None
+        again = self._again.logprobs or []
+        num_tokens = min(len(again), len(logprobs))
+        self._again.logprobs = again[num_tokens:]
+        self._since_id.logprobs = [*(self._since_id.logprobs or []), *logprobs[num_tokens:]]
+        return delta[num_chars:], logprobs[num_tokens:]
 
     def _end(self, failure: LlavaError | None) -> None:
         self.is_over = True

@@ -108,7 +108,8 @@ class WorkerRegistry:
     async def refresh(self) -> None:
         """One look at the queue. An unreachable queue is remembered, not raised."""
         try:
-            heartbeats, stats = await self._producer.heartbeats(), await self._producer.stats()
+            heartbeats = await self._producer.heartbeats()
+            stats = await self._producer.stats(heartbeats)
         except QueueUnavailable as error:
             self._note_trouble(f"the queue cannot be reached: {error}")
             return

@@ -48,6 +48,7 @@ class Peer:
     url: str = ""
     requests: list[Recorded] = field(default_factory=list)
     behaviours: deque[Behaviour] = field(default_factory=deque)
+    resumptions: deque[Behaviour] = field(default_factory=deque)
     listed: list[str] = field(default_factory=lambda: ["tiny-llava"])
 
     def script(self, *behaviours: Behaviour) -> None:
@@ -179,8 +180,14 @@ class _Handler(BaseHTTPRequestHandler):
         }
         if self.path == "/v1/models":
             send(self, 200, json.dumps(listing).encode())
+        elif self.path.startswith("/v1/chat/completions/") and self.peer.resumptions:
+            self.peer.resumptions.popleft()(self)
         else:
             refuses(404)(self)
+
+    def do_DELETE(self) -> None:
+        self._record(None)
+        send(self, 200, b"{}")
 
     def do_POST(self) -> None:
         length = int(self.headers.get("content-length", 0))

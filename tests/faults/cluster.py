@@ -37,19 +37,24 @@ class Cluster:
         is_durable: bool,
         server: dict[str, Any],
         worker: dict[str, Any],
+        acl: str | None,
     ) -> None:
         program = binary("valkey")
         assert program
         self.queue = RedisServer(program, folder, is_durable=is_durable)
         self.queue.start()
+        if acl:
+            self.queue.restrict(acl)
         socket = folder / "s"
         self.front, self.back = FaultProxy(socket), FaultProxy(socket)
         self.controllers = [
-            ControllerProcess(self.front.url, folder / f"controller-{number}.log", **server)
+            ControllerProcess(
+                _as(self.front.url, "server", acl), folder / f"controller-{number}.log", **server
+            )
             for number in range(num_controllers)
         ]
         self.workers = [
-            WorkerProcess(self.back.url, folder / f"worker-{number}.log", **worker)
+            WorkerProcess(_as(self.back.url, "worker", acl), folder / f"worker-{number}.log", **worker)
             for number in range(num_workers)
         ]
 
@@ -109,6 +114,11 @@ class Cluster:
         self.queue.kill()
 
 
+def _as(url: str, role: str, acl: str | None) -> str:
+    """The URL as that user of ``deploy/users.acl``; as it is without one."""
+    return url.replace("redis://", f"redis://{role}:change-{role}-password@") if acl else url
+
+
 @contextmanager
 def running_cluster(
     *,
@@ -117,6 +127,7 @@ def running_cluster(
     is_durable: bool = True,
     server: dict[str, Any] | None = None,
     worker: dict[str, Any] | None = None,
+    acl: str | None = None,
 ) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="lv"))  # tmp_path is too long for a socket
     cluster = Cluster(
@@ -126,6 +137,7 @@ def running_cluster(
         is_durable=is_durable,
         server=server or {},
         worker=worker or {},
+        acl=acl,
     )
     try:
         cluster.revive()

@@ -6,8 +6,10 @@ import asyncio
 import signal
 
 import pytest
+from llava_client import AsyncClient
 from llava_wire.keys import PREFIX
 
+from tests.e2e.worker_process import undisturbed
 from tests.faults.cluster import Cluster
 from tests.faults.streams import Stream, Streams, question, until
 
@@ -120,6 +122,26 @@ async def test_a_request_sent_to_both_controllers_at_once_runs_once(
     for stream in both:
         stream.assert_undisturbed()
     assert both[0].job_id == both[1].job_id
+
+
+async def test_the_client_library_reads_on_by_itself_when_its_server_is_started_again(
+    cluster: Cluster,
+) -> None:
+    controller = cluster.controllers[0]
+    async with AsyncClient(base_url=controller.url) as client:
+        asked = await client.stream(
+            question(5), model="echo", max_tokens=300, temperature=0, extra_body={"ignore_eos": True}
+        )
+        async with asked as stream:
+            async for _ in stream:
+                if len(stream.text) > 20:
+                    break
+            controller.kill()
+            controller.start()
+            answer = await stream.answer()
+    assert answer.text == undisturbed(question(5), max_tokens=300)
+    assert answer.usage
+    assert answer.usage.completion_tokens == 300
 
 
 async def test_one_reader_that_stands_still_holds_up_nobody(cluster: Cluster, streams: Streams) -> None:

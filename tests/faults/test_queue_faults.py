@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import redis
 
 from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.streams import Stream, Streams, question, until
+from tests.wire.redis_server import RedisServer, binary
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
 NUM_STREAMS = 32
+
+
+@pytest.fixture(scope="module")
+def restricted_queue() -> Iterator[RedisServer]:
+    program = binary("valkey")
+    assert program
+    folder = Path(tempfile.mkdtemp(prefix="lv"))
+    server = RedisServer(program, folder)
+    server.start()
+    server.restrict(ACL)
+    yield server
+    server.kill()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +150,54 @@ async def test_a_slow_path_to_the_queue_slows_no_stream_down(
     for stream in begun:
         stream.assert_undisturbed()
         assert stream.num_deltas < stream.max_tokens / 3
+
+
+async def test_a_queue_without_memory_refuses_what_is_new_and_interrupts_no_stream(
+    cluster: Cluster, streams: Streams
+) -> None:
+    begun = ask(cluster, streams, 8, max_tokens=300)
+    await some_text(begun, 8)
+    cluster.redis.config_set("maxmemory", 1)
+    try:
+        refused = streams.ask(cluster.controllers[0].url, question("n"))
+        await until(lambda: refused.is_over, "a refusal")
+    finally:
+        cluster.redis.config_set("maxmemory", 0)
+    assert (refused.status, refused.error["code"]) == (503, "queue_unavailable")
+    streams.all.remove(refused)
+    await streams.all_over()
+    for stream in begun:
+        stream.assert_undisturbed()
+    assert all(process.status is None for process in (*cluster.workers, *cluster.controllers))
+
+
+ACL = (Path(__file__).parents[2] / "deploy" / "users.acl").read_text()
+
+
+async def test_each_role_does_with_its_own_rights(streams: Streams) -> None:
+    with running_cluster(num_controllers=2, num_workers=2, acl=ACL) as restricted:
+        begun = ask(restricted, streams, 8)
+        await some_text(begun, 8)
+        restricted.holder(begun[0].job_id).kill()
+        await streams.all_over()
+        for stream in begun:
+            stream.assert_undisturbed()
+        stream = streams.ask(restricted.controllers[0].url, question("left"), max_tokens=4000)
+        await until(lambda: stream.num_deltas > 3, "the stream")
+        restricted.controllers[0].kill()
+        rest = streams.resume(restricted.controllers[1].url, stream)
+        await until(lambda: rest.num_deltas > 3, "the rest")
+        denied = [each for each in restricted.redis.acl_log() if each["username"] in ("server", "worker")]
+        assert not denied
+
+
+@pytest.mark.parametrize("role", ["server", "worker"])
+@pytest.mark.parametrize("command", [("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*"), ("GET", "other")])
+def test_no_role_may_touch_anything_else(
+    restricted_queue: RedisServer, role: str, command: tuple[str]
+) -> None:
+    socket = restricted_queue.url.removeprefix("unix://")
+    client = redis.Redis(unix_socket_path=socket, username=role, password=f"change-{role}-password")
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        client.execute_command(*command)
+    client.close()

@@ -34,6 +34,19 @@ class RedisServer:
         self.client = redis.Redis(unix_socket_path=str(self._socket))
         self._process: subprocess.Popen[bytes] | None = None
 
+    def restrict(self, acl: str) -> None:
+        """Users as in an ACL file; commands of this object go on as its ``admin``."""
+        for line in acl.splitlines():
+            words = line.split()
+            if words and words[0] == "user" and words[1] != "default":
+                self.client.execute_command("ACL", "SETUSER", *words[1:])
+        admin = self.client.acl_getuser("admin")
+        assert admin
+        password = next(word[1:] for word in acl.split("user admin on ")[1].split() if word.startswith(">"))
+        self.client.close()
+        self.client = redis.Redis(unix_socket_path=str(self._socket), username="admin", password=password)
+        self.client.execute_command("ACL", "SETUSER", "default", "off")
+
     def start(self) -> None:
         options = (
             f"--port 0 --unixsocket {self._socket} --dir {self._folder} --loglevel warning "

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import AlreadySubmitted, DuplicateJob
+from llava_wire import AlreadySubmitted, DuplicateJob, QueueUnavailable
 from llava_wire.keys import PREFIX
 
-from tests.wire.lab import STOP, Lab, frame, make_job
+from tests.wire.lab import STOP, Lab, frame, make_job, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -83,3 +83,27 @@ async def test_a_job_that_nobody_reads_is_cancelled_and_one_that_is_looked_at_is
     lab.redis.hset(f"{PREFIX}job:{job.job_id}", "peeked", 1)
     assert await here.abandon(job.job_id, tenant=job.tenant)
     assert await consumer.emit([frame(assignment, 1, 2)]) == {job.job_id}
+
+
+async def test_a_submit_that_failed_and_is_repeated_is_not_cancelled_for_the_failure(lab: Lab) -> None:
+    """The first one's fate is unknown, so it is cancelled when Redis is back; the second one is wanted."""
+    producer, consumer, job = await lab.producer(timeout_s=0.2), await lab.consumer(), make_job()
+    lab.server.pause()
+    with pytest.raises(QueueUnavailable):
+        await producer.submit(job, {})
+    lab.server.resume()
+    lab.redis.delete(f"{PREFIX}job:{job.job_id}", f"{PREFIX}wait:m")  # it never arrived
+    await producer.submit(job, {})
+    await producer._follower.turn(None)
+    assert [each.job for each in await consumer.pull(1)] == [job]
+
+
+async def test_a_submit_that_failed_and_arrived_all_the_same_does_not_run(lab: Lab) -> None:
+    producer, consumer, job = await lab.producer(timeout_s=0.2), await lab.consumer(), make_job()
+    lab.server.pause()
+    with pytest.raises(QueueUnavailable):
+        await producer.submit(job, {})
+    lab.server.resume()
+    await wait_until(lambda: lab.redis.exists(f"{PREFIX}job:{job.job_id}"))
+    await producer._follower.turn(None)
+    assert await consumer._pull(1) == []

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import DuplicateJob, QueueFull, TenantOverLimit
+from llava_wire import DuplicateJob, QueueFull, QueueUnavailable, TenantOverLimit
 from llava_wire.keys import PREFIX
 
 from tests.wire.lab import STOP, Lab, frame, make_job, picture
@@ -79,6 +79,18 @@ async def test_the_pace_of_endings_sets_the_time_to_come_back(lab: Lab) -> None:
     with pytest.raises(QueueFull) as refusal:
         await producer.submit(make_job(), {})
     assert 1.0 <= refusal.value.retry_after_s <= 60.0
+
+
+async def test_a_queue_without_memory_refuses_and_keeps_nothing_of_the_job(lab: Lab) -> None:
+    producer, job = await lab.producer(), make_job()
+    before = lab.keys()
+    lab.redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(QueueUnavailable, match="maxmemory"):
+            await producer.submit(job, {})
+    finally:
+        lab.redis.config_set("maxmemory", 0)
+    assert lab.keys() == before
 
 
 async def test_known_pixels_are_not_sent_again(lab: Lab) -> None:

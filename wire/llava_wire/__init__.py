@@ -20,6 +20,7 @@ from llava_wire.errors import (
 )
 from llava_wire.event import ErrorCode, Event, Final, FinishReason, JobError, TokenLogprob, TokenScore
 from llava_wire.heartbeat import Heartbeat, ImageSpec
+from llava_wire.inspector import DeadLetter, Fleet, Inspector, Room, WorkerView
 from llava_wire.job import (
     WIRE_VERSION,
     Grammar,
@@ -44,17 +45,20 @@ __all__ = [
     "Allowance",
     "ApiKey",
     "Assignment",
+    "DeadLetter",
     "DuplicateJob",
     "ErrorCode",
     "Event",
     "Final",
     "FinishReason",
+    "Fleet",
     "Glimpse",
     "Grammar",
     "GrammarKind",
     "Heartbeat",
     "ImageRef",
     "ImageSpec",
+    "Inspector",
     "Job",
     "JobConsumer",
     "JobError",
@@ -68,6 +72,7 @@ __all__ = [
     "QueueUnavailable",
     "RateWindows",
     "Role",
+    "Room",
     "SamplingParams",
     "Task",
     "TenantOverLimit",
@@ -75,4 +80,5 @@ __all__ = [
     "TokenLogprob",
     "TokenScore",
     "WireError",
+    "WorkerView",
 ]

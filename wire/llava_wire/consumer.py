@@ -59,8 +59,7 @@ class JobConsumer:
     async def pull(self, max_jobs: int) -> list[Assignment]:
         """Up to ``max_jobs`` jobs in fair order; waits about a second for the first, then answers []."""
         assignments = await self._pull(max_jobs)
-        if not assignments:
-            await self._wait_for_work()
+        if not assignments and await self._has_work():
             assignments = await self._pull(max_jobs)
         return assignments
 
@@ -150,11 +149,12 @@ class JobConsumer:
             return False
         return all(image.digest in assignment.pixels for image in job.images)
 
-    async def _wait_for_work(self) -> None:
+    async def _has_work(self) -> bool:
+        """Waits for it; False after ``WAIT_S``."""
         try:
-            await self._waiter.command("BLPOP", wake_key(self._heartbeat.model), WAIT_S)
+            return bool(await self._waiter.command("BLPOP", wake_key(self._heartbeat.model), WAIT_S))
         except UNAVAILABLE:
-            return  # the pull that follows waits for Redis
+            return True  # nobody knows: the pull that follows waits for Redis
 
     def _frame(self, assignment: Assignment, event: Event) -> tuple[Arg, ...]:
         number = self._frames.get(assignment.assignment_id, 0) + 1

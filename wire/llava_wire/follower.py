@@ -87,9 +87,11 @@ class Follower:
         self._num_connections += 1
 
     async def _cancel_regretted(self) -> None:
-        for job_id, tenant in list(self._ledger.regrets.items()):
-            await self._link.script("cancel", job_id, tenant, self._ledger.controller_id, 1, 0)
-            self._ledger.regrets.pop(job_id, None)
+        for job_id, regret in list(self._ledger.regrets.items()):
+            tenant, nonce = regret
+            await self._link.script("cancel", job_id, tenant, self._ledger.controller_id, 1, 0, nonce)
+            if self._ledger.regrets.get(job_id) == regret:
+                del self._ledger.regrets[job_id]
 
     async def _check_quiet_jobs(self) -> None:
         before = time.monotonic() - self._check_interval_s
@@ -119,7 +121,7 @@ class Follower:
             "resync", *submission(live, controller_id), live.owner, live.next_offset, *live.frames
         )
         if self._ledger.live.get(job_id) is not live:  # cancelled meanwhile; the script made it anew
-            self._ledger.regrets[job_id] = live.job.tenant
+            self._ledger.regrets[job_id] = live.job.tenant, ""
             return
         if controller_id != self._ledger.controller_id:
             return  # still suspect: memory was lost again
@@ -141,7 +143,7 @@ class Follower:
             self._ledger.fail(
                 job_id, ErrorCode.INTERNAL_ERROR, "the pictures of this job are lost: send it again"
             )
-            self._ledger.regrets[job_id] = live.job.tenant
+            self._ledger.regrets[job_id] = live.job.tenant, ""
             return
         pairs = [arg for digest in digests for arg in (digest, live.pixels[digest])]
         self._ledger.suspect(job_id)  # until they have arrived

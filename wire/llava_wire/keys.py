@@ -39,12 +39,16 @@ The scripts build these names themselves (``scripts/queue.lua``); Python needs o
 
 from __future__ import annotations
 
-__all__ = ["PERMANENT", "PREFIX", "out_key", "wake_key"]
+__all__ = ["PERMANENT", "PREFIX", "blob_key", "out_key", "wake_key"]
 
 PREFIX = "{lv}:"
 _NAMES = ("workers", "progress", "controllers", "pixels", "pixel_bytes", "keys", "dlq")
 # Keys without a time to live; every other key gets one in the script that creates it.
 PERMANENT = tuple(PREFIX + name for name in _NAMES)
+
+
+def blob_key(digest: str) -> str:
+    return f"{PREFIX}blob:{digest}"
 
 
 def out_key(controller_id: str) -> str:

@@ -59,7 +59,9 @@ class Ledger:
         self.former_ids: list[str] = []  # identities to be disowned
         self.live: dict[str, LiveJob] = {}
         self.suspects: dict[str, None] = {}  # in order of suspicion
-        self.regrets: dict[str, str] = {}  # job -> tenant: to be cancelled when Redis is back
+        self.regrets: dict[
+            str, tuple[str, str]
+        ] = {}  # job -> tenant, nonce: to be cancelled when Redis is back
         self.ready: list[tuple[str, Event]] = []
         self.moved: deque[str] = deque(maxlen=1024)  # jobs that other controllers took over
         self.beat = 0  # of this identity; Redis must remember it
@@ -130,7 +132,7 @@ class Ledger:
             if live.deadline <= now:
                 limit = f"the request was not done within {live.job.ttl_s:g} s: try again later"
                 self.fail(job_id, ErrorCode.DEADLINE_EXCEEDED, limit)
-                self.regrets[job_id] = live.job.tenant
+                self.regrets[job_id] = live.job.tenant, ""
 
     def take_ready(self) -> list[tuple[str, Event]]:
         ready, self.ready = self.ready, []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -126,7 +126,7 @@ class JobProducer:
             answer = await self._submit(live, terms)
         except BaseException:
             self._ledger.silence(job.job_id)
-            self._ledger.regrets[job.job_id] = job.tenant
+            self._ledger.regrets[job.job_id] = job.tenant, live.nonce
             raise
         if answer[0] != b"ok":
             self._ledger.silence(job.job_id)
@@ -150,11 +150,10 @@ class JobProducer:
             return False
         self._ledger.silence(job_id)
         try:
-            return bool(
-                await self._call("cancel", job_id, tenant, self.controller_id, int(live is not None), 0)
-            )
+            is_owner_only = int(live is not None)
+            return bool(await self._call("cancel", job_id, tenant, self.controller_id, is_owner_only, 0, ""))
         except BaseException:
-            self._ledger.regrets[job_id] = tenant
+            self._ledger.regrets[job_id] = tenant, ""
             raise
 
     async def abandon(self, job_id: str, *, tenant: str) -> bool:
@@ -163,7 +162,7 @@ class JobProducer:
         Raises QueueUnavailable; nothing has happened then.
         """
         spare_ms = int(SPARE_S * 1000)
-        if await self._call("cancel", job_id, tenant, self.controller_id, 1, spare_ms) == 2:
+        if await self._call("cancel", job_id, tenant, self.controller_id, 1, spare_ms, "") == 2:
             return False
         self._ledger.silence(job_id)
         return True
@@ -231,16 +230,19 @@ class JobProducer:
                 self._ledger.take_new_identity()
         return int(num_moved)
 
-    async def stats(self) -> QueueStats:
-        """For /metrics and /readyz: models with a worker or a live job here. Raises QueueUnavailable."""
-        models = {heartbeat.model for heartbeat in await self.heartbeats()}
+    async def stats(self, heartbeats: Sequence[Heartbeat] | None = None) -> QueueStats:
+        """For /metrics and /readyz: models with a worker or a live job here. Raises QueueUnavailable.
+
+        ``heartbeats`` are asked for unless the caller has just done so.
+        """
+        models = {each.model for each in (await self.heartbeats() if heartbeats is None else heartbeats)}
         models |= {live.job.model for live in self._ledger.live.values()}
         names = sorted(models)
-        waiting, running, heartbeats, controllers, dead_letters = await self._call("survey", *names)
+        waiting, running, workers, controllers, dead_letters = await self._call("survey", *names)
         return QueueStats(
             num_waiting=dict(zip(names, waiting, strict=True)),
             num_running=running,
-            num_workers=len(heartbeats),
+            num_workers=len(workers),
             num_controllers=controllers,
             num_dead_letters=dead_letters,
             num_live=len(self._ledger.live),

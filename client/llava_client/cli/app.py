@@ -27,6 +27,9 @@ app.command("bench")(bench.bench)
 app.command("server", context_settings=_FORWARDED)(programs.server)
 app.command("keys", context_settings=_FORWARDED)(programs.keys)
 app.command("worker", context_settings=_FORWARDED)(programs.worker)
+app.command("top", context_settings=_FORWARDED)(programs.top)
+app.command("doctor", context_settings=_FORWARDED)(programs.doctor)
+app.command("dlq", context_settings=_FORWARDED)(programs.dlq)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""``llava-serve server``, ``worker`` and ``keys``: the process becomes the program, arguments and all."""
+"""Commands that are other programs: the process becomes the server, a worker or the operator's console."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from .extras import install_line, missing_modules
 from .reporting import EXIT_USAGE, fail
 
-__all__ = ["keys", "server", "worker"]
+__all__ = ["dlq", "doctor", "keys", "server", "top", "worker"]
 
 
 def server(context: typer.Context) -> None:
@@ -26,6 +26,21 @@ def keys(context: typer.Context) -> None:
 def worker(context: typer.Context) -> None:
     """Run one worker; its own --help lists the flags."""
     _become("worker", "llava_worker", context.args)
+
+
+def top(context: typer.Context) -> None:
+    """Watch workers, streams and queues live; needs the queue's URL."""
+    _become("server", "llava_server.console", ["top", *context.args])
+
+
+def doctor(context: typer.Context) -> None:
+    """Check the queue's server, the clocks and the fleet; needs the queue's URL."""
+    _become("server", "llava_server.console", ["doctor", *context.args])
+
+
+def dlq(context: typer.Context) -> None:
+    """Show and replay the requests that killed workers; needs the queue's URL."""
+    _become("server", "llava_server.console", ["dlq", *context.args])
 
 
 def _become(name: str, module: str, arguments: list[str]) -> None:

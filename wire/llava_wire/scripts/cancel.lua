@@ -1,11 +1,13 @@
 -- cancel: the job ends without further events; a worker that runs it is refused at its next emit. With
 -- `only_owner`, a controller that has lost the job to another one changes nothing. A cancel through another
 -- controller is told to the one that streams the job. A job that somebody has peeked at within `spare_ms` is left alone.
--- ARGV: job, tenant, controller, only_owner, spare_ms
+-- With a `nonce` only what was submitted under it is cancelled, not the same job when it was submitted again.
+-- ARGV: job, tenant, controller, only_owner, spare_ms, nonce
 -- Answer: 1 cancelled, 0 nothing to cancel, 2 spared
-local id, tenant, controller, only_owner, spare = unpack(ARGV)
-local state, owner_tenant, owner, peeked =
-  unpack(redis.call('HMGET', key('job', id), 'state', 'tenant', 'controller', 'peeked'))
+local id, tenant, controller, only_owner, spare, nonce = unpack(ARGV)
+local state, owner_tenant, owner, peeked, its_nonce =
+  unpack(redis.call('HMGET', key('job', id), 'state', 'tenant', 'controller', 'peeked', 'nonce'))
+if nonce ~= '' and its_nonce ~= nonce then return 0 end
 if owner_tenant ~= tenant or (owner ~= controller and only_owner == '1') then return 0 end
 if state == 'done' or state == 'cancelled' then return 0 end
 if peeked and now - peeked < tonumber(spare) then return 2 end

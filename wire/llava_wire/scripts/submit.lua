@@ -64,7 +64,8 @@ store_blobs(18, ttl + KEEP_MS)
 local missing = missing_blobs(digests)
 if #missing > 0 then return {'pixels', missing} end
 
-redis.call('DEL', key('job', id), key('log', id))
+-- Without need no DEL: where memory is short Redis refuses a script at its first write, if that writes more.
+if known then redis.call('DEL', key('job', id), key('log', id)) end
 make_job(fair_score(model, tenant, priority, cost / tonumber(ARGV[12])), 0, 0, 1)
 see_controller(controller)
 put_back(id, 0)

@@ -1,0 +1,127 @@
+"""The operator's commands on a running system."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import msgspec
+import pytest
+from llava_server.console.doctor import judge
+from llava_wire import Fleet, Job, Message, SamplingParams
+from llava_wire.keys import PREFIX
+
+from tests.e2e.worker_process import undisturbed
+from tests.faults.cluster import Cluster
+from tests.faults.streams import Streams, question, until
+
+pytestmark = pytest.mark.e2e
+
+GOOD = {
+    "redis_version": "7.2.4",
+    "maxmemory_policy": "noeviction",
+    "aof_enabled": 1,
+    "used_memory": 1 << 20,
+    "maxmemory": 1 << 30,
+    "ping_s": 0.001,
+    "clock_ahead_s": 0.1,
+}
+NOBODY = Fleet((), {"c": 0.1}, {}, 0)
+
+
+def run(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
+    program = "from llava_client.cli import main; main()"
+    command = [sys.executable, "-c", program, *words, "--redis-url", cluster.queue.url]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def letter(cluster: Cluster, job_id: str, job: Job | None) -> None:
+    """A dead letter as ``reap`` writes it."""
+    fields: dict[Any, Any] = {
+        "job": job_id,
+        "tenant": "t",
+        "model": "echo",
+        "worker": "w",
+        "crashes": 3,
+        "tokens": 12,
+        "reason": "its worker ended",
+        "payload": msgspec.msgpack.encode(job) if job else b"",
+    }
+    cluster.redis.xadd(f"{PREFIX}dlq", fields)
+
+
+@pytest.mark.anyio
+async def test_top_shows_workers_and_streams(cluster: Cluster, streams: Streams) -> None:
+    stream = streams.ask(cluster.controllers[0].url, question(1), max_tokens=4000)
+    await until(lambda: stream.num_deltas > 3, "the stream")
+    shown = run(cluster, "top", "--once")
+    assert shown.returncode == 0, shown.stderr
+    assert "3 workers, 2 controllers" in shown.stdout
+    assert stream.job_id in shown.stdout
+
+
+def test_a_healthy_system_is_found_healthy(cluster: Cluster) -> None:
+    found = run(cluster, "doctor")
+    assert found.returncode == 0, found.stdout
+    assert "append-only file on" in found.stdout
+    assert "BAD" not in found.stdout
+
+
+def test_an_evicting_queue_is_found_bad(cluster: Cluster) -> None:
+    cluster.redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        found = run(cluster, "doctor")
+    finally:
+        cluster.redis.config_set("maxmemory-policy", "noeviction")
+    assert found.returncode == 1
+    assert "set maxmemory-policy noeviction" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("fact", "kind", "text"),
+    [
+        ({"redis_version": "6.0.1"}, "bad", "use 6.2 or newer"),
+        ({"valkey_version": "7.0.0"}, "bad", "use 7.2 or newer"),
+        ({"aof_enabled": 0}, "doubt", "set appendonly yes"),
+        ({"aof_last_write_status": "err"}, "bad", "cannot be written"),
+        ({"maxmemory": 0}, "doubt", "no maxmemory"),
+        ({"used_memory": 1 << 30}, "bad", "raise maxmemory"),
+        ({"ping_s": 0.2}, "doubt", "200.0 ms"),
+        ({"clock_ahead_s": -300.0}, "doubt", "-300 s"),
+    ],
+)
+def test_each_thing_that_is_wrong_is_named(fact: dict[str, Any], kind: str, text: str) -> None:
+    usual = {finding.text for finding in judge(GOOD, NOBODY)}
+    (found,) = [finding for finding in judge(GOOD | fact, NOBODY) if finding.text not in usual]
+    assert found.kind == kind
+    assert text in found.text
+
+
+def test_a_dead_letter_is_shown_and_answered_when_it_runs_again(cluster: Cluster) -> None:
+    asked = Job(
+        job_id="chatcmpl-dead",
+        model="echo",
+        tenant="t",
+        messages=(Message("user", (question(1),)),),
+        sampling=SamplingParams(seed=1, temperature=0.0, max_tokens=30, ignore_eos=True),
+        cost=30.0,
+    )
+    letter(cluster, asked.job_id, asked)
+    letter(cluster, "chatcmpl-large", None)
+    shown = run(cluster, "dlq", "show").stdout
+    assert "chatcmpl-dead  model=echo tenant=t: 3 crashes, the last at token 12: its worker ended\n" in shown
+    replayed = run(cluster, "dlq", "replay", asked.job_id)
+    assert (replayed.returncode, replayed.stdout) == (0, undisturbed(question(1), max_tokens=30) + "\n")
+    assert "too large to be kept" in run(cluster, "dlq", "replay", "chatcmpl-large").stderr
+    unknown = run(cluster, "dlq", "replay", "chatcmpl-unknown")
+    assert (unknown.returncode, "no such dead letter" in unknown.stderr) == (1, True)
+
+
+def test_without_a_queue_each_command_says_so() -> None:
+    for words in (["top", "--once"], ["doctor"], ["dlq", "show"]):
+        command = [sys.executable, "-m", "llava_server.console", *words, "--redis-url", "unix:///nowhere/s"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 69
+        assert "is --redis-url right?" in done.stderr
+        assert "Traceback" not in done.stderr
