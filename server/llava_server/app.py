@@ -20,7 +20,7 @@ from llava_server.errors import ApiError
 from llava_server.metrics import Metrics
 from llava_server.openapi import request_schemas
 from llava_server.replies import ErrorNet, RequestIds, error_response
-from llava_server.routes import chat, completions, health, models, playground, tokens
+from llava_server.routes import chat, completions, health, messages, models, playground, responses, tokens
 from llava_server.services import open_services
 from llava_server.settings import Settings
 from llava_server.streaming import ClientGone
@@ -63,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.metrics = metrics
     app.state.drain = drain
-    for routes in (chat, completions, tokens, models, health, playground):
+    for routes in (chat, responses, messages, completions, tokens, models, health, playground):
         app.include_router(routes.router)
     app.openapi_schema = _described(app)
     return app

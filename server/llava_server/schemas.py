@@ -31,6 +31,7 @@ from llava_server.schemas_tools import ToolFields
 __all__ = [
     "AssistantMessage",
     "ChatRequest",
+    "Hint",
     "ImagePart",
     "ImageUrl",
     "Metadata",

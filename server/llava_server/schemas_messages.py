@@ -21,6 +21,7 @@ from llava_server.schemas_sampling import disagreement
 
 __all__ = [
     "AssistantMessage",
+    "CallId",
     "ChatMessage",
     "FunctionName",
     "ImagePart",

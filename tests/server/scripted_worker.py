@@ -113,7 +113,8 @@ class ScriptedWorker:
 
     async def _answer(self, consumer: JobConsumer, assignment: Assignment) -> None:
         if assignment.job.task != "answer":
-            return await self._tell(consumer, assignment)
+            await self._tell(consumer, assignment)
+            return
         text = _last_text(assignment)
         verb, _, rest = text.partition(" ")
         writer = _Writer(self, consumer, assignment)
