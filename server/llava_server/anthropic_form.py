@@ -67,7 +67,10 @@ def _messages(request: CountTokensRequest) -> list[dict[str, Any]]:
         blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else content
         for block in blocks:
             _add(messages, message.role, block)
-    return messages
+    return [
+        {**message, "content": None if message["content"] == [] else message["content"]}
+        for message in messages
+    ]
 
 
 def _add(messages: list[dict[str, Any]], role: str, block: Any) -> None:
@@ -82,13 +85,12 @@ def _add(messages: list[dict[str, Any]], role: str, block: Any) -> None:
     if isinstance(block, ToolUseBlock):
         function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
         last.setdefault("tool_calls", []).append({"id": block.id, "type": "function", "function": function})
-        last["content"] = last["content"] or None
     elif isinstance(block, ImageBlock):
         source = block.source
         url = source.url if source.type == "url" else f"data:{source.media_type};base64,{source.data}"
         last["content"].append({"type": "image_url", "image_url": {"url": url}})
     else:
-        last["content"] = [*(last["content"] or []), {"type": "text", "text": block.text}]
+        last["content"].append({"type": "text", "text": block.text})
 
 
 def _text(content: str | list[TextBlock]) -> str:

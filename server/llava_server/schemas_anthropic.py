@@ -125,9 +125,14 @@ class AnthropicTool(Strict):
     type: Literal["custom"] | None = Field(None, description="custom; tools that a server runs are not done.")
     name: FunctionName = Field(description="Letters, digits, _ and -, at most 64.", examples=["get_weather"])
     description: str | None = Field(
-        None, max_length=4096, description="What it does, for the model, at most 4096 characters."
+        None,
+        max_length=4096,
+        description="What it does, for the model, at most 4096 characters.",
+        examples=["The weather in a city."],
     )
-    input_schema: Schema = Field(description="Its arguments as a JSON schema of type object.")
+    input_schema: Schema = Field(
+        description="Its arguments as a JSON schema of type object.", examples=[{"type": "object"}]
+    )
     strict: bool | None = Field(None, description="Accepted; every call keeps to its schema.")
     cache_control: Any = _CACHE
 
@@ -136,7 +141,9 @@ class AnthropicToolChoice(Strict):
     """Whether a tool has to be called."""
 
     type: Literal["auto", "any", "tool", "none"] = Field(description="any: some tool; tool: the named one.")
-    name: FunctionName | None = Field(None, description="The tool's name, with type tool.")
+    name: FunctionName | None = Field(
+        None, description="The tool's name, with type tool.", examples=["get_weather"]
+    )
     disable_parallel_tool_use: bool | None = Field(None, description="One call at most; default false.")
 
 
@@ -144,7 +151,9 @@ class JsonFormat(Strict):
     """JSON of a schema."""
 
     type: Literal["json_schema"] = Field(description="json_schema")
-    schema_: Schema = Field(alias="schema", description="A JSON schema of at most 64 KiB.")
+    schema_: Schema = Field(
+        alias="schema", description="A JSON schema of at most 64 KiB.", examples=[{"type": "object"}]
+    )
 
 
 class OutputConfig(Strict):
@@ -158,7 +167,7 @@ class AnthropicMetadata(Strict):
     """About a request."""
 
     user_id: str | None = Field(
-        None, max_length=1024, description="Accepted as a hint; neither used nor kept."
+        None, max_length=1024, description="Accepted as a hint; neither used nor kept.", examples=["user-7"]
     )
 
 
@@ -179,7 +188,10 @@ class CountTokensRequest(Strict):
         None, description="What the model shall keep in mind; replaces the model's own system sentence."
     )
     tools: list[AnthropicTool] | None = Field(
-        None, max_length=_MAX_TOOLS, description=f"Functions that the model may call, at most {_MAX_TOOLS}."
+        None,
+        max_length=_MAX_TOOLS,
+        description=f"Functions that the model may call, at most {_MAX_TOOLS}.",
+        examples=[[{"name": "get_weather", "input_schema": {"type": "object"}}]],
     )
     tool_choice: AnthropicToolChoice | None = Field(None, description="Whether one has to be called.")
     output_config: OutputConfig | None = Field(None, description="How the answer shall be.")
@@ -207,7 +219,10 @@ class MessagesRequest(CountTokensRequest):
         ge=1, le=MAX_TOKENS, description="Tokens of the answer at most; has to be given.", examples=[128]
     )
     stop_sequences: list[str] | None = Field(
-        None, max_length=4, description="Up to 4 strings, each of 1 to 256 characters, that end the answer."
+        None,
+        max_length=4,
+        description="Up to 4 strings, each of 1 to 256 characters, that end the answer.",
+        examples=[["\n"]],
     )
     stream: bool | None = Field(
         None, description="Send events as they come, with Anthropic's names.", examples=[True]
@@ -219,7 +234,11 @@ class MessagesRequest(CountTokensRequest):
         None, gt=0, le=1, description="Draw from the likeliest tokens of this mass; default 1.", examples=[1]
     )
     top_k: int | None = Field(
-        None, ge=0, le=MAX_TOKENS, description="Draw from so many of the likeliest tokens; 0: from all."
+        None,
+        ge=0,
+        le=MAX_TOKENS,
+        description="Draw from so many of the likeliest tokens; 0: from all.",
+        examples=[40],
     )
     metadata: AnthropicMetadata | None = Field(None, description="About the request.")
     service_tier: Literal["auto", "standard_only"] | None = Field(

@@ -12,7 +12,7 @@ __all__ = ["CallItem", "Input", "InputImage", "MessageItem", "ResultItem"]
 
 _MAX_ITEMS = 1024
 _MAX_PARTS = 256
-_STATUS: Any = Field(None, description="Accepted; it makes no difference.")
+_STATUS: Any = Field(None, description="Accepted; it makes no difference.", examples=["completed"])
 
 
 class InputText(Strict):
@@ -48,9 +48,11 @@ class MessageItem(Strict):
     type: Literal["message"] = Field("message", description="message; may be left out.")
     role: Literal["user", "assistant", "system", "developer"] = Field(description="Who speaks.")
     content: InputContent = Field(description="Text, or a list of parts in reading order.", examples=["Hi"])
-    id: str | None = Field(None, description="Accepted; it makes no difference.")
+    id: str | None = Field(None, description="Accepted; it makes no difference.", examples=["msg_1"])
     status: str | None = _STATUS
-    phase: str | None = Field(None, description="Accepted; it makes no difference.")
+    phase: str | None = Field(
+        None, description="Accepted; it makes no difference.", examples=["final_answer"]
+    )
 
 
 class CallItem(Strict):
@@ -60,7 +62,7 @@ class CallItem(Strict):
     call_id: CallId = Field(description="Its id in that answer.", examples=["call_1"])
     name: FunctionName = Field(description="The function's name.", examples=["get_weather"])
     arguments: str = Field(description="Its arguments as JSON in a string.", examples=['{"city": "Paris"}'])
-    id: str | None = Field(None, description="Accepted; it makes no difference.")
+    id: str | None = Field(None, description="Accepted; it makes no difference.", examples=["msg_1"])
     status: str | None = _STATUS
 
 
@@ -70,7 +72,7 @@ class ResultItem(Strict):
     type: Literal["function_call_output"] = Field(description="function_call_output")
     call_id: CallId = Field(description="The call's id.", examples=["call_1"])
     output: InputContent = Field(description="What the function gave: text.", examples=["18 degrees"])
-    id: str | None = Field(None, description="Accepted; it makes no difference.")
+    id: str | None = Field(None, description="Accepted; it makes no difference.", examples=["msg_1"])
     status: str | None = _STATUS
 
 

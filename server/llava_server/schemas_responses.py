@@ -46,10 +46,15 @@ class ResponseTool(Strict):
     type: Literal["function"] = Field(description="function; there are no other kinds here.")
     name: FunctionName = Field(description="Letters, digits, _ and -, at most 64.", examples=["get_weather"])
     description: str | None = Field(
-        None, max_length=4096, description="What it does, for the model, at most 4096 characters."
+        None,
+        max_length=4096,
+        description="What it does, for the model, at most 4096 characters.",
+        examples=["The weather in a city."],
     )
     parameters: Schema | None = Field(
-        None, description="Its arguments as a JSON schema of type object, at most 64 KiB."
+        None,
+        description="Its arguments as a JSON schema of type object, at most 64 KiB.",
+        examples=[{"type": "object"}],
     )
     strict: bool | None = Field(None, description="Accepted; every call keeps to its schema.")
 
@@ -58,9 +63,17 @@ class ResponseTextFormat(Strict):
     """What the text must be."""
 
     type: Literal["text", "json_object", "json_schema"] = Field(description="Of which kind it is.")
-    name: str | None = Field(None, description="The schema's name, 1 to 64 letters, digits, _ and -.")
-    schema_: Schema | None = Field(None, alias="schema", description="A JSON schema of at most 64 KiB.")
-    description: str | None = Field(None, description="Accepted; the model's prompt is left as it is.")
+    name: str | None = Field(
+        None, description="The schema's name, 1 to 64 letters, digits, _ and -.", examples=["scene"]
+    )
+    schema_: Schema | None = Field(
+        None, alias="schema", description="A JSON schema of at most 64 KiB.", examples=[{"type": "object"}]
+    )
+    description: str | None = Field(
+        None,
+        description="Accepted; the model's prompt is left as it is.",
+        examples=["What is in the picture."],
+    )
     strict: bool | None = Field(None, description="Accepted; every answer keeps to the schema.")
 
 
@@ -92,7 +105,9 @@ class ResponseRequest(Strict):
         examples=["What can you do?"],
     )
     instructions: str | None = Field(
-        None, description="What the model shall keep in mind: a system message before the input."
+        None,
+        description="What the model shall keep in mind: a system message before the input.",
+        examples=["Answer in one word."],
     )
     max_output_tokens: int | None = Field(
         None,
@@ -113,6 +128,7 @@ class ResponseRequest(Strict):
         le=20,
         description="So many of the likeliest tokens at each place; only with message.output_text.logprobs "
         "in include.",
+        examples=[3],
     )
     include: list[str] | None = Field(
         None,
@@ -126,7 +142,10 @@ class ResponseRequest(Strict):
     stream_options: ResponseStreamOptions | None = Field(None, description="Only with stream true.")
     text: TextOptions | None = Field(None, description="What the text must be.")
     tools: list[ResponseTool] | None = Field(
-        None, max_length=_MAX_TOOLS, description=f"Functions that the model may call, at most {_MAX_TOOLS}."
+        None,
+        max_length=_MAX_TOOLS,
+        description=f"Functions that the model may call, at most {_MAX_TOOLS}.",
+        examples=[[{"type": "function", "name": "get_weather"}]],
     )
     tool_choice: Any = Field(
         None,
@@ -146,9 +165,15 @@ class ResponseRequest(Strict):
         "with the answer.",
         examples=[{"run": "7"}],
     )
-    user: Hint | None = Field(None, description="Accepted as a hint, at most 1024 characters.")
-    safety_identifier: Hint | None = Field(None, description="Accepted as a hint, at most 1024 characters.")
-    prompt_cache_key: Hint | None = Field(None, description="Accepted as a hint, at most 1024 characters.")
+    user: Hint | None = Field(
+        None, description="Accepted as a hint, at most 1024 characters.", examples=["user-7"]
+    )
+    safety_identifier: Hint | None = Field(
+        None, description="Accepted as a hint, at most 1024 characters.", examples=["user-7"]
+    )
+    prompt_cache_key: Hint | None = Field(
+        None, description="Accepted as a hint, at most 1024 characters.", examples=["album-3"]
+    )
     prompt_cache_retention: Literal["in_memory", "24h"] | None = Field(
         None, description="Accepted as a hint."
     )

@@ -270,3 +270,25 @@ def test_what_cannot_be_answered_is_a_400_that_names_the_field(
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param), error
     assert words in error["message"].lower()
+
+
+def test_an_empty_system_text_and_an_empty_result_are_texts(stack: Stack) -> None:
+    use = {"type": "tool_use", "id": "t", "name": "clock", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "t"}
+    turns = [
+        *said("Hi"),
+        {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [result]},
+    ]
+    assert ask(stack, system="", messages=turns).status_code == 200
+    parts = [message.parts for message in stack.worker.assignments[-1].job.messages]
+    assert parts[0] == ("",) and parts[-1] == ("<tool_response></tool_response>",)
+
+
+def test_a_picture_after_a_call_is_refused_and_breaks_nothing(stack: Stack) -> None:
+    blocks = [
+        {"type": "tool_use", "id": "t", "name": "clock", "input": {}},
+        {"type": "image", "source": {"type": "url", "url": "data:image/png;base64,x"}},
+    ]
+    response = ask(stack, messages=[*said("Hi"), {"role": "assistant", "content": blocks}])
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "unsupported_content")
