@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
 from .errors import APIError, LlavaError, StreamInterrupted, api_error
 from .sse import ServerSentEvent, SSEDecoder
-from .types import Answer, ChatChunk, Choice, TokenLogprob, Usage
+from .types import Answer, ChatChunk, Choice, TokenLogprob, ToolCall, Usage
 
 __all__ = ["Transcript"]
 
@@ -25,10 +25,12 @@ class _Gathered:
     text: str = ""
     finish_reason: str | None = None
     logprobs: list[TokenLogprob] | None = None
+    tool_calls: dict[int, ToolCall] = field(default_factory=dict)  # by index
 
     def choice(self) -> Choice:
         logprobs = None if self.logprobs is None else tuple(self.logprobs)
-        return Choice(text=self.text, finish_reason=self.finish_reason, logprobs=logprobs)
+        calls = tuple(self.tool_calls[index] for index in sorted(self.tool_calls))
+        return Choice(text=self.text, finish_reason=self.finish_reason, logprobs=logprobs, tool_calls=calls)
 
 
 class Transcript:
@@ -120,6 +122,9 @@ class Transcript:
             if choice.logprobs and choice.logprobs.content is not None:
                 gathered.logprobs = gathered.logprobs or []
                 gathered.logprobs += choice.logprobs.content
+            for call in choice.delta.tool_calls or ():
+                known = gathered.tool_calls.get(call.index, ToolCall())
+                gathered.tool_calls[call.index] = call.added_to(known)
             if delta := choice.delta.content:
                 gathered.text += delta
                 if gathered is self._first:
