@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from llava_server.errors import ApiError
 from llava_server.schemas import AssistantMessage, ChatRequest, ImagePart, TextPart
+from llava_server.tool_text import tools_text
 
 __all__ = ["as_chat", "check_sizes", "check_text", "parse_request"]
 
@@ -47,7 +48,7 @@ def as_chat(form: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
 
 def check_sizes(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> None:
     """What this server carries to a worker; the model's context is the worker's to judge. Raises ApiError."""
-    num_bytes = num_images = 0
+    num_bytes, num_images = len(tools_text(chat).encode()), 0
     for message in chat.messages:
         parts = [message.content] if isinstance(message.content, str) else message.content or []
         for part in parts:
