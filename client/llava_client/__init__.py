@@ -39,7 +39,7 @@ from .images import ImageInput
 from .request import ChatOptions, user_message
 from .retries import RetryPolicy
 from .stream import AsyncStream, Stream
-from .types import Answer, Choice, Model, TokenLogprob, TokenScore, Usage
+from .types import Answer, Choice, Model, TokenLogprob, TokenScore, ToolCall, Usage
 
 __all__ = [
     "APIConnectionError",
@@ -74,6 +74,7 @@ __all__ = [
     "StreamInterrupted",
     "TokenLogprob",
     "TokenScore",
+    "ToolCall",
     "Usage",
     "user_message",
 ]

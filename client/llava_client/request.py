@@ -28,6 +28,10 @@ class ChatOptions(TypedDict, total=False):
     ``repetition_penalty``, ``min_tokens`` and ``stop_token_ids`` are extensions of this server and vLLM's.
     ``response_format`` is OpenAI's: {"type": "json_object"}, or a JSON schema that the answer keeps to;
     ``guided_regex`` and ``guided_choice`` (extensions) hold it to an expression or to one of some strings.
+    ``tools``, ``tool_choice`` and ``parallel_tool_calls`` are OpenAI's; calls come in ``Choice.tool_calls``.
+    ``service_tier`` "priority" goes before and "flex" behind other requests. ``continue_final_message``
+    (extension) goes on with the answer that ``messages`` ends with. ``cache_scope`` (extension) "public"
+    shares computed prompts with others.
     ``timeout`` (seconds) is the longest silence allowed. Requests with the same ``idempotency_key`` are one
     request, answered once; None makes a new key for each call, so that its own retries are safe.
     ``extra_body`` goes into the request as it is, for fields that this client does not know.
@@ -55,6 +59,12 @@ class ChatOptions(TypedDict, total=False):
     response_format: Mapping[str, Any] | None
     guided_regex: str | None
     guided_choice: Sequence[str] | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
+    service_tier: str | None
+    continue_final_message: bool | None
+    cache_scope: str | None
     timeout: float | None
     idempotency_key: str | None
     extra_body: Mapping[str, Any] | None

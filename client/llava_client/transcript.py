@@ -6,13 +6,13 @@ and is dropped here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
 from .errors import APIError, LlavaError, StreamInterrupted, api_error
 from .sse import ServerSentEvent, SSEDecoder
-from .types import Answer, ChatChunk, Choice, TokenLogprob, Usage
+from .types import Answer, ChatChunk, Choice, TokenLogprob, ToolCall, Usage
 
 __all__ = ["Transcript"]
 
@@ -26,10 +26,12 @@ class _Gathered:
     text: str = ""
     finish_reason: str | None = None
     logprobs: list[TokenLogprob] | None = None
+    tool_calls: dict[int, ToolCall] = field(default_factory=dict)  # by index
 
     def choice(self) -> Choice:
         logprobs = None if self.logprobs is None else tuple(self.logprobs)
-        return Choice(text=self.text, finish_reason=self.finish_reason, logprobs=logprobs)
+        calls = tuple(self.tool_calls[index] for index in sorted(self.tool_calls))
+        return Choice(text=self.text, finish_reason=self.finish_reason, logprobs=logprobs, tool_calls=calls)
 
 
 class Transcript:
@@ -53,6 +55,7 @@ class Transcript:
         self._choices = {0: self._first}  # by index
         self._since_id = _Gathered()  # of the first choice, after the last id
         self._again = _Gathered()  # what of a stream taken up again has been here before
+        self._calls_at_id: dict[int, ToolCall] = {}  # the first choice's, as they were at the last id
 
     @property
     def text(self) -> str:
@@ -87,6 +90,7 @@ class Transcript:
         """What is fed from now on follows ``last_event_id``."""
         self._decoder = SSEDecoder()
         self._again, self._since_id = self._since_id, _Gathered()
+        self._first.tool_calls = dict(self._calls_at_id)
 
     def take_deltas(self) -> list[str]:
         """The deltas since the last call."""
@@ -124,6 +128,7 @@ class Transcript:
         if event.id and event.id != self.last_event_id:
             self.last_event_id = event.id
             self._since_id = _Gathered()
+            self._calls_at_id = dict(self._first.tool_calls)
 
     def _add(self, chunk: ChatChunk) -> None:
         self.id = chunk.id or self.id
@@ -140,6 +145,9 @@ class Transcript:
             if logprobs is not None:
                 gathered.logprobs = [*(gathered.logprobs or []), *logprobs]
             gathered.text += delta
+            for call in choice.delta.tool_calls or ():
+                known = gathered.tool_calls.get(call.index, ToolCall())
+                gathered.tool_calls[call.index] = call.added_to(known)
 
     def _fresh(
         self, delta: str, logprobs: list[TokenLogprob] | None

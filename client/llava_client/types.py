@@ -15,6 +15,7 @@ __all__ = [
     "ModelList",
     "TokenLogprob",
     "TokenScore",
+    "ToolCall",
     "Usage",
 ]
 
@@ -56,12 +57,22 @@ class TokenLogprob(TokenScore):
     top_logprobs: list[TokenScore] = Field(default_factory=list)
 
 
+class ToolCall(_Value):
+    """A function that the model wants called; ``arguments`` is JSON in a string."""
+
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
 class Choice(_Value):
-    """One of ``n`` answers; ``logprobs`` are its tokens' where they were asked for."""
+    """One of ``n`` answers; ``logprobs`` are its tokens' where they were asked for, ``tool_calls`` the
+    functions that it calls where ``tools`` were given."""
 
     text: str
     finish_reason: str | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class Answer(_Value):
@@ -113,8 +124,28 @@ class ModelList(BaseModel):
         ]
 
 
+class _Function(_Value):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(_Value):
+    """A call, or in a stream a piece of one: what is not told any more stays what it was."""
+
+    index: int = 0
+    id: str | None = None
+    function: _Function = Field(default_factory=_Function)
+
+    def added_to(self, call: ToolCall) -> ToolCall:
+        name, arguments = self.function.name, self.function.arguments
+        return ToolCall(
+            id=self.id or call.id, name=name or call.name, arguments=call.arguments + (arguments or "")
+        )
+
+
 class _Message(_Value):
     content: str | None = None
+    tool_calls: list[_ToolCall] | None = None
 
 
 class _Logprobs(_Value):
@@ -130,7 +161,12 @@ class _Choice(_Value):
     def choice(self) -> Choice:
         told = self.logprobs.content if self.logprobs else None
         logprobs = None if told is None else tuple(told)
-        return Choice(text=self.message.content or "", finish_reason=self.finish_reason, logprobs=logprobs)
+        return Choice(
+            text=self.message.content or "",
+            finish_reason=self.finish_reason,
+            logprobs=logprobs,
+            tool_calls=tuple(call.added_to(ToolCall()) for call in self.message.tool_calls or ()),
+        )
 
 
 class ChatCompletion(_Value):

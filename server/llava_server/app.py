@@ -18,10 +18,20 @@ from llava_server.auth import ApiKeys, Authentication
 from llava_server.drain import Drain
 from llava_server.errors import ApiError
 from llava_server.metrics import Metrics
-from llava_server.openapi import request_schemas
+from llava_server.openapi import described
 from llava_server.rates import RateLimiter, RateLimits
 from llava_server.replies import ErrorNet, RequestIds, error_response
-from llava_server.routes import answers, chat, completions, health, models, playground, tokens
+from llava_server.routes import (
+    answers,
+    chat,
+    completions,
+    health,
+    messages,
+    models,
+    playground,
+    responses,
+    tokens,
+)
 from llava_server.services import open_services
 from llava_server.settings import Settings
 from llava_server.streaming import ClientGone
@@ -66,9 +76,9 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.metrics = metrics
     app.state.drain = drain
-    for routes in (chat, answers, completions, tokens, models, health, playground):
+    for routes in (chat, answers, responses, messages, completions, tokens, models, health, playground):
         app.include_router(routes.router)
-    app.openapi_schema = _described(app)
+    app.openapi_schema = described(app.openapi())
     return app
 
 
@@ -80,14 +90,6 @@ def _lifespan(settings: Settings, metrics: Metrics, drain: Drain, keys: ApiKeys,
             yield
 
     return lifespan
-
-
-def _described(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document with the request model, which FastAPI does not see: we parse bodies ourselves."""
-    document = app.openapi()
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas.update(request_schemas())
-    return document
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:

@@ -18,6 +18,7 @@ __all__ = [
     "ERRORS",
     "ApiError",
     "ErrorKind",
+    "anthropic_body",
     "error_bytes",
     "error_headers",
     "from_job_error",
@@ -38,6 +39,15 @@ class ErrorKind:
 
 _INVALID: ErrorType = "invalid_request_error"
 _SERVER: ErrorType = "server_error"
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 ERRORS: dict[str, ErrorKind] = {
     # what the client said
@@ -107,9 +117,20 @@ class ApiError(Exception):
         return {"error": error}
 
 
-def error_bytes(error: ApiError, request_id: str | None) -> bytes:
+def error_bytes(error: ApiError, request_id: str | None, *, is_anthropic: bool = False) -> bytes:
     """The body as compact JSON in UTF-8."""
-    return json.dumps(error.body(request_id), ensure_ascii=False, separators=(",", ":")).encode()
+    body = error.body(request_id)
+    body = anthropic_body(body) if is_anthropic else body
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def anthropic_body(body: dict[str, Any]) -> dict[str, Any]:
+    """The same body as Anthropic's clients read it; what they do not know stays beside."""
+    error = body["error"]
+    kind = _ANTHROPIC_TYPES.get(ERRORS[error["code"]].status, "api_error")
+    is_about_input = 400 <= ERRORS[error["code"]].status < 500
+    kind = "invalid_request_error" if kind == "api_error" and is_about_input else kind
+    return {"type": "error", "error": {**error, "type": kind}, "request_id": error["request_id"]}
 
 
 def error_headers(error: ApiError) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
-__all__ = ["REQUESTS", "answers_with", "body_of", "request_schemas"]
+__all__ = ["answers_with", "body_of", "described"]
 
 _REF = "#/components/schemas/{model}"
 _STATUSES = (400, 401, 404, 408, 409, 413, 415, 429, 500, 503, 504)
@@ -36,29 +37,43 @@ _ERROR_SCHEMA = {
     },
 }
 
-REQUESTS: dict[str, type[BaseModel]] = {}
+_REQUESTS: dict[str, type[BaseModel]] = {}
 
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:
     """A route's ``openapi_extra`` for this request."""
-    REQUESTS[model.__name__] = model
+    _REQUESTS[model.__name__] = model
     schema = {"$ref": _REF.format(model=model.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def answers_with(description: str, *, is_stream: bool = True) -> dict[int | str, dict[str, Any]]:
+def answers_with(
+    description: str, *, is_stream: bool = True, statuses: Sequence[int] = _STATUSES
+) -> dict[int | str, dict[str, Any]]:
     """A route's ``responses``: its answer, which may be a stream, and every error that it may give."""
     media: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if is_stream:
         media["text/event-stream"] = {"schema": {"type": "string"}}
     answer = {"description": description, "content": media}
-    return {200: answer, **{status: _ERROR for status in _STATUSES}}
+    return {200: answer, **{status: _ERROR for status in statuses}}
 
 
-def request_schemas() -> dict[str, Any]:
+def described(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with the requests, and without FastAPI's own error, which nobody gets to see."""
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas.update(_request_schemas())
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    return document
+
+
+def _request_schemas() -> dict[str, Any]:
     """The requests and what they are made of."""
     schemas: dict[str, Any] = {"Error": _ERROR_SCHEMA}
-    for name, model in REQUESTS.items():
+    for name, model in _REQUESTS.items():
         schema = model.model_json_schema(ref_template=_REF)
         schemas |= {**schema.pop("$defs", {}), name: schema}
     return schemas

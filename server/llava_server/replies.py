@@ -19,6 +19,7 @@ __all__ = ["ErrorNet", "RequestIds", "error_response", "note_error", "request_id
 logger = logging.getLogger(__name__)
 
 _GOOD_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_ANTHROPIC_PATHS = "/v1/messages"  # their clients read errors in another shape
 _QUIET_PATHS = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds by machines
 
 
@@ -31,7 +32,8 @@ def request_id_of(scope: Scope) -> str | None:
 def error_response(scope: Scope, error: ApiError) -> Response:
     """The answer for an error, counted."""
     note_error(scope, error)
-    body = error_bytes(error, request_id_of(scope))
+    is_anthropic = scope["path"].startswith(_ANTHROPIC_PATHS)
+    body = error_bytes(error, request_id_of(scope), is_anthropic=is_anthropic)
     return Response(body, error.kind.status, error_headers(error), media_type="application/json")
 
 

@@ -31,6 +31,7 @@ from llava_server.schemas_tools import ToolFields
 __all__ = [
     "AssistantMessage",
     "ChatRequest",
+    "Hint",
     "ImagePart",
     "ImageUrl",
     "Metadata",
@@ -119,7 +120,9 @@ class SharedFields(BaseModel):
         examples=["flex"],
     )
     user: Hint | None = Field(
-        None, description="Accepted as a hint, at most 1024 characters; neither used nor stored."
+        None,
+        description="Accepted as a hint, at most 1024 characters; neither used nor stored.",
+        examples=["user-7"],
     )
 
     @property
@@ -178,7 +181,11 @@ class ChatRequest(Strict, SharedFields, SamplingFields, ToolFields, GrammarField
         None, description="Tell each token's log-probability, as the model gave it before anything else."
     )
     top_logprobs: int | None = Field(
-        None, ge=0, le=20, description="And those of so many likeliest tokens; only with logprobs true."
+        None,
+        ge=0,
+        le=20,
+        description="And those of so many likeliest tokens; only with logprobs true.",
+        examples=[3],
     )
     continue_final_message: bool | None = Field(
         None,
@@ -189,11 +196,14 @@ class ChatRequest(Strict, SharedFields, SamplingFields, ToolFields, GrammarField
         None, description="Extension, vLLM's: the opposite of continue_final_message; may be left out."
     )
     safety_identifier: Hint | None = Field(
-        None, description="Accepted as a hint, at most 1024 characters; neither used nor stored."
+        None,
+        description="Accepted as a hint, at most 1024 characters; neither used nor stored.",
+        examples=["user-7"],
     )
     prompt_cache_key: Hint | None = Field(
         None,
         description="Accepted as a hint, at most 1024 characters: prompts are cached by their content.",
+        examples=["album-3"],
     )
     prompt_cache_retention: Literal["in_memory", "24h"] | None = Field(
         None, description="Accepted as a hint; computed prompts are kept as long as there is room."

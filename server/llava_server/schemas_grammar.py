@@ -56,17 +56,27 @@ class _Strict(BaseModel):
 class JsonSchemaFormat(_Strict):
     """A JSON schema with a name."""
 
-    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", description="Letters, digits, _ and -, at most 64.")
-    schema_: Schema = Field(alias="schema", description="A JSON schema of at most 64 KiB.")
-    description: str | None = Field(None, description="Accepted; the model's prompt is left as it is.")
+    name: str = Field(
+        pattern=r"^[a-zA-Z0-9_-]{1,64}$",
+        description="Letters, digits, _ and -, at most 64.",
+        examples=["scene"],
+    )
+    schema_: Schema = Field(
+        alias="schema", description="A JSON schema of at most 64 KiB.", examples=[{"type": "object"}]
+    )
+    description: str | None = Field(
+        None,
+        description="Accepted; the model's prompt is left as it is.",
+        examples=["What is in the picture."],
+    )
     strict: bool | None = Field(None, description="Accepted; every answer keeps to the schema.")
 
 
 class ResponseFormat(_Strict):
     """What the answer must be."""
 
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchemaFormat | None = None
+    type: Literal["text", "json_object", "json_schema"] = Field(description="Of which kind the answer is.")
+    json_schema: JsonSchemaFormat | None = Field(None, description="The schema, with type json_schema.")
 
     @model_validator(mode="after")
     def _has_its_schema(self) -> ResponseFormat:
@@ -83,9 +93,11 @@ class StructuredOutputs(_Strict):
 
     model_config = ConfigDict(extra="forbid")
 
-    json_: Schema | None = Field(None, alias="json", description="As guided_json.")
-    regex: Regex | None = Field(None, description="As guided_regex.")
-    choice: Choices | None = Field(None, description="As guided_choice.")
+    json_: Schema | None = Field(
+        None, alias="json", description="As guided_json.", examples=[{"type": "object"}]
+    )
+    regex: Regex | None = Field(None, description="As guided_regex.", examples=["[a-z]+"])
+    choice: Choices | None = Field(None, description="As guided_choice.", examples=[["yes", "no"]])
     json_object: bool | None = Field(None, description="As response_format json_object.")
 
     @property
@@ -103,12 +115,17 @@ class GrammarFields(BaseModel):
         description="The answer is text as it comes, a JSON object, or JSON that keeps to a schema.",
         examples=[{"type": "json_object"}],
     )
-    guided_json: Schema | None = Field(None, description="Extension: the answer keeps to this JSON schema.")
+    guided_json: Schema | None = Field(
+        None, description="Extension: the answer keeps to this JSON schema.", examples=[{"type": "object"}]
+    )
     guided_regex: Regex | None = Field(
         None,
         description="Extension: the whole answer matches this regular expression (Rust's, no look-around).",
+        examples=["[a-z]+"],
     )
-    guided_choice: Choices | None = Field(None, description="Extension: the answer is one of these strings.")
+    guided_choice: Choices | None = Field(
+        None, description="Extension: the answer is one of these strings.", examples=[["yes", "no"]]
+    )
     structured_outputs: StructuredOutputs | None = Field(
         None, description="Extension, vLLM's: one of json, regex, choice and json_object."
     )

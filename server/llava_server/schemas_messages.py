@@ -21,6 +21,7 @@ from llava_server.schemas_sampling import disagreement
 
 __all__ = [
     "AssistantMessage",
+    "CallId",
     "ChatMessage",
     "FunctionName",
     "ImagePart",
@@ -102,7 +103,7 @@ def _without_pictures(content: str | list[TextPart | ImagePart]) -> str | list[T
 TextContent = Annotated[Content, AfterValidator(_without_pictures)]
 
 _CONTENT = "Text, or a list of parts in reading order."
-_NAME: Any = Field(None, description="Accepted; the model's prompt has no place for names.")
+_NAME: Any = Field(None, description="Accepted; the model's prompt has no place for names.", examples=["Ada"])
 
 
 class SystemMessage(Strict):
@@ -144,10 +145,15 @@ class AssistantMessage(Strict):
         None, description="Its text; may be left out beside tool_calls.", examples=["I see a red circle."]
     )
     name: str | None = _NAME
-    refusal: str | None = Field(None, description="Accepted; nothing here refuses, so it is not shown.")
+    refusal: str | None = Field(
+        None, description="Accepted; nothing here refuses, so it is not shown.", examples=["I cannot."]
+    )
     audio: Any = Field(None, description="Not done; only null.")
     tool_calls: list[ToolCall] | None = Field(
-        None, max_length=_MAX_CALLS, description=f"The calls that it made, at most {_MAX_CALLS}."
+        None,
+        max_length=_MAX_CALLS,
+        description=f"The calls that it made, at most {_MAX_CALLS}.",
+        examples=[[{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]],
     )
     function_call: Any = Field(None, description="Not done; only null. Use tool_calls.")
 

@@ -51,18 +51,28 @@ class SamplingFields(BaseModel):
         ge=-1,
         le=_MAX_TOKENS,
         description="Extension: draw from so many of the likeliest tokens; 0 or -1, the default: from all.",
+        examples=[40],
     )
     min_p: float | None = Field(
         None,
         ge=0,
         le=1,
         description="Extension: draw only tokens at least this many times as likely as the likeliest.",
+        examples=[0.05],
     )
     presence_penalty: float | None = Field(
-        None, ge=-2, le=2, description="Taken from the logit of each token that the answer has; default 0."
+        None,
+        ge=-2,
+        le=2,
+        description="Taken from the logit of each token that the answer has; default 0.",
+        examples=[0],
     )
     frequency_penalty: float | None = Field(
-        None, ge=-2, le=2, description="Taken once for each time the answer has the token; default 0."
+        None,
+        ge=-2,
+        le=2,
+        description="Taken once for each time the answer has the token; default 0.",
+        examples=[0],
     )
     repetition_penalty: float | None = Field(
         None,
@@ -70,6 +80,7 @@ class SamplingFields(BaseModel):
         le=2,
         description="Extension, as in transformers: divides the positive logits of tokens that the prompt or "
         "the answer has, and multiplies the negative ones; default 1.",
+        examples=[1.1],
     )
     logit_bias: Annotated[dict[str, Bias], AfterValidator(_by_token_id)] | None = Field(
         None,
@@ -83,9 +94,13 @@ class SamplingFields(BaseModel):
         le=_MAX_TOKENS,
         description="Extension: neither the model's end mark nor a stop token before so many tokens. Strings "
         "of stop end the answer at any time.",
+        examples=[1],
     )
     stop_token_ids: list[TokenId] | None = Field(
-        None, max_length=16, description="Extension: tokens that end the answer, and are not in its text."
+        None,
+        max_length=16,
+        description="Extension: tokens that end the answer, and are not in its text.",
+        examples=[[2]],
     )
     seed: int | None = Field(
         None,
@@ -93,9 +108,14 @@ class SamplingFields(BaseModel):
         lt=2**63,
         description="Same seed, same request, same answer; default: random. With n, each choice's seed "
         "follows from this one.",
+        examples=[7],
     )
     n: int | None = Field(
-        None, ge=1, le=MAX_CHOICES, description=f"So many answers, at most {MAX_CHOICES}; default 1."
+        None,
+        ge=1,
+        le=MAX_CHOICES,
+        description=f"So many answers, at most {MAX_CHOICES}; default 1.",
+        examples=[2],
     )
 
     def check_least(self, limit: int | None) -> None:

@@ -74,7 +74,10 @@ class AllowedTools(Strict):
 
     mode: Literal["auto", "required"] = Field(description="As tool_choice, among these tools.")
     tools: list[NamedChoice] = Field(
-        min_length=1, max_length=_MAX_TOOLS, description="The tools that may be called."
+        min_length=1,
+        max_length=_MAX_TOOLS,
+        description="The tools that may be called.",
+        examples=[[{"type": "function", "function": {"name": "get_weather"}}]],
     )
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from llava_server.errors import ApiError
 from llava_server.schemas import AssistantMessage, ChatRequest, ImagePart, TextPart
+from llava_server.tool_text import tools_text
 
 __all__ = ["as_chat", "check_sizes", "check_text", "idempotency_key", "parse_request"]
 
@@ -19,7 +20,11 @@ _GOOD_KEY = re.compile(r"[!-~]{1,255}")
 _SHOWN = 60  # characters of a foreign value that an error may repeat
 _UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_embeds"}
 # Names that unions put into a path behind an index: roles and types of what lists hold.
-_TAGS = {"system", "developer", "user", "assistant", "tool", "text", "image_url"}
+_TAGS = {
+    *("system", "developer", "user", "assistant", "tool"),
+    *("text", "image_url", "image", "tool_use", "tool_result", "input_text", "output_text", "input_image"),
+    *("message", "function_call", "function_call_output"),
+}
 
 
 def parse_request(shape: type[Shape], body: bytes) -> Shape:
@@ -56,7 +61,7 @@ def as_chat(form: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
 
 def check_sizes(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> None:
     """What this server carries to a worker; the model's context is the worker's to judge. Raises ApiError."""
-    num_bytes = num_images = 0
+    num_bytes, num_images = len(tools_text(chat).encode()), 0
     for message in chat.messages:
         parts = [message.content] if isinstance(message.content, str) else message.content or []
         for part in parts:
@@ -105,11 +110,12 @@ def _as_api_error(detail: Any) -> ApiError:
 
 def _wrong_tag(param: str | None, context: dict[str, Any]) -> ApiError:
     """A role or a part's type that is missing or not one of ours."""
-    field = str(context["discriminator"]).strip("'")
+    named = str(context["discriminator"]).strip("'")
+    field = "type" if named.endswith("()") else named  # told apart by a function of ours
     path = f"{param}.{field}"
     if "tag" not in context:
         return ApiError("missing_required_parameter", f"{path} is required", param=path)
-    tag, expected = str(context["tag"])[:_SHOWN], context["expected_tags"]
+    tag, expected = str(context["tag"])[:_SHOWN], context.get("expected_tags", "another")
     code = "unsupported_content" if tag in _UNSUPPORTED_PARTS | {"function"} else "invalid_value"
     return ApiError(code, f"{path} is {tag!a}; it must be one of {expected}", param=path)
 

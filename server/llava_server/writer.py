@@ -74,6 +74,10 @@ class AnswerWriter:
         The id goes on the last of them: who has it has all of the event.
         """
         self._tally.saw(index, event)
+        if self._call_mode is None and not event.logprobs and event.final is None:  # nearly every event
+            if not event.text:
+                return b""
+            return encode_event(self._chunk(index, {"content": event.text}), event_id=event_id)
         logprobs = self._logprobs(event.logprobs) if event.logprobs else None
         chunks = [self._chunk(index, delta) for delta in self._deltas(index, event)]
         if logprobs is not None:

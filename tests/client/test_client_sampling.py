@@ -22,6 +22,12 @@ OPTIONS: dict[str, Any] = {
     "response_format": {"type": "json_object"},
     "guided_regex": "a+",
     "guided_choice": ["a", "b"],
+    "tools": [{"type": "function", "function": {"name": "look"}}],
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
+    "service_tier": "flex",
+    "continue_final_message": True,
+    "cache_scope": "public",
 }
 TOLD = [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -1.0}]}]
 

@@ -13,7 +13,7 @@ anything else           answers with the messages as it received them
 
 Where log-probabilities are asked for, a piece of text is its first token's; the k-th alternative to token t
 is token t + k with one less each. A prompt to be tokenized is its text's bytes (with 0 for each picture), and
-tokens become the characters of those numbers.
+tokens become the characters of those numbers, if they are below the surrogates.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ class ScriptedWorker:
     async def _tell(self, consumer: JobConsumer, assignment: Assignment) -> None:
         job = assignment.job
         if job.task == "detokenize":
-            event = Event(0, (), "".join(map(chr, job.prompt_ids)), _final(FinishReason.STOP))
+            text = "".join(chr(token_id) if token_id < 0xD800 else "?" for token_id in job.prompt_ids)
+            event = Event(0, (), text, _final(FinishReason.STOP))
         else:
             parts = [part for message in job.messages for part in message.parts]
             token_ids = [b for part in parts for b in (part.encode() if isinstance(part, str) else b"\0")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -187,6 +188,14 @@ def test_what_cannot_be_called_is_a_400_that_names_the_field(
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param), error
     assert words in error["message"]
+
+
+def test_what_is_told_of_functions_counts_as_text(own_stack: Callable[..., Stack]) -> None:
+    stack = own_stack(max_text_kb=1)
+    assert stack.chat("say x", tools=[WEATHER]).status_code == 200
+    wordy = {"type": "function", "function": {"name": "f", "description": "x" * 1024}}
+    response = stack.chat("say x", tools=[wordy])
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
 def test_a_result_may_be_the_question() -> None:

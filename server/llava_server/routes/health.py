@@ -13,7 +13,12 @@ __all__ = ["router"]
 router = APIRouter(tags=["health"])
 
 
-@router.get("/livez", summary="Is the process of any use?", response_model=None)
+@router.get(
+    "/livez",
+    summary="Is the process of any use?",
+    response_model=None,
+    responses={500: {"description": "It is of none: restart it."}},
+)
 async def livez(request: Request) -> Response:
     """200 while the controller's loop runs, also without a queue or while draining; 500: restart it."""
     failure = services_of(request).controller.failure
@@ -22,7 +27,12 @@ async def livez(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/readyz", summary="Should requests be sent here?", response_model=None)
+@router.get(
+    "/readyz",
+    summary="Should requests be sent here?",
+    response_model=None,
+    responses={503: {"description": "Not now; the reasons are listed."}},
+)
 async def readyz(request: Request) -> Response:
     """503 with the reasons while draining, without the queue, and until the first worker has been seen.
 

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.requests import Request
 
+from llava_server.openapi import answers_with
 from llava_server.registry import ServedModel, WorkerRegistry
 from llava_server.services import services_of
 
@@ -15,14 +16,20 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-@router.get("", summary="List the models")
+@router.get(
+    "", summary="List the models", responses=answers_with("The models", is_stream=False, statuses=(401, 500))
+)
 async def list_models(request: Request) -> dict[str, Any]:
     """Every model that had a worker since this server started; ``num_workers`` 0 means none at the moment."""
     registry = services_of(request).registry
     return {"object": "list", "data": [_described(model, registry) for model in registry.models]}
 
 
-@router.get("/{model_id:path}", summary="Describe one model")
+@router.get(
+    "/{model_id:path}",
+    summary="Describe one model",
+    responses=answers_with("The model", is_stream=False, statuses=(401, 404, 500)),
+)
 async def get_model(model_id: str, request: Request) -> dict[str, Any]:
     """Model names may hold slashes."""
     registry = services_of(request).registry

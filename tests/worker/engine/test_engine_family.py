@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from llava_worker.engine import SequenceRefused
 from llava_worker.engine.load import load_engine
 
@@ -70,6 +71,25 @@ def test_the_same_tiles_of_another_size_are_another_picture(next_model, make_seq
         )
 
     assert answers == [True, True]
+
+
+def test_a_picture_with_low_detail_is_its_base_view_alone(next_model, make_sequence, run) -> None:
+    engine, _ = load_engine(next_model[0], precision="fp32", device="cpu", block_size=8)
+    pictures = reference_layout(engine)
+    prompt = random_prompt(np.random.default_rng(5), num_images=1, pictures=pictures)
+    start, length = prompt.image_starts[0], prompt.lengths[0]
+    num_low = pictures.tokens_per_tile
+    assert num_low < length
+
+    token_ids = prompt.token_ids[:start] + [127] * num_low + prompt.token_ids[start + length :]
+    low = type(prompt)(token_ids, [start], [prompt.pixels[0][:1]], [num_low], [(0, 0)])
+    assert len(run(engine, [make_sequence(low)])["one"]) > 0
+
+    model = engine._runner.model
+    features = model.encode(torch.from_numpy(prompt.pixels[0].copy()))
+    whole = model.assemble(features, pictures.plan(*prompt.sizes[0]))
+    base = model.assemble(features[:1], pictures.plan(0, 0))
+    assert torch.equal(base, whole[:num_low])
 
 
 def test_a_picture_whose_span_does_not_fit_its_size_is_refused(next_model, make_sequence) -> None:

@@ -1,0 +1,51 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's way to ask; the same answers as in a chat."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from llava_server.anthropic_form import parse_count_request, parse_messages_request
+from llava_server.anthropic_writer import MessageWriter
+from llava_server.asking import open_chat, parsed, reply
+from llava_server.openapi import answers_with, body_of
+from llava_server.routes.tokens import count_chat_tokens
+from llava_server.schemas_anthropic import CountTokensRequest, MessagesRequest
+from llava_server.streaming import until_gone
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["messages"])
+
+
+@router.post(
+    "/v1/messages",
+    summary="Answer a conversation with pictures, in the words of Anthropic's Messages API",
+    response_model=None,
+    responses=answers_with("message, or with stream true text/event-stream of its events"),
+    openapi_extra=body_of(MessagesRequest),
+)
+async def create_message(request: Request) -> Response:
+    """If the last message is the assistant's, the answer goes on from there."""
+    asked, opened = await until_gone(request.receive, open_chat(request, parse_messages_request))
+    writer = MessageWriter(opened.job)
+    return await reply(request, opened, writer, is_stream=bool(asked.stream))
+
+
+@router.post(
+    "/v1/messages/count_tokens",
+    summary="Count the tokens that a message's prompt would have",
+    response_model=None,
+    responses=answers_with("input_tokens", is_stream=False),
+    openapi_extra=body_of(CountTokensRequest),
+)
+async def count_tokens(request: Request) -> Response:
+    """Pictures are counted with the places that they take."""
+    return JSONResponse({"input_tokens": await until_gone(request.receive, _count(request))})
+
+
+async def _count(request: Request) -> int:
+    with request.state.body.taken() as raw:
+        _, chat = await parsed(request, raw, parse_count_request)
+        return await count_chat_tokens(request, chat)

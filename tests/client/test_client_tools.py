@@ -1,0 +1,58 @@
+"""Functions that the model calls come back as values, whole and joined from a stream."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llava_client import ToolCall
+
+from tests.client.client_driver import Driver
+from tests.client.scripted_peer import Peer, event, says, streams
+
+LOOK = ToolCall(id="c1", name="look", arguments='{"at":"left"}')
+POINT = ToolCall(id="c2", name="point", arguments="{}")
+
+
+def as_sent(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def test_calls_of_a_whole_answer_are_values(driver: Driver, peer: Peer) -> None:
+    message = {"content": None, "tool_calls": [as_sent(LOOK), as_sent(POINT)]}
+    completion = {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}
+    peer.script(says(200, json.dumps(completion).encode(), "application/json"))
+
+    answer = driver.chat("Look!", tools=[{"type": "function", "function": {"name": "look"}}])
+
+    assert (answer.text, answer.finish_reason) == ("", "tool_calls")
+    assert answer.choices[0].tool_calls == (LOOK, POINT)
+
+
+def test_streamed_pieces_join_to_the_calls(driver: Driver, peer: Peer) -> None:
+    def part(*calls: dict[str, Any], **fields: Any) -> bytes:
+        delta = {"tool_calls": list(calls)} if calls else {}
+        return event(json.dumps({"choices": [{"index": 0, "delta": delta, **fields}]}))
+
+    def piece(index: int, arguments: str) -> dict[str, Any]:
+        return {"index": index, "function": {"arguments": arguments}}
+
+    parts = [
+        part({**as_sent(LOOK), "index": 0, "function": {"name": "look", "arguments": ""}}),
+        part(piece(0, '{"at":')),
+        part({**as_sent(POINT), "index": 1, "function": {"name": "point", "arguments": ""}}),
+        part(piece(1, "{}"), piece(0, '"left"}')),
+        part(finish_reason="tool_calls"),
+    ]
+    peer.script(streams(*parts, event("[DONE]")))
+
+    with driver.stream("Look!") as stream:
+        assert list(stream) == []
+        answer = stream.answer()
+
+    assert answer.choices[0].tool_calls == (LOOK, POINT)
+    assert answer.finish_reason == "tool_calls"
+
+
+def test_an_answer_without_calls_has_none(driver: Driver, peer: Peer) -> None:
+    assert driver.chat("Hello?").choices[0].tool_calls == ()

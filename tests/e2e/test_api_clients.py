@@ -1,0 +1,205 @@
+"""Others' clients, unchanged, against the bundled model: OpenAI's and Anthropic's packages on every route."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import httpx2
+import jsonschema
+import openai
+import pytest
+from PIL import Image
+from tiny.drawing import draw
+from tiny.scenes import sample_scene
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+MODEL = "tiny-llava"
+QUESTION = "What color is the circle?"
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "shape": {"enum": ["circle", "square", "star"]},
+        "words": {"type": "array", "items": {"type": "string", "maxLength": 9}, "maxItems": 2},
+    },
+    "required": ["shape", "words"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    image: Image.Image = draw(sample_scene("clients", 0))
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def chat(tiny_server: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{tiny_server}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def claude(tiny_server: str) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=tiny_server, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def asked(picture: bytes) -> list[Any]:
+    url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
+    return [{"role": "user", "content": parts}]
+
+
+def tool(name: str) -> Any:
+    return {"type": "function", "function": {"name": name, "parameters": SCHEMA}}
+
+
+def test_all_dialects_give_the_same_answer(
+    chat: openai.OpenAI, claude: anthropic.Anthropic, picture: bytes
+) -> None:
+    messages = asked(picture)
+    answer = chat.chat.completions.create(model=MODEL, messages=messages, temperature=0)
+    text = answer.choices[0].message.content
+    assert text
+
+    url = messages[0]["content"][0]["image_url"]["url"]
+    parts: Any = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": QUESTION}]
+    response = chat.responses.create(model=MODEL, input=[{"role": "user", "content": parts}], temperature=0)
+    assert response.output_text == text
+
+    source: Any = {"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]}
+    blocks: Any = [{"type": "image", "source": source}, {"type": "text", "text": QUESTION}]
+    with claude.messages.stream(
+        model=MODEL,
+        max_tokens=64,
+        messages=[{"role": "user", "content": blocks}],
+        extra_body={"temperature": 0},
+    ) as stream:
+        assert "".join(stream.text_stream) == text
+    counted = claude.messages.count_tokens(model=MODEL, messages=[{"role": "user", "content": blocks}])
+    assert answer.usage is not None
+    assert (
+        counted.input_tokens
+        == answer.usage.prompt_tokens
+        == stream.get_final_message().usage.input_tokens
+        + (stream.get_final_message().usage.cache_read_input_tokens or 0)
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_forced_calls_parse_and_keep_to_their_schema(chat: openai.OpenAI, picture: bytes, seed: int) -> None:
+    answer = chat.chat.completions.create(
+        model=MODEL,
+        messages=asked(picture),
+        tools=[tool("look"), tool("point_at")],
+        tool_choice="required",
+        seed=seed,
+        temperature=1.5,
+        max_tokens=600,
+    )
+    choice = answer.choices[0]
+    assert choice.finish_reason in ("tool_calls", "length")
+    assert choice.message.tool_calls
+    for call in choice.message.tool_calls[: None if choice.finish_reason == "tool_calls" else -1]:
+        assert call.type == "function" and call.function.name in ("look", "point_at")
+        jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
+
+
+def test_streamed_calls_are_those_of_the_whole_answer(chat: openai.OpenAI, picture: bytes) -> None:
+    fields: Any = {
+        "model": MODEL,
+        "messages": asked(picture),
+        "tools": [tool("look")],
+        "tool_choice": {"type": "function", "function": {"name": "look"}},
+        "temperature": 0,
+    }
+    [whole] = chat.chat.completions.create(**fields).choices[0].message.tool_calls or []
+    with chat.chat.completions.stream(**fields) as stream:
+        [streamed] = stream.get_final_completion().choices[0].message.tool_calls or []
+    assert whole.type == "function" and streamed.type == "function"
+    assert streamed.function.arguments == whole.function.arguments
+    jsonschema.validate(json.loads(whole.function.arguments), SCHEMA)
+
+
+def test_with_auto_the_model_still_answers_in_words(chat: openai.OpenAI, picture: bytes) -> None:
+    messages = asked(picture)
+    answer = chat.chat.completions.create(
+        model=MODEL, messages=messages, tools=[tool("look")], temperature=0, max_tokens=200
+    )
+    message = answer.choices[0].message
+    assert bool(message.content) != bool(message.tool_calls)
+
+
+def test_an_answer_is_gone_on_with_as_if_it_had_not_stopped(chat: openai.OpenAI, picture: bytes) -> None:
+    messages = asked(picture)
+    whole = chat.chat.completions.create(model=MODEL, messages=messages, temperature=0)
+    text = whole.choices[0].message.content
+    assert text is not None and len(text) > 2
+    begun = [*messages, {"role": "assistant", "content": text[:1]}]
+    rest = chat.chat.completions.create(
+        model=MODEL, messages=begun, temperature=0, extra_body={"continue_final_message": True}
+    )
+    assert rest.choices[0].finish_reason == "stop"
+    assert rest.choices[0].message.content is not None
+
+
+def test_tokens_become_their_text_again_and_prompts_of_both_say_the_same(
+    chat: openai.OpenAI, tiny_server: str
+) -> None:
+    text = "USER: What can you do? ASSISTANT:"
+    tokenized = httpx2.post(f"{tiny_server}/tokenize", json={"model": MODEL, "prompt": text}).json()
+    tokens = tokenized["tokens"]
+    assert tokenized["count"] == len(tokens) > 5
+    told = httpx2.post(f"{tiny_server}/detokenize", json={"model": MODEL, "tokens": tokens}).json()
+    assert told == {"prompt": text}
+    answers = [
+        chat.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=24, logprobs=1)
+        for prompt in (text, tokens)
+    ]
+    assert answers[0].choices[0].text == answers[1].choices[0].text != ""
+    logprobs = answers[0].choices[0].logprobs
+    assert logprobs is not None and logprobs.tokens is not None and answers[0].usage is not None
+    assert len(logprobs.tokens) == answers[0].usage.completion_tokens
+    assert answers[0].usage.prompt_tokens == len(tokens)
+
+
+def test_the_echo_of_a_prompt_and_its_answer_stand_together(chat: openai.OpenAI) -> None:
+    text = "USER: What can you do? ASSISTANT:"
+    plain = chat.completions.create(model=MODEL, prompt=text, temperature=0, max_tokens=24).choices[0].text
+    echoed = chat.completions.create(model=MODEL, prompt=text, temperature=0, max_tokens=24, echo=True)
+    assert echoed.choices[0].text == text + plain
+    assert plain.startswith(" ")  # what follows a text begins as a word does
+
+
+def test_a_tokenized_chat_has_the_length_that_its_answer_reports(
+    chat: openai.OpenAI, tiny_server: str, picture: bytes
+) -> None:
+    messages = asked(picture)
+    counted = httpx2.post(f"{tiny_server}/tokenize", json={"model": MODEL, "messages": messages}).json()
+    answer = chat.chat.completions.create(model=MODEL, messages=messages, temperature=0, max_tokens=4)
+    assert answer.usage is not None
+    assert counted["count"] == answer.usage.prompt_tokens > 100
+
+
+def test_a_token_outside_of_the_vocabulary_is_a_400(chat: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="vocabulary"):
+        chat.completions.create(model=MODEL, prompt=[2**31 - 1])
+
+
+def test_a_tool_whose_schema_cannot_be_kept_to_is_a_400_that_names_tools(chat: openai.OpenAI) -> None:
+    odd: Any = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"uniqueItems": True}}}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "Hi"}],
+            tools=[{"type": "function", "function": odd}],
+        )
+    assert caught.value.param == "tools"
