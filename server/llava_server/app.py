@@ -67,6 +67,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.drain = drain
     for routes in (chat, models, health, playground):
         app.include_router(routes.router)
+    if settings.admin_port is None:
+        app.include_router(health.metrics_router)
     app.openapi_schema = _described(app)
     return app
 

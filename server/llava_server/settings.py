@@ -39,6 +39,13 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every network card.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes any free one.")
+    admin_host: str = Field("127.0.0.1", description="Address of the operator's port; it asks for no key.")
+    admin_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port for /metrics and health alone; none: /metrics is on the API's, behind a key.",
+    )
     redis_url: SecretStr = Field(
         SecretStr(_DEFAULT_REDIS_URL), description="Redis or Valkey: redis://, rediss:// or unix://."
     )
