@@ -20,6 +20,7 @@ from llava_server.app import create_app
 from llava_server.drain import Drain
 from llava_server.errors import ApiError
 from llava_server.listening import CannotListen, listen, url_of
+from llava_server.logs import set_up_logging
 from llava_server.services import Services
 from llava_server.settings import Settings, load_settings
 
@@ -36,11 +37,7 @@ _EXIT_USAGE = 2
 def main(args: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 left as asked, 1 broke down or could not start, 2 wrong settings."""
     settings = load_settings(sys.argv[1:] if args is None else args)
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    set_up_logging(settings.log_level, settings.log_format)
     with contextlib.ExitStack() as stack:
         try:
             listener = stack.enter_context(listen(settings.host, settings.port, flag="--port"))

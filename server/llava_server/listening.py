@@ -43,5 +43,8 @@ def _reason(host: str, port: int, flag: str, error: OSError) -> str:
             f"stop the program that uses it, or choose another with {flag} (0 takes any free one)"
         )
     if error.errno == errno.EACCES:
-        return f"not allowed to listen on {host}:{port}: ports below 1024 need rights; choose another with {flag}"
+        return (
+            f"not allowed to listen on {host}:{port}: ports below 1024 need rights; "
+            f"choose another with {flag}"
+        )
     return f"cannot listen on {host}:{port}: {error}"

@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
 from llava_server.images.address import HOST_RULE
+from llava_server.logs import LogFormat
 
 __all__ = ["Settings", "load_settings"]
 
@@ -104,6 +105,7 @@ class Settings(BaseSettings):
         30.0, gt=0, le=3600, description="A worker without progress so long hangs, s."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_format: LogFormat = Field("text", description="Lines for people, or JSON, one object a line.")
 
     @field_validator("api_keys", "image_hosts", mode="before")
     @classmethod
