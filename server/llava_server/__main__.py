@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
+import contextlib
 import logging
 import signal
 import socket
@@ -15,9 +15,12 @@ import uvicorn
 from fastapi import FastAPI
 from llava_wire import JobProducer, QueueUnavailable
 
+from llava_server.admin import AdminServer
 from llava_server.app import create_app
 from llava_server.drain import Drain
 from llava_server.errors import ApiError
+from llava_server.listening import CannotListen, listen, url_of
+from llava_server.logs import set_up_logging
 from llava_server.services import Services
 from llava_server.settings import Settings, load_settings
 
@@ -27,7 +30,6 @@ logger = logging.getLogger("llava_server")
 
 _MAX_HEADER_BYTES = 32 * 1024
 _LAST_WORDS_S = 2  # for answers that were ended at the drain's limit to reach their readers
-_BACKLOG = 2048
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
 
@@ -35,23 +37,21 @@ _EXIT_USAGE = 2
 def main(args: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 left as asked, 1 broke down or could not start, 2 wrong settings."""
     settings = load_settings(sys.argv[1:] if args is None else args)
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    try:
-        listener = _listen(settings)
-        asyncio.run(_look_for_queue(settings))
-    except OSError as error:
-        sys.stderr.write(f"llava-server: {_cannot_listen(settings, error)}\n")
-        return _EXIT_USAGE
-    except QueueUnavailable as error:
-        listener.close()
-        sys.stderr.write(f"llava-server: no queue: {error}; start Redis or Valkey, or set LLAVA_REDIS_URL\n")
-        return _EXIT_FAILED
-    with listener:
-        server = DrainingServer(create_app(settings), settings)
+    set_up_logging(settings.log_level, settings.log_format)
+    with contextlib.ExitStack() as stack:
+        try:
+            listener = stack.enter_context(listen(settings.host, settings.port, flag="--port"))
+            admin = _admin_listener(settings, stack)
+            asyncio.run(_look_for_queue(settings))
+        except CannotListen as error:
+            sys.stderr.write(f"llava-server: {error}\n")
+            return _EXIT_USAGE
+        except QueueUnavailable as error:
+            sys.stderr.write(
+                f"llava-server: no queue: {error}; start Redis or Valkey, or set LLAVA_REDIS_URL\n"
+            )
+            return _EXIT_FAILED
+        server = DrainingServer(create_app(settings), settings, admin)
         server.run(sockets=[listener])
     return 0 if server.has_served and not server.failure else _EXIT_FAILED
 
@@ -59,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
 class DrainingServer(uvicorn.Server):
     """uvicorn, but SIGTERM first drains: health checks are answered until the open answers are done."""
 
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
+    def __init__(self, app: FastAPI, settings: Settings, admin: socket.socket | None) -> None:
         config = uvicorn.Config(
             app,
             loop="uvloop",
@@ -76,13 +76,26 @@ class DrainingServer(uvicorn.Server):
         self.failure: str | None = None
         self._app = app
         self._settings = settings
+        self._admin_listener = admin
+        self._admin = AdminServer(app)
+        self._admin_task: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
             self.has_served = True
-            sys.stdout.write(f"llava-server listens on {_url(self._settings, sockets[0])}\n")
+            sys.stdout.write(f"llava-server listens on {url_of(self._settings.host, sockets[0])}\n")
+            if self._admin_listener is not None:
+                self._admin_task = asyncio.create_task(self._admin.serve([self._admin_listener]))
+                where = url_of(self._settings.admin_host, self._admin_listener)
+                sys.stdout.write(f"llava-server admin listens on {where}\n")
             sys.stdout.flush()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._admin_task is not None:
+            self._admin.should_exit = True
+            await self._admin_task
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's)
         """The first signal drains; an impatient second Ctrl-C goes at once."""
@@ -124,36 +137,10 @@ async def _look_for_queue(settings: Settings) -> None:
     await producer.aclose()
 
 
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _cannot_listen(settings: Settings, error: OSError) -> str:
-    where = f"{settings.host}:{settings.port}"
-    if error.errno == errno.EADDRINUSE:
-        return (
-            f"port {settings.port} is taken on {settings.host}: "
-            f"stop the program that uses it, or choose another with --port (0 takes any free one)"
-        )
-    if error.errno == errno.EACCES:
-        return f"not allowed to listen on {where}: ports below 1024 need rights; choose another with --port"
-    return f"cannot listen on {where}: {error}"
-
-
-def _url(settings: Settings, listener: socket.socket) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
-    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return f"http://{host}:{listener.getsockname()[1]}"
+def _admin_listener(settings: Settings, stack: contextlib.ExitStack) -> socket.socket | None:
+    if settings.admin_port is None:
+        return None
+    return stack.enter_context(listen(settings.admin_host, settings.admin_port, flag="--admin-port"))
 
 
 if __name__ == "__main__":

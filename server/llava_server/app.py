@@ -78,6 +78,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.drain = drain
     for routes in (chat, answers, responses, messages, completions, tokens, models, health, playground):
         app.include_router(routes.router)
+    if settings.admin_port is None:
+        app.include_router(health.metrics_router)
     app.openapi_schema = described(app.openapi())
     return app
 

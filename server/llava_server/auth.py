@@ -24,7 +24,7 @@ __all__ = ["ANONYMOUS", "ApiKeys", "Authentication", "key_digest", "tenant_of"]
 logger = logging.getLogger(__name__)
 
 ANONYMOUS = "anonymous"
-_PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
+_PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
 _PUBLIC_FOLDER = "/playground/"  # static files; the page itself asks for the key
 _TENANT_HEX = 16
 _EAGER_S = 0.25  # an unknown key may look at the ring again so often: it may be new

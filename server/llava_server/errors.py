@@ -1,8 +1,8 @@
 """Every error this server can answer, in one table, and the one shape in which it is said.
 
 A code is for programs and never changes its status; the sentence beside it is for people. The body is
-OpenAI's: ``{"error": {"message", "type", "param", "code", "request_id"}}``, plus ``retry_after_ms`` where
-waiting helps.
+OpenAI's: ``{"error": {"message", "type", "param", "code", "request_id", "doc"}}``, plus ``retry_after_ms``
+where waiting helps.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class ErrorKind:
 
 _INVALID: ErrorType = "invalid_request_error"
 _SERVER: ErrorType = "server_error"
+_PAGE = "docs/errors.md"  # a section for each code
 
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -111,6 +112,7 @@ class ApiError(Exception):
             "param": self.param,
             "code": self.code,
             "request_id": request_id,
+            "doc": f"{_PAGE}#{self.code}",
         }
         if self.retry_after_s is not None:
             error["retry_after_ms"] = round(self.retry_after_s * 1000)

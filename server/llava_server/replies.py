@@ -81,18 +81,7 @@ class RequestIds:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            level = logging.DEBUG if scope["path"] in _QUIET_PATHS else logging.INFO
-            logger.log(
-                level,
-                "%s %s %d %.3fs request_id=%s job_id=%s error=%s",
-                scope["method"],
-                _route_name(scope),
-                status,
-                time.monotonic() - arrived_at,
-                request_id,
-                state.get("job_id", "-"),
-                state.get("error_code", "-"),
-            )
+            _log_request(scope, status, time.monotonic() - arrived_at)
 
 
 class ErrorNet:
@@ -124,6 +113,27 @@ class ErrorNet:
             logger.exception("unforeseen failure, request_id=%s", request_id)
             message = f"something broke on our side; its trace is logged under {request_id}"
             await send_error(scope, send, ApiError("internal_error", message))
+
+
+def _log_request(scope: Scope, status: int, seconds: float) -> None:
+    state = scope["state"]
+    fields = {
+        "method": scope["method"],
+        "route": _route_name(scope),
+        "status": status,
+        "duration_s": round(seconds, 3),
+        "request_id": state["request_id"],
+        "job_id": state.get("job_id", "-"),
+        "error": state.get("error_code", "-"),
+        "tenant": state.get("tenant", "-"),
+    }
+    logger.log(
+        logging.DEBUG if scope["path"] in _QUIET_PATHS else logging.INFO,
+        "%(method)s %(route)s %(status)d %(duration_s).3fs "
+        "request_id=%(request_id)s job_id=%(job_id)s error=%(error)s tenant=%(tenant)s",
+        fields,
+        extra={"fields": fields},
+    )
 
 
 def _route_name(scope: Scope) -> str:

