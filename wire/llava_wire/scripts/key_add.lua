@@ -2,4 +2,5 @@
 -- ARGV: digest, packed ApiKey
 local ring = PREFIX .. 'keys'
 redis.call('HSET', ring, ARGV[1], ARGV[2])
-redis.call('HSET', ring, 'version', now .. ':' .. redis.call('HINCRBY', ring, 'changes', 1))
+local change = redis.call('HINCRBY', ring, 'changes', 1)
+redis.call('HSET', ring, 'version', now .. ':' .. change .. ':' .. redis.sha1hex(ARGV[1] .. ARGV[2]))
