@@ -40,4 +40,6 @@ def test_the_page_shows_every_command_and_no_other() -> None:
     shown = CliRunner().invoke(app, ["--help"]).stdout
     for command in COMMANDS:
         assert f" {command} " in shown
-    assert {"up", "ask", "chat", "models", "bench", "server", "worker", "top", "doctor", "dlq"} == set(COMMANDS)
+    assert {"up", "ask", "chat", "models", "bench", "server", "worker", "top", "doctor", "dlq"} == set(
+        COMMANDS
+    )
