@@ -72,6 +72,7 @@ class Cluster:
         wait_until(lambda: all(worker.is_ready for worker in self.workers), "workers")
         wait_until(lambda: all(each.is_ready() for each in self.controllers), "controllers")
         wait_until(lambda: self.is_idle, "an idle system")
+        self.redis.delete(f"{PREFIX}dlq")
 
     @property
     def is_idle(self) -> bool:
