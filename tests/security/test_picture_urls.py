@@ -98,6 +98,12 @@ async def test_a_url_that_could_be_read_in_two_ways_reaches_nobody(url: str) -> 
         assert done.dialled == []
 
 
+@pytest.mark.parametrize("url", [url for url in CONFUSING if not url.isascii()])
+def test_a_letter_that_folds_to_a_plain_one_is_not_that_one(url: str) -> None:
+    with pytest.raises(PictureRefused):
+        parse_picture_url(url, allow_http=True)
+
+
 @given(st.text(alphabet="htps:/\\@.#?%[]0123456789axe\t pictures", max_size=40))
 def test_whatever_is_read_as_a_url_has_a_plain_name_for_its_host(rest: str) -> None:
     for url in (f"https://{rest}", rest, f"http://{NAME}{rest}"):

@@ -107,13 +107,13 @@ async def test_a_redirect_within_the_rules_is_followed() -> None:
         f"https://{NAME}\\@127.0.0.1/b",
         "https://[/b",
         "file:///etc/passwd",
-        "",
     ],
 )
 async def test_a_redirect_out_of_the_rules_is_not_followed(location: str) -> None:
     done = await fetch(f"https://{NAME}/a", {"/a": moved(location), "/b": found(PICTURE)}, allow_http=True)
     assert isinstance(done.result, str)
     assert {head.split(" ")[1] for head in done.host.requests} == {"/a"}
+    assert done.dialled == [PUBLIC]
 
 
 async def test_three_redirects_are_followed_and_four_are_not() -> None:

@@ -6,6 +6,7 @@ whoever makes it, and is nowhere in Redis. Controllers keep a copy of the ring a
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import msgspec
@@ -46,11 +47,11 @@ class KeyRing:
 
     async def add(self, key: ApiKey) -> None:
         """Add the key, or give a known one another name and other limits."""
-        await self._call("key_add", key.digest, msgspec.msgpack.encode(key))
+        await self._call("key_add", key.digest, msgspec.msgpack.encode(key), _new_version())
 
     async def remove(self, digest: str) -> bool:
         """Take the key away; whether it was there. Controllers refuse it within seconds."""
-        return bool(await self._call("key_remove", digest))
+        return bool(await self._call("key_remove", digest, _new_version()))
 
     async def read(self, version: str = "") -> tuple[str, list[ApiKey]] | None:
         """The ring's version and every key, oldest first; None if it still has ``version``."""
@@ -65,3 +66,7 @@ class KeyRing:
 
     async def _call(self, script: str, *args: Arg) -> Any:
         return await try_briefly(lambda: self._link.script(script, *args))
+
+
+def _new_version() -> str:
+    return secrets.token_hex(8)
