@@ -1,10 +1,6 @@
 -- key_read: the whole ring, unless the reader knows it. Reads only.
 -- ARGV: version that the reader has   Answer: {version, packed ApiKey...}, nil if that is still the ring's
-<<<<<<< HEAD
 -- Versions are random words: a Redis that lost its memory and was filled anew has none of the old ones.
-=======
--- The version names a moment and a key too: counted anew by a Redis that lost its memory, it is not an old one again.
->>>>>>> main
 local ring = PREFIX .. 'keys'
 local version = redis.call('HGET', ring, 'version') or '-'
 if version == ARGV[1] then return nil end
