@@ -60,7 +60,7 @@ class ApiKeys:
         return len(self._fixed | self._on_ring)
 
     def attach(self, ring: KeyRing) -> None:
-        """From now on the keys in Redis count too; call ``refresh`` every second or so."""
+        """From now on the keys in Redis count too; call ``refresh`` every few seconds."""
         self._ring = ring
 
     def limits(self, tenant: str) -> KeyLimits:

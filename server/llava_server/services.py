@@ -31,6 +31,7 @@ __all__ = ["Services", "open_services", "services_of"]
 logger = logging.getLogger(__name__)
 
 _REFRESH_S = 1.0
+_KEYS_REFRESH_S = 3.0  # how long a revoked key may live on; new ones are looked for when they come
 _MIB = 2**20
 
 
@@ -113,7 +114,7 @@ async def _running(controller: Controller, registry: WorkerRegistry, keys: ApiKe
     tasks = [
         asyncio.create_task(controller.run(), name="controller"),
         asyncio.create_task(every(_REFRESH_S, registry.refresh), name="registry"),
-        asyncio.create_task(every(_REFRESH_S, keys.refresh), name="keys"),
+        asyncio.create_task(every(_KEYS_REFRESH_S, keys.refresh), name="keys"),
     ]
     try:
         yield

@@ -92,6 +92,11 @@ class Cluster:
         (found,) = [worker for worker in self.workers if worker_id.decode() in worker.log]
         return found
 
+    def is_held_by_another(self, job_id: str, than: WorkerProcess) -> bool:
+        """Whether another worker has it; not while it waits for one."""
+        worker_id = self.redis.hget(f"{PREFIX}job:{job_id}", "worker")
+        return isinstance(worker_id, bytes) and worker_id != b"" and worker_id.decode() not in than.log
+
     def assert_no_key_leaks(self) -> None:
         """Each key but the short list has a time to live."""
         leaks = {key for key in self.key_names() if self.redis.ttl(key) == -1} - set(PERMANENT)

@@ -43,7 +43,7 @@ async def test_a_frozen_worker_loses_its_streams_and_is_not_heard_when_it_thaws(
     begun = await begin(cluster, streams, 6, max_tokens=300)
     frozen = cluster.holder(begun[0].job_id)
     frozen.send(signal.SIGSTOP)
-    await until(lambda: cluster.holder(begun[0].job_id) is not frozen, "another worker")
+    await until(lambda: cluster.is_held_by_another(begun[0].job_id, than=frozen), "another worker")
     frozen.send(signal.SIGCONT)
     await until(lambda: cluster.num_running(frozen) == 0, "the thawed worker's empty hands")
     await streams.all_over()

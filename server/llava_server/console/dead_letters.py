@@ -40,11 +40,10 @@ async def replay(inspector: Inspector, url: str, job_id: str) -> int:
     """The exit status: 0 if it was answered this time."""
     letters = [letter for letter in await inspector.dead_letters() if letter.job_id == job_id]
     complaint = await _complaint(inspector, letters)
-    if complaint:
+    request = letters[0].job if letters else None
+    if complaint or request is None:
         sys.stderr.write(f"llava-serve: {job_id}: {complaint}\n")
         return _EXIT_FAILED
-    request = letters[0].job
-    assert request
     job = msgspec.structs.replace(request, job_id=f"chatcmpl-{secrets.token_hex(16)}")
     producer = await JobProducer.connect(url)
     try:
