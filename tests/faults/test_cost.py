@@ -19,7 +19,9 @@ SENT = ("evalsha", "eval", "xread", "blpop", "ping", "info")
 @pytest.fixture(scope="module")
 def roomy_cluster() -> Iterator[Cluster]:
     with running_cluster(
-        num_controllers=1, num_workers=1, worker={"max_num_sequences": 128, "echo_step_s": 0.05}
+        num_controllers=1,
+        num_workers=1,
+        worker={"max_num_sequences": 128, "echo_step_s": 0.05, "lease_s": 5.0},
     ) as cluster:
         yield cluster
 

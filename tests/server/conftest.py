@@ -156,12 +156,15 @@ def running_stack(url: str, **settings: Any) -> Iterator[Stack]:
     settings = {"auth": "api_keys" in settings, **settings}
     worker = ScriptedWorker(url).start()
     server = Server(Settings(redis_url=url, image_workers=1, **settings))
+    stack = None
     try:
         server.start()
         with httpx2.Client(base_url=server.url, timeout=60) as http:
             wait_until(lambda: http.get("/readyz").status_code == 200)
-            yield Stack(server, worker, http)
+            stack = Stack(server, worker, http)
+            yield stack
     finally:
+        worker = stack.worker if stack else worker  # a test may have put another in its place
         worker.release.set()
         server.stop()
         worker.stop()

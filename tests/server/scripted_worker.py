@@ -66,7 +66,9 @@ class ScriptedWorker:
         self._is_stopping = threading.Event()
         self._is_up = threading.Event()
         self._emitting = asyncio.Lock()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="scripted-worker")
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._run()), name="scripted-worker", daemon=True
+        )
 
     def start(self) -> ScriptedWorker:
         self._thread.start()

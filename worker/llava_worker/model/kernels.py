@@ -64,7 +64,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def pack(self, rows: Tensor, first: int, weight: QuantizedWeight) -> None:
-        """Quantise rows [first, first + len(rows)) of W, fp32, and put them into ``weight``."""
+        """Quantise rows [first, first + len(rows)) of W, of any dtype, and put them into ``weight``."""
 
     @abstractmethod
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

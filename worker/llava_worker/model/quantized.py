@@ -35,7 +35,7 @@ class QuantizedLinear(Linear):
         return self._kernels.quantized(x, self._weight, self.bias)
 
     def load_rows(self, start: int, rows: Tensor) -> None:
-        self._kernels.pack(rows.float(), start, self._weight)
+        self._kernels.pack(rows, start, self._weight)
 
     def load_bias(self, start: int, values: Tensor) -> None:
         assert self.bias is not None

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +145,21 @@ class _RowReader:
     def __call__(self, start: int, end: int) -> Tensor:
         row_shape = self.shape[1:]
         row_bytes = math.prod(row_shape) * self.dtype.itemsize
-        buffer = bytearray((end - start) * row_bytes)
-        with self.path.open("rb") as file:
+        rows = torch.empty(end - start, *row_shape, dtype=self.dtype)
+        buffer = memoryview(rows.view(-1).view(torch.uint8).numpy())
+        with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset + start * row_bytes)
-            if file.readinto(buffer) != len(buffer):
+            if _fill(file, buffer) != len(buffer):
                 raise _broken(self.path, "it ended while it was read")
-        return torch.frombuffer(buffer, dtype=self.dtype).view(end - start, *row_shape)
+        return rows
+
+
+def _fill(file: RawIOBase, buffer: memoryview) -> int:
+    """Bytes read until the buffer is full or the file ends; one read may give fewer."""
+    done = 0
+    while done < len(buffer) and (num := file.readinto(buffer[done:])):
+        done += num
+    return done
 
 
 def _read_pickled(path: Path, allow_pickle: bool) -> list[StoredTensor]:

@@ -35,7 +35,7 @@ class TorchKernels(Kernels):
         return y.to(x.dtype).view(*x.shape[:-1], weight.outputs)
 
     def pack(self, rows: Tensor, first: int, weight: QuantizedWeight) -> None:
-        rows = F.pad(rows, (0, weight.padded - weight.inputs))
+        rows = F.pad(rows.float(), (0, weight.padded - weight.inputs))
         places = torch.arange(first, first + len(rows), device=rows.device)
         by_row = weight.packed.view(weight.panels * PANEL, -1)
         if weight.bits == 8:

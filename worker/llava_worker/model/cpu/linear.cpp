@@ -20,10 +20,11 @@
 namespace {
 
 #ifdef __AVX512F__
-constexpr int TILE = 12;  // 24 sums, 2 weights and an input in 32 registers
+constexpr int TILE = 12, FEW = 4;  // 24 sums, 2 weights and an input in 32 registers
 #else
-constexpr int TILE = 3;
+constexpr int TILE = 3, FEW = 1;
 #endif
+constexpr int64_t AHEAD = 4096;
 
 struct Tile {
   int first, rows;
@@ -43,61 +44,81 @@ void quantize(const T* x, int64_t size, const Weights& w, const Tile& tile, std:
 
 // --- products ---
 
+// Prefetched into the second-level cache: the machine's own prefetching ends with each page, and what goes into
+// the first takes one of few places there until it has come.
+INLINE void prefetch(const uint8_t* from) { __builtin_prefetch(from + AHEAD, 0, 2); }
+
 template <int BITS>
 INLINE void weights_at(const uint8_t* panel, int64_t step, u8x64& low, u8x64& high) {
   if constexpr (BITS == 8) {
     low = read<u8x64>(panel + step * 128);
     high = read<u8x64>(panel + step * 128 + 64);
-    __builtin_prefetch(panel + step * 128 + 2048);
-    __builtin_prefetch(panel + step * 128 + 2112);
+    prefetch(panel + step * 128);
+    prefetch(panel + step * 128 + 64);
   } else {
     u8x64 both = read<u8x64>(panel + step * 64);
     low = both & 15;
     high = both >> 4;
-    __builtin_prefetch(panel + step * 64 + 2048);
+    prefetch(panel + step * 64);
   }
 }
 
-template <int BITS, int ROWS, class T>
+template <int BITS, int ROWS, int PANELS, class T>
 void multiply(const Weights& w, const Tile& tile, int64_t panel, const float* bias, T* y) {
   constexpr int ZERO = BITS == 8 ? 128 : 8;
-  const uint8_t* packed = w.packed + panel * w.padded * PANEL * BITS / 8;
+  const int64_t bytes = w.padded * PANEL * BITS / 8;
+  const uint8_t* packed = w.packed + panel * bytes;
   const int8_t* inputs = tile.inputs;
-  f32x16 out[ROWS][2] = {};
+  f32x16 out[PANELS][ROWS][2] = {};
   int64_t step = 0;
   for (int g = 0; g < w.groups(); g++) {
-    i32x16 acc[ROWS][2];
-    for (int r = 0; r < ROWS; r++) acc[r][0] = acc[r][1] = i32x16{} - ZERO * tile.sums[g * ROWS + r];
-    for (int64_t end = std::min(step + w.group / 4, w.padded / 4); step < end; step++) {
-      u8x64 low, high;
-      weights_at<BITS>(packed, step, low, high);
-      for (int r = 0; r < ROWS; r++) {
-        int32_t four = read<int32_t>(inputs + (step * ROWS + r) * 4);
-        acc[r][0] = dot4(acc[r][0], low, four);
-        acc[r][1] = dot4(acc[r][1], high, four);
+    i32x16 acc[PANELS][ROWS][2];
+    for (int p = 0; p < PANELS; p++)
+      for (int r = 0; r < ROWS; r++) acc[p][r][0] = acc[p][r][1] = i32x16{} - ZERO * tile.sums[g * ROWS + r];
+    for (int64_t end = std::min(step + w.group / 4, w.padded / 4); step < end; step++)
+      for (int p = 0; p < PANELS; p++) {
+        u8x64 low, high;
+        weights_at<BITS>(packed + p * bytes, step, low, high);
+        for (int r = 0; r < ROWS; r++) {
+          int32_t four = read<int32_t>(inputs + (step * ROWS + r) * 4);
+          acc[p][r][0] = dot4(acc[p][r][0], low, four);
+          acc[p][r][1] = dot4(acc[p][r][1], high, four);
+        }
       }
-    }
-    for (int half = 0; half < 2; half++) {
-      f32x16 scale = BITS == 4 ? group_scale(w, panel, g, half) : f32x16{};
-      for (int r = 0; r < ROWS; r++) {
-        f32x16 whole = __builtin_convertvector(acc[r][half], f32x16);
-        float input_scale = tile.scales[g * ROWS + r];
-        out[r][half] += BITS == 4 ? whole * (scale * input_scale) : whole * input_scale;
+    for (int p = 0; p < PANELS; p++)
+      for (int half = 0; half < 2; half++) {
+        f32x16 scale = BITS == 4 ? group_scale(w, panel + p, g, half) : f32x16{};
+        for (int r = 0; r < ROWS; r++) {
+          f32x16 whole = __builtin_convertvector(acc[p][r][half], f32x16);
+          float input_scale = tile.scales[g * ROWS + r];
+          out[p][r][half] += BITS == 4 ? whole * (scale * input_scale) : whole * input_scale;
+        }
       }
-    }
   }
-  for (int half = 0; half < 2; half++)
-    for (int r = 0; r < ROWS; r++)
-      put_outputs<BITS>(w, panel * PANEL + half * 16, out[r][half], bias, y + (tile.first + r) * w.outputs);
+  for (int p = 0; p < PANELS; p++)
+    for (int half = 0; half < 2; half++)
+      for (int r = 0; r < ROWS; r++)
+        put_outputs<BITS>(w, (panel + p) * PANEL + half * 16, out[p][r][half], bias, y + (tile.first + r) * w.outputs);
 }
 
 template <class T>
 using Multiply = void (*)(const Weights&, const Tile&, int64_t, const float*, T*);
 
-template <int BITS, class T, int... R>
+template <int BITS, int PANELS, class T, int... R>
 Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
-  static const Multiply<T> table[] = {multiply<BITS, R + 1, T>...};
+  static const Multiply<T> table[] = {multiply<BITS, R + 1, PANELS, T>...};
   return table[rows - 1];
+}
+
+// Panels [first, end) for all rows; two at a time where they are few, so that two streams of weights are under way.
+template <int BITS, class T>
+void multiply_panels(const Weights& w, const Tile& tile, int64_t first, int64_t end, const float* bias, T* y) {
+  int64_t p = first;
+  if (tile.rows <= FEW)
+    for (; p + 2 <= end; p += 2)
+      multiply_for<BITS, 2, T>(tile.rows, std::make_integer_sequence<int, FEW>())(w, tile, p, bias, y);
+  for (; p < end; p++)
+    multiply_for<BITS, 1, T>(tile.rows, std::make_integer_sequence<int, TILE>())(w, tile, p, bias, y);
 }
 
 template <int BITS, class T>
@@ -124,10 +145,9 @@ void apply(const T* x, int64_t rows, int64_t inputs, const Weights& w, const flo
     std::vector<int8_t> row;
 #pragma omp for schedule(static)
     for (int t = 0; t < count; t++) quantize(x, inputs, w, tiles[t], row);
-#pragma omp for schedule(dynamic, 2)
-    for (int64_t p = 0; p < panels; p++)
-      for (const Tile& tile : tiles)
-        multiply_for<BITS, T>(tile.rows, std::make_integer_sequence<int, TILE>())(w, tile, p, bias, y);
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < panels; p += 2)
+      for (const Tile& tile : tiles) multiply_panels<BITS>(w, tile, p, std::min(p + 2, panels), bias, y);
   }
 }
 

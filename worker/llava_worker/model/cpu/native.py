@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llava_worker.model.cpu.build import KernelsMissing, capabilities, load, variant_for
-from llava_worker.model.kernels import GROUP, Kernels, QuantizedWeight
+from llava_worker.model.kernels import Kernels, QuantizedWeight
 from llava_worker.model.torch_kernels import TorchKernels
 
 __all__ = ["NativeKernels", "StoredKeys", "native_kernels"]
@@ -42,7 +42,7 @@ _SIGNATURES: dict[str, list[Any]] = {
         _POINTER,
         _INT,
     ],
-    "pack": [_INT, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _INT, _INT],
+    "pack": [_INT, _INT, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _INT],
     "dense": [_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT],
     "rms_norm": [_INT, _POINTER, _POINTER, _FLOAT, _LONG, _LONG, _POINTER, _INT],
     "rotate": [_INT, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _INT],
@@ -114,8 +114,9 @@ class NativeKernels(Kernels):
         return y
 
     def pack(self, rows: Tensor, first: int, weight: QuantizedWeight) -> None:
-        head = (weight.bits, rows.contiguous(), len(rows), weight.inputs, first)
-        self._call("pack", *head, weight.packed, weight.scales, weight.padded, GROUP)
+        rows = rows.contiguous() if rows.dtype == torch.bfloat16 else rows.float().contiguous()
+        head = (weight.bits, _is_bf16(rows), rows, len(rows), weight.inputs, first)
+        self._call("pack", *head, weight.packed, weight.scales, weight.padded)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()

@@ -7,23 +7,15 @@
 #include <cmath>
 #include <vector>
 
-#include "vectors.h"
+#include "quantized.h"
 
 namespace {
 
-constexpr int PANEL = 32;
-
-void scale_row(const float* x, int64_t size, float* scale, uint8_t* bytes) {
-  float most = 0;
-  for (int64_t k = 0; k < size; k++) most = std::max(most, std::fabs(x[k]));
-  *scale = most / 127.0f;
-  float factor = most > 0 ? 127.0f / most : 0.0f;
-  for (int64_t k = 0; k < size; k++) bytes[k] = uint8_t(int(std::nearbyint(x[k] * factor)) + 128);
-}
-
-void round_group(const float* x, int size, float scale, float* whole) {
-  float factor = scale != 0 ? 1.0f / scale : 0.0f;
-  for (int k = 0; k < size; k++) whole[k] = std::min(7.0f, std::max(-8.0f, std::nearbyint(x[k] * factor)));
+template <class T>
+float scale_row(const T* x, int64_t size, uint8_t* bytes) {
+  float scale = quantize_group(x, size, size, (int8_t*)bytes);
+  for (int64_t k = 0; k < size; k++) bytes[k] ^= 0x80;  // plus 128
+  return scale;
 }
 
 uint16_t bits_of(float x) {
@@ -37,16 +29,38 @@ float kept(float x) {
   return one(&short_form);
 }
 
-float scale_group(const float* x, int size, uint8_t* bytes) {
-  float end = 0, whole[256];
-  for (int k = 0; k < size; k++) end = std::fabs(x[k]) > std::fabs(end) ? x[k] : end;
-  float scale = kept(end / -8.0f);
-  round_group(x, size, scale, whole);
+// Whole numbers of 16 inputs.
+INLINE f32x16 round_some(f32x16 x, float scale) {
+  float factor = scale != 0 ? 1.0f / scale : 0.0f;
+  f32x16 whole = __builtin_convertvector(nearest(x * factor), f32x16);
+  whole = whole > 7.0f ? same(7.0f) : whole;
+  return whole < -8.0f ? same(-8.0f) : whole;
+}
+
+// The first of those whose magnitude is the largest; 64 inputs, as everywhere below.
+INLINE float end_of(const float* x) {
+  f32x16 top{};
+  for (int k = 0; k < GROUP; k += 16) top = larger(absolute(load(x + k)), top);
+  float most = largest(top);
+  int k = 0;
+  while (k < GROUP - 1 && std::fabs(x[k]) != most) k++;
+  return x[k];
+}
+
+float scale_group(const float* x, uint8_t* bytes) {
+  typedef double f64x16 __attribute__((vector_size(128)));
+  float scale = kept(end_of(x) / -8.0f);
+  f64x16 products{}, squares{};
+  for (int k = 0; k < GROUP; k += 16) {
+    f64x16 whole = __builtin_convertvector(round_some(load(x + k), scale), f64x16);
+    products += whole * __builtin_convertvector(load(x + k), f64x16);
+    squares += whole * whole;
+  }
   double product = 0, square = 0;
-  for (int k = 0; k < size; k++) product += double(x[k]) * whole[k], square += double(whole[k]) * whole[k];
+  for (int i = 0; i < 16; i++) product += products[i], square += squares[i];
   if (square > 0) scale = kept(float(product / square));
-  round_group(x, size, scale, whole);
-  for (int k = 0; k < size; k++) bytes[k] = uint8_t(int(whole[k]) + 8);
+  for (int k = 0; k < GROUP; k += 16)
+    write(bytes + k, to_bytes(nearest(round_some(load(x + k), scale)) + 8));
   return scale;
 }
 
@@ -55,37 +69,47 @@ void place8(const uint8_t* bytes, int64_t padded, int lane, uint8_t* panel) {
 }
 
 void place4(const uint8_t* bytes, int64_t padded, int lane, uint8_t* panel) {
-  for (int64_t k = 0; k < padded; k++) {
-    uint8_t& both = panel[k / 4 * 64 + lane % 16 * 4 + k % 4];
-    both = lane < 16 ? (both & 0xf0) | bytes[k] : (both & 0x0f) | bytes[k] << 4;
+  int shift = lane < 16 ? 0 : 4;
+  uint32_t mine = 0x0f0f0f0fu << shift;
+  for (int64_t k = 0; k < padded; k += 4) {
+    uint8_t* to = panel + k * 16 + lane % 16 * 4;
+    uint32_t both = read<uint32_t>(to), four = read<uint32_t>(bytes + k);
+    write(to, (both & ~mine) | (four << shift & mine));
   }
 }
 
-}  // namespace
-
-// Rows [first, first + rows) of W, fp32 [rows][inputs].
-extern "C" void pack(int bits, const float* x, int64_t rows, int64_t inputs, int64_t first, uint8_t* packed,
-                     void* scales, int64_t padded, int group, int threads) {
-  int64_t end = first + rows, groups = padded / group;
+template <class T>
+void pack_rows(int bits, const T* x, int64_t rows, int64_t inputs, int64_t first, uint8_t* packed, void* scales,
+               int64_t padded, int threads) {
+  int64_t end = first + rows, groups = padded / GROUP;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t panel = first / PANEL; panel < (end + PANEL - 1) / PANEL; panel++) {
-    std::vector<uint8_t> bytes(padded);
-    std::vector<float> padded_row(padded);
+    std::vector<uint8_t> bytes(padded + 16);
+    std::vector<float> wide(padded);
     uint8_t* to = packed + panel * padded * PANEL * bits / 8;
     for (int64_t n = std::max(first, panel * PANEL); n < std::min(end, (panel + 1) * PANEL); n++) {
-      const float* row = x + (n - first) * inputs;
+      const T* row = x + (n - first) * inputs;
       int lane = int(n - panel * PANEL);
       if (bits == 8) {
-        scale_row(row, inputs, (float*)scales + n, bytes.data());
+        ((float*)scales)[n] = scale_row(row, inputs, bytes.data());
         place8(bytes.data(), padded, lane, to);
         continue;
       }
-      std::copy(row, row + inputs, padded_row.begin());
+      for (int64_t k = 0; k < inputs; k++) wide[k] = one(row + k);
       for (int64_t g = 0; g < groups; g++) {
-        float scale = scale_group(&padded_row[g * group], group, &bytes[g * group]);
+        float scale = scale_group(&wide[g * GROUP], &bytes[g * GROUP]);
         ((bf16*)scales)[(panel * groups + g) * PANEL + lane].bits = bits_of(scale);
       }
       place4(bytes.data(), padded, lane, to);
     }
   }
+}
+
+}  // namespace
+
+// Rows [first, first + rows) of W, [rows][inputs] in bf16 or fp32.
+extern "C" void pack(int bits, int is_bf16, const void* x, int64_t rows, int64_t inputs, int64_t first,
+                     uint8_t* packed, void* scales, int64_t padded, int threads) {
+  if (is_bf16) pack_rows(bits, (const bf16*)x, rows, inputs, first, packed, scales, padded, threads);
+  else pack_rows(bits, (const float*)x, rows, inputs, first, packed, scales, padded, threads);
 }

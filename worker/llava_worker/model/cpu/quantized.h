@@ -6,6 +6,7 @@
 #include "vectors.h"
 
 constexpr int PANEL = 32;
+constexpr int GROUP = 64;  // inputs that share a scale of 4-bit weights
 
 struct Weights {
   const uint8_t* packed;
