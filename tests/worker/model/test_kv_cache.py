@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,6 +30,25 @@ def make(kind: type, num_blocks: int = 4, block_size: int = 4, dtype: torch.dtyp
         dtype=dtype,
         device=CPU,
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_of_a_cpu_is_taken_as_it_is_written(kind: type) -> None:
+    before = resident_bytes()
+    cache = make(kind, num_blocks=1 << 18)  # 512 MiB in fp32
+    assert resident_bytes() - before < 64 << 20
+    assert cache.gather(0, torch.tensor([5, 1 << 19]))[0].count_nonzero() == 0
+    assert bytes_of(cache) > 100 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def bytes_of(cache: KVCache) -> int:
+    tensors = [each for each in vars(cache).values() if isinstance(each, Tensor)]
+    assert all(each.data_ptr() % 64 == 0 for each in tensors)  # whole cache lines are read
+    return sum(each.nbytes for each in tensors)
 
 
 def draw(num_tokens: int, seed: int = 0) -> Tensor:

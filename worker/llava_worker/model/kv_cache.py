@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ExactKVCache", "KVCache"]
+__all__ = ["ExactKVCache", "KVCache", "zeros"]
+
+_CACHE_LINE = 64  # bytes
 
 
 class KVCache(ABC):
@@ -53,9 +57,7 @@ class ExactKVCache(KVCache):
         device: torch.device,
     ) -> None:
         super().__init__(num_blocks, block_size)
-        # Zeroed rather than empty: memory that is not there fails at the start, not under load.
-        shape = (num_layers, 2, num_blocks * block_size, num_heads, head_dim)
-        self._slots = torch.zeros(shape, dtype=dtype, device=device)
+        self._slots = zeros((num_layers, 2, num_blocks * block_size, num_heads, head_dim), dtype, device)
 
     @staticmethod
     def bytes_per_block(
@@ -81,3 +83,17 @@ class ExactKVCache(KVCache):
 
     def copy_rows(self, sources: Tensor, targets: Tensor) -> None:
         self._slots.index_copy_(2, targets, self._slots.index_select(2, sources))
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `torch.zeros`, but on a CPU the system gives the memory page by page as it is written.
+
+    To write 12 GB at the start takes 5 to 20 s. Zeros it must be: a kernel may multiply what it reads beyond
+    a context by nothing, and garbage can be NaN.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(num_bytes + _CACHE_LINE, dtype=np.uint8)  # untouched: numpy asks for zeroed pages
+    first = -memory.ctypes.data % _CACHE_LINE
+    return torch.from_numpy(memory[first : first + num_bytes]).view(dtype).view(shape)

@@ -146,7 +146,7 @@ class _RowReader:
         row_shape = self.shape[1:]
         row_bytes = math.prod(row_shape) * self.dtype.itemsize
         rows = torch.empty(end - start, *row_shape, dtype=self.dtype)
-        buffer = memoryview(rows.view(-1).view(torch.uint8).numpy())
+        buffer = memoryview(rows.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset + start * row_bytes)
             if _fill(file, buffer) != len(buffer):
