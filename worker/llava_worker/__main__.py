@@ -1,6 +1,7 @@
 """``python -m llava_worker``: one worker, until SIGTERM or Ctrl-C. A second signal ends it at once.
 
-Exit status: 0 drained, 1 could not start, 2 wrong settings, 69 no queue, 70 the engine failed.
+Exit status: 0 drained, 1 could not start, 2 wrong settings, 69 no queue, 70 the engine or one of
+its ranks failed.
 """
 
 from __future__ import annotations

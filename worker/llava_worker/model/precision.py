@@ -58,6 +58,14 @@ class Precision:
         """Whether a step never waits for the device, as LLM.int8() does to find a row's outliers."""
         return not (self.is_bitsandbytes and 8 in self.bits.values())
 
+    def require_dividable(self) -> None:
+        """Raises ValueError where weights are in fewer bits: groups with one scale would be cut apart."""
+        if self.bits:
+            raise ValueError(
+                f"precision {self.name} cannot be divided over several ranks: use one of "
+                f"{', '.join(_DTYPES)}, or tensor_parallel 1"
+            )
+
     def linear(self, shape: LinearShape, device: torch.device, role: Role) -> Linear:
         """A linear layer without values yet, in this precision's weight format."""
         if role in self.bits and self.is_bitsandbytes:
