@@ -49,9 +49,10 @@ class LlamaDecoder(nn.Module):
 
     def __call__(self, x: Tensor, positions: Tensor, attention: AttentionPlan) -> Tensor:
         rotation = self.rotary.at(positions, x.dtype)
+        more: Tensor | None = None  # what the layer before adds to x: the next norm does it in the same pass
         for layer in self.layers:
-            x = layer(x, rotation, attention)
-        return self.norm(x)
+            x, more = layer(x, more, rotation, attention)
+        return self.norm(x, more)[1]
 
 
 class _Layer(nn.Module):
@@ -70,9 +71,13 @@ class _Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(size, eps, precision, device)
         self.mlp = _Mlp(config, precision, device, ranks)
 
-    def __call__(self, x: Tensor, rotation: Rotation, attention: AttentionPlan) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, attention)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def __call__(
+        self, x: Tensor, more: Tensor | None, rotation: Rotation, attention: AttentionPlan
+    ) -> tuple[Tensor, Tensor]:
+        """x + more is what comes in; the sum of the two returned is what goes out."""
+        x, normed = self.input_layernorm(x, more)
+        x, normed = self.post_attention_layernorm(x, self.self_attn(normed, rotation, attention))
+        return x, self.mlp(normed)
 
 
 class _Attention(nn.Module):
@@ -137,5 +142,8 @@ class RMSNorm(nn.Module):
         self._eps = eps
         self._kernels = precision.kernels
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._kernels.rms_norm(x, self.weight, self._eps)
+    def __call__(self, x: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + more, or x alone, and its norm."""
+        if more is None:
+            return x, self._kernels.rms_norm(x, self.weight, self._eps)
+        return self._kernels.add_rms_norm(x, more, self.weight, self._eps)
