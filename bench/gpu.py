@@ -8,8 +8,8 @@
 For each: the time to the first token of a prompt with a new picture, the time of a token alone, tokens a
 second at 1, 8, 32 and 128 streams with new pictures, pictures a second through the tower, and memory; beside
 them what share of the card's own rates that is, measured in the same run. transformers' generate is measured
-in fp16. What does not fit into the time or the memory is in the record with the reason. Nothing else should
-run meanwhile.
+in fp16: times and tokens a second of so many streams in one batch, and memory. What does not fit into the
+time or the memory is in the record with the reason. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bench.random_engine import make_engine, make_model, precision_on
 from bench.record import RESULTS, WORK, write_record
 from bench.shape import LLAVA_1_5_SMALL, MINI, Shape
 
-__all__ = ["CARD_LIMITS", "main", "measure_case"]
+__all__ = ["CARD_LIMITS", "main", "measure_case", "measure_transformers"]
 
 _7B = replace(LLAVA_1_5_SMALL, hidden=4096, layers=32, heads=32, intermediate=11008)
 _13B = replace(LLAVA_1_5_SMALL, hidden=5120, layers=40, heads=40, intermediate=13824)
@@ -60,7 +60,7 @@ def main() -> None:
         cases[name] = _or_reason(measure, deadline)
         print(name, cases[name], flush=True)
     shape = MINI if given.quick else _7B
-    cases["transformers"] = _or_reason(partial(_transformers, shape, device, given.streams), deadline)
+    cases["transformers"] = _or_reason(partial(measure_transformers, shape, device, given.streams), deadline)
     print("transformers", cases["transformers"])
     settings = {"output_tokens": _OUTPUT_TOKENS, "batch_tokens": _BATCH_TOKENS, "quick": given.quick}
     folder = WORK / "quick" if given.quick else RESULTS
@@ -159,8 +159,11 @@ def _card(device: torch.device) -> dict[str, float]:
     }
 
 
-def _transformers(shape: Shape, device: torch.device, streams: list[int]) -> dict[str, Any]:
-    """Its generate, all streams in one batch, each with a picture; lengths are equal, so none is padded."""
+def measure_transformers(shape: Shape, device: torch.device, streams: list[int]) -> dict[str, Any]:
+    """Its generate, all streams in one batch, each with a picture; lengths are equal, so none is padded.
+
+    The time to the first token is that of an answer of one, and a token's what the others add.
+    """
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     dtype = torch.float16 if device.type == "cuda" else torch.float32
@@ -176,22 +179,37 @@ def _transformers(shape: Shape, device: torch.device, streams: list[int]) -> dic
     num_tokens = min(_OUTPUT_TOKENS, shape.context // 8)
     told: dict[str, Any] = {}
     for num in streams:
-        words = torch.randint(300, shape.image_token_id, (num, 62), device=device)
-        pictures = torch.full((num, shape.image_tokens), shape.image_token_id, device=device)
-        inputs: dict[str, Any] = {
-            "input_ids": torch.cat([words[:, :34], pictures, words[:, 34:]], 1),
-            "pixel_values": torch.zeros(
-                num, 3, shape.image_side, shape.image_side, dtype=dtype, device=device
-            ),
+        inputs = _inputs(shape, device, dtype, num)
+        first_s, seconds = (
+            _best_s(
+                partial(
+                    model.generate, **inputs, do_sample=False, max_new_tokens=length, min_new_tokens=length
+                ),
+                device,
+                tries=2,
+            )
+            for length in (1, num_tokens)
+        )
+        told[str(num)] = {
+            "ttft_s": first_s,
+            "decode_step_s": max(0.0, seconds - first_s) / max(1, num_tokens - 1),
+            "output_tokens_per_s": num * num_tokens / seconds,
+            "wall_s": seconds,
         }
-        options: dict[str, Any] = {
-            "do_sample": False,
-            "max_new_tokens": num_tokens,
-            "min_new_tokens": num_tokens,
-        }
-        seconds = _best_s(partial(model.generate, **inputs, **options), device, tries=2)
-        told[str(num)] = {"output_tokens_per_s": num * num_tokens / seconds, "wall_s": seconds}
+    if device.type == "cuda":
+        told["memory_bytes"] = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
     return told
+
+
+def _inputs(shape: Shape, device: torch.device, dtype: torch.dtype, num: int) -> dict[str, Any]:
+    words = torch.randint(300, shape.image_token_id, (num, 62), device=device)
+    pictures = torch.full((num, shape.image_tokens), shape.image_token_id, device=device)
+    side = shape.image_side
+    return {
+        "input_ids": torch.cat([words[:, :34], pictures, words[:, 34:]], 1),
+        "pixel_values": torch.zeros(num, 3, side, side, dtype=dtype, device=device),
+    }
 
 
 def _best_s(call: Callable[[], object], device: torch.device, *, tries: int = _TRIES) -> float:

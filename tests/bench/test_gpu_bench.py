@@ -10,7 +10,7 @@ import torch
 from llava_worker.model.linear import Linear
 from llava_worker.model.precision import choose_precision
 
-from bench.gpu import CARD_LIMITS, measure_case
+from bench.gpu import CARD_LIMITS, measure_case, measure_transformers
 from bench.random_engine import make_model
 from bench.record import ROOT
 from bench.shape import MINI
@@ -27,6 +27,15 @@ def test_a_case_has_all_that_is_promised(precision: str) -> None:
     assert told["streams"].keys() == {"1", "2"} and told["is_recorded"] is False
     assert all(share > 0 for share in told["shares"].values())
     assert len(told["streams"]["2"]["ttft_s"]) == 2
+
+
+def test_transformers_is_measured_beside_it_in_the_same_terms() -> None:
+    told = measure_transformers(MINI, CPU, [1, 2])
+
+    assert told.keys() == {"1", "2"}
+    for each in told.values():
+        assert each.keys() == {"ttft_s", "decode_step_s", "output_tokens_per_s", "wall_s"}
+        assert min(each["ttft_s"], each["output_tokens_per_s"], each["wall_s"]) > 0
 
 
 @torch.inference_mode()

@@ -152,7 +152,19 @@ def test_base_images_are_pinned_and_the_last_stage_has_no_build_tools(path: Path
     for base in bases:
         assert re.match(r"FROM python:\d+\.\d+\.\d+-slim-\w+( AS build)?$", base), base
     final = _final_stage(path)
-    assert not any("pip install" in line or "apt-get" in line for line in final)
+    assert not any("pip install" in line for line in final)
+    assert path.name == "Dockerfile.worker-cuda" or not any("apt-get" in line for line in final)
+
+
+def test_the_gpu_image_has_what_triton_wants_to_launch_a_kernel_and_nothing_else() -> None:
+    final = _final_stage(ROOT / "deploy" / "Dockerfile.worker-cuda")
+    (installed,) = [line for line in final if "apt-get" in line]
+    assert re.search(
+        r"install -y --no-install-recommends gcc libc6-dev +&& rm -rf /var/lib/apt/lists", installed
+    )
+    assert any("TRITON_CACHE_DIR=/cache/triton" in line for line in final)
+    worker = _compose(ROOT / "deploy" / "compose.gpu.yaml")["services"]["worker"]
+    assert worker["volumes"] == ["kernels:/cache"]
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)

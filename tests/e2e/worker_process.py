@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from llava_wire import Message
 from llava_worker.detokenizer import Detokenizer
 from llava_worker.echo import EchoEngine
@@ -33,6 +34,11 @@ class WorkerProcess:
     @property
     def log(self) -> str:
         return self._log.read_text()
+
+    @property
+    def children(self) -> list[int]:
+        """Processes that it started, by id."""
+        return [child.pid for child in psutil.Process(self._process.pid).children()]
 
     @property
     def status(self) -> int | None:

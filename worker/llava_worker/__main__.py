@@ -1,6 +1,7 @@
 """``python -m llava_worker``: one worker, until SIGTERM or Ctrl-C. A second signal ends it at once.
 
-Exit status: 0 drained, 1 could not start, 2 wrong settings, 69 no queue, 70 the engine failed.
+Exit status: 0 drained, 1 could not start, 2 wrong settings, 69 no queue, 70 the engine or one of
+its ranks failed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import threading
 from llava_wire import JobConsumer, QueueUnavailable
 
 from llava_worker.engine_thread import EXIT_BROKEN
+from llava_worker.gpu_health import tell_health
 from llava_worker.settings import Settings, load_settings
 from llava_worker.startup import Model, StartupError, open_model
 from llava_worker.worker import Worker
@@ -37,10 +39,13 @@ def main() -> int:
         logger.error("%s", error)
         return _EXIT_NO_START
     try:
-        return asyncio.run(_serve(settings, model))
+        status = asyncio.run(_serve(settings, model))
     except Exception:
         logger.critical("the worker has a defect and ends", exc_info=True)
         return EXIT_BROKEN
+    if status == EXIT_BROKEN and model.heartbeat.device.startswith("cuda"):
+        logger.critical("after this failure: %s", tell_health())
+    return status
 
 
 async def _serve(settings: Settings, model: Model) -> int:

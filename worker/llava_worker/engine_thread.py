@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias
 
 from llava_worker.engine import EngineStats, Sequence, SequenceRefused, StepOutput
 
-__all__ = ["EXIT_BROKEN", "Engine", "EngineThread", "News", "Refusal"]
+__all__ = ["EXIT_BROKEN", "Engine", "EngineThread", "News", "Refusal", "end_process"]
 
 EXIT_BROKEN = 70  # sysexits' EX_SOFTWARE: the engine failed or hangs; a supervisor should start a new process
 
@@ -83,7 +83,7 @@ class EngineThread:
         self._engine = engine
         self._on_news = on_news
         self._on_failure = on_failure
-        self._on_hang = on_hang or _end_process
+        self._on_hang = on_hang or end_process
         self._hang_timeout_s = hang_timeout_s
         self._inbox: queue.SimpleQueue[Sequence | _Abort | None] = queue.SimpleQueue()
         self._step_began: float | None = None
@@ -163,6 +163,7 @@ class EngineThread:
                 return
 
 
-def _end_process() -> None:
+def end_process() -> None:
+    """At once, as broken: what the process holds goes on elsewhere."""
     logging.shutdown()
     os._exit(EXIT_BROKEN)

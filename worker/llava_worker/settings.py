@@ -58,6 +58,9 @@ class Settings(BaseSettings):
         "auto", description="Number format; on a GPU int8 and int4 need bitsandbytes, w4a16 is for GPUs."
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="GPUs that share one model, from the device on; on a CPU processes."
+    )
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; else one a core.")
     max_num_sequences: int = Field(16, ge=1, le=1024, description="Answers computed at once.")
     kv_cache_mb: int | None = Field(

@@ -19,7 +19,7 @@ from llava_wire import Heartbeat, ImageSpec
 
 from llava_worker.echo import EchoEngine
 from llava_worker.engine.clock import StepClock
-from llava_worker.engine_thread import Engine
+from llava_worker.engine_thread import Engine, end_process
 from llava_worker.load_progress import LoadProgress
 from llava_worker.prompt import PromptBuilder
 from llava_worker.settings import Settings
@@ -122,6 +122,8 @@ def _open_folder(folder: Path, settings: Settings) -> Model:
             is_recording=settings.cuda_graphs == "auto",
             vision_cache_bytes=settings.vision_cache_mb << 20,
             num_threads=settings.threads,
+            tensor_parallel=settings.tensor_parallel,
+            on_lost_rank=end_process,
             vision_tower=_find_folder(settings.vision_tower) if settings.vision_tower else None,
             base=base,
             allow_pickle=settings.allow_pickle,

@@ -18,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from llava_worker.model.triton_kernels import int4_linear, paged_attention
+from llava_worker.model.triton_rows import rms_norm, rotate, silu_gate
 
 def compile(kernel, types, constants, capability):
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
@@ -46,6 +47,17 @@ attention("fp16", 90, 16, 64, 64, 4096)
 attention("fp32", 80, 1, 16, 32, 0)
 linear("fp16", 80, 16, 32)
 linear("bf16", 90, 64, 128)
+
+def rows(dtype, capability):
+    kind = "*" + dtype
+    norm = dict.fromkeys(("out", "total", "x", "more", "weight"), kind) | {"size": "i32", "eps": "fp32"}
+    compile(rms_norm, norm, dict(HAS_MORE=True, N=8192), capability)
+    compile(silu_gate, {"out": kind, "x": kind, "size": "i32"}, dict(N=1024), capability)
+    turned = dict.fromkeys(("out", "x", "cos", "sin"), kind) | {"x_stride": "i32"}
+    compile(rotate, turned, dict(HEADS=40, HALF=64, H=64, N=64), capability)
+
+rows("fp16", 80)
+rows("bf16", 90)
 """
 
 
@@ -66,5 +78,10 @@ def test_they_compile_for_ampere_and_hopper_and_use_their_tensor_cores(tmp_path:
         ["paged_attention", "80", "True", "False"],  # fp32 is not rounded for them
         ["int4_linear", "80", "True", "True"],
         ["int4_linear", "90", "True", "True"],
+        *[
+            [name, capability, "True", "False"]
+            for capability in ("80", "90")
+            for name in ("rms_norm", "silu_gate", "rotate")
+        ],
     ]
     assert max(int(line[4]) for line in told) <= 96 << 10  # bytes on the chip that every such card has

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import torch
 from llava_worker.engine.cache_size import CacheShape, plan_cache, settle_cache
 from llava_worker.engine.drafter import PromptLookup
 from llava_worker.engine.engine import Engine
+from llava_worker.engine.folders import Folders, choose_device, read_folders
+from llava_worker.engine.model_info import ModelInfo
+from llava_worker.engine.rank_group import RankGroup, Setup
 from llava_worker.engine.runner import ModelRunner
 from llava_worker.engine.vision_cache import VisionCache
 from llava_worker.engine.warmup import warm_up
@@ -21,15 +25,13 @@ from llava_worker.model.config import (
     CheckpointError,
     ImageConfig,
     ModelConfig,
-    read_config,
     read_eos_ids,
-    read_image_config,
 )
 from llava_worker.model.decode_graphs import record_decoding
 from llava_worker.model.llava import Llava
 from llava_worker.model.memory import WORKING_BYTES, available_bytes, require_memory, weight_bytes
-from llava_worker.model.picture import Fit, Resolution
 from llava_worker.model.precision import Precision, choose_precision
+from llava_worker.model.tensor_parallel import ALONE, TensorParallel
 from llava_worker.model.weights import Progress, load_weights
 
 __all__ = ["CheckpointError", "ModelInfo", "load_engine"]
@@ -38,30 +40,6 @@ __all__ = ["CheckpointError", "ModelInfo", "load_engine"]
 SMALL_BYTES = 256 << 20
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What the outside must know of a model to write prompts and fit pictures for it.
-
-    ``context_length`` is what the engine takes, which a small KV cache makes less than the model could.
-    """
-
-    name: str  # the folder's
-    image_side: int  # pixels
-    fit: Fit
-    background: tuple[int, int, int]
-    tokens_per_tile: int
-    image_token_id: int
-    context_length: int
-    vocab_size: int
-    eos_ids: frozenset[int]
-    precision: str
-    device: str
-    grid: tuple[Resolution, ...] = ()  # (width, height) in pixels; fits "anyres" and "hd" have one
-    has_image_marks: bool = False  # the prompt has <im_start> and <im_end> around a picture
-    weights_s: float = 0.0  # how long loading them took
-    warmup_s: float = 0.0  # and the first steps
 
 
 def load_engine(
@@ -78,6 +56,8 @@ def load_engine(
     vision_cache_bytes: int = 256 << 20,
     block_size: int | None = None,
     num_threads: int | None = None,
+    tensor_parallel: int = 1,
+    on_lost_rank: Callable[[], None] = lambda: None,
     vision_tower: str | Path | None = None,
     base: str | Path | None = None,
     allow_pickle: bool = False,
@@ -88,21 +68,21 @@ def load_engine(
     ``precision`` is auto, fp32, bf16, fp16, int8 or int4; ``device`` auto or a torch device. The KV cache
     takes at most ``kv_cache_bytes`` (None: a share of what is free beside the weights), no more than
     ``max_num_sequences`` full contexts need, and no more than the largest step leaves, which is found by
-    making it. ``kv_cache_dtype`` is auto, the precision's own, or int8. ``block_size`` is the cache's, None
-    what its attention wants. ``is_speculating`` lets answers be guessed ahead where that pays,
-    ``is_recording`` decoding be recorded on a GPU. Sets torch's threads if told to.
+    making it. ``kv_cache_dtype`` is auto, the precision's own, or int8; ``block_size`` None is what attention
+    wants. ``is_speculating`` guesses answers ahead where that pays, ``is_recording`` records decoding on a
+    GPU. ``tensor_parallel`` ranks share the decoder; ``on_lost_rank`` is called by a thread if one ends.
 
     Raises CheckpointError for a folder that can't be served, ValueError for a wrong setting, and of these
     MemoryShort if the model does not fit, before anything is loaded where that can be known, and WarmupError
     if it fails at its first step.
     """
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+    _set_threads(num_threads, tensor_parallel)
     memory = _Memory(kv_cache_bytes, kv_cache_dtype, vision_cache_bytes)
-    bounds = _Bounds(max_num_sequences, max_batch_tokens, memory, is_recording)
-    plan = _Plan.of(_Folders.of(folder, vision_tower, base), precision, device, bounds, block_size)
+    bounds = _Bounds(max_num_sequences, max_batch_tokens, memory, is_recording, tensor_parallel)
+    plan = _Plan.of(Folders.of(folder, vision_tower, base), precision, device, bounds, block_size)
     watch = _Stopwatch()
-    model = Llava(plan.config, plan.image, precision=plan.precision, device=plan.device)
+    ranks = ALONE if tensor_parallel == 1 else _start_ranks(plan, bounds, allow_pickle, on_lost_rank)
+    model = Llava(plan.config, plan.image, precision=plan.precision, device=plan.device, ranks=ranks)
     load_weights(
         model,
         plan.files.folder,
@@ -113,7 +93,6 @@ def load_engine(
     )
     weights_s = watch.lap()
     runner, info = _prepare(model, plan, bounds)
-    warmup_s = watch.lap()
     engine = Engine(
         runner,
         eos_ids=info.eos_ids,
@@ -122,7 +101,7 @@ def load_engine(
         max_batch_tokens=max_batch_tokens,
         drafter=PromptLookup() if is_speculating else None,
     )
-    return engine, replace(info, weights_s=weights_s, warmup_s=warmup_s)
+    return engine, replace(info, weights_s=weights_s, warmup_s=watch.lap())
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +121,15 @@ class _Bounds:
     max_batch_tokens: int
     memory: _Memory
     is_recording: bool
+    num_ranks: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """Everything that is decided before the model is loaded."""
 
-    files: _Folders
-    config: ModelConfig
+    files: Folders
+    config: ModelConfig  # a rank's share
     image: ImageConfig
     precision: Precision
     device: torch.device
@@ -158,12 +138,15 @@ class _Plan:
 
     @classmethod
     def of(
-        cls, files: _Folders, precision: str, device: str, bounds: _Bounds, block_size: int | None
+        cls, files: Folders, precision: str, device: str, bounds: _Bounds, block_size: int | None
     ) -> _Plan:
-        where = _choose_device(device)
-        config, image = _read(files)
+        where = choose_device(device, bounds.num_ranks)
+        config, image = read_folders(files)
         is_small = weight_bytes(config, image, "fp32") <= SMALL_BYTES
         number_format = choose_precision(precision, where, is_small=is_small)
+        if bounds.num_ranks > 1:
+            number_format.require_dividable()
+            config = config.share_of(bounds.num_ranks)
         backend = choose_backend(number_format, config.text_config, where)
         cache = plan_cache(
             config,
@@ -171,7 +154,7 @@ class _Plan:
             kv_cache_dtype=bounds.memory.kv_cache_dtype,
             device=where,
             max_bytes=bounds.memory.kv_cache_bytes,
-            free_bytes=_free_beside_weights(config, image, number_format, where),
+            free_bytes=_free_beside_weights(config, image, number_format, where, bounds.num_ranks),
             block_size=block_size or backend.block_size,
             max_num_sequences=bounds.max_num_sequences,
         )
@@ -184,7 +167,10 @@ def _prepare(model: Llava, plan: _Plan, bounds: _Bounds) -> tuple[ModelRunner, M
     shape = _settle(model, plan, bounds)
     info, cache = _describe(plan, shape), shape.make(plan.device)
     runner = ModelRunner(model, cache, plan.backend, VisionCache(bounds.memory.vision_cache_bytes))
-    if bounds.is_recording and plan.device.type == "cuda" and plan.precision.is_recordable:
+    is_recordable = (
+        plan.precision.is_recordable and bounds.num_ranks == 1
+    )  # followers would have to replay, too
+    if bounds.is_recording and plan.device.type == "cuda" and is_recordable:
         most = bounds.max_num_sequences
         runner.graphs = record_decoding(
             model, cache, plan.backend, max_rows=most, context_length=info.context_length
@@ -203,7 +189,7 @@ def _settle(model: Llava, plan: _Plan, bounds: _Bounds) -> CacheShape:
     )
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()  # what the steps gave back to torch is free for the cache
-    free = available_bytes(plan.device)
+    free = _free_of_rank(plan.device, bounds.num_ranks)
     taken = step.num_bytes + bounds.memory.vision_cache_bytes + WORKING_BYTES
     shape = settle_cache(plan.cache, plan.config, left_bytes=None if free is None else free - taken)
     logger.info(
@@ -217,6 +203,37 @@ def _settle(model: Llava, plan: _Plan, bounds: _Bounds) -> CacheShape:
         "int8" if bounds.memory.kv_cache_dtype == "int8" else plan.precision.name,
     )
     return shape
+
+
+def _start_ranks(
+    plan: _Plan, bounds: _Bounds, allow_pickle: bool, on_lost: Callable[[], None]
+) -> TensorParallel:
+    files = plan.files
+    setup = Setup(
+        index=0,
+        size=bounds.num_ranks,
+        port=0,
+        device=str(plan.device),
+        precision=plan.precision.name,
+        attention=plan.backend.name,
+        kv_cache_dtype=bounds.memory.kv_cache_dtype,
+        folder=str(files.folder),
+        config_folder=str(files.config),
+        vision_tower=str(files.vision_tower) if files.vision_tower else None,
+        base=str(files.base) if files.base else None,
+        allow_pickle=allow_pickle,
+        num_threads=torch.get_num_threads(),
+        log_level=logging.getLogger().getEffectiveLevel(),
+    )
+    return RankGroup.start(setup, on_lost).ranks
+
+
+def _set_threads(num: int | None, num_ranks: int) -> None:
+    """Ranks on one CPU share its cores."""
+    if num is None and num_ranks > 1:
+        num = max(1, torch.get_num_threads() // num_ranks)
+    if num is not None:
+        torch.set_num_threads(num)
 
 
 def _describe(plan: _Plan, shape: CacheShape) -> ModelInfo:
@@ -239,47 +256,19 @@ def _describe(plan: _Plan, shape: CacheShape) -> ModelInfo:
     )
 
 
-def _read(files: _Folders) -> tuple[ModelConfig, ImageConfig]:
-    config = read_config(files.config, files.vision_tower)
-    return config, read_image_config(files.config, files.vision_tower, vision=config.vision_config)
-
-
 def _free_beside_weights(
-    config: ModelConfig, image: ImageConfig, precision: Precision, device: torch.device
+    config: ModelConfig, image: ImageConfig, precision: Precision, device: torch.device, num_ranks: int
 ) -> int | None:
     """Bytes; None where nobody can tell. Raises MemoryShort if there are none."""
     require_memory(config, image, precision=precision.name, device=device, cache_bytes=0)
-    free = available_bytes(device)
+    free = _free_of_rank(device, num_ranks)
     return None if free is None else free - weight_bytes(config, image, precision.name, device)
 
 
-def _choose_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        logger.info("device auto: %s", name)
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device is {name!r}, which torch does not know: use auto, cpu or cuda:0") from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Folders:
-    """Where the parts of a checkpoint are. ``config`` is the one whose config.json describes the model."""
-
-    folder: Path
-    config: Path
-    vision_tower: Path | None
-    base: Path | None
-
-    @classmethod
-    def of(cls, folder: str | Path, vision_tower: str | Path | None, base: str | Path | None) -> _Folders:
-        folder, tower = Path(folder), Path(vision_tower) if vision_tower else None
-        if base is None:
-            return cls(folder, folder, tower, None)
-        # Adapters made by the original describe the whole model; others only themselves.
-        has_config = (folder / "config.json").is_file()
-        return cls(folder, folder if has_config else Path(base), tower, Path(base))
+def _free_of_rank(device: torch.device, num_ranks: int) -> int | None:
+    """A CPU's memory is all ranks', a GPU's is one's."""
+    free = available_bytes(device)
+    return free if free is None or device.type == "cuda" else free // num_ranks
 
 
 def _background(image: ImageConfig) -> tuple[int, int, int]:

@@ -72,6 +72,7 @@ class ModelRunner:
         self._backend = backend
         self._pictures = model.config.picture_layout()
         self._masks = MaskMaker()
+        model.ranks.tell_cache(cache.num_blocks, cache.block_size)
 
     @torch.inference_mode()
     def copy(self, copies: Items[BlockCopy]) -> None:
@@ -80,6 +81,7 @@ class ModelRunner:
             for copy in copies:
                 rows = torch.arange(copy.num_rows, device=self.model.device)
                 first, target = (block * self.cache.block_size for block in (copy.source, copy.destination))
+                self.model.ranks.tell_copy(first, target, copy.num_rows)
                 self.cache.copy_rows(first + rows, target + rows)
 
     @torch.inference_mode()
@@ -125,7 +127,9 @@ class ModelRunner:
             with self.clock("encode"):
                 self._place_pictures(x, batch.placements)
         with self.clock("forward"):
-            hidden = self.model(x, batch.positions, self._backend.plan(batch.rows, self.cache))
+            self.model.ranks.tell_step(x, batch.positions, batch.rows)
+            with self.model.ranks.in_step():
+                hidden = self.model(x, batch.positions, self._backend.plan(batch.rows, self.cache))
             return self.model.logits(hidden[batch.sampled_rows]) if batch.sampled else hidden[:0]
 
     def forget(self, sequence: Sequence) -> None:

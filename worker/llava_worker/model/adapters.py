@@ -45,9 +45,9 @@ class LowRank:
         """Of the matrix it is made for."""
         return (self.b.shape[0], self.a.shape[1])
 
-    def add_to(self, rows: Tensor, start: int) -> Tensor:
-        """Rows [start, start + len(rows)) of the matrix, merged, in fp32."""
-        a = self.a.read(0, self.a.shape[0]).float()
+    def add_to(self, rows: Tensor, start: int, columns: tuple[int, int] | None = None) -> Tensor:
+        """Rows [start, start + len(rows)) of the matrix, or ``columns`` of them, merged, in fp32."""
+        a = self.a.read(0, self.a.shape[0], columns).float()
         b = self.b.read(start, start + len(rows)).float()
         return torch.addmm(rows.float(), b, a, alpha=self.scale)
 

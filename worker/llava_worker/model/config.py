@@ -104,6 +104,10 @@ class ModelConfig(ConfigPart):
             values.setdefault("image_token_index", values.pop("image_token_id"))
         return values
 
+    def share_of(self, num_ranks: int) -> ModelConfig:
+        """The same with a rank's share of the decoder. Raises ValueError where it cannot be divided."""
+        return self.model_copy(update={"text_config": self.text_config.share_of(num_ranks)})
+
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
         num_layers = self.vision_config.num_hidden_layers

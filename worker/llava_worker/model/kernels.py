@@ -70,6 +70,11 @@ class Kernels(ABC):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [..., size] over the root of its mean square, rounded to x's dtype, times weight [size]."""
 
+    def add_rms_norm(self, x: Tensor, more: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """x + more, and `rms_norm` of that."""
+        total = x + more
+        return total, self.rms_norm(total, weight, eps)
+
     @abstractmethod
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Turn pairs (x[i], x[i + half]) of x [tokens, heads, 2 * half]; cos and sin [tokens, 1, half]."""

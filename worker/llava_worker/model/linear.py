@@ -15,23 +15,43 @@ from torch import Tensor, nn
 
 from llava_worker.model.kernels import Kernels
 
-__all__ = ["DenseLinear", "Linear", "LinearShape"]
+__all__ = ["WHOLE", "DenseLinear", "Linear", "LinearShape", "Portion"]
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """The one of ``num`` equal portions, along one side of a stored matrix, that is kept here."""
+
+    index: int = 0
+    num: int = 1
+
+    def first(self, width: int) -> int:
+        """Where it begins in the stored matrix; ``width`` is the portion's own."""
+        return self.index * width
+
+
+WHOLE = Portion()
 
 
 @dataclass(frozen=True, slots=True)
 class LinearShape:
     """``parts`` names what is fused, in the order of the output, with each part's width.
 
-    A plain layer has one part with the empty name.
+    A plain layer has one part with the empty name. Widths are of what is kept: a file that holds the whole
+    of each part has ``rows.num`` times the outputs and ``columns.num`` times the inputs.
     """
 
     in_features: int
     parts: Mapping[str, int]
     has_bias: bool = False
+    rows: Portion = WHOLE
+    columns: Portion = WHOLE
 
     @classmethod
-    def plain(cls, in_features: int, out_features: int, *, has_bias: bool = False) -> LinearShape:
-        return cls(in_features, {"": out_features}, has_bias)
+    def plain(
+        cls, in_features: int, out_features: int, *, has_bias: bool = False, columns: Portion = WHOLE
+    ) -> LinearShape:
+        return cls(in_features, {"": out_features}, has_bias, columns=columns)
 
     @property
     def out_features(self) -> int:

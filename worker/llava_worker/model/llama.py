@@ -17,20 +17,29 @@ from llava_worker.model.embedding import Embedding
 from llava_worker.model.linear import LinearShape
 from llava_worker.model.precision import Precision
 from llava_worker.model.rotary import Rotary, Rotation
+from llava_worker.model.tensor_parallel import ALONE, TensorParallel
 
 __all__ = ["LlamaDecoder", "RMSNorm"]
 
 
 class LlamaDecoder(nn.Module):
-    """Embeddings in, final hidden states out."""
+    """Embeddings in, final hidden states out. ``config`` is a rank's share; the first rank alone embeds."""
 
-    def __init__(self, config: TextConfig, *, precision: Precision, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        precision: Precision,
+        device: torch.device,
+        ranks: TensorParallel = ALONE,
+    ) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(
-            config.vocab_size, config.hidden_size, dtype=precision.dtype, device=device
-        )
+        if ranks.is_first:
+            self.embed_tokens = Embedding(
+                config.vocab_size, config.hidden_size, dtype=precision.dtype, device=device
+            )
         self.layers = nn.ModuleList(
-            [_Layer(config, index, precision, device) for index in range(config.num_hidden_layers)]
+            [_Layer(config, index, precision, device, ranks) for index in range(config.num_hidden_layers)]
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, precision, device)
         self.rotary = Rotary(config, precision.kernels, device)
@@ -40,28 +49,48 @@ class LlamaDecoder(nn.Module):
 
     def __call__(self, x: Tensor, positions: Tensor, attention: AttentionPlan) -> Tensor:
         rotation = self.rotary.at(positions, x.dtype)
+        more: Tensor | None = None  # what the layer before adds to x: the next norm does it in the same pass
         for layer in self.layers:
-            x = layer(x, rotation, attention)
-        return self.norm(x)
+            x, more = layer(x, more, rotation, attention)
+        return self.norm(x, more)[1]
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: TextConfig, index: int, precision: Precision, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TextConfig,
+        index: int,
+        precision: Precision,
+        device: torch.device,
+        ranks: TensorParallel,
+    ) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm(size, eps, precision, device)
-        self.self_attn = _Attention(config, index, precision, device)
+        self.self_attn = _Attention(config, index, precision, device, ranks)
         self.post_attention_layernorm = RMSNorm(size, eps, precision, device)
-        self.mlp = _Mlp(config, precision, device)
+        self.mlp = _Mlp(config, precision, device, ranks)
 
-    def __call__(self, x: Tensor, rotation: Rotation, attention: AttentionPlan) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, attention)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def __call__(
+        self, x: Tensor, more: Tensor | None, rotation: Rotation, attention: AttentionPlan
+    ) -> tuple[Tensor, Tensor]:
+        """x + more is what comes in; the sum of the two returned is what goes out."""
+        x, normed = self.input_layernorm(x, more)
+        x, normed = self.post_attention_layernorm(x, self.self_attn(normed, rotation, attention))
+        return x, self.mlp(normed)
 
 
 class _Attention(nn.Module):
-    def __init__(self, config: TextConfig, index: int, precision: Precision, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TextConfig,
+        index: int,
+        precision: Precision,
+        device: torch.device,
+        ranks: TensorParallel,
+    ) -> None:
         super().__init__()
+        self._ranks = ranks
         self._index = index
         self._head_dim = config.head_dim
         self._window = config.windows[index]
@@ -72,8 +101,10 @@ class _Attention(nn.Module):
             config.hidden_size,
             {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size},
             has_bias=config.has_qkv_bias,
+            rows=ranks.portion,
         )
-        o = LinearShape.plain(q_size, config.hidden_size, has_bias=config.attention_bias)
+        has_bias = config.attention_bias and ranks.is_first  # added once
+        o = LinearShape.plain(q_size, config.hidden_size, has_bias=has_bias, columns=ranks.portion)
         self.qkv_proj = precision.linear(qkv, device, "decoder")
         self.o_proj = precision.linear(o, device, "decoder")
 
@@ -81,21 +112,24 @@ class _Attention(nn.Module):
         parts = torch.split(self.qkv_proj(x), self._sizes, dim=-1)
         q, k, v = (part.view(len(x), -1, self._head_dim) for part in parts)  # [tokens, heads, head_dim]
         out = attention.attend(self._index, rotation.turn(q), rotation.turn(k), v, window=self._window)
-        return self.o_proj(out.flatten(1))
+        return self._ranks.sum(self.o_proj(out.flatten(1)))
 
 
 class _Mlp(nn.Module):
-    def __init__(self, config: TextConfig, precision: Precision, device: torch.device) -> None:
+    def __init__(
+        self, config: TextConfig, precision: Precision, device: torch.device, ranks: TensorParallel
+    ) -> None:
         super().__init__()
-        size, inner = config.hidden_size, config.intermediate_size
-        gate_up = LinearShape(size, {"gate_proj": inner, "up_proj": inner}, has_bias=config.mlp_bias)
-        down = LinearShape.plain(inner, size, has_bias=config.mlp_bias)
+        self._ranks = ranks
+        size, inner, has_bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        gate_up = LinearShape(size, {"gate_proj": inner, "up_proj": inner}, has_bias, rows=ranks.portion)
+        down = LinearShape.plain(inner, size, has_bias=has_bias and ranks.is_first, columns=ranks.portion)
         self.gate_up_proj = precision.linear(gate_up, device, "decoder")
         self.down_proj = precision.linear(down, device, "decoder")
         self._gate = gate(config.hidden_act, precision.kernels)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.down_proj(self._gate(self.gate_up_proj(x)))
+        return self._ranks.sum(self.down_proj(self._gate(self.gate_up_proj(x))))
 
 
 class RMSNorm(nn.Module):
@@ -108,5 +142,8 @@ class RMSNorm(nn.Module):
         self._eps = eps
         self._kernels = precision.kernels
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._kernels.rms_norm(x, self.weight, self._eps)
+    def __call__(self, x: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + more, or x alone, and its norm."""
+        if more is None:
+            return x, self._kernels.rms_norm(x, self.weight, self._eps)
+        return self._kernels.add_rms_norm(x, more, self.weight, self._eps)

@@ -14,6 +14,7 @@ from llava_worker.model.linear import Linear, LinearShape
 from llava_worker.model.llama import LlamaDecoder
 from llava_worker.model.picture import PicturePlan
 from llava_worker.model.precision import Precision
+from llava_worker.model.tensor_parallel import ALONE, TensorParallel
 from llava_worker.model.vision import VisionTower
 
 __all__ = ["Llava"]
@@ -23,14 +24,22 @@ class Llava(nn.Module):
     """Tower, projector and decoder; made with undefined weights, which ``weights.load_weights`` fills.
 
     A step is `encode` and `assemble` for pictures not seen before, `embed`, features put over the
-    placeholders' rows, a call, then `logits` of the rows where a token is to be chosen.
+    placeholders' rows, a call, then `logits` of the rows where a token is to be chosen. Of several ``ranks``
+    this is the first, and ``config`` its share: the others have a part of the decoder's layers and no more.
     """
 
     def __init__(
-        self, config: ModelConfig, image: ImageConfig, *, precision: Precision, device: torch.device
+        self,
+        config: ModelConfig,
+        image: ImageConfig,
+        *,
+        precision: Precision,
+        device: torch.device,
+        ranks: TensorParallel = ALONE,
     ) -> None:
         super().__init__()
         self.config = config
+        self.ranks = ranks
         self.dtype = precision.dtype
         self.device = device
         text = config.text_config
@@ -38,7 +47,7 @@ class Llava(nn.Module):
             config.vision_config, config.feature_layers, precision=precision, device=device
         )
         self.multi_modal_projector = _Projector(config, precision, device)
-        self.language_model = LlamaDecoder(text, precision=precision, device=device)
+        self.language_model = LlamaDecoder(text, precision=precision, device=device, ranks=ranks)
         self.lm_head = self._head(precision)
         if config.has_newline:
             newline = torch.empty(text.hidden_size, dtype=precision.dtype, device=device)

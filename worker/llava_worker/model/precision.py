@@ -11,6 +11,7 @@ import torch
 
 from llava_worker.model.bnb import Bnb4Linear, Bnb8Linear, has_bitsandbytes, require_bitsandbytes
 from llava_worker.model.cpu.native import native_kernels
+from llava_worker.model.fused_kernels import choose_kernels
 from llava_worker.model.kernels import Kernels
 from llava_worker.model.linear import DenseLinear, Linear, LinearShape
 from llava_worker.model.quantized import QuantizedLinear
@@ -44,7 +45,8 @@ PRECISIONS = (*_DTYPES, *_GPU_BITS)
 class Precision:
     """``dtype`` is that of activations, KV cache and every weight that is not in fewer bits.
 
-    ``is_bitsandbytes``: who keeps the weights in fewer bits, that library or our kernels.
+    ``is_bitsandbytes``: who keeps the weights in fewer bits, that library or our kernels: ``weight_kernels``
+    where they are not the ``kernels`` that do everything else.
     """
 
     name: str
@@ -52,11 +54,20 @@ class Precision:
     kernels: Kernels = field(default_factory=TorchKernels)
     bits: Mapping[Role, int] = field(default_factory=dict)  # without a role: kept in ``dtype``
     is_bitsandbytes: bool = False
+    weight_kernels: Kernels | None = None
 
     @property
     def is_recordable(self) -> bool:
         """Whether a step never waits for the device, as LLM.int8() does to find a row's outliers."""
         return not (self.is_bitsandbytes and 8 in self.bits.values())
+
+    def require_dividable(self) -> None:
+        """Raises ValueError where weights are in fewer bits: groups with one scale would be cut apart."""
+        if self.bits:
+            raise ValueError(
+                f"precision {self.name} cannot be divided over several ranks: use one of "
+                f"{', '.join(_DTYPES)}, or tensor_parallel 1"
+            )
 
     def linear(self, shape: LinearShape, device: torch.device, role: Role) -> Linear:
         """A linear layer without values yet, in this precision's weight format."""
@@ -65,7 +76,8 @@ class Precision:
                 return Bnb8Linear(shape, device=device)
             return Bnb4Linear(shape, dtype=self.dtype, device=device)
         if role in self.bits:
-            return QuantizedLinear(shape, bits=self.bits[role], kernels=self.kernels, device=device)
+            kernels = self.weight_kernels or self.kernels
+            return QuantizedLinear(shape, bits=self.bits[role], kernels=kernels, device=device)
         return self.dense(shape, device)
 
     def dense(self, shape: LinearShape, device: torch.device) -> DenseLinear:
@@ -95,7 +107,7 @@ def choose_precision(name: str, device: torch.device, *, is_small: bool = False)
         return Precision(name, dtype, _kernels(device), _BITS[name])
     if name == "bf16":
         return Precision(name, torch.bfloat16, _kernels(device))
-    return Precision(name, _DTYPES[name])
+    return Precision(name, _DTYPES[name], choose_kernels(_DTYPES[name], device))
 
 
 def precisions_on(device: torch.device) -> tuple[str, ...]:
@@ -110,14 +122,15 @@ def precisions_on(device: torch.device) -> tuple[str, ...]:
 def _on_gpu(name: str, device: torch.device) -> Precision:
     dtype = _DTYPES[_best_for(device, is_small=False)[0]]
     if name == "w4a16":
-        return Precision(name, dtype, TritonLinearKernels(), _GPU_BITS[name])
+        packed = TritonLinearKernels()
+        return Precision(name, dtype, choose_kernels(dtype, device), _GPU_BITS[name], weight_kernels=packed)
     require_bitsandbytes(name)
-    return Precision(name, dtype, bits=_GPU_BITS[name], is_bitsandbytes=True)
+    return Precision(name, dtype, choose_kernels(dtype, device), _GPU_BITS[name], is_bitsandbytes=True)
 
 
 def _kernels(device: torch.device) -> Kernels:
     native = native_kernels() if device.type == "cpu" else None
-    return native or TorchKernels()
+    return native or choose_kernels(torch.bfloat16, device)
 
 
 def _best_for(device: torch.device, is_small: bool) -> tuple[str, str]:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from io import RawIOBase
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,14 +44,20 @@ _DTYPES = {
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+class ReadRows(Protocol):
+    """Gives rows [start, end) along the first dimension, whole or, of a matrix, some columns of them."""
+
+    def __call__(self, start: int, end: int, columns: tuple[int, int] | None = None) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """``read(start, end)`` gives rows [start, end) along the first dimension."""
+    """``read(start, end)`` gives rows, ``read(start, end, (first, last))`` columns [first, last) of them."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    read: Callable[[int, int], Tensor]
+    read: ReadRows
 
     @property
     def num_bytes(self) -> int:
@@ -142,24 +147,34 @@ class _RowReader:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    def __call__(self, start: int, end: int) -> Tensor:
+    def __call__(self, start: int, end: int, columns: tuple[int, int] | None = None) -> Tensor:
         row_shape = self.shape[1:]
         row_bytes = math.prod(row_shape) * self.dtype.itemsize
-        rows = torch.empty(end - start, *row_shape, dtype=self.dtype)
-        buffer = memoryview(rows.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset + start * row_bytes)
-            if _fill(file, buffer) != len(buffer):
-                raise _broken(self.path, "it ended while it was read")
+        if columns is None:
+            rows = torch.empty(end - start, *row_shape, dtype=self.dtype)
+            self._read([self.offset + start * row_bytes], rows)
+            return rows
+        first, last = (column * self.dtype.itemsize for column in columns)
+        rows = torch.empty(end - start, columns[1] - columns[0], dtype=self.dtype)
+        self._read([self.offset + row * row_bytes + first for row in range(start, end)], rows)
         return rows
 
+    def _read(self, starts: list[int], target: Tensor) -> None:
+        """An equal share of the target from each place, and no others: what is not kept is not read."""
+        whole = memoryview(target.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        num_bytes = len(whole) // max(1, len(starts))
+        with self.path.open("rb", buffering=0) as file:
+            for number, start in enumerate(starts):
+                file.seek(start)
+                self._fill(file, whole[number * num_bytes : (number + 1) * num_bytes])
 
-def _fill(file: RawIOBase, buffer: memoryview) -> int:
-    """Bytes read until the buffer is full or the file ends; one read may give fewer."""
-    done = 0
-    while done < len(buffer) and (num := file.readinto(buffer[done:])):
-        done += num
-    return done
+    def _fill(self, file: FileIO, part: memoryview) -> None:
+        done = 0
+        while done < len(part):  # one read gives at most 2 GiB, and may give less
+            num = file.readinto(part[done:])
+            if not num:
+                raise _broken(self.path, "it ended while it was read")
+            done += num
 
 
 def _read_pickled(path: Path, allow_pickle: bool) -> list[StoredTensor]:
@@ -176,8 +191,12 @@ def _read_pickled(path: Path, allow_pickle: bool) -> list[StoredTensor]:
     return [StoredTensor(name, tuple(tensor.shape), tensor.dtype, _slices(tensor)) for name, tensor in items]
 
 
-def _slices(tensor: Tensor) -> Callable[[int, int], Tensor]:
-    return lambda start, end: tensor[start:end]
+def _slices(tensor: Tensor) -> ReadRows:
+    def read(start: int, end: int, columns: tuple[int, int] | None = None) -> Tensor:
+        rows = tensor[start:end]
+        return rows if columns is None else rows[:, slice(*columns)]
+
+    return read
 
 
 def _broken(path: Path, why: str) -> CheckpointError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -100,6 +101,26 @@ class TextConfig(ConfigPart):
         values.setdefault("head_dim", values.get("hidden_size", 4096) // num_heads)
         values["rope_parameters"] = _rope(values)
         return values
+
+    def share_of(self, num: int) -> TextConfig:
+        """What each of ``num`` ranks computes: its part of the heads and of the inner width.
+
+        Raises ValueError where they do not divide.
+        """
+        sizes = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        odd = [f"{name} {getattr(self, name)}" for name in sizes if getattr(self, name) % num]
+        if odd:
+            raise ValueError(
+                f"the model cannot be divided over {num} ranks: {num} does not divide {', '.join(odd)}; "
+                f"what fits is tensor_parallel {', '.join(map(str, self.divisors))}"
+            )
+        return self.model_copy(update={name: getattr(self, name) // num for name in sizes})
+
+    @property
+    def divisors(self) -> list[int]:
+        """Numbers of ranks that the decoder can be divided over."""
+        common = math.gcd(self.num_attention_heads, self.num_key_value_heads, self.intermediate_size)
+        return [num for num in range(1, common + 1) if common % num == 0]
 
     @property
     def has_qkv_bias(self) -> bool:

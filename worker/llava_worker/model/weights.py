@@ -8,6 +8,7 @@ leaves nothing behind.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,12 +39,14 @@ def load_weights(
     base: Path | None = None,
     allow_pickle: bool = False,
     on_progress: Progress | None = None,
+    is_whole: bool = True,
 ) -> None:
     """Fill every parameter of ``model`` from the files in ``folder``.
 
     ``vision_tower`` is where a tower comes from that ``folder`` lacks; ``base`` is the model that ``folder``
-    adapts, if it holds an adapter. After, each parameter was written once. Raises CheckpointError that lists
-    missing, unexpected (a second one of a name is) and wrongly shaped tensors, or names a file that is
+    adapts, if it holds an adapter. A model that is not ``is_whole`` lacks modules that the checkpoint has,
+    and their tensors are passed over. After, each parameter was written once. Raises CheckpointError that
+    lists missing, unexpected (a second one of a name is) and wrongly shaped tensors, or names a file that is
     absent, broken or, without ``allow_pickle``, pickled.
     """
     adapter = _adapter(folder, base, allow_pickle)
@@ -52,7 +55,7 @@ def load_weights(
         for path in find_weights(base or folder)
         for tensor in read_file(path, allow_pickle=allow_pickle)
     ]
-    plan = _Plan(dict(_slots(model)), adapter)
+    plan = _Plan(dict(_slots(model)), adapter, is_whole)
     plan.take(adapter.tensors, canonical)
     plan.take(main, canonical)
     if vision_tower is not None:
@@ -83,10 +86,23 @@ def _is_whole(folder: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """Where a tensor of the checkpoint goes; ``place`` copies rows there, in the target's dtype."""
+    """Where a tensor of the checkpoint goes; ``place`` copies rows there, in the target's dtype.
+
+    ``shape`` is the stored tensor's. Of it only ``num_rows`` from ``first_row`` on are wanted, and of these
+    only ``columns`` if they are given.
+    """
 
     shape: tuple[int, ...]
-    place: Callable[[int, Tensor], object]  # first row, rows
+    place: Callable[[int, Tensor], object]  # first row, counted from ``first_row``; rows
+    num_rows: int
+    first_row: int = 0
+    columns: tuple[int, int] | None = None
+
+    @property
+    def num_numbers(self) -> int:
+        """That are read."""
+        row = math.prod(self.shape[1:]) if self.columns is None else self.columns[1] - self.columns[0]
+        return self.num_rows * row
 
 
 @dataclass
@@ -95,6 +111,7 @@ class _Plan:
 
     wanted: dict[str, _Slot]
     adapter: Adapter
+    is_whole: bool = True
     _sources: dict[str, StoredTensor] = field(default_factory=dict)
     _unexpected: list[str] = field(default_factory=list)
     _wrong: list[str] = field(default_factory=list)
@@ -111,7 +128,7 @@ class _Plan:
                 if tensor.shape != self.wanted[name].shape or not tensor.is_plain:
                     shape = list(self.wanted[name].shape)
                     self._wrong.append(f"{tensor.name} is {tensor.kind}, not {shape} of floats")
-            elif name in self.wanted or not is_unneeded(name, self.wanted):
+            elif name in self.wanted or (self.is_whole and not is_unneeded(name, self.wanted)):
                 self._unexpected.append(tensor.name)
 
     def complain(self, folder: Path, *, has_tower: bool) -> None:
@@ -126,7 +143,8 @@ class _Plan:
         unmatched = sorted(
             name
             for name, low_rank in self.adapter.low_rank.items()
-            if name not in self.wanted or low_rank.shape != self.wanted[name].shape
+            if (name not in self.wanted and self.is_whole)
+            or (name in self.wanted and low_rank.shape != self.wanted[name].shape)
         )
         problems = {"missing": missing, "unexpected": self._unexpected, "wrong": self._wrong}
         problems["of an adapter for nothing"] = unmatched
@@ -135,7 +153,9 @@ class _Plan:
             raise CheckpointError(f"the weights in {folder} do not fit config.json: {'; '.join(found)}")
 
     def carry_out(self, on_progress: Progress | None) -> None:
-        total = sum(tensor.num_bytes for tensor in self._sources.values())
+        total = sum(
+            self.wanted[name].num_numbers * tensor.dtype.itemsize for name, tensor in self._sources.items()
+        )
         done = 0
         for count, (name, tensor) in enumerate(self._sources.items(), start=1):
             for num_bytes in self._place(name, tensor):
@@ -145,16 +165,19 @@ class _Plan:
 
     def _place(self, name: str, tensor: StoredTensor) -> Iterator[int]:
         """Copy a tensor into its slot; the bytes of each piece, once that is done."""
-        num_rows = tensor.shape[0]
-        step = max(1, _PIECE_BYTES * num_rows // max(1, tensor.num_bytes))
+        slot = self.wanted[name]
+        num_rows = slot.num_rows
+        step = max(1, _PIECE_BYTES * num_rows // max(1, slot.num_numbers * tensor.dtype.itemsize))
         for start in range(0, num_rows, step):
             yield self._place_piece(name, tensor, start, min(start + step, num_rows))
 
     def _place_piece(self, name: str, tensor: StoredTensor, start: int, end: int) -> int:
         # A function of its own, so that one piece is given up before the next is read.
-        rows = tensor.read(start, end)
+        slot = self.wanted[name]
+        first = slot.first_row + start
+        rows = tensor.read(first, slot.first_row + end, slot.columns)
         low_rank = self.adapter.low_rank.get(name)
-        self.wanted[name].place(start, rows if low_rank is None else low_rank.add_to(rows, start))
+        slot.place(start, rows if low_rank is None else low_rank.add_to(rows, first, slot.columns))
         return rows.nbytes
 
 
@@ -171,17 +194,20 @@ def _slots(model: nn.Module) -> Iterator[tuple[str, _Slot]]:
                 yield from _linear_slots(path, module)
             continue
         for name, tensor in parameters:
-            yield name, _Slot(tuple(tensor.shape), _rows_of(tensor.data))
+            yield name, _Slot(tuple(tensor.shape), _rows_of(tensor.data), len(tensor))
 
 
 def _linear_slots(path: str, linear: Linear) -> Iterator[tuple[str, _Slot]]:
-    parent = path.rpartition(".")[0]
+    parent, shape = path.rpartition(".")[0], linear.shape
+    size, rows, cut = shape.in_features, shape.rows, shape.columns
+    columns = None if cut.num == 1 else (cut.first(size), cut.first(size) + size)
     first = 0
-    for part, width in linear.shape.parts.items():
-        name = f"{parent}.{part}" if part else path
-        yield f"{name}.weight", _Slot((width, linear.shape.in_features), _after(first, linear.load_rows))
-        if linear.shape.has_bias:
-            yield f"{name}.bias", _Slot((width,), _after(first, linear.load_bias))
+    for part, width in shape.parts.items():
+        name, stored = f"{parent}.{part}" if part else path, width * rows.num
+        load, at = _after(first, linear.load_rows), rows.first(width)
+        yield f"{name}.weight", _Slot((stored, size * cut.num), load, width, at, columns)
+        if shape.has_bias:
+            yield f"{name}.bias", _Slot((stored,), _after(first, linear.load_bias), width, at)
         first += width
 
 

@@ -1,0 +1,123 @@
+"""What the driver says of a GPU that failed comes into the log, out of texts as it writes them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from llava_worker.gpu_health import faults_in, tell_health, xids_in
+
+# An A100 with a row that waits to be remapped, as published with its Xid 63; and what newer drivers add.
+PENDING = """
+==============NVSMI LOG==============
+
+Driver Version                            : 510.73.08
+CUDA Version                              : 11.6
+
+Attached GPUs                             : 2
+GPU 00000000:10:1C.0
+    Product Name                          : NVIDIA A100-SXM4-80GB
+    ECC Mode
+        Current                           : Enabled
+        Pending                           : Enabled
+    ECC Errors
+        Volatile
+            SRAM Correctable              : 0
+            SRAM Uncorrectable            : 0
+            DRAM Correctable              : 177
+            DRAM Uncorrectable            : 0
+        Aggregate
+            SRAM Correctable              : 0
+            SRAM Uncorrectable            : 0
+            DRAM Correctable              : 177
+            DRAM Uncorrectable            : 3
+    Retired Pages
+        Single Bit ECC                    : N/A
+        Double Bit ECC                    : N/A
+        Pending Page Blacklist            : N/A
+    Remapped Rows
+        Correctable Error                 : 1
+        Uncorrectable Error               : 0
+        Pending                           : Yes
+        Remapping Failure Occurred        : No
+        Bank Remap Availability Histogram
+            Max                           : 639 bank(s)
+            None                          : 0 bank(s)
+    Temperature
+        GPU Current Temp                  : 44 C
+GPU 00000000:10:1D.0
+    Product Name                          : NVIDIA H100 80GB HBM3
+    ECC Errors
+        Volatile
+            SRAM Uncorrectable Parity     : 0
+            SRAM Uncorrectable SEC-DED    : 2
+            DRAM Uncorrectable            : 0
+    Remapped Rows
+        Pending                           : No
+        Remapping Failure Occurred        : No
+    GPU Recovery Action                   : Reset
+"""
+WELL = PENDING.replace(": Yes", ": No").replace(": 2\n", ": 0\n").replace(": Reset", ": None")
+KERNEL = """[  12.1] NVRM: loading NVIDIA UNIX x86_64 Kernel Module
+[4711.2] NVRM: Xid (PCI:0000:10:1c): 63, pid=1896, Row Remapper: New row marked for remapping
+[4712.9] NVRM: Xid (PCI:0000:10:1d): 79, pid=1122, GPU has fallen off the bus.
+[4713.0] usb 1-1: new device
+"""
+
+
+def test_uncorrected_errors_and_what_waits_for_a_reset_are_told_of_their_gpu() -> None:
+    assert list(faults_in(PENDING)) == [
+        "GPU 00000000:10:1C.0 Remapped Rows: Pending Yes",
+        "GPU 00000000:10:1D.0 Volatile: SRAM Uncorrectable SEC-DED 2",
+        "GPU 00000000:10:1D.0: GPU Recovery Action Reset",
+    ]
+
+
+def test_corrected_errors_and_those_before_the_last_start_are_none() -> None:
+    assert list(faults_in(WELL)) == []
+
+
+def test_xids_are_told_as_the_driver_wrote_them_the_latest_only() -> None:
+    assert xids_in(KERNEL) == [
+        "Xid (PCI:0000:10:1c): 63, pid=1896, Row Remapper: New row marked for remapping",
+        "Xid (PCI:0000:10:1d): 79, pid=1122, GPU has fallen off the bus.",
+    ]
+    assert len(xids_in(KERNEL * 9)) == 5
+    assert xids_in("all is well") == []
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose programs are found first."""
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+def install(folder: Path, name: str, says: str, status: int = 0) -> None:
+    (folder / f"{name}.says").write_text(says)
+    program = folder / name
+    program.write_text(f'#!/bin/sh\ncat "$0.says"\nexit {status}\n')
+    program.chmod(0o755)
+
+
+def test_both_are_asked(programs: Path) -> None:
+    install(programs, "nvidia-smi", PENDING)
+    install(programs, "dmesg", KERNEL)
+    told = tell_health()
+    assert "Remapped Rows: Pending Yes" in told and "79, pid=1122" in told
+    assert "no fault" not in told and "cannot" not in told
+
+
+def test_a_healthy_card_is_told_as_such(programs: Path) -> None:
+    install(programs, "nvidia-smi", WELL)
+    install(programs, "dmesg", "[  12.1] all is well")
+    assert tell_health() == "nvidia-smi tells of no fault"
+
+
+def test_what_cannot_be_asked_is_told_with_where_to_look(programs: Path) -> None:
+    install(programs, "nvidia-smi", "No devices were found", status=6)
+    install(programs, "dmesg", "", status=1)
+    assert tell_health() == (
+        "nvidia-smi gives no answer; the kernel's log cannot be read here: look for Xid in dmesg on the host"
+    )
