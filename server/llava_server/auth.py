@@ -14,12 +14,13 @@ import time
 from collections.abc import Iterable
 
 from llava_wire import KeyLimits, KeyRing, QueueUnavailable
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_server.errors import ApiError
 from llava_server.replies import send_error
 
-__all__ = ["ANONYMOUS", "ApiKeys", "Authentication", "key_digest", "tenant_of"]
+__all__ = ["ANONYMOUS", "ApiKeys", "Authentication", "key_digest", "keys_in", "tenant_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +68,9 @@ class ApiKeys:
         """What the tenant may do; nothing of its own is limited for keys from the settings."""
         return self._limits.get(tenant, _NO_LIMITS)
 
-    async def tenant(self, authorization: str | None) -> str | None:
-        """The tenant behind an ``Authorization`` header, or None."""
-        scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer":
-            return None
-        digest = key_digest(key.strip())
+    async def tenant(self, key: str) -> str | None:
+        """The tenant behind a key, or None."""
+        digest = key_digest(key)
         if not self._knows(digest):
             async with self._looking:  # whoever comes meanwhile waits for the same look
                 if not self._knows(digest) and time.monotonic() - self._looked_at > _EAGER_S:
@@ -114,15 +112,37 @@ class Authentication:
             return await self._app(scope, receive, send)
         tenant: str | None = ANONYMOUS
         if self._keys.are_asked and not _is_public(scope["path"]):
-            header = dict(scope["headers"]).get(b"authorization")
-            tenant = await self._keys.tenant(header.decode("latin-1") if header else None)
-        if tenant is None:
-            error = ApiError(
-                "invalid_api_key", "a valid API key is needed: send it as 'Authorization: Bearer KEY'"
-            )
-            return await send_error(scope, send, error)
+            try:
+                tenant = await self._asking(Headers(scope=scope))
+            except ApiError as error:
+                return await send_error(scope, send, error)
         scope.setdefault("state", {})["tenant"] = tenant
         return await self._app(scope, receive, send)
+
+    async def _asking(self, headers: Headers) -> str:
+        """The tenant who sent them. Raises ApiError (401)."""
+        keys = keys_in(headers)
+        if len(keys) > 1:
+            raise ApiError(
+                "invalid_api_key",
+                "the headers Authorization and x-api-key hold different keys: send one of them, or the same",
+            )
+        tenant = await self._keys.tenant(keys.pop()) if keys else None
+        if tenant is None:
+            raise ApiError(
+                "invalid_api_key",
+                "a valid API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
+            )
+        return tenant
+
+
+def keys_in(headers: Headers) -> set[str]:
+    """The keys that a request brings: OpenAI's clients send a bearer, Anthropic's x-api-key."""
+    keys = {key.strip() for key in headers.getlist("x-api-key")}
+    for authorization in headers.getlist("authorization"):
+        scheme, _, key = authorization.partition(" ")
+        keys.add(key.strip() if scheme.lower() == "bearer" else "")
+    return keys - {""}
 
 
 def _is_public(path: str) -> bool:

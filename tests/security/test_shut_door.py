@@ -78,10 +78,40 @@ def test_with_the_key_the_same_door_opens(shut: Stack) -> None:
 @pytest.mark.parametrize(
     "headers",
     [
+        {"authorization": f"bearer  {KEY}"},
+        {"x-api-key": KEY},
+        {"x-api-key": KEY, "authorization": f"Bearer {KEY}"},
+        {"x-api-key": KEY, "authorization": "Bearer"},
+        {"x-api-key": KEY, "authorization": "Basic bm9ib2R5"},
+    ],
+)
+def test_a_key_opens_every_route_in_either_header(shut: Stack, headers: dict[str, str]) -> None:
+    for path in paths(shut):
+        for method in METHODS:
+            assert shut.http.request(method, path, headers=headers).status_code != 401, path
+
+
+@pytest.mark.parametrize("second", ["other", "x-api-key", KEY + "x"])
+def test_two_different_keys_are_refused_for_being_two(shut: Stack, second: str) -> None:
+    for bearer, own in ((KEY, second), (second, KEY)):
+        headers = {"authorization": f"Bearer {bearer}", "x-api-key": own}
+        response = shut.http.get("/v1/models", headers=headers)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (401, "invalid_api_key")
+        assert "Authorization and x-api-key hold different keys" in error["message"]
+        assert KEY not in response.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
         {"x-api-key": KEY + "x"},
         {"authorization": f"Bearer {KEY[:-1]}"},
         {"authorization": f"Bearer {KEY}\u00e9"},
         {"authorization": "Bearer"},
+        {"x-api-key": ""},
+        {"x-api-key": f"Bearer {KEY}"},
+        {"authorization": f"Basic {KEY}"},
         {"authorization": f"Bearer{KEY}"},
         {"authorization": "Bearer " + "x" * 20_000},
         {"cookie": f"key={KEY}"},

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import anthropic
 import httpx2
 import pytest
 from llava_server.auth import key_digest, tenant_of
@@ -219,3 +220,17 @@ def test_keys_known_so_far_go_on_working_without_the_ring(own_stack: OwnStack, r
     assert httpx2.get(f"{stack.server.url}/v1/models", headers=headers, timeout=30).status_code == 200
     headers = {"authorization": "Bearer unknown"}
     assert httpx2.get(f"{stack.server.url}/v1/models", headers=headers, timeout=30).status_code == 401
+
+
+def test_the_key_of_anthropics_client_opens_a_server_that_asks_for_one(own_stack: OwnStack) -> None:
+    said: list[Any] = [{"role": "user", "content": "say yes"}]
+    url = own_stack(api_keys="key-of-claude").server.url
+    with anthropic.Anthropic(base_url=url, api_key="key-of-claude", max_retries=0) as client:
+        message = client.messages.create(model=MODEL, max_tokens=9, messages=said)
+        assert message.content[0].type == "text" and message.content[0].text == "yes"
+        assert client.messages.count_tokens(model=MODEL, messages=said).input_tokens > 0
+    with (
+        anthropic.Anthropic(base_url=url, api_key="key-of-nobody", max_retries=0) as client,
+        pytest.raises(anthropic.AuthenticationError, match="x-api-key"),
+    ):
+        client.messages.create(model=MODEL, max_tokens=9, messages=said)

@@ -1,0 +1,30 @@
+"""The same with OpenAI's Responses API: python examples/openai_responses.py PICTURE QUESTION
+
+The server and the key are OpenAI's own variables: OPENAI_BASE_URL=http://127.0.0.1:8000/v1, OPENAI_API_KEY.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from pathlib import Path
+
+from openai import OpenAI
+
+picture, question = sys.argv[1:]
+url = f"data:image/png;base64,{base64.b64encode(Path(picture).read_bytes()).decode()}"
+with OpenAI() as client:
+    response = client.responses.create(
+        model=next(iter(client.models.list())).id,
+        input=[
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_image", "image_url": url, "detail": "auto"},
+                    {"type": "input_text", "text": question},
+                ],
+            }
+        ],
+        temperature=0,
+    )
+print(response.output_text)
