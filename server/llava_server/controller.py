@@ -269,6 +269,8 @@ class Controller:
                 continue
             self._answers[answer.job_id] = answer
             del self._guests[answer]
+            if events is None:
+                answer.put(ApiError("answer_cancelled", "this answer was cancelled: ask again"))
             for event in (events or [])[num_events:]:
                 answer.put(event)
             return

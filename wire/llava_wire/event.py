@@ -30,6 +30,9 @@ class ErrorCode(str, Enum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     WORKER_CRASHED = "worker_crashed"
     INTERNAL_ERROR = "internal_error"
+    # Written by no worker: a controller ends its own stream with them.
+    ANSWER_CANCELLED = "answer_cancelled"
+    STREAM_TAKEN_OVER = "stream_taken_over"
 
 
 class JobError(msgspec.Struct, frozen=True):
