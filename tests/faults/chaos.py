@@ -191,7 +191,7 @@ class Chaos:
             response = await http.send(request, stream=True)
             if response.status_code != 200:
                 error = json.loads(await response.aread())["error"]
-                # 404 to who reads on: away for longer than the grace. The request is sent again under its key.
+                # Who reads on was away for longer than the grace: the request again, under its key.
                 is_gone = response.status_code == 404 and request.method == "GET"
                 assert is_gone or response.status_code in (409, 503), error
                 if is_gone:

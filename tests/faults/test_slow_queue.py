@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import statistics
 import time
 from pathlib import Path
@@ -40,7 +41,7 @@ class ClockedEngine(EchoEngine):
     @property
     def median_step_s(self) -> float:
         """From the beginning of a step to the beginning of the next."""
-        return statistics.median(later - former for former, later in zip(self.began, self.began[1:]))
+        return statistics.median(later - former for former, later in itertools.pairwise(self.began))
 
 
 async def answered(url: str, path: FaultProxy, delay_s: float) -> tuple[ClockedEngine, int]:

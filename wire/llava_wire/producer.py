@@ -158,7 +158,7 @@ class JobProducer:
             raise
 
     async def abandon(self, job_id: str, *, tenant: str) -> bool:
-        """Cancel a job that this controller reads for nobody; False if somebody has peeked at it lately, or has
+        """Cancel a job that this controller reads for nobody; False if somebody has peeked at it lately or
         attached to it meanwhile.
 
         Raises QueueUnavailable; it may happen all the same, but to no later reader.
