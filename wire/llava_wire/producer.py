@@ -12,7 +12,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import astuple
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -24,7 +24,7 @@ from llava_wire.heartbeat import Heartbeat
 from llava_wire.job import Job
 from llava_wire.ledger import Ledger, LiveJob, decode_log, error_event
 from llava_wire.refusal import QueueLimits, refusal
-from llava_wire.reports import Glimpse, QueueStats
+from llava_wire.reports import Glimpse, Place, QueueStats
 from llava_wire.terms import EVEN_TERMS, TenantTerms
 
 __all__ = ["JobProducer"]
@@ -33,6 +33,7 @@ MAX_CRASHES = 3  # twice in company, which may have been to blame, and then alon
 SPARE_S = 3.0  # who has not peeked for so long reads no more
 ORPHAN_GRACE_S = 30.0
 _outlines = msgspec.msgpack.Decoder(Job)
+Pixels: TypeAlias = Mapping[str, bytes]  # by digest
 NUM_TRIES = 3
 MAX_KNOWN_BLOBS = 4096
 CRASHED = error_event(
@@ -110,13 +111,13 @@ class JobProducer:
         """Random, new with each process, and again each time that Redis has lost memory."""
         return self._ledger.controller_id
 
-    async def submit(self, job: Job, pixels: Mapping[str, bytes], terms: TenantTerms = EVEN_TERMS) -> None:
+    async def submit(self, job: Job, pixels: Pixels, terms: TenantTerms = EVEN_TERMS) -> Place | None:
         """Put a job into the queue; its events come through ``follow``, perhaps before this returns.
 
         ``pixels`` holds the tiles of every picture of the job, by digest; what Redis has is not sent again.
-        May be repeated with the same job. Raises QueueFull, TenantOverLimit, QueueUnavailable, DuplicateJob,
-        and AlreadySubmitted if another controller has it or it has ended; after any of these the job does not
-        run for this caller (or is cancelled as soon as Redis answers again).
+        May be repeated with the same job; its place is told once. Raises QueueFull, TenantOverLimit,
+        QueueUnavailable, DuplicateJob, and AlreadySubmitted if another controller has it or it has ended:
+        then it does not run for this caller (or is cancelled as soon as Redis answers again).
         """
         pixels = {image.digest: pixels[image.digest] for image in job.images}
         if not self.is_live(job):
@@ -133,6 +134,7 @@ class JobProducer:
             self._ledger.silence(job.job_id)
             raise refusal(job, self._limits.under(terms), answer)
         live.is_submitted = True
+        return Place.read(*answer[1:]) if len(answer) > 1 else None
 
     def is_live(self, job: Job) -> bool:
         """Whether this very job is streamed here. Raises DuplicateJob if it is with other contents."""
