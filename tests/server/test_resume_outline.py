@@ -84,3 +84,11 @@ def test_without_log_probabilities_none_are_told(stack: Stack) -> None:
     job_id, _ = asked(stack, "say one two three")
     told = [choices for _, choices in said(read_on(stack, job_id)) if isinstance(choices, list)]
     assert all(choices[0]["logprobs"] is None for choices in told)
+
+
+def test_with_log_probabilities_each_token_has_its_own_once(stack: Stack) -> None:
+    job_id, whole = asked(stack, "say one two three", logprobs=True)
+    last = whole[-1][1]["completion_tokens"]
+    rest = said(read_on(stack, job_id, starting_after=2))
+    told = [choices[0]["logprobs"]["content"] for _, choices in rest[:-1] if choices[0]["logprobs"]]
+    assert sum(len(each) for each in told) == last - 2 == 2
