@@ -82,10 +82,10 @@ async def test_a_worker_whose_engine_hangs_ends_and_its_streams_go_on(
     cluster: Cluster, streams: Streams
 ) -> None:
     """The thread that beats lives on; only progress tells."""
+    good = await begin(cluster, streams, 6, max_tokens=400)
     bad = streams.ask(cluster.controllers[0].url, f"{question('h')} [[hang at 20]]")
     await until(lambda: bad.num_deltas >= 5, "the stream")
     hung = cluster.holder(bad.job_id)
-    good = await begin(cluster, streams, 6, max_tokens=300)
     await until(lambda: hung.status is not None, "the watchdog", HANG_S + 10)
     assert hung.status == 70
     assert bad.task
