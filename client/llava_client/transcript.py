@@ -89,7 +89,8 @@ class Transcript:
     def resume(self) -> None:
         """What is fed from now on follows ``last_event_id``."""
         self._decoder = SSEDecoder()
-        self._again, self._since_id = self._since_id, _Gathered()
+        since = self._since_id  # it stays: the next connection may break before any of this has come again
+        self._again = _Gathered(text=since.text, logprobs=list(since.logprobs or []))
         self._first.tool_calls = dict(self._calls_at_id)
 
     def take_deltas(self) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
-from llava_wire import Event, ImageSpec, Job
+from llava_wire import Event, ImageSpec, Job, Place
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -29,7 +29,7 @@ from llava_server.streaming import EventStream, Writer, collect, stream_pace, un
 from llava_server.translate import WantedPicture, images_of, to_jobs
 from llava_server.validation import check_sizes, idempotency_key
 
-__all__ = ["Opened", "chat_jobs", "open_chat", "open_jobs", "parsed", "reply"]
+__all__ = ["Opened", "chat_jobs", "open_chat", "open_jobs", "parsed", "queue_headers", "reply"]
 
 _EVERYBODY = "*"  # in place of a tenant's name, and none of these
 _LARGE_BODY_BYTES = 64 * 1024  # above: parsed in a thread, so that other streams do not wait
@@ -112,13 +112,24 @@ async def reply(request: Request, opened: Opened, writer: Writer, *, is_stream: 
     services, choices = services_of(request), opened.choices
     arrived_at, metrics = request.state.arrived_at, services.metrics
     meters = [AnswerMeter(metrics, opened.model.name, arrived_at=arrived_at) for _ in range(len(choices))]
+    told = queue_headers(choices.place)
     if is_stream:
-        return EventStream(choices, opened.first, writer, meters, stream_pace(services.settings))
+        stream = EventStream(choices, opened.first, writer, meters, stream_pace(services.settings))
+        stream.headers.update(told)
+        return stream
     try:
         answers = await until_gone(request.receive, collect(choices, opened.first, meters))
     finally:
         await choices.aclose()
-    return JSONResponse(writer.whole(answers))
+    return JSONResponse(writer.whole(answers), headers=told)
+
+
+def queue_headers(place: Place | None) -> dict[str, str]:
+    """What the queue was like when the request came, told with its first event: see docs/reliability.md."""
+    if place is None:
+        return {}
+    headers = {"x-queue-position": str(place.num_ahead)}
+    return headers if place.wait_s is None else {**headers, "x-queue-estimate-s": f"{place.wait_s:.3f}"}
 
 
 def _check_content_type(request: Request) -> None:

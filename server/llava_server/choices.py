@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from llava_wire import Event, Job
+from llava_wire import Event, Job, Place
 
 from llava_server.answer import Answer
 from llava_server.controller import Controller
@@ -31,6 +31,11 @@ class Choices:
     def job_id(self) -> str:
         """The first choice's, by which the request is known."""
         return self._answers[0].job_id
+
+    @property
+    def place(self) -> Place | None:
+        """The first choice's in the queue, when it came; None if the answer was under way already."""
+        return self._answers[0].place
 
     @property
     def is_over(self) -> bool:

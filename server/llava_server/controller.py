@@ -245,7 +245,7 @@ class Controller:
         try:
             await self._limiter.take_tokens(job.tenant, job.cost)
             answer.charged = job.cost
-            await self._producer.submit(job, pixels, terms)
+            answer.place = await self._producer.submit(job, pixels, terms)
             is_submitted = True
         finally:
             if not is_submitted:  # the producer sees to it that such a job does not run
@@ -269,6 +269,8 @@ class Controller:
                 continue
             self._answers[answer.job_id] = answer
             del self._guests[answer]
+            if events is None:
+                answer.put(ApiError("answer_cancelled", "this answer was cancelled: ask again"))
             for event in (events or [])[num_events:]:
                 answer.put(event)
             return

@@ -82,6 +82,7 @@ ERRORS: dict[str, ErrorKind] = {
     "no_worker": ErrorKind(503, _SERVER),
     "queue_unavailable": ErrorKind(503, _SERVER),
     "shutting_down": ErrorKind(503, _SERVER),
+    "worker_outdated": ErrorKind(503, _SERVER, should_retry=True),
     "queue_timeout": ErrorKind(408, _SERVER, should_retry=True),
     # what went wrong behind the door; a retry would do the same work and fail again
     "deadline_exceeded": ErrorKind(504, _SERVER, should_retry=False),

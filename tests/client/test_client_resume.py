@@ -69,6 +69,17 @@ def test_text_after_the_last_id_comes_again_and_is_not_told_twice(driver: Driver
     assert stream.text == TEXT
 
 
+def test_a_second_break_before_the_text_has_come_again_tells_nothing_twice(
+    driver: Driver, peer: Peer
+) -> None:
+    peer.script(streams(*WORDS[:3], event(chunk({"content": DELTAS[3]})), then=hangs_up))
+    peer.resumptions.append(streams(then=hangs_up))
+    peer.resumptions.append(streams(event(chunk({"content": DELTAS[3]})), *END))
+    with driver.stream("What is this?") as stream:
+        assert list(stream) == list(DELTAS)
+    assert stream.text == TEXT
+
+
 def test_an_answer_that_is_gone_is_an_interruption(driver: Driver, peer: Peer) -> None:
     peer.script(streams(*WORDS[:2], then=hangs_up))
     with pytest.raises(StreamInterrupted) as caught:

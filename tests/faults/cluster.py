@@ -38,10 +38,11 @@ class Cluster:
         server: dict[str, Any],
         worker: dict[str, Any],
         acl: str | None,
+        queue_port: int,
     ) -> None:
         program = binary("valkey")
         assert program
-        self.queue = RedisServer(program, folder, is_durable=is_durable)
+        self.queue = RedisServer(program, folder, is_durable=is_durable, port=queue_port)
         self.queue.start()
         if acl:
             self.queue.restrict(acl)
@@ -134,6 +135,7 @@ def running_cluster(
     server: dict[str, Any] | None = None,
     worker: dict[str, Any] | None = None,
     acl: str | None = None,
+    queue_port: int = 0,
 ) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="lv"))  # tmp_path is too long for a socket
     cluster = Cluster(
@@ -144,6 +146,7 @@ def running_cluster(
         server=server or {},
         worker=worker or {},
         acl=acl,
+        queue_port=queue_port,
     )
     try:
         cluster.revive()

@@ -13,7 +13,7 @@ import httpx2
 
 from tests.e2e.playground.site import wait_until
 
-__all__ = ["ControllerProcess", "WorkerProcess", "wait_until"]
+__all__ = ["ControllerProcess", "WorkerProcess", "free_port", "wait_until"]
 
 LEASE_S = 1.0
 HANG_S = 3.0
@@ -69,7 +69,7 @@ class ControllerProcess(_Process):
     """A controller that keeps its port over its lives."""
 
     def __init__(self, redis_url: str, log: Path, **settings: object) -> None:
-        self.url = f"http://127.0.0.1:{(port := _free_port())}"
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
         settings = {
             "redis_url": redis_url,
             "port": port,
@@ -116,7 +116,7 @@ def _flags(settings: dict[str, object]) -> list[str]:
     return flags
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])

@@ -38,6 +38,12 @@ class FaultProxy:
         """Every connection breaks, and new ones too."""
         self._run(self._cut)
 
+    def lead_to(self, target: Path) -> None:
+        """Another server from now on; connections to the former one break."""
+        self._target = target
+        self.cut()
+        self.heal()
+
     def swallow(self) -> None:
         """A black hole: connections stand, nothing comes through. What was sent arrives after ``heal``."""
         self._loop.call_soon_threadsafe(self._passes.clear)

@@ -39,6 +39,7 @@ class Stream:
         self.max_tokens = max_tokens
         self.text = ""
         self.num_deltas = 0
+        self.num_logprobs = 0
         self.num_comments = 0
         self.longest_gap_s = 0.0  # between two deltas
         self.last_id = ""
@@ -89,6 +90,7 @@ class Stream:
         self.usage = chunk.get("usage") or self.usage
         for choice in chunk.get("choices", []):
             self.finish_reason = choice["finish_reason"] or self.finish_reason
+            self.num_logprobs += len((choice["logprobs"] or {}).get("content") or ())
             if choice["delta"].get("content"):
                 self.text += choice["delta"]["content"]
                 self.num_deltas += 1

@@ -12,6 +12,7 @@ from llava_wire.keys import PREFIX
 from tests.e2e.worker_process import undisturbed
 from tests.faults.cluster import Cluster
 from tests.faults.streams import Stream, Streams, question, until
+from tests.server.pictures import encoded, part, scene
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
@@ -38,6 +39,29 @@ async def test_a_client_that_leaves_while_it_asks_is_never_stuck(
     stream.task.cancel()
     await asyncio.gather(stream.task, return_exceptions=True)
     await until(lambda: cluster.is_idle and not cluster.key_names("live:"), "an idle system")
+
+
+@pytest.mark.parametrize("num_steps", [0, 50, 200, 500, 1000, 2000])
+async def test_a_client_that_leaves_while_its_picture_is_decoded_is_never_stuck(
+    cluster: Cluster, streams: Streams, num_steps: int
+) -> None:
+    content = [part(encoded(scene(1600, 1200))), {"type": "text", "text": question(num_steps)}]
+    messages = [{"role": "user", "content": content}]
+    stream = streams.ask(cluster.controllers[0].url, "", max_tokens=4000, messages=messages)
+    for _ in range(num_steps):
+        await asyncio.sleep(0)
+    assert stream.task
+    stream.task.cancel()
+    await asyncio.gather(stream.task, return_exceptions=True)
+    await until(lambda: cluster.is_idle and not cluster.key_names("live:"), "an idle system")
+
+
+async def test_a_picture_is_asked_about_when_its_client_stays(cluster: Cluster, streams: Streams) -> None:
+    content = [part(encoded(scene())), {"type": "text", "text": question(0)}]
+    messages = [{"role": "user", "content": content}]
+    stream = streams.ask(cluster.controllers[0].url, "", max_tokens=20, messages=messages)
+    await until(lambda: stream.is_over, "the answer")
+    assert (stream.error, stream.is_done, stream.finish_reason) == (None, True, "length")
 
 
 async def test_a_controller_told_to_leave_finishes_its_streams(cluster: Cluster, streams: Streams) -> None:

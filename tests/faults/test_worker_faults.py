@@ -7,6 +7,7 @@ import signal
 import pytest
 from llava_wire.keys import PREFIX
 
+from tests.e2e.worker_process import undisturbed
 from tests.faults.cluster import Cluster
 from tests.faults.processes import HANG_S, LEASE_S
 from tests.faults.streams import Stream, Streams, question, until
@@ -37,6 +38,31 @@ async def test_eight_streams_survive_the_kill_of_their_worker(cluster: Cluster, 
         assert stream.longest_gap_s <= LEASE_S + 2 * _REACTION_S
 
 
+async def test_seed_log_probabilities_and_stop_strings_survive_the_kill_of_a_worker(
+    cluster: Cluster, streams: Streams
+) -> None:
+    url = cluster.controllers[0].url
+
+    def ask(**fields: object) -> Stream:
+        drawn = {"temperature": 0.8, "seed": 5, "logprobs": True, **fields}
+        return streams.ask(url, question("s"), max_tokens=300, **drawn)  # type: ignore[arg-type]
+
+    calm = ask()
+    await until(lambda: calm.is_over, "the undisturbed answer")
+    assert calm.text != undisturbed(question("s"), max_tokens=300)  # it is drawn
+    stop = calm.text[200:208]
+    whole, stopped = ask(), ask(stop=[stop])
+    await until(lambda: min(whole.num_deltas, stopped.num_deltas) >= 10, "both streams")
+    for victim in {cluster.holder(stream.job_id) for stream in (whole, stopped)}:
+        victim.kill()
+    await streams.all_over()
+    assert (whole.text, whole.finish_reason) == (calm.text, "length")
+    assert whole.num_logprobs == calm.num_logprobs == 300
+    assert (stopped.text, stopped.finish_reason) == (calm.text[: calm.text.index(stop)], "stop")
+    assert stopped.usage
+    assert stopped.num_logprobs == stopped.usage["completion_tokens"] < 300
+
+
 async def test_a_frozen_worker_loses_its_streams_and_is_not_heard_when_it_thaws(
     cluster: Cluster, streams: Streams
 ) -> None:
@@ -56,10 +82,10 @@ async def test_a_worker_whose_engine_hangs_ends_and_its_streams_go_on(
     cluster: Cluster, streams: Streams
 ) -> None:
     """The thread that beats lives on; only progress tells."""
+    good = await begin(cluster, streams, 6, max_tokens=400)
     bad = streams.ask(cluster.controllers[0].url, f"{question('h')} [[hang at 20]]")
     await until(lambda: bad.num_deltas >= 5, "the stream")
     hung = cluster.holder(bad.job_id)
-    good = await begin(cluster, streams, 6, max_tokens=300)
     await until(lambda: hung.status is not None, "the watchdog", HANG_S + 10)
     assert hung.status == 70
     assert bad.task

@@ -24,11 +24,12 @@ class RedisServer:
     """One server process; ``folder`` must be short, for it holds the socket. A durable one writes a log of
     every command and remembers over a kill; the others forget."""
 
-    def __init__(self, program: str, folder: Path, *, is_durable: bool = False) -> None:
+    def __init__(self, program: str, folder: Path, *, is_durable: bool = False, port: int = 0) -> None:
         self._program = program
         self._is_durable = is_durable
+        self.port = port  # beside the socket; replicas have no other way in
         self._folder = folder
-        self._socket = folder / "s"
+        self.socket = self._socket = folder / "s"
         self._dump = folder / "dump.rdb"
         self.url = f"unix://{self._socket}"
         self.client = redis.Redis(unix_socket_path=str(self._socket))
@@ -49,7 +50,8 @@ class RedisServer:
 
     def start(self) -> None:
         options = (
-            f"--port 0 --unixsocket {self._socket} --dir {self._folder} --loglevel warning "
+            f"--port {self.port} --bind 127.0.0.1 --unixsocket {self._socket} --dir {self._folder} "
+            f"--loglevel warning "
             f"--appendonly {'yes' if self._is_durable else 'no'} --maxmemory-policy noeviction"
         )
         self._process = subprocess.Popen(

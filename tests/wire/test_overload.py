@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import JobConsumer, JobProducer, QueueFull, TenantOverLimit, TenantTerms
+from llava_wire import Event, JobConsumer, JobProducer, Place, QueueFull, TenantOverLimit, TenantTerms
 from llava_wire.keys import PREFIX
 
 from tests.wire.lab import STOP, Lab, frame, make_job
@@ -120,3 +120,23 @@ async def test_the_measured_rate_says_when_to_come_again(lab: Lab) -> None:
     with pytest.raises(QueueFull) as sooner:
         await submit(producer, 1)
     assert sooner.value.retry_after_s == 1.0
+
+
+async def test_a_job_is_told_how_many_wait_and_when_they_should_be_done(lab: Lab) -> None:
+    producer, consumer = await lab.producer(), await lab.consumer()
+    assert await producer.submit(make_job(), {}) == Place(0, 0.0)
+    assert await producer.submit(make_job(), {}) == Place(1, None)  # nothing was done in the last minute
+    done, waits = await consumer.pull(2)
+    await consumer.emit([(done, Event(0, (), "", STOP))])
+    await consumer.give_back([waits])
+    place = await producer.submit(make_job(), {})
+    assert place
+    assert place.num_ahead == 1
+    assert place.wait_s
+    assert place.wait_s > 0
+
+
+async def test_a_submit_sent_twice_tells_no_other_place(lab: Lab) -> None:
+    producer, job = await lab.producer(), make_job()
+    await producer.submit(job, {})
+    assert await producer.submit(job, {}) is None

@@ -36,7 +36,7 @@ from llava_wire.job import (
 from llava_wire.keyring import ApiKey, KeyLimits, KeyRing
 from llava_wire.producer import JobProducer
 from llava_wire.rates import Allowance, RateWindows
-from llava_wire.reports import Glimpse, QueueStats
+from llava_wire.reports import Glimpse, Place, QueueStats
 from llava_wire.terms import TenantTerms
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "Message",
     "PromptForm",
     "QueueFull",
+    "Place",
     "QueueStats",
     "QueueUnavailable",
     "RateWindows",

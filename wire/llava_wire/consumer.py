@@ -6,6 +6,7 @@ Redis answers. The scripts make that safe: nonces in ``pull``, frame numbers in 
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,17 +16,25 @@ import msgspec
 from llava_wire.assignment import Assignment
 from llava_wire.connection import UNAVAILABLE, Arg, Link, try_for_ever
 from llava_wire.errors import QueueUnavailable
-from llava_wire.event import Event
+from llava_wire.event import ErrorCode, Event
 from llava_wire.heartbeat import Heartbeat
-from llava_wire.job import Job
+from llava_wire.job import WIRE_VERSION, Job
 from llava_wire.keys import wake_key
-from llava_wire.ledger import decode_log
+from llava_wire.ledger import decode_log, error_event
 
 __all__ = ["JobConsumer"]
 
 COMMAND_TIMEOUT_S = 5.0
 WAIT_S = 1  # how long a pull waits for work; also what a lost wake-up costs
+OUTDATED = msgspec.msgpack.encode(
+    error_event(
+        ErrorCode.WORKER_OUTDATED,
+        "the worker that took this request is older than the server: try again when its update is over",
+    )
+)
 MAX_FRAMES = 500  # of one emit script; Lua unpacks them on its stack
+
+_log = logging.getLogger(__name__)
 
 
 class JobConsumer:
@@ -128,7 +137,7 @@ class JobConsumer:
         finally:
             self._pulling = []
         pixels = {digest.decode(): tiles for digest, tiles in zip(blobs[::2], blobs[1::2], strict=True)}
-        assignments = [_assignment(job, pixels, now_ms) for job in jobs]
+        assignments = await self._readable(jobs, pixels, now_ms)
         unfit = [each for each in assignments if not self._fits(each)]
         if unfit:
             await self.give_back(unfit)
@@ -137,6 +146,22 @@ class JobConsumer:
             self._held[each.job.job_id] = each.assignment_id
         self._pulling = [each.assignment_id for each in taken]
         return taken
+
+    async def _readable(
+        self, answers: list[list[Any]], pixels: dict[str, bytes], now_ms: int
+    ) -> list[Assignment]:
+        """What this version understands; jobs of a newer one end, so that they stop no worker."""
+        assignments: list[Assignment] = []
+        frames: list[Arg] = []
+        for answer in answers:
+            if (assignment := _assignment(answer, pixels, now_ms)) is not None:
+                assignments.append(assignment)
+            else:
+                job_id, assignment_id, length, *_ = answer
+                frames += (job_id, assignment_id, 1, length, 0, 1, OUTDATED)
+        if frames:
+            await self._call("emit", self._worker_id, self._lease_ms, self._hang_ms, *frames)
+        return assignments
 
     def _fits(self, assignment: Assignment) -> bool:
         """False if the job's pixels are gone, or if the worker still runs it under an older assignment.
@@ -186,9 +211,17 @@ def _ids(answer: list[bytes]) -> set[str]:
     return {job_id.decode() for job_id in answer}
 
 
-def _assignment(answer: list[Any], pixels: dict[str, bytes], now_ms: int) -> Assignment:
-    _, assignment_id, _, payload, frames, ends_ms = answer
-    job = msgspec.msgpack.decode(payload, type=Job)
+def _assignment(answer: list[Any], pixels: dict[str, bytes], now_ms: int) -> Assignment | None:
+    """None if the job is of a version that this one must not run."""
+    job_id, assignment_id, _, payload, frames, ends_ms = answer
+    try:
+        job = msgspec.msgpack.decode(payload, type=Job)
+    except msgspec.ValidationError as error:
+        _log.error("job %s cannot be read and ends: %s", job_id.decode(), error)
+        return None
+    if job.version > WIRE_VERSION:
+        _log.error("job %s is of version %d and ends: we are %d", job_id.decode(), job.version, WIRE_VERSION)
+        return None
     events = decode_log(frames)
     return Assignment(
         job=job,

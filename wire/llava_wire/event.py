@@ -30,6 +30,16 @@ class ErrorCode(str, Enum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     WORKER_CRASHED = "worker_crashed"
     INTERNAL_ERROR = "internal_error"
+    WORKER_OUTDATED = "worker_outdated"  # the job is of a newer version than the worker
+    # Written by no worker: a controller ends its own stream with them.
+    ANSWER_CANCELLED = "answer_cancelled"
+    STREAM_TAKEN_OVER = "stream_taken_over"
+
+    @classmethod
+    def _missing_(cls, value: object) -> ErrorCode:
+        """What a newer version says."""
+        del value
+        return cls.INTERNAL_ERROR
 
 
 class JobError(msgspec.Struct, frozen=True):

@@ -121,7 +121,9 @@ class Follower:
             "resync", *submission(live, controller_id), live.owner, live.next_offset, *live.frames
         )
         if self._ledger.live.get(job_id) is not live:  # cancelled meanwhile; the script made it anew
-            self._ledger.regrets[job_id] = live.job.tenant, ""
+            self._ledger.suspect(job_id)  # where it is read here again, under a nonce of its own
+            if job_id not in self._ledger.live:
+                self._ledger.regrets[job_id] = live.job.tenant, live.nonce
             return
         if controller_id != self._ledger.controller_id:
             return  # still suspect: memory was lost again
@@ -129,9 +131,7 @@ class Follower:
         if state == b"moved":
             self._ledger.hand_over(job_id)
         elif state == b"cancelled":
-            self._ledger.fail(
-                job_id, ErrorCode.INTERNAL_ERROR, "the job was cancelled through another controller"
-            )
+            self._ledger.fail(job_id, ErrorCode.ANSWER_CANCELLED, "this answer was cancelled: ask again")
         live.settled_at = _stream_id(last_entry)
         for frame in tail:
             self._ledger.deliver(job_id, len(live.frames), frame)

@@ -101,7 +101,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     ``form``: in "chat" the messages go through the model's template; in "continued" too, and the last one is
     an answer to go on with; in "raw" the one message is the prompt as it stands. ``prompt_ids`` are a prompt
-    in tokens and take the place of messages. ``task`` "tokenize" asks for no answer but for the prompt's own
+    in tokens and take the place of messages. ``version`` grows when an older worker must not run the job; a
+    field that it may ignore is added without. ``task`` "tokenize" asks for no answer but for the prompt's own
     tokens, and "detokenize" for the text of ``prompt_ids``: one event, which is final.
     """
 

@@ -33,11 +33,13 @@ class LiveJob:
         ttl_s: float,
         owner: int = 1,
         frames: tuple[bytes, ...] = (),
+        nonce: str = "",
     ) -> None:
         self.job = job
         self.pixels = dict(pixels)
         self.owner = owner  # which take-over of the stream is ours
-        self.nonce = uuid.uuid4().hex  # by which a submit sent twice is told from another's of the same job
+        # By it a call sent twice, or late, is told from one for another reader of the same job.
+        self.nonce = nonce or uuid.uuid4().hex
         self.is_submitted = True  # False while the first call is under way: it may still be refused
         self.frames = list(frames)
         self.next_offset = sum(len(event.token_ids) for event in decode_log(frames))
@@ -122,7 +124,7 @@ class Ledger:
 
     def hand_over(self, job_id: str) -> None:
         """Another controller streams the job now: end it here, and never cancel it there."""
-        self.fail(job_id, ErrorCode.INTERNAL_ERROR, "the stream was taken over by another controller")
+        self.fail(job_id, ErrorCode.STREAM_TAKEN_OVER, "another connection reads this answer on")
         self.moved.append(job_id)
 
     def expire(self) -> None:

@@ -8,10 +8,11 @@ so live streams go on even when Redis comes back empty.
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import astuple
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -23,7 +24,7 @@ from llava_wire.heartbeat import Heartbeat
 from llava_wire.job import Job
 from llava_wire.ledger import Ledger, LiveJob, decode_log, error_event
 from llava_wire.refusal import QueueLimits, refusal
-from llava_wire.reports import Glimpse, QueueStats
+from llava_wire.reports import Glimpse, Place, QueueStats
 from llava_wire.terms import EVEN_TERMS, TenantTerms
 
 __all__ = ["JobProducer"]
@@ -32,6 +33,7 @@ MAX_CRASHES = 3  # twice in company, which may have been to blame, and then alon
 SPARE_S = 3.0  # who has not peeked for so long reads no more
 ORPHAN_GRACE_S = 30.0
 _outlines = msgspec.msgpack.Decoder(Job)
+Pixels: TypeAlias = Mapping[str, bytes]  # by digest
 NUM_TRIES = 3
 MAX_KNOWN_BLOBS = 4096
 CRASHED = error_event(
@@ -109,13 +111,13 @@ class JobProducer:
         """Random, new with each process, and again each time that Redis has lost memory."""
         return self._ledger.controller_id
 
-    async def submit(self, job: Job, pixels: Mapping[str, bytes], terms: TenantTerms = EVEN_TERMS) -> None:
+    async def submit(self, job: Job, pixels: Pixels, terms: TenantTerms = EVEN_TERMS) -> Place | None:
         """Put a job into the queue; its events come through ``follow``, perhaps before this returns.
 
         ``pixels`` holds the tiles of every picture of the job, by digest; what Redis has is not sent again.
-        May be repeated with the same job. Raises QueueFull, TenantOverLimit, QueueUnavailable, DuplicateJob,
-        and AlreadySubmitted if another controller has it or it has ended; after any of these the job does not
-        run for this caller (or is cancelled as soon as Redis answers again).
+        May be repeated with the same job; its place is told once. Raises QueueFull, TenantOverLimit,
+        QueueUnavailable, DuplicateJob, and AlreadySubmitted if another controller has it or it has ended:
+        then it does not run for this caller (or is cancelled as soon as Redis answers again).
         """
         pixels = {image.digest: pixels[image.digest] for image in job.images}
         if not self.is_live(job):
@@ -132,6 +134,7 @@ class JobProducer:
             self._ledger.silence(job.job_id)
             raise refusal(job, self._limits.under(terms), answer)
         live.is_submitted = True
+        return Place.read(*answer[1:]) if len(answer) > 1 else None
 
     def is_live(self, job: Job) -> bool:
         """Whether this very job is streamed here. Raises DuplicateJob if it is with other contents."""
@@ -153,18 +156,22 @@ class JobProducer:
             is_owner_only = int(live is not None)
             return bool(await self._call("cancel", job_id, tenant, self.controller_id, is_owner_only, 0, ""))
         except BaseException:
-            self._ledger.regrets[job_id] = tenant, ""
+            self._ledger.regrets[job_id] = tenant, live.nonce if live else ""
             raise
 
     async def abandon(self, job_id: str, *, tenant: str) -> bool:
-        """Cancel a job that this controller reads for nobody, unless somebody has peeked at it lately.
+        """Cancel a job that this controller reads for nobody; False if somebody has peeked at it lately or
+        attached to it meanwhile.
 
-        Raises QueueUnavailable; nothing has happened then.
+        Raises QueueUnavailable; it may happen all the same, but to no later reader.
         """
-        spare_ms = int(SPARE_S * 1000)
-        if await self._call("cancel", job_id, tenant, self.controller_id, 1, spare_ms, "") == 2:
+        live, spare_ms = self._ledger.live.get(job_id), int(SPARE_S * 1000)
+        nonce = live.nonce if live else ""
+        if await self._call("cancel", job_id, tenant, self.controller_id, 1, spare_ms, nonce) == 2:
+            self._ledger.suspect(job_id)  # an attach whose answer was lost may have left another nonce
             return False
-        self._ledger.silence(job_id)
+        if live and live.nonce == nonce:  # else it is read here again
+            self._ledger.silence(job_id)
         return True
 
     async def peek(self, job_id: str, *, tenant: str, num_events: int = 0, offset: int = 0) -> Glimpse | None:
@@ -191,10 +198,14 @@ class JobProducer:
         None if the job is unknown (or cancelled, or ended minutes ago) or another tenant's. A controller that
         still streams the job gets a final error event. Raises QueueUnavailable.
         """
-        answer = await self._call("attach", job_id, tenant, self.controller_id)
+        nonce = uuid.uuid4().hex
+        answer = await self._call("attach", job_id, tenant, self.controller_id, nonce)
         live = self._ledger.live.get(job_id)
+        if answer == [b"cancelled"]:
+            self._ledger.suspect(job_id)  # who reads it here is told by the resync
+            return None
         if live:
-            return self._reattach(live, answer) if live.job.tenant == tenant else None
+            return self._reattach(live, answer, nonce) if live.job.tenant == tenant else None
         if not answer:
             return None
         state, owner, payload, ttl_ms, frames, blobs = answer
@@ -202,7 +213,7 @@ class JobProducer:
             job = msgspec.msgpack.decode(payload, type=Job)
             pixels = {digest.decode(): pixels for digest, pixels in zip(blobs[::2], blobs[1::2], strict=True)}
             self._ledger.live[job_id] = LiveJob(
-                job, pixels, ttl_s=ttl_ms / 1000, owner=owner, frames=tuple(frames)
+                job, pixels, ttl_s=ttl_ms / 1000, owner=owner, frames=tuple(frames), nonce=nonce
             )
             self._ledger.suspect(job_id)  # frames may have come before it was known here
             if job_id in self._ledger.moved:
@@ -239,14 +250,8 @@ class JobProducer:
         models |= {live.job.model for live in self._ledger.live.values()}
         names = sorted(models)
         waiting, running, workers, controllers, dead_letters = await self._call("survey", *names)
-        return QueueStats(
-            num_waiting=dict(zip(names, waiting, strict=True)),
-            num_running=running,
-            num_workers=len(workers),
-            num_controllers=controllers,
-            num_dead_letters=dead_letters,
-            num_live=len(self._ledger.live),
-        )
+        num_waiting, num_live = dict(zip(names, waiting, strict=True)), len(self._ledger.live)
+        return QueueStats(num_waiting, running, len(workers), controllers, dead_letters, num_live)
 
     async def ping(self) -> None:
         """Raises QueueUnavailable."""
@@ -263,8 +268,9 @@ class JobProducer:
         await self._follower.aclose()
         await self._link.aclose()
 
-    def _reattach(self, live: LiveJob, answer: list[Any]) -> list[Event]:
+    def _reattach(self, live: LiveJob, answer: list[Any], nonce: str) -> list[Event]:
         """The stream is here already; yet another controller may have had it, and we not have heard so."""
+        live.nonce = nonce
         if answer and answer[1] > live.owner:
             live.owner = answer[1]
             self._ledger.suspect(live.job.job_id)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llava_wire.event import Event
 from llava_wire.job import Job
 
-__all__ = ["Glimpse", "QueueStats"]
+__all__ = ["Glimpse", "Place", "QueueStats"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,20 @@ class QueueStats:
     num_controllers: int
     num_dead_letters: int
     num_live: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job stood when it came: how many jobs of its model waited, and how long these should take at
+    the last minute's rate; None where nothing was done in it."""
+
+    num_ahead: int
+    wait_s: float | None
+
+    @classmethod
+    def read(cls, num_ahead: int, wait_ms: int) -> Place:
+        """As ``submit`` answers."""
+        return cls(num_ahead, None if num_ahead and not wait_ms else wait_ms / 1000)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 -- attach: another controller takes over the stream of a tenant's job. Later frames are routed to it; the log so
--- far is the answer. `owner` counts take-overs, so that a controller that slept through one can tell.
--- ARGV: job, tenant, controller   Answer: {} or {state, owner, payload, ttl_ms, log, {digest, bytes...}}
-local id, tenant, controller = unpack(ARGV)
+-- far is the answer. `owner` counts take-overs, so that a controller that slept through one can tell. A new nonce makes
+-- void every cancel that was meant for the readers before and is still on its way.
+-- ARGV: job, tenant, controller, nonce
+-- Answer: {}, {'cancelled'} or {state, owner, payload, ttl_ms, log, {digest, bytes...}}
+local id, tenant, controller, nonce = unpack(ARGV)
 local job = key('job', id)
 local state, owner_tenant, old, number, payload, digests, ends =
   unpack(redis.call('HMGET', job, 'state', 'tenant', 'controller', 'owner', 'payload', 'digests', 'ends'))
-if owner_tenant ~= tenant or state == 'cancelled' then return {} end
+if owner_tenant ~= tenant then return {} end
+if state == 'cancelled' then return {state} end
 local blobs = {}
 if state ~= 'done' then
   for _, digest in ipairs(words(digests)) do
@@ -15,6 +18,7 @@ if state ~= 'done' then
       blobs[#blobs + 1] = bytes
     end
   end
+  redis.call('HSET', job, 'nonce', nonce)
   if old ~= controller then
     number = math.max(now, number + 1) -- the time, so that it grows even where Redis went back
     redis.call('HSET', job, 'owner', number)

@@ -40,7 +40,7 @@ if state then
   if state == 'cancelled' then return {'cancelled', {}, {}, '0-0'} end
   local tail = tail_of_log()
   if tail and (state ~= 'done' or #tail > 0) and state ~= 'orphaned' then
-    redis.call('HSET', job, 'owner', owner)
+    redis.call('HSET', job, 'owner', owner, 'nonce', ARGV[10])
     if state ~= 'done' then own(id, controller) end
     local missing = state == 'parked' and absent() or {}
     if state == 'parked' and #missing == 0 then put_back(id, redis.call('HGET', job, 'length')) end

@@ -1,10 +1,11 @@
 -- submit: put one job into its model's waiting room, with the pixels it brings. A full room, a tenant over its
 -- limits, too many bytes of pixels, and pixels that nobody has, are answered before anything of the job is written,
 -- with the milliseconds until a place should be free (0: not known). The same call sent twice finds its nonce and says
--- 'ok'; the same job under another nonce is 'known' (unless it was cancelled: then it begins anew), with other contents
+-- 'ok', without its place; the same job under another nonce is 'known' (unless it was cancelled: then it begins anew), with other contents
 -- a 'duplicate'. `weight` is the tenant's share beside others'.
 -- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, weight, max_queued,
 --   max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes, (digest, bytes)...
+-- Answer: {'ok', jobs that wait already, milliseconds until these are worked off (0: not known)} or why not
 local id, controller, tenant, model, cost, payload = unpack(ARGV, 1, 6)
 local ttl, digests, priority, nonce = tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9]), ARGV[10]
 local max_queued, max_queued_cost = tonumber(ARGV[13]), tonumber(ARGV[14])
@@ -60,6 +61,8 @@ if known and former == nonce then return {'ok'} end
 if known and state ~= 'cancelled' then return {known == redis.sha1hex(payload) and 'known' or 'duplicate'} end
 local refused = refusal()
 if refused then return refused end
+local ahead, work = num_waiting(model), tonumber(redis.call('GET', key('backlog', model)) or '0')
+local place = {'ok', ahead, wait_for(work)}
 store_blobs(18, ttl + KEEP_MS)
 local missing = missing_blobs(digests)
 if #missing > 0 then return {'pixels', missing} end
@@ -69,4 +72,4 @@ if known then redis.call('DEL', key('job', id), key('log', id)) end
 make_job(fair_score(model, tenant, priority, cost / tonumber(ARGV[12])), 0, 0, 1)
 see_controller(controller)
 put_back(id, 0)
-return {'ok'}
+return place
