@@ -67,6 +67,10 @@ class ApiKeys:
         """What the tenant may do; nothing of its own is limited for keys from the settings."""
         return self._limits.get(tenant, _NO_LIMITS)
 
+    def may_ask(self, tenant: str) -> bool:
+        """Whether there is (still) a key of this tenant: for work that goes on without its asker."""
+        return not self.are_asked or any(tenant_of(key) == tenant for key in self._fixed | self._on_ring)
+
     async def tenant(self, authorization: str | None) -> str | None:
         """The tenant behind an ``Authorization`` header, or None."""
         scheme, _, key = (authorization or "").partition(" ")
