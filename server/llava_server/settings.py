@@ -97,7 +97,7 @@ class Settings(BaseSettings):
         128, ge=1, le=65536, description="Files of one API key together, MiB of Redis's memory; above: 429."
     )
     max_all_files_mb: int = Field(
-        512, ge=1, le=1 << 20, description="Everybody's files together, MiB of Redis's memory; above: 503."
+        256, ge=1, le=1 << 20, description="Everybody's files together, MiB of Redis's memory; above: 503."
     )
     max_batches: int = Field(16, ge=1, le=1000, description="Unfinished batches of one API key; above: 429.")
     max_batch_lines: int = Field(10_000, ge=1, le=100_000, description="Requests of one batch.")

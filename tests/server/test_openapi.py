@@ -106,6 +106,8 @@ def test_no_two_models_share_a_name() -> None:
 
 def sent_as(path: str, body: Any) -> dict[str, Any]:
     """How a client sends this body there."""
+    if path in WITHOUT_BODY:
+        return {}
     if path != "/v1/files" or not isinstance(body, dict):
         return {"json": body}
     form = {name: str(value) for name, value in body.items() if name not in ("file", "model")}
