@@ -70,7 +70,7 @@ class FileStore:
     async def find(self, file_id: str, *, tenant: str) -> StoredFile | None:
         """None if it is unknown, another tenant's, or not there any more."""
         answer = await self._call("read", file_id, tenant)
-        return _file(answer, await self._now()) if answer else None
+        return _file(answer) if answer else None
 
     async def read(self, file: StoredFile, *, tenant: str) -> bytes | None:
         """All its bytes; None if it is gone, as in ``find``."""
@@ -88,26 +88,21 @@ class FileStore:
 
     async def all_of(self, *, tenant: str) -> list[StoredFile]:
         """The latest first."""
-        answers, now = await self._call("list", "", tenant), await self._now()
-        files = [_file(answer, now) for answer in answers]
+        files = [_file(answer) for answer in await self._call("list", "", tenant)]
         return sorted(files, key=lambda file: (file.created_at, file.file_id), reverse=True)
 
     async def remove(self, file_id: str, *, tenant: str) -> bool:
         """Whether it was there."""
         return bool(await self._call("remove", file_id, tenant))
 
-    async def _now(self) -> float:
-        seconds, _ = await try_briefly(lambda: self._link.command("TIME"))
-        return float(seconds)
-
     async def _call(self, step: str, *args: Arg) -> Any:
         return await try_briefly(lambda: self._link.script("files", step, *args))
 
 
-def _file(answer: list[Any], now: float) -> StoredFile:
-    payload, size, ttl_ms = answer
+def _file(answer: list[Any]) -> StoredFile:
+    payload, size, ends_ms = answer
     file = msgspec.msgpack.decode(payload, type=StoredFile)
-    return msgspec.structs.replace(file, size=size, expires_at=int(now + ttl_ms / 1000))
+    return msgspec.structs.replace(file, size=size, expires_at=int(ends_ms) // 1000)
 
 
 def _full(limit: str, has: int, size: int, limits: FileLimits) -> StoreFull:

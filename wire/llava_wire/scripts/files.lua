@@ -5,9 +5,9 @@
 --   reserve: size, payload, max_files, max_tenant_bytes, max_bytes; a max of 0 is none   Answer: {'ok'} or {limit, has}
 --   write: offset, bytes   Answer: 1 if the reservation is still there
 --   seal: ttl_ms           Answer: 1 as for write
---   read                   Answer: {payload, size, ms to live} or {}
+--   read                   Answer: {payload, size, end of its life} or {}
 --   piece: first, last     Answer: those bytes, nil if there is no such file
---   list (no file)         Answer: {{payload, size, ms to live}...}
+--   list (no file)         Answer: {{payload, size, end of its life}...}
 --   remove                 Answer: 1 if it was there
 local step, id, tenant = ARGV[1], ARGV[2], ARGV[3]
 local UPLOAD_MS = 600000
@@ -35,8 +35,8 @@ end
 local function is_own() return redis.call('HGET', file, 'tenant') == tenant end
 
 local function described(name)
-  local payload, size, whole = unpack(redis.call('HMGET', name, 'payload', 'size', 'whole'))
-  return whole and {payload, tonumber(size), redis.call('PTTL', name)}
+  local payload, size, ends = unpack(redis.call('HMGET', name, 'payload', 'size', 'ends'))
+  if ends then return {payload, tonumber(size), tonumber(ends)} end
 end
 
 local steps = {}
@@ -68,7 +68,7 @@ end
 
 function steps.seal()
   if not is_own() then return 0 end
-  redis.call('HSET', file, 'whole', 1)
+  redis.call('HSET', file, 'ends', now + tonumber(ARGV[4]))
   live_for(tonumber(ARGV[4]), redis.call('HGET', file, 'size'))
   return 1
 end
