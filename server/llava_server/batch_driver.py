@@ -30,7 +30,7 @@ __all__ = ["AskLine", "BatchDriver", "Line"]
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 2.0  # between two looks for a batch that nobody drives
+_LOOK_S = 5.0  # between two looks for a batch that nobody drives
 _RENEW_S = 1.0
 _AGAIN_S = 5.0
 _MAX_DRIVEN = 4
