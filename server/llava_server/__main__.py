@@ -110,6 +110,8 @@ class DrainingServer(uvicorn.Server):
         self.failure = controller.failure
         if self.failure:
             return True
+        if self._drain.is_draining:
+            self._app.state.batch_driver.leave()
         if self._drain.is_timed_out:
             logger.warning("%d answers are not done and are ended", controller.num_answers)
             controller.end_all(

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from llava_server.admission import Admission, AdmissionLimits
 from llava_server.auth import ApiKeys, Authentication
+from llava_server.batching import batches_driven
 from llava_server.drain import Drain
 from llava_server.errors import ApiError
 from llava_server.metrics import Metrics
@@ -23,8 +24,10 @@ from llava_server.rates import RateLimiter, RateLimits
 from llava_server.replies import ErrorNet, RequestIds, error_response
 from llava_server.routes import (
     answers,
+    batches,
     chat,
     completions,
+    files,
     health,
     messages,
     models,
@@ -76,7 +79,9 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.metrics = metrics
     app.state.drain = drain
-    for routes in (chat, answers, responses, messages, completions, tokens, models, health, playground):
+    for routes in (chat, answers, responses, messages, completions, tokens, files, batches, models):
+        app.include_router(routes.router)
+    for routes in (health, playground):
         app.include_router(routes.router)
     if settings.admin_port is None:
         app.include_router(health.metrics_router)
@@ -89,7 +94,9 @@ def _lifespan(settings: Settings, metrics: Metrics, drain: Drain, keys: ApiKeys,
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_services(settings, metrics, drain, keys, limiter) as services:
             app.state.services = services
-            yield
+            async with batches_driven(services, limiter) as driver:
+                app.state.batch_driver = driver
+                yield
 
     return lifespan
 

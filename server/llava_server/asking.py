@@ -29,7 +29,7 @@ from llava_server.streaming import EventStream, Writer, collect, stream_pace, un
 from llava_server.translate import WantedPicture, images_of, to_jobs
 from llava_server.validation import check_sizes, idempotency_key
 
-__all__ = ["Opened", "chat_jobs", "open_chat", "open_jobs", "parsed", "queue_headers", "reply"]
+__all__ = ["Opened", "chat_jobs", "jobs_of", "open_chat", "open_jobs", "parsed", "queue_headers", "reply"]
 
 _EVERYBODY = "*"  # in place of a tenant's name, and none of these
 _LARGE_BODY_BYTES = 64 * 1024  # above: parsed in a thread, so that other streams do not wait
@@ -69,15 +69,21 @@ async def open_chat(request: Request, parse: Callable[[bytes], tuple[T, ChatRequ
 
 async def chat_jobs(request: Request, chat: ChatRequest) -> tuple[ServedModel, list[Job], dict[str, bytes]]:
     """The jobs of a chat and the pixels beside them. Raises ApiError."""
-    services = services_of(request)
+    key = idempotency_key(request.headers)
+    return await jobs_of(services_of(request), chat, tenant=request.state.tenant, key=key)
+
+
+async def jobs_of(
+    services: Services, chat: ChatRequest, *, tenant: str, key: str | None
+) -> tuple[ServedModel, list[Job], dict[str, bytes]]:
+    """As ``chat_jobs``, whoever asks; with a ``key`` the same chat makes the same jobs."""
     check_sizes(
         chat, max_text_bytes=services.settings.max_text_kb * 1024, max_images=services.settings.max_images
     )
     model = await services.registry.find(chat.model)
-    tenant = request.state.tenant
     owner = _EVERYBODY if chat.cache_scope == "public" else tenant
     pictures = [await _take(services, wanted, model, owner) for wanted in images_of(chat)]
-    key, ttl_s = idempotency_key(request.headers), services.settings.request_timeout_s
+    ttl_s = services.settings.request_timeout_s
     jobs = to_jobs(chat, pictures, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=key)
     return model, jobs, {picture.ref.digest: picture.pixels for picture in pictures}
 

@@ -68,6 +68,10 @@ class ApiKeys:
         """What the tenant may do; nothing of its own is limited for keys from the settings."""
         return self._limits.get(tenant, _NO_LIMITS)
 
+    def may_ask(self, tenant: str) -> bool:
+        """Whether there is (still) a key of this tenant: for work that goes on without its asker."""
+        return not self.are_asked or any(tenant_of(key) == tenant for key in self._fixed | self._on_ring)
+
     async def tenant(self, key: str) -> str | None:
         """The tenant behind a key, or None."""
         digest = key_digest(key)

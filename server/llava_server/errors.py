@@ -12,7 +12,15 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llava_wire import DuplicateJob, ErrorCode, JobError, QueueFull, QueueUnavailable, TenantOverLimit
+from llava_wire import (
+    DuplicateJob,
+    ErrorCode,
+    JobError,
+    QueueFull,
+    QueueUnavailable,
+    StoreFull,
+    TenantOverLimit,
+)
 
 __all__ = [
     "ERRORS",
@@ -22,6 +30,7 @@ __all__ = [
     "error_bytes",
     "error_headers",
     "from_job_error",
+    "from_store_error",
     "from_wire_error",
 ]
 
@@ -67,16 +76,21 @@ ERRORS: dict[str, ErrorKind] = {
     "invalid_api_key": ErrorKind(401, "authentication_error"),
     "model_not_found": ErrorKind(404, _INVALID),
     "answer_not_found": ErrorKind(404, _INVALID),
+    "file_not_found": ErrorKind(404, _INVALID),
+    "batch_not_found": ErrorKind(404, _INVALID),
     "unknown_url": ErrorKind(404, _INVALID),
     "method_not_allowed": ErrorKind(405, _INVALID),
     "request_timeout": ErrorKind(408, _INVALID),
     "idempotency_conflict": ErrorKind(409, _INVALID, should_retry=False),
     "stream_taken_over": ErrorKind(409, _INVALID, should_retry=False),
     "answer_cancelled": ErrorKind(409, _INVALID, should_retry=True),
+    "batch_has_ended": ErrorKind(409, _INVALID, should_retry=False),
     "request_too_large": ErrorKind(413, _INVALID),
     "unsupported_media_type": ErrorKind(415, _INVALID),
     # how busy we are
     "rate_limit_exceeded": ErrorKind(429, "rate_limit_error"),
+    "too_many_files": ErrorKind(429, "rate_limit_error", should_retry=False),
+    "storage_full": ErrorKind(503, _SERVER),
     "queue_full": ErrorKind(503, _SERVER),
     "overloaded": ErrorKind(503, _SERVER),
     "no_worker": ErrorKind(503, _SERVER),
@@ -168,3 +182,12 @@ def from_wire_error(error: DuplicateJob | QueueFull | TenantOverLimit | QueueUna
     if isinstance(error, QueueFull):
         return ApiError("queue_full", str(error), retry_after_s=error.retry_after_s)
     return ApiError("queue_unavailable", "the job queue cannot be reached", retry_after_s=error.retry_after_s)
+
+
+def from_store_error(error: StoreFull | QueueUnavailable) -> ApiError:
+    """What the store of files and batches refused, or that it cannot be reached."""
+    if isinstance(error, QueueUnavailable):
+        return from_wire_error(error)
+    if error.is_own:
+        return ApiError("too_many_files", str(error))
+    return ApiError("storage_full", str(error), retry_after_s=60.0)

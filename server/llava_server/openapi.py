@@ -37,6 +37,22 @@ _ERROR_SCHEMA = {
     },
 }
 
+_FILE_UPLOAD = {
+    "title": "FileUpload",
+    "type": "object",
+    "description": "A file for a batch.",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "JSONL: one request a line, see docs/batches.md.",
+            "examples": ["requests.jsonl"],
+        },
+        "purpose": {"type": "string", "enum": ["batch"], "description": "What it is for."},
+    },
+}
+
 _REQUESTS: dict[str, type[BaseModel]] = {}
 
 
@@ -72,7 +88,7 @@ def described(document: dict[str, Any]) -> dict[str, Any]:
 
 def _request_schemas() -> dict[str, Any]:
     """The requests and what they are made of."""
-    schemas: dict[str, Any] = {"Error": _ERROR_SCHEMA}
+    schemas: dict[str, Any] = {"Error": _ERROR_SCHEMA, "FileUpload": _FILE_UPLOAD}
     for name, model in _REQUESTS.items():
         schema = model.model_json_schema(ref_template=_REF)
         schemas |= {**schema.pop("$defs", {}), name: schema}

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from llava_wire import JobProducer, KeyRing, RateWindows
+from llava_wire import BatchStore, FileLimits, FileStore, JobProducer, KeyRing, RateWindows
 from starlette.requests import Request
 
 from llava_server.auth import ApiKeys
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 _REFRESH_S = 1.0
 _KEYS_REFRESH_S = 3.0  # how long a revoked key may live on; new ones are looked for when they come
 _MIB = 2**20
+_DAY_S = 86400.0
+_BATCH_LEASE_S = 5.0  # a controller that drives a batch and is silent for so long has lost it
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Services:
     pool: DecodePool
     keys: ApiKeys
     parsers: ThreadPoolExecutor  # for bodies too large for the event loop
+    files: FileStore
+    batches: BatchStore
 
 
 def services_of(request: Request) -> Services:
@@ -79,6 +83,9 @@ async def open_services(
         ring, windows = KeyRing(url), RateWindows(url)
         stack.push_async_callback(ring.aclose)
         stack.push_async_callback(windows.aclose)
+        files, batches = _stores(url, settings)
+        stack.push_async_callback(files.aclose)
+        stack.push_async_callback(batches.aclose)
         keys.attach(ring)
         limiter.attach(windows)
         pool = DecodePool(num_children=settings.image_workers, limits=_picture_limits(settings))
@@ -106,7 +113,16 @@ async def open_services(
         await asyncio.gather(pool.start(), registry.refresh(), keys.refresh())
         _say_who_may_ask(keys)
         await stack.enter_async_context(_running(controller, registry, keys))
-        yield Services(settings, metrics, drain, registry, controller, intake, pool, keys, parsers)
+        yield Services(
+            settings, metrics, drain, registry, controller, intake, pool, keys, parsers, files, batches
+        )
+
+
+def _stores(url: str, settings: Settings) -> tuple[FileStore, BatchStore]:
+    keep_s = settings.file_days * _DAY_S
+    limits = FileLimits(settings.max_files, settings.max_files_mb * _MIB, settings.max_all_files_mb * _MIB)
+    files = FileStore(url, ttl_s=keep_s, limits=limits)
+    return files, BatchStore(url, keep_s=keep_s, lease_s=_BATCH_LEASE_S, max_unfinished=settings.max_batches)
 
 
 @asynccontextmanager

@@ -91,6 +91,20 @@ class Settings(BaseSettings):
     max_tenant_tokens: int = Field(
         10_000_000, ge=1, le=10**12, description="Tokens that one API key's jobs may take; above: 429."
     )
+    file_days: float = Field(7.0, gt=0, le=365, description="How long files and batches are kept, days.")
+    max_files: int = Field(100, ge=1, le=10_000, description="Files of one API key; above: 429.")
+    max_files_mb: int = Field(
+        128, ge=1, le=65536, description="Files of one API key together, MiB of Redis's memory; above: 429."
+    )
+    max_all_files_mb: int = Field(
+        256, ge=1, le=1 << 20, description="Everybody's files together, MiB of Redis's memory; above: 503."
+    )
+    max_batches: int = Field(16, ge=1, le=1000, description="Unfinished batches of one API key; above: 429.")
+    max_batch_lines: int = Field(10_000, ge=1, le=100_000, description="Requests of one batch.")
+    max_batch_output_mb: int = Field(64, ge=1, le=1024, description="Answers of one batch together, MiB.")
+    batch_parallel: int = Field(
+        8, ge=1, le=1024, description="Requests of batches that a controller has in the queue at once."
+    )
     request_timeout_s: float = Field(600.0, gt=0, le=86400, description="A request's whole life, s.")
     queue_timeout_s: float = Field(300.0, gt=0, le=86400, description="Wait for a request's first token, s.")
     send_timeout_s: float = Field(

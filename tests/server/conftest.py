@@ -152,9 +152,9 @@ def text_of(response: httpx2.Response) -> str:
 
 
 @contextlib.contextmanager
-def running_stack(url: str, **settings: Any) -> Iterator[Stack]:
+def running_stack(url: str, *, capacity: int = 64, **settings: Any) -> Iterator[Stack]:
     settings = {"auth": "api_keys" in settings, **settings}
-    worker = ScriptedWorker(url).start()
+    worker = ScriptedWorker(url, capacity=capacity).start()
     server = Server(Settings(redis_url=url, image_workers=1, **settings))
     stack = None
     try:

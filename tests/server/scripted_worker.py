@@ -48,7 +48,13 @@ class ScriptedWorker:
     """Runs in a thread of its own until ``stop``; what it saw is in ``assignments`` and ``refused``."""
 
     def __init__(
-        self, url: str, *, model: str = MODEL, spec: ImageSpec = SPEC, context_length: int = 4096
+        self,
+        url: str,
+        *,
+        model: str = MODEL,
+        spec: ImageSpec = SPEC,
+        context_length: int = 4096,
+        capacity: int = 64,
     ) -> None:
         self.assignments: list[Assignment] = []
         self.refused: set[str] = set()
@@ -59,7 +65,7 @@ class ScriptedWorker:
             model=model,
             image_spec=spec,
             context_length=context_length,
-            capacity=64,
+            capacity=capacity,
             device="none",
             precision="fp32",
         )
@@ -105,7 +111,9 @@ class ScriptedWorker:
         answers: set[asyncio.Task[None]] = set()
         try:
             while True:
-                for assignment in await consumer.pull(64):
+                while len(answers) >= self._heartbeat.capacity:
+                    _, answers = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+                for assignment in await consumer.pull(self._heartbeat.capacity - len(answers)):
                     self.assignments.append(assignment)
                     answers.add(asyncio.create_task(self._answer(consumer, assignment)))
         finally:

@@ -19,6 +19,7 @@ from tests.server.scripted_worker import MODEL
 
 DOCUMENT: dict[str, Any] = create_app(Settings()).openapi_schema or {}
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
+WITHOUT_BODY = ("/v1/batches/{batch_id}/cancel",)
 FREE = ("string", "number", "integer", "array", "object")  # values that a reader cannot guess from the type
 
 
@@ -90,8 +91,8 @@ def test_every_model_and_every_route_is_described() -> None:
 
 def test_every_request_is_an_object_of_the_document() -> None:
     for path, operations in DOCUMENT["paths"].items():
-        if "post" in operations:
-            content = operations["post"]["requestBody"]["content"]["application/json"]
+        if "post" in operations and path not in WITHOUT_BODY:
+            (content,) = operations["post"]["requestBody"]["content"].values()
             assert content["schema"]["$ref"].removeprefix("#/components/schemas/") in SCHEMAS, path
 
 
@@ -101,6 +102,16 @@ def test_no_two_models_share_a_name() -> None:
         assert SCHEMAS[name]["type"] == "object"
     assert "json_schema" in SCHEMAS["ResponseFormat"]["properties"]
     assert "schema" in SCHEMAS["ResponseTextFormat"]["properties"]
+
+
+def sent_as(path: str, body: Any) -> dict[str, Any]:
+    """How a client sends this body there."""
+    if path in WITHOUT_BODY:
+        return {}
+    if path != "/v1/files" or not isinstance(body, dict):
+        return {"json": body}
+    form = {name: str(value) for name, value in body.items() if name not in ("file", "model")}
+    return {"data": form, "files": {"file": ("requests.jsonl", str(body.get("file")).encode())}}
 
 
 POSTS = sorted(path for path, operations in DOCUMENT["paths"].items() if "post" in operations)
@@ -129,7 +140,7 @@ def test_no_request_of_the_document_meets_a_500_or_a_status_that_is_not_in_it(
         body = case.body
         if isinstance(body, dict):
             body = {**body, "model": MODEL}
-        response = stack.http.post(path, json=body)
+        response = stack.http.post(case.formatted_path, **sent_as(path, body))
         seen[response.status_code] = seen.get(response.status_code, 0) + 1
         assert response.status_code in documented - {500, 503}, response.text
         if response.status_code != 200:
@@ -137,4 +148,4 @@ def test_no_request_of_the_document_meets_a_500_or_a_status_that_is_not_in_it(
 
     keeps_its_word()
     assert sum(seen.values()) >= num_cases
-    assert 200 in seen or 400 in seen
+    assert seen.keys() & {200, 400, 404}

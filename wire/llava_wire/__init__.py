@@ -9,16 +9,19 @@ in Redis is the checkpoint that workers and controllers continue from; what a cl
 from __future__ import annotations
 
 from llava_wire.assignment import Assignment
+from llava_wire.batch_store import Batch, BatchIssue, BatchOrder, BatchStore, DrivenBatch
 from llava_wire.consumer import JobConsumer
 from llava_wire.errors import (
     AlreadySubmitted,
     DuplicateJob,
     QueueFull,
     QueueUnavailable,
+    StoreFull,
     TenantOverLimit,
     WireError,
 )
 from llava_wire.event import ErrorCode, Event, Final, FinishReason, JobError, TokenLogprob, TokenScore
+from llava_wire.file_store import FileLimits, FileStore, StoredFile
 from llava_wire.heartbeat import Heartbeat, ImageSpec
 from llava_wire.inspector import DeadLetter, Fleet, Inspector, Room, WorkerView
 from llava_wire.job import (
@@ -45,10 +48,17 @@ __all__ = [
     "Allowance",
     "ApiKey",
     "Assignment",
+    "Batch",
+    "BatchIssue",
+    "BatchOrder",
+    "BatchStore",
     "DeadLetter",
+    "DrivenBatch",
     "DuplicateJob",
     "ErrorCode",
     "Event",
+    "FileLimits",
+    "FileStore",
     "Final",
     "FinishReason",
     "Fleet",
@@ -75,6 +85,8 @@ __all__ = [
     "Role",
     "Room",
     "SamplingParams",
+    "StoreFull",
+    "StoredFile",
     "Task",
     "TenantOverLimit",
     "TenantTerms",

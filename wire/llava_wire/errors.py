@@ -5,6 +5,7 @@ WireError
 ├── DuplicateJob           the same job id with other contents
 ├── AlreadySubmitted       the same job has been submitted by somebody else
 ├── QueueFull              the model's waiting room is full: answer 503
+├── StoreFull              no room for a file or a batch: answer 429, or 503 if others take it
 └── TenantOverLimit        this tenant has its share of live jobs: answer 429
 """
 
@@ -15,6 +16,7 @@ __all__ = [
     "DuplicateJob",
     "QueueFull",
     "QueueUnavailable",
+    "StoreFull",
     "TenantOverLimit",
     "WireError",
 ]
@@ -54,3 +56,11 @@ class TenantOverLimit(WireError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class StoreFull(WireError):
+    """There is no room for a file or a batch; ``is_own``: because of what the same tenant has there."""
+
+    def __init__(self, message: str, *, is_own: bool) -> None:
+        super().__init__(message)
+        self.is_own = is_own

@@ -24,12 +24,22 @@ beats:{controller}    STRING number of its last beat; reap         10 min after 
 blob:{digest}         STRING pixels; submit, supply                the longest of its jobs' lives
 users:{digest}        SET    live jobs that use a blob             the longest of its jobs' lives
 rate:{tenant}         HASH   its minute of requests, tokens; charge until it is full again
+file:{file}           HASH   tenant, size, packed StoredFile       7 days, as set; 10 min while it is written
+bytes:{file}          STRING what is in it; files                  as its file
+files:{tenant}        ZSET   "file size" -> end of its life        the longest of its files' lives
+batch:{batch}         HASH   state, driver, counts; batches        window + 7 days
+results:{batch}       HASH   line -> its result                    as its batch; gone at the end
+batches:{tenant}      ZSET   batch -> when it came                 the longest of its batches' lives
+batching:{tenant}     SET    its unfinished batches                the longest of its batches' lives
 reaped                STRING somebody reaped lately; reap          a lease
 workers               ZSET   worker -> end of its lease            permanent; the dead are reaped
 progress              ZSET   worker -> time to show progress by    permanent; the dead are reaped
 controllers           ZSET   controller -> last beat               permanent; the dead are reaped
 pixels                ZSET   "digest size" -> end of its life      permanent; the expired are dropped
 pixel_bytes           STRING sum of those sizes                    permanent
+files                 ZSET   "file size" -> end of its life        permanent; the expired are dropped
+file_bytes            STRING sum of those sizes                    permanent
+batches               ZSET   unfinished batch -> end of its lease  permanent; the ended are dropped
 keys                  HASH   digest -> packed ApiKey; key_add      permanent
 dlq                   STREAM jobs that kept crashing; reap         permanent, about 1,000 entries
 ===================== ====== ===================================== =========================================
@@ -42,7 +52,18 @@ from __future__ import annotations
 __all__ = ["PERMANENT", "PREFIX", "blob_key", "out_key", "wake_key"]
 
 PREFIX = "{lv}:"
-_NAMES = ("workers", "progress", "controllers", "pixels", "pixel_bytes", "keys", "dlq")
+_NAMES = (
+    "workers",
+    "progress",
+    "controllers",
+    "pixels",
+    "pixel_bytes",
+    "files",
+    "file_bytes",
+    "batches",
+    "keys",
+    "dlq",
+)
 # Keys without a time to live; every other key gets one in the script that creates it.
 PERMANENT = tuple(PREFIX + name for name in _NAMES)
 

@@ -1,0 +1,86 @@
+"""How a line of a batch becomes an answer here: as a chat of the batch's owner, behind everybody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import msgspec
+from llava_wire import Job
+
+from llava_server.asking import jobs_of
+from llava_server.batch_driver import BatchDriver, Line
+from llava_server.choices import Choices
+from llava_server.errors import ApiError
+from llava_server.metrics import Unmeasured
+from llava_server.rates import RateLimiter
+from llava_server.schemas import ChatRequest
+from llava_server.services import Services
+from llava_server.streaming import collect
+from llava_server.validation import parse_request
+from llava_server.writer import AnswerWriter
+
+__all__ = ["batches_driven"]
+
+_MIB = 2**20
+_CANCEL_TIMEOUT_S = 5.0
+_LOWEST = -1
+_BELOW_ALL = -100  # whatever the key's own priority adds, the sum is the lowest
+
+
+@asynccontextmanager
+async def batches_driven(services: Services, limiter: RateLimiter) -> AsyncIterator[BatchDriver]:
+    """While this is open the controller works batches off."""
+    asker = _Asker(services, limiter)
+    driver = BatchDriver(
+        services.batches,
+        services.files,
+        asker.ask,
+        num_parallel=services.settings.batch_parallel,
+        max_result_bytes=services.settings.max_batch_output_mb * _MIB,
+    )
+    task = asyncio.create_task(driver.run(), name="batches")
+    try:
+        yield driver
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class _Asker:
+    def __init__(self, services: Services, limiter: RateLimiter) -> None:
+        self._services = services
+        self._limiter = limiter
+
+    async def ask(self, line: Line) -> dict[str, Any]:
+        """The completion. Raises ApiError; a key that is gone or over its limits is one for now."""
+        services, tenant = self._services, line.batch.order.tenant
+        if not services.keys.may_ask(tenant):
+            raise ApiError("invalid_api_key", "the key that made this batch is revoked")
+        chat = parse_request(ChatRequest, json.dumps(line.request.body).encode())
+        if chat.stream:
+            raise ApiError("invalid_value", "stream cannot be true in a batch: leave it out", param="stream")
+        await self._limiter.take_request(tenant)
+        model, jobs, pixels = await jobs_of(services, chat, tenant=tenant, key=line.key)
+        jobs = [msgspec.structs.replace(job, priority=_BELOW_ALL) for job in jobs]
+        choices = Choices(services.controller, is_kept=True)
+        try:
+            await choices.submit(jobs, pixels)
+            answers = await collect(choices, await choices.next(), [Unmeasured() for _ in jobs])
+        finally:
+            await choices.aclose()
+            if line.is_unwanted():
+                await self._cancel(jobs)
+        shown = msgspec.structs.replace(jobs[0], priority=_LOWEST)
+        return AnswerWriter(shown, model.fingerprint).whole(answers)
+
+    async def _cancel(self, jobs: list[Job]) -> None:
+        """Also works while the caller itself is being cancelled."""
+        with anyio.move_on_after(_CANCEL_TIMEOUT_S, shield=True), contextlib.suppress(ApiError):
+            for job in jobs:
+                await self._services.controller.cancel(job.job_id, job.tenant)

@@ -1,0 +1,135 @@
+-- batches: lists of requests that controllers work off one after another. A batch is driven by one controller at a time,
+-- under a lease; every write of a driver states who it is, so that one that was given up changes nothing. `batches`
+-- holds the unfinished ones by the end of their lease (before the first: when they came), `batching:{tenant}` a tenant's.
+-- One batch of a tenant is driven at a time, so that no tenant takes every driver.
+-- ARGV: step, batch, then by step
+--   create: tenant, payload, state, total, window_ms, keep_ms, max_unfinished   Answer: {'ok'} or {'batches', has}
+--   read: tenant                  Answer: the hash, empty if it is not the tenant's
+--   list: tenant, after, number   Answer: {hash...}, the latest first
+--   cancel: tenant                Answer: the hash as in read
+--   take: driver, lease_ms        Answer: {batch, hash, ms left} or {}   (no batch is named)
+--   renew: driver, lease_ms       Answer: {state, ms left}, {} if another drives it
+--   done: driver                  Answer: the lines that have their result
+--   result: driver, line, completed | failed, bytes, max_bytes   Answer: 1, 0 if it had one, -1 not ours, -2 no room
+--   results: driver, line...      Answer: their results
+--   finish: driver, state, output file, error file   Answer: 1, 0 if another drives it
+--   give_back: driver
+local step, id = ARGV[1], ARGV[2]
+local UNFINISHED = PREFIX .. 'batches'
+local batch, results = key('batch', id), key('results', id)
+
+local function is_driver() return redis.call('HGET', batch, 'driver') == ARGV[3] end
+
+local function ms_left() return math.max(tonumber(redis.call('HGET', batch, 'ends')) - now, 0) end
+
+local function read_own()
+  return redis.call('HGET', batch, 'tenant') == ARGV[3] and redis.call('HGETALL', batch) or {}
+end
+
+local function set_state(state) redis.call('HSET', batch, 'state', state, state .. '_at', math.floor(now / 1000)) end
+
+local steps = {}
+
+function steps.create()
+  local tenant, payload, state, total, window, keep, max = unpack(ARGV, 3)
+  local own, unfinished = key('batches', tenant), key('batching', tenant)
+  if redis.call('EXISTS', batch) == 1 then return {'ok'} end
+  local has = redis.call('SCARD', unfinished)
+  if has >= tonumber(max) then return {'batches', has} end
+  redis.call('HSET', batch, 'tenant', tenant, 'payload', payload, 'total', total, 'ends', now + tonumber(window),
+    'driver', '', 'completed', 0, 'failed', 0)
+  set_state(state)
+  redis.call('PEXPIRE', batch, keep)
+  redis.call('ZREMRANGEBYSCORE', own, '-inf', now - tonumber(keep))
+  redis.call('ZADD', own, now, id)
+  extend(own, tonumber(keep))
+  if state == 'failed' then return {'ok'} end
+  redis.call('SADD', unfinished, id)
+  extend(unfinished, tonumber(keep))
+  redis.call('ZADD', UNFINISHED, now, id)
+  return {'ok'}
+end
+
+steps.read = read_own
+
+function steps.list()
+  local own, first, answer = key('batches', ARGV[3]), 0, {}
+  if ARGV[4] ~= '' then
+    local rank = redis.call('ZREVRANK', own, ARGV[4])
+    if not rank then return {} end
+    first = rank + 1
+  end
+  for _, each in ipairs(redis.call('ZREVRANGE', own, first, first + ARGV[5] - 1)) do
+    local hash = redis.call('HGETALL', key('batch', each))
+    if #hash > 0 then answer[#answer + 1] = hash end
+  end
+  return answer
+end
+
+function steps.cancel()
+  local state = redis.call('HGET', batch, 'state')
+  if #read_own() > 0 and (state == 'validating' or state == 'in_progress') then set_state('cancelling') end
+  return read_own()
+end
+
+function steps.take()
+  local driver, lease, busy = ARGV[3], tonumber(ARGV[4]), {}
+  for _, each in ipairs(redis.call('ZRANGEBYSCORE', UNFINISHED, '(' .. now, '+inf')) do
+    busy[redis.call('HGET', key('batch', each), 'tenant') or ''] = true
+  end
+  for _, each in ipairs(redis.call('ZRANGEBYSCORE', UNFINISHED, '-inf', now)) do
+    id, batch = each, key('batch', each)
+    local tenant, state = unpack(redis.call('HMGET', batch, 'tenant', 'state'))
+    if not tenant then
+      redis.call('ZREM', UNFINISHED, id)
+    elseif not busy[tenant] then
+      redis.call('ZADD', UNFINISHED, now + lease, id)
+      redis.call('HSET', batch, 'driver', driver)
+      if state == 'validating' then set_state('in_progress') end
+      return {id, redis.call('HGETALL', batch), ms_left()}
+    end
+  end
+  return {}
+end
+
+function steps.renew()
+  if not is_driver() then return {} end
+  redis.call('ZADD', UNFINISHED, 'XX', now + tonumber(ARGV[4]), id)
+  return {redis.call('HGET', batch, 'state'), ms_left()}
+end
+
+function steps.done() return is_driver() and redis.call('HKEYS', results) or {} end
+
+function steps.result()
+  local line, outcome, bytes = ARGV[4], ARGV[5], ARGV[6]
+  if not is_driver() then return -1 end
+  if redis.call('HEXISTS', results, line) == 1 then return 0 end
+  local size = tonumber(redis.call('HGET', batch, 'size') or '0') + #bytes
+  if outcome == 'completed' and size > tonumber(ARGV[7]) then return -2 end
+  redis.call('HSET', results, line, bytes)
+  extend(results, redis.call('PTTL', batch))
+  redis.call('HSET', batch, 'size', size)
+  redis.call('HINCRBY', batch, outcome, 1)
+  return 1
+end
+
+function steps.results() return is_driver() and redis.call('HMGET', results, unpack(ARGV, 4)) or {} end
+
+function steps.finish()
+  if not is_driver() then return 0 end
+  set_state(ARGV[4])
+  redis.call('HSET', batch, 'output_file', ARGV[5], 'error_file', ARGV[6], 'driver', '')
+  redis.call('ZREM', UNFINISHED, id)
+  redis.call('SREM', key('batching', redis.call('HGET', batch, 'tenant')), id)
+  redis.call('DEL', results)
+  return 1
+end
+
+function steps.give_back()
+  if not is_driver() then return 0 end
+  redis.call('HSET', batch, 'driver', '')
+  redis.call('ZADD', UNFINISHED, 'XX', now - 1, id)
+  return 1
+end
+
+return steps[step]()
