@@ -20,7 +20,7 @@ class Answer:
     """The events of one job, in order. Read by one coroutine.
 
     ``news`` is set at each event; answers that are read together share one. ``is_kept``: its reader may come
-    back.
+    back; ``is_background``: whenever that is.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Answer:
         self.job_id = job_id
         self.tenant = tenant
         self.is_kept = is_kept
+        self.is_background = False
         self.has_begun = False  # a worker has come to it
         self.place: Place | None = None  # in the queue, when it came
         self.charged = 0.0  # tokens, in advance, to its key's minute

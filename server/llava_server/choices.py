@@ -48,9 +48,9 @@ class Choices:
             answer = await self._controller.submit(job, pixels, news=self._news, is_kept=self._is_kept)
             self._add(answer)
 
-    async def resume(self, job_id: str, tenant: str, *, timeout_s: float) -> None:
+    async def resume(self, job: Job, *, timeout_s: float) -> None:
         """A choice that is under way or done already. Raises ApiError like ``Controller.resume``."""
-        self._add(await self._controller.resume(job_id, tenant, timeout_s=timeout_s, news=self._news))
+        self._add(await self._controller.resume(job, timeout_s=timeout_s, news=self._news))
 
     async def next(self) -> tuple[int, Event]:
         """The next event of any choice that is not over. Raises ApiError if one of them cannot go on."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -21,6 +22,7 @@ import msgspec
 from llava_wire import (
     AlreadySubmitted,
     DuplicateJob,
+    Glimpse,
     Job,
     JobProducer,
     QueueFull,
@@ -42,7 +44,6 @@ logger = logging.getLogger(__name__)
 _TICK_S = 1.0  # between two looks for dead workers, and for overdue answers
 _CANCEL_TIMEOUT_S = 5.0
 _LOWEST, _HIGHEST = -1, 1  # of the priorities
-_NO_EVENTS = 2**31  # as if so many were known: a look at the job without its log
 
 
 class Controller:
@@ -82,12 +83,15 @@ class Controller:
         """Puts the job into the queue. Raises ApiError (409, 429, 503): it takes no more, or is not there.
 
         The caller must ``aclose`` the answer. With ``is_kept`` the job outlives that by the orphans' grace,
-        and if the very same job is known already, its one answer is read here too.
+        and if the very same job is known already, its one answer is read here too; one in the background is
+        kept for good.
         """
+        is_kept = is_kept or job.is_background
         limits = self._limiter.limits(job.tenant)
         urgency = min(max(job.priority + limits.priority, _LOWEST), _HIGHEST)
         job = msgspec.structs.replace(job, priority=urgency)
         answer = self._make_answer(job.job_id, job.tenant, job.ttl_s, is_kept=is_kept, news=news)
+        answer.is_background = job.is_background
         try:
             if not (is_kept and self._producer.is_live(job)):
                 terms = TenantTerms(weight=limits.weight, max_jobs=limits.max_jobs)
@@ -98,20 +102,20 @@ class Controller:
         except (DuplicateJob, QueueFull, TenantOverLimit, QueueUnavailable) as error:
             raise from_wire_error(error) from error
         if job.job_id in self._unread:
-            return await self.resume(job.job_id, job.tenant, timeout_s=job.ttl_s, news=news)
+            return await self.resume(job, timeout_s=job.ttl_s, news=news)
         self._guests[answer] = asyncio.create_task(self._be_guest(answer))
         return answer
 
-    async def resume(
-        self, job_id: str, tenant: str, *, timeout_s: float, news: asyncio.Event | None = None
-    ) -> Answer:
-        """The whole answer to a known job, from its first event on; whoever reads it elsewhere is cut off.
+    async def resume(self, job: Job, *, timeout_s: float, news: asyncio.Event | None = None) -> Answer:
+        """The answer to a job of this outline, from its first event on; who reads it elsewhere is cut off.
 
         Raises ApiError: 404 if there is none (any more) for this tenant, 503 without the queue.
         """
-        answer = self._make_answer(job_id, tenant, timeout_s, is_kept=True, news=news)
+        job_id = job.job_id
+        answer = self._make_answer(job_id, job.tenant, timeout_s, is_kept=True, news=news)
+        answer.is_background = job.is_background
         try:
-            events = await self._producer.attach(job_id, tenant=tenant)
+            events = await self._producer.attach(job_id, tenant=job.tenant)
         except QueueUnavailable as error:
             raise from_wire_error(error) from error
         if events is None:
@@ -128,15 +132,15 @@ class Controller:
             self._answers[job_id] = answer
         return answer
 
-    async def outline_of(self, job_id: str, tenant: str) -> Job:
-        """What was asked, without the messages. Raises ApiError as ``resume``."""
+    async def peek(self, job_id: str, tenant: str) -> Glimpse:
+        """The answer so far, which stays with whoever reads it. Raises ApiError as ``resume``."""
         try:
-            seen = await self._producer.peek(job_id, tenant=tenant, num_events=_NO_EVENTS)
+            seen = await self._producer.peek(job_id, tenant=tenant)
         except QueueUnavailable as error:
             raise from_wire_error(error) from error
         if seen is None:
             raise _not_found()
-        return seen.outline
+        return seen
 
     async def cancel(self, job_id: str, tenant: str) -> bool:
         """Ends a job wherever it is read; False if there is none to end. Raises ApiError (503)."""
@@ -163,7 +167,8 @@ class Controller:
             await self._settle(answer)
             return
         if answer.is_kept:
-            self._unread[answer.job_id] = answer.tenant, time.monotonic() + self._orphan_grace_s
+            grace_s = math.inf if answer.is_background else self._orphan_grace_s
+            self._unread[answer.job_id] = answer.tenant, time.monotonic() + grace_s
             return
         self._metrics.cancelled()
         await self._cancel(answer)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from llava_wire import Event, Final, FinishReason, Job
 
 from llava_server.schemas_responses import ResponseRequest
@@ -23,17 +24,19 @@ from llava_server.tool_reader import Called, Piece, Said, ToolReader, call_mode
 from llava_server.usage import UsageTally
 from llava_server.writer import SERVICE_TIERS, WholeAnswer, call_id, token_logprobs
 
-__all__ = ["ResponseWriter"]
+__all__ = ["ResponseWriter", "with_note"]
 
 
 class ResponseWriter:
     """Writes one response; there is one choice. A whole one is what its stream ends with."""
 
-    def __init__(self, request: ResponseRequest, job: Job) -> None:
+    def __init__(self, job: Job, *, created_at: float | None = None, starting_after: int = -1) -> None:
+        """``job`` is one ``with_note``. Of a stream, events up to number ``starting_after`` are left out."""
         self._job = job
         self._id = job.job_id.replace("chatcmpl-", "resp_")
-        self._head = _head(request, job)
-        self._created_at = int(time.time())
+        self._head: dict[str, Any] = json.loads(job.note)
+        self._created_at = int(time.time() if created_at is None else created_at)
+        self._starting_after = starting_after
         self._reader = ToolReader(may_call=call_mode(job) is not None)
         self._tally = UsageTally()
         self._items: list[dict[str, Any]] = []
@@ -78,6 +81,20 @@ class ResponseWriter:
         self.event(0, event, None)
         self._tally.saw(0, answer.last)
         return self._ended(answer.last.final)
+
+    def so_far(self, state: str, events: Sequence[Event]) -> dict[str, Any]:
+        """The response in the middle of its making, or when it is over; ``state`` is the queue's."""
+        for event in events:
+            self.event(0, event, None)
+        final = events[-1].final if events else None
+        if final is not None and final.error is not None:
+            error = {"code": "server_error", "message": final.error.message}
+            return {**self._response("failed"), "error": error}
+        if final is not None:
+            return self._ended(final)
+        if state == "cancelled":
+            return self._response("cancelled")
+        return self._response("in_progress" if events or state == "running" else "queued")
 
     def _grow(self, piece: Piece, logprobs: list[dict[str, Any]]) -> bytes:
         """The open item grows, or one closes and another opens."""
@@ -165,6 +182,8 @@ class ResponseWriter:
 
     def _told(self, name: str, /, **fields: Any) -> bytes:
         self._number += 1
+        if self._number - 1 <= self._starting_after:
+            return b""
         return encode_event({"type": name, "sequence_number": self._number - 1, **fields}, name=name)
 
     def _place(self) -> dict[str, Any]:
@@ -177,6 +196,12 @@ class ResponseWriter:
         return sum(item["type"] == "function_call" for item in self._items)
 
 
+def with_note(job: Job, request: ResponseRequest) -> Job:
+    """The job with what its response gives back of the request, for whoever writes it down."""
+    note = json.dumps(_head(request, job), separators=(",", ":"))
+    return msgspec.structs.replace(job, note=note, is_background=bool(request.background))
+
+
 def _head(request: ResponseRequest, job: Job) -> dict[str, Any]:
     """What was asked for, as it is given back."""
     asked = request.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -185,7 +210,7 @@ def _head(request: ResponseRequest, job: Job) -> dict[str, Any]:
         "model": job.model,
         "error": None,
         "incomplete_details": None,
-        "background": False,
+        "background": bool(request.background),
         "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens,
         "metadata": request.metadata or {},
@@ -193,7 +218,7 @@ def _head(request: ResponseRequest, job: Job) -> dict[str, Any]:
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None},
         "service_tier": SERVICE_TIERS[job.priority],
-        "store": False,
+        "store": request.store is not False,
         "temperature": job.sampling.temperature,
         "text": {"format": {"type": "text"}, **text},
         "tool_choice": request.tool_choice or "auto",

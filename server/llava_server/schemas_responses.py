@@ -18,14 +18,12 @@ __all__ = ["RESPONSE_REFUSED", "ResponseRequest", "ResponseTool"]
 
 _LOGPROBS = "message.output_text.logprobs"
 _MAX_TOOLS = 128
-_NOT_STORED = "send the whole conversation as input: answers are not stored"
+_NOT_STORED = "send the whole conversation as input: conversations are not stored"
 _TEXT_ONLY = "this model reads text and pictures and writes text"
 
 RESPONSE_REFUSED: dict[str, Refusal] = {
-    "store": Refusal((False,), _NOT_STORED),
     "previous_response_id": Refusal((), _NOT_STORED),
     "conversation": Refusal((), _NOT_STORED),
-    "background": Refusal((False,), "keep the request open, or stream it"),
     "background_options": Refusal(({},), "leave it out"),
     "max_tool_calls": Refusal((), "it counts calls of tools that a server runs, and this one runs none"),
     "prompt": Refusal((), "send the text as input: templates are not stored"),
@@ -177,10 +175,20 @@ class ResponseRequest(Strict):
     prompt_cache_retention: Literal["in_memory", "24h"] | None = Field(
         None, description="Accepted as a hint."
     )
-    store: Any = refused("store", RESPONSE_REFUSED)
+    store: bool | None = Field(
+        None,
+        description="Unless false, GET /v1/responses/{id} gives the response while it is made and for five "
+        "minutes after.",
+        examples=[True],
+    )
+    background: bool | None = Field(
+        None,
+        description="Answer at once with a queued response, which is made whether or not anybody reads it; "
+        "not with store false.",
+        examples=[True],
+    )
     previous_response_id: Any = refused("previous_response_id", RESPONSE_REFUSED)
     conversation: Any = refused("conversation", RESPONSE_REFUSED)
-    background: Any = refused("background", RESPONSE_REFUSED)
     background_options: Any = refused("background_options", RESPONSE_REFUSED)
     max_tool_calls: Any = refused("max_tool_calls", RESPONSE_REFUSED)
     prompt: Any = refused("prompt", RESPONSE_REFUSED)
@@ -212,6 +220,10 @@ class ResponseRequest(Strict):
     def _fields_agree(self) -> ResponseRequest:
         if self.stream_options is not None and not self.stream:
             raise disagreement("stream_options", "stream_options is only allowed with stream true")
+        if self.background and self.store is False:
+            raise disagreement(
+                "background", "background is not allowed with store false: nobody could read it"
+            )
         if self.top_logprobs and self.num_logprobs is None:
             raise disagreement("top_logprobs", f"top_logprobs is only allowed with include [{_LOGPROBS!r}]")
         return self

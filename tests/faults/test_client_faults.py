@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from typing import Any
 
+import httpx2
 import pytest
 from llava_client import AsyncClient
 from llava_wire.keys import PREFIX
 
 from tests.e2e.worker_process import undisturbed
-from tests.faults.cluster import Cluster
+from tests.faults.cluster import Cluster, running_cluster
+from tests.faults.processes import ORPHAN_GRACE_S
 from tests.faults.streams import Stream, Streams, question, until
 from tests.server.pictures import encoded, part, scene
 
@@ -95,6 +98,30 @@ async def test_a_killed_controllers_streams_go_on_through_another(cluster: Clust
     for first, rest in [(stream, streams.resume(heir.url, stream)) for stream in begun]:
         await until(lambda: rest.is_over, "the rest")  # noqa: B023
         assert_joined(first, rest)
+
+
+async def test_what_runs_in_the_background_survives_its_controller_and_then_its_worker() -> None:
+    """It takes longer than the grace within which other answers must find a reader."""
+    slow = {"echo_step_s": 2 * ORPHAN_GRACE_S / 64}  # an answer has 64 tokens or more
+    with running_cluster(num_controllers=2, num_workers=2, worker=slow) as cluster:
+        killed, heir = cluster.controllers
+        asked = {"model": "echo", "input": question("long"), "temperature": 0, "background": True}
+        async with httpx2.AsyncClient(timeout=30) as http:
+            response_id = (await http.post(f"{killed.url}/v1/responses", json=asked)).json()["id"]
+            path = f"{heir.url}/v1/responses/{response_id}"
+            await _status_is_not(http, path, "queued")
+            killed.kill()
+            cluster.holder(response_id.replace("resp_", "chatcmpl-")).kill()
+            response = await _status_is_not(http, path, "in_progress")
+    text = response["output"][0]["content"][0]["text"]
+    assert (response["status"], len(text) >= 64) == ("completed", True)
+    assert undisturbed(question("long"), max_tokens=200).startswith(text)
+
+
+async def _status_is_not(http: httpx2.AsyncClient, path: str, status: str) -> Any:
+    while (response := (await http.get(path)).json())["status"] == status:
+        await asyncio.sleep(0.05)
+    return response
 
 
 async def test_a_killed_controllers_stream_to_which_nobody_comes_back_is_cancelled(

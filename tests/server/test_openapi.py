@@ -19,7 +19,7 @@ from tests.server.scripted_worker import MODEL
 
 DOCUMENT: dict[str, Any] = create_app(Settings()).openapi_schema or {}
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
-WITHOUT_BODY = ("/v1/batches/{batch_id}/cancel",)
+WITHOUT_BODY = ("/v1/batches/{batch_id}/cancel", "/v1/responses/{response_id}/cancel")
 FREE = ("string", "number", "integer", "array", "object")  # values that a reader cannot guess from the type
 
 

@@ -223,6 +223,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"include": ["reasoning.encrypted_content"]}, "include", "nothing else"),
     ({"top_logprobs": 2}, "top_logprobs", "include"),
     ({"stream_options": {}}, "stream_options", "stream true"),
+    ({"background": True, "store": False}, "background", "store false"),
+    ({"store": "yes"}, "store", "boolean"),
     ({"text": {"format": {"type": "json_schema"}}}, "text.format.json_schema.name", "required"),
     ({"text": {"verbosity": "low"}}, "text.verbosity", "medium"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type", "function"),

@@ -103,7 +103,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     an answer to go on with; in "raw" the one message is the prompt as it stands. ``prompt_ids`` are a prompt
     in tokens and take the place of messages. ``version`` grows when an older worker must not run the job; a
     field that it may ignore is added without. ``task`` "tokenize" asks for no answer but for the prompt's own
-    tokens, and "detokenize" for the text of ``prompt_ids``: one event, which is final.
+    tokens, and "detokenize" for the text of ``prompt_ids``: one event, which is final. ``is_background``: it
+    runs to its end although nobody reads it, its controller's death included. ``note`` is the server's own:
+    what it must know to write the answer down later.
     """
 
     job_id: str
@@ -119,6 +121,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     prompt_ids: tuple[int, ...] = ()
     task: Task = "answer"
     version: int = WIRE_VERSION
+    is_background: bool = False
+    note: str = ""
 
     @property
     def outline(self) -> Job:

@@ -179,11 +179,11 @@ class JobProducer:
 
         None if the job is unknown or another tenant's. Raises QueueUnavailable.
         """
-        answer = await self._call("peek", job_id, tenant, num_events)
-        if not answer:
+        if not (answer := await self._call("peek", job_id, tenant, num_events)):
             return None
-        state, outline, frames = answer
-        return Glimpse(state.decode(), _outlines.decode(outline), decode_log(frames, offset))
+        state, packed, frames, ends_ms = answer
+        outline = _outlines.decode(packed)
+        return Glimpse(state.decode(), outline, decode_log(frames, offset), ends_ms / 1000 - outline.ttl_s)
 
     def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:
         """Batches of (job id, event) for ever, of all live jobs; each job's events are whole and in order.

@@ -41,9 +41,10 @@ class Place:
 class Glimpse:
     """A look at a job: its state (queued, parked, running, done, cancelled, orphaned), and its next events.
 
-    ``outline`` is the job without its messages.
+    ``outline`` is the job without its messages; ``created_at`` is in s since the epoch, by Redis's clock.
     """
 
     state: str
     outline: Job
     events: list[Event]
+    created_at: float

@@ -47,8 +47,8 @@ async def read_answer(
     start = _start(job_id, starting_after, request.headers.get("last-event-id"))
     choices = Choices(services.controller)
     request.state.job_id = job_id
-    job = await services.controller.outline_of(job_id, request.state.tenant)
-    await choices.resume(job_id, request.state.tenant, timeout_s=services.settings.request_timeout_s)
+    job = (await services.controller.peek(job_id, request.state.tenant)).outline
+    await choices.resume(job, timeout_s=services.settings.request_timeout_s)
     tells_usage = include_usage == "true"
     writer = AnswerWriter(job, services.registry.fingerprint(job.model), include_usage=tells_usage)
     if stream == "true":

@@ -1,21 +1,37 @@
-"""POST /v1/responses: OpenAI's newer way to ask; the same answers as in a chat, in its words."""
+"""/v1/responses: OpenAI's newer way to ask; the same answers as in a chat, in its words.
+
+A response that is stored can be read while it is made and for five minutes after, by the key that asked for
+it, on any controller. One in the background is made although nobody reads it.
+"""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.responses import Response
+from typing import Annotated
 
-from llava_server.asking import open_chat, reply
+import msgspec
+from fastapi import APIRouter, Path, Query
+from llava_wire import Glimpse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from llava_server.asking import Opened, chat_jobs, open_jobs, parsed, reply
+from llava_server.choices import Choices
+from llava_server.errors import ApiError
+from llava_server.metrics import Unmeasured
 from llava_server.openapi import answers_with, body_of
 from llava_server.responses_form import parse_response_request
-from llava_server.responses_writer import ResponseWriter
+from llava_server.responses_writer import ResponseWriter, with_note
 from llava_server.schemas_responses import ResponseRequest
-from llava_server.streaming import until_gone
+from llava_server.services import services_of
+from llava_server.streaming import EventStream, stream_pace, until_gone
+from llava_server.validation import idempotency_key
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["responses"])
+
+_ERROR = {"description": "What is wrong, in OpenAI's shape: error.code, error.message, error.param."}
+ResponseId = Annotated[str, Path(description="The id of the response.", max_length=128)]
 
 
 @router.post(
@@ -26,7 +42,92 @@ router = APIRouter(tags=["responses"])
     openapi_extra=body_of(ResponseRequest),
 )
 async def create_response(request: Request) -> Response:
-    """Nothing is stored: send the whole conversation as input, items of earlier outputs included."""
-    asked, opened = await until_gone(request.receive, open_chat(request, parse_response_request))
-    writer = ResponseWriter(asked, opened.job)
+    """No conversation is stored: send all of it as input, items of earlier outputs included."""
+    asked, writer, opened = await until_gone(request.receive, _open(request))
+    if opened is None:
+        return JSONResponse(writer.so_far("queued", []))
     return await reply(request, opened, writer, is_stream=bool(asked.stream))
+
+
+async def _open(request: Request) -> tuple[ResponseRequest, ResponseWriter, Opened | None]:
+    """None: it is in the queue, and nobody waits for it."""
+    with request.state.body.taken() as raw:
+        asked, chat = await parsed(request, raw, parse_response_request)
+        model, [job], pixels = await chat_jobs(request, chat)
+    job = with_note(job, asked)
+    writer = ResponseWriter(job)
+    if asked.store is False:
+        job = msgspec.structs.replace(job, note="")
+    if asked.background and not asked.stream:
+        request.state.job_id = job.job_id
+        choices = Choices(services_of(request).controller)
+        await choices.submit([job], pixels)
+        await choices.aclose()
+        return asked, writer, None
+    is_kept = idempotency_key(request.headers) is not None
+    return asked, writer, await open_jobs(request, model, [job], pixels, is_kept=is_kept)
+
+
+@router.get(
+    "/v1/responses/{response_id}",
+    summary="Read a response while it is made, or later",
+    response_model=None,
+    responses={status: _ERROR for status in (400, 401, 404, 409, 503)},
+)
+async def read_response(
+    request: Request,
+    response_id: ResponseId,
+    stream: Annotated[str, Query(description="true: its events, from the first one on.")] = "false",
+    starting_after: Annotated[
+        str | None, Query(description="With stream true: the sequence_number of the last event known.")
+    ] = None,
+) -> Response:
+    """As far as it is made. With stream true its events come to this reader and to no other any more."""
+    glimpse = await _glimpse(request, response_id)
+    start = _number(starting_after)
+    writer = ResponseWriter(glimpse.outline, created_at=glimpse.created_at, starting_after=start)
+    if stream != "true":
+        return JSONResponse(writer.so_far(glimpse.state, glimpse.events))
+    settings = services_of(request).settings
+    choices = Choices(services_of(request).controller)
+    await choices.resume(glimpse.outline, timeout_s=settings.request_timeout_s)
+    return EventStream(choices, None, writer, [Unmeasured()], stream_pace(settings))
+
+
+@router.post(
+    "/v1/responses/{response_id}/cancel",
+    summary="Cancel a response",
+    response_model=None,
+    responses={status: _ERROR for status in (401, 404, 503)},
+)
+async def cancel_response(request: Request, response_id: ResponseId) -> Response:
+    """Gives the response as it is then; one that is over already stays as it is."""
+    job_id = (await _glimpse(request, response_id)).outline.job_id
+    await services_of(request).controller.cancel(job_id, request.state.tenant)
+    glimpse = await _glimpse(request, response_id)
+    writer = ResponseWriter(glimpse.outline, created_at=glimpse.created_at)
+    return JSONResponse(writer.so_far(glimpse.state, glimpse.events))
+
+
+async def _glimpse(request: Request, response_id: str) -> Glimpse:
+    """Raises ApiError: 404 for what is none of this key's stored responses."""
+    number = response_id.removeprefix("resp_")
+    request.state.job_id = job_id = f"chatcmpl-{number}"
+    if number != response_id:
+        glimpse = await services_of(request).controller.peek(job_id, request.state.tenant)
+        if glimpse.outline.note:
+            return glimpse
+    raise ApiError("answer_not_found", "there is no such response of this key, or its minutes are over")
+
+
+def _number(starting_after: str | None) -> int:
+    """-1: no event is known. Raises ApiError (400)."""
+    if starting_after is None:
+        return -1
+    if starting_after.isascii() and starting_after.isdecimal() and len(starting_after) <= 9:
+        return int(starting_after)
+    raise ApiError(
+        "invalid_value",
+        f"starting_after must be the number of an event, from 0 (got {starting_after[:20]!r})",
+        param="starting_after",
+    )

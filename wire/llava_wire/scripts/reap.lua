@@ -3,7 +3,7 @@
 -- died twice runs alone from then on, and one that was alone when the last of max_crashes died ends, with the payload
 -- given by the caller and an entry in the dead-letter stream. Jobs of a controller unseen for orphan_ms end as
 -- orphans. When nobody reaped for a while, Redis itself was away and could hear no beat: everyone gets a new lease
--- first. `beat` counts the caller's beats; one older than its last means that Redis has gone back in time.
+-- first; one that is to run in the background goes on, and is read from its log. `beat` counts the caller's beats; one older than its last means that Redis has gone back in time.
 -- ARGV: controller, beat, max_crashes, orphan_ms, lease_ms, payload   Answer: {jobs put back, 1 if memory was lost}
 local controller, beat, max_crashes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local orphan, lease, payload = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
@@ -65,9 +65,14 @@ end
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', progress, '-inf', now)) do
   bury(worker, 'its worker made no progress')
 end
+local function is_background(id)
+  local outline = redis.call('HGET', key('job', id), 'outline')
+  return outline and cmsgpack.unpack(outline).is_background
+end
+
 for _, dead in ipairs(redis.call('ZRANGEBYSCORE', controllers, '-inf', now - orphan)) do
   for _, id in ipairs(redis.call('SMEMBERS', key('live', dead))) do
-    if redis.call('HGET', key('job', id), 'controller') == dead then
+    if redis.call('HGET', key('job', id), 'controller') == dead and not is_background(id) then
       local length = fence(id)
       if length then redis.call('HSET', key('job', id), 'length', length) end
       end_job(id, 'orphaned')
