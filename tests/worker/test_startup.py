@@ -102,3 +102,29 @@ def test_an_adapters_folder_that_describes_nothing_takes_its_bases_words(tmp_pat
     of_base = open_model(load_settings([*flags, "--model", "tiny"]))
 
     assert adapted.prompts.build(messages) == of_base.prompts.build(messages)
+
+
+NUM_LEFT = """
+import os, time
+from llava_worker import __main__ as program
+from llava_worker.settings import load_settings
+before = len(os.listdir("/proc/self/task"))
+settings = ["--model", "tiny", "--precision", "int8", "--threads", "2", "--kv-cache-mb", "8"]
+kept = program.{loader}(load_settings(settings))
+give_up = time.monotonic() + {patience_s}  # threads that have ended are gone a moment later
+while (left := len(os.listdir("/proc/self/task")) - before) > {wanted} and time.monotonic() < give_up:
+    pass
+print(left)
+"""
+
+
+def num_threads_left(loader: str, *, wanted: int = 0, patience_s: float = 1) -> int:
+    text = NUM_LEFT.format(loader=loader, wanted=wanted, patience_s=patience_s)
+    program = [sys.executable, "-c", text]
+    return int(subprocess.run(program, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def test_a_worker_starts_without_the_openmp_threads_of_its_loading() -> None:
+    """Each is one with which the engine's own would have to share the cores, as OpenMP sees it."""
+    with_them = num_threads_left("open_model")
+    assert num_threads_left("_open", wanted=with_them - 1, patience_s=10) == with_them - 1

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from llava_wire import JobConsumer, QueueUnavailable
 
@@ -34,7 +35,7 @@ def main() -> int:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     try:
-        model = open_model(settings)
+        model = _open(settings)
     except StartupError as error:
         logger.error("%s", error)
         return _EXIT_NO_START
@@ -46,6 +47,16 @@ def main() -> int:
     if status == EXIT_BROKEN and model.heartbeat.device.startswith("cuda"):
         logger.critical("after this failure: %s", tell_health())
     return status
+
+
+def _open(settings: Settings) -> Model:
+    """In a thread that ends, and its OpenMP threads with it. Raises StartupError.
+
+    GNU's OpenMP counts the threads of all teams: where they are more than the cores, each falls asleep
+    as soon as it waits, which took a quarter of the engine's speed.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
+        return pool.submit(open_model, settings).result()
 
 
 async def _serve(settings: Settings, model: Model) -> int:
