@@ -55,6 +55,8 @@ def _open(settings: Settings) -> Model:
     GNU's OpenMP counts the threads of all teams: where they are more than the cores, each falls asleep
     as soon as it waits, which took a quarter of the engine's speed.
     """
+    if settings.tensor_parallel > 1:  # other ranks die with the thread that began them
+        return open_model(settings)
     with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
         return pool.submit(open_model, settings).result()
 
