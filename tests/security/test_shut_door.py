@@ -87,7 +87,7 @@ def test_with_the_key_the_same_door_opens(shut: Stack) -> None:
 )
 def test_a_key_opens_every_route_in_either_header(shut: Stack, headers: dict[str, str]) -> None:
     for path in paths(shut):
-        for method in METHODS:
+        for method in ("GET", "POST"):
             assert shut.http.request(method, path, headers=headers).status_code != 401, path
 
 
