@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import threading
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,44 +27,6 @@ def make(kind: type, num_blocks: int = 4, block_size: int = 4, dtype: torch.dtyp
         dtype=dtype,
         device=CPU,
     )
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_small_cache_takes_memory_as_it_is_written(kind: type) -> None:
-    before = resident_bytes()
-    cache = make(kind, num_blocks=1 << 16)
-    assert bytes_of(cache) > 32 << 20
-    assert cache.gather(0, torch.tensor([5, 1 << 17]))[0].count_nonzero() == 0
-    assert resident_bytes() - before < 16 << 20
-
-
-def test_a_large_ones_memory_comes_meanwhile_and_takes_nothing_from_what_is_written() -> None:
-    before = resident_bytes()
-    cache = make(ExactKVCache, num_blocks=1 << 18)
-    slots = torch.arange(1 << 14, 1 << 20, 1 << 14)  # all over it
-    k, v = draw(len(slots)), draw(len(slots), 1)
-    cache.write(0, slots, k, v)
-    wait_for_populating()
-    assert torch.equal(cache.gather(0, slots)[0], k) and torch.equal(cache.gather(0, slots)[1], v)
-    assert cache.gather(1, slots)[0].count_nonzero() == 0
-    assert resident_bytes() - before > bytes_of(cache) // 2
-
-
-def wait_for_populating() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "kv-cache":
-            thread.join(60)
-            assert not thread.is_alive()
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def bytes_of(cache: KVCache) -> int:
-    tensors = [each for each in vars(cache).values() if isinstance(each, Tensor)]
-    assert all(each.data_ptr() % 64 == 0 for each in tensors)  # whole cache lines are read
-    return sum(each.nbytes for each in tensors)
 
 
 def draw(num_tokens: int, seed: int = 0) -> Tensor:

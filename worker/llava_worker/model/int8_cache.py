@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llava_worker.model.kv_cache import KVCache, zeros
+from llava_worker.model.kv_cache import KVCache
 
 __all__ = ["Int8KVCache"]
 
@@ -44,8 +44,8 @@ class Int8KVCache(KVCache):
         shape = (num_layers, 2, num_blocks * block_size, num_heads, head_dim)
         self._dtype = dtype
         self._product = dtype if dtype == torch.bfloat16 else torch.float32  # fp16 has too little range
-        self._codes = zeros(shape, torch.int8, device)
-        self._scales = zeros(shape[:-1], _SCALE, device)
+        self._codes = torch.zeros(shape, dtype=torch.int8, device=device)
+        self._scales = torch.zeros(shape[:-1], dtype=_SCALE, device=device)
 
     @staticmethod
     def bytes_per_block(

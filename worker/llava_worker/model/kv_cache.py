@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
-import mmap
-import os
-import threading
 from abc import ABC, abstractmethod
-from contextlib import suppress
 
-import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ExactKVCache", "KVCache", "zeros"]
-
-_CACHE_LINE = 64  # bytes
-_LARGE_BYTES = 256 << 20
-_PIECE_BYTES = 4 << 20
-_POPULATE = 23  # MADV_POPULATE_WRITE of Linux 5.14 and later: pages come, what is in them stays
+__all__ = ["ExactKVCache", "KVCache"]
 
 
 class KVCache(ABC):
@@ -65,7 +53,9 @@ class ExactKVCache(KVCache):
         device: torch.device,
     ) -> None:
         super().__init__(num_blocks, block_size)
-        self._slots = zeros((num_layers, 2, num_blocks * block_size, num_heads, head_dim), dtype, device)
+        # Zeroed rather than empty: memory that is not there fails at the start, not under load.
+        shape = (num_layers, 2, num_blocks * block_size, num_heads, head_dim)
+        self._slots = torch.zeros(shape, dtype=dtype, device=device)
 
     @staticmethod
     def bytes_per_block(
@@ -91,33 +81,3 @@ class ExactKVCache(KVCache):
 
     def copy_rows(self, sources: Tensor, targets: Tensor) -> None:
         self._slots.index_copy_(2, targets, self._slots.index_select(2, sources))
-
-
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As `torch.zeros`, but a CPU's memory comes at once and is filled in by the system meanwhile.
-
-    To write 12 GB at the start takes 5 to 20 s; to leave it to who first writes there makes the first answers
-    slow. Zeros it must be: a kernel may multiply what it reads beyond a context by nothing, and garbage can
-    be NaN.
-    """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(num_bytes + _CACHE_LINE, dtype=np.uint8)  # untouched: numpy asks for zeroed pages
-    first = -memory.ctypes.data % _CACHE_LINE
-    if num_bytes >= _LARGE_BYTES:
-        threading.Thread(target=_populate, args=(memory,), name="kv-cache", daemon=True).start()
-    return torch.from_numpy(memory[first : first + num_bytes]).view(dtype).view(shape)
-
-
-def _populate(memory: np.ndarray) -> None:
-    """Ask for all pages, piece by piece, while a core is idle; elsewhere they come as they are used."""
-    with suppress(OSError, AttributeError):  # AttributeError: no Linux
-        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    begin = -(-memory.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = memory.ctypes.data + memory.nbytes
-    for start in range(begin, end - _PIECE_BYTES, _PIECE_BYTES):
-        if madvise(start, _PIECE_BYTES, _POPULATE) != 0:
-            return
