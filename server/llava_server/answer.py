@@ -31,13 +31,14 @@ class Answer:
         timeout_s: float,
         queue_timeout_s: float,
         is_kept: bool,
+        is_background: bool = False,
         close: Callable[[Answer], Awaitable[None]],
         news: asyncio.Event | None = None,
     ) -> None:
         self.job_id = job_id
         self.tenant = tenant
         self.is_kept = is_kept
-        self.is_background = False
+        self.is_background = is_background
         self.has_begun = False  # a worker has come to it
         self.place: Place | None = None  # in the queue, when it came
         self.charged = 0.0  # tokens, in advance, to its key's minute

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 _TICK_S = 1.0  # between two looks for dead workers, and for overdue answers
 _CANCEL_TIMEOUT_S = 5.0
 _LOWEST, _HIGHEST = -1, 1  # of the priorities
+_NO_EVENTS = 2**31  # as if so many were known: a look at the job without its log
 
 
 class Controller:
@@ -90,8 +91,7 @@ class Controller:
         limits = self._limiter.limits(job.tenant)
         urgency = min(max(job.priority + limits.priority, _LOWEST), _HIGHEST)
         job = msgspec.structs.replace(job, priority=urgency)
-        answer = self._make_answer(job.job_id, job.tenant, job.ttl_s, is_kept=is_kept, news=news)
-        answer.is_background = job.is_background
+        answer = self._make_answer(job, job.ttl_s, is_kept=is_kept, news=news)
         try:
             if not (is_kept and self._producer.is_live(job)):
                 terms = TenantTerms(weight=limits.weight, max_jobs=limits.max_jobs)
@@ -111,9 +111,7 @@ class Controller:
 
         Raises ApiError: 404 if there is none (any more) for this tenant, 503 without the queue.
         """
-        job_id = job.job_id
-        answer = self._make_answer(job_id, job.tenant, timeout_s, is_kept=True, news=news)
-        answer.is_background = job.is_background
+        job_id, answer = job.job_id, self._make_answer(job, timeout_s, is_kept=True, news=news)
         try:
             events = await self._producer.attach(job_id, tenant=job.tenant)
         except QueueUnavailable as error:
@@ -132,10 +130,11 @@ class Controller:
             self._answers[job_id] = answer
         return answer
 
-    async def peek(self, job_id: str, tenant: str) -> Glimpse:
+    async def peek(self, job_id: str, tenant: str, *, has_events: bool = True) -> Glimpse:
         """The answer so far, which stays with whoever reads it. Raises ApiError as ``resume``."""
         try:
-            seen = await self._producer.peek(job_id, tenant=tenant)
+            known = 0 if has_events else _NO_EVENTS
+            seen = await self._producer.peek(job_id, tenant=tenant, num_events=known)
         except QueueUnavailable as error:
             raise from_wire_error(error) from error
         if seen is None:
@@ -230,14 +229,15 @@ class Controller:
                 self._metrics.cancelled()
 
     def _make_answer(
-        self, job_id: str, tenant: str, timeout_s: float, *, is_kept: bool, news: asyncio.Event | None
+        self, job: Job, timeout_s: float, *, is_kept: bool, news: asyncio.Event | None
     ) -> Answer:
         return Answer(
-            job_id,
-            tenant,
+            job.job_id,
+            job.tenant,
             timeout_s=timeout_s,
             queue_timeout_s=self._queue_timeout_s,
             is_kept=is_kept,
+            is_background=job.is_background,
             close=self.close,
             news=news,
         )

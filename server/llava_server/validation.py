@@ -12,7 +12,7 @@ from llava_server.errors import ApiError
 from llava_server.schemas import AssistantMessage, ChatRequest, ImagePart, TextPart
 from llava_server.tool_text import tools_text
 
-__all__ = ["as_chat", "check_sizes", "check_text", "idempotency_key", "parse_request"]
+__all__ = ["as_chat", "check_sizes", "check_text", "idempotency_key", "parse_request", "starting_number"]
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
@@ -45,6 +45,15 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
             "a UUID is a good one",
         )
     return key
+
+
+def starting_number(text: str, meaning: str) -> int:
+    """Of a query's ``starting_after``. Raises ApiError (400), which says the ``meaning``."""
+    if text.isascii() and text.isdecimal() and len(text) <= 9:
+        return int(text)
+    raise ApiError(
+        "invalid_value", f"starting_after must be {meaning} (got {text[:20]!r})", param="starting_after"
+    )
 
 
 def as_chat(form: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:

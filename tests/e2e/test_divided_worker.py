@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import numpy as np
 import psutil
 import pytest
 from llava_wire import ImageRef
 
-from tests.e2e.worker_process import Fleet, fleet_of
+from tests.e2e.worker_process import Fleet
 from tests.worker.asker import Asker, asking, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
@@ -32,12 +31,6 @@ def anyio_backend() -> str:
 async def asker(queue_url: str) -> AsyncIterator[Asker]:
     async with asking(queue_url, model="tiny-llava") as asker:
         yield asker
-
-
-@pytest.fixture
-def fleet(queue_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with fleet_of(queue_url, tmp_path) as fleet:
-        yield fleet
 
 
 async def answers(asker: Asker) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -30,12 +30,6 @@ def anyio_backend() -> str:
 async def asker(queue_url: str) -> AsyncIterator[Asker]:
     async with asking(queue_url) as asker:
         yield asker
-
-
-@pytest.fixture
-def fleet(queue_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with fleet_of(queue_url, tmp_path) as fleet:
-        yield fleet
 
 
 async def begin(asker: Asker) -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.worker_process import Fleet, fleet_of
+from tests.e2e.worker_process import Fleet
 from tests.worker.asker import Asker, asking, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
@@ -25,12 +25,6 @@ def anyio_backend() -> str:
 async def asker(queue_url: str) -> AsyncIterator[Asker]:
     async with asking(queue_url) as asker:
         yield asker
-
-
-@pytest.fixture
-def fleet(queue_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with fleet_of(queue_url, tmp_path) as fleet:
-        yield fleet
 
 
 def lanes_in(events: list[dict[str, Any]]) -> list[str]:

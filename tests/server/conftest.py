@@ -189,6 +189,14 @@ def stack(shared_stack: Stack) -> Iterator[Stack]:
 
 
 @pytest.fixture
+def worker(queue_url: str) -> Iterator[ScriptedWorker]:
+    worker = ScriptedWorker(queue_url).start()
+    yield worker
+    worker.release.set()
+    worker.stop()
+
+
+@pytest.fixture
 def own_stack(queue_url: str) -> Iterator[Callable[..., Stack]]:
     """``own_stack(setting=...)`` starts a stack for this test alone."""
     with contextlib.ExitStack() as stack:

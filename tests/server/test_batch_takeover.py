@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import httpx2
 import pytest
 
@@ -13,14 +11,6 @@ from tests.server.scripted_worker import ScriptedWorker
 from tests.server.test_server_process import Process
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture
-def worker(queue_url: str) -> Iterator[ScriptedWorker]:
-    worker = ScriptedWorker(queue_url).start()
-    yield worker
-    worker.release.set()
-    worker.stop()
 
 
 @pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "terminated"])

@@ -56,14 +56,6 @@ def launch(queue_url: str) -> Iterator[Launch]:
         process.kill()
 
 
-@pytest.fixture
-def worker(queue_url: str) -> Iterator[ScriptedWorker]:
-    worker = ScriptedWorker(queue_url).start()
-    yield worker
-    worker.release.set()
-    worker.stop()
-
-
 def ask(process: Process, text: str) -> httpx2.Response:
     body = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": text}]}
     return httpx2.post(f"{process.url}/v1/chat/completions", json=body, timeout=60)

@@ -15,15 +15,16 @@ from starlette.responses import JSONResponse, Response
 from llava_server.choices import Choices
 from llava_server.errors import ApiError
 from llava_server.metrics import Unmeasured
+from llava_server.openapi import answers_with
 from llava_server.services import services_of
 from llava_server.streaming import EventStream, collect, stream_pace, until_gone
+from llava_server.validation import starting_number
 from llava_server.writer import AnswerWriter
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["chat"])
 
-_ERROR = {"description": "What is wrong, in OpenAI's shape: error.code, error.message, error.param."}
 JobId = Annotated[str, Path(description="The id of the completion.", max_length=128)]
 
 
@@ -31,7 +32,7 @@ JobId = Annotated[str, Path(description="The id of the completion.", max_length=
     "/v1/chat/completions/{job_id}",
     summary="Read an answer on where a connection broke",
     response_model=None,
-    responses={status: _ERROR for status in (400, 401, 404, 409, 503)},
+    responses=answers_with("chat.completion, or its chunks", statuses=(400, 401, 404, 409, 503)),
 )
 async def read_answer(
     request: Request,
@@ -47,7 +48,7 @@ async def read_answer(
     start = _start(job_id, starting_after, request.headers.get("last-event-id"))
     choices = Choices(services.controller)
     request.state.job_id = job_id
-    job = (await services.controller.peek(job_id, request.state.tenant)).outline
+    job = (await services.controller.peek(job_id, request.state.tenant, has_events=False)).outline
     await choices.resume(job, timeout_s=services.settings.request_timeout_s)
     tells_usage = include_usage == "true"
     writer = AnswerWriter(job, services.registry.fingerprint(job.model), include_usage=tells_usage)
@@ -66,7 +67,7 @@ async def read_answer(
     "/v1/chat/completions/{job_id}",
     summary="Cancel an answer",
     response_model=None,
-    responses={status: _ERROR for status in (401, 404, 503)},
+    responses=answers_with("What was cancelled", is_stream=False, statuses=(401, 404, 503)),
 )
 async def cancel_answer(request: Request, job_id: JobId) -> Response:
     """For an answer that outlives its connection: nobody wants it any more."""
@@ -81,11 +82,4 @@ def _start(job_id: str, starting_after: str | None, last_event_id: str | None) -
         of_job, _, starting_after = last_event_id.rpartition(":")
         if of_job != job_id:
             raise ApiError("invalid_value", "the header Last-Event-ID belongs to another answer")
-    text = starting_after or "0"
-    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
-        raise ApiError(
-            "invalid_value",
-            f"starting_after must be a number of tokens from 0 (got {text[:20]!r})",
-            param="starting_after",
-        )
-    return int(text)
+    return starting_number(starting_after or "0", "a number of tokens from 0")

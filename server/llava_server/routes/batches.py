@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Awaitable
 from functools import partial
 from typing import Annotated, Any
 
@@ -115,12 +116,7 @@ async def get_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
 )
 async def cancel_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
     """What has been answered by then is in the output file. A body is not needed and not read."""
-    try:
-        batch = await services_of(request).batches.cancel(batch_id, tenant=request.state.tenant)
-    except QueueUnavailable as error:
-        raise from_store_error(error) from error
-    if batch is None:
-        raise _not_found()
+    batch = await _found(services_of(request).batches.cancel(batch_id, tenant=request.state.tenant))
     if batch.state not in ("cancelling", "cancelled"):
         raise ApiError("batch_has_ended", f"the batch is {batch.state} and cannot be cancelled any more")
     request.app.state.batch_driver.wake()
@@ -128,13 +124,18 @@ async def cancel_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
 
 
 async def _described_now(request: Request, batch_id: str) -> dict[str, Any]:
+    return _described(await _found(services_of(request).batches.find(batch_id, tenant=request.state.tenant)))
+
+
+async def _found(looking: Awaitable[Batch | None]) -> Batch:
+    """Raises ApiError: 404 if there is none, 503 without the queue."""
     try:
-        batch = await services_of(request).batches.find(batch_id, tenant=request.state.tenant)
+        batch = await looking
     except QueueUnavailable as error:
         raise from_store_error(error) from error
     if batch is None:
-        raise _not_found()
-    return _described(batch)
+        raise ApiError("batch_not_found", "there is no such batch of this key, or its time is over")
+    return batch
 
 
 def _described(batch: Batch) -> dict[str, Any]:
@@ -160,7 +161,3 @@ def _described(batch: Batch) -> dict[str, Any]:
         "request_counts": counts,
         "metadata": order.metadata,
     }
-
-
-def _not_found() -> ApiError:
-    return ApiError("batch_not_found", "there is no such batch of this key, or its time is over")

@@ -24,13 +24,12 @@ from llava_server.responses_writer import ResponseWriter, with_note
 from llava_server.schemas_responses import ResponseRequest
 from llava_server.services import services_of
 from llava_server.streaming import EventStream, stream_pace, until_gone
-from llava_server.validation import idempotency_key
+from llava_server.validation import idempotency_key, starting_number
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["responses"])
 
-_ERROR = {"description": "What is wrong, in OpenAI's shape: error.code, error.message, error.param."}
 ResponseId = Annotated[str, Path(description="The id of the response.", max_length=128)]
 
 
@@ -72,7 +71,7 @@ async def _open(request: Request) -> tuple[ResponseRequest, ResponseWriter, Open
     "/v1/responses/{response_id}",
     summary="Read a response while it is made, or later",
     response_model=None,
-    responses={status: _ERROR for status in (400, 401, 404, 409, 503)},
+    responses=answers_with("response, or its events", statuses=(400, 401, 404, 409, 503)),
 )
 async def read_response(
     request: Request,
@@ -83,8 +82,10 @@ async def read_response(
     ] = None,
 ) -> Response:
     """As far as it is made. With stream true its events come to this reader and to no other any more."""
-    glimpse = await _glimpse(request, response_id)
-    start = _number(starting_after)
+    glimpse = await _glimpse(request, response_id, has_events=stream != "true")
+    start = -1
+    if starting_after is not None:
+        start = starting_number(starting_after, "the number of an event, from 0")
     writer = ResponseWriter(glimpse.outline, created_at=glimpse.created_at, starting_after=start)
     if stream != "true":
         return JSONResponse(writer.so_far(glimpse.state, glimpse.events))
@@ -98,36 +99,24 @@ async def read_response(
     "/v1/responses/{response_id}/cancel",
     summary="Cancel a response",
     response_model=None,
-    responses={status: _ERROR for status in (401, 404, 503)},
+    responses=answers_with("The response", is_stream=False, statuses=(401, 404, 503)),
 )
 async def cancel_response(request: Request, response_id: ResponseId) -> Response:
     """Gives the response as it is then; one that is over already stays as it is."""
-    job_id = (await _glimpse(request, response_id)).outline.job_id
+    job_id = (await _glimpse(request, response_id, has_events=False)).outline.job_id
     await services_of(request).controller.cancel(job_id, request.state.tenant)
     glimpse = await _glimpse(request, response_id)
     writer = ResponseWriter(glimpse.outline, created_at=glimpse.created_at)
     return JSONResponse(writer.so_far(glimpse.state, glimpse.events))
 
 
-async def _glimpse(request: Request, response_id: str) -> Glimpse:
+async def _glimpse(request: Request, response_id: str, *, has_events: bool = True) -> Glimpse:
     """Raises ApiError: 404 for what is none of this key's stored responses."""
     number = response_id.removeprefix("resp_")
     request.state.job_id = job_id = f"chatcmpl-{number}"
     if number != response_id:
-        glimpse = await services_of(request).controller.peek(job_id, request.state.tenant)
+        controller = services_of(request).controller
+        glimpse = await controller.peek(job_id, request.state.tenant, has_events=has_events)
         if glimpse.outline.note:
             return glimpse
     raise ApiError("answer_not_found", "there is no such response of this key, or its minutes are over")
-
-
-def _number(starting_after: str | None) -> int:
-    """-1: no event is known. Raises ApiError (400)."""
-    if starting_after is None:
-        return -1
-    if starting_after.isascii() and starting_after.isdecimal() and len(starting_after) <= 9:
-        return int(starting_after)
-    raise ApiError(
-        "invalid_value",
-        f"starting_after must be the number of an event, from 0 (got {starting_after[:20]!r})",
-        param="starting_after",
-    )

@@ -167,9 +167,8 @@ def _prepare(model: Llava, plan: _Plan, bounds: _Bounds) -> tuple[ModelRunner, M
     shape = _settle(model, plan, bounds)
     info, cache = _describe(plan, shape), shape.make(plan.device)
     runner = ModelRunner(model, cache, plan.backend, VisionCache(bounds.memory.vision_cache_bytes))
-    is_recordable = (
-        plan.precision.is_recordable and bounds.num_ranks == 1
-    )  # followers would have to replay, too
+    # Of several ranks the followers would have to replay, too.
+    is_recordable = plan.precision.is_recordable and bounds.num_ranks == 1
     if bounds.is_recording and plan.device.type == "cuda" and is_recordable:
         most = bounds.max_num_sequences
         runner.graphs = record_decoding(
