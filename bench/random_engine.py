@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from llava_worker.engine.cache_size import plan_cache
 from llava_worker.engine.engine import Engine
+from llava_worker.engine.recordings import record_steps
 from llava_worker.engine.runner import ModelRunner
 from llava_worker.engine.vision_cache import VisionCache
+from llava_worker.engine.warmup import most_tiles
 from llava_worker.model.backends import choose_backend
 from llava_worker.model.config import read_config, read_image_config
-from llava_worker.model.decode_graphs import record_decoding
 from llava_worker.model.linear import Linear
 from llava_worker.model.llava import Llava
 from llava_worker.model.memory import available_bytes
@@ -70,9 +71,13 @@ def make_engine(
     )
     context = min(text.max_position_embeddings, shape.num_tokens)
     runner = ModelRunner(model, shape.make(device), backend, VisionCache(1 << 30))
-    if device.type == "cuda" and precision.is_recordable:
-        runner.graphs = record_decoding(
-            model, runner.cache, backend, max_rows=max_num_sequences, context_length=context
+    if device.type == "cuda":
+        record_steps(
+            runner,
+            is_decoding=precision.is_recordable,
+            max_rows=max_num_sequences,
+            max_tiles=most_tiles(model, max_batch_tokens),
+            context_length=context,
         )
     return Engine(
         runner,

@@ -7,6 +7,7 @@ from pathlib import Path
 import llava_worker
 import numpy as np
 import pytest
+import torch
 from llava_worker.engine import ImageSpan, Sampling, Sequence
 from llava_worker.engine.load import load_engine
 from llava_worker.model.bnb import has_bitsandbytes
@@ -87,6 +88,17 @@ def test_likely_first_tokens_are_about_as_likely_as_on_a_cpu_in_fp32(exact, prec
         assert likely.keys() <= got.keys()
         for token_id, logprob in likely.items():
             assert abs(got[token_id] - logprob) < NEAR[precision]
+
+
+@torch.inference_mode()
+def test_pictures_by_recordings_have_the_features_that_computing_gives() -> None:
+    engine, info = load_engine(TINY, kv_cache_bytes=64 << 20, device="cuda", precision="fp16")
+    runner = engine._runner
+    assert runner.encode != runner.model.encode
+    side = info.image_side
+    for num in (1, 3, 2, 16, 17):
+        tiles = torch.randint(0, 256, (num, side, side, 3), dtype=torch.uint8, device="cuda")
+        torch.testing.assert_close(runner.encode(tiles), runner.model.encode(tiles), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "w4a16"])

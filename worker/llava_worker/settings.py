@@ -73,7 +73,7 @@ class Settings(BaseSettings):
         "auto", description="Guess tokens that repeat the prompt where that pays; answers stay the same."
     )
     cuda_graphs: Literal["auto", "off"] = Field(
-        "auto", description="Give a GPU the steps of decoding as recordings where they can be recorded."
+        "auto", description="Give a GPU decoding and pictures as recordings where they can be recorded."
     )
     vision_cache_mb: int = Field(
         256, ge=0, description="Most memory for pictures already encoded, MiB; 0 keeps none."

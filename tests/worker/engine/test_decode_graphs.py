@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from llava_worker.engine.runner import ModelRunner
-from llava_worker.model.decode_graphs import DecodeGraphs, buckets_up_to, record_as_call
+from llava_worker.model.decode_graphs import DecodeGraphs
 from llava_worker.model.kv_cache import ExactKVCache
 from llava_worker.model.paged import PagedBackend
+from llava_worker.model.recording import buckets_up_to, record_as_call
 
 from tests.worker.checkpoints import random_prompt
 from tests.worker.model.definition import DefinitionKernel

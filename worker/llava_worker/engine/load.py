@@ -16,9 +16,10 @@ from llava_worker.engine.engine import Engine
 from llava_worker.engine.folders import Folders, choose_device, read_folders
 from llava_worker.engine.model_info import ModelInfo
 from llava_worker.engine.rank_group import RankGroup, Setup
+from llava_worker.engine.recordings import record_steps
 from llava_worker.engine.runner import ModelRunner
 from llava_worker.engine.vision_cache import VisionCache
-from llava_worker.engine.warmup import warm_up
+from llava_worker.engine.warmup import most_tiles, warm_up
 from llava_worker.model.attention import AttentionBackend
 from llava_worker.model.backends import choose_backend
 from llava_worker.model.config import (
@@ -27,7 +28,6 @@ from llava_worker.model.config import (
     ModelConfig,
     read_eos_ids,
 )
-from llava_worker.model.decode_graphs import record_decoding
 from llava_worker.model.llava import Llava
 from llava_worker.model.memory import WORKING_BYTES, available_bytes, require_memory, weight_bytes
 from llava_worker.model.precision import Precision, choose_precision
@@ -69,8 +69,8 @@ def load_engine(
     takes at most ``kv_cache_bytes`` (None: a share of what is free beside the weights), no more than
     ``max_num_sequences`` full contexts need, and no more than the largest step leaves, which is found by
     making it. ``kv_cache_dtype`` is auto, the precision's own, or int8; ``block_size`` None is what attention
-    wants. ``is_speculating`` guesses answers ahead where that pays, ``is_recording`` records decoding on a
-    GPU. ``tensor_parallel`` ranks share the decoder; ``on_lost_rank`` is called by a thread if one ends.
+    wants. ``is_speculating`` guesses answers ahead where that pays, ``is_recording`` records steps on a GPU.
+    ``tensor_parallel`` ranks share the decoder; ``on_lost_rank`` is called by a thread if one ends.
 
     Raises CheckpointError for a folder that can't be served, ValueError for a wrong setting, and of these
     MemoryShort if the model does not fit, before anything is loaded where that can be known, and WarmupError
@@ -161,18 +161,23 @@ class _Plan:
         require_memory(config, image, precision=number_format.name, device=where, cache_bytes=cache.num_bytes)
         return cls(files, config, image, number_format, where, backend, cache)
 
+    def records(self, bounds: _Bounds) -> bool:
+        """Of several ranks the followers would have to replay, too."""
+        return bounds.is_recording and self.device.type == "cuda" and bounds.num_ranks == 1
+
 
 def _prepare(model: Llava, plan: _Plan, bounds: _Bounds) -> tuple[ModelRunner, ModelInfo]:
     """Make the first steps, the caches and, where device and number format allow it, the recordings."""
     shape = _settle(model, plan, bounds)
     info, cache = _describe(plan, shape), shape.make(plan.device)
     runner = ModelRunner(model, cache, plan.backend, VisionCache(bounds.memory.vision_cache_bytes))
-    # Of several ranks the followers would have to replay, too.
-    is_recordable = plan.precision.is_recordable and bounds.num_ranks == 1
-    if bounds.is_recording and plan.device.type == "cuda" and is_recordable:
-        most = bounds.max_num_sequences
-        runner.graphs = record_decoding(
-            model, cache, plan.backend, max_rows=most, context_length=info.context_length
+    if plan.records(bounds):
+        record_steps(
+            runner,
+            is_decoding=plan.precision.is_recordable,
+            max_rows=bounds.max_num_sequences,
+            max_tiles=most_tiles(model, bounds.max_batch_tokens),
+            context_length=info.context_length,
         )
     return runner, info
 
@@ -189,7 +194,8 @@ def _settle(model: Llava, plan: _Plan, bounds: _Bounds) -> CacheShape:
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()  # what the steps gave back to torch is free for the cache
     free = _free_of_rank(plan.device, bounds.num_ranks)
-    taken = step.num_bytes + bounds.memory.vision_cache_bytes + WORKING_BYTES
+    recorded = step.tower if plan.records(bounds) else 0  # a recording keeps its memory
+    taken = step.num_bytes + recorded + bounds.memory.vision_cache_bytes + WORKING_BYTES
     shape = settle_cache(plan.cache, plan.config, left_bytes=None if free is None else free - taken)
     logger.info(
         "memory, MiB: %s free beside the weights; %d for the largest step (tower %d, prompts %d, answers "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import islice
@@ -64,12 +65,13 @@ class ModelRunner:
         self, model: Llava, cache: KVCache, backend: AttentionBackend, vision_cache: VisionCache
     ) -> None:
         self.graphs: DecodeGraphs | None = None  # recordings of decoding with this model and cache
+        self.encode: Callable[[Tensor], Tensor] = model.encode  # or a recording of it
         self.model = model
         self.cache = cache
         self.vision_cache = vision_cache
         self.num_encoded_images = 0
         self.clock = StepClock()
-        self._backend = backend
+        self.backend = backend
         self._pictures = model.config.picture_layout()
         self._masks = MaskMaker()
         model.ranks.tell_cache(cache.num_blocks, cache.block_size)
@@ -129,7 +131,7 @@ class ModelRunner:
         with self.clock("forward"):
             self.model.ranks.tell_step(x, batch.positions, batch.rows)
             with self.model.ranks.in_step():
-                hidden = self.model(x, batch.positions, self._backend.plan(batch.rows, self.cache))
+                hidden = self.model(x, batch.positions, self.backend.plan(batch.rows, self.cache))
             return self.model.logits(hidden[batch.sampled_rows]) if batch.sampled else hidden[:0]
 
     def forget(self, sequence: Sequence) -> None:
@@ -172,7 +174,7 @@ class ModelRunner:
             for picture in pictures.values()
         ]
         stacked = torch.from_numpy(np.concatenate(tiles)).to(self.model.device)
-        encoded = torch.cat([self.model.encode(part) for part in torch.split(stacked, MAX_TILES_AT_ONCE)])
+        encoded = torch.cat([self.encode(part) for part in torch.split(stacked, MAX_TILES_AT_ONCE)])
         parts = torch.split(encoded, [len(part) for part in tiles])  # each [tiles, tokens, hidden]
         self.num_encoded_images += len(pictures)
         # A copy of its own each, so that evicting one picture frees its memory.

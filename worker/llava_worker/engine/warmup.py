@@ -26,7 +26,7 @@ from llava_worker.model.llava import Llava
 from llava_worker.model.memory import MemoryShort
 from llava_worker.model.peak import PeakMemory
 
-__all__ = ["StepMemory", "WarmupError", "warm_up"]
+__all__ = ["StepMemory", "WarmupError", "most_tiles", "warm_up"]
 
 _FEW, _MANY = 8, 24  # tokens of a prompt, on a CPU: chunks of two sizes tell what each token takes
 _WAYS = (Sampling(), Sampling(temperature=0.7, top_p=0.9, top_k=50, min_p=0.01, num_logprobs=5))
@@ -67,7 +67,7 @@ def warm_up(
     context = min(model.config.text_config.max_position_embeddings, cache.num_tokens)
     scratch = cache.within(cache.bytes_per_block).make(model.device)
     steps = _Steps(ModelRunner(model, scratch, backend, VisionCache(0)), context)
-    num_tiles = _most_tiles(model, max_batch_tokens)
+    num_tiles = most_tiles(model, max_batch_tokens)
     try:
         if model.device.type != "cpu":
             return _measure(steps, num_tiles, max_num_sequences, max_batch_tokens)
@@ -138,7 +138,7 @@ class _Steps:
         return peak.num_bytes
 
 
-def _most_tiles(model: Llava, max_batch_tokens: int) -> int:
+def most_tiles(model: Llava, max_batch_tokens: int) -> int:
     """That go through the tower at once: of as many pictures as a step encodes, or of one large one."""
     layout = model.config.picture_layout()
     largest = 1 + max((width * height // layout.side**2 for width, height in layout.grid), default=0)

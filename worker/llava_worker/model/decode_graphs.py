@@ -1,8 +1,7 @@
 """Decoding as a recording: the hundreds of launches of a step, given to the GPU as one.
 
-A recording reads its inputs from tensors that stay where they are, and is of a fixed number of rows. So there
-is one for each of some numbers, the buckets, and a step takes the smallest that holds it; rows that are left
-over repeat the step's first one, which writes to the cache what that one writes.
+A step takes the smallest recording that holds it; rows that are left over repeat the step's first one, which
+writes to the cache what that one writes.
 """
 
 from __future__ import annotations
@@ -18,13 +17,9 @@ from torch import Tensor
 from llava_worker.model.attention import AttentionBackend, DecodeRows
 from llava_worker.model.kv_cache import KVCache
 from llava_worker.model.llava import Llava
+from llava_worker.model.recording import Recorder, buckets_up_to
 
-__all__ = ["DecodeGraphs", "Recorder", "buckets_up_to", "cuda_recorder", "record_as_call", "record_decoding"]
-
-# Computes once, and returns the result with what computes it again in the same place.
-Recorder = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], object]]]
-
-_WARM_RUNS = 2  # before a recording: libraries choose kernels and take workspaces in their first calls
+__all__ = ["DecodeGraphs", "record_decoding"]
 
 logger = logging.getLogger(__name__)
 
@@ -116,10 +111,15 @@ class DecodeGraphs:
 
 
 def record_decoding(
-    model: Llava, cache: KVCache, backend: AttentionBackend, *, max_rows: int, context_length: int
+    model: Llava,
+    cache: KVCache,
+    backend: AttentionBackend,
+    record: Recorder,
+    *,
+    max_rows: int,
+    context_length: int,
 ) -> DecodeGraphs | None:
-    """On a GPU; None where it cannot be done, and the log says why."""
-    record = cuda_recorder(model.device)
+    """None where it cannot be done, and the log says why."""
     graphs = DecodeGraphs(model, cache, backend, record, max_rows=max_rows, context_length=context_length)
     try:
         is_recorded = graphs.record_all()
@@ -128,40 +128,6 @@ def record_decoding(
         return None
     logger.info("decoding is %s", "recorded" if is_recorded else f"not recorded: {backend.name} cannot be")
     return graphs if is_recorded else None
-
-
-def buckets_up_to(most: int) -> list[int]:
-    """1, 2, 4, 8, then steps of an eighth or less of a size; ``most`` is the last."""
-    sizes, size = [], 1
-    while size < most:
-        sizes.append(size)
-        size += size if size < 8 else 1 << max(3, size.bit_length() - 3)
-    return [*sizes, most]
-
-
-def cuda_recorder(device: torch.device) -> Recorder:
-    """Recordings that share their memory: one runs at a time, and its result is used before the next."""
-    pool = torch.cuda.graph_pool_handle()
-
-    def record(compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
-        aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):
-            for _ in range(_WARM_RUNS):
-                compute()
-        torch.cuda.current_stream(device).wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            out = compute()
-        return out, graph.replay
-
-    return record
-
-
-def record_as_call(compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
-    """Nothing is recorded: what was to be is called again. For devices that record nothing."""
-    out = compute()
-    return out, lambda: out.copy_(compute())
 
 
 def _fill(target: Tensor, values: Tensor) -> None:
