@@ -1,6 +1,6 @@
 """``python -m bench.gpu``: LLaVA-1.5-7B and 13B with random weights on the GPU at hand, within 8 minutes.
 
-    python -m bench.gpu                                 fp16, w4a16, int8 and int4 of 7B; fp16 of 13B
+    python -m bench.gpu                                 fp16, w4a16, fp8, w8a8, int8, int4 of 7B; fp16 of 13B
     python -m bench.gpu --sizes 7b --precisions fp16    one of them
     python -m bench.gpu --quick                         a mini model, on a CPU if there is no GPU: its figures
                                                         mean nothing, and go to bench/work
@@ -36,8 +36,16 @@ __all__ = ["CARD_LIMITS", "main", "measure_case", "measure_transformers"]
 _7B = replace(LLAVA_1_5_SMALL, hidden=4096, layers=32, heads=32, intermediate=11008)
 _13B = replace(LLAVA_1_5_SMALL, hidden=5120, layers=40, heads=40, intermediate=13824)
 _SIZES = {"7b": _7B, "13b": _13B}
-_CASES = [("7b", "fp16"), ("7b", "w4a16"), ("13b", "fp16"), ("7b", "int8"), ("7b", "int4")]
-_BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4, "w4a16": 4}
+_CASES = [
+    ("7b", "fp16"),
+    ("7b", "w4a16"),
+    ("7b", "fp8"),
+    ("13b", "fp16"),
+    ("7b", "w8a8"),
+    ("7b", "int8"),
+    ("7b", "int4"),
+]
+_BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4, "w4a16": 4, "w8a8": 8, "fp8": 8}
 _STREAMS, _OUTPUT_TOKENS, _BATCH_TOKENS = (1, 8, 32, 128), 64, 512
 _LIMIT_S = 450.0  # the next measurement is left out beyond it
 _TILES, _TRIES = 16, 5

@@ -18,7 +18,7 @@ from llava_worker.engine.cache_size import KV_CACHE_DTYPES
 from llava_worker.model.attention import PackedRows
 from llava_worker.model.config import read_config, read_image_config
 from llava_worker.model.llava import Llava
-from llava_worker.model.precision import choose_precision
+from llava_worker.model.precision import choose_precision, precisions_on
 from llava_worker.model.sdpa import SdpaBackend
 from llava_worker.model.weights import load_weights
 from tokenizers import Tokenizer
@@ -59,7 +59,9 @@ class Example:
 
 
 def load(folder: Path, precision: str) -> Llava:
-    number_format = choose_precision(precision, CPU)
+    # Formats of GPUs by what they are on one; a CPU computes their products, too.
+    device = CPU if precision in precisions_on(CPU) else torch.device("cuda:0")
+    number_format = choose_precision(precision, device)
     model = Llava(read_config(folder), read_image_config(folder), precision=number_format, device=CPU)
     load_weights(model, folder)
     return model

@@ -1,4 +1,4 @@
-"""``python -m bench.precision``: what bf16, int8 and int4 do to the logits, against fp32.
+"""``python -m bench.precision``: what fewer bits do to the logits, against fp32.
 
 The bundled model's after each token of right answers to the exam's questions, and random ones' at heads of
 LLaVA-1.5's size. How many answers stay right is told by ``make eval`` on a server in that precision.
@@ -21,7 +21,7 @@ from bench.record import ROOT, write_record
 sys.path.append(str(ROOT / "tools"))  # the tiny model's exam
 from tiny.exam import questions
 
-PRECISIONS = ("bf16", "int8", "int4")
+PRECISIONS = ("bf16", "int8", "int4", "w8a8", "fp8")
 
 
 def main() -> None:

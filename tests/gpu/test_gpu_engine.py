@@ -10,12 +10,21 @@ import pytest
 import torch
 from llava_worker.engine import ImageSpan, Sampling, Sequence
 from llava_worker.engine.load import load_engine
-from llava_worker.model.bnb import has_bitsandbytes
+from llava_worker.model.precision import precisions_on
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 NUM_PROMPTS, NUM_TOKENS = 12, 12
 # How far the log-probability of a likely token may be off; what each format loses is measured elsewhere.
-NEAR = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.3, "int8": 0.5, "int4": 2.0, "w4a16": 2.0}
+NEAR = {
+    "fp32": 1e-3,
+    "fp16": 0.1,
+    "bf16": 0.3,
+    "int8": 0.5,
+    "int4": 2.0,
+    "w4a16": 2.0,
+    "w8a8": 0.7,
+    "fp8": 0.8,
+}
 LIKELY = -3.0
 
 
@@ -78,8 +87,8 @@ def test_in_fp32_the_tokens_are_those_of_a_cpu(exact, is_recording: bool) -> Non
 
 @pytest.mark.parametrize("precision", NEAR)
 def test_likely_first_tokens_are_about_as_likely_as_on_a_cpu_in_fp32(exact, precision: str) -> None:
-    if precision in ("int8", "int4") and not has_bitsandbytes():
-        pytest.skip("bitsandbytes is not installed")
+    if precision not in precisions_on(torch.device("cuda:0")):
+        pytest.skip("bitsandbytes is not installed, or the card has no such products")
     told, _ = answers(num_tokens=1, precision=precision, device="cuda")
 
     for name, outputs in told.items():

@@ -54,8 +54,9 @@ class Settings(BaseSettings):
     prompt_style: Literal["original", "hf"] = Field(
         "original", description="hf: the prompt of transformers' processor for LLaVA-1.5, to compare with."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "int4", "w4a16"] = Field(
-        "auto", description="Number format; on a GPU int8 and int4 need bitsandbytes, w4a16 is for GPUs."
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "int4", "w4a16", "w8a8", "fp8"] = Field(
+        "auto",
+        description="Number format; int8 and int4 on a GPU need bitsandbytes; w4a16, w8a8, fp8 are for GPUs.",
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")
     tensor_parallel: int = Field(

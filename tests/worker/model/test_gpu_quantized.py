@@ -160,7 +160,7 @@ def test_what_a_gpu_lacks_is_told_with_what_to_install(monkeypatch: pytest.Monke
             choose_precision(name, CUDA)
     with pytest.raises(ValueError, match="precision w4a16 needs Triton: pip install triton, or use fp16"):
         choose_precision("w4a16", CUDA)
-    assert precisions_on(CUDA) == ("fp32", "bf16", "fp16", "w4a16")
+    assert precisions_on(CUDA) == ("fp32", "bf16", "fp16", "w4a16", "w8a8", "fp8")
 
 
 def test_a_format_of_gpus_is_refused_on_a_cpu_with_what_is_served_there() -> None:
@@ -174,8 +174,8 @@ def test_a_format_of_gpus_is_refused_on_a_cpu_with_what_is_served_there() -> Non
 
 @needs_bitsandbytes
 def test_only_llm_int8_keeps_steps_from_being_recorded() -> None:
-    names = ("fp16", "bf16", "int4", "w4a16", "int8")
-    assert [choose_precision(name, CUDA).is_recordable for name in names] == [True] * 4 + [False]
+    names = ("fp16", "bf16", "int4", "w4a16", "w8a8", "fp8", "int8")
+    assert [choose_precision(name, CUDA).is_recordable for name in names] == [True] * 6 + [False]
     assert choose_precision("int8", CPU).is_recordable
 
 

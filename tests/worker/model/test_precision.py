@@ -23,5 +23,5 @@ def test_a_named_precision_is_taken_as_it_is(caplog: pytest.LogCaptureFixture) -
 
 
 def test_an_unknown_precision_is_refused_with_what_is_allowed() -> None:
-    with pytest.raises(ValueError, match=r"'fp8'; it must be one of auto, fp32, bf16, fp16"):
-        choose_precision("fp8", CPU)
+    with pytest.raises(ValueError, match=r"'fp9'; it must be one of auto, fp32, bf16, fp16"):
+        choose_precision("fp9", CPU)

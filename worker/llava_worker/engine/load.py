@@ -65,7 +65,7 @@ def load_engine(
 ) -> tuple[Engine, ModelInfo]:
     """Load the checkpoint in ``folder`` and make an engine around it.
 
-    ``precision`` is auto, fp32, bf16, fp16, int8 or int4; ``device`` auto or a torch device. The KV cache
+    ``precision`` is auto or one of PRECISIONS; ``device`` auto or a torch device. The KV cache
     takes at most ``kv_cache_bytes`` (None: a share of what is free beside the weights), no more than
     ``max_num_sequences`` full contexts need, and no more than the largest step leaves, which is found by
     making it. ``kv_cache_dtype`` is auto, the precision's own, or int8; ``block_size`` None is what attention

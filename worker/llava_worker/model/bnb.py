@@ -32,7 +32,7 @@ def require_bitsandbytes(precision: str) -> None:
     if not has_bitsandbytes():
         raise ValueError(
             f"precision {precision} on a GPU needs bitsandbytes: pip install 'bitsandbytes>=0.49'; "
-            "w4a16 does without"
+            "w8a8 and w4a16 do without"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import torch
@@ -15,6 +16,13 @@ from llava_worker.model.fused_kernels import choose_kernels
 from llava_worker.model.kernels import Kernels
 from llava_worker.model.linear import DenseLinear, Linear, LinearShape
 from llava_worker.model.quantized import QuantizedLinear
+from llava_worker.model.scaled import (
+    SCALED,
+    ScaledFormat,
+    ScaledLinear,
+    fault_of_scaled,
+    require_capability,
+)
 from llava_worker.model.torch_kernels import TorchKernels
 from llava_worker.model.triton_linear import TritonLinearKernels
 
@@ -36,17 +44,20 @@ _GPU_BITS: dict[str, dict[Role, int]] = {
     "int8": {"decoder": 8},
     "int4": {"decoder": 4},
     "w4a16": {"decoder": 4},
+    "w8a8": {"decoder": 8},
+    "fp8": {"decoder": 8},
 }
 _CPU_NAMES = (*_DTYPES, *_BITS)
 PRECISIONS = (*_DTYPES, *_GPU_BITS)
+_ANY = (99, 0)  # of a card that is not here nothing is known
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
     """``dtype`` is that of activations, KV cache and every weight that is not in fewer bits.
 
-    ``is_bitsandbytes``: who keeps the weights in fewer bits, that library or our kernels: ``weight_kernels``
-    where they are not the ``kernels`` that do everything else.
+    Who keeps the weights in fewer bits: ``is_bitsandbytes`` that library, ``scaled`` torch's products in that
+    format, else our kernels: ``weight_kernels`` where they are not the ``kernels`` that do everything else.
     """
 
     name: str
@@ -55,6 +66,7 @@ class Precision:
     bits: Mapping[Role, int] = field(default_factory=dict)  # without a role: kept in ``dtype``
     is_bitsandbytes: bool = False
     weight_kernels: Kernels | None = None
+    scaled: ScaledFormat | None = None
 
     @property
     def is_recordable(self) -> bool:
@@ -75,6 +87,8 @@ class Precision:
             if self.bits[role] == 8:
                 return Bnb8Linear(shape, device=device)
             return Bnb4Linear(shape, dtype=self.dtype, device=device)
+        if role in self.bits and self.scaled is not None:
+            return ScaledLinear(shape, self.scaled, dtype=self.dtype, device=device)
         if role in self.bits:
             kernels = self.weight_kernels or self.kernels
             return QuantizedLinear(shape, bits=self.bits[role], kernels=kernels, device=device)
@@ -116,7 +130,10 @@ def precisions_on(device: torch.device) -> tuple[str, ...]:
         return _CPU_NAMES
     if device.type != "cuda":
         return tuple(_DTYPES)
-    return tuple(name for name in PRECISIONS if name not in _BITS or has_bitsandbytes())
+    capability = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else _ANY
+    lacking = set() if has_bitsandbytes() else set(_BITS)
+    lacking |= {name for name, kind in SCALED.items() if capability < kind.capability}
+    return tuple(name for name in PRECISIONS if name not in lacking)
 
 
 def _on_gpu(name: str, device: torch.device) -> Precision:
@@ -124,8 +141,24 @@ def _on_gpu(name: str, device: torch.device) -> Precision:
     if name == "w4a16":
         packed = TritonLinearKernels()
         return Precision(name, dtype, choose_kernels(dtype, device), _GPU_BITS[name], weight_kernels=packed)
+    if name in SCALED:
+        _require_scaled(name, device)
+        kernels = choose_kernels(dtype, device)
+        return Precision(name, dtype, kernels, _GPU_BITS[name], scaled=SCALED[name])
     require_bitsandbytes(name)
     return Precision(name, dtype, choose_kernels(dtype, device), _GPU_BITS[name], is_bitsandbytes=True)
+
+
+@cache  # asked for each number format whose memory is weighed
+def _require_scaled(name: str, device: torch.device) -> None:
+    """Raises ValueError where the card has no such products. Asked of a GPU elsewhere, nothing is known."""
+    if not torch.cuda.is_available():
+        return
+    card = f"{device} ({torch.cuda.get_device_name(device)})"
+    require_capability(name, torch.cuda.get_device_capability(device), card)
+    fault = fault_of_scaled(SCALED[name], device)
+    if fault is not None:
+        raise ValueError(f"precision {name} fails its trial on {card}: {fault}; use int8, w4a16 or fp16")
 
 
 def _kernels(device: torch.device) -> Kernels:

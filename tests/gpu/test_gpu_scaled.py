@@ -1,0 +1,36 @@
+"""Products in 8 bits on this card are those of the definition, with real models' sizes, recorded too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from llava_worker.model.precision import precisions_on
+from llava_worker.model.recording import cuda_recorder
+from llava_worker.model.scaled import SCALED
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("rows", [1, 8, 17, 128, 613])
+@pytest.mark.parametrize(("outputs", "inputs"), [(12288, 4096), (4096, 11008), (27648, 5120)])
+def test_they_are_right_computed_and_recorded(
+    device, name: str, rows: int, outputs: int, inputs: int
+) -> None:
+    if name not in precisions_on(device):
+        pytest.skip(f"this card has no {name}")
+    torch.manual_seed(0)
+    kind = SCALED[name]
+    w, w_scales = kind.round(torch.randn(outputs, inputs, device=device))
+    x = torch.randn(rows, inputs, device=device)
+
+    def compute() -> torch.Tensor:
+        return kind.multiply(*kind.round(x), w, w_scales)
+
+    out, replay = cuda_recorder(device)(compute)
+    for _ in range(2):
+        x.normal_()
+        replay()
+        wanted = kind.reference(*kind.round(x), w, w_scales)
+        tolerance = 2**-7 * float(wanted.std())
+        torch.testing.assert_close(compute().float(), wanted, rtol=2**-7, atol=tolerance)
+        torch.testing.assert_close(out.float(), wanted, rtol=2**-7, atol=tolerance)
