@@ -19,6 +19,7 @@ from llava_server.tool_text import calls_text, result_text, tools_text
 
 __all__ = [
     "WantedPicture",
+    "choice_id",
     "choice_seed",
     "estimated_cost",
     "images_of",
@@ -152,7 +153,7 @@ def with_choices(first: Job, num_choices: int) -> list[Job]:
     others = (
         msgspec.structs.replace(
             first,
-            job_id=_choice_id(first.job_id, index),
+            job_id=choice_id(first.job_id, index),
             sampling=msgspec.structs.replace(first.sampling, seed=choice_seed(first.sampling.seed, index)),
         )
         for index in range(1, num_choices)
@@ -160,7 +161,7 @@ def with_choices(first: Job, num_choices: int) -> list[Job]:
     return [first, *others]
 
 
-def _choice_id(first: str, index: int) -> str:
+def choice_id(first: str, index: int) -> str:
     """Follows from the first choice's, so that a repeated request is known in all of them."""
     return f"{first.partition('-')[0]}-{_digest(first, str(index)).hex()[:32]}"
 
