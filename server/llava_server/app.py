@@ -27,6 +27,7 @@ from llava_server.routes import (
     batches,
     chat,
     completions,
+    embeddings,
     files,
     health,
     messages,
@@ -79,7 +80,18 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.metrics = metrics
     app.state.drain = drain
-    for routes in (chat, answers, responses, messages, completions, tokens, files, batches, models):
+    for routes in (
+        chat,
+        answers,
+        responses,
+        messages,
+        completions,
+        embeddings,
+        tokens,
+        files,
+        batches,
+        models,
+    ):
         app.include_router(routes.router)
     for routes in (health, playground):
         app.include_router(routes.router)

@@ -29,7 +29,17 @@ from llava_server.streaming import EventStream, Writer, collect, stream_pace, un
 from llava_server.translate import WantedPicture, images_of, to_jobs
 from llava_server.validation import check_sizes, idempotency_key
 
-__all__ = ["Opened", "chat_jobs", "jobs_of", "open_chat", "open_jobs", "parsed", "queue_headers", "reply"]
+__all__ = [
+    "Opened",
+    "chat_jobs",
+    "jobs_of",
+    "open_chat",
+    "open_jobs",
+    "parsed",
+    "queue_headers",
+    "reply",
+    "take_picture",
+]
 
 _EVERYBODY = "*"  # in place of a tenant's name, and none of these
 _LARGE_BODY_BYTES = 64 * 1024  # above: parsed in a thread, so that other streams do not wait
@@ -82,7 +92,7 @@ async def jobs_of(
     )
     model = await services.registry.find(chat.model)
     owner = _EVERYBODY if chat.cache_scope == "public" else tenant
-    pictures = [await _take(services, wanted, model, owner) for wanted in images_of(chat)]
+    pictures = [await take_picture(services, wanted, model, owner) for wanted in images_of(chat)]
     ttl_s = services.settings.request_timeout_s
     jobs = to_jobs(chat, pictures, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=key)
     return model, jobs, {picture.ref.digest: picture.pixels for picture in pictures}
@@ -147,7 +157,10 @@ def _check_content_type(request: Request) -> None:
         )
 
 
-async def _take(services: Services, wanted: WantedPicture, model: ServedModel, owner: str) -> FittedPicture:
+async def take_picture(
+    services: Services, wanted: WantedPicture, model: ServedModel, owner: str
+) -> FittedPicture:
+    """Fitted for the model. Raises ApiError."""
     spec = _base_view(model.image_spec) if wanted.is_low else model.image_spec
     try:
         return await services.intake.take(wanted.url, spec, tenant=owner)

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
 import anyio
 import msgspec
@@ -32,7 +32,8 @@ from llava_wire import (
 )
 
 from llava_server.answer import Answer
-from llava_server.errors import ApiError, from_wire_error
+from llava_server.errors import ApiError, answer_not_found, from_wire_error
+from llava_server.every import every
 from llava_server.guest import read_along
 from llava_server.metrics import Metrics
 from llava_server.rates import RateLimiter
@@ -117,7 +118,7 @@ class Controller:
         except QueueUnavailable as error:
             raise from_wire_error(error) from error
         if events is None:
-            raise _not_found()
+            raise answer_not_found()
         # No await from here on: what comes later than ``events`` must find the answer in the table.
         former = self._answers.pop(job_id, None)
         if former is not None:
@@ -138,7 +139,7 @@ class Controller:
         except QueueUnavailable as error:
             raise from_wire_error(error) from error
         if seen is None:
-            raise _not_found()
+            raise answer_not_found()
         return seen
 
     async def cancel(self, job_id: str, tenant: str) -> bool:
@@ -152,6 +153,13 @@ class Controller:
             if (answer := self._answers.get(job_id)) is not None:
                 answer.put(ApiError("answer_cancelled", "this answer was cancelled"))
         return is_cancelled
+
+    async def forget(self, job_id: str, tenant: str) -> bool:
+        """Deletes an answer, as ``JobProducer.forget``. Raises ApiError (503)."""
+        try:
+            return await self._producer.forget(job_id, tenant=tenant)
+        except QueueUnavailable as error:
+            raise from_wire_error(error) from error
 
     async def close(self, answer: Answer) -> None:
         """See ``Answer.aclose``."""
@@ -287,14 +295,3 @@ class Controller:
                 await self._producer.cancel(answer.job_id, tenant=answer.tenant)
             except QueueUnavailable:
                 logger.warning("job %s could not be cancelled: the queue cannot be reached", answer.job_id)
-
-
-async def every(seconds: float, step: Callable[[], Awaitable[None]]) -> None:
-    """Runs ``step`` for ever, with ``seconds`` between the end of one and the start of the next."""
-    while True:
-        await step()
-        await asyncio.sleep(seconds)
-
-
-def _not_found() -> ApiError:
-    return ApiError("answer_not_found", "there is no such answer of this key, or its minutes are over")

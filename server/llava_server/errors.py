@@ -27,6 +27,7 @@ __all__ = [
     "ApiError",
     "ErrorKind",
     "anthropic_body",
+    "answer_not_found",
     "error_bytes",
     "error_headers",
     "from_job_error",
@@ -161,6 +162,11 @@ def error_headers(error: ApiError) -> dict[str, str]:
     if error.kind.status == 401:
         headers["www-authenticate"] = "Bearer"
     return headers
+
+
+def answer_not_found() -> ApiError:
+    """No answer of this id is kept for this key."""
+    return ApiError("answer_not_found", "there is no such answer of this key, or its minutes are over")
 
 
 def from_job_error(error: JobError) -> ApiError:

@@ -14,9 +14,10 @@ from llava_wire import BatchStore, FileLimits, FileStore, JobProducer, KeyRing, 
 from starlette.requests import Request
 
 from llava_server.auth import ApiKeys
-from llava_server.controller import Controller, every
+from llava_server.controller import Controller
 from llava_server.drain import Drain
 from llava_server.engine_metrics import EngineCollector
+from llava_server.every import every
 from llava_server.images.fetch import FetchRules, PictureFetcher
 from llava_server.images.intake import PictureIntake
 from llava_server.images.pool import DecodePool

@@ -19,6 +19,7 @@ from llava_server.tool_text import calls_text, result_text, tools_text
 
 __all__ = [
     "WantedPicture",
+    "choice_id",
     "choice_seed",
     "estimated_cost",
     "images_of",
@@ -33,6 +34,7 @@ __all__ = [
 _CHARS_PER_TOKEN = 3  # an estimate for fair queueing, no limit
 _EXPECTED_ANSWER_TOKENS = 256
 _SEED_BITS = 63
+_KINDS: dict[Task, str] = {"answer": "cmpl", "embed": "embd"}
 _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
@@ -120,7 +122,7 @@ def to_completion_jobs(
 
 
 def raw_job(
-    prompt: str | Sequence[int],
+    prompt: str | ImageRef | Sequence[int],
     model: ServedModel,
     *,
     tenant: str,
@@ -128,13 +130,14 @@ def raw_job(
     sampling: SamplingParams | None = None,
     task: Task = "answer",
 ) -> Job:
-    """A prompt as it stands. ``sampling`` may be left out where no answer is asked for."""
+    """A prompt as it stands; a picture, to be embedded, is all of it. ``sampling`` may be left
+    out where no answer is asked for."""
     sampling = sampling or SamplingParams(seed=0, max_tokens=1)
-    messages = (Message("user", (prompt,)),) if isinstance(prompt, str) else ()
-    prompt_ids = () if isinstance(prompt, str) else tuple(prompt)
+    messages = (Message("user", (prompt,)),) if isinstance(prompt, str | ImageRef) else ()
+    prompt_ids = () if isinstance(prompt, str | ImageRef) else tuple(prompt)
     cost = estimated_cost(messages, sampling, model) + len(prompt_ids)
     return Job(
-        job_id=new_job_id("cmpl" if task == "answer" else "tok"),
+        job_id=new_job_id(_KINDS.get(task, "tok")),
         model=model.name,
         tenant=tenant,
         messages=messages,
@@ -152,7 +155,7 @@ def with_choices(first: Job, num_choices: int) -> list[Job]:
     others = (
         msgspec.structs.replace(
             first,
-            job_id=_choice_id(first.job_id, index),
+            job_id=choice_id(first.job_id, index),
             sampling=msgspec.structs.replace(first.sampling, seed=choice_seed(first.sampling.seed, index)),
         )
         for index in range(1, num_choices)
@@ -160,7 +163,7 @@ def with_choices(first: Job, num_choices: int) -> list[Job]:
     return [first, *others]
 
 
-def _choice_id(first: str, index: int) -> str:
+def choice_id(first: str, index: int) -> str:
     """Follows from the first choice's, so that a repeated request is known in all of them."""
     return f"{first.partition('-')[0]}-{_digest(first, str(index)).hex()[:32]}"
 

@@ -12,7 +12,15 @@ from llava_server.errors import ApiError
 from llava_server.schemas import AssistantMessage, ChatRequest, ImagePart, TextPart
 from llava_server.tool_text import tools_text
 
-__all__ = ["as_chat", "check_sizes", "check_text", "idempotency_key", "parse_request", "starting_number"]
+__all__ = [
+    "as_chat",
+    "check_num_images",
+    "check_sizes",
+    "check_text",
+    "idempotency_key",
+    "parse_request",
+    "starting_number",
+]
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
@@ -79,13 +87,18 @@ def check_sizes(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> N
             num_images += isinstance(part, ImagePart)
         if isinstance(message, AssistantMessage):
             num_bytes += sum(len(call.function.arguments.encode()) for call in message.tool_calls or ())
+    check_num_images(num_images, max_images, param="messages")
+    check_text(num_bytes, max_text_bytes, param="messages")
+
+
+def check_num_images(num_images: int, max_images: int, *, param: str) -> None:
+    """Raises ApiError above the limit."""
     if num_images > max_images:
         raise ApiError(
             "too_many_images",
             f"the request has {num_images} pictures; the limit is {max_images}",
-            param="messages",
+            param=param,
         )
-    check_text(num_bytes, max_text_bytes, param="messages")
 
 
 def check_text(num_bytes: int, max_text_bytes: int, *, param: str) -> None:

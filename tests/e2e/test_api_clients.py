@@ -94,6 +94,20 @@ def test_all_dialects_give_the_same_answer(
     )
 
 
+def test_vectors_of_texts_and_pictures_have_length_one_and_mean_the_same_each_time(
+    chat: openai.OpenAI, picture: bytes
+) -> None:
+    image: Any = asked(picture)[0]["content"][0]
+    given: Any = ["a red circle", "a red circle", image, "two blue stars", image]
+    answer = chat.embeddings.create(model=MODEL, input=given)
+    vectors = [each.embedding for each in answer.data]
+    products = [[sum(x * y for x, y in zip(one, other, strict=True)) for other in vectors] for one in vectors]
+    assert [products[n][n] for n in range(5)] == pytest.approx([1] * 5, abs=1e-5)
+    assert (products[0][1], products[2][4]) == pytest.approx((1, 1), abs=1e-4)
+    assert products[0][3] < 0.999
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > 0
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_forced_calls_parse_and_keep_to_their_schema(chat: openai.OpenAI, picture: bytes, seed: int) -> None:
     answer = chat.chat.completions.create(

@@ -13,12 +13,14 @@ anything else           answers with the messages as it received them
 
 Where log-probabilities are asked for, a piece of text is its first token's; the k-th alternative to token t
 is token t + k with one less each. A prompt to be tokenized is its text's bytes (with 0 for each picture), and
-tokens become the characters of those numbers, if they are below the surrogates.
+tokens become the characters of those numbers, if they are below the surrogates. What is to be embedded gets
+the vector (its length in bytes or tokens, its pictures).
 """
 
 from __future__ import annotations
 
 import asyncio
+import struct
 import threading
 from collections.abc import Sequence
 
@@ -158,12 +160,26 @@ class ScriptedWorker:
         if job.task == "detokenize":
             text = "".join(chr(token_id) if token_id < 0xD800 else "?" for token_id in job.prompt_ids)
             event = Event(0, (), text, _final(FinishReason.STOP))
+        elif job.task == "embed":
+            await self._embed(consumer, assignment)
+            return
         else:
             parts = [part for message in job.messages for part in message.parts]
             token_ids = [b for part in parts for b in (part.encode() if isinstance(part, str) else b"\0")]
             event = Event(0, tuple(token_ids), "", _final(FinishReason.STOP))
         async with self._emitting:
             await consumer.emit([(assignment, event)])
+
+    async def _embed(self, consumer: JobConsumer, assignment: Assignment) -> None:
+        job, text = assignment.job, _last_text(assignment) if assignment.job.messages else ""
+        if text.startswith("refuse "):
+            await _Writer(self, consumer, assignment).fail(ErrorCode(text.removeprefix("refuse ")))
+            return
+        length = len(job.prompt_ids) or len(text.encode())
+        vector = struct.pack("<2f", length, len(job.images))
+        final = Final(reason=FinishReason.STOP, num_prompt_tokens=length + len(job.images), vector=vector)
+        async with self._emitting:
+            await consumer.emit([(assignment, Event(0, (), "", final))])
 
 
 class _Writer:

@@ -120,6 +120,7 @@ def test_nothing_is_read_that_is_not_stored_or_no_response(stack: Stack) -> None
             "answer_not_found",
         )
         assert stack.http.post(f"/v1/responses/{name}/cancel").status_code == 404
+        assert stack.http.delete(f"/v1/responses/{name}").status_code == 404
 
 
 @pytest.mark.parametrize("start", ["-1", "x", "1e3", ""])
@@ -129,12 +130,32 @@ def test_a_number_that_is_none_is_refused(stack: Stack, start: str) -> None:
     assert (error["code"], error["param"]) == ("invalid_value", "starting_after")
 
 
+def test_a_deleted_response_is_gone(client: openai.OpenAI, stack: Stack) -> None:
+    response_id = client.responses.create(model=MODEL, input="say yes").id
+    deleted = stack.http.delete(f"/v1/responses/{response_id}")
+    assert (deleted.status_code, deleted.json()) == (
+        200,
+        {"id": response_id, "object": "response", "deleted": True},
+    )
+    for call in (client.responses.retrieve, client.responses.delete, client.responses.cancel):
+        with pytest.raises(openai.NotFoundError):
+            call(response_id)
+
+
+def test_a_response_that_is_deleted_while_it_is_made_ends(client: openai.OpenAI, stack: Stack) -> None:
+    begun = client.responses.create(model=MODEL, input="go-on", background=True)
+    wait_until(lambda: client.responses.retrieve(begun.id).status == "in_progress")
+    client.responses.delete(begun.id)
+    wait_until(lambda: len(stack.worker.refused) == 1)
+    assert read(stack, begun.id).status_code == 404
+
+
 def test_another_key_finds_no_response(own_stack: OwnStack) -> None:
     stack = own_stack(api_keys="first-key-0123456789,other-key-0123456789")
     mine, others = ({"Authorization": f"Bearer {key}-key-0123456789"} for key in ("first", "other"))
     body = {"model": MODEL, "input": "go-on", "background": True}
     response_id = stack.http.post("/v1/responses", json=body, headers=mine).json()["id"]
-    for path, method in ((response_id, "GET"), (f"{response_id}/cancel", "POST")):
+    for path, method in ((response_id, "GET"), (f"{response_id}/cancel", "POST"), (response_id, "DELETE")):
         assert stack.http.request(method, f"/v1/responses/{path}", headers=others).status_code == 404
     cancelled = stack.http.post(f"/v1/responses/{response_id}/cancel", headers=mine)
     assert cancelled.json()["status"] == "cancelled"

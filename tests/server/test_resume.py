@@ -88,6 +88,7 @@ def test_an_answer_belongs_to_the_key_that_asked_for_it(own_stack: Callable[...,
     stack.http.headers.update(alice)
     job_id = stack.chat("say one").json()["id"]
     assert read(stack, job_id, mallory).status_code == 404
+    assert stack.http.delete(f"/v1/chat/completions/{job_id}", headers=mallory).status_code == 404
     assert read(stack, job_id).status_code == 200
 
 
@@ -136,6 +137,23 @@ def test_a_kept_answer_can_be_cancelled(own_stack: Callable[..., Stack]) -> None
         assert asked.result().json()["error"]["code"] == "answer_cancelled"
     wait_until(lambda: job_id in stack.worker.refused)
     assert stack.http.delete(f"/v1/chat/completions/{job_id}").status_code == 404
+
+
+def test_a_deleted_answer_is_gone_with_all_its_choices(stack: Stack) -> None:
+    job_id = stack.chat("say one", n=3).json()["id"]
+    choices = [assignment.job.job_id for assignment in stack.worker.assignments]
+    assert all(read(stack, name).status_code == 200 for name in choices)
+    deleted = stack.http.delete(f"/v1/chat/completions/{job_id}").json()
+    assert deleted == {"id": job_id, "object": "chat.completion.deleted", "deleted": True}
+    assert [read(stack, name).status_code for name in choices] == [404] * 3
+    assert stack.http.delete(f"/v1/chat/completions/{job_id}").status_code == 404
+
+
+def test_a_deleted_answer_is_answered_anew_under_its_key(stack: Stack) -> None:
+    asked = ask(stack, "say one", "k-deleted").json()
+    assert stack.http.delete(f"/v1/chat/completions/{asked['id']}").status_code == 200
+    assert text_of(ask(stack, "say one", "k-deleted")) == "one"
+    assert len(stack.worker.assignments) == 2
 
 
 def test_a_repeated_request_runs_once_and_both_get_its_answer(stack: Stack) -> None:

@@ -8,7 +8,7 @@ import pytest
 from llava_wire import QueueFull, QueueUnavailable
 from llava_wire.connection import Link
 from llava_wire.keys import PREFIX
-from llava_wire.producer import MAX_KNOWN_BLOBS
+from llava_wire.known_blobs import MAX_KNOWN_BLOBS
 
 from tests.wire.lab import STOP, Lab, frame, interleave, make_job, picture, wait_until
 
@@ -120,10 +120,10 @@ async def test_pictures_that_redis_keeps_dropping_are_refused(lab: Lab) -> None:
 
 async def test_a_producer_remembers_a_bounded_number_of_pictures(lab: Lab) -> None:
     producer, (image, tiles) = await lab.producer(), picture("cat")
-    producer._remember_blobs({str(number): b"" for number in range(MAX_KNOWN_BLOBS)})
+    producer._known_blobs.remember(str(number) for number in range(MAX_KNOWN_BLOBS))
     await producer.submit(make_job(image), {image.digest: tiles})
     assert len(producer._known_blobs) == MAX_KNOWN_BLOBS
-    assert image.digest in producer._known_blobs
+    assert producer._known_blobs.unknown([image.digest]) == []
 
 
 async def test_a_pull_whose_connection_breaks_while_it_waits_asks_again(lab: Lab) -> None:

@@ -11,7 +11,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from llava_wire import Event, Final, ImageRef, Job, JobProducer, Message, SamplingParams, TokenLogprob
+from llava_wire import (
+    Event,
+    Final,
+    ImageRef,
+    Job,
+    JobProducer,
+    Message,
+    PromptForm,
+    SamplingParams,
+    Task,
+    TokenLogprob,
+)
 
 REAP_S = 0.2
 
@@ -32,7 +43,13 @@ class Asker:
         return await self.ask_messages([Message("user", parts)], pixels=pixels, **sampling)
 
     async def ask_messages(
-        self, messages: Sequence[Message], *, pixels: dict[str, bytes] | None = None, **sampling: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        pixels: dict[str, bytes] | None = None,
+        task: Task = "answer",
+        form: PromptForm = "chat",
+        **sampling: Any,
     ) -> str:
         job = Job(
             job_id=f"job-{next(self._numbers)}-{self.producer.controller_id[:8]}",
@@ -41,6 +58,8 @@ class Asker:
             messages=tuple(messages),
             sampling=SamplingParams(**({"seed": 7} | sampling)),
             cost=1.0,
+            task=task,
+            form=form,
         )
         await self.producer.submit(job, pixels or {})
         return job.job_id

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,6 +137,21 @@ def test_logprobs_are_told_to_who_asks() -> None:
     assert all(output.logprobs and len(output.logprobs.top) == 3 for output in run(engine))
     engine.add(sequence())
     assert not any(output.logprobs for output in run(engine))
+
+
+def test_an_embedding_is_how_often_the_prompt_has_each_token() -> None:
+    one, other = sequence("aab"), sequence("aabq", seq_id="other")
+    for each in (one, other):
+        each.is_embedding = True
+    engine = EchoEngine()
+    engine.add(one)
+    engine.add(other)
+    told = [struct.unpack("<16f", output.vector) for output in run(engine)]
+    assert [(value, output) for value, output in enumerate(told[0]) if output] == [
+        (ord("a") % 16, pytest.approx(2 / 5**0.5)),
+        (ord("b") % 16, pytest.approx(1 / 5**0.5)),
+    ]
+    assert told[1][ord("q") % 16] == pytest.approx(3 / 10**0.5)
 
 
 def test_an_aborted_sequence_says_nothing_more() -> None:

@@ -72,6 +72,26 @@ def test_a_raw_prompt_stands_as_it_is() -> None:
     assert prompt.token_ids == [BYTES.bos_id, *b"</s>USER:"]
 
 
+def test_a_picture_to_be_embedded_is_all_of_its_prompt() -> None:
+    picture = ImageRef(digest="d", num_tiles=1, side=8, width=9, height=9)
+    asked = job(Message("user", (picture,)), form="raw", task="embed")
+    prompt = builder(CONVERSATIONS["vicuna_v1"]).build_for(asked)
+    assert prompt.token_ids == [BYTES.image_id] * 4
+    assert [(span.start, span.length, span.digest) for span in prompt.images] == [(0, 4, "d")]
+
+
+def test_a_text_to_be_embedded_is_taken_as_it_is_and_may_be_too_long() -> None:
+    build = builder(CONVERSATIONS["vicuna_v1"], context_length=8).build_for
+    asked = job(Message("user", ("a cat",)), form="raw", task="embed")
+    assert build(asked).token_ids == [BYTES.bos_id, *b"a cat"]
+    for refused in (
+        job(Message("user", ("a white cat",)), form="raw", task="embed"),
+        job(task="embed", prompt_ids=(BYTES.image_id,)),
+    ):
+        with pytest.raises(PromptRefused):
+            build(refused)
+
+
 def test_a_prompt_of_tokens_is_taken_as_it_is_but_for_pictures() -> None:
     build = builder(CONVERSATIONS["vicuna_v1"]).build_for
     assert build(job(prompt_ids=(5, 6), form="raw")).token_ids == [5, 6]

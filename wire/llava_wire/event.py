@@ -53,13 +53,15 @@ class JobError(msgspec.Struct, frozen=True):
 
 class Final(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The end of a job. ``error`` is set if and only if ``reason`` is ERROR. ``stopped_by`` is the one of the
-    job's stop strings that ended it; empty if none did."""
+    job's stop strings that ended it; empty if none did. ``vector`` is what an embedding asks for: fp32,
+    little-endian, of length 1."""
 
     reason: FinishReason
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     error: JobError | None = None
     stopped_by: str = ""
+    vector: bytes = b""
 
 
 class TokenScore(msgspec.Struct, frozen=True, array_like=True):

@@ -30,7 +30,7 @@ GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "tools"]
 Role = Literal["system", "user", "assistant"]
 CacheScope = Literal["tenant", "public"]
 PromptForm = Literal["chat", "continued", "raw"]
-Task = Literal["answer", "tokenize", "detokenize"]
+Task = Literal["answer", "tokenize", "detokenize", "embed"]
 
 
 class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +103,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     an answer to go on with; in "raw" the one message is the prompt as it stands. ``prompt_ids`` are a prompt
     in tokens and take the place of messages. ``version`` grows when an older worker must not run the job; a
     field that it may ignore is added without. ``task`` "tokenize" asks for no answer but for the prompt's own
-    tokens, and "detokenize" for the text of ``prompt_ids``: one event, which is final. ``is_background``: it
+    tokens, "detokenize" for the text of ``prompt_ids``, and "embed" for the vector of a raw prompt or of one
+    picture: one event, which is final. ``is_background``: it
     runs to its end although nobody reads it, its controller's death included. ``note`` is the server's own:
     what it must know to write the answer down later.
     """

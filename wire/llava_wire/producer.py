@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any, TypeAlias
@@ -22,6 +21,7 @@ from llava_wire.event import ErrorCode, Event
 from llava_wire.follower import Follower, submission
 from llava_wire.heartbeat import Heartbeat
 from llava_wire.job import Job
+from llava_wire.known_blobs import KnownBlobs
 from llava_wire.ledger import Ledger, LiveJob, decode_log, error_event
 from llava_wire.refusal import QueueLimits, refusal
 from llava_wire.reports import Glimpse, Place, QueueStats
@@ -35,7 +35,6 @@ ORPHAN_GRACE_S = 30.0
 _outlines = msgspec.msgpack.Decoder(Job)
 Pixels: TypeAlias = Mapping[str, bytes]  # by digest
 NUM_TRIES = 3
-MAX_KNOWN_BLOBS = 4096
 CRASHED = error_event(
     ErrorCode.WORKER_CRASHED,
     "workers stopped each time they ran this request, the last one while it ran nothing else: change it "
@@ -62,7 +61,7 @@ class JobProducer:
         self._link = Link(url, timeout_s=timeout_s)
         self._ledger = Ledger()
         self._follower = Follower(url, self._link, self._ledger, check_interval_s=check_interval_s)
-        self._known_blobs: OrderedDict[str, None] = OrderedDict()  # sent lately: probably still there
+        self._known_blobs = KnownBlobs()
 
     @classmethod
     async def connect(
@@ -174,6 +173,13 @@ class JobProducer:
             self._ledger.silence(job_id)
         return True
 
+    async def forget(self, job_id: str, *, tenant: str) -> bool:
+        """Delete a job and its answer, cancelling it first if it is not over; False if there is none.
+
+        Who streams it, here or elsewhere, gets a final error event. Raises QueueUnavailable.
+        """
+        return bool(await self._call("forget", job_id, tenant, uuid.uuid4().hex))
+
     async def peek(self, job_id: str, *, tenant: str, num_events: int = 0, offset: int = 0) -> Glimpse | None:
         """What follows the first ``num_events`` events, which end at ``offset``; the stream stays put.
 
@@ -279,22 +285,15 @@ class JobProducer:
     async def _submit(self, live: LiveJob, terms: TenantTerms) -> list[Any]:
         args = submission(live, self.controller_id)
         limits = astuple(self._limits.under(terms))
-        digests = [digest for digest in live.pixels if digest not in self._known_blobs]
+        digests = self._known_blobs.unknown(live.pixels)
         for _ in range(NUM_TRIES):  # Redis may drop pixels between two tries
             pairs = [arg for digest in digests for arg in (digest, live.pixels[digest])]
             answer: list[Any] = await self._call("submit", *args, terms.weight, *limits, *pairs)
             if answer[0] != b"pixels":
-                self._remember_blobs(live.pixels)
+                self._known_blobs.remember(live.pixels)
                 return answer
             digests = [digest.decode() for digest in answer[1]]
         raise QueueUnavailable("redis does not keep the pictures: give it more memory")
-
-    def _remember_blobs(self, digests: Mapping[str, bytes]) -> None:
-        for digest in digests:
-            self._known_blobs[digest] = None
-            self._known_blobs.move_to_end(digest)
-        while len(self._known_blobs) > MAX_KNOWN_BLOBS:
-            self._known_blobs.popitem(last=False)
 
     async def _call(self, name: str, *args: Arg) -> Any:
         return await try_briefly(lambda: self._link.script(name, *args))

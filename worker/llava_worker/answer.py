@@ -69,7 +69,7 @@ class Answer:
         elif task == "detokenize":
             self._text = "".join(self._push(token_id) for token_id in prompt.token_ids)
             self._text += self._detokenizer.flush()
-        if task != "answer":
+        if task in ("tokenize", "detokenize"):
             self._end(FinishReason.STOP)
 
     def take(self, news: News) -> None:
@@ -116,7 +116,7 @@ class Answer:
             self._end(FinishReason.STOP, output.num_cached_tokens)
         elif output.finish is not None:
             self._text += self._detokenizer.flush()
-            self._end(FinishReason(output.finish), output.num_cached_tokens)
+            self._end(FinishReason(output.finish), output.num_cached_tokens, output.vector)
 
     def _push(self, token_id: int) -> str:
         """The text that this token makes certain. A stop token ends the answer and has none."""
@@ -132,13 +132,14 @@ class Answer:
             score(token_id, logprobs.logprob), tuple(score(*alternative) for alternative in logprobs.top)
         )
 
-    def _end(self, reason: FinishReason, num_cached_tokens: int = 0) -> None:
+    def _end(self, reason: FinishReason, num_cached_tokens: int = 0, vector: bytes = b"") -> None:
         stopped_by = self._detokenizer.stopped_by
         self._final = Final(
             reason=reason,
             num_prompt_tokens=self.num_prompt_tokens,
             num_cached_tokens=num_cached_tokens,
             stopped_by=stopped_by if stopped_by in self.assignment.job.sampling.stop else "",
+            vector=vector,
         )
 
     def _catch_up(self) -> str:
@@ -176,6 +177,7 @@ def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int
         output_ids=list(assignment.token_ids),
         cache_scope="public" if job.cache_scope == "public" else f"tenant {job.tenant}",
         priority=job.priority,
+        is_embedding=job.task == "embed",
         deadline_s=None if assignment.left_s is None else time.monotonic() + assignment.left_s,
     )
 

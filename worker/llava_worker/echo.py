@@ -2,7 +2,8 @@
 
 An answer is made of lower-case words and is a function of the prompt, the pictures' digests, the tokens so
 far and (unless greedy) the seed, so a stream continued by another worker must equal an unbroken one. Some
-letters take two tokens, as in real vocabularies. Of the sampling parameters it knows temperature, top_p,
+letters take two tokens, as in real vocabularies. An embedding counts the prompt's tokens, or is the picture's
+digest. Of the sampling parameters it knows temperature, top_p,
 seed, ignore_eos, stop_token_ids and num_logprobs. ``step_s`` slows it down so that streams can be cut in
 mid-sentence. Faults, if enabled, are asked for by a marker in the prompt:
 
@@ -16,8 +17,10 @@ mid-sentence. Faults, if enabled, are asked for by a marker in the prompt:
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
+import struct
 import threading
 import time
 from dataclasses import dataclass
@@ -115,6 +118,8 @@ class EchoEngine:
             failed = _fail(running)
             if failed is not None:
                 return failed
+        if sequence.is_embedding:
+            return StepOutput(seq_id=sequence.seq_id, finish="stop", vector=_vector(sequence))
         finish: Literal["stop", "length"] = "stop" if running.has_end else "length"
         if sequence.output_ids and sequence.output_ids[-1] in sequence.sampling.stop_token_ids:
             return StepOutput(seq_id=sequence.seq_id, finish="stop")
@@ -132,6 +137,18 @@ class EchoEngine:
             finish=finish if is_last else None,
             logprobs=_logprobs(running, token_id),
         )
+
+
+def _vector(sequence: Sequence) -> bytes:
+    """How often the prompt has each token modulo 16; of a picture the first 16 bytes of its digest's hash."""
+    if sequence.is_picture_embedding:
+        values = list(hashlib.blake2b(sequence.images[0].digest.encode(), digest_size=16).digest())
+    else:
+        values = [0] * 16
+        for token_id in sequence.prompt_ids:
+            values[token_id % 16] += 1
+    length = math.hypot(*values)
+    return struct.pack("<16f", *(value / length for value in values))
 
 
 def _start(sequence: Sequence, *, room: int) -> _Running:

@@ -66,19 +66,23 @@ class PromptBuilder:
 
     def build_for(self, job: Job) -> Prompt:
         """The job's prompt. Raises PromptRefused where the model cannot take it or has no room to answer."""
+        is_computed = job.task in ("answer", "embed")
         if job.prompt_ids:
             prompt = Prompt(list(job.prompt_ids))
-            if self._tokenizer.image_id in job.prompt_ids and job.task == "answer":
+            if self._tokenizer.image_id in job.prompt_ids and is_computed:
                 raise PromptRefused(
                     ErrorCode.INVALID_REQUEST,
                     f"the prompt has token {self._tokenizer.image_id}, which stands for a picture: "
                     "send pictures in a chat",
                 )
+        elif job.form == "raw" and job.images:
+            span = self._span(job.images[0], start=0)
+            prompt = Prompt([self._tokenizer.image_id] * span.length, [span])
         elif job.form == "raw":
             prompt = self._encoded(["".join(part for part in job.messages[0].parts if isinstance(part, str))])
         else:
             prompt = self._encoded(self._template.render(job.messages, is_continued=job.form == "continued"))
-        if job.task == "answer":
+        if is_computed:
             self._check_length(prompt)
         return prompt
 

@@ -12,7 +12,7 @@ import msgspec
 from llava_wire import DeadLetter, Inspector, JobProducer, QueueUnavailable, WireError
 from rich.console import Console
 
-from llava_server.controller import every
+from llava_server.every import every
 
 __all__ = ["replay", "show"]
 

@@ -1,4 +1,4 @@
-"""GET and DELETE /v1/chat/completions/{id}: read an answer on, or from its beginning; or end it.
+"""GET and DELETE /v1/chat/completions/{id}: read an answer on, or from its beginning; or delete it.
 
 An answer can be read by the key that asked for it, while it is under way and for five minutes after. It
 outlives its connection if it was asked for with an ``Idempotency-Key``.
@@ -13,11 +13,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from llava_server.choices import Choices
-from llava_server.errors import ApiError
+from llava_server.errors import ApiError, answer_not_found
 from llava_server.metrics import Unmeasured
 from llava_server.openapi import answers_with
+from llava_server.schemas_sampling import MAX_CHOICES
 from llava_server.services import services_of
 from llava_server.streaming import EventStream, collect, stream_pace, until_gone
+from llava_server.translate import choice_id
 from llava_server.validation import starting_number
 from llava_server.writer import AnswerWriter
 
@@ -65,14 +67,18 @@ async def read_answer(
 
 @router.delete(
     "/v1/chat/completions/{job_id}",
-    summary="Cancel an answer",
+    summary="Delete an answer",
     response_model=None,
-    responses=answers_with("What was cancelled", is_stream=False, statuses=(401, 404, 503)),
+    responses=answers_with("What was deleted", is_stream=False, statuses=(401, 404, 503)),
 )
-async def cancel_answer(request: Request, job_id: JobId) -> Response:
-    """For an answer that outlives its connection: nobody wants it any more."""
-    if not await services_of(request).controller.cancel(job_id, request.state.tenant):
-        raise ApiError("answer_not_found", "there is no such answer under way")
+async def delete_answer(request: Request, job_id: JobId) -> Response:
+    """With all its choices. One that is under way is cancelled first; nobody can read it any more."""
+    controller, tenant = services_of(request).controller, request.state.tenant
+    if not await controller.forget(job_id, tenant):
+        raise answer_not_found()
+    for index in range(1, MAX_CHOICES):
+        if not await controller.forget(choice_id(job_id, index), tenant):
+            break
     return JSONResponse({"id": job_id, "object": "chat.completion.deleted", "deleted": True})
 
 

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from llava_server.asking import Opened, chat_jobs, open_jobs, parsed, reply
 from llava_server.choices import Choices
-from llava_server.errors import ApiError
+from llava_server.errors import answer_not_found
 from llava_server.metrics import Unmeasured
 from llava_server.openapi import answers_with, body_of
 from llava_server.responses_form import parse_response_request
@@ -110,6 +110,20 @@ async def cancel_response(request: Request, response_id: ResponseId) -> Response
     return JSONResponse(writer.so_far(glimpse.state, glimpse.events))
 
 
+@router.delete(
+    "/v1/responses/{response_id}",
+    summary="Delete a response",
+    response_model=None,
+    responses=answers_with("What was deleted", is_stream=False, statuses=(401, 404, 503)),
+)
+async def delete_response(request: Request, response_id: ResponseId) -> Response:
+    """It cannot be read any more, by nobody. One that is not over is cancelled first."""
+    job_id = (await _glimpse(request, response_id, has_events=False)).outline.job_id
+    if not await services_of(request).controller.forget(job_id, request.state.tenant):
+        raise answer_not_found()
+    return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+
+
 async def _glimpse(request: Request, response_id: str, *, has_events: bool = True) -> Glimpse:
     """Raises ApiError: 404 for what is none of this key's stored responses."""
     number = response_id.removeprefix("resp_")
@@ -119,4 +133,4 @@ async def _glimpse(request: Request, response_id: str, *, has_events: bool = Tru
         glimpse = await controller.peek(job_id, request.state.tenant, has_events=has_events)
         if glimpse.outline.note:
             return glimpse
-    raise ApiError("answer_not_found", "there is no such response of this key, or its minutes are over")
+    raise answer_not_found()

@@ -6,7 +6,7 @@ local id, tenant = ARGV[1], ARGV[2]
 local DESERTED_MS = 3000
 local state, owner_tenant, outline, owner, ends =
   unpack(redis.call('HMGET', key('job', id), 'state', 'tenant', 'outline', 'controller', 'ends'))
-if owner_tenant ~= tenant then return {} end
+if owner_tenant ~= tenant or not outline then return {} end -- without an outline: forgotten
 redis.call('HSET', key('job', id), 'peeked', now)
 local seen = tonumber(redis.call('ZSCORE', PREFIX .. 'controllers', owner) or '0')
 if state ~= 'done' and state ~= 'cancelled' and now - seen > DESERTED_MS then state = 'orphaned' end

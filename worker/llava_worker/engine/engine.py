@@ -18,6 +18,7 @@ from llava_worker.engine.admission import Admission
 from llava_worker.engine.blocks import BlockManager
 from llava_worker.engine.drafter import Drafter
 from llava_worker.engine.output import EngineStats, Finish, StepOutput
+from llava_worker.engine.picture_queue import PictureQueue
 from llava_worker.engine.runner import Choice, ModelRunner, StepResult
 from llava_worker.engine.sampling_limits import SamplingLimits
 from llava_worker.engine.scheduler import Chunk, Scheduler
@@ -72,6 +73,7 @@ class Engine:
             max_batch_tokens=max_batch_tokens,
             encoded=runner.vision_cache,
         )
+        self._pictures = PictureQueue(runner, max_tokens=max_batch_tokens)
         self._speculation = Speculation(
             drafter, self._blocks, context_length=context_length, max_batch_tokens=max_batch_tokens
         )
@@ -103,14 +105,14 @@ class Engine:
         sequence.steering = Steering.of(sequence.sampling, sequence.prompt_ids, self._eos_ids)
         sequence.matcher = None if sequence.grammar is None else sequence.grammar.start()
         self._sequences[sequence.seq_id] = sequence
-        self._scheduler.add(sequence)
+        self._queue_of(sequence).add(sequence)
 
     def abort(self, seq_id: str) -> None:
         """Forget a sequence, without an output; its blocks are free at once. An unknown one is no error."""
         self._complete = [output for output in self._complete if output.seq_id != seq_id]
         sequence = self._sequences.pop(seq_id, None)
         if sequence is not None:
-            self._scheduler.remove(sequence)
+            self._queue_of(sequence).remove(sequence)
 
     def step(self) -> list[StepOutput]:
         """One forward pass; the news of every sequence that has any."""
@@ -119,6 +121,9 @@ class Engine:
             outputs += self._end_overdue()
             plan = self._scheduler.schedule()
             chunks = self._speculation.extend(plan.chunks, num_spare=len(self._scheduler.running))
+        for sequence, output in self._pictures.step():
+            self._end(sequence)
+            outputs.append(output)
         if not chunks:
             return outputs
         began = time.perf_counter()
@@ -135,7 +140,7 @@ class Engine:
     def stats(self) -> EngineStats:
         pictures, seconds = self._runner.vision_cache, self.clock.seconds
         return EngineStats(
-            num_waiting=len(self._scheduler.waiting),
+            num_waiting=len(self._scheduler.waiting) + len(self._pictures),
             num_running=len(self._scheduler.running),
             num_blocks=self._blocks.num_blocks,
             num_free_blocks=self._blocks.num_free,
@@ -198,6 +203,8 @@ class Engine:
             return StepOutput(sequence.seq_id, error=choice.error, error_code=choice.error_code)
         if choice.token_id is None:
             return self._fail(sequence)
+        if sequence.is_embedding:
+            return self._end_embedding(sequence, choice.vector)
         if sequence.num_computed < sequence.num_tokens:  # the last token was a draft: it went through as one
             sequence.num_computed = sequence.num_tokens
             self._blocks.publish(sequence)
@@ -233,6 +240,16 @@ class Engine:
         position = len(sequence.output_ids)
         return StepOutput(sequence.seq_id, error=f"the model's output at token {position} is not a number")
 
+    def _end_embedding(self, sequence: Sequence, vector: bytes | None) -> StepOutput:
+        if vector is None:
+            return self._fail(sequence)
+        self._end(sequence)
+        num_cached = sequence.num_cached or 0
+        return StepOutput(sequence.seq_id, finish="stop", num_cached_tokens=num_cached, vector=vector)
+
     def _end(self, sequence: Sequence) -> None:
         del self._sequences[sequence.seq_id]
-        self._scheduler.remove(sequence)
+        self._queue_of(sequence).remove(sequence)
+
+    def _queue_of(self, sequence: Sequence) -> Scheduler | PictureQueue:
+        return self._pictures if sequence.is_picture_embedding else self._scheduler

@@ -26,6 +26,7 @@ class StepOutput:
         finish     the answer is complete: "stop" after end-of-sequence or one of stop_token_ids, "length" at
                    max_new_tokens or the context's end. Comes with the last token, or alone where a continued
                    answer was complete
+        vector     an embedding, which ends with it: little-endian fp32 of length 1
         error      the sequence failed and is gone; a sentence for people, with error_code for programs.
                    Neither token nor finish is set
 
@@ -39,6 +40,7 @@ class StepOutput:
     error_code: FailureCode = "internal_error"
     num_cached_tokens: int = 0  # of the prompt: found in the prefix cache when the sequence began
     logprobs: TokenLogprobs | None = None  # of token_id, where the sequence asks for them
+    vector: bytes = b""
 
     @property
     def is_final(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -21,6 +21,7 @@ from llava_worker.engine.sampler import Draw, sample
 from llava_worker.engine.scheduler import Chunk
 from llava_worker.engine.sequence import Pixels, Sequence
 from llava_worker.engine.speculation import count_accepted
+from llava_worker.engine.unit_vector import unit_vectors
 from llava_worker.engine.vision_cache import PictureName, VisionCache
 from llava_worker.model.attention import AttentionBackend
 from llava_worker.model.decode_graphs import DecodeGraphs
@@ -45,6 +46,7 @@ class Choice:
     logprobs: TokenLogprobs | None = None  # where the sequence asks for them
     error: str | None = None
     error_code: FailureCode = "invalid_request"
+    vector: bytes | None = None  # of an embedding, whose token is not wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +97,33 @@ class ModelRunner:
         with self.clock("prepare"):
             batch = Batch.build(chunks, block_size=self.cache.block_size, device=self.model.device)
         masks = self._masks.begin(_row_sequences(batch.sampled), self.model.config.text_config.vocab_size)
+        hidden = None
         try:
             logits = self._replay(batch)
             if logits is None:
-                logits = self._compute(batch)
+                hidden, logits = self._compute(batch)
         finally:
             if masks is not None:
                 masks.wait()  # the same sequences may come again at once, if memory was short
         if not batch.sampled:
             return []
         with self.clock("sample"):
-            return _choose(logits, batch.sampled, masks)
+            results = _choose(logits, batch.sampled, masks)
+            return results if hidden is None else _with_vectors(results, hidden[batch.sampled_rows])
+
+    @torch.inference_mode()
+    def embed_pictures(self, sequences: Items[Sequence]) -> list[bytes | None]:
+        """Of each one's one picture the mean of what the decoder would see of it, as ``unit_vectors``.
+
+        Raises torch.OutOfMemoryError.
+        """
+        places = [
+            Placement(Chunk(each, 0, each.images[0].length), each.images[0], 0, 0, each.images[0].length)
+            for each in sequences
+        ]
+        with self.clock("encode"):
+            features = self._features_of(places)
+            return unit_vectors(torch.stack([features[_name(place)].double().mean(0) for place in places]))
 
     def shed(self) -> None:
         """Give back what memory can be done without."""
@@ -115,14 +133,14 @@ class ModelRunner:
 
     def _replay(self, batch: Batch) -> Tensor | None:
         """Logits by a recording; None if there is none of such a batch."""
-        if self.graphs is None or not batch.is_decoding:
+        if self.graphs is None or not batch.is_decoding or _has_embeddings(batch.sampled):
             return None
         with self.clock("forward"):
             rows = batch.rows
             return self.graphs.logits(batch.token_ids, batch.positions, rows.slots, rows.block_tables)
 
-    def _compute(self, batch: Batch) -> Tensor:
-        """Logits of the rows that are sampled, of which there may be none."""
+    def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The last hidden states of all rows, and logits of those that are sampled, which may be none."""
         with self.clock("prepare"):
             x = self.model.embed(batch.token_ids)
         if batch.placements:
@@ -132,7 +150,8 @@ class ModelRunner:
             self.model.ranks.tell_step(x, batch.positions, batch.rows)
             with self.model.ranks.in_step():
                 hidden = self.model(x, batch.positions, self.backend.plan(batch.rows, self.cache))
-            return self.model.logits(hidden[batch.sampled_rows]) if batch.sampled else hidden[:0]
+            logits = self.model.logits(hidden[batch.sampled_rows]) if batch.sampled else hidden[:0]
+            return hidden, logits
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is remembered of the sequence's pictures."""
@@ -211,6 +230,28 @@ def _choose(logits: Tensor, chunks: list[Chunk], masks: Masks | None) -> list[St
         own = list(islice(choices, 1 + len(chunk.drafts)))
         num_accepted = count_accepted(chunk.drafts, [choice.token_id for choice in own])
         results.append(StepResult(chunk, own[: num_accepted + 1]))
+    return results
+
+
+def _has_embeddings(chunks: Items[Chunk]) -> bool:
+    return any(chunk.sequence.is_embedding for chunk in chunks)
+
+
+def _with_vectors(results: list[StepResult], hidden: Tensor) -> list[StepResult]:
+    """The results with the embeddings' vectors; hidden [rows, hidden] of the rows that are sampled."""
+    rows: list[int] = []
+    asking: list[StepResult] = []
+    row = 0
+    for result in results:
+        if result.chunk.sequence.is_embedding:
+            rows.append(row)
+            asking.append(result)
+        row += 1 + len(result.chunk.drafts)
+    if not asking:
+        return results
+    for result, vector in zip(asking, unit_vectors(hidden[rows]), strict=True):
+        # Without a token: what is not a number has failed in its logits already.
+        result.choices[:] = [replace(choice, vector=vector) for choice in result.choices]
     return results
 
 

@@ -88,7 +88,8 @@ class Sequence:
     that follow are those that would have followed there. ``max_new_tokens`` counts all of ``output_ids``.
     ``pixels`` are in the order of ``images``. Sequences of different ``cache_scope`` share nothing.
     The answer keeps to ``grammar``, if there is one. A higher ``priority`` is more urgent. ``deadline_s`` is
-    a time of ``time.monotonic``; None for no deadline.
+    a time of ``time.monotonic``; None for no deadline. One that ``is_embedding`` ends in a vector in place of
+    tokens: its last token's hidden state, or the features of its picture, which must then be all of it.
     """
 
     seq_id: str
@@ -102,6 +103,7 @@ class Sequence:
     grammar: Grammar | None = None
     priority: int = 0
     deadline_s: float | None = None
+    is_embedding: bool = False
 
     # The engine's own. Keys and values of tokens [0, num_computed) are in the blocks of block_table, of which
     # others may share the first num_published. block_keys name leading blocks, computed or not, by their
@@ -117,6 +119,11 @@ class Sequence:
     steering: Steering | None = field(default=None, init=False, repr=False)
     matcher: Matcher | None = field(default=None, init=False, repr=False)  # the answer's place in the grammar
     luck: Luck | None = field(default=None, init=False, repr=False)  # of its drafts; None before the first
+
+    @property
+    def is_picture_embedding(self) -> bool:
+        """Whether the decoder has no part in it."""
+        return self.is_embedding and bool(self.images)
 
     @property
     def num_tokens(self) -> int:

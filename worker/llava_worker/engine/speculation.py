@@ -96,9 +96,10 @@ def count_accepted(drafts: Items[int], chosen: Items[int | None]) -> int:
 def is_draftable(sequence: Sequence) -> bool:
     """Whether tokens after a draft can be chosen together with those before it.
 
-    Penalties count the tokens before, and a grammar follows them: they are not known yet.
+    Penalties count the tokens before, and a grammar follows them: they are not known yet. An embedding has no
+    tokens after it.
     """
-    if sequence.grammar is not None:
+    if sequence.grammar is not None or sequence.is_embedding:
         return False
     return sequence.steering is None or not sequence.steering.is_penalising
 

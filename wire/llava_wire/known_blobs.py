@@ -1,0 +1,30 @@
+"""Which pixels a controller has sent lately, so that it need not send them again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+__all__ = ["KnownBlobs"]
+
+MAX_KNOWN_BLOBS = 4096
+
+
+class KnownBlobs:
+    """Digests that Redis probably still has: it may drop them at any time, and says so at a submit."""
+
+    def __init__(self) -> None:
+        self._digests: OrderedDict[str, None] = OrderedDict()  # the oldest first
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def unknown(self, digests: Iterable[str]) -> list[str]:
+        return [digest for digest in digests if digest not in self._digests]
+
+    def remember(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            self._digests[digest] = None
+            self._digests.move_to_end(digest)
+        while len(self._digests) > MAX_KNOWN_BLOBS:
+            self._digests.popitem(last=False)
