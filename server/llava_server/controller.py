@@ -35,6 +35,7 @@ from llava_server.errors import ApiError, from_wire_error
 from llava_server.guest import read_along
 from llava_server.metrics import Metrics
 from llava_server.rates import RateLimiter
+from llava_server.tracing import traceparent
 from llava_server.unread import Unread
 
 __all__ = ["Controller"]
@@ -234,7 +235,7 @@ class Controller:
         try:
             await self._limiter.take_tokens(job.tenant, job.cost)
             answer.charged = job.cost
-            answer.place = await self._producer.submit(job, pixels, terms)
+            answer.place = await self._producer.submit(job, pixels, terms, traceparent())
             is_submitted = True
         finally:
             if not is_submitted:  # the producer sees to it that such a job does not run
