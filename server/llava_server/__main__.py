@@ -14,6 +14,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 from llava_wire import JobProducer, QueueUnavailable
+from llava_wire.tracing import TracingUnavailable, open_tracing
 
 from llava_server.admin import AdminServer
 from llava_server.app import create_app
@@ -42,8 +43,10 @@ def main(args: Sequence[str] | None = None) -> int:
         try:
             listener = stack.enter_context(listen(settings.host, settings.port, flag="--port"))
             admin = _admin_listener(settings, stack)
+            if settings.otel:
+                open_tracing("llava-server").shutdown()  # it says now, in one line, what is missing
             asyncio.run(_look_for_queue(settings))
-        except CannotListen as error:
+        except (CannotListen, TracingUnavailable) as error:
             sys.stderr.write(f"llava-server: {error}\n")
             return _EXIT_USAGE
         except QueueUnavailable as error:

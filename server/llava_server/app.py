@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -39,6 +39,7 @@ from llava_server.routes import (
 from llava_server.services import open_services
 from llava_server.settings import Settings
 from llava_server.streaming import ClientGone
+from llava_server.tracing import TracedRequests, tracing_opened
 
 __all__ = ["create_app"]
 
@@ -65,6 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan(settings, metrics, drain, keys, limiter),
         middleware=[
             Middleware(RequestIds),
+            *([Middleware(TracedRequests)] if settings.otel else []),
             Middleware(ErrorNet),
             Middleware(Authentication, keys=keys),
             Middleware(RateLimits, limiter=limiter),
@@ -104,11 +106,13 @@ def create_app(settings: Settings) -> FastAPI:
 def _lifespan(settings: Settings, metrics: Metrics, drain: Drain, keys: ApiKeys, limiter: RateLimiter) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services(settings, metrics, drain, keys, limiter) as services:
+        async with AsyncExitStack() as stack:
+            if settings.otel:
+                await stack.enter_async_context(tracing_opened(app))
+            services = await stack.enter_async_context(open_services(settings, metrics, drain, keys, limiter))
             app.state.services = services
-            async with batches_driven(services, limiter) as driver:
-                app.state.batch_driver = driver
-                yield
+            app.state.batch_driver = await stack.enter_async_context(batches_driven(services, limiter))
+            yield
 
     return lifespan
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ from llava_server.registry import ServedModel
 from llava_server.schemas import ChatRequest
 from llava_server.services import Services, services_of
 from llava_server.streaming import EventStream, Writer, collect, stream_pace, until_gone
+from llava_server.tracing import span
 from llava_server.translate import WantedPicture, images_of, to_jobs
 from llava_server.validation import check_sizes, idempotency_key
 
@@ -92,7 +94,9 @@ async def jobs_of(
     )
     model = await services.registry.find(chat.model)
     owner = _EVERYBODY if chat.cache_scope == "public" else tenant
-    pictures = [await take_picture(services, wanted, model, owner) for wanted in images_of(chat)]
+    wanted = images_of(chat)
+    with span("pictures", num_pictures=len(wanted)) if wanted else nullcontext():
+        pictures = [await take_picture(services, each, model, owner) for each in wanted]
     ttl_s = services.settings.request_timeout_s
     jobs = to_jobs(chat, pictures, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=key)
     return model, jobs, {picture.ref.digest: picture.pixels for picture in pictures}
@@ -112,7 +116,8 @@ async def open_jobs(
     choices = Choices(services_of(request).controller, is_kept=is_kept)
     try:
         await choices.submit(jobs[:1], pixels)
-        index, first = await choices.next()
+        with span("first event"):
+            index, first = await choices.next()
         if first.final is not None and first.final.error is not None:
             raise from_job_error(first.final.error)
         # Only now: where the first choice runs, the others find the prompt computed.

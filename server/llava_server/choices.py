@@ -10,6 +10,7 @@ from llava_wire import Event, Job, Place
 
 from llava_server.answer import Answer
 from llava_server.controller import Controller
+from llava_server.tracing import span
 
 __all__ = ["Choices"]
 
@@ -45,7 +46,8 @@ class Choices:
     async def submit(self, jobs: Sequence[Job], pixels: Mapping[str, bytes]) -> None:
         """More choices. Raises ApiError like ``Controller.submit``; those before it are in the queue then."""
         for job in jobs:
-            answer = await self._controller.submit(job, pixels, news=self._news, is_kept=self._is_kept)
+            with span("submit"):
+                answer = await self._controller.submit(job, pixels, news=self._news, is_kept=self._is_kept)
             self._add(answer)
 
     async def resume(self, job: Job, *, timeout_s: float) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Mapping
 
@@ -37,6 +36,8 @@ from llava_server.every import every
 from llava_server.guest import read_along
 from llava_server.metrics import Metrics
 from llava_server.rates import RateLimiter
+from llava_server.tracing import traceparent
+from llava_server.unread import Unread
 
 __all__ = ["Controller"]
 
@@ -64,9 +65,8 @@ class Controller:
         self._metrics = metrics
         self._limiter = limiter
         self._queue_timeout_s = queue_timeout_s
-        self._orphan_grace_s = orphan_grace_s
         self._answers: dict[str, Answer] = {}
-        self._unread: dict[str, tuple[str, float]] = {}  # kept jobs: tenant, wait for a reader until
+        self._unread = Unread(producer, metrics, grace_s=orphan_grace_s)
         self._guests: dict[Answer, asyncio.Task[None]] = {}
         self.failure: str | None = None  # why this process is of no use any more
 
@@ -123,7 +123,7 @@ class Controller:
         former = self._answers.pop(job_id, None)
         if former is not None:
             former.put(ApiError("stream_taken_over", "another connection reads this answer on"))
-        self._unread.pop(job_id, None)
+        self._unread.forget(job_id)
         for event in events:
             answer.put(event)
         answer.has_begun = True
@@ -149,7 +149,7 @@ class Controller:
         except QueueUnavailable as error:
             raise from_wire_error(error) from error
         if is_cancelled:
-            self._unread.pop(job_id, None)
+            self._unread.forget(job_id)
             if (answer := self._answers.get(job_id)) is not None:
                 answer.put(ApiError("answer_cancelled", "this answer was cancelled"))
         return is_cancelled
@@ -174,8 +174,7 @@ class Controller:
             await self._settle(answer)
             return
         if answer.is_kept:
-            grace_s = math.inf if answer.is_background else self._orphan_grace_s
-            self._unread[answer.job_id] = answer.tenant, time.monotonic() + grace_s
+            self._unread.add(answer)
             return
         self._metrics.cancelled()
         await self._cancel(answer)
@@ -193,7 +192,7 @@ class Controller:
                 tasks.start_soon(self._follow)
                 tasks.start_soon(every, _TICK_S, self._reap)
                 tasks.start_soon(every, _TICK_S, self._end_overdue)
-                tasks.start_soon(every, _TICK_S, self._abandon_unread)
+                tasks.start_soon(every, _TICK_S, self._unread.abandon)
         except Exception as error:
             logger.exception("the controller cannot go on")
             self.failure = f"the controller's loop ended: {type(error).__name__}"
@@ -205,7 +204,7 @@ class Controller:
                 if (answer := self._answers.get(job_id)) is not None:
                     answer.put(event)
                 elif event.final is not None:
-                    self._unread.pop(job_id, None)
+                    self._unread.forget(job_id)
 
     async def _reap(self) -> None:
         try:
@@ -221,20 +220,6 @@ class Controller:
         for answer in (*self._answers.values(), *self._guests):
             if not answer.is_finished and (error := answer.overdue(now)) is not None:
                 answer.put(error)
-
-    async def _abandon_unread(self) -> None:
-        """Kept jobs to which no reader came back. One that is read along elsewhere is asked about again."""
-        now = time.monotonic()
-        for job_id, (tenant, until) in list(self._unread.items()):
-            if until > now:
-                continue
-            try:
-                is_over = await self._producer.abandon(job_id, tenant=tenant)
-            except QueueUnavailable:
-                return
-            if is_over and self._unread.pop(job_id, None) is not None:
-                logger.info("job %s is cancelled: nobody came back for it", job_id)
-                self._metrics.cancelled()
 
     def _make_answer(
         self, job: Job, timeout_s: float, *, is_kept: bool, news: asyncio.Event | None
@@ -258,7 +243,7 @@ class Controller:
         try:
             await self._limiter.take_tokens(job.tenant, job.cost)
             answer.charged = job.cost
-            answer.place = await self._producer.submit(job, pixels, terms)
+            answer.place = await self._producer.submit(job, pixels, terms, traceparent())
             is_submitted = True
         finally:
             if not is_submitted:  # the producer sees to it that such a job does not run

@@ -14,7 +14,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_server.errors import ApiError, error_bytes, error_headers
 
-__all__ = ["ErrorNet", "RequestIds", "error_response", "note_error", "request_id_of", "send_error"]
+__all__ = [
+    "ErrorNet",
+    "RequestIds",
+    "error_response",
+    "note_error",
+    "request_id_of",
+    "route_name",
+    "send_error",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +127,7 @@ def _log_request(scope: Scope, status: int, seconds: float) -> None:
     state = scope["state"]
     fields = {
         "method": scope["method"],
-        "route": _route_name(scope),
+        "route": route_name(scope),
         "status": status,
         "duration_s": round(seconds, 3),
         "request_id": state["request_id"],
@@ -136,7 +144,7 @@ def _log_request(scope: Scope, status: int, seconds: float) -> None:
     )
 
 
-def _route_name(scope: Scope) -> str:
+def route_name(scope: Scope) -> str:
     """The route's own path, never the client's string."""
     route = scope.get("route")
     return str(getattr(route, "path", "(no route)"))

@@ -129,6 +129,9 @@ class Settings(BaseSettings):
         30.0, gt=0, le=3600, description="A worker without progress so long hangs, s."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    otel: bool = Field(
+        False, description="Send OpenTelemetry traces by OTLP over HTTP; OTEL_* variables say where to."
+    )
     log_format: LogFormat = Field("text", description="Lines for people, or JSON, one object a line.")
 
     @field_validator("api_keys", "image_hosts", mode="before")

@@ -45,7 +45,7 @@ class ScriptedProducer:
         self.cancelled: list[str] = []
         self.is_down = False
 
-    async def submit(self, job: Job, pixels: Mapping[str, bytes], terms: TenantTerms) -> None:
+    async def submit(self, job: Job, pixels: Mapping[str, bytes], terms: TenantTerms, trace: str) -> None:
         if self.is_down:
             raise QueueUnavailable("down")
 

@@ -16,7 +16,8 @@ class Assignment:
 
     ``token_ids`` and ``text`` are what earlier workers have emitted: continue from there, at offset
     ``len(token_ids)``. ``pixels`` maps each digest of ``job.images`` to its tiles. ``left_s`` is what the
-    pull found left of the job's life; None where that is not known.
+    pull found left of the job's life; None where that is not known. ``trace`` is the W3C traceparent of who
+    submitted it; empty where nobody traces.
     """
 
     job: Job
@@ -25,3 +26,4 @@ class Assignment:
     text: str
     pixels: Mapping[str, bytes]
     left_s: float | None = None
+    trace: str = ""

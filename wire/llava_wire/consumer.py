@@ -213,7 +213,7 @@ def _ids(answer: list[bytes]) -> set[str]:
 
 def _assignment(answer: list[Any], pixels: dict[str, bytes], now_ms: int) -> Assignment | None:
     """None if the job is of a version that this one must not run."""
-    job_id, assignment_id, _, payload, frames, ends_ms = answer
+    job_id, assignment_id, _, payload, frames, ends_ms, trace = answer
     try:
         job = msgspec.msgpack.decode(payload, type=Job)
     except msgspec.ValidationError as error:
@@ -230,4 +230,5 @@ def _assignment(answer: list[Any], pixels: dict[str, bytes], now_ms: int) -> Ass
         text="".join(event.text for event in events),
         pixels={image.digest: pixels[image.digest] for image in job.images if image.digest in pixels},
         left_s=max(ends_ms - now_ms, 0) / 1000,
+        trace=trace.decode(),
     )

@@ -186,6 +186,7 @@ def submission(live: LiveJob, controller_id: str) -> tuple[str | bytes | float, 
         job.priority,
         live.nonce,
         msgspec.msgpack.encode(job.outline),
+        live.trace,
     )
 
 

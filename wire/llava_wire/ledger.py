@@ -34,13 +34,16 @@ class LiveJob:
         owner: int = 1,
         frames: tuple[bytes, ...] = (),
         nonce: str = "",
+        trace: str = "",
+        is_submitted: bool = True,
     ) -> None:
         self.job = job
         self.pixels = dict(pixels)
         self.owner = owner  # which take-over of the stream is ours
         # By it a call sent twice, or late, is told from one for another reader of the same job.
         self.nonce = nonce or uuid.uuid4().hex
-        self.is_submitted = True  # False while the first call is under way: it may still be refused
+        self.trace = trace  # beside the job, whose contents are the same in every trace
+        self.is_submitted = is_submitted  # False while the first call is under way: it may still be refused
         self.frames = list(frames)
         self.next_offset = sum(len(event.token_ids) for event in decode_log(frames))
         self.deadline = time.monotonic() + ttl_s

@@ -110,19 +110,20 @@ class JobProducer:
         """Random, new with each process, and again each time that Redis has lost memory."""
         return self._ledger.controller_id
 
-    async def submit(self, job: Job, pixels: Pixels, terms: TenantTerms = EVEN_TERMS) -> Place | None:
+    async def submit(
+        self, job: Job, pixels: Pixels, terms: TenantTerms = EVEN_TERMS, trace: str = ""
+    ) -> Place | None:
         """Put a job into the queue; its events come through ``follow``, perhaps before this returns.
 
         ``pixels`` holds the tiles of every picture of the job, by digest; what Redis has is not sent again.
-        May be repeated with the same job; its place is told once. Raises QueueFull, TenantOverLimit,
-        QueueUnavailable, DuplicateJob, and AlreadySubmitted if another controller has it or it has ended:
-        then it does not run for this caller (or is cancelled as soon as Redis answers again).
+        ``trace`` goes to its workers beside it. May be repeated with the same job; its place is told once.
+        Raises QueueFull, TenantOverLimit, QueueUnavailable, DuplicateJob, and AlreadySubmitted if another
+        controller has it or it has ended: then it does not run here (or is cancelled when Redis is back).
         """
         pixels = {image.digest: pixels[image.digest] for image in job.images}
-        if not self.is_live(job):
-            self._ledger.live[job.job_id] = LiveJob(job, pixels, ttl_s=job.ttl_s)
-            self._ledger.live[job.job_id].is_submitted = False
-        live = self._ledger.live[job.job_id]
+        fresh = LiveJob(job, pixels, ttl_s=job.ttl_s, trace=trace, is_submitted=False)
+        live = self._ledger.live[job.job_id] if self.is_live(job) else fresh
+        self._ledger.live[job.job_id] = live
         try:
             answer = await self._submit(live, terms)
         except BaseException:
@@ -283,12 +284,11 @@ class JobProducer:
         return self._ledger.delivered(live.job.job_id)
 
     async def _submit(self, live: LiveJob, terms: TenantTerms) -> list[Any]:
-        args = submission(live, self.controller_id)
-        limits = astuple(self._limits.under(terms))
+        args = (*submission(live, self.controller_id), terms.weight, *astuple(self._limits.under(terms)))
         digests = self._known_blobs.unknown(live.pixels)
         for _ in range(NUM_TRIES):  # Redis may drop pixels between two tries
             pairs = [arg for digest in digests for arg in (digest, live.pixels[digest])]
-            answer: list[Any] = await self._call("submit", *args, terms.weight, *limits, *pairs)
+            answer: list[Any] = await self._call("submit", *args, *pairs)
             if answer[0] != b"pixels":
                 self._known_blobs.remember(live.pixels)
                 return answer

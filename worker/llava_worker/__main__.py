@@ -12,15 +12,22 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from llava_wire import JobConsumer, QueueUnavailable
+from llava_wire.tracing import SCOPE, TracingUnavailable, open_tracing
 
+from llava_worker.answer import Answer
 from llava_worker.engine_thread import EXIT_BROKEN
 from llava_worker.gpu_health import tell_health
 from llava_worker.settings import Settings, load_settings
 from llava_worker.startup import Model, StartupError, open_model
 from llava_worker.worker import Worker
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 _EXIT_NO_START = 1
 _EXIT_NO_QUEUE = 69  # sysexits' EX_UNAVAILABLE
@@ -35,15 +42,19 @@ def main() -> int:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     try:
+        provider = open_tracing("llava-worker") if settings.otel else None
         model = _open(settings)
-    except StartupError as error:
+    except (StartupError, TracingUnavailable) as error:
         logger.error("%s", error)
         return _EXIT_NO_START
     try:
-        status = asyncio.run(_serve(settings, model))
+        status = asyncio.run(_serve(settings, model, _answers(provider, model)))
     except Exception:
         logger.critical("the worker has a defect and ends", exc_info=True)
         return EXIT_BROKEN
+    finally:
+        if provider is not None:
+            provider.shutdown()
     if status == EXIT_BROKEN and model.heartbeat.device.startswith("cuda"):
         logger.critical("after this failure: %s", tell_health())
     return status
@@ -61,7 +72,15 @@ def _open(settings: Settings) -> Model:
         return pool.submit(open_model, settings).result()
 
 
-async def _serve(settings: Settings, model: Model) -> int:
+def _answers(provider: TracerProvider | None, model: Model) -> Callable[..., Answer]:
+    if provider is None:
+        return Answer
+    from llava_worker.traced_answer import answers_traced
+
+    return answers_traced(provider.get_tracer(SCOPE), worker_id=model.heartbeat.worker_id)
+
+
+async def _serve(settings: Settings, model: Model, make_answer: Callable[..., Answer]) -> int:
     heartbeat = model.heartbeat
     logger.info(
         "model=%s device=%s precision=%s context_length=%d max_num_sequences=%d conversation=%s",
@@ -92,6 +111,7 @@ async def _serve(settings: Settings, model: Model) -> int:
         drain_timeout_s=settings.drain_timeout_s,
         hang_timeout_s=settings.hang_timeout_s,
         grammars=model.grammars,
+        make_answer=make_answer,
     )
     _drain_on_signals(worker)
     try:

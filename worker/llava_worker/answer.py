@@ -87,6 +87,9 @@ class Answer:
         """End here. What was computed before stays part of the answer."""
         self._final = Final(reason=FinishReason.ERROR, num_prompt_tokens=self.num_prompt_tokens, error=error)
 
+    def let_go(self) -> None:
+        """It leaves this worker, finished or not."""
+
     def next_event(self) -> Event | None:
         """What has gathered since the last call, or None. Text without a token waits for one: an event
         without either token or end would share its offset with the next."""

@@ -93,6 +93,9 @@ class Settings(BaseSettings):
         0.0, ge=0, le=86400, description="After SIGTERM: time to finish answers before handing them on, s."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    otel: bool = Field(
+        False, description="Send OpenTelemetry traces by OTLP over HTTP; OTEL_* variables say where to."
+    )
     trace_steps: Path | None = Field(
         None, description="File for a timeline of every step (Perfetto); {pid} becomes the process's id."
     )

@@ -60,6 +60,7 @@ class Worker:
         drain_timeout_s: float = 0.0,
         hang_timeout_s: float = 30.0,
         grammars: Grammars | None = None,
+        make_answer: Callable[..., Answer] = Answer,
     ) -> None:
         self._consumer = consumer
         self._prompts = prompts
@@ -70,9 +71,13 @@ class Worker:
         self._max_sequences = engine.max_sequences
         self._context_length = engine.context_length
         self._engine = EngineThread(
-            engine, on_news=self._post_news, on_failure=self._post_failure, hang_timeout_s=hang_timeout_s
+            engine,
+            on_news=lambda news: self._post(self._take_news, news),
+            on_failure=lambda: self._post(self._broken.set),
+            hang_timeout_s=hang_timeout_s,
         )
         self._grammars = grammars
+        self._make_answer = make_answer
         self._compiling: set[asyncio.Task[None]] = set()
         self._answers: dict[str, Answer] = {}  # by job_id
         self._by_sequence: dict[str, Answer] = {}  # by assignment_id: those that the engine may speak of
@@ -139,7 +144,7 @@ class Worker:
     async def _accept(self, assignment: Assignment) -> None:
         job = assignment.job
         self._drop(job.job_id)  # pulled again: the former assignment is void
-        answer = Answer(assignment, self._tokenizer, stop=self._prompts.stop)
+        answer = self._make_answer(assignment, self._tokenizer, stop=self._prompts.stop)
         try:
             # In a thread, because tokenizing a long text must not hold up the streams that run.
             prompt = await asyncio.to_thread(self._prompts.build_for, job)
@@ -226,6 +231,7 @@ class Worker:
         answer = self._answers.pop(job_id, None)
         if answer is not None:
             self._release(answer)
+            answer.let_go()
         if not self._answers:
             self._is_idle.set()
 
@@ -270,12 +276,6 @@ class Worker:
             await self._consumer.give_back(held)
         await self._consumer.leave()
         logger.info("drained: handed on %d", len(held))
-
-    def _post_news(self, news: list[News]) -> None:
-        self._post(self._take_news, news)
-
-    def _post_failure(self) -> None:
-        self._post(self._broken.set)
 
     def _post(self, call: Callable[..., None], *arguments: object) -> None:
         """From the engine's thread to ours."""

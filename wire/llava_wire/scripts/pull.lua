@@ -5,14 +5,15 @@
 -- holds nothing, which gets nothing else until the suspect is beyond doubt. If all are busy one of them is the next to
 -- run empty (`ward`).
 -- ARGV: worker, model, lease_ms, hang_ms, nonce...
--- Answer: {{job, assignment, length, payload, log, end of its life}...}, {digest, bytes...}, now
+-- Answer: {{job, assignment, length, payload, log, end of its life, trace}...}, {digest, bytes...}, now
 local worker, model, lease, hang = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local slots = key('inflight', worker)
 redis.call('ZADD', PREFIX .. 'workers', now + lease, worker)
 
 local answer, blobs, sent = {}, {}, {}
 local function hand_out(id, assignment, length)
-  local payload, digests, ends = unpack(redis.call('HMGET', key('job', id), 'payload', 'digests', 'ends'))
+  local payload, digests, ends, trace =
+    unpack(redis.call('HMGET', key('job', id), 'payload', 'digests', 'ends', 'trace'))
   if not payload then return end
   for _, digest in ipairs(words(digests)) do
     local bytes = not sent[digest] and redis.call('GET', key('blob', digest))
@@ -22,7 +23,8 @@ local function hand_out(id, assignment, length)
       sent[digest] = true
     end
   end
-  answer[#answer + 1] = {id, assignment, length, payload, redis.call('LRANGE', key('log', id), 0, -1), tonumber(ends)}
+  local log = redis.call('LRANGE', key('log', id), 0, -1)
+  answer[#answer + 1] = {id, assignment, length, payload, log, tonumber(ends), trace or ''}
 end
 
 local mine = {}

@@ -235,8 +235,8 @@ local function belong(id, tenant, controller, cost, ttl)
   extend(key('live', controller), ttl)
 end
 
--- Writes all of a job but its place in the queue, from the first ten arguments of `submit` and `resync`: job,
--- controller, tenant, model, cost, payload, ttl_ms (without KEEP_MS), digests, priority, nonce. `owner` counts
+-- Writes all of a job but its place in the queue, from the first twelve arguments of `submit` and `resync`: job,
+-- controller, tenant, model, cost, payload, ttl_ms (without KEEP_MS), digests, priority, nonce, outline, trace. `owner` counts
 -- take-overs, `crashes` the deaths of its workers, `doubts` those since it was last beyond doubt.
 local function make_job(score, crashes, doubts, owner)
   local id, controller, tenant, model, cost, payload, ttl, digests, priority, nonce, outline = unpack(ARGV, 1, 11)
@@ -245,6 +245,7 @@ local function make_job(score, crashes, doubts, owner)
     'digests', digests, 'print', redis.sha1hex(payload), 'ends', now + tonumber(ttl), 'score', score,
     'crashes', crashes, 'doubts', doubts, 'owner', owner, 'cost', cost, 'priority', priority, 'nonce', nonce,
     'outline', outline)
+  if ARGV[12] ~= '' then redis.call('HSET', job, 'trace', ARGV[12]) end
   redis.call('PEXPIRE', job, life)
   use_blobs(id, digests, life)
   belong(id, tenant, controller, cost, life)

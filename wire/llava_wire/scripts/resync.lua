@@ -2,10 +2,10 @@
 -- Unknown job (Redis lost it): made anew, as if it came now. Log equal to the delivered frames or longer: adopted, the tail
 -- is the answer. Log shorter or different: the writer is fenced, the log set to what was delivered, the job queued
 -- again at its place. A job that another controller has taken over since, or that was cancelled, stays so.
--- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, owner, length, frame...
+-- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, owner, length, frame...
 -- Answer: {state, {missing digest...}, {frame...}, id of the last entry in the controller's stream}
 local id, controller, model, cost = ARGV[1], ARGV[2], ARGV[4], ARGV[5]
-local digests, owner, length = ARGV[8], tonumber(ARGV[12]), ARGV[13]
+local digests, owner, length = ARGV[8], tonumber(ARGV[13]), ARGV[14]
 local job, log = key('job', id), key('log', id)
 local state, old_owner, score, crashes, doubts =
   unpack(redis.call('HMGET', job, 'state', 'owner', 'score', 'crashes', 'doubts'))
@@ -13,11 +13,11 @@ see_controller(controller)
 
 local function tail_of_log()
   local frames = redis.call('LRANGE', log, 0, -1)
-  for i = 14, #ARGV do
-    if frames[i - 13] ~= ARGV[i] then return nil end
+  for i = 15, #ARGV do
+    if frames[i - 14] ~= ARGV[i] then return nil end
   end
   local tail = {}
-  for i = #ARGV - 12, #frames do tail[#tail + 1] = frames[i] end
+  for i = #ARGV - 13, #frames do tail[#tail + 1] = frames[i] end
   return tail
 end
 
@@ -52,6 +52,6 @@ end
 
 redis.call('DEL', log)
 make_job(score or arrival(model), crashes or 0, doubts or 0, owner)
-for i = 14, #ARGV do append(id, ARGV[i]) end
+for i = 15, #ARGV do append(id, ARGV[i]) end
 put_back(id, length)
 return {'queued', absent(), {}, last_entry()}

@@ -3,19 +3,19 @@
 -- with the milliseconds until a place should be free (0: not known). The same call sent twice finds its nonce and says
 -- 'ok', without its place; the same job under another nonce is 'known' (unless it was cancelled: then it begins anew), with other contents
 -- a 'duplicate'. `weight` is the tenant's share beside others'.
--- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, weight, max_queued,
+-- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, weight, max_queued,
 --   max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes, (digest, bytes)...
 -- Answer: {'ok', jobs that wait already, milliseconds until these are worked off (0: not known)} or why not
 local id, controller, tenant, model, cost, payload = unpack(ARGV, 1, 6)
 local ttl, digests, priority, nonce = tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9]), ARGV[10]
-local max_queued, max_queued_cost = tonumber(ARGV[13]), tonumber(ARGV[14])
-local max_tenant_jobs, max_tenant_cost, max_bytes = tonumber(ARGV[15]), tonumber(ARGV[16]), tonumber(ARGV[17])
+local max_queued, max_queued_cost = tonumber(ARGV[14]), tonumber(ARGV[15])
+local max_tenant_jobs, max_tenant_cost, max_bytes = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
 cost = tonumber(cost)
 
 -- Drops pixels that no live job uses, soonest to expire first, until the new ones fit; nil, or the bytes in use.
 local function make_room()
   local need = 0
-  for i = 18, #ARGV, 2 do
+  for i = 19, #ARGV, 2 do
     if redis.call('EXISTS', key('blob', ARGV[i])) == 0 then need = need + #ARGV[i + 1] end
   end
   if need == 0 then return nil end
@@ -63,13 +63,13 @@ local refused = refusal()
 if refused then return refused end
 local ahead, work = num_waiting(model), tonumber(redis.call('GET', key('backlog', model)) or '0')
 local place = {'ok', ahead, wait_for(work)}
-store_blobs(18, ttl + KEEP_MS)
+store_blobs(19, ttl + KEEP_MS)
 local missing = missing_blobs(digests)
 if #missing > 0 then return {'pixels', missing} end
 
 -- Without need no DEL: where memory is short Redis refuses a script at its first write, if that writes more.
 if known then redis.call('DEL', key('job', id), key('log', id)) end
-make_job(fair_score(model, tenant, priority, cost / tonumber(ARGV[12])), 0, 0, 1)
+make_job(fair_score(model, tenant, priority, cost / tonumber(ARGV[13])), 0, 0, 1)
 see_controller(controller)
 put_back(id, 0)
 return place

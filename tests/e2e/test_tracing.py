@@ -1,0 +1,289 @@
+"""One trace from the caller's span through controller and queue to the worker's; and none where it is off."""
+
+from __future__ import annotations
+
+import base64
+import io
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import redis
+from llava_server.settings import Settings
+from PIL import Image
+
+from tests.e2e.collector import Collector, collecting
+from tests.e2e.worker_process import WorkerProcess
+from tests.server.conftest import Server, wait_until
+from tests.worker.queue_server import running_queue
+
+pytestmark = pytest.mark.e2e
+
+CALLER = "00f067aa0ba902b7"
+CHAT = "POST /v1/chat/completions"
+SECRET = "rutabaga"
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with collecting() as collector, pytest.MonkeyPatch.context() as variables:
+        variables.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        variables.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")  # ms
+        yield collector
+
+
+def body(content: Any, **fields: Any) -> dict[str, Any]:
+    return {"model": "echo", "messages": [{"role": "user", "content": content}], **fields}
+
+
+def within(trace: str) -> dict[str, str]:
+    """What a caller sends who traces."""
+    return {"traceparent": f"00-{trace}-{CALLER}-01"}
+
+
+@pytest.fixture
+def trace() -> str:
+    return secrets.token_hex(16)
+
+
+class System:
+    """A controller and its workers, traced or not; what they traced has been sent once it is stopped."""
+
+    def __init__(self, url: str, folder: Path, *, otel: bool) -> None:
+        self._url, self._folder, self._otel = url, folder, otel
+        self._workers: list[WorkerProcess] = []
+        self._server = Server(Settings(redis_url=url, image_workers=1, auth=False, otel=otel))
+        self._server.start()
+        self.http = httpx2.Client(base_url=self._server.url, timeout=60)
+
+    def worker(self, *flags: str) -> WorkerProcess:
+        log = self._folder / f"worker-{len(self._workers)}.log"
+        traced = ("--otel",) if self._otel else ()
+        worker = WorkerProcess(self._url, log, "--lease-s", "1", *traced, *flags)
+        self._workers.append(worker)
+        wait_until(lambda: "worker ready" in worker.log or worker.status is not None)
+        assert worker.status is None, worker.log
+        wait_until(lambda: self.http.get("/readyz").status_code == 200)
+        return worker
+
+    def chat(self, content: Any, trace: str, **fields: Any) -> httpx2.Response:
+        return self.http.post("/v1/chat/completions", json=body(content, **fields), headers=within(trace))
+
+    def stop(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+        self.http.close()
+        self._server.stop()
+
+
+@pytest.fixture(scope="module")
+def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One for the tests that only ask, each in a trace of its own."""
+    with running_queue() as url:
+        system = System(url, tmp_path_factory.mktemp("traced"), otel=True)
+        system.worker()
+        yield system
+        system.stop()
+
+
+@pytest.fixture
+def system(collector: Collector, queue_url: str, tmp_path: Path) -> Iterator[Callable[..., System]]:
+    systems: list[System] = []
+
+    def start(*, otel: bool = True) -> System:
+        systems.append(System(queue_url, tmp_path, otel=otel))
+        return systems[-1]
+
+    yield start
+    for each in systems:
+        each.stop()
+
+
+def picture() -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 10), "red").save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def test_a_request_is_one_trace_from_its_caller_to_its_last_token(
+    collector: Collector, traced: System, trace: str
+) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": picture()}}, {"type": "text", "text": SECRET}]
+    response = traced.chat(parts, trace, max_tokens=7, ignore_eos=True)
+    assert response.status_code == 200
+    spans = collector.trace(trace, 8)
+
+    request, whole, submit = spans[CHAT], spans["chat echo"], spans["submit"]
+    prefill, decode, queue = spans["prefill"], spans["decode"], spans["queue"]
+    assert request.parent == CALLER
+    for name in ("pictures", "submit", "first event"):
+        assert spans[name].parent == request.span_id
+    assert whole.parent == queue.parent == submit.span_id
+    assert prefill.parent == decode.parent == whole.span_id
+    assert {span.service for span in (request, submit)} == {"llava-server"}
+    assert {span.service for span in (whole, prefill, decode, queue)} == {"llava-worker"}
+    assert queue.ended == whole.began <= prefill.began <= prefill.ended <= decode.ended <= whole.ended
+
+    assert request.attributes["http.response.status_code"] == 200
+    assert request.attributes["http.route"] == "/v1/chat/completions"
+    assert request.attributes["gen_ai.response.id"] == response.json()["id"]
+    assert whole.attributes["gen_ai.usage.input_tokens"] == response.json()["usage"]["prompt_tokens"]
+    assert {span.attributes["gen_ai.usage.output_tokens"] for span in (whole, decode)} == {7}
+    assert whole.attributes["gen_ai.response.finish_reasons"] == ["length"]
+    assert whole.attributes["gen_ai.operation.name"] == "chat"
+    assert whole.attributes["gen_ai.request.model"] == "echo"
+    assert prefill.attributes["llava.pictures"] == spans["pictures"].attributes["llava.num.pictures"] == 1
+    assert prefill.attributes["gen_ai.usage.cache_read.input_tokens"] == 0
+
+
+def test_no_span_holds_what_was_said(collector: Collector, traced: System, trace: str) -> None:
+    answer = traced.chat(f"the word is {SECRET}", trace, max_tokens=30, ignore_eos=True).json()
+    collector.trace(trace, 7)
+    assert b"gen_ai.usage.output_tokens" in collector.raw
+    assert SECRET.encode() not in collector.raw
+    assert answer["choices"][0]["message"]["content"][:12].encode() not in collector.raw
+
+
+def test_a_refused_request_ends_its_spans_with_its_code_and_without_its_words(
+    collector: Collector, traced: System, trace: str
+) -> None:
+    """This one is refused by the worker: the echo model keeps to no grammar."""
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": SECRET}}}
+    assert traced.chat("hello", trace, response_format=schema).status_code == 400
+    spans = collector.trace(trace, 6)
+    request, whole = spans[CHAT], spans["chat echo"]
+    assert request.attributes["http.response.status_code"] == 400
+    assert request.attributes["error.type"]
+    assert not request.is_error  # a 4xx is its caller's
+    assert whole.is_error
+    assert whole.attributes["error.type"] == "invalid_request"
+    assert SECRET.encode() not in collector.raw
+
+
+def test_the_same_request_in_another_trace_is_still_the_same_request(
+    collector: Collector, traced: System, trace: str
+) -> None:
+    other = secrets.token_hex(16)
+    asked = body("hello", max_tokens=5)
+    answers = [
+        traced.http.post(
+            "/v1/chat/completions", json=asked, headers={**within(each), "idempotency-key": "once"}
+        )
+        for each in (trace, other)
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].json()["id"] == answers[1].json()["id"]
+    assert "chat echo" in collector.trace(trace, 7)
+    assert "chat echo" not in collector.trace(other, 3)
+
+
+def test_a_request_without_a_trace_begins_one(collector: Collector, traced: System) -> None:
+    asked = traced.http.post("/v1/chat/completions", json=body("hello", max_tokens=5))
+    [request] = wait_until(
+        lambda: [
+            span
+            for span in collector.named(CHAT)
+            if span.attributes.get("gen_ai.response.id") == asked.json()["id"]
+        ]
+    )
+    assert request.parent == ""
+
+
+def test_a_trace_that_its_caller_does_not_record_is_not_recorded_here(
+    collector: Collector, traced: System, trace: str
+) -> None:
+    silent = {"traceparent": f"00-{trace}-{CALLER}-00"}
+    assert traced.http.post("/v1/chat/completions", json=body("a"), headers=silent).status_code == 200
+    later = secrets.token_hex(16)
+    traced.chat("b", later)
+    collector.trace(later, 7)
+    assert not [span for span in collector.spans if span.trace_id == trace]
+
+
+def test_an_answer_that_moved_is_one_trace_and_says_where_it_goes_on(
+    collector: Collector, system: Callable[..., System], trace: str
+) -> None:
+    stack = system()
+    first = stack.worker("--echo-step-s", "0.02")
+    asked = body("tell", stream=True, max_tokens=150, ignore_eos=True)
+    with stack.http.stream("POST", "/v1/chat/completions", json=asked, headers=within(trace)) as response:
+        lines = response.iter_lines()
+        next(lines)
+        first.send(signal.SIGTERM)
+        wait_until(lambda: first.status is not None)  # within the second that its last pull takes
+        stack.worker()
+        assert "data: [DONE]" in list(lines)
+    spans = collector.grouped(trace, 10)
+    left, taken_up = sorted(spans["chat echo"], key=lambda span: span.began)
+    assert left.parent == taken_up.parent == spans["submit"][0].span_id
+    assert (left.events, taken_up.events) == (["let go"], ["resumed"])
+    assert left.attributes["llava.worker.id"] != taken_up.attributes["llava.worker.id"]
+    assert left.attributes["gen_ai.usage.output_tokens"] < 150
+    assert taken_up.attributes["gen_ai.usage.output_tokens"] == 150
+    assert len(spans["queue"]) == 1
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_only_with_the_switch_there_are_spans_and_a_field_in_the_job(
+    collector: Collector, system: Callable[..., System], queue_url: str, trace: str, is_on: bool
+) -> None:
+    stack = system(otel=is_on)
+    worker = stack.worker()
+    assert stack.chat("hello", trace, max_tokens=5).status_code == 200
+    [job] = jobs(queue_url)
+    if is_on:
+        assert job["trace"] == f"00-{trace}-{collector.trace(trace, 7)['submit'].span_id}-01"
+        return
+    worker.send(signal.SIGTERM)
+    wait_until(lambda: worker.status == 0)  # what it had to send is sent
+    assert "trace" not in job
+    assert not [span for span in collector.spans if span.trace_id == trace]
+
+
+def test_a_collector_that_is_not_there_costs_no_answer(
+    monkeypatch: pytest.MonkeyPatch, system: Callable[..., System], trace: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    stack = system()
+    stack.worker()
+    assert stack.chat("hello", trace, max_tokens=5).status_code == 200
+
+
+@pytest.mark.parametrize("module", ["llava_server", "llava_worker"])
+def test_the_switch_without_the_package_says_what_to_install(module: str, queue_url: str) -> None:
+    program = (
+        "import sys, runpy; sys.modules['opentelemetry.exporter.otlp.proto.http.trace_exporter'] = None; "
+        f"sys.argv = ['x', '--otel', '--redis-url', {queue_url!r}]; "
+        f"runpy.run_module({module!r}, run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode in (1, 2)
+    assert "pip install 'llava-serve[otel]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("module", ["llava_server.app", "llava_worker.worker", "llava_wire.tracing"])
+def test_who_does_not_trace_loads_none_of_it(module: str) -> None:
+    heavy = (
+        "opentelemetry.sdk.trace",
+        "opentelemetry.exporter",
+    )  # the client of Redis loads others, if there
+    program = f"import {module}, sys; print([name for name in sys.modules if name.startswith({heavy})])"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def jobs(url: str) -> list[dict[str, str]]:
+    """What the queue keeps of each job, as far as it is text."""
+    with redis.Redis.from_url(url) as queue:
+        return [
+            {name.decode(): value.decode(errors="replace") for name, value in queue.hgetall(key).items()}
+            for key in queue.scan_iter("{lv}:job:*")
+        ]
