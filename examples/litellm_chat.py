@@ -1,0 +1,35 @@
+"""The same with LiteLLM: python examples/litellm_chat.py PICTURE QUESTION
+
+The server and the key are OpenAI's own variables: OPENAI_BASE_URL=http://127.0.0.1:8000/v1, OPENAI_API_KEY.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from pathlib import Path
+
+import litellm
+from openai import OpenAI
+
+picture, question = sys.argv[1:]
+url = f"data:image/png;base64,{base64.b64encode(Path(picture).read_bytes()).decode()}"
+with OpenAI() as client:
+    model = next(iter(client.models.list())).id
+chunks = litellm.completion(
+    model=f"openai/{model}",
+    messages=[
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": url}},
+                {"type": "text", "text": question},
+            ],
+        }
+    ],
+    temperature=0,
+    stream=True,
+)
+for chunk in chunks:
+    print(chunk.choices[0].delta.content or "", end="", flush=True)
+print()

@@ -1,0 +1,40 @@
+"""Many questions about a picture in one batch: python examples/openai_batch.py PICTURE QUESTION [QUESTION ...]
+
+A batch waits behind all other requests, and goes on if this program ends. The server and the key are OpenAI's own
+variables: OPENAI_BASE_URL=http://127.0.0.1:8000/v1, OPENAI_API_KEY.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from openai import OpenAI
+
+CHATS = "/v1/chat/completions"
+picture, *questions = sys.argv[1:]
+url = f"data:image/png;base64,{base64.b64encode(Path(picture).read_bytes()).decode()}"
+
+
+def line(number: int, question: str, model: str) -> dict[str, Any]:
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    body = {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0}
+    return {"custom_id": str(number), "method": "POST", "url": CHATS, "body": body}
+
+
+with OpenAI() as client:
+    model = next(iter(client.models.list())).id
+    lines = [json.dumps(line(number, question, model)) for number, question in enumerate(questions)]
+    file = client.files.create(file=("questions.jsonl", "\n".join(lines).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=CHATS, completion_window="24h")
+    while batch.status in ("validating", "in_progress"):
+        time.sleep(0.1)
+        batch = client.batches.retrieve(batch.id)
+    if batch.output_file_id is None:
+        sys.exit(f"the batch is {batch.status}: {batch.errors or batch.request_counts}")
+    for answered in client.files.content(batch.output_file_id).text.splitlines():
+        print(json.loads(answered)["response"]["body"]["choices"][0]["message"]["content"])
