@@ -14,8 +14,10 @@ HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
 up: $(VENV)/.up
 	@$(BIN)/llava-serve up $(ARGS)
 
+# Many tests wait for processes and clocks, so two run at a time; each computes with one thread, for two would
+# wait for each other's cores.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not e2e and not browser" $(ARGS)

@@ -1,7 +1,7 @@
-"""Many questions about a picture in one batch: python examples/openai_batch.py PICTURE QUESTION [QUESTION ...]
+"""Questions about a picture in one batch: python examples/openai_batch.py PICTURE QUESTION [QUESTION ...]
 
-A batch waits behind all other requests, and goes on if this program ends. The server and the key are OpenAI's own
-variables: OPENAI_BASE_URL=http://127.0.0.1:8000/v1, OPENAI_API_KEY.
+A batch waits behind all other requests, and goes on if this program ends. The server and the key are OpenAI's
+own variables: OPENAI_BASE_URL=http://127.0.0.1:8000/v1, OPENAI_API_KEY.
 """
 
 from __future__ import annotations

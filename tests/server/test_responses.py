@@ -182,7 +182,9 @@ EFFECTS: list[tuple[dict[str, Any], Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "seen", "value"), EFFECTS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("fields", "seen", "value"), EFFECTS, ids=[str(fields)[:40] for fields, *_ in EFFECTS]
+)
 def test_field_changes_the_job(stack: Stack, fields: dict[str, Any], seen: Any, value: Any) -> None:
     assert ask(stack, **fields).status_code == 200
     assert seen(stack.worker.assignments[-1].job) == value

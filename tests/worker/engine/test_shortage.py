@@ -22,12 +22,12 @@ def short_of(most_sequences: int, *, never: str = "") -> type[ModelRunner]:
         num_failures = 0
 
         def _compute(self, batch):
-            logits = super()._compute(batch)
+            computed = super()._compute(batch)
             chunks = {chunk.sequence.seq_id for chunk in self.latest}
             if len(chunks) > most_sequences or never in chunks:
                 type(self).num_failures += 1
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            return logits
+            return computed
 
         def run(self, chunks):
             self.latest = chunks

@@ -32,11 +32,11 @@ class LoggingRunner(ModelRunner):
     seen: dict[str, list[torch.Tensor]]
 
     def _compute(self, batch):
-        logits = super()._compute(batch)
+        hidden, logits = super()._compute(batch)
         rows = [chunk.sequence.seq_id for chunk in batch.sampled for _ in range(1 + len(chunk.drafts))]
         for name, row in zip(rows, logits, strict=True):
             self.seen[name].append(row.clone())
-        return logits
+        return hidden, logits
 
 
 @pytest.fixture(scope="module", params=KINDS)
