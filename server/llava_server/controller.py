@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import anyio
 import msgspec
@@ -113,10 +114,8 @@ class Controller:
         Raises ApiError: 404 if there is none (any more) for this tenant, 503 without the queue.
         """
         job_id, answer = job.job_id, self._make_answer(job, timeout_s, is_kept=True, news=news)
-        try:
+        with _queue_errors():
             events = await self._producer.attach(job_id, tenant=job.tenant)
-        except QueueUnavailable as error:
-            raise from_wire_error(error) from error
         if events is None:
             raise answer_not_found()
         # No await from here on: what comes later than ``events`` must find the answer in the table.
@@ -133,21 +132,17 @@ class Controller:
 
     async def peek(self, job_id: str, tenant: str, *, has_events: bool = True) -> Glimpse:
         """The answer so far, which stays with whoever reads it. Raises ApiError as ``resume``."""
-        try:
-            known = 0 if has_events else _NO_EVENTS
+        known = 0 if has_events else _NO_EVENTS
+        with _queue_errors():
             seen = await self._producer.peek(job_id, tenant=tenant, num_events=known)
-        except QueueUnavailable as error:
-            raise from_wire_error(error) from error
         if seen is None:
             raise answer_not_found()
         return seen
 
     async def cancel(self, job_id: str, tenant: str) -> bool:
         """Ends a job wherever it is read; False if there is none to end. Raises ApiError (503)."""
-        try:
+        with _queue_errors():
             is_cancelled = await self._producer.cancel(job_id, tenant=tenant)
-        except QueueUnavailable as error:
-            raise from_wire_error(error) from error
         if is_cancelled:
             self._unread.forget(job_id)
             if (answer := self._answers.get(job_id)) is not None:
@@ -156,10 +151,8 @@ class Controller:
 
     async def forget(self, job_id: str, tenant: str) -> bool:
         """Deletes an answer, as ``JobProducer.forget``. Raises ApiError (503)."""
-        try:
+        with _queue_errors():
             return await self._producer.forget(job_id, tenant=tenant)
-        except QueueUnavailable as error:
-            raise from_wire_error(error) from error
 
     async def close(self, answer: Answer) -> None:
         """See ``Answer.aclose``."""
@@ -280,3 +273,12 @@ class Controller:
                 await self._producer.cancel(answer.job_id, tenant=answer.tenant)
             except QueueUnavailable:
                 logger.warning("job %s could not be cancelled: the queue cannot be reached", answer.job_id)
+
+
+@contextmanager
+def _queue_errors() -> Iterator[None]:
+    """Raises ApiError for a queue that cannot be reached."""
+    try:
+        yield
+    except QueueUnavailable as error:
+        raise from_wire_error(error) from error

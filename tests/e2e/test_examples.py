@@ -44,18 +44,16 @@ def run(program: str, server: str, *words: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> str:
-    path = tmp_path / "scene.png"
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("scene") / "scene.png"
     draw(sample_scene("clients", 0)).save(path)
     return str(path)
 
 
 @pytest.fixture(scope="module")
-def printed_by_openai(tiny_server: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("scene") / "scene.png"
-    draw(sample_scene("clients", 0)).save(path)
-    return run("openai_chat.py", tiny_server, str(path), QUESTION).stdout
+def printed_by_openai(tiny_server: str, picture: str) -> str:
+    return run("openai_chat.py", tiny_server, picture, QUESTION).stdout
 
 
 def test_every_example_is_run_here() -> None:

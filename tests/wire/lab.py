@@ -200,3 +200,14 @@ def interleave(party: JobProducer | JobConsumer, name: str, action: Callable[[],
         return answer
 
     link.script = interrupted  # type: ignore[method-assign]
+
+
+async def begins_anew(job: Job, producer: JobProducer, consumer: JobConsumer, client: Client) -> None:
+    """Submitted again, it starts without a token and its reader sees the new answer alone."""
+    client.events.clear()
+    await producer.submit(job, {})
+    (again,) = await consumer.pull(1)
+    assert again.token_ids == ()
+    await consumer.emit([frame(again, 0, 2, final=STOP)])
+    await client.sees_end(job)
+    assert client.tokens(job) == (2,)

@@ -7,7 +7,7 @@ from llava_wire import ErrorCode
 from llava_wire.keys import PREFIX
 from redis import exceptions
 
-from tests.wire.lab import STOP, Lab, frame, interleave, make_job
+from tests.wire.lab import STOP, Lab, begins_anew, frame, interleave, make_job
 
 pytestmark = pytest.mark.anyio
 
@@ -75,13 +75,7 @@ async def test_a_forgotten_job_may_begin_anew(lab: Lab) -> None:
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     await client.sees_end(job)
     await producer.forget(job.job_id, tenant=job.tenant)
-    client.events.clear()
-    await producer.submit(job, {})
-    (again,) = await consumer.pull(1)
-    assert again.token_ids == ()
-    await consumer.emit([frame(again, 0, 2, final=STOP)])
-    await client.sees_end(job)
-    assert client.tokens(job) == (2,)
+    await begins_anew(job, producer, consumer, client)
 
 
 async def test_a_forget_that_is_sent_twice_says_the_same(lab: Lab) -> None:

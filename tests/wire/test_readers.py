@@ -6,7 +6,7 @@ import pytest
 from llava_wire import AlreadySubmitted, DuplicateJob, QueueUnavailable
 from llava_wire.keys import PREFIX
 
-from tests.wire.lab import STOP, Lab, frame, make_job, wait_until
+from tests.wire.lab import STOP, Lab, begins_anew, frame, make_job, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -41,13 +41,7 @@ async def test_a_cancelled_job_may_begin_anew(lab: Lab) -> None:
     await client.sees(job, 1)
     await producer.cancel(job.job_id, tenant=job.tenant)
     assert await consumer.emit([frame(assignment, 1, 2)]) == {job.job_id}
-    client.events.clear()
-    await producer.submit(job, {})
-    (again,) = await consumer.pull(1)
-    assert again.token_ids == ()
-    await consumer.emit([frame(again, 0, 2, final=STOP)])
-    await client.sees_end(job)
-    assert client.tokens(job) == (2,)
+    await begins_anew(job, producer, consumer, client)
 
 
 async def test_a_look_at_a_job_shows_what_is_new_and_moves_nothing(lab: Lab) -> None:

@@ -131,6 +131,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, messages=(), prompt_ids=())
 
     @property
+    def is_computed(self) -> bool:
+        """Whether the model has a part in it; the tokenizer alone does the others."""
+        return self.task in ("answer", "embed")
+
+    @property
     def images(self) -> tuple[ImageRef, ...]:
         """Every picture of the conversation, in reading order."""
         return tuple(

@@ -121,9 +121,10 @@ class JobProducer:
         controller has it or it has ended: then it does not run here (or is cancelled when Redis is back).
         """
         pixels = {image.digest: pixels[image.digest] for image in job.images}
-        fresh = LiveJob(job, pixels, ttl_s=job.ttl_s, trace=trace, is_submitted=False)
-        live = self._ledger.live[job.job_id] if self.is_live(job) else fresh
-        self._ledger.live[job.job_id] = live
+        if not self.is_live(job):
+            fresh = LiveJob(job, pixels, ttl_s=job.ttl_s, trace=trace, is_submitted=False)
+            self._ledger.live[job.job_id] = fresh
+        live = self._ledger.live[job.job_id]
         try:
             answer = await self._submit(live, terms)
         except BaseException:

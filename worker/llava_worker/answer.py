@@ -69,7 +69,7 @@ class Answer:
         elif task == "detokenize":
             self._text = "".join(self._push(token_id) for token_id in prompt.token_ids)
             self._text += self._detokenizer.flush()
-        if task in ("tokenize", "detokenize"):
+        if not self.assignment.job.is_computed:
             self._end(FinishReason.STOP)
 
     def take(self, news: News) -> None:

@@ -66,10 +66,9 @@ class PromptBuilder:
 
     def build_for(self, job: Job) -> Prompt:
         """The job's prompt. Raises PromptRefused where the model cannot take it or has no room to answer."""
-        is_computed = job.task in ("answer", "embed")
         if job.prompt_ids:
             prompt = Prompt(list(job.prompt_ids))
-            if self._tokenizer.image_id in job.prompt_ids and is_computed:
+            if self._tokenizer.image_id in job.prompt_ids and job.is_computed:
                 raise PromptRefused(
                     ErrorCode.INVALID_REQUEST,
                     f"the prompt has token {self._tokenizer.image_id}, which stands for a picture: "
@@ -82,7 +81,7 @@ class PromptBuilder:
             prompt = self._encoded(["".join(part for part in job.messages[0].parts if isinstance(part, str))])
         else:
             prompt = self._encoded(self._template.render(job.messages, is_continued=job.form == "continued"))
-        if is_computed:
+        if job.is_computed:
             self._check_length(prompt)
         return prompt
 

@@ -25,6 +25,7 @@ from llava_worker.model.weights import load_weights
 from torch import Tensor
 
 from tests.worker.checkpoints import write_checkpoint
+from tests.worker.model.pieces import assert_same_in_pieces
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 SIZE = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2}
@@ -65,15 +66,11 @@ def test_a_layer_is_the_same_however_its_rows_came(bits: int, piece: int) -> Non
     torch.manual_seed(0)
     shape = LinearShape(128, {"q_proj": 80, "k_proj": 40}, has_bias=True)
     weight, bias, x = torch.randn(120, 128), torch.randn(120), torch.randn(5, 128)
-    layers = [bnb_layer(bits, shape, weight, piece=n) for n in (120, piece)]
-    for layer in layers:
-        layer.load_bias(0, bias[:80])
-        layer.load_bias(80, bias[80:])
 
-    whole, pieces = (layer(x) for layer in layers)
+    def make(num_rows: int) -> Linear:
+        return bnb_layer(bits, shape, weight, piece=num_rows)
 
-    assert torch.equal(whole, pieces)
-    assert (whole - x @ weight.t() - bias).abs().max() < 0.1 * whole.abs().max()
+    assert_same_in_pieces(make, weight, bias, x, piece=piece)
 
 
 @needs_bitsandbytes

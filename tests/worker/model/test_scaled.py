@@ -22,6 +22,7 @@ from llava_worker.model.weights import load_weights
 from torch import Tensor
 
 from tests.worker.checkpoints import write_checkpoint
+from tests.worker.model.pieces import assert_same_in_pieces
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 SIZE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 4}
@@ -73,15 +74,11 @@ def test_a_layer_is_the_same_however_its_rows_came(name: str, piece: int) -> Non
     torch.manual_seed(0)
     shape = LinearShape(128, {"q_proj": 80, "k_proj": 48}, has_bias=True)
     weight, bias, x = torch.randn(128, 128), torch.randn(128), torch.randn(2, 3, 128)
-    layers = [layer_of(name, weight, piece=n, shape=shape) for n in (128, piece)]
-    for layer in layers:
-        layer.load_bias(0, bias[:80])
-        layer.load_bias(80, bias[80:])
 
-    whole, pieces = (layer(x) for layer in layers)
+    def make(num_rows: int) -> Linear:
+        return layer_of(name, weight, piece=num_rows, shape=shape)
 
-    assert torch.equal(whole, pieces)
-    assert (whole - x @ weight.t() - bias).abs().max() < 0.1 * whole.abs().max()
+    assert_same_in_pieces(make, weight, bias, x, piece=piece)
 
 
 def test_rows_of_zeros_are_zeros_and_rows_that_are_no_numbers_spoil_no_other(name: str) -> None:

@@ -109,7 +109,7 @@ class ModelRunner:
             return []
         with self.clock("sample"):
             results = _choose(logits, batch.sampled, masks)
-            return results if hidden is None else _with_vectors(results, hidden[batch.sampled_rows])
+            return results if hidden is None else _with_vectors(results, hidden)
 
     @torch.inference_mode()
     def embed_pictures(self, sequences: Items[Sequence]) -> list[bytes | None]:
@@ -140,7 +140,7 @@ class ModelRunner:
             return self.graphs.logits(batch.token_ids, batch.positions, rows.slots, rows.block_tables)
 
     def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The last hidden states of all rows, and logits of those that are sampled, which may be none."""
+        """The last hidden states and the logits of the rows that are sampled, of which there may be none."""
         with self.clock("prepare"):
             x = self.model.embed(batch.token_ids)
         if batch.placements:
@@ -150,8 +150,10 @@ class ModelRunner:
             self.model.ranks.tell_step(x, batch.positions, batch.rows)
             with self.model.ranks.in_step():
                 hidden = self.model(x, batch.positions, self.backend.plan(batch.rows, self.cache))
-            logits = self.model.logits(hidden[batch.sampled_rows]) if batch.sampled else hidden[:0]
-            return hidden, logits
+            if not batch.sampled:
+                return hidden[:0], hidden[:0]
+            sampled = hidden[batch.sampled_rows]
+            return sampled, self.model.logits(sampled)
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is remembered of the sequence's pictures."""
@@ -239,16 +241,11 @@ def _has_embeddings(chunks: Items[Chunk]) -> bool:
 
 def _with_vectors(results: list[StepResult], hidden: Tensor) -> list[StepResult]:
     """The results with the embeddings' vectors; hidden [rows, hidden] of the rows that are sampled."""
-    rows: list[int] = []
-    asking: list[StepResult] = []
-    row = 0
-    for result in results:
-        if result.chunk.sequence.is_embedding:
-            rows.append(row)
-            asking.append(result)
-        row += 1 + len(result.chunk.drafts)
+    asking = [result for result in results if result.chunk.sequence.is_embedding]
     if not asking:
         return results
+    sequences = _row_sequences([result.chunk for result in results])
+    rows = [row for row, sequence in enumerate(sequences) if sequence.is_embedding]  # one each: no drafts
     for result, vector in zip(asking, unit_vectors(hidden[rows]), strict=True):
         # Without a token: what is not a number has failed in its logits already.
         result.choices[:] = [replace(choice, vector=vector) for choice in result.choices]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava_worker.model.linear import Linear, LinearShape
+from llava_worker.model.linear import Linear, LinearShape, empty_bias
 
 __all__ = ["Bnb4Linear", "Bnb8Linear", "has_bitsandbytes", "require_bitsandbytes"]
 
@@ -44,7 +44,7 @@ class Bnb8Linear(Linear):
         codes = torch.zeros(shape.out_features, shape.in_features, dtype=torch.int8, device=device)
         self.codes = nn.Parameter(codes, requires_grad=False)
         self.scales = nn.Parameter(torch.zeros(shape.out_features, device=device), requires_grad=False)
-        self.bias = _bias(shape, torch.float16, device)  # what the library computes in
+        self.bias = empty_bias(shape, torch.float16, device)  # what the library computes in
 
     def __call__(self, x: Tensor) -> Tensor:
         import bitsandbytes as bnb
@@ -61,10 +61,6 @@ class Bnb8Linear(Linear):
         codes, scales, _ = int8_vectorwise_quant(rows.to(self.codes.device, torch.float16))
         self.codes[start : start + len(rows)] = codes
         self.scales[start : start + len(rows)] = scales
-
-    def load_bias(self, start: int, values: Tensor) -> None:
-        assert self.bias is not None
-        self.bias[start : start + len(values)].copy_(values)
 
 
 class Bnb4Linear(Linear):
@@ -85,7 +81,7 @@ class Bnb4Linear(Linear):
         self.scales = nn.Parameter(scales, requires_grad=False)
         outer = torch.zeros(-(-num_blocks // _SCALES_BLOCK), device=device)
         self.outer_scales = nn.Parameter(outer, requires_grad=False)
-        self.bias = _bias(shape, dtype, device)
+        self.bias = empty_bias(shape, dtype, device)
         self._dtype = dtype
         self._num_loaded = 0
         self._exact_scales: Tensor | None = None  # fp32, until all rows are there
@@ -112,10 +108,6 @@ class Bnb4Linear(Linear):
             self._seal(self._exact_scales)
             self._exact_scales, self._num_loaded = None, 0
 
-    def load_bias(self, start: int, values: Tensor) -> None:
-        assert self.bias is not None
-        self.bias[start : start + len(values)].copy_(values)
-
     def _seal(self, exact: Tensor) -> None:
         """Quantise the scales, which takes all of them: what they are counted from is their mean."""
         from bitsandbytes.functional import QuantState, get_4bit_type, quantize_blockwise
@@ -135,9 +127,3 @@ class Bnb4Linear(Linear):
             offset=mean,
             state2=state,
         )
-
-
-def _bias(shape: LinearShape, dtype: torch.dtype, device: torch.device) -> nn.Parameter | None:
-    if not shape.has_bias:
-        return None
-    return nn.Parameter(torch.empty(shape.out_features, dtype=dtype, device=device), requires_grad=False)

@@ -61,6 +61,8 @@ class LinearShape:
 class Linear(nn.Module, ABC):
     """y = x W^T + b, filled a few rows at a time."""
 
+    bias: nn.Parameter | None
+
     def __init__(self, shape: LinearShape) -> None:
         super().__init__()
         self.shape = shape
@@ -73,9 +75,17 @@ class Linear(nn.Module, ABC):
     def load_rows(self, start: int, rows: Tensor) -> None:
         """Put rows [start, start + len(rows)) of the weight into place."""  # rows: [n, in_features]
 
-    @abstractmethod
     def load_bias(self, start: int, values: Tensor) -> None:
         """Put outputs [start, start + len(values)) of the bias into place."""
+        assert self.bias is not None
+        self.bias[start : start + len(values)].copy_(values)
+
+
+def empty_bias(shape: LinearShape, dtype: torch.dtype, device: torch.device) -> nn.Parameter | None:
+    """To be filled; None for a layer without."""
+    if not shape.has_bias:
+        return None
+    return nn.Parameter(torch.empty(shape.out_features, dtype=dtype, device=device), requires_grad=False)
 
 
 class DenseLinear(Linear):
@@ -86,9 +96,8 @@ class DenseLinear(Linear):
     ) -> None:
         super().__init__(shape)
         weight = torch.empty(shape.out_features, shape.in_features, dtype=dtype, device=device)
-        bias = torch.empty(shape.out_features, dtype=dtype, device=device) if shape.has_bias else None
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.bias = empty_bias(shape, dtype, device)
         self._kernels = kernels
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -96,7 +105,3 @@ class DenseLinear(Linear):
 
     def load_rows(self, start: int, rows: Tensor) -> None:
         self.weight[start : start + len(rows)].copy_(rows)
-
-    def load_bias(self, start: int, values: Tensor) -> None:
-        assert self.bias is not None
-        self.bias[start : start + len(values)].copy_(values)

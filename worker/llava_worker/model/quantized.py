@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from llava_worker.model.kernels import GROUP, PANEL, Kernels, QuantizedWeight
-from llava_worker.model.linear import Linear, LinearShape
+from llava_worker.model.linear import Linear, LinearShape, empty_bias
 
 __all__ = ["QuantizedLinear"]
 
@@ -26,8 +26,7 @@ class QuantizedLinear(Linear):
         )
         self.packed = nn.Parameter(packed, requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
-        bias = torch.empty(shape.out_features, device=device) if shape.has_bias else None
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.bias = empty_bias(shape, torch.float32, device)
         self._weight = QuantizedWeight(bits, shape.in_features, shape.out_features, packed, scales)
         self._kernels = kernels
 
@@ -36,7 +35,3 @@ class QuantizedLinear(Linear):
 
     def load_rows(self, start: int, rows: Tensor) -> None:
         self._kernels.pack(rows, start, self._weight)
-
-    def load_bias(self, start: int, values: Tensor) -> None:
-        assert self.bias is not None
-        self.bias[start : start + len(values)].copy_(values)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llava_worker.model.linear import Linear, LinearShape
+from llava_worker.model.linear import Linear, LinearShape, empty_bias
 from llava_worker.model.torch_kernels import round_rows
 
 __all__ = ["SCALED", "ScaledFormat", "ScaledLinear", "fault_of_scaled", "require_capability"]
@@ -98,8 +98,7 @@ class ScaledLinear(Linear):
         self.codes = nn.Parameter(codes, requires_grad=False)
         scales = torch.zeros(shape.out_features, 1, device=device)
         self.scales = nn.Parameter(scales, requires_grad=False)
-        bias = torch.empty(shape.out_features, dtype=dtype, device=device) if shape.has_bias else None
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.bias = empty_bias(shape, dtype, device)
         self._kind = kind
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -112,10 +111,6 @@ class ScaledLinear(Linear):
         codes, scales = self._kind.round(rows.to(self.codes.device, torch.float32))
         self.codes[start : start + len(rows)] = codes
         self.scales[start : start + len(rows)] = scales
-
-    def load_bias(self, start: int, values: Tensor) -> None:
-        assert self.bias is not None
-        self.bias[start : start + len(values)].copy_(values)
 
 
 def require_capability(precision: str, capability: Capability, card: str) -> None:
