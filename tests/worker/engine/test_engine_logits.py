@@ -98,7 +98,7 @@ def test_every_logit_of_a_run_is_transformers(
         block_size=block_size,
         num_blocks=room // block_size + 2,
         max_num_sequences=4,
-        max_batch_tokens=int(rng.integers(4, min(longest, 48))),
+        max_batch_tokens=int(rng.integers(4, min(longest - 1, 48))),  # all share the begin mark
         vision_cache_bytes=int(rng.integers(0, 1 << 16)),
     )
     asked: list[tuple[Prompt, Sequence]] = []
