@@ -83,9 +83,12 @@ class RankGroup:
         self._on_lost = on_lost
         self._is_closing = threading.Event()
         self._processes = [_start(setup) for setup in setups[1:]]
-        for number, process in enumerate(self._processes, start=1):
-            name = f"rank-{number}-watch"
-            threading.Thread(target=self._watch, args=(number, process), name=name, daemon=True).start()
+        self._watches = [
+            threading.Thread(target=self._watch, args=each, name=f"rank-{each[0]}-watch", daemon=True)
+            for each in enumerate(self._processes, start=1)
+        ]
+        for watch in self._watches:
+            watch.start()
         atexit.register(self.close)
         join(setups[0], store)
         self.ranks = TensorParallel(0, len(setups), [_pipe(process) for process in self._processes])
@@ -122,17 +125,21 @@ class RankGroup:
         for process in self._processes:
             with suppress(BrokenPipeError):  # it has ended, with orders that it never read
                 _pipe(process).close()
-        for process in self._processes:
+        for process, watch in zip(self._processes, self._watches, strict=True):
             _end(process)
+            watch.join()
         if dist.is_initialized():
             dist.destroy_process_group()
 
     def _watch(self, number: int, process: subprocess.Popen[bytes]) -> None:
         status = process.wait()
-        if not self._is_closing.is_set():
+        is_closing = self._is_closing.is_set()
+        # While closing, too: a step that failed for want of the rank may end this process first.
+        if status != 0 or not is_closing:
             logger.critical(
                 "rank %d has ended with status %d: no step can be made without it", number, status
             )
+        if not is_closing:
             self._on_lost()
 
 
