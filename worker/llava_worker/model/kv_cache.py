@@ -69,6 +69,11 @@ class ExactKVCache(KVCache):
     def values(self, layer: int) -> Tensor:  # [slots, heads, head_dim]
         return self._slots[layer, 1]
 
+    def blocks(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, [blocks, block_size, heads, head_dim] each."""
+        shape = (self.num_blocks, self.block_size, *self._slots.shape[-2:])
+        return self.keys(layer).view(shape), self.values(layer).view(shape)
+
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         self.keys(layer).index_copy_(0, slots, k)
         self.values(layer).index_copy_(0, slots, v)
