@@ -18,6 +18,7 @@ from llava_worker.model.attention import AttentionBackend, AttentionPlan, Decode
 from llava_worker.model.kv_cache import ExactKVCache, KVCache
 from llava_worker.model.rotary import Rotation
 from llava_worker.model.sdpa import SdpaBackend
+from llava_worker.model.upload import upload
 
 __all__ = ["PagedBackend", "PagedKernel", "Queries"]
 
@@ -114,7 +115,7 @@ def _queries(rows: PackedRows, first: int, last: int) -> tuple[slice, Queries]:
     # One small copy to the device instead of three.
     told = np.concatenate([[0], np.cumsum(lens), contexts, [0], np.cumsum(contexts)]).astype(np.int32)
     num = len(lens)
-    starts, seen, sums = torch.split(torch.from_numpy(told).to(device), [num + 1, num, num + 1])
+    starts, seen, sums = torch.split(upload(told, device), [num + 1, num, num + 1])
     begin = sum(rows.query_lens[:first])
     queries = Queries(
         starts=starts,
