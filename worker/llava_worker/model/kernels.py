@@ -101,3 +101,7 @@ class Kernels(ABC):
     @abstractmethod
     def quick_gelu(self, x: Tensor) -> Tensor:
         """x * sigmoid(1.702 x)."""
+
+    @abstractmethod
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Every place sees every other of its picture; all [tiles, places, heads, head_dim]."""
