@@ -32,7 +32,9 @@ OUTDATED = msgspec.msgpack.encode(
         "the worker that took this request is older than the server: try again when its update is over",
     )
 )
-MAX_FRAMES = 500  # of one emit script; Lua unpacks them on its stack
+# Of one emit script. Few, so that controllers write the first tokens while the others are on the way; not
+# fewer, as each script costs a round trip.
+MAX_FRAMES = 32
 
 _log = logging.getLogger(__name__)
 
@@ -79,11 +81,11 @@ class JobConsumer:
         sign of progress. ``expect_s`` announces how much longer than usual the next step will take. An event
         must start where the last one ended.
         """
-        frames = [self._frame(assignment, event) for assignment, event in events]
+        hang_ms = self._hang_ms + int(expect_s * 1000)
         refused, self._fenced = self._fenced, set()
-        for start in range(0, max(len(frames), 1), MAX_FRAMES):
-            args = [arg for frame in frames[start : start + MAX_FRAMES] for arg in frame]
-            hang_ms = self._hang_ms + int(expect_s * 1000)
+        for start in range(0, max(len(events), 1), MAX_FRAMES):
+            part = events[start : start + MAX_FRAMES]
+            args = [arg for assignment, event in part for arg in self._frame(assignment, event)]
             refused |= _ids(await self._call("emit", self._worker_id, self._lease_ms, hang_ms, *args))
         ended = [each for each, event in events if event.final or each.job.job_id in refused]
         self._forget(refused.union(each.job.job_id for each in ended))
