@@ -18,6 +18,7 @@ __all__ = [
     "check_sizes",
     "check_text",
     "idempotency_key",
+    "parameter_error",
     "parse_request",
     "starting_number",
 ]
@@ -41,6 +42,11 @@ def parse_request(shape: type[Shape], body: bytes) -> Shape:
         return shape.model_validate_json(body)
     except ValidationError as error:
         raise _as_api_error(error.errors(include_url=False)[0]) from error
+
+
+def parameter_error(detail: Mapping[str, Any]) -> ApiError:
+    """Of a name in a path or a query that the framework found wrong."""
+    return _as_api_error({**detail, "loc": detail["loc"][1:]})  # without "path" or "query"
 
 
 def idempotency_key(headers: Mapping[str, str]) -> str | None:

@@ -69,7 +69,7 @@ async def read_answer(
     "/v1/chat/completions/{job_id}",
     summary="Delete an answer",
     response_model=None,
-    responses=answers_with("What was deleted", is_stream=False, statuses=(401, 404, 503)),
+    responses=answers_with("What was deleted", is_stream=False, statuses=(400, 401, 404, 503)),
 )
 async def delete_answer(request: Request, job_id: JobId) -> Response:
     """With all its choices. One that is under way is cancelled first; nobody can read it any more."""

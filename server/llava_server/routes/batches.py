@@ -102,7 +102,7 @@ async def list_batches(
 @router.get(
     "/{batch_id}",
     summary="Describe a batch",
-    responses=answers_with("The batch", is_stream=False, statuses=(401, 404, 500, 503)),
+    responses=answers_with("The batch", is_stream=False, statuses=(400, 401, 404, 500, 503)),
 )
 async def get_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
     """``request_counts`` tells how far it is; the files are there when it has ended."""
@@ -112,7 +112,9 @@ async def get_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
 @router.post(
     "/{batch_id}/cancel",
     summary="Cancel a batch",
-    responses=answers_with("The batch", is_stream=False, statuses=(401, 404, 408, 409, 413, 429, 500, 503)),
+    responses=answers_with(
+        "The batch", is_stream=False, statuses=(400, 401, 404, 408, 409, 413, 429, 500, 503)
+    ),
 )
 async def cancel_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
     """What has been answered by then is in the output file. A body is not needed and not read."""

@@ -99,7 +99,7 @@ async def read_response(
     "/v1/responses/{response_id}/cancel",
     summary="Cancel a response",
     response_model=None,
-    responses=answers_with("The response", is_stream=False, statuses=(401, 404, 503)),
+    responses=answers_with("The response", is_stream=False, statuses=(400, 401, 404, 503)),
 )
 async def cancel_response(request: Request, response_id: ResponseId) -> Response:
     """Gives the response as it is then; one that is over already stays as it is."""
@@ -114,7 +114,7 @@ async def cancel_response(request: Request, response_id: ResponseId) -> Response
     "/v1/responses/{response_id}",
     summary="Delete a response",
     response_model=None,
-    responses=answers_with("What was deleted", is_stream=False, statuses=(401, 404, 503)),
+    responses=answers_with("What was deleted", is_stream=False, statuses=(400, 401, 404, 503)),
 )
 async def delete_response(request: Request, response_id: ResponseId) -> Response:
     """It cannot be read any more, by nobody. One that is not over is cancelled first."""
