@@ -20,7 +20,14 @@ __all__ = ["router", "stored_file"]
 
 router = APIRouter(prefix="/v1/files", tags=["batches"])
 
-FileId = Annotated[str, Path(description="The id of the file.", max_length=128)]
+FileId = Annotated[
+    str,
+    Path(
+        description="The id of the file.",
+        max_length=128,
+        examples=["file-3f1c09a2b44de8715a7c61f02b9d10ee"],
+    ),
+]
 _FORM = {
     "requestBody": {
         "required": True,
@@ -63,7 +70,9 @@ async def upload_file(request: Request) -> dict[str, Any]:
 )
 async def list_files(
     request: Request,
-    purpose: Annotated[str | None, Query(description="Only those of this purpose.", max_length=64)] = None,
+    purpose: Annotated[
+        str | None, Query(description="Only those of this purpose.", max_length=64, examples=["batch"])
+    ] = None,
 ) -> dict[str, Any]:
     """Those of this key, the latest first, all at once."""
     try:
