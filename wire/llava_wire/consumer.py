@@ -237,14 +237,13 @@ def _assignment(answer: list[Any], pixels: dict[str, bytes], now_ms: int) -> Ass
     """None if the job is of a version that this one must not run."""
     job_id, assignment_id, _, payload, frames, ends_ms, trace = answer
     try:
-        job = msgspec.msgpack.decode(payload, type=Job)
-    except msgspec.ValidationError as error:
+        job, events = msgspec.msgpack.decode(payload, type=Job), decode_log(frames)
+    except ValueError as error:  # msgspec's, and that of text which is no UTF-8
         _log.error("job %s cannot be read and ends: %s", job_id.decode(), error)
         return None
     if job.version > WIRE_VERSION:
         _log.error("job %s is of version %d and ends: we are %d", job_id.decode(), job.version, WIRE_VERSION)
         return None
-    events = decode_log(frames)
     return Assignment(
         job=job,
         assignment_id=assignment_id.decode(),
