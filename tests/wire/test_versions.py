@@ -67,3 +67,23 @@ def test_an_error_code_of_a_newer_version_is_read_as_an_internal_error() -> None
 def test_what_a_newer_worker_says_beside_is_ignored() -> None:
     newer = msgspec.msgpack.encode([4, [1, 2], "ab", None, [], 7, "more", 0.5])
     assert msgspec.msgpack.decode(newer, type=Event) == Event(4, (1, 2), "ab", num_prompt_tokens=7)
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x81\xa6job_id\xa2\xff\xfe"])
+@pytest.mark.parametrize("where", ["job", "log"])
+async def test_what_is_no_job_or_no_event_ends_it_and_stops_no_worker(
+    lab: Lab, where: str, payload: bytes
+) -> None:
+    producer, job, second = await lab.producer(), make_job(), make_job()
+    client = lab.client(producer)
+    await producer.submit(job, {})
+    if where == "job":
+        lab.redis.hset(f"{PREFIX}job:{job.job_id}", "payload", payload)
+    else:
+        lab.redis.rpush(f"{PREFIX}log:{job.job_id}", payload)
+        lab.redis.expire(f"{PREFIX}log:{job.job_id}", 60)
+    await producer.submit(second, {})
+    consumer = await lab.consumer()
+    assert [each.job for each in await consumer.pull(2)] == [second]
+    final = await client.sees_end(job)
+    assert final.error is not None

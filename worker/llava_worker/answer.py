@@ -179,7 +179,6 @@ def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int
         max_new_tokens=room if max_tokens is None else min(max_tokens, room),
         output_ids=list(assignment.token_ids),
         cache_scope="public" if job.cache_scope == "public" else f"tenant {job.tenant}",
-        priority=job.priority,
         is_embedding=job.task == "embed",
         deadline_s=None if assignment.left_s is None else time.monotonic() + assignment.left_s,
     )

@@ -50,7 +50,7 @@ class _Running:
 
 
 class EchoEngine:
-    """Runs the first ``max_sequences`` of its sequences at once, one token each a step; the others wait."""
+    """Runs the ``max_sequences`` most urgent of its sequences at once, one token each a step; others wait."""
 
     def __init__(
         self,
@@ -95,7 +95,8 @@ class EchoEngine:
         if self._step_s:
             time.sleep(self._step_s)
         self._num_steps += 1
-        outputs = [self._advance(running) for running in list(self._sequences.values())[: self.max_sequences]]
+        by_urgency = sorted(self._sequences.values(), key=lambda running: -running.sequence.priority)
+        outputs = [self._advance(running) for running in by_urgency[: self.max_sequences]]
         for output in outputs:
             if output.is_final:
                 del self._sequences[output.seq_id]
