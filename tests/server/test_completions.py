@@ -60,12 +60,6 @@ def test_each_prompt_has_n_answers_and_counts_once(stack: Stack) -> None:
     assert len(set(seeds)) == 2  # each prompt is answered as if it were alone
 
 
-def test_echo_begins_with_the_prompt(stack: Stack) -> None:
-    assert texts(complete(stack, ["say a", "say b"], echo=True)) == ["say aa", "say bb"]
-    chunks = chunks_of(complete(stack, "say a", echo=True, stream=True))
-    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "say aa"
-
-
 def test_log_probabilities_have_the_older_form(stack: Stack) -> None:
     told = complete(stack, logprobs=2).json()["choices"][0]["logprobs"]
     assert told["tokens"] == ["one", " two", "token_id:0"]
@@ -98,11 +92,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": [True]}, "prompt[0]", "string"),
     ({"prompt": ["a"] * 65}, "prompt", "at most 64"),
     ({"prompt": ["a"] * 33, "n": 2}, "n", "the limit is 64"),
-    ({"echo": True, "logprobs": 1}, "echo", "logprobs"),
-    ({"echo": True, "prompt": [5]}, "echo", "tokens"),
     ({"logprobs": 6}, "logprobs", "got 6"),
     ({"logprobs": True}, "logprobs", "integer"),
-    ({"max_tokens": 0}, "max_tokens", "got 0"),
+    ({"max_tokens": 0}, "max_tokens", "echo only"),
+    ({"max_tokens": -1, "echo": True}, "max_tokens", "got -1"),
+    ({"max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens", "only 0"),
     ({"min_tokens": 17}, "min_tokens", "only 16"),
     ({"prompt": "x" * (1024 * 1024 + 1)}, "prompt", "1048576"),
 ]

@@ -50,6 +50,7 @@ class Asker:
         pixels: dict[str, bytes] | None = None,
         task: Task = "answer",
         form: PromptForm = "chat",
+        is_echoed: bool = False,
         **sampling: Any,
     ) -> str:
         job = Job(
@@ -61,6 +62,7 @@ class Asker:
             cost=1.0,
             task=task,
             form=form,
+            is_echoed=is_echoed,
         )
         await self.producer.submit(job, pixels or {})
         return job.job_id

@@ -69,7 +69,7 @@ class BlockManager:
 
         Only for as much as is worth a wait, and never because of somebody who is less urgent.
         """
-        if not self._is_sharing:
+        if not self._is_sharing or sequence.owes_prompt_logprobs:
             return False
         known = self._known_prefix(sequence)
         after = len(known.blocks)
@@ -198,7 +198,7 @@ class BlockManager:
         return num_new + sum(self._num_refs[block] == 0 for block in known.blocks)
 
     def _known_prefix(self, sequence: Sequence) -> _Known:
-        if not self._is_sharing:
+        if not self._is_sharing or sequence.owes_prompt_logprobs:  # what is found has no logits
             return _Known([], -1, 0)
         blocks: list[int] = []
         for index in range((sequence.num_tokens - 1) // self.block_size):  # the last token is always computed

@@ -14,7 +14,7 @@ from torch import Tensor
 from llava_worker.engine.batch import Batch, Placement
 from llava_worker.engine.blocks import BlockCopy
 from llava_worker.engine.clock import StepClock
-from llava_worker.engine.logprobs import Logprobs
+from llava_worker.engine.logprobs import Logprobs, tell_prompts
 from llava_worker.engine.masks import MaskMaker, Masks
 from llava_worker.engine.output import FailureCode, TokenLogprobs
 from llava_worker.engine.sampler import Draw, sample
@@ -151,10 +151,12 @@ class ModelRunner:
             self.model.ranks.tell_step(x, batch.positions, batch.rows)
             with self.model.ranks.in_step():
                 hidden = self.model(x, batch.positions, self.backend.plan(batch.rows, self.cache))
-            if not batch.sampled:
-                return hidden[:0], hidden[:0]
             sampled = hidden[batch.sampled_rows]
-            return sampled, self.model.logits(sampled)
+            logits = self.model.logits(sampled) if batch.sampled else sampled
+        if batch.prompt_rows:
+            with self.clock("sample"):
+                tell_prompts(self.model, hidden, batch.prompt_rows)
+        return sampled, logits
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is remembered of the sequence's pictures."""

@@ -73,7 +73,7 @@ class Speculation:
     def _room(self, sequence: Sequence) -> int:
         """Drafts that could all be accepted: one more token is chosen after them."""
         num_wanted = sequence.max_new_tokens - len(sequence.output_ids)
-        return min(num_wanted, self._context_length - sequence.num_tokens) - 1
+        return max(min(num_wanted, self._context_length - sequence.num_tokens) - 1, 0)
 
     def _seat(self, sequence: Sequence, drafts: tuple[int, ...], num_spare: int) -> tuple[int, ...]:
         """Those of the drafts for which there is room in the cache."""
