@@ -9,7 +9,15 @@ in Redis is the checkpoint that workers and controllers continue from; what a cl
 from __future__ import annotations
 
 from llava_wire.assignment import Assignment
-from llava_wire.batch_store import Batch, BatchIssue, BatchOrder, BatchStore, DrivenBatch
+from llava_wire.batch_store import (
+    Batch,
+    BatchIssue,
+    BatchOrder,
+    BatchStats,
+    BatchStore,
+    DrivenBatch,
+    Recorded,
+)
 from llava_wire.consumer import JobConsumer
 from llava_wire.errors import (
     AlreadySubmitted,
@@ -51,6 +59,7 @@ __all__ = [
     "Batch",
     "BatchIssue",
     "BatchOrder",
+    "BatchStats",
     "BatchStore",
     "DeadLetter",
     "DrivenBatch",
@@ -82,6 +91,7 @@ __all__ = [
     "QueueStats",
     "QueueUnavailable",
     "RateWindows",
+    "Recorded",
     "Role",
     "Room",
     "SamplingParams",
