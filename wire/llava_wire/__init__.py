@@ -45,6 +45,7 @@ from llava_wire.job import (
     Task,
 )
 from llava_wire.keyring import ApiKey, KeyLimits, KeyRing
+from llava_wire.orders import Instruction, Order, OrderDesk, OrderReport
 from llava_wire.producer import JobProducer
 from llava_wire.rates import Allowance, RateWindows
 from llava_wire.reports import Glimpse, Place, QueueStats
@@ -78,6 +79,7 @@ __all__ = [
     "ImageRef",
     "ImageSpec",
     "Inspector",
+    "Instruction",
     "Job",
     "JobConsumer",
     "JobError",
@@ -85,6 +87,9 @@ __all__ = [
     "KeyLimits",
     "KeyRing",
     "Message",
+    "Order",
+    "OrderDesk",
+    "OrderReport",
     "PromptForm",
     "QueueFull",
     "Place",
