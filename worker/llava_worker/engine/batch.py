@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llava_worker.engine.scheduler import Chunk
 from llava_worker.engine.sequence import ImageSpan
+from llava_worker.engine.transfer import upload
 from llava_worker.model.attention import PackedRows
 
 __all__ = ["Batch", "Placement"]
@@ -92,12 +93,9 @@ class Batch:
 
 
 def _upload(parts: Items[Items[int] | NDArray[np.int64]], device: torch.device) -> tuple[Tensor, ...]:
-    """Each part as int64 on the device, all of them by one copy, which on a GPU nobody waits for."""
-    arrays = [np.asarray(part, dtype=np.int64) for part in parts]
-    packed = torch.from_numpy(np.concatenate(arrays))
-    if device.type == "cuda":
-        packed = packed.pin_memory()
-    return torch.split(packed.to(device, non_blocking=True), [len(array) for array in arrays])
+    """Each part as int64 on the device, all of them by one copy that nobody waits for."""
+    packed = upload(np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]), "int64", device)
+    return torch.split(packed, [len(part) for part in parts])
 
 
 def _rank(chunk: Chunk) -> int:

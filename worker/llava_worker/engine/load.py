@@ -53,6 +53,7 @@ def load_engine(
     kv_cache_dtype: str = "auto",
     is_speculating: bool = True,
     is_recording: bool = True,
+    is_overlapping: bool = True,
     vision_cache_bytes: int = 256 << 20,
     block_size: int | None = None,
     num_threads: int | None = None,
@@ -69,8 +70,9 @@ def load_engine(
     takes at most ``kv_cache_bytes`` (None: a share of what is free beside the weights), no more than
     ``max_num_sequences`` full contexts need, and no more than the largest step leaves, which is found by
     making it. ``kv_cache_dtype`` is auto, the precision's own, or int8; ``block_size`` None is what attention
-    wants. ``is_speculating`` guesses answers ahead where that pays, ``is_recording`` records steps on a GPU.
-    ``tensor_parallel`` ranks share the decoder; ``on_lost_rank`` is called by a thread if one ends.
+    wants. ``is_speculating`` guesses answers ahead where that pays, ``is_recording`` records steps on a GPU,
+    and ``is_overlapping`` launches them ahead there. ``tensor_parallel`` ranks share the decoder;
+    ``on_lost_rank`` is called by a thread if one ends.
 
     Raises CheckpointError for a folder that can't be served, ValueError for a wrong setting, and of these
     MemoryShort if the model does not fit, before anything is loaded where that can be known, and WarmupError
@@ -100,6 +102,7 @@ def load_engine(
         max_num_sequences=max_num_sequences,
         max_batch_tokens=max_batch_tokens,
         drafter=PromptLookup() if is_speculating else None,
+        is_overlapping=is_overlapping and plan.device.type == "cuda",
     )
     return engine, replace(info, weights_s=weights_s, warmup_s=watch.lap())
 

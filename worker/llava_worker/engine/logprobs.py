@@ -7,12 +7,14 @@ model thought, not how a token was chosen.
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from llava_worker.engine.output import TokenLogprobs
+from llava_worker.engine.transfer import upload
 
-__all__ = ["Logprobs"]
+__all__ = ["Logprobs", "Picked"]
 
 LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON has no number for
 
@@ -24,15 +26,29 @@ class Logprobs:
         """Logits fp32 [rows, vocab]; ``num_top`` alternatives for each of ``rows``."""
         self._rows = rows
         self._num_top = num_top
-        self._values = logits[list(rows)].log_softmax(-1).clamp(min=LEAST_LOGPROB)
+        self._places = upload(rows, "int64", logits.device)
+        self._values = logits[self._places].log_softmax(-1).clamp(min=LEAST_LOGPROB)
 
-    def of(self, token_ids: Tensor) -> dict[int, TokenLogprobs]:
-        """By row; ``token_ids`` [all rows] are those chosen."""
-        chosen = self._values.gather(-1, token_ids[list(self._rows)][:, None])[:, 0].tolist()
-        width = min(max(self._num_top), self._values.shape[-1])
-        top = self._values.topk(width, dim=-1)
-        values, ids = top.values.tolist(), top.indices.tolist()
+    def pick(self, token_ids: Tensor) -> Picked:
+        """Those to be told; ``token_ids`` [all rows] are those chosen."""
+        chosen = self._values.gather(-1, token_ids[self._places][:, None])[:, 0]
+        top = self._values.topk(min(max(self._num_top), self._values.shape[-1]), dim=-1)
+        return Picked(self._rows, self._num_top, (chosen, top.values, top.indices))
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """``tensors``, still on the device: the chosen tokens' log-probabilities [rows], then the likeliest ones
+    and their tokens [rows, most]."""
+
+    rows: Rows[int]
+    num_top: Rows[int]
+    tensors: tuple[Tensor, Tensor, Tensor]
+
+    def tell(self, chosen: Tensor, values: Tensor, ids: Tensor) -> dict[int, TokenLogprobs]:
+        """By row, from the same tensors on the host."""
+        top = zip(self.rows, self.num_top, chosen.tolist(), ids.tolist(), values.tolist(), strict=True)
         return {
-            row: TokenLogprobs(chosen[i], tuple(zip(ids[i][:num], values[i][:num], strict=True)))
-            for i, (row, num) in enumerate(zip(self._rows, self._num_top, strict=True))
+            row: TokenLogprobs(logprob, tuple(zip(of_ids[:num], of_values[:num], strict=True)))
+            for row, num, logprob, of_ids, of_values in top
         }

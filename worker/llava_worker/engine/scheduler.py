@@ -30,13 +30,15 @@ __all__ = ["Chunk", "Plan", "Scheduler"]
 class Chunk:
     """Tokens [start, end) of a sequence go through the model in this step.
 
-    ``drafts`` go with them, guesses at the tokens after the sequence's last; only a last chunk has any.
+    ``drafts`` go with them, guesses at the tokens after the sequence's last; only a last chunk has any. One
+    that ``is_ahead`` is a single token that only the device knows yet: the step before chooses it.
     """
 
     sequence: Sequence
     start: int
     end: int
     drafts: tuple[int, ...] = ()
+    is_ahead: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -51,7 +53,7 @@ class Chunk:
     @property
     def is_last(self) -> bool:
         """After this chunk everything is computed, and the next token can be chosen."""
-        return self.end == self.sequence.num_tokens
+        return self.is_ahead or self.end == self.sequence.num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,18 @@ class Scheduler:
         plan.chunks.extend(self._schedule_begun_prompts(budget))
         self._schedule_admissions(budget, plan)
         return plan
+
+    def schedule_ahead(self, sequences: list[Sequence]) -> list[Chunk]:
+        """A step of ``sequences``, all that will run then, by the token that each of them gets meanwhile.
+
+        Empty, with nothing taken, where the next step may be another one: somebody waits and may be taken on,
+        or blocks are too short for all.
+        """
+        if self.waiting and len(sequences) < self._max_num_sequences:
+            return []
+        if not self._blocks.stretch_all(sequences):
+            return []
+        return [Chunk(each, each.num_tokens, each.num_tokens + 1, is_ahead=True) for each in sequences]
 
     def _schedule_decodes(self, budget: _Budget) -> list[Chunk]:
         chunks = []

@@ -1,0 +1,45 @@
+"""Between host and device so that nobody waits: what goes up is copied from pinned memory when the device
+comes to it, and what comes back is waited for only when it is read. On a CPU nothing is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+__all__ = ["Download", "upload"]
+
+
+def upload(values: Items[Any] | NDArray[Any], dtype: DTypeLike, device: torch.device) -> Tensor:
+    """The values on the device. A plain ``.to(device)`` would wait for all that the device has to do."""
+    tensor = torch.from_numpy(np.asarray(values, dtype=dtype))
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class Download:
+    """Tensors of one device on their way to the host, behind all that the device was told before."""
+
+    def __init__(self, tensors: Items[Tensor]) -> None:
+        self._tensors = list(tensors)
+        self._arrived: torch.cuda.Event | None = None
+        if self._tensors[0].device.type == "cuda":
+            self._tensors = [_begin(tensor) for tensor in tensors]
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def wait(self) -> list[Tensor]:
+        """On the host, once they are there; not for what the device was told after."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._tensors
+
+
+def _begin(tensor: Tensor) -> Tensor:
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)
