@@ -80,6 +80,17 @@ class SequenceMaker:
             sampling=Sampling(ignore_eos=True),
         )
 
+    def text(self, num_tokens: int) -> Sequence:
+        """As long as with a picture, but of words alone."""
+        self._num_made += 1
+        length = _TEXT_BEFORE + self._image[1] + _TEXT_AFTER
+        return Sequence(
+            seq_id=f"bench-{self._num_made}",
+            prompt_ids=[1, *self._rng.choices(self._words, k=length)],
+            max_new_tokens=num_tokens,
+            sampling=Sampling(ignore_eos=True),
+        )
+
 
 def answer(engine: Engine, sequences: list[Sequence]) -> dict[str, Any]:
     """Time to each sequence's first token, times of steps that only decode, tokens a second in all."""

@@ -7,9 +7,11 @@
 
 For each: the time to the first token of a prompt with a new picture, the time of a token alone, tokens a
 second at 1, 8, 32 and 128 streams with new pictures, pictures a second through the tower, and memory; beside
-them what share of the card's own rates that is, measured in the same run. transformers' generate is measured
-in fp16: times and tokens a second of so many streams in one batch, and memory. What does not fit into the
-time or the memory is in the record with the reason. Nothing else should run meanwhile.
+them what share of the card's own rates that is, measured in the same run. transformers is measured in fp16:
+its generate, so many streams with pictures in one batch, and its continuous batching with words alone, beside
+which ours in fp16 answers the like. What does not fit into the memory is in the record with the reason. What
+would not fit into the time is dropped, the least important first, and the record names it. Nothing else
+should run meanwhile.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ from functools import partial
 from typing import Any
 
 import torch
+from llava_worker.engine import Sequence
 from llava_worker.model.llava import Llava
 
 from bench.engine_alone import SequenceMaker, answer
+from bench.gpu_transformers import best_s, measure_continuous, measure_generate, memory_used
 from bench.random_engine import make_engine, make_model, precision_on
 from bench.record import RESULTS, WORK, write_record
+from bench.rows import Row, run_rows
 from bench.shape import LLAVA_1_5_SMALL, MINI, Shape
 
-__all__ = ["CARD_LIMITS", "main", "measure_case", "measure_transformers"]
+__all__ = ["CARD_LIMITS", "arguments", "main", "measure_case", "rows_of", "text_prompts"]
 
 _7B = replace(LLAVA_1_5_SMALL, hidden=4096, layers=32, heads=32, intermediate=11008)
 _13B = replace(LLAVA_1_5_SMALL, hidden=5120, layers=40, heads=40, intermediate=13824)
@@ -47,37 +52,30 @@ _CASES = [
 ]
 _BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4, "w4a16": 4, "w8a8": 8, "fp8": 8}
 _STREAMS, _OUTPUT_TOKENS, _BATCH_TOKENS = (1, 8, 32, 128), 64, 512
-_LIMIT_S = 450.0  # the next measurement is left out beyond it
+_LIMIT_S = 450.0
 _TILES, _TRIES = 16, 5
 CARD_LIMITS = ("read_bytes_per_s", "matrix_per_s")
 
 
 def main() -> None:
-    given = _arguments()
+    given = arguments(sys.argv[1:])
     if not torch.cuda.is_available() and not given.quick:
         sys.exit("bench.gpu needs an NVIDIA GPU, and torch sees none; --quick rehearses it on the CPU")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     deadline = time.monotonic() + _LIMIT_S
     card = _card(device)
     print({name: f"{card[name] / 1e12:.3f} T/s" for name in CARD_LIMITS}, flush=True)
-    cases: dict[str, Any] = {}
-    for size, precision in _chosen(given):
-        shape = MINI if given.quick else _SIZES[size]
-        name = f"{size}-{precision}"
-        measure = partial(measure_case, shape, precision, device, card, given.streams)
-        cases[name] = _or_reason(measure, deadline)
-        print(name, cases[name], flush=True)
-    shape = MINI if given.quick else _7B
-    cases["transformers"] = _or_reason(partial(measure_transformers, shape, device, given.streams), deadline)
-    print("transformers", cases["transformers"])
+    cases, dropped = run_rows(rows_of(given, device, card), deadline=deadline)
+    if dropped:
+        print("dropped:", *dropped.items())
     settings = {"output_tokens": _OUTPUT_TOKENS, "batch_tokens": _BATCH_TOKENS, "quick": given.quick}
     folder = WORK / "quick" if given.quick else RESULTS
     packages = ("triton", "flash-attn", "bitsandbytes")
-    results = {"card": card, "cases": cases}
+    results = {"card": card, "cases": cases, "dropped": dropped}
     print(write_record("gpu", results, settings=settings, packages=packages, folder=folder))
 
 
-def _arguments() -> argparse.Namespace:
+def arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -85,7 +83,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=sorted(_SIZES))
     parser.add_argument("--precisions", nargs="+", choices=sorted(_BITS))
     parser.add_argument("--streams", nargs="+", type=int, default=list(_STREAMS))
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def _chosen(given: argparse.Namespace) -> list[tuple[str, str]]:
@@ -96,17 +94,38 @@ def _chosen(given: argparse.Namespace) -> list[tuple[str, str]]:
     return [(size, name) for size in given.sizes or _SIZES for name in given.precisions or ["fp16"]]
 
 
-def _or_reason(measure: Callable[[], dict[str, Any]], deadline: float) -> dict[str, Any]:
+def rows_of(given: argparse.Namespace, device: torch.device, card: dict[str, float]) -> list[Row]:
+    """The most important first: our fp16, then what it is compared with, then what else was asked for."""
+    shapes = {size: MINI if given.quick else shape for size, shape in _SIZES.items()}
+    ours = [
+        Row(
+            f"{size}-{name}",
+            partial(measure_case, shapes[size], name, device, card, given.streams),
+            weight=shapes[size].decoder_parameters / shapes["7b"].decoder_parameters,
+        )
+        for size, name in _chosen(given)
+    ]
+    shape, num_tokens = shapes["7b"], _num_tokens(shapes["7b"])
+    prompts = text_prompts(shape, given.streams)
+    theirs = [
+        Row("transformers", partial(measure_generate, shape, device, given.streams, num_tokens)),
+        Row("transformers-continuous", partial(measure_continuous, shape, device, prompts, num_tokens)),
+    ]
+    rows = [*ours[:1], *theirs, *ours[1:]]
+    return [replace(row, measure=partial(_or_reason, row.name, row.measure)) for row in rows]
+
+
+def _or_reason(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What was measured, or why it was not."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if time.monotonic() > deadline:
-        return {"why_not": f"the {_LIMIT_S:g} s of the run were over"}
     try:
-        return measure()
+        told = measure()
     except (ValueError, ImportError, RuntimeError) as error:  # recorded: a library that lacks, short memory
-        return {"why_not": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        told = {"why_not": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    print(name, told, flush=True)
+    return told
 
 
 def measure_case(
@@ -119,20 +138,37 @@ def measure_case(
     told: dict[str, Any] = {"weight_bytes": sum(each.nbytes for each in model.parameters())}
     engine = make_engine(model, precision, max_num_sequences=max(streams), max_batch_tokens=_BATCH_TOKENS)
     told["ready_s"] = time.perf_counter() - began
-    maker = SequenceMaker(shape.image_token_id, shape.image_tokens, shape.image_side, shape.vocabulary)
-    num_tokens = min(_OUTPUT_TOKENS, shape.context // 8)
+    maker, num_tokens = _maker(shape), _num_tokens(shape)
     answer(engine, [maker.sequence(2)])
     told["ttft_s"] = min(answer(engine, [maker.sequence(1)])["ttft_s"][0] for _ in range(_TRIES))
     told["streams"] = {
         str(num): answer(engine, [maker.sequence(num_tokens) for _ in range(num)]) for num in streams
     }
+    if _BITS[name] >= 16:  # as transformers' continuous batching is measured
+        told["text"] = {
+            str(len(sequences)): answer(engine, sequences) for sequences in _texts(maker, streams, num_tokens)
+        }
     told["pictures_per_s"] = _picture_rate(model, shape)
     told["shares"] = _shares(told, shape, name, card)
     told["is_recorded"] = engine.is_recorded
-    if device.type == "cuda":
-        told["memory_bytes"] = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    return told
+    return told | memory_used(device)
+
+
+def text_prompts(shape: Shape, streams: list[int]) -> list[list[list[int]]]:
+    """Of each number of streams their prompts, of words alone."""
+    return [[each.prompt_ids for each in some] for some in _texts(_maker(shape), streams, 1)]
+
+
+def _texts(maker: SequenceMaker, streams: list[int], num_tokens: int) -> list[list[Sequence]]:
+    return [[maker.text(num_tokens) for _ in range(num)] for num in streams]
+
+
+def _maker(shape: Shape) -> SequenceMaker:
+    return SequenceMaker(shape.image_token_id, shape.image_tokens, shape.image_side, shape.vocabulary)
+
+
+def _num_tokens(shape: Shape) -> int:
+    return min(_OUTPUT_TOKENS, shape.context // 8)
 
 
 def _shares(told: dict[str, Any], shape: Shape, name: str, card: dict[str, float]) -> dict[str, float]:
@@ -150,7 +186,7 @@ def _shares(told: dict[str, Any], shape: Shape, name: str, card: dict[str, float
 def _picture_rate(model: Llava, shape: Shape) -> float:
     side = shape.image_side
     tiles = torch.zeros(_TILES, side, side, 3, dtype=torch.uint8, device=model.device)
-    return _TILES / _best_s(lambda: model.encode(tiles), model.device)
+    return _TILES / best_s(lambda: model.encode(tiles), model.device, tries=_TRIES)
 
 
 @torch.inference_mode()
@@ -162,73 +198,9 @@ def _card(device: torch.device) -> dict[str, float]:
     dtype = torch.float16 if is_gpu else torch.float32
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return {
-        "read_bytes_per_s": buffer.nbytes / _best_s(lambda: buffer.max(), device),
-        "matrix_per_s": 2.0 * size**3 / _best_s(lambda: left @ right, device),
+        "read_bytes_per_s": buffer.nbytes / best_s(lambda: buffer.max(), device, tries=_TRIES),
+        "matrix_per_s": 2.0 * size**3 / best_s(lambda: left @ right, device, tries=_TRIES),
     }
-
-
-def measure_transformers(shape: Shape, device: torch.device, streams: list[int]) -> dict[str, Any]:
-    """Its generate, all streams in one batch, each with a picture; lengths are equal, so none is padded.
-
-    The time to the first token is that of an answer of one, and a token's what the others add.
-    """
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
-
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    with torch.device(device):
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            name = str(dtype).removeprefix("torch.")
-            model: Any = LlavaForConditionalGeneration(LlavaConfig(**shape.config(name)))
-        finally:
-            torch.set_default_dtype(before)
-    model.train(False)
-    num_tokens = min(_OUTPUT_TOKENS, shape.context // 8)
-    told: dict[str, Any] = {}
-    for num in streams:
-        inputs = _inputs(shape, device, dtype, num)
-        first_s, seconds = (
-            _best_s(
-                partial(
-                    model.generate, **inputs, do_sample=False, max_new_tokens=length, min_new_tokens=length
-                ),
-                device,
-                tries=2,
-            )
-            for length in (1, num_tokens)
-        )
-        told[str(num)] = {
-            "ttft_s": first_s,
-            "decode_step_s": max(0.0, seconds - first_s) / max(1, num_tokens - 1),
-            "output_tokens_per_s": num * num_tokens / seconds,
-            "wall_s": seconds,
-        }
-    if device.type == "cuda":
-        told["memory_bytes"] = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    return told
-
-
-def _inputs(shape: Shape, device: torch.device, dtype: torch.dtype, num: int) -> dict[str, Any]:
-    words = torch.randint(300, shape.image_token_id, (num, 62), device=device)
-    pictures = torch.full((num, shape.image_tokens), shape.image_token_id, device=device)
-    side = shape.image_side
-    return {
-        "input_ids": torch.cat([words[:, :34], pictures, words[:, 34:]], 1),
-        "pixel_values": torch.zeros(num, 3, side, side, dtype=dtype, device=device),
-    }
-
-
-def _best_s(call: Callable[[], object], device: torch.device, *, tries: int = _TRIES) -> float:
-    times = []
-    for _ in range(tries):
-        began = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from llava_worker.model.fused_kernels import FusedKernels, choose_kernels
+from llava_worker.model.kernels import Kernels
 from llava_worker.model.torch_kernels import TorchKernels
 
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4}
@@ -23,6 +24,8 @@ def test_they_prove_right_and_agree_with_torch(
     weight = torch.randn(hidden, device=device).to(dtype)
     wide = torch.randn(rows, 2 * inner, device=device).to(dtype)
     part = torch.randn(rows, 3 * hidden, device=device).to(dtype)[:, hidden : 2 * hidden]
+    qkv = torch.randn(rows, 3 * heads, hidden // heads, device=device).to(dtype)
+    slots = torch.randperm(700, device=device)[:rows]
     turned, angles = part.view(rows, heads, -1), torch.randn(rows, 1, hidden // heads // 2, device=device)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     for ours, theirs in zip(
@@ -31,9 +34,18 @@ def test_they_prove_right_and_agree_with_torch(
                 *each.add_rms_norm(x, more, weight, 1e-5),
                 each.silu_gate(wide),
                 each.rotate(turned, cos, sin),
+                *kept(each, qkv, cos, sin, slots),
             ]
             for each in (fused, TorchKernels())
         ),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def kept(
+    kernels: Kernels, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, slots: torch.Tensor
+) -> list[torch.Tensor]:
+    heads, size = qkv.shape[1] // 3, qkv.shape[2]
+    keys, values = torch.zeros(2, 700, heads, size, dtype=qkv.dtype, device=qkv.device)
+    return [kernels.turn_and_keep(qkv, cos, sin, keys, values, slots), keys, values]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Sequential
@@ -22,6 +23,14 @@ PREFIXES = (
 )
 PROCESSOR = "preprocessor_config.json"
 DECODERS = {"llama": "llava_llama", "mistral": "llava_mistral", "qwen2": "llava_qwen"}
+RANK, ALPHA = 4, 6  # of the adapter
+# As the base names them; what the adapter's library writes stands before it.
+MATRICES = (
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.1.self_attn.v_proj",
+    "model.layers.1.mlp.down_proj",
+)
+PROJECTOR = ("model.mm_projector.0.weight", "model.mm_projector.2.bias")
 
 
 def write_original(source: Path, target: Path, *, tower: Path | None = None) -> Path:
@@ -80,6 +89,24 @@ def copy_processor(source: Path, target: Path) -> None:
     """The image processor's configuration, where there is one."""
     if (source / PROCESSOR).is_file():
         (target / PROCESSOR).write_text((source / PROCESSOR).read_text())
+
+
+def write_adapter(base: Path, folder: Path) -> Path:
+    """What the original's training with LoRA leaves behind, for a base that `write_original` wrote."""
+    folder.mkdir()
+    torch.manual_seed(3)
+    whole = load_file(base / "model.safetensors")
+    factors = {}
+    for name in MATRICES:
+        rows, columns = whole[f"{name}.weight"].shape
+        factors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(RANK, columns)
+        factors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(rows, RANK)
+    save_file(factors, folder / "adapter_model.safetensors")
+    replaced = {f"base_model.model.{name}": torch.randn(whole[name].shape) for name in PROJECTOR}
+    save_file(replaced, folder / "non_lora_trainables.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": ALPHA}))
+    (folder / "config.json").write_bytes((base / "config.json").read_bytes())
+    return folder
 
 
 def replace_projector(folder: Path, kind: str | None, projector: Sequential) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -121,3 +124,57 @@ def test_what_cannot_be_asked_is_told_with_where_to_look(programs: Path) -> None
     assert tell_health() == (
         "nvidia-smi gives no answer; the kernel's log cannot be read here: look for Xid in dmesg on the host"
     )
+
+
+def hang(folder: Path, name: str) -> None:
+    program = folder / name
+    program.write_text("#!/bin/sh\nexec tail -f /dev/null\n")
+    program.chmod(0o755)
+
+
+def test_a_driver_that_never_answers_is_not_waited_for_and_hides_no_xid(programs: Path) -> None:
+    hang(programs, "nvidia-smi")
+    install(programs, "dmesg", KERNEL)
+    began = time.monotonic()
+    told = tell_health(timeout_s=1.0)
+    assert time.monotonic() - began < 5
+    assert told.startswith("Xid (PCI:0000:10:1c): 63") and told.endswith("; nvidia-smi gives no answer")
+
+
+# An engine that hangs at its first token, on what calls itself the device that is given.
+HANGING = """
+import logging, sys, threading
+from llava_worker.echo import EchoEngine
+from llava_worker.engine import Sequence
+from llava_worker.engine_thread import EngineThread
+from llava_worker.tokenizer import ByteTokenizer
+logging.basicConfig()
+never = threading.Event()
+thread = EngineThread(EchoEngine(has_faults=True), on_news=lambda news: None, on_failure=never.set,
+                      hang_timeout_s=0.2, device=sys.argv[1])
+thread.start()
+thread.add(Sequence(seq_id="a", prompt_ids=ByteTokenizer().encode("[[hang at 1]]"), max_new_tokens=9))
+never.wait()
+"""
+# A rank that is lost: what the worker does then.
+LOST = """
+import logging, sys
+from llava_worker.engine_thread import end_process
+logging.basicConfig()
+end_process(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("program", [HANGING, LOST], ids=["hang", "lost rank"])
+def test_a_worker_that_ends_by_itself_logs_its_gpus_health_first(programs: Path, program: str) -> None:
+    install(programs, "nvidia-smi", PENDING)
+    install(programs, "dmesg", KERNEL)
+    of_gpu, of_cpu = (
+        subprocess.run(
+            [sys.executable, "-c", program, device], capture_output=True, text=True, check=False, timeout=60
+        )
+        for device in ("cuda:0", "cpu")
+    )
+    assert of_gpu.returncode == of_cpu.returncode == 70
+    assert "Remapped Rows: Pending Yes" in of_gpu.stderr and "79, pid=1122" in of_gpu.stderr
+    assert "Xid" not in of_cpu.stderr

@@ -21,7 +21,7 @@ from llava_wire.tracing import SCOPE, TracingUnavailable, open_tracing
 
 from llava_worker.answer import Answer
 from llava_worker.engine_thread import EXIT_BROKEN
-from llava_worker.gpu_health import tell_health
+from llava_worker.gpu_health import log_health
 from llava_worker.settings import Settings, load_settings
 from llava_worker.startup import Model, StartupError, open_model
 from llava_worker.worker import Worker
@@ -55,8 +55,8 @@ def main() -> int:
     finally:
         if provider is not None:
             provider.shutdown()
-    if status == EXIT_BROKEN and model.heartbeat.device.startswith("cuda"):
-        logger.critical("after this failure: %s", tell_health())
+    if status == EXIT_BROKEN:
+        log_health(model.heartbeat.device)
     return status
 
 

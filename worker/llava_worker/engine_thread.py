@@ -15,9 +15,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeAlias
 
 from llava_worker.engine import EngineStats, Sequence, SequenceRefused, StepOutput
+from llava_worker.gpu_health import log_health
 
 __all__ = ["EXIT_BROKEN", "Engine", "EngineThread", "News", "Refusal", "end_process"]
 
@@ -66,7 +68,8 @@ class EngineThread:
     """``on_news`` and ``on_failure`` are called in the engine's thread and must return at once.
 
     ``on_hang`` is called in the watchdog's thread once a step lasts longer than ``hang_timeout_s``. Its
-    default ends the process, because a thread that hangs in native code cannot be ended.
+    default ends the process, because a thread that hangs in native code cannot be ended. ``device`` is the
+    engine's.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class EngineThread:
         on_news: Callable[[list[News]], None],
         on_failure: Callable[[], None],
         hang_timeout_s: float,
+        device: str = "none",
         on_hang: Callable[[], None] | None = None,
     ) -> None:
         self.num_steps = 0  # finished steps: the sign of progress
@@ -83,7 +87,7 @@ class EngineThread:
         self._engine = engine
         self._on_news = on_news
         self._on_failure = on_failure
-        self._on_hang = on_hang or end_process
+        self._on_hang = on_hang or partial(end_process, device)
         self._hang_timeout_s = hang_timeout_s
         self._inbox: queue.SimpleQueue[Sequence | _Abort | None] = queue.SimpleQueue()
         self._step_began: float | None = None
@@ -163,7 +167,8 @@ class EngineThread:
                 return
 
 
-def end_process() -> None:
-    """At once, as broken: what the process holds goes on elsewhere."""
+def end_process(device: str) -> None:
+    """As broken, once a GPU's health is in the log: what the process holds goes on elsewhere."""
+    log_health(device)
     logging.shutdown()
     os._exit(EXIT_BROKEN)

@@ -6,13 +6,16 @@ in the kernel's log, which containers are seldom allowed to read.
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
+import time
 from collections.abc import Iterator
+from threading import Thread
 
-__all__ = ["faults_in", "tell_health", "xids_in"]
+__all__ = ["faults_in", "log_health", "tell_health", "xids_in"]
 
-_TIMEOUT_S = 10.0  # a card that has failed may keep the driver waiting
+_TIMEOUT_S = 5.0  # a card that failed may keep the driver waiting, and requests wait for this process's end
 _MOST_XIDS = 5  # the latest
 _LINE = re.compile(r"( *)(\S.*?)\s*(?: : (.*))?$")
 _XID = re.compile(r"NVRM: (Xid \(PCI:.*)")
@@ -28,10 +31,18 @@ _WELL = {
     ("", "GPU Recovery Action"): ("None", "N/A"),
 }
 
+logger = logging.getLogger(__name__)
 
-def tell_health() -> str:
-    """A sentence for the log; it never fails."""
-    report, kernel = _output_of("nvidia-smi", "-q"), _output_of("dmesg")
+
+def log_health(device: str) -> None:
+    """Of a GPU that has failed; other devices have none. Takes as long as `tell_health` at most."""
+    if device.startswith("cuda"):
+        logger.critical("after this failure: %s", tell_health())
+
+
+def tell_health(timeout_s: float = _TIMEOUT_S) -> str:
+    """A sentence for the log, within the time; it never fails."""
+    report, kernel = _outputs(("nvidia-smi", "-q"), ("dmesg",), timeout_s=timeout_s)
     told = [*(faults_in(report) if report else []), *(xids_in(kernel) if kernel else [])]
     unknown = [
         *([] if report else ["nvidia-smi gives no answer"]),
@@ -74,9 +85,28 @@ def _is_well(section: str, name: str, value: str) -> bool:
     )
 
 
-def _output_of(*command: str) -> str | None:
+def _outputs(*commands: tuple[str, ...], timeout_s: float) -> list[str | None]:
+    """What each says, None without an answer in time.
+
+    Side by side, in threads that can be left: a program that hangs inside the driver survives its kill.
+    """
+    told: list[str | None] = [None] * len(commands)
+
+    def ask(place: int) -> None:
+        told[place] = _output_of(commands[place], 0.9 * timeout_s)  # so that it is killed before we are gone
+
+    threads = [Thread(target=ask, args=(place,), daemon=True) for place in range(len(commands))]
+    deadline = time.monotonic() + timeout_s
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return told
+
+
+def _output_of(command: tuple[str, ...], timeout_s: float) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout_s)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return done.stdout

@@ -65,7 +65,9 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; else one a core.")
     max_num_sequences: int = Field(16, ge=1, le=1024, description="Answers computed at once.")
     kv_cache_mb: int | None = Field(
-        None, ge=1, description="Most memory for keys and values, MiB; else a share of what is free."
+        None,
+        ge=1,
+        description="Most memory for keys and values, MiB; else a share, on CPUs 4 GiB at most.",
     )
     kv_cache_dtype: Literal["auto", "int8"] = Field(
         "auto", description="int8 keeps twice the tokens in the same memory; auto: exactly, as computed."

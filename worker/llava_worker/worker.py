@@ -75,6 +75,7 @@ class Worker:
             on_news=lambda news: self._post(self._take_news, news),
             on_failure=lambda: self._post(self._broken.set),
             hang_timeout_s=hang_timeout_s,
+            device=heartbeat.device,
         )
         self._grammars = grammars
         self._make_answer = make_answer

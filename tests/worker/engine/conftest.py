@@ -79,10 +79,11 @@ def make_engine(model: Llava) -> EngineFactory:
             num_layers=text.num_hidden_layers,
             num_heads=text.num_key_value_heads,
             head_dim=text.head_dim,
-            dtype=torch.float32,
+            dtype=over.dtype,
             device=CPU,
         )
-        spoilt = torch.full((num_blocks * block_size, text.num_key_value_heads, text.head_dim), torch.nan)
+        shape = (num_blocks * block_size, text.num_key_value_heads, text.head_dim)
+        spoilt = torch.full(shape, torch.nan, dtype=over.dtype)
         for layer in range(text.num_hidden_layers):
             cache.write(layer, torch.arange(len(spoilt)), spoilt, spoilt)
         defaults = {

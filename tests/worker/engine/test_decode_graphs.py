@@ -5,6 +5,8 @@ Without a GPU nothing is recorded, what would be is called again: over the same 
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ from llava_worker.engine.runner import ModelRunner
 from llava_worker.model.decode_graphs import DecodeGraphs
 from llava_worker.model.kv_cache import ExactKVCache
 from llava_worker.model.paged import PagedBackend
-from llava_worker.model.recording import buckets_up_to, record_as_call
+from llava_worker.model.recording import NotRecordable, buckets_up_to, record_as_call, recorded
+from llava_worker.model.sdpa import SdpaBackend
 
 from tests.worker.checkpoints import random_prompt
 from tests.worker.model.definition import DefinitionKernel
@@ -31,7 +34,7 @@ class RecordedRunner(ModelRunner):
         graphs = DecodeGraphs(
             model, cache, backend, record_as_call, max_rows=MAX_ROWS, context_length=context
         )
-        assert graphs.record_all()
+        graphs.record_all()
         super().__init__(model, cache, backend, vision_cache)
         self.graphs = graphs
 
@@ -93,10 +96,39 @@ def test_more_rows_than_were_recorded_are_computed(model) -> None:
     )
     rows = [torch.arange(3), torch.zeros(3, dtype=torch.int64), torch.arange(3) * 4, torch.arange(3)[:, None]]
     assert graphs.logits(*(each[:2] for each in rows)) is None  # nothing is recorded yet
-    assert graphs.record_all()
+    graphs.record_all()
 
     assert graphs.logits(*(each[:2] for each in rows)) is not None
     assert graphs.logits(*rows) is None
+
+
+class Scripted:
+    """Recordings that fail as they are told."""
+
+    def __init__(self, error: RuntimeError | None) -> None:
+        self.error = error
+
+    def record_all(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+def test_what_cannot_be_recorded_is_computed_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    well = Scripted(None)
+    with caplog.at_level(logging.INFO):
+        assert recorded(well, "decoding") is well
+        assert recorded(Scripted(torch.OutOfMemoryError("CUDA out of memory")), "decoding") is None
+    assert caplog.messages == [
+        "decoding is recorded",
+        "decoding is not recorded, which makes it slower: CUDA out of memory",
+    ]
+
+
+def test_decoding_over_attention_that_asks_the_device_is_not_recordable(model, make_engine) -> None:
+    cache = make_engine(num_blocks=8)._runner.cache
+    graphs = DecodeGraphs(model, cache, SdpaBackend(), record_as_call, max_rows=2, context_length=32)
+    with pytest.raises(NotRecordable, match="attention by sdpa cannot be"):
+        graphs.record_all()
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 8, 16, 100, 256, 1000])

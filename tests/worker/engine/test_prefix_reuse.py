@@ -24,24 +24,34 @@ def questions_to(prompt: Prompt, count: int) -> list[Prompt]:
     return [Prompt(prompt.token_ids + end, prompt.image_starts, prompt.pixels) for end in ends]
 
 
+def after(sentence: list[int], prompt: Prompt) -> Prompt:
+    starts = [start + len(sentence) for start in prompt.image_starts]
+    return Prompt(sentence + prompt.token_ids, starts, prompt.pixels)
+
+
 def computed_by(engine, sequences, run) -> int:
     before = engine.stats().num_computed_tokens_total
     run(engine, sequences)
     return engine.stats().num_computed_tokens_total - before
 
 
+@pytest.mark.parametrize("num_known", [0, 1, 4, 6])
 def test_sixteen_questions_to_one_picture_look_at_it_once(
-    make_engine, make_sequence, run, picture_prompt
+    make_engine, make_sequence, run, picture_prompt, num_known
 ) -> None:
+    sentence = [1, 30, 31, 32, 33, 34, 35]
+    picture_prompt = after(sentence, picture_prompt)
     prompts = questions_to(picture_prompt, 16)
     sequences = [make_sequence(each, seq_id=str(i), max_new_tokens=1) for i, each in enumerate(prompts)]
     engine = make_engine(num_blocks=256, block_size=BLOCK, max_num_sequences=16, max_batch_tokens=64)
+    earlier = Prompt([*sentence[:num_known], 20, 21], [], [])
+    run(engine, [make_sequence(earlier, seq_id="earlier", max_new_tokens=1)])
 
     num_computed = computed_by(engine, sequences, run)
 
     num_shared = len(picture_prompt.token_ids)
     num_own = sum(len(prompt.token_ids) - num_shared for prompt in prompts)
-    assert num_computed <= num_shared + num_own + 16 * BLOCK
+    assert num_computed == num_shared - num_known + num_own
     assert engine.stats().num_encoded_images_total == 2
 
 

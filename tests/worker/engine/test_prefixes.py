@@ -123,6 +123,24 @@ def test_a_sequence_waits_for_what_another_is_about_to_compute() -> None:
     assert not blocks.is_coming(twin)  # a token more would be in vain: not worth a step
 
 
+def test_who_knows_half_a_block_already_waits_for_what_comes_after_it() -> None:
+    """As where all prompts begin with the same sentence, and some of them go on with the same picture."""
+    blocks = BlockManager(20, 4)
+    earlier = sequence_of([1, 2, 3, 4, 5, 6, 50])
+    blocks.admit(earlier)
+    earlier.num_computed = 7
+    blocks.publish(earlier)
+    blocks.release(earlier)
+    first = sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
+    blocks.admit(first)
+    assert first.num_computed == 6
+
+    assert blocks.is_coming(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
+    assert not blocks.is_coming(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 60, 61]))  # one token too few
+    first.num_computed = 10
+    assert not blocks.is_coming(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
+
+
 def test_nobody_waits_for_who_went_away() -> None:
     blocks = BlockManager(20, 4)
     first, twin = sequence_of([1, 2, 3, 4, 5]), sequence_of([1, 2, 3, 4, 6])

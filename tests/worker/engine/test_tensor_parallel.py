@@ -8,13 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine.engine import Engine
-from llava_worker.engine.runner import ModelRunner
 from llava_worker.model.llava import Llava
-from llava_worker.model.tensor_parallel import TensorParallel
 
 from tests.worker.checkpoints import Prompt, random_prompt, write_checkpoint
-from tests.worker.engine.two_ranks import Pair, load
+from tests.worker.engine.two_ranks import LoggingRunner, Pair, load, logits_of
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}  # sums in another order, in fp32
 
@@ -24,19 +21,6 @@ KINDS = {
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
     "mistral": {"model_type": "mistral", "sliding_window": 11},
 }
-
-
-class LoggingRunner(ModelRunner):
-    """Keeps the logits of every step, by sequence."""
-
-    seen: dict[str, list[torch.Tensor]]
-
-    def _compute(self, batch):
-        hidden, logits = super()._compute(batch)
-        rows = [chunk.sequence.seq_id for chunk in batch.sampled for _ in range(1 + len(chunk.drafts))]
-        for name, row in zip(rows, logits, strict=True):
-            self.seen[name].append(row.clone())
-        return hidden, logits
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -60,17 +44,6 @@ def prompts() -> dict[str, Prompt]:
     return {name: random_prompt(rng, num_images=name in "ac") for name in "abcde"}
 
 
-def logits_of(engine: Engine, sequences: list) -> dict[str, torch.Tensor]:
-    runner = engine._runner
-    runner.seen = {sequence.seq_id: [] for sequence in sequences}
-    for sequence in sequences:
-        engine.add(sequence)
-    while engine.num_sequences:
-        engine.step()
-        engine.check()
-    return {name: torch.stack(rows) for name, rows in runner.seen.items()}
-
-
 def test_every_logit_of_prompts_and_answers_is_that_of_one_process(
     folder: Path, pair: Pair, make_engine: Callable, make_sequence: Callable, prompts: dict[str, Prompt]
 ) -> None:
@@ -80,7 +53,7 @@ def test_every_logit_of_prompts_and_answers_is_that_of_one_process(
     def sequences() -> list:
         return [make_sequence(prompt, seq_id=name, ignore_eos=True) for name, prompt in prompts.items()]
 
-    whole = load(folder, TensorParallel())
+    whole = load(folder)
     engines = [
         make_engine(over=model, runner=LoggingRunner, num_blocks=96, is_overlapping=model is pair.model)
         for model in (whole, pair.model)
@@ -112,7 +85,7 @@ def test_copied_blocks_and_one_cache_after_another_are_the_followers_too(
     tell_copy = pair.group.ranks.tell_copy
     pair.group.ranks.tell_copy = lambda *numbers: (copied.append(numbers[2]), tell_copy(*numbers))  # type: ignore[method-assign]
     try:
-        assert answers(pair.model) == answers(load(folder, TensorParallel()))
+        assert answers(pair.model) == answers(load(folder))
     finally:
         del pair.group.ranks.tell_copy
     assert copied

@@ -177,6 +177,29 @@ def test_twice_the_tokens_of_fp16_fit_in_8_bit(model: Llava) -> None:
     assert 1.9 < int8.num_tokens / exact.num_tokens < 2
 
 
+def test_unless_told_otherwise_a_cpus_cache_is_small_enough_to_start_soon(model: Llava) -> None:
+    gib = 1 << 30
+    options = {"max_bytes": None, "free_bytes": 1000 * gib, "max_num_sequences": 1 << 22}
+
+    assert 3.9 * gib < plan(model, **options).num_bytes <= 4 * gib
+    assert plan(model, **options | {"free_bytes": 2 * gib}).num_bytes <= 1.2 * gib  # a share of little
+    assert plan(model, **options | {"max_bytes": 9 * gib}).num_bytes > 8.9 * gib
+    assert plan(model, **options | {"device": torch.device("cuda")}).num_bytes > 8.9 * gib
+
+
+def test_a_context_that_takes_more_than_that_still_finds_room(model: Llava) -> None:
+    text = model.config.text_config.model_copy(update={"num_hidden_layers": 1 << 22})
+    config = model.config.model_copy(update={"text_config": text})
+    options = {"kv_cache_dtype": "auto", "device": CPU, "max_bytes": None, "block_size": 4}
+
+    shape = plan_cache(
+        config, choose_precision("fp32", CPU), free_bytes=1 << 50, max_num_sequences=8, **options
+    )
+
+    assert shape.num_bytes > 4 << 30
+    assert shape.num_tokens == text.max_position_embeddings
+
+
 def test_an_unknown_kind_of_cache_is_refused(model: Llava) -> None:
     with pytest.raises(ValueError, match="kv_cache_dtype is 'int3'; it must be auto or int8"):
         plan(model, kv_cache_dtype="int3")

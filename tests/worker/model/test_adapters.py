@@ -15,17 +15,9 @@ from llava_worker.model.weights import load_weights
 from safetensors.torch import load_file, save_file
 
 from tests.worker.checkpoints import write_checkpoint
-from tests.worker.layouts import write_original
+from tests.worker.layouts import ALPHA, MATRICES, RANK, write_adapter, write_original
 
 CPU = torch.device("cpu")
-RANK, ALPHA = 4, 6
-# As the base names them; what the adapter's library writes stands before it.
-MATRICES = (
-    "model.layers.0.self_attn.q_proj",
-    "model.layers.1.self_attn.v_proj",
-    "model.layers.1.mlp.down_proj",
-)
-PROJECTOR = ("model.mm_projector.0.weight", "model.mm_projector.2.bias")
 
 
 def load(folder: Path, **options: object) -> dict[str, torch.Tensor]:
@@ -52,22 +44,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def adapter(base: Path, tmp_path: Path) -> Path:
-    """What the original's training with LoRA leaves behind."""
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    torch.manual_seed(3)
-    whole = load_file(base / "model.safetensors")
-    factors = {}
-    for name in MATRICES:
-        rows, columns = whole[f"{name}.weight"].shape
-        factors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(RANK, columns)
-        factors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(rows, RANK)
-    save_file(factors, folder / "adapter_model.safetensors")
-    replaced = {f"base_model.model.{name}": torch.randn(whole[name].shape) for name in PROJECTOR}
-    save_file(replaced, folder / "non_lora_trainables.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": ALPHA}))
-    (folder / "config.json").write_bytes((base / "config.json").read_bytes())
-    return folder
+    return write_adapter(base, tmp_path / "adapter")
 
 
 def merged(base: Path, adapter: Path, target: Path, scale: float) -> Path:

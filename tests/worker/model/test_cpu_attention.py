@@ -1,4 +1,4 @@
-"""Decoding over a paged cache in C++ gives what the reference gives."""
+"""Attention over a paged cache in C++ gives what the reference gives."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from llava_worker.model.config import read_config
 from llava_worker.model.cpu.native import native_kernels
 from llava_worker.model.cpu_attention import CpuBackend
 from llava_worker.model.int8_cache import Int8KVCache
-from llava_worker.model.kv_cache import ExactKVCache
+from llava_worker.model.kv_cache import ExactKVCache, KVCache
 from llava_worker.model.precision import Precision
 from llava_worker.model.sdpa import SdpaBackend
+from torch import Tensor
 
-from tests.worker.model.paged_rows import attend, draw, filled, pack
+from tests.worker.model.paged_rows import LAYER, attend, draw, filled, pack
 
 CPU = torch.device("cpu")
 TINY = Path(llava_worker.__file__).parent / "tiny"
 KERNELS = native_kernels()
 needs_kernels = pytest.mark.skipif(KERNELS is None, reason="no kernels on this machine")
+needs_prompts = pytest.mark.skipif(
+    KERNELS is None or not KERNELS.takes_prompts(torch.bfloat16), reason="torch's prompts are faster here"
+)
 
 
 @needs_kernels
@@ -115,6 +119,83 @@ def test_nothing_of_another_row_is_read_not_even_a_nan() -> None:
 
     assert out[1].isfinite().all()
     assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()  # the one head that saw it
+
+
+LONG = 16  # tokens of a block: 640 in all
+
+
+def long_prompt(
+    num_new: int, context: int, kind: type, *, heads: int = 4, kv_heads: int = 2, head_dim: int = 32
+) -> tuple[PackedRows, KVCache, list[Tensor]]:
+    rows = pack([(num_new, context)], block_size=LONG)
+    cache = filled(kind, kv_heads, head_dim, torch.bfloat16, block_size=LONG)
+    sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+    parts = draw(num_new, sum(sizes), dtype=torch.bfloat16).split(sizes, dim=-1)
+    return rows, cache, [part.view(num_new, -1, head_dim) for part in parts]
+
+
+@needs_prompts
+@pytest.mark.parametrize("kind", [ExactKVCache, Int8KVCache])
+@pytest.mark.parametrize("window", [None, 5, 130])
+@pytest.mark.parametrize(
+    ("num_new", "context"), [(17, 17), (33, 129), (128, 128), (128, 256), (129, 257), (300, 300), (20, 611)]
+)
+def test_long_prompts_in_bf16_agree_with_the_reference(
+    kind: type, num_new: int, context: int, window: int | None
+) -> None:
+    torch.manual_seed(num_new)
+    for sizes in (
+        {},
+        {"heads": 3, "kv_heads": 3, "head_dim": 48},
+        {"heads": 8, "kv_heads": 1, "head_dim": 16},
+    ):
+        rows, cache, qkv = long_prompt(num_new, context, kind, **sizes)
+        assert KERNELS is not None
+        ours = attend(CpuBackend(KERNELS), rows, cache, qkv, window)
+        theirs = attend(SdpaBackend(), rows, cache, qkv, window)
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+@needs_prompts
+@pytest.mark.parametrize("kind", [ExactKVCache, Int8KVCache])
+def test_a_prompt_in_chunks_comes_out_as_in_one_piece_to_the_bit(kind: type) -> None:
+    torch.manual_seed(0)
+    rows, cache, qkv = long_prompt(300, 300, kind)
+    assert KERNELS is not None
+    backend = CpuBackend(KERNELS)
+    whole = attend(backend, rows, cache, qkv, None)
+
+    for start, end in ((0, 135), (135, 170), (170, 300)):
+        part = PackedRows((end - start,), (end,), 0, rows.block_tables, rows.slots[start:end])
+        assert torch.equal(attend(backend, part, cache, [x[start:end] for x in qkv], None), whole[start:end])
+
+
+@needs_prompts
+def test_a_prompt_reads_nothing_beyond_its_context() -> None:
+    """Its last block has room for more, and that of another is next to it."""
+    torch.manual_seed(0)
+    rows, cache, qkv = long_prompt(150, 150, ExactKVCache)
+    assert isinstance(cache, ExactKVCache) and KERNELS is not None
+    cache.keys(LAYER).fill_(float("nan"))
+    cache.values(LAYER).fill_(float("nan"))
+
+    assert attend(CpuBackend(KERNELS), rows, cache, qkv, None).isfinite().all()
+
+    qkv[1][40] = float("nan")
+    out = attend(CpuBackend(KERNELS), rows, cache, qkv, None)
+    assert out[40:].isnan().all()
+
+
+@needs_prompts
+def test_numbers_of_any_size_leave_a_softmax() -> None:
+    torch.manual_seed(0)
+    rows, cache, qkv = long_prompt(200, 200, ExactKVCache)
+    qkv[0].mul_(1e3)
+    assert KERNELS is not None
+
+    ours = attend(CpuBackend(KERNELS), rows, cache, qkv, None)
+
+    torch.testing.assert_close(ours, attend(SdpaBackend(), rows, cache, qkv, None), rtol=5e-2, atol=5e-2)
 
 
 @needs_kernels

@@ -195,3 +195,15 @@ def test_code_is_loaded_from_no_folder_that_others_may_write(tmp_path: Path) -> 
     tmp_path.chmod(0o777)
     with pytest.raises(KernelsMissing, match="others may write there"):
         load("avx2", tmp_path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("places", "head_dim"), [(577, 64), (50, 16), (33, 72)])
+def test_the_places_of_a_picture_see_each_other_as_in_torch(
+    native: NativeKernels, places: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    parts = random(2, places, 3 * 2 * head_dim).to(dtype).chunk(3, dim=-1)
+    q, k, v = (part.view(2, places, 2, head_dim) for part in parts)
+
+    for key in (k, k.transpose(1, 2).contiguous().transpose(1, 2)):  # beside the values, and not
+        close(native.attention(q, key, v), REFERENCE.attention(q, key, v))

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from llava_worker.model.triton_kernels import int4_linear, paged_attention
-from llava_worker.model.triton_rows import rms_norm, rotate, silu_gate
+from llava_worker.model.triton_rows import rms_norm, rotate, silu_gate, turn_and_keep
 
 def compile(kernel, types, constants, capability):
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
@@ -55,6 +55,9 @@ def rows(dtype, capability):
     compile(silu_gate, {"out": kind, "x": kind, "size": "i32"}, dict(N=1024), capability)
     turned = dict.fromkeys(("out", "x", "cos", "sin"), kind) | {"x_stride": "i32"}
     compile(rotate, turned, dict(HEADS=40, HALF=64, H=64, N=64), capability)
+    kept = dict.fromkeys(("q", "keys", "values", "qkv", "cos", "sin"), kind)
+    sizes = dict(HEADS=32, KV_HEADS=8, HALF=64, H=8, N=64)
+    compile(turn_and_keep, {**kept, "slots": "*i64", "qkv_stride": "i32"}, sizes, capability)
 
 rows("fp16", 80)
 rows("bf16", 90)
@@ -81,7 +84,7 @@ def test_they_compile_for_ampere_and_hopper_and_use_their_tensor_cores(tmp_path:
         *[
             [name, capability, "True", "False"]
             for capability in ("80", "90")
-            for name in ("rms_norm", "silu_gate", "rotate")
+            for name in ("rms_norm", "silu_gate", "rotate", "turn_and_keep")
         ],
     ]
     assert max(int(line[4]) for line in told) <= 96 << 10  # bytes on the chip that every such card has

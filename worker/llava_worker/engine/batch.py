@@ -17,8 +17,8 @@ from torch import Tensor
 
 from llava_worker.engine.scheduler import Chunk
 from llava_worker.engine.sequence import ImageSpan
-from llava_worker.engine.transfer import upload
 from llava_worker.model.attention import PackedRows
+from llava_worker.model.upload import upload
 
 __all__ = ["Batch", "Placement"]
 
@@ -93,9 +93,9 @@ class Batch:
 
 
 def _upload(parts: Items[Items[int] | NDArray[np.int64]], device: torch.device) -> tuple[Tensor, ...]:
-    """Each part as int64 on the device, all of them by one copy that nobody waits for."""
-    packed = upload(np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]), "int64", device)
-    return torch.split(packed, [len(part) for part in parts])
+    """Each part as int64 on the device, all of them by one copy, which on a GPU nobody waits for."""
+    arrays = [np.asarray(part, dtype=np.int64) for part in parts]
+    return torch.split(upload(np.concatenate(arrays), device), [len(array) for array in arrays])
 
 
 def _rank(chunk: Chunk) -> int:

@@ -77,18 +77,18 @@ class BlockManager:
         if not self._is_sharing:
             return False
         known = self._known_prefix(sequence)
-        least = known.num_rows + min(self.block_size, WORTH_WAITING)
-        wanted = self._wanted(sequence, len(known.blocks))
-        if len(wanted) < least:
-            return False
         after = len(known.blocks)
-        place = after * self.block_size + least - 1  # of the last token that it must be worth waiting for
+        start = after * self.block_size
+        end = start + known.num_rows + min(self.block_size, WORTH_WAITING)  # perhaps in the block after
+        if end >= sequence.num_tokens:  # the last token is always computed
+            return False
+        wanted = content_of(sequence, start, end)
         return any(
-            num_common(wanted, self._content(other, after)) >= least
+            content_of(other, start, end) == wanted
             for other in self._holders
-            if other.num_computed <= place
+            if other.num_computed < end
             and other.priority >= sequence.priority
-            and _is_same_token(sequence, other, place)
+            and _is_same_token(sequence, other, end - 1)
             and self._parent(other, after) == self._parent(sequence, after)
         )
 

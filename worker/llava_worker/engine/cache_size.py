@@ -24,6 +24,9 @@ KV_CACHE_DTYPES: dict[str, type[ExactKVCache] | type[Int8KVCache]] = {
 # the queue's, the pictures' and other programs'.
 _SHARES = {"cuda": 0.95}
 _SHARE = 0.6
+# What a CPU's takes unless told otherwise, or one full context if that is more: it is written once at the
+# start, and all that a large machine has would take most of that.
+CPU_BYTES = 4 << 30
 FALLBACK_BYTES = 1 << 30
 _MIB = 1 << 20
 
@@ -98,27 +101,36 @@ def plan_cache(
     """As many blocks as ``max_num_sequences`` full contexts need, within ``max_bytes``.
 
     Without ``max_bytes`` the bound is a share of ``free_bytes``, what the device has beside the weights, or
-    FALLBACK_BYTES where nobody can tell. Raises ValueError if not even one picture fits, or for a
-    ``kv_cache_dtype`` that is none.
+    FALLBACK_BYTES where nobody can tell; on a CPU no more than CPU_BYTES or one full context.
+
+    Raises ValueError if not even one picture fits, or for a ``kv_cache_dtype`` that is none.
     """
     if kv_cache_dtype not in KV_CACHE_DTYPES:
         raise ValueError(f"kv_cache_dtype is {kv_cache_dtype!r}; it must be auto or int8")
-    if max_bytes is None:
-        share = _SHARES.get(device.type, _SHARE)
-        max_bytes = FALLBACK_BYTES if free_bytes is None else int(share * max(0, free_bytes))
     text = config.text_config
+    blocks_per_context = -(-text.max_position_embeddings // block_size)
     shape = CacheShape(
         kind=KV_CACHE_DTYPES[kv_cache_dtype],
-        num_blocks=-(-text.max_position_embeddings // block_size) * max_num_sequences,
+        num_blocks=blocks_per_context * max_num_sequences,
         block_size=block_size,
         num_layers=text.num_hidden_layers,
         num_heads=text.num_key_value_heads,
         head_dim=text.head_dim,
         dtype=precision.dtype,
-    ).within(max_bytes)
+    )
+    if max_bytes is None:
+        max_bytes = _usual_bytes(device, free_bytes, context_bytes=blocks_per_context * shape.bytes_per_block)
+    shape = shape.within(max_bytes)
     if shape.num_tokens <= config.tokens_per_tile:
         raise ValueError(f"the KV cache may take {max_bytes} bytes, {_too_little(shape, config)}")
     return shape
+
+
+def _usual_bytes(device: torch.device, free_bytes: int | None, *, context_bytes: int) -> int:
+    if free_bytes is None:
+        return FALLBACK_BYTES
+    share = int(_SHARES.get(device.type, _SHARE) * max(0, free_bytes))
+    return min(share, max(CPU_BYTES, context_bytes)) if device.type == "cpu" else share
 
 
 def settle_cache(planned: CacheShape, config: ModelConfig, *, left_bytes: int | None) -> CacheShape:

@@ -7,13 +7,13 @@ from itertools import islice
 
 from torch import Tensor
 
+from llava_worker.engine.download import Download
 from llava_worker.engine.flight import Choice, StepResult
 from llava_worker.engine.logprobs import Logprobs
 from llava_worker.engine.masks import Masks
 from llava_worker.engine.sampler import Draw, sample
 from llava_worker.engine.scheduler import Chunk
 from llava_worker.engine.speculation import count_accepted
-from llava_worker.engine.transfer import Download
 
 __all__ = ["Chosen"]
 

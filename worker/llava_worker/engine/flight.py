@@ -6,11 +6,12 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from llava_worker.engine.output import FailureCode, TokenLogprobs
 from llava_worker.engine.scheduler import Chunk
-from llava_worker.engine.transfer import upload
+from llava_worker.model.upload import upload
 
 __all__ = ["Choice", "Flight", "StepResult", "landed"]
 
@@ -58,7 +59,7 @@ class Flight:
         rows = [row_of[chunk.sequence] for chunk in chunks]
         if rows == list(range(len(self.token_ids))):
             return self.token_ids
-        return self.token_ids[upload(rows, "int64", self.token_ids.device)]
+        return self.token_ids[upload(np.array(rows), self.token_ids.device)]
 
 
 def landed(chunks: list[Chunk], results: list[StepResult]) -> Flight:

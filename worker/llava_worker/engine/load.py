@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,7 +59,7 @@ def load_engine(
     block_size: int | None = None,
     num_threads: int | None = None,
     tensor_parallel: int = 1,
-    on_lost_rank: Callable[[], None] = lambda: None,
+    on_lost_rank: Callable[[str], None] = lambda _: None,
     vision_tower: str | Path | None = None,
     base: str | Path | None = None,
     allow_pickle: bool = False,
@@ -66,17 +67,14 @@ def load_engine(
 ) -> tuple[Engine, ModelInfo]:
     """Load the checkpoint in ``folder`` and make an engine around it.
 
-    ``precision`` is auto or one of PRECISIONS; ``device`` auto or a torch device. The KV cache
-    takes at most ``kv_cache_bytes`` (None: a share of what is free beside the weights), no more than
-    ``max_num_sequences`` full contexts need, and no more than the largest step leaves, which is found by
-    making it. ``kv_cache_dtype`` is auto, the precision's own, or int8; ``block_size`` None is what attention
-    wants. ``is_speculating`` guesses answers ahead where that pays, ``is_recording`` records steps on a GPU,
-    and ``is_overlapping`` launches them ahead there. ``tensor_parallel`` ranks share the decoder;
-    ``on_lost_rank`` is called by a thread if one ends.
+    ``precision`` is auto or one of PRECISIONS; ``device`` auto or a torch device. The KV cache takes at most
+    ``kv_cache_bytes`` (None: a share of what is free beside the weights), no more than ``max_num_sequences``
+    full contexts need, and what the largest step leaves. ``block_size`` None is what attention wants.
+    ``is_speculating`` guesses answers ahead where that pays; on a GPU ``is_recording`` records steps and
+    ``is_overlapping`` launches them ahead. A thread calls ``on_lost_rank`` if one of several ranks ends.
 
-    Raises CheckpointError for a folder that can't be served, ValueError for a wrong setting, and of these
-    MemoryShort if the model does not fit, before anything is loaded where that can be known, and WarmupError
-    if it fails at its first step.
+    Raises CheckpointError for a folder that can't be served and ValueError for a wrong setting, of these
+    MemoryShort for a model that does not fit, and WarmupError for one that fails at its first step.
     """
     _set_threads(num_threads, tensor_parallel)
     memory = _Memory(kv_cache_bytes, kv_cache_dtype, vision_cache_bytes)
@@ -214,7 +212,7 @@ def _settle(model: Llava, plan: _Plan, bounds: _Bounds) -> CacheShape:
 
 
 def _start_ranks(
-    plan: _Plan, bounds: _Bounds, allow_pickle: bool, on_lost: Callable[[], None]
+    plan: _Plan, bounds: _Bounds, allow_pickle: bool, on_lost: Callable[[str], None]
 ) -> TensorParallel:
     files = plan.files
     setup = Setup(
@@ -233,7 +231,7 @@ def _start_ranks(
         num_threads=torch.get_num_threads(),
         log_level=logging.getLogger().getEffectiveLevel(),
     )
-    return RankGroup.start(setup, on_lost).ranks
+    return RankGroup.start(setup, partial(on_lost, setup.device)).ranks
 
 
 def _set_threads(num: int | None, num_ranks: int) -> None:

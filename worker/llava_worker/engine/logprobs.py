@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from llava_worker.engine.output import TokenLogprobs
-from llava_worker.engine.transfer import upload
+from llava_worker.model.upload import upload
 
 __all__ = ["Logprobs", "Picked"]
 
@@ -26,7 +27,7 @@ class Logprobs:
         """Logits fp32 [rows, vocab]; ``num_top`` alternatives for each of ``rows``."""
         self._rows = rows
         self._num_top = num_top
-        self._places = upload(rows, "int64", logits.device)
+        self._places = upload(np.array(rows), logits.device)
         self._values = logits[self._places].log_softmax(-1).clamp(min=LEAST_LOGPROB)
 
     def pick(self, token_ids: Tensor) -> Picked:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from llava_worker.engine.runner import ModelRunner
-from llava_worker.model.decode_graphs import record_decoding
-from llava_worker.model.recording import cuda_recorder
-from llava_worker.model.tower_graphs import record_tower
+from llava_worker.model.decode_graphs import DecodeGraphs
+from llava_worker.model.recording import cuda_recorder, recorded
+from llava_worker.model.tower_graphs import TowerGraphs
 
 __all__ = ["record_steps"]
 
@@ -16,11 +16,13 @@ def record_steps(
     """Before anything is in the runner's cache. ``is_decoding``: decoding too, which not every number
     format allows; the log says of both what came of it."""
     record = cuda_recorder(runner.model.device)  # one for both: one runs at a time
-    tower = record_tower(runner.model, record, max_tiles=max_tiles)
+    tower = recorded(
+        TowerGraphs(runner.model, record, max_tiles=max_tiles), f"the vision tower of up to {max_tiles} tiles"
+    )
     if tower is not None:
         runner.encode = tower.encode
     if is_decoding:
-        runner.graphs = record_decoding(
+        decoding = DecodeGraphs(
             runner.model,
             runner.cache,
             runner.backend,
@@ -28,3 +30,4 @@ def record_steps(
             max_rows=max_rows,
             context_length=context_length,
         )
+        runner.graphs = recorded(decoding, f"decoding of up to {max_rows} answers")

@@ -1,7 +1,7 @@
 """One step of the model: chunks of sequences in, tokens or a failure for each that is due some out.
 
-The host only gives orders here. It waits for the device when a step is read, and in one with grammars,
-embeddings or new pictures.
+The host only gives orders here. It waits for the device where a step is read, and in one with grammars
+or embeddings.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from llava_worker.model.decode_graphs import DecodeGraphs
 from llava_worker.model.kv_cache import KVCache
 from llava_worker.model.llava import Llava
 from llava_worker.model.picture import PicturePlan
+from llava_worker.model.upload import upload
 
 __all__ = ["ModelRunner"]
 
@@ -180,7 +181,7 @@ class ModelRunner:
             np.frombuffer(picture.pixels, dtype=np.uint8).reshape(-1, side, side, 3)
             for picture in pictures.values()
         ]
-        stacked = torch.from_numpy(np.concatenate(tiles)).to(self.model.device)
+        stacked = upload(np.concatenate(tiles), self.model.device)
         encoded = torch.cat([self.encode(part) for part in torch.split(stacked, MAX_TILES_AT_ONCE)])
         parts = torch.split(encoded, [len(part) for part in tiles])  # each [tiles, tokens, hidden]
         self.num_encoded_images += len(pictures)

@@ -16,9 +16,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from llava_worker.model.kv_cache import KVCache
+from llava_worker.model.rotary import Rotation
 
 __all__ = ["AttentionBackend", "AttentionPlan", "DecodeRows", "PackedRows"]
 
@@ -58,6 +60,13 @@ class AttentionPlan(ABC):
 
         q [tokens, heads, head_dim]; k and v [tokens, kv_heads, head_dim]; returns the shape of q.
         """
+
+    def turn_and_attend(
+        self, layer: int, qkv: Tensor, rotation: Rotation, *, kv_heads: int, window: int | None = None
+    ) -> Tensor:
+        """`attend` with q and k turned; qkv [tokens, heads + 2 * kv_heads, head_dim] has q, k, v in a row."""
+        q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+        return self.attend(layer, rotation.turn(q), rotation.turn(k), v, window=window)
 
 
 class AttentionBackend(ABC):

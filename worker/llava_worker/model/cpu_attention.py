@@ -1,4 +1,4 @@
-"""Attention for CPUs: short rows read the cache where it lies, in C++; the others as in `sdpa`.
+"""Attention for CPUs, in C++ that reads the cache where it lies; long rows in fp32 as in `sdpa`.
 
 A row of a few tokens, an answer's last with the guesses after it, is taken as so many rows of one token over
 the same blocks, which are written before any is read. So a guess is checked by the arithmetic of decoding.
@@ -6,6 +6,7 @@ the same blocks, which are written before any is read. So a guess is checked by 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import takewhile
 
@@ -32,55 +33,93 @@ class CpuBackend(AttentionBackend):
     def plan(self, rows: PackedRows, cache: KVCache) -> AttentionPlan:
         stored = _stored(cache, 0)
         short = list(takewhile(lambda length: length <= _SHORT, rows.query_lens))
-        if not short or stored is None or stored.keys.shape[-1] % _LANES:
+        if stored is None or stored.keys.shape[-1] % _LANES:
             return self._reference.plan(rows, cache)
-        has_others = len(short) < len(rows.query_lens)
-        others = self._reference.plan(_after(rows, short), cache) if has_others else None
-        return _CpuPlan(rows, short, cache, self._kernels, others)
+        if self._kernels.takes_prompts(cache.dtype) or len(short) == len(rows.query_lens):
+            return _CpuPlan(rows, len(short), cache, self._kernels)
+        if not short:
+            return self._reference.plan(rows, cache)
+        first, others = _divided(rows, len(short))
+        return _Divided(
+            sum(short),
+            _CpuPlan(first, len(short), cache, self._kernels),
+            self._reference.plan(others, cache),
+        )
 
 
 class _CpuPlan(AttentionPlan):
-    def __init__(
-        self,
-        rows: PackedRows,
-        short: list[int],
-        cache: KVCache,
-        kernels: NativeKernels,
-        others: AttentionPlan | None,
-    ) -> None:
-        """``short`` are the lengths of the leading rows that the kernel takes; ``others`` is for the rest."""
+    def __init__(self, rows: PackedRows, num_short: int, cache: KVCache, kernels: NativeKernels) -> None:
+        """``num_short`` leading rows are taken token by token."""
+        self._rows = rows
         self._cache = cache
         self._kernels = kernels
-        self._others = others
-        self._num_tokens = sum(short)
-        self._slots = rows.slots[: self._num_tokens]
-        self._tables = rows.block_tables[: len(short)].repeat_interleave(torch.tensor(short), dim=0)
+        short = rows.query_lens[:num_short]
+        self._num_decodes = sum(short)
+        self._tables = rows.block_tables[:num_short].repeat_interleave(
+            torch.tensor(short, dtype=torch.int64), dim=0
+        )
         contexts = zip(short, rows.context_lens, strict=False)
         self._contexts = torch.tensor(
-            [n for length, end in contexts for n in range(end - length + 1, end + 1)]
+            [n for length, end in contexts for n in range(end - length + 1, end + 1)], dtype=torch.int64
         )
+        self._prompts = list(_prompts(rows, num_short))
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
+        self._cache.write(layer, self._rows.slots, k, v)
+        stored = _stored(self._cache, layer)
+        assert stored is not None
+        out = q.new_empty(q.shape)
+        if self._num_decodes:
+            places = (self._tables, self._contexts, window or 0)
+            short = slice(0, self._num_decodes)
+            self._kernels.decode_attention(q[short], stored, *places, out=out[short])
+        for tokens, table, context in self._prompts:
+            self._kernels.prompt_attention(q[tokens], stored, table, context, window or 0, out=out[tokens])
+        return out
+
+
+class _Divided(AttentionPlan):
+    """Two plans, one for the first ``num_tokens`` and one for those after."""
+
+    def __init__(self, num_tokens: int, first: AttentionPlan, others: AttentionPlan) -> None:
+        self._num_tokens = num_tokens
+        self._first = first
+        self._others = others
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
         num = self._num_tokens
-        self._cache.write(layer, self._slots, k[:num], v[:num])
-        stored = _stored(self._cache, layer)
-        assert stored is not None
-        out = self._kernels.decode_attention(q[:num], stored, self._tables, self._contexts, window or 0)
-        if self._others is None:
-            return out
-        return torch.cat([out, self._others.attend(layer, q[num:], k[num:], v[num:], window=window)])
+        first = self._first.attend(layer, q[:num], k[:num], v[:num], window=window)
+        return torch.cat([first, self._others.attend(layer, q[num:], k[num:], v[num:], window=window)])
 
 
-def _after(rows: PackedRows, short: list[int]) -> PackedRows:
-    num = len(short)
-    return replace(
+def _prompts(rows: PackedRows, num_short: int) -> Iterator[tuple[slice, Tensor, int]]:
+    """Of each row after the short ones its tokens, its blocks and its context."""
+    start = sum(rows.query_lens[:num_short])
+    for row in range(num_short, len(rows.query_lens)):
+        end = start + rows.query_lens[row]
+        yield slice(start, end), rows.block_tables[row], rows.context_lens[row]
+        start = end
+
+
+def _divided(rows: PackedRows, num: int) -> tuple[PackedRows, PackedRows]:
+    """The first rows and the others."""
+    num_tokens = sum(rows.query_lens[:num])
+    first = replace(
+        rows,
+        query_lens=rows.query_lens[:num],
+        context_lens=rows.context_lens[:num],
+        block_tables=rows.block_tables[:num],
+        slots=rows.slots[:num_tokens],
+    )
+    others = replace(
         rows,
         query_lens=rows.query_lens[num:],
         context_lens=rows.context_lens[num:],
         num_decodes=0,
         block_tables=rows.block_tables[num:],
-        slots=rows.slots[sum(short) :],
+        slots=rows.slots[num_tokens:],
     )
+    return first, others
 
 
 def _stored(cache: KVCache, layer: int) -> StoredKeys | None:

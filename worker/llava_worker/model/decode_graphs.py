@@ -6,7 +6,6 @@ writes to the cache what that one writes.
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +16,9 @@ from torch import Tensor
 from llava_worker.model.attention import AttentionBackend, DecodeRows
 from llava_worker.model.kv_cache import KVCache
 from llava_worker.model.llava import Llava
-from llava_worker.model.recording import Recorder, buckets_up_to
+from llava_worker.model.recording import NotRecordable, Recorder, buckets_up_to
 
-__all__ = ["DecodeGraphs", "record_decoding"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["DecodeGraphs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +65,16 @@ class DecodeGraphs:
         self._recorded: dict[int, tuple[_Inputs, Tensor, Callable[[], object]]] = {}
 
     @torch.inference_mode()
-    def record_all(self) -> bool:
-        """The largest first, in whose memory the others find room. False if the attention cannot be."""
+    def record_all(self) -> None:
+        """The largest first, in whose memory the others find room. Raises NotRecordable."""
         inputs = self._make_inputs(self._buckets[-1])
         for size in reversed(self._buckets):
             own = inputs.first(size)
             plan = self._backend.decode_plan(own.rows, self._cache)
             if plan is None:
-                return False
+                raise NotRecordable(f"attention by {self._backend.name} cannot be")
             out, replay = self._record(lambda own=own: self._compute(own))  # type: ignore[misc]
             self._recorded[size] = (own, out, replay)
-        return True
 
     @torch.inference_mode()
     def logits(self, token_ids: Tensor, positions: Tensor, slots: Tensor, tables: Tensor) -> Tensor | None:
@@ -108,26 +104,6 @@ class DecodeGraphs:
         contexts = torch.ones(num_rows, dtype=torch.int32, device=device)
         tables = torch.zeros(num_rows, self._width, dtype=torch.int32, device=device)
         return _Inputs(zeros[0], zeros[1], DecodeRows(zeros[2], contexts, tables))
-
-
-def record_decoding(
-    model: Llava,
-    cache: KVCache,
-    backend: AttentionBackend,
-    record: Recorder,
-    *,
-    max_rows: int,
-    context_length: int,
-) -> DecodeGraphs | None:
-    """None where it cannot be done, and the log says why."""
-    graphs = DecodeGraphs(model, cache, backend, record, max_rows=max_rows, context_length=context_length)
-    try:
-        is_recorded = graphs.record_all()
-    except RuntimeError as error:  # some operation waits for the device, or memory is short
-        logger.warning("decoding is not recorded, which makes it slower: %s", error)
-        return None
-    logger.info("decoding is %s", "recorded" if is_recorded else f"not recorded: {backend.name} cannot be")
-    return graphs if is_recorded else None
 
 
 def _fill(target: Tensor, values: Tensor) -> None:

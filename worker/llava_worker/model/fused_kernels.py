@@ -1,9 +1,11 @@
-"""On a GPU: the sum with its norm, rotation and gate, each by one kernel in Triton instead of several."""
+"""On a GPU: the sum with its norm, rotation with the write to the KV cache, and gate, each by one kernel in
+Triton instead of several."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -15,6 +17,7 @@ from llava_worker.model.torch_kernels import TorchKernels
 __all__ = ["FusedKernels", "choose_kernels", "fault_of"]
 
 _GATE_WIDTH = 1024  # numbers of a row that one program gates
+_HEADS_AT_ONCE = 8  # heads of a token that one program turns: a lone token must busy more than one processor
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # of 1, or of a larger number
 
 logger = logging.getLogger(__name__)
@@ -65,6 +68,27 @@ class FusedKernels(TorchKernels):
             )
         return out
 
+    def turn_and_keep(
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor
+    ) -> Tensor:
+        from llava_worker.model.triton_rows import turn_and_keep
+
+        (tokens, num_all, size), kv_heads = qkv.shape, keys.shape[1]
+        if qkv.stride()[1:] != (size, 1):
+            qkv = qkv.contiguous()
+        heads, half = num_all - 2 * kv_heads, size // 2
+        q = torch.empty(tokens, heads, size, dtype=qkv.dtype, device=qkv.device)
+        if tokens:
+            turn_and_keep[(tokens, -(-num_all // _HEADS_AT_ONCE))](
+                *(q, keys, values, qkv, cos.contiguous(), sin.contiguous(), slots, qkv.stride(0)),
+                HEADS=heads,
+                KV_HEADS=kv_heads,
+                HALF=half,
+                H=_HEADS_AT_ONCE,
+                N=_power_of_two(half),
+            )
+        return q
+
     def silu_gate(self, x: Tensor) -> Tensor:
         from llava_worker.model.triton_rows import silu_gate
 
@@ -82,13 +106,15 @@ def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
     if device.type != "cuda" or not torch.cuda.is_available():  # asked of a GPU elsewhere, what it would take
         return TorchKernels()
     if importlib.util.find_spec("triton") is None:
-        logger.info("norms, rotation and gates: torch; Triton is not installed")
+        logger.info("norms, rotation, cache writes and gates: torch; Triton is not installed")
         return TorchKernels()
     fault = fault_of(FusedKernels(), dtype, device)
     if fault is None:
-        logger.info("norms, rotation and gates: fused, in Triton")
+        logger.info("norms, rotation, cache writes and gates: fused, in Triton")
         return FusedKernels()
-    logger.warning("norms, rotation and gates: torch; Triton's are there but of no use: %s", fault)
+    logger.warning(
+        "norms, rotation, cache writes and gates: torch; Triton's are there but of no use: %s", fault
+    )
     return TorchKernels()
 
 
@@ -102,16 +128,23 @@ def fault_of(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> str 
 
     x, more, weight, wide = draw(3, 1000), draw(3, 1000), draw(1000), draw(3, 2600)
     heads, angles = draw(3, 15 * 80)[:, 160:].view(3, 13, 80), draw(3, 1, 40)
+    cos, sin = angles.cos(), angles.sin()
+    cache, slots = draw(2, 9, 3, 80), torch.tensor([7, 0, 4], device=device)
+
+    def kept(one: Kernels) -> tuple[Tensor, ...]:
+        keys, values = cache.clone()
+        return one.turn_and_keep(heads, cos, sin, keys, values, slots), keys, values
+
+    trials: dict[str, Callable[[Kernels], tuple[Tensor, ...]]] = {
+        "rms_norm": lambda one: (one.rms_norm(x, weight, 1e-5),),
+        "add_rms_norm": lambda one: one.add_rms_norm(x, more, weight, 1e-5),
+        "rotate": lambda one: (one.rotate(heads, cos, sin),),
+        "turn_and_keep": kept,
+        "silu_gate": lambda one: (one.silu_gate(wide),),
+    }
     try:
-        for name, arguments in {
-            "rms_norm": (x, weight, 1e-5),
-            "add_rms_norm": (x, more, weight, 1e-5),
-            "rotate": (heads, angles.cos(), angles.sin()),
-            "silu_gate": (wide,),
-        }.items():
-            got = getattr(kernels, name)(*arguments)
-            wanted = getattr(TorchKernels(), name)(*arguments)
-            pairs = zip(got, wanted, strict=True) if isinstance(got, tuple) else [(got, wanted)]
+        for name, ask in trials.items():
+            pairs = zip(ask(kernels), ask(TorchKernels()), strict=True)
             most = max(_distance(ours.float(), theirs.float()) for ours, theirs in pairs)
             if not most <= _TOLERANCE[dtype]:
                 return f"{name} is {most:.3g} off"

@@ -40,9 +40,8 @@ class Int8KVCache(KVCache):
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        super().__init__(num_blocks, block_size)
+        super().__init__(num_blocks, block_size, dtype)
         shape = (num_layers, 2, num_blocks * block_size, num_heads, head_dim)
-        self._dtype = dtype
         self._product = dtype if dtype == torch.bfloat16 else torch.float32  # fp16 has too little range
         self._codes = torch.zeros(shape, dtype=torch.int8, device=device)
         self._scales = torch.zeros(shape[:-1], dtype=_SCALE, device=device)
@@ -71,7 +70,7 @@ class Int8KVCache(KVCache):
         places = slots.flatten()
         codes = self._codes[layer].index_select(1, places)
         scales = self._scales[layer].index_select(1, places)[..., None]
-        rows = codes.to(self._product).mul_(scales.to(self._product)).to(self._dtype)
+        rows = codes.to(self._product).mul_(scales.to(self._product)).to(self.dtype)
         k, v = rows.view(2, *slots.shape, *rows.shape[-2:])
         return k, v
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 __all__ = ["GROUP", "LONG_GROUP", "PANEL", "Kernels", "QuantizedWeight"]
@@ -79,6 +80,20 @@ class Kernels(ABC):
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Turn pairs (x[i], x[i + half]) of x [tokens, heads, 2 * half]; cos and sin [tokens, 1, half]."""
 
+    def turn_and_keep(
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor
+    ) -> Tensor:
+        """Of each token's heads, those of q, of k and of v in a row: q turned, [tokens, heads, head_dim].
+
+        k, turned, and v go to ``slots``, int64 [tokens], of keys and values [slots, kv_heads, head_dim].
+        qkv [tokens, heads + 2 * kv_heads, head_dim]. Tokens that are the same may share a slot.
+        """
+        kv_heads = keys.shape[1]
+        q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+        keys.index_copy_(0, slots, self.rotate(k, cos, sin))
+        values.index_copy_(0, slots, v)
+        return self.rotate(q, cos, sin)
+
     @abstractmethod
     def silu_gate(self, x: Tensor) -> Tensor:
         """silu(left half) * right half of x [..., 2 * size]."""
@@ -86,3 +101,7 @@ class Kernels(ABC):
     @abstractmethod
     def quick_gelu(self, x: Tensor) -> Tensor:
         """x * sigmoid(1.702 x)."""
+
+    @abstractmethod
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Every place sees every other of its picture; all [tiles, places, heads, head_dim]."""

@@ -19,7 +19,9 @@ class KVCache(ABC):
 
     is_exact: bool  # what is gathered is what was written, to the bit
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
+        """``dtype`` is that of what is written and gathered."""
+        self.dtype = dtype
         self.num_blocks = num_blocks
         self.block_size = block_size
 
@@ -52,7 +54,7 @@ class ExactKVCache(KVCache):
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        super().__init__(num_blocks, block_size)
+        super().__init__(num_blocks, block_size, dtype)
         # Zeroed rather than empty: memory that is not there fails at the start, not under load.
         shape = (num_layers, 2, num_blocks * block_size, num_heads, head_dim)
         self._slots = torch.zeros(shape, dtype=dtype, device=device)
@@ -68,6 +70,11 @@ class ExactKVCache(KVCache):
 
     def values(self, layer: int) -> Tensor:  # [slots, heads, head_dim]
         return self._slots[layer, 1]
+
+    def blocks(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, [blocks, block_size, heads, head_dim] each."""
+        shape = (self.num_blocks, self.block_size, *self._slots.shape[-2:])
+        return self.keys(layer).view(shape), self.values(layer).view(shape)
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         self.keys(layer).index_copy_(0, slots, k)

@@ -96,7 +96,7 @@ class _Attention(nn.Module):
         self._window = config.windows[index]
         q_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
-        self._sizes = [q_size, kv_size, kv_size]
+        self._kv_heads = config.num_key_value_heads
         qkv = LinearShape(
             config.hidden_size,
             {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size},
@@ -109,9 +109,10 @@ class _Attention(nn.Module):
         self.o_proj = precision.linear(o, device, "decoder")
 
     def __call__(self, x: Tensor, rotation: Rotation, attention: AttentionPlan) -> Tensor:
-        parts = torch.split(self.qkv_proj(x), self._sizes, dim=-1)
-        q, k, v = (part.view(len(x), -1, self._head_dim) for part in parts)  # [tokens, heads, head_dim]
-        out = attention.attend(self._index, rotation.turn(q), rotation.turn(k), v, window=self._window)
+        qkv = self.qkv_proj(x).view(len(x), -1, self._head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
+        out = attention.turn_and_attend(
+            self._index, qkv, rotation, kv_heads=self._kv_heads, window=self._window
+        )
         return self._ranks.sum(self.o_proj(out.flatten(1)))
 
 

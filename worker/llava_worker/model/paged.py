@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 from llava_worker.model.attention import AttentionBackend, AttentionPlan, DecodeRows, PackedRows
 from llava_worker.model.kv_cache import ExactKVCache, KVCache
+from llava_worker.model.rotary import Rotation
 from llava_worker.model.sdpa import SdpaBackend
+from llava_worker.model.upload import upload
 
 __all__ = ["PagedBackend", "PagedKernel", "Queries"]
 
@@ -91,8 +93,17 @@ class _PagedPlan(AttentionPlan):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
         self._cache.write(layer, self._slots, k, v)
-        shape = (self._cache.num_blocks, self._cache.block_size, *k.shape[1:])
-        keys, values = self._cache.keys(layer).view(shape), self._cache.values(layer).view(shape)
+        return self._attend(layer, q, window)
+
+    def turn_and_attend(
+        self, layer: int, qkv: Tensor, rotation: Rotation, *, kv_heads: int, window: int | None = None
+    ) -> Tensor:
+        del kv_heads  # the cache's
+        keys, values = self._cache.keys(layer), self._cache.values(layer)
+        return self._attend(layer, rotation.turn_and_keep(qkv, keys, values, self._slots), window)
+
+    def _attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
+        keys, values = self._cache.blocks(layer)
         outs = [self._kernel.attend(q[span], keys, values, rows, window) for span, rows in self._parts]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
@@ -104,7 +115,7 @@ def _queries(rows: PackedRows, first: int, last: int) -> tuple[slice, Queries]:
     # One small copy to the device instead of three.
     told = np.concatenate([[0], np.cumsum(lens), contexts, [0], np.cumsum(contexts)]).astype(np.int32)
     num = len(lens)
-    starts, seen, sums = torch.split(torch.from_numpy(told).to(device), [num + 1, num, num + 1])
+    starts, seen, sums = torch.split(upload(told, device), [num + 1, num, num + 1])
     begin = sum(rows.query_lens[:first])
     queries = Queries(
         starts=starts,

@@ -6,17 +6,44 @@ is one for each of some numbers, the buckets.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Recorder", "buckets_up_to", "cuda_recorder", "record_as_call"]
+__all__ = ["NotRecordable", "Recorder", "buckets_up_to", "cuda_recorder", "record_as_call", "recorded"]
 
 # Computes once, and returns the result with what computes it again in the same place.
 Recorder = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], object]]]
 
+logger = logging.getLogger(__name__)
+
 _WARM_RUNS = 2  # before a recording: libraries choose kernels and take workspaces in their first calls
+
+
+class NotRecordable(RuntimeError):
+    """Something would have to wait for the device; the message says what."""
+
+
+class Recordings(Protocol):
+    def record_all(self) -> None:
+        """Raises RuntimeError where an operation waits for the device, or memory is short."""
+
+
+_R = TypeVar("_R", bound=Recordings)
+
+
+def recorded(recordings: _R, what: str) -> _R | None:
+    """They, recorded now, or None where it cannot be done; the log says which and why."""
+    try:
+        recordings.record_all()
+    except RuntimeError as error:
+        logger.warning("%s is not recorded, which makes it slower: %s", what, error)
+        return None
+    logger.info("%s is recorded", what)
+    return recordings
 
 
 def buckets_up_to(most: int) -> list[int]:

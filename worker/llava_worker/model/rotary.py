@@ -26,6 +26,10 @@ class Rotation:
         """Turn each pair (x[i], x[i + head_dim / 2]): Llama's layout of pairs."""
         return self.kernels.rotate(x, self.cos, self.sin)
 
+    def turn_and_keep(self, qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> Tensor:
+        """As `Kernels.turn_and_keep`."""
+        return self.kernels.turn_and_keep(qkv, self.cos, self.sin, keys, values, slots)
+
 
 class Rotary:
     """Frequencies of a decoder; angles are computed in fp32 whatever the model's dtype."""

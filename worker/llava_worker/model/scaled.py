@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.torch_version import TorchVersion
 
 from llava_worker.model.linear import Linear, LinearShape, empty_bias
 from llava_worker.model.torch_kernels import round_rows
@@ -21,6 +22,11 @@ Capability = tuple[int, int]
 
 _MOST_FP8 = 448.0  # of float8_e4m3fn
 _LEAST_INT_ROWS = 32  # torch's product of whole numbers wants more than 16 rows of x on a GPU
+# Before 2.12 torch cleared the workspace of Ada's product in FP8 outside of the stream (pytorch issue
+# 177651): recorded, or beside other streams, the product may wait for ever.
+_ADA, _TORCH_FOR_ADA = (8, 9), "2.12"
+# Rows of a trial. Of more than 256 and no multiple of it torch pads the scales (pytorch issue 133334).
+_TRIAL_ROWS = (1, 40, 300)
 _TOLERANCE = 0.02  # of a product's largest number; FP8's comes in bf16
 
 
@@ -113,10 +119,17 @@ class ScaledLinear(Linear):
         self.scales[start : start + len(rows)] = scales
 
 
-def require_capability(precision: str, capability: Capability, card: str) -> None:
-    """Raises ValueError that says what the card lacks and what it has instead."""
+def require_capability(
+    precision: str, capability: Capability, card: str, *, torch_version: str = torch.__version__
+) -> None:
+    """Raises ValueError that says what the card lacks, or torch for it, and what serves instead."""
     wanted = SCALED[precision].capability
     if capability >= wanted:
+        if precision == "fp8" and capability == _ADA and TorchVersion(torch_version) < _TORCH_FOR_ADA:
+            raise ValueError(
+                f"precision fp8 on {card} needs torch {_TORCH_FOR_ADA} or later, and this is "
+                f"{torch_version}, whose products may hang there: install a later one, or use w8a8 or fp16"
+            )
         return
     others = [name for name, kind in SCALED.items() if capability >= kind.capability]
     raise ValueError(
@@ -131,7 +144,7 @@ def fault_of_scaled(kind: ScaledFormat, device: torch.device) -> str | None:
     """What is wrong with the products on this device, asked with a few rows and with many."""
     noise = torch.Generator().manual_seed(0)
     w, w_scales = kind.round(torch.randn(96, 160, generator=noise).to(device))
-    for num in (1, 40):
+    for num in _TRIAL_ROWS:
         x, x_scales = kind.round(torch.randn(num, 160, generator=noise).to(device))
         wanted = kind.reference(x, x_scales, w, w_scales)
         try:

@@ -64,6 +64,10 @@ class TorchKernels(Kernels):
     def quick_gelu(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
 
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
 
 def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """fp32 [rows, n] -> whole numbers of -127 to 127, still fp32, and each row's scale [rows, 1].

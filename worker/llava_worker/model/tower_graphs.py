@@ -6,7 +6,6 @@ an earlier picture, whose features nobody reads.
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_left
 from collections.abc import Callable
 
@@ -16,9 +15,7 @@ from torch import Tensor
 from llava_worker.model.llava import Llava
 from llava_worker.model.recording import Recorder, buckets_up_to
 
-__all__ = ["TowerGraphs", "record_tower"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["TowerGraphs"]
 
 
 class TowerGraphs:
@@ -50,15 +47,3 @@ class TowerGraphs:
         self._tiles[:num].copy_(tiles)
         replay()
         return out[:num].clone()  # the next recording that runs writes there
-
-
-def record_tower(model: Llava, record: Recorder, *, max_tiles: int) -> TowerGraphs | None:
-    """None where it cannot be done, and the log says why."""
-    graphs = TowerGraphs(model, record, max_tiles=max_tiles)
-    try:
-        graphs.record_all()
-    except RuntimeError as error:  # some operation waits for the device, or memory is short
-        logger.warning("pictures are not recorded, which makes few at once slower: %s", error)
-        return None
-    logger.info("the vision tower is recorded, up to %d tiles", max_tiles)
-    return graphs

@@ -1,6 +1,6 @@
 """Kernels in Triton for what a layer does to its rows between two matrices, each in one pass over memory.
 
-They round where torch's operations do, but for `rotate`, whose products are rounded once instead of twice.
+They round where torch's operations do, but for rotations, whose products are rounded once instead of twice.
 Imported only by who launches one: the module needs the triton package.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["rms_norm", "rotate", "silu_gate"]
+__all__ = ["rms_norm", "rotate", "silu_gate", "turn_and_keep"]
 
 
 @triton.jit
@@ -86,3 +86,46 @@ def rotate(
     here = out + token * HEADS * 2 * HALF + place
     tl.store(here, (left * c - right * s).to(kind), mask=is_in)
     tl.store(here + HALF, (right * c + left * s).to(kind), mask=is_in)
+
+
+@triton.jit
+def turn_and_keep(
+    q,  # [tokens, HEADS, 2 * HALF]
+    keys,  # [slots, KV_HEADS, 2 * HALF], as are values
+    values,
+    qkv,  # [tokens, HEADS + 2 * KV_HEADS, 2 * HALF] with qkv_stride numbers from one token to the next
+    cos,  # [tokens, HALF], as is sin
+    sin,
+    slots,  # int64 [tokens]
+    qkv_stride,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    H: tl.constexpr,  # heads that one program takes
+    N: tl.constexpr,  # HALF, or more
+):
+    """Programs (token, H of its heads): each head is read once and written where it belongs."""
+    token = tl.program_id(0).to(tl.int64)
+    head, at = tl.program_id(1) * H + tl.arange(0, H)[:, None], tl.arange(0, N)[None, :]
+    is_number = at < HALF
+    is_query = is_number & (head < HEADS)
+    is_key = is_number & (head >= HEADS) & (head < HEADS + KV_HEADS)
+    is_value = is_number & (head >= HEADS + KV_HEADS) & (head < HEADS + 2 * KV_HEADS)
+    is_in = is_query | is_key | is_value
+    c = tl.load(cos + token * HALF + at, mask=is_number, other=0.0).to(tl.float32)
+    s = tl.load(sin + token * HALF + at, mask=is_number, other=0.0).to(tl.float32)
+    here = qkv + token * qkv_stride + head * 2 * HALF + at
+    left = tl.load(here, mask=is_in, other=0.0)
+    right = tl.load(here + HALF, mask=is_in, other=0.0)
+    x, y = left.to(tl.float32), right.to(tl.float32)
+    turned_left, turned_right = (x * c - y * s).to(left.dtype), (y * c + x * s).to(left.dtype)
+    there = q + (token * HEADS + head) * 2 * HALF + at
+    tl.store(there, turned_left, mask=is_query)
+    tl.store(there + HALF, turned_right, mask=is_query)
+    first = tl.load(slots + token) * KV_HEADS - HEADS
+    there = keys + (first + head) * 2 * HALF + at
+    tl.store(there, turned_left, mask=is_key)
+    tl.store(there + HALF, turned_right, mask=is_key)
+    there = values + (first - KV_HEADS + head) * 2 * HALF + at
+    tl.store(there, left, mask=is_value)
+    tl.store(there + HALF, right, mask=is_value)

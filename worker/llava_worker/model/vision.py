@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from llava_worker.model.activation import activation
 from llava_worker.model.config import VisionConfig
@@ -103,15 +102,15 @@ class _Attention(nn.Module):
         super().__init__()
         size = config.hidden_size
         self._head_dim = size // config.num_attention_heads
+        self._kernels = precision.kernels
         qkv = LinearShape(size, {"q_proj": size, "k_proj": size, "v_proj": size}, has_bias=True)
         self.qkv_proj = precision.linear(qkv, device, "tower")
         self.out_proj = precision.linear(LinearShape.plain(size, size, has_bias=True), device, "tower")
 
     def __call__(self, x: Tensor) -> Tensor:  # [tiles, places, hidden]
         parts = self.qkv_proj(x).chunk(3, dim=-1)
-        q, k, v = (part.view(*x.shape[:2], -1, self._head_dim).transpose(1, 2) for part in parts)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        q, k, v = (part.view(*x.shape[:2], -1, self._head_dim) for part in parts)
+        return self.out_proj(self._kernels.attention(q, k, v).flatten(2))
 
 
 class _Mlp(nn.Module):

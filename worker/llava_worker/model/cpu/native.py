@@ -53,6 +53,11 @@ _SIGNATURES: dict[str, list[Any]] = {
         *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),  # keys, values, scales, places
         *(_LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _FLOAT, _POINTER, _INT),
     ],
+    "prompt_attention": [
+        *(_POINTER, _LONG),  # q
+        *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER),  # keys, values, scales, places
+        *(_LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _INT, _FLOAT, _POINTER, _INT),
+    ],
 }
 
 
@@ -147,23 +152,71 @@ class NativeKernels(Kernels):
         self._call("quick_gelu", _is_bf16(x), x, x.numel() // x.shape[-1], x.shape[-1], y)
         return y
 
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        _, places, _, size = q.shape
+        if size % 16 or not self.takes_prompts(q.dtype):
+            return self._torch.attention(q, k, v)
+        if k.stride() != v.stride() or k.stride()[2:] != (size, 1):
+            k, v = k.contiguous(), v.contiguous()
+        out, one_block = q.new_empty(q.shape), torch.zeros(1, dtype=torch.int64)
+        for tile in range(len(q)):
+            stored = StoredKeys(k[tile], v[tile], block_size=places)
+            self.prompt_attention(q[tile], stored, one_block, places, 0, is_causal=False, out=out[tile])
+        return out
+
     def decode_attention(
-        self, q: Tensor, stored: StoredKeys, tables: Tensor, contexts: Tensor, window: int
-    ) -> Tensor:
+        self, q: Tensor, stored: StoredKeys, tables: Tensor, contexts: Tensor, window: int, *, out: Tensor
+    ) -> None:
         """One query a row over its context, as `AttentionPlan.attend`; ``window`` 0: none.
 
-        q [rows, heads, head_dim], of a multiple of 16; tables int64 [rows, blocks]; contexts int64 [rows].
+        q and out [rows, heads, head_dim], of a multiple of 16; int64 tables [rows, blocks], contexts [rows].
         """
         rows, heads, size = q.shape
         if q.stride()[1:] != (size, 1):
             q = q.contiguous()
-        out = q.new_empty(q.shape)
         shape = (rows, heads, stored.keys.shape[1], size, tables.shape[1], stored.block_size, window)
         scales = (stored.key_scales, stored.value_scales)
         places = (tables.contiguous(), contexts)
         pointers = (q, q.stride(0), stored.keys, stored.values, *scales, *places)
         self._call("decode_attention", _is_bf16(q), *pointers, *shape, size**-0.5, out)
-        return out
+
+    def takes_prompts(self, dtype: torch.dtype) -> bool:
+        """Whether `prompt_attention` is there for queries of that type, and faster than torch's.
+
+        On processors with AMX torch multiplies prompts with it, and this one would not.
+        """
+        return dtype == torch.bfloat16 and "prompt_attention" in self._functions and self._variant != "amx"
+
+    def prompt_attention(
+        self,
+        q: Tensor,
+        stored: StoredKeys,
+        table: Tensor,
+        context: int,
+        window: int,
+        *,
+        is_causal: bool = True,
+        out: Tensor,
+    ) -> None:
+        """The last len(q) tokens of a sequence of ``context``, as `AttentionPlan.attend`; ``window`` 0: none.
+
+        q and out bf16 [tokens, heads, head_dim], of a multiple of 16; table int64 [blocks].
+        """
+        tokens, heads, size = q.shape
+        if q.stride()[1:] != (size, 1):
+            q = q.contiguous()
+        shape = (
+            tokens,
+            context,
+            heads,
+            stored.keys.shape[1],
+            size,
+            stored.block_size,
+            window,
+            int(is_causal),
+        )
+        kept = (stored.keys, stored.values, stored.keys.stride(0), stored.key_scales, stored.value_scales)
+        self._call("prompt_attention", q, q.stride(0), *kept, table.contiguous(), *shape, size**-0.5, out)
 
     def _call(self, name: str, *arguments: Tensor | float | None) -> None:
         """With tensors as pointers and torch's number of threads as the last argument."""

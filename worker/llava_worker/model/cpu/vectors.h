@@ -178,3 +178,14 @@ INLINE i32x16 dot4(i32x16 acc, u8x64 w, int32_t a) {
   return acc;
 #endif
 }
+
+// acc[i] += p[2i] a[0] + p[2i + 1] a[1], numbers in bf16, two to a lane.
+INLINE f32x16 dot2(f32x16 acc, u32x16 p, uint32_t a) {
+#ifdef __AVX512BF16__
+  return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)p, (__m512bh)_mm512_set1_epi32(int(a)));
+#else
+  u32x16 both = u32x16{} + a;
+  acc += (f32x16)(p << 16) * (f32x16)(both << 16);
+  return acc + (f32x16)(p & 0xffff0000u) * (f32x16)(both & 0xffff0000u);
+#endif
+}

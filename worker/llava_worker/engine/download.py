@@ -1,25 +1,13 @@
-"""Between host and device so that nobody waits: what goes up is copied from pinned memory when the device
-comes to it, and what comes back is waited for only when it is read. On a CPU nothing is copied."""
+"""From the device to the host, waited for only where it is read. On a CPU nothing is copied."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-__all__ = ["Download", "upload"]
-
-
-def upload(values: Items[Any] | NDArray[Any], dtype: DTypeLike, device: torch.device) -> Tensor:
-    """The values on the device. A plain ``.to(device)`` would wait for all that the device has to do."""
-    tensor = torch.from_numpy(np.asarray(values, dtype=dtype))
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+__all__ = ["Download"]
 
 
 class Download:
