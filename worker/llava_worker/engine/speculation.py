@@ -71,7 +71,7 @@ class Speculation:
         """After the step, which took the model so long: what drafts came to, and their blocks back."""
         if self._drafter is None:
             return
-        if all(_is_decode(chunk) for chunk in chunks):
+        if len(results) == len(chunks) and all(chunk.end - chunk.start == 1 for chunk in chunks):
             self._drafter.time(sum(chunk.num_tokens for chunk in chunks), seconds)
         for result in results:
             sequence, num_drafted = result.chunk.sequence, len(result.chunk.drafts)
