@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -132,11 +131,6 @@ class BlockManager:
             return False
         sequence.block_table += [self._take() for _ in range(num_new)]
         return True
-
-    def stretch_all(self, sequences: Items[Sequence]) -> bool:
-        """Room for one token more for each; False, and nothing taken, where there is none for all."""
-        num_new = sum(self.num_needed(each.num_tokens + 1) - len(each.block_table) for each in sequences)
-        return num_new <= self.num_free and all(self.stretch(each, 1) for each in sequences)
 
     def trim(self, sequence: Sequence) -> None:
         """Take back the blocks that are beyond the sequence's tokens."""

@@ -16,10 +16,13 @@ class Download:
     def __init__(self, tensors: Items[Tensor]) -> None:
         self._tensors = list(tensors)
         self._arrived: torch.cuda.Event | None = None
-        if self._tensors[0].device.type == "cuda":
+        device = self._tensors[0].device
+        if device.type == "cuda":
             self._tensors = [_begin(tensor) for tensor in tensors]
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+            self._arrived.record(
+                torch.cuda.current_stream(device)
+            )  # which need not be the process's first GPU
 
     def wait(self) -> list[Tensor]:
         """On the host, once they are there; not for what the device was told after."""

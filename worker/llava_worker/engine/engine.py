@@ -103,8 +103,12 @@ class Engine:
 
     @property
     def is_overlapping(self) -> bool:
-        """Whether steps are launched ahead where they can be."""
+        """Whether steps are launched ahead where they can be. May change between two steps."""
         return self._pipeline.is_overlapping
+
+    @is_overlapping.setter
+    def is_overlapping(self, value: bool) -> None:
+        self._pipeline.is_overlapping = value
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence. Raises SequenceRefused, with nothing taken, for one that can't be served."""

@@ -63,7 +63,7 @@ class Pipeline:
         self._scheduler = scheduler
         self._speculation = speculation
         self._blocks = blocks
-        self.is_overlapping = is_overlapping  # may change between two steps
+        self.is_overlapping = is_overlapping
         self._ahead: Flight | None = None
         self._began = 0.0  # when the device came to the step that is due, by ``time.perf_counter``
 

@@ -129,12 +129,12 @@ class Scheduler:
     def schedule_ahead(self, sequences: list[Sequence]) -> list[Chunk]:
         """A step of ``sequences``, all that will run then, by the token that each of them gets meanwhile.
 
-        Empty, with nothing taken, where the next step may be another one: somebody waits and may be taken on,
-        or blocks are too short for all.
+        Empty where the next step may be another one: somebody waits and may be taken on, or there are not
+        blocks for all. Who got one then has it early; whoever ends meanwhile gives it back.
         """
         if self.waiting and len(sequences) < self._max_num_sequences:
             return []
-        if not self._blocks.stretch_all(sequences):
+        if not all(self._blocks.stretch(each, 1) for each in sequences):
             return []
         return [Chunk(each, each.num_tokens, each.num_tokens + 1, is_ahead=True) for each in sequences]
 
