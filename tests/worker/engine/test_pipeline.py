@@ -6,17 +6,21 @@ import logging
 import queue
 import threading
 from dataclasses import replace
+from pathlib import Path
 
+import llava_worker
 import numpy as np
 import pytest
 import torch
 from llava_worker.engine import StepOutput
+from llava_worker.engine.load import load_engine
 from llava_worker.engine.runner import ModelRunner
 from llava_worker.engine_thread import EngineThread
 
 from tests.worker.checkpoints import Prompt, random_prompt
 from tests.worker.engine.drafters import Scripted
 
+TINY = Path(llava_worker.__file__).parent / "tiny"
 LENGTH = 10
 BIAS = ((40, 100.0), (41, 100.0), (42, 100.0))
 SAMPLINGS = [
@@ -281,3 +285,9 @@ def test_what_a_stopped_thread_told_goes_on_elsewhere_token_for_token(
     assert first == wanted[:3]
     rest = make_sequence(prompts[0], output_ids=first)
     assert run(make_engine(eos_ids=frozenset()), [rest])["one"] == wanted
+
+
+def test_a_cpu_which_is_host_and_device_in_one_never_launches_ahead() -> None:
+    engine, _ = load_engine(TINY, device="cpu", kv_cache_bytes=32 << 20, is_overlapping=True)
+
+    assert not engine.is_overlapping
