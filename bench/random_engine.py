@@ -85,6 +85,7 @@ def make_engine(
         context_length=context,
         max_num_sequences=max_num_sequences,
         max_batch_tokens=max_batch_tokens,
+        is_overlapping=device.type == "cuda",
     )
 
 

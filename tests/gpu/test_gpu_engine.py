@@ -85,6 +85,48 @@ def test_in_fp32_the_tokens_are_those_of_a_cpu(exact, is_recording: bool) -> Non
     }
 
 
+@pytest.mark.parametrize("is_recording", [True, False])
+def test_steps_launched_ahead_give_the_tokens_of_steps_that_are_read_first(is_recording: bool) -> None:
+    options = {"precision": "fp32", "device": "cuda", "is_recording": is_recording}
+    ahead, engine = answers(num_tokens=NUM_TOKENS, **options)
+    in_turn, other = answers(num_tokens=NUM_TOKENS, is_overlapping=False, **options)
+
+    assert engine.is_overlapping and not other.is_overlapping
+    assert {name: [(each.token_id, each.finish) for each in outputs] for name, outputs in ahead.items()} == {
+        name: [(each.token_id, each.finish) for each in outputs] for name, outputs in in_turn.items()
+    }
+
+
+def test_nothing_waits_for_the_device_while_a_step_is_launched_ahead() -> None:
+    """Whatever sampling asks for: torch raises where something would wait."""
+    engine, info = load_engine(TINY, kv_cache_bytes=64 << 20, device="cuda", is_speculating=False)
+    launch, launched = engine._runner.launch, []
+
+    def watched(chunks, *, after=None):
+        torch.cuda.set_sync_debug_mode("default" if after is None else "error")
+        try:
+            flight = launch(chunks, after=after)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        launched.append(after is not None)
+        return flight
+
+    engine._runner.launch = watched
+    samplings = [
+        Sampling(),
+        Sampling(num_logprobs=3),
+        Sampling(temperature=0.8, top_p=0.9, top_k=50, min_p=0.01, seed=1),
+        Sampling(temperature=0.8, logit_bias=((5, 1.0), (6, -1.0)), min_tokens=4, seed=2),
+    ]
+    for sequence, sampling in zip(sequences(info, num_tokens=NUM_TOKENS), samplings, strict=False):
+        sequence.sampling = sampling
+        engine.add(sequence)
+    while engine.num_sequences:
+        engine.step()
+
+    assert sum(launched) > NUM_TOKENS // 2
+
+
 @pytest.mark.parametrize("precision", NEAR)
 def test_likely_first_tokens_are_about_as_likely_as_on_a_cpu_in_fp32(exact, precision: str) -> None:
     if precision not in precisions_on(torch.device("cuda:0")):

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     cuda_graphs: Literal["auto", "off"] = Field(
         "auto", description="Give a GPU decoding and pictures as recordings where they can be recorded."
     )
+    overlap: Literal["auto", "off"] = Field(
+        "auto", description="Give a GPU its next step before the tokens of the one before are read."
+    )
     vision_cache_mb: int = Field(
         256, ge=0, description="Most memory for pictures already encoded, MiB; 0 keeps none."
     )

@@ -120,6 +120,7 @@ def _open_folder(folder: Path, settings: Settings, on_progress: Progress) -> Mod
             kv_cache_dtype=settings.kv_cache_dtype,
             is_speculating=settings.speculation == "auto",
             is_recording=settings.cuda_graphs == "auto",
+            is_overlapping=settings.overlap == "auto",
             vision_cache_bytes=settings.vision_cache_mb << 20,
             num_threads=settings.threads,
             tensor_parallel=settings.tensor_parallel,

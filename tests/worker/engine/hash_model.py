@@ -15,7 +15,7 @@ import torch
 from llava_worker.engine import Sequence
 from llava_worker.engine.blocks import BlockCopy
 from llava_worker.engine.clock import StepClock
-from llava_worker.engine.runner import Choice, StepResult
+from llava_worker.engine.flight import Choice, Flight, StepResult
 from llava_worker.engine.scheduler import Chunk
 from llava_worker.engine.speculation import count_accepted
 from llava_worker.engine.vision_cache import VisionCache
@@ -54,20 +54,27 @@ class HashRunner:
             for row in range(copy.num_rows):
                 self._slots[copy.destination * size + row] = self._slots[copy.source * size + row]
 
-    def run(self, chunks: Items[Chunk]) -> list[StepResult]:
+    def launch(self, chunks: list[Chunk], *, after: Flight | None = None) -> Flight:
         written: dict[int, int] = {}
-        results = [self._compute(chunk, written) for chunk in chunks]
+        before = (
+            {} if after is None else {each.chunk.sequence: each.choices[0].token_id for each in after.read()}
+        )
+        computed = [self._compute(chunk, written, before.get(chunk.sequence)) for chunk in chunks]
         self._slots.update(written)  # only now: no row of a pass reads what another row of it writes
-        return [result for result in results if result is not None]
+        results = [result for result in computed if result is not None]
+        return Flight(chunks, lambda: results, token_ids=torch.zeros(len(results)))
 
     def forget(self, sequence: Sequence) -> None:
         pass
 
-    def _compute(self, chunk: Chunk, written: dict[int, int]) -> StepResult | None:
+    def _compute(self, chunk: Chunk, written: dict[int, int], ahead: int | None) -> StepResult | None:
         sequence, size = chunk.sequence, self.cache.block_size
         for image in sequence.images_within(chunk.start, chunk.end):
             self._look_at(sequence, image.content)
         names = names_of(sequence)
+        if chunk.is_ahead:
+            assert len(names) == chunk.start
+            names.append(0 if ahead is None else ahead)
         slots = [block * size + row for block in sequence.block_table for row in range(size)]
         seen = [self._slots[slot] for slot in slots[: chunk.start]]
         for position, name in enumerate((*names[chunk.start : chunk.end], *chunk.drafts), chunk.start):
@@ -78,13 +85,16 @@ class HashRunner:
             return None
         first = len(seen) - len(chunk.drafts)
         chosen = [choose(seen[:end], sequence.sampling.seed) for end in range(first, len(seen) + 1)]
-        told = [self._unless_broken(sequence, index, token_id) for index, token_id in enumerate(chosen)]
+        place = chunk.end - len(sequence.prompt_ids)
+        told = [
+            self._unless_broken(sequence, index, token_id) for index, token_id in enumerate(chosen, place)
+        ]
         num_gained = count_accepted(chunk.drafts, told) + 1
         return StepResult(chunk, [Choice(token_id) for token_id in told[:num_gained]])
 
     def _unless_broken(self, sequence: Sequence, index: int, token_id: int) -> int | None:
         breaks_at = self._breaks_at.get(sequence.seq_id)
-        return token_id if breaks_at is None or len(sequence.output_ids) + index < breaks_at else None
+        return token_id if breaks_at is None or index < breaks_at else None
 
     def _look_at(self, sequence: Sequence, content: str) -> None:
         name = (sequence.cache_scope, content)

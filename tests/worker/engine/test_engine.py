@@ -103,7 +103,10 @@ def test_aborting_in_the_queue_or_twice_or_nobody_is_no_error(make_engine, make_
     assert engine.num_sequences == 1
 
 
-def test_a_sequence_that_breaks_ends_alone(make_engine, make_sequence, run, model, prompt) -> None:
+@pytest.mark.parametrize("is_overlapping", [False, True])
+def test_a_sequence_that_breaks_ends_alone(
+    make_engine, make_sequence, run, model, prompt, is_overlapping: bool
+) -> None:
     rng = np.random.default_rng(8)
     others = [random_prompt(rng, num_images=1) for _ in range(3)]
     expected = [run(make_engine(), [make_sequence(other)])["one"] for other in others]
@@ -111,7 +114,7 @@ def test_a_sequence_that_breaks_ends_alone(make_engine, make_sequence, run, mode
     broken = Prompt([1, 5, poison, 9, 9, 9, 9, 9])
     healthy = model.language_model.embed_tokens.weight[poison].clone()
     model.language_model.embed_tokens.weight[poison] = torch.nan
-    engine = make_engine(num_blocks=40)
+    engine = make_engine(num_blocks=40, is_overlapping=is_overlapping)
     try:
         engine.add(make_sequence(broken, seq_id="broken"))
         for index, other in enumerate(others):

@@ -24,9 +24,9 @@ class Onlooker(ModelRunner):
         super().__init__(*parts)
         self.seen: list[list[tuple[str, int, int]]] = []
 
-    def run(self, chunks: list[Chunk], *more: Any) -> Any:
+    def launch(self, chunks: list[Chunk], **more: Any) -> Any:
         self.seen.append([(chunk.sequence.seq_id, chunk.start, chunk.end) for chunk in chunks])
-        return super().run(chunks, *more)
+        return super().launch(chunks, **more)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from tests.worker.engine.grammar_kit import (
 NUM_SEEDS = 2
 NUM_FREE = 6
 
-MakeEngine = Callable[[], Engine]
+MakeEngine = Callable[..., Engine]
 MakeSequence = Callable[..., Sequence]
 
 
@@ -58,7 +58,7 @@ def new_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
     return partial(make_engine, make_model(tmp_path_factory.mktemp("wide"), torch.float64))
 
 
-def make_engine(model: Llava) -> Engine:
+def make_engine(model: Llava, *, is_overlapping: bool = False) -> Engine:
     """Sixteen at once, steps short enough for long prompts to come in parts."""
     text = model.config.text_config
     cache = ExactKVCache(
@@ -76,6 +76,7 @@ def make_engine(model: Llava) -> Engine:
         context_length=1000,
         max_num_sequences=16,
         max_batch_tokens=40,
+        is_overlapping=is_overlapping,
     )
 
 
@@ -143,7 +144,7 @@ def test_answers_without_a_grammar_do_not_notice_those_with_one(
     unbroken: dict[str, Answer], new_engine: MakeEngine, new_sequence: MakeSequence
 ) -> None:
     free = [name for name in unbroken if name.startswith("free")]
-    alone = answers_of(new_engine(), [new_sequence(name) for name in free])
+    alone = answers_of(new_engine(is_overlapping=True), [new_sequence(name) for name in free])
     assert len(free) == NUM_FREE
     for name in free:
         assert alone[name].token_ids == unbroken[name].token_ids
@@ -157,7 +158,9 @@ def test_another_worker_continues_each_from_the_middle_as_the_first_would_have(
     for name, answer in unbroken.items():
         if not name.startswith("free") and len(answer.token_ids) > 2:
             cut[name] = answer.token_ids[: rng.randrange(1, len(answer.token_ids))]
-    continued = answers_of(new_engine(), [new_sequence(name, cut[name]) for name in sorted(cut)])
+    continued = answers_of(
+        new_engine(is_overlapping=True), [new_sequence(name, cut[name]) for name in sorted(cut)]
+    )
     assert len(cut) > 80
     for name in cut:
         assert continued[name].token_ids == unbroken[name].token_ids, name

@@ -34,8 +34,11 @@ from tests.worker.engine.workloads import (
 NUM_HASHED, NUM_COMPUTED = 1000, 120
 
 
+@pytest.mark.parametrize("is_overlapping", [False, True], ids=["", "ahead"])
 @pytest.mark.parametrize("seed", range(NUM_HASHED))
-def test_a_workload_without_tensors_keeps_every_token_and_every_block(seed: int) -> None:
+def test_a_workload_without_tensors_keeps_every_token_and_every_block(
+    seed: int, is_overlapping: bool
+) -> None:
     rng = random.Random(seed)
     questions = make_questions(rng, rng.randint(2, 8))
     arrivals = make_arrivals(rng, questions, rng.randint(4, 16), can_break=True)
@@ -56,6 +59,7 @@ def test_a_workload_without_tensors_keeps_every_token_and_every_block(seed: int)
         max_batch_tokens=shape["max_batch_tokens"],
         is_sharing_prefixes=rng.random() < 0.9,
         drafter=HalfRightDrafter(rng, answers) if rng.random() < 0.3 else None,
+        is_overlapping=is_overlapping,
         now=traffic.now,
     )
 
@@ -108,6 +112,7 @@ def test_a_workload_of_a_real_model_keeps_every_token_and_every_block(
         over=micro,
         vision_cache_bytes=rng.choice([0, 300, 1 << 20]),
         drafter=HalfRightDrafter(rng, expected) if rng.random() < 0.3 else None,
+        is_overlapping=seed % 2 == 1,
         now=traffic.now,
         **shape,
     )

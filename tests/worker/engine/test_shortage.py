@@ -29,9 +29,9 @@ def short_of(most_sequences: int, *, never: str = "") -> type[ModelRunner]:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return computed
 
-        def run(self, chunks):
+        def launch(self, chunks, **more):
             self.latest = chunks
-            return super().run(chunks)
+            return super().launch(chunks, **more)
 
     return ShortRunner
 

@@ -83,6 +83,28 @@ def test_no_more_is_drafted_than_the_answer_may_have(make_engine, make_sequence,
         assert [drafted for drafted, _ in drafter.learnt] == ([limit - 2] if limit > 2 else [])
 
 
+class Timed(Scripted):
+    """Keeps what it is told of steps' times."""
+
+    def __init__(self, *answers: object) -> None:
+        super().__init__(*answers)
+        self.times: list[tuple[int, bool]] = []
+
+    def time(self, num_tokens: int, seconds: float) -> None:
+        self.times.append((num_tokens, seconds > 0))
+
+
+@pytest.mark.parametrize("is_overlapping", [False, True])
+def test_the_drafter_learns_how_long_each_step_took_that_only_decodes(
+    make_engine, make_sequence, prompt, answer, is_overlapping: bool
+) -> None:
+    drafter = Timed({"one": answer[:9]})  # and no drafts after that
+    engine = make_engine(eos_ids=frozenset(), drafter=drafter, is_overlapping=is_overlapping)
+    outputs_of(engine, make_sequence(prompt, max_new_tokens=LENGTH))
+
+    assert drafter.times == [(9, True)] + [(1, True)] * (LENGTH - 10)
+
+
 def test_a_stop_string_inside_of_right_drafts_cuts_the_text_where_it_did(
     make_engine, make_sequence, prompt
 ) -> None:

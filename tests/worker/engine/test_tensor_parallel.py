@@ -47,13 +47,17 @@ def prompts() -> dict[str, Prompt]:
 def test_every_logit_of_prompts_and_answers_is_that_of_one_process(
     folder: Path, pair: Pair, make_engine: Callable, make_sequence: Callable, prompts: dict[str, Prompt]
 ) -> None:
-    """Chunked prompts with and without pictures, decoded together; then again, over what is shared."""
+    """Chunked prompts with and without pictures, decoded together, by two ranks in steps launched ahead; then
+    again, over what is shared."""
 
     def sequences() -> list:
         return [make_sequence(prompt, seq_id=name, ignore_eos=True) for name, prompt in prompts.items()]
 
     whole = load(folder)
-    engines = [make_engine(over=model, runner=LoggingRunner, num_blocks=96) for model in (whole, pair.model)]
+    engines = [
+        make_engine(over=model, runner=LoggingRunner, num_blocks=96, is_overlapping=model is pair.model)
+        for model in (whole, pair.model)
+    ]
     for _ in range(2):
         one, two = (logits_of(engine, sequences()) for engine in engines)
         assert one.keys() == two.keys()

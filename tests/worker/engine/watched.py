@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from llava_worker.engine.flight import Flight
 from llava_worker.engine.runner import ModelRunner
 from llava_worker.engine.scheduler import Chunk
 from llava_worker.model.config import read_config, read_image_config
@@ -32,19 +33,19 @@ class WatchedRunner(ModelRunner):
         self.computed: list[tuple[str, int, torch.Tensor]] = []  # (seq_id, position, [vocab])
         self.kinds: set[str] = set()
 
-    def run(self, chunks: list[Chunk], *rest: object) -> list:
+    def launch(self, chunks: list[Chunk], **rest: object) -> Flight:
         is_long = [chunk.end - chunk.start > 1 for chunk in chunks]
         if any(is_long) and not all(is_long):
             self.kinds.add("mixed")
         if any(not chunk.is_last for chunk in chunks):
             self.kinds.add("chunked")
-        results = super().run(chunks, *rest)
+        flight = super().launch(chunks, **rest)
         packed = sorted(chunks, key=lambda chunk: chunk.end - chunk.start > 1)
         places = [(chunk.sequence.seq_id, at) for chunk in packed for at in range(chunk.start, chunk.end)]
         positions, logits = self.model.latest
         assert positions == [at for _, at in places]
         self.computed += [(*place, row) for place, row in zip(places, logits, strict=True)]
-        return results
+        return flight
 
 
 def load(folder: Path, tower: Path | None = None) -> WatchedLlava:

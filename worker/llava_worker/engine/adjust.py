@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llava_worker.engine.steering import Steering
+from llava_worker.model.upload import upload
 
 __all__ = ["adjust"]
 
@@ -22,8 +23,8 @@ def adjust(logits: Tensor, steered: Items[tuple[int, int, Steering]]) -> None:
     biased = [(row, steering) for row, _, steering in steered if len(steering.bias_ids)]
     if biased:
         where = _where(logits, [(row, steering.bias_ids) for row, steering in biased])
-        bias = torch.from_numpy(np.concatenate([steering.bias for _, steering in biased]))
-        logits.index_put_(where, bias.to(logits), accumulate=True)
+        bias = np.concatenate([steering.bias for _, steering in biased])
+        logits.index_put_(where, upload(bias, logits.device), accumulate=True)
     early = [
         (row, steering.end_ids)
         for row, position, steering in steered
@@ -38,9 +39,9 @@ def adjust(logits: Tensor, steered: Items[tuple[int, int, Steering]]) -> None:
 
 def _rule_out(logits: Tensor, early: Items[tuple[int, NDArray[np.int64]]]) -> None:
     """No end yet, but where a grammar leaves nothing else."""
-    rows = [row for row, _ in early]
+    rows = upload(np.array([row for row, _ in early]), logits.device)
     before = logits[rows]
-    logits.index_put_(_where(logits, early), logits.new_tensor(-torch.inf))
+    logits.index_put_(_where(logits, early), logits.new_full((), -torch.inf))
     after = logits[rows]
     logits[rows] = after.where(after.amax(-1, keepdim=True) > -torch.inf, before)
 
@@ -49,10 +50,10 @@ def _penalise(logits: Tensor, penalised: Items[tuple[int, Steering]]) -> None:
     where = _where(logits, [(row, steering.ids) for row, steering in penalised])
     lengths = [len(steering.ids) for _, steering in penalised]
     samplings = [steering.sampling for _, steering in penalised]
-    counts = torch.from_numpy(np.concatenate([steering.counts for _, steering in penalised])).to(logits)
+    counts = upload(np.concatenate([steering.counts for _, steering in penalised]), logits.device)
 
     def of_each(values: Items[float]) -> Tensor:
-        return torch.from_numpy(np.repeat(np.array(values, dtype=np.float32), lengths)).to(logits)
+        return upload(np.repeat(np.array(values, dtype=np.float32), lengths), logits.device)
 
     repetition = of_each([max(s.repetition_penalty, _LEAST_REPETITION_PENALTY) for s in samplings])
     values = logits[where]
@@ -66,4 +67,4 @@ def _where(logits: Tensor, pieces: Items[tuple[int, NDArray[np.int64]]]) -> tupl
     """(rows, columns) of the tokens that each row names."""
     rows = np.repeat([row for row, _ in pieces], [len(ids) for _, ids in pieces])
     columns = np.concatenate([ids for _, ids in pieces])
-    return torch.from_numpy(rows).to(logits.device), torch.from_numpy(columns).to(logits.device)
+    return upload(rows, logits.device), upload(columns, logits.device)

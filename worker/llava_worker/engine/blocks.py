@@ -60,6 +60,10 @@ class BlockManager:
         """Blocks that can be had at once, cached ones included."""
         return len(self._free) + len(self._cached)
 
+    def is_holding(self, sequence: Sequence) -> bool:
+        """Whether the sequence has blocks; it has from its admission until it ends or is preempted."""
+        return sequence in self._holders
+
     def num_needed(self, num_tokens: int) -> int:
         """Blocks that hold ``num_tokens`` tokens."""
         return -(-num_tokens // self.block_size)

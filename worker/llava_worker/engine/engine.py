@@ -6,6 +6,8 @@
                            sequence that is due one
            postprocess     append, finish, free
 
+The first three are the `Pipeline`'s, which may have launched the next step before this one is read.
+
 It is not thread-safe: one thread owns it and calls everything.
 """
 
@@ -18,13 +20,14 @@ from collections.abc import Callable, Iterator
 from llava_worker.engine.admission import Admission
 from llava_worker.engine.blocks import BlockManager
 from llava_worker.engine.drafter import Drafter
+from llava_worker.engine.flight import Choice, StepResult
 from llava_worker.engine.output import EngineStats, Finish, StepOutput
 from llava_worker.engine.picture_queue import PictureQueue
-from llava_worker.engine.runner import Choice, ModelRunner, StepResult
+from llava_worker.engine.pipeline import Pipeline
+from llava_worker.engine.runner import ModelRunner
 from llava_worker.engine.sampling_limits import SamplingLimits
 from llava_worker.engine.scheduler import Chunk, Scheduler
 from llava_worker.engine.sequence import Sequence, SequenceRefused
-from llava_worker.engine.shortage import run_in_memory
 from llava_worker.engine.speculation import Speculation
 from llava_worker.engine.steering import Steering
 from llava_worker.engine.tally import Tally
@@ -49,9 +52,11 @@ class Engine:
         max_batch_tokens: int,
         is_sharing_prefixes: bool = True,
         drafter: Drafter | None = None,
+        is_overlapping: bool = False,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Without a ``drafter`` a step gives a sequence one token. Deadlines are times of ``now``, in s."""
+        """Without a ``drafter`` a step gives a sequence one token. One that ``is_overlapping`` launches steps
+        ahead; it tells the same. Deadlines are times of ``now``, in s."""
         cache = runner.cache
         capacity = cache.num_blocks * cache.block_size
         if context_length > capacity:
@@ -78,6 +83,9 @@ class Engine:
         self._speculation = Speculation(
             drafter, self._blocks, context_length=context_length, max_batch_tokens=max_batch_tokens
         )
+        self._pipeline = Pipeline(
+            runner, self._scheduler, self._speculation, self._blocks, is_overlapping=is_overlapping
+        )
         self._sequences: dict[str, Sequence] = {}
         self._complete: list[StepOutput] = []  # ended on arrival; told in the next step
         self._now = now
@@ -93,6 +101,15 @@ class Engine:
     def is_recorded(self) -> bool:
         """Whether steps that only decode run from recordings."""
         return self._runner.graphs is not None
+
+    @property
+    def is_overlapping(self) -> bool:
+        """Whether steps are launched ahead where they can be. May change between two steps."""
+        return self._pipeline.is_overlapping
+
+    @is_overlapping.setter
+    def is_overlapping(self, value: bool) -> None:
+        self._pipeline.is_overlapping = value
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence. Raises SequenceRefused, with nothing taken, for one that can't be served."""
@@ -118,24 +135,18 @@ class Engine:
     def step(self) -> list[StepOutput]:
         """One forward pass; the news of every sequence that has any."""
         outputs, self._complete = self._complete, []
-        with self.clock("schedule"):
-            outputs += self._end_overdue()
-            plan = self._scheduler.schedule()
-            chunks = self._speculation.extend(plan.chunks, num_spare=len(self._scheduler.running))
+        outputs += self._end_overdue()
         for sequence, output in self._pictures.step():
             self._end(sequence)
             outputs.append(output)
-        if not chunks:
+        step = self._pipeline.next()
+        if step is None:
             return outputs
-        began = time.perf_counter()
-        self._runner.copy(plan.copies)
-        results = run_in_memory(self._runner, chunks)
-        seconds = time.perf_counter() - began
         with self.clock("postprocess"):
-            self._tally.count(chunks, results)
-            self._settle(chunks)
-            outputs += [output for result in results for output in self._postprocess(result)]
-            self._speculation.settle(chunks, results, seconds)
+            self._tally.count(step.chunks, step.results)
+            self._settle(step.chunks)
+            outputs += [output for result in step.results for output in self._postprocess(result)]
+            self._speculation.settle(step.chunks, step.results, step.seconds)
         return outputs
 
     def stats(self) -> EngineStats:

@@ -54,6 +54,7 @@ def load_engine(
     kv_cache_dtype: str = "auto",
     is_speculating: bool = True,
     is_recording: bool = True,
+    is_overlapping: bool = True,
     vision_cache_bytes: int = 256 << 20,
     block_size: int | None = None,
     num_threads: int | None = None,
@@ -66,16 +67,14 @@ def load_engine(
 ) -> tuple[Engine, ModelInfo]:
     """Load the checkpoint in ``folder`` and make an engine around it.
 
-    ``precision`` is auto or one of PRECISIONS; ``device`` auto or a torch device. The KV cache
-    takes at most ``kv_cache_bytes`` (None: a share of what is free beside the weights), no more than
-    ``max_num_sequences`` full contexts need, and no more than the largest step leaves, which is found by
-    making it. ``kv_cache_dtype`` is auto, the precision's own, or int8; ``block_size`` None is what attention
-    wants. ``is_speculating`` guesses answers ahead where that pays, ``is_recording`` records steps on a GPU.
-    ``tensor_parallel`` ranks share the decoder; a thread calls ``on_lost_rank`` with the device if one ends.
+    ``precision`` is auto or one of PRECISIONS; ``device`` auto or a torch device. The KV cache takes at most
+    ``kv_cache_bytes`` (None: a share of what is free beside the weights), no more than ``max_num_sequences``
+    full contexts need, and what the largest step leaves. ``block_size`` None is what attention wants.
+    ``is_speculating`` guesses answers ahead where that pays; on a GPU ``is_recording`` records steps and
+    ``is_overlapping`` launches them ahead. A thread calls ``on_lost_rank`` if one of several ranks ends.
 
-    Raises CheckpointError for a folder that can't be served, ValueError for a wrong setting, and of these
-    MemoryShort if the model does not fit, before anything is loaded where that can be known, and WarmupError
-    if it fails at its first step.
+    Raises CheckpointError for a folder that can't be served and ValueError for a wrong setting, of these
+    MemoryShort for a model that does not fit, and WarmupError for one that fails at its first step.
     """
     _set_threads(num_threads, tensor_parallel)
     memory = _Memory(kv_cache_bytes, kv_cache_dtype, vision_cache_bytes)
@@ -101,6 +100,7 @@ def load_engine(
         max_num_sequences=max_num_sequences,
         max_batch_tokens=max_batch_tokens,
         drafter=PromptLookup() if is_speculating else None,
+        is_overlapping=is_overlapping and plan.device.type == "cuda",
     )
     return engine, replace(info, weights_s=weights_s, warmup_s=watch.lap())
 

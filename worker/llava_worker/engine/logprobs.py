@@ -7,15 +7,18 @@ model thought, not how a token was chosen.
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llava_worker.engine.batch import PromptRows
 from llava_worker.engine.output import TokenLogprobs
 from llava_worker.model.llava import Llava
+from llava_worker.model.upload import upload
 
-__all__ = ["Logprobs", "tell_prompts"]
+__all__ = ["Logprobs", "Picked", "tell_prompts"]
 
 ROWS_AT_ONCE = 64  # of a prompt: with a vocabulary of 32,000 they are 8 MB of logits, all of 4096 half a GB
 
@@ -29,17 +32,31 @@ class Logprobs:
         """Logits fp32 [rows, vocab]; ``num_top`` alternatives for each of ``rows``."""
         self._rows = rows
         self._num_top = num_top
-        self._values = logits[list(rows)].log_softmax(-1).clamp(min=LEAST_LOGPROB)
+        self._places = upload(np.array(rows), logits.device)
+        self._values = logits[self._places].log_softmax(-1).clamp(min=LEAST_LOGPROB)
 
-    def of(self, token_ids: Tensor) -> dict[int, TokenLogprobs]:
-        """By row; ``token_ids`` [all rows] are those chosen."""
-        chosen = self._values.gather(-1, token_ids[list(self._rows)][:, None])[:, 0].tolist()
-        width = min(max(self._num_top), self._values.shape[-1])
-        top = self._values.topk(width, dim=-1)
-        values, ids = top.values.tolist(), top.indices.tolist()
+    def pick(self, token_ids: Tensor) -> Picked:
+        """Those to be told; ``token_ids`` [all rows] are those chosen."""
+        chosen = self._values.gather(-1, token_ids[self._places][:, None])[:, 0]
+        top = self._values.topk(min(max(self._num_top), self._values.shape[-1]), dim=-1)
+        return Picked(self._rows, self._num_top, (chosen, top.values, top.indices))
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """``tensors``, still on the device: the chosen tokens' log-probabilities [rows], then the likeliest ones
+    and their tokens [rows, most]."""
+
+    rows: Rows[int]
+    num_top: Rows[int]
+    tensors: tuple[Tensor, Tensor, Tensor]
+
+    def tell(self, chosen: Tensor, values: Tensor, ids: Tensor) -> dict[int, TokenLogprobs]:
+        """By row, from the same tensors on the host."""
+        top = zip(self.rows, self.num_top, chosen.tolist(), ids.tolist(), values.tolist(), strict=True)
         return {
-            row: TokenLogprobs(chosen[i], tuple(zip(ids[i][:num], values[i][:num], strict=True)))
-            for i, (row, num) in enumerate(zip(self._rows, self._num_top, strict=True))
+            row: TokenLogprobs(logprob, tuple(zip(of_ids[:num], of_values[:num], strict=True)))
+            for row, num, logprob, of_ids, of_values in top
         }
 
 
@@ -55,4 +72,5 @@ def tell_prompts(model: Llava, hidden: Tensor, places: Rows[PromptRows]) -> None
             told = place.sequence.prompt_ids[first : first + num]
             num_top = [place.sequence.sampling.num_logprobs or 0] * num
             logprobs = Logprobs(model.logits(hidden[row : row + num]), range(num), num_top)
-            place.sequence.prompt_logprobs += logprobs.of(torch.tensor(told, device=hidden.device)).values()
+            picked = logprobs.pick(torch.tensor(told, device=hidden.device))
+            place.sequence.prompt_logprobs += picked.tell(*picked.tensors).values()

@@ -1,11 +1,14 @@
-"""One step of the model: chunks of sequences in, tokens or a failure for each that is due some out."""
+"""One step of the model: chunks of sequences in, tokens or a failure for each that is due some out.
+
+The host only gives orders here. It waits for the device where a step is read, and in one with grammars
+or embeddings.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -13,14 +16,13 @@ from torch import Tensor
 
 from llava_worker.engine.batch import Batch, Placement
 from llava_worker.engine.blocks import BlockCopy
+from llava_worker.engine.chosen import Chosen
 from llava_worker.engine.clock import StepClock
-from llava_worker.engine.logprobs import Logprobs, tell_prompts
-from llava_worker.engine.masks import MaskMaker, Masks
-from llava_worker.engine.output import FailureCode, TokenLogprobs
-from llava_worker.engine.sampler import Draw, sample
+from llava_worker.engine.flight import Flight, StepResult, landed
+from llava_worker.engine.logprobs import tell_prompts
+from llava_worker.engine.masks import MaskMaker
 from llava_worker.engine.scheduler import Chunk
 from llava_worker.engine.sequence import Pixels, Sequence
-from llava_worker.engine.speculation import count_accepted
 from llava_worker.engine.unit_vector import unit_vectors
 from llava_worker.engine.vision_cache import PictureName, VisionCache
 from llava_worker.model.attention import AttentionBackend
@@ -30,35 +32,11 @@ from llava_worker.model.llava import Llava
 from llava_worker.model.picture import PicturePlan
 from llava_worker.model.upload import upload
 
-__all__ = ["Choice", "ModelRunner", "StepResult"]
+__all__ = ["ModelRunner"]
 
 # Tiles that go through the vision tower at once: enough to fill the machine, little enough that its
 # activations stay small beside the weights.
 MAX_TILES_AT_ONCE = 16
-_NO_TOKEN = -1  # so that one copy from the device tells all
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """``token_id`` is None where the sequence cannot go on: its grammar failed or there was no memory for it,
-    as ``error`` tells, or the model's answer was not a number."""
-
-    token_id: int | None
-    logprobs: TokenLogprobs | None = None  # where the sequence asks for them
-    error: str | None = None
-    error_code: FailureCode = "invalid_request"
-    vector: bytes | None = None  # of an embedding, whose token is not wanted
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """The tokens that the chunk's sequence gains, in order: one, and one more for each draft that was right.
-
-    A None among them is the last.
-    """
-
-    chunk: Chunk
-    choices: list[Choice]
 
 
 class ModelRunner:
@@ -89,14 +67,21 @@ class ModelRunner:
                 self.model.ranks.tell_copy(first, target, copy.num_rows)
                 self.cache.copy_rows(first + rows, target + rows)
 
+    def run(self, chunks: list[Chunk]) -> list[StepResult]:
+        """Compute the chunks and wait for it; as ``launch``."""
+        return self.launch(chunks).read()
+
     @torch.inference_mode()
-    def run(self, chunks: Items[Chunk]) -> list[StepResult]:
-        """Compute the chunks; a result for each that reaches its sequence's last token.
+    def launch(self, chunks: list[Chunk], *, after: Flight | None = None) -> Flight:
+        """Tell the device to compute the chunks. Behind the step ``after`` all of them must be ahead: it need
+        not be over, and gives them its tokens on the device.
 
         Raises torch.OutOfMemoryError, after which the same can be tried again with fewer.
         """
         with self.clock("prepare"):
             batch = Batch.build(chunks, block_size=self.cache.block_size, device=self.model.device)
+            if after is not None:
+                batch = replace(batch, token_ids=after.token_ids_for(batch.sampled))
         masks = self._masks.begin(_row_sequences(batch.sampled), self.model.config.text_config.vocab_size)
         hidden = None
         try:
@@ -107,10 +92,12 @@ class ModelRunner:
             if masks is not None:
                 masks.wait()  # the same sequences may come again at once, if memory was short
         if not batch.sampled:
-            return []
+            return landed(chunks, [])
         with self.clock("sample"):
-            results = _choose(logits, batch.sampled, masks)
-            return results if hidden is None else _with_vectors(results, hidden)
+            # An embedding's row is followed by nothing, so its vector may be waited for.
+            vectors = {} if hidden is None else _vectors(batch.sampled, hidden)
+            chosen = Chosen(logits, batch.sampled, masks, vectors)
+        return Flight(chunks, chosen.results, batch.sampled, chosen.token_ids)
 
     @torch.inference_mode()
     def embed_pictures(self, sequences: Items[Sequence]) -> list[bytes | None]:
@@ -216,66 +203,19 @@ class _Picture:
     plan: PicturePlan
 
 
-def _choose(logits: Tensor, chunks: list[Chunk], masks: Masks | None) -> list[StepResult]:
-    """Logits [rows, vocab]: of each chunk those after its sequence's last token and after each draft."""
-    is_sound = logits.amax(-1).isfinite()  # a NaN anywhere in a row is the row's maximum
-    logits.masked_fill_(~is_sound[:, None], 0)
-    logprobs = _logprobs(logits, chunks)
-    errors = {} if masks is None else masks.apply(logits)
-    token_ids = sample(logits, [draw for chunk in chunks for draw in _draws(chunk)])
-    told = {} if logprobs is None else logprobs.of(token_ids)
-    choices = iter(
-        [
-            Choice(token_id if token_id >= 0 and row not in errors else None, told.get(row), errors.get(row))
-            for row, token_id in enumerate(token_ids.where(is_sound, _NO_TOKEN).tolist())
-        ]
-    )
-    results = []
-    for chunk in chunks:
-        own = list(islice(choices, 1 + len(chunk.drafts)))
-        num_accepted = count_accepted(chunk.drafts, [choice.token_id for choice in own])
-        results.append(StepResult(chunk, own[: num_accepted + 1]))
-    return results
-
-
 def _has_embeddings(chunks: Items[Chunk]) -> bool:
     return any(chunk.sequence.is_embedding for chunk in chunks)
 
 
-def _with_vectors(results: list[StepResult], hidden: Tensor) -> list[StepResult]:
-    """The results with the embeddings' vectors; hidden [rows, hidden] of the rows that are sampled."""
-    asking = [result for result in results if result.chunk.sequence.is_embedding]
-    if not asking:
-        return results
-    sequences = _row_sequences([result.chunk for result in results])
-    rows = [row for row, sequence in enumerate(sequences) if sequence.is_embedding]  # one each: no drafts
-    for result, vector in zip(asking, unit_vectors(hidden[rows]), strict=True):
-        # Without a token: what is not a number has failed in its logits already.
-        result.choices[:] = [replace(choice, vector=vector) for choice in result.choices]
-    return results
+def _vectors(chunks: Items[Chunk], hidden: Tensor) -> dict[int, bytes | None]:
+    """Of embeddings, by row; hidden [rows, hidden] of the rows that are sampled."""
+    rows = [row for row, sequence in enumerate(_row_sequences(chunks)) if sequence.is_embedding]
+    return dict(zip(rows, unit_vectors(hidden[rows]), strict=True)) if rows else {}
 
 
-def _row_sequences(chunks: list[Chunk]) -> list[Sequence]:
+def _row_sequences(chunks: Items[Chunk]) -> list[Sequence]:
     """Whose each row of logits is."""
     return [chunk.sequence for chunk in chunks for _ in range(1 + len(chunk.drafts))]
-
-
-def _draws(chunk: Chunk) -> list[Draw]:
-    """One after the sequence's last token and one after each draft, as if those before were right."""
-    sequence = chunk.sequence
-    if sequence.steering is not None:
-        sequence.steering.advance(sequence.output_ids)
-    position = len(sequence.output_ids)
-    return [
-        Draw(sequence.sampling, position + index, sequence.steering) for index in range(1 + len(chunk.drafts))
-    ]
-
-
-def _logprobs(logits: Tensor, chunks: list[Chunk]) -> Logprobs | None:
-    """Of those who ask, taken before anything changes the logits; None if nobody does."""
-    num_top = [chunk.sequence.sampling.num_logprobs for chunk in chunks for _ in range(1 + len(chunk.drafts))]
-    asking = {row: number for row, number in enumerate(num_top) if number is not None}
-    return Logprobs(logits, list(asking), list(asking.values())) if asking else None
 
 
 def _name(place: Placement) -> PictureName:

@@ -18,6 +18,7 @@ from llava_worker.engine.adjust import adjust
 from llava_worker.engine.sequence import Sampling
 from llava_worker.engine.steering import Steering
 from llava_worker.engine.truncation import truncate
+from llava_worker.model.upload import upload
 
 __all__ = ["Draw", "sample", "uniform"]
 
@@ -45,7 +46,8 @@ def sample(logits: Tensor, draws: Rows[Draw]) -> Tensor:
     rows = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0]
     if rows:
         chosen = [draws[row] for row in rows]
-        token_ids[rows] = _draw(logits[rows], chosen)
+        places = upload(np.array(rows), logits.device)
+        token_ids[places] = _draw(logits[places], chosen)
     return token_ids
 
 
@@ -80,12 +82,12 @@ def _draw(logits: Tensor, draws: Rows[Draw]) -> Tensor:
     temperatures = [
         min(max(draw.sampling.temperature, _LEAST_TEMPERATURE), _MOST_TEMPERATURE) for draw in draws
     ]
-    temperature = torch.tensor(temperatures, device=device)[:, None]
+    temperature = upload(np.array(temperatures, dtype=np.float32), device)[:, None]
     scaled = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0: a tiny temperature is safe
     probabilities = truncate(scaled.double().softmax(-1), [draw.sampling for draw in draws])
     cumulative = probabilities.cumsum(-1)
     points = uniform([draw.sampling.seed for draw in draws], [draw.position for draw in draws])
-    targets = torch.from_numpy(points).to(device)[:, None] * cumulative[:, -1:]
+    targets = upload(points, device)[:, None] * cumulative[:, -1:]
     token_ids = torch.searchsorted(cumulative, targets, right=True)[:, 0]
     # Rounding can push a target onto the total: then the last token of positive probability is meant.
     last = logits.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(-1)

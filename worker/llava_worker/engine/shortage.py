@@ -10,18 +10,19 @@ import logging
 
 import torch
 
-from llava_worker.engine.runner import Choice, ModelRunner, StepResult
+from llava_worker.engine.flight import Choice, Flight, StepResult, landed
+from llava_worker.engine.runner import ModelRunner
 from llava_worker.engine.scheduler import Chunk
 
-__all__ = ["run_in_memory"]
+__all__ = ["launch_in_memory"]
 
 logger = logging.getLogger(__name__)
 
 
-def run_in_memory(runner: ModelRunner, chunks: list[Chunk]) -> list[StepResult]:
-    """As ``runner.run``, with a failure for each sequence whose chunk does not fit even alone."""
+def launch_in_memory(runner: ModelRunner, chunks: list[Chunk]) -> Flight:
+    """As ``runner.launch``, with a failure for each sequence whose chunk does not fit even alone."""
     try:
-        return runner.run(chunks)
+        return runner.launch(chunks)
     except torch.OutOfMemoryError as error:
         reason = str(error)
     # Outside of the handler, whose traceback keeps the failed step's tensors alive.
@@ -29,7 +30,9 @@ def run_in_memory(runner: ModelRunner, chunks: list[Chunk]) -> list[StepResult]:
     if len(chunks) == 1:
         logger.error("seq_id=%s: a step of it alone finds no memory: %s", chunks[0].sequence.seq_id, reason)
         told = "the worker's memory is too short for it: try again later, or ask for less"
-        return [StepResult(chunks[0], [Choice(None, error=told, error_code="internal_error")])]
+        failure = Choice(None, error=told, error_code="internal_error")
+        return landed(chunks, [StepResult(chunks[0], [failure])])
     logger.warning("a step of %d sequences finds no memory, trying halves: %s", len(chunks), reason)
     half = len(chunks) // 2
-    return [*run_in_memory(runner, chunks[:half]), *run_in_memory(runner, chunks[half:])]
+    parts = (launch_in_memory(runner, part).read() for part in (chunks[:half], chunks[half:]))
+    return landed(chunks, [result for part in parts for result in part])

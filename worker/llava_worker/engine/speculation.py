@@ -22,7 +22,7 @@ from llava_worker.engine.scheduler import Chunk
 from llava_worker.engine.sequence import Sequence
 
 if TYPE_CHECKING:
-    from llava_worker.engine.runner import StepResult
+    from llava_worker.engine.flight import StepResult
 
 __all__ = ["MOST_IN_STEP", "Speculation", "count_accepted", "is_draftable"]
 
@@ -51,18 +51,27 @@ class Speculation:
         extended = []
         for chunk in chunks:
             if _is_decode(chunk) and num_left > 0 and is_draftable(chunk.sequence):
-                most = min(num_left, self._room(chunk.sequence))
+                most = min(num_left, self.room(chunk.sequence))
                 drafts = self._drafter.propose(chunk.sequence, most=most, num_rows=num_rows) if most else ()
                 chunk = replace(chunk, drafts=self._seat(chunk.sequence, tuple(drafts)[:most], num_spare))
                 num_left -= len(chunk.drafts)
             extended.append(chunk)
         return extended
 
+    def has_guess(self, sequences: Items[Sequence]) -> bool:
+        """Whether one of them is likely to get drafts in the step after the next, by what is known of it now.
+
+        Asked before that step is launched without any.
+        """
+        if self._drafter is None:
+            return False
+        return any(self._drafter.propose(each, most=1, num_rows=len(sequences)) for each in sequences)
+
     def settle(self, chunks: Items[Chunk], results: Items[StepResult], seconds: float) -> None:
         """After the step, which took the model so long: what drafts came to, and their blocks back."""
         if self._drafter is None:
             return
-        if all(_is_decode(chunk) for chunk in chunks):
+        if len(results) == len(chunks) and all(chunk.end - chunk.start == 1 for chunk in chunks):
             self._drafter.time(sum(chunk.num_tokens for chunk in chunks), seconds)
         for result in results:
             sequence, num_drafted = result.chunk.sequence, len(result.chunk.drafts)
@@ -70,8 +79,8 @@ class Speculation:
                 self._drafter.learn(sequence, num_drafted=num_drafted, num_accepted=len(result.choices) - 1)
                 self._blocks.trim(sequence)
 
-    def _room(self, sequence: Sequence) -> int:
-        """Drafts that could all be accepted: one more token is chosen after them."""
+    def room(self, sequence: Sequence) -> int:
+        """Tokens that the answer can have after its next one, so drafts that could all be accepted."""
         num_wanted = sequence.max_new_tokens - len(sequence.output_ids)
         return max(min(num_wanted, self._context_length - sequence.num_tokens) - 1, 0)
 

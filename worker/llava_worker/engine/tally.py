@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from llava_worker.engine.runner import StepResult
+from llava_worker.engine.flight import StepResult
 from llava_worker.engine.scheduler import Chunk
 
 __all__ = ["Tally"]

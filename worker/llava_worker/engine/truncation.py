@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llava_worker.engine.sequence import Sampling
+from llava_worker.model.upload import upload
 
 __all__ = ["truncate"]
 
@@ -25,7 +27,8 @@ def truncate(probabilities: Tensor, samplings: Rows[Sampling]) -> Tensor:
         probabilities = _keep_min_p(probabilities, [sampling.min_p for sampling in samplings])
     if rows:
         probabilities = probabilities.clone()
-        probabilities[rows] = _keep_top(probabilities[rows], [samplings[row] for row in rows])
+        places = upload(np.array(rows), probabilities.device)
+        probabilities[places] = _keep_top(probabilities[places], [samplings[row] for row in rows])
     return probabilities
 
 
@@ -35,7 +38,7 @@ def _is_sorting(sampling: Sampling) -> bool:
 
 def _keep_min_p(probabilities: Tensor, min_ps: Rows[float]) -> Tensor:
     """Keep tokens at least ``min_p`` times as likely as the most likely one."""
-    share = torch.tensor(min_ps, device=probabilities.device, dtype=probabilities.dtype)[:, None]
+    share = upload(np.array(min_ps), probabilities.device)[:, None]
     return probabilities.where(probabilities >= share * probabilities.amax(-1, keepdim=True), 0)
 
 
@@ -45,15 +48,17 @@ def _keep_top(probabilities: Tensor, samplings: Rows[Sampling]) -> Tensor:
     What is as likely as the last one kept is kept too, so that it does not matter how a sort orders equals.
     """
     device, vocab_size = probabilities.device, probabilities.shape[-1]
-    top_k = torch.tensor([min(s.top_k, vocab_size) or vocab_size for s in samplings], device=device)
+    top_k = upload(np.array([min(s.top_k, vocab_size) or vocab_size for s in samplings]), device)
     # Infinity, because rounding must not cut the end of a row that keeps all.
     top_ps = [s.top_p if s.top_p < 1 else torch.inf for s in samplings]
-    top_p = torch.tensor(top_ps, device=device, dtype=probabilities.dtype)
-    likeliest = probabilities.topk(min(_NUM_LIKELIEST, vocab_size), dim=-1).values
+    top_p = upload(np.array(top_ps), device)
+    # Whether few suffice is known only to the device, and asking would wait for it: a GPU looks at all.
+    num_looked_at = min(_NUM_LIKELIEST, vocab_size) if device.type == "cpu" else vocab_size
+    likeliest = probabilities.topk(num_looked_at, dim=-1).values
     # A mass that only a longer list tells: infinity is never reached.
     mass = probabilities.sum(-1).where(top_k == vocab_size, torch.inf)
     least, is_known = _least_kept(likeliest, top_k, top_p, mass)
-    if not is_known.all():  # flat distributions: worth looking at every token
+    if num_looked_at < vocab_size and not is_known.all():  # flat distributions: worth looking at every token
         rows = (~is_known).nonzero()[:, 0]
         ordered = probabilities[rows].sort(dim=-1, descending=True).values
         least[rows], _ = _least_kept(ordered, top_k[rows], top_p[rows], ordered.sum(-1))
