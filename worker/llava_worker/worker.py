@@ -19,10 +19,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from llava_wire import Assignment, ErrorCode, Grammar, Heartbeat, JobConsumer, JobError, Order
+from llava_wire import Assignment, Grammar, Heartbeat, JobConsumer, Order
 
 from llava_worker.answer import Answer, make_sequence
-from llava_worker.engine.grammar_source import GrammarRefused
+from llava_worker.compiling import NotCompiled, compiled
 from llava_worker.engine.sequence import Sequence
 from llava_worker.engine_thread import EXIT_BROKEN, Engine, EngineThread, News
 from llava_worker.places import takes_guest, urgency
@@ -31,7 +31,6 @@ from llava_worker.tokenizer import TextTokenizer
 from llava_worker.waiting import wait_until_set
 
 if TYPE_CHECKING:
-    from llava_worker.engine.grammar import Grammar as CompiledGrammar
     from llava_worker.engine.grammars import Grammars
 
 __all__ = ["LEAVE_TIMEOUT_S", "Worker"]
@@ -188,26 +187,13 @@ class Worker:
     async def _add_with_grammar(self, answer: Answer, sequence: Sequence, grammar: Grammar) -> None:
         """Add the sequence once its grammar is compiled, unless the job is gone by then."""
         try:
-            sequence.grammar = await asyncio.to_thread(self._compile, grammar)
-        except GrammarRefused as refused:
-            field = "tools" if grammar.kind == "tools" else "response_format"
-            self._fail(answer, ErrorCode.INVALID_REQUEST, refused.sentence(grammar.kind), field)
-        except Exception:  # nobody awaits this task, and a job must end
-            logger.exception("job_id=%s: its grammar cannot be compiled", answer.assignment.job.job_id)
-            self._fail(answer, ErrorCode.INTERNAL_ERROR, "the grammar could not be compiled")
+            sequence.grammar = await compiled(self._grammars, grammar, answer.assignment.job)
+        except NotCompiled as failed:
+            answer.fail(failed.error)
+            self._release(answer)
+            self._has_news.set()
         if self._by_sequence.get(sequence.seq_id) is answer:
             self._engine.add(sequence)
-
-    def _fail(self, answer: Answer, code: ErrorCode, message: str, param: str | None = None) -> None:
-        answer.fail(JobError(code=code, message=message, param=param))
-        self._release(answer)
-        self._has_news.set()
-
-    def _compile(self, grammar: Grammar) -> CompiledGrammar:
-        """Blocks. Raises GrammarRefused."""
-        if self._grammars is None:
-            raise GrammarRefused(f"model {self._heartbeat.model!r} answers freely only")
-        return self._grammars.compile(grammar.kind, grammar.text)
 
     def _take_news(self, news: list[News]) -> None:
         for item in news:
