@@ -9,6 +9,7 @@ one there is no model, and the next order may come.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import sys
@@ -196,8 +197,10 @@ class ModelHost:
 
 
 def _release_memory() -> None:
-    """Gives back what nobody holds: objects in circles first, then what torch keeps in reserve."""
+    """Gives back what nobody holds: objects in circles first, then what glibc and torch keep in reserve."""
     gc.collect()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # other C libraries have none
+        trim(0)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
