@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from llava_server.completion_writer import _Cursor, _name
+from llava_wire import TokenScore
 
 from tests.server.conftest import Stack
 from tests.server.sse_lines import chunks_of
@@ -91,3 +93,10 @@ def test_an_older_worker_must_not_run_an_echo_but_all_else(stack: Stack) -> None
     echoed, plain = (assignment.job for assignment in stack.worker.assignments[-2:])
     assert (echoed.is_echoed, echoed.version) == (True, 2)
     assert (plain.is_echoed, plain.version) == (False, 1)
+
+
+def test_parts_of_a_character_have_names_of_their_own_and_count_as_one() -> None:
+    cursor, parts = _Cursor(), [b"a", b"\xc3", b"\xa9", b"b"]
+    assert [cursor.move(part) for part in parts] == [0, 1, 1, 2]
+    names = [_name(TokenScore(5, part, 0.0)) for part in (*parts, "é".encode(), b"")]
+    assert names == ["a", "bytes:\\xc3", "bytes:\\xa9", "b", "é", "token_id:5"]

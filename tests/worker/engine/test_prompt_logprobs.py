@@ -103,7 +103,9 @@ def test_a_prompt_in_the_prefix_cache_is_computed_again_and_shared_after(
 
 def test_two_that_come_together_do_not_wait_for_each_other(make_engine, scored: Scored, reference) -> None:
     token_ids = words(40)
-    outputs = told(make_engine(num_blocks=128), *(scored(token_ids, name, max_new_tokens=1) for name in "ab"))
+    engine = make_engine(num_blocks=128, max_batch_tokens=512)
+    outputs = told(engine, *(scored(token_ids, name, max_new_tokens=1) for name in "ab"))
+    assert engine.stats().num_steps_total == 1
     for name in "ab":
         assert_is_the_references(reference, token_ids, outputs[name][0], 1)
 
@@ -130,10 +132,11 @@ def test_one_that_is_preempted_in_mid_prompt_is_told_once(
 
 
 def test_who_wants_no_token_hears_only_of_its_prompt(make_engine, scored: Scored, reference) -> None:
-    token_ids = words(20)
-    drafter = Scripted({"one": [5] * 8})  # has nothing to draft for it
+    token_ids = words(17)  # so that the last step looks like one that decodes
+    drafter = Scripted({"one": [5] * 8})
     (output,) = told(make_engine(drafter=drafter), scored(token_ids, max_new_tokens=0))["one"]
     assert (output.token_id, output.finish) == (None, "length")
+    assert drafter.learnt == []  # nothing was drafted
     assert_is_the_references(reference, token_ids, output, 1)
 
 
