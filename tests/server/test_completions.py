@@ -106,6 +106,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"max_tokens": 0}, "max_tokens", "got 0"),
     ({"min_tokens": 17}, "min_tokens", "only 16"),
     ({"prompt": "x" * (1024 * 1024 + 1)}, "prompt", "1048576"),
+    ({"prompt": "refuse context_length_exceeded"}, "prompt", "scripted failure"),
 ]
 
 
