@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from .async_client import AsyncClient
+from .batches import Batch, BatchCounts, BatchIssue, BatchResult, batch_request
 from .client import Client
 from .conversation import AsyncConversation, Conversation
 from .errors import (
@@ -39,7 +40,7 @@ from .images import ImageInput
 from .request import ChatOptions, user_message
 from .retries import RetryPolicy
 from .stream import AsyncStream, Stream
-from .types import Answer, Choice, Model, TokenLogprob, TokenScore, ToolCall, Usage
+from .types import Answer, Choice, Embeddings, Model, TokenLogprob, TokenScore, ToolCall, Usage
 
 __all__ = [
     "APIConnectionError",
@@ -52,12 +53,17 @@ __all__ = [
     "AsyncStream",
     "AuthenticationError",
     "BadRequestError",
+    "Batch",
+    "BatchCounts",
+    "BatchIssue",
+    "BatchResult",
     "ChatOptions",
     "Choice",
     "Client",
     "ConfigurationError",
     "ConflictError",
     "Conversation",
+    "Embeddings",
     "FORMATS",
     "FormatName",
     "ImageError",
@@ -76,5 +82,6 @@ __all__ = [
     "TokenScore",
     "ToolCall",
     "Usage",
+    "batch_request",
     "user_message",
 ]

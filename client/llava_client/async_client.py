@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
 
+from . import calls
 from .base_client import DEFAULT_MAX_RETRIES, DEFAULT_TIMEOUT, BaseClient
+from .batches import Batch, BatchRequests, BatchResult, batch_file, lacks_model, read_results
+from .calls import Call
 from .connection import Connection
 from .conversation import AsyncConversation
 from .errors import LlavaError, connection_errors, status_error
 from .images import Images
 from .request import ChatOptions, chat_body
-from .response import read_answer, read_default_model, read_models
+from .response import read_answer
 from .retries import RetryPolicy, Tries
 from .stream import AsyncStream
-from .types import Answer, Model
+from .types import Answer, Embeddings, Model
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -102,15 +106,78 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
 
     async def models(self) -> list[Model]:
         """The models that the server has now. Raises APIConnectionError, APIError."""
-
-        async def attempt() -> list[Model]:
-            return read_models(await self._http.send(self._models_request()))
-
-        return await self._retrying(attempt)
+        return await self._call(calls.models())
 
     def conversation(self, *, image: Images = None, **options: Unpack[ChatOptions]) -> AsyncConversation:
         """A talk of several turns with the same options; ``image`` goes with the first question."""
         return AsyncConversation(self, image=image, options=options)
+
+    async def embed(
+        self, text: str | Sequence[str] | None = None, *, image: Images = None, model: str | None = None
+    ) -> Embeddings:
+        """The vectors of texts, or of pictures; arguments and errors as ``Client.embed``."""
+        body = await asyncio.to_thread(calls.embedding_body, text, image, model)
+        return await self._call(calls.embed(await self._with_model(body)))
+
+    async def tokenize(
+        self,
+        text: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        model: str | None = None,
+    ) -> list[int]:
+        """Token ids; arguments and errors as ``Client.tokenize``."""
+        body = calls.tokens_body(text, messages, model)
+        return await self._call(calls.tokenize(await self._with_model(body)))
+
+    async def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
+        """The text of token ids; errors as ``Client.detokenize``."""
+        body = calls.detokenize_body(tokens, model)
+        return await self._call(calls.detokenize(await self._with_model(body)))
+
+    async def retrieve_answer(self, answer_id: str) -> Answer:
+        """An answer under way or over; errors as ``Client.retrieve_answer``."""
+        return await self._call(calls.retrieve_answer(answer_id))
+
+    async def delete_answer(self, answer_id: str) -> None:
+        """Cancel and forget an answer; errors as ``Client.delete_answer``."""
+        await self._call(calls.delete_answer(answer_id))
+
+    async def submit_batch(
+        self, requests: BatchRequests, *, metadata: Mapping[str, str] | None = None
+    ) -> Batch:
+        """Have many chats answered; arguments and errors as ``Client.submit_batch``."""
+        requests = requests if isinstance(requests, (str, bytes, os.PathLike)) else list(requests)
+        model = await self._model() if lacks_model(requests) else None
+        data = await asyncio.to_thread(batch_file, requests, model)
+        file_id = await self._call(calls.upload(data))
+        return (await self._call(calls.create_batch(file_id, metadata))).checked()
+
+    async def retrieve_batch(self, batch_id: str) -> Batch:
+        """How far a batch is; errors as ``Client.retrieve_batch``."""
+        return await self._call(calls.retrieve_batch(batch_id))
+
+    async def cancel_batch(self, batch_id: str) -> Batch:
+        """Stop a batch; errors as ``Client.cancel_batch``."""
+        return await self._call(calls.cancel_batch(batch_id))
+
+    async def follow_batch(self, batch_id: str, *, poll_s: float = 1.0) -> AsyncIterator[Batch]:
+        """The batch now and after each change, until it is over; errors as ``Client.follow_batch``."""
+        seen: Batch | None = None
+        while seen is None or not seen.is_over:
+            if seen is not None:
+                await asyncio.sleep(poll_s)
+            found = await self._call(calls.retrieve_batch(batch_id), self._resume_tries())
+            if found != seen:
+                yield found
+            seen = found
+
+    async def batch_results(self, batch_id: str, *, poll_s: float = 1.0) -> AsyncIterator[BatchResult]:
+        """Wait for the end, then the answers and the errors; errors as ``Client.batch_results``."""
+        *_, batch = [each async for each in self.follow_batch(batch_id, poll_s=poll_s)]
+        for file_id in filter(None, (batch.checked().output_file_id, batch.error_file_id)):
+            for result in read_results(await self._call(calls.download(file_id))):
+                yield result
 
     async def _body(
         self,
@@ -119,18 +186,21 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         messages: Sequence[Mapping[str, Any]] | None,
         options: ChatOptions,
     ) -> dict[str, Any]:
-        body = await asyncio.to_thread(chat_body, question, image, messages, options)
-        if "model" not in body:
-            body["model"] = await self._model()
-        return body
+        return await self._with_model(await asyncio.to_thread(chat_body, question, image, messages, options))
+
+    async def _with_model(self, body: dict[str, Any]) -> dict[str, Any]:
+        return body if "model" in body else {**body, "model": await self._model()}
 
     async def _model(self) -> str:
-        async def attempt() -> str:
-            return read_default_model(await self._http.send(self._models_request()))
-
         if self._default_model is None:
-            self._default_model = await self._retrying(attempt)
+            self._default_model = await self._call(calls.default_model())
         return self._default_model
+
+    async def _call(self, call: Call[T], tries: Tries | None = None) -> T:
+        async def attempt() -> T:
+            return call.read(await self._http.send(self._request(call)))
+
+        return await self._retrying(attempt, tries or self._call_tries(call))
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
         """The beginning of a good answer; its body is still to be read."""

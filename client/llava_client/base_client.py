@@ -8,9 +8,10 @@ from typing import Any, Generic, TypeVar
 
 import httpx2
 
+from .calls import Call
 from .connection import Connection
 from .errors import APIStatusError, LlavaError
-from .request import CHAT_PATH, MODELS_PATH, ChatOptions, answer_path
+from .request import CHAT_PATH, ChatOptions, answer_path
 from .retries import RetryPolicy, Tries
 
 __all__ = ["DEFAULT_MAX_RETRIES", "DEFAULT_TIMEOUT", "BaseClient"]
@@ -53,10 +54,17 @@ class BaseClient(Generic[Http]):
     def _tries(self) -> Tries:
         return Tries(self._retry_policy, self._max_retries)
 
-    def _models_request(self) -> httpx2.Request:
+    def _request(self, call: Call[Any]) -> httpx2.Request:
         return self._http.build_request(
-            "GET", self._connection.url(MODELS_PATH), headers=self._connection.headers, timeout=self._timeout
+            call.method,
+            self._connection.url(call.path),
+            headers=self._connection.headers,
+            timeout=self._timeout,
+            **call.content(),
         )
+
+    def _call_tries(self, call: Call[Any]) -> Tries:
+        return Tries(self._retry_policy, self._max_retries if call.is_repeatable else 0)
 
     def _chat_request(
         self, body: Mapping[str, Any], options: ChatOptions, *, is_stream: bool

@@ -6,23 +6,27 @@ without input or output; only the waiting is here and, awaited, in ``async_clien
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
 
+from . import calls
 from .base_client import DEFAULT_MAX_RETRIES, DEFAULT_TIMEOUT, BaseClient
+from .batches import Batch, BatchRequests, BatchResult, batch_file, lacks_model, read_results
+from .calls import Call
 from .connection import Connection
 from .conversation import Conversation
 from .errors import LlavaError, connection_errors, status_error
 from .images import Images
 from .request import ChatOptions, chat_body
-from .response import read_answer, read_default_model, read_models
+from .response import read_answer
 from .retries import RetryPolicy, Tries
 from .stream import Stream
-from .types import Answer, Model
+from .types import Answer, Embeddings, Model
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -108,20 +112,106 @@ class Client(BaseClient[httpx2.Client]):
 
     def models(self) -> list[Model]:
         """The models that the server has now. Raises APIConnectionError, APIError."""
-        return self._retrying(lambda: read_models(self._http.send(self._models_request())))
+        return self._call(calls.models())
 
     def conversation(self, *, image: Images = None, **options: Unpack[ChatOptions]) -> Conversation:
         """A talk of several turns with the same options; ``image`` goes with the first question."""
         return Conversation(self, image=image, options=options)
 
+    def embed(
+        self, text: str | Sequence[str] | None = None, *, image: Images = None, model: str | None = None
+    ) -> Embeddings:
+        """The vectors of one or more texts, or of one or more pictures; at most 2048 at once.
+
+        Raises TypeError (both, or neither), ImageError, APIConnectionError, APIError.
+        """
+        body = calls.embedding_body(text, image, model)
+        return self._call(calls.embed(self._with_model(body)))
+
+    def tokenize(
+        self,
+        text: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        model: str | None = None,
+    ) -> list[int]:
+        """The token ids of a text, or of a conversation as the model would see it, pictures included.
+
+        Raises TypeError (both, or neither), APIConnectionError, APIError.
+        """
+        body = calls.tokens_body(text, messages, model)
+        return self._call(calls.tokenize(self._with_model(body)))
+
+    def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
+        """The text of token ids; special tokens have none. Raises APIConnectionError, APIError."""
+        body = calls.detokenize_body(tokens, model)
+        return self._call(calls.detokenize(self._with_model(body)))
+
+    def retrieve_answer(self, answer_id: str) -> Answer:
+        """An answer asked for by this key, waited for if it is under way; until five minutes after its end.
+
+        Not with ``n`` above 1. Raises APIConnectionError, APIError: NotFoundError if there is none.
+        """
+        return self._call(calls.retrieve_answer(answer_id))
+
+    def delete_answer(self, answer_id: str) -> None:
+        """Cancel an answer if it is under way, and forget it with all its choices. Raises as above."""
+        self._call(calls.delete_answer(answer_id))
+
+    def submit_batch(self, requests: BatchRequests, *, metadata: Mapping[str, str] | None = None) -> Batch:
+        """Have many chats answered when nobody else waits, within 24 hours; returns when they are stored.
+
+        ``requests`` are made by ``batch_request``, or are a JSONL file, as a path or as its bytes.
+        Raises OSError (no such file), APIConnectionError, APIError; the latter also for a file with wrong
+        lines, by number: then none of them runs.
+        """
+        requests = requests if isinstance(requests, (str, bytes, os.PathLike)) else list(requests)
+        model = self._model() if lacks_model(requests) else None
+        file_id = self._call(calls.upload(batch_file(requests, model)))
+        return self._call(calls.create_batch(file_id, metadata)).checked()
+
+    def retrieve_batch(self, batch_id: str) -> Batch:
+        """How far a batch is. Raises APIConnectionError, APIError: NotFoundError if there is none."""
+        return self._call(calls.retrieve_batch(batch_id))
+
+    def cancel_batch(self, batch_id: str) -> Batch:
+        """Stop a batch; what it has answered stays. Raises as above; ConflictError if it is over."""
+        return self._call(calls.cancel_batch(batch_id))
+
+    def follow_batch(self, batch_id: str, *, poll_s: float = 1.0) -> Iterator[Batch]:
+        """The batch now and after each change, until it is over; looks every ``poll_s`` seconds.
+
+        To stop reading does not stop the batch. Raises as ``retrieve_batch``.
+        """
+        seen: Batch | None = None
+        while seen is None or not seen.is_over:
+            if seen is not None:
+                time.sleep(poll_s)
+            found = self._call(calls.retrieve_batch(batch_id), self._resume_tries())
+            if found != seen:
+                yield found
+            seen = found
+
+    def batch_results(self, batch_id: str, *, poll_s: float = 1.0) -> Iterator[BatchResult]:
+        """Wait for the batch's end; then its answers in the order of the requests, then its errors.
+
+        Raises as ``retrieve_batch``, and APIError for a batch that has failed.
+        """
+        *_, batch = self.follow_batch(batch_id, poll_s=poll_s)
+        for file_id in filter(None, (batch.checked().output_file_id, batch.error_file_id)):
+            yield from read_results(self._call(calls.download(file_id)))
+
     def _with_model(self, body: dict[str, Any]) -> dict[str, Any]:
-        if "model" not in body:
-            if self._default_model is None:
-                self._default_model = self._retrying(
-                    lambda: read_default_model(self._http.send(self._models_request()))
-                )
-            body["model"] = self._default_model
-        return body
+        return body if "model" in body else {**body, "model": self._model()}
+
+    def _model(self) -> str:
+        if self._default_model is None:
+            self._default_model = self._call(calls.default_model())
+        return self._default_model
+
+    def _call(self, call: Call[T], tries: Tries | None = None) -> T:
+        tries = tries or self._call_tries(call)
+        return self._retrying(lambda: call.read(self._http.send(self._request(call))), tries)
 
     def _send(self, request: httpx2.Request) -> httpx2.Response:
         """The beginning of a good answer; its body is still to be read."""

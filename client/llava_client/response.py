@@ -8,16 +8,16 @@ import httpx2
 from pydantic import BaseModel, ValidationError
 
 from .errors import APIError, status_error
-from .types import Answer, ChatCompletion, Model, ModelList
+from .types import Answer, ChatCompletion, EmbeddingList, Embeddings, Model, ModelList
 
-__all__ = ["read_answer", "read_default_model", "read_models"]
+__all__ = ["parsed", "read_answer", "read_default_model", "read_embeddings", "read_models", "succeeded"]
 
 T = TypeVar("T", bound=BaseModel)
 
 
 def read_answer(response: httpx2.Response) -> Answer:
     """The answer of a chat completion. Raises APIError."""
-    completion = _parsed(response, ChatCompletion)
+    completion = parsed(response, ChatCompletion)
     choices = [choice.choice() for choice in sorted(completion.choices, key=lambda choice: choice.index)]
     return Answer(
         text=choices[0].text,
@@ -32,7 +32,7 @@ def read_answer(response: httpx2.Response) -> Answer:
 
 def read_models(response: httpx2.Response) -> list[Model]:
     """The models of a listing, in the server's order. Raises APIError."""
-    return _parsed(response, ModelList).models()
+    return parsed(response, ModelList).models()
 
 
 def read_default_model(response: httpx2.Response) -> str:
@@ -43,11 +43,28 @@ def read_default_model(response: httpx2.Response) -> str:
     return models[0].id
 
 
-def _parsed(response: httpx2.Response, shape: type[T]) -> T:
+def read_embeddings(response: httpx2.Response) -> Embeddings:
+    """The vectors in the order of what was sent. Raises APIError."""
+    told = parsed(response, EmbeddingList)
+    return Embeddings(
+        vectors=tuple(each.vector() for each in sorted(told.data, key=lambda each: each.index)),
+        usage=told.usage,
+        model=told.model,
+        request_id=response.headers.get("x-request-id"),
+    )
+
+
+def succeeded(response: httpx2.Response) -> httpx2.Response:
+    """Itself. Raises APIStatusError."""
     if not response.is_success:
         raise status_error(response)
+    return response
+
+
+def parsed(response: httpx2.Response, shape: type[T]) -> T:
+    """Its body in that shape. Raises APIError."""
     try:
-        return shape.model_validate_json(response.content)
+        return shape.model_validate_json(succeeded(response).content)
     except ValidationError as exc:
         raise APIError(
             f"{response.url} answered with something that is no {shape.__name__}: is the base URL right?",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import array
+import base64
+import sys
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,10 +14,16 @@ __all__ = [
     "ChatChunk",
     "ChatCompletion",
     "Choice",
+    "Deleted",
+    "EmbeddingList",
+    "Embeddings",
+    "FileStored",
     "Model",
     "ModelList",
+    "Text",
     "TokenLogprob",
     "TokenScore",
+    "Tokens",
     "ToolCall",
     "Usage",
 ]
@@ -196,3 +205,60 @@ class ChatChunk(_Value):
     choices: list[_ChunkChoice] = Field(default_factory=list)
     usage: Usage | None = None
     error: Any = None
+
+
+class Embeddings(_Value):
+    """Vectors of length 1, one for each text or picture and in their order: [num inputs][hidden size].
+
+    A text's and a picture's are not comparable with each other.
+    """
+
+    vectors: tuple[tuple[float, ...], ...]
+    usage: Usage | None = None
+    model: str = ""
+    request_id: str | None = None
+
+
+class _Embedding(_Value):
+    index: int = 0
+    embedding: str | tuple[float, ...]
+
+    def vector(self) -> tuple[float, ...]:
+        if not isinstance(self.embedding, str):
+            return self.embedding
+        numbers = array.array("f", base64.b64decode(self.embedding))  # little-endian, 32 bits
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        return tuple(numbers)
+
+
+class EmbeddingList(_Value):
+    """The body of ``POST /v1/embeddings``."""
+
+    data: list[_Embedding]
+    model: str = ""
+    usage: Usage | None = None
+
+
+class Tokens(_Value):
+    """The body of ``POST /tokenize``."""
+
+    tokens: list[int]
+
+
+class Text(_Value):
+    """The body of ``POST /detokenize``."""
+
+    prompt: str
+
+
+class FileStored(_Value):
+    """The body of ``POST /v1/files``."""
+
+    id: str
+
+
+class Deleted(_Value):
+    """The body of a deletion."""
+
+    id: str

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from llava_server.choices import Choices
-from llava_server.errors import ApiError, from_job_error
+from llava_server.errors import ApiError
 from llava_server.images.intake import FittedPicture
 from llava_server.images.refusal import PictureRefused
 from llava_server.metrics import AnswerMeter
@@ -109,17 +109,18 @@ async def open_jobs(
     pixels: Mapping[str, bytes],
     *,
     is_kept: bool = False,
+    field: str | Sequence[str] = "messages",
 ) -> Opened:
-    """The jobs submitted, and the first event of any of them. Who ``is_kept`` outlives its connection.
-    Raises ApiError."""
+    """The jobs submitted, and the first event of any of them. Who ``is_kept`` outlives its connection; an
+    error names the ``field``. Raises ApiError."""
     request.state.job_id = jobs[0].job_id
-    choices = Choices(services_of(request).controller, is_kept=is_kept)
+    choices = Choices(services_of(request).controller, is_kept=is_kept, field=field)
     try:
         await choices.submit(jobs[:1], pixels)
         with span("first event"):
             index, first = await choices.next()
         if first.final is not None and first.final.error is not None:
-            raise from_job_error(first.final.error)
+            raise choices.failure(index, first.final.error)
         # Only now: where the first choice runs, the others find the prompt computed.
         await choices.submit(jobs[1:], pixels)
     except BaseException:

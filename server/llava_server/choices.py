@@ -6,10 +6,11 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from llava_wire import Event, Job, Place
+from llava_wire import Event, Job, JobError, Place
 
 from llava_server.answer import Answer
 from llava_server.controller import Controller
+from llava_server.errors import ApiError, from_job_error
 from llava_server.tracing import span
 
 __all__ = ["Choices"]
@@ -18,8 +19,12 @@ __all__ = ["Choices"]
 class Choices:
     """Read by one coroutine, until every choice had its last event. Who makes it must ``aclose`` it."""
 
-    def __init__(self, controller: Controller, *, is_kept: bool = False) -> None:
+    def __init__(
+        self, controller: Controller, *, is_kept: bool = False, field: str | Sequence[str] = "messages"
+    ) -> None:
+        """``field`` of the request is what the jobs are made of; or each job's own."""
         self._controller = controller
+        self._field = field
         self._is_kept = is_kept
         self._answers: list[Answer] = []
         self._news = asyncio.Event()  # any of the answers got an event
@@ -74,6 +79,10 @@ class Choices:
                 timer.cancel()
             found = self._take()
         return found
+
+    def failure(self, index: int, error: JobError) -> ApiError:
+        """What a choice's failure is to the asker."""
+        return from_job_error(error, self._field if isinstance(self._field, str) else self._field[index])
 
     def _add(self, answer: Answer) -> None:
         self._open.append(len(self._answers))

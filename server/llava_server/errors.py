@@ -173,10 +173,11 @@ def answer_not_found() -> ApiError:
     return ApiError("answer_not_found", "there is no such answer of this key, or its minutes are over")
 
 
-def from_job_error(error: JobError) -> ApiError:
-    """A worker's failure as an answer; every ErrorCode of the wire is a code of this table."""
+def from_job_error(error: JobError, field: str) -> ApiError:
+    """A worker's failure as an answer; every ErrorCode of the wire is a code of this table. ``field`` of the
+    request is what the job was made of."""
     is_about_input = error.code in (ErrorCode.CONTEXT_LENGTH_EXCEEDED, ErrorCode.INVALID_REQUEST)
-    param = error.param or ("messages" if is_about_input else None)
+    param = error.param or (field if is_about_input else None)
     return ApiError(error.code.value, error.message, param=param)
 
 

@@ -90,6 +90,12 @@ class EmbeddingRequest(Strict):
         return only_neutral(value, info, EMBEDDING_REFUSED)
 
     @property
+    def fields(self) -> list[str]:
+        """What each of ``inputs`` is called, for errors."""
+        is_one = not isinstance(self.input, list) or isinstance(self.input[0], int)
+        return ["input"] if is_one else [f"input[{index}]" for index in range(len(self.inputs))]
+
+    @property
     def inputs(self) -> list[EmbeddingInput]:
         """One for each vector."""
         if not isinstance(self.input, list):

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llava_server.choices import Choices
-from llava_server.errors import ApiError, error_bytes, from_job_error
+from llava_server.errors import ApiError, error_bytes
 from llava_server.metrics import Meter
 from llava_server.replies import note_error, request_id_of
 from llava_server.settings import Settings
@@ -103,7 +103,7 @@ async def collect(choices: Choices, first: tuple[int, Event], meters: Sequence[M
     while True:
         meters[index].saw(event)
         if event.final is not None and event.final.error is not None:
-            raise from_job_error(event.final.error)
+            raise choices.failure(index, event.final.error)
         answers[index].add(event)
         if choices.is_over:
             return answers
@@ -171,7 +171,7 @@ class EventStream(Response):
             index, event = await self._next(send)
             self._meters[index].saw(event)
             if event.final is not None and event.final.error is not None:
-                raise from_job_error(event.final.error)
+                raise self._choices.failure(index, event.final.error)
             rest = after(event, self._start)
             # What the reader has is shown to the writer all the same: it follows the whole answer.
             data = self._writer.event(index, rest or event, self._id(event))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from llava_client import Answer, AsyncClient, AsyncConversation, AsyncStream, Client, Model
@@ -22,6 +22,9 @@ class SyncDriver:
         self.models = client.models
         self.stream = client.stream
         self.conversation = client.conversation
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
 
     def close(self) -> None:
         self.client.close()
@@ -47,6 +50,21 @@ class AsyncDriver:
 
     def conversation(self, **options: Any) -> BlockingConversation:
         return BlockingConversation(self.client.conversation(**options), self._loop)
+
+    def __getattr__(self, name: str) -> Any:
+        """Any other method, called; what it yields comes step by step."""
+        method = getattr(self.client, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            made = method(*args, **options)
+            return self._steps(made) if hasattr(made, "__anext__") else self._loop.run_until_complete(made)
+
+        return call
+
+    def _steps(self, iterator: AsyncIterator[Any]) -> Iterator[Any]:
+        ended = object()
+        while (item := self._loop.run_until_complete(anext(iterator, ended))) is not ended:
+            yield item
 
     def close(self) -> None:
         self._loop.run_until_complete(self.client.aclose())

@@ -10,6 +10,9 @@ from llava_client import AsyncClient, Client, RetryPolicy
 
 from tests.client.client_driver import AsyncDriver, Driver, SyncDriver
 from tests.client.scripted_peer import Peer, serving
+from tests.server.conftest import shared_stack, stack, valkey_socket
+
+__all__ = ["shared_stack", "stack", "valkey_socket"]
 
 Connect = Callable[..., Driver]
 

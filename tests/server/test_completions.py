@@ -99,6 +99,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens", "only 0"),
     ({"min_tokens": 17}, "min_tokens", "only 16"),
     ({"prompt": "x" * (1024 * 1024 + 1)}, "prompt", "1048576"),
+    ({"prompt": "refuse context_length_exceeded"}, "prompt", "scripted failure"),
 ]
 
 

@@ -86,7 +86,8 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ("a", {"priority": 1}, "priority"),
     ("a", {"user": "x" * 1025}, "user"),
     ("refuse context_length_exceeded", {}, "input"),
-    (["a", "refuse context_length_exceeded"], {}, "input"),
+    (["a", "refuse context_length_exceeded"], {}, "input[1]"),
+    ([*["a"] * 40, "refuse context_length_exceeded"], {}, "input[40]"),
 ]
 
 

@@ -228,6 +228,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": 3}, "temperature", "got 3"),
     ({"metadata": {"k": 5}}, "metadata.k", "string"),
     ({"model": "gpt-4o"}, "model", "not served"),
+    ({"input": "refuse context_length_exceeded"}, "input", "scripted failure"),
 ]
 
 

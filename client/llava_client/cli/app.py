@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import ask, bench, chat, models, programs, up
+from . import ask, batch, bench, chat, embed, models, programs, up
 from .reporting import EXIT_CODES
 
 __all__ = ["app", "main"]
@@ -23,6 +23,8 @@ app.command("up")(up.up)
 app.command("ask")(ask.ask)
 app.command("chat")(chat.chat)
 app.command("models")(models.models)
+app.command("batch")(batch.batch)
+app.command("embed")(embed.embed)
 app.command("bench")(bench.bench)
 app.command("server", context_settings=_FORWARDED)(programs.server)
 app.command("keys", context_settings=_FORWARDED)(programs.keys)

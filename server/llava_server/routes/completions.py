@@ -44,7 +44,7 @@ async def _open(request: Request) -> tuple[CompletionRequest, Opened]:
     jobs = to_completion_jobs(
         asked, model, tenant=request.state.tenant, ttl_s=services.settings.request_timeout_s
     )
-    return asked, await open_jobs(request, model, jobs, {})
+    return asked, await open_jobs(request, model, jobs, {}, field="prompt")
 
 
 def _parse(raw: bytes) -> CompletionRequest:

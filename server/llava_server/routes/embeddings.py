@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from llava_server.asking import open_jobs, parsed, queue_headers, take_picture
-from llava_server.errors import ApiError
 from llava_server.metrics import AnswerMeter
 from llava_server.openapi import answers_with, body_of
 from llava_server.registry import ServedModel
@@ -49,11 +48,12 @@ async def _create(request: Request) -> Response:
         asked = await parsed(request, raw, lambda body: parse_request(EmbeddingRequest, body))
         _check_sizes(request, asked.inputs)
         model = await services_of(request).registry.find(asked.model)
-        jobs, pixels = await _jobs(request, asked.inputs, model)
+        jobs, pixels = await _jobs(request, asked, model)
     ends: list[Final] = []
     headers: dict[str, str] = {}
     for first in range(0, len(jobs), _AT_ONCE):
-        told, more = await _ends(request, model, jobs[first : first + _AT_ONCE], pixels)
+        some = slice(first, first + _AT_ONCE)
+        told, more = await _ends(request, model, jobs[some], pixels, asked.fields[some])
         headers = headers or told
         ends += more
     num_tokens = sum(end.num_prompt_tokens for end in ends)
@@ -79,16 +79,16 @@ def _check_sizes(request: Request, inputs: list[EmbeddingInput]) -> None:
 
 
 async def _jobs(
-    request: Request, inputs: list[EmbeddingInput], model: ServedModel
+    request: Request, asked: EmbeddingRequest, model: ServedModel
 ) -> tuple[list[Job], dict[str, bytes]]:
     services, tenant = services_of(request), request.state.tenant
     jobs: list[Job] = []
     pixels: dict[str, bytes] = {}
-    for index, each in enumerate(inputs):
+    for field, each in zip(asked.fields, asked.inputs, strict=True):
         prompt: Any = each
         if isinstance(each, ImagePart):
             is_low = each.image_url.detail == "low"
-            wanted = WantedPicture(f"input[{index}].image_url.url", each.image_url.url, is_low)
+            wanted = WantedPicture(f"{field}.image_url.url", each.image_url.url, is_low)
             picture = await take_picture(services, wanted, model, tenant)
             prompt, pixels[picture.ref.digest] = picture.ref, picture.pixels
         ttl_s = services.settings.request_timeout_s
@@ -97,20 +97,16 @@ async def _jobs(
 
 
 async def _ends(
-    request: Request, model: ServedModel, jobs: list[Job], pixels: dict[str, bytes]
+    request: Request, model: ServedModel, jobs: list[Job], pixels: dict[str, bytes], fields: list[str]
 ) -> tuple[dict[str, str], list[Final]]:
     """What to tell of the queue, and the jobs' ends, in their order. Raises ApiError, also if one failed."""
     metrics, arrived_at = services_of(request).metrics, request.state.arrived_at
     meters = [AnswerMeter(metrics, model.name, arrived_at=arrived_at) for _ in jobs]
+    opened = await open_jobs(request, model, jobs, pixels, field=fields)
     try:
-        opened = await open_jobs(request, model, jobs, pixels)
-        try:
-            answers = await collect(opened.choices, opened.first, meters)
-        finally:
-            await opened.choices.aclose()
-    except ApiError as error:
-        error.param = "input" if error.param == "messages" else error.param
-        raise
+        answers = await collect(opened.choices, opened.first, meters)
+    finally:
+        await opened.choices.aclose()
     return queue_headers(opened.choices.place), [answer.last.final for answer in answers if answer.last.final]
 
 

@@ -71,7 +71,7 @@ async def _open(request: Request) -> tuple[ResponseRequest, ResponseWriter, Open
         await choices.aclose()
         return asked, writer, None
     is_kept = idempotency_key(request.headers) is not None
-    return asked, writer, await open_jobs(request, model, [job], pixels, is_kept=is_kept)
+    return asked, writer, await open_jobs(request, model, [job], pixels, is_kept=is_kept, field="input")
 
 
 @router.get(
@@ -103,7 +103,7 @@ async def read_response(
     if stream != "true":
         return JSONResponse(writer.so_far(glimpse.state, glimpse.events))
     settings = services_of(request).settings
-    choices = Choices(services_of(request).controller)
+    choices = Choices(services_of(request).controller, field="input")
     await choices.resume(glimpse.outline, timeout_s=settings.request_timeout_s)
     return EventStream(choices, None, writer, [Unmeasured()], stream_pace(settings))
 

@@ -60,13 +60,13 @@ async def _tokenize(request: Request) -> Response:
         asked, chat = await parsed(request, raw, _parse_tokenize)
         if chat is not None:
             model, jobs, pixels = await chat_jobs(request, chat)
-            job = _counting(jobs[0])
+            job, field = _counting(jobs[0]), "messages"
         else:
             text = asked.prompt or ""
             check_text(len(text.encode()), services_of(request).settings.max_text_kb * 1024, param="prompt")
             model = await services_of(request).registry.find(asked.model)
-            job, pixels = _raw(request, text, model, "tokenize"), {}
-    event = await _told(request, model, job, pixels)
+            job, pixels, field = _raw(request, text, model, "tokenize"), {}, "prompt"
+    event = await _told(request, model, job, pixels, field)
     return JSONResponse(
         {
             "count": len(event.token_ids),
@@ -81,7 +81,7 @@ async def _detokenize(request: Request) -> Response:
     with request.state.body.taken() as raw:
         asked = await parsed(request, raw, lambda body: parse_request(DetokenizeRequest, body))
     model = await services_of(request).registry.find(asked.model)
-    event = await _told(request, model, _raw(request, asked.tokens, model, "detokenize"), {})
+    event = await _told(request, model, _raw(request, asked.tokens, model, "detokenize"), {}, "tokens")
     return JSONResponse({"prompt": event.text})
 
 
@@ -105,8 +105,10 @@ def _counting(job: Job) -> Job:
     return replace(job, job_id=new_job_id("tok"), sampling=sampling, task="tokenize")
 
 
-async def _told(request: Request, model: ServedModel, job: Job, pixels: dict[str, bytes]) -> Event:
+async def _told(
+    request: Request, model: ServedModel, job: Job, pixels: dict[str, bytes], field: str = "messages"
+) -> Event:
     """The one event of such a job."""
-    opened = await open_jobs(request, model, [job], pixels)
+    opened = await open_jobs(request, model, [job], pixels, field=field)
     await opened.choices.aclose()
     return opened.first[1]

@@ -1,0 +1,164 @@
+"""Batches as values: the lines of their file, how far they are, and what came of each line. Pure."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import httpx2
+from pydantic import BaseModel, ConfigDict, Field
+
+from .errors import APIError, api_error
+from .images import Images
+from .request import CHAT_PATH, ChatOptions, chat_body
+from .response import read_answer
+from .types import Answer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = [
+    "Batch",
+    "BatchCounts",
+    "BatchIssue",
+    "BatchRequests",
+    "BatchResult",
+    "batch_file",
+    "batch_request",
+    "lacks_model",
+    "read_results",
+]
+
+BatchRequests: TypeAlias = "str | os.PathLike[str] | bytes | Iterable[Mapping[str, Any]]"
+
+_OVER = frozenset({"completed", "failed", "expired", "cancelled"})
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class BatchCounts(_Value):
+    """Requests of a batch: all, answered, and refused or not come to."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class BatchIssue(_Value):
+    """What is wrong with a batch's file; ``line`` counts from 1."""
+
+    message: str = ""
+    code: str = ""
+    line: int | None = None
+    param: str | None = None
+
+
+class _Issues(_Value):
+    data: tuple[BatchIssue, ...] = ()
+
+
+class Batch(_Value):
+    """A batch as it was when the server was asked; the names are OpenAI's, times are Unix seconds."""
+
+    id: str
+    status: str
+    request_counts: BatchCounts = Field(default_factory=BatchCounts)
+    errors: _Issues | None = None
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    created_at: int | None = None
+    expires_at: int | None = None
+    metadata: dict[str, str] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing changes any more: completed, failed, expired or cancelled."""
+        return self.status in _OVER
+
+    @property
+    def issues(self) -> tuple[BatchIssue, ...]:
+        """Why the file was refused, the first 50; empty unless ``status`` is "failed"."""
+        return self.errors.data if self.errors else ()
+
+    def checked(self) -> Batch:
+        """Itself. Raises APIError if it has failed: then none of its requests has a result."""
+        if self.status != "failed":
+            return self
+        why = "; ".join(
+            f"line {each.line}: {each.message}" if each.line else each.message for each in self.issues[:3]
+        )
+        raise APIError(f"{self.id} has failed: {why or 'its input file is gone'}", body=self.model_dump())
+
+
+class BatchResult(_Value):
+    """What came of one request: its ``answer``, or the ``error`` in place of it.
+
+    ``raw`` is the line of the server's file.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    custom_id: str
+    answer: Answer | None = None
+    error: APIError | None = None
+    raw: dict[str, Any]
+
+
+def batch_request(
+    custom_id: str,
+    question: str | None = None,
+    *,
+    image: Images = None,
+    messages: Sequence[Mapping[str, Any]] | None = None,
+    **options: Unpack[ChatOptions],
+) -> dict[str, Any]:
+    """One request for ``Client.submit_batch``; the other arguments, and what is raised, as ``Client.chat``.
+
+    ``custom_id`` names its result and is the batch's only one of that name.
+    """
+    body = chat_body(question, image, messages, options)
+    return {"custom_id": custom_id, "method": "POST", "url": CHAT_PATH, "body": body}
+
+
+def lacks_model(requests: BatchRequests) -> bool:
+    """Whether a request names no model; a file is sent as it is."""
+    if isinstance(requests, (str, os.PathLike, bytes)):
+        return False
+    return any("model" not in request.get("body", {}) for request in requests)
+
+
+def batch_file(requests: BatchRequests, model: str | None) -> bytes:
+    """The JSONL to upload; ``model`` is for requests that name none. Raises OSError."""
+    if isinstance(requests, bytes):
+        return requests
+    if isinstance(requests, (str, os.PathLike)):
+        return Path(requests).read_bytes()
+    named = ({**each, "body": {"model": model, **each.get("body", {})}} for each in requests)
+    return b"".join(json.dumps(each, ensure_ascii=False).encode() + b"\n" for each in named)
+
+
+def read_results(data: bytes) -> Iterator[BatchResult]:
+    """The lines of an output or error file, in their order."""
+    for line in data.splitlines():
+        yield _result(json.loads(line))
+
+
+def _result(raw: dict[str, Any]) -> BatchResult:
+    custom_id, told = str(raw.get("custom_id", "")), raw.get("response")
+    if told is None:
+        return BatchResult(custom_id=custom_id, error=api_error({"error": raw.get("error")}), raw=raw)
+    response = httpx2.Response(
+        told["status_code"],
+        headers={"x-request-id": str(told.get("request_id", ""))},
+        json=told["body"],
+        request=httpx2.Request("POST", CHAT_PATH),
+    )
+    try:
+        return BatchResult(custom_id=custom_id, answer=read_answer(response), raw=raw)
+    except APIError as error:
+        return BatchResult(custom_id=custom_id, error=error, raw=raw)

@@ -1,0 +1,112 @@
+"""What a client asks for beside chats, of a real controller: vectors, tokens, kept answers and batches."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import httpx2
+import pytest
+from llava_client import APIConnectionError, APIError, BadRequestError, Client, NotFoundError, batch_request
+
+from tests.client.client_driver import Driver
+from tests.client.conftest import Connect
+from tests.client.scripted_peer import PNG
+from tests.server.conftest import Stack
+from tests.server.scripted_worker import MODEL
+
+
+@pytest.fixture
+def served(connect: Connect, stack: Stack) -> Driver:
+    return connect(stack.server.url)
+
+
+def test_texts_have_their_vectors_in_their_order(served: Driver) -> None:
+    found = served.embed(["a", "abc"])
+    assert (found.vectors, found.model) == (((1.0, 0.0), (3.0, 0.0)), MODEL)
+    assert found.usage.prompt_tokens == 4
+    assert served.embed("ab").vectors == ((2.0, 0.0),)
+
+
+def test_pictures_have_vectors_as_well(served: Driver) -> None:
+    assert served.embed(image=[PNG, PNG]).vectors == ((0.0, 1.0), (0.0, 1.0))
+
+
+@pytest.mark.parametrize("given", [{}, {"text": "a", "image": PNG}])
+def test_vectors_of_nothing_or_of_both_kinds_are_a_type_error(
+    served: Driver, given: dict[str, object]
+) -> None:
+    with pytest.raises(TypeError, match="either texts or image"):
+        served.embed(**given)
+
+
+def test_a_text_goes_into_tokens_and_back(served: Driver) -> None:
+    tokens = served.tokenize("a red ball")
+    assert tokens == list(b"a red ball")
+    assert served.detokenize(tokens) == "a red ball"
+    assert served.tokenize(messages=[{"role": "user", "content": "hi"}]) == list(b"hi")
+
+
+def test_tokens_of_two_things_or_of_an_unknown_model_are_refused(served: Driver) -> None:
+    with pytest.raises(TypeError, match="either a text or messages"):
+        served.tokenize("a", messages=[])
+    with pytest.raises(NotFoundError):
+        served.detokenize([1], model="other")
+
+
+def test_a_kept_answer_is_retrieved_until_it_is_deleted(served: Driver) -> None:
+    asked = served.chat("say one two", idempotency_key=f"kept-by-this-test-{served.kind}")
+    assert served.retrieve_answer(asked.id).text == "one two"
+    served.delete_answer(asked.id)
+    with pytest.raises(NotFoundError):
+        served.retrieve_answer(asked.id)
+
+
+def test_a_batch_is_followed_to_its_results_in_the_order_of_its_requests(served: Driver) -> None:
+    requests = [batch_request(f"r{number}", f"say {number}") for number in range(5)]
+    requests.insert(2, batch_request("hot", "say no", temperature=9))
+    batch = served.submit_batch((each for each in requests), metadata={"run": "7"})
+    *_, ended = served.follow_batch(batch.id, poll_s=0.02)
+    counts = ended.request_counts
+    assert (ended.status, ended.metadata) == ("completed", {"run": "7"})
+    assert (counts.total, counts.completed, counts.failed) == (6, 5, 1)
+    *good, bad = served.batch_results(batch.id)
+    assert [(each.custom_id, each.answer.text) for each in good] == [(f"r{n}", str(n)) for n in range(5)]
+    assert (bad.custom_id, bad.answer, type(bad.error)) == ("hot", None, BadRequestError)
+    assert bad.error.param == "temperature"
+
+
+def test_a_file_with_a_wrong_line_is_refused_by_its_number(served: Driver, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("\n{broken")
+    with pytest.raises(APIError, match="line 2: "):
+        served.submit_batch(tmp_path / "in.jsonl")
+
+
+def test_a_cancelled_batch_says_of_each_request_that_it_was_cancelled(served: Driver, stack: Stack) -> None:
+    batch = served.submit_batch([batch_request("waits", "silent")])
+    following = served.follow_batch(batch.id, poll_s=0.02)
+    assert not next(following).is_over
+    served.cancel_batch(batch.id)
+    *_, ended = following
+    [result] = served.batch_results(batch.id)
+    assert (ended.status, result.error.code) == ("cancelled", "batch_cancelled")
+    with pytest.raises(NotFoundError):
+        served.retrieve_batch("batch_of_nobody")
+
+
+def test_a_batch_is_never_made_twice_for_want_of_an_answer() -> None:
+    """What may be sent again is: the file."""
+    paths: list[str] = []
+    numbers = itertools.count()
+
+    def behave(request: httpx2.Request) -> httpx2.Response:
+        paths.append(request.url.path)
+        if request.url.path == "/v1/files" and next(numbers):
+            return httpx2.Response(200, json={"id": "file-1"})
+        raise httpx2.ReadError("reset")
+
+    with httpx2.Client(transport=httpx2.MockTransport(behave)) as http:
+        client = Client("http://peer", http_client=http, max_retries=3)
+        with pytest.raises(APIConnectionError):
+            client.submit_batch(b"{}")
+    assert paths == ["/v1/files", "/v1/files", "/v1/batches"]
