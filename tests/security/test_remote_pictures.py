@@ -24,7 +24,7 @@ from tests.security.picture_hosts import (
     moved,
     trusting,
 )
-from tests.server.conftest import Stack
+from tests.server.conftest import Stack, wait_until
 from tests.server.pictures import encoded, part, scene
 
 pytestmark = pytest.mark.anyio
@@ -208,6 +208,9 @@ def test_a_url_is_in_no_log(own_stack: Callable[..., Stack], caplog: pytest.LogC
     caplog.set_level("DEBUG")
     stack = own_stack(image_hosts=NAME)
     stack.chat([part("https://evil.test/canary-in-the-url?key=canary"), {"type": "text", "text": "look"}])
-    lines = [record.getMessage() for record in caplog.records if record.name.startswith("llava_")]
-    assert any("error=invalid_image_url" in line for line in lines)
-    assert not [line for line in lines if "canary" in line]
+
+    def lines() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name.startswith("llava_")]
+
+    wait_until(lambda: any("error=invalid_image_url" in line for line in lines()))  # behind the answer
+    assert not [line for line in lines() if "canary" in line]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from typing import Any
 
 import pytest
 from llava_server.logs import JsonLines
 
-from tests.server.conftest import Stack
+from tests.server.conftest import Stack, wait_until
 
 
 def formatted(message: str, *args: object, **extra: object) -> str:
@@ -53,11 +54,15 @@ def test_a_requests_line_has_its_ids_and_nothing_that_was_said(
     caplog.set_level("INFO")
     response = stack.chat("say canary")
     request_id = response.headers["x-request-id"]
-    (line,) = [
-        json.loads(JsonLines().format(record))
-        for record in caplog.records
-        if getattr(record, "fields", {}).get("request_id") == request_id
-    ]
+
+    def lines() -> list[Any]:
+        return [
+            json.loads(JsonLines().format(record))
+            for record in caplog.records
+            if getattr(record, "fields", {}).get("request_id") == request_id
+        ]
+
+    (line,) = wait_until(lines)  # written behind the answer
     assert (line["route"], line["status"], line["error"]) == ("/v1/chat/completions", 200, "-")
     assert line["job_id"] == response.json()["id"]
     assert "canary" not in json.dumps(line)
