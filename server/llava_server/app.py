@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -40,6 +41,7 @@ from llava_server.services import open_services
 from llava_server.settings import Settings
 from llava_server.streaming import ClientGone
 from llava_server.tracing import TracedRequests, tracing_opened
+from llava_server.validation import parameter_error
 
 __all__ = ["create_app"]
 
@@ -75,6 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
         exception_handlers={
             ApiError: _on_api_error,
             HTTPException: _on_http_exception,
+            RequestValidationError: _on_wrong_parameter,
             ClientGone: _on_client_gone,
         },
         redoc_url=None,
@@ -137,6 +140,13 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     response = error_response(request.scope, refused)
     response.headers.update(error.headers or {})
     return response
+
+
+async def _on_wrong_parameter(request: Request, error: Exception) -> Response:
+    """Of a path or a query; bodies are parsed by us."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    return error_response(request.scope, parameter_error(error.errors()[0]))
 
 
 async def _on_client_gone(_request: Request, _error: Exception) -> Response:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llava_wire import Event, Job, TokenLogprob
+from llava_wire import Event, Job, TokenLogprob, TokenScore
 
 from llava_server.registry import ServedModel
 from llava_server.schemas_completion import CompletionRequest
@@ -30,26 +32,20 @@ class CompletionWriter:
         }
         self._request = request
         self._tally = UsageTally(choices_per_prompt=request.num_choices)
-        self._offsets: dict[int, int] = {}  # by answer: characters of it that tokens have told
+        self._cursors: defaultdict[int, _Cursor] = defaultdict(_Cursor)  # by answer
 
-    def opening(self, num_choices: int) -> bytes:
-        """The prompts, where they are to be echoed."""
-        if not self._request.echo:
-            return b""
-        return b"".join(encode_event(self._chunk(index, self._echo(index))) for index in range(num_choices))
+    def opening(self, num_choices: int) -> bytes:  # noqa: ARG002
+        """Nothing: a prompt that is echoed comes with its answer's first event."""
+        return b""
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
-        """An answer's next chunk; empty where there is nothing to tell yet."""
+        """An answer's next chunks; empty where there is nothing to tell yet."""
         self._tally.saw(index, event)
-        if not event.text and not event.logprobs and event.final is None:
-            return b""
-        chunk = self._chunk(
-            index,
-            event.text,
-            logprobs=self._logprobs(index, event.logprobs) if event.logprobs else None,
-            finish_reason=event.final.reason.value if event.final else None,
+        chunks = list(self._chunks(index, event))
+        ids = [*[None] * (len(chunks) - 1), event_id]
+        return b"".join(
+            encode_event(chunk, event_id=own_id) for chunk, own_id in zip(chunks, ids, strict=False)
         )
-        return encode_event(chunk, event_id=event_id)
 
     def closing(self) -> bytes:
         """What comes after all answers: the usage if it was asked for."""
@@ -68,13 +64,26 @@ class CompletionWriter:
         choices = [
             {
                 "index": index,
-                "text": self._echo(index) + "".join(answer.parts),
-                "logprobs": self._logprobs(index, answer.logprobs),
+                "text": self._echo(index, answer.prompt) + "".join(answer.parts),
+                "logprobs": self._logprobs(index, answer.prompt, answer.logprobs),
                 "finish_reason": answer.last.final.reason.value if answer.last.final else None,
             }
             for index, answer in enumerate(answers)
         ]
         return {**self._head, "choices": choices, "usage": self._tally.usage()}
+
+    def _chunks(self, index: int, event: Event) -> Iterator[dict[str, Any]]:
+        """The prompt's, if the event tells it, and the answer's."""
+        if event.prompt:
+            logprobs = self._logprobs(index, event.prompt, ())
+            yield self._chunk(index, self._echo(index, event.prompt), logprobs=logprobs)
+        if event.text or event.logprobs or event.final is not None:
+            yield self._chunk(
+                index,
+                event.text,
+                logprobs=self._logprobs(index, (), event.logprobs) if event.logprobs else None,
+                finish_reason=event.final.reason.value if event.final else None,
+            )
 
     def _chunk(
         self, index: int, text: str, *, logprobs: Any = None, finish_reason: str | None = None
@@ -85,24 +94,57 @@ class CompletionWriter:
             return {**chunk, "usage": self._tally.usage()}
         return {**chunk, "usage": None} if self._request.tells_usage else chunk
 
-    def _echo(self, index: int) -> str:
-        if not self._request.echo:
+    def _echo(self, index: int, prompt: Sequence[TokenLogprob]) -> str:
+        """The prompt as it was sent, or its tokens' text; empty where none was told."""
+        if not prompt:
             return ""
-        return str(self._request.prompts[index // self._request.num_choices])
+        sent = self._request.prompts[index // self._request.num_choices]
+        tokens = b"".join(token.chosen.text for token in prompt)
+        return sent if isinstance(sent, str) else tokens.decode(errors="replace")
 
-    def _logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    def _logprobs(
+        self, index: int, prompt: Sequence[TokenLogprob], answer: Sequence[TokenLogprob]
+    ) -> dict[str, Any] | None:
+        """Of the prompt's tokens, told at its beginning, and of the answer's next ones."""
         if self._request.num_logprobs is None:
             return None
-        offsets = []
-        for token in logprobs:
-            offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(token.chosen.text.decode(errors="ignore"))
+        offsets = [self._cursors[index].move(token.chosen.text) for token in prompt]
+        if prompt:
+            self._cursors[index] = _Cursor(len(self._echo(index, prompt)))
+        offsets += [self._cursors[index].move(token.chosen.text) for token in answer]
+        tokens = [*prompt, *answer]
+        logprobs: list[float | None] = [token.chosen.logprob for token in tokens]
+        top: list[dict[str, float] | None] = [
+            {_name(other): other.logprob for other in (token.chosen, *token.top)} for token in tokens
+        ]
+        if prompt:
+            logprobs[0] = top[0] = None  # nothing stands before it
         return {
-            "tokens": [token_text(token.chosen) for token in logprobs],
-            "token_logprobs": [token.chosen.logprob for token in logprobs],
-            "top_logprobs": [
-                {token_text(other): other.logprob for other in (token.chosen, *token.top)}
-                for token in logprobs
-            ],
+            "tokens": [_name(token.chosen) for token in tokens],
+            "token_logprobs": logprobs,
+            "top_logprobs": top,
             "text_offset": offsets,
         }
+
+
+class _Cursor:
+    """Where in the text the next token begins. A character of several tokens counts with its last one."""
+
+    def __init__(self, offset: int = 0) -> None:
+        self._offset = offset
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def move(self, text: bytes) -> int:
+        """Behind the token; where it began."""
+        begin = self._offset
+        self._offset += len(self._decoder.decode(text))
+        return begin
+
+
+def _name(score: TokenScore) -> str:
+    """In OpenAI's words: names are keys here, so parts of characters must not all be called alike."""
+    try:
+        score.text.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in score.text)
+    return token_text(score)

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from llava_server.examples import add_examples
+
 __all__ = ["answers_with", "body_of", "described"]
 
 _REF = "#/components/schemas/{model}"
@@ -15,6 +17,7 @@ _ERROR = {
     "description": "What is wrong, in OpenAI's shape: error.code, error.message, error.param.",
     "content": {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}},
 }
+_KIND, _CODE = "invalid_request_error", "invalid_value"
 _ERROR_SCHEMA = {
     "title": "Error",
     "type": "object",
@@ -25,13 +28,45 @@ _ERROR_SCHEMA = {
             "type": "object",
             "description": "The error.",
             "required": ["message", "type", "code"],
+            "examples": [{"message": "top_p: ... (got 2)", "type": _KIND, "param": "top_p", "code": _CODE}],
             "properties": {
-                "message": {"type": "string", "description": "For people: what, the value, the limit."},
-                "type": {"type": "string", "description": "The kind of error, in OpenAI's words."},
-                "param": {"type": ["string", "null"], "description": "The field that is to blame."},
-                "code": {"type": "string", "description": "For programs; never changes its status."},
-                "request_id": {"type": ["string", "null"], "description": "The id in this server's log."},
-                "retry_after_ms": {"type": "integer", "description": "When to come again, milliseconds."},
+                "message": {
+                    "type": "string",
+                    "description": "For people: what, the value, the limit.",
+                    "examples": ["top_p: input should be less than or equal to 1 (got 2)"],
+                },
+                "type": {
+                    "type": "string",
+                    "description": "The kind of error, in OpenAI's words.",
+                    "examples": [_KIND],
+                },
+                "param": {
+                    "type": ["string", "null"],
+                    "description": "The field that is to blame.",
+                    "examples": ["top_p"],
+                },
+                "code": {
+                    "type": "string",
+                    "description": "For programs; never changes its status.",
+                    "examples": [_CODE],
+                },
+                "request_id": {
+                    "type": ["string", "null"],
+                    "description": "The id in this server's log.",
+                    "examples": ["req-9855bf8261138516bd52469d"],
+                },
+                "doc": {
+                    "type": "string",
+                    "description": "The page that says more.",
+                    "examples": [f"docs/errors.md#{_CODE}"],
+                },
+                "retry_after_ms": {
+                    "type": "integer",
+                    "minimum": 0,
+                    "maximum": 86_400_000,
+                    "description": "When to come again, milliseconds; only where waiting helps.",
+                    "examples": [1500],
+                },
             },
         }
     },
@@ -92,4 +127,5 @@ def _request_schemas() -> dict[str, Any]:
     for name, model in _REQUESTS.items():
         schema = model.model_json_schema(ref_template=_REF)
         schemas |= {**schema.pop("$defs", {}), name: schema}
+    add_examples(schemas)
     return schemas

@@ -37,7 +37,11 @@ MESSAGES_REFUSED: dict[str, Refusal] = {
     "user_profile_id": Refusal((), "leave it out"),
     "workspace_id": Refusal((), "leave it out"),
 }
-_CACHE: Any = Field(None, description="Accepted as a hint: prompts are cached by their content.")
+_CACHE: Any = Field(
+    None,
+    description="Accepted as a hint: prompts are cached by their content.",
+    examples=[{"type": "ephemeral"}],
+)
 
 
 class TextBlock(Strict):
@@ -185,7 +189,9 @@ class CountTokensRequest(Strict):
         examples=[[{"role": "user", "content": "What can you do?"}]],
     )
     system: TextContent | None = Field(
-        None, description="What the model shall keep in mind; replaces the model's own system sentence."
+        None,
+        description="What the model shall keep in mind; replaces the model's own system sentence.",
+        examples=["Answer in one word."],
     )
     tools: list[AnthropicTool] | None = Field(
         None,

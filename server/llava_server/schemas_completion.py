@@ -63,19 +63,24 @@ class CompletionRequest(Strict, SharedFields, SamplingFields, GrammarFields):
     )
     max_tokens: int | None = Field(
         None,
-        ge=1,
+        ge=0,
         le=MAX_TOKENS,
-        description=f"Tokens of an answer at most; default {_DEFAULT_TOKENS}, as OpenAI has it.",
+        description=f"Tokens of an answer at most; default {_DEFAULT_TOKENS}, as OpenAI has it. 0 goes with "
+        "echo only: the prompt comes back, with logprobs how likely it is, and nothing is added.",
         examples=[64],
     )
     echo: bool | None = Field(
-        None, description="Begin each answer with its prompt; for prompts of text, and without logprobs."
+        None,
+        description="Begin each answer with its prompt; logprobs then tell of the prompt's tokens, too, null "
+        "for the first, and all of the prompt is computed, whatever the cache has of it.",
+        examples=[True],
     )
     logprobs: int | None = Field(
         None,
         ge=0,
         le=5,
-        description="Tell each token's log-probability and those of so many likeliest ones; 0 to 5.",
+        description="Tell each token's log-probability and those of so many likeliest ones; 0 to 5. With "
+        "echo those of the prompt, too.",
         examples=[1],
     )
     suffix: Any = refused("suffix", COMPLETION_REFUSED)
@@ -117,9 +122,7 @@ class CompletionRequest(Strict, SharedFields, SamplingFields, GrammarFields):
                 f"{len(self.prompts)} prompts with {self.num_choices} answers each are {num_answers}; "
                 f"the limit is {_MAX_ANSWERS}",
             )
-        if self.echo and self.logprobs is not None:
-            raise disagreement("echo", "echo does not go with logprobs: a prompt's tokens have none here")
-        if self.echo and not all(isinstance(prompt, str) for prompt in self.prompts):
-            raise disagreement("echo", "echo goes with prompts of text, not of tokens")
+        if self.max_tokens == 0 and not self.echo:
+            raise disagreement("max_tokens", "max_tokens is 0, which goes with echo only; give 1 or more")
         self.check_least(self.answer_limit)
         return self

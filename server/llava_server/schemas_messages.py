@@ -148,14 +148,14 @@ class AssistantMessage(Strict):
     refusal: str | None = Field(
         None, description="Accepted; nothing here refuses, so it is not shown.", examples=["I cannot."]
     )
-    audio: Any = Field(None, description="Not done; only null.")
+    audio: Any = Field(None, description="Not done; only null.", examples=[None])
     tool_calls: list[ToolCall] | None = Field(
         None,
         max_length=_MAX_CALLS,
         description=f"The calls that it made, at most {_MAX_CALLS}.",
         examples=[[{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]],
     )
-    function_call: Any = Field(None, description="Not done; only null. Use tool_calls.")
+    function_call: Any = Field(None, description="Not done; only null. Use tool_calls.", examples=[None])
 
     @field_validator("function_call", "audio")
     @classmethod

@@ -54,7 +54,8 @@ def refused(name: str, table: Mapping[str, Refusal]) -> Any:
     """The field of that name, which takes null and what changes nothing."""
     refusal = table[name]
     allowed = ", ".join(["null", *(_as_json(value) for value in refusal.neutral)])
-    return Field(None, description=f"Not done; only {allowed}. Otherwise: {refusal.way_out}.")
+    told = f"Not done; only {allowed}. Otherwise: {refusal.way_out}."
+    return Field(None, description=told, examples=list(refusal.neutral[:1]) or [None])
 
 
 def only_neutral(value: Any, info: ValidationInfo, table: Mapping[str, Refusal]) -> Any:

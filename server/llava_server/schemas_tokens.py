@@ -11,12 +11,12 @@ from llava_server.schemas_refused import Refusal, only_neutral, refused
 from llava_server.schemas_sampling import TokenId, disagreement
 from llava_server.schemas_tools import ToolFields
 
-__all__ = ["DetokenizeRequest", "TokenizeRequest"]
+__all__ = ["TOKENIZE_REFUSED", "DetokenizeRequest", "TokenizeRequest"]
 
 _MAX_TOKENS = 1 << 20
 _MAX_MESSAGES = 1024
 
-_REFUSED: dict[str, Refusal] = {
+TOKENIZE_REFUSED: dict[str, Refusal] = {
     "add_special_tokens": Refusal((True,), "leave the first token away"),
     "return_token_strs": Refusal((False,), "send single tokens to /detokenize"),
     "chat_template": Refusal((), "templates are part of the served model"),
@@ -43,15 +43,15 @@ class TokenizeRequest(Strict, ToolFields):
     )
     continue_final_message: bool | None = Field(None, description="As in a chat; only with messages.")
     add_generation_prompt: bool | None = Field(None, description="As in a chat; only with messages.")
-    add_special_tokens: Any = refused("add_special_tokens", _REFUSED)
-    return_token_strs: Any = refused("return_token_strs", _REFUSED)
-    chat_template: Any = refused("chat_template", _REFUSED)
-    chat_template_kwargs: Any = refused("chat_template_kwargs", _REFUSED)
+    add_special_tokens: Any = refused("add_special_tokens", TOKENIZE_REFUSED)
+    return_token_strs: Any = refused("return_token_strs", TOKENIZE_REFUSED)
+    chat_template: Any = refused("chat_template", TOKENIZE_REFUSED)
+    chat_template_kwargs: Any = refused("chat_template_kwargs", TOKENIZE_REFUSED)
 
-    @field_validator(*_REFUSED)
+    @field_validator(*TOKENIZE_REFUSED)
     @classmethod
     def _only_neutral(cls, value: Any, info: ValidationInfo) -> Any:
-        return only_neutral(value, info, _REFUSED)
+        return only_neutral(value, info, TOKENIZE_REFUSED)
 
     @model_validator(mode="after")
     def _has_one_of_them(self) -> TokenizeRequest:

@@ -34,6 +34,7 @@ __all__ = [
 _CHARS_PER_TOKEN = 3  # an estimate for fair queueing, no limit
 _EXPECTED_ANSWER_TOKENS = 256
 _SEED_BITS = 63
+_ECHO_VERSION = 2  # of the wire: an older worker would leave the prompt out
 _KINDS: dict[Task, str] = {"answer": "cmpl", "embed": "embd"}
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -117,6 +118,8 @@ def to_completion_jobs(
         job = msgspec.structs.replace(
             job, priority=request.urgency, cache_scope=request.cache_scope or "tenant"
         )
+        if request.echo:
+            job = msgspec.structs.replace(job, is_echoed=True, version=_ECHO_VERSION)
         jobs += with_choices(job, request.num_choices)
     return jobs
 
@@ -247,5 +250,6 @@ def estimated_cost(messages: Sequence[Message], sampling: SamplingParams, model:
     parts = [part for message in messages for part in message.parts]
     num_chars = sum(len(part) for part in parts if isinstance(part, str))
     num_tiles = sum(part.num_tiles for part in parts if isinstance(part, ImageRef))
-    answer = min(sampling.max_tokens or _EXPECTED_ANSWER_TOKENS, model.context_length)
+    wanted = _EXPECTED_ANSWER_TOKENS if sampling.max_tokens is None else sampling.max_tokens
+    answer = min(wanted, model.context_length)
     return num_chars / _CHARS_PER_TOKEN + num_tiles * model.image_spec.tokens_per_tile + answer

@@ -13,18 +13,20 @@ from llava_server.schemas import AssistantMessage, ChatRequest, ImagePart, TextP
 from llava_server.tool_text import tools_text
 
 __all__ = [
+    "MAX_START",
     "as_chat",
     "check_num_images",
     "check_sizes",
     "check_text",
     "idempotency_key",
+    "parameter_error",
     "parse_request",
-    "starting_number",
 ]
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
 _GOOD_KEY = re.compile(r"[!-~]{1,255}")
+MAX_START = 999_999_999  # tokens or events that a reader may have already
 _SHOWN = 60  # characters of a foreign value that an error may repeat
 _UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_embeds"}
 # Names that unions put into a path behind an index: roles and types of what lists hold.
@@ -43,6 +45,11 @@ def parse_request(shape: type[Shape], body: bytes) -> Shape:
         raise _as_api_error(error.errors(include_url=False)[0]) from error
 
 
+def parameter_error(detail: Mapping[str, Any]) -> ApiError:
+    """Of a name in a path or a query that the framework found wrong."""
+    return _as_api_error({**detail, "loc": detail["loc"][1:]})  # without "path" or "query"
+
+
 def idempotency_key(headers: Mapping[str, str]) -> str | None:
     """The request's ``Idempotency-Key``, None without one. Raises ApiError (400)."""
     key = headers.get("idempotency-key")
@@ -53,15 +60,6 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
             "a UUID is a good one",
         )
     return key
-
-
-def starting_number(text: str, meaning: str) -> int:
-    """Of a query's ``starting_after``. Raises ApiError (400), which says the ``meaning``."""
-    if text.isascii() and text.isdecimal() and len(text) <= 9:
-        return int(text)
-    raise ApiError(
-        "invalid_value", f"starting_after must be {meaning} (got {text[:20]!r})", param="starting_after"
-    )
 
 
 def as_chat(form: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:

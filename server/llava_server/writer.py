@@ -26,12 +26,14 @@ class WholeAnswer:
     parts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     last: Event = Event(0, (), "")
+    prompt: tuple[TokenLogprob, ...] = ()
 
     def add(self, event: Event) -> None:
         """The next event."""
         self.parts.append(event.text)
         self.logprobs += event.logprobs
         self.last = event
+        self.prompt = self.prompt or event.prompt
 
 
 class AnswerWriter:

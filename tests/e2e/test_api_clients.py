@@ -193,6 +193,31 @@ def test_the_echo_of_a_prompt_and_its_answer_stand_together(chat: openai.OpenAI)
     assert plain.startswith(" ")  # what follows a text begins as a word does
 
 
+def test_a_scored_answer_is_as_likely_as_when_it_was_given(chat: openai.OpenAI, tiny_server: str) -> None:
+    """As lm-evaluation-harness asks: token ids, echo, one token that is thrown away."""
+    body = {"model": MODEL, "prompt": "USER: What can you do? ASSISTANT:"}
+    context = httpx2.post(f"{tiny_server}/tokenize", json=body).json()["tokens"]
+    asking: dict[str, Any] = {"model": MODEL, "temperature": 0, "logprobs": 1}
+    given = chat.completions.create(prompt=context, max_tokens=4, **asking).choices[0].logprobs
+    answer = httpx2.post(
+        f"{tiny_server}/v1/completions", json={**asking, "prompt": context, "max_tokens": 4, "echo": True}
+    ).json()["choices"][0]["text"]
+    whole = httpx2.post(f"{tiny_server}/tokenize", json={"model": MODEL, "prompt": answer}).json()["tokens"]
+    assert whole[: len(context)] == context and len(whole) == len(context) + 4
+
+    told = chat.completions.create(prompt=[whole, context], max_tokens=1, echo=True, **asking)
+    logprobs = told.choices[0].logprobs
+    assert logprobs is not None and logprobs.token_logprobs is not None and logprobs.top_logprobs is not None
+    assert given is not None and given.token_logprobs is not None
+    scored = logprobs.token_logprobs[len(context) : -1]
+    assert scored == pytest.approx(given.token_logprobs, abs=1e-3)
+    likeliest = [max(top.values()) for top in logprobs.top_logprobs[len(context) : -1]]
+    assert scored == likeliest  # the answer was greedy
+    assert told.choices[1].logprobs is not None
+    assert logprobs.tokens is not None
+    assert told.choices[1].logprobs.tokens == logprobs.tokens[: len(context) + 1]
+
+
 def test_a_tokenized_chat_has_the_length_that_its_answer_reports(
     chat: openai.OpenAI, tiny_server: str, picture: bytes
 ) -> None:

@@ -14,7 +14,9 @@ anything else           answers with the messages as it received them
 Where log-probabilities are asked for, a piece of text is its first token's; the k-th alternative to token t
 is token t + k with one less each. A prompt to be tokenized is its text's bytes (with 0 for each picture), and
 tokens become the characters of those numbers, if they are below the surrogates. What is to be embedded gets
-the vector (its length in bytes or tokens, its pictures).
+the vector (its length in bytes or tokens, its pictures). A prompt that is to be echoed has a begin mark and a
+token for each character, or the tokens that were sent, each the character of its number. Who wants no token
+gets none.
 """
 
 from __future__ import annotations
@@ -124,7 +126,7 @@ class ScriptedWorker:
             await asyncio.gather(*answers, return_exceptions=True)
 
     async def _answer(self, consumer: JobConsumer, assignment: Assignment) -> None:
-        if assignment.job.task != "answer":
+        if assignment.job.task != "answer" or assignment.job.sampling.max_tokens == 0:
             await self._tell(consumer, assignment)
             return
         text = _last_text(assignment)
@@ -163,6 +165,9 @@ class ScriptedWorker:
         elif job.task == "embed":
             await self._embed(consumer, assignment)
             return
+        elif job.task == "answer":
+            await _Writer(self, consumer, assignment).end(FinishReason.LENGTH)
+            return
         else:
             parts = [part for message in job.messages for part in message.parts]
             token_ids = [b for part in parts for b in (part.encode() if isinstance(part, str) else b"\0")]
@@ -188,6 +193,7 @@ class _Writer:
         self._consumer = consumer
         self._assignment = assignment
         self._offset = len(assignment.token_ids)
+        self._is_begun = self._offset > 0
 
     async def write(self, text: str, *, tokens: int = 1, final: Final | None = None) -> bool:
         """False if the job is not ours any more."""
@@ -200,7 +206,9 @@ class _Writer:
             final,
             told,
             num_prompt_tokens=0 if self._offset else _PROMPT_TOKENS,
+            prompt=() if self._is_begun else _echo(self._assignment),
         )
+        self._is_begun = True
         async with self._worker._emitting:
             refused = await self._consumer.emit([(self._assignment, event)])
         self._worker.refused |= refused
@@ -230,6 +238,22 @@ class _Writer:
     async def fail(self, code: ErrorCode) -> None:
         error = JobError(code, f"scripted failure {code.value}")
         await self.write("", tokens=0, final=Final(reason=FinishReason.ERROR, error=error))
+
+
+def _echo(assignment: Assignment) -> tuple[TokenLogprob, ...]:
+    job = assignment.job
+    if not job.is_echoed:
+        return ()
+    num_top = job.sampling.num_logprobs or 0
+    token_ids = job.prompt_ids or (0, *map(ord, _last_text(assignment)))
+    texts = [chr(token_id).encode() if token_id else b"" for token_id in token_ids]
+    return tuple(
+        TokenLogprob(
+            TokenScore(token_id, text, -place / 8),
+            tuple(TokenScore(token_id + k, text, -place / 8 - k) for k in range(num_top)),
+        )
+        for place, (token_id, text) in enumerate(zip(token_ids, texts, strict=True))
+    )
 
 
 def _final(reason: FinishReason) -> Final:

@@ -7,13 +7,12 @@ from typing import Any
 
 import httpx2
 import pytest
-from llava_server.schemas_completion import COMPLETION_REFUSED, CompletionRequest
+from llava_server.schemas_completion import CompletionRequest
 from openai.types.completion_create_params import CompletionCreateParamsBase
 
 from tests.server.conftest import Stack
 from tests.server.scripted_worker import MODEL
 from tests.server.sse_lines import chunks_of
-from tests.server.test_field_coverage import HINTS, IN_THE_ANSWER, ON_THE_JOB
 
 
 def complete(stack: Stack, prompt: Any = "say one two", **fields: Any) -> httpx2.Response:
@@ -61,12 +60,6 @@ def test_each_prompt_has_n_answers_and_counts_once(stack: Stack) -> None:
     assert len(set(seeds)) == 2  # each prompt is answered as if it were alone
 
 
-def test_echo_begins_with_the_prompt(stack: Stack) -> None:
-    assert texts(complete(stack, ["say a", "say b"], echo=True)) == ["say aa", "say bb"]
-    chunks = chunks_of(complete(stack, "say a", echo=True, stream=True))
-    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "say aa"
-
-
 def test_log_probabilities_have_the_older_form(stack: Stack) -> None:
     told = complete(stack, logprobs=2).json()["choices"][0]["logprobs"]
     assert told["tokens"] == ["one", " two", "token_id:0"]
@@ -99,11 +92,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": [True]}, "prompt[0]", "string"),
     ({"prompt": ["a"] * 65}, "prompt", "at most 64"),
     ({"prompt": ["a"] * 33, "n": 2}, "n", "the limit is 64"),
-    ({"echo": True, "logprobs": 1}, "echo", "logprobs"),
-    ({"echo": True, "prompt": [5]}, "echo", "tokens"),
     ({"logprobs": 6}, "logprobs", "got 6"),
     ({"logprobs": True}, "logprobs", "integer"),
-    ({"max_tokens": 0}, "max_tokens", "got 0"),
+    ({"max_tokens": 0}, "max_tokens", "echo only"),
+    ({"max_tokens": -1, "echo": True}, "max_tokens", "got -1"),
+    ({"max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens", "only 0"),
     ({"min_tokens": 17}, "min_tokens", "only 16"),
     ({"prompt": "x" * (1024 * 1024 + 1)}, "prompt", "1048576"),
 ]
@@ -119,29 +112,8 @@ def test_what_cannot_be_completed_is_a_400_that_names_the_field(
     assert words in error["message"]
 
 
-OWN = {"prompt", "echo"}  # and the rest is of the chat's table
-
-
-def test_every_field_is_known_and_covered() -> None:
-    covered = {*OWN, *COMPLETION_REFUSED, *ON_THE_JOB, *HINTS, *IN_THE_ANSWER}
-    assert set(CompletionRequest.model_fields) <= covered
+def test_every_field_of_openai_is_known() -> None:
     assert set(CompletionCreateParamsBase.__annotations__) <= set(CompletionRequest.model_fields)
-
-
-@pytest.mark.parametrize("name", sorted(set(ON_THE_JOB) & set(CompletionRequest.model_fields)))
-def test_shared_field_changes_the_job_as_in_a_chat(stack: Stack, name: str) -> None:
-    effect = ON_THE_JOB[name]
-    fields = {"logprobs": 0} if name == "logprobs" else effect.fields
-    assert complete(stack, **fields).status_code == 200
-    assert effect.seen(stack.worker.assignments[-1].job) == effect.value or name == "messages"
-
-
-@pytest.mark.parametrize("name", COMPLETION_REFUSED)
-def test_field_that_is_not_done_is_refused_by_name_but_taken_when_neutral(stack: Stack, name: str) -> None:
-    error = complete(stack, **{name: {"some": "value"}}).json()["error"]
-    assert (error["code"], error["param"]) == ("unsupported_parameter", name)
-    for neutral in (None, *COMPLETION_REFUSED[name].neutral):
-        assert complete(stack, **{name: neutral}).status_code == 200
 
 
 def test_bodies_that_are_no_json_are_refused_as_in_a_chat(stack: Stack) -> None:

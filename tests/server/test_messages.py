@@ -10,7 +10,7 @@ import anthropic
 import pytest
 from anthropic.types.message_count_tokens_params import MessageCountTokensParams
 from anthropic.types.message_create_params import MessageCreateParamsBase
-from llava_server.schemas_anthropic import MESSAGES_REFUSED, CountTokensRequest, MessagesRequest
+from llava_server.schemas_anthropic import CountTokensRequest, MessagesRequest
 from llava_wire import Grammar, Message
 
 from tests.server.conftest import Stack
@@ -228,14 +228,6 @@ def test_field_changes_the_job(stack: Stack, fields: dict[str, Any], seen: Any, 
 def test_every_field_of_anthropic_is_known() -> None:
     assert set(MessageCreateParamsBase.__annotations__) <= set(MessagesRequest.model_fields)
     assert set(MessageCountTokensParams.__annotations__) <= set(CountTokensRequest.model_fields)
-
-
-@pytest.mark.parametrize("name", MESSAGES_REFUSED)
-def test_field_that_is_not_done_is_refused_by_name_but_taken_when_neutral(stack: Stack, name: str) -> None:
-    error = ask(stack, **{name: {"some": "value"}}).json()["error"]
-    assert (error["code"], error["param"]) == ("unsupported_parameter", name)
-    for neutral in (None, *MESSAGES_REFUSED[name].neutral):
-        assert ask(stack, **{name: neutral}).status_code == 200
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [

@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from llava_server.schemas_responses import RESPONSE_REFUSED, ResponseRequest
+from llava_server.schemas_responses import ResponseRequest
 from llava_wire import Grammar, Message
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
@@ -192,14 +192,6 @@ def test_field_changes_the_job(stack: Stack, fields: dict[str, Any], seen: Any, 
 
 def test_every_field_of_openai_is_known() -> None:
     assert set(ResponseCreateParamsBase.__annotations__) <= set(ResponseRequest.model_fields)
-
-
-@pytest.mark.parametrize("name", RESPONSE_REFUSED)
-def test_field_that_is_not_done_is_refused_by_name_but_taken_when_neutral(stack: Stack, name: str) -> None:
-    error = ask(stack, **{name: {"some": "value"}}).json()["error"]
-    assert (error["code"], error["param"]) == ("unsupported_parameter", name)
-    for neutral in (None, *RESPONSE_REFUSED[name].neutral):
-        assert ask(stack, **{name: neutral}).status_code == 200
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [

@@ -49,7 +49,7 @@ async def test_an_emit_sent_twice_is_taken_once(lab: Lab) -> None:
     producer, link = await lab.producer(), Link(lab.server.url, timeout_s=5)
     client, job = lab.client(producer), make_job()
     await producer.submit(job, {})
-    await link.script("pull", "w1", "m", 5000, 30_000, "a" * 32)
+    await link.script("pull", "w1", "m", 5000, 30_000, 0, "a" * 32)
     events = [Event(0, (5,), ""), Event(1, (), "<5>"), Event(1, (), "", STOP)]
     for number, event in enumerate(events, 1):
         packed = msgspec.msgpack.encode(event)
@@ -63,7 +63,7 @@ async def test_an_emit_sent_twice_is_taken_once(lab: Lab) -> None:
             packed,
         )
         for _ in range(2):
-            assert await link.script("emit", "w1", 5000, 30_000, *args) == []
+            assert await link.script("emit", "w1", 5000, 30_000, "", *args) == []
     await client.sees_end(job)
     assert client.events[job.job_id] == events
     await link.aclose()

@@ -39,7 +39,7 @@ def test_sampling_and_logprobs_come_through_as_they_are() -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(job), type=Job) == job
 
     told = TokenLogprob(TokenScore(1, b"\xc3", -0.5), (TokenScore(2, b"", -9999.0),))
-    event = Event(0, (1,), "", None, (told,))
+    event = Event(0, (1,), "", None, (told,), prompt=(told, told))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(event), type=Event) == event
 
 
@@ -69,10 +69,10 @@ def test_job_and_event_of_a_version_that_knew_chats_only_are_read_as_such() -> N
     old = {
         name: value
         for name, value in msgspec.to_builtins(job).items()
-        if name not in ("form", "prompt_ids", "task")
+        if name not in ("form", "prompt_ids", "task", "is_echoed")
     }
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=Job) == job
-    assert (job.form, job.prompt_ids, job.task) == ("chat", (), "answer")
+    assert (job.form, job.prompt_ids, job.task, job.is_echoed) == ("chat", (), "answer", False)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode([0, [1], "a", None, []]), type=Event) == Event(
         0, (1,), "a"
     )

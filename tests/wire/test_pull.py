@@ -81,7 +81,7 @@ async def test_a_pull_sent_twice_is_answered_the_same(lab: Lab) -> None:
     producer, link = await lab.producer(), Link(lab.server.url, timeout_s=5)
     for _ in range(3):
         await producer.submit(make_job(), {})
-    call = ("pull", "w1", "m", 5000, 30_000, "a" * 32, "b" * 32)
+    call = ("pull", "w1", "m", 5000, 30_000, 0, "a" * 32, "b" * 32)
     first, again = await link.script(*call), await link.script(*call)
     assert sorted(first[0]) == sorted(again[0])
     assert (await producer.stats()).num_waiting == {"m": 1}
@@ -178,7 +178,7 @@ async def test_reconcile_hands_back_what_the_worker_never_heard_of(lab: Lab) -> 
     producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
     await producer.submit(job, {})
     link = Link(lab.server.url, timeout_s=5)
-    await link.script("pull", "w1", "m", 5000, 30_000, "a" * 32)  # and the answer is lost
+    await link.script("pull", "w1", "m", 5000, 30_000, 0, "a" * 32)  # and the answer is lost
     assert await consumer.reconcile([]) == set()
     assert await served(consumer, 4) == [job]
     await link.aclose()

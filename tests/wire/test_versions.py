@@ -47,6 +47,10 @@ async def test_a_job_that_an_older_worker_must_not_run_ends_and_the_next_is_serv
     assert [each.job for each in await consumer.pull(4)] == [other]
 
 
+def test_a_job_is_of_the_first_version_unless_it_says_otherwise_so_that_older_workers_run_it() -> None:
+    assert make_job().version == 1 < WIRE_VERSION
+
+
 async def test_of_several_jobs_only_the_one_that_cannot_be_run_ends(lab: Lab) -> None:
     first, _ = await submitted(lab)
     newer, client = await submitted(lab, version=WIRE_VERSION + 1)
@@ -65,5 +69,25 @@ def test_an_error_code_of_a_newer_version_is_read_as_an_internal_error() -> None
 
 
 def test_what_a_newer_worker_says_beside_is_ignored() -> None:
-    newer = msgspec.msgpack.encode([4, [1, 2], "ab", None, [], 7, "more", 0.5])
+    newer = msgspec.msgpack.encode([4, [1, 2], "ab", None, [], 7, [], "more", 0.5])
     assert msgspec.msgpack.decode(newer, type=Event) == Event(4, (1, 2), "ab", num_prompt_tokens=7)
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x81\xa6job_id\xa2\xff\xfe"])
+@pytest.mark.parametrize("where", ["job", "log"])
+async def test_what_is_no_job_or_no_event_ends_it_and_stops_no_worker(
+    lab: Lab, where: str, payload: bytes
+) -> None:
+    producer, job, second = await lab.producer(), make_job(), make_job()
+    client = lab.client(producer)
+    await producer.submit(job, {})
+    if where == "job":
+        lab.redis.hset(f"{PREFIX}job:{job.job_id}", "payload", payload)
+    else:
+        lab.redis.rpush(f"{PREFIX}log:{job.job_id}", payload)
+        lab.redis.expire(f"{PREFIX}log:{job.job_id}", 60)
+    await producer.submit(second, {})
+    consumer = await lab.consumer()
+    assert [each.job for each in await consumer.pull(2)] == [second]
+    final = await client.sees_end(job)
+    assert final.error is not None

@@ -33,6 +33,7 @@ class Asker:
 
     producer: JobProducer
     model: str = "echo"
+    tenant: str = "test"
     events: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -49,17 +50,19 @@ class Asker:
         pixels: dict[str, bytes] | None = None,
         task: Task = "answer",
         form: PromptForm = "chat",
+        is_echoed: bool = False,
         **sampling: Any,
     ) -> str:
         job = Job(
             job_id=f"job-{next(self._numbers)}-{self.producer.controller_id[:8]}",
             model=self.model,
-            tenant="test",
+            tenant=self.tenant,
             messages=tuple(messages),
             sampling=SamplingParams(**({"seed": 7} | sampling)),
             cost=1.0,
             task=task,
             form=form,
+            is_echoed=is_echoed,
         )
         await self.producer.submit(job, pixels or {})
         return job.job_id

@@ -215,12 +215,9 @@ def test_a_public_job_shares_with_no_tenant_whatever_its_name() -> None:
     assert scope_of("a", "public") not in (scope_of("a", "tenant"), scope_of("public", "tenant"))
 
 
-def test_a_sequence_knows_how_urgent_it_is_and_when_its_time_is_over() -> None:
-    own = assignment()
-    urgent = replace(own, job=structs.replace(own.job, priority=3), left_s=60.0)
+def test_a_sequence_knows_when_its_time_is_over() -> None:
     before = time.monotonic()
-    made = make_sequence(urgent, prompt(), context_length=100)
-    assert made.priority == 3
+    made = make_sequence(replace(assignment(), left_s=60.0), prompt(), context_length=100)
     assert made.deadline_s is not None
     assert before + 60 <= made.deadline_s <= time.monotonic() + 60
 

@@ -139,6 +139,17 @@ def test_logprobs_are_told_to_who_asks() -> None:
     assert not any(output.logprobs for output in run(engine))
 
 
+@pytest.mark.parametrize("num_tokens", [3, 0])
+def test_the_prompts_logprobs_are_told_once_to_who_asks(num_tokens: int) -> None:
+    for is_asking in (False, True):
+        asking = sequence("abc", max_new_tokens=num_tokens, sampling=Sampling(num_logprobs=1))
+        asking.has_prompt_logprobs = is_asking
+        engine = EchoEngine()
+        engine.add(asking)
+        told = [len(output.prompt_logprobs) for output in run(engine)]
+        assert told == [(len(asking.prompt_ids) - 1) * is_asking, *[0] * max(num_tokens - 1, 0)]
+
+
 def test_an_embedding_is_how_often_the_prompt_has_each_token() -> None:
     one, other = sequence("aab"), sequence("aabq", seq_id="other")
     for each in (one, other):

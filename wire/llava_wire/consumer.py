@@ -32,7 +32,9 @@ OUTDATED = msgspec.msgpack.encode(
         "the worker that took this request is older than the server: try again when its update is over",
     )
 )
-MAX_FRAMES = 500  # of one emit script; Lua unpacks them on its stack
+# Of one emit script. Few, so that controllers write the first tokens while the others are on the way; not
+# fewer, as each script costs a round trip.
+MAX_FRAMES = 32
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class JobConsumer:
     """One worker's connection to the queue. ``pull`` and ``emit`` are each called by one task at a time."""
 
     def __init__(self, url: str, heartbeat: Heartbeat, *, lease_s: float, hang_timeout_s: float) -> None:
+        self.has_guest = False  # as the last emit told
         self._heartbeat = heartbeat
         self._worker_id = heartbeat.worker_id
         self._lease_ms = int(lease_s * 1000)
@@ -72,19 +75,34 @@ class JobConsumer:
             assignments = await self._pull(max_jobs)
         return assignments
 
-    async def emit(self, events: Sequence[tuple[Assignment, Event]], *, expect_s: float = 0.0) -> set[str]:
+    async def pull_guest(self) -> list[Assignment]:
+        """For a worker without a free place: the first job in line of a tenant of whom this worker holds
+        nothing. Waits for nothing."""
+        return await self._pull(1, is_for_guest=True)
+
+    async def emit(
+        self,
+        events: Sequence[tuple[Assignment, Event]],
+        *,
+        expect_s: float = 0.0,
+        wants_guest: bool = False,
+    ) -> set[str]:
         """Append events to their jobs' logs; the ids of refused jobs, which the worker must abort.
 
         Call it once an engine step, and at least once a second while jobs are held, be it with []: it is the
         sign of progress. ``expect_s`` announces how much longer than usual the next step will take. An event
-        must start where the last one ended.
+        must start where the last one ended. With ``wants_guest``, ``has_guest`` tells afterwards whether it
+        is worth while to ``pull_guest``.
         """
-        frames = [self._frame(assignment, event) for assignment, event in events]
+        hang_ms = self._hang_ms + int(expect_s * 1000)
         refused, self._fenced = self._fenced, set()
-        for start in range(0, max(len(frames), 1), MAX_FRAMES):
-            args = [arg for frame in frames[start : start + MAX_FRAMES] for arg in frame]
-            hang_ms = self._hang_ms + int(expect_s * 1000)
-            refused |= _ids(await self._call("emit", self._worker_id, self._lease_ms, hang_ms, *args))
+        model = self._heartbeat.model if wants_guest else ""
+        for start in range(0, max(len(events), 1), MAX_FRAMES):
+            part = events[start : start + MAX_FRAMES]
+            args = [arg for assignment, event in part for arg in self._frame(assignment, event)]
+            refused |= _ids(await self._call("emit", self._worker_id, self._lease_ms, hang_ms, model, *args))
+        self.has_guest = "" in refused
+        refused.discard("")
         ended = [each for each, event in events if event.final or each.job.job_id in refused]
         self._forget(refused.union(each.job.job_id for each in ended))
         for each in ended:
@@ -128,11 +146,17 @@ class JobConsumer:
         packed = msgspec.msgpack.encode(self._heartbeat)
         return await self._link.script("beat", self._worker_id, self._lease_ms, packed)
 
-    async def _pull(self, max_jobs: int) -> list[Assignment]:
+    async def _pull(self, max_jobs: int, *, is_for_guest: bool = False) -> list[Assignment]:
         nonces = self._pulling = [uuid.uuid4().hex for _ in range(max_jobs)]
         try:
             jobs, blobs, now_ms = await self._call(
-                "pull", self._worker_id, self._heartbeat.model, self._lease_ms, self._hang_ms, *nonces
+                "pull",
+                self._worker_id,
+                self._heartbeat.model,
+                self._lease_ms,
+                self._hang_ms,
+                int(is_for_guest),
+                *nonces,
             )
         finally:
             self._pulling = []
@@ -160,7 +184,7 @@ class JobConsumer:
                 job_id, assignment_id, length, *_ = answer
                 frames += (job_id, assignment_id, 1, length, 0, 1, OUTDATED)
         if frames:
-            await self._call("emit", self._worker_id, self._lease_ms, self._hang_ms, *frames)
+            await self._call("emit", self._worker_id, self._lease_ms, self._hang_ms, "", *frames)
         return assignments
 
     def _fits(self, assignment: Assignment) -> bool:
@@ -215,14 +239,13 @@ def _assignment(answer: list[Any], pixels: dict[str, bytes], now_ms: int) -> Ass
     """None if the job is of a version that this one must not run."""
     job_id, assignment_id, _, payload, frames, ends_ms, trace = answer
     try:
-        job = msgspec.msgpack.decode(payload, type=Job)
-    except msgspec.ValidationError as error:
+        job, events = msgspec.msgpack.decode(payload, type=Job), decode_log(frames)
+    except ValueError as error:  # msgspec's, and that of text which is no UTF-8
         _log.error("job %s cannot be read and ends: %s", job_id.decode(), error)
         return None
     if job.version > WIRE_VERSION:
         _log.error("job %s is of version %d and ends: we are %d", job_id.decode(), job.version, WIRE_VERSION)
         return None
-    events = decode_log(frames)
     return Assignment(
         job=job,
         assignment_id=assignment_id.decode(),

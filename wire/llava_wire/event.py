@@ -87,6 +87,9 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     possible stop string) and catches up in a later event. The end-of-sequence token counts and has no text.
     ``logprobs`` has one entry for each of ``token_ids`` if the job asks for them, else none.
     ``num_prompt_tokens`` is told with each worker's first event of a job, so that a stream can say it early.
+    ``prompt`` are the prompt's tokens, in the first event of a job that is echoed and in no other: they are
+    told whole, once. Each has its log-probability if the job asks for them, else 0; so has the first, before
+    which nothing stands.
     """
 
     offset: int
@@ -95,6 +98,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     final: Final | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     num_prompt_tokens: int = 0
+    prompt: tuple[TokenLogprob, ...] = ()
 
     @property
     def next_offset(self) -> int:

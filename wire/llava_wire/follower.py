@@ -7,6 +7,7 @@ settle the suspects by ``resync``; read what is new. Delivered events end up in 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -20,6 +21,7 @@ from llava_wire.ledger import Ledger, LiveJob
 __all__ = ["Follower", "submission"]
 
 BLOCK_MS = 2000
+_NOTICE = re.compile(rb"([!-~]+) ([0-9]{1,9}|\?)")  # a job, and a place in its log
 _log = logging.getLogger(__name__)
 
 
@@ -206,5 +208,8 @@ def _entries(
     for _, entries in answer or []:
         for entry_id, fields in entries:
             for name, payload in fields.items():
-                job_id, _, verb = name.decode().rpartition(" ")
-                yield entry_id, job_id, verb, payload
+                if found := _NOTICE.fullmatch(name):
+                    yield entry_id, found[1].decode(), found[2].decode(), payload
+                else:
+                    _log.error("the stream of events has something that is none: passed over")
+                    yield entry_id, "", "?", b""  # about nobody, and read

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
-__all__ = ["Heartbeat", "ImageSpec"]
+__all__ = ["Heartbeat", "ImageSpec", "read_heartbeats"]
+
+_log = logging.getLogger(__name__)
 
 
 class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,3 +47,17 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     is_draining: bool = False
     started_at: float = 0.0  # Unix seconds, for people; no decision depends on it
     stats: dict[str, float] = {}  # the engine's, for people too; versions differ in what they count
+
+
+_heartbeats = msgspec.msgpack.Decoder(Heartbeat)
+
+
+def read_heartbeats(announcements: Iterable[bytes]) -> list[Heartbeat]:
+    """Those that are any: whoever may write one, wrong or bad, must not hide the others."""
+    read = []
+    for packed in announcements:
+        try:
+            read.append(_heartbeats.decode(packed))
+        except ValueError as error:  # noqa: PERF203 - msgspec's, and that of text which is no UTF-8
+            _log.warning("a worker's announcement cannot be read: %s", error)
+    return read

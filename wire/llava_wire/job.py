@@ -24,7 +24,7 @@ __all__ = [
     "Task",
 ]
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2  # 2: `Job.is_echoed`
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "tools"]
 Role = Literal["system", "user", "assistant"]
@@ -101,12 +101,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     ``form``: in "chat" the messages go through the model's template; in "continued" too, and the last one is
     an answer to go on with; in "raw" the one message is the prompt as it stands. ``prompt_ids`` are a prompt
-    in tokens and take the place of messages. ``version`` grows when an older worker must not run the job; a
-    field that it may ignore is added without. ``task`` "tokenize" asks for no answer but for the prompt's own
-    tokens, "detokenize" for the text of ``prompt_ids``, and "embed" for the vector of a raw prompt or of one
-    picture: one event, which is final. ``is_background``: it
+    in tokens and take the place of messages. ``version`` is the least that a worker must know to run the job,
+    so that an older one runs all others; a field that it may ignore is added without. ``task`` "tokenize"
+    asks for no answer but for the prompt's own tokens, "detokenize" for the text of ``prompt_ids``, and
+    "embed" for the vector of a raw prompt or of one picture: one event, which is final. ``is_background``: it
     runs to its end although nobody reads it, its controller's death included. ``note`` is the server's own:
-    what it must know to write the answer down later.
+    what it must know to write the answer down later. ``is_echoed``: the first event tells the prompt, too,
+    which is raw and without pictures; then ``max_tokens`` may be 0.
     """
 
     job_id: str
@@ -121,9 +122,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     form: PromptForm = "chat"
     prompt_ids: tuple[int, ...] = ()
     task: Task = "answer"
-    version: int = WIRE_VERSION
+    version: int = 1
     is_background: bool = False
     note: str = ""
+    is_echoed: bool = False
 
     @property
     def outline(self) -> Job:

@@ -7,6 +7,7 @@ gaps. What it cannot reconcile becomes a *suspect*, to be resynchronised with Re
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections import deque
@@ -19,6 +20,7 @@ from llava_wire.job import Job
 
 __all__ = ["Ledger", "LiveJob", "decode_event", "decode_log", "error_event"]
 
+_log = logging.getLogger(__name__)
 _events = msgspec.msgpack.Decoder(Event)
 
 
@@ -108,7 +110,13 @@ class Ledger:
         live = self.live.get(job_id)
         if live is None:
             return  # a worker must not write after the end, and if one does nobody hears it
-        event = decode_event(payload, live.next_offset)
+        try:
+            event = decode_event(payload, live.next_offset)
+        except ValueError as error:  # msgspec's, and that of text which is no UTF-8
+            _log.error("job %s ends: what its worker wrote is no event: %s", job_id, error)
+            self.fail(job_id, ErrorCode.INTERNAL_ERROR, "a worker wrote what is no event: ask again")
+            self.regrets[job_id] = live.job.tenant, ""
+            return
         if index != len(live.frames) or event.offset != live.next_offset:
             self.suspect(job_id)
             return

@@ -19,7 +19,7 @@ from llava_wire.connection import UNAVAILABLE, Arg, Link, try_briefly
 from llava_wire.errors import DuplicateJob, QueueUnavailable
 from llava_wire.event import ErrorCode, Event
 from llava_wire.follower import Follower, submission
-from llava_wire.heartbeat import Heartbeat
+from llava_wire.heartbeat import Heartbeat, read_heartbeats
 from llava_wire.job import Job
 from llava_wire.known_blobs import KnownBlobs
 from llava_wire.ledger import Ledger, LiveJob, decode_log, error_event
@@ -231,7 +231,7 @@ class JobProducer:
     async def heartbeats(self) -> list[Heartbeat]:
         """The announcements of the live workers. Raises QueueUnavailable."""
         answer = await self._call("survey")
-        return [msgspec.msgpack.decode(heartbeat, type=Heartbeat) for heartbeat in answer[2]]
+        return read_heartbeats(answer[2])
 
     async def reap(self) -> int:
         """Put the jobs of dead and hung workers back; how many. Raises QueueUnavailable.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 
+import msgspec
 from llava_wire import (
     Assignment,
     ErrorCode,
@@ -50,6 +51,8 @@ class Answer:
         self._is_begun = False  # an event has left
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._echo: list[int] = []  # the prompt, as long as it is to be told
+        self._echo_logprobs: tuple[TokenLogprobs, ...] = ()
         self._text = self._catch_up()
         self._final: Final | None = None
         self._is_told = False  # the end has left in an event
@@ -69,6 +72,8 @@ class Answer:
         elif task == "detokenize":
             self._text = "".join(self._push(token_id) for token_id in prompt.token_ids)
             self._text += self._detokenizer.flush()
+        if self.assignment.job.is_echoed and not self.assignment.token_ids:
+            self._echo = prompt.token_ids  # whoever wrote the log's first token has told it
         if not self.assignment.job.is_computed:
             self._end(FinishReason.STOP)
 
@@ -103,13 +108,25 @@ class Answer:
             final=self._final,
             logprobs=tuple(self._logprobs),
             num_prompt_tokens=0 if self._is_begun else self.num_prompt_tokens,
+            prompt=self._take_echo(),
         )
         self._is_begun = True
         self._offset = event.next_offset
         self._token_ids, self._text, self._logprobs = [], "", []
         return event
 
+    def _take_echo(self) -> tuple[TokenLogprob, ...]:
+        """The prompt's tokens, the first time; none where the answer failed before its first token."""
+        token_ids, self._echo = self._echo, []
+        if not token_ids or (self._final is not None and self._final.error is not None):
+            return ()
+        none = TokenLogprobs(0.0)
+        logprobs = (none, *(self._echo_logprobs or [none] * (len(token_ids) - 1)))
+        told = [self._told(*each) for each in zip(token_ids, logprobs, strict=True)]
+        return tuple(_without_leading_space(told) if self._tokenizer.strips_leading_space else told)
+
     def _take_output(self, output: StepOutput) -> None:
+        self._echo_logprobs = self._echo_logprobs or output.prompt_logprobs
         if output.token_id is not None:
             self._token_ids.append(output.token_id)
             self._text += self._push(output.token_id)
@@ -165,6 +182,16 @@ def _detokenizer(assignment: Assignment, tokenizer: TextTokenizer, stop: tuple[s
     return Detokenizer(tokenizer, stop + job.sampling.stop, is_continued=job.form == "continued")
 
 
+def _without_leading_space(tokens: list[TokenLogprob]) -> list[TokenLogprob]:
+    """That of the first token with text is none of the prompt's."""
+    for index, token in enumerate(tokens):
+        if token.chosen.text:
+            bare = msgspec.structs.replace(token.chosen, text=token.chosen.text.removeprefix(b" "))
+            tokens[index] = msgspec.structs.replace(token, chosen=bare)
+            break
+    return tokens
+
+
 def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int) -> Sequence:
     """The engine's form of a job. Raises PromptRefused if the pixels are not what the job says."""
     job = assignment.job
@@ -179,8 +206,8 @@ def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int
         max_new_tokens=room if max_tokens is None else min(max_tokens, room),
         output_ids=list(assignment.token_ids),
         cache_scope="public" if job.cache_scope == "public" else f"tenant {job.tenant}",
-        priority=job.priority,
         is_embedding=job.task == "embed",
+        has_prompt_logprobs=job.is_echoed and job.sampling.num_logprobs is not None,
         deadline_s=None if assignment.left_s is None else time.monotonic() + assignment.left_s,
     )
 

@@ -3,9 +3,9 @@
 An answer is made of lower-case words and is a function of the prompt, the pictures' digests, the tokens so
 far and (unless greedy) the seed, so a stream continued by another worker must equal an unbroken one. Some
 letters take two tokens, as in real vocabularies. An embedding counts the prompt's tokens, or is the picture's
-digest. Of the sampling parameters it knows temperature, top_p,
-seed, ignore_eos, stop_token_ids and num_logprobs. ``step_s`` slows it down so that streams can be cut in
-mid-sentence. Faults, if enabled, are asked for by a marker in the prompt:
+digest. Of the sampling parameters it knows temperature, top_p, seed, ignore_eos, stop_token_ids and
+num_logprobs, also of prompts. ``step_s`` slows it down so that streams can be cut in mid-sentence. Faults, if
+enabled, are asked for by a marker in the prompt:
 
     [[crash at 5]]   the process ends at once, as if killed, before token 5
     [[fail at 5]]    the step raises, as a broken device does
@@ -50,7 +50,7 @@ class _Running:
 
 
 class EchoEngine:
-    """Runs the first ``max_sequences`` of its sequences at once, one token each a step; the others wait."""
+    """Runs the ``max_sequences`` most urgent of its sequences at once, one token each a step; others wait."""
 
     def __init__(
         self,
@@ -95,7 +95,8 @@ class EchoEngine:
         if self._step_s:
             time.sleep(self._step_s)
         self._num_steps += 1
-        outputs = [self._advance(running) for running in list(self._sequences.values())[: self.max_sequences]]
+        by_urgency = sorted(self._sequences.values(), key=lambda running: -running.sequence.priority)
+        outputs = [self._advance(running) for running in by_urgency[: self.max_sequences]]
         for output in outputs:
             if output.is_final:
                 del self._sequences[output.seq_id]
@@ -123,8 +124,9 @@ class EchoEngine:
         finish: Literal["stop", "length"] = "stop" if running.has_end else "length"
         if sequence.output_ids and sequence.output_ids[-1] in sequence.sampling.stop_token_ids:
             return StepOutput(seq_id=sequence.seq_id, finish="stop")
-        if position >= running.length:  # a continued answer that was complete
-            return StepOutput(seq_id=sequence.seq_id, finish=finish)
+        told = _prompt_logprobs(sequence)
+        if position >= running.length:  # a continued answer that was complete, or one without tokens
+            return StepOutput(seq_id=sequence.seq_id, finish=finish, prompt_logprobs=told)
         is_last = position + 1 == running.length
         token_id = ByteTokenizer.eos_id if is_last and running.has_end else _next_token(running)
         sequence.output_ids.append(token_id)
@@ -136,6 +138,7 @@ class EchoEngine:
             token_id=token_id,
             finish=finish if is_last else None,
             logprobs=_logprobs(running, token_id),
+            prompt_logprobs=told,
         )
 
 
@@ -190,6 +193,17 @@ def _logprobs(running: _Running, token_id: int) -> TokenLogprobs | None:
     logprob = -running.state[4] / 256
     others = ((token_id + place, logprob - place) for place in range(num_top))
     return TokenLogprobs(logprob, tuple(others))
+
+
+def _prompt_logprobs(sequence: Sequence) -> tuple[TokenLogprobs, ...]:
+    """Once: each token but the first is an eighth less likely than the last; the likeliest begin with it."""
+    if not sequence.owes_prompt_logprobs:
+        return ()
+    num_top = sequence.sampling.num_logprobs or 0
+    return tuple(
+        TokenLogprobs(-place / 8, tuple((token_id + k, -place / 8 - k) for k in range(num_top)))
+        for place, token_id in enumerate(sequence.prompt_ids[1:], start=1)
+    )
 
 
 def _arm(running: _Running) -> None:

@@ -25,6 +25,7 @@ from llava_worker.answer import Answer, make_sequence
 from llava_worker.engine.grammar_source import GrammarRefused
 from llava_worker.engine.sequence import Sequence
 from llava_worker.engine_thread import EXIT_BROKEN, Engine, EngineThread, News
+from llava_worker.places import takes_guest, urgency
 from llava_worker.prompt import PromptBuilder, PromptRefused
 from llava_worker.tokenizer import TextTokenizer
 
@@ -86,14 +87,14 @@ class Worker:
         self._draining = asyncio.Event()
         self._closing = asyncio.Event()  # the last emit and the last beat are due
         self._broken = asyncio.Event()
-        self._has_room = asyncio.Event()
+        self._may_pull = asyncio.Event()
         self._has_news = asyncio.Event()
         self._is_idle = asyncio.Event()
 
     def drain(self) -> None:
         """Stop pulling, hand on what runs, and let ``run`` return. Call it in the event loop's thread."""
         self._draining.set()
-        self._has_room.set()
+        self._may_pull.set()
 
     async def run(self) -> int:
         """The exit status: 0 after a drain, 70 when the engine broke. Exceptions from here are defects.
@@ -130,17 +131,22 @@ class Worker:
         """Pull and reconcile in turn: no job is on its way to ``_answers`` while the two sides compare."""
         next_reconcile = time.monotonic() + _RECONCILE_S
         while not self._draining.is_set():
+            self._may_pull.clear()
             num_free = self._max_sequences - len(self._by_sequence)
             if num_free > 0:
-                for assignment in await self._consumer.pull(num_free):
-                    await self._accept(assignment)
+                assignments = await self._consumer.pull(num_free)
             else:
-                self._has_room.clear()
-                await _wait(self._has_room, _RECONCILE_S)
+                await _wait(self._may_pull, _RECONCILE_S)
+                assignments = await self._consumer.pull_guest() if self._takes_guest() else []
+            for assignment in assignments:
+                await self._accept(assignment)
             if time.monotonic() >= next_reconcile:
                 for job_id in await self._consumer.reconcile(list(self._answers)):
                     self._drop(job_id)
                 next_reconcile = time.monotonic() + _RECONCILE_S
+
+    def _takes_guest(self) -> bool:
+        return takes_guest(len(self._by_sequence), self._max_sequences)
 
     async def _accept(self, assignment: Assignment) -> None:
         job = assignment.job
@@ -151,6 +157,7 @@ class Worker:
             prompt = await asyncio.to_thread(self._prompts.build_for, job)
             answer.begin(prompt)
             sequence = make_sequence(assignment, prompt, context_length=self._context_length)
+            sequence.priority = urgency(job, [each.assignment.job for each in self._by_sequence.values()])
         except PromptRefused as refused:
             answer.fail(refused.error)
         self._answers[job.job_id] = answer
@@ -173,7 +180,7 @@ class Worker:
             sequence.grammar = await asyncio.to_thread(self._compile, grammar)
         except GrammarRefused as refused:
             field = "tools" if grammar.kind == "tools" else "response_format"
-            self._fail(answer, ErrorCode.INVALID_REQUEST, _refusal(grammar, refused), field)
+            self._fail(answer, ErrorCode.INVALID_REQUEST, refused.sentence(grammar.kind), field)
         except Exception:  # nobody awaits this task, and a job must end
             logger.exception("job_id=%s: its grammar cannot be compiled", answer.assignment.job.job_id)
             self._fail(answer, ErrorCode.INTERNAL_ERROR, "the grammar could not be compiled")
@@ -209,12 +216,12 @@ class Worker:
             self._has_news.clear()
             is_last = self._closing.is_set()
             held = dict(self._answers)
-            events = [
-                (answer.assignment, event) for answer in held.values() if (event := answer.next_event())
-            ]
+            events = [(each.assignment, event) for each in held.values() if (event := each.next_event())]
             if events or (held and self._engine.num_steps > num_steps):
                 num_steps = self._engine.num_steps
-                refused = await self._consumer.emit(events)
+                refused = await self._consumer.emit(events, wants_guest=self._takes_guest())
+                if self._consumer.has_guest:
+                    self._may_pull.set()
                 ended = {assignment.job.job_id for assignment, event in events if event.final}
                 self._settle(held, refused | ended)
 
@@ -241,7 +248,7 @@ class Worker:
         assignment_id = answer.assignment.assignment_id
         if self._by_sequence.pop(assignment_id, None) is not None:
             self._engine.abort(assignment_id)
-            self._has_room.set()
+            self._may_pull.set()
 
     async def _beat(self) -> None:
         while not self._closing.is_set():
@@ -283,11 +290,6 @@ class Worker:
         with suppress(RuntimeError):  # the loop is closed: nobody is left to hear it
             assert self._loop is not None
             self._loop.call_soon_threadsafe(call, *arguments)
-
-
-def _refusal(grammar: Grammar, refused: GrammarRefused) -> str:
-    what = "the JSON schema" if grammar.kind.startswith("json") else f"the {grammar.kind}"
-    return f"{what} cannot be kept to: {refused}"
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

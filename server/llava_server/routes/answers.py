@@ -6,6 +6,7 @@ outlives its connection if it was asked for with an ``Idempotency-Key``.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
@@ -20,14 +21,23 @@ from llava_server.schemas_sampling import MAX_CHOICES
 from llava_server.services import services_of
 from llava_server.streaming import EventStream, collect, stream_pace, until_gone
 from llava_server.translate import choice_id
-from llava_server.validation import starting_number
+from llava_server.validation import MAX_START
 from llava_server.writer import AnswerWriter
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["chat"])
 
-JobId = Annotated[str, Path(description="The id of the completion.", max_length=128)]
+_START = re.compile(r"[0-9]{1,9}", re.ASCII)
+
+JobId = Annotated[
+    str,
+    Path(
+        description="The id of the completion.",
+        max_length=128,
+        examples=["chatcmpl-3f1c09a2b44de8715a7c61f02b9d10ee"],
+    ),
+]
 
 
 @router.get(
@@ -39,11 +49,21 @@ JobId = Annotated[str, Path(description="The id of the completion.", max_length=
 async def read_answer(
     request: Request,
     job_id: JobId,
-    stream: Annotated[str, Query(description="true: server-sent events; else the whole answer.")] = "false",
+    stream: Annotated[
+        str, Query(description="true: server-sent events; else the whole answer.", examples=["true"])
+    ] = "false",
     starting_after: Annotated[
-        str | None, Query(description="Tokens that the reader has; else the header Last-Event-ID.")
+        int | None,
+        Query(
+            ge=0,
+            le=MAX_START,
+            description="Tokens that the reader has; else the header Last-Event-ID.",
+            examples=[12],
+        ),
     ] = None,
-    include_usage: Annotated[str, Query(description="true: a last chunk tells the tokens.")] = "false",
+    include_usage: Annotated[
+        str, Query(description="true: a last chunk tells the tokens.", examples=["true"])
+    ] = "false",
 ) -> Response:
     """Only with choices of one: an answer with ``n`` above 1 is read from its own stream alone."""
     services = services_of(request)
@@ -69,7 +89,7 @@ async def read_answer(
     "/v1/chat/completions/{job_id}",
     summary="Delete an answer",
     response_model=None,
-    responses=answers_with("What was deleted", is_stream=False, statuses=(401, 404, 503)),
+    responses=answers_with("What was deleted", is_stream=False, statuses=(400, 401, 404, 503)),
 )
 async def delete_answer(request: Request, job_id: JobId) -> Response:
     """With all its choices. One that is under way is cancelled first; nobody can read it any more."""
@@ -82,10 +102,11 @@ async def delete_answer(request: Request, job_id: JobId) -> Response:
     return JSONResponse({"id": job_id, "object": "chat.completion.deleted", "deleted": True})
 
 
-def _start(job_id: str, starting_after: str | None, last_event_id: str | None) -> int:
+def _start(job_id: str, starting_after: int | None, last_event_id: str | None) -> int:
     """Raises ApiError (400)."""
-    if starting_after is None and last_event_id:
-        of_job, _, starting_after = last_event_id.rpartition(":")
-        if of_job != job_id:
-            raise ApiError("invalid_value", "the header Last-Event-ID belongs to another answer")
-    return starting_number(starting_after or "0", "a number of tokens from 0")
+    if starting_after is not None or not last_event_id:
+        return starting_after or 0
+    of_job, _, number = last_event_id.rpartition(":")
+    if of_job != job_id or not _START.fullmatch(number):
+        raise ApiError("invalid_value", "the header Last-Event-ID belongs to another answer")
+    return int(number)

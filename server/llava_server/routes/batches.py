@@ -30,7 +30,8 @@ _MIB = 2**20
 _WINDOW_S = 86400.0
 _MAX_PAGE = 100
 _TIMES = ("in_progress", "completed", "failed", "expired", "cancelling", "cancelled")
-BatchId = Annotated[str, Path(description="The id of the batch.", max_length=128)]
+_ID = "batch_3f1c09a2b44de8715a7c61f02b9d10ee"
+BatchId = Annotated[str, Path(description="The id of the batch.", max_length=128, examples=[_ID])]
 
 
 @router.post(
@@ -80,29 +81,27 @@ async def create_batch(request: Request) -> dict[str, Any]:
 )
 async def list_batches(
     request: Request,
-    after: Annotated[str, Query(description="The last batch of the page before.", max_length=128)] = "",
-    limit: Annotated[str, Query(description="How many, from 1 to 100.")] = "20",
+    after: Annotated[
+        str, Query(description="The last batch of the page before.", max_length=128, examples=[_ID])
+    ] = "",
+    limit: Annotated[int, Query(ge=1, le=_MAX_PAGE, description="How many batches.", examples=[20])] = 20,
 ) -> dict[str, Any]:
     """Those of this key, the latest first."""
-    if not (limit.isascii() and limit.isdecimal() and len(limit) <= 3 and 1 <= int(limit) <= _MAX_PAGE):
-        text = f"limit must be a number from 1 to {_MAX_PAGE} (got {limit[:20]!a})"
-        raise ApiError("invalid_value", text, param="limit")
-    number = int(limit)
     try:
         batches = await services_of(request).batches.page(
-            tenant=request.state.tenant, after=after, number=number + 1
+            tenant=request.state.tenant, after=after, number=limit + 1
         )
     except QueueUnavailable as error:
         raise from_store_error(error) from error
-    data = [_described(batch) for batch in batches[:number]]
+    data = [_described(batch) for batch in batches[:limit]]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
-    return {"object": "list", "data": data, "has_more": len(batches) > number, **ends}
+    return {"object": "list", "data": data, "has_more": len(batches) > limit, **ends}
 
 
 @router.get(
     "/{batch_id}",
     summary="Describe a batch",
-    responses=answers_with("The batch", is_stream=False, statuses=(401, 404, 500, 503)),
+    responses=answers_with("The batch", is_stream=False, statuses=(400, 401, 404, 500, 503)),
 )
 async def get_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
     """``request_counts`` tells how far it is; the files are there when it has ended."""
@@ -112,7 +111,9 @@ async def get_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
 @router.post(
     "/{batch_id}/cancel",
     summary="Cancel a batch",
-    responses=answers_with("The batch", is_stream=False, statuses=(401, 404, 408, 409, 413, 429, 500, 503)),
+    responses=answers_with(
+        "The batch", is_stream=False, statuses=(400, 401, 404, 408, 409, 413, 429, 500, 503)
+    ),
 )
 async def cancel_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
     """What has been answered by then is in the output file. A body is not needed and not read."""

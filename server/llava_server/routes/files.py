@@ -20,7 +20,14 @@ __all__ = ["router", "stored_file"]
 
 router = APIRouter(prefix="/v1/files", tags=["batches"])
 
-FileId = Annotated[str, Path(description="The id of the file.", max_length=128)]
+FileId = Annotated[
+    str,
+    Path(
+        description="The id of the file.",
+        max_length=128,
+        examples=["file-3f1c09a2b44de8715a7c61f02b9d10ee"],
+    ),
+]
 _FORM = {
     "requestBody": {
         "required": True,
@@ -59,11 +66,13 @@ async def upload_file(request: Request) -> dict[str, Any]:
 @router.get(
     "",
     summary="List the files",
-    responses=answers_with("The files", is_stream=False, statuses=(401, 500, 503)),
+    responses=answers_with("The files", is_stream=False, statuses=(400, 401, 500, 503)),
 )
 async def list_files(
     request: Request,
-    purpose: Annotated[str | None, Query(description="Only those of this purpose.", max_length=64)] = None,
+    purpose: Annotated[
+        str | None, Query(description="Only those of this purpose.", max_length=64, examples=["batch"])
+    ] = None,
 ) -> dict[str, Any]:
     """Those of this key, the latest first, all at once."""
     try:
@@ -78,7 +87,7 @@ async def list_files(
 @router.get(
     "/{file_id}",
     summary="Describe a file",
-    responses=answers_with("The file", is_stream=False, statuses=(401, 404, 500, 503)),
+    responses=answers_with("The file", is_stream=False, statuses=(400, 401, 404, 500, 503)),
 )
 async def get_file(request: Request, file_id: FileId) -> dict[str, Any]:
     """``expires_at`` is when it will be gone."""
@@ -88,7 +97,7 @@ async def get_file(request: Request, file_id: FileId) -> dict[str, Any]:
 @router.get(
     "/{file_id}/content",
     summary="Read a file",
-    responses=answers_with("The bytes", is_stream=False, statuses=(401, 404, 500, 503)),
+    responses=answers_with("The bytes", is_stream=False, statuses=(400, 401, 404, 500, 503)),
 )
 async def read_file(request: Request, file_id: FileId) -> Response:
     """As a download: a browser shows nothing of it."""
@@ -106,7 +115,7 @@ async def read_file(request: Request, file_id: FileId) -> Response:
 @router.delete(
     "/{file_id}",
     summary="Delete a file",
-    responses=answers_with("What was deleted", is_stream=False, statuses=(401, 404, 500, 503)),
+    responses=answers_with("What was deleted", is_stream=False, statuses=(400, 401, 404, 500, 503)),
 )
 async def delete_file(request: Request, file_id: FileId) -> dict[str, Any]:
     """A batch under way goes on; if another controller has to take it over, it fails for want of its file."""

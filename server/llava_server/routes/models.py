@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from starlette.requests import Request
 
 from llava_server.openapi import answers_with
@@ -14,6 +14,8 @@ from llava_server.services import services_of
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+
+ModelId = Annotated[str, Path(description="The name of the model.", examples=["tiny-llava"])]
 
 
 @router.get(
@@ -30,7 +32,7 @@ async def list_models(request: Request) -> dict[str, Any]:
     summary="Describe one model",
     responses=answers_with("The model", is_stream=False, statuses=(401, 404, 500)),
 )
-async def get_model(model_id: str, request: Request) -> dict[str, Any]:
+async def get_model(model_id: ModelId, request: Request) -> dict[str, Any]:
     """Model names may hold slashes."""
     registry = services_of(request).registry
     return _described(registry.known(model_id), registry)

@@ -24,13 +24,20 @@ from llava_server.responses_writer import ResponseWriter, with_note
 from llava_server.schemas_responses import ResponseRequest
 from llava_server.services import services_of
 from llava_server.streaming import EventStream, stream_pace, until_gone
-from llava_server.validation import idempotency_key, starting_number
+from llava_server.validation import MAX_START, idempotency_key
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["responses"])
 
-ResponseId = Annotated[str, Path(description="The id of the response.", max_length=128)]
+ResponseId = Annotated[
+    str,
+    Path(
+        description="The id of the response.",
+        max_length=128,
+        examples=["resp_3f1c09a2b44de8715a7c61f02b9d10ee"],
+    ),
+]
 
 
 @router.post(
@@ -76,16 +83,22 @@ async def _open(request: Request) -> tuple[ResponseRequest, ResponseWriter, Open
 async def read_response(
     request: Request,
     response_id: ResponseId,
-    stream: Annotated[str, Query(description="true: its events, from the first one on.")] = "false",
+    stream: Annotated[
+        str, Query(description="true: its events, from the first one on.", examples=["true"])
+    ] = "false",
     starting_after: Annotated[
-        str | None, Query(description="With stream true: the sequence_number of the last event known.")
+        int | None,
+        Query(
+            ge=0,
+            le=MAX_START,
+            description="With stream true: the sequence_number of the last event known.",
+            examples=[4],
+        ),
     ] = None,
 ) -> Response:
     """As far as it is made. With stream true its events come to this reader and to no other any more."""
     glimpse = await _glimpse(request, response_id, has_events=stream != "true")
-    start = -1
-    if starting_after is not None:
-        start = starting_number(starting_after, "the number of an event, from 0")
+    start = -1 if starting_after is None else starting_after
     writer = ResponseWriter(glimpse.outline, created_at=glimpse.created_at, starting_after=start)
     if stream != "true":
         return JSONResponse(writer.so_far(glimpse.state, glimpse.events))
@@ -99,7 +112,7 @@ async def read_response(
     "/v1/responses/{response_id}/cancel",
     summary="Cancel a response",
     response_model=None,
-    responses=answers_with("The response", is_stream=False, statuses=(401, 404, 503)),
+    responses=answers_with("The response", is_stream=False, statuses=(400, 401, 404, 503)),
 )
 async def cancel_response(request: Request, response_id: ResponseId) -> Response:
     """Gives the response as it is then; one that is over already stays as it is."""
@@ -114,7 +127,7 @@ async def cancel_response(request: Request, response_id: ResponseId) -> Response
     "/v1/responses/{response_id}",
     summary="Delete a response",
     response_model=None,
-    responses=answers_with("What was deleted", is_stream=False, statuses=(401, 404, 503)),
+    responses=answers_with("What was deleted", is_stream=False, statuses=(400, 401, 404, 503)),
 )
 async def delete_response(request: Request, response_id: ResponseId) -> Response:
     """It cannot be read any more, by nobody. One that is not over is cancelled first."""

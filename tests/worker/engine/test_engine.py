@@ -224,7 +224,7 @@ def test_the_longest_prompt_that_fits_is_answered(make_engine, make_sequence, ru
         ({"prompt_ids": []}, "empty"),
         ({"prompt_ids": [1, 128, 127, 127, 127, 127]}, "outside of the vocabulary of 128"),
         ({"output_ids": [-1]}, "outside of the vocabulary"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens is -1"),
         ({"pixels": []}, "1 pictures in the prompt, but 0 given"),
         ({"pixels": [bytes(28 * 28 * 3 - 1)]}, "2351 bytes for 4 tokens"),
         ({"pixels": [bytes(2 * 28 * 28 * 3)]}, "4704 bytes for 4 tokens"),

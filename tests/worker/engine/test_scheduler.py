@@ -140,9 +140,52 @@ def test_the_more_urgent_of_two_begun_prompts_goes_on_first() -> None:
     bench.add("old", 15)
     bench.step()
     bench.add("urgent", 25, priority=1)
-    bench.step()
 
-    assert bench.step() == {"urgent": (5, 14), "old": (15, 16)}
+    assert bench.step() == {"urgent": (0, 10)}
+    assert bench.step() == {"urgent": (10, 20)}
+    assert bench.step() == {"urgent": (20, 25), "old": (10, 15)}
+
+
+def test_the_more_urgent_takes_the_place_of_the_latest_of_the_others() -> None:
+    bench = Bench(max_num_sequences=3)
+    for name in "abc":
+        bench.add(name, 2)
+    bench.step()
+    bench.add("urgent", 2, priority=1)
+
+    assert bench.step().keys() == {"a", "b", "urgent"}
+    assert [sequence.seq_id for sequence in bench.scheduler.waiting] == ["c"]
+
+
+def test_the_more_urgent_gets_the_blocks_of_the_others() -> None:
+    bench = Bench(num_blocks=12, max_batch_tokens=20)
+    for name in "abc":
+        bench.add(name, 5)
+    bench.step()
+    bench.add("urgent", 6, priority=1)
+
+    step = bench.step()
+    assert step["urgent"] == (0, 6)
+    assert step.keys() == {"a", "b", "urgent"}
+
+
+def test_an_equal_takes_nobodys_place() -> None:
+    bench = Bench(max_num_sequences=2)
+    for name in "abc":
+        bench.add(name, 2)
+        bench.step()
+
+    assert bench.step().keys() == {"a", "b"}
+    assert bench.scheduler.num_preemptions == 0
+
+
+def test_the_more_urgent_goes_before_prompts_that_are_begun() -> None:
+    bench = Bench()
+    bench.add("long", 50)
+    bench.step()
+    bench.add("urgent", 8, priority=1)
+
+    assert bench.step() == {"urgent": (0, 8), "long": (10, 12)}
 
 
 def test_who_arrives_while_another_computes_the_same_waits_and_lets_others_pass() -> None:

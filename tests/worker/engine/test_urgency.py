@@ -96,3 +96,61 @@ def test_between_two_tokens_of_a_stream_no_more_is_computed_than_a_step_may(
         assert engine.stats().num_computed_tokens_total - before <= max_batch_tokens
         is_answered = "long" in told
     assert num_steps >= len(long.token_ids) / max_batch_tokens
+
+
+def steps_to_first_and_end(engine, seq_id: str) -> tuple[int, int]:
+    first = count = 0
+    while True:
+        outputs = [output for output in engine.step() if output.seq_id == seq_id]
+        engine.check()
+        count += 1
+        first = first or (count if outputs else 0)
+        if any(output.is_final for output in outputs):
+            return first, count
+
+
+@pytest.mark.parametrize("num_blocks", [512, 48])
+def test_the_more_urgent_takes_no_more_than_twice_the_steps_in_a_flood(
+    make_engine, make_sequence, run, prompts, num_blocks: int
+) -> None:
+    """Whether places are short or blocks; and who makes way has its own answer all the same."""
+    rng = np.random.default_rng(13)
+    flood = [random_prompt(rng, num_images=1) for _ in range(10)]
+    options = {"num_blocks": num_blocks, "max_num_sequences": 4, "eos_ids": frozenset()}
+
+    def urgent():
+        sequence = make_sequence(prompts[0], seq_id="urgent", max_new_tokens=6)
+        sequence.priority = 1
+        return sequence
+
+    def flooding():
+        return [make_sequence(prompt, seq_id=str(n), max_new_tokens=20) for n, prompt in enumerate(flood)]
+
+    plain, alone = run(make_engine(**options), flooding()), make_engine(**options)
+    alone.add(urgent())
+    first_alone, end_alone = steps_to_first_and_end(alone, "urgent")
+
+    engine, answers = make_engine(**options), {}
+    for sequence in flooding():
+        engine.add(sequence)
+        answers[sequence.seq_id] = []
+    for _ in range(5):
+        outputs = engine.step()
+        for output in outputs:
+            answers[output.seq_id].append(output.token_id)
+    engine.add(urgent())
+    answers["urgent"] = []
+    first = count = 0
+    while engine.num_sequences:
+        count += 1
+        for output in engine.step():
+            answers[output.seq_id].append(output.token_id)
+            if output.seq_id == "urgent":
+                first, end = first or count, count
+        engine.check()
+
+    assert first <= 2 * first_alone
+    assert end <= 2 * end_alone
+    assert engine.stats().num_preemptions_total > 0
+    del answers["urgent"]
+    assert answers == plain

@@ -1,14 +1,15 @@
 -- emit: one engine step's frames of all streams, and the sign of progress. A frame is appended whole or not at
 -- all: its writer must hold the job (fence), its number must follow the last one (a lower number is a doubled call
 -- and skipped) and its offset must be the log's length. A gap means that the log lost writes: the job goes back to
--- the queue, to be continued from the log. One XADD per controller. Answers the jobs refused.
--- ARGV: worker, lease_ms, hang_ms, (job, assignment, frame, offset, num_tokens, is_final, payload)...
+-- the queue, to be continued from the log. One XADD per controller. Answers the jobs refused, and '' if somebody waits
+-- who would be a guest (see pull), for a worker that names its model.
+-- ARGV: worker, lease_ms, hang_ms, model or '', (job, assignment, frame, offset, num_tokens, is_final, payload)...
 local ACQUITTAL = 8
 local worker = ARGV[1]
 local slots = key('inflight', worker)
 redis.call('ZADD', PREFIX .. 'workers', now + tonumber(ARGV[2]), worker)
 redis.call('ZADD', PREFIX .. 'progress', now + tonumber(ARGV[3]), worker)
-if #ARGV == 3 then return {} end
+if #ARGV == 4 then return {} end
 
 local held, refused, changed, gone, outs = {}, {}, {}, {}, {}
 local flat = redis.call('HGETALL', slots)
@@ -49,7 +50,7 @@ local function write(id, assignment, controller, length, frame, count, final, pa
   end
 end
 
-for i = 4, #ARGV, 7 do
+for i = 5, #ARGV, 7 do
   local id, assignment, frame = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   local offset, count = tonumber(ARGV[i + 3]), tonumber(ARGV[i + 4])
   local holder, controller, length, last = read_slot(held[id])
@@ -75,4 +76,5 @@ end
 if #fields > 0 then redis.call('HSET', slots, unpack(fields)) end
 if #gone > 0 then redis.call('HDEL', slots, unpack(gone)) end
 for controller, out in pairs(outs) do notify(controller, out) end
+if ARGV[4] ~= '' and find_guest(ARGV[4], redis.call('HGETALL', slots)) then refused[#refused + 1] = '' end
 return refused

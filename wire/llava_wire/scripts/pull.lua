@@ -3,10 +3,12 @@
 -- to a worker that never heard of it. A job whose pixels are gone is parked and its controller told. Rooms are emptied
 -- in the order of priority; who has waited for AGE_MS counts as urgent. A suspect is handed out alone, to a worker that
 -- holds nothing, which gets nothing else until the suspect is beyond doubt. If all are busy one of them is the next to
--- run empty (`ward`).
--- ARGV: worker, model, lease_ms, hang_ms, nonce...
+-- run empty (`ward`). A worker without a free place asks for a guest: the first job in line of a tenant of whom it holds
+-- nothing.
+-- ARGV: worker, model, lease_ms, hang_ms, is for a guest, nonce...
 -- Answer: {{job, assignment, length, payload, log, end of its life, trace}...}, {digest, bytes...}, now
 local worker, model, lease, hang = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local is_for_guest, num_nonces = ARGV[5] == '1', #ARGV - 5
 local slots = key('inflight', worker)
 redis.call('ZADD', PREFIX .. 'workers', now + lease, worker)
 
@@ -28,7 +30,7 @@ local function hand_out(id, assignment, length)
 end
 
 local mine = {}
-for i = 5, #ARGV do mine[ARGV[i]] = true end
+for i = 6, #ARGV do mine[ARGV[i]] = true end
 local held = redis.call('HGETALL', slots)
 for i = 1, #held, 2 do
   local assignment, _, length = read_slot(held[i + 1])
@@ -57,7 +59,7 @@ local function suspects_turn()
   while #held == 0 do
     local first = redis.call('ZPOPMIN', key(WARD, model))
     if #first == 0 then return false end
-    assign(first[1], ARGV[5])
+    assign(first[1], ARGV[6])
     if #answer > 0 then
       redis.call('DEL', ward)
       return true
@@ -91,21 +93,30 @@ local function first_in_line()
   end
 end
 
+-- Out of turn, so that the clock stays.
+local function first_guest()
+  local id, room = find_guest(model, held)
+  if not id then return nil end
+  redis.call('ZREM', room, id)
+  return {id, 0}
+end
+
 local is_over = suspects_turn()
 if not is_over then grow_old() end
 local virtual = virtual_time(model)
 local last = virtual
-for _ = 1, #ARGV - 4 + 64 do -- 64: how many parked or expired jobs one call clears away
-  if is_over or #answer == #ARGV - 4 then break end
-  local first = first_in_line()
+for _ = 1, num_nonces + 64 do -- 64: how many parked or expired jobs one call clears away
+  if is_over or #answer == num_nonces then break end
+  local first = is_for_guest and first_guest() or not is_for_guest and first_in_line()
   if not first then break end
   last = math.max(last, tonumber(first[2]))
-  assign(first[1], ARGV[5 + #answer])
+  assign(first[1], ARGV[6 + #answer])
 end
 if last > virtual then
   set_virtual_time(model, last)
   redis.call('ZREMRANGEBYSCORE', key('fair', model), '-inf', last) -- a tenant behind the clock starts at the clock
 end
 if #answer > 0 and #held == 0 then redis.call('ZADD', PREFIX .. 'progress', now + hang, worker) end
-if not is_over and num_in_line(model) > 0 then wake(model) end -- who may not have it must not be woken by it
+-- Who may not have it must not be woken by it; and for a guest nobody was.
+if not is_over and not is_for_guest and num_in_line(model) > 0 then wake(model) end
 return {answer, blobs, now}

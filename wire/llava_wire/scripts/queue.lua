@@ -127,6 +127,23 @@ end
 
 local function num_waiting(model) return num_in_line(model) + redis.call('ZCARD', key(WARD, model)) end
 
+-- The first job, and its room, of a tenant of whom a worker holds nothing. Of the first room that is not empty, since
+-- urgent work goes first. `slots` are the worker's, as HGETALL gives them.
+local NUM_LOOKED_AT = 64 -- with equal costs it is among the first
+local function find_guest(model, slots)
+  for _, name in ipairs(ROOMS) do
+    local room, here = key(name, model), {}
+    local ids = redis.call('ZRANGE', room, 0, NUM_LOOKED_AT - 1)
+    for i = 1, #ids > 0 and #slots or 0, 2 do
+      here[redis.call('HGET', key('job', slots[i]), 'tenant') or ''] = true
+    end
+    for _, id in ipairs(ids) do
+      if not here[redis.call('HGET', key('job', id), 'tenant')] then return id, room end
+    end
+    if #ids > 0 then return nil end
+  end
+end
+
 -- A room was left; the last one out makes the sum exactly nothing.
 local function lighten(model, id, cost)
   redis.call('ZREM', key('since', model), id)

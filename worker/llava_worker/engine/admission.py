@@ -49,8 +49,8 @@ class Admission:
             )
         if num_prompt == 0:
             raise _invalid("the prompt is empty")
-        if sequence.max_new_tokens < 1:
-            raise _invalid(f"max_new_tokens is {sequence.max_new_tokens}; it must be at least 1")
+        if sequence.max_new_tokens < 0:
+            raise _invalid(f"max_new_tokens is {sequence.max_new_tokens}; it must be at least 0")
         token_ids = sequence.prompt_ids + sequence.output_ids
         if min(token_ids) < 0 or max(token_ids) >= self.sampling.vocab_size:
             raise _invalid(f"a token id lies outside of the vocabulary of {self.sampling.vocab_size}")

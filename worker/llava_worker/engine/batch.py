@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llava_worker.engine.scheduler import Chunk
-from llava_worker.engine.sequence import ImageSpan
+from llava_worker.engine.sequence import ImageSpan, Sequence
 from llava_worker.model.attention import PackedRows
 from llava_worker.model.upload import upload
 
-__all__ = ["Batch", "Placement"]
+__all__ = ["Batch", "Placement", "PromptRows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,19 @@ class Placement:
 
     chunk: Chunk
     image: ImageSpan
+    row: int
+    first: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Packed rows from ``row`` on, after which the sequence's prompt has its tokens [first, first + length).
+
+    A token's log-probability belongs to the row before it, which may be the last of an earlier chunk.
+    """
+
+    sequence: Sequence
     row: int
     first: int
     length: int
@@ -48,6 +61,7 @@ class Batch:
     placements: list[Placement]
     sampled: list[Chunk]
     sampled_rows: Tensor  # int64 [sampled + their drafts]
+    prompt_rows: list[PromptRows]  # of those who are to be told their prompt
 
     @property
     def is_decoding(self) -> bool:
@@ -89,6 +103,7 @@ class Batch:
             placements=list(_placements(chunks, firsts.tolist())),
             sampled=[chunks[index] for index in sampled],
             sampled_rows=on_device[3],
+            prompt_rows=list(_prompt_rows(chunks, firsts.tolist())),
         )
 
 
@@ -114,6 +129,18 @@ def _placements(chunks: Items[Chunk], firsts: list[int]) -> Iterator[Placement]:
         for image in chunk.sequence.images_within(chunk.start, chunk.end):
             start, end = max(chunk.start, image.start), min(chunk.end, image.end)
             yield Placement(chunk, image, packed + start - chunk.start, start - image.start, end - start)
+
+
+def _prompt_rows(chunks: Items[Chunk], firsts: list[int]) -> Iterator[PromptRows]:
+    """What a preempted sequence was told before, it is not told again."""
+    for chunk, packed in zip(chunks, firsts, strict=True):
+        sequence = chunk.sequence
+        if not sequence.owes_prompt_logprobs:
+            continue
+        first = 1 + len(sequence.prompt_logprobs)
+        end = min(chunk.end + 1, len(sequence.prompt_ids))
+        if first < end:
+            yield PromptRows(sequence, packed + first - 1 - chunk.start, first, end - first)
 
 
 def _pad(tables: list[list[int]]) -> NDArray[np.int64]:

@@ -73,7 +73,7 @@ class BlockManager:
 
         Only for as much as is worth a wait, and never because of somebody who is less urgent.
         """
-        if not self._is_sharing:
+        if not self._is_sharing or sequence.owes_prompt_logprobs:
             return False
         known = self._known_prefix(sequence)
         after = len(known.blocks)
@@ -100,10 +100,9 @@ class BlockManager:
         """
         assert not sequence.block_table
         known = self._known_prefix(sequence)
-        num_new = self.num_needed(sequence.num_tokens) - len(known.blocks)
-        num_revived = sum(self._num_refs[block] == 0 for block in known.blocks)
-        if num_new + num_revived + num_spare > self.num_free:
+        if self._num_missing(sequence, known) + num_spare > self.num_free:
             return None
+        num_new = self.num_needed(sequence.num_tokens) - len(known.blocks)
         for block in known.blocks:  # before any new one is taken: taking evicts cached blocks
             self._hold(block)
         if known.source in self._cached:
@@ -116,6 +115,10 @@ class BlockManager:
         self._holders[sequence] = None
         is_copied = known.num_rows > 0 and known.source != new[0]
         return [BlockCopy(known.source, new[0], known.num_rows)] if is_copied else []
+
+    def has_room(self, sequence: Sequence, *, num_spare: int = 0) -> bool:
+        """Whether ``admit`` would take the sequence."""
+        return self._num_missing(sequence, self._known_prefix(sequence)) + num_spare <= self.num_free
 
     def grow(self, sequence: Sequence) -> bool:
         """Make room for every token of the sequence; False, and nothing taken, where no block is free."""
@@ -193,8 +196,13 @@ class BlockManager:
         if any(block in self._index for block in self._free):
             yield "a free block counts as known"
 
+    def _num_missing(self, sequence: Sequence, known: _Known) -> int:
+        """Free blocks that an admission takes: new ones, and known ones that nobody holds."""
+        num_new = self.num_needed(sequence.num_tokens) - len(known.blocks)
+        return num_new + sum(self._num_refs[block] == 0 for block in known.blocks)
+
     def _known_prefix(self, sequence: Sequence) -> _Known:
-        if not self._is_sharing:
+        if not self._is_sharing or sequence.owes_prompt_logprobs:  # what is found has no logits
             return _Known([], -1, 0)
         blocks: list[int] = []
         for index in range((sequence.num_tokens - 1) // self.block_size):  # the last token is always computed

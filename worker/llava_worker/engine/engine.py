@@ -13,6 +13,7 @@ It is not thread-safe: one thread owns it and calls everything.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -116,7 +117,7 @@ class Engine:
             raise SequenceRefused("invalid_request", f"there is a sequence {sequence.seq_id} already")
         self._admission.check(sequence)
         finish = self._finish_of(sequence)
-        if finish is not None:
+        if finish is not None and not sequence.owes_prompt_logprobs:
             self._complete.append(StepOutput(sequence.seq_id, finish=finish))
             return
         sequence.steering = Steering.of(sequence.sampling, sequence.prompt_ids, self._eos_ids)
@@ -212,10 +213,14 @@ class Engine:
                 self._blocks.forget(sequence)  # its step was not made
             self._end(sequence)
             return StepOutput(sequence.seq_id, error=choice.error, error_code=choice.error_code)
-        if choice.token_id is None:
+        told = sequence.prompt_logprobs if sequence.owes_prompt_logprobs else ()
+        if choice.token_id is None or any(math.isnan(token.logprob) for token in told):
             return self._fail(sequence)
         if sequence.is_embedding:
             return self._end_embedding(sequence, choice.vector)
+        if sequence.max_new_tokens == 0:  # all that was asked for is its prompt's
+            self._end(sequence)
+            return StepOutput(sequence.seq_id, finish="length", prompt_logprobs=tuple(told))
         if sequence.num_computed < sequence.num_tokens:  # the last token was a draft: it went through as one
             sequence.num_computed = sequence.num_tokens
             self._blocks.publish(sequence)
@@ -230,6 +235,7 @@ class Engine:
             finish,
             num_cached_tokens=sequence.num_cached or 0,
             logprobs=choice.logprobs,
+            prompt_logprobs=tuple(told),
         )
 
     def _finish_of(self, sequence: Sequence) -> Finish | None:

@@ -48,6 +48,11 @@ _NAMED_KEYWORDS = ("$defs", "definitions", "dependentSchemas", "patternPropertie
 class GrammarRefused(ValueError):
     """A grammar that cannot be kept to; the message says what of it and why."""
 
+    def sentence(self, kind: str) -> str:
+        """For who sent a grammar of this ``kind``."""
+        what = "the JSON schema" if kind.startswith("json") else f"the {kind}"
+        return f"{what} cannot be kept to: {self}"
+
 
 def grammar_source(kind: GrammarKind, text: str, *, begins_with_space: bool = False) -> str:
     """``text`` is the schema as JSON, the expression, or the choices as a JSON list of strings; no matter for

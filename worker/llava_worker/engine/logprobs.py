@@ -12,10 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from llava_worker.engine.batch import PromptRows
 from llava_worker.engine.output import TokenLogprobs
+from llava_worker.model.llava import Llava
 from llava_worker.model.upload import upload
 
-__all__ = ["Logprobs", "Picked"]
+__all__ = ["Logprobs", "Picked", "tell_prompts"]
+
+ROWS_AT_ONCE = 64  # of a prompt: with a vocabulary of 32,000 they are 8 MB of logits, all of 4096 half a GB
 
 LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON has no number for
 
@@ -53,3 +57,19 @@ class Picked:
             row: TokenLogprobs(logprob, tuple(zip(of_ids[:num], of_values[:num], strict=True)))
             for row, num, logprob, of_ids, of_values in top
         }
+
+
+def tell_prompts(model: Llava, hidden: Tensor, places: Rows[PromptRows]) -> None:
+    """Add to each sequence's ``prompt_logprobs``; hidden [tokens, hidden] of the whole step.
+
+    May be repeated after a failure: a sequence says itself how far it has been told.
+    """
+    for place in places:
+        for start in range(0, place.length, ROWS_AT_ONCE):
+            num = min(ROWS_AT_ONCE, place.length - start)
+            row, first = place.row + start, place.first + start
+            told = place.sequence.prompt_ids[first : first + num]
+            num_top = [place.sequence.sampling.num_logprobs or 0] * num
+            logprobs = Logprobs(model.logits(hidden[row : row + num]), range(num), num_top)
+            picked = logprobs.pick(upload(np.array(told), hidden.device))
+            place.sequence.prompt_logprobs += picked.tell(*picked.tensors).values()

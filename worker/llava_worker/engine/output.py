@@ -29,6 +29,8 @@ class StepOutput:
         vector     an embedding, which ends with it: little-endian fp32 of length 1
         error      the sequence failed and is gone; a sentence for people, with error_code for programs.
                    Neither token nor finish is set
+        prompt_logprobs   of the prompt's tokens but the first, once: with the answer's first token, or with
+                   the finish of one that was to have none
 
     After ``is_final`` the engine has forgotten the sequence. A sequence without news has no output.
     """
@@ -41,6 +43,7 @@ class StepOutput:
     num_cached_tokens: int = 0  # of the prompt: found in the prefix cache when the sequence began
     logprobs: TokenLogprobs | None = None  # of token_id, where the sequence asks for them
     vector: bytes = b""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
     @property
     def is_final(self) -> bool:

@@ -1,7 +1,7 @@
 """One step of the model: chunks of sequences in, tokens or a failure for each that is due some out.
 
-The host only gives orders here. It waits for the device where a step is read, and in one with grammars
-or embeddings.
+The host only gives orders here. It waits for the device where a step is read, and in one with grammars,
+embeddings or log-probabilities of a prompt.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from llava_worker.engine.blocks import BlockCopy
 from llava_worker.engine.chosen import Chosen
 from llava_worker.engine.clock import StepClock
 from llava_worker.engine.flight import Flight, StepResult, landed
+from llava_worker.engine.logprobs import tell_prompts
 from llava_worker.engine.masks import MaskMaker
 from llava_worker.engine.scheduler import Chunk
 from llava_worker.engine.sequence import Pixels, Sequence
@@ -137,10 +138,12 @@ class ModelRunner:
             self.model.ranks.tell_step(x, batch.positions, batch.rows)
             with self.model.ranks.in_step():
                 hidden = self.model(x, batch.positions, self.backend.plan(batch.rows, self.cache))
-            if not batch.sampled:
-                return hidden[:0], hidden[:0]
             sampled = hidden[batch.sampled_rows]
-            return sampled, self.model.logits(sampled)
+            logits = self.model.logits(sampled) if batch.sampled else sampled
+        if batch.prompt_rows:
+            with self.clock("sample"):
+                tell_prompts(self.model, hidden, batch.prompt_rows)
+        return sampled, logits
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is remembered of the sequence's pictures."""

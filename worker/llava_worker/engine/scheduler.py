@@ -2,16 +2,19 @@
 
 Each step, in this order:
 
+0. whoever waits with a higher priority than one that runs gets its place, if there is no other;
 1. every decoding sequence gets its one token: a running stream never waits for somebody's long prompt;
 2. prompts already begun go on, the most urgent first, in chunks of what is left of the budget;
-3. waiting sequences are admitted, the most urgent first, while blocks for their whole prompt are free.
+3. waiting sequences are admitted, the most urgent first, while blocks for their whole prompt are free; those
+   with a higher priority than any prompt begun, before 2.
 
 More urgent is who has the higher priority, and among equals who came first. What one running sequence is
 about to compute and a waiting one could share is not computed twice: the waiting one lets others pass until
 it is there.
 
-When a decoding sequence finds no free block, the least urgent running one is preempted: it loses its blocks,
-goes back to its place in the queue and is computed again, prompt and answer so far, when there is room.
+When a decoding sequence finds no free block, too, the least urgent running one is preempted: it loses its
+blocks, goes back to its place in the queue and is computed again, prompt and answer so far, when there is
+room.
 """
 
 from __future__ import annotations
@@ -121,22 +124,41 @@ class Scheduler:
     def schedule(self) -> Plan:
         """The next step; without chunks only when there is no sequence at all."""
         budget = _Budget(self._max_batch_tokens, self._max_batch_tokens)
+        self._make_way()
         plan = Plan(self._schedule_decodes(budget), [])
-        plan.chunks.extend(self._schedule_begun_prompts(budget))
+        begun = [sequence for sequence in self.running if sequence.num_uncomputed > 1]
+        if begun:
+            self._schedule_admissions(budget, plan, above=begun[0].priority)
+        plan.chunks.extend(self._schedule_begun_prompts(begun, budget))
         self._schedule_admissions(budget, plan)
         return plan
 
     def schedule_ahead(self, sequences: list[Sequence]) -> list[Chunk]:
         """A step of ``sequences``, all that will run then, by the token that each of them gets meanwhile.
 
-        Empty where the next step may be another one: somebody waits and may be taken on, or there are not
-        blocks for all. Who got one then has it early; whoever ends meanwhile gives it back.
+        Empty where the next step may be another one: somebody waits and may be taken on, perhaps in another's
+        place, or there are not blocks for all. Who got one then has it early, and gives it back at its end.
         """
-        if self.waiting and len(sequences) < self._max_num_sequences:
+        has_seat = len(sequences) < self._max_num_sequences
+        if self.waiting and (has_seat or self.waiting[0].priority > self.running[-1].priority):
             return []
         if not all(self._blocks.stretch(each, 1) for each in sequences):
             return []
         return [Chunk(each, each.num_tokens, each.num_tokens + 1, is_ahead=True) for each in sequences]
+
+    def _make_way(self) -> None:
+        """Before anything is planned, because whoever goes loses its blocks."""
+        if not self.waiting or self._blocks.is_coming(self.waiting[0]):
+            return
+        first = self.waiting[0]
+        while self.running and self.running[-1].priority < first.priority and not self._has_place(first):
+            self._preempt()
+
+    def _has_place(self, sequence: Sequence) -> bool:
+        num_running = len(self.running)
+        return num_running < self._max_num_sequences and self._blocks.has_room(
+            sequence, num_spare=num_running
+        )
 
     def _schedule_decodes(self, budget: _Budget) -> list[Chunk]:
         chunks = []
@@ -153,14 +175,16 @@ class Scheduler:
                 return False
         return True
 
-    def _schedule_begun_prompts(self, budget: _Budget) -> list[Chunk]:
-        begun = [sequence for sequence in self.running if sequence.num_uncomputed > 1]
+    def _schedule_begun_prompts(self, begun: list[Sequence], budget: _Budget) -> list[Chunk]:
         chunks = (self._next_chunk(sequence, budget) for sequence in begun)
         return [chunk for chunk in chunks if chunk is not None]
 
-    def _schedule_admissions(self, budget: _Budget, plan: Plan) -> None:
+    def _schedule_admissions(self, budget: _Budget, plan: Plan, *, above: int | None = None) -> None:
+        """Of those with a priority ``above`` this one, if it is given."""
         for sequence in list(self.waiting):
             if budget.num_tokens == 0 or len(self.running) == self._max_num_sequences:
+                break
+            if above is not None and sequence.priority <= above:
                 break
             if self._blocks.is_coming(sequence):
                 continue

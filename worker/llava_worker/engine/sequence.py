@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from llava_worker.engine.drafter import Luck
     from llava_worker.engine.grammar import Grammar, Matcher
+    from llava_worker.engine.output import TokenLogprobs
     from llava_worker.engine.steering import Steering
 
 __all__ = ["ImageSpan", "Pixels", "RefusalCode", "Sampling", "Sequence", "SequenceRefused"]
@@ -90,6 +91,8 @@ class Sequence:
     The answer keeps to ``grammar``, if there is one. A higher ``priority`` is more urgent. ``deadline_s`` is
     a time of ``time.monotonic``; None for no deadline. One that ``is_embedding`` ends in a vector in place of
     tokens: its last token's hidden state, or the features of its picture, which must then be all of it.
+    One that ``has_prompt_logprobs`` is told its prompt's with its first token, as many alternatives as
+    ``sampling`` asks for its answer's; with it ``max_new_tokens`` may be 0.
     """
 
     seq_id: str
@@ -104,12 +107,13 @@ class Sequence:
     priority: int = 0
     deadline_s: float | None = None
     is_embedding: bool = False
+    has_prompt_logprobs: bool = False
 
     # The engine's own. Keys and values of tokens [0, num_computed) are in the blocks of block_table, of which
     # others may share the first num_published. block_keys name leading blocks, computed or not, by their
     # tokens: these may only be added to. num_cached tokens of the prompt were found computed on first
     # admission; None before that. arrival counts the engine's sequences. steering is None where the model's
-    # logits are taken as they are.
+    # logits are taken as they are. prompt_logprobs are those so far, of the prompt's second token on.
     arrival: int = field(default=0, init=False)
     block_table: list[int] = field(default_factory=list, init=False, repr=False)
     block_keys: list[bytes] = field(default_factory=list, init=False, repr=False)
@@ -119,11 +123,17 @@ class Sequence:
     steering: Steering | None = field(default=None, init=False, repr=False)
     matcher: Matcher | None = field(default=None, init=False, repr=False)  # the answer's place in the grammar
     luck: Luck | None = field(default=None, init=False, repr=False)  # of its drafts; None before the first
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list, init=False, repr=False)
 
     @property
     def is_picture_embedding(self) -> bool:
         """Whether the decoder has no part in it."""
         return self.is_embedding and bool(self.images)
+
+    @property
+    def owes_prompt_logprobs(self) -> bool:
+        """Whether its prompt is still to be told: then all of it must go through the model."""
+        return self.has_prompt_logprobs and not self.output_ids
 
     @property
     def num_tokens(self) -> int:

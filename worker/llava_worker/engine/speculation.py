@@ -82,7 +82,7 @@ class Speculation:
     def room(self, sequence: Sequence) -> int:
         """Tokens that the answer can have after its next one, so drafts that could all be accepted."""
         num_wanted = sequence.max_new_tokens - len(sequence.output_ids)
-        return min(num_wanted, self._context_length - sequence.num_tokens) - 1
+        return max(min(num_wanted, self._context_length - sequence.num_tokens) - 1, 0)
 
     def _seat(self, sequence: Sequence, drafts: tuple[int, ...], num_spare: int) -> tuple[int, ...]:
         """Those of the drafts for which there is room in the cache."""

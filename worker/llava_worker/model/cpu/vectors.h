@@ -126,11 +126,17 @@ INLINE i8x16 to_bytes(i32x16 v) {
 }
 
 INLINE float sum(f32x16 v) {
-  typedef float f32x8 __attribute__((vector_size(32)));
-  typedef float f32x4 __attribute__((vector_size(16)));
-  f32x8 eight = read<f32x8>((float*)&v) + read<f32x8>((float*)&v + 8);
-  f32x4 four = read<f32x4>((float*)&eight) + read<f32x4>((float*)&eight + 4);
-  return (four[0] + four[2]) + (four[1] + four[3]);
+  __m256 halves[2];
+#ifdef __AVX512F__
+  halves[0] = _mm512_castps512_ps256((__m512)v);
+  halves[1] = _mm512_extractf32x8_ps((__m512)v, 1);
+#else
+  std::memcpy(halves, &v, sizeof halves);
+#endif
+  __m256 eight = _mm256_add_ps(halves[0], halves[1]);
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
 INLINE float largest(f32x16 v) {

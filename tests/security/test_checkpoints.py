@@ -1,0 +1,32 @@
+"""What a checkpoint may bring beside its numbers: nothing of it is run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import llava_worker
+from llava_worker.settings import load_settings
+from llava_worker.startup import open_model
+
+TINY = Path(llava_worker.__file__).parent / "tiny"
+
+
+def test_code_that_lies_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    """As transformers would run it: named by ``auto_map``, found beside the configuration."""
+    for file in TINY.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        told = json.loads((TINY / name).read_text())
+        names = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoProcessor")
+        told |= {"auto_map": {each: "rogue.Thing" for each in names}, "trust_remote_code": True}
+        (tmp_path / name).unlink()
+        (tmp_path / name).write_text(json.dumps(told))
+    (tmp_path / "rogue.py").write_text(f"open({str(tmp_path / 'was_here')!r}, 'w')\nclass Thing: ...\n")
+
+    model = open_model(load_settings(["--model", str(tmp_path), "--device", "cpu"]))
+
+    assert model.heartbeat.model
+    assert not (tmp_path / "was_here").exists()
+    assert not any("rogue" in name for name in sys.modules)
