@@ -1,4 +1,4 @@
-"""The operator's own port: metrics and health, on loopback unless told otherwise, and never the API.
+"""The operator's own port: metrics, health, workers; on loopback unless told otherwise, and never the API.
 
 It shows the state of the app beside it and asks for no key: who may reach it is the network's to decide.
 """
@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from llava_server.replies import ErrorNet, RequestIds
-from llava_server.routes import health
+from llava_server.routes import health, workers
 
 __all__ = ["AdminServer", "create_admin_app"]
 
@@ -28,7 +28,7 @@ def create_admin_app(app: FastAPI) -> FastAPI:
         redirect_slashes=False,
     )
     admin.state = app.state
-    for router in (health.router, health.metrics_router):
+    for router in (health.router, health.metrics_router, workers.router):
         admin.include_router(router)
     return admin
 

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import anyio
-from llava_wire import Batch, BatchStore, DrivenBatch, FileStore, QueueUnavailable, StoredFile
+from llava_wire import Batch, BatchStore, DrivenBatch, FileStore, QueueUnavailable, Recorded, StoredFile
 
 from llava_server.batch_lines import answered, lines_of, refused, unanswered
 from llava_server.errors import ApiError
+from llava_server.metrics import Metrics
 from llava_server.schemas_batch import BatchLine
 from llava_server.validation import parse_request
 
@@ -88,11 +89,19 @@ class BatchDriver:
     """``run`` for ever; ``wake`` when a batch has come."""
 
     def __init__(
-        self, batches: BatchStore, files: FileStore, ask: AskLine, *, num_parallel: int, max_result_bytes: int
+        self,
+        batches: BatchStore,
+        files: FileStore,
+        ask: AskLine,
+        metrics: Metrics,
+        *,
+        num_parallel: int,
+        max_result_bytes: int,
     ) -> None:
         self._batches = batches
         self._files = files
         self._ask = ask
+        self._metrics = metrics
         self._turns = asyncio.Semaphore(num_parallel)  # first come, first served: batches take turns
         self._num_parallel = num_parallel
         self._max_result_bytes = max_result_bytes
@@ -175,7 +184,7 @@ class BatchDriver:
         file = await self._files.find(order.input_file_id, tenant=order.tenant)
         data = await self._files.read(file, tenant=order.tenant) if file is not None else None
         if data is None:
-            await self._batches.finish(order.batch_id, "failed", output_file_id="", error_file_id="")
+            await self._end(order.batch_id, "failed")
             logger.warning("batch %s failed: its input file is gone", order.batch_id)
             return
         lines = [
@@ -200,13 +209,7 @@ class BatchDriver:
     async def _answer(self, run: _Run, line: Line) -> None:
         order, custom_id = line.batch.order, line.request.custom_id
         result, is_completed = await self._result(line)
-        recorded = await self._batches.record(
-            order.batch_id,
-            line.number,
-            result,
-            is_completed=is_completed,
-            max_bytes=self._max_result_bytes,
-        )
+        recorded = await self._record(line, result, is_completed=is_completed)
         if recorded == "not_ours":
             run.is_lost = True
             run.stop(None)
@@ -236,9 +239,7 @@ class BatchDriver:
                 if line.number in done:
                     continue
                 text = _BAD + unanswered(order.batch_id, line.number, line.request.custom_id, code, message)
-                await self._batches.record(
-                    order.batch_id, line.number, text, is_completed=False, max_bytes=self._max_result_bytes
-                )
+                await self._record(line, text, is_completed=False)
         output, errors = bytearray(), bytearray()
         numbers = [line.number for line in lines]
         for first in range(0, len(numbers), _NUM_TOGETHER):
@@ -246,13 +247,33 @@ class BatchDriver:
                 if result is not None:
                     (output if result[:1] == _GOOD else errors).extend(result[1:])
         state = run.ending if run.ending in ("cancelled", "expired") else "completed"
-        await self._batches.finish(
+        await self._end(
             order.batch_id,
             state,
             output_file_id=await self._store(order.batch_id, order.tenant, "output", bytes(output)),
             error_file_id=await self._store(order.batch_id, order.tenant, "error", bytes(errors)),
         )
         logger.info("batch %s is %s", order.batch_id, state)
+
+    async def _record(self, line: Line, result: bytes, *, is_completed: bool) -> Recorded:
+        recorded = await self._batches.record(
+            line.batch.order.batch_id,
+            line.number,
+            result,
+            is_completed=is_completed,
+            max_bytes=self._max_result_bytes,
+        )
+        if recorded == "recorded":
+            self._metrics.batch_line_ended(is_completed=is_completed)
+        return recorded
+
+    async def _end(
+        self, batch_id: str, state: str, *, output_file_id: str = "", error_file_id: str = ""
+    ) -> None:
+        if await self._batches.finish(
+            batch_id, state, output_file_id=output_file_id, error_file_id=error_file_id
+        ):
+            self._metrics.batch_ended(state)
 
     async def _store(self, batch_id: str, tenant: str, kind: str, data: bytes) -> str:
         """The file's id, empty for no file; whoever does it again makes the same file."""

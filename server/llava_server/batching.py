@@ -11,12 +11,13 @@ from typing import Any
 
 import anyio
 import msgspec
-from llava_wire import Job
+from llava_wire import Job, QueueUnavailable
 
 from llava_server.asking import jobs_of
 from llava_server.batch_driver import BatchDriver, Line
 from llava_server.choices import Choices
 from llava_server.errors import ApiError
+from llava_server.every import every
 from llava_server.metrics import Unmeasured
 from llava_server.rates import RateLimiter
 from llava_server.schemas import ChatRequest
@@ -29,6 +30,7 @@ __all__ = ["batches_driven"]
 
 _MIB = 2**20
 _CANCEL_TIMEOUT_S = 5.0
+_COUNT_S = 1.0
 _LOWEST = -1
 _BELOW_ALL = -100  # whatever the key's own priority adds, the sum is the lowest
 
@@ -41,15 +43,25 @@ async def batches_driven(services: Services, limiter: RateLimiter) -> AsyncItera
         services.batches,
         services.files,
         asker.ask,
+        services.metrics,
         num_parallel=services.settings.batch_parallel,
         max_result_bytes=services.settings.max_batch_output_mb * _MIB,
     )
-    task = asyncio.create_task(driver.run(), name="batches")
+    tasks = [
+        asyncio.create_task(driver.run(), name="batches"),
+        asyncio.create_task(every(_COUNT_S, lambda: _count(services)), name="batch metrics"),
+    ]
     try:
         yield driver
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _count(services: Services) -> None:
+    with contextlib.suppress(QueueUnavailable):  # the registry says so, once
+        services.metrics.batches_looked_at(await services.batches.survey())
 
 
 class _Asker:

@@ -74,11 +74,13 @@ ERRORS: dict[str, ErrorKind] = {
     "too_many_images": ErrorKind(400, _INVALID),
     "context_length_exceeded": ErrorKind(400, _INVALID),
     "invalid_request": ErrorKind(400, _INVALID),
+    "order_refused": ErrorKind(400, _INVALID),
     "invalid_api_key": ErrorKind(401, "authentication_error"),
     "model_not_found": ErrorKind(404, _INVALID),
     "answer_not_found": ErrorKind(404, _INVALID),
     "file_not_found": ErrorKind(404, _INVALID),
     "batch_not_found": ErrorKind(404, _INVALID),
+    "worker_not_found": ErrorKind(404, _INVALID),
     "unknown_url": ErrorKind(404, _INVALID),
     "method_not_allowed": ErrorKind(405, _INVALID),
     "request_timeout": ErrorKind(408, _INVALID),
@@ -86,6 +88,7 @@ ERRORS: dict[str, ErrorKind] = {
     "stream_taken_over": ErrorKind(409, _INVALID, should_retry=False),
     "answer_cancelled": ErrorKind(409, _INVALID, should_retry=True),
     "batch_has_ended": ErrorKind(409, _INVALID, should_retry=False),
+    "worker_has_order": ErrorKind(409, _INVALID, should_retry=True),
     "request_too_large": ErrorKind(413, _INVALID),
     "unsupported_media_type": ErrorKind(415, _INVALID),
     # how busy we are
@@ -103,6 +106,7 @@ ERRORS: dict[str, ErrorKind] = {
     "deadline_exceeded": ErrorKind(504, _SERVER, should_retry=False),
     "insufficient_memory": ErrorKind(503, _SERVER, should_retry=False),
     "worker_crashed": ErrorKind(500, _SERVER, should_retry=False),
+    "load_failed": ErrorKind(500, _SERVER, should_retry=False),
     "internal_error": ErrorKind(500, _SERVER),
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from llava_wire import Event
+from llava_wire import BatchStats, Event
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 __all__ = ["AnswerMeter", "Meter", "Metrics", "Unmeasured"]
@@ -25,6 +25,7 @@ _REQUEST_S = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
     960.0, 1920.0, 7680.0,
 )  # fmt: skip
+_BATCH_STATES = ("validating", "in_progress", "cancelling")
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
 
 
@@ -74,6 +75,10 @@ class Metrics:
         self._running = gauge("num_requests_running", "Jobs held by workers.")
         self._waiting = gauge("num_requests_waiting", "Jobs waiting for a worker.", model)
         self._workers = gauge("num_workers", "Live workers.", model)
+        self._batches = gauge("batches", "Unfinished batches of everybody.", ("state",))
+        self._batch_lines = gauge("batch_lines", "Lines of unfinished batches.", ("state",))
+        self._ended_batches = counter("batches_ended", "Batches that this controller ended.", ("state",))
+        self._ended_lines = counter("batch_lines_ended", "Results that it wrote.", ("outcome",))
         self.open_requests = gauge("num_open_requests", "Chat requests open on this controller.")
         self.queue_up = gauge("queue_up", "1 while the queue answers.")
         self.migrated = counter(
@@ -121,6 +126,23 @@ class Metrics:
         for gauge, values in ((self._waiting, num_waiting), (self._workers, num_workers)):
             for model, value in values.items():
                 gauge.labels(model).set(value)
+
+    def batches_looked_at(self, stats: BatchStats) -> None:
+        """Everybody's unfinished batches: each controller says the same."""
+        for state in _BATCH_STATES:
+            self._batches.labels(state).set(stats.num_batches.get(state, 0))
+        for state, number in (
+            ("waiting", stats.num_waiting),
+            ("completed", stats.num_completed),
+            ("failed", stats.num_failed),
+        ):
+            self._batch_lines.labels(state).set(number)
+
+    def batch_ended(self, state: str) -> None:
+        self._ended_batches.labels(state).inc()
+
+    def batch_line_ended(self, *, is_completed: bool) -> None:
+        self._ended_lines.labels("completed" if is_completed else "failed").inc()
 
     def exposition(self) -> bytes:
         """Prometheus text format 0.0.4."""

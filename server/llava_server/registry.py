@@ -61,7 +61,7 @@ class WorkerRegistry:
 
     @property
     def workers(self) -> list[Heartbeat]:
-        """What the live workers said last; nothing while the queue cannot be used."""
+        """What the live workers that have a model said last; nothing while the queue cannot be used."""
         return [] if self.trouble else self._workers
 
     @property
@@ -115,6 +115,7 @@ class WorkerRegistry:
             return
         self._note_trouble(None)
         self._looked_at = time.monotonic()
+        heartbeats = [beat for beat in heartbeats if beat.model]
         for heartbeat in sorted(heartbeats, key=lambda beat: beat.started_at):
             self._learn(heartbeat)
         self._workers = heartbeats

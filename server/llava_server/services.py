@@ -10,7 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from llava_wire import BatchStore, FileLimits, FileStore, JobProducer, KeyRing, RateWindows
+from llava_wire import (
+    BatchStore,
+    FileLimits,
+    FileStore,
+    Inspector,
+    JobProducer,
+    KeyRing,
+    OrderDesk,
+    RateWindows,
+)
 from starlette.requests import Request
 
 from llava_server.auth import ApiKeys
@@ -53,6 +62,8 @@ class Services:
     parsers: ThreadPoolExecutor  # for bodies too large for the event loop
     files: FileStore
     batches: BatchStore
+    inspector: Inspector
+    orders: OrderDesk
 
 
 def services_of(request: Request) -> Services:
@@ -84,9 +95,9 @@ async def open_services(
         ring, windows = KeyRing(url), RateWindows(url)
         stack.push_async_callback(ring.aclose)
         stack.push_async_callback(windows.aclose)
-        files, batches = _stores(url, settings)
-        stack.push_async_callback(files.aclose)
-        stack.push_async_callback(batches.aclose)
+        stores = _stores(url, settings)
+        for store in stores:
+            stack.push_async_callback(store.aclose)
         keys.attach(ring)
         limiter.attach(windows)
         pool = DecodePool(num_children=settings.image_workers, limits=_picture_limits(settings))
@@ -114,16 +125,15 @@ async def open_services(
         await asyncio.gather(pool.start(), registry.refresh(), keys.refresh())
         _say_who_may_ask(keys)
         await stack.enter_async_context(_running(controller, registry, keys))
-        yield Services(
-            settings, metrics, drain, registry, controller, intake, pool, keys, parsers, files, batches
-        )
+        yield Services(settings, metrics, drain, registry, controller, intake, pool, keys, parsers, *stores)
 
 
-def _stores(url: str, settings: Settings) -> tuple[FileStore, BatchStore]:
+def _stores(url: str, settings: Settings) -> tuple[FileStore, BatchStore, Inspector, OrderDesk]:
     keep_s = settings.file_days * _DAY_S
     limits = FileLimits(settings.max_files, settings.max_files_mb * _MIB, settings.max_all_files_mb * _MIB)
     files = FileStore(url, ttl_s=keep_s, limits=limits)
-    return files, BatchStore(url, keep_s=keep_s, lease_s=_BATCH_LEASE_S, max_unfinished=settings.max_batches)
+    batches = BatchStore(url, keep_s=keep_s, lease_s=_BATCH_LEASE_S, max_unfinished=settings.max_batches)
+    return files, batches, Inspector(url), OrderDesk(url)
 
 
 @asynccontextmanager

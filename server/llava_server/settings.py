@@ -45,7 +45,7 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=65535,
-        description="Port for /metrics and health alone; none: /metrics is on the API's, behind a key.",
+        description="Port for /metrics, health and /workers; none: /metrics is on the API's, behind a key.",
     )
     redis_url: SecretStr = Field(
         SecretStr(_DEFAULT_REDIS_URL), description="Redis or Valkey: redis://, rediss:// or unix://."

@@ -9,7 +9,15 @@ in Redis is the checkpoint that workers and controllers continue from; what a cl
 from __future__ import annotations
 
 from llava_wire.assignment import Assignment
-from llava_wire.batch_store import Batch, BatchIssue, BatchOrder, BatchStore, DrivenBatch
+from llava_wire.batch_store import (
+    Batch,
+    BatchIssue,
+    BatchOrder,
+    BatchStats,
+    BatchStore,
+    DrivenBatch,
+    Recorded,
+)
 from llava_wire.consumer import JobConsumer
 from llava_wire.errors import (
     AlreadySubmitted,
@@ -37,6 +45,7 @@ from llava_wire.job import (
     Task,
 )
 from llava_wire.keyring import ApiKey, KeyLimits, KeyRing
+from llava_wire.orders import Instruction, Order, OrderDesk, OrderReport
 from llava_wire.producer import JobProducer
 from llava_wire.rates import Allowance, RateWindows
 from llava_wire.reports import Glimpse, Place, QueueStats
@@ -51,6 +60,7 @@ __all__ = [
     "Batch",
     "BatchIssue",
     "BatchOrder",
+    "BatchStats",
     "BatchStore",
     "DeadLetter",
     "DrivenBatch",
@@ -69,6 +79,7 @@ __all__ = [
     "ImageRef",
     "ImageSpec",
     "Inspector",
+    "Instruction",
     "Job",
     "JobConsumer",
     "JobError",
@@ -76,12 +87,16 @@ __all__ = [
     "KeyLimits",
     "KeyRing",
     "Message",
+    "Order",
+    "OrderDesk",
+    "OrderReport",
     "PromptForm",
     "QueueFull",
     "Place",
     "QueueStats",
     "QueueUnavailable",
     "RateWindows",
+    "Recorded",
     "Role",
     "Room",
     "SamplingParams",

@@ -6,6 +6,7 @@ A driver is a controller under a lease; another takes over where it ends. Each l
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +16,7 @@ import msgspec
 from llava_wire.connection import Arg, Link, try_briefly
 from llava_wire.errors import StoreFull
 
-__all__ = ["Batch", "BatchIssue", "BatchOrder", "BatchStore", "DrivenBatch", "Recorded"]
+__all__ = ["Batch", "BatchIssue", "BatchOrder", "BatchStore", "BatchStats", "DrivenBatch", "Recorded"]
 
 Recorded = Literal["recorded", "known", "not_ours", "no_room"]
 _RECORDED: dict[int, Recorded] = {1: "recorded", 0: "known", -1: "not_ours", -2: "no_room"}
@@ -64,6 +65,16 @@ class DrivenBatch:
 
     batch: Batch
     left_s: float
+
+
+@dataclass(frozen=True)
+class BatchStats:
+    """Everybody's unfinished batches: how many by state, and their lines."""
+
+    num_batches: dict[str, int]
+    num_waiting: int
+    num_completed: int
+    num_failed: int
 
 
 class BatchStore:
@@ -142,6 +153,13 @@ class BatchStore:
     async def give_back(self, batch_id: str) -> None:
         """Another controller may take it at once."""
         await self._call("give_back", batch_id, self._driver)
+
+    async def survey(self) -> BatchStats:
+        """For /metrics."""
+        rows = [(row[0].decode(), *map(int, row[1:])) for row in await self._call("survey", "")]
+        total, completed, failed = (sum(row[place] for row in rows) for place in (1, 2, 3))
+        states = dict(Counter(row[0] for row in rows))
+        return BatchStats(states, total - completed - failed, completed, failed)
 
     async def _call(self, step: str, *args: Arg) -> Any:
         return await try_briefly(lambda: self._link.script("batches", step, *args))

@@ -21,6 +21,7 @@ from llava_wire.heartbeat import Heartbeat
 from llava_wire.job import WIRE_VERSION, Job
 from llava_wire.keys import wake_key
 from llava_wire.ledger import decode_log, error_event
+from llava_wire.orders import Instruction, Order, OrderReport
 
 __all__ = ["JobConsumer"]
 
@@ -54,6 +55,7 @@ class JobConsumer:
         self._frames: dict[str, int] = {}  # assignment -> number of its last frame
         self._pulling: list[str] = []  # nonces of the pull under way, then what it brought: not yet in "held"
         self._fenced: set[str] = set()  # refused, and not yet told by emit
+        self._last_order = ""  # the last that beat gave out
 
     @classmethod
     async def connect(
@@ -117,10 +119,26 @@ class JobConsumer:
             if self._held.get(each.job.job_id) == each.assignment_id:
                 self._forget([each.job.job_id])
 
-    async def beat(self, heartbeat: Heartbeat | None = None) -> None:
-        """Renew the process lease and the announcement, which changes if a ``heartbeat`` is given."""
-        self._heartbeat = heartbeat or self._heartbeat
-        await try_for_ever(self._announce)
+    async def beat(self, heartbeat: Heartbeat | None = None) -> Order | None:
+        """Renew the process lease and the announcement, which changes if a ``heartbeat`` is given.
+
+        An operator's order is answered once, and not while the one before is running; every heartbeat has the
+        last ``report``.
+        """
+        report = self._heartbeat.order
+        self._heartbeat = msgspec.structs.replace(heartbeat or self._heartbeat, order=report)
+        answer = await try_for_ever(self._announce)
+        if not answer or (self._heartbeat.order and not self._heartbeat.order.is_settled):
+            return None
+        order_id, what = answer
+        if order_id.decode() == self._last_order:
+            return None
+        self._last_order = order_id.decode()
+        return Order(self._last_order, msgspec.msgpack.decode(what, type=Instruction))
+
+    def report(self, report: OrderReport) -> None:
+        """What the heartbeats say from now on of the last order."""
+        self._heartbeat = msgspec.structs.replace(self._heartbeat, order=report)
 
     async def reconcile(self, held: Iterable[str]) -> set[str]:
         """Compare what we hold with what Redis thinks: the held jobs that are not ours any more.
@@ -143,8 +161,9 @@ class JobConsumer:
         await self._link.aclose()
 
     async def _announce(self) -> Any:
-        packed = msgspec.msgpack.encode(self._heartbeat)
-        return await self._link.script("beat", self._worker_id, self._lease_ms, packed)
+        packed, report = msgspec.msgpack.encode(self._heartbeat), self._heartbeat.order
+        settled = report.order_id if report and report.is_settled else ""
+        return await self._link.script("beat", self._worker_id, self._lease_ms, packed, settled)
 
     async def _pull(self, max_jobs: int, *, is_for_guest: bool = False) -> list[Assignment]:
         nonces = self._pulling = [uuid.uuid4().hex for _ in range(max_jobs)]

@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from llava_wire.orders import OrderReport
+
 __all__ = ["Heartbeat", "ImageSpec", "read_heartbeats"]
 
 _log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """One worker's announcement; renewed once a second, gone when the worker is."""
 
     worker_id: str
-    model: str
+    model: str  # empty: none at the moment, and then the fields about the model mean nothing
     image_spec: ImageSpec
     context_length: int
     capacity: int  # sequences it runs at once
@@ -46,6 +48,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     is_draining: bool = False
     started_at: float = 0.0  # Unix seconds, for people; no decision depends on it
+    order: OrderReport | None = None  # the last one that an operator gave
     stats: dict[str, float] = {}  # the engine's, for people too; versions differ in what they count
 
 

@@ -25,11 +25,15 @@ _NUM_LETTERS = 1000
 
 @dataclass(frozen=True)
 class WorkerView:
-    """``num_tokens`` is by job: how far its answer is. ``overdue_s``: how long progress has been due."""
+    """``num_tokens`` is by job: how far its answer is. ``overdue_s``: how long progress has been due.
+
+    ``order_id`` is an order that it has not settled, empty for none; its heartbeat tells of the last one.
+    """
 
     heartbeat: Heartbeat
     num_tokens: Mapping[str, int]
     overdue_s: float
+    order_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Inspector:
     async def fleet(self) -> Fleet:
         """Everybody who lives, and what waits for the models that they serve."""
         workers, _, _, _ = await self._script("inspect")
-        names = sorted({_heartbeat(row).model for row in workers if row[1]})
+        names = sorted({model for row in workers if row[1] and (model := _heartbeat(row).model)})
         workers, controllers, rooms, num_letters = await self._script("inspect", *names)
         return Fleet(
             tuple(_worker(row) for row in workers if row[1]),
@@ -136,7 +140,7 @@ def _heartbeat(row: list[Any]) -> Heartbeat:
 def _worker(row: list[Any]) -> WorkerView:
     jobs = row[2]
     num_tokens = {job.decode(): number for job, number in zip(jobs[::2], jobs[1::2], strict=True)}
-    return WorkerView(_heartbeat(row), num_tokens, row[3] / 1000)
+    return WorkerView(_heartbeat(row), num_tokens, row[3] / 1000, row[4].decode())
 
 
 def _letter(entry_id: bytes, fields: Mapping[bytes, bytes]) -> DeadLetter:

@@ -19,6 +19,7 @@ tenant:{tenant}       HASH   its live jobs -> cost                 the longest o
 live:{controller}     SET    the jobs it streams                   the longest of its jobs' lives
 inflight:{worker}     HASH   job -> assignment, route, log length  the longest of its jobs' lives
 heartbeat:{worker}    STRING packed Heartbeat; beat                its lease
+order:{worker}        HASH   what its model shall be; order        1 min after its last beat
 out:{controller}      STREAM frames for it; emit, reap             10 min after use, about 10,000 entries
 beats:{controller}    STRING number of its last beat; reap         10 min after use
 blob:{digest}         STRING pixels; submit, supply                the longest of its jobs' lives

@@ -256,7 +256,7 @@ class JobProducer:
         """
         models = {each.model for each in (await self.heartbeats() if heartbeats is None else heartbeats)}
         models |= {live.job.model for live in self._ledger.live.values()}
-        names = sorted(models)
+        names = sorted(models - {""})
         waiting, running, workers, controllers, dead_letters = await self._call("survey", *names)
         num_waiting, num_live = dict(zip(names, waiting, strict=True)), len(self._ledger.live)
         return QueueStats(num_waiting, running, len(workers), controllers, dead_letters, num_live)

@@ -22,9 +22,9 @@ from llava_wire.tracing import SCOPE, TracingUnavailable, open_tracing
 from llava_worker.answer import Answer
 from llava_worker.engine_thread import EXIT_BROKEN
 from llava_worker.gpu_health import log_health
+from llava_worker.model_host import LOADER, ModelHost
 from llava_worker.settings import Settings, load_settings
 from llava_worker.startup import Model, StartupError, open_model
-from llava_worker.worker import Worker
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -43,12 +43,12 @@ def main() -> int:
     )
     try:
         provider = open_tracing("llava-worker") if settings.otel else None
-        model = _open(settings)
+        host = ModelHost(settings, _open(settings))
     except (StartupError, TracingUnavailable) as error:
         logger.error("%s", error)
         return _EXIT_NO_START
     try:
-        status = asyncio.run(_serve(settings, model, _answers(provider, model)))
+        status = asyncio.run(_serve(settings, host, _answers(provider, host.heartbeat.worker_id)))
     except Exception:
         logger.critical("the worker has a defect and ends", exc_info=True)
         return EXIT_BROKEN
@@ -56,7 +56,7 @@ def main() -> int:
         if provider is not None:
             provider.shutdown()
     if status == EXIT_BROKEN:
-        log_health(model.heartbeat.device)
+        log_health(host.heartbeat.device)
     return status
 
 
@@ -68,20 +68,20 @@ def _open(settings: Settings) -> Model:
     """
     if settings.tensor_parallel > 1:  # other ranks die with the thread that began them
         return open_model(settings)
-    with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix=LOADER) as pool:
         return pool.submit(open_model, settings).result()
 
 
-def _answers(provider: TracerProvider | None, model: Model) -> Callable[..., Answer]:
+def _answers(provider: TracerProvider | None, worker_id: str) -> Callable[..., Answer]:
     if provider is None:
         return Answer
     from llava_worker.traced_answer import answers_traced
 
-    return answers_traced(provider.get_tracer(SCOPE), worker_id=model.heartbeat.worker_id)
+    return answers_traced(provider.get_tracer(SCOPE), worker_id=worker_id)
 
 
-async def _serve(settings: Settings, model: Model, make_answer: Callable[..., Answer]) -> int:
-    heartbeat = model.heartbeat
+async def _serve(settings: Settings, host: ModelHost, make_answer: Callable[..., Answer]) -> int:
+    heartbeat = host.heartbeat
     logger.info(
         "model=%s device=%s precision=%s context_length=%d max_num_sequences=%d conversation=%s",
         heartbeat.model,
@@ -101,26 +101,14 @@ async def _serve(settings: Settings, model: Model, make_answer: Callable[..., An
     except QueueUnavailable as error:
         logger.error("%s", error)
         return _EXIT_NO_QUEUE
-    worker = Worker(
-        consumer,
-        model.engine,
-        prompts=model.prompts,
-        tokenizer=model.tokenizer,
-        heartbeat=heartbeat,
-        beat_s=min(1.0, settings.lease_s / 4),
-        drain_timeout_s=settings.drain_timeout_s,
-        hang_timeout_s=settings.hang_timeout_s,
-        grammars=model.grammars,
-        make_answer=make_answer,
-    )
-    _drain_on_signals(worker)
+    _drain_on_signals(host)
     try:
-        return await worker.run()
+        return await host.run(consumer, make_answer)
     finally:
         await consumer.aclose()
 
 
-def _drain_on_signals(worker: Worker) -> None:
+def _drain_on_signals(host: ModelHost) -> None:
     loop = asyncio.get_running_loop()
     seen: list[signal.Signals] = []
 
@@ -129,7 +117,7 @@ def _drain_on_signals(worker: Worker) -> None:
             _end_now(128 + number)
         seen.append(number)
         logger.info("%s: draining; send it again to end at once", number.name)
-        worker.drain()
+        host.drain()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, handle, number)
@@ -143,6 +131,6 @@ def _end_now(status: int) -> None:
 
 if __name__ == "__main__":
     exit_status = main()
-    if any(thread.name == "engine" for thread in threading.enumerate()):
+    if any(thread.name == "engine" or thread.name.startswith(LOADER) for thread in threading.enumerate()):
         _end_now(exit_status)
     sys.exit(exit_status)

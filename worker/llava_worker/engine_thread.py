@@ -112,6 +112,8 @@ class EngineThread:
         self._stopped.set()
         self._inbox.put(None)
         self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            logger.warning("the engine's step is not over after %g s", timeout_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+from collections.abc import Callable
+from typing import TextIO, TypeAlias
 
-__all__ = ["LoadProgress"]
+__all__ = ["LoadProgress", "Progress"]
+
+Progress: TypeAlias = Callable[[int, int, int], None]  # bytes done, bytes in all, tensors begun
 
 _BAR_WIDTH = 30
 _GIB = 1 << 30

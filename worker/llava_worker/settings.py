@@ -9,14 +9,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from llava_worker.templates import CONVERSATIONS
 
-__all__ = ["Settings", "load_settings"]
+__all__ = ["Precision", "Settings", "load_settings"]
+
+Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4", "w4a16", "w8a8", "fp8"]
 
 
 class Settings(BaseSettings):
@@ -54,7 +56,7 @@ class Settings(BaseSettings):
     prompt_style: Literal["original", "hf"] = Field(
         "original", description="hf: the prompt of transformers' processor for LLaVA-1.5, to compare with."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "int4", "w4a16", "w8a8", "fp8"] = Field(
+    precision: Precision = Field(
         "auto",
         description="Number format; int8 and int4 on a GPU need bitsandbytes; w4a16, w8a8, fp8 are for GPUs.",
     )
@@ -89,6 +91,9 @@ class Settings(BaseSettings):
     )
     base_model: str | None = Field(
         None, min_length=1, description="Folder or hub name of the model that a LoRA folder adapts."
+    )
+    loadable_models: Path | None = Field(
+        None, description="Folder whose models an operator may load into this worker; none: only what it has."
     )
     allow_pickle: bool = Field(False, description="Read .bin weights too: only from people you trust.")
 
@@ -127,6 +132,13 @@ class Settings(BaseSettings):
         if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
+
+    @field_validator("loadable_models")
+    @classmethod
+    def _check_loadable_models(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.expanduser().is_dir():
+            raise ValueError("must be a folder that exists")
+        return value.expanduser().resolve() if value is not None else None
 
     @field_validator("conversation")
     @classmethod

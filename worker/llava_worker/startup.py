@@ -20,7 +20,7 @@ from llava_wire import Heartbeat, ImageSpec
 from llava_worker.echo import EchoEngine
 from llava_worker.engine.clock import StepClock
 from llava_worker.engine_thread import Engine, end_process
-from llava_worker.load_progress import LoadProgress
+from llava_worker.load_progress import LoadProgress, Progress
 from llava_worker.prompt import PromptBuilder
 from llava_worker.settings import Settings
 from llava_worker.template_choice import choose_template
@@ -71,13 +71,13 @@ class Model:
     grammars: Grammars | None = None  # None: answers freely only
 
 
-def open_model(settings: Settings) -> Model:
+def open_model(settings: Settings, *, on_progress: Progress | None = None) -> Model:
     """Load what ``settings.model`` names. Takes as long as the weights do. Raises StartupError."""
     if settings.model == "echo":
         return _open_echo(settings)
     folder = _find_folder(settings.model)
     _require("torch", "safetensors", "tokenizers", "numpy", "llguidance")
-    return _open_folder(folder, settings)
+    return _open_folder(folder, settings, on_progress or LoadProgress())
 
 
 def _open_echo(settings: Settings) -> Model:
@@ -101,7 +101,7 @@ def _open_echo(settings: Settings) -> Model:
     return _assemble(_traced(engine, settings, name), tokenizer, prompts, _ECHO_SPEC, label)
 
 
-def _open_folder(folder: Path, settings: Settings) -> Model:
+def _open_folder(folder: Path, settings: Settings, on_progress: Progress) -> Model:
     began = time.monotonic()
     from llava_worker.engine.grammars import Grammars
     from llava_worker.engine.load import CheckpointError, load_engine
@@ -128,7 +128,7 @@ def _open_folder(folder: Path, settings: Settings) -> Model:
             vision_tower=_find_folder(settings.vision_tower) if settings.vision_tower else None,
             base=base,
             allow_pickle=settings.allow_pickle,
-            on_progress=LoadProgress(),
+            on_progress=on_progress,
         )
         tokenizer = FileTokenizer(described, image_id=info.image_token_id)
     except (CheckpointError, TokenizerError, ValueError) as error:

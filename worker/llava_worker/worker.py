@@ -19,26 +19,26 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from llava_wire import Assignment, ErrorCode, Grammar, Heartbeat, JobConsumer, JobError
+from llava_wire import Assignment, Grammar, Heartbeat, JobConsumer, Order
 
 from llava_worker.answer import Answer, make_sequence
-from llava_worker.engine.grammar_source import GrammarRefused
+from llava_worker.compiling import NotCompiled, compiled
 from llava_worker.engine.sequence import Sequence
 from llava_worker.engine_thread import EXIT_BROKEN, Engine, EngineThread, News
 from llava_worker.places import takes_guest, urgency
 from llava_worker.prompt import PromptBuilder, PromptRefused
 from llava_worker.tokenizer import TextTokenizer
+from llava_worker.waiting import wait_until_set
 
 if TYPE_CHECKING:
-    from llava_worker.engine.grammar import Grammar as CompiledGrammar
     from llava_worker.engine.grammars import Grammars
 
-__all__ = ["Worker"]
+__all__ = ["LEAVE_TIMEOUT_S", "Worker"]
 
 _PROGRESS_S = 1.0  # bound between two emits while steps are made; far below any hang timeout
 _RECONCILE_S = 3.0  # heals what nobody foresaw, so rarely is enough
 _STOP_TIMEOUT_S = 5.0  # for calls and the step in hand
-_LEAVE_TIMEOUT_S = 10.0  # the usual grace before SIGKILL; everything after it is healed by the lease
+LEAVE_TIMEOUT_S = 10.0  # the usual grace before SIGKILL; everything after it is healed by the lease
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Worker:
         hang_timeout_s: float = 30.0,
         grammars: Grammars | None = None,
         make_answer: Callable[..., Answer] = Answer,
+        on_order: Callable[[Order], None] | None = None,
     ) -> None:
         self._consumer = consumer
         self._prompts = prompts
@@ -80,6 +81,9 @@ class Worker:
         )
         self._grammars = grammars
         self._make_answer = make_answer
+        self._on_order = on_order
+        self._hang_timeout_s = hang_timeout_s
+        self._is_staying = False
         self._compiling: set[asyncio.Task[None]] = set()
         self._answers: dict[str, Answer] = {}  # by job_id
         self._by_sequence: dict[str, Answer] = {}  # by assignment_id: those that the engine may speak of
@@ -91,8 +95,12 @@ class Worker:
         self._has_news = asyncio.Event()
         self._is_idle = asyncio.Event()
 
-    def drain(self) -> None:
-        """Stop pulling, hand on what runs, and let ``run`` return. Call it in the event loop's thread."""
+    def drain(self, *, is_staying: bool = False) -> None:
+        """Stop pulling, hand on what runs, and let ``run`` return. Call it in the event loop's thread.
+
+        One that is staying keeps its place among the workers, and its engine is free after ``run``.
+        """
+        self._is_staying = is_staying and not self._draining.is_set()
         self._draining.set()
         self._may_pull.set()
 
@@ -104,7 +112,7 @@ class Worker:
         """
         self._loop = asyncio.get_running_loop()
         self._engine.start()
-        await self._consumer.beat(self._announcement())
+        await self._announce()
         logger.info("worker ready: model=%s worker_id=%s", self._heartbeat.model, self._heartbeat.worker_id)
         pulling = asyncio.create_task(self._pull_jobs())
         emitting = asyncio.create_task(self._emit_events())
@@ -117,7 +125,7 @@ class Worker:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
-            return EXIT_BROKEN if broken.done() else 0
+            status = EXIT_BROKEN if broken.done() else 0
         finally:
             for task in pending:
                 task.cancel()
@@ -125,7 +133,9 @@ class Worker:
                 await asyncio.wait(pending, timeout=_STOP_TIMEOUT_S)
             if self._grammars is not None:
                 self._grammars.close()
-            await asyncio.to_thread(self._engine.stop, _STOP_TIMEOUT_S)
+            limit_s = self._hang_timeout_s if self._is_staying else _STOP_TIMEOUT_S
+            has_stopped = await asyncio.to_thread(self._engine.stop, limit_s)
+        return status if has_stopped or not self._is_staying else EXIT_BROKEN
 
     async def _pull_jobs(self) -> None:
         """Pull and reconcile in turn: no job is on its way to ``_answers`` while the two sides compare."""
@@ -136,7 +146,7 @@ class Worker:
             if num_free > 0:
                 assignments = await self._consumer.pull(num_free)
             else:
-                await _wait(self._may_pull, _RECONCILE_S)
+                await wait_until_set(self._may_pull, _RECONCILE_S)
                 assignments = await self._consumer.pull_guest() if self._takes_guest() else []
             for assignment in assignments:
                 await self._accept(assignment)
@@ -177,26 +187,13 @@ class Worker:
     async def _add_with_grammar(self, answer: Answer, sequence: Sequence, grammar: Grammar) -> None:
         """Add the sequence once its grammar is compiled, unless the job is gone by then."""
         try:
-            sequence.grammar = await asyncio.to_thread(self._compile, grammar)
-        except GrammarRefused as refused:
-            field = "tools" if grammar.kind == "tools" else "response_format"
-            self._fail(answer, ErrorCode.INVALID_REQUEST, refused.sentence(grammar.kind), field)
-        except Exception:  # nobody awaits this task, and a job must end
-            logger.exception("job_id=%s: its grammar cannot be compiled", answer.assignment.job.job_id)
-            self._fail(answer, ErrorCode.INTERNAL_ERROR, "the grammar could not be compiled")
+            sequence.grammar = await compiled(self._grammars, grammar, answer.assignment.job)
+        except NotCompiled as failed:
+            answer.fail(failed.error)
+            self._release(answer)
+            self._has_news.set()
         if self._by_sequence.get(sequence.seq_id) is answer:
             self._engine.add(sequence)
-
-    def _fail(self, answer: Answer, code: ErrorCode, message: str, param: str | None = None) -> None:
-        answer.fail(JobError(code=code, message=message, param=param))
-        self._release(answer)
-        self._has_news.set()
-
-    def _compile(self, grammar: Grammar) -> CompiledGrammar:
-        """Blocks. Raises GrammarRefused."""
-        if self._grammars is None:
-            raise GrammarRefused(f"model {self._heartbeat.model!r} answers freely only")
-        return self._grammars.compile(grammar.kind, grammar.text)
 
     def _take_news(self, news: list[News]) -> None:
         for item in news:
@@ -212,7 +209,7 @@ class Worker:
         num_steps = 0
         is_last = False
         while not is_last:
-            await _wait(self._has_news, _PROGRESS_S)
+            await wait_until_set(self._has_news, _PROGRESS_S)
             self._has_news.clear()
             is_last = self._closing.is_set()
             held = dict(self._answers)
@@ -252,28 +249,32 @@ class Worker:
 
     async def _beat(self) -> None:
         while not self._closing.is_set():
-            await self._consumer.beat(self._announcement())
-            await _wait(self._closing, self._beat_s)
+            await self._announce()
+            await wait_until_set(self._closing, self._beat_s)
 
-    def _announcement(self) -> Heartbeat:
+    async def _announce(self) -> None:
         """Who we are and how we are doing."""
         stats = self._heartbeat.stats | asdict(self._engine.stats)
-        return msgspec.structs.replace(self._heartbeat, is_draining=self._draining.is_set(), stats=stats)
+        order = await self._consumer.beat(
+            msgspec.structs.replace(self._heartbeat, is_draining=self._draining.is_set(), stats=stats)
+        )
+        if order is not None and self._on_order is not None:
+            self._on_order(order)
 
     async def _drain(self, pulling: asyncio.Task[None], *talking: asyncio.Task[None]) -> None:
         """Waits for ``drain``; streams run on until the last pull is back, so that nothing gets lost."""
         await self._draining.wait()
         logger.info("draining: %d running", len(self._answers))
         try:
-            await asyncio.wait_for(self._hand_on(pulling, *talking), self._drain_timeout_s + _LEAVE_TIMEOUT_S)
+            await asyncio.wait_for(self._hand_on(pulling, *talking), self._drain_timeout_s + LEAVE_TIMEOUT_S)
         except asyncio.TimeoutError:
             logger.warning("could not hand on running jobs in time; they continue elsewhere after the lease")
 
     async def _hand_on(self, pulling: asyncio.Task[None], *talking: asyncio.Task[None]) -> None:
-        await self._consumer.beat(self._announcement())
+        await self._announce()
         await asyncio.wait([pulling])
         if self._drain_timeout_s and self._answers:
-            await _wait(self._is_idle, self._drain_timeout_s)
+            await wait_until_set(self._is_idle, self._drain_timeout_s)
         self._closing.set()
         self._has_news.set()
         await asyncio.wait(talking)
@@ -282,7 +283,8 @@ class Worker:
             self._drop(assignment.job.job_id)
         if held:
             await self._consumer.give_back(held)
-        await self._consumer.leave()
+        if not self._is_staying:
+            await self._consumer.leave()
         logger.info("drained: handed on %d", len(held))
 
     def _post(self, call: Callable[..., None], *arguments: object) -> None:
@@ -290,12 +292,3 @@ class Worker:
         with suppress(RuntimeError):  # the loop is closed: nobody is left to hear it
             assert self._loop is not None
             self._loop.call_soon_threadsafe(call, *arguments)
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    """Until it is set, at most so long. ``wait_for`` may lose a cancellation before Python 3.12."""
-    waiter = asyncio.create_task(event.wait())
-    try:
-        await asyncio.wait([waiter], timeout=timeout_s)
-    finally:
-        waiter.cancel()

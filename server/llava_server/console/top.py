@@ -63,7 +63,9 @@ def _workers(fleet: Fleet, rates: Rates) -> Table:
     for worker in fleet.workers:
         beat = worker.heartbeat
         state = "draining" if beat.is_draining else "running" if worker.num_tokens else "idle"
-        if worker.num_tokens and worker.overdue_s:
+        if not beat.model:
+            state = "no model"
+        elif worker.num_tokens and worker.overdue_s:
             state = f"no progress, {worker.overdue_s:.0f} s overdue"
         rate = f"{rates.per_s[beat.worker_id]:.0f}" if beat.worker_id in rates.per_s else "-"
         held = f"{len(worker.num_tokens)}/{beat.capacity}"

@@ -70,6 +70,8 @@ async def create_batch(request: Request) -> dict[str, Any]:
         await services.batches.create(order, num_lines=num_lines, window_s=_WINDOW_S)
     except (StoreFull, QueueUnavailable) as error:
         raise from_store_error(error) from error
+    if issues:
+        services.metrics.batch_ended("failed")
     request.app.state.batch_driver.wake()
     return await _described_now(request, order.batch_id)
 

@@ -14,6 +14,7 @@
 --   results: driver, line...      Answer: their results
 --   finish: driver, state, output file, error file   Answer: 1, 0 if another drives it
 --   give_back: driver
+--   survey (no batch)             Answer: {{state, lines, completed, failed}...} of the unfinished ones
 local step, id = ARGV[1], ARGV[2]
 local UNFINISHED = PREFIX .. 'batches'
 local batch, results = key('batch', id), key('results', id)
@@ -130,6 +131,15 @@ function steps.give_back()
   redis.call('HSET', batch, 'driver', '')
   redis.call('ZADD', UNFINISHED, 'XX', now - 1, id)
   return 1
+end
+
+function steps.survey()
+  local answer = {}
+  for _, each in ipairs(redis.call('ZRANGE', UNFINISHED, 0, -1)) do
+    local counts = redis.call('HMGET', key('batch', each), 'state', 'total', 'completed', 'failed')
+    if counts[1] then answer[#answer + 1] = counts end
+  end
+  return answer
 end
 
 return steps[step]()

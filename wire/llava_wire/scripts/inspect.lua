@@ -1,6 +1,6 @@
 -- inspect: who does what at this moment, for people. Reads only.
 -- ARGV: model...
--- Answer: {{worker, heartbeat, {job, tokens...}, ms that its sign of progress is overdue}...},
+-- Answer: {{worker, heartbeat, {job, tokens...}, ms that its sign of progress is overdue, its order or ''}...},
 --   {controller, ms since its beat...}, {{waiting by priority: high, normal, low, suspects, backlog}...}, dead letters
 local workers, rooms = {}, {}
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', PREFIX .. 'workers', '(' .. now, '+inf')) do
@@ -12,7 +12,8 @@ for _, worker in ipairs(redis.call('ZRANGEBYSCORE', PREFIX .. 'workers', '(' .. 
     jobs[#jobs + 1] = length
   end
   local due = tonumber(redis.call('ZSCORE', PREFIX .. 'progress', worker) or now)
-  workers[#workers + 1] = {worker, redis.call('GET', key('heartbeat', worker)) or '', jobs, math.max(now - due, 0)}
+  workers[#workers + 1] = {worker, redis.call('GET', key('heartbeat', worker)) or '', jobs, math.max(now - due, 0),
+    redis.call('HGET', key('order', worker), 'id') or ''}
 end
 local controllers = {}
 local beats = redis.call('ZRANGE', PREFIX .. 'controllers', 0, -1, 'WITHSCORES')

@@ -6,6 +6,7 @@ local PREFIX = '{lv}:'
 local KEEP_MS = 300000
 local OUT_MS = 600000
 local FAIR_MS = 3600000
+local ORDER_MS = 60000
 local SERVED_MS, NUM_SERVED = 10000, 6
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)

@@ -48,7 +48,7 @@ _NAMED_KEYWORDS = ("$defs", "definitions", "dependentSchemas", "patternPropertie
 class GrammarRefused(ValueError):
     """A grammar that cannot be kept to; the message says what of it and why."""
 
-    def sentence(self, kind: str) -> str:
+    def sentence(self, kind: GrammarKind) -> str:
         """For who sent a grammar of this ``kind``."""
         what = "the JSON schema" if kind.startswith("json") else f"the {kind}"
         return f"{what} cannot be kept to: {self}"

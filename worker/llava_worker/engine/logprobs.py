@@ -10,6 +10,7 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from llava_worker.engine.batch import PromptRows
@@ -71,5 +72,5 @@ def tell_prompts(model: Llava, hidden: Tensor, places: Rows[PromptRows]) -> None
             told = place.sequence.prompt_ids[first : first + num]
             num_top = [place.sequence.sampling.num_logprobs or 0] * num
             logprobs = Logprobs(model.logits(hidden[row : row + num]), range(num), num_top)
-            picked = logprobs.pick(upload(np.array(told), hidden.device))
+            picked = logprobs.pick(torch.tensor(told, device=hidden.device))
             place.sequence.prompt_logprobs += picked.tell(*picked.tensors).values()

@@ -133,32 +133,35 @@ class Scheduler:
         self._schedule_admissions(budget, plan)
         return plan
 
-    def schedule_ahead(self, sequences: list[Sequence]) -> list[Chunk]:
-        """A step of ``sequences``, all that will run then, by the token that each of them gets meanwhile.
-
-        Empty where the next step may be another one: somebody waits and may be taken on, perhaps in another's
-        place, or there are not blocks for all. Who got one then has it early, and gives it back at its end.
-        """
-        has_seat = len(sequences) < self._max_num_sequences
-        if self.waiting and (has_seat or self.waiting[0].priority > self.running[-1].priority):
-            return []
-        if not all(self._blocks.stretch(each, 1) for each in sequences):
-            return []
-        return [Chunk(each, each.num_tokens, each.num_tokens + 1, is_ahead=True) for each in sequences]
-
     def _make_way(self) -> None:
         """Before anything is planned, because whoever goes loses its blocks."""
         if not self.waiting or self._blocks.is_coming(self.waiting[0]):
             return
         first = self.waiting[0]
-        while self.running and self.running[-1].priority < first.priority and not self._has_place(first):
+        while self._is_more_urgent() and not self._has_place(first):
             self._preempt()
+
+    def _is_more_urgent(self) -> bool:
+        """Whether the first who waits may take the place of the last who runs."""
+        return bool(self.running) and self.running[-1].priority < self.waiting[0].priority
 
     def _has_place(self, sequence: Sequence) -> bool:
         num_running = len(self.running)
         return num_running < self._max_num_sequences and self._blocks.has_room(
             sequence, num_spare=num_running
         )
+
+    def schedule_ahead(self, sequences: list[Sequence]) -> list[Chunk]:
+        """A step of ``sequences``, all that will run then, by the token that each of them gets meanwhile.
+
+        Empty where the next step may be another one: somebody waits and may be taken on, or there are not
+        blocks for all. Who got one then has it early; whoever ends meanwhile gives it back.
+        """
+        if self.waiting and (len(sequences) < self._max_num_sequences or self._is_more_urgent()):
+            return []
+        if not all(self._blocks.stretch(each, 1) for each in sequences):
+            return []
+        return [Chunk(each, each.num_tokens, each.num_tokens + 1, is_ahead=True) for each in sequences]
 
     def _schedule_decodes(self, budget: _Budget) -> list[Chunk]:
         chunks = []

@@ -1,0 +1,83 @@
+"""What an operator may load: the worker's own model, the bundled one, and what lies in one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from llava_wire import Instruction
+from llava_worker.order_settings import OrderRefused, settings_for
+from llava_worker.settings import Settings, load_settings
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A folder with two models, beside one that is not in it, and a link to that."""
+    for name in ("models/first", "models/org/second", "models-secret/third"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "models/link").symlink_to(tmp_path / "models-secret/third")
+    (tmp_path / "models/circle").symlink_to(tmp_path / "models/circle")
+    (tmp_path / "models/file").touch()
+    return tmp_path / "models"
+
+
+def started(*flags: str | Path) -> Settings:
+    return load_settings(["--model", "echo", *map(str, flags)])
+
+
+def test_a_model_of_the_folder_is_opened_by_its_name(models: Path) -> None:
+    for name in ("first", "org/second", str(models / "first")):
+        wanted = settings_for(Instruction(model=name), started("--loadable-models", models))
+        assert wanted is not None
+        assert wanted.model == str(models / name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../models-secret/third", "first/../../models-secret/third", "first/../first", "..", ".", ""),
+        *("link", "circle", "file", "unknown", "/etc", "/", "~", "a\0b", "llava-hf/llava-1.5-7b-hf"),
+    ],
+)
+def test_nothing_outside_the_folder_is_opened(models: Path, name: str) -> None:
+    with pytest.raises(OrderRefused, match="model"):
+        settings_for(Instruction(model=name), started("--loadable-models", models))
+
+
+def test_without_a_folder_the_own_and_the_bundled_model_alone_may_be_loaded(models: Path) -> None:
+    for name in ("echo", "tiny"):
+        wanted = settings_for(Instruction(model=name), started())
+        assert wanted is not None
+        assert wanted.model == name
+    with pytest.raises(OrderRefused, match=r"loads 'echo' and 'tiny'; .* --loadable-models"):
+        settings_for(Instruction(model=str(models / "first")), started())
+
+
+def test_what_was_set_for_one_model_is_not_for_another_and_what_was_set_for_the_worker_is() -> None:
+    own = started("--served-model-name", "mine", "--conversation", "plain", "--threads", "3")
+    other = settings_for(Instruction(model="tiny", precision="int8"), own)
+    assert other is not None
+    assert (other.served_model_name, other.conversation) == (None, "auto")
+    assert (other.precision, other.threads) == ("int8", 3)
+    assert settings_for(Instruction(model="echo"), own) == own
+
+
+def test_an_unknown_precision_is_refused_with_those_there_are() -> None:
+    with pytest.raises(OrderRefused, match=r"'int3' is unknown: it is one of auto, fp32, .*fp8"):
+        settings_for(Instruction(model="echo", precision="int3"), started())
+
+
+def test_a_worker_of_several_processes_keeps_its_model() -> None:
+    for instruction in (Instruction(), Instruction(model="tiny")):
+        with pytest.raises(OrderRefused, match=r"2 processes.*restart it"):
+            settings_for(instruction, started("--tensor-parallel", "2"))
+
+
+def test_a_folder_that_does_not_exist_is_refused_at_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        started("--loadable-models", tmp_path / "none")
+    assert (
+        "LLAVA_LOADABLE_MODELS / --loadable-models: must be a folder that exists" in capsys.readouterr().err
+    )
