@@ -1,7 +1,7 @@
 """One step of the model: chunks of sequences in, tokens or a failure for each that is due some out.
 
-The host only gives orders here. It waits for the device where a step is read, and in one with grammars
-or embeddings.
+The host only gives orders here. It waits for the device where a step is read, and in one with grammars,
+embeddings or log-probabilities of a prompt.
 """
 
 from __future__ import annotations
