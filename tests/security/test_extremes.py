@@ -34,6 +34,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "/v1/responses top_logprobs": {"include": ["message.output_text.logprobs"]},
     "/v1/chat/completions min_tokens": {"max_tokens": 2**31 - 1},
     "/v1/completions min_tokens": {"max_tokens": 2**31 - 1},
+    "/v1/completions max_tokens": {"echo": True},  # 0 is
 }
 MAY_BE_MORE = {"prompt", "input"}  # texts and lists as well as numbers
 
