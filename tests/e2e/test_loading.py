@@ -19,6 +19,7 @@ from tests.e2e.worker_process import Fleet, WorkerProcess
 
 pytestmark = pytest.mark.e2e
 
+NO_MODELS = str(Path(__file__).parent)
 FLAGS = ("--device", "cpu", "--threads", "1", "--precision", "fp32", "--kv-cache-mb", "16", "--lease-s", "1")
 
 
@@ -140,7 +141,7 @@ def test_only_an_operator_gives_orders_and_a_worker_killed_while_it_loads_is_gon
         wait_until(lambda: port.worker()["state"] == "loading" or "loaded" in worker.log, "loading")
         return worker_id
 
-    killed = fleet.start(*FLAGS)
+    killed = fleet.start(*FLAGS, "--loadable-models", NO_MODELS)
     with operating(queue_url, tmp_path / "site") as port:
         refuses_strangers(port)
         worker_id = loading(killed, port)
@@ -149,7 +150,7 @@ def test_only_an_operator_gives_orders_and_a_worker_killed_while_it_loads_is_gon
         assert code(port.http.get(f"/workers/{worker_id}")) == (404, "worker_not_found")
         assert code(port.order(worker_id, "unload")) == (404, "worker_not_found")
 
-        successor = fleet.start(*FLAGS)
+        successor = fleet.start(*FLAGS, "--loadable-models", NO_MODELS)
         worker_id = loading(successor, port)
         successor.send(signal.SIGTERM)
         wait_until(lambda: successor.status is not None, "the worker's end")

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from llava_wire import Event, JobConsumer
 from llava_wire.connection import Link
-from llava_wire.consumer import MAX_FRAMES
+from llava_wire.consumer import FIRST_FRAMES, MAX_FRAMES
 from llava_wire.keys import PREFIX
 
 from tests.wire.lab import STOP, Lab, frame, make_job
@@ -30,9 +30,10 @@ async def test_one_call_may_carry_many_streams_and_many_frames_of_one(lab: Lab) 
     client = lab.client(producer)
     first, one = await lab.running(producer, consumer)
     second, two = await lab.running(producer, consumer)
-    many = [frame(one, i, i) for i in range(MAX_FRAMES + 5)]
+    num = FIRST_FRAMES + MAX_FRAMES + 5
+    many = [frame(one, i, i) for i in range(num)]
     assert await consumer.emit([*many, frame(two, 0, 1), frame(two, 1, 2, final=STOP)]) == set()
-    await client.sees(first, *range(MAX_FRAMES + 5))
+    await client.sees(first, *range(num))
     await client.sees_end(second)
 
 

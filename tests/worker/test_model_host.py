@@ -59,6 +59,8 @@ class Hosted:
 
 @asynccontextmanager
 async def hosted(url: str, *flags: str) -> AsyncIterator[Hosted]:
+    """Takes orders; for no models but its own and the bundled one, unless ``flags`` name a folder."""
+    flags = ("--loadable-models", str(Path(__file__).parent), *flags)
     settings = load_settings(["--redis-url", url, "--lease-s", str(LEASE_S), *flags])
     model = open_model(settings)
     host, engine = ModelHost(settings, model), weakref.ref(model.engine)

@@ -1,4 +1,4 @@
-"""What an operator may load: the worker's own model, the bundled one, and what lies in one folder."""
+"""What an operator may load: nothing, or the own model, the bundled one and what lies in one folder."""
 
 from __future__ import annotations
 
@@ -25,9 +25,13 @@ def started(*flags: str | Path) -> Settings:
     return load_settings(["--model", "echo", *map(str, flags)])
 
 
+def open_to_orders(folder: Path, *flags: str) -> Settings:
+    return started("--loadable-models", folder, *flags)
+
+
 def test_a_model_of_the_folder_is_opened_by_its_name(models: Path) -> None:
     for name in ("first", "org/second", str(models / "first")):
-        wanted = settings_for(Instruction(model=name), started("--loadable-models", models))
+        wanted = settings_for(Instruction(model=name), open_to_orders(models))
         assert wanted is not None
         assert wanted.model == str(models / name)
 
@@ -41,20 +45,26 @@ def test_a_model_of_the_folder_is_opened_by_its_name(models: Path) -> None:
 )
 def test_nothing_outside_the_folder_is_opened(models: Path, name: str) -> None:
     with pytest.raises(OrderRefused, match="model"):
-        settings_for(Instruction(model=name), started("--loadable-models", models))
+        settings_for(Instruction(model=name), open_to_orders(models))
 
 
-def test_without_a_folder_the_own_and_the_bundled_model_alone_may_be_loaded(models: Path) -> None:
+def test_the_own_and_the_bundled_model_may_be_loaded_too(models: Path) -> None:
     for name in ("echo", "tiny"):
-        wanted = settings_for(Instruction(model=name), started())
+        wanted = settings_for(Instruction(model=name), open_to_orders(models))
         assert wanted is not None
         assert wanted.model == name
-    with pytest.raises(OrderRefused, match=r"loads 'echo' and 'tiny'; .* --loadable-models"):
-        settings_for(Instruction(model=str(models / "first")), started())
 
 
-def test_what_was_set_for_one_model_is_not_for_another_and_what_was_set_for_the_worker_is() -> None:
-    own = started("--served-model-name", "mine", "--conversation", "plain", "--threads", "3")
+@pytest.mark.parametrize("name", ["echo", "tiny", None])
+def test_without_a_folder_a_worker_takes_no_orders(name: str | None) -> None:
+    with pytest.raises(OrderRefused, match="takes no orders: start it with --loadable-models"):
+        settings_for(Instruction(model=name), started())
+
+
+def test_what_was_set_for_one_model_is_not_for_another_and_what_was_set_for_the_worker_is(
+    models: Path,
+) -> None:
+    own = open_to_orders(models, "--served-model-name", "mine", "--conversation", "plain", "--threads", "3")
     other = settings_for(Instruction(model="tiny", precision="int8"), own)
     assert other is not None
     assert (other.served_model_name, other.conversation) == (None, "auto")
@@ -62,15 +72,15 @@ def test_what_was_set_for_one_model_is_not_for_another_and_what_was_set_for_the_
     assert settings_for(Instruction(model="echo"), own) == own
 
 
-def test_an_unknown_precision_is_refused_with_those_there_are() -> None:
+def test_an_unknown_precision_is_refused_with_those_there_are(models: Path) -> None:
     with pytest.raises(OrderRefused, match=r"'int3' is unknown: it is one of auto, fp32, .*fp8"):
-        settings_for(Instruction(model="echo", precision="int3"), started())
+        settings_for(Instruction(model="echo", precision="int3"), open_to_orders(models))
 
 
-def test_a_worker_of_several_processes_keeps_its_model() -> None:
+def test_a_worker_of_several_processes_keeps_its_model(models: Path) -> None:
     for instruction in (Instruction(), Instruction(model="tiny")):
         with pytest.raises(OrderRefused, match=r"2 processes.*restart it"):
-            settings_for(instruction, started("--tensor-parallel", "2"))
+            settings_for(instruction, open_to_orders(models, "--tensor-parallel", "2"))
 
 
 def test_a_folder_that_does_not_exist_is_refused_at_start(

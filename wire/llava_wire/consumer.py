@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -33,9 +33,9 @@ OUTDATED = msgspec.msgpack.encode(
         "the worker that took this request is older than the server: try again when its update is over",
     )
 )
-# Of one emit script. Few, so that controllers write the first tokens while the others are on the way; not
-# fewer, as each script costs a round trip.
-MAX_FRAMES = 32
+# Of an emit's first script: few, so that controllers write these tokens while the others are on the way.
+FIRST_FRAMES = 32
+MAX_FRAMES = 500  # of each script after it; Lua unpacks them on its stack
 
 _log = logging.getLogger(__name__)
 
@@ -99,8 +99,7 @@ class JobConsumer:
         hang_ms = self._hang_ms + int(expect_s * 1000)
         refused, self._fenced = self._fenced, set()
         model = self._heartbeat.model if wants_guest else ""
-        for start in range(0, max(len(events), 1), MAX_FRAMES):
-            part = events[start : start + MAX_FRAMES]
+        for part in _parts(events):
             args = [arg for assignment, event in part for arg in self._frame(assignment, event)]
             refused |= _ids(await self._call("emit", self._worker_id, self._lease_ms, hang_ms, model, *args))
         self.has_guest = "" in refused
@@ -248,6 +247,13 @@ class JobConsumer:
 
     async def _call(self, name: str, *args: Arg) -> Any:
         return await try_for_ever(lambda: self._link.script(name, *args))
+
+
+def _parts(events: Sequence[tuple[Assignment, Event]]) -> Iterator[Sequence[tuple[Assignment, Event]]]:
+    """Of one emit; at least one, which may be empty."""
+    yield events[:FIRST_FRAMES]
+    for start in range(FIRST_FRAMES, len(events), MAX_FRAMES):
+        yield events[start : start + MAX_FRAMES]
 
 
 def _ids(answer: list[bytes]) -> set[str]:

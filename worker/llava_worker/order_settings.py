@@ -1,8 +1,8 @@
 """Which models an operator may order into this worker, and the settings under which they are opened.
 
-What the worker was started with and the bundled model may always be loaded; any other must lie in the
-folder ``--loadable-models``. So nobody can make a worker read other files, through the operator's port or
-the queue.
+Without ``--loadable-models`` a worker takes no orders. With it, what it was started with and the bundled
+model may be loaded, and what lies in that folder. So nobody can make a worker read other files, through the
+operator's port or the queue.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ class OrderRefused(Exception):
 
 def settings_for(instruction: Instruction, started: Settings) -> Settings | None:
     """Those of the model to be opened, None for no model. Raises OrderRefused."""
+    if started.loadable_models is None:
+        raise OrderRefused(
+            "this worker takes no orders: start it with --loadable-models FOLDER to allow them and what "
+            "lies in the folder"
+        )
     if started.tensor_parallel > 1:
         raise OrderRefused(
             f"this worker shares its model among {started.tensor_parallel} processes, which are started with "
@@ -42,7 +47,7 @@ def settings_for(instruction: Instruction, started: Settings) -> Settings | None
         return None
     changes: dict[str, object] = {"precision": _precision(instruction.precision, started)}
     if instruction.model != started.model:
-        changes |= {**_OF_ONE_MODEL, "model": _allowed(instruction.model, started)}
+        changes |= {**_OF_ONE_MODEL, "model": _allowed(instruction.model, started.loadable_models)}
     return started.model_copy(update=changes)
 
 
@@ -54,16 +59,10 @@ def _precision(name: str | None, started: Settings) -> str:
     return name
 
 
-def _allowed(name: str, started: Settings) -> str:
-    """What to open for a model's name. Links are followed before a path is judged."""
+def _allowed(name: str, root: Path) -> str:
+    """What to open for a model's name; ``root`` is resolved. Links are followed before a path is judged."""
     if name == _BUNDLED:
         return name
-    root = started.loadable_models
-    if root is None:
-        raise OrderRefused(
-            f"model {name!r} may not be loaded here: this worker loads {started.model!r} and {_BUNDLED!r}; "
-            "start it with --loadable-models FOLDER to allow the models in that folder"
-        )
     try:
         folder = (root / name).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, a circle of links

@@ -93,7 +93,7 @@ class Settings(BaseSettings):
         None, min_length=1, description="Folder or hub name of the model that a LoRA folder adapts."
     )
     loadable_models: Path | None = Field(
-        None, description="Folder whose models an operator may load into this worker; none: only what it has."
+        None, description="Folder whose models an operator may load into this worker; none: no orders."
     )
     allow_pickle: bool = Field(False, description="Read .bin weights too: only from people you trust.")
 

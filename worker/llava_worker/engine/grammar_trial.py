@@ -76,8 +76,8 @@ def _ask(child: subprocess.Popen[bytes], line: str, timeout_s: float) -> str:
     child.stdin.flush()
     answer, deadline = b"", time.monotonic() + timeout_s
     while not answer.endswith(b"\n"):
-        ready, _, _ = select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not select.select([child.stdout], [], [], left_s)[0]:
             raise TimeoutError
         piece = os.read(child.stdout.fileno(), 1 << 16)
         if not piece:
