@@ -160,7 +160,7 @@ class ScriptedWorker:
     async def _tell(self, consumer: JobConsumer, assignment: Assignment) -> None:
         job = assignment.job
         if job.task == "detokenize":
-            text = "".join(chr(token_id) if token_id < 0xD800 else "?" for token_id in job.prompt_ids)
+            text = "".join(map(_character, job.prompt_ids))
             event = Event(0, (), text, _final(FinishReason.STOP))
         elif job.task == "embed":
             await self._embed(consumer, assignment)
@@ -246,7 +246,7 @@ def _echo(assignment: Assignment) -> tuple[TokenLogprob, ...]:
         return ()
     num_top = job.sampling.num_logprobs or 0
     token_ids = job.prompt_ids or (0, *map(ord, _last_text(assignment)))
-    texts = [chr(token_id).encode() if token_id else b"" for token_id in token_ids]
+    texts = [_character(token_id).encode() if token_id else b"" for token_id in token_ids]
     return tuple(
         TokenLogprob(
             TokenScore(token_id, text, -place / 8),
@@ -254,6 +254,11 @@ def _echo(assignment: Assignment) -> tuple[TokenLogprob, ...]:
         )
         for place, (token_id, text) in enumerate(zip(token_ids, texts, strict=True))
     )
+
+
+def _character(token_id: int) -> str:
+    """Of any token, also one that is no character's number."""
+    return chr(token_id) if token_id < 0xD800 else "?"
 
 
 def _final(reason: FinishReason) -> Final:
