@@ -60,4 +60,5 @@ def run_or_unavailable(command: Sequence[str]) -> None:
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines()
         told = [line for line in lines if not line.startswith("WARNING")][-_TAIL:]
-        raise Unavailable(f"`{' '.join(command[:6])} ...` failed: {' / '.join(told)}")
+        shown = " ".join(command[:6]).replace(f"{ROOT}/", "")  # records are read elsewhere
+        raise Unavailable(f"`{shown} ...` failed: {' / '.join(told)}")
