@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "vectors.h"
+#include "softmax.h"
 
 namespace {
 
@@ -148,26 +148,9 @@ struct Values<bf16, bf16> {
 
 // The softmax so far of one query head: of what it has seen.
 struct Head {
-  float most = -INFINITY, total = 0;
+  Softmax softmax;
   float* values;  // [size], weighted by e^(score - most)
 };
-
-void take_scores(Head& head, float* scores, int64_t size) {
-  float most = std::max(head.most, std::max(largest(load(scores)), largest(load(scores + 16))));
-  if (!(most > -INFINITY)) most = 0;
-  float shrink = std::exp(head.most - most);
-  f32x16 total{};
-  for (int i = 0; i < TOKENS; i += 16) {
-    f32x16 s = load(scores + i);
-    f32x16 p = s == -INFINITY ? f32x16{} : exponential(s - most);
-    store(scores + i, p);
-    total += p;
-  }
-  head.total = head.total * shrink + sum(total);
-  head.most = most;
-  if (shrink != 1.0f)
-    for (int64_t k = 0; k < size; k += 16) store(head.values + k, load(head.values + k) * shrink);
-}
 
 // A row's heads [first, last) of keys and values, and all query heads of each.
 template <class T, class K>
@@ -189,7 +172,7 @@ struct Share {
     for (int64_t place = begin; place < end; place += TOKENS) see(place, std::min<int64_t>(TOKENS, end - place));
     T* out = d.out + (row * d.heads + first * per_kv) * d.size;
     for (int64_t h = 0; h < count; h++)
-      Values<T, K>::put(out + h * d.size, heads[h].values, 1 / heads[h].total, d.size);
+      Values<T, K>::put(out + h * d.size, heads[h].values, 1 / heads[h].softmax.total, d.size);
   }
 
   void see(int64_t place, int64_t num) {
@@ -209,7 +192,7 @@ struct Share {
     for (int64_t h = 0; h < count; h++) {
       float* p = &scores[h * TOKENS];
       int64_t kv = h / per_kv;
-      take_scores(heads[h], p, d.size);
+      heads[h].softmax.take(p, TOKENS, p, heads[h].values, d.size);
       for (int64_t i = 0; i < num; i++) p[i] *= scale_of(d.value_scales, starts[i] / d.size + kv, d.values);
       Values<T, K>::add(heads[h].values, p, d.values + kv * d.size, starts, num, d.size);
     }

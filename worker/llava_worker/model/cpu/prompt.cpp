@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "vectors.h"
+#include "softmax.h"
 
 namespace {
 
@@ -107,39 +107,23 @@ INLINE void add_columns(const uint32_t* weights, const uint32_t* values, int64_t
     for (int i = 0; i < WIDTH; i++) store(to + r * size + i * 16, sums[r][i]);
 }
 
-// One query head of all queries, the softmax so far.
+// One query head of all queries, so far.
 struct Progress {
-  std::vector<float> most, total, values;  // [queries], [queries], [queries][size]
+  std::vector<Softmax> softmax;  // [queries]
+  std::vector<float> values;     // [queries][size]
 
-  Progress(int64_t queries, int64_t size) : most(queries, -INFINITY), total(queries), values(queries * size) {}
-
-  // Scores of ``num`` keys from ``begin`` on to weights, of which query ``i`` sees [first, last).
-  void weigh(int64_t i, int64_t first, int64_t last, int64_t num, float scale, int64_t size, float* scores, bf16* to) {
-    i32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    f32x16 top = same(-INFINITY);
-    for (int64_t k = 0; k < num; k += 16) {
-      i32x16 place = lanes + int32_t(k);
-      f32x16 s = load(scores + k) * scale;
-      s = (place >= int32_t(first)) & (place < int32_t(last)) ? s : same(-INFINITY);
-      store(scores + k, s);
-      top = larger(s, top);
-    }
-    float now = std::max(most[i], largest(top));
-    if (!(now > -INFINITY)) now = 0;  // it sees none of these
-    f32x16 added{};
-    for (int64_t k = 0; k < num; k += 16) {
-      f32x16 s = load(scores + k);
-      f32x16 w = s == -INFINITY ? f32x16{} : exponential(s - now);
-      store(to + k, w);
-      added += w;
-    }
-    float shrink = std::exp(most[i] - now);
-    total[i] = total[i] * shrink + sum(added);
-    most[i] = now;
-    if (shrink != 1.0f)
-      for (int64_t k = 0; k < size; k += 16) store(&values[i * size + k], load(&values[i * size + k]) * shrink);
-  }
+  Progress(int64_t queries, int64_t size) : softmax(queries), values(queries * size) {}
 };
+
+// The first ``num`` scores times ``scale``, of which [first, last) are seen.
+void mask(float* scores, int64_t num, float scale, int64_t first, int64_t last) {
+  i32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  for (int64_t k = 0; k < num; k += 16) {
+    i32x16 place = lanes + int32_t(k);
+    f32x16 s = load(scores + k) * scale;
+    store(scores + k, (place >= int32_t(first)) & (place < int32_t(last)) ? s : same(-INFINITY));
+  }
+}
 
 // Queries [i, i + R) over the keys from ``begin`` on.
 template <int R, class K>
@@ -149,9 +133,11 @@ void pass(const Prompt<K>& p, int64_t head, int64_t i, int64_t begin, const Pack
   alignas(64) float scores[R * KEYS];
   alignas(64) bf16 weights[R * KEYS];
   score<R>(p.q + i * p.q_stride + head * p.size, p.q_stride, packed.keys.data(), p.size / 2, num, scores);
-  for (int r = 0; r < R; r++)
-    progress.weigh(i + r, p.first(i + r) - begin, p.last(i + r) - begin, num, p.scale, p.size, scores + r * KEYS,
-                   weights + r * KEYS);
+  for (int r = 0; r < R; r++) {
+    float* own = scores + r * KEYS;
+    mask(own, num, p.scale, p.first(i + r) - begin, p.last(i + r) - begin);
+    progress.softmax[i + r].take(own, num, weights + r * KEYS, &progress.values[(i + r) * p.size], p.size);
+  }
   float* to = &progress.values[i * p.size];
   const uint32_t *two = (const uint32_t*)weights, *values = packed.values.data();
   int64_t k = 0;
@@ -188,7 +174,7 @@ void attend(const Prompt<K>& p, int64_t kv_head, int64_t share, int64_t shares) 
     for (int64_t h = 0; h < per_kv; h++)
       for (int64_t k = 0; k < p.size; k += 16)
         store(p.out + (i * p.heads + kv_head * per_kv + h) * p.size + k,
-              load(&progress[h].values[i * p.size + k]) * (1 / progress[h].total[i]));
+              load(&progress[h].values[i * p.size + k]) * (1 / progress[h].softmax[i].total));
   }
 }
 
