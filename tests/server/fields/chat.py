@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.server.fields.rows import Differs, Hint, Only, Row, Shown, changed
+from tests.server.fields.rows import Differs, Row, Shown, Talk, changed
 from tests.server.pictures import data_url, encoded, scene
 from tests.server.scripted_worker import MODEL
 
@@ -35,23 +35,13 @@ TALK: dict[str, Any] = {
     ],
 }
 _PATH = "/v1/chat/completions"
-
-
-def talk(place: str, *values: Any) -> Differs:
-    return Differs(_PATH, TALK, place, values)
+_ABOUT = Talk(_PATH, TALK)
+talk, hint, only = _ABOUT.differs, _ABOUT.hint, _ABOUT.only
 
 
 def of(field: str, whole: Any, place: str, *values: Any) -> Differs:
     """In a plain chat with that field."""
     return Differs(_PATH, {**CHAT, field: whole}, place, values)
-
-
-def hint(place: str, taken: Any, refused: Any, body: dict[str, Any] = TALK) -> Hint:
-    return Hint(_PATH, body, place, taken, refused)
-
-
-def only(place: str, refused: Any = "nonsense", body: dict[str, Any] = TALK, param: str = "") -> Only:
-    return Only(_PATH, body, place, refused, param)
 
 
 NAMED = {**TALK, "tool_choice": {"type": "function", "function": {"name": "f"}}}

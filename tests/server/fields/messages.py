@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.server.fields.chat import CITY, OBJECT, ONE, OTHER
-from tests.server.fields.rows import Differs, Hint, Only, Row, Taken, changed
+from tests.server.fields.rows import Differs, Hint, Row, Taken, Talk, changed
 from tests.server.scripted_worker import MODEL
 
 __all__ = ["COUNTED", "ROWS", "SAID"]
@@ -44,6 +44,8 @@ TALK: dict[str, Any] = {
         },
     ],
 }
+_ABOUT = Talk(_PATH, TALK)
+talk, hint, only = _ABOUT.differs, _ABOUT.hint, _ABOUT.only
 _IMAGE, _OTHER_IMAGE, _TEXT = (f"messages[0].content[{index}]" for index in range(3))
 _USE, _RESULT = "messages[1].content[0]", "messages[2].content[0]"
 FORMED = {**SAID, "output_config": {"format": {"type": "json_schema", "schema": CITY}}}
@@ -55,18 +57,6 @@ def said(place: str, *values: Any, **beside: Any) -> Differs:
 
 def counted(place: str, *values: Any, **beside: Any) -> Differs:
     return Differs(_COUNT, {**COUNTED, **beside}, place, values)
-
-
-def talk(place: str, *values: Any) -> Differs:
-    return Differs(_PATH, TALK, place, values)
-
-
-def hint(place: str, taken: Any, refused: Any, body: dict[str, Any] = TALK) -> Hint:
-    return Hint(_PATH, body, place, taken, refused)
-
-
-def only(place: str, refused: Any = "nonsense", body: dict[str, Any] = TALK, param: str = "") -> Only:
-    return Only(_PATH, body, place, refused, param)
 
 
 def taken(place: str, body: dict[str, Any] = TALK) -> Taken:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.server.fields.chat import CITY, OBJECT, ONE, OTHER
-from tests.server.fields.rows import ABSENT, Differs, Hint, Only, Row, Shown
+from tests.server.fields.rows import ABSENT, Differs, Row, Shown, Talk
 from tests.server.scripted_worker import MODEL
 
 __all__ = ["ASKED", "ROWS"]
@@ -30,6 +30,8 @@ TALK: dict[str, Any] = {
         {"role": "user", "content": "say yes"},
     ],
 }
+_ABOUT = Talk(_PATH, TALK)
+talk, hint, only = _ABOUT.differs, _ABOUT.hint, _ABOUT.only
 LOGPROBS = ["message.output_text.logprobs"]
 FORMED = {**ASKED, "text": {"format": {"type": "json_schema", "name": "x", "schema": CITY}}}
 STREAMED = {**ASKED, "stream": True, "stream_options": {}}
@@ -37,18 +39,6 @@ STREAMED = {**ASKED, "stream": True, "stream_options": {}}
 
 def asked(place: str, *values: Any, **beside: Any) -> Differs:
     return Differs(_PATH, {**ASKED, **beside}, place, values)
-
-
-def talk(place: str, *values: Any) -> Differs:
-    return Differs(_PATH, TALK, place, values)
-
-
-def hint(place: str, taken: Any, refused: Any, body: dict[str, Any] = TALK) -> Hint:
-    return Hint(_PATH, body, place, taken, refused)
-
-
-def only(place: str, refused: Any = "nonsense", body: dict[str, Any] = TALK, param: str = "") -> Only:
-    return Only(_PATH, body, place, refused, param)
 
 
 _CALL, _RESULT = "input[1]", "input[2]"

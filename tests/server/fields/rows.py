@@ -17,7 +17,19 @@ from llava_wire import Job
 from tests.server.conftest import Stack
 from tests.server.document import BODIES, SCHEMAS, branches
 
-__all__ = ["ABSENT", "Differs", "Hint", "Only", "Row", "Shown", "Taken", "changed", "outcome", "owners"]
+__all__ = [
+    "ABSENT",
+    "Differs",
+    "Hint",
+    "Only",
+    "Row",
+    "Shown",
+    "Taken",
+    "Talk",
+    "changed",
+    "outcome",
+    "owners",
+]
 
 ABSENT = "(absent)"
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
@@ -69,6 +81,24 @@ class Shown(NamedTuple):
 
 
 Row = Differs | Hint | Taken | Only | Shown
+
+
+class Talk(NamedTuple):
+    """Rows of one route; about ``body``, unless they name another."""
+
+    path: str
+    body: dict[str, Any]
+
+    def differs(self, place: str, *values: Any) -> Differs:
+        return Differs(self.path, self.body, place, values)
+
+    def hint(self, place: str, taken: Any, refused: Any, body: dict[str, Any] | None = None) -> Hint:
+        return Hint(self.path, self.body if body is None else body, place, taken, refused)
+
+    def only(
+        self, place: str, refused: Any = "nonsense", body: dict[str, Any] | None = None, param: str = ""
+    ) -> Only:
+        return Only(self.path, self.body if body is None else body, place, refused, param)
 
 
 def steps(place: str) -> list[str | int]:

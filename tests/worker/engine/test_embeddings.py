@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from llava_worker.engine import ImageSpan, Sequence, StepOutput
-from llava_worker.engine.engine import Engine
 from llava_worker.engine.load import load_engine
 from numpy.typing import NDArray
 from transformers import LlavaForConditionalGeneration
 
 from tests.worker.checkpoints import normalised, reference_answer
+from tests.worker.engine.telling import told_by
 from tests.worker.engine.test_tiny_model import TINY, draw_prompt, sequence_of
 
 TOLERANCE = 1e-4
@@ -50,17 +50,6 @@ def random_tile(seed: int, info) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def run(engine: Engine, *sequences: Sequence) -> dict[str, list[StepOutput]]:
-    outputs: dict[str, list[StepOutput]] = {sequence.seq_id: [] for sequence in sequences}
-    for sequence in sequences:
-        engine.add(sequence)
-    while engine.num_sequences:
-        for output in engine.step():
-            outputs[output.seq_id].append(output)
-        engine.check()
-    return outputs
-
-
 def vector_of(outputs: list[StepOutput]) -> NDArray[np.float32]:
     (output,) = outputs
     assert output.finish == "stop" and output.token_id is None and output.error is None
@@ -88,7 +77,7 @@ def test_texts_and_pictures_at_once_beside_an_answer_are_transformers(loaded, re
     prompts = {f"text {n}": [1, *rng.integers(3, 300, n).tolist()] for n in (1, 7, 200)}
     tiles = {f"picture {n}": random_tile(n, info) for n in range(3)}
     chat = draw_prompt(rng, info, num_images=1)
-    outputs = run(
+    outputs = told_by(
         engine,
         sequence_of(chat, "chat", info.tokens_per_tile),
         *(text(name, token_ids) for name, token_ids in prompts.items()),
@@ -106,24 +95,24 @@ def test_texts_and_pictures_at_once_beside_an_answer_are_transformers(loaded, re
 def test_a_text_that_is_in_the_prefix_cache_gets_the_same_vector(loaded) -> None:
     engine, _ = loaded
     token_ids = [1, *range(10, 110)]
-    first = run(engine, text("first", token_ids))["first"]
-    again = run(engine, text("again", token_ids))["again"]
+    first = told_by(engine, text("first", token_ids))["first"]
+    again = told_by(engine, text("again", token_ids))["again"]
     assert again[0].num_cached_tokens == len(token_ids) - 1 > first[0].num_cached_tokens
     np.testing.assert_allclose(vector_of(again), vector_of(first), atol=1e-5)
 
 
 def test_a_text_and_a_text_that_ends_differently_have_different_vectors(loaded) -> None:
     engine, _ = loaded
-    outputs = run(engine, text("one", [1, 10, 11]), text("other", [1, 10, 12]))
+    outputs = told_by(engine, text("one", [1, 10, 11]), text("other", [1, 10, 12]))
     assert vector_of(outputs["one"]) @ vector_of(outputs["other"]) < 0.999
 
 
 def test_a_picture_that_was_seen_is_not_encoded_again(loaded) -> None:
     engine, info = loaded
     tile = random_tile(9, info)
-    first = run(engine, picture("seen", tile, info))["seen"]
+    first = told_by(engine, picture("seen", tile, info))["seen"]
     num_encoded = engine.stats().num_encoded_images_total
-    assert run(engine, picture("seen", tile, info))["seen"] == first
+    assert told_by(engine, picture("seen", tile, info))["seen"] == first
     assert engine.stats().num_encoded_images_total == num_encoded
 
 
@@ -147,10 +136,10 @@ def test_a_picture_without_memory_for_several_is_embedded_alone(
 ) -> None:
     engine, info = loaded
     monkeypatch.setattr(engine._runner, "embed_pictures", at_most(1, engine._runner.embed_pictures))
-    outputs = run(engine, *(picture(f"m{n}", random_tile(40 + n, info), info) for n in range(3)))
+    outputs = told_by(engine, *(picture(f"m{n}", random_tile(40 + n, info), info) for n in range(3)))
     assert all(vector_of(each).any() for each in outputs.values())
     monkeypatch.setattr(engine._runner, "embed_pictures", at_most(0, engine._runner.embed_pictures))
-    (failed,) = run(engine, picture("m3", random_tile(43, info), info))["m3"]
+    (failed,) = told_by(engine, picture("m3", random_tile(43, info), info))["m3"]
     assert failed.error is not None and "memory" in failed.error
 
 
@@ -160,9 +149,9 @@ def test_a_picture_whose_features_are_not_numbers_fails_and_is_not_remembered(
     engine, info = loaded
     with monkeypatch.context() as patch:
         patch.setattr(engine._runner, "_encode", spoilt(engine._runner._encode))
-        (failed,) = run(engine, picture("nan", random_tile(50, info), info))["nan"]
+        (failed,) = told_by(engine, picture("nan", random_tile(50, info), info))["nan"]
     assert failed.error is not None and failed.vector == b""
-    assert vector_of(run(engine, picture("nan", random_tile(50, info), info))["nan"]).any()
+    assert vector_of(told_by(engine, picture("nan", random_tile(50, info), info))["nan"]).any()
 
 
 def at_most(limit: int, embed: Callable) -> Callable:

@@ -19,6 +19,7 @@ from llava_worker.engine_thread import EngineThread
 
 from tests.worker.checkpoints import Prompt, random_prompt
 from tests.worker.engine.drafters import Scripted
+from tests.worker.engine.telling import told_by
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 LENGTH = 10
@@ -69,23 +70,9 @@ def overlapping(make_engine):
     return lambda **options: make_engine(runner=LoggedRunner, is_overlapping=True, **options)
 
 
-def told_by(engine, sequences) -> dict[str, list[StepOutput]]:
-    """Everything, until all have ended; every step leaves the blocks in order."""
-    told: dict[str, list[StepOutput]] = {}
-    for sequence in sequences:
-        told[sequence.seq_id] = []
-        engine.add(sequence)
-    while engine.num_sequences:
-        for output in engine.step():
-            told[output.seq_id].append(output)
-        engine.check()
-    assert engine.stats().num_free_blocks == engine.stats().num_blocks
-    return told
-
-
 def test_a_step_is_launched_before_the_one_before_it_is_read(overlapping, make_sequence, prompts) -> None:
     engine = overlapping(max_batch_tokens=64, eos_ids=frozenset())
-    told_by(engine, [make_sequence(prompts[0], max_new_tokens=4)])
+    told_by(engine, make_sequence(prompts[0], max_new_tokens=4))
 
     # Of the last one it is known before that nothing follows: the answer's length.
     assert (
@@ -97,7 +84,7 @@ def test_unless_told_so_an_engine_reads_each_step_before_the_next(
     make_engine, make_sequence, prompts
 ) -> None:
     engine = make_engine(runner=LoggedRunner, max_batch_tokens=64, eos_ids=frozenset())
-    told_by(engine, [make_sequence(prompts[0], max_new_tokens=3)])
+    told_by(engine, make_sequence(prompts[0], max_new_tokens=3))
 
     assert not engine.is_overlapping
     assert engine._runner.log == ["launch 0", "read 0", "launch 1", "read 1", "launch 2", "read 2"]
@@ -113,7 +100,7 @@ def test_tokens_ends_log_probabilities_and_counts_are_the_same(
 
     engine = overlapping(num_blocks=num_blocks, max_num_sequences=12)
     plain = make_engine(num_blocks=num_blocks, max_num_sequences=12)
-    told, wanted = told_by(engine, sequences()), told_by(plain, sequences())
+    told, wanted = told_by(engine, *sequences()), told_by(plain, *sequences())
 
     assert {name: _known(outputs) for name, outputs in told.items()} == {
         name: _known(outputs) for name, outputs in wanted.items()
@@ -239,7 +226,7 @@ def test_the_row_too_many_of_an_ended_answer_is_shared_with_nobody(
         first = run(engine, [make_sequence(prompts[0])])["one"]
         turn = replace(prompts[0], token_ids=[*prompts[0].token_ids, *first, 9, 8, 7])
         again = make_sequence(turn, ignore_eos=True, max_new_tokens=5)
-        (second,) = told_by(engine, [again]).values()
+        (second,) = told_by(engine, again).values()
 
         assert engine._runner.num_ahead > 0
         assert second[0].num_cached_tokens == len(turn.token_ids) - 4

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from llava_worker.engine import Sequence, StepOutput
-from llava_worker.engine.engine import Engine
 from llava_worker.engine.logprobs import ROWS_AT_ONCE
 from transformers import LlavaForConditionalGeneration
 
 from tests.worker.checkpoints import Prompt, random_prompt, reference_logits
 from tests.worker.engine.drafters import Scripted
+from tests.worker.engine.telling import told_by
 from tests.worker.engine.test_shortage import short_of
 
 TOLERANCE = 1e-4
@@ -36,19 +36,6 @@ def scored(make_sequence: Callable[..., Sequence]) -> Scored:
 
 def words(num: int, seed: int = 0) -> list[int]:
     return [1, *np.random.default_rng(seed).integers(3, 100, num - 1).tolist()]
-
-
-def told(engine: Engine, *sequences: Sequence) -> dict[str, list[StepOutput]]:
-    """What each hears until all are answered."""
-    outputs: dict[str, list[StepOutput]] = {sequence.seq_id: [] for sequence in sequences}
-    for sequence in sequences:
-        engine.add(sequence)
-    while engine.num_sequences:
-        for output in engine.step():
-            outputs[output.seq_id].append(output)
-        engine.check()
-    assert engine.stats().num_free_blocks == engine.stats().num_blocks
-    return outputs
 
 
 def assert_is_the_references(
@@ -76,7 +63,7 @@ def test_they_are_the_log_softmax_of_transformers_logits_in_chunks_and_beside_ot
         scored(prompt, name, num_logprobs=top, max_new_tokens=3, **steered)
         for top, (name, prompt) in zip((1, 0, 5, 2), prompts.items(), strict=True)
     ]
-    outputs = told(engine, make_sequence(picture, seq_id="chat", num_logprobs=1), *sequences)
+    outputs = told_by(engine, make_sequence(picture, seq_id="chat", num_logprobs=1), *sequences)
     for sequence in sequences:
         first, *rest = outputs[sequence.seq_id]
         num_top = sequence.sampling.num_logprobs
@@ -91,20 +78,20 @@ def test_a_prompt_in_the_prefix_cache_is_computed_again_and_shared_after(
 ) -> None:
     token_ids = words(40)
     engine = make_engine(num_blocks=128)
-    told(engine, make_sequence(Prompt(token_ids)))
-    (output, *_) = told(engine, scored(token_ids))["one"]
+    told_by(engine, make_sequence(Prompt(token_ids)))
+    (output, *_) = told_by(engine, scored(token_ids))["one"]
     assert_is_the_references(reference, token_ids, output, 1)
     assert output.num_cached_tokens == 0
 
     fresh = make_engine(num_blocks=128)
-    told(fresh, scored(token_ids))
-    assert told(fresh, make_sequence(Prompt(token_ids)))["one"][0].num_cached_tokens == 39
+    told_by(fresh, scored(token_ids))
+    assert told_by(fresh, make_sequence(Prompt(token_ids)))["one"][0].num_cached_tokens == 39
 
 
 def test_two_that_come_together_do_not_wait_for_each_other(make_engine, scored: Scored, reference) -> None:
     token_ids = words(40)
     engine = make_engine(num_blocks=128, max_batch_tokens=512)
-    outputs = told(engine, *(scored(token_ids, name, max_new_tokens=1) for name in "ab"))
+    outputs = told_by(engine, *(scored(token_ids, name, max_new_tokens=1) for name in "ab"))
     assert engine.stats().num_steps_total == 1
     for name in "ab":
         assert_is_the_references(reference, token_ids, outputs[name][0], 1)
@@ -125,7 +112,7 @@ def test_one_that_is_preempted_in_mid_prompt_is_told_once(
     monkeypatch.setattr(engine._scheduler, "_preempt", watched)
     first = make_sequence(Prompt(words(4, 1)), seq_id="first", max_new_tokens=30)
     token_ids = words(40)
-    outputs = told(engine, first, scored(token_ids, "long", max_new_tokens=2))["long"]
+    outputs = told_by(engine, first, scored(token_ids, "long", max_new_tokens=2))["long"]
     assert 0 < lengths[0] < 39
     assert [len(output.prompt_logprobs) for output in outputs] == [39, 0]
     assert_is_the_references(reference, token_ids, outputs[0], 1)
@@ -134,7 +121,7 @@ def test_one_that_is_preempted_in_mid_prompt_is_told_once(
 def test_who_wants_no_token_hears_only_of_its_prompt(make_engine, scored: Scored, reference) -> None:
     token_ids = words(17)  # so that the last step looks like one that decodes
     drafter = Scripted({"one": [5] * 8})
-    (output,) = told(make_engine(drafter=drafter), scored(token_ids, max_new_tokens=0))["one"]
+    (output,) = told_by(make_engine(drafter=drafter), scored(token_ids, max_new_tokens=0))["one"]
     assert (output.token_id, output.finish) == (None, "length")
     assert drafter.learnt == []  # nothing was drafted
     assert_is_the_references(reference, token_ids, output, 1)
@@ -142,7 +129,7 @@ def test_who_wants_no_token_hears_only_of_its_prompt(make_engine, scored: Scored
 
 def test_who_wants_neither_token_nor_prompt_does_not_go_through_the_model(make_engine, make_sequence) -> None:
     engine = make_engine()
-    (output,) = told(engine, make_sequence(Prompt(words(20)), max_new_tokens=0))["one"]
+    (output,) = told_by(engine, make_sequence(Prompt(words(20)), max_new_tokens=0))["one"]
     assert output == StepOutput("one", finish="length")
     assert engine.stats().num_prefill_tokens_total == 0
 
@@ -150,8 +137,8 @@ def test_who_wants_neither_token_nor_prompt_does_not_go_through_the_model(make_e
 def test_a_continued_answer_is_not_told_its_prompt_again(make_engine, make_sequence, scored: Scored) -> None:
     token_ids = words(20)
     engine = make_engine()
-    told(engine, make_sequence(Prompt(token_ids)))
-    outputs = told(engine, scored(token_ids, output_ids=[9], max_new_tokens=3))["one"]
+    told_by(engine, make_sequence(Prompt(token_ids)))
+    outputs = told_by(engine, scored(token_ids, output_ids=[9], max_new_tokens=3))["one"]
     assert not any(output.prompt_logprobs for output in outputs)
     assert outputs[0].num_cached_tokens == 20
 
@@ -160,7 +147,7 @@ def test_a_step_without_memory_is_made_again_and_tells_once(make_engine, scored:
     """The runner has told of a step before it finds that there was no memory for it."""
     prompts = {name: words(30, seed) for seed, name in enumerate("abc")}
     short = short_of(1)
-    outputs = told(
+    outputs = told_by(
         make_engine(num_blocks=128, runner=short),
         *(scored(prompt, name, max_new_tokens=1) for name, prompt in prompts.items()),
     )
@@ -182,7 +169,7 @@ def test_logits_are_made_of_a_few_rows_at_once(
 
     monkeypatch.setattr(engine._runner.model, "logits", watched)
     token_ids = words(2 * ROWS_AT_ONCE + 11)
-    (output,) = told(engine, scored(token_ids, max_new_tokens=1))["one"]
+    (output,) = told_by(engine, scored(token_ids, max_new_tokens=1))["one"]
     assert len(output.prompt_logprobs) == len(token_ids) - 1
     assert sorted(sizes) == [1, 10, ROWS_AT_ONCE, ROWS_AT_ONCE]
 
@@ -197,6 +184,6 @@ def test_a_prompt_whose_logits_are_not_numbers_fails(
         return logits(hidden) * (torch.inf if len(hidden) > 1 else 1)
 
     monkeypatch.setattr(engine._runner.model, "logits", spoilt)
-    (output,) = told(engine, scored(words(12), max_new_tokens=1))["one"]
+    (output,) = told_by(engine, scored(words(12), max_new_tokens=1))["one"]
     assert output.error is not None and "not a number" in output.error
     assert output.prompt_logprobs == ()
