@@ -78,7 +78,13 @@ class FaultProxy:
         return port
 
     async def _stop(self) -> None:
-        self._server.close()
+        """Ends when all that was accepted is closed: what a stopped loop holds warns in a later test."""
+        for listening in self._server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
+        self._server.close()  # not sooner: asyncio loses what is just being accepted then
+        await asyncio.sleep(0)  # aborted connections close their sockets in the loop's next round
 
     async def _cut(self) -> None:
         self._is_cut = True
@@ -107,10 +113,10 @@ class FaultProxy:
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            far_writer.transport.abort()  # first: a cut may come while the pumps end
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-            far_writer.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(_CHUNK):
