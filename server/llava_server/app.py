@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llava_server.admission import Admission, AdmissionLimits
-from llava_server.auth import ApiKeys, Authentication
+from llava_server.auth import ApiKeys, Authentication, is_public
 from llava_server.batching import batches_driven
 from llava_server.drain import Drain
 from llava_server.errors import ApiError
@@ -102,7 +102,9 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(routes.router)
     if settings.admin_port is None:
         app.include_router(health.metrics_router)
-    app.openapi_schema = described(app.openapi())
+    app.openapi_schema = described(
+        app.openapi(), needs_key=lambda path: settings.auth and not is_public(path)
+    )
     return app
 
 

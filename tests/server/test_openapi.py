@@ -49,7 +49,9 @@ def unbounded(fields: list[Field]) -> list[str]:
         name
         for name, schema in fields
         for inner in items(schema)
-        if inner.get("type") in ("integer", "number") and not (least & set(inner) and most & set(inner))
+        if inner.get("type") in ("integer", "number")
+        and "const" not in inner
+        and not (least & set(inner) and most & set(inner))
     ]
 
 
@@ -63,7 +65,7 @@ def items(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def test_there_is_much_to_be_said() -> None:
     assert len(EVERYTHING) > 300
-    assert {"Error.error.retry_after_ms", "get /v1/batches limit", "Function.name"} <= dict(EVERYTHING).keys()
+    assert {"ErrorDetail.retry_after_ms", "get /v1/batches limit", "Function.name"} <= dict(EVERYTHING).keys()
 
 
 def test_everything_is_described() -> None:

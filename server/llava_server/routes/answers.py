@@ -13,10 +13,14 @@ from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from llava_server.answers.chat import ChatCompletion
+from llava_server.answers.chat_chunk import ChatCompletionChunk
+from llava_server.answers.deleted import DeletedChat
+from llava_server.answers.error import Error
 from llava_server.choices import Choices
 from llava_server.errors import ApiError, answer_not_found
 from llava_server.metrics import Unmeasured
-from llava_server.openapi import answers_with
+from llava_server.openapi import answers_with, with_headers
 from llava_server.schemas_sampling import MAX_CHOICES
 from llava_server.services import services_of
 from llava_server.streaming import EventStream, collect, stream_pace, until_gone
@@ -44,7 +48,13 @@ JobId = Annotated[
     "/v1/chat/completions/{job_id}",
     summary="Read an answer on where a connection broke",
     response_model=None,
-    responses=answers_with("chat.completion, or its chunks", statuses=(400, 401, 404, 409, 503)),
+    responses=answers_with(
+        ChatCompletion,
+        "The answer, or its chunks",
+        stream=(ChatCompletionChunk, Error),
+        statuses=(400, 401, 404, 409, 503),
+    ),
+    openapi_extra=with_headers("Last-Event-ID"),
 )
 async def read_answer(
     request: Request,
@@ -89,7 +99,7 @@ async def read_answer(
     "/v1/chat/completions/{job_id}",
     summary="Delete an answer",
     response_model=None,
-    responses=answers_with("What was deleted", is_stream=False, statuses=(400, 401, 404, 503)),
+    responses=answers_with(DeletedChat, "What was deleted", statuses=(400, 401, 404, 503)),
 )
 async def delete_answer(request: Request, job_id: JobId) -> Response:
     """With all its choices. One that is under way is cancelled first; nobody can read it any more."""

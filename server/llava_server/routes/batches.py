@@ -13,6 +13,8 @@ from fastapi import APIRouter, Path, Query
 from llava_wire import Batch, BatchOrder, QueueUnavailable, StoreFull
 from starlette.requests import Request
 
+from llava_server.answers.batch import Batch as BatchShape
+from llava_server.answers.batch import BatchList
 from llava_server.asking import parsed
 from llava_server.batch_lines import judged
 from llava_server.errors import ApiError, from_store_error
@@ -37,7 +39,8 @@ BatchId = Annotated[str, Path(description="The id of the batch.", max_length=128
 @router.post(
     "",
     summary="Begin a batch",
-    responses=answers_with("The batch", is_stream=False),
+    response_model=None,
+    responses=answers_with(BatchShape, "The batch"),
     openapi_extra=body_of(BatchRequest),
 )
 async def create_batch(request: Request) -> dict[str, Any]:
@@ -79,7 +82,8 @@ async def create_batch(request: Request) -> dict[str, Any]:
 @router.get(
     "",
     summary="List the batches",
-    responses=answers_with("The batches", is_stream=False, statuses=(400, 401, 500, 503)),
+    response_model=None,
+    responses=answers_with(BatchList, "The batches", statuses=(400, 401, 500, 503)),
 )
 async def list_batches(
     request: Request,
@@ -103,7 +107,8 @@ async def list_batches(
 @router.get(
     "/{batch_id}",
     summary="Describe a batch",
-    responses=answers_with("The batch", is_stream=False, statuses=(400, 401, 404, 500, 503)),
+    response_model=None,
+    responses=answers_with(BatchShape, "The batch", statuses=(400, 401, 404, 500, 503)),
 )
 async def get_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
     """``request_counts`` tells how far it is; the files are there when it has ended."""
@@ -113,9 +118,8 @@ async def get_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
 @router.post(
     "/{batch_id}/cancel",
     summary="Cancel a batch",
-    responses=answers_with(
-        "The batch", is_stream=False, statuses=(400, 401, 404, 408, 409, 413, 429, 500, 503)
-    ),
+    response_model=None,
+    responses=answers_with(BatchShape, "The batch", statuses=(400, 401, 404, 408, 409, 413, 429, 500, 503)),
 )
 async def cancel_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
     """What has been answered by then is in the output file. A body is not needed and not read."""

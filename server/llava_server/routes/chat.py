@@ -6,7 +6,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llava_server.answers.chat import ChatCompletion
+from llava_server.answers.chat_chunk import ChatCompletionChunk
+from llava_server.answers.error import Error
 from llava_server.asking import open_chat, reply
+from llava_server.headers import QUEUE
 from llava_server.openapi import answers_with, body_of
 from llava_server.schemas import ChatRequest
 from llava_server.streaming import until_gone
@@ -22,8 +26,13 @@ router = APIRouter(tags=["chat"])
     "/v1/chat/completions",
     summary="Answer a conversation with pictures",
     response_model=None,
-    responses=answers_with("chat.completion, or with stream true text/event-stream of chat.completion.chunk"),
-    openapi_extra=body_of(ChatRequest),
+    responses=answers_with(
+        ChatCompletion,
+        "The answer, or with stream true its chunks, each the data of an event, until [DONE] or an error.",
+        stream=(ChatCompletionChunk, Error),
+        headers=QUEUE,
+    ),
+    openapi_extra=body_of(ChatRequest, headers=("Idempotency-Key",)),
 )
 async def create_chat_completion(request: Request) -> Response:
     """The status line waits for the first event, so an error is a proper 4xx or 5xx in streaming mode too."""

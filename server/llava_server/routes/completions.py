@@ -6,8 +6,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llava_server.answers.completion import TextCompletion, TextCompletionChunk
+from llava_server.answers.error import Error
 from llava_server.asking import Opened, open_jobs, parsed, reply
 from llava_server.completion_writer import CompletionWriter
+from llava_server.headers import QUEUE
 from llava_server.openapi import answers_with, body_of
 from llava_server.schemas_completion import CompletionRequest
 from llava_server.services import services_of
@@ -24,7 +27,12 @@ router = APIRouter(tags=["completions"])
     "/v1/completions",
     summary="Go on with a text",
     response_model=None,
-    responses=answers_with("text_completion, or with stream true text/event-stream of the same"),
+    responses=answers_with(
+        TextCompletion,
+        "The answers, or with stream true their chunks, each an event's data, until [DONE] or an error.",
+        stream=(TextCompletionChunk, Error),
+        headers=QUEUE,
+    ),
     openapi_extra=body_of(CompletionRequest),
 )
 async def create_completion(request: Request) -> Response:

@@ -12,7 +12,9 @@ from llava_wire import Final, Job
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from llava_server.answers.embedding import EmbeddingList
 from llava_server.asking import open_jobs, parsed, queue_headers, take_picture
+from llava_server.headers import QUEUE
 from llava_server.metrics import AnswerMeter
 from llava_server.openapi import answers_with, body_of
 from llava_server.registry import ServedModel
@@ -34,7 +36,7 @@ _AT_ONCE = 32  # jobs of one request: enough to fill a worker's batch, far below
     "/v1/embeddings",
     summary="Vectors of texts and pictures",
     response_model=None,
-    responses=answers_with("list of embeddings", is_stream=False),
+    responses=answers_with(EmbeddingList, "The vectors", headers=QUEUE),
     openapi_extra=body_of(EmbeddingRequest),
 )
 async def create_embeddings(request: Request) -> Response:

@@ -11,7 +11,10 @@ from llava_wire import QueueUnavailable, StoredFile, StoreFull
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llava_server.answers.file import DeletedFile, FileList
+from llava_server.answers.file import StoredFile as StoredFileShape
 from llava_server.errors import ApiError, from_store_error
+from llava_server.headers import DOWNLOAD
 from llava_server.openapi import answers_with
 from llava_server.services import services_of
 from llava_server.upload import parse_upload
@@ -39,7 +42,8 @@ _FORM = {
 @router.post(
     "",
     summary="Store a file for a batch",
-    responses=answers_with("The file", is_stream=False),
+    response_model=None,
+    responses=answers_with(StoredFileShape, "The file"),
     openapi_extra=_FORM,
 )
 async def upload_file(request: Request) -> dict[str, Any]:
@@ -66,7 +70,8 @@ async def upload_file(request: Request) -> dict[str, Any]:
 @router.get(
     "",
     summary="List the files",
-    responses=answers_with("The files", is_stream=False, statuses=(400, 401, 500, 503)),
+    response_model=None,
+    responses=answers_with(FileList, "The files", statuses=(400, 401, 500, 503)),
 )
 async def list_files(
     request: Request,
@@ -87,7 +92,8 @@ async def list_files(
 @router.get(
     "/{file_id}",
     summary="Describe a file",
-    responses=answers_with("The file", is_stream=False, statuses=(400, 401, 404, 500, 503)),
+    response_model=None,
+    responses=answers_with(StoredFileShape, "The file", statuses=(400, 401, 404, 500, 503)),
 )
 async def get_file(request: Request, file_id: FileId) -> dict[str, Any]:
     """``expires_at`` is when it will be gone."""
@@ -97,7 +103,10 @@ async def get_file(request: Request, file_id: FileId) -> dict[str, Any]:
 @router.get(
     "/{file_id}/content",
     summary="Read a file",
-    responses=answers_with("The bytes", is_stream=False, statuses=(400, 401, 404, 500, 503)),
+    response_class=Response,
+    responses=answers_with(
+        "application/octet-stream", "The bytes", statuses=(400, 401, 404, 500, 503), headers=DOWNLOAD
+    ),
 )
 async def read_file(request: Request, file_id: FileId) -> Response:
     """As a download: a browser shows nothing of it."""
@@ -115,7 +124,8 @@ async def read_file(request: Request, file_id: FileId) -> Response:
 @router.delete(
     "/{file_id}",
     summary="Delete a file",
-    responses=answers_with("What was deleted", is_stream=False, statuses=(400, 401, 404, 500, 503)),
+    response_model=None,
+    responses=answers_with(DeletedFile, "What was deleted", statuses=(400, 401, 404, 500, 503)),
 )
 async def delete_file(request: Request, file_id: FileId) -> dict[str, Any]:
     """A batch under way goes on; if another controller has to take it over, it fails for want of its file."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from llava_server.answers.error import Error
+from llava_server.answers.health import Failed, Live, NotReady, Ready
+from llava_server.openapi import answers_with, failing_with
 from llava_server.services import Services, services_of
 
 __all__ = ["metrics_router", "router"]
@@ -18,7 +21,8 @@ metrics_router = APIRouter(tags=["health"])
     "/livez",
     summary="Is the process of any use?",
     response_model=None,
-    responses={500: {"description": "It is of none: restart it."}},
+    responses=answers_with(Live, "It is", statuses=())
+    | failing_with(Failed, 500, "It is of none: restart it."),
 )
 async def livez(request: Request) -> Response:
     """200 while the controller's loop runs, also without a queue or while draining; 500: restart it."""
@@ -32,7 +36,8 @@ async def livez(request: Request) -> Response:
     "/readyz",
     summary="Should requests be sent here?",
     response_model=None,
-    responses={503: {"description": "Not now; the reasons are listed."}},
+    responses=answers_with(Ready, "Yes", statuses=())
+    | failing_with(NotReady, 503, "Not now; the reasons are listed."),
 )
 async def readyz(request: Request) -> Response:
     """503 with the reasons while draining, without the queue, and until the first worker has been seen.
@@ -47,7 +52,12 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"status": "ready", "models": [model.name for model in services.registry.models]})
 
 
-@metrics_router.get("/metrics", summary="Numbers for Prometheus", response_model=None)
+@metrics_router.get(
+    "/metrics",
+    summary="Numbers for Prometheus",
+    response_class=PlainTextResponse,
+    responses=failing_with(Error, 401, "A valid key is needed."),
+)
 async def metrics(request: Request) -> Response:
     """Text format 0.0.4; names as vLLM's with the prefix llava_."""
     return Response(services_of(request).metrics.exposition(), media_type="text/plain; version=0.0.4")

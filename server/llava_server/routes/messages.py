@@ -6,9 +6,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from llava_server.answers.error import MessageError
+from llava_server.answers.message import Message, MessageTokens
+from llava_server.answers.message_events import MessageEvent
 from llava_server.anthropic_form import parse_count_request, parse_messages_request
 from llava_server.anthropic_writer import MessageWriter
 from llava_server.asking import open_chat, parsed, reply
+from llava_server.headers import QUEUE
 from llava_server.openapi import answers_with, body_of
 from llava_server.routes.tokens import count_chat_tokens
 from llava_server.schemas_anthropic import CountTokensRequest, MessagesRequest
@@ -23,8 +27,14 @@ router = APIRouter(tags=["messages"])
     "/v1/messages",
     summary="Answer a conversation with pictures, in the words of Anthropic's Messages API",
     response_model=None,
-    responses=answers_with("message, or with stream true text/event-stream of its events"),
-    openapi_extra=body_of(MessagesRequest),
+    responses=answers_with(
+        Message,
+        "The message, or with stream true its events, named by their type, until message_stop or an error.",
+        stream=(MessageEvent,),
+        error=MessageError,
+        headers=QUEUE,
+    ),
+    openapi_extra=body_of(MessagesRequest, headers=("Idempotency-Key",)),
 )
 async def create_message(request: Request) -> Response:
     """If the last message is the assistant's, the answer goes on from there."""
@@ -37,7 +47,7 @@ async def create_message(request: Request) -> Response:
     "/v1/messages/count_tokens",
     summary="Count the tokens that a message's prompt would have",
     response_model=None,
-    responses=answers_with("input_tokens", is_stream=False),
+    responses=answers_with(MessageTokens, "The number of tokens", error=MessageError),
     openapi_extra=body_of(CountTokensRequest),
 )
 async def count_tokens(request: Request) -> Response:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from starlette.requests import Request
 
+from llava_server.answers.model import Model, ModelList
 from llava_server.openapi import answers_with
 from llava_server.registry import ServedModel, WorkerRegistry
 from llava_server.services import services_of
@@ -19,7 +20,10 @@ ModelId = Annotated[str, Path(description="The name of the model.", examples=["t
 
 
 @router.get(
-    "", summary="List the models", responses=answers_with("The models", is_stream=False, statuses=(401, 500))
+    "",
+    summary="List the models",
+    response_model=None,
+    responses=answers_with(ModelList, "The models", statuses=(401, 500)),
 )
 async def list_models(request: Request) -> dict[str, Any]:
     """Every model that had a worker since this server started; ``num_workers`` 0 means none at the moment."""
@@ -30,7 +34,8 @@ async def list_models(request: Request) -> dict[str, Any]:
 @router.get(
     "/{model_id:path}",
     summary="Describe one model",
-    responses=answers_with("The model", is_stream=False, statuses=(401, 404, 500)),
+    response_model=None,
+    responses=answers_with(Model, "The model", statuses=(401, 404, 500)),
 )
 async def get_model(model_id: ModelId, request: Request) -> dict[str, Any]:
     """Model names may hold slashes."""

@@ -14,9 +14,13 @@ from llava_wire import Glimpse
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from llava_server.answers.deleted import DeletedResponse
+from llava_server.answers.response import Response as ResponseShape
+from llava_server.answers.response_events import ResponseEvent
 from llava_server.asking import Opened, chat_jobs, open_jobs, parsed, reply
 from llava_server.choices import Choices
 from llava_server.errors import answer_not_found
+from llava_server.headers import QUEUE
 from llava_server.metrics import Unmeasured
 from llava_server.openapi import answers_with, body_of
 from llava_server.responses_form import parse_response_request
@@ -44,8 +48,13 @@ ResponseId = Annotated[
     "/v1/responses",
     summary="Answer a conversation with pictures, in the words of the Responses API",
     response_model=None,
-    responses=answers_with("response, or with stream true text/event-stream of response.* events"),
-    openapi_extra=body_of(ResponseRequest),
+    responses=answers_with(
+        ResponseShape,
+        "The response, or with stream true its events, named by their type, until the one that has it whole.",
+        stream=(ResponseEvent,),
+        headers=QUEUE,
+    ),
+    openapi_extra=body_of(ResponseRequest, headers=("Idempotency-Key",)),
 )
 async def create_response(request: Request) -> Response:
     """No conversation is stored: send all of it as input, items of earlier outputs included."""
@@ -78,7 +87,12 @@ async def _open(request: Request) -> tuple[ResponseRequest, ResponseWriter, Open
     "/v1/responses/{response_id}",
     summary="Read a response while it is made, or later",
     response_model=None,
-    responses=answers_with("response, or its events", statuses=(400, 401, 404, 409, 503)),
+    responses=answers_with(
+        ResponseShape,
+        "The response, or its events",
+        stream=(ResponseEvent,),
+        statuses=(400, 401, 404, 409, 503),
+    ),
 )
 async def read_response(
     request: Request,
@@ -112,7 +126,7 @@ async def read_response(
     "/v1/responses/{response_id}/cancel",
     summary="Cancel a response",
     response_model=None,
-    responses=answers_with("The response", is_stream=False, statuses=(400, 401, 404, 503)),
+    responses=answers_with(ResponseShape, "The response", statuses=(400, 401, 404, 503)),
 )
 async def cancel_response(request: Request, response_id: ResponseId) -> Response:
     """Gives the response as it is then; one that is over already stays as it is."""
@@ -127,7 +141,7 @@ async def cancel_response(request: Request, response_id: ResponseId) -> Response
     "/v1/responses/{response_id}",
     summary="Delete a response",
     response_model=None,
-    responses=answers_with("What was deleted", is_stream=False, statuses=(400, 401, 404, 503)),
+    responses=answers_with(DeletedResponse, "What was deleted", statuses=(400, 401, 404, 503)),
 )
 async def delete_response(request: Request, response_id: ResponseId) -> Response:
     """It cannot be read any more, by nobody. One that is not over is cancelled first."""

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from llava_server.answers.tokens import Detokenized, Tokenized
 from llava_server.asking import chat_jobs, open_jobs, parsed
 from llava_server.openapi import answers_with, body_of
 from llava_server.registry import ServedModel
@@ -29,7 +30,7 @@ router = APIRouter(tags=["tokens"])
     "/tokenize",
     summary="The tokens of a text or a conversation",
     response_model=None,
-    responses=answers_with("count, max_model_len and tokens", is_stream=False),
+    responses=answers_with(Tokenized, "The tokens"),
     openapi_extra=body_of(TokenizeRequest),
 )
 async def tokenize(request: Request) -> Response:
@@ -41,7 +42,7 @@ async def tokenize(request: Request) -> Response:
     "/detokenize",
     summary="The text of tokens",
     response_model=None,
-    responses=answers_with("prompt: the text", is_stream=False),
+    responses=answers_with(Detokenized, "The text"),
     openapi_extra=body_of(DetokenizeRequest),
 )
 async def detokenize(request: Request) -> Response:
