@@ -83,8 +83,10 @@ HEADERS: Mapping[str, Schema] = {
         const="no-cache, no-transform",
     ),
     "x-accel-buffering": _text("Of a stream: nginx must not collect it.", "no", const="no"),
-    "content-disposition": _text("A browser stores the file and shows nothing of it.", "attachment"),
-    "x-content-type-options": _text("A browser must not guess what the file is.", "nosniff"),
+    "content-disposition": _text(
+        "A browser stores the file and shows nothing of it.", "attachment", const="attachment"
+    ),
+    "x-content-type-options": _text("A browser must not guess what the file is.", "nosniff", const="nosniff"),
 }
 
 # What requests may carry beside their key and their Content-Type, by name.

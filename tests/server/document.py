@@ -10,7 +10,7 @@ from llava_server.settings import Settings
 
 __all__ = ["BODIES", "DOCUMENT", "SCHEMAS", "Place", "branches", "leaves", "reached", "resolved"]
 
-DOCUMENT: dict[str, Any] = create_app(Settings()).openapi_schema or {}
+DOCUMENT: dict[str, Any] = create_app(Settings(auth=False)).openapi_schema or {}
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 # The request's schema of every route that has one, by path.
 BODIES: dict[str, dict[str, Any]] = {

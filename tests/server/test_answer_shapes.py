@@ -40,8 +40,8 @@ def plain(**fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "prompt": "say one two", **fields}
 
 
-def response(text: str = "say one two", **fields: Any) -> dict[str, Any]:
-    return {"model": MODEL, "input": text, **fields}
+def response(question: str = "say one two", **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "input": question, **fields}
 
 
 LOGPROBS = "message.output_text.logprobs"

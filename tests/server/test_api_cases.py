@@ -16,16 +16,14 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from llava_server.app import create_app
-from llava_server.settings import Settings
 from schemathesis import Case, GenerationMode
 
 from tests.server.batch_kit import line, lines, store
 from tests.server.conformance import misfits
 from tests.server.conftest import Stack
+from tests.server.document import DOCUMENT
 from tests.server.scripted_worker import MODEL
 
-DOCUMENT: dict[str, Any] = create_app(Settings()).openapi_schema or {}
 API = schemathesis.openapi.from_dict(DOCUMENT)
 OPERATIONS = sorted((path, method) for path, methods in DOCUMENT["paths"].items() for method in methods)
 WEIGHTS = {each: 5 if "requestBody" in DOCUMENT["paths"][each[0]][each[1]] else 1 for each in OPERATIONS}

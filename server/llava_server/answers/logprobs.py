@@ -6,11 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llava_server.answers.shape import FLOAT32, Shape
+from llava_server.answers.shape import Shape
 
 __all__ = ["ChatLogprobs", "Logprob", "TokenLogprob"]
 
-Logprob = Annotated[float, Field(ge=-FLOAT32, le=0)]
+_LEAST = -9999  # stands for minus infinity, as in OpenAI's API
+Logprob = Annotated[float, Field(ge=_LEAST, le=0)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -21,7 +22,9 @@ class ScoredToken(Shape):
         description="Its text; one without text is named by its id, as token_id:2.", examples=["red"]
     )
     logprob: Logprob = Field(
-        description="The natural logarithm of its probability, before temperature.", examples=[-0.25]
+        description="The natural logarithm of its probability as the model gave it, before temperature and "
+        "restrictions; -9999 stands for minus infinity.",
+        examples=[-0.25],
     )
     bytes: list[Byte] = Field(
         description="Its text in UTF-8; tokens that are parts of a character are joined by their bytes.",
