@@ -48,9 +48,8 @@ def operation_of(method: str, path: str) -> dict[str, Any] | None:
 
 
 def _pattern(path: str) -> re.Pattern[str]:
-    return re.compile(
-        re.sub(r"\\\{(\w+)\\\}", lambda name: ".+" if name[1] == "model_id" else "[^/]+", re.escape(path))
-    )
+    steps = re.sub(r"\\\{(\w+)\\\}", lambda name: ".*" if name[1] == "model_id" else "[^/]+", re.escape(path))
+    return re.compile(steps, re.DOTALL)
 
 
 _PATHS = [(_pattern(path), operations) for path, operations in sorted(DOCUMENT["paths"].items())]
