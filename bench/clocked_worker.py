@@ -58,6 +58,9 @@ class ClockedEngine:
         self._log.write(f"{now:.6f} {' '.join(words)}\n")
         return outputs
 
+    def idle(self) -> bool:
+        return self._engine.idle()
+
     def stats(self) -> EngineStats:
         return self._engine.stats()
 

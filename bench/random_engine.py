@@ -70,7 +70,9 @@ def make_engine(
         max_num_sequences=max_num_sequences,
     )
     context = min(text.max_position_embeddings, shape.num_tokens)
-    runner = ModelRunner(model, shape.make(device), backend, VisionCache(1 << 30))
+    cache = shape.make(device)
+    cache.claim(shape.num_tokens)
+    runner = ModelRunner(model, cache, backend, VisionCache(1 << 30))
     if device.type == "cuda":
         record_steps(
             runner,

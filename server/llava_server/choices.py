@@ -65,20 +65,16 @@ class Choices:
             await self._news.wait()
         return found
 
-    async def next_within(self, timeout_s: float) -> tuple[int, Event] | None:
-        """Like ``next``; None if nothing came for so long.
-
-        One timer, no cancel scope: this runs once for every token of every stream.
-        """
-        found = self._take()
-        if found is None:
-            timer = asyncio.get_running_loop().call_later(timeout_s, self._news.set)
-            try:
-                await self._news.wait()
-            finally:
-                timer.cancel()
+    async def next_or_woken(self) -> tuple[int, Event] | None:
+        """Like ``next``; None if ``wake`` was called first."""
+        if (found := self._take()) is None:
+            await self._news.wait()
             found = self._take()
         return found
+
+    def wake(self) -> None:
+        """Who waits is to look up."""
+        self._news.set()
 
     def failure(self, index: int, error: JobError) -> ApiError:
         """What a choice's failure is to the asker."""

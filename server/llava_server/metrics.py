@@ -88,11 +88,9 @@ class Metrics:
     def first_token(self, model: str, seconds: float) -> None:
         self._first_token.labels(model).observe(seconds)
 
-    def next_tokens(self, model: str, seconds: float, num_tokens: int) -> None:
-        """``num_tokens`` came together ``seconds`` after the event before."""
-        histogram = self._between_tokens.labels(model)
-        for _ in range(num_tokens):
-            histogram.observe(seconds / num_tokens)
+    def token_gaps(self, model: str) -> Histogram:
+        """To be shown the seconds between two tokens of an answer."""
+        return self._between_tokens.labels(model)
 
     def finished(
         self, model: str, reason: str, seconds: float, *, prompt: int, cached: int, answer: int
@@ -170,13 +168,15 @@ class AnswerMeter:
         self._model = model
         self._arrived_at = arrived_at  # monotonic
         self._last_at: float | None = None
+        self._gaps = metrics.token_gaps(model)  # looked up once: it is needed for every token
 
     def saw(self, event: Event) -> None:
         now = time.monotonic()
         if self._last_at is None:
             self._metrics.first_token(self._model, now - self._arrived_at)
-        elif event.token_ids:
-            self._metrics.next_tokens(self._model, now - self._last_at, len(event.token_ids))
+        else:
+            for _ in event.token_ids:
+                self._gaps.observe((now - self._last_at) / len(event.token_ids))
         self._last_at = now
         if (final := event.final) is not None and final.error is None:
             self._metrics.finished(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -18,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from llava_server.choices import Choices
 from llava_server.errors import ApiError, error_bytes
 from llava_server.metrics import Meter
+from llava_server.patience import Patience
 from llava_server.replies import note_error, request_id_of
 from llava_server.settings import Settings
 from llava_server.sse import KEEPALIVE, SSE_HEADERS
@@ -135,8 +135,11 @@ class EventStream(Response):
         self._meters = meters
         self._pace = pace
         self._start = start
-        # One scope whose deadline moves: a scope for each token would cost as much as the token itself.
+        # No single place stands for several jobs' streams.
+        self._job_id = choices.job_id if len(choices) == 1 else None
         self._standstill = anyio.CancelScope()
+        self._silent = Patience(pace.keepalive_s, choices.wake)
+        self._sending = Patience(pace.send_timeout_s, self._standstill.cancel)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -146,6 +149,8 @@ class EventStream(Response):
         except TimeoutError:
             logger.warning("reader of job %s stands still and is cut", self._choices.job_id)
         finally:
+            self._silent.close()
+            self._sending.close()
             await self._choices.aclose()
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
@@ -184,18 +189,20 @@ class EventStream(Response):
         if self._first is not None:
             first, self._first = self._first, None
             return first
-        while (found := await self._choices.next_within(self._pace.keepalive_s)) is None:
+        self._silent.begin()
+        while (found := await self._choices.next_or_woken()) is None:
             await self._send(send, KEEPALIVE)
+        self._silent.end()
         return found
 
     def _id(self, event: Event) -> str | None:
-        """Where in its job an event stands. No single place stands for several jobs' streams."""
-        return f"{self._choices.job_id}:{event.next_offset}" if len(self._choices) == 1 else None
+        """Where in its job an event stands."""
+        return f"{self._job_id}:{event.next_offset}" if self._job_id else None
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        self._standstill.deadline = asyncio.get_running_loop().time() + self._pace.send_timeout_s
+        self._sending.begin()
         await send({"type": "http.response.body", "body": data, "more_body": more})
-        self._standstill.deadline = math.inf
+        self._sending.end()
 
 
 def after(event: Event, start: int) -> Event | None:

@@ -80,6 +80,42 @@ def test_an_idle_engine_makes_no_steps_and_wakes_for_the_next_sequence(
     assert thread.num_steps == 40
 
 
+class Preparing(EchoEngine):
+    """Has so much to prepare."""
+
+    def __init__(self, num_left: int) -> None:
+        super().__init__(has_faults=True)
+        self.num_left = num_left
+        self.rested = threading.Event()
+
+    def idle(self) -> bool:
+        assert not self.num_sequences
+        if not self.num_left:
+            self.rested.set()
+            return False
+        self.num_left -= 1
+        return True
+
+
+def test_an_idle_engine_prepares_until_nothing_is_left_and_then_sleeps(listener: Listener) -> None:
+    engine = Preparing(1000)
+    thread = start(listener, engine)
+    assert engine.rested.wait(WAIT_S)
+    assert engine.num_left == 0
+    thread.add(sequence("Hi?"))
+    assert len(listener.until_end("one")) == 20
+    assert thread.stop(WAIT_S)
+
+
+def test_who_comes_while_an_engine_prepares_is_served_first(listener: Listener) -> None:
+    engine = Preparing(1 << 60)
+    thread = start(listener, engine)
+    thread.add(sequence("Hi?"))
+    assert len(listener.until_end("one")) == 20
+    assert thread.stop(WAIT_S)
+    assert engine.num_left > 0
+
+
 def test_statistics_are_those_of_the_engine_after_its_last_step(listener: Listener) -> None:
     engine = EchoEngine()
     thread = start(listener, engine)

@@ -55,6 +55,9 @@ class Gate:
         self.num_sequences = self.echo.num_sequences
         return outputs
 
+    def idle(self) -> bool:
+        return self.echo.idle()
+
     def stats(self) -> EngineStats:
         return self.echo.stats()
 

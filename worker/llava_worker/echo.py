@@ -103,6 +103,9 @@ class EchoEngine:
         self._num_generated += sum(output.token_id is not None for output in outputs)
         return outputs
 
+    def idle(self) -> bool:
+        return False
+
     def stats(self) -> EngineStats:
         num_running = min(len(self._sequences), self.max_sequences)
         return EngineStats(

@@ -2,8 +2,8 @@
 
     asyncio side --add, abort--> inbox --> [ engine.add / abort / step ] --news, once a step--> asyncio side
 
-The thread sleeps while the engine is empty. It ends when it is told to or when the engine breaks; an engine
-that has raised is never used again, since nobody knows what state it is in.
+The thread sleeps while the engine is empty and has nothing to prepare. It ends when it is told to or when
+the engine breaks; an engine that has raised is never used again, since nobody knows what state it is in.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ class Engine(Protocol):
     def add(self, sequence: Sequence) -> None: ...
     def abort(self, seq_id: str) -> None: ...
     def step(self) -> list[StepOutput]: ...
+    def idle(self) -> bool:
+        """Prepares for some milliseconds; asked while there are no sequences, until it says False."""
+        ...
+
     def stats(self) -> EngineStats: ...
 
 
@@ -135,6 +139,8 @@ class EngineThread:
         """Everything that has come; waits for the first if the engine has nothing to do."""
         news: list[News] = []
         is_waiting = not self._engine.num_sequences
+        while is_waiting and self._inbox.empty() and self._engine.idle():
+            pass
         while True:
             try:
                 item = self._inbox.get(block=is_waiting)

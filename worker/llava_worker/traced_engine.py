@@ -60,5 +60,8 @@ class TracedEngine:
             self._trace.stepped(began, time.perf_counter(), outputs, self._engine.stats())
         return outputs
 
+    def idle(self) -> bool:
+        return self._engine.idle()
+
     def stats(self) -> EngineStats:
         return self._engine.stats()

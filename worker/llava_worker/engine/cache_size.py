@@ -80,7 +80,7 @@ class CacheShape:
                 dtype=self.dtype,
                 device=device,
             )
-        except (RuntimeError, MemoryError) as error:  # torch has no type of its own for a CPU's
+        except (RuntimeError, MemoryError, OSError, OverflowError) as error:  # torch's own, and a CPU's
             raise MemoryShort(
                 f"a KV cache of {self.num_bytes // _MIB} MiB does not fit on {device}, which has "
                 f"{(available_bytes(device) or 0) // _MIB} MiB free: give it less ({error})"

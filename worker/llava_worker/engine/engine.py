@@ -149,6 +149,10 @@ class Engine:
             self._speculation.settle(step.chunks, step.results, step.seconds)
         return outputs
 
+    def idle(self) -> bool:
+        """What spares later steps a wait, for some milliseconds; False if there is nothing left of it."""
+        return self._runner.cache.claim_more()
+
     def stats(self) -> EngineStats:
         pictures, seconds = self._runner.vision_cache, self.clock.seconds
         return EngineStats(

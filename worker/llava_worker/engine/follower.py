@@ -99,7 +99,9 @@ class Follower:
             head_dim=text.head_dim,
             dtype=self._precision.dtype,
         )
-        return shape.make(self._device)
+        cache = shape.make(self._device)
+        cache.claim(shape.num_tokens)  # nobody here knows when there is nothing to do
+        return cache
 
 
 def main() -> int:

@@ -43,8 +43,8 @@ class Int8KVCache(KVCache):
         super().__init__(num_blocks, block_size, dtype)
         shape = (num_layers, 2, num_blocks * block_size, num_heads, head_dim)
         self._product = dtype if dtype == torch.bfloat16 else torch.float32  # fp16 has too little range
-        self._codes = torch.zeros(shape, dtype=torch.int8, device=device)
-        self._scales = torch.zeros(shape[:-1], dtype=_SCALE, device=device)
+        self._codes = self._keep(shape, torch.int8, device)
+        self._scales = self._keep(shape[:-1], _SCALE, device)
 
     @staticmethod
     def bytes_per_block(

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
+from llava_worker.model.first_touch import touch, untouched_zeros
+
 __all__ = ["ExactKVCache", "KVCache"]
+
+_AT_ONCE = 4  # portions of memory: 2 ms where it is fast, 25 where a host has to find it
 
 
 class KVCache(ABC):
@@ -24,6 +30,27 @@ class KVCache(ABC):
         self.dtype = dtype
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self._stored: list[Tensor] = []  # [layers, 2, slots, ...] each
+        self._unclaimed: Iterator[Tensor] = iter(())
+
+    def claim(self, num_slots: int) -> None:
+        """Take the memory of the first slots, before any is written. On a CPU it is only promised when the
+        cache is made; who writes where none was taken waits for it."""
+        for stored in self._stored:
+            if stored.device.type == "cpu":
+                stored[:, :, :num_slots].zero_()
+                self._unclaimed = chain(self._unclaimed, touch(stored.flatten(0, 1), num_slots))
+
+    def claim_more(self) -> bool:
+        """Take some more, for a few milliseconds, whatever has been written; False if all has been taken."""
+        return any([True for _ in islice(self._unclaimed, _AT_ONCE)])
+
+    def _keep(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Zeros, [layers, 2, slots, ...]. A GPU's memory is taken at once: what is not there fails here."""
+        is_cpu = device.type == "cpu"
+        stored = untouched_zeros(shape, dtype) if is_cpu else torch.zeros(shape, dtype=dtype, device=device)
+        self._stored.append(stored)
+        return stored
 
     @abstractmethod
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
@@ -55,9 +82,8 @@ class ExactKVCache(KVCache):
         device: torch.device,
     ) -> None:
         super().__init__(num_blocks, block_size, dtype)
-        # Zeroed rather than empty: memory that is not there fails at the start, not under load.
         shape = (num_layers, 2, num_blocks * block_size, num_heads, head_dim)
-        self._slots = torch.zeros(shape, dtype=dtype, device=device)
+        self._slots = self._keep(shape, dtype, device)
 
     @staticmethod
     def bytes_per_block(
