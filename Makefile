@@ -59,6 +59,9 @@ $(VENV)/.up: $(VENV)/.torch pyproject.toml
 	$(PIP) install -q -c constraints.txt -e '.[all]'
 	@touch $@
 
+# Of what LiteLLM asks for, the dev extra has all that talking to us imports. It goes without boto3, whose botocore wants
+# an older python-dateutil than ours.
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(PIP) install -q -c constraints.txt --no-deps litellm
 	@touch $@ $(VENV)/.up

@@ -116,7 +116,10 @@ def _lifespan(settings: Settings, metrics: Metrics, drain: Drain, keys: ApiKeys,
                 await stack.enter_async_context(tracing_opened(app))
             services = await stack.enter_async_context(open_services(settings, metrics, drain, keys, limiter))
             app.state.services = services
-            app.state.batch_driver = await stack.enter_async_context(batches_driven(services, limiter))
+            tracer = app.state.tracer if settings.otel else None
+            app.state.batch_driver = await stack.enter_async_context(
+                batches_driven(services, limiter, tracer)
+            )
             yield
 
     return lifespan

@@ -25,6 +25,7 @@ from llava_server.batch_lines import answered, lines_of, refused, unanswered
 from llava_server.errors import ApiError
 from llava_server.metrics import Metrics
 from llava_server.schemas_batch import BatchLine
+from llava_server.tracing import note_failure, own_trace
 from llava_server.validation import parse_request
 
 __all__ = ["AskLine", "BatchDriver", "Line"]
@@ -80,9 +81,8 @@ class _Run:
         self.scope.cancel()
 
 
-AskLine: TypeAlias = Callable[
-    [Line], Awaitable[dict[str, Any]]
-]  # the body of a chat completion; raises ApiError
+# The body of a chat completion; raises ApiError.
+AskLine: TypeAlias = Callable[[Line], Awaitable[dict[str, Any]]]
 
 
 class BatchDriver:
@@ -204,7 +204,9 @@ class BatchDriver:
         """One of those that share the lines that are left."""
         for line in todo:
             async with self._turns:
-                await self._answer(run, line)
+                order = line.batch.order
+                with own_trace("batch line", order.trace, batch_id=order.batch_id, line=line.number):
+                    await self._answer(run, line)
 
     async def _answer(self, run: _Run, line: Line) -> None:
         order, custom_id = line.batch.order, line.request.custom_id
@@ -226,6 +228,7 @@ class BatchDriver:
                 if _may_pass(error):
                     await asyncio.sleep(error.retry_after_s or _AGAIN_S)
                     continue
+                note_failure(error.code)
                 return _BAD + refused(order.batch_id, line.number, custom_id, line.key, error), False
             return _GOOD + answered(order.batch_id, line.number, custom_id, line.key, body), True
 

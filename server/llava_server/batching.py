@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
@@ -23,8 +23,12 @@ from llava_server.rates import RateLimiter
 from llava_server.schemas import ChatRequest
 from llava_server.services import Services
 from llava_server.streaming import collect
+from llava_server.tracing import traced_by
 from llava_server.validation import parse_request
 from llava_server.writer import AnswerWriter
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 __all__ = ["batches_driven"]
 
@@ -36,8 +40,10 @@ _BELOW_ALL = -100  # whatever the key's own priority adds, the sum is the lowest
 
 
 @asynccontextmanager
-async def batches_driven(services: Services, limiter: RateLimiter) -> AsyncIterator[BatchDriver]:
-    """While this is open the controller works batches off."""
+async def batches_driven(
+    services: Services, limiter: RateLimiter, tracer: Tracer | None
+) -> AsyncIterator[BatchDriver]:
+    """While this is open the controller works batches off, traced if there is a tracer."""
     asker = _Asker(services, limiter)
     driver = BatchDriver(
         services.batches,
@@ -47,16 +53,15 @@ async def batches_driven(services: Services, limiter: RateLimiter) -> AsyncItera
         num_parallel=services.settings.batch_parallel,
         max_result_bytes=services.settings.max_batch_output_mb * _MIB,
     )
-    tasks = [
-        asyncio.create_task(driver.run(), name="batches"),
-        asyncio.create_task(every(_COUNT_S, lambda: _count(services)), name="batch metrics"),
-    ]
+    with traced_by(tracer):
+        driving = asyncio.create_task(driver.run(), name="batches")
+    counting = asyncio.create_task(every(_COUNT_S, lambda: _count(services)), name="batch metrics")
     try:
         yield driver
     finally:
-        for task in tasks:
+        for task in (driving, counting):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(driving, counting, return_exceptions=True)
 
 
 async def _count(services: Services) -> None:

@@ -6,13 +6,17 @@
         (the worker's)    joined by the ``traceparent`` beside the job
       first event         until a worker's first word
 
-The tracer is the context's, as the current span is: what runs in a request needs no argument for it, and what
-runs for nobody's request traces nothing. Attributes tell sizes and names of ours, never what was said.
+    batch line            from its turn until its result is kept; a trace of its own, linked to the request
+                          that began the batch, for a batch may take a day and have thousands of lines
+      pictures, submit    as above
+
+The tracer is the context's, as the current span is: what runs in a request or in a line needs no argument for
+it, and what runs for nobody traces nothing. Attributes tell sizes and names of ours, never what was said.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -26,9 +30,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llava_server.replies import request_id_of, route_name
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Span, Tracer
+    from opentelemetry.trace import Link, Span, Tracer
 
-__all__ = ["TracedRequests", "span", "traceparent", "tracing_opened"]
+__all__ = [
+    "TracedRequests",
+    "note_failure",
+    "own_trace",
+    "span",
+    "traceparent",
+    "traced_by",
+    "tracing_opened",
+]
 
 _API = "/v1/"
 _METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
@@ -50,10 +62,38 @@ async def tracing_opened(app: FastAPI) -> AsyncIterator[None]:
 def span(name: str, **attributes: int | str) -> AbstractContextManager[object]:
     """A part of the request under way; nothing where that is not traced. ``_`` in a name stands for a dot."""
     tracer = _tracer.get()
+    return nullcontext() if tracer is None else _part(tracer, name, attributes)
+
+
+@contextmanager
+def traced_by(tracer: Tracer | None) -> Iterator[None]:
+    """Tasks that are made meanwhile may begin traces."""
+    current = _tracer.set(tracer)
+    try:
+        yield
+    finally:
+        _tracer.reset(current)
+
+
+def own_trace(name: str, cause: str, **attributes: int | str) -> AbstractContextManager[object]:
+    """What no request waits for, linked to the span that its ``cause``, a ``traceparent`` or empty, names."""
+    tracer = _tracer.get()
     if tracer is None:
         return nullcontext()
-    told = {f"llava.{key.replace('_', '.')}": value for key, value in attributes.items()}
-    return _part(tracer, name, told)
+    from opentelemetry.trace import Link, get_current_span
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    begun_by = TraceContextTextMapPropagator().extract({"traceparent": cause})
+    linked = get_current_span(begun_by).get_span_context()
+    return _part(tracer, name, attributes, [Link(linked)] if linked.is_valid else [])
+
+
+def note_failure(code: str) -> None:
+    """Of the part under way, where an error is an answer and goes no further."""
+    if _tracer.get() is not None:
+        from opentelemetry.trace import get_current_span
+
+        get_current_span().set_attribute("error.type", code)
 
 
 def traceparent() -> str:
@@ -129,9 +169,12 @@ def _watched(request: Span, send: Send) -> Send:
 
 
 @contextmanager
-def _part(tracer: Tracer, name: str, told: dict[str, int | str]) -> Iterator[Span]:
+def _part(
+    tracer: Tracer, name: str, attributes: dict[str, int | str], links: Sequence[Link] = ()
+) -> Iterator[Span]:
+    told = {f"llava.{key.replace('_', '.')}": value for key, value in attributes.items()}
     with tracer.start_as_current_span(
-        name, attributes=told, record_exception=False, set_status_on_exception=False
+        name, attributes=told, links=links, record_exception=False, set_status_on_exception=False
     ) as part:
         try:
             yield part

@@ -24,6 +24,7 @@ class Span:
         self.parent: str = raw.parent_span_id.hex()
         self.began: int = raw.start_time_unix_nano
         self.ended: int = raw.end_time_unix_nano
+        self.links = [(link.trace_id.hex(), link.span_id.hex()) for link in raw.links]
         self.events = [event.name for event in raw.events]
         self.is_error = raw.status.code == 2
         self.attributes = _values(raw.attributes)

@@ -79,6 +79,38 @@ def test_redis_cannot_be_reached_from_the_host_or_from_outside() -> None:
     assert _compose()["networks"]["back"]["internal"] is True
 
 
+def test_the_operators_port_is_at_an_address_of_a_network_that_only_operators_join() -> None:
+    server, networks = _service("server"), _compose()["networks"]
+    name = server["environment"]["LLAVA_ADMIN_HOST"]
+    assert [each for each, joined in server["networks"].items() if name in joined.get("aliases", ())] == [
+        "operators"
+    ]
+    assert name not in SERVICES, "the service's own name is known on every network"
+    assert networks["operators"]["internal"] is True
+    published = [port.rpartition(":")[2] for port in server["ports"]]
+    assert server["environment"]["LLAVA_ADMIN_PORT"] not in published
+    for path in (ROOT / "docker-compose.yml", *OVERLAYS):
+        services = _compose(path)["services"]
+        joined = {each for each, service in services.items() if "operators" in service.get("networks", ())}
+        assert joined <= {"server"}, path
+
+
+def test_every_variable_is_a_setting() -> None:
+    known = set(re.findall(r"LLAVA_\w+", (ROOT / "docs" / "configuration.md").read_text("utf-8")))
+    files = [ROOT / "docker-compose.yml", *OVERLAYS]
+    services = [service for path in files for service in _compose(path)["services"].values()]
+    given = {name for service in services for name in service.get("environment", ())}
+    assert {name for name in given if name.startswith("LLAVA_")} <= known
+
+
+def test_workers_take_orders_only_if_env_names_a_folder_and_that_is_mounted() -> None:
+    worker = _service("worker")
+    assert worker["environment"]["LLAVA_LOADABLE_MODELS"] is None, "given only if .env has it"
+    example = (ROOT / ".env.example").read_text("utf-8")
+    (folder,) = re.findall(r"^#LLAVA_LOADABLE_MODELS=(.+)$", example, re.MULTILINE)
+    assert [volume.split(":")[-2:] for volume in worker["volumes"]] == [[folder, "ro"]]
+
+
 def test_redis_keeps_its_jobs_over_a_restart_and_never_evicts_one() -> None:
     redis = _service("redis")
     words = redis["command"]

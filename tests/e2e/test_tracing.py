@@ -9,77 +9,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
-import httpx2
 import pytest
 import redis
-from llava_server.settings import Settings
 from PIL import Image
 
-from tests.e2e.collector import Collector, collecting
-from tests.e2e.worker_process import WorkerProcess
-from tests.server.conftest import Server, wait_until
+from tests.e2e.collector import Collector
+from tests.e2e.traced_system import CALLER, System, body, within
+from tests.server.conftest import wait_until
 from tests.worker.queue_server import running_queue
 
 pytestmark = pytest.mark.e2e
 
-CALLER = "00f067aa0ba902b7"
 CHAT = "POST /v1/chat/completions"
 SECRET = "rutabaga"
-
-
-@pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    with collecting() as collector, pytest.MonkeyPatch.context() as variables:
-        variables.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
-        variables.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")  # ms
-        yield collector
-
-
-def body(content: Any, **fields: Any) -> dict[str, Any]:
-    return {"model": "echo", "messages": [{"role": "user", "content": content}], **fields}
-
-
-def within(trace: str) -> dict[str, str]:
-    """What a caller sends who traces."""
-    return {"traceparent": f"00-{trace}-{CALLER}-01"}
-
-
-@pytest.fixture
-def trace() -> str:
-    return secrets.token_hex(16)
-
-
-class System:
-    """A controller and its workers, traced or not; what they traced has been sent once it is stopped."""
-
-    def __init__(self, url: str, folder: Path, *, otel: bool) -> None:
-        self._url, self._folder, self._otel = url, folder, otel
-        self._workers: list[WorkerProcess] = []
-        self._server = Server(Settings(redis_url=url, image_workers=1, auth=False, otel=otel))
-        self._server.start()
-        self.http = httpx2.Client(base_url=self._server.url, timeout=60)
-
-    def worker(self, *flags: str) -> WorkerProcess:
-        log = self._folder / f"worker-{len(self._workers)}.log"
-        traced = ("--otel",) if self._otel else ()
-        worker = WorkerProcess(self._url, log, "--lease-s", "1", *traced, *flags)
-        self._workers.append(worker)
-        wait_until(lambda: "worker ready" in worker.log or worker.status is not None)
-        assert worker.status is None, worker.log
-        wait_until(lambda: self.http.get("/readyz").status_code == 200)
-        return worker
-
-    def chat(self, content: Any, trace: str, **fields: Any) -> httpx2.Response:
-        return self.http.post("/v1/chat/completions", json=body(content, **fields), headers=within(trace))
-
-    def stop(self) -> None:
-        for worker in self._workers:
-            worker.kill()
-        self.http.close()
-        self._server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -90,19 +33,6 @@ def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> It
         system.worker()
         yield system
         system.stop()
-
-
-@pytest.fixture
-def system(collector: Collector, queue_url: str, tmp_path: Path) -> Iterator[Callable[..., System]]:
-    systems: list[System] = []
-
-    def start(*, otel: bool = True) -> System:
-        systems.append(System(queue_url, tmp_path, otel=otel))
-        return systems[-1]
-
-    yield start
-    for each in systems:
-        each.stop()
 
 
 def picture() -> str:

@@ -44,5 +44,7 @@ def test_prometheus_reads_the_rules_and_the_port_that_compose_opens() -> None:
     config = yaml.safe_load((FOLDER / "prometheus.yaml").read_text("utf-8"))
     assert config["rule_files"] == ["alerts.yaml"]
     compose = yaml.safe_load((FOLDER.parents[1] / "docker-compose.yml").read_text("utf-8"))
-    port = config["scrape_configs"][0]["dns_sd_configs"][0]["port"]
-    assert str(port) == compose["services"]["server"]["environment"]["LLAVA_ADMIN_PORT"]
+    [asked] = config["scrape_configs"][0]["dns_sd_configs"]
+    environment = compose["services"]["server"]["environment"]
+    assert str(asked["port"]) == environment["LLAVA_ADMIN_PORT"]
+    assert asked["names"] == [environment["LLAVA_ADMIN_HOST"]]

@@ -83,11 +83,13 @@ def test_a_worker_of_several_processes_keeps_its_model(models: Path) -> None:
             settings_for(instruction, open_to_orders(models, "--tensor-parallel", "2"))
 
 
+@pytest.mark.parametrize("name", ["none", ""])  # an empty one is not the folder in which the worker runs
 def test_a_folder_that_does_not_exist_is_refused_at_start(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
+    monkeypatch.setenv("LLAVA_LOADABLE_MODELS", str(tmp_path / name) if name else "")
     with pytest.raises(SystemExit):
-        started("--loadable-models", tmp_path / "none")
+        started()
     assert (
         "LLAVA_LOADABLE_MODELS / --loadable-models: must be a folder that exists" in capsys.readouterr().err
     )

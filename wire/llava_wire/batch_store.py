@@ -31,8 +31,9 @@ class BatchIssue(msgspec.Struct, frozen=True):
     param: str | None = None
 
 
-class BatchOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for. ``created_at`` is in Unix seconds."""
+class BatchOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was asked for. ``created_at`` is in Unix seconds; ``trace`` is the W3C traceparent of who asked,
+    empty where nobody traces."""
 
     batch_id: str
     tenant: str
@@ -42,6 +43,7 @@ class BatchOrder(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     metadata: dict[str, str] | None = None
     issues: tuple[BatchIssue, ...] = ()
+    trace: str = ""
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,13 @@ class Settings(BaseSettings):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
 
+    @field_validator("loadable_models", mode="before")
+    @classmethod
+    def _check_loadable_models_are_named(cls, value: object) -> object:
+        if value == "":  # would be read as the folder in which the worker runs
+            raise ValueError("must be a folder that exists")
+        return value
+
     @field_validator("loadable_models")
     @classmethod
     def _check_loadable_models(cls, value: Path | None) -> Path | None:

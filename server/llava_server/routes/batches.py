@@ -22,6 +22,7 @@ from llava_server.openapi import answers_with, body_of
 from llava_server.routes.files import stored_file
 from llava_server.schemas_batch import BatchRequest
 from llava_server.services import services_of
+from llava_server.tracing import traceparent
 from llava_server.validation import parse_request
 
 __all__ = ["router"]
@@ -69,6 +70,7 @@ async def create_batch(request: Request) -> dict[str, Any]:
             created_at=int(time.time()),
             metadata=asked.metadata,
             issues=issues,
+            trace=traceparent(),
         )
         await services.batches.create(order, num_lines=num_lines, window_s=_WINDOW_S)
     except (StoreFull, QueueUnavailable) as error:

@@ -1,0 +1,78 @@
+"""What is traced of a batch, whose lines no request waits for."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+
+from tests.e2e.collector import Collector, Span
+from tests.e2e.traced_system import System
+from tests.server.batch_kit import begin, ended, line, lines
+from tests.server.conftest import wait_until
+
+pytestmark = pytest.mark.e2e
+
+SECRET = "rutabaga"
+
+
+def test_a_line_of_a_batch_is_a_trace_linked_to_the_request_that_began_it(
+    collector: Collector, system: Callable[..., System], trace: str
+) -> None:
+    fields = {"model": "echo", "max_tokens": 5, "ignore_eos": True}
+    data = lines(line("a", SECRET, **fields), line("b", SECRET, **{**fields, "model": SECRET}))
+    stack = system()
+    stack.worker()
+    with stack.client(trace) as http:
+        batch = ended(http, begin(http, data))
+    good, bad = lines_traced(collector, batch, 2)
+    [began] = [each for each in collector.named("POST /v1/batches") if each.trace_id == trace]
+    assert good.links == bad.links == [(trace, began.span_id)]
+    assert good.trace_id not in (trace, bad.trace_id)
+    assert good.parent == bad.parent == ""
+
+    spans = collector.trace(good.trace_id, 6)
+    assert spans["submit"].parent == good.span_id
+    assert spans["chat echo"].parent == spans["submit"].span_id
+    assert spans["decode"].ended <= good.ended
+    assert "error.type" not in good.attributes
+    assert bad.attributes["error.type"] == "model_not_found"
+    assert SECRET.encode() not in collector.raw
+
+
+def test_without_the_switch_a_batch_has_no_spans_and_no_field_for_them(
+    collector: Collector, system: Callable[..., System], queue_url: str, trace: str
+) -> None:
+    stack = system(otel=False)
+    worker = stack.worker()
+    with stack.client(trace) as http:
+        batch = ended(http, begin(http, lines(line("a", "hello", model="echo", max_tokens=5))))
+    assert batch["request_counts"]["completed"] == 1
+    assert b"trace" not in order(queue_url)
+    worker.send(signal.SIGTERM)
+    wait_until(lambda: worker.status == 0)  # what it had to send is sent
+    assert not lines_seen(collector, batch)
+
+
+def lines_seen(collector: Collector, batch: dict[str, Any]) -> list[Span]:
+    """In the batch's order."""
+    seen = [
+        each for each in collector.named("batch line") if each.attributes["llava.batch.id"] == batch["id"]
+    ]
+    return sorted(seen, key=lambda each: each.attributes["llava.line"])
+
+
+def lines_traced(collector: Collector, batch: dict[str, Any], number: int) -> list[Span]:
+    """Once so many are here."""
+    wait_until(lambda: len(lines_seen(collector, batch)) == number)
+    return lines_seen(collector, batch)
+
+
+def order(url: str) -> bytes:
+    """The one batch's, as the queue keeps it."""
+    with redis.Redis.from_url(url) as queue:
+        [key] = queue.scan_iter("{lv}:batch:*")
+        return b"".join(queue.hvals(key))

@@ -1,0 +1,59 @@
+"""A controller and its workers whose requests may be traced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from llava_server.settings import Settings
+
+from tests.e2e.worker_process import WorkerProcess
+from tests.server.conftest import Server, wait_until
+
+__all__ = ["CALLER", "System", "body", "within"]
+
+CALLER = "00f067aa0ba902b7"
+
+
+def body(content: Any, **fields: Any) -> dict[str, Any]:
+    return {"model": "echo", "messages": [{"role": "user", "content": content}], **fields}
+
+
+def within(trace: str) -> dict[str, str]:
+    """What a caller sends who traces."""
+    return {"traceparent": f"00-{trace}-{CALLER}-01"}
+
+
+class System:
+    """A controller and its workers, traced or not; what they traced has been sent once it is stopped."""
+
+    def __init__(self, url: str, folder: Path, *, otel: bool) -> None:
+        self._url, self._folder, self._otel = url, folder, otel
+        self._workers: list[WorkerProcess] = []
+        self._server = Server(Settings(redis_url=url, image_workers=1, auth=False, otel=otel))
+        self._server.start()
+        self.http = httpx2.Client(base_url=self._server.url, timeout=60)
+
+    def worker(self, *flags: str) -> WorkerProcess:
+        log = self._folder / f"worker-{len(self._workers)}.log"
+        traced = ("--otel",) if self._otel else ()
+        worker = WorkerProcess(self._url, log, "--lease-s", "1", *traced, *flags)
+        self._workers.append(worker)
+        wait_until(lambda: "worker ready" in worker.log or worker.status is not None)
+        assert worker.status is None, worker.log
+        wait_until(lambda: self.http.get("/readyz").status_code == 200)
+        return worker
+
+    def chat(self, content: Any, trace: str, **fields: Any) -> httpx2.Response:
+        return self.http.post("/v1/chat/completions", json=body(content, **fields), headers=within(trace))
+
+    def client(self, trace: str) -> httpx2.Client:
+        """Whose requests are all in this trace."""
+        return httpx2.Client(base_url=self._server.url, headers=within(trace), timeout=60)
+
+    def stop(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+        self.http.close()
+        self._server.stop()
