@@ -15,18 +15,27 @@ class CannotListen(Exception):
 
 
 def listen(host: str, port: int, *, flag: str) -> socket.socket:
-    """Raises CannotListen, which names ``flag``."""
+    """Raises CannotListen, which names ``flag``. Of a name's addresses, which may be several machines', the
+    first that is this one's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    refused = OSError("the name has no address")
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
+        addresses = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
     except OSError as error:
-        listener.close()
         raise CannotListen(_reason(host, port, flag, error)) from error
-    return listener
+    for *_, address in addresses:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            refused = error
+        else:
+            listener.setblocking(False)
+            return listener
+    raise CannotListen(_reason(host, port, flag, refused)) from refused
 
 
 def url_of(host: str, listener: socket.socket) -> str:

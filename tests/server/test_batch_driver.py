@@ -47,7 +47,7 @@ async def test_a_key_with_one_job_at_once_has_one_of_its_batch_at_once(
     await let_in(queue_url, max_jobs=1)
     wait_until(lambda: http.get("/v1/batches").status_code == 200)
     batch = begin(http, lines(line("slow", "hold"), line("a", "say yes"), line("b", "say yes")))
-    wait_until(lambda: stack.worker.assignments)
+    wait_until(lambda: "hold" in [each.job.messages[-1].parts[0] for each in stack.worker.assignments])
     with redis.Redis.from_url(queue_url) as client:
         (tenant_key,) = client.scan_iter(f"{PREFIX}tenant:*")
         assert client.hlen(tenant_key) == 1
