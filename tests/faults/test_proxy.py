@@ -47,5 +47,5 @@ async def test_a_path_that_closes_while_clients_come_and_go_leaves_nothing_open(
             await asyncio.sleep(0.005)
             await asyncio.to_thread(path.close)
             await asyncio.gather(*clients)
-            del path
-            gc.collect()  # here, where a warning names this test
+    del path
+    gc.collect()  # here, where a warning names this test
