@@ -98,11 +98,12 @@ def answers_with(
         events = [_ref(each) for each in stream]
         media[_EVENTS] = {"schema": events[0] if len(events) == 1 else {"anyOf": events}}
         headers = (*headers, *STREAM)
-    answer = {"description": description, "content": media, "headers": _told(headers)}
-    failures = [
-        failing_with(error, status, f"{_MEANINGS[status]}: error.code says why.") for status in statuses
-    ]
-    return {200: answer, **{status: each for failure in failures for status, each in failure.items()}}
+    answers: dict[int | str, dict[str, Any]] = {
+        200: {"description": description, "content": media, "headers": _told(headers)}
+    }
+    for status in statuses:
+        answers |= failing_with(error, status, f"{_MEANINGS[status]}: error.code says why.")
+    return answers
 
 
 def failing_with(model: type[BaseModel], status: int, description: str) -> dict[int | str, dict[str, Any]]:

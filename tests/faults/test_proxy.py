@@ -10,10 +10,7 @@ import pytest
 
 from tests.faults.proxy import FaultProxy
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.anyio
 
 
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -37,7 +34,6 @@ async def _knock(port: int) -> None:
             writer.transport.abort()
 
 
-@pytest.mark.anyio
 async def test_a_path_that_closes_while_clients_come_and_go_leaves_nothing_open(tmp_path: Path) -> None:
     target = tmp_path / "s"
     async with await asyncio.start_unix_server(_echo, target):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from llava_server.answers.file import FILE_ID
-from llava_server.answers.shape import Index, Moment, Shape, absent
+from llava_server.answers.shape import Count, Index, Moment, Shape, absent
 
 __all__ = ["Batch", "BatchList"]
 
 _ID = "batch_3f1c09a2b44de8715a7c61f02b9d10ee"
-Lines = Annotated[int, Field(ge=0, le=2**31 - 1)]
 When = Moment | None
 
 
@@ -41,9 +40,9 @@ class BatchErrors(Shape):
 class BatchCounts(Shape):
     """How far a batch is."""
 
-    total: Lines = Field(description="Lines of its file.", examples=[100])
-    completed: Lines = Field(description="Lines that are answered.", examples=[40])
-    failed: Lines = Field(description="Lines whose answer is an error.", examples=[1])
+    total: Count = Field(description="Lines of its file.", examples=[100])
+    completed: Count = Field(description="Lines that are answered.", examples=[40])
+    failed: Count = Field(description="Lines whose answer is an error.", examples=[1])
 
 
 def _when(state: str) -> When:

@@ -11,7 +11,15 @@ from llava_server.errors import ERRORS, ErrorType
 
 __all__ = ["Error", "MessageError"]
 
-_KIND, _CODE = "invalid_request_error", "invalid_value"
+_KIND, _CODE = "invalid_request_error", "invalid_value"  # of both dialects
+_EXAMPLE = {
+    "message": "top_p: input should be less than or equal to 1 (got 2)",
+    "type": _KIND,
+    "param": "top_p",
+    "code": _CODE,
+    "request_id": "req-9855bf8261138516bd52469d",
+    "doc": f"docs/errors.md#{_CODE}",
+}
 _MAX_WAIT_MS = 86_400_000
 RequestId = Annotated[str, Field(max_length=64)]
 
@@ -21,7 +29,7 @@ class ErrorFields(Shape):
 
     message: str = Field(
         description="For people: what, the value, the limit.",
-        examples=["top_p: input should be less than or equal to 1 (got 2)"],
+        examples=[_EXAMPLE["message"]],
     )
     param: str | None = Field(description="The field that is to blame.", examples=["top_p"])
     code: str = Field(
@@ -31,9 +39,9 @@ class ErrorFields(Shape):
     )
     request_id: RequestId | None = Field(
         description="The id in this server's log, as in x-request-id.",
-        examples=["req-9855bf8261138516bd52469d"],
+        examples=[_EXAMPLE["request_id"]],
     )
-    doc: str = Field(description="The page that says more.", examples=[f"docs/errors.md#{_CODE}"])
+    doc: str = Field(description="The page that says more.", examples=[_EXAMPLE["doc"]])
     retry_after_ms: int = Field(
         default_factory=absent,
         ge=0,
@@ -52,19 +60,7 @@ class ErrorDetail(ErrorFields):
 class Error(Shape):
     """Why there is no answer."""
 
-    error: ErrorDetail = Field(
-        description="The error.",
-        examples=[
-            {
-                "message": "top_p: input should be less than or equal to 1 (got 2)",
-                "type": _KIND,
-                "param": "top_p",
-                "code": _CODE,
-                "request_id": "req-9855bf8261138516bd52469d",
-                "doc": f"docs/errors.md#{_CODE}",
-            }
-        ],
-    )
+    error: ErrorDetail = Field(description="The error.", examples=[_EXAMPLE])
 
 
 class MessageErrorDetail(ErrorFields):
@@ -86,20 +82,8 @@ class MessageError(Shape):
     """Why there is no message; in a stream the last event."""
 
     type: Literal["error"] = Field(description="error")
-    error: MessageErrorDetail = Field(
-        description="The error.",
-        examples=[
-            {
-                "message": "top_p: input should be less than or equal to 1 (got 2)",
-                "type": _KIND,
-                "param": "top_p",
-                "code": _CODE,
-                "request_id": "req-9855bf8261138516bd52469d",
-                "doc": f"docs/errors.md#{_CODE}",
-            }
-        ],
-    )
+    error: MessageErrorDetail = Field(description="The error.", examples=[_EXAMPLE])
     request_id: RequestId | None = Field(
         description="The id in this server's log, as in x-request-id.",
-        examples=["req-9855bf8261138516bd52469d"],
+        examples=[_EXAMPLE["request_id"]],
     )

@@ -6,14 +6,15 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["FLOAT32", "Index", "Moment", "Shape", "Tokens", "absent"]
+__all__ = ["FLOAT32", "Count", "Index", "Moment", "Shape", "Tokens", "absent"]
 
 _INT32 = 2**31 - 1
 _LAST_SECOND = 253_402_300_799  # of the year 9999
 FLOAT32 = 3.4028234663852886e38  # the largest
 
-Tokens = Annotated[int, Field(ge=0, le=_INT32)]
-Index = Annotated[int, Field(ge=0, le=_INT32)]
+Count = Annotated[int, Field(ge=0, le=_INT32)]
+Tokens = Count
+Index = Count
 Moment = Annotated[int, Field(ge=0, le=_LAST_SECOND)]  # Unix seconds
 
 

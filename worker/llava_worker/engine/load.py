@@ -171,9 +171,7 @@ def _prepare(model: Llava, plan: _Plan, bounds: _Bounds) -> tuple[ModelRunner, M
     """Make the first steps, the caches and, where device and number format allow it, the recordings."""
     shape = _settle(model, plan, bounds)
     info, cache = _describe(plan, shape), shape.make(plan.device)
-    cache.claim(
-        info.context_length
-    )  # the first long request must not wait; the engine takes the rest when idle
+    cache.claim(info.context_length)  # for the first long request; the engine takes the rest while it is idle
     runner = ModelRunner(model, cache, plan.backend, VisionCache(bounds.memory.vision_cache_bytes))
     if plan.records(bounds):
         record_steps(

@@ -43,7 +43,7 @@ class KVCache(ABC):
 
     def claim_more(self) -> bool:
         """Take some more, for a few milliseconds, whatever has been written; False if all has been taken."""
-        return any([True for _ in islice(self._unclaimed, _AT_ONCE)])
+        return bool(list(islice(self._unclaimed, _AT_ONCE)))
 
     def _keep(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Zeros, [layers, 2, slots, ...]. A GPU's memory is taken at once: what is not there fails here."""
