@@ -23,16 +23,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.ceilings import Ceilings, measure_ceilings
-from bench.checkpoint import DEFAULT_FOLDER, MINI_FOLDER, ensure_checkpoint
-from bench.contender import Contender, Unavailable, running
-from bench.contenders import OURS, all_contenders
-from bench.plot import plot_serving
 from bench.record import RESULTS, WORK, write_record
-from bench.roofline import Limits, limits
-from bench.shape import LLAVA_1_5_SMALL, MINI, Shape
-from bench.table import serving_table
-from bench.workloads import AT_ONCE, COMMON_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS, WORKLOADS, measure
+from bench.serving.ceilings import Ceilings, measure_ceilings
+from bench.serving.checkpoint import DEFAULT_FOLDER, MINI_FOLDER, ensure_checkpoint
+from bench.serving.contender import Contender, Unavailable, running
+from bench.serving.contenders import OURS, all_contenders
+from bench.serving.plot import plot_serving
+from bench.serving.roofline import Limits, limits
+from bench.serving.shape import LLAVA_1_5_SMALL, MINI, Shape
+from bench.serving.table import serving_table
+from bench.serving.workloads import AT_ONCE, COMMON_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS, WORKLOADS, measure
 
 _DEFAULT = ("llava-serve-bf16", "llava-serve-int8", "llava-serve-int4")
 _QUICK = ("llava-serve-fp32", "llava-serve-bf16")
@@ -148,7 +148,7 @@ def _server(contender: Contender, url: str | None) -> Iterator[Any]:
 def _engine_alone(contender: Contender, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     precision = contender.name.removeprefix(f"{OURS}-")
     tokens = "4" if given.quick else str(OUTPUT_TOKENS)
-    command = [sys.executable, "-m", "bench.engine_alone", str(folder), "--precision", precision]
+    command = [sys.executable, "-m", "bench.engine.engine_alone", str(folder), "--precision", precision]
     done = subprocess.run([*command, "--output-tokens", tokens], capture_output=True, text=True, check=False)
     if done.returncode:
         raise Unavailable(f"the engine alone failed: {done.stderr.strip().splitlines()[-1]}")

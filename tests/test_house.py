@@ -15,6 +15,7 @@ PACKAGES = [
     "server/llava_server",
     "worker/llava_worker",
     "client/llava_client",
+    "client/llava_cli",
     "tools",
     "bench",
 ]
@@ -74,9 +75,9 @@ def test_no_module_is_a_grab_bag() -> None:
         ("llava_server.app", ["torch", "transformers", "tokenizers", "llava_worker", "llava_client"]),
         ("llava_worker.worker", ["torch", "fastapi", "uvicorn", "httpx2", "llava_server"]),
         ("llava_client", ["torch", "fastapi", "redis", "llava_wire", "llava_server", "PIL"]),
-        ("llava_client.cli", ["torch", "fastapi", "redis", "llava_wire", "llava_server"]),
-        ("llava_worker.engine.scheduler", ["torch", "llava_wire"]),
-        ("llava_worker.engine.speculation", ["torch", "llava_wire"]),
+        ("llava_cli", ["torch", "fastapi", "redis", "llava_wire", "llava_server"]),
+        ("llava_worker.engine.core.scheduler", ["torch", "llava_wire"]),
+        ("llava_worker.engine.speculation.speculative_decoding", ["torch", "llava_wire"]),
         ("llava_worker.model.llava", ["llava_wire", "redis", "transformers", "flash_attn", "bitsandbytes"]),
     ],
 )

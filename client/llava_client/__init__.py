@@ -8,16 +8,18 @@
             print(delta, end="", flush=True)
 
 ``AsyncClient`` has the same methods, awaited. The command line (``llava-serve``) is
-``llava_client.cli``; importing this package does not import it.
+``llava_cli``; importing this package does not import it.
 """
 
 from __future__ import annotations
 
-from .async_client import AsyncClient
-from .batches import Batch, BatchCounts, BatchIssue, BatchResult, batch_request
-from .client import Client
-from .conversation import AsyncConversation, Conversation
-from .errors import (
+from llava_client.answer_formats import FORMATS, FormatName
+from llava_client.async_client import AsyncClient
+from llava_client.batches import Batch, BatchCounts, BatchIssue, BatchResult, batch_request
+from llava_client.chat_request import ChatOptions, user_message
+from llava_client.client import Client
+from llava_client.conversation import AsyncConversation, Conversation
+from llava_client.errors import (
     APIConnectionError,
     APIError,
     APIStatusError,
@@ -35,12 +37,10 @@ from .errors import (
     ServiceUnavailableError,
     StreamInterrupted,
 )
-from .formats import FORMATS, FormatName
-from .images import ImageInput
-from .request import ChatOptions, user_message
-from .retries import RetryPolicy
-from .stream import AsyncStream, Stream
-from .types import Answer, Choice, Embeddings, Model, TokenLogprob, TokenScore, ToolCall, Usage
+from llava_client.images import ImageInput
+from llava_client.retries import RetryPolicy
+from llava_client.stream import AsyncStream, Stream
+from llava_client.types import Answer, Choice, Embeddings, Model, TokenLogprob, TokenScore, ToolCall, Usage
 
 __all__ = [
     "APIConnectionError",

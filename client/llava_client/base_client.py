@@ -8,11 +8,11 @@ from typing import Any, Generic, TypeVar
 
 import httpx2
 
-from .calls import Call
-from .connection import Connection
-from .errors import APIStatusError, LlavaError
-from .request import CHAT_PATH, ChatOptions, answer_path
-from .retries import RetryPolicy, Tries
+from llava_client.chat_request import CHAT_PATH, ChatOptions, answer_path
+from llava_client.connection import Connection
+from llava_client.endpoints import Call
+from llava_client.errors import APIStatusError, LlavaError
+from llava_client.retries import RetryPolicy, Tries
 
 __all__ = ["DEFAULT_MAX_RETRIES", "DEFAULT_TIMEOUT", "BaseClient"]
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import httpx2
 from pydantic import BaseModel, ConfigDict, Field
 
-from .errors import APIError, api_error
-from .images import Images
-from .request import CHAT_PATH, ChatOptions, chat_body
-from .response import read_answer
-from .types import Answer
+from llava_client.chat_request import CHAT_PATH, ChatOptions, chat_body
+from llava_client.errors import APIError, api_error
+from llava_client.images import Images
+from llava_client.parse_response import read_answer
+from llava_client.types import Answer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
 
-from . import calls
-from .base_client import DEFAULT_MAX_RETRIES, DEFAULT_TIMEOUT, BaseClient
-from .batches import Batch, BatchRequests, BatchResult, batch_file, lacks_model, read_results
-from .calls import Call
-from .connection import Connection
-from .conversation import Conversation
-from .errors import LlavaError, connection_errors, status_error
-from .images import Images
-from .request import ChatOptions, chat_body
-from .response import read_answer
-from .retries import RetryPolicy, Tries
-from .stream import Stream
-from .types import Answer, Embeddings, Model
+from llava_client import endpoints as calls
+from llava_client.base_client import DEFAULT_MAX_RETRIES, DEFAULT_TIMEOUT, BaseClient
+from llava_client.batches import Batch, BatchRequests, BatchResult, batch_file, lacks_model, read_results
+from llava_client.chat_request import ChatOptions, chat_body
+from llava_client.connection import Connection
+from llava_client.conversation import Conversation
+from llava_client.endpoints import Call
+from llava_client.errors import LlavaError, connection_errors, status_error
+from llava_client.images import Images
+from llava_client.parse_response import read_answer
+from llava_client.retries import RetryPolicy, Tries
+from llava_client.stream import Stream
+from llava_client.types import Answer, Embeddings, Model
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from .errors import ConfigurationError
+from llava_client.errors import ConfigurationError
 
 __all__ = ["DEFAULT_BASE_URL", "Connection", "is_loopback"]
 

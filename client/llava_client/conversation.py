@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .formats import format_question
-from .images import Images
-from .request import ChatOptions, user_message
-from .types import Answer
+from llava_client.answer_formats import format_question
+from llava_client.chat_request import ChatOptions, user_message
+from llava_client.images import Images
+from llava_client.types import Answer
 
 if TYPE_CHECKING:
-    from .async_client import AsyncClient
-    from .client import Client
-    from .stream import AsyncStream, Stream
+    from llava_client.async_client import AsyncClient
+    from llava_client.client import Client
+    from llava_client.stream import AsyncStream, Stream
 
 __all__ = ["AsyncConversation", "Conversation"]
 

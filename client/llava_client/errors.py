@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx2
 
-from .retry_after import stated_delay_s
+from llava_client.retry_after import stated_delay_s
 
 __all__ = [
     "APIConnectionError",

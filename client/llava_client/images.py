@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
-from .errors import ImageError
+from llava_client.errors import ImageError
 
 __all__ = ["ImageInput", "Images", "PillowImage", "image_parts", "image_url", "media_type"]
 

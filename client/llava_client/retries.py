@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from .errors import APIConnectionError, APIStatusError, APITimeoutError, LlavaError
+from llava_client.errors import APIConnectionError, APIStatusError, APITimeoutError, LlavaError
 
 __all__ = ["RetryPolicy", "Tries"]
 

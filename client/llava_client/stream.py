@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import httpx2
 
-from .errors import APIError, LlavaError
-from .transcript import Transcript
-from .types import Answer, Usage
+from llava_client.errors import APIError, LlavaError
+from llava_client.stream_state import Transcript
+from llava_client.types import Answer, Usage
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -14,16 +14,16 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 from llava_wire import JobProducer, QueueUnavailable
-from llava_wire.tracing import TracingUnavailable, open_tracing
+from llava_wire.otel import TracingUnavailable, open_tracing
 
-from llava_server.admin import AdminServer
 from llava_server.app import create_app
-from llava_server.drain import Drain
 from llava_server.errors import ApiError
-from llava_server.listening import CannotListen, listen, url_of
-from llava_server.logs import set_up_logging
-from llava_server.services import Services
+from llava_server.lifespan import Services
+from llava_server.log_format import set_up_logging
+from llava_server.operator.server import AdminServer
 from llava_server.settings import Settings, load_settings
+from llava_server.shutdown import Drain
+from llava_server.sockets import CannotListen, listen, url_of
 
 __all__ = ["main"]
 

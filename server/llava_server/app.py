@@ -14,34 +14,32 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.admission import Admission, AdmissionLimits
-from llava_server.auth import ApiKeys, Authentication, is_public
-from llava_server.batching import batches_driven
-from llava_server.drain import Drain
+from llava_server.api.anthropic import routes as messages
+from llava_server.api.batches import routes as batches
+from llava_server.api.batches.line_runner import batches_driven
+from llava_server.api.chat import routes as chat
+from llava_server.api.chat import stored_routes as answers
+from llava_server.api.completions import routes as completions
+from llava_server.api.embeddings import routes as embeddings
+from llava_server.api.files import routes as files
+from llava_server.api.models import routes as models
+from llava_server.api.openapi.document import described
+from llava_server.api.parse import parameter_error
+from llava_server.api.responses import routes as responses
+from llava_server.api.tokenize import routes as tokens
 from llava_server.errors import ApiError
-from llava_server.metrics import Metrics
-from llava_server.openapi import described
-from llava_server.rates import RateLimiter, RateLimits
-from llava_server.replies import ErrorNet, RequestIds, error_response
-from llava_server.routes import (
-    answers,
-    batches,
-    chat,
-    completions,
-    embeddings,
-    files,
-    health,
-    messages,
-    models,
-    playground,
-    responses,
-    tokens,
-)
-from llava_server.services import open_services
+from llava_server.generation.sse_response import ClientGone
+from llava_server.lifespan import open_services
+from llava_server.middleware.auth import ApiKeys, Authentication, is_public
+from llava_server.middleware.body_limit import Admission, AdmissionLimits
+from llava_server.middleware.rate_limit import RateLimiter, RateLimits
+from llava_server.middleware.request_id import ErrorNet, RequestIds, error_response
+from llava_server.middleware.tracing import TracedRequests, tracing_opened
+from llava_server.operator import health
+from llava_server.playground import routes as playground
+from llava_server.request_metrics import Metrics
 from llava_server.settings import Settings
-from llava_server.streaming import ClientGone
-from llava_server.tracing import TracedRequests, tracing_opened
-from llava_server.validation import parameter_error
+from llava_server.shutdown import Drain
 
 __all__ = ["create_app"]
 

@@ -16,7 +16,7 @@ from llava_wire import Heartbeat
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from llava_server.registry import WorkerRegistry
+from llava_server.worker_registry import WorkerRegistry
 
 __all__ = ["COUNTERS", "GAUGES", "MAX_WORKERS", "PHASES", "STARTS", "EngineCollector"]
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
-from llava_server.images.address import HOST_RULE
-from llava_server.logs import LogFormat
+from llava_server.images.host_rules import HOST_RULE
+from llava_server.log_format import LogFormat
 
 __all__ = ["Settings", "load_settings"]
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from llava_client.bench import Pictures, Plan
-from llava_client.bench.plan import talks
-from llava_worker.engine.load import load_engine
-from llava_worker.file_tokenizer import FileTokenizer
+from llava_cli.bench import Pictures, Plan
+from llava_cli.bench.plan import talks
+from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.language.hf_tokenizer import FileTokenizer
 from safetensors import safe_open
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from bench.checkpoint import ensure_checkpoint, write_checkpoint
-from bench.shape import LLAVA_1_5_SMALL, MINI
+from bench.serving.checkpoint import ensure_checkpoint, write_checkpoint
+from bench.serving.shape import LLAVA_1_5_SMALL, MINI
 from tests.worker.checkpoints import Prompt, reference_logits
 
 

@@ -7,15 +7,15 @@ import sys
 
 import pytest
 import torch
-from llava_worker.model.linear import Linear
-from llava_worker.model.precision import choose_precision
+from llava_worker.model.layers.linear import Linear
+from llava_worker.model.quantization.precision import choose_precision
 
-from bench.gpu import CARD_LIMITS, arguments, measure_case, rows_of, text_prompts
-from bench.gpu_transformers import measure_continuous, measure_generate
-from bench.random_engine import make_model
+from bench.engine.random_engine import make_model
+from bench.engine.rows import Row, run_rows
+from bench.gpu.__main__ import CARD_LIMITS, arguments, measure_case, rows_of, text_prompts
+from bench.gpu.transformers import measure_continuous, measure_generate
 from bench.record import ROOT
-from bench.rows import Row, run_rows
-from bench.shape import MINI
+from bench.serving.shape import MINI
 
 CPU = torch.device("cpu")
 CARD = dict.fromkeys(CARD_LIMITS, 1e12)

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from bench.ceilings import Ceilings
-from bench.contender import Contender, Unavailable, running
-from bench.contenders import all_contenders
 from bench.record import ROOT, command_line, make_record, versions, write_record
-from bench.roofline import limits
-from bench.shape import LLAVA_1_5_SMALL
-from bench.table import serving_table
-from bench.workloads import WORKLOADS
+from bench.serving.ceilings import Ceilings
+from bench.serving.contender import Contender, Unavailable, running
+from bench.serving.contenders import all_contenders
+from bench.serving.roofline import limits
+from bench.serving.shape import LLAVA_1_5_SMALL
+from bench.serving.table import serving_table
+from bench.serving.workloads import WORKLOADS
 
 MACHINE = Ceilings(read_bytes_per_s=31e9, bf16_per_s=400e9, int8_per_s=700e9, num_threads=2)
 LOAD: dict[str, Any] = {"prompt_tokens": 613, "common_tokens": 0, "output_tokens": 32, "num_at_once": 8}

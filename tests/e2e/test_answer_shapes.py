@@ -7,8 +7,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.server.api.openapi.test_answer_shapes import STREAMED, WHOLE
 from tests.server.conformance import misfits
-from tests.server.test_answer_shapes import STREAMED, WHOLE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

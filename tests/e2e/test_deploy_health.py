@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from llava_client.cli.redis_process import find_redis_binary
+from llava_cli.up.redis_process import find_redis_binary
 
 from tests.e2e.playground.site import wait_until
 

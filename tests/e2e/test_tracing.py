@@ -199,7 +199,7 @@ def test_the_switch_without_the_package_says_what_to_install(module: str, queue_
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("module", ["llava_server.app", "llava_worker.worker", "llava_wire.tracing"])
+@pytest.mark.parametrize("module", ["llava_server.app", "llava_worker.worker", "llava_wire.otel"])
 def test_who_does_not_trace_loads_none_of_it(module: str) -> None:
     heavy = (
         "opentelemetry.sdk.trace",

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 from llava_wire import Message
-from llava_worker.detokenizer import Detokenizer
-from llava_worker.echo import EchoEngine
+from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import Sampling, Sequence
+from llava_worker.language.detokenizer import Detokenizer
+from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
-from llava_worker.startup import open_model
 
 from tests.worker.asker import wait_until
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
-from llava_client.transcript import Transcript
+from llava_client.stream_state import Transcript
 
 from tests.e2e.worker_process import undisturbed
 from tests.faults.cluster import Cluster

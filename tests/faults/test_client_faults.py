@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 from llava_client import AsyncClient
-from llava_wire.keys import PREFIX
+from llava_wire.redis.keys import PREFIX
 
 from tests.e2e.worker_process import undisturbed
 from tests.faults.cluster import Cluster, running_cluster

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from llava_server.console.doctor import judge
+from llava_server.operator.cli.doctor import judge
 from llava_wire import Fleet, Job, Message, SamplingParams
-from llava_wire.keys import PREFIX
+from llava_wire.redis.keys import PREFIX
 
 from tests.e2e.worker_process import undisturbed
 from tests.faults.cluster import Cluster
@@ -31,7 +31,7 @@ NOBODY = Fleet((), {"c": 0.1}, {}, 0)
 
 
 def run(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
-    program = "from llava_client.cli import main; main()"
+    program = "from llava_cli import main; main()"
     command = [sys.executable, "-c", program, *words, "--redis-url", cluster.queue.url]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
@@ -120,7 +120,14 @@ def test_a_dead_letter_is_shown_and_answered_when_it_runs_again(cluster: Cluster
 
 def test_without_a_queue_each_command_says_so() -> None:
     for words in (["top", "--once"], ["doctor"], ["dlq", "show"]):
-        command = [sys.executable, "-m", "llava_server.console", *words, "--redis-url", "unix:///nowhere/s"]
+        command = [
+            sys.executable,
+            "-m",
+            "llava_server.operator.cli",
+            *words,
+            "--redis-url",
+            "unix:///nowhere/s",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 69
         assert "is --redis-url right?" in done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from llava_wire.keys import PREFIX
+from llava_wire.redis.keys import PREFIX
 
 from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.processes import WorkerProcess, wait_until

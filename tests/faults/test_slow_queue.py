@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from llava_wire import JobConsumer
-from llava_worker.echo import EchoEngine
+from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import StepOutput
+from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
-from llava_worker.startup import open_model
 from llava_worker.worker import Worker
 
 from tests.faults.proxy import FaultProxy

@@ -7,7 +7,7 @@ import signal
 import threading
 
 import pytest
-from llava_wire.keys import PREFIX
+from llava_wire.redis.keys import PREFIX
 
 from tests.e2e.worker_process import undisturbed
 from tests.faults.cluster import Cluster

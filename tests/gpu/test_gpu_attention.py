@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from llava_worker.model.attention import DecodeRows
-from llava_worker.model.flash import FlashAttnKernel, KernelMissing, VarlenKernel
-from llava_worker.model.kv_cache import ExactKVCache
-from llava_worker.model.paged import PagedBackend, PagedKernel
-from llava_worker.model.recording import cuda_recorder
-from llava_worker.model.sdpa import SdpaBackend
-from llava_worker.model.triton_attention import TritonKernel
+from llava_worker.model.attention.base import DecodeRows
+from llava_worker.model.attention.flash import FlashAttnKernel, KernelMissing, VarlenKernel
+from llava_worker.model.attention.kv_cache import ExactKVCache
+from llava_worker.model.attention.paged import PagedBackend, PagedKernel
+from llava_worker.model.attention.sdpa import SdpaBackend
+from llava_worker.model.attention.triton import TritonKernel
+from llava_worker.model.gpu.cuda_graphs import cuda_recorder
 
 from tests.worker.model.paged_rows import LAYER, attend, draw, filled, pack
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from llava_worker.engine import ImageSpan, Sampling, Sequence
-from llava_worker.engine.load import load_engine
-from llava_worker.model.precision import precisions_on
+from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.model.quantization.precision import precisions_on
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 NUM_PROMPTS, NUM_TOKENS = 12, 12

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from llava_worker.model.fused_kernels import FusedKernels, choose_kernels
-from llava_worker.model.kernels import Kernels
-from llava_worker.model.torch_kernels import TorchKernels
+from llava_worker.model.kernels.fused import FusedKernels, choose_kernels
+from llava_worker.model.kernels.interface import Kernels
+from llava_worker.model.kernels.torch_impl import TorchKernels
 
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from llava_worker.model.precision import precisions_on
-from llava_worker.model.recording import cuda_recorder
-from llava_worker.model.scaled import SCALED
+from llava_worker.model.gpu.cuda_graphs import cuda_recorder
+from llava_worker.model.quantization.precision import precisions_on
+from llava_worker.model.quantization.w8a8 import SCALED
 
 
 @torch.inference_mode()

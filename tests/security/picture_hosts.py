@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpcore2
+from llava_server.images.errors import PictureRefused
 from llava_server.images.fetch import FetchRules, PictureFetcher
-from llava_server.images.refusal import PictureRefused
 
 TLS = Path(__file__).parents[1] / "data" / "tls"
 PUBLIC = "93.184.216.34"

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import llava_worker
+from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
-from llava_worker.startup import open_model
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 

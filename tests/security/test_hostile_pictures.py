@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from tests.server.conftest import Stack
+from tests.server.images.test_pictures import LEAKS
 from tests.server.pictures import data_url, encoded, part, png_claiming, scene
 from tests.server.scripted_worker import MODEL
-from tests.server.test_pictures import LEAKS
 
 NUM_BROKEN = 1000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")

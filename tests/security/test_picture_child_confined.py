@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from llava_server.images import child
-from llava_server.images.pool import DecodePool
-from llava_server.images.refusal import PictureLimits
+from llava_server.images import decoder_process
+from llava_server.images.decoder_pool import DecodePool
+from llava_server.images.errors import PictureLimits
 from llava_server.images.sandbox import _MACHINES, confine
 from llava_wire import ImageSpec
 
@@ -57,7 +57,7 @@ for name, attempt in attempts.items():
 still = mmap.mmap(-1, 1 << 20), bytearray(1 << 24), os.urandom(8), resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps(outcome))
 """
-SOURCE = str(Path(child.__file__).parents[2])
+SOURCE = str(Path(decoder_process.__file__).parents[2])
 
 
 def outcome(how: str) -> dict[str, str]:
@@ -119,9 +119,9 @@ def test_both_lists_hold_the_same_calls() -> None:
 def test_a_weak_child_is_said_once_in_the_log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weak = "import sys; sys.path.append(sys.argv[1]); from llava_server.images import child; "
-    weak += "child.confine = lambda: 'no list'; child.main()"
-    monkeypatch.setattr("llava_server.images.pool._BOOT", weak)
+    weak = "import sys; sys.path.append(sys.argv[1]); from llava_server.images import decoder_process; "
+    weak += "decoder_process.confine = lambda: 'no list'; decoder_process.main()"
+    monkeypatch.setattr("llava_server.images.decoder_pool._BOOT", weak)
 
     async def start() -> None:
         pool = DecodePool(num_children=2, limits=PictureLimits())

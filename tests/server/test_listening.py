@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from llava_server.listening import CannotListen, listen
+from llava_server.sockets import CannotListen, listen
 
 ELSEWHERE = "192.0.2.1"  # RFC 5737: nobody's
 

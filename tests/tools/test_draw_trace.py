@@ -6,10 +6,10 @@ from pathlib import Path
 
 import draw_trace
 import pytest
-from llava_worker.echo import EchoEngine
+from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import Sequence
-from llava_worker.engine.trace import StepTrace, TraceFile
-from llava_worker.traced_engine import TracedEngine
+from llava_worker.engine.stats.step_trace import StepTrace, TraceFile
+from llava_worker.telemetry.step_timeline import TracedEngine
 from PIL import Image
 
 

@@ -23,9 +23,9 @@ from llava_wire import (
     Message,
     SamplingParams,
 )
-from llava_wire.keys import PERMANENT, PREFIX
+from llava_wire.redis.keys import PERMANENT, PREFIX
 
-from .redis_server import RedisServer
+from tests.wire.redis_server import RedisServer
 
 STOP = Final(reason=FinishReason.STOP)
 _numbers = itertools.count()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from llava_worker.model.picture import PictureLayout
+from llava_worker.model.config.image_grid import PictureLayout
 from numpy.typing import NDArray
 from transformers import (
     AutoConfig,

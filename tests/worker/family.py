@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from llava_worker.model.config import read_config
-from llava_worker.model.picture import PictureLayout, best_resolution, fitted_size
+from llava_worker.model.config.image_grid import PictureLayout, best_resolution, fitted_size
+from llava_worker.model.config.model_config import read_config
 
 from tests.worker.checkpoints import (
     MEAN,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llava_client.cli.redis_process import find_redis_binary
+from llava_cli.up.redis_process import find_redis_binary
 
 
 @contextmanager

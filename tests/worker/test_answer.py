@@ -19,11 +19,11 @@ from llava_wire import (
     TokenLogprob,
     TokenScore,
 )
-from llava_worker.answer import Answer, make_sequence
 from llava_worker.engine import ImageSpan, Sampling, StepOutput, TokenLogprobs
 from llava_worker.engine_thread import Refusal
-from llava_worker.prompt import Prompt, PromptRefused
-from llava_worker.tokenizer import ByteTokenizer
+from llava_worker.job_output import Answer, make_sequence
+from llava_worker.language.prompt_builder import Prompt, PromptRefused
+from llava_worker.language.tokenizer import ByteTokenizer
 from msgspec import structs
 
 TOKENIZER = ByteTokenizer()

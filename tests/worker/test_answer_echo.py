@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 from llava_wire import Assignment, ErrorCode, Event, FinishReason, Job, JobError, Message, SamplingParams
-from llava_worker.answer import Answer, make_sequence
 from llava_worker.engine import StepOutput, TokenLogprobs
-from llava_worker.prompt import Prompt
-from llava_worker.tokenizer import ByteTokenizer
+from llava_worker.job_output import Answer, make_sequence
+from llava_worker.language.prompt_builder import Prompt
+from llava_worker.language.tokenizer import ByteTokenizer
 from msgspec import structs
 
 from tests.worker.asker import Asker, wait_until
@@ -23,7 +23,7 @@ LOGPROBS = tuple(TokenLogprobs(-place / 4, ((place, -0.1),)) for place in (1, 2,
 @pytest.fixture(autouse=True)
 def _pulls_wait_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """A drain waits for the pull in hand."""
-    monkeypatch.setattr("llava_wire.consumer.WAIT_S", 0.05)
+    monkeypatch.setattr("llava_wire.worker_side.consumer.WAIT_S", 0.05)
 
 
 class LlamaLike(ByteTokenizer):

@@ -7,9 +7,9 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llava_worker.echo import EchoEngine
+from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import ImageSpan, Sampling, Sequence, SequenceRefused, StepOutput
-from llava_worker.tokenizer import ByteTokenizer
+from llava_worker.language.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
 

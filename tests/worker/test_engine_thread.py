@@ -7,10 +7,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from llava_worker.echo import EchoEngine
+from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import Sequence, StepOutput
 from llava_worker.engine_thread import EngineThread, News, Refusal
-from llava_worker.tokenizer import ByteTokenizer
+from llava_worker.language.tokenizer import ByteTokenizer
 
 WAIT_S = 10.0  # a bound, not an expectation
 

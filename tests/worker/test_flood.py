@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from llava_wire import Job, SamplingParams
-from llava_worker.places import takes_guest, urgency
+from llava_worker.slots import takes_guest, urgency
 
 from tests.worker.asker import Asker, wait_until
 from tests.worker.test_worker_loop import Gate, Running, _pulls_wait_briefly, running

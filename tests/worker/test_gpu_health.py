@@ -144,10 +144,10 @@ def test_a_driver_that_never_answers_is_not_waited_for_and_hides_no_xid(programs
 # An engine that hangs at its first token, on what calls itself the device that is given.
 HANGING = """
 import logging, sys, threading
-from llava_worker.echo import EchoEngine
+from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import Sequence
 from llava_worker.engine_thread import EngineThread
-from llava_worker.tokenizer import ByteTokenizer
+from llava_worker.language.tokenizer import ByteTokenizer
 logging.basicConfig()
 never = threading.Event()
 thread = EngineThread(EchoEngine(has_faults=True), on_news=lambda news: None, on_failure=never.set,

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from llava_wire import Heartbeat, Inspector, Instruction, JobConsumer, OrderDesk, OrderReport
 from llava_worker.model_host import LOADER, ModelHost
+from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
-from llava_worker.startup import open_model
 
 from tests.worker.asker import Asker, asking, wait_until
 from tests.worker.test_worker_loop import LEASE_S
@@ -31,7 +31,7 @@ UNLOAD = Instruction()
 
 @pytest.fixture(autouse=True)
 def _pulls_wait_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_wire.consumer.WAIT_S", 0.05)
+    monkeypatch.setattr("llava_wire.worker_side.consumer.WAIT_S", 0.05)
 
 
 @dataclass

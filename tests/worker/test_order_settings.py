@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from llava_wire import Instruction
-from llava_worker.order_settings import OrderRefused, settings_for
+from llava_worker.model_switch import OrderRefused, settings_for
 from llava_worker.settings import Settings, load_settings
 
 

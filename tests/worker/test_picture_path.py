@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llava_server.images.fit import fit
+from llava_server.images.resize import fit
 from llava_wire import ImageRef, ImageSpec, Message
 from llava_worker.engine import Sequence
-from llava_worker.engine.load import load_engine
-from llava_worker.prompt import PromptBuilder
-from llava_worker.templates import CONVERSATIONS
-from llava_worker.tokenizer import ByteTokenizer
+from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.language.prompt_builder import PromptBuilder
+from llava_worker.language.templates import CONVERSATIONS
+from llava_worker.language.tokenizer import ByteTokenizer
 from PIL import Image
 
 from tests.worker.checkpoints import IMAGE_TOKEN, LLAVA_INTERLEAVE, NEXT, write_checkpoint

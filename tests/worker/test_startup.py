@@ -11,8 +11,8 @@ from pathlib import Path
 import llava_worker
 import pytest
 from llava_wire import Message
+from llava_worker.open_model import StartupError, open_model
 from llava_worker.settings import load_settings
-from llava_worker.startup import StartupError, open_model
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 
@@ -71,7 +71,7 @@ def test_the_echo_worker_needs_no_model_library() -> None:
     program = (
         "import sys, llava_worker.worker\n"
         "from llava_worker.settings import load_settings\n"
-        "from llava_worker.startup import open_model\n"
+        "from llava_worker.open_model import open_model\n"
         "open_model(load_settings(['--model', 'echo']))\n"
         "assert not {'torch', 'numpy', 'tokenizers', 'safetensors'} & set(sys.modules)\n"
     )

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from llava_wire import ErrorCode, FinishReason, Grammar
-from llava_worker.engine.grammars import Grammars
-from llava_worker.tokenizer import ByteTokenizer
+from llava_worker.engine.structured_output.grammar_cache import Grammars
+from llava_worker.language.tokenizer import ByteTokenizer
 
 from tests.worker.asker import Asker, wait_until
 from tests.worker.test_worker_loop import running
@@ -23,7 +23,7 @@ BROKEN = Grammar("regex", "(a")
 @pytest.fixture(autouse=True)
 def _pulls_wait_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """A drain waits for the pull in hand."""
-    monkeypatch.setattr("llava_wire.consumer.WAIT_S", 0.05)
+    monkeypatch.setattr("llava_wire.worker_side.consumer.WAIT_S", 0.05)
 
 
 class SlowVocabulary:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import pytest
 from llava_wire import ErrorCode, FinishReason, ImageRef, JobConsumer, JobError, Message
-from llava_worker.echo import EchoEngine
+from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import EngineStats, Sequence, StepOutput
-from llava_worker.engine.grammars import Grammars
+from llava_worker.engine.structured_output.grammar_cache import Grammars
 from llava_worker.engine_thread import EXIT_BROKEN
+from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
-from llava_worker.startup import open_model
 from llava_worker.worker import Worker
 
 from tests.worker.asker import Asker, wait_until
@@ -116,7 +116,7 @@ async def running(
 @pytest.fixture(autouse=True)
 def _pulls_wait_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """A drain waits for the pull in hand."""
-    monkeypatch.setattr("llava_wire.consumer.WAIT_S", 0.05)
+    monkeypatch.setattr("llava_wire.worker_side.consumer.WAIT_S", 0.05)
 
 
 @pytest.fixture(autouse=True)

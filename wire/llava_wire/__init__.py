@@ -8,17 +8,9 @@ in Redis is the checkpoint that workers and controllers continue from; what a cl
 
 from __future__ import annotations
 
-from llava_wire.assignment import Assignment
-from llava_wire.batch_store import (
-    Batch,
-    BatchIssue,
-    BatchOrder,
-    BatchStats,
-    BatchStore,
-    DrivenBatch,
-    Recorded,
-)
-from llava_wire.consumer import JobConsumer
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.controller_side.queue_status import Glimpse, Place, QueueStats
+from llava_wire.controller_side.terms import TenantTerms
 from llava_wire.errors import (
     AlreadySubmitted,
     DuplicateJob,
@@ -28,11 +20,18 @@ from llava_wire.errors import (
     TenantOverLimit,
     WireError,
 )
-from llava_wire.event import ErrorCode, Event, Final, FinishReason, JobError, TokenLogprob, TokenScore
-from llava_wire.file_store import FileLimits, FileStore, StoredFile
-from llava_wire.heartbeat import Heartbeat, ImageSpec
-from llava_wire.inspector import DeadLetter, Fleet, Inspector, Room, WorkerView
-from llava_wire.job import (
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import (
+    ErrorCode,
+    Event,
+    Final,
+    FinishReason,
+    JobError,
+    TokenLogprob,
+    TokenScore,
+)
+from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
+from llava_wire.messages.job import (
     WIRE_VERSION,
     Grammar,
     GrammarKind,
@@ -44,12 +43,21 @@ from llava_wire.job import (
     SamplingParams,
     Task,
 )
-from llava_wire.keyring import ApiKey, KeyLimits, KeyRing
-from llava_wire.orders import Instruction, Order, OrderDesk, OrderReport
-from llava_wire.producer import JobProducer
-from llava_wire.rates import Allowance, RateWindows
-from llava_wire.reports import Glimpse, Place, QueueStats
-from llava_wire.terms import TenantTerms
+from llava_wire.operator.inspector import DeadLetter, Fleet, Inspector, Room, WorkerView
+from llava_wire.operator.worker_commands import Instruction, Order, OrderDesk, OrderReport
+from llava_wire.stores.api_keys import ApiKey, KeyLimits, KeyRing
+from llava_wire.stores.batches import (
+    Batch,
+    BatchIssue,
+    BatchOrder,
+    BatchStats,
+    BatchStore,
+    DrivenBatch,
+    Recorded,
+)
+from llava_wire.stores.files import FileLimits, FileStore, StoredFile
+from llava_wire.stores.rate_limits import Allowance, RateWindows
+from llava_wire.worker_side.consumer import JobConsumer
 
 __all__ = [
     "WIRE_VERSION",

@@ -17,14 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from llava_wire import JobConsumer, QueueUnavailable
-from llava_wire.tracing import SCOPE, TracingUnavailable, open_tracing
+from llava_wire.otel import SCOPE, TracingUnavailable, open_tracing
 
-from llava_worker.answer import Answer
 from llava_worker.engine_thread import EXIT_BROKEN
 from llava_worker.gpu_health import log_health
+from llava_worker.job_output import Answer
 from llava_worker.model_host import LOADER, ModelHost
+from llava_worker.open_model import Model, StartupError, open_model
 from llava_worker.settings import Settings, load_settings
-from llava_worker.startup import Model, StartupError, open_model
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -75,7 +75,7 @@ def _open(settings: Settings) -> Model:
 def _answers(provider: TracerProvider | None, worker_id: str) -> Callable[..., Answer]:
     if provider is None:
         return Answer
-    from llava_worker.traced_answer import answers_traced
+    from llava_worker.telemetry.job_spans import answers_traced
 
     return answers_traced(provider.get_tracer(SCOPE), worker_id=worker_id)
 

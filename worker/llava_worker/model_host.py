@@ -22,12 +22,12 @@ from typing import Any, Literal
 import msgspec
 from llava_wire import Heartbeat, JobConsumer, Order, OrderReport
 
-from llava_worker.answer import Answer
+from llava_worker.event_wait import wait_until_set
+from llava_worker.job_output import Answer
 from llava_worker.load_progress import LoadProgress
-from llava_worker.order_settings import OrderRefused, settings_for
+from llava_worker.model_switch import OrderRefused, settings_for
+from llava_worker.open_model import Model, StartupError, open_model
 from llava_worker.settings import Settings
-from llava_worker.startup import Model, StartupError, open_model
-from llava_worker.waiting import wait_until_set
 from llava_worker.worker import LEAVE_TIMEOUT_S, Worker
 
 __all__ = ["LOADER", "ModelHost"]

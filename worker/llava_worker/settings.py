@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
-from llava_worker.templates import CONVERSATIONS
+from llava_worker.language.templates import CONVERSATIONS
 
 __all__ = ["Precision", "Settings", "load_settings"]
 

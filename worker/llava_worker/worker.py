@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from llava_wire import Assignment, Grammar, Heartbeat, JobConsumer, Order
 
-from llava_worker.answer import Answer, make_sequence
-from llava_worker.compiling import NotCompiled, compiled
-from llava_worker.engine.sequence import Sequence
+from llava_worker.engine.core.sequence import Sequence
 from llava_worker.engine_thread import EXIT_BROKEN, Engine, EngineThread, News
-from llava_worker.places import takes_guest, urgency
-from llava_worker.prompt import PromptBuilder, PromptRefused
-from llava_worker.tokenizer import TextTokenizer
-from llava_worker.waiting import wait_until_set
+from llava_worker.event_wait import wait_until_set
+from llava_worker.grammar_compile import NotCompiled, compiled
+from llava_worker.job_output import Answer, make_sequence
+from llava_worker.language.prompt_builder import PromptBuilder, PromptRefused
+from llava_worker.language.tokenizer import TextTokenizer
+from llava_worker.slots import takes_guest, urgency
 
 if TYPE_CHECKING:
-    from llava_worker.engine.grammars import Grammars
+    from llava_worker.engine.structured_output.grammar_cache import Grammars
 
 __all__ = ["LEAVE_TIMEOUT_S", "Worker"]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import httpcore2
 
-from llava_server.images.address import PictureUrl, is_public, parse_picture_url, redirected
-from llava_server.images.refusal import PictureRefused
+from llava_server.images.errors import PictureRefused
+from llava_server.images.host_rules import PictureUrl, is_public, parse_picture_url, redirected
 
 __all__ = ["FetchRules", "PictureFetcher", "Resolve", "is_remote", "resolve"]
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from llava_worker.engine import ImageSpan, Sampling, Sequence, StepOutput
+from llava_worker.engine.core.encoder_cache import VisionCache
 from llava_worker.engine.engine import Engine
-from llava_worker.engine.runner import ModelRunner
-from llava_worker.engine.vision_cache import VisionCache
-from llava_worker.model.config import read_config, read_image_config
-from llava_worker.model.int8_cache import Int8KVCache
-from llava_worker.model.kv_cache import ExactKVCache
+from llava_worker.engine.model_runner import ModelRunner
+from llava_worker.model.attention.int8_kv_cache import Int8KVCache
+from llava_worker.model.attention.kv_cache import ExactKVCache
+from llava_worker.model.attention.sdpa import SdpaBackend
+from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.llava import Llava
-from llava_worker.model.precision import choose_precision
-from llava_worker.model.sdpa import SdpaBackend
-from llava_worker.model.weights import load_weights
+from llava_worker.model.loading.weights import load_weights
+from llava_worker.model.quantization.precision import choose_precision
 from transformers import LlavaForConditionalGeneration
 
 from tests.worker.checkpoints import Prompt, write_checkpoint

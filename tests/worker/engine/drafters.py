@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
 from llava_worker.engine import Sequence
-from llava_worker.engine.drafter import MOST_DRAFTS, PromptLookup
-from llava_worker.engine.lookup import Lookup
+from llava_worker.engine.speculation.drafter import MOST_DRAFTS, PromptLookup
+from llava_worker.engine.speculation.ngram_index import Lookup
 
 
 class Scripted:

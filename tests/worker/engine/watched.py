@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from llava_worker.engine.flight import Flight
-from llava_worker.engine.runner import ModelRunner
-from llava_worker.engine.scheduler import Chunk
-from llava_worker.model.config import read_config, read_image_config
+from llava_worker.engine.core.in_flight_step import Flight
+from llava_worker.engine.core.scheduler import Chunk
+from llava_worker.engine.model_runner import ModelRunner
+from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.llava import Llava
-from llava_worker.model.precision import choose_precision
-from llava_worker.model.weights import load_weights
+from llava_worker.model.loading.weights import load_weights
+from llava_worker.model.quantization.precision import choose_precision
 
 CPU = torch.device("cpu")
 

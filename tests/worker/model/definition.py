@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from llava_worker.model.paged import PagedKernel, Queries
+from llava_worker.model.attention.paged import PagedKernel, Queries
 from torch import Tensor
 
 from tests.worker.model.paged_rows import BLOCK

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from llava_worker.model.attention import AttentionBackend, PackedRows
-from llava_worker.model.kv_cache import KVCache
+from llava_worker.model.attention.base import AttentionBackend, PackedRows
+from llava_worker.model.attention.kv_cache import KVCache
 from torch import Tensor
 
 BLOCK, BLOCKS = 4, 40  # tokens of a block, blocks of a cache

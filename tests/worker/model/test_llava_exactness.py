@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from llava_worker.model.attention import PackedRows
-from llava_worker.model.config import read_config, read_image_config
-from llava_worker.model.kv_cache import ExactKVCache
+from llava_worker.model.attention.base import PackedRows
+from llava_worker.model.attention.kv_cache import ExactKVCache
+from llava_worker.model.attention.sdpa import SdpaBackend
+from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.llava import Llava
-from llava_worker.model.precision import choose_precision
-from llava_worker.model.sdpa import SdpaBackend
-from llava_worker.model.weights import load_weights
+from llava_worker.model.loading.weights import load_weights
+from llava_worker.model.quantization.precision import choose_precision
 
 from tests.worker.checkpoints import (
     LLAVA_INTERLEAVE,

@@ -4,13 +4,13 @@
 
 One thread owns everything in here. This package knows neither Redis nor asyncio nor HTTP; what it exports at
 the top needs no torch, so that the echo engine can speak the same language without it. The real engine comes
-from ``llava_worker.engine.load.load_engine``.
+from ``llava_worker.engine.startup.build_engine.load_engine``.
 """
 
 from __future__ import annotations
 
-from llava_worker.engine.output import EngineStats, StepOutput, TokenLogprobs
-from llava_worker.engine.sequence import ImageSpan, Sampling, Sequence, SequenceRefused
+from llava_worker.engine.core.outputs import EngineStats, StepOutput, TokenLogprobs
+from llava_worker.engine.core.sequence import ImageSpan, Sampling, Sequence, SequenceRefused
 
 __all__ = [
     "EngineStats",

@@ -17,20 +17,20 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
-from llava_worker.engine.admission import Admission
-from llava_worker.engine.blocks import BlockManager
-from llava_worker.engine.drafter import Drafter
-from llava_worker.engine.flight import Choice, StepResult
-from llava_worker.engine.output import EngineStats, Finish, StepOutput
-from llava_worker.engine.picture_queue import PictureQueue
-from llava_worker.engine.pipeline import Pipeline
-from llava_worker.engine.runner import ModelRunner
-from llava_worker.engine.sampling_limits import SamplingLimits
-from llava_worker.engine.scheduler import Chunk, Scheduler
-from llava_worker.engine.sequence import Sequence, SequenceRefused
-from llava_worker.engine.speculation import Speculation
-from llava_worker.engine.steering import Steering
-from llava_worker.engine.tally import Tally
+from llava_worker.engine.async_pipeline import Pipeline
+from llava_worker.engine.core.block_manager import BlockManager
+from llava_worker.engine.core.in_flight_step import Choice, StepResult
+from llava_worker.engine.core.outputs import EngineStats, Finish, StepOutput
+from llava_worker.engine.core.sampling_limits import SamplingLimits
+from llava_worker.engine.core.scheduler import Chunk, Scheduler
+from llava_worker.engine.core.sequence import Sequence, SequenceRefused
+from llava_worker.engine.core.validation import Admission
+from llava_worker.engine.image_embedding_queue import PictureQueue
+from llava_worker.engine.model_runner import ModelRunner
+from llava_worker.engine.sampling.logits_processor import Steering
+from llava_worker.engine.speculation.drafter import Drafter
+from llava_worker.engine.speculation.speculative_decoding import Speculation
+from llava_worker.engine.stats.counters import Tally
 
 __all__ = ["Engine"]
 

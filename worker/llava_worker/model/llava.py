@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from llava_worker.model.activation import activation
-from llava_worker.model.attention import AttentionPlan
-from llava_worker.model.config import ImageConfig, ModelConfig
-from llava_worker.model.linear import Linear, LinearShape
-from llava_worker.model.llama import LlamaDecoder
-from llava_worker.model.picture import PicturePlan
-from llava_worker.model.precision import Precision
+from llava_worker.model.attention.base import AttentionPlan
+from llava_worker.model.config.image_grid import PicturePlan
+from llava_worker.model.config.model_config import ImageConfig, ModelConfig
+from llava_worker.model.decoder import LlamaDecoder
+from llava_worker.model.layers.activation import activation
+from llava_worker.model.layers.linear import Linear, LinearShape
+from llava_worker.model.quantization.precision import Precision
 from llava_worker.model.tensor_parallel import ALONE, TensorParallel
-from llava_worker.model.vision import VisionTower
+from llava_worker.model.vision_tower import VisionTower
 
 __all__ = ["Llava"]
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from llava_worker.model.attention import PackedRows
-from llava_worker.model.linear import Portion
+from llava_worker.model.attention.base import PackedRows
+from llava_worker.model.layers.linear import Portion
 
 __all__ = [
     "ALONE",

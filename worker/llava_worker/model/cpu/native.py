@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from llava_worker.model.cpu.build import KernelsMissing, capabilities, load, variant_for
-from llava_worker.model.kernels import Kernels, QuantizedWeight
-from llava_worker.model.torch_kernels import TorchKernels
+from llava_worker.model.kernels.interface import Kernels, QuantizedWeight
+from llava_worker.model.kernels.torch_impl import TorchKernels
 
 __all__ = ["NativeKernels", "StoredKeys", "native_kernels"]
 

@@ -1,0 +1,124 @@
+"""``python -m bench.engine.engine_alone``: the engine without queue, server and network.
+
+The difference to the served figures is what everything around the engine costs. Runs in a process of its
+own, so that its memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from llava_cli.bench import percentile
+from llava_worker.engine import ImageSpan, Sampling, Sequence
+from llava_worker.engine.engine import Engine
+from llava_worker.engine.startup.build_engine import load_engine
+
+from bench.serving.checkpoint import DEFAULT_FOLDER
+
+__all__ = ["SequenceMaker", "answer", "measure_engine"]
+
+_TEXT_BEFORE, _TEXT_AFTER = 33, 28  # tokens of the conversation around the picture
+_NEVER_WORDS = 300  # ids below are specials and bytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.engine.engine_alone", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT_FOLDER)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--output-tokens", type=int, default=32)
+    parser.add_argument("--at-once", type=int, nargs="*", default=[1, 8])
+    given = parser.parse_args()
+    results = measure_engine(
+        given.folder, precision=given.precision, num_tokens=given.output_tokens, at_once=given.at_once
+    )
+    print(json.dumps(results))
+
+
+def measure_engine(folder: Path, *, precision: str, num_tokens: int, at_once: list[int]) -> dict[str, Any]:
+    """For each number of sequences that begin together, with new pictures: seconds and tokens a second."""
+    began = time.perf_counter()
+    engine, info = load_engine(folder, precision=precision, device="cpu", is_speculating=False)
+    load_s = time.perf_counter() - began
+    maker = SequenceMaker(info.image_token_id, info.tokens_per_tile, info.image_side, info.vocab_size)
+    answer(engine, [maker.sequence(2)])  # the first calls of kernels prepare themselves
+    batches = {str(num): answer(engine, [maker.sequence(num_tokens) for _ in range(num)]) for num in at_once}
+    return {
+        "precision": info.precision,
+        "load_s": load_s,
+        "num_threads": torch.get_num_threads(),
+        "at_once": batches,
+    }
+
+
+class SequenceMaker:
+    """Prompts of one form with random words and random pictures, no two alike."""
+
+    def __init__(self, image_token_id: int, image_tokens: int, side: int, vocab_size: int) -> None:
+        self._image = (image_token_id, image_tokens, side)
+        self._words = range(min(_NEVER_WORDS, image_token_id // 2), min(image_token_id, vocab_size))
+        self._rng = random.Random(0)
+        self._num_made = 0
+
+    def sequence(self, num_tokens: int) -> Sequence:
+        token_id, length, side = self._image
+        self._num_made += 1
+        before = self._rng.choices(self._words, k=_TEXT_BEFORE)
+        after = self._rng.choices(self._words, k=_TEXT_AFTER)
+        name = f"bench-{self._num_made}"
+        return Sequence(
+            seq_id=name,
+            prompt_ids=[1, *before, *([token_id] * length), *after],
+            max_new_tokens=num_tokens,
+            images=[ImageSpan(1 + _TEXT_BEFORE, length, digest=name)],
+            pixels=[self._rng.randbytes(side * side * 3)],
+            sampling=Sampling(ignore_eos=True),
+        )
+
+    def text(self, num_tokens: int) -> Sequence:
+        """As long as with a picture, but of words alone."""
+        self._num_made += 1
+        length = _TEXT_BEFORE + self._image[1] + _TEXT_AFTER
+        return Sequence(
+            seq_id=f"bench-{self._num_made}",
+            prompt_ids=[1, *self._rng.choices(self._words, k=length)],
+            max_new_tokens=num_tokens,
+            sampling=Sampling(ignore_eos=True),
+        )
+
+
+def answer(engine: Engine, sequences: list[Sequence]) -> dict[str, Any]:
+    """Time to each sequence's first token, times of steps that only decode, tokens a second in all."""
+    for sequence in sequences:
+        engine.add(sequence)
+    began = last = time.perf_counter()
+    first_s: dict[str, float] = {}
+    steps_s: list[float] = []
+    while engine.num_sequences:
+        is_decoding = len(first_s) == len(sequences)
+        outputs = engine.step()
+        now = time.perf_counter()
+        if is_decoding:
+            steps_s.append(now - last)
+        last = now
+        for output in outputs:
+            if output.error is not None:
+                raise RuntimeError(output.error)
+            first_s.setdefault(output.seq_id, now - began)
+    num_tokens = sum(len(sequence.output_ids) for sequence in sequences)
+    return {
+        "prompt_tokens": len(sequences[0].prompt_ids),
+        "ttft_s": sorted(first_s.values()),
+        "decode_step_s": percentile(steps_s, 50) if steps_s else None,
+        "output_tokens_per_s": num_tokens / (last - began),
+        "wall_s": last - began,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""``python -m bench.engine.gaps``: gaps between tokens of running streams
+while a long prompt is prefilled.
+
+The engine alone, with the bundled tiny model: four streams decode, and every so often a prompt with pictures
+arrives that has nothing in common with those before. Once its tokens go through in chunks of at most 512 a
+step, once the budget is so large that the whole prompt goes at once. Both are run in turn, several rounds, so
+that what else the machine does falls on both. A gap is the time between two tokens of one stream; besides
+the wall's clock it is told in CPU time of the process, which other programs on the machine do not lengthen.
+Nothing is guessed ahead: a guessed token has no gap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import llava_worker
+import matplotlib
+import numpy as np
+import torch
+from llava_worker.engine import ImageSpan, Sampling, Sequence
+from llava_worker.engine.core.sequence import Pixels
+from llava_worker.engine.engine import Engine
+from llava_worker.engine.startup.build_engine import ModelInfo, load_engine
+
+from bench.record import RESULTS, write_record
+
+TINY = Path(llava_worker.__file__).parent / "tiny"
+NUM_STREAMS = 4
+NUM_PICTURES, NUM_WORDS = 14, 300  # of the long prompt: 1,700 tokens of the model's 2,048
+EVERY = 20  # steps from the end of one long prompt to the next
+BUDGETS = {"chunks of 512": 512, "whole prompts": 4096}
+
+
+Times = tuple[float, float]  # seconds of the wall's clock and of CPU
+
+
+@dataclass
+class Waits:
+    """Gaps by what the engine did meanwhile, and how long each long prompt took."""
+
+    gaps: list[Times] = field(default_factory=list)
+    gaps_beside_a_prompt: list[Times] = field(default_factory=list)
+    prompts: list[Times] = field(default_factory=list)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.engine.gaps", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=3, help="long prompts a round")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; CPU time adds up over them")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    waits = {name: Waits() for name in BUDGETS}
+    numbers = iter(range(1_000_000))
+    for _ in range(given.rounds):
+        for name, budget in BUDGETS.items():
+            engine, info = load_engine(
+                TINY,
+                precision="fp32",
+                device="cpu",
+                max_batch_tokens=budget,
+                kv_cache_bytes=256 << 20,
+                is_speculating=False,
+            )
+            observe(engine, info, waits[name], num_prompts=given.prompts, numbers=numbers)
+    results = {name: _told(each) for name, each in waits.items()}
+    settings = {
+        "model": "tiny, fp32",
+        "num_streams": NUM_STREAMS,
+        "long_prompt_tokens": NUM_PICTURES * info.tokens_per_tile + NUM_WORDS,
+        "pictures": NUM_PICTURES,
+        "threads": given.threads,
+        "rounds": given.rounds,
+        "prompts_a_round": given.prompts,
+    }
+    print(write_record("gaps", results, settings=settings))
+    print(plot(waits, RESULTS / "gaps.png"))
+    for name, told in results.items():
+        print(name, told)
+
+
+def observe(
+    engine: Engine, info: ModelInfo, waits: Waits, *, num_prompts: int, numbers: Iterator[int]
+) -> None:
+    """One engine: streams that decode all the time, and so many long prompts beside them."""
+    for index in range(NUM_STREAMS):
+        engine.add(_stream(f"stream {index}", next(numbers), info))
+    for _ in range(EVERY):
+        engine.step()
+    last = dict.fromkeys((output.seq_id for output in engine.step()), _now())
+    for _ in range(num_prompts):
+        engine.add(_long_prompt("long", next(numbers), info))
+        is_waiting, num_after, last["long"] = True, 0, _now()
+        while num_after < EVERY:
+            told = [output.seq_id for output in engine.step()]
+            now = _now()
+            for seq_id in told:
+                gap = (now[0] - last[seq_id][0], now[1] - last[seq_id][1])
+                beside = waits.gaps_beside_a_prompt if is_waiting else waits.gaps
+                (waits.prompts if seq_id == "long" else beside).append(gap)
+                last[seq_id] = now
+            is_waiting = is_waiting and "long" not in told
+            num_after += not is_waiting
+
+
+def _now() -> Times:
+    return time.perf_counter(), time.process_time()
+
+
+def _stream(seq_id: str, number: int, info: ModelInfo) -> Sequence:
+    words = np.random.default_rng(number).integers(3, 300, 20).tolist()
+    return Sequence(
+        seq_id=seq_id,
+        prompt_ids=[1, *words],
+        max_new_tokens=info.context_length - len(words) - 2,
+        sampling=Sampling(temperature=1.0, seed=number, ignore_eos=True),
+    )
+
+
+def _long_prompt(seq_id: str, number: int, info: ModelInfo) -> Sequence:
+    rng = np.random.default_rng(number)
+    prompt_ids, images = [1], []
+    pixels: list[Pixels] = []
+    for _ in range(NUM_PICTURES):
+        tile = rng.integers(0, 256, (info.image_side, info.image_side, 3), dtype=np.uint8).tobytes()
+        digest = hashlib.sha256(tile).hexdigest()
+        images.append(ImageSpan(len(prompt_ids), info.tokens_per_tile, digest))
+        pixels.append(tile)
+        prompt_ids += [info.image_token_id] * info.tokens_per_tile
+    prompt_ids += rng.integers(3, 300, NUM_WORDS - 1).tolist()
+    return Sequence(seq_id=seq_id, prompt_ids=prompt_ids, images=images, pixels=pixels, max_new_tokens=1)
+
+
+def _told(waits: Waits) -> dict[str, Any]:
+    of = {
+        "gap": waits.gaps + waits.gaps_beside_a_prompt,
+        "gap_beside_a_prompt": waits.gaps_beside_a_prompt,
+        "gap_without": waits.gaps,
+        "long_prompt": waits.prompts,
+    }
+    clocks = ("ms", "cpu_ms")
+    return {
+        f"{name}_{clock}": _spread([each[which] for each in times])
+        for name, times in of.items()
+        for which, clock in enumerate(clocks)
+    }
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    points = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
+    told = {name: round(1e3 * float(np.percentile(seconds, point)), 2) for name, point in points.items()}
+    return {"count": len(seconds), **told}
+
+
+def plot(waits: dict[str, Waits], target: Path) -> Path:
+    """The gaps while a long prompt is computed, as the share of them that is longer."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6, 3.9), layout="constrained")
+    for (name, each), colour in zip(waits.items(), ("#1769aa", "#c2410c"), strict=True):
+        for gaps, label, style in (
+            (each.gaps_beside_a_prompt, f"{name}, a long prompt beside", "-"),
+            (each.gaps, f"{name}, none", ":"),
+        ):
+            ordered = np.sort([cpu for _, cpu in gaps]) * 1e3
+            axis.step(ordered, 1 - np.arange(len(ordered)) / len(ordered), style, color=colour, label=label)
+    axis.set(
+        xscale="log", xlabel="gap between two tokens of a stream, ms of CPU", ylabel="share that is longer"
+    )
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(target, dpi=110)
+    pyplot.close(figure)
+    return target
+
+
+if __name__ == "__main__":
+    main()

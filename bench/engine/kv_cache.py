@@ -1,0 +1,119 @@
+"""``python -m bench.engine.kv_cache``: what keys and values in 8 bit save, and what they cost in answers.
+
+logits     of the same tokens, in one piece, with the exact cache and with another; the error is compared
+           with that of computing in bf16, which is what most people serve anyway
+answers    greedy ones of the tiny model to the exam's questions: how many are the same to the token, and
+           how many are right
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from llava_worker.engine import ImageSpan, Sequence
+from llava_worker.engine.core.kv_cache_size import KV_CACHE_DTYPES
+from llava_worker.engine.engine import Engine
+from llava_worker.engine.startup.build_engine import load_engine
+
+from bench.engine.logits import RANDOM, TINY, Example, at_random, errors, load, logits_of, of_exam, tokenizer
+from bench.record import ROOT, write_record
+from bench.serving.checkpoint import write_checkpoint
+
+sys.path.append(str(ROOT / "tools"))  # the tiny model's exam
+from tiny.exam import Question, Result, questions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.engine.kv_cache", description=__doc__)
+    parser.add_argument("--questions", type=int, default=200, help="of the exam, for the logits")
+    parser.add_argument("--exam", type=int, default=600, help="questions that are answered")
+    parser.add_argument("--prompts", type=int, default=8, help="of the random models")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    exam = list(questions(-(-max(given.exam, given.questions) // 3)))
+    logits = {"tiny-llava": compare_logits(TINY, [of_exam(q) for q in exam[: given.questions]])}
+    for name, shape in RANDOM.items():
+        with tempfile.TemporaryDirectory() as folder:
+            write_checkpoint(Path(folder) / "model", shape, dtype="float32")
+            prompts = [at_random(seed, shape.vocabulary) for seed in range(given.prompts)]
+            logits[name] = compare_logits(Path(folder) / "model", prompts)
+    results = {"bytes_per_token": sizes(), "logits": logits, "answers": compare_answers(exam[: given.exam])}
+    print(write_record("kv-cache", results, settings=vars(given)))
+
+
+def sizes() -> dict[str, int]:
+    """Of LLaVA-1.5-7B's cache, a token."""
+    return {
+        name: kind.bytes_per_block(1, num_layers=32, num_heads=32, head_dim=128, dtype=torch.float16)
+        for name, kind in KV_CACHE_DTYPES.items()
+    }
+
+
+def compare_logits(folder: Path, examples: list[Example]) -> dict[str, Any]:
+    """Of fp32 with the exact cache against 8 bit, and against bf16 as a measure of what is small."""
+    model, rounded = load(folder, "fp32"), load(folder, "bf16")
+    exact = [logits_of(model, "auto", example) for example in examples]
+    others = {
+        "int8 cache": [logits_of(model, "int8", example) for example in examples],
+        "bf16, exact cache": [logits_of(rounded, "auto", example) for example in examples],
+    }
+    found = errors(exact, others)
+    print(folder.name, found, flush=True)
+    return found
+
+
+def compare_answers(exam: list[Question]) -> dict[str, Any]:
+    answers = {kind: list(answer_all(kind, exam)) for kind in KV_CACHE_DTYPES}
+    pairs = list(zip(*answers.values(), strict=True))
+    results: dict[str, Any] = {"asked": len(exam), "same": sum(first == second for first, second in pairs)}
+    for kind, given in answers.items():
+        told = [tokenizer().decode(token_ids, skip_special_tokens=True).strip() for token_ids in given]
+        results[f"right, {kind}"] = sum(Result(*pair).is_right for pair in zip(exam, told, strict=True))
+    print(results, flush=True)
+    return results
+
+
+def answer_all(kind: str, exam: list[Question]) -> Iterator[list[int]]:
+    engine, info = load_engine(
+        TINY, precision="fp32", device="cpu", kv_cache_dtype=kind, kv_cache_bytes=64 << 20
+    )
+    for start in range(0, len(exam), 16):
+        part = exam[start : start + 16]
+        for index, question in enumerate(part):
+            engine.add(_sequence(str(index), of_exam(question), info.tokens_per_tile))
+        answers = run(engine)
+        yield from (answers[str(index)] for index in range(len(part)))
+
+
+def run(engine: Engine) -> dict[str, list[int]]:
+    answers: dict[str, list[int]] = {}
+    while engine.num_sequences:
+        for output in engine.step():
+            if output.token_id is not None:
+                answers.setdefault(output.seq_id, []).append(output.token_id)
+    return answers
+
+
+def _sequence(name: str, example: Example, length: int) -> Sequence:
+    spans = [
+        ImageSpan(start, length, str(hash(pixels)))
+        for start, pixels in zip(example.starts, example.pixels, strict=True)
+    ]
+    return Sequence(
+        seq_id=name,
+        prompt_ids=example.token_ids[: example.first + 1],
+        images=spans,
+        pixels=list(example.pixels),
+        max_new_tokens=96,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Logits of the bundled model and of random ones in one format, and how far they are from those in another.
+
+Random weights have neither the outliers nor the sure decisions of trained ones: their logits bound nothing,
+they only show one error beside another at heads of LLaVA-1.5's size and at two depths.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from llava_worker.engine.core.kv_cache_size import KV_CACHE_DTYPES
+from llava_worker.model.attention.base import PackedRows
+from llava_worker.model.attention.sdpa import SdpaBackend
+from llava_worker.model.config.model_config import read_config, read_image_config
+from llava_worker.model.llava import Llava
+from llava_worker.model.loading.weights import load_weights
+from llava_worker.model.quantization.precision import choose_precision, precisions_on
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from bench.record import ROOT
+from bench.serving.shape import Shape
+
+sys.path.append(str(ROOT / "tools"))  # the tiny model's scenes and exam
+from tiny.conversations import SYSTEM
+from tiny.drawing import draw, fit
+from tiny.exam import Question
+from tiny.packs import prompt_ids
+from tiny.tokenizer import IMAGE
+
+__all__ = ["RANDOM", "TINY", "Example", "at_random", "errors", "load", "logits_of", "of_exam", "tokenizer"]
+
+TINY = ROOT / "worker" / "llava_worker" / "tiny"
+CPU = torch.device("cpu")
+NUM_SEEN, NUM_JUDGED = 576, 64  # tokens of a random prompt: before those whose logits are compared, and those
+_SMALL = {"vocabulary": 4096, "context": 1024, "vision_hidden": 64, "vision_layers": 2}
+_SMALL |= {"vision_heads": 1, "vision_intermediate": 128, "image_side": 28, "patch": 14}
+# LLaVA-1.5's heads of 128, at a width and a depth that fit beside other work.
+RANDOM = {
+    "random, 8 layers of 1024": Shape(hidden=1024, layers=8, heads=8, intermediate=2752, **_SMALL),
+    "random, 32 layers of 512": Shape(hidden=512, layers=32, heads=4, intermediate=1376, **_SMALL),
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """Tokens with pictures, of which the logits after ``first`` and all later ones are compared."""
+
+    token_ids: list[int]
+    first: int
+    pixels: list[bytes]
+    starts: list[int]  # where each picture's tokens begin
+
+
+def load(folder: Path, precision: str) -> Llava:
+    # Formats of GPUs by what they are on one; a CPU computes their products, too.
+    device = CPU if precision in precisions_on(CPU) else torch.device("cuda:0")
+    number_format = choose_precision(precision, device)
+    model = Llava(read_config(folder), read_image_config(folder), precision=number_format, device=CPU)
+    load_weights(model, folder)
+    return model
+
+
+@torch.inference_mode()
+def logits_of(model: Llava, kind: str, example: Example) -> Tensor:  # fp32 [positions, vocab]
+    text, length = model.config.text_config, len(example.token_ids)
+    kept = KV_CACHE_DTYPES[kind](
+        length,
+        1,
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_key_value_heads,
+        head_dim=text.head_dim,
+        dtype=model.dtype,
+        device=CPU,
+    )
+    slots = torch.arange(length)
+    rows = PackedRows((length,), (length,), 0, slots[None], slots)
+    x = model.embed(torch.tensor(example.token_ids))
+    side = model.config.picture_layout().side
+    for pixels, start in zip(example.pixels, example.starts, strict=True):
+        tiles = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(1, side, side, 3)
+        features = model.encode(tiles)[0]
+        x[start : start + len(features)] = features
+    hidden = model(x, slots, SdpaBackend().plan(rows, kept))
+    return model.logits(hidden[example.first :])
+
+
+def errors(exact: list[Tensor], others: dict[str, list[Tensor]]) -> dict[str, Any]:
+    """Of each against ``exact``: largest and mean difference, and how often the first choice is the same."""
+    reference = torch.cat(exact)
+    found: dict[str, Any] = {"positions": len(reference), "std": float(reference.std())}
+    for name, logits in others.items():
+        differences = (torch.cat(logits) - reference).abs()
+        same = torch.cat(logits).argmax(-1) == reference.argmax(-1)
+        found[name] = {
+            "max": float(differences.max()),
+            "mean": float(differences.mean()),
+            "same_choice": float(same.float().mean()),
+        }
+    return found
+
+
+def of_exam(question: Question) -> Example:
+    """The prompt with the right answer after it."""
+    system = SYSTEM if question.system is None else question.system
+    ids = prompt_ids(system, question.turns, len(question.scenes))
+    starts = [i for i, token in enumerate(ids) if token == IMAGE and (i == 0 or ids[i - 1] != IMAGE)]
+    answer = tokenizer().encode(question.truth, add_special_tokens=False).ids
+    pixels = [fit(draw(scene)).tobytes() for scene in question.scenes]
+    return Example(ids + answer, len(ids) - 1, pixels, starts[: len(pixels)])
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(TINY / "tokenizer.json"))
+
+
+def at_random(seed: int, vocabulary: int) -> Example:
+    rng = random.Random(seed)
+    ids = [1, *rng.choices(range(300, vocabulary - 100), k=NUM_SEEN + NUM_JUDGED - 1)]
+    return Example(ids, NUM_SEEN, [], [])

@@ -1,0 +1,55 @@
+"""``python -m bench.engine.precision``: what fewer bits do to the logits, against fp32.
+
+The bundled model's after each token of right answers to the exam's questions, and random ones' at heads of
+LLaVA-1.5's size. How many answers stay right is told by ``make eval`` on a server in that precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.engine.logits import RANDOM, TINY, Example, at_random, errors, load, logits_of, of_exam
+from bench.record import ROOT, write_record
+from bench.serving.checkpoint import write_checkpoint
+
+sys.path.append(str(ROOT / "tools"))  # the tiny model's exam
+from tiny.exam import questions
+
+PRECISIONS = ("bf16", "int8", "int4", "w8a8", "fp8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.engine.precision", description=__doc__)
+    parser.add_argument("--questions", type=int, default=200, help="of the exam")
+    parser.add_argument("--prompts", type=int, default=8, help="of the random models")
+    given = parser.parse_args()
+    exam = list(questions(-(-given.questions // 3)))[: given.questions]
+    results = {"tiny-llava": compare(TINY, [of_exam(question) for question in exam])}
+    for name, shape in RANDOM.items():
+        with tempfile.TemporaryDirectory() as folder:
+            write_checkpoint(Path(folder) / "model", shape, dtype="float32")
+            prompts = [at_random(seed, shape.vocabulary) for seed in range(given.prompts)]
+            results[name] = compare(Path(folder) / "model", prompts)
+    print(write_record("precision", results, settings=vars(given)))
+
+
+def compare(folder: Path, examples: list[Example]) -> dict[str, Any]:
+    exact = logits_in("fp32", folder, examples)
+    found = errors(exact, {name: logits_in(name, folder, examples) for name in PRECISIONS})
+    print(folder.name, found, flush=True)
+    return found
+
+
+def logits_in(precision: str, folder: Path, examples: list[Example]) -> list[torch.Tensor]:
+    model = load(folder, precision)
+    return [logits_of(model, "auto", example) for example in examples]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""An engine over a LLaVA with random weights, made where it runs: no file, no network, no copy in memory.
+
+Layers are filled as a checkpoint fills them, some rows at a time, so that every number format is served.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import torch
+from llava_worker.engine.core.encoder_cache import VisionCache
+from llava_worker.engine.core.kv_cache_size import plan_cache
+from llava_worker.engine.engine import Engine
+from llava_worker.engine.model_runner import ModelRunner
+from llava_worker.engine.startup.graph_capture import record_steps
+from llava_worker.engine.startup.warmup import most_tiles
+from llava_worker.model.attention.select import choose_backend
+from llava_worker.model.config.model_config import read_config, read_image_config
+from llava_worker.model.layers.linear import Linear
+from llava_worker.model.llava import Llava
+from llava_worker.model.memory_budget import available_bytes
+from llava_worker.model.quantization.precision import Precision, choose_precision
+from torch import nn
+
+from bench.serving.shape import Shape
+
+__all__ = ["make_engine", "make_model"]
+
+_PIECE_ROWS = 4096
+_STEP_BYTES = 2 << 30  # left for activations and recordings
+
+
+@torch.inference_mode()
+def make_model(shape: Shape, precision: Precision, device: torch.device) -> Llava:
+    """Weights are scaled so that activations neither vanish nor explode over the layers."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "config.json").write_text(json.dumps(shape.config("float16")), encoding="utf-8")
+        config = read_config(folder)
+        image = read_image_config(folder, vision=config.vision_config)
+    model = Llava(config, image, precision=precision, device=device)
+    noise = torch.Generator(device).manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, Linear):
+            _fill(module, device, noise)
+        else:
+            for name, parameter in module.named_parameters(recurse=False):
+                _draw(name, module, parameter, noise)
+    return model
+
+
+def make_engine(
+    model: Llava, precision: Precision, *, max_num_sequences: int, max_batch_tokens: int
+) -> Engine:
+    """With all that a worker's engine has, but guessing: random weights repeat themselves."""
+    device, text = model.device, model.config.text_config
+    backend = choose_backend(precision, text, device)
+    free = available_bytes(device)
+    shape = plan_cache(
+        model.config,
+        precision,
+        kv_cache_dtype="auto",
+        device=device,
+        max_bytes=None if free is None else max(free // 4, free - _STEP_BYTES),
+        free_bytes=free,
+        block_size=backend.block_size,
+        max_num_sequences=max_num_sequences,
+    )
+    context = min(text.max_position_embeddings, shape.num_tokens)
+    cache = shape.make(device)
+    cache.claim(shape.num_tokens)
+    runner = ModelRunner(model, cache, backend, VisionCache(1 << 30))
+    if device.type == "cuda":
+        record_steps(
+            runner,
+            is_decoding=precision.is_recordable,
+            max_rows=max_num_sequences,
+            max_tiles=most_tiles(model, max_batch_tokens),
+            context_length=context,
+        )
+    return Engine(
+        runner,
+        eos_ids=frozenset(),
+        context_length=context,
+        max_num_sequences=max_num_sequences,
+        max_batch_tokens=max_batch_tokens,
+        is_overlapping=device.type == "cuda",
+    )
+
+
+def precision_on(name: str, device: torch.device) -> Precision:
+    return choose_precision(name, device, is_small=device.type == "cpu")
+
+
+def _fill(layer: Linear, device: torch.device, noise: torch.Generator) -> None:
+    rows, size = layer.shape.out_features, layer.shape.in_features
+    for start in range(0, rows, _PIECE_ROWS):
+        piece = torch.empty(min(_PIECE_ROWS, rows - start), size, device=device)
+        layer.load_rows(start, piece.normal_(0.0, 1 / math.sqrt(size), generator=noise))
+    if layer.shape.has_bias:
+        layer.load_bias(0, torch.zeros(rows, device=device))
+
+
+def _draw(name: str, module: nn.Module, parameter: nn.Parameter, noise: torch.Generator) -> None:
+    if parameter.ndim == 1:
+        parameter.fill_(0.0 if name == "bias" else 1.0)
+        return
+    size = math.prod(parameter.shape[1:])
+    parameter.normal_(
+        0.0, 1.0 if "Embedding" in type(module).__name__ else 1 / math.sqrt(size), generator=noise
+    )

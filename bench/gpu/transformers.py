@@ -1,0 +1,154 @@
+"""transformers on the GPU at hand, in the terms of `bench.gpu`: its generate, and its continuous batching.
+
+Both as they are by default: attention, graphs and memory are what transformers chooses for itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from llava_cli.bench import percentile
+
+from bench.serving.shape import Shape
+
+__all__ = ["best_s", "measure_continuous", "measure_generate"]
+
+_CPU_BLOCKS = 64  # of 256 tokens; on a CPU transformers would take most of the memory
+
+
+def measure_generate(
+    shape: Shape, device: torch.device, streams: list[int], num_tokens: int
+) -> dict[str, Any]:
+    """All streams in one batch, each with a picture; lengths are equal, so none is padded.
+
+    The time to the first token is that of an answer of one, and a token's what the others add.
+    """
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    dtype = _dtype(device)
+    model = _make(
+        lambda: LlavaForConditionalGeneration(LlavaConfig(**shape.config(_name(dtype)))), dtype, device
+    )
+    told: dict[str, Any] = {}
+    for num in streams:
+        inputs = _inputs(shape, device, dtype, num)
+        first_s, seconds = (
+            best_s(
+                partial(
+                    model.generate, **inputs, do_sample=False, max_new_tokens=length, min_new_tokens=length
+                ),
+                device,
+                tries=2,
+            )
+            for length in (1, num_tokens)
+        )
+        told[str(num)] = {
+            "ttft_s": first_s,
+            "decode_step_s": max(0.0, seconds - first_s) / max(1, num_tokens - 1),
+            "output_tokens_per_s": num * num_tokens / seconds,
+            "wall_s": seconds,
+        }
+    return told | memory_used(device)
+
+
+def measure_continuous(
+    shape: Shape, device: torch.device, prompts: list[list[list[int]]], num_tokens: int
+) -> dict[str, Any]:
+    """Each of ``prompts`` is the words of streams that begin together; the decoder alone, without the tower.
+
+    Times are transformers' own, from a request's making to its tokens: starting and stopping its threads, and
+    recording its graphs, are not counted.
+    Its memory is what it takes for itself: most of what is free.
+    """
+    from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaForCausalLM, LlavaConfig
+
+    dtype = _dtype(device)
+    text: Any = LlavaConfig(**shape.config(_name(dtype))).text_config
+    until: Any = GenerationConfig  # without types
+    model = _make(lambda: LlamaForCausalLM(text), dtype, device)
+
+    def run(words: list[list[int]]) -> list[Any]:
+        answers = model.generate_batch(
+            words,
+            # No token ends an answer.
+            generation_config=until(do_sample=False, max_new_tokens=num_tokens, eos_token_id=-1),
+            continuous_batching_config=ContinuousBatchingConfig(
+                num_blocks=_CPU_BLOCKS if device.type == "cpu" else None
+            ),
+            record_timestamps=True,
+        )
+        return list(answers.values())
+
+    run(prompts[0][:1])  # the first calls of kernels prepare themselves
+    return {str(len(words)): _told(run(words), words, num_tokens) for words in prompts} | memory_used(device)
+
+
+def _told(answers: list[Any], words: list[list[int]], num_tokens: int) -> dict[str, Any]:
+    lens = [len(answer.generated_tokens) for answer in answers if answer.error is None]
+    if lens != [num_tokens] * len(words):
+        raise RuntimeError(f"transformers gave answers of {lens} tokens to {len(words)} prompts")
+    began = min(answer.created_time for answer in answers)
+    wall_s = max(answer.timestamps[-1] for answer in answers) - began
+    steps_s = [(answer.timestamps[-1] - answer.timestamps[0]) / max(1, num_tokens - 1) for answer in answers]
+    return {
+        "prompt_tokens": len(words[0]),
+        "ttft_s": sorted(answer.timestamps[0] - began for answer in answers),
+        "decode_step_s": percentile(steps_s, 50),
+        "output_tokens_per_s": len(answers) * num_tokens / wall_s,
+        "wall_s": wall_s,
+    }
+
+
+def best_s(call: Callable[[], object], device: torch.device, *, tries: int) -> float:
+    times = []
+    for _ in range(tries):
+        began = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def memory_used(device: torch.device) -> dict[str, int]:
+    """The most since it was last asked."""
+    if device.type != "cuda":
+        return {}
+    most = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return {"memory_bytes": most}
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _make(model: Callable[[], Any], dtype: torch.dtype, device: torch.device) -> Any:
+    """With random weights, made where it runs."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            made = model()
+    finally:
+        torch.set_default_dtype(before)
+    made.train(False)
+    return made
+
+
+def _inputs(shape: Shape, device: torch.device, dtype: torch.dtype, num: int) -> dict[str, Any]:
+    words = torch.randint(300, shape.image_token_id, (num, 62), device=device)
+    pictures = torch.full((num, shape.image_tokens), shape.image_token_id, device=device)
+    side = shape.image_side
+    return {
+        "input_ids": torch.cat([words[:, :34], pictures, words[:, 34:]], 1),
+        "pixel_values": torch.zeros(num, 3, side, side, dtype=dtype, device=device),
+    }

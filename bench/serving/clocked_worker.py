@@ -1,0 +1,92 @@
+"""A worker whose engine notes when each token was made, so that a client's clock can be held against it.
+
+    python -m bench.serving.clocked_worker QUEUE_URL LOG_FILE STEP_S CAPACITY
+
+One line a step: the moment (CLOCK_MONOTONIC, the same in every process of a machine, s) and for each token
+"request:position". The request is the number in the prompt "request 17".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+from llava_wire import JobConsumer
+from llava_worker.engine import EngineStats, Sequence, StepOutput
+from llava_worker.engine_thread import Engine
+from llava_worker.open_model import open_model
+from llava_worker.settings import load_settings
+from llava_worker.worker import Worker
+
+_NUMBER = re.compile(rb"request (\d+)")
+
+
+class ClockedEngine:
+    """Another engine, and a log of its tokens."""
+
+    def __init__(self, engine: Engine, log: Path) -> None:
+        self._engine = engine
+        self._log = log.open("w", buffering=1)
+        self._requests: dict[str, str] = {}  # by seq_id: the request's number
+        self._positions: dict[str, int] = {}
+        self.max_sequences = engine.max_sequences
+        self.context_length = engine.context_length
+
+    @property
+    def num_sequences(self) -> int:
+        return self._engine.num_sequences
+
+    def add(self, sequence: Sequence) -> None:
+        prompt = bytes(token_id for token_id in sequence.prompt_ids if token_id < 256)
+        found = _NUMBER.search(prompt)
+        self._requests[sequence.seq_id] = found.group(1).decode() if found else "?"
+        self._positions[sequence.seq_id] = len(sequence.output_ids)
+        self._engine.add(sequence)
+
+    def abort(self, seq_id: str) -> None:
+        self._engine.abort(seq_id)
+
+    def step(self) -> list[StepOutput]:
+        outputs = self._engine.step()
+        now = time.monotonic()
+        words = [self._note(output) for output in outputs if output.token_id is not None]
+        self._log.write(f"{now:.6f} {' '.join(words)}\n")
+        return outputs
+
+    def idle(self) -> bool:
+        return self._engine.idle()
+
+    def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    def _note(self, output: StepOutput) -> str:
+        self._positions[output.seq_id] += 1
+        return f"{self._requests[output.seq_id]}:{self._positions[output.seq_id]}"
+
+
+async def main(url: str, log: Path, step_s: str, capacity: str) -> None:
+    flags = ["--model", "echo", "--echo-step-s", step_s, "--max-num-sequences", capacity]
+    model = open_model(load_settings(flags))
+    consumer = await JobConsumer.connect(url, model.heartbeat)
+    worker = Worker(
+        consumer,
+        ClockedEngine(model.engine, log),
+        prompts=model.prompts,
+        tokenizer=model.tokenizer,
+        heartbeat=model.heartbeat,
+    )
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.drain)
+    try:
+        await worker.run()
+    finally:
+        await consumer.aclose()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]))

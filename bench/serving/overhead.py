@@ -1,0 +1,159 @@
+"""``python -m bench.serving.overhead``: what queue, controller and SSE add to a token, and what they cost.
+
+An engine without a model makes a token for each stream every 40 ms. A token's latency is the time from the
+end of its step in the worker to its last byte's arrival at the client; both read the same clock. CPU time is
+that of the processes while all streams run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from llava_cli.up.redis_process import private_redis
+
+from bench.record import write_record
+
+_EVENT_ID = re.compile(rb"id: chatcmpl-[0-9a-f]+:(\d+)\r?\n")
+_START_TIMEOUT_S = 60.0
+_SETTLE_S = 2.0  # streams begin one after another; figures are taken after
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.serving.overhead", description=__doc__)
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=25.0, help="tokens a second of each stream")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--name", default="overhead", help="of the file in bench/results")
+    parser.add_argument("--profile", type=Path, help="let py-spy write the controller's flame graph there")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, private_redis() as (redis, url):
+        log = Path(folder) / "steps.log"
+        port = _free_port()
+        worker = ["bench.serving.clocked_worker", url, str(log), str(1 / given.rate), str(given.streams)]
+        flags = ["--port", str(port), "--log-level", "warning", "--no-auth"]
+        server = ["llava_server", "--redis-url", url, *flags]
+        with (
+            _process(list(redis.command)) as queue,
+            _process([sys.executable, "-m", *server]) as controller,
+            _process([sys.executable, "-m", *worker]) as engine,
+        ):
+            _wait_until_ready(port)
+            processes = {"controller": controller, "redis": queue, "worker": engine}
+            if given.profile:
+                _profile(controller, given.profile, given.seconds)
+            arrivals, cores = asyncio.run(_measure(port, given.streams, given.rate, given.seconds, processes))
+        results = {
+            "added_latency_ms": _latencies(log, arrivals),
+            "cpu_cores": {name: round(share, 4) for name, share in cores.items()},
+            "controller_and_redis_cores": round(cores["controller"] + cores["redis"], 4),
+        }
+    settings = {"streams": given.streams, "tokens_per_s_each": given.rate, "seconds": given.seconds}
+    print(json.dumps(results, indent=2))
+    print(write_record(given.name, results, settings=settings))
+
+
+@contextlib.contextmanager
+def _process(command: list[str]) -> Iterator[psutil.Process]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("LLAVA_")}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        yield psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_ready(port: int) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        url = f"http://127.0.0.1:{port}/v1/models"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1) as answer:
+            if b"echo" in answer.read():
+                return
+        time.sleep(0.2)
+    raise SystemExit(f"nothing answered on port {port} within {_START_TIMEOUT_S:g} s")
+
+
+def _profile(process: psutil.Process, path: Path, seconds: float) -> None:
+    options = ["--pid", str(process.pid), "--duration", str(int(seconds)), "--output", str(path)]
+    subprocess.Popen(["py-spy", "record", "--format", "raw", *options], stdout=subprocess.DEVNULL)
+
+
+async def _measure(
+    port: int, num_streams: int, rate: float, seconds: float, processes: dict[str, psutil.Process]
+) -> tuple[list[tuple[str, float]], dict[str, float]]:
+    """("request:position", arrival in s) of every token, and each process's share of a core."""
+    num_tokens = int(rate * (seconds + 2 * _SETTLE_S)) + 1
+    arrivals: list[tuple[str, float]] = []
+    streams = [
+        asyncio.create_task(_stream(port, number, num_tokens, arrivals)) for number in range(num_streams)
+    ]
+    await asyncio.sleep(_SETTLE_S)
+    before, began = {name: _cpu_s(process) for name, process in processes.items()}, time.monotonic()
+    await asyncio.sleep(seconds)
+    lasted, ended = time.monotonic() - began, time.monotonic()
+    cores = {name: (_cpu_s(process) - before[name]) / lasted for name, process in processes.items()}
+    await asyncio.gather(*streams)
+    return [arrival for arrival in arrivals if began <= arrival[1] <= ended], cores
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+async def _stream(port: int, number: int, num_tokens: int, arrivals: list[tuple[str, float]]) -> None:
+    """A client that does next to nothing, so that its own work is not taken for the server's."""
+    body: dict[str, Any] = {
+        "model": "echo",
+        "messages": [{"role": "user", "content": f"request {number}"}],
+        "max_tokens": num_tokens,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    payload = json.dumps(body).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(payload)}\r\n"
+    writer.write(head.encode() + b"content-type: application/json\r\nconnection: close\r\n\r\n" + payload)
+    while data := await reader.read(65536):
+        now = time.monotonic()
+        arrivals += [(f"{number}:{int(position)}", now) for position in _EVENT_ID.findall(data)]
+    writer.close()
+
+
+def _latencies(log: Path, arrivals: list[tuple[str, float]]) -> dict[str, float]:
+    made: dict[str, float] = {}
+    for line in log.read_text().splitlines():
+        moment, *tokens = line.split()
+        made |= dict.fromkeys(tokens, float(moment))
+    late = sorted(1000 * (arrived - made[token]) for token, arrived in arrivals if token in made)
+    if not late:
+        raise SystemExit("no token of any stream was seen: is the answer's format another one?")
+    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+    figures = {name: round(late[int(share * (len(late) - 1))], 2) for name, share in shares.items()}
+    return {**figures, "max": round(late[-1], 2), "num_tokens": len(late)}
+
+
+if __name__ == "__main__":
+    main()

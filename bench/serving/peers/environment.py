@@ -1,0 +1,64 @@
+"""An environment of its own for a program of others: ``bench/work/venv-NAME``, made when first needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bench.record import ROOT, WORK
+from bench.serving.contender import Unavailable
+
+__all__ = ["cpu_torch", "ensure_environment", "installed", "run_or_unavailable"]
+
+_TAIL = 6  # lines of a failed program's output worth showing
+
+
+def ensure_environment(name: str, *installs: Sequence[str], without: Sequence[str] = ()) -> Path:
+    """The environment's python. ``installs`` are what ``pip install`` is called with, one after the other;
+    ``without`` are packages to remove again. Raises Unavailable."""
+    folder = WORK / f"venv-{name}"
+    python = folder / "bin" / "python"
+    done = folder / ".complete"
+    if done.is_file():
+        return python
+    run_or_unavailable([sys.executable, "-m", "venv", str(folder)])
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+    for arguments in installs:
+        run_or_unavailable([*pip, "install", "--quiet", *arguments])
+    if without:
+        run_or_unavailable([*pip, "uninstall", "--quiet", "--yes", *without])
+    done.touch()
+    return python
+
+
+def cpu_torch() -> str:
+    """The requirement that pip meets without some gigabytes of CUDA, as the Makefile asks for it."""
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return next(pin for pin in pins if pin.startswith("torch==")) + "+cpu"
+
+
+def installed(name: str, packages: Sequence[str]) -> Mapping[str, str]:
+    """Versions in the environment ``name``; empty if it is not there."""
+    python = WORK / f"venv-{name}" / "bin" / "python"
+    program = (
+        "import importlib.metadata as m, json; "
+        f"print(json.dumps({{n: m.version(n) for n in {list(packages)!r}}}))"
+    )
+    done = subprocess.run([str(python), "-c", program], capture_output=True, text=True, check=False)
+    return json.loads(done.stdout) if done.returncode == 0 else {}
+
+
+def run_or_unavailable(command: Sequence[str]) -> None:
+    """Raises Unavailable with the end of what the command said if it fails."""
+    try:
+        done = subprocess.run(list(command), capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise Unavailable(f"{command[0]}: {error.strerror}") from error
+    if done.returncode:
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        told = [line for line in lines if not line.startswith("WARNING")][-_TAIL:]
+        shown = " ".join(command[:6]).replace(f"{ROOT}/", "")  # records are read elsewhere
+        raise Unavailable(f"`{shown} ...` failed: {' / '.join(told)}")

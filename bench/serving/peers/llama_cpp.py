@@ -1,0 +1,46 @@
+"""llama.cpp's server, Q8_0 and Q4_0. Not run by itself: it needs two things that are not on PyPI.
+
+The program is built from source (``pip install llama-cpp-python[server]`` does that too, with CMake and a
+compiler, some ten minutes on two cores). The converters to GGUF, ``convert_hf_to_gguf.py`` and the one that
+cuts the vision tower out, live in llama.cpp's repository only. With both at hand:
+
+    python convert_hf_to_gguf.py bench/work/llava-1.5-shaped-1.3b --outtype q8_0 --outfile model.gguf
+    llama-server -m model.gguf --mmproj mmproj.gguf -c 8192 -np 8 --port 8080
+    python -m bench --url http://127.0.0.1:8080 --name llama-cpp-q8_0 --bits 8
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from bench.record import WORK
+from bench.serving.contender import Contender, Unavailable
+
+__all__ = ["contenders"]
+
+
+def contenders(checkpoint: Path) -> list[Contender]:
+    del checkpoint  # converted by hand, see above
+    return [_contender(kind, bits) for kind, bits in (("q8_0", 8), ("q4_0", 4))]
+
+
+def _contender(kind: str, bits: int) -> Contender:
+    model, tower = WORK / f"llama-cpp-{kind}.gguf", WORK / "llama-cpp-mmproj.gguf"
+
+    def prepare() -> None:
+        if shutil.which("llama-server") is None:
+            raise Unavailable("there is no llama-server on the PATH: build llama.cpp")
+        if not (model.is_file() and tower.is_file()):
+            raise Unavailable(f"{model.name} and {tower.name} are not in bench/work: convert the checkpoint")
+
+    return Contender(
+        name=f"llama-cpp-{kind}",
+        title=f"llama.cpp server, {kind.upper()}",
+        bits=bits,
+        command=lambda port: [
+            *("llama-server", "-m", str(model), "--mmproj", str(tower)),
+            *("-c", "8192", "-np", "8", "--host", "127.0.0.1", "--port", str(port)),
+        ],
+        prepare=prepare,
+    )

@@ -1,0 +1,61 @@
+"""OpenVINO GenAI with 8- and 4-bit weights, its continuous batching behind a small server of ours.
+
+Its own server, OVMS, is not on PyPI. The checkpoint is converted by optimum-intel, which takes some minutes
+and some gigabytes once.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+from bench.record import WORK
+from bench.serving.contender import Contender
+from bench.serving.peers.environment import cpu_torch, ensure_environment, installed, run_or_unavailable
+
+__all__ = ["contenders"]
+
+_NAME = "openvino"
+_REQUIREMENTS = ("openvino-genai", "optimum-intel", "pillow")
+_SERVER = Path(__file__).with_name("openvino_server.py")
+_WEIGHTS = {8: ["int8"], 4: ["int4", "--sym", "--group-size", "128", "--ratio", "1.0"]}
+
+
+def contenders(checkpoint: Path) -> list[Contender]:
+    return [_contender(checkpoint, bits) for bits in _WEIGHTS]
+
+
+def _contender(checkpoint: Path, bits: int) -> Contender:
+    folder = WORK / f"openvino-{checkpoint.name}-int{bits}"
+    python = WORK / f"venv-{_NAME}" / "bin" / "python"
+
+    def prepare() -> None:
+        # torchvision comes along built for CUDA, which a torch without CUDA cannot import.
+        ensure_environment(_NAME, (cpu_torch(), *_REQUIREMENTS), without=["torchvision"])
+        _convert(checkpoint, folder, _WEIGHTS[bits])
+
+    return Contender(
+        name=f"openvino-int{bits}",
+        title=f"OpenVINO GenAI, int{bits}",
+        bits=bits,
+        command=lambda port: [str(python), str(_SERVER), str(folder), str(port)],
+        model="openvino",
+        prepare=prepare,
+        packages=partial(installed, _NAME, ("openvino", "openvino-genai", "optimum-intel", "nncf")),
+    )
+
+
+def _convert(checkpoint: Path, folder: Path, weights: list[str]) -> None:
+    done = folder / ".complete"
+    if done.is_file():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    program = WORK / f"venv-{_NAME}" / "bin" / "optimum-cli"
+    source = ["--model", str(checkpoint), "--task", "image-text-to-text"]
+    run_or_unavailable(
+        [str(program), "export", "openvino", *source, "--weight-format", *weights, str(folder)]
+    )
+    # Where GenAI looks for the pictures' size; optimum-intel may leave it out.
+    shutil.copy(checkpoint / "preprocessor_config.json", folder)
+    done.touch()

@@ -1,0 +1,41 @@
+"""transformers' own server (``transformers serve``), bf16.
+
+Models with pictures are outside its continuous batching (``transformers/cli/serving/``), so requests are
+generated one after the other. It takes no ``ignore_eos``; a model with random weights hardly ever stops.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.record import WORK
+from bench.serving.contender import Contender
+from bench.serving.peers.environment import cpu_torch, ensure_environment, installed
+
+__all__ = ["contenders"]
+
+_NAME = "transformers"
+_REQUIREMENTS = ("transformers[serving]>=5.17", "accelerate", "pillow")
+
+
+def contenders(checkpoint: Path) -> list[Contender]:
+    def prepare() -> None:
+        ensure_environment(_NAME, (cpu_torch(), *_REQUIREMENTS))
+
+    def command(port: int) -> list[str]:
+        program = str(WORK / f"venv-{_NAME}" / "bin" / "transformers")
+        options = ["--device", "cpu", "--dtype", "bfloat16", "--host", "127.0.0.1", "--port", str(port)]
+        return [program, "serve", str(checkpoint), *options]
+
+    return [
+        Contender(
+            name="transformers-bf16",
+            title="transformers serve, bf16",
+            bits=16,
+            command=command,
+            model=str(checkpoint),
+            prepare=prepare,
+            environment={"HF_HUB_OFFLINE": "1"},
+            packages=lambda: installed(_NAME, ("transformers", "torch")),
+        )
+    ]

@@ -1,0 +1,55 @@
+"""The records of one comparison as a picture: a panel a figure, a bar a contender, a mark for the limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from bench.serving.table import COLUMNS, read_records, value
+
+__all__ = ["plot_serving"]
+
+_OURS, _OTHERS, _LIMIT = "#1769aa", "#b0b7bf", "#c2410c"
+
+
+def plot_serving(folder: Path, target: Path) -> Path:
+    """Draw the records in ``folder`` into ``target``."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = [record for record in read_records(folder) if "why_not" not in record["results"]][::-1]
+    figure, axes = pyplot.subplots(
+        1, len(COLUMNS), figsize=(3.1 * len(COLUMNS) + 1.5, 1.2 + 0.42 * len(records)), sharey=True
+    )
+    for axis, column in zip(axes, COLUMNS, strict=True):
+        _panel(axis, records, column)
+    axes[0].set_yticks(range(len(records)), [record["results"]["title"] for record in records])
+    figure.suptitle("LLaVA-1.5 with a 1.3 B decoder; the mark is the machine's limit", fontsize=10)
+    figure.tight_layout()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110)
+    pyplot.close(figure)
+    return target
+
+
+def _panel(
+    axis: Any, records: list[dict[str, Any]], column: tuple[str, str, tuple[str, ...], str, str, int]
+) -> None:
+    title, workload, path, limit, unit, digits = column
+    factor = 1e3 if unit == "ms" else 1
+    is_better_low = unit != "tok/s"
+    for row, record in enumerate(records):
+        results = record["results"]
+        found = value(results, workload, path)
+        if found is None:
+            continue
+        is_ours = record["name"].startswith("llava-serve")
+        axis.barh(row, found * factor, color=_OURS if is_ours else _OTHERS, height=0.62)
+        axis.text(found * factor, row, f" {found * factor:.{digits}f}", va="center", fontsize=8)
+        axis.plot([results["limits"][limit] * factor] * 2, [row - 0.36, row + 0.36], color=_LIMIT, lw=2)
+    axis.set_title(f"{title}\n{unit}, {'less' if is_better_low else 'more'} is better", fontsize=9)
+    axis.margins(x=0.16)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)

@@ -1,0 +1,82 @@
+"""What every contender is asked to do, and how it is put to it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llava_cli.bench import Pictures, Plan, Run, run_load, summarize
+
+__all__ = ["AT_ONCE", "COMMON_TOKENS", "OUTPUT_TOKENS", "PROMPT_TOKENS", "WORKLOADS", "Workload", "measure"]
+
+AT_ONCE = 8
+OUTPUT_TOKENS = 32
+PROMPT_TOKENS = 641  # with a picture, about: a question's number has one to three digits
+COMMON_TOKENS = 33  # at the beginning of every prompt: the system sentence
+_TIMEOUT_S = 1800.0
+_BASE = Plan(max_tokens=OUTPUT_TOKENS, num_words=20, width=640, height=480)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """``quick`` is the same with less of it, to see that everything works."""
+
+    title: str
+    plan: Plan
+
+    def as_taken(self, ignore_eos: bool) -> Workload:
+        """For a server of which is known whether it takes the field."""
+        return replace(self, plan=replace(self.plan, ignore_eos=ignore_eos))
+
+    def quick(self) -> Workload:
+        at_once = min(self.plan.concurrency or 1, 2)
+        return replace(
+            self,
+            plan=replace(
+                self.plan,
+                num_requests=at_once,
+                concurrency=at_once,
+                max_tokens=4,
+                num_turns=min(self.plan.num_turns, 2),
+            ),
+        )
+
+
+WORKLOADS = {
+    "new": Workload("alone, a new picture", replace(_BASE, num_requests=3, seed=1)),
+    "new8": Workload("8 at once, new pictures", replace(_BASE, num_requests=8, concurrency=AT_ONCE, seed=2)),
+    "same8": Workload(
+        "8 at once, one picture",
+        replace(_BASE, num_requests=8, concurrency=AT_ONCE, pictures=Pictures.SAME, seed=3),
+    ),
+    "text": Workload("alone, text only", replace(_BASE, num_requests=3, pictures=Pictures.NONE, seed=4)),
+    "talk": Workload("a talk of 5 turns", replace(_BASE, num_requests=1, num_turns=5, seed=5)),
+}
+
+
+def measure(url: str, model: str | None, workload: Workload, *, is_first: bool) -> dict[str, Any]:
+    """The summary, and each request's own figures without gaps. A server's first workload warms it up."""
+    load = run_load(workload.plan, url, model=model, timeout_s=_TIMEOUT_S, is_warming_up=is_first)
+    run = asyncio.run(load)
+    return {
+        "ignore_eos": run.plan.ignore_eos,
+        "title": workload.title,
+        **summarize(run),
+        "requests": [_brief(run, i) for i in range(len(run.samples))],
+    }
+
+
+def _brief(run: Run, index: int) -> dict[str, Any]:
+    sample = run.samples[index]
+    return {
+        "turn": sample.turn,
+        "ttft_s": sample.ttft_s,
+        "tpot_s": sample.tpot_s,
+        "total_s": sample.total_s,
+        "num_tokens": sample.num_tokens,
+        "prompt_tokens": sample.prompt_tokens,
+        "cached_tokens": sample.cached_tokens,
+        "error": sample.error,
+        "message": sample.message,
+    }

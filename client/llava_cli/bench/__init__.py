@@ -1,0 +1,15 @@
+"""A load for any OpenAI-style chat server with pictures, and what it measures (``llava-serve bench``).
+
+plan = Plan(num_requests=64, concurrency=8, pictures=Pictures.NEW)
+run = asyncio.run(run_load(plan, "http://127.0.0.1:8000"))
+print(summarize(run)["ttft_s"]["p50"])
+"""
+
+from __future__ import annotations
+
+from llava_cli.bench.load_generator import Run, run_load
+from llava_cli.bench.plan import Pictures, Plan
+from llava_cli.bench.sample import Sample
+from llava_cli.bench.summary import percentile, summarize
+
+__all__ = ["Pictures", "Plan", "Run", "Sample", "percentile", "run_load", "summarize"]

@@ -1,0 +1,87 @@
+"""What a load consists of, as data, and the questions that follow from it. Pure: sends nothing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from llava_client.chat_request import user_message
+
+from llava_cli.bench.pictures import PictureMaker
+from llava_cli.bench.prompts import WORDS
+
+__all__ = ["Pictures", "Plan", "Talk", "talks"]
+
+
+class Pictures(str, Enum):
+    """Which pictures go with the questions: one of its own with each, one for all, or none."""
+
+    NEW = "new"
+    SAME = "same"
+    NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A load. It ends after ``num_requests`` talks, or starts none after ``duration_s``; None: no such limit.
+
+    Without ``rate``, ``concurrency`` talks go on at any time, and one that ends makes room for the next. With
+    ``rate`` (talks a second) they arrive at random moments, whether earlier ones have ended or not, and
+    ``concurrency`` (None: any number) is the most that are let in at once; the wait counts.
+
+    A talk is ``num_turns`` questions, each with the answers before it; its picture goes with the first.
+    ``ignore_eos`` asks for answers of exactly ``max_tokens``; not every server takes the field.
+    """
+
+    num_requests: int | None = 32
+    duration_s: float | None = None
+    concurrency: int | None = 1
+    rate: float | None = None
+    pictures: Pictures = Pictures.NEW
+    width: int = 640  # pixels
+    height: int = 480
+    num_words: int = 24  # of each question
+    max_tokens: int = 64
+    num_turns: int = 1
+    ignore_eos: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_requests is None and self.duration_s is None:
+            raise ValueError("a load without an end: give num_requests or duration_s")
+        if self.rate is None and self.concurrency is None:
+            raise ValueError("all at once or one by one? give concurrency, rate or both")
+
+
+@dataclass(frozen=True)
+class Talk:
+    """The questions of one talk, and the picture (a PNG file) of the first."""
+
+    number: int
+    questions: tuple[str, ...]
+    picture: bytes | None
+
+    def turn(self, index: int) -> dict[str, Any]:
+        """The message that asks question ``index``."""
+        return user_message(self.questions[index], self.picture if index == 0 else None)
+
+
+def talks(plan: Plan) -> Iterator[Talk]:
+    """First one to warm up with, numbered 0, then endlessly those that are measured. No two are alike."""
+    maker = None if plan.pictures is Pictures.NONE else PictureMaker(plan.width, plan.height)
+    number = 0
+    while True:
+        rng = random.Random(f"{plan.seed}/{number}")
+        questions = tuple(_question(rng, plan.num_words, number) for _ in range(plan.num_turns))
+        is_shared = plan.pictures is Pictures.SAME and number > 0
+        picture_seed = random.Random(f"{plan.seed}/picture/{1 if is_shared else number}").getrandbits(64)
+        yield Talk(number, questions, maker.picture(picture_seed) if maker else None)
+        number += 1
+
+
+def _question(rng: random.Random, num_words: int, number: int) -> str:
+    """The number last: the questions differ, but not from the start, as real ones."""
+    return " ".join(rng.choices(WORDS, k=num_words)) + f" ({number})?"

@@ -1,0 +1,83 @@
+"""Numbers from samples. Pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from llava_cli.bench.load_generator import Run
+from llava_cli.bench.sample import Sample
+
+__all__ = ["PERCENTILES", "distribution", "percentile", "summarize"]
+
+PERCENTILES = (50, 90, 95, 99)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The ``percent`` percentile, linear between neighbours as numpy's. Raises ValueError if empty."""
+    if not values:
+        raise ValueError("no values, no percentile")
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def distribution(values: Iterable[float | None]) -> dict[str, float] | None:
+    """Mean, least, greatest and percentiles; None where there is nothing to tell of."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    told = {f"p{percent}": percentile(known, percent) for percent in PERCENTILES}
+    return {
+        **told,
+        "mean": sum(known) / len(known),
+        "min": min(known),
+        "max": max(known),
+        "count": len(known),
+    }
+
+
+def summarize(
+    run: Run, *, slo_ttft_s: float | None = None, slo_tpot_s: float | None = None
+) -> dict[str, Any]:
+    """What ``--out`` calls "summary"; times in seconds.
+
+    ``goodput`` is the share of all requests that were answered and met the objectives (service level
+    objectives, the longest times allowed), and those a second. Failed requests count in nothing but
+    ``errors`` and the goodput's denominator.
+    """
+    complete = [sample for sample in run.samples if sample.is_complete]
+    num_good = sum(_is_good(sample, slo_ttft_s, slo_tpot_s) for sample in complete)
+    num_tokens = sum(sample.num_tokens for sample in complete)
+    wall_s = max(run.wall_s, 1e-9)
+    return {
+        "num_requests": len(run.samples),
+        "num_complete": len(complete),
+        "wall_s": run.wall_s,
+        "requests_per_s": len(complete) / wall_s,
+        "output_tokens_per_s": num_tokens / wall_s,
+        "output_tokens": num_tokens,
+        "prompt_tokens": distribution(sample.prompt_tokens for sample in complete),
+        "cached_tokens": sum(sample.cached_tokens or 0 for sample in complete),
+        "ttft_s": distribution(sample.ttft_s for sample in complete),
+        "tpot_s": distribution(sample.tpot_s for sample in complete),
+        "gap_s": distribution(gap for sample in complete for gap in sample.gaps_s),
+        "total_s": distribution(sample.total_s for sample in complete),
+        "goodput": {
+            "slo_ttft_s": slo_ttft_s,
+            "slo_tpot_s": slo_tpot_s,
+            "share": num_good / len(run.samples) if run.samples else 0.0,
+            "requests_per_s": num_good / wall_s,
+        },
+        "errors": dict(Counter(sample.error for sample in run.samples if sample.error is not None)),
+    }
+
+
+def _is_good(sample: Sample, slo_ttft_s: float | None, slo_tpot_s: float | None) -> bool:
+    is_soon = slo_ttft_s is None or (sample.ttft_s is not None and sample.ttft_s <= slo_ttft_s)
+    is_steady = slo_tpot_s is None or sample.tpot_s is None or sample.tpot_s <= slo_tpot_s
+    return is_soon and is_steady

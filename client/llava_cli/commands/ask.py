@@ -1,0 +1,94 @@
+"""``llava-serve ask PHOTO... "QUESTION"``: one question, its answer on stdout as it comes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from llava_client.chat_request import ChatOptions
+from llava_client.client import Client
+from llava_client.errors import ImageError
+from llava_client.images import ImageInput, image_url
+
+from llava_cli.exit_codes import reporting
+from llava_cli.options import (
+    ApiKey,
+    BaseUrl,
+    Choice,
+    Format,
+    JsonSchema,
+    MaxTokens,
+    ModelName,
+    Regex,
+    Seed,
+    System,
+    Temperature,
+    schema_format,
+)
+from llava_cli.printing import print_delta
+
+__all__ = ["ask"]
+
+
+def ask(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar='[PHOTO]... "QUESTION"',
+            help="Pictures (paths, URLs, - for stdin), then the question.",
+            show_default=False,
+        ),
+    ],
+    model: ModelName = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    system: System = None,
+    format: Format = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: Choice = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole answer as one JSON object.")
+    ] = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Ask a question about one or more pictures, or about none."""
+    *photos, question = words
+    options: ChatOptions = {
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "system": system,
+        "format": format,
+        "response_format": schema_format(json_schema),
+        "guided_regex": regex,
+        "guided_choice": choice,
+    }
+    with reporting(), Client(base_url, api_key) as client:
+        images: list[ImageInput] = [_picture(photo, question) for photo in photos]
+        if as_json:
+            typer.echo(client.chat(question, image=images, **options).model_dump_json(indent=2))
+        else:
+            _print_stream(client, question, images, options)
+
+
+def _print_stream(client: Client, question: str, images: list[ImageInput], options: ChatOptions) -> None:
+    with client.stream(question, image=images, **options) as stream:
+        for delta in stream:
+            print_delta(delta)
+        typer.echo()
+        if stream.finish_reason == "length":
+            typer.echo("llava-serve: the answer is cut at its longest length: raise --max-tokens", err=True)
+
+
+def _picture(photo: str, question: str) -> str:
+    """The picture as a URL, with a hint for the commonest slip: the question in front."""
+    try:
+        return image_url(sys.stdin.buffer.read() if photo == "-" else photo)
+    except ImageError as exc:
+        hint = f" (the question comes last; {question!r} was taken for it)" if " " in photo else ""
+        raise ImageError(f"{exc}{hint}") from exc

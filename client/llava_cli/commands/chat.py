@@ -1,0 +1,133 @@
+"""``llava-serve chat [PHOTO]``: a talk of several turns in the terminal.
+
+Ctrl-C stops an answer, not the program; what was seen of it stays in the talk. Without a terminal the
+questions are the lines of stdin and only answers are printed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from llava_client.client import Client
+from llava_client.conversation import Conversation
+from llava_client.errors import ImageError, LlavaError
+from llava_client.images import image_url
+
+from llava_cli.exit_codes import exit_code, reporting
+from llava_cli.options import ApiKey, BaseUrl, Format, MaxTokens, ModelName, System, Temperature
+from llava_cli.printing import print_delta, safe
+
+__all__ = ["chat"]
+
+_HELP = """/image PATH   show another picture with the next question
+/reset        forget the talk
+/quit         leave (Ctrl-D too)
+Ctrl-C        stop the answer"""
+
+
+def chat(
+    photo: Annotated[str | None, typer.Argument(help="A picture to talk about: a path or a URL.")] = None,
+    model: ModelName = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    system: System = None,
+    format: Format = None,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Talk about pictures, turn by turn."""
+    with reporting(), Client(base_url, api_key) as client:
+        conversation = client.conversation(
+            image=image_url(photo) if photo else None,
+            model=model,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            system=system,
+            format=format,
+        )
+        code = _Talk(conversation, is_terminal=sys.stdin.isatty() and sys.stdout.isatty()).run()
+    if code:
+        raise typer.Exit(code)
+
+
+class _Talk:
+    """The loop of questions. In a terminal a failed question is reported and the talk goes on; without one
+    nobody could react, so it ends the program."""
+
+    def __init__(self, conversation: Conversation, *, is_terminal: bool) -> None:
+        self._conversation = conversation
+        self._is_terminal = is_terminal
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/image": self._show_image,
+            "/reset": self._reset,
+            "/help": lambda _: typer.echo(_HELP),
+        }
+
+    def run(self) -> int:
+        """Ask until /quit or the end of input; gives the exit code."""
+        if self._is_terminal:
+            import readline  # noqa: F401  gives input() a line editor and a history
+
+            typer.echo("/image PATH, /reset, /quit, /help")
+        while (line := self._read()) is not None:
+            failure = self._try(line)
+            if failure and not self._is_terminal:
+                return exit_code(failure)
+        return 0
+
+    def _try(self, line: str) -> LlavaError | None:
+        """Do what ``line`` says; what went wrong is told and given back."""
+        try:
+            self._take(line)
+        except LlavaError as exc:
+            typer.echo(f"llava-serve: {safe(str(exc))}", err=True)
+            return exc
+        return None
+
+    def _read(self) -> str | None:
+        """The next line with something on it; None to leave."""
+        while True:
+            try:
+                line = input("you> " if self._is_terminal else "").strip()
+            except EOFError:
+                return None
+            except KeyboardInterrupt:
+                if not self._is_terminal:
+                    raise
+                typer.echo("\n/quit or Ctrl-D leaves")
+                continue
+            if line == "/quit":
+                return None
+            if line:
+                return line
+
+    def _take(self, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        if word in self._commands:
+            self._commands[word](rest.strip())
+        elif word.startswith("/"):
+            typer.echo(f"{word} is no command:\n{_HELP}", err=True)
+        else:
+            self._answer(line)
+
+    def _answer(self, question: str) -> None:
+        try:
+            with self._conversation.stream(question) as stream:
+                for delta in stream:
+                    print_delta(delta)
+        except KeyboardInterrupt:
+            if not self._is_terminal:
+                raise
+            typer.echo(" [stopped]", nl=False)
+        typer.echo()
+
+    def _show_image(self, path: str) -> None:
+        if not path:
+            raise ImageError("/image needs a path or a URL after it")
+        self._conversation.show(image_url(path))
+
+    def _reset(self, _: str) -> None:
+        self._conversation.reset()

@@ -1,0 +1,30 @@
+"""``llava-serve models``: what the server can be asked for."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from llava_client.client import Client
+
+from llava_cli.exit_codes import reporting
+from llava_cli.options import ApiKey, BaseUrl
+
+__all__ = ["models"]
+
+
+def models(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all that the server says about them.")
+    ] = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+) -> None:
+    """List the models, one name a line."""
+    with reporting(), Client(base_url, api_key) as client:
+        found = client.models()
+        if as_json:
+            typer.echo(json.dumps([model.model_dump() for model in found], indent=2))
+        else:
+            typer.echo("\n".join(model.id for model in found), nl=bool(found))

@@ -1,0 +1,85 @@
+"""How a command fails: one line on stderr and an exit code that a script can rely on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import typer
+from llava_client.errors import (
+    APIConnectionError,
+    AuthenticationError,
+    ConfigurationError,
+    ImageError,
+    LlavaError,
+    PermissionDeniedError,
+    RateLimitError,
+    ServiceUnavailableError,
+)
+
+from llava_cli.printing import safe
+
+__all__ = [
+    "EXIT_AUTH",
+    "EXIT_BUSY",
+    "EXIT_CODES",
+    "EXIT_FAILED",
+    "EXIT_INTERRUPTED",
+    "EXIT_UNREACHABLE",
+    "EXIT_USAGE",
+    "fail",
+    "reporting",
+]
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+EXIT_AUTH = 4
+EXIT_BUSY = 5
+EXIT_INTERRUPTED = 130
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 failed; 2 wrong usage or an unreadable picture; 3 no connection, or it broke; "
+    "4 API key missing or refused; 5 busy, try later; 130 stopped by Ctrl-C."
+)
+
+# First match wins, so a subclass stands before its base.
+_CODES: tuple[tuple[type[LlavaError], int], ...] = (
+    (ConfigurationError, EXIT_USAGE),
+    (ImageError, EXIT_USAGE),
+    (APIConnectionError, EXIT_UNREACHABLE),
+    (AuthenticationError, EXIT_AUTH),
+    (PermissionDeniedError, EXIT_AUTH),
+    (RateLimitError, EXIT_BUSY),
+    (ServiceUnavailableError, EXIT_BUSY),
+)
+
+
+def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
+    """Say why in one line and end the command."""
+    typer.echo(f"llava-serve: {safe(' '.join(message.split()))}", err=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Turn what a command may raise into its line and its exit code."""
+    try:
+        yield
+    except LlavaError as exc:
+        fail(str(exc), exit_code(exc))
+    except KeyboardInterrupt:
+        typer.echo(err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:
+        # `ask ... | head -1`: the reader has enough. Python would complain when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(EXIT_FAILED) from None
+
+
+def exit_code(error: LlavaError) -> int:
+    """The documented exit code of ``error``."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), EXIT_FAILED)

@@ -1,0 +1,1 @@
+"""``llava-serve up``: Redis, a controller and workers on one machine."""

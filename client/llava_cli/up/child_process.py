@@ -1,0 +1,143 @@
+"""One child process of ``llava-serve up``: its start, its last lines, its end.
+
+It runs in a session of its own, so that Ctrl-C in the terminal reaches only the parent, which then stops the
+children in order; and behind ``parent_death_signal``, so that it does not outlive the parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+__all__ = ["Child", "Program", "describe_exit"]
+
+_TETHER = str(Path(__file__).with_name("parent_death_signal.py"))
+_TAIL_LINES = 20
+_READ_BYTES = 1 << 16
+_LAST_LINES_S = 1.0  # a program in a session of its own may hold the pipe: what is there comes at once
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to run. ``stop_grace_s`` is how long it may take to end after SIGTERM; ``socket_path`` is where
+    it listens once it is ready for those who are started after it."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(repr=False)  # holds the Redis URL and API keys
+    stop_grace_s: float = 10.0
+    socket_path: Path | None = None
+
+
+class Child:
+    """A running program. ``on_line(name, line)`` gets what it prints; ``tail`` keeps the last of it."""
+
+    def __init__(self, program: Program, on_line: Callable[[str, str], None]) -> None:
+        self.program = program
+        self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._on_line = on_line
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start it (again). Call from the main thread: the death signal is tied to the thread that starts."""
+        await self.aclose()
+        # A pipe of our own: with asyncio's, a process counts as running for as long as anyone holds its pipe.
+        read_end, write_end = os.pipe()
+        pipe = os.fdopen(read_end, "rb", buffering=0)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", _TETHER, str(os.getpid())),
+                *self.program.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=write_end,
+                stderr=asyncio.subprocess.STDOUT,
+                env=dict(self.program.environment),
+                start_new_session=True,
+            )
+        except BaseException:
+            pipe.close()
+            raise
+        finally:
+            os.close(write_end)
+        self._reader = asyncio.create_task(self._read_lines(pipe))
+
+    async def wait(self) -> int:
+        """Its exit status once it has ended and its last line was read; negative for a signal.
+
+        What it started and left behind is killed: it would hold memory, a port or our pipe.
+        """
+        process, reader = self._running()
+        status = await process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await asyncio.wait([reader], timeout=_LAST_LINES_S)
+        return status
+
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """SIGTERM, and SIGKILL to all that it started when its grace is over or ``hurry`` is set."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        process, _ = self._running()
+        with suppress(ProcessLookupError):
+            process.terminate()
+        ended, hurried = asyncio.create_task(self.wait()), asyncio.create_task(hurry.wait())
+        await asyncio.wait(
+            [ended, hurried], timeout=self.program.stop_grace_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        hurried.cancel()
+        if not ended.done():
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        await ended
+
+    async def aclose(self) -> None:
+        """Let go of the pipe of a process that has ended."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    def _running(self) -> tuple[asyncio.subprocess.Process, asyncio.Task[None]]:
+        assert self._process is not None and self._reader is not None, "start() comes first"
+        return self._process, self._reader
+
+    async def _read_lines(self, pipe: IO[bytes]) -> None:
+        stream = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), pipe
+        )
+        try:
+            # Not readline(): a line may be longer than its limit, and a full pipe would stop the child.
+            rest = b""
+            while chunk := await stream.read(_READ_BYTES):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._take_line(line)
+                rest = rest[-_READ_BYTES:]
+            if rest:
+                self._take_line(rest)
+        finally:
+            transport.close()
+
+    def _take_line(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip()
+        self.tail.append(text)
+        self._on_line(self.program.name, text)
+
+
+def describe_exit(status: int) -> str:
+    """An exit status in words."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"

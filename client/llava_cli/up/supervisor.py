@@ -1,0 +1,121 @@
+"""Keeps the children of ``llava-serve up`` running, and stops them in order.
+
+Until ``settle`` any death is final: a program that cannot even start is not helped by starting it again.
+After it a child that dies is started again, with growing waits and a budget; when that is used up, all ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from llava_cli.up.child_process import Child, Program, describe_exit
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["ChildFailed", "RestartBudget", "Supervisor"]
+
+
+class ChildFailed(Exception):
+    """A child ended for good; ``tail`` is the last that it printed."""
+
+    def __init__(self, name: str, status: int, tail: Sequence[str], remark: str) -> None:
+        super().__init__(f"{name} {describe_exit(status)} {remark}".rstrip())
+        self.tail = tuple(tail)
+
+
+@dataclass(frozen=True)
+class RestartBudget:
+    """At most ``max_restarts`` of one child within ``window_s``; the waits double up to ``max_delay_s``."""
+
+    max_restarts: int = 5
+    window_s: float = 300.0
+    initial_delay_s: float = 0.5
+    max_delay_s: float = 15.0
+
+    def delay_s(self, num_recent: int) -> float | None:
+        """The wait before the next start after ``num_recent`` recent ones; None: the budget is used up."""
+        if num_recent >= self.max_restarts:
+            return None
+        return min(self.initial_delay_s * 2.0**num_recent, self.max_delay_s)
+
+
+class Supervisor:
+    """Owns the children, in layers: started first to last, stopped last to first. Use as a context manager.
+
+    ``hurry`` makes stopping a killing. ``on_event`` gets a sentence whenever a child is started again.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_line: Callable[[str, str], None],
+        on_event: Callable[[str], None],
+        hurry: asyncio.Event,
+        budget: RestartBudget | None = None,
+    ) -> None:
+        self._on_line = on_line
+        self._on_event = on_event
+        self._hurry = hurry
+        self._budget = budget or RestartBudget()
+        self._layers: list[list[Child]] = []
+        self._keepers: list[asyncio.Task[None]] = []
+        self._is_settled = False
+        self._failure: asyncio.Future[ChildFailed] = asyncio.get_running_loop().create_future()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for keeper in self._keepers:  # first, or they would start again what is stopped here
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        for layer in reversed(self._layers):
+            await asyncio.gather(*(child.stop(self._hurry) for child in layer))
+        for layer in self._layers:
+            await asyncio.gather(*(child.aclose() for child in layer))
+
+    async def start(self, layer: Sequence[Program]) -> None:
+        """Start the programs of one layer; does not wait until they are ready for work."""
+        children = [Child(program, self._on_line) for program in layer]
+        self._layers.append(children)
+        for child in children:
+            await child.start()
+            self._keepers.append(asyncio.create_task(self._keep(child)))
+
+    def settle(self) -> None:
+        """All is up: from now on a death is repaired."""
+        self._is_settled = True
+
+    async def watch(self) -> None:
+        """Never returns. Raises ChildFailed when a child has ended for good."""
+        raise await asyncio.shield(self._failure)
+
+    async def _keep(self, child: Child) -> None:
+        loop = asyncio.get_running_loop()
+        restarts: deque[float] = deque()
+        while True:
+            status = await child.wait()
+            while restarts and restarts[0] < loop.time() - self._budget.window_s:
+                restarts.popleft()
+            delay_s = self._budget.delay_s(len(restarts)) if self._is_settled else None
+            if delay_s is None:
+                self._give_up(child, status, num_restarts=len(restarts))
+                return
+            name = child.program.name
+            self._on_event(f"{name} {describe_exit(status)}; starting it again in {delay_s:g} s")
+            await asyncio.sleep(delay_s)
+            restarts.append(loop.time())
+            await child.start()
+
+    def _give_up(self, child: Child, status: int, *, num_restarts: int) -> None:
+        remark = f"after {num_restarts} restarts" if self._is_settled else "before it was ready"
+        if not self._failure.done():
+            self._failure.set_result(ChildFailed(child.program.name, status, child.tail, remark))

@@ -1,0 +1,189 @@
+"""``llava-serve up``: a queue, a server and workers on this machine, started, watched and stopped together.
+
+    check the extras, the port, the Redis  ->  plan  ->  start [redis] [workers] [server]
+    ->  wait for /readyz  ->  panel  ->  watch until Ctrl-C or SIGTERM  ->  stop [server] [workers] [redis]
+
+A second Ctrl-C kills what has not ended yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Coroutine
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx2
+import typer
+from llava_client.async_client import AsyncClient
+from llava_client.errors import LlavaError
+
+from llava_cli.exit_codes import EXIT_USAGE, fail, reporting
+from llava_cli.extras import install_line, missing_modules
+from llava_cli.up.child_process import Program
+from llava_cli.up.gpus import GpusUnavailable, choose_gpus
+from llava_cli.up.plan import Plan
+from llava_cli.up.port import PortUnavailable, check_port
+from llava_cli.up.redis_process import NoRedis, private_redis
+from llava_cli.up.screen import Screen
+from llava_cli.up.supervisor import ChildFailed, Supervisor
+
+__all__ = ["up"]
+
+_POLL_S = 0.1
+
+
+def up(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="'tiny' (bundled), a folder, a hub name, or 'echo'.")
+    ] = "tiny",
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, ...: as the worker takes it.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    gpus: Annotated[
+        str | None, typer.Option(help="A worker for each of these GPUs: 'all', or as in '0,1'.")
+    ] = None,
+    served_model_name: Annotated[str | None, typer.Option(help="What requests call the model.")] = None,
+    host: Annotated[str, typer.Option(help="Another than loopback asks for an API key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    redis_url: Annotated[
+        str | None, typer.Option(envvar="LLAVA_REDIS_URL", help="Else a private one is started.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the processes print.")] = False,
+) -> None:
+    """Start everything on this machine and show where it is."""
+    _check_extras(model)
+    screen = Screen(is_verbose=verbose)
+    with reporting(), ExitStack() as stack:
+        try:
+            chosen = _choose_gpus(gpus, workers, device)
+            plan = Plan(
+                model=model,
+                served_model_name=served_model_name,
+                num_workers=len(chosen) or workers,
+                precision=precision,
+                device="cuda" if chosen else device,
+                gpus=chosen,
+                host=host,
+                port=check_port(host, port),
+                made_key=Plan.key_for(host, os.environ),
+            )
+            layers = _layers(plan, redis_url, stack)
+            asyncio.run(run(plan, layers, screen))
+        except (PortUnavailable, NoRedis, GpusUnavailable) as exc:
+            fail(str(exc), EXIT_USAGE)
+        except ChildFailed as exc:
+            screen.tail(exc.tail)
+            fail(str(exc))
+
+
+async def run(plan: Plan, layers: list[list[Program]], screen: Screen) -> None:
+    """Start, show, watch, stop. Returns when asked to stop; raises ChildFailed."""
+    asked, hurry = asyncio.Event(), asyncio.Event()
+    _listen_for_signals(asked, hurry)
+    async with Supervisor(on_line=screen.line, on_event=screen.say, hurry=hurry) as supervisor:
+        with screen.waiting(f"starting {plan.model} with {plan.num_workers} worker(s)"):
+            await _first(asked.wait(), supervisor.watch(), _bring_up(supervisor, layers, plan.base_url))
+        if not asked.is_set():
+            supervisor.settle()
+            screen.ready(plan, await _served_name(plan))
+            await _first(asked.wait(), supervisor.watch())
+        screen.say("stopping; Ctrl-C again kills")
+
+
+def _check_extras(model: str) -> None:
+    missing = {extra: missing_modules(extra, model=model) for extra in ("server", "worker")}
+    lacking = [extra for extra, modules in missing.items() if modules]
+    if lacking:
+        names = ", ".join(sorted({name for modules in missing.values() for name in modules}))
+        fail(f"`up` needs {names}: {install_line(*lacking)}", EXIT_USAGE)
+
+
+def _choose_gpus(gpus: str | None, num_workers: int, device: str) -> tuple[str, ...]:
+    """Raises GpusUnavailable."""
+    if gpus is None:
+        return ()
+    if num_workers > 1 or device != "auto":
+        raise GpusUnavailable(
+            f"--gpus {gpus} makes a worker for each GPU: leave out --workers and --device, or --gpus"
+        )
+    return choose_gpus(gpus, os.environ)
+
+
+def _layers(plan: Plan, redis_url: str | None, stack: ExitStack) -> list[list[Program]]:
+    """What to start, in order; a private Redis's folder lives as long as ``stack``. Raises NoRedis."""
+    if redis_url:
+        return [plan.workers(redis_url), [plan.server(redis_url)]]
+    redis, redis_url = stack.enter_context(private_redis())
+    return [[redis], plan.workers(redis_url), [plan.server(redis_url)]]
+
+
+def _listen_for_signals(asked: asyncio.Event, hurry: asyncio.Event) -> None:
+    """The first signal asks to stop, the second to hurry. SIGHUP is the terminal being closed; under nohup it
+    is ignored, and stays so."""
+
+    def on_signal() -> None:
+        (hurry if asked.is_set() else asked).set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, on_signal)
+
+
+async def _first(*coroutines: Coroutine[Any, Any, object]) -> None:
+    """Wait until one ends, stop the others, and raise what it raised."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+async def _bring_up(supervisor: Supervisor, layers: list[list[Program]], base_url: str) -> None:
+    for layer in layers:
+        await supervisor.start(layer)
+        for program in layer:
+            if program.socket_path is not None:
+                await _until_listening(program.socket_path)
+    await _until_ready(base_url)
+
+
+async def _until_listening(path: Path) -> None:
+    while True:
+        try:
+            _, writer = await asyncio.open_unix_connection(path)
+        except OSError:  # not there yet
+            await asyncio.sleep(_POLL_S)
+            continue
+        writer.close()
+        await writer.wait_closed()
+        return
+
+
+async def _until_ready(base_url: str) -> None:
+    """Returns when the server says that it can answer, which means that a worker can."""
+    async with httpx2.AsyncClient(trust_env=False, timeout=2.0) as http:
+        while True:
+            try:
+                if (await http.get(f"{base_url}/readyz")).is_success:
+                    return
+            except httpx2.RequestError:  # not listening yet
+                pass
+            await asyncio.sleep(_POLL_S)
+
+
+async def _served_name(plan: Plan) -> str:
+    """What requests call the model; the server knows best, if it lets us ask."""
+    try:
+        async with AsyncClient(plan.base_url, plan.made_key, timeout=5.0, max_retries=0) as client:
+            models = await client.models()
+    except LlavaError:
+        models = []
+    return models[0].id if models else plan.served_model_name or plan.model

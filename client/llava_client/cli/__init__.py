@@ -1,7 +1,0 @@
-"""The ``llava-serve`` command. ``main`` is its entry point; ``app`` is the tree of subcommands."""
-
-from __future__ import annotations
-
-from .app import app, main
-
-__all__ = ["app", "main"]

@@ -1,0 +1,72 @@
+"""Complete HTTP responses as values or errors. Pure: whoever owns the connection has read the body."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import httpx2
+from pydantic import BaseModel, ValidationError
+
+from llava_client.errors import APIError, status_error
+from llava_client.types import Answer, ChatCompletion, EmbeddingList, Embeddings, Model, ModelList
+
+__all__ = ["parsed", "read_answer", "read_default_model", "read_embeddings", "read_models", "succeeded"]
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def read_answer(response: httpx2.Response) -> Answer:
+    """The answer of a chat completion. Raises APIError."""
+    completion = parsed(response, ChatCompletion)
+    choices = [choice.choice() for choice in sorted(completion.choices, key=lambda choice: choice.index)]
+    return Answer(
+        text=choices[0].text,
+        finish_reason=choices[0].finish_reason,
+        usage=completion.usage,
+        choices=tuple(choices),
+        id=completion.id,
+        model=completion.model,
+        request_id=response.headers.get("x-request-id"),
+    )
+
+
+def read_models(response: httpx2.Response) -> list[Model]:
+    """The models of a listing, in the server's order. Raises APIError."""
+    return parsed(response, ModelList).models()
+
+
+def read_default_model(response: httpx2.Response) -> str:
+    """The id of the first model of a listing. Raises APIError if it is empty."""
+    models = read_models(response)
+    if not models:
+        raise APIError(f"{response.url} lists no model: start a worker, or name a model with model=")
+    return models[0].id
+
+
+def read_embeddings(response: httpx2.Response) -> Embeddings:
+    """The vectors in the order of what was sent. Raises APIError."""
+    told = parsed(response, EmbeddingList)
+    return Embeddings(
+        vectors=tuple(each.vector() for each in sorted(told.data, key=lambda each: each.index)),
+        usage=told.usage,
+        model=told.model,
+        request_id=response.headers.get("x-request-id"),
+    )
+
+
+def succeeded(response: httpx2.Response) -> httpx2.Response:
+    """Itself. Raises APIStatusError."""
+    if not response.is_success:
+        raise status_error(response)
+    return response
+
+
+def parsed(response: httpx2.Response, shape: type[T]) -> T:
+    """Its body in that shape. Raises APIError."""
+    try:
+        return shape.model_validate_json(succeeded(response).content)
+    except ValidationError as exc:
+        raise APIError(
+            f"{response.url} answered with something that is no {shape.__name__}: is the base URL right?",
+            body=response.text,
+        ) from exc

@@ -1,0 +1,122 @@
+"""A request of /v1/messages in the form of a chat. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llava_server.api.anthropic.request import (
+    CountTokensRequest,
+    ImageBlock,
+    MessagesRequest,
+    ResultBlock,
+    TextBlock,
+    ToolUseBlock,
+)
+from llava_server.api.chat.request import ChatRequest
+from llava_server.api.parse import as_chat, parse_request
+
+__all__ = ["parse_count_request", "parse_messages_request"]
+
+# What a chat's fields are called here.
+_NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+def parse_messages_request(raw: bytes) -> tuple[MessagesRequest, ChatRequest]:
+    """Raises ApiError naming the field, the value and what is allowed."""
+    request = parse_request(MessagesRequest, raw)
+    sampling = {
+        "max_tokens": request.max_tokens,
+        "stop": request.stop_sequences,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+    }
+    return request, as_chat({**_form(request), **sampling}, _NAMES)
+
+
+def parse_count_request(raw: bytes) -> tuple[CountTokensRequest, ChatRequest]:
+    """Raises ApiError like ``parse_messages_request``."""
+    request = parse_request(CountTokensRequest, raw)
+    return request, as_chat(_form(request), _NAMES)
+
+
+def _form(request: CountTokensRequest) -> dict[str, Any]:
+    messages = _messages(request)
+    choice = request.tool_choice
+    form = request.output_config.format if request.output_config else None
+    return {
+        "model": request.model,
+        "messages": messages,
+        "continue_final_message": True if messages[-1]["role"] == "assistant" else None,
+        "tools": _tools(request),
+        "tool_choice": _tool_choice(request),
+        "parallel_tool_calls": not choice.disable_parallel_tool_use if choice else None,
+        "response_format": form
+        and {"type": "json_schema", "json_schema": {"name": "answer", "schema": form.schema_}},
+    }
+
+
+def _messages(request: CountTokensRequest) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    if request.system is not None:
+        messages.append({"role": "system", "content": _text(request.system)})
+    for message in request.messages:
+        content = message.content
+        blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else content
+        for block in blocks:
+            _add(messages, message.role, block)
+    return [
+        {**message, "content": None if message["content"] == [] else message["content"]}
+        for message in messages
+    ]
+
+
+def _add(messages: list[dict[str, Any]], role: str, block: Any) -> None:
+    """A block; neighbours of one role are one message, but results are messages of their own."""
+    if isinstance(block, ResultBlock):
+        text = f"{'error: ' if block.is_error else ''}{_text(block.content or '')}"
+        messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": text})
+        return
+    if not messages or messages[-1]["role"] != role:
+        messages.append({"role": role, "content": []})
+    last = messages[-1]
+    if isinstance(block, ToolUseBlock):
+        function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
+        last.setdefault("tool_calls", []).append({"id": block.id, "type": "function", "function": function})
+    elif isinstance(block, ImageBlock):
+        source = block.source
+        url = source.url if source.type == "url" else f"data:{source.media_type};base64,{source.data}"
+        last["content"].append({"type": "image_url", "image_url": {"url": url}})
+    else:
+        last["content"].append({"type": "text", "text": block.text})
+
+
+def _text(content: str | list[TextBlock]) -> str:
+    return content if isinstance(content, str) else "\n".join(block.text for block in content)
+
+
+def _tools(request: CountTokensRequest) -> list[dict[str, Any]] | None:
+    if request.tools is None:
+        return None
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": tool.input_schema,
+            },
+        }
+        for tool in request.tools
+    ]
+
+
+def _tool_choice(request: CountTokensRequest) -> Any:
+    choice = request.tool_choice
+    if choice is None:
+        return None
+    if choice.type == "tool":
+        return {"type": "function", "function": {"name": choice.name}}
+    return _CHOICES[choice.type]

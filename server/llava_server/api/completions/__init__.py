@@ -1,0 +1,1 @@
+"""The legacy Completions API: ``/v1/completions``."""

@@ -1,0 +1,128 @@
+"""The request of /v1/completions: prompts that are taken as they stand, without the model's template."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from llava_server.api.chat.request import MAX_TOKENS, SharedFields
+from llava_server.api.fields.messages import Strict
+from llava_server.api.fields.sampling import SamplingFields, TokenId, disagreement
+from llava_server.api.fields.structured_output import GrammarFields
+from llava_server.api.fields.unsupported import Refusal, only_neutral, refused
+
+__all__ = ["COMPLETION_REFUSED", "CompletionRequest"]
+
+_MAX_ANSWERS = 64
+_MAX_PROMPT_TOKENS = 1 << 20
+_DEFAULT_TOKENS = 16
+
+COMPLETION_REFUSED: dict[str, Refusal] = {
+    "suffix": Refusal(("",), "this model writes what follows a text, not what stands within one"),
+    "best_of": Refusal((1,), "use n and choose among the answers"),
+    "prompt_logprobs": Refusal((0, False), "leave it out"),
+    "add_special_tokens": Refusal((True,), "send the prompt as tokens, with those that you want"),
+    "guided_grammar": Refusal((), "use response_format with a JSON schema, guided_regex or guided_choice"),
+}
+
+
+def _prompt_kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "<text>"
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, list):
+        return "<lists>"
+    return "<tokens>" if isinstance(first, int) and not isinstance(first, bool) else "<texts>"
+
+
+Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=_MAX_PROMPT_TOKENS)]
+Prompt = Annotated[
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[str], Field(min_length=1, max_length=_MAX_ANSWERS), Tag("<texts>")]
+    | Annotated[Tokens, Tag("<tokens>")]
+    | Annotated[list[Tokens], Field(min_length=1, max_length=_MAX_ANSWERS), Tag("<lists>")],
+    Discriminator(_prompt_kind),
+]
+
+
+class CompletionRequest(Strict, SharedFields, SamplingFields, GrammarFields):
+    """Texts to be gone on with."""
+
+    prompt: Prompt = Field(
+        description="A text, a list of texts, a list of token ids, or a list of such lists; with n at most "
+        f"{_MAX_ANSWERS} answers in all. The begin mark is put before texts, and nothing else.",
+        examples=["The picture shows"],
+    )
+    max_tokens: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOKENS,
+        description=f"Tokens of an answer at most; default {_DEFAULT_TOKENS}, as OpenAI has it. 0 goes with "
+        "echo only: the prompt comes back, with logprobs how likely it is, and nothing is added.",
+        examples=[64],
+    )
+    echo: bool | None = Field(
+        None,
+        description="Begin each answer with its prompt; logprobs then tell of the prompt's tokens, too, null "
+        "for the first, and all of the prompt is computed, whatever the cache has of it.",
+        examples=[True],
+    )
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=5,
+        description="Tell each token's log-probability and those of so many likeliest ones; 0 to 5. With "
+        "echo those of the prompt, too.",
+        examples=[1],
+    )
+    suffix: Any = refused("suffix", COMPLETION_REFUSED)
+    best_of: Any = refused("best_of", COMPLETION_REFUSED)
+    prompt_logprobs: Any = refused("prompt_logprobs", COMPLETION_REFUSED)
+    add_special_tokens: Any = refused("add_special_tokens", COMPLETION_REFUSED)
+    guided_grammar: Any = refused("guided_grammar", COMPLETION_REFUSED)
+
+    @field_validator(*COMPLETION_REFUSED)
+    @classmethod
+    def _only_neutral(cls, value: Any, info: ValidationInfo) -> Any:
+        return only_neutral(value, info, COMPLETION_REFUSED)
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One for each answer, or for ``n`` of them."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [[token_id for token_id in self.prompt if isinstance(token_id, int)]]
+        return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
+
+    @property
+    def answer_limit(self) -> int:
+        """Tokens of an answer at most."""
+        return _DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives are told; None without logprobs."""
+        return self.logprobs
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> CompletionRequest:
+        num_answers = len(self.prompts) * self.num_choices
+        if num_answers > _MAX_ANSWERS:
+            raise disagreement(
+                "n",
+                f"{len(self.prompts)} prompts with {self.num_choices} answers each are {num_answers}; "
+                f"the limit is {_MAX_ANSWERS}",
+            )
+        if self.max_tokens == 0 and not self.echo:
+            raise disagreement("max_tokens", "max_tokens is 0, which goes with echo only; give 1 or more")
+        self.check_least(self.answer_limit)
+        return self

@@ -1,0 +1,1 @@
+"""The Embeddings API: ``/v1/embeddings``."""

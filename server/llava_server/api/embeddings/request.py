@@ -1,0 +1,105 @@
+"""The request of /v1/embeddings: OpenAI's, and pictures among the texts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+
+from llava_server.api.chat.request import Hint
+from llava_server.api.fields.messages import ImagePart, Strict
+from llava_server.api.fields.sampling import TokenId
+from llava_server.api.fields.unsupported import Refusal, only_neutral, refused
+
+__all__ = ["EMBEDDING_REFUSED", "EmbeddingInput", "EmbeddingRequest"]
+
+_MAX_INPUTS = 2048
+_MAX_TOKENS = 1 << 20
+
+EMBEDDING_REFUSED: dict[str, Refusal] = {
+    "dimensions": Refusal((), "the vector has the model's own size, and a part of it means nothing"),
+    "truncate_prompt_tokens": Refusal((), "shorten the text"),
+    "add_special_tokens": Refusal((True,), "send the text as tokens, with those that you want"),
+    "messages": Refusal((), "send texts or pictures as input"),
+    "priority": Refusal((0,), "leave it out"),
+}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "<text>"
+    if not isinstance(value, list):
+        return "<picture>"
+    first = value[0] if value else None
+    if isinstance(first, list):
+        return "<lists>"
+    return "<tokens>" if isinstance(first, int) and not isinstance(first, bool) else "<list>"
+
+
+def _item_kind(value: Any) -> str:
+    return "<text>" if isinstance(value, str) else "<picture>"
+
+
+Text = Annotated[str, Field(min_length=1)]
+Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=_MAX_TOKENS)]
+Item = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[ImagePart, Tag("<picture>")], Discriminator(_item_kind)
+]
+Input = Annotated[
+    Annotated[Text, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<picture>")]
+    | Annotated[list[Item], Field(min_length=1, max_length=_MAX_INPUTS), Tag("<list>")]
+    | Annotated[Tokens, Tag("<tokens>")]
+    | Annotated[list[Tokens], Field(min_length=1, max_length=_MAX_INPUTS), Tag("<lists>")],
+    Discriminator(_kind),
+]
+EmbeddingInput = str | list[int] | ImagePart
+
+
+class EmbeddingRequest(Strict):
+    """Texts and pictures whose vectors are wanted."""
+
+    model: str = Field(
+        min_length=1, max_length=256, description="A model of GET /v1/models.", examples=["tiny-llava"]
+    )
+    input: Input = Field(
+        description=f"A text, a list of up to {_MAX_INPUTS} texts, a list of token ids, or a list of such "
+        "lists. The begin mark is put before texts, and nothing else. Extension: a picture, alone or among "
+        "texts, as the image_url part of a chat.",
+        examples=["a red square"],
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None,
+        description="float, the default: numbers; base64: the same as little-endian 32-bit floats.",
+        examples=["float"],
+    )
+    user: Hint | None = Field(
+        None,
+        description="Accepted as a hint, at most 1024 characters; neither used nor stored.",
+        examples=["user-7"],
+    )
+    dimensions: Any = refused("dimensions", EMBEDDING_REFUSED)
+    truncate_prompt_tokens: Any = refused("truncate_prompt_tokens", EMBEDDING_REFUSED)
+    add_special_tokens: Any = refused("add_special_tokens", EMBEDDING_REFUSED)
+    messages: Any = refused("messages", EMBEDDING_REFUSED)
+    priority: Any = refused("priority", EMBEDDING_REFUSED)
+
+    @field_validator(*EMBEDDING_REFUSED)
+    @classmethod
+    def _only_neutral(cls, value: Any, info: ValidationInfo) -> Any:
+        return only_neutral(value, info, EMBEDDING_REFUSED)
+
+    @property
+    def fields(self) -> list[str]:
+        """What each of ``inputs`` is called, for errors."""
+        is_one = not isinstance(self.input, list) or isinstance(self.input[0], int)
+        return ["input"] if is_one else [f"input[{index}]" for index in range(len(self.inputs))]
+
+    @property
+    def inputs(self) -> list[EmbeddingInput]:
+        """One for each vector."""
+        if not isinstance(self.input, list):
+            return [self.input]
+        if isinstance(self.input[0], int):
+            return [[token_id for token_id in self.input if isinstance(token_id, int)]]
+        return [each for each in self.input if not isinstance(each, int)]

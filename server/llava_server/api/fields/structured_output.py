@@ -1,0 +1,186 @@
+"""The request's fields about what the answer must be: OpenAI's ``response_format`` and vLLM's names for more.
+
+Each field is parsed alone here; ``grammar`` is what they come to. Whether a schema can be kept to is for the
+worker to say, who has the grammar library: that is a 400 too.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from llava_wire import Grammar
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from llava_server.api.fields.sampling import disagreement
+
+__all__ = [
+    "MAX_SCHEMA_BYTES",
+    "GrammarFields",
+    "JsonSchemaFormat",
+    "ResponseFormat",
+    "Schema",
+    "StructuredOutputs",
+]
+
+MAX_SCHEMA_BYTES = 64 << 10
+_MAX_SCHEMA_DEPTH = 64  # of JSON; a level of a schema takes two
+_MAX_REGEX_CHARS = 8192
+_MAX_CHOICES = 1000
+
+
+def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
+    num_bytes = len(_as_text(schema).encode())
+    if num_bytes > MAX_SCHEMA_BYTES:
+        raise PydanticCustomError(
+            "invalid_value", f"the schema has {num_bytes} bytes; the limit is {MAX_SCHEMA_BYTES}"
+        )
+    if _depth(schema) > _MAX_SCHEMA_DEPTH:
+        raise PydanticCustomError(
+            "invalid_value", f"the schema nests more than {_MAX_SCHEMA_DEPTH} objects and lists: use $defs"
+        )
+    return schema
+
+
+Schema = Annotated[dict[str, Any], AfterValidator(_bounded)]
+Regex = Annotated[str, StringConstraints(min_length=1, max_length=_MAX_REGEX_CHARS)]
+Choice = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Choices = Annotated[list[Choice], Field(min_length=1, max_length=_MAX_CHOICES)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class JsonSchemaFormat(_Strict):
+    """A JSON schema with a name."""
+
+    name: str = Field(
+        pattern=r"^[a-zA-Z0-9_-]{1,64}$",
+        description="Letters, digits, _ and -, at most 64.",
+        examples=["scene"],
+    )
+    schema_: Schema = Field(
+        alias="schema", description="A JSON schema of at most 64 KiB.", examples=[{"type": "object"}]
+    )
+    description: str | None = Field(
+        None,
+        description="Accepted; the model's prompt is left as it is.",
+        examples=["What is in the picture."],
+    )
+    strict: bool | None = Field(None, description="Accepted; every answer keeps to the schema.")
+
+
+class ResponseFormat(_Strict):
+    """What the answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"] = Field(description="Of which kind the answer is.")
+    json_schema: JsonSchemaFormat | None = Field(None, description="The schema, with type json_schema.")
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            there = "is missing" if self.json_schema is None else "is given"
+            raise disagreement(
+                "response_format.json_schema", f"response_format.type is {self.type} and json_schema {there}"
+            )
+        return self
+
+
+class StructuredOutputs(_Strict):
+    """vLLM's name for the same."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    json_: Schema | None = Field(
+        None, alias="json", description="As guided_json.", examples=[{"type": "object"}]
+    )
+    regex: Regex | None = Field(None, description="As guided_regex.", examples=["[a-z]+"])
+    choice: Choices | None = Field(None, description="As guided_choice.", examples=[["yes", "no"]])
+    json_object: bool | None = Field(None, description="As response_format json_object.")
+
+    @property
+    def grammars(self) -> dict[str, Grammar]:
+        return _grammars("structured_outputs.", self.json_, self.regex, self.choice) | (
+            {"structured_outputs.json_object": Grammar("json_object")} if self.json_object else {}
+        )
+
+
+class GrammarFields(BaseModel):
+    """At most one of them may ask for something."""
+
+    response_format: ResponseFormat | None = Field(
+        None,
+        description="The answer is text as it comes, a JSON object, or JSON that keeps to a schema.",
+        examples=[{"type": "json_object"}],
+    )
+    guided_json: Schema | None = Field(
+        None, description="Extension: the answer keeps to this JSON schema.", examples=[{"type": "object"}]
+    )
+    guided_regex: Regex | None = Field(
+        None,
+        description="Extension: the whole answer matches this regular expression (Rust's, no look-around).",
+        examples=["[a-z]+"],
+    )
+    guided_choice: Choices | None = Field(
+        None, description="Extension: the answer is one of these strings.", examples=[["yes", "no"]]
+    )
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="Extension, vLLM's: one of json, regex, choice and json_object."
+    )
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer is held to."""
+        return next(iter(self._asked_for().values()), None)
+
+    @model_validator(mode="after")
+    def _asks_for_one_thing(self) -> GrammarFields:
+        names = list(self._asked_for())
+        if len(names) > 1:
+            raise disagreement(names[1], f"{names[0]} and {names[1]} both say what the answer is: give one")
+        if names and getattr(self, "ignore_eos", None):
+            raise disagreement("ignore_eos", f"ignore_eos goes on past the end that {names[0]} decides")
+        return self
+
+    def _asked_for(self) -> dict[str, Grammar]:
+        """By the field's name."""
+        wanted = _grammars("guided_", self.guided_json, self.guided_regex, self.guided_choice)
+        if self.structured_outputs is not None:
+            wanted |= self.structured_outputs.grammars
+        calls = getattr(self, "tool_grammar", None)
+        if calls is not None:
+            wanted["tools"] = calls
+        form = self.response_format
+        if form is None or form.type == "text":
+            return wanted
+        schema = None if form.json_schema is None else _as_text(form.json_schema.schema_)
+        grammar = Grammar("json_object") if schema is None else Grammar("json_schema", schema)
+        return {"response_format": grammar} | wanted
+
+
+def _grammars(
+    prefix: str, schema: dict[str, Any] | None, regex: str | None, choices: list[str] | None
+) -> dict[str, Grammar]:
+    wanted = {}
+    if schema is not None:
+        wanted[f"{prefix}json"] = Grammar("json_schema", _as_text(schema))
+    if regex is not None:
+        wanted[f"{prefix}regex"] = Grammar("regex", regex)
+    if choices is not None:
+        wanted[f"{prefix}choice"] = Grammar("choice", _as_text(choices))
+    return wanted
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _depth(value: Any) -> int:
+    """Objects and lists within each other, itself included."""
+    depth, level = 0, [value]
+    while level := [inner for inner in level if isinstance(inner, dict | list)]:
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        depth += 1
+    return depth

@@ -1,0 +1,166 @@
+"""/v1/files: what batches are made of and what they make. Each file is its key's own, for a week."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+from llava_wire import QueueUnavailable, StoredFile, StoreFull
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llava_server.api.files.multipart import parse_upload
+from llava_server.api.files.response import DeletedFile, FileList
+from llava_server.api.files.response import StoredFile as StoredFileShape
+from llava_server.api.openapi.document import answers_with
+from llava_server.api.openapi.headers import DOWNLOAD
+from llava_server.errors import ApiError, from_store_error
+from llava_server.lifespan import services_of
+
+__all__ = ["router", "stored_file"]
+
+router = APIRouter(prefix="/v1/files", tags=["batches"])
+
+FileId = Annotated[
+    str,
+    Path(
+        description="The id of the file.",
+        max_length=128,
+        examples=["file-3f1c09a2b44de8715a7c61f02b9d10ee"],
+    ),
+]
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/FileUpload"}}},
+    }
+}
+
+
+@router.post(
+    "",
+    summary="Store a file for a batch",
+    response_model=None,
+    responses=answers_with(StoredFileShape, "The file"),
+    openapi_extra=_FORM,
+)
+async def upload_file(request: Request) -> dict[str, Any]:
+    """JSONL, one request a line; at most as large as any request's body."""
+    services = services_of(request)
+    with request.state.body.taken() as body:
+        upload = await parse_upload(request.headers, body)
+        if upload.fields.get("purpose") != "batch":
+            got = upload.fields.get("purpose", "none")[:60]
+            raise ApiError("invalid_value", f"purpose must be 'batch' (got {got!a})", param="purpose")
+        file = StoredFile(
+            file_id=f"file-{secrets.token_hex(16)}",
+            name=upload.name,
+            purpose="batch",
+            created_at=int(time.time()),
+        )
+        try:
+            await services.files.add(file, upload.data, tenant=request.state.tenant)
+        except (StoreFull, QueueUnavailable) as error:
+            raise from_store_error(error) from error
+    return _described(await stored_file(request, file.file_id))
+
+
+@router.get(
+    "",
+    summary="List the files",
+    response_model=None,
+    responses=answers_with(FileList, "The files", statuses=(400, 401, 500, 503)),
+)
+async def list_files(
+    request: Request,
+    purpose: Annotated[
+        str | None, Query(description="Only those of this purpose.", max_length=64, examples=["batch"])
+    ] = None,
+) -> dict[str, Any]:
+    """Those of this key, the latest first, all at once."""
+    try:
+        files = await services_of(request).files.all_of(tenant=request.state.tenant)
+    except QueueUnavailable as error:
+        raise from_store_error(error) from error
+    data = [_described(file) for file in files if purpose in (None, file.purpose)]
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
+    return {"object": "list", "data": data, "has_more": False, **ends}
+
+
+@router.get(
+    "/{file_id}",
+    summary="Describe a file",
+    response_model=None,
+    responses=answers_with(StoredFileShape, "The file", statuses=(400, 401, 404, 500, 503)),
+)
+async def get_file(request: Request, file_id: FileId) -> dict[str, Any]:
+    """``expires_at`` is when it will be gone."""
+    return _described(await stored_file(request, file_id))
+
+
+@router.get(
+    "/{file_id}/content",
+    summary="Read a file",
+    response_class=Response,
+    responses=answers_with(
+        "application/octet-stream", "The bytes", statuses=(400, 401, 404, 500, 503), headers=DOWNLOAD
+    ),
+)
+async def read_file(request: Request, file_id: FileId) -> Response:
+    """As a download: a browser shows nothing of it."""
+    file = await stored_file(request, file_id)
+    try:
+        data = await services_of(request).files.read(file, tenant=request.state.tenant)
+    except QueueUnavailable as error:
+        raise from_store_error(error) from error
+    if data is None:
+        raise _not_found()
+    headers = {"content-disposition": "attachment", "x-content-type-options": "nosniff"}
+    return Response(data, media_type="application/octet-stream", headers=headers)
+
+
+@router.delete(
+    "/{file_id}",
+    summary="Delete a file",
+    response_model=None,
+    responses=answers_with(DeletedFile, "What was deleted", statuses=(400, 401, 404, 500, 503)),
+)
+async def delete_file(request: Request, file_id: FileId) -> dict[str, Any]:
+    """A batch under way goes on; if another controller has to take it over, it fails for want of its file."""
+    try:
+        is_gone = await services_of(request).files.remove(file_id, tenant=request.state.tenant)
+    except QueueUnavailable as error:
+        raise from_store_error(error) from error
+    if not is_gone:
+        raise _not_found()
+    return {"id": file_id, "object": "file", "deleted": True}
+
+
+async def stored_file(request: Request, file_id: str) -> StoredFile:
+    """The asker's own file. Raises ApiError (404, 503)."""
+    try:
+        file = await services_of(request).files.find(file_id, tenant=request.state.tenant)
+    except QueueUnavailable as error:
+        raise from_store_error(error) from error
+    if file is None:
+        raise _not_found()
+    return file
+
+
+def _described(file: StoredFile) -> dict[str, Any]:
+    return {
+        "id": file.file_id,
+        "object": "file",
+        "bytes": file.size,
+        "created_at": file.created_at,
+        "expires_at": file.expires_at,
+        "filename": file.name,
+        "purpose": file.purpose,
+        "status": "processed",
+    }
+
+
+def _not_found() -> ApiError:
+    return ApiError("file_not_found", "there is no such file of this key, or its time is over")

@@ -1,0 +1,255 @@
+"""From a validated request to the jobs that answer it, one for each choice. Pure functions."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+from llava_wire import ImageRef, Job, Message, Role, SamplingParams, Task
+
+from llava_server.api.chat.request import AssistantMessage, ChatRequest, ImagePart, TextPart, ToolMessage
+from llava_server.api.completions.request import CompletionRequest
+from llava_server.api.fields.messages import ChatMessage
+from llava_server.api.tools.prompt import calls_text, result_text, tools_text
+from llava_server.images.loader import FittedPicture
+from llava_server.worker_registry import ServedModel
+
+__all__ = [
+    "WantedPicture",
+    "choice_id",
+    "choice_seed",
+    "estimated_cost",
+    "images_of",
+    "job_id_of",
+    "new_job_id",
+    "raw_job",
+    "to_completion_jobs",
+    "to_jobs",
+    "with_choices",
+]
+
+_CHARS_PER_TOKEN = 3  # an estimate for fair queueing, no limit
+_EXPECTED_ANSWER_TOKENS = 256
+_SEED_BITS = 63
+_ECHO_VERSION = 2  # of the wire: an older worker would leave the prompt out
+_KINDS: dict[Task, str] = {"answer": "cmpl", "embed": "embd"}
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "tool": "user",
+    "assistant": "assistant",
+}
+
+
+def new_job_id(kind: str = "chatcmpl") -> str:
+    """128 random bits: whoever does not have the id cannot guess it."""
+    return f"{kind}-{secrets.token_hex(16)}"
+
+
+def job_id_of(tenant: str, idempotency_key: str) -> str:
+    """The same for the same key of a tenant, on every controller: that is how a repeated request is known."""
+    return f"chatcmpl-{_digest(tenant, idempotency_key).hex()[:32]}"
+
+
+class WantedPicture(NamedTuple):
+    """A picture of a request: the field it stands in, where it is, and whether its base view is enough."""
+
+    param: str
+    url: str
+    is_low: bool
+
+
+def images_of(request: ChatRequest) -> list[WantedPicture]:
+    """Every picture, in reading order."""
+    return [
+        WantedPicture(
+            f"messages[{m}].content[{p}].image_url.url", part.image_url.url, part.image_url.detail == "low"
+        )
+        for m, message in enumerate(request.messages)
+        if message.content is not None and not isinstance(message.content, str)
+        for p, part in enumerate(message.content)
+        if isinstance(part, ImagePart)
+    ]
+
+
+def to_jobs(
+    request: ChatRequest,
+    pictures: Sequence[FittedPicture],
+    model: ServedModel,
+    *,
+    tenant: str,
+    ttl_s: float,
+    idempotency_key: str | None = None,
+) -> list[Job]:
+    """A job for each choice; ``pictures`` in the order of ``images_of``. With an ``idempotency_key`` the
+    same request makes the same jobs, whoever translates it."""
+    messages = _messages(request, [picture.ref for picture in pictures])
+    sampling = _sampling(request, model, limit=request.answer_limit)
+    if idempotency_key is not None and request.seed is None:
+        seed = int.from_bytes(_digest(tenant, idempotency_key, "seed")[:8], "big") >> (64 - _SEED_BITS)
+        sampling = msgspec.structs.replace(sampling, seed=seed)
+    first = Job(
+        job_id=new_job_id() if idempotency_key is None else job_id_of(tenant, idempotency_key),
+        model=model.name,
+        tenant=tenant,
+        messages=messages,
+        sampling=sampling,
+        cost=estimated_cost(messages, sampling, model),
+        ttl_s=ttl_s,
+        priority=request.urgency,
+        cache_scope=request.cache_scope or "tenant",
+        form="continued" if request.continue_final_message else "chat",
+    )
+    return with_choices(first, request.num_choices)
+
+
+def to_completion_jobs(
+    request: CompletionRequest, model: ServedModel, *, tenant: str, ttl_s: float
+) -> list[Job]:
+    """A job for each answer: those of the first prompt, then those of the second."""
+    sampling = _sampling(request, model, limit=request.answer_limit)
+    jobs: list[Job] = []
+    for prompt in request.prompts:
+        job = raw_job(prompt, model, tenant=tenant, ttl_s=ttl_s, sampling=sampling)
+        job = msgspec.structs.replace(
+            job, priority=request.urgency, cache_scope=request.cache_scope or "tenant"
+        )
+        if request.echo:
+            job = msgspec.structs.replace(job, is_echoed=True, version=_ECHO_VERSION)
+        jobs += with_choices(job, request.num_choices)
+    return jobs
+
+
+def raw_job(
+    prompt: str | ImageRef | Sequence[int],
+    model: ServedModel,
+    *,
+    tenant: str,
+    ttl_s: float,
+    sampling: SamplingParams | None = None,
+    task: Task = "answer",
+) -> Job:
+    """A prompt as it stands; a picture, to be embedded, is all of it. ``sampling`` may be left
+    out where no answer is asked for."""
+    sampling = sampling or SamplingParams(seed=0, max_tokens=1)
+    messages = (Message("user", (prompt,)),) if isinstance(prompt, str | ImageRef) else ()
+    prompt_ids = () if isinstance(prompt, str | ImageRef) else tuple(prompt)
+    cost = estimated_cost(messages, sampling, model) + len(prompt_ids)
+    return Job(
+        job_id=new_job_id(_KINDS.get(task, "tok")),
+        model=model.name,
+        tenant=tenant,
+        messages=messages,
+        sampling=sampling,
+        cost=cost,
+        ttl_s=ttl_s,
+        form="raw",
+        prompt_ids=prompt_ids,
+        task=task,
+    )
+
+
+def with_choices(first: Job, num_choices: int) -> list[Job]:
+    """The job, and one like it for each further choice, with a seed of its own."""
+    others = (
+        msgspec.structs.replace(
+            first,
+            job_id=choice_id(first.job_id, index),
+            sampling=msgspec.structs.replace(first.sampling, seed=choice_seed(first.sampling.seed, index)),
+        )
+        for index in range(1, num_choices)
+    )
+    return [first, *others]
+
+
+def choice_id(first: str, index: int) -> str:
+    """Follows from the first choice's, so that a repeated request is known in all of them."""
+    return f"{first.partition('-')[0]}-{_digest(first, str(index)).hex()[:32]}"
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """The request's seed for the first choice, so that it is the answer to a request without ``n``."""
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
+
+
+def _digest(*parts: str) -> bytes:
+    return hashlib.sha256("\0".join(parts).encode()).digest()
+
+
+def _messages(request: ChatRequest, refs: Sequence[ImageRef]) -> tuple[Message, ...]:
+    """The turns as the model knows them: results of calls are the user's to tell, together with what else
+    the user says, and functions are told in the system message."""
+    remaining = iter(refs)
+    messages: list[Message] = []
+    is_after_result = False
+    for message in request.messages:
+        is_result = isinstance(message, ToolMessage)
+        role: Role = _ROLES[message.role]
+        turn = Message(role, tuple(_parts(message, remaining)))
+        if is_after_result and role == "user":
+            turn = Message(role, messages.pop().parts + turn.parts)
+        messages.append(turn)
+        is_after_result = is_result
+    told = tools_text(request)
+    if told and messages[0].role == "system":
+        messages[0] = Message("system", (*messages[0].parts, told))
+    elif told:
+        messages.insert(0, Message("system", (told,)))
+    return tuple(messages)
+
+
+def _parts(message: ChatMessage, remaining: Iterator[ImageRef]) -> Iterator[str | ImageRef]:
+    if isinstance(message, ToolMessage):
+        content = message.content
+        texts = (
+            [content] if isinstance(content, str) else [p.text for p in content if isinstance(p, TextPart)]
+        )
+        yield result_text("\n".join(texts))
+    elif isinstance(message.content, str):
+        yield message.content
+    else:
+        for part in message.content or ():
+            yield next(remaining) if isinstance(part, ImagePart) else part.text
+    if isinstance(message, AssistantMessage) and message.tool_calls:
+        yield calls_text(message.tool_calls)
+
+
+def _sampling(
+    request: ChatRequest | CompletionRequest, model: ServedModel, *, limit: int | None
+) -> SamplingParams:
+    """``limit`` is in tokens of the answer; None: up to the end of the context."""
+    return SamplingParams(
+        seed=secrets.randbits(_SEED_BITS) if request.seed is None else request.seed,
+        max_tokens=None if limit is None else min(limit, model.context_length),
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        stop=request.stop_strings,
+        ignore_eos=bool(request.ignore_eos),
+        top_k=max(request.top_k or 0, 0),
+        min_p=request.min_p or 0.0,
+        repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=tuple((int(key), bias) for key, bias in (request.logit_bias or {}).items()),
+        min_tokens=request.min_tokens or 0,
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        num_logprobs=request.num_logprobs,
+        grammar=request.grammar,
+    )
+
+
+def estimated_cost(messages: Sequence[Message], sampling: SamplingParams, model: ServedModel) -> float:
+    """Tokens this job will probably take, which is what fair sharing counts."""
+    parts = [part for message in messages for part in message.parts]
+    num_chars = sum(len(part) for part in parts if isinstance(part, str))
+    num_tiles = sum(part.num_tiles for part in parts if isinstance(part, ImageRef))
+    wanted = _EXPECTED_ANSWER_TOKENS if sampling.max_tokens is None else sampling.max_tokens
+    answer = min(wanted, model.context_length)
+    return num_chars / _CHARS_PER_TOKEN + num_tiles * model.image_spec.tokens_per_tile + answer

@@ -1,0 +1,1 @@
+"""The Models API: ``/v1/models``."""

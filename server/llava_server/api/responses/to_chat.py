@@ -1,0 +1,113 @@
+"""A request of /v1/responses in the form of a chat. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llava_server.api.chat.request import ChatRequest
+from llava_server.api.parse import as_chat, parse_request
+from llava_server.api.responses.input_items import CallItem, InputImage, MessageItem, ResultItem
+from llava_server.api.responses.request import ResponseRequest
+
+__all__ = ["parse_response_request"]
+
+# What a chat's fields are called here.
+_NAMES = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text.format"}
+
+
+def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest]:
+    """Raises ApiError naming the field, the value and what is allowed."""
+    request = parse_request(ResponseRequest, raw)
+    form = {
+        "model": request.model,
+        "messages": _messages(request),
+        "max_completion_tokens": request.max_output_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "logprobs": request.num_logprobs is not None,
+        "top_logprobs": request.num_logprobs,
+        "response_format": _format(request),
+        "tools": _tools(request),
+        "tool_choice": _tool_choice(request.tool_choice),
+        "parallel_tool_calls": request.parallel_tool_calls,
+        "service_tier": request.service_tier,
+    }
+    return request, as_chat(form, _NAMES)
+
+
+def _messages(request: ResponseRequest) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    if request.instructions:
+        messages.append({"role": "system", "content": request.instructions})
+    if isinstance(request.input, str):
+        return [*messages, {"role": "user", "content": request.input}]
+    for item in request.input:
+        if isinstance(item, CallItem):
+            _add_call(messages, item)
+        elif isinstance(item, ResultItem):
+            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)})
+        else:
+            _add_message(messages, item)
+    return messages
+
+
+def _add_message(messages: list[dict[str, Any]], item: MessageItem) -> None:
+    """Instructions and a system message after them are one."""
+    role = "system" if item.role == "developer" else item.role
+    is_second = role == "system" and [message["role"] for message in messages] == ["system"]
+    if is_second and isinstance(item.content, str):
+        messages[0]["content"] += f"\n{item.content}"
+    else:
+        messages.append({"role": role, "content": _content(item.content)})
+
+
+def _add_call(messages: list[dict[str, Any]], item: CallItem) -> None:
+    """Calls in a row, and the text before them, are one answer."""
+    if not messages or messages[-1]["role"] != "assistant":
+        messages.append({"role": "assistant", "content": None})
+    function = {"name": item.name, "arguments": item.arguments}
+    call = {"id": item.call_id, "type": "function", "function": function}
+    messages[-1].setdefault("tool_calls", []).append(call)
+
+
+def _content(content: Any) -> Any:
+    if isinstance(content, str):
+        return content
+    return [
+        {"type": "image_url", "image_url": {"url": part.image_url, "detail": part.detail}}
+        if isinstance(part, InputImage)
+        else {"type": "text", "text": part.text}
+        for part in content
+    ]
+
+
+def _format(request: ResponseRequest) -> dict[str, Any] | None:
+    form = request.text.format if request.text else None
+    if form is None or form.type != "json_schema":
+        return {"type": form.type} if form else None
+    schema = {"name": form.name, "schema": form.schema_, "strict": form.strict}
+    return {
+        "type": form.type,
+        "json_schema": {name: value for name, value in schema.items() if value is not None},
+    }
+
+
+def _tools(request: ResponseRequest) -> list[dict[str, Any]] | None:
+    if request.tools is None:
+        return None
+    return [
+        {"type": tool.type, "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
+        for tool in request.tools
+    ]
+
+
+def _tool_choice(choice: Any) -> Any:
+    if not isinstance(choice, dict):
+        return choice
+    if choice.get("type") == "function":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    if choice.get("type") == "allowed_tools":
+        tools = choice.get("tools")
+        named = [_tool_choice(tool) for tool in tools] if isinstance(tools, list) else tools
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": named}}
+    return choice

@@ -1,0 +1,1 @@
+"""The tokenizer API: ``/tokenize`` and ``/detokenize``."""

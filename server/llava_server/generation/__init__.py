@@ -1,0 +1,1 @@
+"""Generation: submit jobs, follow their events and write them as server-sent events."""

@@ -1,0 +1,1 @@
+"""Middleware, outermost first: request ID, errors, tracing, authentication, body limits."""

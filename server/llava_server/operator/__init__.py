@@ -1,0 +1,1 @@
+"""The operator's port: health, metrics and commands to workers."""

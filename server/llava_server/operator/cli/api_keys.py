@@ -1,0 +1,122 @@
+"""``llava-serve keys``: make, list and revoke API keys; all controllers on the same Redis know in a second.
+
+A key is printed once, when it is made; afterwards only its hash exists. Its id is the beginning of that hash,
+which is also the tenant's name in logs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated, NoReturn, TypeVar
+
+import msgspec
+import typer
+from llava_wire import ApiKey, KeyLimits, KeyRing, QueueUnavailable
+
+from llava_server.middleware.auth import key_digest, tenant_of
+from llava_server.settings import load_settings
+
+__all__ = ["app"]
+
+T = TypeVar("T")
+
+_KEY_BYTES = 32
+_MIN_ID_HEX = 8
+_EXIT_FAILED = 1
+_EXIT_USAGE = 2
+
+app = typer.Typer(
+    name="llava-serve keys",
+    help="API keys. The Redis is that of $LLAVA_REDIS_URL or $LLAVA_REDIS_URL_FILE.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="For people: whose key, or what for.")],
+    requests_per_min: Annotated[int | None, typer.Option(min=1, max=10**9, help="Else no limit.")] = None,
+    tokens_per_min: Annotated[int | None, typer.Option(min=1, max=10**9, help="Else no limit.")] = None,
+    max_jobs: Annotated[
+        int | None, typer.Option(min=1, max=10**6, help="Waiting and running; else LLAVA_MAX_TENANT_JOBS.")
+    ] = None,
+    priority: Annotated[int, typer.Option(min=-1, max=1, help="1 goes first, -1 last.")] = 0,
+    weight: Annotated[float, typer.Option(min=0.01, max=100, help="Share of a busy model.")] = 1.0,
+) -> None:
+    """Make a key and print it, this once."""
+    if not name.isprintable() or not 1 <= len(name) <= 100:
+        _fail(f"name {name!r} is not 1 to 100 printable characters", _EXIT_USAGE)
+    key = f"lv-{secrets.token_urlsafe(_KEY_BYTES)}"
+    limits = KeyLimits(
+        requests_per_min=requests_per_min,
+        tokens_per_min=tokens_per_min,
+        max_jobs=max_jobs,
+        priority=priority,
+        weight=weight,
+    )
+    entry = ApiKey(digest=key_digest(key), name=name, created_at=time.time(), limits=limits)
+    _with_ring(lambda ring: ring.add(entry))
+    typer.echo(f"key {tenant_of(entry.digest)} for {name}; it is shown only now:", err=True)
+    typer.echo(key)
+
+
+@app.command("list")
+def list_keys(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List the keys by id; none can be shown again."""
+    for key in _all_keys():
+        limits = msgspec.structs.asdict(key.limits)
+        if as_json:
+            typer.echo(json.dumps({"id": tenant_of(key.digest), "name": key.name, **limits}))
+            continue
+        created = time.strftime("%Y-%m-%d", time.gmtime(key.created_at))
+        shown = " ".join(f"{name}={value}" for name, value in limits.items() if value is not None)
+        typer.echo(f"{tenant_of(key.digest)}  {created}  {key.name}  {shown}")
+
+
+@app.command()
+def revoke(key_id: Annotated[str, typer.Argument(help="As 'list' shows it.")]) -> None:
+    """Revoke a key: requests that it has open go on, new ones are refused."""
+    if len(key_id) < _MIN_ID_HEX:
+        _fail(f"id {key_id!r} is too short: give at least {_MIN_ID_HEX} of its digits", _EXIT_USAGE)
+    found = [key for key in _all_keys() if tenant_of(key.digest).startswith(key_id)]
+    if len(found) != 1:
+        _fail(f"{len(found)} keys have the id {key_id!r}: 'llava-serve keys list' shows them", _EXIT_FAILED)
+    _with_ring(lambda ring: ring.remove(found[0].digest))
+    typer.echo(f"revoked {tenant_of(found[0].digest)} ({found[0].name})", err=True)
+
+
+def _all_keys() -> list[ApiKey]:
+    news = _with_ring(lambda ring: ring.read())
+    return [] if news is None else news[1]
+
+
+def _with_ring(use: Callable[[KeyRing], Awaitable[T]]) -> T:
+    async def run() -> T:
+        ring = KeyRing(load_settings(()).redis_url.get_secret_value())
+        try:
+            return await use(ring)
+        finally:
+            await ring.aclose()
+
+    try:
+        return asyncio.run(run())
+    except QueueUnavailable as error:
+        _fail(f"{error}; start Redis or Valkey, or set LLAVA_REDIS_URL", _EXIT_FAILED)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    sys.stderr.write(f"llava-serve keys: {message}\n")
+    raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    app()

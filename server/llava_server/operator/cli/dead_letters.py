@@ -1,0 +1,96 @@
+"""Dead letters: the requests that killed every worker that ran them, shown and run again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import sys
+import time
+
+import msgspec
+from llava_wire import DeadLetter, Inspector, JobProducer, QueueUnavailable, WireError
+from rich.console import Console
+
+from llava_server.periodic import every
+
+__all__ = ["replay", "show"]
+
+_EXIT_FAILED = 1
+
+
+async def show(inspector: Inspector, console: Console) -> None:
+    """One a line, so that other tools can read them too."""
+    found = await inspector.dead_letters()
+    if not found:
+        console.print("no dead letters")
+    for letter in found:
+        died = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(letter.died_at))
+        kept = "" if letter.job else "; the request was too large to be kept"
+        console.print(
+            f"{died}  {letter.job_id}  model={letter.model} tenant={letter.tenant}: "
+            f"{letter.num_crashes} crashes, the last at token {letter.num_tokens}: {letter.reason}{kept}",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
+
+
+async def replay(inspector: Inspector, url: str, job_id: str) -> int:
+    """The exit status: 0 if it was answered this time."""
+    letters = [letter for letter in await inspector.dead_letters() if letter.job_id == job_id]
+    complaint = await _complaint(inspector, letters)
+    request = letters[0].job if letters else None
+    if complaint or request is None:
+        sys.stderr.write(f"llava-serve: {job_id}: {complaint}\n")
+        return _EXIT_FAILED
+    job = msgspec.structs.replace(request, job_id=f"chatcmpl-{secrets.token_hex(16)}")
+    producer = await JobProducer.connect(url)
+    try:
+        await producer.submit(job, await inspector.pixels(job))
+        return await _print_answer(producer, job.job_id)
+    except WireError as error:
+        sys.stderr.write(f"llava-serve: {error}\n")
+        return _EXIT_FAILED
+    finally:
+        await producer.aclose()
+
+
+async def _complaint(inspector: Inspector, letters: list[DeadLetter]) -> str | None:
+    if not letters:
+        return "no such dead letter; 'llava-serve dlq show' lists them"
+    job = letters[0].job
+    if job is None:
+        return "the request was too large to be kept: ask its sender for it"
+    if len(await inspector.pixels(job)) < len({image.digest for image in job.images}):
+        return "its pictures are gone, they are kept for minutes only: ask its sender for it"
+    return None
+
+
+async def _print_answer(producer: JobProducer, job_id: str) -> int:
+    reaping = asyncio.create_task(every(1.0, lambda: _reap(producer)))
+    try:
+        return await _follow(producer, job_id)
+    finally:
+        reaping.cancel()
+
+
+async def _reap(producer: JobProducer) -> None:
+    """This is the job's controller, and must be seen to live."""
+    with contextlib.suppress(QueueUnavailable):
+        await producer.reap()
+
+
+async def _follow(producer: JobProducer, job_id: str) -> int:
+    async for batch in producer.follow():
+        for _, event in (item for item in batch if item[0] == job_id):
+            sys.stdout.write(event.text)
+            sys.stdout.flush()
+            if event.final is None:
+                continue
+            sys.stdout.write("\n")
+            if event.final.error is None:
+                return 0
+            sys.stderr.write(f"llava-serve: {event.final.error.message}\n")
+            return _EXIT_FAILED
+    return _EXIT_FAILED

@@ -1,0 +1,175 @@
+"""``chat``: a talk in the terminal and one through a pipe."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from llava_cli import app
+from typer.testing import CliRunner
+
+from tests.client.cli.command_line import start
+from tests.client.scripted_peer import (
+    PNG,
+    TEXT,
+    Peer,
+    chunk,
+    event,
+    hangs_up,
+    is_silent_until,
+    refuses,
+    streams,
+)
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def point_at_peer(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAVA_BASE_URL", peer.url)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    path = tmp_path / "photo.png"
+    path.write_bytes(PNG)
+    return str(path)
+
+
+def test_lines_from_a_pipe_are_questions_of_one_talk(photo: str, peer: Peer) -> None:
+    result = runner.invoke(
+        app, ["chat", photo, "--system", "Be brief."], input="What is this?\n\nWhich colour?\n"
+    )
+    assert (result.exit_code, result.stdout) == (0, f"{TEXT}\n{TEXT}\n")
+    assert [message["role"] for message in peer.last_body["messages"]] == [
+        *("system", "user", "assistant", "user")
+    ]
+
+
+def test_commands_show_forget_and_leave(photo: str, peer: Peer) -> None:
+    lines = f"Hello?\n/reset\n/image {photo}\nWhat is this?\n/quit\nnever asked\n"
+    assert runner.invoke(app, ["chat"], input=lines).exit_code == 0
+    [message] = peer.last_body["messages"]
+    assert [part["type"] for part in message["content"]] == ["image_url", "text"]
+    assert len(peer.chats) == 2
+
+
+def test_help_and_unknown_commands_are_not_questions(peer: Peer) -> None:
+    result = runner.invoke(app, ["chat"], input="/help\n/nonsense\n")
+    assert "/image PATH" in result.stdout
+    assert "/nonsense is no command" in result.stderr
+    assert peer.chats == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "code"), [("/image\n", 2), ("/image none.png\n", 2), ("Hello?\nnever asked\n", 5)]
+)
+def test_through_a_pipe_the_first_failure_ends_the_talk(peer: Peer, lines: str, code: int) -> None:
+    peer.script(refuses(503, "full", retry_after="999"))
+    result = runner.invoke(app, ["chat"], input=lines)
+    assert result.exit_code == code
+    assert result.stderr.startswith("llava-serve: ")
+    assert len(peer.chats) <= 1
+
+
+def test_a_picture_that_is_none_is_refused_before_the_talk(peer: Peer) -> None:
+    assert runner.invoke(app, ["chat", "none.png"]).exit_code == 2
+    assert peer.requests == []
+
+
+class Terminal:
+    """A user at a terminal."""
+
+    def __init__(self, handle: int, pid: int) -> None:
+        self._handle = handle
+        self._pid = pid
+        self.shown = ""
+
+    def type(self, line: str) -> None:
+        os.write(self._handle, f"{line}\n".encode())
+
+    def interrupt_until(self, text: str) -> None:
+        """Press Ctrl-C, and again as a user would: a signal just before a blocking read waits for its end."""
+        while text not in self.shown:
+            os.kill(self._pid, signal.SIGINT)
+            self._read(wait_s=1.0)
+        self.see(text)
+
+    def see(self, text: str) -> None:
+        """Read until ``text`` is on the screen; what stood before it is gone."""
+        while text not in self.shown:
+            self._read(wait_s=None)
+        self.shown = self.shown.partition(text)[2]
+
+    def _read(self, wait_s: float | None) -> None:
+        if select.select([self._handle], [], [], wait_s)[0]:
+            self.shown += os.read(self._handle, 4096).decode(errors="replace")
+
+
+@contextmanager
+def terminal(*arguments: str) -> Iterator[Terminal]:
+    master, slave = pty.openpty()
+    process = start(*arguments, stdin=slave, stdout=slave, stderr=slave, env={"TERM": "dumb"})
+    os.close(slave)
+    try:
+        yield Terminal(master, process.pid)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_talk(peer: Peer) -> None:
+    released = threading.Event()
+    peer.script(streams(event(chunk({"content": "Once upon"})), then=is_silent_until(released)))
+    with terminal("chat") as user:
+        user.see("you> ")
+        user.type("Tell me a story")
+        user.see("Once upon")
+        user.interrupt_until("[stopped]")
+        user.see("you> ")
+        user.type("Go on")
+        user.see(TEXT)
+        user.see("you> ")
+        user.interrupt_until("/quit or Ctrl-D leaves")
+        user.see("you> ")
+        user.type("/quit")
+    released.set()
+    assert peer.last_body["messages"][1] == {"role": "assistant", "content": "Once upon"}
+
+
+def test_in_a_terminal_an_answer_cannot_command_the_terminal(peer: Peer) -> None:
+    peer.script(streams(event(chunk({"content": "\x1b]0;owned\x07 fine\x9b2J."})), event("[DONE]")))
+    with terminal("chat") as user:
+        user.see("you> ")
+        user.type("Hello?")
+        user.see("\ufffd]0;owned\ufffd fine\ufffd2J.")
+        user.see("you> ")
+        user.type("/quit")
+
+
+def test_through_a_pipe_an_answer_is_unchanged(peer: Peer) -> None:
+    peer.script(streams(event(chunk({"content": "\x1b[1m"})), event("[DONE]")))
+    with start("chat") as process:
+        assert process.communicate("Hello?\n", timeout=30) == ("\x1b[1m\n", "")
+
+
+def test_in_a_terminal_a_failure_is_told_and_the_talk_goes_on(peer: Peer) -> None:
+    peer.script(streams(event(chunk({"content": "Once"})), then=hangs_up))
+    with terminal("chat") as user:
+        user.see("you> ")
+        user.type("Hello?")
+        user.see("the answer broke off")
+        user.see("you> ")
+        user.type("Hello?")
+        user.see(TEXT)
+        user.see("you> ")
+        user.type("/quit")

@@ -1,0 +1,58 @@
+"""``ask`` with a form for the answer: a schema's file, an expression, choices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llava_cli import app
+from typer.testing import CliRunner
+
+from tests.client.scripted_peer import Peer
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def point_at_peer(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAVA_BASE_URL", peer.url)
+    monkeypatch.setenv("COLUMNS", "300")  # so that no path is cut in two
+
+
+def test_a_schema_comes_from_a_file_and_is_named_after_it(tmp_path: Path, peer: Peer) -> None:
+    file = tmp_path / "two words.json"
+    file.write_text('{"type": "object", "title": "é"}', encoding="utf-8")
+    assert runner.invoke(app, ["ask", "Hello?", "--json-schema", str(file)]).exit_code == 0
+    assert peer.last_body["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "two-words", "schema": {"type": "object", "title": "é"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "value"),
+    [
+        (["--regex", "[ab]+"], "guided_regex", "[ab]+"),
+        (["--choice", "yes", "--choice", "no"], "guided_choice", ["yes", "no"]),
+    ],
+)
+def test_an_expression_and_choices_are_sent_as_they_are(
+    peer: Peer, flags: list[str], field: str, value: Any
+) -> None:
+    assert runner.invoke(app, ["ask", "Hello?", *flags]).exit_code == 0
+    assert peer.last_body[field] == value
+
+
+def test_nothing_is_sent_where_nothing_is_asked(peer: Peer) -> None:
+    assert runner.invoke(app, ["ask", "Hello?"]).exit_code == 0
+    assert not {"response_format", "guided_regex", "guided_choice"} & set(peer.last_body)
+
+
+def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    for make in (lambda: None, lambda: file.write_text("{", encoding="utf-8")):
+        make()
+        result = runner.invoke(app, ["ask", "Hello?", "--json-schema", str(file)])
+        assert result.exit_code == 2
+        assert "schema.json" in result.stderr

@@ -1,0 +1,171 @@
+"""``llava-serve up`` as a user meets it: real Redis, server and worker (with the echo model)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from llava_client import APIError, AuthenticationError, Client
+
+from tests.client.cli.command_line import start
+from tests.client.cli.up.waiting import wait_until
+
+pytestmark = pytest.mark.e2e
+
+
+class Running:
+    """A started ``up``: its address, its processes, its folder for temporary files."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self.process = process
+        self.folder = folder
+        self.shown = ""
+        self.url = ""
+        self.key: str | None = None
+
+    def read_panel(self) -> None:
+        assert self.process.stdout is not None
+        while not self.shown.endswith("photo.png"):
+            letter = self.process.stdout.read(1)
+            assert letter, self.process.stderr.read() if self.process.stderr else ""
+            self.shown += letter
+        facts = dict(line.split(maxsplit=1) for line in self.shown.splitlines() if line[:1] != " ")
+        self.url = facts["playground"]
+        self.key = facts["API"].removeprefix("key").strip() if "API key" in self.shown else None
+
+    def tree(self) -> list[psutil.Process]:
+        return list(psutil.Process(self.process.pid).children(recursive=True))
+
+    def child(self, word: str) -> psutil.Process:
+        return next(process for process in self.tree() if word in " ".join(process.cmdline()))
+
+    def ask(self, **options: object) -> str:
+        with Client(self.url, **options) as client:  # type: ignore[arg-type]
+            return client.chat("Say something", max_tokens=5).text
+
+
+def are_gone(processes: list[psutil.Process]) -> bool:
+    return all(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in processes)
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[Running]:
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="up") as folder:
+        command = ("up", "--model", "echo", "--port", "0", *arguments)
+        with start(*command, env={"TMPDIR": folder}, cwd=folder) as process:
+            started = Running(process, Path(folder))
+            try:
+                started.read_panel()
+                yield started
+            finally:
+                process.kill()
+
+
+def test_it_comes_up_answers_and_leaves_nothing_behind() -> None:
+    with running() as it:
+        assert it.ask()
+        processes = it.tree()
+        assert len(processes) >= 3
+        assert [path.name[:18] for path in it.folder.iterdir()] == ["llava-serve-redis-"]
+        it.process.send_signal(signal.SIGINT)
+        assert it.process.wait(60) == 0
+        wait_until(lambda: are_gone(processes), "the end of every process")
+        assert list(it.folder.iterdir()) == []
+
+
+def test_sigterm_in_the_middle_of_an_answer_is_an_orderly_end_too() -> None:
+    with running() as it, Client(it.url) as client:
+        with client.stream("Say something", max_tokens=5) as stream:
+            it.process.send_signal(signal.SIGTERM)
+            assert stream.answer().finish_reason
+        processes = it.tree()
+        assert it.process.wait(60) == 0
+        wait_until(lambda: are_gone(processes), "the end of every process")
+
+
+@pytest.mark.parametrize("is_nohup", [False, True])
+def test_a_closed_terminal_ends_it_unless_it_was_started_with_nohup(is_nohup: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_nohup else signal.SIG_DFL)
+    try:
+        with running() as it:
+            it.process.send_signal(signal.SIGHUP)
+            if is_nohup:
+                assert it.ask()
+                it.process.send_signal(signal.SIGTERM)
+            assert it.process.wait(60) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
+def test_a_killed_parent_takes_every_process_with_it() -> None:
+    with running("--workers", "2") as it:
+        processes = it.tree()
+        assert sum("llava_worker" in " ".join(process.cmdline()) for process in processes) == 2
+        it.process.kill()
+        wait_until(lambda: are_gone(processes), "the end of every process")
+
+
+@pytest.mark.parametrize("part", ["llava_worker", "llava_server", "redis"])
+def test_a_part_that_dies_is_started_again_and_answers_go_on(part: str) -> None:
+    with running() as it:
+        assert it.ask()
+        victim = it.child(part)
+        victim.kill()
+
+        def answers() -> bool:
+            try:
+                return bool(it.ask(max_retries=0))
+            except APIError:
+                return False
+
+        wait_until(lambda: are_gone([victim]), "the death")
+        with Client(it.url, max_retries=8) as client:
+            assert client.chat("Say something", max_tokens=5).text
+
+
+def test_another_host_asks_for_the_key_that_is_shown() -> None:
+    with running("--host", "0.0.0.0") as it:
+        with pytest.raises(AuthenticationError):
+            it.ask(max_retries=0)
+        assert it.key is not None
+        assert it.ask(api_key=it.key)
+
+
+def test_a_model_that_is_not_there_ends_it_with_the_workers_last_words() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="up") as folder:
+        command = ("up", "--model", "/no/such/model", "--port", "0")
+        _, complaint = (process := start(*command, env={"TMPDIR": folder})).communicate(timeout=100)
+        assert process.returncode == 1
+        assert "worker-1 ended with status" in complaint
+        assert "/no/such/model" in complaint
+        assert "Traceback" not in complaint
+        assert os.listdir(folder) == []
+
+
+def test_a_redis_of_ones_own_is_used_and_left_alone() -> None:
+    with running() as first:
+        path = next(first.folder.glob("*/redis.sock"))
+        with running("--redis-url", f"unix://{path}") as second:
+            assert second.ask()
+            assert not any("redis" in process.name() for process in second.tree())
+            second.process.send_signal(signal.SIGINT)
+            assert second.process.wait(60) == 0
+        assert first.ask()
+
+
+def test_json_from_the_command_line_is_the_servers_answer() -> None:
+    with running() as it:
+        asked = start("ask", "Say something", "--json", "--max-tokens", "5", "--base-url", it.url)
+        shown, _ = asked.communicate(timeout=60)
+        answer = json.loads(shown)
+        assert (answer["model"], answer["finish_reason"]) == ("echo", "length")

@@ -1,0 +1,124 @@
+"""What ``up`` is going to run and what it shows, without running it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from llava_cli.up.plan import Plan
+from llava_cli.up.screen import Screen, curl_line, example_picture
+
+from tests.client.scripted_peer import PNG, Peer
+
+SECRET = "redis://:password@queue:6379/0"
+
+
+def plan(**changes: object) -> Plan:
+    given: dict[str, object] = {
+        "model": "tiny",
+        "served_model_name": None,
+        "num_workers": 1,
+        "precision": "auto",
+        "device": "cpu",
+        "host": "127.0.0.1",
+        "port": 8000,
+    }
+    return Plan(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def test_the_queues_url_is_in_the_environment_and_on_no_command_line() -> None:
+    for program in (plan().server(SECRET), *plan().workers(SECRET)):
+        assert program.environment["LLAVA_REDIS_URL"] == SECRET
+        assert "password" not in " ".join(program.command) + repr(program)
+
+
+def test_a_file_with_another_url_does_not_contradict_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAVA_REDIS_URL_FILE", "/run/secrets/redis")
+    assert "LLAVA_REDIS_URL_FILE" not in plan().server(SECRET).environment
+
+
+def test_several_workers_are_named_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLAVA_THREADS", raising=False)
+    workers = plan(num_workers=1000, served_model_name="mine").workers(SECRET)
+    assert (workers[0].name, workers[-1].name) == ("worker-1", "worker-1000")
+    assert workers[0].environment["LLAVA_THREADS"] == "1"
+    assert workers[0].command[-2:] == ("--served-model-name", "mine")
+    assert "LLAVA_THREADS" not in plan().workers(SECRET)[0].environment
+
+
+def test_on_loopback_nobody_is_asked_for_a_key() -> None:
+    assert [Plan.key_for(host, {}) for host in ("127.0.0.1", "::1", "localhost")] == [None, None, None]
+
+
+def test_a_server_on_loopback_asks_for_none_unless_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan().server(SECRET).environment["LLAVA_AUTH"] == "false"
+    assert "LLAVA_AUTH" not in plan(host="0.0.0.0", made_key="lv-key").server(SECRET).environment
+    monkeypatch.setenv("LLAVA_API_KEYS", "mine-1234")
+    assert "LLAVA_AUTH" not in plan().server(SECRET).environment
+
+
+def test_where_others_can_reach_it_a_new_key_is_made_and_required() -> None:
+    first, second = Plan.key_for("0.0.0.0", {}), Plan.key_for("0.0.0.0", {})
+    assert first and second and first != second
+    reachable = plan(host="0.0.0.0", made_key=first)
+    assert reachable.server(SECRET).environment["LLAVA_API_KEYS"] == first
+    assert first not in repr(reachable)
+
+
+@pytest.mark.parametrize("name", ["LLAVA_API_KEYS", "LLAVA_API_KEYS_FILE"])
+def test_keys_of_ones_own_are_kept(name: str) -> None:
+    assert Plan.key_for("0.0.0.0", {name: "mine-1234"}) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("box.lan", "http://box.lan:8000"),
+    ],
+)
+def test_the_shown_address_can_be_opened_on_this_machine(host: str, url: str) -> None:
+    assert plan(host=host).base_url == url
+
+
+def test_the_curl_line_works_as_it_is_shown(peer: Peer, tmp_path: Path) -> None:
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "it's a picture.png").write_bytes(PNG * 1000)
+    port = int(peer.url.rpartition(":")[2])
+    picture = example_picture(tmp_path)
+    line = curl_line(plan(port=port, made_key="lv-key"), 'the "model"', picture)
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, timeout=30)
+    assert json.loads(done.stdout)["choices"]
+    assert peer.chats[-1].headers["authorization"] == "Bearer lv-key"
+    assert peer.last_body["model"] == 'the "model"'
+    url = peer.last_body["messages"][0]["content"][0]["image_url"]["url"]
+    assert url.startswith("data:image/png;base64,iVBOR")
+    assert "\n" not in url
+
+
+def test_without_examples_the_curl_line_speaks_of_a_photo(tmp_path: Path) -> None:
+    assert example_picture(tmp_path) == "photo.png"
+
+
+def test_without_a_terminal_the_facts_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen(is_verbose=False)
+    with screen.waiting("starting"):
+        screen.line("worker-1", "loading [weights]")
+    screen.ready(plan(made_key="lv-key"), "tiny-llava")
+    screen.tail(["last [words]"])
+    shown = capsys.readouterr()
+    for fact in ("http://127.0.0.1:8000/\n", "http://127.0.0.1:8000/v1\n", "tiny-llava", "lv-key", "Ctrl-C"):
+        assert fact in shown.out
+    assert "\x1b" not in shown.out + shown.err
+    assert shown.err == "starting\n  last [words]\n"
+
+
+def test_verbose_shows_every_line_once_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen(is_verbose=True)
+    screen.line("worker-1", "loading [weights]")
+    screen.tail(["loading [weights]"])
+    assert capsys.readouterr().err == " worker-1 | loading [weights]\n"

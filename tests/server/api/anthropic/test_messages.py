@@ -1,0 +1,288 @@
+"""/v1/messages as Anthropic's own client reads it: whole, streamed, with tools, counted, and its errors."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import pytest
+from anthropic.types.message_count_tokens_params import MessageCountTokensParams
+from anthropic.types.message_create_params import MessageCreateParamsBase
+from llava_server.api.anthropic.request import CountTokensRequest, MessagesRequest
+from llava_wire import Grammar, Message
+
+from tests.server.api.chat.test_tools import CITY, NOW, PARIS
+from tests.server.api.sse_lines import events_of
+from tests.server.conftest import Stack
+from tests.server.pictures import encoded, scene
+from tests.server.scripted_worker import MODEL
+
+WEATHER: Any = {"name": "weather", "description": "Now.", "input_schema": CITY}
+CLOCK: Any = {"name": "clock", "input_schema": {"type": "object"}}
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=stack.server.url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def said(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+def ask(stack: Stack, text: str = "say yes", **fields: Any) -> Any:
+    return stack.http.post(
+        "/v1/messages", json={"model": MODEL, "max_tokens": 9, "messages": said(text), **fields}
+    )
+
+
+def test_the_client_reads_a_whole_message(client: anthropic.Anthropic, stack: Stack) -> None:
+    message = client.messages.create(
+        model=MODEL, max_tokens=9, system="Be brief.", messages=said("say one two"), stop_sequences=["x"]
+    )
+    [block] = message.content
+    assert block.type == "text" and block.text == "one two"
+    assert (message.role, message.model, message.stop_reason) == ("assistant", MODEL, "end_turn")
+    usage = message.usage
+    assert (usage.input_tokens, usage.cache_read_input_tokens, usage.output_tokens) == (8, 3, 3)
+    job = stack.worker.assignments[-1].job
+    assert job.messages[0] == Message("system", ("Be brief.",))
+    assert (job.sampling.max_tokens, job.sampling.stop) == (9, ("x",))
+    assert message.id == job.job_id.replace("chatcmpl-", "msg_")
+
+
+def test_a_cut_message_says_max_tokens(client: anthropic.Anthropic) -> None:
+    assert (
+        client.messages.create(model=MODEL, max_tokens=2, messages=said("count 2")).stop_reason
+        == "max_tokens"
+    )
+
+
+def test_a_stream_has_anthropics_events_in_their_order(client: anthropic.Anthropic, stack: Stack) -> None:
+    events = list(
+        client.messages.create(model=MODEL, max_tokens=9, messages=said("say one two"), stream=True)
+    )
+    assert [event.type for event in events] == [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    assert events[0].type == "message_start" and events[0].message.usage.input_tokens == 11
+    assert all(name == data["type"] for name, data in events_of(ask(stack, stream=True)))
+
+
+def test_the_clients_own_stream_helper_joins_the_text(client: anthropic.Anthropic) -> None:
+    with client.messages.stream(model=MODEL, max_tokens=9, messages=said("say one two")) as stream:
+        assert "".join(stream.text_stream) == "one two"
+        final = stream.get_final_message()
+    assert (final.stop_reason, final.usage.output_tokens, final.usage.input_tokens) == ("end_turn", 3, 8)
+
+
+def test_pictures_blocks_and_neighbours_of_one_role_reach_the_worker(client: anthropic.Anthropic) -> None:
+    source: Any = {
+        "type": "base64",
+        "media_type": "image/png",
+        "data": base64.b64encode(encoded(scene())).decode(),
+    }
+    hinted: Any = {"type": "text", "text": "this", "cache_control": {"type": "ephemeral"}}
+    text = client.messages.create(
+        model=MODEL,
+        max_tokens=9,
+        messages=[
+            {"role": "user", "content": [{"type": "image", "source": source}]},
+            {
+                "role": "user",
+                "content": [hinted],
+            },
+            {"role": "assistant", "content": "one"},
+            {"role": "user", "content": "and then?"},
+        ],
+    ).content[0]
+    assert text.type == "text" and text.text == "user:[40x20]this|assistant:one|user:and then?"
+
+
+def test_a_begun_answer_is_gone_on_with(client: anthropic.Anthropic, stack: Stack) -> None:
+    begun: list[Any] = [*said("Hi"), {"role": "assistant", "content": "say more"}]
+    message = client.messages.create(model=MODEL, max_tokens=9, messages=begun)
+    assert message.content[0].type == "text" and message.content[0].text == "more"
+    assert stack.worker.assignments[-1].job.form == "continued"
+
+
+def test_tools_are_used_and_their_results_go_back(client: anthropic.Anthropic, stack: Stack) -> None:
+    message = client.messages.create(
+        model=MODEL, max_tokens=99, messages=said(f"say {PARIS}\n{NOW}"), tools=[WEATHER, CLOCK]
+    )
+    first, second = message.content
+    assert first.type == "tool_use" and second.type == "tool_use"
+    assert (message.stop_reason, first.name, first.input) == ("tool_use", "weather", {"city": "Paris"})
+    results: list[Any] = [
+        {"type": "tool_result", "tool_use_id": first.id, "content": "18 degrees"},
+        {"type": "tool_result", "tool_use_id": second.id, "content": "broken", "is_error": True},
+        {"type": "text", "text": "say so"},
+    ]
+    conversation: list[Any] = [
+        *said("Weather?"),
+        {"role": "assistant", "content": message.content},
+        {"role": "user", "content": results},
+    ]
+    client.messages.create(model=MODEL, max_tokens=9, messages=conversation, tools=[WEATHER])
+    told = stack.worker.assignments[-1].job.messages
+    assert told[2].parts == (f"{PARIS}\n{NOW}",)
+    assert told[3].parts == (
+        "<tool_response>18 degrees</tool_response>",
+        "<tool_response>error: broken</tool_response>",
+        "say so",
+    )
+
+
+def test_streamed_tool_use_joins_to_its_input(client: anthropic.Anthropic) -> None:
+    with client.messages.stream(
+        model=MODEL, max_tokens=99, messages=said(f"say {PARIS}"), tools=[WEATHER]
+    ) as stream:
+        final = stream.get_final_message()
+    [block] = final.content
+    assert block.type == "tool_use" and block.input == {"city": "Paris"}
+
+
+CHOICES: list[tuple[dict[str, Any], str, bool]] = [
+    ({"type": "auto"}, "auto", True),
+    ({"type": "any"}, "required", True),
+    ({"type": "any", "disable_parallel_tool_use": True}, "required", False),
+    ({"type": "tool", "name": "clock"}, "named", False),
+]
+
+
+@pytest.mark.parametrize(("choice", "mode", "is_parallel"), CHOICES, ids=str)
+def test_tool_choice_reaches_the_worker(
+    stack: Stack, choice: dict[str, Any], mode: str, is_parallel: bool
+) -> None:
+    assert ask(stack, tools=[WEATHER, CLOCK], tool_choice=choice).status_code == 200
+    grammar = stack.worker.assignments[-1].job.sampling.grammar
+    assert grammar is not None
+    parallel = str(is_parallel).lower()
+    assert grammar.text.startswith(f'{{"choice":"{mode}","is_parallel":{parallel}')
+
+
+def test_tokens_are_counted_by_a_worker(client: anthropic.Anthropic, stack: Stack) -> None:
+    counted = client.messages.count_tokens(model=MODEL, messages=said("four"), system="sys")
+    assert counted.input_tokens == len("foursys")
+    assert stack.worker.assignments[-1].job.task == "tokenize"
+    assert client.messages.count_tokens(model=MODEL, messages=said("four"), tools=[WEATHER]).input_tokens > 7
+
+
+ERRORS: list[tuple[str, type[anthropic.APIStatusError], str]] = [
+    ("refuse context_length_exceeded", anthropic.BadRequestError, "invalid_request_error"),
+    ("refuse internal_error", anthropic.InternalServerError, "api_error"),
+]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize(("text", "expected", "kind"), ERRORS)
+def test_failures_are_its_own_exception_classes(
+    client: anthropic.Anthropic, text: str, expected: Any, kind: str, is_stream: bool
+) -> None:
+    with pytest.raises(expected) as caught:
+        client.messages.create(model=MODEL, max_tokens=9, messages=said(text), stream=is_stream)
+    body: Any = caught.value.body
+    assert (body["type"], body["error"]["type"]) == ("error", kind)
+    assert body["request_id"] == caught.value.response.headers["x-request-id"]
+
+
+def test_failure_in_mid_stream_raises(client: anthropic.Anthropic) -> None:
+    stream = client.messages.create(
+        model=MODEL, max_tokens=9, messages=said("break internal_error"), stream=True
+    )
+    with pytest.raises(anthropic.APIStatusError, match="scripted failure"):
+        list(stream)
+
+
+EFFECTS: list[tuple[dict[str, Any], Any, Any]] = [
+    ({"temperature": 0.5}, lambda job: job.sampling.temperature, 0.5),
+    ({"top_p": 0.5}, lambda job: job.sampling.top_p, 0.5),
+    ({"top_k": 5}, lambda job: job.sampling.top_k, 5),
+    ({"stop_sequences": ["a"]}, lambda job: job.sampling.stop, ("a",)),
+    (
+        {"output_config": {"format": {"type": "json_schema", "schema": {}}}},
+        lambda job: job.sampling.grammar,
+        Grammar("json_schema", "{}"),
+    ),
+    ({"metadata": {"user_id": "u"}, "service_tier": "auto"}, lambda job: job.priority, 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "seen", "value"), EFFECTS, ids=[str(fields)[:40] for fields, *_ in EFFECTS]
+)
+def test_field_changes_the_job(stack: Stack, fields: dict[str, Any], seen: Any, value: Any) -> None:
+    assert ask(stack, **fields).status_code == 200
+    assert seen(stack.worker.assignments[-1].job) == value
+
+
+def test_every_field_of_anthropic_is_known() -> None:
+    assert set(MessageCreateParamsBase.__annotations__) <= set(MessagesRequest.model_fields)
+    assert set(MessageCountTokensParams.__annotations__) <= set(CountTokensRequest.model_fields)
+
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"max_tokens": None}, "max_tokens", "integer"),
+    ({"max_tokens": 0}, "max_tokens", "got 0"),
+    ({"temperature": 1.5}, "temperature", "got 1.5"),
+    ({"messages": []}, "messages", "at least 1"),
+    ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role", "'user'"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
+        "messages[0].content[0].type",
+        "document",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "file"}}]}]},
+        "messages[0].content[0].source.type",
+        "base64",
+    ),
+    ({"stop_sequences": [""]}, "stop_sequences[0]", "at least 1"),
+    ({"stop_sequences": ["a"] * 5}, "stop_sequences", "at most 4"),
+    ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type", "custom"),
+    ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "clock"}}, "tool_choice", "clock"),
+    ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.function.name", "string"),
+    ({"output_config": {"effort": "high"}}, "output_config.effort", "null"),
+    ({"service_tier": "flex"}, "service_tier", "standard_only"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), REFUSED, ids=lambda value: str(value)[:60])
+def test_what_cannot_be_answered_is_a_400_that_names_the_field(
+    stack: Stack, fields: dict[str, Any], param: str, words: str
+) -> None:
+    response = ask(stack, **fields)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param), error
+    assert words in error["message"].lower()
+
+
+def test_an_empty_system_text_and_an_empty_result_are_texts(stack: Stack) -> None:
+    use = {"type": "tool_use", "id": "t", "name": "clock", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "t"}
+    turns = [
+        *said("Hi"),
+        {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [result]},
+    ]
+    assert ask(stack, system="", messages=turns).status_code == 200
+    parts = [message.parts for message in stack.worker.assignments[-1].job.messages]
+    assert parts[0] == ("",) and parts[-1] == ("<tool_response></tool_response>",)
+
+
+def test_a_picture_after_a_call_is_refused_and_breaks_nothing(stack: Stack) -> None:
+    blocks = [
+        {"type": "tool_use", "id": "t", "name": "clock", "input": {}},
+        {"type": "image", "source": {"type": "url", "url": "data:image/png;base64,x"}},
+    ]
+    response = ask(stack, messages=[*said("Hi"), {"role": "assistant", "content": blocks}])
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "unsupported_content")

@@ -1,0 +1,157 @@
+"""Several answers to one request, and what each token's probability was."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from llava_server.api.job_builder import choice_seed
+
+from tests.server.conftest import Stack, running_stack, wait_until
+
+
+def stream(stack: Stack, content: str, **fields: Any) -> list[Any]:
+    lines = stack.chat(content, stream=True, **fields).text.splitlines()
+    assert "data: [DONE]" in lines[-2:]
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+
+
+def test_four_choices_have_seeds_of_their_own_that_follow_from_the_requests(stack: Stack) -> None:
+    answer = stack.chat("seed", n=4, seed=11).json()
+    again = stack.chat("seed", n=4, seed=11).json()
+
+    texts = [choice["message"]["content"] for choice in answer["choices"]]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert texts == [str(choice_seed(11, index)) for index in range(4)]
+    assert texts[0] == "11"
+    assert len(set(texts)) == 4
+    assert [choice["message"]["content"] for choice in again["choices"]] == texts
+
+
+def test_derived_seeds_fit_the_wire() -> None:
+    assert all(0 <= choice_seed(seed, 1) < 2**63 for seed in range(-100, 100))
+
+
+def test_usage_counts_the_prompt_once_and_every_choices_tokens(stack: Stack) -> None:
+    one = stack.chat("say a b c").json()["usage"]
+    three = stack.chat("say a b c", n=3).json()["usage"]
+
+    assert three["prompt_tokens"] == one["prompt_tokens"]
+    assert three["completion_tokens"] == 3 * one["completion_tokens"]
+    assert three["total_tokens"] == three["prompt_tokens"] + three["completion_tokens"]
+
+
+def test_streamed_choices_add_up_to_the_whole_ones(stack: Stack) -> None:
+    chunks = stream(stack, "seed", n=3, seed=5, stream_options={"include_usage": True})
+
+    texts: dict[int, str] = defaultdict(str)
+    roles, reasons = [], {}
+    for chunk in chunks[:-1]:
+        (choice,) = chunk["choices"]
+        assert choice["index"] not in reasons, "nothing comes after a choice's end"
+        texts[choice["index"]] += choice["delta"].get("content", "")
+        roles += [choice["index"]] if "role" in choice["delta"] else []
+        if choice["finish_reason"]:
+            reasons[choice["index"]] = choice["finish_reason"]
+    assert texts == {index: str(choice_seed(5, index)) for index in range(3)}
+    assert roles == [0, 1, 2]
+    assert reasons == dict.fromkeys(range(3), "stop")
+    assert chunks[-1]["usage"]["completion_tokens"] == 6
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_streams_of_several_choices_have_no_places_to_resume_from(stack: Stack) -> None:
+    assert "\nid:" not in stack.chat("say a", n=2, stream=True).text
+    assert "id:" in stack.chat("say a", stream=True).text
+
+
+def test_client_that_leaves_cancels_every_choice(stack: Stack) -> None:
+    with stack.http.stream(
+        "POST",
+        "/v1/chat/completions",
+        json={
+            "model": "scripted",
+            "messages": [{"role": "user", "content": "go-on"}],
+            "n": 3,
+            "stream": True,
+        },
+    ) as response:
+        next(response.iter_lines())
+        wait_until(lambda: len(going_on(stack)) == 3)
+    jobs = going_on(stack)
+
+    wait_until(lambda: jobs <= stack.worker.refused)
+    assert stack.works()
+
+
+def going_on(stack: Stack) -> set[str]:
+    assignments = [one for one in stack.worker.assignments if "go-on" in str(one.job.messages)]
+    return {one.job.job_id for one in assignments}
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_choice_that_fails_fails_the_request(stack: Stack, is_stream: bool) -> None:
+    response = stack.chat("break internal_error", n=2, stream=is_stream)
+
+    assert (response.status_code == 200) == is_stream
+    assert "internal_error" in response.text
+    assert stack.works()
+
+
+def test_queue_with_room_for_some_choices_takes_none(queue_url: str) -> None:
+    with running_stack(queue_url, max_tenant_jobs=3) as stack:
+        refused = stack.chat("hold", n=4)
+
+        assert refused.status_code == 429
+        wait_until(stack.works)
+        assert stack.server.app.state.services.controller.num_answers == 0
+
+
+def test_other_choices_wait_for_the_first_one_whose_prompt_they_share(queue_url: str) -> None:
+    with running_stack(queue_url) as stack, ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(stack.chat, "silent", n=3)
+        wait_until(lambda: stack.worker.assignments)
+        assert stack.works()  # whatever was submitted with the first one would be here by now
+        assert len(stack.worker.assignments) == 2
+
+        stack.worker.release.set()
+
+        assert len(asked.result().json()["choices"]) == 3
+
+
+def test_logprobs_have_openais_shape(stack: Stack) -> None:
+    answer = stack.chat("say grün yes", logprobs=True, top_logprobs=2).json()
+
+    logprobs = answer["choices"][0]["logprobs"]
+    assert logprobs["refusal"] is None
+    assert [token["token"] for token in logprobs["content"]] == ["grün", " yes", "token_id:0"]
+    assert len(logprobs["content"]) == answer["usage"]["completion_tokens"]
+    first = logprobs["content"][0]
+    assert (first["logprob"], first["bytes"]) == (-0.5, [103, 114, 195, 188, 110])
+    assert first["top_logprobs"] == [
+        {"token": "grün", "logprob": -0.5, "bytes": first["bytes"]},
+        {"token": "grün", "logprob": -1.5, "bytes": first["bytes"]},
+    ]
+
+
+def test_logprobs_stream_with_their_text(stack: Stack) -> None:
+    chunks = stream(stack, "say one two", logprobs=True, n=2)
+
+    told: dict[int, list[str]] = defaultdict(list)
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        if choice["logprobs"]:
+            tokens = [token["token"] for token in choice["logprobs"]["content"]]
+            assert tokens == [choice["delta"]["content"] or "token_id:0"]
+            assert all(token["top_logprobs"] == [] for token in choice["logprobs"]["content"])
+            told[choice["index"]] += tokens
+    assert told == {index: ["one", " two", "token_id:0"] for index in range(2)}
+
+
+def test_nobody_who_did_not_ask_is_told_logprobs(stack: Stack) -> None:
+    assert stack.chat("say one").json()["choices"][0]["logprobs"] is None
+    chunks = stream(stack, "say one")
+    assert all(choice["logprobs"] is None for chunk in chunks for choice in chunk["choices"])

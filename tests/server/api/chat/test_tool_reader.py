@@ -1,0 +1,73 @@
+"""Taking an answer apart: the same pieces however the text was cut, and no string of JSON ends a call."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llava_server.api.tools.parser import Argued, Called, Said, ToolReader
+
+
+def call(name: str, arguments: str) -> str:
+    return f'<tool_call>{{"name": "{name}", "arguments": {arguments}}}</tool_call>'
+
+
+def read(*texts: str) -> tuple[str, list[tuple[str, str]]]:
+    """What was said, and the calls."""
+    reader = ToolReader()
+    said, calls = "", []
+    for piece in [*[piece for text in texts for piece in reader.feed(text)], *reader.finish()]:
+        if isinstance(piece, Said):
+            said += piece.text
+        elif isinstance(piece, Called):
+            calls.append((piece.name, ""))
+        else:
+            assert isinstance(piece, Argued)
+            calls[-1] = (calls[-1][0], calls[-1][1] + piece.text)
+    assert reader.num_calls == len(calls)
+    return said, calls
+
+
+TRICKY = '{"a":"}</tool_call>\\\\\\"}{","b":[{"c":{}}],"d":"\\\\"}'
+ANSWERS = {
+    "a red circle": ("a red circle", []),
+    "": ("", []),
+    "<": ("<", []),
+    "<tool_call": ("<tool_call", []),
+    "<tool calls are odd": ("<tool calls are odd", []),
+    f"see {call('f', '{}')}": (f"see {call('f', '{}')}", []),
+    call("f", "{}"): ("", [("f", "{}")]),
+    call("get-it_2", TRICKY): ("", [("get-it_2", TRICKY)]),
+    call("f", '{"x":1}') + "\n" + call("g", TRICKY): ("", [("f", '{"x":1}'), ("g", TRICKY)]),
+    call("f", '{"x":1}')[: -len("1}}</tool_call>")]: ("", [("f", '{"x":')]),  # cut by max_tokens
+}
+
+
+@pytest.mark.parametrize("text", ANSWERS)
+def test_an_answer_is_text_or_calls(text: str) -> None:
+    assert read(text) == ANSWERS[text]
+
+
+@pytest.mark.parametrize("text", ANSWERS)
+@given(data=st.data())
+def test_pieces_do_not_depend_on_how_the_text_came(text: str, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    assert read(*[text[a:b] for a, b in pairwise([0, *cuts, len(text)])]) == ANSWERS[text]
+    assert read(*text) == ANSWERS[text]
+
+
+@given(arguments=st.dictionaries(st.text(), st.text() | st.lists(st.text()) | st.none()))
+def test_arguments_of_any_strings_come_through(arguments: dict[str, object]) -> None:
+    text = json.dumps(arguments)
+    assert read(*(call("f", text) + "\n" + call("g", "{}"))) == ("", [("f", text), ("g", "{}")])
+
+
+def test_arguments_leave_as_they_come() -> None:
+    reader = ToolReader()
+    assert reader.feed('<tool_call>{"name": "f", "arguments": {"ci') == [Called("f"), Argued('{"ci')]
+    assert reader.feed('ty":1') == [Argued('ty":1')]
+    assert reader.feed("}") == [Argued("}")]
+    assert reader.feed("}</tool_call>") == []

@@ -1,0 +1,202 @@
+"""Functions that the model may call: what the worker is told, and how calls come back, whole and streamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from llava_server.api.chat.request import ChatRequest
+from llava_wire import Message
+
+from tests.server.api.sse_lines import chunks_of
+from tests.server.conftest import Stack
+from tests.server.scripted_worker import MODEL
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = {"type": "function", "function": {"name": "weather", "description": "Now.", "parameters": CITY}}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+PARIS = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'
+NOW = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": "18 degrees"}
+NAMED = {"type": "function", "function": {"name": "clock"}}
+
+
+def wanted(stack: Stack) -> dict[str, Any]:
+    """What the worker's grammar says."""
+    grammar = stack.worker.assignments[-1].job.sampling.grammar
+    assert grammar is not None and grammar.kind == "tools"
+    return dict(json.loads(grammar.text))
+
+
+CHOICES: list[tuple[dict[str, Any], str, bool, list[str]]] = [
+    ({}, "auto", True, ["weather", "clock"]),
+    ({"tool_choice": "auto"}, "auto", True, ["weather", "clock"]),
+    ({"tool_choice": "required"}, "required", True, ["weather", "clock"]),
+    ({"tool_choice": "required", "parallel_tool_calls": False}, "required", False, ["weather", "clock"]),
+    ({"parallel_tool_calls": True}, "auto", True, ["weather", "clock"]),
+    ({"tool_choice": NAMED}, "named", False, ["clock"]),
+    (
+        {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}},
+        "required",
+        True,
+        ["clock"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "choice", "is_parallel", "names"), CHOICES, ids=str)
+def test_the_worker_is_told_what_may_be_called(
+    stack: Stack, fields: dict[str, Any], choice: str, is_parallel: bool, names: list[str]
+) -> None:
+    assert stack.chat("say x", tools=[WEATHER, CLOCK], **fields).status_code == 200
+    told = wanted(stack)
+    assert (told["choice"], told["is_parallel"]) == (choice, is_parallel)
+    assert [function["name"] for function in told["functions"]] == names
+    schemas = {"weather": CITY, "clock": NO_ARGUMENTS}
+    assert all(function["parameters"] == schemas[function["name"]] for function in told["functions"])
+    system = stack.worker.assignments[-1].job.messages[0]
+    assert system.role == "system"
+    assert [name in str(system.parts) for name in ("weather", "clock")] == [
+        name in names for name in ("weather", "clock")
+    ]
+
+
+@pytest.mark.parametrize("fields", [{"tools": []}, {"tools": [WEATHER], "tool_choice": "none"}])
+def test_without_functions_to_call_nothing_is_told(stack: Stack, fields: dict[str, Any]) -> None:
+    assert stack.chat(f"say {PARIS}", **fields).json()["choices"][0]["message"]["content"] == PARIS
+    job = stack.worker.assignments[-1].job
+    assert job.sampling.grammar is None
+    assert [message.role for message in job.messages] == ["user"]
+
+
+def test_calls_come_back_as_tool_calls(stack: Stack) -> None:
+    choice = stack.chat(f"say {PARIS}\n{NOW}", tools=[WEATHER, CLOCK]).json()["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] is None
+    first, second = choice["message"]["tool_calls"]
+    assert first["function"] == {"name": "weather", "arguments": '{"city": "Paris"}'}
+    assert second["function"] == {"name": "clock", "arguments": "{}"}
+    assert first["type"] == "function"
+    assert first["id"].startswith("call_") and first["id"] != second["id"]
+
+
+def test_a_text_beside_functions_is_a_text(stack: Stack) -> None:
+    choice = stack.chat("say hello there", tools=[WEATHER]).json()["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"] == {"role": "assistant", "content": "hello there", "refusal": None}
+
+
+def test_a_call_ordered_by_name_ends_with_stop_as_openai_says(stack: Stack) -> None:
+    choice = stack.chat(f"say {NOW}", tools=[CLOCK], tool_choice=NAMED).json()["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "clock"
+
+
+@pytest.mark.parametrize("verb", ["say", "say-all"])
+def test_streamed_calls_join_to_the_whole_ones(stack: Stack, verb: str) -> None:
+    question = f"{verb} {PARIS}\n{NOW}"
+    chunks = chunks_of(stack.chat(question, tools=[WEATHER, CLOCK], stream=True))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    calls: dict[int, dict[str, str]] = {}
+    for call in [call for delta in deltas for call in delta.get("tool_calls", [])]:
+        if "id" in call:
+            assert call["function"]["arguments"] == ""
+            calls[call["index"]] = {"id": call["id"], "name": call["function"]["name"], "arguments": ""}
+        else:
+            calls[call["index"]]["arguments"] += call["function"]["arguments"]
+    assert [calls[index]["arguments"] for index in range(2)] == ['{"city": "Paris"}', "{}"]
+    assert [calls[index]["name"] for index in range(2)] == ["weather", "clock"]
+    assert not any(delta.get("content") for delta in deltas)
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_streamed_text_beside_functions_is_text(stack: Stack) -> None:
+    chunks = chunks_of(stack.chat("say <tool for you", tools=[WEATHER], stream=True))
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert (text, chunks[-1]["choices"][0]["finish_reason"]) == ("<tool for you", "stop")
+
+
+def test_calls_and_results_of_earlier_turns_reach_the_worker_as_turns(stack: Stack) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL, {**CALL, "id": "c2"}]},
+        {**RESULT, "tool_call_id": "c2"},
+        {**RESULT, "content": [{"type": "text", "text": "rain"}]},
+        {"role": "user", "content": "say so"},
+    ]
+    assert stack.chat(messages=messages, tools=[WEATHER]).status_code == 200
+    system, question, call, results = stack.worker.assignments[-1].job.messages
+    assert system.parts[0] == "Be brief." and "weather" in str(system.parts[1])
+    assert question == Message("user", ("Weather?",))
+    assert call == Message("assistant", (f"{PARIS}\n{PARIS}",))
+    said = ("<tool_response>18 degrees</tool_response>", "<tool_response>rain</tool_response>", "say so")
+    assert results == Message("user", said)
+
+
+ASKED = {"role": "user", "content": "Weather?"}
+ANSWERED = {"role": "assistant", "tool_calls": [CALL]}
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type", "'function'"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "a b"),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+        "tools[0].function.parameters",
+        "type object",
+    ),
+    ({"tools": [CLOCK, CLOCK]}, "tools", "two functions with the name 'clock'"),
+    ({"tools": [CLOCK] * 129}, "tools", "at most 128"),
+    (
+        {
+            "tools": [
+                {"type": "function", "function": {"name": f"f{n}", "parameters": {"title": "x" * 40_000}}}
+                for n in range(2)
+            ]
+        },
+        "tools",
+        "the limit is 65536",
+    ),
+    ({"tool_choice": "required"}, "tool_choice", "no tools"),
+    ({"tools": [WEATHER], "tool_choice": NAMED}, "tool_choice", "'clock'"),
+    ({"tools": [WEATHER], "tool_choice": "sometimes"}, "tool_choice", "'required'"),
+    ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "tool_choice.function", "required"),
+    ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "tools", "response_format"),
+    ({"tools": [WEATHER], "ignore_eos": True}, "ignore_eos", "tools"),
+    ({"messages": [ASKED, RESULT]}, "messages[1].tool_call_id", "'c1'"),
+    ({"messages": [ASKED, ANSWERED, ASKED]}, "messages[2]", "before the result of call 'c1'"),
+    ({"messages": [ASKED, ANSWERED]}, "messages", "has no result"),
+    ({"messages": [ASKED, ANSWERED, RESULT, RESULT]}, "messages[3].tool_call_id", "wait for that"),
+    ({"messages": [ASKED, {"role": "assistant"}, ASKED]}, "messages[1].content", "required"),
+    (
+        {"messages": [ASKED, {"role": "assistant", "content": "x", "function_call": {}}, ASKED]},
+        "messages[1].function_call",
+        "tool_calls",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), REFUSED, ids=lambda value: str(value)[:60])
+def test_what_cannot_be_called_is_a_400_that_names_the_field(
+    stack: Stack, fields: dict[str, Any], param: str, words: str
+) -> None:
+    response = stack.chat("say x", **fields)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param), error
+    assert words in error["message"]
+
+
+def test_what_is_told_of_functions_counts_as_text(own_stack: Callable[..., Stack]) -> None:
+    stack = own_stack(max_text_kb=1)
+    assert stack.chat("say x", tools=[WEATHER]).status_code == 200
+    wordy = {"type": "function", "function": {"name": "f", "description": "x" * 1024}}
+    response = stack.chat("say x", tools=[wordy])
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_a_result_may_be_the_question() -> None:
+    ChatRequest.model_validate({"model": MODEL, "messages": [ASKED, ANSWERED, RESULT]})

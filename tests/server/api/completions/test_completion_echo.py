@@ -1,0 +1,102 @@
+"""Echoed prompts: as text, with log-probabilities of their own tokens, without an answer, streamed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from llava_server.api.completions.serializer import _Cursor, _name
+from llava_wire import TokenScore
+
+from tests.server.api.completions.test_completions import complete, texts
+from tests.server.api.sse_lines import chunks_of
+from tests.server.conftest import Stack
+
+FIELDS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+# The scripted worker's k-th token has -k/8, and the begin mark is the first.
+OF_SAY_A = [None, -0.125, -0.25, -0.375, -0.5, -0.625]
+
+
+def told(response: Any, index: int = 0) -> dict[str, Any]:
+    assert response.status_code == 200, response.text
+    choice = response.json()["choices"][index]
+    assert {len(choice["logprobs"][field]) for field in FIELDS} == {len(choice["logprobs"]["tokens"])}
+    return choice
+
+
+def test_echo_begins_with_the_prompt(stack: Stack) -> None:
+    assert texts(complete(stack, ["say a", "say b"], echo=True)) == ["say aa", "say bb"]
+    assert texts(complete(stack, ["say a", "say b"], echo=False)) == ["a", "b"]
+    chunks = chunks_of(complete(stack, "say a", echo=True, stream=True))
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["say a", "a", ""]
+
+
+def test_a_prompt_of_tokens_is_echoed_as_their_text(stack: Stack) -> None:
+    assert texts(complete(stack, [[0, 72, 105], [233]], echo=True)) == ["Hi0 72 105", "é233"]
+
+
+def test_logprobs_cover_prompt_and_answer_and_are_null_for_the_first_token(stack: Stack) -> None:
+    choice = told(complete(stack, "say a", echo=True, logprobs=1))
+    logprobs = choice["logprobs"]
+    assert choice["text"] == "say aa"
+    assert logprobs["tokens"] == ["token_id:0", *"say a", "a", "token_id:0"]
+    assert logprobs["token_logprobs"] == [*OF_SAY_A, -0.5, -0.5]
+    assert logprobs["text_offset"] == [0, 0, 1, 2, 3, 4, 5, 6]
+    assert logprobs["top_logprobs"][:2] == [None, {"s": -0.125}]
+    assert told(complete(stack, "say a", logprobs=1))["logprobs"]["tokens"] == ["a", "token_id:0"]
+
+
+def test_scoring_is_a_prompt_without_an_answer(stack: Stack) -> None:
+    """As evaluation harnesses ask: token ids, max_tokens 0, temperature 0."""
+    response = complete(stack, [[72, 105], [72]], echo=True, logprobs=1, max_tokens=0, temperature=0)
+    choice = told(response)
+    assert (choice["text"], choice["finish_reason"]) == ("Hi", "length")
+    assert choice["logprobs"]["token_logprobs"] == [None, -0.125]
+    assert told(response, 1)["logprobs"]["token_logprobs"] == [None]
+    usage = response.json()["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (22, 0, 22)
+
+
+def test_an_echo_without_answer_and_logprobs_is_the_prompt(stack: Stack) -> None:
+    choice = complete(stack, "say a", echo=True, max_tokens=0).json()["choices"][0]
+    assert (choice["text"], choice["logprobs"]) == ("say a", None)
+    assert stack.worker.assignments[-1].job.cost < 16  # an answer's expected length is no part of it
+
+
+def test_each_of_n_answers_has_the_prompt(stack: Stack) -> None:
+    response = complete(stack, ["say a", "say b"], n=2, echo=True, logprobs=0)
+    assert texts(response) == ["say aa", "say aa", "say bb", "say bb"]
+    for index in range(4):
+        assert told(response, index)["logprobs"]["token_logprobs"][:6] == OF_SAY_A
+    assert response.json()["usage"]["prompt_tokens"] == 22
+
+
+@pytest.mark.parametrize("max_tokens", [0, 16])
+def test_a_stream_tells_the_prompt_first_and_joins_to_the_whole(stack: Stack, max_tokens: int) -> None:
+    asked = {"prompt": "say é b", "echo": True, "logprobs": 2, "max_tokens": max_tokens}
+    whole = told(complete(stack, **asked))
+    joined: dict[str, Any] = {"text": "", **{field: [] for field in FIELDS}}
+    chunks = chunks_of(complete(stack, stream=True, **asked))
+    assert chunks[0]["choices"][0]["text"] == "say é b"
+    for chunk in chunks:
+        choice = chunk["choices"][0]
+        joined["text"] += choice["text"]
+        for field in FIELDS:
+            joined[field] += (choice["logprobs"] or {field: []})[field]
+    assert joined == {"text": whole["text"], **whole["logprobs"]}
+    assert chunks[-1]["choices"][0]["finish_reason"] == whole["finish_reason"]
+
+
+def test_an_older_worker_must_not_run_an_echo_but_all_else(stack: Stack) -> None:
+    complete(stack, "say a", echo=True)
+    complete(stack, "say a", logprobs=1)
+    echoed, plain = (assignment.job for assignment in stack.worker.assignments[-2:])
+    assert (echoed.is_echoed, echoed.version) == (True, 2)
+    assert (plain.is_echoed, plain.version) == (False, 1)
+
+
+def test_parts_of_a_character_have_names_of_their_own_and_count_as_one() -> None:
+    cursor, parts = _Cursor(), [b"a", b"\xc3", b"\xa9", b"b"]
+    assert [cursor.move(part) for part in parts] == [0, 1, 1, 2]
+    names = [_name(TokenScore(5, part, 0.0)) for part in (*parts, "é".encode(), b"")]
+    assert names == ["a", "bytes:\\xc3", "bytes:\\xa9", "b", "é", "token_id:5"]

@@ -1,0 +1,198 @@
+"""No field of a chat request is ignored: each has a row here that shows its effect, its bound or its refusal.
+
+A field that is added without a row fails the first test, and so does one that OpenAI adds and we do not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+from llava_server.api.chat.request import ChatRequest
+from llava_server.api.fields.unsupported import REFUSED
+from llava_wire import Grammar, Job
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase
+
+from tests.server.api.sse_lines import events_of
+from tests.server.conftest import Stack
+from tests.server.pictures import encoded, part, scene
+from tests.server.scripted_worker import MODEL
+
+USER = {"role": "user", "content": "say yes"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+class Effect(NamedTuple):
+    """Fields, and what of the job they change, with the value that it has then."""
+
+    fields: dict[str, Any]
+    seen: Callable[[Job], Any]
+    value: Any
+
+
+def sampled(name: str, sent: Any, got: Any, **beside: Any) -> Effect:
+    fields = {**beside, name: sent}
+    return Effect(fields, lambda job: getattr(job.sampling, JOB_NAMES.get(name, name)), got)
+
+
+JOB_NAMES = {
+    "max_completion_tokens": "max_tokens",
+    "logprobs": "num_logprobs",
+    "top_logprobs": "num_logprobs",
+}
+JSON_OBJECT = Grammar("json_object")
+
+
+def calls(name: str) -> Callable[[Job], Any]:
+    """What the grammar says of calls; None where there is none."""
+
+    def seen(job: Job) -> Any:
+        grammar = job.sampling.grammar
+        return json.loads(grammar.text)[name] if grammar is not None and grammar.kind == "tools" else None
+
+    return seen
+
+
+ON_THE_JOB: dict[str, Effect] = {
+    "model": Effect({}, lambda job: job.model, MODEL),
+    "messages": Effect({}, lambda job: [message.role for message in job.messages], ["user"]),
+    "max_tokens": sampled("max_tokens", 7, 7),
+    "max_completion_tokens": sampled("max_completion_tokens", 7, 7),
+    "temperature": sampled("temperature", 0.5, 0.5),
+    "top_p": sampled("top_p", 0.5, 0.5),
+    "top_k": sampled("top_k", 5, 5),
+    "min_p": sampled("min_p", 0.5, 0.5),
+    "presence_penalty": sampled("presence_penalty", 1.5, 1.5),
+    "frequency_penalty": sampled("frequency_penalty", 1.5, 1.5),
+    "repetition_penalty": sampled("repetition_penalty", 1.5, 1.5),
+    "logit_bias": sampled("logit_bias", {"5": -1}, ((5, -1.0),)),
+    "min_tokens": sampled("min_tokens", 3, 3),
+    "stop_token_ids": sampled("stop_token_ids", [3], (3,)),
+    "stop": sampled("stop", "x", ("x",)),
+    "seed": sampled("seed", 3, 3),
+    "logprobs": sampled("logprobs", True, 0),
+    "top_logprobs": sampled("top_logprobs", 2, 2, logprobs=True),
+    "ignore_eos": sampled("ignore_eos", True, True),
+    "response_format": Effect(
+        {"response_format": {"type": "json_object"}}, lambda job: job.sampling.grammar, JSON_OBJECT
+    ),
+    "guided_json": Effect(
+        {"guided_json": {}}, lambda job: job.sampling.grammar, Grammar("json_schema", "{}")
+    ),
+    "guided_regex": Effect({"guided_regex": "a"}, lambda job: job.sampling.grammar, Grammar("regex", "a")),
+    "guided_choice": Effect(
+        {"guided_choice": ["a"]}, lambda job: job.sampling.grammar, Grammar("choice", '["a"]')
+    ),
+    "structured_outputs": Effect(
+        {"structured_outputs": {"json_object": True}}, lambda job: job.sampling.grammar, JSON_OBJECT
+    ),
+    "tools": Effect({"tools": [TOOL]}, calls("choice"), "auto"),
+    "tool_choice": Effect({"tools": [TOOL], "tool_choice": "required"}, calls("choice"), "required"),
+    "parallel_tool_calls": Effect(
+        {"tools": [TOOL], "parallel_tool_calls": False}, calls("is_parallel"), False
+    ),
+    "cache_scope": Effect({"cache_scope": "public"}, lambda job: job.cache_scope, "public"),
+    "priority": Effect({"priority": -1}, lambda job: job.priority, 1),
+    "service_tier": Effect({"service_tier": "flex"}, lambda job: job.priority, -1),
+    "continue_final_message": Effect(
+        {"messages": [USER, {"role": "assistant", "content": "say no"}], "continue_final_message": True},
+        lambda job: job.form,
+        "continued",
+    ),
+    "add_generation_prompt": Effect({"add_generation_prompt": True}, lambda job: job.form, "chat"),
+}
+
+# Fields whose effect is seen in the answer, in a test of its own below.
+IN_THE_ANSWER = {"n", "stream", "stream_options"}
+
+# Accepted and documented as having no effect; bounded all the same. Field -> (taken, refused).
+HINTS: dict[str, tuple[Any, Any]] = {
+    "user": ("u" * 1024, "u" * 1025),
+    "safety_identifier": ("u" * 1024, "u" * 1025),
+    "prompt_cache_key": ("u" * 1024, "u" * 1025),
+    "prompt_cache_retention": ("24h", "1h"),
+    "metadata": ({f"{n}".zfill(64): "v" * 512 for n in range(16)}, {"k": "v" * 513}),
+}
+
+
+def test_every_field_has_a_row() -> None:
+    covered = [*ON_THE_JOB, *IN_THE_ANSWER, *HINTS, *REFUSED]
+    assert sorted(covered) == sorted(ChatRequest.model_fields)
+
+
+def test_every_field_of_openai_is_known() -> None:
+    assert set(CompletionCreateParamsBase.__annotations__) <= set(ChatRequest.model_fields)
+
+
+@pytest.mark.parametrize("name", ON_THE_JOB)
+def test_field_changes_the_job(stack: Stack, name: str) -> None:
+    body = {"model": MODEL, "messages": [USER]}
+    stack.http.post("/v1/chat/completions", json=body)
+    effect = ON_THE_JOB[name]
+    response = stack.http.post("/v1/chat/completions", json={**body, **effect.fields})
+    assert response.status_code == 200, response.text
+    plain, changed = (assignment.job for assignment in stack.worker.assignments[-2:])
+    assert effect.seen(changed) == effect.value
+    if name not in ("model", "messages", "add_generation_prompt"):
+        assert effect.seen(plain) != effect.value
+
+
+def test_n_gives_so_many_choices(stack: Stack) -> None:
+    assert len(stack.chat("say yes", n=3).json()["choices"]) == 3
+
+
+def test_stream_gives_events(stack: Stack) -> None:
+    assert events_of(stack.chat("say yes", stream=True))[-1] == (None, "[DONE]")
+
+
+def test_usage_is_told_at_the_end_or_with_every_chunk(stack: Stack) -> None:
+    def usages(**options: bool) -> list[Any]:
+        response = stack.chat("say a b c", stream=True, stream_options=options)
+        return [data.get("usage") for _, data in events_of(response) if data != "[DONE]"]
+
+    assert usages() == [None] * 5
+    *during, end = usages(include_usage=True)
+    assert during == [None] * 5
+    assert (end["prompt_tokens"], end["completion_tokens"]) == (11, 4)
+    *always, last = usages(include_usage=True, continuous_usage_stats=True)
+    assert [usage["completion_tokens"] for usage in always] == [0, 1, 2, 3, 4]
+    assert last == end
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"priority": 1, "service_tier": "flex"}, "service_tier"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(
+    stack: Stack, fields: dict[str, Any], param: str
+) -> None:
+    response = stack.chat("say yes", **fields)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith(param)
+
+
+def test_an_answer_to_continue_goes_with_no_grammar(stack: Stack) -> None:
+    messages = [USER, {"role": "assistant", "content": "one"}]
+    fields = {"messages": messages, "continue_final_message": True, "guided_choice": ["a"]}
+    assert stack.chat(**fields).json()["error"]["param"] == "continue_final_message"
+
+
+@pytest.mark.parametrize(("fields", "tier"), [({}, "default"), ({"service_tier": "priority"}, "priority")])
+def test_the_tier_is_told(stack: Stack, fields: dict[str, Any], tier: str) -> None:
+    assert stack.chat("say yes", **fields).json()["service_tier"] == tier
+
+
+@pytest.mark.parametrize("detail", [None, "auto", "low", "high"])
+def test_every_detail_is_taken_where_the_model_has_one_resolution(stack: Stack, detail: str | None) -> None:
+    picture = part(encoded(scene()))
+    picture["image_url"]["detail"] = detail
+    assert stack.chat([picture, {"type": "text", "text": "say yes"}]).status_code == 200
+    assert stack.worker.assignments[-1].job.images[0].num_tiles == 1

@@ -1,0 +1,190 @@
+"""No field of any request is ignored: each field, parameter and form field of the OpenAPI document has a row.
+
+A field that is added without a row fails, and so does a row whose place is not that field's.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.api.fields import chat, messages, others, responses
+from tests.server.api.fields.rows import (
+    ABSENT,
+    Differs,
+    Hint,
+    Only,
+    Row,
+    Shown,
+    Taken,
+    changed,
+    outcome,
+    owners,
+)
+from tests.server.api.openapi.test_api_cases import EXISTING
+from tests.server.conftest import Stack
+from tests.server.document import BODIES, DOCUMENT, SCHEMAS, reached
+
+ROWS: dict[str, Row] = {**chat.ROWS, **responses.ROWS, **messages.ROWS, **others.ROWS}
+NOT_DONE = [(model, name) for model, table in others.NOT_DONE.items() for name in table]
+SHARED = [
+    (model, name)
+    for model, table in others.SHARED.items()
+    for name in table
+    if name in SCHEMAS[model]["properties"] and f"{model}.{name}" not in ROWS
+]
+OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]
+
+
+def in_place(place: str) -> list[tuple[str, str, str]]:
+    """(method, path, name) of every parameter that stands in a path or in a query."""
+    return [
+        (method, path, each["name"])
+        for method, path in OPERATIONS
+        for each in DOCUMENT["paths"][path][method].get("parameters", ())
+        if each["in"] == place
+    ]
+
+
+def test_every_field_of_every_request_has_one_row() -> None:
+    fields = {
+        f"{model}.{name}" for model in reached(list(BODIES.values())) for name in SCHEMAS[model]["properties"]
+    }
+    rows = [
+        *ROWS,
+        *(f"{model}.{name}" for model, name in [*NOT_DONE, *SHARED]),
+        *(f"{model}.model" for model in others.REQUESTS),
+    ]
+    assert sorted(rows) == sorted(fields)
+
+
+def test_everything_in_a_query_has_a_row() -> None:
+    assert {f"{method.upper()} {path} {name}" for method, path, name in in_place("query")} == (
+        others.QUERIES.keys()
+    )
+    places = {
+        each["in"] for method, path in OPERATIONS for each in DOCUMENT["paths"][path][method]["parameters"]
+    }
+    assert places == {"query", "path", "header"}  # of headers: test_headers.py
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not isinstance(row, Shown)])
+def test_a_field_does_what_its_row_says(stack: Stack, name: str) -> None:
+    row = ROWS[name]
+    assert not isinstance(row, Shown)
+    model, _, field = name.partition(".")
+    assert row.place.rpartition(".")[2] == field or isinstance(row, Only) and row.refused == ABSENT
+    if row.place.rpartition(".")[2] == field:
+        assert model in owners(row.path, row.place)
+    TRY[type(row)](stack, row)
+
+
+def try_differs(stack: Stack, row: Differs) -> None:
+    seen = []
+    for value in row.values:
+        response, came = outcome(stack, row.path, changed(row.body, row.place, value))
+        assert response.status_code == 200, response.text
+        seen.append(came)
+    assert len(set(seen)) == len(seen) >= 2
+    assert outcome(stack, row.path, changed(row.body, row.place, row.values[-1]))[1] == seen[-1]
+
+
+def try_taken(stack: Stack, row: Taken | Hint) -> None:
+    response, plain = outcome(stack, row.path, row.body)
+    assert response.status_code == 200, response.text
+    assert outcome(stack, row.path, changed(row.body, row.place, row.taken))[1] == plain
+
+
+def try_hint(stack: Stack, row: Hint) -> None:
+    try_taken(stack, row)
+    refused_by_name(stack, row.path, changed(row.body, row.place, row.refused), row.place)
+
+
+def try_only(stack: Stack, row: Only) -> None:
+    response, _ = outcome(stack, row.path, row.body)
+    assert response.status_code == 200, response.text
+    refused_by_name(stack, row.path, changed(row.body, row.place, row.refused), row.param or row.place)
+
+
+TRY: dict[type, Any] = {Differs: try_differs, Taken: try_taken, Hint: try_hint, Only: try_only}
+
+
+def refused_by_name(stack: Stack, path: str, body: dict[str, Any], param: str) -> None:
+    response = stack.http.post(path, json=body)
+    error = response.json()["error"]
+    assert response.status_code == 400, response.text
+    named, wanted = names(error["param"]), names(param)
+    assert (named[0], wanted[-1] in named) == (wanted[0], True), error
+
+
+def names(place: str) -> list[str]:
+    return re.findall(r"[^.\[\]]+", place)
+
+
+@pytest.mark.parametrize(("model", "name"), SHARED)
+def test_a_field_of_sampling_or_grammar_changes_the_job(stack: Stack, model: str, name: str) -> None:
+    path, body = others.REQUESTS[model]
+    fields = others.SHARED[model][name]
+    assert name in fields
+    response, came = outcome(stack, path, {**body, **fields})
+    assert response.status_code == 200, response.text
+    without = {key: value for key, value in fields.items() if key != name}
+    assert came != outcome(stack, path, {**body, **without})[1]
+
+
+@pytest.mark.parametrize(("model", "name"), NOT_DONE)
+def test_a_field_that_is_not_done_is_refused_by_name_but_taken_when_neutral(
+    stack: Stack, model: str, name: str
+) -> None:
+    path, body = others.REQUESTS[model]
+    error = stack.http.post(path, json={**body, name: {"some": "value"}}).json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", name)
+    for neutral in (None, *others.NOT_DONE[model][name].neutral):
+        assert stack.http.post(path, json={**body, name: neutral}).status_code == 200
+
+
+@pytest.mark.parametrize("model", others.REQUESTS)
+def test_a_model_that_nobody_serves_is_not_found(stack: Stack, model: str) -> None:
+    path, body = others.REQUESTS[model]
+    assert stack.http.post(path, json=body).status_code == 200
+    response = stack.http.post(path, json={**body, "model": "nobody"})
+    assert (response.status_code, response.json()["error"]["param"]) == (404, "model")
+
+
+@pytest.mark.parametrize(("method", "path", "name"), in_place("path"))
+def test_a_path_names_what_it_is_about(stack: Stack, method: str, path: str, name: str) -> None:
+    found = stack.http.request(method, path.replace(f"{{{name}}}", EXISTING[name](stack)))
+    missing = stack.http.request(method, path.replace(f"{{{name}}}", "nobody"))
+    assert (found.status_code in (200, 409), missing.status_code) == (True, 404)
+
+
+@pytest.mark.parametrize(
+    ("field", "test"),
+    [
+        (name.rpartition(".")[2].rpartition(" ")[2], row.test)
+        for name, row in {**ROWS, **others.QUERIES}.items()
+        if isinstance(row, Shown)
+    ],
+)
+def test_a_test_that_a_row_names_is_there_and_speaks_of_the_field(field: str, test: str) -> None:
+    file, _, function = test.partition("::")
+    assert re.search(rf"\b{field}\b", source_of(file)[function]), field
+
+
+@cache
+def source_of(file: str) -> dict[str, str]:
+    """The source of each test of a file, decorators included."""
+    (path,) = Path(__file__).parents[2].rglob(file)
+    text = path.read_text()
+    return {
+        node.name: "\n".join(
+            ast.get_source_segment(text, each) or "" for each in [*node.decorator_list, node]
+        )
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef)
+    }

@@ -1,0 +1,236 @@
+"""Real answers of every route, whole and streamed, are what the OpenAPI document says, and nothing more.
+
+``Stack.http`` of all server tests is held to the same (``conftest.py``); here is every route at least once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.server.api.chat.test_tools import CITY, NOW, PARIS
+from tests.server.batch_kit import begin, ended, line, lines, store
+from tests.server.conformance import misfits, misfits_of
+from tests.server.conftest import Stack
+from tests.server.document import DOCUMENT, SCHEMAS, reached
+from tests.server.scripted_worker import MODEL
+
+FUNCTION = {"name": "weather", "parameters": CITY}
+CLOCK = {"name": "clock"}
+TOOLS = [{"type": "function", "function": each} for each in (FUNCTION, CLOCK)]
+ITEMS = [{"type": "function", **each} for each in (FUNCTION, CLOCK)]
+SKILLS = [{"name": "weather", "input_schema": CITY}, {"name": "clock", "input_schema": {"type": "object"}}]
+CALL = f"say {PARIS}{NOW}"
+USAGE = {"include_usage": True}
+
+
+def chat(text: str = "say one two", **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}
+
+
+def message(text: str = "say one two", **fields: Any) -> dict[str, Any]:
+    return {"max_tokens": 9, **chat(text), **fields}
+
+
+def plain(**fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "prompt": "say one two", **fields}
+
+
+def response(question: str = "say one two", **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "input": question, **fields}
+
+
+LOGPROBS = "message.output_text.logprobs"
+FORMAT = {"type": "json_schema", "name": "scene", "schema": CITY, "strict": True}
+CONTINUOUS = {"include_usage": True, "continuous_usage_stats": True}
+
+# What is asked of a route and makes its answer take another form; each is asked whole and as a stream.
+STREAMED: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/chat/completions", chat()),
+    ("/v1/chat/completions", chat("count 2", n=3, service_tier="flex")),
+    ("/v1/chat/completions", chat(logprobs=True, top_logprobs=2)),
+    ("/v1/chat/completions", chat(CALL, tools=TOOLS)),
+    ("/v1/chat/completions", chat(CALL, tools=TOOLS, logprobs=True)),
+    ("/v1/chat/completions", chat("refuse context_length_exceeded")),
+    ("/v1/chat/completions", chat("break internal_error")),
+    ("/v1/completions", plain()),
+    ("/v1/completions", plain(prompt=["say a", "count 2"], n=2, logprobs=2, echo=True)),
+    ("/v1/completions", plain(prompt="break worker_crashed")),
+    ("/v1/messages", message()),
+    ("/v1/messages", message("count 2", stop_sequences=["x"])),
+    ("/v1/messages", message(f"say so {PARIS}{NOW}", tools=SKILLS)),
+    ("/v1/messages", message("refuse deadline_exceeded")),
+    ("/v1/messages", message("break insufficient_memory")),
+    ("/v1/responses", response()),
+    ("/v1/responses", response("count 2", metadata={"run": "7"}, user="u", instructions="Be brief.")),
+    ("/v1/responses", response(include=[LOGPROBS], top_logprobs=2, text={"format": FORMAT})),
+    ("/v1/responses", response(f"say so {PARIS}{NOW}", tools=ITEMS, tool_choice="required")),
+    ("/v1/responses", response("refuse internal_error")),
+    ("/v1/responses", response("break internal_error")),
+]
+WHOLE: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/messages/count_tokens", chat()),
+    ("/v1/embeddings", {"model": MODEL, "input": ["a", "abc"]}),
+    ("/v1/embeddings", {"model": MODEL, "input": "a", "encoding_format": "base64"}),
+    ("/tokenize", {"model": MODEL, "prompt": "a"}),
+    ("/detokenize", {"model": MODEL, "tokens": [65]}),
+    ("/v1/responses", response(background=True)),
+    ("/v1/chat/completions", chat(stream=True, stream_options=USAGE)),
+    ("/v1/chat/completions", chat(stream=True, stream_options=CONTINUOUS)),
+    ("/v1/completions", plain(stream=True, stream_options=USAGE)),
+    ("/v1/completions", plain(stream=True, stream_options=CONTINUOUS)),
+]
+ASKED = [
+    (path, {**body, "stream": is_stream}) for path, body in STREAMED for is_stream in (False, True)
+] + WHOLE
+
+
+def name(value: Any) -> str:
+    return (
+        value
+        if isinstance(value, str)
+        else ",".join(f"{k}={v}" for k, v in value.items() if k != "model")[:90]
+    )
+
+
+@pytest.mark.parametrize(("path", "body"), ASKED, ids=name)
+def test_an_answer_is_what_the_document_says(stack: Stack, path: str, body: dict[str, Any]) -> None:
+    assert misfits(stack.http.post(path, json=body)) == []
+
+
+@pytest.mark.parametrize("path", sorted({path for path, _ in ASKED}))
+@pytest.mark.parametrize(
+    "body", [b"{", b'{"model": 7}', b'{"model": "other"}'], ids=["no JSON", "type", "fields"]
+)
+def test_an_error_is_what_the_document_says(stack: Stack, path: str, body: bytes) -> None:
+    for headers in ({"content-type": "application/json"}, {"content-type": "text/plain"}):
+        answer = stack.http.post(path, content=body, headers=headers)
+        assert answer.status_code in (400, 415)
+        assert misfits(answer) == []
+
+
+def test_what_is_kept_is_told_as_the_document_says(stack: Stack) -> None:
+    http = stack.http
+    key = {"Idempotency-Key": "kept-as-documented"}
+    job_id = http.post("/v1/chat/completions", json=chat(), headers=key).json()["id"]
+    own_id = http.post("/v1/responses", json=response(CALL, tools=ITEMS)).json()["id"]
+    conflict = http.post("/v1/chat/completions", json=chat("say other"), headers=key)
+    answers = [conflict]
+    for path in (f"/v1/chat/completions/{job_id}", f"/v1/responses/{own_id}"):
+        answers += [http.get(path), http.get(path, params={"stream": "true", "starting_after": 1})]
+        answers += [http.post(f"{path}/cancel")] if "responses" in path else []
+        answers += [http.delete(path), http.get(path)]
+    assert [each.status_code for each in answers] == [409, 200, 200, 200, 404, 200, 200, 200, 200, 404]
+    assert [misfits(each) for each in answers] == [[]] * len(answers)
+
+
+def test_files_batches_models_and_health_are_told_as_the_document_says(stack: Stack) -> None:
+    http = stack.http
+    batch = ended(http, begin(http, lines(line("a", "say yes"), line("b", "refuse internal_error"))))
+    failed = begin(http, b"no JSON")
+    file_id = store(http, b"x").json()["id"]
+    answers = [
+        store(http, b"x"),
+        store(http, b"x", purpose="other"),
+        *(
+            http.get(f"/v1/batches{rest}")
+            for rest in ("", "?limit=1", f"/{batch['id']}", f"/{failed['id']}", "/x")
+        ),
+        http.post(f"/v1/batches/{batch['id']}/cancel"),
+        *(
+            http.get(f"/v1/files{rest}")
+            for rest in ("", "?purpose=none", f"/{file_id}", f"/{file_id}/content", "/x")
+        ),
+        http.delete(f"/v1/files/{file_id}"),
+        *(http.get(path) for path in ("/v1/models", f"/v1/models/{MODEL}", "/v1/models/x")),
+        *(http.get(path) for path in ("/livez", "/readyz", "/metrics")),
+    ]
+    assert [misfits(each) for each in answers] == [[]] * len(answers)
+    assert (batch["status"], failed["status"]) == ("completed", "failed")
+
+
+def test_a_server_that_is_not_ready_says_so_as_documented(serve: Callable[..., Any]) -> None:
+    with httpx2.Client(base_url=serve().url) as http:
+        answer = http.get("/readyz")
+    assert (answer.status_code, misfits(answer)) == (503, [])
+
+
+def test_every_answer_of_the_document_has_a_schema() -> None:
+    for path, operations in DOCUMENT["paths"].items():
+        for method, operation in operations.items():
+            for status, answer in operation["responses"].items():
+                for media_type, content in answer["content"].items():
+                    is_bytes = media_type in ("text/plain", "application/octet-stream")
+                    assert is_bytes or "$ref" in str(content["schema"]), (path, method, status, media_type)
+
+
+CHAT = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": MODEL,
+    "system_fingerprint": None,
+    "service_tier": "default",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "a", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ],
+    "usage": {
+        "prompt_tokens": 1,
+        "completion_tokens": 1,
+        "total_tokens": 2,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    },
+}
+
+
+def paths_of(value: Any, *steps: Any) -> list[tuple[Any, ...]]:
+    """Of every object in a value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = [path for step, each in inner for path in paths_of(each, *steps, step)]
+    return [steps, *found] if isinstance(value, dict) else found
+
+
+@pytest.mark.parametrize("path", paths_of(CHAT), ids=str)
+def test_a_field_too_much_or_too_little_is_found_wherever_it_stands(path: tuple[Any, ...]) -> None:
+    schema = {"$ref": "#/components/schemas/ChatCompletion"}
+    assert misfits_of(CHAT, schema) == []
+    for change in ("add", "drop", "null"):
+        wrong = copy.deepcopy(CHAT)
+        place: Any = wrong
+        for step in path:
+            place = place[step]
+        first = next(iter(place))
+        if change == "add":
+            place["x_new"] = 1
+        elif change == "drop":
+            del place[first]
+        else:
+            place[first] = None
+        assert misfits_of(wrong, schema) != [], change
+
+
+def test_an_answer_in_another_head_is_found(stack: Stack) -> None:
+    answer = stack.http.get("/v1/models")
+    answer.headers["x-new"] = "1"
+    assert misfits(answer) == ["header x-new is not in the document"]
+    answer = stack.http.get("/v1/models")
+    answer.status_code = 418
+    assert misfits(answer) == ["status 418 is not in the document"]
+
+
+def test_no_shape_of_an_answer_allows_other_fields() -> None:
+    """All that answers are made of, at any depth."""
+    paths = DOCUMENT["paths"].values()
+    names = reached([operation["responses"] for operations in paths for operation in operations.values()])
+    objects = {each for each in names if SCHEMAS[each].get("type") == "object"}
+    assert len(objects) > 60
+    assert [each for each in objects if SCHEMAS[each].get("additionalProperties") is not False] == []

@@ -1,0 +1,168 @@
+"""The OpenAPI document keeps its word: requests made from it meet no 500, and no answer with another status,
+body, event or header than it lists.
+
+pytest tests/server/api/openapi/test_api_cases.py --api-cases 2000     # 2,000 requests over all routes
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx2
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import Case, GenerationMode
+
+from tests.server.batch_kit import line, lines, store
+from tests.server.conformance import misfits
+from tests.server.conftest import Stack
+from tests.server.document import DOCUMENT
+from tests.server.scripted_worker import MODEL
+
+API = schemathesis.openapi.from_dict(DOCUMENT)
+OPERATIONS = sorted((path, method) for path, methods in DOCUMENT["paths"].items() for method in methods)
+WEIGHTS = {each: 5 if "requestBody" in DOCUMENT["paths"][each[0]][each[1]] else 1 for each in OPERATIONS}
+NOT_OURS = {500, 503}  # the document lists them; nothing here should make them happen
+
+
+def answered(stack: Stack) -> str:
+    """The id of an answer that is kept."""
+    headers = {"idempotency-key": "api-case"}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "say yes"}]}
+    job_id: str = stack.http.post("/v1/chat/completions", json=body, headers=headers).json()["id"]
+    return job_id
+
+
+def responded(stack: Stack) -> str:
+    response_id: str = stack.http.post("/v1/responses", json={"model": MODEL, "input": "say yes"}).json()[
+        "id"
+    ]
+    return response_id
+
+
+def stored(stack: Stack) -> str:
+    """A key may have so many files only, so one that is there will do."""
+    files = stack.http.get("/v1/files").json()["data"]
+    file = files[0] if files else store(stack.http, lines(line("a", "say yes"))).json()
+    return str(file["id"])
+
+
+def begun(stack: Stack) -> str:
+    body = {"input_file_id": stored(stack), "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    batch_id: str = stack.http.post("/v1/batches", json=body).json()["id"]
+    return batch_id
+
+
+# What a path's parameter may name; looked up anew for each request, since some delete it.
+EXISTING: dict[str, Callable[[Stack], str]] = {
+    "job_id": answered,
+    "response_id": responded,
+    "file_id": stored,
+    "batch_id": begun,
+    "model_id": lambda stack: MODEL,
+}
+
+
+def cases(path: str, method: str) -> st.SearchStrategy[Case]:
+    """Requests as the document allows them, and such as it does not."""
+    operation = API[path][method]
+    modes = [operation.as_strategy(generation_mode=GenerationMode.POSITIVE)]
+    if operation.body or operation.path_parameters or operation.query:
+        modes.append(operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
+    return st.one_of(*modes)
+
+
+def sent(stack: Stack, case: Case, *, names_one: bool) -> httpx2.Response:
+    """The case as a client sends it; with ``names_one`` the path names something that is there."""
+    path = case.formatted_path
+    if names_one and case.path_parameters:
+        path = case.path.format(**{name: EXISTING[name](stack) for name in case.path_parameters})
+    query = {name: str(value) for name, value in (case.query or {}).items()}
+    sent = payload(case)
+    headers = {**sendable(case.headers or {}), **sent.pop("headers", {})}
+    return stack.http.request(case.method, path, params=query, headers=headers, **sent)
+
+
+def sendable(headers: Mapping[str, Any]) -> dict[str, str]:
+    """Those that a client library lets through at all; what they say may be wrong all the same."""
+    told = {name: str(value) for name, value in headers.items()}
+    return {
+        name: value
+        for name, value in told.items()
+        if value == value.strip() and value.isprintable() and value.isascii()
+    }
+
+
+def payload(case: Case) -> dict[str, Any]:
+    body = case.body
+    if isinstance(body, schemathesis.core.NotSet):
+        return {}
+    if case.media_type == "multipart/form-data" and isinstance(body, dict):
+        form = {name: str(value) for name, value in body.items() if name != "file"}
+        return {"data": form, "files": {"file": ("requests.jsonl", str(body.get("file")).encode())}}
+    if isinstance(body, dict) and isinstance(body.get("model"), str):
+        body = {**body, "model": MODEL}  # or nothing would come further than to "no such model"
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return {"content": content, "headers": {"content-type": "application/json"}}
+
+
+@pytest.mark.timeout(900)  # for the long form
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_no_request_of_the_document_meets_a_500_or_an_answer_that_is_not_in_it(
+    stack: Stack, path: str, method: str, pytestconfig: pytest.Config
+) -> None:
+    num_cases = max(3, pytestconfig.getoption("--api-cases") * WEIGHTS[path, method] // sum(WEIGHTS.values()))
+    documented = {int(status) for status in DOCUMENT["paths"][path][method]["responses"]}
+    seen: Counter[int] = Counter()
+
+    @settings(
+        max_examples=num_cases,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases(path, method), names_one=st.booleans())
+    def keeps_its_word(case: Case, names_one: bool) -> None:
+        response = sent(stack, case, names_one=names_one)
+        seen[response.status_code] += 1
+        assert response.status_code in documented - NOT_OURS, (response.status_code, response.text)
+        assert misfits(response) == []
+        if response.status_code != 200:
+            assert response.json()["error"]["code"] != "internal_error"
+
+    keeps_its_word()
+    assert seen.keys() & {200, 400, 404}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "param"),
+    [
+        ("GET", f"/v1/chat/completions/{'x' * 129}", "job_id"),
+        ("DELETE", f"/v1/files/{'x' * 129}", "file_id"),
+        ("GET", f"/v1/batches?after={'x' * 129}", "after"),
+    ],
+)
+def test_a_name_that_is_too_long_is_a_400_in_the_shape_of_all_errors(
+    stack: Stack, method: str, path: str, param: str
+) -> None:
+    response = stack.http.request(method, path)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "invalid_value", param)
+    assert "128 characters" in error["message"] and len(error["message"]) < 200
+
+
+def test_every_path_parameter_can_name_something_that_is_there(stack: Stack) -> None:
+    names = {each["name"] for path, method in OPERATIONS for each in parameters(path, method, "path")}
+    assert names == EXISTING.keys()
+
+
+def parameters(path: str, method: str, place: str) -> list[dict[str, Any]]:
+    found = DOCUMENT["paths"][path][method].get("parameters", [])
+    return [each for each in found if each["in"] == place]

@@ -1,0 +1,290 @@
+"""What a request may say: every wrong value is one clear 400 that names the field; the next request works."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from llava_server.api.chat.request import ChatRequest
+from llava_server.api.fields.unsupported import REFUSED
+
+from tests.server.conftest import Stack, text_of
+from tests.server.scripted_worker import MODEL
+
+USER = {"role": "user", "content": "say yes"}
+
+# fields -> (code, param, words of the message)
+WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
+    "max_tokens 0": ({"max_tokens": 0}, "invalid_value", "max_tokens", "greater than or equal to 1 (got 0)"),
+    "max_tokens negative": ({"max_tokens": -1}, "invalid_value", "max_tokens", "got -1"),
+    "max_tokens huge": ({"max_tokens": 2**31}, "invalid_value", "max_tokens", "2147483647"),
+    "max_tokens 2**70": ({"max_tokens": 2**70}, "invalid_value", "max_tokens", "2147483647"),
+    "max_tokens text": ({"max_tokens": "5"}, "invalid_type", "max_tokens", "valid integer (got '5')"),
+    "max_tokens true": ({"max_tokens": True}, "invalid_type", "max_tokens", "got true"),
+    "max_tokens fraction": ({"max_tokens": 1.5}, "invalid_type", "max_tokens", "valid integer"),
+    "max_completion_tokens 0": (
+        {"max_completion_tokens": 0},
+        "invalid_value",
+        "max_completion_tokens",
+        "got 0",
+    ),
+    "both limits": (
+        {"max_tokens": 1, "max_completion_tokens": 2},
+        "invalid_value",
+        "max_completion_tokens",
+        "give one of them",
+    ),
+    "temperature -0.1": ({"temperature": -0.1}, "invalid_value", "temperature", "got -0.1"),
+    "temperature 2.1": ({"temperature": 2.1}, "invalid_value", "temperature", "less than or equal to 2"),
+    "temperature 1e400": ({"temperature": float("inf")}, "invalid_value", "temperature", "finite"),
+    "temperature NaN": ({"temperature": float("nan")}, "invalid_value", "temperature", "finite"),
+    "top_p 0": ({"top_p": 0}, "invalid_value", "top_p", "greater than 0"),
+    "top_p 1.1": ({"top_p": 1.1}, "invalid_value", "top_p", "less than or equal to 1"),
+    "seed 2**63": ({"seed": 2**63}, "invalid_value", "seed", "less than"),
+    "seed text": ({"seed": "1"}, "invalid_type", "seed", "integer"),
+    "stop empty": ({"stop": ""}, "invalid_value", "stop", "at least 1 character"),
+    "stop with an empty one": ({"stop": ["a", ""]}, "invalid_value", "stop[1]", "at least 1 character"),
+    "five stops": ({"stop": ["a"] * 5}, "invalid_value", "stop", "at most 4"),
+    "stop number": ({"stop": 5}, "invalid_type", "stop", "array"),
+    "stream text": ({"stream": "yes"}, "invalid_type", "stream", "boolean"),
+    "stream_options without stream": (
+        {"stream_options": {}},
+        "invalid_value",
+        "stream_options",
+        "stream true",
+    ),
+    "user number": ({"user": 5}, "invalid_type", "user", "string"),
+    "metadata of numbers": ({"metadata": {"a": 1}}, "invalid_type", "metadata.a", "string"),
+    "service_tier scale": ({"service_tier": "scale"}, "invalid_value", "service_tier", "'default'"),
+    "no messages": ({"messages": []}, "invalid_value", "messages", "at least 1 item"),
+    "messages text": ({"messages": "hi"}, "invalid_type", "messages", "array"),
+    "message text": ({"messages": ["hi"]}, "invalid_type", "messages[0]", "object"),
+    "message without role": (
+        {"messages": [{"content": "x"}]},
+        "missing_required_parameter",
+        "messages[0].role",
+        "",
+    ),
+    "message without content": (
+        {"messages": [USER, {"role": "user"}]},
+        "missing_required_parameter",
+        "messages[1].content",
+        "required",
+    ),
+    "role function": (
+        {"messages": [{"role": "function", "content": "x"}]},
+        "unsupported_content",
+        "messages[0].role",
+        "must be one of",
+    ),
+    "role robot": (
+        {"messages": [{"role": "robot", "content": "x"}]},
+        "invalid_value",
+        "messages[0].role",
+        "'robot'",
+    ),
+    "tool call without an id": (
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}, USER]},
+        "missing_required_parameter",
+        "messages[0].tool_calls[0].id",
+        "required",
+    ),
+    "content number": (
+        {"messages": [{"role": "user", "content": 5}]},
+        "invalid_type",
+        "messages[0].content",
+        "array",
+    ),
+    "content null": (
+        {"messages": [{"role": "user", "content": None}]},
+        "invalid_type",
+        "messages[0].content",
+        "array (got null)",
+    ),
+    "no parts": (
+        {"messages": [{"role": "user", "content": []}]},
+        "invalid_value",
+        "messages[0].content",
+        "1 item",
+    ),
+    "part without type": (
+        {"messages": [{"role": "user", "content": [{"text": "x"}]}]},
+        "missing_required_parameter",
+        "messages[0].content[0].type",
+        "required",
+    ),
+    "audio part": (
+        {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+        "unsupported_content",
+        "messages[0].content[0].type",
+        "'text', 'image_url'",
+    ),
+    "text part without text": (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "missing_required_parameter",
+        "messages[0].content[0].text",
+        "required",
+    ),
+    "image_url as text": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:"}]}]},
+        "invalid_type",
+        "messages[0].content[0].image_url",
+        "object",
+    ),
+    "picture of the system": (
+        {
+            "messages": [
+                {"role": "system", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+                USER,
+            ]
+        },
+        "unsupported_content",
+        "messages[0].content",
+        "user messages",
+    ),
+    "unknown detail": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x", "detail": "z"}}]}
+            ]
+        },
+        "invalid_value",
+        "messages[0].content[0].image_url.detail",
+        "'auto'",
+    ),
+    "model number": ({"model": 5}, "invalid_type", "model", "string"),
+    "model empty": ({"model": ""}, "invalid_value", "model", "at least 1 character"),
+    "text over the limit": (
+        {"messages": [{"role": "user", "content": "x" * (1024 * 1024 + 1)}]},
+        "context_length_exceeded",
+        "messages",
+        "the limit is 1048576",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FIELDS)
+def test_wrong_field_is_a_clear_400_and_the_next_request_works(stack: Stack, name: str) -> None:
+    fields, code, param, words = WRONG_FIELDS[name]
+    response = post_json(stack, {"model": MODEL, "messages": [USER], **fields})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, code, param), error
+    assert error["type"] == "invalid_request_error"
+    assert words in error["message"]
+    assert error["request_id"] == response.headers["x-request-id"]
+    assert stack.works()
+
+
+@pytest.mark.parametrize("missing", ["model", "messages"])
+def test_required_field_is_named_when_missing(stack: Stack, missing: str) -> None:
+    body = {"model": MODEL, "messages": [USER]}
+    del body[missing]
+    error = post_json(stack, body).json()["error"]
+    assert (error["code"], error["param"]) == ("missing_required_parameter", missing)
+
+
+NOT_JSON = {
+    "nothing": b"",
+    "half": b'{"model": "x", "mess',
+    "single quotes": b"{'model': 'x'}",
+    "not utf-8": b'{"model": "\xff"}',
+    "half a surrogate": b'{"model": "\\ud800"}',
+    "very deep": b"[" * 100_000,
+    "endless number": b'{"seed": ' + b"9" * 5_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("name", NOT_JSON)
+def test_broken_json_is_a_400_and_the_next_request_works(stack: Stack, name: str) -> None:
+    response = post_raw(stack, NOT_JSON[name])
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "invalid_json"), error
+    assert "not valid JSON" in error["message"]
+    assert stack.works()
+
+
+@pytest.mark.parametrize("body", [b"[]", b"5", b'"text"', b"null"])
+def test_json_that_is_no_object_is_a_400(stack: Stack, body: bytes) -> None:
+    response = post_raw(stack, body)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_type")
+
+
+def test_other_content_types_are_refused_so_that_foreign_pages_cannot_post(stack: Stack) -> None:
+    body = json.dumps({"model": MODEL, "messages": [USER]}).encode()
+    for media_type in ("text/plain", "application/x-www-form-urlencoded", ""):
+        response = post_raw(stack, body, media_type)
+        assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert post_raw(stack, body, "application/json; charset=utf-8").status_code == 200
+
+
+UNSUPPORTED_VALUES: dict[str, Any] = {
+    "modalities": ["text", "audio"],
+    "reasoning_effort": "high",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_field_that_is_not_done_is_refused_by_name_but_taken_when_neutral(stack: Stack, name: str) -> None:
+    unsupported = UNSUPPORTED_VALUES.get(name, {"some": "value"})
+    error = post_json(stack, {"model": MODEL, "messages": [USER], name: unsupported}).json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", name)
+    assert name in error["message"]
+    for neutral in (None, *REFUSED[name].neutral):
+        assert post_json(stack, {"model": MODEL, "messages": [USER], name: neutral}).status_code == 200
+
+
+def test_neutral_number_is_no_boolean(stack: Stack) -> None:
+    assert stack.chat(n=True).status_code == 400
+
+
+def test_fields_that_nobody_knows_are_ignored(stack: Stack) -> None:
+    response = stack.chat(
+        "say yes", librechat_extra={"a": [1]}, user="u", metadata={"k": "v"}, service_tier="auto"
+    )
+    assert text_of(response) == "yes"
+
+
+def test_every_field_is_described_in_the_openapi_document(stack: Stack) -> None:
+    document = stack.http.get("/openapi.json").json()
+    schema = document["components"]["schemas"]["ChatRequest"]
+    assert set(schema["properties"]) == set(ChatRequest.model_fields)
+    assert all(field.get("description") for field in schema["properties"].values())
+    body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]
+    assert body["content"]["application/json"]["schema"]["$ref"].endswith("/ChatRequest")
+
+
+def test_sampling_reaches_the_worker_as_asked(stack: Stack) -> None:
+    stack.chat("say x", temperature=0, top_p=0.5, max_tokens=7, stop=["a", "b"], seed=-5, ignore_eos=True)
+    sampling = stack.worker.assignments[-1].job.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (0.0, 0.5, 7)
+    assert (sampling.stop, sampling.seed, sampling.ignore_eos) == (("a", "b"), -5, True)
+
+
+def test_absent_sampling_gets_openais_defaults_and_a_fresh_seed(stack: Stack) -> None:
+    stack.chat("say x")
+    stack.chat("say x", stop="one", max_completion_tokens=3)
+    first, second = (assignment.job.sampling for assignment in stack.worker.assignments[-2:])
+    assert (first.temperature, first.top_p, first.max_tokens, first.stop) == (1.0, 1.0, None, ())
+    assert (second.max_tokens, second.stop) == (3, ("one",))
+    assert first.seed != second.seed
+
+
+def test_limit_beyond_the_context_means_the_rest_of_the_context(stack: Stack) -> None:
+    assert stack.chat("say x", max_tokens=2**31 - 1).status_code == 200
+    assert stack.worker.assignments[-1].job.sampling.max_tokens == 4096
+
+
+def test_unknown_model_is_a_404_that_lists_the_served_ones(stack: Stack) -> None:
+    response = stack.chat(model="gpt-4o")
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert MODEL in error["message"]
+
+
+def post_json(stack: Stack, body: Any) -> Any:
+    return post_raw(stack, json.dumps(body).encode())
+
+
+def post_raw(stack: Stack, body: bytes, media_type: str = "application/json") -> Any:
+    return stack.http.post("/v1/chat/completions", content=body, headers={"content-type": media_type})

@@ -1,0 +1,242 @@
+"""/v1/responses as OpenAI's own client reads it: whole, streamed, with functions; and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from llava_server.api.responses.request import ResponseRequest
+from llava_wire import Grammar, Message
+from openai.types.responses.response_create_params import ResponseCreateParamsBase
+
+from tests.server.api.chat.test_tools import CITY, NOW, PARIS
+from tests.server.api.sse_lines import events_of
+from tests.server.conftest import Stack
+from tests.server.pictures import data_url, encoded, scene
+from tests.server.scripted_worker import MODEL
+
+WEATHER: Any = {"type": "function", "name": "weather", "parameters": CITY, "strict": True}
+CLOCK: Any = {"type": "function", "name": "clock"}
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{stack.server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def ask(stack: Stack, question: Any = "say yes", **fields: Any) -> Any:
+    return stack.http.post("/v1/responses", json={"model": MODEL, "input": question, **fields})
+
+
+def test_the_client_reads_a_whole_response(client: openai.OpenAI, stack: Stack) -> None:
+    response = client.responses.create(
+        model=MODEL, input="say one two", instructions="Be brief.", metadata={"run": "7"}, temperature=0
+    )
+    assert (response.output_text, response.status, response.error) == ("one two", "completed", None)
+    assert response.usage is not None
+    assert (response.usage.input_tokens, response.usage.output_tokens, response.usage.total_tokens) == (
+        11,
+        3,
+        14,
+    )
+    assert response.usage.input_tokens_details.cached_tokens == 3
+    assert (response.metadata, response.instructions, response.temperature) == ({"run": "7"}, "Be brief.", 0)
+    job = stack.worker.assignments[-1].job
+    assert job.messages[0] == Message("system", ("Be brief.",))
+    assert response.id == job.job_id.replace("chatcmpl-", "resp_")
+
+
+def test_a_cut_response_is_incomplete(client: openai.OpenAI) -> None:
+    response = client.responses.create(model=MODEL, input="count 2", max_output_tokens=2)
+    assert (response.status, response.output_text) == ("incomplete", "1 2")
+    assert response.incomplete_details is not None
+    assert response.incomplete_details.reason == "max_output_tokens"
+
+
+TEXT_EVENTS = [
+    "response.created",
+    "response.in_progress",
+    "response.output_item.added",
+    "response.content_part.added",
+    "response.output_text.delta",
+    "response.output_text.delta",
+    "response.output_text.done",
+    "response.content_part.done",
+    "response.output_item.done",
+    "response.completed",
+]
+
+
+def test_a_stream_has_openais_events_in_their_order(client: openai.OpenAI, stack: Stack) -> None:
+    events = list(client.responses.create(model=MODEL, input="say one two", stream=True))
+    assert [event.type for event in events] == TEXT_EVENTS
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == "one two"
+    [last] = [event for event in events if event.type == "response.completed"]
+    assert last.response.output_text == "one two"
+    assert all(name == data["type"] for name, data in events_of(ask(stack, stream=True)))
+
+
+def test_the_clients_own_stream_helper_joins_the_text(client: openai.OpenAI) -> None:
+    with client.responses.stream(model=MODEL, input="say one two") as stream:
+        assert stream.get_final_response().output_text == "one two"
+
+
+def test_a_response_without_a_word_has_an_empty_message(client: openai.OpenAI) -> None:
+    response = client.responses.create(model=MODEL, input="say ")
+    assert (response.output_text, len(response.output)) == ("", 1)
+
+
+def test_pictures_and_earlier_items_reach_the_worker(client: openai.OpenAI, stack: Stack) -> None:
+    first = client.responses.create(model=MODEL, input="say one")
+    picture: Any = {"type": "input_image", "image_url": data_url(encoded(scene())), "detail": "low"}
+    conversation: list[Any] = [
+        {"role": "user", "content": "say one"},
+        *first.output,
+        {"role": "user", "content": [picture, {"type": "input_text", "text": "and then?"}]},
+    ]
+    assert client.responses.create(model=MODEL, input=conversation).output_text == (
+        "user:say one|assistant:one|user:[40x20]and then?"
+    )
+
+
+def test_calls_are_items_of_their_own_and_results_go_back(client: openai.OpenAI, stack: Stack) -> None:
+    response = client.responses.create(model=MODEL, input=f"say {PARIS}\n{NOW}", tools=[WEATHER, CLOCK])
+    first, second = response.output
+    assert first.type == "function_call" and second.type == "function_call"
+    assert (first.name, first.arguments) == ("weather", '{"city": "Paris"}')
+    results: list[Any] = [
+        {"type": "function_call_output", "call_id": call.call_id, "output": f"of {call.name}"}
+        for call in (second, first)
+    ]
+    conversation: list[Any] = [{"role": "user", "content": "Weather?"}, first, second, *results]
+    client.responses.create(model=MODEL, input=conversation, tools=[WEATHER])
+    _, question, calls, told = stack.worker.assignments[-1].job.messages
+    assert (question.parts, calls.parts) == (("Weather?",), (f"{PARIS}\n{NOW}",))
+    assert told.parts == (
+        "<tool_response>of clock</tool_response>",
+        "<tool_response>of weather</tool_response>",
+    )
+
+
+def test_streamed_calls_have_their_events(client: openai.OpenAI) -> None:
+    tools = [WEATHER, CLOCK]
+    events = list(client.responses.create(model=MODEL, input=f"say {PARIS}", tools=tools, stream=True))
+    kinds = [event.type for event in events]
+    assert kinds[2] == "response.output_item.added"
+    assert kinds[-3:] == [
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert "".join(deltas) == '{"city": "Paris"}'
+    assert "response.output_text.delta" not in kinds
+
+
+def test_a_response_that_breaks_says_so_and_ends(client: openai.OpenAI) -> None:
+    events = list(client.responses.create(model=MODEL, input="break internal_error", stream=True))
+    assert events[-1].type == "response.failed"
+    assert events[-1].response.error is not None
+    assert "scripted failure" in events[-1].response.error.message
+    with pytest.raises(openai.InternalServerError):
+        client.responses.create(model=MODEL, input="refuse internal_error", stream=True)
+
+
+def test_log_probabilities_come_with_the_text(client: openai.OpenAI) -> None:
+    response = client.responses.create(
+        model=MODEL, input="say one two", include=["message.output_text.logprobs"], top_logprobs=2
+    )
+    message: Any = response.output[0]
+    tokens = message.content[0].logprobs
+    assert [token.token for token in tokens][:2] == ["one", " two"]
+    assert len(tokens[0].top_logprobs) == 2
+
+
+SCHEMA: dict[str, Any] = {"type": "object", "properties": {}}
+EFFECTS: list[tuple[dict[str, Any], Any, Any]] = [
+    ({"max_output_tokens": 7}, lambda job: job.sampling.max_tokens, 7),
+    ({"temperature": 0.5}, lambda job: job.sampling.temperature, 0.5),
+    ({"top_p": 0.5}, lambda job: job.sampling.top_p, 0.5),
+    ({"service_tier": "priority"}, lambda job: job.priority, 1),
+    ({"text": {"format": {"type": "json_object"}}}, lambda job: job.sampling.grammar, Grammar("json_object")),
+    (
+        {"text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}},
+        lambda job: job.sampling.grammar,
+        Grammar("json_schema", '{"type":"object","properties":{}}'),
+    ),
+    (
+        {"tools": [WEATHER, CLOCK], "tool_choice": {"type": "function", "name": "clock"}},
+        lambda job: [function["name"] for function in json.loads(job.sampling.grammar.text)["functions"]],
+        ["clock"],
+    ),
+    (
+        {"tools": [WEATHER], "parallel_tool_calls": False, "tool_choice": "required"},
+        lambda job: json.loads(job.sampling.grammar.text)["is_parallel"],
+        False,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "seen", "value"), EFFECTS, ids=[str(fields)[:40] for fields, *_ in EFFECTS]
+)
+def test_field_changes_the_job(stack: Stack, fields: dict[str, Any], seen: Any, value: Any) -> None:
+    assert ask(stack, **fields).status_code == 200
+    assert seen(stack.worker.assignments[-1].job) == value
+
+
+def test_every_field_of_openai_is_known() -> None:
+    assert set(ResponseCreateParamsBase.__annotations__) <= set(ResponseRequest.model_fields)
+
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"input": 5}, "input", "array"),
+    ({"input": []}, "input", "at least 1"),
+    ({"input": [{"role": "user"}]}, "input[0].content", "required"),
+    ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "item_reference"),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
+        "input[0].content[0].type",
+        "input_file",
+    ),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
+        "input[0].content[0].image_url",
+        "required",
+    ),
+    (
+        {"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]},
+        "input[0].tool_call_id",
+        "c",
+    ),
+    ({"include": ["reasoning.encrypted_content"]}, "include", "nothing else"),
+    ({"top_logprobs": 2}, "top_logprobs", "include"),
+    ({"stream_options": {}}, "stream_options", "stream true"),
+    ({"background": True, "store": False}, "background", "store false"),
+    ({"store": "yes"}, "store", "boolean"),
+    ({"text": {"format": {"type": "json_schema"}}}, "text.format.json_schema.name", "required"),
+    ({"text": {"verbosity": "low"}}, "text.verbosity", "medium"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type", "function"),
+    ({"tool_choice": "required"}, "tool_choice", "no tools"),
+    ({"tools": [WEATHER], "tool_choice": {"type": "mcp"}}, "tool_choice.type", "function"),
+    ({"max_output_tokens": 0}, "max_output_tokens", "got 0"),
+    ({"temperature": 3}, "temperature", "got 3"),
+    ({"metadata": {"k": 5}}, "metadata.k", "string"),
+    ({"model": "gpt-4o"}, "model", "not served"),
+    ({"input": "refuse context_length_exceeded"}, "input", "scripted failure"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), REFUSED, ids=lambda value: str(value)[:60])
+def test_what_cannot_be_answered_is_an_error_that_names_the_field(
+    stack: Stack, fields: dict[str, Any], param: str, words: str
+) -> None:
+    response = ask(stack, **fields)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (404 if param == "model" else 400, param), error
+    assert words in error["message"]

@@ -1,0 +1,73 @@
+"""/tokenize and /detokenize: a worker's answer, in vLLM's shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.server.api.chat.test_tools import WEATHER
+from tests.server.conftest import Stack
+from tests.server.pictures import encoded, part, scene
+from tests.server.scripted_worker import MODEL
+
+USER = {"role": "user", "content": "Hi"}
+
+
+def test_a_text_becomes_its_tokens(stack: Stack) -> None:
+    response = stack.http.post("/tokenize", json={"model": MODEL, "prompt": "aé"})
+    assert response.json() == {
+        "count": 3,
+        "max_model_len": 4096,
+        "tokens": list("aé".encode()),
+        "token_strs": None,
+    }
+    job = stack.worker.assignments[-1].job
+    assert (job.task, job.form) == ("tokenize", "raw")
+
+
+def test_a_conversation_becomes_the_tokens_that_a_chat_would_have(stack: Stack) -> None:
+    picture = {"role": "user", "content": [part(encoded(scene())), {"type": "text", "text": "Hi"}]}
+    response = stack.http.post("/tokenize", json={"model": MODEL, "messages": [picture]})
+    assert response.json()["tokens"] == [0, *b"Hi"]
+    job = stack.worker.assignments[-1].job
+    assert (job.task, job.form, len(job.images)) == ("tokenize", "chat", 1)
+
+
+def test_functions_and_begun_answers_are_counted_too(stack: Stack) -> None:
+    body = {"model": MODEL, "messages": [USER]}
+    plain = stack.http.post("/tokenize", json=body).json()["count"]
+    assert stack.http.post("/tokenize", json={**body, "tools": [WEATHER]}).json()["count"] > plain
+    begun = [USER, {"role": "assistant", "content": "I am"}]
+    stack.http.post("/tokenize", json={**body, "messages": begun, "continue_final_message": True})
+    assert stack.worker.assignments[-1].job.form == "continued"
+
+
+def test_tokens_become_their_text(stack: Stack) -> None:
+    response = stack.http.post("/detokenize", json={"model": MODEL, "tokens": list(map(ord, "aé"))})
+    assert response.json() == {"prompt": "aé"}
+    assert stack.worker.assignments[-1].job.task == "detokenize"
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("/tokenize", {}, "prompt"),
+    ("/tokenize", {"prompt": "a", "messages": [USER]}, "prompt"),
+    ("/tokenize", {"messages": []}, "messages"),
+    ("/tokenize", {"prompt": "a", "add_special_tokens": False}, "add_special_tokens"),
+    ("/tokenize", {"prompt": "a", "return_token_strs": True}, "return_token_strs"),
+    ("/tokenize", {"prompt": "x" * (1024 * 1024 + 1)}, "prompt"),
+    ("/tokenize", {"messages": [USER], "continue_final_message": True}, "continue_final_message"),
+    ("/detokenize", {}, "tokens"),
+    ("/detokenize", {"tokens": []}, "tokens"),
+    ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
+    ("/detokenize", {"tokens": [2**31]}, "tokens[0]"),
+    ("/detokenize", {"tokens": "abc"}, "tokens"),
+]
+
+
+@pytest.mark.parametrize(("path", "fields", "param"), REFUSED, ids=lambda value: str(value)[:60])
+def test_what_is_no_text_and_no_tokens_is_a_400(
+    stack: Stack, path: str, fields: dict[str, Any], param: str
+) -> None:
+    response = stack.http.post(path, json={"model": MODEL, **fields})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text

@@ -1,0 +1,164 @@
+"""The controller when its queue misbehaves: a scripted producer for what no real queue does on demand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import cast
+
+import pytest
+from llava_server.errors import ApiError
+from llava_server.generation.controller import Controller
+from llava_server.middleware.auth import ApiKeys
+from llava_server.middleware.rate_limit import RateLimiter
+from llava_server.request_metrics import Metrics
+from llava_wire import (
+    Event,
+    Final,
+    FinishReason,
+    Job,
+    JobProducer,
+    QueueUnavailable,
+    SamplingParams,
+    TenantTerms,
+)
+
+from tests.server.conftest import Stack, Valkey, running_stack, text_of, wait_until
+
+JOB = Job(
+    job_id="job-1",
+    model="m",
+    tenant="t",
+    messages=(),
+    sampling=SamplingParams(seed=1),
+    cost=1.0,
+    ttl_s=60.0,
+)
+LAST = Event(0, (1,), "all", Final(reason=FinishReason.STOP))
+
+
+class ScriptedProducer:
+    """Delivers what the test puts into ``batches``; an exception in it is raised."""
+
+    def __init__(self) -> None:
+        self.batches: asyncio.Queue[list[tuple[str, Event]] | Exception] = asyncio.Queue()
+        self.cancelled: list[str] = []
+        self.is_down = False
+
+    async def submit(self, job: Job, pixels: Mapping[str, bytes], terms: TenantTerms, trace: str) -> None:
+        if self.is_down:
+            raise QueueUnavailable("down")
+
+    async def cancel(self, job_id: str, *, tenant: str) -> bool:
+        self.cancelled.append(job_id)
+        if self.is_down:
+            raise QueueUnavailable("down")
+        return True
+
+    async def reap(self) -> int:
+        if self.is_down:
+            raise QueueUnavailable("down")
+        return 1
+
+    async def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:
+        while True:
+            batch = await self.batches.get()
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
+def make(producer: ScriptedProducer, *, queue_timeout_s: float = 60.0) -> Controller:
+    limiter = RateLimiter(ApiKeys((), are_asked=False))
+    return Controller(cast(JobProducer, producer), Metrics(), limiter, queue_timeout_s=queue_timeout_s)
+
+
+async def test_answer_that_ended_is_not_cancelled_and_one_that_did_not_is() -> None:
+    producer = ScriptedProducer()
+    controller = make(producer)
+    running = asyncio.create_task(controller.run())
+    answer = await controller.submit(JOB, {})
+    producer.batches.put_nowait([("unknown-job", LAST), (JOB.job_id, LAST)])
+    assert await answer.next() == LAST
+    await answer.aclose()
+    assert producer.cancelled == []
+    left = await controller.submit(JOB, {})
+    await left.aclose()
+    await left.aclose()
+    assert producer.cancelled == [JOB.job_id]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert controller.num_answers == 0
+
+
+async def test_job_that_could_not_be_submitted_leaves_nothing_behind() -> None:
+    producer = ScriptedProducer()
+    producer.is_down = True
+    controller = make(producer)
+    with pytest.raises(ApiError) as caught:
+        await controller.submit(JOB, {})
+    assert (caught.value.code, controller.num_answers) == ("queue_unavailable", 0)
+
+
+async def test_cancel_that_cannot_reach_the_queue_does_not_raise() -> None:
+    producer = ScriptedProducer()
+    controller = make(producer)
+    answer = await controller.submit(JOB, {})
+    producer.is_down = True
+    await answer.aclose()
+    assert controller.num_answers == 0
+
+
+async def test_broken_follow_ends_every_answer_and_says_that_the_process_is_of_no_use() -> None:
+    producer = ScriptedProducer()
+    controller = make(producer)
+    answer = await controller.submit(JOB, {})
+    producer.batches.put_nowait(RuntimeError("a defect"))
+    await controller.run()
+    with pytest.raises(ApiError) as caught:
+        await answer.next()
+    assert caught.value.code == "internal_error"
+    assert controller.failure is not None
+
+
+async def test_silent_queue_does_not_keep_anyone_for_ever() -> None:
+    producer = ScriptedProducer()
+    producer.is_down = False
+    controller = make(producer, queue_timeout_s=0.0)
+    answer = await controller.submit(JOB, {})
+    answer.last_event_by = 0.0
+    running = asyncio.create_task(controller.run())
+    with pytest.raises(ApiError) as caught:
+        await answer.next()
+    assert caught.value.code == "deadline_exceeded"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+pytestmark = pytest.mark.anyio
+
+
+def test_lost_queue_is_a_503_until_it_is_back(valkey: Valkey) -> None:
+    with running_stack(f"unix://{valkey.socket}") as stack:
+        assert stack.works()
+        valkey.kill()
+        response = stack.chat("say yes")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "queue_unavailable")
+        assert response.headers["retry-after"]
+        wait_until(lambda: stack.http.get("/readyz").status_code == 503)
+        assert "queue" in stack.http.get("/readyz").json()["reasons"][0]
+        assert stack.http.get("/livez").status_code == 200
+        assert stack.http.get("/v1/models").json()["data"]
+        valkey.start()
+        wait_until(lambda: stack.http.get("/readyz").status_code == 200)
+        wait_until(lambda: is_answered(stack))
+
+
+def is_answered(stack: Stack) -> bool:
+    response = stack.chat("say back")
+    return response.status_code == 200 and text_of(response) == "back"

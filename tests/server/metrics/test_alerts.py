@@ -1,0 +1,50 @@
+"""deploy/prometheus: every metric, label and error code that a rule names is one that /metrics can say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from llava_server.errors import ERRORS
+from llava_server.request_metrics import Metrics
+
+FOLDER = Path(__file__).parents[3] / "deploy" / "prometheus"
+RULES: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"][0]["rules"]
+
+
+def series() -> set[str]:
+    """The names of all that a controller may say, of those without samples too."""
+    names = set()
+    for family in Metrics().registry.collect():
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
+        names |= {family.name + suffix for suffix in suffixes}
+    return names
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_a_rule_asks_for_what_there_is(rule: dict[str, Any]) -> None:
+    named = set(re.findall(r"\bllava_\w+", rule["expr"]))
+    assert named <= series()
+    for codes in re.findall(r'code=~?"([^"]+)"', rule["expr"]):
+        assert set(codes.split("|")) <= set(ERRORS)
+    assert rule["expr"].count("(") == rule["expr"].count(")")
+    assert rule["labels"]["severity"] in ("page", "ticket")
+    assert rule["annotations"]["summary"]
+
+
+def test_a_metric_that_is_gone_would_be_found() -> None:
+    assert {"llava_time_to_first_token_seconds_bucket", "llava_queue_up"} <= series()
+    assert "llava_time_to_first_token" not in series()
+
+
+def test_prometheus_reads_the_rules_and_the_port_that_compose_opens() -> None:
+    config = yaml.safe_load((FOLDER / "prometheus.yaml").read_text("utf-8"))
+    assert config["rule_files"] == ["alerts.yaml"]
+    compose = yaml.safe_load((FOLDER.parents[1] / "docker-compose.yml").read_text("utf-8"))
+    [asked] = config["scrape_configs"][0]["dns_sd_configs"]
+    environment = compose["services"]["server"]["environment"]
+    assert str(asked["port"]) == environment["LLAVA_ADMIN_PORT"]
+    assert asked["names"] == [environment["LLAVA_ADMIN_HOST"]]

@@ -1,0 +1,48 @@
+"""deploy/grafana: every metric and label that the dashboard asks for is one that /metrics can say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llava_server.engine_metrics import COUNTERS, GAUGES
+from llava_server.request_metrics import Metrics
+
+FILE = Path(__file__).parents[3] / "deploy" / "grafana" / "dashboard.json"
+PANELS: list[dict[str, Any]] = json.loads(FILE.read_text("utf-8"))["panels"]
+LABELS = {"le", "model_name", "finished_reason", "code", "worker", "phase", "state", "outcome"}
+
+
+def series() -> set[str]:
+    """The names of all that a controller may say, of its workers' engines too."""
+    names = {f"llava_engine_{name}" for name, _ in GAUGES.values()}
+    names |= {f"llava_engine_{name}_total" for name, _ in COUNTERS.values()}
+    names.add("llava_engine_phase_seconds_total")
+    for family in Metrics().registry.collect():
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
+        names |= {family.name + suffix for suffix in suffixes}
+    return names
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+def test_a_panel_asks_for_what_there_is(panel: dict[str, Any]) -> None:
+    for target in panel["targets"]:
+        named = set(re.findall(r"\bllava_\w+", target["expr"]))
+        assert named
+        assert named <= series()
+        for labels in re.findall(r"by \(([^)]*)\)", target["expr"]):
+            assert set(labels.split(", ")) <= LABELS
+        assert target["expr"].count("(") == target["expr"].count(")")
+
+
+def test_a_metric_that_is_gone_would_be_found() -> None:
+    assert "llava_time_to_first_token" not in series()
+    assert "llava_engine_steps" not in series()
+
+
+def test_panels_lie_side_by_side_and_have_names_of_their_own() -> None:
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in PANELS]
+    assert len(set(places)) == len(PANELS) == len({panel["title"] for panel in PANELS})

@@ -1,0 +1,110 @@
+"""What machines that watch are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llava_server.worker_registry import WorkerRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.conftest import Serve, Stack, wait_until
+from tests.server.scripted_worker import MODEL
+
+
+def test_server_is_ready_once_a_worker_has_been_seen(stack: Stack) -> None:
+    response = stack.http.get("/readyz")
+    assert response.json() == {"status": "ready", "models": [MODEL]}
+    assert stack.http.get("/livez").json() == {"status": "ok"}
+
+
+def test_server_without_a_worker_is_alive_but_not_ready_and_says_why(serve: Serve) -> None:
+    import httpx2
+
+    server = serve()
+    response = httpx2.get(f"{server.url}/readyz", timeout=30)
+    assert response.status_code == 503
+    assert response.json()["reasons"] == ["no worker has been seen yet"]
+    assert httpx2.get(f"{server.url}/livez", timeout=30).status_code == 200
+    assert httpx2.get(f"{server.url}/v1/models", timeout=30).json()["data"] == []
+
+
+def test_draining_server_is_not_ready_but_alive_and_refuses_new_requests(
+    own_stack: Callable[..., Stack],
+) -> None:
+    stack = own_stack()
+    stack.server.app.state.drain.begin()
+    assert stack.http.get("/readyz").json()["reasons"] == ["this server is shutting down"]
+    assert stack.http.get("/livez").status_code == 200
+    response = stack.chat("say yes")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")
+    assert response.headers["retry-after"] == "1"
+
+
+def test_draining_server_still_serves_in_its_grace(own_stack: Callable[..., Stack]) -> None:
+    stack = own_stack(drain_grace_s=60.0)
+    stack.server.app.state.drain.begin()
+    assert stack.http.get("/readyz").status_code == 503
+    assert stack.works()
+
+
+def test_models_are_described_from_memory(stack: Stack) -> None:
+    listed = stack.http.get("/v1/models").json()
+    assert listed["object"] == "list"
+    model = listed["data"][0]
+    assert (model["id"], model["object"], model["num_workers"]) == (MODEL, "model", 1)
+    assert model["max_model_len"] == 4096
+    assert stack.http.get(f"/v1/models/{MODEL}").json() == model
+    assert stack.http.get("/v1/models/org/unknown").json()["error"]["code"] == "model_not_found"
+
+
+def samples(stack: Stack) -> dict[str, float]:
+    """The metrics without labels but the model's."""
+    text = stack.http.get("/metrics").text
+    return {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.labels in ({}, {"model_name": MODEL}, {"model_name": MODEL, "finished_reason": "stop"})
+    }
+
+
+def test_answer_moves_the_metrics_that_vllms_dashboards_read(stack: Stack) -> None:
+    before = samples(stack)
+    assert stack.works()
+    after = samples(stack)
+
+    def moved(name: str) -> float:
+        return after[f"llava_{name}"] - before.get(f"llava_{name}", 0.0)
+
+    assert moved("request_success_total") == 1
+    assert moved("prompt_tokens_total") == 11
+    assert moved("generation_tokens_total") == 2
+    assert moved("time_to_first_token_seconds_count") == 1
+    assert moved("e2e_request_latency_seconds_count") == 1
+    assert moved("inter_token_latency_seconds_count") == 1
+    assert after["llava_queue_up"] == 1
+    assert after["llava_num_workers"] == 1
+    assert {"llava_num_requests_running", "llava_num_requests_waiting"} <= after.keys()
+
+
+def test_requests_cannot_make_series(stack: Stack) -> None:
+    def count() -> int:
+        return sum(
+            len(family.samples) for family in text_string_to_metric_families(stack.http.get("/metrics").text)
+        )
+
+    stack.chat(model="warm-up")
+    stack.http.get("/warm-up")
+    before = count()
+    for number in range(20):
+        stack.chat(model=f"model-{number}")
+        stack.http.get(f"/path-{number}")
+    assert count() == before
+
+
+def test_refresh_notices_a_lost_queue_and_its_return(own_stack: Callable[..., Stack]) -> None:
+    stack = own_stack()
+    registry: WorkerRegistry = stack.server.app.state.services.registry
+    assert registry.trouble is None
+    registry._note_trouble("the queue cannot be reached: test")
+    assert wait_until(lambda: registry.trouble is None)

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import pytest
+from llava_wire import ErrorCode
+from llava_wire.redis.keys import PREFIX
+
+from tests.wire.lab import STOP, Lab, frame, make_job, picture, wait_until
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_cancelled_job_in_the_queue_never_runs(lab: Lab) -> None:
+    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
+    await producer.submit(job, {})
+    assert await producer.cancel(job.job_id, tenant=job.tenant) is True
+    assert await consumer._pull(4) == []
+
+
+async def test_a_cancelled_job_at_work_is_refused_at_its_next_event(lab: Lab) -> None:
+    producer, consumer = await lab.producer(), await lab.consumer()
+    client = lab.client(producer)
+    job, assignment = await lab.running(producer, consumer)
+    other, second = await lab.running(producer, consumer)
+    assert await producer.cancel(job.job_id, tenant=job.tenant) is True
+    assert await consumer.emit([frame(assignment, 0, 1), frame(second, 0, 1)]) == {job.job_id}
+    await client.sees(other, 1)
+    assert job.job_id not in client.events
+
+
+async def test_only_live_jobs_are_cancelled(lab: Lab) -> None:
+    producer, consumer = await lab.producer(), await lab.consumer()
+    job, assignment = await lab.running(producer, consumer)
+    await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+    assert await producer.cancel(job.job_id, tenant=job.tenant) is False
+    assert await producer.cancel("unknown", tenant=job.tenant) is False
+
+
+async def test_nobody_cancels_another_tenants_job(lab: Lab) -> None:
+    here, there, job = await lab.producer(), await lab.producer(), make_job()
+    await here.submit(job, {})
+    assert await here.cancel(job.job_id, tenant="mallory") is False
+    assert await there.cancel(job.job_id, tenant="mallory") is False
+
+
+async def test_a_cancel_through_another_controller_ends_the_stream(lab: Lab) -> None:
+    here, there, job = await lab.producer(), await lab.producer(), make_job()
+    client = lab.client(here)
+    await here.submit(job, {})
+    assert await there.cancel(job.job_id, tenant=job.tenant) is True
+    final = await client.sees_end(job)
+    assert final.error
+    assert final.error.code is ErrorCode.ANSWER_CANCELLED
+
+
+async def test_another_controller_continues_a_dead_ones_stream(lab: Lab) -> None:
+    dead, heir, consumer = await lab.producer(), await lab.producer(), await lab.consumer()
+    job, assignment = await lab.running(dead, consumer)
+    await consumer.emit([frame(assignment, 0, 1, 2)])
+    client = lab.client(heir)
+    log = await heir.attach(job.job_id, tenant=job.tenant)
+    assert log is not None
+    assert [event.token_ids for event in log] == [(1, 2)]
+    await consumer.emit([frame(assignment, 2, 3)])
+    await consumer.emit([frame(assignment, 3, 4, final=STOP)])
+    await client.sees_end(job)
+    assert client.tokens(job) == (3, 4)
+
+
+async def test_an_ended_stream_can_still_be_read(lab: Lab) -> None:
+    dead, heir, consumer = await lab.producer(), await lab.producer(), await lab.consumer()
+    job, assignment = await lab.running(dead, consumer)
+    await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+    log = await heir.attach(job.job_id, tenant=job.tenant)
+    assert log is not None
+    assert [event.final for event in log] == [STOP]
+
+
+async def test_only_its_owner_attaches_to_a_stream(lab: Lab) -> None:
+    here, there, job = await lab.producer(), await lab.producer(), make_job()
+    await here.submit(job, {})
+    assert await there.attach(job.job_id, tenant="mallory") is None
+    assert await here.attach(job.job_id, tenant="mallory") is None
+    assert await there.attach("unknown", tenant=job.tenant) is None
+    await here.cancel(job.job_id, tenant=job.tenant)
+    assert await there.attach(job.job_id, tenant=job.tenant) is None
+
+
+async def test_attaching_where_the_stream_already_is_gives_what_was_delivered(lab: Lab) -> None:
+    producer, consumer = await lab.producer(), await lab.consumer()
+    client = lab.client(producer)
+    job, assignment = await lab.running(producer, consumer)
+    await consumer.emit([frame(assignment, 0, 1)])
+    await client.sees(job, 1)
+    assert await producer.attach(job.job_id, tenant=job.tenant) == client.events[job.job_id]
+
+
+async def test_a_controller_whose_stream_was_taken_ends_it_and_cannot_cancel_it(lab: Lab) -> None:
+    old, new, consumer = await lab.producer(), await lab.producer(), await lab.consumer()
+    old_client, new_client = lab.client(old), lab.client(new)
+    job, assignment = await lab.running(old, consumer)
+    await new.attach(job.job_id, tenant=job.tenant)
+    final = await old_client.sees_end(job)
+    assert final.error
+    assert final.error.code is ErrorCode.STREAM_TAKEN_OVER
+    assert await old.cancel(job.job_id, tenant=job.tenant) is False
+    await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+    assert await new_client.sees_end(job) == STOP
+
+
+async def test_a_stream_may_come_back_to_the_controller_it_was_taken_from(lab: Lab) -> None:
+    first, second, consumer = await lab.producer(), await lab.producer(), await lab.consumer()
+    client = lab.client(first)
+    job, assignment = await lab.running(first, consumer)
+    await second.attach(job.job_id, tenant=job.tenant)
+    await client.sees_end(job)
+    client.events.clear()
+    await first.attach(job.job_id, tenant=job.tenant)
+    await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+    assert await client.sees_end(job) == STOP
+    assert await first.cancel(job.job_id, tenant=job.tenant) is False
+
+
+async def test_a_stream_comes_back_even_before_its_controller_heard_that_it_was_taken(lab: Lab) -> None:
+    first, second, consumer = await lab.producer(), await lab.producer(), await lab.consumer()
+    job, assignment = await lab.running(first, consumer)
+    await second.attach(job.job_id, tenant=job.tenant)
+    assert await first.attach(job.job_id, tenant=job.tenant) == []
+    client = lab.client(first)
+    await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+    assert await client.sees_end(job) == STOP
+
+
+async def test_a_cancel_by_a_controller_that_has_not_heard_of_the_take_over_changes_nothing(lab: Lab) -> None:
+    old, new, consumer = await lab.producer(), await lab.producer(), await lab.consumer()
+    client = lab.client(new)
+    job, assignment = await lab.running(old, consumer)
+    await new.attach(job.job_id, tenant=job.tenant)
+    assert await old.cancel(job.job_id, tenant=job.tenant) is False
+    await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+    assert await client.sees_end(job) == STOP
+
+
+async def test_jobs_of_a_dead_controller_are_stopped(lab: Lab) -> None:
+    dead, alive, consumer = await lab.producer(), await lab.producer(), await lab.consumer()
+    job, assignment = await lab.running(dead, consumer)
+    lab.kill_controller(dead.controller_id)
+    await alive.reap()
+    assert await consumer.emit([frame(assignment, 0, 1)]) == {job.job_id}
+
+
+async def test_jobs_of_a_living_controller_go_on(lab: Lab) -> None:
+    here, there, consumer = await lab.producer(), await lab.producer(), await lab.consumer()
+    _, assignment = await lab.running(here, consumer)
+    lab.kill_controller(here.controller_id)
+    await here.reap()  # its own beat
+    await there.reap()
+    assert await consumer.emit([frame(assignment, 0, 1)]) == set()
+
+
+async def test_an_orphan_is_continued_by_a_client_that_comes_late(lab: Lab) -> None:
+    dead, heir, consumer = await lab.producer(), await lab.producer(), await lab.consumer()
+    image, tiles = picture("cat")
+    job = make_job(image)
+    await dead.submit(job, {image.digest: tiles})
+    (assignment,) = await consumer.pull(1)
+    await consumer.emit([frame(assignment, 0, 1)])
+    lab.kill_controller(dead.controller_id)
+    await heir.reap()
+    client = lab.client(heir)
+    log = await heir.attach(job.job_id, tenant=job.tenant)
+    assert log is not None
+    assert await consumer.emit([frame(assignment, 1, 9)]) == {job.job_id}
+    (again,) = await consumer.pull(1)
+    assert (again.token_ids, again.pixels) == ((1,), {image.digest: tiles})
+    await consumer.emit([frame(again, 1, 2, final=STOP)])
+    await client.sees_end(job)
+    assert client.tokens(job) == (2,)
+    assert lab.redis.pttl(PREFIX + "log:" + job.job_id) > 0
+
+
+async def test_a_controller_that_only_slept_gets_its_orphans_back(lab: Lab) -> None:
+    sleeper, other, consumer = (
+        await lab.producer(check_interval_s=0),
+        await lab.producer(),
+        await lab.consumer(),
+    )
+    job, assignment = await lab.running(sleeper, consumer)
+    lab.kill_controller(sleeper.controller_id)
+    await other.reap()
+    assert await consumer.emit([frame(assignment, 0, 1)]) == {job.job_id}
+    client = lab.client(sleeper)
+    await wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
+    (again,) = await consumer.pull(1)
+    await consumer.emit([frame(again, 0, 1, final=STOP)])
+    assert await client.sees_end(job) == STOP
+
+
+async def test_pictures_lost_after_a_take_over_end_the_job(lab: Lab) -> None:
+    dead, heir, consumer = await lab.producer(), await lab.producer(), await lab.consumer()
+    image, tiles = picture("cat")
+    job = make_job(image)
+    await dead.submit(job, {image.digest: tiles})
+    lab.redis.delete(f"{PREFIX}blob:{image.digest}", PREFIX + "pixels", PREFIX + "pixel_bytes")
+    await heir.attach(job.job_id, tenant=job.tenant)
+    client = lab.client(heir)
+    assert await consumer._pull(1) == []
+    final = await client.sees_end(job)
+    assert final.error
+    assert "pictures" in final.error.message
+
+
+async def test_a_job_past_its_deadline_ends_with_an_error_and_is_cancelled(lab: Lab) -> None:
+    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job(ttl_s=0.01)
+    client = lab.client(producer)
+    await producer.submit(job, {})
+    final = await client.sees_end(job)
+    assert final.error
+    assert final.error.code is ErrorCode.DEADLINE_EXCEEDED
+    await wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
+    assert await consumer._pull(1) == []

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from llava_wire import ErrorCode, JobConsumer, JobProducer, QueueUnavailable
+from llava_wire.redis.keys import PREFIX
+
+from tests.wire.lab import STOP, Lab, frame, heartbeat, make_job, picture, wait_until
+from tests.wire.redis_server import KINDS, RedisServer, binary
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=KINDS)
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """One to be killed."""
+    program = binary(request.param)
+    if not program:
+        pytest.skip(f"{request.param}: no such server on this machine")
+    folder = Path(tempfile.mkdtemp(prefix="lv"))
+    server = RedisServer(program, folder)
+    server.start()
+    yield server
+    server.kill()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def lab(server: RedisServer) -> AsyncIterator[Lab]:
+    lab = Lab(server)
+    yield lab
+    await lab.close()
+    await lab.check_nothing_leaks()
+
+
+@pytest.mark.parametrize("comes_back", ["empty", "as it was", "older"])
+async def test_a_live_stream_survives_a_restart_of_redis(lab: Lab, comes_back: str) -> None:
+    producer, consumer = await lab.producer(), await lab.consumer()
+    client, (image, tiles) = lab.client(producer), picture("cat")
+    job = make_job(image)
+    await producer.submit(job, {image.digest: tiles})
+    (assignment,) = await consumer.pull(1)
+    await consumer.emit([frame(assignment, 0, 1)])
+    older = lab.server.snapshot()
+    await consumer.emit([frame(assignment, 1, 2)])
+    await client.sees(job, 1, 2)
+    lab.server.restart({"empty": None, "as it was": lab.server.snapshot(), "older": older}[comes_back])
+    refused = await consumer.emit([frame(assignment, 2, 3)])
+    assert refused == (set() if comes_back == "as it was" else {job.job_id})
+    if refused:
+        await wait_until(lambda: lab.redis.llen(PREFIX + "log:" + job.job_id) == 2)
+        (assignment,) = await consumer.pull(1)
+        assert (assignment.token_ids, assignment.text) == ((1, 2), "<1><2>")
+        assert assignment.pixels == {image.digest: tiles}
+        await consumer.emit([frame(assignment, 2, 3)])
+    await consumer.emit([frame(assignment, 3, 4, final=STOP)])
+    await client.sees_end(job)
+    assert client.tokens(job) == (1, 2, 3, 4)
+
+
+async def test_a_queued_job_survives_an_empty_redis(lab: Lab) -> None:
+    producer, consumer = await lab.producer(), await lab.consumer()
+    client, job = lab.client(producer), make_job()
+    await producer.submit(job, {})
+    lab.server.restart(None)
+    await wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
+    (assignment,) = await consumer.pull(1)
+    await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+    await client.sees_end(job)
+
+
+async def test_a_restart_before_the_first_read_is_noticed(lab: Lab) -> None:
+    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
+    await producer.submit(job, {})
+    lab.server.restart(None)
+    client = lab.client(producer)
+    await wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
+    (assignment,) = await consumer.pull(1)
+    await consumer.emit([frame(assignment, 0, 1, final=STOP)])
+    await client.sees_end(job)
+
+
+async def test_what_a_worker_wrote_unseen_is_adopted(lab: Lab) -> None:
+    """The log is ahead of the client and starts with what it saw: nothing is computed twice."""
+    producer, consumer = await lab.producer(), await lab.consumer()
+    job, assignment = await lab.running(producer, consumer)
+    await consumer.emit([frame(assignment, 0, 1)])
+    client = lab.client(producer)
+    await client.sees(job, 1)
+    await client.close()
+    await consumer.emit([frame(assignment, 1, 2)])
+    lab.server.restart(lab.server.snapshot())
+    client = lab.client(producer)
+    await client.sees(job, 2)
+    assert await consumer.emit([frame(assignment, 2, 3, final=STOP)]) == set()
+    await client.sees_end(job)
+
+
+async def test_what_another_writer_made_of_an_older_log_is_not_shown(lab: Lab) -> None:
+    """The client saw 1, 2; in an older Redis another worker wrote 1, 7: what the client saw wins."""
+    producer, consumer = await lab.producer(), await lab.consumer()
+    job, assignment = await lab.running(producer, consumer)
+    await consumer.emit([frame(assignment, 0, 1)])
+    older = lab.server.snapshot()
+    await consumer.emit([frame(assignment, 1, 2)])
+    client = lab.client(producer)
+    await client.sees(job, 1, 2)
+    await client.close()
+    lab.server.restart(older)
+    other = await lab.consumer("w2")
+    await consumer.give_back([assignment])
+    (wrong,) = await other.pull(1)
+    await other.emit([frame(wrong, 1, 7, 8)])
+    client = lab.client(producer)
+    await wait_until(lambda: lab.redis.hget(PREFIX + "job:" + job.job_id, "state") == b"queued")
+    assert await other.emit([frame(wrong, 3, 9)]) == {job.job_id}
+    (right,) = await other.pull(1)
+    assert right.token_ids == (1, 2)
+    await other.emit([frame(right, 2, 3, final=STOP)])
+    await client.sees_end(job)
+    assert client.tokens(job) == (3,)
+
+
+async def test_an_emptied_redis_is_noticed_without_a_broken_connection(lab: Lab) -> None:
+    producer, consumer = await lab.producer(), await lab.consumer()
+    client = lab.client(producer)
+    job, assignment = await lab.running(producer, consumer)
+    await producer.reap()
+    await consumer.emit([frame(assignment, 0, 1)])
+    await client.sees(job, 1)
+    old_id = producer.controller_id
+    lab.redis.flushall()
+    await producer.reap()
+    assert producer.controller_id != old_id
+    await wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
+    (again,) = await consumer.pull(1) if await consumer.emit([frame(assignment, 1, 2)]) else ()
+    assert again.token_ids == (1,)
+    await consumer.emit([frame(again, 1, 2, final=STOP)])
+    await client.sees_end(job)
+    assert client.tokens(job) == (1, 2)
+
+
+async def test_a_job_cancelled_before_redis_went_back_in_time_does_not_come_to_life(lab: Lab) -> None:
+    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
+    client = lab.client(producer)
+    await producer.submit(job, {})
+    older = lab.server.snapshot()
+    await producer.cancel(job.job_id, tenant=job.tenant)
+    lab.server.restart(older)
+    await wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
+    assert await consumer._pull(1) == []
+    assert client.events == {}
+
+
+async def test_everyone_is_announced_again_to_an_empty_redis(lab: Lab) -> None:
+    producer, consumer = await lab.producer(), await lab.consumer()
+    lab.server.restart(None)
+    await consumer.beat()
+    await consumer.reconcile([])
+    assert [each.worker_id for each in await producer.heartbeats()] == ["w1"]
+
+
+async def test_without_redis_a_producer_fails_fast_and_a_worker_waits(lab: Lab) -> None:
+    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
+    lab.client(producer)
+    lab.server.kill()
+    pull = asyncio.create_task(consumer.pull(1))
+    for call in (producer.submit(job, {}), producer.reap(), producer.stats(), producer.ping()):
+        with pytest.raises(QueueUnavailable) as refusal:
+            await call
+        assert refusal.value.retry_after_s > 0
+    lab.server.start()
+    assert await pull == []
+
+
+async def test_nobody_connects_without_redis(server: RedisServer) -> None:
+    server.kill()
+    with pytest.raises(QueueUnavailable):
+        await JobProducer.connect(server.url)
+    with pytest.raises(QueueUnavailable):
+        await JobConsumer.connect(server.url, heartbeat("w1"))
+    server.start()
+
+
+async def test_a_silent_redis_is_an_unavailable_one(lab: Lab) -> None:
+    """The connection stands and nothing comes back: callers are told, and deadlines are kept."""
+    producer, job, late = await lab.producer(timeout_s=0.3), make_job(ttl_s=0.01), make_job()
+    client = lab.client(producer)
+    lab.server.pause()
+    with pytest.raises(QueueUnavailable):
+        await producer.submit(late, {})
+    lab.server.resume()
+    await producer.submit(job, {})
+    final = await client.sees_end(job)
+    assert final.error
+    assert final.error.code is ErrorCode.DEADLINE_EXCEEDED
+    await wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
+
+
+async def test_a_job_that_was_refused_for_want_of_an_answer_does_not_run(lab: Lab) -> None:
+    """Redis took the job, but its answer came too late: the caller said 503, so nobody waits for it."""
+    producer, consumer, job = await lab.producer(timeout_s=0.3), await lab.consumer(), make_job()
+    lab.client(producer)
+    lab.server.pause()
+    with pytest.raises(QueueUnavailable):
+        await producer.submit(job, {})
+    lab.server.resume()
+    await wait_until(lambda: lab.redis.hget(PREFIX + "job:" + job.job_id, "state") in (None, b"cancelled"))
+    await wait_until(lambda: not producer._ledger.regrets)
+    assert await consumer._pull(1) == []
+
+
+async def test_a_cancel_that_redis_did_not_hear_is_made_up_for(lab: Lab) -> None:
+    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
+    await producer.submit(job, {})
+    memory = lab.server.snapshot()
+    lab.server.kill()
+    with pytest.raises(QueueUnavailable):
+        await producer.cancel(job.job_id, tenant=job.tenant)
+    lab.server.restart(memory)
+    client = lab.client(producer)
+    await wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
+    assert await consumer._pull(1) == []
+    assert client.events == {}

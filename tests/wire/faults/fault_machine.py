@@ -1,0 +1,269 @@
+"""Random faults, in random order, around real servers; and what must hold all the same.
+
+Calls are sent twice, workers are reaped alive and go on writing, controllers die, pixels vanish, Redis is
+killed and comes back empty or old. Each client must see its answer once, whole, from one lineage; no job may
+be assigned to a worker that does not hold it; and when the faults stop, everything must end soon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from llava_wire import ErrorCode, Event, ImageRef, JobConsumer, JobProducer
+from llava_wire.redis.keys import PERMANENT, PREFIX
+
+from tests.wire.faults.players import FaultyWorker, Held, Reader
+from tests.wire.lab import heartbeat, make_job, picture
+from tests.wire.redis_server import RedisServer
+
+T = TypeVar("T")
+ROUNDS_TO_END = 60
+MAX_LIVE_JOBS = 8
+picks = st.integers(0, 99)
+
+
+class FaultMachine(RuleBasedStateMachine):
+    """Needs a server of its own, which it kills and starts again."""
+
+    def __init__(self, server: RedisServer) -> None:
+        super().__init__()
+        self.server = server
+        self.loop = asyncio.new_event_loop()
+        self.producers: list[JobProducer] = []
+        self.workers: list[FaultyWorker] = []
+        self.dead_workers: list[FaultyWorker] = []
+        self.dead_producers: list[JobProducer] = []
+        self.readers: dict[str, Reader] = {}
+        self.memories: list[bytes | None] = [None]
+        self.num_assignments = 0
+        self.num_reaps = 0
+        self.server_is_new = False
+        self.has_lost_pixels = False
+
+    def wait(self, work: Awaitable[T]) -> T:
+        async def waiting() -> T:
+            return await work
+
+        return self.loop.run_until_complete(waiting())
+
+    @initialize(seed=st.integers(0, 2**16), check_interval_s=st.sampled_from([0.0, 1000.0]))
+    def begin(self, seed: int, check_interval_s: float) -> None:
+        self.server.client.flushall()
+        self.random = random.Random(seed)
+        self.check_interval_s = check_interval_s
+        for _ in range(2):
+            self.add_producer()
+            self.add_worker()
+
+    def add_producer(self) -> None:
+        options = {"check_interval_s": self.check_interval_s, "timeout_s": 60.0}  # a busy machine is no fault
+        producer = self.wait(JobProducer.connect(self.server.url, **options))
+        self._send_twice(producer)
+        self.producers.append(producer)
+
+    def add_worker(self) -> None:
+        worker_id = f"w{len(self.workers) + len(self.dead_workers)}"
+        consumer = self.wait(JobConsumer.connect(self.server.url, heartbeat(worker_id)))
+        self._send_twice(consumer)
+        self.workers.append(FaultyWorker(worker_id, consumer))
+
+    def _send_twice(self, party: Any) -> None:
+        """Every third script is run twice: the first answer was lost on the way."""
+        script = party._link.script
+
+        async def maybe_twice(name: str, *args: Any) -> Any:
+            if self.random.random() < 0.3:
+                await script(name, *args)
+            return await script(name, *args)
+
+        party._link.script = maybe_twice
+
+    @rule(num_ticks=st.integers(1, 20))
+    def live(self, num_ticks: int) -> None:
+        """Ordinary life; a little of it follows each fault too, so that faults meet a busy system."""
+        for _ in range(num_ticks):
+            chance = self.random.random()
+            if chance < 0.15:
+                self._submit()
+            elif chance < 0.35:
+                self._pull(self.random.choice(self.workers))
+            elif chance < 0.65:
+                self.wait(self.random.choice(self.workers).work(self.random.randrange(4)))
+            elif chance < 0.95:
+                self._turn(self.random.choice(self.producers))
+            else:
+                self.wait(self.random.choice(self.workers).reconcile())
+
+    def _submit(self) -> None:
+        if sum(not reader.is_over for reader in self.readers.values()) >= MAX_LIVE_JOBS:
+            return
+        producer, (image, tiles) = self.random.choice(self.producers), self._any_picture()
+        job = make_job(*self.random.choice([[], [image]]), tenant=self.random.choice("ab"))
+        self.readers[job.job_id] = Reader(job, self.random.randrange(1, 12), producer)
+        self.wait(producer.submit(job, {image.digest: tiles}))
+
+    def _any_picture(self) -> tuple[ImageRef, bytes]:
+        return picture(f"{self.random.randrange(3)} cats")
+
+    def _pull(self, worker: FaultyWorker) -> None:
+        for assignment in self.wait(worker.consumer._pull(self.random.randrange(1, 4))):
+            self.num_assignments += 1
+            reader = self.readers[assignment.job.job_id]
+            assert assignment.job.job_id not in worker.held
+            assert set(assignment.pixels) == {image.digest for image in assignment.job.images}
+            worker.held[assignment.job.job_id] = Held(assignment, self.num_assignments, reader.answer_length)
+
+    def _turn(self, producer: JobProducer) -> None:
+        self.wait(producer._follower.turn(None))
+        for job_id, event in producer._ledger.take_ready():
+            reader = self.readers[job_id]
+            if reader.producer is producer:  # else its client has gone elsewhere
+                self._check_error(event)
+                reader.receive(event)
+
+    def _check_error(self, event: Event) -> None:
+        error = event.final and event.final.error
+        if error and error.code is ErrorCode.WORKER_CRASHED:
+            assert self.num_reaps >= 3
+        elif error:  # a controller that took a stream over after its pixels were lost
+            assert "pictures of this job are lost" in error.message
+            assert self.has_lost_pixels
+
+    @rule(pick=picks)
+    def give_back(self, pick: int) -> None:
+        self.wait(self.workers[pick % len(self.workers)].give_back())
+        self.live(pick % 8)
+
+    @rule(pick=picks)
+    def reap_a_live_worker(self, pick: int) -> None:
+        """It goes on writing, and must not be heard."""
+        self._expire(self.workers[pick % len(self.workers)])
+        self.live(pick % 8)
+
+    @rule(pick=picks)
+    def kill_worker(self, pick: int) -> None:
+        worker = self.workers.pop(pick % len(self.workers))
+        self.dead_workers.append(worker)
+        self.add_worker()
+        if pick % 2:
+            self._expire(worker)
+        self.live(pick % 8)
+
+    def _expire(self, worker: FaultyWorker) -> None:
+        self.server.client.set(PREFIX + "reaped", "1", px=60_000)
+        if self.server.client.zscore(PREFIX + "workers", worker.worker_id):
+            self.server.client.zadd(PREFIX + "workers", {worker.worker_id: 1})
+        self.wait(self.producers[0].reap())
+        self.num_reaps += 1
+
+    @rule(pick=picks)
+    def cancel(self, pick: int) -> None:
+        reader = self._any_reader()
+        if reader:
+            self.wait(reader.producer.cancel(reader.job.job_id, tenant=reader.job.tenant))
+            reader.is_cancelled = True
+        self.live(pick % 8)
+
+    def _any_reader(self) -> Reader | None:
+        live = [reader for reader in self.readers.values() if not reader.is_over]
+        return self.random.choice(live) if live else None
+
+    @rule(pick=picks)
+    def kill_controller(self, pick: int) -> None:
+        """Its clients go to another one."""
+        dead = self.producers.pop(pick % len(self.producers))
+        self.dead_producers.append(dead)
+        self.add_producer()
+        for reader in self.readers.values():
+            if reader.producer is dead and not reader.is_over:
+                self._attach(reader, self.producers[pick % len(self.producers)])
+        self.live(pick % 8)
+
+    @rule(pick=picks)
+    def move_client(self, pick: int) -> None:
+        """A client reconnects, perhaps elsewhere, while its old controller still streams."""
+        reader = self._any_reader()
+        if reader:
+            self._attach(reader, self.producers[pick % len(self.producers)])
+        self.live(pick % 8)
+
+    def _attach(self, reader: Reader, producer: JobProducer) -> None:
+        if self.server_is_new and producer is not reader.producer:
+            # The old controller lived to see Redis return: else nobody knows what it had delivered.
+            for _ in "to notice", "to act":
+                self._turn(reader.producer)
+            if reader.is_over:
+                return
+        log = self.wait(producer.attach(reader.job.job_id, tenant=reader.job.tenant))
+        assert log is not None
+        for event in log:
+            self._check_error(event)
+        reader.move_to(producer, log)
+
+    @rule(pick=picks)
+    def lose_pixels(self, pick: int) -> None:
+        image, _ = self._any_picture()
+        self.server.client.delete(f"{PREFIX}blob:{image.digest}")
+        self.has_lost_pixels = True
+        self.live(pick % 8)
+
+    @rule(pick=picks)
+    def restart_redis(self, pick: int) -> None:
+        """Empty, as it was a moment or long ago, or as it was."""
+        self.memories.append(self.server.snapshot())
+        self.live(pick % 5)
+        self.memories.append(self.server.snapshot())
+        self.server.restart(self.memories[-1 - pick % len(self.memories)])
+        self.server_is_new = True
+        for worker in self.workers:
+            worker.is_reconciled = False
+        self.live(pick % 8)
+
+    @invariant()
+    def each_key_has_a_time_to_live(self) -> None:
+        keys = list(self.server.client.scan_iter(count=1000))
+        pipeline = self.server.client.pipeline()
+        for key in keys:
+            pipeline.ttl(key)
+        leaks = {key.decode() for key, ttl in zip(keys, pipeline.execute(), strict=True) if ttl == -1}
+        assert leaks <= set(PERMANENT)
+
+    @invariant()
+    def no_job_is_assigned_to_a_worker_that_does_not_hold_it(self) -> None:
+        for worker in self.workers:
+            slots = self.server.client.hgetall(f"{PREFIX}inflight:{worker.worker_id}")
+            for job_id, slot in slots.items() if worker.is_reconciled else ():
+                assert worker.holds(job_id.decode(), slot[:32].decode())
+
+    def teardown(self) -> None:
+        try:
+            if self.producers:
+                self._faults_stop_and_all_ends()
+        finally:
+            for producer in self.producers + self.dead_producers:
+                self.wait(producer.aclose())
+            for worker in self.workers + self.dead_workers:
+                self.wait(worker.consumer.aclose())
+            self.loop.close()
+
+    def _faults_stop_and_all_ends(self) -> None:
+        for round_number in range(ROUNDS_TO_END):
+            for producer in self.producers:
+                self._turn(producer)
+            if all(reader.is_over for reader in self.readers.values()):
+                return
+            if round_number % 2:
+                for worker in self.dead_workers:
+                    self._expire(worker)
+            for worker in self.workers:
+                self.wait(worker.consumer.beat())
+                self.wait(worker.reconcile())
+                self._pull(worker)
+                self.wait(worker.work(3))
+        stuck = {job_id: reader for job_id, reader in self.readers.items() if not reader.is_over}
+        raise AssertionError(f"stuck: {stuck}")

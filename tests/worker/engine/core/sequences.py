@@ -1,0 +1,24 @@
+"""Sequences made by hand for a block manager, and what an engine would do with them."""
+
+from __future__ import annotations
+
+from llava_worker.engine import ImageSpan, Sequence
+from llava_worker.engine.core.block_manager import BlockManager
+
+
+def sequence_of(token_ids: list[int], *, name: str = "one", scope: str = "", digest: str = "") -> Sequence:
+    images = [ImageSpan(2, 3, digest)] if digest else []
+    return Sequence(seq_id=name, prompt_ids=token_ids, max_new_tokens=9, images=images, cache_scope=scope)
+
+
+def compute(blocks: BlockManager, sequence: Sequence) -> None:
+    sequence.num_computed = sequence.num_tokens
+    blocks.publish(sequence)
+
+
+def remember(blocks: BlockManager, *token_ids: int) -> None:
+    """Have a prompt computed and ended."""
+    sequence = sequence_of(list(token_ids))
+    assert blocks.admit(sequence) is not None
+    compute(blocks, sequence)
+    blocks.release(sequence)

@@ -1,0 +1,120 @@
+"""The engine's statistics are what an onlooker counts."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from llava_worker.engine.core.scheduler import Chunk
+from llava_worker.engine.core.step_timer import PHASES
+from llava_worker.engine.engine import Engine
+from llava_worker.engine.model_runner import ModelRunner
+
+from tests.worker.checkpoints import Prompt, random_prompt
+
+LENGTH = 12
+
+
+class Onlooker(ModelRunner):
+    """Remembers of each step which positions of whose tokens went through the model."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.seen: list[list[tuple[str, int, int]]] = []
+
+    def launch(self, chunks: list[Chunk], **more: Any) -> Any:
+        self.seen.append([(chunk.sequence.seq_id, chunk.start, chunk.end) for chunk in chunks])
+        return super().launch(chunks, **more)
+
+
+@pytest.fixture
+def watched(make_engine):
+    """``watched(option=...)`` makes an engine; its onlooker is ``engine._runner``."""
+
+    def make(**options: Any) -> Engine:
+        return make_engine(
+            runner=Onlooker, **{"eos_ids": frozenset(), "is_sharing_prefixes": False} | options
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    rng = np.random.default_rng(5)
+    return [random_prompt(rng, num_images=index % 3) for index in range(9)]
+
+
+@pytest.mark.parametrize(("num_blocks", "is_preempting"), [(200, False), (26, True)])
+def test_steps_sequences_and_tokens_are_those_that_went_through_the_model(
+    watched, make_sequence, run, prompts, num_blocks: int, is_preempting: bool
+) -> None:
+    engine = watched(num_blocks=num_blocks)
+    run(
+        engine,
+        [make_sequence(p, seq_id=str(index), max_new_tokens=LENGTH) for index, p in enumerate(prompts)],
+    )
+    steps, stats = engine._runner.seen, engine.stats()
+    lengths = {str(index): len(prompt.token_ids) for index, prompt in enumerate(prompts)}
+    positions = [
+        position < lengths[name]
+        for step in steps
+        for name, start, end in step
+        for position in range(start, end)
+    ]
+
+    assert stats.num_steps_total == len(steps)
+    assert stats.num_batched_sequences_total == sum(map(len, steps))
+    assert stats.num_prefill_tokens_total == sum(positions)
+    assert stats.num_decode_tokens_total == len(positions) - sum(positions)
+    assert stats.num_generated_tokens_total == LENGTH * len(prompts)
+    assert (stats.num_preemptions_total > 0) is is_preempting
+    # Without preemption nothing is computed twice, and an answer's last token never is.
+    assert (stats.num_prefill_tokens_total > sum(lengths.values())) is is_preempting
+    assert (stats.num_decode_tokens_total > (LENGTH - 1) * len(prompts)) is is_preempting
+    assert stats.num_draft_tokens_total == stats.num_accepted_tokens_total == 0
+
+
+def test_a_picture_counts_once_however_many_steps_it_takes(watched, make_sequence, run) -> None:
+    prompt = random_prompt(np.random.default_rng(6), num_images=1)
+    engine = watched(max_num_sequences=2, max_batch_tokens=3)  # a picture takes four tokens
+    run(engine, [make_sequence(prompt)])
+    stats = engine.stats()
+    assert (stats.num_image_cache_hits_total, stats.num_image_cache_misses_total) == (0, 1)
+
+    run(engine, [make_sequence(prompt)])
+    stats = engine.stats()
+    assert (stats.num_image_cache_hits_total, stats.num_image_cache_misses_total) == (1, 1)
+    assert (stats.num_encoded_images_total, stats.num_image_cache_evictions_total) == (1, 0)
+    assert stats.image_cache_bytes > 0
+
+
+def test_pictures_that_had_to_go_are_counted_and_their_bytes_are_not(watched, make_sequence, run) -> None:
+    rng = np.random.default_rng(6)
+    pictures = [random_prompt(rng, num_images=1) for _ in range(3)]
+    engine = watched()
+    run(engine, [make_sequence(pictures[0])])
+    size = engine.stats().image_cache_bytes
+
+    engine = watched(vision_cache_bytes=2 * size)
+    for prompt in (*pictures, pictures[0]):
+        run(engine, [make_sequence(prompt)])
+    stats = engine.stats()
+    assert (stats.num_image_cache_misses_total, stats.num_image_cache_evictions_total) == (4, 2)
+    assert stats.image_cache_bytes == 2 * size
+
+
+def test_time_is_told_by_phase_and_no_moment_counts_twice(watched, make_sequence, run, prompts) -> None:
+    engine = watched()
+    words = [prompt for prompt in prompts if not prompt.pixels]
+    began = time.perf_counter()
+    run(engine, [make_sequence(words[0])])
+    stats = engine.stats()
+    assert stats.encode_s_total == 0
+    run(engine, [make_sequence(random_prompt(np.random.default_rng(6), num_images=1))])
+    stats = engine.stats()
+    seconds = [getattr(stats, f"{phase}_s_total") for phase in PHASES]
+    assert min(seconds) > 0
+    assert sum(seconds) <= time.perf_counter() - began

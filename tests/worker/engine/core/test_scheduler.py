@@ -1,0 +1,266 @@
+"""Who gets which tokens of a step."""
+
+from __future__ import annotations
+
+import pytest
+from llava_worker.engine import ImageSpan, Sequence
+from llava_worker.engine.core.block_manager import BlockManager
+from llava_worker.engine.core.scheduler import Scheduler
+
+
+class Bench:
+    """A scheduler with a pretended model: every due sequence gets token 7."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 100,
+        max_num_sequences: int = 4,
+        max_batch_tokens: int = 10,
+        is_sharing: bool = False,
+    ) -> None:
+        self.blocks = BlockManager(num_blocks, 2, is_sharing=is_sharing)
+        self.encoded: set[tuple[str, str]] = set()
+        self.scheduler = Scheduler(
+            self.blocks,
+            max_num_sequences=max_num_sequences,
+            max_batch_tokens=max_batch_tokens,
+            encoded=self.encoded,
+        )
+
+    def add(
+        self, name: str, num_tokens: int, *images: ImageSpan, token_id: int = 1, priority: int = 0
+    ) -> Sequence:
+        sequence = Sequence(
+            seq_id=name,
+            prompt_ids=[token_id] * num_tokens,
+            max_new_tokens=99,
+            images=list(images),
+            priority=priority,
+        )
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self) -> dict[str, tuple[int, int]]:
+        chunks = self.scheduler.schedule().chunks
+        for chunk in chunks:
+            is_last = chunk.is_last
+            chunk.sequence.num_computed = chunk.end
+            self.blocks.publish(chunk.sequence)
+            if is_last:
+                chunk.sequence.output_ids.append(7)
+        self.blocks.check(self.scheduler)
+        return {chunk.sequence.seq_id: (chunk.start, chunk.end) for chunk in chunks}
+
+
+def test_a_step_takes_no_more_than_its_budget() -> None:
+    bench = Bench()
+    for name in "abc":
+        bench.add(name, 7)
+
+    assert bench.step() == {"a": (0, 7), "b": (0, 3)}
+    assert bench.step() == {"a": (7, 8), "b": (3, 7), "c": (0, 5)}
+
+
+def test_a_running_stream_gets_its_token_in_every_step_of_a_long_prompt() -> None:
+    bench = Bench()
+    bench.add("stream", 2)
+    bench.step()
+    bench.add("long", 50)
+
+    steps = [bench.step() for _ in range(5)]
+
+    assert [step["stream"] for step in steps] == [(n, n + 1) for n in range(2, 7)]
+    assert [step["long"] for step in steps] == [(n, n + 9) for n in range(0, 45, 9)]
+
+
+def test_no_more_run_than_allowed_and_the_next_comes_when_one_goes() -> None:
+    bench = Bench(max_num_sequences=2)
+    first, _, _ = bench.add("a", 2), bench.add("b", 2), bench.add("c", 2)
+
+    assert bench.step().keys() == {"a", "b"}
+    bench.scheduler.remove(first)
+    assert bench.step().keys() == {"b", "c"}
+
+
+def test_a_prompt_waits_until_blocks_for_all_of_it_are_free() -> None:
+    bench = Bench(num_blocks=6)
+    first = bench.add("a", 6)
+    bench.add("b", 6)
+
+    assert bench.step() == {"a": (0, 6)}
+    assert bench.step() == {"a": (6, 7)}
+    bench.scheduler.remove(first)
+    assert bench.step() == {"b": (0, 6)}
+
+
+def test_nobody_overtakes_who_waits_for_room() -> None:
+    bench = Bench(num_blocks=6)
+    bench.add("a", 6)
+    bench.add("large", 10)
+    bench.add("small", 1)
+
+    assert bench.step().keys() == {"a"}
+
+
+def test_the_youngest_is_preempted_and_is_the_next_to_run_again() -> None:
+    bench = Bench(num_blocks=7)
+    old, young = bench.add("old", 4), bench.add("young", 4)
+    late = bench.add("late", 3)
+    steps = [bench.step()]
+    while bench.scheduler.num_preemptions == 0:
+        steps.append(bench.step())
+
+    assert steps[0].keys() == {"old", "young"}
+    assert steps[-1].keys() == {"old"}
+    assert young.block_table == [] and young.num_computed == 0
+    assert list(bench.scheduler.waiting) == [young, late]
+
+    bench.scheduler.remove(old)
+    chunk = bench.step()["young"]
+    assert chunk == (0, young.num_tokens - 1)  # prompt and answer so far
+
+
+def test_the_more_urgent_is_admitted_first_and_preempted_last() -> None:
+    bench = Bench(num_blocks=7)
+    bench.add("low", 4, priority=-1)
+    bench.add("early", 4)
+    bench.add("late", 4)
+    urgent = bench.add("urgent", 4, priority=1)
+
+    assert bench.step().keys() == {"urgent", "early"}
+    while bench.scheduler.num_preemptions == 0:
+        bench.step()
+    assert bench.scheduler.running == [urgent]
+    assert [each.seq_id for each in bench.scheduler.waiting] == ["early", "late", "low"]
+
+
+def test_the_more_urgent_of_two_begun_prompts_goes_on_first() -> None:
+    bench = Bench()
+    bench.add("old", 15)
+    bench.step()
+    bench.add("urgent", 25, priority=1)
+
+    assert bench.step() == {"urgent": (0, 10)}
+    assert bench.step() == {"urgent": (10, 20)}
+    assert bench.step() == {"urgent": (20, 25), "old": (10, 15)}
+
+
+def test_the_more_urgent_takes_the_place_of_the_latest_of_the_others() -> None:
+    bench = Bench(max_num_sequences=3)
+    for name in "abc":
+        bench.add(name, 2)
+    bench.step()
+    bench.add("urgent", 2, priority=1)
+
+    assert bench.step().keys() == {"a", "b", "urgent"}
+    assert [sequence.seq_id for sequence in bench.scheduler.waiting] == ["c"]
+
+
+def test_the_more_urgent_gets_the_blocks_of_the_others() -> None:
+    bench = Bench(num_blocks=12, max_batch_tokens=20)
+    for name in "abc":
+        bench.add(name, 5)
+    bench.step()
+    bench.add("urgent", 6, priority=1)
+
+    step = bench.step()
+    assert step["urgent"] == (0, 6)
+    assert step.keys() == {"a", "b", "urgent"}
+
+
+def test_an_equal_takes_nobodys_place() -> None:
+    bench = Bench(max_num_sequences=2)
+    for name in "abc":
+        bench.add(name, 2)
+        bench.step()
+
+    assert bench.step().keys() == {"a", "b"}
+    assert bench.scheduler.num_preemptions == 0
+
+
+def test_the_more_urgent_goes_before_prompts_that_are_begun() -> None:
+    bench = Bench()
+    bench.add("long", 50)
+    bench.step()
+    bench.add("urgent", 8, priority=1)
+
+    assert bench.step() == {"urgent": (0, 8), "long": (10, 12)}
+
+
+def test_who_arrives_while_another_computes_the_same_waits_and_lets_others_pass() -> None:
+    bench = Bench(is_sharing=True)
+    bench.add("first", 8)
+    bench.add("twin", 9)
+    bench.add("other", 2, token_id=2)
+
+    assert bench.step() == {"first": (0, 8), "other": (0, 2)}
+    assert bench.step() == {"first": (8, 9), "other": (2, 3), "twin": (8, 9)}
+
+
+def test_who_waits_for_another_goes_on_alone_when_that_one_is_gone() -> None:
+    bench = Bench(is_sharing=True)
+    first = bench.add("first", 20)
+    bench.add("twin", 20)
+    assert bench.step() == {"first": (0, 10)}
+
+    bench.scheduler.remove(first)
+
+    assert bench.step() == {"twin": (10, 20)}
+
+
+def test_a_sequence_that_fills_the_cache_alone_gets_there() -> None:
+    bench = Bench(num_blocks=4)
+    bench.add("a", 3)
+    bench.add("b", 3)
+
+    while bench.scheduler.running == [] or bench.scheduler.running[0].num_tokens < 8:
+        bench.step()
+
+    assert [sequence.seq_id for sequence in bench.scheduler.running] == ["a"]
+
+
+def test_a_picture_is_paid_for_once_and_the_next_waits_for_another_step() -> None:
+    bench = Bench(max_batch_tokens=10)
+    bench.add("a", 9, ImageSpan(1, 3, "p"), ImageSpan(5, 3, "p"))
+    bench.add("b", 9, ImageSpan(0, 8, "q"))
+
+    assert bench.step() == {"a": (0, 9)}
+    bench.encoded.add(("", "p"))
+    assert bench.step() == {"a": (9, 10), "b": (0, 9)}
+
+
+def test_words_before_a_picture_that_must_wait_are_computed_now() -> None:
+    bench = Bench(max_batch_tokens=20)
+    bench.add("a", 11, ImageSpan(1, 10, "p"))
+    bench.add("b", 14, ImageSpan(2, 11, "q"))
+
+    assert bench.step() == {"a": (0, 11), "b": (0, 2)}
+    bench.encoded.add(("", "p"))
+    assert bench.step() == {"a": (11, 12), "b": (2, 14)}
+
+
+def test_a_picture_larger_than_the_budget_is_still_computed() -> None:
+    bench = Bench(max_batch_tokens=10)
+    bench.add("a", 40, ImageSpan(2, 30, "p"))
+
+    assert bench.step() == {"a": (0, 10)}
+    bench.encoded.add(("", "p"))
+    assert bench.step() == {"a": (10, 20)}
+
+
+def test_a_removed_sequence_leaves_its_blocks_at_once() -> None:
+    bench = Bench()
+    running, waiting = bench.add("a", 6), bench.add("b", 200)
+    bench.step()
+
+    bench.scheduler.remove(running)
+    bench.scheduler.remove(waiting)
+
+    assert bench.blocks.num_free == 100
+    assert bench.step() == {}
+
+
+def test_a_budget_that_cannot_serve_every_stream_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_batch_tokens is 3"):
+        Bench(max_num_sequences=4, max_batch_tokens=3)

@@ -1,0 +1,128 @@
+"""Ranks end together; what cannot be divided is refused before any is started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine.startup.checkpoint_paths import choose_device
+from llava_worker.model.tensor_parallel import RankFailed
+
+from tests.worker.checkpoints import Prompt, random_prompt, write_checkpoint
+from tests.worker.engine.parallel.two_ranks import Pair
+
+WAIT_S = 30.0  # a bound, not an expectation
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    write_checkpoint(tmp_path)
+    pair = Pair(tmp_path)
+    yield pair
+    pair.group.close()
+
+
+@pytest.fixture
+def prompt() -> Prompt:
+    return random_prompt(np.random.default_rng(23), num_images=0)
+
+
+def test_a_rank_that_ends_is_told_at_once_and_no_step_is_made_without_it(
+    pair: Pair, make_engine: Callable, make_sequence: Callable, prompt: Prompt
+) -> None:
+    engine = make_engine(over=pair.model)
+    engine.add(make_sequence(prompt, ignore_eos=True))
+    engine.step()
+    (pid,) = pair.group.pids
+    os.kill(pid, signal.SIGKILL)
+    assert pair.lost.wait(WAIT_S)
+
+    with pytest.raises((OSError, RuntimeError)):  # the pipe is closed, or torch's connection
+        for _ in range(3):
+            engine.step()
+
+
+def test_ranks_that_are_closed_end_and_nobody_calls_that_a_loss(pair: Pair) -> None:
+    (pid,) = pair.group.pids
+    assert psutil.pid_exists(pid)
+    pair.group.close()
+    assert not psutil.pid_exists(pid)
+    assert not pair.lost.is_set()
+
+
+def test_a_step_without_memory_ends_all_ranks_since_none_can_leave_it(
+    pair: Pair, make_engine: Callable, make_sequence: Callable, prompt: Prompt
+) -> None:
+    """With one process it would be made again in halves."""
+    engine = make_engine(over=pair.model)
+
+    def find_no_memory(x: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    pair.model.language_model.layers[1].mlp._gate = find_no_memory
+    engine.add(make_sequence(prompt))
+
+    with pytest.raises(RankFailed, match="no memory in a step of 2 ranks"):
+        engine.step()
+
+
+def test_an_engine_over_two_ranks_is_loaded_by_one_call(tmp_path: Path) -> None:
+    """In a process of its own, whose end is its followers' end."""
+    write_checkpoint(tmp_path)
+    program = (
+        "import sys, psutil\n"
+        "from llava_worker.engine import Sequence\n"
+        "from llava_worker.engine.startup.build_engine import load_engine\n"
+        "answers = []\n"
+        "for size in (1, 2):\n"
+        "    engine, info = load_engine(sys.argv[1], device='cpu', precision='fp32', tensor_parallel=size,\n"
+        "                               num_threads=1, kv_cache_bytes=1 << 20)\n"
+        "    engine.add(Sequence(seq_id='a', prompt_ids=[1, 7, 5, 9], max_new_tokens=8))\n"
+        "    answers.append([])\n"
+        "    while engine.num_sequences:\n"
+        "        answers[-1] += [output.token_id for output in engine.step()]\n"
+        "assert answers[0] == answers[1], answers\n"
+        "print(*(child.pid for child in psutil.Process().children()))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    (pid,) = map(int, ended.stdout.split())
+    assert not psutil.pid_exists(pid)
+
+
+def refusal(folder: Path, **options: object) -> str:
+    with pytest.raises(ValueError) as refused:
+        load_engine(folder, **{"device": "cpu", "precision": "fp32"} | options)
+    return str(refused.value)
+
+
+def test_heads_that_do_not_divide_are_refused_with_what_does(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    told = refusal(tmp_path, tensor_parallel=3)
+    assert "3 does not divide num_attention_heads 4, num_key_value_heads 2, intermediate_size 80" in told
+    assert "what fits is tensor_parallel 1, 2" in told
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_fewer_bits_are_refused_by_name(tmp_path: Path, precision: str) -> None:
+    write_checkpoint(tmp_path)
+    told = refusal(tmp_path, tensor_parallel=2, precision=precision)
+    assert told.startswith(
+        f"precision {precision} cannot be divided over several ranks: use one of fp32, bf16"
+    )
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are GPUs enough")
+def test_fewer_gpus_than_ranks_are_refused_with_their_number() -> None:
+    with pytest.raises(ValueError, match=r"tensor_parallel is 2, but from cuda:0 on there are [01] GPUs"):
+        choose_device("cuda:0", 2)

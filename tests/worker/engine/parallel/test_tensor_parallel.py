@@ -1,0 +1,91 @@
+"""Two ranks over gloo compute what one process computes, logit by logit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from llava_worker.model.llava import Llava
+
+from tests.worker.checkpoints import Prompt, random_prompt, write_checkpoint
+from tests.worker.engine.parallel.two_ranks import LoggingRunner, Pair, load, logits_of
+
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}  # sums in another order, in fp32
+
+# Grouped heads; biases everywhere, of which each must be added once; a window.
+KINDS = {
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "mistral": {"model_type": "mistral", "sliding_window": 11},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("divided")
+    write_checkpoint(folder, text=KINDS[request.param])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(folder: Path) -> Iterator[Pair]:
+    pair = Pair(folder)
+    yield pair
+    pair.group.close()
+    assert not pair.lost.is_set()
+
+
+@pytest.fixture
+def prompts() -> dict[str, Prompt]:
+    rng = np.random.default_rng(23)
+    return {name: random_prompt(rng, num_images=name in "ac") for name in "abcde"}
+
+
+def test_every_logit_of_prompts_and_answers_is_that_of_one_process(
+    folder: Path, pair: Pair, make_engine: Callable, make_sequence: Callable, prompts: dict[str, Prompt]
+) -> None:
+    """Chunked prompts with and without pictures, decoded together, by two ranks in steps launched ahead; then
+    again, over what is shared."""
+
+    def sequences() -> list:
+        return [make_sequence(prompt, seq_id=name, ignore_eos=True) for name, prompt in prompts.items()]
+
+    whole = load(folder)
+    engines = [
+        make_engine(over=model, runner=LoggingRunner, num_blocks=96, is_overlapping=model is pair.model)
+        for model in (whole, pair.model)
+    ]
+    for _ in range(2):
+        one, two = (logits_of(engine, sequences()) for engine in engines)
+        assert one.keys() == two.keys()
+        for name, logits in one.items():
+            assert len(logits) == 12
+            torch.testing.assert_close(two[name], logits, **TOLERANCE)
+    assert engines[1].stats().num_cached_tokens_total > 0
+
+
+def test_copied_blocks_and_one_cache_after_another_are_the_followers_too(
+    pair: Pair, folder: Path, make_engine: Callable, make_sequence: Callable, run: Callable
+) -> None:
+    """Prompts that part in the middle of a block: the follower has to copy its rows of it as well."""
+    base = random_prompt(np.random.default_rng(5), num_images=0)
+    kin = [Prompt([*base.token_ids, *ending]) for ending in ([3, 4], [5, 6, 7], [3, 9])]
+
+    def answers(model: Llava) -> list[dict[str, list[int]]]:
+        engine = make_engine(over=model, num_blocks=48)
+        return [
+            run(engine, [make_sequence(prompt, seq_id=str(i), ignore_eos=True)])
+            for i, prompt in enumerate(kin)
+        ]
+
+    copied: list[int] = []
+    tell_copy = pair.group.ranks.tell_copy
+    pair.group.ranks.tell_copy = lambda *numbers: (copied.append(numbers[2]), tell_copy(*numbers))  # type: ignore[method-assign]
+    try:
+        assert answers(pair.model) == answers(load(folder))
+    finally:
+        del pair.group.ranks.tell_copy
+    assert copied

@@ -1,0 +1,89 @@
+"""The first rank in this process and its follower, over gloo."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+import torch
+from llava_worker.engine.core.batch import Batch
+from llava_worker.engine.core.sequence import Sequence
+from llava_worker.engine.engine import Engine
+from llava_worker.engine.model_runner import ModelRunner
+from llava_worker.engine.parallel.rank_group import RankGroup, Setup
+from llava_worker.model.config.model_config import read_config, read_image_config
+from llava_worker.model.llava import Llava
+from llava_worker.model.loading.weights import load_weights
+from llava_worker.model.quantization.precision import choose_precision
+from llava_worker.model.tensor_parallel import TensorParallel
+
+CPU = torch.device("cpu")
+
+
+class Pair:
+    """One at a time: torch has one process group."""
+
+    def __init__(
+        self, folder: Path, *, precision: str = "fp32", kv_cache_dtype: str = "auto", base: Path | None = None
+    ) -> None:
+        self.lost = threading.Event()
+        setup = Setup(
+            index=0,
+            size=2,
+            port=0,
+            device="cpu",
+            precision=precision,
+            attention="sdpa",
+            kv_cache_dtype=kv_cache_dtype,
+            folder=str(folder),
+            config_folder=str(folder),
+            vision_tower=None,
+            base=str(base) if base else None,
+            allow_pickle=False,
+            num_threads=1,
+            log_level=logging.WARNING,
+        )
+        self.group = RankGroup.start(setup, self.lost.set)
+        self.model = load(folder, self.group.ranks, precision=precision, base=base)
+
+
+def load(
+    folder: Path,
+    ranks: TensorParallel | None = None,
+    *,
+    precision: str = "fp32",
+    base: Path | None = None,
+) -> Llava:
+    """The first rank's, or without ``ranks`` the whole model."""
+    ranks = ranks or TensorParallel()
+    config, image = read_config(folder).share_of(ranks.size), read_image_config(folder)
+    model = Llava(config, image, precision=choose_precision(precision, CPU), device=CPU, ranks=ranks)
+    load_weights(model, folder, base=base)
+    return model
+
+
+class LoggingRunner(ModelRunner):
+    """Keeps the logits of every step, by sequence."""
+
+    seen: dict[str, list[torch.Tensor]]
+
+    def _compute(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden, logits = super()._compute(batch)
+        rows = [chunk.sequence.seq_id for chunk in batch.sampled for _ in range(1 + len(chunk.drafts))]
+        for name, row in zip(rows, logits, strict=True):
+            self.seen[name].append(row.clone())
+        return hidden, logits
+
+
+def logits_of(engine: Engine, sequences: list[Sequence]) -> dict[str, torch.Tensor]:
+    """Of an engine over a LoggingRunner; after each token, by sequence."""
+    runner = engine._runner
+    assert isinstance(runner, LoggingRunner)
+    runner.seen = {sequence.seq_id: [] for sequence in sequences}
+    for sequence in sequences:
+        engine.add(sequence)
+    while engine.num_sequences:
+        engine.step()
+        engine.check()
+    return {name: torch.stack(rows) for name, rows in runner.seen.items()}

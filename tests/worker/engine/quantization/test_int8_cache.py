@@ -1,0 +1,67 @@
+"""With keys and values in 8 bit an answer still does not depend on company, chunks, room or the cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from llava_worker.model.attention.int8_kv_cache import Int8KVCache
+
+from tests.worker.checkpoints import random_prompt
+
+LENGTH = 16  # of an answer, in tokens
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list:
+    rng = np.random.default_rng(12)
+    return [random_prompt(rng, num_images=index % 3) for index in range(10)]
+
+
+@pytest.fixture(scope="module")
+def alone(make_engine, make_sequence, run, prompts) -> list[list[int]]:
+    """Each prompt's answer when it has an engine of its own and goes through in one piece."""
+    return [
+        run(
+            make_engine(kind=Int8KVCache, max_batch_tokens=256),
+            [make_sequence(prompt, max_new_tokens=LENGTH)],
+        )["one"]
+        for prompt in prompts
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_blocks": 512},
+        {"num_blocks": 512, "max_batch_tokens": 8},
+        {"num_blocks": 26},
+        {"num_blocks": 7, "block_size": 16},
+        {"num_blocks": 100, "block_size": 1, "is_sharing_prefixes": False},
+    ],
+    ids=str,
+)
+def test_8_bit_answers_do_not_depend_on_company_or_room(
+    make_engine, make_sequence, run, prompts, alone, options
+) -> None:
+    engine = make_engine(kind=Int8KVCache, **options)
+
+    for _ in range(2):  # the second time most of each prompt may be found
+        answers = run(
+            engine,
+            [make_sequence(p, seq_id=str(i), max_new_tokens=LENGTH) for i, p in enumerate(prompts)],
+        )
+        assert [answers[str(index)] for index in range(len(prompts))] == alone
+
+    is_sharing = options.get("is_sharing_prefixes", True)
+    assert (engine.stats().num_cached_tokens_total > 0) == is_sharing
+
+
+def test_8_bit_is_not_the_exact_cache_renamed(make_engine, make_sequence, run, prompts, alone) -> None:
+    """The random model's logits lie close together: over ten answers some token must turn."""
+    exact = [
+        run(make_engine(max_batch_tokens=256), [make_sequence(prompt, max_new_tokens=LENGTH)])["one"]
+        for prompt in prompts
+    ]
+
+    assert exact != alone
+    assert sum(ours[0] == theirs[0] for ours, theirs in zip(exact, alone, strict=True)) >= 8

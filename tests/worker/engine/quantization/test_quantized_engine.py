@@ -1,0 +1,81 @@
+"""The bundled model in 8 and 4 bits: its answers stay right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import llava_worker
+import numpy as np
+import pytest
+from llava_worker.engine import ImageSpan, Sequence
+from llava_worker.engine.startup.build_engine import load_engine
+from PIL import Image
+from tiny.conversations import SYSTEM
+from tiny.exam import is_right
+from tiny.packs import prompt_ids
+from tiny.questions import Turn
+from tokenizers import Tokenizer
+from transformers import AutoProcessor
+
+TINY = Path(llava_worker.__file__).parent / "tiny"
+EXAMPLES = Path(__file__).parents[4] / "examples"
+QUESTIONS = json.loads((EXAMPLES / "questions.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def pixels() -> dict[str, bytes]:
+    """The example pictures as the model wants them, by name."""
+    processor = AutoProcessor.from_pretrained(TINY).image_processor
+    names = sorted({question["image"] for question in QUESTIONS})
+    made = {}
+    for name in names:
+        with Image.open(EXAMPLES / name) as picture:
+            values = processor(
+                picture.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np"
+            )
+        made[name] = (
+            np.ascontiguousarray(values["pixel_values"][0].transpose(1, 2, 0)).astype(np.uint8).tobytes()
+        )
+    return made
+
+
+def answers(precision: str, pixels: dict[str, bytes], *, at_once: int) -> list[str]:
+    engine, info = load_engine(
+        TINY, precision=precision, device="cpu", kv_cache_bytes=64 << 20, max_num_sequences=at_once
+    )
+    assert info.precision == precision
+    for index, question in enumerate(QUESTIONS):
+        ids = prompt_ids(SYSTEM, (Turn(question["question"], "", ""),), 1)
+        picture = ImageSpan(ids.index(info.image_token_id), info.tokens_per_tile, question["image"])
+        engine.add(
+            Sequence(
+                seq_id=str(index),
+                prompt_ids=ids,
+                max_new_tokens=48,
+                images=[picture],
+                pixels=[pixels[question["image"]]],
+            )
+        )
+    token_ids: dict[str, list[int]] = {str(index): [] for index in range(len(QUESTIONS))}
+    while engine.num_sequences:
+        for output in engine.step():
+            token_ids[output.seq_id] += [] if output.token_id is None else [output.token_id]
+    tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    return [tokenizer.decode(ids).strip() for ids in token_ids.values()]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_the_example_questions_are_answered_right(pixels: dict[str, bytes], precision: str) -> None:
+    told = answers(precision, pixels, at_once=8)
+
+    wrong = [
+        (question["image"], question["question"], answer)
+        for question, answer in zip(QUESTIONS, told, strict=True)
+        if not is_right(question["answer"], answer)
+    ]
+    assert wrong == []
+
+
+def test_in_8_bits_an_answer_does_not_depend_on_who_is_answered_with_it(pixels: dict[str, bytes]) -> None:
+    assert answers("int8", pixels, at_once=1) == answers("int8", pixels, at_once=16)

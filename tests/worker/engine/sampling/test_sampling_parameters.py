@@ -1,0 +1,279 @@
+"""Each sampling parameter against a plain reference, alone, in a batch, and through the whole engine."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from llava_worker.engine import Sampling
+from llava_worker.engine.sampling.logits_processor import Steering
+from llava_worker.engine.sampling.sampler import Draw, sample
+
+from tests.worker.checkpoints import IMAGE_TOKEN, random_prompt, reference_answer, reference_logits
+
+CHI_SQUARE_LIMIT = 40.5  # 1 - 1e-6 quantile for 7 degrees of freedom
+NUM_DRAWS = 10_000
+LOGITS = np.array([1.0, -0.5, 2.0, 0.3, -1.2, 0.9, 1.7, -3.0], dtype=np.float32)
+PROMPT, ANSWER = [0, 2, 2, 4], [2, 5, 5, 1]
+EOS = 6
+
+CASES: dict[str, dict] = {
+    "nothing": {},
+    "top_k": {"top_k": 3},
+    "top_k 1": {"top_k": 1},
+    "top_k beyond the vocabulary": {"top_k": 2**40},
+    "min_p": {"min_p": 0.3},
+    "min_p 1": {"min_p": 1.0},
+    "all three": {"min_p": 0.05, "top_k": 5, "top_p": 0.8},
+    "top_p of what top_k left": {"top_k": 3, "top_p": 0.7},
+    "repetition": {"repetition_penalty": 1.7},
+    "encouraged repetition": {"repetition_penalty": 0.4},
+    "presence": {"presence_penalty": 1.5},
+    "frequency": {"frequency_penalty": 0.8},
+    "negative frequency": {"frequency_penalty": -2.0},
+    "all penalties": {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.5},
+    "bias": {"logit_bias": ((3, 2.5), (2, -100.0))},
+    "bias before penalty": {"logit_bias": ((5, -2.0),), "repetition_penalty": 1.5},
+    "too early to end": {"min_tokens": 5},
+    "late enough to end": {"min_tokens": 4},
+    "too early for stop tokens": {"min_tokens": 9, "stop_token_ids": (0, 2)},
+    "too early, but no end": {"min_tokens": 9, "ignore_eos": True},
+    "everything": {
+        "min_p": 0.01,
+        "top_k": 6,
+        "top_p": 0.9,
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.3,
+        "frequency_penalty": 0.3,
+        "logit_bias": ((7, 4.0),),
+        "min_tokens": 9,
+        "stop_token_ids": (0,),
+    },
+}
+
+
+def reference_probabilities(s: Sampling, prompt: list[int], answer: list[int]) -> np.ndarray:
+    """One token after another, as the documentation words it."""
+    logits = LOGITS.astype(np.float64)
+    for token_id, bias in s.logit_bias:
+        logits[token_id] += bias
+    if len(answer) < s.min_tokens:
+        for token_id in {*s.stop_token_ids, *([] if s.ignore_eos else [EOS])}:
+            logits[token_id] = -np.inf
+    counts = Counter(answer)
+    for token_id in set(prompt + answer):
+        factor = s.repetition_penalty
+        logits[token_id] = logits[token_id] / factor if logits[token_id] > 0 else logits[token_id] * factor
+    for token_id, count in counts.items():
+        logits[token_id] -= s.frequency_penalty * count + s.presence_penalty
+    scaled = np.exp((logits - logits.max()) / s.temperature)
+    p = scaled / scaled.sum()
+    p[p < s.min_p * p.max()] = 0
+    if s.top_k:
+        p[np.argsort(-p)[s.top_k :]] = 0
+    p /= p.sum()
+    mass = 0.0
+    for token_id in np.argsort(-p):
+        if mass >= s.top_p:
+            p[token_id] = 0
+        mass += p[token_id]
+    return p / p.sum()
+
+
+def draws_of(sampling: Sampling, positions: range, answer: list[int] = ANSWER) -> list[Draw]:
+    """Draws after ``answer``, with the positions' random numbers."""
+    steering = Steering.of(sampling, PROMPT, [EOS])
+    if steering is not None:
+        steering.advance(answer)
+    return [Draw(sampling, position, steering) for position in positions]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_draws_follow_the_reference(name: str) -> None:
+    sampling = Sampling(**({"temperature": 0.9} | CASES[name]))
+    expected = reference_probabilities(sampling, PROMPT, ANSWER) * NUM_DRAWS
+    steering = Steering.of(sampling, PROMPT, [EOS])
+    if steering is not None:
+        steering.advance(ANSWER)
+    draws = [
+        Draw(Sampling(**({"temperature": 0.9, "seed": seed} | CASES[name])), len(ANSWER), steering)
+        for seed in range(NUM_DRAWS)
+    ]
+
+    token_ids = sample(torch.from_numpy(LOGITS).expand(NUM_DRAWS, -1).clone(), draws)
+
+    counts = np.bincount(token_ids.numpy(), minlength=len(LOGITS))
+    kept = expected > 0
+    assert counts[~kept].sum() == 0
+    assert ((counts[kept] - expected[kept]) ** 2 / expected[kept]).sum() < CHI_SQUARE_LIMIT
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_row_is_chosen_as_if_it_were_alone(temperature: float) -> None:
+    samplings = [Sampling(temperature=temperature, seed=3, **case) for case in CASES.values()]
+    logits = torch.from_numpy(LOGITS).expand(len(samplings), -1)
+    draws = [draws_of(sampling, range(4, 5))[0] for sampling in samplings]
+
+    together = sample(logits.clone(), draws).tolist()
+
+    assert together == [int(sample(logits[:1].clone(), [draw])) for draw in draws]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_counting_token_by_token_equals_counting_at_once(name: str) -> None:
+    sampling = Sampling(**CASES[name])
+    answer = np.random.default_rng(0).integers(0, 500, 300).tolist()
+    grown, whole = Steering.of(sampling, PROMPT, [EOS]), Steering.of(sampling, PROMPT, [EOS])
+    if grown is None or whole is None:
+        assert not {"repetition", "presence", "frequency", "bias"} & set(name.split())
+        return
+    for length in range(len(answer) + 1):
+        grown.advance(answer[:length])
+    whole.advance(answer)
+
+    seen = dict(zip(grown.ids.tolist(), grown.counts.tolist(), strict=True))
+    assert seen == dict(zip(whole.ids.tolist(), whole.counts.tolist(), strict=True))
+    if grown.is_penalising:
+        assert {token_id: count for token_id, count in seen.items() if count} == Counter(answer)
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"temperature": 1e-320},
+        {"temperature": 1e308},
+        {"temperature": -0.0},
+        {"repetition_penalty": 1e-308, "temperature": 1.0},
+        {"logit_bias": tuple((token_id, -100.0) for token_id in range(8)), "temperature": 1e-30},
+        {"min_p": 1.0, "top_p": 0.0, "top_k": 1, "temperature": 1.0},
+    ],
+    ids=str,
+)
+def test_extremes_stay_numbers(extreme: dict) -> None:
+    logits = torch.from_numpy(LOGITS)[None].clone()
+    token_id = int(sample(logits, draws_of(Sampling(**extreme), range(4, 5))))
+
+    assert 0 <= token_id < len(LOGITS)
+    assert not logits.isnan().any()
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list:
+    rng = np.random.default_rng(11)
+    return [random_prompt(rng, num_images=index % 2) for index in range(4)]
+
+
+def test_repetition_penalty_is_that_of_transformers(
+    make_engine, make_sequence, run, reference, prompts
+) -> None:
+    sequences = [
+        make_sequence(prompt, seq_id=str(i), repetition_penalty=1.4) for i, prompt in enumerate(prompts)
+    ]
+    answers = run(make_engine(num_blocks=128), sequences)
+
+    expected = [reference_answer(reference, prompt, 12, repetition_penalty=1.4) for prompt in prompts]
+    assert [answers[str(i)] for i in range(len(prompts))] == expected
+    assert expected != [reference_answer(reference, prompt, 12) for prompt in prompts]
+
+
+STEERED = {
+    "temperature": 0.9,
+    "seed": 5,
+    "top_k": 40,
+    "repetition_penalty": 1.2,
+    "presence_penalty": 0.7,
+    "frequency_penalty": 0.9,
+    "logit_bias": ((9, 1.5), (IMAGE_TOKEN, -100.0)),  # a picture's token has no place in an answer
+    "min_tokens": 7,
+    "stop_token_ids": (12, 13),
+}
+
+
+@pytest.mark.parametrize("cut", [1, 6, 11])
+def test_a_continued_answer_counts_the_tokens_before_it(
+    make_engine, make_sequence, run, prompts, cut
+) -> None:
+    whole = run(make_engine(eos_ids=frozenset()), [make_sequence(prompts[0], **STEERED)])["one"]
+    continued = make_sequence(prompts[0], output_ids=whole[:cut], **STEERED)
+
+    assert run(make_engine(eos_ids=frozenset()), [continued])["one"] == whole
+
+
+def test_preemption_does_not_count_a_token_twice(make_engine, make_sequence, run, prompts) -> None:
+    def answers(**options) -> tuple[dict, int]:
+        engine = make_engine(eos_ids=frozenset(), **options)
+        sequences = [
+            make_sequence(prompt, seq_id=str(i), max_new_tokens=20, **STEERED | {"stop_token_ids": ()})
+            for i, prompt in enumerate(prompts)
+        ]
+        return run(engine, sequences), engine.stats().num_preemptions_total
+
+    roomy, none = answers(num_blocks=256)
+    tight, some = answers(num_blocks=18)
+
+    assert tight == roomy
+    assert (none, some > 0) == (0, True)
+
+
+def test_a_stop_token_ends_the_answer_unless_it_comes_too_early(
+    make_engine, make_sequence, run, prompts
+) -> None:
+    tokens = run(make_engine(eos_ids=frozenset()), [make_sequence(prompts[0])])["one"]
+    stop = tokens[4]
+
+    stopped = run(make_engine(eos_ids=frozenset()), [make_sequence(prompts[0], stop_token_ids=(stop,))])
+    later = run(
+        make_engine(eos_ids=frozenset()), [make_sequence(prompts[0], stop_token_ids=(stop,), min_tokens=9)]
+    )
+
+    assert stopped["one"] == tokens[: tokens.index(stop) + 1]
+    assert len(later["one"]) >= 10 and stop not in later["one"][:9]
+
+
+def test_min_tokens_holds_back_the_end_of_sequence(make_engine, make_sequence, run, prompts) -> None:
+    tokens = run(make_engine(eos_ids=frozenset()), [make_sequence(prompts[0])])["one"]
+    ends = frozenset(tokens[:3])
+
+    answer = run(make_engine(eos_ids=ends), [make_sequence(prompts[0], min_tokens=12)])["one"]
+
+    assert len(answer) == 12 and not ends & set(answer)
+
+
+def test_same_seed_gives_the_same_four_answers_and_other_seeds_others(
+    make_engine, make_sequence, run, prompts
+) -> None:
+    def four(first: int) -> list[list[int]]:
+        sequences = [
+            make_sequence(prompts[1], seq_id=str(i), seed=first + i, temperature=1.0) for i in range(4)
+        ]
+        answers = run(make_engine(num_blocks=128, eos_ids=frozenset()), sequences)
+        return [answers[str(i)] for i in range(4)]
+
+    assert four(1) == four(1)
+    assert len({tuple(answer) for answer in four(1)}) == 4
+
+
+def test_logprobs_are_the_log_softmax_of_transformers_logits(
+    make_engine, make_sequence, reference, prompts
+) -> None:
+    engine = make_engine(num_blocks=128, eos_ids=frozenset())
+    for i, prompt in enumerate(prompts):  # steered and unlike: neither may show in what is told
+        engine.add(make_sequence(prompt, seq_id=str(i), num_logprobs=i * 5 or None, **STEERED))
+    outputs = [output for _ in range(40) for output in engine.step()]
+
+    assert all(output.logprobs is None for output in outputs if output.seq_id == "0")
+    for i, prompt in enumerate(prompts[1:], start=1):
+        own = [output for output in outputs if output.seq_id == str(i)]
+        answer = [output.token_id for output in own]
+        num_prompt = len(prompt.token_ids)
+        prompt.token_ids = prompt.token_ids + answer
+        expected = reference_logits(reference, prompt).log_softmax(-1)[num_prompt - 1 : -1]
+        prompt.token_ids = prompt.token_ids[:num_prompt]
+        for output, row in zip(own, expected, strict=True):
+            assert output.logprobs.logprob == pytest.approx(float(row[output.token_id]), abs=1e-4)
+            best = row.topk(i * 5)
+            assert [token_id for token_id, _ in output.logprobs.top] == best.indices.tolist()
+            values = [value for _, value in output.logprobs.top]
+            assert values == pytest.approx(best.values.tolist(), abs=1e-4)

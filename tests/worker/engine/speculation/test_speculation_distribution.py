@@ -1,0 +1,94 @@
+"""Drafts leave the distribution of sampled tokens as it is, accepted or refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from llava_worker.engine.speculation.drafter import Drafter
+
+from tests.worker.checkpoints import Prompt, random_prompt, reference_logits
+from tests.worker.engine.drafters import Scripted
+
+# Chi-square's 1 - 1e-6 quantile for 7 degrees of freedom; the draws are fixed, so a pass stays a pass.
+CHI_SQUARE_LIMIT = 40.5
+WORDS = list(range(40, 48))  # the only ones that answers are made of
+NUM_ANSWERS = 3_000
+TEMPERATURE = 6.0
+
+
+@pytest.fixture(scope="module")
+def prompt() -> Prompt:
+    return random_prompt(np.random.default_rng(31), num_images=1)
+
+
+def probabilities(reference, prompt: Prompt, answer: list[int]) -> np.ndarray:
+    """transformers', of the words after the answer."""
+    said = Prompt([*prompt.token_ids, *answer], prompt.image_starts, prompt.pixels)
+    return (reference_logits(reference, said)[-1, WORDS].double() / TEMPERATURE).softmax(-1).numpy()
+
+
+def chi_square(tokens: list[int], expected: np.ndarray) -> float:
+    counts = np.array([tokens.count(token_id) for token_id in WORDS])
+    expected = expected * len(tokens)
+    assert counts.sum() == len(tokens) and expected.min() > 5
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+@pytest.fixture(scope="module")
+def drafts(reference, prompt) -> list[int]:
+    """Likely tokens, so that many are accepted: the first has to be drawn before there are drafts."""
+    answer: list[int] = []
+    for _ in range(3):
+        answer.append(WORDS[int(np.argmax(probabilities(reference, prompt, answer)))])
+    return answer
+
+
+def answers_with(drafter: Drafter, make_engine, make_sequence, run, prompt: Prompt) -> list[list[int]]:
+    engine = make_engine(
+        drafter=drafter, eos_ids=frozenset(), num_blocks=400, max_num_sequences=32, max_batch_tokens=512
+    )
+    only = tuple((token_id, 100.0) for token_id in WORDS)
+    sequences = [
+        make_sequence(
+            prompt, seq_id=str(seed), max_new_tokens=3, temperature=TEMPERATURE, seed=seed, logit_bias=only
+        )
+        for seed in range(NUM_ANSWERS)
+    ]
+    return list(run(engine, sequences).values())
+
+
+@pytest.fixture(scope="module")
+def drafter(drafts) -> Scripted:
+    return Scripted({str(seed): drafts for seed in range(NUM_ANSWERS)})
+
+
+@pytest.fixture(scope="module")
+def answers(make_engine, make_sequence, run, prompt, drafter) -> list[list[int]]:
+    return answers_with(drafter, make_engine, make_sequence, run, prompt)
+
+
+def test_tokens_chosen_over_a_draft_follow_the_distribution(
+    reference, prompt, drafts, answers, drafter
+) -> None:
+    """After the first token there is always the same draft, right or not."""
+    accepted = [accepted for _, accepted in drafter.learnt]
+    assert 100 < sum(accepted) < len(accepted) - 100
+
+    seconds = [second for first, second, _ in answers if first == drafts[0]]
+    expected = probabilities(reference, prompt, drafts[:1])
+    assert chi_square(seconds, expected) < CHI_SQUARE_LIMIT
+
+
+def test_tokens_after_an_accepted_draft_follow_the_distribution(reference, prompt, drafts, answers) -> None:
+    thirds = [third for first, second, third in answers if [first, second] == drafts[:2]]
+    expected = probabilities(reference, prompt, drafts[:2])
+
+    assert chi_square(thirds, expected) < CHI_SQUARE_LIMIT
+
+
+def test_drafts_taken_as_they_come_would_be_noticed(reference, prompt, drafts, answers) -> None:
+    seconds = [second for first, second, _ in answers if first == drafts[0]]
+    part = len(seconds) // 5
+    expected = probabilities(reference, prompt, drafts[:1])
+
+    assert chi_square([drafts[1]] * part + seconds[part:], expected) > CHI_SQUARE_LIMIT

@@ -1,0 +1,250 @@
+"""Where drafts stop: at an answer's end, at what others need, at what is not a number."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from llava_wire import Assignment, FinishReason, Job, Message, SamplingParams
+from llava_worker.engine import Sequence
+from llava_worker.engine.core.block_manager import BlockManager
+from llava_worker.engine.core.scheduler import Chunk, Scheduler
+from llava_worker.engine.speculation.drafter import MOST_DRAFTS
+from llava_worker.engine.speculation.speculative_decoding import MOST_IN_STEP, Speculation
+from llava_worker.job_output import Answer
+from llava_worker.language.tokenizer import ByteTokenizer
+
+from tests.worker.checkpoints import Prompt, random_prompt
+from tests.worker.engine.drafters import Scripted, Timeless
+
+LENGTH = 20
+
+
+@pytest.fixture(scope="module")
+def prompt() -> Prompt:
+    return random_prompt(np.random.default_rng(21), num_images=1)
+
+
+@pytest.fixture(scope="module")
+def answer(make_engine, make_sequence, run, prompt) -> list[int]:
+    """Greedy, with nothing to end it."""
+    return run(make_engine(eos_ids=frozenset()), [make_sequence(prompt, max_new_tokens=LENGTH)])["one"]
+
+
+def outputs_of(engine, sequence: Sequence) -> list:
+    engine.add(sequence)
+    outputs = []
+    while engine.num_sequences:
+        outputs += engine.step()
+        engine.check()
+    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+    return outputs
+
+
+ENDS = ["eos", "stop token", "max_new_tokens", "context", "early end ruled out"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("lie", [None, 1, 3])
+@pytest.mark.parametrize("cut", [2, 3, 6, 9, 10, 11])
+def test_an_answer_ends_at_the_same_token_for_the_same_reason(
+    make_engine, make_sequence, prompt, answer, end: str, lie: int | None, cut: int
+) -> None:
+    """Wherever in a step's drafts the end comes."""
+    engine_options: dict = {"eos_ids": frozenset()}
+    options: dict = {"max_new_tokens": LENGTH}
+    if end == "eos":
+        engine_options["eos_ids"] = frozenset({answer[cut]})
+    elif end == "stop token":
+        options["stop_token_ids"] = (answer[cut],)
+    elif end == "max_new_tokens":
+        options["max_new_tokens"] = cut
+    elif end == "context":
+        engine_options["context_length"] = len(prompt.token_ids) + cut
+    else:
+        options |= {"stop_token_ids": (answer[cut],), "min_tokens": cut + 2}
+
+    plain = outputs_of(make_engine(**engine_options), make_sequence(prompt, **options))
+    drafter = Scripted({"one": answer}, lie=lie)
+    engine = make_engine(drafter=drafter, max_batch_tokens=64, **engine_options)
+    drafted = outputs_of(engine, make_sequence(prompt, **options))
+
+    assert drafted == plain
+    assert [output.is_final for output in drafted] == [False] * (len(drafted) - 1) + [True]
+    assert engine.stats().num_generated_tokens_total == len(drafted)
+
+
+def test_no_more_is_drafted_than_the_answer_may_have(make_engine, make_sequence, prompt, answer) -> None:
+    for limit in range(2, 8):
+        drafter = Scripted({"one": answer})
+        engine = make_engine(drafter=drafter, eos_ids=frozenset(), max_batch_tokens=64)
+        outputs_of(engine, make_sequence(prompt, max_new_tokens=limit))
+
+        assert [drafted for drafted, _ in drafter.learnt] == ([limit - 2] if limit > 2 else [])
+
+
+class Timed(Scripted):
+    """Keeps what it is told of steps' times."""
+
+    def __init__(self, *answers: object) -> None:
+        super().__init__(*answers)
+        self.times: list[tuple[int, bool]] = []
+
+    def time(self, num_tokens: int, seconds: float) -> None:
+        self.times.append((num_tokens, seconds > 0))
+
+
+@pytest.mark.parametrize("is_overlapping", [False, True])
+def test_the_drafter_learns_how_long_each_step_took_that_only_decodes(
+    make_engine, make_sequence, prompt, answer, is_overlapping: bool
+) -> None:
+    drafter = Timed({"one": answer[:9]})  # and no drafts after that
+    engine = make_engine(eos_ids=frozenset(), drafter=drafter, is_overlapping=is_overlapping)
+    outputs_of(engine, make_sequence(prompt, max_new_tokens=LENGTH))
+
+    assert drafter.times == [(9, True)] + [(1, True)] * (LENGTH - 10)
+
+
+def test_a_stop_string_inside_of_right_drafts_cuts_the_text_where_it_did(
+    make_engine, make_sequence, prompt
+) -> None:
+    """Letters are the vocabulary's tokens 97 to 122; those after the stop string are never told."""
+    letters = tuple((token_id, 100.0) for token_id in range(97, 123))
+    wanted = {"max_new_tokens": LENGTH, "logit_bias": letters, "temperature": 1.0, "seed": 5}
+    plain = outputs_of(make_engine(eos_ids=frozenset()), make_sequence(prompt, **wanted))
+    token_ids = [output.token_id for output in plain]
+    text = bytes(token_ids).decode()
+
+    def told(outputs: list) -> list:
+        sampling = SamplingParams(seed=1, stop=(text[6:9],))
+        messages = (Message("user", ("Hi",)),)
+        job = Job(job_id="job", model="m", tenant="t", messages=messages, sampling=sampling, cost=1.0)
+        taking = Answer(Assignment(job, "one", (), "", {}), ByteTokenizer())
+        for output in outputs:
+            taking.take(output)
+        event = taking.next_event()
+        return [event.token_ids, event.text, event.final]
+
+    engine = make_engine(eos_ids=frozenset(), max_batch_tokens=64, drafter=Scripted({"one": token_ids}))
+    drafted = told(outputs_of(engine, make_sequence(prompt, **wanted)))
+
+    assert drafted == told(plain)
+    assert drafted[:2] == [tuple(token_ids[:9]), text[:6]]
+    assert drafted[2].reason is FinishReason.STOP
+    assert engine.stats().num_accepted_tokens_total > 10
+
+
+class Decoding:
+    """Sequences that decode, each with ``num_left`` tokens of room in its last block."""
+
+    def __init__(self, count: int, *, num_blocks: int = 100, num_left: int = 0, **limits: int) -> None:
+        self.blocks = BlockManager(num_blocks, 4, is_sharing=False)
+        options = {"max_batch_tokens": 64} | limits
+        self.scheduler = Scheduler(self.blocks, max_num_sequences=10, **options)
+        self.drafter = Scripted({str(n): [5] * 90 for n in range(count)})
+        self.speculation = Speculation(self.drafter, self.blocks, context_length=400, **options)
+        for n in range(count):
+            self.add(str(n), 8 - num_left - 1)
+        for chunk in self.scheduler.schedule().chunks:
+            chunk.sequence.num_computed = chunk.end
+            chunk.sequence.output_ids.append(5)
+
+    def add(self, name: str, num_tokens: int) -> None:
+        self.scheduler.add(Sequence(seq_id=name, prompt_ids=[1] * num_tokens, max_new_tokens=99))
+
+    def step(self) -> list[Chunk]:
+        num_spare = len(self.scheduler.running)
+        chunks = self.speculation.extend(self.scheduler.schedule().chunks, num_spare=num_spare)
+        self.blocks.check(self.scheduler)
+        for chunk in chunks:
+            assert len(chunk.sequence.block_table) * 4 >= chunk.end + len(chunk.drafts)
+        return chunks
+
+
+def lengths(chunks: list[Chunk]) -> list[int]:
+    return [len(chunk.drafts) for chunk in chunks]
+
+
+def test_everybody_gets_drafts_where_there_is_room() -> None:
+    decoding = Decoding(2)
+
+    assert lengths(decoding.step()) == [MOST_DRAFTS] * 2
+    assert decoding.drafter.num_rows == [2, 2]
+
+
+def test_a_step_takes_so_many_drafts_and_no_more() -> None:
+    assert sum(lengths(Decoding(10, num_blocks=200, max_batch_tokens=500).step())) == MOST_IN_STEP
+
+
+def test_drafts_take_what_prompts_leave() -> None:
+    decoding = Decoding(2)
+    decoding.add("long", 58)
+
+    assert lengths(decoding.step()) == [4, 0, 0]
+
+    decoding.add("longer", 100)
+    decoding.scheduler.running[-1].num_computed = 58
+    assert sum(lengths(decoding.step())) == 0
+
+
+def test_nobody_drafts_into_the_last_blocks_but_into_their_own() -> None:
+    # Each holds two blocks; drafts could take one or two more, but two must stay free for the two.
+    assert lengths(Decoding(2, num_blocks=6, num_left=3).step()) == [3, 3]
+    assert lengths(Decoding(2, num_blocks=6).step()) == [0, 0]
+    assert lengths(Decoding(2, num_blocks=9, num_left=3).step()) == [MOST_DRAFTS, 3]
+    assert lengths(Decoding(2, num_blocks=10).step()) == [MOST_DRAFTS] * 2
+
+
+@pytest.mark.parametrize("lie", [None, 1, 3])
+def test_after_a_step_no_block_is_held_for_a_draft(make_engine, make_sequence, prompt, answer, lie) -> None:
+    drafter = Scripted({"one": answer}, lie=lie)
+    engine = make_engine(
+        drafter=drafter, eos_ids=frozenset(), block_size=1, num_blocks=120, max_batch_tokens=64
+    )
+    engine.add(sequence := make_sequence(prompt, max_new_tokens=LENGTH))
+    while engine.step() and engine.num_sequences:
+        engine.check()
+        assert engine.stats().num_free_blocks >= 120 - sequence.num_tokens
+
+    assert drafter.learnt
+
+
+def test_where_the_model_breaks_after_a_right_draft_the_answer_ends_alone_and_with_an_error(
+    make_engine, make_sequence, run, model, prompt, answer
+) -> None:
+    """Maybe some tokens earlier than without drafts, but with none of them another."""
+    last, other = answer[6], random_prompt(np.random.default_rng(22), num_images=1)
+    expected = run(make_engine(eos_ids=frozenset()), [make_sequence(other, seq_id="other")])["other"]
+    assert last not in [*prompt.token_ids, *answer[:6], *other.token_ids, *expected]
+    healthy = model.language_model.embed_tokens.weight[last].clone()
+    model.language_model.embed_tokens.weight[last] = torch.nan
+    try:
+        drafter = Scripted({"one": answer, "other": expected})
+        engine = make_engine(drafter=drafter, eos_ids=frozenset(), max_batch_tokens=64)
+        engine.add(make_sequence(other, seq_id="other"))
+        outputs = outputs_of(engine, make_sequence(prompt, max_new_tokens=LENGTH))
+    finally:
+        model.language_model.embed_tokens.weight[last] = healthy
+
+    *given, error = [output for output in outputs if output.seq_id == "one"]
+    assert [output.token_id for output in given] == answer[: len(given)]
+    assert error.error == f"the model's output at token {len(given)} is not a number"
+    assert [output.token_id for output in outputs if output.seq_id == "other"] == expected
+
+
+def test_an_answer_that_repeats_itself_is_drafted_and_one_that_does_not_is_let_alone(
+    make_engine, make_sequence, prompt
+) -> None:
+    def stats_of(**sampling: object):
+        engine = make_engine(drafter=Timeless(), eos_ids=frozenset(), max_batch_tokens=64)
+        outputs_of(engine, make_sequence(prompt, max_new_tokens=200, **sampling))
+        return engine.stats()
+
+    # One word again and again, and of thirty words any: these return too, but nothing follows from it.
+    copying = stats_of(logit_bias=((40, 100.0),))
+    chatting = stats_of(logit_bias=tuple((token_id, 100.0) for token_id in range(40, 70)), temperature=50.0)
+
+    assert copying.num_accepted_tokens_total > 100
+    assert copying.num_steps_total < 100
+    assert 0 < chatting.num_draft_tokens_total < 40
+    assert chatting.num_steps_total > 190

@@ -1,0 +1,93 @@
+"""Pictures by recordings have the features that computing gives, whatever their number.
+
+Without a GPU nothing is recorded, what would be is called again: over the same tensors, buckets and padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from llava_worker.model.gpu.cuda_graphs import record_as_call
+from llava_worker.model.gpu.tower_graphs import TowerGraphs
+from llava_worker.model.llava import Llava
+from torch import Tensor
+
+from tests.worker.checkpoints import random_prompt
+
+MAX_TILES = 5
+
+
+class CountingRecorder:
+    """How many tiles each replay computes."""
+
+    def __init__(self) -> None:
+        self.replayed: list[int] = []
+
+    def __call__(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
+        out, again = record_as_call(compute)
+
+        def replay() -> None:
+            self.replayed.append(len(out))
+            again()
+
+        return out, replay
+
+
+@pytest.fixture
+def record() -> CountingRecorder:
+    return CountingRecorder()
+
+
+@pytest.fixture
+def graphs(model: Llava, record: CountingRecorder) -> TowerGraphs:
+    graphs = TowerGraphs(model, record, max_tiles=MAX_TILES)
+    graphs.record_all()
+    return graphs
+
+
+def draw(num: int, seed: int = 0) -> Tensor:
+    noise = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (num, 28, 28, 3), dtype=torch.uint8, generator=noise)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("num", "bucket"), [(1, [1]), (2, [2]), (3, [4]), (5, [5]), (6, [])])
+def test_the_smallest_bucket_that_holds_all_computes_what_is_computed_without(
+    model: Llava, graphs: TowerGraphs, record: CountingRecorder, num: int, bucket: list[int]
+) -> None:
+    graphs.encode(draw(5, seed=7))  # what is left over has another picture's tiles in it
+    record.replayed.clear()
+
+    features = graphs.encode(draw(num))
+
+    assert record.replayed == bucket  # none: more than were recorded
+    torch.testing.assert_close(features, model.encode(draw(num)), rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_features_stay_when_the_next_picture_is_encoded(model: Llava, graphs: TowerGraphs) -> None:
+    first = graphs.encode(draw(2, seed=1))
+    kept = first.clone()
+    graphs.encode(draw(2, seed=2))
+    assert torch.equal(first, kept)
+
+
+def test_an_engine_whose_tower_is_recorded_gives_the_same_answers(
+    make_engine, make_sequence, run, graphs: TowerGraphs, record: CountingRecorder
+) -> None:
+    rng = np.random.default_rng(31)
+    prompts = {name: random_prompt(rng, num_images=num) for name, num in zip("abc", (1, 3, 0), strict=True)}
+
+    def answers(**more: object) -> dict[str, list[int]]:
+        engine = make_engine(num_blocks=128, max_batch_tokens=64)
+        for name, value in more.items():
+            setattr(engine._runner, name, value)
+        return run(engine, [make_sequence(prompt, seq_id=name) for name, prompt in prompts.items()])
+
+    recorded = answers(encode=graphs.encode)
+
+    assert record.replayed == [4]
+    assert recorded == answers()

@@ -1,0 +1,123 @@
+"""A small random model with the bundled model's vocabulary, and its answers under grammars as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import llava_worker
+import torch
+from llava_worker.engine import Sequence, StepOutput
+from llava_worker.engine.engine import Engine
+from llava_worker.engine.structured_output.grammar_cache import Grammars
+from llava_worker.language.detokenizer import Detokenizer
+from llava_worker.language.hf_tokenizer import FileTokenizer
+from llava_worker.model.config.model_config import read_config, read_image_config
+from llava_worker.model.llava import Llava
+from llava_worker.model.loading.weights import load_weights
+from llava_worker.model.quantization.precision import Precision
+
+from tests.worker.checkpoints import IMAGE_TOKEN, write_checkpoint
+
+TINY = Path(llava_worker.__file__).parent / "tiny"
+SCHEMAS = Path(__file__).parents[3] / "data" / "schemas"
+EOS_ID = 2
+VOCAB_SIZE = 1216  # some more than the tokenizer knows, as padded checkpoints have
+MAX_TOKENS = 700
+
+
+def published_schemas() -> dict[str, dict[str, Any]]:
+    """By file name."""
+    index = json.loads((SCHEMAS / "index.json").read_text())
+    return {entry["file"]: json.loads((SCHEMAS / entry["file"]).read_text()) for entry in index["schemas"]}
+
+
+def is_valid(answer: str, schema: Any) -> bool:
+    """Whether the answer is JSON and keeps to the schema; formats are checked where the validator can.
+
+    Numbers are decimal: in floats 0.7 is no multiple of 0.1.
+    """
+    schema = json.loads(json.dumps(schema), parse_float=Decimal)
+    validator = jsonschema.validators.validator_for(schema)
+    return bool(
+        validator(schema, format_checker=validator.FORMAT_CHECKER).is_valid(
+            json.loads(answer, parse_float=Decimal)
+        )
+    )
+
+
+def make_model(folder: Path, dtype: torch.dtype = torch.float32) -> Llava:
+    """In float64 no draw at temperature 1 falls within the rounding of a batch's products."""
+    write_checkpoint(folder, text={"vocab_size": VOCAB_SIZE, "max_position_embeddings": 1024})
+    cpu = torch.device("cpu")
+    precision = Precision(str(dtype), dtype)
+    model = Llava(read_config(folder), read_image_config(folder), precision=precision, device=cpu)
+    load_weights(model, folder)
+    return model
+
+
+class Vocabulary:
+    """The bundled model's tokens; the random model's picture token is one of no text."""
+
+    def __init__(self) -> None:
+        self.tokenizer = FileTokenizer(TINY)
+        self.tokens = [self.token_bytes(token_id) for token_id in range(VOCAB_SIZE)]
+        self.strips_leading_space = self.tokenizer.strips_leading_space
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"" if token_id == IMAGE_TOKEN else self.tokenizer.token_bytes(token_id)
+
+    def text(self, token_ids: Iterable[int]) -> str:
+        """The whole answer's, as a client gets it."""
+        detokenizer = Detokenizer(self)  # type: ignore[arg-type]
+        return "".join(detokenizer.push(token_id) for token_id in token_ids) + detokenizer.flush()
+
+    def ids(self, text: str) -> list[int]:
+        """A token for each byte."""
+        return [self.tokens.index(bytes([byte])) for byte in text.encode()]
+
+    def closing_bias(self, bias: float = 12.0) -> tuple[tuple[int, float], ...]:
+        """Without a mind to come to an end, a random model goes on: this is one."""
+        closing = {b'"', b"}", b"]", b":", b",", b"@", b"."}
+        return tuple((index, bias) for index, text in enumerate(self.tokens) if text.strip() in closing)
+
+
+@dataclass
+class Answer:
+    token_ids: list[int] = field(default_factory=list)
+    outputs: list[StepOutput] = field(default_factory=list)
+
+    @property
+    def finish(self) -> str | None:
+        return self.outputs[-1].finish
+
+    @property
+    def error(self) -> str | None:
+        return self.outputs[-1].error
+
+
+def answers_of(engine: Engine, sequences: Iterable[Sequence]) -> dict[str, Answer]:
+    """Everything that the engine says of them, until all have ended."""
+    answers: dict[str, Answer] = {}
+    for sequence in sequences:
+        answers[sequence.seq_id] = Answer(list(sequence.output_ids))
+        engine.add(sequence)
+    while engine.num_sequences:
+        for output in engine.step():
+            answer = answers[output.seq_id]
+            answer.outputs.append(output)
+            if output.token_id is not None:
+                answer.token_ids.append(output.token_id)
+    engine.check()
+    return answers
+
+
+def open_grammars(vocabulary: Vocabulary, **options: Any) -> Grammars:
+    return Grammars(
+        lambda: vocabulary.tokens, [EOS_ID], begins_with_space=vocabulary.strips_leading_space, **options
+    )

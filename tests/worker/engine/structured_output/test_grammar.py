@@ -1,0 +1,242 @@
+"""What grammars allow, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from llava_worker.engine.structured_output.grammar import Matcher
+from llava_worker.engine.structured_output.grammar_cache import MAX_TEXT_BYTES, Grammars
+from llava_worker.engine.structured_output.to_lark import GrammarKind, GrammarRefused, grammar_source
+from llava_worker.language.tokenizer import ByteTokenizer
+
+from tests.worker.engine.structured_output.grammar_kit import EOS_ID, VOCAB_SIZE, Vocabulary, open_grammars
+
+OBJECT = json.dumps(
+    {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary()
+
+
+@pytest.fixture(scope="module")
+def grammars(vocabulary: Vocabulary) -> Iterator[Grammars]:
+    opened = open_grammars(vocabulary, timeout_s=60.0)
+    yield opened
+    opened.close()
+
+
+def allowed(matcher: Matcher) -> list[int]:
+    row = np.zeros((VOCAB_SIZE + 31) // 32, dtype=np.int32)
+    matcher.fill(row)
+    assert matcher.error is None
+    return np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")[:VOCAB_SIZE]).tolist()
+
+
+def takes(grammars: Grammars, vocabulary: Vocabulary, kind: GrammarKind, text: str, answer: str) -> bool:
+    """Whether the answer, as a client would see it, may be given and may end there."""
+    matcher = grammars.compile(kind, text).start()
+    matcher.advance(vocabulary.ids(f" {answer}"))
+    return matcher.error is None and EOS_ID in allowed(matcher)
+
+
+def walk(matcher: Matcher, rng: random.Random) -> list[int]:
+    """A random answer without its end token."""
+    answer: list[int] = []
+    while True:
+        token_ids = allowed(matcher)
+        if EOS_ID in token_ids and (len(token_ids) == 1 or rng.random() < 0.3):
+            return answer
+        answer.append(rng.choice([token_id for token_id in token_ids if token_id != EOS_ID]))
+        matcher.advance(answer)
+
+
+REGEXES = [
+    r"\d{3}-\d{4}", r"a|ab|abc", r"(a|ab)(c|bcd)", r"[^/]/[/]", r"^x?y{2,3}$", r"é+", r"[a-z]{2}\.", "a\nb",
+    r" a| b", r"\$\d\.\d\d", r"a\\$", r"(?i)ok", r"[\d]\D?", r"\x41\n?", r"#[xy]?\t",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", REGEXES)
+def test_an_expression_is_matched_by_the_whole_answer(
+    grammars: Grammars, vocabulary: Vocabulary, pattern: str
+) -> None:
+    rng = random.Random(0)
+    grammar = grammars.compile("regex", pattern)
+    texts = {vocabulary.text(walk(grammar.start(), rng)) for _ in range(20)}
+    assert all(re.fullmatch(pattern, text) for text in texts), texts
+    assert not takes(grammars, vocabulary, "regex", pattern, "no match")
+
+
+def test_one_of_the_choices_is_the_whole_answer(grammars: Grammars, vocabulary: Vocabulary) -> None:
+    choices = ["a", "ab", "b c", '"q"', "日本", "x\ny", "(.*)", "\\", " led"]
+    text = json.dumps(choices)
+    rng = random.Random(0)
+    grammar = grammars.compile("choice", text)
+    assert {vocabulary.text(walk(grammar.start(), rng)) for _ in range(300)} == set(choices)
+    assert not takes(grammars, vocabulary, "choice", text, "abc")
+    assert not takes(grammars, vocabulary, "choice", text, "led")
+
+
+def test_white_space_in_json_is_what_people_write_and_no_more(
+    grammars: Grammars, vocabulary: Vocabulary
+) -> None:
+    for answer in ('{"a":1}', '{"a": 1}', '{\n  "a": 1\n}', '{ "a" : 1 }', '{\r\n\t"a":1}'):
+        assert takes(grammars, vocabulary, "json_schema", OBJECT, answer)
+    for answer in ('{  "a":1}', '{"a":\n\n1}', ' {"a":1}', '{"a":1}\n', '{"a":1', '{"a":1}}', '{"b":1}'):
+        assert not takes(grammars, vocabulary, "json_schema", OBJECT, answer)
+
+
+def test_any_object_is_an_object(grammars: Grammars, vocabulary: Vocabulary) -> None:
+    for answer in ("{}", '{"a": [1, null, "é"]}'):
+        assert takes(grammars, vocabulary, "json_object", "", answer)
+    for answer in ("[]", "1", '"a"', "null", ""):
+        assert not takes(grammars, vocabulary, "json_object", "", answer)
+
+
+def test_special_tokens_never_stand_in_an_answer_and_its_end_only_where_it_is_complete(
+    grammars: Grammars, vocabulary: Vocabulary
+) -> None:
+    specials = {token_id for token_id, text in enumerate(vocabulary.tokens) if not text}
+    assert len(specials) > 5 and EOS_ID in specials
+    matcher = grammars.compile("regex", "(?s).{0,3}").start()
+    answer: list[int] = []
+    for token_id in vocabulary.ids(" abc"):
+        assert specials.intersection(allowed(matcher)) <= ({EOS_ID} if answer else set())
+        answer.append(token_id)
+        matcher.advance(answer)
+    assert allowed(matcher) == [EOS_ID]
+
+
+def test_a_character_of_several_byte_tokens_is_allowed_byte_by_byte(
+    grammars: Grammars, vocabulary: Vocabulary
+) -> None:
+    answer = walk(grammars.compile("regex", "日[本月]").start(), random.Random(0))
+    assert [len(vocabulary.tokens[token_id]) for token_id in answer] == [1] * 7
+    assert vocabulary.text(answer) in ("日本", "日月")
+
+
+def test_tokens_that_are_not_the_grammars_own_are_an_error_of_this_answer_only(
+    grammars: Grammars, vocabulary: Vocabulary
+) -> None:
+    grammar = grammars.compile("json_schema", OBJECT)
+    broken, whole = grammar.start(), grammar.start()
+    broken.advance(vocabulary.ids(" ["))
+    whole.advance(vocabulary.ids(" {"))
+    assert broken.error is not None
+    assert whole.error is None and allowed(whole)
+
+
+def test_a_matcher_is_a_function_of_the_tokens_however_they_came(
+    grammars: Grammars, vocabulary: Vocabulary
+) -> None:
+    grammar = grammars.compile("json_schema", OBJECT)
+    answer = vocabulary.ids(' {"a": 12}')
+    single, whole = grammar.start(), grammar.start()
+    for end in range(len(answer) + 1):
+        single.advance(answer[:end])
+    whole.advance(answer)
+    assert allowed(single) == allowed(whole) == [EOS_ID]
+
+
+def test_a_tokenizer_that_keeps_its_first_space_gets_none_before_the_answer() -> None:
+    tokenizer = ByteTokenizer()
+    tokens = [tokenizer.token_bytes(token_id) for token_id in range(VOCAB_SIZE)]
+    opened = Grammars(lambda: tokens, [tokenizer.eos_id], timeout_s=60.0)
+    matcher = opened.compile("regex", "[ab]").start()
+    assert allowed(matcher) == [ord("a"), ord("b")]
+    opened.close()
+
+
+REFUSED: list[tuple[GrammarKind, Any, str]] = [
+    ("json_schema", {"not": {}}, "not"),
+    ("json_schema", {"uniqueItems": True}, "uniqueItems"),
+    ("json_schema", {"items": {"contains": {}}}, "contains"),
+    ("json_schema", {"if": {}, "then": {}}, "if"),
+    ("json_schema", {"dependentRequired": {"a": ["b"]}}, "dependentRequired"),
+    ("json_schema", {"type": "string", "format": "made-up"}, "made-up"),
+    ("json_schema", {"$ref": "https://example.com/x.json"}, "example.com"),
+    ("json_schema", {"type": "string", "pattern": "(?=a)b"}, "look"),
+    ("json_schema", {"properties": {"a": {"divisibleBy": 3}}}, "divisibleBy"),
+    ("json_schema", {"allOf": [{"x-guidance": {"lenient": True}, "not": {}}]}, "x-guidance"),
+    ("json_schema", {"$defs": {"a": {"minimum": 3, "exclusiveMinimum": True}}}, "exclusiveMinimum"),
+    ("json_schema", {"enum": [-(2**63)]}, "2**53"),
+    ("json_schema", {"properties": {"a": False}, "required": ["a"], "type": "object"}, "'a'"),
+    ("json_schema", {"type": "integer", "minimum": 5, "maximum": 3}, "minimum (5)"),
+    ("json_schema", {"allOf": [{"type": "string"}, {"type": "null"}]}, "incompatible"),
+    ("json_schema", {"$ref": "#"}, "no answer fits"),
+    ("json_schema", {"type": "string", "pattern": "^(a?){500}a{500}$"}, "too many"),
+    ("json_schema", {"title": "x" * MAX_TEXT_BYTES}, str(MAX_TEXT_BYTES)),
+    ("regex", "(a", "unclosed"),
+    ("regex", "a\\", "backslash"),
+    ("regex", "(?=a)a", "look"),
+    ("regex", r"(a)\1", "backreferences"),
+]
+
+
+@pytest.mark.parametrize(("kind", "what", "word"), REFUSED)
+def test_what_cannot_be_kept_to_is_refused_with_the_reason(
+    grammars: Grammars, kind: GrammarKind, what: Any, word: str
+) -> None:
+    with pytest.raises(GrammarRefused) as refused:
+        grammars.compile(kind, what if isinstance(what, str) else json.dumps(what))
+    assert word in str(refused.value)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"divisibleBy": {"type": "string"}, "not": {}, "x-guidance": {}}},
+        {"title": "t", "$comment": "c", "examples": [1], "x-order": 3, "enum": [{"not": 1}, 2**53]},
+    ],
+)
+def test_names_and_values_are_no_keywords(grammars: Grammars, schema: dict[str, Any]) -> None:
+    grammars.compile("json_schema", json.dumps(schema))
+
+
+def test_a_grammar_that_kills_the_library_costs_a_child_and_the_next_is_judged_by_another(
+    grammars: Grammars,
+) -> None:
+    _, trial = grammars._open()
+    deadly = 'start: answer\nanswer: %json {"enum": [-9223372036854775808]}\n'
+    for _ in range(2):
+        with pytest.raises(GrammarRefused, match="does not survive"):
+            trial.judge(deadly)
+        trial.judge(grammar_source("json_schema", OBJECT))
+
+
+def test_a_grammar_that_takes_too_long_is_refused_in_time(vocabulary: Vocabulary) -> None:
+    opened = open_grammars(vocabulary, timeout_s=0.0)
+    with pytest.raises(GrammarRefused, match="longer than 0 s"):
+        opened.compile("json_schema", OBJECT)
+    opened.close()
+
+
+def test_a_grammar_is_compiled_once_and_the_oldest_are_forgotten(vocabulary: Vocabulary) -> None:
+    opened = open_grammars(vocabulary, timeout_s=60.0)
+    first = opened.compile("choice", '["a"]')
+    assert opened.compile("choice", '["a"]') is first
+    for index in range(64):
+        opened.compile("choice", json.dumps([f"b{index}"]))
+    assert opened.compile("choice", '["b63"]') is opened.compile("choice", '["b63"]')
+    assert opened.compile("choice", '["a"]') is not first
+    opened.close()
+
+
+def test_a_model_without_an_end_token_takes_no_grammar() -> None:
+    with pytest.raises(GrammarRefused, match="no end token"):
+        Grammars(lambda: [b"a"], []).compile("json_object", "")

@@ -1,0 +1,167 @@
+"""Fifty published schemas: each answer keeps to its schema, in company, with pictures, across workers."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from llava_worker.engine import Sampling, Sequence
+from llava_worker.engine.core.encoder_cache import VisionCache
+from llava_worker.engine.engine import Engine
+from llava_worker.engine.model_runner import ModelRunner
+from llava_worker.engine.structured_output.grammar_cache import Grammars
+from llava_worker.model.attention.kv_cache import ExactKVCache
+from llava_worker.model.attention.sdpa import SdpaBackend
+from llava_worker.model.llava import Llava
+
+from tests.worker.checkpoints import random_prompt
+from tests.worker.engine.conftest import spans_of
+from tests.worker.engine.structured_output.grammar_kit import (
+    EOS_ID,
+    MAX_TOKENS,
+    SCHEMAS,
+    Answer,
+    Vocabulary,
+    answers_of,
+    is_valid,
+    make_model,
+    open_grammars,
+    published_schemas,
+)
+
+NUM_SEEDS = 2
+NUM_FREE = 6
+
+MakeEngine = Callable[..., Engine]
+MakeSequence = Callable[..., Sequence]
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary()
+
+
+@pytest.fixture(scope="module")
+def grammars(vocabulary: Vocabulary) -> Iterator[Grammars]:
+    opened = open_grammars(vocabulary, timeout_s=60.0)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def new_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
+    return partial(make_engine, make_model(tmp_path_factory.mktemp("wide"), torch.float64))
+
+
+def make_engine(model: Llava, *, is_overlapping: bool = False) -> Engine:
+    """Sixteen at once, steps short enough for long prompts to come in parts."""
+    text = model.config.text_config
+    cache = ExactKVCache(
+        700,
+        16,
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_key_value_heads,
+        head_dim=text.head_dim,
+        dtype=torch.float64,
+        device=torch.device("cpu"),
+    )
+    return Engine(
+        ModelRunner(model, cache, SdpaBackend(), VisionCache(1 << 20)),
+        eos_ids=frozenset({EOS_ID}),
+        context_length=1000,
+        max_num_sequences=16,
+        max_batch_tokens=40,
+        is_overlapping=is_overlapping,
+    )
+
+
+@pytest.fixture(scope="module")
+def new_sequence(grammars: Grammars, vocabulary: Vocabulary) -> MakeSequence:
+    """The same for the same name: a prompt with up to two pictures, sampled at temperature 1."""
+    schemas = published_schemas()
+
+    def make(name: str, output_ids: list[int] | None = None) -> Sequence:
+        file, _, seed = name.partition("#")
+        prompt = random_prompt(np.random.default_rng([int(seed), *name.encode()]), num_images=int(seed) % 3)
+        is_free = file == "free"
+        return Sequence(
+            seq_id=name,
+            prompt_ids=list(prompt.token_ids),
+            images=spans_of(prompt),
+            pixels=[tile.tobytes() for tile in prompt.pixels],
+            max_new_tokens=60 if is_free else MAX_TOKENS,
+            sampling=Sampling(temperature=1.0, seed=int(seed), logit_bias=vocabulary.closing_bias()),
+            output_ids=output_ids or [],
+            grammar=None if is_free else grammars.compile("json_schema", json.dumps(schemas[file])),
+        )
+
+    return make
+
+
+def names() -> list[str]:
+    held = [f"{file}#{seed}" for file in published_schemas() for seed in range(NUM_SEEDS)]
+    random.Random(0).shuffle(held)
+    step = len(held) // NUM_FREE
+    for index in range(NUM_FREE):
+        held.insert(index * step, f"free#{index}")
+    return held
+
+
+@pytest.fixture(scope="module")
+def unbroken(new_engine: MakeEngine, new_sequence: MakeSequence) -> dict[str, Answer]:
+    return answers_of(new_engine(), [new_sequence(name) for name in names()])
+
+
+def test_there_are_fifty_each_with_its_source_and_licence() -> None:
+    index = json.loads((SCHEMAS / "index.json").read_text())["schemas"]
+    assert len(published_schemas()) == 50
+    assert {entry["file"] for entry in index} == {path.name for path in SCHEMAS.glob("*.json")} - {
+        "index.json"
+    }
+    assert {entry["licence"] for entry in index} == {"Apache-2.0", "BSD-3-Clause", "MIT"}
+    assert all(entry["source"].startswith("https://") for entry in index)
+    assert all((SCHEMAS / entry["file"]).stat().st_size < 8192 for entry in index)
+
+
+def test_every_answer_keeps_to_its_schema(unbroken: dict[str, Answer], vocabulary: Vocabulary) -> None:
+    schemas = published_schemas()
+    held = {name: answer for name, answer in unbroken.items() if not name.startswith("free")}
+    assert len(held) == 50 * NUM_SEEDS
+    for name, answer in held.items():
+        text = vocabulary.text(answer.token_ids)
+        assert answer.finish == "stop", (name, answer.error, text[:200])
+        assert is_valid(text, schemas[name.partition("#")[0]]), (name, text)
+    texts = {vocabulary.text(answer.token_ids) for answer in held.values()}
+    assert len(texts) > 50  # they are answers, not always the shortest
+
+
+def test_answers_without_a_grammar_do_not_notice_those_with_one(
+    unbroken: dict[str, Answer], new_engine: MakeEngine, new_sequence: MakeSequence
+) -> None:
+    free = [name for name in unbroken if name.startswith("free")]
+    alone = answers_of(new_engine(is_overlapping=True), [new_sequence(name) for name in free])
+    assert len(free) == NUM_FREE
+    for name in free:
+        assert alone[name].token_ids == unbroken[name].token_ids
+
+
+def test_another_worker_continues_each_from_the_middle_as_the_first_would_have(
+    unbroken: dict[str, Answer], new_engine: MakeEngine, new_sequence: MakeSequence
+) -> None:
+    rng = random.Random(1)
+    cut = {}
+    for name, answer in unbroken.items():
+        if not name.startswith("free") and len(answer.token_ids) > 2:
+            cut[name] = answer.token_ids[: rng.randrange(1, len(answer.token_ids))]
+    continued = answers_of(
+        new_engine(is_overlapping=True), [new_sequence(name, cut[name]) for name in sorted(cut)]
+    )
+    assert len(cut) > 80
+    for name in cut:
+        assert continued[name].token_ids == unbroken[name].token_ids, name
+        assert continued[name].finish == "stop"

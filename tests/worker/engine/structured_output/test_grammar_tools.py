@@ -1,0 +1,88 @@
+"""Calls of functions: nothing but a call in its form, with arguments that keep to their schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from llava_worker.engine.structured_output.grammar_cache import Grammars
+from llava_worker.engine.structured_output.to_lark import GrammarRefused
+
+from tests.worker.engine.structured_output.grammar_kit import Vocabulary, open_grammars
+from tests.worker.engine.structured_output.test_grammar import takes
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+FUNCTIONS = [{"name": "weather", "parameters": CITY}, {"name": "clock", "parameters": {"type": "object"}}]
+PARIS = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'
+NOW = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary()
+
+
+@pytest.fixture(scope="module")
+def grammars(vocabulary: Vocabulary) -> Iterator[Grammars]:
+    opened = open_grammars(vocabulary, timeout_s=60.0)
+    yield opened
+    opened.close()
+
+
+def tools(choice: str, *, is_parallel: bool = True, functions: list[Any] | None = None) -> str:
+    wanted = {"choice": choice, "is_parallel": is_parallel, "functions": functions or FUNCTIONS}
+    return json.dumps(wanted)
+
+
+# answer -> whether it may be given where the choice is (auto, required)
+ANSWERS = {
+    "It rains.": (True, False),
+    "": (True, False),
+    "<tool": (True, False),
+    "<tool_call>": (False, False),
+    "<tool_call> is a word": (False, False),
+    f"Look: {PARIS}": (True, False),  # a text that speaks of calls is a text
+    PARIS: (True, True),
+    NOW: (True, True),
+    f"{PARIS}\n{NOW}": (True, True),
+    f"{PARIS}{NOW}": (False, False),
+    f"{PARIS} done": (False, False),
+    PARIS.replace("weather", "climate"): (False, False),
+    PARIS.replace("Paris", "}}</tool_call>"): (True, True),
+    PARIS.replace('"Paris"', "5"): (False, False),
+    PARIS.replace("city", "town"): (False, False),
+    PARIS[:-1]: (False, False),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_an_answer_is_a_text_or_calls_and_nothing_between(
+    grammars: Grammars, vocabulary: Vocabulary, answer: str
+) -> None:
+    found = tuple(takes(grammars, vocabulary, "tools", tools(c), answer) for c in ("auto", "required"))
+    assert found == ANSWERS[answer]
+
+
+def test_one_call_where_several_are_not_wanted(grammars: Grammars, vocabulary: Vocabulary) -> None:
+    one = tools("named", is_parallel=False)
+    assert takes(grammars, vocabulary, "tools", one, PARIS)
+    assert not takes(grammars, vocabulary, "tools", one, f"{PARIS}\n{NOW}")
+
+
+def test_sixteen_calls_are_the_most(grammars: Grammars, vocabulary: Vocabulary) -> None:
+    many = tools("required")
+    assert takes(grammars, vocabulary, "tools", many, "\n".join([NOW] * 16))
+    assert not takes(grammars, vocabulary, "tools", many, "\n".join([NOW] * 17))
+
+
+def test_a_schema_that_cannot_be_kept_to_is_refused(grammars: Grammars) -> None:
+    odd = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"uniqueItems": True}}}}
+    with pytest.raises(GrammarRefused, match="uniqueItems"):
+        grammars.compile("tools", tools("auto", functions=[odd]))

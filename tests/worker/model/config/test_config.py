@@ -1,0 +1,203 @@
+"""config.json decides what a model is; absent fields mean what transformers means by them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from llava_worker.model.config.model_config import (
+    CheckpointError,
+    read_config,
+    read_eos_ids,
+    read_image_config,
+)
+from transformers import AutoConfig
+
+# What llava-hf/llava-1.5-7b-hf says.
+LLAVA_1_5_7B = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "ignore_index": -100,
+    "image_token_index": 32000,
+    "model_type": "llava",
+    "pad_token_id": 32001,
+    "projector_hidden_act": "gelu",
+    "text_config": {
+        "_name_or_path": "lmsys/vicuna-7b-v1.5",
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 4096,
+        "model_type": "llama",
+        "rms_norm_eps": 1e-05,
+        "torch_dtype": "float16",
+        "vocab_size": 32064,
+    },
+    "vision_config": {
+        "hidden_size": 1024,
+        "image_size": 336,
+        "intermediate_size": 4096,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "vocab_size": 32000,
+    },
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+}
+
+
+def write(folder: Path, name: str = "config.json", **values: object) -> Path:
+    (folder / name).write_text(json.dumps(values))
+    return folder
+
+
+BARE = {
+    "bare": {"model_type": "llava"},
+    "as published": LLAVA_1_5_7B,
+    "mistral": {"model_type": "llava_next", "text_config": {"model_type": "mistral"}},
+    "qwen2 and siglip": {
+        "model_type": "llava",
+        "text_config": {"model_type": "qwen2", "eos_token_id": 5},
+        "vision_config": {"model_type": "siglip_vision_model"},
+        "vision_feature_select_strategy": "full",
+    },
+}
+
+
+@pytest.mark.parametrize("values", BARE.values(), ids=BARE.keys())
+def test_defaults_are_those_of_transformers(tmp_path: Path, values: dict) -> None:
+    ours = read_config(write(tmp_path, **values))
+    theirs = AutoConfig.from_pretrained(tmp_path)
+
+    for name in type(ours.text_config).model_fields.keys() & vars(theirs.text_config).keys() - {
+        "layer_types"
+    }:
+        assert getattr(ours.text_config, name) == getattr(theirs.text_config, name), name
+    for name in type(ours.vision_config).model_fields:
+        assert getattr(ours.vision_config, name) == getattr(theirs.vision_config, name), name
+    assert ours.image_token_id == theirs.image_token_index
+    assert ours.text_config.rope.rope_theta == theirs.text_config.rope_parameters["rope_theta"]
+
+
+def test_published_llava_is_vicuna_behind_clip_with_576_tokens(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, **LLAVA_1_5_7B))
+
+    assert (config.text_config.hidden_size, config.text_config.num_key_value_heads) == (4096, 32)
+    assert config.tokens_per_tile == 576
+    assert config.feature_layers == [23]
+
+
+def test_rope_is_read_in_its_older_spelling(tmp_path: Path) -> None:
+    text = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}
+    rope = read_config(write(tmp_path, model_type="llava", text_config=text)).text_config.rope
+
+    assert (rope.rope_type, rope.rope_theta, rope.factor) == ("linear", 5e5, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"model_type": "bert"}, "model_type"),
+        ({"model_type": "llava", "text_config": {"model_type": "mamba"}}, "text_config.model_type"),
+        ({"model_type": "llava", "text_config": {"rope_scaling": {"type": "longrope"}}}, "rope_type"),
+        ({"model_type": "llava", "vision_feature_layer": -40}, "vision_feature_layer -40"),
+        ({"model_type": "llava", "text_config": [1], "vision_config": 3}, "text_config.*vision_config"),
+        ({"model_type": "llava_next", "vision_feature_select_strategy": "full"}, "577 tokens is no square"),
+        ({}, "model_type"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_by_what_differs(tmp_path: Path, values: dict, what: str) -> None:
+    with pytest.raises(CheckpointError, match=what):
+        read_config(write(tmp_path, **values))
+
+
+def test_a_folder_without_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="config.json does not exist"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+
+    with pytest.raises(CheckpointError, match="config.json"):
+        read_config(tmp_path)
+
+
+def test_the_end_of_an_answer_comes_from_the_generation_config_first(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, model_type="llava", text_config={"eos_token_id": 7}))
+    assert read_eos_ids(tmp_path, config) == {7}
+
+    write(tmp_path, "generation_config.json", eos_token_id=[2, 5])
+    assert read_eos_ids(tmp_path, config) == {2, 5}
+
+    write(tmp_path, "generation_config.json", eos_token_id=None)
+    assert read_eos_ids(tmp_path, config) == {7}
+
+
+def test_an_end_of_sequence_that_nobody_names_is_that_of_llama(tmp_path: Path) -> None:
+    write(tmp_path, "generation_config.json", eos_token_id=None)
+    config = read_config(write(tmp_path, model_type="llava", text_config={"eos_token_id": None}))
+
+    assert read_eos_ids(tmp_path, config) == {2}
+
+
+def test_an_image_processor_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "preprocessor_config.json", image_mean="grey")
+
+    with pytest.raises(CheckpointError, match="image_mean"):
+        read_image_config(tmp_path)
+
+
+def test_the_image_processor_is_read_from_either_file(tmp_path: Path) -> None:
+    assert read_image_config(tmp_path).do_pad is None
+
+    write(tmp_path, "processor_config.json", image_processor={"do_pad": False})
+    assert read_image_config(tmp_path).do_pad is False
+
+    write(tmp_path, "preprocessor_config.json", do_pad=True, image_mean=[0.5, 0.5, 0.5])
+    assert read_image_config(tmp_path).do_pad is True
+    assert read_image_config(tmp_path).image_mean == (0.5, 0.5, 0.5)
+
+
+# The image processors' files of published checkpoints, as far as they say how a picture becomes square.
+LLAVA_1_5_HF = {
+    "image_processor_type": "CLIPImageProcessor",
+    "size": {"shortest_edge": 336},
+    "crop_size": {"height": 336, "width": 336},
+    "do_center_crop": True,
+}
+LLAVA_INTERLEAVE_HF = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 384, "width": 384}}
+
+
+@pytest.mark.parametrize(
+    ("values", "fit"),
+    [
+        (LLAVA_1_5_HF, "pad"),
+        (LLAVA_1_5_HF | {"do_pad": False}, "crop"),
+        (LLAVA_INTERLEAVE_HF, "squash"),
+        (LLAVA_INTERLEAVE_HF | {"do_pad": True}, "pad"),
+        (LLAVA_1_5_HF | {"size": 336}, "pad"),
+        ({"size": {"height": 384, "width": None, "shortest_edge": 384}}, "pad"),
+    ],
+    ids=["1.5", "1.5, not padded", "interleave", "interleave, padded", "one length", "one side"],
+)
+def test_what_makes_a_picture_square_is_read_from_the_image_processor(
+    tmp_path: Path, values: dict, fit: str
+) -> None:
+    config = read_config(write(tmp_path, model_type="llava"))
+    image = read_image_config(write(tmp_path, "preprocessor_config.json", **values))
+
+    assert image.fit == config.picture_layout(image.fit).fit == fit
+
+
+@pytest.mark.parametrize("kind", ["clip_vision_model", "siglip_vision_model"])
+def test_a_tower_without_an_image_processor_has_its_own_kinds_fit(tmp_path: Path, kind: str) -> None:
+    vision = read_config(
+        write(tmp_path, model_type="llava", vision_config={"model_type": kind})
+    ).vision_config
+
+    image = read_image_config(tmp_path, vision=vision)
+
+    assert image.fit == {"clip_vision_model": "pad", "siglip_vision_model": "squash"}[kind]

@@ -1,0 +1,90 @@
+"""The kernels in Triton compile to machine code for NVIDIA's cards, which Triton can do without one.
+
+In a process of its own: here Triton interprets.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from llava_worker.model.kernels.triton_paged_int4 import int4_linear, paged_attention
+from llava_worker.model.kernels.triton_rows import rms_norm, rotate, silu_gate, turn_and_keep
+
+def compile(kernel, types, constants, capability):
+    signature = {**types, **dict.fromkeys(constants, "constexpr")}
+    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    uses_tensor_cores = "mma" in made.asm["ptx"]
+    print(kernel.__name__, capability, len(made.asm["cubin"]) > 0, uses_tensor_cores, made.metadata.shared)
+
+def attention(dtype, capability, queries, lanes, near, window):
+    types = {name: "*" + dtype for name in ("out", "q", "keys", "values")}
+    types |= {name: "*i32" for name in ("starts", "contexts", "tables")}
+    types |= {"scale": "fp32", "q_stride": "i32", "table_stride": "i32"}
+    constants = dict(KV_HEADS=8, GROUP=4, HEAD_DIM=128, BLOCK_SIZE=16, D=128)
+    sizes = dict(QUERIES=queries, M=lanes, N=near, WINDOW=window)
+    compile(paged_attention, types, {**constants, **sizes}, capability)
+
+def linear(dtype, capability, rows, outputs):
+    types = {"y": "*" + dtype, "x": "*" + dtype, "packed": "*u8", "scales": "*bf16", "bias": "*fp32"}
+    types |= dict.fromkeys(("rows", "inputs", "outputs", "half"), "i32")
+    constants = dict(HAS_BIAS=True, GROUP=64, PANEL=32, M=rows, N=outputs, K=64)
+    compile(int4_linear, types, constants, capability)
+
+attention("bf16", 80, 1, 16, 64, 0)
+attention("fp16", 90, 16, 64, 64, 4096)
+attention("fp32", 80, 1, 16, 32, 0)
+linear("fp16", 80, 16, 32)
+linear("bf16", 90, 64, 128)
+
+def rows(dtype, capability):
+    kind = "*" + dtype
+    norm = dict.fromkeys(("out", "total", "x", "more", "weight"), kind) | {"size": "i32", "eps": "fp32"}
+    compile(rms_norm, norm, dict(HAS_MORE=True, N=8192), capability)
+    compile(silu_gate, {"out": kind, "x": kind, "size": "i32"}, dict(N=1024), capability)
+    turned = dict.fromkeys(("out", "x", "cos", "sin"), kind) | {"x_stride": "i32"}
+    compile(rotate, turned, dict(HEADS=40, HALF=64, H=64, N=64), capability)
+    kept = dict.fromkeys(("q", "keys", "values", "qkv", "cos", "sin"), kind)
+    sizes = dict(HEADS=32, KV_HEADS=8, HALF=64, H=8, N=64)
+    compile(turn_and_keep, {**kept, "slots": "*i64", "qkv_stride": "i32"}, sizes, capability)
+
+rows("fp16", 80)
+rows("bf16", 90)
+"""
+
+
+@pytest.mark.e2e
+def test_they_compile_for_ampere_and_hopper_and_use_their_tensor_cores(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    told = [line.split() for line in done.stdout.splitlines()]
+    assert [line[:4] for line in told] == [
+        ["paged_attention", "80", "True", "True"],
+        ["paged_attention", "90", "True", "True"],
+        ["paged_attention", "80", "True", "False"],  # fp32 is not rounded for them
+        ["int4_linear", "80", "True", "True"],
+        ["int4_linear", "90", "True", "True"],
+        *[
+            [name, capability, "True", "False"]
+            for capability in ("80", "90")
+            for name in ("rms_norm", "silu_gate", "rotate", "turn_and_keep")
+        ],
+    ]
+    assert max(int(line[4]) for line in told) <= 96 << 10  # bytes on the chip that every such card has

@@ -1,0 +1,116 @@
+"""Loading as a process sees it: how much memory it takes, and what is left when it is killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from llava_worker.model.config.model_config import read_config, read_image_config
+from llava_worker.model.llava import Llava
+from llava_worker.model.loading.weights import load_weights
+from llava_worker.model.quantization.precision import choose_precision
+
+from tests.worker.checkpoints import write_checkpoint
+
+LOADER = textwrap.dedent("""
+    import sys
+    from pathlib import Path
+    import torch
+    from llava_worker.model.config.model_config import read_config, read_image_config
+    from llava_worker.model.llava import Llava
+    from llava_worker.model.quantization.precision import choose_precision
+    from llava_worker.model.loading.weights import load_weights
+
+    def peak():
+        # Not getrusage's: that one starts with the peak of whoever started this process.
+        status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+        return int(status["VmHWM"].split()[0]) * 1024
+
+    def waits_half_way(done, total, num_tensors):
+        if sys.argv[2] == "wait" and done > total / 2:
+            print("half", flush=True)
+            sys.stdin.read()
+
+    torch.set_num_threads(1)
+    folder, cpu = Path(sys.argv[1]), torch.device("cpu")
+    precision = choose_precision("bf16", cpu)
+    model = Llava(read_config(folder), read_image_config(folder), precision=precision, device=cpu)
+    before = peak()
+    load_weights(model, folder, on_progress=waits_half_way)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    print((peak() - before) / size, flush=True)
+""")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 MB in fp32."""
+    folder = tmp_path_factory.mktemp("large")
+    write_checkpoint(
+        folder,
+        text={
+            "vocab_size": 8000,
+            "hidden_size": 1024,
+            "intermediate_size": 2816,
+            "num_hidden_layers": 5,
+            "num_key_value_heads": 4,
+            "initializer_range": 0.02,
+        },
+    )
+    return folder
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is Linux's to tell")
+def test_loading_takes_hardly_more_memory_than_the_weights(large: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADER, str(large), "run"], check=True, capture_output=True, text=True
+    )
+
+    # Measured 1.05: pieces of 8 MiB and their conversion, beside 150 MB of weights. 1.01 for 3 GB of weights.
+    assert float(done.stdout) <= 1.2
+
+
+@pytest.mark.e2e
+def test_a_load_killed_half_way_leaves_nothing(large: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in large.iterdir()}
+    kernels = {
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    }  # these may stay
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOADER, str(large), "wait"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(tmp_path), "HOME": str(tmp_path)} | kernels,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"half\n"
+        process.kill()
+
+    assert list(tmp_path.iterdir()) == []
+    assert {path: path.stat().st_mtime_ns for path in large.iterdir()} == before
+
+
+def test_progress_is_told_in_bytes_and_tensors(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    cpu = torch.device("cpu")
+    model = Llava(
+        read_config(tmp_path),
+        read_image_config(tmp_path),
+        precision=choose_precision("bf16", cpu),
+        device=cpu,
+    )
+    told: list[tuple[int, int, int]] = []
+
+    load_weights(model, tmp_path, on_progress=lambda *numbers: told.append(numbers))
+
+    dones, totals, counts = zip(*told, strict=True)
+    assert set(totals) == {2 * sum(parameter.nbytes for parameter in model.parameters())}  # fp32 in the file
+    assert list(dones) == sorted(set(dones)) and dones[-1] == totals[0]
+    assert list(counts) == list(range(1, len(counts) + 1))

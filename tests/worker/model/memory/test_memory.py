@@ -1,0 +1,73 @@
+"""A model that does not fit is refused before anything is loaded, with what would fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from llava_worker.model.config.model_config import ImageConfig, ModelConfig
+from llava_worker.model.memory_budget import (
+    MemoryShort,
+    _container_bytes,
+    _machine_bytes,
+    available_bytes,
+    require_memory,
+    weight_bytes,
+)
+
+CPU = torch.device("cpu")
+IMAGE = ImageConfig()
+LLAVA_7B = ModelConfig(model_type="llava")
+
+
+def model_of(num_bytes: int) -> ModelConfig:
+    """Whose weights take so much in fp32, nearly all of it in one table."""
+    text = {"vocab_size": num_bytes // 4 // 1024, "hidden_size": 1024, "num_hidden_layers": 1}
+    return ModelConfig.model_validate(
+        {"model_type": "llava", "text_config": text | {"tie_word_embeddings": True}}
+    )
+
+
+def test_weights_are_counted_without_making_them() -> None:
+    assert round(weight_bytes(LLAVA_7B, IMAGE, "fp16") / 1e9, 1) == 14.1  # 7.06 billion parameters
+    assert weight_bytes(LLAVA_7B, IMAGE, "fp32") == 2 * weight_bytes(LLAVA_7B, IMAGE, "bf16")
+
+
+def test_a_model_that_fits_passes() -> None:
+    require_memory(model_of(1 << 26), IMAGE, precision="fp32", device=CPU, cache_bytes=1 << 20)
+
+
+def test_a_model_too_large_is_refused_with_what_would_fit() -> None:
+    free = available_bytes(CPU)
+    assert free is not None
+
+    with pytest.raises(MemoryShort, match=r"in fp32 and the KV cache 0.0 GiB, but cpu has .* fits is bf16"):
+        require_memory(model_of(int(free * 1.2)), IMAGE, precision="fp32", device=CPU, cache_bytes=1)
+    with pytest.raises(MemoryShort, match="nothing fits"):
+        require_memory(model_of(5 * free), IMAGE, precision="fp32", device=CPU, cache_bytes=1)
+    with pytest.raises(MemoryShort, match="what fits is a KV cache of"):
+        require_memory(model_of(1 << 26), IMAGE, precision="bf16", device=CPU, cache_bytes=2 * free)
+
+
+def test_a_device_that_does_not_tell_is_not_asked_twice() -> None:
+    assert available_bytes(torch.device("meta")) is None
+    require_memory(LLAVA_7B, IMAGE, precision="fp32", device=torch.device("meta"), cache_bytes=1 << 60)
+
+
+def test_a_container_s_limit_counts_and_files_it_has_read_do_not(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 250\n")
+    assert _container_bytes(tmp_path) == 550
+
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _container_bytes(tmp_path) is None
+    assert _container_bytes(tmp_path / "elsewhere") is None
+
+
+def test_a_system_that_does_not_say_is_not_a_limit(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    7 kB\n")
+
+    assert _machine_bytes(tmp_path / "meminfo") == 7 * 1024
+    assert _machine_bytes(tmp_path / "elsewhere") is None

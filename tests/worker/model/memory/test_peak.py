@@ -1,0 +1,65 @@
+"""The most memory that a computation held is known to the byte."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from llava_worker.model.peak_memory import PeakMemory
+
+CPU = torch.device("cpu")
+ROW = 4 * 1000  # bytes of a tensor of a thousand numbers
+
+
+@pytest.mark.parametrize("is_inference", [True, False])
+def test_the_peak_counts_what_is_held_at_once_and_not_what_was_given_back(is_inference: bool) -> None:
+    weight = torch.ones(1000)
+    with torch.inference_mode(is_inference), PeakMemory(CPU) as peak:
+        first = torch.ones(1000)
+        second = first + weight  # two rows
+        del first
+        third = torch.cat([second, second])  # three
+        del second, third
+        for _ in range(10):
+            torch.ones(2000)  # one at a time
+
+    assert peak.num_bytes == 3 * ROW
+
+
+def test_views_and_changes_in_place_take_nothing_and_what_was_there_before_is_not_counted() -> None:
+    before = torch.ones(1000)
+    with PeakMemory(CPU) as peak:
+        before.view(10, 100).t()[3:5].add_(1)
+        grown = torch.ones(10)
+        grown.mul_(2).view(2, 5)
+
+    assert peak.num_bytes == 40
+
+
+def test_a_view_keeps_all_of_its_tensor() -> None:
+    with PeakMemory(CPU) as peak:
+        views = [torch.ones(1000)[:1] for _ in range(5)]
+    assert peak.num_bytes == 5 * ROW
+    del views
+
+
+def test_a_failure_passes_through() -> None:
+    with pytest.raises(ZeroDivisionError), PeakMemory(CPU):
+        _ = 1 / 0
+
+
+def test_measuring_and_sizing_import_no_compiler() -> None:
+    """Torch imports its own, two seconds' worth, on the least occasion."""
+    program = (
+        "import sys, torch\n"
+        "from llava_worker.model.config.model_config import ImageConfig, ModelConfig\n"
+        "from llava_worker.model.memory_budget import weight_bytes\n"
+        "from llava_worker.model.peak_memory import PeakMemory\n"
+        "with PeakMemory(torch.device('cpu')):\n"
+        "    torch.ones(3) + 1\n"
+        "weight_bytes(ModelConfig(model_type='llava'), ImageConfig(), 'bf16')\n"
+        "assert not {'sympy', 'torch._dynamo'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

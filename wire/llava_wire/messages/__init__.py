@@ -1,0 +1,1 @@
+"""The messages: jobs, events, heartbeats and commands."""

@@ -1,0 +1,159 @@
+"""The queue as people look at it: who does what, what crashed, and whether the server is set as it should be.
+
+Reads only. ``JobProducer`` is what changes anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from llava_wire.errors import QueueUnavailable
+from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.messages.job import Job
+from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, try_briefly
+from llava_wire.redis.keys import PREFIX, blob_key
+
+__all__ = ["DeadLetter", "Fleet", "Inspector", "Room", "WorkerView"]
+
+_NUM_LETTERS = 1000
+
+
+@dataclass(frozen=True)
+class WorkerView:
+    """``num_tokens`` is by job: how far its answer is. ``overdue_s``: how long progress has been due.
+
+    ``order_id`` is an order that it has not settled, empty for none; its heartbeat tells of the last one.
+    """
+
+    heartbeat: Heartbeat
+    num_tokens: Mapping[str, int]
+    overdue_s: float
+    order_id: str = ""
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many jobs of a model wait, and the tokens that they will take together."""
+
+    num_high: int
+    num_normal: int
+    num_low: int
+    num_suspects: int
+    cost: int
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A moment of the whole system; ``controllers`` are seconds since each one's beat."""
+
+    workers: tuple[WorkerView, ...]
+    controllers: Mapping[str, float]
+    rooms: Mapping[str, Room]
+    num_dead_letters: int
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A job that killed the workers that ran it. ``job`` is None if the request was too large to be kept."""
+
+    entry_id: str
+    job_id: str
+    model: str
+    tenant: str
+    worker_id: str
+    reason: str
+    num_crashes: int
+    num_tokens: int
+    job: Job | None
+
+    @property
+    def died_at(self) -> float:
+        """Unix seconds, by Redis's clock."""
+        return int(self.entry_id.partition("-")[0]) / 1000
+
+
+class Inspector:
+    """One connection; every call raises QueueUnavailable if Redis does not answer in time."""
+
+    def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
+        self._link = Link(url, timeout_s=timeout_s, max_connections=2)
+
+    async def aclose(self) -> None:
+        await self._link.aclose()
+
+    async def fleet(self) -> Fleet:
+        """Everybody who lives, and what waits for the models that they serve."""
+        workers, _, _, _ = await self._script("inspect")
+        names = sorted({model for row in workers if row[1] and (model := _heartbeat(row).model)})
+        workers, controllers, rooms, num_letters = await self._script("inspect", *names)
+        return Fleet(
+            tuple(_worker(row) for row in workers if row[1]),
+            {
+                name.decode(): age / 1000
+                for name, age in zip(controllers[::2], controllers[1::2], strict=True)
+            },
+            {name: Room(*room) for name, room in zip(names, rooms, strict=True)},
+            num_letters,
+        )
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """The latest first."""
+        entries = await self._command("XREVRANGE", f"{PREFIX}dlq", "+", "-", "COUNT", _NUM_LETTERS)
+        return [_letter(entry_id, fields) for entry_id, fields in entries]
+
+    async def pixels(self, job: Job) -> dict[str, bytes]:
+        """Those of the job's pictures that are still stored, by digest."""
+        digests = list(dict.fromkeys(image.digest for image in job.images))
+        if not digests:
+            return {}
+        tiles = await self._command("MGET", *(blob_key(digest) for digest in digests))
+        return {digest: found for digest, found in zip(digests, tiles, strict=True) if found is not None}
+
+    async def facts(self) -> dict[str, Any]:
+        """What INFO says, with ``ping_s`` and ``clock_ahead_s`` of Redis measured from here."""
+        before = time.time()
+        seconds, microseconds = await self._command("TIME")
+        after = time.time()
+        facts: dict[str, Any] = await self._command("INFO")
+        ahead_s = int(seconds) + int(microseconds) / 1e6 - (before + after) / 2
+        return {**facts, "ping_s": after - before, "clock_ahead_s": ahead_s}
+
+    async def _script(self, name: str, *args: Arg) -> Any:
+        return await try_briefly(lambda: self._link.script(name, *args))
+
+    async def _command(self, *args: Arg) -> Any:
+        try:
+            return await self._link.command(*args)
+        except UNAVAILABLE as error:
+            raise QueueUnavailable(f"redis does not answer: {error}") from error
+
+
+def _heartbeat(row: list[Any]) -> Heartbeat:
+    return msgspec.msgpack.decode(row[1], type=Heartbeat)
+
+
+def _worker(row: list[Any]) -> WorkerView:
+    jobs = row[2]
+    num_tokens = {job.decode(): number for job, number in zip(jobs[::2], jobs[1::2], strict=True)}
+    return WorkerView(_heartbeat(row), num_tokens, row[3] / 1000, row[4].decode())
+
+
+def _letter(entry_id: bytes, fields: Mapping[bytes, bytes]) -> DeadLetter:
+    text = {name.decode(): value.decode() for name, value in fields.items() if name != b"payload"}
+    payload = fields.get(b"payload")
+    return DeadLetter(
+        entry_id.decode(),
+        text["job"],
+        text["model"],
+        text["tenant"],
+        text["worker"],
+        text.get("reason", ""),
+        int(text["crashes"]),
+        int(text.get("tokens") or 0),
+        msgspec.msgpack.decode(payload, type=Job) if payload else None,
+    )

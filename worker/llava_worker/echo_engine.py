@@ -1,0 +1,229 @@
+"""EchoEngine: the engine's interface without a model, for tests, demos and load on everything around it.
+
+An answer is made of lower-case words and is a function of the prompt, the pictures' digests, the tokens so
+far and (unless greedy) the seed, so a stream continued by another worker must equal an unbroken one. Some
+letters take two tokens, as in real vocabularies. An embedding counts the prompt's tokens, or is the picture's
+digest. Of the sampling parameters it knows temperature, top_p, seed, ignore_eos, stop_token_ids and
+num_logprobs, also of prompts. ``step_s`` slows it down so that streams can be cut in mid-sentence. Faults, if
+enabled, are asked for by a marker in the prompt:
+
+    [[crash at 5]]   the process ends at once, as if killed, before token 5
+    [[fail at 5]]    the step raises, as a broken device does
+    [[error at 5]]   only this sequence fails
+    [[hang at 5]]    the step never returns
+    [[refuse]]       the sequence is not accepted
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import struct
+import threading
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from llava_worker.engine import EngineStats, Sequence, SequenceRefused, StepOutput, TokenLogprobs
+from llava_worker.language.tokenizer import ByteTokenizer
+
+__all__ = ["EchoEngine"]
+
+_LETTERS = b"aaabcdeeeefghiiijklmnoooprssttuuvwyz"
+_TWO_BYTE_LEAD = 0xC3
+_TWO_BYTE_ENDS = b"\xa0\xa4\xa9\xb6\xbc"  # after 0xC3: a-grave, a-umlaut, e-acute, o-umlaut, u-umlaut
+_SPACE = 0x20
+_MARKER = re.compile(rb"\[\[(crash|fail|error|hang|refuse)(?: at (\d+))?\]\]")
+_CRASH_STATUS = 139  # what a shell reports after a segmentation fault
+
+
+@dataclass
+class _Running:
+    sequence: Sequence
+    state: bytes  # digest of everything before the next token
+    length: int  # the answer's length in tokens, end-of-sequence included
+    has_end: bool  # its last token is end-of-sequence
+    fault: str = ""
+    fault_at: int = 0
+
+
+class EchoEngine:
+    """Runs the ``max_sequences`` most urgent of its sequences at once, one token each a step; others wait."""
+
+    def __init__(
+        self,
+        *,
+        max_sequences: int = 16,
+        context_length: int = 4096,
+        step_s: float = 0.0,
+        has_faults: bool = False,
+    ) -> None:
+        self.max_sequences = max_sequences
+        self.context_length = context_length
+        self._step_s = step_s
+        self._has_faults = has_faults
+        self._sequences: dict[str, _Running] = {}
+        self._num_steps = 0
+        self._num_generated = 0
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self._sequences)
+
+    def add(self, sequence: Sequence) -> None:
+        """Raises SequenceRefused if the prompt leaves no room for an answer."""
+        if len(sequence.prompt_ids) >= self.context_length:
+            raise SequenceRefused(
+                "context_length_exceeded",
+                f"prompt has {len(sequence.prompt_ids)} tokens; the model takes {self.context_length}",
+            )
+        running = _start(sequence, room=self.context_length - len(sequence.prompt_ids))
+        if self._has_faults:
+            _arm(running)
+        if running.fault == "refuse":
+            raise SequenceRefused("invalid_request", "the prompt asks to be refused")
+        self._sequences[sequence.seq_id] = running
+
+    def abort(self, seq_id: str) -> None:
+        """Forget a sequence; unknown ones are nothing to forget."""
+        self._sequences.pop(seq_id, None)
+
+    def step(self) -> list[StepOutput]:
+        """One token for each running sequence, after ``step_s``."""
+        if self._step_s:
+            time.sleep(self._step_s)
+        self._num_steps += 1
+        by_urgency = sorted(self._sequences.values(), key=lambda running: -running.sequence.priority)
+        outputs = [self._advance(running) for running in by_urgency[: self.max_sequences]]
+        for output in outputs:
+            if output.is_final:
+                del self._sequences[output.seq_id]
+        self._num_generated += sum(output.token_id is not None for output in outputs)
+        return outputs
+
+    def idle(self) -> bool:
+        return False
+
+    def stats(self) -> EngineStats:
+        num_running = min(len(self._sequences), self.max_sequences)
+        return EngineStats(
+            num_waiting=len(self._sequences) - num_running,
+            num_running=num_running,
+            num_steps_total=self._num_steps,
+            num_generated_tokens_total=self._num_generated,
+        )
+
+    def _advance(self, running: _Running) -> StepOutput:
+        sequence = running.sequence
+        position = len(sequence.output_ids)
+        if running.fault and position >= running.fault_at:
+            failed = _fail(running)
+            if failed is not None:
+                return failed
+        if sequence.is_embedding:
+            return StepOutput(seq_id=sequence.seq_id, finish="stop", vector=_vector(sequence))
+        finish: Literal["stop", "length"] = "stop" if running.has_end else "length"
+        if sequence.output_ids and sequence.output_ids[-1] in sequence.sampling.stop_token_ids:
+            return StepOutput(seq_id=sequence.seq_id, finish="stop")
+        told = _prompt_logprobs(sequence)
+        if position >= running.length:  # a continued answer that was complete, or one without tokens
+            return StepOutput(seq_id=sequence.seq_id, finish=finish, prompt_logprobs=told)
+        is_last = position + 1 == running.length
+        token_id = ByteTokenizer.eos_id if is_last and running.has_end else _next_token(running)
+        sequence.output_ids.append(token_id)
+        running.state = _fold(running.state, token_id)
+        if token_id in sequence.sampling.stop_token_ids:
+            is_last, finish = True, "stop"
+        return StepOutput(
+            seq_id=sequence.seq_id,
+            token_id=token_id,
+            finish=finish if is_last else None,
+            logprobs=_logprobs(running, token_id),
+            prompt_logprobs=told,
+        )
+
+
+def _vector(sequence: Sequence) -> bytes:
+    """How often the prompt has each token modulo 16; of a picture the first 16 bytes of its digest's hash."""
+    if sequence.is_picture_embedding:
+        values = list(hashlib.blake2b(sequence.images[0].digest.encode(), digest_size=16).digest())
+    else:
+        values = [0] * 16
+        for token_id in sequence.prompt_ids:
+            values[token_id % 16] += 1
+    length = math.hypot(*values)
+    return struct.pack("<16f", *(value / length for value in values))
+
+
+def _start(sequence: Sequence, *, room: int) -> _Running:
+    sampling = sequence.sampling
+    seed = (
+        "greedy" if sampling.temperature == 0 else f"{sampling.seed} {sampling.temperature} {sampling.top_p}"
+    )
+    pictures = [(image.start, image.digest) for image in sequence.images]
+    state = hashlib.blake2b(repr((sequence.prompt_ids, pictures, seed)).encode(), digest_size=16).digest()
+    limit = min(sequence.max_new_tokens, room)
+    natural = 64 + int.from_bytes(state[:2], "big") % 64
+    has_end = natural <= limit and not sampling.ignore_eos
+    for token_id in sequence.output_ids:
+        state = _fold(state, token_id)
+    return _Running(sequence, state, length=natural if has_end else limit, has_end=has_end)
+
+
+def _fold(state: bytes, token_id: int) -> bytes:
+    return hashlib.blake2b(state + token_id.to_bytes(4, "big"), digest_size=16).digest()
+
+
+def _next_token(running: _Running) -> int:
+    before = running.sequence.output_ids[-1] if running.sequence.output_ids else _SPACE
+    draw = int.from_bytes(running.state[:4], "big")
+    if before == _TWO_BYTE_LEAD:
+        return _TWO_BYTE_ENDS[draw % len(_TWO_BYTE_ENDS)]
+    if before != _SPACE and draw % 6 == 0:
+        return _SPACE
+    if draw % 17 == 0:
+        return _TWO_BYTE_LEAD
+    return _LETTERS[draw // 17 % len(_LETTERS)]
+
+
+def _logprobs(running: _Running, token_id: int) -> TokenLogprobs | None:
+    """Made up, but of the same tokens always the same; the likeliest tokens begin with the chosen one."""
+    num_top = running.sequence.sampling.num_logprobs
+    if num_top is None:
+        return None
+    logprob = -running.state[4] / 256
+    others = ((token_id + place, logprob - place) for place in range(num_top))
+    return TokenLogprobs(logprob, tuple(others))
+
+
+def _prompt_logprobs(sequence: Sequence) -> tuple[TokenLogprobs, ...]:
+    """Once: each token but the first is an eighth less likely than the last; the likeliest begin with it."""
+    if not sequence.owes_prompt_logprobs:
+        return ()
+    num_top = sequence.sampling.num_logprobs or 0
+    return tuple(
+        TokenLogprobs(-place / 8, tuple((token_id + k, -place / 8 - k) for k in range(num_top)))
+        for place, token_id in enumerate(sequence.prompt_ids[1:], start=1)
+    )
+
+
+def _arm(running: _Running) -> None:
+    prompt = bytes(token_id for token_id in running.sequence.prompt_ids if token_id < 256)
+    found = _MARKER.search(prompt)
+    if found:
+        running.fault = found.group(1).decode()
+        running.fault_at = int(found.group(2) or 0)
+
+
+def _fail(running: _Running) -> StepOutput | None:
+    if running.fault == "crash":
+        os._exit(_CRASH_STATUS)
+    if running.fault == "fail":
+        raise RuntimeError("the echo engine was asked to fail")
+    if running.fault == "hang":
+        threading.Event().wait()
+    if running.fault == "error":
+        return StepOutput(seq_id=running.sequence.seq_id, error="the prompt asks for an error")
+    return None

@@ -1,0 +1,1 @@
+"""Scheduling and memory: sequences, batches, the scheduler, KV blocks and caches."""

@@ -1,0 +1,149 @@
+"""What one forward pass needs, as tensors: the packed tokens of a step's chunks.
+
+Rows with one token stand first and drafted ones next, as the attention backends expect. Built fresh for every
+step and thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llava_worker.engine.core.scheduler import Chunk
+from llava_worker.engine.core.sequence import ImageSpan, Sequence
+from llava_worker.model.attention.base import PackedRows
+from llava_worker.model.device_copy import upload
+
+__all__ = ["Batch", "Placement", "PromptRows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Features [first, first + length) of a picture go over the packed tokens from ``row`` on."""
+
+    chunk: Chunk
+    image: ImageSpan
+    row: int
+    first: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Packed rows from ``row`` on, after which the sequence's prompt has its tokens [first, first + length).
+
+    A token's log-probability belongs to the row before it, which may be the last of an earlier chunk.
+    """
+
+    sequence: Sequence
+    row: int
+    first: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The tensors of one forward pass and where its rows came from.
+
+    ``sampled_rows`` are the packed indices of the tokens after which one is to be chosen: of each chunk in
+    ``sampled`` the sequence's last token and then its drafts.
+    """
+
+    token_ids: Tensor  # int64 [tokens]
+    positions: Tensor  # int64 [tokens]
+    rows: PackedRows
+    placements: list[Placement]
+    sampled: list[Chunk]
+    sampled_rows: Tensor  # int64 [sampled + their drafts]
+    prompt_rows: list[PromptRows]  # of those who are to be told their prompt
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether each row is one token of words, after which one is to be chosen."""
+        num_rows = len(self.rows.query_lens)
+        return not self.placements and self.rows.num_decodes == num_rows == len(self.sampled)
+
+    @classmethod
+    def build(cls, chunks: Items[Chunk], *, block_size: int, device: torch.device) -> Batch:
+        """Pack chunks, of which there is at least one; every sequence holds the blocks its chunk needs."""
+        chunks = sorted(chunks, key=_rank)  # stable
+        starts = np.array([chunk.start for chunk in chunks])
+        lens = np.array([chunk.num_tokens for chunk in chunks])
+        firsts = np.cumsum(lens) - lens  # packed index of each row's first token
+        row_of = np.repeat(np.arange(len(chunks)), lens)
+        positions = np.arange(lens.sum()) - firsts[row_of] + starts[row_of]
+        tables = _pad([chunk.sequence.block_table for chunk in chunks])
+        slots = tables[row_of, positions // block_size] * block_size + positions % block_size
+        token_ids = [token_id for chunk in chunks for token_id in _token_ids(chunk)]
+        sampled = [index for index, chunk in enumerate(chunks) if chunk.is_last]
+        ends = firsts + lens
+        sampled_rows = [
+            row
+            for index in sampled
+            for row in range(ends[index] - 1 - len(chunks[index].drafts), ends[index])
+        ]
+        on_device = _upload([token_ids, positions, slots, sampled_rows, tables.ravel()], device)
+        rows = PackedRows(
+            query_lens=tuple(lens.tolist()),
+            context_lens=tuple((starts + lens).tolist()),
+            num_decodes=int((lens == 1).sum()),
+            block_tables=on_device[4].view(tables.shape),
+            slots=on_device[2],
+        )
+        return cls(
+            token_ids=on_device[0],
+            positions=on_device[1],
+            rows=rows,
+            placements=list(_placements(chunks, firsts.tolist())),
+            sampled=[chunks[index] for index in sampled],
+            sampled_rows=on_device[3],
+            prompt_rows=list(_prompt_rows(chunks, firsts.tolist())),
+        )
+
+
+def _upload(parts: Items[Items[int] | NDArray[np.int64]], device: torch.device) -> tuple[Tensor, ...]:
+    """Each part as int64 on the device, all of them by one copy, which on a GPU nobody waits for."""
+    arrays = [np.asarray(part, dtype=np.int64) for part in parts]
+    return torch.split(upload(np.concatenate(arrays), device), [len(array) for array in arrays])
+
+
+def _rank(chunk: Chunk) -> int:
+    if chunk.num_tokens == 1:
+        return 0
+    return 1 if chunk.drafts else 2
+
+
+def _token_ids(chunk: Chunk) -> list[int]:
+    return chunk.sequence.token_ids(chunk.start, chunk.end) + list(chunk.drafts)
+
+
+def _placements(chunks: Items[Chunk], firsts: list[int]) -> Iterator[Placement]:
+    """For every picture the part that lies in the chunk, which may be its middle."""
+    for chunk, packed in zip(chunks, firsts, strict=True):
+        for image in chunk.sequence.images_within(chunk.start, chunk.end):
+            start, end = max(chunk.start, image.start), min(chunk.end, image.end)
+            yield Placement(chunk, image, packed + start - chunk.start, start - image.start, end - start)
+
+
+def _prompt_rows(chunks: Items[Chunk], firsts: list[int]) -> Iterator[PromptRows]:
+    """What a preempted sequence was told before, it is not told again."""
+    for chunk, packed in zip(chunks, firsts, strict=True):
+        sequence = chunk.sequence
+        if not sequence.owes_prompt_logprobs:
+            continue
+        first = 1 + len(sequence.prompt_logprobs)
+        end = min(chunk.end + 1, len(sequence.prompt_ids))
+        if first < end:
+            yield PromptRows(sequence, packed + first - 1 - chunk.start, first, end - first)
+
+
+def _pad(tables: list[list[int]]) -> NDArray[np.int64]:
+    """Block tables as a rectangle; a short one repeats its first block."""
+    width = max(map(len, tables))
+    return np.array([table + table[:1] * (width - len(table)) for table in tables], dtype=np.int64)

@@ -1,0 +1,167 @@
+"""The ranks of one worker as processes on one machine: started, joined to each other, and watched.
+
+The first rank is the worker's own process. It starts the others and ends with any of them: a step needs all.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import BinaryIO, cast
+
+import msgspec
+import torch
+from torch import distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from llava_worker.model.tensor_parallel import TensorParallel, send_frame
+
+__all__ = ["RankGroup", "Setup", "join"]
+
+_HOST = "127.0.0.1"
+_CLOSE_TIMEOUT_S = 5.0
+# For torch's collectives. Long: a follower may still read its weights. A step that hangs is noticed by the
+# engine's watchdog, much earlier.
+_TIMEOUT = timedelta(minutes=30)
+
+logger = logging.getLogger(__name__)
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a rank is told before its first order."""
+
+    index: int
+    size: int
+    port: int
+    device: str
+    precision: str
+    attention: str
+    kv_cache_dtype: str
+    folder: str
+    config_folder: str
+    vision_tower: str | None
+    base: str | None
+    allow_pickle: bool
+    num_threads: int | None
+    log_level: int
+
+
+def join(setup: Setup, store: TCPStore | None = None) -> None:
+    """Become a rank of torch's process group; returns once all have."""
+    # Ranks share a machine: what they say to each other does not leave it.
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    device = torch.device(setup.device)
+    if store is None:
+        store = TCPStore(_HOST, setup.port, setup.size, is_master=False, timeout=_TIMEOUT)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=setup.index,
+        world_size=setup.size,
+        timeout=_TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+class RankGroup:
+    """The first rank's hold on the others. ``on_lost`` is called, in another thread, when one has ended."""
+
+    def __init__(self, setups: list[Setup], store: TCPStore, on_lost: Callable[[], None]) -> None:
+        """``setups`` of all ranks, this process's first; returns once all have joined."""
+        self._on_lost = on_lost
+        self._is_closing = threading.Event()
+        self._processes = [_start(setup) for setup in setups[1:]]
+        self._watches = [
+            threading.Thread(target=self._watch, args=each, name=f"rank-{each[0]}-watch", daemon=True)
+            for each in enumerate(self._processes, start=1)
+        ]
+        for watch in self._watches:
+            watch.start()
+        atexit.register(self.close)
+        join(setups[0], store)
+        self.ranks = TensorParallel(0, len(setups), [_pipe(process) for process in self._processes])
+
+    @classmethod
+    def start(cls, setup: Setup, on_lost: Callable[[], None]) -> RankGroup:
+        """As many as ``setup`` says; each takes the device after the one before."""
+        listener = socket.create_server((_HOST, 0))  # ours, so that it listens to this machine only
+        port = listener.getsockname()[1]
+        store = TCPStore(
+            _HOST,
+            port,
+            setup.size,
+            is_master=True,
+            timeout=_TIMEOUT,
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
+        )
+        setups = [
+            msgspec.structs.replace(setup, index=index, port=port, device=_nth(setup.device, index))
+            for index in range(setup.size)
+        ]
+        return cls(setups, store, on_lost)
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    def close(self) -> None:
+        """End the others; nothing more can be computed."""
+        if self._is_closing.is_set():
+            return
+        self._is_closing.set()
+        for process in self._processes:
+            with suppress(BrokenPipeError):  # it has ended, with orders that it never read
+                _pipe(process).close()
+        for process, watch in zip(self._processes, self._watches, strict=True):
+            _end(process)
+            watch.join()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _watch(self, number: int, process: subprocess.Popen[bytes]) -> None:
+        status = process.wait()
+        is_closing = self._is_closing.is_set()
+        # While closing, too: a step that failed for want of the rank may end this process first.
+        if status != 0 or not is_closing:
+            logger.critical(
+                "rank %d has ended with status %d: no step can be made without it", number, status
+            )
+        if not is_closing:
+            self._on_lost()
+
+
+def _start(setup: Setup) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "llava_worker.engine.parallel.rank_worker"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    send_frame(_pipe(process), msgspec.msgpack.encode(setup))
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(_CLOSE_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _pipe(process: subprocess.Popen[bytes]) -> BinaryIO:
+    return cast(BinaryIO, process.stdin)
+
+
+def _nth(device: str, index: int) -> str:
+    first = torch.device(device)
+    return device if first.type != "cuda" else f"cuda:{(first.index or 0) + index}"

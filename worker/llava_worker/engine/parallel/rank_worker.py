@@ -1,0 +1,160 @@
+"""``python -m llava_worker.engine.parallel.rank_worker``: a rank other than the first,
+started and directed by it.
+
+It has its part of the decoder's layers and of the KV cache, and knows no sequence, no token and no queue.
+Its orders come by standard input; where that ends the leader has ended, and so does this process, whatever it
+is doing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import torch
+from torch import nn
+
+from llava_worker.engine.core.kv_cache_size import KV_CACHE_DTYPES, CacheShape
+from llava_worker.engine.parallel.rank_group import Setup, join
+from llava_worker.model.attention.kv_cache import KVCache
+from llava_worker.model.attention.select import choose_backend
+from llava_worker.model.config.model_config import ModelConfig, read_config
+from llava_worker.model.decoder import LlamaDecoder
+from llava_worker.model.loading.weights import load_weights
+from llava_worker.model.quantization.precision import Precision, choose_precision
+from llava_worker.model.tensor_parallel import (
+    CacheOrder,
+    CopyOrder,
+    Order,
+    StepOrder,
+    TensorParallel,
+    read_frame,
+    receive_step,
+)
+
+__all__ = ["Follower", "main"]
+
+_PR_SET_PDEATHSIG = 1
+_T = TypeVar("_T")
+
+logger = logging.getLogger(__name__)
+
+
+class Follower:
+    """Makes the steps that the leader tells it."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._device = torch.device(setup.device)
+        self._config = _share(setup)
+        self._precision: Precision = choose_precision(setup.precision, self._device)
+        text = self._config.text_config
+        self._backend = choose_backend(self._precision, text, self._device)
+        if self._backend.name != setup.attention:
+            raise RuntimeError(
+                f"{self._device} has {self._backend.name} for attention, but the first rank {setup.attention}"
+            )
+        ranks = TensorParallel(setup.index, setup.size)
+        self._decoder = LlamaDecoder(text, precision=self._precision, device=self._device, ranks=ranks)
+        self._cache: KVCache | None = None
+
+    def load(self) -> None:
+        """Of each tensor only this rank's part is read."""
+        part = nn.ModuleDict({"language_model": self._decoder})  # so that names are the checkpoint's
+        base = Path(self._setup.base) if self._setup.base else None
+        load_weights(
+            part, Path(self._setup.folder), base=base, allow_pickle=self._setup.allow_pickle, is_whole=False
+        )
+
+    @torch.inference_mode()
+    def carry_out(self, order: Order) -> None:
+        if isinstance(order, CacheOrder):
+            self._cache = None  # given up before the next is made
+            self._cache = self._make_cache(order)
+            return
+        assert self._cache is not None
+        if isinstance(order, CopyOrder):
+            rows = torch.arange(order.num_rows, device=self._device)
+            self._cache.copy_rows(order.first + rows, order.target + rows)
+            return
+        size, dtype = self._config.text_config.hidden_size, self._precision.dtype
+        x, positions, packed = receive_step(order, size, dtype, self._device)
+        self._decoder(x, positions, self._backend.plan(packed, self._cache))
+
+    def _make_cache(self, order: CacheOrder) -> KVCache:
+        text = self._config.text_config
+        shape = CacheShape(
+            kind=KV_CACHE_DTYPES[self._setup.kv_cache_dtype],
+            num_blocks=order.num_blocks,
+            block_size=order.block_size,
+            num_layers=text.num_hidden_layers,
+            num_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            dtype=self._precision.dtype,
+        )
+        cache = shape.make(self._device)
+        cache.claim(shape.num_tokens)  # nobody here knows when there is nothing to do
+        return cache
+
+
+def main() -> int:
+    """The exit status; 0 only where the leader has ended."""
+    _end_with_parent()
+    orders = _Orders()
+    setup = orders.next(Setup)
+    logging.basicConfig(
+        level=setup.log_level, format=f"%(asctime)s %(levelname)s %(name)s: rank {setup.index}: %(message)s"
+    )
+    if setup.num_threads:
+        torch.set_num_threads(setup.num_threads)
+    try:
+        join(setup)
+        follower = Follower(setup)
+        follower.load()
+        while True:
+            follower.carry_out(orders.next(CacheOrder | CopyOrder | StepOrder))
+    except Exception:
+        logger.critical("the rank fails and ends, and with it the worker", exc_info=True)
+        return 1
+
+
+class _Orders:
+    """Reads ahead in a thread of its own, which ends the process at the pipe's end."""
+
+    def __init__(self) -> None:
+        self._frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="orders", daemon=True).start()
+
+    def next(self, kind: Any) -> Any:
+        """Waits for it."""
+        return msgspec.msgpack.decode(self._frames.get(), type=kind)
+
+    def _read(self) -> None:
+        while (frame := read_frame(sys.stdin.buffer)) is not None:
+            self._frames.put(frame)
+        os._exit(0)  # a step may wait for the leader for ever, in native code
+
+
+def _end_with_parent() -> None:
+    """Also where this process is stopped, and reads nothing. Linux only; elsewhere the pipe has to do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _share(setup: Setup) -> ModelConfig:
+    tower = Path(setup.vision_tower) if setup.vision_tower else None
+    return read_config(Path(setup.config_folder), tower).share_of(setup.size)
+
+
+if __name__ == "__main__":
+    status = main()
+    logging.shutdown()
+    os._exit(status)  # the thread that reads cannot be joined

@@ -1,0 +1,1 @@
+"""Sampling: logits processors, top-k/top-p, the sampler and log-probabilities."""

@@ -1,0 +1,1 @@
+"""Building an engine: checkpoint, memory budget, warm-up and CUDA graph capture."""

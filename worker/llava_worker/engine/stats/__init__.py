@@ -1,0 +1,1 @@
+"""Engine counters and step traces."""

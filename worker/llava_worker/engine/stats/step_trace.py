@@ -1,0 +1,191 @@
+"""A timeline of the engine's steps, as a file for https://ui.perfetto.dev or chrome://tracing.
+
+    steps              one bar a step, the step's phases within it
+    one lane each      sequence: from add to its end; within it waiting, prompt and answer
+    counters           blocks held and free, sequences running and waiting
+
+The file is a JSON array of events in the Trace Event Format, whole after every step: a process may be killed
+at any line and leaves a timeline. Times are the host's, in microseconds of a clock that all processes of a
+machine share.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from llava_worker.engine.core.outputs import EngineStats, StepOutput
+from llava_worker.engine.core.sequence import Sequence
+
+__all__ = ["MAX_BYTES", "StepTrace", "TraceFile"]
+
+MAX_BYTES = 512 << 20  # what viewers open; some 500,000 steps
+_STEPS = 1  # thread id of the lane of steps
+_CLOSE = b"\n]\n"  # overwritten by the events that follow
+
+_Event: TypeAlias = dict[str, Any]
+_State: TypeAlias = Literal["waiting", "prompt", "answer"]
+
+logger = logging.getLogger(__name__)
+
+
+class TraceFile:
+    """Events, appended. Ours alone until the process ends."""
+
+    def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES) -> None:
+        """Empties an existing file. Raises OSError; BlockingIOError if another process traces into it."""
+        self._path = path
+        self._max_bytes = max_bytes
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._file, 0)
+        except OSError:
+            os.close(self._file)
+            raise
+        self._end = 0  # of the last event; what follows it closes the array
+        self._is_full = False
+
+    def write(self, events: list[_Event]) -> None:
+        """One write for all of them. A full file or disk ends the trace with a warning, not the engine."""
+        if self._is_full or not events:
+            return
+        text = ",\n" if self._end else "[\n"
+        text += ",\n".join(json.dumps(event, separators=(",", ":")) for event in events)
+        data = text.encode()
+        if self._end + len(data) > self._max_bytes:
+            self._stop(f"it would be larger than {self._max_bytes} bytes")
+            return
+        try:
+            if os.pwrite(self._file, data + _CLOSE, self._end) < len(data) + len(_CLOSE):
+                raise OSError("the disk is full")
+        except OSError as error:
+            self._stop(str(error))
+            with suppress(OSError):  # back to the last whole step
+                os.pwrite(self._file, _CLOSE, self._end)
+                os.ftruncate(self._file, self._end + len(_CLOSE))
+        else:
+            self._end += len(data)
+
+    def _stop(self, reason: str) -> None:
+        self._is_full = True
+        logger.warning("the trace %s ends here: %s", self._path, reason)
+
+
+@dataclass
+class _Lane:
+    """A sequence from add to end."""
+
+    key: str
+    sequence: Sequence
+    state: _State = "waiting"
+
+
+class StepTrace:
+    """Is told what happens to an engine, in the engine's thread; times are s of ``time.perf_counter``."""
+
+    def __init__(self, file: TraceFile, *, process: str) -> None:
+        """``process`` names this process in the viewer."""
+        self._file = file
+        self._pid = os.getpid()
+        self._lanes: dict[str, _Lane] = {}
+        self._num_lanes = 0
+        self._stats = EngineStats()
+        self._events: list[_Event] = []  # not written yet
+        self._add("M", "process_name", 0.0, args={"name": process})
+        self._add("M", "thread_name", 0.0, tid=_STEPS, args={"name": "steps"})
+        self._flush()
+
+    def added(self, sequence: Sequence, at: float) -> None:
+        self._num_lanes += 1
+        lane = self._lanes[sequence.seq_id] = _Lane(f"{self._pid}.{self._num_lanes}", sequence)
+        told = {
+            "prompt tokens": len(sequence.prompt_ids),
+            "pictures": len(sequence.images),
+            "answered before": len(sequence.output_ids),
+        }
+        self._mark("b", lane, sequence.seq_id, at, told)
+        self._mark("b", lane, lane.state, at)
+        self._flush()
+
+    def aborted(self, seq_id: str, at: float) -> None:
+        """An unknown one is no error."""
+        self._end(seq_id, at, "aborted")
+        self._flush()
+
+    def phase(self, name: str, began: float, ended: float) -> None:
+        self._bar(name, began, ended)
+
+    def stepped(self, began: float, ended: float, outputs: list[StepOutput], stats: EngineStats) -> None:
+        """A step is over; ``stats`` are those after it."""
+        before, self._stats = self._stats, stats
+        sizes = {
+            "sequences": stats.num_batched_sequences_total - before.num_batched_sequences_total,
+            "prefill tokens": stats.num_prefill_tokens_total - before.num_prefill_tokens_total,
+            "decode tokens": stats.num_decode_tokens_total - before.num_decode_tokens_total,
+        }
+        self._bar("step", began, ended, sizes)
+        num_held = stats.num_blocks - stats.num_free_blocks
+        self._count("blocks", ended, held=num_held, free=stats.num_free_blocks)
+        self._count("sequences", ended, running=stats.num_running, waiting=stats.num_waiting)
+        heard = {output.seq_id for output in outputs if output.token_id is not None or output.error}
+        for seq_id, lane in self._lanes.items():
+            self._move(lane, "answer" if seq_id in heard else _state_of(lane.sequence), began, ended)
+        for output in outputs:
+            if output.is_final:
+                self._end(output.seq_id, ended, output.error or output.finish or "")
+        self._flush()
+
+    def _move(self, lane: _Lane, state: _State, began: float, ended: float) -> None:
+        """Waiting ends and begins with a step, a prompt is done when the step is."""
+        if lane.state == "waiting" and state == "answer":
+            self._enter(lane, "prompt", began)
+        if lane.state != state:
+            self._enter(lane, state, ended if state == "answer" else began)
+
+    def _enter(self, lane: _Lane, state: _State, at: float) -> None:
+        self._mark("e", lane, lane.state, at)
+        self._mark("b", lane, state, at)
+        lane.state = state
+
+    def _end(self, seq_id: str, at: float, why: str) -> None:
+        lane = self._lanes.pop(seq_id, None)
+        if lane is not None:
+            self._mark("e", lane, lane.state, at)
+            told = {"end": why, "answer tokens": len(lane.sequence.output_ids)}
+            self._mark("e", lane, seq_id, at, told)
+
+    def _bar(self, name: str, began: float, ended: float, told: _Event | None = None) -> None:
+        length = _us(ended) - _us(began)
+        self._add("X", name, began, tid=_STEPS, dur=length, **({"args": told} if told else {}))
+
+    def _mark(self, kind: str, lane: _Lane, name: str, at: float, told: _Event | None = None) -> None:
+        self._add(kind, name, at, cat="sequence", id=lane.key, **({"args": told} if told else {}))
+
+    def _count(self, name: str, at: float, **values: int) -> None:
+        self._add("C", name, at, args=values)
+
+    def _add(self, kind: str, name: str, at: float, **more: Any) -> None:
+        self._events.append({"ph": kind, "name": name, "pid": self._pid, "ts": _us(at), **more})
+
+    def _flush(self) -> None:
+        events, self._events = self._events, []
+        self._file.write(events)
+
+
+def _state_of(sequence: Sequence) -> _State:
+    """Of one that had no news in this step."""
+    if not sequence.block_table:
+        return "waiting"
+    return "prompt" if sequence.num_computed < len(sequence.prompt_ids) else "answer"
+
+
+def _us(seconds: float) -> int:
+    """Cut, never rounded: what did not overlap does not overlap after."""
+    return int(seconds * 1_000_000)

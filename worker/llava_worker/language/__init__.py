@@ -1,0 +1,1 @@
+"""The model's language: chat templates, tokenizers and the detokenizer."""

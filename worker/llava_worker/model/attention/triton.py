@@ -1,0 +1,58 @@
+"""Paged attention by our own kernel in Triton, where FlashAttention serves neither card nor number format."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from llava_worker.model.attention.flash import KernelMissing
+from llava_worker.model.attention.paged import PagedKernel, Queries
+
+__all__ = ["TritonKernel"]
+
+_LEAST_DOT = 16  # rows and columns of the smallest product that tensor cores compute
+_LANES = 64  # query heads times tokens that one program takes of a long row
+
+
+class TritonKernel(PagedKernel):
+    name = "Triton"
+    block_size = 16
+
+    def __init__(self) -> None:
+        """Raises KernelMissing."""
+        if importlib.util.find_spec("triton") is None:
+            raise KernelMissing("triton is not installed")
+        from llava_worker.model.kernels.triton_paged_int4 import paged_attention
+
+        self._kernel = paged_attention
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: Queries, window: int | None) -> Tensor:
+        num_heads, head_dim = q.shape[1:]
+        block_size, kv_heads = keys.shape[1:3]
+        group = num_heads // kv_heads
+        if q.stride()[1:] != (head_dim, 1):
+            q = q.contiguous()
+        queries = 1 if rows.max_query == 1 else max(1, _LANES // group)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        grid = (len(rows.contexts), -(-rows.max_query // queries), kv_heads)
+        self._kernel[grid](
+            *(out, q, keys, values, rows.starts, rows.contexts, rows.tables),
+            *(head_dim**-0.5, q.stride(0), rows.tables.stride(0)),
+            WINDOW=window or 0,
+            KV_HEADS=kv_heads,
+            GROUP=group,
+            HEAD_DIM=head_dim,
+            BLOCK_SIZE=block_size,
+            QUERIES=queries,
+            M=max(_LEAST_DOT, _power_of_two(queries * group)),
+            N=32 if q.dtype == torch.float32 else 64,  # so that what is read fits on the chip twice
+            D=max(_LEAST_DOT, _power_of_two(head_dim)),
+        )
+        return out
+
+
+def _power_of_two(size: int) -> int:
+    """The least that is not smaller."""
+    return 1 << (size - 1).bit_length()

@@ -1,0 +1,1 @@
+"""Model configuration, read from ``config.json``."""

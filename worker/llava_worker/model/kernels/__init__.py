@@ -1,0 +1,1 @@
+"""Fused kernels in torch and Triton behind one interface."""

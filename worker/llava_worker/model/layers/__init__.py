@@ -1,0 +1,1 @@
+"""Layers: linear, embedding, rotary position embedding, activation."""

@@ -1,0 +1,45 @@
+"""Activation functions by the names that config.json uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from llava_worker.model.kernels.interface import Kernels
+
+__all__ = ["activation", "gate"]
+
+_Function = Callable[[Tensor], Tensor]
+
+
+def activation(name: str, kernels: Kernels) -> _Function:
+    """The function of that name; the configuration has checked that there is one."""
+    return kernels.quick_gelu if name == "quick_gelu" else _BY_NAME[name]
+
+
+def gate(name: str, kernels: Kernels) -> _Function:
+    """Left half, through the function of that name, times right half: [..., 2 * size] -> [..., size]."""
+    if name == "silu":
+        return kernels.silu_gate
+    function = activation(name, kernels)
+
+    def gated(x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=-1)
+        return function(left) * right
+
+    return gated
+
+
+def _tanh_gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+_BY_NAME: dict[str, _Function] = {
+    "gelu": F.gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "silu": F.silu,
+    "relu": F.relu,
+}

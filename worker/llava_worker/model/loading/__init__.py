@@ -1,0 +1,1 @@
+"""Checkpoint loading: files, weight names and LoRA adapters."""

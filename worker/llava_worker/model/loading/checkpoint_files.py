@@ -1,0 +1,203 @@
+"""The tensors in a checkpoint's files, described first and read later, some rows at a time.
+
+safetensors files are read here, not mapped: what was mapped and touched counts as this process's memory until
+somebody else needs it, which makes a load look, and under a limit behave, twice its size. Pickled files run
+code when they are read unless torch is told otherwise; they are opened only if the caller allows it, and
+then as weights only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from llava_worker.model.config.model_config import CheckpointError
+
+__all__ = ["PICKLED", "StoredTensor", "find_weights", "read_file"]
+
+PICKLED = (".bin", ".pt", ".pth")
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SINGLES = ("model.safetensors", "pytorch_model.bin")
+_MAX_HEADER_BYTES = 100 << 20  # the format's own limit
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+_PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class ReadRows(Protocol):
+    """Gives rows [start, end) along the first dimension, whole or, of a matrix, some columns of them."""
+
+    def __call__(self, start: int, end: int, columns: tuple[int, int] | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """``read(start, end)`` gives rows, ``read(start, end, (first, last))`` columns [first, last) of them."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: ReadRows
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def is_plain(self) -> bool:
+        """Numbers that mean themselves; narrower ones would need a scale that stands elsewhere."""
+        return self.dtype in _PLAIN
+
+    @property
+    def kind(self) -> str:
+        return f"{list(self.shape)} of {str(self.dtype).removeprefix('torch.')}"
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """The files that an index names, else the single file; safetensors where there are both."""
+    for name in _INDICES:
+        if (folder / name).is_file():
+            return _indexed(folder / name)
+    for name in _SINGLES:
+        if (folder / name).is_file():
+            return [folder / name]
+    raise CheckpointError(f"{folder / _SINGLES[0]} does not exist; the folder is not complete")
+
+
+def read_file(path: Path, *, allow_pickle: bool) -> list[StoredTensor]:
+    """The tensors of one file in the order of the bytes: a disk is read once from front to back.
+
+    Raises CheckpointError for a file that is absent, broken, or pickled and not allowed.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; the folder is not complete")
+    if path.suffix in PICKLED:
+        return _read_pickled(path, allow_pickle)
+    header, start = _header(path)
+    tensors = [_describe(path, start, name, entry) for name, entry in header.items()]
+    return [tensor for _, tensor in sorted(tensors, key=lambda item: item[0])]
+
+
+def _indexed(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a file that it names is not beside it")
+        return [index.parent / name for name in sorted(names)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not an index of weight files: {error!r}") from error
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """What the file says is in it, and where its data begin."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
+            raise _broken(path, "its header is longer than the file")
+        text = file.read(length)
+    try:
+        header = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise _broken(path, f"its header is no JSON object: {error}") from error
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _describe(path: Path, start: int, name: str, entry: Any) -> tuple[int, StoredTensor]:
+    """Where a tensor's bytes begin, and the tensor; checked against the file's size."""
+    try:
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
+        begin, end = (int(n) for n in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _broken(path, f"it describes {name!r} in a way that is unknown here: {error!r}") from error
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or begin < 0 or end - begin != num_bytes:
+        raise _broken(path, f"the size of {name!r} contradicts its shape")
+    if start + end > path.stat().st_size:
+        raise _broken(path, f"{name!r} lies beyond its end")
+    rows = _RowReader(path, start + begin, shape, dtype)
+    return begin, StoredTensor(name, shape, dtype, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _RowReader:
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __call__(self, start: int, end: int, columns: tuple[int, int] | None = None) -> Tensor:
+        row_shape = self.shape[1:]
+        row_bytes = math.prod(row_shape) * self.dtype.itemsize
+        if columns is None:
+            rows = torch.empty(end - start, *row_shape, dtype=self.dtype)
+            self._read([self.offset + start * row_bytes], rows)
+            return rows
+        first, last = (column * self.dtype.itemsize for column in columns)
+        rows = torch.empty(end - start, columns[1] - columns[0], dtype=self.dtype)
+        self._read([self.offset + row * row_bytes + first for row in range(start, end)], rows)
+        return rows
+
+    def _read(self, starts: list[int], target: Tensor) -> None:
+        """An equal share of the target from each place, and no others: what is not kept is not read."""
+        whole = memoryview(target.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        num_bytes = len(whole) // max(1, len(starts))
+        with self.path.open("rb", buffering=0) as file:
+            for number, start in enumerate(starts):
+                file.seek(start)
+                self._fill(file, whole[number * num_bytes : (number + 1) * num_bytes])
+
+    def _fill(self, file: FileIO, part: memoryview) -> None:
+        done = 0
+        while done < len(part):  # one read gives at most 2 GiB, and may give less
+            num = file.readinto(part[done:])
+            if not num:
+                raise _broken(self.path, "it ended while it was read")
+            done += num
+
+
+def _read_pickled(path: Path, allow_pickle: bool) -> list[StoredTensor]:
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{path} is a pickled file, which can carry code: convert it to safetensors, or, if you trust "
+            "where it comes from, set allow_pickle"
+        )
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        items = [(name, tensor) for name, tensor in tensors.items() if isinstance(tensor, Tensor)]
+    except Exception as error:  # a broken pickle can fail in any way
+        raise CheckpointError(f"{path} holds no plain weights: {error}") from error
+    return [StoredTensor(name, tuple(tensor.shape), tensor.dtype, _slices(tensor)) for name, tensor in items]
+
+
+def _slices(tensor: Tensor) -> ReadRows:
+    def read(start: int, end: int, columns: tuple[int, int] | None = None) -> Tensor:
+        rows = tensor[start:end]
+        return rows if columns is None else rows[:, slice(*columns)]
+
+    return read
+
+
+def _broken(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} is broken or was not copied whole: {why}")

@@ -1,0 +1,1 @@
+"""Quantization formats of weights and activations."""

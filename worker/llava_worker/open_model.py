@@ -1,0 +1,256 @@
+"""From settings to a model that is ready to be asked: the engine, its tokenizer and what to announce.
+
+Torch is imported here, and only when a model is asked for that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import socket
+import time
+import uuid
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_wire import Heartbeat, ImageSpec
+
+from llava_worker.choose_template import choose_template
+from llava_worker.echo_engine import EchoEngine
+from llava_worker.engine.core.step_timer import StepClock
+from llava_worker.engine_thread import Engine, end_process
+from llava_worker.language.prompt_builder import PromptBuilder
+from llava_worker.language.tokenizer import ByteTokenizer, TextTokenizer, TokenizerError
+from llava_worker.load_progress import LoadProgress, Progress
+from llava_worker.settings import Settings
+from llava_worker.telemetry.step_timeline import TracedEngine, open_trace
+
+if TYPE_CHECKING:
+    from llava_worker.engine.structured_output.grammar_cache import Grammars
+
+__all__ = ["Model", "StartupError", "StartupTimes", "open_model"]
+
+_ECHO_SPEC = ImageSpec(side=32, tokens_per_tile=4)
+# Nothing that could carry code, but for a chat template, which only runs when asked for, in a sandbox.
+_HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
+
+logger = logging.getLogger(__name__)
+
+
+class StartupError(Exception):
+    """The worker cannot start as it is set up; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartupTimes:
+    """Where the time until the model was ready went, s; what is not listed is in ``total_s`` only."""
+
+    import_s: float = 0.0  # torch and what stands on it
+    weights_s: float = 0.0
+    warmup_s: float = 0.0
+    total_s: float = 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total_s:.1f} s, of which import {self.import_s:.1f}, weights {self.weights_s:.1f}, "
+            f"warm-up {self.warmup_s:.1f}"
+        )
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything a Worker needs but the queue."""
+
+    engine: Engine
+    tokenizer: TextTokenizer
+    prompts: PromptBuilder
+    heartbeat: Heartbeat
+    times: StartupTimes
+    grammars: Grammars | None = None  # None: answers freely only
+
+
+def open_model(settings: Settings, *, on_progress: Progress | None = None) -> Model:
+    """Load what ``settings.model`` names. Takes as long as the weights do. Raises StartupError."""
+    if settings.model == "echo":
+        return _open_echo(settings)
+    folder = _find_folder(settings.model)
+    _require("torch", "safetensors", "tokenizers", "numpy", "llguidance")
+    return _open_folder(folder, settings, on_progress or LoadProgress())
+
+
+def _open_echo(settings: Settings) -> Model:
+    engine = EchoEngine(
+        max_sequences=settings.max_num_sequences,
+        step_s=settings.echo_step_s,
+        has_faults=settings.echo_faults,
+    )
+    name = settings.served_model_name or "echo"
+    tokenizer = ByteTokenizer()
+    try:
+        prompts = PromptBuilder(
+            tokenizer,
+            choose_template(settings),
+            image_spec=_ECHO_SPEC,
+            context_length=engine.context_length,
+        )
+    except TokenizerError as error:
+        raise _misfit(settings, error) from error
+    label = _Label(name, device="none", precision="none")
+    return _assemble(_traced(engine, settings, name), tokenizer, prompts, _ECHO_SPEC, label)
+
+
+def _open_folder(folder: Path, settings: Settings, on_progress: Progress) -> Model:
+    began = time.monotonic()
+    from llava_worker.engine.startup.build_engine import CheckpointError, load_engine
+    from llava_worker.engine.structured_output.grammar_cache import Grammars
+    from llava_worker.language.hf_tokenizer import FileTokenizer, has_tokenizer
+
+    imported = time.monotonic()
+    base = _find_folder(settings.base_model) if settings.base_model else None
+    described = folder if base is None or has_tokenizer(folder) else base
+    try:
+        engine, info = load_engine(
+            folder,
+            precision=settings.precision,
+            device=settings.device,
+            max_num_sequences=settings.max_num_sequences,
+            kv_cache_bytes=settings.kv_cache_mb << 20 if settings.kv_cache_mb else None,
+            kv_cache_dtype=settings.kv_cache_dtype,
+            is_speculating=settings.speculation == "auto",
+            is_recording=settings.cuda_graphs == "auto",
+            is_overlapping=settings.overlap == "auto",
+            vision_cache_bytes=settings.vision_cache_mb << 20,
+            num_threads=settings.threads,
+            tensor_parallel=settings.tensor_parallel,
+            on_lost_rank=end_process,
+            vision_tower=_find_folder(settings.vision_tower) if settings.vision_tower else None,
+            base=base,
+            allow_pickle=settings.allow_pickle,
+            on_progress=on_progress,
+        )
+        tokenizer = FileTokenizer(described, image_id=info.image_token_id)
+    except (CheckpointError, TokenizerError, ValueError) as error:
+        raise StartupError(f"model {settings.model!r} cannot be served: {error}") from error
+    spec = ImageSpec(
+        side=info.image_side,
+        fit=info.fit,
+        background=info.background,
+        tokens_per_tile=info.tokens_per_tile,
+        grid=info.grid,
+    )
+    try:
+        prompts = PromptBuilder(
+            tokenizer,
+            choose_template(settings, folder, tokenizer, base=base),
+            image_spec=spec,
+            context_length=engine.context_length,
+            has_image_marks=info.has_image_marks,
+        )
+    except TokenizerError as error:
+        raise _misfit(settings, error) from error
+    name = settings.served_model_name or _served_name(settings.model, folder)
+    label = _Label(name, info.device, info.precision)
+    times = StartupTimes(imported - began, info.weights_s, info.warmup_s, time.monotonic() - began)
+    logger.info("loaded %s: %s", folder, times)
+    grammars = Grammars(
+        lambda: [tokenizer.token_bytes(token_id) for token_id in range(info.vocab_size)],
+        info.eos_ids,
+        begins_with_space=tokenizer.strips_leading_space,
+    )
+    traced = _traced(engine, settings, name, engine.clock)
+    return replace(_assemble(traced, tokenizer, prompts, spec, label, times), grammars=grammars)
+
+
+def _traced(engine: Engine, settings: Settings, name: str, clock: StepClock | None = None) -> Engine:
+    """The engine itself unless a timeline is asked for. Raises StartupError."""
+    if settings.trace_steps is None:
+        return engine
+    try:
+        trace = open_trace(settings.trace_steps, process=f"llava worker, {name}")
+    except OSError as error:
+        raise StartupError(
+            f"the timeline {str(settings.trace_steps)!r} cannot be written: {error}; give a file that no "
+            "other worker writes, as with {pid} in its name"
+        ) from error
+    logger.info("every step is traced to %s", settings.trace_steps)
+    return TracedEngine(engine, trace, clock)
+
+
+def _misfit(settings: Settings, error: TokenizerError) -> StartupError:
+    return StartupError(f"conversation {settings.conversation!r} does not fit the model: {error}")
+
+
+@dataclass(frozen=True)
+class _Label:
+    model: str
+    device: str
+    precision: str
+
+
+def _assemble(
+    engine: Engine,
+    tokenizer: TextTokenizer,
+    prompts: PromptBuilder,
+    spec: ImageSpec,
+    label: _Label,
+    times: StartupTimes | None = None,
+) -> Model:
+    heartbeat = Heartbeat(
+        worker_id=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+        model=label.model,
+        image_spec=spec,
+        context_length=engine.context_length,
+        capacity=engine.max_sequences,
+        device=label.device,
+        precision=label.precision,
+        started_at=time.time(),
+        stats={f"start_{part}": seconds for part, seconds in asdict(times).items()} if times else {},
+    )
+    return Model(engine, tokenizer, prompts, heartbeat, times or StartupTimes())
+
+
+def _served_name(model: str, folder: Path) -> str:
+    if model == "tiny":
+        return "tiny-llava"
+    return folder.name if Path(model).is_dir() else model
+
+
+def _find_folder(model: str) -> Path:
+    """The folder that a model's name stands for; a name on the hub is downloaded first."""
+    if model == "tiny":
+        folder = Path(__file__).parent / "tiny"
+        if not (folder / "config.json").is_file():
+            raise StartupError(f"the bundled model is missing from {folder}: install llava-serve again")
+        return folder
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise StartupError(
+            f"model {model!r} is neither a folder nor 'tiny', 'echo' or a name on the hub such as "
+            "'llava-hf/llava-1.5-7b-hf'"
+        )
+    return _download(model)
+
+
+def _download(name: str) -> Path:
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise StartupError(
+            f"model {name!r} would come from the hub: pip install 'llava-serve[hub]', or give a folder"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    logger.info("fetching %s from the hub", name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise StartupError(f"model {name!r} cannot be fetched from the hub: {error}") from error
+
+
+def _require(*modules: str) -> None:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise StartupError(f"this model needs {', '.join(missing)}: pip install 'llava-serve[worker]'")

@@ -1,0 +1,1 @@
+"""OpenTelemetry spans of jobs and the timeline of engine steps."""

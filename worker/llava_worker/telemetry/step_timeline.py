@@ -1,0 +1,67 @@
+"""An engine that writes a timeline of what it does; without tracing there is none of this."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from llava_worker.engine import EngineStats, Sequence, StepOutput
+from llava_worker.engine.core.step_timer import StepClock
+from llava_worker.engine.stats.step_trace import StepTrace, TraceFile
+from llava_worker.engine_thread import Engine
+
+__all__ = ["TracedEngine", "open_trace"]
+
+
+def open_trace(path: Path, *, process: str) -> StepTrace:
+    """``{pid}`` in the path becomes this process's id. Raises OSError if the file cannot be ours."""
+    named = Path(str(path).replace("{pid}", str(os.getpid())))
+    return StepTrace(TraceFile(named), process=process)
+
+
+class TracedEngine:
+    """Another engine, and its trace; ``clock`` is that engine's, if it tells phases apart."""
+
+    def __init__(self, engine: Engine, trace: StepTrace, clock: StepClock | None = None) -> None:
+        self._engine = engine
+        self._trace = trace
+        if clock is not None:
+            clock.on_phase = trace.phase
+
+    @property
+    def max_sequences(self) -> int:
+        return self._engine.max_sequences
+
+    @property
+    def context_length(self) -> int:
+        return self._engine.context_length
+
+    @property
+    def num_sequences(self) -> int:
+        return self._engine.num_sequences
+
+    def add(self, sequence: Sequence) -> None:
+        """Raises SequenceRefused."""
+        self._engine.add(sequence)
+        self._trace.added(sequence, time.perf_counter())
+
+    def abort(self, seq_id: str) -> None:
+        self._engine.abort(seq_id)
+        self._trace.aborted(seq_id, time.perf_counter())
+
+    def step(self) -> list[StepOutput]:
+        """A step that fails has its bar, too: it is the most interesting one."""
+        began = time.perf_counter()
+        outputs: list[StepOutput] = []
+        try:
+            outputs = self._engine.step()
+        finally:
+            self._trace.stepped(began, time.perf_counter(), outputs, self._engine.stats())
+        return outputs
+
+    def idle(self) -> bool:
+        return self._engine.idle()
+
+    def stats(self) -> EngineStats:
+        return self._engine.stats()
