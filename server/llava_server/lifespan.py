@@ -11,14 +11,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from llava_wire import (
+    ApiKeyStore,
     BatchStore,
+    CommandSender,
     FileLimits,
     FileStore,
     Inspector,
     JobProducer,
-    KeyRing,
-    OrderDesk,
-    RateWindows,
+    RateLimitStore,
 )
 from starlette.requests import Request
 
@@ -63,7 +63,7 @@ class Services:
     files: FileStore
     batches: BatchStore
     inspector: Inspector
-    orders: OrderDesk
+    orders: CommandSender
 
 
 def services_of(request: Request) -> Services:
@@ -92,7 +92,7 @@ async def open_services(
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(producer.aclose)
-        ring, windows = KeyRing(url), RateWindows(url)
+        ring, windows = ApiKeyStore(url), RateLimitStore(url)
         stack.push_async_callback(ring.aclose)
         stack.push_async_callback(windows.aclose)
         stores = _stores(url, settings)
@@ -128,12 +128,12 @@ async def open_services(
         yield Services(settings, metrics, drain, registry, controller, intake, pool, keys, parsers, *stores)
 
 
-def _stores(url: str, settings: Settings) -> tuple[FileStore, BatchStore, Inspector, OrderDesk]:
+def _stores(url: str, settings: Settings) -> tuple[FileStore, BatchStore, Inspector, CommandSender]:
     keep_s = settings.file_days * _DAY_S
     limits = FileLimits(settings.max_files, settings.max_files_mb * _MIB, settings.max_all_files_mb * _MIB)
     files = FileStore(url, ttl_s=keep_s, limits=limits)
     batches = BatchStore(url, keep_s=keep_s, lease_s=_BATCH_LEASE_S, max_unfinished=settings.max_batches)
-    return files, batches, Inspector(url), OrderDesk(url)
+    return files, batches, Inspector(url), CommandSender(url)
 
 
 @asynccontextmanager

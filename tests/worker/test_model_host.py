@@ -15,7 +15,7 @@ from pathlib import Path
 import llava_worker
 import psutil
 import pytest
-from llava_wire import Heartbeat, Inspector, Instruction, JobConsumer, OrderDesk, OrderReport
+from llava_wire import CommandSender, CommandStatus, Heartbeat, Inspector, JobConsumer, ModelCommand
 from llava_worker.model_host import LOADER, ModelHost
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
@@ -26,7 +26,7 @@ from tests.worker.test_worker_loop import LEASE_S
 pytestmark = pytest.mark.anyio
 
 TINY = ("--device", "cpu", "--threads", "2", "--precision", "fp32", "--kv-cache-mb", "16")
-UNLOAD = Instruction()
+UNLOAD = ModelCommand()
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def _pulls_wait_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 class Hosted:
     host: ModelHost
     task: asyncio.Task[int]
-    desk: OrderDesk
+    desk: CommandSender
     inspector: Inspector
     engine: weakref.ref[object]  # the first model's
 
@@ -52,7 +52,7 @@ class Hosted:
             await asyncio.sleep(0.01)
         return beat
 
-    async def report(self, instruction: Instruction) -> OrderReport:
+    async def report(self, instruction: ModelCommand) -> CommandStatus:
         """What has come of an order."""
         given = await self.desk.give(self.host.heartbeat.worker_id, instruction)
         assert given is not None
@@ -73,7 +73,7 @@ async def hosted(url: str, *flags: str) -> AsyncIterator[Hosted]:
     consumer = await JobConsumer.connect(url, model.heartbeat, lease_s=LEASE_S)
     del model
     task = asyncio.create_task(host.run(consumer))
-    hosted = Hosted(host, task, OrderDesk(url), Inspector(url), engine)
+    hosted = Hosted(host, task, CommandSender(url), Inspector(url), engine)
     try:
         yield hosted
     finally:
@@ -118,7 +118,7 @@ async def test_a_stream_is_handed_on_by_an_unload_and_ends_as_if_undisturbed(
         assert (await it.report(UNLOAD)).state == "done"
         num_tokens = len(asker.token_ids(job))
         assert num_tokens < 120
-        assert (await it.report(Instruction(model="echo"))).state == "done"
+        assert (await it.report(ModelCommand(model="echo"))).state == "done"
         assert await asker.answer(job) == whole
 
 
@@ -127,7 +127,7 @@ async def test_another_model_takes_the_place_of_the_first_under_the_same_worker(
         asking(queue_url, model="tiny-llava") as asker,
         hosted(queue_url, "--model", "echo", *TINY) as it,
     ):
-        report = await it.report(Instruction(model="tiny", precision="int8"))
+        report = await it.report(ModelCommand(model="tiny", precision="int8"))
         assert (report.state, report.progress) == ("done", 1.0)
         assert await asker.answer(await asker.ask("What can you do?", max_tokens=8))
         beat = await it.beating()
@@ -139,7 +139,7 @@ async def test_another_model_takes_the_place_of_the_first_under_the_same_worker(
 
 async def test_what_is_so_already_is_done_without_touching_the_model(queue_url: str) -> None:
     async with hosted(queue_url, "--model", "echo") as it:
-        assert (await it.report(Instruction(model="echo"))).state == "done"
+        assert (await it.report(ModelCommand(model="echo"))).state == "done"
         assert it.engine() is not None
         assert (await it.report(UNLOAD)).state == "done"
         assert (await it.report(UNLOAD)).state == "done"
@@ -153,17 +153,17 @@ async def test_a_refused_order_leaves_the_model_and_a_failed_one_leaves_none(
     shutil.copytree(Path(llava_worker.__file__).parent / "tiny", broken)
     (broken / "model.safetensors").write_bytes(b"no weights")
     async with hosted(queue_url, "--model", "echo", "--loadable-models", str(tmp_path)) as it:
-        refused = await it.report(Instruction(model="../broken"))
+        refused = await it.report(ModelCommand(model="../broken"))
         assert (refused.state, it.engine() is not None) == ("refused", True)
         assert "'../broken' is not in the folder" in refused.message
         assert await asker.answer(await asker.ask("Hi?", max_tokens=5))
 
-        failed = await it.report(Instruction(model="broken"))
+        failed = await it.report(ModelCommand(model="broken"))
         assert failed.state == "failed"
         assert failed.message
         beat = await it.beating()
         assert beat.model == ""
-        assert (await it.report(Instruction(model="echo"))).state == "done"
+        assert (await it.report(ModelCommand(model="echo"))).state == "done"
         assert await asker.answer(await asker.ask("Hi?", max_tokens=5))
 
 

@@ -9,8 +9,8 @@ in Redis is the checkpoint that workers and controllers continue from; what a cl
 from __future__ import annotations
 
 from llava_wire.controller_side.producer import JobProducer
-from llava_wire.controller_side.queue_status import Glimpse, Place, QueueStats
-from llava_wire.controller_side.terms import TenantTerms
+from llava_wire.controller_side.queue_status import JobSnapshot, QueuePosition, QueueStats
+from llava_wire.controller_side.terms import TenantLimits
 from llava_wire.errors import (
     AlreadySubmitted,
     DuplicateJob,
@@ -43,20 +43,20 @@ from llava_wire.messages.job import (
     SamplingParams,
     Task,
 )
-from llava_wire.operator.inspector import DeadLetter, Fleet, Inspector, Room, WorkerView
-from llava_wire.operator.worker_commands import Instruction, Order, OrderDesk, OrderReport
-from llava_wire.stores.api_keys import ApiKey, KeyLimits, KeyRing
+from llava_wire.operator.inspector import DeadLetter, Fleet, Inspector, QueueDepth, WorkerView
+from llava_wire.operator.worker_commands import CommandSender, CommandStatus, IssuedCommand, ModelCommand
+from llava_wire.stores.api_keys import ApiKey, ApiKeyStore, KeyLimits
 from llava_wire.stores.batches import (
     Batch,
     BatchIssue,
-    BatchOrder,
+    BatchSpec,
     BatchStats,
     BatchStore,
-    DrivenBatch,
-    Recorded,
+    ClaimedBatch,
+    RecordedResults,
 )
 from llava_wire.stores.files import FileLimits, FileStore, StoredFile
-from llava_wire.stores.rate_limits import Allowance, RateWindows
+from llava_wire.stores.rate_limits import Allowance, RateLimitStore
 from llava_wire.worker_side.consumer import JobConsumer
 
 __all__ = [
@@ -67,11 +67,11 @@ __all__ = [
     "Assignment",
     "Batch",
     "BatchIssue",
-    "BatchOrder",
+    "BatchSpec",
     "BatchStats",
     "BatchStore",
     "DeadLetter",
-    "DrivenBatch",
+    "ClaimedBatch",
     "DuplicateJob",
     "ErrorCode",
     "Event",
@@ -80,39 +80,39 @@ __all__ = [
     "Final",
     "FinishReason",
     "Fleet",
-    "Glimpse",
+    "JobSnapshot",
     "Grammar",
     "GrammarKind",
     "Heartbeat",
     "ImageRef",
     "ImageSpec",
     "Inspector",
-    "Instruction",
+    "ModelCommand",
     "Job",
     "JobConsumer",
     "JobError",
     "JobProducer",
     "KeyLimits",
-    "KeyRing",
+    "ApiKeyStore",
     "Message",
-    "Order",
-    "OrderDesk",
-    "OrderReport",
+    "IssuedCommand",
+    "CommandSender",
+    "CommandStatus",
     "PromptForm",
     "QueueFull",
-    "Place",
+    "QueuePosition",
     "QueueStats",
     "QueueUnavailable",
-    "RateWindows",
-    "Recorded",
+    "RateLimitStore",
+    "RecordedResults",
     "Role",
-    "Room",
+    "QueueDepth",
     "SamplingParams",
     "StoreFull",
     "StoredFile",
     "Task",
     "TenantOverLimit",
-    "TenantTerms",
+    "TenantLimits",
     "TokenLogprob",
     "TokenScore",
     "WireError",

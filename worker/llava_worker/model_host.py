@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
-from llava_wire import Heartbeat, JobConsumer, Order, OrderReport
+from llava_wire import CommandStatus, Heartbeat, IssuedCommand, JobConsumer
 
 from llava_worker.event_wait import wait_until_set
 from llava_worker.job_output import Answer
@@ -47,7 +47,7 @@ class ModelHost:
         self._wanted: Settings | None = settings
         self._model: Model | None = model
         self._worker: Worker | None = None
-        self._order: Order | None = None  # being carried out
+        self._order: IssuedCommand | None = None  # being carried out
         self._progress = 0.0
         self._beat_s = min(1.0, settings.lease_s / 4)
         self._has_order = asyncio.Event()
@@ -144,7 +144,7 @@ class ModelHost:
         if order is not None:
             self._take(order, consumer)
 
-    def _take(self, order: Order, consumer: JobConsumer) -> None:
+    def _take(self, order: IssuedCommand, consumer: JobConsumer) -> None:
         """An order has come; the one before is settled."""
         model = order.instruction.model
         logger.info("%s: %s", order.order_id, "unload" if model is None else f"load {model!r}")
@@ -172,7 +172,7 @@ class ModelHost:
         assert self._order is not None
         progress = 1.0 if state == "done" else self._progress
         consumer.report(
-            OrderReport(order_id=self._order.order_id, state=state, message=message, progress=progress)
+            CommandStatus(order_id=self._order.order_id, state=state, message=message, progress=progress)
         )
 
     def _settle(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from llava_wire import Instruction
+from llava_wire import ModelCommand
 
 from llava_worker.settings import Precision, Settings
 
@@ -31,7 +31,7 @@ class OrderRefused(Exception):
     """The worker may not, or cannot, do this; nothing has changed."""
 
 
-def settings_for(instruction: Instruction, started: Settings) -> Settings | None:
+def settings_for(instruction: ModelCommand, started: Settings) -> Settings | None:
     """Those of the model to be opened, None for no model. Raises OrderRefused."""
     if started.loadable_models is None:
         raise OrderRefused(

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from llava_wire import Assignment, Grammar, Heartbeat, JobConsumer, Order
+from llava_wire import Assignment, Grammar, Heartbeat, IssuedCommand, JobConsumer
 
 from llava_worker.engine.core.sequence import Sequence
 from llava_worker.engine_thread import EXIT_BROKEN, Engine, EngineThread, News
@@ -62,7 +62,7 @@ class Worker:
         hang_timeout_s: float = 30.0,
         grammars: Grammars | None = None,
         make_answer: Callable[..., Answer] = Answer,
-        on_order: Callable[[Order], None] | None = None,
+        on_order: Callable[[IssuedCommand], None] | None = None,
     ) -> None:
         self._consumer = consumer
         self._prompts = prompts

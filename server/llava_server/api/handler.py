@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
-from llava_wire import Event, ImageSpec, Job, Place
+from llava_wire import Event, ImageSpec, Job, QueuePosition
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -146,7 +146,7 @@ async def reply(request: Request, opened: Opened, writer: Writer, *, is_stream: 
     return JSONResponse(writer.whole(answers), headers=told)
 
 
-def queue_headers(place: Place | None) -> dict[str, str]:
+def queue_headers(place: QueuePosition | None) -> dict[str, str]:
     """What the queue was like when the request came, told with its first event: see docs/reliability.md."""
     if place is None:
         return {}

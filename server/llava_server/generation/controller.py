@@ -22,13 +22,13 @@ import msgspec
 from llava_wire import (
     AlreadySubmitted,
     DuplicateJob,
-    Glimpse,
     Job,
     JobProducer,
+    JobSnapshot,
     QueueFull,
     QueueUnavailable,
+    TenantLimits,
     TenantOverLimit,
-    TenantTerms,
 )
 
 from llava_server.errors import ApiError, answer_not_found, from_wire_error
@@ -96,7 +96,7 @@ class Controller:
         answer = self._make_answer(job, job.ttl_s, is_kept=is_kept, news=news)
         try:
             if not (is_kept and self._producer.is_live(job)):
-                terms = TenantTerms(weight=limits.weight, max_jobs=limits.max_jobs)
+                terms = TenantLimits(weight=limits.weight, max_jobs=limits.max_jobs)
                 await self._submit(answer, job, pixels, terms)
                 return answer
         except AlreadySubmitted:
@@ -130,7 +130,7 @@ class Controller:
             self._answers[job_id] = answer
         return answer
 
-    async def peek(self, job_id: str, tenant: str, *, has_events: bool = True) -> Glimpse:
+    async def peek(self, job_id: str, tenant: str, *, has_events: bool = True) -> JobSnapshot:
         """The answer so far, which stays with whoever reads it. Raises ApiError as ``resume``."""
         known = 0 if has_events else _NO_EVENTS
         with _queue_errors():
@@ -229,7 +229,7 @@ class Controller:
         )
 
     async def _submit(
-        self, answer: Answer, job: Job, pixels: Mapping[str, bytes], terms: TenantTerms
+        self, answer: Answer, job: Job, pixels: Mapping[str, bytes], terms: TenantLimits
     ) -> None:
         self._answers[job.job_id] = answer  # first: an event may be here before submit returns
         is_submitted = False

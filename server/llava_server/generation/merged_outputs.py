@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from llava_wire import Event, Job, JobError, Place
+from llava_wire import Event, Job, JobError, QueuePosition
 
 from llava_server.errors import ApiError, from_job_error
 from llava_server.generation.controller import Controller
@@ -39,7 +39,7 @@ class Choices:
         return self._answers[0].job_id
 
     @property
-    def place(self) -> Place | None:
+    def place(self) -> QueuePosition | None:
         """The first choice's in the queue, when it came; None if the answer was under way already."""
         return self._answers[0].place
 

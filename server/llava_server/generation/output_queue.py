@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from llava_wire import Event, Place
+from llava_wire import Event, QueuePosition
 
 from llava_server.errors import ApiError
 
@@ -40,7 +40,7 @@ class Answer:
         self.is_kept = is_kept
         self.is_background = is_background
         self.has_begun = False  # a worker has come to it
-        self.place: Place | None = None  # in the queue, when it came
+        self.place: QueuePosition | None = None  # in the queue, when it came
         self.charged = 0.0  # tokens, in advance, to its key's minute
         self.num_tokens = 0  # of prompt and answer, once it has ended
         self.first_event_by = time.monotonic() + queue_timeout_s

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Iterable
 
-from llava_wire import KeyLimits, KeyRing, QueueUnavailable
+from llava_wire import ApiKeyStore, KeyLimits, QueueUnavailable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -48,7 +48,7 @@ class ApiKeys:
     def __init__(self, keys: Iterable[str], *, are_asked: bool) -> None:
         self.are_asked = are_asked
         self._fixed = frozenset(key_digest(key) for key in keys)
-        self._ring: KeyRing | None = None
+        self._ring: ApiKeyStore | None = None
         self._ring_version = ""
         self._on_ring: frozenset[str] = frozenset()
         self._limits: dict[str, KeyLimits] = {}  # by tenant
@@ -60,7 +60,7 @@ class ApiKeys:
     def num_keys(self) -> int:
         return len(self._fixed | self._on_ring)
 
-    def attach(self, ring: KeyRing) -> None:
+    def attach(self, ring: ApiKeyStore) -> None:
         """From now on the keys in Redis count too; call ``refresh`` every few seconds."""
         self._ring = ring
 

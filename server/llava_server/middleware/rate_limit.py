@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from llava_wire import Allowance, KeyLimits, QueueUnavailable, RateWindows
+from llava_wire import Allowance, KeyLimits, QueueUnavailable, RateLimitStore
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,10 +24,10 @@ class RateLimiter:
 
     def __init__(self, keys: ApiKeys) -> None:
         self._keys = keys
-        self._windows: RateWindows | None = None
+        self._windows: RateLimitStore | None = None
         self._seen: dict[str, Allowance] = {}  # by tenant; only of those with limits
 
-    def attach(self, windows: RateWindows) -> None:
+    def attach(self, windows: RateLimitStore) -> None:
         """From now on limits are kept."""
         self._windows = windows
 

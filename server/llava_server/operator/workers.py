@@ -11,7 +11,7 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
-from llava_wire import Instruction, OrderReport, QueueUnavailable, WorkerView
+from llava_wire import CommandStatus, ModelCommand, QueueUnavailable, WorkerView
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -55,7 +55,7 @@ async def get_worker(request: Request, worker_id: WorkerId) -> dict[str, Any]:
 async def unload(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Response:
     """The worker hands on what runs, lets its model go, and waits without one."""
     _check_origin(request)
-    return await _order(services_of(request), worker_id, Instruction(), wait_s)
+    return await _order(services_of(request), worker_id, ModelCommand(), wait_s)
 
 
 @router.post("/{worker_id}/load", response_model=None)
@@ -63,11 +63,11 @@ async def load(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Re
     """The same, and then it opens the model and serves it."""
     _check_origin(request)
     asked = parse_request(LoadRequest, await _body(request))
-    instruction = Instruction(model=asked.model, precision=asked.precision)
+    instruction = ModelCommand(model=asked.model, precision=asked.precision)
     return await _order(services_of(request), worker_id, instruction, wait_s)
 
 
-async def _order(services: Services, worker_id: str, instruction: Instruction, wait_s: float) -> Response:
+async def _order(services: Services, worker_id: str, instruction: ModelCommand, wait_s: float) -> Response:
     """200 when it is done, 202 while it is not. Raises ApiError."""
     until = time.monotonic() + wait_s
     try:
@@ -115,7 +115,7 @@ def _no_worker(worker_id: str) -> ApiError:
     return ApiError("worker_not_found", f"no worker {worker_id[:64]!a} is alive: see GET /workers")
 
 
-def _report(worker: WorkerView, order_id: str) -> OrderReport | None:
+def _report(worker: WorkerView, order_id: str) -> CommandStatus | None:
     report = worker.heartbeat.order
     return report if report is not None and report.order_id == order_id else None
 

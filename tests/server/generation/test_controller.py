@@ -20,7 +20,7 @@ from llava_wire import (
     JobProducer,
     QueueUnavailable,
     SamplingParams,
-    TenantTerms,
+    TenantLimits,
 )
 
 from tests.server.conftest import Stack, Valkey, running_stack, text_of, wait_until
@@ -45,7 +45,7 @@ class ScriptedProducer:
         self.cancelled: list[str] = []
         self.is_down = False
 
-    async def submit(self, job: Job, pixels: Mapping[str, bytes], terms: TenantTerms, trace: str) -> None:
+    async def submit(self, job: Job, pixels: Mapping[str, bytes], terms: TenantLimits, trace: str) -> None:
         if self.is_down:
             raise QueueUnavailable("down")
 

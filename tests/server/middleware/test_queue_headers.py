@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 from llava_server.api.handler import queue_headers
-from llava_wire import Place
+from llava_wire import QueuePosition
 
 from tests.server.conftest import Stack, wait_until
 from tests.server.scripted_worker import MODEL
@@ -32,13 +32,13 @@ def test_every_dialect_is_told(stack: Stack) -> None:
 @pytest.mark.parametrize(
     ("place", "headers"),
     [
-        (Place(3, 4.25), {POSITION: "3", ESTIMATE: "4.250"}),
-        (Place(3, None), {POSITION: "3"}),
+        (QueuePosition(3, 4.25), {POSITION: "3", ESTIMATE: "4.250"}),
+        (QueuePosition(3, None), {POSITION: "3"}),
         (None, {}),
     ],
     ids=str,
 )
-def test_what_is_not_known_is_left_out(place: Place | None, headers: dict[str, str]) -> None:
+def test_what_is_not_known_is_left_out(place: QueuePosition | None, headers: dict[str, str]) -> None:
     assert queue_headers(place) == headers
 
 

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import Event, JobConsumer, JobProducer, Place, QueueFull, TenantOverLimit, TenantTerms
+from llava_wire import (
+    Event,
+    JobConsumer,
+    JobProducer,
+    QueueFull,
+    QueuePosition,
+    TenantLimits,
+    TenantOverLimit,
+)
 from llava_wire.redis.keys import PREFIX
 
 from tests.wire.lab import STOP, Lab, frame, make_job
@@ -12,10 +20,10 @@ pytestmark = pytest.mark.anyio
 
 
 async def submit(
-    producer: JobProducer, number: int, terms: TenantTerms | None = None, **fields: object
+    producer: JobProducer, number: int, terms: TenantLimits | None = None, **fields: object
 ) -> None:
     for _ in range(number):
-        await producer.submit(make_job(**fields), {}, terms or TenantTerms())
+        await producer.submit(make_job(**fields), {}, terms or TenantLimits())
 
 
 async def served(consumer: JobConsumer, number: int) -> list[str]:
@@ -26,7 +34,7 @@ async def served(consumer: JobConsumer, number: int) -> list[str]:
 async def test_tokens_are_shared_by_weight(lab: Lab) -> None:
     producer, consumer = await lab.producer(), await lab.consumer()
     await submit(producer, 40, tenant="light")
-    await submit(producer, 40, TenantTerms(weight=3.0), tenant="heavy")
+    await submit(producer, 40, TenantLimits(weight=3.0), tenant="heavy")
     tenants = await served(consumer, 40)
     assert abs(tenants.count("heavy") - 30) <= 1
 
@@ -99,11 +107,11 @@ async def test_a_tenants_tokens_are_limited_and_other_tenants_are_not_concerned(
 
 async def test_a_tenants_own_terms_replace_the_common_limits(lab: Lab) -> None:
     producer = await lab.producer(max_tenant_jobs=1)
-    await submit(producer, 3, TenantTerms(max_jobs=3))
+    await submit(producer, 3, TenantLimits(max_jobs=3))
     with pytest.raises(TenantOverLimit, match="the limit is 3"):
-        await submit(producer, 1, TenantTerms(max_jobs=3))
+        await submit(producer, 1, TenantLimits(max_jobs=3))
     with pytest.raises(TenantOverLimit, match="take 30 tokens"):
-        await submit(producer, 1, TenantTerms(max_jobs=9, max_cost=35.0))
+        await submit(producer, 1, TenantLimits(max_jobs=9, max_cost=35.0))
 
 
 async def test_the_measured_rate_says_when_to_come_again(lab: Lab) -> None:
@@ -124,8 +132,8 @@ async def test_the_measured_rate_says_when_to_come_again(lab: Lab) -> None:
 
 async def test_a_job_is_told_how_many_wait_and_when_they_should_be_done(lab: Lab) -> None:
     producer, consumer = await lab.producer(), await lab.consumer()
-    assert await producer.submit(make_job(), {}) == Place(0, 0.0)
-    assert await producer.submit(make_job(), {}) == Place(1, None)  # nothing was done in the last minute
+    assert await producer.submit(make_job(), {}) == QueuePosition(0, 0.0)
+    assert await producer.submit(make_job(), {}) == QueuePosition(1, None)
     done, waits = await consumer.pull(2)
     await consumer.emit([(done, Event(0, (), "", STOP))])
     await consumer.give_back([waits])

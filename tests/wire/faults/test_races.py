@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from llava_wire import QueueFull, QueueUnavailable
-from llava_wire.controller_side.sent_images import MAX_KNOWN_BLOBS
+from llava_wire.controller_side.sent_images import MAX_SENT_IMAGES
 from llava_wire.redis.connection import Link
 from llava_wire.redis.keys import PREFIX
 
@@ -120,9 +120,9 @@ async def test_pictures_that_redis_keeps_dropping_are_refused(lab: Lab) -> None:
 
 async def test_a_producer_remembers_a_bounded_number_of_pictures(lab: Lab) -> None:
     producer, (image, tiles) = await lab.producer(), picture("cat")
-    producer._known_blobs.remember(str(number) for number in range(MAX_KNOWN_BLOBS))
+    producer._known_blobs.remember(str(number) for number in range(MAX_SENT_IMAGES))
     await producer.submit(make_job(image), {image.digest: tiles})
-    assert len(producer._known_blobs) == MAX_KNOWN_BLOBS
+    assert len(producer._known_blobs) == MAX_SENT_IMAGES
     assert producer._known_blobs.unknown([image.digest]) == []
 
 

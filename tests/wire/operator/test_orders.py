@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from llava_wire import Inspector, Instruction, Order, OrderDesk, OrderReport
+from llava_wire import CommandSender, CommandStatus, Inspector, IssuedCommand, ModelCommand
 from llava_wire.redis.keys import PREFIX
 
 from tests.wire.lab import Lab
 
 pytestmark = pytest.mark.anyio
 
-LOAD = Instruction(model="tiny", precision="int8")
-UNLOAD = Instruction()
+LOAD = ModelCommand(model="tiny", precision="int8")
+UNLOAD = ModelCommand()
 
 
 @pytest.fixture
-async def desk(lab: Lab) -> AsyncIterator[OrderDesk]:
-    desk = OrderDesk(lab.server.url)
+async def desk(lab: Lab) -> AsyncIterator[CommandSender]:
+    desk = CommandSender(lab.server.url)
     yield desk
     await desk.aclose()
 
 
-async def given(desk: OrderDesk, instruction: Instruction) -> str:
+async def given(desk: CommandSender, instruction: ModelCommand) -> str:
     """The id of the order, which is taken."""
     answer = await desk.give("w1", instruction)
     assert answer is not None
@@ -31,17 +31,17 @@ async def given(desk: OrderDesk, instruction: Instruction) -> str:
     return answer[0]
 
 
-def report(order_id: str, *, is_running: bool = False) -> OrderReport:
-    return OrderReport(order_id=order_id, state="running" if is_running else "done")
+def report(order_id: str, *, is_running: bool = False) -> CommandStatus:
+    return CommandStatus(order_id=order_id, state="running" if is_running else "done")
 
 
 async def test_a_worker_hears_of_an_order_once_and_it_is_forgotten_when_it_is_settled(
-    lab: Lab, desk: OrderDesk
+    lab: Lab, desk: CommandSender
 ) -> None:
     worker = await lab.consumer()
     assert await worker.beat() is None
     order_id = await given(desk, LOAD)
-    assert await worker.beat() == Order(order_id, LOAD)
+    assert await worker.beat() == IssuedCommand(order_id, LOAD)
     assert await worker.beat() is None
     worker.report(report(order_id, is_running=True))
     await worker.beat()
@@ -56,7 +56,9 @@ async def test_a_worker_hears_of_an_order_once_and_it_is_forgotten_when_it_is_se
     assert seen.order_id == ""
 
 
-async def test_the_same_order_again_is_the_same_and_another_has_to_wait(lab: Lab, desk: OrderDesk) -> None:
+async def test_the_same_order_again_is_the_same_and_another_has_to_wait(
+    lab: Lab, desk: CommandSender
+) -> None:
     worker = await lab.consumer()
     order_id = await given(desk, LOAD)
     assert await desk.give("w1", LOAD) == (order_id, True)
@@ -66,11 +68,11 @@ async def test_the_same_order_again_is_the_same_and_another_has_to_wait(lab: Lab
     await worker.beat()
     later = await given(desk, UNLOAD)
     assert later != order_id
-    assert await worker.beat() == Order(later, UNLOAD)
+    assert await worker.beat() == IssuedCommand(later, UNLOAD)
 
 
 async def test_an_order_that_comes_while_one_is_carried_out_is_heard_when_that_is_settled(
-    lab: Lab, desk: OrderDesk
+    lab: Lab, desk: CommandSender
 ) -> None:
     worker = await lab.consumer()
     first = await given(desk, LOAD)
@@ -80,10 +82,10 @@ async def test_an_order_that_comes_while_one_is_carried_out_is_heard_when_that_i
     second = await given(desk, UNLOAD)
     assert await worker.beat() is None
     worker.report(report(first))
-    assert await worker.beat() == Order(second, UNLOAD)
+    assert await worker.beat() == IssuedCommand(second, UNLOAD)
 
 
-async def test_nobody_takes_an_order_for_a_worker_that_is_gone(lab: Lab, desk: OrderDesk) -> None:
+async def test_nobody_takes_an_order_for_a_worker_that_is_gone(lab: Lab, desk: CommandSender) -> None:
     assert await desk.give("w1", LOAD) is None
     worker, other = await lab.consumer(), await lab.consumer("w2")
     await given(desk, LOAD)
@@ -94,9 +96,9 @@ async def test_nobody_takes_an_order_for_a_worker_that_is_gone(lab: Lab, desk: O
     await worker.leave()
 
 
-async def test_an_order_lives_as_long_as_its_worker_beats(lab: Lab, desk: OrderDesk) -> None:
+async def test_an_order_lives_as_long_as_its_worker_beats(lab: Lab, desk: CommandSender) -> None:
     worker = await lab.consumer()
     order_id = await given(desk, LOAD)
     lab.redis.pexpire(PREFIX + "order:w1", 1000)
-    assert await worker.beat() == Order(order_id, LOAD)
+    assert await worker.beat() == IssuedCommand(order_id, LOAD)
     assert lab.redis.pttl(PREFIX + "order:w1") > 50_000

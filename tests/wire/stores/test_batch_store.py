@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from llava_wire import BatchOrder, BatchStore, FileLimits, FileStore, StoredFile
+from llava_wire import BatchSpec, BatchStore, FileLimits, FileStore, StoredFile
 from llava_wire.redis.keys import PREFIX
 
 from tests.wire.lab import Lab
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.anyio
 FILE = StoredFile(file_id="file-1", name="in.jsonl", purpose="batch", created_at=1)
 
 
-def order(batch_id: str, tenant: str = "alice") -> BatchOrder:
-    return BatchOrder(
+def order(batch_id: str, tenant: str = "alice") -> BatchSpec:
+    return BatchSpec(
         batch_id=batch_id,
         tenant=tenant,
         input_file_id="file-1",

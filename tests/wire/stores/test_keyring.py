@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from llava_wire import ApiKey, KeyLimits, KeyRing, QueueUnavailable, RateWindows
+from llava_wire import ApiKey, ApiKeyStore, KeyLimits, QueueUnavailable, RateLimitStore
 from llava_wire.redis.keys import PREFIX
 
 from tests.wire.redis_server import RedisServer
@@ -23,15 +23,15 @@ def make_key(number: int, **limits: int) -> ApiKey:
 
 
 @pytest.fixture
-async def ring(server: RedisServer) -> AsyncIterator[KeyRing]:
-    ring = KeyRing(server.url)
+async def ring(server: RedisServer) -> AsyncIterator[ApiKeyStore]:
+    ring = ApiKeyStore(server.url)
     yield ring
     await ring.aclose()
 
 
 @pytest.fixture
-async def windows(server: RedisServer) -> AsyncIterator[RateWindows]:
-    windows = RateWindows(server.url)
+async def windows(server: RedisServer) -> AsyncIterator[RateLimitStore]:
+    windows = RateLimitStore(server.url)
     yield windows
     await windows.aclose()
 
@@ -41,7 +41,7 @@ def let_pass(server: RedisServer, tenant: str, ms: int) -> None:
     server.client.hincrby(f"{PREFIX}rate:{tenant}", "at", -ms)
 
 
-async def test_a_key_added_is_read_back_with_its_limits(ring: KeyRing) -> None:
+async def test_a_key_added_is_read_back_with_its_limits(ring: ApiKeyStore) -> None:
     keys = [make_key(1), make_key(2, tokens_per_min=5, priority=-3)]
     for key in reversed(keys):
         await ring.add(key)
@@ -50,7 +50,7 @@ async def test_a_key_added_is_read_back_with_its_limits(ring: KeyRing) -> None:
     assert news[1] == keys
 
 
-async def test_a_key_removed_is_gone_and_an_unknown_one_is_not_found(ring: KeyRing) -> None:
+async def test_a_key_removed_is_gone_and_an_unknown_one_is_not_found(ring: ApiKeyStore) -> None:
     await ring.add(make_key(1))
     assert await ring.remove(make_key(1).digest)
     assert not await ring.remove(make_key(1).digest)
@@ -60,7 +60,7 @@ async def test_a_key_removed_is_gone_and_an_unknown_one_is_not_found(ring: KeyRi
     assert news[1] == []
 
 
-async def test_a_ring_that_has_not_changed_is_not_read_again(ring: KeyRing) -> None:
+async def test_a_ring_that_has_not_changed_is_not_read_again(ring: ApiKeyStore) -> None:
     await ring.add(make_key(1))
     news = await ring.read()
     assert news is not None
@@ -70,7 +70,7 @@ async def test_a_ring_that_has_not_changed_is_not_read_again(ring: KeyRing) -> N
 
 
 async def test_a_ring_made_anew_after_redis_lost_it_is_not_taken_for_the_old_one(
-    ring: KeyRing, server: RedisServer
+    ring: ApiKeyStore, server: RedisServer
 ) -> None:
     await ring.add(make_key(1))
     news = await ring.read()
@@ -83,9 +83,9 @@ async def test_a_ring_made_anew_after_redis_lost_it_is_not_taken_for_the_old_one
 
 
 async def test_requests_over_the_minute_are_refused_and_nothing_is_taken_for_them(
-    windows: RateWindows, server: RedisServer
+    windows: RateLimitStore, server: RedisServer
 ) -> None:
-    there = RateWindows(server.url)  # another controller's
+    there = RateLimitStore(server.url)  # another controller's
     for each, left in ((windows, 2), (there, 1), (windows, 0)):
         allowance = await each.charge("t", LIMITS, requests=1)
         assert (allowance.is_granted, allowance.requests_left) == (True, left)
@@ -97,7 +97,7 @@ async def test_requests_over_the_minute_are_refused_and_nothing_is_taken_for_the
 
 
 async def test_a_third_of_a_minute_brings_a_third_of_the_requests_and_never_more_than_all(
-    windows: RateWindows, server: RedisServer
+    windows: RateLimitStore, server: RedisServer
 ) -> None:
     for _ in range(3):
         await windows.charge("t", LIMITS, requests=1)
@@ -109,7 +109,7 @@ async def test_a_third_of_a_minute_brings_a_third_of_the_requests_and_never_more
 
 
 async def test_a_charge_larger_than_the_minute_is_granted_once_and_leaves_a_debt(
-    windows: RateWindows, server: RedisServer
+    windows: RateLimitStore, server: RedisServer
 ) -> None:
     assert (await windows.charge("t", LIMITS, tokens=1200)).tokens_left == -600
     assert 119 < (await windows.charge("t", LIMITS, tokens=600)).wait_s <= 120
@@ -119,25 +119,25 @@ async def test_a_charge_larger_than_the_minute_is_granted_once_and_leaves_a_debt
     assert (await windows.charge("t", LIMITS, tokens=600)).is_granted
 
 
-async def test_a_debt_in_tokens_does_not_forget_itself(windows: RateWindows, server: RedisServer) -> None:
+async def test_a_debt_in_tokens_does_not_forget_itself(windows: RateLimitStore, server: RedisServer) -> None:
     await windows.charge("t", LIMITS, tokens=1200)
     assert server.client.pttl(f"{PREFIX}rate:t") > MINUTE_MS
 
 
-async def test_a_settlement_gives_back_and_takes_more(windows: RateWindows) -> None:
+async def test_a_settlement_gives_back_and_takes_more(windows: RateLimitStore) -> None:
     await windows.charge("t", LIMITS, tokens=500)
     assert (await windows.settle("t", LIMITS, tokens=-400)).tokens_left in (500, 501)
     assert (await windows.settle("t", LIMITS, tokens=900)).tokens_left < 0
     assert (await windows.settle("t", LIMITS, tokens=-10_000)).tokens_left == 600
 
 
-async def test_without_a_limit_nothing_is_refused(windows: RateWindows) -> None:
+async def test_without_a_limit_nothing_is_refused(windows: RateLimitStore) -> None:
     for _ in range(50):
         assert (await windows.charge("t", KeyLimits(), requests=1, tokens=10**6)).is_granted
 
 
 async def test_without_redis_nobody_is_told_yes(server: RedisServer) -> None:
-    ring, windows = KeyRing("unix:///nowhere/s"), RateWindows("unix:///nowhere/s")
+    ring, windows = ApiKeyStore("unix:///nowhere/s"), RateLimitStore("unix:///nowhere/s")
     with pytest.raises(QueueUnavailable):
         await ring.read()
     with pytest.raises(QueueUnavailable):

@@ -18,7 +18,7 @@ import msgspec
 from llava_wire.messages.event import ErrorCode, Event, Final, FinishReason, JobError
 from llava_wire.messages.job import Job
 
-__all__ = ["Ledger", "LiveJob", "decode_event", "decode_log", "error_event"]
+__all__ = ["DeliveryLedger", "LiveJob", "decode_event", "decode_log", "error_event"]
 
 _log = logging.getLogger(__name__)
 _events = msgspec.msgpack.Decoder(Event)
@@ -58,7 +58,7 @@ class LiveJob:
         return max(self.deadline - time.monotonic(), 0.001)
 
 
-class Ledger:
+class DeliveryLedger:
     """The live jobs of one controller. Only events that are in ``ready`` have been, or will be, delivered."""
 
     def __init__(self) -> None:

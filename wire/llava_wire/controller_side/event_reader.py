@@ -13,26 +13,26 @@ from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 
-from llava_wire.controller_side.delivery_ledger import Ledger, LiveJob
+from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob
 from llava_wire.messages.event import ErrorCode, Event
 from llava_wire.redis.connection import UNAVAILABLE, Link, pause
 from llava_wire.redis.keys import out_key
 
-__all__ = ["Follower", "submission"]
+__all__ = ["EventReader", "submission"]
 
 BLOCK_MS = 2000
 _NOTICE = re.compile(rb"([!-~]+) ([0-9]{1,9}|\?)")  # a job, and a place in its log
 _log = logging.getLogger(__name__)
 
 
-class Follower:
+class EventReader:
     """Reads for one ledger. ``turn`` must not run twice at once.
 
     ``link`` is for commands; the reader is a connection of its own. ``check_interval_s`` is
     how long a live job may be quiet before Redis is asked whether a notice was lost.
     """
 
-    def __init__(self, url: str, link: Link, ledger: Ledger, *, check_interval_s: float) -> None:
+    def __init__(self, url: str, link: Link, ledger: DeliveryLedger, *, check_interval_s: float) -> None:
         self._link = link
         self._ledger = ledger
         self._reader = Link(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llava_wire.controller_side.terms import TenantTerms
+from llava_wire.controller_side.terms import TenantLimits
 from llava_wire.errors import AlreadySubmitted, DuplicateJob, QueueFull, TenantOverLimit, WireError
 from llava_wire.messages.job import Job
 
@@ -25,7 +25,7 @@ class QueueLimits:
     tenant_cost: float
     pixel_bytes: int
 
-    def under(self, terms: TenantTerms) -> QueueLimits:
+    def under(self, terms: TenantLimits) -> QueueLimits:
         """The limits for a tenant with terms of its own."""
         return QueueLimits(
             self.queued_jobs,

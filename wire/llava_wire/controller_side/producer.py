@@ -15,12 +15,12 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from llava_wire.controller_side.delivery_ledger import Ledger, LiveJob, decode_log, error_event
-from llava_wire.controller_side.event_reader import Follower, submission
+from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob, decode_log, error_event
+from llava_wire.controller_side.event_reader import EventReader, submission
 from llava_wire.controller_side.limits import QueueLimits, refusal
-from llava_wire.controller_side.queue_status import Glimpse, Place, QueueStats
-from llava_wire.controller_side.sent_images import KnownBlobs
-from llava_wire.controller_side.terms import EVEN_TERMS, TenantTerms
+from llava_wire.controller_side.queue_status import JobSnapshot, QueuePosition, QueueStats
+from llava_wire.controller_side.sent_images import SentImages
+from llava_wire.controller_side.terms import DEFAULT_TENANT_LIMITS, TenantLimits
 from llava_wire.errors import DuplicateJob, QueueUnavailable
 from llava_wire.messages.event import ErrorCode, Event
 from llava_wire.messages.heartbeat import Heartbeat, read_heartbeats
@@ -59,9 +59,9 @@ class JobProducer:
         self._lease_ms = int(lease_s * 1000)
         self._orphan_ms = int(orphan_grace_s * 1000)
         self._link = Link(url, timeout_s=timeout_s)
-        self._ledger = Ledger()
-        self._follower = Follower(url, self._link, self._ledger, check_interval_s=check_interval_s)
-        self._known_blobs = KnownBlobs()
+        self._ledger = DeliveryLedger()
+        self._follower = EventReader(url, self._link, self._ledger, check_interval_s=check_interval_s)
+        self._known_blobs = SentImages()
 
     @classmethod
     async def connect(
@@ -111,8 +111,8 @@ class JobProducer:
         return self._ledger.controller_id
 
     async def submit(
-        self, job: Job, pixels: Pixels, terms: TenantTerms = EVEN_TERMS, trace: str = ""
-    ) -> Place | None:
+        self, job: Job, pixels: Pixels, terms: TenantLimits = DEFAULT_TENANT_LIMITS, trace: str = ""
+    ) -> QueuePosition | None:
         """Put a job into the queue; its events come through ``follow``, perhaps before this returns.
 
         ``pixels`` holds the tiles of every picture of the job, by digest; what Redis has is not sent again.
@@ -135,7 +135,7 @@ class JobProducer:
             self._ledger.silence(job.job_id)
             raise refusal(job, self._limits.under(terms), answer)
         live.is_submitted = True
-        return Place.read(*answer[1:]) if len(answer) > 1 else None
+        return QueuePosition.read(*answer[1:]) if len(answer) > 1 else None
 
     def is_live(self, job: Job) -> bool:
         """Whether this very job is streamed here. Raises DuplicateJob if it is with other contents."""
@@ -182,7 +182,9 @@ class JobProducer:
         """
         return bool(await self._call("forget", job_id, tenant, uuid.uuid4().hex))
 
-    async def peek(self, job_id: str, *, tenant: str, num_events: int = 0, offset: int = 0) -> Glimpse | None:
+    async def peek(
+        self, job_id: str, *, tenant: str, num_events: int = 0, offset: int = 0
+    ) -> JobSnapshot | None:
         """What follows the first ``num_events`` events, which end at ``offset``; the stream stays put.
 
         None if the job is unknown or another tenant's. Raises QueueUnavailable.
@@ -191,7 +193,9 @@ class JobProducer:
             return None
         state, packed, frames, ends_ms = answer
         outline = _outlines.decode(packed)
-        return Glimpse(state.decode(), outline, decode_log(frames, offset), ends_ms / 1000 - outline.ttl_s)
+        return JobSnapshot(
+            state.decode(), outline, decode_log(frames, offset), ends_ms / 1000 - outline.ttl_s
+        )
 
     def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:
         """Batches of (job id, event) for ever, of all live jobs; each job's events are whole and in order.
@@ -284,7 +288,7 @@ class JobProducer:
             self._ledger.suspect(live.job.job_id)
         return self._ledger.delivered(live.job.job_id)
 
-    async def _submit(self, live: LiveJob, terms: TenantTerms) -> list[Any]:
+    async def _submit(self, live: LiveJob, terms: TenantLimits) -> list[Any]:
         args = (*submission(live, self.controller_id), terms.weight, *astuple(self._limits.under(terms)))
         digests = self._known_blobs.unknown(live.pixels)
         for _ in range(NUM_TRIES):  # Redis may drop pixels between two tries

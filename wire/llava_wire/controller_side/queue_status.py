@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llava_wire.messages.event import Event
 from llava_wire.messages.job import Job
 
-__all__ = ["Glimpse", "Place", "QueueStats"]
+__all__ = ["JobSnapshot", "QueuePosition", "QueueStats"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class QueueStats:
 
 
 @dataclass(frozen=True)
-class Place:
+class QueuePosition:
     """Where a job stood when it came: how many jobs of its model waited, and how long these should take at
     the last minute's rate; None where nothing was done in it."""
 
@@ -32,13 +32,13 @@ class Place:
     wait_s: float | None
 
     @classmethod
-    def read(cls, num_ahead: int, wait_ms: int) -> Place:
+    def read(cls, num_ahead: int, wait_ms: int) -> QueuePosition:
         """As ``submit`` answers."""
         return cls(num_ahead, None if num_ahead and not wait_ms else wait_ms / 1000)
 
 
 @dataclass(frozen=True)
-class Glimpse:
+class JobSnapshot:
     """A look at a job: its state (queued, parked, running, done, cancelled, orphaned), and its next events.
 
     ``outline`` is the job without its messages; ``created_at`` is in s since the epoch, by Redis's clock.

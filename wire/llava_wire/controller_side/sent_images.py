@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-__all__ = ["KnownBlobs"]
+__all__ = ["SentImages"]
 
-MAX_KNOWN_BLOBS = 4096
+MAX_SENT_IMAGES = 4096
 
 
-class KnownBlobs:
+class SentImages:
     """Digests that Redis probably still has: it may drop them at any time, and says so at a submit."""
 
     def __init__(self) -> None:
@@ -26,5 +26,5 @@ class KnownBlobs:
         for digest in digests:
             self._digests[digest] = None
             self._digests.move_to_end(digest)
-        while len(self._digests) > MAX_KNOWN_BLOBS:
+        while len(self._digests) > MAX_SENT_IMAGES:
             self._digests.popitem(last=False)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["EVEN_TERMS", "TenantTerms"]
+__all__ = ["DEFAULT_TENANT_LIMITS", "TenantLimits"]
 
 
 @dataclass(frozen=True)
-class TenantTerms:
+class TenantLimits:
     """``weight`` 3 gets three times the tokens of ``weight`` 1 while both have work waiting. ``max_jobs``
     counts waiting and running jobs, ``max_cost`` their tokens together; None: as the controller is set."""
 
@@ -17,4 +17,4 @@ class TenantTerms:
     max_cost: float | None = None
 
 
-EVEN_TERMS = TenantTerms()
+DEFAULT_TENANT_LIMITS = TenantLimits()

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from llava_wire.operator.worker_commands import OrderReport
+from llava_wire.operator.worker_commands import CommandStatus
 
 __all__ = ["Heartbeat", "ImageSpec", "read_heartbeats"]
 
@@ -48,7 +48,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     is_draining: bool = False
     started_at: float = 0.0  # Unix seconds, for people; no decision depends on it
-    order: OrderReport | None = None  # the last one that an operator gave
+    order: CommandStatus | None = None  # the last one that an operator gave
     stats: dict[str, float] = {}  # the engine's, for people too; versions differ in what they count
 
 

@@ -18,7 +18,7 @@ from llava_wire.messages.job import Job
 from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, try_briefly
 from llava_wire.redis.keys import PREFIX, blob_key
 
-__all__ = ["DeadLetter", "Fleet", "Inspector", "Room", "WorkerView"]
+__all__ = ["DeadLetter", "Fleet", "Inspector", "QueueDepth", "WorkerView"]
 
 _NUM_LETTERS = 1000
 
@@ -37,7 +37,7 @@ class WorkerView:
 
 
 @dataclass(frozen=True)
-class Room:
+class QueueDepth:
     """How many jobs of a model wait, and the tokens that they will take together."""
 
     num_high: int
@@ -53,7 +53,7 @@ class Fleet:
 
     workers: tuple[WorkerView, ...]
     controllers: Mapping[str, float]
-    rooms: Mapping[str, Room]
+    rooms: Mapping[str, QueueDepth]
     num_dead_letters: int
 
 
@@ -97,7 +97,7 @@ class Inspector:
                 name.decode(): age / 1000
                 for name, age in zip(controllers[::2], controllers[1::2], strict=True)
             },
-            {name: Room(*room) for name, room in zip(names, rooms, strict=True)},
+            {name: QueueDepth(*room) for name, room in zip(names, rooms, strict=True)},
             num_letters,
         )
 

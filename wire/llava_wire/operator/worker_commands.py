@@ -13,24 +13,24 @@ import msgspec
 
 from llava_wire.redis.connection import Link, try_briefly
 
-__all__ = ["Instruction", "Order", "OrderDesk", "OrderReport"]
+__all__ = ["ModelCommand", "IssuedCommand", "CommandSender", "CommandStatus"]
 
 
-class Instruction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ModelCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Serve this model from now on, or (None) none. ``precision`` None leaves it to the worker's settings."""
 
     model: str | None = None
     precision: str | None = None
 
 
-class Order(msgspec.Struct, frozen=True):
+class IssuedCommand(msgspec.Struct, frozen=True):
     """An instruction with the id under which the worker reports on it."""
 
     order_id: str
-    instruction: Instruction
+    instruction: ModelCommand
 
 
-class OrderReport(msgspec.Struct, frozen=True, kw_only=True):
+class CommandStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How the last order stands. One that is "refused" changed nothing; one that "failed" left no model.
 
     ``progress`` is the share of the weights that is loaded.
@@ -46,13 +46,13 @@ class OrderReport(msgspec.Struct, frozen=True, kw_only=True):
         return self.state != "running"
 
 
-class OrderDesk:
+class CommandSender:
     """Where orders are given. Raises QueueUnavailable if Redis does not answer."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
         self._link = Link(url, timeout_s=timeout_s, max_connections=2)
 
-    async def give(self, worker_id: str, instruction: Instruction) -> tuple[str, bool] | None:
+    async def give(self, worker_id: str, instruction: ModelCommand) -> tuple[str, bool] | None:
         """The id of the worker's order, and whether it is this one; None if no such worker lives.
 
         The same instruction again is the same order while that is not settled; another one is not taken.

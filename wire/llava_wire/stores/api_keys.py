@@ -13,7 +13,7 @@ import msgspec
 
 from llava_wire.redis.connection import Arg, Link, try_briefly
 
-__all__ = ["ApiKey", "KeyLimits", "KeyRing"]
+__all__ = ["ApiKey", "KeyLimits", "ApiKeyStore"]
 
 
 class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -39,7 +39,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     limits: KeyLimits = KeyLimits()
 
 
-class KeyRing:
+class ApiKeyStore:
     """The keys in Redis. Every call raises QueueUnavailable if Redis does not answer."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:

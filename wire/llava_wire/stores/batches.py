@@ -16,10 +16,10 @@ import msgspec
 from llava_wire.errors import StoreFull
 from llava_wire.redis.connection import Arg, Link, try_briefly
 
-__all__ = ["Batch", "BatchIssue", "BatchOrder", "BatchStore", "BatchStats", "DrivenBatch", "Recorded"]
+__all__ = ["Batch", "BatchIssue", "BatchSpec", "BatchStore", "BatchStats", "ClaimedBatch", "RecordedResults"]
 
-Recorded = Literal["recorded", "known", "not_ours", "no_room"]
-_RECORDED: dict[int, Recorded] = {1: "recorded", 0: "known", -1: "not_ours", -2: "no_room"}
+RecordedResults = Literal["recorded", "known", "not_ours", "no_room"]
+_RECORDED: dict[int, RecordedResults] = {1: "recorded", 0: "known", -1: "not_ours", -2: "no_room"}
 
 
 class BatchIssue(msgspec.Struct, frozen=True):
@@ -31,7 +31,7 @@ class BatchIssue(msgspec.Struct, frozen=True):
     param: str | None = None
 
 
-class BatchOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class BatchSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was asked for. ``created_at`` is in Unix seconds; ``trace`` is the W3C traceparent of who asked,
     empty where nobody traces."""
 
@@ -50,7 +50,7 @@ class BatchOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Batch:
     """A batch as it stands. ``times`` are Unix seconds by state: when it came to it."""
 
-    order: BatchOrder
+    order: BatchSpec
     state: str
     expires_at: int
     num_lines: int
@@ -62,7 +62,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class DrivenBatch:
+class ClaimedBatch:
     """A batch in this driver's hands."""
 
     batch: Batch
@@ -94,7 +94,7 @@ class BatchStore:
     async def aclose(self) -> None:
         await self._link.aclose()
 
-    async def create(self, order: BatchOrder, *, num_lines: int, window_s: float) -> None:
+    async def create(self, order: BatchSpec, *, num_lines: int, window_s: float) -> None:
         """One with issues has failed already. Raises StoreFull."""
         state, window_ms = "failed" if order.issues else "validating", int(window_s * 1000)
         payload = msgspec.msgpack.encode(order)
@@ -120,11 +120,11 @@ class BatchStore:
         """The batch, which its driver ends within seconds unless it has ended; None as in ``find``."""
         return _batch(await self._call("cancel", batch_id, tenant))
 
-    async def take(self) -> DrivenBatch | None:
+    async def take(self) -> ClaimedBatch | None:
         """The next batch that nobody drives, until the lease's end."""
         answer = await self._call("take", "", self._driver, self._lease_ms)
         batch = _batch(answer[1]) if answer else None
-        return DrivenBatch(batch, answer[2] / 1000) if batch is not None else None
+        return ClaimedBatch(batch, answer[2] / 1000) if batch is not None else None
 
     async def renew(self, batch_id: str) -> tuple[str, float] | None:
         """State and seconds left; None if it is not ours any more."""
@@ -137,7 +137,7 @@ class BatchStore:
 
     async def record(
         self, batch_id: str, line: int, data: bytes, *, is_completed: bool, max_bytes: int
-    ) -> Recorded:
+    ) -> RecordedResults:
         """The line's result, unless it has one; ``max_bytes`` is of all the batch's results together."""
         outcome = "completed" if is_completed else "failed"
         answer = await self._call("result", batch_id, self._driver, line, outcome, data, max_bytes)
@@ -172,7 +172,7 @@ def _batch(answer: list[bytes]) -> Batch | None:
     if not fields:
         return None
     return Batch(
-        order=msgspec.msgpack.decode(fields["payload"], type=BatchOrder),
+        order=msgspec.msgpack.decode(fields["payload"], type=BatchSpec),
         state=fields["state"].decode(),
         expires_at=int(fields["ends"]) // 1000,
         num_lines=int(fields["total"]),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llava_wire.redis.connection import Link, try_briefly
 from llava_wire.stores.api_keys import KeyLimits
 
-__all__ = ["Allowance", "RateWindows"]
+__all__ = ["Allowance", "RateLimitStore"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Allowance:
         return self.wait_s == 0
 
 
-class RateWindows:
+class RateLimitStore:
     """The minute of each tenant. Every call raises QueueUnavailable if Redis does not answer.
 
     A charge whose answer was lost is sent again and may count twice: never in the tenant's favour, and gone

@@ -19,7 +19,7 @@ from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.event import ErrorCode, Event
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import WIRE_VERSION, Job
-from llava_wire.operator.worker_commands import Instruction, Order, OrderReport
+from llava_wire.operator.worker_commands import CommandStatus, IssuedCommand, ModelCommand
 from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, try_for_ever
 from llava_wire.redis.keys import wake_key
 
@@ -118,7 +118,7 @@ class JobConsumer:
             if self._held.get(each.job.job_id) == each.assignment_id:
                 self._forget([each.job.job_id])
 
-    async def beat(self, heartbeat: Heartbeat | None = None) -> Order | None:
+    async def beat(self, heartbeat: Heartbeat | None = None) -> IssuedCommand | None:
         """Renew the process lease and the announcement, which changes if a ``heartbeat`` is given.
 
         An operator's order is answered once, and not while the one before is running; every heartbeat has the
@@ -133,9 +133,9 @@ class JobConsumer:
         if order_id.decode() == self._last_order:
             return None
         self._last_order = order_id.decode()
-        return Order(self._last_order, msgspec.msgpack.decode(what, type=Instruction))
+        return IssuedCommand(self._last_order, msgspec.msgpack.decode(what, type=ModelCommand))
 
-    def report(self, report: OrderReport) -> None:
+    def report(self, report: CommandStatus) -> None:
         """What the heartbeats say from now on of the last order."""
         self._heartbeat = msgspec.structs.replace(self._heartbeat, order=report)
 

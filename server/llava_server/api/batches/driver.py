@@ -19,7 +19,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import anyio
-from llava_wire import Batch, BatchStore, DrivenBatch, FileStore, QueueUnavailable, Recorded, StoredFile
+from llava_wire import (
+    Batch,
+    BatchStore,
+    ClaimedBatch,
+    FileStore,
+    QueueUnavailable,
+    RecordedResults,
+    StoredFile,
+)
 
 from llava_server.api.batches.jsonl import answered, lines_of, refused, unanswered
 from llava_server.api.batches.request import BatchLine
@@ -131,7 +139,7 @@ class BatchDriver:
                     with anyio.move_on_after(_LOOK_S):
                         await self._news.wait()
 
-    async def _take(self) -> DrivenBatch | None:
+    async def _take(self) -> ClaimedBatch | None:
         if self._num_driven >= _MAX_DRIVEN:
             return None
         try:
@@ -139,7 +147,7 @@ class BatchDriver:
         except QueueUnavailable:
             return None  # the registry says so, once
 
-    async def _drive(self, driven: DrivenBatch) -> None:
+    async def _drive(self, driven: ClaimedBatch) -> None:
         batch_id = driven.batch.order.batch_id
         run = _Run(driven.batch, time.monotonic() + driven.left_s)
         logger.info("batch %s is driven here", batch_id)
@@ -258,7 +266,7 @@ class BatchDriver:
         )
         logger.info("batch %s is %s", order.batch_id, state)
 
-    async def _record(self, line: Line, result: bytes, *, is_completed: bool) -> Recorded:
+    async def _record(self, line: Line, result: bytes, *, is_completed: bool) -> RecordedResults:
         recorded = await self._batches.record(
             line.batch.order.batch_id,
             line.number,

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
-from llava_wire import Batch, BatchOrder, QueueUnavailable, StoreFull
+from llava_wire import Batch, BatchSpec, QueueUnavailable, StoreFull
 from starlette.requests import Request
 
 from llava_server.api.batches.jsonl import judged
@@ -61,7 +61,7 @@ async def create_batch(request: Request) -> dict[str, Any]:
             max_line_bytes=services.settings.max_body_mb * _MIB,
         )
         num_lines, issues = await asyncio.get_running_loop().run_in_executor(services.parsers, judge)
-        order = BatchOrder(
+        order = BatchSpec(
             batch_id=f"batch_{secrets.token_hex(16)}",
             tenant=tenant,
             input_file_id=asked.input_file_id,

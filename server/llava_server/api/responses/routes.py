@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Path, Query
-from llava_wire import Glimpse
+from llava_wire import JobSnapshot
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -151,7 +151,7 @@ async def delete_response(request: Request, response_id: ResponseId) -> Response
     return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
 
-async def _glimpse(request: Request, response_id: str, *, has_events: bool = True) -> Glimpse:
+async def _glimpse(request: Request, response_id: str, *, has_events: bool = True) -> JobSnapshot:
     """Raises ApiError: 404 for what is none of this key's stored responses."""
     number = response_id.removeprefix("resp_")
     request.state.job_id = job_id = f"chatcmpl-{number}"

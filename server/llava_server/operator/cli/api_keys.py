@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn, TypeVar
 
 import msgspec
 import typer
-from llava_wire import ApiKey, KeyLimits, KeyRing, QueueUnavailable
+from llava_wire import ApiKey, ApiKeyStore, KeyLimits, QueueUnavailable
 
 from llava_server.middleware.auth import key_digest, tenant_of
 from llava_server.settings import load_settings
@@ -99,9 +99,9 @@ def _all_keys() -> list[ApiKey]:
     return [] if news is None else news[1]
 
 
-def _with_ring(use: Callable[[KeyRing], Awaitable[T]]) -> T:
+def _with_ring(use: Callable[[ApiKeyStore], Awaitable[T]]) -> T:
     async def run() -> T:
-        ring = KeyRing(load_settings(()).redis_url.get_secret_value())
+        ring = ApiKeyStore(load_settings(()).redis_url.get_secret_value())
         try:
             return await use(ring)
         finally:

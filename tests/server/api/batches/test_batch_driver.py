@@ -8,7 +8,7 @@ import httpx2
 import pytest
 import redis
 from llava_server.middleware.auth import key_digest, tenant_of
-from llava_wire import ApiKey, KeyLimits, KeyRing
+from llava_wire import ApiKey, ApiKeyStore, KeyLimits
 from llava_wire.redis.keys import PREFIX
 
 from tests.server.batch_kit import KEYS, begin, content, ended, line, lines, results
@@ -34,7 +34,7 @@ def alice(own_stack: Callable[..., Stack]) -> Iterator[tuple[Stack, httpx2.Clien
 
 async def let_in(url: str, **limits: int) -> str:
     """Puts the key on the ring; its digest."""
-    ring, digest = KeyRing(url), key_digest(KEYS[0])
+    ring, digest = ApiKeyStore(url), key_digest(KEYS[0])
     await ring.add(ApiKey(digest=digest, name="alice", created_at=1.0, limits=KeyLimits(**limits)))
     await ring.aclose()
     return digest
@@ -62,7 +62,7 @@ async def test_of_a_revoked_key_nothing_more_runs(alice: tuple[Stack, httpx2.Cli
     wait_until(lambda: http.get("/v1/batches").status_code == 200)
     batch = begin(http, lines(*(line(str(n), "hold") for n in range(2)), line("last", "say yes")))
     wait_until(lambda: len(stack.worker.assignments) == 2)
-    ring = KeyRing(queue_url)
+    ring = ApiKeyStore(queue_url)
     await ring.remove(digest)
     await ring.aclose()
     wait_until(lambda: not stack.server.app.state.services.keys.may_ask(tenant_of(digest)))
