@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from llava_wire import ModelCommand
+from llava_wire.messages.commands import ModelCommand
 from llava_worker.model_switch import OrderRefused, settings_for
 from llava_worker.settings import Settings, load_settings
 

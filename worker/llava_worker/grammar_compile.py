@@ -6,7 +6,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from llava_wire import ErrorCode, Grammar, Job, JobError
+from llava_wire.messages.event import ErrorCode, JobError
+from llava_wire.messages.job import Job
+from llava_wire.messages.sampling_params import Grammar
 
 from llava_worker.engine.structured_output.to_lark import GrammarRefused
 

@@ -9,17 +9,17 @@ import logging
 import time
 
 import msgspec
-from llava_wire import (
-    Assignment,
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import (
     ErrorCode,
     Event,
     Final,
     FinishReason,
     JobError,
-    SamplingParams,
     TokenLogprob,
     TokenScore,
 )
+from llava_wire.messages.sampling_params import SamplingParams
 
 from llava_worker.engine import Sampling, Sequence, StepOutput, TokenLogprobs
 from llava_worker.engine.core.sequence import Pixels

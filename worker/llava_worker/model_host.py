@@ -20,7 +20,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
-from llava_wire import CommandStatus, Heartbeat, IssuedCommand, JobConsumer
+from llava_wire.messages.commands import CommandStatus, IssuedCommand
+from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.worker_side.consumer import JobConsumer
 
 from llava_worker.event_wait import wait_until_set
 from llava_worker.job_output import Answer

@@ -19,7 +19,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from llava_wire import Assignment, Grammar, Heartbeat, IssuedCommand, JobConsumer
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.commands import IssuedCommand
+from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.messages.sampling_params import Grammar
+from llava_wire.worker_side.consumer import JobConsumer
 
 from llava_worker.engine.core.sequence import Sequence
 from llava_worker.engine_thread import EXIT_BROKEN, Engine, EngineThread, News

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
-from llava_wire import Event, ImageSpec, Job, QueuePosition
+from llava_wire.controller_side.queue_status import QueuePosition
+from llava_wire.messages.event import Event
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import Job
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 

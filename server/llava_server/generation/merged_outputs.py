@@ -6,7 +6,9 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from llava_wire import Event, Job, JobError, QueuePosition
+from llava_wire.controller_side.queue_status import QueuePosition
+from llava_wire.messages.event import Event, JobError
+from llava_wire.messages.job import Job
 
 from llava_server.errors import ApiError, from_job_error
 from llava_server.generation.controller import Controller

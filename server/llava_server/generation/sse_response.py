@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import anyio
 import msgspec
-from llava_wire import Event
+from llava_wire.messages.event import Event
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 

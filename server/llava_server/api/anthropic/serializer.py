@@ -11,7 +11,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llava_wire import Event, Final, FinishReason, Job
+from llava_wire.messages.event import Event, Final, FinishReason
+from llava_wire.messages.job import Job
 
 from llava_server.api.chat.serializer import WholeAnswer, call_id
 from llava_server.api.tools.parser import Called, Piece, Said, ToolReader, call_mode

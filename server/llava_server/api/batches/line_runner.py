@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
-from llava_wire import Job, QueueUnavailable
+from llava_wire.errors import QueueUnavailable
+from llava_wire.messages.job import Job
 
 from llava_server.api.batches.driver import BatchDriver, Line
 from llava_server.api.chat.request import ChatRequest

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llava_wire import Event, FinishReason, Job, TokenLogprob, TokenScore
+from llava_wire.messages.event import Event, FinishReason, TokenLogprob, TokenScore
+from llava_wire.messages.job import Job
 
 from llava_server.api.tools.parser import Called, Piece, Said, ToolReader, call_mode
 from llava_server.generation.sse import DONE, encode_error, encode_event

@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llava_wire import Event, Job, TokenLogprob, TokenScore
+from llava_wire.messages.event import Event, TokenLogprob, TokenScore
+from llava_wire.messages.job import Job
 
 from llava_server.api.chat.serializer import WholeAnswer, token_text
 from llava_server.api.completions.request import CompletionRequest

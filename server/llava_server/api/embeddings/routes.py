@@ -8,7 +8,8 @@ import sys
 from typing import Any
 
 from fastapi import APIRouter
-from llava_wire import Final, Job
+from llava_wire.messages.event import Final
+from llava_wire.messages.job import Job
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 

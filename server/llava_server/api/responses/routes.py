@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Path, Query
-from llava_wire import JobSnapshot
+from llava_wire.controller_side.queue_status import JobSnapshot
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 

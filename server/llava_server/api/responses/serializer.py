@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from llava_wire import Event, Final, FinishReason, Job
+from llava_wire.messages.event import Event, Final, FinishReason
+from llava_wire.messages.job import Job
 
 from llava_server.api.chat.serializer import SERVICE_TIERS, WholeAnswer, call_id, token_logprobs
 from llava_server.api.responses.request import ResponseRequest

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
-from llava_wire import Event, Job
+from llava_wire.messages.event import Event
+from llava_wire.messages.job import Job
 from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from llava_wire import Job
+from llava_wire.messages.job import Job
 
 from llava_server.api.tools.prompt import CALL_BEGIN
 
