@@ -18,7 +18,7 @@ from tests.machine_speed import SPEED, scaled
 TESTS = Path(__file__).parent
 HAS_NVIDIA_DRIVER = Path("/dev/nvidiactl").exists()
 
-# Triton reads this when it is first imported, by a test module: without a GPU its kernels run in its interpreter.
+# Triton reads this when a test module first imports it: without a GPU, kernels run in its interpreter.
 if not HAS_NVIDIA_DRIVER:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
