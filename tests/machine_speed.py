@@ -1,8 +1,9 @@
 """Timeouts of tests, scaled to how fast this machine runs right now.
 
 A timeout in a test bounds how long a failing test waits; it never decides whether a test passes on a slow or
-busy machine. Each one is written for an idle machine and passed through ``scaled``. The speed is the wall time
-of a fixed computation in a new process: a machine whose cores are taken by other programs counts as a slow one.
+busy machine. Each one is written for an idle machine and passed through ``scaled``. The speed is the wall
+time of a fixed computation in a new process: a machine whose cores are taken by other programs counts as a
+slow one.
 """
 
 from __future__ import annotations
