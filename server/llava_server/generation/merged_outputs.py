@@ -15,10 +15,10 @@ from llava_server.generation.controller import Controller
 from llava_server.generation.output_queue import Answer
 from llava_server.middleware.tracing import span
 
-__all__ = ["Choices"]
+__all__ = ["MergedOutputs"]
 
 
-class Choices:
+class MergedOutputs:
     """Read by one coroutine, until every choice had its last event. Who makes it must ``aclose`` it."""
 
     def __init__(
