@@ -13,7 +13,8 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from llava_wire import JobProducer, QueueUnavailable
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.errors import QueueUnavailable
 from llava_wire.otel import TracingUnavailable, open_tracing
 
 from llava_server.app import create_app

@@ -28,7 +28,7 @@ from llava_server.api.parse import parameter_error
 from llava_server.api.responses import routes as responses
 from llava_server.api.tokenize import routes as tokens
 from llava_server.errors import ApiError
-from llava_server.generation.sse_response import ClientGone
+from llava_server.generation.disconnect import ClientDisconnected
 from llava_server.lifespan import open_services
 from llava_server.middleware.auth import ApiKeys, Authentication, is_public
 from llava_server.middleware.body_limit import Admission, AdmissionLimits
@@ -76,7 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
             ApiError: _on_api_error,
             HTTPException: _on_http_exception,
             RequestValidationError: _on_wrong_parameter,
-            ClientGone: _on_client_gone,
+            ClientDisconnected: _on_client_gone,
         },
         redoc_url=None,
         redirect_slashes=False,

@@ -10,16 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from llava_wire import (
-    ApiKeyStore,
-    BatchStore,
-    CommandSender,
-    FileLimits,
-    FileStore,
-    Inspector,
-    JobProducer,
-    RateLimitStore,
-)
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.operator.inspector import Inspector
+from llava_wire.operator.worker_commands import CommandSender
+from llava_wire.stores.api_keys import ApiKeyStore
+from llava_wire.stores.batches import BatchStore
+from llava_wire.stores.files import FileLimits, FileStore
+from llava_wire.stores.rate_limits import RateLimitStore
 from starlette.requests import Request
 
 from llava_server.engine_metrics import EngineCollector

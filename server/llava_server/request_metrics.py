@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from llava_wire import BatchStats, Event
+from llava_wire.messages.event import Event
+from llava_wire.stores.batches import BatchStats
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 __all__ = ["AnswerMeter", "Meter", "Metrics", "Unmeasured"]

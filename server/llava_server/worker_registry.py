@@ -11,7 +11,9 @@ import logging
 import time
 from dataclasses import dataclass
 
-from llava_wire import Heartbeat, ImageSpec, JobProducer, QueueUnavailable
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.errors import QueueUnavailable
+from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
 
 from llava_server.errors import ApiError
 from llava_server.request_metrics import Metrics

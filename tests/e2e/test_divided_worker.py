@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 import psutil
 import pytest
-from llava_wire import ImageRef
+from llava_wire.messages.job import ImageRef
 
 from tests.e2e.worker_process import Fleet
 from tests.worker.asker import Asker, asking, wait_until

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from llava_wire import FinishReason
+from llava_wire.messages.event import FinishReason
 
 from tests.e2e.worker_process import Fleet, WorkerProcess, fleet_of, undisturbed
 from tests.worker.asker import Asker, asking, wait_until

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from llava_wire import Message
+from llava_wire.messages.job import Message
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import Sampling, Sequence
 from llava_worker.language.detokenizer import Detokenizer

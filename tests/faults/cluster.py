@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 import redis
-from llava_wire import Heartbeat
+from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.redis.keys import PERMANENT, PREFIX
 
 from tests.faults.processes import ControllerProcess, WorkerProcess, wait_until

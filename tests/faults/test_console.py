@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 from llava_server.operator.cli.doctor import judge
-from llava_wire import Fleet, Job, Message, SamplingParams
+from llava_wire.messages.job import Job, Message
+from llava_wire.messages.sampling_params import SamplingParams
+from llava_wire.operator.inspector import Fleet
 from llava_wire.redis.keys import PREFIX
 
 from tests.e2e.worker_process import undisturbed

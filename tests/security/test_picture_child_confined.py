@@ -14,7 +14,7 @@ from llava_server.images import decoder_process
 from llava_server.images.decoder_pool import DecodePool
 from llava_server.images.errors import PictureLimits
 from llava_server.images.sandbox import _MACHINES, confine
-from llava_wire import ImageSpec
+from llava_wire.messages.heartbeat import ImageSpec
 
 from tests.server.pictures import encoded, scene
 

@@ -9,21 +9,14 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from llava_wire import (
-    Assignment,
-    Event,
-    Final,
-    FinishReason,
-    Heartbeat,
-    ImageRef,
-    ImageSpec,
-    Job,
-    JobConsumer,
-    JobProducer,
-    Message,
-    SamplingParams,
-)
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import Event, Final, FinishReason
+from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
+from llava_wire.messages.job import ImageRef, Job, Message
+from llava_wire.messages.sampling_params import SamplingParams
 from llava_wire.redis.keys import PERMANENT, PREFIX
+from llava_wire.worker_side.consumer import JobConsumer
 
 from tests.wire.redis_server import RedisServer
 

@@ -11,18 +11,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from llava_wire import (
-    Event,
-    Final,
-    ImageRef,
-    Job,
-    JobProducer,
-    Message,
-    PromptForm,
-    SamplingParams,
-    Task,
-    TokenLogprob,
-)
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.messages.event import Event, Final, TokenLogprob
+from llava_wire.messages.job import ImageRef, Job, Message, PromptForm, Task
+from llava_wire.messages.sampling_params import SamplingParams
 
 REAP_S = 0.2
 

@@ -6,19 +6,10 @@ import time
 from dataclasses import replace
 
 import pytest
-from llava_wire import (
-    Assignment,
-    ErrorCode,
-    Event,
-    FinishReason,
-    ImageRef,
-    Job,
-    JobError,
-    Message,
-    SamplingParams,
-    TokenLogprob,
-    TokenScore,
-)
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import ErrorCode, Event, FinishReason, JobError, TokenLogprob, TokenScore
+from llava_wire.messages.job import ImageRef, Job, Message
+from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.engine import ImageSpan, Sampling, StepOutput, TokenLogprobs
 from llava_worker.engine_thread import Refusal
 from llava_worker.job_output import JobOutput

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from llava_wire import Assignment, ErrorCode, Event, FinishReason, Job, JobError, Message, SamplingParams
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import ErrorCode, Event, FinishReason, JobError
+from llava_wire.messages.job import Job, Message
+from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.engine import StepOutput, TokenLogprobs
 from llava_worker.job_output import JobOutput
 from llava_worker.job_sequence import make_sequence

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import Job, SamplingParams
+from llava_wire.messages.job import Job
+from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.slots import has_overflow_slot, sequence_priority
 
 from tests.worker.asker import Asker, wait_until

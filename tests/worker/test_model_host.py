@@ -15,7 +15,11 @@ from pathlib import Path
 import llava_worker
 import psutil
 import pytest
-from llava_wire import CommandSender, CommandStatus, Heartbeat, Inspector, JobConsumer, ModelCommand
+from llava_wire.messages.commands import CommandStatus, ModelCommand
+from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.operator.inspector import Inspector
+from llava_wire.operator.worker_commands import CommandSender
+from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.model_host import LOADER, ModelHost
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings

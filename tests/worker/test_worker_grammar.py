@@ -6,7 +6,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from llava_wire import ErrorCode, FinishReason, Grammar
+from llava_wire.messages.event import ErrorCode, FinishReason
+from llava_wire.messages.sampling_params import Grammar
 from llava_worker.engine.structured_output.grammar_cache import Grammars
 from llava_worker.language.tokenizer import ByteTokenizer
 

@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
-from llava_wire import ErrorCode, FinishReason, ImageRef, JobConsumer, JobError, Message
+from llava_wire.messages.event import ErrorCode, FinishReason, JobError
+from llava_wire.messages.job import ImageRef, Message
+from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import EngineStats, Sequence, StepOutput
 from llava_worker.engine.structured_output.grammar_cache import Grammars

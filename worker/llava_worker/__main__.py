@@ -15,8 +15,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from llava_wire import JobConsumer, QueueUnavailable
+from llava_wire.errors import QueueUnavailable
 from llava_wire.otel import SCOPE, TracingUnavailable, open_tracing
+from llava_wire.worker_side.consumer import JobConsumer
 
 from llava_worker.engine_thread import EXIT_BROKEN
 from llava_worker.gpu_health import log_health

@@ -9,8 +9,8 @@ import logging
 from typing import Protocol
 
 import msgspec
-from llava_wire import (
-    Assignment,
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import (
     ErrorCode,
     Event,
     Final,

@@ -7,7 +7,10 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from llava_wire import Assignment, ErrorCode, Grammar, Job, JobError, SamplingParams
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import ErrorCode, JobError
+from llava_wire.messages.job import Job
+from llava_wire.messages.sampling_params import Grammar, SamplingParams
 
 from llava_worker.engine import Sampling, Sequence
 from llava_worker.engine.core.sequence import Pixels

@@ -19,7 +19,9 @@ from typing import Literal
 
 import msgspec
 from anyio import CancelScope, move_on_after
-from llava_wire import CommandStatus, Heartbeat, IssuedCommand, JobConsumer
+from llava_wire.messages.commands import CommandStatus, IssuedCommand
+from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.worker_side.consumer import JobConsumer
 
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.load_progress import LoadProgress

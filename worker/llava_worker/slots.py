@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llava_wire import Job
+from llava_wire.messages.job import Job
 
 __all__ = ["has_overflow_slot", "sequence_priority"]
 

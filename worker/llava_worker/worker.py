@@ -22,7 +22,11 @@ from typing import TYPE_CHECKING
 import msgspec
 from anyio import CancelScope, create_task_group, current_time, move_on_after
 from anyio.abc import TaskGroup
-from llava_wire import Assignment, Grammar, Heartbeat, IssuedCommand, JobConsumer
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.commands import IssuedCommand
+from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.messages.sampling_params import Grammar
+from llava_wire.worker_side.consumer import JobConsumer
 
 from llava_worker.engine.core.sequence import Sequence
 from llava_worker.engine_thread import EXIT_BROKEN, Engine, EngineThread, News

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
-from llava_wire import Event, ImageSpec, Job, QueuePosition
+from llava_wire.controller_side.queue_status import QueuePosition
+from llava_wire.messages.event import Event
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import Job
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -22,8 +25,11 @@ from llava_server.api.chat.request import ChatRequest
 from llava_server.api.job_builder import WantedPicture, images_of, to_jobs
 from llava_server.api.parse import check_sizes, idempotency_key
 from llava_server.errors import ApiError
-from llava_server.generation.merged_outputs import Choices
-from llava_server.generation.sse_response import EventStream, Writer, collect, stream_pace, until_gone
+from llava_server.generation.collect import collect
+from llava_server.generation.disconnect import cancel_on_disconnect
+from llava_server.generation.merged_outputs import MergedOutputs
+from llava_server.generation.serializer import Serializer
+from llava_server.generation.sse_response import EventStream, stream_pace
 from llava_server.images.errors import PictureRefused
 from llava_server.images.loader import FittedPicture
 from llava_server.lifespan import Services, services_of
@@ -52,11 +58,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Opened:
-    """An answer that has begun; ``job`` is its first choice's. Who has it must ``aclose`` the choices."""
+    """An answer that has begun; ``job`` is its first choice's. Who has it must ``aclose`` the outputs."""
 
     job: Job
     model: ServedModel
-    choices: Choices
+    outputs: MergedOutputs
     first: tuple[int, Event]
 
 
@@ -114,36 +120,36 @@ async def open_jobs(
     """The jobs submitted, and the first event of any of them. Who ``is_kept`` outlives its connection; an
     error names the ``field``. Raises ApiError."""
     request.state.job_id = jobs[0].job_id
-    choices = Choices(services_of(request).controller, is_kept=is_kept, field=field)
+    outputs = MergedOutputs(services_of(request).controller, is_kept=is_kept, field=field)
     try:
-        await choices.submit(jobs[:1], pixels)
+        await outputs.submit(jobs[:1], pixels)
         with span("first event"):
-            index, first = await choices.next()
+            index, first = await outputs.next()
         if first.final is not None and first.final.error is not None:
-            raise choices.failure(index, first.final.error)
+            raise outputs.failure(index, first.final.error)
         # Only now: where the first choice runs, the others find the prompt computed.
-        await choices.submit(jobs[1:], pixels)
+        await outputs.submit(jobs[1:], pixels)
     except BaseException:
-        await choices.aclose()
+        await outputs.aclose()
         raise
-    return Opened(jobs[0], model, choices, (index, first))
+    return Opened(jobs[0], model, outputs, (index, first))
 
 
-async def reply(request: Request, opened: Opened, writer: Writer, *, is_stream: bool) -> Response:
-    """The answer in the writer's words; closes the choices in the end. Raises ApiError and ClientGone."""
-    services, choices = services_of(request), opened.choices
+async def reply(request: Request, opened: Opened, serializer: Serializer, *, is_stream: bool) -> Response:
+    """The response, written by the serializer. Closes the outputs. Raises ApiError and ClientDisconnected."""
+    services, outputs = services_of(request), opened.outputs
     arrived_at, metrics = request.state.arrived_at, services.metrics
-    meters = [AnswerMeter(metrics, opened.model.name, arrived_at=arrived_at) for _ in range(len(choices))]
-    told = queue_headers(choices.place)
+    meters = [AnswerMeter(metrics, opened.model.name, arrived_at=arrived_at) for _ in range(len(outputs))]
+    told = queue_headers(outputs.place)
     if is_stream:
-        stream = EventStream(choices, opened.first, writer, meters, stream_pace(services.settings))
+        stream = EventStream(outputs, opened.first, serializer, meters, stream_pace(services.settings))
         stream.headers.update(told)
         return stream
     try:
-        answers = await until_gone(request.receive, collect(choices, opened.first, meters))
+        answers = await cancel_on_disconnect(request.receive, collect(outputs, opened.first, meters))
     finally:
-        await choices.aclose()
-    return JSONResponse(writer.whole(answers), headers=told)
+        await outputs.aclose()
+    return JSONResponse(serializer.to_response(answers), headers=told)
 
 
 def queue_headers(place: QueuePosition | None) -> dict[str, str]:

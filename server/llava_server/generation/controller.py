@@ -19,17 +19,11 @@ from contextlib import contextmanager
 
 import anyio
 import msgspec
-from llava_wire import (
-    AlreadySubmitted,
-    DuplicateJob,
-    Job,
-    JobProducer,
-    JobSnapshot,
-    QueueFull,
-    QueueUnavailable,
-    TenantLimits,
-    TenantOverLimit,
-)
+from llava_wire.controller_side.limits import TenantLimits
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.controller_side.queue_status import JobSnapshot
+from llava_wire.errors import AlreadySubmitted, DuplicateJob, QueueFull, QueueUnavailable, TenantOverLimit
+from llava_wire.messages.job import Job
 
 from llava_server.errors import ApiError, answer_not_found, from_wire_error
 from llava_server.generation.detached_jobs import Unread

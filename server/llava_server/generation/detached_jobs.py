@@ -6,7 +6,8 @@ import logging
 import math
 import time
 
-from llava_wire import JobProducer, QueueUnavailable
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.errors import QueueUnavailable
 
 from llava_server.generation.output_queue import Answer
 from llava_server.request_metrics import Metrics

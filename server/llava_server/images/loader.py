@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from llava_wire import ImageRef, ImageSpec
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef
 
 from llava_server.images.data_url import Upload, parse_data_url
 from llava_server.images.decoder_pool import DecodePool, Picture

@@ -13,7 +13,8 @@ import logging
 import time
 from collections.abc import Iterable
 
-from llava_wire import ApiKeyStore, KeyLimits, QueueUnavailable
+from llava_wire.errors import QueueUnavailable
+from llava_wire.stores.api_keys import ApiKeyStore, KeyLimits
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 
-from llava_wire import Allowance, KeyLimits, QueueUnavailable, RateLimitStore
+from llava_wire.errors import QueueUnavailable
+from llava_wire.stores.api_keys import KeyLimits
+from llava_wire.stores.rate_limits import Allowance, RateLimitStore
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 

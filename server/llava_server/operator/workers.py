@@ -11,7 +11,9 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
-from llava_wire import CommandStatus, ModelCommand, QueueUnavailable, WorkerView
+from llava_wire.errors import QueueUnavailable
+from llava_wire.messages.commands import CommandStatus, ModelCommand
+from llava_wire.operator.inspector import WorkerView
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response

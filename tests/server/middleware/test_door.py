@@ -249,7 +249,7 @@ def test_logs_hold_neither_prompt_nor_key_nor_picture(
 
 def announce_again(stack: Stack) -> None:
     """The registry sees a live worker although none pulls."""
-    from llava_wire import JobConsumer
+    from llava_wire.worker_side.consumer import JobConsumer
 
     async def announce() -> None:
         consumer = await JobConsumer.connect(stack.worker._url, stack.worker._heartbeat, lease_s=60)

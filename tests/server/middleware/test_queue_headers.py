@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 from llava_server.api.handler import queue_headers
-from llava_wire import QueuePosition
+from llava_wire.controller_side.queue_status import QueuePosition
 
 from tests.server.conftest import Stack, wait_until
 from tests.server.scripted_worker import MODEL

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from llava_wire import ImageSpec
+from llava_wire.messages.heartbeat import ImageSpec
 
 from tests.server.conftest import Serve, text_of, wait_until
 from tests.server.pictures import encoded, part, scene

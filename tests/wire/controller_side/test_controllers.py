@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import ErrorCode
+from llava_wire.messages.event import ErrorCode
 from llava_wire.redis.keys import PREFIX
 
 from tests.wire.lab import STOP, Lab, frame, make_job, picture, wait_until

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import AlreadySubmitted, DuplicateJob, QueueUnavailable
+from llava_wire.errors import AlreadySubmitted, DuplicateJob, QueueUnavailable
 from llava_wire.redis.keys import PREFIX
 
 from tests.wire.lab import STOP, Lab, begins_anew, frame, make_job, wait_until

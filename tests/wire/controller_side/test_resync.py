@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from llava_wire import ErrorCode, JobConsumer, JobProducer, QueueUnavailable
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.errors import QueueUnavailable
+from llava_wire.messages.event import ErrorCode
 from llava_wire.redis.keys import PREFIX
+from llava_wire.worker_side.consumer import JobConsumer
 
 from tests.wire.lab import STOP, Lab, frame, heartbeat, make_job, picture, wait_until
 from tests.wire.redis_server import KINDS, RedisServer, binary

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from llava_wire import QueueFull, QueueUnavailable
 from llava_wire.controller_side.sent_images import MAX_SENT_IMAGES
+from llava_wire.errors import QueueFull, QueueUnavailable
 from llava_wire.redis.connection import Link
 from llava_wire.redis.keys import PREFIX
 

@@ -3,9 +3,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from llava_wire import Job, JobConsumer
+from llava_wire.messages.job import Job
 from llava_wire.redis.connection import Link
 from llava_wire.redis.keys import PERMANENT, PREFIX
+from llava_wire.worker_side.consumer import JobConsumer
 
 from tests.wire.lab import STOP, Lab, frame, make_job, picture, wait_until
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import ErrorCode, FinishReason
+from llava_wire.messages.event import ErrorCode, FinishReason
 from llava_wire.redis.keys import PREFIX
 
 from tests.wire.lab import STOP, Lab, frame, heartbeat, make_job, wait_until

@@ -10,7 +10,9 @@ import llava_worker
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llava_wire import ErrorCode, ImageRef, ImageSpec, Message
+from llava_wire.messages.event import ErrorCode
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef, Message
 from llava_worker.choose_template import choose_template
 from llava_worker.language.hf_tokenizer import FileTokenizer
 from llava_worker.language.jinja_template import ChatTemplate, ChatTemplateError, read_chat_template

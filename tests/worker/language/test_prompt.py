@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import ErrorCode, ImageRef, ImageSpec, Message
+from llava_wire.messages.event import ErrorCode
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef, Message
 from llava_worker.language.prompt_builder import Prompt, PromptBuilder, PromptError
 from llava_worker.language.templates import CONVERSATIONS
 from llava_worker.language.tokenizer import ByteTokenizer, TextTokenizer

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from llava_wire import Assignment, ErrorCode, FinishReason, ImageRef, ImageSpec, Job, Message, SamplingParams
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import ErrorCode, FinishReason
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef, Job, Message
+from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.job_output import JobOutput
 from llava_worker.language.jinja_template import ChatTemplate
 from llava_worker.language.prompt_builder import PromptBuilder, PromptError

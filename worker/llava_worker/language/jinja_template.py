@@ -17,7 +17,8 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from llava_wire import ErrorCode, ImageRef, Message
+from llava_wire.messages.event import ErrorCode
+from llava_wire.messages.job import ImageRef, Message
 
 from llava_worker.language.prompt_formats import Piece, PromptError, Special, check_turns
 

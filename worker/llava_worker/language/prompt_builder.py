@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from llava_wire import ErrorCode, ImageRef, ImageSpec, Job, Message
+from llava_wire.messages.event import ErrorCode
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef, Job, Message
 
 from llava_worker.engine import ImageSpan
 from llava_worker.language.prompt_formats import Piece, PromptError, Special, Template

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from llava_wire import ErrorCode, ImageRef, JobError, Message
+from llava_wire.messages.event import ErrorCode, JobError
+from llava_wire.messages.job import ImageRef, Message
 
 __all__ = ["Conversation", "Piece", "PromptError", "Shape", "Special", "Template", "check_turns"]
 

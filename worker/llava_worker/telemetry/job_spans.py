@@ -14,7 +14,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from llava_wire import Assignment, Job, JobError
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import JobError
+from llava_wire.messages.job import Job
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 

@@ -19,15 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import anyio
-from llava_wire import (
-    Batch,
-    BatchStore,
-    ClaimedBatch,
-    FileStore,
-    QueueUnavailable,
-    RecordedResults,
-    StoredFile,
-)
+from llava_wire.errors import QueueUnavailable
+from llava_wire.stores.batches import Batch, BatchStore, ClaimedBatch, RecordedResults
+from llava_wire.stores.files import FileStore, StoredFile
 
 from llava_server.api.batches.jsonl import answered, lines_of, refused, unanswered
 from llava_server.api.batches.request import BatchLine

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
-from llava_wire import Job, QueueUnavailable
+from llava_wire.errors import QueueUnavailable
+from llava_wire.messages.job import Job
 
 from llava_server.api.batches.driver import BatchDriver, Line
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.chat.serializer import AnswerWriter
+from llava_server.api.chat.serializer import ChatSerializer
 from llava_server.api.handler import jobs_of
 from llava_server.api.parse import parse_request
 from llava_server.errors import ApiError
-from llava_server.generation.merged_outputs import Choices
-from llava_server.generation.sse_response import collect
+from llava_server.generation.collect import collect
+from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.lifespan import Services
 from llava_server.middleware.rate_limit import RateLimiter
 from llava_server.middleware.tracing import traced_by
@@ -85,16 +86,16 @@ class _Asker:
         await self._limiter.take_request(tenant)
         model, jobs, pixels = await jobs_of(services, chat, tenant=tenant, key=line.key)
         jobs = [msgspec.structs.replace(job, priority=_BELOW_ALL) for job in jobs]
-        choices = Choices(services.controller, is_kept=True)
+        outputs = MergedOutputs(services.controller, is_kept=True)
         try:
-            await choices.submit(jobs, pixels)
-            answers = await collect(choices, await choices.next(), [Unmeasured() for _ in jobs])
+            await outputs.submit(jobs, pixels)
+            answers = await collect(outputs, await outputs.next(), [Unmeasured() for _ in jobs])
         finally:
-            await choices.aclose()
+            await outputs.aclose()
             if line.is_unwanted():
                 await self._cancel(jobs)
         shown = msgspec.structs.replace(jobs[0], priority=_LOWEST)
-        return AnswerWriter(shown, model.fingerprint).whole(answers)
+        return ChatSerializer(shown, model.fingerprint).to_response(answers)
 
     async def _cancel(self, jobs: list[Job]) -> None:
         """Also works while the caller itself is being cancelled."""

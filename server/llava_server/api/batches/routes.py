@@ -10,7 +10,8 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
-from llava_wire import Batch, BatchSpec, QueueUnavailable, StoreFull
+from llava_wire.errors import QueueUnavailable, StoreFull
+from llava_wire.stores.batches import Batch, BatchSpec
 from starlette.requests import Request
 
 from llava_server.api.batches.jsonl import judged

@@ -7,7 +7,8 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
-from llava_wire import QueueUnavailable, StoredFile, StoreFull
+from llava_wire.errors import QueueUnavailable, StoreFull
+from llava_wire.stores.files import StoredFile
 from starlette.requests import Request
 from starlette.responses import Response
 

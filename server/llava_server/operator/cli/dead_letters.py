@@ -9,7 +9,9 @@ import sys
 import time
 
 import msgspec
-from llava_wire import DeadLetter, Inspector, JobProducer, QueueUnavailable, WireError
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.errors import QueueUnavailable, WireError
+from llava_wire.operator.inspector import DeadLetter, Inspector
 from rich.console import Console
 
 from llava_server.periodic import every

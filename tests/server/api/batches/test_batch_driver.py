@@ -8,8 +8,8 @@ import httpx2
 import pytest
 import redis
 from llava_server.middleware.auth import key_digest, tenant_of
-from llava_wire import ApiKey, ApiKeyStore, KeyLimits
 from llava_wire.redis.keys import PREFIX
+from llava_wire.stores.api_keys import ApiKey, ApiKeyStore, KeyLimits
 
 from tests.server.batch_kit import KEYS, begin, content, ended, line, lines, results
 from tests.server.conftest import Serve, Stack, wait_until

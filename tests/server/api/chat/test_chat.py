@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from llava_server.errors import from_job_error
-from llava_wire import ErrorCode, JobError
+from llava_wire.messages.event import ErrorCode, JobError
 
 from tests.server.conftest import Stack, text_of, wait_until
 from tests.server.scripted_worker import MODEL

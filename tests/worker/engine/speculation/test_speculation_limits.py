@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from llava_wire import Assignment, FinishReason, Job, Message, SamplingParams
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import FinishReason
+from llava_wire.messages.job import Job, Message
+from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.engine import Sequence
 from llava_worker.engine.core.block_manager import BlockManager
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
