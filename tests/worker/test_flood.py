@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from llava_wire.messages.job import Job
 from llava_wire.messages.sampling_params import SamplingParams
-from llava_worker.slots import takes_guest, urgency
+from llava_worker.slots import has_overflow_slot, sequence_priority
 
 from tests.waiting import async_wait_until
 from tests.worker.asker import Asker
@@ -47,7 +47,7 @@ class Steps:
         return first, count
 
     def _is_in_engine(self, job: str) -> bool:
-        held = self.run.worker._answers.get(job)
+        held = self.run.worker._outputs.get(job)
         names = [running.sequence.seq_id for running in list(self.run.engine.echo._sequences.values())]
         return held is not None and held.assignment.assignment_id in names
 
@@ -117,9 +117,13 @@ def test_the_first_of_a_key_goes_before_further_ones_of_its_priority() -> None:
         Job(job_id=name, model="m", tenant=tenant, messages=(), sampling=SamplingParams(seed=1), cost=1.0)
         for name, tenant in (("1", "a"), ("2", "a"), ("3", "b"))
     )
-    assert urgency(first, []) == urgency(other, [first, further]) > urgency(further, [first])
+    assert (
+        sequence_priority(first, [])
+        == sequence_priority(other, [first, further])
+        > sequence_priority(further, [first])
+    )
 
 
 def test_guests_come_when_all_places_are_full_and_are_a_few() -> None:
-    assert [num_held for num_held in range(30) if takes_guest(num_held, 16)] == [16, 17, 18, 19]
-    assert [num_held for num_held in range(30) if takes_guest(num_held, 1)] == [1]
+    assert [num_held for num_held in range(30) if has_overflow_slot(num_held, 16)] == [16, 17, 18, 19]
+    assert [num_held for num_held in range(30) if has_overflow_slot(num_held, 1)] == [1]
