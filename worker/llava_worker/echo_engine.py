@@ -1,11 +1,11 @@
 """EchoEngine: the engine's interface without a model, for tests, demos and load on everything around it.
 
-Output consists of lower-case words and is a function of the prompt, the images' digests, the tokens so far and
-(unless greedy) the seed, so that a stream continued by another worker equals an uninterrupted one. Some letters
-take two tokens, as in real vocabularies. An embedding counts the prompt's tokens, or is the image's digest. The
-supported sampling parameters are temperature, top_p, seed, ignore_eos, stop_token_ids and num_logprobs, also
-for prompts. ``step_s`` slows it down so that streams can be interrupted. Faults, if enabled, are requested by a
-marker in the prompt:
+Output consists of lower-case words and is a function of the prompt, the images' digests, the tokens so far
+and (unless greedy) the seed, so that a stream continued by another worker equals an uninterrupted one. Some
+letters take two tokens, as in real vocabularies. An embedding counts the prompt's tokens, or is the image's
+digest. The supported sampling parameters are temperature, top_p, seed, ignore_eos, stop_token_ids and
+num_logprobs, also for prompts. ``step_s`` slows it down so that streams can be interrupted. Faults, if
+enabled, are requested by a marker in the prompt:
 
     [[crash at 5]]   the process ends at once, as if killed, before token 5
     [[fail at 5]]    the step raises, as a broken device does

@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 
 class AsyncPipeline:
-    """Schedules, launches and reads steps. At most two are in flight during `next`, at most one between calls."""
+    """Schedules, launches and reads steps. At most two are in flight during `next`, at most one between
+    calls."""
 
     def __init__(
         self,
@@ -77,9 +78,7 @@ class AsyncPipeline:
     def _launch_scheduled(self) -> InFlightStep | None:
         with self._runner.timer("schedule"):
             scheduled = self._scheduler.schedule()
-            chunks = self._speculation.add_drafts(
-                scheduled.chunks, num_spare=len(self._scheduler.running)
-            )
+            chunks = self._speculation.add_drafts(scheduled.chunks, num_spare=len(self._scheduler.running))
         if not chunks:
             return None
         self._began = time.perf_counter()

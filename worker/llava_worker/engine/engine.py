@@ -2,8 +2,8 @@
 
     step = schedule        which tokens of which sequences go through the model
            draft           tokens that may follow, where that is worth its time
-           run             one packed forward pass; a token, or with accepted drafts several, for each sequence
-                           that is due one
+           run             one packed forward pass; a token, or with accepted drafts several, for each
+                           sequence that is due one
            postprocess     append, finish, free
 
 The first three are done by the `AsyncPipeline`, which may launch the next step before this one is read.

@@ -36,7 +36,8 @@ class ImageEmbeddingQueue:
         self._waiting.remove(sequence)
 
     def step(self) -> list[tuple[Sequence, StepOutput]]:
-        """The final outputs of the next images, at least one if any wait. The caller removes the sequences."""
+        """The final outputs of the next images, at least one if any wait. The caller removes the
+        sequences."""
         batch, num_tokens = self._waiting[:1], 0
         for sequence in self._waiting[1:]:
             num_tokens += len(batch[-1].prompt_ids)

@@ -1,4 +1,5 @@
-"""The model runner: one forward pass. Chunks of sequences in; tokens, or a failure, for each one due some out.
+"""The model runner: one forward pass. Chunks of sequences in; tokens, or a failure, for each one due some
+out.
 
 The host launches asynchronously. It waits for the device where a step is read, and in steps with grammars,
 embeddings or prompt log-probabilities.
@@ -185,7 +186,8 @@ class ModelRunner:
             return {}
         side = self._image_layout.side
         tiles = [
-            np.frombuffer(image.pixels, dtype=np.uint8).reshape(-1, side, side, 3) for image in images.values()
+            np.frombuffer(image.pixels, dtype=np.uint8).reshape(-1, side, side, 3)
+            for image in images.values()
         ]
         stacked = upload(np.concatenate(tiles), self.model.device)
         encoded = torch.cat([self.encode(part) for part in torch.split(stacked, MAX_TILES_PER_PASS)])

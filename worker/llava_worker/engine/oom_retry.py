@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 
 def launch_with_oom_retry(runner: ModelRunner, chunks: list[Chunk]) -> InFlightStep:
-    """As ``runner.launch``, with an INSUFFICIENT_MEMORY result for each chunk that does not fit even alone."""
+    """As ``runner.launch``, with an INSUFFICIENT_MEMORY result for each chunk that does not fit even
+    alone."""
     try:
         return runner.launch(chunks)
     except torch.OutOfMemoryError as error:
@@ -33,8 +34,8 @@ def launch_with_oom_retry(runner: ModelRunner, chunks: list[Chunk]) -> InFlightS
     runner.release_memory()
     if len(chunks) == 1:
         logger.error("seq_id=%s: a step of it alone finds no memory: %s", chunks[0].sequence.seq_id, reason)
-        error = JobError(ErrorCode.INSUFFICIENT_MEMORY, _OUT_OF_MEMORY)
-        return completed([], [ChunkResult(chunks[0], [], error)])
+        failure = JobError(ErrorCode.INSUFFICIENT_MEMORY, _OUT_OF_MEMORY)
+        return completed([], [ChunkResult(chunks[0], [], failure)])
     logger.warning("a step of %d sequences finds no memory, trying halves: %s", len(chunks), reason)
     half = len(chunks) // 2
     computed, results = [], []

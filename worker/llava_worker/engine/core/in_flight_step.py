@@ -18,7 +18,8 @@ __all__ = ["InFlightStep", "completed"]
 
 @dataclass(frozen=True, slots=True)
 class InFlightStep:
-    """``read`` waits for the device and returns a result for each chunk that reaches its sequence's last token.
+    """``read`` waits for the device and returns a result for each chunk that reaches its sequence's last
+    token.
 
     Another step can be launched before this one is read if ``token_ids`` is set, int64 [sampled, drafts
     included] on the device: the sampled tokens, or any token for rows without a valid one.

@@ -53,9 +53,9 @@ class StepOutput:
 class EngineStats:
     """Counters since the start (``..._total``) and the current state, read between two steps.
 
-    A counter divided by ``num_steps_total`` is the mean per step: batch size, tokens, seconds. The field names
-    are those of the heartbeat's ``stats``; ``llava_server.engine_metrics`` maps them to Prometheus metrics.
-    """
+    A counter divided by ``num_steps_total`` is the mean per step: batch size, tokens, seconds. The field
+    names are those of the heartbeat's ``stats``; ``llava_server.engine_metrics`` maps them to Prometheus
+    metrics. """
 
     num_waiting: int = 0
     num_running: int = 0
@@ -66,7 +66,9 @@ class EngineStats:
     num_steps_total: int = 0
     num_batched_sequences_total: int = 0  # a sequence counts once in each step that computes some of it
     num_prefill_tokens_total: int = 0  # of prompts, through the model; again after a preemption
-    num_decode_tokens_total: int = 0  # of outputs, through the model; includes drafts and repeats after a preemption
+    num_decode_tokens_total: int = (
+        0  # of outputs, through the model; includes drafts and repeats after a preemption
+    )
     num_generated_tokens_total: int = 0
     num_cached_tokens_total: int = 0  # found in the prefix cache, so did not go through the model
     num_preemptions_total: int = 0

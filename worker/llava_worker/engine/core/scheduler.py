@@ -186,7 +186,9 @@ class Scheduler:
         chunks = (self._next_chunk(sequence, budget) for sequence in begun)
         return [chunk for chunk in chunks if chunk is not None]
 
-    def _schedule_waiting(self, budget: _Budget, output: SchedulerOutput, *, above: int | None = None) -> None:
+    def _schedule_waiting(
+        self, budget: _Budget, output: SchedulerOutput, *, above: int | None = None
+    ) -> None:
         """Admit waiting sequences; with ``above`` only those with a higher priority."""
         for sequence in list(self.waiting):
             if budget.num_tokens == 0 or len(self.running) == self._max_num_sequences:

@@ -1,9 +1,8 @@
 """``python -m llava_worker.engine.parallel.rank_worker``: a tensor-parallel rank other than the first.
 
-It has its share of the decoder's layers and of the KV cache, and knows no sequences, tokens or queue. The first
-rank sends commands to its standard input. When that closes the first rank has exited, and this process exits at
-once.
-"""
+It has its share of the decoder's layers and of the KV cache, and knows no sequences, tokens or queue. The
+first rank sends commands to its standard input. When that closes the first rank has exited, and this process
+exits at once. """
 
 from __future__ import annotations
 
@@ -143,7 +142,8 @@ class _Orders:
 
 
 def _end_with_parent() -> None:
-    """Exit with the parent even if this process is stopped and reads nothing. Linux only; else the pipe must do."""
+    """Exit with the parent even if this process is stopped and reads nothing. Linux only; else the pipe must
+    do."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -38,7 +38,8 @@ class Drafter(Protocol):
 
 
 class PromptLookupDrafter:
-    """Copies what followed the sequence's last tokens before. Pauses after steps without an accepted draft."""
+    """Copies what followed the sequence's last tokens before. Pauses after steps without an accepted
+    draft."""
 
     def __init__(self) -> None:
         self._cost = StepCost()

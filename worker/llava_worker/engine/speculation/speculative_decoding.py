@@ -1,10 +1,11 @@
 """Speculative decoding: several output tokens from one forward pass, the same ones as without.
 
-A `Drafter` proposes a sequence's next tokens, which go through the model behind the sequence's last token, and
-a token is sampled after each of them. Sampling is a pure function of logits, seed and position, so the token
-sampled after an accepted draft is the one that would have been sampled without speculation: drafts are
+A `Drafter` proposes a sequence's next tokens, which go through the model behind the sequence's last token,
+and a token is sampled after each of them. Sampling is a pure function of logits, seed and position, so the
+token sampled after an accepted draft is the one that would have been sampled without speculation: drafts are
 accepted as long as they equal the sampled tokens, and the first sampled token that differs takes the place of
-its draft. The scheme is that of Leviathan et al., 2023, with the random number of a position drawn beforehand.
+its draft. The scheme is that of Leviathan et al., 2023, with the random number of a position drawn
+beforehand.
 
 Drafts only use what is left over: tokens of the step's budget after prompts and decodes, and free blocks with
 some to spare.
@@ -63,7 +64,8 @@ class SpeculativeDecoding:
         return any(self._propose(sequence, 1, len(sequences)) for sequence in sequences)
 
     def record(self, step: StepResult) -> None:
-        """Report the acceptance and the duration of a step to the drafter; free the blocks of rejected drafts."""
+        """Report the acceptance and the duration of a step to the drafter; free the blocks of rejected
+        drafts."""
         if self._drafter is None:
             return
         chunks = step.chunks

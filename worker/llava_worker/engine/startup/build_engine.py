@@ -50,8 +50,8 @@ def build_engine(
     on_progress: Progress | None = None,
     on_lost_rank: Callable[[str], None] = lambda _: None,
 ) -> tuple[Engine, ModelInfo]:
-    """Load the checkpoint and build an engine. A thread calls ``on_lost_rank`` with the device if one of several
-    ranks exits.
+    """Load the checkpoint and build an engine. A thread calls ``on_lost_rank`` with the device if one of
+    several ranks exits.
 
     Raises CheckpointError for a folder that cannot be served, ValueError for a wrong setting, MemoryShort, a
     ValueError, for a model that does not fit, and WarmupError for one that fails at its first step.
@@ -60,7 +60,9 @@ def build_engine(
     plan = _Plan.make(config)
     stopwatch = _Stopwatch()
     ranks = ALONE if config.tensor_parallel_size == 1 else _start_ranks(plan, on_lost_rank)
-    model = Llava(plan.model_config, plan.image_config, precision=plan.precision, device=plan.device, ranks=ranks)
+    model = Llava(
+        plan.model_config, plan.image_config, precision=plan.precision, device=plan.device, ranks=ranks
+    )
     load_weights(
         model,
         config.checkpoint,
@@ -250,7 +252,8 @@ def _model_info(plan: _Plan, cache: CacheShape) -> ModelInfo:
 
 
 def _free_bytes(device: torch.device, num_ranks: int) -> int | None:
-    """Free memory of one rank, None if unknown. Ranks share the memory of a CPU; each has a GPU of its own."""
+    """Free memory of one rank, None if unknown. Ranks share the memory of a CPU; each has a GPU of its
+    own."""
     free = available_bytes(device)
     return free if free is None or device.type == "cuda" else free // num_ranks
 

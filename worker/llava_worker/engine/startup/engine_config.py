@@ -1,4 +1,5 @@
-"""The configuration of an engine. Needs no torch, so that the worker can build it before torch is imported."""
+"""The configuration of an engine. Needs no torch, so that the worker can build it before torch is
+imported."""
 
 from __future__ import annotations
 
@@ -13,11 +14,10 @@ class EngineConfig:
     """What `build_engine` builds: from which files, on which device, with which bounds.
 
     ``checkpoint``, ``vision_tower`` and ``base`` are folders. ``precision`` is auto or one of PRECISIONS;
-    ``device`` is auto or a torch device. ``num_threads`` None is torch's default, shared by the ranks of a CPU.
-    The KV cache takes at most ``kv_cache_bytes`` (None: a share of what is free beside the weights), no more
-    than ``max_num_sequences`` full contexts need, and what the largest step leaves. ``block_size`` None is
-    the attention backend's. CUDA graphs and async scheduling are used on GPUs only.
-    """
+    ``device`` is auto or a torch device. ``num_threads`` None is torch's default, shared by the ranks of a
+    CPU. The KV cache takes at most ``kv_cache_bytes`` (None: a share of what is free beside the weights), no
+    more than ``max_num_sequences`` full contexts need, and what the largest step leaves. ``block_size`` None
+    is the attention backend's. CUDA graphs and async scheduling are used on GPUs only. """
 
     checkpoint: Path
     _: KW_ONLY

@@ -13,8 +13,8 @@ __all__ = ["capture_graphs"]
 def capture_graphs(
     runner: ModelRunner, *, includes_decoding: bool, max_rows: int, max_tiles: int, context_length: int
 ) -> None:
-    """Capture before anything is in the runner's cache. Not every number format ``includes_decoding``. The log
-    reports a capture that fails; the engine then runs without it."""
+    """Capture before anything is in the runner's cache. Not every number format ``includes_decoding``. The
+    log reports a capture that fails; the engine then runs without it."""
     record = cuda_recorder(runner.model.device)  # shared: one graph runs at a time
     tower = recorded(
         TowerGraphs(runner.model, record, max_tiles=max_tiles), f"the vision tower of up to {max_tiles} tiles"

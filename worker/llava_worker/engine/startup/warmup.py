@@ -86,7 +86,9 @@ def warm_up(
         ) from error
 
 
-def _measure_largest(steps: _Steps, num_tiles: int, max_num_sequences: int, max_batch_tokens: int) -> StepMemory:
+def _measure_largest(
+    steps: _Steps, num_tiles: int, max_num_sequences: int, max_batch_tokens: int
+) -> StepMemory:
     for size in _sizes_up_to(num_tiles):
         tower = steps.encode(size)
     for size in _sizes_up_to(max_num_sequences):
@@ -105,7 +107,8 @@ def _extrapolate(steps: _Steps, num_tiles: int, max_num_sequences: int, max_batc
 
 
 class _Steps:
-    """Runs steps over a cache whose only block is every block of every sequence. Returns the peak in bytes."""
+    """Runs steps over a cache whose only block is every block of every sequence. Returns the peak in
+    bytes."""
 
     def __init__(self, runner: ModelRunner, context: int) -> None:
         self._runner = runner

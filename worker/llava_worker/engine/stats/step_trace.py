@@ -4,10 +4,9 @@
     one lane each      sequence: from add to its end; within it waiting, prompt and answer
     counters           blocks held and free, sequences running and waiting
 
-The file is a JSON array of events in the Trace Event Format, complete after every step: a process that is killed
-leaves a valid file. Times are the host's, in microseconds of a clock that all processes of a
-machine share.
-"""
+The file is a JSON array of events in the Trace Event Format, complete after every step: a process that is
+killed leaves a valid file. Times are the host's, in microseconds of a clock that all processes of a machine
+share. """
 
 from __future__ import annotations
 

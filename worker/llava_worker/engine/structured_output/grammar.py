@@ -1,8 +1,8 @@
 """Grammars over tokens. The only module that imports llguidance, the grammar library.
 
-A `Grammar` is compiled once and shared; a `Matcher` is the state of one output. A matcher is a function of the
-output's tokens: to continue another worker's output a new matcher consumes its tokens, and a preempted sequence
-keeps its matcher.
+A `Grammar` is compiled once and shared; a `Matcher` is the state of one output. A matcher is a function of
+the output's tokens: to continue another worker's output a new matcher consumes its tokens, and a preempted
+sequence keeps its matcher.
 
 Tokens are bytes here. A special token has none and is never allowed, except the end tokens, which are allowed
 where the text so far is complete. Different matchers may be used in different threads.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import llguidance
 
-from llava_worker.engine.structured_output.to_lark import GrammarError
+from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,14 +41,14 @@ class GrammarLibrary:
         self._limits = llguidance.LLParserLimits(verbose_errors=False)
 
     def compile(self, source: str) -> Grammar:
-        """``source`` is Lark, as `to_lark` writes it. Raises GrammarError.
+        """``source`` is Lark, as `to_lark` writes it. Raises UnsupportedGrammar.
 
         The library ignores what it warns about, so warnings are errors too.
         """
         matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
         messages = [matcher.get_error()] if matcher.is_error() else matcher.get_grammar_warnings()
         if messages:
-            raise GrammarError(_readable(messages[0]))
+            raise UnsupportedGrammar(_readable(messages[0]))
         _probe(matcher.deep_copy())
         return Grammar(matcher)
 
@@ -122,14 +122,14 @@ class _Vocabulary:
 
 def _probe(matcher: llguidance.LLMatcher) -> None:
     """Advance to the first position with a choice: some grammars that match no text, and some that are too
-    large, fail only there. Raises GrammarError."""
+    large, fail only there. Raises UnsupportedGrammar."""
     for _ in range(_MAX_FORCED):
         matcher.compute_bitmask()
         forced = [] if matcher.is_error() else matcher.compute_ff_tokens()
         if not forced or not matcher.consume_tokens(forced):
             break
     if matcher.is_error():
-        raise GrammarError(f"no answer fits, or too many do: {_readable(matcher.get_error())}")
+        raise UnsupportedGrammar(f"no answer fits, or too many do: {_readable(matcher.get_error())}")
 
 
 def _readable(message: str) -> str:

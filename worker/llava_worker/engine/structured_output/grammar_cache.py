@@ -11,7 +11,7 @@ from llava_wire.messages.sampling_params import GrammarKind
 
 from llava_worker.engine.structured_output.grammar import Grammar, GrammarLibrary
 from llava_worker.engine.structured_output.sandbox import GrammarSandbox
-from llava_worker.engine.structured_output.to_lark import GrammarError, to_lark
+from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar, to_lark
 
 __all__ = ["GrammarCache"]
 
@@ -46,11 +46,11 @@ class GrammarCache:
         self._num_bytes = 0
 
     def compile(self, kind: GrammarKind, text: str) -> Grammar:
-        """Takes milliseconds as a rule, ``timeout_s`` and more at worst. Raises GrammarError."""
+        """Takes milliseconds as a rule, ``timeout_s`` and more at worst. Raises UnsupportedGrammar."""
         if not self._eos_ids:
-            raise GrammarError("this model has no end token, so no answer to a grammar could end")
+            raise UnsupportedGrammar("this model has no end token, so no answer to a grammar could end")
         if len(text.encode()) > MAX_TEXT_BYTES:
-            raise GrammarError(f"it has {len(text.encode())} bytes; the limit is {MAX_TEXT_BYTES}")
+            raise UnsupportedGrammar(f"it has {len(text.encode())} bytes; the limit is {MAX_TEXT_BYTES}")
         source = to_lark(kind, text, begins_with_space=self._begins_with_space)
         with self._lock:
             grammar = self._cached.get(source)

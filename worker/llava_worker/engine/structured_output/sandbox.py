@@ -1,10 +1,9 @@
 """A sandbox for grammars: each is compiled in a child process first, which may crash without harm.
 
-Some grammars make the library take minutes or gigabytes, and some have crashed the process that compiled them.
-The child has no environment, bounded memory and a few seconds per grammar. What it compiles is compiled again
-in the worker. It reads one JSON value per line from stdin, first the vocabulary, and writes one line for each,
-until stdin closes, which it also does when the worker exits.
-"""
+Some grammars make the library take minutes or gigabytes, and some have crashed the process that compiled
+them. The child has no environment, bounded memory and a few seconds per grammar. What it compiles is compiled
+again in the worker. It reads one JSON value per line from stdin, first the vocabulary, and writes one line
+for each, until stdin closes, which it also does when the worker exits. """
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ import time
 from collections.abc import Sequence as Items
 
 from llava_worker.engine.structured_output.grammar import GrammarLibrary
-from llava_worker.engine.structured_output.to_lark import GrammarError
+from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar
 
 __all__ = ["GrammarSandbox"]
 
@@ -36,19 +35,19 @@ class GrammarSandbox:
         self._child: subprocess.Popen[bytes] | None = None
 
     def check(self, source: str) -> None:
-        """Raises GrammarError for a grammar that the library rejects or that crashes it."""
+        """Raises UnsupportedGrammar for a grammar that the library rejects or that crashes it."""
         try:
             message = _request(self._child or self._start(), source, self._timeout_s)
         except TimeoutError as error:
             self.close()
-            raise GrammarError(
+            raise UnsupportedGrammar(
                 f"compiling it takes longer than {self._timeout_s:g} s: ask for less"
             ) from error
         except (EOFError, OSError) as error:
             self.close()
-            raise GrammarError("the grammar library does not survive it: ask for less") from error
+            raise UnsupportedGrammar("the grammar library does not survive it: ask for less") from error
         if message:
-            raise GrammarError(message)
+            raise UnsupportedGrammar(message)
 
     def close(self) -> None:
         """Kill the child, if there is one; a later `check` starts another."""
@@ -101,7 +100,7 @@ def _compile_error(library: GrammarLibrary, source: str) -> str:
     """The error message, empty if there is none."""
     try:
         library.compile(source)
-    except GrammarError as error:
+    except UnsupportedGrammar as error:
         return str(error)
     return ""
 

@@ -1,4 +1,5 @@
-"""Translates a request's grammar to Lark, the language of the grammar library. Text only, without the library.
+"""Translates a request's grammar to Lark, the language of the grammar library. Text only, without the
+library.
 
 White space in JSON is at most one space, or a line break and an indentation: models that may write any
 amount sometimes never stop. All keywords of a schema are enforced or rejected: the library rejects those it
@@ -14,7 +15,7 @@ from typing import Any, cast
 
 from llava_wire.messages.sampling_params import GrammarKind
 
-__all__ = ["GrammarError", "to_lark"]
+__all__ = ["UnsupportedGrammar", "to_lark"]
 
 _WHITE_SPACE = r" |\r?\n[ \t]{0,32}"
 _OPTIONS = "x-guidance"  # where the library looks for options in a schema
@@ -45,7 +46,7 @@ _LIST_KEYWORDS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
 _NAMED_KEYWORDS = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
 
 
-class GrammarError(ValueError):
+class UnsupportedGrammar(ValueError):
     """A grammar that cannot be enforced."""
 
     def client_message(self, kind: GrammarKind) -> str:
@@ -57,7 +58,7 @@ class GrammarError(ValueError):
 def to_lark(kind: GrammarKind, text: str, *, begins_with_space: bool = False) -> str:
     """``text`` is the schema as JSON, the expression, or the choices as a JSON list of strings; no matter for
     ``json_object``; for ``tools`` as ``Grammar`` of the wire says. ``begins_with_space``: the detokenizer
-    takes a space from the beginning of a text, so the grammar puts one there. Raises GrammarError.
+    takes a space from the beginning of a text, so the grammar puts one there. Raises UnsupportedGrammar.
     """
     start = 'start: " " answer' if begins_with_space else "start: answer"
     rules = _tool_rules(text) if kind == "tools" else f"answer: {_rule(kind, text)}"
@@ -114,21 +115,23 @@ def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
 def _check_keywords(schema: dict[str, Any]) -> None:
     for keyword in (*_OLD_KEYWORDS, _OPTIONS):
         if keyword in schema:
-            raise GrammarError(f"the keyword {keyword!r} is not supported")
+            raise UnsupportedGrammar(f"the keyword {keyword!r} is not supported")
     for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
         if isinstance(schema.get(keyword), bool):
-            raise GrammarError(f"{keyword} is true or false, as in draft 4: give the bound itself")
+            raise UnsupportedGrammar(f"{keyword} is true or false, as in draft 4: give the bound itself")
     named = schema.get("enum") if isinstance(schema.get("enum"), list) else []
     for value in (schema.get("const"), *cast("list[Any]", named)):
         if isinstance(value, int | float) and abs(value) > _EXACT:
-            raise GrammarError(f"const or enum has the number {value}: beyond 2**53 none is exact in JSON")
+            raise UnsupportedGrammar(
+                f"const or enum has the number {value}: beyond 2**53 none is exact in JSON"
+            )
 
 
 def _regex(pattern: str) -> str:
     """Between Lark's slashes. The whole answer is matched, so anchors at its ends say nothing new."""
     parts = _PART.findall(pattern.removeprefix("^"))
     if parts and parts[-1] == "\\":
-        raise GrammarError("the regular expression ends with a backslash")
+        raise UnsupportedGrammar("the regular expression ends with a backslash")
     if parts and parts[-1] == "$":
         parts.pop()
     return "".join(_PLAIN.get(part, part) for part in parts)
