@@ -19,7 +19,7 @@ from msgspec import structs
 from tests.worker.asker import Asker, wait_until
 from tests.worker.test_worker_loop import running
 
-BOS = ByteTokenizer.bos_id
+BOS = ByteTokenizer.bos_token_id
 PROMPT = Prompt([BOS, *b" Hi"])
 LOGPROBS = tuple(TokenLogprobs(-place / 4, ((place, -0.1),)) for place in (1, 2, 3))
 

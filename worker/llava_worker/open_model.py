@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
 
-from llava_worker.choose_template import choose_template
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine.core.step_timer import StepClock
 from llava_worker.engine_thread import Engine, end_process
 from llava_worker.language.prompt_builder import PromptBuilder
-from llava_worker.language.tokenizer import ByteTokenizer, TextTokenizer, TokenizerError
+from llava_worker.language.prompt_formats import ChatTemplateError
+from llava_worker.language.templates import choose_template
+from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer, TokenizerError
 from llava_worker.load_progress import LoadProgress, Progress
 from llava_worker.settings import Settings
 from llava_worker.telemetry.step_timeline import TracedEngine, open_trace
@@ -64,7 +65,7 @@ class Model:
     """Everything a Worker needs but the queue."""
 
     engine: Engine
-    tokenizer: TextTokenizer
+    tokenizer: Tokenizer
     prompts: PromptBuilder
     heartbeat: Heartbeat
     times: StartupTimes
@@ -91,11 +92,11 @@ def _open_echo(settings: Settings) -> Model:
     try:
         prompts = PromptBuilder(
             tokenizer,
-            choose_template(settings),
+            choose_template(settings.conversation, settings.prompt_style),
             image_spec=_ECHO_SPEC,
             context_length=engine.context_length,
         )
-    except TokenizerError as error:
+    except (ChatTemplateError, TokenizerError) as error:
         raise _misfit(settings, error) from error
     label = _Label(name, device="none", precision="none")
     return _assemble(_traced(engine, settings, name), tokenizer, prompts, _ECHO_SPEC, label)
@@ -105,7 +106,7 @@ def _open_folder(folder: Path, settings: Settings, on_progress: Progress) -> Mod
     began = time.monotonic()
     from llava_worker.engine.startup.build_engine import CheckpointError, load_engine
     from llava_worker.engine.structured_output.grammar_cache import Grammars
-    from llava_worker.language.hf_tokenizer import FileTokenizer, has_tokenizer
+    from llava_worker.language.hf_tokenizer import HFTokenizer, has_tokenizer
 
     imported = time.monotonic()
     base = _find_folder(settings.base_model) if settings.base_model else None
@@ -130,7 +131,7 @@ def _open_folder(folder: Path, settings: Settings, on_progress: Progress) -> Mod
             allow_pickle=settings.allow_pickle,
             on_progress=on_progress,
         )
-        tokenizer = FileTokenizer(described, image_id=info.image_token_id)
+        tokenizer = HFTokenizer(described, image_token_id=info.image_token_id)
     except (CheckpointError, TokenizerError, ValueError) as error:
         raise StartupError(f"model {settings.model!r} cannot be served: {error}") from error
     spec = ImageSpec(
@@ -143,12 +144,14 @@ def _open_folder(folder: Path, settings: Settings, on_progress: Progress) -> Mod
     try:
         prompts = PromptBuilder(
             tokenizer,
-            choose_template(settings, folder, tokenizer, base=base),
+            choose_template(
+                settings.conversation, settings.prompt_style, folder=folder, tokenizer=tokenizer, base=base
+            ),
             image_spec=spec,
             context_length=engine.context_length,
             has_image_marks=info.has_image_marks,
         )
-    except TokenizerError as error:
+    except (ChatTemplateError, TokenizerError) as error:
         raise _misfit(settings, error) from error
     name = settings.served_model_name or _served_name(settings.model, folder)
     label = _Label(name, info.device, info.precision)
@@ -178,7 +181,7 @@ def _traced(engine: Engine, settings: Settings, name: str, clock: StepClock | No
     return TracedEngine(engine, trace, clock)
 
 
-def _misfit(settings: Settings, error: TokenizerError) -> StartupError:
+def _misfit(settings: Settings, error: Exception) -> StartupError:
     return StartupError(f"conversation {settings.conversation!r} does not fit the model: {error}")
 
 
@@ -191,7 +194,7 @@ class _Label:
 
 def _assemble(
     engine: Engine,
-    tokenizer: TextTokenizer,
+    tokenizer: Tokenizer,
     prompts: PromptBuilder,
     spec: ImageSpec,
     label: _Label,
