@@ -16,7 +16,8 @@ from llava_worker.language.prompt_builder import Prompt
 from llava_worker.language.tokenizer import ByteTokenizer
 from msgspec import structs
 
-from tests.worker.asker import Asker, wait_until
+from tests.waiting import async_wait_until
+from tests.worker.asker import Asker
 from tests.worker.test_worker_loop import running
 
 BOS = ByteTokenizer.bos_token_id
@@ -126,7 +127,7 @@ async def test_a_stream_handed_on_has_its_prompt_once(queue_url: str, asker: Ask
     async with running(queue_url, is_open=False) as run:
         job = await asker.ask_messages([Message("user", ("Hi?",))], **asking)
         run.engine.let(3)
-        await wait_until(lambda: len(asker.token_ids(job)) == 3)
+        await async_wait_until(lambda: len(asker.token_ids(job)) == 3)
         assert await run.drain() == 0
     async with running(queue_url):
         assert (await asker.end(job)).reason is FinishReason.LENGTH
@@ -144,7 +145,7 @@ async def test_a_worker_taken_away_before_the_first_token_leaves_the_prompt_to_t
     asking = {"form": "raw", "is_echoed": True, "num_logprobs": 0, "max_tokens": 0}
     async with running(queue_url, is_open=False) as run:
         job = await asker.ask_messages([Message("user", ("Hi?",))], **asking)
-        await wait_until(lambda: run.engine.num_sequences == 1)
+        await async_wait_until(lambda: run.engine.num_sequences == 1)
         assert await run.drain() == 0
     assert asker.events[job] == []
     async with running(queue_url):

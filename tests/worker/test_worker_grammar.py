@@ -11,7 +11,8 @@ from llava_wire.messages.sampling_params import Grammar
 from llava_worker.engine.structured_output.grammar_cache import Grammars
 from llava_worker.language.tokenizer import ByteTokenizer
 
-from tests.worker.asker import Asker, wait_until
+from tests.waiting import async_wait_until
+from tests.worker.asker import Asker
 from tests.worker.test_worker_loop import running
 
 pytestmark = pytest.mark.anyio
@@ -57,7 +58,7 @@ async def test_a_slow_grammar_holds_up_neither_running_nor_new_streams(
 ) -> None:
     async with running(queue_url, grammars=grammars):
         slow = await asker.ask("Hi?", max_tokens=5, grammar=OBJECT)
-        await wait_until(vocabulary.is_asked.is_set)
+        await async_wait_until(vocabulary.is_asked.is_set)
         for _ in range(2):
             assert (await asker.end(await asker.ask("Hi?", max_tokens=20))).reason is FinishReason.LENGTH
         assert asker.final(slow) is None
@@ -84,9 +85,9 @@ async def test_a_job_that_is_cancelled_while_its_grammar_compiles_never_reaches_
 ) -> None:
     async with running(queue_url, grammars=grammars) as worker:
         gone = await asker.ask("Hi?", max_tokens=20, grammar=OBJECT)
-        await wait_until(vocabulary.is_asked.is_set)
+        await async_wait_until(vocabulary.is_asked.is_set)
         assert await asker.producer.cancel(gone, tenant="test")
-        await wait_until(lambda: gone not in worker.worker._outputs)
+        await async_wait_until(lambda: gone not in worker.worker._outputs)
         vocabulary.is_released.set()
         assert (await asker.end(await asker.ask("Hi?", max_tokens=3))).reason is FinishReason.LENGTH
         assert not asker.token_ids(gone)
