@@ -18,8 +18,9 @@ import redis
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.redis.keys import PERMANENT, PREFIX
 
-from tests.faults.processes import ControllerProcess, WorkerProcess, wait_until
+from tests.faults.processes import ControllerProcess, WorkerProcess
 from tests.faults.proxy import FaultProxy
+from tests.waiting import wait_until
 from tests.wire.redis_server import RedisServer, binary
 
 __all__ = ["Cluster", "running_cluster"]

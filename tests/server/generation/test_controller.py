@@ -19,7 +19,8 @@ from llava_wire.messages.event import Event, Final, FinishReason
 from llava_wire.messages.job import Job
 from llava_wire.messages.sampling_params import SamplingParams
 
-from tests.server.conftest import Stack, Valkey, running_stack, text_of, wait_until
+from tests.server.conftest import Stack, Valkey, running_stack, text_of
+from tests.waiting import wait_until
 
 JOB = Job(
     job_id="job-1",

@@ -17,8 +17,8 @@ from llava_server.images.errors import PictureLimits, PictureRefused
 from llava_wire.messages.heartbeat import ImageSpec
 from PIL import Image
 
-from tests.server.conftest import wait_until
 from tests.server.pictures import encoded, png_claiming, scene
+from tests.waiting import wait_until
 
 T = TypeVar("T")
 

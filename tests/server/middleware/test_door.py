@@ -14,9 +14,10 @@ import pytest
 from llava_server.middleware.auth import ANONYMOUS, ApiKeys
 from starlette.routing import Route
 
-from tests.server.conftest import Stack, text_of, wait_until
+from tests.server.conftest import Stack, text_of
 from tests.server.pictures import encoded, part, scene
 from tests.server.scripted_worker import MODEL
+from tests.waiting import wait_until
 
 OwnStack = Callable[..., Stack]
 KEY, OTHER_KEY = "key-of-tenant-a", "key-of-tenant-b"

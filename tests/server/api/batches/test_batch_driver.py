@@ -11,9 +11,11 @@ from llava_server.middleware.auth import key_digest, tenant_of
 from llava_wire.redis.keys import PREFIX
 from llava_wire.stores.api_keys import ApiKey, ApiKeyStore, KeyLimits
 
+from tests.machine_speed import scaled
 from tests.server.batch_kit import KEYS, begin, content, ended, line, lines, results
-from tests.server.conftest import Serve, Stack, wait_until
+from tests.server.conftest import Serve, Stack
 from tests.server.scripted_worker import ScriptedWorker
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +30,7 @@ def alice(own_stack: Callable[..., Stack]) -> Iterator[tuple[Stack, httpx2.Clien
     """A stack, and a client whose key is on the ring, not in the settings."""
     stack = own_stack(api_keys="some-other-key", batch_parallel=2)
     headers = {"authorization": f"Bearer {KEYS[0]}"}
-    with httpx2.Client(base_url=stack.server.url, headers=headers, timeout=30) as http:
+    with httpx2.Client(base_url=stack.server.url, headers=headers, timeout=scaled(30)) as http:
         yield stack, http
 
 
@@ -78,7 +80,7 @@ async def test_of_a_revoked_key_nothing_more_runs(alice: tuple[Stack, httpx2.Cli
 def test_lines_wait_for_a_worker_and_are_answered_when_it_comes(serve: Serve, queue_url: str) -> None:
     worker = ScriptedWorker(queue_url).start()
     server = serve(auth=False)
-    with httpx2.Client(base_url=server.url, timeout=30) as http:
+    with httpx2.Client(base_url=server.url, timeout=scaled(30)) as http:
         wait_until(lambda: http.get("/readyz").status_code == 200)
         worker.stop()
         wait_until(lambda: server.services.registry.num_workers("scripted") == 0)

@@ -13,8 +13,9 @@ import redis
 from llava_wire.redis.keys import PREFIX
 
 from tests.server.batch_kit import KEYS, begin, content, ended, holders, line, lines, results, store
-from tests.server.conftest import Stack, text_of, wait_until
+from tests.server.conftest import Stack, text_of
 from tests.server.scripted_worker import MODEL
+from tests.waiting import wait_until
 
 ASKED = {"input_file_id": "file-x", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
 

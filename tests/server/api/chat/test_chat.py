@@ -12,8 +12,9 @@ import pytest
 from llava_server.errors import from_job_error
 from llava_wire.messages.event import ErrorCode, JobError
 
-from tests.server.conftest import Stack, text_of, wait_until
+from tests.server.conftest import Stack, text_of
 from tests.server.scripted_worker import MODEL
+from tests.waiting import wait_until
 
 USAGE = {
     "prompt_tokens": 11,

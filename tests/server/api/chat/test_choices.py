@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from llava_server.api.job_builder import choice_seed
 
-from tests.server.conftest import Stack, running_stack, wait_until
+from tests.server.conftest import Stack, running_stack
+from tests.waiting import wait_until
 
 
 def stream(stack: Stack, content: str, **fields: Any) -> list[Any]:

@@ -10,8 +10,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.server.conftest import Serve, Stack, text_of, wait_until
+from tests.server.conftest import Serve, Stack, text_of
 from tests.server.scripted_worker import MODEL
+from tests.waiting import wait_until
 
 KEY = "first-key-of-this-test"
 
