@@ -191,7 +191,7 @@ def test_a_fetched_picture_is_answered_like_one_that_was_sent(own_stack: Callabl
 
     async def ask() -> Any:
         async with PictureHost({"/a.png": found(picture)}) as host:
-            intake = stack.server.app.state.services.intake
+            intake = stack.server.services.image_loader
             intake._fetcher = PictureFetcher(
                 FetchRules(frozenset({NAME})), look_up=Names(), network=Network(host), tls=trusting()
             )

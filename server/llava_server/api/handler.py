@@ -33,8 +33,9 @@ from llava_server.generation.sse_response import EventStream, stream_pace
 from llava_server.images.errors import PictureRefused
 from llava_server.images.loader import FittedPicture
 from llava_server.lifespan import Services, services_of
-from llava_server.middleware.tracing import span
-from llava_server.request_metrics import AnswerMeter
+from llava_server.request_context import context_of
+from llava_server.request_metrics import ChoiceMetrics
+from llava_server.tracing import span
 from llava_server.worker_registry import ServedModel
 
 __all__ = [
@@ -72,13 +73,13 @@ async def parsed(request: Request, raw: bytes, parse: Callable[[bytes], T]) -> T
     if len(raw) <= _LARGE_BODY_BYTES:
         return parse(raw)
     run = asyncio.get_running_loop().run_in_executor
-    return await run(services_of(request).parsers, parse, raw)
+    return await run(services_of(request).parser_threads, parse, raw)
 
 
 async def open_chat(request: Request, parse: Callable[[bytes], tuple[T, ChatRequest]]) -> tuple[T, Opened]:
     """Everything up to the first event. ``parse`` gives the request in its own words and as a chat. The body
     is let go as soon as its pictures are taken. Raises ApiError."""
-    with request.state.body.taken() as raw:
+    with context_of(request).body.consume() as raw:
         own, chat = await parsed(request, raw, parse)
         model, jobs, pixels = await chat_jobs(request, chat)
     is_kept = idempotency_key(request.headers) is not None
@@ -88,7 +89,7 @@ async def open_chat(request: Request, parse: Callable[[bytes], tuple[T, ChatRequ
 async def chat_jobs(request: Request, chat: ChatRequest) -> tuple[ServedModel, list[Job], dict[str, bytes]]:
     """The jobs of a chat and the pixels beside them. Raises ApiError."""
     key = idempotency_key(request.headers)
-    return await jobs_of(services_of(request), chat, tenant=request.state.tenant, key=key)
+    return await jobs_of(services_of(request), chat, tenant=context_of(request).tenant, key=key)
 
 
 async def jobs_of(
@@ -119,7 +120,7 @@ async def open_jobs(
 ) -> Opened:
     """The jobs submitted, and the first event of any of them. Who ``is_kept`` outlives its connection; an
     error names the ``field``. Raises ApiError."""
-    request.state.job_id = jobs[0].job_id
+    context_of(request).job_id = jobs[0].job_id
     outputs = MergedOutputs(services_of(request).controller, is_kept=is_kept, field=field)
     try:
         await outputs.submit(jobs[:1], pixels)
@@ -138,8 +139,8 @@ async def open_jobs(
 async def reply(request: Request, opened: Opened, serializer: Serializer, *, is_stream: bool) -> Response:
     """The response, written by the serializer. Closes the outputs. Raises ApiError and ClientDisconnected."""
     services, outputs = services_of(request), opened.outputs
-    arrived_at, metrics = request.state.arrived_at, services.metrics
-    meters = [AnswerMeter(metrics, opened.model.name, arrived_at=arrived_at) for _ in range(len(outputs))]
+    arrived_at, metrics = context_of(request).arrived_at, services.metrics
+    meters = [ChoiceMetrics(metrics, opened.model.name, arrived_at=arrived_at) for _ in range(len(outputs))]
     told = queue_headers(outputs.place)
     if is_stream:
         stream = EventStream(outputs, opened.first, serializer, meters, stream_pace(services.settings))
@@ -175,7 +176,7 @@ async def take_picture(
     """Fitted for the model. Raises ApiError."""
     spec = _base_view(model.image_spec) if wanted.is_low else model.image_spec
     try:
-        return await services.intake.take(wanted.url, spec, tenant=owner)
+        return await services.image_loader.take(wanted.url, spec, tenant=owner)
     except PictureRefused as refused:
         raise ApiError(refused.code, f"{wanted.param}: {refused.message}", param=wanted.param) from refused
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from llava_wire.messages.event import Event, TokenLogprob
 
 from llava_server.generation.merged_outputs import MergedOutputs
-from llava_server.request_metrics import Meter
+from llava_server.request_metrics import EventObserver
 
 __all__ = ["CollectedChoice", "collect"]
 
@@ -35,13 +35,13 @@ class CollectedChoice:
 
 
 async def collect(
-    outputs: MergedOutputs, first: tuple[int, Event], meters: Sequence[Meter]
+    outputs: MergedOutputs, first: tuple[int, Event], observers: Sequence[EventObserver]
 ) -> list[CollectedChoice]:
     """Read the outputs to their end; ``first`` was read already. Raises ApiError if a job failed."""
     choices = [CollectedChoice() for _ in range(len(outputs))]
     index, event = first
     while True:
-        meters[index].saw(event)
+        observers[index].observe(event)
         if event.final is not None and event.final.error is not None:
             raise outputs.failure(index, event.final.error)
         choices[index].add(event)

@@ -18,8 +18,8 @@ from llava_server.generation.idle_timer import Patience
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.generation.serializer import Serializer
 from llava_server.generation.sse import KEEPALIVE, SSE_HEADERS
-from llava_server.middleware.request_id import note_error, request_id_of
-from llava_server.request_metrics import Meter
+from llava_server.request_context import context_of
+from llava_server.request_metrics import EventObserver
 from llava_server.settings import Settings
 
 __all__ = ["EventStream", "StreamPace", "after", "stream_pace"]
@@ -52,7 +52,7 @@ class EventStream(Response):
         outputs: MergedOutputs,
         first: tuple[int, Event] | None,
         serializer: Serializer,
-        meters: Sequence[Meter],
+        observers: Sequence[EventObserver],
         pace: StreamPace,
         *,
         start: int = 0,
@@ -62,7 +62,7 @@ class EventStream(Response):
         self._outputs = outputs
         self._first = first
         self._serializer = serializer
-        self._meters = meters
+        self._observers = observers
         self._pace = pace
         self._start = start
         # No single place stands for several jobs' streams.
@@ -96,15 +96,16 @@ class EventStream(Response):
                 await self._send(send, self._serializer.begin(len(self._outputs)))
             ending = await self._send_events(send)
         except ApiError as error:
-            note_error(scope, error)
-            ending = self._serializer.error(error_bytes(error, request_id_of(scope)))
+            context = context_of(scope)
+            context.record_error(error)
+            ending = self._serializer.error(error_bytes(error, context.request_id))
         await self._send(send, ending, more=False)
 
     async def _send_events(self, send: Send) -> bytes:
         """Every event of every choice but what belongs to the last one's end, which is returned."""
         while True:
             index, event = await self._next(send)
-            self._meters[index].saw(event)
+            self._observers[index].observe(event)
             if event.final is not None and event.final.error is not None:
                 raise self._outputs.failure(index, event.final.error)
             rest = after(event, self._start)

@@ -17,6 +17,7 @@ from llava_server.api.openapi.error import MessageError
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.tokenize.routes import count_chat_tokens
 from llava_server.generation.disconnect import cancel_on_disconnect
+from llava_server.request_context import context_of
 
 __all__ = ["router"]
 
@@ -56,6 +57,6 @@ async def count_tokens(request: Request) -> Response:
 
 
 async def _count(request: Request) -> int:
-    with request.state.body.taken() as raw:
+    with context_of(request).body.consume() as raw:
         _, chat = await parsed(request, raw, parse_count_request)
         return await count_chat_tokens(request, chat)

@@ -28,7 +28,8 @@ from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.generation.sse_response import EventStream, stream_pace
 from llava_server.lifespan import services_of
-from llava_server.request_metrics import Unmeasured
+from llava_server.request_context import context_of
+from llava_server.request_metrics import NoMetrics
 
 __all__ = ["router"]
 
@@ -81,17 +82,17 @@ async def read_answer(
     services = services_of(request)
     start = _start(job_id, starting_after, request.headers.get("last-event-id"))
     outputs = MergedOutputs(services.controller)
-    request.state.job_id = job_id
-    job = (await services.controller.peek(job_id, request.state.tenant, has_events=False)).outline
+    context_of(request).job_id = job_id
+    job = (await services.controller.peek(job_id, context_of(request).tenant, has_events=False)).outline
     await outputs.resume(job, timeout_s=services.settings.request_timeout_s)
     tells_usage = include_usage == "true"
     serializer = ChatSerializer(job, services.registry.fingerprint(job.model), include_usage=tells_usage)
     if stream == "true":
-        pace, meters = stream_pace(services.settings), [Unmeasured()]
+        pace, meters = stream_pace(services.settings), [NoMetrics()]
         return EventStream(outputs, None, serializer, meters, pace, start=start)
     try:
         first = await cancel_on_disconnect(request.receive, outputs.next())
-        answers = await cancel_on_disconnect(request.receive, collect(outputs, first, [Unmeasured()]))
+        answers = await cancel_on_disconnect(request.receive, collect(outputs, first, [NoMetrics()]))
     finally:
         await outputs.aclose()
     return JSONResponse(serializer.to_response(answers))
@@ -105,7 +106,7 @@ async def read_answer(
 )
 async def delete_answer(request: Request, job_id: JobId) -> Response:
     """With all its choices. One that is under way is cancelled first; nobody can read it any more."""
-    controller, tenant = services_of(request).controller, request.state.tenant
+    controller, tenant = services_of(request).controller, context_of(request).tenant
     if not await controller.forget(job_id, tenant):
         raise answer_not_found()
     for index in range(1, MAX_CHOICES):

@@ -17,6 +17,7 @@ from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import check_text, parse_request
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.lifespan import services_of
+from llava_server.request_context import context_of
 
 __all__ = ["router"]
 
@@ -44,13 +45,13 @@ async def create_completion(request: Request) -> Response:
 
 async def _open(request: Request) -> tuple[CompletionRequest, Opened]:
     services = services_of(request)
-    with request.state.body.taken() as raw:
+    with context_of(request).body.consume() as raw:
         asked = await parsed(request, raw, _parse)
     num_bytes = sum(len(prompt.encode()) for prompt in asked.prompts if isinstance(prompt, str))
     check_text(num_bytes, services.settings.max_text_kb * 1024, param="prompt")
     model = await services.registry.find(asked.model)
     jobs = to_completion_jobs(
-        asked, model, tenant=request.state.tenant, ttl_s=services.settings.request_timeout_s
+        asked, model, tenant=context_of(request).tenant, ttl_s=services.settings.request_timeout_s
     )
     return asked, await open_jobs(request, model, jobs, {}, field="prompt")
 

@@ -24,7 +24,8 @@ from llava_server.api.parse import check_num_images, check_text, parse_request
 from llava_server.generation.collect import collect
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.lifespan import services_of
-from llava_server.request_metrics import AnswerMeter
+from llava_server.request_context import context_of
+from llava_server.request_metrics import ChoiceMetrics
 from llava_server.worker_registry import ServedModel
 
 __all__ = ["router"]
@@ -48,7 +49,7 @@ async def create_embeddings(request: Request) -> Response:
 
 
 async def _create(request: Request) -> Response:
-    with request.state.body.taken() as raw:
+    with context_of(request).body.consume() as raw:
         asked = await parsed(request, raw, lambda body: parse_request(EmbeddingRequest, body))
         _check_sizes(request, asked.inputs)
         model = await services_of(request).registry.find(asked.model)
@@ -85,7 +86,7 @@ def _check_sizes(request: Request, inputs: list[EmbeddingInput]) -> None:
 async def _jobs(
     request: Request, asked: EmbeddingRequest, model: ServedModel
 ) -> tuple[list[Job], dict[str, bytes]]:
-    services, tenant = services_of(request), request.state.tenant
+    services, tenant = services_of(request), context_of(request).tenant
     jobs: list[Job] = []
     pixels: dict[str, bytes] = {}
     for field, each in zip(asked.fields, asked.inputs, strict=True):
@@ -104,8 +105,8 @@ async def _ends(
     request: Request, model: ServedModel, jobs: list[Job], pixels: dict[str, bytes], fields: list[str]
 ) -> tuple[dict[str, str], list[Final]]:
     """What to tell of the queue, and the jobs' ends, in their order. Raises ApiError, also if one failed."""
-    metrics, arrived_at = services_of(request).metrics, request.state.arrived_at
-    meters = [AnswerMeter(metrics, model.name, arrived_at=arrived_at) for _ in jobs]
+    metrics, arrived_at = services_of(request).metrics, context_of(request).arrived_at
+    meters = [ChoiceMetrics(metrics, model.name, arrived_at=arrived_at) for _ in jobs]
     opened = await open_jobs(request, model, jobs, pixels, field=fields)
     try:
         answers = await collect(opened.outputs, opened.first, meters)

@@ -29,7 +29,8 @@ from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.generation.sse_response import EventStream, stream_pace
 from llava_server.lifespan import services_of
-from llava_server.request_metrics import Unmeasured
+from llava_server.request_context import context_of
+from llava_server.request_metrics import NoMetrics
 
 __all__ = ["router"]
 
@@ -67,7 +68,7 @@ async def create_response(request: Request) -> Response:
 
 async def _open(request: Request) -> tuple[ResponseRequest, ResponsesSerializer, Opened | None]:
     """None: it is in the queue, and nobody waits for it."""
-    with request.state.body.taken() as raw:
+    with context_of(request).body.consume() as raw:
         asked, chat = await parsed(request, raw, parse_response_request)
         model, [job], pixels = await chat_jobs(request, chat)
     job = with_note(job, asked)
@@ -75,7 +76,7 @@ async def _open(request: Request) -> tuple[ResponseRequest, ResponsesSerializer,
     if asked.store is False:
         job = msgspec.structs.replace(job, note="")
     if asked.background and not asked.stream:
-        request.state.job_id = job.job_id
+        context_of(request).job_id = job.job_id
         outputs = MergedOutputs(services_of(request).controller)
         await outputs.submit([job], pixels)
         await outputs.aclose()
@@ -120,7 +121,7 @@ async def read_response(
     settings = services_of(request).settings
     outputs = MergedOutputs(services_of(request).controller, field="input")
     await outputs.resume(glimpse.outline, timeout_s=settings.request_timeout_s)
-    return EventStream(outputs, None, serializer, [Unmeasured()], stream_pace(settings))
+    return EventStream(outputs, None, serializer, [NoMetrics()], stream_pace(settings))
 
 
 @router.post(
@@ -132,7 +133,7 @@ async def read_response(
 async def cancel_response(request: Request, response_id: ResponseId) -> Response:
     """Gives the response as it is then; one that is over already stays as it is."""
     job_id = (await _glimpse(request, response_id, has_events=False)).outline.job_id
-    await services_of(request).controller.cancel(job_id, request.state.tenant)
+    await services_of(request).controller.cancel(job_id, context_of(request).tenant)
     glimpse = await _glimpse(request, response_id)
     serializer = ResponsesSerializer(glimpse.outline, created_at=glimpse.created_at)
     return JSONResponse(serializer.so_far(glimpse.state, glimpse.events))
@@ -147,7 +148,7 @@ async def cancel_response(request: Request, response_id: ResponseId) -> Response
 async def delete_response(request: Request, response_id: ResponseId) -> Response:
     """It cannot be read any more, by nobody. One that is not over is cancelled first."""
     job_id = (await _glimpse(request, response_id, has_events=False)).outline.job_id
-    if not await services_of(request).controller.forget(job_id, request.state.tenant):
+    if not await services_of(request).controller.forget(job_id, context_of(request).tenant):
         raise answer_not_found()
     return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
@@ -155,10 +156,10 @@ async def delete_response(request: Request, response_id: ResponseId) -> Response
 async def _glimpse(request: Request, response_id: str, *, has_events: bool = True) -> JobSnapshot:
     """Raises ApiError: 404 for what is none of this key's stored responses."""
     number = response_id.removeprefix("resp_")
-    request.state.job_id = job_id = f"chatcmpl-{number}"
+    context_of(request).job_id = job_id = f"chatcmpl-{number}"
     if number != response_id:
         controller = services_of(request).controller
-        glimpse = await controller.peek(job_id, request.state.tenant, has_events=has_events)
+        glimpse = await controller.peek(job_id, context_of(request).tenant, has_events=has_events)
         if glimpse.outline.note:
             return glimpse
     raise answer_not_found()

@@ -20,6 +20,7 @@ from llava_server.api.tokenize.request import DetokenizeRequest, TokenizeRequest
 from llava_server.api.tokenize.response import Detokenized, Tokenized
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.lifespan import services_of
+from llava_server.request_context import context_of
 from llava_server.worker_registry import ServedModel
 
 __all__ = ["count_chat_tokens", "router"]
@@ -58,7 +59,7 @@ async def count_chat_tokens(request: Request, chat: ChatRequest) -> int:
 
 
 async def _tokenize(request: Request) -> Response:
-    with request.state.body.taken() as raw:
+    with context_of(request).body.consume() as raw:
         asked, chat = await parsed(request, raw, _parse_tokenize)
         if chat is not None:
             model, jobs, pixels = await chat_jobs(request, chat)
@@ -80,7 +81,7 @@ async def _tokenize(request: Request) -> Response:
 
 
 async def _detokenize(request: Request) -> Response:
-    with request.state.body.taken() as raw:
+    with context_of(request).body.consume() as raw:
         asked = await parsed(request, raw, lambda body: parse_request(DetokenizeRequest, body))
     model = await services_of(request).registry.find(asked.model)
     event = await _told(request, model, _raw(request, asked.tokens, model, "detokenize"), {}, "tokens")
@@ -98,7 +99,7 @@ def _parse_tokenize(raw: bytes) -> tuple[TokenizeRequest, ChatRequest | None]:
 
 def _raw(request: Request, prompt: Any, model: ServedModel, task: Any) -> Job:
     ttl_s = services_of(request).settings.request_timeout_s
-    return raw_job(prompt, model, tenant=request.state.tenant, ttl_s=ttl_s, task=task)
+    return raw_job(prompt, model, tenant=context_of(request).tenant, ttl_s=ttl_s, task=task)
 
 
 def _counting(job: Job) -> Job:

@@ -111,7 +111,7 @@ def refusal(folder: Path, **options: object) -> str:
 
 def test_heads_that_do_not_divide_are_refused_with_what_does(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
-    told = refusal(tmp_path, tensor_parallel=3)
+    told = refusal(tmp_path, tensor_parallel_size=3)
     assert "3 does not divide num_attention_heads 4, num_key_value_heads 2, intermediate_size 80" in told
     assert "what fits is tensor_parallel 1, 2" in told
 

@@ -55,7 +55,7 @@ class EngineStats:
 
     A counter divided by ``num_steps_total`` is the mean per step: batch size, tokens, seconds. The field
     names are those of the heartbeat's ``stats``; ``llava_server.engine_metrics`` maps them to Prometheus
-    metrics. """
+    metrics."""
 
     num_waiting: int = 0
     num_running: int = 0

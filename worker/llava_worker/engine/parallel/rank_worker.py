@@ -2,7 +2,7 @@
 
 It has its share of the decoder's layers and of the KV cache, and knows no sequences, tokens or queue. The
 first rank sends commands to its standard input. When that closes the first rank has exited, and this process
-exits at once. """
+exits at once."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class EngineConfig:
     ``device`` is auto or a torch device. ``num_threads`` None is torch's default, shared by the ranks of a
     CPU. The KV cache takes at most ``kv_cache_bytes`` (None: a share of what is free beside the weights), no
     more than ``max_num_sequences`` full contexts need, and what the largest step leaves. ``block_size`` None
-    is the attention backend's. CUDA graphs and async scheduling are used on GPUs only. """
+    is the attention backend's. CUDA graphs and async scheduling are used on GPUs only."""
 
     checkpoint: Path
     _: KW_ONLY

@@ -6,7 +6,7 @@
 
 The file is a JSON array of events in the Trace Event Format, complete after every step: a process that is
 killed leaves a valid file. Times are the host's, in microseconds of a clock that all processes of a machine
-share. """
+share."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Some grammars make the library take minutes or gigabytes, and some have crashed the process that compiled
 them. The child has no environment, bounded memory and a few seconds per grammar. What it compiles is compiled
 again in the worker. It reads one JSON value per line from stdin, first the vocabulary, and writes one line
-for each, until stdin closes, which it also does when the worker exits. """
+for each, until stdin closes, which it also does when the worker exits."""
 
 from __future__ import annotations
 
