@@ -16,6 +16,7 @@ from llava_worker.model.llava import Llava
 from torch import Tensor
 
 from tests.worker.checkpoints import random_prompt
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 
 MAX_TILES = 5
 
@@ -76,7 +77,11 @@ def test_features_stay_when_the_next_picture_is_encoded(model: Llava, graphs: To
 
 
 def test_an_engine_whose_tower_is_recorded_gives_the_same_answers(
-    make_engine, make_sequence, run, graphs: TowerGraphs, record: CountingRecorder
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    graphs: TowerGraphs,
+    record: CountingRecorder,
 ) -> None:
     rng = np.random.default_rng(31)
     prompts = {name: random_prompt(rng, num_images=num) for name, num in zip("abc", (1, 3, 0), strict=True)}

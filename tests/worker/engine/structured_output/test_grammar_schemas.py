@@ -1,10 +1,9 @@
-"""Fifty published schemas: each answer keeps to its schema, in company, with pictures, across workers."""
+"""Fifty published schemas: each output matches its schema, in batches, with images, across workers."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -21,6 +20,7 @@ from llava_worker.model.llava import Llava
 
 from tests.worker.checkpoints import random_prompt
 from tests.worker.engine.conftest import spans_of
+from tests.worker.engine.factories import MakeEngine, MakeSequence
 from tests.worker.engine.structured_output.grammar_kit import (
     EOS_ID,
     MAX_TOKENS,
@@ -30,28 +30,12 @@ from tests.worker.engine.structured_output.grammar_kit import (
     answers_of,
     is_valid,
     make_model,
-    open_grammars,
     published_schemas,
 )
 from tests.worker.sampling_params import greedy
 
 NUM_SEEDS = 2
 NUM_FREE = 6
-
-MakeEngine = Callable[..., Engine]
-MakeSequence = Callable[..., Sequence]
-
-
-@pytest.fixture(scope="module")
-def vocabulary() -> Vocabulary:
-    return Vocabulary()
-
-
-@pytest.fixture(scope="module")
-def grammars(vocabulary: Vocabulary) -> Iterator[GrammarCache]:
-    opened = open_grammars(vocabulary, timeout_s=60.0)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +67,7 @@ def make_engine(model: Llava, *, is_async: bool = False) -> Engine:
 
 @pytest.fixture(scope="module")
 def new_sequence(grammars: GrammarCache, vocabulary: Vocabulary) -> MakeSequence:
-    """The same for the same name: a prompt with up to two pictures, sampled at temperature 1."""
+    """The same for the same name: a prompt with up to two images, sampled at temperature 1."""
     schemas = published_schemas()
 
     def make(name: str, output_ids: list[int] | None = None) -> Sequence:

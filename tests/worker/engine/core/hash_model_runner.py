@@ -1,7 +1,8 @@
-"""A model without tensors: what stands in a slot is a hash of everything before it, found by block tables.
+"""A model runner without tensors: the content of a slot is a hash of all tokens before it.
 
-A token is a hash of all slots that its sequence sees. So a block that is shared, copied, overwritten or freed
-wrongly gives another token, and a slot that nobody wrote gives an error; a workload takes milliseconds.
+A sampled token is a hash of all slots of its sequence, read through the block table. A block that is shared,
+copied, overwritten or freed wrongly therefore changes the output, and reading a slot that was not written is
+an error. A workload takes milliseconds.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from llava_worker.engine.core.step_timer import StepTimer
 from llava_worker.engine.sampling.sampled_tokens import count_accepted
 from llava_worker.model.config.image_grid import PictureLayout
 
-VOCABULARY = 128
-_WORDS = 40  # so many different tokens are chosen, the end mark among them
+VOCAB_SIZE = 128
+_NUM_SAMPLED = 40  # different tokens, the end token among them
 
 
-class HashRunner:
-    """Stands where a `ModelRunner` does."""
+class HashModelRunner:
+    """Takes the place of a `ModelRunner`."""
 
     def __init__(
         self,
@@ -36,9 +37,9 @@ class HashRunner:
         encoder_cache: EncoderCache,
         breaks_at: Mapping[str, int | None] = MappingProxyType({}),
     ) -> None:
-        """``breaks_at``: at which token of its answer a sequence fails."""
+        """``breaks_at``: the output token at which a sequence's logits are not finite."""
         config = SimpleNamespace(
-            text_config=SimpleNamespace(vocab_size=VOCABULARY),
+            text_config=SimpleNamespace(vocab_size=VOCAB_SIZE),
             picture_layout=lambda: PictureLayout(side=28, tokens_per_tile=4),
         )
         self.model = SimpleNamespace(config=config)
@@ -57,9 +58,8 @@ class HashRunner:
 
     def launch(self, chunks: list[Chunk], *, after: InFlightStep | None = None) -> InFlightStep:
         written: dict[int, int] = {}
-        before = (
-            {} if after is None else {each.chunk.sequence: each.tokens[0].token_id for each in after.read()}
-        )
+        results_before = [] if after is None else after.read()
+        before = {result.chunk.sequence: result.tokens[0].token_id for result in results_before}
         computed = [self._compute(chunk, written, before.get(chunk.sequence)) for chunk in chunks]
         self._slots.update(written)  # only now: no row of a pass reads what another row of it writes
         results = [result for result in computed if result is not None]
@@ -71,63 +71,63 @@ class HashRunner:
     def _compute(self, chunk: Chunk, written: dict[int, int], ahead: int | None) -> ChunkResult | None:
         sequence, size = chunk.sequence, self.cache.block_size
         for image in sequence.images_within(chunk.start, chunk.end):
-            self._look_at(sequence, image.content)
-        names = names_of(sequence)
+            self._encode(sequence, image.content)
+        contents = contents_of(sequence)
         if chunk.is_ahead:
-            assert len(names) == chunk.start
-            names.append(0 if ahead is None else ahead)
+            assert len(contents) == chunk.start
+            contents.append(0 if ahead is None else ahead)
         slots = [block * size + row for block in sequence.block_table for row in range(size)]
         seen = [self._slots[slot] for slot in slots[: chunk.start]]
-        for position, name in enumerate((*names[chunk.start : chunk.end], *chunk.drafts), chunk.start):
-            seen.append(follow(seen, name, sequence.cache_scope))
+        for position, content in enumerate((*contents[chunk.start : chunk.end], *chunk.drafts), chunk.start):
+            seen.append(append_hash(seen, content, sequence.cache_scope))
             assert slots[position] not in written, "two rows of a pass write to one slot"
             written[slots[position]] = seen[-1]
         if not chunk.is_last:
             return None
         first = len(seen) - len(chunk.drafts)
-        chosen = [choose(seen[:end], sequence.sampling.seed) for end in range(first, len(seen) + 1)]
-        place = chunk.end - len(sequence.prompt_ids)
-        told = [
-            self._unless_broken(sequence, index, token_id) for index, token_id in enumerate(chosen, place)
+        sampled = [sample(seen[:end], sequence.sampling.seed) for end in range(first, len(seen) + 1)]
+        position = chunk.end - len(sequence.prompt_ids)
+        tokens = [
+            self._unless_broken(sequence, index, token_id) for index, token_id in enumerate(sampled, position)
         ]
-        num_gained = count_accepted(chunk.drafts, told) + 1
-        return ChunkResult(chunk, [TokenResult(token_id) for token_id in told[:num_gained]])
+        num_tokens = count_accepted(chunk.drafts, tokens) + 1
+        return ChunkResult(chunk, [TokenResult(token_id) for token_id in tokens[:num_tokens]])
 
     def _unless_broken(self, sequence: Sequence, index: int, token_id: int) -> int | None:
         breaks_at = self._breaks_at.get(sequence.seq_id)
         return token_id if breaks_at is None or index < breaks_at else None
 
-    def _look_at(self, sequence: Sequence, content: str) -> None:
-        name = (sequence.cache_scope, content)
-        if self.encoder_cache.get(name) is None:
+    def _encode(self, sequence: Sequence, content: str) -> None:
+        key = (sequence.cache_scope, content)
+        if self.encoder_cache.get(key) is None:
             self.num_encoded_images += 1
-            self.encoder_cache.put(name, torch.zeros(1))
+            self.encoder_cache.put(key, torch.zeros(1))
 
 
-def names_of(sequence: Sequence) -> list[int]:
-    """What each token is: a word, or a place in a picture."""
-    names = sequence.token_ids(0, sequence.num_tokens)
+def contents_of(sequence: Sequence) -> list[int]:
+    """The content of each token: a token id, or a position in an image."""
+    contents = sequence.token_ids(0, sequence.num_tokens)
     for image in sequence.images:
         for position in range(image.start, image.end):
-            names[position] = -1 - zlib.crc32(f"{image.content} {position - image.start}".encode())
-    return names
+            contents[position] = -1 - zlib.crc32(f"{image.content} {position - image.start}".encode())
+    return contents
 
 
-def follow(seen: Items[int], name: int, scope: str) -> int:
-    return hash((seen[-1] if seen else ord(scope), name))
+def append_hash(seen: Items[int], content: int, scope: str) -> int:
+    return hash((seen[-1] if seen else ord(scope), content))
 
 
-def choose(seen: Items[int], seed: int) -> int:
-    return 2 + hash((*seen, seed)) % _WORDS
+def sample(seen: Items[int], seed: int) -> int:
+    return 2 + hash((*seen, seed)) % _NUM_SAMPLED
 
 
-def answer_of(sequence: Sequence, num_tokens: int) -> list[int]:
-    """What the model says to the sequence alone, worked out without blocks."""
+def expected_output(sequence: Sequence, num_tokens: int) -> list[int]:
+    """The output of the sequence alone, computed without blocks."""
     seen: list[int] = []
-    for name in names_of(sequence):
-        seen.append(follow(seen, name, sequence.cache_scope))
-    answer: list[int] = []
-    while len(answer) < num_tokens:
-        answer.append(choose(seen, sequence.sampling.seed))
-        seen.append(follow(seen, answer[-1], sequence.cache_scope))
-    return answer
+    for content in contents_of(sequence):
+        seen.append(append_hash(seen, content, sequence.cache_scope))
+    output_ids: list[int] = []
+    while len(output_ids) < num_tokens:
+        output_ids.append(sample(seen, sequence.sampling.seed))
+        seen.append(append_hash(seen, output_ids[-1], sequence.cache_scope))
+    return output_ids

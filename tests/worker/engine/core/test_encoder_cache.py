@@ -1,3 +1,5 @@
+"""The encoder cache is bounded in bytes, evicts the least recently used image and separates tenants."""
+
 from __future__ import annotations
 
 import torch
@@ -6,7 +8,7 @@ from llava_worker.engine.core.encoder_cache import EncoderCache
 FEATURES = torch.zeros(2, 3)  # 24 bytes
 
 
-def names(cache: EncoderCache, *digests: str) -> list[bool]:
+def cached(cache: EncoderCache, *digests: str) -> list[bool]:
     return [("tenant", digest) in cache for digest in digests]
 
 
@@ -22,7 +24,7 @@ def test_the_least_recently_used_picture_makes_room() -> None:
 
     fill(cache, "c")
 
-    assert names(cache, "a", "b", "c") == [True, False, True]
+    assert cached(cache, "a", "b", "c") == [True, False, True]
     assert cache.num_bytes == 2 * FEATURES.nbytes
 
 
@@ -32,7 +34,7 @@ def test_a_picture_larger_than_the_store_evicts_nobody() -> None:
 
     cache.put(("tenant", "large"), torch.zeros(100))
 
-    assert names(cache, "a", "large") == [True, False]
+    assert cached(cache, "a", "large") == [True, False]
 
 
 def test_a_store_of_no_bytes_keeps_nothing() -> None:
@@ -59,5 +61,5 @@ def test_putting_twice_and_dropping_keep_the_count_of_bytes_right() -> None:
     cache.drop(("tenant", "a"))
     cache.drop(("tenant", "a"))
 
-    assert names(cache, "a", "b") == [False, True]
+    assert cached(cache, "a", "b") == [False, True]
     assert cache.num_bytes == FEATURES.nbytes

@@ -6,7 +6,7 @@ import pytest
 from llava_worker.engine import ImageSpan, Sequence
 from llava_worker.engine.core.block_manager import BlockCopy, BlockManager
 
-from tests.worker.engine.core.sequences import compute, remember, sequence_of
+from tests.worker.engine.core.sequences import cache_prompt, compute, sequence_of
 
 
 def test_a_known_prompt_is_reused_up_to_its_last_token() -> None:
@@ -94,7 +94,7 @@ def test_the_unfilled_end_of_an_answer_is_remembered() -> None:
 def test_the_longest_of_many_ends_is_found() -> None:
     blocks = BlockManager(20, 8)
     for end in ([5], [3, 5], [3, 4], [3, 4, 1, 1], [3, 4, 9, 1], [9]):
-        remember(blocks, 1, *end)
+        cache_prompt(blocks, 1, *end)
     other = sequence_of([1, 3, 4, 5, 6, 7])
 
     blocks.allocate(other)
@@ -176,7 +176,7 @@ def test_of_a_sequence_in_doubt_not_even_its_last_rows_are_reused() -> None:
 
     blocks.invalidate(broken)
     blocks.free(broken)
-    remember(blocks, 1, 2, 3, 4)  # sound again, so what follows it could be found
+    cache_prompt(blocks, 1, 2, 3, 4)  # sound again, so what follows it could be found
 
     blocks.allocate(again)
     assert again.num_computed == 4

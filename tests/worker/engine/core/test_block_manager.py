@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from llava_worker.engine import Sequence
 from llava_worker.engine.core.block_manager import BlockAccountingError, BlockCopy, BlockManager
 
-from tests.worker.engine.core.sequences import remember, sequence_of
+from tests.worker.engine.core.sequences import cache_prompt, sequence_of
 
 
 class BlockMachine(RuleBasedStateMachine):
@@ -32,7 +34,7 @@ class BlockMachine(RuleBasedStateMachine):
         digest=st.sampled_from(["", "", "p", "q"]),
         num_spare=st.integers(0, 2),
     )
-    def admit(self, token_ids: list[int], scope: str, digest: str, num_spare: int) -> None:
+    def allocate(self, token_ids: list[int], scope: str, digest: str, num_spare: int) -> None:
         self.count += 1
         digest = digest if len(token_ids) >= 5 else ""
         sequence = sequence_of(token_ids, name=str(self.count), scope=scope, digest=digest)
@@ -125,8 +127,8 @@ TestBlocks.settings = settings(max_examples=100, stateful_step_count=40, deadlin
 
 def test_what_was_used_least_recently_is_evicted_first_and_from_its_end() -> None:
     blocks = BlockManager(5, 2)
-    remember(blocks, 1, 1, 1, 1)
-    remember(blocks, 2, 2, 2, 2)
+    cache_prompt(blocks, 1, 1, 1, 1)
+    cache_prompt(blocks, 2, 2, 2, 2)
 
     last = sequence_of([3, 3, 3])  # takes the free block and one more: the end of the older chain
     blocks.allocate(last)
@@ -141,7 +143,7 @@ def test_what_was_used_least_recently_is_evicted_first_and_from_its_end() -> Non
 
 def test_a_source_that_must_make_room_is_read_before() -> None:
     blocks = BlockManager(2, 4)
-    remember(blocks, 1, 2, 3)
+    cache_prompt(blocks, 1, 2, 3)
     other = sequence_of([1, 2, 9, 9, 9])  # needs both blocks
 
     copies = blocks.allocate(other)
@@ -153,8 +155,8 @@ def test_a_source_that_must_make_room_is_read_before() -> None:
 
 def test_a_source_makes_room_last() -> None:
     blocks = BlockManager(3, 4)
-    remember(blocks, 1, 2, 3)
-    remember(blocks, 7, 7)
+    cache_prompt(blocks, 1, 2, 3)
+    cache_prompt(blocks, 7, 7)
     other = sequence_of([1, 2, 9, 9, 9])
 
     copies = blocks.allocate(other)
@@ -193,7 +195,7 @@ def taken_from_the_free(blocks: BlockManager, held: Sequence) -> list[Sequence]:
 
 
 @pytest.mark.parametrize("damage", [leaked, held_twice, shared_wrongly, taken_from_the_free])
-def test_check_finds_what_is_wrong(damage) -> None:
+def test_check_finds_what_is_wrong(damage: Callable[[BlockManager, Sequence], list[Sequence]]) -> None:
     blocks = BlockManager(4, 2)
     held = sequence_of([1, 2, 3])
     blocks.allocate(held)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from llava_wire.messages.sampling_params import SamplingParams
@@ -10,7 +12,7 @@ from llava_worker.engine.sampling.top_k_top_p import truncate
 from tests.worker.sampling_params import greedy
 
 VOCAB = 3000  # more than are looked at first
-CASES = [
+CASES: list[dict[str, Any]] = [
     {},
     {"top_k": 7},
     {"top_k": 1024},
