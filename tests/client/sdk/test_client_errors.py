@@ -24,8 +24,8 @@ from llava_client import (
     RetryPolicy,
     ServiceUnavailableError,
 )
-from llava_client.retries import Tries
-from llava_client.retry_after import stated_delay_s
+from llava_client.retries import RetryState
+from llava_client.errors import parse_retry_after
 
 from tests.client.client_driver import Driver
 from tests.client.conftest import Connect
@@ -185,12 +185,12 @@ def test_a_host_that_accepts_nobody_in_time_is_tried_again(connect: Connect) -> 
     ],
 )
 def test_a_stated_wait_is_read_in_each_form(headers: dict[str, str], expected: float | None) -> None:
-    assert stated_delay_s(headers) == expected
+    assert parse_retry_after(headers) == expected
 
 
 def test_a_stated_date_is_a_wait_from_now() -> None:
     later = email.utils.formatdate(time.time() + 60, usegmt=True)
-    wait_s = stated_delay_s({"retry-after": later})
+    wait_s = parse_retry_after({"retry-after": later})
     assert wait_s is not None and 0 < wait_s <= 60
 
 
@@ -203,4 +203,4 @@ def test_waits_double_up_to_the_limit_and_jitter_only_shortens_them() -> None:
 
 
 def test_a_failure_that_no_waiting_helps_is_final() -> None:
-    assert Tries(RetryPolicy(), 2).wait_after(APIError("no")) is None
+    assert RetryState(RetryPolicy(), 2).next_delay_s(APIError("no")) is None

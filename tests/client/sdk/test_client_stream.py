@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from llava_client import APIError, BadRequestError, StreamInterrupted
-from llava_client.stream_state import Transcript
+from llava_client.stream_state import StreamState
 
 from tests.client.client_driver import Driver
 from tests.client.conftest import Connect
@@ -173,7 +173,7 @@ def test_on_close_is_told_the_text_once(connect: Connect, peer: Peer, reading: s
 
 
 def test_a_transcript_ignores_what_follows_the_end() -> None:
-    transcript = Transcript()
+    transcript = StreamState()
     transcript.feed(b"".join(answer_events()) + event(chunk({"content": "more"})))
     transcript.end()
     assert (transcript.text, transcript.failure, transcript.last_event_id) == (TEXT, None, "job-1:4")
