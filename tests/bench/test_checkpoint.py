@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from llava_cli.bench import Pictures, Plan
-from llava_cli.bench.plan import talks
+from llava_cli.bench.plan import conversations
 from llava_worker.engine.startup.build_engine import load_engine
 from llava_worker.language.hf_tokenizer import FileTokenizer
 from safetensors import safe_open
@@ -77,7 +77,7 @@ def test_the_measured_shape_is_llava_1_5_with_a_decoder_of_1_3_billion() -> None
 
 def test_each_word_of_a_question_is_one_token_and_each_id_has_text(folder: Path) -> None:
     tokenizer = FileTokenizer(folder)
-    [_, talk] = [talk for talk, _ in zip(talks(Plan(pictures=Pictures.NONE)), range(2), strict=False)]
+    [_, talk] = [talk for talk, _ in zip(conversations(Plan(pictures=Pictures.NONE)), range(2), strict=False)]
     question = talk.questions[0]
     words = question.rsplit(" ", 1)[0]
     assert len(tokenizer.encode(words)) == len(words.split())

@@ -16,8 +16,8 @@ from threading import Event, Lock
 import numpy as np
 import pytest
 from llava_cli.bench import Pictures, Plan, Run, Sample, percentile, run_load, summarize
-from llava_cli.bench.pictures import PictureMaker
-from llava_cli.bench.plan import talks
+from llava_cli.bench.images import ImageGenerator
+from llava_cli.bench.plan import conversations
 from llava_cli.bench.progress import Progress
 from llava_cli.bench.report import as_text
 from llava_cli.bench.svg_plot import draw, duration
@@ -91,15 +91,15 @@ def test_arrivals_are_a_poisson_process(peer: Peer) -> None:
 
 
 def test_pictures_are_files_that_others_read_and_all_their_pixels_differ() -> None:
-    maker = PictureMaker(64, 48)
-    one, other = (np.asarray(Image.open(io.BytesIO(maker.picture(i))).convert("RGB")) for i in (1, 2))
+    maker = ImageGenerator(64, 48)
+    one, other = (np.asarray(Image.open(io.BytesIO(maker.png(i))).convert("RGB")) for i in (1, 2))
     assert one.shape == (48, 64, 3)
     assert (one != other).any(axis=-1).mean() > 0.95
-    assert maker.picture(1) == PictureMaker(64, 48).picture(1)
+    assert maker.png(1) == ImageGenerator(64, 48).png(1)
 
 
 def test_no_question_is_asked_twice() -> None:
-    some = [talk.questions for talk in itertools.islice(talks(replace(TEXT_ONLY, num_turns=2)), 200)]
+    some = [talk.questions for talk in itertools.islice(conversations(replace(TEXT_ONLY, num_turns=2)), 200)]
     words = [question.rsplit(" ", 1)[0] for questions in some for question in questions]
     assert len(set(words)) == 400  # not by their numbers alone, which stand at the end
 

