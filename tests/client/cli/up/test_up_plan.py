@@ -10,13 +10,13 @@ import pytest
 from llava_cli.up.display import Display, curl_command, example_image
 from llava_cli.up.plan import LaunchPlan
 
-from tests.client.scripted_peer import PNG, Peer
+from tests.client.scripted_server import PNG, ScriptedServer
 
 SECRET = "redis://:password@queue:6379/0"
 
 
 def plan(**changes: object) -> LaunchPlan:
-    given: dict[str, object] = {
+    defaults: dict[str, object] = {
         "model": "tiny",
         "served_model_name": None,
         "num_workers": 1,
@@ -25,7 +25,7 @@ def plan(**changes: object) -> LaunchPlan:
         "host": "127.0.0.1",
         "port": 8000,
     }
-    return LaunchPlan(**{**given, **changes})  # type: ignore[arg-type]
+    return LaunchPlan(**{**defaults, **changes})  # type: ignore[arg-type]
 
 
 def test_the_queues_url_is_in_the_environment_and_on_no_command_line() -> None:
@@ -89,17 +89,17 @@ def test_the_shown_address_can_be_opened_on_this_machine(host: str, url: str) ->
     assert plan(host=host).base_url == url
 
 
-def test_the_curl_line_works_as_it_is_shown(peer: Peer, tmp_path: Path) -> None:
+def test_the_curl_line_works_as_it_is_shown(server: ScriptedServer, tmp_path: Path) -> None:
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "it's a picture.png").write_bytes(PNG * 1000)
-    port = int(peer.url.rpartition(":")[2])
+    port = int(server.url.rpartition(":")[2])
     picture = example_image(tmp_path)
     line = curl_command(plan(port=port, generated_key="lv-key"), 'the "model"', picture)
     done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, timeout=30)
     assert json.loads(done.stdout)["choices"]
-    assert peer.chats[-1].headers["authorization"] == "Bearer lv-key"
-    assert peer.last_body["model"] == 'the "model"'
-    url = peer.last_body["messages"][0]["content"][0]["image_url"]["url"]
+    assert server.chats[-1].headers["authorization"] == "Bearer lv-key"
+    assert server.last_body["model"] == 'the "model"'
+    url = server.last_body["messages"][0]["content"][0]["image_url"]["url"]
     assert url.startswith("data:image/png;base64,iVBOR")
     assert "\n" not in url
 

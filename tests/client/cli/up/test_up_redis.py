@@ -18,7 +18,7 @@ from llava_cli.up.child_process import Program
 from llava_cli.up.redis_process import RedisNotFound, find_redis_binary, private_redis
 from llava_cli.up.supervisor import Supervisor
 
-from tests.client.cli.up.waiting import wait_until
+from tests.client.cli.up.polling import wait_until
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_bundled_package_without_a_program_for_this_machine_is_not_enough(
         find_redis_binary()
 
 
-def asked(path: Path, command: str) -> str:
+def send_command(path: Path, command: str) -> str:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(path))
         connection.sendall(f"{command}\r\n".encode())
@@ -84,21 +84,21 @@ def asked(path: Path, command: str) -> str:
 
 def is_listening(path: Path | None) -> bool:
     try:
-        return path is not None and "PONG" in asked(path, "PING")
+        return path is not None and "PONG" in send_command(path, "PING")
     except OSError:  # not bound, or bound and not listening yet
         return False
 
 
-async def run_while(program: Program, questions: dict[str, str]) -> None:
-    """Start ``program``, compare what it answers, stop it."""
+async def run_while(program: Program, commands: dict[str, str]) -> None:
+    """Start ``program``, compare its replies to ``commands``, stop it."""
     assert program.socket_path is not None
     supervisor = Supervisor(on_line=lambda *_: None, on_event=lambda _: None, kill_now=asyncio.Event())
     async with supervisor:
         await supervisor.start([program])
         await asyncio.to_thread(wait_until, lambda: is_listening(program.socket_path), "Redis")
         assert stat.S_IMODE(program.socket_path.parent.stat().st_mode) == 0o700
-        for question, answer in questions.items():
-            assert answer in await asyncio.to_thread(asked, program.socket_path, question)
+        for command, reply in commands.items():
+            assert reply in await asyncio.to_thread(send_command, program.socket_path, command)
 
 
 @pytest.mark.e2e

@@ -1,4 +1,4 @@
-"""Waiting for a condition, with a bound, instead of sleeping."""
+"""Wait for a condition by polling it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["wait_until"]
 
 
 def wait_until(condition: Callable[[], object], what: str, *, timeout_s: float = 30.0) -> None:
-    """Return as soon as ``condition()`` is true; AssertionError with ``what`` when that takes too long."""
+    """Return as soon as ``condition()`` is true. Raises AssertionError after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"still waiting: {what}"
