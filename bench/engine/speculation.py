@@ -28,7 +28,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from llava_wire import ImageRef, Message
+from llava_wire.messages.job import ImageRef, Message
 from llava_worker.engine import Sampling, Sequence
 from llava_worker.engine.startup.build_engine import load_engine
 from llava_worker.engine_thread import Engine
@@ -143,7 +143,7 @@ def picture_of(question: Question) -> tuple[ImageRef, bytes]:
 
 
 def sequence_of(name: str, question: Question, messages: list[Message], prompts: PromptBuilder) -> Sequence:
-    prompt = prompts.build(messages)
+    prompt = prompts.build_chat(messages)
     return Sequence(
         seq_id=name,
         prompt_ids=prompt.token_ids,

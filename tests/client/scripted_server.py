@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.machine_speed import scaled
+
 Responder = Callable[[BaseHTTPRequestHandler], None]
 
 PNG = base64.b64decode(
@@ -117,7 +119,7 @@ def hangs_until(released: threading.Event) -> Responder:
     """Send nothing until ``released`` is set, then close the connection."""
 
     def respond(handler: BaseHTTPRequestHandler) -> None:
-        released.wait(30)
+        released.wait(scaled(30))
         closes_connection(handler)
 
     return respond

@@ -26,6 +26,7 @@ from rich.console import Console
 
 from tests.client.scripted_server import ScriptedServer, completes
 from tests.e2e.playground.site import controller, worker
+from tests.machine_speed import scaled
 from tests.worker.queue_server import running_queue
 
 TEXT_ONLY = Plan(pictures=Pictures.NONE, num_requests=12)
@@ -47,7 +48,7 @@ class Barrier:
             self.max_waiting = max(self.max_waiting, self._num_waiting)
             if self._num_waiting >= self._size:
                 self._is_full.set()
-        assert self._is_full.wait(30)
+        assert self._is_full.wait(scaled(30))
         with self._lock:
             self._num_waiting -= 1
         completes(handler)

@@ -24,6 +24,7 @@ from tests.client.scripted_server import (
     stream_events,
     streams,
 )
+from tests.machine_speed import scaled
 
 FIRST_WORDS = stream_events()[:3]  # the role, a comment, the first delta
 
@@ -71,7 +72,7 @@ def test_leaving_early_hangs_up(client: AnyClient, server: ScriptedServer) -> No
     server.script(streams(*FIRST_WORDS, then=notices))
     with client.stream("What is this?") as stream:
         assert next(iter(stream)) == DELTAS[0]
-    assert gone.wait(10)
+    assert gone.wait(scaled(10))
 
 
 def test_a_refusal_is_raised_where_the_stream_is_asked_for(client: AnyClient, server: ScriptedServer) -> None:
@@ -135,7 +136,7 @@ def test_silence_in_mid_stream_is_an_interruption(client: AnyClient, server: Scr
     released = threading.Event()
     server.script(streams(*FIRST_WORDS, then=hangs_until(released)))
     with pytest.raises(StreamInterrupted):
-        client.stream("What is this?", timeout=1.0).answer()
+        client.stream("What is this?", timeout=scaled(1.0)).answer()
     released.set()
 
 

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import ErrorCode, ImageRef, ImageSpec, Message
-from llava_worker.language.prompt_builder import Prompt, PromptBuilder, PromptRefused
-from llava_worker.language.templates import CONVERSATIONS
-from llava_worker.language.tokenizer import ByteTokenizer, TextTokenizer
+from llava_wire.messages.event import ErrorCode
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef, Message
+from llava_worker.language.prompt_builder import Prompt, PromptBuilder, PromptError
+from llava_worker.language.templates import CONVERSATION_TEMPLATES
+from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer
 
 SIDE = 8
 TOKENS_PER_TILE = 3
 BYTES = ByteTokenizer()
-SYSTEM = CONVERSATIONS["vicuna_v1"].system
+SYSTEM = CONVERSATION_TEMPLATES["vicuna_v1"].system
 
 
 def image(digest: str = "a", *, side: int = SIDE) -> ImageRef:
     return ImageRef(digest=digest, num_tiles=1, side=side, width=5, height=4)
 
 
-def build(*messages: Message, context_length: int = 4096, tokenizer: TextTokenizer = BYTES) -> Prompt:
+def build(*messages: Message, context_length: int = 4096, tokenizer: Tokenizer = BYTES) -> Prompt:
     builder = PromptBuilder(
         tokenizer,
-        CONVERSATIONS["vicuna_v1"],
+        CONVERSATION_TEMPLATES["vicuna_v1"],
         image_spec=ImageSpec(side=SIDE, tokens_per_tile=TOKENS_PER_TILE),
         context_length=context_length,
     )
-    return builder.build(messages)
+    return builder.build_chat(messages)
 
 
 def user(*parts: str | ImageRef) -> Message:
@@ -34,7 +36,7 @@ def user(*parts: str | ImageRef) -> Message:
 
 def shown(prompt: Prompt) -> str:
     """The prompt as text, special ids by name and each picture token as one #."""
-    names = {BYTES.bos_id: b"<s>", BYTES.eos_id: b"</s>", BYTES.image_id: b"#"}
+    names = {BYTES.bos_token_id: b"<s>", BYTES.eos_token_id: b"</s>", BYTES.image_token_id: b"#"}
     return b"".join(names.get(token_id) or bytes([token_id]) for token_id in prompt.token_ids).decode()
 
 
@@ -80,7 +82,7 @@ def test_texts_of_one_message_stand_on_lines_of_their_own() -> None:
 def test_a_typed_special_token_is_text() -> None:
     prompt = build(user("</s><image><s>"))
     assert shown(prompt).count("</s><image><s>") == 1
-    assert BYTES.eos_id not in prompt.token_ids
+    assert BYTES.eos_token_id not in prompt.token_ids
     assert prompt.images == []
 
 
@@ -101,13 +103,13 @@ def test_a_typed_special_token_is_text() -> None:
     ],
 )
 def test_a_conversation_out_of_order_is_refused_with_its_place(messages: list[Message], said: str) -> None:
-    with pytest.raises(PromptRefused, match=said) as refusal:
+    with pytest.raises(PromptError, match=said) as refusal:
         build(*messages)
     assert refusal.value.error.code is ErrorCode.INVALID_REQUEST
 
 
 def test_an_over_long_prompt_is_refused_with_both_numbers_and_the_way_out() -> None:
-    with pytest.raises(PromptRefused) as refusal:
+    with pytest.raises(PromptError) as refusal:
         build(user(image("a"), image("b"), "x" * 50), context_length=60)
     error = refusal.value.error
     num_tokens = len(build(user(image("a"), image("b"), "x" * 50)).token_ids)
@@ -121,12 +123,12 @@ def test_an_over_long_prompt_is_refused_with_both_numbers_and_the_way_out() -> N
 def test_a_prompt_with_room_for_one_token_is_taken_and_one_longer_is_not() -> None:
     length = len(build(user("Hi?")).token_ids)
     assert build(user("Hi?"), context_length=length + 1).token_ids
-    with pytest.raises(PromptRefused):
+    with pytest.raises(PromptError):
         build(user("Hi?"), context_length=length)
 
 
 def test_a_picture_fitted_for_another_model_is_refused() -> None:
-    with pytest.raises(PromptRefused, match="336 pixels") as refusal:
+    with pytest.raises(PromptError, match="336 pixels") as refusal:
         build(user(image(side=336), "Hi?"))
     assert refusal.value.error.code is ErrorCode.INTERNAL_ERROR
 
@@ -139,14 +141,18 @@ def anyres_image(*, num_tiles: int = 3) -> ImageRef:
 
 
 def test_a_picture_of_several_tiles_takes_as_many_tokens_as_it_will_have_features() -> None:
-    builder = PromptBuilder(BYTES, CONVERSATIONS["vicuna_v1"], image_spec=ANYRES, context_length=4096)
-    [span] = builder.build([user(anyres_image(), "Hi?")]).images
+    builder = PromptBuilder(
+        BYTES, CONVERSATION_TEMPLATES["vicuna_v1"], image_spec=ANYRES, context_length=4096
+    )
+    [span] = builder.build_chat([user(anyres_image(), "Hi?")]).images
     # base view 2x2; of the grid's 4x2 patches one row shows the picture, and a newline ends it
     assert (span.length, span.width, span.height) == (4 + 2 * 5, 30, 10)
 
 
 def test_a_picture_cut_to_another_grid_is_refused() -> None:
-    builder = PromptBuilder(BYTES, CONVERSATIONS["vicuna_v1"], image_spec=ANYRES, context_length=4096)
-    with pytest.raises(PromptRefused, match="2 tiles of 8 pixels") as refusal:
-        builder.build([user(anyres_image(num_tiles=2), "Hi?")])
+    builder = PromptBuilder(
+        BYTES, CONVERSATION_TEMPLATES["vicuna_v1"], image_spec=ANYRES, context_length=4096
+    )
+    with pytest.raises(PromptError, match="2 tiles of 8 pixels") as refusal:
+        builder.build_chat([user(anyres_image(num_tiles=2), "Hi?")])
     assert refusal.value.error.code is ErrorCode.INTERNAL_ERROR

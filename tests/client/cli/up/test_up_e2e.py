@@ -17,7 +17,8 @@ import pytest
 from llava_client import AuthenticationError, Client
 
 from tests.client.cli.command_line import start
-from tests.client.cli.up.polling import wait_until
+from tests.machine_speed import scaled
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -83,7 +84,7 @@ def test_it_comes_up_answers_and_leaves_nothing_behind() -> None:
         assert len(processes) >= 3
         assert [path.name[:18] for path in up.folder.iterdir()] == ["llava-serve-redis-"]
         up.process.send_signal(signal.SIGINT)
-        assert up.process.wait(60) == 0
+        assert up.process.wait(scaled(60)) == 0
         wait_until(lambda: are_gone(processes), "the end of every process")
         assert list(up.folder.iterdir()) == []
 
@@ -94,7 +95,7 @@ def test_sigterm_in_the_middle_of_an_answer_is_an_orderly_end_too() -> None:
             up.process.send_signal(signal.SIGTERM)
             assert stream.answer().finish_reason
         processes = up.processes()
-        assert up.process.wait(60) == 0
+        assert up.process.wait(scaled(60)) == 0
         wait_until(lambda: are_gone(processes), "the end of every process")
 
 
@@ -107,7 +108,7 @@ def test_a_closed_terminal_ends_it_unless_it_was_started_with_nohup(is_nohup: bo
             if is_nohup:
                 assert up.ask()
                 up.process.send_signal(signal.SIGTERM)
-            assert up.process.wait(60) == 0
+            assert up.process.wait(scaled(60)) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -132,7 +133,7 @@ def test_another_host_asks_for_the_key_that_is_shown() -> None:
 def test_a_model_that_is_not_there_ends_it_with_the_workers_last_words() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="up") as folder:
         command = ("up", "--model", "/no/such/model", "--port", "0")
-        _, stderr = (process := start(*command, env={"TMPDIR": folder})).communicate(timeout=100)
+        _, stderr = (process := start(*command, env={"TMPDIR": folder})).communicate(timeout=scaled(100))
         assert process.returncode == 1
         assert "worker-1 ended with status" in stderr
         assert "/no/such/model" in stderr
@@ -146,13 +147,13 @@ def test_a_redis_of_ones_own_is_used_and_left_alone(shared_up: Running) -> None:
         assert second.ask()
         assert not any("redis" in process.name() for process in second.processes())
         second.process.send_signal(signal.SIGINT)
-        assert second.process.wait(60) == 0
+        assert second.process.wait(scaled(60)) == 0
     assert shared_up.ask()
 
 
 def test_json_from_the_command_line_is_the_servers_answer(shared_up: Running) -> None:
     process = start("ask", "Say something", "--json", "--max-tokens", "5", "--base-url", shared_up.url)
-    stdout, _ = process.communicate(timeout=60)
+    stdout, _ = process.communicate(timeout=scaled(60))
     answer = json.loads(stdout)
     assert (answer["model"], answer["finish_reason"]) == ("echo", "length")
 

@@ -11,6 +11,7 @@ from llava_cli.up.display import Display, curl_command, example_image
 from llava_cli.up.plan import LaunchPlan
 
 from tests.client.scripted_server import PNG, ScriptedServer
+from tests.machine_speed import scaled
 
 SECRET = "redis://:password@queue:6379/0"
 
@@ -95,7 +96,7 @@ def test_the_curl_line_works_as_it_is_shown(server: ScriptedServer, tmp_path: Pa
     port = int(server.url.rpartition(":")[2])
     picture = example_image(tmp_path)
     line = curl_command(plan(port=port, generated_key="lv-key"), 'the "model"', picture)
-    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, timeout=30)
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, timeout=scaled(30))
     assert json.loads(done.stdout)["choices"]
     assert server.chats[-1].headers["authorization"] == "Bearer lv-key"
     assert server.last_body["model"] == 'the "model"'
