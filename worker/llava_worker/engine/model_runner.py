@@ -28,7 +28,7 @@ from llava_worker.engine.sampling.sampled_tokens import Chosen
 from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.config.image_grid import PicturePlan
-from llava_worker.model.device_copy import upload
+from llava_worker.model.device_copy import copy_to_device
 from llava_worker.model.gpu.decode_graphs import DecodeGraphs
 from llava_worker.model.llava import Llava
 
@@ -184,7 +184,7 @@ class ModelRunner:
             np.frombuffer(picture.pixels, dtype=np.uint8).reshape(-1, side, side, 3)
             for picture in pictures.values()
         ]
-        stacked = upload(np.concatenate(tiles), self.model.device)
+        stacked = copy_to_device(np.concatenate(tiles), self.model.device)
         encoded = torch.cat([self.encode(part) for part in torch.split(stacked, MAX_TILES_AT_ONCE)])
         parts = torch.split(encoded, [len(part) for part in tiles])  # each [tiles, tokens, hidden]
         self.num_encoded_images += len(pictures)

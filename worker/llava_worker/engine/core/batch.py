@@ -18,7 +18,7 @@ from torch import Tensor
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.sequence import ImageSpan, Sequence
 from llava_worker.model.attention.base import PackedRows
-from llava_worker.model.device_copy import upload
+from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["Batch", "Placement", "PromptRows"]
 
@@ -110,7 +110,7 @@ class Batch:
 def _upload(parts: Items[Items[int] | NDArray[np.int64]], device: torch.device) -> tuple[Tensor, ...]:
     """Each part as int64 on the device, all of them by one copy, which on a GPU nobody waits for."""
     arrays = [np.asarray(part, dtype=np.int64) for part in parts]
-    return torch.split(upload(np.concatenate(arrays), device), [len(array) for array in arrays])
+    return torch.split(copy_to_device(np.concatenate(arrays), device), [len(array) for array in arrays])
 
 
 def _rank(chunk: Chunk) -> int:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from llava_worker.model.attention.base import AttentionBackend, AttentionPlan, DecodeRows, PackedRows
 from llava_worker.model.attention.kv_cache import ExactKVCache, KVCache
 from llava_worker.model.attention.sdpa import SdpaBackend
-from llava_worker.model.device_copy import upload
+from llava_worker.model.device_copy import copy_to_device
 from llava_worker.model.layers.rotary import Rotation
 
 __all__ = ["PagedBackend", "PagedKernel", "Queries"]
@@ -115,7 +115,7 @@ def _queries(rows: PackedRows, first: int, last: int) -> tuple[slice, Queries]:
     # One small copy to the device instead of three.
     told = np.concatenate([[0], np.cumsum(lens), contexts, [0], np.cumsum(contexts)]).astype(np.int32)
     num = len(lens)
-    starts, seen, sums = torch.split(upload(told, device), [num + 1, num, num + 1])
+    starts, seen, sums = torch.split(copy_to_device(told, device), [num + 1, num, num + 1])
     begin = sum(rows.query_lens[:first])
     queries = Queries(
         starts=starts,
