@@ -21,7 +21,7 @@ from llava_server.images.decoder_process import shape
 from llava_server.images.errors import PictureLimits
 from llava_server.images.resize import Fit, fit
 from llava_wire import ImageSpec
-from llava_worker.model.config.image_grid import PictureLayout, best_resolution, fitted_size
+from llava_worker.model.config.image_grid import ImageLayout, best_resolution, fitted_size
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -167,7 +167,7 @@ def test_anyres_tiles_equal_transformers_processor_bit_for_bit(size: tuple[int, 
 def test_the_worker_expects_as_many_tiles_as_the_server_cuts(
     size: tuple[int, int], grid: tuple[tuple[int, int], ...]
 ) -> None:
-    layout = PictureLayout(SIDE, 4, fit="anyres", grid=grid)
+    layout = ImageLayout(SIDE, 4, fit="anyres", grid=grid)
     tiles = fit(Image.new("RGB", size), side=SIDE, how="anyres", background=(0, 0, 0), grid=grid)
     assert tiles.size == (SIDE, SIDE * layout.plan(*size).num_tiles)
 

@@ -16,7 +16,7 @@ from llava_wire import ErrorCode, ImageRef, ImageSpec, Job, Message
 from llava_worker.engine import ImageSpan
 from llava_worker.language.prompt_formats import Piece, PromptRefused, Special, Template
 from llava_worker.language.tokenizer import TextTokenizer
-from llava_worker.model.config.image_grid import PictureLayout
+from llava_worker.model.config.image_grid import ImageLayout
 
 __all__ = ["Prompt", "PromptBuilder", "PromptRefused"]
 
@@ -49,7 +49,7 @@ class PromptBuilder:
         """
         self._tokenizer = tokenizer
         self._template = template
-        self._pictures = PictureLayout(
+        self._pictures = ImageLayout(
             image_spec.side, image_spec.tokens_per_tile, fit=image_spec.fit, grid=image_spec.grid
         )
         self._context_length = context_length

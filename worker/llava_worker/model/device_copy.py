@@ -21,7 +21,7 @@ def copy_to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 class HostCopy:
-    """A copy of tensors to the host, enqueued behind the device's pending work. On a CPU nothing is copied."""
+    """A copy of tensors to the host, enqueued after the device's pending work; a no-op on a CPU."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         """Enqueue the copy of ``tensors``, which are on one device."""
