@@ -10,7 +10,8 @@ import asyncio
 import socket
 import sys
 
-from llava_wire import JobProducer, QueueUnavailable
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.errors import QueueUnavailable
 from llava_worker.settings import load_settings
 
 

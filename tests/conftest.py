@@ -1,27 +1,106 @@
-"""What holds for every test."""
+"""Options and rules for all tests."""
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
-# Triton decides when it is imported, which may be soon: without a GPU its kernels run in its interpreter.
-if not Path("/dev/nvidiactl").exists():
+import pytest
+import pytest_timeout
+
+from tests.machine_speed import SPEED, scaled
+
+TESTS = Path(__file__).parent
+HAS_NVIDIA_DRIVER = Path("/dev/nvidiactl").exists()
+
+# Triton reads this when a test module first imports it: without a GPU, kernels run in its interpreter.
+if not HAS_NVIDIA_DRIVER:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import pytest
+
+@functools.cache
+def has_cuda_device() -> bool:
+    """Whether torch sees a CUDA device; torch is imported only if there is a driver."""
+    if not HAS_NVIDIA_DRIVER:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@functools.cache
+def has_docker_compose() -> bool:
+    docker = shutil.which("docker")
+    if docker is None:
+        return False
+    return subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0
+
+
+# Tests that are collected only where their hardware or program exists.
+REQUIREMENTS: dict[Path, tuple[str, Callable[[], bool]]] = {
+    TESTS / "gpu": ("torch sees no CUDA device", has_cuda_device),
+    TESTS / "e2e" / "test_docker_compose.py": ("docker compose is not installed", has_docker_compose),
+}
+
+
+@functools.cache
+def not_collected() -> dict[Path, str]:
+    """The paths whose requirements this machine lacks, with the reasons."""
+    return {path: reason for path, (reason, is_available) in REQUIREMENTS.items() if not is_available()}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--exhaustive",
+        action="store_true",
+        help="run all seeds of the random workloads and all cases of long loops, not a sample",
+    )
+    parser.addoption(
+        "--api-cases", type=int, default=150, help="requests that the OpenAPI document is tried with"
+    )
 
 
 def pytest_configure() -> None:
     # A shell starts background jobs with SIGINT ignored, and children inherit that: Ctrl-C would do nothing
     # in the programs that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Whoever wants a door that asks for keys says so; tests of the default take the variable away.
+    # Authentication is off in tests; those that need API keys or the default set the variable themselves.
     os.environ["LLAVA_AUTH"] = "false"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--api-cases", type=int, default=150, help="requests that the OpenAPI document is tried with"
+def pytest_report_header() -> list[str]:
+    missing = [
+        f"not collected: {path.relative_to(TESTS.parent)} ({why})" for path, why in not_collected().items()
+    ]
+    return [f"timeouts: {SPEED.factor:.1f} times those of an idle machine", *missing]
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    return True if collection_path in not_collected() else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what ``pytest_ignore_collect`` is not asked about: paths named on the command line."""
+    excluded = [
+        item for item in items if not not_collected().keys().isdisjoint((item.path, *item.path.parents))
+    ]
+    if excluded:
+        config.hook.pytest_deselected(items=excluded)
+        items[:] = [item for item in items if item not in excluded]
+
+
+def pytest_runtest_setup() -> None:
+    SPEED.refresh()
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool:
+    """Scale pytest-timeout's timeout, whether it comes from the configuration or a marker."""
+    is_set: bool = pytest_timeout.pytest_timeout_set_timer(
+        item, settings._replace(timeout=scaled(settings.timeout))
     )
+    return is_set

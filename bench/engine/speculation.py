@@ -28,7 +28,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from llava_wire import ImageRef, Message
+from llava_wire.messages.job import ImageRef, Message
 from llava_worker.engine import Sampling, Sequence
 from llava_worker.engine.startup.build_engine import load_engine
 from llava_worker.engine_thread import Engine

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from llava_wire import JobConsumer
+from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.engine import EngineStats, Sequence, StepOutput
 from llava_worker.engine_thread import Engine
 from llava_worker.open_model import open_model

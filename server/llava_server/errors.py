@@ -12,15 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llava_wire import (
-    DuplicateJob,
-    ErrorCode,
-    JobError,
-    QueueFull,
-    QueueUnavailable,
-    StoreFull,
-    TenantOverLimit,
-)
+from llava_wire.errors import DuplicateJob, QueueFull, QueueUnavailable, StoreFull, TenantOverLimit
+from llava_wire.messages.event import ErrorCode, JobError
 
 __all__ = [
     "ERRORS",

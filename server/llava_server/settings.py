@@ -1,42 +1,31 @@
-"""The one settings object of the process: defaults, ``LLAVA_*`` variables, flags; checked whole at start.
+"""The settings of the server process: defaults, ``LLAVA_*`` variables, then flags; validated at startup.
 
-``python -m llava_server --help`` lists every flag. Secrets may come from files (``LLAVA_REDIS_URL_FILE``,
-``LLAVA_API_KEYS_FILE``), as Docker and Kubernetes give them, and are never printed.
+``python -m llava_server --help`` lists every flag.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
+from llava_wire.settings import ServiceSettings
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from llava_server.images.host_rules import HOST_RULE
 from llava_server.log_format import LogFormat
 
 __all__ = ["Settings", "load_settings"]
 
-_DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 _MIN_KEY_LENGTH = 8
 
 
-class Settings(BaseSettings):
+class Settings(ServiceSettings):
     """What a controller may be told from outside."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="LLAVA_",
-        frozen=True,
-        extra="ignore",
-        hide_input_in_errors=True,
-        cli_prog_name="python -m llava_server",
-        cli_kebab_case=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_implicit_flags=True,
-    )
+    program: ClassVar[str] = "llava-server"
+    model_config = SettingsConfigDict(cli_prog_name="python -m llava_server")
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every network card.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes any free one.")
@@ -47,10 +36,6 @@ class Settings(BaseSettings):
         le=65535,
         description="Port for /metrics, health and /workers; none: /metrics is on the API's, behind a key.",
     )
-    redis_url: SecretStr = Field(
-        SecretStr(_DEFAULT_REDIS_URL), description="Redis or Valkey: redis://, rediss:// or unix://."
-    )
-    redis_url_file: Path | None = Field(None, description="File that holds the Redis URL (a secret).")
     auth: bool = Field(True, description="Ask for API keys; without, whoever reaches the port may ask.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Keys besides those of 'llava-serve keys', separated by commas."
@@ -124,13 +109,8 @@ class Settings(BaseSettings):
     drain_grace_s: float = Field(
         0.0, ge=0, le=600, description="After SIGTERM: new requests are still taken for so long, s."
     )
-    lease_s: float = Field(5.0, gt=0, le=600, description="A worker silent for so long is dead, s.")
     hang_timeout_s: float = Field(
         30.0, gt=0, le=3600, description="A worker without progress so long hangs, s."
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
-    otel: bool = Field(
-        False, description="Send OpenTelemetry traces by OTLP over HTTP; OTEL_* variables say where to."
     )
     log_format: LogFormat = Field("text", description="Lines for people, or JSON, one object a line.")
 
@@ -139,26 +119,6 @@ class Settings(BaseSettings):
     def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(key.strip() for key in value.split(",") if key.strip())
-        return value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_secret_files(cls, values: dict[str, Any]) -> dict[str, Any]:
-        for name in ("redis_url", "api_keys"):
-            path = values.get(f"{name}_file")
-            if not path:
-                continue
-            if values.get(name):
-                raise ValueError(f"{name} and {name}_file are both given; give one")
-            text = _read(name, Path(path))
-            values[name] = text if name == "redis_url" else ",".join(text.split())
-        return values
-
-    @field_validator("redis_url")
-    @classmethod
-    def _check_redis_url(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
         return value
 
     @field_validator("image_hosts")
@@ -180,30 +140,6 @@ class Settings(BaseSettings):
         return value
 
 
-def load_settings(args: Sequence[str]) -> Settings:
-    """From variables and command line. A wrong value ends the process (2) and says what is allowed."""
-    try:
-        return CliApp.run(Settings, cli_args=list(args))
-    except ValidationError as error:
-        lines = [f"llava-server: {_complaint(detail)}" for detail in error.errors()]
-        sys.stderr.write("\n".join(lines) + "\n")
-        raise SystemExit(2) from None  # the chain would print the values, and some are secrets
-
-
-def _complaint(detail: Any) -> str:
-    name = "_".join(str(part) for part in detail["loc"])
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if not name:
-        return message
-    known = Settings.model_fields.get(name)
-    is_secret = name in ("redis_url", "api_keys")
-    got = "" if is_secret else f" (got {detail.get('input')!r})"
-    what = f"; {known.description}" if known else ""
-    return f"LLAVA_{name.upper()} / --{name.replace('_', '-')}: {message}{got}{what}"
-
-
-def _read(name: str, path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name}_file: cannot read {path}: {error}") from error
+def load_settings(arguments: Sequence[str]) -> Settings:
+    """Read the server's settings. Exit with status 2 and a message if a value is invalid."""
+    return Settings.load(arguments)

@@ -10,7 +10,7 @@ from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.server.conftest import wait_until
+from tests.waiting import wait_until
 
 
 class Span:

@@ -7,6 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.machine_speed import scaled
 from tests.server.api.openapi.test_answer_shapes import STREAMED, WHOLE
 from tests.server.conformance import misfits
 
@@ -35,7 +36,7 @@ def asked() -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_every_form_of_an_answer_is_what_the_document_says(tiny_server: str) -> None:
-    with httpx2.Client(base_url=tiny_server, timeout=60) as http:
+    with httpx2.Client(base_url=tiny_server, timeout=scaled(60)) as http:
         answers = [http.post(path, json=body) for path, body in asked()]
         answers += [http.get(path) for path in ("/v1/models", "/readyz", "/livez")]
     assert {each.status_code for each in answers} == {200}

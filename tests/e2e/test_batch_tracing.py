@@ -12,7 +12,7 @@ import redis
 from tests.e2e.collector import Collector, Span
 from tests.e2e.traced_system import System
 from tests.server.batch_kit import begin, ended, line, lines
-from tests.server.conftest import wait_until
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 

@@ -15,7 +15,8 @@ import pytest
 import yaml
 from llava_cli.up.redis_process import find_redis_binary
 
-from tests.e2e.playground.site import wait_until
+from tests.machine_speed import scaled
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -66,7 +67,7 @@ def test_worker_is_healthy_while_it_announces_itself_and_no_longer(queue_url: st
         wait_until(lambda: health(queue_url)[0] == 0, "a healthy worker")
     finally:
         worker.terminate()
-        assert worker.wait(20) == 0
+        assert worker.wait(scaled(20)) == 0
     status, complaint = health(queue_url)
     assert status == 1
     assert socket.gethostname() in complaint

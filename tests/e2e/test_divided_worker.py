@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator
 import numpy as np
 import psutil
 import pytest
-from llava_wire import ImageRef
+from llava_wire.messages.job import ImageRef
 
 from tests.e2e.worker_process import Fleet
-from tests.worker.asker import Asker, asking, wait_until
+from tests.waiting import async_wait_until
+from tests.worker.asker import Asker, asking
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
@@ -77,13 +78,13 @@ async def test_a_lost_rank_ends_the_worker_and_its_answer_goes_on_elsewhere(
     divided = await fleet.start(*DIVIDED, "--hang-timeout-s", "2").ready()
     (follower,) = divided.children
     job = await asker.ask(question, **sampling)
-    await wait_until(lambda: len(asker.token_ids(job)) >= 5)
+    await async_wait_until(lambda: len(asker.token_ids(job)) >= 5)
     os.kill(follower, number)
     assert await divided.ended() == 70
     assert asker.final(job) is None
     if number is signal.SIGKILL:
         assert "rank 1 has ended with status -9" in divided.log
-    await wait_until(lambda: not psutil.pid_exists(follower))  # stopped or not
+    await async_wait_until(lambda: not psutil.pid_exists(follower))  # stopped or not
 
     await fleet.start(*TINY).ready()
     assert await asker.answer(job) == undisturbed
@@ -94,7 +95,7 @@ async def test_a_killed_worker_leaves_no_rank_behind(fleet: Fleet) -> None:
     (follower,) = divided.children
     divided.send(signal.SIGKILL)
     await divided.ended()
-    await wait_until(lambda: not psutil.pid_exists(follower))
+    await async_wait_until(lambda: not psutil.pid_exists(follower))
 
 
 async def test_a_model_that_cannot_be_divided_so_is_refused_with_a_sentence(fleet: Fleet) -> None:

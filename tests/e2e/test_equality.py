@@ -12,6 +12,8 @@ import pytest
 from tiny.answerers import messages
 from tiny.exam import Question, questions
 
+from tests.machine_speed import scaled
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 NUM_PROMPTS = 200
@@ -66,7 +68,7 @@ def ask(url: str, question: Question) -> str:
         "temperature": 0,
         "max_tokens": MAX_TOKENS,
     }
-    answer = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=120)
+    answer = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=scaled(120))
     assert answer.status_code == 200, answer.text
     text = answer.json()["choices"][0]["message"]["content"]
     assert isinstance(text, str)

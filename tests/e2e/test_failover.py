@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from llava_wire import FinishReason
+from llava_wire.messages.event import FinishReason
 
 from tests.e2e.worker_process import Fleet, WorkerProcess, fleet_of, undisturbed
-from tests.worker.asker import Asker, asking, wait_until
+from tests.waiting import async_wait_until
+from tests.worker.asker import Asker, asking
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
@@ -38,7 +39,7 @@ async def begin(asker: Asker) -> list[str]:
         await asker.ask(question, max_tokens=MAX_TOKENS, temperature=0.0, ignore_eos=True)
         for question in QUESTIONS
     ]
-    await wait_until(lambda: all(len(asker.token_ids(job)) >= 5 for job in jobs))
+    await async_wait_until(lambda: all(len(asker.token_ids(job)) >= 5 for job in jobs))
     assert not any(asker.final(job) for job in jobs)
     return jobs
 
@@ -112,9 +113,9 @@ async def test_a_crashing_engine_takes_its_worker_along_and_its_streams_go_on(
 async def test_a_second_signal_ends_a_draining_worker_at_once(asker: Asker, fleet: Fleet) -> None:
     worker = await fleet.start("--echo-step-s", "0.02", "--drain-timeout-s", "600").ready()
     job = await asker.ask("Hi?", max_tokens=4000, ignore_eos=True)
-    await wait_until(lambda: bool(asker.token_ids(job)))
+    await async_wait_until(lambda: bool(asker.token_ids(job)))
     worker.send(signal.SIGTERM)
-    await wait_until(lambda: "draining" in worker.log)
+    await async_wait_until(lambda: "draining" in worker.log)
     assert worker.status is None
     worker.send(signal.SIGTERM)
     assert await worker.ended() == 128 + signal.SIGTERM

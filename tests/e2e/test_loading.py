@@ -14,8 +14,10 @@ import httpx2
 import llava_worker
 import pytest
 
-from tests.e2e.playground.site import Site, controller, wait_until
+from tests.e2e.playground.site import Site, controller
 from tests.e2e.worker_process import Fleet, WorkerProcess
+from tests.machine_speed import scaled
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -28,7 +30,7 @@ class Port:
 
     def __init__(self, site: Site, admin: str) -> None:
         self.site = site
-        self.http = httpx2.Client(base_url=admin, timeout=60)
+        self.http = httpx2.Client(base_url=admin, timeout=scaled(60))
 
     def workers(self) -> list[dict[str, Any]]:
         workers: list[dict[str, Any]] = self.http.get("/workers").json()["workers"]
@@ -44,7 +46,7 @@ class Port:
 
     def ask(self, model: str) -> httpx2.Response:
         body = {"model": model, "max_tokens": 5, "messages": [{"role": "user", "content": "Hi?"}]}
-        return httpx2.post(f"{self.site.url}/v1/chat/completions", json=body, timeout=60)
+        return httpx2.post(f"{self.site.url}/v1/chat/completions", json=body, timeout=scaled(60))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from tiny.scenes import sample_scene
 from tests.e2e.conftest import FP32
 from tests.e2e.playground.site import controller
 from tests.e2e.worker_process import WorkerProcess
+from tests.machine_speed import scaled
 from tests.worker.queue_server import running_queue
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -103,7 +104,7 @@ def test_a_schema_that_cannot_be_kept_to_is_a_400_that_says_why(server: Server, 
         "response_format": as_format(REFUSED),
         "stream": is_streaming,
     }
-    response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+    response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=scaled(60))
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, "response_format")
     assert "uniqueItems" in error["message"]

@@ -13,8 +13,10 @@ from tiny.drawing import draw
 from tiny.scenes import sample_scene
 
 from tests.e2e.conftest import FP32
-from tests.e2e.playground.site import controller, wait_until, worker
+from tests.e2e.playground.site import controller, worker
 from tests.e2e.worker_process import WorkerProcess
+from tests.machine_speed import scaled
+from tests.waiting import wait_until
 from tests.worker.queue_server import running_queue
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -59,7 +61,7 @@ class Streams:
 
     def texts(self) -> list[str]:
         with self._pool:
-            return [answer.result(120) for answer in self._answers]
+            return [answer.result(scaled(120)) for answer in self._answers]
 
     def _ask(self, number: int) -> str:
         """Half of the answers are greedy, half are drawn with a seed."""

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.worker_process import Fleet
-from tests.worker.asker import Asker, asking, wait_until
+from tests.waiting import async_wait_until
+from tests.worker.asker import Asker, asking
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
@@ -38,7 +39,7 @@ async def test_a_killed_worker_leaves_a_timeline_and_its_successor_another(
     flags = ("--echo-step-s", "0.005", "--lease-s", "1", "--trace-steps", str(tmp_path / "trace-{pid}.json"))
     killed = fleet.start(*flags)
     jobs = [await asker.ask(f"Tell {number}.", max_tokens=200, ignore_eos=True) for number in range(3)]
-    await wait_until(lambda: all(len(asker.token_ids(job)) >= 20 for job in jobs))
+    await async_wait_until(lambda: all(len(asker.token_ids(job)) >= 20 for job in jobs))
     killed.send(signal.SIGKILL)
     assert await killed.ended() == -signal.SIGKILL
     (left,) = tmp_path.glob("trace-*.json")
@@ -52,7 +53,9 @@ async def test_a_killed_worker_leaves_a_timeline_and_its_successor_another(
     for job in jobs:
         await asker.end(job)
     (second,) = set(tmp_path.glob("trace-*.json")) - {left}
-    await wait_until(lambda: sum(event["name"] == "step" for event in json.loads(second.read_text())) > 0)
+    await async_wait_until(
+        lambda: sum(event["name"] == "step" for event in json.loads(second.read_text())) > 0
+    )
     assert json.loads(left.read_text()) == events
 
 

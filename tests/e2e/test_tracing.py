@@ -16,7 +16,8 @@ from PIL import Image
 
 from tests.e2e.collector import Collector
 from tests.e2e.traced_system import CALLER, System, body, within
-from tests.server.conftest import wait_until
+from tests.machine_speed import scaled
+from tests.waiting import wait_until
 from tests.worker.queue_server import running_queue
 
 pytestmark = pytest.mark.e2e
@@ -193,7 +194,9 @@ def test_the_switch_without_the_package_says_what_to_install(module: str, queue_
         f"sys.argv = ['x', '--otel', '--redis-url', {queue_url!r}]; "
         f"runpy.run_module({module!r}, run_name='__main__')"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=scaled(60)
+    )
     assert ended.returncode in (1, 2)
     assert "pip install 'llava-serve[otel]'" in ended.stderr
     assert "Traceback" not in ended.stderr

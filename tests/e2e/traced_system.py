@@ -9,7 +9,9 @@ import httpx2
 from llava_server.settings import Settings
 
 from tests.e2e.worker_process import WorkerProcess
-from tests.server.conftest import Server, wait_until
+from tests.machine_speed import scaled
+from tests.server.conftest import Server
+from tests.waiting import wait_until
 
 __all__ = ["CALLER", "System", "body", "within"]
 
@@ -33,7 +35,7 @@ class System:
         self._workers: list[WorkerProcess] = []
         self._server = Server(Settings(redis_url=url, image_workers=1, auth=False, otel=otel))
         self._server.start()
-        self.http = httpx2.Client(base_url=self._server.url, timeout=60)
+        self.http = httpx2.Client(base_url=self._server.url, timeout=scaled(60))
 
     def worker(self, *flags: str) -> WorkerProcess:
         log = self._folder / f"worker-{len(self._workers)}.log"
@@ -50,7 +52,7 @@ class System:
 
     def client(self, trace: str) -> httpx2.Client:
         """Whose requests are all in this trace."""
-        return httpx2.Client(base_url=self._server.url, headers=within(trace), timeout=60)
+        return httpx2.Client(base_url=self._server.url, headers=within(trace), timeout=scaled(60))
 
     def stop(self) -> None:
         for worker in self._workers:

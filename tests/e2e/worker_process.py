@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from llava_wire import Message
+from llava_wire.messages.job import Message
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import Sampling, Sequence
 from llava_worker.language.detokenizer import Detokenizer
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
 
-from tests.worker.asker import wait_until
+from tests.waiting import async_wait_until
 
 
 class WorkerProcess:
@@ -46,7 +46,7 @@ class WorkerProcess:
         return self._process.poll()
 
     async def ready(self) -> WorkerProcess:
-        await wait_until(lambda: "worker ready" in self.log or self.status is not None, 30)
+        await async_wait_until(lambda: "worker ready" in self.log or self.status is not None)
         assert self.status is None, self.log
         return self
 
@@ -54,7 +54,7 @@ class WorkerProcess:
         self._process.send_signal(number)
 
     async def ended(self) -> int:
-        await wait_until(lambda: self.status is not None, 30)
+        await async_wait_until(lambda: self.status is not None)
         assert self.status is not None
         return self.status
 

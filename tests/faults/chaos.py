@@ -19,7 +19,9 @@ from llava_client.stream_state import Transcript
 
 from tests.e2e.worker_process import undisturbed
 from tests.faults.cluster import Cluster
-from tests.faults.streams import question, until
+from tests.faults.streams import question
+from tests.machine_speed import scaled
+from tests.waiting import async_wait_until
 
 __all__ = ["Chaos", "Told"]
 
@@ -56,7 +58,7 @@ class Chaos:
         self._random = random.Random(self.seed)
         self._ends_at = time.monotonic() + self.duration_s
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
-        async with httpx2.AsyncClient(timeout=20, limits=limits) as http:
+        async with httpx2.AsyncClient(timeout=scaled(20), limits=limits) as http:
             clients = [asyncio.create_task(self._ask_on(http, number)) for number in range(self.num_clients)]
             try:
                 await self._strike()
@@ -89,7 +91,7 @@ class Chaos:
     async def _let_pass(self, seconds: float) -> None:
         """The fault's own duration."""
         end = time.monotonic() + seconds
-        await until(lambda: time.monotonic() > end, "time")
+        await async_wait_until(lambda: time.monotonic() > end, "time")
 
     async def _kill_worker(self) -> None:
         worker = self._random.choice(self.cluster.workers)
@@ -104,9 +106,11 @@ class Chaos:
 
     async def _drain_worker(self) -> None:
         worker = self._random.choice(self.cluster.workers)
-        await until(lambda: worker.is_ready or worker.status is not None, "a worker that can be told")
+        await async_wait_until(
+            lambda: worker.is_ready or worker.status is not None, "a worker that can be told"
+        )
         worker.send(signal.SIGTERM)
-        await until(lambda: worker.status is not None, "the worker's drain")
+        await async_wait_until(lambda: worker.status is not None, "the worker's drain")
         worker.start()
 
     async def _kill_controller(self) -> None:
@@ -117,7 +121,7 @@ class Chaos:
     async def _drain_controller(self) -> None:
         controller = self._random.choice(self.cluster.controllers)
         controller.send(signal.SIGTERM)
-        await until(lambda: controller.status is not None, "the controller's drain")
+        await async_wait_until(lambda: controller.status is not None, "the controller's drain")
         controller.start()
 
     async def _kill_queue(self) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 
 import msgspec
 import redis
-from llava_wire import Heartbeat
+from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.redis.keys import PERMANENT, PREFIX
 
-from tests.faults.processes import ControllerProcess, WorkerProcess, wait_until
+from tests.faults.processes import ControllerProcess, WorkerProcess
 from tests.faults.proxy import FaultProxy
+from tests.waiting import wait_until
 from tests.wire.redis_server import RedisServer, binary
 
 __all__ = ["Cluster", "running_cluster"]

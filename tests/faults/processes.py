@@ -11,9 +11,9 @@ from pathlib import Path
 
 import httpx2
 
-from tests.e2e.playground.site import wait_until
+from tests.machine_speed import scaled
 
-__all__ = ["ControllerProcess", "WorkerProcess", "free_port", "wait_until"]
+__all__ = ["ControllerProcess", "WorkerProcess", "free_port"]
 
 LEASE_S = 1.0
 HANG_S = 3.0
@@ -57,7 +57,7 @@ class _Process:
 
     def wait(self) -> int:
         assert self._process
-        return self._process.wait(30)
+        return self._process.wait(scaled(30))
 
     def kill(self) -> None:
         if self._process:
@@ -83,7 +83,7 @@ class ControllerProcess(_Process):
 
     def is_ready(self) -> bool:
         try:
-            return httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            return httpx2.get(f"{self.url}/readyz", timeout=scaled(5)).status_code == 200
         except httpx2.TransportError:
             return False
 

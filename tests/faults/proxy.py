@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+from tests.machine_speed import scaled
+
 T = TypeVar("T")
 _CHUNK = 65536
 
@@ -60,14 +62,14 @@ class FaultProxy:
         self._run(self._cut)
         self._run(self._stop)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(scaled(10))
         self._loop.close()
 
     def _run(self, work: Callable[[], Awaitable[T]]) -> T:
         async def working() -> T:
             return await work()
 
-        return asyncio.run_coroutine_threadsafe(working(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(working(), self._loop).result(scaled(10))
 
     async def _open(self) -> int:
         self._passes = asyncio.Event()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,22 +13,16 @@ import httpx2
 from llava_client.sse import ServerSentEvent, SSEDecoder
 
 from tests.e2e.worker_process import undisturbed
+from tests.machine_speed import scaled
+from tests.waiting import async_wait_until
 
-__all__ = ["Stream", "Streams", "question", "reading", "until"]
+__all__ = ["Stream", "Streams", "question", "reading"]
 
 MAX_TOKENS = 120
 
 
 def question(number: int | str) -> str:
     return f"Tell story number {number}."
-
-
-async def until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> None:
-    """Asks again and again until it is true; fails after ``timeout_s``."""
-    give_up = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < give_up, f"waited {timeout_s} s for {what}"
-        await asyncio.sleep(0.01)
 
 
 class Stream:
@@ -139,8 +133,10 @@ class Streams:
         self._start(rest, self.http.build_request("GET", path, params=parameters, headers=headers))
         return rest
 
-    async def all_over(self, timeout_s: float = 60.0) -> None:
-        await until(lambda: all(stream.is_over for stream in self.all), "every stream's end", timeout_s)
+    async def all_over(self) -> None:
+        await async_wait_until(
+            lambda: all(stream.is_over for stream in self.all), "every stream's end", timeout_s=60
+        )
 
     async def close(self) -> None:
         for stream in self.all:
@@ -167,7 +163,7 @@ class Streams:
 @asynccontextmanager
 async def reading() -> AsyncIterator[Streams]:
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
-    async with httpx2.AsyncClient(timeout=60, limits=limits) as http:
+    async with httpx2.AsyncClient(timeout=scaled(60), limits=limits) as http:
         streams = Streams(http)
         try:
             yield streams

@@ -14,19 +14,21 @@ from llava_wire.redis.keys import PREFIX
 from tests.e2e.worker_process import undisturbed
 from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.processes import ORPHAN_GRACE_S
-from tests.faults.streams import Stream, Streams, question, until
+from tests.faults.streams import Stream, Streams, question
+from tests.machine_speed import scaled
 from tests.server.pictures import encoded, part, scene
+from tests.waiting import async_wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
 
 async def test_a_client_that_leaves_frees_its_place(cluster: Cluster, streams: Streams) -> None:
     stream = streams.ask(cluster.controllers[0].url, question(1), max_tokens=4000)
-    await until(lambda: stream.num_deltas >= 5, "the stream")
+    await async_wait_until(lambda: stream.num_deltas >= 5, "the stream")
     assert stream.task
     stream.task.cancel()
-    await until(lambda: cluster.state(stream.job_id) == "cancelled", "the cancel")
-    await until(lambda: cluster.is_idle, "a free place")
+    await async_wait_until(lambda: cluster.state(stream.job_id) == "cancelled", "the cancel")
+    await async_wait_until(lambda: cluster.is_idle, "a free place")
     left = {key for key in cluster.key_names() if stream.job_id in key}
     assert {key.rpartition("}:")[2].partition(":")[0] for key in left} <= {"job", "log"}
 
@@ -38,7 +40,7 @@ async def leave_after(num_steps: int, cluster: Cluster, stream: Stream) -> None:
     assert stream.task
     stream.task.cancel()
     await asyncio.gather(stream.task, return_exceptions=True)
-    await until(lambda: cluster.is_idle and not cluster.key_names("live:"), "an idle system")
+    await async_wait_until(lambda: cluster.is_idle and not cluster.key_names("live:"), "an idle system")
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 3, 5, 8, 13, 21])
@@ -63,17 +65,17 @@ async def test_a_picture_is_asked_about_when_its_client_stays(cluster: Cluster, 
     content = [part(encoded(scene())), {"type": "text", "text": question(0)}]
     messages = [{"role": "user", "content": content}]
     stream = streams.ask(cluster.controllers[0].url, "", max_tokens=20, messages=messages)
-    await until(lambda: stream.is_over, "the answer")
+    await async_wait_until(lambda: stream.is_over, "the answer")
     assert (stream.error, stream.is_done, stream.finish_reason) == (None, True, "length")
 
 
 async def test_a_controller_told_to_leave_finishes_its_streams(cluster: Cluster, streams: Streams) -> None:
     leaving, staying = cluster.controllers
     begun = [streams.ask(leaving.url, question(index)) for index in range(8)]
-    await until(lambda: all(stream.num_deltas >= 5 for stream in begun), "the streams")
+    await async_wait_until(lambda: all(stream.num_deltas >= 5 for stream in begun), "the streams")
     leaving.send(signal.SIGTERM)
     refused = streams.ask(leaving.url, question("late"))
-    await until(lambda: refused.is_over, "a refusal")
+    await async_wait_until(lambda: refused.is_over, "a refusal")
     assert refused.status == 503
     assert refused.error["code"] == "shutting_down"
     instead = streams.ask(staying.url, question("late"))
@@ -92,11 +94,11 @@ def assert_joined(first: Stream, rest: Stream) -> None:
 async def test_a_killed_controllers_streams_go_on_through_another(cluster: Cluster, streams: Streams) -> None:
     killed, heir = cluster.controllers
     begun = [streams.ask(killed.url, question(index)) for index in range(8)]
-    await until(lambda: all(stream.num_deltas >= 20 for stream in begun), "the streams")
+    await async_wait_until(lambda: all(stream.num_deltas >= 20 for stream in begun), "the streams")
     killed.kill()
-    await until(lambda: all(stream.is_over for stream in begun), "broken connections")
+    await async_wait_until(lambda: all(stream.is_over for stream in begun), "broken connections")
     for first, rest in [(stream, streams.resume(heir.url, stream)) for stream in begun]:
-        await until(lambda: rest.is_over, "the rest")  # noqa: B023
+        await async_wait_until(lambda: rest.is_over, "the rest")  # noqa: B023
         assert_joined(first, rest)
 
 
@@ -106,7 +108,7 @@ async def test_what_runs_in_the_background_survives_its_controller_and_then_its_
     with running_cluster(num_controllers=2, num_workers=2, worker=slow) as cluster:
         killed, heir = cluster.controllers
         asked = {"model": "echo", "input": question("long"), "temperature": 0, "background": True}
-        async with httpx2.AsyncClient(timeout=30) as http:
+        async with httpx2.AsyncClient(timeout=scaled(30)) as http:
             response_id = (await http.post(f"{killed.url}/v1/responses", json=asked)).json()["id"]
             path = f"{heir.url}/v1/responses/{response_id}"
             await _status_is_not(http, path, "queued")
@@ -129,10 +131,10 @@ async def test_a_killed_controllers_stream_to_which_nobody_comes_back_is_cancell
     cluster: Cluster, streams: Streams
 ) -> None:
     stream = streams.ask(cluster.controllers[0].url, question(1), max_tokens=4000)
-    await until(lambda: stream.num_deltas >= 5, "the stream")
+    await async_wait_until(lambda: stream.num_deltas >= 5, "the stream")
     cluster.controllers[0].kill()
-    await until(lambda: cluster.state(stream.job_id) == "orphaned", "the end of the grace")
-    await until(lambda: cluster.is_idle, "a free place")
+    await async_wait_until(lambda: cluster.state(stream.job_id) == "orphaned", "the end of the grace")
+    await async_wait_until(lambda: cluster.is_idle, "a free place")
 
 
 async def test_a_cut_connection_is_taken_up_again_where_the_request_has_a_key(
@@ -142,11 +144,11 @@ async def test_a_cut_connection_is_taken_up_again_where_the_request_has_a_key(
     stream = streams.ask(
         url, question(2), headers={"Idempotency-Key": f"cut {question(2)}".replace(" ", "-")}
     )
-    await until(lambda: stream.num_deltas >= 20, "the stream")
+    await async_wait_until(lambda: stream.num_deltas >= 20, "the stream")
     assert stream.task
     stream.task.cancel()
     rest = streams.resume(url, stream)
-    await until(lambda: rest.is_over, "the rest")
+    await async_wait_until(lambda: rest.is_over, "the rest")
     assert_joined(stream, rest)
 
 
@@ -156,10 +158,10 @@ async def test_a_request_repeated_after_its_controller_died_runs_once(
     killed, heir = cluster.controllers
     headers = {"Idempotency-Key": "repeated-after-death"}
     first = streams.ask(killed.url, question(3), max_tokens=600, headers=headers)
-    await until(lambda: first.num_deltas >= 20, "the stream")
+    await async_wait_until(lambda: first.num_deltas >= 20, "the stream")
     killed.kill()
     again = streams.ask(heir.url, question(3), max_tokens=600, headers=headers)
-    await until(lambda: again.is_over, "the answer")
+    await async_wait_until(lambda: again.is_over, "the answer")
     again.assert_undisturbed()
     assert again.job_id == first.job_id
     assert cluster.redis.hget(f"{PREFIX}job:{first.job_id}", "crashes") == b"0"
@@ -208,7 +210,7 @@ async def test_one_reader_that_stands_still_holds_up_nobody(cluster: Cluster, st
         stream.assert_undisturbed()
     assert not cluster.is_idle  # the slow one's answer goes on meanwhile
     slow[1].transport.abort()
-    await until(lambda: cluster.is_idle, "the slow reader's place")
+    await async_wait_until(lambda: cluster.is_idle, "the slow reader's place")
 
 
 def body_of(max_tokens: int) -> dict[str, object]:

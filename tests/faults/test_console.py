@@ -9,12 +9,16 @@ from typing import Any
 import msgspec
 import pytest
 from llava_server.operator.cli.doctor import judge
-from llava_wire import Fleet, Job, Message, SamplingParams
+from llava_wire.messages.job import Job, Message
+from llava_wire.messages.sampling_params import SamplingParams
+from llava_wire.operator.inspector import Fleet
 from llava_wire.redis.keys import PREFIX
 
 from tests.e2e.worker_process import undisturbed
 from tests.faults.cluster import Cluster
-from tests.faults.streams import Streams, question, until
+from tests.faults.streams import Streams, question
+from tests.machine_speed import scaled
+from tests.waiting import async_wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -33,7 +37,7 @@ NOBODY = Fleet((), {"c": 0.1}, {}, 0)
 def run(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
     program = "from llava_cli import main; main()"
     command = [sys.executable, "-c", program, *words, "--redis-url", cluster.queue.url]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=scaled(60))
 
 
 def letter(cluster: Cluster, job_id: str, job: Job | None) -> None:
@@ -54,7 +58,7 @@ def letter(cluster: Cluster, job_id: str, job: Job | None) -> None:
 @pytest.mark.anyio
 async def test_top_shows_workers_and_streams(cluster: Cluster, streams: Streams) -> None:
     stream = streams.ask(cluster.controllers[0].url, question(1), max_tokens=4000)
-    await until(lambda: stream.num_deltas > 3, "the stream")
+    await async_wait_until(lambda: stream.num_deltas > 3, "the stream")
     shown = run(cluster, "top", "--once")
     assert shown.returncode == 0, shown.stderr
     assert "3 workers, 2 controllers" in shown.stdout
@@ -128,7 +132,7 @@ def test_without_a_queue_each_command_says_so() -> None:
             "--redis-url",
             "unix:///nowhere/s",
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=scaled(60))
         assert done.returncode == 69
         assert "is --redis-url right?" in done.stderr
         assert "Traceback" not in done.stderr

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.cluster import Cluster, running_cluster
-from tests.faults.streams import Streams, question, until
+from tests.faults.streams import Streams, question
+from tests.waiting import async_wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
@@ -37,9 +38,9 @@ async def commands_per_second(cluster: Cluster, streams: Streams, num_streams: i
     cluster.revive()
     url = cluster.controllers[0].url
     begun = [streams.ask(url, question(number), max_tokens=4000) for number in range(num_streams)]
-    await until(lambda: all(stream.num_deltas > 3 for stream in begun), "the streams")
+    await async_wait_until(lambda: all(stream.num_deltas > 3 for stream in begun), "the streams")
     began, before, num_deltas = time.monotonic(), num_commands(cluster), begun[0].num_deltas
-    await until(lambda: begun[0].num_deltas > num_deltas + 40, "40 steps")
+    await async_wait_until(lambda: begun[0].num_deltas > num_deltas + 40, "40 steps")
     rate = (num_commands(cluster) - before) / (time.monotonic() - began)
     await streams.close()
     return rate
@@ -56,8 +57,8 @@ async def test_commands_do_not_grow_with_the_number_of_streams(
 
 async def test_an_idle_system_is_nearly_silent(roomy_cluster: Cluster) -> None:
     roomy_cluster.revive()
-    await until(lambda: not roomy_cluster.key_names("live:"), "the end of every cancel")
+    await async_wait_until(lambda: not roomy_cluster.key_names("live:"), "the end of every cancel")
     began, before = time.monotonic(), num_commands(roomy_cluster)
-    await until(lambda: time.monotonic() > began + 4, "a while")
+    await async_wait_until(lambda: time.monotonic() > began + 4, "a while")
     rate = (num_commands(roomy_cluster) - before) / (time.monotonic() - began)
     assert rate < 5 * 2  # two processes

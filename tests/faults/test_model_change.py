@@ -10,8 +10,9 @@ import pytest
 from llava_wire.redis.keys import PREFIX
 
 from tests.faults.cluster import Cluster, running_cluster
-from tests.faults.processes import WorkerProcess, wait_until
-from tests.faults.streams import Streams, question, until
+from tests.faults.processes import WorkerProcess
+from tests.faults.streams import Streams, question
+from tests.waiting import async_wait_until, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
@@ -35,7 +36,9 @@ async def test_a_change_of_model_loses_no_request(
 ) -> None:
     (old,), (controller,) = patient_cluster.workers, patient_cluster.controllers
     begun = [streams.ask(controller.url, question(index), max_tokens=300) for index in range(6)]
-    await until(lambda: all(stream.num_deltas >= 10 for stream in begun), "the old model's streams")
+    await async_wait_until(
+        lambda: all(stream.num_deltas >= 10 for stream in begun), "the old model's streams"
+    )
     new = WorkerProcess(patient_cluster.back.url, tmp_path / "new.log", served_model_name=NEW)
     try:
         new.start()
@@ -51,7 +54,7 @@ async def test_a_change_of_model_loses_no_request(
         assert set(crashes) == {b"0"}
         wait_until(lambda: num_workers(controller.url, "echo") == 0, "the end of the old model")
         late = streams.ask(controller.url, question("late"))
-        await until(lambda: late.is_over, "a refusal")
+        await async_wait_until(lambda: late.is_over, "a refusal")
         assert (late.status, late.error["code"]) == (503, "no_worker")
         assert "retry-after" in late.headers
     finally:

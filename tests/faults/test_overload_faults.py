@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.cluster import Cluster, running_cluster
-from tests.faults.streams import Streams, question, until
+from tests.faults.streams import Streams, question
+from tests.waiting import async_wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
@@ -30,7 +31,7 @@ async def test_of_ten_times_too_many_requests_each_is_answered_or_refused_with_a
 ) -> None:
     urls = [controller.url for controller in narrow_cluster.controllers]
     first = streams.ask(urls[0], question("first"), max_tokens=60)  # by which the rate is measured
-    await until(lambda: first.is_over, "an answer")
+    await async_wait_until(lambda: first.is_over, "an answer")
     asked = [streams.ask(urls[index % 2], question(index), max_tokens=60) for index in range(NUM_ASKED)]
     await streams.all_over()
     served = [stream for stream in asked if stream.status == 200]
@@ -43,7 +44,7 @@ async def test_of_ten_times_too_many_requests_each_is_answered_or_refused_with_a
         assert (stream.status, stream.error["code"]) in [(503, "queue_full"), (503, "overloaded")]
         assert float(stream.headers["retry-after"]) >= 1
     late = streams.ask(urls[0], question("late"), max_tokens=60)
-    await until(lambda: late.is_over, "the answer after the flood")
+    await async_wait_until(lambda: late.is_over, "the answer after the flood")
     late.assert_undisturbed()
     assert narrow_cluster.is_idle
     narrow_cluster.assert_no_key_leaks()

@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from tests.faults.cluster import Cluster, running_cluster
-from tests.faults.streams import Stream, Streams, question, until
+from tests.faults.streams import Stream, Streams, question
+from tests.waiting import async_wait_until
 from tests.wire.redis_server import RedisServer, binary
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
@@ -51,7 +52,7 @@ def ask(cluster: Cluster, streams: Streams, number: int, max_tokens: int = 120) 
 
 
 async def some_text(streams: list[Stream], number: int) -> None:
-    await until(lambda: sum(stream.num_deltas >= 10 for stream in streams) >= number, "streams")
+    await async_wait_until(lambda: sum(stream.num_deltas >= 10 for stream in streams) >= number, "streams")
 
 
 async def test_a_killed_queue_that_remembers_loses_nothing(cluster: Cluster, streams: Streams) -> None:
@@ -87,7 +88,9 @@ async def test_a_queue_that_comes_back_older_loses_no_live_stream(
     await some_text(begun, 8)
     memory = forgetful_cluster.queue.snapshot()
     num_then = sum(stream.num_deltas for stream in begun)
-    await until(lambda: sum(stream.num_deltas for stream in begun) > num_then + 100, "a later time")
+    await async_wait_until(
+        lambda: sum(stream.num_deltas for stream in begun) > num_then + 100, "a later time"
+    )
     forgetful_cluster.queue.restart(memory)
     await streams.all_over()
     for stream in begun:
@@ -104,7 +107,9 @@ async def test_a_queue_cut_off_from_everyone_interrupts_no_stream(
     await some_text(begun, 8)
     cluster.front.cut()
     cluster.back.cut()
-    await until(lambda: all(stream.num_comments for stream in begun), "a sign of life on each stream")
+    await async_wait_until(
+        lambda: all(stream.num_comments for stream in begun), "a sign of life on each stream"
+    )
     cluster.front.heal()
     cluster.back.heal()
     await streams.all_over()
@@ -121,10 +126,12 @@ async def test_a_black_hole_before_the_queue_ends_nothing_and_refuses_what_is_ne
     await some_text(begun, 8)
     cluster.front.swallow()
     cluster.back.swallow()
-    await until(lambda: all(stream.num_comments for stream in begun), "a sign of life on each stream")
+    await async_wait_until(
+        lambda: all(stream.num_comments for stream in begun), "a sign of life on each stream"
+    )
     asked_at = time.monotonic()
     refused = streams.ask(cluster.controllers[0].url, question("n"))
-    await until(lambda: refused.is_over, "a refusal")
+    await async_wait_until(lambda: refused.is_over, "a refusal")
     assert refused.status == 503
     assert refused.error["code"] == "queue_unavailable"
     assert float(refused.headers["retry-after"]) >= 1
@@ -160,7 +167,7 @@ async def test_a_queue_without_memory_refuses_what_is_new_and_interrupts_no_stre
     cluster.redis.config_set("maxmemory", 1)
     try:
         refused = streams.ask(cluster.controllers[0].url, question("n"))
-        await until(lambda: refused.is_over, "a refusal")
+        await async_wait_until(lambda: refused.is_over, "a refusal")
     finally:
         cluster.redis.config_set("maxmemory", 0)
     assert (refused.status, refused.error["code"]) == (503, "queue_unavailable")
@@ -183,10 +190,10 @@ async def test_each_role_does_with_its_own_rights(streams: Streams) -> None:
         for stream in begun:
             stream.assert_undisturbed()
         stream = streams.ask(restricted.controllers[0].url, question("left"), max_tokens=4000)
-        await until(lambda: stream.num_deltas > 3, "the stream")
+        await async_wait_until(lambda: stream.num_deltas > 3, "the stream")
         restricted.controllers[0].kill()
         rest = streams.resume(restricted.controllers[1].url, stream)
-        await until(lambda: rest.num_deltas > 3, "the rest")
+        await async_wait_until(lambda: rest.num_deltas > 3, "the rest")
         denied = [each for each in restricted.redis.acl_log() if each["username"] in ("server", "worker")]
         assert not denied
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.cluster import Cluster, running_cluster
-from tests.faults.processes import free_port, wait_until
-from tests.faults.streams import Stream, Streams, question, until
+from tests.faults.processes import free_port
+from tests.faults.streams import Stream, Streams, question
+from tests.waiting import async_wait_until, wait_until
 from tests.wire.redis_server import RedisServer, binary
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
@@ -58,14 +59,14 @@ async def streams_of(cluster: Cluster, streams: Streams, number: int, max_tokens
 async def test_live_streams_go_on_at_a_promoted_replica(pair: Cluster, streams: Streams) -> None:
     with replicas_of(pair.queue, 2) as (heir, other):
         begun = await streams_of(pair, streams, 12, 300)
-        await until(lambda: all(stream.num_deltas >= 20 for stream in begun), "the streams")
+        await async_wait_until(lambda: all(stream.num_deltas >= 20 for stream in begun), "the streams")
         pair.queue.kill()
         heir.client.replicaof("NO", "ONE")
         other.client.replicaof(LOOPBACK, heir.port)
         pair.front.lead_to(heir.socket)
         pair.back.lead_to(heir.socket)
         marks = [stream.num_deltas for stream in begun]
-        await until(
+        await async_wait_until(
             lambda: all(s.is_over or s.num_deltas > mark + 20 for s, mark in zip(begun, marks, strict=True)),
             "more of each stream",
         )

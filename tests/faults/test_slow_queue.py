@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from llava_wire import JobConsumer
+from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import StepOutput
 from llava_worker.open_model import open_model

@@ -11,8 +11,9 @@ from llava_wire.redis.keys import PREFIX
 
 from tests.e2e.worker_process import undisturbed
 from tests.faults.cluster import Cluster
-from tests.faults.processes import HANG_S, LEASE_S
-from tests.faults.streams import Stream, Streams, question, until
+from tests.faults.processes import LEASE_S
+from tests.faults.streams import Stream, Streams, question
+from tests.waiting import async_wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
@@ -26,7 +27,9 @@ async def begin(cluster: Cluster, streams: Streams, number: int, **fields: objec
         streams.ask(urls[index % len(urls)], question(index), **fields)  # type: ignore[arg-type]
         for index in range(number)
     ]
-    await until(lambda: all(stream.num_deltas >= 10 or stream.is_over for stream in begun), "all streams")
+    await async_wait_until(
+        lambda: all(stream.num_deltas >= 10 or stream.is_over for stream in begun), "all streams"
+    )
     return begun
 
 
@@ -50,11 +53,11 @@ async def test_seed_log_probabilities_and_stop_strings_survive_the_kill_of_a_wor
         return streams.ask(url, question("s"), max_tokens=300, **drawn)  # type: ignore[arg-type]
 
     calm = ask()
-    await until(lambda: calm.is_over, "the undisturbed answer")
+    await async_wait_until(lambda: calm.is_over, "the undisturbed answer")
     assert calm.text != undisturbed(question("s"), max_tokens=300)  # it is drawn
     stop = calm.text[200:208]
     whole, stopped = ask(), ask(stop=[stop])
-    await until(lambda: min(whole.num_deltas, stopped.num_deltas) >= 10, "both streams")
+    await async_wait_until(lambda: min(whole.num_deltas, stopped.num_deltas) >= 10, "both streams")
     for victim in {cluster.holder(stream.job_id) for stream in (whole, stopped)}:
         victim.kill()
     await streams.all_over()
@@ -71,9 +74,9 @@ async def test_a_frozen_worker_loses_its_streams_and_is_not_heard_when_it_thaws(
     begun = await begin(cluster, streams, 6, max_tokens=300)
     frozen = cluster.holder(begun[0].job_id)
     frozen.send(signal.SIGSTOP)
-    await until(lambda: cluster.is_held_by_another(begun[0].job_id, than=frozen), "another worker")
+    await async_wait_until(lambda: cluster.is_held_by_another(begun[0].job_id, than=frozen), "another worker")
     frozen.send(signal.SIGCONT)
-    await until(lambda: cluster.num_running(frozen) == 0, "the thawed worker's empty hands")
+    await async_wait_until(lambda: cluster.num_running(frozen) == 0, "the thawed worker's empty hands")
     await streams.all_over()
     for stream in begun:
         stream.assert_undisturbed()
@@ -86,9 +89,9 @@ async def test_a_worker_whose_engine_hangs_ends_and_its_streams_go_on(
     """The thread that beats lives on; only progress tells."""
     good = await begin(cluster, streams, 6, max_tokens=400)
     bad = streams.ask(cluster.controllers[0].url, f"{question('h')} [[hang at 20]]")
-    await until(lambda: bad.num_deltas >= 5, "the stream")
+    await async_wait_until(lambda: bad.num_deltas >= 5, "the stream")
     hung = cluster.holder(bad.job_id)
-    await until(lambda: hung.status is not None, "the watchdog", HANG_S + 10)
+    await async_wait_until(lambda: hung.status is not None, "the watchdog")
     assert hung.status == 70
     assert bad.task
     bad.task.cancel()  # else it hangs the next worker at the same token
@@ -104,11 +107,11 @@ async def test_a_rolling_restart_of_all_workers_fails_no_request(cluster: Cluste
     num_crashes: set[object] = set()
     for worker in cluster.workers:
         worker.send(signal.SIGTERM)
-        await until(lambda: worker.status is not None, "the drain")  # noqa: B023
+        await async_wait_until(lambda: worker.status is not None, "the drain")  # noqa: B023
         assert worker.status == 0
         num_crashes |= {cluster.redis.hget(f"{PREFIX}job:{each.job_id}", "crashes") for each in begun}
         worker.start()
-        await until(lambda: worker.is_ready, "the worker's next life")  # noqa: B023
+        await async_wait_until(lambda: worker.is_ready, "the worker's next life")  # noqa: B023
     assert num_crashes - {None} == {b"0"}  # None: answered by then
     await streams.all_over()
     for stream in begun:
@@ -129,7 +132,7 @@ async def test_a_worker_given_up_alive_is_heard_no_more(cluster: Cluster, stream
 
     giving_up = asyncio.create_task(asyncio.to_thread(let_the_lease_be_over))
     try:
-        await until(lambda: "no longer ours" in given_up.log, "a refusal")
+        await async_wait_until(lambda: "no longer ours" in given_up.log, "a refusal")
     finally:
         is_refused.set()
         await giving_up
@@ -149,13 +152,13 @@ async def test_one_poisonous_request_dies_alone_and_harms_nobody(cluster: Cluste
             if worker.status is not None:
                 deaths += 1
                 worker.start()
-        await until(
+        await async_wait_until(
             lambda: (
                 all(stream.is_over for stream in streams.all)
                 or any(worker.status is not None for worker in cluster.workers)
             ),
             "an end or a death",
-            60,
+            timeout_s=60,
         )
     for stream in good:
         stream.assert_undisturbed()

@@ -134,7 +134,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_by_its_header_and_costs_no_child(stack: Stack, name: str) -> None:
-    pool = stack.server.app.state.services.pool
+    pool = stack.server.services.image_loader._pool
     before = pool.pids
     response = stack.chat([part(BOMBS[name]), {"type": "text", "text": "look"}])
     assert (response.status_code, response.json()["error"]["code"]) == (400, "image_too_large")

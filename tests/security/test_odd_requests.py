@@ -6,13 +6,14 @@ import socket
 
 import pytest
 
+from tests.machine_speed import scaled
 from tests.server.conftest import Stack
 
 
 def answer_to(stack: Stack, request: bytes) -> bytes:
     """The first line of the answer, if there is any before the connection is closed."""
     url = stack.http.base_url
-    with socket.create_connection((url.host, url.port), timeout=30) as connection:
+    with socket.create_connection((url.host, url.port), timeout=scaled(30)) as connection:
         try:
             connection.sendall(request)
             return connection.recv(65536).partition(b"\r\n")[0]

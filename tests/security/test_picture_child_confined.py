@@ -14,8 +14,9 @@ from llava_server.images import decoder_process
 from llava_server.images.decoder_pool import DecodePool
 from llava_server.images.errors import PictureLimits
 from llava_server.images.sandbox import _MACHINES, confine
-from llava_wire import ImageSpec
+from llava_wire.messages.heartbeat import ImageSpec
 
+from tests.machine_speed import scaled
 from tests.server.pictures import encoded, scene
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
@@ -62,7 +63,7 @@ SOURCE = str(Path(decoder_process.__file__).parents[2])
 
 def outcome(how: str) -> dict[str, str]:
     command = [sys.executable, "-I", "-c", ATTEMPTS, how, SOURCE]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env={})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=scaled(60), check=True, env={})
     found = json.loads(done.stdout.splitlines()[-1])
     assert isinstance(found, dict)
     return found
@@ -85,7 +86,7 @@ def test_calls_of_another_architecture_end_the_process() -> None:
         "from llava_server.images.sandbox import confine; confine();"
         "ctypes.CDLL(None).syscall(0x40000000 + 39)"  # getpid of x32
     )
-    done = subprocess.run([sys.executable, "-I", "-c", program, SOURCE], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-I", "-c", program, SOURCE], timeout=scaled(60), check=False)
     assert done.returncode == (-31 if "x86_64" in sys.implementation._multiarch else 0)  # SIGSYS
 
 

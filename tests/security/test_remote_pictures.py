@@ -24,8 +24,9 @@ from tests.security.picture_hosts import (
     moved,
     trusting,
 )
-from tests.server.conftest import Stack, wait_until
+from tests.server.conftest import Stack
 from tests.server.pictures import encoded, part, scene
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -190,7 +191,7 @@ def test_a_fetched_picture_is_answered_like_one_that_was_sent(own_stack: Callabl
 
     async def ask() -> Any:
         async with PictureHost({"/a.png": found(picture)}) as host:
-            intake = stack.server.app.state.services.intake
+            intake = stack.server.services.image_loader
             intake._fetcher = PictureFetcher(
                 FetchRules(frozenset({NAME})), look_up=Names(), network=Network(host), tls=trusting()
             )

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import redis
 
-from tests.server.conftest import Serve, Stack, text_of, wait_until
+from tests.server.conftest import Serve, Stack, text_of
+from tests.waiting import wait_until
 
 OwnStack = Callable[..., Stack]
 MALFORMED = [b"", b"\xc1", b"\x93\x00\x90\xa2\xff\xfe", b"\x80", b"\x93\x00", b"x" * 100_000]

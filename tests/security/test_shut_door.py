@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from starlette.routing import Route
 
+from tests.machine_speed import scaled
 from tests.server.conftest import Stack, running_stack
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
@@ -26,7 +27,7 @@ def shut(valkey_socket: Path) -> Iterator[Stack]:
 def raw(stack: Stack, request: str) -> int:
     """The status of a request sent as it is written, which no client library would send."""
     url = stack.http.base_url
-    with socket.create_connection((url.host, url.port), timeout=30) as connection:
+    with socket.create_connection((url.host, url.port), timeout=scaled(30)) as connection:
         connection.sendall(request.encode("latin-1"))
         return int(connection.recv(65536).split(b" ", 2)[1])
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import httpx2
 
-from tests.server.conftest import Stack, wait_until
+from tests.machine_speed import scaled
+from tests.server.conftest import Stack
 from tests.server.scripted_worker import MODEL
+from tests.waiting import wait_until
 
 __all__ = ["ENDED", "KEYS", "begin", "content", "ended", "holders", "line", "lines", "results", "store"]
 
@@ -23,8 +25,8 @@ def holders(stack: Stack) -> Iterator[tuple[httpx2.Client, httpx2.Client]]:
     """Two clients, each with a key of its own."""
     alice, bob = ({"authorization": f"Bearer {key}"} for key in KEYS)
     with (
-        httpx2.Client(base_url=stack.server.url, headers=alice, timeout=30) as first,
-        httpx2.Client(base_url=stack.server.url, headers=bob, timeout=30) as second,
+        httpx2.Client(base_url=stack.server.url, headers=alice, timeout=scaled(30)) as first,
+        httpx2.Client(base_url=stack.server.url, headers=bob, timeout=scaled(30)) as second,
     ):
         yield first, second
 

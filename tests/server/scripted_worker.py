@@ -26,20 +26,19 @@ import struct
 import threading
 from collections.abc import Sequence
 
-from llava_wire import (
-    Assignment,
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import (
     ErrorCode,
     Event,
     Final,
     FinishReason,
-    Heartbeat,
-    ImageRef,
-    ImageSpec,
-    JobConsumer,
     JobError,
     TokenLogprob,
     TokenScore,
 )
+from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
+from llava_wire.messages.job import ImageRef
+from llava_wire.worker_side.consumer import JobConsumer
 
 __all__ = ["MODEL", "SPEC", "ScriptedWorker"]
 

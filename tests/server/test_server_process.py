@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 
-from tests.server.conftest import wait_until
+from tests.machine_speed import scaled
 from tests.server.scripted_worker import MODEL, ScriptedWorker
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -58,7 +59,7 @@ def launch(queue_url: str) -> Iterator[Launch]:
 
 def ask(process: Process, text: str) -> httpx2.Response:
     body = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": text}]}
-    return httpx2.post(f"{process.url}/v1/chat/completions", json=body, timeout=60)
+    return httpx2.post(f"{process.url}/v1/chat/completions", json=body, timeout=scaled(60))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -74,8 +75,8 @@ def test_sigterm_lets_the_open_stream_finish(launch: Launch, worker: ScriptedWor
         streaming = pool.submit(ask, process, "hold")
         wait_until(lambda: worker.assignments)
         process.popen.terminate()
-        wait_until(lambda: httpx2.get(f"{process.url}/readyz", timeout=60).status_code == 503)
-        assert httpx2.get(f"{process.url}/livez", timeout=60).status_code == 200
+        wait_until(lambda: httpx2.get(f"{process.url}/readyz", timeout=scaled(60)).status_code == 503)
+        assert httpx2.get(f"{process.url}/livez", timeout=scaled(60)).status_code == 200
         assert ask(process, "say no").json()["error"]["code"] == "shutting_down"
         worker.release.set()
         answer = streaming.result()
@@ -160,6 +161,6 @@ def test_a_taken_admin_port_is_said_with_the_flag_that_changes_it(queue_url: str
     with socket.create_server(("127.0.0.1", 0)) as taken:
         flags = ["--port", "0", "--admin-port", str(taken.getsockname()[1]), "--redis-url", queue_url]
         command = [sys.executable, "-m", "llava_server", *flags]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=scaled(60), check=False)
     assert result.returncode == 2
     assert "--admin-port" in result.stderr

@@ -5,26 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from llava_wire import (
-    Assignment,
-    Event,
-    Final,
-    FinishReason,
-    Heartbeat,
-    ImageRef,
-    ImageSpec,
-    Job,
-    JobConsumer,
-    JobProducer,
-    Message,
-    SamplingParams,
-)
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import Event, Final, FinishReason
+from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
+from llava_wire.messages.job import ImageRef, Job, Message
+from llava_wire.messages.sampling_params import SamplingParams
 from llava_wire.redis.keys import PERMANENT, PREFIX
+from llava_wire.worker_side.consumer import JobConsumer
 
+from tests.waiting import async_wait_until
 from tests.wire.redis_server import RedisServer
 
 STOP = Final(reason=FinishReason.STOP)
@@ -63,13 +56,6 @@ def heartbeat(worker_id: str, model: str = "m") -> Heartbeat:
     )
 
 
-async def wait_until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
-    give_up = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < give_up, "waited in vain"
-        await asyncio.sleep(0.005)
-
-
 class Client:
     """What a controller's clients see: the events of each job, in the order in which ``follow`` gave them."""
 
@@ -89,10 +75,10 @@ class Client:
         return self.events[job.job_id][-1].final if self.events.get(job.job_id) else None
 
     async def sees(self, job: Job, *tokens: int) -> None:
-        await wait_until(lambda: self.tokens(job) == tokens)
+        await async_wait_until(lambda: self.tokens(job) == tokens)
 
     async def sees_end(self, job: Job) -> Final:
-        await wait_until(lambda: self.final(job))
+        await async_wait_until(lambda: self.final(job))
         final = self.final(job)
         assert final
         assert sum(1 for event in self.events[job.job_id] if event.final) == 1

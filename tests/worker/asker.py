@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from llava_wire import (
-    Event,
-    Final,
-    ImageRef,
-    Job,
-    JobProducer,
-    Message,
-    PromptForm,
-    SamplingParams,
-    Task,
-    TokenLogprob,
-)
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.messages.event import Event, Final, TokenLogprob
+from llava_wire.messages.job import ImageRef, Job, Message, PromptForm, Task
+from llava_wire.messages.sampling_params import SamplingParams
+
+from tests.waiting import async_wait_until
 
 REAP_S = 0.2
 
@@ -81,7 +74,7 @@ class Asker:
 
     async def end(self, job_id: str, timeout_s: float = 30.0) -> Final:
         """How the job ended, once it has."""
-        await wait_until(lambda: self.final(job_id) is not None, timeout_s)
+        await async_wait_until(lambda: self.final(job_id) is not None, timeout_s=timeout_s)
         final = self.final(job_id)
         assert final is not None
         return final
@@ -103,14 +96,6 @@ async def asking(url: str, *, model: str = "echo", lease_s: float = 1.0) -> Asyn
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await producer.aclose()
-
-
-async def wait_until(is_true: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    """Bounded; fails the test if it never becomes true."""
-    deadline = time.monotonic() + timeout_s
-    while not is_true():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        await asyncio.sleep(0.005)
 
 
 async def _follow(asker: Asker) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from llava_cli.up.redis_process import find_redis_binary
+
+from tests.waiting import wait_until
 
 
 @contextmanager
@@ -40,11 +41,8 @@ def running_queue() -> Iterator[str]:
 
 
 def _wait_for(path: Path, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
-    while not _listens(path):
-        assert server.poll() is None, "the queue's server ended at once"
-        assert time.monotonic() < deadline, "the queue's server does not answer"
-        time.sleep(0.005)
+    wait_until(lambda: server.poll() is not None or _listens(path), "the queue's server")
+    assert server.poll() is None, "the queue's server ended at once"
 
 
 def _listens(path: Path) -> bool:

@@ -6,23 +6,15 @@ import time
 from dataclasses import replace
 
 import pytest
-from llava_wire import (
-    Assignment,
-    ErrorCode,
-    Event,
-    FinishReason,
-    ImageRef,
-    Job,
-    JobError,
-    Message,
-    SamplingParams,
-    TokenLogprob,
-    TokenScore,
-)
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import ErrorCode, Event, FinishReason, JobError, TokenLogprob, TokenScore
+from llava_wire.messages.job import ImageRef, Job, Message
+from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.engine import ImageSpan, Sampling, StepOutput, TokenLogprobs
 from llava_worker.engine_thread import Refusal
-from llava_worker.job_output import Answer, make_sequence
-from llava_worker.language.prompt_builder import Prompt, PromptRefused
+from llava_worker.job_output import JobOutput
+from llava_worker.job_sequence import make_sequence
+from llava_worker.language.prompt_builder import Prompt, PromptError
 from llava_worker.language.tokenizer import ByteTokenizer
 from msgspec import structs
 
@@ -55,11 +47,11 @@ def outputs(text: bytes, finish: str | None = None) -> list[StepOutput]:
     return made
 
 
-def events(answer: Answer, *batches: list[StepOutput]) -> list[Event]:
+def events(answer: JobOutput, *batches: list[StepOutput]) -> list[Event]:
     found = []
     for batch in batches:
         for output in batch:
-            answer.take(output)
+            answer.process(output)
         event = answer.next_event()
         if event is not None:
             found.append(event)
@@ -67,7 +59,7 @@ def events(answer: Answer, *batches: list[StepOutput]) -> list[Event]:
 
 
 def test_tokens_that_gather_leave_as_one_event() -> None:
-    first, second = events(Answer(assignment(), TOKENIZER), outputs(b"ab"), outputs(b"c", "stop"))
+    first, second = events(JobOutput(assignment(), TOKENIZER), outputs(b"ab"), outputs(b"c", "stop"))
     assert first == Event(offset=0, token_ids=(97, 98), text="ab")
     assert (second.offset, second.token_ids, second.text) == (2, (99, TOKENIZER.eos_id), "c")
     assert second.final is not None
@@ -75,17 +67,17 @@ def test_tokens_that_gather_leave_as_one_event() -> None:
 
 
 def test_without_news_there_is_no_event() -> None:
-    assert Answer(assignment(), TOKENIZER).next_event() is None
+    assert JobOutput(assignment(), TOKENIZER).next_event() is None
 
 
 def test_an_answer_cut_by_its_limit_says_length() -> None:
-    (event,) = events(Answer(assignment(), TOKENIZER), outputs(b"ab", "length"))
+    (event,) = events(JobOutput(assignment(), TOKENIZER), outputs(b"ab", "length"))
     assert event.final is not None
     assert event.final.reason is FinishReason.LENGTH
 
 
 def test_a_stop_string_ends_the_answer_before_it() -> None:
-    answer = Answer(assignment(stop=("\n\n",)), TOKENIZER)
+    answer = JobOutput(assignment(stop=("\n\n",)), TOKENIZER)
     (event,) = events(answer, outputs(b"one\n\ntwo"))
     assert event.text == "one"
     assert event.token_ids == tuple(b"one\n\n")
@@ -93,20 +85,20 @@ def test_a_stop_string_ends_the_answer_before_it() -> None:
 
 
 def test_the_sign_that_ends_a_turn_in_the_models_template_ends_the_answer() -> None:
-    answer = Answer(assignment(stop=("\n\n",)), TOKENIZER, stop=("###",))
+    answer = JobOutput(assignment(stop=("\n\n",)), TOKENIZER, stop=("###",))
     (event,) = events(answer, outputs(b"one### Human: two"))
     assert event.text == "one"
     assert answer.is_finished
 
 
 def test_held_back_text_leaves_with_the_end() -> None:
-    answer = Answer(assignment(stop=("END",)), TOKENIZER)
+    answer = JobOutput(assignment(stop=("END",)), TOKENIZER)
     first, second = events(answer, outputs(b"the EN"), outputs(b"", "stop"))
     assert (first.text, second.text) == ("the ", "EN")
 
 
 def test_usage_counts_the_prompt_and_what_was_cached() -> None:
-    answer = Answer(assignment(), TOKENIZER)
+    answer = JobOutput(assignment(), TOKENIZER)
     answer.num_prompt_tokens = 9
     (event,) = events(answer, [StepOutput("fence", 97, "length", num_cached_tokens=8)])
     assert event.final is not None
@@ -116,16 +108,16 @@ def test_usage_counts_the_prompt_and_what_was_cached() -> None:
 @pytest.mark.parametrize("cut", range(len("grün END? no".encode())))
 def test_a_stream_cut_anywhere_goes_on_to_the_same_text(cut: int) -> None:
     whole = "grün END? no".encode()
-    before = events(Answer(assignment(stop=("END!",)), TOKENIZER), outputs(whole[:cut]))
+    before = events(JobOutput(assignment(stop=("END!",)), TOKENIZER), outputs(whole[:cut]))
     said = "".join(event.text for event in before)
-    after = Answer(assignment(log=whole[:cut], text=said, stop=("END!",)), TOKENIZER)
+    after = JobOutput(assignment(log=whole[:cut], text=said, stop=("END!",)), TOKENIZER)
     rest = events(after, outputs(whole[cut:], "stop"))
     assert rest[0].offset == cut
     assert said + "".join(event.text for event in rest) == whole.decode()
 
 
 def test_a_stop_string_across_the_cut_is_found() -> None:
-    answer = Answer(assignment(log=b"one EN", text="one ", stop=("END",)), TOKENIZER)
+    answer = JobOutput(assignment(log=b"one EN", text="one ", stop=("END",)), TOKENIZER)
     (event,) = events(answer, outputs(b"D two"))
     assert event.text == ""
     assert event.token_ids == (ord("D"),)
@@ -133,7 +125,7 @@ def test_a_stop_string_across_the_cut_is_found() -> None:
 
 
 def test_a_log_that_holds_the_stop_string_needs_only_its_end() -> None:
-    answer = Answer(assignment(log=b"one END", text="one ", stop=("END",)), TOKENIZER)
+    answer = JobOutput(assignment(log=b"one END", text="one ", stop=("END",)), TOKENIZER)
     event = answer.next_event()
     assert event is not None
     assert (event.offset, event.token_ids, event.text) == (7, (), "")
@@ -142,7 +134,7 @@ def test_a_log_that_holds_the_stop_string_needs_only_its_end() -> None:
 
 
 def test_text_that_another_version_logged_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    answer = Answer(assignment(log=b"one", text="ONE"), TOKENIZER)
+    answer = JobOutput(assignment(log=b"one", text="ONE"), TOKENIZER)
     (event,) = events(answer, outputs(b" two"))
     assert event.text == " two"
     assert "job_id=job" in caplog.text
@@ -159,8 +151,8 @@ def test_text_that_another_version_logged_is_left_as_it_is(caplog: pytest.LogCap
 def test_what_the_engine_cannot_do_ends_the_job_with_an_error(
     news: Refusal | StepOutput, code: ErrorCode
 ) -> None:
-    answer = Answer(assignment(), TOKENIZER)
-    answer.take(news)
+    answer = JobOutput(assignment(), TOKENIZER)
+    answer.process(news)
     event = answer.next_event()
     assert event is not None
     assert event.final is not None
@@ -171,8 +163,8 @@ def test_what_the_engine_cannot_do_ends_the_job_with_an_error(
 
 @pytest.mark.parametrize("param", ["logit_bias", None])
 def test_a_refusal_tells_which_field_of_the_request_it_is_about(param: str | None) -> None:
-    answer = Answer(assignment(), TOKENIZER)
-    answer.take(Refusal("fence", "invalid_request", "token 9 is none", param))
+    answer = JobOutput(assignment(), TOKENIZER)
+    answer.process(Refusal("fence", "invalid_request", "token 9 is none", param))
     event = answer.next_event()
     assert event is not None
     assert event.final is not None
@@ -180,7 +172,7 @@ def test_a_refusal_tells_which_field_of_the_request_it_is_about(param: str | Non
 
 
 def test_nothing_follows_the_end() -> None:
-    answer = Answer(assignment(), TOKENIZER)
+    answer = JobOutput(assignment(), TOKENIZER)
     answer.fail(JobError(ErrorCode.INTERNAL_ERROR, "x"))
     assert answer.next_event() is not None
     assert events(answer, outputs(b"late")) == []
@@ -224,12 +216,12 @@ def test_a_sequence_knows_when_its_time_is_over() -> None:
 
 @pytest.mark.parametrize("pixels", [{}, {"a": PIXELS + b"x"}])
 def test_pixels_of_another_size_are_refused(pixels: dict[str, bytes]) -> None:
-    with pytest.raises(PromptRefused, match="bytes of pixels instead of 12"):
+    with pytest.raises(PromptError, match="bytes of pixels instead of 12"):
         make_sequence(assignment(pixels=pixels), prompt(), context_length=100)
 
 
 def test_a_stop_token_ends_the_answer_and_is_not_in_its_text() -> None:
-    answer = Answer(assignment(stop_token_ids=(ord("!"),)), TOKENIZER)
+    answer = JobOutput(assignment(stop_token_ids=(ord("!"),)), TOKENIZER)
     (event,) = events(answer, [*outputs(b"one"), StepOutput("fence", ord("!"), "stop")])
     assert (event.text, event.token_ids) == ("one", tuple(b"one!"))
     assert event.final is not None
@@ -237,13 +229,13 @@ def test_a_stop_token_ends_the_answer_and_is_not_in_its_text() -> None:
 
 
 def test_a_stop_token_at_the_end_of_the_log_has_no_text_either() -> None:
-    answer = Answer(assignment(log=b"one!", text="one", stop_token_ids=(ord("!"),)), TOKENIZER)
+    answer = JobOutput(assignment(log=b"one!", text="one", stop_token_ids=(ord("!"),)), TOKENIZER)
     (event,) = events(answer, [StepOutput("fence", finish="stop")])
     assert (event.offset, event.text, event.token_ids) == (4, "", ())
 
 
 def test_logprobs_leave_with_their_tokens_though_the_text_is_held_back() -> None:
-    answer = Answer(assignment(stop=("END",), num_logprobs=1), TOKENIZER)
+    answer = JobOutput(assignment(stop=("END",), num_logprobs=1), TOKENIZER)
     told = [
         StepOutput("fence", token_id, logprobs=TokenLogprobs(-0.5, ((TOKENIZER.eos_id, -0.1),)))
         for token_id in b"aE"

@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from llava_wire import Assignment, ErrorCode, Event, FinishReason, Job, JobError, Message, SamplingParams
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import ErrorCode, Event, FinishReason, JobError
+from llava_wire.messages.job import Job, Message
+from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.engine import StepOutput, TokenLogprobs
-from llava_worker.job_output import Answer, make_sequence
+from llava_worker.job_output import JobOutput
+from llava_worker.job_sequence import make_sequence
 from llava_worker.language.prompt_builder import Prompt
 from llava_worker.language.tokenizer import ByteTokenizer
 from msgspec import structs
 
-from tests.worker.asker import Asker, wait_until
+from tests.waiting import async_wait_until
+from tests.worker.asker import Asker
 from tests.worker.test_worker_loop import running
 
 BOS = ByteTokenizer.bos_id
@@ -44,10 +49,10 @@ def assignment(*, log: bytes = b"", is_echoed: bool = True, num_logprobs: int | 
     return Assignment(job, "fence", tuple(log), log.decode(), {})
 
 
-def first_event(answer: Answer, *outputs: StepOutput) -> Event:
-    answer.begin(PROMPT)
+def first_event(answer: JobOutput, *outputs: StepOutput) -> Event:
+    answer.start(PROMPT)
     for output in outputs:
-        answer.take(output)
+        answer.process(output)
     event = answer.next_event()
     assert event is not None
     return event
@@ -58,27 +63,27 @@ def token(token_id: int, prompt: tuple[TokenLogprobs, ...] = ()) -> StepOutput:
 
 
 def test_the_first_event_has_the_prompts_tokens_and_no_other_has() -> None:
-    answer = Answer(assignment(), ByteTokenizer())
+    answer = JobOutput(assignment(), ByteTokenizer())
     event = first_event(answer, token(ord("a"), LOGPROBS), token(ord("b")))
     assert [each.chosen.token_id for each in event.prompt] == PROMPT.token_ids
     assert [each.chosen.text for each in event.prompt] == [b"", b" ", b"H", b"i"]
     assert [each.chosen.logprob for each in event.prompt] == [0, -0.25, -0.5, -0.75]
     assert [each.top and each.top[0].token_id for each in event.prompt] == [(), 1, 2, 3]
     assert event.text == "ab"
-    answer.take(token(ord("c")))
+    answer.process(token(ord("c")))
     later = answer.next_event()
     assert later is not None and later.prompt == ()
 
 
 @pytest.mark.parametrize("is_echoed", [True, False])
 def test_what_is_not_echoed_tells_no_prompt(is_echoed: bool) -> None:
-    answer = Answer(assignment(is_echoed=is_echoed), ByteTokenizer())
+    answer = JobOutput(assignment(is_echoed=is_echoed), ByteTokenizer())
     assert bool(first_event(answer, token(ord("a"))).prompt) is is_echoed
 
 
 def test_without_logprobs_the_prompt_is_told_and_the_engine_is_not_asked() -> None:
     given = assignment(num_logprobs=None)
-    event = first_event(Answer(given, ByteTokenizer()), StepOutput("fence", 97, "length"))
+    event = first_event(JobOutput(given, ByteTokenizer()), StepOutput("fence", 97, "length"))
     assert [each.chosen.logprob for each in event.prompt] == [0, 0, 0, 0]
     assert not make_sequence(given, PROMPT, context_length=99).has_prompt_logprobs
     assert make_sequence(assignment(), PROMPT, context_length=99).has_prompt_logprobs
@@ -86,19 +91,19 @@ def test_without_logprobs_the_prompt_is_told_and_the_engine_is_not_asked() -> No
 
 def test_who_goes_on_with_a_log_does_not_tell_the_prompt_again() -> None:
     given = assignment(log=b"ab")
-    event = first_event(Answer(given, ByteTokenizer()), token(ord("c")))
+    event = first_event(JobOutput(given, ByteTokenizer()), token(ord("c")))
     assert (event.offset, event.prompt) == (2, ())
     assert not make_sequence(given, PROMPT, context_length=99).owes_prompt_logprobs
 
 
 def test_the_space_that_a_tokenizer_puts_before_a_text_is_none_of_the_prompts() -> None:
-    event = first_event(Answer(assignment(), LlamaLike()), token(ord("a"), LOGPROBS))
+    event = first_event(JobOutput(assignment(), LlamaLike()), token(ord("a"), LOGPROBS))
     assert b"".join(each.chosen.text for each in event.prompt) == b"Hi"
 
 
 def test_an_answer_that_fails_before_its_first_token_tells_no_prompt() -> None:
-    answer = Answer(assignment(), ByteTokenizer())
-    answer.begin(PROMPT)
+    answer = JobOutput(assignment(), ByteTokenizer())
+    answer.start(PROMPT)
     answer.fail(JobError(ErrorCode.INTERNAL_ERROR, "no"))
     event = answer.next_event()
     assert event is not None and event.prompt == ()
@@ -109,7 +114,7 @@ def test_of_a_prompt_without_an_answer_there_is_one_event() -> None:
     job = structs.replace(given.job, sampling=structs.replace(given.job.sampling, max_tokens=0))
     given = replace(given, job=job)
     assert make_sequence(given, PROMPT, context_length=99).max_new_tokens == 0
-    answer = Answer(given, ByteTokenizer())
+    answer = JobOutput(given, ByteTokenizer())
     event = first_event(answer, StepOutput("fence", finish="length", prompt_logprobs=LOGPROBS))
     assert event.final is not None and event.final.reason is FinishReason.LENGTH
     assert (event.token_ids, event.text, len(event.prompt)) == ((), "", 4)
@@ -122,7 +127,7 @@ async def test_a_stream_handed_on_has_its_prompt_once(queue_url: str, asker: Ask
     async with running(queue_url, is_open=False) as run:
         job = await asker.ask_messages([Message("user", ("Hi?",))], **asking)
         run.engine.let(3)
-        await wait_until(lambda: len(asker.token_ids(job)) == 3)
+        await async_wait_until(lambda: len(asker.token_ids(job)) == 3)
         assert await run.drain() == 0
     async with running(queue_url):
         assert (await asker.end(job)).reason is FinishReason.LENGTH
@@ -140,7 +145,7 @@ async def test_a_worker_taken_away_before_the_first_token_leaves_the_prompt_to_t
     asking = {"form": "raw", "is_echoed": True, "num_logprobs": 0, "max_tokens": 0}
     async with running(queue_url, is_open=False) as run:
         job = await asker.ask_messages([Message("user", ("Hi?",))], **asking)
-        await wait_until(lambda: run.engine.num_sequences == 1)
+        await async_wait_until(lambda: run.engine.num_sequences == 1)
         assert await run.drain() == 0
     assert asker.events[job] == []
     async with running(queue_url):

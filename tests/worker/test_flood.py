@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import Job, SamplingParams
-from llava_worker.slots import takes_guest, urgency
+from llava_wire.messages.job import Job
+from llava_wire.messages.sampling_params import SamplingParams
+from llava_worker.slots import has_overflow_slot, sequence_priority
 
-from tests.worker.asker import Asker, wait_until
+from tests.waiting import async_wait_until
+from tests.worker.asker import Asker
 from tests.worker.test_worker_loop import Gate, Running, _pulls_wait_briefly, running
 
 __all__ = ["_pulls_wait_briefly"]  # a fixture
@@ -28,15 +30,15 @@ class Steps:
         engine = self.run.engine
         num_steps = engine.stats().num_steps_total
         engine.let(1)
-        await wait_until(lambda: engine.stats().num_steps_total == num_steps + 1)
+        await async_wait_until(lambda: engine.stats().num_steps_total == num_steps + 1)
         num_told = engine.stats().num_generated_tokens_total + self._told_before
-        await wait_until(lambda: self._num_told() == num_told)
+        await async_wait_until(lambda: self._num_told() == num_told)
 
     async def to_first_and_end(self, job: str) -> tuple[int, int]:
         """How many steps it takes from now until the job has its first token, and until its end."""
         await self.one()
         # A full worker hears of a guest with the step's emit.
-        await wait_until(lambda: self.asker.final(job) is not None or self._is_in_engine(job))
+        await async_wait_until(lambda: self.asker.final(job) is not None or self._is_in_engine(job))
         count, first = 1, int(bool(self.asker.token_ids(job)))
         while self.asker.final(job) is None:
             await self.one()
@@ -45,7 +47,7 @@ class Steps:
         return first, count
 
     def _is_in_engine(self, job: str) -> bool:
-        held = self.run.worker._answers.get(job)
+        held = self.run.worker._outputs.get(job)
         names = [running.sequence.seq_id for running in list(self.run.engine.echo._sequences.values())]
         return held is not None and held.assignment.assignment_id in names
 
@@ -61,14 +63,14 @@ async def asked(asker: Asker, tenant: str, text: str, max_tokens: int) -> str:
 async def alone(queue_url: str, asker: Asker) -> tuple[int, int]:
     async with running(queue_url, Gate(max_sequences=NUM_PLACES), is_open=False) as run:
         job = await asked(asker, "other", "Hi?", NUM_TOKENS)
-        await wait_until(lambda: run.engine.num_sequences == 1)
+        await async_wait_until(lambda: run.engine.num_sequences == 1)
         return await Steps(run, asker).to_first_and_end(job)
 
 
 async def flooded(run: Running, asker: Asker) -> Steps:
     for number in range(NUM_FLOOD):
         await asked(asker, "flood", f"question {number}", 300)
-    await wait_until(lambda: run.engine.num_sequences == NUM_PLACES)
+    await async_wait_until(lambda: run.engine.num_sequences == NUM_PLACES)
     steps = Steps(run, asker)
     for _ in range(3):
         await steps.one()
@@ -100,7 +102,7 @@ async def test_no_answer_of_the_flood_is_changed_by_a_guest(queue_url: str, aske
         plain = await asker.answer(await asked(asker, "flood", "question 3", 40))
     async with running(queue_url, Gate(max_sequences=NUM_PLACES), is_open=False) as run:
         jobs = [await asked(asker, "flood", f"question {number}", 40) for number in range(NUM_PLACES)]
-        await wait_until(lambda: run.engine.num_sequences == NUM_PLACES)
+        await async_wait_until(lambda: run.engine.num_sequences == NUM_PLACES)
         steps = Steps(run, asker)
         await steps.one()
         guest = await asked(asker, "other", "Hi?", NUM_TOKENS)
@@ -115,9 +117,13 @@ def test_the_first_of_a_key_goes_before_further_ones_of_its_priority() -> None:
         Job(job_id=name, model="m", tenant=tenant, messages=(), sampling=SamplingParams(seed=1), cost=1.0)
         for name, tenant in (("1", "a"), ("2", "a"), ("3", "b"))
     )
-    assert urgency(first, []) == urgency(other, [first, further]) > urgency(further, [first])
+    assert (
+        sequence_priority(first, [])
+        == sequence_priority(other, [first, further])
+        > sequence_priority(further, [first])
+    )
 
 
 def test_guests_come_when_all_places_are_full_and_are_a_few() -> None:
-    assert [num_held for num_held in range(30) if takes_guest(num_held, 16)] == [16, 17, 18, 19]
-    assert [num_held for num_held in range(30) if takes_guest(num_held, 1)] == [1]
+    assert [num_held for num_held in range(30) if has_overflow_slot(num_held, 16)] == [16, 17, 18, 19]
+    assert [num_held for num_held in range(30) if has_overflow_slot(num_held, 1)] == [1]

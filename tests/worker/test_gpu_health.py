@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from llava_worker.gpu_health import faults_in, tell_health, xids_in
 
+from tests.machine_speed import scaled
+
 # An A100 with a row that waits to be remapped, as published with its Xid 63; and what newer drivers add.
 PENDING = """
 ==============NVSMI LOG==============
@@ -171,7 +173,11 @@ def test_a_worker_that_ends_by_itself_logs_its_gpus_health_first(programs: Path,
     install(programs, "dmesg", KERNEL)
     of_gpu, of_cpu = (
         subprocess.run(
-            [sys.executable, "-c", program, device], capture_output=True, text=True, check=False, timeout=60
+            [sys.executable, "-c", program, device],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=scaled(60),
         )
         for device in ("cuda:0", "cpu")
     )

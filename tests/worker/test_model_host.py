@@ -15,12 +15,17 @@ from pathlib import Path
 import llava_worker
 import psutil
 import pytest
-from llava_wire import CommandSender, CommandStatus, Heartbeat, Inspector, JobConsumer, ModelCommand
+from llava_wire.messages.commands import CommandStatus, ModelCommand
+from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.operator.inspector import Inspector
+from llava_wire.operator.worker_commands import CommandSender
+from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.model_host import LOADER, ModelHost
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
 
-from tests.worker.asker import Asker, asking, wait_until
+from tests.waiting import async_wait_until
+from tests.worker.asker import Asker, asking
 from tests.worker.test_worker_loop import LEASE_S
 
 pytestmark = pytest.mark.anyio
@@ -101,7 +106,9 @@ async def test_after_an_unload_the_engine_is_gone_with_its_threads_and_the_worke
         gc.collect()
         assert it.engine() is None
         assert "engine" not in {thread.name for thread in threading.enumerate()}
-        await wait_until(lambda: num_native_threads() <= num_threads - 2)  # the engine's and its OpenMP team
+        await async_wait_until(
+            lambda: num_native_threads() <= num_threads - 2
+        )  # the engine's and its OpenMP team
         beat = await it.beating()
         assert (beat.model, beat.capacity, beat.worker_id) == ("", 0, it.host.heartbeat.worker_id)
         assert not it.task.done()
@@ -114,7 +121,7 @@ async def test_a_stream_is_handed_on_by_an_unload_and_ends_as_if_undisturbed(
     async with hosted(queue_url, *flags) as it:
         whole = await asker.answer(await asker.ask("Tell.", max_tokens=120, ignore_eos=True))
         job = await asker.ask("Tell.", max_tokens=120, ignore_eos=True)
-        await wait_until(lambda: len(asker.token_ids(job)) >= 10)
+        await async_wait_until(lambda: len(asker.token_ids(job)) >= 10)
         assert (await it.report(UNLOAD)).state == "done"
         num_tokens = len(asker.token_ids(job))
         assert num_tokens < 120

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from llava_wire import ModelCommand
-from llava_worker.model_switch import OrderRefused, settings_for
+from llava_wire.messages.commands import ModelCommand
+from llava_worker.model_switch import CommandRefused, settings_for_command
 from llava_worker.settings import Settings, load_settings
 
 
@@ -31,7 +31,7 @@ def open_to_orders(folder: Path, *flags: str) -> Settings:
 
 def test_a_model_of_the_folder_is_opened_by_its_name(models: Path) -> None:
     for name in ("first", "org/second", str(models / "first")):
-        wanted = settings_for(ModelCommand(model=name), open_to_orders(models))
+        wanted = settings_for_command(ModelCommand(model=name), open_to_orders(models))
         assert wanted is not None
         assert wanted.model == str(models / name)
 
@@ -44,43 +44,43 @@ def test_a_model_of_the_folder_is_opened_by_its_name(models: Path) -> None:
     ],
 )
 def test_nothing_outside_the_folder_is_opened(models: Path, name: str) -> None:
-    with pytest.raises(OrderRefused, match="model"):
-        settings_for(ModelCommand(model=name), open_to_orders(models))
+    with pytest.raises(CommandRefused, match="model"):
+        settings_for_command(ModelCommand(model=name), open_to_orders(models))
 
 
 def test_the_own_and_the_bundled_model_may_be_loaded_too(models: Path) -> None:
     for name in ("echo", "tiny"):
-        wanted = settings_for(ModelCommand(model=name), open_to_orders(models))
+        wanted = settings_for_command(ModelCommand(model=name), open_to_orders(models))
         assert wanted is not None
         assert wanted.model == name
 
 
 @pytest.mark.parametrize("name", ["echo", "tiny", None])
 def test_without_a_folder_a_worker_takes_no_orders(name: str | None) -> None:
-    with pytest.raises(OrderRefused, match="takes no orders: start it with --loadable-models"):
-        settings_for(ModelCommand(model=name), started())
+    with pytest.raises(CommandRefused, match="takes no orders: start it with --loadable-models"):
+        settings_for_command(ModelCommand(model=name), started())
 
 
 def test_what_was_set_for_one_model_is_not_for_another_and_what_was_set_for_the_worker_is(
     models: Path,
 ) -> None:
     own = open_to_orders(models, "--served-model-name", "mine", "--conversation", "plain", "--threads", "3")
-    other = settings_for(ModelCommand(model="tiny", precision="int8"), own)
+    other = settings_for_command(ModelCommand(model="tiny", precision="int8"), own)
     assert other is not None
     assert (other.served_model_name, other.conversation) == (None, "auto")
     assert (other.precision, other.threads) == ("int8", 3)
-    assert settings_for(ModelCommand(model="echo"), own) == own
+    assert settings_for_command(ModelCommand(model="echo"), own) == own
 
 
 def test_an_unknown_precision_is_refused_with_those_there_are(models: Path) -> None:
-    with pytest.raises(OrderRefused, match=r"'int3' is unknown: it is one of auto, fp32, .*fp8"):
-        settings_for(ModelCommand(model="echo", precision="int3"), open_to_orders(models))
+    with pytest.raises(CommandRefused, match=r"'int3' is unknown: it is one of auto, fp32, .*fp8"):
+        settings_for_command(ModelCommand(model="echo", precision="int3"), open_to_orders(models))
 
 
 def test_a_worker_of_several_processes_keeps_its_model(models: Path) -> None:
     for instruction in (ModelCommand(), ModelCommand(model="tiny")):
-        with pytest.raises(OrderRefused, match=r"2 processes.*restart it"):
-            settings_for(instruction, open_to_orders(models, "--tensor-parallel", "2"))
+        with pytest.raises(CommandRefused, match=r"2 processes.*restart it"):
+            settings_for_command(instruction, open_to_orders(models, "--tensor-parallel", "2"))
 
 
 @pytest.mark.parametrize("name", ["none", ""])  # an empty one is not the folder in which the worker runs

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from llava_server.images.resize import fit
-from llava_wire import ImageRef, ImageSpec, Message
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef, Message
 from llava_worker.engine import Sequence
 from llava_worker.engine.startup.build_engine import load_engine
 from llava_worker.language.prompt_builder import PromptBuilder

@@ -47,7 +47,7 @@ def test_the_queues_password_is_never_printed() -> None:
         (["--max-num-sequences", "0"], ["--max-num-sequences", "greater than or equal to 1", "0"]),
         (["--conversation", "nobody"], ["LLAVA_CONVERSATION", "nobody", "vicuna_v1"]),
         (["--redis-url", "http://:secret@x"], ["--redis-url", "redis://"]),
-        (["--redis-url-file", "/nowhere"], ["/nowhere", "cannot be read"]),
+        (["--redis-url-file", "/nowhere"], ["redis_url_file", "cannot read /nowhere"]),
         (["--redis-url-file", "/x", "--redis-url", "redis://x"], ["give one"]),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import llava_worker
 import pytest
-from llava_wire import Message
+from llava_wire.messages.job import Message
 from llava_worker.open_model import StartupError, open_model
 from llava_worker.settings import load_settings
 

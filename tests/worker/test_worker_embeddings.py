@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from llava_wire import FinishReason, ImageRef, Message
+from llava_wire.messages.event import FinishReason
+from llava_wire.messages.job import ImageRef, Message
 
 from tests.worker.asker import Asker
 from tests.worker.test_worker_loop import running

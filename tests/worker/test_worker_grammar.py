@@ -6,11 +6,13 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from llava_wire import ErrorCode, FinishReason, Grammar
+from llava_wire.messages.event import ErrorCode, FinishReason
+from llava_wire.messages.sampling_params import Grammar
 from llava_worker.engine.structured_output.grammar_cache import Grammars
 from llava_worker.language.tokenizer import ByteTokenizer
 
-from tests.worker.asker import Asker, wait_until
+from tests.waiting import async_wait_until
+from tests.worker.asker import Asker
 from tests.worker.test_worker_loop import running
 
 pytestmark = pytest.mark.anyio
@@ -31,11 +33,11 @@ class SlowVocabulary:
 
     def __init__(self) -> None:
         self.is_asked = threading.Event()
-        self.is_let_go = threading.Event()
+        self.is_released = threading.Event()
 
     def read(self) -> list[bytes]:
         self.is_asked.set()
-        assert self.is_let_go.wait(30)
+        assert self.is_released.wait(30)
         return [TOKENIZER.token_bytes(token_id) for token_id in range(TOKENIZER.image_id + 1)]
 
 
@@ -43,7 +45,7 @@ class SlowVocabulary:
 def vocabulary() -> Iterator[SlowVocabulary]:
     slow = SlowVocabulary()
     yield slow
-    slow.is_let_go.set()
+    slow.is_released.set()
 
 
 @pytest.fixture
@@ -56,18 +58,18 @@ async def test_a_slow_grammar_holds_up_neither_running_nor_new_streams(
 ) -> None:
     async with running(queue_url, grammars=grammars):
         slow = await asker.ask("Hi?", max_tokens=5, grammar=OBJECT)
-        await wait_until(vocabulary.is_asked.is_set)
+        await async_wait_until(vocabulary.is_asked.is_set)
         for _ in range(2):
             assert (await asker.end(await asker.ask("Hi?", max_tokens=20))).reason is FinishReason.LENGTH
         assert asker.final(slow) is None
-        vocabulary.is_let_go.set()
+        vocabulary.is_released.set()
         assert (await asker.end(slow)).reason is FinishReason.LENGTH
 
 
 async def test_a_grammar_that_is_refused_ends_its_own_job_with_the_reason(
     queue_url: str, asker: Asker, grammars: Grammars, vocabulary: SlowVocabulary
 ) -> None:
-    vocabulary.is_let_go.set()
+    vocabulary.is_released.set()
     async with running(queue_url, grammars=grammars) as worker:
         free = await asker.ask("Hi?", max_tokens=20)
         broken = await asker.end(await asker.ask("Hi?", max_tokens=20, grammar=BROKEN))
@@ -83,10 +85,10 @@ async def test_a_job_that_is_cancelled_while_its_grammar_compiles_never_reaches_
 ) -> None:
     async with running(queue_url, grammars=grammars) as worker:
         gone = await asker.ask("Hi?", max_tokens=20, grammar=OBJECT)
-        await wait_until(vocabulary.is_asked.is_set)
+        await async_wait_until(vocabulary.is_asked.is_set)
         assert await asker.producer.cancel(gone, tenant="test")
-        await wait_until(lambda: gone not in worker.worker._answers)
-        vocabulary.is_let_go.set()
+        await async_wait_until(lambda: gone not in worker.worker._outputs)
+        vocabulary.is_released.set()
         assert (await asker.end(await asker.ask("Hi?", max_tokens=3))).reason is FinishReason.LENGTH
         assert not asker.token_ids(gone)
 

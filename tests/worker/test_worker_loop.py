@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
-from llava_wire import ErrorCode, FinishReason, ImageRef, JobConsumer, JobError, Message
+from llava_wire.messages.event import ErrorCode, FinishReason, JobError
+from llava_wire.messages.job import ImageRef, Message
+from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import EngineStats, Sequence, StepOutput
 from llava_worker.engine.structured_output.grammar_cache import Grammars
@@ -19,7 +21,8 @@ from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
 from llava_worker.worker import Worker
 
-from tests.worker.asker import Asker, wait_until
+from tests.waiting import async_wait_until
+from tests.worker.asker import Asker
 
 pytestmark = pytest.mark.anyio
 
@@ -156,7 +159,7 @@ async def test_a_stop_string_ends_the_answer_and_frees_its_place(queue_url: str,
     async with running(queue_url) as run:
         job = await asker.ask("Hi?", stop=(stop,))
         final = await asker.end(job)
-        await wait_until(lambda: run.engine.num_sequences == 0)
+        await async_wait_until(lambda: run.engine.num_sequences == 0)
     assert final.reason is FinishReason.STOP
     assert asker.text(job) == whole[: whole.index(stop)]
 
@@ -204,10 +207,10 @@ async def test_a_cancelled_job_frees_its_place(queue_url: str, asker: Asker) -> 
     async with running(queue_url, is_open=False) as run:
         job = await asker.ask("Hi?")
         run.engine.let(3)
-        await wait_until(lambda: len(asker.token_ids(job)) == 3)
+        await async_wait_until(lambda: len(asker.token_ids(job)) == 3)
         assert await asker.producer.cancel(job, tenant="test")
         run.engine.let(1)
-        await wait_until(lambda: run.engine.num_sequences == 0)
+        await async_wait_until(lambda: run.engine.num_sequences == 0)
     assert asker.final(job) is None
 
 
@@ -216,7 +219,7 @@ async def test_a_drained_worker_hands_its_streams_on_in_mid_sentence(queue_url: 
     async with running(queue_url, is_open=False) as run:
         job = await asker.ask("Hi?", num_logprobs=2)
         run.engine.let(7)
-        await wait_until(lambda: len(asker.token_ids(job)) == 7)
+        await async_wait_until(lambda: len(asker.token_ids(job)) == 7)
         assert await run.drain() == 0
     assert asker.final(job) is None
     assert (await asker.producer.stats()).num_workers == 0
@@ -229,7 +232,7 @@ async def test_a_drained_worker_may_finish_what_it_runs(queue_url: str, asker: A
     async with running(queue_url, is_open=False, drain_timeout_s=60.0) as run:
         job = await asker.ask("Hi?")
         run.engine.let(7)
-        await wait_until(lambda: len(asker.token_ids(job)) == 7)
+        await async_wait_until(lambda: len(asker.token_ids(job)) == 7)
         run.worker.drain()
         run.engine.open()
         assert await run.task == 0
@@ -254,9 +257,9 @@ async def test_a_broken_engine_ends_the_worker_and_its_streams_go_on_elsewhere(
     async with running(queue_url, is_open=False) as run:
         job = await asker.ask("Hi?")
         run.engine.let(5)
-        await wait_until(lambda: len(asker.token_ids(job)) == 5)
+        await async_wait_until(lambda: len(asker.token_ids(job)) == 5)
         poison = await asker.ask("[[fail]]")
-        await wait_until(lambda: run.engine.num_sequences == 2)
+        await async_wait_until(lambda: run.engine.num_sequences == 2)
         run.engine.open()
         assert await run.task == EXIT_BROKEN
     assert await asker.producer.cancel(poison, tenant="test")
@@ -278,7 +281,7 @@ async def test_an_engine_that_makes_steps_without_tokens_is_not_taken_for_hung(
     monkeypatch.setattr("llava_worker.worker._PROGRESS_S", 0.05)
     async with running(queue_url, is_open=False, hang_timeout_s=0.3) as run:
         job = await asker.ask("Hi?")
-        await wait_until(
+        await async_wait_until(
             lambda: run.engine.num_empty_steps >= 100
         )  # of 5 ms or more: longer than the timeout
         run.engine.open()
@@ -289,7 +292,7 @@ async def test_an_engine_that_makes_steps_without_tokens_is_not_taken_for_hung(
 async def test_a_worker_without_room_leaves_jobs_in_the_queue(queue_url: str, asker: Asker) -> None:
     async with running(queue_url, Gate(max_sequences=2), is_open=False) as run:
         jobs = [await asker.ask(f"question {number}") for number in range(5)]
-        await wait_until(lambda: run.engine.num_sequences == 2)
+        await async_wait_until(lambda: run.engine.num_sequences == 2)
         assert (await asker.producer.stats()).num_waiting == {"echo": 3}
         run.engine.open()
         for job in jobs:

@@ -1,7 +1,7 @@
-"""``python -m llava_worker``: one worker, until SIGTERM or Ctrl-C. A second signal ends it at once.
+"""``python -m llava_worker``: run one worker until SIGTERM or Ctrl-C. A second signal ends it at once.
 
-Exit status: 0 drained, 1 could not start, 2 wrong settings, 69 no queue, 70 the engine or one of
-its ranks failed.
+Exit status: 0 drained, 1 could not start, 2 invalid settings, 69 no queue, 70 the engine or one of its ranks
+failed.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from llava_wire import JobConsumer, QueueUnavailable
+from llava_wire.errors import QueueUnavailable
 from llava_wire.otel import SCOPE, TracingUnavailable, open_tracing
+from llava_wire.worker_side.consumer import JobConsumer
 
 from llava_worker.engine_thread import EXIT_BROKEN
 from llava_worker.gpu_health import log_health
-from llava_worker.job_output import Answer
+from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.model_host import LOADER, ModelHost
 from llava_worker.open_model import Model, StartupError, open_model
 from llava_worker.settings import Settings, load_settings
@@ -36,7 +36,7 @@ logger = logging.getLogger("llava_worker")
 
 
 def main() -> int:
-    """The exit status."""
+    """Return the exit status."""
     settings = load_settings(sys.argv[1:])
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -48,7 +48,7 @@ def main() -> int:
         logger.error("%s", error)
         return _EXIT_NO_START
     try:
-        status = asyncio.run(_serve(settings, host, _answers(provider, host.heartbeat.worker_id)))
+        status = asyncio.run(_serve(settings, host, _job_outputs(provider, host.heartbeat.worker_id)))
     except Exception:
         logger.critical("the worker has a defect and ends", exc_info=True)
         return EXIT_BROKEN
@@ -61,26 +61,26 @@ def main() -> int:
 
 
 def _open(settings: Settings) -> Model:
-    """In a thread that ends, and its OpenMP threads with it. Raises StartupError.
+    """Load the model in a thread that ends, and its OpenMP threads with it. Raises StartupError.
 
-    GNU's OpenMP counts the threads of all teams: where they are more than the cores, each falls asleep
-    as soon as it waits, which took a quarter of the engine's speed.
+    GNU's OpenMP counts the threads of all teams. If there are more than cores, each thread sleeps as soon as
+    it waits, which cost a quarter of the engine's speed.
     """
-    if settings.tensor_parallel > 1:  # other ranks die with the thread that began them
+    if settings.tensor_parallel > 1:  # the other ranks exit with the thread that started them
         return open_model(settings)
     with ThreadPoolExecutor(1, thread_name_prefix=LOADER) as pool:
         return pool.submit(open_model, settings).result()
 
 
-def _answers(provider: TracerProvider | None, worker_id: str) -> Callable[..., Answer]:
+def _job_outputs(provider: TracerProvider | None, worker_id: str) -> JobOutputFactory:
     if provider is None:
-        return Answer
-    from llava_worker.telemetry.job_spans import answers_traced
+        return JobOutput
+    from llava_worker.telemetry.job_spans import traced_job_outputs
 
-    return answers_traced(provider.get_tracer(SCOPE), worker_id=worker_id)
+    return traced_job_outputs(provider.get_tracer(SCOPE), worker_id=worker_id)
 
 
-async def _serve(settings: Settings, host: ModelHost, make_answer: Callable[..., Answer]) -> int:
+async def _serve(settings: Settings, host: ModelHost, create_output: JobOutputFactory) -> int:
     heartbeat = host.heartbeat
     logger.info(
         "model=%s device=%s precision=%s context_length=%d max_num_sequences=%d conversation=%s",
@@ -103,19 +103,19 @@ async def _serve(settings: Settings, host: ModelHost, make_answer: Callable[...,
         return _EXIT_NO_QUEUE
     _drain_on_signals(host)
     try:
-        return await host.run(consumer, make_answer)
+        return await host.run(consumer, create_output)
     finally:
         await consumer.aclose()
 
 
 def _drain_on_signals(host: ModelHost) -> None:
     loop = asyncio.get_running_loop()
-    seen: list[signal.Signals] = []
+    received: list[signal.Signals] = []
 
     def handle(number: signal.Signals) -> None:
-        if seen:
-            _end_now(128 + number)
-        seen.append(number)
+        if received:
+            _exit_now(128 + number)
+        received.append(number)
         logger.info("%s: draining; send it again to end at once", number.name)
         host.drain()
 
@@ -123,8 +123,8 @@ def _drain_on_signals(host: ModelHost) -> None:
         loop.add_signal_handler(number, handle, number)
 
 
-def _end_now(status: int) -> None:
-    """Without waiting for threads: one may sit in a long step, and native code cannot be interrupted."""
+def _exit_now(status: int) -> None:
+    """Exit without waiting for threads: one may be in a long step, and native code cannot be interrupted."""
     logging.shutdown()
     os._exit(status)
 
@@ -132,5 +132,5 @@ def _end_now(status: int) -> None:
 if __name__ == "__main__":
     exit_status = main()
     if any(thread.name == "engine" or thread.name.startswith(LOADER) for thread in threading.enumerate()):
-        _end_now(exit_status)
+        _exit_now(exit_status)
     sys.exit(exit_status)

@@ -1,8 +1,8 @@
-"""Which models an operator may order into this worker, and the settings under which they are opened.
+"""Which models an operator may load into a running worker, and the settings to load them with.
 
-Without ``--loadable-models`` a worker takes no orders. With it, what it was started with and the bundled
-model may be loaded, and what lies in that folder. So nobody can make a worker read other files, through the
-operator's port or the queue.
+Without ``--loadable-models`` a worker accepts no commands. With it, an operator may load the model that the
+worker was started with, the bundled model, and the models in that folder. No command, whether it arrives over
+the operator's port or through the queue, can make a worker read other files.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from llava_wire import ModelCommand
+from llava_wire.messages.commands import ModelCommand
 
 from llava_worker.settings import Precision, Settings
 
-__all__ = ["OrderRefused", "settings_for"]
+__all__ = ["CommandRefused", "settings_for_command"]
 
 _BUNDLED = "tiny"
-# What speaks of the model that the worker was started with, and of no other.
-_OF_ONE_MODEL = {
+# Settings that describe the model that the worker was started with, as they are for any other model.
+_FOR_OTHER_MODELS = {
     "served_model_name": None,
     "conversation": "auto",
     "prompt_style": "original",
@@ -27,48 +27,48 @@ _OF_ONE_MODEL = {
 }
 
 
-class OrderRefused(Exception):
-    """The worker may not, or cannot, do this; nothing has changed."""
+class CommandRefused(Exception):
+    """The worker is not allowed to, or cannot, carry out the command. Nothing has changed."""
 
 
-def settings_for(instruction: ModelCommand, started: Settings) -> Settings | None:
-    """Those of the model to be opened, None for no model. Raises OrderRefused."""
-    if started.loadable_models is None:
-        raise OrderRefused(
+def settings_for_command(command: ModelCommand, startup_settings: Settings) -> Settings | None:
+    """Return the settings to load the commanded model with, or None to unload. Raises CommandRefused."""
+    if startup_settings.loadable_models is None:
+        raise CommandRefused(
             "this worker takes no orders: start it with --loadable-models FOLDER to allow them and what "
             "lies in the folder"
         )
-    if started.tensor_parallel > 1:
-        raise OrderRefused(
-            f"this worker shares its model among {started.tensor_parallel} processes, which are started with "
-            "it (--tensor-parallel): restart it to change its model"
+    if startup_settings.tensor_parallel > 1:
+        raise CommandRefused(
+            f"this worker shares its model among {startup_settings.tensor_parallel} processes, which are "
+            "started with it (--tensor-parallel): restart it to change its model"
         )
-    if instruction.model is None:
+    if command.model is None:
         return None
-    changes: dict[str, object] = {"precision": _precision(instruction.precision, started)}
-    if instruction.model != started.model:
-        changes |= {**_OF_ONE_MODEL, "model": _allowed(instruction.model, started.loadable_models)}
-    return started.model_copy(update=changes)
+    changes: dict[str, object] = {"precision": _precision(command.precision, startup_settings)}
+    if command.model != startup_settings.model:
+        changes |= {**_FOR_OTHER_MODELS, "model": _resolve(command.model, startup_settings.loadable_models)}
+    return startup_settings.model_copy(update=changes)
 
 
-def _precision(name: str | None, started: Settings) -> str:
+def _precision(name: str | None, startup_settings: Settings) -> str:
     if name is None:
-        return started.precision
+        return startup_settings.precision
     if name not in get_args(Precision):
-        raise OrderRefused(f"precision {name!r} is unknown: it is one of {', '.join(get_args(Precision))}")
+        raise CommandRefused(f"precision {name!r} is unknown: it is one of {', '.join(get_args(Precision))}")
     return name
 
 
-def _allowed(name: str, root: Path) -> str:
-    """What to open for a model's name; ``root`` is resolved. Links are followed before a path is judged."""
+def _resolve(name: str, root: Path) -> str:
+    """Return the model's path in ``root``, a resolved path. Links are followed before the path is checked."""
     if name == _BUNDLED:
         return name
     try:
         folder = (root / name).resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # a null byte, a circle of links
-        raise OrderRefused(f"model {name!r} is no name of a folder: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:  # a null byte, a cycle of links
+        raise CommandRefused(f"model {name!r} is no name of a folder: {error}") from error
     if ".." in Path(name).parts or folder == root or not folder.is_relative_to(root):
-        raise OrderRefused(f"model {name!r} is not in the folder whose models may be loaded: {root}")
+        raise CommandRefused(f"model {name!r} is not in the folder whose models may be loaded: {root}")
     if not folder.is_dir():
-        raise OrderRefused(f"there is no model {name!r} in {root}")
+        raise CommandRefused(f"there is no model {name!r} in {root}")
     return str(folder)

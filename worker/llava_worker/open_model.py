@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_wire import Heartbeat, ImageSpec
+from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
 
 from llava_worker.choose_template import choose_template
 from llava_worker.echo_engine import EchoEngine

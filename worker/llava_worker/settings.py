@@ -1,18 +1,17 @@
-"""The one settings object of the process: defaults, ``LLAVA_*`` variables, then flags; checked at start.
+"""The settings of a worker process: defaults, ``LLAVA_*`` variables, then flags; validated at startup.
 
-``python -m llava_worker --help`` lists every flag. The queue's URL may come from a file
-(``LLAVA_REDIS_URL_FILE``), as Docker and Kubernetes give secrets, and is never printed.
+``python -m llava_worker --help`` lists every flag.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from llava_wire.settings import ServiceSettings
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
 
 from llava_worker.language.templates import CONVERSATIONS
 
@@ -21,25 +20,12 @@ __all__ = ["Precision", "Settings", "load_settings"]
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4", "w4a16", "w8a8", "fp8"]
 
 
-class Settings(BaseSettings):
+class Settings(ServiceSettings):
     """What a worker may be told from outside."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="LLAVA_",
-        frozen=True,
-        extra="ignore",
-        hide_input_in_errors=True,
-        cli_prog_name="python -m llava_worker",
-        cli_kebab_case=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_implicit_flags=True,
-    )
+    program: ClassVar[str] = "llava-worker"
+    model_config = SettingsConfigDict(cli_prog_name="python -m llava_worker")
 
-    redis_url: SecretStr = Field(
-        SecretStr("redis://127.0.0.1:6379/0"), description="Redis or Valkey: redis://, rediss:// or unix://."
-    )
-    redis_url_file: Path | None = Field(None, description="File that holds the Redis URL (a secret).")
     model: str = Field(
         "tiny",
         min_length=1,
@@ -97,14 +83,9 @@ class Settings(BaseSettings):
     )
     allow_pickle: bool = Field(False, description="Read .bin weights too: only from people you trust.")
 
-    lease_s: float = Field(5.0, gt=0, le=600, description="A worker silent for so long is dead, s.")
     hang_timeout_s: float = Field(30.0, gt=0, le=3600, description="A step longer than this hangs, s.")
     drain_timeout_s: float = Field(
         0.0, ge=0, le=86400, description="After SIGTERM: time to finish answers before handing them on, s."
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
-    otel: bool = Field(
-        False, description="Send OpenTelemetry traces by OTLP over HTTP; OTEL_* variables say where to."
     )
     trace_steps: Path | None = Field(
         None, description="File for a timeline of every step (Perfetto); {pid} becomes the process's id."
@@ -112,26 +93,6 @@ class Settings(BaseSettings):
 
     echo_step_s: float = Field(0.0, ge=0, le=60, description="Time between two tokens of the echo model, s.")
     echo_faults: bool = Field(False, description="Prompts may ask the echo model to fail; for tests.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_secret_file(cls, values: dict[str, Any]) -> dict[str, Any]:
-        path = values.get("redis_url_file")
-        if not path:
-            return values
-        if values.get("redis_url"):
-            raise ValueError("redis_url and redis_url_file are both given; give one")
-        try:
-            return {**values, "redis_url": Path(path).read_text("utf-8").strip()}
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"redis_url_file {path} cannot be read: {error}") from error
-
-    @field_validator("redis_url")
-    @classmethod
-    def _check_redis_url(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
-        return value
 
     @field_validator("loadable_models", mode="before")
     @classmethod
@@ -157,21 +118,5 @@ class Settings(BaseSettings):
 
 
 def load_settings(arguments: Sequence[str]) -> Settings:
-    """From variables and command line. A wrong value ends the process with status 2 and says why."""
-    try:
-        return CliApp.run(Settings, cli_args=list(arguments))
-    except ValidationError as error:
-        lines = [f"llava-worker: {_complaint(detail)}" for detail in error.errors()]
-        sys.stderr.write("\n".join(lines) + "\n")
-        raise SystemExit(2) from None  # the chain would print the values, and one is a secret
-
-
-def _complaint(detail: Any) -> str:
-    name = "_".join(str(part) for part in detail["loc"])
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if not name:
-        return message
-    got = "" if name == "redis_url" else f" (got {detail.get('input')!r})"
-    known = Settings.model_fields.get(name)
-    what = f"; {known.description}" if known else ""
-    return f"LLAVA_{name.upper()} / --{name.replace('_', '-')}: {message}{got}{what}"
+    """Read a worker's settings. Exit with status 2 and a message if a value is invalid."""
+    return Settings.load(arguments)

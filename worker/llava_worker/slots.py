@@ -1,26 +1,29 @@
-"""Who gets the engine's places: so many answers at once, and a guest or a few beyond them.
+"""Which jobs a worker runs concurrently: one per slot, and a few more in overflow slots.
 
-One key's flood takes every place, and whoever asks next would wait until one of its answers ends. So the
-first answer of each key at a worker is more urgent than the further ones: the worker takes it as a guest
-although it has no free place, and the engine computes it before them, in place of the latest of them if need
-be.
+Without overflow slots, one tenant's burst of requests takes all slots, and the next tenant waits until one of
+those requests ends. A tenant's first job at a worker therefore has a higher priority than its further jobs. A
+full worker takes such a job into an overflow slot, and the engine computes it first, preempting the latest of
+the other jobs if necessary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llava_wire import Job
+from llava_wire.messages.job import Job
 
-__all__ = ["takes_guest", "urgency"]
-
-
-def takes_guest(num_held: int, num_places: int) -> bool:
-    """Whether all places are full, and a job may be taken beyond them; each the only one of its key there."""
-    return num_places <= num_held < num_places + max(1, num_places // 4)
+__all__ = ["has_overflow_slot", "sequence_priority"]
 
 
-def urgency(job: Job, held: Iterable[Job]) -> int:
-    """The sequence's priority: by the job's own, and among equals the first of its key before the others."""
-    is_first = all(other.tenant != job.tenant for other in held)
+def has_overflow_slot(num_jobs: int, num_slots: int) -> bool:
+    """Return whether all slots are taken and an overflow slot is free.
+
+    The queue gives an overflow slot only to a tenant that has no job at this worker.
+    """
+    return num_slots <= num_jobs < num_slots + max(1, num_slots // 4)
+
+
+def sequence_priority(job: Job, running_jobs: Iterable[Job]) -> int:
+    """Order by the job's own priority, then the first job of a tenant before further jobs."""
+    is_first = all(other.tenant != job.tenant for other in running_jobs)
     return 2 * job.priority + is_first

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
-from llava_wire import Event, ImageSpec, Job, QueuePosition
+from llava_wire.controller_side.queue_status import QueuePosition
+from llava_wire.messages.event import Event
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import Job
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -22,13 +25,17 @@ from llava_server.api.chat.request import ChatRequest
 from llava_server.api.job_builder import WantedPicture, images_of, to_jobs
 from llava_server.api.parse import check_sizes, idempotency_key
 from llava_server.errors import ApiError
-from llava_server.generation.merged_outputs import Choices
-from llava_server.generation.sse_response import EventStream, Writer, collect, stream_pace, until_gone
+from llava_server.generation.collect import collect
+from llava_server.generation.disconnect import cancel_on_disconnect
+from llava_server.generation.merged_outputs import MergedOutputs
+from llava_server.generation.serializer import Serializer
+from llava_server.generation.sse_response import EventStream, stream_pace
 from llava_server.images.errors import PictureRefused
 from llava_server.images.loader import FittedPicture
 from llava_server.lifespan import Services, services_of
-from llava_server.middleware.tracing import span
-from llava_server.request_metrics import AnswerMeter
+from llava_server.request_context import context_of
+from llava_server.request_metrics import ChoiceMetrics
+from llava_server.tracing import span
 from llava_server.worker_registry import ServedModel
 
 __all__ = [
@@ -52,11 +59,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Opened:
-    """An answer that has begun; ``job`` is its first choice's. Who has it must ``aclose`` the choices."""
+    """An answer that has begun; ``job`` is its first choice's. Who has it must ``aclose`` the outputs."""
 
     job: Job
     model: ServedModel
-    choices: Choices
+    outputs: MergedOutputs
     first: tuple[int, Event]
 
 
@@ -66,13 +73,13 @@ async def parsed(request: Request, raw: bytes, parse: Callable[[bytes], T]) -> T
     if len(raw) <= _LARGE_BODY_BYTES:
         return parse(raw)
     run = asyncio.get_running_loop().run_in_executor
-    return await run(services_of(request).parsers, parse, raw)
+    return await run(services_of(request).parser_threads, parse, raw)
 
 
 async def open_chat(request: Request, parse: Callable[[bytes], tuple[T, ChatRequest]]) -> tuple[T, Opened]:
     """Everything up to the first event. ``parse`` gives the request in its own words and as a chat. The body
     is let go as soon as its pictures are taken. Raises ApiError."""
-    with request.state.body.taken() as raw:
+    with context_of(request).body.consume() as raw:
         own, chat = await parsed(request, raw, parse)
         model, jobs, pixels = await chat_jobs(request, chat)
     is_kept = idempotency_key(request.headers) is not None
@@ -82,7 +89,7 @@ async def open_chat(request: Request, parse: Callable[[bytes], tuple[T, ChatRequ
 async def chat_jobs(request: Request, chat: ChatRequest) -> tuple[ServedModel, list[Job], dict[str, bytes]]:
     """The jobs of a chat and the pixels beside them. Raises ApiError."""
     key = idempotency_key(request.headers)
-    return await jobs_of(services_of(request), chat, tenant=request.state.tenant, key=key)
+    return await jobs_of(services_of(request), chat, tenant=context_of(request).tenant, key=key)
 
 
 async def jobs_of(
@@ -113,37 +120,37 @@ async def open_jobs(
 ) -> Opened:
     """The jobs submitted, and the first event of any of them. Who ``is_kept`` outlives its connection; an
     error names the ``field``. Raises ApiError."""
-    request.state.job_id = jobs[0].job_id
-    choices = Choices(services_of(request).controller, is_kept=is_kept, field=field)
+    context_of(request).job_id = jobs[0].job_id
+    outputs = MergedOutputs(services_of(request).controller, is_kept=is_kept, field=field)
     try:
-        await choices.submit(jobs[:1], pixels)
+        await outputs.submit(jobs[:1], pixels)
         with span("first event"):
-            index, first = await choices.next()
+            index, first = await outputs.next()
         if first.final is not None and first.final.error is not None:
-            raise choices.failure(index, first.final.error)
+            raise outputs.failure(index, first.final.error)
         # Only now: where the first choice runs, the others find the prompt computed.
-        await choices.submit(jobs[1:], pixels)
+        await outputs.submit(jobs[1:], pixels)
     except BaseException:
-        await choices.aclose()
+        await outputs.aclose()
         raise
-    return Opened(jobs[0], model, choices, (index, first))
+    return Opened(jobs[0], model, outputs, (index, first))
 
 
-async def reply(request: Request, opened: Opened, writer: Writer, *, is_stream: bool) -> Response:
-    """The answer in the writer's words; closes the choices in the end. Raises ApiError and ClientGone."""
-    services, choices = services_of(request), opened.choices
-    arrived_at, metrics = request.state.arrived_at, services.metrics
-    meters = [AnswerMeter(metrics, opened.model.name, arrived_at=arrived_at) for _ in range(len(choices))]
-    told = queue_headers(choices.place)
+async def reply(request: Request, opened: Opened, serializer: Serializer, *, is_stream: bool) -> Response:
+    """The response, written by the serializer. Closes the outputs. Raises ApiError and ClientDisconnected."""
+    services, outputs = services_of(request), opened.outputs
+    arrived_at, metrics = context_of(request).arrived_at, services.metrics
+    meters = [ChoiceMetrics(metrics, opened.model.name, arrived_at=arrived_at) for _ in range(len(outputs))]
+    told = queue_headers(outputs.place)
     if is_stream:
-        stream = EventStream(choices, opened.first, writer, meters, stream_pace(services.settings))
+        stream = EventStream(outputs, opened.first, serializer, meters, stream_pace(services.settings))
         stream.headers.update(told)
         return stream
     try:
-        answers = await until_gone(request.receive, collect(choices, opened.first, meters))
+        answers = await cancel_on_disconnect(request.receive, collect(outputs, opened.first, meters))
     finally:
-        await choices.aclose()
-    return JSONResponse(writer.whole(answers), headers=told)
+        await outputs.aclose()
+    return JSONResponse(serializer.to_response(answers), headers=told)
 
 
 def queue_headers(place: QueuePosition | None) -> dict[str, str]:
@@ -169,7 +176,7 @@ async def take_picture(
     """Fitted for the model. Raises ApiError."""
     spec = _base_view(model.image_spec) if wanted.is_low else model.image_spec
     try:
-        return await services.intake.take(wanted.url, spec, tenant=owner)
+        return await services.image_loader.take(wanted.url, spec, tenant=owner)
     except PictureRefused as refused:
         raise ApiError(refused.code, f"{wanted.param}: {refused.message}", param=wanted.param) from refused
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
-from llava_wire import ImageRef, Job, Message, Role, SamplingParams, Task
+from llava_wire.messages.job import ImageRef, Job, Message, Role, Task
+from llava_wire.messages.sampling_params import SamplingParams
 
 from llava_server.api.chat.request import AssistantMessage, ChatRequest, ImagePart, TextPart, ToolMessage
 from llava_server.api.completions.request import CompletionRequest

@@ -6,7 +6,8 @@ import logging
 import math
 import time
 
-from llava_wire import JobProducer, QueueUnavailable
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.errors import QueueUnavailable
 
 from llava_server.generation.output_queue import Answer
 from llava_server.request_metrics import Metrics
@@ -49,4 +50,4 @@ class Unread:
                 return
             if is_over and self._jobs.pop(job_id, None) is not None:
                 logger.info("job %s is cancelled: nobody came back for it", job_id)
-                self._metrics.cancelled()
+                self._metrics.request_cancelled()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 
-from llava_wire import JobProducer, QueueUnavailable
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.errors import QueueUnavailable
 
 from llava_server.errors import ApiError
 from llava_server.generation.output_queue import Answer

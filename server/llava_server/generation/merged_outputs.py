@@ -6,17 +6,19 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from llava_wire import Event, Job, JobError, QueuePosition
+from llava_wire.controller_side.queue_status import QueuePosition
+from llava_wire.messages.event import Event, JobError
+from llava_wire.messages.job import Job
 
 from llava_server.errors import ApiError, from_job_error
 from llava_server.generation.controller import Controller
 from llava_server.generation.output_queue import Answer
-from llava_server.middleware.tracing import span
+from llava_server.tracing import span
 
-__all__ = ["Choices"]
+__all__ = ["MergedOutputs"]
 
 
-class Choices:
+class MergedOutputs:
     """Read by one coroutine, until every choice had its last event. Who makes it must ``aclose`` it."""
 
     def __init__(

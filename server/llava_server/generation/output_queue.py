@@ -7,7 +7,8 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from llava_wire import Event, QueuePosition
+from llava_wire.controller_side.queue_status import QueuePosition
+from llava_wire.messages.event import Event
 
 from llava_server.errors import ApiError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llava_wire import Event
+from llava_wire.messages.event import Event
 
 __all__ = ["UsageTally"]
 

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from llava_wire import ImageSpec
+from llava_wire.messages.heartbeat import ImageSpec
 
 from llava_server.images.errors import PictureLimits, refusal
 from llava_server.images.pipe_frames import BrokenFrame, read_frame, write_frame

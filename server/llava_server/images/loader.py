@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from llava_wire import ImageRef, ImageSpec
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef
 
 from llava_server.images.data_url import Upload, parse_data_url
 from llava_server.images.decoder_pool import DecodePool, Picture
@@ -87,10 +88,10 @@ class PictureIntake:
             upload = parse_data_url(url, max_bytes=self._max_bytes)
         key = await run(self._hasher, _upload_key, upload, spec, tenant)
         known = self._cache.get(key)
-        self._metrics.picture_looked_up(is_hit=known is not None)
+        self._metrics.image_cache_lookup(is_hit=known is not None)
         if known is not None:
             return known
-        with self._metrics.picture_seconds.time():
+        with self._metrics.image_seconds.time():
             picture = await self._pool.fit(upload.base64, spec)
         digest = await run(self._hasher, picture_digest, picture, spec, tenant)
         fitted = FittedPicture(_ref(picture, spec, digest), picture.pixels)

@@ -64,7 +64,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _reasons(services: Services) -> list[str]:
-    reasons = ["this server is shutting down"] if services.drain.is_draining else []
+    reasons = ["this server is shutting down"] if services.shutdown.is_draining else []
     reasons += [trouble] if (trouble := services.registry.trouble) else []
     reasons += [failure] if (failure := services.controller.failure) else []
     if not services.registry.models:

@@ -27,6 +27,7 @@ from tests.client.scripted_peer import (
     refuses,
     streams,
 )
+from tests.machine_speed import scaled
 
 runner = CliRunner()
 
@@ -120,7 +121,7 @@ def terminal(*arguments: str) -> Iterator[Terminal]:
     os.close(slave)
     try:
         yield Terminal(master, process.pid)
-        assert process.wait(30) == 0
+        assert process.wait(scaled(30)) == 0
     finally:
         process.kill()
         process.wait()
@@ -159,7 +160,7 @@ def test_in_a_terminal_an_answer_cannot_command_the_terminal(peer: Peer) -> None
 def test_through_a_pipe_an_answer_is_unchanged(peer: Peer) -> None:
     peer.script(streams(event(chunk({"content": "\x1b[1m"})), event("[DONE]")))
     with start("chat") as process:
-        assert process.communicate("Hello?\n", timeout=30) == ("\x1b[1m\n", "")
+        assert process.communicate("Hello?\n", timeout=scaled(30)) == ("\x1b[1m\n", "")
 
 
 def test_in_a_terminal_a_failure_is_told_and_the_talk_goes_on(peer: Peer) -> None:

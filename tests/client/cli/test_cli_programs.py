@@ -10,6 +10,7 @@ from llava_cli.extras import missing_modules
 from typer.testing import CliRunner
 
 from tests.client.cli.command_line import start
+from tests.machine_speed import scaled
 
 runner = CliRunner()
 
@@ -17,7 +18,7 @@ runner = CliRunner()
 @pytest.mark.e2e
 @pytest.mark.parametrize(("name", "flag"), [("server", "--redis-url"), ("worker", "--precision")])
 def test_the_program_gets_the_arguments_as_they_are(name: str, flag: str) -> None:
-    shown, _ = start(name, "--help").communicate(timeout=60)
+    shown, _ = start(name, "--help").communicate(timeout=scaled(60))
     assert f"llava_{name}" in shown
     assert flag in shown
 
@@ -25,7 +26,7 @@ def test_the_program_gets_the_arguments_as_they_are(name: str, flag: str) -> Non
 @pytest.mark.e2e
 def test_the_programs_exit_code_is_the_commands() -> None:
     process = start("server", "--port", "nonsense")
-    _, complaint = process.communicate(timeout=60)
+    _, complaint = process.communicate(timeout=scaled(60))
     assert process.returncode == 2
     assert "nonsense" in complaint
 

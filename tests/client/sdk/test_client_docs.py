@@ -12,6 +12,7 @@ from llava_cli import app
 from typer.testing import CliRunner
 
 from tests.client.scripted_peer import PNG, TEXT, Peer
+from tests.machine_speed import scaled
 from tests.server.conftest import Stack
 
 PAGE = (Path(__file__).parents[3] / "docs" / "client.md").read_text(encoding="utf-8")
@@ -45,7 +46,7 @@ def printed(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         cwd=folder,
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=scaled(60),
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.e2e.playground.site import ECHO, Site, controller, worker
+from tests.machine_speed import scaled
 from tests.worker.queue_server import running_queue
 
 KEY = "a-key-for-tests"
@@ -47,7 +48,7 @@ def browser() -> Iterator[Browser]:
     """Not for the whole session: Playwright holds an event loop meanwhile, and async tests need their own."""
     if not CHROMIUM.exists():
         pytest.skip(f"there is no Chromium at {CHROMIUM}: apt-get install chromium")
-    expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
+    expect.set_options(timeout=scaled(30_000))  # a busy machine is slow, not wrong
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
         yield browser

@@ -11,6 +11,8 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Locator, Page, Request, Route, expect
 
+from tests.machine_speed import scaled
+
 __all__ = [
     "answer",
     "ask",
@@ -79,7 +81,7 @@ def answer(page: Page) -> Locator:
 def finished(page: Page) -> str:
     """The newest answer, when all of it is there."""
     expect(page.locator(".turn").last.get_by_role("button", name="Copy as curl")).to_be_visible(
-        timeout=30_000
+        timeout=scaled(30_000)
     )
     return answer(page).text_content() or ""
 

@@ -8,13 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
+
+from tests.machine_speed import scaled
+from tests.waiting import wait_until
 
 # Slow enough to press stop in mid-sentence, fast enough for whole answers: echo writes 64-127 tokens.
 ECHO = ("--model", "echo", "--echo-step-s", "0.03", "--echo-faults")
@@ -31,14 +33,6 @@ class Site:
         """The sum of a metric's series."""
         text = httpx2.get(f"{self.url}/metrics").text
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    """Asks again and again until it is true; fails after ``timeout_s``."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
-        time.sleep(0.02)
 
 
 @contextmanager
@@ -74,7 +68,7 @@ def _program(
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(10)
+                process.wait(scaled(10))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

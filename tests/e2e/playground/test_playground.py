@@ -9,7 +9,8 @@ import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
 from tests.e2e.playground.gestures import answer, ask, drop, drop_picture, finished, noise, scene, sent
-from tests.e2e.playground.site import Site, wait_until
+from tests.e2e.playground.site import Site
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
 

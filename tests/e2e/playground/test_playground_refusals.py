@@ -21,6 +21,7 @@ from tests.e2e.playground.gestures import (
     sent,
 )
 from tests.e2e.playground.site import Site
+from tests.machine_speed import scaled
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -130,7 +131,7 @@ def test_question_waits_for_a_model_and_the_model_appears_by_itself(page: Page, 
     expect(page.get_by_role("alert")).to_contain_text("No model is running yet.")
     expect(field).to_have_value("Hello?")
     page.unroute("**/v1/models")
-    expect(page.get_by_label("Model")).to_be_enabled(timeout=10_000)
+    expect(page.get_by_label("Model")).to_be_enabled(timeout=scaled(10_000))
     ask(page, "Hello?")
     assert finished(page)
 

@@ -14,6 +14,7 @@ from playwright.sync_api import Page
 from tests.e2e.playground.conftest import KEY
 from tests.e2e.playground.gestures import ask, copied, drop_picture, finished, noise
 from tests.e2e.playground.site import Site
+from tests.machine_speed import scaled
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -41,7 +42,7 @@ def run(arguments: list[str], folder: Path) -> str:
         cwd=folder,
         env={**os.environ, "LLAVA_API_KEY": KEY},
         capture_output=True,
-        timeout=60,
+        timeout=scaled(60),
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()

@@ -12,18 +12,15 @@ from llava_server.generation.controller import Controller
 from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.rate_limit import RateLimiter
 from llava_server.request_metrics import Metrics
-from llava_wire import (
-    Event,
-    Final,
-    FinishReason,
-    Job,
-    JobProducer,
-    QueueUnavailable,
-    SamplingParams,
-    TenantLimits,
-)
+from llava_wire.controller_side.limits import TenantLimits
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.errors import QueueUnavailable
+from llava_wire.messages.event import Event, Final, FinishReason
+from llava_wire.messages.job import Job
+from llava_wire.messages.sampling_params import SamplingParams
 
-from tests.server.conftest import Stack, Valkey, running_stack, text_of, wait_until
+from tests.server.conftest import Stack, Valkey, running_stack, text_of
+from tests.waiting import wait_until
 
 JOB = Job(
     job_id="job-1",
@@ -69,7 +66,7 @@ class ScriptedProducer:
 
 
 def make(producer: ScriptedProducer, *, queue_timeout_s: float = 60.0) -> Controller:
-    limiter = RateLimiter(ApiKeys((), are_asked=False))
+    limiter = RateLimiter(ApiKeys((), is_required=False))
     return Controller(cast(JobProducer, producer), Metrics(), limiter, queue_timeout_s=queue_timeout_s)
 
 

@@ -14,11 +14,11 @@ import psutil
 import pytest
 from llava_server.images.decoder_pool import DecodePool
 from llava_server.images.errors import PictureLimits, PictureRefused
-from llava_wire import ImageSpec
+from llava_wire.messages.heartbeat import ImageSpec
 from PIL import Image
 
-from tests.server.conftest import wait_until
 from tests.server.pictures import encoded, png_claiming, scene
+from tests.waiting import wait_until
 
 T = TypeVar("T")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from llava_server.images.decoder_pool import Picture
 from llava_server.images.loader import FittedPicture, PictureCache, picture_digest
-from llava_wire import ImageRef, ImageSpec
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef
 
 SPEC = ImageSpec(side=2)
 

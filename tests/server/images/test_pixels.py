@@ -20,7 +20,7 @@ from llava_server.images.decoder_pool import DecodePool
 from llava_server.images.decoder_process import shape
 from llava_server.images.errors import PictureLimits
 from llava_server.images.resize import Fit, fit
-from llava_wire import ImageSpec
+from llava_wire.messages.heartbeat import ImageSpec
 from llava_worker.model.config.image_grid import ImageLayout, best_resolution, fitted_size
 from numpy.typing import NDArray
 from PIL import Image, ImageOps

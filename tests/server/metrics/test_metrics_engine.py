@@ -13,21 +13,24 @@ from typing import TypeAlias
 import httpx2
 import pytest
 from llava_server import engine_metrics
-from llava_wire import Heartbeat, JobConsumer
+from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.engine import EngineStats
 from llava_worker.open_model import StartupTimes
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.worker_process import Fleet, fleet_of
-from tests.server.conftest import Serve, Server, Valkey, wait_until
+from tests.machine_speed import scaled
+from tests.server.conftest import Serve, Server, Valkey
 from tests.server.scripted_worker import SPEC
+from tests.waiting import wait_until
 
 Series: TypeAlias = dict[tuple[str, str], float]  # (name, worker) -> value
 
 
 def scrape(server: Server) -> Series:
     """The engines' series but those by phase or part."""
-    text = httpx2.get(f"{server.url}/metrics", timeout=30).text
+    text = httpx2.get(f"{server.url}/metrics", timeout=scaled(30)).text
     return {
         (sample.name.removeprefix("llava_engine_"), sample.labels.get("worker", "")): sample.value
         for family in text_string_to_metric_families(text)
@@ -75,7 +78,7 @@ def fleet(queue_url: str, tmp_path: Path) -> Iterator[Fleet]:
 def ask(server: Server) -> int:
     """Tokens of one answer, none of which is the end of it."""
     body = {"model": "echo", "messages": [{"role": "user", "content": "Hi?"}], "max_tokens": 5}
-    response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=30)
+    response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=scaled(30))
     return int(response.json()["usage"]["completion_tokens"])
 
 

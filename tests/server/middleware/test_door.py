@@ -14,9 +14,10 @@ import pytest
 from llava_server.middleware.auth import ANONYMOUS, ApiKeys
 from starlette.routing import Route
 
-from tests.server.conftest import Stack, text_of, wait_until
+from tests.server.conftest import Stack, text_of
 from tests.server.pictures import encoded, part, scene
 from tests.server.scripted_worker import MODEL
+from tests.waiting import wait_until
 
 OwnStack = Callable[..., Stack]
 KEY, OTHER_KEY = "key-of-tenant-a", "key-of-tenant-b"
@@ -85,10 +86,10 @@ def test_without_keys_everyone_is_anonymous(stack: Stack) -> None:
 
 
 def test_key_table_holds_no_key() -> None:
-    keys = ApiKeys([KEY], are_asked=True)
+    keys = ApiKeys([KEY], is_required=True)
     assert KEY not in repr(vars(keys))
-    assert asyncio.run(keys.tenant(KEY)) is not None
-    assert asyncio.run(keys.tenant(f"{KEY}x")) is None
+    assert asyncio.run(keys.find_tenant(KEY)) is not None
+    assert asyncio.run(keys.find_tenant(f"{KEY}x")) is None
 
 
 def test_full_queue_is_a_503_that_says_when_to_come_again(own_stack: OwnStack) -> None:
@@ -97,7 +98,7 @@ def test_full_queue_is_a_503_that_says_when_to_come_again(own_stack: OwnStack) -
     announce_again(stack)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(stack.chat, "say first")
-        controller = stack.server.app.state.services.controller
+        controller = stack.server.services.controller
         wait_until(lambda: controller.num_answers == 1)
         responses = wait_until(lambda: [r for r in [stack.chat("say second")] if r.status_code == 503])
         error = responses[0].json()["error"]
@@ -188,7 +189,7 @@ def test_body_that_drips_is_a_408(own_stack: OwnStack) -> None:
 def test_model_without_a_live_worker_is_a_503_and_still_listed(own_stack: OwnStack) -> None:
     stack = own_stack()
     stack.worker.stop()
-    registry = stack.server.app.state.services.registry
+    registry = stack.server.services.registry
     wait_until(lambda: registry.num_workers(MODEL) == 0)
     response = stack.chat("say yes")
     assert response.status_code == 503
@@ -249,7 +250,7 @@ def test_logs_hold_neither_prompt_nor_key_nor_picture(
 
 def announce_again(stack: Stack) -> None:
     """The registry sees a live worker although none pulls."""
-    from llava_wire import JobConsumer
+    from llava_wire.worker_side.consumer import JobConsumer
 
     async def announce() -> None:
         consumer = await JobConsumer.connect(stack.worker._url, stack.worker._heartbeat, lease_s=60)

@@ -17,9 +17,11 @@ import pytest
 from llava_server.middleware.auth import key_digest, tenant_of
 from llava_server.settings import load_settings
 
-from tests.server.conftest import Serve, Stack, wait_until
+from tests.machine_speed import scaled
+from tests.server.conftest import Serve, Stack
 from tests.server.middleware.test_door import announce_again
 from tests.server.scripted_worker import MODEL, ScriptedWorker
+from tests.waiting import wait_until
 
 OwnStack = Callable[..., Stack]
 
@@ -53,7 +55,7 @@ def ring(queue_url: str) -> Ring:
 def ask(url: str, key: str, content: str = "say yes", **fields: Any) -> httpx2.Response:
     body = {"model": MODEL, "messages": [{"role": "user", "content": content}], **fields}
     headers = {"authorization": f"Bearer {key}"}
-    return httpx2.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+    return httpx2.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=scaled(60))
 
 
 def test_a_server_asks_for_keys_unless_told_otherwise(
@@ -167,7 +169,7 @@ def served(stack: Stack, *crowds: tuple[str, str, int]) -> list[str]:
     """What is said, in the order of service, where crowds of (key, word, number) came one after another."""
     stack.worker.stop()
     announce_again(stack)
-    controller = stack.server.app.state.services.controller
+    controller = stack.server.services.controller
     with ThreadPoolExecutor(64) as pool:
         waiting: list[Future[httpx2.Response]] = []
         for key, word, number in crowds:
@@ -214,12 +216,12 @@ def test_keys_known_so_far_go_on_working_without_the_ring(own_stack: OwnStack, r
     stack = own_stack(auth=True)
     key = ring.create()
     assert ask(stack.server.url, key).status_code == 200
-    keys = stack.server.app.state.services.keys
-    keys.attach(type(keys._ring)("unix:///nowhere/s"))
+    keys = stack.server.services.api_keys
+    keys.attach(type(keys._store)("unix:///nowhere/s"))
     headers = {"authorization": f"Bearer {key}"}
-    assert httpx2.get(f"{stack.server.url}/v1/models", headers=headers, timeout=30).status_code == 200
+    assert httpx2.get(f"{stack.server.url}/v1/models", headers=headers, timeout=scaled(30)).status_code == 200
     headers = {"authorization": "Bearer unknown"}
-    assert httpx2.get(f"{stack.server.url}/v1/models", headers=headers, timeout=30).status_code == 401
+    assert httpx2.get(f"{stack.server.url}/v1/models", headers=headers, timeout=scaled(30)).status_code == 401
 
 
 def test_the_key_of_anthropics_client_opens_a_server_that_asks_for_one(own_stack: OwnStack) -> None:

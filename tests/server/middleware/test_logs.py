@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from llava_server.log_format import JsonLines
 
-from tests.server.conftest import Stack, wait_until
+from tests.server.conftest import Stack
+from tests.waiting import wait_until
 
 
 def formatted(message: str, *args: object, **extra: object) -> str:

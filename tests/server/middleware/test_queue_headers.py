@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 from llava_server.api.handler import queue_headers
-from llava_wire import QueuePosition
+from llava_wire.controller_side.queue_status import QueuePosition
 
-from tests.server.conftest import Stack, wait_until
+from tests.server.conftest import Stack
 from tests.server.scripted_worker import MODEL
+from tests.waiting import wait_until
 
 POSITION, ESTIMATE = "x-queue-position", "x-queue-estimate-s"
 

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from llava_server.worker_registry import WorkerRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server.conftest import Serve, Stack, wait_until
+from tests.machine_speed import scaled
+from tests.server.conftest import Serve, Stack
 from tests.server.scripted_worker import MODEL
+from tests.waiting import wait_until
 
 
 def test_server_is_ready_once_a_worker_has_been_seen(stack: Stack) -> None:
@@ -21,18 +23,18 @@ def test_server_without_a_worker_is_alive_but_not_ready_and_says_why(serve: Serv
     import httpx2
 
     server = serve()
-    response = httpx2.get(f"{server.url}/readyz", timeout=30)
+    response = httpx2.get(f"{server.url}/readyz", timeout=scaled(30))
     assert response.status_code == 503
     assert response.json()["reasons"] == ["no worker has been seen yet"]
-    assert httpx2.get(f"{server.url}/livez", timeout=30).status_code == 200
-    assert httpx2.get(f"{server.url}/v1/models", timeout=30).json()["data"] == []
+    assert httpx2.get(f"{server.url}/livez", timeout=scaled(30)).status_code == 200
+    assert httpx2.get(f"{server.url}/v1/models", timeout=scaled(30)).json()["data"] == []
 
 
 def test_draining_server_is_not_ready_but_alive_and_refuses_new_requests(
     own_stack: Callable[..., Stack],
 ) -> None:
     stack = own_stack()
-    stack.server.app.state.drain.begin()
+    stack.server.services.shutdown.begin()
     assert stack.http.get("/readyz").json()["reasons"] == ["this server is shutting down"]
     assert stack.http.get("/livez").status_code == 200
     response = stack.chat("say yes")
@@ -42,7 +44,7 @@ def test_draining_server_is_not_ready_but_alive_and_refuses_new_requests(
 
 def test_draining_server_still_serves_in_its_grace(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack(drain_grace_s=60.0)
-    stack.server.app.state.drain.begin()
+    stack.server.services.shutdown.begin()
     assert stack.http.get("/readyz").status_code == 503
     assert stack.works()
 
@@ -104,7 +106,7 @@ def test_requests_cannot_make_series(stack: Stack) -> None:
 
 def test_refresh_notices_a_lost_queue_and_its_return(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack()
-    registry: WorkerRegistry = stack.server.app.state.services.registry
+    registry: WorkerRegistry = stack.server.services.registry
     assert registry.trouble is None
     registry._note_trouble("the queue cannot be reached: test")
     assert wait_until(lambda: registry.trouble is None)

@@ -6,11 +6,13 @@ from typing import Any
 
 import httpx2
 import pytest
-from llava_wire import ImageSpec
+from llava_wire.messages.heartbeat import ImageSpec
 
-from tests.server.conftest import Serve, text_of, wait_until
+from tests.machine_speed import scaled
+from tests.server.conftest import Serve, text_of
 from tests.server.pictures import encoded, part, scene
 from tests.server.scripted_worker import SPEC, ScriptedWorker
+from tests.waiting import wait_until
 
 GRID = ImageSpec(side=28, tokens_per_tile=4, fit="anyres", grid=((28, 56), (56, 28), (56, 56)))
 
@@ -20,7 +22,7 @@ class Two:
 
     def __init__(self, url: str, workers: dict[str, ScriptedWorker]) -> None:
         self.workers = workers
-        self.http = httpx2.Client(base_url=url, timeout=60)
+        self.http = httpx2.Client(base_url=url, timeout=scaled(60))
 
     def chat(self, model: str, content: Any) -> httpx2.Response:
         body = {"model": model, "messages": [{"role": "user", "content": content}]}

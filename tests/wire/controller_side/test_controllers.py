@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import ErrorCode
+from llava_wire.messages.event import ErrorCode
 from llava_wire.redis.keys import PREFIX
 
-from tests.wire.lab import STOP, Lab, frame, make_job, picture, wait_until
+from tests.waiting import async_wait_until
+from tests.wire.lab import STOP, Lab, frame, make_job, picture
 
 pytestmark = pytest.mark.anyio
 
@@ -189,7 +190,7 @@ async def test_a_controller_that_only_slept_gets_its_orphans_back(lab: Lab) -> N
     await other.reap()
     assert await consumer.emit([frame(assignment, 0, 1)]) == {job.job_id}
     client = lab.client(sleeper)
-    await wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
+    await async_wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
     (again,) = await consumer.pull(1)
     await consumer.emit([frame(again, 0, 1, final=STOP)])
     assert await client.sees_end(job) == STOP
@@ -216,5 +217,5 @@ async def test_a_job_past_its_deadline_ends_with_an_error_and_is_cancelled(lab: 
     final = await client.sees_end(job)
     assert final.error
     assert final.error.code is ErrorCode.DEADLINE_EXCEEDED
-    await wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
+    await async_wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
     assert await consumer._pull(1) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import ErrorCode
+from llava_wire.messages.event import ErrorCode
 from llava_wire.redis.keys import PREFIX
 from redis import exceptions
 

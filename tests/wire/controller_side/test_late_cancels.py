@@ -6,7 +6,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from llava_wire import ErrorCode, Job, JobProducer, QueueUnavailable
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.errors import QueueUnavailable
+from llava_wire.messages.event import ErrorCode
+from llava_wire.messages.job import Job
 
 from tests.wire.lab import STOP, Lab, frame, interleave, make_job
 

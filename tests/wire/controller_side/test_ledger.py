@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from llava_wire import ErrorCode, Event
 from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob
+from llava_wire.messages.event import ErrorCode, Event
 
 from tests.wire.lab import STOP, make_job
 

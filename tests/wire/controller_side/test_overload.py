@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import (
-    Event,
-    JobConsumer,
-    JobProducer,
-    QueueFull,
-    QueuePosition,
-    TenantLimits,
-    TenantOverLimit,
-)
+from llava_wire.controller_side.limits import TenantLimits
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.controller_side.queue_status import QueuePosition
+from llava_wire.errors import QueueFull, TenantOverLimit
+from llava_wire.messages.event import Event
 from llava_wire.redis.keys import PREFIX
+from llava_wire.worker_side.consumer import JobConsumer
 
 from tests.wire.lab import STOP, Lab, frame, make_job
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import AlreadySubmitted, DuplicateJob, QueueUnavailable
+from llava_wire.errors import AlreadySubmitted, DuplicateJob, QueueUnavailable
 from llava_wire.redis.keys import PREFIX
 
-from tests.wire.lab import STOP, Lab, begins_anew, frame, make_job, wait_until
+from tests.waiting import async_wait_until
+from tests.wire.lab import STOP, Lab, begins_anew, frame, make_job
 
 pytestmark = pytest.mark.anyio
 
@@ -98,6 +99,6 @@ async def test_a_submit_that_failed_and_arrived_all_the_same_does_not_run(lab: L
     with pytest.raises(QueueUnavailable):
         await producer.submit(job, {})
     lab.server.resume()
-    await wait_until(lambda: lab.redis.exists(f"{PREFIX}job:{job.job_id}"))
+    await async_wait_until(lambda: lab.redis.exists(f"{PREFIX}job:{job.job_id}"))
     await producer._follower.turn(None)
     assert await consumer._pull(1) == []

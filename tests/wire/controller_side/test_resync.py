@@ -7,10 +7,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from llava_wire import ErrorCode, JobConsumer, JobProducer, QueueUnavailable
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.errors import QueueUnavailable
+from llava_wire.messages.event import ErrorCode
 from llava_wire.redis.keys import PREFIX
+from llava_wire.worker_side.consumer import JobConsumer
 
-from tests.wire.lab import STOP, Lab, frame, heartbeat, make_job, picture, wait_until
+from tests.waiting import async_wait_until
+from tests.wire.lab import STOP, Lab, frame, heartbeat, make_job, picture
 from tests.wire.redis_server import KINDS, RedisServer, binary
 
 pytestmark = pytest.mark.anyio
@@ -53,7 +57,7 @@ async def test_a_live_stream_survives_a_restart_of_redis(lab: Lab, comes_back: s
     refused = await consumer.emit([frame(assignment, 2, 3)])
     assert refused == (set() if comes_back == "as it was" else {job.job_id})
     if refused:
-        await wait_until(lambda: lab.redis.llen(PREFIX + "log:" + job.job_id) == 2)
+        await async_wait_until(lambda: lab.redis.llen(PREFIX + "log:" + job.job_id) == 2)
         (assignment,) = await consumer.pull(1)
         assert (assignment.token_ids, assignment.text) == ((1, 2), "<1><2>")
         assert assignment.pixels == {image.digest: tiles}
@@ -68,7 +72,7 @@ async def test_a_queued_job_survives_an_empty_redis(lab: Lab) -> None:
     client, job = lab.client(producer), make_job()
     await producer.submit(job, {})
     lab.server.restart(None)
-    await wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
+    await async_wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     await client.sees_end(job)
@@ -79,7 +83,7 @@ async def test_a_restart_before_the_first_read_is_noticed(lab: Lab) -> None:
     await producer.submit(job, {})
     lab.server.restart(None)
     client = lab.client(producer)
-    await wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
+    await async_wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     await client.sees_end(job)
@@ -117,7 +121,7 @@ async def test_what_another_writer_made_of_an_older_log_is_not_shown(lab: Lab) -
     (wrong,) = await other.pull(1)
     await other.emit([frame(wrong, 1, 7, 8)])
     client = lab.client(producer)
-    await wait_until(lambda: lab.redis.hget(PREFIX + "job:" + job.job_id, "state") == b"queued")
+    await async_wait_until(lambda: lab.redis.hget(PREFIX + "job:" + job.job_id, "state") == b"queued")
     assert await other.emit([frame(wrong, 3, 9)]) == {job.job_id}
     (right,) = await other.pull(1)
     assert right.token_ids == (1, 2)
@@ -137,7 +141,7 @@ async def test_an_emptied_redis_is_noticed_without_a_broken_connection(lab: Lab)
     lab.redis.flushall()
     await producer.reap()
     assert producer.controller_id != old_id
-    await wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
+    await async_wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
     (again,) = await consumer.pull(1) if await consumer.emit([frame(assignment, 1, 2)]) else ()
     assert again.token_ids == (1,)
     await consumer.emit([frame(again, 1, 2, final=STOP)])
@@ -152,7 +156,7 @@ async def test_a_job_cancelled_before_redis_went_back_in_time_does_not_come_to_l
     older = lab.server.snapshot()
     await producer.cancel(job.job_id, tenant=job.tenant)
     lab.server.restart(older)
-    await wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
+    await async_wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
     assert await consumer._pull(1) == []
     assert client.events == {}
 
@@ -199,7 +203,7 @@ async def test_a_silent_redis_is_an_unavailable_one(lab: Lab) -> None:
     final = await client.sees_end(job)
     assert final.error
     assert final.error.code is ErrorCode.DEADLINE_EXCEEDED
-    await wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
+    await async_wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
 
 
 async def test_a_job_that_was_refused_for_want_of_an_answer_does_not_run(lab: Lab) -> None:
@@ -210,8 +214,10 @@ async def test_a_job_that_was_refused_for_want_of_an_answer_does_not_run(lab: La
     with pytest.raises(QueueUnavailable):
         await producer.submit(job, {})
     lab.server.resume()
-    await wait_until(lambda: lab.redis.hget(PREFIX + "job:" + job.job_id, "state") in (None, b"cancelled"))
-    await wait_until(lambda: not producer._ledger.regrets)
+    await async_wait_until(
+        lambda: lab.redis.hget(PREFIX + "job:" + job.job_id, "state") in (None, b"cancelled")
+    )
+    await async_wait_until(lambda: not producer._ledger.regrets)
     assert await consumer._pull(1) == []
 
 
@@ -224,6 +230,6 @@ async def test_a_cancel_that_redis_did_not_hear_is_made_up_for(lab: Lab) -> None
         await producer.cancel(job.job_id, tenant=job.tenant)
     lab.server.restart(memory)
     client = lab.client(producer)
-    await wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
+    await async_wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
     assert await consumer._pull(1) == []
     assert client.events == {}

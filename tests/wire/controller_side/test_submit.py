@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import DuplicateJob, QueueFull, QueueUnavailable, TenantOverLimit
+from llava_wire.errors import DuplicateJob, QueueFull, QueueUnavailable, TenantOverLimit
 from llava_wire.redis.keys import PREFIX
 
 from tests.wire.lab import STOP, Lab, frame, make_job, picture

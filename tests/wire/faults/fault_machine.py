@@ -14,8 +14,11 @@ from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from llava_wire import ErrorCode, Event, ImageRef, JobConsumer, JobProducer
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.messages.event import ErrorCode, Event
+from llava_wire.messages.job import ImageRef
 from llava_wire.redis.keys import PERMANENT, PREFIX
+from llava_wire.worker_side.consumer import JobConsumer
 
 from tests.wire.faults.players import FaultyWorker, Held, Reader
 from tests.wire.lab import heartbeat, make_job, picture

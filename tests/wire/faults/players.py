@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llava_wire import Assignment, Event, Final, FinishReason, Job, JobConsumer, JobProducer
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import Event, Final, FinishReason
+from llava_wire.messages.job import Job
+from llava_wire.worker_side.consumer import JobConsumer
 
 STOP = Final(reason=FinishReason.STOP)
 POSITIONS = 1000  # token = number of the assignment * POSITIONS + place in the answer

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from llava_wire import QueueFull, QueueUnavailable
 from llava_wire.controller_side.sent_images import MAX_SENT_IMAGES
+from llava_wire.errors import QueueFull, QueueUnavailable
 from llava_wire.redis.connection import Link
 from llava_wire.redis.keys import PREFIX
 
-from tests.wire.lab import STOP, Lab, frame, interleave, make_job, picture, wait_until
+from tests.waiting import async_wait_until
+from tests.wire.lab import STOP, Lab, frame, interleave, make_job, picture
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +43,7 @@ async def test_memory_lost_again_during_a_resync_starts_it_over(lab: Lab) -> Non
     interleave(producer, "resync", lose_memory)
     await producer._follower.turn(None)
     client = lab.client(producer)
-    await wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
+    await async_wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     assert await client.sees_end(job) == STOP
@@ -66,7 +67,7 @@ async def test_news_of_a_former_identity_is_read_again_from_the_new_one(lab: Lab
     producer, consumer = await lab.producer(), await lab.consumer()
     job, assignment = await lab.running(producer, consumer)
     client = lab.client(producer)
-    await wait_until(lambda: int(lab.redis.info("clients")["blocked_clients"]) == 1)
+    await async_wait_until(lambda: int(lab.redis.info("clients")["blocked_clients"]) == 1)
     producer._ledger.take_new_identity()
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     assert await client.sees_end(job) == STOP
@@ -97,7 +98,7 @@ async def test_frames_between_the_take_over_and_its_answer_are_not_lost(lab: Lab
 
     async def emit() -> None:
         await consumer.emit([frame(assignment, 0, 1)])
-        await wait_until(lambda: heir._follower._stream[1] != "0-0")
+        await async_wait_until(lambda: heir._follower._stream[1] != "0-0")
 
     interleave(heir, "attach", emit)
     assert await heir.attach(job.job_id, tenant=job.tenant) == []
@@ -129,7 +130,7 @@ async def test_a_producer_remembers_a_bounded_number_of_pictures(lab: Lab) -> No
 async def test_a_pull_whose_connection_breaks_while_it_waits_asks_again(lab: Lab) -> None:
     producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
     pull = asyncio.create_task(consumer.pull(1))
-    await wait_until(lambda: int(lab.redis.info("clients")["blocked_clients"]) == 1)
+    await async_wait_until(lambda: int(lab.redis.info("clients")["blocked_clients"]) == 1)
     lab.redis.client_kill_filter(_type="normal", skipme=True)
     assert await pull == []
     await producer.submit(job, {})
@@ -139,7 +140,7 @@ async def test_a_pull_whose_connection_breaks_while_it_waits_asks_again(lab: Lab
 async def test_a_cancelled_command_lets_go_at_once_and_leaves_the_link_usable(lab: Lab) -> None:
     link = Link(lab.server.url, timeout_s=60, max_connections=1)
     waiting = asyncio.create_task(link.command("BLPOP", PREFIX + "wake:none", 0))
-    await wait_until(lambda: int(lab.redis.info("clients")["blocked_clients"]) == 1)
+    await async_wait_until(lambda: int(lab.redis.info("clients")["blocked_clients"]) == 1)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -160,5 +161,5 @@ async def test_a_busy_loop_of_commands_can_be_cancelled(lab: Lab) -> None:
         for _ in range(num_steps):
             await asyncio.sleep(0)
         task.cancel()
-        await wait_until(task.cancelled)
+        await async_wait_until(task.cancelled)
     await link.aclose()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import msgspec
-from llava_wire import Event, Heartbeat, Job, SamplingParams, TokenLogprob, TokenScore
+from llava_wire.messages.event import Event, TokenLogprob, TokenScore
+from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.messages.job import Job
+from llava_wire.messages.sampling_params import SamplingParams
 
 from tests.wire.lab import heartbeat, make_job
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from llava_wire import WIRE_VERSION, ErrorCode, Event, Final, FinishReason, Job, JobError
+from llava_wire.messages.event import ErrorCode, Event, Final, FinishReason, JobError
+from llava_wire.messages.job import WIRE_VERSION, Job
 from llava_wire.redis.keys import PREFIX
 
 from tests.wire.lab import STOP, Lab, frame, make_job

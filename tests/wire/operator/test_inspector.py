@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from llava_wire import Inspector, QueueUnavailable
+from llava_wire.errors import QueueUnavailable
+from llava_wire.operator.inspector import Inspector
 
 from tests.wire.lab import Lab, frame, make_job, picture
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from llava_wire import BatchSpec, BatchStore, FileLimits, FileStore, StoredFile
 from llava_wire.redis.keys import PREFIX
+from llava_wire.stores.batches import BatchSpec, BatchStore
+from llava_wire.stores.files import FileLimits, FileStore, StoredFile
 
 from tests.wire.lab import Lab
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from llava_wire import ApiKey, ApiKeyStore, KeyLimits, QueueUnavailable, RateLimitStore
+from llava_wire.errors import QueueUnavailable
 from llava_wire.redis.keys import PREFIX
+from llava_wire.stores.api_keys import ApiKey, ApiKeyStore, KeyLimits
+from llava_wire.stores.rate_limits import RateLimitStore
 
 from tests.wire.redis_server import RedisServer
 

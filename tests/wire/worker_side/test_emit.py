@@ -4,10 +4,10 @@ import dataclasses
 
 import msgspec
 import pytest
-from llava_wire import Event, JobConsumer
+from llava_wire.messages.event import Event
 from llava_wire.redis.connection import Link
 from llava_wire.redis.keys import PREFIX
-from llava_wire.worker_side.consumer import FIRST_FRAMES, MAX_FRAMES
+from llava_wire.worker_side.consumer import FIRST_FRAMES, MAX_FRAMES, JobConsumer
 
 from tests.wire.lab import STOP, Lab, frame, make_job
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import JobConsumer, JobProducer
+from llava_wire.controller_side.producer import JobProducer
 from llava_wire.redis.keys import PREFIX
+from llava_wire.worker_side.consumer import JobConsumer
 
 from tests.wire.lab import STOP, Lab, frame, make_job
 

@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from llava_wire import Job, JobConsumer
+from llava_wire.messages.job import Job
 from llava_wire.redis.connection import Link
 from llava_wire.redis.keys import PERMANENT, PREFIX
+from llava_wire.worker_side.consumer import JobConsumer
 
-from tests.wire.lab import STOP, Lab, frame, make_job, picture, wait_until
+from tests.waiting import async_wait_until
+from tests.wire.lab import STOP, Lab, frame, make_job, picture
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +44,7 @@ async def test_a_pull_of_an_empty_queue_answers_nothing_after_a_while(lab: Lab) 
 async def test_a_waiting_pull_is_woken_by_a_submit(lab: Lab) -> None:
     producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
     pull = asyncio.create_task(consumer.pull(1))
-    await wait_until(lambda: int(lab.redis.info("clients")["blocked_clients"]) == 1)
+    await async_wait_until(lambda: int(lab.redis.info("clients")["blocked_clients"]) == 1)
     await producer.submit(job, {})
     assert [each.job for each in await pull] == [job]
 
@@ -133,7 +135,7 @@ async def test_a_job_whose_pixels_are_gone_waits_for_its_controller_to_send_them
     lab.redis.delete(f"{PREFIX}blob:{image.digest}", PREFIX + "pixels", PREFIX + "pixel_bytes")
     assert await consumer._pull(4) == []
     lab.client(producer)
-    await wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
+    await async_wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
     assert [each.pixels for each in await consumer.pull(4)] == [{image.digest: tiles}]
 
 

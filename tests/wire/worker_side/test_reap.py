@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import ErrorCode, FinishReason
+from llava_wire.messages.event import ErrorCode, FinishReason
 from llava_wire.redis.keys import PREFIX
 
-from tests.wire.lab import STOP, Lab, frame, heartbeat, make_job, wait_until
+from tests.waiting import async_wait_until
+from tests.wire.lab import STOP, Lab, frame, heartbeat, make_job
 
 pytestmark = pytest.mark.anyio
 
@@ -183,7 +184,7 @@ async def test_heartbeats_are_of_the_living(lab: Lab) -> None:
 async def test_a_worker_unseen_for_a_lease_is_not_listed(lab: Lab) -> None:
     producer = await lab.producer()
     await lab.consumer("w1", lease_s=0.01)
-    await wait_until(lambda: not lab.keys("heartbeat:"))
+    await async_wait_until(lambda: not lab.keys("heartbeat:"))
     assert await producer.heartbeats() == []
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import Assignment, Event, Job, JobProducer
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import Event
+from llava_wire.messages.job import Job
 from llava_wire.redis.keys import PREFIX
 
 from tests.wire.lab import STOP, Lab, frame, make_job

@@ -10,12 +10,14 @@ import llava_worker
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llava_wire import ErrorCode, ImageRef, ImageSpec, Message
+from llava_wire.messages.event import ErrorCode
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef, Message
 from llava_worker.choose_template import choose_template
 from llava_worker.language.hf_tokenizer import FileTokenizer
 from llava_worker.language.jinja_template import ChatTemplate, ChatTemplateError, read_chat_template
 from llava_worker.language.prompt_builder import PromptBuilder
-from llava_worker.language.prompt_formats import Piece, PromptRefused, Special, Template
+from llava_worker.language.prompt_formats import Piece, PromptError, Special, Template
 from llava_worker.language.templates import CONVERSATIONS
 from llava_worker.language.tokenizer import TokenizerError
 from llava_worker.settings import load_settings
@@ -132,7 +134,7 @@ def test_generation_marks_change_no_text() -> None:
     ],
 )
 def test_a_template_that_objects_or_reaches_out_refuses_the_conversation(source: str, said: str) -> None:
-    with pytest.raises(PromptRefused, match=said) as refusal:
+    with pytest.raises(PromptError, match=said) as refusal:
         render(source, Message("user", (PICTURE, "x")))
     assert refusal.value.error.code is ErrorCode.INVALID_REQUEST
 
@@ -190,5 +192,5 @@ def test_a_model_without_a_folder_has_no_template_of_its_own() -> None:
 
 
 def test_a_message_that_the_template_never_sees_in_this_order_is_refused_before_it() -> None:
-    with pytest.raises(PromptRefused, match="take turns"):
+    with pytest.raises(PromptError, match="take turns"):
         render(ECHO, Message("user", ("a",)), Message("user", ("b",)))

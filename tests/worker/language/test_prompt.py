@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from llava_wire import ErrorCode, ImageRef, ImageSpec, Message
-from llava_worker.language.prompt_builder import Prompt, PromptBuilder, PromptRefused
+from llava_wire.messages.event import ErrorCode
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef, Message
+from llava_worker.language.prompt_builder import Prompt, PromptBuilder, PromptError
 from llava_worker.language.templates import CONVERSATIONS
 from llava_worker.language.tokenizer import ByteTokenizer, TextTokenizer
 
@@ -101,13 +103,13 @@ def test_a_typed_special_token_is_text() -> None:
     ],
 )
 def test_a_conversation_out_of_order_is_refused_with_its_place(messages: list[Message], said: str) -> None:
-    with pytest.raises(PromptRefused, match=said) as refusal:
+    with pytest.raises(PromptError, match=said) as refusal:
         build(*messages)
     assert refusal.value.error.code is ErrorCode.INVALID_REQUEST
 
 
 def test_an_over_long_prompt_is_refused_with_both_numbers_and_the_way_out() -> None:
-    with pytest.raises(PromptRefused) as refusal:
+    with pytest.raises(PromptError) as refusal:
         build(user(image("a"), image("b"), "x" * 50), context_length=60)
     error = refusal.value.error
     num_tokens = len(build(user(image("a"), image("b"), "x" * 50)).token_ids)
@@ -121,12 +123,12 @@ def test_an_over_long_prompt_is_refused_with_both_numbers_and_the_way_out() -> N
 def test_a_prompt_with_room_for_one_token_is_taken_and_one_longer_is_not() -> None:
     length = len(build(user("Hi?")).token_ids)
     assert build(user("Hi?"), context_length=length + 1).token_ids
-    with pytest.raises(PromptRefused):
+    with pytest.raises(PromptError):
         build(user("Hi?"), context_length=length)
 
 
 def test_a_picture_fitted_for_another_model_is_refused() -> None:
-    with pytest.raises(PromptRefused, match="336 pixels") as refusal:
+    with pytest.raises(PromptError, match="336 pixels") as refusal:
         build(user(image(side=336), "Hi?"))
     assert refusal.value.error.code is ErrorCode.INTERNAL_ERROR
 
@@ -147,6 +149,6 @@ def test_a_picture_of_several_tiles_takes_as_many_tokens_as_it_will_have_feature
 
 def test_a_picture_cut_to_another_grid_is_refused() -> None:
     builder = PromptBuilder(BYTES, CONVERSATIONS["vicuna_v1"], image_spec=ANYRES, context_length=4096)
-    with pytest.raises(PromptRefused, match="2 tiles of 8 pixels") as refusal:
+    with pytest.raises(PromptError, match="2 tiles of 8 pixels") as refusal:
         builder.build([user(anyres_image(num_tiles=2), "Hi?")])
     assert refusal.value.error.code is ErrorCode.INTERNAL_ERROR

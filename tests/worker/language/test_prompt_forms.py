@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from llava_wire import Assignment, ErrorCode, FinishReason, ImageRef, ImageSpec, Job, Message, SamplingParams
-from llava_worker.job_output import Answer
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import ErrorCode, FinishReason
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef, Job, Message
+from llava_wire.messages.sampling_params import SamplingParams
+from llava_worker.job_output import JobOutput
 from llava_worker.language.jinja_template import ChatTemplate
-from llava_worker.language.prompt_builder import PromptBuilder, PromptRefused
+from llava_worker.language.prompt_builder import PromptBuilder, PromptError
 from llava_worker.language.prompt_formats import Template
 from llava_worker.language.templates import CONVERSATIONS
 from llava_worker.language.tokenizer import ByteTokenizer
@@ -55,15 +59,15 @@ def test_a_continued_answer_is_cut_out_of_the_models_own_template() -> None:
 
 def test_a_template_that_hides_answers_continues_none() -> None:
     template = ChatTemplate("{{ messages[0].content[0].text }}", special_tokens=["<s>"])
-    with pytest.raises(PromptRefused, match="none of them can be continued"):
+    with pytest.raises(PromptError, match="none of them can be continued"):
         builder(template).build_for(job(QUESTION, BEGUN, form="continued"))
 
 
 def test_only_an_answer_can_be_continued() -> None:
     build = builder(CONVERSATIONS["vicuna_v1"]).build_for
-    with pytest.raises(PromptRefused, match="nothing to continue"):
+    with pytest.raises(PromptError, match="nothing to continue"):
         build(job(QUESTION, form="continued"))
-    with pytest.raises(PromptRefused, match="end with the user message"):
+    with pytest.raises(PromptError, match="end with the user message"):
         build(job(QUESTION, BEGUN))
 
 
@@ -88,20 +92,20 @@ def test_a_text_to_be_embedded_is_taken_as_it_is_and_may_be_too_long() -> None:
         job(Message("user", ("a white cat",)), form="raw", task="embed"),
         job(task="embed", prompt_ids=(BYTES.image_id,)),
     ):
-        with pytest.raises(PromptRefused):
+        with pytest.raises(PromptError):
             build(refused)
 
 
 def test_a_prompt_of_tokens_is_taken_as_it_is_but_for_pictures() -> None:
     build = builder(CONVERSATIONS["vicuna_v1"]).build_for
     assert build(job(prompt_ids=(5, 6), form="raw")).token_ids == [5, 6]
-    with pytest.raises(PromptRefused, match="stands for a picture"):
+    with pytest.raises(PromptError, match="stands for a picture"):
         build(job(prompt_ids=(5, BYTES.image_id), form="raw"))
 
 
 def test_a_prompt_that_is_only_counted_may_be_longer_than_the_context() -> None:
     build = builder(CONVERSATIONS["plain"], context_length=4).build_for
-    with pytest.raises(PromptRefused) as caught:
+    with pytest.raises(PromptError) as caught:
         build(job(QUESTION))
     assert caught.value.error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
     assert text(build(job(QUESTION, task="tokenize")).token_ids) == "Hi?\n"
@@ -121,13 +125,13 @@ def test_a_picture_with_low_detail_takes_its_base_views_tokens() -> None:
     [low], [high] = build(job(picture(1))).images, build(job(picture(3))).images
     assert (low.length, low.width, low.height) == (4, 0, 0)
     assert (high.length > 4, high.width, high.height) == (True, 30, 15)
-    with pytest.raises(PromptRefused, match="disagree about its pictures"):
+    with pytest.raises(PromptError, match="disagree about its pictures"):
         build(job(picture(2)))
 
 
 def told(asked: Job) -> Any:
-    answer = Answer(Assignment(asked, "fence", (), "", {}), BYTES, stop=("USER",))
-    answer.begin(builder(CONVERSATIONS["plain"]).build_for(asked))
+    answer = JobOutput(Assignment(asked, "fence", (), "", {}), BYTES, stop=("USER",))
+    answer.start(builder(CONVERSATIONS["plain"]).build_for(asked))
     return answer.next_event()
 
 
@@ -144,8 +148,8 @@ def test_tokens_become_their_text_whatever_ends_an_answer() -> None:
 
 def test_an_answer_says_its_prompts_length_once_and_early() -> None:
     asked = job(QUESTION)
-    answer = Answer(Assignment(asked, "fence", (), "", {}), BYTES)
-    answer.begin(builder(CONVERSATIONS["plain"]).build_for(asked))
+    answer = JobOutput(Assignment(asked, "fence", (), "", {}), BYTES)
+    answer.start(builder(CONVERSATIONS["plain"]).build_for(asked))
     assert answer.next_event() is None
     answer._token_ids = [1]
     first = answer.next_event()

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llava_wire import ImageRef, ImageSpec, Message
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef, Message
 from llava_worker.language.hf_tokenizer import FileTokenizer
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.templates import CONVERSATIONS

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llava_wire import ImageRef, ImageSpec, Message
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef, Message
 from llava_worker.choose_template import choose_template
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.prompt_formats import Special

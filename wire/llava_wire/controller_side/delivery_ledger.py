@@ -13,15 +13,12 @@ import uuid
 from collections import deque
 from collections.abc import Mapping
 
-import msgspec
-
-from llava_wire.messages.event import ErrorCode, Event, Final, FinishReason, JobError
+from llava_wire.messages.event import ErrorCode, Event, decode_event, decode_log, error_event
 from llava_wire.messages.job import Job
 
-__all__ = ["DeliveryLedger", "LiveJob", "decode_event", "decode_log", "error_event"]
+__all__ = ["DeliveryLedger", "LiveJob"]
 
 _log = logging.getLogger(__name__)
-_events = msgspec.msgpack.Decoder(Event)
 
 
 class LiveJob:
@@ -156,22 +153,3 @@ class DeliveryLedger:
         live = self.live[job_id]
         num_ready = sum(1 for ready_id, _ in self.ready if ready_id == job_id)
         return decode_log(live.frames[: len(live.frames) - num_ready])
-
-
-def decode_event(payload: bytes, offset: int) -> Event:
-    """``offset`` stands in where the writer could not know it (-1: the end that ``reap`` writes)."""
-    event = _events.decode(payload)
-    return msgspec.structs.replace(event, offset=offset) if event.offset < 0 else event
-
-
-def decode_log(frames: list[bytes] | tuple[bytes, ...], offset: int = 0) -> list[Event]:
-    """The events of a log, or of what follows ``offset`` in it, with their offsets."""
-    events: list[Event] = []
-    for frame in frames:
-        events.append(decode_event(frame, events[-1].next_offset if events else offset))
-    return events
-
-
-def error_event(code: ErrorCode, message: str, *, offset: int = -1) -> Event:
-    """A final event without tokens."""
-    return Event(offset, (), "", Final(reason=FinishReason.ERROR, error=JobError(code, message)))

@@ -11,14 +11,13 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterator
 
-import msgspec
-
 from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob
+from llava_wire.controller_side.submission import submission, to_milliseconds
 from llava_wire.messages.event import ErrorCode, Event
 from llava_wire.redis.connection import UNAVAILABLE, Link, pause
 from llava_wire.redis.keys import out_key
 
-__all__ = ["EventReader", "submission"]
+__all__ = ["EventReader"]
 
 BLOCK_MS = 2000
 _NOTICE = re.compile(rb"([!-~]+) ([0-9]{1,9}|\?)")  # a job, and a place in its log
@@ -149,7 +148,7 @@ class EventReader:
             return
         pairs = [arg for digest in digests for arg in (digest, live.pixels[digest])]
         self._ledger.suspect(job_id)  # until they have arrived
-        await self._link.script("supply", job_id, _milliseconds(live.ttl_s), *pairs)
+        await self._link.script("supply", job_id, to_milliseconds(live.ttl_s), *pairs)
         self._ledger.suspects.pop(job_id, None)
 
     async def _read(self, block_ms: int | None) -> None:
@@ -169,31 +168,6 @@ class EventReader:
                 self._ledger.hear(job_id, int(verb), payload, _stream_id(entry_id))
             last_id = entry_id.decode()
         self._stream = (controller_id, last_id)
-
-
-def submission(live: LiveJob, controller_id: str) -> tuple[str | bytes | float, ...]:
-    """The arguments by which ``submit`` and ``resync`` make a job, in the scripts' order."""
-    job = live.job
-    digests = " ".join(dict.fromkeys(image.digest for image in job.images))
-    payload = msgspec.msgpack.encode(job)
-    return (
-        job.job_id,
-        controller_id,
-        job.tenant,
-        job.model,
-        job.cost,
-        payload,
-        _milliseconds(live.ttl_s),
-        digests,
-        job.priority,
-        live.nonce,
-        msgspec.msgpack.encode(job.outline),
-        live.trace,
-    )
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(int(seconds * 1000), 1)
 
 
 def _stream_id(text: bytes) -> tuple[int, int]:

@@ -1,17 +1,29 @@
-"""What a refused submit says: which limit, how far it is reached, and when to come again."""
+"""Limits of the queue and of one tenant, and the errors that a submit over them raises."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llava_wire.controller_side.terms import TenantLimits
 from llava_wire.errors import AlreadySubmitted, DuplicateJob, QueueFull, TenantOverLimit, WireError
 from llava_wire.messages.job import Job
 
-__all__ = ["QueueLimits", "refusal"]
+__all__ = ["DEFAULT_TENANT_LIMITS", "QueueLimits", "TenantLimits", "refusal"]
 
 _UNKNOWN_S = 5.0  # nothing was done lately, so there is no rate to go by
 _SOONEST_S, _LATEST_S = 1.0, 60.0
+
+
+@dataclass(frozen=True)
+class TenantLimits:
+    """``weight`` 3 gets three times the tokens of ``weight`` 1 while both have work waiting. ``max_jobs``
+    counts waiting and running jobs, ``max_cost`` their tokens together; None: as the controller is set."""
+
+    weight: float = 1.0
+    max_jobs: int | None = None
+    max_cost: float | None = None
+
+
+DEFAULT_TENANT_LIMITS = TenantLimits()
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob, decode_log, error_event
-from llava_wire.controller_side.event_reader import EventReader, submission
-from llava_wire.controller_side.limits import QueueLimits, refusal
+from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob
+from llava_wire.controller_side.event_reader import EventReader
+from llava_wire.controller_side.limits import DEFAULT_TENANT_LIMITS, QueueLimits, TenantLimits, refusal
 from llava_wire.controller_side.queue_status import JobSnapshot, QueuePosition, QueueStats
 from llava_wire.controller_side.sent_images import SentImages
-from llava_wire.controller_side.terms import DEFAULT_TENANT_LIMITS, TenantLimits
+from llava_wire.controller_side.submission import submission
 from llava_wire.errors import DuplicateJob, QueueUnavailable
-from llava_wire.messages.event import ErrorCode, Event
+from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
 from llava_wire.messages.heartbeat import Heartbeat, read_heartbeats
 from llava_wire.messages.job import Job
 from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, try_briefly

@@ -10,7 +10,18 @@ from enum import Enum
 
 import msgspec
 
-__all__ = ["ErrorCode", "Event", "Final", "FinishReason", "JobError", "TokenLogprob", "TokenScore"]
+__all__ = [
+    "ErrorCode",
+    "Event",
+    "Final",
+    "FinishReason",
+    "JobError",
+    "TokenLogprob",
+    "TokenScore",
+    "decode_event",
+    "decode_log",
+    "error_event",
+]
 
 
 class FinishReason(str, Enum):
@@ -104,3 +115,25 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     def next_offset(self) -> int:
         """The offset of the event that follows this one."""
         return self.offset + len(self.token_ids)
+
+
+_decoder = msgspec.msgpack.Decoder(Event)
+
+
+def decode_event(payload: bytes, offset: int) -> Event:
+    """``offset`` stands in where the writer could not know it (-1: the end that ``reap`` writes)."""
+    event = _decoder.decode(payload)
+    return msgspec.structs.replace(event, offset=offset) if event.offset < 0 else event
+
+
+def decode_log(frames: list[bytes] | tuple[bytes, ...], offset: int = 0) -> list[Event]:
+    """The events of a log, or of what follows ``offset`` in it, with their offsets."""
+    events: list[Event] = []
+    for frame in frames:
+        events.append(decode_event(frame, events[-1].next_offset if events else offset))
+    return events
+
+
+def error_event(code: ErrorCode, message: str, *, offset: int = -1) -> Event:
+    """A final event without tokens."""
+    return Event(offset, (), "", Final(reason=FinishReason.ERROR, error=JobError(code, message)))

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from llava_wire.operator.worker_commands import CommandStatus
+from llava_wire.messages.commands import CommandStatus
 
 __all__ = ["Heartbeat", "ImageSpec", "read_heartbeats"]
 

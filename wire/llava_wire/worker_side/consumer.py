@@ -13,13 +13,12 @@ from typing import Any
 
 import msgspec
 
-from llava_wire.controller_side.delivery_ledger import decode_log, error_event
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.assignment import Assignment
-from llava_wire.messages.event import ErrorCode, Event
+from llava_wire.messages.commands import CommandStatus, IssuedCommand, ModelCommand
+from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import WIRE_VERSION, Job
-from llava_wire.operator.worker_commands import CommandStatus, IssuedCommand, ModelCommand
 from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, try_for_ever
 from llava_wire.redis.keys import wake_key
 

@@ -17,9 +17,10 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from llava_wire import ErrorCode, ImageRef, Message
+from llava_wire.messages.event import ErrorCode
+from llava_wire.messages.job import ImageRef, Message
 
-from llava_worker.language.prompt_formats import Piece, PromptRefused, Special, check_turns
+from llava_worker.language.prompt_formats import Piece, PromptError, Special, check_turns
 
 __all__ = ["ChatTemplate", "ChatTemplateError", "has_chat_template", "read_chat_template"]
 
@@ -61,7 +62,7 @@ class ChatTemplate:
             raise ChatTemplateError(f"the model's chat template is broken: {error}") from error
 
     def render(self, messages: Sequence[Message], *, is_continued: bool = False) -> list[Piece]:
-        """Raises PromptRefused, also where the template itself objects to the conversation."""
+        """Raises PromptError, also where the template itself objects to the conversation."""
         check_turns(messages, is_continued=is_continued)
         turns = [self._as_dict(message) for message in messages]
         if is_continued:  # what the template puts behind the answer will be cut off
@@ -160,5 +161,5 @@ def _object(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _refused(message: str) -> PromptRefused:
-    return PromptRefused(ErrorCode.INVALID_REQUEST, message)
+def _refused(message: str) -> PromptError:
+    return PromptError(ErrorCode.INVALID_REQUEST, message)

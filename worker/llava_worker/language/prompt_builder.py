@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from llava_wire import ErrorCode, ImageRef, ImageSpec, Job, Message
+from llava_wire.messages.event import ErrorCode
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef, Job, Message
 
 from llava_worker.engine import ImageSpan
-from llava_worker.language.prompt_formats import Piece, PromptRefused, Special, Template
+from llava_worker.language.prompt_formats import Piece, PromptError, Special, Template
 from llava_worker.language.tokenizer import TextTokenizer
 from llava_worker.model.config.image_grid import ImageLayout
 
-__all__ = ["Prompt", "PromptBuilder", "PromptRefused"]
+__all__ = ["Prompt", "PromptBuilder", "PromptError"]
 
 _PROBE = (Message("user", ("a",)), Message("assistant", ("b",)), Message("user", ("c",)))
 
@@ -65,11 +67,11 @@ class PromptBuilder:
         return self._template.stop
 
     def build_for(self, job: Job) -> Prompt:
-        """The job's prompt. Raises PromptRefused where the model cannot take it or has no room to answer."""
+        """The job's prompt. Raises PromptError where the model cannot take it or has no room to answer."""
         if job.prompt_ids:
             prompt = Prompt(list(job.prompt_ids))
             if self._tokenizer.image_id in job.prompt_ids and job.is_computed:
-                raise PromptRefused(
+                raise PromptError(
                     ErrorCode.INVALID_REQUEST,
                     f"the prompt has token {self._tokenizer.image_id}, which stands for a picture: "
                     "send pictures in a chat",
@@ -86,7 +88,7 @@ class PromptBuilder:
         return prompt
 
     def build(self, messages: Sequence[Message]) -> Prompt:
-        """The prompt of a chat. Raises PromptRefused like ``build_for``."""
+        """The prompt of a chat. Raises PromptError like ``build_for``."""
         prompt = self._encoded(self._template.render(messages))
         self._check_length(prompt)
         return prompt
@@ -125,12 +127,12 @@ class PromptBuilder:
         prompt.token_ids += [self._tokenizer.image_id] * prompt.images[-1].length + after
 
     def _span(self, image: ImageRef, *, start: int) -> ImageSpan:
-        """Raises PromptRefused for a picture that was not fitted for this model."""
+        """Raises PromptError for a picture that was not fitted for this model."""
         # A grid has at least one tile besides the base view: one tile is a picture with low detail.
         has_grid = self._pictures.has_grid and image.num_tiles > 1
         plan = self._pictures.plan(image.width, image.height) if has_grid else self._pictures.plan(0, 0)
         if (image.side, image.num_tiles) != (self._pictures.side, plan.num_tiles):
-            raise PromptRefused(
+            raise PromptError(
                 ErrorCode.INTERNAL_ERROR,
                 f"a picture was fitted to {image.num_tiles} tiles of {image.side} pixels, the model takes "
                 f"{plan.num_tiles} of {self._pictures.side}: two workers of this model disagree about its "
@@ -146,7 +148,7 @@ class PromptBuilder:
             return
         pictures = f" with {num_images} image{'s' * (num_images > 1)}" if num_images else ""
         way_out = "shorten the text or send fewer images" if num_images else "shorten the text"
-        raise PromptRefused(
+        raise PromptError(
             ErrorCode.CONTEXT_LENGTH_EXCEEDED,
             f"prompt has {num_tokens} tokens{pictures}; "
             f"the model takes {self._context_length}, answer included: {way_out}",

@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from llava_wire import ErrorCode, ImageRef, JobError, Message
+from llava_wire.messages.event import ErrorCode, JobError
+from llava_wire.messages.job import ImageRef, Message
 
-__all__ = ["Conversation", "Piece", "PromptRefused", "Shape", "Special", "Template", "check_turns"]
+__all__ = ["Conversation", "Piece", "PromptError", "Shape", "Special", "Template", "check_turns"]
 
 Shape = Literal["colons", "inst", "chatml", "plain", "llava_hf"]
 
 
-class PromptRefused(Exception):
+class PromptError(Exception):
     """A conversation that the model cannot be asked; ``error`` is what its owner gets to read."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
@@ -51,7 +52,7 @@ class Template(Protocol):
 
     def render(self, messages: Sequence[Message], *, is_continued: bool = False) -> list[Piece]:
         """The conversation up to where the model's answer begins; or, with ``is_continued``, up to where its
-        last message ends, which is an answer to go on with. Raises PromptRefused."""
+        last message ends, which is an answer to go on with. Raises PromptError."""
         ...
 
 
@@ -171,7 +172,7 @@ _SHAPES: dict[Shape, Callable[[Conversation, str, Sequence[Message]], list[Piece
 
 
 def check_turns(messages: Sequence[Message], *, is_continued: bool = False) -> int:
-    """The index of the first turn: 1 behind a system message, else 0. Raises PromptRefused.
+    """The index of the first turn: 1 behind a system message, else 0. Raises PromptError.
 
     Questions and answers alternate, beginning and ending with a question (if ``is_continued``, with an
     answer); only questions have pictures.
@@ -221,5 +222,5 @@ def _text(message: Message) -> str:
     return "\n".join(part for part in message.parts if isinstance(part, str))
 
 
-def _invalid(message: str) -> PromptRefused:
-    return PromptRefused(ErrorCode.INVALID_REQUEST, message)
+def _invalid(message: str) -> PromptError:
+    return PromptError(ErrorCode.INVALID_REQUEST, message)

@@ -1,45 +1,46 @@
-"""An answer that tells OpenTelemetry how it was made; without tracing there is none of this.
+"""OpenTelemetry spans of a job in this worker. Jobs without a trace have none.
 
-    queue             from its submission until a worker took it; not told again where it was taken up later
+    queue             from submission until a worker pulled the job; only in the first worker's trace
     chat MODEL        in this worker, from pull to end
-      prefill         until the first token: waiting in the engine and for a grammar, pictures, prompt
+      prefill         until the first token: waiting in the engine and for a grammar, images, prompt
       decode          from the first token to the last
 
-Event ``resumed``: the answer goes on where another worker left it. Event ``let go``: it left this worker
-unfinished, because it was cancelled, taken back or handed on. Nothing tells what was said.
+The event ``resumed`` marks a job that another worker began. The event ``let go`` marks a job that left this
+worker unfinished: it was cancelled, lost its assignment or was given back. No span contains any text.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
-from llava_wire import Assignment, Job, JobError
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import JobError
+from llava_wire.messages.job import Job
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from llava_worker.engine_thread import News, Refusal
-from llava_worker.job_output import Answer
+from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.language.prompt_builder import Prompt
 from llava_worker.language.tokenizer import TextTokenizer
 
-__all__ = ["TracedAnswer", "answers_traced"]
+__all__ = ["TracedJobOutput", "traced_job_outputs"]
 
 
-def answers_traced(tracer: Tracer, *, worker_id: str) -> Callable[..., Answer]:
-    """Makes answers: traced ones for the jobs whose submitter traces, plain ones for the others."""
+def traced_job_outputs(tracer: Tracer, *, worker_id: str) -> JobOutputFactory:
+    """Return a factory that traces the jobs whose submitter sent a trace."""
 
-    def make(assignment: Assignment, tokenizer: TextTokenizer, *, stop: tuple[str, ...]) -> Answer:
+    def create(assignment: Assignment, tokenizer: TextTokenizer, *, stop: tuple[str, ...]) -> JobOutput:
         if not assignment.trace:
-            return Answer(assignment, tokenizer, stop=stop)
-        return TracedAnswer(assignment, tokenizer, stop=stop, tracer=tracer, worker_id=worker_id)
+            return JobOutput(assignment, tokenizer, stop=stop)
+        return TracedJobOutput(assignment, tokenizer, stop=stop, tracer=tracer, worker_id=worker_id)
 
-    return make
+    return create
 
 
 def _operation(job: Job) -> str:
-    """In the words of OpenTelemetry's conventions where they have one."""
+    """Return the name that OpenTelemetry's conventions give the task, else the task's own."""
     if job.task == "embed":
         return "embeddings"
     if job.task != "answer":
@@ -47,8 +48,8 @@ def _operation(job: Job) -> str:
     return "text_completion" if job.form == "raw" else "chat"
 
 
-class TracedAnswer(Answer):
-    """Spans end with the answer, or when the worker lets go of it."""
+class TracedJobOutput(JobOutput):
+    """Its spans end when the job finishes or the worker drops it."""
 
     def __init__(
         self,
@@ -60,13 +61,13 @@ class TracedAnswer(Answer):
         worker_id: str,
     ) -> None:
         super().__init__(assignment, tokenizer, stop=stop)
-        job, taken_at = assignment.job, time.time_ns()
+        job, pulled_at = assignment.job, time.time_ns()
         self._tracer = tracer
-        self._stage: Span | None = None
+        self._phase_span: Span | None = None
         self._has_token = False
         submitter = TraceContextTextMapPropagator().extract({"traceparent": assignment.trace})
         operation = _operation(job)
-        told = {
+        attributes = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "llava-serve",
             "gen_ai.request.model": job.model,
@@ -75,65 +76,69 @@ class TracedAnswer(Answer):
         }
         if assignment.token_ids == () and assignment.left_s is not None:
             waited_s = max(job.ttl_s - assignment.left_s, 0.0)  # both by the queue's clock
-            waiting = tracer.start_span(
-                "queue", submitter, start_time=taken_at - int(waited_s * 1e9), attributes=told
+            queue_span = tracer.start_span(
+                "queue", submitter, start_time=pulled_at - int(waited_s * 1e9), attributes=attributes
             )
-            waiting.end(taken_at)
-        self._whole = tracer.start_span(
-            f"{operation} {job.model}", submitter, SpanKind.CONSUMER, told, start_time=taken_at
+            queue_span.end(pulled_at)
+        self._job_span = tracer.start_span(
+            f"{operation} {job.model}", submitter, SpanKind.CONSUMER, attributes, start_time=pulled_at
         )
         if assignment.token_ids:
-            self._whole.add_event("resumed", {"llava.answer.tokens": len(assignment.token_ids)})
+            self._job_span.add_event("resumed", {"llava.answer.tokens": len(assignment.token_ids)})
 
-    def begin(self, prompt: Prompt) -> None:
-        super().begin(prompt)
-        self._whole.set_attribute("gen_ai.usage.input_tokens", len(prompt.token_ids))
+    def start(self, prompt: Prompt) -> None:
+        super().start(prompt)
+        num_tokens = len(prompt.token_ids)
+        self._job_span.set_attribute("gen_ai.usage.input_tokens", num_tokens)
         if self.is_finished:
-            self._close()
-            return
-        pictures = len(prompt.images)
-        self._enter(
-            "prefill", {"gen_ai.usage.input_tokens": len(prompt.token_ids), "llava.pictures": pictures}
-        )
+            self._end_spans()
+        else:
+            self._start_phase(
+                "prefill", {"gen_ai.usage.input_tokens": num_tokens, "llava.pictures": len(prompt.images)}
+            )
 
-    def take(self, news: News) -> None:
-        super().take(news)
-        if not self._has_token and not isinstance(news, Refusal) and news.token_id is not None:
+    def process(self, output: News) -> None:
+        super().process(output)
+        if not self._has_token and not isinstance(output, Refusal) and output.token_id is not None:
             self._has_token = True
-            cached = {"gen_ai.usage.cache_read.input_tokens": news.num_cached_tokens}
-            self._whole.set_attributes(cached)
-            if self._stage is not None:
-                self._stage.set_attributes(cached)
-            self._enter("decode", {})
+            cached = {"gen_ai.usage.cache_read.input_tokens": output.num_cached_tokens}
+            self._job_span.set_attributes(cached)
+            if self._phase_span is not None:
+                self._phase_span.set_attributes(cached)
+            self._start_phase("decode", {})
         if self.is_finished:
-            self._close()
+            self._end_spans()
 
     def fail(self, error: JobError) -> None:
         super().fail(error)
-        self._whole.set_attribute("error.type", error.code.value)  # its sentence may quote the request
-        self._whole.set_status(StatusCode.ERROR)
-        self._close()
+        self._job_span.set_attribute(
+            "error.type", error.code.value
+        )  # not the message: it may quote the request
+        self._job_span.set_status(StatusCode.ERROR)
+        self._end_spans()
 
-    def let_go(self) -> None:
-        if self._whole.is_recording():
-            self._whole.add_event("let go")
-            self._close()
+    def close(self) -> None:
+        if self._job_span.is_recording():
+            self._job_span.add_event("let go")
+            self._end_spans()
 
-    def _enter(self, stage: str, told: dict[str, Any]) -> None:
-        if self._stage is not None:
-            self._stage.end()
-        self._stage = self._tracer.start_span(stage, set_span_in_context(self._whole), attributes=told)
+    def _start_phase(self, name: str, attributes: dict[str, Any]) -> None:
+        if self._phase_span is not None:
+            self._phase_span.end()
+        self._phase_span = self._tracer.start_span(
+            name, set_span_in_context(self._job_span), attributes=attributes
+        )
 
-    def _close(self) -> None:
+    def _end_spans(self) -> None:
         """Does nothing the second time."""
-        if not self._whole.is_recording():
+        if not self._job_span.is_recording():
             return
-        told: dict[str, Any] = {"gen_ai.usage.output_tokens": self._offset + len(self._token_ids)}
+        attributes: dict[str, Any] = {"gen_ai.usage.output_tokens": self._offset + len(self._token_ids)}
         if self._final is not None:
-            told["gen_ai.response.finish_reasons"] = [self._final.reason.value]
-        self._whole.set_attributes(told)
-        if self._stage is not None:
+            attributes["gen_ai.response.finish_reasons"] = [self._final.reason.value]
+        self._job_span.set_attributes(attributes)
+        if self._phase_span is not None:
             if self._has_token:
-                self._stage.set_attributes(told)
-            self._stage.end()
-        self._whole.end()
+                self._phase_span.set_attributes(attributes)
+            self._phase_span.end()
+        self._job_span.end()

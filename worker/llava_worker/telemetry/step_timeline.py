@@ -1,4 +1,4 @@
-"""An engine that writes a timeline of what it does; without tracing there is none of this."""
+"""The timeline of an engine's steps, for Perfetto. Used only with ``--trace-steps``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["TracedEngine", "open_trace"]
 
 
 def open_trace(path: Path, *, process: str) -> StepTrace:
-    """``{pid}`` in the path becomes this process's id. Raises OSError if the file cannot be ours."""
-    named = Path(str(path).replace("{pid}", str(os.getpid())))
-    return StepTrace(TraceFile(named), process=process)
+    """Open the file; ``{pid}`` in its path becomes this process's id. Raises OSError."""
+    path = Path(str(path).replace("{pid}", str(os.getpid())))
+    return StepTrace(TraceFile(path), process=process)
 
 
 class TracedEngine:
-    """Another engine, and its trace; ``clock`` is that engine's, if it tells phases apart."""
+    """Wraps an engine and records its steps; ``clock``, if the engine has one, reports their phases."""
 
     def __init__(self, engine: Engine, trace: StepTrace, clock: StepClock | None = None) -> None:
         self._engine = engine
@@ -51,13 +51,13 @@ class TracedEngine:
         self._trace.aborted(seq_id, time.perf_counter())
 
     def step(self) -> list[StepOutput]:
-        """A step that fails has its bar, too: it is the most interesting one."""
-        began = time.perf_counter()
+        """A step that raises is recorded, too."""
+        started_at = time.perf_counter()
         outputs: list[StepOutput] = []
         try:
             outputs = self._engine.step()
         finally:
-            self._trace.stepped(began, time.perf_counter(), outputs, self._engine.stats())
+            self._trace.stepped(started_at, time.perf_counter(), outputs, self._engine.stats())
         return outputs
 
     def idle(self) -> bool:

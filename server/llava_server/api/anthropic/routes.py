@@ -9,14 +9,15 @@ from starlette.responses import JSONResponse, Response
 from llava_server.api.anthropic.events import MessageEvent
 from llava_server.api.anthropic.request import CountTokensRequest, MessagesRequest
 from llava_server.api.anthropic.response import Message, MessageTokens
-from llava_server.api.anthropic.serializer import MessageWriter
+from llava_server.api.anthropic.serializer import MessagesSerializer
 from llava_server.api.anthropic.to_chat import parse_count_request, parse_messages_request
 from llava_server.api.handler import open_chat, parsed, reply
 from llava_server.api.openapi.document import answers_with, body_of
 from llava_server.api.openapi.error import MessageError
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.tokenize.routes import count_chat_tokens
-from llava_server.generation.sse_response import until_gone
+from llava_server.generation.disconnect import cancel_on_disconnect
+from llava_server.request_context import context_of
 
 __all__ = ["router"]
 
@@ -38,9 +39,9 @@ router = APIRouter(tags=["messages"])
 )
 async def create_message(request: Request) -> Response:
     """If the last message is the assistant's, the answer goes on from there."""
-    asked, opened = await until_gone(request.receive, open_chat(request, parse_messages_request))
-    writer = MessageWriter(opened.job)
-    return await reply(request, opened, writer, is_stream=bool(asked.stream))
+    asked, opened = await cancel_on_disconnect(request.receive, open_chat(request, parse_messages_request))
+    serializer = MessagesSerializer(opened.job)
+    return await reply(request, opened, serializer, is_stream=bool(asked.stream))
 
 
 @router.post(
@@ -52,10 +53,10 @@ async def create_message(request: Request) -> Response:
 )
 async def count_tokens(request: Request) -> Response:
     """Pictures are counted with the places that they take."""
-    return JSONResponse({"input_tokens": await until_gone(request.receive, _count(request))})
+    return JSONResponse({"input_tokens": await cancel_on_disconnect(request.receive, _count(request))})
 
 
 async def _count(request: Request) -> int:
-    with request.state.body.taken() as raw:
+    with context_of(request).body.consume() as raw:
         _, chat = await parsed(request, raw, parse_count_request)
         return await count_chat_tokens(request, chat)

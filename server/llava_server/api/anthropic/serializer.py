@@ -11,18 +11,19 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llava_wire import Event, Final, FinishReason, Job
+from llava_wire.messages.event import Event, Final, FinishReason
+from llava_wire.messages.job import Job
 
-from llava_server.api.chat.serializer import WholeAnswer, call_id
-from llava_server.api.tools.parser import Called, Piece, Said, ToolReader, call_mode
+from llava_server.api.tools.parser import Called, Piece, Said, ToolReader, call_id, call_mode
 from llava_server.errors import anthropic_body
+from llava_server.generation.collect import CollectedChoice
 from llava_server.generation.sse import encode_event
 from llava_server.generation.usage import UsageTally
 
-__all__ = ["MessageWriter"]
+__all__ = ["MessagesSerializer"]
 
 
-class MessageWriter:
+class MessagesSerializer:
     """Writes one message; there is one choice."""
 
     def __init__(self, job: Job) -> None:
@@ -33,7 +34,7 @@ class MessageWriter:
         self._is_begun = False
         self._num_calls = 0
 
-    def opening(self, num_choices: int) -> bytes:  # noqa: ARG002
+    def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
         """Nothing yet: a message begins with the number of its prompt's tokens."""
         return b""
 
@@ -46,21 +47,21 @@ class MessageWriter:
         data += b"".join(self._grow(piece) for piece in pieces)
         return data + (self._end(event.final) if event.final is not None else b"")
 
-    def closing(self) -> bytes:
+    def end(self) -> bytes:
         """The last event."""
         return _told("message_stop")
 
-    def failure(self, body: bytes) -> bytes:
+    def error(self, body: bytes) -> bytes:
         """The error as the stream's last event."""
         return _told("error", **{k: v for k, v in anthropic_body(json.loads(body)).items() if k != "type"})
 
-    def whole(self, answers: Sequence[WholeAnswer]) -> dict[str, Any]:
+    def to_response(self, choices: Sequence[CollectedChoice]) -> dict[str, Any]:
         """The message at once."""
-        [answer] = answers
-        self._tally.saw(0, answer.last)
-        for piece in [*self._reader.feed("".join(answer.parts)), *self._reader.finish()]:
+        [choice] = choices
+        self._tally.saw(0, choice.last)
+        for piece in [*self._reader.feed(choice.text), *self._reader.finish()]:
             self._grow(piece)
-        return {**self._message(), **self._ended(answer.last.final)}
+        return {**self._message(), **self._ended(choice.last.final)}
 
     def _begin(self) -> bytes:
         self._is_begun = True

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from llava_wire import BatchIssue
+from llava_wire.stores.batches import BatchIssue
 
 from llava_server.api.batches.request import BatchLine
 from llava_server.api.parse import parse_request

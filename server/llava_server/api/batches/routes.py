@@ -10,7 +10,8 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
-from llava_wire import Batch, BatchSpec, QueueUnavailable, StoreFull
+from llava_wire.errors import QueueUnavailable, StoreFull
+from llava_wire.stores.batches import Batch, BatchSpec
 from starlette.requests import Request
 
 from llava_server.api.batches.jsonl import judged
@@ -23,7 +24,8 @@ from llava_server.api.openapi.document import answers_with, body_of
 from llava_server.api.parse import parse_request
 from llava_server.errors import ApiError, from_store_error
 from llava_server.lifespan import services_of
-from llava_server.middleware.tracing import traceparent
+from llava_server.request_context import context_of
+from llava_server.tracing import traceparent
 
 __all__ = ["router"]
 
@@ -46,8 +48,8 @@ BatchId = Annotated[str, Path(description="The id of the batch.", max_length=128
 )
 async def create_batch(request: Request) -> dict[str, Any]:
     """The file is judged at once: if a line is wrong the batch has failed, and ``errors`` names the lines."""
-    services, tenant = services_of(request), request.state.tenant
-    with request.state.body.taken() as raw:
+    services, tenant = services_of(request), context_of(request).tenant
+    with context_of(request).body.consume() as raw:
         asked = await parsed(request, raw, partial(parse_request, BatchRequest))
     file = await stored_file(request, asked.input_file_id)
     try:
@@ -60,7 +62,7 @@ async def create_batch(request: Request) -> dict[str, Any]:
             max_lines=services.settings.max_batch_lines,
             max_line_bytes=services.settings.max_body_mb * _MIB,
         )
-        num_lines, issues = await asyncio.get_running_loop().run_in_executor(services.parsers, judge)
+        num_lines, issues = await asyncio.get_running_loop().run_in_executor(services.parser_threads, judge)
         order = BatchSpec(
             batch_id=f"batch_{secrets.token_hex(16)}",
             tenant=tenant,
@@ -77,7 +79,7 @@ async def create_batch(request: Request) -> dict[str, Any]:
         raise from_store_error(error) from error
     if issues:
         services.metrics.batch_ended("failed")
-    request.app.state.batch_driver.wake()
+    services_of(request).batches_changed.set()
     return await _described_now(request, order.batch_id)
 
 
@@ -97,7 +99,7 @@ async def list_batches(
     """Those of this key, the latest first."""
     try:
         batches = await services_of(request).batches.page(
-            tenant=request.state.tenant, after=after, number=limit + 1
+            tenant=context_of(request).tenant, after=after, number=limit + 1
         )
     except QueueUnavailable as error:
         raise from_store_error(error) from error
@@ -125,15 +127,17 @@ async def get_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
 )
 async def cancel_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
     """What has been answered by then is in the output file. A body is not needed and not read."""
-    batch = await _found(services_of(request).batches.cancel(batch_id, tenant=request.state.tenant))
+    batch = await _found(services_of(request).batches.cancel(batch_id, tenant=context_of(request).tenant))
     if batch.state not in ("cancelling", "cancelled"):
         raise ApiError("batch_has_ended", f"the batch is {batch.state} and cannot be cancelled any more")
-    request.app.state.batch_driver.wake()
+    services_of(request).batches_changed.set()
     return _described(batch)
 
 
 async def _described_now(request: Request, batch_id: str) -> dict[str, Any]:
-    return _described(await _found(services_of(request).batches.find(batch_id, tenant=request.state.tenant)))
+    return _described(
+        await _found(services_of(request).batches.find(batch_id, tenant=context_of(request).tenant))
+    )
 
 
 async def _found(looking: Awaitable[Batch | None]) -> Batch:

@@ -9,13 +9,13 @@ from starlette.responses import Response
 from llava_server.api.chat.request import ChatRequest
 from llava_server.api.chat.response import ChatCompletion
 from llava_server.api.chat.response_chunk import ChatCompletionChunk
-from llava_server.api.chat.serializer import AnswerWriter
+from llava_server.api.chat.serializer import ChatSerializer
 from llava_server.api.handler import open_chat, reply
 from llava_server.api.openapi.document import answers_with, body_of
 from llava_server.api.openapi.error import Error
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import parse_request
-from llava_server.generation.sse_response import until_gone
+from llava_server.generation.disconnect import cancel_on_disconnect
 
 __all__ = ["router"]
 
@@ -36,14 +36,14 @@ router = APIRouter(tags=["chat"])
 )
 async def create_chat_completion(request: Request) -> Response:
     """The status line waits for the first event, so an error is a proper 4xx or 5xx in streaming mode too."""
-    chat, opened = await until_gone(request.receive, open_chat(request, _parse))
-    writer = AnswerWriter(
+    chat, opened = await cancel_on_disconnect(request.receive, open_chat(request, _parse))
+    serializer = ChatSerializer(
         opened.job,
         opened.model.fingerprint,
         include_usage=chat.tells_usage,
         always_usage=chat.tells_usage_always,
     )
-    return await reply(request, opened, writer, is_stream=bool(chat.stream))
+    return await reply(request, opened, serializer, is_stream=bool(chat.stream))
 
 
 def _parse(raw: bytes) -> tuple[ChatRequest, ChatRequest]:

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from llava_wire import Event, FinishReason, Job, TokenLogprob, TokenScore
+from llava_wire.messages.event import Event, FinishReason, TokenLogprob
+from llava_wire.messages.job import Job
 
-from llava_server.api.tools.parser import Called, Piece, Said, ToolReader, call_mode
+from llava_server.api.chat.logprobs_text import token_logprobs
+from llava_server.api.tools.parser import Called, Piece, Said, ToolReader, call_id, call_mode
+from llava_server.generation.collect import CollectedChoice
 from llava_server.generation.sse import DONE, encode_error, encode_event
 from llava_server.generation.usage import UsageTally
 
-__all__ = ["SERVICE_TIERS", "AnswerWriter", "WholeAnswer", "call_id", "token_logprobs", "token_text"]
+__all__ = ["SERVICE_TIERS", "ChatSerializer"]
 
 SERVICE_TIERS = {-1: "flex", 0: "default", 1: "priority"}
 
 
-@dataclass
-class WholeAnswer:
-    """One choice, as far as its events have come."""
-
-    parts: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    last: Event = Event(0, (), "")
-    prompt: tuple[TokenLogprob, ...] = ()
-
-    def add(self, event: Event) -> None:
-        """The next event."""
-        self.parts.append(event.text)
-        self.logprobs += event.logprobs
-        self.last = event
-        self.prompt = self.prompt or event.prompt
-
-
-class AnswerWriter:
+class ChatSerializer:
     """Writes one request's answers; ``job`` is that of its first choice. All that it writes of an event
     follows from the job and the events before, so that another controller would write the same."""
 
@@ -63,7 +47,7 @@ class AnswerWriter:
         self._call_mode = call_mode(job)
         self._readers: dict[int, ToolReader] = {}  # by choice
 
-    def opening(self, num_choices: int) -> bytes:
+    def begin(self, num_choices: int) -> bytes:
         """Each choice's first chunk: who speaks."""
         return b"".join(
             encode_event(self._chunk(index, {"role": "assistant", "content": ""}))
@@ -92,33 +76,33 @@ class AnswerWriter:
             encode_event(chunk, event_id=own_id) for chunk, own_id in zip(chunks, ids, strict=False)
         )
 
-    def closing(self) -> bytes:
+    def end(self) -> bytes:
         """What comes after all choices: the usage if it was asked for, with no choices beside it."""
         if not self._include_usage:
             return DONE
         return encode_event({**self._head, "choices": [], "usage": self._tally.usage()}) + DONE
 
-    def failure(self, body: bytes) -> bytes:
+    def error(self, body: bytes) -> bytes:
         """The error as the stream's last event."""
         return encode_error(body)
 
-    def whole(self, answers: Sequence[WholeAnswer]) -> dict[str, Any]:
+    def to_response(self, choices: Sequence[CollectedChoice]) -> dict[str, Any]:
         """All choices at once."""
-        for index, answer in enumerate(answers):
-            self._tally.saw(index, answer.last)
-        choices = [
+        for index, choice in enumerate(choices):
+            self._tally.saw(index, choice.last)
+        written = [
             {
                 "index": index,
-                "message": self._message(index, "".join(answer.parts)),
-                "logprobs": self._logprobs(answer.logprobs),
-                "finish_reason": self._finish_reason(index, answer.last.final.reason)
-                if answer.last.final
+                "message": self._message(index, choice.text),
+                "logprobs": self._logprobs(choice.logprobs),
+                "finish_reason": self._finish_reason(index, choice.last.final.reason)
+                if choice.last.final
                 else None,
             }
-            for index, answer in enumerate(answers)
+            for index, choice in enumerate(choices)
         ]
         usage = self._tally.usage()
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
+        return {**self._head, "object": "chat.completion", "choices": written, "usage": usage}
 
     def _deltas(self, index: int, event: Event) -> list[dict[str, Any]]:
         reader = self._reader(index)
@@ -177,24 +161,3 @@ class AnswerWriter:
 
     def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         return {"content": token_logprobs(logprobs), "refusal": None} if self._tells_logprobs else None
-
-
-def call_id(job_id: str, choice: int, number: int) -> str:
-    """Of the choice's call with this number, from 0; whoever writes the answer names its calls alike."""
-    return f"call_{hashlib.sha256(f'{job_id} {choice} {number}'.encode()).hexdigest()[:24]}"
-
-
-def token_logprobs(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
-    """Each token with its log-probability and the likeliest ones at its place."""
-    return [
-        {**_score(token.chosen), "top_logprobs": [_score(other) for other in token.top]} for token in logprobs
-    ]
-
-
-def token_text(score: TokenScore) -> str:
-    """A token without text, such as the end mark, is named by its id, as in vLLM."""
-    return score.text.decode(errors="replace") or f"token_id:{score.token_id}"
-
-
-def _score(score: TokenScore) -> dict[str, Any]:
-    return {"token": token_text(score), "logprob": score.logprob, "bytes": list(score.text)}

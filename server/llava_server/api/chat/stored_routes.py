@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from llava_server.api.chat.response import ChatCompletion
 from llava_server.api.chat.response_chunk import ChatCompletionChunk
-from llava_server.api.chat.serializer import AnswerWriter
+from llava_server.api.chat.serializer import ChatSerializer
 from llava_server.api.fields.sampling import MAX_CHOICES
 from llava_server.api.job_builder import choice_id
 from llava_server.api.openapi.deleted import DeletedChat
@@ -23,10 +23,13 @@ from llava_server.api.openapi.document import answers_with, with_headers
 from llava_server.api.openapi.error import Error
 from llava_server.api.parse import MAX_START
 from llava_server.errors import ApiError, answer_not_found
-from llava_server.generation.merged_outputs import Choices
-from llava_server.generation.sse_response import EventStream, collect, stream_pace, until_gone
+from llava_server.generation.collect import collect
+from llava_server.generation.disconnect import cancel_on_disconnect
+from llava_server.generation.merged_outputs import MergedOutputs
+from llava_server.generation.sse_response import EventStream, stream_pace
 from llava_server.lifespan import services_of
-from llava_server.request_metrics import Unmeasured
+from llava_server.request_context import context_of
+from llava_server.request_metrics import NoMetrics
 
 __all__ = ["router"]
 
@@ -78,21 +81,21 @@ async def read_answer(
     """Only with choices of one: an answer with ``n`` above 1 is read from its own stream alone."""
     services = services_of(request)
     start = _start(job_id, starting_after, request.headers.get("last-event-id"))
-    choices = Choices(services.controller)
-    request.state.job_id = job_id
-    job = (await services.controller.peek(job_id, request.state.tenant, has_events=False)).outline
-    await choices.resume(job, timeout_s=services.settings.request_timeout_s)
+    outputs = MergedOutputs(services.controller)
+    context_of(request).job_id = job_id
+    job = (await services.controller.peek(job_id, context_of(request).tenant, has_events=False)).outline
+    await outputs.resume(job, timeout_s=services.settings.request_timeout_s)
     tells_usage = include_usage == "true"
-    writer = AnswerWriter(job, services.registry.fingerprint(job.model), include_usage=tells_usage)
+    serializer = ChatSerializer(job, services.registry.fingerprint(job.model), include_usage=tells_usage)
     if stream == "true":
-        pace, meters = stream_pace(services.settings), [Unmeasured()]
-        return EventStream(choices, None, writer, meters, pace, start=start)
+        pace, meters = stream_pace(services.settings), [NoMetrics()]
+        return EventStream(outputs, None, serializer, meters, pace, start=start)
     try:
-        first = await until_gone(request.receive, choices.next())
-        answers = await until_gone(request.receive, collect(choices, first, [Unmeasured()]))
+        first = await cancel_on_disconnect(request.receive, outputs.next())
+        answers = await cancel_on_disconnect(request.receive, collect(outputs, first, [NoMetrics()]))
     finally:
-        await choices.aclose()
-    return JSONResponse(writer.whole(answers))
+        await outputs.aclose()
+    return JSONResponse(serializer.to_response(answers))
 
 
 @router.delete(
@@ -103,7 +106,7 @@ async def read_answer(
 )
 async def delete_answer(request: Request, job_id: JobId) -> Response:
     """With all its choices. One that is under way is cancelled first; nobody can read it any more."""
-    controller, tenant = services_of(request).controller, request.state.tenant
+    controller, tenant = services_of(request).controller, context_of(request).tenant
     if not await controller.forget(job_id, tenant):
         raise answer_not_found()
     for index in range(1, MAX_CHOICES):

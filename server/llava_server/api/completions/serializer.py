@@ -8,18 +8,20 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llava_wire import Event, Job, TokenLogprob, TokenScore
+from llava_wire.messages.event import Event, TokenLogprob, TokenScore
+from llava_wire.messages.job import Job
 
-from llava_server.api.chat.serializer import WholeAnswer, token_text
+from llava_server.api.chat.logprobs_text import token_text
 from llava_server.api.completions.request import CompletionRequest
+from llava_server.generation.collect import CollectedChoice
 from llava_server.generation.sse import DONE, encode_error, encode_event
 from llava_server.generation.usage import UsageTally
 from llava_server.worker_registry import ServedModel
 
-__all__ = ["CompletionWriter"]
+__all__ = ["CompletionSerializer"]
 
 
-class CompletionWriter:
+class CompletionSerializer:
     """Writes one request's answers; ``job`` is that of the first."""
 
     def __init__(self, request: CompletionRequest, job: Job, model: ServedModel) -> None:
@@ -34,7 +36,7 @@ class CompletionWriter:
         self._tally = UsageTally(choices_per_prompt=request.num_choices)
         self._cursors: defaultdict[int, _Cursor] = defaultdict(_Cursor)  # by answer
 
-    def opening(self, num_choices: int) -> bytes:  # noqa: ARG002
+    def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
         """Nothing: a prompt that is echoed comes with its answer's first event."""
         return b""
 
@@ -47,30 +49,30 @@ class CompletionWriter:
             encode_event(chunk, event_id=own_id) for chunk, own_id in zip(chunks, ids, strict=False)
         )
 
-    def closing(self) -> bytes:
+    def end(self) -> bytes:
         """What comes after all answers: the usage if it was asked for."""
         if not self._request.tells_usage:
             return DONE
         return encode_event({**self._head, "choices": [], "usage": self._tally.usage()}) + DONE
 
-    def failure(self, body: bytes) -> bytes:
+    def error(self, body: bytes) -> bytes:
         """The error as the stream's last event."""
         return encode_error(body)
 
-    def whole(self, answers: Sequence[WholeAnswer]) -> dict[str, Any]:
+    def to_response(self, choices: Sequence[CollectedChoice]) -> dict[str, Any]:
         """All answers at once."""
-        for index, answer in enumerate(answers):
-            self._tally.saw(index, answer.last)
-        choices = [
+        for index, choice in enumerate(choices):
+            self._tally.saw(index, choice.last)
+        written = [
             {
                 "index": index,
-                "text": self._echo(index, answer.prompt) + "".join(answer.parts),
-                "logprobs": self._logprobs(index, answer.prompt, answer.logprobs),
-                "finish_reason": answer.last.final.reason.value if answer.last.final else None,
+                "text": self._echo(index, choice.prompt) + choice.text,
+                "logprobs": self._logprobs(index, choice.prompt, choice.logprobs),
+                "finish_reason": choice.last.final.reason.value if choice.last.final else None,
             }
-            for index, answer in enumerate(answers)
+            for index, choice in enumerate(choices)
         ]
-        return {**self._head, "choices": choices, "usage": self._tally.usage()}
+        return {**self._head, "choices": written, "usage": self._tally.usage()}
 
     def _chunks(self, index: int, event: Event) -> Iterator[dict[str, Any]]:
         """The prompt's, if the event tells it, and the answer's."""

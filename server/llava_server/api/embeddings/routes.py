@@ -8,7 +8,8 @@ import sys
 from typing import Any
 
 from fastapi import APIRouter
-from llava_wire import Final, Job
+from llava_wire.messages.event import Final
+from llava_wire.messages.job import Job
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -20,9 +21,11 @@ from llava_server.api.job_builder import WantedPicture, raw_job
 from llava_server.api.openapi.document import answers_with, body_of
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import check_num_images, check_text, parse_request
-from llava_server.generation.sse_response import collect, until_gone
+from llava_server.generation.collect import collect
+from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.lifespan import services_of
-from llava_server.request_metrics import AnswerMeter
+from llava_server.request_context import context_of
+from llava_server.request_metrics import ChoiceMetrics
 from llava_server.worker_registry import ServedModel
 
 __all__ = ["router"]
@@ -42,11 +45,11 @@ _AT_ONCE = 32  # jobs of one request: enough to fill a worker's batch, far below
 async def create_embeddings(request: Request) -> Response:
     """Of length 1. Of a text the decoder's last hidden state at its last token; of a picture the mean of its
     projected patch features. The two are not comparable with each other, and no model was trained for it."""
-    return await until_gone(request.receive, _create(request))
+    return await cancel_on_disconnect(request.receive, _create(request))
 
 
 async def _create(request: Request) -> Response:
-    with request.state.body.taken() as raw:
+    with context_of(request).body.consume() as raw:
         asked = await parsed(request, raw, lambda body: parse_request(EmbeddingRequest, body))
         _check_sizes(request, asked.inputs)
         model = await services_of(request).registry.find(asked.model)
@@ -83,7 +86,7 @@ def _check_sizes(request: Request, inputs: list[EmbeddingInput]) -> None:
 async def _jobs(
     request: Request, asked: EmbeddingRequest, model: ServedModel
 ) -> tuple[list[Job], dict[str, bytes]]:
-    services, tenant = services_of(request), request.state.tenant
+    services, tenant = services_of(request), context_of(request).tenant
     jobs: list[Job] = []
     pixels: dict[str, bytes] = {}
     for field, each in zip(asked.fields, asked.inputs, strict=True):
@@ -102,14 +105,14 @@ async def _ends(
     request: Request, model: ServedModel, jobs: list[Job], pixels: dict[str, bytes], fields: list[str]
 ) -> tuple[dict[str, str], list[Final]]:
     """What to tell of the queue, and the jobs' ends, in their order. Raises ApiError, also if one failed."""
-    metrics, arrived_at = services_of(request).metrics, request.state.arrived_at
-    meters = [AnswerMeter(metrics, model.name, arrived_at=arrived_at) for _ in jobs]
+    metrics, arrived_at = services_of(request).metrics, context_of(request).arrived_at
+    meters = [ChoiceMetrics(metrics, model.name, arrived_at=arrived_at) for _ in jobs]
     opened = await open_jobs(request, model, jobs, pixels, field=fields)
     try:
-        answers = await collect(opened.choices, opened.first, meters)
+        answers = await collect(opened.outputs, opened.first, meters)
     finally:
-        await opened.choices.aclose()
-    return queue_headers(opened.choices.place), [answer.last.final for answer in answers if answer.last.final]
+        await opened.outputs.aclose()
+    return queue_headers(opened.outputs.place), [answer.last.final for answer in answers if answer.last.final]
 
 
 def _told(vector: bytes, is_packed: bool) -> list[float] | str:

@@ -7,7 +7,8 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
-from llava_wire import QueueUnavailable, StoredFile, StoreFull
+from llava_wire.errors import QueueUnavailable, StoreFull
+from llava_wire.stores.files import StoredFile
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,6 +19,7 @@ from llava_server.api.openapi.document import answers_with
 from llava_server.api.openapi.headers import DOWNLOAD
 from llava_server.errors import ApiError, from_store_error
 from llava_server.lifespan import services_of
+from llava_server.request_context import context_of
 
 __all__ = ["router", "stored_file"]
 
@@ -49,7 +51,7 @@ _FORM = {
 async def upload_file(request: Request) -> dict[str, Any]:
     """JSONL, one request a line; at most as large as any request's body."""
     services = services_of(request)
-    with request.state.body.taken() as body:
+    with context_of(request).body.consume() as body:
         upload = await parse_upload(request.headers, body)
         if upload.fields.get("purpose") != "batch":
             got = upload.fields.get("purpose", "none")[:60]
@@ -61,7 +63,7 @@ async def upload_file(request: Request) -> dict[str, Any]:
             created_at=int(time.time()),
         )
         try:
-            await services.files.add(file, upload.data, tenant=request.state.tenant)
+            await services.files.add(file, upload.data, tenant=context_of(request).tenant)
         except (StoreFull, QueueUnavailable) as error:
             raise from_store_error(error) from error
     return _described(await stored_file(request, file.file_id))
@@ -81,7 +83,7 @@ async def list_files(
 ) -> dict[str, Any]:
     """Those of this key, the latest first, all at once."""
     try:
-        files = await services_of(request).files.all_of(tenant=request.state.tenant)
+        files = await services_of(request).files.all_of(tenant=context_of(request).tenant)
     except QueueUnavailable as error:
         raise from_store_error(error) from error
     data = [_described(file) for file in files if purpose in (None, file.purpose)]
@@ -112,7 +114,7 @@ async def read_file(request: Request, file_id: FileId) -> Response:
     """As a download: a browser shows nothing of it."""
     file = await stored_file(request, file_id)
     try:
-        data = await services_of(request).files.read(file, tenant=request.state.tenant)
+        data = await services_of(request).files.read(file, tenant=context_of(request).tenant)
     except QueueUnavailable as error:
         raise from_store_error(error) from error
     if data is None:
@@ -130,7 +132,7 @@ async def read_file(request: Request, file_id: FileId) -> Response:
 async def delete_file(request: Request, file_id: FileId) -> dict[str, Any]:
     """A batch under way goes on; if another controller has to take it over, it fails for want of its file."""
     try:
-        is_gone = await services_of(request).files.remove(file_id, tenant=request.state.tenant)
+        is_gone = await services_of(request).files.remove(file_id, tenant=context_of(request).tenant)
     except QueueUnavailable as error:
         raise from_store_error(error) from error
     if not is_gone:
@@ -141,7 +143,7 @@ async def delete_file(request: Request, file_id: FileId) -> dict[str, Any]:
 async def stored_file(request: Request, file_id: str) -> StoredFile:
     """The asker's own file. Raises ApiError (404, 503)."""
     try:
-        file = await services_of(request).files.find(file_id, tenant=request.state.tenant)
+        file = await services_of(request).files.find(file_id, tenant=context_of(request).tenant)
     except QueueUnavailable as error:
         raise from_store_error(error) from error
     if file is None:

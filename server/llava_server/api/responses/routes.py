@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Path, Query
-from llava_wire import JobSnapshot
+from llava_wire.controller_side.queue_status import JobSnapshot
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -22,13 +22,15 @@ from llava_server.api.parse import MAX_START, idempotency_key
 from llava_server.api.responses.events import ResponseEvent
 from llava_server.api.responses.request import ResponseRequest
 from llava_server.api.responses.response import Response as ResponseShape
-from llava_server.api.responses.serializer import ResponseWriter, with_note
+from llava_server.api.responses.serializer import ResponsesSerializer, with_note
 from llava_server.api.responses.to_chat import parse_response_request
 from llava_server.errors import answer_not_found
-from llava_server.generation.merged_outputs import Choices
-from llava_server.generation.sse_response import EventStream, stream_pace, until_gone
+from llava_server.generation.disconnect import cancel_on_disconnect
+from llava_server.generation.merged_outputs import MergedOutputs
+from llava_server.generation.sse_response import EventStream, stream_pace
 from llava_server.lifespan import services_of
-from llava_server.request_metrics import Unmeasured
+from llava_server.request_context import context_of
+from llava_server.request_metrics import NoMetrics
 
 __all__ = ["router"]
 
@@ -58,29 +60,29 @@ ResponseId = Annotated[
 )
 async def create_response(request: Request) -> Response:
     """No conversation is stored: send all of it as input, items of earlier outputs included."""
-    asked, writer, opened = await until_gone(request.receive, _open(request))
+    asked, serializer, opened = await cancel_on_disconnect(request.receive, _open(request))
     if opened is None:
-        return JSONResponse(writer.so_far("queued", []))
-    return await reply(request, opened, writer, is_stream=bool(asked.stream))
+        return JSONResponse(serializer.so_far("queued", []))
+    return await reply(request, opened, serializer, is_stream=bool(asked.stream))
 
 
-async def _open(request: Request) -> tuple[ResponseRequest, ResponseWriter, Opened | None]:
+async def _open(request: Request) -> tuple[ResponseRequest, ResponsesSerializer, Opened | None]:
     """None: it is in the queue, and nobody waits for it."""
-    with request.state.body.taken() as raw:
+    with context_of(request).body.consume() as raw:
         asked, chat = await parsed(request, raw, parse_response_request)
         model, [job], pixels = await chat_jobs(request, chat)
     job = with_note(job, asked)
-    writer = ResponseWriter(job)
+    serializer = ResponsesSerializer(job)
     if asked.store is False:
         job = msgspec.structs.replace(job, note="")
     if asked.background and not asked.stream:
-        request.state.job_id = job.job_id
-        choices = Choices(services_of(request).controller)
-        await choices.submit([job], pixels)
-        await choices.aclose()
-        return asked, writer, None
+        context_of(request).job_id = job.job_id
+        outputs = MergedOutputs(services_of(request).controller)
+        await outputs.submit([job], pixels)
+        await outputs.aclose()
+        return asked, serializer, None
     is_kept = idempotency_key(request.headers) is not None
-    return asked, writer, await open_jobs(request, model, [job], pixels, is_kept=is_kept, field="input")
+    return asked, serializer, await open_jobs(request, model, [job], pixels, is_kept=is_kept, field="input")
 
 
 @router.get(
@@ -113,13 +115,13 @@ async def read_response(
     """As far as it is made. With stream true its events come to this reader and to no other any more."""
     glimpse = await _glimpse(request, response_id, has_events=stream != "true")
     start = -1 if starting_after is None else starting_after
-    writer = ResponseWriter(glimpse.outline, created_at=glimpse.created_at, starting_after=start)
+    serializer = ResponsesSerializer(glimpse.outline, created_at=glimpse.created_at, starting_after=start)
     if stream != "true":
-        return JSONResponse(writer.so_far(glimpse.state, glimpse.events))
+        return JSONResponse(serializer.so_far(glimpse.state, glimpse.events))
     settings = services_of(request).settings
-    choices = Choices(services_of(request).controller, field="input")
-    await choices.resume(glimpse.outline, timeout_s=settings.request_timeout_s)
-    return EventStream(choices, None, writer, [Unmeasured()], stream_pace(settings))
+    outputs = MergedOutputs(services_of(request).controller, field="input")
+    await outputs.resume(glimpse.outline, timeout_s=settings.request_timeout_s)
+    return EventStream(outputs, None, serializer, [NoMetrics()], stream_pace(settings))
 
 
 @router.post(
@@ -131,10 +133,10 @@ async def read_response(
 async def cancel_response(request: Request, response_id: ResponseId) -> Response:
     """Gives the response as it is then; one that is over already stays as it is."""
     job_id = (await _glimpse(request, response_id, has_events=False)).outline.job_id
-    await services_of(request).controller.cancel(job_id, request.state.tenant)
+    await services_of(request).controller.cancel(job_id, context_of(request).tenant)
     glimpse = await _glimpse(request, response_id)
-    writer = ResponseWriter(glimpse.outline, created_at=glimpse.created_at)
-    return JSONResponse(writer.so_far(glimpse.state, glimpse.events))
+    serializer = ResponsesSerializer(glimpse.outline, created_at=glimpse.created_at)
+    return JSONResponse(serializer.so_far(glimpse.state, glimpse.events))
 
 
 @router.delete(
@@ -146,7 +148,7 @@ async def cancel_response(request: Request, response_id: ResponseId) -> Response
 async def delete_response(request: Request, response_id: ResponseId) -> Response:
     """It cannot be read any more, by nobody. One that is not over is cancelled first."""
     job_id = (await _glimpse(request, response_id, has_events=False)).outline.job_id
-    if not await services_of(request).controller.forget(job_id, request.state.tenant):
+    if not await services_of(request).controller.forget(job_id, context_of(request).tenant):
         raise answer_not_found()
     return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
@@ -154,10 +156,10 @@ async def delete_response(request: Request, response_id: ResponseId) -> Response
 async def _glimpse(request: Request, response_id: str, *, has_events: bool = True) -> JobSnapshot:
     """Raises ApiError: 404 for what is none of this key's stored responses."""
     number = response_id.removeprefix("resp_")
-    request.state.job_id = job_id = f"chatcmpl-{number}"
+    context_of(request).job_id = job_id = f"chatcmpl-{number}"
     if number != response_id:
         controller = services_of(request).controller
-        glimpse = await controller.peek(job_id, request.state.tenant, has_events=has_events)
+        glimpse = await controller.peek(job_id, context_of(request).tenant, has_events=has_events)
         if glimpse.outline.note:
             return glimpse
     raise answer_not_found()

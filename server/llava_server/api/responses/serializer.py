@@ -16,18 +16,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from llava_wire import Event, Final, FinishReason, Job
+from llava_wire.messages.event import Event, Final, FinishReason
+from llava_wire.messages.job import Job
 
-from llava_server.api.chat.serializer import SERVICE_TIERS, WholeAnswer, call_id, token_logprobs
+from llava_server.api.chat.logprobs_text import token_logprobs
+from llava_server.api.chat.serializer import SERVICE_TIERS
 from llava_server.api.responses.request import ResponseRequest
-from llava_server.api.tools.parser import Called, Piece, Said, ToolReader, call_mode
+from llava_server.api.tools.parser import Called, Piece, Said, ToolReader, call_id, call_mode
+from llava_server.generation.collect import CollectedChoice
 from llava_server.generation.sse import encode_event
 from llava_server.generation.usage import UsageTally
 
-__all__ = ["ResponseWriter", "with_note"]
+__all__ = ["ResponsesSerializer", "with_note"]
 
 
-class ResponseWriter:
+class ResponsesSerializer:
     """Writes one response; there is one choice. A whole one is what its stream ends with."""
 
     def __init__(self, job: Job, *, created_at: float | None = None, starting_after: int = -1) -> None:
@@ -43,7 +46,7 @@ class ResponseWriter:
         self._is_open = False  # the last item still grows
         self._number = 0  # of the next event
 
-    def opening(self, num_choices: int) -> bytes:  # noqa: ARG002
+    def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
         """The response begins."""
         response = self._response("in_progress")
         return b"".join(
@@ -64,23 +67,23 @@ class ResponseWriter:
             logprobs = []
         return data + (self._end(event.final) if event.final is not None else b"")
 
-    def closing(self) -> bytes:
+    def end(self) -> bytes:
         """Nothing: the last event has said it all."""
         return b""
 
-    def failure(self, body: bytes) -> bytes:
+    def error(self, body: bytes) -> bytes:
         """The response broke."""
         error = json.loads(body)["error"]
         failed = {"code": "server_error", "message": error["message"]}
         return self._told("response.failed", response={**self._response("failed"), "error": failed})
 
-    def whole(self, answers: Sequence[WholeAnswer]) -> dict[str, Any]:
+    def to_response(self, choices: Sequence[CollectedChoice]) -> dict[str, Any]:
         """The response at once."""
-        [answer] = answers
-        event = Event(0, (), "".join(answer.parts), final=answer.last.final, logprobs=tuple(answer.logprobs))
+        [choice] = choices
+        event = Event(0, (), choice.text, final=choice.last.final, logprobs=tuple(choice.logprobs))
         self.event(0, event, None)
-        self._tally.saw(0, answer.last)
-        return self._ended(answer.last.final)
+        self._tally.saw(0, choice.last)
+        return self._ended(choice.last.final)
 
     def so_far(self, state: str, events: Sequence[Event]) -> dict[str, Any]:
         """The response in the middle of its making, or when it is over; ``state`` is the queue's."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
-from llava_wire import Event, Job
+from llava_wire.messages.event import Event
+from llava_wire.messages.job import Job
 from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,8 +18,9 @@ from llava_server.api.openapi.document import answers_with, body_of
 from llava_server.api.parse import as_chat, check_text, parse_request
 from llava_server.api.tokenize.request import DetokenizeRequest, TokenizeRequest
 from llava_server.api.tokenize.response import Detokenized, Tokenized
-from llava_server.generation.sse_response import until_gone
+from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.lifespan import services_of
+from llava_server.request_context import context_of
 from llava_server.worker_registry import ServedModel
 
 __all__ = ["count_chat_tokens", "router"]
@@ -35,7 +37,7 @@ router = APIRouter(tags=["tokens"])
 )
 async def tokenize(request: Request) -> Response:
     """A picture stands in the tokens as many times the model's picture token as it takes places."""
-    return await until_gone(request.receive, _tokenize(request))
+    return await cancel_on_disconnect(request.receive, _tokenize(request))
 
 
 @router.post(
@@ -47,7 +49,7 @@ async def tokenize(request: Request) -> Response:
 )
 async def detokenize(request: Request) -> Response:
     """Special tokens have no text; bytes that are no whole character become U+FFFD."""
-    return await until_gone(request.receive, _detokenize(request))
+    return await cancel_on_disconnect(request.receive, _detokenize(request))
 
 
 async def count_chat_tokens(request: Request, chat: ChatRequest) -> int:
@@ -57,7 +59,7 @@ async def count_chat_tokens(request: Request, chat: ChatRequest) -> int:
 
 
 async def _tokenize(request: Request) -> Response:
-    with request.state.body.taken() as raw:
+    with context_of(request).body.consume() as raw:
         asked, chat = await parsed(request, raw, _parse_tokenize)
         if chat is not None:
             model, jobs, pixels = await chat_jobs(request, chat)
@@ -79,7 +81,7 @@ async def _tokenize(request: Request) -> Response:
 
 
 async def _detokenize(request: Request) -> Response:
-    with request.state.body.taken() as raw:
+    with context_of(request).body.consume() as raw:
         asked = await parsed(request, raw, lambda body: parse_request(DetokenizeRequest, body))
     model = await services_of(request).registry.find(asked.model)
     event = await _told(request, model, _raw(request, asked.tokens, model, "detokenize"), {}, "tokens")
@@ -97,7 +99,7 @@ def _parse_tokenize(raw: bytes) -> tuple[TokenizeRequest, ChatRequest | None]:
 
 def _raw(request: Request, prompt: Any, model: ServedModel, task: Any) -> Job:
     ttl_s = services_of(request).settings.request_timeout_s
-    return raw_job(prompt, model, tenant=request.state.tenant, ttl_s=ttl_s, task=task)
+    return raw_job(prompt, model, tenant=context_of(request).tenant, ttl_s=ttl_s, task=task)
 
 
 def _counting(job: Job) -> Job:
@@ -111,5 +113,5 @@ async def _told(
 ) -> Event:
     """The one event of such a job."""
     opened = await open_jobs(request, model, [job], pixels, field=field)
-    await opened.choices.aclose()
+    await opened.outputs.aclose()
     return opened.first[1]

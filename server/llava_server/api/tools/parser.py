@@ -9,16 +9,17 @@ is here; where they end is known from their brackets, whatever their strings say
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-from llava_wire import Job
+from llava_wire.messages.job import Job
 
 from llava_server.api.tools.prompt import CALL_BEGIN
 
-__all__ = ["Argued", "Called", "Piece", "Said", "ToolReader", "call_mode"]
+__all__ = ["Argued", "Called", "Piece", "Said", "ToolReader", "call_id", "call_mode"]
 
 _HEAD = re.compile(r'\{"name": "([a-zA-Z0-9_-]+)", "arguments": ')
 
@@ -53,6 +54,11 @@ def call_mode(job: Job) -> str | None:
     if grammar is None or grammar.kind != "tools":
         return None
     return str(json.loads(grammar.text)["choice"])
+
+
+def call_id(job_id: str, choice: int, number: int) -> str:
+    """Of the choice's call with this number, from 0; whoever writes the answer names its calls alike."""
+    return f"call_{hashlib.sha256(f'{job_id} {choice} {number}'.encode()).hexdigest()[:24]}"
 
 
 class ToolReader:

@@ -1,7 +1,7 @@
 """How functions, their calls and their results are told to the model; ``tool_reader`` reads calls back.
 
 Any model is told in the same way, in the form that Hermes and Qwen models were trained with; a grammar holds
-its calls to it (``llava_wire.Grammar``), so a model that never saw a function can still be made to call one.
+its calls to it (``Grammar`` of the wire), so a model that never saw a function can still be made to call one.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ from collections.abc import Coroutine
 from typing import Annotated, Any
 
 import typer
-from llava_wire import Inspector, QueueUnavailable
+from llava_wire.errors import QueueUnavailable
+from llava_wire.operator.inspector import Inspector
 from rich.console import Console
 
 from llava_server.operator.cli import dead_letters

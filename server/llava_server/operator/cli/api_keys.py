@@ -16,7 +16,8 @@ from typing import Annotated, NoReturn, TypeVar
 
 import msgspec
 import typer
-from llava_wire import ApiKey, ApiKeyStore, KeyLimits, QueueUnavailable
+from llava_wire.errors import QueueUnavailable
+from llava_wire.stores.api_keys import ApiKey, ApiKeyStore, KeyLimits
 
 from llava_server.middleware.auth import key_digest, tenant_of
 from llava_server.settings import load_settings

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llava_wire import Fleet, Inspector
+from llava_wire.operator.inspector import Fleet, Inspector
 from rich.console import Console
 from rich.markup import escape
 

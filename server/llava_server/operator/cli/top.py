@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from llava_wire import Fleet, Inspector
+from llava_wire.operator.inspector import Fleet, Inspector
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape

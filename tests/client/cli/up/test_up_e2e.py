@@ -17,7 +17,8 @@ import pytest
 from llava_client import APIError, AuthenticationError, Client
 
 from tests.client.cli.command_line import start
-from tests.client.cli.up.waiting import wait_until
+from tests.machine_speed import scaled
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -144,7 +145,7 @@ def test_another_host_asks_for_the_key_that_is_shown() -> None:
 def test_a_model_that_is_not_there_ends_it_with_the_workers_last_words() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="up") as folder:
         command = ("up", "--model", "/no/such/model", "--port", "0")
-        _, complaint = (process := start(*command, env={"TMPDIR": folder})).communicate(timeout=100)
+        _, complaint = (process := start(*command, env={"TMPDIR": folder})).communicate(timeout=scaled(100))
         assert process.returncode == 1
         assert "worker-1 ended with status" in complaint
         assert "/no/such/model" in complaint
@@ -166,6 +167,6 @@ def test_a_redis_of_ones_own_is_used_and_left_alone() -> None:
 def test_json_from_the_command_line_is_the_servers_answer() -> None:
     with running() as it:
         asked = start("ask", "Say something", "--json", "--max-tokens", "5", "--base-url", it.url)
-        shown, _ = asked.communicate(timeout=60)
+        shown, _ = asked.communicate(timeout=scaled(60))
         answer = json.loads(shown)
         assert (answer["model"], answer["finish_reason"]) == ("echo", "length")

@@ -10,6 +10,7 @@ from llava_cli.up.gpus import GpusUnavailable, choose_gpus
 from llava_cli.up.plan import Plan
 
 from tests.client.cli.command_line import start
+from tests.machine_speed import scaled
 
 
 @pytest.fixture
@@ -71,6 +72,6 @@ def test_each_worker_sees_one_gpu_and_only_that() -> None:
 
 def test_gpus_and_a_number_of_workers_are_not_both_taken() -> None:
     process = start("up", "--gpus", "0,1", "--workers", "3", "--port", "0")
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=scaled(60))
     assert process.returncode == 2
     assert "makes a worker for each GPU: leave out --workers and --device" in " ".join(told.split())

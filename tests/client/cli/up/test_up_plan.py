@@ -11,6 +11,7 @@ from llava_cli.up.plan import Plan
 from llava_cli.up.screen import Screen, curl_line, example_picture
 
 from tests.client.scripted_peer import PNG, Peer
+from tests.machine_speed import scaled
 
 SECRET = "redis://:password@queue:6379/0"
 
@@ -91,7 +92,7 @@ def test_the_curl_line_works_as_it_is_shown(peer: Peer, tmp_path: Path) -> None:
     port = int(peer.url.rpartition(":")[2])
     picture = example_picture(tmp_path)
     line = curl_line(plan(port=port, made_key="lv-key"), 'the "model"', picture)
-    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, timeout=30)
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, timeout=scaled(30))
     assert json.loads(done.stdout)["choices"]
     assert peer.chats[-1].headers["authorization"] == "Bearer lv-key"
     assert peer.last_body["model"] == 'the "model"'

@@ -18,7 +18,7 @@ from llava_cli.up.child_process import Program
 from llava_cli.up.redis_process import NoRedis, find_redis_binary, private_redis
 from llava_cli.up.supervisor import Supervisor
 
-from tests.client.cli.up.waiting import wait_until
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from llava_cli.up.child_process import Program, describe_exit
 from llava_cli.up.supervisor import ChildFailed, RestartBudget, Supervisor
 
-from tests.client.cli.up.waiting import wait_until
+from tests.waiting import wait_until
 
 FAST = RestartBudget(max_restarts=2, initial_delay_s=0.0)
 

@@ -11,7 +11,8 @@ import pytest
 from anthropic.types.message_count_tokens_params import MessageCountTokensParams
 from anthropic.types.message_create_params import MessageCreateParamsBase
 from llava_server.api.anthropic.request import CountTokensRequest, MessagesRequest
-from llava_wire import Grammar, Message
+from llava_wire.messages.job import Message
+from llava_wire.messages.sampling_params import Grammar
 
 from tests.server.api.chat.test_tools import CITY, NOW, PARIS
 from tests.server.api.sse_lines import events_of

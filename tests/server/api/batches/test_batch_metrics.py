@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.server.batch_kit import begin, ended, line, lines
-from tests.server.conftest import Stack, wait_until
+from tests.server.conftest import Stack
+from tests.waiting import wait_until
 
 
 def test_metrics_show_a_running_batch_line_by_line_and_then_its_end(

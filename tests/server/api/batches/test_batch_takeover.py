@@ -5,10 +5,11 @@ from __future__ import annotations
 import httpx2
 import pytest
 
+from tests.machine_speed import scaled
 from tests.server.batch_kit import begin, ended, line, lines, results
-from tests.server.conftest import wait_until
 from tests.server.scripted_worker import ScriptedWorker
 from tests.server.test_server_process import Process
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -22,7 +23,7 @@ def test_another_controller_ends_the_batch_and_no_line_has_two_answers(
         quick = [line(f"quick {number}", f"say {number}") for number in range(10)]
         slow = [line(f"slow {number}", "hold") for number in range(3)]
         rest = [line(f"rest {number}", f"say {number}") for number in range(30)]
-        with httpx2.Client(base_url=first.url, timeout=30) as http:
+        with httpx2.Client(base_url=first.url, timeout=scaled(30)) as http:
             wait_until(lambda: http.get("/readyz").status_code == 200)
             batch = begin(http, lines(*quick, *slow, *rest))
             path = f"/v1/batches/{batch['id']}"
@@ -33,7 +34,7 @@ def test_another_controller_ends_the_batch_and_no_line_has_two_answers(
         else:
             first.popen.terminate()
             assert first.wait() == 0
-        with httpx2.Client(base_url=second.url, timeout=30) as http:
+        with httpx2.Client(base_url=second.url, timeout=scaled(30)) as http:
             assert http.get(path).json()["status"] == "in_progress"
             worker.release.set()
             batch = ended(http, batch, timeout_s=60)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from llava_server.errors import from_job_error
-from llava_wire import ErrorCode, JobError
+from llava_wire.messages.event import ErrorCode, JobError
 
-from tests.server.conftest import Stack, text_of, wait_until
+from tests.server.conftest import Stack, text_of
 from tests.server.scripted_worker import MODEL
+from tests.waiting import wait_until
 
 USAGE = {
     "prompt_tokens": 11,
@@ -179,7 +180,7 @@ def test_client_that_leaves_before_the_first_token_cancels_its_job(stack: Stack)
     with socket.create_connection((url.host, url.port)) as connection:
         connection.sendall(head.encode() + body)
         wait_until(lambda: stack.worker.assignments)
-    controller = stack.server.app.state.services.controller
+    controller = stack.server.services.controller
     wait_until(lambda: controller.num_answers == 0)
     stack.worker.release.set()
     wait_until(lambda: stack.worker.assignments[-1].job.job_id in stack.worker.refused)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from llava_wire import Grammar
+from llava_wire.messages.sampling_params import Grammar
 
 from tests.server.conftest import Stack
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from llava_server.api.chat.request import ChatRequest
-from llava_wire import Message
+from llava_wire.messages.job import Message
 
 from tests.server.api.sse_lines import chunks_of
 from tests.server.conftest import Stack

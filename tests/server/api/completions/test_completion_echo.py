@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from llava_server.api.completions.serializer import _Cursor, _name
-from llava_wire import TokenScore
+from llava_wire.messages.event import TokenScore
 
 from tests.server.api.completions.test_completions import complete, texts
 from tests.server.api.sse_lines import chunks_of

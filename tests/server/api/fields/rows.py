@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import httpx2
 import msgspec
-from llava_wire import Job
+from llava_wire.messages.job import Job
 
 from tests.server.conftest import Stack
 from tests.server.document import BODIES, SCHEMAS, branches

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from llava_server.api.chat.request import ChatRequest
 from llava_server.api.fields.unsupported import REFUSED
-from llava_wire import Grammar, Job
+from llava_wire.messages.job import Job
+from llava_wire.messages.sampling_params import Grammar
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
 from tests.server.api.sse_lines import events_of

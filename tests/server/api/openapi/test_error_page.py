@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from llava_server.errors import ERRORS, ApiError
-from llava_wire import ErrorCode
+from llava_wire.messages.event import ErrorCode
 
 ROOT = Path(__file__).parents[4]
 PAGE = (ROOT / "docs" / "errors.md").read_text("utf-8")

@@ -9,7 +9,8 @@ from typing import Any
 import openai
 import pytest
 from llava_server.api.responses.request import ResponseRequest
-from llava_wire import Grammar, Message
+from llava_wire.messages.job import Message
+from llava_wire.messages.sampling_params import Grammar
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from tests.server.api.chat.test_tools import CITY, NOW, PARIS

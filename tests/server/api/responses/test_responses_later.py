@@ -9,11 +9,13 @@ import httpx2
 import openai
 import pytest
 
+from tests.machine_speed import scaled
 from tests.server.api.responses.test_responses import CLOCK, WEATHER
 from tests.server.api.sse_lines import events_of
-from tests.server.conftest import Serve, Stack, wait_until
+from tests.server.conftest import Serve, Stack
 from tests.server.middleware.test_door import OwnStack
 from tests.server.scripted_worker import MODEL
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -163,8 +165,8 @@ def test_another_key_finds_no_response(own_stack: OwnStack) -> None:
 
 def test_another_controller_reads_and_ends_it(stack: Stack, serve: Serve) -> None:
     begun = ask(stack, "hold", background=True).json()
-    url = serve(redis_url=stack.server.app.state.services.settings.redis_url).url
-    with httpx2.Client(base_url=url, timeout=60) as other:
+    url = serve(redis_url=stack.server.services.settings.redis_url).url
+    with httpx2.Client(base_url=url, timeout=scaled(60)) as other:
         path = f"/v1/responses/{begun['id']}"
         wait_until(lambda: other.get(path).json()["status"] == "in_progress")
         assert other.post(f"{path}/cancel").json()["status"] == "cancelled"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from llava_wire import Assignment, FinishReason, Job, Message, SamplingParams
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import FinishReason
+from llava_wire.messages.job import Job, Message
+from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.engine import Sequence
 from llava_worker.engine.core.block_manager import BlockManager
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
 from llava_worker.engine.speculation.drafter import MOST_DRAFTS
 from llava_worker.engine.speculation.speculative_decoding import MOST_IN_STEP, Speculation
-from llava_worker.job_output import Answer
+from llava_worker.job_output import JobOutput
 from llava_worker.language.tokenizer import ByteTokenizer
 
 from tests.worker.checkpoints import Prompt, random_prompt
@@ -119,9 +122,9 @@ def test_a_stop_string_inside_of_right_drafts_cuts_the_text_where_it_did(
         sampling = SamplingParams(seed=1, stop=(text[6:9],))
         messages = (Message("user", ("Hi",)),)
         job = Job(job_id="job", model="m", tenant="t", messages=messages, sampling=sampling, cost=1.0)
-        taking = Answer(Assignment(job, "one", (), "", {}), ByteTokenizer())
+        taking = JobOutput(Assignment(job, "one", (), "", {}), ByteTokenizer())
         for output in outputs:
-            taking.take(output)
+            taking.process(output)
         event = taking.next_event()
         return [event.token_ids, event.text, event.final]
 

@@ -56,7 +56,7 @@ class GrammarRefused(ValueError):
 
 def grammar_source(kind: GrammarKind, text: str, *, begins_with_space: bool = False) -> str:
     """``text`` is the schema as JSON, the expression, or the choices as a JSON list of strings; no matter for
-    ``json_object``; for ``tools`` as ``llava_wire.Grammar`` says. ``begins_with_space``: the detokenizer
+    ``json_object``; for ``tools`` as ``Grammar`` of the wire says. ``begins_with_space``: the detokenizer
     takes a space from the beginning of a text, so the grammar puts one there. Raises GrammarRefused.
     """
     start = 'start: " " answer' if begins_with_space else "start: answer"

@@ -1,0 +1,50 @@
+"""Collect the whole output of a request that is not streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llava_wire.messages.event import Event, TokenLogprob
+
+from llava_server.generation.merged_outputs import MergedOutputs
+from llava_server.request_metrics import EventObserver
+
+__all__ = ["CollectedChoice", "collect"]
+
+
+@dataclass
+class CollectedChoice:
+    """The output of one choice up to its latest event."""
+
+    parts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    last: Event = Event(0, (), "")
+    prompt: tuple[TokenLogprob, ...] = ()
+
+    def add(self, event: Event) -> None:
+        """Append the next event."""
+        self.parts.append(event.text)
+        self.logprobs += event.logprobs
+        self.last = event
+        self.prompt = self.prompt or event.prompt
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
+
+
+async def collect(
+    outputs: MergedOutputs, first: tuple[int, Event], observers: Sequence[EventObserver]
+) -> list[CollectedChoice]:
+    """Read the outputs to their end; ``first`` was read already. Raises ApiError if a job failed."""
+    choices = [CollectedChoice() for _ in range(len(outputs))]
+    index, event = first
+    while True:
+        observers[index].observe(event)
+        if event.final is not None and event.final.error is not None:
+            raise outputs.failure(index, event.final.error)
+        choices[index].add(event)
+        if outputs.is_over:
+            return choices
+        index, event = await outputs.next()

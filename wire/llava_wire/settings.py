@@ -1,0 +1,106 @@
+"""Settings that every process on the queue has: read from ``LLAVA_*`` variables, then from flags.
+
+``ServiceSettings`` is the base class of the server's and the worker's settings. Secrets may come from files
+(``LLAVA_REDIS_URL_FILE`` for ``redis_url``), as Docker and Kubernetes mount them, and are never printed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from typing_extensions import Self
+
+__all__ = ["ServiceSettings"]
+
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+class ServiceSettings(BaseSettings):
+    """The settings of one process. A subclass adds fields and sets ``program``, the prefix of error lines.
+
+    A field ``<name>_file`` next to a secret field ``<name>`` is the path of a file that holds the secret.
+    """
+
+    program: ClassVar[str]
+    model_config = SettingsConfigDict(
+        env_prefix="LLAVA_",
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_implicit_flags=True,
+    )
+
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="Redis or Valkey: redis://, rediss:// or unix://."
+    )
+    redis_url_file: Path | None = Field(None, description="File that holds the Redis URL (a secret).")
+    lease_s: float = Field(5.0, gt=0, le=600, description="A worker silent for so long is dead, s.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    otel: bool = Field(
+        False, description="Send OpenTelemetry traces by OTLP over HTTP; OTEL_* variables say where to."
+    )
+
+    @classmethod
+    def load(cls, arguments: Sequence[str]) -> Self:
+        """Read variables and flags. Exit with status 2 and one line on stderr for each invalid value."""
+        try:
+            return CliApp.run(cls, cli_args=list(arguments))
+        except ValidationError as error:
+            lines = [f"{cls.program}: {cls._error_line(detail)}" for detail in error.errors()]
+            sys.stderr.write("\n".join(lines) + "\n")
+            raise SystemExit(2) from None  # the chained exception would print values, which may be secrets
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secret_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        read = {}
+        for name, field in cls.model_fields.items():
+            path = values.get(f"{name}_file")
+            if not path or not _is_secret(field):
+                continue
+            if values.get(name):
+                raise ValueError(f"{name} and {name}_file are both given; give one")
+            text = _read_text(name, Path(path))
+            is_list = field.annotation is not SecretStr
+            read[name] = [part for part in re.split(r"[,\s]+", text) if part] if is_list else text
+        return {**values, **read}
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(_REDIS_SCHEMES):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @classmethod
+    def _error_line(cls, detail: Any) -> str:
+        """Describe one of pydantic's error details. The value of a secret field is left out."""
+        name = "_".join(str(part) for part in detail["loc"])
+        message = str(detail["msg"]).removeprefix("Value error, ")
+        if not name:
+            return message
+        field = cls.model_fields.get(name)
+        got = f" (got {detail.get('input')!r})" if field is None or not _is_secret(field) else ""
+        description = f"; {field.description}" if field else ""
+        return f"LLAVA_{name.upper()} / --{name.replace('_', '-')}: {message}{got}{description}"
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return SecretStr in (field.annotation, *get_args(field.annotation))
+
+
+def _read_text(name: str, path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}_file: cannot read {path}: {error}") from error

@@ -1,0 +1,109 @@
+"""Build the engine's input for a job: its sequence and its compiled grammar."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import ErrorCode, JobError
+from llava_wire.messages.job import Job
+from llava_wire.messages.sampling_params import Grammar, SamplingParams
+
+from llava_worker.engine import Sampling, Sequence
+from llava_worker.engine.core.sequence import Pixels
+from llava_worker.engine.structured_output.to_lark import GrammarRefused
+from llava_worker.language.prompt_builder import Prompt, PromptError
+
+if TYPE_CHECKING:
+    from llava_worker.engine.structured_output.grammar import Grammar as CompiledGrammar
+    from llava_worker.engine.structured_output.grammar_cache import Grammars
+
+__all__ = ["GrammarError", "compile_grammar", "make_sequence"]
+
+logger = logging.getLogger(__name__)
+
+
+class GrammarError(Exception):
+    """The job's grammar cannot be compiled; the job ends with ``error``."""
+
+    def __init__(self, error: JobError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int) -> Sequence:
+    """Raises PromptError if an image's pixels do not have the size that the job states."""
+    job = assignment.job
+    room = context_length - len(prompt.token_ids)
+    max_tokens = job.sampling.max_tokens
+    return Sequence(
+        seq_id=assignment.assignment_id,
+        prompt_ids=prompt.token_ids,
+        images=prompt.images,
+        pixels=_pixels(assignment, prompt),
+        sampling=_sampling(job.sampling),
+        max_new_tokens=room if max_tokens is None else min(max_tokens, room),
+        output_ids=list(assignment.token_ids),
+        cache_scope="public" if job.cache_scope == "public" else f"tenant {job.tenant}",
+        is_embedding=job.task == "embed",
+        has_prompt_logprobs=job.is_echoed and job.sampling.num_logprobs is not None,
+        deadline_s=None if assignment.left_s is None else time.monotonic() + assignment.left_s,
+    )
+
+
+def _sampling(params: SamplingParams) -> Sampling:
+    return Sampling(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        seed=params.seed,
+        ignore_eos=params.ignore_eos,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=params.logit_bias,
+        min_tokens=params.min_tokens,
+        stop_token_ids=params.stop_token_ids,
+        num_logprobs=params.num_logprobs,
+    )
+
+
+def _pixels(assignment: Assignment, prompt: Prompt) -> list[Pixels]:
+    pixels: list[Pixels] = []
+    images = {image.digest: image for image in assignment.job.images}
+    for span in prompt.images:
+        image = images[span.digest]
+        tiles = assignment.pixels.get(image.digest, b"")
+        expected = image.num_tiles * image.side * image.side * 3
+        if len(tiles) != expected:
+            raise PromptError(
+                ErrorCode.INTERNAL_ERROR,
+                f"a picture came with {len(tiles)} bytes of pixels instead of {expected}",
+            )
+        pixels.append(tiles)
+    return pixels
+
+
+async def compile_grammar(grammars: Grammars | None, grammar: Grammar, job: Job) -> CompiledGrammar:
+    """Compile in a thread, concurrently with running streams. Raises GrammarError.
+
+    ``grammars`` is None for a model without structured output.
+    """
+    try:
+        if grammars is None:
+            raise GrammarRefused(f"model {job.model!r} answers freely only")
+        return await asyncio.to_thread(grammars.compile, grammar.kind, grammar.text)
+    except GrammarRefused as refused:
+        param = "tools" if grammar.kind == "tools" else "response_format"
+        message = refused.sentence(grammar.kind)
+        raise GrammarError(
+            JobError(code=ErrorCode.INVALID_REQUEST, message=message, param=param)
+        ) from refused
+    except Exception as error:  # the job must end, whatever failed
+        logger.exception("job_id=%s: its grammar cannot be compiled", job.job_id)
+        message = "the grammar could not be compiled"
+        raise GrammarError(JobError(code=ErrorCode.INTERNAL_ERROR, message=message)) from error
