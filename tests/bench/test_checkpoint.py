@@ -11,7 +11,7 @@ import torch
 from llava_cli.bench import Pictures, Plan
 from llava_cli.bench.plan import talks
 from llava_worker.engine.startup.build_engine import load_engine
-from llava_worker.language.hf_tokenizer import FileTokenizer
+from llava_worker.language.hf_tokenizer import HFTokenizer
 from safetensors import safe_open
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
@@ -76,7 +76,7 @@ def test_the_measured_shape_is_llava_1_5_with_a_decoder_of_1_3_billion() -> None
 
 
 def test_each_word_of_a_question_is_one_token_and_each_id_has_text(folder: Path) -> None:
-    tokenizer = FileTokenizer(folder)
+    tokenizer = HFTokenizer(folder)
     [_, talk] = [talk for talk, _ in zip(talks(Plan(pictures=Pictures.NONE)), range(2), strict=False)]
     question = talk.questions[0]
     words = question.rsplit(" ", 1)[0]
@@ -88,7 +88,7 @@ def test_each_word_of_a_question_is_one_token_and_each_id_has_text(folder: Path)
 
 def test_transformers_reads_the_same_tokens(folder: Path) -> None:
     theirs = AutoTokenizer.from_pretrained(folder)
-    ours = FileTokenizer(folder)
+    ours = HFTokenizer(folder)
     text = "what is shown in this picture, near the door (7)?"
     assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
     assert len(theirs) == MINI.vocabulary

@@ -93,7 +93,7 @@ def fleet_of(url: str, folder: Path) -> Iterator[Fleet]:
 def undisturbed(question: str, *, max_tokens: int) -> str:
     """What one echo engine answers when nobody dies; greedy and without an end of its own."""
     model = open_model(load_settings(["--model", "echo"]))
-    prompt = model.prompts.build([Message("user", (question,))])
+    prompt = model.prompts.build_chat([Message("user", (question,))])
     sampling = Sampling(ignore_eos=True)
     engine = EchoEngine()
     engine.add(
