@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from llava_worker.model.config.image_grid import PictureLayout
+from llava_worker.model.config.image_grid import ImageLayout
 from numpy.typing import NDArray
 from transformers import (
     AutoConfig,
@@ -108,14 +108,14 @@ class Prompt:
         return [hashlib.sha256(tile.tobytes()).hexdigest() for tile in self.pixels]
 
 
-PLAIN_LAYOUT = PictureLayout(side=28, tokens_per_tile=4)
+PLAIN_LAYOUT = ImageLayout(side=28, tokens_per_tile=4)
 
 
 def random_prompt(
     rng: np.random.Generator,
     *,
     num_images: int,
-    layout: PictureLayout = PLAIN_LAYOUT,
+    layout: ImageLayout = PLAIN_LAYOUT,
     max_words: int = 12,
 ) -> Prompt:
     prompt = Prompt([1])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from llava_worker.model.config.image_grid import PictureLayout, best_resolution, fitted_size
+from llava_worker.model.config.image_grid import ImageLayout, best_resolution, fitted_size
 from llava_worker.model.config.model_config import read_config
 
 from tests.worker.checkpoints import (
@@ -42,8 +42,8 @@ class Member:
     logits_of: Logits
 
     @property
-    def image_layout(self) -> PictureLayout:
-        return read_config(self.folder).picture_layout()
+    def image_layout(self) -> ImageLayout:
+        return read_config(self.folder).image_layout()
 
 
 def make_member(name: str, number: int, folder: Path) -> Member:
@@ -152,7 +152,7 @@ def _high_definition(rng: np.random.Generator, folder: Path, seed: int) -> Membe
     values = json.loads((folder / "config.json").read_text())
     values |= {"model_type": "llava", "image_aspect_ratio": "hd"}
     (folder / "config.json").write_text(json.dumps(values))
-    layout = read_config(folder).picture_layout()
+    layout = read_config(folder).image_layout()
     return Member(folder, lambda prompt: hd_logits(reference, prompt, layout))
 
 
@@ -169,7 +169,7 @@ CLASSES = {
 
 
 @torch.inference_mode()
-def hd_logits(reference: Reference, prompt: Prompt, layout: PictureLayout) -> torch.Tensor:
+def hd_logits(reference: Reference, prompt: Prompt, layout: ImageLayout) -> torch.Tensor:
     """transformers' decoder over features put together patch by patch."""
     x = reference.get_input_embeddings()(torch.tensor(prompt.token_ids)).clone()
     for start, tiles, size in zip(prompt.image_starts, prompt.pixels, prompt.sizes, strict=True):
@@ -182,7 +182,7 @@ def hd_logits(reference: Reference, prompt: Prompt, layout: PictureLayout) -> to
 
 
 def _hd_features(
-    features: torch.Tensor, size: tuple[int, int], layout: PictureLayout, newline: torch.Tensor
+    features: torch.Tensor, size: tuple[int, int], layout: ImageLayout, newline: torch.Tensor
 ) -> torch.Tensor:
     """The global view, then each row of patches that show a pixel of the picture, and the row's end."""
     canvas = best_resolution(size, layout.grid)

@@ -12,8 +12,7 @@ from llava_worker.engine import ImageSpan, Sequence, StepOutput
 from llava_worker.engine.core.encoder_cache import EncoderCache
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
-from llava_worker.model.attention.kv_cache import ExactKVCache
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.llava import Llava
@@ -57,30 +56,25 @@ def model(checkpoint: tuple[Path, Reference]) -> Llava:
 def make_engine(model: Llava) -> MakeEngine:
     """An engine whose cache is filled with NaN: a read of a slot that was not written shows.
 
-    ``over`` is the model, by default that of the whole run; ``runner`` may be a subclass; ``kind`` is the KV
-    cache's.
+    ``over`` is the model, by default that of the whole run; ``runner`` may be a subclass; ``is_int8``
+    is the KV cache's.
     """
 
     def make(
         *,
         over: Llava = model,
         runner: type[ModelRunner] = ModelRunner,
-        kind: type[ExactKVCache] | type[Int8KVCache] = ExactKVCache,
+        is_int8: bool = False,
         num_blocks: int = 64,
         block_size: int = 4,
         encoder_cache_bytes: int = 1 << 20,
         **options: Any,
     ) -> Engine:
         text = over.config.text_config
-        cache = kind(
-            num_blocks,
-            block_size,
-            num_layers=text.num_hidden_layers,
-            num_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
-            dtype=over.dtype,
-            device=CPU,
+        spec = KVCacheSpec.for_model(
+            text, num_blocks=num_blocks, block_size=block_size, dtype=over.dtype, is_int8=is_int8
         )
+        cache = KVCache(spec, CPU)
         shape = (num_blocks * block_size, text.num_key_value_heads, text.head_dim)
         nan = torch.full(shape, torch.nan, dtype=over.dtype)
         for layer in range(text.num_hidden_layers):

@@ -68,7 +68,7 @@ class Engine:
         self._validator = SequenceValidator(
             context_length=context_length,
             sampling=SamplingLimits(vocab_size=vocab_size, num_eos_ids=len(self._eos_ids)),
-            images=config.picture_layout(),
+            images=config.image_layout(),
         )
         self.context_length = context_length
         self.max_sequences = max_num_sequences
@@ -153,7 +153,7 @@ class Engine:
 
     def idle(self) -> bool:
         """Prepare for later steps for some milliseconds; False if there is nothing left to prepare."""
-        return self._runner.cache.claim_more()
+        return self._runner.cache.prefault_more()
 
     def stats(self) -> EngineStats:
         cache, seconds, counters = self._runner.encoder_cache, self.timer.seconds, self._counters

@@ -21,7 +21,7 @@ from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.step_result import ChunkResult, TokenResult
 from llava_worker.engine.core.step_timer import StepTimer
 from llava_worker.engine.sampling.sampled_tokens import count_accepted
-from llava_worker.model.config.image_grid import PictureLayout
+from llava_worker.model.config.image_grid import ImageLayout
 
 VOCAB_SIZE = 128
 _NUM_SAMPLED = 40  # different tokens, the end token among them
@@ -40,7 +40,7 @@ class HashModelRunner:
         """``breaks_at``: the output token at which a sequence's logits are not finite."""
         config = SimpleNamespace(
             text_config=SimpleNamespace(vocab_size=VOCAB_SIZE),
-            picture_layout=lambda: PictureLayout(side=28, tokens_per_tile=4),
+            image_layout=lambda: ImageLayout(side=28, tokens_per_tile=4),
         )
         self.model = SimpleNamespace(config=config)
         self.cache = SimpleNamespace(num_blocks=num_blocks, block_size=block_size)

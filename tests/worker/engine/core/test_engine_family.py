@@ -13,7 +13,7 @@ from llava_worker.engine import SequenceRejected
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
-from llava_worker.model.config.image_grid import PictureLayout
+from llava_worker.model.config.image_grid import ImageLayout
 
 from tests.worker.checkpoints import (
     LLAVA_INTERLEAVE,
@@ -127,5 +127,5 @@ def test_a_picture_whose_span_does_not_fit_its_size_is_refused(
         engine.add(make_sequence(prompt))
 
 
-def layout_of(engine: Engine) -> PictureLayout:
-    return engine._runner.model.config.picture_layout()
+def layout_of(engine: Engine) -> ImageLayout:
+    return engine._runner.model.config.image_layout()

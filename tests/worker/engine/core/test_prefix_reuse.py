@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from llava_worker.engine import Sequence
 from llava_worker.engine.engine import Engine
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
-from llava_worker.model.attention.kv_cache import ExactKVCache
 
 from tests.worker.checkpoints import Prompt, random_prompt
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
@@ -164,18 +162,18 @@ def test_tenants_find_nothing_of_each_other_unless_both_are_public(
     assert stats.num_encoded_images_total == (2 if num_hits else 4)
 
 
-@pytest.mark.parametrize("kind", [ExactKVCache, Int8KVCache])
+@pytest.mark.parametrize("is_int8", [False, True])
 def test_a_copy_of_rows_leaves_its_source_as_it_was(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
     image_prompt: Prompt,
-    kind: type[ExactKVCache] | type[Int8KVCache],
+    is_int8: bool,
 ) -> None:
     """All go on from the same unfilled block, each with words of its own."""
 
     def engine_of(**options: Any) -> Engine:
-        return make_engine(block_size=16, kind=kind, **options)
+        return make_engine(block_size=16, is_int8=is_int8, **options)
 
     longer = [
         Prompt(image_prompt.token_ids + end, image_prompt.image_starts, image_prompt.pixels)

@@ -71,7 +71,7 @@ def test_a_step_without_memory_ends_all_ranks_since_none_can_leave_it(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     mlp: Any = ranks.model.language_model.layers[1].mlp
-    mlp._gate = raise_out_of_memory
+    mlp._act = raise_out_of_memory
     engine.add(make_sequence(prompt))
 
     with pytest.raises(RankFailed, match="no memory in a step of 2 ranks"):

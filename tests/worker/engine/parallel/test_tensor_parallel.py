@@ -94,13 +94,13 @@ def test_copied_blocks_and_one_cache_after_another_are_those_of_the_other_rank_t
         ]
 
     copied: list[int] = []
-    tell_copy = ranks.group.ranks.tell_copy
+    send_copy = ranks.group.ranks.send_copy
 
     def record_copy(first: int, target: int, num_rows: int) -> None:
         copied.append(num_rows)
-        tell_copy(first, target, num_rows)
+        send_copy(first, target, num_rows)
 
-    monkeypatch.setattr(ranks.group.ranks, "tell_copy", record_copy)
+    monkeypatch.setattr(ranks.group.ranks, "send_copy", record_copy)
 
     assert outputs(ranks.model) == outputs(load(folder))
     assert copied

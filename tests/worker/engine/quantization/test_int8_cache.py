@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
 
 from tests.worker.checkpoints import Prompt, random_prompt
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
@@ -27,7 +26,7 @@ def alone(
     """Each prompt's answer when it has an engine of its own and goes through in one piece."""
     return [
         run(
-            make_engine(kind=Int8KVCache, max_batch_tokens=256),
+            make_engine(is_int8=True, max_batch_tokens=256),
             [make_sequence(prompt, max_new_tokens=LENGTH)],
         )["one"]
         for prompt in prompts
@@ -53,7 +52,7 @@ def test_8_bit_answers_do_not_depend_on_company_or_room(
     alone: list[list[int]],
     options: dict[str, Any],
 ) -> None:
-    engine = make_engine(kind=Int8KVCache, **options)
+    engine = make_engine(is_int8=True, **options)
 
     for _ in range(2):  # the second time most of each prompt may be found
         answers = run(

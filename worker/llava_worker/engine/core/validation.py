@@ -11,7 +11,7 @@ from llava_wire.messages.event import ErrorCode, JobError
 
 from llava_worker.engine.core.sampling_limits import SamplingLimits
 from llava_worker.engine.core.sequence import ImageSpan, Pixels, Sequence, SequenceRejected
-from llava_worker.model.config.image_grid import PictureLayout
+from llava_worker.model.config.image_grid import ImageLayout
 
 __all__ = ["SequenceValidator"]
 
@@ -22,7 +22,7 @@ class SequenceValidator:
 
     context_length: int
     sampling: SamplingLimits
-    images: PictureLayout
+    images: ImageLayout
 
     def check(self, sequence: Sequence) -> None:
         """Raises SequenceRejected for a sequence that cannot be computed."""
