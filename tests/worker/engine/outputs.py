@@ -18,3 +18,9 @@ def collect_outputs(engine: Engine, *sequences: Sequence) -> dict[str, list[Step
         engine.check()
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
     return outputs
+
+
+def num_computed_tokens(engine: Engine) -> int:
+    """Tokens that went through the model: prompts, outputs, drafts, repeats after a preemption."""
+    stats = engine.stats()
+    return stats.num_prefill_tokens_total + stats.num_decode_tokens_total

@@ -22,11 +22,10 @@ from llava_wire.messages.event import ErrorCode, JobError
 from llava_worker.engine.async_pipeline import AsyncPipeline
 from llava_worker.engine.core.block_manager import BlockManager
 from llava_worker.engine.core.outputs import EngineStats, Finish, StepOutput
-from llava_worker.engine.core.sampling_limits import SamplingLimits
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
 from llava_worker.engine.core.sequence import Sequence, SequenceRejected
 from llava_worker.engine.core.step_result import ChunkResult, TokenResult
-from llava_worker.engine.core.validation import SequenceValidator
+from llava_worker.engine.core.validation import SamplingLimits, SequenceValidator
 from llava_worker.engine.image_embedding_queue import ImageEmbeddingQueue
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.speculation.drafter import Drafter

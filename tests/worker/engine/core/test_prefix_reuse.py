@@ -11,6 +11,7 @@ from llava_worker.engine.engine import Engine
 
 from tests.worker.checkpoints import Prompt, random_prompt
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
+from tests.worker.engine.outputs import num_computed_tokens
 
 BLOCK = 4
 
@@ -33,9 +34,9 @@ def after(sentence: list[int], prompt: Prompt) -> Prompt:
 
 
 def computed_by(engine: Engine, sequences: list[Sequence], run: Run) -> int:
-    before = engine.stats().num_computed_tokens_total
+    before = num_computed_tokens(engine)
     run(engine, sequences)
-    return engine.stats().num_computed_tokens_total - before
+    return num_computed_tokens(engine) - before
 
 
 @pytest.mark.parametrize("num_known", [0, 1, 4, 6])

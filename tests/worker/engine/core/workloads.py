@@ -16,6 +16,7 @@ from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.engine import ImageSpan, Sequence, StepOutput
 from llava_worker.engine.engine import Engine
 
+from tests.worker.engine.outputs import num_computed_tokens
 from tests.worker.sampling_params import greedy
 
 IMAGE_TOKEN = 127
@@ -183,7 +184,7 @@ class Traffic:
             for output in engine.step():
                 results.take(output)
             engine.check()
-            total = engine.stats().num_computed_tokens_total
+            total = num_computed_tokens(engine)
             assert total - num_computed <= max_batch_tokens
             num_computed = total
             self.step += 1

@@ -123,7 +123,7 @@ def test_an_engine_fresh_from_loading_looks_as_if_nothing_had_happened(
     engine.check()
     assert info.warmup_s > 0
     assert stats.num_free_blocks == stats.num_blocks > 0
-    assert stats.num_computed_tokens_total == stats.num_steps_total == stats.image_cache_bytes == 0
+    assert stats.num_prefill_tokens_total == stats.num_steps_total == stats.image_cache_bytes == 0
     assert stats.num_image_cache_misses_total == stats.num_encoded_images_total == 0
 
 

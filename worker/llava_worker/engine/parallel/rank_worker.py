@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import torch
@@ -41,7 +41,6 @@ from llava_worker.model.tensor_parallel import (
 __all__ = ["RankWorker", "main"]
 
 _PR_SET_PDEATHSIG = 1
-_T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 

@@ -56,7 +56,7 @@ def build_engine(
 
     Raises CheckpointError for a folder that cannot be served, ValueError for a wrong setting,
     InsufficientMemory, a ValueError, for a model that does not fit, and WarmupError for one that fails at its
-    first step. """
+    first step."""
     _set_threads(config)
     plan = _Plan.make(config)
     stopwatch = _Stopwatch()
