@@ -74,7 +74,6 @@ class ControllerProcess(_Process):
             "redis_url": redis_url,
             "port": port,
             "lease_s": LEASE_S,
-            "hang_timeout_s": HANG_S,
             "image_workers": 1,
             "orphan_grace_s": ORPHAN_GRACE_S,
             **settings,
