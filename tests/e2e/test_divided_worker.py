@@ -11,7 +11,7 @@ import psutil
 import pytest
 from llava_wire.messages.job import ImageRef
 
-from tests.e2e.worker_process import Fleet
+from tests.e2e.worker_process import SystemStatus
 from tests.waiting import async_wait_until
 from tests.worker.asker import Asker, asking
 
@@ -50,7 +50,7 @@ async def answers(asker: Asker) -> list[str]:
     return [await asker.answer(job) for job in jobs]
 
 
-async def test_its_answers_are_those_of_a_single_process(asker: Asker, fleet: Fleet) -> None:
+async def test_its_answers_are_those_of_a_single_process(asker: Asker, fleet: SystemStatus) -> None:
     whole = await fleet.start(*TINY).ready()
     expected = await answers(asker)
     whole.send(signal.SIGTERM)
@@ -66,7 +66,7 @@ async def test_its_answers_are_those_of_a_single_process(asker: Asker, fleet: Fl
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_lost_rank_ends_the_worker_and_its_answer_goes_on_elsewhere(
-    asker: Asker, fleet: Fleet, number: signal.Signals
+    asker: Asker, fleet: SystemStatus, number: signal.Signals
 ) -> None:
     """Killed, it is missed at once; stopped, by the watchdog of steps that do not end."""
     question, sampling = "Tell me a story.", {"max_tokens": 400, "temperature": 0.0, "ignore_eos": True}
@@ -90,7 +90,7 @@ async def test_a_lost_rank_ends_the_worker_and_its_answer_goes_on_elsewhere(
     assert await asker.answer(job) == undisturbed
 
 
-async def test_a_killed_worker_leaves_no_rank_behind(fleet: Fleet) -> None:
+async def test_a_killed_worker_leaves_no_rank_behind(fleet: SystemStatus) -> None:
     divided = await fleet.start(*DIVIDED).ready()
     (follower,) = divided.children
     divided.send(signal.SIGKILL)
@@ -98,7 +98,7 @@ async def test_a_killed_worker_leaves_no_rank_behind(fleet: Fleet) -> None:
     await async_wait_until(lambda: not psutil.pid_exists(follower))
 
 
-async def test_a_model_that_cannot_be_divided_so_is_refused_with_a_sentence(fleet: Fleet) -> None:
+async def test_a_model_that_cannot_be_divided_so_is_refused_with_a_sentence(fleet: SystemStatus) -> None:
     worker = fleet.start(*TINY, "--tensor-parallel", "3")
     assert await worker.ended() == 1
     assert "3 does not divide num_attention_heads 4" in worker.log

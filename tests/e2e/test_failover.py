@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from llava_wire.messages.event import FinishReason
 
-from tests.e2e.worker_process import Fleet, WorkerProcess, fleet_of, undisturbed
+from tests.e2e.worker_process import SystemStatus, WorkerProcess, fleet_of, undisturbed
 from tests.waiting import async_wait_until
 from tests.worker.asker import Asker, asking
 
@@ -53,12 +53,14 @@ async def assert_undisturbed(asker: Asker, jobs: list[str]) -> None:
         assert asker.text(job) == undisturbed(question, max_tokens=MAX_TOKENS)
 
 
-async def two_workers(fleet: Fleet) -> tuple[WorkerProcess, WorkerProcess]:
+async def two_workers(fleet: SystemStatus) -> tuple[WorkerProcess, WorkerProcess]:
     first, second = fleet.start(*SLOW), fleet.start(*SLOW)
     return await first.ready(), await second.ready()
 
 
-async def test_eight_streams_survive_the_kill_of_one_of_two_workers(asker: Asker, fleet: Fleet) -> None:
+async def test_eight_streams_survive_the_kill_of_one_of_two_workers(
+    asker: Asker, fleet: SystemStatus
+) -> None:
     first, _ = await two_workers(fleet)
     jobs = await begin(asker)
     first.send(signal.SIGKILL)
@@ -66,7 +68,9 @@ async def test_eight_streams_survive_the_kill_of_one_of_two_workers(asker: Asker
     assert await first.ended() == -signal.SIGKILL
 
 
-async def test_eight_streams_survive_the_drain_of_one_of_two_workers(asker: Asker, fleet: Fleet) -> None:
+async def test_eight_streams_survive_the_drain_of_one_of_two_workers(
+    asker: Asker, fleet: SystemStatus
+) -> None:
     first, _ = await two_workers(fleet)
     jobs = await begin(asker)
     first.send(signal.SIGTERM)
@@ -76,7 +80,7 @@ async def test_eight_streams_survive_the_drain_of_one_of_two_workers(asker: Aske
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_the_streams_of_an_only_worker_go_on_when_a_new_one_starts(
-    asker: Asker, fleet: Fleet, number: signal.Signals
+    asker: Asker, fleet: SystemStatus, number: signal.Signals
 ) -> None:
     only = await fleet.start("--echo-step-s", "0.02", "--lease-s", "1").ready()
     jobs = await begin(asker)
@@ -88,7 +92,7 @@ async def test_the_streams_of_an_only_worker_go_on_when_a_new_one_starts(
 
 
 async def test_a_worker_whose_engine_hangs_ends_itself_and_its_streams_go_on(
-    asker: Asker, fleet: Fleet
+    asker: Asker, fleet: SystemStatus
 ) -> None:
     hanging = await fleet.start("--echo-faults", "--hang-timeout-s", "0.5", "--lease-s", "1").ready()
     question = "Hi? [[hang at 20]]"
@@ -100,7 +104,7 @@ async def test_a_worker_whose_engine_hangs_ends_itself_and_its_streams_go_on(
 
 
 async def test_a_crashing_engine_takes_its_worker_along_and_its_streams_go_on(
-    asker: Asker, fleet: Fleet
+    asker: Asker, fleet: SystemStatus
 ) -> None:
     crashing = await fleet.start("--echo-faults", "--lease-s", "1").ready()
     question = "Hi? [[crash at 20]]"
@@ -110,7 +114,7 @@ async def test_a_crashing_engine_takes_its_worker_along_and_its_streams_go_on(
     assert await asker.answer(job) == undisturbed(question, max_tokens=MAX_TOKENS)
 
 
-async def test_a_second_signal_ends_a_draining_worker_at_once(asker: Asker, fleet: Fleet) -> None:
+async def test_a_second_signal_ends_a_draining_worker_at_once(asker: Asker, fleet: SystemStatus) -> None:
     worker = await fleet.start("--echo-step-s", "0.02", "--drain-timeout-s", "600").ready()
     job = await asker.ask("Hi?", max_tokens=4000, ignore_eos=True)
     await async_wait_until(lambda: bool(asker.token_ids(job)))
@@ -129,7 +133,7 @@ async def test_a_worker_without_a_queue_says_so_and_ends(tmp_path: Path) -> None
         assert "Traceback" not in worker.log
 
 
-async def test_a_worker_without_its_model_says_so_and_ends(fleet: Fleet) -> None:
+async def test_a_worker_without_its_model_says_so_and_ends(fleet: SystemStatus) -> None:
     worker = fleet.start("--model", "/nowhere")
     assert await worker.ended() == 1
     assert "neither a folder" in worker.log

@@ -63,7 +63,7 @@ class WorkerProcess:
         self._process.wait()
 
 
-class Fleet:
+class SystemStatus:
     """The workers of one test."""
 
     def __init__(self, url: str, folder: Path) -> None:
@@ -82,8 +82,8 @@ class Fleet:
 
 
 @contextmanager
-def fleet_of(url: str, folder: Path) -> Iterator[Fleet]:
-    fleet = Fleet(url, folder)
+def fleet_of(url: str, folder: Path) -> Iterator[SystemStatus]:
+    fleet = SystemStatus(url, folder)
     try:
         yield fleet
     finally:

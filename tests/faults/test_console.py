@@ -11,7 +11,7 @@ import pytest
 from llava_server.operator.cli.doctor import judge
 from llava_wire.messages.job import Job, Message
 from llava_wire.messages.sampling_params import SamplingParams
-from llava_wire.operator.inspector import Fleet
+from llava_wire.operator.inspector import SystemStatus
 from llava_wire.redis.keys import PREFIX
 
 from tests.e2e.worker_process import undisturbed
@@ -31,7 +31,7 @@ GOOD = {
     "ping_s": 0.001,
     "clock_ahead_s": 0.1,
 }
-NOBODY = Fleet((), {"c": 0.1}, {}, 0)
+NOBODY = SystemStatus((), {"c": 0.1}, {}, 0)
 
 
 def run(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:

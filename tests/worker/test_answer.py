@@ -209,7 +209,7 @@ def test_a_public_job_shares_with_no_tenant_whatever_its_name() -> None:
 
 def test_a_sequence_knows_when_its_time_is_over() -> None:
     before = time.monotonic()
-    made = make_sequence(replace(assignment(), left_s=60.0), prompt(), context_length=100)
+    made = make_sequence(replace(assignment(), remaining_s=60.0), prompt(), context_length=100)
     assert made.deadline_s is not None
     assert before + 60 <= made.deadline_s <= time.monotonic() + 60
 

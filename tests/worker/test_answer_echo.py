@@ -65,9 +65,9 @@ def token(token_id: int, prompt: tuple[TokenLogprobs, ...] = ()) -> StepOutput:
 def test_the_first_event_has_the_prompts_tokens_and_no_other_has() -> None:
     answer = JobOutput(assignment(), ByteTokenizer())
     event = first_event(answer, token(ord("a"), LOGPROBS), token(ord("b")))
-    assert [each.chosen.token_id for each in event.prompt] == PROMPT.token_ids
-    assert [each.chosen.text for each in event.prompt] == [b"", b" ", b"H", b"i"]
-    assert [each.chosen.logprob for each in event.prompt] == [0, -0.25, -0.5, -0.75]
+    assert [each.sampled.token_id for each in event.prompt] == PROMPT.token_ids
+    assert [each.sampled.text for each in event.prompt] == [b"", b" ", b"H", b"i"]
+    assert [each.sampled.logprob for each in event.prompt] == [0, -0.25, -0.5, -0.75]
     assert [each.top and each.top[0].token_id for each in event.prompt] == [(), 1, 2, 3]
     assert event.text == "ab"
     answer.process(token(ord("c")))
@@ -84,7 +84,7 @@ def test_what_is_not_echoed_tells_no_prompt(is_echoed: bool) -> None:
 def test_without_logprobs_the_prompt_is_told_and_the_engine_is_not_asked() -> None:
     given = assignment(num_logprobs=None)
     event = first_event(JobOutput(given, ByteTokenizer()), StepOutput("fence", 97, "length"))
-    assert [each.chosen.logprob for each in event.prompt] == [0, 0, 0, 0]
+    assert [each.sampled.logprob for each in event.prompt] == [0, 0, 0, 0]
     assert not make_sequence(given, PROMPT, context_length=99).has_prompt_logprobs
     assert make_sequence(assignment(), PROMPT, context_length=99).has_prompt_logprobs
 
@@ -98,7 +98,7 @@ def test_who_goes_on_with_a_log_does_not_tell_the_prompt_again() -> None:
 
 def test_the_space_that_a_tokenizer_puts_before_a_text_is_none_of_the_prompts() -> None:
     event = first_event(JobOutput(assignment(), LlamaLike()), token(ord("a"), LOGPROBS))
-    assert b"".join(each.chosen.text for each in event.prompt) == b"Hi"
+    assert b"".join(each.sampled.text for each in event.prompt) == b"Hi"
 
 
 def test_an_answer_that_fails_before_its_first_token_tells_no_prompt() -> None:
@@ -134,8 +134,8 @@ async def test_a_stream_handed_on_has_its_prompt_once(queue_url: str, asker: Ask
     told = [bool(event.prompt) for event in asker.events[job]]
     assert told == [True, *[False] * (len(told) - 1)]
     prompt = asker.events[job][0].prompt
-    assert [each.chosen.token_id for each in prompt] == [BOS, *b"Hi?"]
-    assert [each.chosen.logprob for each in prompt] == [0, -1 / 8, -2 / 8, -3 / 8]
+    assert [each.sampled.token_id for each in prompt] == [BOS, *b"Hi?"]
+    assert [each.sampled.logprob for each in prompt] == [0, -1 / 8, -2 / 8, -3 / 8]
 
 
 @pytest.mark.anyio

@@ -48,7 +48,7 @@ class Hosted:
     engine: weakref.ref[object]  # the first model's
 
     async def heartbeat(self) -> Heartbeat | None:
-        workers = (await self.inspector.fleet()).workers
+        workers = (await self.inspector.status()).workers
         return workers[0].heartbeat if workers else None
 
     async def beating(self) -> Heartbeat:
@@ -59,12 +59,12 @@ class Hosted:
 
     async def report(self, instruction: ModelCommand) -> CommandStatus:
         """What has come of an order."""
-        given = await self.desk.give(self.host.heartbeat.worker_id, instruction)
+        given = await self.desk.send(self.host.heartbeat.worker_id, instruction)
         assert given is not None
         while True:
             beat = await self.heartbeat()
-            if beat and beat.order and beat.order.order_id == given[0] and beat.order.is_settled:
-                return beat.order
+            if beat and beat.command and beat.command.command_id == given[0] and beat.command.is_finished:
+                return beat.command
             await asyncio.sleep(0.01)
 
 

@@ -225,7 +225,7 @@ async def test_a_drained_worker_hands_its_streams_on_in_mid_sentence(queue_url: 
     assert (await asker.producer.stats()).num_workers == 0
     async with running(queue_url):
         assert await asker.answer(job) == whole
-    assert [one.chosen.token_id for one in asker.logprobs(job)] == asker.token_ids(job)
+    assert [one.sampled.token_id for one in asker.logprobs(job)] == asker.token_ids(job)
 
 
 async def test_a_drained_worker_may_finish_what_it_runs(queue_url: str, asker: Asker) -> None:

@@ -141,7 +141,7 @@ class Controller:
         """The answer so far, which stays with whoever reads it. Raises ApiError as ``resume``."""
         known = 0 if has_events else _NO_EVENTS
         with _queue_errors():
-            seen = await self._producer.peek(job_id, tenant=tenant, num_events=known)
+            seen = await self._producer.snapshot(job_id, tenant=tenant, num_events=known)
         if seen is None:
             raise answer_not_found()
         return seen
@@ -157,9 +157,9 @@ class Controller:
         return is_cancelled
 
     async def forget(self, job_id: str, tenant: str) -> bool:
-        """Deletes an answer, as ``JobProducer.forget``. Raises ApiError (503)."""
+        """Deletes an answer, as ``JobProducer.delete``. Raises ApiError (503)."""
         with _queue_errors():
-            return await self._producer.forget(job_id, tenant=tenant)
+            return await self._producer.delete(job_id, tenant=tenant)
 
     async def close(self, answer: Answer) -> None:
         """See ``Answer.aclose``."""

@@ -45,7 +45,7 @@ class Unread:
             if until > now:
                 continue
             try:
-                is_over = await self._producer.abandon(job_id, tenant=tenant)
+                is_over = await self._producer.cancel_unread(job_id, tenant=tenant)
             except QueueUnavailable:
                 return
             if is_over and self._jobs.pop(job_id, None) is not None:

@@ -1,6 +1,6 @@
 """A second reader of one answer: the stream belongs to somebody else, so it reads along in the log.
 
-Looking is what keeps the job alive when its first reader is gone, see ``JobProducer.abandon``.
+Looking is what keeps the job alive when its first reader is gone, see ``JobProducer.cancel_unread``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ async def read_along(producer: JobProducer, answer: Answer) -> int | None:
     num_events = offset = num_misses = 0
     while not answer.is_finished:
         try:
-            seen = await producer.peek(
+            seen = await producer.snapshot(
                 answer.job_id, tenant=answer.tenant, num_events=num_events, offset=offset
             )
         except QueueUnavailable:

@@ -19,7 +19,7 @@ from llava_worker.engine import EngineStats
 from llava_worker.open_model import StartupTimes
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.worker_process import Fleet, fleet_of
+from tests.e2e.worker_process import SystemStatus, fleet_of
 from tests.machine_speed import scaled
 from tests.server.conftest import Serve, Server, Valkey
 from tests.server.scripted_worker import SPEC
@@ -70,7 +70,7 @@ def total(name: str, series: Series) -> float:
 
 
 @pytest.fixture
-def fleet(queue_url: str, tmp_path: Path) -> Iterator[Fleet]:
+def fleet(queue_url: str, tmp_path: Path) -> Iterator[SystemStatus]:
     with fleet_of(queue_url, tmp_path) as fleet:
         yield fleet
 
@@ -82,7 +82,7 @@ def ask(server: Server) -> int:
     return int(response.json()["usage"]["completion_tokens"])
 
 
-def test_two_workers_have_their_own_series_until_each_is_gone(serve: Serve, fleet: Fleet) -> None:
+def test_two_workers_have_their_own_series_until_each_is_gone(serve: Serve, fleet: SystemStatus) -> None:
     killed, stopped = fleet.start("--lease-s", "1"), fleet.start("--lease-s", "1")
     server = serve(lease_s=1.0)
     wait_until(lambda: len(workers_in(scrape(server))) == 2)

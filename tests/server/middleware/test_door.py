@@ -254,7 +254,7 @@ def announce_again(stack: Stack) -> None:
 
     async def announce() -> None:
         consumer = await JobConsumer.connect(stack.worker._url, stack.worker._heartbeat, lease_s=60)
-        await consumer.beat()
+        await consumer.send_heartbeat()
         await consumer.aclose()
 
     asyncio.run(announce())

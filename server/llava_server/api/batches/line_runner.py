@@ -74,7 +74,7 @@ async def _stop_on_shutdown(driver: BatchDriver, shutdown: GracefulShutdown) -> 
 
 async def _update_metrics(services: Services) -> None:
     with contextlib.suppress(QueueUnavailable):  # the registry logs it
-        services.metrics.set_batches(await services.batches.survey())
+        services.metrics.set_batches(await services.batches.stats())
 
 
 class _Asker:
@@ -84,7 +84,7 @@ class _Asker:
 
     async def ask(self, line: Line) -> dict[str, Any]:
         """The completion. Raises ApiError; a key that is gone or over its limits is one for now."""
-        services, tenant = self._services, line.batch.order.tenant
+        services, tenant = self._services, line.batch.spec.tenant
         if not services.api_keys.is_active(tenant):
             raise ApiError("invalid_api_key", "the key that made this batch is revoked")
         chat = parse_request(ChatRequest, json.dumps(line.request.body).encode())

@@ -50,7 +50,7 @@ async def create_batch(request: Request) -> Response:
     file = await stored_file(request, asked.input_file_id)
     try:
         data = await services.files.read(file, tenant=tenant)
-        if data is None or not await services.files.keep(file.file_id, tenant=tenant):
+        if data is None or not await services.files.renew(file.file_id, tenant=tenant):
             raise ApiError("file_not_found", "the file is gone: store it again", param="input_file_id")
         judge = partial(
             judged,
@@ -90,8 +90,8 @@ async def list_batches(
 ) -> Response:
     """Those of this key, the latest first."""
     try:
-        batches = await services_of(request).batches.page(
-            tenant=context_of(request).tenant, after=after, number=limit + 1
+        batches = await services_of(request).batches.list_batches(
+            tenant=context_of(request).tenant, after=after, limit=limit + 1
         )
     except QueueUnavailable as error:
         raise from_store_error(error) from error
@@ -137,7 +137,7 @@ async def _found(looking: Awaitable[Batch | None]) -> Batch:
 
 
 def _to_response(batch: Batch) -> response.Batch:
-    order = batch.order
+    order = batch.spec
     issues = [BatchErrorLine(issue.code, issue.line, issue.message, issue.param) for issue in order.issues]
     return response.Batch(
         id=order.batch_id,
@@ -148,12 +148,12 @@ def _to_response(batch: Batch) -> response.Batch:
         error_file_id=batch.error_file_id,
         created_at=order.created_at,
         expires_at=batch.expires_at,
-        in_progress_at=batch.times.get("in_progress"),
-        completed_at=batch.times.get("completed"),
-        failed_at=batch.times.get("failed"),
-        expired_at=batch.times.get("expired"),
-        cancelling_at=batch.times.get("cancelling"),
-        cancelled_at=batch.times.get("cancelled"),
+        in_progress_at=batch.timestamps.get("in_progress"),
+        completed_at=batch.timestamps.get("completed"),
+        failed_at=batch.timestamps.get("failed"),
+        expired_at=batch.timestamps.get("expired"),
+        cancelling_at=batch.timestamps.get("cancelling"),
+        cancelled_at=batch.timestamps.get("cancelled"),
         request_counts=BatchCounts(batch.num_lines, batch.num_completed, batch.num_failed),
         metadata=order.metadata,
     )

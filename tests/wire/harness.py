@@ -89,7 +89,7 @@ class Client:
         await asyncio.gather(self._task, return_exceptions=True)
 
 
-class Lab:
+class Harness:
     """Makes the parts and closes them all."""
 
     def __init__(self, server: RedisServer) -> None:

@@ -1,5 +1,5 @@
--- disown: a controller that has taken a new identity gives up the old one. What it did not resync had ended before
--- Redis went back in time; it is cancelled.
+-- remove_controller: a controller ends, or gives up an old identity. Jobs that are still its own had ended before Redis
+-- lost memory; they are cancelled.
 -- ARGV: controller
 local controller = ARGV[1]
 for _, id in ipairs(redis.call('SMEMBERS', key('live', controller))) do

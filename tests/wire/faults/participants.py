@@ -47,7 +47,7 @@ class FaultyWorker:
 
     async def work(self, num_tokens: int) -> None:
         events = [(held.assignment, held.next_event(num_tokens)) for held in self.held.values()]
-        refused = await self.consumer.emit(events)
+        refused = (await self.consumer.emit(events)).refused
         ended = {assignment.job.job_id for assignment, event in events if event.final}
         for job_id in refused | ended:
             self.held.pop(job_id, None)
@@ -57,8 +57,8 @@ class FaultyWorker:
             self.held.pop(job_id)
         self.is_reconciled = True
 
-    async def give_back(self) -> None:
-        await self.consumer.give_back([held.assignment for held in self.held.values()])
+    async def requeue(self) -> None:
+        await self.consumer.requeue([held.assignment for held in self.held.values()])
         self.held.clear()
 
 

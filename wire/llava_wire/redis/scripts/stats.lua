@@ -1,5 +1,5 @@
--- survey: who is alive and how much waits. Reads only.
--- ARGV: model...   Answer: {{waiting...}, running, {heartbeat...}, controllers, dead letters}
+-- stats: how many jobs wait and run, and the heartbeats of the live workers. Reads only.
+-- ARGV: model...   Reply: {{waiting...}, running, {heartbeat...}, controllers, dead letters}
 local waiting, heartbeats, running = {}, {}, 0
 for _, model in ipairs(ARGV) do waiting[#waiting + 1] = num_waiting(model) end
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', PREFIX .. 'workers', '(' .. now, '+inf')) do

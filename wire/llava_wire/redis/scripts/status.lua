@@ -1,13 +1,13 @@
--- inspect: who does what at this moment, for people. Reads only.
+-- status: the workers with their jobs, the controllers and the queues, for display. Reads only.
 -- ARGV: model...
--- Answer: {{worker, heartbeat, {job, tokens...}, ms that its sign of progress is overdue, its order or ''}...},
---   {controller, ms since its beat...}, {{waiting by priority: high, normal, low, suspects, backlog}...}, dead letters
-local workers, rooms = {}, {}
+-- Reply: {{worker, heartbeat, {job, tokens...}, ms that its progress is overdue, ID of its command or ''}...},
+--   {controller, ms since its beat...}, {{waiting by priority: high, normal, low, quarantined, backlog}...}, dead letters
+local workers, queues = {}, {}
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', PREFIX .. 'workers', '(' .. now, '+inf')) do
   local jobs = {}
   local flat = redis.call('HGETALL', key('inflight', worker))
   for i = 1, #flat, 2 do
-    local _, _, length = read_slot(flat[i + 1])
+    local _, _, length = unpack_slot(flat[i + 1])
     jobs[#jobs + 1] = flat[i]
     jobs[#jobs + 1] = length
   end
@@ -22,10 +22,10 @@ for i = 1, #beats, 2 do
   controllers[#controllers + 1] = now - tonumber(beats[i + 1])
 end
 for _, model in ipairs(ARGV) do
-  local room = {}
-  for _, name in ipairs(ROOMS) do room[#room + 1] = redis.call('ZCARD', key(name, model)) end
-  room[#room + 1] = redis.call('ZCARD', key(WARD, model))
-  room[#room + 1] = math.floor(tonumber(redis.call('GET', key('backlog', model)) or '0'))
-  rooms[#rooms + 1] = room
+  local depth = {}
+  for _, name in ipairs(QUEUES) do depth[#depth + 1] = redis.call('ZCARD', key(name, model)) end
+  depth[#depth + 1] = redis.call('ZCARD', key(QUARANTINE, model))
+  depth[#depth + 1] = math.floor(tonumber(redis.call('GET', key('backlog', model)) or '0'))
+  queues[#queues + 1] = depth
 end
-return {workers, controllers, rooms, redis.call('XLEN', PREFIX .. 'dlq')}
+return {workers, controllers, queues, redis.call('XLEN', PREFIX .. 'dlq')}
