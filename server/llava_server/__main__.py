@@ -116,12 +116,12 @@ class DrainingServer(uvicorn.Server):
         if self.failure:
             return True
         if self._shutdown.is_timed_out:
-            logger.warning("%d answers are not done and are ended", controller.num_answers)
-            controller.end_all(
+            logger.warning("%d answers are not done and are ended", controller.num_open)
+            controller.fail_all(
                 ApiError("shutting_down", "this server had to leave before the answer was done")
             )
             return True
-        return self._shutdown.rejects_requests and controller.num_answers == 0
+        return self._shutdown.rejects_requests and controller.num_open == 0
 
     @property
     def _services(self) -> Services:

@@ -29,7 +29,7 @@ from llava_server.generation.collect import collect
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.generation.serializer import Serializer
-from llava_server.generation.sse_response import EventStream, stream_pace
+from llava_server.generation.sse_response import EventStream, stream_timeouts
 from llava_server.images.errors import ImageError
 from llava_server.images.loader import PreprocessedImage
 from llava_server.lifespan import Services, services_of
@@ -121,13 +121,13 @@ async def open_jobs(
     """The jobs submitted, and the first event of any of them. Who ``is_kept`` outlives its connection; an
     error names the ``field``. Raises ApiError."""
     context_of(request).job_id = jobs[0].job_id
-    outputs = MergedOutputs(services_of(request).controller, is_kept=is_kept, field=field)
+    outputs = MergedOutputs(services_of(request).controller, is_resumable=is_kept, field=field)
     try:
         await outputs.submit(jobs[:1], pixels)
         with span("first event"):
             index, first = await outputs.next()
         if first.final is not None and first.final.error is not None:
-            raise outputs.failure(index, first.final.error)
+            raise outputs.api_error(index, first.final.error)
         # Only now: where the first choice runs, the others find the prompt computed.
         await outputs.submit(jobs[1:], pixels)
     except BaseException:
@@ -141,9 +141,9 @@ async def reply(request: Request, opened: Opened, serializer: Serializer, *, is_
     services, outputs = services_of(request), opened.outputs
     arrived_at, metrics = context_of(request).arrived_at, services.metrics
     meters = [ChoiceMetrics(metrics, opened.model.name, arrived_at=arrived_at) for _ in range(len(outputs))]
-    told = queue_headers(outputs.place)
+    told = queue_headers(outputs.queue_position)
     if is_stream:
-        stream = EventStream(outputs, opened.first, serializer, meters, stream_pace(services.settings))
+        stream = EventStream(outputs, opened.first, serializer, meters, stream_timeouts(services.settings))
         stream.headers.update(told)
         return stream
     try:

@@ -93,7 +93,7 @@ class _Asker:
         await self._limiter.charge_request(tenant)
         model, jobs, pixels = await jobs_of(services, chat, tenant=tenant, key=line.key)
         jobs = [msgspec.structs.replace(job, priority=_BELOW_ALL) for job in jobs]
-        outputs = MergedOutputs(services.controller, is_kept=True)
+        outputs = MergedOutputs(services.controller, is_resumable=True)
         try:
             await outputs.submit(jobs, pixels)
             answers = await collect(outputs, await outputs.next(), [NoMetrics() for _ in jobs])

@@ -26,7 +26,7 @@ from llava_server.errors import ApiError, answer_not_found
 from llava_server.generation.collect import collect
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
-from llava_server.generation.sse_response import EventStream, stream_pace
+from llava_server.generation.sse_response import EventStream, stream_timeouts
 from llava_server.lifespan import services_of
 from llava_server.request_context import context_of
 from llava_server.request_metrics import NoMetrics
@@ -83,12 +83,12 @@ async def read_answer(
     start = _start(job_id, starting_after, request.headers.get("last-event-id"))
     outputs = MergedOutputs(services.controller)
     context_of(request).job_id = job_id
-    job = (await services.controller.peek(job_id, context_of(request).tenant, has_events=False)).outline
+    job = (await services.controller.snapshot(job_id, context_of(request).tenant, has_events=False)).outline
     await outputs.resume(job, timeout_s=services.settings.request_timeout_s)
     tells_usage = include_usage == "true"
     serializer = ChatSerializer(job, services.registry.fingerprint(job.model), include_usage=tells_usage)
     if stream == "true":
-        pace, meters = stream_pace(services.settings), [NoMetrics()]
+        pace, meters = stream_timeouts(services.settings), [NoMetrics()]
         return EventStream(outputs, None, serializer, meters, pace, start=start)
     try:
         first = await cancel_on_disconnect(request.receive, outputs.next())
@@ -107,10 +107,10 @@ async def read_answer(
 async def delete_answer(request: Request, job_id: JobId) -> Response:
     """With all its choices. One that is under way is cancelled first; nobody can read it any more."""
     controller, tenant = services_of(request).controller, context_of(request).tenant
-    if not await controller.forget(job_id, tenant):
+    if not await controller.delete(job_id, tenant):
         raise answer_not_found()
     for index in range(1, MAX_CHOICES):
-        if not await controller.forget(choice_id(job_id, index), tenant):
+        if not await controller.delete(choice_id(job_id, index), tenant):
             break
     return JSONResponse({"id": job_id, "object": "chat.completion.deleted", "deleted": True})
 

@@ -112,7 +112,9 @@ async def _ends(
         answers = await collect(opened.outputs, opened.first, meters)
     finally:
         await opened.outputs.aclose()
-    return queue_headers(opened.outputs.place), [answer.last.final for answer in answers if answer.last.final]
+    return queue_headers(opened.outputs.queue_position), [
+        answer.last.final for answer in answers if answer.last.final
+    ]
 
 
 def _told(vector: bytes, is_packed: bool) -> list[float] | str:

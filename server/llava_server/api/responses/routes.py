@@ -27,7 +27,7 @@ from llava_server.api.responses.to_chat import parse_response_request
 from llava_server.errors import answer_not_found
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
-from llava_server.generation.sse_response import EventStream, stream_pace
+from llava_server.generation.sse_response import EventStream, stream_timeouts
 from llava_server.lifespan import services_of
 from llava_server.request_context import context_of
 from llava_server.request_metrics import NoMetrics
@@ -121,7 +121,7 @@ async def read_response(
     settings = services_of(request).settings
     outputs = MergedOutputs(services_of(request).controller, field="input")
     await outputs.resume(glimpse.outline, timeout_s=settings.request_timeout_s)
-    return EventStream(outputs, None, serializer, [NoMetrics()], stream_pace(settings))
+    return EventStream(outputs, None, serializer, [NoMetrics()], stream_timeouts(settings))
 
 
 @router.post(
@@ -148,7 +148,7 @@ async def cancel_response(request: Request, response_id: ResponseId) -> Response
 async def delete_response(request: Request, response_id: ResponseId) -> Response:
     """It cannot be read any more, by nobody. One that is not over is cancelled first."""
     job_id = (await _glimpse(request, response_id, has_events=False)).outline.job_id
-    if not await services_of(request).controller.forget(job_id, context_of(request).tenant):
+    if not await services_of(request).controller.delete(job_id, context_of(request).tenant):
         raise answer_not_found()
     return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
@@ -159,7 +159,7 @@ async def _glimpse(request: Request, response_id: str, *, has_events: bool = Tru
     context_of(request).job_id = job_id = f"chatcmpl-{number}"
     if number != response_id:
         controller = services_of(request).controller
-        glimpse = await controller.peek(job_id, context_of(request).tenant, has_events=has_events)
+        glimpse = await controller.snapshot(job_id, context_of(request).tenant, has_events=has_events)
         if glimpse.outline.note:
             return glimpse
     raise answer_not_found()
