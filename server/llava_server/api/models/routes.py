@@ -40,7 +40,7 @@ async def list_models(request: Request) -> dict[str, Any]:
 async def get_model(model_id: ModelId, request: Request) -> dict[str, Any]:
     """Model names may hold slashes."""
     registry = services_of(request).registry
-    return _described(registry.known(model_id), registry)
+    return _described(registry.get(model_id), registry)
 
 
 def _described(model: ServedModel, registry: WorkerRegistry) -> dict[str, Any]:
