@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import anyio
 import msgspec
@@ -12,7 +11,7 @@ from llava_wire.messages.event import Event
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llava_server.errors import ApiError, error_bytes
+from llava_server.errors import ApiError
 from llava_server.generation.disconnect import ClientDisconnected, cancel_on_disconnect
 from llava_server.generation.idle_timer import IdleTimer
 from llava_server.generation.merged_outputs import MergedOutputs
@@ -20,32 +19,19 @@ from llava_server.generation.serializer import Serializer
 from llava_server.generation.sse import KEEPALIVE, SSE_HEADERS
 from llava_server.request_context import context_of
 from llava_server.request_metrics import EventObserver
-from llava_server.settings import Settings
 
-__all__ = ["EventStream", "StreamTimeouts", "stream_timeouts"]
+__all__ = ["EventStream"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StreamTimeouts:
-    """``keepalive_s``: without events, a comment is sent this often. ``send_timeout_s``: a client that reads
-    nothing for this long is disconnected."""
-
-    keepalive_s: float
-    send_timeout_s: float
-
-
-def stream_timeouts(settings: Settings) -> StreamTimeouts:
-    """Return the timeouts of the settings."""
-    return StreamTimeouts(settings.keepalive_s, settings.send_timeout_s)
 
 
 class EventStream(Response):
     """Streams the outputs as server-sent events and closes them in the end.
 
-    Its status is 200: make it once the first event has arrived without an error. ``start`` is the number of
-    tokens that a resuming client has: only what follows is sent.
+    Its status is 200: make it once the first event has arrived without an error. After ``keepalive_s``
+    seconds without an event it sends a comment. It disconnects a client that reads nothing for
+    ``send_timeout_s`` seconds. ``start`` is the number of tokens that a resuming client has: only what
+    follows is sent.
     """
 
     def __init__(
@@ -54,8 +40,9 @@ class EventStream(Response):
         first: tuple[int, Event] | None,
         serializer: Serializer,
         observers: Sequence[EventObserver],
-        timeouts: StreamTimeouts,
         *,
+        keepalive_s: float,
+        send_timeout_s: float,
         start: int = 0,
     ) -> None:
         super().__init__(headers=SSE_HEADERS)
@@ -68,8 +55,8 @@ class EventStream(Response):
         # A stream of several jobs cannot be resumed: no event ID is a position in all of them.
         self._resumable_job_id = outputs.job_id if len(outputs) == 1 else None
         self._stalled = anyio.CancelScope()  # cancelled when the client stops reading
-        self._keepalive_timer = IdleTimer(timeouts.keepalive_s, outputs.wake)
-        self._send_timer = IdleTimer(timeouts.send_timeout_s, self._stalled.cancel)
+        self._keepalive_timer = IdleTimer(keepalive_s, outputs.wake)
+        self._send_timer = IdleTimer(send_timeout_s, self._stalled.cancel)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -96,7 +83,7 @@ class EventStream(Response):
         except ApiError as error:
             context = context_of(scope)
             context.record_error(error)
-            last = self._serializer.error(error_bytes(error, context.request_id))
+            last = self._serializer.error(error, context.request_id)
         await self._send(send, last, more=False)
 
     async def _send_events(self, send: Send) -> bytes:

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "vectors.h"
+#include "simd.h"
 
 struct Softmax {
   float most = -INFINITY, total = 0;

@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
-#include "quantized.h"
-#include "tiles.h"
+#include "quantization.h"
+#include "amx.h"
 
 namespace {
 
@@ -154,7 +154,7 @@ void apply(const T* x, int64_t rows, int64_t inputs, const Weights& w, const flo
 }  // namespace
 
 // x [rows][inputs] and y [rows][outputs], both bf16 or both fp32; bias fp32 [outputs] or null.
-extern "C" void linear(int bits, int is_bf16, const void* x, int64_t rows, int64_t inputs, const uint8_t* packed,
+extern "C" void quantized_linear(int bits, int is_bf16, const void* x, int64_t rows, int64_t inputs, const uint8_t* packed,
                        const void* scales, int64_t outputs, int64_t padded, int group, const float* bias, void* y,
                        int threads) {
   Weights w{packed, scales, outputs, padded, group};

@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "softmax.h"
+#include "online_softmax.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-// Rows of W into the format that linear.cpp describes: each is rounded and put into its place as it arrives.
+// Rows of W into the format that quantized_linear.cpp describes: each is rounded and put into its place as it arrives.
 //
 // 8 bits: one scale a row, its largest magnitude over 127. 4 bits: one scale a group of inputs, kept in bf16.
 // The largest magnitude of a group becomes -8, the end that has one step more; then, with the whole numbers
@@ -7,7 +7,7 @@
 #include <cmath>
 #include <vector>
 
-#include "quantized.h"
+#include "quantization.h"
 
 namespace {
 
@@ -108,7 +108,7 @@ void pack_rows(int bits, const T* x, int64_t rows, int64_t inputs, int64_t first
 }  // namespace
 
 // Rows [first, first + rows) of W, [rows][inputs] in bf16 or fp32.
-extern "C" void pack(int bits, int is_bf16, const void* x, int64_t rows, int64_t inputs, int64_t first,
+extern "C" void pack_weight(int bits, int is_bf16, const void* x, int64_t rows, int64_t inputs, int64_t first,
                      uint8_t* packed, void* scales, int64_t padded, int threads) {
   if (is_bf16) pack_rows(bits, (const bf16*)x, rows, inputs, first, packed, scales, padded, threads);
   else pack_rows(bits, (const float*)x, rows, inputs, first, packed, scales, padded, threads);

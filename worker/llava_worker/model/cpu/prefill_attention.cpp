@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "softmax.h"
+#include "online_softmax.h"
 
 namespace {
 
@@ -188,7 +188,7 @@ void attend_all(const Prompt<K>& p, int threads) {
 }  // namespace
 
 // ``size`` of a head is a multiple of 16; ``window`` 0 means none. Scales are null unless keys and values are bytes.
-extern "C" void prompt_attention(const void* q, int64_t q_stride, const void* keys, const void* values,
+extern "C" void prefill_attention(const void* q, int64_t q_stride, const void* keys, const void* values,
                                  int64_t kv_stride, const float* key_scales, const float* value_scales,
                                  const int64_t* table, int64_t queries, int64_t context, int64_t heads,
                                  int64_t kv_heads, int64_t size, int64_t block_size, int64_t window, int is_causal,

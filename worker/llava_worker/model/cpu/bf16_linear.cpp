@@ -4,7 +4,7 @@
 // read once, in order, and meets up to ROWS rows while it is in a register.
 #include <algorithm>
 
-#include "vectors.h"
+#include "simd.h"
 
 #ifdef __AVX512BF16__
 namespace {
@@ -50,7 +50,7 @@ Dot dot_for(int64_t rows) {
 
 }  // namespace
 
-extern "C" void dense(const bf16* x, int64_t rows, int64_t inputs, const bf16* w, int64_t outputs,
+extern "C" void bf16_linear(const bf16* x, int64_t rows, int64_t inputs, const bf16* w, int64_t outputs,
                       const bf16* bias, bf16* y, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 16)
   for (int64_t o = 0; o < outputs; o += OUTPUTS)

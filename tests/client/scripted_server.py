@@ -1,6 +1,6 @@
-"""A real HTTP peer whose answers are scripted, one named behaviour a request.
+"""A real HTTP server whose responses are scripted: one responder for each request.
 
-It stands for the network's other side; nothing of the client is replaced.
+It stands in for llava-serve, and for broken networks and proxies; nothing of the client is replaced.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Behaviour = Callable[[BaseHTTPRequestHandler], None]
+from tests.machine_speed import scaled
+
+Responder = Callable[[BaseHTTPRequestHandler], None]
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
@@ -32,7 +34,7 @@ USAGE = {
 
 
 @dataclass
-class Recorded:
+class RecordedRequest:
     """What the client sent."""
 
     method: str
@@ -42,21 +44,21 @@ class Recorded:
 
 
 @dataclass
-class Peer:
-    """``script`` what the next requests get; after the script every chat is answered."""
+class ScriptedServer:
+    """The requests so far and the responders of the next ones. By default a chat is completed."""
 
     url: str = ""
-    requests: list[Recorded] = field(default_factory=list)
-    behaviours: deque[Behaviour] = field(default_factory=deque)
-    resumptions: deque[Behaviour] = field(default_factory=deque)
-    listed: list[str] = field(default_factory=lambda: ["tiny-llava"])
+    requests: list[RecordedRequest] = field(default_factory=list)
+    responders: deque[Responder] = field(default_factory=deque)
+    resumptions: deque[Responder] = field(default_factory=deque)
+    models: list[str] = field(default_factory=lambda: ["tiny-llava"])
 
-    def script(self, *behaviours: Behaviour) -> None:
+    def script(self, *responders: Responder) -> None:
         """Answer the next requests to the chat endpoint this way, in order."""
-        self.behaviours.extend(behaviours)
+        self.responders.extend(responders)
 
     @property
-    def chats(self) -> list[Recorded]:
+    def chats(self) -> list[RecordedRequest]:
         """The chat requests so far."""
         return [request for request in self.requests if request.path.endswith("/chat/completions")]
 
@@ -81,46 +83,46 @@ def send(
     handler.wfile.write(body)
 
 
-def answers(handler: BaseHTTPRequestHandler) -> None:
-    """A whole completion, or the stream of it: whichever was asked for."""
+def completes(handler: BaseHTTPRequestHandler) -> None:
+    """Send a whole completion, or the stream of it if the request asks for a stream."""
     body = handler.request_body  # type: ignore[attr-defined]
     if body.get("stream"):
-        streams(*answer_events())(handler)
+        streams(*stream_events())(handler)
         return
     choice = {"index": 0, "message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}
     completion = {"id": "chatcmpl-1", "model": body["model"], "choices": [choice], "usage": USAGE}
     send(handler, 200, json.dumps(completion).encode())
 
 
-def refuses(status: int, message: str = "no", *, code: str | None = None, **headers: str) -> Behaviour:
-    """An error in OpenAI's shape."""
+def returns_error(status: int, message: str = "no", *, code: str | None = None, **headers: str) -> Responder:
+    """Send an error in OpenAI's format."""
     error = {"message": message, "type": "some_error", "param": "messages", "code": code}
 
-    def behave(handler: BaseHTTPRequestHandler) -> None:
+    def respond(handler: BaseHTTPRequestHandler) -> None:
         send(handler, status, json.dumps({"error": error}).encode(), **headers)
 
-    return behave
+    return respond
 
 
-def says(status: int, body: bytes, kind: str) -> Behaviour:
-    """Any bytes, as a proxy or a wrong address would send them."""
+def returns(status: int, body: bytes, kind: str) -> Responder:
+    """Send any bytes, as a proxy or a wrong address would."""
     return lambda handler: send(handler, status, body, kind)
 
 
-def hangs_up(handler: BaseHTTPRequestHandler) -> None:
-    """Closes the connection. Not by a reset, which would take back what was sent and not yet read."""
+def closes_connection(handler: BaseHTTPRequestHandler) -> None:
+    """Close the connection, not by a reset, which would discard what the client has not read yet."""
     handler.connection.shutdown(socket.SHUT_RDWR)
     handler.close_connection = True
 
 
-def is_silent_until(released: threading.Event) -> Behaviour:
-    """Says nothing until released."""
+def hangs_until(released: threading.Event) -> Responder:
+    """Send nothing until ``released`` is set, then close the connection."""
 
-    def behave(handler: BaseHTTPRequestHandler) -> None:
-        released.wait(30)
-        hangs_up(handler)
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        released.wait(scaled(30))
+        closes_connection(handler)
 
-    return behave
+    return respond
 
 
 def event(data: Any, offset: int = 0) -> bytes:
@@ -133,7 +135,7 @@ def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, 
     return {"id": "chatcmpl-1", "model": "tiny-llava", "choices": [choice]}
 
 
-def answer_events() -> list[bytes]:
+def stream_events() -> list[bytes]:
     """The events of a whole streamed answer, with a keep-alive comment between."""
     texts = [event(chunk({"content": delta}), i) for i, delta in enumerate(DELTAS, 1)]
     return [
@@ -146,10 +148,10 @@ def answer_events() -> list[bytes]:
     ]
 
 
-def streams(*pieces: bytes, then: Behaviour | None = None) -> Behaviour:
-    """Sends ``pieces``, each as one HTTP chunk; then ends the body, or does what ``then`` says."""
+def streams(*pieces: bytes, then: Responder | None = None) -> Responder:
+    """Send each of ``pieces`` as one HTTP chunk; then call ``then``, or end the body."""
 
-    def behave(handler: BaseHTTPRequestHandler) -> None:
+    def respond(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.send_header("content-type", "text/event-stream; charset=utf-8")
         handler.send_header("transfer-encoding", "chunked")
@@ -163,27 +165,27 @@ def streams(*pieces: bytes, then: Behaviour | None = None) -> Behaviour:
         else:
             then(handler)
 
-    return behave
+    return respond
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # headers and body are two writes
-    peer: Peer
+    scripted: ScriptedServer
     request_body: Any = None
 
     def do_GET(self) -> None:
         self._record(None)
         listing = {
             "object": "list",
-            "data": [{"id": name, "owned_by": "us", "context_length": 512} for name in self.peer.listed],
+            "data": [{"id": name, "owned_by": "us", "context_length": 512} for name in self.scripted.models],
         }
         if self.path == "/v1/models":
             send(self, 200, json.dumps(listing).encode())
-        elif self.path.startswith("/v1/chat/completions/") and self.peer.resumptions:
-            self.peer.resumptions.popleft()(self)
+        elif self.path.startswith("/v1/chat/completions/") and self.scripted.resumptions:
+            self.scripted.resumptions.popleft()(self)
         else:
-            refuses(404)(self)
+            returns_error(404)(self)
 
     def do_DELETE(self) -> None:
         self._record(None)
@@ -192,32 +194,34 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         length = int(self.headers.get("content-length", 0))
         self._record(json.loads(self.rfile.read(length)))
-        behaviours = self.peer.behaviours
-        (behaviours.popleft() if behaviours else answers)(self)
+        responders = self.scripted.responders
+        (responders.popleft() if responders else completes)(self)
 
     def _record(self, body: Any) -> None:
         self.request_body = body
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.peer.requests.append(Recorded(self.command, self.path, headers, body))
+        self.scripted.requests.append(RecordedRequest(self.command, self.path, headers, body))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep stderr for the tests."""
 
 
-class PeerServer(ThreadingHTTPServer):
+class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up in the middle is what some tests are about."""
+        """Ignore clients that disconnect early, which some tests do on purpose."""
 
 
 @contextmanager
-def serving() -> Iterator[Peer]:
-    """A peer that listens on a free port."""
-    peer = Peer()
-    handler = type("Handler", (_Handler,), {"peer": peer})
-    with PeerServer(("127.0.0.1", 0), handler) as server:
-        peer.url = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="peer")
+def serving() -> Iterator[ScriptedServer]:
+    """Run a scripted server on a free port."""
+    scripted = ScriptedServer()
+    handler = type("Handler", (_Handler,), {"scripted": scripted})
+    with _Server(("127.0.0.1", 0), handler) as server:
+        scripted.url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="scripted server"
+        )
         thread.start()
-        yield peer
+        yield scripted
         server.shutdown()
         thread.join()

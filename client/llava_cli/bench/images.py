@@ -1,8 +1,8 @@
-"""Pictures made on the fly: PNG files without an imaging library, as many as wanted and no two alike.
+"""Generate PNG files without an imaging library, any number of them and no two alike.
 
-The pixels are numbers of a palette (the PNG specification's colour type 3, https://www.w3.org/TR/png/), and
-only the palette differs from picture to picture. So the pattern is compressed once, a further picture costs
-almost nothing, and yet its every pixel is another colour.
+The pixels are indices into a palette (the PNG specification's colour type 3, https://www.w3.org/TR/png/), and
+only the palette differs between images. So the pattern is compressed once and a further image costs almost
+nothing, although all of its pixels have other colours.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ import random
 import struct
 import zlib
 
-__all__ = ["PictureMaker"]
+__all__ = ["ImageGenerator"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOURS = 256
 _NUM_STOPS = 9  # colours between which a palette runs
 
 
-class PictureMaker:
-    """Makes PNG files of one size; the same number gives the same file."""
+class ImageGenerator:
+    """Generates PNG files of one size. The same seed gives the same file."""
 
     def __init__(self, width: int, height: int) -> None:  # in pixels
         self._header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
         self._pattern = _chunk(b"IDAT", zlib.compress(_rows(width, height), 6)) + _chunk(b"IEND", b"")
 
-    def picture(self, number: int) -> bytes:
-        """A whole PNG file."""
-        return _SIGNATURE + self._header + _chunk(b"PLTE", _palette(number)) + self._pattern
+    def png(self, seed: int) -> bytes:
+        return _SIGNATURE + self._header + _chunk(b"PLTE", _palette(seed)) + self._pattern
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -49,14 +48,14 @@ def _rows(width: int, height: int) -> bytes:
     return b"".join(rows)
 
 
-def _palette(number: int) -> bytes:
+def _palette(seed: int) -> bytes:
     """256 colours that run smoothly from one random colour to the next."""
-    rng = random.Random(number)
+    rng = random.Random(seed)
     stops = [[rng.randrange(_COLOURS) for _ in range(3)] for _ in range(_NUM_STOPS)]
     colours = bytearray()
     for index in range(_COLOURS):
-        place = index / _COLOURS * (_NUM_STOPS - 1)
-        before, share = int(place), place % 1
+        position = index / _COLOURS * (_NUM_STOPS - 1)
+        before, share = int(position), position % 1
         pairs = zip(stops[before], stops[before + 1], strict=True)
         colours += bytes(round(a + (b - a) * share) for a, b in pairs)
     return bytes(colours)

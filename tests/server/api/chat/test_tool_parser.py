@@ -8,27 +8,30 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llava_server.api.tools.parser import Argued, Called, Said, ToolReader
+from llava_server.api.tools.parser import TextDelta, ToolCallDelta, ToolCallParser, ToolCallStart
 
 
 def call(name: str, arguments: str) -> str:
     return f'<tool_call>{{"name": "{name}", "arguments": {arguments}}}</tool_call>'
 
 
-def read(*texts: str) -> tuple[str, list[tuple[str, str]]]:
-    """What was said, and the calls."""
-    reader = ToolReader()
-    said, calls = "", []
-    for piece in [*[piece for text in texts for piece in reader.feed(text)], *reader.finish()]:
-        if isinstance(piece, Said):
-            said += piece.text
-        elif isinstance(piece, Called):
-            calls.append((piece.name, ""))
+def parse(*texts: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return the text and the calls (name, arguments)."""
+    parser = ToolCallParser()
+    content = ""
+    calls: list[tuple[str, str]] = []
+    for delta in [*[delta for text in texts for delta in parser.feed(text)], *parser.feed("", is_last=True)]:
+        if isinstance(delta, TextDelta):
+            content += delta.text
+        elif isinstance(delta, ToolCallStart):
+            assert delta.index == len(calls)
+            calls.append((delta.name, ""))
         else:
-            assert isinstance(piece, Argued)
-            calls[-1] = (calls[-1][0], calls[-1][1] + piece.text)
-    assert reader.num_calls == len(calls)
-    return said, calls
+            assert isinstance(delta, ToolCallDelta)
+            assert delta.index == len(calls) - 1
+            calls[-1] = (calls[-1][0], calls[-1][1] + delta.arguments)
+    assert parser.num_calls == len(calls)
+    return content, calls
 
 
 TRICKY = '{"a":"}</tool_call>\\\\\\"}{","b":[{"c":{}}],"d":"\\\\"}'
@@ -48,26 +51,27 @@ ANSWERS = {
 
 @pytest.mark.parametrize("text", ANSWERS)
 def test_an_answer_is_text_or_calls(text: str) -> None:
-    assert read(text) == ANSWERS[text]
+    assert parse(text) == ANSWERS[text]
 
 
 @pytest.mark.parametrize("text", ANSWERS)
 @given(data=st.data())
 def test_pieces_do_not_depend_on_how_the_text_came(text: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    assert read(*[text[a:b] for a, b in pairwise([0, *cuts, len(text)])]) == ANSWERS[text]
-    assert read(*text) == ANSWERS[text]
+    assert parse(*[text[a:b] for a, b in pairwise([0, *cuts, len(text)])]) == ANSWERS[text]
+    assert parse(*text) == ANSWERS[text]
 
 
 @given(arguments=st.dictionaries(st.text(), st.text() | st.lists(st.text()) | st.none()))
 def test_arguments_of_any_strings_come_through(arguments: dict[str, object]) -> None:
     text = json.dumps(arguments)
-    assert read(*(call("f", text) + "\n" + call("g", "{}"))) == ("", [("f", text), ("g", "{}")])
+    assert parse(*(call("f", text) + "\n" + call("g", "{}"))) == ("", [("f", text), ("g", "{}")])
 
 
 def test_arguments_leave_as_they_come() -> None:
-    reader = ToolReader()
-    assert reader.feed('<tool_call>{"name": "f", "arguments": {"ci') == [Called("f"), Argued('{"ci')]
-    assert reader.feed('ty":1') == [Argued('ty":1')]
-    assert reader.feed("}") == [Argued("}")]
-    assert reader.feed("}</tool_call>") == []
+    parser = ToolCallParser()
+    deltas = parser.feed('<tool_call>{"name": "f", "arguments": {"ci')
+    assert deltas == [ToolCallStart(0, "f"), ToolCallDelta(0, '{"ci')]
+    assert parser.feed('ty":1') == [ToolCallDelta(0, 'ty":1')]
+    assert parser.feed("}") == [ToolCallDelta(0, "}")]
+    assert parser.feed("}</tool_call>") == []

@@ -1,4 +1,4 @@
-"""One face for ``Client`` and ``AsyncClient``, so that each promise is tested once for both."""
+"""``Client`` and ``AsyncClient`` behind one blocking interface: each test is written once for both."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from llava_client import Answer, AsyncClient, AsyncConversation, AsyncStream, Client, Model
 
-__all__ = ["AsyncDriver", "Driver", "SyncDriver"]
+__all__ = ["AnyClient", "BlockingAsyncClient", "SyncClient"]
 
 
-class SyncDriver:
-    """Passes everything on."""
+class SyncClient:
+    """``Client`` itself."""
 
     kind = "sync"
 
@@ -30,8 +30,8 @@ class SyncDriver:
         self.client.close()
 
 
-class AsyncDriver:
-    """Runs each call to its end on a loop of its own."""
+class BlockingAsyncClient:
+    """``AsyncClient``, each call run to its end on an event loop of its own."""
 
     kind = "async"
 
@@ -52,16 +52,17 @@ class AsyncDriver:
         return BlockingConversation(self.client.conversation(**options), self._loop)
 
     def __getattr__(self, name: str) -> Any:
-        """Any other method, called; what it yields comes step by step."""
+        """Wrap any other method: run coroutines to their end, turn async iterators into iterators."""
         method = getattr(self.client, name)
 
         def call(*args: Any, **options: Any) -> Any:
-            made = method(*args, **options)
-            return self._steps(made) if hasattr(made, "__anext__") else self._loop.run_until_complete(made)
+            result = method(*args, **options)
+            is_iterator = hasattr(result, "__anext__")
+            return self._iterate(result) if is_iterator else self._loop.run_until_complete(result)
 
         return call
 
-    def _steps(self, iterator: AsyncIterator[Any]) -> Iterator[Any]:
+    def _iterate(self, iterator: AsyncIterator[Any]) -> Iterator[Any]:
         ended = object()
         while (item := self._loop.run_until_complete(anext(iterator, ended))) is not ended:
             yield item
@@ -73,7 +74,7 @@ class AsyncDriver:
 
 
 class BlockingStream:
-    """An AsyncStream under the face of a Stream."""
+    """An ``AsyncStream`` with the interface of a ``Stream``."""
 
     def __init__(self, stream: AsyncStream, loop: asyncio.AbstractEventLoop) -> None:
         self._stream = stream
@@ -106,7 +107,7 @@ class BlockingStream:
 
 
 class BlockingConversation:
-    """An AsyncConversation under the face of a Conversation."""
+    """An ``AsyncConversation`` with the interface of a ``Conversation``."""
 
     def __init__(self, conversation: AsyncConversation, loop: asyncio.AbstractEventLoop) -> None:
         self._conversation = conversation
@@ -122,4 +123,4 @@ class BlockingConversation:
         return getattr(self._conversation, name)
 
 
-Driver = SyncDriver | AsyncDriver
+AnyClient = SyncClient | BlockingAsyncClient

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "vectors.h"
+#include "simd.h"
 
 namespace {
 
@@ -113,7 +113,7 @@ extern "C" void rms_norm(int is_bf16, const void* x, const void* weight, float e
 }
 
 // x [rows][heads][2 * half] with ``stride`` numbers between rows; cos and sin [rows][half].
-extern "C" void rotate(int is_bf16, const void* x, int64_t stride, const void* cos, const void* sin, int64_t rows,
+extern "C" void rope(int is_bf16, const void* x, int64_t stride, const void* cos, const void* sin, int64_t rows,
                        int64_t heads, int64_t half, void* y, int threads) {
   if (is_bf16)
     turn((const bf16*)x, stride, (const bf16*)cos, (const bf16*)sin, rows, heads, half, (bf16*)y, threads);
@@ -122,7 +122,7 @@ extern "C" void rotate(int is_bf16, const void* x, int64_t stride, const void* c
 }
 
 // silu(left half of x) * right half; x [rows][2 * size].
-extern "C" void silu_gate(int is_bf16, const void* x, int64_t rows, int64_t size, void* y, int threads) {
+extern "C" void silu_and_mul(int is_bf16, const void* x, int64_t rows, int64_t size, void* y, int threads) {
   if (is_bf16) gate((const bf16*)x, rows, size, (bf16*)y, threads);
   else gate((const float*)x, rows, size, (float*)y, threads);
 }

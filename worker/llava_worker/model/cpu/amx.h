@@ -2,7 +2,7 @@
 // instructions, several times what vectors give.
 //
 // A panel is as the tile instruction wants it, and integer sums are exact, so what comes out is to the bit what
-// linear.cpp's vectors give. x lies tile by tile: rows of a prompt are often a multiple of 2 KiB, and sixteen such
+// quantized_linear.cpp's vectors give. x lies tile by tile: rows of a prompt are often a multiple of 2 KiB, and sixteen such
 // would share two sets of the cache. Of some rows and panels at a time, every group's sums go through a buffer
 // in the first-level cache to be scaled.
 #pragma once
@@ -13,7 +13,7 @@
 
 #include <vector>
 
-#include "quantized.h"
+#include "quantization.h"
 
 constexpr int MANY_ROWS = 16;  // below, the tiles would be filled with zeros
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "vectors.h"
+#include "simd.h"
 
 constexpr int PANEL = 32;
 constexpr int GROUP = 64;  // inputs that share a scale of 4-bit weights
