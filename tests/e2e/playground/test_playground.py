@@ -31,7 +31,7 @@ def test_dropped_picture_is_asked_about_and_the_answer_grows(playground: Page) -
     picture, question = sent(asked.value)["messages"][0]["content"]
     assert question == {"type": "text", "text": "What is this?"}
     assert picture["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(scene()).decode()
-    expect(playground.locator(".turn .pictures img")).to_be_visible()
+    expect(playground.locator(".turn .images img")).to_be_visible()
 
     expect(answer(playground)).to_have_text(re.compile(r"\w{3}"))
     early = answer(playground).text_content() or ""

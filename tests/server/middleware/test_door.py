@@ -99,7 +99,7 @@ def test_full_queue_is_a_503_that_says_when_to_come_again(own_stack: OwnStack) -
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(stack.chat, "say first")
         controller = stack.server.services.controller
-        wait_until(lambda: controller.num_answers == 1)
+        wait_until(lambda: controller.num_open == 1)
         responses = wait_until(lambda: [r for r in [stack.chat("say second")] if r.status_code == 503])
         error = responses[0].json()["error"]
         assert (error["code"], error["type"]) == ("queue_full", "server_error")

@@ -93,7 +93,7 @@ class _Asker:
         await self._limiter.charge_request(tenant)
         job_set = await build_chat_jobs(services, chat, tenant=tenant, idempotency_key=line.key)
         jobs = [msgspec.structs.replace(job, priority=_BELOW_ALL) for job in job_set.jobs]
-        outputs = MergedOutputs(services.controller, is_kept=True)
+        outputs = MergedOutputs(services.controller, is_resumable=True)
         try:
             await outputs.submit(jobs, job_set.pixels)
             answers = await collect(outputs, None, [NoMetrics() for _ in jobs])

@@ -181,7 +181,7 @@ def test_client_that_leaves_before_the_first_token_cancels_its_job(stack: Stack)
         connection.sendall(head.encode() + body)
         wait_until(lambda: stack.worker.assignments)
     controller = stack.server.services.controller
-    wait_until(lambda: controller.num_answers == 0)
+    wait_until(lambda: controller.num_open == 0)
     stack.worker.release.set()
     wait_until(lambda: stack.worker.assignments[-1].job.job_id in stack.worker.refused)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from llava_server.sockets import CannotListen, listen
+from llava_server.sockets import ListenError, listen
 
 ELSEWHERE = "192.0.2.1"  # RFC 5737: nobody's
 
@@ -28,10 +28,10 @@ def test_a_name_of_other_machines_is_refused(
     monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]
 ) -> None:
     resolve_to(monkeypatch, *addresses)
-    with pytest.raises(CannotListen, match="cannot listen on server-admin:9000"):
+    with pytest.raises(ListenError, match="cannot listen on server-admin:9000"):
         listen("server-admin", 9000, flag="--admin-port")
 
 
 def test_a_name_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(CannotListen, match=r"cannot listen on nobody\.invalid:9000"):
+    with pytest.raises(ListenError, match=r"cannot listen on nobody\.invalid:9000"):
         listen("nobody.invalid", 9000, flag="--admin-port")
