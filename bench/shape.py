@@ -123,7 +123,7 @@ class Shape:
         linear = 2.0 * (num_tokens * (self.decoder_parameters - head) + head)
         return linear + 2.0 * self.layers * self.hidden * num_tokens**2  # causal: half of the square
 
-    def picture_operations(self) -> float:
+    def image_operations(self) -> float:
         """Operations of tower and projector for one picture."""
         tokens = self.image_tokens + 1
         attention = 4.0 * (self.vision_layers - 1) * self.vision_hidden * tokens**2

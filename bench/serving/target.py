@@ -1,4 +1,4 @@
-"""A server that is measured, ours or another: how it is made ready, started, waited for and stopped."""
+"""A server that is measured, ours or another: how it is prepared, started and stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import psutil
 
 from bench.record import WORK
 
-__all__ = ["Contender", "Running", "Unavailable", "running"]
+__all__ = ["RunningTarget", "Target", "Unavailable", "run_target"]
 
 _READY_S = 900.0  # some compile for minutes when they start
 _STOP_S = 30.0
@@ -25,11 +25,11 @@ _POLL_S = 0.25
 
 
 class Unavailable(Exception):
-    """This contender cannot be measured here; the message says why."""
+    """The target cannot be measured here; the message states the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class Target:
     """``command`` gets a port. ``prepare`` installs and converts what is missing, and raises Unavailable.
 
     ``bits`` is the width of the decoder's weights, which the machine's limit depends on. ``ready_path``
@@ -48,8 +48,8 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Running:
-    """A contender that answers at ``url``; ``ready_s`` after it was started."""
+class RunningTarget:
+    """A target that serves at ``url``. It was ready ``ready_s`` seconds after its start."""
 
     url: str
     ready_s: float
@@ -65,44 +65,44 @@ class Running:
 
 
 @contextmanager
-def running(contender: Contender) -> Iterator[Running]:
-    """Start it, wait until it is ready, and stop it in the end. Raises Unavailable if it does not come up."""
+def run_target(target: Target) -> Iterator[RunningTarget]:
+    """Run a target: yield it when it is ready, stop it after the block. Raises Unavailable."""
     logs = WORK / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
-    log = logs / f"{contender.name}.log"
+    log = logs / f"{target.name}.log"
     began = time.perf_counter()
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            list(contender.command(port)),
+            list(target.command(port)),
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **contender.environment},
+            env={**os.environ, **target.environment},
             start_new_session=True,
         )
     try:
-        _until_ready(contender, process, url + contender.ready_path)
-        yield Running(url, time.perf_counter() - began, psutil.Process(process.pid))
+        _wait_until_ready(target, process, url + target.ready_path)
+        yield RunningTarget(url, time.perf_counter() - began, psutil.Process(process.pid))
     finally:
         _stop(process)
 
 
-def _until_ready(contender: Contender, process: subprocess.Popen[bytes], url: str) -> None:
+def _wait_until_ready(target: Target, process: subprocess.Popen[bytes], url: str) -> None:
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise Unavailable(f"it ended with status {process.returncode} before it was ready; see its log")
-        if _answers(url):
+        if _is_ready(url):
             return
         time.sleep(_POLL_S)
-    raise Unavailable(f"{contender.title} was not ready after {_READY_S:.0f} s")
+    raise Unavailable(f"{target.title} was not ready after {_READY_S:.0f} s")
 
 
-def _answers(url: str) -> bool:
+def _is_ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
     except (OSError, http.client.HTTPException):  # not listening yet, or not ready: a bad status raises too
         return False
 

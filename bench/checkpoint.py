@@ -1,4 +1,4 @@
-"""``python -m bench.serving.checkpoint [FOLDER]``: a LLaVA-1.5-shaped checkpoint with random weights.
+"""``python -m bench.checkpoint [FOLDER]``: a LLaVA-1.5-shaped checkpoint with random weights.
 
 Speed does not depend on what the weights say, only on how many there are; so nothing need be downloaded.
 Layout and names are llava-hf's; about 3.3 GB on disk and one shard in memory at a time. The weights are
@@ -18,9 +18,9 @@ import torch
 from llava_cli.bench.prompts import WORDS
 from safetensors.torch import save_file
 
-from bench.engine.vocabulary import chat_template, write_tokenizer
 from bench.record import WORK
-from bench.serving.shape import LLAVA_1_5_SMALL, MINI, Shape
+from bench.shape import LLAVA_1_5_SMALL, MINI, Shape
+from bench.vocabulary import chat_template, write_tokenizer
 
 __all__ = ["DEFAULT_FOLDER", "MINI_FOLDER", "ensure_checkpoint", "write_checkpoint"]
 
@@ -32,15 +32,15 @@ _SHAPES = {"1.3b": (LLAVA_1_5_SMALL, DEFAULT_FOLDER), "mini": (MINI, MINI_FOLDER
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.serving.checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.checkpoint", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="default: in bench/work")
     parser.add_argument("--size", choices=sorted(_SHAPES), default="1.3b")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    shape, default = _SHAPES[given.size]
-    folder = given.folder or default
-    write_checkpoint(folder, shape, dtype=given.dtype, seed=given.seed)
+    args = parser.parse_args()
+    shape, default = _SHAPES[args.size]
+    folder = args.folder or default
+    write_checkpoint(folder, shape, dtype=args.dtype, seed=args.seed)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size / 1e9:.2f} GB")
 
