@@ -77,7 +77,7 @@ class Link:
 
     async def command(self, *args: Arg) -> Any:
         """The raw answer of one command. Raises one of ``UNAVAILABLE``."""
-        task = asyncio.ensure_future(self._redis.execute_command(*args))  # type: ignore[no-untyped-call]
+        task = asyncio.ensure_future(self._redis.execute_command(*args))
         task.add_done_callback(_look_at)
         try:
             await asyncio.wait({task}, timeout=self._timeout_s)
