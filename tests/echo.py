@@ -13,7 +13,7 @@ from llava_worker.settings import load_settings
 def echo_text(prompt: str, *, max_tokens: int) -> str:
     """Return the greedy response of exactly ``max_tokens`` tokens, computed by one engine in this process."""
     model = open_model(load_settings(["--model", "echo"]))
-    prompt_ids = model.prompts.build([Message("user", (prompt,))]).token_ids
+    prompt_ids = model.prompts.build_chat([Message("user", (prompt,))]).token_ids
     engine = EchoEngine()
     engine.add(
         Sequence(

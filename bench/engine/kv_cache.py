@@ -20,6 +20,7 @@ from llava_worker.engine import ImageSpan, Sequence
 from llava_worker.engine.core.kv_cache_size import KV_CACHE_DTYPES
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.model.attention.kv_cache import KVCacheSpec
 
 from bench.engine.logits import RANDOM, TINY, Example, at_random, errors, load, logits_of, of_exam, tokenizer
 from bench.record import ROOT, write_record
@@ -51,8 +52,8 @@ def main() -> None:
 def sizes() -> dict[str, int]:
     """Of LLaVA-1.5-7B's cache, a token."""
     return {
-        name: kind.bytes_per_block(1, num_layers=32, num_heads=32, head_dim=128, dtype=torch.float16)
-        for name, kind in KV_CACHE_DTYPES.items()
+        name: KVCacheSpec(1, 1, 32, 32, 128, torch.float16, is_int8=name == "int8").bytes_per_block
+        for name in KV_CACHE_DTYPES
     }
 
 

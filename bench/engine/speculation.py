@@ -143,7 +143,7 @@ def picture_of(question: Question) -> tuple[ImageRef, bytes]:
 
 
 def sequence_of(name: str, question: Question, messages: list[Message], prompts: PromptBuilder) -> Sequence:
-    prompt = prompts.build(messages)
+    prompt = prompts.build_chat(messages)
     return Sequence(
         seq_id=name,
         prompt_ids=prompt.token_ids,

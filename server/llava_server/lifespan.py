@@ -1,15 +1,16 @@
-"""Everything that lives as long as the app, made in one place and closed in reverse."""
+"""The services that live as long as the app: opened in one place, closed in reverse order."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from fastapi import FastAPI
 from llava_wire.controller_side.producer import JobProducer
 from llava_wire.operator.inspector import Inspector
 from llava_wire.operator.worker_commands import CommandSender
@@ -21,63 +22,126 @@ from starlette.requests import Request
 
 from llava_server.engine_metrics import EngineCollector
 from llava_server.generation.controller import Controller
-from llava_server.images.decoder_pool import DecodePool
-from llava_server.images.errors import PictureLimits
-from llava_server.images.fetch import FetchRules, PictureFetcher
-from llava_server.images.loader import PictureIntake
+from llava_server.images.decoder_pool import DecoderPool
+from llava_server.images.errors import ImageLimits
+from llava_server.images.fetch import FetchRules, ImageFetcher
+from llava_server.images.loader import ImageLoader
 from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.rate_limit import RateLimiter
-from llava_server.periodic import every
+from llava_server.periodic import run_periodically
 from llava_server.request_metrics import Metrics
 from llava_server.settings import Settings
-from llava_server.shutdown import Drain
+from llava_server.shutdown import GracefulShutdown
 from llava_server.worker_registry import WorkerRegistry
 
-__all__ = ["Services", "open_services", "services_of"]
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+__all__ = ["Services", "attach_services", "open_services", "services_of", "services_of_app"]
 
 logger = logging.getLogger(__name__)
 
-_REFRESH_S = 1.0
-_KEYS_REFRESH_S = 3.0  # how long a revoked key may live on; new ones are looked for when they come
+_REGISTRY_REFRESH_S = 1.0
+_KEYS_REFRESH_S = 3.0  # how long a revoked key stays valid; new keys are looked up when they are first used
 _MIB = 2**20
 _DAY_S = 86400.0
-_BATCH_LEASE_S = 5.0  # a controller that drives a batch and is silent for so long has lost it
+_BATCH_LEASE_S = 5.0  # a server that does not renew its lease on a batch for this long loses the batch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Services:
-    """What routes use."""
+    """Everything that routes and background tasks share."""
 
     settings: Settings
     metrics: Metrics
-    drain: Drain
+    shutdown: GracefulShutdown
+    api_keys: ApiKeys
+    rate_limiter: RateLimiter
+    tracer: Tracer | None
     registry: WorkerRegistry
     controller: Controller
-    intake: PictureIntake
-    pool: DecodePool
-    keys: ApiKeys
-    parsers: ThreadPoolExecutor  # for bodies too large for the event loop
+    image_loader: ImageLoader
+    parser_threads: ThreadPoolExecutor  # for bodies too large to be parsed in the event loop
     files: FileStore
     batches: BatchStore
+    batches_changed: asyncio.Event = field(default_factory=asyncio.Event)  # wakes the batch driver
     inspector: Inspector
-    orders: CommandSender
+    commands: CommandSender
+
+
+def attach_services(app: FastAPI, services: Services) -> None:
+    """Make the services available to the app's routes."""
+    app.state.services = services
 
 
 def services_of(request: Request) -> Services:
-    """The services of the app that serves this request."""
-    services = request.app.state.services
+    """Return the services of the app that serves this request."""
+    return services_of_app(request.app)
+
+
+def services_of_app(app: FastAPI) -> Services:
+    """Raises RuntimeError before the app has started."""
+    services = getattr(app.state, "services", None)
     if not isinstance(services, Services):
-        raise RuntimeError("a request came before the app had started")
+        raise RuntimeError("the services of an app exist only while its lifespan runs")
     return services
 
 
 @asynccontextmanager
 async def open_services(
-    settings: Settings, metrics: Metrics, drain: Drain, keys: ApiKeys, limiter: RateLimiter
+    settings: Settings,
+    metrics: Metrics,
+    shutdown: GracefulShutdown,
+    api_keys: ApiKeys,
+    rate_limiter: RateLimiter,
+    tracer: Tracer | None,
 ) -> AsyncIterator[Services]:
-    """Raises QueueUnavailable if the queue cannot be reached at start."""
+    """Connect to the queue, start the image decoders and the periodic tasks. Raises QueueUnavailable."""
     url = settings.redis_url.get_secret_value()
-    producer = await JobProducer.connect(
+    async with AsyncExitStack() as stack:
+        producer = await stack.enter_async_context(aclosing(await _connect(url, settings)))
+        key_store = await stack.enter_async_context(aclosing(ApiKeyStore(url)))
+        rate_limit_store = await stack.enter_async_context(aclosing(RateLimitStore(url)))
+        files = await stack.enter_async_context(aclosing(_file_store(url, settings)))
+        batches = await stack.enter_async_context(aclosing(_batch_store(url, settings)))
+        inspector = await stack.enter_async_context(aclosing(Inspector(url)))
+        commands = await stack.enter_async_context(aclosing(CommandSender(url)))
+        image_loader = await stack.enter_async_context(_image_loader(settings, metrics))
+        parser_threads = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="parse"))
+        api_keys.attach(key_store)
+        rate_limiter.attach(rate_limit_store)
+        registry = WorkerRegistry(producer, metrics)
+        controller = Controller(
+            producer,
+            metrics,
+            rate_limiter,
+            queue_timeout_s=settings.queue_timeout_s,
+            orphan_grace_s=settings.orphan_grace_s,
+        )
+        await asyncio.gather(registry.refresh(), api_keys.refresh())
+        _warn_about_access(api_keys)
+        stack.enter_context(_engine_metrics(metrics, registry))
+        await stack.enter_async_context(_background_tasks(controller, registry, api_keys))
+        yield Services(
+            settings=settings,
+            metrics=metrics,
+            shutdown=shutdown,
+            api_keys=api_keys,
+            rate_limiter=rate_limiter,
+            tracer=tracer,
+            registry=registry,
+            controller=controller,
+            image_loader=image_loader,
+            parser_threads=parser_threads,
+            files=files,
+            batches=batches,
+            inspector=inspector,
+            commands=commands,
+        )
+
+
+async def _connect(url: str, settings: Settings) -> JobProducer:
+    return await JobProducer.connect(
         url,
         max_queued=settings.max_queued,
         max_queued_cost=settings.max_queued_tokens,
@@ -87,58 +151,63 @@ async def open_services(
         hang_timeout_s=settings.hang_timeout_s,
         orphan_grace_s=settings.orphan_grace_s,
     )
-    async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(producer.aclose)
-        ring, windows = ApiKeyStore(url), RateLimitStore(url)
-        stack.push_async_callback(ring.aclose)
-        stack.push_async_callback(windows.aclose)
-        stores = _stores(url, settings)
-        for store in stores:
-            stack.push_async_callback(store.aclose)
-        keys.attach(ring)
-        limiter.attach(windows)
-        pool = DecodePool(num_children=settings.image_workers, limits=_picture_limits(settings))
-        stack.push_async_callback(pool.aclose)
-        intake = PictureIntake(
-            pool,
-            PictureFetcher(_fetch_rules(settings)),
-            metrics,
-            max_bytes=settings.max_image_mb * _MIB,
-            cache_bytes=settings.image_cache_mb * _MIB,
-        )
-        stack.callback(intake.close)
-        parsers = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="parse"))
-        registry = WorkerRegistry(producer, metrics)
-        collector = EngineCollector(registry)
-        metrics.registry.register(collector)
-        stack.callback(metrics.registry.unregister, collector)
-        controller = Controller(
-            producer,
-            metrics,
-            limiter,
-            queue_timeout_s=settings.queue_timeout_s,
-            orphan_grace_s=settings.orphan_grace_s,
-        )
-        await asyncio.gather(pool.start(), registry.refresh(), keys.refresh())
-        _say_who_may_ask(keys)
-        await stack.enter_async_context(_running(controller, registry, keys))
-        yield Services(settings, metrics, drain, registry, controller, intake, pool, keys, parsers, *stores)
 
 
-def _stores(url: str, settings: Settings) -> tuple[FileStore, BatchStore, Inspector, CommandSender]:
-    keep_s = settings.file_days * _DAY_S
+def _file_store(url: str, settings: Settings) -> FileStore:
     limits = FileLimits(settings.max_files, settings.max_files_mb * _MIB, settings.max_all_files_mb * _MIB)
-    files = FileStore(url, ttl_s=keep_s, limits=limits)
-    batches = BatchStore(url, keep_s=keep_s, lease_s=_BATCH_LEASE_S, max_unfinished=settings.max_batches)
-    return files, batches, Inspector(url), CommandSender(url)
+    return FileStore(url, ttl_s=settings.file_days * _DAY_S, limits=limits)
+
+
+def _batch_store(url: str, settings: Settings) -> BatchStore:
+    return BatchStore(
+        url,
+        keep_s=settings.file_days * _DAY_S,
+        lease_s=_BATCH_LEASE_S,
+        max_unfinished=settings.max_batches,
+    )
 
 
 @asynccontextmanager
-async def _running(controller: Controller, registry: WorkerRegistry, keys: ApiKeys) -> AsyncIterator[None]:
+async def _image_loader(settings: Settings, metrics: Metrics) -> AsyncIterator[ImageLoader]:
+    max_bytes = settings.max_image_mb * _MIB
+    limits = ImageLimits(max_pixels=settings.max_image_mp * 1_000_000, timeout_s=settings.image_timeout_s)
+    fetch_rules = FetchRules(
+        hosts=frozenset(settings.image_hosts),
+        allow_http=settings.image_allow_http,
+        timeout_s=settings.image_fetch_timeout_s,
+        max_bytes=max_bytes,
+    )
+    async with aclosing(DecoderPool(num_processes=settings.image_workers, limits=limits)) as pool:
+        await pool.start()
+        loader = ImageLoader(
+            pool,
+            ImageFetcher(fetch_rules),
+            metrics,
+            max_bytes=max_bytes,
+            cache_bytes=settings.image_cache_mb * _MIB,
+        )
+        with closing(loader):
+            yield loader
+
+
+@contextmanager
+def _engine_metrics(metrics: Metrics, registry: WorkerRegistry) -> Iterator[None]:
+    collector = EngineCollector(registry)
+    metrics.registry.register(collector)
+    try:
+        yield
+    finally:
+        metrics.registry.unregister(collector)
+
+
+@asynccontextmanager
+async def _background_tasks(
+    controller: Controller, registry: WorkerRegistry, api_keys: ApiKeys
+) -> AsyncIterator[None]:
     tasks = [
         asyncio.create_task(controller.run(), name="controller"),
-        asyncio.create_task(every(_REFRESH_S, registry.refresh), name="registry"),
-        asyncio.create_task(every(_KEYS_REFRESH_S, keys.refresh), name="keys"),
+        asyncio.create_task(run_periodically(_REGISTRY_REFRESH_S, registry.refresh), name="registry"),
+        asyncio.create_task(run_periodically(_KEYS_REFRESH_S, api_keys.refresh), name="keys"),
     ]
     try:
         yield
@@ -148,21 +217,8 @@ async def _running(controller: Controller, registry: WorkerRegistry, keys: ApiKe
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _say_who_may_ask(keys: ApiKeys) -> None:
-    if not keys.are_asked:
+def _warn_about_access(api_keys: ApiKeys) -> None:
+    if not api_keys.is_required:
         logger.warning("no API key is asked: whoever reaches this port may use it")
-    elif not keys.num_keys:
+    elif not api_keys.num_keys:
         logger.warning("there is no API key yet, so nobody may ask: make one with 'llava-serve keys create'")
-
-
-def _picture_limits(settings: Settings) -> PictureLimits:
-    return PictureLimits(max_pixels=settings.max_image_mp * 1_000_000, timeout_s=settings.image_timeout_s)
-
-
-def _fetch_rules(settings: Settings) -> FetchRules:
-    return FetchRules(
-        hosts=frozenset(settings.image_hosts),
-        allow_http=settings.image_allow_http,
-        timeout_s=settings.image_fetch_timeout_s,
-        max_bytes=settings.max_image_mb * _MIB,
-    )

@@ -1,15 +1,15 @@
-"""Steps that are taken again and again while the process lives."""
+"""Periodic background tasks."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
-__all__ = ["every"]
+__all__ = ["run_periodically"]
 
 
-async def every(seconds: float, step: Callable[[], Awaitable[None]]) -> None:
-    """Runs ``step`` for ever, with ``seconds`` between the end of one and the start of the next."""
+async def run_periodically(interval_s: float, step: Callable[[], Awaitable[None]]) -> None:
+    """Run ``step`` until cancelled, with ``interval_s`` between the end of one run and the next."""
     while True:
         await step()
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(interval_s)

@@ -1,7 +1,7 @@
-"""What GET /metrics says: vLLM's names, units and buckets under our prefix: dashboards only need a rename.
+"""The Prometheus metrics of this process: vLLM's names, units and buckets with the prefix ``llava_``.
 
-One registry per app. Labels come from closed sets: served models, error codes of the table, finish reasons;
-never from a request, so nobody can make the number of series grow.
+One registry per app. Labels come from closed sets (served models, error codes, finish reasons), never from a
+request, so that a client cannot increase the number of series.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from llava_wire.messages.event import Event
 from llava_wire.stores.batches import BatchStats
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-__all__ = ["AnswerMeter", "Meter", "Metrics", "Unmeasured"]
+__all__ = ["ChoiceMetrics", "EventObserver", "Metrics", "NoMetrics"]
 
 _TTFT_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
@@ -31,7 +31,7 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000,
 
 
 class Metrics:
-    """Every number this process counts; each has one method or attribute through which it moves."""
+    """Every metric of this process; each is updated through one method or attribute."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -46,28 +46,34 @@ class Metrics:
         def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
             return Gauge(f"llava_{name}", text, labels, registry=registry)
 
-        self._first_token = histogram(
+        self._time_to_first_token = histogram(
             "time_to_first_token_seconds", "From the request's arrival to its first event.", _TTFT_S
         )
-        self._between_tokens = histogram(
+        self._inter_token_latency = histogram(
             "inter_token_latency_seconds", "Between two events of a request, per token.", _TOKEN_S
         )
-        self._whole = histogram("e2e_request_latency_seconds", "From arrival to the last event.", _REQUEST_S)
-        self._prompt_sizes = histogram("request_prompt_tokens", "Prompt tokens per request.", _TOKENS)
-        self._answer_sizes = histogram("request_generation_tokens", "Answer tokens per request.", _TOKENS)
+        self._request_latency = histogram(
+            "e2e_request_latency_seconds", "From arrival to the last event.", _REQUEST_S
+        )
+        self._request_prompt_tokens = histogram(
+            "request_prompt_tokens", "Prompt tokens per request.", _TOKENS
+        )
+        self._request_generation_tokens = histogram(
+            "request_generation_tokens", "Answer tokens per request.", _TOKENS
+        )
         self._prompt_tokens = counter("prompt_tokens", "Prompt tokens of finished requests.", model)
         self._cached_tokens = counter(
             "prompt_tokens_cached", "Prompt tokens taken from a worker's cache.", model
         )
-        self._answer_tokens = counter("generation_tokens", "Answer tokens.", model)
+        self._generation_tokens = counter("generation_tokens", "Answer tokens.", model)
         self._success = counter(
             "request_success", "Requests answered to their end.", ("model_name", "finished_reason")
         )
         self._errors = counter("request_errors", "Requests answered with an error.", ("code",))
         self._cancelled = counter("requests_cancelled", "Requests whose client left.")
-        self._lookups = counter("mm_cache_queries", "Pictures looked up among the fitted ones.")
-        self._hits = counter("mm_cache_hits", "Pictures found there.")
-        self.picture_seconds = Histogram(
+        self._image_cache_queries = counter("mm_cache_queries", "Pictures looked up among the fitted ones.")
+        self._image_cache_hits = counter("mm_cache_hits", "Pictures found there.")
+        self.image_seconds = Histogram(
             "llava_image_decode_seconds",
             "To decode and fit one picture, waiting for a child included.",
             buckets=_TTFT_S[:16],
@@ -82,52 +88,59 @@ class Metrics:
         self._ended_lines = counter("batch_lines_ended", "Results that it wrote.", ("outcome",))
         self.open_requests = gauge("num_open_requests", "Chat requests open on this controller.")
         self.queue_up = gauge("queue_up", "1 while the queue answers.")
-        self.migrated = counter(
+        self.jobs_reaped = counter(
             "jobs_reaped", "Jobs taken back from dead or hung workers by this controller."
         )
 
-    def first_token(self, model: str, seconds: float) -> None:
-        self._first_token.labels(model).observe(seconds)
+    def observe_first_token(self, model: str, seconds: float) -> None:
+        self._time_to_first_token.labels(model).observe(seconds)
 
-    def token_gaps(self, model: str) -> Histogram:
-        """To be shown the seconds between two tokens of an answer."""
-        return self._between_tokens.labels(model)
+    def inter_token_latency(self, model: str) -> Histogram:
+        """Return the histogram that observes the seconds between two tokens of a response."""
+        return self._inter_token_latency.labels(model)
 
-    def finished(
-        self, model: str, reason: str, seconds: float, *, prompt: int, cached: int, answer: int
+    def request_finished(
+        self,
+        model: str,
+        reason: str,
+        seconds: float,
+        *,
+        num_prompt_tokens: int,
+        num_cached_tokens: int,
+        num_generated_tokens: int,
     ) -> None:
-        """A request was answered to its end; the rest are numbers of tokens."""
-        self._whole.labels(model).observe(seconds)
+        """Count a choice that finished without an error, ``seconds`` after its request arrived."""
+        self._request_latency.labels(model).observe(seconds)
         self._success.labels(model, reason).inc()
-        self._prompt_sizes.labels(model).observe(prompt)
-        self._answer_sizes.labels(model).observe(answer)
-        self._prompt_tokens.labels(model).inc(prompt)
-        self._cached_tokens.labels(model).inc(cached)
-        self._answer_tokens.labels(model).inc(answer)
+        self._request_prompt_tokens.labels(model).observe(num_prompt_tokens)
+        self._request_generation_tokens.labels(model).observe(num_generated_tokens)
+        self._prompt_tokens.labels(model).inc(num_prompt_tokens)
+        self._cached_tokens.labels(model).inc(num_cached_tokens)
+        self._generation_tokens.labels(model).inc(num_generated_tokens)
 
-    def failed(self, code: str) -> None:
+    def request_failed(self, code: str) -> None:
         self._errors.labels(code).inc()
 
-    def cancelled(self) -> None:
+    def request_cancelled(self) -> None:
         self._cancelled.inc()
 
-    def picture_looked_up(self, *, is_hit: bool) -> None:
-        self._lookups.inc()
+    def image_cache_lookup(self, *, is_hit: bool) -> None:
+        self._image_cache_queries.inc()
         if is_hit:
-            self._hits.inc()
+            self._image_cache_hits.inc()
 
-    def queue_looked_at(
+    def set_queue(
         self, *, num_running: int, num_waiting: dict[str, int], num_workers: dict[str, int]
     ) -> None:
-        """The queue's state, by model where it is; models no longer named go to zero."""
+        """Set the queue's gauges; the mappings are by model."""
         self.queue_up.set(1)
         self._running.set(num_running)
         for gauge, values in ((self._waiting, num_waiting), (self._workers, num_workers)):
             for model, value in values.items():
                 gauge.labels(model).set(value)
 
-    def batches_looked_at(self, stats: BatchStats) -> None:
-        """Everybody's unfinished batches: each controller says the same."""
+    def set_batches(self, stats: BatchStats) -> None:
+        """Set the gauges of all unfinished batches; every controller reports the same values."""
         for state in _BATCH_STATES:
             self._batches.labels(state).set(stats.num_batches.get(state, 0))
         for state, number in (
@@ -148,43 +161,43 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class Meter(Protocol):
-    """Is shown every event of one answer, in order."""
+class EventObserver(Protocol):
+    """Observes every event of one choice, in order."""
 
-    def saw(self, event: Event) -> None: ...
-
-
-class Unmeasured:
-    """For what is read again: it was measured the first time."""
-
-    def saw(self, event: Event) -> None:
-        """Nothing."""
+    def observe(self, event: Event) -> None: ...
 
 
-class AnswerMeter:
-    """Times one answer; is shown every event of it, in order."""
+class NoMetrics:
+    """Observes output that is read a second time or in a batch, and records nothing."""
+
+    def observe(self, event: Event) -> None:
+        pass
+
+
+class ChoiceMetrics:
+    """Records the latencies and token counts of one choice."""
 
     def __init__(self, metrics: Metrics, model: str, *, arrived_at: float) -> None:
         self._metrics = metrics
         self._model = model
-        self._arrived_at = arrived_at  # monotonic
-        self._last_at: float | None = None
-        self._gaps = metrics.token_gaps(model)  # looked up once: it is needed for every token
+        self._arrived_at = arrived_at  # time.monotonic()
+        self._last_event_at: float | None = None
+        self._inter_token_latency = metrics.inter_token_latency(model)  # looked up once: used for every token
 
-    def saw(self, event: Event) -> None:
+    def observe(self, event: Event) -> None:
         now = time.monotonic()
-        if self._last_at is None:
-            self._metrics.first_token(self._model, now - self._arrived_at)
+        if self._last_event_at is None:
+            self._metrics.observe_first_token(self._model, now - self._arrived_at)
         else:
             for _ in event.token_ids:
-                self._gaps.observe((now - self._last_at) / len(event.token_ids))
-        self._last_at = now
+                self._inter_token_latency.observe((now - self._last_event_at) / len(event.token_ids))
+        self._last_event_at = now
         if (final := event.final) is not None and final.error is None:
-            self._metrics.finished(
+            self._metrics.request_finished(
                 self._model,
                 final.reason.value,
                 now - self._arrived_at,
-                prompt=final.num_prompt_tokens,
-                cached=final.num_cached_tokens,
-                answer=event.next_offset,
+                num_prompt_tokens=final.num_prompt_tokens,
+                num_cached_tokens=final.num_cached_tokens,
+                num_generated_tokens=event.next_offset,
             )

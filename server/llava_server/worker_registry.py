@@ -124,7 +124,7 @@ class WorkerRegistry:
         self._num_workers = dict.fromkeys(self._models, 0)
         for heartbeat in heartbeats:
             self._num_workers[heartbeat.model] += not heartbeat.is_draining
-        self._metrics.queue_looked_at(
+        self._metrics.set_queue(
             num_running=stats.num_running,
             num_waiting=dict.fromkeys(self._models, 0) | dict(stats.num_waiting),
             num_workers=self._num_workers,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
-from llava_client.stream_state import Transcript
+from llava_client.stream_state import StreamState
 
 from tests.echo import echo_text
 from tests.faults.cluster import Cluster
@@ -156,7 +156,7 @@ class Chaos:
         self, http: httpx2.AsyncClient, name: str, max_tokens: int, dice: random.Random
     ) -> Outcome:
         """Get one response: repeat the request under its key, or resume the stream where it was cut."""
-        transcript, give_up_at = Transcript(), time.monotonic() + scaled(_RESPONSE_TIMEOUT_S)
+        state, give_up_at = StreamState(), time.monotonic() + scaled(_RESPONSE_TIMEOUT_S)
         key = {"Idempotency-Key": f"chaos-{self.seed}-{self.cluster.front.port}-{name}"}
         body = {
             "model": "echo",
@@ -168,24 +168,24 @@ class Chaos:
             "stream_options": {"include_usage": True},
         }
         problems: list[str] = []
-        while not transcript.is_over:
+        while not state.is_over:
             assert time.monotonic() < give_up_at, f"no response to {name} in time: {problems[-5:]}"
             url = f"{dice.choice(self.cluster.controllers).url}/v1/chat/completions"
-            if transcript.can_resume:
-                transcript.resume()
+            if state.can_resume:
+                state.resume()
                 query = {"stream": "true", "include_usage": "true"}
-                headers = {"Last-Event-ID": transcript.last_event_id}
-                request = http.build_request("GET", f"{url}/{transcript.id}", params=query, headers=headers)
+                headers = {"Last-Event-ID": state.last_event_id}
+                request = http.build_request("GET", f"{url}/{state.id}", params=query, headers=headers)
             else:
-                transcript = Transcript()
+                state = StreamState()
                 request = http.build_request("POST", url, json=body, headers=key)
-            problems.append(await self._read(http, request, transcript))
-        assert transcript.failure is None, (name, transcript.failure, problems[-5:])
-        num_tokens = transcript.usage.completion_tokens if transcript.usage else None
+            problems.append(await self._read(http, request, state))
+        assert state.failure is None, (name, state.failure, problems[-5:])
+        num_tokens = state.usage.completion_tokens if state.usage else None
         expected = echo_text(story(name), max_tokens=max_tokens)
-        return Outcome(transcript.id, transcript.text, transcript.finish_reason, num_tokens, expected)
+        return Outcome(state.id, state.text, state.finish_reason, num_tokens, expected)
 
-    async def _read(self, http: httpx2.AsyncClient, request: httpx2.Request, transcript: Transcript) -> str:
+    async def _read(self, http: httpx2.AsyncClient, request: httpx2.Request, state: StreamState) -> str:
         """Return what interrupted the response, or "ended"."""
         response = None
         try:
@@ -196,11 +196,11 @@ class Chaos:
                 is_gone = response.status_code == 404 and request.method == "GET"
                 assert is_gone or response.status_code in (409, 503), error
                 if is_gone:
-                    transcript.last_event_id = ""  # start again
+                    state.last_event_id = ""  # start again
                 await asyncio.sleep(0.2)
                 return str(error)
             async for chunk in response.aiter_bytes():
-                transcript.feed(chunk)
+                state.feed(chunk)
             return "ended"
         except httpx2.TransportError as error:
             await asyncio.sleep(0.1)

@@ -15,7 +15,7 @@ from tests.echo import echo_text
 from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.streams import Stream, Streams, story
 from tests.machine_speed import scaled
-from tests.server.pictures import encoded, part, scene
+from tests.server.image_files import encoded, part, scene
 from tests.waiting import async_wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.server.conftest import Stack
-from tests.server.images.test_pictures import LEAKS
-from tests.server.pictures import data_url, encoded, part, png_claiming, scene
+from tests.server.image_files import data_url, encoded, part, png_claiming, scene
+from tests.server.images.test_image_requests import LEAKS
 from tests.server.scripted_worker import MODEL
 
 NUM_BROKEN = 1000
@@ -134,7 +134,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_by_its_header_and_costs_no_child(stack: Stack, name: str) -> None:
-    pool = stack.server.app.state.services.pool
+    pool = stack.server.services.image_loader._pool
     before = pool.pids
     response = stack.chat([part(BOMBS[name]), {"type": "text", "text": "look"}])
     assert (response.status_code, response.json()["error"]["code"]) == (400, "image_too_large")

@@ -81,7 +81,7 @@ def _in_body(response: httpx2.Response, answer: dict[str, Any]) -> Iterator[str]
     elif media_type == "text/event-stream" and response.is_stream_consumed:
         for block in response.text.split("\n\n"):
             fields = dict(
-                line.split(": ", 1) for line in block.splitlines() if line and not line.startswith(":")
+                line.split(": ", 1) for line in block.split("\n") if line and not line.startswith(":")
             )
             if fields.get("data", "[DONE]") != "[DONE]":
                 event = json.loads(fields["data"])

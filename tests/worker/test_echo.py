@@ -49,7 +49,7 @@ def answer(given: Sequence, engine: EchoEngine | None = None) -> list[int]:
 def test_an_answer_is_lower_case_words_that_end_by_themselves() -> None:
     tokens = answer(sequence())
     text = b"".join(TOKENIZER.token_bytes(token_id) for token_id in tokens).decode()
-    assert tokens[-1] == TOKENIZER.eos_id
+    assert tokens[-1] == TOKENIZER.eos_token_id
     assert 64 <= len(tokens) < 128
     assert text == text.lower()
     assert all(word.isalpha() for word in text.split())
@@ -96,7 +96,7 @@ def test_a_limit_cuts_the_answer_and_says_so() -> None:
 def test_ignoring_the_end_goes_on_to_the_limit() -> None:
     tokens = answer(sequence(max_new_tokens=300, sampling=Sampling(ignore_eos=True)))
     assert len(tokens) == 300
-    assert TOKENIZER.eos_id not in tokens
+    assert TOKENIZER.eos_token_id not in tokens
 
 
 def test_the_contexts_end_is_a_limit_too() -> None:
@@ -191,4 +191,4 @@ def test_faults_asked_for_in_the_prompt_happen() -> None:
 
 def test_faults_do_not_happen_unless_enabled() -> None:
     for marker in ("[[refuse]]", "[[error]]", "[[fail]]", "[[crash]]", "[[hang]]"):
-        assert answer(sequence(marker))[-1] == TOKENIZER.eos_id
+        assert answer(sequence(marker))[-1] == TOKENIZER.eos_token_id

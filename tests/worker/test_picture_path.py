@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llava_server.images.resize import fit
+from llava_server.images.resize import resize
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.engine import Sequence
 from llava_worker.engine.startup.build_engine import load_engine
 from llava_worker.language.prompt_builder import PromptBuilder
-from llava_worker.language.templates import CONVERSATIONS
+from llava_worker.language.templates import CONVERSATION_TEMPLATES
 from llava_worker.language.tokenizer import ByteTokenizer
 from PIL import Image
 
@@ -23,9 +23,9 @@ from tests.worker.checkpoints import IMAGE_TOKEN, LLAVA_INTERLEAVE, NEXT, write_
 class AsciiTokenizer(ByteTokenizer):
     """Ids below 128, as the random checkpoints have them."""
 
-    bos_id = 1
-    eos_id = 2
-    image_id = IMAGE_TOKEN
+    bos_token_id = 1
+    eos_token_id = 2
+    image_token_id = IMAGE_TOKEN
 
 
 @pytest.mark.parametrize("size", [(200, 60), (60, 200), (31, 30), (2, 2), (500, 3)])
@@ -47,16 +47,16 @@ def test_what_the_server_cuts_the_engine_takes(
     )
     assert spec.fit == ("squash" if kind is LLAVA_INTERLEAVE else "anyres" if kind is NEXT else "pad")
     picture = Image.new("RGB", size, "teal")
-    tiles = fit(picture, side=spec.side, how=spec.fit, background=spec.background, grid=spec.grid)
+    tiles = resize(picture, side=spec.side, mode=spec.fit, background=spec.background, grid=spec.grid)
     num_tiles = tiles.height // spec.side
     image = ImageRef(digest="p", num_tiles=num_tiles, side=spec.side, width=size[0], height=size[1])
     builder = PromptBuilder(
         AsciiTokenizer(),
-        CONVERSATIONS["mistral_instruct"],
+        CONVERSATION_TEMPLATES["mistral_instruct"],
         image_spec=spec,
         context_length=engine.context_length,
     )
-    prompt = builder.build([Message("user", (image, "Hi?"))])
+    prompt = builder.build_chat([Message("user", (image, "Hi?"))])
     sequence = Sequence(
         seq_id="s",
         prompt_ids=prompt.token_ids,

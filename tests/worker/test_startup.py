@@ -21,7 +21,7 @@ def test_the_echo_model_announces_itself() -> None:
     model = open_model(load_settings(["--model", "echo", "--max-num-sequences", "3"]))
     assert (model.heartbeat.model, model.heartbeat.capacity) == ("echo", 3)
     assert model.heartbeat.context_length == model.engine.context_length
-    assert model.prompts.build([Message("user", ("Hi?",))]).token_ids
+    assert model.prompts.build_chat([Message("user", ("Hi?",))]).token_ids
 
 
 def test_the_tiny_model_is_called_tiny_llava() -> None:
@@ -101,7 +101,7 @@ def test_an_adapters_folder_that_describes_nothing_takes_its_bases_words(tmp_pat
     adapted = open_model(load_settings([*flags, "--model", str(tmp_path), "--base-model", "tiny"]))
     of_base = open_model(load_settings([*flags, "--model", "tiny"]))
 
-    assert adapted.prompts.build(messages) == of_base.prompts.build(messages)
+    assert adapted.prompts.build_chat(messages) == of_base.prompts.build_chat(messages)
 
 
 NUM_LEFT = """

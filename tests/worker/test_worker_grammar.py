@@ -38,7 +38,7 @@ class SlowVocabulary:
     def read(self) -> list[bytes]:
         self.is_asked.set()
         assert self.is_released.wait(30)
-        return [TOKENIZER.token_bytes(token_id) for token_id in range(TOKENIZER.image_id + 1)]
+        return [TOKENIZER.token_bytes(token_id) for token_id in range(TOKENIZER.image_token_id + 1)]
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def vocabulary() -> Iterator[SlowVocabulary]:
 
 @pytest.fixture
 def grammars(vocabulary: SlowVocabulary) -> Grammars:
-    return Grammars(vocabulary.read, [TOKENIZER.eos_id], timeout_s=60.0)
+    return Grammars(vocabulary.read, [TOKENIZER.eos_token_id], timeout_s=60.0)
 
 
 async def test_a_slow_grammar_holds_up_neither_running_nor_new_streams(

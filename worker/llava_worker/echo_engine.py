@@ -131,7 +131,7 @@ class EchoEngine:
         if position >= running.length:  # a continued answer that was complete, or one without tokens
             return StepOutput(seq_id=sequence.seq_id, finish=finish, prompt_logprobs=told)
         is_last = position + 1 == running.length
-        token_id = ByteTokenizer.eos_id if is_last and running.has_end else _next_token(running)
+        token_id = ByteTokenizer.eos_token_id if is_last and running.has_end else _next_token(running)
         sequence.output_ids.append(token_id)
         running.state = _fold(running.state, token_id)
         if token_id in sequence.sampling.stop_token_ids:

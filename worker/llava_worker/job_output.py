@@ -24,7 +24,7 @@ from llava_worker.engine import StepOutput, TokenLogprobs
 from llava_worker.engine_thread import News, Refusal
 from llava_worker.language.detokenizer import Detokenizer
 from llava_worker.language.prompt_builder import Prompt
-from llava_worker.language.tokenizer import TextTokenizer
+from llava_worker.language.tokenizer import Tokenizer
 
 __all__ = ["JobOutput", "JobOutputFactory"]
 
@@ -35,7 +35,7 @@ class JobOutputFactory(Protocol):
     """Creates the output state of a job: JobOutput itself, or a function that adds tracing."""
 
     def __call__(
-        self, assignment: Assignment, tokenizer: TextTokenizer, *, stop: tuple[str, ...]
+        self, assignment: Assignment, tokenizer: Tokenizer, *, stop: tuple[str, ...]
     ) -> JobOutput: ...
 
 
@@ -45,9 +45,7 @@ class JobOutput:
     ``stop`` are the stop strings of the model's template, in addition to those of the job.
     """
 
-    def __init__(
-        self, assignment: Assignment, tokenizer: TextTokenizer, *, stop: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, assignment: Assignment, tokenizer: Tokenizer, *, stop: tuple[str, ...] = ()) -> None:
         self.assignment = assignment
         self.num_prompt_tokens = 0
         self._tokenizer = tokenizer
@@ -181,9 +179,7 @@ class JobOutput:
         return ""
 
 
-def _create_detokenizer(
-    assignment: Assignment, tokenizer: TextTokenizer, stop: tuple[str, ...]
-) -> Detokenizer:
+def _create_detokenizer(assignment: Assignment, tokenizer: Tokenizer, stop: tuple[str, ...]) -> Detokenizer:
     """The template's stop strings apply to chat responses only; ``detokenize`` has no stop strings."""
     job = assignment.job
     if job.task == "detokenize":

@@ -11,26 +11,30 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
 
-from llava_worker.choose_template import choose_template
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine.core.step_timer import StepClock
 from llava_worker.engine_thread import Engine, end_process
 from llava_worker.language.prompt_builder import PromptBuilder
-from llava_worker.language.tokenizer import ByteTokenizer, TextTokenizer, TokenizerError
+from llava_worker.language.prompt_formats import ChatTemplateError
+from llava_worker.language.templates import choose_template
+from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer, TokenizerError
 from llava_worker.load_progress import LoadProgress, Progress
 from llava_worker.settings import Settings
 from llava_worker.telemetry.step_timeline import TracedEngine, open_trace
 
 if TYPE_CHECKING:
+    from llava_worker.engine.startup.model_info import ModelInfo
     from llava_worker.engine.structured_output.grammar_cache import Grammars
 
-__all__ = ["Model", "StartupError", "StartupTimes", "open_model"]
+__all__ = ["Model", "StartupError", "StartupTimes", "image_spec", "open_model"]
 
 _ECHO_SPEC = ImageSpec(side=32, tokens_per_tile=4)
 # Nothing that could carry code, but for a chat template, which only runs when asked for, in a sandbox.
@@ -64,7 +68,7 @@ class Model:
     """Everything a Worker needs but the queue."""
 
     engine: Engine
-    tokenizer: TextTokenizer
+    tokenizer: Tokenizer
     prompts: PromptBuilder
     heartbeat: Heartbeat
     times: StartupTimes
@@ -88,15 +92,13 @@ def _open_echo(settings: Settings) -> Model:
     )
     name = settings.served_model_name or "echo"
     tokenizer = ByteTokenizer()
-    try:
+    with _conversation_errors(settings):
         prompts = PromptBuilder(
             tokenizer,
-            choose_template(settings),
+            choose_template(settings.conversation, settings.prompt_style),
             image_spec=_ECHO_SPEC,
             context_length=engine.context_length,
         )
-    except TokenizerError as error:
-        raise _misfit(settings, error) from error
     label = _Label(name, device="none", precision="none")
     return _assemble(_traced(engine, settings, name), tokenizer, prompts, _ECHO_SPEC, label)
 
@@ -105,7 +107,7 @@ def _open_folder(folder: Path, settings: Settings, on_progress: Progress) -> Mod
     began = time.monotonic()
     from llava_worker.engine.startup.build_engine import CheckpointError, load_engine
     from llava_worker.engine.structured_output.grammar_cache import Grammars
-    from llava_worker.language.hf_tokenizer import FileTokenizer, has_tokenizer
+    from llava_worker.language.hf_tokenizer import HFTokenizer, has_tokenizer
 
     imported = time.monotonic()
     base = _find_folder(settings.base_model) if settings.base_model else None
@@ -130,26 +132,21 @@ def _open_folder(folder: Path, settings: Settings, on_progress: Progress) -> Mod
             allow_pickle=settings.allow_pickle,
             on_progress=on_progress,
         )
-        tokenizer = FileTokenizer(described, image_id=info.image_token_id)
+        tokenizer = HFTokenizer(described, image_token_id=info.image_token_id)
     except (CheckpointError, TokenizerError, ValueError) as error:
         raise StartupError(f"model {settings.model!r} cannot be served: {error}") from error
-    spec = ImageSpec(
-        side=info.image_side,
-        fit=info.fit,
-        background=info.background,
-        tokens_per_tile=info.tokens_per_tile,
-        grid=info.grid,
-    )
-    try:
+    spec = image_spec(info)
+    with _conversation_errors(settings):
+        template = choose_template(
+            settings.conversation, settings.prompt_style, folder=folder, tokenizer=tokenizer, base=base
+        )
         prompts = PromptBuilder(
             tokenizer,
-            choose_template(settings, folder, tokenizer, base=base),
+            template,
             image_spec=spec,
             context_length=engine.context_length,
             has_image_marks=info.has_image_marks,
         )
-    except TokenizerError as error:
-        raise _misfit(settings, error) from error
     name = settings.served_model_name or _served_name(settings.model, folder)
     label = _Label(name, info.device, info.precision)
     times = StartupTimes(imported - began, info.weights_s, info.warmup_s, time.monotonic() - began)
@@ -178,8 +175,26 @@ def _traced(engine: Engine, settings: Settings, name: str, clock: StepClock | No
     return TracedEngine(engine, trace, clock)
 
 
-def _misfit(settings: Settings, error: TokenizerError) -> StartupError:
-    return StartupError(f"conversation {settings.conversation!r} does not fit the model: {error}")
+@contextmanager
+def _conversation_errors(settings: Settings) -> Iterator[None]:
+    """Report the errors of templates and prompts as StartupError."""
+    try:
+        yield
+    except (ChatTemplateError, TokenizerError) as error:
+        raise StartupError(
+            f"conversation {settings.conversation!r} does not fit the model: {error}"
+        ) from error
+
+
+def image_spec(info: ModelInfo) -> ImageSpec:
+    """Return how images are preprocessed for the model."""
+    return ImageSpec(
+        side=info.image_side,
+        fit=info.fit,
+        background=info.background,
+        tokens_per_tile=info.tokens_per_tile,
+        grid=info.grid,
+    )
 
 
 @dataclass(frozen=True)
@@ -191,7 +206,7 @@ class _Label:
 
 def _assemble(
     engine: Engine,
-    tokenizer: TextTokenizer,
+    tokenizer: Tokenizer,
     prompts: PromptBuilder,
     spec: ImageSpec,
     label: _Label,

@@ -13,7 +13,7 @@ from llava_wire.settings import ServiceSettings
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from llava_worker.language.templates import CONVERSATIONS
+from llava_worker.language.templates import CONVERSATION_TEMPLATES
 
 __all__ = ["Precision", "Settings", "load_settings"]
 
@@ -111,7 +111,7 @@ class Settings(ServiceSettings):
     @field_validator("conversation")
     @classmethod
     def _check_conversation(cls, value: str) -> str:
-        allowed = ["auto", "checkpoint", *sorted(CONVERSATIONS)]
+        allowed = ["auto", "checkpoint", *sorted(CONVERSATION_TEMPLATES)]
         if value not in allowed:
             raise ValueError(f"must be one of {', '.join(allowed)}")
         return value

@@ -33,7 +33,7 @@ from llava_worker.engine_thread import EXIT_BROKEN, Engine, EngineThread, News
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.job_sequence import GrammarError, compile_grammar, make_sequence
 from llava_worker.language.prompt_builder import PromptBuilder, PromptError
-from llava_worker.language.tokenizer import TextTokenizer
+from llava_worker.language.tokenizer import Tokenizer
 from llava_worker.slots import has_overflow_slot, sequence_priority
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Worker:
         engine: Engine,
         *,
         prompts: PromptBuilder,
-        tokenizer: TextTokenizer,
+        tokenizer: Tokenizer,
         heartbeat: Heartbeat,
         beat_s: float = 1.0,
         drain_timeout_s: float = 0.0,
@@ -201,7 +201,7 @@ class Worker:
         output = self._create_output(assignment, self._tokenizer, stop=self._prompts.stop)
         try:
             # In a thread, because tokenizing a long text must not delay running streams.
-            prompt = await asyncio.to_thread(self._prompts.build_for, job)
+            prompt = await asyncio.to_thread(self._prompts.build, job)
             output.start(prompt)
             sequence = make_sequence(assignment, prompt, context_length=self._context_length)
         except PromptError as error:

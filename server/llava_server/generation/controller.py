@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 import anyio
 import msgspec
@@ -24,15 +25,15 @@ from llava_wire.controller_side.producer import JobProducer
 from llava_wire.controller_side.queue_status import JobSnapshot
 from llava_wire.errors import AlreadySubmitted, DuplicateJob, QueueFull, QueueUnavailable, TenantOverLimit
 from llava_wire.messages.job import Job
+from llava_wire.stores.api_keys import KeyLimits
 
 from llava_server.errors import ApiError, answer_not_found, from_wire_error
 from llava_server.generation.detached_jobs import Unread
 from llava_server.generation.log_tail import read_along
 from llava_server.generation.output_queue import Answer
-from llava_server.middleware.rate_limit import RateLimiter
-from llava_server.middleware.tracing import traceparent
-from llava_server.periodic import every
+from llava_server.periodic import run_periodically
 from llava_server.request_metrics import Metrics
+from llava_server.tracing import traceparent
 
 __all__ = ["Controller"]
 
@@ -44,6 +45,18 @@ _LOWEST, _HIGHEST = -1, 1  # of the priorities
 _NO_EVENTS = 2**31  # as if so many were known: a look at the job without its log
 
 
+class TokenLimiter(Protocol):
+    """The limits of each tenant and the tokens that its jobs are charged."""
+
+    def limits(self, tenant: str) -> KeyLimits: ...
+
+    async def charge_tokens(self, tenant: str, num_tokens: float) -> None:
+        """Raises ApiError (429, 503)."""
+        ...
+
+    async def reconcile_tokens(self, tenant: str, *, estimated: float, used: int) -> None: ...
+
+
 class Controller:
     """Owner of the open answers. ``run`` must be running while anyone submits."""
 
@@ -51,7 +64,7 @@ class Controller:
         self,
         producer: JobProducer,
         metrics: Metrics,
-        limiter: RateLimiter,
+        limiter: TokenLimiter,
         *,
         queue_timeout_s: float,
         orphan_grace_s: float = 30.0,
@@ -163,7 +176,7 @@ class Controller:
         if answer.is_kept:
             self._unread.add(answer)
             return
-        self._metrics.cancelled()
+        self._metrics.request_cancelled()
         await self._cancel(answer)
 
     def end_all(self, error: ApiError) -> None:
@@ -177,9 +190,9 @@ class Controller:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._follow)
-                tasks.start_soon(every, _TICK_S, self._reap)
-                tasks.start_soon(every, _TICK_S, self._end_overdue)
-                tasks.start_soon(every, _TICK_S, self._unread.abandon)
+                tasks.start_soon(run_periodically, _TICK_S, self._reap)
+                tasks.start_soon(run_periodically, _TICK_S, self._end_overdue)
+                tasks.start_soon(run_periodically, _TICK_S, self._unread.abandon)
         except Exception as error:
             logger.exception("the controller cannot go on")
             self.failure = f"the controller's loop ended: {type(error).__name__}"
@@ -200,7 +213,7 @@ class Controller:
             return  # the registry says so, once
         if num_jobs:
             logger.warning("%d jobs taken back from dead or hung workers", num_jobs)
-            self._metrics.migrated.inc(num_jobs)
+            self._metrics.jobs_reaped.inc(num_jobs)
 
     async def _end_overdue(self) -> None:
         now = time.monotonic()
@@ -228,7 +241,7 @@ class Controller:
         self._answers[job.job_id] = answer  # first: an event may be here before submit returns
         is_submitted = False
         try:
-            await self._limiter.take_tokens(job.tenant, job.cost)
+            await self._limiter.charge_tokens(job.tenant, job.cost)
             answer.charged = job.cost
             answer.place = await self._producer.submit(job, pixels, terms, traceparent())
             is_submitted = True
@@ -240,7 +253,9 @@ class Controller:
     async def _settle(self, answer: Answer) -> None:
         """What was charged in advance becomes what was used; of an answer that never ran, nothing."""
         if answer.charged:
-            await self._limiter.settle(answer.tenant, estimated=answer.charged, used=answer.num_tokens)
+            await self._limiter.reconcile_tokens(
+                answer.tenant, estimated=answer.charged, used=answer.num_tokens
+            )
             answer.charged = 0.0
 
     async def _be_guest(self, answer: Answer) -> None:

@@ -50,4 +50,4 @@ class Unread:
                 return
             if is_over and self._jobs.pop(job_id, None) is not None:
                 logger.info("job %s is cancelled: nobody came back for it", job_id)
-                self._metrics.cancelled()
+                self._metrics.request_cancelled()

@@ -13,7 +13,7 @@ from llava_wire.messages.job import Job
 from llava_server.errors import ApiError, from_job_error
 from llava_server.generation.controller import Controller
 from llava_server.generation.output_queue import Answer
-from llava_server.middleware.tracing import span
+from llava_server.tracing import span
 
 __all__ = ["MergedOutputs"]
 

@@ -1,8 +1,8 @@
-"""Who asks: an API key becomes a tenant. Nothing else in the server ever sees a key.
+"""Authentication: an API key identifies a tenant. Nothing else in the server ever sees a key.
 
-Every path needs a key except the listed public ones, decided on the path that the router itself uses; a
-route that somebody adds later is closed until it is listed here. Keys come from the settings and from the
-ring in Redis, of which this process has a copy; without the ring the copy goes on being true.
+Every path needs a key except the public ones listed here, compared with the path that the router itself uses:
+a new route is closed until it is listed. Keys come from the settings and from the store in Redis, of which
+this process keeps a copy; while Redis is unavailable the copy stays valid.
 """
 
 from __future__ import annotations
@@ -19,94 +19,98 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_server.errors import ApiError
-from llava_server.middleware.request_id import send_error
+from llava_server.middleware.error_handler import send_error
+from llava_server.request_context import context_of
 
-__all__ = ["ANONYMOUS", "ApiKeys", "Authentication", "is_public", "key_digest", "keys_in", "tenant_of"]
+__all__ = ["ANONYMOUS", "ApiKeys", "AuthMiddleware", "is_public", "key_digest", "tenant_of"]
 
 logger = logging.getLogger(__name__)
 
-ANONYMOUS = "anonymous"
+ANONYMOUS = "anonymous"  # the tenant of requests without a key
 _PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
 _PUBLIC_FOLDER = "/playground/"  # static files; the page itself asks for the key
-_TENANT_HEX = 16
-_EAGER_S = 0.25  # an unknown key may look at the ring again so often: it may be new
+_TENANT_HEX_DIGITS = 16
+_MIN_REFRESH_S = (
+    0.25  # an unknown key may be new: the store is read again for it, but not more often than this
+)
 _NO_LIMITS = KeyLimits()
 
 
 def key_digest(key: str) -> str:
-    """The only form in which a key is kept."""
+    """Return the SHA-256 of a key: the only form in which keys are stored."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def tenant_of(digest: str) -> str:
-    """The name that a key's holder has inside: too short to find the digest, let alone the key."""
-    return digest[:_TENANT_HEX]
+    """Return the tenant's name: a prefix of the digest, too short to reconstruct the digest or the key."""
+    return digest[:_TENANT_HEX_DIGITS]
 
 
 class ApiKeys:
-    """The known keys, as SHA-256 only, and what each may do."""
+    """The valid keys, as SHA-256 digests, and the limits of each."""
 
-    def __init__(self, keys: Iterable[str], *, are_asked: bool) -> None:
-        self.are_asked = are_asked
-        self._fixed = frozenset(key_digest(key) for key in keys)
-        self._ring: ApiKeyStore | None = None
-        self._ring_version = ""
-        self._on_ring: frozenset[str] = frozenset()
+    def __init__(self, keys: Iterable[str], *, is_required: bool) -> None:
+        self.is_required = is_required
+        self._from_settings = frozenset(key_digest(key) for key in keys)
+        self._store: ApiKeyStore | None = None
+        self._store_version = ""
+        self._from_store: frozenset[str] = frozenset()
         self._limits: dict[str, KeyLimits] = {}  # by tenant
-        self._looked_at = float("-inf")  # monotonic
-        self._is_ring_lost = False
-        self._looking = asyncio.Lock()
+        self._refreshed_at = float("-inf")  # time.monotonic()
+        self._is_store_unavailable = False
+        self._refreshing = asyncio.Lock()
 
     @property
     def num_keys(self) -> int:
-        return len(self._fixed | self._on_ring)
+        return len(self._from_settings | self._from_store)
 
-    def attach(self, ring: ApiKeyStore) -> None:
-        """From now on the keys in Redis count too; call ``refresh`` every few seconds."""
-        self._ring = ring
+    def attach(self, store: ApiKeyStore) -> None:
+        """Accept the keys of this store too. Call ``refresh`` every few seconds."""
+        self._store = store
 
     def limits(self, tenant: str) -> KeyLimits:
-        """What the tenant may do; nothing of its own is limited for keys from the settings."""
+        """Return the tenant's limits. Keys from the settings have none of their own."""
         return self._limits.get(tenant, _NO_LIMITS)
 
-    def may_ask(self, tenant: str) -> bool:
-        """Whether there is (still) a key of this tenant: for work that goes on without its asker."""
-        return not self.are_asked or any(tenant_of(key) == tenant for key in self._fixed | self._on_ring)
+    def is_active(self, tenant: str) -> bool:
+        """Return whether the tenant still has a key; for work without a request, such as a batch."""
+        digests = self._from_settings | self._from_store
+        return not self.is_required or any(tenant_of(digest) == tenant for digest in digests)
 
-    async def tenant(self, key: str) -> str | None:
-        """The tenant behind a key, or None."""
+    async def find_tenant(self, key: str) -> str | None:
+        """Return the key's tenant, or None for an unknown key."""
         digest = key_digest(key)
-        if not self._knows(digest):
-            async with self._looking:  # whoever comes meanwhile waits for the same look
-                if not self._knows(digest) and time.monotonic() - self._looked_at > _EAGER_S:
+        if not self._is_known(digest):
+            async with self._refreshing:  # concurrent requests share one refresh
+                if not self._is_known(digest) and time.monotonic() - self._refreshed_at > _MIN_REFRESH_S:
                     await self.refresh()
-        return tenant_of(digest) if self._knows(digest) else None
+        return tenant_of(digest) if self._is_known(digest) else None
 
     async def refresh(self) -> None:
-        """One look at the ring. A Redis that does not answer changes nothing and is logged once."""
-        if self._ring is None:
+        """Read the store. If Redis does not answer, keep the known keys and log it once."""
+        if self._store is None:
             return
-        self._looked_at = time.monotonic()
+        self._refreshed_at = time.monotonic()
         try:
-            news = await self._ring.read(self._ring_version)
+            changes = await self._store.read(self._store_version)
         except QueueUnavailable as error:
-            if not self._is_ring_lost:
+            if not self._is_store_unavailable:
                 logger.warning("API keys cannot be looked up, those known so far are kept: %s", error)
-            self._is_ring_lost = True
+            self._is_store_unavailable = True
             return
-        self._is_ring_lost = False
-        if news is not None:
-            self._ring_version, keys = news
-            self._on_ring = frozenset(key.digest for key in keys)
+        self._is_store_unavailable = False
+        if changes is not None:
+            self._store_version, keys = changes
+            self._from_store = frozenset(key.digest for key in keys)
             self._limits = {tenant_of(key.digest): key.limits for key in keys}
 
-    def _knows(self, digest: str) -> bool:
-        # Found by hash: whoever can choose digests that nearly match has the key already.
-        return digest in self._fixed or digest in self._on_ring
+    def _is_known(self, digest: str) -> bool:
+        # A hash lookup need not take constant time: who can choose digests that nearly match has the key.
+        return digest in self._from_settings or digest in self._from_store
 
 
-class Authentication:
-    """Middleware: puts ``tenant`` into the request's state or answers 401."""
+class AuthMiddleware:
+    """Puts the tenant into the request's context, or answers 401."""
 
     def __init__(self, app: ASGIApp, *, keys: ApiKeys) -> None:
         self._app = app
@@ -115,24 +119,24 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        tenant: str | None = ANONYMOUS
-        if self._keys.are_asked and not is_public(scope["path"]):
+        tenant = ANONYMOUS
+        if self._keys.is_required and not is_public(scope["path"]):
             try:
-                tenant = await self._asking(Headers(scope=scope))
+                tenant = await self._authenticate(Headers(scope=scope))
             except ApiError as error:
                 return await send_error(scope, send, error)
-        scope.setdefault("state", {})["tenant"] = tenant
+        context_of(scope).tenant = tenant
         return await self._app(scope, receive, send)
 
-    async def _asking(self, headers: Headers) -> str:
-        """The tenant who sent them. Raises ApiError (401)."""
-        keys = keys_in(headers)
+    async def _authenticate(self, headers: Headers) -> str:
+        """Return the tenant. Raises ApiError (401)."""
+        keys = _keys_in(headers)
         if len(keys) > 1:
             raise ApiError(
                 "invalid_api_key",
                 "the headers Authorization and x-api-key hold different keys: send one of them, or the same",
             )
-        tenant = await self._keys.tenant(keys.pop()) if keys else None
+        tenant = await self._keys.find_tenant(keys.pop()) if keys else None
         if tenant is None:
             raise ApiError(
                 "invalid_api_key",
@@ -141,15 +145,15 @@ class Authentication:
         return tenant
 
 
-def keys_in(headers: Headers) -> set[str]:
-    """The keys that a request brings: OpenAI's clients send a bearer, Anthropic's x-api-key."""
+def is_public(path: str) -> bool:
+    """Return whether the path needs no key."""
+    return path in _PUBLIC_PATHS or (path.startswith(_PUBLIC_FOLDER) and ".." not in path)
+
+
+def _keys_in(headers: Headers) -> set[str]:
+    """Return the keys of a request: OpenAI's clients send a bearer token, Anthropic's ``x-api-key``."""
     keys = {key.strip() for key in headers.getlist("x-api-key")}
     for authorization in headers.getlist("authorization"):
         scheme, _, key = authorization.partition(" ")
         keys.add(key.strip() if scheme.lower() == "bearer" else "")
     return keys - {""}
-
-
-def is_public(path: str) -> bool:
-    """Whether the path needs no key."""
-    return path in _PUBLIC_PATHS or (path.startswith(_PUBLIC_FOLDER) and ".." not in path)

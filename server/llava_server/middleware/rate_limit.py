@@ -1,7 +1,7 @@
-"""Requests and tokens a minute of each API key, and the headers that tell a client where it stands.
+"""Rate limits: requests and tokens per minute of each API key, and the ``x-ratelimit-*`` headers.
 
-A request is counted at the door, before its body is read; its tokens when its job is submitted, by the same
-estimate that fair queueing uses, and corrected when it ends by what it really took.
+A request is charged before its body is read; its tokens when its job is submitted, by the same estimate that
+fair queueing uses, and reconciled with the tokens used when it ends.
 """
 
 from __future__ import annotations
@@ -16,86 +16,87 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_server.errors import ApiError
 from llava_server.middleware.auth import ApiKeys
-from llava_server.middleware.request_id import send_error
+from llava_server.middleware.error_handler import send_error
+from llava_server.request_context import context_of
 
-__all__ = ["RateLimiter", "RateLimits"]
+__all__ = ["RateLimitMiddleware", "RateLimiter"]
 
 
 class RateLimiter:
-    """Asks for a tenant's minute, which all controllers share. Tenants without such limits cost nothing."""
+    """Charges tenants in a store that all servers share. Tenants without rate limits cost no Redis call."""
 
     def __init__(self, keys: ApiKeys) -> None:
         self._keys = keys
-        self._windows: RateLimitStore | None = None
-        self._seen: dict[str, Allowance] = {}  # by tenant; only of those with limits
+        self._store: RateLimitStore | None = None
+        self._allowances: dict[str, Allowance] = {}  # the latest by tenant; only tenants with limits
 
-    def attach(self, windows: RateLimitStore) -> None:
-        """From now on limits are kept."""
-        self._windows = windows
+    def attach(self, store: RateLimitStore) -> None:
+        """Enforce limits from now on."""
+        self._store = store
 
     def limits(self, tenant: str) -> KeyLimits:
-        """All that the tenant may do."""
+        """Return all limits of the tenant."""
         return self._keys.limits(tenant)
 
-    async def take_request(self, tenant: str) -> None:
-        """Raises ApiError: 429 over the limit, 503 if nobody can tell."""
+    async def charge_request(self, tenant: str) -> None:
+        """Raises ApiError: 429 over the limit, 503 if Redis does not answer."""
         limits = self.limits(tenant)
         if limits.requests_per_min or limits.tokens_per_min:
-            await self._take(tenant, limits, requests=1)
+            await self._charge(tenant, limits, requests=1)
 
-    async def take_tokens(self, tenant: str, num_tokens: float) -> None:
-        """Raises like ``take_request``."""
+    async def charge_tokens(self, tenant: str, num_tokens: float) -> None:
+        """Raises ApiError as ``charge_request`` does."""
         limits = self.limits(tenant)
         if limits.tokens_per_min:
-            await self._take(tenant, limits, tokens=math.ceil(num_tokens))
+            await self._charge(tenant, limits, tokens=math.ceil(num_tokens))
 
-    async def settle(self, tenant: str, *, estimated: float, used: int) -> None:
-        """Correct what ``take_tokens`` took. Without a queue to ask, the minute's end corrects it."""
+    async def reconcile_tokens(self, tenant: str, *, estimated: float, used: int) -> None:
+        """Replace an estimate that ``charge_tokens`` charged. Without Redis the end of the minute does it."""
         limits = self.limits(tenant)
-        if limits.tokens_per_min and self._windows is not None:
+        if limits.tokens_per_min and self._store is not None:
             try:
                 tokens = used - math.ceil(estimated)
-                self._seen[tenant] = await self._windows.settle(tenant, limits, tokens=tokens)
+                self._allowances[tenant] = await self._store.settle(tenant, limits, tokens=tokens)
             except QueueUnavailable:
                 return
 
     def headers(self, tenant: str) -> dict[str, str]:
-        """OpenAI's ``x-ratelimit-*``, as of the tenant's latest charge here; none without limits."""
-        limits, seen = self.limits(tenant), self._seen.get(tenant)
+        """Return OpenAI's ``x-ratelimit-*`` headers as of the tenant's latest charge; none without limits."""
+        limits, allowance = self.limits(tenant), self._allowances.get(tenant)
         headers: dict[str, str] = {}
-        if seen is None:
+        if allowance is None:
             return headers
-        for name, limit, left in (
-            ("requests", limits.requests_per_min, seen.requests_left),
-            ("tokens", limits.tokens_per_min, seen.tokens_left),
+        for name, limit, remaining in (
+            ("requests", limits.requests_per_min, allowance.requests_left),
+            ("tokens", limits.tokens_per_min, allowance.tokens_left),
         ):
             if limit:
                 headers[f"x-ratelimit-limit-{name}"] = str(limit)
-                headers[f"x-ratelimit-remaining-{name}"] = str(max(left, 0))
-                headers[f"x-ratelimit-reset-{name}"] = _duration((limit - left) * 60 / limit)
+                headers[f"x-ratelimit-remaining-{name}"] = str(max(remaining, 0))
+                headers[f"x-ratelimit-reset-{name}"] = _duration((limit - remaining) * 60 / limit)
         return headers
 
-    async def _take(self, tenant: str, limits: KeyLimits, *, requests: int = 0, tokens: int = 0) -> None:
-        if self._windows is None:
+    async def _charge(self, tenant: str, limits: KeyLimits, *, requests: int = 0, tokens: int = 0) -> None:
+        if self._store is None:
             raise RuntimeError("a request came before the app had started")
         try:
-            seen = await self._windows.charge(tenant, limits, requests=requests, tokens=tokens)
+            allowance = await self._store.charge(tenant, limits, requests=requests, tokens=tokens)
         except QueueUnavailable as error:
             raise ApiError(
                 "queue_unavailable", "the job queue cannot be reached", retry_after_s=error.retry_after_s
             ) from error
-        self._seen[tenant] = seen
-        if not seen.is_granted:
-            what = f"{limits.tokens_per_min} tokens" if tokens else f"{limits.requests_per_min} requests"
+        self._allowances[tenant] = allowance
+        if not allowance.is_granted:
+            limit = f"{limits.tokens_per_min} tokens" if tokens else f"{limits.requests_per_min} requests"
             raise ApiError(
                 "rate_limit_exceeded",
-                f"this key may use {what} a minute, and has: come again in {seen.wait_s:.1f} s",
-                retry_after_s=seen.wait_s,
+                f"this key may use {limit} a minute, and has: come again in {allowance.wait_s:.1f} s",
+                retry_after_s=allowance.wait_s,
             )
 
 
-class RateLimits:
-    """Middleware behind Authentication: counts each POST and puts the headers on its answer."""
+class RateLimitMiddleware:
+    """Charges each POST and adds the headers to its response. Runs after AuthMiddleware."""
 
     def __init__(self, app: ASGIApp, *, limiter: RateLimiter) -> None:
         self._app = app
@@ -104,7 +105,7 @@ class RateLimits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self._app(scope, receive, send)
-        tenant = scope["state"]["tenant"]
+        tenant = context_of(scope).tenant
 
         async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -112,14 +113,14 @@ class RateLimits:
             await send(message)
 
         try:
-            await self._limiter.take_request(tenant)
+            await self._limiter.charge_request(tenant)
         except ApiError as error:
             return await send_error(scope, send_with_limits, error)
         return await self._app(scope, receive, send_with_limits)
 
 
 def _duration(seconds: float) -> str:
-    """As OpenAI writes them: 350ms, 6s, 1m30s."""
+    """Format a duration as OpenAI does: 350ms, 6s, 1m30s."""
     if seconds < 1:
         return f"{math.ceil(max(seconds, 0) * 1000)}ms"
     minutes, rest = divmod(math.ceil(seconds), 60)

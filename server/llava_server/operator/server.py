@@ -1,6 +1,6 @@
-"""The operator's own port: metrics, health, workers; on loopback unless told otherwise, and never the API.
+"""The operator's own port: metrics, health and workers, never the API. On loopback by default.
 
-It shows the state of the app beside it and asks for no key: who may reach it is the network's to decide.
+It shares the services of the app in the same process and asks for no key: the network decides who reaches it.
 """
 
 from __future__ import annotations
@@ -12,34 +12,40 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from llava_server.middleware.request_id import ErrorNet, RequestIds
+from llava_server.exception_handlers import EXCEPTION_HANDLERS
+from llava_server.lifespan import Services, attach_services
+from llava_server.middleware.error_handler import ServerErrorMiddleware
+from llava_server.middleware.request_id import RequestIdMiddleware
 from llava_server.operator import health, workers
 
 __all__ = ["AdminServer", "create_admin_app"]
 
 
-def create_admin_app(app: FastAPI) -> FastAPI:
-    """Shares the state of ``app``, whose lifespan it does not run."""
+def create_admin_app(services: Services) -> FastAPI:
+    """Make the operator's app on services that are open already."""
     admin = FastAPI(
         title="llava-serve admin",
-        middleware=[Middleware(RequestIds), Middleware(ErrorNet)],
-        exception_handlers=dict(app.exception_handlers),
+        middleware=[
+            Middleware(RequestIdMiddleware, metrics=services.metrics),
+            Middleware(ServerErrorMiddleware),
+        ],
+        exception_handlers=EXCEPTION_HANDLERS,
         openapi_url=None,
         redirect_slashes=False,
     )
-    admin.state = app.state
+    attach_services(admin, services)
     for router in (health.router, health.metrics_router, workers.router):
         admin.include_router(router)
     return admin
 
 
 class AdminServer(uvicorn.Server):
-    """Runs beside the API's server, in its loop; signals are that one's."""
+    """Runs in the event loop of the API's server, which handles the signals."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, services: Services) -> None:
         super().__init__(
             uvicorn.Config(
-                create_admin_app(app),
+                create_admin_app(services),
                 http="h11",
                 ws="none",
                 lifespan="off",

@@ -73,7 +73,7 @@ async def _order(services: Services, worker_id: str, instruction: ModelCommand, 
     """200 when it is done, 202 while it is not. Raises ApiError."""
     until = time.monotonic() + wait_s
     try:
-        given = await services.orders.give(worker_id, instruction)
+        given = await services.commands.give(worker_id, instruction)
     except QueueUnavailable as error:
         raise from_wire_error(error) from error
     if given is None:
@@ -93,7 +93,7 @@ async def _order(services: Services, worker_id: str, instruction: ModelCommand, 
         if report is not None and report.state == "failed":
             raise ApiError("load_failed", f"the worker is without a model now: {report.message}")
         is_done = report is not None and report.state == "done"
-        if is_done or time.monotonic() >= until or services.drain.is_draining:
+        if is_done or time.monotonic() >= until or services.shutdown.is_draining:
             headers = {} if is_done else {"location": f"/workers/{worker_id}"}
             return JSONResponse(_described(worker, order_id), 200 if is_done else 202, headers)
         await asyncio.sleep(_LOOK_S)

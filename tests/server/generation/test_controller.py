@@ -66,7 +66,7 @@ class ScriptedProducer:
 
 
 def make(producer: ScriptedProducer, *, queue_timeout_s: float = 60.0) -> Controller:
-    limiter = RateLimiter(ApiKeys((), are_asked=False))
+    limiter = RateLimiter(ApiKeys((), is_required=False))
     return Controller(cast(JobProducer, producer), Metrics(), limiter, queue_timeout_s=queue_timeout_s)
 
 

@@ -15,7 +15,7 @@ from llava_server.middleware.auth import ANONYMOUS, ApiKeys
 from starlette.routing import Route
 
 from tests.server.conftest import Stack, text_of
-from tests.server.pictures import encoded, part, scene
+from tests.server.image_files import encoded, part, scene
 from tests.server.scripted_worker import MODEL
 from tests.waiting import wait_until
 
@@ -86,10 +86,10 @@ def test_without_keys_everyone_is_anonymous(stack: Stack) -> None:
 
 
 def test_key_table_holds_no_key() -> None:
-    keys = ApiKeys([KEY], are_asked=True)
+    keys = ApiKeys([KEY], is_required=True)
     assert KEY not in repr(vars(keys))
-    assert asyncio.run(keys.tenant(KEY)) is not None
-    assert asyncio.run(keys.tenant(f"{KEY}x")) is None
+    assert asyncio.run(keys.find_tenant(KEY)) is not None
+    assert asyncio.run(keys.find_tenant(f"{KEY}x")) is None
 
 
 def test_full_queue_is_a_503_that_says_when_to_come_again(own_stack: OwnStack) -> None:
@@ -98,7 +98,7 @@ def test_full_queue_is_a_503_that_says_when_to_come_again(own_stack: OwnStack) -
     announce_again(stack)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(stack.chat, "say first")
-        controller = stack.server.app.state.services.controller
+        controller = stack.server.services.controller
         wait_until(lambda: controller.num_answers == 1)
         responses = wait_until(lambda: [r for r in [stack.chat("say second")] if r.status_code == 503])
         error = responses[0].json()["error"]
@@ -189,7 +189,7 @@ def test_body_that_drips_is_a_408(own_stack: OwnStack) -> None:
 def test_model_without_a_live_worker_is_a_503_and_still_listed(own_stack: OwnStack) -> None:
     stack = own_stack()
     stack.worker.stop()
-    registry = stack.server.app.state.services.registry
+    registry = stack.server.services.registry
     wait_until(lambda: registry.num_workers(MODEL) == 0)
     response = stack.chat("say yes")
     assert response.status_code == 503

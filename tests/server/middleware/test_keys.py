@@ -169,7 +169,7 @@ def served(stack: Stack, *crowds: tuple[str, str, int]) -> list[str]:
     """What is said, in the order of service, where crowds of (key, word, number) came one after another."""
     stack.worker.stop()
     announce_again(stack)
-    controller = stack.server.app.state.services.controller
+    controller = stack.server.services.controller
     with ThreadPoolExecutor(64) as pool:
         waiting: list[Future[httpx2.Response]] = []
         for key, word, number in crowds:
@@ -216,8 +216,8 @@ def test_keys_known_so_far_go_on_working_without_the_ring(own_stack: OwnStack, r
     stack = own_stack(auth=True)
     key = ring.create()
     assert ask(stack.server.url, key).status_code == 200
-    keys = stack.server.app.state.services.keys
-    keys.attach(type(keys._ring)("unix:///nowhere/s"))
+    keys = stack.server.services.api_keys
+    keys.attach(type(keys._store)("unix:///nowhere/s"))
     headers = {"authorization": f"Bearer {key}"}
     assert httpx2.get(f"{stack.server.url}/v1/models", headers=headers, timeout=scaled(30)).status_code == 200
     headers = {"authorization": "Bearer unknown"}

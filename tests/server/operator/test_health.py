@@ -34,7 +34,7 @@ def test_draining_server_is_not_ready_but_alive_and_refuses_new_requests(
     own_stack: Callable[..., Stack],
 ) -> None:
     stack = own_stack()
-    stack.server.app.state.drain.begin()
+    stack.server.services.shutdown.begin()
     assert stack.http.get("/readyz").json()["reasons"] == ["this server is shutting down"]
     assert stack.http.get("/livez").status_code == 200
     response = stack.chat("say yes")
@@ -44,7 +44,7 @@ def test_draining_server_is_not_ready_but_alive_and_refuses_new_requests(
 
 def test_draining_server_still_serves_in_its_grace(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack(drain_grace_s=60.0)
-    stack.server.app.state.drain.begin()
+    stack.server.services.shutdown.begin()
     assert stack.http.get("/readyz").status_code == 503
     assert stack.works()
 
@@ -106,7 +106,7 @@ def test_requests_cannot_make_series(stack: Stack) -> None:
 
 def test_refresh_notices_a_lost_queue_and_its_return(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack()
-    registry: WorkerRegistry = stack.server.app.state.services.registry
+    registry: WorkerRegistry = stack.server.services.registry
     assert registry.trouble is None
     registry._note_trouble("the queue cannot be reached: test")
     assert wait_until(lambda: registry.trouble is None)

@@ -11,8 +11,7 @@ from llava_worker.engine import ImageSpan, Sampling, Sequence, StepOutput
 from llava_worker.engine.core.encoder_cache import VisionCache
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
-from llava_worker.model.attention.kv_cache import ExactKVCache
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.llava import Llava
@@ -58,7 +57,7 @@ def model(checkpoint: tuple[Path, LlavaForConditionalGeneration]) -> Llava:
 def make_engine(model: Llava) -> EngineFactory:
     """An engine whose cache starts out as NaN: what is read without having been written shows.
 
-    ``over`` is the model, else that of the whole run; ``runner`` may be a class that looks on; ``kind`` is
+    ``over`` is the model, else that of the whole run; ``runner`` may be a class that looks on; ``is_int8`` is
     the KV cache's.
     """
 
@@ -66,22 +65,17 @@ def make_engine(model: Llava) -> EngineFactory:
         *,
         over: Llava = model,
         runner: type[ModelRunner] = ModelRunner,
-        kind: type[ExactKVCache] | type[Int8KVCache] = ExactKVCache,
+        is_int8: bool = False,
         num_blocks: int = 64,
         block_size: int = 4,
         vision_cache_bytes: int = 1 << 20,
         **options: object,
     ) -> Engine:
         text = over.config.text_config
-        cache = kind(
-            num_blocks,
-            block_size,
-            num_layers=text.num_hidden_layers,
-            num_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
-            dtype=over.dtype,
-            device=CPU,
+        spec = KVCacheSpec.for_model(
+            text, num_blocks=num_blocks, block_size=block_size, dtype=over.dtype, is_int8=is_int8
         )
+        cache = KVCache(spec, CPU)
         shape = (num_blocks * block_size, text.num_key_value_heads, text.head_dim)
         spoilt = torch.full(shape, torch.nan, dtype=over.dtype)
         for layer in range(text.num_hidden_layers):

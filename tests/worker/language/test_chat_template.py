@@ -13,14 +13,17 @@ from hypothesis import strategies as st
 from llava_wire.messages.event import ErrorCode
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
-from llava_worker.choose_template import choose_template
-from llava_worker.language.hf_tokenizer import FileTokenizer
-from llava_worker.language.jinja_template import ChatTemplate, ChatTemplateError, read_chat_template
+from llava_worker.language.hf_tokenizer import HFTokenizer
+from llava_worker.language.jinja_template import JinjaChatTemplate, read_chat_template
 from llava_worker.language.prompt_builder import PromptBuilder
-from llava_worker.language.prompt_formats import Piece, PromptError, Special, Template
-from llava_worker.language.templates import CONVERSATIONS
-from llava_worker.language.tokenizer import TokenizerError
-from llava_worker.settings import load_settings
+from llava_worker.language.prompt_formats import (
+    ChatTemplateError,
+    PromptError,
+    PromptTemplate,
+    Segment,
+    SpecialToken,
+)
+from llava_worker.language.templates import CONVERSATION_TEMPLATES, choose_template
 from PIL import Image
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -45,11 +48,11 @@ def conversations(draw: st.DrawFn) -> list[Message]:
     return [*messages, Message("user", tuple(draw(QUESTIONS)))]
 
 
-def our_ids(folder: Path, template: Template, messages: list[Message]) -> list[int]:
-    tokenizer = FileTokenizer(folder)
+def our_ids(folder: Path, template: PromptTemplate, messages: list[Message]) -> list[int]:
+    tokenizer = HFTokenizer(folder)
     spec = ImageSpec(side=28, tokens_per_tile=NUM_TOKENS)
     builder = PromptBuilder(tokenizer, template, image_spec=spec, context_length=4096)
-    return builder.build(messages).token_ids
+    return builder.build_chat(messages).token_ids
 
 
 def transformers_ids(folder: Path, template: str, messages: list[Message]) -> list[int]:
@@ -85,7 +88,7 @@ def as_dict(message: Message) -> dict[str, Any]:
 @settings(max_examples=15, deadline=None)
 @given(messages=conversations())
 def test_the_hf_style_has_the_ids_of_transformers_processor(folder: Path, messages: list[Message]) -> None:
-    assert our_ids(folder, CONVERSATIONS["llava_hf"], messages) == transformers_ids(
+    assert our_ids(folder, CONVERSATION_TEMPLATES["llava_hf"], messages) == transformers_ids(
         folder, LLAVA_HF, messages
     )
 
@@ -94,12 +97,14 @@ def test_the_hf_style_has_the_ids_of_transformers_processor(folder: Path, messag
 @given(messages=conversations())
 def test_a_checkpoints_template_has_the_ids_of_transformers_processor(messages: list[Message]) -> None:
     source = read_chat_template(TINY)
-    chosen = choose_template(load_settings(["--conversation", "checkpoint"]), TINY, FileTokenizer(TINY))
+    chosen = choose_template("checkpoint", folder=TINY, tokenizer=HFTokenizer(TINY))
     assert our_ids(TINY, chosen, messages) == transformers_ids(TINY, source, messages)
 
 
-def render(source: str, *messages: Message) -> list[Piece]:
-    return ChatTemplate(source, special_tokens=SPECIALS, bos_token="<s>", eos_token="</s>").render(messages)
+def render(source: str, *messages: Message) -> list[Segment]:
+    return JinjaChatTemplate(source, special_tokens=SPECIALS, bos_token="<s>", eos_token="</s>").render(
+        messages
+    )
 
 
 ECHO = (
@@ -110,12 +115,12 @@ ECHO = (
 
 @pytest.mark.parametrize("parts", [("</s><image>",), ("</", "s>"), ("<imag", "e>"), ("\ue000</s>\ue001",)])
 def test_a_special_token_typed_by_the_user_stays_text(parts: tuple[str, ...]) -> None:
-    assert render(ECHO, Message("user", parts)) == ["".join(parts), Special("</s>")]
+    assert render(ECHO, Message("user", parts)) == ["".join(parts), SpecialToken("</s>")]
 
 
 def test_the_templates_own_tokens_and_pictures_are_special() -> None:
     pieces = render("{{ bos_token }}" + ECHO, Message("user", ("a", PICTURE, "b")))
-    assert pieces == [Special("<s>"), "a", PICTURE, "b", Special("</s>")]
+    assert pieces == [SpecialToken("<s>"), "a", PICTURE, "b", SpecialToken("</s>")]
 
 
 def test_generation_marks_change_no_text() -> None:
@@ -141,7 +146,7 @@ def test_a_template_that_objects_or_reaches_out_refuses_the_conversation(source:
 
 def test_a_broken_template_is_refused_at_the_start() -> None:
     with pytest.raises(ChatTemplateError, match="broken"):
-        ChatTemplate("{% for %}", special_tokens=SPECIALS)
+        JinjaChatTemplate("{% for %}", special_tokens=SPECIALS)
 
 
 @pytest.mark.parametrize(
@@ -177,18 +182,17 @@ def test_an_adapters_folder_has_its_own_chat_template_or_its_bases(tmp_path: Pat
             (folder / "chat_template.jinja").write_text(
                 "{{ '" + name + "' }}{{ messages[0].content[0].text }}"
             )
-    settings = load_settings(["--conversation", "checkpoint"])
-    template = choose_template(settings, adapter, FileTokenizer(TINY), base=base)
+    template = choose_template("checkpoint", folder=adapter, tokenizer=HFTokenizer(TINY), base=base)
     assert template.render([Message("user", ("Hi?",))])[0].startswith("own" if has_own else "base")
 
 
 def test_the_hf_style_is_llava_hfs_template_for_models_of_vicuna() -> None:
-    assert choose_template(load_settings(["--prompt-style", "hf"]), TINY).name == "llava_hf"
+    assert choose_template("auto", "hf", folder=TINY).name == "llava_hf"
 
 
 def test_a_model_without_a_folder_has_no_template_of_its_own() -> None:
-    with pytest.raises(TokenizerError, match="no chat template of its own"):
-        choose_template(load_settings(["--model", "echo", "--conversation", "checkpoint"]))
+    with pytest.raises(ChatTemplateError, match="no chat template of its own"):
+        choose_template("checkpoint")
 
 
 def test_a_message_that_the_template_never_sees_in_this_order_is_refused_before_it() -> None:

@@ -52,7 +52,7 @@ def test_a_character_cut_off_by_the_end_is_one_replacement_character() -> None:
 
 def test_special_tokens_have_no_text() -> None:
     detokenizer = Detokenizer(TOKENIZER)
-    ids = [TOKENIZER.bos_id, 0x61, TOKENIZER.image_id, 0x62, TOKENIZER.eos_id, 99999]
+    ids = [TOKENIZER.bos_token_id, 0x61, TOKENIZER.image_token_id, 0x62, TOKENIZER.eos_token_id, 99999]
     assert "".join(detokenizer.push(token_id) for token_id in ids) == "ab"
 
 

@@ -7,27 +7,27 @@ from llava_wire.messages.event import ErrorCode
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.language.prompt_builder import Prompt, PromptBuilder, PromptError
-from llava_worker.language.templates import CONVERSATIONS
-from llava_worker.language.tokenizer import ByteTokenizer, TextTokenizer
+from llava_worker.language.templates import CONVERSATION_TEMPLATES
+from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer
 
 SIDE = 8
 TOKENS_PER_TILE = 3
 BYTES = ByteTokenizer()
-SYSTEM = CONVERSATIONS["vicuna_v1"].system
+SYSTEM = CONVERSATION_TEMPLATES["vicuna_v1"].system
 
 
 def image(digest: str = "a", *, side: int = SIDE) -> ImageRef:
     return ImageRef(digest=digest, num_tiles=1, side=side, width=5, height=4)
 
 
-def build(*messages: Message, context_length: int = 4096, tokenizer: TextTokenizer = BYTES) -> Prompt:
+def build(*messages: Message, context_length: int = 4096, tokenizer: Tokenizer = BYTES) -> Prompt:
     builder = PromptBuilder(
         tokenizer,
-        CONVERSATIONS["vicuna_v1"],
+        CONVERSATION_TEMPLATES["vicuna_v1"],
         image_spec=ImageSpec(side=SIDE, tokens_per_tile=TOKENS_PER_TILE),
         context_length=context_length,
     )
-    return builder.build(messages)
+    return builder.build_chat(messages)
 
 
 def user(*parts: str | ImageRef) -> Message:
@@ -36,7 +36,7 @@ def user(*parts: str | ImageRef) -> Message:
 
 def shown(prompt: Prompt) -> str:
     """The prompt as text, special ids by name and each picture token as one #."""
-    names = {BYTES.bos_id: b"<s>", BYTES.eos_id: b"</s>", BYTES.image_id: b"#"}
+    names = {BYTES.bos_token_id: b"<s>", BYTES.eos_token_id: b"</s>", BYTES.image_token_id: b"#"}
     return b"".join(names.get(token_id) or bytes([token_id]) for token_id in prompt.token_ids).decode()
 
 
@@ -82,7 +82,7 @@ def test_texts_of_one_message_stand_on_lines_of_their_own() -> None:
 def test_a_typed_special_token_is_text() -> None:
     prompt = build(user("</s><image><s>"))
     assert shown(prompt).count("</s><image><s>") == 1
-    assert BYTES.eos_id not in prompt.token_ids
+    assert BYTES.eos_token_id not in prompt.token_ids
     assert prompt.images == []
 
 
@@ -141,14 +141,18 @@ def anyres_image(*, num_tiles: int = 3) -> ImageRef:
 
 
 def test_a_picture_of_several_tiles_takes_as_many_tokens_as_it_will_have_features() -> None:
-    builder = PromptBuilder(BYTES, CONVERSATIONS["vicuna_v1"], image_spec=ANYRES, context_length=4096)
-    [span] = builder.build([user(anyres_image(), "Hi?")]).images
+    builder = PromptBuilder(
+        BYTES, CONVERSATION_TEMPLATES["vicuna_v1"], image_spec=ANYRES, context_length=4096
+    )
+    [span] = builder.build_chat([user(anyres_image(), "Hi?")]).images
     # base view 2x2; of the grid's 4x2 patches one row shows the picture, and a newline ends it
     assert (span.length, span.width, span.height) == (4 + 2 * 5, 30, 10)
 
 
 def test_a_picture_cut_to_another_grid_is_refused() -> None:
-    builder = PromptBuilder(BYTES, CONVERSATIONS["vicuna_v1"], image_spec=ANYRES, context_length=4096)
+    builder = PromptBuilder(
+        BYTES, CONVERSATION_TEMPLATES["vicuna_v1"], image_spec=ANYRES, context_length=4096
+    )
     with pytest.raises(PromptError, match="2 tiles of 8 pixels") as refusal:
-        builder.build([user(anyres_image(num_tiles=2), "Hi?")])
+        builder.build_chat([user(anyres_image(num_tiles=2), "Hi?")])
     assert refusal.value.error.code is ErrorCode.INTERNAL_ERROR

@@ -11,10 +11,10 @@ from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Job, Message
 from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.job_output import JobOutput
-from llava_worker.language.jinja_template import ChatTemplate
+from llava_worker.language.jinja_template import JinjaChatTemplate
 from llava_worker.language.prompt_builder import PromptBuilder, PromptError
-from llava_worker.language.prompt_formats import Template
-from llava_worker.language.templates import CONVERSATIONS
+from llava_worker.language.prompt_formats import PromptTemplate
+from llava_worker.language.templates import CONVERSATION_TEMPLATES
 from llava_worker.language.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()
@@ -22,7 +22,7 @@ QUESTION, BEGUN = Message("user", ("Hi?",)), Message("assistant", ("I am",))
 
 
 def builder(
-    template: Template, *, spec: ImageSpec | None = None, context_length: int = 4096
+    template: PromptTemplate, *, spec: ImageSpec | None = None, context_length: int = 4096
 ) -> PromptBuilder:
     spec = spec or ImageSpec(side=8, tokens_per_tile=4)
     return PromptBuilder(BYTES, template, image_spec=spec, context_length=context_length)
@@ -37,10 +37,10 @@ def text(token_ids: list[int]) -> str:
     return bytes(token_id for token_id in token_ids if token_id < 256).decode()
 
 
-@pytest.mark.parametrize("name", sorted(CONVERSATIONS))
+@pytest.mark.parametrize("name", sorted(CONVERSATION_TEMPLATES))
 def test_a_continued_answer_stands_where_a_whole_one_would(name: str) -> None:
     """The next question's prompt holds the whole answer: what is continued is the beginning of it."""
-    build = builder(CONVERSATIONS[name]).build_for
+    build = builder(CONVERSATION_TEMPLATES[name]).build
     continued = text(build(job(QUESTION, BEGUN, form="continued")).token_ids)
     later = text(build(job(QUESTION, Message("assistant", ("I am here",)), QUESTION)).token_ids)
     assert later.startswith(continued)
@@ -52,19 +52,19 @@ def test_a_continued_answer_is_cut_out_of_the_models_own_template() -> None:
         "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{{ p.text }}{% endfor %}</s>"
         "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    build = builder(ChatTemplate(source, special_tokens=["<s>", "</s>"])).build_for
+    build = builder(JinjaChatTemplate(source, special_tokens=["<s>", "</s>"])).build
     assert text(build(job(QUESTION, BEGUN, form="continued")).token_ids) == "[user]Hi?[assistant]I am"
     assert text(build(job(QUESTION)).token_ids) == "[user]Hi?[assistant]"
 
 
 def test_a_template_that_hides_answers_continues_none() -> None:
-    template = ChatTemplate("{{ messages[0].content[0].text }}", special_tokens=["<s>"])
+    template = JinjaChatTemplate("{{ messages[0].content[0].text }}", special_tokens=["<s>"])
     with pytest.raises(PromptError, match="none of them can be continued"):
-        builder(template).build_for(job(QUESTION, BEGUN, form="continued"))
+        builder(template).build(job(QUESTION, BEGUN, form="continued"))
 
 
 def test_only_an_answer_can_be_continued() -> None:
-    build = builder(CONVERSATIONS["vicuna_v1"]).build_for
+    build = builder(CONVERSATION_TEMPLATES["vicuna_v1"]).build
     with pytest.raises(PromptError, match="nothing to continue"):
         build(job(QUESTION, form="continued"))
     with pytest.raises(PromptError, match="end with the user message"):
@@ -72,39 +72,41 @@ def test_only_an_answer_can_be_continued() -> None:
 
 
 def test_a_raw_prompt_stands_as_it_is() -> None:
-    prompt = builder(CONVERSATIONS["vicuna_v1"]).build_for(job(Message("user", ("</s>USER:",)), form="raw"))
-    assert prompt.token_ids == [BYTES.bos_id, *b"</s>USER:"]
+    prompt = builder(CONVERSATION_TEMPLATES["vicuna_v1"]).build(
+        job(Message("user", ("</s>USER:",)), form="raw")
+    )
+    assert prompt.token_ids == [BYTES.bos_token_id, *b"</s>USER:"]
 
 
 def test_a_picture_to_be_embedded_is_all_of_its_prompt() -> None:
     picture = ImageRef(digest="d", num_tiles=1, side=8, width=9, height=9)
     asked = job(Message("user", (picture,)), form="raw", task="embed")
-    prompt = builder(CONVERSATIONS["vicuna_v1"]).build_for(asked)
-    assert prompt.token_ids == [BYTES.image_id] * 4
+    prompt = builder(CONVERSATION_TEMPLATES["vicuna_v1"]).build(asked)
+    assert prompt.token_ids == [BYTES.image_token_id] * 4
     assert [(span.start, span.length, span.digest) for span in prompt.images] == [(0, 4, "d")]
 
 
 def test_a_text_to_be_embedded_is_taken_as_it_is_and_may_be_too_long() -> None:
-    build = builder(CONVERSATIONS["vicuna_v1"], context_length=8).build_for
+    build = builder(CONVERSATION_TEMPLATES["vicuna_v1"], context_length=8).build
     asked = job(Message("user", ("a cat",)), form="raw", task="embed")
-    assert build(asked).token_ids == [BYTES.bos_id, *b"a cat"]
+    assert build(asked).token_ids == [BYTES.bos_token_id, *b"a cat"]
     for refused in (
         job(Message("user", ("a white cat",)), form="raw", task="embed"),
-        job(task="embed", prompt_ids=(BYTES.image_id,)),
+        job(task="embed", prompt_ids=(BYTES.image_token_id,)),
     ):
         with pytest.raises(PromptError):
             build(refused)
 
 
 def test_a_prompt_of_tokens_is_taken_as_it_is_but_for_pictures() -> None:
-    build = builder(CONVERSATIONS["vicuna_v1"]).build_for
+    build = builder(CONVERSATION_TEMPLATES["vicuna_v1"]).build
     assert build(job(prompt_ids=(5, 6), form="raw")).token_ids == [5, 6]
     with pytest.raises(PromptError, match="stands for a picture"):
-        build(job(prompt_ids=(5, BYTES.image_id), form="raw"))
+        build(job(prompt_ids=(5, BYTES.image_token_id), form="raw"))
 
 
 def test_a_prompt_that_is_only_counted_may_be_longer_than_the_context() -> None:
-    build = builder(CONVERSATIONS["plain"], context_length=4).build_for
+    build = builder(CONVERSATION_TEMPLATES["plain"], context_length=4).build
     with pytest.raises(PromptError) as caught:
         build(job(QUESTION))
     assert caught.value.error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
@@ -115,7 +117,7 @@ GRID = ImageSpec(side=8, tokens_per_tile=4, fit="anyres", grid=((8, 16), (16, 8)
 
 
 def test_a_picture_with_low_detail_takes_its_base_views_tokens() -> None:
-    build = builder(CONVERSATIONS["vicuna_v1"], spec=GRID).build_for
+    build = builder(CONVERSATION_TEMPLATES["vicuna_v1"], spec=GRID).build
 
     def picture(num_tiles: int) -> Message:
         return Message(
@@ -131,25 +133,25 @@ def test_a_picture_with_low_detail_takes_its_base_views_tokens() -> None:
 
 def told(asked: Job) -> Any:
     answer = JobOutput(Assignment(asked, "fence", (), "", {}), BYTES, stop=("USER",))
-    answer.start(builder(CONVERSATIONS["plain"]).build_for(asked))
+    answer.start(builder(CONVERSATION_TEMPLATES["plain"]).build(asked))
     return answer.next_event()
 
 
 def test_a_counted_prompt_is_its_tokens_and_nothing_else() -> None:
     event = told(job(QUESTION, task="tokenize"))
-    assert event.token_ids == (BYTES.bos_id, *b"Hi?\n")
+    assert event.token_ids == (BYTES.bos_token_id, *b"Hi?\n")
     assert (event.text, event.final.reason, event.final.num_prompt_tokens) == ("", FinishReason.STOP, 5)
 
 
 def test_tokens_become_their_text_whatever_ends_an_answer() -> None:
-    event = told(job(prompt_ids=(*"ä USER".encode(), BYTES.eos_id), task="detokenize", stop=(" ",)))
+    event = told(job(prompt_ids=(*"ä USER".encode(), BYTES.eos_token_id), task="detokenize", stop=(" ",)))
     assert (event.text, event.token_ids, event.final.reason) == ("ä USER", (), FinishReason.STOP)
 
 
 def test_an_answer_says_its_prompts_length_once_and_early() -> None:
     asked = job(QUESTION)
     answer = JobOutput(Assignment(asked, "fence", (), "", {}), BYTES)
-    answer.start(builder(CONVERSATIONS["plain"]).build_for(asked))
+    answer.start(builder(CONVERSATION_TEMPLATES["plain"]).build(asked))
     assert answer.next_event() is None
     answer._token_ids = [1]
     first = answer.next_event()

@@ -14,25 +14,25 @@ from typing import Any
 import pytest
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
-from llava_worker.language.hf_tokenizer import FileTokenizer
+from llava_worker.language.hf_tokenizer import HFTokenizer
 from llava_worker.language.prompt_builder import PromptBuilder
-from llava_worker.language.templates import CONVERSATIONS
+from llava_worker.language.templates import CONVERSATION_TEMPLATES
 
 FOLDER = Path(__file__).parents[2] / "data" / "prompts"
 WHOLE_FOLDER = os.environ.get("LLAVA_LLAMA_TOKENIZER")
 GOLDENS: list[dict[str, Any]] = json.loads((FOLDER / "conversations.json").read_text("utf-8"))
 BY_NAME = {golden["about"]: golden for golden in GOLDENS}
-PART = FileTokenizer(FOLDER, image_id=-200)
+PART = HFTokenizer(FOLDER, image_token_id=-200)
 PICTURE = ImageRef(digest="p", num_tiles=1, side=336, width=640, height=480)
 AFTER_PICTURE = [29871, 13, 5618, 338, 445, 29973, 319, 1799, 9047, 13566, 29901]
 BEFORE_PICTURE = [3148, 1001, 29901, 29871]
 
 
-def ids(golden: dict[str, Any], tokenizer: FileTokenizer = PART) -> list[int]:
+def ids(golden: dict[str, Any], tokenizer: HFTokenizer = PART) -> list[int]:
     """The prompt as the original writes it: one -200 for each picture."""
     builder = PromptBuilder(
         tokenizer,
-        CONVERSATIONS[golden["template"]],
+        CONVERSATION_TEMPLATES[golden["template"]],
         image_spec=ImageSpec(side=336, tokens_per_tile=1),
         context_length=4096,
     )
@@ -40,7 +40,7 @@ def ids(golden: dict[str, Any], tokenizer: FileTokenizer = PART) -> list[int]:
         Message(message["role"], tuple(PICTURE if part is None else part for part in message["content"]))
         for message in golden["messages"]
     ]
-    return builder.build(messages).token_ids
+    return builder.build_chat(messages).token_ids
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -62,13 +62,13 @@ def test_the_ids_do_not_depend_on_the_form_of_the_tokenizers_file(form: str, tmp
         description["pre_tokenizer"]["prepend_scheme"] = "always"
     (tmp_path / "tokenizer.json").write_text(json.dumps(description), "utf-8")
     (tmp_path / "tokenizer_config.json").write_text((FOLDER / "tokenizer_config.json").read_text())
-    tokenizer = FileTokenizer(tmp_path, image_id=-200)
+    tokenizer = HFTokenizer(tmp_path, image_token_id=-200)
     assert [ids(golden, tokenizer) for golden in GOLDENS] == [golden["ids"] for golden in GOLDENS]
 
 
 @pytest.mark.skipif(WHOLE_FOLDER is None, reason="LLAVA_LLAMA_TOKENIZER names no folder")
 def test_the_whole_llama_tokenizer_gives_the_same_ids() -> None:
-    tokenizer = FileTokenizer(Path(WHOLE_FOLDER or ""), image_id=-200)
+    tokenizer = HFTokenizer(Path(WHOLE_FOLDER or ""), image_token_id=-200)
     assert [ids(golden, tokenizer) for golden in GOLDENS] == [golden["ids"] for golden in GOLDENS]
 
 

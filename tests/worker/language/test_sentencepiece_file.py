@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llava_worker.language.hf_tokenizer import FileTokenizer
+from llava_worker.language.hf_tokenizer import HFTokenizer
 from llava_worker.language.tokenizer import TokenizerError
 
 from tests.worker.language.test_prompt_goldens import FOLDER, GOLDENS, PART, WHOLE_FOLDER, ids
@@ -72,22 +72,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> FileTokenizer:
-    return FileTokenizer(folder, image_id=-200)
+def tokenizer(folder: Path) -> HFTokenizer:
+    return HFTokenizer(folder, image_token_id=-200)
 
 
 @pytest.mark.parametrize("golden", GOLDENS, ids=lambda golden: golden["about"])
-def test_conversations_have_the_originals_ids(tokenizer: FileTokenizer, golden: dict) -> None:
+def test_conversations_have_the_originals_ids(tokenizer: HFTokenizer, golden: dict) -> None:
     assert ids(golden, tokenizer) == golden["ids"]
 
 
 @settings(max_examples=200)
 @given(text=st.text(st.sampled_from([*LETTERS, " ", "\n", "é", "🦙"]), max_size=60), is_first=st.booleans())
 def test_any_text_has_the_ids_of_the_tokenizer_json(
-    tokenizer: FileTokenizer, text: str, is_first: bool
+    tokenizer: HFTokenizer, text: str, is_first: bool
 ) -> None:
-    found = tokenizer.encode_part(text, is_first=is_first)
-    assert found == PART.encode_part(text, is_first=is_first)
+    found = tokenizer.encode_segment(text, is_first=is_first)
+    assert found == PART.encode_segment(text, is_first=is_first)
     assert [tokenizer.token_bytes(each) for each in found] == [PART.token_bytes(each) for each in found]
 
 
@@ -98,7 +98,7 @@ def test_any_text_has_the_ids_of_the_tokenizer_json(
 def test_the_whole_tokenizer_model_gives_the_same_ids(tmp_path: Path) -> None:
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(Path(WHOLE_FOLDER or "") / name, tmp_path)
-    whole = FileTokenizer(tmp_path, image_id=-200)
+    whole = HFTokenizer(tmp_path, image_token_id=-200)
     assert [ids(golden, whole) for golden in GOLDENS] == [golden["ids"] for golden in GOLDENS]
 
 
@@ -106,19 +106,19 @@ def test_added_tokens_follow_the_models_own(folder: Path, tmp_path: Path) -> Non
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     first = len(llamas_pieces())
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<im_end>": first + 1, "<im_start>": first}))
-    tokenizer = FileTokenizer(tmp_path)
+    tokenizer = HFTokenizer(tmp_path)
     assert [tokenizer.special_id(mark) for mark in ("<im_start>", "<im_end>")] == [first, first + 1]
     assert first not in tokenizer.encode("<im_start>")
 
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": first + 1}))
     with pytest.raises(TokenizerError, match="which is not the next one"):
-        FileTokenizer(tmp_path)
+        HFTokenizer(tmp_path)
 
 
 def test_a_tokenizer_json_comes_first(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer.model").write_bytes(b"broken")
-    assert FileTokenizer(tmp_path).encode("What") == PART.encode("What")
+    assert HFTokenizer(tmp_path).encode("What") == PART.encode("What")
 
 
 def changed(index: int, piece: Piece) -> list[Piece]:
@@ -147,9 +147,9 @@ def test_what_cannot_be_read_as_it_was_meant_is_refused(
 ) -> None:
     (tmp_path / "tokenizer.model").write_bytes(make())
     with pytest.raises(TokenizerError, match=what):
-        FileTokenizer(tmp_path)
+        HFTokenizer(tmp_path)
 
 
 def test_a_folder_with_neither_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"needs one, or a tokenizer\.model"):
-        FileTokenizer(tmp_path)
+        HFTokenizer(tmp_path)

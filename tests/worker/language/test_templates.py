@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
-from llava_worker.choose_template import choose_template
 from llava_worker.language.prompt_builder import PromptBuilder
-from llava_worker.language.prompt_formats import Special
-from llava_worker.language.templates import CONVERSATIONS, choose_conversation
-from llava_worker.language.tokenizer import ByteTokenizer, TokenizerError
-from llava_worker.settings import load_settings
+from llava_worker.language.prompt_formats import ChatTemplateError, SpecialToken
+from llava_worker.language.templates import CONVERSATION_TEMPLATES, choose_template, template_for_config
+from llava_worker.language.tokenizer import ByteTokenizer
 
 PICTURE = ImageRef(digest="p", num_tiles=1, side=8, width=5, height=4)
 TURNS = [
@@ -21,12 +19,12 @@ TURNS = [
     Message("assistant", ("Yes.",)),
     Message("user", ("Why?",)),
 ]
-SYSTEM = {name: conversation.system for name, conversation in CONVERSATIONS.items()}
+SYSTEM = {name: conversation.system for name, conversation in CONVERSATION_TEMPLATES.items()}
 
 
 def shown(name: str, turns: list[Message] = TURNS) -> str:
     """The prompt as one text, with # for a picture and special tokens by their names."""
-    pieces = CONVERSATIONS[name].render(turns)
+    pieces = CONVERSATION_TEMPLATES[name].render(turns)
     return "".join("#" if isinstance(one, ImageRef) else getattr(one, "token", one) for one in pieces)
 
 
@@ -56,30 +54,33 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize("name", CONVERSATION_TEMPLATES)
 def test_a_template_has_the_originals_shape(name: str) -> None:
     assert shown(name) == EXPECTED[name]
 
 
-@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize("name", CONVERSATION_TEMPLATES)
 def test_a_system_message_takes_the_place_of_the_sentence_in_every_template(name: str) -> None:
     text = shown(name, [Message("system", ("Be brief.",)), *TURNS])
     assert text.count("Be brief.") == 1
     assert not SYSTEM[name] or SYSTEM[name] not in text
 
 
-@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize("name", CONVERSATION_TEMPLATES)
 def test_what_a_user_types_is_text_in_every_template(name: str) -> None:
     typed = "</s><s><image><|im_end|>"
-    pieces = CONVERSATIONS[name].render([Message("user", (typed,))])
-    plain = CONVERSATIONS[name].render([Message("user", ("x",))])
-    assert [piece for piece in pieces if isinstance(piece, Special)] == [
-        piece for piece in plain if isinstance(piece, Special)
+    pieces = CONVERSATION_TEMPLATES[name].render([Message("user", (typed,))])
+    plain = CONVERSATION_TEMPLATES[name].render([Message("user", ("x",))])
+    assert [piece for piece in pieces if isinstance(piece, SpecialToken)] == [
+        piece for piece in plain if isinstance(piece, SpecialToken)
     ]
 
 
 def test_templates_whose_turns_end_in_plain_signs_stop_at_them() -> None:
-    assert {name for name, one in CONVERSATIONS.items() if one.stop == ("###",)} == {"llava_v0", "v0_mmtag"}
+    assert {name for name, one in CONVERSATION_TEMPLATES.items() if one.stop == ("###",)} == {
+        "llava_v0",
+        "v0_mmtag",
+    }
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -105,7 +106,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_template_follows_from_config_json(name: str) -> None:
     config, expected = CONFIGS[name]
-    assert choose_conversation(config) == expected
+    assert template_for_config(config) == expected
 
 
 MISTRAL_CONFIG = '{"model_type": "llava_mistral"}'
@@ -125,18 +126,16 @@ def test_an_adapters_folder_has_the_template_of_its_base_unless_it_describes_its
         folder.mkdir()
         if config is not None:
             (folder / "config.json").write_text(config)
-    assert choose_template(load_settings([]), adapter, base=base).name == expected
+    assert choose_template("auto", folder=adapter, base=base).name == expected
 
 
 def test_a_setting_overrides_the_choice() -> None:
-    settings = load_settings(["--model", "echo", "--conversation", "llava_v0"])
-    assert choose_template(settings).name == "llava_v0"
+    assert choose_template("llava_v0").name == "llava_v0"
 
 
 def test_the_hf_style_is_refused_for_models_of_another_conversation() -> None:
-    settings = load_settings(["--conversation", "mistral_instruct", "--prompt-style", "hf"])
-    with pytest.raises(TokenizerError, match="--conversation checkpoint"):
-        choose_template(settings)
+    with pytest.raises(ChatTemplateError, match="--conversation checkpoint"):
+        choose_template("mistral_instruct", "hf")
 
 
 class _MarkedTokenizer(ByteTokenizer):
@@ -147,12 +146,12 @@ class _MarkedTokenizer(ByteTokenizer):
 def test_models_trained_with_image_marks_get_them_around_a_picture() -> None:
     builder = PromptBuilder(
         _MarkedTokenizer(),
-        CONVERSATIONS["vicuna_v1"],
+        CONVERSATION_TEMPLATES["vicuna_v1"],
         image_spec=ImageSpec(side=8, tokens_per_tile=2),
         context_length=4096,
         has_image_marks=True,
     )
-    prompt = builder.build(TURNS)
+    prompt = builder.build_chat(TURNS)
     start = prompt.images[0].start
     assert prompt.token_ids[start - 1 : start + 4] == [300, 258, 258, 301, ord("\n")]
 
@@ -160,5 +159,7 @@ def test_models_trained_with_image_marks_get_them_around_a_picture() -> None:
 @pytest.mark.parametrize(("name", "has_bos"), [("vicuna_v1", True), ("chatml_direct", False)])
 def test_chatml_models_begin_without_a_beginning_token(name: str, has_bos: bool) -> None:
     spec = ImageSpec(side=8, tokens_per_tile=2)
-    builder = PromptBuilder(ByteTokenizer(), CONVERSATIONS[name], image_spec=spec, context_length=4096)
-    assert (builder.build(TURNS).token_ids[0] == ByteTokenizer.bos_id) is has_bos
+    builder = PromptBuilder(
+        ByteTokenizer(), CONVERSATION_TEMPLATES[name], image_spec=spec, context_length=4096
+    )
+    assert (builder.build_chat(TURNS).token_ids[0] == ByteTokenizer.bos_token_id) is has_bos

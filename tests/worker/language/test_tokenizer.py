@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llava_worker.language.detokenizer import Detokenizer
-from llava_worker.language.hf_tokenizer import FileTokenizer
+from llava_worker.language.hf_tokenizer import HFTokenizer
 from llava_worker.language.tokenizer import TokenizerError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 TINY_FOLDER = Path(llava_worker.__file__).parent / "tiny"
-TINY = FileTokenizer(TINY_FOLDER)
+TINY = HFTokenizer(TINY_FOLDER)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
@@ -56,37 +56,37 @@ def test_a_missing_special_token_is_named() -> None:
 
 
 @pytest.fixture
-def byte_level(tmp_path: Path) -> FileTokenizer:
+def byte_level(tmp_path: Path) -> HFTokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|im_end|>"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    return FileTokenizer(tmp_path)
+    return HFTokenizer(tmp_path)
 
 
-def test_a_byte_level_tokenizer_gives_the_texts_bytes(byte_level: FileTokenizer) -> None:
+def test_a_byte_level_tokenizer_gives_the_texts_bytes(byte_level: HFTokenizer) -> None:
     text = " Grüße, 🦙!\n<|im_end|>"
     ids = byte_level.encode(text)
     assert byte_level.special_id("<|im_end|>") not in ids
     assert b"".join(byte_level.token_bytes(token_id) for token_id in ids) == text.encode()
 
 
-def test_a_byte_level_model_has_no_beginning_and_no_leading_space(byte_level: FileTokenizer) -> None:
-    assert byte_level.bos_id is None
+def test_a_byte_level_model_has_no_beginning_and_no_leading_space(byte_level: HFTokenizer) -> None:
+    assert byte_level.bos_token_id is None
     assert not byte_level.strips_leading_space
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="missing"):
-        FileTokenizer(tmp_path)
+        HFTokenizer(tmp_path)
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match=r"not a tokenizer\.json"):
-        FileTokenizer(tmp_path)
+        HFTokenizer(tmp_path)
 
 
 def test_a_decoder_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_decoder_of_another_kind_is_refused(tmp_path: Path) -> None:
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(TokenizerError, match="WordPiece"):
-        FileTokenizer(tmp_path)
+        HFTokenizer(tmp_path)
 
 
 def test_a_tokenizer_that_reads_a_typed_word_as_special_is_refused(tmp_path: Path) -> None:
@@ -105,4 +105,4 @@ def test_a_tokenizer_that_reads_a_typed_word_as_special_is_refused(tmp_path: Pat
     tokenizer.add_special_tokens([AddedToken("</s>", normalized=False)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(TokenizerError, match="special"):
-        FileTokenizer(tmp_path)
+        HFTokenizer(tmp_path)

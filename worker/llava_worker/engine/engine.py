@@ -67,7 +67,7 @@ class Engine:
         self._admission = Admission(
             context_length=context_length,
             sampling=SamplingLimits(vocab_size=vocab_size, num_eos_ids=len(self._eos_ids)),
-            pictures=config.picture_layout(),
+            pictures=config.image_layout(),
         )
         self.context_length = context_length
         self.max_sequences = max_num_sequences
@@ -151,7 +151,7 @@ class Engine:
 
     def idle(self) -> bool:
         """What spares later steps a wait, for some milliseconds; False if there is nothing left of it."""
-        return self._runner.cache.claim_more()
+        return self._runner.cache.prefault_more()
 
     def stats(self) -> EngineStats:
         pictures, seconds = self._runner.vision_cache, self.clock.seconds

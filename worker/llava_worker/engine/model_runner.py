@@ -27,8 +27,8 @@ from llava_worker.engine.sampling.pooling import unit_vectors
 from llava_worker.engine.sampling.sampled_tokens import Chosen
 from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCache
-from llava_worker.model.config.image_grid import PicturePlan
-from llava_worker.model.device_copy import upload
+from llava_worker.model.config.image_grid import ImagePlan
+from llava_worker.model.device_copy import copy_to_device
 from llava_worker.model.gpu.decode_graphs import DecodeGraphs
 from llava_worker.model.llava import Llava
 
@@ -53,9 +53,9 @@ class ModelRunner:
         self.num_encoded_images = 0
         self.clock = StepClock()
         self.backend = backend
-        self._pictures = model.config.picture_layout()
+        self._pictures = model.config.image_layout()
         self._masks = MaskMaker()
-        model.ranks.tell_cache(cache.num_blocks, cache.block_size)
+        model.ranks.send_cache(cache.num_blocks, cache.block_size)
 
     @torch.inference_mode()
     def copy(self, copies: Items[BlockCopy]) -> None:
@@ -64,7 +64,7 @@ class ModelRunner:
             for copy in copies:
                 rows = torch.arange(copy.num_rows, device=self.model.device)
                 first, target = (block * self.cache.block_size for block in (copy.source, copy.destination))
-                self.model.ranks.tell_copy(first, target, copy.num_rows)
+                self.model.ranks.send_copy(first, target, copy.num_rows)
                 self.cache.copy_rows(first + rows, target + rows)
 
     def run(self, chunks: list[Chunk]) -> list[StepResult]:
@@ -125,7 +125,7 @@ class ModelRunner:
             return None
         with self.clock("forward"):
             rows = batch.rows
-            return self.graphs.logits(batch.token_ids, batch.positions, rows.slots, rows.block_tables)
+            return self.graphs.logits(batch.token_ids, batch.positions, rows.slot_mapping, rows.block_tables)
 
     def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The last hidden states and the logits of the rows that are sampled, of which there may be none."""
@@ -135,8 +135,8 @@ class ModelRunner:
             with self.clock("encode"):
                 self._place_pictures(x, batch.placements)
         with self.clock("forward"):
-            self.model.ranks.tell_step(x, batch.positions, batch.rows)
-            with self.model.ranks.in_step():
+            self.model.ranks.send_step(x, batch.positions, batch.rows)
+            with self.model.ranks.collective_step():
                 hidden = self.model(x, batch.positions, self.backend.plan(batch.rows, self.cache))
             sampled = hidden[batch.sampled_rows]
             logits = self.model.logits(sampled) if batch.sampled else sampled
@@ -184,7 +184,7 @@ class ModelRunner:
             np.frombuffer(picture.pixels, dtype=np.uint8).reshape(-1, side, side, 3)
             for picture in pictures.values()
         ]
-        stacked = upload(np.concatenate(tiles), self.model.device)
+        stacked = copy_to_device(np.concatenate(tiles), self.model.device)
         encoded = torch.cat([self.encode(part) for part in torch.split(stacked, MAX_TILES_AT_ONCE)])
         parts = torch.split(encoded, [len(part) for part in tiles])  # each [tiles, tokens, hidden]
         self.num_encoded_images += len(pictures)
@@ -200,7 +200,7 @@ class _Picture:
     """One that is to be encoded."""
 
     pixels: Pixels
-    plan: PicturePlan
+    plan: ImagePlan
 
 
 def _has_embeddings(chunks: Items[Chunk]) -> bool:

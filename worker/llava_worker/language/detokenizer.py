@@ -1,9 +1,9 @@
-"""The text of one stream, token by token: whole characters only, and never a part of a stop string.
+"""Incremental detokenization: returns whole characters only, and no part of a stop string.
 
-Tokens are bytes here, so a character that takes several tokens needs no special case: an incremental UTF-8
-decoder keeps its unfinished bytes. Text that may be the beginning of a stop string is held back until it
-is clear what it is. Everything is a function of the tokens so far and the same for any way of cutting them
-into pushes: another worker that feeds the logged tokens stands exactly where the first one stood.
+Tokens are decoded to bytes, so a character of several tokens needs no special case: an incremental UTF-8
+decoder buffers incomplete bytes. Text that may be the beginning of a stop string is held back until that is
+decided. The output is a function of the tokens so far, so another worker that replays the logged tokens
+reaches exactly the same state.
 """
 
 from __future__ import annotations
@@ -11,63 +11,61 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from llava_worker.language.tokenizer import TextTokenizer
+from llava_worker.language.tokenizer import Tokenizer
 
 __all__ = ["Detokenizer"]
 
 
 class Detokenizer:
-    """Push tokens, get the text that is certain. After ``is_stopped`` turns True nothing more comes."""
+    """Decodes the tokens of one response. Once ``is_stopped``, it returns no more text."""
 
-    def __init__(
-        self, tokenizer: TextTokenizer, stop: Sequence[str] = (), *, is_continued: bool = False
-    ) -> None:
-        """``is_continued``: the tokens go on from a text before them, so that a space at their beginning is
-        one."""
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, is_continued: bool = False) -> None:
+        """``is_continued``: the tokens continue a text, so a space at their beginning is part of it."""
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._at_start = tokenizer.strips_leading_space and not is_continued
-        self._stop = [text for text in stop if text]
-        self._held = ""
+        self._strips_next_space = tokenizer.strips_leading_space and not is_continued
+        self._stop_strings = [text for text in stop if text]
+        self._held_back = ""
         self.is_stopped = False
         self.stopped_by = ""  # the stop string that was found
 
     def push(self, token_id: int) -> str:
-        """The text that this token makes certain, often empty. A stop string found is not part of it."""
+        """Return the text that this token completes, often empty. It never includes a stop string."""
         if self.is_stopped:
             return ""
         return self._release(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
 
     def flush(self) -> str:
-        """What was held back, for a stream that ends here; unfinished bytes become U+FFFD."""
+        """Return what was held back, at the end of the stream. Incomplete bytes become U+FFFD."""
         if self.is_stopped:
             return ""
-        text = self._release(self._decoder.decode(b"", final=True)) + self._held
-        self._held = ""
+        text = self._release(self._decoder.decode(b"", final=True)) + self._held_back
+        self._held_back = ""
         return text
 
     def _release(self, text: str) -> str:
-        if text and self._at_start:
-            self._at_start = False
+        if text and self._strips_next_space:
+            self._strips_next_space = False
             text = text.removeprefix(" ")
-        if not self._stop or not text:
+        if not self._stop_strings or not text:
             return text
-        sure, self._held, self.stopped_by = _split(self._held + text, self._stop)
+        text, self._held_back, self.stopped_by = _split(self._held_back + text, self._stop_strings)
         self.is_stopped = bool(self.stopped_by)
-        return sure
+        return text
 
 
-def _split(text: str, stop: list[str]) -> tuple[str, str, str]:
-    """(text before any stop string, text that may begin one, the one that was found).
+def _split(text: str, stop_strings: list[str]) -> tuple[str, str, str]:
+    """Return the text before any stop string, text that may begin one, and the one that was found.
 
-    Of several the one that ends first counts, then the longest: that does not depend on how the text came.
+    Of several stop strings in the text, the one that ends first is taken, then the longest. The result
+    therefore does not depend on how the text is split into tokens.
     """
-    found = [(text.find(one) + len(one), -len(one)) for one in stop if one in text]
+    found = [(text.find(string) + len(string), -len(string)) for string in stop_strings if string in text]
     if found:
         end, negative_length = min(found)
         return text[: end + negative_length], "", text[end + negative_length : end]
-    longest = min(len(text), max(len(one) for one in stop) - 1)
+    longest = min(len(text), max(len(string) for string in stop_strings) - 1)
     for length in range(longest, 0, -1):
-        if any(one.startswith(text[-length:]) for one in stop):
+        if any(string.startswith(text[-length:]) for string in stop_strings):
             return text[:-length], text[-length:], ""
     return text, "", ""

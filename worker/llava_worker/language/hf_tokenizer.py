@@ -1,4 +1,4 @@
-"""A model's own tokenizer, from the ``tokenizer.json`` in its folder, or else its ``tokenizer.model``."""
+"""A model's own tokenizer, read from the ``tokenizer.json`` or ``tokenizer.model`` in its folder."""
 
 from __future__ import annotations
 
@@ -11,63 +11,64 @@ from tokenizers import Tokenizer, pre_tokenizers
 from llava_worker.language.sentencepiece import read_sentencepiece
 from llava_worker.language.tokenizer import TokenizerError
 
-__all__ = ["FileTokenizer", "has_tokenizer"]
+__all__ = ["HFTokenizer", "has_tokenizer"]
 
 
-class FileTokenizer:
-    """Of Llama's kind (byte fallback) or, from a ``tokenizer.json``, of GPT-2's kind (byte level)."""
+class HFTokenizer:
+    """A tokenizer with byte fallback (Llama) or, from a ``tokenizer.json``, a byte-level one (GPT-2)."""
 
-    def __init__(self, folder: Path, *, image_id: int | None = None) -> None:
-        """Raises TokenizerError. ``image_id`` None takes the id of ``<image>``, or 0 if there is none."""
+    def __init__(self, folder: Path, *, image_token_id: int | None = None) -> None:
+        """``image_token_id`` is that of ``<image>``, or 0, if not given. Raises TokenizerError."""
         self._tokenizer = _load(folder)
         self._tokenizer.encode_special_tokens = True
-        self._specials = {
-            number: token
-            for number, token in self._tokenizer.get_added_tokens_decoder().items()
+        self._special_tokens = {
+            token_id: token
+            for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
             if token.special
         }
-        self._prefixes = _prefix_scheme(self._tokenizer)
-        self._part_tokenizer = _part_tokenizer(self._tokenizer, self._prefixes)
-        kind = _decoder_kind(json.loads(self._tokenizer.to_str())["decoder"])
-        self._is_byte_level, self.strips_leading_space = kind
-        self._bytes: dict[int, bytes] = {}
+        self._prefix_scheme = _prefix_scheme(self._tokenizer)
+        self._segment_tokenizer = _segment_tokenizer(self._tokenizer, self._prefix_scheme)
+        decoder = json.loads(self._tokenizer.to_str())["decoder"]
+        self._is_byte_level, self.strips_leading_space = _read_decoder(decoder)
+        self._bytes: dict[int, bytes] = {}  # by token id
         config = _read_config(folder / "tokenizer_config.json")
-        self.bos_token, self.eos_token = _named(config, "bos_token"), _named(config, "eos_token")
-        self.bos_id = None if self.bos_token is None else self.special_id(self.bos_token)
-        self.adds_bos = self.bos_id is not None and config.get("add_bos_token") is not False
-        self.image_id = image_id if image_id is not None else self._tokenizer.token_to_id("<image>") or 0
-        self._check_typed_specials()
+        self.bos_token, self.eos_token = _token_name(config, "bos_token"), _token_name(config, "eos_token")
+        self.bos_token_id = None if self.bos_token is None else self.special_id(self.bos_token)
+        self.adds_bos = self.bos_token_id is not None and config.get("add_bos_token") is not False
+        if image_token_id is None:
+            image_token_id = self._tokenizer.token_to_id("<image>") or 0
+        self.image_token_id = image_token_id
+        self._check_typed_special_tokens()
 
     @property
     def special_tokens(self) -> list[str]:
         """The names of all special tokens."""
-        return [token.content for token in self._specials.values()]
+        return [token.content for token in self._special_tokens.values()]
 
     def encode(self, text: str) -> list[int]:
-        if self._prefixes != "never" and text.startswith((" ", "▁")):
-            text = f" {text}"  # SentencePiece puts its space before a text that has one; the library does not
+        if self._prefix_scheme != "never" and text.startswith((" ", "▁")):
+            text = f" {text}"  # SentencePiece prepends a space also to a text that begins with one
         return _ids(self._tokenizer, text)
 
-    def encode_part(self, text: str, *, is_first: bool) -> list[int]:
-        return _ids(self._tokenizer if is_first else self._part_tokenizer, text)
+    def encode_segment(self, text: str, *, is_first: bool) -> list[int]:
+        return _ids(self._tokenizer if is_first else self._segment_tokenizer, text)
 
     def special_id(self, token: str) -> int:
-        number: int | None = self._tokenizer.token_to_id(token)
-        if number is None:
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        if token_id is None:
             raise TokenizerError(
                 f"the tokenizer has no token {token!r}, which the conversation template needs"
             )
-        return number
+        return token_id
 
     def token_bytes(self, token_id: int) -> bytes:
-        known = self._bytes.get(token_id)
-        if known is None:
-            known = self._bytes[token_id] = self._read_bytes(token_id)
-        return known
+        if token_id not in self._bytes:
+            self._bytes[token_id] = self._read_bytes(token_id)
+        return self._bytes[token_id]
 
     def _read_bytes(self, token_id: int) -> bytes:
         piece: str | None = self._tokenizer.id_to_token(token_id)
-        if piece is None or token_id in self._specials:
+        if piece is None or token_id in self._special_tokens:
             return b""
         if self._is_byte_level:
             return _byte_level_bytes(piece)
@@ -75,10 +76,10 @@ class FileTokenizer:
             return bytes([int(piece[3:5], 16)])
         return piece.replace("▁", " ").encode()
 
-    def _check_typed_specials(self) -> None:
-        for number, token in self._specials.items():
-            if number in self.encode(token.content):
-                raise TokenizerError(f"typing {token.content!r} would yield the special token {number}")
+    def _check_typed_special_tokens(self) -> None:
+        for token_id, token in self._special_tokens.items():
+            if token_id in self.encode(token.content):
+                raise TokenizerError(f"typing {token.content!r} would yield the special token {token_id}")
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -103,51 +104,52 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _prefix_scheme(tokenizer: Tokenizer) -> str:
-    """Before which parts of a text the pre-tokenizer puts a space, unless they begin with one."""
-    splitter = json.loads(tokenizer.to_str())["pre_tokenizer"] or {}
-    return str(splitter["prepend_scheme"]) if splitter.get("type") == "Metaspace" else "never"
+    """Return to which segments the pre-tokenizer prepends a space: always, first or never."""
+    pre_tokenizer = json.loads(tokenizer.to_str())["pre_tokenizer"] or {}
+    is_metaspace = pre_tokenizer.get("type") == "Metaspace"
+    return str(pre_tokenizer["prepend_scheme"]) if is_metaspace else "never"
 
 
-def _part_tokenizer(tokenizer: Tokenizer, prefixes: str) -> Tokenizer:
-    """For the parts of a text after the first one; mostly the same."""
-    if prefixes != "first":
+def _segment_tokenizer(tokenizer: Tokenizer, prefix_scheme: str) -> Tokenizer:
+    """Return the tokenizer for the segments after the first one, mostly the same one."""
+    if prefix_scheme != "first":
         return tokenizer
-    other: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
-    other.encode_special_tokens = True
-    splitter = json.loads(tokenizer.to_str())["pre_tokenizer"]
-    other.pre_tokenizer = pre_tokenizers.Metaspace(
-        replacement=splitter["replacement"], prepend_scheme="never", split=splitter["split"]
+    copy: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    copy.encode_special_tokens = True
+    metaspace = json.loads(tokenizer.to_str())["pre_tokenizer"]
+    copy.pre_tokenizer = pre_tokenizers.Metaspace(
+        replacement=metaspace["replacement"], prepend_scheme="never", split=metaspace["split"]
     )
-    return other
+    return copy
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
 
 
-def _named(config: dict[str, Any], name: str) -> str | None:
-    """A special token of tokenizer_config.json: a string, or an object that has it as content."""
+def _token_name(config: dict[str, Any], name: str) -> str | None:
+    """Read a special token of tokenizer_config.json: a string, or an object that has it as content."""
     token = config.get(name)
     content = token.get("content") if isinstance(token, dict) else token
     return None if content is None else str(content)
 
 
-def _decoder_kind(decoder: dict[str, Any] | None) -> tuple[bool, bool]:
-    """(is byte level, strips the leading space), from the decoder part of a tokenizer.json."""
+def _read_decoder(decoder: dict[str, Any] | None) -> tuple[bool, bool]:
+    """Return from the decoder of a tokenizer.json whether it is byte-level, and strips the leading space."""
     steps = decoder.get("decoders", [decoder]) if decoder else []
-    kinds = {step["type"] for step in steps}
-    if "ByteLevel" in kinds:
+    types = {step["type"] for step in steps}
+    if "ByteLevel" in types:
         return True, False
-    if "Metaspace" in kinds or "Replace" in kinds:
+    if "Metaspace" in types or "Replace" in types:
         strips = any(step["type"] == "Strip" and step.get("start") for step in steps)
         return False, strips or any(step.get("prepend_scheme", "never") != "never" for step in steps)
     raise TokenizerError(
-        f"decoder {sorted(kinds)} is neither Llama's (byte fallback) nor GPT-2's (byte level)"
+        f"decoder {sorted(types)} is neither Llama's (byte fallback) nor GPT-2's (byte level)"
     )
 
 
 def _byte_level_bytes(piece: str) -> bytes:
-    """Undo GPT-2's alphabet: printable bytes stand for themselves, the rest for U+0100 and on, in order."""
+    """Decode GPT-2's alphabet: printable bytes are themselves, the others U+0100 and following, in order."""
     if any(character not in _BYTE_OF for character in piece):
         return piece.encode()  # an added token is plain text
     return bytes(_BYTE_OF[character] for character in piece)

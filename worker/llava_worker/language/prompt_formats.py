@@ -1,8 +1,8 @@
-"""How a conversation becomes a prompt: shapes, and what all of them ask of the messages.
+"""How the messages of a chat become a prompt: its formats, and the rules that messages must follow.
 
-A shape puts system sentence, questions and answers together, as ``llava/conversation.py`` of the original
-LLaVA does; what differs between templates of one shape is data and stands in ``templates``. A piece is plain
-text, a special token by its name, or a picture; nothing here knows token ids.
+A format arranges system message, user messages and assistant messages as ``llava/conversation.py`` of the
+original LLaVA does. What differs between templates of one format is data, in ``templates``. A prompt consists
+of segments: plain text, a special token by name, or an image. Nothing here knows token ids.
 """
 
 from __future__ import annotations
@@ -14,63 +14,82 @@ from typing import Literal, Protocol, TypeAlias
 from llava_wire.messages.event import ErrorCode, JobError
 from llava_wire.messages.job import ImageRef, Message
 
-__all__ = ["Conversation", "Piece", "PromptError", "Shape", "Special", "Template", "check_turns"]
+__all__ = [
+    "ChatTemplateError",
+    "ConversationTemplate",
+    "PromptError",
+    "PromptFormat",
+    "PromptTemplate",
+    "Segment",
+    "SpecialToken",
+    "validate_messages",
+]
 
-Shape = Literal["colons", "inst", "chatml", "plain", "llava_hf"]
+PromptFormat = Literal["colons", "inst", "chatml", "plain", "llava_hf"]
 
 
 class PromptError(Exception):
-    """A conversation that the model cannot be asked; ``error`` is what its owner gets to read."""
+    """The model cannot process this prompt; the job ends with ``error``."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.error = JobError(code=code, message=message)
 
 
+class ChatTemplateError(Exception):
+    """The configured template does not fit the model, or the model's own is missing or cannot be read."""
+
+
 @dataclass(frozen=True)
-class Special:
-    """A special token of the vocabulary, named; a user's text can never become one."""
+class SpecialToken:
+    """A special token of the vocabulary, by name. A user's text never contains one."""
 
     token: str
 
 
-Piece: TypeAlias = str | Special | ImageRef
+Segment: TypeAlias = str | SpecialToken | ImageRef
 
 
-class Template(Protocol):
-    """Messages to pieces. ``is_whole``: texts are tokenized as transformers does it, as stretches of one
-    text; else each alone, as the original does. ``stop`` are texts that end an answer."""
+class PromptTemplate(Protocol):
+    """Renders messages to segments.
+
+    With ``is_hf_style``, texts are tokenized as parts of one text, as transformers does; otherwise each text
+    is tokenized alone, as the original does. ``stop`` are the strings that end a response.
+    """
 
     @property
     def name(self) -> str: ...
     @property
-    def is_whole(self) -> bool: ...
+    def is_hf_style(self) -> bool: ...
     @property
     def has_bos(self) -> bool: ...
     @property
     def stop(self) -> tuple[str, ...]: ...
 
-    def render(self, messages: Sequence[Message], *, is_continued: bool = False) -> list[Piece]:
-        """The conversation up to where the model's answer begins; or, with ``is_continued``, up to where its
-        last message ends, which is an answer to go on with. Raises PromptError."""
+    def render(self, messages: Sequence[Message], *, is_continued: bool = False) -> list[Segment]:
+        """Render up to where the response begins. Raises PromptError.
+
+        With ``is_continued``, render up to the end of the last message, a partial response to be continued.
+        """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversation:
-    """A template as data. ``separator`` follows the system sentence and each question, ``end`` each answer;
-    in "inst" ``separator`` precedes later questions, in "chatml" both follow every turn.
+class ConversationTemplate:
+    """A built-in template. ``separator`` follows the system message and each user message, ``end`` each
+    assistant message. In "inst" ``separator`` precedes later user messages; in "chatml" both follow every
+    message.
 
     ``has_bos``: the prompt begins with the beginning-of-sequence token, if the vocabulary has one.
-    ``has_image_tags``, for "colons": pictures come as ``<Image>...</Image>`` in a turn of their own, which
-    is answered with "Received.".
+    ``has_image_tags``, for "colons": images are sent as ``<Image>...</Image>`` in a user message of their
+    own, which the assistant answers with "Received.".
     """
 
     name: str
     system: str
-    separator: str | Special
-    end: str | Special
-    shape: Shape
+    separator: str | SpecialToken
+    end: str | SpecialToken
+    format: PromptFormat
     user: str = "USER"
     assistant: str = "ASSISTANT"
     has_bos: bool = True
@@ -78,91 +97,89 @@ class Conversation:
     stop: tuple[str, ...] = ()
 
     @property
-    def is_whole(self) -> bool:
-        return self.shape == "llava_hf"
+    def is_hf_style(self) -> bool:
+        return self.format == "llava_hf"
 
-    def render(self, messages: Sequence[Message], *, is_continued: bool = False) -> list[Piece]:
-        """As ``Template.render``.
+    def render(self, messages: Sequence[Message], *, is_continued: bool = False) -> list[Segment]:
+        """See ``PromptTemplate.render``.
 
-        A system message, if there is one, takes the place of the template's own; an empty one leaves none.
-        Several texts of one message stand on lines of their own.
+        A system message replaces the template's own; an empty one removes it. Several texts of one message
+        are joined by newlines.
         """
-        first_turn = check_turns(messages, is_continued=is_continued)
+        first_turn = validate_messages(messages, is_continued=is_continued)
         system = _text(messages[0]) if first_turn else self.system
+        render = _RENDERERS[self.format]
         if not is_continued:
-            return _SHAPES[self.shape](self, system, messages[first_turn:])
-        lead = "" if self.shape in ("chatml", "plain") else " "  # what stands before each answer
-        begun = _text(messages[-1])
-        return [*_SHAPES[self.shape](self, system, messages[first_turn:-1]), f"{lead}{begun}"]
+            return render(self, system, messages[first_turn:])
+        space = "" if self.format in ("chatml", "plain") else " "  # before each assistant message
+        partial_response = _text(messages[-1])
+        return [*render(self, system, messages[first_turn:-1]), f"{space}{partial_response}"]
 
 
-def _render_colons(conversation: Conversation, system: str, turns: Sequence[Message]) -> list[Piece]:
+def _render_colons(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
     """``{system} USER: {question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT:``.
 
-    There is no space after the end token. The pictures of a question stand before its text, a newline after
-    each, wherever in the message they were: the original trained with ``<image>\\n`` first, and its demo
-    moves a late picture to the front.
+    There is no space after the end token. The images of a message precede its text, with a newline after
+    each, wherever in the message they were: the original was trained with ``<image>\\n`` first, and its demo
+    moves later images to the front.
     """
-    pieces: list[Piece] = [system, conversation.separator] if system else []
+    segments: list[Segment] = [system, template.separator] if system else []
     for turn in turns:
         if turn.role == "assistant":
-            pieces += [f"{conversation.assistant}: {_text(turn)}", conversation.end]
+            segments += [f"{template.assistant}: {_text(turn)}", template.end]
             continue
-        shown = _images(turn)
-        if conversation.has_image_tags and shown:
-            pieces += [f"{conversation.user}: ", *_tagged(turn), conversation.separator]
-            pieces += [f"{conversation.assistant}: Received.", conversation.end]
-            shown = []
-        pieces += [f"{conversation.user}: ", *shown, _text(turn), conversation.separator]
-    return [*pieces, f"{conversation.assistant}:"]
+        images = _images(turn)
+        if template.has_image_tags and images:
+            segments += [f"{template.user}: ", *_tagged_images(turn), template.separator]
+            segments += [f"{template.assistant}: Received.", template.end]
+            images = []
+        segments += [f"{template.user}: ", *images, _text(turn), template.separator]
+    return [*segments, f"{template.assistant}:"]
 
 
-def _render_inst(conversation: Conversation, system: str, turns: Sequence[Message]) -> list[Piece]:
+def _render_inst(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
     """``[INST] <<SYS>>\\n{system}\\n<</SYS>>\\n\\n{question} [/INST] {answer} </s><s>[INST] ...``."""
-    pieces: list[Piece] = []
+    segments: list[Segment] = []
     for index, turn in enumerate(turns):
         if turn.role == "assistant":
-            pieces += [f" {_text(turn)} ", conversation.end]
+            segments += [f" {_text(turn)} ", template.end]
             continue
         opening = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if index == 0 and system else ""
-        before = [conversation.separator] if index > 0 else []
-        pieces += [*before, f"[INST] {opening}", *_images(turn), _text(turn), " [/INST]"]
-    return pieces
+        separator = [template.separator] if index > 0 else []
+        segments += [*separator, f"[INST] {opening}", *_images(turn), _text(turn), " [/INST]"]
+    return segments
 
 
-def _render_chatml(conversation: Conversation, system: str, turns: Sequence[Message]) -> list[Piece]:
-    """``<|im_start|>system\\n{system}<|im_end|>``, then a block of that kind for each turn."""
-    start = Special("<|im_start|>")
-    after = [conversation.end, conversation.separator]
-    pieces: list[Piece] = [start, f"system\n{system}", *after] if system else []
+def _render_chatml(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
+    """``<|im_start|>system\\n{system}<|im_end|>``, then the same block for each message."""
+    start = SpecialToken("<|im_start|>")
+    end = [template.end, template.separator]
+    segments: list[Segment] = [start, f"system\n{system}", *end] if system else []
     for turn in turns:
-        pieces += [start, f"{turn.role}\n", *_images(turn), _text(turn), *after]
-    return [*pieces, start, "assistant\n"]
+        segments += [start, f"{turn.role}\n", *_images(turn), _text(turn), *end]
+    return [*segments, start, "assistant\n"]
 
 
-def _render_plain(conversation: Conversation, system: str, turns: Sequence[Message]) -> list[Piece]:
-    """Pictures and texts, as in pre-training: no roles, a line for each."""
-    pieces: list[Piece] = [system]
+def _render_plain(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
+    """Images and texts as in pre-training: no roles, each on a line of its own."""
+    segments: list[Segment] = [system]
     for turn in turns:
-        pieces += [
-            *_images(turn),
-            _text(turn),
-            conversation.separator if turn.role == "user" else conversation.end,
-        ]
-    return pieces
+        end = template.separator if turn.role == "user" else template.end
+        segments += [*_images(turn), _text(turn), end]
+    return segments
 
 
-def _render_llava_hf(conversation: Conversation, system: str, turns: Sequence[Message]) -> list[Piece]:
-    """llava-hf's chat template: a space after every text, none of ``</s>``, no system sentence of its own."""
-    pieces: list[Piece] = [f"{system} "] if system else []
+def _render_llava_hf(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
+    """llava-hf's chat template: a space after every text, no ``</s>``, no system message of its own."""
+    segments: list[Segment] = [f"{system} "] if system else []
     for turn in turns:
-        pieces.append(f"{conversation.user if turn.role == 'user' else conversation.assistant}: ")
-        pieces += _images(turn)
-        pieces += [f"{part} " for part in turn.parts if isinstance(part, str)]
-    return [*pieces, f"{conversation.assistant}:"]
+        segments.append(f"{template.user if turn.role == 'user' else template.assistant}: ")
+        segments += _images(turn)
+        segments += [f"{part} " for part in turn.parts if isinstance(part, str)]
+    return [*segments, f"{template.assistant}:"]
 
 
-_SHAPES: dict[Shape, Callable[[Conversation, str, Sequence[Message]], list[Piece]]] = {
+_RENDERERS: dict[PromptFormat, Callable[[ConversationTemplate, str, Sequence[Message]], list[Segment]]] = {
     "colons": _render_colons,
     "inst": _render_inst,
     "chatml": _render_chatml,
@@ -171,18 +188,18 @@ _SHAPES: dict[Shape, Callable[[Conversation, str, Sequence[Message]], list[Piece
 }
 
 
-def check_turns(messages: Sequence[Message], *, is_continued: bool = False) -> int:
-    """The index of the first turn: 1 behind a system message, else 0. Raises PromptError.
+def validate_messages(messages: Sequence[Message], *, is_continued: bool = False) -> int:
+    """Return the index of the first turn: 1 after a system message, else 0. Raises PromptError.
 
-    Questions and answers alternate, beginning and ending with a question (if ``is_continued``, with an
-    answer); only questions have pictures.
+    User and assistant messages must alternate. The first is a user message, the last one too (with
+    ``is_continued``, an assistant message). Only user messages may contain images.
     """
     if not messages:
         raise _invalid("messages is empty: send at least one user message")
     first_turn = 1 if messages[0].role == "system" else 0
     for index, message in enumerate(messages):
         if index >= first_turn:
-            _check_turn(messages, index, first_turn)
+            _validate_role(messages, index, first_turn)
         if message.role != "user" and any(isinstance(part, ImageRef) for part in message.parts):
             raise _invalid(
                 f"messages[{index}] ({message.role}) has a picture: put pictures into user messages"
@@ -196,26 +213,26 @@ def check_turns(messages: Sequence[Message], *, is_continued: bool = False) -> i
     return first_turn
 
 
-def _check_turn(messages: Sequence[Message], index: int, first_turn: int) -> None:
+def _validate_role(messages: Sequence[Message], index: int, first_turn: int) -> None:
     role = messages[index].role
     expected = "user" if (index - first_turn) % 2 == 0 else "assistant"
     if role == "system":
         raise _invalid(f"messages[{index}] is a system message: only the first message may be one")
     if role != expected:
-        before = f"after messages[{index - 1}]" if index > first_turn else "at the beginning"
+        position = f"after messages[{index - 1}]" if index > first_turn else "at the beginning"
         raise _invalid(
-            f"messages[{index}] has the role {role!r} where {before} {expected!r} must follow: "
+            f"messages[{index}] has the role {role!r} where {position} {expected!r} must follow: "
             "user and assistant take turns, so join neighbouring messages of one role"
         )
 
 
-def _tagged(turn: Message) -> list[Piece]:
+def _tagged_images(turn: Message) -> list[Segment]:
     images = (part for part in turn.parts if isinstance(part, ImageRef))
-    return [piece for image in images for piece in ("<Image>", image, "</Image>")]
+    return [segment for image in images for segment in ("<Image>", image, "</Image>")]
 
 
-def _images(turn: Message) -> list[Piece]:
-    return [piece for part in turn.parts if isinstance(part, ImageRef) for piece in (part, "\n")]
+def _images(turn: Message) -> list[Segment]:
+    return [segment for part in turn.parts if isinstance(part, ImageRef) for segment in (part, "\n")]
 
 
 def _text(message: Message) -> str:

@@ -1,21 +1,34 @@
-"""The conversation templates that LLaVA models were trained with, and which one a model gets unasked.
+"""The conversation templates that LLaVA models were trained with, and which of them a model uses.
 
 Sentences, roles and separators are those of ``llava/conversation.py`` of the original LLaVA under the same
 names; ``qwen_1_5`` is LLaVA-NeXT's, ``llava_hf`` the chat template of llava-hf's LLaVA-1.5 checkpoints.
-A new template is one entry here, and one shape in ``conversation`` if it has a new one.
+A new template is one entry here, and one format in ``prompt_formats`` if none of those fits.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from llava_worker.language.prompt_formats import Conversation, Special
+from llava_worker.language.prompt_formats import (
+    ChatTemplateError,
+    ConversationTemplate,
+    PromptTemplate,
+    SpecialToken,
+)
 
-__all__ = ["CONVERSATIONS", "choose_conversation"]
+if TYPE_CHECKING:
+    from llava_worker.language.hf_tokenizer import HFTokenizer
 
-_END = Special("</s>")
-_IM_END = Special("<|im_end|>")
+__all__ = ["CONVERSATION_TEMPLATES", "choose_template", "template_for_config"]
+
+logger = logging.getLogger(__name__)
+
+_END = SpecialToken("</s>")
+_IM_END = SpecialToken("<|im_end|>")
 _USER_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -41,69 +54,124 @@ _MPT_SYSTEM = (
 )
 
 _ALL = [
-    Conversation(name="vicuna_v1", system=_USER_SYSTEM, separator=" ", end=_END, shape="colons"),
-    Conversation(name="llava_v1", system=_HUMAN_SYSTEM, separator=" ", end=_END, shape="colons"),
-    Conversation(
-        name="v1_mmtag", system=_TAGS_SYSTEM, separator=" ", end=_END, shape="colons", has_image_tags=True
+    ConversationTemplate(name="vicuna_v1", system=_USER_SYSTEM, separator=" ", end=_END, format="colons"),
+    ConversationTemplate(name="llava_v1", system=_HUMAN_SYSTEM, separator=" ", end=_END, format="colons"),
+    ConversationTemplate(
+        name="v1_mmtag", system=_TAGS_SYSTEM, separator=" ", end=_END, format="colons", has_image_tags=True
     ),
-    Conversation(
+    ConversationTemplate(
         name="llava_v0",
         system=_HUMAN_SYSTEM,
         separator="###",
         end="###",
-        shape="colons",
+        format="colons",
         user="Human",
         assistant="Assistant",
         stop=("###",),
     ),
-    Conversation(
+    ConversationTemplate(
         name="v0_mmtag",
         system=_TAGS_SYSTEM,
         separator="###",
         end="###",
-        shape="colons",
+        format="colons",
         user="Human",
         assistant="Assistant",
         has_image_tags=True,
         stop=("###",),
     ),
-    Conversation(
-        name="llava_llama_2", system=_LLAMA_2_SYSTEM, separator=Special("<s>"), end=_END, shape="inst"
+    ConversationTemplate(
+        name="llava_llama_2", system=_LLAMA_2_SYSTEM, separator=SpecialToken("<s>"), end=_END, format="inst"
     ),
-    Conversation(name="mistral_instruct", system="", separator="", end=_END, shape="inst"),
-    Conversation(name="mpt", system=_MPT_SYSTEM, separator="", end=_IM_END, shape="chatml", has_bos=False),
-    Conversation(
+    ConversationTemplate(name="mistral_instruct", system="", separator="", end=_END, format="inst"),
+    ConversationTemplate(
+        name="mpt", system=_MPT_SYSTEM, separator="", end=_IM_END, format="chatml", has_bos=False
+    ),
+    ConversationTemplate(
         name="chatml_direct",
         system="Answer the questions.",
         separator="",
         end=_IM_END,
-        shape="chatml",
+        format="chatml",
         has_bos=False,
     ),
-    Conversation(
+    ConversationTemplate(
         name="qwen_1_5",
         system="You are a helpful assistant.",
         separator="\n",
         end=_IM_END,
-        shape="chatml",
+        format="chatml",
         has_bos=False,
     ),
-    Conversation(name="plain", system="", separator="\n", end="\n", shape="plain"),
-    Conversation(name="llava_hf", system="", separator=" ", end=" ", shape="llava_hf"),
+    ConversationTemplate(name="plain", system="", separator="\n", end="\n", format="plain"),
+    ConversationTemplate(name="llava_hf", system="", separator=" ", end=" ", format="llava_hf"),
 ]
-CONVERSATIONS = {conversation.name: conversation for conversation in _ALL}
+CONVERSATION_TEMPLATES = {template.name: template for template in _ALL}
 
+_LLAVA_1_5_TEMPLATES = ("vicuna_v1", "llava_v1", "llava_hf")  # llava-hf published such models with llava_hf
 _YI_EOS = 7  # <|im_end|> of Nous-Hermes-2-Yi-34B, the decoder of LLaVA-1.6-34B
 
 
-def choose_conversation(config: Mapping[str, Any]) -> str:
-    """The template for a model by the values of its config.json, of either layout.
+def choose_template(
+    conversation: str,
+    prompt_style: str = "original",
+    *,
+    folder: Path | None = None,
+    tokenizer: HFTokenizer | None = None,
+    base: Path | None = None,
+) -> PromptTemplate:
+    """Return the template for the settings of the same names. Raises ChatTemplateError.
 
-    What they can't tell is vicuna_v1: LLaVA-v0 and models on Llama-2-chat have Vicuna's configuration.
+    ``folder`` and ``tokenizer`` are the model's, None for the echo model. ``base`` is the folder of the model
+    that an adapter in ``folder`` adapts; it provides what the adapter's folder lacks.
+    """
+    if conversation == "checkpoint":
+        return _checkpoint_template(folder, tokenizer, base)
+    if conversation == "auto":
+        conversation = template_for_config(_read_config(folder) or _read_config(base))
+        logger.info("conversation auto: %s, by the model's config.json", conversation)
+    if prompt_style == "hf":
+        if conversation not in _LLAVA_1_5_TEMPLATES:
+            raise ChatTemplateError(
+                f"prompt_style hf is for LLaVA-1.5 and this model's conversation is {conversation}: "
+                "take --conversation checkpoint, the model's own chat template"
+            )
+        conversation = "llava_hf"
+    return CONVERSATION_TEMPLATES[conversation]
+
+
+def template_for_config(config: Mapping[str, Any]) -> str:
+    """Return the name of the template for a model with this config.json, of either checkpoint layout.
+
+    The default is vicuna_v1. LLaVA-v0 and models on Llama-2-chat have the same configuration as Vicuna.
     """
     text = config.get("text_config") or config
-    kind = str(text.get("model_type", "llama"))
+    model_type = str(text.get("model_type", "llama"))
     for word, name in (("mistral", "mistral_instruct"), ("mpt", "mpt"), ("qwen", "qwen_1_5")):
-        if word in kind:
+        if word in model_type:
             return name
     return "chatml_direct" if text.get("eos_token_id") == _YI_EOS else "vicuna_v1"
+
+
+def _checkpoint_template(
+    folder: Path | None, tokenizer: HFTokenizer | None, base: Path | None
+) -> PromptTemplate:
+    from llava_worker.language.jinja_template import (
+        JinjaChatTemplate,
+        has_chat_template,
+        read_chat_template,
+    )
+
+    if folder is None or tokenizer is None:
+        raise ChatTemplateError("this model has no folder and so no chat template of its own")
+    return JinjaChatTemplate(
+        read_chat_template(base if base is not None and not has_chat_template(folder) else folder),
+        special_tokens=tokenizer.special_tokens,
+        bos_token=tokenizer.bos_token or "",
+        eos_token=tokenizer.eos_token or "",
+    )
+
+
+def _read_config(folder: Path | None) -> dict[str, object]:
+    path = folder / "config.json" if folder else None
+    return dict(json.loads(path.read_text("utf-8"))) if path and path.is_file() else {}

@@ -12,7 +12,7 @@ from llava_worker.model.config.model_config import ImageConfig, ModelConfig
 from llava_worker.model.llava import Llava
 from llava_worker.model.quantization.precision import choose_precision, precisions_on
 
-__all__ = ["WORKING_BYTES", "MemoryShort", "available_bytes", "require_memory", "weight_bytes"]
+__all__ = ["WORKING_BYTES", "InsufficientMemory", "available_bytes", "require_memory", "weight_bytes"]
 
 _GIB = 1 << 30
 _NOWHERE = torch.device("meta")
@@ -21,14 +21,14 @@ _NOWHERE = torch.device("meta")
 WORKING_BYTES = 256 << 20
 
 
-class MemoryShort(ValueError):
+class InsufficientMemory(ValueError):
     """The model does not fit; the message says what would."""
 
 
 def require_memory(
     config: ModelConfig, image: ImageConfig, *, precision: str, device: torch.device, cache_bytes: int
 ) -> None:
-    """Raises MemoryShort if weights and KV cache need more than the device has free."""
+    """Raises InsufficientMemory if weights and KV cache need more than the device has free."""
     free = available_bytes(device)
     weights = weight_bytes(config, image, precision, device)
     if free is None or weights + cache_bytes + WORKING_BYTES <= free:
@@ -43,7 +43,7 @@ def require_memory(
     ]
     if weights + WORKING_BYTES < free:
         fitting.append(f"a KV cache of {_gib(free - weights - WORKING_BYTES)}")
-    raise MemoryShort(
+    raise InsufficientMemory(
         f"the weights take {_gib(weights)} in {precision} and the KV cache {_gib(cache_bytes)}, but {device} "
         f"has {_gib(free)} free: {'what fits is ' + ' or '.join(fitting) if fitting else 'nothing fits'}"
     )

@@ -23,7 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from llava_worker.engine_thread import News, Refusal
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.language.prompt_builder import Prompt
-from llava_worker.language.tokenizer import TextTokenizer
+from llava_worker.language.tokenizer import Tokenizer
 
 __all__ = ["TracedJobOutput", "traced_job_outputs"]
 
@@ -31,7 +31,7 @@ __all__ = ["TracedJobOutput", "traced_job_outputs"]
 def traced_job_outputs(tracer: Tracer, *, worker_id: str) -> JobOutputFactory:
     """Return a factory that traces the jobs whose submitter sent a trace."""
 
-    def create(assignment: Assignment, tokenizer: TextTokenizer, *, stop: tuple[str, ...]) -> JobOutput:
+    def create(assignment: Assignment, tokenizer: Tokenizer, *, stop: tuple[str, ...]) -> JobOutput:
         if not assignment.trace:
             return JobOutput(assignment, tokenizer, stop=stop)
         return TracedJobOutput(assignment, tokenizer, stop=stop, tracer=tracer, worker_id=worker_id)
@@ -54,7 +54,7 @@ class TracedJobOutput(JobOutput):
     def __init__(
         self,
         assignment: Assignment,
-        tokenizer: TextTokenizer,
+        tokenizer: Tokenizer,
         *,
         stop: tuple[str, ...],
         tracer: Tracer,

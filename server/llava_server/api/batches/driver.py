@@ -27,8 +27,8 @@ from llava_server.api.batches.jsonl import answered, lines_of, refused, unanswer
 from llava_server.api.batches.request import BatchLine
 from llava_server.api.parse import parse_request
 from llava_server.errors import ApiError
-from llava_server.middleware.tracing import note_failure, own_trace
 from llava_server.request_metrics import Metrics
+from llava_server.tracing import linked_span, set_error_type
 
 __all__ = ["AskLine", "BatchDriver", "Line"]
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _LOOK_S = 5.0  # between two looks for a batch that nobody drives
 _RENEW_S = 1.0
 _AGAIN_S = 5.0
-_MAX_DRIVEN = 4
+_MAX_RUNNING = 4
 _GIVE_BACK_TIMEOUT_S = 3.0
 _NUM_TOGETHER = 256  # results read at once
 _GOOD, _BAD = b"+", b"-"  # before each result, so that it finds its file
@@ -88,7 +88,7 @@ AskLine: TypeAlias = Callable[[Line], Awaitable[dict[str, Any]]]
 
 
 class BatchDriver:
-    """``run`` for ever; ``wake`` when a batch has come."""
+    """Runs batches. Set ``changed`` when a batch was created or cancelled."""
 
     def __init__(
         self,
@@ -96,6 +96,7 @@ class BatchDriver:
         files: FileStore,
         ask: AskLine,
         metrics: Metrics,
+        changed: asyncio.Event,
         *,
         num_parallel: int,
         max_result_bytes: int,
@@ -108,33 +109,29 @@ class BatchDriver:
         self._num_parallel = num_parallel
         self._max_result_bytes = max_result_bytes
         self._num_driven = 0
-        self._news = asyncio.Event()
-        self._staying = anyio.CancelScope()
+        self._changed = changed
+        self._scope = anyio.CancelScope()
 
-    def leave(self) -> None:
-        """Give back what is driven here, for another controller to go on at once. There is no way back."""
-        self._staying.cancel()
-
-    def wake(self) -> None:
-        """Look now, not within seconds."""
-        self._news.set()
+    def stop(self) -> None:
+        """Release the batches that run here, so that another server continues them at once."""
+        self._scope.cancel()
 
     async def run(self) -> None:
-        """Until cancelled, or told to leave."""
-        with self._staying:
+        """Run until cancelled or stopped."""
+        with self._scope:
             async with anyio.create_task_group() as tasks:
                 while True:
-                    self._news.clear()
+                    self._changed.clear()
                     driven = await self._take()
                     if driven is not None:
                         self._num_driven += 1
                         tasks.start_soon(self._drive, driven)
                         continue
                     with anyio.move_on_after(_LOOK_S):
-                        await self._news.wait()
+                        await self._changed.wait()
 
     async def _take(self) -> ClaimedBatch | None:
-        if self._num_driven >= _MAX_DRIVEN:
+        if self._num_driven >= _MAX_RUNNING:
             return None
         try:
             return await self._batches.take()
@@ -159,7 +156,7 @@ class BatchDriver:
                 contextlib.suppress(QueueUnavailable),
             ):
                 await self._batches.give_back(batch_id)
-            self.wake()
+            self._changed.set()
 
     async def _keep(self, run: _Run) -> None:
         """Renews the lease, and sees the batch's end come."""
@@ -207,7 +204,7 @@ class BatchDriver:
         for line in todo:
             async with self._turns:
                 order = line.batch.order
-                with own_trace("batch line", order.trace, batch_id=order.batch_id, line=line.number):
+                with linked_span("batch line", order.trace, batch_id=order.batch_id, line=line.number):
                     await self._answer(run, line)
 
     async def _answer(self, run: _Run, line: Line) -> None:
@@ -230,7 +227,7 @@ class BatchDriver:
                 if _may_pass(error):
                     await asyncio.sleep(error.retry_after_s or _AGAIN_S)
                     continue
-                note_failure(error.code)
+                set_error_type(error.code)
                 return _BAD + refused(order.batch_id, line.number, custom_id, line.key, error), False
             return _GOOD + answered(order.batch_id, line.number, custom_id, line.key, body), True
 

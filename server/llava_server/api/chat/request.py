@@ -138,12 +138,12 @@ class SharedFields(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
-    def tells_usage(self) -> bool:
+    def include_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
-    def tells_usage_always(self) -> bool:
+    def continuous_usage(self) -> bool:
         """Whether every chunk has the usage."""
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
@@ -221,7 +221,7 @@ class ChatRequest(Strict, SharedFields, SamplingFields, ToolFields, GrammarField
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
-    def answer_limit(self) -> int | None:
+    def max_output_tokens(self) -> int | None:
         """Tokens of the answer at most, under whichever name it came."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
@@ -238,7 +238,7 @@ class ChatRequest(Strict, SharedFields, SamplingFields, ToolFields, GrammarField
                 "top_logprobs",
                 f"top_logprobs is {self.top_logprobs}, which is only allowed with logprobs true",
             )
-        self.check_least(self.answer_limit)
+        self.check_least(self.max_output_tokens)
         check_tool_turns(self.messages)
         self._check_continuation()
         return self

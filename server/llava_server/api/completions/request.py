@@ -104,7 +104,7 @@ class CompletionRequest(Strict, SharedFields, SamplingFields, GrammarFields):
         return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
 
     @property
-    def answer_limit(self) -> int:
+    def max_output_tokens(self) -> int:
         """Tokens of an answer at most."""
         return _DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
 
@@ -124,5 +124,5 @@ class CompletionRequest(Strict, SharedFields, SamplingFields, GrammarFields):
             )
         if self.max_tokens == 0 and not self.echo:
             raise disagreement("max_tokens", "max_tokens is 0, which goes with echo only; give 1 or more")
-        self.check_least(self.answer_limit)
+        self.check_least(self.max_output_tokens)
         return self

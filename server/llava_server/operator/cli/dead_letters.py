@@ -14,7 +14,7 @@ from llava_wire.errors import QueueUnavailable, WireError
 from llava_wire.operator.inspector import DeadLetter, Inspector
 from rich.console import Console
 
-from llava_server.periodic import every
+from llava_server.periodic import run_periodically
 
 __all__ = ["replay", "show"]
 
@@ -70,7 +70,7 @@ async def _complaint(inspector: Inspector, letters: list[DeadLetter]) -> str | N
 
 
 async def _print_answer(producer: JobProducer, job_id: str) -> int:
-    reaping = asyncio.create_task(every(1.0, lambda: _reap(producer)))
+    reaping = asyncio.create_task(run_periodically(1.0, lambda: _reap(producer)))
     try:
         return await _follow(producer, job_id)
     finally:

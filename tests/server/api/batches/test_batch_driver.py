@@ -67,7 +67,7 @@ async def test_of_a_revoked_key_nothing_more_runs(alice: tuple[Stack, httpx2.Cli
     ring = ApiKeyStore(queue_url)
     await ring.remove(digest)
     await ring.aclose()
-    wait_until(lambda: not stack.server.app.state.services.keys.may_ask(tenant_of(digest)))
+    wait_until(lambda: not stack.server.services.api_keys.is_active(tenant_of(digest)))
     stack.worker.release.set()
     name = f"{PREFIX}batch:{batch['id']}"
     with redis.Redis.from_url(queue_url) as client:
@@ -83,7 +83,7 @@ def test_lines_wait_for_a_worker_and_are_answered_when_it_comes(serve: Serve, qu
     with httpx2.Client(base_url=server.url, timeout=scaled(30)) as http:
         wait_until(lambda: http.get("/readyz").status_code == 200)
         worker.stop()
-        wait_until(lambda: server.app.state.services.registry.num_workers("scripted") == 0)
+        wait_until(lambda: server.services.registry.num_workers("scripted") == 0)
         batch = begin(http, lines(line("a", "say yes")))
         wait_until(lambda: http.get(f"/v1/batches/{batch['id']}").json()["status"] == "in_progress")
         assert http.get(f"/v1/batches/{batch['id']}").json()["request_counts"]["failed"] == 0
@@ -107,8 +107,10 @@ def test_answers_beyond_a_batchs_bytes_end_it_with_what_it_has(
 
 def test_a_batch_whose_file_is_gone_has_failed(own_stack: Callable[..., Stack], queue_url: str) -> None:
     stack = own_stack()
-    stack.server.app.state.batch_driver._num_driven = 99  # nobody takes it yet
-    batch = begin(stack.http, lines(line("a", "say yes")))
+    running = begin(stack.http, lines(line("a", "hold")))
+    wait_until(lambda: stack.worker.assignments)
+    batch = begin(stack.http, lines(line("a", "say yes")))  # waits: a tenant's batches run one by one
     stack.http.delete(f"/v1/files/{batch['input_file_id']}")
-    stack.server.app.state.batch_driver._num_driven = 0
+    stack.worker.release.set()
     assert ended(stack.http, batch)["status"] == "failed"
+    assert ended(stack.http, running)["status"] == "completed"

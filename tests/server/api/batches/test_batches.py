@@ -136,7 +136,7 @@ def test_a_batch_that_has_ended_cannot_be_cancelled(stack: Stack) -> None:
 def test_when_the_window_is_over_the_batch_is_expired(stack: Stack) -> None:
     batch = begin(stack.http, lines(line("quick", "say yes"), line("slow", "hold")))
     wait_until(lambda: stack.http.get(f"/v1/batches/{batch['id']}").json()["request_counts"]["completed"])
-    url = stack.server.app.state.services.settings.redis_url.get_secret_value()
+    url = stack.server.services.settings.redis_url.get_secret_value()
     with redis.Redis.from_url(url) as client:  # as if a day had passed
         client.hset(f"{PREFIX}batch:{batch['id']}", "ends", 1)
     batch = ended(stack.http, batch)

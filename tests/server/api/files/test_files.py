@@ -99,7 +99,7 @@ def test_another_key_finds_nothing(own_stack: Callable[..., Stack]) -> None:
 
 def test_another_controller_serves_the_file(stack: Stack, serve: Callable[..., object]) -> None:
     stored = store(stack.http, b"shared").json()
-    url = stack.server.app.state.services.settings.redis_url.get_secret_value()
+    url = stack.server.services.settings.redis_url.get_secret_value()
     other = serve(redis_url=url, auth=False)
     response = httpx2.get(f"{other.url}/v1/files/{stored['id']}/content")  # type: ignore[attr-defined]
     assert response.content == b"shared"

@@ -165,7 +165,7 @@ def test_another_key_finds_no_response(own_stack: OwnStack) -> None:
 
 def test_another_controller_reads_and_ends_it(stack: Stack, serve: Serve) -> None:
     begun = ask(stack, "hold", background=True).json()
-    url = serve(redis_url=stack.server.app.state.services.settings.redis_url).url
+    url = serve(redis_url=stack.server.services.settings.redis_url).url
     with httpx2.Client(base_url=url, timeout=scaled(60)) as other:
         path = f"/v1/responses/{begun['id']}"
         wait_until(lambda: other.get(path).json()["status"] == "in_progress")

@@ -19,7 +19,7 @@ from llava_worker.engine.core.in_flight_step import Choice, Flight, StepResult
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.step_timer import StepClock
 from llava_worker.engine.speculation.speculative_decoding import count_accepted
-from llava_worker.model.config.image_grid import PictureLayout
+from llava_worker.model.config.image_grid import ImageLayout
 
 VOCABULARY = 128
 _WORDS = 40  # so many different tokens are chosen, the end mark among them
@@ -38,7 +38,7 @@ class HashRunner:
         """``breaks_at``: at which token of its answer a sequence fails."""
         config = SimpleNamespace(
             text_config=SimpleNamespace(vocab_size=VOCABULARY),
-            picture_layout=lambda: PictureLayout(side=28, tokens_per_tile=4),
+            image_layout=lambda: ImageLayout(side=28, tokens_per_tile=4),
         )
         self.model = SimpleNamespace(config=config)
         self.cache = SimpleNamespace(num_blocks=num_blocks, block_size=block_size)

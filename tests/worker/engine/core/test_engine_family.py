@@ -107,4 +107,4 @@ def test_a_picture_whose_span_does_not_fit_its_size_is_refused(next_model, make_
 
 
 def reference_layout(engine):
-    return engine._runner.model.config.picture_layout()
+    return engine._runner.model.config.image_layout()

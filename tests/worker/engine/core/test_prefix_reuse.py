@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
-from llava_worker.model.attention.kv_cache import ExactKVCache
 
 from tests.worker.checkpoints import Prompt, random_prompt
 
@@ -152,14 +150,14 @@ def test_tenants_find_nothing_of_each_other_unless_both_are_public(
     assert stats.num_encoded_images_total == (2 if num_hits else 4)
 
 
-@pytest.mark.parametrize("kind", [ExactKVCache, Int8KVCache])
+@pytest.mark.parametrize("is_int8", [False, True])
 def test_a_copy_of_rows_leaves_its_source_as_it_was(
-    make_engine, make_sequence, run, picture_prompt, kind: type
+    make_engine, make_sequence, run, picture_prompt, is_int8: bool
 ) -> None:
     """All go on from the same unfilled block, each with words of its own."""
 
     def engine_of(**options: object):
-        return make_engine(block_size=16, kind=kind, **options)
+        return make_engine(block_size=16, is_int8=is_int8, **options)
 
     longer = [
         Prompt(picture_prompt.token_ids + end, picture_prompt.image_starts, picture_prompt.pixels)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from llava_worker.engine.engine import Engine
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
 from llava_worker.model.llava import Llava
 
 from tests.worker.checkpoints import random_prompt, write_checkpoint
@@ -63,15 +62,15 @@ def test_an_adapter_over_a_cache_in_8_bits_has_the_logits_of_one_process(
     base = write_original(tmp_path, tmp_path / "base")
     adapter = write_adapter(base, tmp_path / "adapter")
     whole = load(adapter, base=base)
-    one = told(whole, kind=Int8KVCache)
+    one = told(whole, is_int8=True)
 
     with two_ranks(adapter, base=base, kv_cache_dtype="int8") as model:
-        two = told(model, kind=Int8KVCache)
+        two = told(model, is_int8=True)
 
     cost_of_8_bits = rms(one - told(whole))
     assert cost_of_8_bits > 0
     assert rms(two - one) < cost_of_8_bits / 10
-    assert rms(one - told(load(base), kind=Int8KVCache)) > 10 * cost_of_8_bits  # what the adapter does
+    assert rms(one - told(load(base), is_int8=True)) > 10 * cost_of_8_bits  # what the adapter does
 
 
 def test_bf16_over_two_ranks_is_as_near_to_fp32_as_bf16_alone(

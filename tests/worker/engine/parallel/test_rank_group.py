@@ -68,7 +68,7 @@ def test_a_step_without_memory_ends_all_ranks_since_none_can_leave_it(
     def find_no_memory(x: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    pair.model.language_model.layers[1].mlp._gate = find_no_memory
+    pair.model.language_model.layers[1].mlp._act = find_no_memory
     engine.add(make_sequence(prompt))
 
     with pytest.raises(RankFailed, match="no memory in a step of 2 ranks"):

@@ -82,10 +82,10 @@ def test_copied_blocks_and_one_cache_after_another_are_the_followers_too(
         ]
 
     copied: list[int] = []
-    tell_copy = pair.group.ranks.tell_copy
-    pair.group.ranks.tell_copy = lambda *numbers: (copied.append(numbers[2]), tell_copy(*numbers))  # type: ignore[method-assign]
+    send_copy = pair.group.ranks.send_copy
+    pair.group.ranks.send_copy = lambda *numbers: (copied.append(numbers[2]), send_copy(*numbers))  # type: ignore[method-assign]
     try:
         assert answers(pair.model) == answers(load(folder))
     finally:
-        del pair.group.ranks.tell_copy
+        del pair.group.ranks.send_copy
     assert copied

@@ -57,7 +57,7 @@ def load(
 ) -> Llava:
     """The first rank's, or without ``ranks`` the whole model."""
     ranks = ranks or TensorParallel()
-    config, image = read_config(folder).share_of(ranks.size), read_image_config(folder)
+    config, image = read_config(folder).shard(ranks.size), read_image_config(folder)
     model = Llava(config, image, precision=choose_precision(precision, CPU), device=CPU, ranks=ranks)
     load_weights(model, folder, base=base)
     return model

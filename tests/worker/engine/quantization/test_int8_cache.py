@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
 
 from tests.worker.checkpoints import random_prompt
 
@@ -22,7 +21,7 @@ def alone(make_engine, make_sequence, run, prompts) -> list[list[int]]:
     """Each prompt's answer when it has an engine of its own and goes through in one piece."""
     return [
         run(
-            make_engine(kind=Int8KVCache, max_batch_tokens=256),
+            make_engine(is_int8=True, max_batch_tokens=256),
             [make_sequence(prompt, max_new_tokens=LENGTH)],
         )["one"]
         for prompt in prompts
@@ -43,7 +42,7 @@ def alone(make_engine, make_sequence, run, prompts) -> list[list[int]]:
 def test_8_bit_answers_do_not_depend_on_company_or_room(
     make_engine, make_sequence, run, prompts, alone, options
 ) -> None:
-    engine = make_engine(kind=Int8KVCache, **options)
+    engine = make_engine(is_int8=True, **options)
 
     for _ in range(2):  # the second time most of each prompt may be found
         answers = run(

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.model.attention.kv_cache import ExactKVCache
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.paged import PagedBackend
 from llava_worker.model.attention.sdpa import SdpaBackend
-from llava_worker.model.gpu.cuda_graphs import NotRecordable, buckets_up_to, record_as_call, recorded
+from llava_worker.model.gpu.cuda_graphs import NotCapturable, capture_sizes, eager_capture, try_capture
 from llava_worker.model.gpu.decode_graphs import DecodeGraphs
 
 from tests.worker.checkpoints import random_prompt
@@ -31,10 +31,8 @@ class RecordedRunner(ModelRunner):
     def __init__(self, model, cache, backend, vision_cache) -> None:
         backend = PagedBackend(DefinitionKernel())
         context = cache.num_blocks * cache.block_size
-        graphs = DecodeGraphs(
-            model, cache, backend, record_as_call, max_rows=MAX_ROWS, context_length=context
-        )
-        graphs.record_all()
+        graphs = DecodeGraphs(model, cache, backend, eager_capture, max_rows=MAX_ROWS, context_length=context)
+        graphs.capture_all()
         super().__init__(model, cache, backend, vision_cache)
         self.graphs = graphs
 
@@ -70,33 +68,25 @@ def test_rows_left_over_write_nothing_that_anybody_reads(make_engine, make_seque
     """Three rows in a bucket of four, over a cache whose every other slot shows when it is touched."""
     engine = make_engine(runner=RecordedRunner, num_blocks=128, is_sharing_prefixes=False)
     cache = engine._runner.cache
-    assert isinstance(cache, ExactKVCache)
 
     run(engine, [make_sequence(prompts[name], seq_id=name, max_new_tokens=6) for name in "bde"])
 
     # Recording wrote to slot 0; beside it only what three prompts and answers need was written.
-    num_written = int(cache.keys(0)[:, 0, 0].isfinite().sum())
+    num_written = int(cache.layer(0).keys[:, 0, 0].isfinite().sum())
     num_needed = sum(len(prompts[name].token_ids) + 6 - 1 for name in "bde")
     assert num_written in (num_needed, num_needed + 1)
 
 
 def test_more_rows_than_were_recorded_are_computed(model) -> None:
     text = model.config.text_config
-    cache = ExactKVCache(
-        8,
-        4,
-        num_layers=text.num_hidden_layers,
-        num_heads=text.num_key_value_heads,
-        head_dim=text.head_dim,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
+    spec = KVCacheSpec.for_model(text, num_blocks=8, block_size=4, dtype=torch.float32)
+    cache = KVCache(spec, torch.device("cpu"))
     graphs = DecodeGraphs(
-        model, cache, PagedBackend(DefinitionKernel()), record_as_call, max_rows=2, context_length=32
+        model, cache, PagedBackend(DefinitionKernel()), eager_capture, max_rows=2, context_length=32
     )
     rows = [torch.arange(3), torch.zeros(3, dtype=torch.int64), torch.arange(3) * 4, torch.arange(3)[:, None]]
     assert graphs.logits(*(each[:2] for each in rows)) is None  # nothing is recorded yet
-    graphs.record_all()
+    graphs.capture_all()
 
     assert graphs.logits(*(each[:2] for each in rows)) is not None
     assert graphs.logits(*rows) is None
@@ -108,7 +98,7 @@ class Scripted:
     def __init__(self, error: RuntimeError | None) -> None:
         self.error = error
 
-    def record_all(self) -> None:
+    def capture_all(self) -> None:
         if self.error is not None:
             raise self.error
 
@@ -116,8 +106,8 @@ class Scripted:
 def test_what_cannot_be_recorded_is_computed_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
     well = Scripted(None)
     with caplog.at_level(logging.INFO):
-        assert recorded(well, "decoding") is well
-        assert recorded(Scripted(torch.OutOfMemoryError("CUDA out of memory")), "decoding") is None
+        assert try_capture(well, "decoding") is well
+        assert try_capture(Scripted(torch.OutOfMemoryError("CUDA out of memory")), "decoding") is None
     assert caplog.messages == [
         "decoding is recorded",
         "decoding is not recorded, which makes it slower: CUDA out of memory",
@@ -126,14 +116,14 @@ def test_what_cannot_be_recorded_is_computed_and_the_log_says_why(caplog: pytest
 
 def test_decoding_over_attention_that_asks_the_device_is_not_recordable(model, make_engine) -> None:
     cache = make_engine(num_blocks=8)._runner.cache
-    graphs = DecodeGraphs(model, cache, SdpaBackend(), record_as_call, max_rows=2, context_length=32)
-    with pytest.raises(NotRecordable, match="attention by sdpa cannot be"):
-        graphs.record_all()
+    graphs = DecodeGraphs(model, cache, SdpaBackend(), eager_capture, max_rows=2, context_length=32)
+    with pytest.raises(NotCapturable, match="attention by sdpa cannot be"):
+        graphs.capture_all()
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 8, 16, 100, 256, 1000])
 def test_buckets_grow_up_to_the_most_rows_and_little_is_computed_for_nobody(most: int) -> None:
-    buckets = buckets_up_to(most)
+    buckets = capture_sizes(most)
 
     assert buckets[-1] == most and buckets == sorted(set(buckets))
     for before, after in zip(buckets, buckets[1:], strict=False):

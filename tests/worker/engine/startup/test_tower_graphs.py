@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from llava_worker.model.gpu.cuda_graphs import record_as_call
+from llava_worker.model.gpu.cuda_graphs import eager_capture
 from llava_worker.model.gpu.tower_graphs import TowerGraphs
 from llava_worker.model.llava import Llava
 from torch import Tensor
@@ -27,7 +27,7 @@ class CountingRecorder:
         self.replayed: list[int] = []
 
     def __call__(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
-        out, again = record_as_call(compute)
+        out, again = eager_capture(compute)
 
         def replay() -> None:
             self.replayed.append(len(out))
@@ -44,7 +44,7 @@ def record() -> CountingRecorder:
 @pytest.fixture
 def graphs(model: Llava, record: CountingRecorder) -> TowerGraphs:
     graphs = TowerGraphs(model, record, max_tiles=MAX_TILES)
-    graphs.record_all()
+    graphs.capture_all()
     return graphs
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine.core.kv_cache_size import CacheShape, plan_cache, settle_cache
+from llava_worker.engine.core.kv_cache_size import allocate_cache, plan_cache, settle_cache
 from llava_worker.engine.startup.build_engine import load_engine
 from llava_worker.engine.startup.warmup import StepMemory, WarmupError, warm_up
-from llava_worker.model.attention.base import AttentionBackend, AttentionPlan, PackedRows
-from llava_worker.model.attention.kv_cache import KVCache
+from llava_worker.model.attention.base import AttentionBackend, AttentionMetadata, AttentionPlan
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.llava import Llava
-from llava_worker.model.memory_budget import MemoryShort
+from llava_worker.model.memory_budget import InsufficientMemory
 from llava_worker.model.peak_memory import PeakMemory
 from llava_worker.model.quantization.precision import choose_precision
 
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 LIMITS = {"max_num_sequences": 8, "max_batch_tokens": 64}
 
 
-def plan(model: Llava, **options: object) -> CacheShape:
+def plan(model: Llava, **options: object) -> KVCacheSpec:
     defaults = {
         "kv_cache_dtype": "auto",
         "device": CPU,
@@ -43,14 +43,14 @@ def plan(model: Llava, **options: object) -> CacheShape:
 
 
 class FailingBackend(AttentionBackend):
-    def plan(self, rows: PackedRows, cache: KVCache) -> AttentionPlan:
+    def plan(self, rows: AttentionMetadata, cache: KVCache) -> AttentionPlan:
         raise RuntimeError("the device is on fire")
 
 
 class GreedyBackend(AttentionBackend):
     """Asks for more memory than any machine has."""
 
-    def plan(self, rows: PackedRows, cache: KVCache) -> AttentionPlan:
+    def plan(self, rows: AttentionMetadata, cache: KVCache) -> AttentionPlan:
         torch.empty(1 << 60, dtype=torch.uint8)
         raise AssertionError("torch found a machine with an exbibyte")
 
@@ -62,7 +62,7 @@ def test_no_step_takes_more_than_was_reckoned_and_the_reckoning_is_near(
 ) -> None:
     cache = plan(model, kv_cache_dtype=kv_cache_dtype)
     reckoned = warm_up(model, SdpaBackend(), cache, **limits)
-    engine = make_engine(kind=cache.kind, num_blocks=600, vision_cache_bytes=0, **limits)
+    engine = make_engine(is_int8=cache.is_int8, num_blocks=600, vision_cache_bytes=0, **limits)
     rng, peaks = np.random.default_rng(3), []
     for index in range(
         limits["max_num_sequences"]
@@ -122,7 +122,9 @@ def test_a_step_that_fails_is_a_warm_up_error_that_says_why(model: Llava) -> Non
 
 
 def test_a_step_without_memory_says_what_would_fit(model: Llava) -> None:
-    with pytest.raises(MemoryShort, match="64 tokens and 8 answers with a context of 256 does not: let"):
+    with pytest.raises(
+        InsufficientMemory, match="64 tokens and 8 answers with a context of 256 does not: let"
+    ):
         warm_up(model, GreedyBackend(), plan(model), **LIMITS)
 
 
@@ -153,14 +155,18 @@ def test_the_cache_gets_what_the_largest_step_leaves(model: Llava, caplog: pytes
 
     assert planned.num_bytes // 2 - planned.bytes_per_block < less.num_bytes <= planned.num_bytes // 2
     assert "that is what the largest step leaves" in caplog.text
-    with pytest.raises(MemoryShort, match=r"leave 0 bytes to the KV cache, room for 0 tokens.* at least \d+"):
+    with pytest.raises(
+        InsufficientMemory, match=r"leave 0 bytes to the KV cache, room for 0 tokens.* at least \d+"
+    ):
         settle_cache(planned, model.config, left_bytes=-5)
 
 
 def test_a_cache_whose_memory_is_gone_is_a_sentence(model: Llava) -> None:
     planned = replace(plan(model), num_blocks=1 << 50)
-    with pytest.raises(MemoryShort, match=r"MiB does not fit on cpu, which has \d+ MiB free: give it less"):
-        planned.make(CPU)
+    with pytest.raises(
+        InsufficientMemory, match=r"MiB does not fit on cpu, which has \d+ MiB free: give it less"
+    ):
+        allocate_cache(planned, CPU)
 
 
 def test_twice_the_tokens_of_fp16_fit_in_8_bit(model: Llava) -> None:

@@ -16,7 +16,7 @@ from llava_worker.engine import Sequence, StepOutput
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.structured_output.grammar_cache import Grammars
 from llava_worker.language.detokenizer import Detokenizer
-from llava_worker.language.hf_tokenizer import FileTokenizer
+from llava_worker.language.hf_tokenizer import HFTokenizer
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.llava import Llava
 from llava_worker.model.loading.weights import load_weights
@@ -65,7 +65,7 @@ class Vocabulary:
     """The bundled model's tokens; the random model's picture token is one of no text."""
 
     def __init__(self) -> None:
-        self.tokenizer = FileTokenizer(TINY)
+        self.tokenizer = HFTokenizer(TINY)
         self.tokens = [self.token_bytes(token_id) for token_id in range(VOCAB_SIZE)]
         self.strips_leading_space = self.tokenizer.strips_leading_space
 

@@ -155,7 +155,7 @@ def test_a_matcher_is_a_function_of_the_tokens_however_they_came(
 def test_a_tokenizer_that_keeps_its_first_space_gets_none_before_the_answer() -> None:
     tokenizer = ByteTokenizer()
     tokens = [tokenizer.token_bytes(token_id) for token_id in range(VOCAB_SIZE)]
-    opened = Grammars(lambda: tokens, [tokenizer.eos_id], timeout_s=60.0)
+    opened = Grammars(lambda: tokens, [tokenizer.eos_token_id], timeout_s=60.0)
     matcher = opened.compile("regex", "[ab]").start()
     assert allowed(matcher) == [ord("a"), ord("b")]
     opened.close()

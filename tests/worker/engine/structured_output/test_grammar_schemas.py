@@ -15,7 +15,7 @@ from llava_worker.engine.core.encoder_cache import VisionCache
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.structured_output.grammar_cache import Grammars
-from llava_worker.model.attention.kv_cache import ExactKVCache
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.llava import Llava
 
@@ -61,15 +61,8 @@ def new_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
 def make_engine(model: Llava, *, is_overlapping: bool = False) -> Engine:
     """Sixteen at once, steps short enough for long prompts to come in parts."""
     text = model.config.text_config
-    cache = ExactKVCache(
-        700,
-        16,
-        num_layers=text.num_hidden_layers,
-        num_heads=text.num_key_value_heads,
-        head_dim=text.head_dim,
-        dtype=torch.float64,
-        device=torch.device("cpu"),
-    )
+    spec = KVCacheSpec.for_model(text, num_blocks=700, block_size=16, dtype=torch.float64)
+    cache = KVCache(spec, torch.device("cpu"))
     return Engine(
         ModelRunner(model, cache, SdpaBackend(), VisionCache(1 << 20)),
         eos_ids=frozenset({EOS_ID}),

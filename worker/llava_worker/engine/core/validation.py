@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llava_worker.engine.core.sampling_limits import SamplingLimits
 from llava_worker.engine.core.sequence import ImageSpan, Pixels, Sequence, SequenceRefused
-from llava_worker.model.config.image_grid import PictureLayout
+from llava_worker.model.config.image_grid import ImageLayout
 
 __all__ = ["Admission"]
 
@@ -20,7 +20,7 @@ class Admission:
 
     context_length: int
     sampling: SamplingLimits
-    pictures: PictureLayout
+    pictures: ImageLayout
 
     def check(self, sequence: Sequence) -> None:
         """Raises SequenceRefused for a sequence that can't be computed."""

@@ -22,19 +22,19 @@ import msgspec
 import torch
 from torch import nn
 
-from llava_worker.engine.core.kv_cache_size import KV_CACHE_DTYPES, CacheShape
+from llava_worker.engine.core.kv_cache_size import allocate_cache
 from llava_worker.engine.parallel.rank_group import Setup, join
-from llava_worker.model.attention.kv_cache import KVCache
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import ModelConfig, read_config
 from llava_worker.model.decoder import LlamaDecoder
 from llava_worker.model.loading.weights import load_weights
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from llava_worker.model.tensor_parallel import (
-    CacheOrder,
-    CopyOrder,
-    Order,
-    StepOrder,
+    CacheCommand,
+    CopyCommand,
+    RankCommand,
+    StepCommand,
     TensorParallel,
     read_frame,
     receive_step,
@@ -75,33 +75,30 @@ class Follower:
         )
 
     @torch.inference_mode()
-    def carry_out(self, order: Order) -> None:
-        if isinstance(order, CacheOrder):
+    def carry_out(self, command: RankCommand) -> None:
+        if isinstance(command, CacheCommand):
             self._cache = None  # given up before the next is made
-            self._cache = self._make_cache(order)
+            self._cache = self._make_cache(command)
             return
         assert self._cache is not None
-        if isinstance(order, CopyOrder):
-            rows = torch.arange(order.num_rows, device=self._device)
-            self._cache.copy_rows(order.first + rows, order.target + rows)
+        if isinstance(command, CopyCommand):
+            rows = torch.arange(command.num_rows, device=self._device)
+            self._cache.copy_rows(command.first + rows, command.target + rows)
             return
         size, dtype = self._config.text_config.hidden_size, self._precision.dtype
-        x, positions, packed = receive_step(order, size, dtype, self._device)
+        x, positions, packed = receive_step(command, size, dtype, self._device)
         self._decoder(x, positions, self._backend.plan(packed, self._cache))
 
-    def _make_cache(self, order: CacheOrder) -> KVCache:
-        text = self._config.text_config
-        shape = CacheShape(
-            kind=KV_CACHE_DTYPES[self._setup.kv_cache_dtype],
-            num_blocks=order.num_blocks,
-            block_size=order.block_size,
-            num_layers=text.num_hidden_layers,
-            num_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
+    def _make_cache(self, command: CacheCommand) -> KVCache:
+        spec = KVCacheSpec.for_model(
+            self._config.text_config,
+            num_blocks=command.num_blocks,
+            block_size=command.block_size,
             dtype=self._precision.dtype,
+            is_int8=self._setup.kv_cache_dtype == "int8",
         )
-        cache = shape.make(self._device)
-        cache.claim(shape.num_tokens)  # nobody here knows when there is nothing to do
+        cache = allocate_cache(spec, self._device)
+        cache.prefault(spec.num_tokens)  # nobody here knows when there is nothing to do
         return cache
 
 
@@ -120,7 +117,7 @@ def main() -> int:
         follower = Follower(setup)
         follower.load()
         while True:
-            follower.carry_out(orders.next(CacheOrder | CopyOrder | StepOrder))
+            follower.carry_out(orders.next(CacheCommand | CopyCommand | StepCommand))
     except Exception:
         logger.critical("the rank fails and ends, and with it the worker", exc_info=True)
         return 1
@@ -151,7 +148,7 @@ def _end_with_parent() -> None:
 
 def _share(setup: Setup) -> ModelConfig:
     tower = Path(setup.vision_tower) if setup.vision_tower else None
-    return read_config(Path(setup.config_folder), tower).share_of(setup.size)
+    return read_config(Path(setup.config_folder), tower).shard(setup.size)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llava_worker.engine.sampling.logits_processor import Steering
-from llava_worker.model.device_copy import upload
+from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["adjust"]
 
@@ -24,7 +24,7 @@ def adjust(logits: Tensor, steered: Items[tuple[int, int, Steering]]) -> None:
     if biased:
         where = _where(logits, [(row, steering.bias_ids) for row, steering in biased])
         bias = np.concatenate([steering.bias for _, steering in biased])
-        logits.index_put_(where, upload(bias, logits.device), accumulate=True)
+        logits.index_put_(where, copy_to_device(bias, logits.device), accumulate=True)
     early = [
         (row, steering.end_ids)
         for row, position, steering in steered
@@ -39,7 +39,7 @@ def adjust(logits: Tensor, steered: Items[tuple[int, int, Steering]]) -> None:
 
 def _rule_out(logits: Tensor, early: Items[tuple[int, NDArray[np.int64]]]) -> None:
     """No end yet, but where a grammar leaves nothing else."""
-    rows = upload(np.array([row for row, _ in early]), logits.device)
+    rows = copy_to_device(np.array([row for row, _ in early]), logits.device)
     before = logits[rows]
     logits.index_put_(_where(logits, early), logits.new_full((), -torch.inf))
     after = logits[rows]
@@ -50,10 +50,10 @@ def _penalise(logits: Tensor, penalised: Items[tuple[int, Steering]]) -> None:
     where = _where(logits, [(row, steering.ids) for row, steering in penalised])
     lengths = [len(steering.ids) for _, steering in penalised]
     samplings = [steering.sampling for _, steering in penalised]
-    counts = upload(np.concatenate([steering.counts for _, steering in penalised]), logits.device)
+    counts = copy_to_device(np.concatenate([steering.counts for _, steering in penalised]), logits.device)
 
     def of_each(values: Items[float]) -> Tensor:
-        return upload(np.repeat(np.array(values, dtype=np.float32), lengths), logits.device)
+        return copy_to_device(np.repeat(np.array(values, dtype=np.float32), lengths), logits.device)
 
     repetition = of_each([max(s.repetition_penalty, _LEAST_REPETITION_PENALTY) for s in samplings])
     values = logits[where]
@@ -67,4 +67,4 @@ def _where(logits: Tensor, pieces: Items[tuple[int, NDArray[np.int64]]]) -> tupl
     """(rows, columns) of the tokens that each row names."""
     rows = np.repeat([row for row, _ in pieces], [len(ids) for _, ids in pieces])
     columns = np.concatenate([ids for _, ids in pieces])
-    return upload(rows, logits.device), upload(columns, logits.device)
+    return copy_to_device(rows, logits.device), copy_to_device(columns, logits.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llava_worker.engine.core.batch import PromptRows
 from llava_worker.engine.core.outputs import TokenLogprobs
-from llava_worker.model.device_copy import upload
+from llava_worker.model.device_copy import copy_to_device
 from llava_worker.model.llava import Llava
 
 __all__ = ["Logprobs", "Picked", "tell_prompts"]
@@ -32,7 +32,7 @@ class Logprobs:
         """Logits fp32 [rows, vocab]; ``num_top`` alternatives for each of ``rows``."""
         self._rows = rows
         self._num_top = num_top
-        self._places = upload(np.array(rows), logits.device)
+        self._places = copy_to_device(np.array(rows), logits.device)
         self._values = logits[self._places].log_softmax(-1).clamp(min=LEAST_LOGPROB)
 
     def pick(self, token_ids: Tensor) -> Picked:

@@ -13,7 +13,7 @@ from llava_worker.engine.sampling.grammar_bitmask import Masks
 from llava_worker.engine.sampling.logprobs import Logprobs
 from llava_worker.engine.sampling.sampler import Draw, sample
 from llava_worker.engine.speculation.speculative_decoding import count_accepted
-from llava_worker.model.download import Download
+from llava_worker.model.device_copy import HostCopy
 
 __all__ = ["Chosen"]
 
@@ -40,7 +40,7 @@ class Chosen:
         self.token_ids = sample(logits, [draw for chunk in chunks for draw in _draws(chunk)])
         self._picked = None if logprobs is None else logprobs.pick(self.token_ids)
         told = self.token_ids.where(is_sound, _NO_TOKEN)
-        self._download = Download([told, *([] if self._picked is None else self._picked.tensors)])
+        self._download = HostCopy([told, *([] if self._picked is None else self._picked.tensors)])
 
     def results(self) -> list[StepResult]:
         """One for each chunk, once the device has come so far."""

@@ -18,7 +18,7 @@ from llava_worker.engine.core.sequence import Sampling
 from llava_worker.engine.sampling.adjust import adjust
 from llava_worker.engine.sampling.logits_processor import Steering
 from llava_worker.engine.sampling.top_k_top_p import truncate
-from llava_worker.model.device_copy import upload
+from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["Draw", "sample", "uniform"]
 
@@ -46,7 +46,7 @@ def sample(logits: Tensor, draws: Rows[Draw]) -> Tensor:
     rows = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0]
     if rows:
         chosen = [draws[row] for row in rows]
-        places = upload(np.array(rows), logits.device)
+        places = copy_to_device(np.array(rows), logits.device)
         token_ids[places] = _draw(logits[places], chosen)
     return token_ids
 
@@ -82,12 +82,12 @@ def _draw(logits: Tensor, draws: Rows[Draw]) -> Tensor:
     temperatures = [
         min(max(draw.sampling.temperature, _LEAST_TEMPERATURE), _MOST_TEMPERATURE) for draw in draws
     ]
-    temperature = upload(np.array(temperatures, dtype=np.float32), device)[:, None]
+    temperature = copy_to_device(np.array(temperatures, dtype=np.float32), device)[:, None]
     scaled = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0: a tiny temperature is safe
     probabilities = truncate(scaled.double().softmax(-1), [draw.sampling for draw in draws])
     cumulative = probabilities.cumsum(-1)
     points = uniform([draw.sampling.seed for draw in draws], [draw.position for draw in draws])
-    targets = upload(points, device)[:, None] * cumulative[:, -1:]
+    targets = copy_to_device(points, device)[:, None] * cumulative[:, -1:]
     token_ids = torch.searchsorted(cumulative, targets, right=True)[:, 0]
     # Rounding can push a target onto the total: then the last token of positive probability is meant.
     last = logits.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(-1)

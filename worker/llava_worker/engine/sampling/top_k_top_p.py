@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llava_worker.engine.core.sequence import Sampling
-from llava_worker.model.device_copy import upload
+from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["truncate"]
 
@@ -27,7 +27,7 @@ def truncate(probabilities: Tensor, samplings: Rows[Sampling]) -> Tensor:
         probabilities = _keep_min_p(probabilities, [sampling.min_p for sampling in samplings])
     if rows:
         probabilities = probabilities.clone()
-        places = upload(np.array(rows), probabilities.device)
+        places = copy_to_device(np.array(rows), probabilities.device)
         probabilities[places] = _keep_top(probabilities[places], [samplings[row] for row in rows])
     return probabilities
 
@@ -38,7 +38,7 @@ def _is_sorting(sampling: Sampling) -> bool:
 
 def _keep_min_p(probabilities: Tensor, min_ps: Rows[float]) -> Tensor:
     """Keep tokens at least ``min_p`` times as likely as the most likely one."""
-    share = upload(np.array(min_ps), probabilities.device)[:, None]
+    share = copy_to_device(np.array(min_ps), probabilities.device)[:, None]
     return probabilities.where(probabilities >= share * probabilities.amax(-1, keepdim=True), 0)
 
 
@@ -48,10 +48,10 @@ def _keep_top(probabilities: Tensor, samplings: Rows[Sampling]) -> Tensor:
     What is as likely as the last one kept is kept too, so that it does not matter how a sort orders equals.
     """
     device, vocab_size = probabilities.device, probabilities.shape[-1]
-    top_k = upload(np.array([min(s.top_k, vocab_size) or vocab_size for s in samplings]), device)
+    top_k = copy_to_device(np.array([min(s.top_k, vocab_size) or vocab_size for s in samplings]), device)
     # Infinity, because rounding must not cut the end of a row that keeps all.
     top_ps = [s.top_p if s.top_p < 1 else torch.inf for s in samplings]
-    top_p = upload(np.array(top_ps), device)
+    top_p = copy_to_device(np.array(top_ps), device)
     # Whether few suffice is known only to the device, and asking would wait for it: a GPU looks at all.
     num_looked_at = min(_NUM_LIKELIEST, vocab_size) if device.type == "cpu" else vocab_size
     likeliest = probabilities.topk(num_looked_at, dim=-1).values

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from llava_worker.engine.core.encoder_cache import VisionCache
-from llava_worker.engine.core.kv_cache_size import CacheShape, plan_cache, settle_cache
+from llava_worker.engine.core.kv_cache_size import allocate_cache, plan_cache, settle_cache
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.parallel.rank_group import RankGroup, Setup
@@ -22,13 +22,14 @@ from llava_worker.engine.startup.graph_capture import record_steps
 from llava_worker.engine.startup.model_info import ModelInfo
 from llava_worker.engine.startup.warmup import most_tiles, warm_up
 from llava_worker.model.attention.base import AttentionBackend
+from llava_worker.model.attention.kv_cache import KVCacheSpec
 from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import CheckpointError, ImageConfig, ModelConfig, read_eos_ids
 from llava_worker.model.llava import Llava
 from llava_worker.model.loading.weights import Progress, load_weights
 from llava_worker.model.memory_budget import WORKING_BYTES, available_bytes, require_memory, weight_bytes
 from llava_worker.model.quantization.precision import Precision, choose_precision
-from llava_worker.model.tensor_parallel import ALONE, TensorParallel
+from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 
 __all__ = ["CheckpointError", "ModelInfo", "load_engine"]
 
@@ -69,14 +70,14 @@ def load_engine(
     ``is_overlapping`` launches them ahead. A thread calls ``on_lost_rank`` if one of several ranks ends.
 
     Raises CheckpointError for a folder that can't be served and ValueError for a wrong setting, of these
-    MemoryShort for a model that does not fit, and WarmupError for one that fails at its first step.
+    InsufficientMemory for a model that does not fit, and WarmupError for one that fails at its first step.
     """
     _set_threads(num_threads, tensor_parallel)
     memory = _Memory(kv_cache_bytes, kv_cache_dtype, vision_cache_bytes)
     bounds = _Bounds(max_num_sequences, max_batch_tokens, memory, is_recording, tensor_parallel)
     plan = _Plan.of(Folders.of(folder, vision_tower, base), precision, device, bounds, block_size)
     watch = _Stopwatch()
-    ranks = ALONE if tensor_parallel == 1 else _start_ranks(plan, bounds, allow_pickle, on_lost_rank)
+    ranks = SINGLE_RANK if tensor_parallel == 1 else _start_ranks(plan, bounds, allow_pickle, on_lost_rank)
     model = Llava(plan.config, plan.image, precision=plan.precision, device=plan.device, ranks=ranks)
     load_weights(
         model,
@@ -130,7 +131,7 @@ class _Plan:
     precision: Precision
     device: torch.device
     backend: AttentionBackend
-    cache: CacheShape  # which the largest step may make smaller
+    cache: KVCacheSpec  # which the largest step may make smaller
 
     @classmethod
     def of(
@@ -141,8 +142,8 @@ class _Plan:
         is_small = weight_bytes(config, image, "fp32") <= SMALL_BYTES
         number_format = choose_precision(precision, where, is_small=is_small)
         if bounds.num_ranks > 1:
-            number_format.require_dividable()
-            config = config.share_of(bounds.num_ranks)
+            number_format.require_shardable()
+            config = config.shard(bounds.num_ranks)
         backend = choose_backend(number_format, config.text_config, where)
         cache = plan_cache(
             config,
@@ -165,13 +166,15 @@ class _Plan:
 def _prepare(model: Llava, plan: _Plan, bounds: _Bounds) -> tuple[ModelRunner, ModelInfo]:
     """Make the first steps, the caches and, where device and number format allow it, the recordings."""
     shape = _settle(model, plan, bounds)
-    info, cache = _describe(plan, shape), shape.make(plan.device)
-    cache.claim(info.context_length)  # for the first long request; the engine takes the rest while it is idle
+    info, cache = _describe(plan, shape), allocate_cache(shape, plan.device)
+    cache.prefault(
+        info.context_length
+    )  # for the first long request; the engine takes the rest while it is idle
     runner = ModelRunner(model, cache, plan.backend, VisionCache(bounds.memory.vision_cache_bytes))
     if plan.records(bounds):
         record_steps(
             runner,
-            is_decoding=plan.precision.is_recordable,
+            is_decoding=plan.precision.is_capturable,
             max_rows=bounds.max_num_sequences,
             max_tiles=most_tiles(model, bounds.max_batch_tokens),
             context_length=info.context_length,
@@ -179,7 +182,7 @@ def _prepare(model: Llava, plan: _Plan, bounds: _Bounds) -> tuple[ModelRunner, M
     return runner, info
 
 
-def _settle(model: Llava, plan: _Plan, bounds: _Bounds) -> CacheShape:
+def _settle(model: Llava, plan: _Plan, bounds: _Bounds) -> KVCacheSpec:
     """Make the first steps; the KV cache that they, the picture cache and torch itself leave room for."""
     step = warm_up(
         model,
@@ -238,9 +241,9 @@ def _set_threads(num: int | None, num_ranks: int) -> None:
         torch.set_num_threads(num)
 
 
-def _describe(plan: _Plan, shape: CacheShape) -> ModelInfo:
+def _describe(plan: _Plan, shape: KVCacheSpec) -> ModelInfo:
     config, image = plan.config, plan.image
-    pictures = config.picture_layout(image.fit)
+    pictures = config.image_layout(image.fit)
     return ModelInfo(
         name=plan.files.folder.resolve().name,
         image_side=pictures.side,
@@ -261,7 +264,7 @@ def _describe(plan: _Plan, shape: CacheShape) -> ModelInfo:
 def _free_beside_weights(
     config: ModelConfig, image: ImageConfig, precision: Precision, device: torch.device, num_ranks: int
 ) -> int | None:
-    """Bytes; None where nobody can tell. Raises MemoryShort if there are none."""
+    """Bytes; None where nobody can tell. Raises InsufficientMemory if there are none."""
     require_memory(config, image, precision=precision.name, device=device, cache_bytes=0)
     free = _free_of_rank(device, num_ranks)
     return None if free is None else free - weight_bytes(config, image, precision.name, device)

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 import torch
 
 from llava_worker.engine.core.encoder_cache import VisionCache
-from llava_worker.engine.core.kv_cache_size import CacheShape
+from llava_worker.engine.core.kv_cache_size import allocate_cache
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.sequence import Sampling, Sequence
 from llava_worker.engine.model_runner import MAX_TILES_AT_ONCE, ModelRunner
 from llava_worker.model.attention.base import AttentionBackend
+from llava_worker.model.attention.kv_cache import KVCacheSpec
 from llava_worker.model.llava import Llava
-from llava_worker.model.memory_budget import MemoryShort
+from llava_worker.model.memory_budget import InsufficientMemory
 from llava_worker.model.peak_memory import PeakMemory
 
 __all__ = ["StepMemory", "WarmupError", "most_tiles", "warm_up"]
@@ -55,17 +56,17 @@ class StepMemory:
 def warm_up(
     model: Llava,
     backend: AttentionBackend,
-    cache: CacheShape,
+    cache: KVCacheSpec,
     *,
     max_num_sequences: int,
     max_batch_tokens: int,
 ) -> StepMemory:
     """Make the steps; ``cache`` bounds the contexts, as that of the engine will.
 
-    Raises MemoryShort if a step does not fit, WarmupError if it fails otherwise.
+    Raises InsufficientMemory if a step does not fit, WarmupError if it fails otherwise.
     """
     context = min(model.config.text_config.max_position_embeddings, cache.num_tokens)
-    scratch = cache.within(cache.bytes_per_block).make(model.device)
+    scratch = allocate_cache(cache.within(cache.bytes_per_block), model.device)
     steps = _Steps(ModelRunner(model, scratch, backend, VisionCache(0)), context)
     num_tiles = most_tiles(model, max_batch_tokens)
     try:
@@ -75,7 +76,7 @@ def warm_up(
     except (RuntimeError, MemoryError) as error:
         if not _is_shortage(error):
             raise WarmupError(f"the model fails at its first step: {error}") from error
-        raise MemoryShort(
+        raise InsufficientMemory(
             f"the weights fit on {model.device}, but beside them a step of {max_batch_tokens} tokens and "
             f"{max_num_sequences} answers with a context of {context} does not: let fewer answers be "
             f"computed at once, or bound the KV cache, and with it the context ({error})"
@@ -111,7 +112,7 @@ class _Steps:
 
     def encode(self, num_tiles: int) -> int:
         model = self._runner.model
-        side = model.config.picture_layout().side
+        side = model.config.image_layout().side
         with torch.inference_mode(), PeakMemory(model.device) as peak:
             tiles = torch.zeros((num_tiles, side, side, 3), dtype=torch.uint8, device=model.device)
             model.encode(tiles)
@@ -140,7 +141,7 @@ class _Steps:
 
 def most_tiles(model: Llava, max_batch_tokens: int) -> int:
     """That go through the tower at once: of as many pictures as a step encodes, or of one large one."""
-    layout = model.config.picture_layout()
+    layout = model.config.image_layout()
     largest = 1 + max((width * height // layout.side**2 for width, height in layout.grid), default=0)
     return min(MAX_TILES_AT_ONCE, max(largest, max_batch_tokens // model.config.tokens_per_tile))
 

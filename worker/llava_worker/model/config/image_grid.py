@@ -30,8 +30,8 @@ __all__ = [
     "HD_SHAPES",
     "Fit",
     "OneTileFit",
-    "PictureLayout",
-    "PicturePlan",
+    "ImageLayout",
+    "ImagePlan",
     "Resolution",
     "best_resolution",
     "fitted_size",
@@ -46,7 +46,7 @@ HD_SHAPES = (*((n, 1) for n in range(1, 7)), *((1, n) for n in range(2, 7)), (2,
 
 
 @dataclass(frozen=True, slots=True)
-class PicturePlan:
+class ImagePlan:
     """How one picture's tiles become tokens.
 
     The grid's patches form a map of ``rows`` x ``columns`` tiles; [top, bottom) and [left, right) of it, in
@@ -64,7 +64,7 @@ class PicturePlan:
 
 
 @dataclass(frozen=True)
-class PictureLayout:
+class ImageLayout:
     """One model's way to see pictures. ``grid``: canvases to choose from, (width, height) in pixels.
 
     Raises ValueError for a layout that cannot be: a grid that tiles do not fill, or tiles that are no square
@@ -92,11 +92,11 @@ class PictureLayout:
     def patches_per_side(self) -> int:
         return math.isqrt(self.tokens_per_tile)
 
-    def plan(self, width: int, height: int) -> PicturePlan:
+    def plan(self, width: int, height: int) -> ImagePlan:
         """For a picture of that original size in pixels; 0 x 0 is one shown in its base view only. Raises
         ValueError where a grid needs a size."""
         if not self.has_grid or width == height == 0:
-            return PicturePlan(num_tiles=1, num_tokens=self.tokens_per_tile)
+            return ImagePlan(num_tiles=1, num_tokens=self.tokens_per_tile)
         if width < 1 or height < 1:
             raise ValueError(f"a picture of {width}x{height} pixels")
         canvas = best_resolution((width, height), self.grid)
@@ -104,7 +104,7 @@ class PictureLayout:
         (left, right), (top, bottom) = cut((width, height), canvas)
         columns, rows = canvas[0] // self.side, canvas[1] // self.side
         num_map_tokens = (bottom - top) * (right - left + 1)
-        return PicturePlan(
+        return ImagePlan(
             1 + columns * rows, self.tokens_per_tile + num_map_tokens, columns, rows, top, bottom, left, right
         )
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from llava_worker.model.config.image_grid import HD_SHAPES, Fit, OneTileFit, PictureLayout, Resolution
+from llava_worker.model.config.image_grid import HD_SHAPES, Fit, ImageLayout, OneTileFit, Resolution
 from llava_worker.model.config.original_config import CLIP_L_336, is_original, translate
 from llava_worker.model.config.text_config import Activation, ConfigPart, RopeConfig, TextConfig
 
@@ -70,7 +70,7 @@ class VisionConfig(ConfigPart):
         return (self.image_size // self.patch_size) ** 2
 
     @property
-    def num_places(self) -> int:
+    def num_positions(self) -> int:
         """Patches, and before them the class token of a tower that has one."""
         return self.num_patches + self.has_class_token
 
@@ -104,9 +104,9 @@ class ModelConfig(ConfigPart):
             values.setdefault("image_token_index", values.pop("image_token_id"))
         return values
 
-    def share_of(self, num_ranks: int) -> ModelConfig:
+    def shard(self, num_ranks: int) -> ModelConfig:
         """The same with a rank's share of the decoder. Raises ValueError where it cannot be divided."""
-        return self.model_copy(update={"text_config": self.text_config.share_of(num_ranks)})
+        return self.model_copy(update={"text_config": self.text_config.shard(num_ranks)})
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -119,7 +119,7 @@ class ModelConfig(ConfigPart):
                 f"no projector between features of {self.feature_size} and a decoder of "
                 f"{self.text_config.hidden_size}"
             )
-        _ = self.picture_layout()  # raises for a grid that cannot be
+        _ = self.image_layout()  # raises for a grid that cannot be
         return self
 
     @property
@@ -149,17 +149,17 @@ class ModelConfig(ConfigPart):
 
     @property
     def tokens_per_tile(self) -> int:
-        return self.vision_config.num_places - self.drops_first_feature
+        return self.vision_config.num_positions - self.drops_first_feature
 
     @property
-    def has_newline(self) -> bool:
+    def has_image_newline(self) -> bool:
         """There is a feature that ends the rows of a picture's map."""
-        return self.picture_layout().has_grid
+        return self.image_layout().has_grid
 
-    def picture_layout(self, fit: OneTileFit = "pad") -> PictureLayout:
+    def image_layout(self, fit: OneTileFit = "pad") -> ImageLayout:
         """How pictures are cut and put together; ``fit`` where config.json leaves it open."""
         side, tokens = self.vision_config.image_size, self.tokens_per_tile
-        return PictureLayout(side, tokens, fit=self._fit(fit), grid=self._grid(side))
+        return ImageLayout(side, tokens, fit=self._fit(fit), grid=self._grid(side))
 
     def _fit(self, otherwise: OneTileFit) -> Fit:
         if self.image_aspect_ratio == "hd":

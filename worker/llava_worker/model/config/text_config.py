@@ -102,7 +102,7 @@ class TextConfig(ConfigPart):
         values["rope_parameters"] = _rope(values)
         return values
 
-    def share_of(self, num: int) -> TextConfig:
+    def shard(self, num: int) -> TextConfig:
         """What each of ``num`` ranks computes: its part of the heads and of the inner width.
 
         Raises ValueError where they do not divide.
@@ -127,7 +127,7 @@ class TextConfig(ConfigPart):
         return self.attention_bias or self.model_type == "qwen2"
 
     @property
-    def windows(self) -> list[int | None]:
+    def sliding_windows(self) -> list[int | None]:
         """For each layer how many tokens a token sees, itself included; None is all."""
         return [self.sliding_window if self._slides(i) else None for i in range(self.num_hidden_layers)]
 

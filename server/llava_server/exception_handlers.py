@@ -1,0 +1,55 @@
+"""The app's exception handlers: exceptions of routes and of the router as error responses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llava_server.api.parse import parameter_error
+from llava_server.errors import ApiError
+from llava_server.generation.disconnect import ClientDisconnected
+from llava_server.middleware.error_handler import error_response
+
+__all__ = ["EXCEPTION_HANDLERS"]
+
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the log shows it
+
+
+async def _handle_api_error(request: Request, error: ApiError) -> Response:
+    return error_response(request.scope, error)
+
+
+async def _handle_router_error(request: Request, error: HTTPException) -> Response:
+    """The router's own 404 and 405. Nothing else raises HTTPException."""
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "other methods")
+        api_error = ApiError("method_not_allowed", f"{request.method} is not possible here; use {allowed}")
+    elif error.status_code == 404:
+        api_error = ApiError("unknown_url", "there is nothing at this address; see /docs for what there is")
+    else:
+        raise error
+    response = error_response(request.scope, api_error)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _handle_invalid_parameter(request: Request, error: RequestValidationError) -> Response:
+    """An invalid path or query parameter. Bodies are parsed by ``api.parse``."""
+    return error_response(request.scope, parameter_error(error.errors()[0]))
+
+
+async def _handle_disconnect(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+
+EXCEPTION_HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+    ApiError: _handle_api_error,
+    HTTPException: _handle_router_error,
+    RequestValidationError: _handle_invalid_parameter,
+    ClientDisconnected: _handle_disconnect,
+}

@@ -1,0 +1,67 @@
+"""Errors as HTTP responses, and the middleware that turns unhandled exceptions into them."""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llava_server.error_response import to_error, to_message_error
+from llava_server.errors import ApiError, error_headers
+from llava_server.request_context import context_of
+from llava_server.response_model import JSONResponse
+
+__all__ = ["ServerErrorMiddleware", "error_response", "send_error"]
+
+logger = logging.getLogger(__name__)
+
+_ANTHROPIC_PATHS = "/v1/messages"  # errors are written in Anthropic's format there
+
+
+def error_response(scope: Scope, error: ApiError) -> Response:
+    """Record the error in the request's context and return its response."""
+    context = context_of(scope)
+    context.record_error(error)
+    to_body = to_message_error if scope["path"].startswith(_ANTHROPIC_PATHS) else to_error
+    return JSONResponse(to_body(error, context.request_id), error.kind.status, error_headers(error))
+
+
+async def send_error(scope: Scope, send: Send, error: ApiError) -> None:
+    """Send the whole error response from a middleware."""
+
+    async def no_body() -> Message:
+        return {"type": "http.disconnect"}
+
+    await error_response(scope, error)(scope, no_body, send)
+
+
+class ServerErrorMiddleware:
+    """Answers an unhandled exception with a 500 that has the request's ID; the traceback is only logged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        is_response_started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal is_response_started
+            is_response_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        except ApiError as error:
+            if is_response_started:
+                raise
+            await send_error(scope, send, error)
+        except Exception:
+            if is_response_started:
+                raise  # the HTTP server closes the connection: the response cannot be changed any more
+            request_id = context_of(scope).request_id
+            logger.exception("unforeseen failure, request_id=%s", request_id)
+            message = f"something broke on our side; its trace is logged under {request_id}"
+            await send_error(scope, send, ApiError("internal_error", message))
