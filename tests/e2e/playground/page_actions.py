@@ -1,4 +1,4 @@
-"""What a person does on the page, and what there is to see then."""
+"""What a person does on the page, and what the page shows then."""
 
 from __future__ import annotations
 
