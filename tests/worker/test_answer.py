@@ -10,8 +10,7 @@ from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.event import ErrorCode, Event, FinishReason, JobError, TokenLogprob, TokenScore
 from llava_wire.messages.job import ImageRef, Job, Message
 from llava_wire.messages.sampling_params import SamplingParams
-from llava_worker.engine import ImageSpan, Sampling, StepOutput, TokenLogprobs
-from llava_worker.engine_thread import Refusal
+from llava_worker.engine import ImageSpan, StepOutput, TokenLogprobs
 from llava_worker.job_output import JobOutput
 from llava_worker.job_sequence import make_sequence
 from llava_worker.language.prompt_builder import Prompt, PromptError
@@ -141,34 +140,22 @@ def test_text_that_another_version_logged_is_left_as_it_is(caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize(
-    ("news", "code"),
+    "error",
     [
-        (Refusal("fence", "context_length_exceeded", "too long"), ErrorCode.CONTEXT_LENGTH_EXCEEDED),
-        (StepOutput("fence", error="not a number"), ErrorCode.INTERNAL_ERROR),
-        (StepOutput("fence", error="late", error_code="deadline_exceeded"), ErrorCode.DEADLINE_EXCEEDED),
+        JobError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "too long"),
+        JobError(ErrorCode.INVALID_REQUEST, "token 9 is none", "logit_bias"),
+        JobError(ErrorCode.INSUFFICIENT_MEMORY, "out of memory"),
+        JobError(ErrorCode.INTERNAL_ERROR, "not a number"),
     ],
 )
-def test_what_the_engine_cannot_do_ends_the_job_with_an_error(
-    news: Refusal | StepOutput, code: ErrorCode
-) -> None:
-    answer = JobOutput(assignment(), TOKENIZER)
-    answer.process(news)
-    event = answer.next_event()
+def test_the_engines_error_ends_the_job(error: JobError) -> None:
+    output = JobOutput(assignment(), TOKENIZER)
+    output.process(StepOutput("fence", error=error))
+    event = output.next_event()
     assert event is not None
     assert event.final is not None
     assert event.final.reason is FinishReason.ERROR
-    assert event.final.error is not None
-    assert event.final.error.code is code
-
-
-@pytest.mark.parametrize("param", ["logit_bias", None])
-def test_a_refusal_tells_which_field_of_the_request_it_is_about(param: str | None) -> None:
-    answer = JobOutput(assignment(), TOKENIZER)
-    answer.process(Refusal("fence", "invalid_request", "token 9 is none", param))
-    event = answer.next_event()
-    assert event is not None
-    assert event.final is not None
-    assert event.final.error == JobError(ErrorCode.INVALID_REQUEST, "token 9 is none", param)
+    assert event.final.error == error
 
 
 def test_nothing_follows_the_end() -> None:
@@ -249,22 +236,7 @@ def test_logprobs_leave_with_their_tokens_though_the_text_is_held_back() -> None
     assert events(answer, outputs(b"x"))[0].logprobs == ()
 
 
-def test_every_sampling_parameter_reaches_the_engine() -> None:
-    wanted: dict[str, object] = {
-        "temperature": 0.5,
-        "top_p": 0.9,
-        "seed": 3,
-        "ignore_eos": True,
-        "top_k": 4,
-        "min_p": 0.1,
-        "repetition_penalty": 1.1,
-        "presence_penalty": 0.2,
-        "frequency_penalty": 0.3,
-        "logit_bias": ((5, 1.0),),
-        "min_tokens": 6,
-        "stop_token_ids": (7,),
-        "num_logprobs": 8,
-    }
-    sequence = make_sequence(assignment(**wanted), prompt(), context_length=100)
-    assert sequence.sampling == Sampling(**wanted)  # type: ignore[arg-type]
-    assert set(wanted) == set(Sampling.__dataclass_fields__)
+def test_the_engine_gets_the_jobs_sampling_parameters() -> None:
+    job = assignment(temperature=0.5, top_p=0.9, seed=3, logit_bias=((5, 1.0),))
+    sequence = make_sequence(job, prompt(), context_length=100)
+    assert sequence.sampling is job.job.sampling

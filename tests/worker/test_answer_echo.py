@@ -93,7 +93,7 @@ def test_who_goes_on_with_a_log_does_not_tell_the_prompt_again() -> None:
     given = assignment(log=b"ab")
     event = first_event(JobOutput(given, ByteTokenizer()), token(ord("c")))
     assert (event.offset, event.prompt) == (2, ())
-    assert not make_sequence(given, PROMPT, context_length=99).owes_prompt_logprobs
+    assert not make_sequence(given, PROMPT, context_length=99).needs_prompt_logprobs
 
 
 def test_the_space_that_a_tokenizer_puts_before_a_text_is_none_of_the_prompts() -> None:

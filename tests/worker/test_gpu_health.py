@@ -152,7 +152,7 @@ from llava_worker.engine_thread import EngineThread
 from llava_worker.language.tokenizer import ByteTokenizer
 logging.basicConfig()
 never = threading.Event()
-thread = EngineThread(EchoEngine(has_faults=True), on_news=lambda news: None, on_failure=never.set,
+thread = EngineThread(EchoEngine(has_faults=True), on_outputs=lambda news: None, on_failure=never.set,
                       hang_timeout_s=0.2, device=sys.argv[1])
 thread.start()
 thread.add(Sequence(seq_id="a", prompt_ids=ByteTokenizer().encode("[[hang at 1]]"), max_new_tokens=9))

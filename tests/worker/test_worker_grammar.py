@@ -1,4 +1,4 @@
-"""Grammars in the worker's loop: compiled beside the streams, refused alone."""
+"""GrammarCache in the worker's loop: compiled beside the streams, refused alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from llava_wire.messages.event import ErrorCode, FinishReason
 from llava_wire.messages.sampling_params import Grammar
-from llava_worker.engine.structured_output.grammar_cache import Grammars
+from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 from llava_worker.language.tokenizer import ByteTokenizer
 
 from tests.waiting import async_wait_until
@@ -49,12 +49,12 @@ def vocabulary() -> Iterator[SlowVocabulary]:
 
 
 @pytest.fixture
-def grammars(vocabulary: SlowVocabulary) -> Grammars:
-    return Grammars(vocabulary.read, [TOKENIZER.eos_token_id], timeout_s=60.0)
+def grammars(vocabulary: SlowVocabulary) -> GrammarCache:
+    return GrammarCache(vocabulary.read, [TOKENIZER.eos_token_id], timeout_s=60.0)
 
 
 async def test_a_slow_grammar_holds_up_neither_running_nor_new_streams(
-    queue_url: str, asker: Asker, grammars: Grammars, vocabulary: SlowVocabulary
+    queue_url: str, asker: Asker, grammars: GrammarCache, vocabulary: SlowVocabulary
 ) -> None:
     async with running(queue_url, grammars=grammars):
         slow = await asker.ask("Hi?", max_tokens=5, grammar=OBJECT)
@@ -67,7 +67,7 @@ async def test_a_slow_grammar_holds_up_neither_running_nor_new_streams(
 
 
 async def test_a_grammar_that_is_refused_ends_its_own_job_with_the_reason(
-    queue_url: str, asker: Asker, grammars: Grammars, vocabulary: SlowVocabulary
+    queue_url: str, asker: Asker, grammars: GrammarCache, vocabulary: SlowVocabulary
 ) -> None:
     vocabulary.is_released.set()
     async with running(queue_url, grammars=grammars) as worker:
@@ -81,7 +81,7 @@ async def test_a_grammar_that_is_refused_ends_its_own_job_with_the_reason(
 
 
 async def test_a_job_that_is_cancelled_while_its_grammar_compiles_never_reaches_the_engine(
-    queue_url: str, asker: Asker, grammars: Grammars, vocabulary: SlowVocabulary
+    queue_url: str, asker: Asker, grammars: GrammarCache, vocabulary: SlowVocabulary
 ) -> None:
     async with running(queue_url, grammars=grammars) as worker:
         gone = await asker.ask("Hi?", max_tokens=20, grammar=OBJECT)

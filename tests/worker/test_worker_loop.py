@@ -15,7 +15,7 @@ from llava_wire.messages.job import ImageRef, Message
 from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import EngineStats, Sequence, StepOutput
-from llava_worker.engine.structured_output.grammar_cache import Grammars
+from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 from llava_worker.engine_thread import EXIT_BROKEN
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
@@ -90,7 +90,7 @@ async def running(
     is_open: bool = True,
     drain_timeout_s: float = 0.0,
     hang_timeout_s: float = 30.0,
-    grammars: Grammars | None = None,
+    grammars: GrammarCache | None = None,
 ) -> AsyncIterator[Running]:
     engine = engine or Gate()
     if is_open:
