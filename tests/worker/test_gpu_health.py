@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from llava_worker.gpu_health import faults_in, tell_health, xids_in
+from llava_worker.gpu_health import describe_gpu_health, parse_faults, parse_xids
 
 from tests.machine_speed import scaled
 
@@ -72,7 +72,7 @@ KERNEL = """[  12.1] NVRM: loading NVIDIA UNIX x86_64 Kernel Module
 
 
 def test_uncorrected_errors_and_what_waits_for_a_reset_are_told_of_their_gpu() -> None:
-    assert list(faults_in(PENDING)) == [
+    assert list(parse_faults(PENDING)) == [
         "GPU 00000000:10:1C.0 Remapped Rows: Pending Yes",
         "GPU 00000000:10:1D.0 Volatile: SRAM Uncorrectable SEC-DED 2",
         "GPU 00000000:10:1D.0: GPU Recovery Action Reset",
@@ -80,16 +80,16 @@ def test_uncorrected_errors_and_what_waits_for_a_reset_are_told_of_their_gpu() -
 
 
 def test_corrected_errors_and_those_before_the_last_start_are_none() -> None:
-    assert list(faults_in(WELL)) == []
+    assert list(parse_faults(WELL)) == []
 
 
 def test_xids_are_told_as_the_driver_wrote_them_the_latest_only() -> None:
-    assert xids_in(KERNEL) == [
+    assert parse_xids(KERNEL) == [
         "Xid (PCI:0000:10:1c): 63, pid=1896, Row Remapper: New row marked for remapping",
         "Xid (PCI:0000:10:1d): 79, pid=1122, GPU has fallen off the bus.",
     ]
-    assert len(xids_in(KERNEL * 9)) == 5
-    assert xids_in("all is well") == []
+    assert len(parse_xids(KERNEL * 9)) == 5
+    assert parse_xids("all is well") == []
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def install(folder: Path, name: str, says: str, status: int = 0) -> None:
 def test_both_are_asked(programs: Path) -> None:
     install(programs, "nvidia-smi", PENDING)
     install(programs, "dmesg", KERNEL)
-    told = tell_health()
+    told = describe_gpu_health()
     assert "Remapped Rows: Pending Yes" in told and "79, pid=1122" in told
     assert "no fault" not in told and "cannot" not in told
 
@@ -117,13 +117,13 @@ def test_both_are_asked(programs: Path) -> None:
 def test_a_healthy_card_is_told_as_such(programs: Path) -> None:
     install(programs, "nvidia-smi", WELL)
     install(programs, "dmesg", "[  12.1] all is well")
-    assert tell_health() == "nvidia-smi tells of no fault"
+    assert describe_gpu_health() == "nvidia-smi tells of no fault"
 
 
 def test_what_cannot_be_asked_is_told_with_where_to_look(programs: Path) -> None:
     install(programs, "nvidia-smi", "No devices were found", status=6)
     install(programs, "dmesg", "", status=1)
-    assert tell_health() == (
+    assert describe_gpu_health() == (
         "nvidia-smi gives no answer; the kernel's log cannot be read here: look for Xid in dmesg on the host"
     )
 
@@ -138,7 +138,7 @@ def test_a_driver_that_never_answers_is_not_waited_for_and_hides_no_xid(programs
     hang(programs, "nvidia-smi")
     install(programs, "dmesg", KERNEL)
     began = time.monotonic()
-    told = tell_health(timeout_s=1.0)
+    told = describe_gpu_health(timeout_s=1.0)
     assert time.monotonic() - began < 5
     assert told.startswith("Xid (PCI:0000:10:1c): 63") and told.endswith("; nvidia-smi gives no answer")
 

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Protocol, TypeAlias
 
 from llava_worker.engine import EngineStats, Sequence, SequenceRefused, StepOutput
-from llava_worker.gpu_health import log_health
+from llava_worker.gpu_health import log_gpu_health
 
 __all__ = ["EXIT_BROKEN", "Engine", "EngineThread", "News", "Refusal", "end_process"]
 
@@ -177,6 +177,6 @@ class EngineThread:
 
 def end_process(device: str) -> None:
     """As broken, once a GPU's health is in the log: what the process holds goes on elsewhere."""
-    log_health(device)
+    log_gpu_health(device)
     logging.shutdown()
     os._exit(EXIT_BROKEN)
