@@ -12,14 +12,14 @@ from tests.e2e.collector import Collector, collecting
 from tests.e2e.playground.site import controller, worker
 from tests.e2e.traced_system import System
 from tests.e2e.worker_process import Fleet, fleet_of
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
 
 FP32 = ("--device", "cpu", "--threads", "1", "--precision", "fp32")
 
 
 @pytest.fixture
 def queue_url() -> Iterator[str]:
-    with running_queue() as url:
+    with running_redis() as url:
         yield url
 
 
@@ -34,7 +34,7 @@ def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server with one worker."""
     folder = tmp_path_factory.mktemp("tiny-server")
     with (
-        running_queue() as url,
+        running_redis() as url,
         worker(url, folder, "--model", "tiny", *FP32),
         controller(url, folder) as site,
     ):

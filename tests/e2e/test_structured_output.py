@@ -21,7 +21,7 @@ from tests.e2e.conftest import FP32
 from tests.e2e.playground.site import controller
 from tests.e2e.worker_process import WorkerProcess
 from tests.machine_speed import scaled
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -61,7 +61,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("structured")
-    with running_queue() as queue_url:
+    with running_redis() as queue_url:
         made = Server(queue_url, folder)
         made.start_worker()
         try:

@@ -17,7 +17,7 @@ from tests.e2e.playground.site import controller, worker
 from tests.e2e.worker_process import WorkerProcess
 from tests.machine_speed import scaled
 from tests.waiting import wait_until
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -86,7 +86,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The eight texts when nobody dies."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with (
-        running_queue() as url,
+        running_redis() as url,
         worker(url, folder, "--model", "tiny", *FP32),
         controller(url, folder) as site,
     ):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.worker_process import Fleet
 from tests.waiting import async_wait_until
-from tests.worker.asker import Asker, asking
+from tests.worker.job_client import JobClient, connect_job_client
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
@@ -23,9 +23,9 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-async def asker(queue_url: str) -> AsyncIterator[Asker]:
-    async with asking(queue_url) as asker:
-        yield asker
+async def client(queue_url: str) -> AsyncIterator[JobClient]:
+    async with connect_job_client(queue_url) as client:
+        yield client
 
 
 def lanes_in(events: list[dict[str, Any]]) -> list[str]:
@@ -34,12 +34,12 @@ def lanes_in(events: list[dict[str, Any]]) -> list[str]:
 
 
 async def test_a_killed_worker_leaves_a_timeline_and_its_successor_another(
-    asker: Asker, fleet: Fleet, tmp_path: Path
+    client: JobClient, fleet: Fleet, tmp_path: Path
 ) -> None:
     flags = ("--echo-step-s", "0.005", "--lease-s", "1", "--trace-steps", str(tmp_path / "trace-{pid}.json"))
     killed = fleet.start(*flags)
-    jobs = [await asker.ask(f"Tell {number}.", max_tokens=200, ignore_eos=True) for number in range(3)]
-    await async_wait_until(lambda: all(len(asker.token_ids(job)) >= 20 for job in jobs))
+    jobs = [await client.submit(f"Tell {number}.", max_tokens=200, ignore_eos=True) for number in range(3)]
+    await async_wait_until(lambda: all(len(client.token_ids(job)) >= 20 for job in jobs))
     killed.send(signal.SIGKILL)
     assert await killed.ended() == -signal.SIGKILL
     (left,) = tmp_path.glob("trace-*.json")
@@ -51,7 +51,7 @@ async def test_a_killed_worker_leaves_a_timeline_and_its_successor_another(
 
     fleet.start(*flags)
     for job in jobs:
-        await asker.end(job)
+        await client.wait_for_final(job)
     (second,) = set(tmp_path.glob("trace-*.json")) - {left}
     await async_wait_until(
         lambda: sum(event["name"] == "step" for event in json.loads(second.read_text())) > 0

@@ -17,8 +17,8 @@ from llava_worker.settings import load_settings
 from llava_worker.worker import Worker
 
 from tests.faults.proxy import FaultProxy
-from tests.worker.asker import asking
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
+from tests.worker.job_client import connect_job_client
 
 pytestmark = pytest.mark.anyio
 
@@ -52,19 +52,19 @@ async def answered(url: str, path: FaultProxy, delay_s: float) -> tuple[ClockedE
         consumer, engine, prompts=model.prompts, tokenizer=model.tokenizer, heartbeat=model.heartbeat
     )
     running = asyncio.create_task(worker.run())
-    async with asking(url) as asker:
+    async with connect_job_client(url) as client:
         path.delay(delay_s)
-        job_id = await asker.ask("Tell me.", temperature=0, max_tokens=NUM_STEPS, ignore_eos=True)
-        await asker.end(job_id, 60)
+        job_id = await client.submit("Tell me.", temperature=0, max_tokens=NUM_STEPS, ignore_eos=True)
+        await client.wait_for_final(job_id, 60)
         path.heal()
         worker.drain()
         assert await running == 0
     await consumer.aclose()
-    return engine, len(asker.events[job_id])
+    return engine, len(client.events[job_id])
 
 
 async def test_200_ms_on_each_command_change_no_engine_step() -> None:
-    with running_queue() as url:
+    with running_redis() as url:
         path = FaultProxy(Path(url.removeprefix("unix://")))
         try:
             plain, num_emits = await answered(url, path, 0.0)

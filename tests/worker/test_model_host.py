@@ -23,10 +23,10 @@ from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.model_host import LOADER, ModelHost
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
+from tests.worker.test_worker import LEASE_S
 
 from tests.waiting import async_wait_until
-from tests.worker.asker import Asker, asking
-from tests.worker.test_worker_loop import LEASE_S
+from tests.worker.job_client import JobClient, connect_job_client
 
 pytestmark = pytest.mark.anyio
 
@@ -96,10 +96,10 @@ async def test_after_an_unload_the_engine_is_gone_with_its_threads_and_the_worke
     queue_url: str,
 ) -> None:
     async with (
-        asking(queue_url, model="tiny-llava") as asker,
+        connect_job_client(queue_url, model="tiny-llava") as client,
         hosted(queue_url, "--model", "tiny", *TINY) as it,
     ):
-        assert await asker.answer(await asker.ask("What can you do?", max_tokens=8))
+        assert await client.wait_for_text(await client.submit("What can you do?", max_tokens=8))
         num_threads = num_native_threads()
         assert it.engine() is not None
         assert (await it.report(UNLOAD)).state == "done"
@@ -115,28 +115,28 @@ async def test_after_an_unload_the_engine_is_gone_with_its_threads_and_the_worke
 
 
 async def test_a_stream_is_handed_on_by_an_unload_and_ends_as_if_undisturbed(
-    queue_url: str, asker: Asker
+    queue_url: str, client: JobClient
 ) -> None:
     flags = ("--model", "echo", "--echo-step-s", "0.002")
     async with hosted(queue_url, *flags) as it:
-        whole = await asker.answer(await asker.ask("Tell.", max_tokens=120, ignore_eos=True))
-        job = await asker.ask("Tell.", max_tokens=120, ignore_eos=True)
-        await async_wait_until(lambda: len(asker.token_ids(job)) >= 10)
+        whole = await client.wait_for_text(await client.submit("Tell.", max_tokens=120, ignore_eos=True))
+        job = await client.submit("Tell.", max_tokens=120, ignore_eos=True)
+        await async_wait_until(lambda: len(client.token_ids(job)) >= 10)
         assert (await it.report(UNLOAD)).state == "done"
-        num_tokens = len(asker.token_ids(job))
+        num_tokens = len(client.token_ids(job))
         assert num_tokens < 120
         assert (await it.report(ModelCommand(model="echo"))).state == "done"
-        assert await asker.answer(job) == whole
+        assert await client.wait_for_text(job) == whole
 
 
 async def test_another_model_takes_the_place_of_the_first_under_the_same_worker(queue_url: str) -> None:
     async with (
-        asking(queue_url, model="tiny-llava") as asker,
+        connect_job_client(queue_url, model="tiny-llava") as client,
         hosted(queue_url, "--model", "echo", *TINY) as it,
     ):
         report = await it.report(ModelCommand(model="tiny", precision="int8"))
         assert (report.state, report.progress) == ("done", 1.0)
-        assert await asker.answer(await asker.ask("What can you do?", max_tokens=8))
+        assert await client.wait_for_text(await client.submit("What can you do?", max_tokens=8))
         beat = await it.beating()
         assert (beat.model, beat.precision) == ("tiny-llava", "int8")
         assert beat.worker_id == it.host.heartbeat.worker_id
@@ -154,7 +154,7 @@ async def test_what_is_so_already_is_done_without_touching_the_model(queue_url: 
 
 
 async def test_a_refused_order_leaves_the_model_and_a_failed_one_leaves_none(
-    queue_url: str, tmp_path: Path, asker: Asker
+    queue_url: str, tmp_path: Path, client: JobClient
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(Path(llava_worker.__file__).parent / "tiny", broken)
@@ -163,7 +163,7 @@ async def test_a_refused_order_leaves_the_model_and_a_failed_one_leaves_none(
         refused = await it.report(ModelCommand(model="../broken"))
         assert (refused.state, it.engine() is not None) == ("refused", True)
         assert "'../broken' is not in the folder" in refused.message
-        assert await asker.answer(await asker.ask("Hi?", max_tokens=5))
+        assert await client.wait_for_text(await client.submit("Hi?", max_tokens=5))
 
         failed = await it.report(ModelCommand(model="broken"))
         assert failed.state == "failed"
@@ -171,7 +171,7 @@ async def test_a_refused_order_leaves_the_model_and_a_failed_one_leaves_none(
         beat = await it.beating()
         assert beat.model == ""
         assert (await it.report(ModelCommand(model="echo"))).state == "done"
-        assert await asker.answer(await asker.ask("Hi?", max_tokens=5))
+        assert await client.wait_for_text(await client.submit("Hi?", max_tokens=5))
 
 
 async def test_a_worker_without_a_model_ends_as_any_other(queue_url: str) -> None:

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from tests.client.scripted_peer import Peer, answers
 from tests.e2e.playground.site import controller, worker
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
 
 TEXT_ONLY = Plan(pictures=Pictures.NONE, num_requests=12)
 
@@ -175,7 +175,7 @@ def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere() -> None:
 @contextmanager
 def echo_site(folder: Path) -> Iterator[str]:
     with (
-        running_queue() as url,
+        running_redis() as url,
         worker(url, folder, "--model", "echo", "--echo-step-s", "0.005"),
         controller(url, folder) as site,
     ):

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests.e2e.playground.site import ECHO, Site, controller, worker
 from tests.machine_speed import scaled
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
 
 KEY = "a-key-for-tests"
 CHROMIUM = Path("/usr/bin/chromium")
@@ -30,7 +30,7 @@ CHROMIUM_ARGS = [
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Shared by all tests: none leaves anything behind."""
     folder = tmp_path_factory.mktemp("site")
-    with running_queue() as url, worker(url, folder, *ECHO), controller(url, folder) as site:
+    with running_redis() as url, worker(url, folder, *ECHO), controller(url, folder) as site:
         yield site
 
 

@@ -15,10 +15,10 @@ from llava_worker.job_sequence import make_sequence
 from llava_worker.language.prompt_builder import Prompt
 from llava_worker.language.tokenizer import ByteTokenizer
 from msgspec import structs
+from tests.worker.test_worker import running
 
 from tests.waiting import async_wait_until
-from tests.worker.asker import Asker
-from tests.worker.test_worker_loop import running
+from tests.worker.job_client import JobClient
 
 BOS = ByteTokenizer.bos_token_id
 PROMPT = Prompt([BOS, *b" Hi"])
@@ -122,33 +122,33 @@ def test_of_a_prompt_without_an_answer_there_is_one_event() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_stream_handed_on_has_its_prompt_once(queue_url: str, asker: Asker) -> None:
+async def test_a_stream_handed_on_has_its_prompt_once(queue_url: str, client: JobClient) -> None:
     asking = {"form": "raw", "is_echoed": True, "num_logprobs": 2, "max_tokens": 12}
     async with running(queue_url, is_open=False) as run:
-        job = await asker.ask_messages([Message("user", ("Hi?",))], **asking)
+        job = await client.submit_messages([Message("user", ("Hi?",))], **asking)
         run.engine.let(3)
-        await async_wait_until(lambda: len(asker.token_ids(job)) == 3)
+        await async_wait_until(lambda: len(client.token_ids(job)) == 3)
         assert await run.drain() == 0
     async with running(queue_url):
-        assert (await asker.end(job)).reason is FinishReason.LENGTH
-    told = [bool(event.prompt) for event in asker.events[job]]
+        assert (await client.wait_for_final(job)).reason is FinishReason.LENGTH
+    told = [bool(event.prompt) for event in client.events[job]]
     assert told == [True, *[False] * (len(told) - 1)]
-    prompt = asker.events[job][0].prompt
+    prompt = client.events[job][0].prompt
     assert [each.chosen.token_id for each in prompt] == [BOS, *b"Hi?"]
     assert [each.chosen.logprob for each in prompt] == [0, -1 / 8, -2 / 8, -3 / 8]
 
 
 @pytest.mark.anyio
 async def test_a_worker_taken_away_before_the_first_token_leaves_the_prompt_to_the_next(
-    queue_url: str, asker: Asker
+    queue_url: str, client: JobClient
 ) -> None:
     asking = {"form": "raw", "is_echoed": True, "num_logprobs": 0, "max_tokens": 0}
     async with running(queue_url, is_open=False) as run:
-        job = await asker.ask_messages([Message("user", ("Hi?",))], **asking)
+        job = await client.submit_messages([Message("user", ("Hi?",))], **asking)
         await async_wait_until(lambda: run.engine.num_sequences == 1)
         assert await run.drain() == 0
-    assert asker.events[job] == []
+    assert client.events[job] == []
     async with running(queue_url):
-        await asker.end(job)
-    (event,) = asker.events[job]
+        await client.wait_for_final(job)
+    (event,) = client.events[job]
     assert (len(event.prompt), event.token_ids) == (4, ())
