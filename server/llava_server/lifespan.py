@@ -22,10 +22,10 @@ from starlette.requests import Request
 
 from llava_server.engine_metrics import EngineCollector
 from llava_server.generation.controller import Controller
-from llava_server.images.decoder_pool import DecodePool
-from llava_server.images.errors import PictureLimits
-from llava_server.images.fetch import FetchRules, PictureFetcher
-from llava_server.images.loader import PictureIntake
+from llava_server.images.decoder_pool import DecoderPool
+from llava_server.images.errors import ImageLimits
+from llava_server.images.fetch import FetchRules, ImageFetcher
+from llava_server.images.loader import ImageLoader
 from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.rate_limit import RateLimiter
 from llava_server.periodic import run_periodically
@@ -60,7 +60,7 @@ class Services:
     tracer: Tracer | None
     registry: WorkerRegistry
     controller: Controller
-    image_loader: PictureIntake
+    image_loader: ImageLoader
     parser_threads: ThreadPoolExecutor  # for bodies too large to be parsed in the event loop
     files: FileStore
     batches: BatchStore
@@ -168,20 +168,20 @@ def _batch_store(url: str, settings: Settings) -> BatchStore:
 
 
 @asynccontextmanager
-async def _image_loader(settings: Settings, metrics: Metrics) -> AsyncIterator[PictureIntake]:
+async def _image_loader(settings: Settings, metrics: Metrics) -> AsyncIterator[ImageLoader]:
     max_bytes = settings.max_image_mb * _MIB
-    limits = PictureLimits(max_pixels=settings.max_image_mp * 1_000_000, timeout_s=settings.image_timeout_s)
+    limits = ImageLimits(max_pixels=settings.max_image_mp * 1_000_000, timeout_s=settings.image_timeout_s)
     fetch_rules = FetchRules(
         hosts=frozenset(settings.image_hosts),
         allow_http=settings.image_allow_http,
         timeout_s=settings.image_fetch_timeout_s,
         max_bytes=max_bytes,
     )
-    async with aclosing(DecodePool(num_children=settings.image_workers, limits=limits)) as pool:
+    async with aclosing(DecoderPool(num_processes=settings.image_workers, limits=limits)) as pool:
         await pool.start()
-        loader = PictureIntake(
+        loader = ImageLoader(
             pool,
-            PictureFetcher(fetch_rules),
+            ImageFetcher(fetch_rules),
             metrics,
             max_bytes=max_bytes,
             cache_bytes=settings.image_cache_mb * _MIB,

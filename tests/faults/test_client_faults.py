@@ -16,7 +16,7 @@ from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.processes import ORPHAN_GRACE_S
 from tests.faults.streams import Stream, Streams, question
 from tests.machine_speed import scaled
-from tests.server.pictures import encoded, part, scene
+from tests.server.image_files import encoded, part, scene
 from tests.waiting import async_wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]

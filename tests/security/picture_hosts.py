@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpcore2
-from llava_server.images.errors import PictureRefused
-from llava_server.images.fetch import FetchRules, PictureFetcher
+from llava_server.images.errors import ImageError
+from llava_server.images.fetch import FetchRules, ImageFetcher
 
 TLS = Path(__file__).parents[1] / "data" / "tls"
 PUBLIC = "93.184.216.34"
@@ -144,9 +144,9 @@ async def fetch(
     rules = {"hosts": frozenset({NAME, "cdn.pictures.example", "*.wild.example"}), **rules}
     async with PictureHost(routes or {}, is_tls=is_tls) as host:
         network = Network(host)
-        fetcher = PictureFetcher(FetchRules(**rules), look_up=names, network=network, tls=tls or trusting())
+        fetcher = ImageFetcher(FetchRules(**rules), resolver=names, network=network, tls=tls or trusting())
         try:
             result: bytes | str = await fetcher.fetch(url)
-        except PictureRefused as refused:
+        except ImageError as refused:
             result = refused.message
         return Fetched(result, host, network, names)

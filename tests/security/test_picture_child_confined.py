@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from llava_server.images import decoder_process
-from llava_server.images.decoder_pool import DecodePool
-from llava_server.images.errors import PictureLimits
-from llava_server.images.sandbox import _MACHINES, confine
+from llava_server.images.decoder_pool import DecoderPool
+from llava_server.images.errors import ImageLimits
+from llava_server.images.sandbox import _MACHINES, enter_sandbox
 from llava_wire.messages.heartbeat import ImageSpec
 
 from tests.machine_speed import scaled
-from tests.server.pictures import encoded, scene
+from tests.server.image_files import encoded, scene
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
 
@@ -45,8 +45,8 @@ attempts = {
 }
 if sys.argv[1] == "confined":
     sys.path.append(sys.argv[2])
-    from llava_server.images.sandbox import confine
-    assert confine() is None
+    from llava_server.images.sandbox import enter_sandbox
+    assert enter_sandbox() is None
 outcome = {}
 for name, attempt in attempts.items():
     try:
@@ -83,7 +83,7 @@ def test_a_free_process_can_do_all_of_it() -> None:
 def test_calls_of_another_architecture_end_the_process() -> None:
     program = (
         "import ctypes, sys; sys.path.append(sys.argv[1]);"
-        "from llava_server.images.sandbox import confine; confine();"
+        "from llava_server.images.sandbox import enter_sandbox; enter_sandbox();"
         "ctypes.CDLL(None).syscall(0x40000000 + 39)"  # getpid of x32
     )
     done = subprocess.run([sys.executable, "-I", "-c", program, SOURCE], timeout=scaled(60), check=False)
@@ -93,10 +93,10 @@ def test_calls_of_another_architecture_end_the_process() -> None:
 @linux
 def test_a_child_of_the_pool_has_no_environment_no_files_and_no_system_calls() -> None:
     async def look() -> None:
-        pool = DecodePool(num_children=1, limits=PictureLimits())
+        pool = DecoderPool(num_processes=1, limits=ImageLimits())
         await pool.start()
         try:
-            await pool.fit(base64.b64encode(encoded(scene())), ImageSpec(side=28))
+            await pool.preprocess(base64.b64encode(encoded(scene())), ImageSpec(side=28))
             process = Path(f"/proc/{pool.pids[0]}")
             status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
             assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
@@ -109,7 +109,7 @@ def test_a_child_of_the_pool_has_no_environment_no_files_and_no_system_calls() -
 
 
 def test_a_system_without_a_list_is_named_and_goes_on() -> None:
-    assert "riscv64" in str(confine("riscv64"))
+    assert "riscv64" in str(enter_sandbox("riscv64"))
 
 
 def test_both_lists_hold_the_same_calls() -> None:
@@ -121,11 +121,11 @@ def test_a_weak_child_is_said_once_in_the_log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weak = "import sys; sys.path.append(sys.argv[1]); from llava_server.images import decoder_process; "
-    weak += "decoder_process.confine = lambda: 'no list'; decoder_process.main()"
-    monkeypatch.setattr("llava_server.images.decoder_pool._BOOT", weak)
+    weak += "decoder_process.enter_sandbox = lambda: 'no list'; decoder_process.main()"
+    monkeypatch.setattr("llava_server.images.decoder_pool._PROGRAM", weak)
 
     async def start() -> None:
-        pool = DecodePool(num_children=2, limits=PictureLimits())
+        pool = DecoderPool(num_processes=2, limits=ImageLimits())
         await pool.start()
         await pool.aclose()
 

@@ -7,8 +7,8 @@ import socket
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llava_server.images.errors import PictureRefused
-from llava_server.images.host_rules import is_public, parse_picture_url
+from llava_server.images.errors import ImageError
+from llava_server.images.host_rules import is_public, parse_image_url
 from llava_server.settings import Settings
 from pydantic import ValidationError
 
@@ -100,16 +100,16 @@ async def test_a_url_that_could_be_read_in_two_ways_reaches_nobody(url: str) -> 
 
 @pytest.mark.parametrize("url", [url for url in CONFUSING if not url.isascii()])
 def test_a_letter_that_folds_to_a_plain_one_is_not_that_one(url: str) -> None:
-    with pytest.raises(PictureRefused):
-        parse_picture_url(url, allow_http=True)
+    with pytest.raises(ImageError):
+        parse_image_url(url, allow_http=True)
 
 
 @given(st.text(alphabet="htps:/\\@.#?%[]0123456789axe\t pictures", max_size=40))
 def test_whatever_is_read_as_a_url_has_a_plain_name_for_its_host(rest: str) -> None:
     for url in (f"https://{rest}", rest, f"http://{NAME}{rest}"):
         try:
-            parsed = parse_picture_url(url, allow_http=True)
-        except PictureRefused:
+            parsed = parse_image_url(url, allow_http=True)
+        except ImageError:
             continue
         assert not set(parsed.host) - set("abcdefghijklmnopqrstuvwxyz0123456789.-")
         assert not set(parsed.target) & set("\\ \t\r\n#")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from llava_server.images.fetch import FetchRules, PictureFetcher
+from llava_server.images.fetch import FetchRules, ImageFetcher
 
 from tests.security.picture_hosts import (
     NAME,
@@ -25,7 +25,7 @@ from tests.security.picture_hosts import (
     trusting,
 )
 from tests.server.conftest import Stack
-from tests.server.pictures import encoded, part, scene
+from tests.server.image_files import encoded, part, scene
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -192,8 +192,8 @@ def test_a_fetched_picture_is_answered_like_one_that_was_sent(own_stack: Callabl
     async def ask() -> Any:
         async with PictureHost({"/a.png": found(picture)}) as host:
             intake = stack.server.services.image_loader
-            intake._fetcher = PictureFetcher(
-                FetchRules(frozenset({NAME})), look_up=Names(), network=Network(host), tls=trusting()
+            intake._fetcher = ImageFetcher(
+                FetchRules(frozenset({NAME})), resolver=Names(), network=Network(host), tls=trusting()
             )
             content = [part(f"https://{NAME}/a.png"), {"type": "text", "text": "look"}]
             return await asyncio.to_thread(stack.chat, content)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llava_server.images.resize import fit
+from llava_server.images.resize import resize
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.engine import Sequence
@@ -47,7 +47,7 @@ def test_what_the_server_cuts_the_engine_takes(
     )
     assert spec.fit == ("squash" if kind is LLAVA_INTERLEAVE else "anyres" if kind is NEXT else "pad")
     picture = Image.new("RGB", size, "teal")
-    tiles = fit(picture, side=spec.side, how=spec.fit, background=spec.background, grid=spec.grid)
+    tiles = resize(picture, side=spec.side, mode=spec.fit, background=spec.background, grid=spec.grid)
     num_tiles = tiles.height // spec.side
     image = ImageRef(digest="p", num_tiles=num_tiles, side=spec.side, width=size[0], height=size[1])
     builder = PromptBuilder(

@@ -30,8 +30,8 @@ from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.generation.serializer import Serializer
 from llava_server.generation.sse_response import EventStream, stream_pace
-from llava_server.images.errors import PictureRefused
-from llava_server.images.loader import FittedPicture
+from llava_server.images.errors import ImageError
+from llava_server.images.loader import PreprocessedImage
 from llava_server.lifespan import Services, services_of
 from llava_server.request_context import context_of
 from llava_server.request_metrics import ChoiceMetrics
@@ -172,12 +172,12 @@ def _check_content_type(request: Request) -> None:
 
 async def take_picture(
     services: Services, wanted: WantedPicture, model: ServedModel, owner: str
-) -> FittedPicture:
+) -> PreprocessedImage:
     """Fitted for the model. Raises ApiError."""
     spec = _base_view(model.image_spec) if wanted.is_low else model.image_spec
     try:
-        return await services.image_loader.take(wanted.url, spec, tenant=owner)
-    except PictureRefused as refused:
+        return await services.image_loader.load(wanted.url, spec, tenant=owner)
+    except ImageError as refused:
         raise ApiError(refused.code, f"{wanted.param}: {refused.message}", param=wanted.param) from refused
 
 

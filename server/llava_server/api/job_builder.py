@@ -15,7 +15,7 @@ from llava_server.api.chat.request import AssistantMessage, ChatRequest, ImagePa
 from llava_server.api.completions.request import CompletionRequest
 from llava_server.api.fields.messages import ChatMessage
 from llava_server.api.tools.prompt import calls_text, result_text, tools_text
-from llava_server.images.loader import FittedPicture
+from llava_server.images.loader import PreprocessedImage
 from llava_server.worker_registry import ServedModel
 
 __all__ = [
@@ -79,7 +79,7 @@ def images_of(request: ChatRequest) -> list[WantedPicture]:
 
 def to_jobs(
     request: ChatRequest,
-    pictures: Sequence[FittedPicture],
+    pictures: Sequence[PreprocessedImage],
     model: ServedModel,
     *,
     tenant: str,

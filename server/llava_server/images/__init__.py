@@ -1,7 +1,7 @@
-"""From a data: URL to uint8 tiles.
+"""Image URLs to preprocessed pixels.
 
-``decode`` reads the URL, or ``fetch`` gets what it points to, from where ``address`` says it may; ``pool``
-hands the bytes to a throw-away child process, ``child`` (in there) opens them with Pillow, ``fit`` shapes
-them for the model, ``intake`` does all of it for a whole request and remembers results. Nothing is imported
-here: a child must stay small.
+``loader`` does all of it for one image: it parses a data: URL (``data_url``) or fetches an https: URL
+(``fetch``, from hosts that ``host_rules`` allow), and sends the encoded bytes to a disposable process
+(``decoder_pool``). In that process, ``decoder_process`` decodes them with Pillow in a ``sandbox``, and
+``resize`` makes the model's tiles. Nothing is imported here: a decoder process must stay small.
 """

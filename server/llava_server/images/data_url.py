@@ -1,54 +1,52 @@
-"""Read a data: URL without decoding it. Remote addresses are ``fetch``'s."""
+"""Parse data: URLs. Remote URLs are fetched by ``fetch``."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from llava_server.images.errors import PictureRefused
+from llava_server.images.errors import ImageError
 
-__all__ = ["Upload", "parse_data_url"]
+__all__ = ["EncodedImage", "parse_data_url"]
 
-_SHOWN = 40  # characters of a foreign string that an error may repeat
+_MAX_QUOTED = 40  # characters of the client's text in an error
 
 
-class Upload(NamedTuple):
-    """A picture as it came: base64 text, not decoded and not checked yet, and what it says it is."""
+class EncodedImage(NamedTuple):
+    """An image as it was received: base64 text, not decoded or checked yet, and the media type it claims."""
 
     media_type: str
     base64: bytes
 
 
-def parse_data_url(url: str, *, max_bytes: int) -> Upload:
-    """Splits ``data:[<type>][;parameter...];base64,<text>``. Raises PictureRefused.
+def parse_data_url(url: str, *, max_bytes: int) -> EncodedImage:
+    """Parse ``data:[<type>][;parameter...];base64,<text>``. Raises ImageError.
 
-    ``max_bytes`` bounds the decoded picture; it is checked on the length of the text.
+    ``max_bytes`` is the limit of the decoded file; it is checked on the length of the text.
     """
     if url[:5].lower() != "data:":
-        raise PictureRefused(
+        raise ImageError(
             "invalid_image_url", "not a data: URL; send the picture as data:image/png;base64,..."
         )
     head, comma, text = url[5:].partition(",")
     if not comma or not head.lower().endswith(";base64"):
-        raise PictureRefused(
+        raise ImageError(
             "invalid_image_url", "the data: URL is not base64; it must read data:image/png;base64,..."
         )
     media_type = head[: -len(";base64")].partition(";")[0].strip().lower()
     if media_type and not media_type.startswith("image/") and media_type != "application/octet-stream":
-        raise PictureRefused(
-            "invalid_image_url", f"a picture is needed, not {media_type[:_SHOWN]!a}; use data:image/..."
+        raise ImageError(
+            "invalid_image_url", f"a picture is needed, not {media_type[:_MAX_QUOTED]!a}; use data:image/..."
         )
-    return Upload(media_type, _as_ascii(text, max_bytes))
+    return EncodedImage(media_type, _as_ascii(text, max_bytes))
 
 
 def _as_ascii(text: str, max_bytes: int) -> bytes:
     if not text:
-        raise PictureRefused("invalid_image", "the picture is empty: there is nothing after base64,")
+        raise ImageError("invalid_image", "the picture is empty: there is nothing after base64,")
     if len(text) * 3 // 4 > max_bytes + 2:  # padding: at most two bytes less than the text's length says
-        raise PictureRefused(
+        raise ImageError(
             "image_too_large", f"the picture has about {len(text) * 3 // 4} bytes; the limit is {max_bytes}"
         )
     if not text.isascii():
-        raise PictureRefused(
-            "invalid_image_url", "the base64 text holds characters outside A-Z a-z 0-9 + / ="
-        )
+        raise ImageError("invalid_image_url", "the base64 text holds characters outside A-Z a-z 0-9 + / =")
     return text.encode("ascii")

@@ -1,9 +1,9 @@
-"""The picture children: started ahead, one picture at a time each, thrown away at the first doubt.
+"""The pool of decoder processes: started ahead, one image at a time each, replaced on any doubt.
 
-A child is replaced when it crashes, overruns its time, was interrupted in mid-picture, or has served its
-number of pictures. Each waits for its pipe in a thread of its own, so neither a big picture nor a slow
-start holds the event loop. Invariant: every child is idle, busy with exactly one order, or being replaced;
-``aclose`` leaves none.
+A process is replaced when it crashes, exceeds its time, is interrupted in the middle of an image, or has
+decoded its number of images. A thread waits for each pipe, so neither a large image nor a slow start blocks
+the event loop. Invariant: every process is idle, decoding exactly one image, or being replaced; ``aclose``
+leaves none.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from typing import Any, BinaryIO, cast
 
 from llava_wire.messages.heartbeat import ImageSpec
 
-from llava_server.images.errors import PictureLimits, refusal
+from llava_server.images.errors import ImageLimits, image_error
 from llava_server.images.pipe_frames import BrokenFrame, read_frame, write_frame
 
-__all__ = ["DecodePool", "Picture"]
+__all__ = ["DecoderPool", "ImageTiles"]
 
 logger = logging.getLogger(__name__)
 
-_PICTURES_PER_CHILD = 256
-_BOOT = (
+_IMAGES_PER_PROCESS = 256
+_PROGRAM = (
     "import sys; sys.path.append(sys.argv[1]); from llava_server.images.decoder_process import main; main()"
 )
 _SOURCE_ROOT = str(Path(__file__).resolve().parents[2])
 
 
-class Picture:
-    """A picture fitted to a model: ``pixels`` are ``num_tiles * side * side * 3`` bytes of RGB."""
+class ImageTiles:
+    """An image preprocessed for a model. ``pixels`` are ``num_tiles * side * side * 3`` bytes of RGB;
+    ``width`` and ``height`` are the original's."""
 
     __slots__ = ("height", "num_tiles", "pixels", "width")
 
@@ -45,155 +46,157 @@ class Picture:
         self.height = height
 
 
-class DecodePool:
-    """``num_children`` processes that turn base64 text into tiles. Use ``start`` and ``aclose``."""
+class DecoderPool:
+    """``num_processes`` processes that turn base64 text into tiles. Call ``start`` and ``aclose``."""
 
-    def __init__(self, *, num_children: int, limits: PictureLimits) -> None:
-        self._num_children = num_children
+    def __init__(self, *, num_processes: int, limits: ImageLimits) -> None:
+        self._num_processes = num_processes
         self._limits = limits
-        self._idle: asyncio.LifoQueue[_Child] = asyncio.LifoQueue()  # the warmest first
-        self._children: set[_Child] = set()
+        self._idle: asyncio.LifoQueue[_DecoderProcess] = asyncio.LifoQueue()  # the last used one first
+        self._processes: set[_DecoderProcess] = set()
         self._replacing: set[asyncio.Task[None]] = set()
-        # one thread more than children: a child that is being replaced still has its reader
-        self._threads = ThreadPoolExecutor(2 * num_children, thread_name_prefix="picture")
+        # Twice as many threads as processes: a process that is being replaced still has its reader.
+        self._threads = ThreadPoolExecutor(2 * num_processes, thread_name_prefix="image")
         self._is_closed = False
         self._has_warned = False
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the living children, for tests and for people."""
-        return sorted(child.pid for child in self._children)
+        """The IDs of the running processes."""
+        return sorted(process.pid for process in self._processes)
 
     async def start(self) -> None:
-        """Returns when every child is ready. Raises RuntimeError if one cannot start."""
-        await asyncio.gather(*(self._add_child() for _ in range(self._num_children)))
+        """Return when every process is ready. Raises RuntimeError if one cannot start."""
+        await asyncio.gather(*(self._add_process() for _ in range(self._num_processes)))
 
-    async def fit(self, base64: bytes, spec: ImageSpec) -> Picture:
-        """Decodes and fits one picture. Raises PictureRefused; waits while all children are busy."""
-        child = await self._idle.get()
+    async def preprocess(self, base64: bytes, spec: ImageSpec) -> ImageTiles:
+        """Decode and preprocess one image; wait while all processes are busy. Raises ImageError."""
+        process = await self._idle.get()
         try:
-            head, pixels = await self._ask(child, base64, spec)
+            head, pixels = await self._request(process, base64, spec)
         except BaseException:
-            self._replace(child)  # its pipe may be in the middle of a frame
+            self._replace(process)  # its pipe may be in the middle of a frame
             raise
-        if child.num_served >= _PICTURES_PER_CHILD:
-            self._replace(child)
+        if process.num_images >= _IMAGES_PER_PROCESS:
+            self._replace(process)
         else:
-            self._idle.put_nowait(child)
-        if "refused" in head:
-            raise refusal(str(head["refused"]), head, self._limits)
+            self._idle.put_nowait(process)
+        if "error" in head:
+            raise image_error(str(head["error"]), head, self._limits)
         num_tiles, rest = divmod(len(pixels), spec.side * spec.side * 3)
         if rest or not num_tiles:
-            raise refusal("crashed", {}, self._limits)
-        return Picture(pixels, num_tiles=num_tiles, width=int(head["width"]), height=int(head["height"]))
+            raise image_error("crashed", {}, self._limits)
+        return ImageTiles(pixels, num_tiles=num_tiles, width=int(head["width"]), height=int(head["height"]))
 
     async def aclose(self) -> None:
-        """Ends every child, whatever it is doing."""
+        """End every process, whatever it is doing."""
         self._is_closed = True
         for task in self._replacing:
             task.cancel()
         await asyncio.gather(*self._replacing, return_exceptions=True)
-        for child in tuple(self._children):
-            self._drop(child)
+        for process in tuple(self._processes):
+            self._kill(process)
         self._threads.shutdown(wait=True)
 
-    async def _ask(self, child: _Child, base64: bytes, spec: ImageSpec) -> tuple[dict[str, Any], bytes]:
-        order = {
+    async def _request(
+        self, process: _DecoderProcess, base64: bytes, spec: ImageSpec
+    ) -> tuple[dict[str, Any], bytes]:
+        request = {
             "side": spec.side,
             "fit": spec.fit,
             "background": spec.background,
             "grid": spec.grid,
-            **self._limits.order(),
+            **self._limits.for_decoder(),
         }
-        answer = asyncio.get_running_loop().run_in_executor(self._threads, child.ask, order, base64)
+        response = asyncio.get_running_loop().run_in_executor(self._threads, process.request, request, base64)
         try:
-            return await asyncio.wait_for(answer, self._limits.timeout_s)
+            return await asyncio.wait_for(response, self._limits.timeout_s)
         except asyncio.TimeoutError as error:
-            logger.warning("picture child %d killed: over its %g s", child.pid, self._limits.timeout_s)
-            raise refusal("timeout", {}, self._limits) from error
+            logger.warning("picture child %d killed: over its %g s", process.pid, self._limits.timeout_s)
+            raise image_error("timeout", {}, self._limits) from error
         except (BrokenFrame, OSError) as error:
-            logger.warning("picture child %d died over a picture of %d bytes", child.pid, len(base64))
-            raise refusal("crashed", {}, self._limits) from error
+            logger.warning("picture child %d died over a picture of %d bytes", process.pid, len(base64))
+            raise image_error("crashed", {}, self._limits) from error
 
-    async def _add_child(self) -> None:
+    async def _add_process(self) -> None:
         loop = asyncio.get_running_loop()
-        child = await loop.run_in_executor(self._threads, _Child, self._limits.memory_bytes)
-        self._children.add(child)
-        if child.weakness and not self._has_warned:
+        process = await loop.run_in_executor(self._threads, _DecoderProcess, self._limits.memory_bytes)
+        self._processes.add(process)
+        if process.sandbox_error and not self._has_warned:
             self._has_warned = True
-            logger.warning("picture children are less confined than they could be: %s", child.weakness)
+            logger.warning("picture children are less confined than they could be: %s", process.sandbox_error)
         if self._is_closed:
-            self._drop(child)
+            self._kill(process)
         else:
-            self._idle.put_nowait(child)
+            self._idle.put_nowait(process)
 
-    def _replace(self, child: _Child) -> None:
-        self._drop(child)
+    def _replace(self, process: _DecoderProcess) -> None:
+        self._kill(process)
         if not self._is_closed:
-            task = asyncio.get_running_loop().create_task(self._add_child_until_it_works())
+            task = asyncio.get_running_loop().create_task(self._retry_add_process())
             self._replacing.add(task)
             task.add_done_callback(self._replacing.discard)
 
-    async def _add_child_until_it_works(self) -> None:
+    async def _retry_add_process(self) -> None:
         while True:
             try:
-                return await self._add_child()
+                return await self._add_process()
             except (RuntimeError, OSError):  # noqa: PERF203
                 logger.exception("a picture child cannot start; trying again in 1 s")
                 await asyncio.sleep(1.0)
 
-    def _drop(self, child: _Child) -> None:
-        self._children.discard(child)
-        child.kill()
-        self._threads.submit(child.reap)  # the kernel may take a while to free a gigabyte
+    def _kill(self, process: _DecoderProcess) -> None:
+        self._processes.discard(process)
+        process.kill()
+        self._threads.submit(process.wait)  # the kernel may take a while to free a gigabyte
 
 
-class _Child:
-    """One process and its two pipes; made in a thread, since it returns only when the process is ready."""
+class _DecoderProcess:
+    """One process and its two pipes. The constructor blocks until the process is ready."""
 
     def __init__(self, memory_bytes: int) -> None:
-        self.num_served = 0
+        self.num_images = 0
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _BOOT, _SOURCE_ROOT, str(memory_bytes)],
+            [sys.executable, "-I", "-c", _PROGRAM, _SOURCE_ROOT, str(memory_bytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={},
             cwd="/",
-            start_new_session=True,  # Ctrl-C is for the server, which finishes open requests first
+            start_new_session=True,  # Ctrl-C must reach the server only, which finishes open requests first
         )
         try:
             if (frame := self._read()) is None:
                 raise RuntimeError("a picture child ended before it was ready")
         except BaseException:
             self.kill()
-            self.reap()
+            self.wait()
             raise
-        self.weakness: str | None = frame[0]["weakness"]
+        self.sandbox_error: str | None = frame[0]["sandbox_error"]
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def ask(self, order: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
-        """Blocks until the child answers. Raises BrokenFrame or OSError when it dies."""
-        write_frame(cast(BinaryIO, self._process.stdin), order, body)
+    def request(self, head: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        """Send one image and block until the response. Raises BrokenFrame or OSError if the process dies."""
+        write_frame(cast(BinaryIO, self._process.stdin), head, body)
         frame = self._read()
         if frame is None:
             raise BrokenFrame("the child ended before its answer")
-        self.num_served += 1
+        self.num_images += 1
         return frame
 
     def kill(self) -> None:
-        """Ends the process; a thread blocked in ``ask`` gets BrokenFrame or OSError."""
+        """End the process. A thread blocked in ``request`` gets BrokenFrame or OSError."""
         self._process.kill()
 
-    def reap(self) -> None:
-        """After ``kill``: waits for the end and closes the pipes."""
+    def wait(self) -> None:
+        """Wait for the end of a killed process and close its pipes."""
         self._process.wait()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(OSError):  # what is still buffered has no reader any more
+        with contextlib.suppress(OSError):  # buffered bytes have no reader any more
             self._process.stdin.close()
         self._process.stdout.close()
 

@@ -1,26 +1,26 @@
-"""Why a picture is not taken, in words that hold no decoder's text: those may show addresses or paths."""
+"""Errors and limits of images. Messages hold no text of a decoder, which may show addresses or paths."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PictureLimits", "PictureRefused", "refusal"]
+__all__ = ["ImageError", "ImageLimits", "image_error"]
 
 
 @dataclass(frozen=True)
-class PictureLimits:
-    """What one picture may cost."""
+class ImageLimits:
+    """The limits of one image."""
 
     max_pixels: int = 40_000_000
     max_side: int = 16_384  # pixels
-    max_ratio: int = 100  # longer side over shorter side
-    cpu_s: float = 5.0  # processor time in the child
-    timeout_s: float = 30.0  # wall time once a child is free; long, as workers may use every core
-    memory_bytes: int = 2**30  # address space of the child
+    max_ratio: int = 100  # longer side to shorter side
+    cpu_s: float = 5.0  # CPU time in the decoder process
+    timeout_s: float = 30.0  # wall time in the decoder process; long, as workers may use every core
+    memory_bytes: int = 2**30  # address space of a decoder process
 
-    def order(self) -> dict[str, Any]:
-        """The limits that the child itself checks."""
+    def for_decoder(self) -> dict[str, Any]:
+        """Return the limits that the decoder process checks itself."""
         return {
             "max_pixels": self.max_pixels,
             "max_side": self.max_side,
@@ -29,8 +29,8 @@ class PictureLimits:
         }
 
 
-class PictureRefused(Exception):
-    """A picture that cannot be used; ``code`` is one of the server's error codes, the text is for people."""
+class ImageError(Exception):
+    """An image that cannot be used. ``code`` is one of the server's error codes."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -41,8 +41,8 @@ class PictureRefused(Exception):
 _FORMATS = "JPEG, PNG, WEBP, GIF and BMP are taken"
 
 
-def refusal(reason: str, numbers: dict[str, Any], limits: PictureLimits) -> PictureRefused:
-    """The sentence for a child's one-word ``reason``."""
+def image_error(reason: str, numbers: dict[str, Any], limits: ImageLimits) -> ImageError:
+    """Return the error for a decoder's one-word ``reason``; ``numbers`` are the image's width and height."""
     size = f"{numbers.get('width')} x {numbers.get('height')} pixels"
     code, message = {
         "bad_base64": (
@@ -76,4 +76,4 @@ def refusal(reason: str, numbers: dict[str, Any], limits: PictureLimits) -> Pict
             "the picture's decoder broke down over it, or ran out of processor time: save it again as PNG",
         ),
     }[reason]
-    return PictureRefused(code, message)
+    return ImageError(code, message)

@@ -1,7 +1,7 @@
-"""Fetch a picture by URL, from listed hosts only: resolve once, check every address, dial the number.
+"""Fetch images by URL from allowed hosts only: resolve once, check every address, connect to that address.
 
-Off unless a host is listed. Redirects are followed by hand, each hop through the same checks. What a listed
-host answers is untrusted bytes like any upload; its name is not trusted to stay where it was looked up.
+Disabled unless a host is allowed. Each redirect passes the same checks. The response of an allowed host is as
+untrusted as an upload, and a second lookup of its name could give an internal address: there is none.
 """
 
 from __future__ import annotations
@@ -14,70 +14,70 @@ from dataclasses import dataclass
 
 import httpcore2
 
-from llava_server.images.errors import PictureRefused
-from llava_server.images.host_rules import PictureUrl, is_public, parse_picture_url, redirected
+from llava_server.images.errors import ImageError
+from llava_server.images.host_rules import ImageUrl, is_public, parse_image_url, redirect_target
 
-__all__ = ["FetchRules", "PictureFetcher", "Resolve", "is_remote", "resolve"]
+__all__ = ["FetchRules", "ImageFetcher", "Resolver", "is_remote", "resolve"]
 
-Resolve = Callable[[str, int], Awaitable[list[str]]]
+Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 _MAX_REDIRECTS = 3
-_MAX_FETCHES = 32  # at once, of everybody; the rest wait
+_MAX_FETCHES = 32  # concurrently in this process; further ones wait
 _CONNECT_S = 5.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(frozen=True)
 class FetchRules:
-    """What may be fetched. ``hosts``: ``name``, ``*.name``, either with ``:port``."""
+    """What may be fetched. ``hosts`` are ``name`` or ``*.name``, each with an optional ``:port``."""
 
     hosts: frozenset[str] = frozenset()
     allow_http: bool = False
-    timeout_s: float = 10.0  # for all hops of one picture together
+    timeout_s: float = 10.0  # for one image, redirects included
     max_bytes: int = 20 * 2**20
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Every address of the name, by the system's resolver."""
+    """Return every address of the name from the system's resolver."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 def is_remote(url: str) -> bool:
-    """Whether the picture lies elsewhere."""
+    """Return whether the URL is one to fetch."""
     return url[:8].lower().startswith(("http://", "https://"))
 
 
-class PictureFetcher:
-    """One for the process. ``look_up`` and ``network`` are how it reaches the world."""
+class ImageFetcher:
+    """Fetches images for the whole process, with a resolver and a network that tests replace."""
 
     def __init__(
         self,
         rules: FetchRules,
         *,
-        look_up: Resolve = resolve,
+        resolver: Resolver = resolve,
         network: httpcore2.AsyncNetworkBackend | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._rules = rules
-        self._look_up = look_up
+        self._resolver = resolver
         self._network = network or httpcore2.AnyIOBackend()
         self._tls = tls or ssl.create_default_context()
-        self._free = asyncio.Semaphore(_MAX_FETCHES)
+        self._slots = asyncio.Semaphore(_MAX_FETCHES)
 
     async def fetch(self, url: str) -> bytes:
-        """The file behind the URL. Raises PictureRefused; the sentence tells nothing of inner networks."""
+        """Return the file. Raises ImageError, whose message reveals nothing about internal networks."""
         if not self._rules.hosts:
-            raise PictureRefused(
+            raise ImageError(
                 "invalid_image_url",
                 "remote pictures are off by default: this server fetches nothing; "
                 "send the picture itself as data:image/png;base64,...",
             )
-        target = parse_picture_url(url, allow_http=self._rules.allow_http)
+        image_url = parse_image_url(url, allow_http=self._rules.allow_http)
         try:
-            return await asyncio.wait_for(self._follow(target), self._rules.timeout_s)
+            return await asyncio.wait_for(self._follow_redirects(image_url), self._rules.timeout_s)
         except asyncio.TimeoutError as error:
-            raise PictureRefused(
+            raise ImageError(
                 "invalid_image_url", f"the picture did not arrive within {self._rules.timeout_s:g} s"
             ) from error
         except (
@@ -86,24 +86,24 @@ class PictureFetcher:
             httpcore2.TimeoutException,
             OSError,
         ) as error:
-            raise PictureRefused(
+            raise ImageError(
                 "invalid_image_url", "the picture's host cannot be reached or broke off"
             ) from error
 
-    async def _follow(self, url: PictureUrl) -> bytes:
-        async with self._free:
+    async def _follow_redirects(self, url: ImageUrl) -> bytes:
+        async with self._slots:
             for _ in range(1 + _MAX_REDIRECTS):
-                answer = await self._get(url)
-                if isinstance(answer, bytes):
-                    return answer
-                url = answer
-        raise PictureRefused(
+                result = await self._get(url)
+                if isinstance(result, bytes):
+                    return result
+                url = result
+        raise ImageError(
             "invalid_image_url", f"the picture's host redirects more than {_MAX_REDIRECTS} times"
         )
 
-    async def _get(self, url: PictureUrl) -> bytes | PictureUrl:
-        """The file, or where a redirect leads."""
-        network = _Pinned(self._network, await self._addresses(url))
+    async def _get(self, url: ImageUrl) -> bytes | ImageUrl:
+        """Return the file, or the URL to which the host redirects."""
+        network = _PinnedNetwork(self._network, await self._public_addresses(url))
         headers = [("host", url.authority), ("accept", "image/*"), ("accept-encoding", "identity")]
         target = httpcore2.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target)
         async with (
@@ -112,18 +112,18 @@ class PictureFetcher:
                 "GET", target, headers=headers, extensions={"timeout": {"connect": _CONNECT_S}}
             ) as response,
         ):
-            answer = {name.lower(): value for name, value in response.headers}
+            received = {name.lower(): value for name, value in response.headers}
             if response.status in _REDIRECTS:
-                location = answer.get(b"location", b"").decode("latin-1")
-                return redirected(url, location, allow_http=self._rules.allow_http)
+                location = received.get(b"location", b"").decode("latin-1")
+                return redirect_target(url, location, allow_http=self._rules.allow_http)
             if response.status != 200:
-                raise PictureRefused(
+                raise ImageError(
                     "invalid_image_url", f"the picture's host answered with status {response.status}"
                 )
-            return await self._read(response, answer.get(b"content-length", b""))
+            return await self._read(response, received.get(b"content-length", b""))
 
-    async def _read(self, response: httpcore2.Response, announced: bytes) -> bytes:
-        self._check_size(int(announced) if announced.isdigit() else 0)
+    async def _read(self, response: httpcore2.Response, content_length: bytes) -> bytes:
+        self._check_size(int(content_length) if content_length.isdigit() else 0)
         parts, num_bytes = [], 0
         async for part in response.aiter_stream():
             num_bytes += len(part)
@@ -133,25 +133,25 @@ class PictureFetcher:
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._rules.max_bytes:
-            raise PictureRefused(
+            raise ImageError(
                 "image_too_large", f"the picture has more than {self._rules.max_bytes} bytes, the limit"
             )
 
-    async def _addresses(self, url: PictureUrl) -> list[str]:
-        """All of the host's addresses, if all are public. A mixed answer is an attack, not a choice."""
+    async def _public_addresses(self, url: ImageUrl) -> list[str]:
+        """Return the host's addresses. Raises ImageError unless all are public: a mix is an attack."""
         if not url.is_among(self._rules.hosts):
-            raise PictureRefused(
+            raise ImageError(
                 "invalid_image_url",
                 f"this server fetches no pictures from {url.authority}; send it as data:image/png;base64,...",
             )
-        addresses = await self._look_up(url.host, url.port)
+        addresses = await self._resolver(url.host, url.port)
         if not addresses or not all(is_public(address) for address in addresses):
-            raise PictureRefused("invalid_image_url", "the picture's host cannot be reached or broke off")
+            raise ImageError("invalid_image_url", "the picture's host cannot be reached or broke off")
         return addresses
 
 
-class _Pinned(httpcore2.AsyncNetworkBackend):
-    """Dials the checked addresses whatever host is asked for; TLS and Host still speak of the name."""
+class _PinnedNetwork(httpcore2.AsyncNetworkBackend):
+    """Connects to the checked addresses, whatever ``host`` is; TLS and the Host header use the name."""
 
     def __init__(self, network: httpcore2.AsyncNetworkBackend, addresses: list[str]) -> None:
         self._network = network
@@ -159,7 +159,7 @@ class _Pinned(httpcore2.AsyncNetworkBackend):
 
     async def connect_tcp(
         self,
-        host: str,  # noqa: ARG002 (never looked up again)
+        host: str,  # noqa: ARG002 (not resolved again)
         port: int,
         timeout: float | None = None,
         local_address: str | None = None,

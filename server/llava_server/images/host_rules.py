@@ -1,7 +1,7 @@
-"""Where a picture may be fetched from: URLs read once and strictly, and addresses that are truly public.
+"""Which image URLs and addresses may be fetched: URLs parsed strictly, and addresses that are really public.
 
-A URL that two parsers could read differently is refused, not repaired. Nobody dials the string: what is
-dialled is the number that a ``PictureUrl``'s host was found to have, once.
+A URL that two parsers could read differently is rejected, not repaired. Connections are made to the address
+that an ``ImageUrl``'s host was resolved to, never to the text of the URL.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import re
 from typing import NamedTuple
 from urllib.parse import urljoin
 
-from llava_server.images.errors import PictureRefused
+from llava_server.images.errors import ImageError
 
-__all__ = ["HOST_RULE", "PictureUrl", "is_public", "parse_picture_url", "redirected"]
+__all__ = ["HOST_RULE", "ImageUrl", "is_public", "parse_image_url", "redirect_target"]
 
 _MAX_URL_CHARS = 2048
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _NAME = (
     rf"{_LABEL}(?:\.{_LABEL})*\.(?=[a-z0-9-]*[a-z])(?!0x){_LABEL}"  # a last label of digits is an IPv4 form
 )
-# An entry of the list: a name, or *.name for everything below it, with a port if it is not the scheme's own.
+# An allowed host: a name, or *.name for every name below it, with a port if it is not the scheme's default.
 HOST_RULE = re.compile(rf"(?:\*\.)?{_NAME}(?::[1-9][0-9]{{0,4}})?")
 _URL = re.compile(
     rf"(?P<scheme>https?)://(?P<host>{_NAME})(?::(?P<port>[1-9][0-9]{{0,4}}))?"
@@ -30,15 +30,15 @@ _URL = re.compile(
 _PORTS = {"http": 80, "https": 443}
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-_TRANSLATED = tuple(
+_IPV4_IN_IPV6 = tuple(
     ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")
 )  # NAT64, local NAT64, IPv4-compatible, IPv4-translated: the last 32 bits are an IPv4 address
-# Public by the registry, yet never a picture's: protocol assignments (Oracle's metadata), Azure's host agent.
+# Public by the registry, but internal: protocol assignments (Oracle's metadata), Azure's host agent.
 _DENIED = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("168.63.129.16/32"))
 
 
-class PictureUrl(NamedTuple):
-    """A URL in its parts; ``host`` is a lower-case DNS name, never an address."""
+class ImageUrl(NamedTuple):
+    """A parsed URL; ``host`` is a lower-case DNS name, never an address."""
 
     scheme: str
     host: str
@@ -47,53 +47,53 @@ class PictureUrl(NamedTuple):
 
     @property
     def authority(self) -> str:
-        """The Host header, and what a rule with a port is compared with."""
+        """The Host header; rules with a port are compared with it."""
         return self.host if self.port == _PORTS[self.scheme] else f"{self.host}:{self.port}"
 
     def is_among(self, rules: frozenset[str]) -> bool:
-        """Whether a rule names this host and port."""
+        """Return whether a rule allows this host and port."""
         host, _, port = self.authority.partition(":")
         suffix = f":{port}" if port else ""
         parents = [host.split(".", n)[n] for n in range(1, host.count(".") + 1)]
         return self.authority in rules or any(f"*.{parent}{suffix}" in rules for parent in parents)
 
 
-def parse_picture_url(url: str, *, allow_http: bool) -> PictureUrl:
-    """Raises PictureRefused; the sentence repeats nothing of the URL."""
+def parse_image_url(url: str, *, allow_http: bool) -> ImageUrl:
+    """Parse an image URL. Raises ImageError, whose message quotes nothing of the URL."""
     match = _URL.fullmatch(url) if len(url) <= _MAX_URL_CHARS else None
     port = int(match["port"] or _PORTS[match["scheme"].lower()]) if match else 0
     if match is None or port > 65535:
-        raise PictureRefused(
+        raise ImageError(
             "invalid_image_url",
             f"not a plain https:// URL of at most {_MAX_URL_CHARS} ASCII characters with a host's name, "
             "without user, password, backslash or spaces (percent-encode what is special)",
         )
     scheme = match["scheme"].lower()
     if scheme == "http" and not allow_http:
-        raise PictureRefused("invalid_image_url", "pictures are fetched by https:// only")
+        raise ImageError("invalid_image_url", "pictures are fetched by https:// only")
     target = match["target"]
-    return PictureUrl(scheme, match["host"].lower(), port, target if target.startswith("/") else f"/{target}")
+    return ImageUrl(scheme, match["host"].lower(), port, target if target.startswith("/") else f"/{target}")
 
 
-def redirected(url: PictureUrl, location: str, *, allow_http: bool) -> PictureUrl:
-    """Where a redirect leads; never from https to http. Raises PictureRefused."""
+def redirect_target(url: ImageUrl, location: str, *, allow_http: bool) -> ImageUrl:
+    """Return the URL that a redirect names. Raises ImageError for one from https to http."""
     try:
         joined = urljoin(f"{url.scheme}://{url.authority}{url.target}", location)
     except ValueError:  # brackets that are no IPv6 address
         joined = ""
-    following = parse_picture_url(joined, allow_http=allow_http)
-    if url.scheme == "https" and following.scheme == "http":
-        raise PictureRefused("invalid_image_url", "the picture's host redirects from https to http")
-    return following
+    target = parse_image_url(joined, allow_http=allow_http)
+    if url.scheme == "https" and target.scheme == "http":
+        raise ImageError("invalid_image_url", "the picture's host redirects from https to http")
+    return target
 
 
 def is_public(text: str) -> bool:
-    """Whether an address is on the internet for everyone, whatever IPv4 address is wrapped in it too."""
+    """Return whether an address, and each IPv4 address embedded in it, is globally reachable."""
     try:
         address = ipaddress.ip_address(text)
-    except ValueError:  # whatever the resolver meant, it is not dialled
+    except ValueError:
         return False
-    return all(_is_global(each) for each in (address, *_wrapped(address)))
+    return all(_is_global(each) for each in (address, *_embedded(address)))
 
 
 def _is_global(address: Address) -> bool:
@@ -103,10 +103,10 @@ def _is_global(address: Address) -> bool:
     return address.is_global and not is_special
 
 
-def _wrapped(address: Address) -> list[Address]:
+def _embedded(address: Address) -> list[Address]:
     if isinstance(address, ipaddress.IPv4Address):
         return []
     found: list[Address | None] = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if any(address in network for network in _TRANSLATED):
+    if any(address in network for network in _IPV4_IN_IPV6):
         found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     return [each for each in found if each is not None]

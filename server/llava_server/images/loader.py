@@ -1,4 +1,4 @@
-"""All pictures of a request: URLs in, ImageRefs and tiles out, and no picture decoded twice."""
+"""Load the images of requests: URLs to preprocessed pixels, with a cache so that none is decoded twice."""
 
 from __future__ import annotations
 
@@ -8,62 +8,61 @@ import hashlib
 import hmac
 import struct
 from collections import OrderedDict
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef
 
-from llava_server.images.data_url import Upload, parse_data_url
-from llava_server.images.decoder_pool import DecodePool, Picture
-from llava_server.images.fetch import PictureFetcher, is_remote
+from llava_server.images.data_url import EncodedImage, parse_data_url
+from llava_server.images.decoder_pool import DecoderPool, ImageTiles
+from llava_server.images.fetch import ImageFetcher, is_remote
 from llava_server.request_metrics import Metrics
 
-__all__ = ["FittedPicture", "PictureCache", "PictureIntake"]
+__all__ = ["ImageCache", "ImageLoader", "PreprocessedImage", "image_digest"]
 
-_FIT_VERSION = 1  # raised when the same upload would give other pixels than before
+_PREPROCESSING_VERSION = 1  # raise it when the same image gives other pixels than before
 
 
-class FittedPicture(NamedTuple):
-    """A reference for the job and the tiles that travel beside it."""
+class PreprocessedImage(NamedTuple):
+    """An image as a job refers to it, and the pixels that are sent with the job."""
 
     ref: ImageRef
     pixels: bytes
 
 
-class PictureCache:
-    """Least recently used pictures within ``max_bytes`` of pixels."""
+class ImageCache:
+    """An LRU cache of preprocessed images, bounded by ``max_bytes`` of pixels."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        self._pictures: OrderedDict[bytes, FittedPicture] = OrderedDict()
+        self._images: OrderedDict[bytes, PreprocessedImage] = OrderedDict()
 
-    def get(self, key: bytes) -> FittedPicture | None:
-        picture = self._pictures.get(key)
-        if picture is not None:
-            self._pictures.move_to_end(key)
-        return picture
+    def get(self, key: bytes) -> PreprocessedImage | None:
+        image = self._images.get(key)
+        if image is not None:
+            self._images.move_to_end(key)
+        return image
 
-    def put(self, key: bytes, picture: FittedPicture) -> None:
-        """Remembers the picture unless it is larger than the whole cache."""
-        if key in self._pictures or len(picture.pixels) > self._max_bytes:
+    def put(self, key: bytes, image: PreprocessedImage) -> None:
+        """Store the image and evict the least recently used ones. Skip an image larger than the cache."""
+        if key in self._images or len(image.pixels) > self._max_bytes:
             return
-        self._pictures[key] = picture
-        self._num_bytes += len(picture.pixels)
+        self._images[key] = image
+        self._num_bytes += len(image.pixels)
         while self._num_bytes > self._max_bytes:
-            _, oldest = self._pictures.popitem(last=False)
-            self._num_bytes -= len(oldest.pixels)
+            _, evicted = self._images.popitem(last=False)
+            self._num_bytes -= len(evicted.pixels)
 
 
-class PictureIntake:
-    """Turns the picture URLs of one request into fitted pictures, in order."""
+class ImageLoader:
+    """Loads images one at a time: a request that waits for one image holds at most one decoder process."""
 
     def __init__(
         self,
-        pool: DecodePool,
-        fetcher: PictureFetcher,
+        pool: DecoderPool,
+        fetcher: ImageFetcher,
         metrics: Metrics,
         *,
         max_bytes: int,
@@ -73,59 +72,53 @@ class PictureIntake:
         self._fetcher = fetcher
         self._metrics = metrics
         self._max_bytes = max_bytes
-        self._cache = PictureCache(cache_bytes)
-        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="picture-hash")
+        self._cache = ImageCache(cache_bytes)
+        self._hash_thread = ThreadPoolExecutor(1, thread_name_prefix="image-hash")
 
-    async def take(self, url: str, spec: ImageSpec, *, tenant: str) -> FittedPicture:
-        """One picture. Raises PictureRefused with the reason."""
+    async def load(self, url: str, spec: ImageSpec, *, tenant: str) -> PreprocessedImage:
+        """Fetch or parse, decode and preprocess one image. Raises ImageError."""
         run = asyncio.get_running_loop().run_in_executor
         if is_remote(url):
-            raw = await self._fetcher.fetch(url)
-            upload = Upload(
-                "", await run(self._hasher, base64.b64encode, raw)
-            )  # what it is called is no proof
+            file = await self._fetcher.fetch(url)
+            encoded = EncodedImage("", await run(self._hash_thread, base64.b64encode, file))
         else:
-            upload = parse_data_url(url, max_bytes=self._max_bytes)
-        key = await run(self._hasher, _upload_key, upload, spec, tenant)
-        known = self._cache.get(key)
-        self._metrics.image_cache_lookup(is_hit=known is not None)
-        if known is not None:
-            return known
+            encoded = parse_data_url(url, max_bytes=self._max_bytes)
+        key = await run(self._hash_thread, _cache_key, encoded, spec, tenant)
+        cached = self._cache.get(key)
+        self._metrics.image_cache_lookup(is_hit=cached is not None)
+        if cached is not None:
+            return cached
         with self._metrics.image_seconds.time():
-            picture = await self._pool.fit(upload.base64, spec)
-        digest = await run(self._hasher, picture_digest, picture, spec, tenant)
-        fitted = FittedPicture(_ref(picture, spec, digest), picture.pixels)
-        self._cache.put(key, fitted)
-        return fitted
-
-    async def take_all(self, urls: Sequence[str], spec: ImageSpec, *, tenant: str) -> list[FittedPicture]:
-        """In the order of ``urls``, one after another: a request never holds more than one child."""
-        return [await self.take(url, spec, tenant=tenant) for url in urls]
+            tiles = await self._pool.preprocess(encoded.base64, spec)
+        digest = await run(self._hash_thread, image_digest, tiles, spec, tenant)
+        image = PreprocessedImage(_ref(tiles, spec, digest), tiles.pixels)
+        self._cache.put(key, image)
+        return image
 
     def close(self) -> None:
-        self._hasher.shutdown(wait=True)
+        self._hash_thread.shutdown(wait=True)
 
 
-def picture_digest(picture: Picture, spec: ImageSpec, tenant: str) -> str:
-    """The name under which pixels travel and are cached: equal only for the same tenant, size, fit and bytes.
+def image_digest(tiles: ImageTiles, spec: ImageSpec, tenant: str) -> str:
+    """Return the ID of the pixels on the wire and in caches.
 
-    Keyed by the tenant, so that nobody can tell by timing whether another tenant has sent the same picture.
-    Every part is preceded by its length, so that no two different inputs run together to the same bytes.
+    It is keyed by the tenant, so that no tenant can find out by timing which images another one has sent.
     """
     return _keyed_digest(
         tenant,
         _spec_bytes(spec),
-        struct.pack(">III", picture.num_tiles, picture.width, picture.height),
-        picture.pixels,
+        struct.pack(">III", tiles.num_tiles, tiles.width, tiles.height),
+        tiles.pixels,
     ).hex()
 
 
-def _upload_key(upload: Upload, spec: ImageSpec, tenant: str) -> bytes:
-    return _keyed_digest(tenant, _spec_bytes(spec), upload.base64)
+def _cache_key(encoded: EncodedImage, spec: ImageSpec, tenant: str) -> bytes:
+    return _keyed_digest(tenant, _spec_bytes(spec), encoded.base64)
 
 
 def _keyed_digest(tenant: str, *parts: bytes) -> bytes:
-    digest = hmac.new(f"llava-picture-{_FIT_VERSION}:{tenant}".encode(), digestmod=hashlib.sha256)
+    """Hash the parts, each preceded by its length, so that no two lists of parts give the same input."""
+    digest = hmac.new(f"llava-picture-{_PREPROCESSING_VERSION}:{tenant}".encode(), digestmod=hashlib.sha256)
     for part in parts:
         digest.update(struct.pack(">Q", len(part)))
         digest.update(part)
@@ -136,11 +129,11 @@ def _spec_bytes(spec: ImageSpec) -> bytes:
     return f"RGB/{spec.side}/{spec.fit}/{spec.background}/{spec.grid}".encode()
 
 
-def _ref(picture: Picture, spec: ImageSpec, digest: str) -> ImageRef:
+def _ref(tiles: ImageTiles, spec: ImageSpec, digest: str) -> ImageRef:
     return ImageRef(
         digest=digest,
-        num_tiles=picture.num_tiles,
+        num_tiles=tiles.num_tiles,
         side=spec.side,
-        width=picture.width,
-        height=picture.height,
+        width=tiles.width,
+        height=tiles.height,
     )

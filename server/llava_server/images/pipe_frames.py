@@ -1,11 +1,11 @@
-"""What travels through the pipe between the server and a picture child: a small JSON head and raw bytes.
+"""Messages on the pipes between the server and a decoder process: a small JSON head and raw bytes.
 
-    ready   {"ready", "weakness": what of its confinement this system lacks, or null}
-    order   {"side", "fit", "background", "grid", "max_pixels", "max_side", "max_ratio", "cpu_s"} + base64
-    reply   {"width", "height"} + tiles of side * side * 3 bytes of RGB
-            {"refused": reason, ...numbers} + nothing
+    ready     {"ready", "sandbox_error": why the process is not fully sandboxed, or null}
+    request   {"side", "fit", "background", "grid", "max_pixels", "max_side", "max_ratio", "cpu_s"} + base64
+    response  {"width", "height"} + tiles of side * side * 3 bytes of RGB
+              {"error": reason, ...numbers} + nothing
 
-Both sides trust the lengths of the other only up to ``MAX_FRAME_BYTES``.
+Neither side reads more than ``MAX_FRAME_BYTES``, whatever length the other announces.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _LENGTHS = struct.Struct(">II")  # head, body
 
 
 class BrokenFrame(Exception):
-    """The other side is gone or does not speak the protocol."""
+    """The other side has exited or broken the protocol."""
 
 
 def write_frame(pipe: BinaryIO, head: dict[str, Any], body: bytes = b"") -> None:
-    """Writes one frame whole. Raises BrokenPipeError if the reader is gone."""
+    """Write one frame. Raises BrokenPipeError if the reader has exited."""
     encoded = json.dumps(head).encode()
     pipe.write(_LENGTHS.pack(len(encoded), len(body)) + encoded)
     pipe.write(body)
@@ -33,7 +33,7 @@ def write_frame(pipe: BinaryIO, head: dict[str, Any], body: bytes = b"") -> None
 
 
 def read_frame(pipe: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    """The next frame, or None at a clean end. Raises BrokenFrame in the middle of one."""
+    """Return the next frame, or None at the end of the pipe. Raises BrokenFrame if it ends inside one."""
     lengths = pipe.read(_LENGTHS.size)
     if not lengths:
         return None

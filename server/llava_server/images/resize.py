@@ -1,4 +1,4 @@
-"""Shape a picture for a model exactly as the original LLaVA does it, to the last bit.
+"""Preprocess an image for a model exactly as the original LLaVA does, bit for bit.
 
 "pad" is LLaVA-1.5's ``expand2square`` + CLIP's resize; "crop" is CLIP's own resize of the shorter side
 and centre cut (``CLIPImageProcessor``, PIL path); "squash" is SigLIP's resize of both sides
@@ -15,9 +15,9 @@ from typing import Literal
 
 from PIL import Image
 
-__all__ = ["Fit", "fit", "to_rgb", "upright"]
+__all__ = ["ResizeMode", "apply_orientation", "resize", "to_rgb"]
 
-Fit = Literal["pad", "crop", "squash", "anyres", "hd"]
+ResizeMode = Literal["pad", "crop", "squash", "anyres", "hd"]
 
 _STRIP_ROWS = 256
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -33,7 +33,7 @@ _TO_UPRIGHT = {
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to 8-bit RGB as ``Image.convert`` does it (alpha is dropped, not blended), like the original.
+    """Convert any mode to 8-bit RGB with ``Image.convert``, like the original: alpha is dropped, not blended.
 
     16-bit grey is the exception: PIL would clip it to white, so it is scaled by 1/257 (65535 becomes 255).
     """
@@ -42,39 +42,39 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Turns the picture as its EXIF orientation (1..8) says; any other value means "as it is"."""
-    turn = _TO_UPRIGHT.get(orientation)
-    return image if turn is None else image.transpose(turn)
+def apply_orientation(image: Image.Image, orientation: int) -> Image.Image:
+    """Rotate or flip the image upright by its EXIF orientation (1..8); other values change nothing."""
+    method = _TO_UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
 
 
-def fit(
+def resize(
     image: Image.Image,
     *,
     side: int,
-    how: Fit,
+    mode: ResizeMode,
     background: tuple[int, int, int],
     grid: Sequence[tuple[int, int]] = (),
 ) -> Image.Image:
-    """An RGB picture of any size as tiles of ``side`` x ``side`` pixels, one below the other.
+    """Return the tiles of an RGB image, ``side`` x ``side`` pixels each, one below the other.
 
-    "pad", "crop" and "squash" make one tile. ``grid`` is for the others: the canvases to choose from,
-    (width, height) in pixels, whole tiles each.
+    "pad", "crop" and "squash" make one tile. The other modes choose one of the canvas sizes in ``grid``,
+    (width, height) in pixels, which are multiples of ``side``.
     """
-    if how == "pad":
+    if mode == "pad":
         return _pad(image, side, background)
-    if how == "crop":
+    if mode == "crop":
         return _crop(image, side)
-    if how == "squash":
+    if mode == "squash":
         return _squash(image, side)
-    return _cut(image, side, grid)
+    return _split_into_tiles(image, side, grid)
 
 
 def _pad(image: Image.Image, side: int, background: tuple[int, int, int]) -> Image.Image:
-    """Square canvas of the longer side, picture in the middle (rounded up and left), resized.
+    """Center the image on a square canvas of its longer side (rounded up and left) and resize that.
 
-    PIL resizes rows first and columns second, with 8-bit values between. Doing the row pass strip by strip
-    gives the same bits as on the whole canvas, which for 16384 x 2000 pixels would need a gigabyte.
+    PIL resizes rows first and columns second, with 8-bit values in between. The row pass strip by strip gives
+    the same bits as on the whole canvas, which would need a gigabyte for 16384 x 2000 pixels.
     """
     width, height = image.size
     long = max(width, height)
@@ -101,9 +101,9 @@ def _squash(image: Image.Image, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def _cut(image: Image.Image, side: int, grid: Sequence[tuple[int, int]]) -> Image.Image:
-    """All of the picture squashed to one tile, then the tiles of its canvas, row by row."""
-    canvas = _on_canvas(image, _best_canvas(image.size, grid))
+def _split_into_tiles(image: Image.Image, side: int, grid: Sequence[tuple[int, int]]) -> Image.Image:
+    """Return the whole image squashed to one tile, then the tiles of its canvas, row by row."""
+    canvas = _fit_on_canvas(image, _best_canvas(image.size, grid))
     columns, rows = canvas.width // side, canvas.height // side
     tiles = Image.new("RGB", (side, side * (1 + columns * rows)))
     tiles.paste(_squash(image, side), (0, 0))
@@ -113,26 +113,26 @@ def _cut(image: Image.Image, side: int, grid: Sequence[tuple[int, int]]) -> Imag
     return tiles
 
 
-def _on_canvas(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """As large as fits, its shape kept, in the middle of black."""
-    across, down = size[0] / image.width, size[1] / image.height
-    if across < down:
-        fitted = (size[0], min(math.ceil(image.height * across), size[1]))
+def _fit_on_canvas(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scale the image to fit, keeping its aspect ratio, and center it on a black canvas."""
+    x_scale, y_scale = size[0] / image.width, size[1] / image.height
+    if x_scale < y_scale:
+        scaled = (size[0], min(math.ceil(image.height * x_scale), size[1]))
     else:
-        fitted = (min(math.ceil(image.width * down), size[0]), size[1])
+        scaled = (min(math.ceil(image.width * y_scale), size[0]), size[1])
     canvas = Image.new("RGB", size, (0, 0, 0))
-    left, top = (size[0] - fitted[0]) // 2, (size[1] - fitted[1]) // 2
-    canvas.paste(image.resize(fitted, Image.Resampling.BICUBIC), (left, top))
+    left, top = (size[0] - scaled[0]) // 2, (size[1] - scaled[1]) // 2
+    canvas.paste(image.resize(scaled, Image.Resampling.BICUBIC), (left, top))
     return canvas
 
 
 def _best_canvas(size: tuple[int, int], grid: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The canvas that keeps most of the picture's pixels; of several the smallest, of equals the first."""
+    """Return the canvas that keeps most of the image's pixels; of several the smallest, then the first."""
     width, height = size
 
-    def merit(canvas: tuple[int, int]) -> tuple[int, int]:
+    def score(canvas: tuple[int, int]) -> tuple[int, int]:
         scale = min(canvas[0] / width, canvas[1] / height)
         kept = min(int(width * scale) * int(height * scale), width * height)
         return kept, -canvas[0] * canvas[1]
 
-    return max(grid, key=merit)
+    return max(grid, key=score)

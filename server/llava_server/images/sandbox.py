@@ -1,8 +1,7 @@
-"""A process gives up every system call but the few that decoding needs: no file, socket, program or thread.
+"""A seccomp sandbox: only the few system calls that decoding needs; no files, sockets, programs or threads.
 
-A seccomp filter, handed to the kernel as it is: what is not listed fails with EPERM, so that a library that
-tries something fails like any broken picture. It cannot be undone. Where it cannot be had, ``confine`` says
-why.
+A call that is not listed fails with EPERM, so that a library that tries one fails like any damaged image. The
+filter cannot be removed again. Where the system has none, ``enter_sandbox`` returns the reason.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ import platform
 import struct
 import sys
 
-__all__ = ["confine"]
+__all__ = ["enter_sandbox"]
 
-# By machine: what the kernel calls it, and the numbers of the calls.
+# The kernel's architecture constant and the allowed system calls, by machine.
 _MACHINES: dict[str, tuple[int, dict[str, int]]] = {
     "x86_64": (
         0xC000003E,
@@ -90,8 +89,8 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
-def confine(machine: str | None = None) -> str | None:
-    """For the rest of this process's life. None, or why it is not confined."""
+def enter_sandbox(machine: str | None = None) -> str | None:
+    """Restrict this process for the rest of its life. Return None, or why it is not restricted."""
     machine = platform.machine() if machine is None else machine
     if sys.platform != "linux" or machine not in _MACHINES:
         return f"there is no list of system calls for {sys.platform} on {machine}"
@@ -108,34 +107,34 @@ def confine(machine: str | None = None) -> str | None:
 
 
 def _filter(arch: int, numbers: dict[str, int]) -> bytes:
-    """The program, 8 bytes an instruction. A jump counts the instructions that it leaves out."""
+    """Return the BPF program, 8 bytes per instruction. A jump is the number of instructions to skip."""
     plain = [number for name, number in numbers.items() if name not in ("mmap", "mprotect", "prlimit64")]
     program = [
-        _step(_LOAD, _ARCH),
-        _step(_IF_EQUAL, arch, if_false=2),  # another architecture's calls have other numbers
-        _step(_LOAD, _NUMBER),
-        _step(_IF_AT_LEAST, _X32_BIT, if_false=1),  # and x86_64 has a second set of its own
-        _step(_RETURN, _KILL),
+        _instruction(_LOAD, _ARCH),
+        _instruction(_IF_EQUAL, arch, if_false=2),  # another architecture's calls have other numbers
+        _instruction(_LOAD, _NUMBER),
+        _instruction(_IF_AT_LEAST, _X32_BIT, if_false=1),  # and x86_64 has a second set of its own
+        _instruction(_RETURN, _KILL),
     ]
     for number in plain:
-        program += [_step(_IF_EQUAL, number, if_false=1), _step(_RETURN, _ALLOW)]
+        program += [_instruction(_IF_EQUAL, number, if_false=1), _instruction(_RETURN, _ALLOW)]
     for name in ("mmap", "mprotect"):  # memory, but none that could be run
         program += [
-            _step(_IF_EQUAL, numbers[name], if_false=4),
-            _step(_LOAD, _THIRD_ARGUMENT),
-            _step(_IF_ANY_BIT, _PROT_EXEC, if_false=1),
-            _step(_RETURN, _FORBID),
-            _step(_RETURN, _ALLOW),
+            _instruction(_IF_EQUAL, numbers[name], if_false=4),
+            _instruction(_LOAD, _THIRD_ARGUMENT),
+            _instruction(_IF_ANY_BIT, _PROT_EXEC, if_false=1),
+            _instruction(_RETURN, _FORBID),
+            _instruction(_RETURN, _ALLOW),
         ]
     program += [  # its own limits, not those of others
-        _step(_IF_EQUAL, numbers["prlimit64"], if_false=3),
-        _step(_LOAD, _FIRST_ARGUMENT),
-        _step(_IF_EQUAL, 0, if_false=1),
-        _step(_RETURN, _ALLOW),
-        _step(_RETURN, _FORBID),
+        _instruction(_IF_EQUAL, numbers["prlimit64"], if_false=3),
+        _instruction(_LOAD, _FIRST_ARGUMENT),
+        _instruction(_IF_EQUAL, 0, if_false=1),
+        _instruction(_RETURN, _ALLOW),
+        _instruction(_RETURN, _FORBID),
     ]
     return b"".join(program)
 
 
-def _step(code: int, value: int, *, if_false: int = 0) -> bytes:
+def _instruction(code: int, value: int, *, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, 0, if_false, value)

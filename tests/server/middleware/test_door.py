@@ -15,7 +15,7 @@ from llava_server.middleware.auth import ANONYMOUS, ApiKeys
 from starlette.routing import Route
 
 from tests.server.conftest import Stack, text_of
-from tests.server.pictures import encoded, part, scene
+from tests.server.image_files import encoded, part, scene
 from tests.server.scripted_worker import MODEL
 from tests.waiting import wait_until
 

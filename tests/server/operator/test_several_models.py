@@ -10,7 +10,7 @@ from llava_wire.messages.heartbeat import ImageSpec
 
 from tests.machine_speed import scaled
 from tests.server.conftest import Serve, text_of
-from tests.server.pictures import encoded, part, scene
+from tests.server.image_files import encoded, part, scene
 from tests.server.scripted_worker import SPEC, ScriptedWorker
 from tests.waiting import wait_until
 

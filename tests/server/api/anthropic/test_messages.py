@@ -17,7 +17,7 @@ from llava_wire.messages.sampling_params import Grammar
 from tests.server.api.chat.test_tools import CITY, NOW, PARIS
 from tests.server.api.sse_lines import events_of
 from tests.server.conftest import Stack
-from tests.server.pictures import encoded, scene
+from tests.server.image_files import encoded, scene
 from tests.server.scripted_worker import MODEL
 
 WEATHER: Any = {"name": "weather", "description": "Now.", "input_schema": CITY}

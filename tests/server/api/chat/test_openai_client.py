@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from tests.server.conftest import Stack
-from tests.server.pictures import data_url, encoded, scene
+from tests.server.image_files import data_url, encoded, scene
 from tests.server.scripted_worker import MODEL
 
 

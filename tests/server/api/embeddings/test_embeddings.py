@@ -9,9 +9,9 @@ import openai
 import pytest
 
 from tests.server.conftest import Stack
+from tests.server.image_files import encoded, part, scene
 from tests.server.middleware.test_door import OwnStack
 from tests.server.middleware.test_keys import Ring
-from tests.server.pictures import encoded, part, scene
 from tests.server.scripted_worker import MODEL
 
 PICTURE = part(encoded(scene()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.server.api.fields.rows import Differs, Row, Shown, Talk, changed
-from tests.server.pictures import data_url, encoded, scene
+from tests.server.image_files import data_url, encoded, scene
 from tests.server.scripted_worker import MODEL
 
 __all__ = ["CHAT", "ROWS", "TALK", "TOOLS"]

@@ -18,7 +18,7 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 
 from tests.server.api.sse_lines import events_of
 from tests.server.conftest import Stack
-from tests.server.pictures import encoded, part, scene
+from tests.server.image_files import encoded, part, scene
 from tests.server.scripted_worker import MODEL
 
 USER = {"role": "user", "content": "say yes"}

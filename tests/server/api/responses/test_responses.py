@@ -16,7 +16,7 @@ from openai.types.responses.response_create_params import ResponseCreateParamsBa
 from tests.server.api.chat.test_tools import CITY, NOW, PARIS
 from tests.server.api.sse_lines import events_of
 from tests.server.conftest import Stack
-from tests.server.pictures import data_url, encoded, scene
+from tests.server.image_files import data_url, encoded, scene
 from tests.server.scripted_worker import MODEL
 
 WEATHER: Any = {"type": "function", "name": "weather", "parameters": CITY, "strict": True}

@@ -8,7 +8,7 @@ import pytest
 
 from tests.server.api.chat.test_tools import WEATHER
 from tests.server.conftest import Stack
-from tests.server.pictures import encoded, part, scene
+from tests.server.image_files import encoded, part, scene
 from tests.server.scripted_worker import MODEL
 
 USER = {"role": "user", "content": "Hi"}

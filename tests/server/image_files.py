@@ -1,4 +1,4 @@
-"""Picture files for tests, sound and broken, and how they travel."""
+"""Image files for tests, valid and broken, and how requests send them."""
 
 from __future__ import annotations
 

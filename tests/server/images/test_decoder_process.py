@@ -1,4 +1,4 @@
-"""What a picture child answers, asked in this process; and the frames that carry it."""
+"""What a decoder process returns, called in this process, and the frames on its pipes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import io
 from typing import Any
 
 import pytest
-from llava_server.images.decoder_process import PictureError, shape
+from llava_server.images.decoder_process import FORMATS, DecodeError, preprocess
 from llava_server.images.pipe_frames import BrokenFrame, read_frame, write_frame
 
-from tests.server.pictures import encoded, png_claiming, scene
+from tests.server.image_files import encoded, png_claiming, scene
 
-ORDER: dict[str, Any] = {
+REQUEST: dict[str, Any] = {
     "side": 28,
     "fit": "pad",
     "background": [0, 0, 0],
@@ -22,11 +22,11 @@ ORDER: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("how", ["pad", "crop"])
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
-def test_every_format_becomes_a_tile(form: str, how: str) -> None:
-    tile, width, height = shape({**ORDER, "fit": how}, base64.b64encode(encoded(scene(), form)))
-    assert (tile.size, tile.mode, width, height) == ((28, 28), "RGB", 40, 20)
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_is_decoded_in_every_mode(format: str) -> None:
+    for mode in ("pad", "crop"):
+        tile, width, height = preprocess({**REQUEST, "fit": mode}, base64.b64encode(encoded(scene(), format)))
+        assert (tile.size, tile.mode, width, height) == ((28, 28), "RGB", 40, 20)
 
 
 def webp(kind: bytes, header: bytes) -> bytes:
@@ -50,14 +50,14 @@ REASONS = {
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_unusable_picture_is_refused_with_one_word(name: str) -> None:
+def test_unusable_image_raises_an_error_with_a_reason(name: str) -> None:
     text, reason = REASONS[name]
-    with pytest.raises(PictureError) as caught:
-        shape(ORDER, text)
+    with pytest.raises(DecodeError) as caught:
+        preprocess(REQUEST, text)
     assert caught.value.reason == reason
 
 
-def test_frames_come_back_as_they_went() -> None:
+def test_frames_are_read_as_they_were_written() -> None:
     pipe = io.BytesIO()
     write_frame(pipe, {"a": 1}, b"body")
     write_frame(pipe, {"b": 2})
@@ -71,6 +71,6 @@ def test_frames_come_back_as_they_went() -> None:
     "raw",
     [b"\x00", b"\x00\x00\x00\x02\x00\x00\x00\x05{}", b"\xff" * 8, b"\x00\x00\x00\x02\x00\x00\x00\x00xx"],
 )
-def test_broken_frame_is_an_error_and_not_an_answer(raw: bytes) -> None:
+def test_broken_frame_raises_an_error(raw: bytes) -> None:
     with pytest.raises(BrokenFrame):
         read_frame(io.BytesIO(raw))

@@ -1,29 +1,29 @@
-"""Odd pictures on their way in: each is answered rightly or refused in one clear sentence."""
+"""Unusual and broken images in requests: each is preprocessed correctly or rejected with a clear error."""
 
 from __future__ import annotations
 
 import base64
 import re
-from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.server.conftest import Stack, text_of
-from tests.server.images.test_fit import original_pad
-from tests.server.pictures import data_url, encoded, part, png_claiming, scene
+from tests.server.image_files import data_url, encoded, part, png_claiming, scene
+from tests.server.images.test_resize import Pixels, original_pad
 from tests.server.scripted_worker import SPEC
 
 LEAKS = re.compile(r"0x[0-9a-f]{6,}|Traceback|/[a-z]+/[a-z]+|PIL|BytesIO")
 
 
-def ask(stack: Stack, *pictures: bytes | str, **fields: Any) -> Any:
-    return stack.chat([*(part(picture) for picture in pictures), {"type": "text", "text": "look"}], **fields)
+def ask(stack: Stack, *images: bytes | str) -> httpx2.Response:
+    return stack.chat([*(part(image) for image in images), {"type": "text", "text": "look"}])
 
 
-def received(stack: Stack) -> list[np.ndarray]:
-    """The tiles that the worker was given for the last request, in order."""
+def received(stack: Stack) -> list[Pixels]:
+    """The tiles of the last request, in order, as the worker received them."""
     assignment = stack.worker.assignments[-1]
     shape = (SPEC.side, SPEC.side, 3)
     return [
@@ -64,13 +64,13 @@ EXACT = {
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_lossless_forms_of_a_picture_give_the_same_pixels(stack: Stack, name: str) -> None:
+def test_lossless_files_of_an_image_give_the_same_pixels(stack: Stack, name: str) -> None:
     response = ask(stack, EXACT[name])
     assert text_of(response) == "user:[40x20]look", response.text
     assert np.array_equal(received(stack)[0], original_pad(scene(), SPEC.side))
 
 
-ANSWERED = {
+ACCEPTED: dict[str, tuple[bytes | str, str]] = {
     "1x1": (encoded(scene(1, 1)), "[1x1]"),
     "jpeg": (encoded(scene(), "JPEG"), "[40x20]"),
     "grey jpeg": (encoded(scene().convert("L"), "JPEG"), "[40x20]"),
@@ -80,9 +80,9 @@ ANSWERED = {
     "grey with alpha": (encoded(scene().convert("LA"), "PNG"), "[40x20]"),
     "black and white": (encoded(scene().convert("1"), "PNG"), "[40x20]"),
     "palette with transparency": (encoded(scene().convert("P"), "PNG", transparency=b"\x00\x10"), "[40x20]"),
-    "picture with broken exif": (encoded(scene(), "PNG", exif=b"Exif\x00\x00II*\x00garbage"), "[40x20]"),
+    "broken exif": (encoded(scene(), "PNG", exif=b"Exif\x00\x00II*\x00garbage"), "[40x20]"),
     "largest allowed ratio": (encoded(scene(400, 4)), "[400x4]"),
-    "several-pictures jpeg": (encoded(scene(), "MPO", save_all=True, append_images=[scene()]), "[40x20]"),
+    "multi-picture jpeg": (encoded(scene(), "MPO", save_all=True, append_images=[scene()]), "[40x20]"),
     "without media type": (f"data:;base64,{base64.b64encode(encoded(scene())).decode()}", "[40x20]"),
     "with a charset": (data_url(encoded(scene()), "image/png;charset=utf-8"), "[40x20]"),
     "wrong media type": (data_url(encoded(scene()), "image/jpeg"), "[40x20]"),
@@ -90,23 +90,23 @@ ANSWERED = {
 }
 
 
-@pytest.mark.parametrize("name", ANSWERED)
-def test_unusual_but_sound_pictures_are_answered(stack: Stack, name: str) -> None:
-    picture, expected = ANSWERED[name]
-    response = ask(stack, picture)
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_unusual_but_valid_images_are_accepted(stack: Stack, name: str) -> None:
+    image, expected = ACCEPTED[name]
+    response = ask(stack, image)
     assert response.status_code == 200, response.text
     assert text_of(response) == f"user:{expected}look"
 
 
-def test_sixteen_bit_picture_keeps_its_greys(stack: Stack) -> None:
+def test_sixteen_bit_image_keeps_its_greys(stack: Stack) -> None:
     ask(stack, sixteen_bit())
     assert 100 < received(stack)[0][8:20].mean() < 155
 
 
 PNG, JPEG = encoded(scene(200, 100)), encoded(scene(200, 100), "JPEG")
 
-REFUSED: dict[str, tuple[bytes | str, str, str]] = {
-    "text": (b"this is no picture", "invalid_image", "JPEG, PNG, WEBP, GIF and BMP"),
+REJECTED: dict[str, tuple[bytes | str, str, str]] = {
+    "text": (b"this is no image", "invalid_image", "JPEG, PNG, WEBP, GIF and BMP"),
     "empty": ("data:image/png;base64,", "invalid_image", "empty"),
     "pdf": (b"%PDF-1.7 ...", "invalid_image", "not a picture"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "invalid_image", "not a picture"),
@@ -151,10 +151,10 @@ REFUSED: dict[str, tuple[bytes | str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_unusable_picture_is_a_clear_400_and_the_next_request_works(stack: Stack, name: str) -> None:
-    picture, code, words = REFUSED[name]
-    response = ask(stack, picture)
+@pytest.mark.parametrize("name", REJECTED)
+def test_unusable_image_is_a_clear_400_and_the_next_request_works(stack: Stack, name: str) -> None:
+    image, code, words = REJECTED[name]
+    response = ask(stack, image)
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, code), error
     assert words in error["message"]
@@ -163,12 +163,12 @@ def test_unusable_picture_is_a_clear_400_and_the_next_request_works(stack: Stack
     assert stack.works()
 
 
-def test_the_wrong_one_of_several_pictures_is_named(stack: Stack) -> None:
+def test_the_invalid_one_of_several_images_is_named(stack: Stack) -> None:
     response = ask(stack, PNG, b"nonsense", PNG)
     assert response.json()["error"]["param"] == "messages[0].content[1].image_url.url"
 
 
-def test_pictures_and_texts_keep_their_order_over_turns(stack: Stack) -> None:
+def test_images_and_texts_keep_their_order_over_turns(stack: Stack) -> None:
     messages = [
         {"role": "developer", "content": "be brief"},
         {"role": "user", "content": [part(encoded(scene(30, 10))), {"type": "text", "text": "what?"}]},
@@ -189,7 +189,7 @@ def test_text_that_spells_image_stays_text(stack: Stack) -> None:
     assert not stack.worker.assignments[-1].job.images
 
 
-def test_more_pictures_than_allowed_are_refused_with_the_limit(stack: Stack) -> None:
+def test_more_images_than_allowed_are_rejected_with_the_limit(stack: Stack) -> None:
     response = ask(stack, *[PNG] * 9)
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "too_many_images")
@@ -198,11 +198,11 @@ def test_more_pictures_than_allowed_are_refused_with_the_limit(stack: Stack) -> 
     assert text_of(ask(stack, *[PNG] * 8)) == "user:" + "[200x100]" * 8 + "look"
 
 
-def test_same_picture_is_decoded_once_and_has_one_digest(stack: Stack) -> None:
-    picture = encoded(scene(51, 23))
+def test_same_image_is_decoded_once_and_has_one_digest(stack: Stack) -> None:
+    image = encoded(scene(51, 23))
     hits = stack.server.metric("llava_mm_cache_hits_total")
-    ask(stack, picture)
-    ask(stack, picture)
+    ask(stack, image)
+    ask(stack, image)
     first, second = stack.worker.assignments[-2:]
     assert first.job.images == second.job.images
     assert stack.server.metric("llava_mm_cache_hits_total") == hits + 1

@@ -1,6 +1,6 @@
-"""Whatever file a picture comes in, its tiles are those of plain PIL code, to the last bit.
+"""Image files of every mode and size: their tiles equal those of plain PIL code, bit for bit.
 
-The references are the original's rules written out on whole pictures, and transformers' PIL processors.
+The references are the original's rules, written out on whole images, and transformers' PIL processors.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from llava_server.images.decoder_pool import DecodePool
-from llava_server.images.decoder_process import shape
-from llava_server.images.errors import PictureLimits
-from llava_server.images.resize import Fit, fit
+from llava_server.images.decoder_pool import DecoderPool
+from llava_server.images.decoder_process import preprocess
+from llava_server.images.errors import ImageLimits
+from llava_server.images.resize import ResizeMode, resize
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_worker.model.config.image_grid import PictureLayout, best_resolution, fitted_size
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from tests.server.images.test_fit import noise, original_pad
+from tests.server.images.test_resize import noise, original_pad
 
 Pixels = NDArray[np.uint8]
 
 SIDE = 28
-MEAN_COLOUR = (122, 116, 104)
+MEAN_COLOR = (122, 116, 104)
 GRID = ((SIDE, 2 * SIDE), (2 * SIDE, SIDE), (2 * SIDE, 2 * SIDE), (3 * SIDE, SIDE), (SIDE, 3 * SIDE))
 HD_GRID = tuple((SIDE * n, SIDE * m) for n, m in [(1, 1), (2, 1), (1, 2), (2, 2), (3, 2), (2, 3), (6, 1)])
 
 LENGTHS = st.integers(2, 120)
 SIZES = st.tuples(LENGTHS, LENGTHS)
-FITS = st.sampled_from(["pad", "crop", "squash", "anyres", "hd"])
-MODES = ["RGB", "L", "P", "PA", "RGBA", "LA", "CMYK", "1", "I;16"]
+RESIZE_MODES = st.sampled_from(["pad", "crop", "squash", "anyres", "hd"])
+PIL_MODES = ["RGB", "L", "P", "PA", "RGBA", "LA", "CMYK", "1", "I;16"]
 
 
 def original_crop(image: Image.Image, side: int) -> Pixels:
-    """CLIP's processor: the shorter edge to ``side``, then the centre."""
+    """CLIP's processor: the shorter edge to ``side``, then the center."""
     width, height = image.size
     scaled = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
     resized = np.asarray(image.resize(scaled, Image.Resampling.BICUBIC))
@@ -51,7 +51,7 @@ def original_crop(image: Image.Image, side: int) -> Pixels:
 
 
 def original_anyres(image: Image.Image, side: int, grid: tuple[tuple[int, int], ...]) -> Pixels:
-    """LLaVA-1.6's rules: best canvas, resize and pad, cut row by row; the squashed picture first."""
+    """LLaVA-1.6's rules: best canvas, resize and pad, cut row by row; the squashed image first."""
     best, most, least = None, -1, math.inf
     for across, down in grid:
         scale = min(across / image.width, down / image.height)
@@ -63,31 +63,32 @@ def original_anyres(image: Image.Image, side: int, grid: tuple[tuple[int, int], 
     inner = fitted_size(image.size, best)
     canvas = np.zeros((best[1], best[0], 3), np.uint8)
     top, left = (best[1] - inner[1]) // 2, (best[0] - inner[0]) // 2
-    canvas[top : top + inner[1], left : left + inner[0]] = image.resize(inner, Image.Resampling.BICUBIC)
+    resized = np.asarray(image.resize(inner, Image.Resampling.BICUBIC))
+    canvas[top : top + inner[1], left : left + inner[0]] = resized
     tiles = [np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))]
     for y, x in itertools.product(range(0, best[1], side), range(0, best[0], side)):
         tiles.append(canvas[y : y + side, x : x + side])
     return np.concatenate(tiles)
 
 
-def reference(image: Image.Image, how: str) -> Pixels:
-    if how == "pad":
+def reference(image: Image.Image, resize_mode: str) -> Pixels:
+    if resize_mode == "pad":
         return original_pad(image, SIDE)
-    if how == "crop":
+    if resize_mode == "crop":
         return original_crop(image, SIDE)
-    if how == "squash":
+    if resize_mode == "squash":
         return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-    return original_anyres(image, SIDE, GRID if how == "anyres" else HD_GRID)
+    return original_anyres(image, SIDE, GRID if resize_mode == "anyres" else HD_GRID)
 
 
 def in_mode(mode: str, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
-    """A picture as it is saved, and what it must be read as: PIL's own conversion, but for 16-bit grey."""
+    """An image as it is saved, and as it must be read: PIL's own conversion, except 16-bit grey."""
     width, height = size
     if mode == "I;16":
         values = np.random.default_rng(width).integers(0, 2**16, (height, width), dtype=np.uint16)
         eight_bit = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         return Image.fromarray(values), Image.fromarray(eight_bit).convert("RGB")
-    if mode == "PA":  # saved as a palette with a transparency for each colour
+    if mode == "PA":  # saved as a palette with a transparency for each color
         image = noise(*size).quantize(16)
         image.info["transparency"] = bytes(range(0, 256, 16))
         return image, image.convert("RGB")
@@ -95,24 +96,25 @@ def in_mode(mode: str, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]
     return image, image.convert("RGB")
 
 
-def tiles_of(file: bytes, how: str) -> Pixels:
-    """As a picture child does it."""
+def tiles_of(file: bytes, resize_mode: str) -> Pixels:
+    """The tiles as a decoder process makes them."""
     limits = {"max_pixels": 10**8, "max_side": 10**5, "max_ratio": 1000}
-    grid = {"anyres": GRID, "hd": HD_GRID}.get(how, ())
-    order: dict[str, Any] = {"side": SIDE, "fit": how, "background": MEAN_COLOUR, "grid": grid, **limits}
-    return np.asarray(shape(order, base64.b64encode(file))[0])
+    grid = {"anyres": GRID, "hd": HD_GRID}.get(resize_mode, ())
+    request: dict[str, Any] = {"side": SIDE, "fit": resize_mode, "background": MEAN_COLOR, "grid": grid}
+    return np.asarray(preprocess({**request, **limits}, base64.b64encode(file))[0])
 
 
 def saved(image: Image.Image, **options: Any) -> bytes:
     file = io.BytesIO()
-    form = "JPEG" if image.mode == "CMYK" else "PNG"
-    image.save(file, form, **image.info, **options)
+    format = "JPEG" if image.mode == "CMYK" else "PNG"
+    info = {str(name): value for name, value in image.info.items()}
+    image.save(file, format, **info, **options)
     return file.getvalue()
 
 
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # a picture child ignores it too
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # a decoder process ignores it too
 @settings(max_examples=30, deadline=None)
-@given(SIZES, FITS, st.sampled_from(MODES))
+@given(SIZES, RESIZE_MODES, st.sampled_from(PIL_MODES))
 @example((2, 2), "pad", "P")
 @example((2, 2), "crop", "LA")
 @example((2, 2), "squash", "CMYK")
@@ -123,23 +125,25 @@ def saved(image: Image.Image, **options: Any) -> bytes:
 @example((4096, 300), "anyres", "RGB")
 @example((300, 4096), "hd", "I;16")
 def test_pixels_of_every_mode_and_size_equal_plain_pil_code(
-    size: tuple[int, int], how: str, mode: str
+    size: tuple[int, int], resize_mode: str, mode: str
 ) -> None:
     image, expected = in_mode(mode, size)
     file = saved(image)
-    if mode == "CMYK":  # JPEG loses something; what is left is in the file
+    if mode == "CMYK":  # JPEG is lossy
         expected = Image.open(io.BytesIO(file)).convert("RGB")
-    assert np.array_equal(tiles_of(file, how), reference(expected, how))
+    assert np.array_equal(tiles_of(file, resize_mode), reference(expected, resize_mode))
 
 
 @settings(max_examples=15, deadline=None)
-@given(SIZES, FITS, st.integers(1, 8))
-def test_rotated_pictures_are_shaped_upright(size: tuple[int, int], how: str, orientation: int) -> None:
+@given(SIZES, RESIZE_MODES, st.integers(1, 8))
+def test_rotated_images_are_preprocessed_upright(
+    size: tuple[int, int], resize_mode: str, orientation: int
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = saved(noise(*size), exif=exif.tobytes())
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
-    assert np.array_equal(tiles_of(file, how), reference(upright, how))
+    assert np.array_equal(tiles_of(file, resize_mode), reference(upright, resize_mode))
 
 
 @settings(max_examples=15, deadline=None)
@@ -158,26 +162,26 @@ def test_anyres_tiles_equal_transformers_processor_bit_for_bit(size: tuple[int, 
         do_normalize=False,
     )
     expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(0, 2, 3, 1)
-    tiles = fit(image, side=SIDE, how="anyres", background=(0, 0, 0), grid=GRID)
+    tiles = resize(image, side=SIDE, mode="anyres", background=(0, 0, 0), grid=GRID)
     assert np.array_equal(np.asarray(tiles), np.concatenate(list(expected)))
 
 
 @given(st.tuples(st.integers(1, 900), st.integers(1, 900)), st.sampled_from([GRID, HD_GRID]))
 @settings(max_examples=20, deadline=None)
-def test_the_worker_expects_as_many_tiles_as_the_server_cuts(
+def test_worker_expects_as_many_tiles_as_the_server_makes(
     size: tuple[int, int], grid: tuple[tuple[int, int], ...]
 ) -> None:
     layout = PictureLayout(SIDE, 4, fit="anyres", grid=grid)
-    tiles = fit(Image.new("RGB", size), side=SIDE, how="anyres", background=(0, 0, 0), grid=grid)
+    tiles = resize(Image.new("RGB", size), side=SIDE, mode="anyres", background=(0, 0, 0), grid=grid)
     assert tiles.size == (SIDE, SIDE * layout.plan(*size).num_tiles)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.tuples(st.integers(1, 900), st.integers(1, 900)))
-def test_server_and_worker_put_the_picture_in_the_same_place(size: tuple[int, int]) -> None:
+def test_server_and_worker_place_the_image_equally(size: tuple[int, int]) -> None:
     canvas = best_resolution(size, GRID)
     inner = fitted_size(size, canvas)
-    tiles = fit(Image.new("RGB", size, "white"), side=SIDE, how="anyres", background=(0, 0, 0), grid=GRID)
+    tiles = resize(Image.new("RGB", size, "white"), side=SIDE, mode="anyres", background=(0, 0, 0), grid=GRID)
     grid_tiles = np.asarray(tiles)[SIDE:].reshape(canvas[1] // SIDE, canvas[0] // SIDE, SIDE, SIDE, 3)
     whole = grid_tiles.transpose(0, 2, 1, 3, 4).reshape(canvas[1], canvas[0], 3)
     rows, columns = np.nonzero(whole[..., 0])
@@ -185,19 +189,20 @@ def test_server_and_worker_put_the_picture_in_the_same_place(size: tuple[int, in
     assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == inner
 
 
-@pytest.mark.parametrize("how", ["anyres", "hd"])
-def test_tiles_come_whole_through_a_picture_child(how: Fit) -> None:
-    spec = ImageSpec(side=SIDE, fit=how, tokens_per_tile=4, grid=GRID if how == "anyres" else HD_GRID)
+@pytest.mark.parametrize("resize_mode", ["anyres", "hd"])
+def test_decoder_process_returns_all_tiles(resize_mode: ResizeMode) -> None:
+    grid = GRID if resize_mode == "anyres" else HD_GRID
+    spec = ImageSpec(side=SIDE, fit=resize_mode, tokens_per_tile=4, grid=grid)
     image = noise(100, 31)
 
     async def run() -> tuple[bytes, int]:
-        pool = DecodePool(num_children=1, limits=PictureLimits())
+        pool = DecoderPool(num_processes=1, limits=ImageLimits())
         await pool.start()
         try:
-            picture = await pool.fit(base64.b64encode(saved(image)), spec)
+            tiles = await pool.preprocess(base64.b64encode(saved(image)), spec)
         finally:
             await pool.aclose()
-        return picture.pixels, picture.num_tiles
+        return tiles.pixels, tiles.num_tiles
 
     pixels, num_tiles = asyncio.run(run())
     expected = original_anyres(image, SIDE, spec.grid)

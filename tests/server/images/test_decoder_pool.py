@@ -1,0 +1,190 @@
+"""Decoder processes: isolated, limited, and replaced when one crashes; a crash fails one image only."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+from llava_server.images.decoder_pool import DecoderPool
+from llava_server.images.errors import ImageError, ImageLimits
+from llava_wire.messages.heartbeat import ImageSpec
+from PIL import Image
+
+from tests.server.image_files import encoded, png_claiming, scene
+from tests.waiting import wait_until
+
+T = TypeVar("T")
+
+SPEC = ImageSpec(side=28)
+SMALL = base64.b64encode(encoded(scene()))
+# 16 million random pixels: enough work that there is time to kill in the middle
+NOISE = Image.frombytes("L", (1000, 1000), os.urandom(10**6)).resize((4000, 4000), Image.Resampling.NEAREST)
+BIG = base64.b64encode(encoded(NOISE, "BMP"))
+
+
+def with_pool(use: Callable[[DecoderPool], Awaitable[T]], *, num_processes: int = 1, **limits: Any) -> T:
+    async def run() -> T:
+        pool = DecoderPool(num_processes=num_processes, limits=ImageLimits(**limits))
+        await pool.start()
+        try:
+            return await use(pool)
+        finally:
+            pids = pool.pids
+            await pool.aclose()
+            assert not any(psutil.pid_exists(pid) for pid in pids)
+
+    return asyncio.run(run())
+
+
+async def error_of(pool: DecoderPool, image: bytes) -> ImageError:
+    with pytest.raises(ImageError) as caught:
+        await pool.preprocess(image, SPEC)
+    return caught.value
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_tiles_have_the_models_size_and_the_images_own_size() -> None:
+    tiles = with_pool(lambda pool: pool.preprocess(SMALL, SPEC))
+    assert (tiles.width, tiles.height, tiles.num_tiles) == (40, 20, 1)
+    assert len(tiles.pixels) == 28 * 28 * 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_process_that_crashes_during_an_image_fails_that_image_only(number: signal.Signals) -> None:
+    async def use(pool: DecoderPool) -> None:
+        [pid] = pool.pids
+        before = psutil.Process(pid).cpu_times().user
+        failing = asyncio.create_task(error_of(pool, BIG))
+        await until(lambda: failing.done() or psutil.Process(pid).cpu_times().user > before + 0.02)
+        os.kill(pid, number)
+        error = await failing
+        assert error.code == "invalid_image"
+        assert (await pool.preprocess(SMALL, SPEC)).width == 40
+        assert pool.pids != [pid]
+
+    with_pool(use)
+
+
+def test_process_that_dies_while_idle_is_replaced() -> None:
+    async def use(pool: DecoderPool) -> None:
+        os.kill(pool.pids[0], signal.SIGKILL)
+        await error_of(pool, SMALL)
+        assert (await pool.preprocess(SMALL, SPEC)).width == 40
+
+    with_pool(use)
+
+
+def test_image_that_exceeds_its_time_fails_and_its_process_is_replaced() -> None:
+    async def use(pool: DecoderPool) -> None:
+        [hanging] = pool.pids
+        os.kill(hanging, signal.SIGSTOP)  # a decoder that hangs
+        error = await error_of(pool, SMALL)
+        assert "longer than 0.2 s" in error.message
+        await until(lambda: pool.pids and pool.pids != [hanging])
+
+    with_pool(use, timeout_s=0.2)
+
+
+def test_cancelled_request_costs_no_process() -> None:
+    async def use(pool: DecoderPool) -> None:
+        request = asyncio.create_task(pool.preprocess(BIG, SPEC))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        assert (await pool.preprocess(SMALL, SPEC)).width == 40
+
+    with_pool(use)
+
+
+def test_image_that_needs_too_much_memory_fails() -> None:
+    async def use(pool: DecoderPool) -> None:
+        bomb = base64.b64encode(png_claiming(4_000, 4_000, rows=4_000))
+        assert len(bomb) < 100_000
+        error = await error_of(pool, bomb)
+        assert error.code == "image_too_large"
+        assert "96 MiB" in error.message
+        assert (await pool.preprocess(SMALL, SPEC)).width == 40
+
+    with_pool(use, memory_bytes=96 * 2**20, timeout_s=60.0)
+
+
+@pytest.mark.parametrize("size", [(9_000, 450), (450, 9_000)])
+def test_long_image_is_padded_without_allocating_its_square_canvas(size: tuple[int, int]) -> None:
+    async def use(pool: DecoderPool) -> None:
+        tiles = await pool.preprocess(base64.b64encode(png_claiming(*size, rows=size[1])), SPEC)
+        assert (tiles.width, tiles.height) == size
+
+    with_pool(use, memory_bytes=200 * 2**20, timeout_s=60.0)  # the canvas alone would take 309 MiB
+
+
+def test_process_that_exceeds_its_cpu_time_is_replaced() -> None:
+    async def use(pool: DecoderPool) -> None:
+        for _ in range(100):  # the limit counts whole seconds
+            try:
+                await pool.preprocess(BIG, SPEC)
+            except ImageError as error:  # noqa: PERF203
+                assert "processor time" in error.message
+                break
+        else:
+            raise AssertionError("the limit did not bite")
+
+    with_pool(use, cpu_s=-1.0, timeout_s=60.0)
+
+
+def test_process_has_no_environment_and_no_open_files_but_its_pipes() -> None:
+    async def use(pool: DecoderPool) -> None:
+        os.environ["LLAVA_SECRET_CANARY"] = "canary"
+        try:
+            await pool.preprocess(SMALL, SPEC)
+            folder = Path(f"/proc/{pool.pids[0]}")
+            assert b"canary" not in (folder / "environ").read_bytes()
+            assert sorted(path.name for path in (folder / "fd").iterdir()) == ["0", "1", "2"]
+            assert os.readlink(folder / "cwd") == "/"
+            limits = (folder / "limits").read_text()
+            assert "Max open files            3" in limits
+        finally:
+            del os.environ["LLAVA_SECRET_CANARY"]
+
+    with_pool(use)
+
+
+def test_processes_end_when_the_server_dies() -> None:
+    program = (
+        "import asyncio, os\n"
+        "from llava_server.images.decoder_pool import DecoderPool\n"
+        "from llava_server.images.errors import ImageLimits\n"
+        "async def main():\n"
+        "    pool = DecoderPool(num_processes=2, limits=ImageLimits())\n"
+        "    await pool.start()\n"
+        "    print(*pool.pids, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2, done.stderr
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+def test_many_requests_share_few_processes() -> None:
+    async def use(pool: DecoderPool) -> None:
+        results = await asyncio.gather(*(pool.preprocess(SMALL, SPEC) for _ in range(20)))
+        assert len({tiles.pixels for tiles in results}) == 1
+        assert len(pool.pids) == 2
+
+    with_pool(use, num_processes=2)

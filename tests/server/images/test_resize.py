@@ -1,0 +1,160 @@
+"""Preprocessing equals the original LLaVA's and transformers' processors, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from llava_server.images.resize import apply_orientation, resize, to_rgb
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Pixels = NDArray[np.uint8]
+
+SIZES = [
+    (336, 336),
+    (640, 480),
+    (480, 640),
+    (1, 1),
+    (3, 3),
+    (1, 7),
+    (101, 10),
+    (9, 301),
+    (337, 336),
+    (112, 40),
+]
+SIDES = [112, 336]
+MEAN_COLOR = (122, 116, 104)
+
+
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(width * 10_007 + height).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
+    return Image.fromarray(pixels)
+
+
+def original_pad(image: Image.Image, side: int) -> Pixels:
+    """LLaVA's ``expand2square``, then CLIP's resize (its center crop does nothing to a square)."""
+    width, height = image.size
+    square = image
+    if width > height:
+        square = Image.new(image.mode, (width, width), MEAN_COLOR)
+        square.paste(image, (0, (width - height) // 2))
+    elif height > width:
+        square = Image.new(image.mode, (height, height), MEAN_COLOR)
+        square.paste(image, ((height - width) // 2, 0))
+    return np.asarray(square.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def processed(processor: Any, image: Image.Image) -> Pixels:
+    """The pixels of a transformers processor, which must not rescale or normalize them."""
+    pixels: Pixels = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    return pixels
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_pad_equals_the_original_bit_for_bit(side: int) -> None:
+    for size in [*SIZES, (2000, 700), (700, 2000)]:
+        image = noise(*size)
+        tile = resize(image, side=side, mode="pad", background=MEAN_COLOR)
+        assert np.array_equal(np.asarray(tile), original_pad(image, side)), size
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_crop_equals_clips_own_processor_bit_for_bit(side: int) -> None:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        do_rescale=False,
+        do_normalize=False,
+    )
+    for size in SIZES:
+        image = noise(*size)
+        tile = resize(image, side=side, mode="crop", background=MEAN_COLOR)
+        assert np.array_equal(np.asarray(tile), processed(processor, image)), size
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_squash_equals_siglips_own_processor_bit_for_bit(side: int) -> None:
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    processor = SiglipImageProcessorPil(
+        size={"height": side, "width": side}, do_rescale=False, do_normalize=False
+    )
+    for size in SIZES:
+        image = noise(*size)
+        tile = resize(image, side=side, mode="squash", background=MEAN_COLOR)
+        assert np.array_equal(np.asarray(tile), processed(processor, image)), size
+
+
+def test_squash_equals_neither_pad_nor_crop() -> None:
+    image = noise(90, 30)
+    squashed, padded, cropped = (
+        np.asarray(resize(image, side=28, mode=mode, background=MEAN_COLOR))
+        for mode in ("squash", "pad", "crop")
+    )
+    assert not np.array_equal(squashed, padded)
+    assert not np.array_equal(squashed, cropped)
+
+
+def test_squash_equals_clips_processor_with_both_sides_given() -> None:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    image, both = noise(101, 40), {"height": 28, "width": 28}
+    processor = CLIPImageProcessorPil(size=both, crop_size=both, do_rescale=False, do_normalize=False)
+    tile = resize(image, side=28, mode="squash", background=MEAN_COLOR)
+    assert np.array_equal(np.asarray(tile), processed(processor, image))
+
+
+def test_pad_equals_transformers_padding_processor_bit_for_bit() -> None:
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    processor = LlavaImageProcessorPil(
+        size={"shortest_edge": 112},
+        crop_size={"height": 112, "width": 112},
+        do_pad=True,
+        do_rescale=False,
+        do_normalize=False,
+    )
+    for size in [(640, 480), (480, 640), (337, 336)]:
+        image = noise(*size)
+        tile = resize(image, side=112, mode="pad", background=MEAN_COLOR)
+        assert np.array_equal(np.asarray(tile), processed(processor, image)), size
+
+
+def test_background_fills_what_the_image_does_not_cover() -> None:
+    tile = resize(Image.new("RGB", (300, 100), (255, 255, 255)), side=30, mode="pad", background=(1, 2, 3))
+    assert tile.getpixel((15, 2)) == (1, 2, 3)
+    assert tile.getpixel((15, 15)) == (255, 255, 255)
+    assert tile.getpixel((15, 27)) == (1, 2, 3)
+
+
+def test_every_exif_orientation_ends_upright() -> None:
+    for orientation in range(1, 9):
+        image = noise(31, 17)
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.info["exif"] = exif.tobytes()
+        expected = ImageOps.exif_transpose(image)
+        upright = apply_orientation(noise(31, 17), orientation)
+        assert np.array_equal(np.asarray(upright), np.asarray(expected)), orientation
+
+
+def test_unknown_orientation_leaves_the_image_as_it_is() -> None:
+    assert apply_orientation(noise(3, 5), 42).size == (3, 5)
+
+
+def test_modes_become_rgb_as_pil_converts_them() -> None:
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"):
+        image = noise(20, 10).convert(mode)
+        assert np.array_equal(np.asarray(to_rgb(image)), np.asarray(image.convert("RGB"))), mode
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped_to_white() -> None:
+    image = Image.fromarray(np.array([[0, 257, 32_896, 65_535]], dtype=np.uint16))
+    assert image.mode == "I;16"
+    assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 1, 128, 255]
