@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from llava_cli.bench import percentile
-from llava_worker.engine import ImageSpan, Sampling, Sequence
+from llava_wire.messages.sampling_params import SamplingParams
+from llava_worker.engine import ImageSpan, Sequence
 from llava_worker.engine.engine import Engine
-from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 
 from bench.serving.checkpoint import DEFAULT_FOLDER
 
@@ -43,7 +45,9 @@ def main() -> None:
 def measure_engine(folder: Path, *, precision: str, num_tokens: int, at_once: list[int]) -> dict[str, Any]:
     """For each number of sequences that begin together, with new pictures: seconds and tokens a second."""
     began = time.perf_counter()
-    engine, info = load_engine(folder, precision=precision, device="cpu", is_speculating=False)
+    engine, info = build_engine(
+        EngineConfig(folder, precision=precision, device="cpu", use_speculation=False)
+    )
     load_s = time.perf_counter() - began
     maker = SequenceMaker(info.image_token_id, info.tokens_per_tile, info.image_side, info.vocab_size)
     answer(engine, [maker.sequence(2)])  # the first calls of kernels prepare themselves
@@ -77,7 +81,7 @@ class SequenceMaker:
             max_new_tokens=num_tokens,
             images=[ImageSpan(1 + _TEXT_BEFORE, length, digest=name)],
             pixels=[self._rng.randbytes(side * side * 3)],
-            sampling=Sampling(ignore_eos=True),
+            sampling=SamplingParams(seed=0, temperature=0.0, ignore_eos=True),
         )
 
     def text(self, num_tokens: int) -> Sequence:
@@ -88,7 +92,7 @@ class SequenceMaker:
             seq_id=f"bench-{self._num_made}",
             prompt_ids=[1, *self._rng.choices(self._words, k=length)],
             max_new_tokens=num_tokens,
-            sampling=Sampling(ignore_eos=True),
+            sampling=SamplingParams(seed=0, temperature=0.0, ignore_eos=True),
         )
 
 

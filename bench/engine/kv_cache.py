@@ -19,7 +19,8 @@ import torch
 from llava_worker.engine import ImageSpan, Sequence
 from llava_worker.engine.core.kv_cache_size import KV_CACHE_DTYPES
 from llava_worker.engine.engine import Engine
-from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 
 from bench.engine.logits import RANDOM, TINY, Example, at_random, errors, load, logits_of, of_exam, tokenizer
 from bench.record import ROOT, write_record
@@ -81,8 +82,8 @@ def compare_answers(exam: list[Question]) -> dict[str, Any]:
 
 
 def answer_all(kind: str, exam: list[Question]) -> Iterator[list[int]]:
-    engine, info = load_engine(
-        TINY, precision="fp32", device="cpu", kv_cache_dtype=kind, kv_cache_bytes=64 << 20
+    engine, info = build_engine(
+        EngineConfig(TINY, precision="fp32", device="cpu", kv_cache_dtype=kind, kv_cache_bytes=64 << 20)
     )
     for start in range(0, len(exam), 16):
         part = exam[start : start + 16]

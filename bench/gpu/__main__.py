@@ -148,14 +148,14 @@ def measure_case(
         told["text"] = {
             str(len(sequences)): answer(engine, sequences) for sequences in _texts(maker, streams, num_tokens)
         }
-    if _BITS[name] >= 16 and engine.is_overlapping:
-        engine.is_overlapping = False
+    if _BITS[name] >= 16 and engine.is_async:
+        engine.is_async = False
         told["text_without_overlap"] = {
             str(len(sequences)): answer(engine, sequences) for sequences in _texts(maker, streams, num_tokens)
         }
     told["pictures_per_s"] = _picture_rate(model, shape)
     told["shares"] = _shares(told, shape, name, card)
-    told["is_recorded"] = engine.is_recorded
+    told["is_recorded"] = engine.has_cuda_graphs
     return told | memory_used(device)
 
 

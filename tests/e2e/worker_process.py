@@ -13,12 +13,13 @@ from pathlib import Path
 import psutil
 from llava_wire.messages.job import Message
 from llava_worker.echo_engine import EchoEngine
-from llava_worker.engine import Sampling, Sequence
+from llava_worker.engine import Sequence
 from llava_worker.language.detokenizer import Detokenizer
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
 
 from tests.waiting import async_wait_until
+from tests.worker.sampling_params import greedy
 
 
 class WorkerProcess:
@@ -94,7 +95,7 @@ def undisturbed(question: str, *, max_tokens: int) -> str:
     """What one echo engine answers when nobody dies; greedy and without an end of its own."""
     model = open_model(load_settings(["--model", "echo"]))
     prompt = model.prompts.build_chat([Message("user", (question,))])
-    sampling = Sampling(ignore_eos=True)
+    sampling = greedy(ignore_eos=True)
     engine = EchoEngine()
     engine.add(
         Sequence(seq_id="one", prompt_ids=prompt.token_ids, max_new_tokens=max_tokens, sampling=sampling)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.server.images.test_image_requests import LEAKS
 
 from tests.server.conftest import Stack
 from tests.server.image_files import data_url, encoded, part, png_claiming, scene
+from tests.server.images.test_image_requests import LEAKS
 from tests.server.scripted_worker import MODEL
 
 NUM_BROKEN = 1000

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import EngineStats, Sequence, StepOutput
-from llava_worker.engine.structured_output.grammar_cache import Grammars
+from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
 from llava_worker.worker import Worker
@@ -20,7 +20,7 @@ LEASE_S = 0.5
 
 
 class SteppedEngine:
-    """An echo engine that makes only the steps that the test allows, so that streams stop at a known token."""
+    """An echo engine that makes only the steps that a test allows, so that streams stop at a known token."""
 
     def __init__(self, *, max_sequences: int = 16) -> None:
         self.echo = EchoEngine(max_sequences=max_sequences, has_faults=True)
@@ -83,7 +83,7 @@ async def running_worker(
     is_stepped: bool = False,
     drain_timeout_s: float = 0.0,
     hang_timeout_s: float = 30.0,
-    grammars: Grammars | None = None,
+    grammars: GrammarCache | None = None,
 ) -> AsyncIterator[RunningWorker]:
     """Run a worker until the end of the block. Unless ``is_stepped``, its engine runs freely."""
     engine = engine or SteppedEngine()

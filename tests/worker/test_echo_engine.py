@@ -7,9 +7,13 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llava_wire.messages.event import ErrorCode
+from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.echo_engine import EchoEngine
-from llava_worker.engine import ImageSpan, Sampling, Sequence, SequenceRefused, StepOutput
+from llava_worker.engine import ImageSpan, Sequence, SequenceRejected, StepOutput
 from llava_worker.language.tokenizer import ByteTokenizer
+
+from tests.worker.sampling_params import greedy
 
 TOKENIZER = ByteTokenizer()
 
@@ -21,7 +25,7 @@ def sequence(
     max_new_tokens: int = 1000,
     images: list[ImageSpan] | None = None,
     output_ids: list[int] | None = None,
-    sampling: Sampling | None = None,
+    sampling: SamplingParams | None = None,
 ) -> Sequence:
     return Sequence(
         seq_id=seq_id,
@@ -29,7 +33,7 @@ def sequence(
         max_new_tokens=max_new_tokens,
         images=images or [],
         output_ids=list(output_ids or []),
-        sampling=sampling or Sampling(),
+        sampling=sampling or greedy(),
     )
 
 
@@ -73,8 +77,8 @@ def test_a_continued_answer_that_was_complete_ends_without_a_token() -> None:
     [
         sequence("Ho?"),
         sequence(images=[ImageSpan(0, 1, "a")]),
-        sequence(sampling=Sampling(temperature=1.0, seed=1)),
-        sequence(sampling=Sampling(temperature=1.0, seed=2)),
+        sequence(sampling=greedy(temperature=1.0, seed=1)),
+        sequence(sampling=greedy(temperature=1.0, seed=2)),
     ],
 )
 def test_prompt_pictures_and_seed_change_the_answer(other: Sequence) -> None:
@@ -82,7 +86,7 @@ def test_prompt_pictures_and_seed_change_the_answer(other: Sequence) -> None:
 
 
 def test_a_greedy_answer_does_not_depend_on_the_seed() -> None:
-    assert answer(sequence(sampling=Sampling(seed=5))) == answer(sequence(sampling=Sampling(seed=6)))
+    assert answer(sequence(sampling=greedy(seed=5))) == answer(sequence(sampling=greedy(seed=6)))
 
 
 def test_a_limit_cuts_the_answer_and_says_so() -> None:
@@ -94,7 +98,7 @@ def test_a_limit_cuts_the_answer_and_says_so() -> None:
 
 
 def test_ignoring_the_end_goes_on_to_the_limit() -> None:
-    tokens = answer(sequence(max_new_tokens=300, sampling=Sampling(ignore_eos=True)))
+    tokens = answer(sequence(max_new_tokens=300, sampling=greedy(ignore_eos=True)))
     assert len(tokens) == 300
     assert TOKENIZER.eos_token_id not in tokens
 
@@ -104,9 +108,9 @@ def test_the_contexts_end_is_a_limit_too() -> None:
 
 
 def test_a_prompt_as_long_as_the_context_is_refused() -> None:
-    with pytest.raises(SequenceRefused, match="3 tokens") as refusal:
+    with pytest.raises(SequenceRejected, match="3 tokens") as refusal:
         EchoEngine(context_length=3).add(sequence("Hi?"))
-    assert refusal.value.code == "context_length_exceeded"
+    assert refusal.value.error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
 
 
 def test_neighbours_do_not_change_an_answer() -> None:
@@ -123,7 +127,7 @@ def test_neighbours_do_not_change_an_answer() -> None:
 
 def test_a_stop_token_ends_the_answer_also_when_it_was_the_last_of_another_worker() -> None:
     whole = answer(sequence())
-    stop = Sampling(stop_token_ids=(whole[9],))
+    stop = greedy(stop_token_ids=(whole[9],))
     head = whole[: whole.index(whole[9]) + 1]
     assert answer(sequence(sampling=stop)) == head
     engine = EchoEngine()
@@ -133,7 +137,7 @@ def test_a_stop_token_ends_the_answer_also_when_it_was_the_last_of_another_worke
 
 def test_logprobs_are_told_to_who_asks() -> None:
     engine = EchoEngine()
-    engine.add(sequence(sampling=Sampling(num_logprobs=3)))
+    engine.add(sequence(sampling=greedy(num_logprobs=3)))
     assert all(output.logprobs and len(output.logprobs.top) == 3 for output in run(engine))
     engine.add(sequence())
     assert not any(output.logprobs for output in run(engine))
@@ -142,7 +146,7 @@ def test_logprobs_are_told_to_who_asks() -> None:
 @pytest.mark.parametrize("num_tokens", [3, 0])
 def test_the_prompts_logprobs_are_told_once_to_who_asks(num_tokens: int) -> None:
     for is_asking in (False, True):
-        asking = sequence("abc", max_new_tokens=num_tokens, sampling=Sampling(num_logprobs=1))
+        asking = sequence("abc", max_new_tokens=num_tokens, sampling=greedy(num_logprobs=1))
         asking.has_prompt_logprobs = is_asking
         engine = EchoEngine()
         engine.add(asking)
@@ -177,7 +181,7 @@ def test_an_aborted_sequence_says_nothing_more() -> None:
 
 def test_faults_asked_for_in_the_prompt_happen() -> None:
     engine = EchoEngine(has_faults=True)
-    with pytest.raises(SequenceRefused):
+    with pytest.raises(SequenceRejected):
         engine.add(sequence("[[refuse]]"))
     engine.add(sequence("[[error at 2]]"))
     outputs = run(engine)

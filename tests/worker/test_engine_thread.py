@@ -7,9 +7,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from llava_wire.messages.event import ErrorCode
 from llava_worker.echo_engine import EchoEngine
 from llava_worker.engine import Sequence, StepOutput
-from llava_worker.engine_thread import EngineThread, News, Refusal
+from llava_worker.engine_thread import EngineThread
 from llava_worker.language.tokenizer import ByteTokenizer
 
 WAIT_S = 10.0  # a bound, not an expectation
@@ -17,19 +18,18 @@ WAIT_S = 10.0  # a bound, not an expectation
 
 class Listener:
     def __init__(self) -> None:
-        self.news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self.outputs: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
         self.failed = threading.Event()
         self.hung = threading.Event()
 
-    def take(self, news: list[News]) -> None:
-        for item in news:
-            self.news.put(item)
+    def take(self, outputs: list[StepOutput]) -> None:
+        for item in outputs:
+            self.outputs.put(item)
 
     def until_end(self, seq_id: str) -> list[StepOutput]:
         found: list[StepOutput] = []
         while not found or not found[-1].is_final:
-            item = self.news.get(timeout=WAIT_S)
-            assert isinstance(item, StepOutput)
+            item = self.outputs.get(timeout=WAIT_S)
             found += [item] if item.seq_id == seq_id else []
         return found
 
@@ -39,7 +39,7 @@ def start(
 ) -> EngineThread:
     thread = EngineThread(
         engine or EchoEngine(has_faults=True),
-        on_news=listener.take,
+        on_outputs=listener.take,
         on_failure=listener.failed.set,
         on_hang=listener.hung.set,
         hang_timeout_s=hang_timeout_s,
@@ -131,9 +131,9 @@ def test_a_refused_sequence_is_reported_and_the_next_one_served(
     listener: Listener, thread: EngineThread
 ) -> None:
     thread.add(sequence("[[refuse]]", "bad"))
-    refusal = listener.news.get(timeout=WAIT_S)
-    assert isinstance(refusal, Refusal)
-    assert (refusal.seq_id, refusal.code) == ("bad", "invalid_request")
+    rejection = listener.outputs.get(timeout=WAIT_S)
+    assert rejection.seq_id == "bad" and rejection.error is not None
+    assert rejection.error.code is ErrorCode.INVALID_REQUEST
     thread.add(sequence("Hi?", "good"))
     assert listener.until_end("good")
 

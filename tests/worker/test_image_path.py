@@ -11,7 +11,8 @@ from llava_server.images.resize import resize
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.engine import Sequence
-from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.templates import CONVERSATION_TEMPLATES
 from llava_worker.language.tokenizer import ByteTokenizer
@@ -37,7 +38,9 @@ def test_what_the_server_cuts_the_engine_takes(
     if kind is LLAVA_INTERLEAVE:
         size_file = json.dumps({"size": {"height": 28, "width": 28}})
         (tmp_path / "preprocessor_config.json").write_text(size_file)
-    engine, info = load_engine(tmp_path, precision="fp32", device="cpu", kv_cache_bytes=1 << 20)
+    engine, info = build_engine(
+        EngineConfig(tmp_path, precision="fp32", device="cpu", kv_cache_bytes=1 << 20)
+    )
     spec = ImageSpec(
         side=info.image_side,
         fit=info.fit,

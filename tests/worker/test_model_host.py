@@ -23,10 +23,10 @@ from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.model_host import LOADER, ModelHost
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
-from tests.worker.test_worker import LEASE_S
 
 from tests.waiting import async_wait_until
 from tests.worker.job_client import JobClient, connect_job_client
+from tests.worker.test_worker import LEASE_S
 
 pytestmark = pytest.mark.anyio
 

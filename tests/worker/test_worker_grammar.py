@@ -1,4 +1,4 @@
-"""Structured output in the worker: grammars compile concurrently with streams, and fail only their own job."""
+"""Structured output in the worker: a grammar compiles concurrently with streams, and fails only its job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from llava_wire.messages.event import ErrorCode, FinishReason
 from llava_wire.messages.sampling_params import Grammar
-from llava_worker.engine.structured_output.grammar_cache import Grammars
+from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 from llava_worker.language.tokenizer import ByteTokenizer
 
 from tests.machine_speed import scaled
@@ -47,12 +47,12 @@ def vocabulary() -> Iterator[SlowVocabulary]:
 
 
 @pytest.fixture
-def grammars(vocabulary: SlowVocabulary) -> Grammars:
-    return Grammars(vocabulary.read, [TOKENIZER.eos_token_id], timeout_s=scaled(60.0))
+def grammars(vocabulary: SlowVocabulary) -> GrammarCache:
+    return GrammarCache(vocabulary.read, [TOKENIZER.eos_token_id], timeout_s=scaled(60.0))
 
 
 async def test_slow_grammar_delays_no_other_job(
-    queue_url: str, client: JobClient, grammars: Grammars, vocabulary: SlowVocabulary
+    queue_url: str, client: JobClient, grammars: GrammarCache, vocabulary: SlowVocabulary
 ) -> None:
     async with running_worker(queue_url, grammars=grammars):
         slow = await client.submit("Hi?", max_tokens=5, grammar=OBJECT)
@@ -65,7 +65,7 @@ async def test_slow_grammar_delays_no_other_job(
 
 
 async def test_invalid_grammar_ends_only_its_own_job(
-    queue_url: str, client: JobClient, grammars: Grammars, vocabulary: SlowVocabulary
+    queue_url: str, client: JobClient, grammars: GrammarCache, vocabulary: SlowVocabulary
 ) -> None:
     vocabulary.release()
     async with running_worker(queue_url, grammars=grammars) as running:
@@ -79,7 +79,7 @@ async def test_invalid_grammar_ends_only_its_own_job(
 
 
 async def test_job_that_is_cancelled_during_compilation_never_reaches_the_engine(
-    queue_url: str, client: JobClient, grammars: Grammars, vocabulary: SlowVocabulary
+    queue_url: str, client: JobClient, grammars: GrammarCache, vocabulary: SlowVocabulary
 ) -> None:
     async with running_worker(queue_url, grammars=grammars) as running:
         job = await client.submit("Hi?", max_tokens=20, grammar=OBJECT)
@@ -92,7 +92,7 @@ async def test_job_that_is_cancelled_during_compilation_never_reaches_the_engine
 
 
 async def test_drain_does_not_wait_for_a_compilation(
-    queue_url: str, client: JobClient, grammars: Grammars, vocabulary: SlowVocabulary
+    queue_url: str, client: JobClient, grammars: GrammarCache, vocabulary: SlowVocabulary
 ) -> None:
     async with running_worker(queue_url, grammars=grammars) as running:
         job = await client.submit("Hi?", max_tokens=5, grammar=OBJECT)

@@ -11,7 +11,6 @@ from typing import Protocol
 import msgspec
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.event import (
-    ErrorCode,
     Event,
     Final,
     FinishReason,
@@ -21,7 +20,6 @@ from llava_wire.messages.event import (
 )
 
 from llava_worker.engine import StepOutput, TokenLogprobs
-from llava_worker.engine_thread import News, Refusal
 from llava_worker.language.detokenizer import Detokenizer
 from llava_worker.language.prompt_builder import Prompt
 from llava_worker.language.tokenizer import Tokenizer
@@ -81,14 +79,12 @@ class JobOutput:
         if not job.is_computed:
             self._finish(FinishReason.STOP)
 
-    def process(self, output: News) -> None:
+    def process(self, output: StepOutput) -> None:
         """Process the engine's next output for this job."""
         if self.is_finished:
             return
-        if isinstance(output, Refusal):
-            self.fail(JobError(code=ErrorCode(output.code), message=output.message, param=output.param))
-        elif output.error is not None:
-            self.fail(JobError(code=ErrorCode(output.error_code), message=output.error))
+        if output.error is not None:
+            self.fail(output.error)
         else:
             self._process_step(output)
 

@@ -28,8 +28,8 @@ from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.sampling_params import Grammar
 from llava_wire.worker_side.consumer import JobConsumer
 
-from llava_worker.engine.core.sequence import Sequence
-from llava_worker.engine_thread import EXIT_BROKEN, Engine, EngineThread, News
+from llava_worker.engine import EngineInterface, Sequence, StepOutput
+from llava_worker.engine_thread import EXIT_BROKEN, EngineThread
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.job_sequence import GrammarError, compile_grammar, make_sequence
 from llava_worker.language.prompt_builder import PromptBuilder, PromptError
@@ -37,7 +37,7 @@ from llava_worker.language.tokenizer import Tokenizer
 from llava_worker.slots import has_overflow_slot, sequence_priority
 
 if TYPE_CHECKING:
-    from llava_worker.engine.structured_output.grammar_cache import Grammars
+    from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 
 __all__ = ["LEAVE_TIMEOUT_S", "Worker"]
 
@@ -58,7 +58,7 @@ class Worker:
     def __init__(
         self,
         consumer: JobConsumer,
-        engine: Engine,
+        engine: EngineInterface,
         *,
         prompts: PromptBuilder,
         tokenizer: Tokenizer,
@@ -66,7 +66,7 @@ class Worker:
         beat_s: float = 1.0,
         drain_timeout_s: float = 0.0,
         hang_timeout_s: float = 30.0,
-        grammars: Grammars | None = None,
+        grammars: GrammarCache | None = None,
         create_output: JobOutputFactory = JobOutput,
         on_command: Callable[[IssuedCommand], None] | None = None,
     ) -> None:
@@ -80,7 +80,7 @@ class Worker:
         self._context_length = engine.context_length
         self._engine = EngineThread(
             engine,
-            on_news=lambda outputs: self._call_soon(self._process_outputs, outputs),
+            on_outputs=lambda outputs: self._call_soon(self._process_outputs, outputs),
             on_failure=lambda: self._call_soon(self._cancel_after_engine_failure),
             hang_timeout_s=hang_timeout_s,
             device=heartbeat.device,
@@ -237,7 +237,7 @@ class Worker:
         if self._in_engine.get(sequence.seq_id) is output:
             self._engine.add(sequence)
 
-    def _process_outputs(self, outputs: list[News]) -> None:
+    def _process_outputs(self, outputs: list[StepOutput]) -> None:
         for engine_output in outputs:
             output = self._in_engine.get(engine_output.seq_id)
             if output is None:

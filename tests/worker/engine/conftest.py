@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from llava_worker.engine import ImageSpan, Sampling, Sequence, StepOutput
-from llava_worker.engine.core.encoder_cache import VisionCache
+from llava_worker.engine import ImageSpan, Sequence, StepOutput
+from llava_worker.engine.core.encoder_cache import EncoderCache
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.model.attention.int8_kv_cache import Int8KVCache
@@ -21,6 +21,7 @@ from llava_worker.model.quantization.precision import choose_precision
 from transformers import LlavaForConditionalGeneration
 
 from tests.worker.checkpoints import Prompt, write_checkpoint
+from tests.worker.sampling_params import greedy
 
 CPU = torch.device("cpu")
 
@@ -93,7 +94,7 @@ def make_engine(model: Llava) -> EngineFactory:
             "max_batch_tokens": 16,
         }
         return Engine(
-            runner(over, cache, SdpaBackend(), VisionCache(vision_cache_bytes)), **defaults | options
+            runner(over, cache, SdpaBackend(), EncoderCache(vision_cache_bytes)), **defaults | options
         )
 
     return make
@@ -101,7 +102,7 @@ def make_engine(model: Llava) -> EngineFactory:
 
 @pytest.fixture(scope="session")
 def make_sequence() -> Callable[..., Sequence]:
-    """A sequence for a prompt; ``options`` are fields of Sequence and of Sampling."""
+    """A sequence for a prompt; ``options`` are fields of Sequence and of SamplingParams."""
 
     def make(
         prompt: Prompt,
@@ -118,7 +119,7 @@ def make_sequence() -> Callable[..., Sequence]:
             max_new_tokens=max_new_tokens,
             images=spans_of(prompt),
             pixels=[tile.tobytes() for tile in prompt.pixels],
-            sampling=Sampling(**sampling),
+            sampling=greedy(**sampling),
             output_ids=list(output_ids),
             cache_scope=cache_scope,
         )

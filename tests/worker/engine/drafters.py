@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
 from llava_worker.engine import Sequence
-from llava_worker.engine.speculation.drafter import MOST_DRAFTS, PromptLookup
-from llava_worker.engine.speculation.ngram_index import Lookup
+from llava_worker.engine.speculation.drafter import MAX_DRAFTS, PromptLookupDrafter
+from llava_worker.engine.speculation.ngram_index import NgramIndex
 
 
 class Scripted:
@@ -22,19 +22,19 @@ class Scripted:
         self._lie = lie
         self._vocab_size = vocab_size
 
-    def propose(self, sequence: Sequence, *, most: int, num_rows: int) -> list[int]:
+    def propose(self, sequence: Sequence, *, max_tokens: int, num_rows: int) -> list[int]:
         self.num_rows.append(num_rows)
         start = len(sequence.output_ids)
-        drafts = list(self._answers[sequence.seq_id][start : start + min(most, MOST_DRAFTS)])
+        drafts = list(self._answers[sequence.seq_id][start : start + min(max_tokens, MAX_DRAFTS)])
         if self._lie:
             for place in range(self._lie - 1, len(drafts), self._lie):
                 drafts[place] = (drafts[place] + 1) % self._vocab_size
         return drafts
 
-    def learn(self, sequence: Sequence, *, num_drafted: int, num_accepted: int) -> None:
+    def record_acceptance(self, sequence: Sequence, *, num_drafted: int, num_accepted: int) -> None:
         self.learnt.append((num_drafted, num_accepted))
 
-    def time(self, num_tokens: int, seconds: float) -> None:
+    def record_step_time(self, num_tokens: int, seconds: float) -> None:
         """Nothing depends on it."""
 
 
@@ -43,15 +43,15 @@ class Eager(Scripted):
 
     def __init__(self) -> None:
         super().__init__({})
-        self._lookups: dict[Sequence, Lookup] = {}
+        self._lookups: dict[Sequence, NgramIndex] = {}
 
-    def propose(self, sequence: Sequence, *, most: int, num_rows: int) -> list[int]:
-        lookup = self._lookups.setdefault(sequence, Lookup(sequence))
-        return lookup.propose(min(most, MOST_DRAFTS))
+    def propose(self, sequence: Sequence, *, max_tokens: int, num_rows: int) -> list[int]:
+        lookup = self._lookups.setdefault(sequence, NgramIndex(sequence))
+        return lookup.propose(sequence.output_ids, min(max_tokens, MAX_DRAFTS))
 
 
-class Timeless(PromptLookup):
+class FixedPriceDrafter(PromptLookupDrafter):
     """The real one with the price it starts from, so that no test depends on how busy the machine is."""
 
-    def time(self, num_tokens: int, seconds: float) -> None:
+    def record_step_time(self, num_tokens: int, seconds: float) -> None:
         """Forgotten."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from llava_worker.engine.core.in_flight_step import Flight
+from llava_worker.engine.core.in_flight_step import InFlightStep
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.model.config.model_config import read_config, read_image_config
@@ -33,7 +33,7 @@ class WatchedRunner(ModelRunner):
         self.computed: list[tuple[str, int, torch.Tensor]] = []  # (seq_id, position, [vocab])
         self.kinds: set[str] = set()
 
-    def launch(self, chunks: list[Chunk], **rest: object) -> Flight:
+    def launch(self, chunks: list[Chunk], **rest: object) -> InFlightStep:
         is_long = [chunk.end - chunk.start > 1 for chunk in chunks]
         if any(is_long) and not all(is_long):
             self.kinds.add("mixed")

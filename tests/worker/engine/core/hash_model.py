@@ -14,11 +14,12 @@ from types import MappingProxyType, SimpleNamespace
 import torch
 from llava_worker.engine import Sequence
 from llava_worker.engine.core.block_manager import BlockCopy
-from llava_worker.engine.core.encoder_cache import VisionCache
-from llava_worker.engine.core.in_flight_step import Choice, Flight, StepResult
+from llava_worker.engine.core.encoder_cache import EncoderCache
+from llava_worker.engine.core.in_flight_step import InFlightStep
 from llava_worker.engine.core.scheduler import Chunk
-from llava_worker.engine.core.step_timer import StepClock
-from llava_worker.engine.speculation.speculative_decoding import count_accepted
+from llava_worker.engine.core.step_result import ChunkResult, TokenResult
+from llava_worker.engine.core.step_timer import StepTimer
+from llava_worker.engine.sampling.sampled_tokens import count_accepted
 from llava_worker.model.config.image_grid import PictureLayout
 
 VOCABULARY = 128
@@ -32,7 +33,7 @@ class HashRunner:
         self,
         num_blocks: int,
         block_size: int,
-        vision_cache: VisionCache,
+        encoder_cache: EncoderCache,
         breaks_at: Mapping[str, int | None] = MappingProxyType({}),
     ) -> None:
         """``breaks_at``: at which token of its answer a sequence fails."""
@@ -42,32 +43,32 @@ class HashRunner:
         )
         self.model = SimpleNamespace(config=config)
         self.cache = SimpleNamespace(num_blocks=num_blocks, block_size=block_size)
-        self.vision_cache = vision_cache
+        self.encoder_cache = encoder_cache
         self.num_encoded_images = 0
-        self.clock = StepClock()
+        self.timer = StepTimer()
         self._breaks_at = breaks_at
         self._slots: dict[int, int] = {}
 
-    def copy(self, copies: Items[BlockCopy]) -> None:
+    def copy_blocks(self, copies: Items[BlockCopy]) -> None:
         size = self.cache.block_size
         for copy in copies:
             for row in range(copy.num_rows):
                 self._slots[copy.destination * size + row] = self._slots[copy.source * size + row]
 
-    def launch(self, chunks: list[Chunk], *, after: Flight | None = None) -> Flight:
+    def launch(self, chunks: list[Chunk], *, after: InFlightStep | None = None) -> InFlightStep:
         written: dict[int, int] = {}
         before = (
-            {} if after is None else {each.chunk.sequence: each.choices[0].token_id for each in after.read()}
+            {} if after is None else {each.chunk.sequence: each.tokens[0].token_id for each in after.read()}
         )
         computed = [self._compute(chunk, written, before.get(chunk.sequence)) for chunk in chunks]
         self._slots.update(written)  # only now: no row of a pass reads what another row of it writes
         results = [result for result in computed if result is not None]
-        return Flight(chunks, lambda: results, token_ids=torch.zeros(len(results)))
+        return InFlightStep(chunks, lambda: results, token_ids=torch.zeros(len(results)))
 
-    def forget(self, sequence: Sequence) -> None:
+    def drop_features(self, sequence: Sequence) -> None:
         pass
 
-    def _compute(self, chunk: Chunk, written: dict[int, int], ahead: int | None) -> StepResult | None:
+    def _compute(self, chunk: Chunk, written: dict[int, int], ahead: int | None) -> ChunkResult | None:
         sequence, size = chunk.sequence, self.cache.block_size
         for image in sequence.images_within(chunk.start, chunk.end):
             self._look_at(sequence, image.content)
@@ -90,7 +91,7 @@ class HashRunner:
             self._unless_broken(sequence, index, token_id) for index, token_id in enumerate(chosen, place)
         ]
         num_gained = count_accepted(chunk.drafts, told) + 1
-        return StepResult(chunk, [Choice(token_id) for token_id in told[:num_gained]])
+        return ChunkResult(chunk, [TokenResult(token_id) for token_id in told[:num_gained]])
 
     def _unless_broken(self, sequence: Sequence, index: int, token_id: int) -> int | None:
         breaks_at = self._breaks_at.get(sequence.seq_id)
@@ -98,9 +99,9 @@ class HashRunner:
 
     def _look_at(self, sequence: Sequence, content: str) -> None:
         name = (sequence.cache_scope, content)
-        if self.vision_cache.get(name) is None:
+        if self.encoder_cache.get(name) is None:
             self.num_encoded_images += 1
-            self.vision_cache.put(name, torch.zeros(1))
+            self.encoder_cache.put(name, torch.zeros(1))
 
 
 def names_of(sequence: Sequence) -> list[int]:

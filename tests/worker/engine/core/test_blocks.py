@@ -37,13 +37,13 @@ class BlockMachine(RuleBasedStateMachine):
         digest = digest if len(token_ids) >= 5 else ""
         sequence = sequence_of(token_ids, name=str(self.count), scope=scope, digest=digest)
         num_free = self.blocks.num_free
-        copies = self.blocks.admit(sequence, num_spare=num_spare)
+        copies = self.blocks.allocate(sequence, num_spare=num_spare)
         if copies is None:
             assert sequence.block_table == []
             assert self.blocks.num_free == num_free
             return
         assert self.blocks.num_free >= num_spare
-        assert len(sequence.block_table) == self.blocks.num_needed(sequence.num_tokens)
+        assert len(sequence.block_table) == self.blocks.num_blocks_for(sequence.num_tokens)
         assert sequence.num_computed < sequence.num_tokens
         for copy in copies:
             for row in range(copy.num_rows):
@@ -61,14 +61,14 @@ class BlockMachine(RuleBasedStateMachine):
         for position in range(sequence.num_computed, end):
             self.rows[self.slot(sequence, position)] = chain(sequence, position)
         sequence.num_computed = end
-        self.blocks.publish(sequence)
+        self.blocks.cache_full_blocks(sequence)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), token_id=st.integers(0, 1))
     def grow(self, data: st.DataObject, token_id: int) -> None:
         sequence = data.draw(st.sampled_from(self.live))
         sequence.output_ids.append(token_id)
-        if not self.blocks.grow(sequence):
+        if not self.blocks.append_slots(sequence):
             assert self.blocks.num_free == 0
             sequence.output_ids.pop()
 
@@ -77,7 +77,7 @@ class BlockMachine(RuleBasedStateMachine):
     def try_drafts(self, data: st.DataObject, num_drafts: int, num_spare: int) -> None:
         sequence = data.draw(st.sampled_from(self.live))
         num_held = len(sequence.block_table)
-        if self.blocks.stretch(sequence, num_drafts, num_spare=num_spare):
+        if self.blocks.append_slots(sequence, num_drafts, num_spare=num_spare):
             assert len(sequence.block_table) * self.size >= sequence.num_tokens + num_drafts
             for position in range(sequence.num_tokens, sequence.num_tokens + num_drafts):
                 self.rows[self.slot(sequence, position)] = ("draft",)
@@ -89,8 +89,8 @@ class BlockMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject, has_failed: bool) -> None:
         sequence = data.draw(st.sampled_from(self.live))
         if has_failed:
-            self.blocks.forget(sequence)
-        self.blocks.release(sequence)
+            self.blocks.invalidate(sequence)
+        self.blocks.free(sequence)
         self.live.remove(sequence)
 
     @invariant()
@@ -102,7 +102,7 @@ class BlockMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for sequence in self.live:
-            self.blocks.release(sequence)
+            self.blocks.free(sequence)
         self.blocks.check([])
         assert self.blocks.num_free == self.blocks.num_blocks
 
@@ -129,14 +129,14 @@ def test_what_was_used_least_recently_is_evicted_first_and_from_its_end() -> Non
     remember(blocks, 2, 2, 2, 2)
 
     last = sequence_of([3, 3, 3])  # takes the free block and one more: the end of the older chain
-    blocks.admit(last)
-    blocks.release(last)
+    blocks.allocate(last)
+    blocks.free(last)
 
     for token_ids, num_kept in (([1, 1, 1, 1, 9], 2), ([2, 2, 2, 2, 9], 4)):
         again = sequence_of(token_ids)
-        assert blocks.admit(again) is not None
+        assert blocks.allocate(again) is not None
         assert again.num_computed == num_kept
-        blocks.release(again)
+        blocks.free(again)
 
 
 def test_a_source_that_must_make_room_is_read_before() -> None:
@@ -144,7 +144,7 @@ def test_a_source_that_must_make_room_is_read_before() -> None:
     remember(blocks, 1, 2, 3)
     other = sequence_of([1, 2, 9, 9, 9])  # needs both blocks
 
-    copies = blocks.admit(other)
+    copies = blocks.allocate(other)
 
     assert copies == [BlockCopy(other.block_table[1], other.block_table[0], 2)]
     assert other.num_computed == 2
@@ -157,7 +157,7 @@ def test_a_source_makes_room_last() -> None:
     remember(blocks, 7, 7)
     other = sequence_of([1, 2, 9, 9, 9])
 
-    copies = blocks.admit(other)
+    copies = blocks.allocate(other)
 
     assert copies is not None and len(copies) == 1
     assert sequence_is_known(blocks, [1, 2, 3, 4]) == 3
@@ -166,9 +166,9 @@ def test_a_source_makes_room_last() -> None:
 def sequence_is_known(blocks: BlockManager, token_ids: list[int]) -> int:
     """How many of the tokens would be reused."""
     probe = sequence_of(token_ids, name="probe")
-    assert blocks.admit(probe) is not None
+    assert blocks.allocate(probe) is not None
     num_known = probe.num_computed
-    blocks.release(probe)
+    blocks.free(probe)
     return num_known
 
 
@@ -196,7 +196,7 @@ def taken_from_the_free(blocks: BlockManager, held: Sequence) -> list[Sequence]:
 def test_check_finds_what_is_wrong(damage) -> None:
     blocks = BlockManager(4, 2)
     held = sequence_of([1, 2, 3])
-    blocks.admit(held)
+    blocks.allocate(held)
     blocks.check([held])
 
     with pytest.raises(BlockAccountingError):

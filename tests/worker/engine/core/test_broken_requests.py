@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine import SequenceRefused, StepOutput
+from llava_worker.engine import SequenceRejected, StepOutput
 
 from tests.worker.checkpoints import Prompt, random_prompt
 
@@ -75,7 +75,8 @@ def test_an_answer_that_breaks_in_its_middle_keeps_what_was_said_and_the_neighbo
 
     *before, last = story["broken"]
     assert [output.token_id for output in before] == whole[: whole.index(word) + 1]
-    assert last.error == f"the model's output at token {len(before)} is not a number"
+    assert last.error is not None
+    assert last.error.message == f"the model's output at token {len(before)} is not a number"
     assert tokens(story, *neighbours) == answers
     assert run(engine, [make_sequence(prompt)])["one"] == whole  # healed, and nothing bad was kept
 
@@ -86,7 +87,7 @@ def test_a_picture_gone_bad_breaks_its_own_request_and_is_looked_at_anew_for_the
     prompt = random_prompt(np.random.default_rng(23), num_images=1)
     whole = run(make_engine(), [make_sequence(prompt)])["one"]
     engine = make_engine(num_blocks=128)
-    pictures = engine._runner.vision_cache
+    pictures = engine._runner.encoder_cache
     width = engine._runner.model.config.text_config.hidden_size
     pictures.put(("", prompt.digests[0]), torch.full((4, width), torch.nan))
     for name, each in {"broken": prompt, **neighbours}.items():
@@ -119,7 +120,7 @@ def test_what_is_refused_at_the_door_disturbs_nobody_inside(
     bad = make_sequence(neighbours["a"], seq_id="bad", **change)
     bad.pixels = pixels or bad.pixels
 
-    with pytest.raises(SequenceRefused, match=what):
+    with pytest.raises(SequenceRejected, match=what):
         engine.add(bad)
 
     story = tell(engine)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine import ImageSpan, Sequence, SequenceRefused, StepOutput
+from llava_worker.engine import ImageSpan, Sequence, SequenceRejected, StepOutput
 
 from tests.worker.checkpoints import Prompt, random_prompt
 
@@ -103,9 +103,9 @@ def test_aborting_in_the_queue_or_twice_or_nobody_is_no_error(make_engine, make_
     assert engine.num_sequences == 1
 
 
-@pytest.mark.parametrize("is_overlapping", [False, True])
+@pytest.mark.parametrize("is_async", [False, True])
 def test_a_sequence_that_breaks_ends_alone(
-    make_engine, make_sequence, run, model, prompt, is_overlapping: bool
+    make_engine, make_sequence, run, model, prompt, is_async: bool
 ) -> None:
     rng = np.random.default_rng(8)
     others = [random_prompt(rng, num_images=1) for _ in range(3)]
@@ -114,7 +114,7 @@ def test_a_sequence_that_breaks_ends_alone(
     broken = Prompt([1, 5, poison, 9, 9, 9, 9, 9])
     healthy = model.language_model.embed_tokens.weight[poison].clone()
     model.language_model.embed_tokens.weight[poison] = torch.nan
-    engine = make_engine(num_blocks=40, is_overlapping=is_overlapping)
+    engine = make_engine(num_blocks=40, is_async=is_async)
     try:
         engine.add(make_sequence(broken, seq_id="broken"))
         for index, other in enumerate(others):
@@ -127,7 +127,9 @@ def test_a_sequence_that_breaks_ends_alone(
     finally:
         model.language_model.embed_tokens.weight[poison] = healthy
 
-    assert [output.error for output in answers["broken"]] == ["the model's output at token 0 is not a number"]
+    assert [output.error and output.error.message for output in answers["broken"]] == [
+        "the model's output at token 0 is not a number"
+    ]
     for index, answer in enumerate(expected):
         assert [output.token_id for output in answers[str(index)]] == answer
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
@@ -198,8 +200,8 @@ def test_a_context_larger_than_the_cache_is_refused(make_engine) -> None:
         make_engine(num_blocks=10, block_size=4, context_length=41)
 
 
-def refusal_of(engine, sequence: Sequence) -> SequenceRefused:
-    with pytest.raises(SequenceRefused) as caught:
+def refusal_of(engine, sequence: Sequence) -> SequenceRejected:
+    with pytest.raises(SequenceRejected) as caught:
         engine.add(sequence)
     assert engine.num_sequences == 0
     return caught.value
@@ -208,8 +210,8 @@ def refusal_of(engine, sequence: Sequence) -> SequenceRefused:
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(make_engine, make_sequence) -> None:
     refused = refusal_of(make_engine(context_length=20), make_sequence(Prompt([1] * 20)))
 
-    assert refused.code == "context_length_exceeded"
-    assert "20 tokens" in refused.message
+    assert refused.error.code == "context_length_exceeded"
+    assert "20 tokens" in refused.error.message
 
 
 def test_the_longest_prompt_that_fits_is_answered(make_engine, make_sequence, run) -> None:
@@ -243,8 +245,8 @@ def test_what_would_break_a_step_is_refused(make_engine, change: dict, what: str
 
     refused = refusal_of(make_engine(), Sequence(seq_id="one", **fields | change))
 
-    assert refused.code == "invalid_request"
-    assert re.search(what, refused.message)
+    assert refused.error.code == "invalid_request"
+    assert re.search(what, refused.error.message)
 
 
 @pytest.mark.parametrize(
@@ -258,12 +260,12 @@ def test_what_would_break_a_step_is_refused(make_engine, change: dict, what: str
 def test_impossible_sampling_is_refused(
     make_engine, make_sequence, prompt, sampling: dict, what: str
 ) -> None:
-    assert what in refusal_of(make_engine(), make_sequence(prompt, **sampling)).message
+    assert what in refusal_of(make_engine(), make_sequence(prompt, **sampling)).error.message
 
 
 def test_two_sequences_of_one_name_are_refused(make_engine, make_sequence, prompt) -> None:
     engine = make_engine()
     engine.add(make_sequence(prompt))
 
-    with pytest.raises(SequenceRefused, match="already"):
+    with pytest.raises(SequenceRejected, match="already"):
         engine.add(make_sequence(prompt))

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine import SequenceRefused
-from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine import SequenceRejected
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 
 from tests.worker.checkpoints import (
     LLAVA_INTERLEAVE,
@@ -33,8 +34,15 @@ def test_answers_equal_those_of_transformers_cached_or_not(tmp_path, make_sequen
     reference = write_checkpoint(tmp_path, **options)
     colours = {"image_mean": MEAN.flatten().tolist(), "image_std": STD.flatten().tolist()}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(colours))
-    engine, info = load_engine(
-        tmp_path, precision="fp32", device="cpu", block_size=8, max_batch_tokens=48, kv_cache_bytes=8 << 20
+    engine, info = build_engine(
+        EngineConfig(
+            tmp_path,
+            precision="fp32",
+            device="cpu",
+            block_size=8,
+            max_batch_tokens=48,
+            kv_cache_bytes=8 << 20,
+        )
     )
     pictures = reference_layout(engine)
     rng = np.random.default_rng(4)
@@ -52,7 +60,7 @@ def test_answers_equal_those_of_transformers_cached_or_not(tmp_path, make_sequen
 
 def test_the_same_tiles_of_another_size_are_another_picture(next_model, make_sequence, run) -> None:
     folder, reference = next_model
-    engine, _ = load_engine(folder, precision="fp32", device="cpu", block_size=8)
+    engine, _ = build_engine(EngineConfig(folder, precision="fp32", device="cpu", block_size=8))
     pictures = reference_layout(engine)
     prompt = random_prompt(np.random.default_rng(5), num_images=1, pictures=pictures)
     sizes = [(56, 28), (56, 20)]
@@ -74,7 +82,7 @@ def test_the_same_tiles_of_another_size_are_another_picture(next_model, make_seq
 
 
 def test_a_picture_with_low_detail_is_its_base_view_alone(next_model, make_sequence, run) -> None:
-    engine, _ = load_engine(next_model[0], precision="fp32", device="cpu", block_size=8)
+    engine, _ = build_engine(EngineConfig(next_model[0], precision="fp32", device="cpu", block_size=8))
     pictures = reference_layout(engine)
     prompt = random_prompt(np.random.default_rng(5), num_images=1, pictures=pictures)
     start, length = prompt.image_starts[0], prompt.lengths[0]
@@ -93,16 +101,16 @@ def test_a_picture_with_low_detail_is_its_base_view_alone(next_model, make_seque
 
 
 def test_a_picture_whose_span_does_not_fit_its_size_is_refused(next_model, make_sequence) -> None:
-    engine, _ = load_engine(next_model[0], precision="fp32", device="cpu")
+    engine, _ = build_engine(EngineConfig(next_model[0], precision="fp32", device="cpu"))
     prompt = random_prompt(np.random.default_rng(6), num_images=1, pictures=reference_layout(engine))
     width, height = prompt.sizes[0]
     prompt.sizes = [(height, width * 7)]
 
-    with pytest.raises(SequenceRefused, match="tiles of 28x28 RGB pixels"):
+    with pytest.raises(SequenceRejected, match="tiles of 28x28 RGB pixels"):
         engine.add(make_sequence(prompt))
 
     prompt.sizes = [(0, 5)]
-    with pytest.raises(SequenceRefused, match="a picture of 0x5 pixels"):
+    with pytest.raises(SequenceRejected, match="a picture of 0x5 pixels"):
         engine.add(make_sequence(prompt))
 
 

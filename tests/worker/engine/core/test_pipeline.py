@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import llava_worker
+import msgspec
 import numpy as np
 import pytest
 import torch
 from llava_worker.engine import StepOutput
 from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.engine_thread import EngineThread
 
 from tests.worker.checkpoints import Prompt, random_prompt
@@ -67,7 +69,7 @@ def prompts() -> list[Prompt]:
 
 @pytest.fixture
 def overlapping(make_engine):
-    return lambda **options: make_engine(runner=LoggedRunner, is_overlapping=True, **options)
+    return lambda **options: make_engine(runner=LoggedRunner, is_async=True, **options)
 
 
 def test_a_step_is_launched_before_the_one_before_it_is_read(overlapping, make_sequence, prompts) -> None:
@@ -86,7 +88,7 @@ def test_unless_told_so_an_engine_reads_each_step_before_the_next(
     engine = make_engine(runner=LoggedRunner, max_batch_tokens=64, eos_ids=frozenset())
     told_by(engine, make_sequence(prompts[0], max_new_tokens=3))
 
-    assert not engine.is_overlapping
+    assert not engine.is_async
     assert engine._runner.log == ["launch 0", "read 0", "launch 1", "read 1", "launch 2", "read 2"]
 
 
@@ -128,7 +130,7 @@ def test_nothing_is_ahead_where_the_next_step_depends_on_tokens(overlapping, mak
     engine = overlapping(num_blocks=6, max_batch_tokens=64, eos_ids=frozenset(), drafter=drafter)
     sequence = make_sequence(Prompt([1, 5, 6, 7, 8]), max_new_tokens=LENGTH)
     if why == "a penalty":
-        sequence.sampling = replace(sequence.sampling, repetition_penalty=1.2)
+        sequence.sampling = msgspec.structs.replace(sequence.sampling, repetition_penalty=1.2)
     if why == "an embedding":
         sequence.is_embedding = True
     engine.add(sequence)
@@ -249,7 +251,7 @@ def test_a_step_ahead_without_memory_is_made_after_the_one_before_it(
         return run(make_engine(num_blocks=200, max_batch_tokens=64, **options), sequences)
 
     with caplog.at_level(logging.WARNING):
-        assert answers(runner=ShortRunner, is_overlapping=True) == answers()
+        assert answers(runner=ShortRunner, is_async=True) == answers()
     assert "a step ahead finds no memory" in caplog.text
 
 
@@ -267,7 +269,7 @@ def test_what_a_stopped_thread_told_goes_on_elsewhere_token_for_token(
         if told.qsize() == 3:
             thread._stopped.wait(10.0)
 
-    thread = EngineThread(engine, on_news=take, on_failure=has_failed.set, hang_timeout_s=60.0)
+    thread = EngineThread(engine, on_outputs=take, on_failure=has_failed.set, hang_timeout_s=60.0)
     thread.start()
     thread.add(make_sequence(prompts[0]))
     while told.qsize() < 3 and not has_failed.wait(0.001):
@@ -282,6 +284,8 @@ def test_what_a_stopped_thread_told_goes_on_elsewhere_token_for_token(
 
 
 def test_a_cpu_which_is_host_and_device_in_one_never_launches_ahead() -> None:
-    engine, _ = load_engine(TINY, device="cpu", kv_cache_bytes=32 << 20, is_overlapping=True)
+    engine, _ = build_engine(
+        EngineConfig(TINY, device="cpu", kv_cache_bytes=32 << 20, use_async_scheduling=True)
+    )
 
-    assert not engine.is_overlapping
+    assert not engine.is_async

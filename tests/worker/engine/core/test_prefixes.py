@@ -12,11 +12,11 @@ from tests.worker.engine.core.sequences import compute, remember, sequence_of
 def test_a_known_prompt_is_reused_up_to_its_last_token() -> None:
     blocks = BlockManager(10, 2)
     first = sequence_of([1, 2, 3, 4])
-    blocks.admit(first)
+    blocks.allocate(first)
     compute(blocks, first)
     second = sequence_of([1, 2, 3, 4], name="two")
 
-    copies = blocks.admit(second)
+    copies = blocks.allocate(second)
 
     assert second.num_computed == 3
     assert second.block_table[0] == first.block_table[0]
@@ -38,11 +38,11 @@ def test_a_known_prompt_is_reused_up_to_its_last_token() -> None:
 def test_a_prompt_is_reused_up_to_where_it_differs(other: Sequence, num_shared: int) -> None:
     blocks = BlockManager(10, 4)
     first = sequence_of([1, 2, 3, 4, 5, 6, 7, 8])
-    blocks.admit(first)
+    blocks.allocate(first)
     first.num_computed = 6  # the end of a chunk, in the middle of a block that nobody may share as it is
-    blocks.publish(first)
+    blocks.cache_full_blocks(first)
 
-    blocks.admit(other)
+    blocks.allocate(other)
 
     assert other.num_computed == num_shared
     assert len(set(first.block_table) & set(other.block_table)) == num_shared // 4
@@ -52,12 +52,12 @@ def test_a_prompt_is_reused_up_to_where_it_differs(other: Sequence, num_shared: 
 def test_a_copy_may_end_within_a_picture_if_it_is_the_same(digest: str, num_shared: int) -> None:
     blocks = BlockManager(10, 8)
     first = sequence_of([1, 2, 7, 7, 7, 5], digest="p")
-    blocks.admit(first)
+    blocks.allocate(first)
     first.num_computed = 4
-    blocks.publish(first)
+    blocks.cache_full_blocks(first)
     other = sequence_of([1, 2, 7, 7, 7, 6], digest=digest)
 
-    blocks.admit(other)
+    blocks.allocate(other)
 
     assert other.num_computed == num_shared
 
@@ -65,12 +65,12 @@ def test_a_copy_may_end_within_a_picture_if_it_is_the_same(digest: str, num_shar
 def test_the_middle_of_a_picture_is_not_taken_for_its_beginning() -> None:
     blocks = BlockManager(10, 2)
     first = sequence_of([1, 2, 7, 7, 7, 5], digest="p")
-    blocks.admit(first)
+    blocks.allocate(first)
     compute(blocks, first)
     shifted = sequence_of([1, 2, 7, 7, 7, 5], digest="p", name="two")
     shifted.images = [ImageSpan(1, 4, "p")]
 
-    blocks.admit(shifted)
+    blocks.allocate(shifted)
 
     assert shifted.num_computed == 1
 
@@ -78,15 +78,15 @@ def test_the_middle_of_a_picture_is_not_taken_for_its_beginning() -> None:
 def test_the_unfilled_end_of_an_answer_is_remembered() -> None:
     blocks = BlockManager(10, 4)
     first = sequence_of([1, 2, 3])
-    blocks.admit(first)
+    blocks.allocate(first)
     first.output_ids += [4, 5, 6, 7]
-    blocks.grow(first)
+    blocks.append_slots(first)
     first.num_computed = 6  # the last token was said but never computed
-    blocks.publish(first)
-    blocks.release(first)
+    blocks.cache_full_blocks(first)
+    blocks.free(first)
     second = sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9])
 
-    blocks.admit(second)
+    blocks.allocate(second)
 
     assert second.num_computed == 6
 
@@ -97,7 +97,7 @@ def test_the_longest_of_many_ends_is_found() -> None:
         remember(blocks, 1, *end)
     other = sequence_of([1, 3, 4, 5, 6, 7])
 
-    blocks.admit(other)
+    blocks.allocate(other)
 
     assert other.num_computed == 3
 
@@ -105,13 +105,13 @@ def test_the_longest_of_many_ends_is_found() -> None:
 def test_a_sequence_waits_for_what_another_is_about_to_compute() -> None:
     blocks = BlockManager(20, 4)
     first = sequence_of([1, 2, 3, 4, 5, 6, 7, 8])
-    blocks.admit(first)
+    blocks.allocate(first)
     twin, stranger = sequence_of([1, 2, 3, 4, 5, 9]), sequence_of([1, 2, 9, 4, 5, 9])
     abroad = sequence_of(twin.prompt_ids, scope="other")
     urgent = sequence_of(twin.prompt_ids)
     urgent.priority = 1
 
-    assert [blocks.is_coming(each) for each in (twin, stranger, abroad, urgent)] == [
+    assert [blocks.is_prefix_pending(each) for each in (twin, stranger, abroad, urgent)] == [
         True,
         False,
         False,
@@ -119,66 +119,66 @@ def test_a_sequence_waits_for_what_another_is_about_to_compute() -> None:
     ]
 
     first.num_computed = 4
-    blocks.publish(first)
-    assert not blocks.is_coming(twin)  # a token more would be in vain: not worth a step
+    blocks.cache_full_blocks(first)
+    assert not blocks.is_prefix_pending(twin)  # a token more would be in vain: not worth a step
 
 
 def test_who_knows_half_a_block_already_waits_for_what_comes_after_it() -> None:
     """As where all prompts begin with the same sentence, and some of them go on with the same picture."""
     blocks = BlockManager(20, 4)
     earlier = sequence_of([1, 2, 3, 4, 5, 6, 50])
-    blocks.admit(earlier)
+    blocks.allocate(earlier)
     earlier.num_computed = 7
-    blocks.publish(earlier)
-    blocks.release(earlier)
+    blocks.cache_full_blocks(earlier)
+    blocks.free(earlier)
     first = sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
-    blocks.admit(first)
+    blocks.allocate(first)
     assert first.num_computed == 6
 
-    assert blocks.is_coming(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
-    assert not blocks.is_coming(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 60, 61]))  # one token too few
+    assert blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
+    assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 60, 61]))  # one token too few
     first.num_computed = 10
-    assert not blocks.is_coming(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
+    assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
 
 
 def test_nobody_waits_for_who_went_away() -> None:
     blocks = BlockManager(20, 4)
     first, twin = sequence_of([1, 2, 3, 4, 5]), sequence_of([1, 2, 3, 4, 6])
-    blocks.admit(first)
-    assert blocks.is_coming(twin)
+    blocks.allocate(first)
+    assert blocks.is_prefix_pending(twin)
 
-    blocks.release(first)
+    blocks.free(first)
 
-    assert not blocks.is_coming(twin)
+    assert not blocks.is_prefix_pending(twin)
 
 
 def test_nobody_waits_for_what_is_computed_but_in_doubt() -> None:
     """It is forgotten, so it will not come."""
     blocks = BlockManager(20, 4)
     first, broken = (sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) for _ in range(2))
-    blocks.admit(first)
+    blocks.allocate(first)
     first.num_computed = 8
-    blocks.publish(first)
-    blocks.admit(broken)
+    blocks.cache_full_blocks(first)
+    blocks.allocate(broken)
     assert broken.num_computed == 8
 
-    blocks.forget(broken)
-    blocks.release(broken)
+    blocks.invalidate(broken)
+    blocks.free(broken)
 
-    assert not blocks.is_coming(sequence_of([1, 2, 3, 4, 5]))
+    assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5]))
 
 
 def test_of_a_sequence_in_doubt_not_even_its_last_rows_are_reused() -> None:
     blocks = BlockManager(20, 4)
     broken, again = (sequence_of([1, 2, 3, 4, 5, 6, 7]) for _ in range(2))
-    blocks.admit(broken)
+    blocks.allocate(broken)
     compute(blocks, broken)
 
-    blocks.forget(broken)
-    blocks.release(broken)
+    blocks.invalidate(broken)
+    blocks.free(broken)
     remember(blocks, 1, 2, 3, 4)  # sound again, so what follows it could be found
 
-    blocks.admit(again)
+    blocks.allocate(again)
     assert again.num_computed == 4
 
 
@@ -186,9 +186,9 @@ def test_nothing_is_shared_where_sharing_is_off() -> None:
     blocks = BlockManager(10, 2, is_sharing=False)
     for name in "ab":
         sequence = sequence_of([1, 2, 3, 4, 5], name=name)
-        assert not blocks.is_coming(sequence)
-        blocks.admit(sequence)
+        assert not blocks.is_prefix_pending(sequence)
+        blocks.allocate(sequence)
         assert sequence.num_computed == 0
         compute(blocks, sequence)
         sequence.num_computed = 3
-        blocks.release(sequence)
+        blocks.free(sequence)

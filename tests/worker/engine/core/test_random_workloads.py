@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from llava_worker.engine.core.encoder_cache import VisionCache
+from llava_worker.engine.core.encoder_cache import EncoderCache
 from llava_worker.engine.engine import Engine
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.llava import Llava
@@ -34,11 +34,9 @@ from tests.worker.engine.core.workloads import (
 NUM_HASHED, NUM_COMPUTED = 1000, 120
 
 
-@pytest.mark.parametrize("is_overlapping", [False, True], ids=["", "ahead"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["", "ahead"])
 @pytest.mark.parametrize("seed", range(NUM_HASHED))
-def test_a_workload_without_tensors_keeps_every_token_and_every_block(
-    seed: int, is_overlapping: bool
-) -> None:
+def test_a_workload_without_tensors_keeps_every_token_and_every_block(seed: int, is_async: bool) -> None:
     rng = random.Random(seed)
     questions = make_questions(rng, rng.randint(2, 8))
     arrivals = make_arrivals(rng, questions, rng.randint(4, 16), can_break=True)
@@ -48,9 +46,9 @@ def test_a_workload_without_tensors_keeps_every_token_and_every_block(
         for arrival in arrivals
     }
     traffic = Traffic(arrivals, lambda arrival: answers[arrival.seq_id])
-    vision_cache = VisionCache(rng.choice([0, 8, 1000]))
+    encoder_cache = EncoderCache(rng.choice([0, 8, 1000]))
     breaks_at = {arrival.seq_id: arrival.breaks_at for arrival in arrivals}
-    runner = HashRunner(shape["num_blocks"], shape["block_size"], vision_cache, breaks_at)
+    runner = HashRunner(shape["num_blocks"], shape["block_size"], encoder_cache, breaks_at)
     engine = Engine(
         runner,  # type: ignore[arg-type]
         eos_ids=frozenset({2}),
@@ -59,7 +57,7 @@ def test_a_workload_without_tensors_keeps_every_token_and_every_block(
         max_batch_tokens=shape["max_batch_tokens"],
         is_sharing_prefixes=rng.random() < 0.9,
         drafter=HalfRightDrafter(rng, answers) if rng.random() < 0.3 else None,
-        is_overlapping=is_overlapping,
+        is_async=is_async,
         now=traffic.now,
     )
 
@@ -112,7 +110,7 @@ def test_a_workload_of_a_real_model_keeps_every_token_and_every_block(
         over=micro,
         vision_cache_bytes=rng.choice([0, 300, 1 << 20]),
         drafter=HalfRightDrafter(rng, expected) if rng.random() < 0.3 else None,
-        is_overlapping=seed % 2 == 1,
+        is_async=seed % 2 == 1,
         now=traffic.now,
         **shape,
     )

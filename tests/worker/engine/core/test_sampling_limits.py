@@ -1,9 +1,9 @@
-"""Sampling out of bounds is refused with the field, its value and the limit, and hurts nobody else."""
+"""SamplingParams out of bounds is refused with the field, its value and the limit, and hurts nobody else."""
 
 from __future__ import annotations
 
 import pytest
-from llava_worker.engine import SequenceRefused
+from llava_worker.engine import SequenceRejected
 
 from tests.worker.checkpoints import Prompt
 
@@ -41,10 +41,10 @@ def test_sampling_out_of_bounds_is_refused_and_the_neighbour_answers(
     make_engine, make_sequence, run, sampling: dict, words: str
 ) -> None:
     engine = make_engine()
-    with pytest.raises(SequenceRefused) as refused:
+    with pytest.raises(SequenceRejected) as refused:
         engine.add(make_sequence(PROMPT, seq_id="bad", **sampling))
 
-    assert words in refused.value.message
-    assert refused.value.code == "invalid_request"
-    assert refused.value.param == next(iter(sampling))
+    assert words in refused.value.error.message
+    assert refused.value.error.code == "invalid_request"
+    assert refused.value.error.param == next(iter(sampling))
     assert run(engine, [make_sequence(PROMPT)])["one"]

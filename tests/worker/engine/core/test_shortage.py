@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from llava_wire.messages.event import ErrorCode
 from llava_worker.engine.model_runner import ModelRunner
 
 from tests.worker.checkpoints import Prompt, random_prompt
@@ -75,8 +76,11 @@ def test_who_does_not_fit_alone_fails_alone_with_a_sentence_and_in_the_log(
 
     assert {name: [output.token_id for output in told[name]] for name in others} == wanted
     (failure,) = told["c"]
-    assert failure.error == "the worker's memory is too short for it: try again later, or ask for less"
-    assert failure.error_code == "internal_error"
+    assert failure.error is not None
+    assert (
+        failure.error.message == "the worker's memory is too short for it: try again later, or ask for less"
+    )
+    assert failure.error.code is ErrorCode.INSUFFICIENT_MEMORY
     assert "seq_id=c: a step of it alone finds no memory: CUDA out of memory" in caplog.text
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from llava_worker.engine import ImageSpan, Sequence
-from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 from transformers import LlavaForConditionalGeneration
 
 from tests.worker.checkpoints import Prompt, reference_answer
@@ -35,7 +36,7 @@ def draw_prompt(rng: np.random.Generator, info, *, num_images: int) -> Prompt:
 
 @pytest.fixture(scope="module")
 def loaded():
-    return load_engine(TINY, precision="fp32", device="cpu", kv_cache_bytes=64 << 20)
+    return build_engine(EngineConfig(TINY, precision="fp32", device="cpu", kv_cache_bytes=64 << 20))
 
 
 def test_sixteen_at_once_are_answered_as_transformers_answers_each(loaded) -> None:

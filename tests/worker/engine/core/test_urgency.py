@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from llava_wire.messages.event import ErrorCode
 
 from tests.worker.checkpoints import Prompt, random_prompt
 
@@ -43,8 +44,9 @@ def test_who_is_past_the_deadline_ends_in_the_next_step_and_nobody_else(
     outputs += engine.step()
     engine.check()
     (final,) = [output for output in outputs if output.error is not None]
-    assert (final.seq_id, final.error_code) == ("late", "deadline_exceeded")
-    assert f"after {num_told} tokens" in str(final.error)
+    assert final.seq_id == "late" and final.error is not None
+    assert final.error.code is ErrorCode.DEADLINE_EXCEEDED
+    assert f"after {num_told} tokens" in final.error.message
 
     while engine.num_sequences:
         outputs += engine.step()

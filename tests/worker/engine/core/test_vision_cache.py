@@ -1,22 +1,22 @@
 from __future__ import annotations
 
 import torch
-from llava_worker.engine.core.encoder_cache import VisionCache
+from llava_worker.engine.core.encoder_cache import EncoderCache
 
 FEATURES = torch.zeros(2, 3)  # 24 bytes
 
 
-def names(cache: VisionCache, *digests: str) -> list[bool]:
+def names(cache: EncoderCache, *digests: str) -> list[bool]:
     return [("tenant", digest) in cache for digest in digests]
 
 
-def fill(cache: VisionCache, *digests: str) -> None:
+def fill(cache: EncoderCache, *digests: str) -> None:
     for digest in digests:
         cache.put(("tenant", digest), FEATURES)
 
 
 def test_the_least_recently_used_picture_makes_room() -> None:
-    cache = VisionCache(2 * FEATURES.nbytes)
+    cache = EncoderCache(2 * FEATURES.nbytes)
     fill(cache, "a", "b")
     cache.get(("tenant", "a"))
 
@@ -27,7 +27,7 @@ def test_the_least_recently_used_picture_makes_room() -> None:
 
 
 def test_a_picture_larger_than_the_store_evicts_nobody() -> None:
-    cache = VisionCache(2 * FEATURES.nbytes)
+    cache = EncoderCache(2 * FEATURES.nbytes)
     fill(cache, "a")
 
     cache.put(("tenant", "large"), torch.zeros(100))
@@ -36,7 +36,7 @@ def test_a_picture_larger_than_the_store_evicts_nobody() -> None:
 
 
 def test_a_store_of_no_bytes_keeps_nothing() -> None:
-    cache = VisionCache(0)
+    cache = EncoderCache(0)
     fill(cache, "a")
 
     assert cache.get(("tenant", "a")) is None
@@ -44,7 +44,7 @@ def test_a_store_of_no_bytes_keeps_nothing() -> None:
 
 
 def test_tenants_do_not_see_each_others_pictures() -> None:
-    cache = VisionCache(1000)
+    cache = EncoderCache(1000)
     fill(cache, "a")
 
     assert cache.get(("other", "a")) is None
@@ -52,7 +52,7 @@ def test_tenants_do_not_see_each_others_pictures() -> None:
 
 
 def test_putting_twice_and_dropping_keep_the_count_of_bytes_right() -> None:
-    cache = VisionCache(1000)
+    cache = EncoderCache(1000)
     fill(cache, "a", "a", "b")
     assert cache.num_bytes == 2 * FEATURES.nbytes
 

@@ -11,8 +11,12 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
-from llava_worker.engine import ImageSpan, Sampling, Sequence, StepOutput
+from llava_wire.messages.event import ErrorCode
+from llava_wire.messages.sampling_params import SamplingParams
+from llava_worker.engine import ImageSpan, Sequence, StepOutput
 from llava_worker.engine.engine import Engine
+
+from tests.worker.sampling_params import greedy
 
 IMAGE_TOKEN = 127
 NUM_PICTURE_TOKENS = 4
@@ -27,7 +31,7 @@ class Question:
 
     prompt_ids: tuple[int, ...]
     pictures: tuple[tuple[int, int], ...]  # (start, which)
-    sampling: Sampling
+    sampling: SamplingParams
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def make_questions(rng: random.Random, count: int) -> list[Question]:
         if rng.random() < 0.3:  # another picture or none in the same place
             pictures = [(start, rng.randrange(len(PICTURES))) for start, _ in pictures]
         words += rng.choices(range(3, 8), k=rng.randint(1, 8))
-        sampling = Sampling(temperature=0.9, seed=number) if rng.random() < 0.4 else Sampling()
+        sampling = greedy(temperature=0.9, seed=number) if rng.random() < 0.4 else greedy()
         questions.append(Question(tuple(words), tuple(pictures), sampling))
     return questions
 
@@ -193,11 +197,11 @@ class Traffic:
             assert told == answer[: len(told)], f"{arrival.seq_id} was told other tokens than alone"
             if arrival.seq_id in aborted:
                 assert final is None
-            elif final is not None and final.error_code == "deadline_exceeded" and final.error:
+            elif final is not None and final.error and final.error.code is ErrorCode.DEADLINE_EXCEEDED:
                 assert arrival.deadline_s is not None
             elif arrival.breaks_at is not None and max(arrival.breaks_at, arrival.told) < len(answer):
                 assert final is not None
-                assert (final.error is None, final.error_code) == (False, "internal_error")
+                assert final.error is not None and final.error.code is ErrorCode.INTERNAL_ERROR
                 assert len(told) == max(arrival.breaks_at, arrival.told)
             else:
                 assert final is not None, f"{arrival.seq_id} got lost"
@@ -218,13 +222,13 @@ class HalfRightDrafter:
         self._rng = rng
         self._answers = answers
 
-    def propose(self, sequence: Sequence, *, most: int, num_rows: int) -> list[int]:
+    def propose(self, sequence: Sequence, *, max_tokens: int, num_rows: int) -> list[int]:
         num_known = len(sequence.output_ids)
-        drafts = self._answers[sequence.seq_id][num_known : num_known + min(most, 3)]
+        drafts = self._answers[sequence.seq_id][num_known : num_known + min(max_tokens, 3)]
         return [draft if self._rng.random() < 0.8 else 9 for draft in drafts]
 
-    def learn(self, sequence: Sequence, *, num_drafted: int, num_accepted: int) -> None:
+    def record_acceptance(self, sequence: Sequence, *, num_drafted: int, num_accepted: int) -> None:
         assert 0 <= num_accepted <= num_drafted
 
-    def time(self, num_tokens: int, seconds: float) -> None:
+    def record_step_time(self, num_tokens: int, seconds: float) -> None:
         pass

@@ -13,8 +13,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from llava_worker.engine.startup.build_engine import load_engine
-from llava_worker.engine.startup.checkpoint_paths import choose_device
+from llava_worker.engine.startup.build_engine import build_engine, choose_device
+from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.model.tensor_parallel import RankFailed
 
 from tests.worker.checkpoints import Prompt, random_prompt, write_checkpoint
@@ -81,11 +81,14 @@ def test_an_engine_over_two_ranks_is_loaded_by_one_call(tmp_path: Path) -> None:
     program = (
         "import sys, psutil\n"
         "from llava_worker.engine import Sequence\n"
-        "from llava_worker.engine.startup.build_engine import load_engine\n"
+        "from pathlib import Path\n"
+        "from llava_worker.engine.startup.build_engine import build_engine\n"
+        "from llava_worker.engine.startup.engine_config import EngineConfig\n"
         "answers = []\n"
         "for size in (1, 2):\n"
-        "    engine, info = load_engine(sys.argv[1], device='cpu', precision='fp32', tensor_parallel=size,\n"
-        "                               num_threads=1, kv_cache_bytes=1 << 20)\n"
+        "    config = EngineConfig(Path(sys.argv[1]), device='cpu', precision='fp32', num_threads=1,\n"
+        "                          tensor_parallel_size=size, kv_cache_bytes=1 << 20)\n"
+        "    engine, info = build_engine(config)\n"
         "    engine.add(Sequence(seq_id='a', prompt_ids=[1, 7, 5, 9], max_new_tokens=8))\n"
         "    answers.append([])\n"
         "    while engine.num_sequences:\n"
@@ -102,13 +105,13 @@ def test_an_engine_over_two_ranks_is_loaded_by_one_call(tmp_path: Path) -> None:
 
 def refusal(folder: Path, **options: object) -> str:
     with pytest.raises(ValueError) as refused:
-        load_engine(folder, **{"device": "cpu", "precision": "fp32"} | options)
+        build_engine(EngineConfig(folder, **{"device": "cpu", "precision": "fp32"} | options))
     return str(refused.value)
 
 
 def test_heads_that_do_not_divide_are_refused_with_what_does(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
-    told = refusal(tmp_path, tensor_parallel=3)
+    told = refusal(tmp_path, tensor_parallel_size=3)
     assert "3 does not divide num_attention_heads 4, num_key_value_heads 2, intermediate_size 80" in told
     assert "what fits is tensor_parallel 1, 2" in told
 
@@ -116,7 +119,7 @@ def test_heads_that_do_not_divide_are_refused_with_what_does(tmp_path: Path) -> 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_fewer_bits_are_refused_by_name(tmp_path: Path, precision: str) -> None:
     write_checkpoint(tmp_path)
-    told = refusal(tmp_path, tensor_parallel=2, precision=precision)
+    told = refusal(tmp_path, tensor_parallel_size=2, precision=precision)
     assert told.startswith(
         f"precision {precision} cannot be divided over several ranks: use one of fp32, bf16"
     )

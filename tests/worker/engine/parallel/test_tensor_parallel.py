@@ -55,7 +55,7 @@ def test_every_logit_of_prompts_and_answers_is_that_of_one_process(
 
     whole = load(folder)
     engines = [
-        make_engine(over=model, runner=LoggingRunner, num_blocks=96, is_overlapping=model is pair.model)
+        make_engine(over=model, runner=LoggingRunner, num_blocks=96, is_async=model is pair.model)
         for model in (whole, pair.model)
     ]
     for _ in range(2):

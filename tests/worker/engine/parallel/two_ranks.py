@@ -11,7 +11,7 @@ from llava_worker.engine.core.batch import Batch
 from llava_worker.engine.core.sequence import Sequence
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.engine.parallel.rank_group import RankGroup, Setup
+from llava_worker.engine.parallel.rank_group import RankGroup, RankSetup
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.llava import Llava
 from llava_worker.model.loading.weights import load_weights
@@ -28,7 +28,7 @@ class Pair:
         self, folder: Path, *, precision: str = "fp32", kv_cache_dtype: str = "auto", base: Path | None = None
     ) -> None:
         self.lost = threading.Event()
-        setup = Setup(
+        setup = RankSetup(
             index=0,
             size=2,
             port=0,

@@ -9,7 +9,8 @@ import llava_worker
 import numpy as np
 import pytest
 from llava_worker.engine import ImageSpan, Sequence
-from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 from PIL import Image
 from tiny.conversations import SYSTEM
 from tiny.exam import is_right
@@ -41,8 +42,10 @@ def pixels() -> dict[str, bytes]:
 
 
 def answers(precision: str, pixels: dict[str, bytes], *, at_once: int) -> list[str]:
-    engine, info = load_engine(
-        TINY, precision=precision, device="cpu", kv_cache_bytes=64 << 20, max_num_sequences=at_once
+    engine, info = build_engine(
+        EngineConfig(
+            TINY, precision=precision, device="cpu", kv_cache_bytes=64 << 20, max_num_sequences=at_once
+        )
     )
     assert info.precision == precision
     for index, question in enumerate(QUESTIONS):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from llava_worker.engine import ImageSpan, Sequence, StepOutput
-from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 from numpy.typing import NDArray
 from transformers import LlavaForConditionalGeneration
 
@@ -21,7 +22,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def loaded():
-    return load_engine(TINY, precision="fp32", device="cpu", kv_cache_bytes=64 << 20)
+    return build_engine(EngineConfig(TINY, precision="fp32", device="cpu", kv_cache_bytes=64 << 20))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_pictures_take_no_more_of_a_step_than_its_budget_and_need_no_blocks(load
     for each in tiles:
         engine.add(each)
     assert engine.stats().num_waiting == 8
-    engine._pictures._max_tokens = 3 * info.tokens_per_tile
+    engine._image_embeddings._max_tokens = 3 * info.tokens_per_tile
     assert [output.seq_id for output in engine.step()] == ["p7", "p0", "p1"]
     engine.abort("p2")
     assert [output.seq_id for output in engine.step()] == ["p3", "p4", "p5"]
@@ -135,12 +136,12 @@ def test_a_picture_without_memory_for_several_is_embedded_alone(
     loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, info = loaded
-    monkeypatch.setattr(engine._runner, "embed_pictures", at_most(1, engine._runner.embed_pictures))
+    monkeypatch.setattr(engine._runner, "embed_images", at_most(1, engine._runner.embed_images))
     outputs = told_by(engine, *(picture(f"m{n}", random_tile(40 + n, info), info) for n in range(3)))
     assert all(vector_of(each).any() for each in outputs.values())
-    monkeypatch.setattr(engine._runner, "embed_pictures", at_most(0, engine._runner.embed_pictures))
+    monkeypatch.setattr(engine._runner, "embed_images", at_most(0, engine._runner.embed_images))
     (failed,) = told_by(engine, picture("m3", random_tile(43, info), info))["m3"]
-    assert failed.error is not None and "memory" in failed.error
+    assert failed.error is not None and "memory" in failed.error.message
 
 
 def test_a_picture_whose_features_are_not_numbers_fails_and_is_not_remembered(

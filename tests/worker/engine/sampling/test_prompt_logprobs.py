@@ -102,14 +102,14 @@ def test_one_that_is_preempted_in_mid_prompt_is_told_once(
 ) -> None:
     engine = make_engine(num_blocks=14, max_num_sequences=2, max_batch_tokens=2, eos_ids=frozenset())
     lengths: list[int] = []
-    preempt = engine._scheduler._preempt
+    preempt = engine._scheduler._preempt_last
 
     def watched() -> Sequence:
         victim = preempt()
         lengths.append(len(victim.prompt_logprobs))
         return victim
 
-    monkeypatch.setattr(engine._scheduler, "_preempt", watched)
+    monkeypatch.setattr(engine._scheduler, "_preempt_last", watched)
     first = make_sequence(Prompt(words(4, 1)), seq_id="first", max_new_tokens=30)
     token_ids = words(40)
     outputs = told_by(engine, first, scored(token_ids, "long", max_new_tokens=2))["long"]
@@ -185,5 +185,5 @@ def test_a_prompt_whose_logits_are_not_numbers_fails(
 
     monkeypatch.setattr(engine._runner.model, "logits", spoilt)
     (output,) = told_by(engine, scored(words(12), max_new_tokens=1))["one"]
-    assert output.error is not None and "not a number" in output.error
+    assert output.error is not None and "not a number" in output.error.message
     assert output.prompt_logprobs == ()

@@ -7,11 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine import Sampling
-from llava_worker.engine.sampling.logits_processor import Steering
-from llava_worker.engine.sampling.sampler import Draw, sample
+from llava_wire.messages.sampling_params import SamplingParams
+from llava_worker.engine.sampling.logits_processor import LogitsProcessorState
+from llava_worker.engine.sampling.sampler import SamplingRow, sample
 
 from tests.worker.checkpoints import IMAGE_TOKEN, random_prompt, reference_answer, reference_logits
+from tests.worker.sampling_params import greedy
 
 CHI_SQUARE_LIMIT = 40.5  # 1 - 1e-6 quantile for 7 degrees of freedom
 NUM_DRAWS = 10_000
@@ -54,13 +55,13 @@ CASES: dict[str, dict] = {
 }
 
 
-def reference_probabilities(s: Sampling, prompt: list[int], answer: list[int]) -> np.ndarray:
+def reference_probabilities(s: SamplingParams, prompt: list[int], answer: list[int]) -> np.ndarray:
     """One token after another, as the documentation words it."""
     logits = LOGITS.astype(np.float64)
     for token_id, bias in s.logit_bias:
         logits[token_id] += bias
     if len(answer) < s.min_tokens:
-        for token_id in {*s.stop_token_ids, *([] if s.ignore_eos else [EOS])}:
+        for token_id in end_ids_of(s):
             logits[token_id] = -np.inf
     counts = Counter(answer)
     for token_id in set(prompt + answer):
@@ -82,23 +83,31 @@ def reference_probabilities(s: Sampling, prompt: list[int], answer: list[int]) -
     return p / p.sum()
 
 
-def draws_of(sampling: Sampling, positions: range, answer: list[int] = ANSWER) -> list[Draw]:
+def state_of(sampling: SamplingParams) -> LogitsProcessorState | None:
+    return LogitsProcessorState.create(sampling, PROMPT, end_ids_of(sampling))
+
+
+def end_ids_of(sampling: SamplingParams) -> frozenset[int]:
+    return frozenset({*sampling.stop_token_ids, *([] if sampling.ignore_eos else [EOS])})
+
+
+def draws_of(sampling: SamplingParams, positions: range, answer: list[int] = ANSWER) -> list[SamplingRow]:
     """Draws after ``answer``, with the positions' random numbers."""
-    steering = Steering.of(sampling, PROMPT, [EOS])
-    if steering is not None:
-        steering.advance(answer)
-    return [Draw(sampling, position, steering) for position in positions]
+    state = state_of(sampling)
+    if state is not None:
+        state.update(answer)
+    return [SamplingRow(sampling, position, state) for position in positions]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_draws_follow_the_reference(name: str) -> None:
-    sampling = Sampling(**({"temperature": 0.9} | CASES[name]))
+    sampling = greedy(**({"temperature": 0.9} | CASES[name]))
     expected = reference_probabilities(sampling, PROMPT, ANSWER) * NUM_DRAWS
-    steering = Steering.of(sampling, PROMPT, [EOS])
-    if steering is not None:
-        steering.advance(ANSWER)
+    state = state_of(sampling)
+    if state is not None:
+        state.update(ANSWER)
     draws = [
-        Draw(Sampling(**({"temperature": 0.9, "seed": seed} | CASES[name])), len(ANSWER), steering)
+        SamplingRow(greedy(**({"temperature": 0.9, "seed": seed} | CASES[name])), len(ANSWER), state)
         for seed in range(NUM_DRAWS)
     ]
 
@@ -112,7 +121,7 @@ def test_draws_follow_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_row_is_chosen_as_if_it_were_alone(temperature: float) -> None:
-    samplings = [Sampling(temperature=temperature, seed=3, **case) for case in CASES.values()]
+    samplings = [greedy(temperature=temperature, seed=3, **case) for case in CASES.values()]
     logits = torch.from_numpy(LOGITS).expand(len(samplings), -1)
     draws = [draws_of(sampling, range(4, 5))[0] for sampling in samplings]
 
@@ -123,19 +132,22 @@ def test_a_row_is_chosen_as_if_it_were_alone(temperature: float) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_counting_token_by_token_equals_counting_at_once(name: str) -> None:
-    sampling = Sampling(**CASES[name])
+    sampling = greedy(**CASES[name])
     answer = np.random.default_rng(0).integers(0, 500, 300).tolist()
-    grown, whole = Steering.of(sampling, PROMPT, [EOS]), Steering.of(sampling, PROMPT, [EOS])
+    grown, whole = (
+        state_of(sampling),
+        state_of(sampling),
+    )
     if grown is None or whole is None:
         assert not {"repetition", "presence", "frequency", "bias"} & set(name.split())
         return
     for length in range(len(answer) + 1):
-        grown.advance(answer[:length])
-    whole.advance(answer)
+        grown.update(answer[:length])
+    whole.update(answer)
 
     seen = dict(zip(grown.ids.tolist(), grown.counts.tolist(), strict=True))
     assert seen == dict(zip(whole.ids.tolist(), whole.counts.tolist(), strict=True))
-    if grown.is_penalising:
+    if grown.has_penalties:
         assert {token_id: count for token_id, count in seen.items() if count} == Counter(answer)
 
 
@@ -153,7 +165,7 @@ def test_counting_token_by_token_equals_counting_at_once(name: str) -> None:
 )
 def test_extremes_stay_numbers(extreme: dict) -> None:
     logits = torch.from_numpy(LOGITS)[None].clone()
-    token_id = int(sample(logits, draws_of(Sampling(**extreme), range(4, 5))))
+    token_id = int(sample(logits, draws_of(greedy(**extreme), range(4, 5))))
 
     assert 0 <= token_id < len(LOGITS)
     assert not logits.isnan().any()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from llava_worker.engine import Sampling
+from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.engine.sampling.top_k_top_p import truncate
+
+from tests.worker.sampling_params import greedy
 
 VOCAB = 3000  # more than are looked at first
 CASES = [
@@ -25,7 +27,7 @@ CASES = [
 ]
 
 
-def reference(probabilities: torch.Tensor, s: Sampling) -> torch.Tensor:
+def reference(probabilities: torch.Tensor, s: SamplingParams) -> torch.Tensor:
     kept = probabilities.clone()
     kept[kept < s.min_p * kept.max()] = 0
     order = kept.argsort(descending=True, stable=True).tolist()
@@ -43,7 +45,7 @@ def reference(probabilities: torch.Tensor, s: Sampling) -> torch.Tensor:
 def test_rows_keep_what_the_reference_keeps(spread: float) -> None:
     logits = torch.randn(len(CASES), VOCAB, generator=torch.Generator().manual_seed(3)) * spread
     probabilities = logits.double().softmax(-1)
-    samplings = [Sampling(**case) for case in CASES]
+    samplings = [greedy(**case) for case in CASES]
 
     together = truncate(probabilities.clone(), samplings)
 
@@ -56,4 +58,4 @@ def test_rows_keep_what_the_reference_keeps(spread: float) -> None:
 def test_equals_of_the_last_one_kept_are_kept() -> None:
     probabilities = torch.tensor([[0.1, 0.3, 0.3, 0.3]]).double()
 
-    assert (truncate(probabilities, [Sampling(top_k=1)]) > 0).tolist() == [[False, True, True, True]]
+    assert (truncate(probabilities, [greedy(top_k=1)]) > 0).tolist() == [[False, True, True, True]]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llava_worker.engine import ImageSpan, Sampling, Sequence
-from llava_worker.engine.sampling.logits_processor import Steering
-from llava_worker.engine.speculation.drafter import MOST_DRAFTS, PromptLookup, StepCost
-from llava_worker.engine.speculation.ngram_index import Lookup
-from llava_worker.engine.speculation.speculative_decoding import count_accepted, is_draftable
+from llava_worker.engine import ImageSpan, Sequence
+from llava_worker.engine.sampling.sampled_tokens import count_accepted
+from llava_worker.engine.speculation.cost_model import StepCost
+from llava_worker.engine.speculation.drafter import MAX_DRAFTS, PromptLookupDrafter
+from llava_worker.engine.speculation.ngram_index import NgramIndex
+from llava_worker.engine.speculation.speculative_decoding import is_draftable
+
+from tests.worker.sampling_params import greedy
 
 
 def sequence_of(
@@ -21,12 +24,12 @@ def sequence_of(
         output_ids=list(answer),
         max_new_tokens=10_000,
         images=list(images),
-        sampling=Sampling(**sampling),
+        sampling=greedy(**sampling),
     )
 
 
 def guess(prompt: list[int], answer: list[int] = (), *images: ImageSpan, most: int = 4) -> list[int]:
-    return Lookup(sequence_of(prompt, answer, *images)).propose(most)
+    return NgramIndex(sequence_of(prompt, answer, *images)).propose(list(answer), most)
 
 
 def test_what_followed_the_last_two_words_before_is_guessed() -> None:
@@ -71,11 +74,13 @@ def test_pictures_neither_match_nor_are_guessed() -> None:
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(0, 60), st.integers(1, 8))
 def test_growing_word_by_word_guesses_as_a_plain_search_does(words: list[int], cut: int, most: int) -> None:
     sequence = sequence_of(words[:cut])
-    lookup = Lookup(sequence)
+    lookup = NgramIndex(sequence)
     for token_id in [None, *words[cut:]]:
         if token_id is not None:
             sequence.output_ids.append(token_id)
-        assert lookup.propose(most) == searched(sequence.prompt_ids + sequence.output_ids, most)
+        assert lookup.propose(sequence.output_ids, most) == searched(
+            sequence.prompt_ids + sequence.output_ids, most
+        )
 
 
 def searched(words: list[int], most: int) -> list[int]:
@@ -131,7 +136,6 @@ def test_what_is_kept_is_what_choosing_one_by_one_gives(drafts: list[int], seed:
 )
 def test_only_penalties_which_count_words_forbid_guessing(sampling: dict, expected: bool) -> None:
     sequence = sequence_of([1, 2, 3], **sampling)
-    sequence.steering = Steering.of(sequence.sampling, sequence.prompt_ids, [2])
 
     assert is_draftable(sequence) is expected
 
@@ -139,19 +143,19 @@ def test_only_penalties_which_count_words_forbid_guessing(sampling: dict, expect
 REPEATING = [1, *range(10, 20)] * 3
 
 
-def num_drafts(policy: PromptLookup, sequence: Sequence, *, num_rows: int = 1) -> int:
-    return len(policy.propose(sequence, most=MOST_DRAFTS, num_rows=num_rows))
+def num_drafts(policy: PromptLookupDrafter, sequence: Sequence, *, num_rows: int = 1) -> int:
+    return len(policy.propose(sequence, max_tokens=MAX_DRAFTS, num_rows=num_rows))
 
 
-def feed(policy: PromptLookup, *, base: float, each: float, sizes: range = range(1, 17)) -> None:
+def feed(policy: PromptLookupDrafter, *, base: float, each: float, sizes: range = range(1, 17)) -> None:
     for size in [*sizes] * 4:
-        policy.time(size, base + each * size)
+        policy.record_step_time(size, base + each * size)
 
 
 @pytest.mark.parametrize(
     ("base", "each", "num_rows", "expected"),
     [
-        (1.0, 0.01, 1, MOST_DRAFTS),  # reading weights is all: drafts are nearly free
+        (1.0, 0.01, 1, MAX_DRAFTS),  # reading weights is all: drafts are nearly free
         (1.0, 0.2, 1, 3),
         (0.0, 1.0, 1, 0),  # arithmetic is all
         (1.0, 0.02, 64, 0),  # one more row would be nothing to one stream, but sixty-four fill the machine
@@ -160,56 +164,58 @@ def feed(policy: PromptLookup, *, base: float, each: float, sizes: range = range
 def test_drafts_are_made_while_they_are_worth_their_time(
     base: float, each: float, num_rows: int, expected: int
 ) -> None:
-    policy = PromptLookup()
+    policy = PromptLookupDrafter()
     feed(policy, base=base, each=each)
 
     assert num_drafts(policy, sequence_of(REPEATING), num_rows=num_rows) == pytest.approx(expected, abs=1)
 
 
 def test_luck_makes_guesses_longer_and_bad_luck_shorter() -> None:
-    policy = PromptLookup()
+    policy = PromptLookupDrafter()
     lucky, unlucky = sequence_of(REPEATING), sequence_of(REPEATING)
     first = num_drafts(policy, lucky), num_drafts(policy, unlucky)
     for _ in range(6):
-        policy.learn(lucky, num_drafted=4, num_accepted=4)
-        policy.learn(unlucky, num_drafted=4, num_accepted=1)
+        policy.record_acceptance(lucky, num_drafted=4, num_accepted=4)
+        policy.record_acceptance(unlucky, num_drafted=4, num_accepted=1)
 
     assert num_drafts(policy, unlucky) < first[1] <= first[0] < num_drafts(policy, lucky)
 
 
-def drafting_lengths(policy: PromptLookup, *, is_right: bool, num_tokens: int = 400) -> list[int]:
+def drafting_lengths(policy: PromptLookupDrafter, *, is_right: bool, num_tokens: int = 400) -> list[int]:
     """Where in a long answer drafts are made, if they are always right or never."""
     sequence = sequence_of(REPEATING)
     lengths = []
     while len(sequence.output_ids) < num_tokens:
-        drafts = policy.propose(sequence, most=MOST_DRAFTS, num_rows=1)
+        drafts = policy.propose(sequence, max_tokens=MAX_DRAFTS, num_rows=1)
         sequence.output_ids += REPEATING[:1]  # what is in the answer does not matter here
         sequence.output_ids += REPEATING[1:3]
         if drafts:
             lengths.append(len(sequence.output_ids))
-            policy.learn(sequence, num_drafted=len(drafts), num_accepted=len(drafts) if is_right else 0)
+            policy.record_acceptance(
+                sequence, num_drafted=len(drafts), num_accepted=len(drafts) if is_right else 0
+            )
     return lengths
 
 
 def test_misses_in_a_row_double_the_pause() -> None:
-    missing = drafting_lengths(PromptLookup(), is_right=False)
+    missing = drafting_lengths(PromptLookupDrafter(), is_right=False)
     pauses = [after - before for before, after in zip(missing, missing[1:], strict=False)]
 
     assert pauses == sorted(pauses) and 64 <= pauses[-1] < 64 + 6
     assert len(missing) < 15  # of a hundred and thirty-three steps
-    assert len(drafting_lengths(PromptLookup(), is_right=True)) > 130
+    assert len(drafting_lengths(PromptLookupDrafter(), is_right=True)) > 130
 
 
 def test_one_right_draft_ends_the_pauses() -> None:
-    policy, sequence = PromptLookup(), sequence_of(REPEATING)
+    policy, sequence = PromptLookupDrafter(), sequence_of(REPEATING)
     for _ in range(5):
         num_drafts(policy, sequence)
-        policy.learn(sequence, num_drafted=1, num_accepted=0)
+        policy.record_acceptance(sequence, num_drafted=1, num_accepted=0)
     assert num_drafts(policy, sequence) == 0
     sequence.output_ids += REPEATING[:32]
     assert num_drafts(policy, sequence) > 0
 
-    policy.learn(sequence, num_drafted=1, num_accepted=1)
+    policy.record_acceptance(sequence, num_drafted=1, num_accepted=1)
 
     assert num_drafts(policy, sequence) > 0
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llava_worker.engine.speculation.drafter import Drafter
 
 from tests.worker.checkpoints import Prompt, random_prompt
-from tests.worker.engine.drafters import Eager, Scripted, Timeless
+from tests.worker.engine.drafters import Eager, FixedPriceDrafter, Scripted
 
 LENGTH = 24  # of an answer, in tokens
 FEW_WORDS = ((40, 100.0), (41, 100.0), (42, 100.0))  # an answer of these soon repeats itself
@@ -66,7 +66,7 @@ DRAFTERS: dict[str, Callable[[Answers], Drafter]] = {
     "oracle": oracle,
     "half a liar": liar(2),
     "lookup": lambda _: Eager(),
-    "real": lambda _: Timeless(),
+    "real": lambda _: FixedPriceDrafter(),
 }
 
 
@@ -181,7 +181,12 @@ def test_random_traffic_keeps_every_answer_and_every_block(
     longest = max(len(prompt.token_ids) for prompt in prompts) + LENGTH
     block_size = int(rng.integers(1, 7))
     names = {f"{which}.{n}": answer for which, answer in enumerate(alone) for n in range(30)}
-    drafters = [Scripted(names), *(Scripted(names, lie=every) for every in (1, 2, 3)), Eager(), Timeless()]
+    drafters = [
+        Scripted(names),
+        *(Scripted(names, lie=every) for every in (1, 2, 3)),
+        Eager(),
+        FixedPriceDrafter(),
+    ]
     engine = make_engine(
         num_blocks=int(rng.integers(longest, 2 * longest)) // block_size + 1,
         block_size=block_size,

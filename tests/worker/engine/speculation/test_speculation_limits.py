@@ -12,13 +12,13 @@ from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.engine import Sequence
 from llava_worker.engine.core.block_manager import BlockManager
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
-from llava_worker.engine.speculation.drafter import MOST_DRAFTS
-from llava_worker.engine.speculation.speculative_decoding import MOST_IN_STEP, Speculation
+from llava_worker.engine.speculation.drafter import MAX_DRAFTS
+from llava_worker.engine.speculation.speculative_decoding import MAX_DRAFTS_PER_STEP, SpeculativeDecoding
 from llava_worker.job_output import JobOutput
 from llava_worker.language.tokenizer import ByteTokenizer
 
 from tests.worker.checkpoints import Prompt, random_prompt
-from tests.worker.engine.drafters import Scripted, Timeless
+from tests.worker.engine.drafters import FixedPriceDrafter, Scripted
 
 LENGTH = 20
 
@@ -93,16 +93,16 @@ class Timed(Scripted):
         super().__init__(*answers)
         self.times: list[tuple[int, bool]] = []
 
-    def time(self, num_tokens: int, seconds: float) -> None:
+    def record_step_time(self, num_tokens: int, seconds: float) -> None:
         self.times.append((num_tokens, seconds > 0))
 
 
-@pytest.mark.parametrize("is_overlapping", [False, True])
+@pytest.mark.parametrize("is_async", [False, True])
 def test_the_drafter_learns_how_long_each_step_took_that_only_decodes(
-    make_engine, make_sequence, prompt, answer, is_overlapping: bool
+    make_engine, make_sequence, prompt, answer, is_async: bool
 ) -> None:
     drafter = Timed({"one": answer[:9]})  # and no drafts after that
-    engine = make_engine(eos_ids=frozenset(), drafter=drafter, is_overlapping=is_overlapping)
+    engine = make_engine(eos_ids=frozenset(), drafter=drafter, is_async=is_async)
     outputs_of(engine, make_sequence(prompt, max_new_tokens=LENGTH))
 
     assert drafter.times == [(9, True)] + [(1, True)] * (LENGTH - 10)
@@ -145,7 +145,7 @@ class Decoding:
         options = {"max_batch_tokens": 64} | limits
         self.scheduler = Scheduler(self.blocks, max_num_sequences=10, **options)
         self.drafter = Scripted({str(n): [5] * 90 for n in range(count)})
-        self.speculation = Speculation(self.drafter, self.blocks, context_length=400, **options)
+        self.speculation = SpeculativeDecoding(self.drafter, self.blocks, context_length=400, **options)
         for n in range(count):
             self.add(str(n), 8 - num_left - 1)
         for chunk in self.scheduler.schedule().chunks:
@@ -157,7 +157,7 @@ class Decoding:
 
     def step(self) -> list[Chunk]:
         num_spare = len(self.scheduler.running)
-        chunks = self.speculation.extend(self.scheduler.schedule().chunks, num_spare=num_spare)
+        chunks = self.speculation.add_drafts(self.scheduler.schedule().chunks, num_spare=num_spare)
         self.blocks.check(self.scheduler)
         for chunk in chunks:
             assert len(chunk.sequence.block_table) * 4 >= chunk.end + len(chunk.drafts)
@@ -171,12 +171,12 @@ def lengths(chunks: list[Chunk]) -> list[int]:
 def test_everybody_gets_drafts_where_there_is_room() -> None:
     decoding = Decoding(2)
 
-    assert lengths(decoding.step()) == [MOST_DRAFTS] * 2
+    assert lengths(decoding.step()) == [MAX_DRAFTS] * 2
     assert decoding.drafter.num_rows == [2, 2]
 
 
 def test_a_step_takes_so_many_drafts_and_no_more() -> None:
-    assert sum(lengths(Decoding(10, num_blocks=200, max_batch_tokens=500).step())) == MOST_IN_STEP
+    assert sum(lengths(Decoding(10, num_blocks=200, max_batch_tokens=500).step())) == MAX_DRAFTS_PER_STEP
 
 
 def test_drafts_take_what_prompts_leave() -> None:
@@ -194,8 +194,8 @@ def test_nobody_drafts_into_the_last_blocks_but_into_their_own() -> None:
     # Each holds two blocks; drafts could take one or two more, but two must stay free for the two.
     assert lengths(Decoding(2, num_blocks=6, num_left=3).step()) == [3, 3]
     assert lengths(Decoding(2, num_blocks=6).step()) == [0, 0]
-    assert lengths(Decoding(2, num_blocks=9, num_left=3).step()) == [MOST_DRAFTS, 3]
-    assert lengths(Decoding(2, num_blocks=10).step()) == [MOST_DRAFTS] * 2
+    assert lengths(Decoding(2, num_blocks=9, num_left=3).step()) == [MAX_DRAFTS, 3]
+    assert lengths(Decoding(2, num_blocks=10).step()) == [MAX_DRAFTS] * 2
 
 
 @pytest.mark.parametrize("lie", [None, 1, 3])
@@ -231,7 +231,8 @@ def test_where_the_model_breaks_after_a_right_draft_the_answer_ends_alone_and_wi
 
     *given, error = [output for output in outputs if output.seq_id == "one"]
     assert [output.token_id for output in given] == answer[: len(given)]
-    assert error.error == f"the model's output at token {len(given)} is not a number"
+    assert error.error is not None
+    assert error.error.message == f"the model's output at token {len(given)} is not a number"
     assert [output.token_id for output in outputs if output.seq_id == "other"] == expected
 
 
@@ -239,7 +240,7 @@ def test_an_answer_that_repeats_itself_is_drafted_and_one_that_does_not_is_let_a
     make_engine, make_sequence, prompt
 ) -> None:
     def stats_of(**sampling: object):
-        engine = make_engine(drafter=Timeless(), eos_ids=frozenset(), max_batch_tokens=64)
+        engine = make_engine(drafter=FixedPriceDrafter(), eos_ids=frozenset(), max_batch_tokens=64)
         outputs_of(engine, make_sequence(prompt, max_new_tokens=200, **sampling))
         return engine.stats()
 

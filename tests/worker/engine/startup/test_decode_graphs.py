@@ -28,14 +28,14 @@ class RecordedRunner(ModelRunner):
 
     num_replayed = 0
 
-    def __init__(self, model, cache, backend, vision_cache) -> None:
+    def __init__(self, model, cache, backend, encoder_cache) -> None:
         backend = PagedBackend(DefinitionKernel())
         context = cache.num_blocks * cache.block_size
         graphs = DecodeGraphs(
             model, cache, backend, record_as_call, max_rows=MAX_ROWS, context_length=context
         )
         graphs.record_all()
-        super().__init__(model, cache, backend, vision_cache)
+        super().__init__(model, cache, backend, encoder_cache)
         self.graphs = graphs
 
     def _replay(self, batch):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from llava_worker.engine.startup.build_engine import CheckpointError, load_engine
+from llava_worker.engine.startup.build_engine import CheckpointError, build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 
 from tests.worker.checkpoints import Prompt, random_prompt
 from tests.worker.layouts import write_original
@@ -20,7 +21,7 @@ def folder(checkpoint, tmp_path: Path) -> Path:
 
 
 def test_a_folder_becomes_an_engine_and_what_the_outside_must_know(folder: Path, make_sequence, run) -> None:
-    engine, info = load_engine(folder, precision="fp32", device="cpu")
+    engine, info = build_engine(EngineConfig(folder, precision="fp32", device="cpu"))
 
     assert (info.name, info.precision, info.device) == ("my-llava", "fp32", "cpu")
     assert (info.image_side, info.tokens_per_tile, info.image_token_id) == (28, 4, 127)
@@ -30,7 +31,7 @@ def test_a_folder_becomes_an_engine_and_what_the_outside_must_know(folder: Path,
 
 
 def test_half_precision_answers_too(folder: Path, make_sequence, run) -> None:
-    engine, info = load_engine(folder, precision="bf16", device="cpu")
+    engine, info = build_engine(EngineConfig(folder, precision="bf16", device="cpu"))
 
     assert info.precision == "bf16"
     assert len(run(engine, [make_sequence(Prompt([1, 5, 6]), ignore_eos=True)])["one"]) == 12
@@ -40,7 +41,7 @@ def test_half_precision_answers_too(folder: Path, make_sequence, run) -> None:
 def test_answers_are_guessed_ahead_unless_told_otherwise(
     folder: Path, make_sequence, run, is_speculating: bool
 ) -> None:
-    engine, _ = load_engine(folder, precision="fp32", is_speculating=is_speculating)
+    engine, _ = build_engine(EngineConfig(folder, precision="fp32", use_speculation=is_speculating))
     answer = run(engine, [make_sequence(Prompt([1, 5, 6]), logit_bias=((40, 100.0),))])["one"]
 
     assert answer == [40] * 12
@@ -51,7 +52,7 @@ def test_pictures_are_cropped_where_the_checkpoint_says_so(folder: Path) -> None
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"do_pad": False, "image_mean": [0.5, 0.5, 0.5]})
     )
-    _, info = load_engine(folder, precision="fp32")
+    _, info = build_engine(EngineConfig(folder, precision="fp32"))
 
     assert (info.fit, info.background) == ("crop", (127, 127, 127))
 
@@ -60,7 +61,9 @@ def test_a_small_cache_shortens_the_context_and_says_so(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bytes_per_token = 2 * 2 * 2 * 12 * 4  # layers, keys and values, heads, head size, fp32
-    engine, info = load_engine(folder, precision="fp32", kv_cache_bytes=100 * bytes_per_token, block_size=16)
+    engine, info = build_engine(
+        EngineConfig(folder, precision="fp32", kv_cache_bytes=100 * bytes_per_token, block_size=16)
+    )
 
     assert info.context_length == engine.context_length == 96
     assert "less than the model's context of 256" in caplog.text
@@ -68,17 +71,17 @@ def test_a_small_cache_shortens_the_context_and_says_so(
 
 def test_a_cache_without_room_for_a_picture_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="the KV cache may take 1000 bytes"):
-        load_engine(folder, precision="fp32", kv_cache_bytes=1000)
+        build_engine(EngineConfig(folder, precision="fp32", kv_cache_bytes=1000))
 
 
 def test_an_unknown_device_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="device is 'abacus'"):
-        load_engine(folder, device="abacus")
+        build_engine(EngineConfig(folder, device="abacus"))
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
-        load_engine(tmp_path)
+        build_engine(EngineConfig(tmp_path))
 
 
 def test_the_original_s_layout_and_a_tower_apart_answer_as_llava_hf_s_does(
@@ -91,12 +94,9 @@ def test_the_original_s_layout_and_a_tower_apart_answer_as_llava_hf_s_does(
     prompt = random_prompt(np.random.default_rng(8), num_images=2)
     told: list[tuple[int, int, int]] = []
 
-    theirs, _ = load_engine(folder, precision="fp32", device="cpu")
-    ours, info = load_engine(
-        original,
-        precision="fp32",
-        device="cpu",
-        vision_tower=tower,
+    theirs, _ = build_engine(EngineConfig(folder, precision="fp32", device="cpu"))
+    ours, info = build_engine(
+        EngineConfig(original, precision="fp32", device="cpu", vision_tower=tower),
         on_progress=lambda *numbers: told.append(numbers),
     )
 
@@ -112,4 +112,4 @@ def test_a_model_too_large_for_the_machine_is_refused_before_its_weights_are_loo
     (folder / "model.safetensors").unlink()
 
     with pytest.raises(ValueError, match="GiB free: nothing fits"):
-        load_engine(folder, precision="fp32", device="cpu")
+        build_engine(EngineConfig(folder, precision="fp32", device="cpu"))

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine.core.kv_cache_size import CacheShape, plan_cache, settle_cache
-from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine.core.kv_cache_size import CacheShape, fit_cache, plan_cache
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.engine.startup.warmup import StepMemory, WarmupError, warm_up
 from llava_worker.model.attention.base import AttentionBackend, AttentionPlan, PackedRows
 from llava_worker.model.attention.kv_cache import KVCache
@@ -106,7 +107,9 @@ def test_answers_are_the_same_with_and_without_warm_up(model: Llava, make_engine
 
 
 def test_an_engine_fresh_from_loading_looks_as_if_nothing_had_happened(checkpoint) -> None:
-    engine, info = load_engine(checkpoint[0], precision="fp32", device="cpu", kv_cache_bytes=1 << 20)
+    engine, info = build_engine(
+        EngineConfig(checkpoint[0], precision="fp32", device="cpu", kv_cache_bytes=1 << 20)
+    )
     stats = engine.stats()
 
     engine.check()
@@ -145,16 +148,16 @@ def test_a_model_whose_output_is_no_number_is_warned_about(
 def test_the_cache_gets_what_the_largest_step_leaves(model: Llava, caplog: pytest.LogCaptureFixture) -> None:
     planned = plan(model)
     with caplog.at_level(logging.WARNING):
-        assert settle_cache(planned, model.config, left_bytes=None) == planned
-        assert settle_cache(planned, model.config, left_bytes=planned.num_bytes) == planned
+        assert fit_cache(planned, model.config, left_bytes=None) == planned
+        assert fit_cache(planned, model.config, left_bytes=planned.num_bytes) == planned
     assert not caplog.text
 
-    less = settle_cache(planned, model.config, left_bytes=planned.num_bytes // 2)
+    less = fit_cache(planned, model.config, left_bytes=planned.num_bytes // 2)
 
     assert planned.num_bytes // 2 - planned.bytes_per_block < less.num_bytes <= planned.num_bytes // 2
     assert "that is what the largest step leaves" in caplog.text
     with pytest.raises(MemoryShort, match=r"leave 0 bytes to the KV cache, room for 0 tokens.* at least \d+"):
-        settle_cache(planned, model.config, left_bytes=-5)
+        fit_cache(planned, model.config, left_bytes=-5)
 
 
 def test_a_cache_whose_memory_is_gone_is_a_sentence(model: Llava) -> None:

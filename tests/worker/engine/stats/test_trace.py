@@ -104,7 +104,7 @@ def sequences(make_sequence):
 def make_traced(make_engine, path: Path):
     def make(**options: Any) -> TracedEngine:
         engine = make_engine(eos_ids=frozenset(), **options)
-        return TracedEngine(engine, StepTrace(TraceFile(path), process="test"), engine.clock)
+        return TracedEngine(engine, StepTrace(TraceFile(path), process="test"), engine.timer)
 
     return make
 

@@ -12,9 +12,10 @@ from typing import Any
 import jsonschema
 import llava_worker
 import torch
+from llava_wire.messages.event import JobError
 from llava_worker.engine import Sequence, StepOutput
 from llava_worker.engine.engine import Engine
-from llava_worker.engine.structured_output.grammar_cache import Grammars
+from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 from llava_worker.language.detokenizer import Detokenizer
 from llava_worker.language.hf_tokenizer import HFTokenizer
 from llava_worker.model.config.model_config import read_config, read_image_config
@@ -97,7 +98,7 @@ class Answer:
         return self.outputs[-1].finish
 
     @property
-    def error(self) -> str | None:
+    def error(self) -> JobError | None:
         return self.outputs[-1].error
 
 
@@ -117,7 +118,7 @@ def answers_of(engine: Engine, sequences: Iterable[Sequence]) -> dict[str, Answe
     return answers
 
 
-def open_grammars(vocabulary: Vocabulary, **options: Any) -> Grammars:
-    return Grammars(
+def open_grammars(vocabulary: Vocabulary, **options: Any) -> GrammarCache:
+    return GrammarCache(
         lambda: vocabulary.tokens, [EOS_ID], begins_with_space=vocabulary.strips_leading_space, **options
     )

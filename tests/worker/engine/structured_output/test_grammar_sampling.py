@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine import Sequence, SequenceRefused
-from llava_worker.engine.sampling.grammar_bitmask import MaskMaker
+from llava_wire.messages.event import ErrorCode
+from llava_worker.engine import Sequence, SequenceRejected
+from llava_worker.engine.sampling.grammar_bitmask import BitmaskBuilder
 from llava_worker.engine.speculation.speculative_decoding import is_draftable
-from llava_worker.engine.structured_output.grammar_cache import Grammars
+from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 from llava_worker.model.llava import Llava
 
 from tests.worker.checkpoints import random_prompt
@@ -32,7 +33,7 @@ def vocabulary() -> Vocabulary:
 
 
 @pytest.fixture(scope="module")
-def grammars(vocabulary: Vocabulary) -> Iterator[Grammars]:
+def grammars(vocabulary: Vocabulary) -> Iterator[GrammarCache]:
     opened = open_grammars(vocabulary, timeout_s=60.0)
     yield opened
     opened.close()
@@ -45,9 +46,12 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Llava:
 
 @pytest.fixture
 def ask(
-    wide_model: Llava, grammars: Grammars, make_engine: EngineFactory, make_sequence: Callable[..., Sequence]
+    wide_model: Llava,
+    grammars: GrammarCache,
+    make_engine: EngineFactory,
+    make_sequence: Callable[..., Sequence],
 ) -> Callable[..., Answer]:
-    """One answer to an expression; ``options`` are fields of Sequence and Sampling."""
+    """One answer to an expression; ``options`` are fields of Sequence and SamplingParams."""
 
     def ask(pattern: str, *neighbours: Sequence, **options: object) -> Answer:
         sequence = make_sequence(random_prompt(np.random.default_rng(3), num_images=1), **options)
@@ -138,12 +142,12 @@ def test_logprobs_are_the_models_own_before_the_grammar(ask: Callable[..., Answe
 
 
 def test_going_on_past_the_end_does_not_go_with_a_grammar(ask: Callable[..., Answer]) -> None:
-    with pytest.raises(SequenceRefused, match="ignore_eos"):
+    with pytest.raises(SequenceRejected, match="ignore_eos"):
         ask("ab", ignore_eos=True)
 
 
 def test_a_sequence_with_a_grammar_gets_no_drafts(
-    grammars: Grammars, make_sequence: Callable[..., Sequence]
+    grammars: GrammarCache, make_sequence: Callable[..., Sequence]
 ) -> None:
     sequence = make_sequence(random_prompt(np.random.default_rng(0), num_images=0))
     assert is_draftable(sequence)
@@ -157,7 +161,7 @@ def test_a_grammar_that_fails_in_mid_answer_ends_that_answer_alone(
     vocabulary: Vocabulary,
     make_engine: EngineFactory,
     make_sequence: Callable[..., Sequence],
-    grammars: Grammars,
+    grammars: GrammarCache,
 ) -> None:
     rng = np.random.default_rng(4)
     prompts = {name: random_prompt(rng, num_images=1) for name in ("free", "held")}
@@ -172,22 +176,23 @@ def test_a_grammar_that_fails_in_mid_answer_ends_that_answer_alone(
     undisturbed = answers_of(make_engine(over=wide_model), neighbours())
     beside = answers_of(make_engine(over=wide_model), [*neighbours(), broken])
     assert beside["broken"].error is not None
-    assert beside["broken"].outputs[-1].error_code == "invalid_request"
+    assert beside["broken"].error is not None
+    assert beside["broken"].error.code is ErrorCode.INVALID_REQUEST
     for name in prompts:
         assert beside[name].token_ids == undisturbed[name].token_ids
         assert beside[name].error is None
 
 
-def test_masks_touch_their_own_rows_only(
-    grammars: Grammars, vocabulary: Vocabulary, make_sequence: Callable[..., Sequence]
+def test_bitmask_touch_their_own_rows_only(
+    grammars: GrammarCache, vocabulary: Vocabulary, make_sequence: Callable[..., Sequence]
 ) -> None:
     prompt = random_prompt(np.random.default_rng(0), num_images=0)
     free, held = make_sequence(prompt), make_sequence(prompt, output_ids=vocabulary.ids(" "))
-    held.matcher = grammars.compile("regex", "[ab]{2}").start()
+    held.grammar = grammars.compile("regex", "[ab]{2}")
     logits = torch.zeros(3, VOCAB_SIZE)
-    masks = MaskMaker().begin([free, held, free], VOCAB_SIZE)
-    assert masks is not None and masks.apply(logits) == {}
+    bitmask = BitmaskBuilder().start([free, held, free], VOCAB_SIZE)
+    assert bitmask is not None and bitmask.apply(logits) == {}
     assert not logits[0].any() and not logits[2].any()
     texts = {vocabulary.tokens[index] for index in (logits[1] == 0).nonzero()[:, 0].tolist()}
     assert {b"a", b"b"} <= texts <= {b"a", b"b", b"aa", b"ab", b"ba", b"bb"}
-    assert MaskMaker().begin([free], VOCAB_SIZE) is None
+    assert BitmaskBuilder().start([free], VOCAB_SIZE) is None

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from llava_worker.engine.structured_output.grammar_cache import Grammars
-from llava_worker.engine.structured_output.to_lark import GrammarRefused
+from llava_worker.engine.structured_output.grammar_cache import GrammarCache
+from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar
 
 from tests.worker.engine.structured_output.grammar_kit import Vocabulary, open_grammars
 from tests.worker.engine.structured_output.test_grammar import takes
@@ -30,7 +30,7 @@ def vocabulary() -> Vocabulary:
 
 
 @pytest.fixture(scope="module")
-def grammars(vocabulary: Vocabulary) -> Iterator[Grammars]:
+def grammars(vocabulary: Vocabulary) -> Iterator[GrammarCache]:
     opened = open_grammars(vocabulary, timeout_s=60.0)
     yield opened
     opened.close()
@@ -64,25 +64,25 @@ ANSWERS = {
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_an_answer_is_a_text_or_calls_and_nothing_between(
-    grammars: Grammars, vocabulary: Vocabulary, answer: str
+    grammars: GrammarCache, vocabulary: Vocabulary, answer: str
 ) -> None:
     found = tuple(takes(grammars, vocabulary, "tools", tools(c), answer) for c in ("auto", "required"))
     assert found == ANSWERS[answer]
 
 
-def test_one_call_where_several_are_not_wanted(grammars: Grammars, vocabulary: Vocabulary) -> None:
+def test_one_call_where_several_are_not_wanted(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
     one = tools("named", is_parallel=False)
     assert takes(grammars, vocabulary, "tools", one, PARIS)
     assert not takes(grammars, vocabulary, "tools", one, f"{PARIS}\n{NOW}")
 
 
-def test_sixteen_calls_are_the_most(grammars: Grammars, vocabulary: Vocabulary) -> None:
+def test_sixteen_calls_are_the_most(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
     many = tools("required")
     assert takes(grammars, vocabulary, "tools", many, "\n".join([NOW] * 16))
     assert not takes(grammars, vocabulary, "tools", many, "\n".join([NOW] * 17))
 
 
-def test_a_schema_that_cannot_be_kept_to_is_refused(grammars: Grammars) -> None:
+def test_a_schema_that_cannot_be_kept_to_is_refused(grammars: GrammarCache) -> None:
     odd = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"uniqueItems": True}}}}
-    with pytest.raises(GrammarRefused, match="uniqueItems"):
+    with pytest.raises(UnsupportedGrammar, match="uniqueItems"):
         grammars.compile("tools", tools("auto", functions=[odd]))

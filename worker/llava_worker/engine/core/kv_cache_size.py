@@ -1,4 +1,4 @@
-"""How large the KV cache is: planned before the model is loaded, settled once its largest step is known."""
+"""The size of the KV cache: planned before the model is loaded, reduced to what the largest step leaves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llava_worker.model.config.model_config import ModelConfig
 from llava_worker.model.memory_budget import MemoryShort, available_bytes
 from llava_worker.model.quantization.precision import Precision
 
-__all__ = ["KV_CACHE_DTYPES", "CacheShape", "plan_cache", "settle_cache"]
+__all__ = ["KV_CACHE_DTYPES", "CacheShape", "plan_cache", "fit_cache"]
 
 KV_CACHE_DTYPES: dict[str, type[ExactKVCache] | type[Int8KVCache]] = {
     "auto": ExactKVCache,
@@ -133,7 +133,7 @@ def _usual_bytes(device: torch.device, free_bytes: int | None, *, context_bytes:
     return min(share, max(CPU_BYTES, context_bytes)) if device.type == "cpu" else share
 
 
-def settle_cache(planned: CacheShape, config: ModelConfig, *, left_bytes: int | None) -> CacheShape:
+def fit_cache(planned: CacheShape, config: ModelConfig, *, left_bytes: int | None) -> CacheShape:
     """The planned cache, or less of it where ``left_bytes`` beside everything else are not enough.
 
     None is room for all. Raises MemoryShort if not even one picture fits.

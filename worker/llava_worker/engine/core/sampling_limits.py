@@ -1,6 +1,6 @@
-"""What sampling may be asked for: numbers in range, tokens of the vocabulary.
+"""Bounds of the sampling parameters: numbers in range, tokens in the vocabulary.
 
-The server checks the same bounds at its door; these hold whoever wrote the job.
+The server checks the same bounds first; these apply to jobs from any source.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llava_worker.engine.core.sequence import Sampling, SequenceRefused
+from llava_wire.messages.event import ErrorCode, JobError
+from llava_wire.messages.sampling_params import SamplingParams
+
+from llava_worker.engine.core.sequence import SequenceRejected
 
 __all__ = ["SamplingLimits"]
 
@@ -20,31 +23,31 @@ MAX_LOGPROBS = 20
 
 @dataclass(frozen=True, slots=True)
 class SamplingLimits:
-    """What the model's vocabulary allows."""
+    """The bounds for one model's vocabulary."""
 
     vocab_size: int
     num_eos_ids: int = 1
 
-    def check(self, sampling: Sampling) -> None:
-        """Raises SequenceRefused with the field, its value and the limit. NaN is in no range."""
-        _within("temperature", sampling.temperature, 0, math.inf)
-        _within("top_p", sampling.top_p, 0, 1)
-        _within("min_p", sampling.min_p, 0, 1)
-        _within("presence_penalty", sampling.presence_penalty, -2, 2)
-        _within("frequency_penalty", sampling.frequency_penalty, -2, 2)
-        _within("repetition_penalty", sampling.repetition_penalty, 0, 2)
+    def check(self, sampling: SamplingParams) -> None:
+        """Raises SequenceRejected with the field, its value and the limit. NaN is in no range."""
+        _require_range("temperature", sampling.temperature, 0, math.inf)
+        _require_range("top_p", sampling.top_p, 0, 1)
+        _require_range("min_p", sampling.min_p, 0, 1)
+        _require_range("presence_penalty", sampling.presence_penalty, -2, 2)
+        _require_range("frequency_penalty", sampling.frequency_penalty, -2, 2)
+        _require_range("repetition_penalty", sampling.repetition_penalty, 0, 2)
         if sampling.repetition_penalty == 0:
             raise _invalid("repetition_penalty", "is 0; it must be greater than 0")
-        _within("top_k", sampling.top_k, 0, math.inf)
-        _within("min_tokens", sampling.min_tokens, 0, math.inf)
+        _require_range("top_k", sampling.top_k, 0, math.inf)
+        _require_range("min_tokens", sampling.min_tokens, 0, math.inf)
         self._check_tokens(sampling)
 
-    def _check_tokens(self, sampling: Sampling) -> None:
-        _at_most("logit_bias", len(sampling.logit_bias), MAX_LOGIT_BIASES)
-        _at_most("stop_token_ids", len(sampling.stop_token_ids), MAX_STOP_TOKENS)
-        _within("num_logprobs", sampling.num_logprobs or 0, 0, MAX_LOGPROBS)
+    def _check_tokens(self, sampling: SamplingParams) -> None:
+        _require_at_most("logit_bias", len(sampling.logit_bias), MAX_LOGIT_BIASES)
+        _require_at_most("stop_token_ids", len(sampling.stop_token_ids), MAX_STOP_TOKENS)
+        _require_range("num_logprobs", sampling.num_logprobs or 0, 0, MAX_LOGPROBS)
         for token_id, bias in sampling.logit_bias:
-            _within("logit_bias", bias, -100, 100, of=f" of token {token_id}")
+            _require_range("logit_bias", bias, -100, 100, part=f" of token {token_id}")
         self._check_ids("logit_bias", (token_id for token_id, _ in sampling.logit_bias))
         self._check_ids("stop_token_ids", sampling.stop_token_ids)
         if sampling.min_tokens and len(sampling.stop_token_ids) + self.num_eos_ids >= self.vocab_size:
@@ -57,18 +60,20 @@ class SamplingLimits:
                 raise _invalid(name, f"names token {token_id}; {limit}")
 
 
-def _within(name: str, value: float, least: float, most: float, *, of: str = "") -> None:
-    """``most`` may be infinity, which is itself out of range."""
-    if not (least <= value <= most and value < math.inf):
-        allowed = f"{least:g} or a larger number" if most == math.inf else f"from {least:g} to {most:g}"
-        raise _invalid(name, f"is {value}; it must be {allowed}", of=of)
+def _require_range(name: str, value: float, minimum: float, maximum: float, *, part: str = "") -> None:
+    """``maximum`` may be infinity, which is itself out of range."""
+    if not (minimum <= value <= maximum and value < math.inf):
+        allowed = (
+            f"{minimum:g} or a larger number" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
+        )
+        raise _invalid(name, f"is {value}; it must be {allowed}", part=part)
 
 
-def _at_most(name: str, count: int, limit: int) -> None:
+def _require_at_most(name: str, count: int, limit: int) -> None:
     if count > limit:
         raise _invalid(name, f"has {count} entries; the limit is {limit}")
 
 
-def _invalid(name: str, what: str, *, of: str = "") -> SequenceRefused:
-    """``of`` says which part of the field it is."""
-    return SequenceRefused("invalid_request", f"{name}{of} {what}", param=name)
+def _invalid(name: str, problem: str, *, part: str = "") -> SequenceRejected:
+    """``part`` names the part of the field."""
+    return SequenceRejected(JobError(ErrorCode.INVALID_REQUEST, f"{name}{part} {problem}", name))

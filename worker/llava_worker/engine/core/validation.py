@@ -1,29 +1,31 @@
-"""The one check of a sequence, before the engine takes it: behind it nobody looks again.
+"""The validation of a sequence before the engine takes it.
 
-What would break a packed forward pass, and with it the neighbours, is refused here with a sentence.
+Rejects whatever would break a packed forward pass, and with it the other sequences of the batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llava_wire.messages.event import ErrorCode, JobError
+
 from llava_worker.engine.core.sampling_limits import SamplingLimits
-from llava_worker.engine.core.sequence import ImageSpan, Pixels, Sequence, SequenceRefused
+from llava_worker.engine.core.sequence import ImageSpan, Pixels, Sequence, SequenceRejected
 from llava_worker.model.config.image_grid import PictureLayout
 
-__all__ = ["Admission"]
+__all__ = ["SequenceValidator"]
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
-    """What the model and its caches can take."""
+class SequenceValidator:
+    """The limits of one model and its caches."""
 
     context_length: int
     sampling: SamplingLimits
-    pictures: PictureLayout
+    images: PictureLayout
 
     def check(self, sequence: Sequence) -> None:
-        """Raises SequenceRefused for a sequence that can't be computed."""
+        """Raises SequenceRejected for a sequence that cannot be computed."""
         self._check_tokens(sequence)
         self.sampling.check(sequence.sampling)
         if sequence.grammar is not None and sequence.sampling.ignore_eos:
@@ -36,17 +38,17 @@ class Admission:
                 raise _invalid(
                     f"picture {image.digest} stands at [{image.start}, {image.end}), which is taken"
                 )
-            self._check_picture(image, pixels)
+            self._check_image(image, pixels)
             end = image.end
 
     def _check_tokens(self, sequence: Sequence) -> None:
         num_prompt, num_images = len(sequence.prompt_ids), len(sequence.images)
         if num_prompt >= self.context_length:
-            raise SequenceRefused(
-                "context_length_exceeded",
+            message = (
                 f"the prompt has {num_prompt} tokens with {num_images} pictures and the model takes "
-                f"{self.context_length} with the answer: shorten the text or send fewer pictures",
+                f"{self.context_length} with the answer: shorten the text or send fewer pictures"
             )
+            raise SequenceRejected(JobError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message))
         if num_prompt == 0:
             raise _invalid("the prompt is empty")
         if sequence.max_new_tokens < 0:
@@ -55,10 +57,10 @@ class Admission:
         if min(token_ids) < 0 or max(token_ids) >= self.sampling.vocab_size:
             raise _invalid(f"a token id lies outside of the vocabulary of {self.sampling.vocab_size}")
 
-    def _check_picture(self, image: ImageSpan, pixels: Pixels) -> None:
-        num_bytes, side = memoryview(pixels).nbytes, self.pictures.side
+    def _check_image(self, image: ImageSpan, pixels: Pixels) -> None:
+        num_bytes, side = memoryview(pixels).nbytes, self.images.side
         try:
-            plan = self.pictures.plan(image.width, image.height)
+            plan = self.images.plan(image.width, image.height)
         except ValueError as error:
             raise _invalid(f"picture {image.digest}: {error}") from error
         if num_bytes != plan.num_tiles * side**2 * 3 or image.length != plan.num_tokens:
@@ -68,5 +70,5 @@ class Admission:
             )
 
 
-def _invalid(message: str) -> SequenceRefused:
-    return SequenceRefused("invalid_request", message)
+def _invalid(message: str) -> SequenceRejected:
+    return SequenceRejected(JobError(ErrorCode.INVALID_REQUEST, message))
