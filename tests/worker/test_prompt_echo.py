@@ -78,7 +78,7 @@ def test_resumed_output_does_not_repeat_the_prompt() -> None:
     assignment = assign(log=b"ab")
     event = first_event(JobOutput(assignment, ByteTokenizer()), token(ord("c")))
     assert (event.offset, event.prompt) == (2, ())
-    assert not make_sequence(assignment, PROMPT, context_length=99).owes_prompt_logprobs
+    assert not make_sequence(assignment, PROMPT, context_length=99).needs_prompt_logprobs
 
 
 def test_space_added_by_the_tokenizer_is_not_part_of_the_prompt() -> None:
