@@ -12,7 +12,7 @@ from llava_worker.gpu_health import describe_gpu_health, parse_faults, parse_xid
 
 from tests.machine_speed import scaled
 
-# An A100 with a row that is pending to be remapped, as published with its Xid 63, and fields of newer drivers.
+# An A100 with a row that waits to be remapped, as published with its Xid 63, and fields of newer drivers.
 FAULTY = """
 ==============NVSMI LOG==============
 
@@ -71,7 +71,7 @@ KERNEL_LOG = """[  12.1] NVRM: loading NVIDIA UNIX x86_64 Kernel Module
 
 
 def test_faults_are_reported_with_their_gpu() -> None:
-    """Uncorrected errors since the last start, and a pending reset or remap. Corrected errors are no fault."""
+    """Faults are uncorrected errors since the last start, and a pending reset or remap."""
     assert list(parse_faults(FAULTY)) == [
         "GPU 00000000:10:1C.0 Remapped Rows: Pending Yes",
         "GPU 00000000:10:1D.0 Volatile: SRAM Uncorrectable SEC-DED 2",
