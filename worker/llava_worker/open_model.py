@@ -28,7 +28,7 @@ from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.prompt_formats import ChatTemplateError
 from llava_worker.language.templates import choose_template
 from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer, TokenizerError
-from llava_worker.load_progress import LoadProgress, Progress
+from llava_worker.load_progress import LoadProgress, ProgressCallback
 from llava_worker.settings import Settings
 from llava_worker.telemetry.step_timeline import TracedEngine, open_trace
 
@@ -77,7 +77,7 @@ class Model:
     grammars: GrammarCache | None = None  # None: answers freely only
 
 
-def open_model(settings: Settings, *, on_progress: Progress | None = None) -> Model:
+def open_model(settings: Settings, *, on_progress: ProgressCallback | None = None) -> Model:
     """Load what ``settings.model`` names. Takes as long as the weights do. Raises StartupError."""
     if settings.model == "echo":
         return _open_echo(settings)
@@ -105,7 +105,7 @@ def _open_echo(settings: Settings) -> Model:
     return _assemble(_traced(engine, settings, name), tokenizer, prompts, _ECHO_SPEC, label)
 
 
-def _open_folder(folder: Path, settings: Settings, on_progress: Progress) -> Model:
+def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback) -> Model:
     began = time.monotonic()
     from llava_worker.engine.startup.build_engine import CheckpointError, build_engine
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache

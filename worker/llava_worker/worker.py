@@ -102,6 +102,11 @@ class Worker:
         self._scope: CancelScope | None = None
         self._grammar_tasks: TaskGroup | None = None
 
+    @property
+    def job_ids(self) -> list[str]:
+        """The jobs that this worker holds."""
+        return list(self._outputs)
+
     def drain(self, *, is_model_switch: bool = False) -> None:
         """Stop pulling, give unfinished jobs back, let ``run`` return. Call it in the event loop's thread.
 
@@ -187,7 +192,7 @@ class Worker:
             for assignment in assignments:
                 await self._start_job(assignment)
             if time.monotonic() >= next_reconcile:
-                for job_id in await self._consumer.reconcile(list(self._outputs)):
+                for job_id in await self._consumer.reconcile(self.job_ids):
                     self._drop(job_id)
                 next_reconcile = time.monotonic() + _RECONCILE_S
 

@@ -1,4 +1,4 @@
-"""A picture's whole way: cut as the worker's ImageSpec says, placed in the prompt, taken by the engine."""
+"""An image from the server's preprocessing through the prompt to the engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from llava_server.images.resize import resize
-from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.engine import Sequence
 from llava_worker.engine.startup.build_engine import build_engine
@@ -16,13 +15,14 @@ from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.templates import CONVERSATION_TEMPLATES
 from llava_worker.language.tokenizer import ByteTokenizer
+from llava_worker.open_model import image_spec
 from PIL import Image
 
 from tests.worker.checkpoints import IMAGE_TOKEN, LLAVA_INTERLEAVE, NEXT, write_checkpoint
 
 
 class AsciiTokenizer(ByteTokenizer):
-    """Ids below 128, as the random checkpoints have them."""
+    """Token ids below 128, as in the random checkpoints."""
 
     bos_token_id = 1
     eos_token_id = 2
@@ -31,7 +31,7 @@ class AsciiTokenizer(ByteTokenizer):
 
 @pytest.mark.parametrize("size", [(200, 60), (60, 200), (31, 30), (2, 2), (500, 3)])
 @pytest.mark.parametrize("kind", [{}, NEXT, LLAVA_INTERLEAVE], ids=["1.5", "1.6", "interleave"])
-def test_what_the_server_cuts_the_engine_takes(
+def test_image_preprocessed_by_the_server_is_accepted_by_the_engine(
     kind: dict[str, Any], size: tuple[int, int], tmp_path: Path
 ) -> None:
     write_checkpoint(tmp_path, **kind)
@@ -41,16 +41,15 @@ def test_what_the_server_cuts_the_engine_takes(
     engine, info = build_engine(
         EngineConfig(tmp_path, precision="fp32", device="cpu", kv_cache_bytes=1 << 20)
     )
-    spec = ImageSpec(
-        side=info.image_side,
-        fit=info.fit,
-        background=info.background,
-        tokens_per_tile=info.tokens_per_tile,
-        grid=info.grid,
-    )
+    spec = image_spec(info)
     assert spec.fit == ("squash" if kind is LLAVA_INTERLEAVE else "anyres" if kind is NEXT else "pad")
-    picture = Image.new("RGB", size, "teal")
-    tiles = resize(picture, side=spec.side, mode=spec.fit, background=spec.background, grid=spec.grid)
+    tiles = resize(
+        Image.new("RGB", size, "teal"),
+        side=spec.side,
+        mode=spec.fit,
+        background=spec.background,
+        grid=spec.grid,
+    )
     num_tiles = tiles.height // spec.side
     image = ImageRef(digest="p", num_tiles=num_tiles, side=spec.side, width=size[0], height=size[1])
     builder = PromptBuilder(

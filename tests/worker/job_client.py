@@ -1,4 +1,4 @@
-"""A controller without HTTP, for tests: submits jobs, follows their events, reaps the dead."""
+"""A controller without HTTP: submits jobs, collects their events and reaps expired workers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from llava_wire.messages.sampling_params import SamplingParams
 
 from tests.waiting import async_wait_until
 
-REAP_S = 0.2
+REAP_INTERVAL_S = 0.2
 
 
 @dataclass
-class Asker:
-    """``events`` by job, in order, without doubles or gaps."""
+class JobClient:
+    """``events`` has the events of each job in order, without duplicates or gaps."""
 
     producer: JobProducer
     model: str = "echo"
@@ -30,13 +30,13 @@ class Asker:
     events: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
-    async def ask(
+    async def submit(
         self, *parts: str | ImageRef, pixels: dict[str, bytes] | None = None, **sampling: Any
     ) -> str:
-        """Submit one user message; the job's id."""
-        return await self.ask_messages([Message("user", parts)], pixels=pixels, **sampling)
+        """Submit one user message. Return the job's id."""
+        return await self.submit_messages([Message("user", parts)], pixels=pixels, **sampling)
 
-    async def ask_messages(
+    async def submit_messages(
         self,
         messages: Sequence[Message],
         *,
@@ -72,25 +72,32 @@ class Asker:
     def final(self, job_id: str) -> Final | None:
         return self.events[job_id][-1].final if self.events[job_id] else None
 
-    async def end(self, job_id: str, timeout_s: float = 30.0) -> Final:
-        """How the job ended, once it has."""
-        await async_wait_until(lambda: self.final(job_id) is not None, timeout_s=timeout_s)
-        final = self.final(job_id)
-        assert final is not None
-        return final
+    async def wait_for_tokens(self, job_id: str, num_tokens: int) -> None:
+        """Wait until the job has exactly so many tokens."""
+        await async_wait_until(lambda: len(self.token_ids(job_id)) == num_tokens)
 
-    async def answer(self, job_id: str, timeout_s: float = 30.0) -> str:
-        await self.end(job_id, timeout_s)
+    async def wait_for_final(self, job_id: str, timeout_s: float = 30.0) -> Final:
+        return await async_wait_until(lambda: self.final(job_id), timeout_s=timeout_s)
+
+    async def wait_for_text(self, job_id: str) -> str:
+        """Wait for the end of the job. Return its whole text."""
+        await self.wait_for_final(job_id)
         return self.text(job_id)
+
+    async def complete(self, *parts: str | ImageRef, **sampling: Any) -> str:
+        """Submit one user message and wait for the response. Return its text."""
+        return await self.wait_for_text(await self.submit(*parts, **sampling))
 
 
 @asynccontextmanager
-async def asking(url: str, *, model: str = "echo", lease_s: float = 1.0) -> AsyncIterator[Asker]:
+async def connect_job_client(
+    url: str, *, model: str = "echo", lease_s: float = 1.0
+) -> AsyncIterator[JobClient]:
     producer = await JobProducer.connect(url, lease_s=lease_s)
-    asker = Asker(producer, model)
-    tasks = [asyncio.create_task(_follow(asker)), asyncio.create_task(_reap(producer))]
+    client = JobClient(producer, model)
+    tasks = [asyncio.create_task(_collect_events(client)), asyncio.create_task(_reap(producer))]
     try:
-        yield asker
+        yield client
     finally:
         for task in tasks:
             task.cancel()
@@ -98,13 +105,13 @@ async def asking(url: str, *, model: str = "echo", lease_s: float = 1.0) -> Asyn
         await producer.aclose()
 
 
-async def _follow(asker: Asker) -> None:
-    async for batch in asker.producer.follow():
+async def _collect_events(client: JobClient) -> None:
+    async for batch in client.producer.follow():
         for job_id, event in batch:
-            asker.events[job_id].append(event)
+            client.events[job_id].append(event)
 
 
 async def _reap(producer: JobProducer) -> None:
     while True:
         await producer.reap()
-        await asyncio.sleep(REAP_S)
+        await asyncio.sleep(REAP_INTERVAL_S)
