@@ -43,11 +43,15 @@ async def answers(client: JobClient) -> list[str]:
         picture = ImageRef(digest=f"p{number}", num_tiles=1, side=SIDE, width=SIDE, height=SIDE)
         parts = (picture, question)
         pixels = {picture.digest: tile}
-        jobs.append(await client.submit(*parts, pixels=pixels, max_tokens=24, temperature=0.0, ignore_eos=True))
+        jobs.append(
+            await client.submit(*parts, pixels=pixels, max_tokens=24, temperature=0.0, ignore_eos=True)
+        )
     return [await client.wait_for_text(job) for job in jobs]
 
 
-async def test_its_answers_are_those_of_a_single_process(client: JobClient, start_worker: StartWorker) -> None:
+async def test_its_answers_are_those_of_a_single_process(
+    client: JobClient, start_worker: StartWorker
+) -> None:
     whole = await start_worker(**WHOLE).ready()
     expected = await answers(client)
     whole.send(signal.SIGTERM)

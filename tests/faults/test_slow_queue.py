@@ -18,8 +18,8 @@ from llava_worker.worker import Worker
 
 from tests.faults.proxy import FaultProxy
 from tests.waiting import async_wait_until
-from tests.worker.job_client import JobClient, connect_job_client
 from tests.wire.redis_server import running_redis
+from tests.worker.job_client import JobClient, connect_job_client
 
 pytestmark = pytest.mark.anyio
 

@@ -59,8 +59,8 @@ class RunningHost:
         issued = await self.sender.send(self.host.heartbeat.worker_id, command)
         assert issued is not None
         while True:
-            status = (await self.heartbeat()).order
-            if status and status.order_id == issued[0] and status.is_finished:
+            status = (await self.heartbeat()).command
+            if status and status.command_id == issued[0] and status.is_finished:
                 return status
             await asyncio.sleep(0.01)
 

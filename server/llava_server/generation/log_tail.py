@@ -1,6 +1,7 @@
 """Tail the event log of a job that another connection streams.
 
-Each read of the log also keeps the job alive when the other connection is gone: see ``JobProducer.cancel_unread``.
+Each read of the log also keeps the job alive when the other connection is gone, see
+``JobProducer.cancel_unread``.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Link:
 
     async def command(self, *args: Arg) -> Any:
         """Return the raw reply of one command. Raises one of ``UNAVAILABLE``."""
-        task = asyncio.ensure_future(self._redis.execute_command(*args))  # type: ignore[no-untyped-call]
+        task = asyncio.ensure_future(self._redis.execute_command(*args))
         task.add_done_callback(_retrieve_exception)
         try:
             await asyncio.wait({task}, timeout=self._timeout_s)
