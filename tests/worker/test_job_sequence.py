@@ -24,8 +24,8 @@ def build(assignment: Assignment) -> Sequence:
     return make_sequence(assignment, Prompt(list(b"prompt"), [ImageSpan(0, 1, "a")]), context_length=100)
 
 
-def assign(*, log: bytes = b"", left_s: float | None = None, **fields: Any) -> Assignment:
-    return make_assignment(make_job(MESSAGE, **fields), log=log, pixels={"a": PIXELS}, remaining_s=left_s)
+def assign(*, log: bytes = b"", remaining_s: float | None = None, **fields: Any) -> Assignment:
+    return make_assignment(make_job(MESSAGE, **fields), log=log, pixels={"a": PIXELS}, remaining_s=remaining_s)
 
 
 def test_output_is_limited_by_the_job_and_by_the_context() -> None:
