@@ -86,8 +86,8 @@ def test_no_module_is_a_grab_bag() -> None:
         ("llava_worker.worker", ["torch", "fastapi", "uvicorn", "httpx2", "llava_server"]),
         ("llava_client", ["torch", "fastapi", "redis", "llava_wire", "llava_server", "PIL"]),
         ("llava_cli", ["torch", "fastapi", "redis", "llava_wire", "llava_server"]),
-        ("llava_worker.engine.core.scheduler", ["torch", "llava_wire"]),
-        ("llava_worker.engine.speculation.speculative_decoding", ["torch", "llava_wire"]),
+        ("llava_worker.engine.core.scheduler", ["torch", "redis"]),
+        ("llava_worker.engine.speculation.speculative_decoding", ["torch", "redis"]),
         ("llava_worker.model.llava", ["llava_wire", "redis", "transformers", "flash_attn", "bitsandbytes"]),
     ],
 )

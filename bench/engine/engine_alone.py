@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from llava_cli.bench import percentile
-from llava_worker.engine import ImageSpan, Sampling, Sequence
+from llava_wire.messages.sampling_params import SamplingParams
+from llava_worker.engine import ImageSpan, Sequence
 from llava_worker.engine.engine import Engine
-from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 
 from bench.checkpoint import DEFAULT_FOLDER
 
@@ -43,7 +45,9 @@ def main() -> None:
 def measure_engine(folder: Path, *, precision: str, num_tokens: int, at_once: list[int]) -> dict[str, Any]:
     """For each number of sequences that begin together, with new pictures: seconds and tokens a second."""
     began = time.perf_counter()
-    engine, info = load_engine(folder, precision=precision, device="cpu", is_speculating=False)
+    engine, info = build_engine(
+        EngineConfig(folder, precision=precision, device="cpu", use_speculation=False)
+    )
     load_s = time.perf_counter() - began
     generator = SequenceGenerator(info.image_token_id, info.tokens_per_tile, info.image_side, info.vocab_size)
     generate(engine, [generator.sequence(2)])  # the first calls of kernels prepare themselves
@@ -79,7 +83,7 @@ class SequenceGenerator:
             max_new_tokens=num_tokens,
             images=[ImageSpan(1 + _TEXT_BEFORE, length, digest=name)],
             pixels=[self._rng.randbytes(side * side * 3)],
-            sampling=Sampling(ignore_eos=True),
+            sampling=SamplingParams(seed=0, temperature=0.0, ignore_eos=True),
         )
 
     def text(self, num_tokens: int) -> Sequence:
@@ -90,7 +94,7 @@ class SequenceGenerator:
             seq_id=f"bench-{self._num_sequences}",
             prompt_ids=[1, *self._rng.choices(self._words, k=length)],
             max_new_tokens=num_tokens,
-            sampling=Sampling(ignore_eos=True),
+            sampling=SamplingParams(seed=0, temperature=0.0, ignore_eos=True),
         )
 
 

@@ -22,10 +22,12 @@ import llava_worker
 import matplotlib
 import numpy as np
 import torch
-from llava_worker.engine import ImageSpan, Sampling, Sequence
+from llava_wire.messages.sampling_params import SamplingParams
+from llava_worker.engine import ImageSpan, Sequence
 from llava_worker.engine.core.sequence import Pixels
 from llava_worker.engine.engine import Engine
-from llava_worker.engine.startup.build_engine import ModelInfo, load_engine
+from llava_worker.engine.startup.build_engine import ModelInfo, build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 
 from bench.record import RESULTS, write_record
 
@@ -59,13 +61,15 @@ def main() -> None:
     numbers = iter(range(1_000_000))
     for _ in range(args.rounds):
         for name, budget in BUDGETS.items():
-            engine, info = load_engine(
-                TINY,
-                precision="fp32",
-                device="cpu",
-                max_batch_tokens=budget,
-                kv_cache_bytes=256 << 20,
-                is_speculating=False,
+            engine, info = build_engine(
+                EngineConfig(
+                    TINY,
+                    precision="fp32",
+                    device="cpu",
+                    max_batch_tokens=budget,
+                    kv_cache_bytes=256 << 20,
+                    use_speculation=False,
+                )
             )
             observe(engine, info, timings[name], num_prompts=args.prompts, numbers=numbers)
     results = {name: _summarize(timing) for name, timing in timings.items()}
@@ -118,7 +122,7 @@ def _stream(seq_id: str, number: int, info: ModelInfo) -> Sequence:
         seq_id=seq_id,
         prompt_ids=[1, *words],
         max_new_tokens=info.context_length - len(words) - 2,
-        sampling=Sampling(temperature=1.0, seed=number, ignore_eos=True),
+        sampling=SamplingParams(temperature=1.0, seed=number, ignore_eos=True),
     )
 
 

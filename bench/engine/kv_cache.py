@@ -19,7 +19,8 @@ import torch
 from llava_worker.engine import ImageSpan, Sequence
 from llava_worker.engine.core.kv_cache_size import KV_CACHE_DTYPES
 from llava_worker.engine.engine import Engine
-from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.model.attention.kv_cache import KVCacheSpec
 
 from bench.checkpoint import write_checkpoint
@@ -82,9 +83,8 @@ def compare_answers(exam: list[Question]) -> dict[str, Any]:
 
 
 def answer_all(kind: str, exam: list[Question]) -> Iterator[list[int]]:
-    engine, info = load_engine(
-        TINY, precision="fp32", device="cpu", kv_cache_dtype=kind, kv_cache_bytes=64 << 20
-    )
+    config = EngineConfig(TINY, precision="fp32", device="cpu", kv_cache_dtype=kind, kv_cache_bytes=64 << 20)
+    engine, info = build_engine(config)
     for start in range(0, len(exam), 16):
         part = exam[start : start + 16]
         for index, question in enumerate(part):

@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from llava_worker.engine.core.encoder_cache import VisionCache
+from llava_worker.engine.core.encoder_cache import EncoderCache
 from llava_worker.engine.core.kv_cache_size import allocate_cache, plan_cache
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.engine.startup.graph_capture import record_steps
-from llava_worker.engine.startup.warmup import most_tiles
+from llava_worker.engine.startup.graph_capture import capture_graphs
+from llava_worker.engine.startup.warmup import max_tiles_per_step
 from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.layers.linear import Linear
@@ -72,13 +72,13 @@ def make_engine(
     context = min(text.max_position_embeddings, shape.num_tokens)
     cache = allocate_cache(shape, device)
     cache.prefault(shape.num_tokens)
-    runner = ModelRunner(model, cache, backend, VisionCache(1 << 30))
+    runner = ModelRunner(model, cache, backend, EncoderCache(1 << 30))
     if device.type == "cuda":
-        record_steps(
+        capture_graphs(
             runner,
-            is_decoding=precision.is_capturable,
+            includes_decoding=precision.is_capturable,
             max_rows=max_num_sequences,
-            max_tiles=most_tiles(model, max_batch_tokens),
+            max_tiles=max_tiles_per_step(model, max_batch_tokens),
             context_length=context,
         )
     return Engine(
@@ -87,7 +87,7 @@ def make_engine(
         context_length=context,
         max_num_sequences=max_num_sequences,
         max_batch_tokens=max_batch_tokens,
-        is_overlapping=device.type == "cuda",
+        is_async=device.type == "cuda",
     )
 
 

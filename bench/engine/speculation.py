@@ -29,9 +29,10 @@ from typing import Any
 
 import torch
 from llava_wire.messages.job import ImageRef, Message
-from llava_worker.engine import Sampling, Sequence
-from llava_worker.engine.startup.build_engine import load_engine
-from llava_worker.engine_thread import Engine
+from llava_wire.messages.sampling_params import SamplingParams
+from llava_worker.engine import EngineInterface, Sequence
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
@@ -95,7 +96,7 @@ def measure_tiny(at_once: list[int], num_rounds: int) -> list[dict[str, Any]]:
     described = [question for question in exam if question.kind == "describe"]
     asked = [question for question in exam if question.kind not in ("describe", "two pictures")]
 
-    def start(speculation: str) -> tuple[Engine, list[Workload]]:
+    def start(speculation: str) -> tuple[EngineInterface, list[Workload]]:
         flags = ["--speculation", speculation, "--device", "cpu", "--precision", "fp32"]
         model = open_model(load_settings(flags))
         return model.engine, [
@@ -159,20 +160,22 @@ def sequence_of(name: str, question: Question, messages: list[Message], prompts:
 def measure_large(folder: Path, precision: str, at_once: list[int], num_rounds: int) -> list[dict[str, Any]]:
     eight = tuple((word, 100.0) for word in range(1000, 1008))
     samplings = {
-        "ceiling": Sampling(ignore_eos=True, logit_bias=eight[:1]),
-        "chance": Sampling(ignore_eos=True, temperature=100.0, logit_bias=eight),
-        "chat": Sampling(ignore_eos=True, temperature=1.0),
+        "ceiling": SamplingParams(seed=0, temperature=0.0, ignore_eos=True, logit_bias=eight[:1]),
+        "chance": SamplingParams(seed=0, ignore_eos=True, temperature=100.0, logit_bias=eight),
+        "chat": SamplingParams(seed=0, ignore_eos=True, temperature=1.0),
     }
 
-    def start(speculation: str) -> tuple[Engine, list[Workload]]:
-        engine, _ = load_engine(
-            folder,
-            precision=precision,
-            device="cpu",
-            max_num_sequences=max(at_once),
-            kv_cache_bytes=256 << 20,
-            vision_cache_bytes=0,
-            is_speculating=speculation == "auto",
+    def start(speculation: str) -> tuple[EngineInterface, list[Workload]]:
+        engine, _ = build_engine(
+            EngineConfig(
+                folder,
+                precision=precision,
+                device="cpu",
+                max_num_sequences=max(at_once),
+                kv_cache_bytes=256 << 20,
+                encoder_cache_bytes=0,
+                use_speculation=speculation == "auto",
+            )
         )
         return engine, [
             Workload(title, number, random_sequences(number, sampling))
@@ -183,7 +186,7 @@ def measure_large(folder: Path, precision: str, at_once: list[int], num_rounds: 
     return compare(start, num_rounds)
 
 
-def random_sequences(number: int, sampling: Sampling) -> MakeBatches:
+def random_sequences(number: int, sampling: SamplingParams) -> MakeBatches:
     def make(round_: int) -> Batches:
         rng = random.Random(round_)
         return [
@@ -201,7 +204,9 @@ def random_sequences(number: int, sampling: Sampling) -> MakeBatches:
     return make
 
 
-def compare(start: Callable[[str], tuple[Engine, list[Workload]]], num_rounds: int) -> list[dict[str, Any]]:
+def compare(
+    start: Callable[[str], tuple[EngineInterface, list[Workload]]], num_rounds: int
+) -> list[dict[str, Any]]:
     """Round by round with one engine and then with the other; the first round goes uncounted."""
     (off, workloads), (auto, _) = start("off"), start("auto")
     results = []
@@ -241,7 +246,7 @@ def _tokens_per_step(samples: list[Sample]) -> float:
     return sum(sample.num_tokens for sample in samples) / sum(sample.num_steps for sample in samples)
 
 
-def generate_all(engine: Engine, batches: Batches) -> tuple[Sample, dict[str, list[int]]]:
+def generate_all(engine: EngineInterface, batches: Batches) -> tuple[Sample, dict[str, list[int]]]:
     """Of each batch first the prompts, untimed; what is said before the last of them is computed counts for
     nothing."""
     answers: dict[str, list[int]] = {}
@@ -249,7 +254,9 @@ def generate_all(engine: Engine, batches: Batches) -> tuple[Sample, dict[str, li
     return Sample(*map(sum, zip(*map(astuple, samples), strict=True))), answers
 
 
-def _generate_batch(engine: Engine, sequences: list[Sequence], answers: dict[str, list[int]]) -> Sample:
+def _generate_batch(
+    engine: EngineInterface, sequences: list[Sequence], answers: dict[str, list[int]]
+) -> Sample:
     answers |= {sequence.seq_id: [] for sequence in sequences}
     for sequence in sequences:
         engine.add(sequence)
@@ -271,7 +278,7 @@ def _generate_batch(engine: Engine, sequences: list[Sequence], answers: dict[str
     )
 
 
-def _step(engine: Engine, answers: dict[str, list[int]]) -> None:
+def _step(engine: EngineInterface, answers: dict[str, list[int]]) -> None:
     for output in engine.step():
         if output.token_id is not None:
             answers[output.seq_id].append(output.token_id)

@@ -52,15 +52,15 @@ def measure_case(
             str(len(sequences)): generate(engine, sequences)
             for sequences in _texts(generator, streams, num_tokens)
         }
-    if PRECISION_BITS[name] >= 16 and engine.is_overlapping:
-        engine.is_overlapping = False
+    if PRECISION_BITS[name] >= 16 and engine.is_async:
+        engine.is_async = False
         results["text_without_overlap"] = {
             str(len(sequences)): generate(engine, sequences)
             for sequences in _texts(generator, streams, num_tokens)
         }
     results["pictures_per_s"] = _image_rate(model, shape)
     results["shares"] = _shares(results, shape, name, card)
-    results["is_recorded"] = engine.is_recorded
+    results["is_recorded"] = engine.has_cuda_graphs
     return results | memory_used(device)
 
 

@@ -8,9 +8,12 @@ import llava_worker
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine import ImageSpan, Sampling, Sequence
-from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine import ImageSpan, Sequence
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.model.quantization.precision import precisions_on
+
+from tests.worker.sampling_params import greedy
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 NUM_PROMPTS, NUM_TOKENS = 12, 12
@@ -42,7 +45,7 @@ def sequences(info, *, num_tokens: int) -> list[Sequence]:
             pixels.append(tile.tobytes())
             ids += [info.image_token_id] * info.tokens_per_tile
         ids += rng.integers(3, 300, 12).tolist()
-        sampling = Sampling(num_logprobs=5)
+        sampling = greedy(num_logprobs=5)
         made.append(
             Sequence(
                 seq_id=str(index),
@@ -57,7 +60,9 @@ def sequences(info, *, num_tokens: int) -> list[Sequence]:
 
 
 def answers(*, num_tokens: int, **options: object) -> tuple[dict[str, list], object]:
-    engine, info = load_engine(TINY, kv_cache_bytes=256 << 20, is_speculating=False, **options)
+    engine, info = build_engine(
+        EngineConfig(TINY, kv_cache_bytes=256 << 20, use_speculation=False, **options)
+    )
     told: dict[str, list] = {}
     for sequence in sequences(info, num_tokens=num_tokens):
         told[sequence.seq_id] = []
@@ -79,7 +84,7 @@ def exact() -> dict[str, list]:
 def test_in_fp32_the_tokens_are_those_of_a_cpu(exact, is_recording: bool) -> None:
     told, engine = answers(num_tokens=NUM_TOKENS, precision="fp32", device="cuda", is_recording=is_recording)
 
-    assert engine.is_recorded == is_recording
+    assert engine.has_cuda_graphs == is_recording
     assert {name: [output.token_id for output in outputs] for name, outputs in told.items()} == {
         name: [output.token_id for output in outputs] for name, outputs in exact.items()
     }
@@ -89,9 +94,9 @@ def test_in_fp32_the_tokens_are_those_of_a_cpu(exact, is_recording: bool) -> Non
 def test_steps_launched_ahead_give_the_tokens_of_steps_that_are_read_first(is_recording: bool) -> None:
     options = {"precision": "fp32", "device": "cuda", "is_recording": is_recording}
     ahead, engine = answers(num_tokens=NUM_TOKENS, **options)
-    in_turn, other = answers(num_tokens=NUM_TOKENS, is_overlapping=False, **options)
+    in_turn, other = answers(num_tokens=NUM_TOKENS, is_async=False, **options)
 
-    assert engine.is_overlapping and not other.is_overlapping
+    assert engine.is_async and not other.is_async
     assert {name: [(each.token_id, each.finish) for each in outputs] for name, outputs in ahead.items()} == {
         name: [(each.token_id, each.finish) for each in outputs] for name, outputs in in_turn.items()
     }
@@ -99,7 +104,9 @@ def test_steps_launched_ahead_give_the_tokens_of_steps_that_are_read_first(is_re
 
 def test_nothing_waits_for_the_device_while_a_step_is_launched_ahead() -> None:
     """Whatever sampling asks for: torch raises where something would wait."""
-    engine, info = load_engine(TINY, kv_cache_bytes=64 << 20, device="cuda", is_speculating=False)
+    engine, info = build_engine(
+        EngineConfig(TINY, kv_cache_bytes=64 << 20, device="cuda", use_speculation=False)
+    )
     launch, launched = engine._runner.launch, []
 
     def watched(chunks, *, after=None):
@@ -113,10 +120,10 @@ def test_nothing_waits_for_the_device_while_a_step_is_launched_ahead() -> None:
 
     engine._runner.launch = watched
     samplings = [
-        Sampling(),
-        Sampling(num_logprobs=3),
-        Sampling(temperature=0.8, top_p=0.9, top_k=50, min_p=0.01, seed=1),
-        Sampling(temperature=0.8, logit_bias=((5, 1.0), (6, -1.0)), min_tokens=4, seed=2),
+        greedy(),
+        greedy(num_logprobs=3),
+        greedy(temperature=0.8, top_p=0.9, top_k=50, min_p=0.01, seed=1),
+        greedy(temperature=0.8, logit_bias=((5, 1.0), (6, -1.0)), min_tokens=4, seed=2),
     ]
     for sequence, sampling in zip(sequences(info, num_tokens=NUM_TOKENS), samplings, strict=False):
         sequence.sampling = sampling
@@ -143,7 +150,7 @@ def test_likely_first_tokens_are_about_as_likely_as_on_a_cpu_in_fp32(exact, prec
 
 @torch.inference_mode()
 def test_pictures_by_recordings_have_the_features_that_computing_gives() -> None:
-    engine, info = load_engine(TINY, kv_cache_bytes=64 << 20, device="cuda", precision="fp16")
+    engine, info = build_engine(EngineConfig(TINY, kv_cache_bytes=64 << 20, device="cuda", precision="fp16"))
     runner = engine._runner
     assert runner.encode != runner.model.encode
     side = info.image_side
@@ -157,7 +164,7 @@ def test_recorded_and_computed_answers_are_equally_likely(precision: str) -> Non
     recorded, engine = answers(num_tokens=2, precision=precision, device="cuda")
     computed, _ = answers(num_tokens=2, precision=precision, device="cuda", is_recording=False)
 
-    assert engine.is_recorded
+    assert engine.has_cuda_graphs
     for name, outputs in recorded.items():
         got, wanted = outputs[-1].logprobs, computed[name][-1].logprobs
         assert abs(got.top[0][1] - wanted.top[0][1]) < 0.1

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.commands import CommandStatus, ModelCommand
-from llava_wire.operator.inspector import WorkerView
+from llava_wire.operator.inspector import WorkerStatus
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -73,7 +73,7 @@ async def _order(services: Services, worker_id: str, instruction: ModelCommand, 
     """200 when it is done, 202 while it is not. Raises ApiError."""
     until = time.monotonic() + wait_s
     try:
-        given = await services.commands.give(worker_id, instruction)
+        given = await services.commands.send(worker_id, instruction)
     except QueueUnavailable as error:
         raise from_wire_error(error) from error
     if given is None:
@@ -99,14 +99,14 @@ async def _order(services: Services, worker_id: str, instruction: ModelCommand, 
         await asyncio.sleep(_LOOK_S)
 
 
-async def _fleet(services: Services) -> tuple[WorkerView, ...]:
+async def _fleet(services: Services) -> tuple[WorkerStatus, ...]:
     try:
-        return (await services.inspector.fleet()).workers
+        return (await services.inspector.status()).workers
     except QueueUnavailable as error:
         raise from_wire_error(error) from error
 
 
-async def _find(services: Services, worker_id: str) -> WorkerView:
+async def _find(services: Services, worker_id: str) -> WorkerStatus:
     for worker in await _fleet(services):
         if worker.heartbeat.worker_id == worker_id:
             return worker
@@ -117,12 +117,12 @@ def _no_worker(worker_id: str) -> ApiError:
     return ApiError("worker_not_found", f"no worker {worker_id[:64]!a} is alive: see GET /workers")
 
 
-def _report(worker: WorkerView, order_id: str) -> CommandStatus | None:
-    report = worker.heartbeat.order
-    return report if report is not None and report.order_id == order_id else None
+def _report(worker: WorkerStatus, order_id: str) -> CommandStatus | None:
+    report = worker.heartbeat.command
+    return report if report is not None and report.command_id == order_id else None
 
 
-def _described(worker: WorkerView, order_id: str = "") -> dict[str, Any]:
+def _described(worker: WorkerStatus, order_id: str = "") -> dict[str, Any]:
     """``order_id``: the order to tell of, else one that is not settled, else the last."""
     beat = worker.heartbeat
     return {
@@ -135,26 +135,26 @@ def _described(worker: WorkerView, order_id: str = "") -> dict[str, Any]:
         "capacity": beat.capacity,
         "num_running": len(worker.num_tokens),
         "started_at": beat.started_at,
-        "order": _order_of(worker, order_id or worker.order_id),
+        "order": _order_of(worker, order_id or worker.pending_command_id),
         "stats": beat.stats,
     }
 
 
-def _state(worker: WorkerView) -> str:
+def _state(worker: WorkerStatus) -> str:
     beat = worker.heartbeat
     if beat.model:
         return "draining" if beat.is_draining else "serving"
-    return "empty" if beat.order is None or beat.order.is_settled else "loading"
+    return "empty" if beat.command is None or beat.command.is_finished else "loading"
 
 
-def _order_of(worker: WorkerView, order_id: str) -> dict[str, Any] | None:
-    report = worker.heartbeat.order
-    if order_id and (report is None or report.order_id != order_id):
+def _order_of(worker: WorkerStatus, order_id: str) -> dict[str, Any] | None:
+    report = worker.heartbeat.command
+    if order_id and (report is None or report.command_id != order_id):
         return {"id": order_id, "state": "pending", "message": "", "progress": 0.0}
     if report is None:
         return None
     return {
-        "id": report.order_id,
+        "id": report.command_id,
         "state": report.state,
         "message": report.message,
         "progress": round(report.progress, 3),

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import anyio
 from llava_wire.errors import QueueUnavailable
-from llava_wire.stores.batches import Batch, BatchStore, ClaimedBatch, RecordedResults
+from llava_wire.stores.batches import Batch, BatchStore, ClaimedBatch, RecordOutcome
 from llava_wire.stores.files import FileStore, StoredFile
 
 from llava_server.api.batches.jsonl import answered, lines_of, refused, unanswered
@@ -62,7 +62,7 @@ class Line:
     @property
     def key(self) -> str:
         """By which its answer is known again, in place of an Idempotency-Key."""
-        return f"{self.batch.order.batch_id}:{self.number}"
+        return f"{self.batch.spec.batch_id}:{self.number}"
 
 
 @dataclass
@@ -134,13 +134,13 @@ class BatchDriver:
         if self._num_driven >= _MAX_RUNNING:
             return None
         try:
-            return await self._batches.take()
+            return await self._batches.claim()
         except QueueUnavailable:
             return None  # the registry says so, once
 
     async def _drive(self, driven: ClaimedBatch) -> None:
-        batch_id = driven.batch.order.batch_id
-        run = _Run(driven.batch, time.monotonic() + driven.left_s)
+        batch_id = driven.batch.spec.batch_id
+        run = _Run(driven.batch, time.monotonic() + driven.remaining_s)
         logger.info("batch %s is driven here", batch_id)
         try:
             async with anyio.create_task_group() as tasks:
@@ -155,14 +155,14 @@ class BatchDriver:
                 anyio.move_on_after(_GIVE_BACK_TIMEOUT_S, shield=True),
                 contextlib.suppress(QueueUnavailable),
             ):
-                await self._batches.give_back(batch_id)
+                await self._batches.release(batch_id)
             self._changed.set()
 
     async def _keep(self, run: _Run) -> None:
         """Renews the lease, and sees the batch's end come."""
         while True:
             try:
-                seen = await self._batches.renew(run.batch.order.batch_id)
+                seen = await self._batches.renew(run.batch.spec.batch_id)
             except QueueUnavailable:
                 await asyncio.sleep(_RENEW_S)
                 continue
@@ -179,7 +179,7 @@ class BatchDriver:
             await asyncio.sleep(_RENEW_S)
 
     async def _work_off(self, run: _Run) -> None:
-        order = run.batch.order
+        order = run.batch.spec
         file = await self._files.find(order.input_file_id, tenant=order.tenant)
         data = await self._files.read(file, tenant=order.tenant) if file is not None else None
         if data is None:
@@ -190,7 +190,7 @@ class BatchDriver:
             Line(run.batch, number, parse_request(BatchLine, text), run.is_ending)
             for number, text in lines_of(data)
         ]
-        done = await self._batches.done(order.batch_id)
+        done = await self._batches.finished_lines(order.batch_id)
         with run.scope:
             async with anyio.create_task_group() as tasks:
                 todo = iter([line for line in lines if line.number not in done])
@@ -203,23 +203,23 @@ class BatchDriver:
         """One of those that share the lines that are left."""
         for line in todo:
             async with self._turns:
-                order = line.batch.order
+                order = line.batch.spec
                 with linked_span("batch line", order.trace, batch_id=order.batch_id, line=line.number):
                     await self._answer(run, line)
 
     async def _answer(self, run: _Run, line: Line) -> None:
-        order, custom_id = line.batch.order, line.request.custom_id
+        order, custom_id = line.batch.spec, line.request.custom_id
         result, is_completed = await self._result(line)
         recorded = await self._record(line, result, is_completed=is_completed)
-        if recorded == "not_ours":
+        if recorded == "not_driver":
             run.is_lost = True
             run.stop(None)
-        elif recorded == "no_room":
+        elif recorded == "too_large":
             logger.warning("batch %s: no room for the answer to %r", order.batch_id, custom_id[:60])
             run.stop("no_room")
 
     async def _result(self, line: Line) -> tuple[bytes, bool]:
-        order, custom_id = line.batch.order, line.request.custom_id
+        order, custom_id = line.batch.spec, line.request.custom_id
         while True:
             try:
                 body = await self._ask(line)
@@ -233,10 +233,10 @@ class BatchDriver:
 
     async def _finish(self, run: _Run, lines: list[Line]) -> None:
         """What has no result gets its reason; results become two files, in the order of the lines."""
-        order = run.batch.order
+        order = run.batch.spec
         if run.ending is not None:
             code, message = _WHY[run.ending]
-            done = await self._batches.done(order.batch_id)
+            done = await self._batches.finished_lines(order.batch_id)
             for line in lines:
                 if line.number in done:
                     continue
@@ -257,9 +257,9 @@ class BatchDriver:
         )
         logger.info("batch %s is %s", order.batch_id, state)
 
-    async def _record(self, line: Line, result: bytes, *, is_completed: bool) -> RecordedResults:
+    async def _record(self, line: Line, result: bytes, *, is_completed: bool) -> RecordOutcome:
         recorded = await self._batches.record(
-            line.batch.order.batch_id,
+            line.batch.spec.batch_id,
             line.number,
             result,
             is_completed=is_completed,

@@ -17,7 +17,7 @@ from llava_wire.messages.job import Job
 from llava_server.api.batches.driver import BatchDriver, Line
 from llava_server.api.chat.request import ChatRequest
 from llava_server.api.chat.serializer import ChatSerializer
-from llava_server.api.handler import jobs_of
+from llava_server.api.handler import build_chat_jobs
 from llava_server.api.parse import parse_request
 from llava_server.errors import ApiError
 from llava_server.generation.collect import collect
@@ -74,7 +74,7 @@ async def _stop_on_shutdown(driver: BatchDriver, shutdown: GracefulShutdown) -> 
 
 async def _update_metrics(services: Services) -> None:
     with contextlib.suppress(QueueUnavailable):  # the registry logs it
-        services.metrics.set_batches(await services.batches.survey())
+        services.metrics.set_batches(await services.batches.stats())
 
 
 class _Asker:
@@ -84,25 +84,27 @@ class _Asker:
 
     async def ask(self, line: Line) -> dict[str, Any]:
         """The completion. Raises ApiError; a key that is gone or over its limits is one for now."""
-        services, tenant = self._services, line.batch.order.tenant
+        services, tenant = self._services, line.batch.spec.tenant
         if not services.api_keys.is_active(tenant):
             raise ApiError("invalid_api_key", "the key that made this batch is revoked")
         chat = parse_request(ChatRequest, json.dumps(line.request.body).encode())
         if chat.stream:
             raise ApiError("invalid_value", "stream cannot be true in a batch: leave it out", param="stream")
         await self._limiter.charge_request(tenant)
-        model, jobs, pixels = await jobs_of(services, chat, tenant=tenant, key=line.key)
-        jobs = [msgspec.structs.replace(job, priority=_BELOW_ALL) for job in jobs]
-        outputs = MergedOutputs(services.controller, is_kept=True)
+        job_set = await build_chat_jobs(services, chat, tenant=tenant, idempotency_key=line.key)
+        jobs = [msgspec.structs.replace(job, priority=_BELOW_ALL) for job in job_set.jobs]
+        outputs = MergedOutputs(services.controller, is_resumable=True)
         try:
-            await outputs.submit(jobs, pixels)
-            answers = await collect(outputs, await outputs.next(), [NoMetrics() for _ in jobs])
+            await outputs.submit(jobs, job_set.pixels)
+            answers = await collect(outputs, None, [NoMetrics() for _ in jobs])
         finally:
             await outputs.aclose()
             if line.is_unwanted():
                 await self._cancel(jobs)
         shown = msgspec.structs.replace(jobs[0], priority=_LOWEST)
-        return ChatSerializer(shown, model.fingerprint).to_response(answers)
+        completion = ChatSerializer(shown, job_set.model.fingerprint).to_response(answers)
+        body: dict[str, Any] = msgspec.to_builtins(completion)
+        return body
 
     async def _cancel(self, jobs: list[Job]) -> None:
         """Also works while the caller itself is being cancelled."""

@@ -27,7 +27,7 @@ async def show(inspector: Inspector, console: Console) -> None:
     if not found:
         console.print("no dead letters")
     for letter in found:
-        died = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(letter.died_at))
+        died = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(letter.created_at))
         kept = "" if letter.job else "; the request was too large to be kept"
         console.print(
             f"{died}  {letter.job_id}  model={letter.model} tenant={letter.tenant}: "
@@ -49,7 +49,7 @@ async def replay(inspector: Inspector, url: str, job_id: str) -> int:
     job = msgspec.structs.replace(request, job_id=f"chatcmpl-{secrets.token_hex(16)}")
     producer = await JobProducer.connect(url)
     try:
-        await producer.submit(job, await inspector.pixels(job))
+        await producer.submit(job, await inspector.stored_images(job))
         return await _print_answer(producer, job.job_id)
     except WireError as error:
         sys.stderr.write(f"llava-serve: {error}\n")
@@ -64,7 +64,7 @@ async def _complaint(inspector: Inspector, letters: list[DeadLetter]) -> str | N
     job = letters[0].job
     if job is None:
         return "the request was too large to be kept: ask its sender for it"
-    if len(await inspector.pixels(job)) < len({image.digest for image in job.images}):
+    if len(await inspector.stored_images(job)) < len({image.digest for image in job.images}):
         return "its pictures are gone, they are kept for minutes only: ask its sender for it"
     return None
 

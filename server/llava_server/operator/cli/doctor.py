@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llava_wire.operator.inspector import Fleet, Inspector
+from llava_wire.operator.inspector import Inspector, SystemStatus
 from rich.console import Console
 from rich.markup import escape
 
@@ -30,10 +30,10 @@ class Finding:
 
 async def examine(inspector: Inspector) -> list[Finding]:
     """Raises QueueUnavailable."""
-    return judge(await inspector.facts(), await inspector.fleet()) + [_gpu()]
+    return judge(await inspector.server_info(), await inspector.status()) + [_gpu()]
 
 
-def judge(facts: dict[str, Any], fleet: Fleet) -> list[Finding]:
+def judge(facts: dict[str, Any], fleet: SystemStatus) -> list[Finding]:
     """What the numbers mean."""
     return [
         _version(facts),
@@ -109,7 +109,7 @@ def _clock(facts: dict[str, Any]) -> Finding:
     )
 
 
-def _fleet(fleet: Fleet) -> list[Finding]:
+def _fleet(fleet: SystemStatus) -> list[Finding]:
     found = [
         Finding("good", f"{len(fleet.workers)} workers")
         if fleet.workers

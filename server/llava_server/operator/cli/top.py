@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from llava_wire.operator.inspector import Fleet, Inspector
+from llava_wire.operator.inspector import Inspector, SystemStatus
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -25,7 +25,7 @@ class Rates:
         self._seen: dict[str, tuple[float, float]] = {}  # worker -> when, tokens by then
         self.per_s: dict[str, float] = {}
 
-    def look(self, fleet: Fleet, now: float) -> None:
+    def look(self, fleet: SystemStatus, now: float) -> None:
         """``now`` is any clock that only goes forward."""
         for worker in fleet.workers:
             name, tokens = worker.heartbeat.worker_id, worker.heartbeat.stats.get(_TOKENS, 0.0)
@@ -38,7 +38,7 @@ class Rates:
 async def watch(inspector: Inspector, console: Console, *, is_once: bool) -> None:
     """Until it is cancelled; one look if ``is_once``. Raises QueueUnavailable."""
     rates = Rates()
-    fleet = await inspector.fleet()
+    fleet = await inspector.status()
     if is_once:
         console.print(draw(fleet, rates), soft_wrap=not console.is_terminal)
         return
@@ -47,15 +47,15 @@ async def watch(inspector: Inspector, console: Console, *, is_once: bool) -> Non
             rates.look(fleet, time.monotonic())
             live.update(draw(fleet, rates), refresh=True)
             await asyncio.sleep(_REFRESH_S)
-            fleet = await inspector.fleet()
+            fleet = await inspector.status()
 
 
-def draw(fleet: Fleet, rates: Rates) -> Group:
+def draw(fleet: SystemStatus, rates: Rates) -> Group:
     """The screen."""
     return Group(_workers(fleet, rates), _rooms(fleet), _streams(fleet))
 
 
-def _workers(fleet: Fleet, rates: Rates) -> Table:
+def _workers(fleet: SystemStatus, rates: Rates) -> Table:
     title = f"{len(fleet.workers)} workers, {len(fleet.controllers)} controllers"
     if fleet.num_dead_letters:
         title += f", {fleet.num_dead_letters} dead letters"
@@ -73,15 +73,15 @@ def _workers(fleet: Fleet, rates: Rates) -> Table:
     return table
 
 
-def _rooms(fleet: Fleet) -> Table:
+def _rooms(fleet: SystemStatus) -> Table:
     table = Table("waiting for", "high", "normal", "low", "suspects", "tokens", expand=True)
-    for model, room in fleet.rooms.items():
-        numbers = (room.num_high, room.num_normal, room.num_low, room.num_suspects, room.cost)
+    for model, room in fleet.queues.items():
+        numbers = (room.num_high, room.num_normal, room.num_low, room.num_quarantined, room.cost)
         table.add_row(escape(model), *map(str, numbers))
     return table
 
 
-def _streams(fleet: Fleet) -> Table:
+def _streams(fleet: SystemStatus) -> Table:
     streams = [
         (job_id, worker.heartbeat.worker_id, number)
         for worker in fleet.workers

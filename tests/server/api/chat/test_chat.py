@@ -144,7 +144,7 @@ def test_failure_before_the_first_token_is_an_http_status_in_both_modes(
 def test_an_error_names_the_field_that_the_worker_blames(
     code: ErrorCode, field: str | None, param: str | None
 ) -> None:
-    assert from_job_error(JobError(code, "no", field), "messages").body("r")["error"]["param"] == param
+    assert from_job_error(JobError(code, "no", field), "messages").param == param
 
 
 def test_failure_in_mid_stream_is_an_error_event_without_done(stack: Stack) -> None:
@@ -181,7 +181,7 @@ def test_client_that_leaves_before_the_first_token_cancels_its_job(stack: Stack)
         connection.sendall(head.encode() + body)
         wait_until(lambda: stack.worker.assignments)
     controller = stack.server.services.controller
-    wait_until(lambda: controller.num_answers == 0)
+    wait_until(lambda: controller.num_open == 0)
     stack.worker.release.set()
     wait_until(lambda: stack.worker.assignments[-1].job.job_id in stack.worker.refused)
 

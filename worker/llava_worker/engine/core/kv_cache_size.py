@@ -1,4 +1,4 @@
-"""How large the KV cache is: planned before the model is loaded, settled once its largest step is known."""
+"""The size of the KV cache: planned before the model is loaded, reduced to what the largest step leaves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava_worker.model.config.model_config import ModelConfig
 from llava_worker.model.memory_budget import InsufficientMemory, available_bytes
 from llava_worker.model.quantization.precision import Precision
 
-__all__ = ["KV_CACHE_DTYPES", "allocate_cache", "plan_cache", "settle_cache"]
+__all__ = ["KV_CACHE_DTYPES", "allocate_cache", "plan_cache", "fit_cache"]
 
 KV_CACHE_DTYPES = ("auto", "int8")
 
@@ -72,7 +72,7 @@ def _usual_bytes(device: torch.device, free_bytes: int | None, *, context_bytes:
     return min(share, max(CPU_BYTES, context_bytes)) if device.type == "cpu" else share
 
 
-def settle_cache(planned: KVCacheSpec, config: ModelConfig, *, left_bytes: int | None) -> KVCacheSpec:
+def fit_cache(planned: KVCacheSpec, config: ModelConfig, *, left_bytes: int | None) -> KVCacheSpec:
     """The planned cache, or less of it where ``left_bytes`` beside everything else are not enough.
 
     None is room for all. Raises InsufficientMemory if not even one picture fits.
