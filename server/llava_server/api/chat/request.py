@@ -29,11 +29,11 @@ from llava_server.api.fields.unsupported import UnsupportedFields
 __all__ = [
     "AssistantMessage",
     "ChatRequest",
+    "GenerationRequest",
     "Hint",
     "ImagePart",
     "ImageUrl",
     "Metadata",
-    "SharedFields",
     "StopStrings",
     "StreamOptions",
     "SystemMessage",
@@ -156,7 +156,21 @@ class SharedFields(BaseModel):
         return self
 
 
-class ChatRequest(RequestModel, SharedFields, SamplingFields, ToolFields, GrammarFields, UnsupportedFields):
+class GenerationRequest(SharedFields, SamplingFields):
+    """What every request that generates text has."""
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Number of alternatives to return per token; None without log-probabilities."""
+        raise NotImplementedError
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """Maximum number of output tokens; None: up to the end of the context."""
+        raise NotImplementedError
+
+
+class ChatRequest(RequestModel, GenerationRequest, ToolFields, GrammarFields, UnsupportedFields):
     """A conversation to be answered."""
 
     messages: list[ChatMessage] = Field(

@@ -11,9 +11,9 @@ from pydantic import (
     model_validator,
 )
 
-from llava_server.api.chat.request import MAX_TOKENS, SharedFields
+from llava_server.api.chat.request import MAX_TOKENS, GenerationRequest
 from llava_server.api.fields.base import RequestModel, invalid_value
-from llava_server.api.fields.sampling import SamplingFields, TokenId
+from llava_server.api.fields.sampling import TokenId
 from llava_server.api.fields.structured_output import GrammarFields
 from llava_server.api.fields.unsupported import Unsupported
 
@@ -43,7 +43,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(RequestModel, SharedFields, SamplingFields, GrammarFields):
+class CompletionRequest(RequestModel, GenerationRequest, GrammarFields):
     """Texts to be gone on with."""
 
     prompt: Prompt = Field(

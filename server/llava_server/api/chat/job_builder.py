@@ -9,10 +9,16 @@ from typing import NamedTuple
 
 import msgspec
 from llava_wire.messages.job import ImageRef, Job, Message, Role, Task
-from llava_wire.messages.sampling_params import SamplingParams
+from llava_wire.messages.sampling_params import Grammar, SamplingParams
 
-from llava_server.api.chat.request import AssistantMessage, ChatRequest, ImagePart, TextPart, ToolMessage
-from llava_server.api.completions.request import CompletionRequest
+from llava_server.api.chat.request import (
+    AssistantMessage,
+    ChatRequest,
+    GenerationRequest,
+    ImagePart,
+    TextPart,
+    ToolMessage,
+)
 from llava_server.api.fields.messages import ChatMessage
 from llava_server.api.tools.prompt import calls_text, result_text, tools_text
 from llava_server.images.loader import PreprocessedImage
@@ -27,15 +33,14 @@ __all__ = [
     "job_id_of",
     "new_job_id",
     "raw_job",
-    "to_completion_jobs",
     "to_jobs",
+    "to_sampling_params",
     "with_choices",
 ]
 
 _CHARS_PER_TOKEN = 3  # an estimate for fair queueing, no limit
 _EXPECTED_ANSWER_TOKENS = 256
 _SEED_BITS = 63
-_ECHO_VERSION = 2  # of the wire: an older worker would leave the prompt out
 _KINDS: dict[Task, str] = {"answer": "cmpl", "embed": "embd"}
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -91,7 +96,7 @@ def to_jobs(
     With an ``idempotency_key`` the same request has the same jobs on every controller.
     """
     messages = _messages(request, [image.ref for image in images])
-    sampling = _sampling(request, model, limit=request.max_output_tokens)
+    sampling = to_sampling_params(request, model, request.grammar)
     if idempotency_key is not None and request.seed is None:
         seed = int.from_bytes(_digest(tenant, idempotency_key, "seed")[:8], "big") >> (64 - _SEED_BITS)
         sampling = msgspec.structs.replace(sampling, seed=seed)
@@ -108,23 +113,6 @@ def to_jobs(
         form="continued" if request.continue_final_message else "chat",
     )
     return with_choices(first, request.num_choices)
-
-
-def to_completion_jobs(
-    request: CompletionRequest, model: ServedModel, *, tenant: str, ttl_s: float
-) -> list[Job]:
-    """A job for each answer: those of the first prompt, then those of the second."""
-    sampling = _sampling(request, model, limit=request.max_output_tokens)
-    jobs: list[Job] = []
-    for prompt in request.prompts:
-        job = raw_job(prompt, model, tenant=tenant, ttl_s=ttl_s, sampling=sampling)
-        job = msgspec.structs.replace(
-            job, priority=request.urgency, cache_scope=request.cache_scope or "tenant"
-        )
-        if request.echo:
-            job = msgspec.structs.replace(job, is_echoed=True, version=_ECHO_VERSION)
-        jobs += with_choices(job, request.num_choices)
-    return jobs
 
 
 def raw_job(
@@ -224,10 +212,11 @@ def _parts(message: ChatMessage, remaining: Iterator[ImageRef]) -> Iterator[str 
         yield calls_text(message.tool_calls)
 
 
-def _sampling(
-    request: ChatRequest | CompletionRequest, model: ServedModel, *, limit: int | None
+def to_sampling_params(
+    request: GenerationRequest, model: ServedModel, grammar: Grammar | None
 ) -> SamplingParams:
-    """``limit`` is in tokens of the answer; None: up to the end of the context."""
+    """Return the request's sampling parameters, with a random seed if it has none."""
+    limit = request.max_output_tokens
     return SamplingParams(
         seed=secrets.randbits(_SEED_BITS) if request.seed is None else request.seed,
         max_tokens=None if limit is None else min(limit, model.context_length),
@@ -244,7 +233,7 @@ def _sampling(
         min_tokens=request.min_tokens or 0,
         stop_token_ids=tuple(request.stop_token_ids or ()),
         num_logprobs=request.num_logprobs,
-        grammar=request.grammar,
+        grammar=grammar,
     )
 
 
