@@ -24,6 +24,7 @@ from llava_server.api.responses.request import ResponseRequest
 from llava_server.api.responses.response import DeletedResponse
 from llava_server.api.responses.serializer import ResponsesSerializer, with_note
 from llava_server.api.responses.to_chat import parse_response_request
+from llava_server.errors import response_not_found
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.response_model import JSONResponse
 
