@@ -29,9 +29,9 @@ from bench.shape import Shape
 
 sys.path.append(str(ROOT / "tools"))  # the tiny model's scenes and exam
 from tiny.conversations import SYSTEM
-from tiny.drawing import draw, fit
+from tiny.drawing import draw, preprocess
 from tiny.exam import Question
-from tiny.packs import prompt_ids
+from tiny.packing import prompt_ids
 from tiny.tokenizer import IMAGE
 
 __all__ = ["RANDOM", "TINY", "Example", "at_random", "errors", "load", "logits_of", "of_exam", "tokenizer"]
@@ -111,7 +111,7 @@ def of_exam(question: Question) -> Example:
     ids = prompt_ids(system, question.turns, len(question.scenes))
     starts = [i for i, token in enumerate(ids) if token == IMAGE and (i == 0 or ids[i - 1] != IMAGE)]
     answer = tokenizer().encode(question.truth, add_special_tokens=False).ids
-    pixels = [fit(draw(scene)).tobytes() for scene in question.scenes]
+    pixels = [preprocess(draw(scene)).tobytes() for scene in question.scenes]
     return Example(ids + answer, len(ids) - 1, pixels, starts[: len(pixels)])
 
 

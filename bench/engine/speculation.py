@@ -41,7 +41,7 @@ from bench.checkpoint import ensure_checkpoint
 from bench.record import ROOT, write_record
 
 sys.path.append(str(ROOT / "tools"))  # the tiny model's scenes and exam
-from tiny.drawing import draw, fit
+from tiny.drawing import draw, preprocess
 from tiny.exam import Question, questions
 
 TINY_ANSWERS = 32  # conversations a round; the tiny model's answers are short
@@ -138,7 +138,7 @@ def again(question: Question) -> list[Message]:
 
 
 def image_of(question: Question) -> tuple[ImageRef, bytes]:
-    image = fit(draw(question.scenes[0]))
+    image = preprocess(draw(question.scenes[0]))
     pixels = image.tobytes()
     digest = hashlib.sha256(pixels).hexdigest()
     return ImageRef(

@@ -1,4 +1,4 @@
-"""Training batches: one picture, its prefix, and many independent questions in one row of tokens.
+"""Training batches: one image, its prefix, and many independent questions in one row of tokens.
 
     [<s> system USER: <image>] [\\n question ASSISTANT: answer </s>] [\\n question ... ] ... [padding]
      segment 1                  segment 2, sees 1 and itself          segment 3 ...
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tiny.conversations import KINDS, Conversation, ask_none, ask_one, ask_two, sample_system
-from tiny.drawing import GRID, IMAGE_SIZE, draw, fit, patch_labels
+from tiny.drawing import GRID, IMAGE_SIZE, draw, patch_labels, preprocess
 from tiny.questions import Turn
 from tiny.scenes import Scene, sample_scene
 from tiny.tokenizer import BOS, EOS, IMAGE, build
@@ -32,13 +32,13 @@ _ONE = tuple(kind for kind in KINDS if kind not in ("two pictures", "no picture"
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed token rows; `pictures` says whose features fill each row's image tokens, in order."""
+    """Packed token rows; `images` says whose features fill each row's image tokens, in order."""
 
     ids: NDArray[np.int64]  # [rows, length]
     positions: NDArray[np.int64]
     segments: NDArray[np.int16]
     targets: NDArray[np.bool_]  # True where the token is part of an answer
-    pictures: NDArray[np.int64]  # [rows * pictures of a row]
+    images: NDArray[np.int64]  # [rows * pictures of a row]
     kinds: tuple[tuple[str, ...], ...]  # of the conversation in segment 2, 3, ... of each row
 
 
@@ -63,10 +63,10 @@ def _encode(text: str) -> list[int]:
     return ids
 
 
-def prefix_ids(system: str, num_pictures: int) -> list[int]:
+def prefix_ids(system: str, num_images: int) -> list[int]:
     """Everything up to and with the last picture."""
     ids = [BOS, *_encode(f"{system} USER: ".lstrip())]
-    for number in range(num_pictures):
+    for number in range(num_images):
         ids += (_encode("\n") if number else []) + [IMAGE] * NUM_PATCHES
     return ids
 
@@ -76,10 +76,10 @@ def _turn_texts(turns: tuple[Turn, ...], opening: str) -> list[str]:
     return first + [f"USER: {turn.question}" for turn in turns[1:]]
 
 
-def prompt_ids(system: str, turns: tuple[Turn, ...], num_pictures: int) -> list[int]:
+def prompt_ids(system: str, turns: tuple[Turn, ...], num_images: int) -> list[int]:
     """What the model is given to answer the last of these turns: exactly the server's tokens."""
-    opening = "\n" if num_pictures else f"{system} USER: ".lstrip()
-    ids = prefix_ids(system, num_pictures) if num_pictures else [BOS]
+    opening = "\n" if num_images else f"{system} USER: ".lstrip()
+    ids = prefix_ids(system, num_images) if num_images else [BOS]
     texts = _turn_texts(turns, opening)
     for text, turn in zip(texts[:-1], turns[:-1], strict=True):
         ids += [*_encode(f"{text} ASSISTANT: {turn.answer}"), EOS]
@@ -91,16 +91,16 @@ def training_ids(turns: tuple[Turn, ...], opening: str) -> tuple[list[int], list
     ids: list[int] = []
     targets: list[bool] = []
     for text, turn in zip(_turn_texts(turns, opening), turns, strict=True):
-        asked = len(_encode(f"{text} ASSISTANT:"))
+        num_prompt = len(_encode(f"{text} ASSISTANT:"))
         whole = [*_encode(f"{text} ASSISTANT: {turn.answer}"), EOS]
         ids += whole
-        targets += [False] * asked + [True] * (len(whole) - asked)
+        targets += [False] * num_prompt + [True] * (len(whole) - num_prompt)
     return ids, targets
 
 
-def prompt_text(system: str, turns: tuple[Turn, ...], num_pictures: int) -> str:
+def prompt_text(system: str, turns: tuple[Turn, ...], num_images: int) -> str:
     """The same prompt as one string with `<image>` in it, for programs that tokenize themselves."""
-    parts = [f"{system} USER: ".lstrip() + "<image>\n" * num_pictures + f"{turns[0].question} ASSISTANT:"]
+    parts = [f"{system} USER: ".lstrip() + "<image>\n" * num_images + f"{turns[0].question} ASSISTANT:"]
     for before, turn in zip(turns[:-1], turns[1:], strict=True):
         parts.append(f" {before.answer}</s>USER: {turn.question} ASSISTANT:")
     return "".join(parts)
@@ -109,32 +109,32 @@ def prompt_text(system: str, turns: tuple[Turn, ...], num_pictures: int) -> str:
 class _Row:
     """One row being filled. Invariant: all four lists have the same length, at most `length`."""
 
-    def __init__(self, length: int, system: str, num_pictures: int) -> None:
+    def __init__(self, length: int, system: str, num_images: int) -> None:
         self.length = length
         self.system = system
-        self.ids = prefix_ids(system, num_pictures)
+        self.ids = prefix_ids(system, num_images)
         self.prefix = len(self.ids)
         self.positions = list(range(self.prefix))
         self.segments = [1] * self.prefix
         self.targets = [False] * self.prefix
         self.kinds: list[str] = []
 
-    def add(self, talk: Conversation) -> bool:
+    def add(self, conversation: Conversation) -> bool:
         """Append a conversation; False if it does not fit."""
-        has_picture = talk.kind != "no picture"
-        if has_picture:
-            ids, targets = training_ids(talk.turns, "\n")
+        has_image = conversation.kind != "no picture"
+        if has_image:
+            ids, targets = training_ids(conversation.turns, "\n")
         else:
-            ids, targets = training_ids(talk.turns, f"{self.system} USER: ".lstrip())
+            ids, targets = training_ids(conversation.turns, f"{self.system} USER: ".lstrip())
             ids, targets = [BOS, *ids], [False, *targets]
         if len(self.ids) + len(ids) > self.length:
             return False
-        start = self.prefix if has_picture else 0
-        self.kinds.append(talk.kind)
+        start = self.prefix if has_image else 0
+        self.kinds.append(conversation.kind)
         segment = 1 + len(self.kinds)
         self.ids += ids
         self.positions += range(start, start + len(ids))
-        self.segments += [segment if has_picture else -segment] * len(ids)
+        self.segments += [segment if has_image else -segment] * len(ids)
         self.targets += targets
         return True
 
@@ -149,7 +149,7 @@ def make_batch(
     single = [_single_row(scene, rng, weights) for scene in scenes]
     pairs = [rng.sample(range(size), 2) for _ in range(num_pairs)]
     double = [_pair_row(scenes[first], scenes[second], rng) for first, second in pairs]
-    pixels = np.stack([np.asarray(fit(draw(scene))) for scene in scenes])
+    pixels = np.stack([np.asarray(preprocess(draw(scene))) for scene in scenes])
     assert pixels.shape[1] == IMAGE_SIZE
     return Batch(
         index=index,
@@ -167,8 +167,8 @@ def _single_row(scene: Scene, rng: random.Random, weights: dict[str, float]) -> 
     misses = 0
     while misses < 3:
         kind = rng.choices(kinds, chances)[0]
-        talk = ask_none(scene, rng) if kind == "no picture" else ask_one(scene, kind, rng)
-        if talk is not None and not row.add(talk):
+        conversation = ask_none(scene, rng) if kind == "no picture" else ask_one(scene, kind, rng)
+        if conversation is not None and not row.add(conversation):
             misses += 1
     return row
 
@@ -180,7 +180,7 @@ def _pair_row(first: Scene, second: Scene, rng: random.Random) -> _Row:
     return row
 
 
-def _stack(rows: list[_Row], pictures: NDArray[np.int64]) -> Rows:
+def _stack(rows: list[_Row], images: NDArray[np.int64]) -> Rows:
     length = rows[0].length if rows else ROW
     ids = np.full((len(rows), length), EOS, np.int64)
     positions = np.zeros((len(rows), length), np.int64)
@@ -192,4 +192,4 @@ def _stack(rows: list[_Row], pictures: NDArray[np.int64]) -> Rows:
         positions[number, :used] = row.positions
         segments[number, :used] = row.segments
         targets[number, :used] = row.targets
-    return Rows(ids, positions, segments, targets, pictures, tuple(tuple(row.kinds) for row in rows))
+    return Rows(ids, positions, segments, targets, images, tuple(tuple(row.kinds) for row in rows))

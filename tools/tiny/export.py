@@ -16,7 +16,7 @@ from tiny.model import TEXT
 from tiny.tokenizer import BOS, EOS, IMAGE, PAD, SIZE, build
 from tiny.tower import VISION
 
-__all__ = ["write_folder"]
+__all__ = ["export_model"]
 
 _MEAN = [0.48145466, 0.4578275, 0.40821073]
 _STD = [0.26862954, 0.26130258, 0.27577711]
@@ -45,7 +45,7 @@ _CHAT_TEMPLATE = """\
 """
 
 
-def write_folder(state: dict[str, Tensor], folder: Path) -> None:
+def export_model(state: dict[str, Tensor], folder: Path) -> None:
     """Write every file under a temporary name first, then rename: a reader never sees half a file."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {

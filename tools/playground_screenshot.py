@@ -1,4 +1,4 @@
-"""Takes docs/images/playground.png from a running server: tools/playground_picture.py [URL] [MODEL]."""
+"""Write docs/images/playground.png from a running server: tools/playground_screenshot.py [URL] [MODEL]."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIZE = (1100, 830)
 QUESTIONS = ("Describe the picture in one sentence.", "What colour is the heart?")
 
 
-def talk(page: Page, model: str) -> None:
+def converse(page: Page, model: str) -> None:
     """A short conversation about an example picture."""
     page.get_by_label("Model").select_option(model)
     page.get_by_role("button", name="A red heart").click()
@@ -37,11 +37,11 @@ def main() -> None:
         )
         page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]}, color_scheme="light")
         page.goto(url)
-        talk(page, model)
+        converse(page, model)
         page.screenshot(path=OUT, animations="disabled")
         browser.close()
-    with Image.open(OUT) as picture:
-        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(OUT, optimize=True)
+    with Image.open(OUT) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(OUT, optimize=True)
     print(f"{OUT}: {OUT.stat().st_size} bytes")
 
 
