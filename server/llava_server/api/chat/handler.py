@@ -20,7 +20,7 @@ from llava_server.api.chat.job_builder import ImageSource, image_sources, to_job
 from llava_server.api.chat.request import AssistantMessage, ChatRequest, ImagePart, TextPart
 from llava_server.api.parse import check_num_images, check_text, idempotency_key
 from llava_server.api.tools.prompt import tools_text
-from llava_server.errors import ApiError, answer_not_found
+from llava_server.errors import ApiError, response_not_found
 from llava_server.generation.collect import CollectedChoice, collect
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
@@ -206,7 +206,7 @@ class RequestHandler:
     async def delete(self, job_id: str) -> None:
         """Delete a stored job, cancelling it first; 404 if this tenant has none with this id."""
         if not await self.services.controller.delete(job_id, self.tenant):
-            raise answer_not_found()
+            raise response_not_found()
 
     def _choice_metrics(self, generation: Generation) -> list[ChoiceMetrics]:
         return [
