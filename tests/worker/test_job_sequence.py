@@ -25,7 +25,9 @@ def build(assignment: Assignment) -> Sequence:
 
 
 def assign(*, log: bytes = b"", remaining_s: float | None = None, **fields: Any) -> Assignment:
-    return make_assignment(make_job(MESSAGE, **fields), log=log, pixels={"a": PIXELS}, remaining_s=remaining_s)
+    return make_assignment(
+        make_job(MESSAGE, **fields), log=log, pixels={"a": PIXELS}, remaining_s=remaining_s
+    )
 
 
 def test_output_is_limited_by_the_job_and_by_the_context() -> None:
