@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from llava_wire.messages.job import Message
 from llava_worker.echo_engine import EchoEngine
-from llava_worker.engine import Sampling, Sequence
+from llava_worker.engine import Sequence
 from llava_worker.language.detokenizer import Detokenizer
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
+
+from tests.worker.sampling_params import greedy
 
 
 def echo_text(prompt: str, *, max_tokens: int) -> str:
@@ -20,7 +22,7 @@ def echo_text(prompt: str, *, max_tokens: int) -> str:
             seq_id="one",
             prompt_ids=prompt_ids,
             max_new_tokens=max_tokens,
-            sampling=Sampling(ignore_eos=True),
+            sampling=greedy(ignore_eos=True),
         )
     )
     detokenizer = Detokenizer(model.tokenizer)

@@ -92,8 +92,8 @@ def test_a_package_declares_its_types_to_type_checkers(package: str) -> None:
         ("llava_worker.worker", ["torch", "fastapi", "uvicorn", "httpx2", "llava_server"]),
         ("llava_client", ["torch", "fastapi", "redis", "llava_wire", "llava_server", "PIL"]),
         ("llava_cli", ["torch", "fastapi", "redis", "llava_wire", "llava_server"]),
-        ("llava_worker.engine.core.scheduler", ["torch", "llava_wire"]),
-        ("llava_worker.engine.speculation.speculative_decoding", ["torch", "llava_wire"]),
+        ("llava_worker.engine.core.scheduler", ["torch", "redis"]),
+        ("llava_worker.engine.speculation.speculative_decoding", ["torch", "redis"]),
         ("llava_worker.model.llava", ["llava_wire", "redis", "transformers", "flash_attn", "bitsandbytes"]),
     ],
 )

@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from llava_worker.engine.core.encoder_cache import VisionCache
+from llava_worker.engine.core.encoder_cache import EncoderCache
 from llava_worker.engine.core.kv_cache_size import allocate_cache, plan_cache
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.engine.startup.graph_capture import record_steps
-from llava_worker.engine.startup.warmup import most_tiles
+from llava_worker.engine.startup.graph_capture import capture_graphs
+from llava_worker.engine.startup.warmup import max_tiles_per_step
 from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.layers.linear import Linear
@@ -25,11 +25,11 @@ from llava_worker.model.memory_budget import available_bytes
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from torch import nn
 
-from bench.serving.shape import Shape
+from bench.shape import Shape
 
-__all__ = ["make_engine", "make_model"]
+__all__ = ["make_engine", "make_model", "precision_on"]
 
-_PIECE_ROWS = 4096
+_CHUNK_ROWS = 4096
 _STEP_BYTES = 2 << 30  # left for activations and recordings
 
 
@@ -55,7 +55,7 @@ def make_model(shape: Shape, precision: Precision, device: torch.device) -> Llav
 def make_engine(
     model: Llava, precision: Precision, *, max_num_sequences: int, max_batch_tokens: int
 ) -> Engine:
-    """With all that a worker's engine has, but guessing: random weights repeat themselves."""
+    """Return an engine as a worker's, without speculation, which random weights would flatter."""
     device, text = model.device, model.config.text_config
     backend = choose_backend(precision, text, device)
     free = available_bytes(device)
@@ -72,13 +72,13 @@ def make_engine(
     context = min(text.max_position_embeddings, shape.num_tokens)
     cache = allocate_cache(shape, device)
     cache.prefault(shape.num_tokens)
-    runner = ModelRunner(model, cache, backend, VisionCache(1 << 30))
+    runner = ModelRunner(model, cache, backend, EncoderCache(1 << 30))
     if device.type == "cuda":
-        record_steps(
+        capture_graphs(
             runner,
-            is_decoding=precision.is_capturable,
+            includes_decoding=precision.is_capturable,
             max_rows=max_num_sequences,
-            max_tiles=most_tiles(model, max_batch_tokens),
+            max_tiles=max_tiles_per_step(model, max_batch_tokens),
             context_length=context,
         )
     return Engine(
@@ -87,7 +87,7 @@ def make_engine(
         context_length=context,
         max_num_sequences=max_num_sequences,
         max_batch_tokens=max_batch_tokens,
-        is_overlapping=device.type == "cuda",
+        is_async=device.type == "cuda",
     )
 
 
@@ -97,9 +97,9 @@ def precision_on(name: str, device: torch.device) -> Precision:
 
 def _fill(layer: Linear, device: torch.device, noise: torch.Generator) -> None:
     rows, size = layer.shape.out_features, layer.shape.in_features
-    for start in range(0, rows, _PIECE_ROWS):
-        piece = torch.empty(min(_PIECE_ROWS, rows - start), size, device=device)
-        layer.load_rows(start, piece.normal_(0.0, 1 / math.sqrt(size), generator=noise))
+    for start in range(0, rows, _CHUNK_ROWS):
+        chunk = torch.empty(min(_CHUNK_ROWS, rows - start), size, device=device)
+        layer.load_rows(start, chunk.normal_(0.0, 1 / math.sqrt(size), generator=noise))
     if layer.shape.has_bias:
         layer.load_bias(0, torch.zeros(rows, device=device))
 

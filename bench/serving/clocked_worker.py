@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 
 from llava_wire.worker_side.consumer import JobConsumer
-from llava_worker.engine import EngineStats, Sequence, StepOutput
-from llava_worker.engine_thread import Engine
+from llava_worker.engine import EngineInterface, EngineStats, Sequence, StepOutput
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
 from llava_worker.worker import Worker
@@ -29,7 +28,7 @@ _NUMBER = re.compile(rb"request (\d+)")
 class ClockedEngine:
     """Another engine, and a log of its tokens."""
 
-    def __init__(self, engine: Engine, log: Path) -> None:
+    def __init__(self, engine: EngineInterface, log: Path) -> None:
         self._engine = engine
         self._log = log.open("w", buffering=1)
         self._requests: dict[str, str] = {}  # by seq_id: the request's number

@@ -12,13 +12,14 @@ import pytest
 import torch
 from llava_cli.bench import Pictures, Plan
 from llava_cli.bench.plan import conversations
-from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.language.hf_tokenizer import HFTokenizer
 from safetensors import safe_open
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from bench.serving.checkpoint import ensure_checkpoint, write_checkpoint
-from bench.serving.shape import LLAVA_1_5_SMALL, MINI
+from bench.checkpoint import ensure_checkpoint, write_checkpoint
+from bench.shape import LLAVA_1_5_SMALL, MINI
 from tests.worker.checkpoints import Prompt, reference_logits
 
 
@@ -50,7 +51,7 @@ def test_a_missing_weight_is_reported(folder: Path, tmp_path: Path) -> None:
 
 
 def test_our_engine_loads_it(folder: Path) -> None:
-    engine, info = load_engine(folder, precision="fp32", device="cpu")
+    engine, info = build_engine(EngineConfig(folder, precision="fp32", device="cpu"))
     assert (info.image_side, info.tokens_per_tile, info.vocab_size) == (28, 4, MINI.vocabulary)
     assert engine.context_length == MINI.context
 

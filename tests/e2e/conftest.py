@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.collector import Collector, collecting
 from tests.e2e.traced_system import System
 from tests.processes import StartWorker, running_site, worker_factory
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
 
 # The bundled model in a precision in which batches of all sizes give the same tokens.
 TINY = {"model": "tiny", "device": "cpu", "threads": 1, "precision": "fp32"}
@@ -24,7 +24,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def queue_url() -> Iterator[str]:
-    with running_queue() as url:
+    with running_redis() as url:
         yield url
 
 
@@ -38,7 +38,7 @@ def start_worker(queue_url: str, tmp_path: Path) -> Iterator[StartWorker]:
 def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server with one worker, shared by all tests that only send requests."""
     folder = tmp_path_factory.mktemp("tiny-server")
-    with running_queue() as url, running_site(url, folder, **TINY) as site:
+    with running_redis() as url, running_site(url, folder, **TINY) as site:
         yield site.url
 
 

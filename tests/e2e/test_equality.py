@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from tiny.answerers import messages
 from tiny.exam import Question, questions
+from tiny.predictions import chat_messages
 
 from tests.machine_speed import scaled
 
@@ -54,7 +54,7 @@ def transformers_answers(exam: list[Question]) -> Iterator[str]:
 def hf_messages(question: Question) -> list[dict[str, Any]]:
     """The conversation as transformers' chat templates take it: pictures are marks without content."""
     turns: list[dict[str, Any]] = []
-    for message in messages(question):
+    for message in chat_messages(question):
         content = message["content"]
         parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
         marks = [{"type": "image"} if part["type"] == "image_url" else part for part in parts]
@@ -65,7 +65,7 @@ def hf_messages(question: Question) -> list[dict[str, Any]]:
 def ask(url: str, question: Question) -> str:
     body = {
         "model": "tiny-llava",
-        "messages": messages(question),
+        "messages": chat_messages(question),
         "temperature": 0,
         "max_tokens": MAX_TOKENS,
     }

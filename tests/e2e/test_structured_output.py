@@ -19,7 +19,7 @@ from tiny.scenes import sample_scene
 from tests.e2e.conftest import TINY
 from tests.machine_speed import scaled
 from tests.processes import StartWorker, WorkerProcess, running_controller, worker_factory
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -56,7 +56,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("structured")
-    with running_queue() as url, worker_factory(url, folder) as start:
+    with running_redis() as url, worker_factory(url, folder) as start:
         first = start(**SETTINGS)
         with running_controller(url, folder, lease_s=1) as site:
             yield Server(site.url, start, [first])

@@ -15,7 +15,7 @@ from tests.e2e.conftest import TINY
 from tests.machine_speed import scaled
 from tests.processes import StartWorker, WorkerProcess, running_controller, worker_factory
 from tests.waiting import wait_until
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -85,7 +85,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("survival")
-    with running_queue() as url, worker_factory(url, folder) as start_worker:
+    with running_redis() as url, worker_factory(url, folder) as start_worker:
         first = start_worker(**SETTINGS)
         with running_controller(url, folder, lease_s=1) as controller:
             yield Site(controller.url, start_worker, [first])

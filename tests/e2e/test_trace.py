@@ -12,15 +12,15 @@ import pytest
 
 from tests.processes import StartWorker
 from tests.waiting import async_wait_until
-from tests.worker.asker import Asker, asking
+from tests.worker.job_client import JobClient, connect_job_client
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
 
 @pytest.fixture
-async def asker(queue_url: str) -> AsyncIterator[Asker]:
-    async with asking(queue_url) as asker:
-        yield asker
+async def client(queue_url: str) -> AsyncIterator[JobClient]:
+    async with connect_job_client(queue_url) as client:
+        yield client
 
 
 def lanes_in(events: list[dict[str, Any]]) -> list[str]:
@@ -29,12 +29,12 @@ def lanes_in(events: list[dict[str, Any]]) -> list[str]:
 
 
 async def test_a_killed_worker_leaves_a_timeline_and_its_successor_another(
-    asker: Asker, start_worker: StartWorker, tmp_path: Path
+    client: JobClient, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     settings = {"echo_step_s": 0.005, "lease_s": 1, "trace_steps": tmp_path / "trace-{pid}.json"}
     killed = start_worker(**settings)
-    jobs = [await asker.ask(f"Tell {number}.", max_tokens=200, ignore_eos=True) for number in range(3)]
-    await async_wait_until(lambda: all(len(asker.token_ids(job)) >= 20 for job in jobs))
+    jobs = [await client.submit(f"Tell {number}.", max_tokens=200, ignore_eos=True) for number in range(3)]
+    await async_wait_until(lambda: all(len(client.token_ids(job)) >= 20 for job in jobs))
     killed.send(signal.SIGKILL)
     assert await killed.async_wait() == -signal.SIGKILL
     (left,) = tmp_path.glob("trace-*.json")
@@ -46,7 +46,7 @@ async def test_a_killed_worker_leaves_a_timeline_and_its_successor_another(
 
     start_worker(**settings)
     for job in jobs:
-        await asker.end(job)
+        await client.wait_for_final(job)
     (second,) = set(tmp_path.glob("trace-*.json")) - {left}
     await async_wait_until(
         lambda: sum(event["name"] == "step" for event in json.loads(second.read_text())) > 0

@@ -18,7 +18,7 @@ from tests.e2e.collector import Collector
 from tests.e2e.traced_system import CALLER, System, body, within
 from tests.machine_speed import scaled
 from tests.waiting import wait_until
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
 
 pytestmark = pytest.mark.e2e
 
@@ -29,7 +29,7 @@ SECRET = "rutabaga"
 @pytest.fixture(scope="module")
 def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """One for the tests that only ask, each in a trace of its own."""
-    with running_queue() as url:
+    with running_redis() as url:
         system = System(url, tmp_path_factory.mktemp("traced"), otel=True)
         system.worker()
         yield system

@@ -18,8 +18,8 @@ from llava_worker.worker import Worker
 
 from tests.faults.proxy import FaultProxy
 from tests.waiting import async_wait_until
-from tests.worker.asker import Asker, asking
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
+from tests.worker.job_client import JobClient, connect_job_client
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +43,7 @@ class SteppedEngine(EchoEngine):
 
 @pytest.fixture
 def queue() -> Iterator[str]:
-    with running_queue() as url:
+    with running_redis() as url:
         yield url
 
 
@@ -69,31 +69,31 @@ async def stepped_worker(path: FaultProxy) -> AsyncIterator[SteppedEngine]:
     await consumer.aclose()
 
 
-async def submit(asker: Asker, engine: SteppedEngine) -> str:
+async def submit(client: JobClient, engine: SteppedEngine) -> str:
     """Return the id of a job that has one token."""
-    job_id = await asker.ask("Tell me.", temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+    job_id = await client.submit("Tell me.", temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
     engine.permits.release()
-    await async_wait_until(lambda: asker.events[job_id], "the first token")
+    await async_wait_until(lambda: client.events[job_id], "the first token")
     return job_id
 
 
 async def test_no_engine_step_waits_for_the_path_to_the_queue(queue: str, path: FaultProxy) -> None:
-    async with asking(queue) as asker, stepped_worker(path) as engine:
-        job_id = await submit(asker, engine)
+    async with connect_job_client(queue) as client, stepped_worker(path) as engine:
+        job_id = await submit(client, engine)
         path.swallow()
         engine.permits.release(NUM_TOKENS - 1)
         await async_wait_until(lambda: engine.num_steps == NUM_TOKENS, "all steps")
-        assert len(asker.token_ids(job_id)) == 1
+        assert len(client.token_ids(job_id)) == 1
         path.heal()
-        await asker.end(job_id)
-        assert len(asker.token_ids(job_id)) == NUM_TOKENS
-        assert len(asker.events[job_id]) <= 4  # tokens that waited for an emit leave together in the next
+        await client.wait_for_final(job_id)
+        assert len(client.token_ids(job_id)) == NUM_TOKENS
+        assert len(client.events[job_id]) <= 4  # tokens that waited for an emit leave together in the next
 
 
 async def test_without_delay_each_token_is_emitted_by_itself(queue: str, path: FaultProxy) -> None:
-    async with asking(queue) as asker, stepped_worker(path) as engine:
-        job_id = await submit(asker, engine)
+    async with connect_job_client(queue) as client, stepped_worker(path) as engine:
+        job_id = await submit(client, engine)
         for number in range(2, NUM_TOKENS + 1):
             engine.permits.release()
-            await async_wait_until(lambda: len(asker.events[job_id]) == number, "the next token")  # noqa: B023
-        assert [len(event.token_ids) for event in asker.events[job_id]] == [1] * NUM_TOKENS
+            await async_wait_until(lambda: len(client.events[job_id]) == number, "the next token")  # noqa: B023
+        assert [len(event.token_ids) for event in client.events[job_id]] == [1] * NUM_TOKENS

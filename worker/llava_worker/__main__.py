@@ -20,7 +20,7 @@ from llava_wire.otel import SCOPE, TracingUnavailable, open_tracing
 from llava_wire.worker_side.consumer import JobConsumer
 
 from llava_worker.engine_thread import EXIT_BROKEN
-from llava_worker.gpu_health import log_health
+from llava_worker.gpu_health import log_gpu_health
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.model_host import LOADER, ModelHost
 from llava_worker.open_model import Model, StartupError, open_model
@@ -56,7 +56,7 @@ def main() -> int:
         if provider is not None:
             provider.shutdown()
     if status == EXIT_BROKEN:
-        log_health(host.heartbeat.device)
+        log_gpu_health(host.heartbeat.device)
     return status
 
 

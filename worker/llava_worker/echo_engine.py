@@ -1,11 +1,11 @@
 """EchoEngine: the engine's interface without a model, for tests, demos and load on everything around it.
 
-An answer is made of lower-case words and is a function of the prompt, the pictures' digests, the tokens so
-far and (unless greedy) the seed, so a stream continued by another worker must equal an unbroken one. Some
-letters take two tokens, as in real vocabularies. An embedding counts the prompt's tokens, or is the picture's
-digest. Of the sampling parameters it knows temperature, top_p, seed, ignore_eos, stop_token_ids and
-num_logprobs, also of prompts. ``step_s`` slows it down so that streams can be cut in mid-sentence. Faults, if
-enabled, are asked for by a marker in the prompt:
+Output consists of lower-case words and is a function of the prompt, the images' digests, the tokens so far
+and (unless greedy) the seed, so that a stream continued by another worker equals an uninterrupted one. Some
+letters take two tokens, as in real vocabularies. An embedding counts the prompt's tokens, or is the image's
+digest. The supported sampling parameters are temperature, top_p, seed, ignore_eos, stop_token_ids and
+num_logprobs, also for prompts. ``step_s`` slows it down so that streams can be interrupted. Faults, if
+enabled, are requested by a marker in the prompt:
 
     [[crash at 5]]   the process ends at once, as if killed, before token 5
     [[fail at 5]]    the step raises, as a broken device does
@@ -26,14 +26,16 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from llava_worker.engine import EngineStats, Sequence, SequenceRefused, StepOutput, TokenLogprobs
+from llava_wire.messages.event import ErrorCode, JobError
+
+from llava_worker.engine import EngineStats, Sequence, SequenceRejected, StepOutput, TokenLogprobs
 from llava_worker.language.tokenizer import ByteTokenizer
 
 __all__ = ["EchoEngine"]
 
 _LETTERS = b"aaabcdeeeefghiiijklmnoooprssttuuvwyz"
-_TWO_BYTE_LEAD = 0xC3
-_TWO_BYTE_ENDS = b"\xa0\xa4\xa9\xb6\xbc"  # after 0xC3: a-grave, a-umlaut, e-acute, o-umlaut, u-umlaut
+_LEAD_BYTE = 0xC3
+_CONTINUATION_BYTES = b"\xa0\xa4\xa9\xb6\xbc"  # after 0xC3: a-grave, a-umlaut, e-acute, o-umlaut, u-umlaut
 _SPACE = 0x20
 _MARKER = re.compile(rb"\[\[(crash|fail|error|hang|refuse)(?: at (\d+))?\]\]")
 _CRASH_STATUS = 139  # what a shell reports after a segmentation fault
@@ -50,7 +52,7 @@ class _Running:
 
 
 class EchoEngine:
-    """Runs the ``max_sequences`` most urgent of its sequences at once, one token each a step; others wait."""
+    """Runs up to ``max_sequences`` sequences at once, the highest priority first, one token each per step."""
 
     def __init__(
         self,
@@ -73,21 +75,19 @@ class EchoEngine:
         return len(self._sequences)
 
     def add(self, sequence: Sequence) -> None:
-        """Raises SequenceRefused if the prompt leaves no room for an answer."""
+        """Raises SequenceRejected if the prompt leaves no room for an output."""
         if len(sequence.prompt_ids) >= self.context_length:
-            raise SequenceRefused(
-                "context_length_exceeded",
-                f"prompt has {len(sequence.prompt_ids)} tokens; the model takes {self.context_length}",
-            )
+            message = f"prompt has {len(sequence.prompt_ids)} tokens; the model takes {self.context_length}"
+            raise SequenceRejected(JobError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message))
         running = _start(sequence, room=self.context_length - len(sequence.prompt_ids))
         if self._has_faults:
-            _arm(running)
+            _set_fault(running)
         if running.fault == "refuse":
-            raise SequenceRefused("invalid_request", "the prompt asks to be refused")
+            raise SequenceRejected(JobError(ErrorCode.INVALID_REQUEST, "the prompt asks to be refused"))
         self._sequences[sequence.seq_id] = running
 
     def abort(self, seq_id: str) -> None:
-        """Forget a sequence; unknown ones are nothing to forget."""
+        """Drop a sequence, if it is known."""
         self._sequences.pop(seq_id, None)
 
     def step(self) -> list[StepOutput]:
@@ -95,8 +95,8 @@ class EchoEngine:
         if self._step_s:
             time.sleep(self._step_s)
         self._num_steps += 1
-        by_urgency = sorted(self._sequences.values(), key=lambda running: -running.sequence.priority)
-        outputs = [self._advance(running) for running in by_urgency[: self.max_sequences]]
+        by_priority = sorted(self._sequences.values(), key=lambda running: -running.sequence.priority)
+        outputs = [self._advance(running) for running in by_priority[: self.max_sequences]]
         for output in outputs:
             if output.is_final:
                 del self._sequences[output.seq_id]
@@ -127,9 +127,9 @@ class EchoEngine:
         finish: Literal["stop", "length"] = "stop" if running.has_end else "length"
         if sequence.output_ids and sequence.output_ids[-1] in sequence.sampling.stop_token_ids:
             return StepOutput(seq_id=sequence.seq_id, finish="stop")
-        told = _prompt_logprobs(sequence)
+        prompt_logprobs = _prompt_logprobs(sequence)
         if position >= running.length:  # a continued answer that was complete, or one without tokens
-            return StepOutput(seq_id=sequence.seq_id, finish=finish, prompt_logprobs=told)
+            return StepOutput(seq_id=sequence.seq_id, finish=finish, prompt_logprobs=prompt_logprobs)
         is_last = position + 1 == running.length
         token_id = ByteTokenizer.eos_token_id if is_last and running.has_end else _next_token(running)
         sequence.output_ids.append(token_id)
@@ -141,13 +141,13 @@ class EchoEngine:
             token_id=token_id,
             finish=finish if is_last else None,
             logprobs=_logprobs(running, token_id),
-            prompt_logprobs=told,
+            prompt_logprobs=prompt_logprobs,
         )
 
 
 def _vector(sequence: Sequence) -> bytes:
-    """How often the prompt has each token modulo 16; of a picture the first 16 bytes of its digest's hash."""
-    if sequence.is_picture_embedding:
+    """How often the prompt has each token modulo 16; for an image the first 16 bytes of its digest's hash."""
+    if sequence.is_image_embedding:
         values = list(hashlib.blake2b(sequence.images[0].digest.encode(), digest_size=16).digest())
     else:
         values = [0] * 16
@@ -162,8 +162,8 @@ def _start(sequence: Sequence, *, room: int) -> _Running:
     seed = (
         "greedy" if sampling.temperature == 0 else f"{sampling.seed} {sampling.temperature} {sampling.top_p}"
     )
-    pictures = [(image.start, image.digest) for image in sequence.images]
-    state = hashlib.blake2b(repr((sequence.prompt_ids, pictures, seed)).encode(), digest_size=16).digest()
+    images = [(image.start, image.digest) for image in sequence.images]
+    state = hashlib.blake2b(repr((sequence.prompt_ids, images, seed)).encode(), digest_size=16).digest()
     limit = min(sequence.max_new_tokens, room)
     natural = 64 + int.from_bytes(state[:2], "big") % 64
     has_end = natural <= limit and not sampling.ignore_eos
@@ -179,37 +179,37 @@ def _fold(state: bytes, token_id: int) -> bytes:
 def _next_token(running: _Running) -> int:
     before = running.sequence.output_ids[-1] if running.sequence.output_ids else _SPACE
     draw = int.from_bytes(running.state[:4], "big")
-    if before == _TWO_BYTE_LEAD:
-        return _TWO_BYTE_ENDS[draw % len(_TWO_BYTE_ENDS)]
+    if before == _LEAD_BYTE:
+        return _CONTINUATION_BYTES[draw % len(_CONTINUATION_BYTES)]
     if before != _SPACE and draw % 6 == 0:
         return _SPACE
     if draw % 17 == 0:
-        return _TWO_BYTE_LEAD
+        return _LEAD_BYTE
     return _LETTERS[draw // 17 % len(_LETTERS)]
 
 
 def _logprobs(running: _Running, token_id: int) -> TokenLogprobs | None:
-    """Made up, but of the same tokens always the same; the likeliest tokens begin with the chosen one."""
+    """Invented, but deterministic; the most likely tokens start with the sampled one."""
     num_top = running.sequence.sampling.num_logprobs
     if num_top is None:
         return None
     logprob = -running.state[4] / 256
-    others = ((token_id + place, logprob - place) for place in range(num_top))
-    return TokenLogprobs(logprob, tuple(others))
+    top = ((token_id + rank, logprob - rank) for rank in range(num_top))
+    return TokenLogprobs(logprob, tuple(top))
 
 
 def _prompt_logprobs(sequence: Sequence) -> tuple[TokenLogprobs, ...]:
-    """Once: each token but the first is an eighth less likely than the last; the likeliest begin with it."""
-    if not sequence.owes_prompt_logprobs:
+    """Each token but the first is an eighth less likely than the one before; the top tokens start with it."""
+    if not sequence.needs_prompt_logprobs:
         return ()
     num_top = sequence.sampling.num_logprobs or 0
     return tuple(
-        TokenLogprobs(-place / 8, tuple((token_id + k, -place / 8 - k) for k in range(num_top)))
-        for place, token_id in enumerate(sequence.prompt_ids[1:], start=1)
+        TokenLogprobs(-index / 8, tuple((token_id + rank, -index / 8 - rank) for rank in range(num_top)))
+        for index, token_id in enumerate(sequence.prompt_ids[1:], start=1)
     )
 
 
-def _arm(running: _Running) -> None:
+def _set_fault(running: _Running) -> None:
     prompt = bytes(token_id for token_id in running.sequence.prompt_ids if token_id < 256)
     found = _MARKER.search(prompt)
     if found:
@@ -225,5 +225,6 @@ def _fail(running: _Running) -> StepOutput | None:
     if running.fault == "hang":
         threading.Event().wait()
     if running.fault == "error":
-        return StepOutput(seq_id=running.sequence.seq_id, error="the prompt asks for an error")
+        error = JobError(ErrorCode.INTERNAL_ERROR, "the prompt asks for an error")
+        return StepOutput(seq_id=running.sequence.seq_id, error=error)
     return None

@@ -1,9 +1,9 @@
-"""The one thread that touches the engine, and the watchdog that notices when it never comes back.
+"""The engine thread, the only one that accesses the engine, and the watchdog that detects a step that hangs.
 
-    asyncio side --add, abort--> inbox --> [ engine.add / abort / step ] --news, once a step--> asyncio side
+    event loop --add, abort--> inbox --> [ engine.add / abort / step ] --outputs, once per step--> event loop
 
-The thread sleeps while the engine is empty and has nothing to prepare. It ends when it is told to or when
-the engine breaks; an engine that has raised is never used again, since nobody knows what state it is in.
+The thread sleeps while the engine is empty and has nothing to prepare. It ends when it is stopped or when the
+engine raises; such an engine is never used again, since its state is unknown.
 """
 
 from __future__ import annotations
@@ -16,51 +16,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeAlias
 
-from llava_worker.engine import EngineStats, Sequence, SequenceRefused, StepOutput
-from llava_worker.gpu_health import log_health
+from llava_worker.engine import EngineInterface, Sequence, SequenceRejected, StepOutput
+from llava_worker.gpu_health import log_gpu_health
 
-__all__ = ["EXIT_BROKEN", "Engine", "EngineThread", "News", "Refusal", "end_process"]
+__all__ = ["EXIT_BROKEN", "EngineThread", "end_process"]
 
 EXIT_BROKEN = 70  # sysexits' EX_SOFTWARE: the engine failed or hangs; a supervisor should start a new process
 
 logger = logging.getLogger(__name__)
-
-
-class Engine(Protocol):
-    """What the worker needs of an engine; used by one thread only."""
-
-    @property
-    def max_sequences(self) -> int: ...
-    @property
-    def context_length(self) -> int: ...
-    @property
-    def num_sequences(self) -> int:
-        """Waiting and running ones."""
-        ...
-
-    def add(self, sequence: Sequence) -> None: ...
-    def abort(self, seq_id: str) -> None: ...
-    def step(self) -> list[StepOutput]: ...
-    def idle(self) -> bool:
-        """Prepares for some milliseconds; asked while there are no sequences, until it says False."""
-        ...
-
-    def stats(self) -> EngineStats: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """The engine did not take the sequence; ``code`` is one of ErrorCode's values."""
-
-    seq_id: str
-    code: str
-    message: str
-    param: str | None = None  # the field of the request that is to blame, if one is
-
-
-News: TypeAlias = StepOutput | Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,27 +33,27 @@ class _Abort:
 
 
 class EngineThread:
-    """``on_news`` and ``on_failure`` are called in the engine's thread and must return at once.
+    """``on_outputs`` and ``on_failure`` are called in the engine's thread and must return at once.
 
-    ``on_hang`` is called in the watchdog's thread once a step lasts longer than ``hang_timeout_s``. Its
-    default ends the process, because a thread that hangs in native code cannot be ended. ``device`` is the
+    ``on_hang`` is called in the watchdog's thread once a step takes longer than ``hang_timeout_s``. By
+    default it ends the process, because a thread that hangs in native code cannot be ended. ``device`` is the
     engine's.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineInterface,
         *,
-        on_news: Callable[[list[News]], None],
+        on_outputs: Callable[[list[StepOutput]], None],
         on_failure: Callable[[], None],
         hang_timeout_s: float,
         device: str = "none",
         on_hang: Callable[[], None] | None = None,
     ) -> None:
-        self.num_steps = 0  # finished steps: the sign of progress
-        self.stats = engine.stats()  # as it was after the last step; the engine itself is the thread's alone
+        self.num_steps = 0  # completed steps: the sign of progress
+        self.stats = engine.stats()  # after the last step; other threads must not access the engine
         self._engine = engine
-        self._on_news = on_news
+        self._on_outputs = on_outputs
         self._on_failure = on_failure
         self._on_hang = on_hang or partial(end_process, device)
         self._hang_timeout_s = hang_timeout_s
@@ -104,15 +68,15 @@ class EngineThread:
         self._watchdog.start()
 
     def add(self, sequence: Sequence) -> None:
-        """From now on only the engine touches the sequence."""
+        """Queue a sequence, which only the engine may access afterwards. A rejection is a final output."""
         self._inbox.put(sequence)
 
     def abort(self, seq_id: str) -> None:
-        """Sequences that ended by themselves are nothing to abort. News already under way still comes."""
+        """Abort a sequence, if it has not ended. Outputs already on their way still arrive."""
         self._inbox.put(_Abort(seq_id))
 
     def stop(self, timeout_s: float) -> bool:
-        """After the step in hand; False if that took longer than ``timeout_s``."""
+        """Stop after the current step; False if that takes longer than ``timeout_s``."""
         self._stopped.set()
         self._inbox.put(None)
         self._thread.join(timeout_s)
@@ -123,21 +87,21 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while not self._stopped.is_set():
-                news = self._take_inbox()
+                outputs = self._take_inbox()
                 if not self._stopped.is_set() and self._engine.num_sequences:
-                    news += self._step()
+                    outputs += self._step()
                 self.stats = self._engine.stats()
-                if news:
-                    self._on_news(news)
+                if outputs:
+                    self._on_outputs(outputs)
         except Exception as error:
             logger.critical("the engine failed", exc_info=error)
             self._on_failure()
         finally:
             self._stopped.set()
 
-    def _take_inbox(self) -> list[News]:
-        """Everything that has come; waits for the first if the engine has nothing to do."""
-        news: list[News] = []
+    def _take_inbox(self) -> list[StepOutput]:
+        """Process the inbox and return the rejections. Waits for the first item if the engine is empty."""
+        rejections: list[StepOutput] = []
         is_waiting = not self._engine.num_sequences
         while is_waiting and self._inbox.empty() and self._engine.idle():
             pass
@@ -145,18 +109,18 @@ class EngineThread:
             try:
                 item = self._inbox.get(block=is_waiting)
             except queue.Empty:
-                return news
+                return rejections
             is_waiting = False
             if isinstance(item, _Abort):
                 self._engine.abort(item.seq_id)
             elif item is not None:
-                news += self._add(item)
+                rejections += self._add(item)
 
-    def _add(self, sequence: Sequence) -> list[News]:
+    def _add(self, sequence: Sequence) -> list[StepOutput]:
         try:
             self._engine.add(sequence)
-        except SequenceRefused as refused:
-            return [Refusal(sequence.seq_id, refused.code, refused.message, refused.param)]
+        except SequenceRejected as rejected:
+            return [StepOutput(sequence.seq_id, error=rejected.error)]
         return []
 
     def _step(self) -> list[StepOutput]:
@@ -176,7 +140,7 @@ class EngineThread:
 
 
 def end_process(device: str) -> None:
-    """As broken, once a GPU's health is in the log: what the process holds goes on elsewhere."""
-    log_health(device)
+    """Log a GPU's health and exit with EXIT_BROKEN; other workers continue what this one was running."""
+    log_gpu_health(device)
     logging.shutdown()
     os._exit(EXIT_BROKEN)

@@ -11,7 +11,6 @@ from typing import Protocol
 import msgspec
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.event import (
-    ErrorCode,
     Event,
     Final,
     FinishReason,
@@ -21,7 +20,6 @@ from llava_wire.messages.event import (
 )
 
 from llava_worker.engine import StepOutput, TokenLogprobs
-from llava_worker.engine_thread import News, Refusal
 from llava_worker.language.detokenizer import Detokenizer
 from llava_worker.language.prompt_builder import Prompt
 from llava_worker.language.tokenizer import Tokenizer
@@ -78,17 +76,15 @@ class JobOutput:
             self._text += self._detokenizer.flush()
         if job.is_echoed and not self.assignment.token_ids:
             self._echo_token_ids = prompt.token_ids  # else the first event of the log has the prompt
-        if not job.is_computed:
+        if not job.needs_model:
             self._finish(FinishReason.STOP)
 
-    def process(self, output: News) -> None:
+    def process(self, output: StepOutput) -> None:
         """Process the engine's next output for this job."""
         if self.is_finished:
             return
-        if isinstance(output, Refusal):
-            self.fail(JobError(code=ErrorCode(output.code), message=output.message, param=output.param))
-        elif output.error is not None:
-            self.fail(JobError(code=ErrorCode(output.error_code), message=output.error))
+        if output.error is not None:
+            self.fail(output.error)
         else:
             self._process_step(output)
 
@@ -192,8 +188,8 @@ def _create_detokenizer(assignment: Assignment, tokenizer: Tokenizer, stop: tupl
 def _without_leading_space(tokens: list[TokenLogprob]) -> list[TokenLogprob]:
     """Remove the leading space, which the tokenizer added, from the first token that has text."""
     for index, token in enumerate(tokens):
-        if token.chosen.text:
-            bare = msgspec.structs.replace(token.chosen, text=token.chosen.text.removeprefix(b" "))
-            tokens[index] = msgspec.structs.replace(token, chosen=bare)
+        if token.sampled.text:
+            bare = msgspec.structs.replace(token.sampled, text=token.sampled.text.removeprefix(b" "))
+            tokens[index] = msgspec.structs.replace(token, sampled=bare)
             break
     return tokens

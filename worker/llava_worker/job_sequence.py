@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.event import ErrorCode, JobError
 from llava_wire.messages.job import Job
-from llava_wire.messages.sampling_params import Grammar, SamplingParams
+from llava_wire.messages.sampling_params import Grammar
 
-from llava_worker.engine import Sampling, Sequence
+from llava_worker.engine import Sequence
 from llava_worker.engine.core.sequence import Pixels
-from llava_worker.engine.structured_output.to_lark import GrammarRefused
+from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar
 from llava_worker.language.prompt_builder import Prompt, PromptError
 
 if TYPE_CHECKING:
     from llava_worker.engine.structured_output.grammar import Grammar as CompiledGrammar
-    from llava_worker.engine.structured_output.grammar_cache import Grammars
+    from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 
 __all__ = ["GrammarError", "compile_grammar", "make_sequence"]
 
@@ -44,31 +44,13 @@ def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int
         prompt_ids=prompt.token_ids,
         images=prompt.images,
         pixels=_pixels(assignment, prompt),
-        sampling=_sampling(job.sampling),
+        sampling=job.sampling,
         max_new_tokens=room if max_tokens is None else min(max_tokens, room),
         output_ids=list(assignment.token_ids),
         cache_scope="public" if job.cache_scope == "public" else f"tenant {job.tenant}",
         is_embedding=job.task == "embed",
         has_prompt_logprobs=job.is_echoed and job.sampling.num_logprobs is not None,
-        deadline_s=None if assignment.left_s is None else time.monotonic() + assignment.left_s,
-    )
-
-
-def _sampling(params: SamplingParams) -> Sampling:
-    return Sampling(
-        temperature=params.temperature,
-        top_p=params.top_p,
-        seed=params.seed,
-        ignore_eos=params.ignore_eos,
-        top_k=params.top_k,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        logit_bias=params.logit_bias,
-        min_tokens=params.min_tokens,
-        stop_token_ids=params.stop_token_ids,
-        num_logprobs=params.num_logprobs,
+        deadline_s=None if assignment.remaining_s is None else time.monotonic() + assignment.remaining_s,
     )
 
 
@@ -88,21 +70,19 @@ def _pixels(assignment: Assignment, prompt: Prompt) -> list[Pixels]:
     return pixels
 
 
-async def compile_grammar(grammars: Grammars | None, grammar: Grammar, job: Job) -> CompiledGrammar:
+async def compile_grammar(grammars: GrammarCache | None, grammar: Grammar, job: Job) -> CompiledGrammar:
     """Compile in a thread, concurrently with running streams. Raises GrammarError.
 
     ``grammars`` is None for a model without structured output.
     """
     try:
         if grammars is None:
-            raise GrammarRefused(f"model {job.model!r} answers freely only")
+            raise UnsupportedGrammar(f"model {job.model!r} answers freely only")
         return await asyncio.to_thread(grammars.compile, grammar.kind, grammar.text)
-    except GrammarRefused as refused:
+    except UnsupportedGrammar as error:
         param = "tools" if grammar.kind == "tools" else "response_format"
-        message = refused.sentence(grammar.kind)
-        raise GrammarError(
-            JobError(code=ErrorCode.INVALID_REQUEST, message=message, param=param)
-        ) from refused
+        message = error.client_message(grammar.kind)
+        raise GrammarError(JobError(code=ErrorCode.INVALID_REQUEST, message=message, param=param)) from error
     except Exception as error:  # the job must end, whatever failed
         logger.exception("job_id=%s: its grammar cannot be compiled", job.job_id)
         message = "the grammar could not be compiled"

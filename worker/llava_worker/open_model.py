@@ -20,19 +20,21 @@ from typing import TYPE_CHECKING
 from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
 
 from llava_worker.echo_engine import EchoEngine
-from llava_worker.engine.core.step_timer import StepClock
-from llava_worker.engine_thread import Engine, end_process
+from llava_worker.engine import EngineInterface
+from llava_worker.engine.core.step_timer import StepTimer
+from llava_worker.engine.startup.engine_config import EngineConfig
+from llava_worker.engine_thread import end_process
 from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.prompt_formats import ChatTemplateError
 from llava_worker.language.templates import choose_template
 from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer, TokenizerError
-from llava_worker.load_progress import LoadProgress, Progress
+from llava_worker.load_progress import LoadProgress, ProgressCallback
 from llava_worker.settings import Settings
 from llava_worker.telemetry.step_timeline import TracedEngine, open_trace
 
 if TYPE_CHECKING:
     from llava_worker.engine.startup.model_info import ModelInfo
-    from llava_worker.engine.structured_output.grammar_cache import Grammars
+    from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 
 __all__ = ["Model", "StartupError", "StartupTimes", "image_spec", "open_model"]
 
@@ -67,15 +69,15 @@ class StartupTimes:
 class Model:
     """Everything a Worker needs but the queue."""
 
-    engine: Engine
+    engine: EngineInterface
     tokenizer: Tokenizer
     prompts: PromptBuilder
     heartbeat: Heartbeat
     times: StartupTimes
-    grammars: Grammars | None = None  # None: answers freely only
+    grammars: GrammarCache | None = None  # None: answers freely only
 
 
-def open_model(settings: Settings, *, on_progress: Progress | None = None) -> Model:
+def open_model(settings: Settings, *, on_progress: ProgressCallback | None = None) -> Model:
     """Load what ``settings.model`` names. Takes as long as the weights do. Raises StartupError."""
     if settings.model == "echo":
         return _open_echo(settings)
@@ -103,36 +105,19 @@ def _open_echo(settings: Settings) -> Model:
     return _assemble(_traced(engine, settings, name), tokenizer, prompts, _ECHO_SPEC, label)
 
 
-def _open_folder(folder: Path, settings: Settings, on_progress: Progress) -> Model:
+def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback) -> Model:
     began = time.monotonic()
-    from llava_worker.engine.startup.build_engine import CheckpointError, load_engine
-    from llava_worker.engine.structured_output.grammar_cache import Grammars
+    from llava_worker.engine.startup.build_engine import CheckpointError, build_engine
+    from llava_worker.engine.structured_output.grammar_cache import GrammarCache
     from llava_worker.language.hf_tokenizer import HFTokenizer, has_tokenizer
 
     imported = time.monotonic()
     base = _find_folder(settings.base_model) if settings.base_model else None
-    described = folder if base is None or has_tokenizer(folder) else base
+    tokenizer_folder = folder if base is None or has_tokenizer(folder) else base
     try:
-        engine, info = load_engine(
-            folder,
-            precision=settings.precision,
-            device=settings.device,
-            max_num_sequences=settings.max_num_sequences,
-            kv_cache_bytes=settings.kv_cache_mb << 20 if settings.kv_cache_mb else None,
-            kv_cache_dtype=settings.kv_cache_dtype,
-            is_speculating=settings.speculation == "auto",
-            is_recording=settings.cuda_graphs == "auto",
-            is_overlapping=settings.overlap == "auto",
-            vision_cache_bytes=settings.vision_cache_mb << 20,
-            num_threads=settings.threads,
-            tensor_parallel=settings.tensor_parallel,
-            on_lost_rank=end_process,
-            vision_tower=_find_folder(settings.vision_tower) if settings.vision_tower else None,
-            base=base,
-            allow_pickle=settings.allow_pickle,
-            on_progress=on_progress,
-        )
-        tokenizer = HFTokenizer(described, image_token_id=info.image_token_id)
+        config = _engine_config(settings, folder, base)
+        engine, info = build_engine(config, on_progress=on_progress, on_lost_rank=end_process)
+        tokenizer = HFTokenizer(tokenizer_folder, image_token_id=info.image_token_id)
     except (CheckpointError, TokenizerError, ValueError) as error:
         raise StartupError(f"model {settings.model!r} cannot be served: {error}") from error
     spec = image_spec(info)
@@ -151,16 +136,39 @@ def _open_folder(folder: Path, settings: Settings, on_progress: Progress) -> Mod
     label = _Label(name, info.device, info.precision)
     times = StartupTimes(imported - began, info.weights_s, info.warmup_s, time.monotonic() - began)
     logger.info("loaded %s: %s", folder, times)
-    grammars = Grammars(
+    grammars = GrammarCache(
         lambda: [tokenizer.token_bytes(token_id) for token_id in range(info.vocab_size)],
         info.eos_ids,
         begins_with_space=tokenizer.strips_leading_space,
     )
-    traced = _traced(engine, settings, name, engine.clock)
+    traced = _traced(engine, settings, name, engine.timer)
     return replace(_assemble(traced, tokenizer, prompts, spec, label, times), grammars=grammars)
 
 
-def _traced(engine: Engine, settings: Settings, name: str, clock: StepClock | None = None) -> Engine:
+def _engine_config(settings: Settings, folder: Path, base: Path | None) -> EngineConfig:
+    """Raises StartupError if the vision tower cannot be found."""
+    return EngineConfig(
+        folder,
+        vision_tower=_find_folder(settings.vision_tower) if settings.vision_tower else None,
+        base=base,
+        allow_pickle=settings.allow_pickle,
+        precision=settings.precision,
+        device=settings.device,
+        num_threads=settings.threads,
+        tensor_parallel_size=settings.tensor_parallel,
+        max_num_sequences=settings.max_num_sequences,
+        kv_cache_bytes=settings.kv_cache_mb << 20 if settings.kv_cache_mb else None,
+        kv_cache_dtype=settings.kv_cache_dtype,
+        encoder_cache_bytes=settings.vision_cache_mb << 20,
+        use_speculation=settings.speculation == "auto",
+        use_cuda_graphs=settings.cuda_graphs == "auto",
+        use_async_scheduling=settings.overlap == "auto",
+    )
+
+
+def _traced(
+    engine: EngineInterface, settings: Settings, name: str, timer: StepTimer | None = None
+) -> EngineInterface:
     """The engine itself unless a timeline is asked for. Raises StartupError."""
     if settings.trace_steps is None:
         return engine
@@ -172,7 +180,7 @@ def _traced(engine: Engine, settings: Settings, name: str, clock: StepClock | No
             "other worker writes, as with {pid} in its name"
         ) from error
     logger.info("every step is traced to %s", settings.trace_steps)
-    return TracedEngine(engine, trace, clock)
+    return TracedEngine(engine, trace, timer)
 
 
 @contextmanager
@@ -205,7 +213,7 @@ class _Label:
 
 
 def _assemble(
-    engine: Engine,
+    engine: EngineInterface,
     tokenizer: Tokenizer,
     prompts: PromptBuilder,
     spec: ImageSpec,

@@ -28,8 +28,8 @@ from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.sampling_params import Grammar
 from llava_wire.worker_side.consumer import JobConsumer
 
-from llava_worker.engine.core.sequence import Sequence
-from llava_worker.engine_thread import EXIT_BROKEN, Engine, EngineThread, News
+from llava_worker.engine import EngineInterface, Sequence, StepOutput
+from llava_worker.engine_thread import EXIT_BROKEN, EngineThread
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.job_sequence import GrammarError, compile_grammar, make_sequence
 from llava_worker.language.prompt_builder import PromptBuilder, PromptError
@@ -37,7 +37,7 @@ from llava_worker.language.tokenizer import Tokenizer
 from llava_worker.slots import has_overflow_slot, sequence_priority
 
 if TYPE_CHECKING:
-    from llava_worker.engine.structured_output.grammar_cache import Grammars
+    from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 
 __all__ = ["LEAVE_TIMEOUT_S", "Worker"]
 
@@ -58,7 +58,7 @@ class Worker:
     def __init__(
         self,
         consumer: JobConsumer,
-        engine: Engine,
+        engine: EngineInterface,
         *,
         prompts: PromptBuilder,
         tokenizer: Tokenizer,
@@ -66,7 +66,7 @@ class Worker:
         beat_s: float = 1.0,
         drain_timeout_s: float = 0.0,
         hang_timeout_s: float = 30.0,
-        grammars: Grammars | None = None,
+        grammars: GrammarCache | None = None,
         create_output: JobOutputFactory = JobOutput,
         on_command: Callable[[IssuedCommand], None] | None = None,
     ) -> None:
@@ -80,7 +80,7 @@ class Worker:
         self._context_length = engine.context_length
         self._engine = EngineThread(
             engine,
-            on_news=lambda outputs: self._call_soon(self._process_outputs, outputs),
+            on_outputs=lambda outputs: self._call_soon(self._process_outputs, outputs),
             on_failure=lambda: self._call_soon(self._cancel_after_engine_failure),
             hang_timeout_s=hang_timeout_s,
             device=heartbeat.device,
@@ -101,6 +101,11 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None  # this one and the next two: while it runs
         self._scope: CancelScope | None = None
         self._grammar_tasks: TaskGroup | None = None
+
+    @property
+    def job_ids(self) -> list[str]:
+        """The jobs that this worker holds."""
+        return list(self._outputs)
 
     def drain(self, *, is_model_switch: bool = False) -> None:
         """Stop pulling, give unfinished jobs back, let ``run`` return. Call it in the event loop's thread.
@@ -168,9 +173,9 @@ class Worker:
         for assignment in remaining:
             self._drop(assignment.job.job_id)
         if remaining:
-            await self._consumer.give_back(remaining)
+            await self._consumer.requeue(remaining)
         if not self._is_model_switch:
-            await self._consumer.leave()
+            await self._consumer.deregister()
         logger.info("drained: handed on %d", len(remaining))
 
     async def _pull_loop(self) -> None:
@@ -183,11 +188,11 @@ class Worker:
                 assignments = await self._consumer.pull(num_free)
             else:
                 await _wait(self._slot_freed, _RECONCILE_S)
-                assignments = await self._consumer.pull_guest() if self._has_overflow_slot() else []
+                assignments = await self._consumer.pull_overflow() if self._has_overflow_slot() else []
             for assignment in assignments:
                 await self._start_job(assignment)
             if time.monotonic() >= next_reconcile:
-                for job_id in await self._consumer.reconcile(list(self._outputs)):
+                for job_id in await self._consumer.reconcile(self.job_ids):
                     self._drop(job_id)
                 next_reconcile = time.monotonic() + _RECONCILE_S
 
@@ -232,7 +237,7 @@ class Worker:
         if self._in_engine.get(sequence.seq_id) is output:
             self._engine.add(sequence)
 
-    def _process_outputs(self, outputs: list[News]) -> None:
+    def _process_outputs(self, outputs: list[StepOutput]) -> None:
         for engine_output in outputs:
             output = self._in_engine.get(engine_output.seq_id)
             if output is None:
@@ -255,11 +260,11 @@ class Worker:
             ]
             if events or (outputs and self._engine.num_steps > num_steps):
                 num_steps = self._engine.num_steps
-                refused = await self._consumer.emit(events, wants_guest=self._has_overflow_slot())
-                if self._consumer.has_guest:
+                result = await self._consumer.emit(events, check_overflow=self._has_overflow_slot())
+                if result.has_overflow_waiting:
                     self._slot_freed.set()
                 ended = {assignment.job.job_id for assignment, event in events if event.final}
-                self._drop_ended(outputs, refused | ended)
+                self._drop_ended(outputs, result.refused | ended)
 
     def _drop_ended(self, emitted: dict[str, JobOutput], job_ids: set[str]) -> None:
         """Drop these jobs, unless they were pulled again during the emit."""
@@ -293,7 +298,7 @@ class Worker:
 
     async def _send_heartbeat(self) -> None:
         stats = self._heartbeat.stats | asdict(self._engine.stats)
-        command = await self._consumer.beat(
+        command = await self._consumer.send_heartbeat(
             msgspec.structs.replace(self._heartbeat, is_draining=self._draining.is_set(), stats=stats)
         )
         if command is not None and self._on_command is not None:

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests.machine_speed import scaled
 from tests.processes import ControllerProcess, running_controller, running_site
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
 
 KEY = "a-key-for-tests"
 CHROMIUM = Path("/usr/bin/chromium")
@@ -30,7 +30,7 @@ CHROMIUM_ARGS = [
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess]:
     """A server with the echo model, which writes 64 to 127 tokens; no test leaves anything behind."""
     folder = tmp_path_factory.mktemp("site")
-    with running_queue() as url, running_site(url, folder, echo_step_s=0.002, echo_faults=True) as site:
+    with running_redis() as url, running_site(url, folder, echo_step_s=0.002, echo_faults=True) as site:
         yield site
 
 
@@ -38,7 +38,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess
 def slow_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess]:
     """A server whose responses last long enough to be looked at, or stopped, while they grow."""
     folder = tmp_path_factory.mktemp("slow-site")
-    with running_queue() as url, running_site(url, folder, echo_step_s=scaled(0.05)) as site:
+    with running_redis() as url, running_site(url, folder, echo_step_s=scaled(0.05)) as site:
         yield site
 
 

@@ -37,7 +37,7 @@ def test_dropped_picture_is_asked_about_and_the_answer_grows(slow_playground: Pa
     picture, question = sent(asked.value)["messages"][0]["content"]
     assert question == {"type": "text", "text": "What is this?"}
     assert picture["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(scene()).decode()
-    expect(slow_playground.locator(".turn .pictures img")).to_be_visible()
+    expect(slow_playground.locator(".turn .images img")).to_be_visible()
 
     expect(answer(slow_playground)).to_have_text(re.compile(r"\w{3}"))
     early = answer(slow_playground).text_content() or ""

@@ -158,7 +158,7 @@ def test_logits_equal_those_of_transformers(tmp_path: Path, options: dict) -> No
     reference = write_checkpoint(tmp_path, **options)
     pictures = read_config(tmp_path).image_layout()
     rng = np.random.default_rng(1)
-    prompts = [random_prompt(rng, num_images=n, pictures=pictures) for n in range(4)]
+    prompts = [random_prompt(rng, num_images=n, layout=pictures) for n in range(4)]
 
     ours = Forward(tmp_path, prompts)([(i, 0, len(prompt.token_ids)) for i, prompt in enumerate(prompts)])
 
@@ -183,7 +183,7 @@ def test_logits_do_not_depend_on_chunks_or_neighbours(
     folder, reference = saved
     rng = np.random.default_rng(seed)
     pictures = read_config(folder).image_layout()
-    prompts = [random_prompt(rng, num_images=n, pictures=pictures) for n in num_images]
+    prompts = [random_prompt(rng, num_images=n, layout=pictures) for n in num_images]
     forward = Forward(folder, prompts)
     collected: list[list[torch.Tensor]] = [[] for _ in prompts]
     done = [0] * len(prompts)
@@ -208,7 +208,7 @@ def test_a_row_that_is_not_a_number_does_not_reach_its_neighbours(saved: tuple[P
     folder, reference = saved
     rng = np.random.default_rng(3)
     pictures = read_config(folder).image_layout()
-    prompts = [random_prompt(rng, num_images=n, pictures=pictures) for n in (0, 1, 1)]
+    prompts = [random_prompt(rng, num_images=n, layout=pictures) for n in (0, 1, 1)]
     forward = Forward(folder, prompts)
     forward._embeddings[1][-2] = torch.nan  # near enough for any window
     lens = [len(prompt.token_ids) for prompt in prompts]
@@ -226,7 +226,7 @@ def test_a_row_that_is_not_a_number_does_not_reach_its_neighbours(saved: tuple[P
 def test_hd_equals_a_plain_slow_reading_of_the_paper(tmp_path: Path, number: int) -> None:
     member = make_member("1.5-HD", number, tmp_path)
     rng = np.random.default_rng(7)
-    prompts = [random_prompt(rng, num_images=n, pictures=member.pictures) for n in (1, 2)]
+    prompts = [random_prompt(rng, num_images=n, layout=member.image_layout) for n in (1, 2)]
 
     ours = Forward(tmp_path, prompts)([(i, 0, len(prompt.token_ids)) for i, prompt in enumerate(prompts)])
 

@@ -1,14 +1,14 @@
-"""The engine: `add` sequences, call `step` until they are answered.
+"""The engine: `add` sequences, call `step` until they have ended.
 
-    step = schedule        which tokens of which sequences go through the model now
-           guess           tokens that may follow, where that pays
-           run             one packed forward pass; a token, or with right drafts several, for each
+    step = schedule        which tokens of which sequences go through the model
+           draft           tokens that may follow, where that is worth its time
+           run             one packed forward pass; a token, or with accepted drafts several, for each
                            sequence that is due one
            postprocess     append, finish, free
 
-The first three are the `Pipeline`'s, which may have launched the next step before this one is read.
+The first three are done by the `AsyncPipeline`, which may launch the next step before this one is read.
 
-It is not thread-safe: one thread owns it and calls everything.
+Not thread-safe: one thread owns the engine and makes all calls.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
-from llava_worker.engine.async_pipeline import Pipeline
+from llava_wire.messages.event import ErrorCode, JobError
+
+from llava_worker.engine.async_pipeline import AsyncPipeline
 from llava_worker.engine.core.block_manager import BlockManager
-from llava_worker.engine.core.in_flight_step import Choice, StepResult
 from llava_worker.engine.core.outputs import EngineStats, Finish, StepOutput
-from llava_worker.engine.core.sampling_limits import SamplingLimits
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
-from llava_worker.engine.core.sequence import Sequence, SequenceRefused
-from llava_worker.engine.core.validation import Admission
-from llava_worker.engine.image_embedding_queue import PictureQueue
+from llava_worker.engine.core.sequence import Sequence, SequenceRejected
+from llava_worker.engine.core.step_result import ChunkResult, TokenResult
+from llava_worker.engine.core.validation import SamplingLimits, SequenceValidator
+from llava_worker.engine.image_embedding_queue import ImageEmbeddingQueue
 from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.engine.sampling.logits_processor import Steering
 from llava_worker.engine.speculation.drafter import Drafter
-from llava_worker.engine.speculation.speculative_decoding import Speculation
-from llava_worker.engine.stats.counters import Tally
+from llava_worker.engine.speculation.speculative_decoding import SpeculativeDecoding
+from llava_worker.engine.stats.counters import EngineCounters
 
 __all__ = ["Engine"]
 
@@ -39,7 +39,7 @@ class Engine:
     """Continuous batching over one model.
 
     Every sequence that was added and not aborted ends in exactly one final `StepOutput`; its blocks are free
-    before that output is returned. A failure of one sequence leaves the others' answers as they are.
+    before that output is returned. A failure of one sequence does not affect the outputs of the others.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Engine:
         max_batch_tokens: int,
         is_sharing_prefixes: bool = True,
         drafter: Drafter | None = None,
-        is_overlapping: bool = False,
+        is_async: bool = False,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Without a ``drafter`` a step gives a sequence one token. One that ``is_overlapping`` launches steps
-        ahead; it tells the same. Deadlines are times of ``now``, in s."""
+        """Without a ``drafter`` a sequence gains one token per step. ``is_async`` launches steps ahead, with
+        the same outputs. Deadlines are times of ``now``, in s."""
         cache = runner.cache
         capacity = cache.num_blocks * cache.block_size
         if context_length > capacity:
@@ -64,10 +64,10 @@ class Engine:
         config = runner.model.config
         vocab_size = config.text_config.vocab_size
         self._eos_ids = frozenset(token_id for token_id in eos_ids if 0 <= token_id < vocab_size)
-        self._admission = Admission(
+        self._validator = SequenceValidator(
             context_length=context_length,
             sampling=SamplingLimits(vocab_size=vocab_size, num_eos_ids=len(self._eos_ids)),
-            pictures=config.image_layout(),
+            images=config.image_layout(),
         )
         self.context_length = context_length
         self.max_sequences = max_num_sequences
@@ -77,103 +77,104 @@ class Engine:
             self._blocks,
             max_num_sequences=max_num_sequences,
             max_batch_tokens=max_batch_tokens,
-            encoded=runner.vision_cache,
+            encoded=runner.encoder_cache,
         )
-        self._pictures = PictureQueue(runner, max_tokens=max_batch_tokens)
-        self._speculation = Speculation(
+        self._image_embeddings = ImageEmbeddingQueue(runner, max_tokens=max_batch_tokens)
+        self._speculation = SpeculativeDecoding(
             drafter, self._blocks, context_length=context_length, max_batch_tokens=max_batch_tokens
         )
-        self._pipeline = Pipeline(
-            runner, self._scheduler, self._speculation, self._blocks, is_overlapping=is_overlapping
+        self._pipeline = AsyncPipeline(
+            runner, self._scheduler, self._speculation, self._blocks, is_async=is_async
         )
         self._sequences: dict[str, Sequence] = {}
-        self._complete: list[StepOutput] = []  # ended on arrival; told in the next step
+        self._complete: list[StepOutput] = []  # of sequences that were complete when added
         self._now = now
-        self.clock = runner.clock
-        self._tally = Tally()
+        self.timer = runner.timer
+        self._counters = EngineCounters()
 
     @property
     def num_sequences(self) -> int:
-        """Sequences that still owe a final output, waiting and running."""
+        """Waiting and running sequences, whose final output is still to be returned."""
         return len(self._sequences) + len(self._complete)
 
     @property
-    def is_recorded(self) -> bool:
-        """Whether steps that only decode run from recordings."""
+    def has_cuda_graphs(self) -> bool:
+        """Whether steps that only decode run as CUDA graphs."""
         return self._runner.graphs is not None
 
     @property
-    def is_overlapping(self) -> bool:
-        """Whether steps are launched ahead where they can be. May change between two steps."""
-        return self._pipeline.is_overlapping
+    def is_async(self) -> bool:
+        """Whether steps are launched ahead where possible. May be changed between two steps."""
+        return self._pipeline.is_async
 
-    @is_overlapping.setter
-    def is_overlapping(self, value: bool) -> None:
-        self._pipeline.is_overlapping = value
+    @is_async.setter
+    def is_async(self, value: bool) -> None:
+        self._pipeline.is_async = value
 
     def add(self, sequence: Sequence) -> None:
-        """Take a sequence. Raises SequenceRefused, with nothing taken, for one that can't be served."""
+        """Take a sequence. Raises SequenceRejected for one that cannot be served."""
         if sequence.seq_id in self._sequences:
-            raise SequenceRefused("invalid_request", f"there is a sequence {sequence.seq_id} already")
-        self._admission.check(sequence)
+            message = f"there is a sequence {sequence.seq_id} already"
+            raise SequenceRejected(JobError(ErrorCode.INVALID_REQUEST, message))
+        self._validator.check(sequence)
+        eos_ids = frozenset[int]() if sequence.sampling.ignore_eos else self._eos_ids
+        sequence.end_ids = eos_ids.union(sequence.sampling.stop_token_ids)
         finish = self._finish_of(sequence)
-        if finish is not None and not sequence.owes_prompt_logprobs:
+        if finish is not None and not sequence.needs_prompt_logprobs:
             self._complete.append(StepOutput(sequence.seq_id, finish=finish))
             return
-        sequence.steering = Steering.of(sequence.sampling, sequence.prompt_ids, self._eos_ids)
-        sequence.matcher = None if sequence.grammar is None else sequence.grammar.start()
         self._sequences[sequence.seq_id] = sequence
         self._queue_of(sequence).add(sequence)
 
     def abort(self, seq_id: str) -> None:
-        """Forget a sequence, without an output; its blocks are free at once. An unknown one is no error."""
+        """Drop a sequence, if it is known, without an output; its blocks are free at once."""
         self._complete = [output for output in self._complete if output.seq_id != seq_id]
-        sequence = self._sequences.pop(seq_id, None)
+        sequence = self._sequences.get(seq_id)
         if sequence is not None:
-            self._queue_of(sequence).remove(sequence)
+            self._remove(sequence)
 
     def step(self) -> list[StepOutput]:
-        """One forward pass; the news of every sequence that has any."""
+        """Run one forward pass and return the outputs of all sequences that gained something."""
         outputs, self._complete = self._complete, []
         outputs += self._end_overdue()
-        for sequence, output in self._pictures.step():
-            self._end(sequence)
+        for sequence, output in self._image_embeddings.step():
+            self._remove(sequence)
             outputs.append(output)
         step = self._pipeline.next()
         if step is None:
             return outputs
-        with self.clock("postprocess"):
-            self._tally.count(step.chunks, step.results)
-            self._settle(step.chunks)
+        with self.timer("postprocess"):
+            self._counters.count(step)
+            self._mark_computed(step.chunks)
             outputs += [output for result in step.results for output in self._postprocess(result)]
-            self._speculation.settle(step.chunks, step.results, step.seconds)
+            self._speculation.record(step)
         return outputs
 
     def idle(self) -> bool:
-        """What spares later steps a wait, for some milliseconds; False if there is nothing left of it."""
+        """Prepare for later steps for some milliseconds; False if there is nothing left to prepare."""
         return self._runner.cache.prefault_more()
 
     def stats(self) -> EngineStats:
-        pictures, seconds = self._runner.vision_cache, self.clock.seconds
+        cache, seconds, counters = self._runner.encoder_cache, self.timer.seconds, self._counters
         return EngineStats(
-            num_waiting=len(self._scheduler.waiting) + len(self._pictures),
+            num_waiting=len(self._scheduler.waiting) + len(self._image_embeddings),
             num_running=len(self._scheduler.running),
             num_blocks=self._blocks.num_blocks,
             num_free_blocks=self._blocks.num_free,
-            image_cache_bytes=pictures.num_bytes,
-            num_steps_total=self._tally.num_steps,
-            num_batched_sequences_total=self._tally.num_sequences,
-            num_prefill_tokens_total=self._tally.num_prefill_tokens,
-            num_decode_tokens_total=self._tally.num_decode_tokens,
-            num_generated_tokens_total=self._tally.num_generated_tokens,
+            image_cache_bytes=cache.num_bytes,
+            num_steps_total=counters.num_steps,
+            num_batched_sequences_total=counters.num_sequences,
+            num_prefill_tokens_total=counters.num_prefill_tokens,
+            num_decode_tokens_total=counters.num_decode_tokens,
+            num_generated_tokens_total=counters.num_generated_tokens,
             num_cached_tokens_total=self._scheduler.num_cached_tokens,
             num_preemptions_total=self._scheduler.num_preemptions,
-            num_draft_tokens_total=self._tally.num_draft_tokens,
-            num_accepted_tokens_total=self._tally.num_accepted_tokens,
+            num_draft_tokens_total=counters.num_draft_tokens,
+            num_accepted_tokens_total=counters.num_accepted_tokens,
             num_encoded_images_total=self._runner.num_encoded_images,
-            num_image_cache_hits_total=pictures.num_hits,
-            num_image_cache_misses_total=pictures.num_misses,
-            num_image_cache_evictions_total=pictures.num_evictions,
+            num_image_cache_hits_total=cache.num_hits,
+            num_image_cache_misses_total=cache.num_misses,
+            num_image_cache_evictions_total=cache.num_evictions,
             schedule_s_total=seconds["schedule"],
             prepare_s_total=seconds["prepare"],
             encode_s_total=seconds["encode"],
@@ -183,94 +184,93 @@ class Engine:
         )
 
     def check(self) -> None:
-        """Prove that no block is lost or shared wrongly. Raises BlockAccountingError."""
+        """Verify that no block is lost or shared wrongly. Raises BlockAccountingError."""
         self._blocks.check(self._scheduler)
 
     def _end_overdue(self) -> list[StepOutput]:
         now, outputs = self._now(), []
         for sequence in list(self._sequences.values()):
             if sequence.deadline_s is not None and sequence.deadline_s <= now:
-                self._end(sequence)
-                told = f"the deadline came after {len(sequence.output_ids)} tokens"
-                error = f"{told}: try again later, or ask for less"
-                outputs.append(StepOutput(sequence.seq_id, error=error, error_code="deadline_exceeded"))
+                num_tokens = len(sequence.output_ids)
+                message = f"the deadline came after {num_tokens} tokens: try again later, or ask for less"
+                outputs.append(self._fail(sequence, JobError(ErrorCode.DEADLINE_EXCEEDED, message)))
         return outputs
 
-    def _settle(self, chunks: list[Chunk]) -> None:
-        """The chunks' keys and values are in the cache now; full blocks may be shared."""
+    def _mark_computed(self, chunks: list[Chunk]) -> None:
+        """The chunks' keys and values are in the cache: full blocks may be shared."""
         for chunk in chunks:
-            sequence = chunk.sequence
-            sequence.num_computed = chunk.end
-            self._blocks.publish(sequence)
+            chunk.sequence.num_computed = chunk.end
+            self._blocks.cache_full_blocks(chunk.sequence)
 
-    def _postprocess(self, result: StepResult) -> Iterator[StepOutput]:
-        """The sequence's news, in order; nothing after its end, however many tokens were chosen."""
-        for choice in result.choices:
-            output = self._append(result.chunk.sequence, choice)
+    def _postprocess(self, result: ChunkResult) -> Iterator[StepOutput]:
+        """The outputs of one sequence in order, none after its end even if more drafts were accepted."""
+        sequence = result.chunk.sequence
+        if result.error is not None:
+            yield self._fail(sequence, result.error)
+            return
+        for token in result.tokens:
+            output = self._output_of(sequence, token)
             yield output
             if output.is_final:
                 break
 
-    def _append(self, sequence: Sequence, choice: Choice) -> StepOutput:
-        if choice.error is not None:
-            if choice.error_code == "internal_error":
-                self._blocks.forget(sequence)  # its step was not made
-            self._end(sequence)
-            return StepOutput(sequence.seq_id, error=choice.error, error_code=choice.error_code)
-        told = sequence.prompt_logprobs if sequence.owes_prompt_logprobs else ()
-        if choice.token_id is None or any(math.isnan(token.logprob) for token in told):
-            return self._fail(sequence)
+    def _output_of(self, sequence: Sequence, token: TokenResult) -> StepOutput:
+        """Append the token, or end a sequence that has no output tokens."""
+        prompt_logprobs = sequence.prompt_logprobs if sequence.needs_prompt_logprobs else []
+        if token.token_id is None or any(math.isnan(logprobs.logprob) for logprobs in prompt_logprobs):
+            return self._fail_not_finite(sequence)
+        token_id: int | None = None
+        finish: Finish | None
         if sequence.is_embedding:
-            return self._end_embedding(sequence, choice.vector)
-        if sequence.max_new_tokens == 0:  # all that was asked for is its prompt's
-            self._end(sequence)
-            return StepOutput(sequence.seq_id, finish="length", prompt_logprobs=tuple(told))
-        if sequence.num_computed < sequence.num_tokens:  # the last token was a draft: it went through as one
-            sequence.num_computed = sequence.num_tokens
-            self._blocks.publish(sequence)
-        sequence.output_ids.append(choice.token_id)
-        self._tally.num_generated_tokens += 1
-        finish = self._finish_of(sequence)
+            finish = "stop"
+        elif sequence.max_new_tokens == 0:  # only the prompt's log-probabilities were requested
+            finish = "length"
+        else:
+            token_id = token.token_id
+            self._append(sequence, token_id)
+            finish = self._finish_of(sequence)
         if finish is not None:
-            self._end(sequence)
+            self._remove(sequence)
         return StepOutput(
             sequence.seq_id,
-            choice.token_id,
+            token_id,
             finish,
             num_cached_tokens=sequence.num_cached or 0,
-            logprobs=choice.logprobs,
-            prompt_logprobs=tuple(told),
+            logprobs=None if token_id is None else token.logprobs,
+            vector=token.vector,
+            prompt_logprobs=tuple(prompt_logprobs),
         )
 
+    def _append(self, sequence: Sequence, token_id: int) -> None:
+        if sequence.num_computed < sequence.num_tokens:  # the last token was a draft and is computed
+            sequence.num_computed = sequence.num_tokens
+            self._blocks.cache_full_blocks(sequence)
+        sequence.output_ids.append(token_id)
+        self._counters.num_generated_tokens += 1
+
     def _finish_of(self, sequence: Sequence) -> Finish | None:
-        """Why the answer is complete; None while it is not."""
-        answer, sampling = sequence.output_ids, sequence.sampling
-        if answer and answer[-1] in self._eos_ids and not sampling.ignore_eos:
+        """Why the output is complete; None while it is not."""
+        output_ids = sequence.output_ids
+        if output_ids and output_ids[-1] in sequence.end_ids:
             return "stop"
-        if answer and answer[-1] in sampling.stop_token_ids:
-            return "stop"
-        if len(answer) >= sequence.max_new_tokens or sequence.num_tokens >= self.context_length:
+        if len(output_ids) >= sequence.max_new_tokens or sequence.num_tokens >= self.context_length:
             return "length"
         return None
 
-    def _fail(self, sequence: Sequence) -> StepOutput:
-        # Whatever went wrong, a bad weight or a bad bit, must not live on in what others share.
-        self._blocks.forget(sequence)
-        self._runner.forget(sequence)
-        self._end(sequence)
-        position = len(sequence.output_ids)
-        return StepOutput(sequence.seq_id, error=f"the model's output at token {position} is not a number")
+    def _fail_not_finite(self, sequence: Sequence) -> StepOutput:
+        # The cause, such as a corrupt weight, may be in cached blocks and features, which others would share.
+        self._blocks.invalidate(sequence)
+        self._runner.drop_features(sequence)
+        message = f"the model's output at token {len(sequence.output_ids)} is not a number"
+        return self._fail(sequence, JobError(ErrorCode.INTERNAL_ERROR, message))
 
-    def _end_embedding(self, sequence: Sequence, vector: bytes | None) -> StepOutput:
-        if vector is None:
-            return self._fail(sequence)
-        self._end(sequence)
-        num_cached = sequence.num_cached or 0
-        return StepOutput(sequence.seq_id, finish="stop", num_cached_tokens=num_cached, vector=vector)
+    def _fail(self, sequence: Sequence, error: JobError) -> StepOutput:
+        self._remove(sequence)
+        return StepOutput(sequence.seq_id, error=error)
 
-    def _end(self, sequence: Sequence) -> None:
+    def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.seq_id]
         self._queue_of(sequence).remove(sequence)
 
-    def _queue_of(self, sequence: Sequence) -> Scheduler | PictureQueue:
-        return self._pictures if sequence.is_picture_embedding else self._scheduler
+    def _queue_of(self, sequence: Sequence) -> Scheduler | ImageEmbeddingQueue:
+        return self._image_embeddings if sequence.is_image_embedding else self._scheduler

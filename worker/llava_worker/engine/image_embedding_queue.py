@@ -1,4 +1,4 @@
-"""Pictures whose features alone are wanted: they go through the vision tower and not through the decoder."""
+"""Embeddings of images, which go through the vision tower and not through the decoder."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import logging
 from bisect import insort
 
 import torch
+from llava_wire.messages.event import ErrorCode, JobError
 
 from llava_worker.engine.core.outputs import StepOutput
 from llava_worker.engine.core.sequence import Sequence
 from llava_worker.engine.model_runner import ModelRunner
 
-__all__ = ["PictureQueue"]
+__all__ = ["ImageEmbeddingQueue"]
 
 logger = logging.getLogger(__name__)
 
 
-class PictureQueue:
-    """Embedding sequences of one picture each, the most urgent first; they need no block of the cache."""
+class ImageEmbeddingQueue:
+    """Embedding sequences of one image each, the highest priority first. They use no KV cache blocks."""
 
     def __init__(self, runner: ModelRunner, *, max_tokens: int) -> None:
-        """``max_tokens`` bounds the picture tokens of one step, so that streams do not wait for long."""
+        """``max_tokens`` bounds the image tokens per step, and with them the delay of running streams."""
         self._runner = runner
         self._max_tokens = max_tokens
         self._waiting: list[Sequence] = []
@@ -29,38 +30,41 @@ class PictureQueue:
         return len(self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        insort(self._waiting, sequence, key=lambda each: -each.priority)
+        insort(self._waiting, sequence, key=lambda waiting: -waiting.priority)
 
     def remove(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)
 
     def step(self) -> list[tuple[Sequence, StepOutput]]:
-        """The next pictures' ends, at least one's if there is any. They stay here until they are removed."""
-        due, num_tokens = self._waiting[:1], 0
+        """The final outputs of the next images, at least one if any wait. The caller removes the
+        sequences."""
+        batch, num_tokens = self._waiting[:1], 0
         for sequence in self._waiting[1:]:
-            num_tokens += len(due[-1].prompt_ids)
+            num_tokens += len(batch[-1].prompt_ids)
             if num_tokens + len(sequence.prompt_ids) > self._max_tokens:
                 break
-            due.append(sequence)
-        return list(zip(due, self._outputs(due), strict=True))
+            batch.append(sequence)
+        return list(zip(batch, self._outputs(batch), strict=True))
 
-    def _outputs(self, due: list[Sequence]) -> list[StepOutput]:
-        """Where memory is short, one after another; who does not fit alone fails alone."""
-        if not due:
+    def _outputs(self, batch: list[Sequence]) -> list[StepOutput]:
+        """Out of memory, embed one after another; a sequence that does not fit alone fails alone."""
+        if not batch:
             return []
         try:
-            vectors = self._runner.embed_pictures(due)
-            return [self._output(sequence, vector) for sequence, vector in zip(due, vectors, strict=True)]
+            vectors = self._runner.embed_images(batch)
+            return [self._output(sequence, vector) for sequence, vector in zip(batch, vectors, strict=True)]
         except torch.OutOfMemoryError as error:
             reason = str(error)
-        self._runner.shed()
-        if len(due) > 1:
-            return [output for sequence in due for output in self._outputs([sequence])]
-        logger.error("seq_id=%s: its picture finds no memory: %s", due[0].seq_id, reason)
-        return [StepOutput(due[0].seq_id, error="the worker's memory is too short for it: try again later")]
+        self._runner.release_memory()
+        if len(batch) > 1:
+            return [output for sequence in batch for output in self._outputs([sequence])]
+        logger.error("seq_id=%s: its picture finds no memory: %s", batch[0].seq_id, reason)
+        message = "the worker's memory is too short for it: try again later"
+        return [StepOutput(batch[0].seq_id, error=JobError(ErrorCode.INSUFFICIENT_MEMORY, message))]
 
     def _output(self, sequence: Sequence, vector: bytes | None) -> StepOutput:
         if vector is None:
-            self._runner.forget(sequence)
-            return StepOutput(sequence.seq_id, error="the picture's features are not numbers")
+            self._runner.drop_features(sequence)
+            error = JobError(ErrorCode.INTERNAL_ERROR, "the picture's features are not numbers")
+            return StepOutput(sequence.seq_id, error=error)
         return StepOutput(sequence.seq_id, finish="stop", vector=vector)

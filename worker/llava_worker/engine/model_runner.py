@@ -1,7 +1,8 @@
-"""One step of the model: chunks of sequences in, tokens or a failure for each that is due some out.
+"""The model runner: one forward pass. Chunks of sequences in; tokens, or a failure, for each one due some
+out.
 
-The host only gives orders here. It waits for the device where a step is read, and in one with grammars,
-embeddings or log-probabilities of a prompt.
+The host launches asynchronously. It waits for the device where a step is read, and in steps with grammars,
+embeddings or prompt log-probabilities.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_worker.engine.core.batch import Batch, Placement
+from llava_worker.engine.core.batch import Batch, FeatureSpan
 from llava_worker.engine.core.block_manager import BlockCopy
-from llava_worker.engine.core.encoder_cache import PictureName, VisionCache
-from llava_worker.engine.core.in_flight_step import Flight, StepResult, landed
+from llava_worker.engine.core.encoder_cache import EncoderCache, ImageKey
+from llava_worker.engine.core.in_flight_step import InFlightStep, completed
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.sequence import Pixels, Sequence
-from llava_worker.engine.core.step_timer import StepClock
-from llava_worker.engine.sampling.grammar_bitmask import MaskMaker
-from llava_worker.engine.sampling.logprobs import tell_prompts
+from llava_worker.engine.core.step_result import ChunkResult
+from llava_worker.engine.core.step_timer import StepTimer
+from llava_worker.engine.sampling.grammar_bitmask import BitmaskBuilder
+from llava_worker.engine.sampling.logprobs import add_prompt_logprobs
 from llava_worker.engine.sampling.pooling import unit_vectors
-from llava_worker.engine.sampling.sampled_tokens import Chosen
+from llava_worker.engine.sampling.sampler import Sampler
 from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.config.image_grid import ImagePlan
@@ -34,189 +36,188 @@ from llava_worker.model.llava import Llava
 
 __all__ = ["ModelRunner"]
 
-# Tiles that go through the vision tower at once: enough to fill the machine, little enough that its
-# activations stay small beside the weights.
-MAX_TILES_AT_ONCE = 16
+# Tiles per pass of the vision tower: enough to use the machine fully, few enough that its activations stay
+# small compared with the weights.
+MAX_TILES_PER_PASS = 16
 
 
 class ModelRunner:
-    """Holds the model and its caches; knows nothing of who comes next."""
+    """The model and its caches. Does not know what is scheduled next."""
 
     def __init__(
-        self, model: Llava, cache: KVCache, backend: AttentionBackend, vision_cache: VisionCache
+        self, model: Llava, cache: KVCache, backend: AttentionBackend, encoder_cache: EncoderCache
     ) -> None:
-        self.graphs: DecodeGraphs | None = None  # recordings of decoding with this model and cache
-        self.encode: Callable[[Tensor], Tensor] = model.encode  # or a recording of it
+        self.graphs: DecodeGraphs | None = None  # CUDA graphs of decoding with this model and cache
+        self.encode: Callable[[Tensor], Tensor] = model.encode  # or its CUDA graphs
         self.model = model
         self.cache = cache
-        self.vision_cache = vision_cache
+        self.encoder_cache = encoder_cache
         self.num_encoded_images = 0
-        self.clock = StepClock()
+        self.timer = StepTimer()
         self.backend = backend
-        self._pictures = model.config.image_layout()
-        self._masks = MaskMaker()
+        self._image_layout = model.config.image_layout()
+        self._bitmasks = BitmaskBuilder()
+        self._sampler = Sampler()
         model.ranks.send_cache(cache.num_blocks, cache.block_size)
 
     @torch.inference_mode()
-    def copy(self, copies: Items[BlockCopy]) -> None:
-        """One after another: a destination may be the source of the next."""
-        with self.clock("prepare"):
+    def copy_blocks(self, copies: Items[BlockCopy]) -> None:
+        """In order: a destination may be the source of the next copy."""
+        with self.timer("prepare"):
             for copy in copies:
                 rows = torch.arange(copy.num_rows, device=self.model.device)
                 first, target = (block * self.cache.block_size for block in (copy.source, copy.destination))
                 self.model.ranks.send_copy(first, target, copy.num_rows)
                 self.cache.copy_rows(first + rows, target + rows)
 
-    def run(self, chunks: list[Chunk]) -> list[StepResult]:
-        """Compute the chunks and wait for it; as ``launch``."""
+    def run(self, chunks: list[Chunk]) -> list[ChunkResult]:
+        """Launch a step and read it."""
         return self.launch(chunks).read()
 
     @torch.inference_mode()
-    def launch(self, chunks: list[Chunk], *, after: Flight | None = None) -> Flight:
-        """Tell the device to compute the chunks. Behind the step ``after`` all of them must be ahead: it need
-        not be over, and gives them its tokens on the device.
+    def launch(self, chunks: list[Chunk], *, after: InFlightStep | None = None) -> InFlightStep:
+        """Launch the chunks' forward pass. With ``after``, a step that need not be complete, all chunks are
+        ahead and take its tokens on the device.
 
-        Raises torch.OutOfMemoryError, after which the same can be tried again with fewer.
+        Raises torch.OutOfMemoryError. Fewer of the same chunks can be launched afterwards.
         """
-        with self.clock("prepare"):
+        with self.timer("prepare"):
             batch = Batch.build(chunks, block_size=self.cache.block_size, device=self.model.device)
             if after is not None:
                 batch = replace(batch, token_ids=after.token_ids_for(batch.sampled))
-        masks = self._masks.begin(_row_sequences(batch.sampled), self.model.config.text_config.vocab_size)
+        bitmask = self._bitmasks.start(
+            _sequences_of_rows(batch.sampled), self.model.config.text_config.vocab_size
+        )
         hidden = None
         try:
             logits = self._replay(batch)
             if logits is None:
                 hidden, logits = self._compute(batch)
         finally:
-            if masks is not None:
-                masks.wait()  # the same sequences may come again at once, if memory was short
+            if bitmask is not None:
+                bitmask.wait()  # out of memory, the same sequences may be launched again at once
         if not batch.sampled:
-            return landed(chunks, [])
-        with self.clock("sample"):
-            # An embedding's row is followed by nothing, so its vector may be waited for.
-            vectors = {} if hidden is None else _vectors(batch.sampled, hidden)
-            chosen = Chosen(logits, batch.sampled, masks, vectors)
-        return Flight(chunks, chosen.results, batch.sampled, chosen.token_ids)
+            return completed(chunks, [])
+        with self.timer("sample"):
+            # No step is launched behind one with embeddings, so their vectors may be read at once.
+            vectors = {} if hidden is None else _embeddings(batch.sampled, hidden)
+            sampled = self._sampler.sample(logits, batch.sampled, bitmask=bitmask, vectors=vectors)
+        return InFlightStep(chunks, sampled.results, batch.sampled, sampled.token_ids)
 
     @torch.inference_mode()
-    def embed_pictures(self, sequences: Items[Sequence]) -> list[bytes | None]:
-        """Of each one's one picture the mean of what the decoder would see of it, as ``unit_vectors``.
+    def embed_images(self, sequences: Items[Sequence]) -> list[bytes | None]:
+        """The mean of each sequence's projected image features, as ``unit_vectors``.
 
         Raises torch.OutOfMemoryError.
         """
-        places = [
-            Placement(Chunk(each, 0, each.images[0].length), each.images[0], 0, 0, each.images[0].length)
-            for each in sequences
+        spans = [
+            FeatureSpan(sequence, sequence.images[0], 0, 0, sequence.images[0].length)
+            for sequence in sequences
         ]
-        with self.clock("encode"):
-            features = self._features_of(places)
-            return unit_vectors(torch.stack([features[_name(place)].double().mean(0) for place in places]))
+        with self.timer("encode"):
+            features = self._features_of(spans)
+            return unit_vectors(torch.stack([features[_key(span)].double().mean(0) for span in spans]))
 
-    def shed(self) -> None:
-        """Give back what memory can be done without."""
-        self.vision_cache.clear()
+    def release_memory(self) -> None:
+        """Free the caches that can be rebuilt."""
+        self.encoder_cache.clear()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def drop_features(self, sequence: Sequence) -> None:
+        """Remove the sequence's images from the encoder cache."""
+        for image in sequence.images:
+            self.encoder_cache.drop((sequence.cache_scope, image.content))
+
     def _replay(self, batch: Batch) -> Tensor | None:
-        """Logits by a recording; None if there is none of such a batch."""
-        if self.graphs is None or not batch.is_decoding or _has_embeddings(batch.sampled):
+        """Logits by a CUDA graph; None if there is none for the batch."""
+        has_embeddings = any(chunk.sequence.is_embedding for chunk in batch.sampled)
+        if self.graphs is None or not batch.is_decoding or has_embeddings:
             return None
-        with self.clock("forward"):
+        with self.timer("forward"):
             rows = batch.rows
             return self.graphs.logits(batch.token_ids, batch.positions, rows.slot_mapping, rows.block_tables)
 
     def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The last hidden states and the logits of the rows that are sampled, of which there may be none."""
-        with self.clock("prepare"):
+        """The last hidden states and the logits of the sampled rows, of which there may be none."""
+        with self.timer("prepare"):
             x = self.model.embed(batch.token_ids)
-        if batch.placements:
-            with self.clock("encode"):
-                self._place_pictures(x, batch.placements)
-        with self.clock("forward"):
+        if batch.feature_spans:
+            with self.timer("encode"):
+                self._insert_features(x, batch.feature_spans)
+        with self.timer("forward"):
             self.model.ranks.send_step(x, batch.positions, batch.rows)
             with self.model.ranks.collective_step():
                 hidden = self.model(x, batch.positions, self.backend.plan(batch.rows, self.cache))
             sampled = hidden[batch.sampled_rows]
             logits = self.model.logits(sampled) if batch.sampled else sampled
         if batch.prompt_rows:
-            with self.clock("sample"):
-                tell_prompts(self.model, hidden, batch.prompt_rows)
+            with self.timer("sample"):
+                add_prompt_logprobs(self.model, hidden, batch.prompt_rows)
         return sampled, logits
 
-    def forget(self, sequence: Sequence) -> None:
-        """Drop what is remembered of the sequence's pictures."""
-        for image in sequence.images:
-            self.vision_cache.drop((sequence.cache_scope, image.content))
+    def _insert_features(self, x: Tensor, spans: list[FeatureSpan]) -> None:  # x [tokens, hidden]
+        features = self._features_of(spans)
+        for span in spans:
+            x[span.row : span.row + span.length] = features[_key(span)][span.first : span.first + span.length]
 
-    def _place_pictures(self, x: Tensor, placements: list[Placement]) -> None:  # x [tokens, hidden]
-        features = self._features_of(placements)
-        for place in placements:
-            rows = features[_name(place)][place.first : place.first + place.length]
-            x[place.row : place.row + place.length] = rows
-
-    def _features_of(self, placements: list[Placement]) -> dict[PictureName, Tensor]:
-        """Each picture's features, [tokens, hidden]: remembered, or encoded now, each once."""
-        features: dict[PictureName, Tensor] = {}
-        new: dict[PictureName, _Picture] = {}
-        for place in placements:
-            name = _name(place)
-            if name in features or name in new:
+    def _features_of(self, spans: list[FeatureSpan]) -> dict[ImageKey, Tensor]:
+        """The features of each image, [tokens, hidden], from the encoder cache or encoded now."""
+        features: dict[ImageKey, Tensor] = {}
+        missing: dict[ImageKey, _EncoderInput] = {}
+        for span in spans:
+            key = _key(span)
+            if key in features or key in missing:
                 continue
-            known = self.vision_cache.get(name, is_first=place.first == 0)
-            if known is None:
-                sequence = place.chunk.sequence
-                pixels = sequence.pixels[sequence.images.index(place.image)]
-                new[name] = _Picture(pixels, self._pictures.plan(place.image.width, place.image.height))
+            cached = self.encoder_cache.get(key, is_first=span.first == 0)
+            if cached is None:
+                pixels = span.sequence.pixels[span.sequence.images.index(span.image)]
+                plan = self._image_layout.plan(span.image.width, span.image.height)
+                missing[key] = _EncoderInput(pixels, plan)
             else:
-                features[name] = known
-        for name, encoded in self._encode(new).items():
-            features[name] = encoded
-            self.vision_cache.put(name, encoded)
+                features[key] = cached
+        for key, encoded in self._encode(missing).items():
+            features[key] = encoded
+            self.encoder_cache.put(key, encoded)
         return features
 
-    def _encode(self, pictures: dict[PictureName, _Picture]) -> dict[PictureName, Tensor]:
-        if not pictures:
+    def _encode(self, images: dict[ImageKey, _EncoderInput]) -> dict[ImageKey, Tensor]:
+        if not images:
             return {}
-        side = self._pictures.side
+        side = self._image_layout.side
         tiles = [
-            np.frombuffer(picture.pixels, dtype=np.uint8).reshape(-1, side, side, 3)
-            for picture in pictures.values()
+            np.frombuffer(image.pixels, dtype=np.uint8).reshape(-1, side, side, 3)
+            for image in images.values()
         ]
         stacked = copy_to_device(np.concatenate(tiles), self.model.device)
-        encoded = torch.cat([self.encode(part) for part in torch.split(stacked, MAX_TILES_AT_ONCE)])
+        encoded = torch.cat([self.encode(part) for part in torch.split(stacked, MAX_TILES_PER_PASS)])
         parts = torch.split(encoded, [len(part) for part in tiles])  # each [tiles, tokens, hidden]
-        self.num_encoded_images += len(pictures)
-        # A copy of its own each, so that evicting one picture frees its memory.
+        self.num_encoded_images += len(images)
+        # Cloned, so that evicting one image frees its memory.
         return {
-            name: self.model.assemble(part, picture.plan).clone()
-            for (name, picture), part in zip(pictures.items(), parts, strict=True)
+            key: self.model.assemble(part, image.plan).clone()
+            for (key, image), part in zip(images.items(), parts, strict=True)
         }
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
-    """One that is to be encoded."""
+class _EncoderInput:
+    """An image to encode."""
 
     pixels: Pixels
     plan: ImagePlan
 
 
-def _has_embeddings(chunks: Items[Chunk]) -> bool:
-    return any(chunk.sequence.is_embedding for chunk in chunks)
-
-
-def _vectors(chunks: Items[Chunk], hidden: Tensor) -> dict[int, bytes | None]:
-    """Of embeddings, by row; hidden [rows, hidden] of the rows that are sampled."""
-    rows = [row for row, sequence in enumerate(_row_sequences(chunks)) if sequence.is_embedding]
+def _embeddings(chunks: Items[Chunk], hidden: Tensor) -> dict[int, bytes | None]:
+    """The vectors of embedding sequences by row; hidden [rows, hidden] of the sampled rows."""
+    rows = [row for row, sequence in enumerate(_sequences_of_rows(chunks)) if sequence.is_embedding]
     return dict(zip(rows, unit_vectors(hidden[rows]), strict=True)) if rows else {}
 
 
-def _row_sequences(chunks: Items[Chunk]) -> list[Sequence]:
-    """Whose each row of logits is."""
-    return [chunk.sequence for chunk in chunks for _ in range(1 + len(chunk.drafts))]
+def _sequences_of_rows(chunks: Items[Chunk]) -> list[Sequence]:
+    """The sequence of each row of logits."""
+    return [chunk.sequence for chunk in chunks for _ in range(chunk.num_sampled)]
 
 
-def _name(place: Placement) -> PictureName:
-    return (place.chunk.sequence.cache_scope, place.image.content)
+def _key(span: FeatureSpan) -> ImageKey:
+    return (span.sequence.cache_scope, span.image.content)

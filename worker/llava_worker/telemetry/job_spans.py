@@ -20,7 +20,7 @@ from llava_wire.messages.job import Job
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from llava_worker.engine_thread import News, Refusal
+from llava_worker.engine import StepOutput
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.language.prompt_builder import Prompt
 from llava_worker.language.tokenizer import Tokenizer
@@ -74,8 +74,8 @@ class TracedJobOutput(JobOutput):
             "gen_ai.response.id": job.job_id,
             "llava.worker.id": worker_id,
         }
-        if assignment.token_ids == () and assignment.left_s is not None:
-            waited_s = max(job.ttl_s - assignment.left_s, 0.0)  # both by the queue's clock
+        if assignment.token_ids == () and assignment.remaining_s is not None:
+            waited_s = max(job.ttl_s - assignment.remaining_s, 0.0)  # both by the queue's clock
             queue_span = tracer.start_span(
                 "queue", submitter, start_time=pulled_at - int(waited_s * 1e9), attributes=attributes
             )
@@ -97,9 +97,9 @@ class TracedJobOutput(JobOutput):
                 "prefill", {"gen_ai.usage.input_tokens": num_tokens, "llava.pictures": len(prompt.images)}
             )
 
-    def process(self, output: News) -> None:
+    def process(self, output: StepOutput) -> None:
         super().process(output)
-        if not self._has_token and not isinstance(output, Refusal) and output.token_id is not None:
+        if not self._has_token and output.token_id is not None:
             self._has_token = True
             cached = {"gen_ai.usage.cache_read.input_tokens": output.num_cached_tokens}
             self._job_span.set_attributes(cached)

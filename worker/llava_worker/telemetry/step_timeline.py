@@ -6,10 +6,9 @@ import os
 import time
 from pathlib import Path
 
-from llava_worker.engine import EngineStats, Sequence, StepOutput
-from llava_worker.engine.core.step_timer import StepClock
+from llava_worker.engine import EngineInterface, EngineStats, Sequence, StepOutput
+from llava_worker.engine.core.step_timer import StepTimer
 from llava_worker.engine.stats.step_trace import StepTrace, TraceFile
-from llava_worker.engine_thread import Engine
 
 __all__ = ["TracedEngine", "open_trace"]
 
@@ -21,13 +20,13 @@ def open_trace(path: Path, *, process: str) -> StepTrace:
 
 
 class TracedEngine:
-    """Wraps an engine and records its steps; ``clock``, if the engine has one, reports their phases."""
+    """Wraps an engine and records its steps; ``timer``, if the engine has one, reports their phases."""
 
-    def __init__(self, engine: Engine, trace: StepTrace, clock: StepClock | None = None) -> None:
+    def __init__(self, engine: EngineInterface, trace: StepTrace, timer: StepTimer | None = None) -> None:
         self._engine = engine
         self._trace = trace
-        if clock is not None:
-            clock.on_phase = trace.phase
+        if timer is not None:
+            timer.on_phase = trace.phase
 
     @property
     def max_sequences(self) -> int:
@@ -42,7 +41,7 @@ class TracedEngine:
         return self._engine.num_sequences
 
     def add(self, sequence: Sequence) -> None:
-        """Raises SequenceRefused."""
+        """Raises SequenceRejected."""
         self._engine.add(sequence)
         self._trace.added(sequence, time.perf_counter())
 

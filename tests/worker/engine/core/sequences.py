@@ -13,12 +13,12 @@ def sequence_of(token_ids: list[int], *, name: str = "one", scope: str = "", dig
 
 def compute(blocks: BlockManager, sequence: Sequence) -> None:
     sequence.num_computed = sequence.num_tokens
-    blocks.publish(sequence)
+    blocks.cache_full_blocks(sequence)
 
 
-def remember(blocks: BlockManager, *token_ids: int) -> None:
+def cache_prompt(blocks: BlockManager, *token_ids: int) -> None:
     """Have a prompt computed and ended."""
     sequence = sequence_of(list(token_ids))
-    assert blocks.admit(sequence) is not None
+    assert blocks.allocate(sequence) is not None
     compute(blocks, sequence)
-    blocks.release(sequence)
+    blocks.free(sequence)

@@ -46,7 +46,7 @@ class Bench:
         for chunk in chunks:
             is_last = chunk.is_last
             chunk.sequence.num_computed = chunk.end
-            self.blocks.publish(chunk.sequence)
+            self.blocks.cache_full_blocks(chunk.sequence)
             if is_last:
                 chunk.sequence.output_ids.append(7)
         self.blocks.check(self.scheduler)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine import Sampling
-from llava_worker.engine.sampling.sampler import Draw, sample, uniform
+from llava_wire.messages.sampling_params import SamplingParams
+from llava_worker.engine.sampling.sampler import SamplingRow, sample, uniform
+from numpy.typing import NDArray
+
+from tests.worker.sampling_params import greedy
 
 # Chi-square's 1 - 1e-6 quantile for 7 degrees of freedom; the draws are fixed, so a pass stays a pass.
 CHI_SQUARE_LIMIT = 40.5
@@ -15,37 +20,37 @@ NUM_DRAWS = 20_000
 LOGITS = torch.tensor([1.0, -0.5, 2.0, 0.3, -1.2, 0.9, 1.7, -3.0])
 
 
-def frequencies(sampling: Sampling, logits: torch.Tensor = LOGITS) -> np.ndarray:
-    draws = [Draw(sampling, position) for position in range(NUM_DRAWS)]
+def frequencies(sampling: SamplingParams, logits: torch.Tensor = LOGITS) -> NDArray[Any]:
+    draws = [SamplingRow(sampling, position) for position in range(NUM_DRAWS)]
     token_ids = sample(logits.expand(NUM_DRAWS, -1).clone(), draws)
     return np.bincount(token_ids.numpy(), minlength=len(logits))
 
 
-def chi_square(counts: np.ndarray, probabilities: torch.Tensor) -> float:
+def chi_square(counts: NDArray[Any], probabilities: torch.Tensor) -> float:
     expected = probabilities.double().numpy() * NUM_DRAWS
     return float(((counts - expected) ** 2 / expected).sum())
 
 
 def test_temperature_zero_takes_the_most_likely() -> None:
-    assert frequencies(Sampling(temperature=0.0))[2] == NUM_DRAWS
+    assert frequencies(greedy(temperature=0.0))[2] == NUM_DRAWS
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 @pytest.mark.parametrize("seed", [0, 1, -5, 2**63 + 11])
 def test_draws_follow_the_distribution(temperature: float, seed: int) -> None:
-    counts = frequencies(Sampling(temperature=temperature, seed=seed))
+    counts = frequencies(greedy(temperature=temperature, seed=seed))
 
     assert chi_square(counts, (LOGITS / temperature).softmax(-1)) < CHI_SQUARE_LIMIT
 
 
 def test_another_distribution_would_be_noticed() -> None:
-    counts = frequencies(Sampling(temperature=1.0))
+    counts = frequencies(greedy(temperature=1.0))
 
     assert chi_square(counts, (LOGITS / 1.1).softmax(-1)) > CHI_SQUARE_LIMIT
 
 
 def test_seeds_at_one_position_are_as_random_as_positions_of_one_seed() -> None:
-    draws = [Draw(Sampling(temperature=1.0, seed=seed), 3) for seed in range(NUM_DRAWS)]
+    draws = [SamplingRow(greedy(temperature=1.0, seed=seed), 3) for seed in range(NUM_DRAWS)]
     token_ids = sample(LOGITS.expand(NUM_DRAWS, -1).clone(), draws)
 
     counts = np.bincount(token_ids.numpy(), minlength=len(LOGITS))
@@ -54,7 +59,7 @@ def test_seeds_at_one_position_are_as_random_as_positions_of_one_seed() -> None:
 
 def test_top_p_keeps_the_smallest_sufficient_set() -> None:
     probabilities = LOGITS.softmax(-1)  # of which 2 and 6 have 0.64 together, and 2, 6, 0 have 0.78
-    counts = frequencies(Sampling(temperature=1.0, top_p=0.7))
+    counts = frequencies(greedy(temperature=1.0, top_p=0.7))
 
     kept = [0, 2, 6]
     assert counts[kept].sum() == NUM_DRAWS
@@ -64,14 +69,14 @@ def test_top_p_keeps_the_smallest_sufficient_set() -> None:
 
 @pytest.mark.parametrize("top_p", [0.0, 1e-9, 0.3])
 def test_top_p_keeps_at_least_the_most_likely(top_p: float) -> None:
-    assert frequencies(Sampling(temperature=1.0, top_p=top_p))[2] == NUM_DRAWS
+    assert frequencies(greedy(temperature=1.0, top_p=top_p))[2] == NUM_DRAWS
 
 
 def test_a_row_is_drawn_as_if_it_were_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(64, 50, generator=generator) * 3
     draws = [
-        Draw(Sampling(temperature=row % 3 * 0.6, top_p=(1.0, 0.8)[row % 2], seed=row), position=row * 7)
+        SamplingRow(greedy(temperature=row % 3 * 0.6, top_p=(1.0, 0.8)[row % 2], seed=row), position=row * 7)
         for row in range(64)
     ]
 
@@ -83,7 +88,7 @@ def test_a_row_is_drawn_as_if_it_were_alone() -> None:
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-5, 1e9])
 def test_extreme_temperatures_stay_numbers(temperature: float) -> None:
-    counts = frequencies(Sampling(temperature=temperature))
+    counts = frequencies(greedy(temperature=temperature))
 
     assert counts.sum() == NUM_DRAWS
     assert (counts[2] == NUM_DRAWS) == (temperature < 1)
@@ -92,7 +97,7 @@ def test_extreme_temperatures_stay_numbers(temperature: float) -> None:
 def test_words_of_probability_zero_are_never_drawn() -> None:
     logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf])
 
-    assert frequencies(Sampling(temperature=1.0), logits)[[0, 2, 4]].sum() == 0
+    assert frequencies(greedy(temperature=1.0), logits)[[0, 2, 4]].sum() == 0
 
 
 def test_uniform_numbers_are_in_range_and_all_different() -> None:

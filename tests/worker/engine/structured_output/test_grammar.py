@@ -1,21 +1,27 @@
-"""What grammars allow, and what they refuse."""
+"""What grammars allow, and which grammars are unsupported."""
 
 from __future__ import annotations
 
 import json
 import random
 import re
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
+from llava_wire.messages.sampling_params import GrammarKind
 from llava_worker.engine.structured_output.grammar import Matcher
-from llava_worker.engine.structured_output.grammar_cache import MAX_TEXT_BYTES, Grammars
-from llava_worker.engine.structured_output.to_lark import GrammarKind, GrammarRefused, grammar_source
+from llava_worker.engine.structured_output.grammar_cache import MAX_TEXT_BYTES, GrammarCache
+from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar, to_lark
 from llava_worker.language.tokenizer import ByteTokenizer
 
-from tests.worker.engine.structured_output.grammar_kit import EOS_ID, VOCAB_SIZE, Vocabulary, open_grammars
+from tests.worker.engine.structured_output.grammar_kit import (
+    EOS_ID,
+    VOCAB_SIZE,
+    Vocabulary,
+    accepts,
+    allowed,
+    open_grammars,
+)
 
 OBJECT = json.dumps(
     {
@@ -25,32 +31,6 @@ OBJECT = json.dumps(
         "additionalProperties": False,
     }
 )
-
-
-@pytest.fixture(scope="module")
-def vocabulary() -> Vocabulary:
-    return Vocabulary()
-
-
-@pytest.fixture(scope="module")
-def grammars(vocabulary: Vocabulary) -> Iterator[Grammars]:
-    opened = open_grammars(vocabulary, timeout_s=60.0)
-    yield opened
-    opened.close()
-
-
-def allowed(matcher: Matcher) -> list[int]:
-    row = np.zeros((VOCAB_SIZE + 31) // 32, dtype=np.int32)
-    matcher.fill(row)
-    assert matcher.error is None
-    return np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")[:VOCAB_SIZE]).tolist()
-
-
-def takes(grammars: Grammars, vocabulary: Vocabulary, kind: GrammarKind, text: str, answer: str) -> bool:
-    """Whether the answer, as a client would see it, may be given and may end there."""
-    matcher = grammars.compile(kind, text).start()
-    matcher.advance(vocabulary.ids(f" {answer}"))
-    return matcher.error is None and EOS_ID in allowed(matcher)
 
 
 def walk(matcher: Matcher, rng: random.Random) -> list[int]:
@@ -70,45 +50,43 @@ REGEXES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("pattern", REGEXES)
-def test_an_expression_is_matched_by_the_whole_answer(
-    grammars: Grammars, vocabulary: Vocabulary, pattern: str
-) -> None:
-    rng = random.Random(0)
-    grammar = grammars.compile("regex", pattern)
-    texts = {vocabulary.text(walk(grammar.start(), rng)) for _ in range(20)}
-    assert all(re.fullmatch(pattern, text) for text in texts), texts
-    assert not takes(grammars, vocabulary, "regex", pattern, "no match")
+def test_an_expression_is_matched_by_the_whole_answer(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
+    for pattern in REGEXES:
+        rng = random.Random(0)
+        grammar = grammars.compile("regex", pattern)
+        texts = {vocabulary.text(walk(grammar.start(), rng)) for _ in range(20)}
+        assert all(re.fullmatch(pattern, text) for text in texts), (pattern, texts)
+        assert not accepts(grammars, vocabulary, "regex", pattern, "no match"), pattern
 
 
-def test_one_of_the_choices_is_the_whole_answer(grammars: Grammars, vocabulary: Vocabulary) -> None:
+def test_one_of_the_choices_is_the_whole_answer(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
     choices = ["a", "ab", "b c", '"q"', "日本", "x\ny", "(.*)", "\\", " led"]
     text = json.dumps(choices)
     rng = random.Random(0)
     grammar = grammars.compile("choice", text)
     assert {vocabulary.text(walk(grammar.start(), rng)) for _ in range(300)} == set(choices)
-    assert not takes(grammars, vocabulary, "choice", text, "abc")
-    assert not takes(grammars, vocabulary, "choice", text, "led")
+    assert not accepts(grammars, vocabulary, "choice", text, "abc")
+    assert not accepts(grammars, vocabulary, "choice", text, "led")
 
 
 def test_white_space_in_json_is_what_people_write_and_no_more(
-    grammars: Grammars, vocabulary: Vocabulary
+    grammars: GrammarCache, vocabulary: Vocabulary
 ) -> None:
     for answer in ('{"a":1}', '{"a": 1}', '{\n  "a": 1\n}', '{ "a" : 1 }', '{\r\n\t"a":1}'):
-        assert takes(grammars, vocabulary, "json_schema", OBJECT, answer)
+        assert accepts(grammars, vocabulary, "json_schema", OBJECT, answer)
     for answer in ('{  "a":1}', '{"a":\n\n1}', ' {"a":1}', '{"a":1}\n', '{"a":1', '{"a":1}}', '{"b":1}'):
-        assert not takes(grammars, vocabulary, "json_schema", OBJECT, answer)
+        assert not accepts(grammars, vocabulary, "json_schema", OBJECT, answer)
 
 
-def test_any_object_is_an_object(grammars: Grammars, vocabulary: Vocabulary) -> None:
+def test_any_object_is_an_object(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
     for answer in ("{}", '{"a": [1, null, "é"]}'):
-        assert takes(grammars, vocabulary, "json_object", "", answer)
+        assert accepts(grammars, vocabulary, "json_object", "", answer)
     for answer in ("[]", "1", '"a"', "null", ""):
-        assert not takes(grammars, vocabulary, "json_object", "", answer)
+        assert not accepts(grammars, vocabulary, "json_object", "", answer)
 
 
 def test_special_tokens_never_stand_in_an_answer_and_its_end_only_where_it_is_complete(
-    grammars: Grammars, vocabulary: Vocabulary
+    grammars: GrammarCache, vocabulary: Vocabulary
 ) -> None:
     specials = {token_id for token_id, text in enumerate(vocabulary.tokens) if not text}
     assert len(specials) > 5 and EOS_ID in specials
@@ -122,7 +100,7 @@ def test_special_tokens_never_stand_in_an_answer_and_its_end_only_where_it_is_co
 
 
 def test_a_character_of_several_byte_tokens_is_allowed_byte_by_byte(
-    grammars: Grammars, vocabulary: Vocabulary
+    grammars: GrammarCache, vocabulary: Vocabulary
 ) -> None:
     answer = walk(grammars.compile("regex", "日[本月]").start(), random.Random(0))
     assert [len(vocabulary.tokens[token_id]) for token_id in answer] == [1] * 7
@@ -130,7 +108,7 @@ def test_a_character_of_several_byte_tokens_is_allowed_byte_by_byte(
 
 
 def test_tokens_that_are_not_the_grammars_own_are_an_error_of_this_answer_only(
-    grammars: Grammars, vocabulary: Vocabulary
+    grammars: GrammarCache, vocabulary: Vocabulary
 ) -> None:
     grammar = grammars.compile("json_schema", OBJECT)
     broken, whole = grammar.start(), grammar.start()
@@ -141,7 +119,7 @@ def test_tokens_that_are_not_the_grammars_own_are_an_error_of_this_answer_only(
 
 
 def test_a_matcher_is_a_function_of_the_tokens_however_they_came(
-    grammars: Grammars, vocabulary: Vocabulary
+    grammars: GrammarCache, vocabulary: Vocabulary
 ) -> None:
     grammar = grammars.compile("json_schema", OBJECT)
     answer = vocabulary.ids(' {"a": 12}')
@@ -155,13 +133,13 @@ def test_a_matcher_is_a_function_of_the_tokens_however_they_came(
 def test_a_tokenizer_that_keeps_its_first_space_gets_none_before_the_answer() -> None:
     tokenizer = ByteTokenizer()
     tokens = [tokenizer.token_bytes(token_id) for token_id in range(VOCAB_SIZE)]
-    opened = Grammars(lambda: tokens, [tokenizer.eos_token_id], timeout_s=60.0)
+    opened = GrammarCache(lambda: tokens, [tokenizer.eos_token_id], timeout_s=60.0)
     matcher = opened.compile("regex", "[ab]").start()
     assert allowed(matcher) == [ord("a"), ord("b")]
     opened.close()
 
 
-REFUSED: list[tuple[GrammarKind, Any, str]] = [
+UNSUPPORTED: list[tuple[GrammarKind, Any, str]] = [
     ("json_schema", {"not": {}}, "not"),
     ("json_schema", {"uniqueItems": True}, "uniqueItems"),
     ("json_schema", {"items": {"contains": {}}}, "contains"),
@@ -187,41 +165,38 @@ REFUSED: list[tuple[GrammarKind, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "what", "word"), REFUSED)
-def test_what_cannot_be_kept_to_is_refused_with_the_reason(
-    grammars: Grammars, kind: GrammarKind, what: Any, word: str
-) -> None:
-    with pytest.raises(GrammarRefused) as refused:
-        grammars.compile(kind, what if isinstance(what, str) else json.dumps(what))
-    assert word in str(refused.value)
-    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+def test_an_unsupported_grammar_is_an_error_with_the_reason(grammars: GrammarCache) -> None:
+    for kind, source, reason in UNSUPPORTED:
+        with pytest.raises(UnsupportedGrammar) as raised:
+            grammars.compile(kind, source if isinstance(source, str) else json.dumps(source))
+        message = str(raised.value)
+        assert reason in message
+        assert "\n" not in message and len(message) < 400, message
 
 
-@pytest.mark.parametrize(
-    "schema",
-    [
+def test_names_and_values_are_not_keywords(grammars: GrammarCache) -> None:
+    schemas: list[dict[str, Any]] = [
         {"properties": {"divisibleBy": {"type": "string"}, "not": {}, "x-guidance": {}}},
         {"title": "t", "$comment": "c", "examples": [1], "x-order": 3, "enum": [{"not": 1}, 2**53]},
-    ],
-)
-def test_names_and_values_are_no_keywords(grammars: Grammars, schema: dict[str, Any]) -> None:
-    grammars.compile("json_schema", json.dumps(schema))
+    ]
+    for schema in schemas:
+        grammars.compile("json_schema", json.dumps(schema))
 
 
 def test_a_grammar_that_kills_the_library_costs_a_child_and_the_next_is_judged_by_another(
-    grammars: Grammars,
+    grammars: GrammarCache,
 ) -> None:
-    _, trial = grammars._open()
+    _, sandbox = grammars._open()
     deadly = 'start: answer\nanswer: %json {"enum": [-9223372036854775808]}\n'
     for _ in range(2):
-        with pytest.raises(GrammarRefused, match="does not survive"):
-            trial.judge(deadly)
-        trial.judge(grammar_source("json_schema", OBJECT))
+        with pytest.raises(UnsupportedGrammar, match="does not survive"):
+            sandbox.check(deadly)
+        sandbox.check(to_lark("json_schema", OBJECT))
 
 
 def test_a_grammar_that_takes_too_long_is_refused_in_time(vocabulary: Vocabulary) -> None:
     opened = open_grammars(vocabulary, timeout_s=0.0)
-    with pytest.raises(GrammarRefused, match="longer than 0 s"):
+    with pytest.raises(UnsupportedGrammar, match="longer than 0 s"):
         opened.compile("json_schema", OBJECT)
     opened.close()
 
@@ -238,5 +213,5 @@ def test_a_grammar_is_compiled_once_and_the_oldest_are_forgotten(vocabulary: Voc
 
 
 def test_a_model_without_an_end_token_takes_no_grammar() -> None:
-    with pytest.raises(GrammarRefused, match="no end token"):
-        Grammars(lambda: [b"a"], []).compile("json_object", "")
+    with pytest.raises(UnsupportedGrammar, match="no end token"):
+        GrammarCache(lambda: [b"a"], []).compile("json_object", "")

@@ -1,26 +1,26 @@
-"""Fifty published schemas: each answer keeps to its schema, in company, with pictures, across workers."""
+"""Fifty published schemas: each output matches its schema, in batches, with images, across workers."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine import Sampling, Sequence
-from llava_worker.engine.core.encoder_cache import VisionCache
+from llava_worker.engine import Sequence
+from llava_worker.engine.core.encoder_cache import EncoderCache
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.engine.structured_output.grammar_cache import Grammars
+from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.llava import Llava
 
 from tests.worker.checkpoints import random_prompt
 from tests.worker.engine.conftest import spans_of
+from tests.worker.engine.factories import MakeEngine, MakeSequence
 from tests.worker.engine.structured_output.grammar_kit import (
     EOS_ID,
     MAX_TOKENS,
@@ -30,27 +30,12 @@ from tests.worker.engine.structured_output.grammar_kit import (
     answers_of,
     is_valid,
     make_model,
-    open_grammars,
     published_schemas,
 )
+from tests.worker.sampling_params import greedy
 
 NUM_SEEDS = 2
 NUM_FREE = 6
-
-MakeEngine = Callable[..., Engine]
-MakeSequence = Callable[..., Sequence]
-
-
-@pytest.fixture(scope="module")
-def vocabulary() -> Vocabulary:
-    return Vocabulary()
-
-
-@pytest.fixture(scope="module")
-def grammars(vocabulary: Vocabulary) -> Iterator[Grammars]:
-    opened = open_grammars(vocabulary, timeout_s=60.0)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -58,24 +43,24 @@ def new_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
     return partial(make_engine, make_model(tmp_path_factory.mktemp("wide"), torch.float64))
 
 
-def make_engine(model: Llava, *, is_overlapping: bool = False) -> Engine:
+def make_engine(model: Llava, *, is_async: bool = False) -> Engine:
     """Sixteen at once, steps short enough for long prompts to come in parts."""
     text = model.config.text_config
     spec = KVCacheSpec.for_model(text, num_blocks=700, block_size=16, dtype=torch.float64)
     cache = KVCache(spec, torch.device("cpu"))
     return Engine(
-        ModelRunner(model, cache, SdpaBackend(), VisionCache(1 << 20)),
+        ModelRunner(model, cache, SdpaBackend(), EncoderCache(1 << 20)),
         eos_ids=frozenset({EOS_ID}),
         context_length=1000,
         max_num_sequences=16,
         max_batch_tokens=40,
-        is_overlapping=is_overlapping,
+        is_async=is_async,
     )
 
 
 @pytest.fixture(scope="module")
-def new_sequence(grammars: Grammars, vocabulary: Vocabulary) -> MakeSequence:
-    """The same for the same name: a prompt with up to two pictures, sampled at temperature 1."""
+def new_sequence(grammars: GrammarCache, vocabulary: Vocabulary) -> MakeSequence:
+    """The same for the same name: a prompt with up to two images, sampled at temperature 1."""
     schemas = published_schemas()
 
     def make(name: str, output_ids: list[int] | None = None) -> Sequence:
@@ -88,7 +73,7 @@ def new_sequence(grammars: Grammars, vocabulary: Vocabulary) -> MakeSequence:
             images=spans_of(prompt),
             pixels=[tile.tobytes() for tile in prompt.pixels],
             max_new_tokens=60 if is_free else MAX_TOKENS,
-            sampling=Sampling(temperature=1.0, seed=int(seed), logit_bias=vocabulary.closing_bias()),
+            sampling=greedy(temperature=1.0, seed=int(seed), logit_bias=vocabulary.closing_bias()),
             output_ids=output_ids or [],
             grammar=None if is_free else grammars.compile("json_schema", json.dumps(schemas[file])),
         )
@@ -137,7 +122,7 @@ def test_answers_without_a_grammar_do_not_notice_those_with_one(
     unbroken: dict[str, Answer], new_engine: MakeEngine, new_sequence: MakeSequence
 ) -> None:
     free = [name for name in unbroken if name.startswith("free")]
-    alone = answers_of(new_engine(is_overlapping=True), [new_sequence(name) for name in free])
+    alone = answers_of(new_engine(is_async=True), [new_sequence(name) for name in free])
     assert len(free) == NUM_FREE
     for name in free:
         assert alone[name].token_ids == unbroken[name].token_ids
@@ -151,9 +136,7 @@ def test_another_worker_continues_each_from_the_middle_as_the_first_would_have(
     for name, answer in unbroken.items():
         if not name.startswith("free") and len(answer.token_ids) > 2:
             cut[name] = answer.token_ids[: rng.randrange(1, len(answer.token_ids))]
-    continued = answers_of(
-        new_engine(is_overlapping=True), [new_sequence(name, cut[name]) for name in sorted(cut)]
-    )
+    continued = answers_of(new_engine(is_async=True), [new_sequence(name, cut[name]) for name in sorted(cut)])
     assert len(cut) > 80
     for name in cut:
         assert continued[name].token_ids == unbroken[name].token_ids, name

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from llava_worker.engine.startup.build_engine import load_engine
+from llava_worker.engine.startup.build_engine import build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.model.config.model_config import CheckpointError, read_config, read_image_config
 from llava_worker.model.llava import Llava
 from llava_worker.model.loading.weights import load_weights
@@ -78,7 +79,9 @@ def test_an_adapter_is_merged_onto_its_base(base, adapter, tmp_path, options: di
 def test_an_adapter_without_a_description_of_the_whole_takes_its_base_s(base, adapter) -> None:
     (adapter / "config.json").unlink()
 
-    assert load_engine(adapter, base=base, precision="fp32", device="cpu")[1].tokens_per_tile == 4
+    assert (
+        build_engine(EngineConfig(adapter, base=base, precision="fp32", device="cpu"))[1].tokens_per_tile == 4
+    )
 
 
 def test_a_projector_alone_is_put_onto_its_base(base: Path, adapter: Path) -> None:

@@ -1,7 +1,6 @@
-"""What one forward pass needs, as tensors: the packed tokens of a step's chunks.
+"""The tensors of one forward pass: the packed tokens of a step's chunks.
 
-Rows with one token stand first and drafted ones next, as the attention backends expect. Built fresh for every
-step and thrown away.
+Rows with one token come first and rows with drafts next, as the attention backends expect.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from llava_worker.engine.core.sequence import ImageSpan, Sequence
 from llava_worker.model.attention.base import AttentionMetadata
 from llava_worker.model.device_copy import copy_to_device
 
-__all__ = ["Batch", "Placement", "PromptRows"]
+__all__ = ["Batch", "FeatureSpan", "PromptRows"]
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """Features [first, first + length) of a picture go over the packed tokens from ``row`` on."""
+class FeatureSpan:
+    """Features [first, first + length) of an image replace the packed tokens from ``row`` on."""
 
-    chunk: Chunk
+    sequence: Sequence
     image: ImageSpan
     row: int
     first: int
@@ -36,9 +35,9 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
-    """Packed rows from ``row`` on, after which the sequence's prompt has its tokens [first, first + length).
+    """Packed rows from ``row`` on, whose logits score tokens [first, first + length) of the prompt.
 
-    A token's log-probability belongs to the row before it, which may be the last of an earlier chunk.
+    A token is scored by the row before it, which may be the last one of an earlier chunk.
     """
 
     sequence: Sequence
@@ -51,28 +50,28 @@ class PromptRows:
 class Batch:
     """The tensors of one forward pass and where its rows came from.
 
-    ``sampled_rows`` are the packed indices of the tokens after which one is to be chosen: of each chunk in
+    ``sampled_rows`` are the packed indices of the tokens after which one is sampled: for each chunk in
     ``sampled`` the sequence's last token and then its drafts.
     """
 
     token_ids: Tensor  # int64 [tokens]
     positions: Tensor  # int64 [tokens]
     rows: AttentionMetadata
-    placements: list[Placement]
+    feature_spans: list[FeatureSpan]
     sampled: list[Chunk]
     sampled_rows: Tensor  # int64 [sampled + their drafts]
-    prompt_rows: list[PromptRows]  # of those who are to be told their prompt
+    prompt_rows: list[PromptRows]  # of sequences that need prompt log-probabilities
 
     @property
     def is_decoding(self) -> bool:
-        """Whether each row is one token of words, after which one is to be chosen."""
+        """Whether each row is one text token, after which one is sampled."""
         num_rows = len(self.rows.query_lens)
-        return not self.placements and self.rows.num_decodes == num_rows == len(self.sampled)
+        return not self.feature_spans and self.rows.num_decodes == num_rows == len(self.sampled)
 
     @classmethod
     def build(cls, chunks: Items[Chunk], *, block_size: int, device: torch.device) -> Batch:
-        """Pack chunks, of which there is at least one; every sequence holds the blocks its chunk needs."""
-        chunks = sorted(chunks, key=_rank)  # stable
+        """Pack at least one chunk. Every sequence holds the blocks that its chunk needs."""
+        chunks = sorted(chunks, key=_order)  # stable
         starts = np.array([chunk.start for chunk in chunks])
         lens = np.array([chunk.num_tokens for chunk in chunks])
         firsts = np.cumsum(lens) - lens  # packed index of each row's first token
@@ -100,7 +99,7 @@ class Batch:
             token_ids=on_device[0],
             positions=on_device[1],
             rows=rows,
-            placements=list(_placements(chunks, firsts.tolist())),
+            feature_spans=list(_feature_spans(chunks, firsts.tolist())),
             sampled=[chunks[index] for index in sampled],
             sampled_rows=on_device[3],
             prompt_rows=list(_prompt_rows(chunks, firsts.tolist())),
@@ -108,12 +107,12 @@ class Batch:
 
 
 def _upload(parts: Items[Items[int] | NDArray[np.int64]], device: torch.device) -> tuple[Tensor, ...]:
-    """Each part as int64 on the device, all of them by one copy, which on a GPU nobody waits for."""
+    """Each part as int64 on the device, all of them in one asynchronous copy."""
     arrays = [np.asarray(part, dtype=np.int64) for part in parts]
     return torch.split(copy_to_device(np.concatenate(arrays), device), [len(array) for array in arrays])
 
 
-def _rank(chunk: Chunk) -> int:
+def _order(chunk: Chunk) -> int:
     if chunk.num_tokens == 1:
         return 0
     return 1 if chunk.drafts else 2
@@ -123,19 +122,20 @@ def _token_ids(chunk: Chunk) -> list[int]:
     return chunk.sequence.token_ids(chunk.start, chunk.end) + list(chunk.drafts)
 
 
-def _placements(chunks: Items[Chunk], firsts: list[int]) -> Iterator[Placement]:
-    """For every picture the part that lies in the chunk, which may be its middle."""
+def _feature_spans(chunks: Items[Chunk], firsts: list[int]) -> Iterator[FeatureSpan]:
+    """The part of each image that is in the chunk, which may be its middle."""
     for chunk, packed in zip(chunks, firsts, strict=True):
         for image in chunk.sequence.images_within(chunk.start, chunk.end):
             start, end = max(chunk.start, image.start), min(chunk.end, image.end)
-            yield Placement(chunk, image, packed + start - chunk.start, start - image.start, end - start)
+            row, first = packed + start - chunk.start, start - image.start
+            yield FeatureSpan(chunk.sequence, image, row, first, end - start)
 
 
 def _prompt_rows(chunks: Items[Chunk], firsts: list[int]) -> Iterator[PromptRows]:
-    """What a preempted sequence was told before, it is not told again."""
+    """Tokens scored before a preemption are not scored again."""
     for chunk, packed in zip(chunks, firsts, strict=True):
         sequence = chunk.sequence
-        if not sequence.owes_prompt_logprobs:
+        if not sequence.needs_prompt_logprobs:
             continue
         first = 1 + len(sequence.prompt_logprobs)
         end = min(chunk.end + 1, len(sequence.prompt_ids))

@@ -1,9 +1,9 @@
-"""Who owns which block of the KV cache, and who may share it.
+"""The block manager: which sequences use which blocks of the KV cache.
 
-A block holds the keys and values of ``block_size`` consecutive tokens. What was computed once is found again
-by `PrefixIndex`. Full blocks are shared as they are, because nobody writes to them any more. The first rows
-of a block that goes on differently, or that another sequence still fills, are shared by a copy; so a known
-beginning is reused to the token.
+A block holds the keys and values of ``block_size`` consecutive tokens. `PrefixCache` finds the blocks whose
+tokens were computed before. Full blocks are shared without copying, because they are not written to any more.
+The first rows of a block that continues differently, or that another sequence is still filling, are copied,
+so that a common prefix is reused to the token.
 """
 
 from __future__ import annotations
@@ -13,22 +13,29 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llava_worker.engine.core.prefix_cache import Content, PrefixIndex, chain, content_of, num_common, root
+from llava_worker.engine.core.prefix_cache import (
+    Content,
+    PrefixCache,
+    block_key,
+    content_of,
+    num_common,
+    root_key,
+)
 from llava_worker.engine.core.sequence import Sequence
 
 __all__ = ["BlockAccountingError", "BlockCopy", "BlockManager"]
 
-# Tokens that must be spared to make waiting for another sequence worth it: a step's time.
-WORTH_WAITING = 16
+# A sequence waits for another one's prefix if that saves at least so many tokens: the time of a step.
+MIN_PENDING_TOKENS = 16
 
 
 class BlockAccountingError(RuntimeError):
-    """A block is lost, held twice or shared wrongly: a bug in the engine."""
+    """A block is lost, used twice or shared wrongly: a bug in the engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockCopy:
-    """The first ``num_rows`` tokens of block ``source`` are to stand in ``destination`` too."""
+    """Copy the first ``num_rows`` tokens of block ``source`` to ``destination``."""
 
     source: int
     destination: int
@@ -36,11 +43,11 @@ class BlockCopy:
 
 
 class BlockManager:
-    """Hands out blocks to sequences and takes them back.
+    """Allocates blocks to sequences and frees them.
 
-    Every block is in exactly one place:
+    Every block is in exactly one state:
 
-        held     in as many block tables as its reference count says, at least one
+        used     in as many block tables as its reference count says, at least one
         cached   in no table, content known; the least recently used is evicted first
         free     in no table, content unknown
     """
@@ -52,234 +59,227 @@ class BlockManager:
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._num_refs = [0] * num_blocks
-        self._index = PrefixIndex()
-        self._holders: dict[Sequence, None] = {}  # in the order of admission
+        self._prefixes = PrefixCache()
+        self._sequences: dict[Sequence, None] = {}  # those with blocks, in the order of allocation
 
     @property
     def num_free(self) -> int:
-        """Blocks that can be had at once, cached ones included."""
+        """Blocks that can be allocated now, cached ones included."""
         return len(self._free) + len(self._cached)
 
-    def is_holding(self, sequence: Sequence) -> bool:
-        """Whether the sequence has blocks; it has from its admission until it ends or is preempted."""
-        return sequence in self._holders
+    def has_blocks(self, sequence: Sequence) -> bool:
+        """Whether the sequence has blocks: from its admission until it ends or is preempted."""
+        return sequence in self._sequences
 
-    def num_needed(self, num_tokens: int) -> int:
-        """Blocks that hold ``num_tokens`` tokens."""
+    def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
-    def is_coming(self, sequence: Sequence) -> bool:
-        """Whether a sequence that holds blocks is about to compute what this one could then share.
+    def is_prefix_pending(self, sequence: Sequence) -> bool:
+        """Whether a running sequence is about to compute tokens that this one could then share.
 
-        Only for as much as is worth a wait, and never because of somebody who is less urgent.
+        Only if that saves enough tokens, and never because of a sequence with a lower priority.
         """
-        if not self._is_sharing or sequence.owes_prompt_logprobs:
+        if not self._is_sharing or sequence.needs_prompt_logprobs:
             return False
-        known = self._known_prefix(sequence)
-        after = len(known.blocks)
-        start = after * self.block_size
-        end = start + known.num_rows + min(self.block_size, WORTH_WAITING)  # perhaps in the block after
+        match = self._match_prefix(sequence)
+        index = len(match.blocks)
+        start = index * self.block_size
+        end = start + match.num_rows + min(self.block_size, MIN_PENDING_TOKENS)  # maybe in the next block
         if end >= sequence.num_tokens:  # the last token is always computed
             return False
-        wanted = content_of(sequence, start, end)
+        content = content_of(sequence, start, end)
         return any(
-            content_of(other, start, end) == wanted
-            for other in self._holders
+            content_of(other, start, end) == content
+            for other in self._sequences
             if other.num_computed < end
             and other.priority >= sequence.priority
-            and _is_same_token(sequence, other, end - 1)
-            and self._parent(other, after) == self._parent(sequence, after)
+            and _has_same_token(sequence, other, end - 1)
+            and self._key_before(other, index) == self._key_before(sequence, index)
         )
 
-    def admit(self, sequence: Sequence, *, num_spare: int = 0) -> list[BlockCopy] | None:
-        """Give the sequence blocks for all its tokens, leading ones shared where their content is known.
+    def allocate(self, sequence: Sequence, *, num_spare: int = 0) -> list[BlockCopy] | None:
+        """Allocate blocks for all of the sequence's tokens, sharing leading ones whose content is known.
 
-        After, ``num_computed`` tokens need not be computed any more; at least one token does. Returns the
-        copies that make it so: they must be done, in the order of admissions, before the next forward pass.
-        None, and nothing taken, where fewer than ``num_spare`` blocks would stay free.
+        Sets ``num_computed`` to the number of tokens found; at least one token remains to be computed.
+        Returns the copies to make, in the order of allocations, before the next forward pass. Returns None
+        and allocates nothing if fewer than ``num_spare`` blocks would stay free.
         """
         assert not sequence.block_table
-        known = self._known_prefix(sequence)
-        if self._num_missing(sequence, known) + num_spare > self.num_free:
+        match = self._match_prefix(sequence)
+        if self._num_missing(sequence, match) + num_spare > self.num_free:
             return None
-        num_new = self.num_needed(sequence.num_tokens) - len(known.blocks)
-        for block in known.blocks:  # before any new one is taken: taking evicts cached blocks
-            self._hold(block)
-        if known.source in self._cached:
-            # Used now, so evicted last; if it is, it is still copied from before anybody writes to it.
-            self._cached.move_to_end(known.source)
-        new = [self._take() for _ in range(num_new)]
-        sequence.block_table = known.blocks + new
-        sequence.num_published = len(known.blocks)
-        sequence.num_computed = len(known.blocks) * self.block_size + known.num_rows
-        self._holders[sequence] = None
-        is_copied = known.num_rows > 0 and known.source != new[0]
-        return [BlockCopy(known.source, new[0], known.num_rows)] if is_copied else []
+        num_new = self.num_blocks_for(sequence.num_tokens) - len(match.blocks)
+        for block in match.blocks:  # before any new one: taking a new one evicts cached blocks
+            self._acquire(block)
+        if match.source in self._cached:
+            # Recently used, so evicted last. If it is evicted here, it is still copied before it is written.
+            self._cached.move_to_end(match.source)
+        new = [self._take_free() for _ in range(num_new)]
+        sequence.block_table = match.blocks + new
+        sequence.num_published = len(match.blocks)
+        sequence.num_computed = len(match.blocks) * self.block_size + match.num_rows
+        self._sequences[sequence] = None
+        is_copied = match.num_rows > 0 and match.source != new[0]
+        return [BlockCopy(match.source, new[0], match.num_rows)] if is_copied else []
 
-    def has_room(self, sequence: Sequence, *, num_spare: int = 0) -> bool:
-        """Whether ``admit`` would take the sequence."""
-        return self._num_missing(sequence, self._known_prefix(sequence)) + num_spare <= self.num_free
+    def can_allocate(self, sequence: Sequence, *, num_spare: int = 0) -> bool:
+        """Whether ``allocate`` would succeed."""
+        return self._num_missing(sequence, self._match_prefix(sequence)) + num_spare <= self.num_free
 
-    def grow(self, sequence: Sequence) -> bool:
-        """Make room for every token of the sequence; False, and nothing taken, where no block is free."""
-        return self.stretch(sequence, 0)
+    def append_slots(self, sequence: Sequence, num_extra: int = 0, *, num_spare: int = 0) -> bool:
+        """Make room for all of the sequence's tokens and ``num_extra`` after them.
 
-    def stretch(self, sequence: Sequence, num_drafts: int, *, num_spare: int = 0) -> bool:
-        """Room for ``num_drafts`` tokens after the sequence's own too.
-
-        False, and nothing taken, where fewer than ``num_spare`` blocks would stay free.
+        Returns False and allocates nothing if fewer than ``num_spare`` blocks would stay free.
         """
-        num_new = self.num_needed(sequence.num_tokens + num_drafts) - len(sequence.block_table)
+        num_new = self.num_blocks_for(sequence.num_tokens + num_extra) - len(sequence.block_table)
         if num_new > 0 and num_new + num_spare > self.num_free:
             return False
-        sequence.block_table += [self._take() for _ in range(num_new)]
+        sequence.block_table += [self._take_free() for _ in range(num_new)]
         return True
 
     def trim(self, sequence: Sequence) -> None:
-        """Take back the blocks that are beyond the sequence's tokens."""
-        while len(sequence.block_table) > self.num_needed(sequence.num_tokens):
-            self._drop(sequence.block_table.pop())
+        """Free the blocks beyond the sequence's tokens."""
+        while len(sequence.block_table) > self.num_blocks_for(sequence.num_tokens):
+            self._release(sequence.block_table.pop())
 
-    def publish(self, sequence: Sequence) -> None:
-        """Let others share the sequence's blocks that are full and computed by now."""
+    def cache_full_blocks(self, sequence: Sequence) -> None:
+        """Let other sequences share the blocks that are full and computed."""
         if not self._is_sharing:
             return
         for index in range(sequence.num_published, sequence.num_computed // self.block_size):
-            content, key = self._content(sequence, index), self._parent(sequence, index + 1)
-            self._index.remember(sequence.block_table[index], self._parent(sequence, index), content, key)
+            content, key = self._content(sequence, index), self._key_before(sequence, index + 1)
+            parent = self._key_before(sequence, index)
+            self._prefixes.insert(sequence.block_table[index], parent, content, key)
             sequence.num_published = index + 1
 
-    def release(self, sequence: Sequence) -> None:
-        """Take all blocks back, the last one's content known too; the sequence has nothing computed after."""
-        self._publish_last(sequence)
-        # Released first is evicted first, and a chain without its head is of no use: the end goes first.
+    def free(self, sequence: Sequence) -> None:
+        """Free all blocks of the sequence. Their content stays cached, that of the partial last one too."""
+        self._cache_partial_block(sequence)
+        # Evicted in the order of release, and a chain is useless without its head: the tail goes first.
         for block in reversed(sequence.block_table):
-            self._drop(block)
-        self._holders.pop(sequence, None)
+            self._release(block)
+        self._sequences.pop(sequence, None)
         sequence.block_table = []
         sequence.num_published = 0
         sequence.num_computed = 0
 
-    def forget(self, sequence: Sequence) -> None:
-        """Nobody may share the sequence's blocks from now on: their content is in doubt."""
+    def invalidate(self, sequence: Sequence) -> None:
+        """Remove the sequence's blocks from the prefix cache: their content may be wrong."""
         for block in sequence.block_table:
-            self._index.forget(block)
+            self._prefixes.remove(block)
         sequence.num_computed = sequence.num_published = 0
 
     def check(self, sequences: Iterable[Sequence]) -> None:
-        """Prove that ``sequences`` are all that hold blocks and that no block is lost or in two places.
+        """Verify that only ``sequences`` use blocks, and that every block is in exactly one state.
 
-        Raises BlockAccountingError with what is wrong.
+        Raises BlockAccountingError.
         """
-        fault = next(self._faults(list(sequences)), None) or self._index.fault()
-        if fault is not None:
-            raise BlockAccountingError(fault)
+        error = next(self._inconsistencies(list(sequences)), None) or self._prefixes.inconsistency()
+        if error is not None:
+            raise BlockAccountingError(error)
 
-    def _faults(self, sequences: list[Sequence]) -> Iterator[str]:
-        held: Counter[int] = Counter()
+    def _inconsistencies(self, sequences: list[Sequence]) -> Iterator[str]:
+        used: Counter[int] = Counter()
         for sequence in sequences:
             if len(set(sequence.block_table)) != len(sequence.block_table):
                 yield f"sequence {sequence.seq_id} holds a block twice"
             if sequence.num_computed > len(sequence.block_table) * self.block_size:
                 yield f"sequence {sequence.seq_id} has computed more than its blocks hold"
-            held.update(sequence.block_table)
-        places = Counter([*self._free, *self._cached, *held.keys()])
-        if places != Counter(range(self.num_blocks)):
-            wrong = sorted(block for block in range(self.num_blocks) if places[block] != 1)
-            yield f"blocks in no place or in several: {wrong}"
-        if any(self._num_refs[block] != held[block] for block in range(self.num_blocks)):
+            used.update(sequence.block_table)
+        states = Counter([*self._free, *self._cached, *used.keys()])
+        if states != Counter(range(self.num_blocks)):
+            wrong = sorted(block for block in range(self.num_blocks) if states[block] != 1)
+            yield f"blocks in no state or in several: {wrong}"
+        if any(self._num_refs[block] != used[block] for block in range(self.num_blocks)):
             yield "reference counts differ from the block tables"
-        if self._holders.keys() != {sequence for sequence in sequences if sequence.block_table}:
-            yield "those who hold blocks are not those who are known to"
-        if any(block not in self._index for block in self._cached):
+        if self._sequences.keys() != {sequence for sequence in sequences if sequence.block_table}:
+            yield "the sequences with blocks are not those with a block table"
+        if any(block not in self._prefixes for block in self._cached):
             yield "the content of a cached block is unknown"
-        if any(block in self._index for block in self._free):
-            yield "a free block counts as known"
+        if any(block in self._prefixes for block in self._free):
+            yield "the content of a free block is known"
 
-    def _num_missing(self, sequence: Sequence, known: _Known) -> int:
-        """Free blocks that an admission takes: new ones, and known ones that nobody holds."""
-        num_new = self.num_needed(sequence.num_tokens) - len(known.blocks)
-        return num_new + sum(self._num_refs[block] == 0 for block in known.blocks)
+    def _num_missing(self, sequence: Sequence, match: _PrefixMatch) -> int:
+        """Free blocks that an allocation takes: new ones, and cached ones of the prefix."""
+        num_new = self.num_blocks_for(sequence.num_tokens) - len(match.blocks)
+        return num_new + sum(self._num_refs[block] == 0 for block in match.blocks)
 
-    def _known_prefix(self, sequence: Sequence) -> _Known:
-        if not self._is_sharing or sequence.owes_prompt_logprobs:  # what is found has no logits
-            return _Known([], -1, 0)
+    def _match_prefix(self, sequence: Sequence) -> _PrefixMatch:
+        """The longest prefix whose keys and values are in the cache."""
+        if not self._is_sharing or sequence.needs_prompt_logprobs:  # cached tokens have no logits
+            return _PrefixMatch([], -1, 0)
         blocks: list[int] = []
         for index in range((sequence.num_tokens - 1) // self.block_size):  # the last token is always computed
-            block = self._index.find(self._parent(sequence, index + 1))
+            block = self._prefixes.lookup(self._key_before(sequence, index + 1))
             if block is None:
                 break
             blocks.append(block)
-        parent, wanted = self._parent(sequence, len(blocks)), self._wanted(sequence, len(blocks))
-        source, num_rows = self._index.longest(parent, wanted)
-        for other in self._holders:  # what they are filling is not in the index yet
+        num_full = len(blocks)
+        parent, content = self._key_before(sequence, num_full), self._content(sequence, num_full)
+        content = content[: sequence.num_tokens - 1 - num_full * self.block_size]
+        source, num_rows = self._prefixes.longest_match(parent, content)
+        for other in self._sequences:  # the blocks they are filling are not in the prefix cache yet
             last, num_filled = divmod(other.num_computed, self.block_size)
-            place = last * self.block_size + num_rows
             if (
-                min(num_filled, len(wanted)) > num_rows
-                and _is_same_token(sequence, other, place)
-                and self._parent(other, last) == parent
+                min(num_filled, len(content)) > num_rows
+                and _has_same_token(sequence, other, last * self.block_size + num_rows)
+                and self._key_before(other, last) == parent
             ):
-                num_same = num_common(wanted, self._content(other, last)[:num_filled])
+                num_same = num_common(content, self._content(other, last)[:num_filled])
                 if num_same > num_rows:
                     source, num_rows = other.block_table[last], num_same
-        return _Known(blocks, source, num_rows)
-
-    def _wanted(self, sequence: Sequence, index: int) -> Content:
-        """The content of block ``index`` but for the sequence's last token, which is always computed."""
-        return self._content(sequence, index)[: sequence.num_tokens - 1 - index * self.block_size]
+        return _PrefixMatch(blocks, source, num_rows)
 
     def _content(self, sequence: Sequence, index: int) -> Content:
-        """Of block ``index``, computed or not, as far as the tokens are known."""
+        """The content of block ``index``, computed or not, as far as its tokens are known."""
         start = index * self.block_size
         return content_of(sequence, start, min(start + self.block_size, sequence.num_tokens))
 
-    def _parent(self, sequence: Sequence, index: int) -> bytes:
-        """The key of what stands before block ``index``, all of which must be known."""
+    def _key_before(self, sequence: Sequence, index: int) -> bytes:
+        """The key of the tokens before block ``index``, all of which must be known."""
         keys = sequence.block_keys
         while len(keys) < index:
-            parent = keys[-1] if keys else root(sequence.cache_scope)
-            keys.append(chain(parent, self._content(sequence, len(keys))))
-        return keys[index - 1] if index else root(sequence.cache_scope)
+            parent = keys[-1] if keys else root_key(sequence.cache_scope)
+            keys.append(block_key(parent, self._content(sequence, len(keys))))
+        return keys[index - 1] if index else root_key(sequence.cache_scope)
 
-    def _publish_last(self, sequence: Sequence) -> None:
-        """Remember the block that is computed in part."""
+    def _cache_partial_block(self, sequence: Sequence) -> None:
         last, num_rows = divmod(sequence.num_computed, self.block_size)
         if self._is_sharing and num_rows:
             content = self._content(sequence, last)[:num_rows]
-            self._index.remember(sequence.block_table[last], self._parent(sequence, last), content)
+            self._prefixes.insert(sequence.block_table[last], self._key_before(sequence, last), content)
 
-    def _take(self) -> int:
-        """A block of unknown content, held once. One must be free."""
+    def _take_free(self) -> int:
+        """Take a free block, else evict a cached one, and reference it once. There must be one."""
         if self._free:
             block = self._free.pop()
         else:
             block, _ = self._cached.popitem(last=False)
-            self._index.forget(block)
+            self._prefixes.remove(block)
         self._num_refs[block] = 1
         return block
 
-    def _hold(self, block: int) -> None:
+    def _acquire(self, block: int) -> None:
         self._cached.pop(block, None)
         self._num_refs[block] += 1
 
-    def _drop(self, block: int) -> None:
+    def _release(self, block: int) -> None:
         self._num_refs[block] -= 1
         if self._num_refs[block]:
             return
-        if block in self._index:
+        if block in self._prefixes:
             self._cached[block] = None
         else:
             self._free.append(block)
 
 
-def _is_same_token(one: Sequence, other: Sequence, place: int) -> bool:
-    """Costs next to nothing, and spares nearly all comparisons of contents that would not agree."""
-    return one.token_ids(place, place + 1) == other.token_ids(place, place + 1) != []
+def _has_same_token(one: Sequence, other: Sequence, index: int) -> bool:
+    """A cheap test that rules out nearly all comparisons of different contents."""
+    return one.token_ids(index, index + 1) == other.token_ids(index, index + 1) != []
 
 
-class _Known(NamedTuple):
-    """What is in the cache of a sequence: full blocks, and ``num_rows`` of block ``source`` after them."""
+class _PrefixMatch(NamedTuple):
+    """Cached tokens of a sequence: full blocks, and ``num_rows`` of block ``source`` after them."""
 
     blocks: list[int]
     source: int

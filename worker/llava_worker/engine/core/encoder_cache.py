@@ -1,4 +1,4 @@
-"""Projector outputs by picture, so that a picture goes through the vision tower once."""
+"""The encoder cache: projected image features, so that an image goes through the vision tower once."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections import OrderedDict
 
 from torch import Tensor
 
-__all__ = ["PictureName", "VisionCache"]
+__all__ = ["EncoderCache", "ImageKey"]
 
-PictureName = tuple[str, str]  # cache scope, ImageSpan.content
+ImageKey = tuple[str, str]  # cache scope, ImageSpan.content
 
 
-class VisionCache:
-    """A least-recently-used store bounded by bytes; with ``max_bytes`` 0 it keeps nothing."""
+class EncoderCache:
+    """An LRU cache bounded by bytes; with ``max_bytes`` 0 it stores nothing."""
 
     def __init__(self, max_bytes: int) -> None:
         self.num_hits = 0
@@ -20,42 +20,42 @@ class VisionCache:
         self.num_evictions = 0
         self.num_bytes = 0
         self._max_bytes = max_bytes
-        self._features: OrderedDict[PictureName, Tensor] = OrderedDict()
+        self._features: OrderedDict[ImageKey, Tensor] = OrderedDict()
 
-    def __contains__(self, name: object) -> bool:
-        """Whether the picture is here; counts neither as hit nor as use."""
-        return name in self._features
+    def __contains__(self, key: object) -> bool:
+        """Whether the image is cached. Counts neither as a hit nor as a use."""
+        return key in self._features
 
-    def get(self, name: PictureName, *, is_first: bool = True) -> Tensor | None:
-        """The picture's features, [tokens, hidden].
+    def get(self, key: ImageKey, *, is_first: bool = True) -> Tensor | None:
+        """The image's features, [tokens, hidden].
 
-        Where a picture takes several steps, only the ``is_first`` look at it may count as a hit.
+        Only the ``is_first`` access counts as a hit, for an image whose prefill takes several steps.
         """
-        features = self._features.get(name)
+        features = self._features.get(key)
         if features is None:
             self.num_misses += 1
             return None
         self.num_hits += is_first
-        self._features.move_to_end(name)
+        self._features.move_to_end(key)
         return features
 
-    def drop(self, name: PictureName) -> None:
-        """Forget a picture; an unknown one is no error."""
-        features = self._features.pop(name, None)
+    def drop(self, key: ImageKey) -> None:
+        """Remove an image, if it is cached."""
+        features = self._features.pop(key, None)
         if features is not None:
             self.num_bytes -= features.nbytes
 
     def clear(self) -> None:
-        """Forget all pictures."""
+        """Evict all images."""
         self.num_evictions += len(self._features)
         self._features.clear()
         self.num_bytes = 0
 
-    def put(self, name: PictureName, features: Tensor) -> None:
-        """Keep features, unless they alone are larger than the whole store; the oldest make room."""
-        if features.nbytes > self._max_bytes or name in self._features:
+    def put(self, key: ImageKey, features: Tensor) -> None:
+        """Store features, unless they are larger than the whole cache. Evict the least recently used."""
+        if features.nbytes > self._max_bytes or key in self._features:
             return
-        self._features[name] = features
+        self._features[key] = features
         self.num_bytes += features.nbytes
         while self.num_bytes > self._max_bytes:
             _, evicted = self._features.popitem(last=False)

@@ -1,18 +1,19 @@
-"""What the engine tells the worker: one `StepOutput` a sequence a step, and statistics."""
+"""The engine's results: one `StepOutput` per sequence and step, and statistics."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["EngineStats", "FailureCode", "Finish", "StepOutput", "TokenLogprobs"]
+from llava_wire.messages.event import JobError
+
+__all__ = ["EngineStats", "Finish", "StepOutput", "TokenLogprobs"]
 
 Finish = Literal["stop", "length"]
-FailureCode = Literal["internal_error", "deadline_exceeded", "invalid_request"]
 
 
 class TokenLogprobs(NamedTuple):
-    """The chosen token's log-probability and the likeliest tokens with theirs, likeliest first."""
+    """The sampled token's log-probability, and the most likely tokens with theirs, most likely first."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
@@ -20,26 +21,24 @@ class TokenLogprobs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """News of one sequence.
+    """What one sequence gained in a step.
 
-        token_id   the next token of the answer; the end-of-sequence token is one too
-        finish     the answer is complete: "stop" after end-of-sequence or one of stop_token_ids, "length" at
-                   max_new_tokens or the context's end. Comes with the last token, or alone where a continued
-                   answer was complete
-        vector     an embedding, which ends with it: little-endian fp32 of length 1
-        error      the sequence failed and is gone; a sentence for people, with error_code for programs.
-                   Neither token nor finish is set
-        prompt_logprobs   of the prompt's tokens but the first, once: with the answer's first token, or with
-                   the finish of one that was to have none
+        token_id   the next output token; the end-of-sequence token is one too
+        finish     the output is complete: "stop" after end-of-sequence or one of stop_token_ids, "length" at
+                   max_new_tokens or the end of the context. Comes with the last token, or alone where a
+                   continued output was complete
+        vector     an embedding, with its finish: little-endian fp32 of length 1
+        error      the sequence failed or was rejected, and is gone. Neither token nor finish is set
+        prompt_logprobs   of the prompt's tokens but the first, once: with the first output token, or with the
+                   finish of a sequence without any
 
-    After ``is_final`` the engine has forgotten the sequence. A sequence without news has no output.
+    After ``is_final`` the engine has dropped the sequence. A sequence that gained nothing has no output.
     """
 
     seq_id: str
     token_id: int | None = None
     finish: Finish | None = None
-    error: str | None = None
-    error_code: FailureCode = "internal_error"
+    error: JobError | None = None
     num_cached_tokens: int = 0  # of the prompt: found in the prefix cache when the sequence began
     logprobs: TokenLogprobs | None = None  # of token_id, where the sequence asks for them
     vector: bytes = b""
@@ -52,27 +51,29 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counters since the start (``..._total``) and the state now, all read between two steps.
+    """Counters since the start (``..._total``) and the current state, read between two steps.
 
-    A counter divided by ``num_steps_total`` is a step's mean: batch size, tokens, seconds. Travels with the
-    worker's heartbeat under these names; ``llava_server.engine_metrics`` says what Prometheus calls them.
-    """
+    A counter divided by ``num_steps_total`` is the mean per step: batch size, tokens, seconds. The field
+    names are those of the heartbeat's ``stats``; ``llava_server.engine_metrics`` maps them to Prometheus
+    metrics."""
 
     num_waiting: int = 0
     num_running: int = 0
     num_blocks: int = 0
-    num_free_blocks: int = 0  # those with remembered content included: they are evicted when needed
+    num_free_blocks: int = 0  # cached ones included: they are evicted when needed
     image_cache_bytes: int = 0
 
     num_steps_total: int = 0
     num_batched_sequences_total: int = 0  # a sequence counts once in each step that computes some of it
     num_prefill_tokens_total: int = 0  # of prompts, through the model; again after a preemption
-    num_decode_tokens_total: int = 0  # of answers, through the model; drafts and what preemption repeats too
+    num_decode_tokens_total: int = (
+        0  # of outputs, through the model; includes drafts and repeats after a preemption
+    )
     num_generated_tokens_total: int = 0
     num_cached_tokens_total: int = 0  # found in the prefix cache, so did not go through the model
     num_preemptions_total: int = 0
-    num_draft_tokens_total: int = 0  # guessed ahead and checked by the model
-    num_accepted_tokens_total: int = 0  # of those, guessed right
+    num_draft_tokens_total: int = 0  # proposed and verified by the model
+    num_accepted_tokens_total: int = 0  # of those, accepted
     num_encoded_images_total: int = 0  # went through the vision tower
     num_image_cache_hits_total: int = 0
     num_image_cache_misses_total: int = 0
@@ -84,8 +85,3 @@ class EngineStats:
     forward_s_total: float = 0.0
     sample_s_total: float = 0.0
     postprocess_s_total: float = 0.0
-
-    @property
-    def num_computed_tokens_total(self) -> int:
-        """Went through the model: prompts, answers, drafts, what preemption repeats."""
-        return self.num_prefill_tokens_total + self.num_decode_tokens_total

@@ -1,12 +1,12 @@
-"""What is in which block of the KV cache, found by what stands before it.
+"""The prefix cache: the contents of KV cache blocks, found by the tokens before them.
 
-A block's content is a number for each token whose keys and values it holds. What stands before it has a key,
-which chains over every full block from the beginning:
+The content of a block is a number for each token whose keys and values it holds. The tokens before a block
+have a key, which chains over all full blocks from the beginning:
 
     key[i] = hash(key[i - 1], content of block i)      key[-1] = hash(scope)
 
-so equal keys mean equal keys and values, and two scopes never share. Only a full block has a key of its own.
-One that was filled in part ends its chain, but like any other it may lend its first rows to a copy.
+Equal keys therefore mean equal keys and values, and two scopes never share. Only a full block has a key. A
+partial block ends its chain, but its first rows can be copied like those of any other block.
 """
 
 from __future__ import annotations
@@ -17,104 +17,104 @@ from hashlib import blake2b
 
 from llava_worker.engine.core.sequence import Sequence
 
-__all__ = ["Content", "PrefixIndex", "chain", "content_of", "num_common", "root"]
+__all__ = ["Content", "PrefixCache", "block_key", "content_of", "num_common", "root_key"]
 
 Content = tuple[int, ...]
 
-_PLACE_BITS = 32  # more than a picture has tokens
+_POSITION_BITS = 32  # more than an image has tokens
 
 
-def root(scope: str) -> bytes:
-    """The key of what stands before the first block."""
+def root_key(scope: str) -> bytes:
+    """The key before the first block."""
     return blake2b(scope.encode(), digest_size=32).digest()
 
 
-def chain(parent: bytes, content: Content) -> bytes:
+def block_key(parent: bytes, content: Content) -> bytes:
     """The key of a full block."""
     return blake2b(parent + repr(content).encode(), digest_size=32).digest()
 
 
 def content_of(sequence: Sequence, start: int, end: int) -> Content:
-    """Of tokens [start, end): a token's id, or for a picture's a number below 0 of the picture and the place
-    in it. So pictures count by what they show, also one of which the block holds only a part."""
+    """The content of tokens [start, end): a text token's id, or a negative number made of an image's content
+    and the position in it. Parts of images are distinguished by what the image shows."""
     numbers = sequence.token_ids(start, end)
     for image in sequence.images_within(start, end):
-        name = int.from_bytes(blake2b(image.content.encode(), digest_size=16).digest(), "big")
+        digest = int.from_bytes(blake2b(image.content.encode(), digest_size=16).digest(), "big")
         for position in range(max(start, image.start), min(end, image.end)):
-            numbers[position - start] = -1 - (name << _PLACE_BITS | position - image.start)
+            numbers[position - start] = -1 - (digest << _POSITION_BITS | position - image.start)
     return tuple(numbers)
 
 
 def num_common(one: Content, other: Content) -> int:
-    """Tokens from the front that are the same."""
+    """Length of the common prefix."""
     limit = min(len(one), len(other))
     if one[:limit] == other[:limit]:
         return limit
     return next(index for index in range(limit) if one[index] != other[index])
 
 
-class PrefixIndex:
-    """The blocks whose content is known. Who holds them is not known here."""
+class PrefixCache:
+    """The blocks with known content. Does not know which of them are in use."""
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
         self._block_of: dict[bytes, int] = {}
-        # What follows a key, in the order of contents: the longest common beginning is a neighbour's.
-        self._followers: dict[bytes, list[tuple[Content, int]]] = {}
+        # The blocks after a key, sorted by content: the longest common prefix is that of a neighbour.
+        self._children: dict[bytes, list[tuple[Content, int]]] = {}
 
     def __contains__(self, block: int) -> bool:
         return block in self._entries
 
-    def find(self, key: bytes) -> int | None:
-        """The full block of that key."""
+    def lookup(self, key: bytes) -> int | None:
+        """The full block with that key."""
         return self._block_of.get(key)
 
-    def longest(self, parent: bytes, wanted: Content) -> tuple[int, int]:
-        """The block after ``parent`` that begins with most of ``wanted``, and with how many tokens of it;
-        (-1, 0) if none has the first."""
-        followers = self._followers.get(parent, [])
-        place = bisect_left(followers, (wanted, -1))
-        neighbours = followers[max(0, place - 1) : place + 1]
-        found = [(num_common(content, wanted), block) for content, block in neighbours]
+    def longest_match(self, parent: bytes, content: Content) -> tuple[int, int]:
+        """The block after ``parent`` with the longest common prefix with ``content``, and its length in
+        tokens; (-1, 0) without a common token."""
+        children = self._children.get(parent, [])
+        index = bisect_left(children, (content, -1))
+        neighbours = children[max(0, index - 1) : index + 1]
+        found = [(num_common(known, content), block) for known, block in neighbours]
         num_rows, block = max(found, default=(0, -1))
         return (block, num_rows) if num_rows else (-1, 0)
 
-    def remember(self, block: int, parent: bytes, content: Content, key: bytes | None = None) -> None:
-        """Note what a block holds; ``key`` if it is full. Nothing where another block says it already."""
-        is_known = key in self._block_of if key else self.longest(parent, content)[1] == len(content)
+    def insert(self, block: int, parent: bytes, content: Content, key: bytes | None = None) -> None:
+        """Record a block's content; ``key`` if it is full. Ignored if another block has the content."""
+        is_known = key in self._block_of if key else self.longest_match(parent, content)[1] == len(content)
         if is_known or block in self._entries:
             return
         self._entries[block] = _Entry(parent, content, key)
-        insort(self._followers.setdefault(parent, []), (content, block))
+        insort(self._children.setdefault(parent, []), (content, block))
         if key is not None:
             self._block_of[key] = block
 
-    def forget(self, block: int) -> None:
-        """The block will hold something else; one that is not known is no error."""
+    def remove(self, block: int) -> None:
+        """Drop a block, if it is known: its content will change."""
         entry = self._entries.pop(block, None)
         if entry is None:
             return
-        followers = self._followers[entry.parent]
-        del followers[bisect_left(followers, (entry.content, block))]
-        if not followers:
-            del self._followers[entry.parent]
+        children = self._children[entry.parent]
+        del children[bisect_left(children, (entry.content, block))]
+        if not children:
+            del self._children[entry.parent]
         if entry.key is not None:
             del self._block_of[entry.key]
 
-    def fault(self) -> str | None:
-        """What is wrong with the index itself; None if nothing is."""
+    def inconsistency(self) -> str | None:
+        """A description of the first inconsistency; None if there is none."""
         full = {entry.key: block for block, entry in self._entries.items() if entry.key is not None}
         if full != self._block_of:
-            return "keys and blocks do not belong to each other one to one"
-        followers = {block: (parent, content) for parent, content, block in self._all_followers()}
-        if followers != {block: (entry.parent, entry.content) for block, entry in self._entries.items()}:
-            return "a block is not found where its content says"
-        if any(not each or each != sorted(each) for each in self._followers.values()):
-            return "what follows a key is out of order"
+            return "keys and blocks do not correspond one to one"
+        children = {block: (parent, content) for parent, content, block in self._all_children()}
+        if children != {block: (entry.parent, entry.content) for block, entry in self._entries.items()}:
+            return "a block is not where its content says"
+        if any(not siblings or siblings != sorted(siblings) for siblings in self._children.values()):
+            return "the blocks after a key are not sorted"
         return None
 
-    def _all_followers(self) -> list[tuple[bytes, Content, int]]:
-        return [(parent, *each) for parent, followers in self._followers.items() for each in followers]
+    def _all_children(self) -> list[tuple[bytes, Content, int]]:
+        return [(parent, *child) for parent, children in self._children.items() for child in children]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""Where the time of a step goes, by phase, as the host's clock sees it.
+"""The time of a step by phase, by the host's clock.
 
-A GPU works on after the host has told it what to do. What it is still busy with shows in the phase that waits
-for its answer, which is "sample": no phase waits only in order to be measured.
+A GPU computes asynchronously. Its remaining work appears in the phase that waits for its result, which is
+"sample": no phase synchronizes only in order to be measured.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
-__all__ = ["PHASES", "OnPhase", "Phase", "StepClock"]
+__all__ = ["PHASES", "OnPhase", "Phase", "StepTimer"]
 
 Phase: TypeAlias = Literal["schedule", "prepare", "encode", "forward", "sample", "postprocess"]
 PHASES: tuple[Phase, ...] = ("schedule", "prepare", "encode", "forward", "sample", "postprocess")
 
-OnPhase: TypeAlias = Callable[[Phase, float, float], None]  # began and ended, s of ``time.perf_counter``
+OnPhase: TypeAlias = Callable[[Phase, float, float], None]  # begin and end, s of ``time.perf_counter``
 
 
-class StepClock:
-    """``with clock("forward"): ...`` adds to that phase. Phases follow each other, none holds another."""
+class StepTimer:
+    """``with timer("forward"): ...`` adds to that phase. Phases follow each other and do not nest."""
 
     def __init__(self) -> None:
         self.seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
-        self.on_phase: OnPhase | None = None  # is told of every phase that ends
+        self.on_phase: OnPhase | None = None  # called at the end of every phase
 
     @contextmanager
     def __call__(self, phase: Phase) -> Iterator[None]:

@@ -1,6 +1,6 @@
-"""The ranks of one worker as processes on one machine: started, joined to each other, and watched.
+"""Tensor-parallel ranks: processes on one machine, started, joined in a process group, and watched.
 
-The first rank is the worker's own process. It starts the others and ends with any of them: a step needs all.
+The first rank is the worker's own process. It starts the others and exits with any of them: a step needs all.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from llava_worker.model.tensor_parallel import TensorParallel, send_frame
 
-__all__ = ["RankGroup", "Setup", "join"]
+__all__ = ["RankGroup", "RankSetup", "join"]
 
 _HOST = "127.0.0.1"
 _CLOSE_TIMEOUT_S = 5.0
-# For torch's collectives. Long: a follower may still read its weights. A step that hangs is noticed by the
+# For torch's collectives. Long: another rank may still load its weights. A step that hangs is noticed by the
 # engine's watchdog, much earlier.
 _TIMEOUT = timedelta(minutes=30)
 
 logger = logging.getLogger(__name__)
 
 
-class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a rank is told before its first order."""
+class RankSetup(msgspec.Struct, frozen=True, kw_only=True):
+    """The first message to a rank."""
 
     index: int
     size: int
@@ -54,9 +54,9 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     log_level: int
 
 
-def join(setup: Setup, store: TCPStore | None = None) -> None:
-    """Become a rank of torch's process group; returns once all have."""
-    # Ranks share a machine: what they say to each other does not leave it.
+def join(setup: RankSetup, store: TCPStore | None = None) -> None:
+    """Join torch's process group; returns once all ranks have."""
+    # Ranks share a machine: their traffic does not leave it.
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
@@ -76,26 +76,26 @@ def join(setup: Setup, store: TCPStore | None = None) -> None:
 
 
 class RankGroup:
-    """The first rank's hold on the others. ``on_lost`` is called, in another thread, when one has ended."""
+    """The other ranks, as the first one sees them. A thread calls ``on_lost`` when one has exited."""
 
-    def __init__(self, setups: list[Setup], store: TCPStore, on_lost: Callable[[], None]) -> None:
-        """``setups`` of all ranks, this process's first; returns once all have joined."""
+    def __init__(self, setups: list[RankSetup], store: TCPStore, on_lost: Callable[[], None]) -> None:
+        """``setups`` of all ranks, this process's first. Returns once all have joined."""
         self._on_lost = on_lost
         self._is_closing = threading.Event()
         self._processes = [_start(setup) for setup in setups[1:]]
-        self._watches = [
-            threading.Thread(target=self._watch, args=each, name=f"rank-{each[0]}-watch", daemon=True)
-            for each in enumerate(self._processes, start=1)
+        self._watchers = [
+            threading.Thread(target=self._watch, args=args, name=f"rank-{args[0]}-watch", daemon=True)
+            for args in enumerate(self._processes, start=1)
         ]
-        for watch in self._watches:
-            watch.start()
+        for watcher in self._watchers:
+            watcher.start()
         atexit.register(self.close)
         join(setups[0], store)
         self.ranks = TensorParallel(0, len(setups), [_pipe(process) for process in self._processes])
 
     @classmethod
-    def start(cls, setup: Setup, on_lost: Callable[[], None]) -> RankGroup:
-        """As many as ``setup`` says; each takes the device after the one before."""
+    def start(cls, setup: RankSetup, on_lost: Callable[[], None]) -> RankGroup:
+        """Start ``setup.size`` ranks; each takes the device after that of the rank before."""
         listener = socket.create_server((_HOST, 0))  # ours, so that it listens to this machine only
         port = listener.getsockname()[1]
         store = TCPStore(
@@ -118,23 +118,23 @@ class RankGroup:
         return [process.pid for process in self._processes]
 
     def close(self) -> None:
-        """End the others; nothing more can be computed."""
+        """End the other ranks. No step can be computed afterwards."""
         if self._is_closing.is_set():
             return
         self._is_closing.set()
         for process in self._processes:
-            with suppress(BrokenPipeError):  # it has ended, with orders that it never read
+            with suppress(BrokenPipeError):  # it has exited with unread commands
                 _pipe(process).close()
-        for process, watch in zip(self._processes, self._watches, strict=True):
+        for process, watcher in zip(self._processes, self._watchers, strict=True):
             _end(process)
-            watch.join()
+            watcher.join()
         if dist.is_initialized():
             dist.destroy_process_group()
 
     def _watch(self, number: int, process: subprocess.Popen[bytes]) -> None:
         status = process.wait()
         is_closing = self._is_closing.is_set()
-        # While closing, too: a step that failed for want of the rank may end this process first.
+        # While closing, too: a step that failed without the rank may end this process first.
         if status != 0 or not is_closing:
             logger.critical(
                 "rank %d has ended with status %d: no step can be made without it", number, status
@@ -143,7 +143,7 @@ class RankGroup:
             self._on_lost()
 
 
-def _start(setup: Setup) -> subprocess.Popen[bytes]:
+def _start(setup: RankSetup) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "llava_worker.engine.parallel.rank_worker"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     send_frame(_pipe(process), msgspec.msgpack.encode(setup))

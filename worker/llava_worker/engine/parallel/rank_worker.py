@@ -1,10 +1,8 @@
-"""``python -m llava_worker.engine.parallel.rank_worker``: a rank other than the first,
-started and directed by it.
+"""``python -m llava_worker.engine.parallel.rank_worker``: a tensor-parallel rank other than the first.
 
-It has its part of the decoder's layers and of the KV cache, and knows no sequence, no token and no queue.
-Its orders come by standard input; where that ends the leader has ended, and so does this process, whatever it
-is doing.
-"""
+It has its share of the decoder's layers and of the KV cache, and knows no sequences, tokens or queue. The
+first rank sends commands to its standard input. When that closes the first rank has exited, and this process
+exits at once."""
 
 from __future__ import annotations
 
@@ -16,14 +14,14 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import torch
 from torch import nn
 
 from llava_worker.engine.core.kv_cache_size import allocate_cache
-from llava_worker.engine.parallel.rank_group import Setup, join
+from llava_worker.engine.parallel.rank_group import RankSetup, join
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import ModelConfig, read_config
@@ -40,18 +38,17 @@ from llava_worker.model.tensor_parallel import (
     receive_step,
 )
 
-__all__ = ["Follower", "main"]
+__all__ = ["RankWorker", "main"]
 
 _PR_SET_PDEATHSIG = 1
-_T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
 
-class Follower:
-    """Makes the steps that the leader tells it."""
+class RankWorker:
+    """Executes the first rank's commands."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: RankSetup) -> None:
         self._setup = setup
         self._device = torch.device(setup.device)
         self._config = _share(setup)
@@ -67,7 +64,7 @@ class Follower:
         self._cache: KVCache | None = None
 
     def load(self) -> None:
-        """Of each tensor only this rank's part is read."""
+        """Load this rank's part of each tensor."""
         part = nn.ModuleDict({"language_model": self._decoder})  # so that names are the checkpoint's
         base = Path(self._setup.base) if self._setup.base else None
         load_weights(
@@ -75,9 +72,9 @@ class Follower:
         )
 
     @torch.inference_mode()
-    def carry_out(self, command: RankCommand) -> None:
+    def execute(self, command: RankCommand) -> None:
         if isinstance(command, CacheCommand):
-            self._cache = None  # given up before the next is made
+            self._cache = None  # freed before the next is allocated
             self._cache = self._make_cache(command)
             return
         assert self._cache is not None
@@ -98,15 +95,15 @@ class Follower:
             is_int8=self._setup.kv_cache_dtype == "int8",
         )
         cache = allocate_cache(spec, self._device)
-        cache.prefault(spec.num_tokens)  # nobody here knows when there is nothing to do
+        cache.prefault(spec.num_tokens)  # a rank does not know when the engine is idle
         return cache
 
 
 def main() -> int:
-    """The exit status; 0 only where the leader has ended."""
+    """The exit status; 0 only if the first rank has exited."""
     _end_with_parent()
-    orders = _Orders()
-    setup = orders.next(Setup)
+    commands = _Commands()
+    setup = commands.next(RankSetup)
     logging.basicConfig(
         level=setup.log_level, format=f"%(asctime)s %(levelname)s %(name)s: rank {setup.index}: %(message)s"
     )
@@ -114,39 +111,40 @@ def main() -> int:
         torch.set_num_threads(setup.num_threads)
     try:
         join(setup)
-        follower = Follower(setup)
-        follower.load()
+        worker = RankWorker(setup)
+        worker.load()
         while True:
-            follower.carry_out(orders.next(CacheCommand | CopyCommand | StepCommand))
+            worker.execute(commands.next(CacheCommand | CopyCommand | StepCommand))
     except Exception:
         logger.critical("the rank fails and ends, and with it the worker", exc_info=True)
         return 1
 
 
-class _Orders:
-    """Reads ahead in a thread of its own, which ends the process at the pipe's end."""
+class _Commands:
+    """Reads ahead in a thread, which ends the process when the pipe closes."""
 
     def __init__(self) -> None:
         self._frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="orders", daemon=True).start()
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
 
     def next(self, kind: Any) -> Any:
-        """Waits for it."""
+        """Wait for the next command."""
         return msgspec.msgpack.decode(self._frames.get(), type=kind)
 
     def _read(self) -> None:
         while (frame := read_frame(sys.stdin.buffer)) is not None:
             self._frames.put(frame)
-        os._exit(0)  # a step may wait for the leader for ever, in native code
+        os._exit(0)  # a step may wait for the first rank for ever, in native code
 
 
 def _end_with_parent() -> None:
-    """Also where this process is stopped, and reads nothing. Linux only; elsewhere the pipe has to do."""
+    """Exit with the parent even if this process is stopped and reads nothing. Linux only; else the pipe must
+    do."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _share(setup: Setup) -> ModelConfig:
+def _share(setup: RankSetup) -> ModelConfig:
     tower = Path(setup.vision_tower) if setup.vision_tower else None
     return read_config(Path(setup.config_folder), tower).shard(setup.size)
 

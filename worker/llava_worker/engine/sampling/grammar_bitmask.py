@@ -1,86 +1,96 @@
-"""Which tokens the grammars allow in one step: found beside the model's forward pass, laid over its logits.
+"""The tokens that grammars allow in one step: computed during the forward pass, applied to its logits.
 
-A sequence's last token is known when the pass begins, so its mask needs nothing of the pass. The library
-computes without Python's lock, as torch does: while there is a core to spare a mask costs a step no time.
+A sequence's last token is known when the pass begins, so its bitmask does not depend on the pass. The grammar
+library computes without the GIL, as torch does: with a free core a bitmask costs a step no time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from llava_wire.messages.event import ErrorCode, JobError
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from llava_worker.engine.core.sequence import Sequence
+from llava_worker.engine.core.sequence import Sequence
+from llava_worker.engine.structured_output.grammar import Matcher
 
-__all__ = ["MaskMaker", "Masks"]
+__all__ = ["BitmaskBuilder", "GrammarBitmask"]
 
 _NUM_THREADS = 4
 
 
-class Masks:
-    """Of the rows of logits whose sequences have a grammar. Not usable before its threads are done."""
+class GrammarBitmask:
+    """The bitmask of the rows of logits whose sequences have a grammar."""
 
-    def __init__(self, rows: Items[int], sequences: Items[Sequence], vocab_size: int) -> None:
+    def __init__(
+        self, pool: ThreadPoolExecutor, rows: list[tuple[int, Sequence, Matcher]], vocab_size: int
+    ) -> None:
+        """Start to fill it. The rows' sequences must not change until `wait` or `apply` has returned."""
         self._rows = rows
-        self._sequences = sequences
         self._vocab_size = vocab_size
         self._bits = np.full((len(rows), (vocab_size + 31) // 32), -1, dtype=np.int32)
-        self._work: list[Future[None]] = []
-
-    def begin(self, pool: ThreadPoolExecutor) -> None:
-        """Return at once; nobody else may touch the sequences until `apply`."""
-        self._work = [pool.submit(self._fill, index) for index in range(len(self._rows))]
+        self._work: list[Future[None]] = [pool.submit(self._fill, index) for index in range(len(rows))]
 
     def wait(self) -> None:
-        """Until nobody in here touches the sequences any more."""
+        """Return when no thread accesses the sequences any more."""
         for work in self._work:
             work.result()
 
-    def apply(self, logits: Tensor) -> dict[int, str]:
-        """Set what is not allowed to minus infinity; logits fp32 [rows, vocab].
+    def apply(self, logits: Tensor) -> dict[int, JobError]:
+        """Mask the tokens that are not allowed; logits fp32 [rows, vocab].
 
-        Returns the rows whose grammar failed, left as they are, with the reason.
+        Returns the errors of the rows whose grammar failed. These rows stay unmasked.
         """
         self.wait()
         words = torch.from_numpy(self._bits).to(logits.device)
-        places = torch.arange(32, dtype=torch.int32, device=logits.device)
-        allowed = ((words[:, :, None] >> places) & 1).flatten(1)[:, : self._vocab_size]
-        rows = list(self._rows)
+        bits = torch.arange(32, dtype=torch.int32, device=logits.device)
+        allowed = ((words[:, :, None] >> bits) & 1).flatten(1)[:, : self._vocab_size]
+        rows = [row for row, _, _ in self._rows]
         logits[rows] = logits[rows].masked_fill(allowed == 0, -torch.inf)
         return {
-            row: sequence.matcher.error
-            for row, sequence in zip(self._rows, self._sequences, strict=True)
-            if sequence.matcher is not None and sequence.matcher.error is not None
+            row: JobError(ErrorCode.INVALID_REQUEST, matcher.error)
+            for row, _, matcher in self._rows
+            if matcher.error is not None
         }
 
     def _fill(self, index: int) -> None:
-        sequence, row = self._sequences[index], self._bits[index]
-        assert sequence.matcher is not None
-        sequence.matcher.advance(sequence.output_ids)
-        if sequence.matcher.error is None:
-            sequence.matcher.fill(row)
-        if sequence.matcher.error is not None:
-            row[:] = -1
+        _, sequence, matcher = self._rows[index]
+        bits = self._bits[index]
+        matcher.advance(sequence.output_ids)
+        if matcher.error is None:
+            matcher.fill(bits)
+        if matcher.error is not None:
+            bits[:] = -1
 
 
-class MaskMaker:
-    """The threads. Started with the first grammar."""
+class BitmaskBuilder:
+    """The matchers of all sequences and the threads that fill bitmasks, started with the first grammar."""
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
+        self._matchers: WeakKeyDictionary[Sequence, Matcher] = WeakKeyDictionary()
 
-    def begin(self, sequences: Items[Sequence], vocab_size: int) -> Masks | None:
-        """``sequences`` are those that the rows of logits belong to; None if none has a grammar."""
-        rows = [row for row, sequence in enumerate(sequences) if sequence.matcher is not None]
+    def start(self, sequences: Items[Sequence], vocab_size: int) -> GrammarBitmask | None:
+        """``sequences`` are those of the rows of logits. None if no sequence has a grammar."""
+        rows = [
+            (row, sequence, matcher)
+            for row, sequence in enumerate(sequences)
+            if (matcher := self._matcher(sequence)) is not None
+        ]
         if not rows:
             return None
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="masks")
-        masks = Masks(rows, [sequences[row] for row in rows], vocab_size)
-        masks.begin(self._pool)
-        return masks
+            self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar-bitmask")
+        return GrammarBitmask(self._pool, rows, vocab_size)
+
+    def _matcher(self, sequence: Sequence) -> Matcher | None:
+        if sequence.grammar is None:
+            return None
+        matcher = self._matchers.get(sequence)
+        if matcher is None:
+            matcher = self._matchers[sequence] = sequence.grammar.start()
+        return matcher

@@ -1,77 +1,128 @@
-"""What a request adds to the model's logits before a token is chosen: bias, no early end, penalties.
+"""Logits processors: logit bias, minimum length and penalties, applied before a token is sampled.
 
-In vLLM's order: ``logit_bias`` is added, end tokens are ruled out until ``min_tokens``, then come the
-repetition penalty (prompt and answer, as in transformers) and the frequency and presence penalties (answer
-only, as in OpenAI's API). A sequence that asks for none of these has no `Steering` and costs nothing.
-``adjust`` does the arithmetic.
+In vLLM's order: ``logit_bias`` is added, end tokens are masked until ``min_tokens``, then come the repetition
+penalty (prompt and output, as in transformers) and the frequency and presence penalties (output only, as in
+OpenAI's API). A sequence that asks for none of these has no state and costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from llava_wire.messages.sampling_params import SamplingParams
 from numpy.typing import NDArray
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from llava_worker.engine.core.sequence import Sampling
+from llava_worker.engine.core.sequence import has_penalties
+from llava_worker.model.device_copy import copy_to_device
 
-__all__ = ["Steering"]
+__all__ = ["LogitsProcessorState", "apply"]
+
+# Dividing by less could leave the range of fp32; the order of tokens is the same long before.
+_MIN_REPETITION_PENALTY = 1e-6
 
 
-class Steering:
-    """One sequence's share. A function of its tokens, whoever generated them: `advance` counts new ones."""
+class LogitsProcessorState:
+    """The logits processors of one sequence. A function of its tokens; `update` counts new ones."""
 
-    def __init__(self, sampling: Sampling, prompt_ids: Items[int], end_ids: Iterable[int]) -> None:
-        """``end_ids`` are the tokens that would end the answer."""
+    def __init__(self, sampling: SamplingParams, prompt_ids: Items[int], end_ids: Iterable[int]) -> None:
+        """``end_ids`` are the tokens that would end the output."""
         self.sampling = sampling
         self.bias_ids = np.array([token_id for token_id, _ in sampling.logit_bias], dtype=np.int64)
         self.bias = np.array([value for _, value in sampling.logit_bias], dtype=np.float32)
         self.end_ids = np.array(sorted(end_ids), dtype=np.int64)
-        self.is_penalising = _is_penalising(sampling)
+        self.has_penalties = has_penalties(sampling)
         self._num_counted = 0
         seen = sorted(set(prompt_ids)) if sampling.repetition_penalty != 1 else []
-        self._places = {token_id: place for place, token_id in enumerate(seen)}
+        self._index_of = {token_id: index for index, token_id in enumerate(seen)}
         self._ids = np.array(seen, dtype=np.int64)
         self._counts = np.zeros(len(seen), dtype=np.float32)
 
     @staticmethod
-    def of(sampling: Sampling, prompt_ids: Items[int], eos_ids: Iterable[int]) -> Steering | None:
-        """None where the model's logits are taken as they are."""
-        end_ids = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos_ids)}
-        is_needed = sampling.logit_bias or (sampling.min_tokens and end_ids) or _is_penalising(sampling)
-        return Steering(sampling, prompt_ids, end_ids) if is_needed else None
+    def create(
+        sampling: SamplingParams, prompt_ids: Items[int], end_ids: frozenset[int]
+    ) -> LogitsProcessorState | None:
+        """None if the logits are used as they are."""
+        is_needed = sampling.logit_bias or (sampling.min_tokens and end_ids) or has_penalties(sampling)
+        return LogitsProcessorState(sampling, prompt_ids, end_ids) if is_needed else None
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """The different tokens of the answer, and of the prompt where that matters."""
-        return self._ids[: len(self._places)]
+        """The distinct tokens of the output, and of the prompt for a repetition penalty."""
+        return self._ids[: len(self._index_of)]
 
     @property
     def counts(self) -> NDArray[np.float32]:
-        """How often each of ``ids`` is in the answer."""
-        return self._counts[: len(self._places)]
+        """How often each of ``ids`` occurs in the output."""
+        return self._counts[: len(self._index_of)]
 
-    def advance(self, output_ids: list[int]) -> None:
-        """Count the tokens that the answer has gained since the last call."""
-        if self.is_penalising:
+    def update(self, output_ids: list[int]) -> None:
+        """Count the tokens that were added to the output since the last call."""
+        if self.has_penalties:
             for token_id in output_ids[self._num_counted :]:
                 self._count(token_id)
             self._num_counted = len(output_ids)
 
     def _count(self, token_id: int) -> None:
-        place = self._places.setdefault(token_id, len(self._places))
-        if place == len(self._ids):  # full: twice the room, so that a long answer is not copied each time
-            room = max(16, place)
-            self._ids = np.concatenate([self._ids, np.zeros(room, dtype=np.int64)])
-            self._counts = np.concatenate([self._counts, np.zeros(room, dtype=np.float32)])
-        self._ids[place] = token_id
-        self._counts[place] += 1
+        index = self._index_of.setdefault(token_id, len(self._index_of))
+        if index == len(self._ids):  # full: double the size, for amortized constant time
+            size = max(16, index)
+            self._ids = np.concatenate([self._ids, np.zeros(size, dtype=np.int64)])
+            self._counts = np.concatenate([self._counts, np.zeros(size, dtype=np.float32)])
+        self._ids[index] = token_id
+        self._counts[index] += 1
 
 
-def _is_penalising(sampling: Sampling) -> bool:
-    return (
-        sampling.repetition_penalty != 1 or sampling.frequency_penalty != 0 or sampling.presence_penalty != 0
-    )
+def apply(logits: Tensor, rows: Items[tuple[int, int, LogitsProcessorState]]) -> None:
+    """Change logits, fp32 [rows, vocab], in place. ``rows``: (row, position in the output, state)."""
+    biased = [(row, state) for row, _, state in rows if len(state.bias_ids)]
+    if biased:
+        index = _index(logits, [(row, state.bias_ids) for row, state in biased])
+        bias = np.concatenate([state.bias for _, state in biased])
+        logits.index_put_(index, copy_to_device(bias, logits.device), accumulate=True)
+    too_short = [
+        (row, state.end_ids)
+        for row, position, state in rows
+        if position < state.sampling.min_tokens and len(state.end_ids)
+    ]
+    if too_short:
+        _mask_end(logits, too_short)
+    penalized = [(row, state) for row, _, state in rows if state.has_penalties]
+    if penalized:
+        _penalize(logits, penalized)
+
+
+def _mask_end(logits: Tensor, too_short: Items[tuple[int, NDArray[np.int64]]]) -> None:
+    """Mask the end tokens, except in rows where a grammar allows nothing else."""
+    rows = copy_to_device(np.array([row for row, _ in too_short]), logits.device)
+    before = logits[rows]
+    logits.index_put_(_index(logits, too_short), logits.new_full((), -torch.inf))
+    after = logits[rows]
+    logits[rows] = after.where(after.amax(-1, keepdim=True) > -torch.inf, before)
+
+
+def _penalize(logits: Tensor, penalized: Items[tuple[int, LogitsProcessorState]]) -> None:
+    index = _index(logits, [(row, state.ids) for row, state in penalized])
+    lengths = [len(state.ids) for _, state in penalized]
+    samplings = [state.sampling for _, state in penalized]
+    counts = copy_to_device(np.concatenate([state.counts for _, state in penalized]), logits.device)
+
+    def per_token(values: Items[float]) -> Tensor:
+        return copy_to_device(np.repeat(np.array(values, dtype=np.float32), lengths), logits.device)
+
+    repetition = per_token([max(s.repetition_penalty, _MIN_REPETITION_PENALTY) for s in samplings])
+    values = logits[index]
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    values -= per_token([s.frequency_penalty for s in samplings]) * counts
+    values -= per_token([s.presence_penalty for s in samplings]) * (counts > 0)
+    logits.index_put_(index, values)
+
+
+def _index(logits: Tensor, parts: Items[tuple[int, NDArray[np.int64]]]) -> tuple[Tensor, Tensor]:
+    """(rows, columns) of the given tokens of each row."""
+    rows = np.repeat([row for row, _ in parts], [len(ids) for _, ids in parts])
+    columns = np.concatenate([ids for _, ids in parts])
+    return copy_to_device(rows, logits.device), copy_to_device(columns, logits.device)

@@ -1,7 +1,6 @@
-"""Log-probabilities as the model gave them: the log-softmax of its raw logits.
+"""Log-probabilities of the model: the log-softmax of its raw logits.
 
-Neither temperature nor penalties nor any restriction changes them, as in OpenAI's API: they say what the
-model thought, not how a token was chosen.
+Temperature, logits processors and truncation do not change them, as in OpenAI's API.
 """
 
 from __future__ import annotations
@@ -15,62 +14,70 @@ from torch import Tensor
 
 from llava_worker.engine.core.batch import PromptRows
 from llava_worker.engine.core.outputs import TokenLogprobs
+from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.model.device_copy import copy_to_device
 from llava_worker.model.llava import Llava
 
-__all__ = ["Logprobs", "Picked", "tell_prompts"]
+__all__ = ["Logprobs", "PickedLogprobs", "add_prompt_logprobs"]
 
 ROWS_AT_ONCE = 64  # of a prompt: with a vocabulary of 32,000 they are 8 MB of logits, all of 4096 half a GB
 
-LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON has no number for
+MIN_LOGPROB = -9999.0  # replaces minus infinity, which JSON cannot represent
 
 
 class Logprobs:
-    """Of the rows that asked for them. Made before the logits are steered, asked once tokens are chosen."""
+    """The log-probabilities of some rows, computed before logits processors change the logits."""
 
     def __init__(self, logits: Tensor, rows: Rows[int], num_top: Rows[int]) -> None:
         """Logits fp32 [rows, vocab]; ``num_top`` alternatives for each of ``rows``."""
         self._rows = rows
         self._num_top = num_top
-        self._places = copy_to_device(np.array(rows), logits.device)
-        self._values = logits[self._places].log_softmax(-1).clamp(min=LEAST_LOGPROB)
+        self._row_index = copy_to_device(np.array(rows), logits.device)
+        self._values = logits[self._row_index].log_softmax(-1).clamp(min=MIN_LOGPROB)
 
-    def pick(self, token_ids: Tensor) -> Picked:
-        """Those to be told; ``token_ids`` [all rows] are those chosen."""
-        chosen = self._values.gather(-1, token_ids[self._places][:, None])[:, 0]
+    @staticmethod
+    def requested(logits: Tensor, chunks: Rows[Chunk]) -> Logprobs | None:
+        """Those of the rows whose sequences ask for them; None if no sequence does."""
+        num_top = [chunk.sequence.sampling.num_logprobs for chunk in chunks for _ in range(chunk.num_sampled)]
+        requested = {row: number for row, number in enumerate(num_top) if number is not None}
+        return Logprobs(logits, list(requested), list(requested.values())) if requested else None
+
+    def pick(self, token_ids: Tensor) -> PickedLogprobs:
+        """Those of the sampled ``token_ids`` [all rows] and of the most likely tokens."""
+        sampled = self._values.gather(-1, token_ids[self._row_index][:, None])[:, 0]
         top = self._values.topk(min(max(self._num_top), self._values.shape[-1]), dim=-1)
-        return Picked(self._rows, self._num_top, (chosen, top.values, top.indices))
+        return PickedLogprobs(self._rows, self._num_top, (sampled, top.values, top.indices))
 
 
 @dataclass(frozen=True, slots=True)
-class Picked:
-    """``tensors``, still on the device: the chosen tokens' log-probabilities [rows], then the likeliest ones
-    and their tokens [rows, most]."""
+class PickedLogprobs:
+    """``tensors`` on the device: the sampled tokens' log-probabilities [rows], then those of the most likely
+    tokens and their ids [rows, max(num_top)]."""
 
     rows: Rows[int]
     num_top: Rows[int]
     tensors: tuple[Tensor, Tensor, Tensor]
 
-    def tell(self, chosen: Tensor, values: Tensor, ids: Tensor) -> dict[int, TokenLogprobs]:
-        """By row, from the same tensors on the host."""
-        top = zip(self.rows, self.num_top, chosen.tolist(), ids.tolist(), values.tolist(), strict=True)
+    def by_row(self, sampled: Tensor, values: Tensor, ids: Tensor) -> dict[int, TokenLogprobs]:
+        """From the same tensors on the host."""
+        top = zip(self.rows, self.num_top, sampled.tolist(), ids.tolist(), values.tolist(), strict=True)
         return {
-            row: TokenLogprobs(logprob, tuple(zip(of_ids[:num], of_values[:num], strict=True)))
-            for row, num, logprob, of_ids, of_values in top
+            row: TokenLogprobs(logprob, tuple(zip(row_ids[:num], row_values[:num], strict=True)))
+            for row, num, logprob, row_ids, row_values in top
         }
 
 
-def tell_prompts(model: Llava, hidden: Tensor, places: Rows[PromptRows]) -> None:
-    """Add to each sequence's ``prompt_logprobs``; hidden [tokens, hidden] of the whole step.
+def add_prompt_logprobs(model: Llava, hidden: Tensor, spans: Rows[PromptRows]) -> None:
+    """Append to each sequence's ``prompt_logprobs``; hidden [tokens, hidden] of the whole step.
 
-    May be repeated after a failure: a sequence says itself how far it has been told.
+    May be repeated after a failure: the length of ``prompt_logprobs`` is the progress.
     """
-    for place in places:
-        for start in range(0, place.length, ROWS_AT_ONCE):
-            num = min(ROWS_AT_ONCE, place.length - start)
-            row, first = place.row + start, place.first + start
-            told = place.sequence.prompt_ids[first : first + num]
-            num_top = [place.sequence.sampling.num_logprobs or 0] * num
+    for span in spans:
+        for start in range(0, span.length, ROWS_AT_ONCE):
+            num = min(ROWS_AT_ONCE, span.length - start)
+            row, first = span.row + start, span.first + start
+            token_ids = span.sequence.prompt_ids[first : first + num]
+            num_top = [span.sequence.sampling.num_logprobs or 0] * num
             logprobs = Logprobs(model.logits(hidden[row : row + num]), range(num), num_top)
-            picked = logprobs.pick(torch.tensor(told, device=hidden.device))
-            place.sequence.prompt_logprobs += picked.tell(*picked.tensors).values()
+            picked = logprobs.pick(torch.tensor(token_ids, device=hidden.device))
+            span.sequence.prompt_logprobs += picked.by_row(*picked.tensors).values()

@@ -1,4 +1,4 @@
-"""Embeddings as the engine hands them out: vectors of length 1, packed."""
+"""Pooling: hidden states to embeddings, vectors of length 1."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["unit_vectors"]
 
 
 def unit_vectors(rows: Tensor) -> list[bytes | None]:
-    """Rows [n, size] of any type -> each as little-endian fp32 of length 1; None for one that has none."""
+    """Normalize rows [n, size] of any type; each as little-endian fp32, None if it is 0 or not finite."""
     rows = rows.double()
     lengths = rows.norm(dim=-1)
     packed = (rows / lengths[:, None]).float().cpu().numpy().astype("<f4")
     return [
-        row.tobytes() if is_sound else None
-        for row, is_sound in zip(packed, ((lengths > 0) & lengths.isfinite()).tolist(), strict=True)
+        row.tobytes() if is_valid else None
+        for row, is_valid in zip(packed, ((lengths > 0) & lengths.isfinite()).tolist(), strict=True)
     ]

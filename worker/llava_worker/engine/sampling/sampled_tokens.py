@@ -1,83 +1,77 @@
-"""The tokens after a step's rows: chosen on the device, and told by one small copy."""
+"""The sampled tokens of a step: chosen on the device, copied to the host in one small copy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Items
 from itertools import islice
 
+from llava_wire.messages.event import JobError
 from torch import Tensor
 
-from llava_worker.engine.core.in_flight_step import Choice, StepResult
+from llava_worker.engine.core.outputs import TokenLogprobs
 from llava_worker.engine.core.scheduler import Chunk
-from llava_worker.engine.sampling.grammar_bitmask import Masks
-from llava_worker.engine.sampling.logprobs import Logprobs
-from llava_worker.engine.sampling.sampler import Draw, sample
-from llava_worker.engine.speculation.speculative_decoding import count_accepted
+from llava_worker.engine.core.step_result import ChunkResult, TokenResult
+from llava_worker.engine.sampling.logprobs import PickedLogprobs
 from llava_worker.model.device_copy import HostCopy
 
-__all__ = ["Chosen"]
+__all__ = ["SampledTokens", "count_accepted"]
 
-_NO_TOKEN = -1  # so that one copy from the device tells all
+_NO_TOKEN = -1  # in place of tokens of invalid rows
 
 
-class Chosen:
-    """``token_ids`` int64 [rows] are of the vocabulary whatever the model said, so that a step can follow
-    before anybody knows; ``results`` tells which of them count."""
+class SampledTokens:
+    """``token_ids``, int64 [rows], are in the vocabulary for invalid rows too, so that the next step can be
+    launched before ``results`` says which of them count."""
 
     def __init__(
-        self, logits: Tensor, chunks: list[Chunk], masks: Masks | None, vectors: Mapping[int, bytes | None]
+        self,
+        chunks: list[Chunk],
+        token_ids: Tensor,
+        *,
+        is_valid: Tensor,
+        logprobs: PickedLogprobs | None,
+        errors: Mapping[int, JobError],
+        vectors: Mapping[int, bytes | None],
     ) -> None:
-        """Logits [rows, vocab]: of each chunk those after its sequence's last token and after each draft.
-
-        ``vectors`` are those of embeddings, by row.
-        """
-        is_sound = logits.amax(-1).isfinite()  # a NaN anywhere in a row is the row's maximum
-        logits.masked_fill_(~is_sound[:, None], 0)
-        logprobs = _logprobs(logits, chunks)
+        """A row for each chunk's last token and each of its drafts; ``is_valid``, bool [rows]. ``errors`` of
+        grammars and ``vectors`` of embeddings are by row."""
+        self.token_ids = token_ids
         self._chunks = chunks
+        self._logprobs = logprobs
+        self._errors = errors
         self._vectors = vectors
-        self._errors = {} if masks is None else masks.apply(logits)
-        self.token_ids = sample(logits, [draw for chunk in chunks for draw in _draws(chunk)])
-        self._picked = None if logprobs is None else logprobs.pick(self.token_ids)
-        told = self.token_ids.where(is_sound, _NO_TOKEN)
-        self._download = HostCopy([told, *([] if self._picked is None else self._picked.tensors)])
+        tokens = token_ids.where(is_valid, _NO_TOKEN)
+        self._download = HostCopy([tokens, *([] if logprobs is None else logprobs.tensors)])
 
-    def results(self) -> list[StepResult]:
-        """One for each chunk, once the device has come so far."""
-        told, *picked = self._download.wait()
-        logprobs = {} if self._picked is None else self._picked.tell(*picked)
-        choices = iter(
-            [
-                Choice(
-                    token_id if token_id >= 0 and row not in self._errors else None,
-                    logprobs.get(row),
-                    self._errors.get(row),
-                    vector=self._vectors.get(row),
-                )
-                for row, token_id in enumerate(told.tolist())
-            ]
-        )
+    def results(self) -> list[ChunkResult]:
+        """Wait for the device and return a result for each chunk."""
+        token_ids, *logprobs = self._download.wait()
+        by_row = {} if self._logprobs is None else self._logprobs.by_row(*logprobs)
+        rows = iter(enumerate(token_ids.tolist()))
         results = []
         for chunk in self._chunks:
-            own = list(islice(choices, 1 + len(chunk.drafts)))
-            num_accepted = count_accepted(chunk.drafts, [choice.token_id for choice in own])
-            results.append(StepResult(chunk, own[: num_accepted + 1]))
+            own = list(islice(rows, chunk.num_sampled))
+            first_row = own[0][0]
+            if first_row in self._errors:  # a sequence with a grammar has no drafts
+                results.append(ChunkResult(chunk, [], self._errors[first_row]))
+                continue
+            tokens = [self._token(row, token_id, by_row.get(row)) for row, token_id in own]
+            num_accepted = count_accepted(chunk.drafts, [token.token_id for token in tokens])
+            results.append(ChunkResult(chunk, tokens[: num_accepted + 1]))
         return results
 
-
-def _draws(chunk: Chunk) -> list[Draw]:
-    """One after the sequence's last token and one after each draft, as if those before were right."""
-    sequence = chunk.sequence
-    if sequence.steering is not None:
-        sequence.steering.advance(sequence.output_ids)
-    position = chunk.end - len(sequence.prompt_ids)
-    return [
-        Draw(sequence.sampling, position + index, sequence.steering) for index in range(1 + len(chunk.drafts))
-    ]
+    def _token(self, row: int, token_id: int, logprobs: TokenLogprobs | None) -> TokenResult:
+        vector = self._vectors.get(row, b"")
+        is_valid = token_id != _NO_TOKEN and vector is not None
+        return TokenResult(token_id if is_valid else None, logprobs, vector or b"")
 
 
-def _logprobs(logits: Tensor, chunks: list[Chunk]) -> Logprobs | None:
-    """Of those who ask, taken before anything changes the logits; None if nobody does."""
-    num_top = [chunk.sequence.sampling.num_logprobs for chunk in chunks for _ in range(1 + len(chunk.drafts))]
-    asking = {row: number for row, number in enumerate(num_top) if number is not None}
-    return Logprobs(logits, list(asking), list(asking.values())) if asking else None
+def count_accepted(drafts: Items[int], sampled: Items[int | None]) -> int:
+    """The number of leading drafts that are accepted: those equal to the sampled tokens.
+
+    ``sampled[i]`` is the token sampled after ``drafts[:i]``, one more than there are drafts; None is no
+    token. So ``sampled[: count_accepted(...) + 1]`` are the tokens that the output gains.
+    """
+    pairs = zip(drafts, sampled, strict=False)
+    return next((index for index, (draft, token_id) in enumerate(pairs) if draft != token_id), len(drafts))

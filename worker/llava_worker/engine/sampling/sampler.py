@@ -1,66 +1,116 @@
-"""From logits to tokens, for all rows at once.
+"""The sampler: from logits to tokens, for all rows at once.
 
-A draw depends on nothing but the row's logits, its seed and the position in the answer: not on who else is in
-the batch, and not on whether this worker or another one drew the tokens before.
+A sampled token depends only on the row's logits, its seed and the position in the output: not on the other
+rows of the batch, and not on which worker sampled the tokens before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from llava_wire.messages.sampling_params import SamplingParams
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llava_worker.engine.core.sequence import Sampling
-from llava_worker.engine.sampling.adjust import adjust
-from llava_worker.engine.sampling.logits_processor import Steering
+from llava_worker.engine.core.scheduler import Chunk
+from llava_worker.engine.core.sequence import Sequence
+from llava_worker.engine.sampling import logits_processor
+from llava_worker.engine.sampling.grammar_bitmask import GrammarBitmask
+from llava_worker.engine.sampling.logits_processor import LogitsProcessorState
+from llava_worker.engine.sampling.logprobs import Logprobs
+from llava_worker.engine.sampling.sampled_tokens import SampledTokens
 from llava_worker.engine.sampling.top_k_top_p import truncate
 from llava_worker.model.device_copy import copy_to_device
 
-__all__ = ["Draw", "sample", "uniform"]
+__all__ = ["Sampler", "SamplingRow", "sample", "uniform"]
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """One row's way of choosing; ``position`` is the index of the wanted token in the answer.
+class SamplingRow:
+    """How to sample one row; ``position`` is the index of the next token in the output.
 
-    ``steering`` has counted the answer so far; None if the sequence has none.
+    ``processor`` has counted the output so far; None if the sequence has no logits processors.
     """
 
-    sampling: Sampling
+    sampling: SamplingParams
     position: int
-    steering: Steering | None = None
+    processor: LogitsProcessorState | None = None
 
 
-def sample(logits: Tensor, draws: Rows[Draw]) -> Tensor:
-    """One token id a row; logits fp32 [rows, vocab], none of them NaN, are changed where rows are steered."""
-    steered = [
-        (row, draw.position, draw.steering) for row, draw in enumerate(draws) if draw.steering is not None
+class Sampler:
+    """Samples a step's tokens and keeps the logits processors of the sequences."""
+
+    def __init__(self) -> None:
+        self._processors: WeakKeyDictionary[Sequence, LogitsProcessorState | None] = WeakKeyDictionary()
+
+    def sample(
+        self,
+        logits: Tensor,
+        chunks: list[Chunk],
+        *,
+        bitmask: GrammarBitmask | None,
+        vectors: Mapping[int, bytes | None],
+    ) -> SampledTokens:
+        """Logits fp32 [rows, vocab], a row for each chunk's last token and each of its drafts, are changed.
+
+        ``vectors`` of embeddings are by row.
+        """
+        is_valid = logits.amax(-1).isfinite()  # a NaN anywhere in a row is the row's maximum
+        logits.masked_fill_(~is_valid[:, None], 0)
+        logprobs = Logprobs.requested(logits, chunks)
+        errors = {} if bitmask is None else bitmask.apply(logits)
+        token_ids = sample(logits, [row for chunk in chunks for row in self._rows(chunk)])
+        picked = None if logprobs is None else logprobs.pick(token_ids)
+        return SampledTokens(
+            chunks, token_ids, is_valid=is_valid, logprobs=picked, errors=errors, vectors=vectors
+        )
+
+    def _rows(self, chunk: Chunk) -> list[SamplingRow]:
+        """One after the sequence's last token and one after each draft, as if those before were accepted."""
+        sequence = chunk.sequence
+        if sequence not in self._processors:
+            self._processors[sequence] = LogitsProcessorState.create(
+                sequence.sampling, sequence.prompt_ids, sequence.end_ids
+            )
+        processor = self._processors[sequence]
+        if processor is not None:
+            processor.update(sequence.output_ids)
+        position = chunk.end - len(sequence.prompt_ids)
+        return [
+            SamplingRow(sequence.sampling, position + index, processor) for index in range(chunk.num_sampled)
+        ]
+
+
+def sample(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:
+    """One token id per row. Logits fp32 [rows, vocab], without NaN, are changed by logits processors."""
+    processed = [
+        (index, row.position, row.processor) for index, row in enumerate(rows) if row.processor is not None
     ]
-    if steered:
-        adjust(logits, steered)
+    if processed:
+        logits_processor.apply(logits, processed)
     token_ids = logits.argmax(dim=-1)
-    rows = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0]
-    if rows:
-        chosen = [draws[row] for row in rows]
-        places = copy_to_device(np.array(rows), logits.device)
-        token_ids[places] = _draw(logits[places], chosen)
+    random = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
+    if random:
+        row_index = copy_to_device(np.array(random), logits.device)
+        token_ids[row_index] = _draw(logits[row_index], [rows[index] for index in random])
     return token_ids
 
 
 def uniform(seeds: Rows[int], positions: Rows[int]) -> NDArray[np.float64]:
-    """Numbers in [0, 1), a pure function of (seed, position): SplitMix64's finaliser over both."""
+    """Numbers in [0, 1), a pure function of (seed, position): SplitMix64's finalizer over both."""
     seed = np.array([seed & _MASK for seed in seeds], dtype=np.uint64)
     position = np.array(positions, dtype=np.uint64)
     bits = _mix(_mix(seed + _GOLDEN) + (position + np.uint64(1)) * _GOLDEN)
     return np.asarray((bits >> np.uint64(11)) * 2.0**-53)
 
 
-# Within fp32's normal numbers: what lies beyond is as good as greedy, or as uniform.
-_LEAST_TEMPERATURE, _MOST_TEMPERATURE = 1e-30, 1e30
+# Normal numbers of fp32. Beyond them sampling is as good as greedy, or as uniform.
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e30
 _MASK = 2**64 - 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -72,21 +122,19 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return np.asarray(x ^ (x >> np.uint64(31)))
 
 
-def _draw(logits: Tensor, draws: Rows[Draw]) -> Tensor:
+def _draw(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:
     """Inverse transform sampling in the order of token ids.
 
-    The order of ids, not of probabilities, so that two nearly equal probabilities, which rounding may swap
-    between a small batch and a large one, do not move anybody's interval.
+    Not in the order of probabilities: rounding may swap two nearly equal ones between a small and a large
+    batch, which would move the intervals of other tokens.
     """
     device = logits.device
-    temperatures = [
-        min(max(draw.sampling.temperature, _LEAST_TEMPERATURE), _MOST_TEMPERATURE) for draw in draws
-    ]
+    temperatures = [min(max(row.sampling.temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE) for row in rows]
     temperature = copy_to_device(np.array(temperatures, dtype=np.float32), device)[:, None]
     scaled = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0: a tiny temperature is safe
-    probabilities = truncate(scaled.double().softmax(-1), [draw.sampling for draw in draws])
+    probabilities = truncate(scaled.double().softmax(-1), [row.sampling for row in rows])
     cumulative = probabilities.cumsum(-1)
-    points = uniform([draw.sampling.seed for draw in draws], [draw.position for draw in draws])
+    points = uniform([row.sampling.seed for row in rows], [row.position for row in rows])
     targets = copy_to_device(points, device)[:, None] * cumulative[:, -1:]
     token_ids = torch.searchsorted(cumulative, targets, right=True)[:, 0]
     # Rounding can push a target onto the total: then the last token of positive probability is meant.

@@ -1,4 +1,4 @@
-"""Which tokens may be drawn at all: ``min_p``, then ``top_k``, then ``top_p`` of what these have left."""
+"""Truncation of the distribution: ``min_p``, then ``top_k``, then ``top_p`` of what these have left."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from collections.abc import Sequence as Rows
 
 import numpy as np
 import torch
+from llava_wire.messages.sampling_params import SamplingParams
 from torch import Tensor
 
-from llava_worker.engine.core.sequence import Sampling
 from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["truncate"]
 
-# Nearly every answer's tokens come from so few, and finding them takes a tenth of the time of a whole sort.
+# Nearly all sampled tokens are among these, and finding them takes a tenth of the time of a full sort.
 _NUM_LIKELIEST = 1024
 
 
-def truncate(probabilities: Tensor, samplings: Rows[Sampling]) -> Tensor:
-    """Zero what each row may not draw; at least the most likely token stays. fp64 [rows, vocab].
+def truncate(probabilities: Tensor, samplings: Rows[SamplingParams]) -> Tensor:
+    """Zero the tokens that each row excludes; at least the most likely one stays. fp64 [rows, vocab].
 
-    The result does not add up to 1. Rows that restrict nothing are returned as they are.
+    The result does not sum to 1. Rows without restrictions are returned as they are.
     """
-    rows = [row for row, sampling in enumerate(samplings) if _is_sorting(sampling)]
+    rows = [row for row, sampling in enumerate(samplings) if _needs_sort(sampling)]
     if any(sampling.min_p > 0 for sampling in samplings):
         probabilities = _keep_min_p(probabilities, [sampling.min_p for sampling in samplings])
     if rows:
         probabilities = probabilities.clone()
-        places = copy_to_device(np.array(rows), probabilities.device)
-        probabilities[places] = _keep_top(probabilities[places], [samplings[row] for row in rows])
+        row_index = copy_to_device(np.array(rows), probabilities.device)
+        probabilities[row_index] = _keep_top(probabilities[row_index], [samplings[row] for row in rows])
     return probabilities
 
 
-def _is_sorting(sampling: Sampling) -> bool:
+def _needs_sort(sampling: SamplingParams) -> bool:
     return sampling.top_k > 0 or sampling.top_p < 1
 
 
@@ -42,30 +42,30 @@ def _keep_min_p(probabilities: Tensor, min_ps: Rows[float]) -> Tensor:
     return probabilities.where(probabilities >= share * probabilities.amax(-1, keepdim=True), 0)
 
 
-def _keep_top(probabilities: Tensor, samplings: Rows[Sampling]) -> Tensor:
+def _keep_top(probabilities: Tensor, samplings: Rows[SamplingParams]) -> Tensor:
     """Keep each row's ``top_k`` likeliest tokens, and of them the smallest set of ``top_p`` of their mass.
 
-    What is as likely as the last one kept is kept too, so that it does not matter how a sort orders equals.
+    Tokens as likely as the last one kept are kept too, so that the order of equal ones does not matter.
     """
     device, vocab_size = probabilities.device, probabilities.shape[-1]
     top_k = copy_to_device(np.array([min(s.top_k, vocab_size) or vocab_size for s in samplings]), device)
-    # Infinity, because rounding must not cut the end of a row that keeps all.
+    # Infinity: rounding must not cut the tail of a row that keeps all.
     top_ps = [s.top_p if s.top_p < 1 else torch.inf for s in samplings]
     top_p = copy_to_device(np.array(top_ps), device)
-    # Whether few suffice is known only to the device, and asking would wait for it: a GPU looks at all.
-    num_looked_at = min(_NUM_LIKELIEST, vocab_size) if device.type == "cpu" else vocab_size
-    likeliest = probabilities.topk(num_looked_at, dim=-1).values
-    # A mass that only a longer list tells: infinity is never reached.
+    # Only the device knows whether a few suffice, and reading that would synchronize: a GPU sorts all.
+    num_sorted = min(_NUM_LIKELIEST, vocab_size) if device.type == "cpu" else vocab_size
+    likeliest = probabilities.topk(num_sorted, dim=-1).values
+    # A mass that only more tokens would give: infinity is never reached.
     mass = probabilities.sum(-1).where(top_k == vocab_size, torch.inf)
-    least, is_known = _least_kept(likeliest, top_k, top_p, mass)
-    if num_looked_at < vocab_size and not is_known.all():  # flat distributions: worth looking at every token
+    threshold, is_known = _threshold(likeliest, top_k, top_p, mass)
+    if num_sorted < vocab_size and not is_known.all():  # flat distributions need all tokens
         rows = (~is_known).nonzero()[:, 0]
         ordered = probabilities[rows].sort(dim=-1, descending=True).values
-        least[rows], _ = _least_kept(ordered, top_k[rows], top_p[rows], ordered.sum(-1))
-    return probabilities.where(probabilities >= least[:, None], 0)
+        threshold[rows], _ = _threshold(ordered, top_k[rows], top_p[rows], ordered.sum(-1))
+    return probabilities.where(probabilities >= threshold[:, None], 0)
 
 
-def _least_kept(likeliest: Tensor, top_k: Tensor, top_p: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+def _threshold(likeliest: Tensor, top_k: Tensor, top_p: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     """Each row's smallest probability that is kept, and whether these tokens suffice to know it.
 
     ``likeliest`` [rows, tokens] is in descending order; ``mass`` [rows] is that of all tokens which ``top_k``

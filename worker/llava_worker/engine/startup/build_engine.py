@@ -1,4 +1,4 @@
-"""From a folder to a running engine, everything sized once."""
+"""Builds an engine: plans memory, loads the weights, warms up and captures CUDA graphs."""
 
 from __future__ import annotations
 
@@ -7,283 +7,266 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from llava_worker.engine.core.encoder_cache import VisionCache
-from llava_worker.engine.core.kv_cache_size import allocate_cache, plan_cache, settle_cache
+from llava_worker.engine.core.encoder_cache import EncoderCache
+from llava_worker.engine.core.kv_cache_size import allocate_cache, fit_cache, plan_cache
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.engine.parallel.rank_group import RankGroup, Setup
-from llava_worker.engine.speculation.drafter import PromptLookup
-from llava_worker.engine.startup.checkpoint_paths import Folders, choose_device, read_folders
-from llava_worker.engine.startup.graph_capture import record_steps
+from llava_worker.engine.parallel.rank_group import RankGroup, RankSetup
+from llava_worker.engine.speculation.drafter import PromptLookupDrafter
+from llava_worker.engine.startup.engine_config import EngineConfig
+from llava_worker.engine.startup.graph_capture import capture_graphs
 from llava_worker.engine.startup.model_info import ModelInfo
-from llava_worker.engine.startup.warmup import most_tiles, warm_up
+from llava_worker.engine.startup.warmup import max_tiles_per_step, warm_up
 from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCacheSpec
 from llava_worker.model.attention.select import choose_backend
-from llava_worker.model.config.model_config import CheckpointError, ImageConfig, ModelConfig, read_eos_ids
+from llava_worker.model.config.model_config import (
+    CheckpointError,
+    ImageConfig,
+    ModelConfig,
+    read_config,
+    read_eos_ids,
+    read_image_config,
+)
 from llava_worker.model.llava import Llava
 from llava_worker.model.loading.weights import Progress, load_weights
 from llava_worker.model.memory_budget import WORKING_BYTES, available_bytes, require_memory, weight_bytes
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 
-__all__ = ["CheckpointError", "ModelInfo", "load_engine"]
+__all__ = ["CheckpointError", "ModelInfo", "build_engine", "choose_device"]
 
-# Up to here fp32 costs neither noticeable memory nor time, and is exact.
+# Up to this size fp32 costs neither noticeable memory nor time, and is exact.
 SMALL_BYTES = 256 << 20
 
 logger = logging.getLogger(__name__)
 
 
-def load_engine(
-    folder: str | Path,
+def build_engine(
+    config: EngineConfig,
     *,
-    precision: str = "auto",
-    device: str = "auto",
-    max_num_sequences: int = 16,
-    max_batch_tokens: int = 512,
-    kv_cache_bytes: int | None = None,
-    kv_cache_dtype: str = "auto",
-    is_speculating: bool = True,
-    is_recording: bool = True,
-    is_overlapping: bool = True,
-    vision_cache_bytes: int = 256 << 20,
-    block_size: int | None = None,
-    num_threads: int | None = None,
-    tensor_parallel: int = 1,
-    on_lost_rank: Callable[[str], None] = lambda _: None,
-    vision_tower: str | Path | None = None,
-    base: str | Path | None = None,
-    allow_pickle: bool = False,
     on_progress: Progress | None = None,
+    on_lost_rank: Callable[[str], None] = lambda _: None,
 ) -> tuple[Engine, ModelInfo]:
-    """Load the checkpoint in ``folder`` and make an engine around it.
+    """Load the checkpoint and build an engine. A thread calls ``on_lost_rank`` with the device if one of
+    several ranks exits.
 
-    ``precision`` is auto or one of PRECISIONS; ``device`` auto or a torch device. The KV cache takes at most
-    ``kv_cache_bytes`` (None: a share of what is free beside the weights), no more than ``max_num_sequences``
-    full contexts need, and what the largest step leaves. ``block_size`` None is what attention wants.
-    ``is_speculating`` guesses answers ahead where that pays; on a GPU ``is_recording`` records steps and
-    ``is_overlapping`` launches them ahead. A thread calls ``on_lost_rank`` if one of several ranks ends.
-
-    Raises CheckpointError for a folder that can't be served and ValueError for a wrong setting, of these
-    InsufficientMemory for a model that does not fit, and WarmupError for one that fails at its first step.
-    """
-    _set_threads(num_threads, tensor_parallel)
-    memory = _Memory(kv_cache_bytes, kv_cache_dtype, vision_cache_bytes)
-    bounds = _Bounds(max_num_sequences, max_batch_tokens, memory, is_recording, tensor_parallel)
-    plan = _Plan.of(Folders.of(folder, vision_tower, base), precision, device, bounds, block_size)
-    watch = _Stopwatch()
-    ranks = SINGLE_RANK if tensor_parallel == 1 else _start_ranks(plan, bounds, allow_pickle, on_lost_rank)
-    model = Llava(plan.config, plan.image, precision=plan.precision, device=plan.device, ranks=ranks)
+    Raises CheckpointError for a folder that cannot be served, ValueError for a wrong setting,
+    InsufficientMemory, a ValueError, for a model that does not fit, and WarmupError for one that fails at its
+    first step."""
+    _set_threads(config)
+    plan = _Plan.make(config)
+    stopwatch = _Stopwatch()
+    ranks = SINGLE_RANK if config.tensor_parallel_size == 1 else _start_ranks(plan, on_lost_rank)
+    model = Llava(
+        plan.model_config, plan.image_config, precision=plan.precision, device=plan.device, ranks=ranks
+    )
     load_weights(
         model,
-        plan.files.folder,
-        vision_tower=plan.files.vision_tower,
-        base=plan.files.base,
-        allow_pickle=allow_pickle,
+        config.checkpoint,
+        vision_tower=config.vision_tower,
+        base=config.base,
+        allow_pickle=config.allow_pickle,
         on_progress=on_progress,
     )
-    weights_s = watch.lap()
-    runner, info = _prepare(model, plan, bounds)
+    weights_s = stopwatch.lap()
+    cache = _measure_cache(model, plan)
+    info = _model_info(plan, cache)
     engine = Engine(
-        runner,
+        _build_runner(model, plan, cache, info.context_length),
         eos_ids=info.eos_ids,
         context_length=info.context_length,
-        max_num_sequences=max_num_sequences,
-        max_batch_tokens=max_batch_tokens,
-        drafter=PromptLookup() if is_speculating else None,
-        is_overlapping=is_overlapping and plan.device.type == "cuda",
+        max_num_sequences=config.max_num_sequences,
+        max_batch_tokens=config.max_batch_tokens,
+        drafter=PromptLookupDrafter() if config.use_speculation else None,
+        is_async=config.use_async_scheduling and plan.device.type == "cuda",
     )
-    return engine, replace(info, weights_s=weights_s, warmup_s=watch.lap())
+    return engine, replace(info, weights_s=weights_s, warmup_s=stopwatch.lap())
 
 
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    """What the caches may take."""
-
-    kv_cache_bytes: int | None
-    kv_cache_dtype: str
-    vision_cache_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Bounds:
-    """What the caller of `load_engine` set."""
-
-    max_num_sequences: int
-    max_batch_tokens: int
-    memory: _Memory
-    is_recording: bool
-    num_ranks: int
+def choose_device(name: str, num_ranks: int = 1) -> torch.device:
+    """The device of the first rank. Raises ValueError for a name that torch does not recognize, or if there
+    are fewer GPUs than ranks."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        logger.info("device auto: %s", name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}, which torch does not know: use auto, cpu or cuda:0") from error
+    if num_ranks > 1 and device.type == "cuda":
+        num_left = torch.cuda.device_count() - (device.index or 0)
+        if num_left < num_ranks:
+            raise ValueError(
+                f"tensor_parallel is {num_ranks}, but from {name} on there are {num_left} GPUs: "
+                f"give tensor_parallel {max(1, num_left)}, or another device"
+            )
+    return device
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Everything that is decided before the model is loaded."""
+    """What follows from the configuration and the checkpoint's config files, before any weight is loaded."""
 
-    files: Folders
-    config: ModelConfig  # a rank's share
-    image: ImageConfig
+    config: EngineConfig
+    model_config: ModelConfig  # a rank's share
+    image_config: ImageConfig
     precision: Precision
     device: torch.device
     backend: AttentionBackend
-    cache: KVCacheSpec  # which the largest step may make smaller
+    cache: KVCacheSpec  # at most; the largest step may leave less
 
     @classmethod
-    def of(
-        cls, files: Folders, precision: str, device: str, bounds: _Bounds, block_size: int | None
-    ) -> _Plan:
-        where = choose_device(device, bounds.num_ranks)
-        config, image = read_folders(files)
-        is_small = weight_bytes(config, image, "fp32") <= SMALL_BYTES
-        number_format = choose_precision(precision, where, is_small=is_small)
-        if bounds.num_ranks > 1:
-            number_format.require_shardable()
-            config = config.shard(bounds.num_ranks)
-        backend = choose_backend(number_format, config.text_config, where)
+    def make(cls, config: EngineConfig) -> _Plan:
+        num_ranks = config.tensor_parallel_size
+        device = choose_device(config.device, num_ranks)
+        model = read_config(config.config_folder, config.vision_tower)
+        image = read_image_config(config.config_folder, config.vision_tower, vision=model.vision_config)
+        is_small = weight_bytes(model, image, "fp32") <= SMALL_BYTES
+        precision = choose_precision(config.precision, device, is_small=is_small)
+        if num_ranks > 1:
+            precision.require_shardable()
+            model = model.shard(num_ranks)
+        backend = choose_backend(precision, model.text_config, device)
+        require_memory(model, image, precision=precision.name, device=device, cache_bytes=0)
+        free = _free_bytes(device, num_ranks)
         cache = plan_cache(
-            config,
-            number_format,
-            kv_cache_dtype=bounds.memory.kv_cache_dtype,
-            device=where,
-            max_bytes=bounds.memory.kv_cache_bytes,
-            free_bytes=_free_beside_weights(config, image, number_format, where, bounds.num_ranks),
-            block_size=block_size or backend.block_size,
-            max_num_sequences=bounds.max_num_sequences,
+            model,
+            precision,
+            kv_cache_dtype=config.kv_cache_dtype,
+            device=device,
+            max_bytes=config.kv_cache_bytes,
+            free_bytes=None if free is None else free - weight_bytes(model, image, precision.name, device),
+            block_size=config.block_size or backend.block_size,
+            max_num_sequences=config.max_num_sequences,
         )
-        require_memory(config, image, precision=number_format.name, device=where, cache_bytes=cache.num_bytes)
-        return cls(files, config, image, number_format, where, backend, cache)
+        require_memory(model, image, precision=precision.name, device=device, cache_bytes=cache.num_bytes)
+        return cls(config, model, image, precision, device, backend, cache)
 
-    def records(self, bounds: _Bounds) -> bool:
-        """Of several ranks the followers would have to replay, too."""
-        return bounds.is_recording and self.device.type == "cuda" and bounds.num_ranks == 1
-
-
-def _prepare(model: Llava, plan: _Plan, bounds: _Bounds) -> tuple[ModelRunner, ModelInfo]:
-    """Make the first steps, the caches and, where device and number format allow it, the recordings."""
-    shape = _settle(model, plan, bounds)
-    info, cache = _describe(plan, shape), allocate_cache(shape, plan.device)
-    cache.prefault(
-        info.context_length
-    )  # for the first long request; the engine takes the rest while it is idle
-    runner = ModelRunner(model, cache, plan.backend, VisionCache(bounds.memory.vision_cache_bytes))
-    if plan.records(bounds):
-        record_steps(
-            runner,
-            is_decoding=plan.precision.is_capturable,
-            max_rows=bounds.max_num_sequences,
-            max_tiles=most_tiles(model, bounds.max_batch_tokens),
-            context_length=info.context_length,
+    @property
+    def captures_graphs(self) -> bool:
+        """Not with several ranks: the others would have to replay the graphs too."""
+        return (
+            self.config.use_cuda_graphs
+            and self.device.type == "cuda"
+            and self.config.tensor_parallel_size == 1
         )
-    return runner, info
 
 
-def _settle(model: Llava, plan: _Plan, bounds: _Bounds) -> KVCacheSpec:
-    """Make the first steps; the KV cache that they, the picture cache and torch itself leave room for."""
+def _measure_cache(model: Llava, plan: _Plan) -> KVCacheSpec:
+    """Run the first steps. The KV cache that they, the encoder cache and torch itself leave memory for."""
+    config = plan.config
     step = warm_up(
         model,
         plan.backend,
         plan.cache,
-        max_num_sequences=bounds.max_num_sequences,
-        max_batch_tokens=bounds.max_batch_tokens,
+        max_num_sequences=config.max_num_sequences,
+        max_batch_tokens=config.max_batch_tokens,
     )
     if plan.device.type == "cuda":
-        torch.cuda.empty_cache()  # what the steps gave back to torch is free for the cache
-    free = _free_of_rank(plan.device, bounds.num_ranks)
-    recorded = step.tower if plan.records(bounds) else 0  # a recording keeps its memory
-    taken = step.num_bytes + recorded + bounds.memory.vision_cache_bytes + WORKING_BYTES
-    shape = settle_cache(plan.cache, plan.config, left_bytes=None if free is None else free - taken)
+        torch.cuda.empty_cache()  # return the steps' memory to the device
+    free = _free_bytes(plan.device, config.tensor_parallel_size)
+    graphs = step.tower if plan.captures_graphs else 0  # CUDA graphs keep their memory
+    taken = step.num_bytes + graphs + config.encoder_cache_bytes + WORKING_BYTES
+    shape = fit_cache(plan.cache, plan.model_config, left_bytes=None if free is None else free - taken)
     logger.info(
         "memory, MiB: %s free beside the weights; %d for the largest step (tower %d, prompts %d, answers "
         "%d), %d for pictures, %d set aside, %d for the KV cache: %d blocks of %d tokens in %s",
         "unknown" if free is None else free >> 20,
         *(part >> 20 for part in (step.num_bytes, step.tower, step.prefill, step.decode)),
-        *(part >> 20 for part in (bounds.memory.vision_cache_bytes, WORKING_BYTES, shape.num_bytes)),
+        *(part >> 20 for part in (config.encoder_cache_bytes, WORKING_BYTES, shape.num_bytes)),
         shape.num_blocks,
         shape.block_size,
-        "int8" if bounds.memory.kv_cache_dtype == "int8" else plan.precision.name,
+        "int8" if config.kv_cache_dtype == "int8" else plan.precision.name,
     )
     return shape
 
 
-def _start_ranks(
-    plan: _Plan, bounds: _Bounds, allow_pickle: bool, on_lost: Callable[[str], None]
-) -> TensorParallel:
-    files = plan.files
-    setup = Setup(
+def _build_runner(model: Llava, plan: _Plan, shape: KVCacheSpec, context_length: int) -> ModelRunner:
+    """Allocate the caches and, where device and number format allow it, capture CUDA graphs."""
+    config = plan.config
+    cache = allocate_cache(shape, plan.device)
+    cache.prefault(context_length)  # for the first long request; the rest is claimed while the engine is idle
+    runner = ModelRunner(model, cache, plan.backend, EncoderCache(config.encoder_cache_bytes))
+    if plan.captures_graphs:
+        capture_graphs(
+            runner,
+            includes_decoding=plan.precision.is_capturable,
+            max_rows=config.max_num_sequences,
+            max_tiles=max_tiles_per_step(model, config.max_batch_tokens),
+            context_length=context_length,
+        )
+    return runner
+
+
+def _start_ranks(plan: _Plan, on_lost: Callable[[str], None]) -> TensorParallel:
+    config = plan.config
+    setup = RankSetup(
         index=0,
-        size=bounds.num_ranks,
+        size=config.tensor_parallel_size,
         port=0,
         device=str(plan.device),
         precision=plan.precision.name,
         attention=plan.backend.name,
-        kv_cache_dtype=bounds.memory.kv_cache_dtype,
-        folder=str(files.folder),
-        config_folder=str(files.config),
-        vision_tower=str(files.vision_tower) if files.vision_tower else None,
-        base=str(files.base) if files.base else None,
-        allow_pickle=allow_pickle,
+        kv_cache_dtype=config.kv_cache_dtype,
+        folder=str(config.checkpoint),
+        config_folder=str(config.config_folder),
+        vision_tower=str(config.vision_tower) if config.vision_tower else None,
+        base=str(config.base) if config.base else None,
+        allow_pickle=config.allow_pickle,
         num_threads=torch.get_num_threads(),
         log_level=logging.getLogger().getEffectiveLevel(),
     )
     return RankGroup.start(setup, partial(on_lost, setup.device)).ranks
 
 
-def _set_threads(num: int | None, num_ranks: int) -> None:
+def _set_threads(config: EngineConfig) -> None:
     """Ranks on one CPU share its cores."""
-    if num is None and num_ranks > 1:
-        num = max(1, torch.get_num_threads() // num_ranks)
-    if num is not None:
-        torch.set_num_threads(num)
+    num_threads = config.num_threads
+    if num_threads is None and config.tensor_parallel_size > 1:
+        num_threads = max(1, torch.get_num_threads() // config.tensor_parallel_size)
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
 
 
-def _describe(plan: _Plan, shape: KVCacheSpec) -> ModelInfo:
-    config, image = plan.config, plan.image
-    pictures = config.image_layout(image.fit)
+def _model_info(plan: _Plan, cache: KVCacheSpec) -> ModelInfo:
+    config, image = plan.model_config, plan.image_config
+    layout = config.image_layout(image.fit)
     return ModelInfo(
-        name=plan.files.folder.resolve().name,
-        image_side=pictures.side,
-        fit=pictures.fit,
-        background=(0, 0, 0) if pictures.has_grid else _background(image),
+        name=plan.config.checkpoint.resolve().name,
+        image_side=layout.side,
+        fit=layout.fit,
+        background=(0, 0, 0) if layout.has_grid else _background(image),
         tokens_per_tile=config.tokens_per_tile,
         image_token_id=config.image_token_id,
-        context_length=min(config.text_config.max_position_embeddings, shape.num_tokens),
+        context_length=min(config.text_config.max_position_embeddings, cache.num_tokens),
         vocab_size=config.text_config.vocab_size,
-        eos_ids=read_eos_ids(plan.files.config, config),
+        eos_ids=read_eos_ids(plan.config.config_folder, config),
         precision=plan.precision.name,
         device=str(plan.device),
-        grid=pictures.grid,
+        grid=layout.grid,
         has_image_marks=config.mm_use_im_start_end,
     )
 
 
-def _free_beside_weights(
-    config: ModelConfig, image: ImageConfig, precision: Precision, device: torch.device, num_ranks: int
-) -> int | None:
-    """Bytes; None where nobody can tell. Raises InsufficientMemory if there are none."""
-    require_memory(config, image, precision=precision.name, device=device, cache_bytes=0)
-    free = _free_of_rank(device, num_ranks)
-    return None if free is None else free - weight_bytes(config, image, precision.name, device)
-
-
-def _free_of_rank(device: torch.device, num_ranks: int) -> int | None:
-    """A CPU's memory is all ranks', a GPU's is one's."""
+def _free_bytes(device: torch.device, num_ranks: int) -> int | None:
+    """Free memory of one rank, None if unknown. Ranks share the memory of a CPU; each has a GPU of its
+    own."""
     free = available_bytes(device)
     return free if free is None or device.type == "cuda" else free // num_ranks
 
 
 def _background(image: ImageConfig) -> tuple[int, int, int]:
-    """The mean colour, cut to whole numbers as the original does: (122, 116, 104) for CLIP."""
+    """The mean color, truncated to integers as the original does: (122, 116, 104) for CLIP."""
     red, green, blue = (int(mean * 255) for mean in image.image_mean)
     return red, green, blue
 
 
 class _Stopwatch:
-    """Seconds since the last time it was looked at."""
+    """Seconds since the last lap."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()

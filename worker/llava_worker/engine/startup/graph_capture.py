@@ -1,4 +1,4 @@
-"""What a GPU runs from recordings: pictures through the tower, and steps that only decode."""
+"""CUDA graph capture: of the vision tower, and of steps that only decode."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from llava_worker.model.gpu.cuda_graphs import cuda_graph_capture, try_capture
 from llava_worker.model.gpu.decode_graphs import DecodeGraphs
 from llava_worker.model.gpu.tower_graphs import TowerGraphs
 
-__all__ = ["record_steps"]
+__all__ = ["capture_graphs"]
 
 
-def record_steps(
-    runner: ModelRunner, *, is_decoding: bool, max_rows: int, max_tiles: int, context_length: int
+def capture_graphs(
+    runner: ModelRunner, *, includes_decoding: bool, max_rows: int, max_tiles: int, context_length: int
 ) -> None:
-    """Before anything is in the runner's cache. ``is_decoding``: decoding too, which not every number
-    format allows; the log says of both what came of it."""
-    record = cuda_graph_capture(runner.model.device)  # one for both: one runs at a time
+    """Capture before anything is in the runner's cache. Not every number format ``includes_decoding``. The
+    log reports a capture that fails; the engine then runs without it."""
+    capture = cuda_graph_capture(runner.model.device)  # shared: one graph runs at a time
     tower = try_capture(
-        TowerGraphs(runner.model, record, max_tiles=max_tiles), f"the vision tower of up to {max_tiles} tiles"
+        TowerGraphs(runner.model, capture, max_tiles=max_tiles),
+        f"the vision tower of up to {max_tiles} tiles",
     )
     if tower is not None:
         runner.encode = tower.encode
-    if is_decoding:
+    if includes_decoding:
         decoding = DecodeGraphs(
             runner.model,
             runner.cache,
             runner.backend,
-            record,
+            capture,
             max_rows=max_rows,
             context_length=context_length,
         )

@@ -1,4 +1,4 @@
-"""What the outside must know of a model."""
+"""Properties of a loaded model that the worker announces and builds prompts with."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["ModelInfo"]
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the outside must know of a model to write prompts and fit pictures for it.
+    """Properties of a loaded model, needed to build prompts and preprocess images.
 
-    ``context_length`` is what the engine takes, which a small KV cache makes less than the model could.
+    ``context_length`` is the engine's, which a small KV cache makes less than the model's.
     """
 
     name: str  # the folder's

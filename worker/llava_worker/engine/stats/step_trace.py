@@ -1,13 +1,12 @@
-"""A timeline of the engine's steps, as a file for https://ui.perfetto.dev or chrome://tracing.
+"""A trace of the engine's steps, as a file for https://ui.perfetto.dev or chrome://tracing.
 
     steps              one bar a step, the step's phases within it
     one lane each      sequence: from add to its end; within it waiting, prompt and answer
     counters           blocks held and free, sequences running and waiting
 
-The file is a JSON array of events in the Trace Event Format, whole after every step: a process may be killed
-at any line and leaves a timeline. Times are the host's, in microseconds of a clock that all processes of a
-machine share.
-"""
+The file is a JSON array of events in the Trace Event Format, complete after every step: a process that is
+killed leaves a valid file. Times are the host's, in microseconds of a clock that all processes of a machine
+share."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class TraceFile:
-    """Events, appended. Ours alone until the process ends."""
+    """A file of appended events, locked until the process exits."""
 
     def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES) -> None:
         """Empties an existing file. Raises OSError; BlockingIOError if another process traces into it."""
@@ -80,7 +79,7 @@ class TraceFile:
 
 @dataclass
 class _Lane:
-    """A sequence from add to end."""
+    """A sequence from its addition to its end."""
 
     key: str
     sequence: Sequence
@@ -88,7 +87,7 @@ class _Lane:
 
 
 class StepTrace:
-    """Is told what happens to an engine, in the engine's thread; times are s of ``time.perf_counter``."""
+    """Records an engine's events, called in the engine's thread. Times are s of ``time.perf_counter``."""
 
     def __init__(self, file: TraceFile, *, process: str) -> None:
         """``process`` names this process in the viewer."""
@@ -105,12 +104,12 @@ class StepTrace:
     def added(self, sequence: Sequence, at: float) -> None:
         self._num_lanes += 1
         lane = self._lanes[sequence.seq_id] = _Lane(f"{self._pid}.{self._num_lanes}", sequence)
-        told = {
+        args = {
             "prompt tokens": len(sequence.prompt_ids),
             "pictures": len(sequence.images),
             "answered before": len(sequence.output_ids),
         }
-        self._mark("b", lane, sequence.seq_id, at, told)
+        self._mark("b", lane, sequence.seq_id, at, args)
         self._mark("b", lane, lane.state, at)
         self._flush()
 
@@ -123,7 +122,7 @@ class StepTrace:
         self._bar(name, began, ended)
 
     def stepped(self, began: float, ended: float, outputs: list[StepOutput], stats: EngineStats) -> None:
-        """A step is over; ``stats`` are those after it."""
+        """A step is complete; ``stats`` are those after it."""
         before, self._stats = self._stats, stats
         sizes = {
             "sequences": stats.num_batched_sequences_total - before.num_batched_sequences_total,
@@ -134,16 +133,16 @@ class StepTrace:
         num_held = stats.num_blocks - stats.num_free_blocks
         self._count("blocks", ended, held=num_held, free=stats.num_free_blocks)
         self._count("sequences", ended, running=stats.num_running, waiting=stats.num_waiting)
-        heard = {output.seq_id for output in outputs if output.token_id is not None or output.error}
+        with_output = {output.seq_id for output in outputs if output.token_id is not None or output.error}
         for seq_id, lane in self._lanes.items():
-            self._move(lane, "answer" if seq_id in heard else _state_of(lane.sequence), began, ended)
+            self._move(lane, "answer" if seq_id in with_output else _state_of(lane.sequence), began, ended)
         for output in outputs:
             if output.is_final:
-                self._end(output.seq_id, ended, output.error or output.finish or "")
+                self._end(output.seq_id, ended, output.error.message if output.error else output.finish or "")
         self._flush()
 
     def _move(self, lane: _Lane, state: _State, began: float, ended: float) -> None:
-        """Waiting ends and begins with a step, a prompt is done when the step is."""
+        """Waiting begins and ends with the begin of a step, a prompt with its end."""
         if lane.state == "waiting" and state == "answer":
             self._enter(lane, "prompt", began)
         if lane.state != state:
@@ -154,19 +153,19 @@ class StepTrace:
         self._mark("b", lane, state, at)
         lane.state = state
 
-    def _end(self, seq_id: str, at: float, why: str) -> None:
+    def _end(self, seq_id: str, at: float, reason: str) -> None:
         lane = self._lanes.pop(seq_id, None)
         if lane is not None:
             self._mark("e", lane, lane.state, at)
-            told = {"end": why, "answer tokens": len(lane.sequence.output_ids)}
-            self._mark("e", lane, seq_id, at, told)
+            args = {"end": reason, "answer tokens": len(lane.sequence.output_ids)}
+            self._mark("e", lane, seq_id, at, args)
 
-    def _bar(self, name: str, began: float, ended: float, told: _Event | None = None) -> None:
+    def _bar(self, name: str, began: float, ended: float, args: _Event | None = None) -> None:
         length = _us(ended) - _us(began)
-        self._add("X", name, began, tid=_STEPS, dur=length, **({"args": told} if told else {}))
+        self._add("X", name, began, tid=_STEPS, dur=length, **({"args": args} if args else {}))
 
-    def _mark(self, kind: str, lane: _Lane, name: str, at: float, told: _Event | None = None) -> None:
-        self._add(kind, name, at, cat="sequence", id=lane.key, **({"args": told} if told else {}))
+    def _mark(self, kind: str, lane: _Lane, name: str, at: float, args: _Event | None = None) -> None:
+        self._add(kind, name, at, cat="sequence", id=lane.key, **({"args": args} if args else {}))
 
     def _count(self, name: str, at: float, **values: int) -> None:
         self._add("C", name, at, args=values)
@@ -180,12 +179,12 @@ class StepTrace:
 
 
 def _state_of(sequence: Sequence) -> _State:
-    """Of one that had no news in this step."""
+    """The state of a sequence without output in this step."""
     if not sequence.block_table:
         return "waiting"
     return "prompt" if sequence.num_computed < len(sequence.prompt_ids) else "answer"
 
 
 def _us(seconds: float) -> int:
-    """Cut, never rounded: what did not overlap does not overlap after."""
+    """Truncated, not rounded: intervals that do not overlap still do not."""
     return int(seconds * 1_000_000)

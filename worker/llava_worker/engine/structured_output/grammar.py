@@ -1,11 +1,11 @@
-"""What an answer may be: a grammar over tokens. The only file that knows the library, llguidance.
+"""Grammars over tokens. The only module that imports llguidance, the grammar library.
 
-A `Grammar` is compiled once and shared; a `Matcher` is one answer's place in it. A matcher is a function of
-the answer's tokens, whoever generated them: an answer that another worker began is fed to a new one, and a
-sequence whose cache was taken away keeps its own.
+A `Grammar` is compiled once and shared; a `Matcher` is the state of one output. A matcher is a function of
+the output's tokens: to continue another worker's output a new matcher consumes its tokens, and a preempted
+sequence keeps its matcher.
 
-Tokens are bytes here. A special token has none and is never allowed, but for the end tokens, which are
-allowed where the text so far is complete. Different matchers may be used in different threads.
+Tokens are bytes here. A special token has none and is never allowed, except the end tokens, which are allowed
+where the text so far is complete. Different matchers may be used in different threads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import llguidance
 
-from llava_worker.engine.structured_output.to_lark import GrammarRefused
+from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ __all__ = ["Grammar", "GrammarLibrary", "Matcher"]
 
 _MAX_ERROR_CHARS = 300
 _MAX_FORCED = 64  # steps without a choice at the beginning; each may be many tokens
-_ADDRESS = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: |\(in regex\): |^Parser Error: ")
+_POSITION = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: |\(in regex\): |^Parser Error: ")
 
 
 class GrammarLibrary:
@@ -41,14 +41,14 @@ class GrammarLibrary:
         self._limits = llguidance.LLParserLimits(verbose_errors=False)
 
     def compile(self, source: str) -> Grammar:
-        """``source`` is Lark, as `grammar_source` writes it. Raises GrammarRefused.
+        """``source`` is Lark, as `to_lark` writes it. Raises UnsupportedGrammar.
 
-        What the library merely warns of it would leave out, so that is refused too.
+        The library ignores what it warns about, so warnings are errors too.
         """
         matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
         messages = [matcher.get_error()] if matcher.is_error() else matcher.get_grammar_warnings()
         if messages:
-            raise GrammarRefused(_sentence(messages[0]))
+            raise UnsupportedGrammar(_readable(messages[0]))
         _probe(matcher.deep_copy())
         return Grammar(matcher)
 
@@ -61,28 +61,28 @@ class Grammar:
         self._matcher = matcher
 
     def start(self) -> Matcher:
-        """A matcher at the beginning of an answer."""
+        """A matcher at the beginning of an output."""
         return Matcher(self._matcher.deep_copy())
 
 
 class Matcher:
-    """One answer's place in its grammar. After ``error`` is set nothing is allowed any more."""
+    """The state of one output in its grammar. After ``error`` is set nothing is allowed any more."""
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self._matcher = matcher
-        self._num_taken = 0
+        self._num_consumed = 0
 
     @property
     def error(self) -> str | None:
-        """Why the answer cannot go on: the grammar became too complex, or the tokens are not its own."""
-        return _sentence(self._matcher.get_error()) if self._matcher.is_error() else None
+        """Why the output cannot continue: the grammar became too complex, or the tokens do not match it."""
+        return _readable(self._matcher.get_error()) if self._matcher.is_error() else None
 
     def advance(self, output_ids: list[int]) -> None:
-        """Take the tokens that the answer has gained since the last call."""
-        gained = output_ids[self._num_taken :]
-        self._num_taken = len(output_ids)
-        if gained:
-            self._matcher.consume_tokens(gained)
+        """Consume the tokens that were added to the output since the last call."""
+        new_ids = output_ids[self._num_consumed :]
+        self._num_consumed = len(output_ids)
+        if new_ids:
+            self._matcher.consume_tokens(new_ids)
 
     def fill(self, row: NDArray[np.int32]) -> None:
         """Write a bit for each token, lowest first, 1 if it may come next; int32 [vocab / 32], contiguous."""
@@ -121,18 +121,18 @@ class _Vocabulary:
 
 
 def _probe(matcher: llguidance.LLMatcher) -> None:
-    """Go to the first place where there is a choice: some grammars without any text, and some that are too
-    large, are found out only there. Raises GrammarRefused."""
+    """Advance to the first position with a choice: some grammars that match no text, and some that are too
+    large, fail only there. Raises UnsupportedGrammar."""
     for _ in range(_MAX_FORCED):
         matcher.compute_bitmask()
         forced = [] if matcher.is_error() else matcher.compute_ff_tokens()
         if not forced or not matcher.consume_tokens(forced):
             break
     if matcher.is_error():
-        raise GrammarRefused(f"no answer fits, or too many do: {_sentence(matcher.get_error())}")
+        raise UnsupportedGrammar(f"no answer fits, or too many do: {_readable(matcher.get_error())}")
 
 
-def _sentence(message: str) -> str:
-    """The library's words without its address in our Lark and without what it quotes of it."""
-    words = _ADDRESS.sub("", message.split("\n   1 |")[0].split("<")[0])
+def _readable(message: str) -> str:
+    """The library's message without positions in and quotes from the generated Lark."""
+    words = _POSITION.sub("", message.split("\n   1 |")[0].split("<")[0])
     return " ".join(words.split())[:_MAX_ERROR_CHARS]

@@ -1,8 +1,9 @@
-"""A request's grammar as Lark, the language of the grammar library. Pure text; the library is not asked.
+"""Translates a request's grammar to Lark, the language of the grammar library. Text only, without the
+library.
 
 White space in JSON is at most one space, or a line break and an indentation: models that may write any
-amount sometimes never stop. A schema's keywords are all kept to or refused: what the library does not know it
-refuses itself, and here are those that it would pass over.
+amount sometimes never stop. All keywords of a schema are enforced or rejected: the library rejects those it
+does not support, and this module those that the library would ignore.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-__all__ = ["GrammarKind", "GrammarRefused", "grammar_source"]
+from llava_wire.messages.sampling_params import GrammarKind
 
-GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "tools"]
+__all__ = ["UnsupportedGrammar", "to_lark"]
 
 _WHITE_SPACE = r" |\r?\n[ \t]{0,32}"
 _OPTIONS = "x-guidance"  # where the library looks for options in a schema
@@ -45,19 +46,19 @@ _LIST_KEYWORDS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
 _NAMED_KEYWORDS = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
 
 
-class GrammarRefused(ValueError):
-    """A grammar that cannot be kept to; the message says what of it and why."""
+class UnsupportedGrammar(ValueError):
+    """A grammar that cannot be enforced."""
 
-    def sentence(self, kind: GrammarKind) -> str:
-        """For who sent a grammar of this ``kind``."""
+    def client_message(self, kind: GrammarKind) -> str:
+        """The message for the sender of a grammar of this ``kind``."""
         what = "the JSON schema" if kind.startswith("json") else f"the {kind}"
         return f"{what} cannot be kept to: {self}"
 
 
-def grammar_source(kind: GrammarKind, text: str, *, begins_with_space: bool = False) -> str:
+def to_lark(kind: GrammarKind, text: str, *, begins_with_space: bool = False) -> str:
     """``text`` is the schema as JSON, the expression, or the choices as a JSON list of strings; no matter for
     ``json_object``; for ``tools`` as ``Grammar`` of the wire says. ``begins_with_space``: the detokenizer
-    takes a space from the beginning of a text, so the grammar puts one there. Raises GrammarRefused.
+    takes a space from the beginning of a text, so the grammar puts one there. Raises UnsupportedGrammar.
     """
     start = 'start: " " answer' if begins_with_space else "start: answer"
     rules = _tool_rules(text) if kind == "tools" else f"answer: {_rule(kind, text)}"
@@ -114,21 +115,23 @@ def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
 def _check_keywords(schema: dict[str, Any]) -> None:
     for keyword in (*_OLD_KEYWORDS, _OPTIONS):
         if keyword in schema:
-            raise GrammarRefused(f"the keyword {keyword!r} is not supported")
+            raise UnsupportedGrammar(f"the keyword {keyword!r} is not supported")
     for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
         if isinstance(schema.get(keyword), bool):
-            raise GrammarRefused(f"{keyword} is true or false, as in draft 4: give the bound itself")
+            raise UnsupportedGrammar(f"{keyword} is true or false, as in draft 4: give the bound itself")
     named = schema.get("enum") if isinstance(schema.get("enum"), list) else []
     for value in (schema.get("const"), *cast("list[Any]", named)):
         if isinstance(value, int | float) and abs(value) > _EXACT:
-            raise GrammarRefused(f"const or enum has the number {value}: beyond 2**53 none is exact in JSON")
+            raise UnsupportedGrammar(
+                f"const or enum has the number {value}: beyond 2**53 none is exact in JSON"
+            )
 
 
 def _regex(pattern: str) -> str:
     """Between Lark's slashes. The whole answer is matched, so anchors at its ends say nothing new."""
     parts = _PART.findall(pattern.removeprefix("^"))
     if parts and parts[-1] == "\\":
-        raise GrammarRefused("the regular expression ends with a backslash")
+        raise UnsupportedGrammar("the regular expression ends with a backslash")
     if parts and parts[-1] == "$":
         parts.pop()
     return "".join(_PLAIN.get(part, part) for part in parts)

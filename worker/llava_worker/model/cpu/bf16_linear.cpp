@@ -1,7 +1,7 @@
-// y = x W^T + b in bf16 for a few rows, the weight as it lies in the checkpoint: [outputs][inputs].
+// y = x W^T + b in bf16 for a few rows, with the weight as in the checkpoint: [outputs][inputs].
 //
-// A library's product is made for many rows, and for one reads memory at half its speed. Here each weight is
-// read once, in order, and meets up to ROWS rows while it is in a register.
+// A library's product is made for many rows, and for one row reads memory at half its speed. Here each weight is read
+// once, in order, and multiplied by up to ROWS rows while it is in a register.
 #include <algorithm>
 
 #include "simd.h"
@@ -11,7 +11,7 @@ namespace {
 
 constexpr int ROWS = 6, OUTPUTS = 4;  // 24 sums in 32 registers
 
-INLINE __m512bh pairs(const bf16* from, __mmask32 mask) { return (__m512bh)_mm512_maskz_loadu_epi16(mask, from); }
+INLINE __m512bh load_masked(const bf16* from, __mmask32 mask) { return (__m512bh)_mm512_maskz_loadu_epi16(mask, from); }
 
 template <int R, int O>
 void dot(const bf16* x, const bf16* w, int64_t inputs, const bf16* bias, bf16* y, int64_t outputs) {
@@ -20,23 +20,23 @@ void dot(const bf16* x, const bf16* w, int64_t inputs, const bf16* bias, bf16* y
     for (int r = 0; r < R; r++) acc[o][r] = _mm512_setzero_ps();
   auto step = [&](int64_t k, __mmask32 mask) {
     __m512bh weights[O];
-    for (int o = 0; o < O; o++) weights[o] = pairs(w + o * inputs + k, mask);
+    for (int o = 0; o < O; o++) weights[o] = load_masked(w + o * inputs + k, mask);
     for (int r = 0; r < R; r++) {
-      __m512bh in = pairs(x + r * inputs + k, mask);
+      __m512bh in = load_masked(x + r * inputs + k, mask);
       for (int o = 0; o < O; o++) acc[o][r] = _mm512_dpbf16_ps(acc[o][r], weights[o], in);
     }
   };
-  int64_t whole = inputs / 32 * 32;
-  for (int64_t k = 0; k < whole; k += 32) {
-    // Of the next rows: a row is about a page, and the machine's own prefetching ends with each page.
+  int64_t full = inputs / 32 * 32;
+  for (int64_t k = 0; k < full; k += 32) {
+    // Prefetch the next rows: a row is about a page, and the hardware prefetcher stops at a page's end.
     for (int o = 0; o < O; o++) __builtin_prefetch(w + (O + o) * inputs + k);
     step(k, ~__mmask32(0));
   }
-  if (whole < inputs) step(whole, (__mmask32(1) << (inputs - whole)) - 1);
+  if (full < inputs) step(full, (__mmask32(1) << (inputs - full)) - 1);
   for (int o = 0; o < O; o++)
     for (int r = 0; r < R; r++) {
-      float total = sum((f32x16)acc[o][r]) + (bias ? one(bias + o) : 0.0f);
-      store_some(y + r * outputs + o, same(total), 1);
+      float total = horizontal_sum((f32x16)acc[o][r]) + (bias ? to_float(bias + o) : 0.0f);
+      store_partial(y + r * outputs + o, broadcast(total), 1);
     }
 }
 
@@ -51,7 +51,7 @@ Dot dot_for(int64_t rows) {
 }  // namespace
 
 extern "C" void bf16_linear(const bf16* x, int64_t rows, int64_t inputs, const bf16* w, int64_t outputs,
-                      const bf16* bias, bf16* y, int threads) {
+                            const bf16* bias, bf16* y, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 16)
   for (int64_t o = 0; o < outputs; o += OUTPUTS)
     for (int64_t r = 0; r < rows; r += ROWS) {

@@ -1,7 +1,7 @@
-// One query a row over keys and values that stay where they lie, in the blocks of a paged cache.
+// Attention of one query per row over the paged KV cache, read in place.
 //
-// A thread walks a share of a row's key heads over its context, TOKENS positions at a time: scores, then the running
-// maximum and sum of the softmax, then values. Memory is read once.
+// A thread computes some of a row's key heads over its context, TOKENS positions at a time: scores, then the online
+// softmax, then values. Memory is read once.
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
@@ -13,51 +13,51 @@ namespace {
 
 constexpr int TOKENS = 32;
 
-// T: of queries and results. K: of keys and values, T or signed bytes with a scale for each head of a slot.
+// T: the type of queries and results. K: the type of keys and values, T or int8 with one scale per head of a slot.
 template <class T, class K>
-struct Decode {
+struct Arguments {
   const T* q;  // [rows][heads][size]
   const K *keys, *values;                  // [slots][kv_heads][size]
-  const float *key_scales, *value_scales;  // [slots][kv_heads]; for bytes only
+  const float *key_scales, *value_scales;  // [slots][kv_heads]; int8 only
   const int64_t *tables, *contexts;
   T* out;  // [rows][heads][size]
   int64_t q_stride, rows, heads, kv_heads, size, table_width, block_size, window;
   float scale;
 
-  int64_t slot(int64_t row, int64_t place) const {
-    return tables[row * table_width + place / block_size] * block_size + place % block_size;
+  int64_t slot(int64_t row, int64_t position) const {
+    return tables[row * table_width + position / block_size] * block_size + position % block_size;
   }
 };
 
 template <class T>
 INLINE float scale_of(const float*, int64_t, const T*) { return 1.0f; }
-INLINE float scale_of(const float* scales, int64_t place, const int8_t*) { return scales[place]; }
+INLINE float scale_of(const float* scales, int64_t position, const int8_t*) { return scales[position]; }
 
 template <class K>
-INLINE float product(const float* q, const K* key, int64_t size) {
-  f32x16 a{}, b{};  // two, so that one addition need not wait for the other
+INLINE float dot(const float* q, const K* key, int64_t size) {
+  f32x16 a{}, b{};  // two sums, whose additions overlap
   int64_t k = 0;
   for (; k + 32 <= size; k += 32) {
     a += load(q + k) * load(key + k);
     b += load(q + k + 16) * load(key + k + 16);
   }
   if (k < size) a += load(q + k) * load(key + k);
-  return sum(a + b);
+  return horizontal_sum(a + b);
 }
 
-// What a query is kept as beside keys K: as it came where one instruction multiplies pairs of both, else fp32.
+// The type of queries beside keys K: bf16 if one instruction multiplies pairs of both, else fp32.
 template <class T, class K>
-struct Kept {
+struct QueryType {
   using type = float;
 };
 
 #ifdef __AVX512BF16__
 template <>
-struct Kept<bf16, bf16> {
+struct QueryType<bf16, bf16> {
   using type = bf16;
 };
 
-INLINE float product(const bf16* q, const bf16* key, int64_t size) {
+INLINE float dot(const bf16* q, const bf16* key, int64_t size) {
   f32x16 a{};
   auto add = [&](const __m512i two, const __m512i other) {
     a = (f32x16)_mm512_dpbf16_ps((__m512)a, (__m512bh)two, (__m512bh)other);
@@ -66,11 +66,11 @@ INLINE float product(const bf16* q, const bf16* key, int64_t size) {
   for (; k + 32 <= size; k += 32) add(_mm512_loadu_si512(q + k), _mm512_loadu_si512(key + k));
   constexpr __mmask32 HALF = 0xffff;
   if (k < size) add(_mm512_maskz_loadu_epi16(HALF, q + k), _mm512_maskz_loadu_epi16(HALF, key + k));
-  return sum(a);
+  return horizontal_sum(a);
 }
 #endif
 
-// A slot is about a page, and the machine's own prefetching ends with each page.
+// A slot is about a page, and the hardware prefetcher stops at a page's end.
 INLINE void prefetch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)from + i, 0, 2);
 }
@@ -85,24 +85,24 @@ INLINE void add_columns(float* to, const float* p, const K* values, const int64_
   for (int i = 0; i < LANES; i++) store(to + i * 16, sums[i]);
 }
 
-// Weighted values as they are summed up: in order.
+// Sums of weighted values, in order of the dimensions.
 template <class T, class K>
-struct Columns {
+struct InOrder {
   static void add(float* to, const float* p, const K* values, const int64_t* starts, int64_t num, int64_t size) {
     int64_t k = 0;
     for (; k + 128 <= size; k += 128) add_columns<8>(to + k, p, values + k, starts, num);
     for (; k < size; k += 16) add_columns<1>(to + k, p, values + k, starts, num);
   }
-  static void put(T* out, const float* values, float factor, int64_t size) {
+  static void store_result(T* out, const float* values, float factor, int64_t size) {
     for (int64_t k = 0; k < size; k += 16) store(out + k, load(values + k) * factor);
   }
 };
 
 template <class T, class K>
-struct Values : Columns<T, K> {};
+struct ValueSums : InOrder<T, K> {};
 
 #ifdef __AVX512BF16__
-// Two tokens at a time: to += p[0] * values[starts[0]] + p[1] * values[starts[1]] ... of an even number.
+// Two tokens at a time: to += p[0] * values[starts[0]] + p[1] * values[starts[1]] ...; ``num`` is even.
 template <int WIDTH>
 INLINE void add_pairs(float* to, const bf16* p, const bf16* values, const int64_t* starts, int64_t num) {
   f32x16 sums[WIDTH][2];
@@ -112,29 +112,29 @@ INLINE void add_pairs(float* to, const bf16* p, const bf16* values, const int64_
     for (int i = 0; i < WIDTH; i++) {
       __m512i a = _mm512_loadu_si512(values + starts[token] + i * 32);
       __m512i b = _mm512_loadu_si512(values + starts[token + 1] + i * 32);
-      sums[i][0] = dot2(sums[i][0], (u32x16)_mm512_unpacklo_epi16(a, b), both);
-      sums[i][1] = dot2(sums[i][1], (u32x16)_mm512_unpackhi_epi16(a, b), both);
+      sums[i][0] = dot2_bf16(sums[i][0], (u32x16)_mm512_unpacklo_epi16(a, b), both);
+      sums[i][1] = dot2_bf16(sums[i][1], (u32x16)_mm512_unpackhi_epi16(a, b), both);
     }
   }
   for (int i = 0; i < WIDTH * 2; i++) store(to + i * 16, sums[i / 2][i % 2]);
 }
 
-// Interleaving two rows takes of each eight numbers the first four to one vector and the others to the next; so
-// they stay until they are put.
+// Interleaving two rows moves the first four of each eight numbers to one vector and the others to the next; sums
+// stay in that order until store_result.
 template <>
-struct Values<bf16, bf16> {
+struct ValueSums<bf16, bf16> {
   static void add(float* to, const float* p, const bf16* values, const int64_t* starts, int64_t num, int64_t size) {
-    if (size % 32) return Columns<bf16, bf16>::add(to, p, values, starts, num, size);
+    if (size % 32) return InOrder<bf16, bf16>::add(to, p, values, starts, num, size);
     bf16 weights[TOKENS];
-    int64_t places[TOKENS];
+    int64_t padded_starts[TOKENS];
     for (int i = 0; i < TOKENS; i += 16) store(weights + i, load(p + i));  // 0 beyond num
-    for (int64_t i = 0; i < (num + 1) / 2 * 2; i++) places[i] = starts[std::min(i, num - 1)];
+    for (int64_t i = 0; i < (num + 1) / 2 * 2; i++) padded_starts[i] = starts[std::min(i, num - 1)];
     int64_t k = 0;
-    for (; k + 128 <= size; k += 128) add_pairs<4>(to + k, weights, values + k, places, (num + 1) / 2 * 2);
-    for (; k < size; k += 32) add_pairs<1>(to + k, weights, values + k, places, (num + 1) / 2 * 2);
+    for (; k + 128 <= size; k += 128) add_pairs<4>(to + k, weights, values + k, padded_starts, (num + 1) / 2 * 2);
+    for (; k < size; k += 32) add_pairs<1>(to + k, weights, values + k, padded_starts, (num + 1) / 2 * 2);
   }
-  static void put(bf16* out, const float* values, float factor, int64_t size) {
-    if (size % 32) return Columns<bf16, bf16>::put(out, values, factor, size);
+  static void store_result(bf16* out, const float* values, float factor, int64_t size) {
+    if (size % 32) return InOrder<bf16, bf16>::store_result(out, values, factor, size);
     const __m512i order = _mm512_set_epi16(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8, 23, 22, 21, 20,
                                            7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
     for (int64_t k = 0; k < size; k += 32) {
@@ -146,72 +146,74 @@ struct Values<bf16, bf16> {
 };
 #endif
 
-// The softmax so far of one query head: of what it has seen.
-struct Head {
-  Softmax softmax;
-  float* values;  // [size], weighted by e^(score - most)
+// One query head's softmax and weighted values so far.
+struct HeadState {
+  OnlineSoftmax softmax;
+  float* values;  // [size], weighted by e^(score - max)
 };
 
-// A row's heads [first, last) of keys and values, and all query heads of each.
+// A row's key heads [first, last) and all query heads of each.
 template <class T, class K>
-struct Share {
-  const Decode<T, K>& d;
+struct HeadGroup {
+  const Arguments<T, K>& args;
   int64_t row, first, last;
-  int64_t per_kv = d.heads / d.kv_heads, count = (last - first) * per_kv;
-  using Query = typename Kept<T, K>::type;
-  std::vector<Query> queries = std::vector<Query>(count * d.size);
-  std::vector<float> values = std::vector<float>(count * d.size);
+  int64_t per_kv = args.heads / args.kv_heads, count = (last - first) * per_kv;
+  using Query = typename QueryType<T, K>::type;
+  std::vector<Query> queries = std::vector<Query>(count * args.size);
+  std::vector<float> values = std::vector<float>(count * args.size);
   std::vector<float> scores = std::vector<float>(count * TOKENS);
-  std::vector<Head> heads = std::vector<Head>(count);
+  std::vector<HeadState> heads = std::vector<HeadState>(count);
 
   void attend() {
-    const T* q = d.q + row * d.q_stride + first * per_kv * d.size;
-    for (int64_t k = 0; k < count * d.size; k += 16) store(&queries[k], load(q + k));
-    for (int64_t h = 0; h < count; h++) heads[h].values = &values[h * d.size];
-    int64_t end = d.contexts[row], begin = d.window > 0 ? std::max<int64_t>(0, end - d.window) : 0;
-    for (int64_t place = begin; place < end; place += TOKENS) see(place, std::min<int64_t>(TOKENS, end - place));
-    T* out = d.out + (row * d.heads + first * per_kv) * d.size;
+    const T* q = args.q + row * args.q_stride + first * per_kv * args.size;
+    for (int64_t k = 0; k < count * args.size; k += 16) store(&queries[k], load(q + k));
+    for (int64_t h = 0; h < count; h++) heads[h].values = &values[h * args.size];
+    int64_t end = args.contexts[row], begin = args.window > 0 ? std::max<int64_t>(0, end - args.window) : 0;
+    for (int64_t position = begin; position < end; position += TOKENS)
+      process_block(position, std::min<int64_t>(TOKENS, end - position));
+    T* out = args.out + (row * args.heads + first * per_kv) * args.size;
     for (int64_t h = 0; h < count; h++)
-      Values<T, K>::put(out + h * d.size, heads[h].values, 1 / heads[h].softmax.total, d.size);
+      ValueSums<T, K>::store_result(out + h * args.size, heads[h].values, 1 / heads[h].softmax.sum, args.size);
   }
 
-  void see(int64_t place, int64_t num) {
-    int64_t starts[TOKENS], bytes = (last - first) * d.size * int64_t(sizeof(K));
-    for (int64_t i = 0; i < num; i++) starts[i] = (d.slot(row, place + i) * d.kv_heads + first) * d.size;
+  void process_block(int64_t position, int64_t num) {
+    int64_t starts[TOKENS], bytes = (last - first) * args.size * int64_t(sizeof(K));
+    for (int64_t i = 0; i < num; i++) starts[i] = (args.slot(row, position + i) * args.kv_heads + first) * args.size;
     std::fill(scores.begin(), scores.end(), -INFINITY);
     for (int64_t i = 0; i < num; i++) {
-      if (i + 1 < num) prefetch(d.keys + starts[i + 1], bytes);
-      prefetch(d.values + starts[i], bytes);
+      if (i + 1 < num) prefetch(args.keys + starts[i + 1], bytes);
+      prefetch(args.values + starts[i], bytes);
       for (int64_t kv = 0, h = 0; kv < last - first; kv++) {
-        const K* key = d.keys + starts[i] + kv * d.size;
-        float scale = scale_of(d.key_scales, starts[i] / d.size + kv, key) * d.scale;
+        const K* key = args.keys + starts[i] + kv * args.size;
+        float scale = scale_of(args.key_scales, starts[i] / args.size + kv, key) * args.scale;
         for (int64_t end = h + per_kv; h < end; h++)
-          scores[h * TOKENS + i] = product(&queries[h * d.size], key, d.size) * scale;
+          scores[h * TOKENS + i] = dot(&queries[h * args.size], key, args.size) * scale;
       }
     }
     for (int64_t h = 0; h < count; h++) {
       float* p = &scores[h * TOKENS];
       int64_t kv = h / per_kv;
-      heads[h].softmax.take(p, TOKENS, p, heads[h].values, d.size);
-      for (int64_t i = 0; i < num; i++) p[i] *= scale_of(d.value_scales, starts[i] / d.size + kv, d.values);
-      Values<T, K>::add(heads[h].values, p, d.values + kv * d.size, starts, num, d.size);
+      heads[h].softmax.update(p, TOKENS, p, heads[h].values, args.size);
+      for (int64_t i = 0; i < num; i++) p[i] *= scale_of(args.value_scales, starts[i] / args.size + kv, args.values);
+      ValueSums<T, K>::add(heads[h].values, p, args.values + kv * args.size, starts, num, args.size);
     }
   }
 };
 
 template <class T, class K>
-void decode(const Decode<T, K>& d, int threads) {
-  int64_t shares = std::min<int64_t>(d.kv_heads, std::max<int64_t>(1, threads / d.rows));
+void decode(const Arguments<T, K>& args, int threads) {
+  int64_t groups = std::min<int64_t>(args.kv_heads, std::max<int64_t>(1, threads / args.rows));
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int64_t task = 0; task < d.rows * shares; task++) {
-    int64_t share = task % shares;
-    Share<T, K>{d, task / shares, d.kv_heads * share / shares, d.kv_heads * (share + 1) / shares}.attend();
+  for (int64_t task = 0; task < args.rows * groups; task++) {
+    int64_t group = task % groups;
+    int64_t first = args.kv_heads * group / groups, last = args.kv_heads * (group + 1) / groups;
+    HeadGroup<T, K>{args, task / groups, first, last}.attend();
   }
 }
 
 }  // namespace
 
-// ``size`` of a head is a multiple of 16; ``window`` 0 means none. Scales are null unless keys and values are bytes.
+// ``size`` of a head is a multiple of 16; ``window`` 0 is none. Scales are null unless keys and values are int8.
 extern "C" void decode_attention(int is_bf16, const void* q, int64_t q_stride, const void* keys, const void* values,
                                  const float* key_scales, const float* value_scales, const int64_t* tables,
                                  const int64_t* contexts, int64_t rows, int64_t heads, int64_t kv_heads, int64_t size,
@@ -220,15 +222,15 @@ extern "C" void decode_attention(int is_bf16, const void* q, int64_t q_stride, c
   auto run = [&](auto* queries, auto* stored) {
     using T = std::remove_reference_t<decltype(*queries)>;
     using K = std::remove_reference_t<decltype(*stored)>;
-    Decode<T, K> d{(const T*)q, (const K*)keys, (const K*)values, key_scales, value_scales, tables, contexts, (T*)out,
-                   q_stride, rows, heads, kv_heads, size, table_width, block_size, window, scale};
-    decode(d, threads);
+    Arguments<T, K> args{(const T*)q, (const K*)keys, (const K*)values, key_scales, value_scales, tables, contexts,
+                         (T*)out, q_stride, rows, heads, kv_heads, size, table_width, block_size, window, scale};
+    decode(args, threads);
   };
-  bf16* half = nullptr;
-  float* whole = nullptr;
-  int8_t* byte = nullptr;
-  if (is_bf16 && key_scales) run(half, byte);
-  else if (is_bf16) run(half, half);
-  else if (key_scales) run(whole, byte);
-  else run(whole, whole);
+  bf16* as_bf16 = nullptr;
+  float* as_fp32 = nullptr;
+  int8_t* as_int8 = nullptr;
+  if (is_bf16 && key_scales) run(as_bf16, as_int8);
+  else if (is_bf16) run(as_bf16, as_bf16);
+  else if (key_scales) run(as_fp32, as_int8);
+  else run(as_fp32, as_fp32);
 }

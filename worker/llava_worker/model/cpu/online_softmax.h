@@ -1,4 +1,4 @@
-// A softmax over scores that come some at a time: weights of what has been seen so far, and their sum.
+// Online softmax: the running maximum and sum of scores that arrive in blocks.
 #pragma once
 
 #include <algorithm>
@@ -6,28 +6,28 @@
 
 #include "simd.h"
 
-struct Softmax {
-  float most = -INFINITY, total = 0;
+struct OnlineSoftmax {
+  float max = -INFINITY, sum = 0;
 
-  // ``num`` more scores, a multiple of 16, to weights e^(score - most); -infinity is what is not seen. ``values``
-  // [size], weighted by what was the most before, follow.
+  // Turns a block of ``num`` scores, a multiple of 16, into weights e^(score - max); masked scores are -infinity.
+  // Rescales ``values`` [size], the weighted sum so far, to the new maximum.
   template <class W>
-  void take(const float* scores, int64_t num, W* weights, float* values, int64_t size) {
-    f32x16 top = same(-INFINITY);
-    for (int64_t k = 0; k < num; k += 16) top = larger(load(scores + k), top);
-    float now = std::max(most, largest(top));
-    if (!(now > -INFINITY)) now = 0;  // none of these is seen
-    f32x16 added{};
+  void update(const float* scores, int64_t num, W* weights, float* values, int64_t size) {
+    f32x16 block_max = broadcast(-INFINITY);
+    for (int64_t k = 0; k < num; k += 16) block_max = maximum(load(scores + k), block_max);
+    float new_max = std::max(max, horizontal_max(block_max));
+    if (!(new_max > -INFINITY)) new_max = 0;  // all are masked
+    f32x16 block_sum{};
     for (int64_t k = 0; k < num; k += 16) {
       f32x16 s = load(scores + k);
-      f32x16 w = s == -INFINITY ? f32x16{} : exponential(s - now);
+      f32x16 w = s == -INFINITY ? f32x16{} : approx_exp(s - new_max);
       store(weights + k, w);
-      added += w;
+      block_sum += w;
     }
-    float shrink = std::exp(most - now);
-    total = total * shrink + sum(added);
-    most = now;
-    if (shrink != 1.0f)
-      for (int64_t k = 0; k < size; k += 16) store(values + k, load(values + k) * shrink);
+    float rescale = std::exp(max - new_max);
+    sum = sum * rescale + horizontal_sum(block_sum);
+    max = new_max;
+    if (rescale != 1.0f)
+      for (int64_t k = 0; k < size; k += 16) store(values + k, load(values + k) * rescale);
   }
 };

@@ -1,7 +1,7 @@
-// Sixteen lanes at a time, on AVX-512 or on AVX2: what the kernels are written in.
+// SIMD vectors of sixteen lanes on AVX-512 or AVX2.
 //
-// Lanes are GCC's vector types, which the compiler splits in two where registers are half as wide. Only the
-// instructions that the language cannot express are named here, each with a way for both machines.
+// Vectors are GCC's vector types, which the compiler splits in two for AVX2. Only instructions that the language
+// cannot express are wrapped here, each for both instruction sets.
 #pragma once
 
 #include <immintrin.h>
@@ -34,7 +34,7 @@ INLINE void write(T* to, V v) {
   std::memcpy(to, &v, sizeof v);
 }
 
-INLINE f32x16 same(float x) { return f32x16{} + x; }
+INLINE f32x16 broadcast(float x) { return f32x16{} + x; }
 
 // --- numbers in memory, fp32 or bf16 ---
 
@@ -60,38 +60,38 @@ INLINE u16x16 to_bf16(f32x16 v) {
   return (u16x16)_mm512_cvtneps_pbh((__m512)v);
 #else
   u32x16 bits = (u32x16)v;
-  u32x16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+  u32x16 nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
   u32x16 quiet = (bits >> 16) | 0x40;
   i32x16 is_nan = v != v;
-  return __builtin_convertvector(((u32x16)is_nan & quiet) | (~(u32x16)is_nan & rounded), u16x16);
+  return __builtin_convertvector(((u32x16)is_nan & quiet) | (~(u32x16)is_nan & nearest), u16x16);
 #endif
 }
 
 INLINE void store(float* to, f32x16 v) { write(to, v); }
 INLINE void store(bf16* to, f32x16 v) { write(to, to_bf16(v)); }
 
-// As the type keeps it, seen in fp32 again: where the reference rounds between two operations.
-INLINE f32x16 rounded(const float*, f32x16 v) { return v; }
-INLINE f32x16 rounded(const bf16*, f32x16 v) {
+// Rounds to the type and returns fp32, where torch rounds between two operations.
+INLINE f32x16 round_to_type(const float*, f32x16 v) { return v; }
+INLINE f32x16 round_to_type(const bf16*, f32x16 v) {
   return (f32x16)(__builtin_convertvector(to_bf16(v), u32x16) << 16);
 }
 
 template <class T>
-INLINE f32x16 load_some(const T* from, int count) {  // zeros beyond count
+INLINE f32x16 load_partial(const T* from, int count) {  // zeros beyond count
   T lanes[16] = {};
   std::memcpy(lanes, from, count * sizeof(T));
   return load(lanes);
 }
 
 template <class T>
-INLINE void store_some(T* to, f32x16 v, int count) {
+INLINE void store_partial(T* to, f32x16 v, int count) {
   T lanes[16];
   store(lanes, v);
   std::memcpy(to, lanes, count * sizeof(T));
 }
 
-INLINE float one(const float* from) { return *from; }
-INLINE float one(const bf16* from) {
+INLINE float to_float(const float* from) { return *from; }
+INLINE float to_float(const bf16* from) {
   uint32_t bits = uint32_t(from->bits) << 16;
   float x;
   std::memcpy(&x, &bits, 4);
@@ -100,12 +100,12 @@ INLINE float one(const bf16* from) {
 
 // --- arithmetic ---
 
-INLINE f32x16 larger(f32x16 a, f32x16 b) { return a > b ? a : b; }
+INLINE f32x16 maximum(f32x16 a, f32x16 b) { return a > b ? a : b; }
 
 INLINE f32x16 absolute(f32x16 v) { return (f32x16)((u32x16)v & 0x7fffffffu); }
 
-// To the nearest whole number, ties to even.
-INLINE i32x16 nearest(f32x16 v) {
+// To the nearest integer, ties to even.
+INLINE i32x16 round_to_int(f32x16 v) {
 #ifdef __AVX512F__
   return (i32x16)_mm512_cvtps_epi32((__m512)v);
 #else
@@ -116,8 +116,8 @@ INLINE i32x16 nearest(f32x16 v) {
 #endif
 }
 
-// Of whole numbers that fit.
-INLINE i8x16 to_bytes(i32x16 v) {
+// Of integers that fit into a byte.
+INLINE i8x16 to_int8(i32x16 v) {
 #ifdef __AVX512F__
   return (i8x16)_mm512_cvtepi32_epi8((__m512i)v);
 #else
@@ -125,7 +125,7 @@ INLINE i8x16 to_bytes(i32x16 v) {
 #endif
 }
 
-INLINE float sum(f32x16 v) {
+INLINE float horizontal_sum(f32x16 v) {
   __m256 halves[2];
 #ifdef __AVX512F__
   halves[0] = _mm512_castps512_ps256((__m512)v);
@@ -139,7 +139,7 @@ INLINE float sum(f32x16 v) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-INLINE float largest(f32x16 v) {
+INLINE float horizontal_max(f32x16 v) {
   float lanes[16];
   write(lanes, v);
   for (int i = 1; i < 16; i++) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
@@ -147,15 +147,15 @@ INLINE float largest(f32x16 v) {
 }
 
 // e^x within 2 units in the last place: 2^n times a polynomial on half an octave to either side.
-INLINE f32x16 exponential(f32x16 x) {
-  x = x < -87.0f ? same(-87.0f) : x;
-  x = x > 88.0f ? same(88.0f) : x;  // a NaN stays one
+INLINE f32x16 approx_exp(f32x16 x) {
+  x = x < -87.0f ? broadcast(-87.0f) : x;
+  x = x > 88.0f ? broadcast(88.0f) : x;  // a NaN stays NaN
   f32x16 octaves = x * 1.44269504088896341f;
-  i32x16 n = nearest(octaves);
+  i32x16 n = round_to_int(octaves);
   f32x16 whole = __builtin_convertvector(n, f32x16);
   f32x16 r = x - whole * 0.693359375f;
   r = r - whole * -2.12194440e-4f;
-  f32x16 p = same(1.9875691500e-4f);
+  f32x16 p = broadcast(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
@@ -165,12 +165,12 @@ INLINE f32x16 exponential(f32x16 x) {
   return p * (f32x16)((n + 127) << 23);
 }
 
-// acc[i] += w[4i] a[0] + ... + w[4i + 3] a[3], unsigned weights by the four signed bytes of ``a``.
-INLINE i32x16 dot4(i32x16 acc, u8x64 w, int32_t a) {
+// acc[i] += w[4i] a[0] + ... + w[4i + 3] a[3]: unsigned bytes w times the four signed bytes of ``a``.
+INLINE i32x16 dot4_u8_s8(i32x16 acc, u8x64 w, int32_t a) {
 #ifdef __AVX512VNNI__
   return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(a));
 #else
-  // Through 16 bits: the instruction that adds byte products in pairs would saturate.
+  // In 16 bits: the instruction that adds byte products in pairs would saturate.
   __m256i both = _mm256_set1_epi32(a), halves[2], sums[2];
   __m256i odd = _mm256_srai_epi16(both, 8), even = _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8);
   std::memcpy(halves, &w, sizeof halves);
@@ -185,8 +185,8 @@ INLINE i32x16 dot4(i32x16 acc, u8x64 w, int32_t a) {
 #endif
 }
 
-// acc[i] += p[2i] a[0] + p[2i + 1] a[1], numbers in bf16, two to a lane.
-INLINE f32x16 dot2(f32x16 acc, u32x16 p, uint32_t a) {
+// acc[i] += p[2i] a[0] + p[2i + 1] a[1]: bf16 numbers, two per lane.
+INLINE f32x16 dot2_bf16(f32x16 acc, u32x16 p, uint32_t a) {
 #ifdef __AVX512BF16__
   return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)p, (__m512bh)_mm512_set1_epi32(int(a)));
 #else
