@@ -21,6 +21,7 @@ from llava_worker.engine.core.kv_cache_size import KV_CACHE_DTYPES
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
+from llava_worker.model.attention.kv_cache import KVCacheSpec
 
 from bench.engine.logits import RANDOM, TINY, Example, at_random, errors, load, logits_of, of_exam, tokenizer
 from bench.record import ROOT, write_record
@@ -52,8 +53,8 @@ def main() -> None:
 def sizes() -> dict[str, int]:
     """Of LLaVA-1.5-7B's cache, a token."""
     return {
-        name: kind.bytes_per_block(1, num_layers=32, num_heads=32, head_dim=128, dtype=torch.float16)
-        for name, kind in KV_CACHE_DTYPES.items()
+        name: KVCacheSpec(1, 1, 32, 32, 128, torch.float16, is_int8=name == "int8").bytes_per_block
+        for name in KV_CACHE_DTYPES
     }
 
 
@@ -82,9 +83,8 @@ def compare_answers(exam: list[Question]) -> dict[str, Any]:
 
 
 def answer_all(kind: str, exam: list[Question]) -> Iterator[list[int]]:
-    engine, info = build_engine(
-        EngineConfig(TINY, precision="fp32", device="cpu", kv_cache_dtype=kind, kv_cache_bytes=64 << 20)
-    )
+    config = EngineConfig(TINY, precision="fp32", device="cpu", kv_cache_dtype=kind, kv_cache_bytes=64 << 20)
+    engine, info = build_engine(config)
     for start in range(0, len(exam), 16):
         part = exam[start : start + 16]
         for index, question in enumerate(part):

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llava_worker.engine.core.kv_cache_size import KV_CACHE_DTYPES
-from llava_worker.model.attention.base import PackedRows
+from llava_worker.model.attention.base import AttentionMetadata
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.llava import Llava
@@ -69,25 +69,24 @@ def load(folder: Path, precision: str) -> Llava:
 
 @torch.inference_mode()
 def logits_of(model: Llava, kind: str, example: Example) -> Tensor:  # fp32 [positions, vocab]
-    text, length = model.config.text_config, len(example.token_ids)
-    kept = KV_CACHE_DTYPES[kind](
-        length,
-        1,
-        num_layers=text.num_hidden_layers,
-        num_heads=text.num_key_value_heads,
-        head_dim=text.head_dim,
+    length = len(example.token_ids)
+    spec = KVCacheSpec.for_model(
+        model.config.text_config,
+        num_blocks=length,
+        block_size=1,
         dtype=model.dtype,
-        device=CPU,
+        is_int8=kind == "int8",
     )
+    cache = KVCache(spec, CPU)
     slots = torch.arange(length)
-    rows = PackedRows((length,), (length,), 0, slots[None], slots)
+    rows = AttentionMetadata((length,), (length,), 0, slots[None], slots)
     x = model.embed(torch.tensor(example.token_ids))
-    side = model.config.picture_layout().side
+    side = model.config.image_layout().side
     for pixels, start in zip(example.pixels, example.starts, strict=True):
         tiles = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(1, side, side, 3)
         features = model.encode(tiles)[0]
         x[start : start + len(features)] = features
-    hidden = model(x, slots, SdpaBackend().plan(rows, kept))
+    hidden = model(x, slots, SdpaBackend().plan(rows, cache))
     return model.logits(hidden[example.first :])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from llava_worker.engine.core.encoder_cache import EncoderCache
-from llava_worker.engine.core.kv_cache_size import plan_cache
+from llava_worker.engine.core.kv_cache_size import allocate_cache, plan_cache
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.startup.graph_capture import capture_graphs
@@ -70,13 +70,13 @@ def make_engine(
         max_num_sequences=max_num_sequences,
     )
     context = min(text.max_position_embeddings, shape.num_tokens)
-    cache = shape.make(device)
-    cache.claim(shape.num_tokens)
+    cache = allocate_cache(shape, device)
+    cache.prefault(shape.num_tokens)
     runner = ModelRunner(model, cache, backend, EncoderCache(1 << 30))
     if device.type == "cuda":
         capture_graphs(
             runner,
-            includes_decoding=precision.is_recordable,
+            includes_decoding=precision.is_capturable,
             max_rows=max_num_sequences,
             max_tiles=max_tiles_per_step(model, max_batch_tokens),
             context_length=context,

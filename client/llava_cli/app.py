@@ -1,13 +1,18 @@
-"""The tree of subcommands: which words there are and which module answers to each."""
+"""The subcommands of ``llava-serve``."""
 
 from __future__ import annotations
 
 import typer
 
-from llava_cli.commands import ask, batch, bench, chat, embed, models
-from llava_cli.commands import exec as programs
+from llava_cli.commands.ask import ask
+from llava_cli.commands.batch import batch
+from llava_cli.commands.bench import bench
+from llava_cli.commands.chat import chat
+from llava_cli.commands.embed import embed
+from llava_cli.commands.exec import dlq, doctor, keys, server, top, worker
+from llava_cli.commands.models import models
 from llava_cli.exit_codes import EXIT_CODES
-from llava_cli.up import up
+from llava_cli.up.up import up
 
 __all__ = ["app", "main"]
 
@@ -21,19 +26,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("up")(up.up)
-app.command("ask")(ask.ask)
-app.command("chat")(chat.chat)
-app.command("models")(models.models)
-app.command("batch")(batch.batch)
-app.command("embed")(embed.embed)
-app.command("bench")(bench.bench)
-app.command("server", context_settings=_FORWARDED)(programs.server)
-app.command("keys", context_settings=_FORWARDED)(programs.keys)
-app.command("worker", context_settings=_FORWARDED)(programs.worker)
-app.command("top", context_settings=_FORWARDED)(programs.top)
-app.command("doctor", context_settings=_FORWARDED)(programs.doctor)
-app.command("dlq", context_settings=_FORWARDED)(programs.dlq)
+app.command("up")(up)
+app.command("ask")(ask)
+app.command("chat")(chat)
+app.command("models")(models)
+app.command("batch")(batch)
+app.command("embed")(embed)
+app.command("bench")(bench)
+app.command("server", context_settings=_FORWARDED)(server)
+app.command("keys", context_settings=_FORWARDED)(keys)
+app.command("worker", context_settings=_FORWARDED)(worker)
+app.command("top", context_settings=_FORWARDED)(top)
+app.command("doctor", context_settings=_FORWARDED)(doctor)
+app.command("dlq", context_settings=_FORWARDED)(dlq)
 
 
 def main() -> None:

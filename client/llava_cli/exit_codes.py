@@ -20,7 +20,7 @@ from llava_client.errors import (
     ServiceUnavailableError,
 )
 
-from llava_cli.printing import safe
+from llava_cli.printing import sanitize
 
 __all__ = [
     "EXIT_AUTH",
@@ -30,8 +30,9 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_UNREACHABLE",
     "EXIT_USAGE",
+    "exit_code",
     "fail",
-    "reporting",
+    "handle_errors",
 ]
 
 EXIT_FAILED = 1
@@ -60,13 +61,13 @@ _CODES: tuple[tuple[type[LlavaError], int], ...] = (
 
 def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
     """Say why in one line and end the command."""
-    typer.echo(f"llava-serve: {safe(' '.join(message.split()))}", err=True)
+    typer.echo(f"llava-serve: {sanitize(' '.join(message.split()))}", err=True)
     raise typer.Exit(code)
 
 
 @contextmanager
-def reporting() -> Iterator[None]:
-    """Turn what a command may raise into its line and its exit code."""
+def handle_errors() -> Iterator[None]:
+    """Turn the exceptions of a command into one line on stderr and an exit code."""
     try:
         yield
     except LlavaError as exc:

@@ -11,13 +11,13 @@ _MODULES = {
     "server": ("redis", "msgspec", "pydantic_settings", "fastapi", "uvicorn", "PIL"),
     "worker": ("redis", "msgspec", "pydantic_settings", "numpy", "torch", "tokenizers", "safetensors"),
 }
-_ECHO_NEEDS_NOT = ("torch", "numpy", "tokenizers", "safetensors")
+_UNUSED_BY_ECHO = ("torch", "numpy", "tokenizers", "safetensors")
 
 
 def missing_modules(extra: str, *, model: str = "") -> list[str]:
-    """Modules of ``extra`` that are not there; the "echo" model needs no model libraries."""
-    spared = _ECHO_NEEDS_NOT if model == "echo" else ()
-    return [name for name in _MODULES[extra] if name not in spared and importlib.util.find_spec(name) is None]
+    """Return the modules of ``extra`` that are not installed; the "echo" model needs no model libraries."""
+    unused = _UNUSED_BY_ECHO if model == "echo" else ()
+    return [name for name in _MODULES[extra] if name not in unused and importlib.util.find_spec(name) is None]
 
 
 def install_line(*extras: str) -> str:

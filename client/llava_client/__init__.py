@@ -7,8 +7,7 @@
         for delta in client.stream("Describe it.", image="photo.png"):
             print(delta, end="", flush=True)
 
-``AsyncClient`` has the same methods, awaited. The command line (``llava-serve``) is
-``llava_cli``; importing this package does not import it.
+``AsyncClient`` has the same methods for asyncio.
 """
 
 from __future__ import annotations

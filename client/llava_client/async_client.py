@@ -1,4 +1,4 @@
-"""``AsyncClient``: the awaiting shell; ``client`` is the blocking one and says how they are built."""
+"""``AsyncClient``, for asyncio; ``client`` has the blocking one and describes how both are built."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
 
-from llava_client import endpoints as calls
+from llava_client import endpoints
 from llava_client.base_client import DEFAULT_MAX_RETRIES, DEFAULT_TIMEOUT, BaseClient
 from llava_client.batches import Batch, BatchRequests, BatchResult, batch_file, lacks_model, read_results
 from llava_client.chat_request import ChatOptions, chat_body
 from llava_client.connection import Connection
 from llava_client.conversation import AsyncConversation
-from llava_client.endpoints import Call
+from llava_client.endpoints import ApiRequest
 from llava_client.errors import LlavaError, connection_errors, status_error
 from llava_client.images import Images
 from llava_client.parse_response import read_answer
-from llava_client.retries import RetryPolicy, Tries
+from llava_client.retries import RetryPolicy, RetryState
 from llava_client.stream import AsyncStream
 from llava_client.types import Answer, Embeddings, Model
 
@@ -83,7 +83,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         async def attempt() -> Answer:
             return read_answer(await self._http.send(request))
 
-        return await self._retrying(attempt)
+        return await self._with_retries(attempt)
 
     async def stream(
         self,
@@ -97,16 +97,16 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         """Ask and get the answer piece by piece; arguments and errors as ``Client.stream``."""
         body = await self._body(question, image, messages, options)
         request = self._chat_request(body, options, is_stream=True)
-        source = _Source(self, options)
+        opener = _StreamOpener(self, options)
 
         async def attempt() -> AsyncStream:
-            return await AsyncStream(await self._send(request), on_close, source=source).begin()
+            return await AsyncStream(await self._send(request), on_close, opener=opener).begin()
 
-        return await self._retrying(attempt)
+        return await self._with_retries(attempt)
 
     async def models(self) -> list[Model]:
         """The models that the server has now. Raises APIConnectionError, APIError."""
-        return await self._call(calls.models())
+        return await self._execute(endpoints.models())
 
     def conversation(self, *, image: Images = None, **options: Unpack[ChatOptions]) -> AsyncConversation:
         """A talk of several turns with the same options; ``image`` goes with the first question."""
@@ -116,8 +116,8 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         self, text: str | Sequence[str] | None = None, *, image: Images = None, model: str | None = None
     ) -> Embeddings:
         """The vectors of texts, or of pictures; arguments and errors as ``Client.embed``."""
-        body = await asyncio.to_thread(calls.embedding_body, text, image, model)
-        return await self._call(calls.embed(await self._with_model(body)))
+        body = await asyncio.to_thread(endpoints.embed_body, text, image, model)
+        return await self._execute(endpoints.embed(await self._with_model(body)))
 
     async def tokenize(
         self,
@@ -127,21 +127,21 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         model: str | None = None,
     ) -> list[int]:
         """Token ids; arguments and errors as ``Client.tokenize``."""
-        body = calls.tokens_body(text, messages, model)
-        return await self._call(calls.tokenize(await self._with_model(body)))
+        body = endpoints.tokenize_body(text, messages, model)
+        return await self._execute(endpoints.tokenize(await self._with_model(body)))
 
     async def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
         """The text of token ids; errors as ``Client.detokenize``."""
-        body = calls.detokenize_body(tokens, model)
-        return await self._call(calls.detokenize(await self._with_model(body)))
+        body = endpoints.detokenize_body(tokens, model)
+        return await self._execute(endpoints.detokenize(await self._with_model(body)))
 
     async def retrieve_answer(self, answer_id: str) -> Answer:
         """An answer under way or over; errors as ``Client.retrieve_answer``."""
-        return await self._call(calls.retrieve_answer(answer_id))
+        return await self._execute(endpoints.retrieve_answer(answer_id))
 
     async def delete_answer(self, answer_id: str) -> None:
         """Cancel and forget an answer; errors as ``Client.delete_answer``."""
-        await self._call(calls.delete_answer(answer_id))
+        await self._execute(endpoints.delete_answer(answer_id))
 
     async def submit_batch(
         self, requests: BatchRequests, *, metadata: Mapping[str, str] | None = None
@@ -150,33 +150,33 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         requests = requests if isinstance(requests, (str, bytes, os.PathLike)) else list(requests)
         model = await self._model() if lacks_model(requests) else None
         data = await asyncio.to_thread(batch_file, requests, model)
-        file_id = await self._call(calls.upload(data))
-        return (await self._call(calls.create_batch(file_id, metadata))).checked()
+        file_id = await self._execute(endpoints.upload(data))
+        return (await self._execute(endpoints.create_batch(file_id, metadata))).checked()
 
     async def retrieve_batch(self, batch_id: str) -> Batch:
         """How far a batch is; errors as ``Client.retrieve_batch``."""
-        return await self._call(calls.retrieve_batch(batch_id))
+        return await self._execute(endpoints.retrieve_batch(batch_id))
 
     async def cancel_batch(self, batch_id: str) -> Batch:
         """Stop a batch; errors as ``Client.cancel_batch``."""
-        return await self._call(calls.cancel_batch(batch_id))
+        return await self._execute(endpoints.cancel_batch(batch_id))
 
     async def follow_batch(self, batch_id: str, *, poll_s: float = 1.0) -> AsyncIterator[Batch]:
         """The batch now and after each change, until it is over; errors as ``Client.follow_batch``."""
-        seen: Batch | None = None
-        while seen is None or not seen.is_over:
-            if seen is not None:
+        last: Batch | None = None
+        while last is None or not last.is_over:
+            if last is not None:
                 await asyncio.sleep(poll_s)
-            found = await self._call(calls.retrieve_batch(batch_id), self._resume_tries())
-            if found != seen:
-                yield found
-            seen = found
+            batch = await self._execute(endpoints.retrieve_batch(batch_id), self._resume_retries())
+            if batch != last:
+                yield batch
+            last = batch
 
     async def batch_results(self, batch_id: str, *, poll_s: float = 1.0) -> AsyncIterator[BatchResult]:
         """Wait for the end, then the answers and the errors; errors as ``Client.batch_results``."""
-        *_, batch = [each async for each in self.follow_batch(batch_id, poll_s=poll_s)]
+        *_, batch = [batch async for batch in self.follow_batch(batch_id, poll_s=poll_s)]
         for file_id in filter(None, (batch.checked().output_file_id, batch.error_file_id)):
-            for result in read_results(await self._call(calls.download(file_id))):
+            for result in read_results(await self._execute(endpoints.download(file_id))):
                 yield result
 
     async def _body(
@@ -193,39 +193,41 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
 
     async def _model(self) -> str:
         if self._default_model is None:
-            self._default_model = await self._call(calls.default_model())
+            self._default_model = await self._execute(endpoints.default_model())
         return self._default_model
 
-    async def _call(self, call: Call[T], tries: Tries | None = None) -> T:
+    async def _execute(self, api_request: ApiRequest[T], retries: RetryState | None = None) -> T:
         async def attempt() -> T:
-            return call.read(await self._http.send(self._request(call)))
+            return api_request.parse(await self._http.send(self._request(api_request)))
 
-        return await self._retrying(attempt, tries or self._call_tries(call))
+        return await self._with_retries(attempt, retries or self._retries_for(api_request))
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
-        """The beginning of a good answer; its body is still to be read."""
+        """Send a request and return its response with the body unread. Raises APIStatusError."""
         response = await self._http.send(request, stream=True)
         if not response.is_success:
             await response.aread()
             raise status_error(response)
         return response
 
-    async def _retrying(self, attempt: Callable[[], Awaitable[T]], tries: Tries | None = None) -> T:
-        tries = tries or self._tries()
+    async def _with_retries(
+        self, attempt: Callable[[], Awaitable[T]], retries: RetryState | None = None
+    ) -> T:
+        retries = retries or self._new_retries()
         while True:
             try:
                 with connection_errors(self.base_url):
                     return await attempt()
             except LlavaError as failure:
-                wait_s = tries.wait_after(failure)
-                if wait_s is None:
-                    self._forget_model_after(failure)
+                delay_s = retries.next_delay_s(failure)
+                if delay_s is None:
+                    self._reset_model_after(failure)
                     raise
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(delay_s)
 
 
-class _Source:
-    """Where the streams of one call come from."""
+class _StreamOpener:
+    """Reopen and cancel the stream of one request."""
 
     def __init__(self, client: AsyncClient, options: ChatOptions) -> None:
         self._client = client
@@ -234,7 +236,7 @@ class _Source:
     async def reopen(self, last_event_id: str) -> httpx2.Response:
         client = self._client
         request = client._resume_request(last_event_id, self._options)
-        return await client._retrying(lambda: client._send(request), client._resume_tries())
+        return await client._with_retries(lambda: client._send(request), client._resume_retries())
 
     async def cancel(self, completion_id: str) -> None:
         with connection_errors(self._client.base_url):

@@ -1,4 +1,4 @@
-"""What the blocking and the awaiting client share: settings, requests, the default model. Never waits."""
+"""What both clients have in common: settings, requests, retries, the default model. Sends nothing."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import httpx2
 
 from llava_client.chat_request import CHAT_PATH, ChatOptions, answer_path
 from llava_client.connection import Connection
-from llava_client.endpoints import Call
+from llava_client.endpoints import ApiRequest
 from llava_client.errors import APIStatusError, LlavaError
-from llava_client.retries import RetryPolicy, Tries
+from llava_client.retries import RetryPolicy, RetryState
 
 __all__ = ["DEFAULT_MAX_RETRIES", "DEFAULT_TIMEOUT", "BaseClient"]
 
 # A long answer on a slow machine is silent for minutes; a server that is there accepts within seconds.
 DEFAULT_TIMEOUT = httpx2.Timeout(600.0, connect=5.0)
 DEFAULT_MAX_RETRIES = 2
-_CANCEL_TIMEOUT_S = 2.0  # nobody waits for it
+_CANCEL_TIMEOUT_S = 2.0  # the caller is closing the stream and should not be held up
 
 Http = TypeVar("Http", httpx2.Client, httpx2.AsyncClient)
 
 
 class BaseClient(Generic[Http]):
-    """Builds requests and remembers which model to ask for when the caller names none."""
+    """Build requests. Hold the model to use when the caller names none, once it is known."""
 
     def __init__(
         self,
@@ -51,20 +51,20 @@ class BaseClient(Generic[Http]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_url={self.base_url!r})"
 
-    def _tries(self) -> Tries:
-        return Tries(self._retry_policy, self._max_retries)
+    def _new_retries(self) -> RetryState:
+        return RetryState(self._retry_policy, self._max_retries)
 
-    def _request(self, call: Call[Any]) -> httpx2.Request:
+    def _request(self, api_request: ApiRequest[Any]) -> httpx2.Request:
         return self._http.build_request(
-            call.method,
-            self._connection.url(call.path),
+            api_request.method,
+            self._connection.url(api_request.path),
             headers=self._connection.headers,
             timeout=self._timeout,
-            **call.content(),
+            **api_request.content(),
         )
 
-    def _call_tries(self, call: Call[Any]) -> Tries:
-        return Tries(self._retry_policy, self._max_retries if call.is_repeatable else 0)
+    def _retries_for(self, api_request: ApiRequest[Any]) -> RetryState:
+        return RetryState(self._retry_policy, self._max_retries if api_request.is_retryable else 0)
 
     def _chat_request(
         self, body: Mapping[str, Any], options: ChatOptions, *, is_stream: bool
@@ -76,17 +76,17 @@ class BaseClient(Generic[Http]):
             self._connection.url(CHAT_PATH),
             json={**body, **streamed},
             headers={**self._connection.headers, "Idempotency-Key": key},
-            timeout=self._silence(options),
+            timeout=self._read_timeout(options),
         )
 
     def _resume_request(self, last_event_id: str, options: ChatOptions) -> httpx2.Request:
-        """Reads an answer on after an event."""
+        """Build the request that continues a stream after an event."""
         return self._http.build_request(
             "GET",
             self._connection.url(answer_path(last_event_id.rpartition(":")[0])),
             params={"stream": "true", "include_usage": "true"},
             headers={**self._connection.headers, "Last-Event-ID": last_event_id},
-            timeout=self._silence(options),
+            timeout=self._read_timeout(options),
         )
 
     def _cancel_request(self, completion_id: str) -> httpx2.Request:
@@ -97,15 +97,15 @@ class BaseClient(Generic[Http]):
             timeout=_CANCEL_TIMEOUT_S,
         )
 
-    def _resume_tries(self) -> Tries:
-        """More than for a new request: the answer is half read, and a server needs seconds to start again."""
-        return Tries(self._retry_policy, self._max_retries * 3)
+    def _resume_retries(self) -> RetryState:
+        """Allow three times as many as for a new request: a server needs seconds to restart."""
+        return RetryState(self._retry_policy, self._max_retries * 3)
 
-    def _silence(self, options: ChatOptions) -> httpx2.Timeout:
+    def _read_timeout(self, options: ChatOptions) -> httpx2.Timeout:
         timeout = options.get("timeout")
         return self._timeout if timeout is None else httpx2.Timeout(timeout)
 
-    def _forget_model_after(self, failure: LlavaError) -> None:
-        """The server may have another model by now: it is asked again next time."""
+    def _reset_model_after(self, failure: LlavaError) -> None:
+        """Look the default model up again next time if the server no longer has it."""
         if isinstance(failure, APIStatusError) and failure.status_code == 404:
             self._default_model = None

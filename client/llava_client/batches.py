@@ -1,4 +1,4 @@
-"""Batches as values: the lines of their file, how far they are, and what came of each line. Pure."""
+"""Batches: their input file, their state and their results. Does no I/O but reading a given input file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpx2
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from llava_client.chat_request import CHAT_PATH, ChatOptions, chat_body
 from llava_client.errors import APIError, api_error
 from llava_client.images import Images
 from llava_client.parse_response import read_answer
-from llava_client.types import Answer
+from llava_client.types import Answer, ResponseModel
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,11 +37,7 @@ BatchRequests: TypeAlias = "str | os.PathLike[str] | bytes | Iterable[Mapping[st
 _OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class BatchCounts(_Value):
+class BatchCounts(ResponseModel):
     """Requests of a batch: all, answered, and refused or not come to."""
 
     total: int = 0
@@ -49,7 +45,7 @@ class BatchCounts(_Value):
     failed: int = 0
 
 
-class BatchIssue(_Value):
+class BatchIssue(ResponseModel):
     """What is wrong with a batch's file; ``line`` counts from 1."""
 
     message: str = ""
@@ -58,11 +54,11 @@ class BatchIssue(_Value):
     param: str | None = None
 
 
-class _Issues(_Value):
+class _Issues(ResponseModel):
     data: tuple[BatchIssue, ...] = ()
 
 
-class Batch(_Value):
+class Batch(ResponseModel):
     """A batch as it was when the server was asked; the names are OpenAI's, times are Unix seconds."""
 
     id: str
@@ -89,13 +85,14 @@ class Batch(_Value):
         """Itself. Raises APIError if it has failed: then none of its requests has a result."""
         if self.status != "failed":
             return self
-        why = "; ".join(
-            f"line {each.line}: {each.message}" if each.line else each.message for each in self.issues[:3]
+        reasons = "; ".join(
+            f"line {issue.line}: {issue.message}" if issue.line else issue.message
+            for issue in self.issues[:3]
         )
-        raise APIError(f"{self.id} has failed: {why or 'its input file is gone'}", body=self.model_dump())
+        raise APIError(f"{self.id} has failed: {reasons or 'its input file is gone'}", body=self.model_dump())
 
 
-class BatchResult(_Value):
+class BatchResult(ResponseModel):
     """What came of one request: its ``answer``, or the ``error`` in place of it.
 
     ``raw`` is the line of the server's file.
@@ -138,24 +135,24 @@ def batch_file(requests: BatchRequests, model: str | None) -> bytes:
         return requests
     if isinstance(requests, (str, os.PathLike)):
         return Path(requests).read_bytes()
-    named = ({**each, "body": {"model": model, **each.get("body", {})}} for each in requests)
-    return b"".join(json.dumps(each, ensure_ascii=False).encode() + b"\n" for each in named)
+    lines = ({**line, "body": {"model": model, **line.get("body", {})}} for line in requests)
+    return b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
 
 
 def read_results(data: bytes) -> Iterator[BatchResult]:
     """The lines of an output or error file, in their order."""
     for line in data.splitlines():
-        yield _result(json.loads(line))
+        yield _parse_result(json.loads(line))
 
 
-def _result(raw: dict[str, Any]) -> BatchResult:
-    custom_id, told = str(raw.get("custom_id", "")), raw.get("response")
-    if told is None:
+def _parse_result(raw: dict[str, Any]) -> BatchResult:
+    custom_id, answered = str(raw.get("custom_id", "")), raw.get("response")
+    if answered is None:
         return BatchResult(custom_id=custom_id, error=api_error({"error": raw.get("error")}), raw=raw)
     response = httpx2.Response(
-        told["status_code"],
-        headers={"x-request-id": str(told.get("request_id", ""))},
-        json=told["body"],
+        answered["status_code"],
+        headers={"x-request-id": str(answered.get("request_id", ""))},
+        json=answered["body"],
         request=httpx2.Request("POST", CHAT_PATH),
     )
     try:

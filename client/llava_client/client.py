@@ -1,7 +1,7 @@
-"""``Client``: the blocking shell.
+"""``Client``, which blocks.
 
-Building requests, reading responses, understanding streams and deciding about retries happen in modules
-without input or output; only the waiting is here and, awaited, in ``async_client``.
+Building requests, parsing responses and streams, and deciding about retries happen in modules that do no I/O.
+Only sending and waiting are here and, for asyncio, in ``async_client``.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
 
-from llava_client import endpoints as calls
+from llava_client import endpoints
 from llava_client.base_client import DEFAULT_MAX_RETRIES, DEFAULT_TIMEOUT, BaseClient
 from llava_client.batches import Batch, BatchRequests, BatchResult, batch_file, lacks_model, read_results
 from llava_client.chat_request import ChatOptions, chat_body
 from llava_client.connection import Connection
 from llava_client.conversation import Conversation
-from llava_client.endpoints import Call
+from llava_client.endpoints import ApiRequest
 from llava_client.errors import LlavaError, connection_errors, status_error
 from llava_client.images import Images
 from llava_client.parse_response import read_answer
-from llava_client.retries import RetryPolicy, Tries
+from llava_client.retries import RetryPolicy, RetryState
 from llava_client.stream import Stream
 from llava_client.types import Answer, Embeddings, Model
 
@@ -89,7 +89,7 @@ class Client(BaseClient[httpx2.Client]):
         """
         body = self._with_model(chat_body(question, image, messages, options))
         request = self._chat_request(body, options, is_stream=False)
-        return self._retrying(lambda: read_answer(self._http.send(request)))
+        return self._with_retries(lambda: read_answer(self._http.send(request)))
 
     def stream(
         self,
@@ -107,12 +107,12 @@ class Client(BaseClient[httpx2.Client]):
         """
         body = self._with_model(chat_body(question, image, messages, options))
         request = self._chat_request(body, options, is_stream=True)
-        source = _Source(self, options)
-        return self._retrying(lambda: Stream(self._send(request), on_close, source=source).begin())
+        opener = _StreamOpener(self, options)
+        return self._with_retries(lambda: Stream(self._send(request), on_close, opener=opener).begin())
 
     def models(self) -> list[Model]:
         """The models that the server has now. Raises APIConnectionError, APIError."""
-        return self._call(calls.models())
+        return self._execute(endpoints.models())
 
     def conversation(self, *, image: Images = None, **options: Unpack[ChatOptions]) -> Conversation:
         """A talk of several turns with the same options; ``image`` goes with the first question."""
@@ -125,8 +125,8 @@ class Client(BaseClient[httpx2.Client]):
 
         Raises TypeError (both, or neither), ImageError, APIConnectionError, APIError.
         """
-        body = calls.embedding_body(text, image, model)
-        return self._call(calls.embed(self._with_model(body)))
+        body = endpoints.embed_body(text, image, model)
+        return self._execute(endpoints.embed(self._with_model(body)))
 
     def tokenize(
         self,
@@ -139,24 +139,24 @@ class Client(BaseClient[httpx2.Client]):
 
         Raises TypeError (both, or neither), APIConnectionError, APIError.
         """
-        body = calls.tokens_body(text, messages, model)
-        return self._call(calls.tokenize(self._with_model(body)))
+        body = endpoints.tokenize_body(text, messages, model)
+        return self._execute(endpoints.tokenize(self._with_model(body)))
 
     def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
         """The text of token ids; special tokens have none. Raises APIConnectionError, APIError."""
-        body = calls.detokenize_body(tokens, model)
-        return self._call(calls.detokenize(self._with_model(body)))
+        body = endpoints.detokenize_body(tokens, model)
+        return self._execute(endpoints.detokenize(self._with_model(body)))
 
     def retrieve_answer(self, answer_id: str) -> Answer:
         """An answer asked for by this key, waited for if it is under way; until five minutes after its end.
 
         Not with ``n`` above 1. Raises APIConnectionError, APIError: NotFoundError if there is none.
         """
-        return self._call(calls.retrieve_answer(answer_id))
+        return self._execute(endpoints.retrieve_answer(answer_id))
 
     def delete_answer(self, answer_id: str) -> None:
         """Cancel an answer if it is under way, and forget it with all its choices. Raises as above."""
-        self._call(calls.delete_answer(answer_id))
+        self._execute(endpoints.delete_answer(answer_id))
 
     def submit_batch(self, requests: BatchRequests, *, metadata: Mapping[str, str] | None = None) -> Batch:
         """Have many chats answered when nobody else waits, within 24 hours; returns when they are stored.
@@ -167,30 +167,30 @@ class Client(BaseClient[httpx2.Client]):
         """
         requests = requests if isinstance(requests, (str, bytes, os.PathLike)) else list(requests)
         model = self._model() if lacks_model(requests) else None
-        file_id = self._call(calls.upload(batch_file(requests, model)))
-        return self._call(calls.create_batch(file_id, metadata)).checked()
+        file_id = self._execute(endpoints.upload(batch_file(requests, model)))
+        return self._execute(endpoints.create_batch(file_id, metadata)).checked()
 
     def retrieve_batch(self, batch_id: str) -> Batch:
         """How far a batch is. Raises APIConnectionError, APIError: NotFoundError if there is none."""
-        return self._call(calls.retrieve_batch(batch_id))
+        return self._execute(endpoints.retrieve_batch(batch_id))
 
     def cancel_batch(self, batch_id: str) -> Batch:
         """Stop a batch; what it has answered stays. Raises as above; ConflictError if it is over."""
-        return self._call(calls.cancel_batch(batch_id))
+        return self._execute(endpoints.cancel_batch(batch_id))
 
     def follow_batch(self, batch_id: str, *, poll_s: float = 1.0) -> Iterator[Batch]:
         """The batch now and after each change, until it is over; looks every ``poll_s`` seconds.
 
         To stop reading does not stop the batch. Raises as ``retrieve_batch``.
         """
-        seen: Batch | None = None
-        while seen is None or not seen.is_over:
-            if seen is not None:
+        last: Batch | None = None
+        while last is None or not last.is_over:
+            if last is not None:
                 time.sleep(poll_s)
-            found = self._call(calls.retrieve_batch(batch_id), self._resume_tries())
-            if found != seen:
-                yield found
-            seen = found
+            batch = self._execute(endpoints.retrieve_batch(batch_id), self._resume_retries())
+            if batch != last:
+                yield batch
+            last = batch
 
     def batch_results(self, batch_id: str, *, poll_s: float = 1.0) -> Iterator[BatchResult]:
         """Wait for the batch's end; then its answers in the order of the requests, then its errors.
@@ -199,44 +199,46 @@ class Client(BaseClient[httpx2.Client]):
         """
         *_, batch = self.follow_batch(batch_id, poll_s=poll_s)
         for file_id in filter(None, (batch.checked().output_file_id, batch.error_file_id)):
-            yield from read_results(self._call(calls.download(file_id)))
+            yield from read_results(self._execute(endpoints.download(file_id)))
 
     def _with_model(self, body: dict[str, Any]) -> dict[str, Any]:
         return body if "model" in body else {**body, "model": self._model()}
 
     def _model(self) -> str:
         if self._default_model is None:
-            self._default_model = self._call(calls.default_model())
+            self._default_model = self._execute(endpoints.default_model())
         return self._default_model
 
-    def _call(self, call: Call[T], tries: Tries | None = None) -> T:
-        tries = tries or self._call_tries(call)
-        return self._retrying(lambda: call.read(self._http.send(self._request(call))), tries)
+    def _execute(self, api_request: ApiRequest[T], retries: RetryState | None = None) -> T:
+        retries = retries or self._retries_for(api_request)
+        return self._with_retries(
+            lambda: api_request.parse(self._http.send(self._request(api_request))), retries
+        )
 
     def _send(self, request: httpx2.Request) -> httpx2.Response:
-        """The beginning of a good answer; its body is still to be read."""
+        """Send a request and return its response with the body unread. Raises APIStatusError."""
         response = self._http.send(request, stream=True)
         if not response.is_success:
             response.read()
             raise status_error(response)
         return response
 
-    def _retrying(self, attempt: Callable[[], T], tries: Tries | None = None) -> T:
-        tries = tries or self._tries()
+    def _with_retries(self, attempt: Callable[[], T], retries: RetryState | None = None) -> T:
+        retries = retries or self._new_retries()
         while True:
             try:
                 with connection_errors(self.base_url):
                     return attempt()
             except LlavaError as failure:
-                wait_s = tries.wait_after(failure)
-                if wait_s is None:
-                    self._forget_model_after(failure)
+                delay_s = retries.next_delay_s(failure)
+                if delay_s is None:
+                    self._reset_model_after(failure)
                     raise
-            time.sleep(wait_s)
+            time.sleep(delay_s)
 
 
-class _Source:
-    """Where the streams of one call come from."""
+class _StreamOpener:
+    """Reopen and cancel the stream of one request."""
 
     def __init__(self, client: Client, options: ChatOptions) -> None:
         self._client = client
@@ -245,7 +247,7 @@ class _Source:
     def reopen(self, last_event_id: str) -> httpx2.Response:
         client = self._client
         request = client._resume_request(last_event_id, self._options)
-        return client._retrying(lambda: client._send(request), client._resume_tries())
+        return client._with_retries(lambda: client._send(request), client._resume_retries())
 
     def cancel(self, completion_id: str) -> None:
         with connection_errors(self._client.base_url):

@@ -25,7 +25,7 @@ class Connection:
     def resolve(cls, base_url: str | None = None, api_key: str | None = None) -> Connection:
         """Fill what is None from ``LLAVA_BASE_URL`` and ``LLAVA_API_KEY``. Raises ConfigurationError."""
         url = base_url or os.environ.get("LLAVA_BASE_URL") or DEFAULT_BASE_URL
-        return cls(_checked(url), api_key or os.environ.get("LLAVA_API_KEY") or None)
+        return cls(_validate_url(url), api_key or os.environ.get("LLAVA_API_KEY") or None)
 
     def url(self, path: str) -> str:
         """The full address of ``path``, which begins with a slash."""
@@ -52,13 +52,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _checked(url: str) -> str:
+def _validate_url(url: str) -> str:
     try:
         parts = urlsplit(url)
-        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is none
-        is_good = False
-    if not is_good:
+        is_valid = False
+    if not is_valid:
         raise ConfigurationError(
             f"base URL {url!r} is not an http:// or https:// address: use one like {DEFAULT_BASE_URL}"
         )

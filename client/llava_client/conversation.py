@@ -1,32 +1,63 @@
-"""A talk of several turns: remembers what was said, so that the next question can refer to it."""
+"""A conversation of several turns, which sends the earlier turns with each question."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llava_client.answer_formats import format_question
 from llava_client.chat_request import ChatOptions, user_message
 from llava_client.images import Images
+from llava_client.stream import AsyncStream, Stream
 from llava_client.types import Answer
 
 if TYPE_CHECKING:
-    from llava_client.async_client import AsyncClient
-    from llava_client.client import Client
-    from llava_client.stream import AsyncStream, Stream
+    from typing_extensions import Unpack
 
 __all__ = ["AsyncConversation", "Conversation"]
 
 
-class _History:
-    """The turns so far. A question enters only together with its answer, so a failed one leaves no trace;
-    of an answer that was stopped, the part that was seen is remembered."""
+class ChatClient(Protocol):
+    """What a conversation needs of ``Client``."""
+
+    def chat(self, *, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]) -> Answer: ...
+
+    def stream(
+        self,
+        *,
+        messages: Sequence[Mapping[str, Any]],
+        on_close: Callable[[str], None],
+        **options: Unpack[ChatOptions],
+    ) -> Stream: ...
+
+
+class AsyncChatClient(Protocol):
+    """What a conversation needs of ``AsyncClient``."""
+
+    async def chat(
+        self, *, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
+    ) -> Answer: ...
+
+    async def stream(
+        self,
+        *,
+        messages: Sequence[Mapping[str, Any]],
+        on_close: Callable[[str], None],
+        **options: Unpack[ChatOptions],
+    ) -> AsyncStream: ...
+
+
+class _ConversationHistory:
+    """The turns so far. A question is added only together with its answer, so a failed turn is not recorded.
+
+    Of an answer that was stopped, the part that was received is recorded.
+    """
 
     def __init__(self, image: Images, options: ChatOptions) -> None:
         self.messages: list[dict[str, Any]] = []
         self._image = image
         self._format = options.get("format")
-        self._options: ChatOptions = {**options, "format": None}  # it is part of each question here
+        self._options: ChatOptions = {**options, "format": None}  # _next_turn applies it
 
     def reset(self) -> None:
         """Forget all turns, and a picture that was waiting for its question."""
@@ -37,56 +68,58 @@ class _History:
         """Put ``image`` beside the next question."""
         self._image = image
 
-    def _next(self, question: str, image: Images) -> tuple[list[dict[str, Any]], Callable[[str], None]]:
-        """The messages to send, and what to call with the answer's text."""
-        asked = format_question(question, self._format) or question
-        turn = user_message(asked, self._image if image is None else image)
+    def _next_turn(self, question: str, image: Images) -> tuple[list[dict[str, Any]], Callable[[str], None]]:
+        """Return the messages to send and a function that records the turn with the answer's text."""
+        text = format_question(question, self._format) or question
+        turn = user_message(text, self._image if image is None else image)
 
-        def remember(text: str) -> None:
-            if text:
+        def record(answer: str) -> None:
+            if answer:
                 self._image = None
-                self.messages += [turn, {"role": "assistant", "content": text}]
+                self.messages += [turn, {"role": "assistant", "content": answer}]
 
-        return [*self.messages, turn], remember
+        return [*self.messages, turn], record
 
 
-class Conversation(_History):
+class Conversation(_ConversationHistory):
     """Made by ``Client.conversation``; ``messages`` holds the turns, OpenAI-style."""
 
-    def __init__(self, client: Client, *, image: Images = None, options: ChatOptions | None = None) -> None:
+    def __init__(
+        self, client: ChatClient, *, image: Images = None, options: ChatOptions | None = None
+    ) -> None:
         super().__init__(image, options or {})
         self._client = client
 
     def ask(self, question: str, image: Images = None) -> Answer:
         """The next turn, answered whole. Raises as ``Client.chat`` does; then nothing is remembered."""
-        messages, remember = self._next(question, image)
+        messages, record = self._next_turn(question, image)
         answer = self._client.chat(messages=messages, **self._options)
-        remember(answer.text)
+        record(answer.text)
         return answer
 
     def stream(self, question: str, image: Images = None) -> Stream:
         """The next turn, piece by piece. It is remembered when the stream closes."""
-        messages, remember = self._next(question, image)
-        return self._client.stream(messages=messages, on_close=remember, **self._options)
+        messages, record = self._next_turn(question, image)
+        return self._client.stream(messages=messages, on_close=record, **self._options)
 
 
-class AsyncConversation(_History):
+class AsyncConversation(_ConversationHistory):
     """Made by ``AsyncClient.conversation``; the same as ``Conversation``, awaited."""
 
     def __init__(
-        self, client: AsyncClient, *, image: Images = None, options: ChatOptions | None = None
+        self, client: AsyncChatClient, *, image: Images = None, options: ChatOptions | None = None
     ) -> None:
         super().__init__(image, options or {})
         self._client = client
 
     async def ask(self, question: str, image: Images = None) -> Answer:
         """The next turn, answered whole. Raises as ``Client.chat`` does; then nothing is remembered."""
-        messages, remember = self._next(question, image)
+        messages, record = self._next_turn(question, image)
         answer = await self._client.chat(messages=messages, **self._options)
-        remember(answer.text)
+        record(answer.text)
         return answer
 
     async def stream(self, question: str, image: Images = None) -> AsyncStream:
         """The next turn, piece by piece. It is remembered when the stream closes."""
-        messages, remember = self._next(question, image)
-        return await self._client.stream(messages=messages, on_close=remember, **self._options)
+        messages, record = self._next_turn(question, image)
+        return await self._client.stream(messages=messages, on_close=record, **self._options)

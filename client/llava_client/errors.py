@@ -20,13 +20,13 @@ LlavaError
 
 from __future__ import annotations
 
+import email.utils
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import httpx2
-
-from llava_client.retry_after import stated_delay_s
 
 __all__ = [
     "APIConnectionError",
@@ -47,6 +47,7 @@ __all__ = [
     "StreamInterrupted",
     "api_error",
     "connection_errors",
+    "parse_retry_after",
     "status_error",
 ]
 
@@ -162,8 +163,6 @@ _CLASSES: dict[int, type[APIStatusError]] = {
     429: RateLimitError,
     503: ServiceUnavailableError,
 }
-
-
 _SHOULD_RETRY = {"true": True, "false": False}
 
 
@@ -176,7 +175,7 @@ def status_error(response: httpx2.Response) -> APIStatusError:
         status_code=response.status_code,
         body=body,
         request_id=response.headers.get("x-request-id"),
-        retry_after_s=stated_delay_s(response.headers),
+        retry_after_s=parse_retry_after(response.headers),
         should_retry=_SHOULD_RETRY.get(response.headers.get("x-should-retry", "")),
     )
 
@@ -184,6 +183,15 @@ def status_error(response: httpx2.Response) -> APIStatusError:
 def api_error(body: object, *, request_id: str | None = None) -> APIError:
     """The error that an ``{"error": ...}`` object inside a stream stands for."""
     return APIError(_message(body, fallback="the server reported an error"), body=body, request_id=request_id)
+
+
+def parse_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the delay, in seconds, of ``retry-after-ms`` or ``Retry-After``; None if neither is valid."""
+    if (ms := _non_negative(headers.get("retry-after-ms"))) is not None:
+        return ms / 1000
+    value = headers.get("retry-after")
+    seconds = _non_negative(value)
+    return seconds if seconds is not None else _seconds_until(value)
 
 
 @contextmanager
@@ -217,6 +225,23 @@ def _message(body: object, *, fallback: str) -> str:
         return message
     excerpt = " ".join(body.split())[:_BODY_EXCERPT] if isinstance(body, str) else ""
     return f"{fallback}: {excerpt}" if excerpt else fallback
+
+
+def _non_negative(value: str | None) -> float | None:
+    try:
+        number = float(value) if value is not None else -1.0
+    except ValueError:
+        return None
+    return number if number >= 0 else None
+
+
+def _seconds_until(date: str | None) -> float | None:
+    """Return the seconds until an HTTP date (RFC 9110 allows one in ``Retry-After``)."""
+    try:
+        when = email.utils.parsedate_to_datetime(date) if date else None
+    except ValueError:
+        return None
+    return max(0.0, when.timestamp() - time.time()) if when else None
 
 
 def _text(value: object) -> str | None:

@@ -1,4 +1,4 @@
-"""Complete HTTP responses as values or errors. Pure: whoever owns the connection has read the body."""
+"""Parse complete HTTP responses into values, or raise APIError. The body has been read before."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pydantic import BaseModel, ValidationError
 from llava_client.errors import APIError, status_error
 from llava_client.types import Answer, ChatCompletion, EmbeddingList, Embeddings, Model, ModelList
 
-__all__ = ["parsed", "read_answer", "read_default_model", "read_embeddings", "read_models", "succeeded"]
+__all__ = ["parse", "raise_for_status", "read_answer", "read_default_model", "read_embeddings", "read_models"]
 
 T = TypeVar("T", bound=BaseModel)
 
 
 def read_answer(response: httpx2.Response) -> Answer:
     """The answer of a chat completion. Raises APIError."""
-    completion = parsed(response, ChatCompletion)
+    completion = parse(response, ChatCompletion)
     choices = [choice.choice() for choice in sorted(completion.choices, key=lambda choice: choice.index)]
     return Answer(
         text=choices[0].text,
@@ -32,7 +32,7 @@ def read_answer(response: httpx2.Response) -> Answer:
 
 def read_models(response: httpx2.Response) -> list[Model]:
     """The models of a listing, in the server's order. Raises APIError."""
-    return parsed(response, ModelList).models()
+    return parse(response, ModelList).models()
 
 
 def read_default_model(response: httpx2.Response) -> str:
@@ -45,28 +45,29 @@ def read_default_model(response: httpx2.Response) -> str:
 
 def read_embeddings(response: httpx2.Response) -> Embeddings:
     """The vectors in the order of what was sent. Raises APIError."""
-    told = parsed(response, EmbeddingList)
+    embeddings = parse(response, EmbeddingList)
+    ordered = sorted(embeddings.data, key=lambda embedding: embedding.index)
     return Embeddings(
-        vectors=tuple(each.vector() for each in sorted(told.data, key=lambda each: each.index)),
-        usage=told.usage,
-        model=told.model,
+        vectors=tuple(embedding.vector() for embedding in ordered),
+        usage=embeddings.usage,
+        model=embeddings.model,
         request_id=response.headers.get("x-request-id"),
     )
 
 
-def succeeded(response: httpx2.Response) -> httpx2.Response:
-    """Itself. Raises APIStatusError."""
+def raise_for_status(response: httpx2.Response) -> httpx2.Response:
+    """Return the response itself. Raises APIStatusError."""
     if not response.is_success:
         raise status_error(response)
     return response
 
 
-def parsed(response: httpx2.Response, shape: type[T]) -> T:
-    """Its body in that shape. Raises APIError."""
+def parse(response: httpx2.Response, model: type[T]) -> T:
+    """Parse the response's JSON body. Raises APIError."""
     try:
-        return shape.model_validate_json(succeeded(response).content)
+        return model.model_validate_json(raise_for_status(response).content)
     except ValidationError as exc:
         raise APIError(
-            f"{response.url} answered with something that is no {shape.__name__}: is the base URL right?",
+            f"{response.url} answered with something that is no {model.__name__}: is the base URL right?",
             body=response.text,
         ) from exc

@@ -1,7 +1,7 @@
-"""When a failed request is tried again, and after how long: data and arithmetic, no input or output.
+"""When a failed request is retried, and after which delay. Does no I/O and does not wait.
 
-What the server states wins (``x-should-retry``, ``retry-after-ms``, ``Retry-After``); otherwise the wait
-doubles from try to try, with jitter, so that clients who failed together do not come back together.
+What the server states takes precedence (``x-should-retry``, ``retry-after-ms``, ``Retry-After``). Otherwise
+the delay doubles with each retry, with jitter, so that clients that failed together do not retry together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llava_client.errors import APIConnectionError, APIStatusError, APITimeoutError, LlavaError
 
-__all__ = ["RetryPolicy", "Tries"]
+__all__ = ["RetryPolicy", "RetryState"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,25 +40,25 @@ class RetryPolicy:
         return delay_s * (1 - self.jitter * random.random())
 
 
-class Tries:
-    """The tries of one call. Only failures that may pass are tried again, and never after the first event."""
+class RetryState:
+    """The retries of one request. Only failures that may be temporary are retried."""
 
     def __init__(self, policy: RetryPolicy, max_retries: int) -> None:
         self._policy = policy
         self._max_retries = max_retries
         self._num_failures = 0
 
-    def wait_after(self, failure: LlavaError) -> float | None:
-        """Seconds to wait before the next try; None: ``failure`` is final."""
+    def next_delay_s(self, failure: LlavaError) -> float | None:
+        """Return the seconds to wait before the next retry, or None if ``failure`` is final."""
         self._num_failures += 1
         if self._num_failures > self._max_retries:
             return None
         if isinstance(failure, APIStatusError):
-            is_worth_it = self._policy.is_retryable(failure.status_code)
-            if not (is_worth_it if failure.should_retry is None else failure.should_retry):
+            is_retryable = self._policy.is_retryable(failure.status_code)
+            if not (is_retryable if failure.should_retry is None else failure.should_retry):
                 return None
             return self._policy.delay_s(self._num_failures, failure.retry_after_s)
-        # One silence of the whole timeout is enough: asking again would only double it.
+        # Not after a timeout: a retry would only double the time that the caller waits.
         if isinstance(failure, APIConnectionError) and not isinstance(failure, APITimeoutError):
             return self._policy.delay_s(self._num_failures)
         return None

@@ -1,8 +1,8 @@
-"""A streamed answer: an iterator of text deltas that is also a context manager.
+"""A streamed response: an iterator of text deltas that is also a context manager.
 
-``Stream`` and ``AsyncStream`` move bytes from a response into a ``Transcript``, which understands them, and
-close the response whatever happens. When a connection breaks in mid-stream, the client that made the stream
-opens another one where it stopped; the reader notices nothing.
+``Stream`` and ``AsyncStream`` feed the bytes of an HTTP response into a ``StreamState``, which parses them,
+and always close the response. When the connection breaks in mid-stream, the ``StreamOpener`` opens
+another one after the last event received, so that iteration continues without a gap.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import httpx2
 
 from llava_client.errors import APIError, LlavaError
-from llava_client.stream_state import Transcript
+from llava_client.stream_state import StreamState
 from llava_client.types import Answer, Usage
 
 if TYPE_CHECKING:
@@ -24,86 +24,86 @@ if TYPE_CHECKING:
 __all__ = ["AsyncStream", "Stream"]
 
 
-class Source(Protocol):
-    """Where a stream comes from: opens it again after an event, and cancels an answer. Raises LlavaError."""
+class StreamOpener(Protocol):
+    """Reopen a broken stream after its last event, or cancel a completion. Both raise LlavaError."""
 
     def reopen(self, last_event_id: str) -> httpx2.Response: ...
     def cancel(self, completion_id: str) -> None: ...
 
 
-class AsyncSource(Protocol):
-    """The same, awaited."""
+class AsyncStreamOpener(Protocol):
+    """``StreamOpener`` for asyncio."""
 
     async def reopen(self, last_event_id: str) -> httpx2.Response: ...
     async def cancel(self, completion_id: str) -> None: ...
 
 
-class _Received:
-    """What both kinds of stream show of their transcript."""
+class BaseStream:
+    """The properties and checks that both kinds of stream have in common."""
 
     def __init__(self, response: httpx2.Response, on_close: Callable[[str], None] | None = None) -> None:
         self._response = response
         self._on_close = on_close
-        self._transcript = Transcript(response.headers.get("x-request-id"))
+        self._state = StreamState(response.headers.get("x-request-id"))
 
     @property
     def text(self) -> str:
         """All deltas so far, joined."""
-        return self._transcript.text
+        return self._state.text
 
     @property
     def finish_reason(self) -> str | None:
         """Why the answer ended, "stop" or "length"; None until then."""
-        return self._transcript.finish_reason
+        return self._state.finish_reason
 
     @property
     def usage(self) -> Usage | None:
         """Token counts; None until the end."""
-        return self._transcript.usage
+        return self._state.usage
 
     @property
     def id(self) -> str:
         """The completion's id; empty before the first event."""
-        return self._transcript.id
+        return self._state.id
 
     @property
     def model(self) -> str:
         """The model that answers."""
-        return self._transcript.model
+        return self._state.model
 
     @property
     def request_id(self) -> str | None:
         """The HTTP request's id in the server's logs."""
-        return self._transcript.request_id
+        return self._state.request_id
 
-    def _check_kind(self) -> None:
-        kind = self._response.headers.get("content-type", "nothing")
-        if not kind.startswith("text/event-stream"):
+    def _check_content_type(self) -> None:
+        found = self._response.headers.get("content-type", "nothing")
+        if not found.startswith("text/event-stream"):
             raise APIError(
-                f"{self._response.url} answered with {kind}, not an event stream: is the base URL right?"
+                f"{self._response.url} answered with {found}, not an event stream: is the base URL right?"
             )
 
-    def _report_close(self) -> None:
+    def _run_on_close(self) -> None:
         on_close, self._on_close = self._on_close, None
         if on_close is not None:
-            on_close(self._transcript.text)
+            on_close(self._state.text)
 
-    def _give_up(self) -> str | None:
-        """Of an answer that would be kept for a reader who does not come back: its id, once."""
-        unwanted = self._transcript.id if self._transcript.can_resume else None
-        if unwanted:
-            self._transcript.end()
-        return unwanted
+    def _end_unfinished(self) -> str | None:
+        """End the stream. Return the completion's ID if the server would keep generating; None otherwise."""
+        completion_id = self._state.id if self._state.can_resume else None
+        if completion_id:
+            self._state.end()
+        return completion_id
 
-    def _has_begun(self) -> bool:
-        return self._transcript.num_events > 0 or self._transcript.is_over
+    def _has_started(self) -> bool:
+        return self._state.num_events > 0 or self._state.is_over
 
     def _raise_failure(self) -> None:
-        if self._transcript.failure is not None:
-            raise self._transcript.failure
+        if self._state.failure is not None:
+            raise self._state.failure
 
 
-class Stream(_Received):
+class Stream(BaseStream):
     """Yields the answer's text in pieces as they come.
 
     Closing early (``close()``, or leaving the ``with`` block) cancels the answer on the server. A failure is
@@ -111,20 +111,24 @@ class Stream(_Received):
     """
 
     def __init__(
-        self, response: httpx2.Response, on_close: Callable[[str], None] | None = None, *, source: Source
+        self,
+        response: httpx2.Response,
+        on_close: Callable[[str], None] | None = None,
+        *,
+        opener: StreamOpener,
     ) -> None:
         super().__init__(response, on_close)
-        self._source = source
+        self._opener = opener
         self._chunks = response.iter_bytes()
         self._iterator = self._deltas()
 
     def begin(self) -> Self:
-        """Wait for the first event; until then a failure may be tried again by whoever asked."""
+        """Wait for the first event. The client retries failures that occur before it."""
         try:
-            self._check_kind()
-            while not self._has_begun():
+            self._check_content_type()
+            while not self._has_started():
                 self._read()
-            if not self._transcript.text:
+            if not self._state.text:
                 self._raise_failure()
         except BaseException:
             self._response.close()
@@ -146,25 +150,25 @@ class Stream(_Received):
         self.close()
 
     def answer(self) -> Answer:
-        """Read to the end and give the whole answer. Raises what iterating would raise."""
+        """Read to the end and return the whole answer. Raises what iterating would raise."""
         for _ in self:
             pass
-        return self._transcript.answer()
+        return self._state.answer()
 
     def close(self) -> None:
-        """Hang up; harmless when the stream is over."""
+        """Close the connection. Does nothing when the stream is over."""
         self._response.close()
-        if unwanted := self._give_up():
-            with suppress(LlavaError):  # it ends by itself a little later
-                self._source.cancel(unwanted)
-        self._report_close()
+        if completion_id := self._end_unfinished():
+            with suppress(LlavaError):  # the server cancels it by itself a little later
+                self._opener.cancel(completion_id)
+        self._run_on_close()
 
     def _deltas(self) -> Iterator[str]:
         try:
-            yield from self._transcript.take_deltas()
-            while not self._transcript.is_over:
+            yield from self._state.take_deltas()
+            while not self._state.is_over:
                 self._read()
-                yield from self._transcript.take_deltas()
+                yield from self._state.take_deltas()
             self._raise_failure()
         finally:
             self.close()
@@ -173,46 +177,50 @@ class Stream(_Received):
         try:
             chunk = next(self._chunks, None)
         except (httpx2.RequestError, httpx2.StreamError) as exc:
-            self._go_on(exc)
+            self._reconnect(exc)
             return
         if chunk is None:
-            self._go_on(None)
+            self._reconnect(None)
         else:
-            self._transcript.feed(chunk)
+            self._state.feed(chunk)
 
-    def _go_on(self, cause: Exception | None) -> None:
-        """The bytes have ended: on another connection if that can be, else the stream is over."""
+    def _reconnect(self, cause: Exception | None) -> None:
+        """Continue on another connection if the stream can be resumed; otherwise end it."""
         self._response.close()
-        if not self._transcript.can_resume:
-            self._transcript.end(cause)
+        if not self._state.can_resume:
+            self._state.end(cause)
             return
         try:
-            self._response = self._source.reopen(self._transcript.last_event_id)
+            self._response = self._opener.reopen(self._state.last_event_id)
         except LlavaError as failure:
-            self._transcript.end(cause or failure)
+            self._state.end(cause or failure)
             return
-        self._transcript.resume()
+        self._state.resume()
         self._chunks = self._response.iter_bytes()
 
 
-class AsyncStream(_Received):
+class AsyncStream(BaseStream):
     """The same as ``Stream``, with ``async for`` and ``async with``. Get one from ``AsyncClient.stream``."""
 
     def __init__(
-        self, response: httpx2.Response, on_close: Callable[[str], None] | None = None, *, source: AsyncSource
+        self,
+        response: httpx2.Response,
+        on_close: Callable[[str], None] | None = None,
+        *,
+        opener: AsyncStreamOpener,
     ) -> None:
         super().__init__(response, on_close)
-        self._source = source
+        self._opener = opener
         self._chunks = response.aiter_bytes()
         self._iterator = self._deltas()
 
     async def begin(self) -> Self:
-        """Wait for the first event; until then a failure may be tried again by whoever asked."""
+        """Wait for the first event. The client retries failures that occur before it."""
         try:
-            self._check_kind()
-            while not self._has_begun():
+            self._check_content_type()
+            while not self._has_started():
                 await self._read()
-            if not self._transcript.text:
+            if not self._state.text:
                 self._raise_failure()
         except BaseException:
             await self._response.aclose()
@@ -234,26 +242,26 @@ class AsyncStream(_Received):
         await self.aclose()
 
     async def answer(self) -> Answer:
-        """Read to the end and give the whole answer. Raises what iterating would raise."""
+        """Read to the end and return the whole answer. Raises what iterating would raise."""
         async for _ in self:
             pass
-        return self._transcript.answer()
+        return self._state.answer()
 
     async def aclose(self) -> None:
-        """Hang up; harmless when the stream is over."""
+        """Close the connection. Does nothing when the stream is over."""
         await self._response.aclose()
-        if unwanted := self._give_up():
-            with suppress(LlavaError):  # it ends by itself a little later
-                await self._source.cancel(unwanted)
-        self._report_close()
+        if completion_id := self._end_unfinished():
+            with suppress(LlavaError):  # the server cancels it by itself a little later
+                await self._opener.cancel(completion_id)
+        self._run_on_close()
 
     async def _deltas(self) -> AsyncIterator[str]:
         try:
-            for delta in self._transcript.take_deltas():
+            for delta in self._state.take_deltas():
                 yield delta
-            while not self._transcript.is_over:
+            while not self._state.is_over:
                 await self._read()
-                for delta in self._transcript.take_deltas():
+                for delta in self._state.take_deltas():
                     yield delta
             self._raise_failure()
         finally:
@@ -263,23 +271,23 @@ class AsyncStream(_Received):
         try:
             chunk = await anext(self._chunks, None)
         except (httpx2.RequestError, httpx2.StreamError) as exc:
-            await self._go_on(exc)
+            await self._reconnect(exc)
             return
         if chunk is None:
-            await self._go_on(None)
+            await self._reconnect(None)
         else:
-            self._transcript.feed(chunk)
+            self._state.feed(chunk)
 
-    async def _go_on(self, cause: Exception | None) -> None:
-        """The bytes have ended: on another connection if that can be, else the stream is over."""
+    async def _reconnect(self, cause: Exception | None) -> None:
+        """Continue on another connection if the stream can be resumed; otherwise end it."""
         await self._response.aclose()
-        if not self._transcript.can_resume:
-            self._transcript.end(cause)
+        if not self._state.can_resume:
+            self._state.end(cause)
             return
         try:
-            self._response = await self._source.reopen(self._transcript.last_event_id)
+            self._response = await self._opener.reopen(self._state.last_event_id)
         except LlavaError as failure:
-            self._transcript.end(cause or failure)
+            self._state.end(cause or failure)
             return
-        self._transcript.resume()
+        self._state.resume()
         self._chunks = self._response.aiter_bytes()

@@ -1,7 +1,7 @@
-"""What a stream's events add up to. Pure: whoever owns the response feeds its bytes.
+"""The state of a streamed response: what its events add up to. Does no I/O: the stream feeds it bytes.
 
-A stream that broke is taken up again after ``last_event_id``; text that came after that id comes once more
-and is dropped here.
+A broken stream is resumed after ``last_event_id``. The server then sends the text after that event again;
+the part that had been received before is dropped here.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from llava_client.errors import APIError, LlavaError, StreamInterrupted, api_err
 from llava_client.sse import ServerSentEvent, SSEDecoder
 from llava_client.types import Answer, ChatChunk, Choice, TokenLogprob, ToolCall, Usage
 
-__all__ = ["Transcript"]
+__all__ = ["StreamState"]
 
 _DONE = "[DONE]"
 
 
 @dataclass
-class _Gathered:
-    """One choice so far."""
+class _ChoiceState:
+    """What has been received of one choice."""
 
     text: str = ""
     finish_reason: str | None = None
@@ -34,10 +34,10 @@ class _Gathered:
         return Choice(text=self.text, finish_reason=self.finish_reason, logprobs=logprobs, tool_calls=calls)
 
 
-class Transcript:
+class StreamState:
     """What has been received so far. It is over after ``[DONE]``, an error event, or the end of the bytes.
 
-    Text, deltas and finish reason are the first choice's; ``answer`` has them all.
+    Text, deltas and finish reason are those of the first choice; ``answer`` has all choices.
     """
 
     def __init__(self, request_id: str | None = None) -> None:
@@ -51,11 +51,12 @@ class Transcript:
         self.failure: LlavaError | None = None
         self._decoder = SSEDecoder()
         self._deltas: list[str] = []
-        self._first = _Gathered()
+        self._first = _ChoiceState()
         self._choices = {0: self._first}  # by index
-        self._since_id = _Gathered()  # of the first choice, after the last id
-        self._again = _Gathered()  # what of a stream taken up again has been here before
-        self._calls_at_id: dict[int, ToolCall] = {}  # the first choice's, as they were at the last id
+        # Of the first choice:
+        self._after_last_id = _ChoiceState()  # received since the last event ID
+        self._replayed = _ChoiceState()  # received before the reconnect and about to be sent again
+        self._tool_calls_at_last_id: dict[int, ToolCall] = {}
 
     @property
     def text(self) -> str:
@@ -69,29 +70,33 @@ class Transcript:
         """Take in the next bytes of the body; what follows the last event is ignored."""
         for event in self._decoder.feed(chunk):
             if not self.is_over:
-                self._take(event)
+                self._handle_event(event)
 
     def end(self, cause: Exception | None = None) -> None:
-        """The bytes have ended, or failed with ``cause``; before ``[DONE]`` that is an interruption."""
+        """End the stream because the connection was closed or failed with ``cause``.
+
+        Before ``[DONE]`` that is a failure, StreamInterrupted.
+        """
         if not self.is_over:
             reason = (str(cause) or type(cause).__name__) if cause else "the connection was closed"
             failure = StreamInterrupted(
                 f"the answer broke off after {len(self.text)} characters: {reason}", text=self.text
             )
             failure.__cause__ = cause
-            self._end(failure)
+            self._finish(failure)
 
     @property
     def can_resume(self) -> bool:
-        """Whether the server said where the stream stands, in this server's own form."""
+        """Whether the stream is not over and has event IDs of llava-serve's form, ``completion:offset``."""
         return not self.is_over and bool(self.id) and self.last_event_id.rpartition(":")[0] == self.id
 
     def resume(self) -> None:
-        """What is fed from now on follows ``last_event_id``."""
+        """Expect the bytes of a new connection, which begin after ``last_event_id``."""
         self._decoder = SSEDecoder()
-        since = self._since_id  # it stays: the next connection may break before any of this has come again
-        self._again = _Gathered(text=since.text, logprobs=list(since.logprobs or []))
-        self._first.tool_calls = dict(self._calls_at_id)
+        # `_after_last_id` is not cleared: the new connection may break before all of it has been sent again.
+        after = self._after_last_id
+        self._replayed = _ChoiceState(text=after.text, logprobs=list(after.logprobs or []))
+        self._first.tool_calls = dict(self._tool_calls_at_last_id)
 
     def take_deltas(self) -> list[str]:
         """The deltas since the last call."""
@@ -110,61 +115,61 @@ class Transcript:
             request_id=self.request_id,
         )
 
-    def _take(self, event: ServerSentEvent) -> None:
+    def _handle_event(self, event: ServerSentEvent) -> None:
         self.num_events += 1
         if event.data == _DONE:
-            self._end(None)
+            self._finish(None)
             return
         try:
             chunk = ChatChunk.model_validate_json(event.data)
         except ValidationError as exc:
             failure = APIError("the stream holds an event that is no chat chunk", body=event.data)
             failure.__cause__ = exc
-            self._end(failure)
+            self._finish(failure)
             return
         if chunk.error is not None:
-            self._end(api_error({"error": chunk.error}, request_id=self.request_id))
+            self._finish(api_error({"error": chunk.error}, request_id=self.request_id))
         else:
             self._add(chunk)
         if event.id and event.id != self.last_event_id:
             self.last_event_id = event.id
-            self._since_id = _Gathered()
-            self._calls_at_id = dict(self._first.tool_calls)
+            self._after_last_id = _ChoiceState()
+            self._tool_calls_at_last_id = dict(self._first.tool_calls)
 
     def _add(self, chunk: ChatChunk) -> None:
         self.id = chunk.id or self.id
         self.model = chunk.model or self.model
         self.usage = chunk.usage or self.usage
         for choice in chunk.choices:
-            gathered = self._choices.setdefault(choice.index, _Gathered())
-            gathered.finish_reason = choice.finish_reason or gathered.finish_reason
+            state = self._choices.setdefault(choice.index, _ChoiceState())
+            state.finish_reason = choice.finish_reason or state.finish_reason
             logprobs = choice.logprobs.content if choice.logprobs else None
             delta = choice.delta.content or ""
-            if gathered is self._first:
-                delta, logprobs = self._fresh(delta, logprobs)
+            if state is self._first:
+                delta, logprobs = self._drop_replayed(delta, logprobs)
                 self._deltas += [delta] if delta else []
             if logprobs is not None:
-                gathered.logprobs = [*(gathered.logprobs or []), *logprobs]
-            gathered.text += delta
+                state.logprobs = [*(state.logprobs or []), *logprobs]
+            state.text += delta
             for call in choice.delta.tool_calls or ():
-                known = gathered.tool_calls.get(call.index, ToolCall())
-                gathered.tool_calls[call.index] = call.added_to(known)
+                before = state.tool_calls.get(call.index, ToolCall())
+                state.tool_calls[call.index] = call.appended_to(before)
 
-    def _fresh(
+    def _drop_replayed(
         self, delta: str, logprobs: list[TokenLogprob] | None
     ) -> tuple[str, list[TokenLogprob] | None]:
-        """What of a chunk has not come before the stream broke; noted as what comes after the last id."""
-        num_chars = min(len(self._again.text), len(delta))
-        self._again.text = self._again.text[num_chars:]
-        self._since_id.text += delta[num_chars:]
+        """Return the part of a chunk that had not been received before the reconnect."""
+        num_chars = min(len(self._replayed.text), len(delta))
+        self._replayed.text = self._replayed.text[num_chars:]
+        self._after_last_id.text += delta[num_chars:]
         if logprobs is None:
             return delta[num_chars:], None
-        again = self._again.logprobs or []
-        num_tokens = min(len(again), len(logprobs))
-        self._again.logprobs = again[num_tokens:]
-        self._since_id.logprobs = [*(self._since_id.logprobs or []), *logprobs[num_tokens:]]
+        replayed = self._replayed.logprobs or []
+        num_tokens = min(len(replayed), len(logprobs))
+        self._replayed.logprobs = replayed[num_tokens:]
+        self._after_last_id.logprobs = [*(self._after_last_id.logprobs or []), *logprobs[num_tokens:]]
         return delta[num_chars:], logprobs[num_tokens:]
 
-    def _end(self, failure: LlavaError | None) -> None:
+    def _finish(self, failure: LlavaError | None) -> None:
         self.is_over = True
         self.failure = failure

@@ -20,6 +20,7 @@ __all__ = [
     "FileStored",
     "Model",
     "ModelList",
+    "ResponseModel",
     "Text",
     "TokenLogprob",
     "TokenScore",
@@ -29,15 +30,17 @@ __all__ = [
 ]
 
 
-class _Value(BaseModel):
+class ResponseModel(BaseModel):
+    """Base class of values in responses: frozen, unknown fields ignored."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class _PromptDetails(_Value):
+class _PromptDetails(ResponseModel):
     cached_tokens: int | None = None
 
 
-class Usage(_Value):
+class Usage(ResponseModel):
     """Tokens counted by the server: the prompt's (pictures included) and the answer's."""
 
     prompt_tokens: int = 0
@@ -52,7 +55,7 @@ class Usage(_Value):
         return (details.cached_tokens or 0) if details else 0
 
 
-class TokenScore(_Value):
+class TokenScore(ResponseModel):
     """A token and its log-probability; ``bytes`` because a token may hold a part of a character."""
 
     token: str
@@ -66,7 +69,7 @@ class TokenLogprob(TokenScore):
     top_logprobs: list[TokenScore] = Field(default_factory=list)
 
 
-class ToolCall(_Value):
+class ToolCall(ResponseModel):
     """A function that the model wants called; ``arguments`` is JSON in a string."""
 
     id: str = ""
@@ -74,7 +77,7 @@ class ToolCall(_Value):
     arguments: str = ""
 
 
-class Choice(_Value):
+class Choice(ResponseModel):
     """One of ``n`` answers; ``logprobs`` are its tokens' where they were asked for, ``tool_calls`` the
     functions that it calls where ``tools`` were given."""
 
@@ -84,7 +87,7 @@ class Choice(_Value):
     tool_calls: tuple[ToolCall, ...] = ()
 
 
-class Answer(_Value):
+class Answer(ResponseModel):
     """A whole answer; ``str(answer)`` is its text.
 
     ``finish_reason`` is "stop" (the model ended) or "length" (``max_tokens`` or the context did).
@@ -104,7 +107,7 @@ class Answer(_Value):
         return self.text
 
 
-class Model(_Value):
+class Model(ResponseModel):
     """A model that the server lists; ``details`` holds what else the server says about it."""
 
     id: str
@@ -133,52 +136,51 @@ class ModelList(BaseModel):
         ]
 
 
-class _Function(_Value):
+class _Function(ResponseModel):
     name: str | None = None
     arguments: str | None = None
 
 
-class _ToolCall(_Value):
-    """A call, or in a stream a piece of one: what is not told any more stays what it was."""
+class _ToolCall(ResponseModel):
+    """A tool call, or one piece of it in a stream, where ID and name may come only once."""
 
     index: int = 0
     id: str | None = None
     function: _Function = Field(default_factory=_Function)
 
-    def added_to(self, call: ToolCall) -> ToolCall:
+    def appended_to(self, call: ToolCall) -> ToolCall:
         name, arguments = self.function.name, self.function.arguments
         return ToolCall(
             id=self.id or call.id, name=name or call.name, arguments=call.arguments + (arguments or "")
         )
 
 
-class _Message(_Value):
+class _Message(ResponseModel):
     content: str | None = None
     tool_calls: list[_ToolCall] | None = None
 
 
-class _Logprobs(_Value):
+class _Logprobs(ResponseModel):
     content: list[TokenLogprob] | None = None
 
 
-class _Choice(_Value):
+class _Choice(ResponseModel):
     index: int = 0
     message: _Message
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
     def choice(self) -> Choice:
-        told = self.logprobs.content if self.logprobs else None
-        logprobs = None if told is None else tuple(told)
+        logprobs = self.logprobs.content if self.logprobs else None
         return Choice(
             text=self.message.content or "",
             finish_reason=self.finish_reason,
-            logprobs=logprobs,
-            tool_calls=tuple(call.added_to(ToolCall()) for call in self.message.tool_calls or ()),
+            logprobs=None if logprobs is None else tuple(logprobs),
+            tool_calls=tuple(call.appended_to(ToolCall()) for call in self.message.tool_calls or ()),
         )
 
 
-class ChatCompletion(_Value):
+class ChatCompletion(ResponseModel):
     """The body of a chat completion that was not streamed."""
 
     id: str = ""
@@ -187,14 +189,14 @@ class ChatCompletion(_Value):
     usage: Usage | None = None
 
 
-class _ChunkChoice(_Value):
+class _ChunkChoice(ResponseModel):
     index: int = 0
     delta: _Message = Field(default_factory=_Message)
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
 
-class ChatChunk(_Value):
+class ChatChunk(ResponseModel):
     """One event of a streamed chat completion; the last one may have no choice, only the usage.
 
     ``error`` is set when the answer failed in the middle; nothing comes after it.
@@ -207,7 +209,7 @@ class ChatChunk(_Value):
     error: Any = None
 
 
-class Embeddings(_Value):
+class Embeddings(ResponseModel):
     """Vectors of length 1, one for each text or picture and in their order: [num inputs][hidden size].
 
     A text's and a picture's are not comparable with each other.
@@ -219,7 +221,7 @@ class Embeddings(_Value):
     request_id: str | None = None
 
 
-class _Embedding(_Value):
+class _Embedding(ResponseModel):
     index: int = 0
     embedding: str | tuple[float, ...]
 
@@ -232,7 +234,7 @@ class _Embedding(_Value):
         return tuple(numbers)
 
 
-class EmbeddingList(_Value):
+class EmbeddingList(ResponseModel):
     """The body of ``POST /v1/embeddings``."""
 
     data: list[_Embedding]
@@ -240,25 +242,25 @@ class EmbeddingList(_Value):
     usage: Usage | None = None
 
 
-class Tokens(_Value):
+class Tokens(ResponseModel):
     """The body of ``POST /tokenize``."""
 
     tokens: list[int]
 
 
-class Text(_Value):
+class Text(ResponseModel):
     """The body of ``POST /detokenize``."""
 
     prompt: str
 
 
-class FileStored(_Value):
+class FileStored(ResponseModel):
     """The body of ``POST /v1/files``."""
 
     id: str
 
 
-class Deleted(_Value):
+class Deleted(ResponseModel):
     """The body of a deletion."""
 
     id: str

@@ -13,12 +13,11 @@ from llava_server.api.anthropic import routes as anthropic
 from llava_server.api.batches import routes as batches
 from llava_server.api.batches.line_runner import run_batches
 from llava_server.api.chat import routes as chat
-from llava_server.api.chat import stored_routes as stored_chats
 from llava_server.api.completions import routes as completions
 from llava_server.api.embeddings import routes as embeddings
 from llava_server.api.files import routes as files
 from llava_server.api.models import routes as models
-from llava_server.api.openapi.document import described
+from llava_server.api.openapi.document import build_document
 from llava_server.api.responses import routes as responses
 from llava_server.api.tokenize import routes as tokenize
 from llava_server.exception_handlers import EXCEPTION_HANDLERS
@@ -40,7 +39,7 @@ __all__ = ["create_app"]
 
 _MIB = 2**20
 _ROUTES = (
-    *(chat, stored_chats, responses, anthropic, completions, embeddings, tokenize, files, batches, models),
+    *(chat, responses, anthropic, completions, embeddings, tokenize, files, batches, models),
     *(health, playground),
 )
 
@@ -95,12 +94,13 @@ def create_app(settings: Settings, shutdown: GracefulShutdown | None = None) -> 
 
 
 def _include_routes(app: FastAPI, settings: Settings) -> None:
-    for routes in _ROUTES:
-        app.include_router(routes.router)
+    routers = [routes.router for routes in _ROUTES]
     if settings.admin_port is None:
-        app.include_router(health.metrics_router)
-    app.openapi_schema = described(
-        app.openapi(), needs_key=lambda path: settings.auth and not is_public(path)
+        routers.append(health.metrics_router)
+    for router in routers:
+        app.include_router(router)
+    app.openapi_schema = build_document(
+        app, routers, needs_key=lambda path: settings.auth and not is_public(path)
     )
 
 

@@ -1,16 +1,13 @@
-"""Every error this server can answer, in one table, and the one shape in which it is said.
+"""Every error code of this server, with its HTTP status. ``error_response.py`` has the bodies.
 
-A code is for programs and never changes its status; the sentence beside it is for people. The body is
-OpenAI's: ``{"error": {"message", "type", "param", "code", "request_id", "doc"}}``, plus ``retry_after_ms``
-where waiting helps.
+A code is for programs and never changes its status; the message of an ApiError is for people.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from llava_wire.errors import DuplicateJob, QueueFull, QueueUnavailable, StoreFull, TenantOverLimit
 from llava_wire.messages.event import ErrorCode, JobError
@@ -19,9 +16,8 @@ __all__ = [
     "ERRORS",
     "ApiError",
     "ErrorKind",
-    "anthropic_body",
+    "ErrorType",
     "answer_not_found",
-    "error_bytes",
     "error_headers",
     "from_job_error",
     "from_store_error",
@@ -42,16 +38,6 @@ class ErrorKind:
 
 _INVALID: ErrorType = "invalid_request_error"
 _SERVER: ErrorType = "server_error"
-_PAGE = "docs/errors.md"  # a section for each code
-
-_ANTHROPIC_TYPES = {
-    401: "authentication_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
 
 ERRORS: dict[str, ErrorKind] = {
     # what the client said
@@ -116,36 +102,6 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
-
-    def body(self, request_id: str | None) -> dict[str, Any]:
-        """The OpenAI-shaped body."""
-        error: dict[str, Any] = {
-            "message": self.message,
-            "type": self.kind.type,
-            "param": self.param,
-            "code": self.code,
-            "request_id": request_id,
-            "doc": f"{_PAGE}#{self.code}",
-        }
-        if self.retry_after_s is not None:
-            error["retry_after_ms"] = round(self.retry_after_s * 1000)
-        return {"error": error}
-
-
-def error_bytes(error: ApiError, request_id: str | None, *, is_anthropic: bool = False) -> bytes:
-    """The body as compact JSON in UTF-8."""
-    body = error.body(request_id)
-    body = anthropic_body(body) if is_anthropic else body
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def anthropic_body(body: dict[str, Any]) -> dict[str, Any]:
-    """The same body as Anthropic's clients read it; what they do not know stays beside."""
-    error = body["error"]
-    kind = _ANTHROPIC_TYPES.get(ERRORS[error["code"]].status, "api_error")
-    is_about_input = 400 <= ERRORS[error["code"]].status < 500
-    kind = "invalid_request_error" if kind == "api_error" and is_about_input else kind
-    return {"type": "error", "error": {**error, "type": kind}, "request_id": error["request_id"]}
 
 
 def error_headers(error: ApiError) -> dict[str, str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from llava_cli.bench import Pictures, Plan
-from llava_cli.bench.plan import talks
+from llava_cli.bench.plan import conversations
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.language.hf_tokenizer import HFTokenizer
@@ -28,19 +30,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield path
 
 
+def loading_info(folder: Path) -> dict[str, list[str]]:
+    """Load with transformers. Return what did not match: missing, unexpected and mismatched keys."""
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    _, info = loaded
+    return {name: list(keys) for name, keys in info.items() if keys}
+
+
 def test_transformers_finds_every_weight_and_no_other(folder: Path) -> None:
-    _, told = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
-    assert {name: list(found) for name, found in told.items() if found} == {}
+    assert loading_info(folder) == {}
 
 
-def test_a_weight_that_is_missing_is_told(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_weight_is_reported(folder: Path, tmp_path: Path) -> None:
     config = MINI.config("float32")
     config["vision_config"]["num_hidden_layers"] += 1
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(config))
-    _, told = LlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
-    assert told["missing_keys"]
+    assert loading_info(tmp_path)["missing_keys"]
 
 
 def test_our_engine_loads_it(folder: Path) -> None:
@@ -58,7 +65,7 @@ def test_activations_neither_vanish_nor_explode(folder: Path) -> None:
 
 def test_the_files_hold_the_tensors_that_the_shape_lists(folder: Path) -> None:
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for name in set(index.values()):
         with safe_open(folder / name, "pt") as file:
             found |= {key: tuple(file.get_slice(key).get_shape()) for key in file.offset_keys()}
@@ -78,8 +85,8 @@ def test_the_measured_shape_is_llava_1_5_with_a_decoder_of_1_3_billion() -> None
 
 def test_each_word_of_a_question_is_one_token_and_each_id_has_text(folder: Path) -> None:
     tokenizer = HFTokenizer(folder)
-    [_, talk] = [talk for talk, _ in zip(talks(Plan(pictures=Pictures.NONE)), range(2), strict=False)]
-    question = talk.questions[0]
+    _, conversation = itertools.islice(conversations(Plan(pictures=Pictures.NONE)), 2)
+    question = conversation.questions[0]
     words = question.rsplit(" ", 1)[0]
     assert len(tokenizer.encode(words)) == len(words.split())
     ordinary = range(3, MINI.image_token_id)

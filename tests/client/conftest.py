@@ -8,54 +8,60 @@ from typing import Any
 import pytest
 from llava_client import AsyncClient, Client, RetryPolicy
 
-from tests.client.client_driver import AsyncDriver, Driver, SyncDriver
-from tests.client.scripted_peer import Peer, serving
+from tests.client.blocking_clients import AnyClient, BlockingAsyncClient, SyncClient
+from tests.client.scripted_server import ScriptedServer, serving
 from tests.server.conftest import shared_stack, stack, valkey_socket
 
 __all__ = ["shared_stack", "stack", "valkey_socket"]
 
-Connect = Callable[..., Driver]
+MakeClient = Callable[..., AnyClient]
 
 
 @pytest.fixture
-def peer() -> Iterator[Peer]:
-    with serving() as peer:
-        yield peer
+def server() -> Iterator[ScriptedServer]:
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(params=["sync", "async"])
-def connect(request: pytest.FixtureRequest, peer: Peer) -> Iterator[Connect]:
-    """Make a client of either kind for the peer; it does not wait between tries unless told how long."""
-    drivers: list[Driver] = []
+def make_client(request: pytest.FixtureRequest, server: ScriptedServer) -> Iterator[MakeClient]:
+    """Make clients of either kind for the scripted server, without a delay between retries by default."""
+    clients: list[AnyClient] = []
 
-    def make(base_url: str | None = None, **options: Any) -> Driver:
+    def make(base_url: str | None = None, **options: Any) -> AnyClient:
         settings = {"retry_policy": RetryPolicy(initial_delay_s=0.0), **options}
-        url = base_url or peer.url
+        url = base_url or server.url
         is_sync = request.param == "sync"
-        driver = SyncDriver(Client(url, **settings)) if is_sync else AsyncDriver(AsyncClient(url, **settings))
-        drivers.append(driver)
-        return driver
+        client = (
+            SyncClient(Client(url, **settings))
+            if is_sync
+            else BlockingAsyncClient(AsyncClient(url, **settings))
+        )
+        clients.append(client)
+        return client
 
     yield make
-    for driver in drivers:
-        driver.close()
+    for client in clients:
+        client.close()
 
 
 @pytest.fixture
-def driver(connect: Connect) -> Driver:
-    """A client of either kind with everything else at its default."""
-    return connect()
+def client(make_client: MakeClient) -> AnyClient:
+    """A client of either kind with default settings."""
+    return make_client()
 
 
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test depends on the developer's own settings."""
-    for name in (
-        "LLAVA_BASE_URL",
-        "LLAVA_API_KEY",
-        "LLAVA_AUTH",
-        "LLAVA_API_KEYS",
-        "LLAVA_API_KEYS_FILE",
-        "LLAVA_REDIS_URL",
-    ):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture(autouse=True, scope="module")
+def clean_environment() -> Iterator[None]:
+    """Remove the settings of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in (
+            "LLAVA_BASE_URL",
+            "LLAVA_API_KEY",
+            "LLAVA_AUTH",
+            "LLAVA_API_KEYS",
+            "LLAVA_API_KEYS_FILE",
+            "LLAVA_REDIS_URL",
+        ):
+            monkeypatch.delenv(name, raising=False)
+        yield

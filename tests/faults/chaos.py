@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
-from llava_client.stream_state import Transcript
+from llava_client.stream_state import StreamState
 
 from tests.e2e.worker_process import undisturbed
 from tests.faults.cluster import Cluster
@@ -158,7 +158,7 @@ class Chaos:
 
     async def _ask(self, http: httpx2.AsyncClient, name: str, max_tokens: int, draw: random.Random) -> Told:
         """The answer, whatever it takes: the request again under its key, or the stream where it broke."""
-        transcript, give_up = Transcript(), time.monotonic() + _PATIENCE_S
+        transcript, give_up = StreamState(), time.monotonic() + _PATIENCE_S
         key = {"Idempotency-Key": f"chaos-{self.seed}-{self.cluster.front.port}-{name}"}
         body = {
             "model": "echo",
@@ -179,7 +179,7 @@ class Chaos:
                 headers = {"Last-Event-ID": transcript.last_event_id}
                 request = http.build_request("GET", f"{url}/{transcript.id}", params=query, headers=headers)
             else:
-                transcript = Transcript()
+                transcript = StreamState()
                 request = http.build_request("POST", url, json=body, headers=key)
             trouble.append(await self._read(http, request, transcript))
             await asyncio.sleep(0)
@@ -188,7 +188,7 @@ class Chaos:
         expected = undisturbed(question(name), max_tokens=max_tokens)
         return Told(transcript.id, transcript.text, transcript.finish_reason, tokens, expected)
 
-    async def _read(self, http: httpx2.AsyncClient, request: httpx2.Request, transcript: Transcript) -> str:
+    async def _read(self, http: httpx2.AsyncClient, request: httpx2.Request, transcript: StreamState) -> str:
         """What broke it off, if anything did."""
         response = None
         try:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from llava_worker.model.attention.base import DecodeRows
-from llava_worker.model.attention.flash import FlashAttnKernel, KernelMissing, VarlenKernel
-from llava_worker.model.attention.kv_cache import ExactKVCache
+from llava_worker.model.attention.base import DecodeMetadata
+from llava_worker.model.attention.flash import FlashAttnKernel, KernelUnavailable, VarlenKernel
 from llava_worker.model.attention.paged import PagedBackend, PagedKernel
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.triton import TritonKernel
-from llava_worker.model.gpu.cuda_graphs import cuda_recorder
+from llava_worker.model.gpu.cuda_graphs import cuda_graph_capture
 
 from tests.worker.model.paged_rows import LAYER, attend, draw, filled, pack
 
@@ -28,7 +27,7 @@ BATCHES = {
 def kernel(request: pytest.FixtureRequest) -> PagedKernel:
     try:
         return request.param()
-    except KernelMissing as missing:
+    except KernelUnavailable as missing:
         pytest.skip(str(missing))
 
 
@@ -44,10 +43,10 @@ def test_a_kernel_agrees_with_the_reference(
     torch.manual_seed(0)
     num_heads, kv_heads, head_dim = HEADS[heads]
     size = max(64, kernel.block_size)
-    cache = filled(ExactKVCache, kv_heads, head_dim, dtype, block_size=size, device=device)
+    cache = filled(False, kv_heads, head_dim, dtype, block_size=size, device=device)
     rows = pack(BATCHES[batch], block_size=size, device=device)
     q, k, v = (
-        draw(len(rows.slots), num, head_dim, dtype=dtype, device=device)
+        draw(len(rows.slot_mapping), num, head_dim, dtype=dtype, device=device)
         for num in (num_heads, kv_heads, kv_heads)
     )
 
@@ -61,9 +60,9 @@ def test_a_kernel_agrees_with_the_reference(
 def test_a_recorded_kernel_follows_its_inputs(kernel: PagedKernel, device) -> None:
     torch.manual_seed(0)
     size, backend = max(64, kernel.block_size), PagedBackend(kernel)
-    cache = filled(ExactKVCache, 8, 64, torch.float16, block_size=size, device=device)
-    told = DecodeRows(
-        slots=torch.zeros(3, dtype=torch.int64, device=device),
+    cache = filled(False, 8, 64, torch.float16, block_size=size, device=device)
+    told = DecodeMetadata(
+        slot_mapping=torch.zeros(3, dtype=torch.int64, device=device),
         context_lens=torch.ones(3, dtype=torch.int32, device=device),
         block_tables=torch.zeros(3, 16, dtype=torch.int32, device=device),
     )
@@ -74,10 +73,10 @@ def test_a_recorded_kernel_follows_its_inputs(kernel: PagedKernel, device) -> No
         assert plan is not None
         return plan.attend(LAYER, q, k, v)
 
-    out, replay = cuda_recorder(device)(compute)
+    out, replay = cuda_graph_capture(device)(compute)
     for contexts in ([30, 900, 1], [300, 17, 260]):
         rows = pack([(1, n) for n in contexts], block_size=size, device=device)
-        told.slots.copy_(rows.slots)
+        told.slot_mapping.copy_(rows.slot_mapping)
         told.context_lens.copy_(torch.tensor(rows.context_lens))
         told.block_tables[:, : rows.block_tables.shape[1]] = rows.block_tables
         for part in (q, k, v):

@@ -20,7 +20,7 @@ def test_they_prove_right_and_agree_with_torch(
     fused = choose_kernels(dtype, device)
     assert type(fused) is FusedKernels
     torch.manual_seed(0)
-    x, more = torch.randn(2, rows, hidden, device=device).to(dtype)
+    x, residual = torch.randn(2, rows, hidden, device=device).to(dtype)
     weight = torch.randn(hidden, device=device).to(dtype)
     wide = torch.randn(rows, 2 * inner, device=device).to(dtype)
     part = torch.randn(rows, 3 * hidden, device=device).to(dtype)[:, hidden : 2 * hidden]
@@ -31,9 +31,9 @@ def test_they_prove_right_and_agree_with_torch(
     for ours, theirs in zip(
         *(
             [
-                *each.add_rms_norm(x, more, weight, 1e-5),
-                each.silu_gate(wide),
-                each.rotate(turned, cos, sin),
+                *each.add_rms_norm(x, residual, weight, 1e-5),
+                each.silu_and_mul(wide),
+                each.rope(turned, cos, sin),
                 *kept(each, qkv, cos, sin, slots),
             ]
             for each in (fused, TorchKernels())
@@ -48,4 +48,4 @@ def kept(
 ) -> list[torch.Tensor]:
     heads, size = qkv.shape[1] // 3, qkv.shape[2]
     keys, values = torch.zeros(2, 700, heads, size, dtype=qkv.dtype, device=qkv.device)
-    return [kernels.turn_and_keep(qkv, cos, sin, keys, values, slots), keys, values]
+    return [kernels.rope_and_cache(qkv, cos, sin, keys, values, slots), keys, values]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from llava_worker.model.gpu.cuda_graphs import cuda_recorder
+from llava_worker.model.gpu.cuda_graphs import cuda_graph_capture
 from llava_worker.model.quantization.precision import precisions_on
-from llava_worker.model.quantization.w8a8 import SCALED
+from llava_worker.model.quantization.w8a8 import W8A8_FORMATS
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("name", W8A8_FORMATS)
 @pytest.mark.parametrize("rows", [1, 8, 17, 128, 613])
 @pytest.mark.parametrize(("outputs", "inputs"), [(12288, 4096), (4096, 11008), (27648, 5120)])
 def test_they_are_right_computed_and_recorded(
@@ -19,18 +19,18 @@ def test_they_are_right_computed_and_recorded(
     if name not in precisions_on(device):
         pytest.skip(f"this card has no {name}")
     torch.manual_seed(0)
-    kind = SCALED[name]
-    w, w_scales = kind.round(torch.randn(outputs, inputs, device=device))
+    kind = W8A8_FORMATS[name]
+    w, w_scales = kind.quantize(torch.randn(outputs, inputs, device=device))
     x = torch.randn(rows, inputs, device=device)
 
     def compute() -> torch.Tensor:
-        return kind.multiply(*kind.round(x), w, w_scales)
+        return kind.matmul(*kind.quantize(x), w, w_scales)
 
-    out, replay = cuda_recorder(device)(compute)
+    out, replay = cuda_graph_capture(device)(compute)
     for _ in range(2):
         x.normal_()
         replay()
-        wanted = kind.reference(*kind.round(x), w, w_scales)
+        wanted = kind.reference(*kind.quantize(x), w, w_scales)
         tolerance = 2**-7 * float(wanted.std())
         torch.testing.assert_close(compute().float(), wanted, rtol=2**-7, atol=tolerance)
         torch.testing.assert_close(out.float(), wanted, rtol=2**-7, atol=tolerance)

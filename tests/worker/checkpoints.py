@@ -1,4 +1,4 @@
-"""Small random LLaVA checkpoints, prompts for them, and transformers' answers to compare with.
+"""Small random LLaVA checkpoints, prompts for them, and the outputs of transformers as the reference.
 
 Weights are drawn wide enough for logits to lie far apart: in fp32 the order of additions then never decides
 which token is the most likely one.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from llava_worker.model.config.image_grid import PictureLayout
+from llava_worker.model.config.image_grid import ImageLayout
 from numpy.typing import NDArray
 from transformers import (
     AutoConfig,
@@ -29,14 +30,14 @@ IMAGE_TOKEN = 127
 Reference = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 
 # The classes of the family, as arguments of `write_checkpoint`.
-MISTRAL = {"model_type": "mistral", "sliding_window": 11}
-NEXT = {
+MISTRAL: dict[str, Any] = {"model_type": "mistral", "sliding_window": 11}
+NEXT: dict[str, Any] = {
     "is_next": True,
     "vision": {"image_size": 28, "patch_size": 7},
     "image_grid_pinpoints": [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]],  # height, width
 }
-LLAVA_NEXT_MISTRAL = NEXT | {"text": MISTRAL}
-LLAVA_INTERLEAVE = {
+LLAVA_NEXT_MISTRAL: dict[str, Any] = NEXT | {"text": MISTRAL}
+LLAVA_INTERLEAVE: dict[str, Any] = {
     "text": {"model_type": "qwen2", "tie_word_embeddings": True},
     "vision": {"model_type": "siglip_vision_model"},
     "vision_feature_layer": -1,
@@ -48,46 +49,43 @@ def write_checkpoint(
     folder: Path,
     *,
     seed: int = 0,
-    text: dict[str, object] | None = None,
-    vision: dict[str, object] | None = None,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
     is_next: bool = False,
-    **llava: object,
+    **llava: Any,
 ) -> Reference:
     """A random model as transformers saves it, and that model itself."""
     torch.manual_seed(seed)
-    text_config = AutoConfig.for_model(
-        **{
-            "model_type": "llama",
-            "vocab_size": IMAGE_TOKEN + 1,
-            "hidden_size": 48,
-            "intermediate_size": 80,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512 if is_next else 256,
-            "initializer_range": 0.3,
-            "pad_token_id": 0,
-        }
-        | (text or {})
-    )
-    vision_config = AutoConfig.for_model(
-        **{
-            "model_type": "clip_vision_model",
-            "hidden_size": 24,
-            "intermediate_size": 40,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 3,
-            "image_size": 28,
-            "patch_size": 14,
-        }
-        | (vision or {})
-    )
-    parts = {"vision_config": vision_config, "text_config": text_config, "image_token_index": IMAGE_TOKEN}
+    text_defaults: dict[str, Any] = {
+        "model_type": "llama",
+        "vocab_size": IMAGE_TOKEN + 1,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512 if is_next else 256,
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+    }
+    text_config = AutoConfig.for_model(**text_defaults | (text or {}))
+    vision_defaults: dict[str, Any] = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    vision_config = AutoConfig.for_model(**vision_defaults | (vision or {}))
+    llava |= {"vision_config": vision_config, "text_config": text_config, "image_token_index": IMAGE_TOKEN}
     model: Reference
     if is_next:
-        model = LlavaNextForConditionalGeneration(LlavaNextConfig(**parts, **llava)).eval()
+        model = LlavaNextForConditionalGeneration(LlavaNextConfig(**llava))
     else:
-        model = LlavaForConditionalGeneration(LlavaConfig(**parts, **llava)).eval()
+        model = LlavaForConditionalGeneration(LlavaConfig(**llava))
+    model.train(False)
     for name, parameter in model.named_parameters():
         if "projector" in name or "newline" in name or name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
@@ -97,12 +95,12 @@ def write_checkpoint(
 
 @dataclass
 class Prompt:
-    """Token ids with placeholders for each picture; ``sizes`` are the originals', (width, height)."""
+    """Token ids with placeholders for each image; ``sizes`` are those of the originals, (width, height)."""
 
     token_ids: list[int] = field(default_factory=list)
     image_starts: list[int] = field(default_factory=list)
     pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each [tiles, side, side, 3]
-    lengths: list[int] = field(default_factory=list)  # of each picture, in tokens
+    lengths: list[int] = field(default_factory=list)  # of each image, in tokens
     sizes: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -110,14 +108,14 @@ class Prompt:
         return [hashlib.sha256(tile.tobytes()).hexdigest() for tile in self.pixels]
 
 
-PLAIN = PictureLayout(side=28, tokens_per_tile=4)
+PLAIN_LAYOUT = ImageLayout(side=28, tokens_per_tile=4)
 
 
 def random_prompt(
     rng: np.random.Generator,
     *,
     num_images: int,
-    pictures: PictureLayout = PLAIN,
+    layout: ImageLayout = PLAIN_LAYOUT,
     max_words: int = 12,
 ) -> Prompt:
     prompt = Prompt([1])
@@ -125,8 +123,8 @@ def random_prompt(
         prompt.token_ids += rng.integers(3, 100, int(rng.integers(0, max_words))).tolist()
         prompt.image_starts.append(len(prompt.token_ids))
         size = (int(rng.integers(3, 150)), int(rng.integers(3, 150)))
-        plan = pictures.plan(*size)
-        shape = (plan.num_tiles, pictures.side, pictures.side, 3)
+        plan = layout.plan(*size)
+        shape = (plan.num_tiles, layout.side, layout.side, 3)
         prompt.pixels.append(rng.integers(0, 256, shape, dtype=np.uint8))
         prompt.token_ids += [IMAGE_TOKEN] * plan.num_tokens
         prompt.lengths.append(plan.num_tokens)
@@ -138,32 +136,35 @@ def random_prompt(
 def reference_logits(model: Reference, prompt: Prompt) -> torch.Tensor:
     """transformers' logits, [tokens, vocab]."""
     with torch.inference_mode():
-        output = model(input_ids=torch.tensor([prompt.token_ids]), **_pictures(model, prompt))
-    return output.logits[0]
+        output = model(input_ids=torch.tensor([prompt.token_ids]), **_image_inputs(model, prompt))
+    logits: torch.Tensor = output.logits
+    return logits[0]
 
 
-def reference_answer(model: Reference, prompt: Prompt, max_new_tokens: int, **options: object) -> list[int]:
-    """What transformers' generate says, greedily."""
+def reference_output(model: Reference, prompt: Prompt, max_new_tokens: int, **options: Any) -> list[int]:
+    """The greedy output of transformers' generate."""
     token_ids = torch.tensor([prompt.token_ids])
-    output = model.generate(
+    generator: Any = model  # the type of generate does not cover the model's inputs
+    output: torch.Tensor = generator.generate(
         input_ids=token_ids,
         attention_mask=torch.ones_like(token_ids),
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        **_pictures(model, prompt),
+        **_image_inputs(model, prompt),
         **options,
     )
-    return output[0, token_ids.shape[1] :].tolist()
+    generated: list[int] = output[0, token_ids.shape[1] :].tolist()
+    return generated
 
 
-def normalised(tiles: NDArray[np.uint8]) -> torch.Tensor:  # [tiles, side, side, 3] -> [tiles, 3, side, side]
+def normalized(tiles: NDArray[np.uint8]) -> torch.Tensor:  # [tiles, side, side, 3] -> [tiles, 3, side, side]
     return (torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
 
 
-def _pictures(model: Reference, prompt: Prompt) -> dict[str, torch.Tensor]:
+def _image_inputs(model: Reference, prompt: Prompt) -> dict[str, Any]:
     if not prompt.pixels:
         return {}
-    values = {"pixel_values": normalised(np.concatenate(prompt.pixels))}
+    values = {"pixel_values": normalized(np.concatenate(prompt.pixels))}
     if isinstance(model, LlavaNextForConditionalGeneration):
         values["image_sizes"] = torch.tensor([(height, width) for width, height in prompt.sizes])
     return values

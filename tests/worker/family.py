@@ -12,10 +12,11 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from llava_worker.model.config.image_grid import PictureLayout, best_resolution, fitted_size
+from llava_worker.model.config.image_grid import ImageLayout, best_resolution, fitted_size
 from llava_worker.model.config.model_config import read_config
 
 from tests.worker.checkpoints import (
@@ -23,13 +24,13 @@ from tests.worker.checkpoints import (
     STD,
     Prompt,
     Reference,
-    normalised,
+    normalized,
     reference_logits,
     write_checkpoint,
 )
 from tests.worker.layouts import replace_projector, write_original
 
-Options = dict[str, object]
+Options = dict[str, Any]
 Logits = Callable[[Prompt], torch.Tensor]
 
 
@@ -41,8 +42,8 @@ class Member:
     logits_of: Logits
 
     @property
-    def pictures(self) -> PictureLayout:
-        return read_config(self.folder).picture_layout()
+    def image_layout(self) -> ImageLayout:
+        return read_config(self.folder).image_layout()
 
 
 def make_member(name: str, number: int, folder: Path) -> Member:
@@ -50,7 +51,7 @@ def make_member(name: str, number: int, folder: Path) -> Member:
     return CLASSES[name](np.random.default_rng([zlib.crc32(name.encode()), number]), folder, number)
 
 
-def _options(rng: np.random.Generator, *, groups: list[int], kind: str = "llama", **text: object) -> Options:
+def _options(rng: np.random.Generator, *, groups: list[int], kind: str = "llama", **text: Any) -> Options:
     """Sizes of decoder and tower; each key head serves one of ``groups`` query heads."""
     num_key_heads = int(rng.integers(1, 4))
     num_heads = num_key_heads * int(rng.choice(groups))
@@ -107,7 +108,12 @@ def _one_and_a_half(rng: np.random.Generator, folder: Path, seed: int) -> Member
 def _one_and_a_half_13b(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     """The same with five heads' width and a layer more, as 13B has 40 heads and 40 layers beside 32."""
     options = _options(rng, groups=[1])
-    sizes = {"hidden_size": 60, "num_attention_heads": 5, "num_key_value_heads": 5, "num_hidden_layers": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 60,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+        "num_hidden_layers": 4,
+    }
     sizes["initializer_range"] = 1 / math.sqrt(60)
     return _llava_hf(options | {"text": options["text"] | sizes}, folder, seed)
 
@@ -146,8 +152,8 @@ def _high_definition(rng: np.random.Generator, folder: Path, seed: int) -> Membe
     values = json.loads((folder / "config.json").read_text())
     values |= {"model_type": "llava", "image_aspect_ratio": "hd"}
     (folder / "config.json").write_text(json.dumps(values))
-    pictures = read_config(folder).picture_layout()
-    return Member(folder, lambda prompt: hd_logits(reference, prompt, pictures))
+    layout = read_config(folder).image_layout()
+    return Member(folder, lambda prompt: hd_logits(reference, prompt, layout))
 
 
 CLASSES = {
@@ -163,34 +169,35 @@ CLASSES = {
 
 
 @torch.inference_mode()
-def hd_logits(reference: Reference, prompt: Prompt, pictures: PictureLayout) -> torch.Tensor:
+def hd_logits(reference: Reference, prompt: Prompt, layout: ImageLayout) -> torch.Tensor:
     """transformers' decoder over features put together patch by patch."""
     x = reference.get_input_embeddings()(torch.tensor(prompt.token_ids)).clone()
     for start, tiles, size in zip(prompt.image_starts, prompt.pixels, prompt.sizes, strict=True):
-        states = reference.model.vision_tower(normalised(tiles), output_hidden_states=True).hidden_states
+        states = reference.model.vision_tower(normalized(tiles), output_hidden_states=True).hidden_states
         features = reference.model.multi_modal_projector(states[-2][:, 1:])
-        packed = _hd_features(features, size, pictures, reference.model.image_newline)
+        packed = _hd_features(features, size, layout, reference.model.image_newline)
         x[start : start + len(packed)] = packed
-    return reference(inputs_embeds=x[None]).logits[0]
+    logits: torch.Tensor = reference(inputs_embeds=x[None]).logits
+    return logits[0]
 
 
 def _hd_features(
-    features: torch.Tensor, size: tuple[int, int], pictures: PictureLayout, newline: torch.Tensor
+    features: torch.Tensor, size: tuple[int, int], layout: ImageLayout, newline: torch.Tensor
 ) -> torch.Tensor:
     """The global view, then each row of patches that show a pixel of the picture, and the row's end."""
-    canvas = best_resolution(size, pictures.grid)
+    canvas = best_resolution(size, layout.grid)
     shown = np.zeros(canvas[::-1], dtype=bool)
-    (width, height), side = fitted_size(size, canvas), pictures.side
+    (width, height), side = fitted_size(size, canvas), layout.side
     left, top = (canvas[0] - width) // 2, (canvas[1] - height) // 2
     shown[top : top + height, left : left + width] = True
-    rows, patch = list(features[0]), side // pictures.patches_per_side
+    rows, patch = list(features[0]), side // layout.patches_per_side
     for y in range(0, canvas[1], patch):
         if not shown[y : y + patch].any():
             continue
         for x in range(0, canvas[0], patch):
             if shown[y : y + patch, x : x + patch].any():
                 tile = 1 + (y // side) * (canvas[0] // side) + x // side
-                within = (y % side) // patch * pictures.patches_per_side + (x % side) // patch
+                within = (y % side) // patch * layout.patches_per_side + (x % side) // patch
                 rows.append(features[tile, within])
         rows.append(newline)
     return torch.stack(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -126,11 +127,11 @@ def save(folder: Path, config: dict[str, object], tensors: Tensors) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def renamed(tensors: Tensors, prefixes: list | tuple) -> Tensors:
+def renamed(tensors: Tensors, prefixes: Iterable[tuple[str, str]]) -> Tensors:
     return {rename(name, prefixes): tensor for name, tensor in tensors.items()}
 
 
-def rename(name: str, prefixes: list | tuple) -> str:
+def rename(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
     for old, new in prefixes:
         if name.startswith(old):
             return new + name.removeprefix(old)

@@ -1,8 +1,8 @@
-"""Puts a plan's talks to a server and clocks the answers.
+"""The load generator: run a plan's conversations on a server and record when each piece of text arrives.
 
-    warm up (one talk, not measured)  ->  talks as the plan says  ->  Run
+    warm up (one request, not measured)  ->  closed loop, or open loop with a rate  ->  Run
 
-Nothing is tried again: a refusal is a result.
+Nothing is retried: an error is a result.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,20 +23,20 @@ from llava_client.connection import Connection
 from llava_client.errors import APIStatusError, LlavaError, StreamInterrupted
 from llava_client.stream import AsyncStream
 
-from llava_cli.bench.plan import Plan, Talk, talks
+from llava_cli.bench.plan import Plan, PlannedConversation, conversations
 from llava_cli.bench.sample import Sample, error_kind
 
 __all__ = ["DEFAULT_TIMEOUT_S", "Run", "run_load"]
 
-DEFAULT_TIMEOUT_S = 600.0  # of silence
-_UNKNOWN_FIELD = (400, 422)  # what servers answer to a field that they do not know
+DEFAULT_TIMEOUT_S = 600.0  # between two pieces of a response
+_UNKNOWN_FIELD = (400, 422)  # statuses for a request field that a server does not support
 
 OnSample = Callable[[Sample], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What came of a plan; ``plan`` is as it was carried out, ``samples`` in the order of their ends."""
+    """The results of a plan as it was executed. ``samples`` are in the order in which requests ended."""
 
     plan: Plan
     base_url: str
@@ -56,9 +57,9 @@ async def run_load(
     is_warming_up: bool = True,
     on_sample: OnSample | None = None,
 ) -> Run:
-    """Carry ``plan`` out; ``on_sample`` is told of each request that ended. ``model`` None asks the server.
+    """Execute ``plan`` and call ``on_sample`` after each request. ``model`` None is the first that is listed.
 
-    Raises LlavaError if the server is not there, lists no model or refuses the request that warms up.
+    Raises LlavaError if the server cannot be reached, lists no model or refuses the warm-up request.
     """
     connection = Connection.resolve(base_url, api_key)
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
@@ -69,21 +70,21 @@ async def run_load(
         ) as client,
     ):
         name = model or await _first_model(client)
-        all_talks = talks(plan)
-        warm_up_talk = next(all_talks)
+        planned = conversations(plan)
+        first = next(planned)
         warm_up = None
         if is_warming_up:
-            plan, warm_up = await _warm_up(client, plan, name, warm_up_talk)
-        asker = _Asker(client, plan, name, on_sample)
-        started_at, began = time.time(), asker.restart()
-        await (_closed_loop if plan.rate is None else _open_loop)(asker, plan, all_talks)
+            plan, warm_up = await _warm_up(client, plan, name, first)
+        runner = _RequestRunner(client, plan, name, on_sample)
+        started_at, began = time.time(), runner.restart()
+        await (_closed_loop if plan.rate is None else _open_loop)(runner, plan, planned)
         return Run(
             plan=plan,
             base_url=connection.base_url,
             model=name,
             started_at=started_at,
             wall_s=time.perf_counter() - began,
-            samples=tuple(asker.samples),
+            samples=tuple(runner.samples),
             warm_up=warm_up,
         )
 
@@ -95,24 +96,26 @@ async def _first_model(client: AsyncClient) -> str:
     return models[0].id
 
 
-async def _warm_up(client: AsyncClient, plan: Plan, model: str, talk: Talk) -> tuple[Plan, Sample]:
-    """One talk, and whether the server takes ``ignore_eos``. Raises LlavaError: nothing can be measured."""
-    one_turn = replace(talk, questions=talk.questions[:1])
+async def _warm_up(
+    client: AsyncClient, plan: Plan, model: str, conversation: PlannedConversation
+) -> tuple[Plan, Sample]:
+    """Send one request, again without ``ignore_eos`` if the server refuses the field. Raises LlavaError."""
+    one_turn = replace(conversation, questions=conversation.questions[:1])
     while True:
-        asker = _Asker(client, plan, model, None)
-        asker.restart()
-        await asker.hold(one_turn, due_s=0.0)
-        failure = asker.failure
+        runner = _RequestRunner(client, plan, model, None)
+        runner.restart()
+        await runner.run(one_turn, due_s=0.0)
+        failure = runner.failure
         if failure is None:
-            return plan, asker.samples[0]
+            return plan, runner.samples[0]
         is_refusal = isinstance(failure, APIStatusError) and failure.status_code in _UNKNOWN_FIELD
         if not (plan.ignore_eos and is_refusal):
             raise failure
         plan = replace(plan, ignore_eos=False)
 
 
-class _Asker:
-    """Holds talks and collects their samples."""
+class _RequestRunner:
+    """Run conversations and collect a sample of each request."""
 
     def __init__(self, client: AsyncClient, plan: Plan, model: str, on_sample: OnSample | None) -> None:
         self.samples: list[Sample] = []
@@ -125,21 +128,21 @@ class _Asker:
         self._began = 0.0
 
     def restart(self) -> float:
-        """Set the load's clock to zero."""
+        """Set the clock to zero. Return the moment, of ``time.perf_counter``."""
         self._began = time.perf_counter()
         return self._began
 
     def now_s(self) -> float:
-        """Since the load's start."""
+        """Return the seconds since ``restart``."""
         return time.perf_counter() - self._began
 
-    async def hold(self, talk: Talk, *, due_s: float | None = None) -> None:
-        """All turns of a talk; a failed one ends it. ``due_s`` None is now."""
+    async def run(self, conversation: PlannedConversation, *, due_s: float | None = None) -> None:
+        """Send all turns of a conversation; a failed one ends it. ``due_s`` None is now."""
         messages: list[dict[str, Any]] = []
-        for turn in range(len(talk.questions)):
-            messages.append(talk.turn(turn))
+        for turn in range(len(conversation.questions)):
+            messages.append(conversation.message(turn))
             due = due_s if turn == 0 and due_s is not None else self.now_s()
-            sample, text = await self._ask(talk.number, turn, messages, due)
+            sample, text = await self._request(conversation.index, turn, messages, due)
             self.samples.append(sample)
             if self._on_sample is not None:
                 self._on_sample(sample)
@@ -147,39 +150,39 @@ class _Asker:
                 return
             messages.append({"role": "assistant", "content": text})
 
-    async def _ask(
+    async def _request(
         self, talk: int, turn: int, messages: list[dict[str, Any]], due_s: float
     ) -> tuple[Sample, str]:
-        stamps: list[float] = []
+        arrivals_s: list[float] = []
         sample = Sample(talk=talk, turn=turn, due_s=due_s, total_s=0.0)
         text = ""
         try:
             async with await self._client.stream(messages=messages, **self._options) as stream:
-                await self._read(stream, stamps)
+                await self._read(stream, arrivals_s)
                 text = stream.text
-                sample = _told(sample, stream, num_pieces=len(stamps))
+                sample = _with_usage(sample, stream, num_pieces=len(arrivals_s))
         except LlavaError as failure:
             self.failure = failure
             sample = replace(sample, error=error_kind(failure), message=str(failure))
-        if sample.is_complete and not stamps:
+        if sample.is_complete and not arrivals_s:
             sample = replace(sample, error="no_text", message="the answer was complete and empty")
-        gaps = tuple(later - earlier for earlier, later in itertools.pairwise(stamps))
-        ttft_s = stamps[0] - due_s if stamps else None
+        gaps = tuple(later - earlier for earlier, later in itertools.pairwise(arrivals_s))
+        ttft_s = arrivals_s[0] - due_s if arrivals_s else None
         return replace(sample, total_s=self.now_s() - due_s, ttft_s=ttft_s, gaps_s=gaps), text
 
-    async def _read(self, stream: AsyncStream, stamps: list[float]) -> None:
+    async def _read(self, stream: AsyncStream, arrivals_s: list[float]) -> None:
         try:
             async for _ in stream:
                 now_s = self.now_s()
-                stamps.append(now_s)
+                arrivals_s.append(now_s)
         except StreamInterrupted as failure:
-            # Some servers close after the finish reason and send no [DONE]: nothing is missing then.
+            # Some servers send no [DONE] and close after the finish reason; the response is complete then.
             if stream.finish_reason is None or failure.__cause__ is not None:
                 raise
 
 
-def _told(sample: Sample, stream: AsyncStream, *, num_pieces: int) -> Sample:
-    """With what the server said of the answer."""
+def _with_usage(sample: Sample, stream: AsyncStream, *, num_pieces: int) -> Sample:
+    """Add the server's token counts and finish reason; without counts, a piece is counted as a token."""
     usage = stream.usage
     return replace(
         sample,
@@ -190,50 +193,48 @@ def _told(sample: Sample, stream: AsyncStream, *, num_pieces: int) -> Sample:
     )
 
 
-async def _closed_loop(asker: _Asker, plan: Plan, all_talks: Iterator[Talk]) -> None:
-    """So many at any time: each place takes the next talk when its last has ended."""
+async def _closed_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[PlannedConversation]) -> None:
+    """Run ``plan.concurrency`` users, each of whom starts a conversation when the last one has ended."""
 
-    def due() -> Iterator[Talk]:
-        for talk in itertools.islice(all_talks, plan.num_requests):
-            if plan.duration_s is not None and asker.now_s() >= plan.duration_s:
+    def until_the_end() -> Iterator[PlannedConversation]:
+        for conversation in itertools.islice(planned, plan.num_requests):
+            if plan.duration_s is not None and runner.now_s() >= plan.duration_s:
                 return
-            yield talk
+            yield conversation
 
-    waiting = due()
+    queue = until_the_end()
 
-    async def place() -> None:
-        for talk in waiting:
-            await asker.hold(talk)
+    async def user() -> None:
+        for conversation in queue:
+            await runner.run(conversation)
 
-    places = plan.concurrency or 1
-    await asyncio.gather(*(place() for _ in range(min(places, plan.num_requests or places))))
-
-
-async def _open_loop(asker: _Asker, plan: Plan, all_talks: Iterator[Talk]) -> None:
-    """Arrivals that wait for nobody: a Poisson process, so the pauses are exponential."""
-    doors = asyncio.Semaphore(plan.concurrency) if plan.concurrency else None
-
-    async def visit(talk: Talk, due_s: float) -> None:
-        if doors is None:
-            await asker.hold(talk, due_s=due_s)
-        else:
-            async with doors:
-                await asker.hold(talk, due_s=due_s)
-
-    visits = [
-        asyncio.create_task(visit(talk, due_s)) async for talk, due_s in _arrivals(asker, plan, all_talks)
-    ]
-    await asyncio.gather(*visits)
+    concurrency = plan.concurrency or 1
+    num_users = min(concurrency, plan.num_requests or concurrency)
+    await asyncio.gather(*(user() for _ in range(num_users)))
 
 
-async def _arrivals(
-    asker: _Asker, plan: Plan, all_talks: Iterator[Talk]
-) -> AsyncIterator[tuple[Talk, float]]:
-    pauses = random.Random(f"{plan.seed}/arrivals")
+async def _open_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[PlannedConversation]) -> None:
+    """Start conversations at the plan's rate, whether earlier ones have ended or not."""
+    limit = asyncio.Semaphore(plan.concurrency) if plan.concurrency else nullcontext()
+
+    async def run(conversation: PlannedConversation, due_s: float) -> None:
+        async with limit:
+            await runner.run(conversation, due_s=due_s)
+
+    arrivals = _poisson_arrivals(runner, plan, planned)
+    running = [asyncio.create_task(run(conversation, due_s)) async for conversation, due_s in arrivals]
+    await asyncio.gather(*running)
+
+
+async def _poisson_arrivals(
+    runner: _RequestRunner, plan: Plan, planned: Iterator[PlannedConversation]
+) -> AsyncIterator[tuple[PlannedConversation, float]]:
+    """Yield each conversation when it is due, with that time; intervals are exponentially distributed."""
+    intervals = random.Random(f"{plan.seed}/arrivals")
     due_s = 0.0
-    for talk in itertools.islice(all_talks, plan.num_requests):
+    for conversation in itertools.islice(planned, plan.num_requests):
         if plan.duration_s is not None and due_s >= plan.duration_s:
             return
-        await asyncio.sleep(max(0.0, due_s - asker.now_s()))
-        yield talk, due_s
-        due_s += pauses.expovariate(plan.rate or 1.0)
+        await asyncio.sleep(max(0.0, due_s - runner.now_s()))
+        yield conversation, due_s
+        due_s += intervals.expovariate(plan.rate or 1.0)

@@ -1,7 +1,8 @@
-"""What a load consists of, as data, and the questions that follow from it. Pure: sends nothing."""
+"""The parameters of a load and the conversations that they determine. Sends nothing."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,10 +11,10 @@ from typing import Any
 
 from llava_client.chat_request import user_message
 
-from llava_cli.bench.pictures import PictureMaker
+from llava_cli.bench.images import ImageGenerator
 from llava_cli.bench.prompts import WORDS
 
-__all__ = ["Pictures", "Plan", "Talk", "talks"]
+__all__ = ["Pictures", "Plan", "PlannedConversation", "conversations"]
 
 
 class Pictures(str, Enum):
@@ -57,31 +58,29 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Talk:
-    """The questions of one talk, and the picture (a PNG file) of the first."""
+class PlannedConversation:
+    """The questions of one conversation, and the image (a PNG file) of the first question."""
 
-    number: int
+    index: int
     questions: tuple[str, ...]
-    picture: bytes | None
+    image: bytes | None
 
-    def turn(self, index: int) -> dict[str, Any]:
-        """The message that asks question ``index``."""
-        return user_message(self.questions[index], self.picture if index == 0 else None)
-
-
-def talks(plan: Plan) -> Iterator[Talk]:
-    """First one to warm up with, numbered 0, then endlessly those that are measured. No two are alike."""
-    maker = None if plan.pictures is Pictures.NONE else PictureMaker(plan.width, plan.height)
-    number = 0
-    while True:
-        rng = random.Random(f"{plan.seed}/{number}")
-        questions = tuple(_question(rng, plan.num_words, number) for _ in range(plan.num_turns))
-        is_shared = plan.pictures is Pictures.SAME and number > 0
-        picture_seed = random.Random(f"{plan.seed}/picture/{1 if is_shared else number}").getrandbits(64)
-        yield Talk(number, questions, maker.picture(picture_seed) if maker else None)
-        number += 1
+    def message(self, turn: int) -> dict[str, Any]:
+        """Return the user message of a turn."""
+        return user_message(self.questions[turn], self.image if turn == 0 else None)
 
 
-def _question(rng: random.Random, num_words: int, number: int) -> str:
-    """The number last: the questions differ, but not from the start, as real ones."""
-    return " ".join(rng.choices(WORDS, k=num_words)) + f" ({number})?"
+def conversations(plan: Plan) -> Iterator[PlannedConversation]:
+    """Yield the warm-up conversation, index 0, then without end those that are measured. No two are equal."""
+    generator = None if plan.pictures is Pictures.NONE else ImageGenerator(plan.width, plan.height)
+    for index in itertools.count():
+        rng = random.Random(f"{plan.seed}/{index}")
+        questions = tuple(_question(rng, plan.num_words, index) for _ in range(plan.num_turns))
+        is_shared = plan.pictures is Pictures.SAME and index > 0
+        image_seed = random.Random(f"{plan.seed}/picture/{1 if is_shared else index}").getrandbits(64)
+        yield PlannedConversation(index, questions, generator.png(image_seed) if generator else None)
+
+
+def _question(rng: random.Random, num_words: int, index: int) -> str:
+    """Return random words and, last, the index: questions differ, but not in their first words."""
+    return " ".join(rng.choices(WORDS, k=num_words)) + f" ({index})?"

@@ -45,8 +45,8 @@ def as_text(run: Run, summary: Mapping[str, Any]) -> str:
     lines = [f"{run.model} at {run.base_url}: {describe(run.plan)}", ""]
     lines.append(" " * 26 + "".join(f"{name:>10}" for name in (*(f"p{p}" for p in PERCENTILES), "mean")))
     for field, name in _ROWS:
-        if told := summary[field]:
-            values = [duration(told[key]) for key in (*(f"p{p}" for p in PERCENTILES), "mean")]
+        if distribution := summary[field]:
+            values = [duration(distribution[key]) for key in (*(f"p{p}" for p in PERCENTILES), "mean")]
             lines.append(f"{name:<26}" + "".join(f"{value:>10}" for value in values))
     lines += ["", *_facts(summary)]
     return "\n".join(lines)

@@ -20,20 +20,19 @@ def percentile(values: Sequence[float], percent: float) -> float:
     if not values:
         raise ValueError("no values, no percentile")
     ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    below = math.floor(place)
+    rank = (len(ordered) - 1) * percent / 100
+    below = math.floor(rank)
     above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return ordered[below] + (ordered[above] - ordered[below]) * (rank - below)
 
 
 def distribution(values: Iterable[float | None]) -> dict[str, float] | None:
-    """Mean, least, greatest and percentiles; None where there is nothing to tell of."""
+    """Return mean, minimum, maximum, count and percentiles; None if there are no values."""
     known = [value for value in values if value is not None]
     if not known:
         return None
-    told = {f"p{percent}": percentile(known, percent) for percent in PERCENTILES}
     return {
-        **told,
+        **{f"p{percent}": percentile(known, percent) for percent in PERCENTILES},
         "mean": sum(known) / len(known),
         "min": min(known),
         "max": max(known),
@@ -51,7 +50,7 @@ def summarize(
     ``errors`` and the goodput's denominator.
     """
     complete = [sample for sample in run.samples if sample.is_complete]
-    num_good = sum(_is_good(sample, slo_ttft_s, slo_tpot_s) for sample in complete)
+    num_good = sum(_meets_objectives(sample, slo_ttft_s, slo_tpot_s) for sample in complete)
     num_tokens = sum(sample.num_tokens for sample in complete)
     wall_s = max(run.wall_s, 1e-9)
     return {
@@ -77,7 +76,7 @@ def summarize(
     }
 
 
-def _is_good(sample: Sample, slo_ttft_s: float | None, slo_tpot_s: float | None) -> bool:
-    is_soon = slo_ttft_s is None or (sample.ttft_s is not None and sample.ttft_s <= slo_ttft_s)
-    is_steady = slo_tpot_s is None or sample.tpot_s is None or sample.tpot_s <= slo_tpot_s
-    return is_soon and is_steady
+def _meets_objectives(sample: Sample, slo_ttft_s: float | None, slo_tpot_s: float | None) -> bool:
+    meets_ttft = slo_ttft_s is None or (sample.ttft_s is not None and sample.ttft_s <= slo_ttft_s)
+    meets_tpot = slo_tpot_s is None or sample.tpot_s is None or sample.tpot_s <= slo_tpot_s
+    return meets_ttft and meets_tpot

@@ -1,4 +1,4 @@
-"""A run as a picture: an SVG file written by hand, since the client has no plotting library.
+"""The plot of a run, as an SVG file written by hand because the client has no plotting library.
 
 Two panels, the time to the first piece of text and the gaps between pieces, each as the share of all that
 took at most so long (a cumulative distribution) over a logarithmic axis of time.
@@ -17,7 +17,7 @@ __all__ = ["draw"]
 
 _PANEL_WIDTH, _PANEL_HEIGHT = 420, 260
 _LEFT, _TOP, _GAP, _BOTTOM = 56, 56, 64, 48
-_LEAST_S = 1e-4  # pieces that came in one packet have no gap; an axis of logarithms has no zero
+_MIN_S = 1e-4  # pieces that came in one packet have no gap; an axis of logarithms has no zero
 _SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 _MARKED = (50, 95)
 _MAX_POINTS = 600
@@ -51,7 +51,7 @@ def _panel(left: int, values: Sequence[float]) -> list[str]:
     bottom = _TOP + _PANEL_HEIGHT
     if not values:
         return [_text(left + 12, bottom - 12, "no values", "s")]
-    axis = _Axis(left, [max(value, _LEAST_S) for value in values])
+    axis = _Axis(left, [max(value, _MIN_S) for value in values])
     parts = []
     for share in _SHARES:
         y = _y(share)
@@ -68,8 +68,8 @@ def _panel(left: int, values: Sequence[float]) -> list[str]:
         x, y = axis.x(value), _y(percent / 100)
         parts.append(f'<circle class="m" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
         is_right = x > left + 0.7 * _PANEL_WIDTH
-        place, anchor = (x - 8, "end") if is_right else (x + 8, "start")
-        parts.append(_text(place, y + 16, f"p{percent} {duration(value)}", anchor=anchor))
+        label_x, anchor = (x - 8, "end") if is_right else (x + 8, "start")
+        parts.append(_text(label_x, y + 16, f"p{percent} {duration(value)}", anchor=anchor))
     return parts
 
 
@@ -92,8 +92,8 @@ class _Axis:
     def x(self, value: float) -> float:
         """Pixels from the left."""
         span = math.log(self._high / self._low)
-        place = math.log(min(max(value, self._low), self._high) / self._low) / span
-        return self._left + place * _PANEL_WIDTH
+        position = math.log(min(max(value, self._low), self._high) / self._low) / span
+        return self._left + position * _PANEL_WIDTH
 
 
 def duration(seconds: float) -> str:
@@ -106,8 +106,8 @@ def duration(seconds: float) -> str:
 def _steps(values: Sequence[float]) -> list[tuple[float, float]]:
     """Value and share of the values that are no greater, thinned to what a screen can show."""
     ordered = sorted(values)
-    every = math.ceil(len(ordered) / _MAX_POINTS)
-    picked = range(every - 1, len(ordered), every)
+    step = math.ceil(len(ordered) / _MAX_POINTS)
+    picked = range(step - 1, len(ordered), step)
     return [(ordered[0], 0.0), *((ordered[i], (i + 1) / len(ordered)) for i in picked), (ordered[-1], 1.0)]
 
 

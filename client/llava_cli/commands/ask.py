@@ -11,7 +11,7 @@ from llava_client.client import Client
 from llava_client.errors import ImageError
 from llava_client.images import ImageInput, image_url
 
-from llava_cli.exit_codes import reporting
+from llava_cli.exit_codes import handle_errors
 from llava_cli.options import (
     ApiKey,
     BaseUrl,
@@ -68,8 +68,8 @@ def ask(
         "guided_regex": regex,
         "guided_choice": choice,
     }
-    with reporting(), Client(base_url, api_key) as client:
-        images: list[ImageInput] = [_picture(photo, question) for photo in photos]
+    with handle_errors(), Client(base_url, api_key) as client:
+        images: list[ImageInput] = [_image_url(photo, question) for photo in photos]
         if as_json:
             typer.echo(client.chat(question, image=images, **options).model_dump_json(indent=2))
         else:
@@ -85,8 +85,8 @@ def _print_stream(client: Client, question: str, images: list[ImageInput], optio
             typer.echo("llava-serve: the answer is cut at its longest length: raise --max-tokens", err=True)
 
 
-def _picture(photo: str, question: str) -> str:
-    """The picture as a URL, with a hint for the commonest slip: the question in front."""
+def _image_url(photo: str, question: str) -> str:
+    """Return the image as a URL. Raises ImageError, with a hint if the question seems to come first."""
     try:
         return image_url(sys.stdin.buffer.read() if photo == "-" else photo)
     except ImageError as exc:

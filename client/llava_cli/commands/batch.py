@@ -15,7 +15,7 @@ from llava_client.client import Client
 from llava_client.errors import APIConnectionError
 from rich.console import Console
 
-from llava_cli.exit_codes import EXIT_FAILED, EXIT_USAGE, fail, reporting
+from llava_cli.exit_codes import EXIT_FAILED, EXIT_USAGE, fail, handle_errors
 from llava_cli.options import ApiKey, BaseUrl
 
 __all__ = ["batch"]
@@ -34,7 +34,7 @@ def batch(
         Path | None,
         typer.Option("--output", "-o", help="Where results go; else FILE.results.jsonl or ID.results.jsonl."),
     ] = None,
-    is_unwanted: Annotated[
+    cancel: Annotated[
         bool, typer.Option("--cancel", help="With an ID: stop it, and take what has been answered.")
     ] = False,
     base_url: BaseUrl = None,
@@ -45,15 +45,15 @@ def batch(
     is_file = file.is_file()
     if not is_file and not source.startswith(_ID):
         fail(f"{source!r} is neither a file nor the id of a batch, which begins with {_ID}", EXIT_USAGE)
-    if is_file and is_unwanted:
+    if is_file and cancel:
         fail("--cancel goes with the id of a batch", EXIT_USAGE)
     output = output or (file.with_suffix(".results.jsonl") if is_file else Path(f"{source}.results.jsonl"))
-    with reporting(), Client(base_url, api_key) as client:
+    with handle_errors(), Client(base_url, api_key) as client:
         batch_id = client.submit_batch(file).id if is_file else source
-        if is_unwanted:
+        if cancel:
             client.cancel_batch(batch_id)
         try:
-            ended = _followed(client, batch_id)
+            ended = _wait_for_end(client, batch_id)
         except (KeyboardInterrupt, APIConnectionError):
             typer.echo(
                 f"\n{batch_id} goes on; go on with it: llava-serve batch {batch_id} -o {output}", err=True
@@ -62,20 +62,20 @@ def batch(
         _write(client, ended, output)
 
 
-def _followed(client: Client, batch_id: str) -> Batch:
-    """The batch at its end; meanwhile one line that changes, on a terminal."""
+def _wait_for_end(client: Client, batch_id: str) -> Batch:
+    """Wait until the batch has ended; meanwhile show its progress in one line, on a terminal."""
     console = Console(stderr=True, highlight=False)
     console.print(batch_id, soft_wrap=True)
     with console.status("waiting") as status:
-        for seen in client.follow_batch(batch_id):
-            status.update(_told(seen))
-    return seen
+        for state in client.follow_batch(batch_id):
+            status.update(_describe(state))
+    return state
 
 
-def _told(seen: Batch) -> str:
-    counts = seen.request_counts
+def _describe(batch: Batch) -> str:
+    counts = batch.request_counts
     failed = f", {counts.failed} failed" if counts.failed else ""
-    return f"{seen.status}: {counts.completed} of {counts.total} answered{failed}"
+    return f"{batch.status}: {counts.completed} of {counts.total} answered{failed}"
 
 
 def _write(client: Client, ended: Batch, output: Path) -> None:
@@ -85,6 +85,6 @@ def _write(client: Client, ended: Batch, output: Path) -> None:
                 file.write(json.dumps(result.raw, ensure_ascii=False) + "\n")
     except OSError as exc:
         fail(f"cannot write {str(output)!r}: {exc.strerror}; the results of {ended.id} stay on the server")
-    typer.echo(f"{_told(ended)}; results are in {output}", err=True)
+    typer.echo(f"{_describe(ended)}; results are in {output}", err=True)
     if ended.request_counts.completed < ended.request_counts.total:
         raise typer.Exit(EXIT_FAILED)

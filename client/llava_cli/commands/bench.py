@@ -7,6 +7,7 @@ import re
 import secrets
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -15,7 +16,6 @@ from llava_cli.bench.load_generator import DEFAULT_TIMEOUT_S
 from llava_cli.bench.progress import Progress
 from llava_cli.bench.report import as_json, as_text, describe
 from llava_cli.bench.svg_plot import draw
-from llava_cli.commands import bench_options as given
 from llava_cli.exit_codes import (
     EXIT_AUTH,
     EXIT_BUSY,
@@ -23,17 +23,17 @@ from llava_cli.exit_codes import (
     EXIT_UNREACHABLE,
     EXIT_USAGE,
     fail,
-    reporting,
+    handle_errors,
 )
 from llava_cli.options import ApiKey, ModelName
-from llava_cli.printing import safe
+from llava_cli.printing import sanitize
 
 __all__ = ["bench"]
 
 _DEFAULT_REQUESTS = 32
 _SIZE = re.compile(r"([1-9]\d{0,4})[x×]([1-9]\d{0,4})")
 _MAX_PIXELS = 64_000_000
-_EXITS = {
+_EXIT_CODES = {
     "no_connection": EXIT_UNREACHABLE,
     "broken_off": EXIT_UNREACHABLE,
     "timeout": EXIT_UNREACHABLE,
@@ -43,31 +43,57 @@ _EXITS = {
     "http_503": EXIT_BUSY,
 }
 
+_Url = Annotated[
+    str | None,
+    typer.Argument(help="The server; else $LLAVA_BASE_URL, else http://127.0.0.1:8000.", show_default=False),
+]
+_Requests = Annotated[
+    int | None, typer.Option("--requests", "-n", min=1, help="How many talks; 32 unless --duration is given.")
+]
+_Duration = Annotated[float | None, typer.Option(min=0.001, help="Start no talk after so long, s.")]
+_Concurrency = Annotated[
+    int | None, typer.Option("--concurrency", "-c", min=1, help="Talks at once; 1 unless --rate is given.")
+]
+_Rate = Annotated[float | None, typer.Option(min=0.0001, help="Talks a second, at random moments (Poisson).")]
+_Pictures = Annotated[Pictures, typer.Option(help="One of its own each, one for all, none.")]
+_Size = Annotated[str, typer.Option(help="Of the pictures, in pixels.")]
+_Words = Annotated[int, typer.Option(min=1, max=100_000, help="Words of a question.")]
+_MaxTokens = Annotated[int, typer.Option(min=1, help="The answers' length, in tokens.")]
+_Turns = Annotated[int, typer.Option(min=1, max=100, help="Questions of a talk.")]
+_IgnoreEos = Annotated[bool, typer.Option(help="Ask for answers of exactly that length, if the server can.")]
+_Seed = Annotated[int | None, typer.Option(help="The same seed asks the same; else a new one.")]
+_SloTtft = Annotated[float | None, typer.Option(min=0, help="First token this soon is good, s.")]
+_SloTpot = Annotated[float | None, typer.Option(min=0, help="So long per token is good, s.")]
+_Timeout = Annotated[float, typer.Option(min=0.1, help="Silence that counts as failure, s.")]
+_WarmUp = Annotated[bool, typer.Option(help="First one request that is not measured.")]
+_Out = Annotated[Path | None, typer.Option(help="Write everything to this file, as JSON.")]
+_Plot = Annotated[Path | None, typer.Option(help="Draw the distributions into this file, as SVG.")]
+
 
 def bench(
-    url: given.Url = None,
+    url: _Url = None,
     model: ModelName = None,
-    requests: given.Requests = None,
-    duration: given.Duration = None,
-    concurrency: given.Concurrency = None,
-    rate: given.Rate = None,
-    pictures: given.PictureKind = Pictures.NEW,
-    size: given.Size = "640x480",
-    words: given.Words = 24,
-    max_tokens: given.MaxTokens = 64,
-    turns: given.Turns = 1,
-    ignore_eos: given.IgnoreEos = True,
-    seed: given.Seed = None,
-    slo_ttft: given.SloTtft = None,
-    slo_tpot: given.SloTpot = None,
-    timeout: given.Timeout = DEFAULT_TIMEOUT_S,
-    warm_up: given.WarmUp = True,
-    out: given.Out = None,
-    plot: given.Plot = None,
+    requests: _Requests = None,
+    duration: _Duration = None,
+    concurrency: _Concurrency = None,
+    rate: _Rate = None,
+    pictures: _Pictures = Pictures.NEW,
+    size: _Size = "640x480",
+    words: _Words = 24,
+    max_tokens: _MaxTokens = 64,
+    turns: _Turns = 1,
+    ignore_eos: _IgnoreEos = True,
+    seed: _Seed = None,
+    slo_ttft: _SloTtft = None,
+    slo_tpot: _SloTpot = None,
+    timeout: _Timeout = DEFAULT_TIMEOUT_S,
+    warm_up: _WarmUp = True,
+    out: _Out = None,
+    plot: _Plot = None,
     api_key: ApiKey = None,
 ) -> None:
     """Measure a server: time to first token, time per token, gaps, throughput, errors."""
-    width, height = _size(size)
+    width, height = _parse_size(size)
     plan = Plan(
         num_requests=_DEFAULT_REQUESTS if requests is None and duration is None else requests,
         duration_s=duration,
@@ -80,11 +106,11 @@ def bench(
         max_tokens=max_tokens,
         num_turns=turns,
         ignore_eos=ignore_eos,
-        # Another load each time: a server may remember the pictures of an earlier one.
+        # A different load each time: a server may have cached the images of an earlier one.
         seed=secrets.randbelow(10**9) if seed is None else seed,
     )
     _check_writable(out, plot)
-    with reporting(), Progress(plan) as progress:
+    with handle_errors(), Progress(plan) as progress:
         load = run_load(
             plan,
             url,
@@ -100,7 +126,7 @@ def bench(
 
 def _report(
     run: Run,
-    asked: Plan,
+    requested: Plan,
     out: Path | None,
     plot: Path | None,
     *,
@@ -112,15 +138,15 @@ def _report(
         out.write_text(as_json(run, summary), encoding="utf-8")
     if plot is not None:
         plot.write_text(draw(run, f"{run.model}: {describe(run.plan)}"), encoding="utf-8")
-    typer.echo(safe(as_text(run, summary)))
-    if asked.ignore_eos and not run.plan.ignore_eos:
+    typer.echo(sanitize(as_text(run, summary)))
+    if requested.ignore_eos and not run.plan.ignore_eos:
         typer.echo(
             "llava-serve: the server does not take ignore_eos, so answers end where they end", err=True
         )
-    _fail_if_nothing_came(run)
+    _fail_if_none_completed(run)
 
 
-def _fail_if_nothing_came(run: Run) -> None:
+def _fail_if_none_completed(run: Run) -> None:
     if any(sample.is_complete for sample in run.samples):
         return
     kinds = Counter(sample.error for sample in run.samples)
@@ -128,10 +154,10 @@ def _fail_if_nothing_came(run: Run) -> None:
         fail("no request was sent: give a longer --duration")
     [(kind, _)] = kinds.most_common(1)
     message = next(sample.message for sample in run.samples if sample.error == kind)
-    fail(f"no request was answered; most failed so: {message}", _EXITS.get(kind or "", EXIT_FAILED))
+    fail(f"no request was answered; most failed so: {message}", _EXIT_CODES.get(kind or "", EXIT_FAILED))
 
 
-def _size(text: str) -> tuple[int, int]:
+def _parse_size(text: str) -> tuple[int, int]:
     found = _SIZE.fullmatch(text)
     if found is None or int(found[1]) * int(found[2]) > _MAX_PIXELS:
         fail(f"--size is {text!r}: give width x height in pixels, such as 640x480", EXIT_USAGE)
@@ -139,7 +165,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _check_writable(*paths: Path | None) -> None:
-    """Before the load, not after it."""
+    """Fail before the load runs, not after it."""
     for path in paths:
         if path is not None and not path.absolute().parent.is_dir():
             fail(f"cannot write {str(path)!r}: there is no such folder", EXIT_USAGE)

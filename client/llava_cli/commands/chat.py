@@ -16,9 +16,9 @@ from llava_client.conversation import Conversation
 from llava_client.errors import ImageError, LlavaError
 from llava_client.images import image_url
 
-from llava_cli.exit_codes import exit_code, reporting
+from llava_cli.exit_codes import exit_code, handle_errors
 from llava_cli.options import ApiKey, BaseUrl, Format, MaxTokens, ModelName, System, Temperature
-from llava_cli.printing import print_delta, safe
+from llava_cli.printing import print_delta, sanitize
 
 __all__ = ["chat"]
 
@@ -39,7 +39,7 @@ def chat(
     api_key: ApiKey = None,
 ) -> None:
     """Talk about pictures, turn by turn."""
-    with reporting(), Client(base_url, api_key) as client:
+    with handle_errors(), Client(base_url, api_key) as client:
         conversation = client.conversation(
             image=image_url(photo) if photo else None,
             model=model,
@@ -48,14 +48,14 @@ def chat(
             system=system,
             format=format,
         )
-        code = _Talk(conversation, is_terminal=sys.stdin.isatty() and sys.stdout.isatty()).run()
+        code = _ChatLoop(conversation, is_terminal=sys.stdin.isatty() and sys.stdout.isatty()).run()
     if code:
         raise typer.Exit(code)
 
 
-class _Talk:
-    """The loop of questions. In a terminal a failed question is reported and the talk goes on; without one
-    nobody could react, so it ends the program."""
+class _ChatLoop:
+    """The loop of questions and commands. In a terminal a failed question is reported and the loop continues;
+    otherwise it ends the program."""
 
     def __init__(self, conversation: Conversation, *, is_terminal: bool) -> None:
         self._conversation = conversation
@@ -73,17 +73,17 @@ class _Talk:
 
             typer.echo("/image PATH, /reset, /quit, /help")
         while (line := self._read()) is not None:
-            failure = self._try(line)
+            failure = self._run_line(line)
             if failure and not self._is_terminal:
                 return exit_code(failure)
         return 0
 
-    def _try(self, line: str) -> LlavaError | None:
-        """Do what ``line`` says; what went wrong is told and given back."""
+    def _run_line(self, line: str) -> LlavaError | None:
+        """Run a command or ask a question. Report an error and return it."""
         try:
-            self._take(line)
+            self._dispatch(line)
         except LlavaError as exc:
-            typer.echo(f"llava-serve: {safe(str(exc))}", err=True)
+            typer.echo(f"llava-serve: {sanitize(str(exc))}", err=True)
             return exc
         return None
 
@@ -104,7 +104,7 @@ class _Talk:
             if line:
                 return line
 
-    def _take(self, line: str) -> None:
+    def _dispatch(self, line: str) -> None:
         word, _, rest = line.partition(" ")
         if word in self._commands:
             self._commands[word](rest.strip())

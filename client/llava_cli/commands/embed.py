@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from llava_client.client import Client
 
-from llava_cli.exit_codes import EXIT_USAGE, fail, reporting
+from llava_cli.exit_codes import EXIT_USAGE, fail, handle_errors
 from llava_cli.options import ApiKey, BaseUrl, ModelName
 
 __all__ = ["embed"]
@@ -30,6 +30,6 @@ def embed(
     """Print the vector of each text, or of each picture."""
     if bool(texts) == bool(images):
         fail("give either texts or --image: their vectors are not comparable with each other", EXIT_USAGE)
-    with reporting(), Client(base_url, api_key) as client:
+    with handle_errors(), Client(base_url, api_key) as client:
         for vector in client.embed(texts or None, image=images or None, model=model).vectors:
             typer.echo(json.dumps(vector))

@@ -15,35 +15,35 @@ __all__ = ["dlq", "doctor", "keys", "server", "top", "worker"]
 
 def server(context: typer.Context) -> None:
     """Run the HTTP server; its own --help lists the flags."""
-    _become("server", "llava_server", context.args)
+    _exec("server", "llava_server", context.args)
 
 
 def keys(context: typer.Context) -> None:
     """Make, list and revoke API keys; its own --help lists the commands."""
-    _become("server", "llava_server.operator.cli.api_keys", context.args)
+    _exec("server", "llava_server.operator.cli.api_keys", context.args)
 
 
 def worker(context: typer.Context) -> None:
     """Run one worker; its own --help lists the flags."""
-    _become("worker", "llava_worker", context.args)
+    _exec("worker", "llava_worker", context.args)
 
 
 def top(context: typer.Context) -> None:
     """Watch workers, streams and queues live; needs the queue's URL."""
-    _become("server", "llava_server.operator.cli", ["top", *context.args])
+    _exec("server", "llava_server.operator.cli", ["top", *context.args])
 
 
 def doctor(context: typer.Context) -> None:
     """Check the queue's server, the clocks and the fleet; needs the queue's URL."""
-    _become("server", "llava_server.operator.cli", ["doctor", *context.args])
+    _exec("server", "llava_server.operator.cli", ["doctor", *context.args])
 
 
 def dlq(context: typer.Context) -> None:
     """Show and replay the requests that killed workers; needs the queue's URL."""
-    _become("server", "llava_server.operator.cli", ["dlq", *context.args])
+    _exec("server", "llava_server.operator.cli", ["dlq", *context.args])
 
 
-def _become(name: str, module: str, arguments: list[str]) -> None:
+def _exec(name: str, module: str, arguments: list[str]) -> None:
     model = "echo" if {"echo", "--model=echo"} & set(arguments) else ""
     if missing := missing_modules(name, model=model):
         fail(f"the {name} needs {', '.join(missing)}: {install_line(name)}", EXIT_USAGE)

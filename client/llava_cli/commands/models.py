@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from llava_client.client import Client
 
-from llava_cli.exit_codes import reporting
+from llava_cli.exit_codes import handle_errors
 from llava_cli.options import ApiKey, BaseUrl
 
 __all__ = ["models"]
@@ -22,7 +22,7 @@ def models(
     api_key: ApiKey = None,
 ) -> None:
     """List the models, one name a line."""
-    with reporting(), Client(base_url, api_key) as client:
+    with handle_errors(), Client(base_url, api_key) as client:
         found = client.models()
         if as_json:
             typer.echo(json.dumps([model.model_dump() for model in found], indent=2))

@@ -19,10 +19,10 @@ from typing import IO
 
 __all__ = ["Child", "Program", "describe_exit"]
 
-_TETHER = str(Path(__file__).with_name("parent_death_signal.py"))
+_PARENT_DEATH_SIGNAL = str(Path(__file__).with_name("parent_death_signal.py"))
 _TAIL_LINES = 20
 _READ_BYTES = 1 << 16
-_LAST_LINES_S = 1.0  # a program in a session of its own may hold the pipe: what is there comes at once
+_READ_REST_S = 1.0  # a program in a session of its own may hold the pipe: what is there comes at once
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Child:
         pipe = os.fdopen(read_end, "rb", buffering=0)
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", _TETHER, str(os.getpid())),
+                *(sys.executable, "-I", "-S", _PARENT_DEATH_SIGNAL, str(os.getpid())),
                 *self.program.command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=write_end,
@@ -79,21 +79,21 @@ class Child:
         status = await process.wait()
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.wait([reader], timeout=_LAST_LINES_S)
+        await asyncio.wait([reader], timeout=_READ_REST_S)
         return status
 
-    async def stop(self, hurry: asyncio.Event) -> None:
-        """SIGTERM, and SIGKILL to all that it started when its grace is over or ``hurry`` is set."""
+    async def stop(self, kill_now: asyncio.Event) -> None:
+        """SIGTERM, and SIGKILL to all that it started when its grace is over or ``kill_now`` is set."""
         if self._process is None or self._process.returncode is not None:
             return
         process, _ = self._running()
         with suppress(ProcessLookupError):
             process.terminate()
-        ended, hurried = asyncio.create_task(self.wait()), asyncio.create_task(hurry.wait())
+        ended, killing = asyncio.create_task(self.wait()), asyncio.create_task(kill_now.wait())
         await asyncio.wait(
-            [ended, hurried], timeout=self.program.stop_grace_s, return_when=asyncio.FIRST_COMPLETED
+            [ended, killing], timeout=self.program.stop_grace_s, return_when=asyncio.FIRST_COMPLETED
         )
-        hurried.cancel()
+        killing.cancel()
         if not ended.done():
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -120,14 +120,14 @@ class Child:
             while chunk := await stream.read(_READ_BYTES):
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
-                    self._take_line(line)
+                    self._handle_line(line)
                 rest = rest[-_READ_BYTES:]
             if rest:
-                self._take_line(rest)
+                self._handle_line(rest)
         finally:
             transport.close()
 
-    def _take_line(self, line: bytes) -> None:
+    def _handle_line(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip()
         self.tail.append(text)
         self._on_line(self.program.name, text)

@@ -1,4 +1,4 @@
-"""Which GPUs ``llava-serve up --gpus`` means. Asked of NVIDIA's own program: there is no torch in here."""
+"""The GPUs that ``llava-serve up --gpus`` names, listed by nvidia-smi because torch is not imported here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 __all__ = ["GpusUnavailable", "choose_gpus"]
 
-_ASK = ("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
+_NVIDIA_SMI = ("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
 _TIMEOUT_S = 30.0  # a driver that is not loaded yet is loaded by the question
 _NAME = re.compile(r"\d+|(GPU|MIG)-[\w-]+")
 
@@ -24,15 +24,15 @@ def choose_gpus(text: str, environment: Mapping[str, str]) -> tuple[str, ...]:
     if visible := environment.get("CUDA_VISIBLE_DEVICES"):
         return _parse(visible, "CUDA_VISIBLE_DEVICES")
     try:
-        told = subprocess.run(
-            _ASK, env=environment, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S
+        done = subprocess.run(
+            _NVIDIA_SMI, env=environment, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise GpusUnavailable(
             f"--gpus all: nvidia-smi, which knows them, cannot be asked ({error}): name them, as in "
             "--gpus 0,1, or leave --gpus out to run on what there is"
         ) from error
-    gpus = tuple(told.stdout.split())
+    gpus = tuple(done.stdout.split())
     if not gpus:
         raise GpusUnavailable("--gpus all: there is none; leave --gpus out to run on the CPU")
     return gpus

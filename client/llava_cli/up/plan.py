@@ -12,18 +12,18 @@ from llava_client.connection import is_loopback
 
 from llava_cli.up.child_process import Program
 
-__all__ = ["Plan"]
+__all__ = ["LaunchPlan"]
 
-# Long enough to finish a short answer; whoever stops a laptop's server does not want to wait for a long one.
+# Long enough to finish a short response, and not too long for somebody who stops a server on a laptop.
 _DRAIN_S = 5
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+_WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One run of ``up``. ``made_key`` is an API key made for it; None: no key is asked, or others are set.
+class LaunchPlan:
+    """The processes of one ``up``. With ``gpus`` there is one worker for each.
 
-    With ``gpus`` there is a worker for each.
+    ``generated_key`` is the API key of this run; None if the server requires none or has keys of its own.
     """
 
     model: str
@@ -34,25 +34,25 @@ class Plan:
     host: str
     port: int
     gpus: tuple[str, ...] = ()
-    made_key: str | None = field(default=None, repr=False)
+    generated_key: str | None = field(default=None, repr=False)
 
     @staticmethod
-    def key_for(host: str, environment: Mapping[str, str]) -> str | None:
+    def generate_key(host: str, environment: Mapping[str, str]) -> str | None:
         """A new API key if others can reach ``host`` and the environment gives the server none."""
         return None if is_loopback(host) or _has_keys(environment) else f"lv-{secrets.token_urlsafe(24)}"
 
     @property
     def base_url(self) -> str:
         """Where this machine reaches the server."""
-        host = _ANYWHERE.get(self.host, self.host)
+        host = _WILDCARD_HOSTS.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def server(self, redis_url: str) -> Program:
         """The HTTP server's process."""
         command = _python("llava_server", "--host", self.host, "--port", str(self.port))
         environment = _environment(redis_url)
-        if self.made_key:
-            environment["LLAVA_API_KEYS"] = self.made_key
+        if self.generated_key:
+            environment["LLAVA_API_KEYS"] = self.generated_key
         elif is_loopback(self.host) and not _has_keys(environment):
             environment.setdefault("LLAVA_AUTH", "false")
         environment["LLAVA_DRAIN_TIMEOUT_S"] = str(_DRAIN_S)
@@ -68,9 +68,11 @@ class Plan:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             environment.setdefault("LLAVA_THREADS", str(max(1, cores // self.num_workers)))
         command = _python("llava_worker", *flags)
-        if self.gpus:  # each sees its own only, and calls it the first
-            own = [{**environment, "CUDA_VISIBLE_DEVICES": gpu} for gpu in self.gpus]
-            return [Program(f"worker-{i + 1}", command, each) for i, each in enumerate(own)]
+        if self.gpus:  # each worker sees only its own GPU, as cuda:0
+            return [
+                Program(f"worker-{i + 1}", command, {**environment, "CUDA_VISIBLE_DEVICES": gpu})
+                for i, gpu in enumerate(self.gpus)
+            ]
         return [Program(f"worker-{i + 1}", command, environment) for i in range(self.num_workers)]
 
 

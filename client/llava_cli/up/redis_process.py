@@ -23,27 +23,27 @@ from urllib.parse import quote
 from llava_cli.extras import install_line
 from llava_cli.up.child_process import Program
 
-__all__ = ["NoRedis", "find_redis_binary", "private_redis"]
+__all__ = ["RedisNotFound", "find_redis_binary", "private_redis"]
 
 _PREFIX = "llava-serve-redis-"
 _SOCKET = "redis.sock"
-_YOUNG_S = 60.0  # a younger folder may be just about to be locked by its owner
+_MIN_LEFTOVER_AGE_S = 60.0  # a younger folder may be just about to be locked by its owner
 _MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 108 on Linux and 104 on macOS
 _NAMES = ("valkey-server", "redis-server")
 
 
-class NoRedis(Exception):
+class RedisNotFound(Exception):
     """There is no Redis to be had; the message names the three ways to one."""
 
 
 def find_redis_binary() -> str:
-    """A server on PATH, else the one that the ``local`` extra brings. Raises NoRedis."""
+    """A server on PATH, else the one that the ``local`` extra brings. Raises RedisNotFound."""
     for name in _NAMES:
         if found := shutil.which(name):
             return found
     if bundled := _bundled_binary():
         return bundled
-    raise NoRedis(
+    raise RedisNotFound(
         "no Redis found: pass --redis-url redis://HOST:6379/0, or put valkey-server or redis-server "
         f"on the PATH (apt install redis-server), or run {install_line('local')}"
     )
@@ -51,13 +51,13 @@ def find_redis_binary() -> str:
 
 @contextmanager
 def private_redis() -> Iterator[tuple[Program, str]]:
-    """What to start and its URL; its folder is removed at the end. Raises NoRedis."""
+    """What to start and its URL; its folder is removed at the end. Raises RedisNotFound."""
     binary = find_redis_binary()
-    with _home() as home:
-        socket_path = home / _SOCKET
+    with _private_folder() as folder:
+        socket_path = folder / _SOCKET
         command = (
             *(binary, "--port", "0", "--unixsocket", str(socket_path), "--unixsocketperm", "700"),
-            *("--dir", str(home), "--save", "", "--appendonly", "no"),
+            *("--dir", str(folder), "--save", "", "--appendonly", "no"),
             *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
             *("--logfile", "", "--loglevel", "warning"),
         )
@@ -83,23 +83,23 @@ def _bundled_binary() -> str | None:
 
 
 @contextmanager
-def _home() -> Iterator[Path]:
+def _private_folder() -> Iterator[Path]:
     """A folder with mode 0700, locked while it is used, so that a later start can tell it from a leftover."""
     parent = Path(tempfile.gettempdir())
     if len(os.fsencode(parent)) + len(_PREFIX) + len(f"12345678/{_SOCKET}") > _MAX_SOCKET_PATH:
         parent = Path("/tmp")
-    _sweep(parent)
-    home = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    lock = os.open(home, os.O_RDONLY)
+    _remove_leftovers(parent)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield home
+        yield folder
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 
-def _sweep(parent: Path) -> None:
+def _remove_leftovers(parent: Path) -> None:
     """Remove the folders of starts that were killed with SIGKILL: ours, and locked by nobody any more."""
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
@@ -108,7 +108,7 @@ def _sweep(parent: Path) -> None:
             continue
         try:
             status = os.fstat(handle)
-            if status.st_uid == os.getuid() and status.st_mtime < time.time() - _YOUNG_S:
+            if status.st_uid == os.getuid() and status.st_mtime < time.time() - _MIN_LEFTOVER_AGE_S:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 (folder / _SOCKET).unlink(missing_ok=True)
                 folder.rmdir()

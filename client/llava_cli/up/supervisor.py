@@ -1,7 +1,7 @@
 """Keeps the children of ``llava-serve up`` running, and stops them in order.
 
-Until ``settle`` any death is final: a program that cannot even start is not helped by starting it again.
-After it a child that dies is started again, with growing waits and a budget; when that is used up, all ends.
+Until ``enable_restarts`` any exit is final: a program that cannot start is not helped by a restart. After
+it a child that exits is restarted, with growing delays, until its restart budget is used up.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = ["ChildFailed", "RestartBudget", "Supervisor"]
 class ChildFailed(Exception):
     """A child ended for good; ``tail`` is the last that it printed."""
 
-    def __init__(self, name: str, status: int, tail: Sequence[str], remark: str) -> None:
-        super().__init__(f"{name} {describe_exit(status)} {remark}".rstrip())
+    def __init__(self, name: str, status: int, tail: Sequence[str], when: str) -> None:
+        super().__init__(f"{name} {describe_exit(status)} {when}".rstrip())
         self.tail = tuple(tail)
 
 
@@ -48,7 +48,7 @@ class RestartBudget:
 class Supervisor:
     """Owns the children, in layers: started first to last, stopped last to first. Use as a context manager.
 
-    ``hurry`` makes stopping a killing. ``on_event`` gets a sentence whenever a child is started again.
+    Stopping kills the children once ``kill_now`` is set. ``on_event`` receives a message for each restart.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class Supervisor:
         *,
         on_line: Callable[[str, str], None],
         on_event: Callable[[str], None],
-        hurry: asyncio.Event,
+        kill_now: asyncio.Event,
         budget: RestartBudget | None = None,
     ) -> None:
         self._on_line = on_line
         self._on_event = on_event
-        self._hurry = hurry
+        self._kill_now = kill_now
         self._budget = budget or RestartBudget()
-        self._layers: list[list[Child]] = []
-        self._keepers: list[asyncio.Task[None]] = []
-        self._is_settled = False
+        self._process_layers: list[list[Child]] = []
+        self._monitors: list[asyncio.Task[None]] = []
+        self._is_restarting = False
         self._failure: asyncio.Future[ChildFailed] = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> Self:
@@ -74,40 +74,40 @@ class Supervisor:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for keeper in self._keepers:  # first, or they would start again what is stopped here
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        for layer in reversed(self._layers):
-            await asyncio.gather(*(child.stop(self._hurry) for child in layer))
-        for layer in self._layers:
+        for monitor in self._monitors:  # first, or they would start again what is stopped here
+            monitor.cancel()
+        await asyncio.gather(*self._monitors, return_exceptions=True)
+        for layer in reversed(self._process_layers):
+            await asyncio.gather(*(child.stop(self._kill_now) for child in layer))
+        for layer in self._process_layers:
             await asyncio.gather(*(child.aclose() for child in layer))
 
     async def start(self, layer: Sequence[Program]) -> None:
         """Start the programs of one layer; does not wait until they are ready for work."""
         children = [Child(program, self._on_line) for program in layer]
-        self._layers.append(children)
+        self._process_layers.append(children)
         for child in children:
             await child.start()
-            self._keepers.append(asyncio.create_task(self._keep(child)))
+            self._monitors.append(asyncio.create_task(self._monitor(child)))
 
-    def settle(self) -> None:
-        """All is up: from now on a death is repaired."""
-        self._is_settled = True
+    def enable_restarts(self) -> None:
+        """Restart children that exit from now on."""
+        self._is_restarting = True
 
     async def watch(self) -> None:
         """Never returns. Raises ChildFailed when a child has ended for good."""
         raise await asyncio.shield(self._failure)
 
-    async def _keep(self, child: Child) -> None:
+    async def _monitor(self, child: Child) -> None:
         loop = asyncio.get_running_loop()
         restarts: deque[float] = deque()
         while True:
             status = await child.wait()
             while restarts and restarts[0] < loop.time() - self._budget.window_s:
                 restarts.popleft()
-            delay_s = self._budget.delay_s(len(restarts)) if self._is_settled else None
+            delay_s = self._budget.delay_s(len(restarts)) if self._is_restarting else None
             if delay_s is None:
-                self._give_up(child, status, num_restarts=len(restarts))
+                self._fail(child, status, num_restarts=len(restarts))
                 return
             name = child.program.name
             self._on_event(f"{name} {describe_exit(status)}; starting it again in {delay_s:g} s")
@@ -115,7 +115,7 @@ class Supervisor:
             restarts.append(loop.time())
             await child.start()
 
-    def _give_up(self, child: Child, status: int, *, num_restarts: int) -> None:
-        remark = f"after {num_restarts} restarts" if self._is_settled else "before it was ready"
+    def _fail(self, child: Child, status: int, *, num_restarts: int) -> None:
+        when = f"after {num_restarts} restarts" if self._is_restarting else "before it was ready"
         if not self._failure.done():
-            self._failure.set_result(ChildFailed(child.program.name, status, child.tail, remark))
+            self._failure.set_result(ChildFailed(child.program.name, status, child.tail, when))

@@ -21,14 +21,14 @@ import typer
 from llava_client.async_client import AsyncClient
 from llava_client.errors import LlavaError
 
-from llava_cli.exit_codes import EXIT_USAGE, fail, reporting
+from llava_cli.exit_codes import EXIT_USAGE, fail, handle_errors
 from llava_cli.extras import install_line, missing_modules
 from llava_cli.up.child_process import Program
+from llava_cli.up.display import Display
 from llava_cli.up.gpus import GpusUnavailable, choose_gpus
-from llava_cli.up.plan import Plan
+from llava_cli.up.plan import LaunchPlan
 from llava_cli.up.port import PortUnavailable, check_port
-from llava_cli.up.redis_process import NoRedis, private_redis
-from llava_cli.up.screen import Screen
+from llava_cli.up.redis_process import RedisNotFound, private_redis
 from llava_cli.up.supervisor import ChildFailed, Supervisor
 
 __all__ = ["up"]
@@ -56,50 +56,50 @@ def up(
 ) -> None:
     """Start everything on this machine and show where it is."""
     _check_extras(model)
-    screen = Screen(is_verbose=verbose)
-    with reporting(), ExitStack() as stack:
+    display = Display(is_verbose=verbose)
+    with handle_errors(), ExitStack() as stack:
         try:
-            chosen = _choose_gpus(gpus, workers, device)
-            plan = Plan(
+            gpu_names = _choose_gpus(gpus, workers, device)
+            plan = LaunchPlan(
                 model=model,
                 served_model_name=served_model_name,
-                num_workers=len(chosen) or workers,
+                num_workers=len(gpu_names) or workers,
                 precision=precision,
-                device="cuda" if chosen else device,
-                gpus=chosen,
+                device="cuda" if gpu_names else device,
+                gpus=gpu_names,
                 host=host,
                 port=check_port(host, port),
-                made_key=Plan.key_for(host, os.environ),
+                generated_key=LaunchPlan.generate_key(host, os.environ),
             )
-            layers = _layers(plan, redis_url, stack)
-            asyncio.run(run(plan, layers, screen))
-        except (PortUnavailable, NoRedis, GpusUnavailable) as exc:
+            layers = _process_layers(plan, redis_url, stack)
+            asyncio.run(run(plan, layers, display))
+        except (PortUnavailable, RedisNotFound, GpusUnavailable) as exc:
             fail(str(exc), EXIT_USAGE)
         except ChildFailed as exc:
-            screen.tail(exc.tail)
+            display.tail(exc.tail)
             fail(str(exc))
 
 
-async def run(plan: Plan, layers: list[list[Program]], screen: Screen) -> None:
+async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -> None:
     """Start, show, watch, stop. Returns when asked to stop; raises ChildFailed."""
-    asked, hurry = asyncio.Event(), asyncio.Event()
-    _listen_for_signals(asked, hurry)
-    async with Supervisor(on_line=screen.line, on_event=screen.say, hurry=hurry) as supervisor:
-        with screen.waiting(f"starting {plan.model} with {plan.num_workers} worker(s)"):
-            await _first(asked.wait(), supervisor.watch(), _bring_up(supervisor, layers, plan.base_url))
-        if not asked.is_set():
-            supervisor.settle()
-            screen.ready(plan, await _served_name(plan))
-            await _first(asked.wait(), supervisor.watch())
-        screen.say("stopping; Ctrl-C again kills")
+    stop, kill_now = asyncio.Event(), asyncio.Event()
+    _listen_for_signals(stop, kill_now)
+    async with Supervisor(on_line=display.line, on_event=display.show, kill_now=kill_now) as supervisor:
+        with display.waiting(f"starting {plan.model} with {plan.num_workers} worker(s)"):
+            await _run_until_first(stop.wait(), supervisor.watch(), _start(supervisor, layers, plan.base_url))
+        if not stop.is_set():
+            supervisor.enable_restarts()
+            display.ready(plan, await _served_name(plan))
+            await _run_until_first(stop.wait(), supervisor.watch())
+        display.show("stopping; Ctrl-C again kills")
 
 
 def _check_extras(model: str) -> None:
     missing = {extra: missing_modules(extra, model=model) for extra in ("server", "worker")}
-    lacking = [extra for extra, modules in missing.items() if modules]
-    if lacking:
+    incomplete = [extra for extra, modules in missing.items() if modules]
+    if incomplete:
         names = ", ".join(sorted({name for modules in missing.values() for name in modules}))
-        fail(f"`up` needs {names}: {install_line(*lacking)}", EXIT_USAGE)
+        fail(f"`up` needs {names}: {install_line(*incomplete)}", EXIT_USAGE)
 
 
 def _choose_gpus(gpus: str | None, num_workers: int, device: str) -> tuple[str, ...]:
@@ -113,27 +113,29 @@ def _choose_gpus(gpus: str | None, num_workers: int, device: str) -> tuple[str, 
     return choose_gpus(gpus, os.environ)
 
 
-def _layers(plan: Plan, redis_url: str | None, stack: ExitStack) -> list[list[Program]]:
-    """What to start, in order; a private Redis's folder lives as long as ``stack``. Raises NoRedis."""
+def _process_layers(plan: LaunchPlan, redis_url: str | None, stack: ExitStack) -> list[list[Program]]:
+    """What to start, in order; a private Redis's folder lives as long as ``stack``. Raises RedisNotFound."""
     if redis_url:
         return [plan.workers(redis_url), [plan.server(redis_url)]]
     redis, redis_url = stack.enter_context(private_redis())
     return [[redis], plan.workers(redis_url), [plan.server(redis_url)]]
 
 
-def _listen_for_signals(asked: asyncio.Event, hurry: asyncio.Event) -> None:
-    """The first signal asks to stop, the second to hurry. SIGHUP is the terminal being closed; under nohup it
-    is ignored, and stays so."""
+def _listen_for_signals(stop: asyncio.Event, kill_now: asyncio.Event) -> None:
+    """Set ``stop`` at the first signal and ``kill_now`` at the second.
+
+    SIGHUP means that the terminal was closed. Under nohup it is ignored, and stays so.
+    """
 
     def on_signal() -> None:
-        (hurry if asked.is_set() else asked).set()
+        (kill_now if stop.is_set() else stop).set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             asyncio.get_running_loop().add_signal_handler(number, on_signal)
 
 
-async def _first(*coroutines: Coroutine[Any, Any, object]) -> None:
+async def _run_until_first(*coroutines: Coroutine[Any, Any, object]) -> None:
     """Wait until one ends, stop the others, and raise what it raised."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
@@ -146,16 +148,16 @@ async def _first(*coroutines: Coroutine[Any, Any, object]) -> None:
         task.result()
 
 
-async def _bring_up(supervisor: Supervisor, layers: list[list[Program]], base_url: str) -> None:
+async def _start(supervisor: Supervisor, layers: list[list[Program]], base_url: str) -> None:
     for layer in layers:
         await supervisor.start(layer)
         for program in layer:
             if program.socket_path is not None:
-                await _until_listening(program.socket_path)
-    await _until_ready(base_url)
+                await _wait_until_listening(program.socket_path)
+    await _wait_until_ready(base_url)
 
 
-async def _until_listening(path: Path) -> None:
+async def _wait_until_listening(path: Path) -> None:
     while True:
         try:
             _, writer = await asyncio.open_unix_connection(path)
@@ -167,7 +169,7 @@ async def _until_listening(path: Path) -> None:
         return
 
 
-async def _until_ready(base_url: str) -> None:
+async def _wait_until_ready(base_url: str) -> None:
     """Returns when the server says that it can answer, which means that a worker can."""
     async with httpx2.AsyncClient(trust_env=False, timeout=2.0) as http:
         while True:
@@ -179,10 +181,10 @@ async def _until_ready(base_url: str) -> None:
             await asyncio.sleep(_POLL_S)
 
 
-async def _served_name(plan: Plan) -> str:
+async def _served_name(plan: LaunchPlan) -> str:
     """What requests call the model; the server knows best, if it lets us ask."""
     try:
-        async with AsyncClient(plan.base_url, plan.made_key, timeout=5.0, max_retries=0) as client:
+        async with AsyncClient(plan.base_url, plan.generated_key, timeout=5.0, max_retries=0) as client:
             models = await client.models()
     except LlavaError:
         models = []

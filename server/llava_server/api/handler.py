@@ -1,186 +1,278 @@
-"""From a parsed request to its answer, the same for every route: model, pictures, jobs, first event, reply.
-
-    parsed  ->  open_chat  ->  Opened (model, choices, first event)  ->  reply (stream or whole)
-
-The status line waits for the first event, so an error is a proper 4xx or 5xx in streaming mode too.
-"""
+"""From a request to its response, the same for every API: parse, build jobs, submit, respond."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
-from llava_wire.controller_side.queue_status import QueuePosition
+from llava_wire.controller_side.queue_status import JobSnapshot, QueuePosition
 from llava_wire.messages.event import Event
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import Job
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.job_builder import WantedPicture, images_of, to_jobs
+from llava_server.api.job_builder import ImageSource, image_sources, to_jobs
 from llava_server.api.parse import check_sizes, idempotency_key
-from llava_server.errors import ApiError
-from llava_server.generation.collect import collect
+from llava_server.errors import ApiError, answer_not_found
+from llava_server.generation.collect import CollectedChoice, collect
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.generation.serializer import Serializer
-from llava_server.generation.sse_response import EventStream, stream_pace
+from llava_server.generation.sse_response import EventStream
 from llava_server.images.errors import ImageError
 from llava_server.images.loader import PreprocessedImage
 from llava_server.lifespan import Services, services_of
 from llava_server.request_context import context_of
-from llava_server.request_metrics import ChoiceMetrics
+from llava_server.request_metrics import ChoiceMetrics, EventObserver, NoMetrics
+from llava_server.response_model import JSONResponse
 from llava_server.tracing import span
 from llava_server.worker_registry import ServedModel
 
-__all__ = [
-    "Opened",
-    "chat_jobs",
-    "jobs_of",
-    "open_chat",
-    "open_jobs",
-    "parsed",
-    "queue_headers",
-    "reply",
-    "take_picture",
-]
+__all__ = ["Generation", "JobSet", "RequestHandler", "build_chat_jobs", "load_image", "queue_headers"]
 
-_EVERYBODY = "*"  # in place of a tenant's name, and none of these
-_LARGE_BODY_BYTES = 64 * 1024  # above: parsed in a thread, so that other streams do not wait
+_PUBLIC_SCOPE = "*"  # owner of images with cache_scope public; no tenant has this name
+_LARGE_BODY_BYTES = 64 * 1024  # larger bodies are parsed in a thread, so that other streams are not delayed
 _GRIDS = ("anyres", "hd")
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Opened:
-    """An answer that has begun; ``job`` is its first choice's. Who has it must ``aclose`` the outputs."""
+class JobSet:
+    """The jobs of a request, one for each choice, and the pixels of their images by digest."""
 
-    job: Job
+    model: ServedModel
+    jobs: Sequence[Job]
+    pixels: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A request whose first event has arrived. Its holder closes ``outputs``."""
+
+    job: Job  # of the first choice
     model: ServedModel
     outputs: MergedOutputs
     first: tuple[int, Event]
 
-
-async def parsed(request: Request, raw: bytes, parse: Callable[[bytes], T]) -> T:
-    """The body as a request. Raises ApiError."""
-    _check_content_type(request)
-    if len(raw) <= _LARGE_BODY_BYTES:
-        return parse(raw)
-    run = asyncio.get_running_loop().run_in_executor
-    return await run(services_of(request).parser_threads, parse, raw)
+    @property
+    def queue_headers(self) -> dict[str, str]:
+        return queue_headers(self.outputs.place)
 
 
-async def open_chat(request: Request, parse: Callable[[bytes], tuple[T, ChatRequest]]) -> tuple[T, Opened]:
-    """Everything up to the first event. ``parse`` gives the request in its own words and as a chat. The body
-    is let go as soon as its pictures are taken. Raises ApiError."""
-    with context_of(request).body.consume() as raw:
-        own, chat = await parsed(request, raw, parse)
-        model, jobs, pixels = await chat_jobs(request, chat)
-    is_kept = idempotency_key(request.headers) is not None
-    return own, await open_jobs(request, model, jobs, pixels, is_kept=is_kept)
+class RequestHandler:
+    """Handles one request of any API, in four steps.
+
+        parse        the body becomes a request                (in a thread if it is large)
+        build_jobs   the model is looked up, images are loaded; one job for each choice
+        submit       the jobs are queued; waits for the first event
+        respond      a stream, or one body with the whole output
+
+    The status line waits for the first event, so that an error is a proper 4xx or 5xx in a stream too. Every
+    step raises ApiError.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._context = context_of(request)
+        self.services = services_of(request)
+        self.tenant = self._context.tenant
+
+    @property
+    def idempotency_key(self) -> str | None:
+        return idempotency_key(self._request.headers)
+
+    async def start(self, parse: Callable[[bytes], tuple[T, ChatRequest]]) -> tuple[T, Generation]:
+        """Take the first three steps of a chat; cancelled if the client disconnects.
+
+        ``parse`` returns the request in its API's form and as a chat.
+        """
+        return await cancel_on_disconnect(self._request.receive, self._start(parse))
+
+    async def _start(self, parse: Callable[[bytes], tuple[T, ChatRequest]]) -> tuple[T, Generation]:
+        with self.body() as raw:
+            request, chat = await self.parse(raw, parse)
+            jobs = await self.build_jobs(chat)
+        return request, await self.submit(jobs, is_kept=self.idempotency_key is not None)
+
+    def body(self) -> AbstractContextManager[bytes]:
+        """Return the request's body, whose memory is released at the end of the ``with`` block."""
+        return self._context.body.consume()
+
+    async def parse(self, raw: bytes, parse: Callable[[bytes], T]) -> T:
+        """Return what ``parse`` makes of the body."""
+        # Other sites' web pages can make a browser send forms and plain text here, but not JSON.
+        media_type = self._request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            raise ApiError(
+                "unsupported_media_type",
+                "the body must be JSON: send the header Content-Type: application/json",
+            )
+        if len(raw) <= _LARGE_BODY_BYTES:
+            return parse(raw)
+        run = asyncio.get_running_loop().run_in_executor
+        return await run(self.services.parser_threads, parse, raw)
+
+    async def build_jobs(self, chat: ChatRequest) -> JobSet:
+        """Return the jobs of a chat."""
+        return await build_chat_jobs(
+            self.services, chat, tenant=self.tenant, idempotency_key=self.idempotency_key
+        )
+
+    async def submit(
+        self, job_set: JobSet, *, is_kept: bool = False, field: str | Sequence[str] = "messages"
+    ) -> Generation:
+        """Queue the jobs and wait for the first event of the first one.
+
+        With ``is_kept`` they outlive the connection. Errors name ``field``, the part of the request.
+        """
+        jobs = job_set.jobs
+        self._context.job_id = jobs[0].job_id
+        outputs = MergedOutputs(self.services.controller, is_kept=is_kept, field=field)
+        try:
+            await outputs.submit(jobs[:1], job_set.pixels)
+            with span("first event"):
+                index, first = await outputs.next()
+            if first.final is not None and first.final.error is not None:
+                raise outputs.failure(index, first.final.error)
+            # The worker of the first choice has computed the prompt by now: the other choices reuse it.
+            await outputs.submit(jobs[1:], job_set.pixels)
+        except BaseException:
+            await outputs.aclose()
+            raise
+        return Generation(jobs[0], job_set.model, outputs, (index, first))
+
+    async def submit_background(self, job_set: JobSet) -> None:
+        """Queue the jobs without waiting for an event."""
+        self._context.job_id = job_set.jobs[0].job_id
+        outputs = MergedOutputs(self.services.controller)
+        await outputs.submit(job_set.jobs, job_set.pixels)
+        await outputs.aclose()
+
+    async def respond(self, generation: Generation, serializer: Serializer, *, is_stream: bool) -> Response:
+        """Return the response; the outputs are closed at its end. Raises ClientDisconnected too."""
+        if is_stream:
+            stream = self._stream(
+                generation.outputs, generation.first, serializer, self._choice_metrics(generation)
+            )
+            stream.headers.update(generation.queue_headers)
+            return stream
+        choices = await cancel_on_disconnect(self._request.receive, self.collect(generation))
+        return JSONResponse(serializer.to_response(choices), headers=generation.queue_headers)
+
+    async def collect(self, generation: Generation) -> list[CollectedChoice]:
+        """Return the whole output of every choice, and close the outputs."""
+        try:
+            return await collect(generation.outputs, generation.first, self._choice_metrics(generation))
+        finally:
+            await generation.outputs.aclose()
+
+    async def snapshot(self, job_id: str, *, has_events: bool = True) -> JobSnapshot:
+        """Return a stored job as it is now; 404 if this tenant has none with this id."""
+        self._context.job_id = job_id
+        return await self.services.controller.peek(job_id, self.tenant, has_events=has_events)
+
+    async def resume(
+        self,
+        outline: Job,
+        serializer: Serializer,
+        *,
+        is_stream: bool,
+        start: int = 0,
+        field: str = "messages",
+    ) -> Response:
+        """Return the response of a stored job, or its stream after the first ``start`` tokens.
+
+        Its former reader is disconnected. Metrics were recorded the first time.
+        """
+        outputs = MergedOutputs(self.services.controller, field=field)
+        await outputs.resume(outline, timeout_s=self.services.settings.request_timeout_s)
+        if is_stream:
+            return self._stream(outputs, None, serializer, [NoMetrics()], start=start)
+        try:
+            collected = collect(outputs, None, [NoMetrics()])
+            choices = await cancel_on_disconnect(self._request.receive, collected)
+        finally:
+            await outputs.aclose()
+        return JSONResponse(serializer.to_response(choices))
+
+    async def delete(self, job_id: str) -> None:
+        """Delete a stored job, cancelling it first; 404 if this tenant has none with this id."""
+        if not await self.services.controller.forget(job_id, self.tenant):
+            raise answer_not_found()
+
+    def _choice_metrics(self, generation: Generation) -> list[ChoiceMetrics]:
+        return [
+            ChoiceMetrics(self.services.metrics, generation.model.name, arrived_at=self._context.arrived_at)
+            for _ in range(len(generation.outputs))
+        ]
+
+    def _stream(
+        self,
+        outputs: MergedOutputs,
+        first: tuple[int, Event] | None,
+        serializer: Serializer,
+        observers: Sequence[EventObserver],
+        *,
+        start: int = 0,
+    ) -> EventStream:
+        settings = self.services.settings
+        return EventStream(
+            outputs,
+            first,
+            serializer,
+            observers,
+            keepalive_s=settings.keepalive_s,
+            send_timeout_s=settings.send_timeout_s,
+            start=start,
+        )
 
 
-async def chat_jobs(request: Request, chat: ChatRequest) -> tuple[ServedModel, list[Job], dict[str, bytes]]:
-    """The jobs of a chat and the pixels beside them. Raises ApiError."""
-    key = idempotency_key(request.headers)
-    return await jobs_of(services_of(request), chat, tenant=context_of(request).tenant, key=key)
+async def build_chat_jobs(
+    services: Services, chat: ChatRequest, *, tenant: str, idempotency_key: str | None
+) -> JobSet:
+    """Check the chat's size, look up its model, load its images and return its jobs. Raises ApiError.
 
-
-async def jobs_of(
-    services: Services, chat: ChatRequest, *, tenant: str, key: str | None
-) -> tuple[ServedModel, list[Job], dict[str, bytes]]:
-    """As ``chat_jobs``, whoever asks; with a ``key`` the same chat makes the same jobs."""
+    With an ``idempotency_key`` the same chat has the same jobs on every controller.
+    """
     check_sizes(
         chat, max_text_bytes=services.settings.max_text_kb * 1024, max_images=services.settings.max_images
     )
     model = await services.registry.find(chat.model)
-    owner = _EVERYBODY if chat.cache_scope == "public" else tenant
-    wanted = images_of(chat)
-    with span("pictures", num_pictures=len(wanted)) if wanted else nullcontext():
-        pictures = [await take_picture(services, each, model, owner) for each in wanted]
+    owner = _PUBLIC_SCOPE if chat.cache_scope == "public" else tenant
+    sources = image_sources(chat)
+    with span("pictures", num_pictures=len(sources)) if sources else nullcontext():
+        images = [await load_image(services, source, model, owner) for source in sources]
     ttl_s = services.settings.request_timeout_s
-    jobs = to_jobs(chat, pictures, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=key)
-    return model, jobs, {picture.ref.digest: picture.pixels for picture in pictures}
+    jobs = to_jobs(chat, images, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=idempotency_key)
+    return JobSet(model, jobs, {image.ref.digest: image.pixels for image in images})
 
 
-async def open_jobs(
-    request: Request,
-    model: ServedModel,
-    jobs: Sequence[Job],
-    pixels: Mapping[str, bytes],
-    *,
-    is_kept: bool = False,
-    field: str | Sequence[str] = "messages",
-) -> Opened:
-    """The jobs submitted, and the first event of any of them. Who ``is_kept`` outlives its connection; an
-    error names the ``field``. Raises ApiError."""
-    context_of(request).job_id = jobs[0].job_id
-    outputs = MergedOutputs(services_of(request).controller, is_kept=is_kept, field=field)
-    try:
-        await outputs.submit(jobs[:1], pixels)
-        with span("first event"):
-            index, first = await outputs.next()
-        if first.final is not None and first.final.error is not None:
-            raise outputs.failure(index, first.final.error)
-        # Only now: where the first choice runs, the others find the prompt computed.
-        await outputs.submit(jobs[1:], pixels)
-    except BaseException:
-        await outputs.aclose()
-        raise
-    return Opened(jobs[0], model, outputs, (index, first))
-
-
-async def reply(request: Request, opened: Opened, serializer: Serializer, *, is_stream: bool) -> Response:
-    """The response, written by the serializer. Closes the outputs. Raises ApiError and ClientDisconnected."""
-    services, outputs = services_of(request), opened.outputs
-    arrived_at, metrics = context_of(request).arrived_at, services.metrics
-    meters = [ChoiceMetrics(metrics, opened.model.name, arrived_at=arrived_at) for _ in range(len(outputs))]
-    told = queue_headers(outputs.place)
-    if is_stream:
-        stream = EventStream(outputs, opened.first, serializer, meters, stream_pace(services.settings))
-        stream.headers.update(told)
-        return stream
-    try:
-        answers = await cancel_on_disconnect(request.receive, collect(outputs, opened.first, meters))
-    finally:
-        await outputs.aclose()
-    return JSONResponse(serializer.to_response(answers), headers=told)
-
-
-def queue_headers(place: QueuePosition | None) -> dict[str, str]:
-    """What the queue was like when the request came, told with its first event: see docs/reliability.md."""
-    if place is None:
-        return {}
-    headers = {"x-queue-position": str(place.num_ahead)}
-    return headers if place.wait_s is None else {**headers, "x-queue-estimate-s": f"{place.wait_s:.3f}"}
-
-
-def _check_content_type(request: Request) -> None:
-    """A web page of another site may send forms and plain text here unasked, but not JSON."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise ApiError(
-            "unsupported_media_type", "the body must be JSON: send the header Content-Type: application/json"
-        )
-
-
-async def take_picture(
-    services: Services, wanted: WantedPicture, model: ServedModel, owner: str
+async def load_image(
+    services: Services, source: ImageSource, model: ServedModel, owner: str
 ) -> PreprocessedImage:
-    """Fitted for the model. Raises ApiError."""
-    spec = _base_view(model.image_spec) if wanted.is_low else model.image_spec
+    """Fetch, decode and preprocess an image for the model. Raises ApiError naming the image's field."""
+    spec = _base_view(model.image_spec) if source.is_low_detail else model.image_spec
     try:
-        return await services.image_loader.load(wanted.url, spec, tenant=owner)
-    except ImageError as refused:
-        raise ApiError(refused.code, f"{wanted.param}: {refused.message}", param=wanted.param) from refused
+        return await services.image_loader.load(source.url, spec, tenant=owner)
+    except ImageError as error:
+        raise ApiError(error.code, f"{source.param}: {error.message}", param=source.param) from error
 
 
 def _base_view(spec: ImageSpec) -> ImageSpec:
-    """All of the picture in one tile: of a model with a grid its first one, of others their only one."""
+    """Return the spec of the whole image as one tile, which is all that detail low needs."""
     return msgspec.structs.replace(spec, fit="squash", grid=()) if spec.fit in _GRIDS else spec
+
+
+def queue_headers(position: QueuePosition | None) -> dict[str, str]:
+    """Return the headers that describe the queue as it was when the request came; see docs/reliability.md."""
+    if position is None:
+        return {}
+    headers = {"x-queue-position": str(position.num_ahead)}
+    return headers if position.wait_s is None else {**headers, "x-queue-estimate-s": f"{position.wait_s:.3f}"}

@@ -19,11 +19,11 @@ from llava_server.images.loader import PreprocessedImage
 from llava_server.worker_registry import ServedModel
 
 __all__ = [
-    "WantedPicture",
+    "ImageSource",
     "choice_id",
     "choice_seed",
     "estimated_cost",
-    "images_of",
+    "image_sources",
     "job_id_of",
     "new_job_id",
     "raw_job",
@@ -56,18 +56,18 @@ def job_id_of(tenant: str, idempotency_key: str) -> str:
     return f"chatcmpl-{_digest(tenant, idempotency_key).hex()[:32]}"
 
 
-class WantedPicture(NamedTuple):
-    """A picture of a request: the field it stands in, where it is, and whether its base view is enough."""
+class ImageSource(NamedTuple):
+    """An image of a request: the field it is in, its URL, and whether it is sent as the whole image only."""
 
     param: str
     url: str
-    is_low: bool
+    is_low_detail: bool
 
 
-def images_of(request: ChatRequest) -> list[WantedPicture]:
-    """Every picture, in reading order."""
+def image_sources(request: ChatRequest) -> list[ImageSource]:
+    """Return the images of a chat in reading order."""
     return [
-        WantedPicture(
+        ImageSource(
             f"messages[{m}].content[{p}].image_url.url", part.image_url.url, part.image_url.detail == "low"
         )
         for m, message in enumerate(request.messages)
@@ -79,17 +79,19 @@ def images_of(request: ChatRequest) -> list[WantedPicture]:
 
 def to_jobs(
     request: ChatRequest,
-    pictures: Sequence[PreprocessedImage],
+    images: Sequence[PreprocessedImage],
     model: ServedModel,
     *,
     tenant: str,
     ttl_s: float,
     idempotency_key: str | None = None,
 ) -> list[Job]:
-    """A job for each choice; ``pictures`` in the order of ``images_of``. With an ``idempotency_key`` the
-    same request makes the same jobs, whoever translates it."""
-    messages = _messages(request, [picture.ref for picture in pictures])
-    sampling = _sampling(request, model, limit=request.answer_limit)
+    """Return a job for each choice; ``images`` are in the order of ``image_sources``.
+
+    With an ``idempotency_key`` the same request has the same jobs on every controller.
+    """
+    messages = _messages(request, [image.ref for image in images])
+    sampling = _sampling(request, model, limit=request.max_output_tokens)
     if idempotency_key is not None and request.seed is None:
         seed = int.from_bytes(_digest(tenant, idempotency_key, "seed")[:8], "big") >> (64 - _SEED_BITS)
         sampling = msgspec.structs.replace(sampling, seed=seed)
@@ -112,7 +114,7 @@ def to_completion_jobs(
     request: CompletionRequest, model: ServedModel, *, tenant: str, ttl_s: float
 ) -> list[Job]:
     """A job for each answer: those of the first prompt, then those of the second."""
-    sampling = _sampling(request, model, limit=request.answer_limit)
+    sampling = _sampling(request, model, limit=request.max_output_tokens)
     jobs: list[Job] = []
     for prompt in request.prompts:
         job = raw_job(prompt, model, tenant=tenant, ttl_s=ttl_s, sampling=sampling)

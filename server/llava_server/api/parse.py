@@ -1,12 +1,14 @@
-"""From bytes to a ChatRequest, or to one clear sentence about the first thing that is wrong."""
+"""Parse a request's body, or report the first thing that is wrong with it as an ApiError."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
+from pydantic.fields import FieldInfo
 
 from llava_server.api.chat.request import AssistantMessage, ChatRequest, ImagePart, TextPart
 from llava_server.api.tools.prompt import tools_text
@@ -23,31 +25,25 @@ __all__ = [
     "parse_request",
 ]
 
-Shape = TypeVar("Shape", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 
 _GOOD_KEY = re.compile(r"[!-~]{1,255}")
 MAX_START = 999_999_999  # tokens or events that a reader may have already
 _SHOWN = 60  # characters of a foreign value that an error may repeat
 _UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_embeds"}
-# Names that unions put into a path behind an index: roles and types of what lists hold.
-_TAGS = {
-    *("system", "developer", "user", "assistant", "tool"),
-    *("text", "image_url", "image", "tool_use", "tool_result", "input_text", "output_text", "input_image"),
-    *("message", "function_call", "function_call_output"),
-}
 
 
-def parse_request(shape: type[Shape], body: bytes) -> Shape:
-    """Raises ApiError (400) naming the field, the value and what is allowed."""
+def parse_request(model: type[Model], body: bytes) -> Model:
+    """Return the body as a request. Raises ApiError (400) naming the field, the value and what is allowed."""
     try:
-        return shape.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
-        raise _as_api_error(error.errors(include_url=False)[0]) from error
+        raise _as_api_error(error.errors(include_url=False)[0], model) from error
 
 
 def parameter_error(detail: Mapping[str, Any]) -> ApiError:
-    """Of a name in a path or a query that the framework found wrong."""
-    return _as_api_error({**detail, "loc": detail["loc"][1:]})  # without "path" or "query"
+    """Return the error for a parameter in a path or a query that FastAPI found invalid."""
+    return _as_api_error({**detail, "loc": detail["loc"][1:]}, None)  # without "path" or "query"
 
 
 def idempotency_key(headers: Mapping[str, str]) -> str | None:
@@ -62,20 +58,22 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
     return key
 
 
-def as_chat(form: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
-    """Another route's request, in the form of a chat. Raises ApiError like ``parse_request``, with that
-    route's ``names`` for the fields of a chat."""
+def as_chat(fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
+    """Return another API's request as a chat with these fields.
+
+    Raises ApiError like ``parse_request``, with that API's ``names`` for the fields of a chat.
+    """
     try:
-        return ChatRequest.model_validate(form)
+        return ChatRequest.model_validate(fields)
     except ValidationError as error:
-        refused = _as_api_error(error.errors(include_url=False)[0])
-        field, rest = _split_path(refused.param or "")
+        chat_error = _as_api_error(error.errors(include_url=False)[0], ChatRequest)
+        field, rest = _split_path(chat_error.param or "")
         param = f"{names.get(field, field)}{rest}" or None
-        raise ApiError(refused.code, refused.message, param=param) from error
+        raise ApiError(chat_error.code, chat_error.message, param=param) from error
 
 
 def check_sizes(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> None:
-    """What this server carries to a worker; the model's context is the worker's to judge. Raises ApiError."""
+    """Check a chat's size against this server's limits. Raises ApiError; the worker checks the context."""
     num_bytes, num_images = len(tools_text(chat).encode()), 0
     for message in chat.messages:
         parts = [message.content] if isinstance(message.content, str) else message.content or []
@@ -109,9 +107,9 @@ def check_text(num_bytes: int, max_text_bytes: int, *, param: str) -> None:
         )
 
 
-def _as_api_error(detail: Any) -> ApiError:
+def _as_api_error(detail: Any, model: type[BaseModel] | None) -> ApiError:
     kind, context = detail["type"], detail.get("ctx", {})
-    param = context.get("param") or _path((*detail["loc"], *context.get("fields", ())))
+    param = context.get("param") or _path(model, (*detail["loc"], *context.get("fields", ())))
     if kind == "json_invalid":
         return ApiError("invalid_json", f"the body is not valid JSON: {context['error']}")
     if kind == "missing":
@@ -129,7 +127,7 @@ def _as_api_error(detail: Any) -> ApiError:
 
 
 def _wrong_tag(param: str | None, context: dict[str, Any]) -> ApiError:
-    """A role or a part's type that is missing or not one of ours."""
+    """Return the error for a union's discriminator (role, type) that is missing or unknown."""
     named = str(context["discriminator"]).strip("'")
     field = "type" if named.endswith("()") else named  # told apart by a function of ours
     path = f"{param}.{field}"
@@ -140,22 +138,55 @@ def _wrong_tag(param: str | None, context: dict[str, Any]) -> ApiError:
     return ApiError(code, f"{path} is {tag!a}; it must be one of {expected}", param=path)
 
 
-def _path(loc: tuple[Any, ...]) -> str | None:
-    """``messages[0].content[1].image_url.url``, without the names that unions put between: tags behind an
-    index, and what stands in angle brackets.
+def _path(model: Any, loc: tuple[int | str, ...]) -> str | None:
+    """Return the place of an error in a body of this type, such as ``messages[0].content[1].image_url.url``.
+
+    Pydantic's ``loc`` also has the tag of each union's member, which is not a part of the body.
     """
-    path, before = "", None
-    for part in loc:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif not (isinstance(before, int) and part in _TAGS) and not part.startswith("<"):
-            path += f".{part}" if path else part
-        before = part
+    path = ""
+    for step in loc:
+        members = _union_members(model)
+        if step in members:
+            model = members[step]
+            continue
+        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
+        model = _inner_type(model, step)
     return path or None
 
 
+def _union_members(annotation: Any, discriminator: str = "") -> dict[Any, Any]:
+    """Return the members of a tagged union by their tags; empty for other types."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        for mark in args[1:]:
+            if isinstance(mark, Tag):
+                return {mark.tag: args[0]}
+            if isinstance(mark, FieldInfo) and isinstance(mark.discriminator, str):
+                discriminator = mark.discriminator
+        return _union_members(args[0], discriminator)
+    if origin in (Union, UnionType):
+        return {tag: member for arg in args for tag, member in _union_members(arg, discriminator).items()}
+    if discriminator and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return dict.fromkeys(get_args(annotation.model_fields[discriminator].annotation), annotation)
+    return {}
+
+
+def _inner_type(annotation: Any, step: int | str) -> Any:
+    """Return the type of a field of a model or of an item; None if it is not known."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _inner_type(args[0], step)
+    if origin in (Union, UnionType):
+        return next(filter(None, (_inner_type(arg, step) for arg in args)), None)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, field in annotation.model_fields.items():
+            if step in (name, field.alias):
+                return Annotated[field.annotation, field]
+    return args[-1] if origin in (list, dict) else None
+
+
 def _split_path(path: str) -> tuple[str, str]:
-    """The field, and what follows it."""
+    """Return the first field of a path, and the rest."""
     field = re.match(r"[^.\[]*", path)
     end = field.end() if field else 0
     return path[:end], path[end:]

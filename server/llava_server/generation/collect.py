@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from llava_wire.messages.event import Event, TokenLogprob
+from llava_wire.messages.event import Event, Final, TokenLogprob
 
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.request_metrics import EventObserver
@@ -33,13 +33,20 @@ class CollectedChoice:
     def text(self) -> str:
         return "".join(self.parts)
 
+    @property
+    def final(self) -> Final:
+        """The end of the job. Raises ValueError before its last event."""
+        if self.last.final is None:
+            raise ValueError("the choice has not ended")
+        return self.last.final
+
 
 async def collect(
-    outputs: MergedOutputs, first: tuple[int, Event], observers: Sequence[EventObserver]
+    outputs: MergedOutputs, first: tuple[int, Event] | None, observers: Sequence[EventObserver]
 ) -> list[CollectedChoice]:
-    """Read the outputs to their end; ``first`` was read already. Raises ApiError if a job failed."""
+    """Read the outputs to their end; ``first`` is an event read before. Raises ApiError if a job failed."""
     choices = [CollectedChoice() for _ in range(len(outputs))]
-    index, event = first
+    index, event = first or await outputs.next()
     while True:
         observers[index].observe(event)
         if event.final is not None and event.final.error is not None:

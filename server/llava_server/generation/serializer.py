@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from llava_wire.messages.event import Event
 
+from llava_server.errors import ApiError
 from llava_server.generation.collect import CollectedChoice
+from llava_server.response_model import ResponseModel
 
 __all__ = ["Serializer"]
 
@@ -30,10 +32,10 @@ class Serializer(Protocol):
         """Return what follows the last event."""
         ...
 
-    def error(self, body: bytes) -> bytes:
-        """Return the last event of a stream that failed; ``body`` is the error as JSON."""
+    def error(self, error: ApiError, request_id: str | None) -> bytes:
+        """Return the last event of a stream that failed."""
         ...
 
-    def to_response(self, choices: Sequence[CollectedChoice]) -> dict[str, Any]:
+    def to_response(self, choices: Sequence[CollectedChoice]) -> ResponseModel:
         """Return the body of a response that is not streamed."""
         ...

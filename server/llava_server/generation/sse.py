@@ -1,20 +1,21 @@
 """Server-sent events as OpenAI's clients read them.
 
     id: {job_id}:{offset}
+    event: {name}         (only in APIs that name their events)
     data: {one chunk as JSON}
     (empty line)
 
-``offset`` is the number of tokens up to and with this chunk. ``data: [DONE]`` ends a whole answer. An error
-in mid-stream is a data line with ``error`` and then nothing: a client must not take the rest for a success.
+``offset`` is the number of tokens up to and with this chunk. ``data: [DONE]`` ends a complete stream. An
+error in the middle of a stream is a data line with ``error``, after which the stream ends without ``[DONE]``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 
-__all__ = ["DONE", "KEEPALIVE", "SSE_HEADERS", "encode_error", "encode_event"]
+__all__ = ["DONE", "KEEPALIVE", "SSE_HEADERS", "encode_event", "encode_events"]
 
 DONE = b"data: [DONE]\n\n"
 KEEPALIVE = b": keepalive\n\n"
@@ -25,14 +26,17 @@ SSE_HEADERS = {
 }
 
 
-def encode_event(data: dict[str, Any], *, event_id: str | None = None, name: str | None = None) -> bytes:
-    """One event, with its name where the dialect has names. JSON has no raw line breaks, so one data line is
-    always enough."""
-    prefix = f"id: {event_id}\n".encode() if event_id else b""
-    prefix += f"event: {name}\n".encode() if name else b""
-    return prefix + b"data: " + msgspec.json.encode(data) + b"\n\n"
+def encode_event(data: msgspec.Struct, *, event_id: str | None = None, name: str | None = None) -> bytes:
+    """Encode one event. JSON has no raw line breaks, so one data line is always enough."""
+    head = f"id: {event_id}\n" if event_id else ""
+    head += f"event: {name}\n" if name else ""
+    return b"%bdata: %b\n\n" % (head.encode(), msgspec.json.encode(data))
 
 
-def encode_error(body: bytes) -> bytes:
-    """An error's JSON body as the stream's last event."""
-    return b"data: " + body + b"\n\n"
+def encode_events(chunks: Sequence[msgspec.Struct], event_id: str | None) -> bytes:
+    """Encode the chunks of one job event. The last carries the id: a client that has it has all of them."""
+    last = len(chunks) - 1
+    return b"".join(
+        encode_event(chunk, event_id=event_id if index == last else None)
+        for index, chunk in enumerate(chunks)
+    )

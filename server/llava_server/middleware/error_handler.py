@@ -7,8 +7,10 @@ import logging
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llava_server.errors import ApiError, error_bytes, error_headers
+from llava_server.error_response import to_error, to_message_error
+from llava_server.errors import ApiError, error_headers
 from llava_server.request_context import context_of
+from llava_server.response_model import JSONResponse
 
 __all__ = ["ServerErrorMiddleware", "error_response", "send_error"]
 
@@ -21,9 +23,8 @@ def error_response(scope: Scope, error: ApiError) -> Response:
     """Record the error in the request's context and return its response."""
     context = context_of(scope)
     context.record_error(error)
-    is_anthropic = scope["path"].startswith(_ANTHROPIC_PATHS)
-    body = error_bytes(error, context.request_id, is_anthropic=is_anthropic)
-    return Response(body, error.kind.status, error_headers(error), media_type="application/json")
+    to_body = to_message_error if scope["path"].startswith(_ANTHROPIC_PATHS) else to_error
+    return JSONResponse(to_body(error, context.request_id), error.kind.status, error_headers(error))
 
 
 async def send_error(scope: Scope, send: Send, error: ApiError) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import Response
 
-from llava_server.api.openapi.document import answers_with, failing_with
-from llava_server.api.openapi.error import Error
+from llava_server.api.openapi.document import Operation
+from llava_server.error_response import Error
 from llava_server.lifespan import Services, services_of
 from llava_server.operator.health_response import Failed, Live, NotReady, Ready
+from llava_server.response_model import JSONResponse
 
 __all__ = ["metrics_router", "router"]
 
@@ -20,25 +21,21 @@ metrics_router = APIRouter(tags=["health"])
 @router.get(
     "/livez",
     summary="Is the process of any use?",
-    response_model=None,
-    responses=answers_with(Live, "It is", statuses=())
-    | failing_with(Failed, 500, "It is of none: restart it."),
 )
+@Operation("It is", Live, statuses=(), other_responses={500: (Failed, "It is of none: restart it.")})
 async def livez(request: Request) -> Response:
     """200 while the controller's loop runs, also without a queue or while draining; 500: restart it."""
     failure = services_of(request).controller.failure
     if failure:
-        return JSONResponse({"status": "failed", "reasons": [failure]}, 500)
-    return JSONResponse({"status": "ok"})
+        return JSONResponse(Failed(reasons=[failure]), 500)
+    return JSONResponse(Live())
 
 
 @router.get(
     "/readyz",
     summary="Should requests be sent here?",
-    response_model=None,
-    responses=answers_with(Ready, "Yes", statuses=())
-    | failing_with(NotReady, 503, "Not now; the reasons are listed."),
 )
+@Operation("Yes", Ready, statuses=(), other_responses={503: (NotReady, "Not now; the reasons are listed.")})
 async def readyz(request: Request) -> Response:
     """503 with the reasons while draining, without the queue, and until the first worker has been seen.
 
@@ -48,15 +45,16 @@ async def readyz(request: Request) -> Response:
     services = services_of(request)
     reasons = _reasons(services)
     if reasons:
-        return JSONResponse({"status": "not ready", "reasons": reasons}, 503)
-    return JSONResponse({"status": "ready", "models": [model.name for model in services.registry.models]})
+        return JSONResponse(NotReady(reasons=reasons), 503)
+    return JSONResponse(Ready(models=[model.name for model in services.registry.models]))
 
 
-@metrics_router.get(
-    "/metrics",
-    summary="Numbers for Prometheus",
-    response_class=PlainTextResponse,
-    responses=failing_with(Error, 401, "A valid key is needed."),
+@metrics_router.get("/metrics", summary="Numbers for Prometheus")
+@Operation(
+    "Successful Response",
+    "text/plain",
+    statuses=(),
+    other_responses={401: (Error, "A valid key is needed.")},
 )
 async def metrics(request: Request) -> Response:
     """Text format 0.0.4; names as vLLM's with the prefix llava_."""

@@ -1,44 +1,36 @@
-"""How the server is, for machines that watch."""
+"""The responses of the health endpoints."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
-
-from llava_server.api.openapi.schema import Shape
+from llava_server.response_model import ResponseModel, doc
 
 __all__ = ["Failed", "Live", "NotReady", "Ready"]
 
 
-class Live(Shape):
+class Live(ResponseModel):
     """The process is of use."""
 
-    status: Literal["ok"] = Field(description="ok")
+    status: Literal["ok"] = "ok"
 
 
-class Failed(Shape):
+class Failed(ResponseModel, kw_only=True):
     """The process is of no use any more: restart it."""
 
-    status: Literal["failed"] = Field(description="failed")
-    reasons: list[str] = Field(
-        min_length=1, description="What ended its loop.", examples=[["the loop has ended"]]
-    )
+    status: Literal["failed"] = "failed"
+    reasons: Annotated[list[str], doc("What ended its loop.", ["the loop has ended"], min_length=1)]
 
 
-class Ready(Shape):
+class Ready(ResponseModel, kw_only=True):
     """Requests may be sent here."""
 
-    status: Literal["ready"] = Field(description="ready")
-    models: list[str] = Field(
-        min_length=1, description="The models that have been seen.", examples=[["tiny-llava"]]
-    )
+    status: Literal["ready"] = "ready"
+    models: Annotated[list[str], doc("The models that have been seen.", ["tiny-llava"], min_length=1)]
 
 
-class NotReady(Shape):
+class NotReady(ResponseModel, kw_only=True):
     """No requests should be sent here now."""
 
-    status: Literal["not ready"] = Field(description="not ready")
-    reasons: list[str] = Field(
-        min_length=1, description="Why, for people.", examples=[["no worker has been seen yet"]]
-    )
+    status: Literal["not ready"] = "not ready"
+    reasons: Annotated[list[str], doc("Why, for people.", ["no worker has been seen yet"], min_length=1)]

@@ -12,7 +12,8 @@ from llava_client.batches import batch_file
 from typer.testing import CliRunner
 
 from tests.client.cli.command_line import start
-from tests.client.scripted_peer import PNG
+from tests.client.scripted_server import PNG
+from tests.machine_speed import scaled
 from tests.server.conftest import Stack
 from tests.server.scripted_worker import MODEL
 
@@ -46,9 +47,9 @@ def test_after_ctrl_c_a_batch_is_gone_on_with_by_its_id(stack: Stack, tmp_path: 
         assert process.stderr is not None
         batch_id = process.stderr.readline().strip()
         process.send_signal(signal.SIGINT)
-        told = process.stderr.read()
-        assert process.wait(30) == 130
-    assert f"llava-serve batch {batch_id} -o in.results.jsonl" in told
+        stderr = process.stderr.read()
+        assert process.wait(scaled(30)) == 130
+    assert f"llava-serve batch {batch_id} -o in.results.jsonl" in stderr
     stack.worker.release.set()
     done = runner.invoke(app, ["batch", batch_id, "-o", str(tmp_path / "out"), *at])
     assert (done.exit_code, written(tmp_path / "out")) == (0, {"waits": 200, "good": 200})

@@ -12,71 +12,71 @@ import pytest
 from llava_cli import app
 from typer.testing import CliRunner
 
-from tests.client.scripted_peer import (
+from tests.client.scripted_server import (
     DELTAS,
-    Behaviour,
-    Peer,
+    Responder,
+    ScriptedServer,
     chunk,
+    closes_connection,
     event,
-    hangs_up,
-    is_silent_until,
-    refuses,
+    hangs_until,
+    returns_error,
     streams,
 )
 
 runner = CliRunner()
 
 
-def run(peer: Peer, *arguments: str) -> Any:
-    return runner.invoke(app, ["bench", peer.url, *arguments])
+def run(server: ScriptedServer, *arguments: str) -> Any:
+    return runner.invoke(app, ["bench", server.url, *arguments])
 
 
-def run_json(peer: Peer, folder: Path, *arguments: str) -> dict[str, Any]:
+def run_json(server: ScriptedServer, folder: Path, *arguments: str) -> dict[str, Any]:
     path = folder / "out.json"
-    result = run(peer, "--out", str(path), *arguments)
+    result = run(server, "--out", str(path), *arguments)
     assert result.exit_code == 0, result.stderr
     return dict(json.loads(path.read_text()))
 
 
-def picture_of(body: dict[str, Any]) -> str | None:
+def image_of(body: dict[str, Any]) -> str | None:
     content = body["messages"][0]["content"]
     return None if isinstance(content, str) else str(content[0]["image_url"]["url"])
 
 
-def test_a_load_is_a_table_and_nothing_on_stderr(peer: Peer) -> None:
-    result = run(peer, "-n", "6", "-c", "2")
+def test_a_load_is_a_table_and_nothing_on_stderr(server: ScriptedServer) -> None:
+    result = run(server, "-n", "6", "-c", "2")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "6 of 6 requests answered" in result.stdout
     assert "time to first token" in result.stdout
-    assert len(peer.chats) == 7  # one to warm up
+    assert len(server.chats) == 7  # one to warm up
 
 
-def test_new_pictures_differ_and_the_same_picture_does_not(peer: Peer) -> None:
-    run(peer, "-n", "4", "--pictures", "new")
-    assert len({picture_of(request.body) for request in peer.chats}) == 5
-    peer.requests.clear()
-    run(peer, "-n", "4", "--pictures", "same")
-    warm_up, *measured = [picture_of(request.body) for request in peer.chats]
+def test_new_pictures_differ_and_the_same_picture_does_not(server: ScriptedServer) -> None:
+    run(server, "-n", "4", "--pictures", "new")
+    assert len({image_of(request.body) for request in server.chats}) == 5
+    server.requests.clear()
+    run(server, "-n", "4", "--pictures", "same")
+    warm_up, *measured = [image_of(request.body) for request in server.chats]
     assert set(measured).isdisjoint({warm_up, None})
     assert len(set(measured)) == 1
-    peer.requests.clear()
-    run(peer, "-n", "2", "--pictures", "none")
-    assert {picture_of(request.body) for request in peer.chats} == {None}
+    server.requests.clear()
+    run(server, "-n", "2", "--pictures", "none")
+    assert {image_of(request.body) for request in server.chats} == {None}
 
 
-def test_the_same_seed_asks_the_same_and_no_seed_something_else(peer: Peer) -> None:
-    asked = []
+def test_the_same_seed_asks_the_same_and_no_seed_something_else(server: ScriptedServer) -> None:
+    loads = []
     for seed in (["--seed", "7"], ["--seed", "7"], [], []):
-        peer.requests.clear()
-        run(peer, "-n", "2", *seed)
-        asked.append(json.dumps([request.body for request in peer.chats]))
-    assert asked[0] == asked[1]
-    assert len(set(asked)) == 3
+        server.requests.clear()
+        run(server, "-n", "2", *seed)
+        loads.append(json.dumps([request.body for request in server.chats]))
+    assert loads[0] == loads[1]
+    assert len(set(loads)) == 3
 
 
-def test_a_request_says_how_long_its_answer_shall_be(peer: Peer) -> None:
-    run(peer, "-n", "1", "--max-tokens", "9", "--words", "5", "--pictures", "none", "-m", "other")
-    body = peer.last_body
+def test_a_request_says_how_long_its_answer_shall_be(server: ScriptedServer) -> None:
+    run(server, "-n", "1", "--max-tokens", "9", "--words", "5", "--pictures", "none", "-m", "other")
+    body = server.last_body
     assert (body["model"], body["max_tokens"], body["temperature"], body["ignore_eos"]) == (
         "other",
         9,
@@ -86,90 +86,98 @@ def test_a_request_says_how_long_its_answer_shall_be(peer: Peer) -> None:
     assert len(body["messages"][0]["content"].split()) == 6  # five words and the number
 
 
-def test_a_server_that_knows_no_ignore_eos_is_measured_without_it(peer: Peer) -> None:
-    peer.script(refuses(422, "unknown field ignore_eos"))
-    result = run(peer, "-n", "2")
+def test_a_server_that_knows_no_ignore_eos_is_measured_without_it(server: ScriptedServer) -> None:
+    server.script(returns_error(422, "unknown field ignore_eos"))
+    result = run(server, "-n", "2")
     assert result.exit_code == 0
     assert "does not take ignore_eos" in result.stderr
-    assert ["ignore_eos" in request.body for request in peer.chats] == [True, False, False, False]
+    assert ["ignore_eos" in request.body for request in server.chats] == [True, False, False, False]
 
 
-def test_a_server_that_refuses_for_another_reason_is_not_measured(peer: Peer) -> None:
-    peer.script(refuses(422, "no such model"), refuses(422, "no such model"))
-    result = run(peer, "-n", "2")
+def test_a_server_that_refuses_for_another_reason_is_not_measured(server: ScriptedServer) -> None:
+    server.script(returns_error(422, "no such model"), returns_error(422, "no such model"))
+    result = run(server, "-n", "2")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "no such model" in result.stderr
 
 
-def test_a_busy_server_is_asked_once_and_not_measured(peer: Peer) -> None:
-    peer.script(refuses(429, "too many"))
-    result = run(peer, "-n", "2")
-    assert (result.exit_code, len(peer.chats)) == (5, 1)
+def test_a_busy_server_is_asked_once_and_not_measured(server: ScriptedServer) -> None:
+    server.script(returns_error(429, "too many"))
+    result = run(server, "-n", "2")
+    assert (result.exit_code, len(server.chats)) == (5, 1)
 
 
-def test_a_talk_carries_its_earlier_turns(peer: Peer, tmp_path: Path) -> None:
-    told = run_json(peer, tmp_path, "-n", "1", "--turns", "3", "--no-warm-up")
-    assert [len(request.body["messages"]) for request in peer.chats] == [1, 3, 5]
-    assert peer.last_body["messages"][1] == {"role": "assistant", "content": "".join(DELTAS)}
-    assert [sample["turn"] for sample in told["samples"]] == [0, 1, 2]
+def test_a_talk_carries_its_earlier_turns(server: ScriptedServer, tmp_path: Path) -> None:
+    report = run_json(server, tmp_path, "-n", "1", "--turns", "3", "--no-warm-up")
+    assert [len(request.body["messages"]) for request in server.chats] == [1, 3, 5]
+    assert server.last_body["messages"][1] == {"role": "assistant", "content": "".join(DELTAS)}
+    assert [sample["turn"] for sample in report["samples"]] == [0, 1, 2]
 
 
-def test_the_file_tells_of_every_request(peer: Peer, tmp_path: Path) -> None:
-    told = run_json(peer, tmp_path, "-n", "3", "--seed", "5")
-    assert (told["format"], told["model"], told["plan"]["seed"]) == (1, "tiny-llava", 5)
-    assert len(told["samples"]) == 3
-    for sample in told["samples"]:
+def test_the_file_tells_of_every_request(server: ScriptedServer, tmp_path: Path) -> None:
+    report = run_json(server, tmp_path, "-n", "3", "--seed", "5")
+    assert (report["format"], report["model"], report["plan"]["seed"]) == (1, "tiny-llava", 5)
+    assert len(report["samples"]) == 3
+    for sample in report["samples"]:
         assert 0 < sample["ttft_s"] <= sample["total_s"]
         assert len(sample["gaps_s"]) == len(DELTAS) - 1
         assert sample["ttft_s"] + sum(sample["gaps_s"]) <= sample["total_s"]
         assert (sample["num_tokens"], sample["prompt_tokens"], sample["cached_tokens"]) == (4, 71, 64)
-    assert told["summary"]["num_complete"] == 3
-    assert told["summary"]["output_tokens"] == 12
+    assert report["summary"]["num_complete"] == 3
+    assert report["summary"]["output_tokens"] == 12
 
 
-def test_refusals_are_counted_by_kind_and_the_rest_is_measured(peer: Peer, tmp_path: Path) -> None:
-    broken = streams(event(chunk({"content": "A"})), then=hangs_up)
+def test_refusals_are_counted_by_kind_and_the_rest_is_measured(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
+    broken = streams(event(chunk({"content": "A"})), then=closes_connection)
     failed = streams(event({"error": {"message": "the worker crashed"}}))
     empty = streams(event(chunk({}, "stop")), event("[DONE]"))
-    peer.script(refuses(429, retry_after="9"), refuses(429, retry_after="9"), broken, failed, empty)
-    told = run_json(peer, tmp_path, "-n", "8", "--no-warm-up")
+    server.script(
+        returns_error(429, retry_after="9"), returns_error(429, retry_after="9"), broken, failed, empty
+    )
+    report = run_json(server, tmp_path, "-n", "8", "--no-warm-up")
     kinds = {"http_429": 2, "broken_off": 1, "error_event": 1, "no_text": 1}
-    assert told["summary"]["errors"] == kinds
-    assert (told["summary"]["num_requests"], told["summary"]["num_complete"]) == (8, 3)
-    assert len(peer.chats) == 8  # nothing is tried again
+    assert report["summary"]["errors"] == kinds
+    assert (report["summary"]["num_requests"], report["summary"]["num_complete"]) == (8, 3)
+    assert len(server.chats) == 8  # nothing is tried again
 
 
-def test_a_stream_that_ends_without_done_but_with_its_reason_is_complete(peer: Peer, tmp_path: Path) -> None:
-    peer.script(streams(event(chunk({"content": "A"})), event(chunk({}, "length"))))
-    assert run_json(peer, tmp_path, "-n", "1", "--no-warm-up")["summary"]["errors"] == {}
-    peer.script(streams(event(chunk({"content": "A"}))), refuses(400))
-    told = run_json(peer, tmp_path, "-n", "3", "--no-warm-up")
-    assert told["summary"]["errors"] == {"broken_off": 1, "http_400": 1}
+def test_a_stream_that_ends_without_done_but_with_its_reason_is_complete(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
+    server.script(streams(event(chunk({"content": "A"})), event(chunk({}, "length"))))
+    assert run_json(server, tmp_path, "-n", "1", "--no-warm-up")["summary"]["errors"] == {}
+    server.script(streams(event(chunk({"content": "A"}))), returns_error(400))
+    report = run_json(server, tmp_path, "-n", "3", "--no-warm-up")
+    assert report["summary"]["errors"] == {"broken_off": 1, "http_400": 1}
 
 
-def test_silence_is_a_failure_after_the_timeout(peer: Peer, tmp_path: Path) -> None:
+def test_silence_is_a_failure_after_the_timeout(server: ScriptedServer, tmp_path: Path) -> None:
     released = threading.Event()
-    peer.script(is_silent_until(released))
-    told = run_json(peer, tmp_path, "-n", "2", "-c", "2", "--timeout", "0.3", "--no-warm-up")
+    server.script(hangs_until(released))
+    path = tmp_path / "out.json"
+    result = run(server, "--out", str(path), "-n", "1", "--timeout", "0.2", "--no-warm-up")
     released.set()
-    assert told["summary"]["errors"] == {"timeout": 1}
+    assert result.exit_code == 3
+    assert json.loads(path.read_text())["summary"]["errors"] == {"timeout": 1}
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "code", "said"),
+    ("responder", "code", "message"),
     [
-        (refuses(429, "too many"), 5, "too many"),
-        (refuses(401, "no such key"), 4, "no such key"),
-        (refuses(500, "it broke"), 1, "it broke"),
+        (returns_error(429, "too many"), 5, "too many"),
+        (returns_error(401, "no such key"), 4, "no such key"),
+        (returns_error(500, "it broke"), 1, "it broke"),
     ],
 )
 def test_a_load_that_nothing_answers_fails_and_says_why(
-    peer: Peer, behaviour: Behaviour, code: int, said: str
+    server: ScriptedServer, responder: Responder, code: int, message: str
 ) -> None:
-    peer.script(*[behaviour] * 3)
-    result = run(peer, "-n", "3", "--no-warm-up")
+    server.script(*[responder] * 3)
+    result = run(server, "-n", "3", "--no-warm-up")
     assert result.exit_code == code
-    assert said in result.stderr
+    assert message in result.stderr
 
 
 def test_no_server_is_code_three_with_its_address() -> None:
@@ -178,31 +186,31 @@ def test_no_server_is_code_three_with_its_address() -> None:
     assert "cannot reach http://127.0.0.1:1" in result.stderr
 
 
-def test_goodput_counts_what_met_the_objectives(peer: Peer, tmp_path: Path) -> None:
-    peer.script(refuses(429))
-    generous = run_json(peer, tmp_path, "-n", "4", "--slo-ttft", "60", "--slo-tpot", "60", "--no-warm-up")
+def test_goodput_counts_what_met_the_objectives(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script(returns_error(429))
+    generous = run_json(server, tmp_path, "-n", "4", "--slo-ttft", "60", "--slo-tpot", "60", "--no-warm-up")
     assert generous["summary"]["goodput"]["share"] == 0.75
-    strict = run_json(peer, tmp_path, "-n", "4", "--slo-ttft", "0", "--no-warm-up")
+    strict = run_json(server, tmp_path, "-n", "4", "--slo-ttft", "0", "--no-warm-up")
     assert strict["summary"]["goodput"]["share"] == 0.0
 
 
-def test_a_duration_ends_a_load(peer: Peer, tmp_path: Path) -> None:
-    told = run_json(peer, tmp_path, "--duration", "0.2", "--rate", "50", "--pictures", "none")
-    assert told["plan"]["num_requests"] is None
-    assert told["samples"]
-    assert all(sample["due_s"] < 0.2 for sample in told["samples"])
+def test_a_duration_ends_a_load(server: ScriptedServer, tmp_path: Path) -> None:
+    report = run_json(server, tmp_path, "--duration", "0.2", "--rate", "50", "--pictures", "none")
+    assert report["plan"]["num_requests"] is None
+    assert report["samples"]
+    assert all(sample["due_s"] < 0.2 for sample in report["samples"])
 
 
-def test_the_plot_is_svg_with_both_distributions(peer: Peer, tmp_path: Path) -> None:
+def test_the_plot_is_svg_with_both_distributions(server: ScriptedServer, tmp_path: Path) -> None:
     path = tmp_path / "out.svg"
-    assert run(peer, "-n", "3", "--plot", str(path)).exit_code == 0
+    assert run(server, "-n", "3", "--plot", str(path)).exit_code == 0
     root = ElementTree.fromstring(path.read_text())
     assert root.tag.endswith("svg")
     assert len([node for node in root.iter() if node.tag.endswith("polyline")]) == 2
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--size", "wide"], "--size is 'wide'"),
         (["--size", "0x5"], "--size is '0x5'"),
@@ -211,9 +219,9 @@ def test_the_plot_is_svg_with_both_distributions(peer: Peer, tmp_path: Path) -> 
     ],
 )
 def test_wrong_usage_is_code_two_before_anything_is_asked(
-    peer: Peer, arguments: list[str], said: str
+    server: ScriptedServer, arguments: list[str], message: str
 ) -> None:
-    result = run(peer, *arguments)
+    result = run(server, *arguments)
     assert result.exit_code == 2
-    assert said in result.stderr
-    assert peer.requests == []
+    assert message in result.stderr
+    assert server.requests == []

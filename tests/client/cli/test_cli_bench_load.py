@@ -16,73 +16,74 @@ from threading import Event, Lock
 import numpy as np
 import pytest
 from llava_cli.bench import Pictures, Plan, Run, Sample, percentile, run_load, summarize
-from llava_cli.bench.pictures import PictureMaker
-from llava_cli.bench.plan import talks
+from llava_cli.bench.images import ImageGenerator
+from llava_cli.bench.plan import conversations
 from llava_cli.bench.progress import Progress
 from llava_cli.bench.report import as_text
 from llava_cli.bench.svg_plot import draw, duration
 from PIL import Image
 from rich.console import Console
 
-from tests.client.scripted_peer import Peer, answers
+from tests.client.scripted_server import ScriptedServer, completes
 from tests.e2e.playground.site import controller, worker
+from tests.machine_speed import scaled
 from tests.wire.redis_server import running_redis
 
 TEXT_ONLY = Plan(pictures=Pictures.NONE, num_requests=12)
 
 
-class Doorman:
-    """A peer's behaviour that lets requests in together: none is answered before ``size`` are there."""
+class Barrier:
+    """A responder that completes no request before ``size`` of them have arrived."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._lock = Lock()
-        self._inside = 0
+        self._num_waiting = 0
         self._is_full = Event()
-        self.most = 0
+        self.max_waiting = 0
 
     def __call__(self, handler: BaseHTTPRequestHandler) -> None:
         with self._lock:
-            self._inside += 1
-            self.most = max(self.most, self._inside)
-            if self._inside >= self._size:
+            self._num_waiting += 1
+            self.max_waiting = max(self.max_waiting, self._num_waiting)
+            if self._num_waiting >= self._size:
                 self._is_full.set()
-        assert self._is_full.wait(30)
+        assert self._is_full.wait(scaled(30))
         with self._lock:
-            self._inside -= 1
-        answers(handler)
+            self._num_waiting -= 1
+        completes(handler)
 
 
-def load(plan: Plan, peer: Peer) -> Run:
-    return asyncio.run(run_load(plan, peer.url, is_warming_up=False))
+def load(plan: Plan, server: ScriptedServer) -> Run:
+    return asyncio.run(run_load(plan, server.url, is_warming_up=False))
 
 
-def test_a_closed_load_has_as_many_at_once_as_asked_and_no_more(peer: Peer) -> None:
-    doorman = Doorman(size=4)
-    peer.script(*[doorman] * 12)
-    run = load(replace(TEXT_ONLY, concurrency=4), peer)
-    assert doorman.most == 4
+def test_a_closed_load_has_as_many_at_once_as_asked_and_no_more(server: ScriptedServer) -> None:
+    barrier = Barrier(size=4)
+    server.script(*[barrier] * 12)
+    run = load(replace(TEXT_ONLY, concurrency=4), server)
+    assert barrier.max_waiting == 4
     assert len(run.samples) == 12
 
 
-def test_an_open_load_does_not_wait_for_answers(peer: Peer) -> None:
-    doorman = Doorman(size=12)  # would never open if the load waited
-    peer.script(*[doorman] * 12)
-    run = load(replace(TEXT_ONLY, concurrency=None, rate=1000.0), peer)
-    assert doorman.most == 12
+def test_an_open_load_does_not_wait_for_answers(server: ScriptedServer) -> None:
+    barrier = Barrier(size=12)  # is never passed if the load waits for responses
+    server.script(*[barrier] * 12)
+    run = load(replace(TEXT_ONLY, concurrency=None, rate=1000.0), server)
+    assert barrier.max_waiting == 12
     assert summarize(run)["errors"] == {}
 
 
-def test_an_open_load_with_a_limit_counts_the_wait_at_the_door(peer: Peer) -> None:
-    run = load(replace(TEXT_ONLY, concurrency=1, rate=1e6), peer)
+def test_an_open_load_with_a_limit_counts_the_wait_at_the_door(server: ScriptedServer) -> None:
+    run = load(replace(TEXT_ONLY, concurrency=1, rate=1e6), server)
     ends = sorted(sample.due_s + sample.total_s for sample in run.samples)
     waits = [sample.total_s for sample in sorted(run.samples, key=lambda sample: sample.due_s)]
     assert all(earlier < later for earlier, later in itertools.pairwise(ends))
     assert waits == sorted(waits)  # all came together, so who is served later has waited longer
 
 
-def test_arrivals_are_a_poisson_process(peer: Peer) -> None:
-    run = load(replace(TEXT_ONLY, num_requests=300, concurrency=None, rate=2000.0), peer)
+def test_arrivals_are_a_poisson_process(server: ScriptedServer) -> None:
+    run = load(replace(TEXT_ONLY, num_requests=300, concurrency=None, rate=2000.0), server)
     due = sorted(sample.due_s for sample in run.samples)
     pauses = [later - earlier for earlier, later in itertools.pairwise(due)]
     mean = sum(pauses) / len(pauses)
@@ -91,23 +92,24 @@ def test_arrivals_are_a_poisson_process(peer: Peer) -> None:
 
 
 def test_pictures_are_files_that_others_read_and_all_their_pixels_differ() -> None:
-    maker = PictureMaker(64, 48)
-    one, other = (np.asarray(Image.open(io.BytesIO(maker.picture(i))).convert("RGB")) for i in (1, 2))
+    maker = ImageGenerator(64, 48)
+    one, other = (np.asarray(Image.open(io.BytesIO(maker.png(i))).convert("RGB")) for i in (1, 2))
     assert one.shape == (48, 64, 3)
     assert (one != other).any(axis=-1).mean() > 0.95
-    assert maker.picture(1) == PictureMaker(64, 48).picture(1)
+    assert maker.png(1) == ImageGenerator(64, 48).png(1)
 
 
 def test_no_question_is_asked_twice() -> None:
-    some = [talk.questions for talk in itertools.islice(talks(replace(TEXT_ONLY, num_turns=2)), 200)]
-    words = [question.rsplit(" ", 1)[0] for questions in some for question in questions]
-    assert len(set(words)) == 400  # not by their numbers alone, which stand at the end
+    planned = itertools.islice(conversations(replace(TEXT_ONLY, num_turns=2)), 200)
+    words = [question.rsplit(" ", 1)[0] for conversation in planned for question in conversation.questions]
+    assert len(set(words)) == 400  # they differ not only in the index at their end
 
 
-@pytest.mark.parametrize("wrong", [{"num_requests": None}, {"concurrency": None}])
-def test_a_plan_without_an_end_or_a_pace_cannot_be_made(wrong: dict[str, None]) -> None:
-    with pytest.raises(ValueError, match="give"):
-        Plan(**wrong)
+def test_a_plan_without_an_end_or_a_pace_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="give num_requests or duration_s"):
+        Plan(num_requests=None)
+    with pytest.raises(ValueError, match="give concurrency, rate or both"):
+        Plan(concurrency=None)
 
 
 def test_percentiles_are_numpys() -> None:
@@ -123,7 +125,7 @@ def test_a_percentile_of_nothing_is_refused() -> None:
         percentile([], 50)
 
 
-def made_run(*samples: Sample) -> Run:
+def run_with(*samples: Sample) -> Run:
     return Run(plan=TEXT_ONLY, base_url="http://x", model="m", started_at=0.0, wall_s=4.0, samples=samples)
 
 
@@ -132,10 +134,10 @@ FAILED = Sample(talk=2, turn=0, due_s=0.0, total_s=9.0, ttft_s=8.0, gaps_s=(7.0,
 
 
 def test_failed_requests_are_in_no_time_and_no_rate() -> None:
-    told = summarize(made_run(GOOD, FAILED))
-    assert (told["ttft_s"]["max"], told["gap_s"]["max"], told["total_s"]["count"]) == (0.4, 0.3, 1)
-    assert (told["output_tokens_per_s"], told["requests_per_s"]) == (7 / 4, 1 / 4)
-    assert told["goodput"]["share"] == 0.5
+    summary = summarize(run_with(GOOD, FAILED))
+    assert (summary["ttft_s"]["max"], summary["gap_s"]["max"], summary["total_s"]["count"]) == (0.4, 0.3, 1)
+    assert (summary["output_tokens_per_s"], summary["requests_per_s"]) == (7 / 4, 1 / 4)
+    assert summary["goodput"]["share"] == 0.5
 
 
 def test_time_per_token_counts_tokens_and_not_pieces() -> None:
@@ -144,22 +146,21 @@ def test_time_per_token_counts_tokens_and_not_pieces() -> None:
 
 
 def test_a_run_without_an_answer_can_be_told_and_drawn() -> None:
-    run = made_run(FAILED)
+    run = run_with(FAILED)
     assert "error broken_off: 1" in as_text(run, summarize(run))
     assert "no values" in draw(run, "nothing <came>")
 
 
 def test_a_drawn_title_is_text_and_not_markup() -> None:
-    assert "&lt;b&gt;" in draw(made_run(GOOD), "<b>")
+    assert "&lt;b&gt;" in draw(run_with(GOOD), "<b>")
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(2.5e-4, "250 us"), (0.0413, "41.3 ms"), (1.304, "1.3 s")])
-def test_a_duration_has_a_unit_that_suits(seconds: float, shown: str) -> None:
-    assert duration(seconds) == shown
+def test_a_duration_has_a_unit_that_suits() -> None:
+    assert [duration(seconds) for seconds in (2.5e-4, 0.0413, 1.304)] == ["250 us", "41.3 ms", "1.3 s"]
 
 
 def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere() -> None:
-    shown = {}
+    shown: dict[bool, str] = {}
     for is_terminal in (True, False):
         out = io.StringIO()
         console = Console(file=out, force_terminal=is_terminal, width=200)

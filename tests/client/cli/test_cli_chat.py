@@ -16,15 +16,15 @@ from llava_cli import app
 from typer.testing import CliRunner
 
 from tests.client.cli.command_line import start
-from tests.client.scripted_peer import (
+from tests.client.scripted_server import (
     PNG,
     TEXT,
-    Peer,
+    ScriptedServer,
     chunk,
+    closes_connection,
     event,
-    hangs_up,
-    is_silent_until,
-    refuses,
+    hangs_until,
+    returns_error,
     streams,
 )
 from tests.machine_speed import scaled
@@ -33,8 +33,8 @@ runner = CliRunner()
 
 
 @pytest.fixture(autouse=True)
-def point_at_peer(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLAVA_BASE_URL", peer.url)
+def use_scripted_server(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAVA_BASE_URL", server.url)
 
 
 @pytest.fixture
@@ -44,45 +44,47 @@ def photo(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_lines_from_a_pipe_are_questions_of_one_talk(photo: str, peer: Peer) -> None:
+def test_lines_from_a_pipe_are_questions_of_one_talk(photo: str, server: ScriptedServer) -> None:
     result = runner.invoke(
         app, ["chat", photo, "--system", "Be brief."], input="What is this?\n\nWhich colour?\n"
     )
     assert (result.exit_code, result.stdout) == (0, f"{TEXT}\n{TEXT}\n")
-    assert [message["role"] for message in peer.last_body["messages"]] == [
+    assert [message["role"] for message in server.last_body["messages"]] == [
         *("system", "user", "assistant", "user")
     ]
 
 
-def test_commands_show_forget_and_leave(photo: str, peer: Peer) -> None:
+def test_commands_show_forget_and_leave(photo: str, server: ScriptedServer) -> None:
     lines = f"Hello?\n/reset\n/image {photo}\nWhat is this?\n/quit\nnever asked\n"
     assert runner.invoke(app, ["chat"], input=lines).exit_code == 0
-    [message] = peer.last_body["messages"]
+    [message] = server.last_body["messages"]
     assert [part["type"] for part in message["content"]] == ["image_url", "text"]
-    assert len(peer.chats) == 2
+    assert len(server.chats) == 2
 
 
-def test_help_and_unknown_commands_are_not_questions(peer: Peer) -> None:
+def test_help_and_unknown_commands_are_not_questions(server: ScriptedServer) -> None:
     result = runner.invoke(app, ["chat"], input="/help\n/nonsense\n")
     assert "/image PATH" in result.stdout
     assert "/nonsense is no command" in result.stderr
-    assert peer.chats == []
+    assert server.chats == []
 
 
 @pytest.mark.parametrize(
     ("lines", "code"), [("/image\n", 2), ("/image none.png\n", 2), ("Hello?\nnever asked\n", 5)]
 )
-def test_through_a_pipe_the_first_failure_ends_the_talk(peer: Peer, lines: str, code: int) -> None:
-    peer.script(refuses(503, "full", retry_after="999"))
+def test_through_a_pipe_the_first_failure_ends_the_talk(
+    server: ScriptedServer, lines: str, code: int
+) -> None:
+    server.script(returns_error(503, "full", retry_after="999"))
     result = runner.invoke(app, ["chat"], input=lines)
     assert result.exit_code == code
     assert result.stderr.startswith("llava-serve: ")
-    assert len(peer.chats) <= 1
+    assert len(server.chats) <= 1
 
 
-def test_a_picture_that_is_none_is_refused_before_the_talk(peer: Peer) -> None:
+def test_a_picture_that_is_none_is_refused_before_the_talk(server: ScriptedServer) -> None:
     assert runner.invoke(app, ["chat", "none.png"]).exit_code == 2
-    assert peer.requests == []
+    assert server.requests == []
 
 
 class Terminal:
@@ -128,9 +130,9 @@ def terminal(*arguments: str) -> Iterator[Terminal]:
         os.close(master)
 
 
-def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_talk(peer: Peer) -> None:
+def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_talk(server: ScriptedServer) -> None:
     released = threading.Event()
-    peer.script(streams(event(chunk({"content": "Once upon"})), then=is_silent_until(released)))
+    server.script(streams(event(chunk({"content": "Once upon"})), then=hangs_until(released)))
     with terminal("chat") as user:
         user.see("you> ")
         user.type("Tell me a story")
@@ -144,11 +146,11 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_talk(peer: Peer) -> N
         user.see("you> ")
         user.type("/quit")
     released.set()
-    assert peer.last_body["messages"][1] == {"role": "assistant", "content": "Once upon"}
+    assert server.last_body["messages"][1] == {"role": "assistant", "content": "Once upon"}
 
 
-def test_in_a_terminal_an_answer_cannot_command_the_terminal(peer: Peer) -> None:
-    peer.script(streams(event(chunk({"content": "\x1b]0;owned\x07 fine\x9b2J."})), event("[DONE]")))
+def test_in_a_terminal_an_answer_cannot_command_the_terminal(server: ScriptedServer) -> None:
+    server.script(streams(event(chunk({"content": "\x1b]0;owned\x07 fine\x9b2J."})), event("[DONE]")))
     with terminal("chat") as user:
         user.see("you> ")
         user.type("Hello?")
@@ -157,14 +159,14 @@ def test_in_a_terminal_an_answer_cannot_command_the_terminal(peer: Peer) -> None
         user.type("/quit")
 
 
-def test_through_a_pipe_an_answer_is_unchanged(peer: Peer) -> None:
-    peer.script(streams(event(chunk({"content": "\x1b[1m"})), event("[DONE]")))
+def test_through_a_pipe_an_answer_is_unchanged(server: ScriptedServer) -> None:
+    server.script(streams(event(chunk({"content": "\x1b[1m"})), event("[DONE]")))
     with start("chat") as process:
         assert process.communicate("Hello?\n", timeout=scaled(30)) == ("\x1b[1m\n", "")
 
 
-def test_in_a_terminal_a_failure_is_told_and_the_talk_goes_on(peer: Peer) -> None:
-    peer.script(streams(event(chunk({"content": "Once"})), then=hangs_up))
+def test_in_a_terminal_a_failure_is_told_and_the_talk_goes_on(server: ScriptedServer) -> None:
+    server.script(streams(event(chunk({"content": "Once"})), then=closes_connection))
     with terminal("chat") as user:
         user.see("you> ")
         user.type("Hello?")

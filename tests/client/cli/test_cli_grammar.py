@@ -9,22 +9,22 @@ import pytest
 from llava_cli import app
 from typer.testing import CliRunner
 
-from tests.client.scripted_peer import Peer
+from tests.client.scripted_server import ScriptedServer
 
 runner = CliRunner()
 
 
 @pytest.fixture(autouse=True)
-def point_at_peer(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLAVA_BASE_URL", peer.url)
+def use_scripted_server(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAVA_BASE_URL", server.url)
     monkeypatch.setenv("COLUMNS", "300")  # so that no path is cut in two
 
 
-def test_a_schema_comes_from_a_file_and_is_named_after_it(tmp_path: Path, peer: Peer) -> None:
+def test_a_schema_comes_from_a_file_and_is_named_after_it(tmp_path: Path, server: ScriptedServer) -> None:
     file = tmp_path / "two words.json"
     file.write_text('{"type": "object", "title": "é"}', encoding="utf-8")
     assert runner.invoke(app, ["ask", "Hello?", "--json-schema", str(file)]).exit_code == 0
-    assert peer.last_body["response_format"] == {
+    assert server.last_body["response_format"] == {
         "type": "json_schema",
         "json_schema": {"name": "two-words", "schema": {"type": "object", "title": "é"}},
     }
@@ -38,15 +38,15 @@ def test_a_schema_comes_from_a_file_and_is_named_after_it(tmp_path: Path, peer: 
     ],
 )
 def test_an_expression_and_choices_are_sent_as_they_are(
-    peer: Peer, flags: list[str], field: str, value: Any
+    server: ScriptedServer, flags: list[str], field: str, value: Any
 ) -> None:
     assert runner.invoke(app, ["ask", "Hello?", *flags]).exit_code == 0
-    assert peer.last_body[field] == value
+    assert server.last_body[field] == value
 
 
-def test_nothing_is_sent_where_nothing_is_asked(peer: Peer) -> None:
+def test_nothing_is_sent_where_nothing_is_asked(server: ScriptedServer) -> None:
     assert runner.invoke(app, ["ask", "Hello?"]).exit_code == 0
-    assert not {"response_format", "guided_regex", "guided_choice"} & set(peer.last_body)
+    assert not {"response_format", "guided_regex", "guided_choice"} & set(server.last_body)
 
 
 def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:

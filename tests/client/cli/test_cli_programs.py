@@ -26,9 +26,9 @@ def test_the_program_gets_the_arguments_as_they_are(name: str, flag: str) -> Non
 @pytest.mark.e2e
 def test_the_programs_exit_code_is_the_commands() -> None:
     process = start("server", "--port", "nonsense")
-    _, complaint = process.communicate(timeout=scaled(60))
+    _, stderr = process.communicate(timeout=scaled(60))
     assert process.returncode == 2
-    assert "nonsense" in complaint
+    assert "nonsense" in stderr
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from llava_cli import app
 from typer.testing import CliRunner
 
-from tests.client.scripted_peer import PNG, TEXT, Peer
+from tests.client.scripted_server import PNG, TEXT, ScriptedServer
 from tests.machine_speed import scaled
 from tests.server.conftest import Stack
 
@@ -24,9 +24,9 @@ COMMANDS = re.findall(r"^llava-serve (\w+)", PAGE, re.MULTILINE)
 
 @pytest.mark.parametrize("number", range(len(CHATS)))
 def test_each_python_example_prints_the_answer(
-    number: int, peer: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LLAVA_BASE_URL", peer.url)
+    monkeypatch.setenv("LLAVA_BASE_URL", server.url)
     assert TEXT in printed(CHATS[number], tmp_path, monkeypatch)
 
 

@@ -24,20 +24,20 @@ from llava_client import (
     RetryPolicy,
     ServiceUnavailableError,
 )
-from llava_client.retries import Tries
-from llava_client.retry_after import stated_delay_s
+from llava_client.errors import parse_retry_after
+from llava_client.retries import RetryState
 
-from tests.client.client_driver import Driver
-from tests.client.conftest import Connect
-from tests.client.scripted_peer import (
+from tests.client.blocking_clients import AnyClient
+from tests.client.conftest import MakeClient
+from tests.client.scripted_server import (
     TEXT,
-    Behaviour,
-    Peer,
-    answers,
-    hangs_up,
-    is_silent_until,
-    refuses,
-    says,
+    Responder,
+    ScriptedServer,
+    closes_connection,
+    completes,
+    hangs_until,
+    returns,
+    returns_error,
 )
 
 
@@ -58,11 +58,11 @@ from tests.client.scripted_peer import (
     ],
 )
 def test_each_status_has_its_class_and_all_facts(
-    connect: Connect, peer: Peer, status: int, kind: type[APIStatusError]
+    make_client: MakeClient, server: ScriptedServer, status: int, kind: type[APIStatusError]
 ) -> None:
-    peer.script(refuses(status, "too long", code="the_code", retry_after="2"))
+    server.script(returns_error(status, "too long", code="the_code", retry_after="2"))
     with pytest.raises(APIStatusError) as caught:
-        connect(max_retries=0).chat("Hello?")
+        make_client(max_retries=0).chat("Hello?")
     error = caught.value
     assert type(error) is kind
     assert isinstance(error, APIError) and isinstance(error, LlavaError)
@@ -73,87 +73,97 @@ def test_each_status_has_its_class_and_all_facts(
     assert isinstance(error.body, dict)
 
 
-def test_an_error_page_of_a_proxy_is_quoted_in_short(connect: Connect, peer: Peer) -> None:
-    peer.script(says(502, b"<h1>Bad\n gateway</h1>" + b"x" * 1000, "text/html"))
+def test_an_error_page_of_a_proxy_is_quoted_in_short(make_client: MakeClient, server: ScriptedServer) -> None:
+    server.script(returns(502, b"<h1>Bad\n gateway</h1>" + b"x" * 1000, "text/html"))
     with pytest.raises(InternalServerError, match="HTTP 502 from .*<h1>Bad gateway</h1>") as caught:
-        connect(max_retries=0).chat("Hello?")
+        make_client(max_retries=0).chat("Hello?")
     assert len(caught.value.message) < 400
     assert caught.value.code is None
 
 
-def test_an_empty_error_page_still_says_the_status(connect: Connect, peer: Peer) -> None:
-    peer.script(says(500, b"", "text/html"))
+def test_an_empty_error_page_still_says_the_status(make_client: MakeClient, server: ScriptedServer) -> None:
+    server.script(returns(500, b"", "text/html"))
     with pytest.raises(InternalServerError, match="HTTP 500 from http"):
-        connect(max_retries=0).chat("Hello?")
+        make_client(max_retries=0).chat("Hello?")
 
 
 @pytest.mark.parametrize(
-    "failing", [refuses(408), refuses(409), refuses(429), refuses(500), refuses(503), hangs_up]
+    "failing",
+    [
+        returns_error(408),
+        returns_error(409),
+        returns_error(429),
+        returns_error(500),
+        returns_error(503),
+        closes_connection,
+    ],
 )
-def test_what_may_pass_is_tried_again(driver: Driver, peer: Peer, failing: Behaviour) -> None:
-    peer.script(failing, failing)
-    assert driver.chat("Hello?").text == TEXT
-    assert len(peer.chats) == 3
+def test_what_may_pass_is_tried_again(client: AnyClient, server: ScriptedServer, failing: Responder) -> None:
+    server.script(failing, failing)
+    assert client.chat("Hello?").text == TEXT
+    assert len(server.chats) == 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
-def test_what_will_not_pass_is_not_tried_again(driver: Driver, peer: Peer, status: int) -> None:
-    peer.script(refuses(status))
+def test_what_will_not_pass_is_not_tried_again(
+    client: AnyClient, server: ScriptedServer, status: int
+) -> None:
+    server.script(returns_error(status))
     with pytest.raises(APIStatusError):
-        driver.chat("Hello?")
-    assert len(peer.chats) == 1
+        client.chat("Hello?")
+    assert len(server.chats) == 1
 
 
-def test_after_the_last_try_the_last_error_is_raised(connect: Connect, peer: Peer) -> None:
-    peer.script(refuses(500), refuses(503), answers)
+def test_after_the_last_try_the_last_error_is_raised(make_client: MakeClient, server: ScriptedServer) -> None:
+    server.script(returns_error(500), returns_error(503), completes)
     with pytest.raises(ServiceUnavailableError):
-        connect(max_retries=1).chat("Hello?")
-    assert len(peer.chats) == 2
+        make_client(max_retries=1).chat("Hello?")
+    assert len(server.chats) == 2
 
 
-def test_the_servers_word_on_retrying_wins(driver: Driver, peer: Peer) -> None:
-    peer.script(refuses(500, x_should_retry="false"))
+def test_the_servers_word_on_retrying_wins(client: AnyClient, server: ScriptedServer) -> None:
+    server.script(returns_error(500, x_should_retry="false"))
     with pytest.raises(InternalServerError):
-        driver.chat("Hello?")
-    peer.script(refuses(404, x_should_retry="true"))
-    assert driver.chat("Hello?").text == TEXT
+        client.chat("Hello?")
+    server.script(returns_error(404, x_should_retry="true"))
+    assert client.chat("Hello?").text == TEXT
 
 
-def test_the_wait_that_the_server_states_is_kept(connect: Connect, peer: Peer) -> None:
-    peer.script(refuses(429, retry_after_ms="40"))
+def test_the_wait_that_the_server_states_is_kept(make_client: MakeClient, server: ScriptedServer) -> None:
+    server.script(returns_error(429, retry_after_ms="40"))
     started = time.monotonic()
-    connect().chat("Hello?", model="m")
+    make_client().chat("Hello?", model="m")
     assert time.monotonic() - started >= 0.04
 
 
-def test_a_stated_wait_that_is_too_long_goes_to_the_caller(driver: Driver, peer: Peer) -> None:
-    peer.script(refuses(429, retry_after="121"))
+def test_a_stated_wait_that_is_too_long_goes_to_the_caller(client: AnyClient, server: ScriptedServer) -> None:
+    server.script(returns_error(429, retry_after="121"))
     with pytest.raises(RateLimitError) as caught:
-        driver.chat("Hello?")
+        client.chat("Hello?")
     assert caught.value.retry_after_s == 121
-    assert len(peer.chats) == 1
+    assert len(server.chats) == 1
 
 
-def test_a_server_that_is_not_there_is_a_connection_error_with_its_address(connect: Connect) -> None:
+def test_a_server_that_is_not_there_is_a_connection_error_with_its_address(make_client: MakeClient) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound, not listening: the port is ours and refuses
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(APIConnectionError, match=url) as caught:
-            connect(url).chat("Hello?")
+            make_client(url).chat("Hello?")
     assert not isinstance(caught.value, APITimeoutError)
     assert caught.value.__cause__ is not None
 
 
-def test_silence_is_a_timeout_and_is_not_asked_for_twice(driver: Driver, peer: Peer) -> None:
+def test_silence_is_a_timeout_and_is_not_asked_for_twice(client: AnyClient, server: ScriptedServer) -> None:
     released = threading.Event()
-    peer.script(is_silent_until(released))
+    server.script(hangs_until(released))
     with pytest.raises(APITimeoutError, match="raise timeout="):
-        driver.chat("Hello?", model="m", timeout=0.1)
+        client.chat("Hello?", model="m", timeout=0.1)
     released.set()
-    assert len(peer.chats) == 1
+    assert len(server.chats) == 1
 
 
-def test_a_host_that_accepts_nobody_in_time_is_tried_again(connect: Connect) -> None:
+def test_a_host_that_accepts_nobody_in_time_is_tried_again(make_client: MakeClient) -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -164,7 +174,7 @@ def test_a_host_that_accepts_nobody_in_time_is_tried_again(connect: Connect) -> 
             filler.connect_ex(address)
         try:
             with pytest.raises(APIConnectionError, match="did not accept"):
-                connect(f"http://127.0.0.1:{address[1]}", timeout=0.1, max_retries=1).models()
+                make_client(f"http://127.0.0.1:{address[1]}", timeout=0.1, max_retries=1).models()
         finally:
             for filler in fillers:
                 filler.close()
@@ -185,12 +195,12 @@ def test_a_host_that_accepts_nobody_in_time_is_tried_again(connect: Connect) -> 
     ],
 )
 def test_a_stated_wait_is_read_in_each_form(headers: dict[str, str], expected: float | None) -> None:
-    assert stated_delay_s(headers) == expected
+    assert parse_retry_after(headers) == expected
 
 
 def test_a_stated_date_is_a_wait_from_now() -> None:
     later = email.utils.formatdate(time.time() + 60, usegmt=True)
-    wait_s = stated_delay_s({"retry-after": later})
+    wait_s = parse_retry_after({"retry-after": later})
     assert wait_s is not None and 0 < wait_s <= 60
 
 
@@ -203,4 +213,4 @@ def test_waits_double_up_to_the_limit_and_jitter_only_shortens_them() -> None:
 
 
 def test_a_failure_that_no_waiting_helps_is_final() -> None:
-    assert Tries(RetryPolicy(), 2).wait_after(APIError("no")) is None
+    assert RetryState(RetryPolicy(), 2).next_delay_s(APIError("no")) is None

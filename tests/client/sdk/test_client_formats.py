@@ -9,75 +9,81 @@ from llava_cli import app
 from llava_client import FORMATS, FormatName
 from typer.testing import CliRunner
 
-from tests.client.client_driver import Driver
-from tests.client.scripted_peer import PNG, TEXT, Peer
+from tests.client.blocking_clients import AnyClient
+from tests.client.scripted_server import PNG, TEXT, ScriptedServer
 
 SHORT = "Answer the question using a single word or phrase."
 CAPTION = "Provide a one-sentence caption for the provided image."
 runner = CliRunner()
 
 
-def last_text(peer: Peer) -> str:
-    content = peer.last_body["messages"][-1]["content"]
+def last_text(server: ScriptedServer) -> str:
+    content = server.last_body["messages"][-1]["content"]
     return str(content if isinstance(content, str) else content[-1]["text"])
 
 
-def test_a_format_stands_on_its_own_line_after_the_question(driver: Driver, peer: Peer) -> None:
-    driver.chat("Which colour?", image=PNG, format="short")
-    assert last_text(peer) == f"Which colour?\n{SHORT}"
-    assert "format" not in peer.last_body
+def test_a_format_stands_on_its_own_line_after_the_question(
+    client: AnyClient, server: ScriptedServer
+) -> None:
+    client.chat("Which colour?", image=PNG, format="short")
+    assert last_text(server) == f"Which colour?\n{SHORT}"
+    assert "format" not in server.last_body
 
 
 @pytest.mark.parametrize("name", get_args(FormatName))
-def test_every_format_has_its_sentence(name: FormatName, driver: Driver, peer: Peer) -> None:
-    driver.chat("Q", format=name)
-    assert last_text(peer) == f"Q\n{FORMATS[name]}"
+def test_every_format_has_its_sentence(name: FormatName, client: AnyClient, server: ScriptedServer) -> None:
+    client.chat("Q", format=name)
+    assert last_text(server) == f"Q\n{FORMATS[name]}"
 
 
-def test_without_a_format_nothing_is_added(driver: Driver, peer: Peer) -> None:
-    driver.chat("Which colour?", format=None)
-    assert last_text(peer) == "Which colour?"
+def test_without_a_format_nothing_is_added(client: AnyClient, server: ScriptedServer) -> None:
+    client.chat("Which colour?", format=None)
+    assert last_text(server) == "Which colour?"
 
 
-def test_a_stream_takes_a_format_too(driver: Driver, peer: Peer) -> None:
-    with driver.stream("A or B?", format="option") as stream:
+def test_a_stream_takes_a_format_too(client: AnyClient, server: ScriptedServer) -> None:
+    with client.stream("A or B?", format="option") as stream:
         assert "".join(stream) == TEXT
-    assert last_text(peer).endswith("\nAnswer with the option's letter from the given choices directly.")
+    assert last_text(server).endswith("\nAnswer with the option's letter from the given choices directly.")
 
 
-def test_a_caption_needs_no_question(driver: Driver, peer: Peer) -> None:
-    driver.chat(image=PNG, format="caption")
-    assert last_text(peer) == CAPTION
+def test_a_caption_needs_no_question(client: AnyClient, server: ScriptedServer) -> None:
+    client.chat(image=PNG, format="caption")
+    assert last_text(server) == CAPTION
 
 
-def test_a_format_that_needs_a_question_is_refused_without_one(driver: Driver, peer: Peer) -> None:
+def test_a_format_that_needs_a_question_is_refused_without_one(
+    client: AnyClient, server: ScriptedServer
+) -> None:
     with pytest.raises(TypeError, match="format='short' goes with a question"):
-        driver.chat(messages=[{"role": "user", "content": "Hello?"}], format="short")
-    assert peer.chats == []
+        client.chat(messages=[{"role": "user", "content": "Hello?"}], format="short")
+    assert server.chats == []
 
 
-def test_an_unknown_format_is_refused_with_those_there_are(driver: Driver, peer: Peer) -> None:
+def test_an_unknown_format_is_refused_with_those_there_are(client: AnyClient, server: ScriptedServer) -> None:
     with pytest.raises(ValueError, match="'long'; it must be one of short, option"):
-        driver.chat("Q", format="long")
-    assert peer.chats == []
+        client.chat("Q", format="long")  # type: ignore[arg-type]
+    assert server.chats == []
 
 
-def test_in_a_conversation_the_format_goes_with_every_question(driver: Driver, peer: Peer) -> None:
-    talk = driver.conversation(image=PNG, format="short")
-    talk.ask("One?")
-    talk.ask("Two?")
-    assert last_text(peer) == f"Two?\n{SHORT}"
-    assert peer.last_body["messages"][0]["content"][-1]["text"] == f"One?\n{SHORT}"
+def test_in_a_conversation_the_format_goes_with_every_question(
+    client: AnyClient, server: ScriptedServer
+) -> None:
+    conversation = client.conversation(image=PNG, format="short")
+    conversation.ask("One?")
+    conversation.ask("Two?")
+    assert last_text(server) == f"Two?\n{SHORT}"
+    assert server.last_body["messages"][0]["content"][-1]["text"] == f"One?\n{SHORT}"
 
 
-def test_the_command_line_takes_a_format(peer: Peer) -> None:
-    arguments = ["ask", "Which colour?", "--format", "short", "--base-url", peer.url]
+def test_the_command_line_takes_a_format(server: ScriptedServer) -> None:
+    arguments = ["ask", "Which colour?", "--format", "short", "--base-url", server.url]
     assert runner.invoke(app, arguments).stdout == TEXT + "\n"
-    assert last_text(peer) == f"Which colour?\n{SHORT}"
+    assert last_text(server) == f"Which colour?\n{SHORT}"
 
 
-def test_the_command_line_names_the_formats_to_who_gives_another(peer: Peer) -> None:
-    result = runner.invoke(app, ["ask", "Q", "--format", "long", "--base-url", peer.url])
+def test_the_command_line_names_the_formats_to_who_gives_another(server: ScriptedServer) -> None:
+    result = runner.invoke(app, ["ask", "Q", "--format", "long", "--base-url", server.url])
     assert result.exit_code == 2
     assert "'short'" in result.stderr
-    assert peer.chats == []
+    assert server.chats == []

@@ -12,7 +12,7 @@ from llava_client import ImageError
 from llava_client.images import image_parts, image_url, media_type
 from PIL import Image
 
-from tests.client.scripted_peer import PNG
+from tests.client.scripted_server import PNG
 
 PNG_URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
 

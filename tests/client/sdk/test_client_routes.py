@@ -9,52 +9,52 @@ import httpx2
 import pytest
 from llava_client import APIConnectionError, APIError, BadRequestError, Client, NotFoundError, batch_request
 
-from tests.client.client_driver import Driver
-from tests.client.conftest import Connect
-from tests.client.scripted_peer import PNG
+from tests.client.blocking_clients import AnyClient
+from tests.client.conftest import MakeClient
+from tests.client.scripted_server import PNG
 from tests.server.conftest import Stack
 from tests.server.scripted_worker import MODEL
 
 
 @pytest.fixture
-def served(connect: Connect, stack: Stack) -> Driver:
-    return connect(stack.server.url)
+def served(make_client: MakeClient, stack: Stack) -> AnyClient:
+    return make_client(stack.server.url)
 
 
-def test_texts_have_their_vectors_in_their_order(served: Driver) -> None:
+def test_texts_have_their_vectors_in_their_order(served: AnyClient) -> None:
     found = served.embed(["a", "abc"])
     assert (found.vectors, found.model) == (((1.0, 0.0), (3.0, 0.0)), MODEL)
     assert found.usage.prompt_tokens == 4
     assert served.embed("ab").vectors == ((2.0, 0.0),)
 
 
-def test_pictures_have_vectors_as_well(served: Driver) -> None:
+def test_pictures_have_vectors_as_well(served: AnyClient) -> None:
     assert served.embed(image=[PNG, PNG]).vectors == ((0.0, 1.0), (0.0, 1.0))
 
 
 @pytest.mark.parametrize("given", [{}, {"text": "a", "image": PNG}])
 def test_vectors_of_nothing_or_of_both_kinds_are_a_type_error(
-    served: Driver, given: dict[str, object]
+    served: AnyClient, given: dict[str, object]
 ) -> None:
     with pytest.raises(TypeError, match="either texts or image"):
         served.embed(**given)
 
 
-def test_a_text_goes_into_tokens_and_back(served: Driver) -> None:
+def test_a_text_goes_into_tokens_and_back(served: AnyClient) -> None:
     tokens = served.tokenize("a red ball")
     assert tokens == list(b"a red ball")
     assert served.detokenize(tokens) == "a red ball"
     assert served.tokenize(messages=[{"role": "user", "content": "hi"}]) == list(b"hi")
 
 
-def test_tokens_of_two_things_or_of_an_unknown_model_are_refused(served: Driver) -> None:
+def test_tokens_of_two_things_or_of_an_unknown_model_are_refused(served: AnyClient) -> None:
     with pytest.raises(TypeError, match="either a text or messages"):
         served.tokenize("a", messages=[])
     with pytest.raises(NotFoundError):
         served.detokenize([1], model="other")
 
 
-def test_a_kept_answer_is_retrieved_until_it_is_deleted(served: Driver) -> None:
+def test_a_kept_answer_is_retrieved_until_it_is_deleted(served: AnyClient) -> None:
     asked = served.chat("say one two", idempotency_key=f"kept-by-this-test-{served.kind}")
     assert served.retrieve_answer(asked.id).text == "one two"
     served.delete_answer(asked.id)
@@ -62,7 +62,7 @@ def test_a_kept_answer_is_retrieved_until_it_is_deleted(served: Driver) -> None:
         served.retrieve_answer(asked.id)
 
 
-def test_a_batch_is_followed_to_its_results_in_the_order_of_its_requests(served: Driver) -> None:
+def test_a_batch_is_followed_to_its_results_in_the_order_of_its_requests(served: AnyClient) -> None:
     requests = [batch_request(f"r{number}", f"say {number}") for number in range(5)]
     requests.insert(2, batch_request("hot", "say no", temperature=9))
     batch = served.submit_batch((each for each in requests), metadata={"run": "7"})
@@ -76,13 +76,15 @@ def test_a_batch_is_followed_to_its_results_in_the_order_of_its_requests(served:
     assert bad.error.param == "temperature"
 
 
-def test_a_file_with_a_wrong_line_is_refused_by_its_number(served: Driver, tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_line_is_refused_by_its_number(served: AnyClient, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("\n{broken")
     with pytest.raises(APIError, match="line 2: "):
         served.submit_batch(tmp_path / "in.jsonl")
 
 
-def test_a_cancelled_batch_says_of_each_request_that_it_was_cancelled(served: Driver, stack: Stack) -> None:
+def test_a_cancelled_batch_says_of_each_request_that_it_was_cancelled(
+    served: AnyClient, stack: Stack
+) -> None:
     batch = served.submit_batch([batch_request("waits", "silent")])
     following = served.follow_batch(batch.id, poll_s=0.02)
     assert not next(following).is_over
@@ -99,13 +101,13 @@ def test_a_batch_is_never_made_twice_for_want_of_an_answer() -> None:
     paths: list[str] = []
     numbers = itertools.count()
 
-    def behave(request: httpx2.Request) -> httpx2.Response:
+    def respond(request: httpx2.Request) -> httpx2.Response:
         paths.append(request.url.path)
         if request.url.path == "/v1/files" and next(numbers):
             return httpx2.Response(200, json={"id": "file-1"})
         raise httpx2.ReadError("reset")
 
-    with httpx2.Client(transport=httpx2.MockTransport(behave)) as http:
+    with httpx2.Client(transport=httpx2.MockTransport(respond)) as http:
         client = Client("http://peer", http_client=http, max_retries=3)
         with pytest.raises(APIConnectionError):
             client.submit_batch(b"{}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.client.client_driver import Driver
-from tests.client.scripted_peer import Peer, event, says, streams
+from tests.client.blocking_clients import AnyClient
+from tests.client.scripted_server import ScriptedServer, event, returns, streams
 
 OPTIONS: dict[str, Any] = {
     "top_k": 5,
@@ -29,24 +29,24 @@ OPTIONS: dict[str, Any] = {
     "continue_final_message": True,
     "cache_scope": "public",
 }
-TOLD = [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -1.0}]}]
+LOGPROBS = [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -1.0}]}]
 
 
 def choice(index: int, text: str, **fields: Any) -> dict[str, Any]:
     return {"index": index, "message": {"content": text}, "finish_reason": "stop", **fields}
 
 
-def test_options_are_sent_as_they_are(driver: Driver, peer: Peer) -> None:
-    driver.chat("Hello?", logit_bias={42: -100}, **OPTIONS)
-    assert {name: peer.last_body[name] for name in OPTIONS} == OPTIONS
-    assert peer.last_body["logit_bias"] == {"42": -100}
+def test_options_are_sent_as_they_are(client: AnyClient, server: ScriptedServer) -> None:
+    client.chat("Hello?", logit_bias={42: -100}, **OPTIONS)
+    assert {name: server.last_body[name] for name in OPTIONS} == OPTIONS
+    assert server.last_body["logit_bias"] == {"42": -100}
 
 
-def test_choices_come_in_order_and_the_first_is_the_answer(driver: Driver, peer: Peer) -> None:
-    completion = {"choices": [choice(1, "two"), choice(0, "one", logprobs={"content": TOLD})]}
-    peer.script(says(200, json.dumps(completion).encode(), "application/json"))
+def test_choices_come_in_order_and_the_first_is_the_answer(client: AnyClient, server: ScriptedServer) -> None:
+    completion = {"choices": [choice(1, "two"), choice(0, "one", logprobs={"content": LOGPROBS})]}
+    server.script(returns(200, json.dumps(completion).encode(), "application/json"))
 
-    answer = driver.chat("Hello?", n=2)
+    answer = client.chat("Hello?", n=2)
 
     assert (answer.text, [one.text for one in answer.choices]) == ("one", ["one", "two"])
     first, second = (one.logprobs for one in answer.choices)
@@ -56,17 +56,17 @@ def test_choices_come_in_order_and_the_first_is_the_answer(driver: Driver, peer:
     assert first[0].top_logprobs[0].token == "b"
 
 
-def test_stream_yields_the_first_choice_and_keeps_all(driver: Driver, peer: Peer) -> None:
+def test_stream_yields_the_first_choice_and_keeps_all(client: AnyClient, server: ScriptedServer) -> None:
     def part(index: int, text: str, **fields: Any) -> bytes:
         data = {"choices": [{"index": index, "delta": {"content": text}, **fields}]}
         return event(json.dumps(data))
 
-    told = {"logprobs": {"content": TOLD}}
+    scored = {"logprobs": {"content": LOGPROBS}}
     ends = [part(index, "", finish_reason="stop") for index in (1, 0)]
-    parts = [part(1, "x", **told), part(0, "a"), part(1, "y", **told), part(0, "b")]
-    peer.script(streams(*parts, *ends, event("[DONE]")))
+    parts = [part(1, "x", **scored), part(0, "a"), part(1, "y", **scored), part(0, "b")]
+    server.script(streams(*parts, *ends, event("[DONE]")))
 
-    with driver.stream("Hello?", n=2) as stream:
+    with client.stream("Hello?", n=2) as stream:
         assert list(stream) == ["a", "b"]
         answer = stream.answer()
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from llava_client import ToolCall
 
-from tests.client.client_driver import Driver
-from tests.client.scripted_peer import Peer, event, says, streams
+from tests.client.blocking_clients import AnyClient
+from tests.client.scripted_server import ScriptedServer, event, returns, streams
 
 LOOK = ToolCall(id="c1", name="look", arguments='{"at":"left"}')
 POINT = ToolCall(id="c2", name="point", arguments="{}")
@@ -18,18 +18,18 @@ def as_sent(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def test_calls_of_a_whole_answer_are_values(driver: Driver, peer: Peer) -> None:
+def test_calls_of_a_whole_answer_are_values(client: AnyClient, server: ScriptedServer) -> None:
     message = {"content": None, "tool_calls": [as_sent(LOOK), as_sent(POINT)]}
     completion = {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}
-    peer.script(says(200, json.dumps(completion).encode(), "application/json"))
+    server.script(returns(200, json.dumps(completion).encode(), "application/json"))
 
-    answer = driver.chat("Look!", tools=[{"type": "function", "function": {"name": "look"}}])
+    answer = client.chat("Look!", tools=[{"type": "function", "function": {"name": "look"}}])
 
     assert (answer.text, answer.finish_reason) == ("", "tool_calls")
     assert answer.choices[0].tool_calls == (LOOK, POINT)
 
 
-def test_streamed_pieces_join_to_the_calls(driver: Driver, peer: Peer) -> None:
+def test_streamed_pieces_join_to_the_calls(client: AnyClient, server: ScriptedServer) -> None:
     def part(*calls: dict[str, Any], **fields: Any) -> bytes:
         delta = {"tool_calls": list(calls)} if calls else {}
         return event(json.dumps({"choices": [{"index": 0, "delta": delta, **fields}]}))
@@ -44,9 +44,9 @@ def test_streamed_pieces_join_to_the_calls(driver: Driver, peer: Peer) -> None:
         part(piece(1, "{}"), piece(0, '"left"}')),
         part(finish_reason="tool_calls"),
     ]
-    peer.script(streams(*parts, event("[DONE]")))
+    server.script(streams(*parts, event("[DONE]")))
 
-    with driver.stream("Look!") as stream:
+    with client.stream("Look!") as stream:
         assert list(stream) == []
         answer = stream.answer()
 
@@ -54,5 +54,5 @@ def test_streamed_pieces_join_to_the_calls(driver: Driver, peer: Peer) -> None:
     assert answer.finish_reason == "tool_calls"
 
 
-def test_an_answer_without_calls_has_none(driver: Driver, peer: Peer) -> None:
-    assert driver.chat("Hello?").choices[0].tool_calls == ()
+def test_an_answer_without_calls_has_none(client: AnyClient, server: ScriptedServer) -> None:
+    assert client.chat("Hello?").choices[0].tool_calls == ()

@@ -21,7 +21,7 @@ from llava_server.images.decoder_process import preprocess
 from llava_server.images.errors import ImageLimits
 from llava_server.images.resize import ResizeMode, resize
 from llava_wire.messages.heartbeat import ImageSpec
-from llava_worker.model.config.image_grid import PictureLayout, best_resolution, fitted_size
+from llava_worker.model.config.image_grid import ImageLayout, best_resolution, fitted_size
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -171,7 +171,7 @@ def test_anyres_tiles_equal_transformers_processor_bit_for_bit(size: tuple[int, 
 def test_worker_expects_as_many_tiles_as_the_server_makes(
     size: tuple[int, int], grid: tuple[tuple[int, int], ...]
 ) -> None:
-    layout = PictureLayout(SIDE, 4, fit="anyres", grid=grid)
+    layout = ImageLayout(SIDE, 4, fit="anyres", grid=grid)
     tiles = resize(Image.new("RGB", size), side=SIDE, mode="anyres", background=(0, 0, 0), grid=grid)
     assert tiles.size == (SIDE, SIDE * layout.plan(*size).num_tiles)
 

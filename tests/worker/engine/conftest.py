@@ -1,9 +1,10 @@
-"""A random checkpoint on disk for the whole run, engines over it, and a driver that runs one to its end."""
+"""A random checkpoint for the whole run, engines over it, and a driver that runs one to its end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,22 +12,18 @@ from llava_worker.engine import ImageSpan, Sequence, StepOutput
 from llava_worker.engine.core.encoder_cache import EncoderCache
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
-from llava_worker.model.attention.kv_cache import ExactKVCache
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.llava import Llava
 from llava_worker.model.loading.weights import load_weights
 from llava_worker.model.quantization.precision import choose_precision
-from transformers import LlavaForConditionalGeneration
 
-from tests.worker.checkpoints import Prompt, write_checkpoint
+from tests.worker.checkpoints import Prompt, Reference, write_checkpoint
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 from tests.worker.sampling_params import greedy
 
 CPU = torch.device("cpu")
-
-EngineFactory = Callable[..., Engine]
-Answers = dict[str, list[int]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,18 +33,18 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlavaForConditionalGeneration]:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reference]:
     folder = tmp_path_factory.mktemp("checkpoint")
     return folder, write_checkpoint(folder)
 
 
 @pytest.fixture(scope="session")
-def reference(checkpoint: tuple[Path, LlavaForConditionalGeneration]) -> LlavaForConditionalGeneration:
+def reference(checkpoint: tuple[Path, Reference]) -> Reference:
     return checkpoint[1]
 
 
 @pytest.fixture(scope="session")
-def model(checkpoint: tuple[Path, LlavaForConditionalGeneration]) -> Llava:
+def model(checkpoint: tuple[Path, Reference]) -> Llava:
     folder = checkpoint[0]
     precision = choose_precision("fp32", CPU)
     model = Llava(read_config(folder), read_image_config(folder), precision=precision, device=CPU)
@@ -56,52 +53,47 @@ def model(checkpoint: tuple[Path, LlavaForConditionalGeneration]) -> Llava:
 
 
 @pytest.fixture(scope="session")
-def make_engine(model: Llava) -> EngineFactory:
-    """An engine whose cache starts out as NaN: what is read without having been written shows.
+def make_engine(model: Llava) -> MakeEngine:
+    """An engine whose cache is filled with NaN: a read of a slot that was not written shows.
 
-    ``over`` is the model, else that of the whole run; ``runner`` may be a class that looks on; ``kind`` is
-    the KV cache's.
+    ``over`` is the model, by default that of the whole run; ``runner`` may be a subclass; ``is_int8``
+    is the KV cache's.
     """
 
     def make(
         *,
         over: Llava = model,
         runner: type[ModelRunner] = ModelRunner,
-        kind: type[ExactKVCache] | type[Int8KVCache] = ExactKVCache,
+        is_int8: bool = False,
         num_blocks: int = 64,
         block_size: int = 4,
-        vision_cache_bytes: int = 1 << 20,
-        **options: object,
+        encoder_cache_bytes: int = 1 << 20,
+        **options: Any,
     ) -> Engine:
         text = over.config.text_config
-        cache = kind(
-            num_blocks,
-            block_size,
-            num_layers=text.num_hidden_layers,
-            num_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
-            dtype=over.dtype,
-            device=CPU,
+        spec = KVCacheSpec.for_model(
+            text, num_blocks=num_blocks, block_size=block_size, dtype=over.dtype, is_int8=is_int8
         )
+        cache = KVCache(spec, CPU)
         shape = (num_blocks * block_size, text.num_key_value_heads, text.head_dim)
-        spoilt = torch.full(shape, torch.nan, dtype=over.dtype)
+        nan = torch.full(shape, torch.nan, dtype=over.dtype)
         for layer in range(text.num_hidden_layers):
-            cache.write(layer, torch.arange(len(spoilt)), spoilt, spoilt)
-        defaults = {
+            cache.write(layer, torch.arange(len(nan)), nan, nan)
+        defaults: dict[str, Any] = {
             "eos_ids": frozenset({2}),
             "context_length": min(text.max_position_embeddings, num_blocks * block_size),
             "max_num_sequences": 8,
             "max_batch_tokens": 16,
         }
         return Engine(
-            runner(over, cache, SdpaBackend(), EncoderCache(vision_cache_bytes)), **defaults | options
+            runner(over, cache, SdpaBackend(), EncoderCache(encoder_cache_bytes)), **defaults | options
         )
 
     return make
 
 
 @pytest.fixture(scope="session")
-def make_sequence() -> Callable[..., Sequence]:
+def make_sequence() -> MakeSequence:
     """A sequence for a prompt; ``options`` are fields of Sequence and of SamplingParams."""
 
     def make(
@@ -111,7 +103,7 @@ def make_sequence() -> Callable[..., Sequence]:
         max_new_tokens: int = 12,
         output_ids: Iterable[int] = (),
         cache_scope: str = "",
-        **sampling: object,
+        **sampling: Any,
     ) -> Sequence:
         return Sequence(
             seq_id=seq_id,
@@ -128,26 +120,26 @@ def make_sequence() -> Callable[..., Sequence]:
 
 
 @pytest.fixture(scope="session")
-def run() -> Callable[..., Answers]:
-    """Add sequences and step until all are answered; every step leaves the blocks in order."""
+def run() -> Run:
+    """Add sequences and step until all have ended; every step leaves the blocks in order."""
 
-    def drive(engine: Engine, sequences: Iterable[Sequence]) -> Answers:
-        answers: Answers = {}
+    def drive(engine: Engine, sequences: Iterable[Sequence]) -> dict[str, list[int]]:
+        output_ids: dict[str, list[int]] = {}
         for sequence in sequences:
-            answers[sequence.seq_id] = list(sequence.output_ids)
+            output_ids[sequence.seq_id] = list(sequence.output_ids)
             engine.add(sequence)
         while engine.num_sequences:
             for output in engine.step():
-                collect(answers, output)
+                collect(output_ids, output)
             engine.check()
         assert engine.stats().num_free_blocks == engine.stats().num_blocks
-        return answers
+        return output_ids
 
     return drive
 
 
 def spans_of(prompt: Prompt) -> list[ImageSpan]:
-    """A prompt made by hand has pictures of one tile, four tokens each."""
+    """A prompt made by hand has images of one tile, four tokens each."""
     lengths = prompt.lengths or [4] * len(prompt.pixels)
     sizes = [
         size if len(tiles) > 1 else (0, 0) for size, tiles in zip(prompt.sizes, prompt.pixels, strict=False)
@@ -160,7 +152,7 @@ def spans_of(prompt: Prompt) -> list[ImageSpan]:
     ]
 
 
-def collect(answers: Answers, output: StepOutput) -> None:
+def collect(output_ids: dict[str, list[int]], output: StepOutput) -> None:
     assert output.error is None, output
     if output.token_id is not None:
-        answers[output.seq_id].append(output.token_id)
+        output_ids[output.seq_id].append(output.token_id)

@@ -1,4 +1,4 @@
-"""Drafters for tests: one that knows the answers or lies about them, and real ones without a clock."""
+"""Drafters for tests: one with given drafts, right or wrong, and real ones without a cost model."""
 
 from __future__ import annotations
 
@@ -10,48 +10,50 @@ from llava_worker.engine.speculation.drafter import MAX_DRAFTS, PromptLookupDraf
 from llava_worker.engine.speculation.ngram_index import NgramIndex
 
 
-class Scripted:
-    """Drafts what it was told that the answers are; ``lie`` makes every so-manieth draft a wrong one."""
+class ScriptedDrafter:
+    """Drafts the given outputs; with ``wrong_every`` each n-th draft of a step is wrong."""
 
     def __init__(
-        self, answers: Mapping[str, Items[int]], *, lie: int | None = None, vocab_size: int = 128
+        self, outputs: Mapping[str, Items[int]], *, wrong_every: int | None = None, vocab_size: int = 128
     ) -> None:
-        self.learnt: list[tuple[int, int]] = []  # (drafted, accepted)
+        self.acceptances: list[tuple[int, int]] = []  # (drafted, accepted)
         self.num_rows: list[int] = []
-        self._answers = answers
-        self._lie = lie
+        self.step_times: list[tuple[int, float]] = []  # (tokens, s)
+        self._outputs = outputs
+        self._wrong_every = wrong_every
         self._vocab_size = vocab_size
 
     def propose(self, sequence: Sequence, *, max_tokens: int, num_rows: int) -> list[int]:
         self.num_rows.append(num_rows)
         start = len(sequence.output_ids)
-        drafts = list(self._answers[sequence.seq_id][start : start + min(max_tokens, MAX_DRAFTS)])
-        if self._lie:
-            for place in range(self._lie - 1, len(drafts), self._lie):
-                drafts[place] = (drafts[place] + 1) % self._vocab_size
+        drafts = list(self._outputs[sequence.seq_id][start : start + min(max_tokens, MAX_DRAFTS)])
+        if self._wrong_every:
+            for index in range(self._wrong_every - 1, len(drafts), self._wrong_every):
+                drafts[index] = (drafts[index] + 1) % self._vocab_size
         return drafts
 
     def record_acceptance(self, sequence: Sequence, *, num_drafted: int, num_accepted: int) -> None:
-        self.learnt.append((num_drafted, num_accepted))
+        assert 0 <= num_accepted <= num_drafted
+        self.acceptances.append((num_drafted, num_accepted))
 
     def record_step_time(self, num_tokens: int, seconds: float) -> None:
-        """Nothing depends on it."""
+        self.step_times.append((num_tokens, seconds))
 
 
-class Eager(Scripted):
-    """Looks things up as the real one does, but always drafts as much as it may."""
+class EagerDrafter(ScriptedDrafter):
+    """Prompt lookup with as many drafts as possible, without regard to their acceptance or cost."""
 
     def __init__(self) -> None:
         super().__init__({})
-        self._lookups: dict[Sequence, NgramIndex] = {}
+        self._indexes: dict[Sequence, NgramIndex] = {}
 
     def propose(self, sequence: Sequence, *, max_tokens: int, num_rows: int) -> list[int]:
-        lookup = self._lookups.setdefault(sequence, NgramIndex(sequence))
-        return lookup.propose(sequence.output_ids, min(max_tokens, MAX_DRAFTS))
+        index = self._indexes.setdefault(sequence, NgramIndex(sequence))
+        return index.propose(sequence.output_ids, min(max_tokens, MAX_DRAFTS))
 
 
 class FixedPriceDrafter(PromptLookupDrafter):
-    """The real one with the price it starts from, so that no test depends on how busy the machine is."""
+    """The real drafter with its default price, so that no test depends on the machine's speed."""
 
     def record_step_time(self, num_tokens: int, seconds: float) -> None:
-        """Forgotten."""
+        """Ignored."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from llava_worker.model.attention.paged import PagedKernel, Queries
+from llava_worker.model.attention.paged import PagedKernel, QueryRows
 from torch import Tensor
 
 from tests.worker.model.paged_rows import BLOCK
@@ -15,7 +15,7 @@ class DefinitionKernel(PagedKernel):
     name = "definition"
     block_size = BLOCK
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: Queries, window: int | None) -> Tensor:
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
         out = torch.empty_like(q)
         group = q.shape[1] // keys.shape[2]
         starts, tables = rows.starts.tolist(), rows.tables.tolist()

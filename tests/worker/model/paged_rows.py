@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from llava_worker.model.attention.base import AttentionBackend, PackedRows
-from llava_worker.model.attention.kv_cache import KVCache
+from llava_worker.model.attention.base import AttentionBackend, AttentionMetadata
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from torch import Tensor
 
 BLOCK, BLOCKS = 4, 40  # tokens of a block, blocks of a cache
@@ -19,7 +19,7 @@ def draw(*shape: int, dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
 
 
 def filled(
-    kind: type,
+    is_int8: bool,
     kv_heads: int,
     head_dim: int,
     dtype: torch.dtype,
@@ -27,15 +27,7 @@ def filled(
     block_size: int = BLOCK,
     device: torch.device = CPU,
 ) -> KVCache:
-    cache: KVCache = kind(
-        BLOCKS,
-        block_size,
-        num_layers=2,
-        num_heads=kv_heads,
-        head_dim=head_dim,
-        dtype=dtype,
-        device=device,
-    )
+    cache = KVCache(KVCacheSpec(BLOCKS, block_size, 2, kv_heads, head_dim, dtype, is_int8), device)
     shape = (BLOCKS * block_size, kv_heads, head_dim)
     for layer in range(2):
         k, v = (draw(*shape, dtype=dtype, device=device) for _ in range(2))
@@ -43,7 +35,9 @@ def filled(
     return cache
 
 
-def pack(rows: list[tuple[int, int]], *, block_size: int = BLOCK, device: torch.device = CPU) -> PackedRows:
+def pack(
+    rows: list[tuple[int, int]], *, block_size: int = BLOCK, device: torch.device = CPU
+) -> AttentionMetadata:
     """Rows of (new tokens, tokens in all), those with one first, in blocks of their own at random places."""
     rows = sorted(rows, key=lambda row: row[0] > 1)
     blocks = torch.randperm(BLOCKS).tolist()
@@ -54,7 +48,7 @@ def pack(rows: list[tuple[int, int]], *, block_size: int = BLOCK, device: torch.
         for table, (new, context) in zip(tables, rows, strict=True)
         for place in range(context - new, context)
     ]
-    return PackedRows(
+    return AttentionMetadata(
         tuple(new for new, _ in rows),
         tuple(context for _, context in rows),
         sum(new == 1 for new, _ in rows),
@@ -64,6 +58,6 @@ def pack(rows: list[tuple[int, int]], *, block_size: int = BLOCK, device: torch.
 
 
 def attend(
-    backend: AttentionBackend, rows: PackedRows, cache: KVCache, qkv: list[Tensor], window: int | None
+    backend: AttentionBackend, rows: AttentionMetadata, cache: KVCache, qkv: list[Tensor], window: int | None
 ) -> Tensor:
     return backend.plan(rows, cache).attend(LAYER, *qkv, window=window)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from llava_worker.model.attention.base import PackedRows
-from llava_worker.model.attention.kv_cache import ExactKVCache
+from llava_worker.model.attention.base import AttentionMetadata
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.llava import Llava
@@ -109,20 +109,14 @@ class Forward:
         self.model = Llava(config, read_image_config(folder), precision=precision, device=CPU)
         load_weights(self.model, folder)
         text = config.text_config
-        self._pictures = config.picture_layout()
+        self._pictures = config.image_layout()
         needed = [-(-len(prompt.token_ids) // BLOCK_SIZE) for prompt in prompts]
-        self.cache = ExactKVCache(
-            sum(needed),
-            BLOCK_SIZE,
-            num_layers=text.num_hidden_layers,
-            num_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
-            dtype=torch.float32,
-            device=CPU,
-        )
+        spec = KVCacheSpec.for_model(text, num_blocks=sum(needed), block_size=BLOCK_SIZE, dtype=torch.float32)
+        self.cache = KVCache(spec, CPU)
         for layer in range(text.num_hidden_layers):  # whatever is read without having been written shows
-            self.cache.keys(layer).fill_(torch.nan)
-            self.cache.values(layer).fill_(torch.nan)
+            stored = self.cache.layer(layer)
+            stored.keys.fill_(torch.nan)
+            stored.values.fill_(torch.nan)
         blocks = np.random.default_rng(5).permutation(sum(needed)).tolist()
         self._tables = [[blocks.pop() for _ in range(count)] for count in needed]
         self._embeddings = [self._embed(prompt) for prompt in prompts]
@@ -147,12 +141,12 @@ class Forward:
         width = max(len(self._tables[prompt]) for prompt, _, _ in chunks)
         tables = [self._tables[prompt] for prompt, _, _ in chunks]
         lens = [end - start for _, start, end in chunks]
-        rows = PackedRows(
+        rows = AttentionMetadata(
             query_lens=tuple(lens),
             context_lens=tuple(end for _, _, end in chunks),
             num_decodes=lens.count(1),
             block_tables=torch.tensor([table + table[:1] * (width - len(table)) for table in tables]),
-            slots=torch.tensor(slots),
+            slot_mapping=torch.tensor(slots),
         )
         x = torch.cat([self._embeddings[prompt][start:end] for prompt, start, end in chunks])
         hidden = self.model(x, positions, SdpaBackend().plan(rows, self.cache))
@@ -162,9 +156,9 @@ class Forward:
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 def test_logits_equal_those_of_transformers(tmp_path: Path, options: dict) -> None:
     reference = write_checkpoint(tmp_path, **options)
-    pictures = read_config(tmp_path).picture_layout()
+    pictures = read_config(tmp_path).image_layout()
     rng = np.random.default_rng(1)
-    prompts = [random_prompt(rng, num_images=n, pictures=pictures) for n in range(4)]
+    prompts = [random_prompt(rng, num_images=n, layout=pictures) for n in range(4)]
 
     ours = Forward(tmp_path, prompts)([(i, 0, len(prompt.token_ids)) for i, prompt in enumerate(prompts)])
 
@@ -188,8 +182,8 @@ def test_logits_do_not_depend_on_chunks_or_neighbours(
 ) -> None:
     folder, reference = saved
     rng = np.random.default_rng(seed)
-    pictures = read_config(folder).picture_layout()
-    prompts = [random_prompt(rng, num_images=n, pictures=pictures) for n in num_images]
+    pictures = read_config(folder).image_layout()
+    prompts = [random_prompt(rng, num_images=n, layout=pictures) for n in num_images]
     forward = Forward(folder, prompts)
     collected: list[list[torch.Tensor]] = [[] for _ in prompts]
     done = [0] * len(prompts)
@@ -213,8 +207,8 @@ def test_logits_do_not_depend_on_chunks_or_neighbours(
 def test_a_row_that_is_not_a_number_does_not_reach_its_neighbours(saved: tuple[Path, Reference]) -> None:
     folder, reference = saved
     rng = np.random.default_rng(3)
-    pictures = read_config(folder).picture_layout()
-    prompts = [random_prompt(rng, num_images=n, pictures=pictures) for n in (0, 1, 1)]
+    pictures = read_config(folder).image_layout()
+    prompts = [random_prompt(rng, num_images=n, layout=pictures) for n in (0, 1, 1)]
     forward = Forward(folder, prompts)
     forward._embeddings[1][-2] = torch.nan  # near enough for any window
     lens = [len(prompt.token_ids) for prompt in prompts]
@@ -232,7 +226,7 @@ def test_a_row_that_is_not_a_number_does_not_reach_its_neighbours(saved: tuple[P
 def test_hd_equals_a_plain_slow_reading_of_the_paper(tmp_path: Path, number: int) -> None:
     member = make_member("1.5-HD", number, tmp_path)
     rng = np.random.default_rng(7)
-    prompts = [random_prompt(rng, num_images=n, pictures=member.pictures) for n in (1, 2)]
+    prompts = [random_prompt(rng, num_images=n, layout=member.image_layout) for n in (1, 2)]
 
     ours = Forward(tmp_path, prompts)([(i, 0, len(prompt.token_ids)) for i, prompt in enumerate(prompts)])
 

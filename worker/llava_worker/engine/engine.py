@@ -22,11 +22,10 @@ from llava_wire.messages.event import ErrorCode, JobError
 from llava_worker.engine.async_pipeline import AsyncPipeline
 from llava_worker.engine.core.block_manager import BlockManager
 from llava_worker.engine.core.outputs import EngineStats, Finish, StepOutput
-from llava_worker.engine.core.sampling_limits import SamplingLimits
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
 from llava_worker.engine.core.sequence import Sequence, SequenceRejected
 from llava_worker.engine.core.step_result import ChunkResult, TokenResult
-from llava_worker.engine.core.validation import SequenceValidator
+from llava_worker.engine.core.validation import SamplingLimits, SequenceValidator
 from llava_worker.engine.image_embedding_queue import ImageEmbeddingQueue
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.speculation.drafter import Drafter
@@ -68,7 +67,7 @@ class Engine:
         self._validator = SequenceValidator(
             context_length=context_length,
             sampling=SamplingLimits(vocab_size=vocab_size, num_eos_ids=len(self._eos_ids)),
-            images=config.picture_layout(),
+            images=config.image_layout(),
         )
         self.context_length = context_length
         self.max_sequences = max_num_sequences
@@ -153,7 +152,7 @@ class Engine:
 
     def idle(self) -> bool:
         """Prepare for later steps for some milliseconds; False if there is nothing left to prepare."""
-        return self._runner.cache.claim_more()
+        return self._runner.cache.prefault_more()
 
     def stats(self) -> EngineStats:
         cache, seconds, counters = self._runner.encoder_cache, self.timer.seconds, self._counters

@@ -29,8 +29,8 @@ from llava_worker.engine.sampling.pooling import unit_vectors
 from llava_worker.engine.sampling.sampler import Sampler
 from llava_worker.model.attention.base import AttentionBackend
 from llava_worker.model.attention.kv_cache import KVCache
-from llava_worker.model.config.image_grid import PicturePlan
-from llava_worker.model.device_copy import upload
+from llava_worker.model.config.image_grid import ImagePlan
+from llava_worker.model.device_copy import copy_to_device
 from llava_worker.model.gpu.decode_graphs import DecodeGraphs
 from llava_worker.model.llava import Llava
 
@@ -55,10 +55,10 @@ class ModelRunner:
         self.num_encoded_images = 0
         self.timer = StepTimer()
         self.backend = backend
-        self._image_layout = model.config.picture_layout()
+        self._image_layout = model.config.image_layout()
         self._bitmasks = BitmaskBuilder()
         self._sampler = Sampler()
-        model.ranks.tell_cache(cache.num_blocks, cache.block_size)
+        model.ranks.send_cache(cache.num_blocks, cache.block_size)
 
     @torch.inference_mode()
     def copy_blocks(self, copies: Items[BlockCopy]) -> None:
@@ -67,7 +67,7 @@ class ModelRunner:
             for copy in copies:
                 rows = torch.arange(copy.num_rows, device=self.model.device)
                 first, target = (block * self.cache.block_size for block in (copy.source, copy.destination))
-                self.model.ranks.tell_copy(first, target, copy.num_rows)
+                self.model.ranks.send_copy(first, target, copy.num_rows)
                 self.cache.copy_rows(first + rows, target + rows)
 
     def run(self, chunks: list[Chunk]) -> list[ChunkResult]:
@@ -136,7 +136,7 @@ class ModelRunner:
             return None
         with self.timer("forward"):
             rows = batch.rows
-            return self.graphs.logits(batch.token_ids, batch.positions, rows.slots, rows.block_tables)
+            return self.graphs.logits(batch.token_ids, batch.positions, rows.slot_mapping, rows.block_tables)
 
     def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The last hidden states and the logits of the sampled rows, of which there may be none."""
@@ -146,8 +146,8 @@ class ModelRunner:
             with self.timer("encode"):
                 self._insert_features(x, batch.feature_spans)
         with self.timer("forward"):
-            self.model.ranks.tell_step(x, batch.positions, batch.rows)
-            with self.model.ranks.in_step():
+            self.model.ranks.send_step(x, batch.positions, batch.rows)
+            with self.model.ranks.collective_step():
                 hidden = self.model(x, batch.positions, self.backend.plan(batch.rows, self.cache))
             sampled = hidden[batch.sampled_rows]
             logits = self.model.logits(sampled) if batch.sampled else sampled
@@ -189,7 +189,7 @@ class ModelRunner:
             np.frombuffer(image.pixels, dtype=np.uint8).reshape(-1, side, side, 3)
             for image in images.values()
         ]
-        stacked = upload(np.concatenate(tiles), self.model.device)
+        stacked = copy_to_device(np.concatenate(tiles), self.model.device)
         encoded = torch.cat([self.encode(part) for part in torch.split(stacked, MAX_TILES_PER_PASS)])
         parts = torch.split(encoded, [len(part) for part in tiles])  # each [tiles, tokens, hidden]
         self.num_encoded_images += len(images)
@@ -205,7 +205,7 @@ class _EncoderInput:
     """An image to encode."""
 
     pixels: Pixels
-    plan: PicturePlan
+    plan: ImagePlan
 
 
 def _embeddings(chunks: Items[Chunk], hidden: Tensor) -> dict[int, bytes | None]:

@@ -18,7 +18,7 @@ from llava_wire.messages.job import ImageRef, Job, Message
 from llava_worker.engine import ImageSpan
 from llava_worker.language.prompt_formats import PromptError, PromptTemplate, Segment, SpecialToken
 from llava_worker.language.tokenizer import Tokenizer
-from llava_worker.model.config.image_grid import PictureLayout
+from llava_worker.model.config.image_grid import ImageLayout
 
 __all__ = ["Prompt", "PromptBuilder", "PromptError"]
 
@@ -51,7 +51,7 @@ class PromptBuilder:
         """
         self._tokenizer = tokenizer
         self._template = template
-        self._layout = PictureLayout(
+        self._layout = ImageLayout(
             image_spec.side, image_spec.tokens_per_tile, fit=image_spec.fit, grid=image_spec.grid
         )
         self._context_length = context_length

@@ -1,8 +1,8 @@
-"""The decoder, read from top to bottom: Llama, and with a bias or a window more Qwen2 and Mistral.
+"""The language model: Llama's decoder, which with biases or a sliding window is Qwen2's and Mistral's, too.
 
-It works on packed tokens, [tokens, hidden], whatever sequences they belong to: only attention and the rotary
-angles know positions. Attribute names are the checkpoint's, so that weights find their place by name. Modules
-define ``__call__`` itself: nothing here uses hooks, and a step makes hundreds of calls.
+It computes packed tokens, [tokens, hidden], of any number of sequences: only attention and RoPE use
+positions. Attributes have the checkpoint's names, so weights are found by name. Modules define ``__call__``
+itself instead of ``forward``: nothing here uses hooks, and a step makes hundreds of calls.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from llava_worker.model.attention.base import AttentionPlan
 from llava_worker.model.config.model_config import TextConfig
-from llava_worker.model.layers.activation import gate
+from llava_worker.model.layers.activation import gated_activation
 from llava_worker.model.layers.embedding import Embedding
 from llava_worker.model.layers.linear import LinearShape
-from llava_worker.model.layers.rotary import Rotary, Rotation
+from llava_worker.model.layers.rotary import RotaryEmbedding, Rotation
 from llava_worker.model.quantization.precision import Precision
-from llava_worker.model.tensor_parallel import ALONE, TensorParallel
+from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 
-__all__ = ["LlamaDecoder", "RMSNorm"]
+__all__ = ["LlamaDecoder"]
 
 
 class LlamaDecoder(nn.Module):
-    """Embeddings in, final hidden states out. ``config`` is a rank's share; the first rank alone embeds."""
+    """Embeddings in, final hidden states out. ``config`` is one rank's; only the first rank embeds tokens."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class LlamaDecoder(nn.Module):
         *,
         precision: Precision,
         device: torch.device,
-        ranks: TensorParallel = ALONE,
+        ranks: TensorParallel = SINGLE_RANK,
     ) -> None:
         super().__init__()
         if ranks.is_first:
@@ -41,18 +41,19 @@ class LlamaDecoder(nn.Module):
         self.layers = nn.ModuleList(
             [_Layer(config, index, precision, device, ranks) for index in range(config.num_hidden_layers)]
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, precision, device)
-        self.rotary = Rotary(config, precision.kernels, device)
+        self.norm = _RMSNorm(config.hidden_size, config.rms_norm_eps, precision, device)
+        self.rotary = RotaryEmbedding(config, precision.kernels, device)
 
     def embed(self, token_ids: Tensor) -> Tensor:  # [tokens] -> [tokens, hidden]
         return self.embed_tokens(token_ids)
 
     def __call__(self, x: Tensor, positions: Tensor, attention: AttentionPlan) -> Tensor:
-        rotation = self.rotary.at(positions, x.dtype)
-        more: Tensor | None = None  # what the layer before adds to x: the next norm does it in the same pass
+        """x [tokens, hidden], positions [tokens] -> [tokens, hidden]."""
+        rotation = self.rotary(positions, x.dtype)
+        residual: Tensor | None = None
         for layer in self.layers:
-            x, more = layer(x, more, rotation, attention)
-        return self.norm(x, more)[1]
+            x, residual = layer(x, residual, rotation, attention)
+        return self.norm(x, residual)[0]
 
 
 class _Layer(nn.Module):
@@ -66,18 +67,19 @@ class _Layer(nn.Module):
     ) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = RMSNorm(size, eps, precision, device)
+        self.input_layernorm = _RMSNorm(size, eps, precision, device)
         self.self_attn = _Attention(config, index, precision, device, ranks)
-        self.post_attention_layernorm = RMSNorm(size, eps, precision, device)
+        self.post_attention_layernorm = _RMSNorm(size, eps, precision, device)
         self.mlp = _Mlp(config, precision, device, ranks)
 
     def __call__(
-        self, x: Tensor, more: Tensor | None, rotation: Rotation, attention: AttentionPlan
+        self, x: Tensor, residual: Tensor | None, rotation: Rotation, attention: AttentionPlan
     ) -> tuple[Tensor, Tensor]:
-        """x + more is what comes in; the sum of the two returned is what goes out."""
-        x, normed = self.input_layernorm(x, more)
-        x, normed = self.post_attention_layernorm(x, self.self_attn(normed, rotation, attention))
-        return x, self.mlp(normed)
+        """Return the MLP's output and the residual, which the next norm adds to it."""
+        x, residual = self.input_layernorm(x, residual)
+        x = self.self_attn(x, rotation, attention)
+        x, residual = self.post_attention_layernorm(x, residual)
+        return self.mlp(x), residual
 
 
 class _Attention(nn.Module):
@@ -93,7 +95,7 @@ class _Attention(nn.Module):
         self._ranks = ranks
         self._index = index
         self._head_dim = config.head_dim
-        self._window = config.windows[index]
+        self._window = config.sliding_windows[index]
         q_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
         self._kv_heads = config.num_key_value_heads
@@ -101,19 +103,20 @@ class _Attention(nn.Module):
             config.hidden_size,
             {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size},
             has_bias=config.has_qkv_bias,
-            rows=ranks.portion,
+            rows=ranks.shard,
         )
         has_bias = config.attention_bias and ranks.is_first  # added once
-        o = LinearShape.plain(q_size, config.hidden_size, has_bias=has_bias, columns=ranks.portion)
+        o = LinearShape.plain(q_size, config.hidden_size, has_bias=has_bias, columns=ranks.shard)
         self.qkv_proj = precision.linear(qkv, device, "decoder")
         self.o_proj = precision.linear(o, device, "decoder")
 
     def __call__(self, x: Tensor, rotation: Rotation, attention: AttentionPlan) -> Tensor:
+        """x [tokens, hidden] -> [tokens, hidden]."""
         qkv = self.qkv_proj(x).view(len(x), -1, self._head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
-        out = attention.turn_and_attend(
+        out = attention.rope_and_attend(  # [tokens, heads, head_dim]
             self._index, qkv, rotation, kv_heads=self._kv_heads, window=self._window
         )
-        return self._ranks.sum(self.o_proj(out.flatten(1)))
+        return self._ranks.all_reduce(self.o_proj(out.flatten(1)))
 
 
 class _Mlp(nn.Module):
@@ -123,17 +126,18 @@ class _Mlp(nn.Module):
         super().__init__()
         self._ranks = ranks
         size, inner, has_bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        gate_up = LinearShape(size, {"gate_proj": inner, "up_proj": inner}, has_bias, rows=ranks.portion)
-        down = LinearShape.plain(inner, size, has_bias=has_bias and ranks.is_first, columns=ranks.portion)
+        gate_up = LinearShape(size, {"gate_proj": inner, "up_proj": inner}, has_bias, rows=ranks.shard)
+        down = LinearShape.plain(inner, size, has_bias=has_bias and ranks.is_first, columns=ranks.shard)
         self.gate_up_proj = precision.linear(gate_up, device, "decoder")
         self.down_proj = precision.linear(down, device, "decoder")
-        self._gate = gate(config.hidden_act, precision.kernels)
+        self._act = gated_activation(config.hidden_act, precision.kernels)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._ranks.sum(self.down_proj(self._gate(self.gate_up_proj(x))))
+    def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden] -> [tokens, hidden]
+        gate_up = self.gate_up_proj(x)  # [tokens, 2 * intermediate]
+        return self._ranks.all_reduce(self.down_proj(self._act(gate_up)))
 
 
-class RMSNorm(nn.Module):
+class _RMSNorm(nn.Module):
     """Computed in fp32 and rounded before the weight is applied, as the checkpoints were trained."""
 
     def __init__(self, size: int, eps: float, precision: Precision, device: torch.device) -> None:
@@ -143,8 +147,8 @@ class RMSNorm(nn.Module):
         self._eps = eps
         self._kernels = precision.kernels
 
-    def __call__(self, x: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x + more, or x alone, and its norm."""
-        if more is None:
-            return x, self._kernels.rms_norm(x, self.weight, self._eps)
-        return self._kernels.add_rms_norm(x, more, self.weight, self._eps)
+    def __call__(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the norm of x + residual, and that sum; both [tokens, hidden]."""
+        if residual is None:
+            return self._kernels.rms_norm(x, self.weight, self._eps), x
+        return self._kernels.add_rms_norm(x, residual, self.weight, self._eps)

@@ -1,19 +1,46 @@
-"""From the host's memory to the device's, without waiting."""
+"""Copies between host and device memory that do not block the host."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["upload"]
+__all__ = ["HostCopy", "copy_to_device"]
 
 
-def upload(array: NDArray[Any], device: torch.device) -> Tensor:
-    """The array on the device. A GPU fetches it by itself, since its pages stay: nobody waits for that."""
-    there = torch.from_numpy(array)
+def copy_to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return the array on the device. A GPU reads it from pinned memory, asynchronously."""
+    tensor = torch.from_numpy(array)
     if device.type == "cuda":
-        there = there.pin_memory()
-    return there.to(device, non_blocking=True)
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class HostCopy:
+    """A copy of tensors to the host, enqueued after the device's pending work; a no-op on a CPU."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """Enqueue the copy of ``tensors``, which are on one device."""
+        self._tensors = list(tensors)
+        self._done: torch.cuda.Event | None = None
+        device = self._tensors[0].device
+        if device.type == "cuda":
+            self._tensors = [_copy_to_pinned(tensor) for tensor in tensors]
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            # Of the tensors' device, which may differ from the process's current one.
+            self._done.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> list[Tensor]:
+        """Return the tensors on the host. Block until the copy is done, not for work enqueued after it."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._tensors
+
+
+def _copy_to_pinned(tensor: Tensor) -> Tensor:
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)

@@ -1,4 +1,4 @@
-"""LLaVA: a vision tower whose features, projected, stand among the words of a decoder's prompt."""
+"""LLaVA: a vision tower whose projected features take the place of image tokens in a decoder's prompt."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from llava_worker.model.attention.base import AttentionPlan
-from llava_worker.model.config.image_grid import PicturePlan
+from llava_worker.model.config.image_grid import ImagePlan
 from llava_worker.model.config.model_config import ImageConfig, ModelConfig
 from llava_worker.model.decoder import LlamaDecoder
 from llava_worker.model.layers.activation import activation
 from llava_worker.model.layers.linear import Linear, LinearShape
 from llava_worker.model.quantization.precision import Precision
-from llava_worker.model.tensor_parallel import ALONE, TensorParallel
+from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 from llava_worker.model.vision_tower import VisionTower
 
 __all__ = ["Llava"]
 
 
 class Llava(nn.Module):
-    """Tower, projector and decoder; made with undefined weights, which ``weights.load_weights`` fills.
+    """Vision tower, projector and decoder; created with undefined weights, which `load_weights` loads.
 
-    A step is `encode` and `assemble` for pictures not seen before, `embed`, features put over the
-    placeholders' rows, a call, then `logits` of the rows where a token is to be chosen. Of several ``ranks``
-    this is the first, and ``config`` its share: the others have a part of the decoder's layers and no more.
+    The model runner calls `encode` and `assemble` for new images, `embed` for the token IDs, writes the
+    features over the image tokens' rows, calls the model, then `logits` for the rows to sample from. With
+    several ``ranks`` this is the first, and ``config`` its share: the others hold only their shard of the
+    decoder's layers.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Llava(nn.Module):
         *,
         precision: Precision,
         device: torch.device,
-        ranks: TensorParallel = ALONE,
+        ranks: TensorParallel = SINGLE_RANK,
     ) -> None:
         super().__init__()
         self.config = config
@@ -48,51 +49,53 @@ class Llava(nn.Module):
         )
         self.multi_modal_projector = _Projector(config, precision, device)
         self.language_model = LlamaDecoder(text, precision=precision, device=device, ranks=ranks)
-        self.lm_head = self._head(precision)
-        if config.has_newline:
+        self.lm_head = self._make_lm_head(precision)
+        if config.has_image_newline:
             newline = torch.empty(text.hidden_size, dtype=precision.dtype, device=device)
             self.image_newline = nn.Parameter(newline, requires_grad=False)
-        # Divided on the CPU: on "meta", where models are measured, torch would import its compiler for it.
+        # Divided on the CPU: on "meta", used to measure models, torch would import its compiler for it.
         mean, std = torch.tensor(image.image_mean), torch.tensor(image.image_std)
         self._pixel_mean = (mean.view(3, 1, 1) / image.rescale_factor).to(device)
         self._pixel_std = (std.view(3, 1, 1) / image.rescale_factor).to(device)
 
-    def _head(self, precision: Precision) -> Linear:
+    def _make_lm_head(self, precision: Precision) -> Linear:
         text = self.config.text_config
         shape = LinearShape.plain(text.hidden_size, text.vocab_size)
         if not self.config.is_tied:
-            return precision.linear(shape, self.device, "head")
-        head = precision.dense(shape, self.device)  # the embedding's table, of which there is one
-        head.weight = self.language_model.embed_tokens.weight
-        return head
+            return precision.linear(shape, self.device, "lm_head")
+        lm_head = precision.dense_linear(shape, self.device)
+        lm_head.weight = self.language_model.embed_tokens.weight
+        return lm_head
 
     def encode(self, tiles: Tensor) -> Tensor:
-        """uint8 [tiles, side, side, 3] -> what the decoder sees, [tiles, tokens_per_tile, hidden]."""
+        """Pixels, uint8 [tiles, side, side, 3] -> decoder embeddings [tiles, tokens_per_tile, hidden]."""
         pixels = (tiles.permute(0, 3, 1, 2).float() - self._pixel_mean) / self._pixel_std
-        features = self.vision_tower(pixels.to(self.dtype))
+        features = self.vision_tower(pixels.to(self.dtype))  # [tiles, positions, feature_size]
         if self.config.drops_first_feature:
             features = features[:, 1:]
         return self.multi_modal_projector(features)
 
-    def assemble(self, features: Tensor, plan: PicturePlan) -> Tensor:
-        """One picture's tiles, [tiles, tokens_per_tile, hidden] -> what its prompt holds, [tokens, hidden].
+    def assemble(self, features: Tensor, plan: ImagePlan) -> Tensor:
+        """One image's tiles [tiles, tokens_per_tile, hidden] -> its rows in the prompt [tokens, hidden].
 
-        Without a grid that is its one tile; else the base view, then the cut map with a newline a row.
+        Without a grid that is its one tile; else the base view, then the grid's patches without padding, a
+        newline after each row.
         """
         if not plan.rows:
             return features.flatten(0, 1)
         size = features.shape[-1]
-        side = math.isqrt(features.shape[1])
+        side = math.isqrt(features.shape[1])  # patches
         tiles = features[1:].view(plan.rows, plan.columns, side, side, size)
-        joined = tiles.transpose(1, 2).reshape(plan.rows * side, plan.columns * side, size)
-        seen = joined[plan.top : plan.bottom, plan.left : plan.right]
-        ends = self.image_newline.expand(len(seen), 1, size)
-        return torch.cat([features[0], torch.cat([seen, ends], dim=1).flatten(0, 1)])
+        grid = tiles.transpose(1, 2).reshape(plan.rows * side, plan.columns * side, size)
+        unpadded = grid[plan.top : plan.bottom, plan.left : plan.right]
+        newlines = self.image_newline.expand(len(unpadded), 1, size)
+        return torch.cat([features[0], torch.cat([unpadded, newlines], dim=1).flatten(0, 1)])
 
     def embed(self, token_ids: Tensor) -> Tensor:  # [tokens] -> [tokens, hidden]
         return self.language_model.embed(token_ids)
 
     def __call__(self, x: Tensor, positions: Tensor, attention: AttentionPlan) -> Tensor:
+        """x [tokens, hidden], positions [tokens] -> hidden states [tokens, hidden]."""
         return self.language_model(x, positions, attention)
 
     def logits(self, hidden: Tensor) -> Tensor:  # [rows, hidden] -> fp32 [rows, vocab]
@@ -100,9 +103,10 @@ class Llava(nn.Module):
 
 
 class _Projector(nn.Module):
-    """From the tower's width to the decoder's: linear layers with an activation between.
+    """Linear layers with an activation between, from the vision tower's width to the decoder's.
 
-    LLaVA-1.5 has two ("mlp2x_gelu"), LLaVA-v1 one ("linear"), "identity" none. Names are linear_1 and on.
+    LLaVA-1.5 has two ("mlp2x_gelu"), LLaVA-v1 one ("linear"), "identity" none. Their names are linear_1,
+    linear_2, ...
     """
 
     def __init__(self, config: ModelConfig, precision: Precision, device: torch.device) -> None:
@@ -114,7 +118,9 @@ class _Projector(nn.Module):
             width = size
         self._activation = activation(config.projector_hidden_act, precision.kernels)
 
-    def __call__(self, features: Tensor) -> Tensor:
+    def __call__(
+        self, features: Tensor
+    ) -> Tensor:  # [tiles, tokens, feature_size] -> [tiles, tokens, hidden]
         for index, linear in enumerate(self.children()):
             features = linear(self._activation(features) if index else features)
         return features

@@ -1,4 +1,4 @@
-"""Whether a model fits, asked before it is loaded rather than found out by being killed."""
+"""Memory estimates: whether a model fits on a device, before it is loaded."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from llava_worker.model.config.model_config import ImageConfig, ModelConfig
 from llava_worker.model.llava import Llava
 from llava_worker.model.quantization.precision import choose_precision, precisions_on
 
-__all__ = ["WORKING_BYTES", "MemoryShort", "available_bytes", "require_memory", "weight_bytes"]
+__all__ = ["WORKING_BYTES", "InsufficientMemory", "available_bytes", "require_memory", "weight_bytes"]
 
 _GIB = 1 << 30
-_NOWHERE = torch.device("meta")
-# Beside weights and KV cache: a step's activations and what torch itself takes. A guess, on the small side:
-# a model refused wrongly is worse than one that dies and is looked at.
+_META = torch.device("meta")
+# Beside weights and KV cache: a step's activations and torch's own memory. A low estimate: it is worse to
+# refuse a model that fits than to load one that then fails.
 WORKING_BYTES = 256 << 20
 
 
-class MemoryShort(ValueError):
-    """The model does not fit; the message says what would."""
+class InsufficientMemory(ValueError):
+    """The model does not fit; the message says what would fit."""
 
 
 def require_memory(
     config: ModelConfig, image: ImageConfig, *, precision: str, device: torch.device, cache_bytes: int
 ) -> None:
-    """Raises MemoryShort if weights and KV cache need more than the device has free."""
+    """Raise InsufficientMemory if weights and KV cache need more than the device has free."""
     free = available_bytes(device)
     weights = weight_bytes(config, image, precision, device)
     if free is None or weights + cache_bytes + WORKING_BYTES <= free:
@@ -43,30 +43,30 @@ def require_memory(
     ]
     if weights + WORKING_BYTES < free:
         fitting.append(f"a KV cache of {_gib(free - weights - WORKING_BYTES)}")
-    raise MemoryShort(
+    raise InsufficientMemory(
         f"the weights take {_gib(weights)} in {precision} and the KV cache {_gib(cache_bytes)}, but {device} "
         f"has {_gib(free)} free: {'what fits is ' + ' or '.join(fitting) if fitting else 'nothing fits'}"
     )
 
 
-@cache  # asked several times while a model is sized, and each answer builds one
+@cache  # called several times during startup, and each call builds a model
 def weight_bytes(
-    config: ModelConfig, image: ImageConfig, precision: str, device: torch.device = _NOWHERE
+    config: ModelConfig, image: ImageConfig, precision: str, device: torch.device = _META
 ) -> int:
-    """Of the model's parameters and buffers on the device, found by building it without memory."""
-    number_format = choose_precision(precision, device if device.type == "cuda" else _NOWHERE)
-    model = Llava(config, image, precision=number_format, device=_NOWHERE)
+    """Return the size of the model's parameters and buffers, by building it on the meta device."""
+    resolved = choose_precision(precision, device if device.type == "cuda" else _META)
+    model = Llava(config, image, precision=resolved, device=_META)
     return sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Free on the device: of the GPU's memory, or of the machine's and this container's. None: unknown."""
+    """Return the free memory of the GPU, or of the machine and this container; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
         return None
-    known = [free for free in (_machine_bytes(), _container_bytes()) if free is not None]
-    return min(known, default=None)
+    limits = [free for free in (_machine_bytes(), _container_bytes()) if free is not None]
+    return min(limits, default=None)
 
 
 def _machine_bytes(path: Path = Path("/proc/meminfo")) -> int | None:
@@ -74,14 +74,11 @@ def _machine_bytes(path: Path = Path("/proc/meminfo")) -> int | None:
         lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) << 10
     except (OSError, ValueError, KeyError):
-        return None  # no Linux: the system's own limit will have to do
+        return None  # not Linux
 
 
 def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What the control group's limit leaves; files it has read are given up under pressure and count as free.
-
-    None where there is no limit.
-    """
+    """Return the memory left in the control group, None without a limit. The page cache counts as free."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())

@@ -1,8 +1,8 @@
-"""The most memory that a computation held at once, beside what there was before it.
+"""The peak memory of a computation, beside what was allocated before it.
 
-A GPU's allocator keeps that count itself. Elsewhere the tensors that come and go are counted: exact to the
-byte and the same on every machine, which the process's resident size is not. What a kernel takes and gives
-back inside one call is not seen, and has to be allowed for.
+On a GPU the allocator keeps that count. On a CPU the storages of tensors are counted: exact to the byte and
+the same on every machine, unlike the process's resident size. Memory that a kernel allocates and frees within
+one call is not counted, and must be allowed for.
 """
 
 from __future__ import annotations
@@ -41,29 +41,28 @@ class PeakMemory:
     ) -> None:
         if self._counter is not None:
             self._counter.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-            self.num_bytes = self._counter.most
-        elif error is None:  # after one the device may answer nothing
+            self.num_bytes = self._counter.peak
+        elif error is None:  # after one the device may not respond
             torch.cuda.synchronize(self._device)
             self.num_bytes = torch.cuda.max_memory_allocated(self._device) - self._before
 
 
 class _TensorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the storages of all tensors that operations return, until nobody holds them any more.
+    """Counts the storages of all tensors that operations return, until they are freed.
 
-    Tensors from before are never counted: a view of one shares its storage, and it is noticed by being an
-    operation's argument first.
+    Tensors from before are not counted: their storages are known from being an operation's argument first.
     """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.most = 0
+        self.peak = 0
         self._device = device
-        self._now = 0
+        self._current = 0
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Asked by torch; "yes" would import its compiler only to tell it so, which takes two seconds."""
+        """Return False: for True torch would import its compiler, which takes two seconds."""
         return False
 
     def __torch_dispatch__(
@@ -76,9 +75,9 @@ class _TensorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for storage in self._storages(result):
             if storage not in self._known:
                 self._known[storage] = None
-                self._now += storage.nbytes()
-                weakref.finalize(storage, self._give_back, storage.nbytes())
-        self.most = max(self.most, self._now)
+                self._current += storage.nbytes()
+                weakref.finalize(storage, self._subtract, storage.nbytes())
+        self.peak = max(self.peak, self._current)
         return result
 
     def _storages(self, tree: Any) -> list[torch.UntypedStorage]:
@@ -88,5 +87,5 @@ class _TensorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(leaf, torch.Tensor) and leaf.device.type == self._device.type
         ]
 
-    def _give_back(self, num_bytes: int) -> None:
-        self._now -= num_bytes
+    def _subtract(self, num_bytes: int) -> None:
+        self._current -= num_bytes

@@ -1,9 +1,9 @@
-"""One decoder over several processes, the ranks, each with a part of every layer's heads and inner width.
+"""Tensor parallelism: one decoder over several processes (ranks), each with a shard of every layer.
 
-The first rank leads: it alone embeds words and pictures, chooses tokens and knows sequences. Before each
-forward pass it tells the others, its followers, what goes through: numbers by a pipe, at which nobody has to
-wait, and tensors by torch.distributed (NCCL between GPUs, gloo between CPUs). In the pass all sum up what
-each one's part of a layer gives.
+A rank has its share of each layer's attention heads and of the MLP's inner width. The first rank leads: it
+alone embeds tokens and images, samples, and knows sequences. Before each forward pass it sends the other
+ranks a command, numbers through a pipe (which never blocks the leader), tensors by torch.distributed (NCCL
+between GPUs, gloo between CPUs). Within the pass the ranks add up their partial results by all-reduce.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from llava_worker.model.attention.base import PackedRows
-from llava_worker.model.layers.linear import Portion
+from llava_worker.model.attention.base import AttentionMetadata
+from llava_worker.model.layers.linear import Shard
 
 __all__ = [
-    "ALONE",
-    "CacheOrder",
-    "CopyOrder",
-    "Order",
+    "SINGLE_RANK",
+    "CacheCommand",
+    "CopyCommand",
+    "RankCommand",
     "RankFailed",
-    "StepOrder",
+    "StepCommand",
     "TensorParallel",
     "read_frame",
     "receive_step",
@@ -37,26 +37,26 @@ _LENGTH_BYTES = 4
 
 
 class RankFailed(RuntimeError):
-    """The ranks are no longer at the same place: no step can be made any more."""
+    """The ranks are out of step: no further forward pass is possible."""
 
 
-class CacheOrder(msgspec.Struct, tag="cache", frozen=True):
-    """Make a KV cache of this size, in place of any other."""
+class CacheCommand(msgspec.Struct, tag="cache", frozen=True):
+    """Allocate a KV cache of this size in place of the current one."""
 
     num_blocks: int
     block_size: int
 
 
-class CopyOrder(msgspec.Struct, tag="copy", frozen=True):
-    """Copy so many slots of the cache, from ``first`` on to ``target`` on."""
+class CopyCommand(msgspec.Struct, tag="copy", frozen=True):
+    """Copy ``num_rows`` slots of the KV cache, from slot ``first`` on to slot ``target`` on."""
 
     first: int
     target: int
     num_rows: int
 
 
-class StepOrder(msgspec.Struct, tag="step", frozen=True):
-    """Make a forward pass; its tensors follow by broadcast. ``width`` is that of the block tables."""
+class StepCommand(msgspec.Struct, tag="step", frozen=True):
+    """Run a forward pass; its tensors follow by broadcast. ``width`` is the width of the block tables."""
 
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]
@@ -64,45 +64,50 @@ class StepOrder(msgspec.Struct, tag="step", frozen=True):
     width: int
 
 
-Order = CacheOrder | CopyOrder | StepOrder
+RankCommand = CacheCommand | CopyCommand | StepCommand
 
 
 class TensorParallel:
-    """This process among the ranks; ``followers`` are the leader's pipes to the others."""
+    """This process's rank; ``followers`` are the leader's pipes to the other ranks."""
 
     def __init__(self, index: int = 0, size: int = 1, followers: Sequence[BinaryIO] = ()) -> None:
         self.size = size
-        self.portion = Portion(index, size)
+        self.shard = Shard(index, size)
         self._followers = followers
 
     @property
     def is_first(self) -> bool:
-        return self.portion.index == 0
+        return self.shard.index == 0
 
-    def sum(self, x: Tensor) -> Tensor:
-        """Over all ranks, in place."""
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Add up ``x`` over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(x)
         return x
 
-    def tell_cache(self, num_blocks: int, block_size: int) -> None:
-        self._tell(CacheOrder(num_blocks, block_size))
+    def send_cache(self, num_blocks: int, block_size: int) -> None:
+        self._send(CacheCommand(num_blocks, block_size))
 
-    def tell_copy(self, first: int, target: int, num_rows: int) -> None:
-        self._tell(CopyOrder(first, target, num_rows))
+    def send_copy(self, first: int, target: int, num_rows: int) -> None:
+        self._send(CopyCommand(first, target, num_rows))
 
-    def tell_step(self, x: Tensor, positions: Tensor, rows: PackedRows) -> None:
-        """x [tokens, hidden], what goes into the first layer."""
+    def send_step(self, x: Tensor, positions: Tensor, metadata: AttentionMetadata) -> None:
+        """Send the input of the first layer, x [tokens, hidden], and positions [tokens]."""
         if not self._followers:
             return
-        width = rows.block_tables.shape[1]
-        self._tell(StepOrder(rows.query_lens, rows.context_lens, rows.num_decodes, width))
-        dist.broadcast(torch.cat([positions, rows.slots, rows.block_tables.flatten()]), 0)
+        tables = metadata.block_tables
+        self._send(
+            StepCommand(metadata.query_lens, metadata.context_lens, metadata.num_decodes, tables.shape[1])
+        )
+        dist.broadcast(torch.cat([positions, metadata.slot_mapping, tables.flatten()]), 0)
         dist.broadcast(x, 0)
 
     @contextmanager
-    def in_step(self) -> Iterator[None]:
-        """A step that was told cannot be tried again with less: the others wait in its middle."""
+    def collective_step(self) -> Iterator[None]:
+        """Raise RankFailed for an out-of-memory error where other ranks wait in the middle of the step.
+
+        Such a step cannot be retried with a smaller batch.
+        """
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -112,43 +117,43 @@ class TensorParallel:
                 f"no memory in a step of {self.size} ranks, which none can leave: {error}"
             ) from error
 
-    def _tell(self, order: Order) -> None:
-        frame = msgspec.msgpack.encode(order)
+    def _send(self, command: RankCommand) -> None:
+        frame = msgspec.msgpack.encode(command)
         for pipe in self._followers:
             send_frame(pipe, frame)
 
 
-ALONE = TensorParallel()
+SINGLE_RANK = TensorParallel()
 
 
 def send_frame(pipe: BinaryIO, frame: bytes) -> None:
-    """Its length, then itself."""
+    """Write the frame's length, then the frame."""
     pipe.write(len(frame).to_bytes(_LENGTH_BYTES, "little") + frame)
     pipe.flush()
 
 
 def read_frame(pipe: BinaryIO) -> bytes | None:
-    """None at the pipe's end."""
+    """Return the next frame, or None at the end of the pipe."""
     head = pipe.read(_LENGTH_BYTES)
     frame = pipe.read(int.from_bytes(head, "little"))
     return frame if len(head) == _LENGTH_BYTES else None
 
 
 def receive_step(
-    order: StepOrder, hidden_size: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, PackedRows]:
-    """What the leader's `tell_step` was given."""
-    num_tokens, num_rows = sum(order.query_lens), len(order.query_lens)
-    packed = torch.empty(2 * num_tokens + num_rows * order.width, dtype=torch.int64, device=device)
+    command: StepCommand, hidden_size: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, AttentionMetadata]:
+    """Receive what the leader passed to `TensorParallel.send_step`."""
+    num_tokens, num_rows = sum(command.query_lens), len(command.query_lens)
+    packed = torch.empty(2 * num_tokens + num_rows * command.width, dtype=torch.int64, device=device)
     dist.broadcast(packed, 0)
     x = torch.empty(num_tokens, hidden_size, dtype=dtype, device=device)
     dist.broadcast(x, 0)
-    positions, slots, tables = torch.split(packed, [num_tokens, num_tokens, num_rows * order.width])
-    rows = PackedRows(
-        query_lens=order.query_lens,
-        context_lens=order.context_lens,
-        num_decodes=order.num_decodes,
-        block_tables=tables.view(num_rows, order.width),
-        slots=slots,
+    positions, slot_mapping, tables = torch.split(packed, [num_tokens, num_tokens, num_rows * command.width])
+    metadata = AttentionMetadata(
+        query_lens=command.query_lens,
+        context_lens=command.context_lens,
+        num_decodes=command.num_decodes,
+        block_tables=tables.view(num_rows, command.width),
+        slot_mapping=slot_mapping,
     )
-    return x, positions, rows
+    return x, positions, metadata

@@ -1,7 +1,7 @@
-"""The vision tower, CLIP's or SigLIP's: pictures in, the hidden states that the projector reads out.
+"""The vision tower, CLIP's or SigLIP's: images in, the hidden states that the projector reads out.
 
-SigLIP's has no class token, no norm before its layers, and a bias where CLIP's patches have none. Layers
-above the highest one that is read are not built: LLaVA-1.5 reads the last but one.
+SigLIP has no class token and no norm before its layers, but a bias in the patch embedding. Layers above the
+highest one that is read are not built: LLaVA-1.5 reads the last but one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["VisionTower"]
 
 
 class VisionTower(nn.Module):
-    """``feature_layers`` are indices of hidden states; 0 stands before the first layer."""
+    """``feature_layers`` are indices of hidden states; 0 is the first layer's input."""
 
     def __init__(
         self, config: VisionConfig, feature_layers: list[int], *, precision: Precision, device: torch.device
@@ -33,11 +33,11 @@ class VisionTower(nn.Module):
         self.encoder = _Encoder(config, max(feature_layers), precision, device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """[tiles, 3, side, side], normalised -> [tiles, places, hidden * feature layers].
+        """Normalized pixels [tiles, 3, side, side] -> features [tiles, positions, hidden * feature layers].
 
-        The first place is the class token where the tower has one; the others are patches, row by row.
+        The first position is the class token, if the tower has one; the others are the patches, row by row.
         """
-        x = self.embeddings(pixels)
+        x = self.embeddings(pixels)  # [tiles, positions, hidden]
         if self.pre_layrnorm is not None:
             x = self.pre_layrnorm(x)
         states = self.encoder(x)
@@ -52,7 +52,7 @@ class _Encoder(nn.Module):
         self.layers = nn.ModuleList([_Layer(config, precision, device) for _ in range(num_layers)])
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        """The hidden states before the first layer and after each."""
+        """Return the hidden states before the first layer and after each; all [tiles, positions, hidden]."""
         states = [x]
         for layer in self.layers:
             states.append(layer(states[-1]))
@@ -75,13 +75,13 @@ class _Embeddings(nn.Module):
             dtype=dtype,
             device=device,
         )
-        self.position_embedding = Embedding(config.num_places, size, dtype=dtype, device=device)
+        self.position_embedding = Embedding(config.num_positions, size, dtype=dtype, device=device)
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        patches: Tensor = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [tiles, patches, hidden]
+    def __call__(self, pixels: Tensor) -> Tensor:  # [tiles, 3, side, side] -> [tiles, positions, hidden]
+        x: Tensor = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [tiles, patches, hidden]
         if self.class_embedding is not None:
-            patches = torch.cat([self.class_embedding.expand(len(pixels), 1, -1), patches], dim=1)
-        return patches + self.position_embedding.weight
+            x = torch.cat([self.class_embedding.expand(len(pixels), 1, -1), x], dim=1)
+        return x + self.position_embedding.weight
 
 
 class _Layer(nn.Module):
@@ -92,7 +92,7 @@ class _Layer(nn.Module):
         self.layer_norm2 = _layer_norm(config, precision, device)
         self.mlp = _Mlp(config, precision, device)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:  # [tiles, positions, hidden]
         x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 
@@ -104,24 +104,24 @@ class _Attention(nn.Module):
         self._head_dim = size // config.num_attention_heads
         self._kernels = precision.kernels
         qkv = LinearShape(size, {"q_proj": size, "k_proj": size, "v_proj": size}, has_bias=True)
-        self.qkv_proj = precision.linear(qkv, device, "tower")
-        self.out_proj = precision.linear(LinearShape.plain(size, size, has_bias=True), device, "tower")
+        self.qkv_proj = precision.linear(qkv, device, "vision_tower")
+        self.out_proj = precision.linear(LinearShape.plain(size, size, has_bias=True), device, "vision_tower")
 
-    def __call__(self, x: Tensor) -> Tensor:  # [tiles, places, hidden]
+    def __call__(self, x: Tensor) -> Tensor:  # [tiles, positions, hidden]
         parts = self.qkv_proj(x).chunk(3, dim=-1)
-        q, k, v = (part.view(*x.shape[:2], -1, self._head_dim) for part in parts)
-        return self.out_proj(self._kernels.attention(q, k, v).flatten(2))
+        q, k, v = (part.view(*x.shape[:2], -1, self._head_dim) for part in parts)  # [..., heads, head_dim]
+        return self.out_proj(self._kernels.vision_attention(q, k, v).flatten(2))
 
 
 class _Mlp(nn.Module):
     def __init__(self, config: VisionConfig, precision: Precision, device: torch.device) -> None:
         super().__init__()
         size, inner = config.hidden_size, config.intermediate_size
-        self.fc1 = precision.linear(LinearShape.plain(size, inner, has_bias=True), device, "tower")
-        self.fc2 = precision.linear(LinearShape.plain(inner, size, has_bias=True), device, "tower")
+        self.fc1 = precision.linear(LinearShape.plain(size, inner, has_bias=True), device, "vision_tower")
+        self.fc2 = precision.linear(LinearShape.plain(inner, size, has_bias=True), device, "vision_tower")
         self._activation = activation(config.hidden_act, precision.kernels)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:  # [tiles, positions, hidden]
         return self.fc2(self._activation(self.fc1(x)))
 
 

@@ -4,102 +4,95 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, RootModel
+from llava_server.api.anthropic.response import MessageUsage, OutputBlock, StartedMessage, StopReason
+from llava_server.error_response import MessageError
+from llava_server.response_model import Count, ResponseModel, doc
 
-from llava_server.api.anthropic.response import Block, MessageCost, StartedMessage, StopReason
-from llava_server.api.openapi.error import MessageError
-from llava_server.api.openapi.schema import Index, Shape
+__all__ = [
+    "ContentBlockDelta",
+    "ContentBlockStart",
+    "ContentBlockStop",
+    "InputJsonDelta",
+    "MessageDelta",
+    "MessageEnd",
+    "MessageEvent",
+    "MessageStart",
+    "MessageStop",
+    "TextDelta",
+]
 
-__all__ = ["MessageEvent"]
-
-_BLOCK = "The block's place in the message's content, from 0."
+BlockIndex = Annotated[Count, doc("The block's place in the message's content, from 0.", 0)]
 
 
-class MessageStart(Shape):
+class MessageStart(ResponseModel, kw_only=True):
     """The message begins."""
 
-    type: Literal["message_start"] = Field(description="message_start")
-    message: StartedMessage = Field(description="The message without content.")
+    type: Literal["message_start"] = "message_start"
+    message: Annotated[StartedMessage, doc("The message without content.")]
 
 
-class ContentBlockStart(Shape):
+class ContentBlockStart(ResponseModel, kw_only=True):
     """A block opens."""
 
-    type: Literal["content_block_start"] = Field(description="content_block_start")
-    index: Index = Field(description=_BLOCK, examples=[0])
-    content_block: Block = Field(
-        description="The block, still empty.", examples=[{"type": "text", "text": ""}]
-    )
+    type: Literal["content_block_start"] = "content_block_start"
+    index: BlockIndex
+    content_block: Annotated[OutputBlock, doc("The block, still empty.", {"type": "text", "text": ""})]
 
 
-class TextDelta(Shape):
+class TextDelta(ResponseModel, tag_field="type", tag="text_delta"):
     """More of a text."""
 
-    type: Literal["text_delta"] = Field(description="text_delta")
-    text: str = Field(description="What is new.", examples=["A red"])
+    text: Annotated[str, doc("What is new.", "A red")]
 
 
-class InputJsonDelta(Shape):
+class InputJsonDelta(ResponseModel, tag_field="type", tag="input_json_delta"):
     """More of a tool's arguments."""
 
-    type: Literal["input_json_delta"] = Field(description="input_json_delta")
-    partial_json: str = Field(
-        description="More of the arguments as JSON; pieces are joined.", examples=['{"city":']
-    )
+    partial_json: Annotated[str, doc("More of the arguments as JSON; pieces are joined.", '{"city":')]
 
 
-class ContentBlockDelta(Shape):
+class ContentBlockDelta(ResponseModel, kw_only=True):
     """The open block grows."""
 
-    type: Literal["content_block_delta"] = Field(description="content_block_delta")
-    index: Index = Field(description=_BLOCK, examples=[0])
-    delta: Annotated[TextDelta | InputJsonDelta, Field(discriminator="type")] = Field(
-        description="What is new.", examples=[{"type": "text_delta", "text": "A red"}]
-    )
+    type: Literal["content_block_delta"] = "content_block_delta"
+    index: BlockIndex
+    delta: Annotated[TextDelta | InputJsonDelta, doc("What is new.", {"type": "text_delta", "text": "A red"})]
 
 
-class ContentBlockStop(Shape):
+class ContentBlockStop(ResponseModel, kw_only=True):
     """The open block is whole."""
 
-    type: Literal["content_block_stop"] = Field(description="content_block_stop")
-    index: Index = Field(description=_BLOCK, examples=[0])
+    type: Literal["content_block_stop"] = "content_block_stop"
+    index: BlockIndex
 
 
-class MessageEnding(Shape):
+class MessageEnd(ResponseModel):
     """How a message ended."""
 
-    stop_reason: StopReason = Field(description="As in a whole message.")
-    stop_sequence: str | None = Field(description="The one that ended it, else null.", examples=["###"])
+    stop_reason: Annotated[StopReason, doc("As in a whole message.")]
+    stop_sequence: Annotated[str | None, doc("The one that ended it, else null.", "###")]
 
 
-class MessageDelta(Shape):
+class MessageDelta(ResponseModel, kw_only=True):
     """The message has ended."""
 
-    type: Literal["message_delta"] = Field(description="message_delta")
-    delta: MessageEnding = Field(
-        description="How it ended.", examples=[{"stop_reason": "end_turn", "stop_sequence": None}]
-    )
-    usage: MessageCost = Field(description="The tokens that all of it took.")
+    type: Literal["message_delta"] = "message_delta"
+    delta: Annotated[MessageEnd, doc("How it ended.", {"stop_reason": "end_turn", "stop_sequence": None})]
+    usage: Annotated[MessageUsage, doc("The tokens that all of it took.")]
 
 
-class MessageStop(Shape):
+class MessageStop(ResponseModel):
     """Nothing comes any more."""
 
-    type: Literal["message_stop"] = Field(description="message_stop")
+    type: Literal["message_stop"] = "message_stop"
 
 
-class MessageEvent(
-    RootModel[
-        Annotated[
-            MessageStart
-            | ContentBlockStart
-            | ContentBlockDelta
-            | ContentBlockStop
-            | MessageDelta
-            | MessageStop
-            | MessageError,
-            Field(discriminator="type"),
-        ]
-    ]
-):
-    """The data of one event, whose name is its type."""
+MessageEvent = (
+    MessageStart
+    | ContentBlockStart
+    | ContentBlockDelta
+    | ContentBlockStop
+    | MessageDelta
+    | MessageStop
+    | MessageError
+)

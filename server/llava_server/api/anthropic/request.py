@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import Discriminator, Field, Tag
 
 from llava_server.api.chat.request import MAX_TOKENS
-from llava_server.api.fields.messages import CallId, FunctionName, Strict, plain_or_list
+from llava_server.api.fields.base import RequestModel, text_or_list
+from llava_server.api.fields.messages import CallId, FunctionName
 from llava_server.api.fields.structured_output import Schema
-from llava_server.api.fields.unsupported import Refusal, only_neutral, refused
+from llava_server.api.fields.unsupported import Unsupported
 
 __all__ = [
-    "MESSAGES_REFUSED",
     "AnthropicMessage",
     "CountTokensRequest",
     "ImageBlock",
@@ -26,17 +26,6 @@ _MAX_MESSAGES = 1024
 _MAX_BLOCKS = 256
 _MAX_TOOLS = 128
 
-MESSAGES_REFUSED: dict[str, Refusal] = {
-    "thinking": Refusal(({"type": "disabled"},), "this model does not think before it answers"),
-    "container": Refusal((), "there are no containers here"),
-    "mcp_servers": Refusal(([],), "connect them on your side, and give their tools as tools"),
-    "context_management": Refusal(({},), "shorten messages yourself; they are never cut here"),
-    "inference_geo": Refusal((), "this server is where it is"),
-    "speed": Refusal(("standard",), "use service_tier of the chat API"),
-    "diagnostics": Refusal((), "leave it out"),
-    "user_profile_id": Refusal((), "leave it out"),
-    "workspace_id": Refusal((), "leave it out"),
-}
 _CACHE: Any = Field(
     None,
     description="Accepted as a hint: prompts are cached by their content.",
@@ -44,7 +33,7 @@ _CACHE: Any = Field(
 )
 
 
-class TextBlock(Strict):
+class TextBlock(RequestModel):
     """A piece of text."""
 
     type: Literal["text"] = Field(description="text")
@@ -52,7 +41,7 @@ class TextBlock(Strict):
     cache_control: Any = _CACHE
 
 
-class Base64Source(Strict):
+class Base64Source(RequestModel):
     """A picture's file."""
 
     type: Literal["base64"] = Field(description="base64")
@@ -62,14 +51,14 @@ class Base64Source(Strict):
     data: str = Field(description="The file in base64.", examples=["iVBORw0KGgo..."])
 
 
-class UrlSource(Strict):
+class UrlSource(RequestModel):
     """A picture's address."""
 
     type: Literal["url"] = Field(description="url")
     url: str = Field(description="As a chat's image_url.url.", examples=["data:image/png;base64,iVBO..."])
 
 
-class ImageBlock(Strict):
+class ImageBlock(RequestModel):
     """A picture."""
 
     type: Literal["image"] = Field(description="image")
@@ -79,7 +68,7 @@ class ImageBlock(Strict):
     cache_control: Any = _CACHE
 
 
-class ToolUseBlock(Strict):
+class ToolUseBlock(RequestModel):
     """A call that an earlier answer made."""
 
     type: Literal["tool_use"] = Field(description="tool_use")
@@ -91,11 +80,11 @@ class ToolUseBlock(Strict):
 
 _Texts = Annotated[list[TextBlock], Field(max_length=_MAX_BLOCKS)]
 TextContent = Annotated[
-    Annotated[str, Tag("<plain>")] | Annotated[_Texts, Tag("<list>")], Discriminator(plain_or_list)
+    Annotated[str, Tag("<plain>")] | Annotated[_Texts, Tag("<list>")], Discriminator(text_or_list)
 ]
 
 
-class ResultBlock(Strict):
+class ResultBlock(RequestModel):
     """What came of a call."""
 
     type: Literal["tool_result"] = Field(description="tool_result")
@@ -110,11 +99,11 @@ class ResultBlock(Strict):
 Block = Annotated[TextBlock | ImageBlock | ToolUseBlock | ResultBlock, Field(discriminator="type")]
 Blocks = Annotated[list[Block], Field(min_length=1, max_length=_MAX_BLOCKS)]
 BlockContent = Annotated[
-    Annotated[str, Tag("<plain>")] | Annotated[Blocks, Tag("<list>")], Discriminator(plain_or_list)
+    Annotated[str, Tag("<plain>")] | Annotated[Blocks, Tag("<list>")], Discriminator(text_or_list)
 ]
 
 
-class AnthropicMessage(Strict):
+class AnthropicMessage(RequestModel):
     """A turn."""
 
     role: Literal["user", "assistant"] = Field(description="Who speaks; neighbours of one role are joined.")
@@ -123,7 +112,7 @@ class AnthropicMessage(Strict):
     )
 
 
-class AnthropicTool(Strict):
+class AnthropicTool(RequestModel):
     """A function that the model may call."""
 
     type: Literal["custom"] | None = Field(None, description="custom; tools that a server runs are not done.")
@@ -141,7 +130,7 @@ class AnthropicTool(Strict):
     cache_control: Any = _CACHE
 
 
-class AnthropicToolChoice(Strict):
+class AnthropicToolChoice(RequestModel):
     """Whether a tool has to be called."""
 
     type: Literal["auto", "any", "tool", "none"] = Field(description="any: some tool; tool: the named one.")
@@ -151,7 +140,7 @@ class AnthropicToolChoice(Strict):
     disable_parallel_tool_use: bool | None = Field(None, description="One call at most; default false.")
 
 
-class JsonFormat(Strict):
+class JsonFormat(RequestModel):
     """JSON of a schema."""
 
     type: Literal["json_schema"] = Field(description="json_schema")
@@ -160,14 +149,14 @@ class JsonFormat(Strict):
     )
 
 
-class OutputConfig(Strict):
+class OutputConfig(RequestModel):
     """How the answer shall be."""
 
     format: JsonFormat | None = Field(None, description="The answer is JSON of this schema.")
     effort: None = Field(None, description="Not done; only null: this model does not think.")
 
 
-class AnthropicMetadata(Strict):
+class AnthropicMetadata(RequestModel):
     """About a request."""
 
     user_id: str | None = Field(
@@ -175,7 +164,7 @@ class AnthropicMetadata(Strict):
     )
 
 
-class CountTokensRequest(Strict):
+class CountTokensRequest(RequestModel):
     """A conversation whose prompt is to be counted."""
 
     model: str = Field(
@@ -202,20 +191,21 @@ class CountTokensRequest(Strict):
     tool_choice: AnthropicToolChoice | None = Field(None, description="Whether one has to be called.")
     output_config: OutputConfig | None = Field(None, description="How the answer shall be.")
     cache_control: Any = _CACHE
-    thinking: Any = refused("thinking", MESSAGES_REFUSED)
-    container: Any = refused("container", MESSAGES_REFUSED)
-    mcp_servers: Any = refused("mcp_servers", MESSAGES_REFUSED)
-    context_management: Any = refused("context_management", MESSAGES_REFUSED)
-    inference_geo: Any = refused("inference_geo", MESSAGES_REFUSED)
-    speed: Any = refused("speed", MESSAGES_REFUSED)
-    diagnostics: Any = refused("diagnostics", MESSAGES_REFUSED)
-    user_profile_id: Any = refused("user_profile_id", MESSAGES_REFUSED)
-    workspace_id: Any = refused("workspace_id", MESSAGES_REFUSED)
-
-    @field_validator(*MESSAGES_REFUSED)
-    @classmethod
-    def _only_neutral(cls, value: Any, info: ValidationInfo) -> Any:
-        return only_neutral(value, info, MESSAGES_REFUSED)
+    thinking: Annotated[
+        Any, Unsupported("this model does not think before it answers", ({"type": "disabled"},))
+    ] = None
+    container: Annotated[Any, Unsupported("there are no containers here")] = None
+    mcp_servers: Annotated[
+        Any, Unsupported("connect them on your side, and give their tools as tools", ([],))
+    ] = None
+    context_management: Annotated[
+        Any, Unsupported("shorten messages yourself; they are never cut here", ({},))
+    ] = None
+    inference_geo: Annotated[Any, Unsupported("this server is where it is")] = None
+    speed: Annotated[Any, Unsupported("use service_tier of the chat API", ("standard",))] = None
+    diagnostics: Annotated[Any, Unsupported("leave it out")] = None
+    user_profile_id: Annotated[Any, Unsupported("leave it out")] = None
+    workspace_id: Annotated[Any, Unsupported("leave it out")] = None
 
 
 class MessagesRequest(CountTokensRequest):

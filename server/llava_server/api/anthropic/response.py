@@ -1,89 +1,102 @@
-"""A message in the words of Anthropic's Messages API, and how long its prompt would be."""
+"""A message in the form of Anthropic's Messages API, and the token count of a prompt."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from llava_server.response_model import Count, ResponseModel, doc
 
-from llava_server.api.openapi.schema import Shape, Tokens
-
-__all__ = ["Block", "Message", "MessageCost", "MessageTokens", "StartedMessage", "StopReason"]
+__all__ = [
+    "Message",
+    "MessageTokens",
+    "MessageUsage",
+    "OutputBlock",
+    "OutputTextBlock",
+    "OutputToolUseBlock",
+    "StartedMessage",
+    "StopReason",
+]
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
 
-class SaidBlock(Shape):
+class OutputTextBlock(ResponseModel, tag_field="type", tag="text"):
     """Something that the model said."""
 
-    type: Literal["text"] = Field(description="text")
-    text: str = Field(description="What it said.", examples=["A red circle."])
+    text: Annotated[str, doc("What it said.", "A red circle.")]
 
 
-class CallBlock(Shape):
+class OutputToolUseBlock(ResponseModel, tag_field="type", tag="tool_use"):
     """A tool that the caller is to run."""
 
-    type: Literal["tool_use"] = Field(description="tool_use")
-    id: str = Field(
-        description="Names the call in the tool_result block.", examples=["toolu_0f3c5d2a91b84e6f7a10c2d4"]
-    )
-    name: str = Field(description="One of the request's tools.", examples=["get_weather"])
-    input: dict[str, Any] = Field(
-        description="The arguments, which keep to the tool's schema; empty in content_block_start, and where "
-        "max_tokens cut them.",
-        examples=[{"city": "Paris"}],
-    )
+    id: Annotated[str, doc("Names the call in the tool_result block.", "toolu_0f3c5d2a91b84e6f7a10c2d4")]
+    name: Annotated[str, doc("One of the request's tools.", "get_weather")]
+    input: Annotated[
+        dict[str, Any],
+        doc(
+            "The arguments, which keep to the tool's schema; empty in content_block_start, and where "
+            "max_tokens cut them.",
+            {"city": "Paris"},
+        ),
+    ]
 
 
-Block = Annotated[SaidBlock | CallBlock, Field(discriminator="type")]
+OutputBlock = OutputTextBlock | OutputToolUseBlock
 
 
-class MessageCost(Shape):
+class MessageUsage(ResponseModel):
     """Tokens; the prompt's are the sum of input_tokens and cache_read_input_tokens."""
 
-    input_tokens: Tokens = Field(description="Tokens of the prompt that had to be computed.", examples=[36])
-    cache_creation_input_tokens: Literal[0] = Field(description="Always 0: caching costs nothing here.")
-    cache_read_input_tokens: Tokens = Field(
-        description="Tokens of the prompt that a worker had computed before.", examples=[576]
-    )
-    output_tokens: Tokens = Field(description="Tokens of the answer, its end mark included.", examples=[9])
+    input_tokens: Annotated[Count, doc("Tokens of the prompt that had to be computed.", 36)]
+    cache_creation_input_tokens: Annotated[Literal[0], doc("Always 0: caching costs nothing here.")]
+    cache_read_input_tokens: Annotated[
+        Count, doc("Tokens of the prompt that a worker had computed before.", 576)
+    ]
+    output_tokens: Annotated[Count, doc("Tokens of the answer, its end mark included.", 9)]
 
 
-class MessageHead(Shape):
-    """What a message is from its first event on."""
+class MessageHead(ResponseModel, kw_only=True):
+    """The fields of a message, in their order."""
 
-    id: str = Field(description="Of the message.", examples=["msg_3f1c09a2b44de8715a7c61f02b9d10ee"])
-    type: Literal["message"] = Field(description="message")
-    role: Literal["assistant"] = Field(description="assistant")
-    model: str = Field(description="The model that answered.", examples=["tiny-llava"])
-    usage: MessageCost = Field(description="The tokens that it took, of a stream so far.")
+    id: Annotated[str, doc("Of the message.", "msg_3f1c09a2b44de8715a7c61f02b9d10ee")]
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+    model: Annotated[str, doc("The model that answered.", "tiny-llava")]
+    content: list[OutputBlock]
+    stop_reason: StopReason | None
+    stop_sequence: str | None
+    usage: Annotated[MessageUsage, doc("The tokens that it took, of a stream so far.")]
 
 
-class Message(MessageHead):
+class Message(MessageHead, kw_only=True):
     """The answer to a conversation."""
 
-    content: list[Block] = Field(
-        description="What the model said and the tools that it asks for, in their order.",
-        examples=[[{"type": "text", "text": "A red circle."}]],
-    )
-    stop_reason: StopReason = Field(
-        description="end_turn: the model ended it; stop_sequence: one of the request's did; max_tokens: they "
-        "or the context were used up; tool_use: a tool is to be run."
-    )
-    stop_sequence: str | None = Field(description="The one that ended it, else null.", examples=["###"])
+    content: Annotated[
+        list[OutputBlock],
+        doc(
+            "What the model said and the tools that it asks for, in their order.",
+            [{"type": "text", "text": "A red circle."}],
+        ),
+    ]
+    stop_reason: Annotated[
+        StopReason,
+        doc(
+            "end_turn: the model ended it; stop_sequence: one of the request's did; max_tokens: they or the "
+            "context were used up; tool_use: a tool is to be run."
+        ),
+    ]
+    stop_sequence: Annotated[str | None, doc("The one that ended it, else null.", "###")]
 
 
-class StartedMessage(MessageHead):
+class StartedMessage(MessageHead, kw_only=True):
     """A message that begins."""
 
-    content: list[Block] = Field(max_length=0, description="Nothing yet.", examples=[[]])
-    stop_reason: None = Field(description="Null: it has not ended.")
-    stop_sequence: None = Field(description="Null: it has not ended.")
+    content: Annotated[list[OutputBlock], doc("Nothing yet.", [], max_length=0)]
+    stop_reason: Annotated[None, doc("Null: it has not ended.")] = None
+    stop_sequence: Annotated[None, doc("Null: it has not ended.")] = None
 
 
-class MessageTokens(Shape):
+class MessageTokens(ResponseModel):
     """How long the prompt would be."""
 
-    input_tokens: Tokens = Field(
-        description="Its tokens, with the places that pictures take.", examples=[612]
-    )
+    input_tokens: Annotated[Count, doc("Its tokens, with the places that pictures take.", 612)]

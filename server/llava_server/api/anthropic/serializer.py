@@ -1,8 +1,8 @@
-"""Events in the words of Anthropic's Messages API: blocks that open, grow and close.
+"""Serialize events as a message of Anthropic's Messages API: blocks that open, grow and close.
 
 message_start
   content_block_start   content_block_delta ...   content_block_stop
-message_delta (why it ended, the usage)   message_stop
+message_delta (stop reason, usage)   message_stop
 """
 
 from __future__ import annotations
@@ -14,134 +14,146 @@ from typing import Any
 from llava_wire.messages.event import Event, Final, FinishReason
 from llava_wire.messages.job import Job
 
-from llava_server.api.tools.parser import Called, Piece, Said, ToolReader, call_id, call_mode
-from llava_server.errors import anthropic_body
+from llava_server.api.anthropic import events
+from llava_server.api.anthropic.response import (
+    Message,
+    MessageUsage,
+    OutputBlock,
+    OutputTextBlock,
+    OutputToolUseBlock,
+    StartedMessage,
+    StopReason,
+)
+from llava_server.api.chat.usage import UsageCounter
+from llava_server.api.tools.parser import (
+    OutputDelta,
+    TextDelta,
+    ToolCallParser,
+    ToolCallStart,
+    call_id,
+    call_mode,
+)
+from llava_server.error_response import to_message_error
+from llava_server.errors import ApiError
 from llava_server.generation.collect import CollectedChoice
 from llava_server.generation.sse import encode_event
-from llava_server.generation.usage import UsageTally
 
 __all__ = ["MessagesSerializer"]
 
 
 class MessagesSerializer:
-    """Writes one message; there is one choice."""
+    """Serializes one message; there is one choice."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._reader = ToolReader(may_call=call_mode(job) is not None)
-        self._tally = UsageTally()
-        self._blocks: list[dict[str, Any]] = []
-        self._is_begun = False
-        self._num_calls = 0
+        self._id = job.job_id.replace("chatcmpl-", "msg_")
+        self._parser = ToolCallParser(may_call=call_mode(job) is not None)
+        self._usage = UsageCounter()
+        self._blocks: list[OutputBlock] = []
+        self._arguments = ""  # of the last block if it is a tool call: JSON
+        self._has_begun = False
 
     def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
-        """Nothing yet: a message begins with the number of its prompt's tokens."""
+        """Return nothing: the first event of a message has the number of prompt tokens, unknown yet."""
         return b""
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:  # noqa: ARG002
-        """What one event brings."""
-        self._tally.saw(index, event)
-        data = b"" if self._is_begun else self._begin()
-        pieces = self._reader.feed(event.text) if event.text else []
-        pieces += self._reader.finish() if event.final is not None else []
-        data += b"".join(self._grow(piece) for piece in pieces)
-        return data + (self._end(event.final) if event.final is not None else b"")
+        """Return the message's events for one event of the job."""
+        self._usage.observe(index, event)
+        data = b"" if self._has_begun else self._start()
+        for delta in self._parser.feed(event.text, is_last=event.final is not None):
+            data += self._grow(delta)
+        if event.final is None:
+            return data
+        end = events.MessageEnd(*self._stop(event.final))
+        return data + self._close() + _encode(events.MessageDelta(delta=end, usage=self._message_usage()))
 
     def end(self) -> bytes:
-        """The last event."""
-        return _told("message_stop")
+        """Return the last event."""
+        return _encode(events.MessageStop())
 
-    def error(self, body: bytes) -> bytes:
-        """The error as the stream's last event."""
-        return _told("error", **{k: v for k, v in anthropic_body(json.loads(body)).items() if k != "type"})
+    def error(self, error: ApiError, request_id: str | None) -> bytes:
+        """Return the error as the last event of the stream."""
+        return _encode(to_message_error(error, request_id))
 
-    def to_response(self, choices: Sequence[CollectedChoice]) -> dict[str, Any]:
-        """The message at once."""
+    def to_response(self, choices: Sequence[CollectedChoice]) -> Message:
+        """Return the complete message."""
         [choice] = choices
-        self._tally.saw(0, choice.last)
-        for piece in [*self._reader.feed(choice.text), *self._reader.finish()]:
-            self._grow(piece)
-        return {**self._message(), **self._ended(choice.last.final)}
-
-    def _begin(self) -> bytes:
-        self._is_begun = True
-        return _told("message_start", message={**self._message(), "usage": self._usage()})
-
-    def _grow(self, piece: Piece) -> bytes:
-        """The open block grows, or one closes and another opens."""
-        if isinstance(piece, Called):
-            block = {"type": "tool_use", "id": self._call_id(), "name": piece.name, "input": {}}
-            self._num_calls += 1
-            return self._close() + self._open({**block, "json": ""})
-        if isinstance(piece, Said):
-            data = b"" if self._blocks else self._open({"type": "text", "text": ""})
-            self._blocks[-1]["text"] += piece.text
-            return data + self._delta({"type": "text_delta", "text": piece.text})
-        self._blocks[-1]["json"] += piece.text
-        return self._delta({"type": "input_json_delta", "partial_json": piece.text})
-
-    def _open(self, block: dict[str, Any]) -> bytes:
-        self._blocks.append(block)
-        return _told(
-            "content_block_start", index=len(self._blocks) - 1, content_block=_shown(block, is_whole=False)
+        self._usage.observe(0, choice.last)
+        for delta in self._parser.feed(choice.text, is_last=True):
+            self._grow(delta)
+        self._close()
+        reason, stop_sequence = self._stop(choice.final)
+        return Message(
+            id=self._id,
+            model=self._job.model,
+            content=self._blocks,
+            stop_reason=reason,
+            stop_sequence=stop_sequence,
+            usage=self._message_usage(),
         )
 
-    def _delta(self, delta: dict[str, Any]) -> bytes:
-        return _told("content_block_delta", index=len(self._blocks) - 1, delta=delta)
+    def _start(self) -> bytes:
+        self._has_begun = True
+        message = StartedMessage(id=self._id, model=self._job.model, content=[], usage=self._message_usage())
+        return _encode(events.MessageStart(message=message))
+
+    def _grow(self, delta: OutputDelta) -> bytes:
+        """Extend the open block, or close it and open another."""
+        if isinstance(delta, ToolCallStart):
+            own_id = call_id(self._job.job_id, 0, delta.index).replace("call_", "toolu_")
+            return self._close() + self._open(OutputToolUseBlock(own_id, delta.name, {}))
+        if isinstance(delta, TextDelta):
+            data = b"" if self._blocks else self._open(OutputTextBlock(""))
+            block = self._blocks[-1]
+            if isinstance(block, OutputTextBlock):
+                block.text += delta.text
+            return data + self._delta(events.TextDelta(delta.text))
+        self._arguments += delta.arguments
+        return self._delta(events.InputJsonDelta(delta.arguments))
+
+    def _open(self, block: OutputBlock) -> bytes:
+        self._blocks.append(block)
+        return _encode(events.ContentBlockStart(index=len(self._blocks) - 1, content_block=block))
+
+    def _delta(self, delta: events.TextDelta | events.InputJsonDelta) -> bytes:
+        return _encode(events.ContentBlockDelta(index=len(self._blocks) - 1, delta=delta))
 
     def _close(self) -> bytes:
-        return _told("content_block_stop", index=len(self._blocks) - 1) if self._blocks else b""
+        if not self._blocks:
+            return b""
+        if isinstance(block := self._blocks[-1], OutputToolUseBlock):
+            block.input, self._arguments = _parsed_arguments(self._arguments), ""
+        return _encode(events.ContentBlockStop(index=len(self._blocks) - 1))
 
-    def _end(self, final: Final) -> bytes:
-        ended = self._ended(final)
-        delta = {name: ended[name] for name in ("stop_reason", "stop_sequence")}
-        return self._close() + _told("message_delta", delta=delta, usage=ended["usage"])
+    def _stop(self, final: Final) -> tuple[StopReason, str | None]:
+        """Return ``stop_reason`` and ``stop_sequence``."""
+        stopped_by = final.stopped_by or None
+        if final.reason is not FinishReason.STOP:
+            return "max_tokens", stopped_by
+        if self._parser.num_calls:
+            return "tool_use", stopped_by
+        return ("stop_sequence" if stopped_by else "end_turn"), stopped_by
 
-    def _ended(self, final: Final | None) -> dict[str, Any]:
-        stopped_by = final.stopped_by if final else ""
-        if final is None or final.reason is not FinishReason.STOP:
-            reason = "max_tokens"
-        elif self._reader.num_calls:
-            reason = "tool_use"
-        else:
-            reason = "stop_sequence" if stopped_by else "end_turn"
-        return {"stop_reason": reason, "stop_sequence": stopped_by or None, "usage": self._usage()}
-
-    def _usage(self) -> dict[str, int]:
-        """Cached tokens are not counted among the prompt's others, as Anthropic has it."""
-        cached = self._tally.num_cached_tokens
-        return {
-            "input_tokens": self._tally.num_prompt_tokens - cached,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": cached,
-            "output_tokens": self._tally.num_answer_tokens,
-        }
-
-    def _message(self) -> dict[str, Any]:
-        return {
-            "id": self._job.job_id.replace("chatcmpl-", "msg_"),
-            "type": "message",
-            "role": "assistant",
-            "model": self._job.model,
-            "content": [_shown(block, is_whole=True) for block in self._blocks],
-            "stop_reason": None,
-            "stop_sequence": None,
-        }
-
-    def _call_id(self) -> str:
-        return call_id(self._job.job_id, 0, self._num_calls).replace("call_", "toolu_")
+    def _message_usage(self) -> MessageUsage:
+        """As in Anthropic's API, ``input_tokens`` does not include the cached tokens."""
+        cached = self._usage.num_cached_tokens
+        return MessageUsage(
+            input_tokens=self._usage.num_prompt_tokens - cached,
+            cache_creation_input_tokens=0,
+            cache_read_input_tokens=cached,
+            output_tokens=self._usage.num_output_tokens,
+        )
 
 
-def _shown(block: dict[str, Any], *, is_whole: bool) -> dict[str, Any]:
-    """Arguments are an object in a whole message; a cut one's are left empty."""
-    shown = {name: value for name, value in block.items() if name != "json"}
-    if is_whole and block["type"] == "tool_use":
-        try:
-            shown["input"] = json.loads(block["json"])
-        except ValueError:  # max_tokens came in the middle
-            shown["input"] = {}
-    return shown
+def _parsed_arguments(text: str) -> dict[str, Any]:
+    """Return a tool call's arguments as an object; empty if max_tokens cut them."""
+    try:
+        arguments: dict[str, Any] = json.loads(text)
+    except ValueError:
+        return {}
+    return arguments
 
 
-def _told(name: str, /, **fields: Any) -> bytes:
-    return encode_event({"type": name, **fields}, name=name)
+def _encode(event: events.MessageEvent) -> bytes:
+    return encode_event(event, name=event.type)

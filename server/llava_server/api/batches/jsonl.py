@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 from llava_wire.stores.batches import BatchIssue
 
 from llava_server.api.batches.request import BatchLine
 from llava_server.api.parse import parse_request
+from llava_server.error_response import to_error
 from llava_server.errors import ApiError
 
 __all__ = ["answered", "judged", "lines_of", "refused", "unanswered"]
@@ -50,7 +52,7 @@ def answered(batch_id: str, number: int, custom_id: str, request_id: str, body: 
 
 def refused(batch_id: str, number: int, custom_id: str, request_id: str, error: ApiError) -> bytes:
     """The line of the error file for a request that was answered with an error."""
-    body = error.body(request_id)
+    body = msgspec.to_builtins(to_error(error, request_id))
     response = {"status_code": error.kind.status, "request_id": request_id, "body": body}
     return _written(batch_id, number, custom_id, response, None)
 

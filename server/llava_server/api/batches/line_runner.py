@@ -17,7 +17,7 @@ from llava_wire.messages.job import Job
 from llava_server.api.batches.driver import BatchDriver, Line
 from llava_server.api.chat.request import ChatRequest
 from llava_server.api.chat.serializer import ChatSerializer
-from llava_server.api.handler import jobs_of
+from llava_server.api.handler import build_chat_jobs
 from llava_server.api.parse import parse_request
 from llava_server.errors import ApiError
 from llava_server.generation.collect import collect
@@ -91,18 +91,20 @@ class _Asker:
         if chat.stream:
             raise ApiError("invalid_value", "stream cannot be true in a batch: leave it out", param="stream")
         await self._limiter.charge_request(tenant)
-        model, jobs, pixels = await jobs_of(services, chat, tenant=tenant, key=line.key)
-        jobs = [msgspec.structs.replace(job, priority=_BELOW_ALL) for job in jobs]
+        job_set = await build_chat_jobs(services, chat, tenant=tenant, idempotency_key=line.key)
+        jobs = [msgspec.structs.replace(job, priority=_BELOW_ALL) for job in job_set.jobs]
         outputs = MergedOutputs(services.controller, is_kept=True)
         try:
-            await outputs.submit(jobs, pixels)
-            answers = await collect(outputs, await outputs.next(), [NoMetrics() for _ in jobs])
+            await outputs.submit(jobs, job_set.pixels)
+            answers = await collect(outputs, None, [NoMetrics() for _ in jobs])
         finally:
             await outputs.aclose()
             if line.is_unwanted():
                 await self._cancel(jobs)
         shown = msgspec.structs.replace(jobs[0], priority=_LOWEST)
-        return ChatSerializer(shown, model.fingerprint).to_response(answers)
+        completion = ChatSerializer(shown, job_set.model.fingerprint).to_response(answers)
+        body: dict[str, Any] = msgspec.to_builtins(completion)
+        return body
 
     async def _cancel(self, jobs: list[Job]) -> None:
         """Also works while the caller itself is being cancelled."""

@@ -7,12 +7,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from llava_server.api.chat.request import Metadata
-from llava_server.api.fields.messages import Strict
+from llava_server.api.fields.base import RequestModel
 
 __all__ = ["BatchLine", "BatchRequest"]
 
 
-class BatchRequest(Strict):
+class BatchRequest(RequestModel):
     """Chat requests to be answered when nobody else waits."""
 
     input_file_id: str = Field(

@@ -7,24 +7,26 @@ import secrets
 import time
 from collections.abc import Awaitable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 from llava_wire.errors import QueueUnavailable, StoreFull
 from llava_wire.stores.batches import Batch, BatchSpec
 from starlette.requests import Request
+from starlette.responses import Response
 
+from llava_server.api.batches import response
 from llava_server.api.batches.jsonl import judged
 from llava_server.api.batches.request import BatchRequest
-from llava_server.api.batches.response import Batch as BatchShape
-from llava_server.api.batches.response import BatchList
+from llava_server.api.batches.response import BATCH_ID, BatchCounts, BatchErrorLine, BatchErrors, BatchList
 from llava_server.api.files.routes import stored_file
-from llava_server.api.handler import parsed
-from llava_server.api.openapi.document import answers_with, body_of
+from llava_server.api.handler import RequestHandler
+from llava_server.api.openapi.document import Operation
 from llava_server.api.parse import parse_request
 from llava_server.errors import ApiError, from_store_error
 from llava_server.lifespan import services_of
 from llava_server.request_context import context_of
+from llava_server.response_model import JSONResponse
 from llava_server.tracing import traceparent
 
 __all__ = ["router"]
@@ -34,23 +36,17 @@ router = APIRouter(prefix="/v1/batches", tags=["batches"])
 _MIB = 2**20
 _WINDOW_S = 86400.0
 _MAX_PAGE = 100
-_TIMES = ("in_progress", "completed", "failed", "expired", "cancelling", "cancelled")
-_ID = "batch_3f1c09a2b44de8715a7c61f02b9d10ee"
-BatchId = Annotated[str, Path(description="The id of the batch.", max_length=128, examples=[_ID])]
+BatchId = Annotated[str, Path(description="The id of the batch.", max_length=128, examples=[BATCH_ID])]
 
 
-@router.post(
-    "",
-    summary="Begin a batch",
-    response_model=None,
-    responses=answers_with(BatchShape, "The batch"),
-    openapi_extra=body_of(BatchRequest),
-)
-async def create_batch(request: Request) -> dict[str, Any]:
+@router.post("", summary="Begin a batch")
+@Operation("The batch", response.Batch, request=BatchRequest)
+async def create_batch(request: Request) -> Response:
     """The file is judged at once: if a line is wrong the batch has failed, and ``errors`` names the lines."""
     services, tenant = services_of(request), context_of(request).tenant
-    with context_of(request).body.consume() as raw:
-        asked = await parsed(request, raw, partial(parse_request, BatchRequest))
+    handler = RequestHandler(request)
+    with handler.body() as raw:
+        asked = await handler.parse(raw, partial(parse_request, BatchRequest))
     file = await stored_file(request, asked.input_file_id)
     try:
         data = await services.files.read(file, tenant=tenant)
@@ -80,22 +76,18 @@ async def create_batch(request: Request) -> dict[str, Any]:
     if issues:
         services.metrics.batch_ended("failed")
     services_of(request).batches_changed.set()
-    return await _described_now(request, order.batch_id)
+    return await _current(request, order.batch_id)
 
 
-@router.get(
-    "",
-    summary="List the batches",
-    response_model=None,
-    responses=answers_with(BatchList, "The batches", statuses=(400, 401, 500, 503)),
-)
+@router.get("", summary="List the batches")
+@Operation("The batches", BatchList, statuses=(400, 401, 500, 503))
 async def list_batches(
     request: Request,
     after: Annotated[
-        str, Query(description="The last batch of the page before.", max_length=128, examples=[_ID])
+        str, Query(description="The last batch of the page before.", max_length=128, examples=[BATCH_ID])
     ] = "",
     limit: Annotated[int, Query(ge=1, le=_MAX_PAGE, description="How many batches.", examples=[20])] = 20,
-) -> dict[str, Any]:
+) -> Response:
     """Those of this key, the latest first."""
     try:
         batches = await services_of(request).batches.page(
@@ -103,41 +95,34 @@ async def list_batches(
         )
     except QueueUnavailable as error:
         raise from_store_error(error) from error
-    data = [_described(batch) for batch in batches[:limit]]
-    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
-    return {"object": "list", "data": data, "has_more": len(batches) > limit, **ends}
+    data = [_to_response(batch) for batch in batches[:limit]]
+    body = BatchList(data=data, has_more=len(batches) > limit)
+    if data:
+        body.first_id, body.last_id = data[0].id, data[-1].id
+    return JSONResponse(body)
 
 
-@router.get(
-    "/{batch_id}",
-    summary="Describe a batch",
-    response_model=None,
-    responses=answers_with(BatchShape, "The batch", statuses=(400, 401, 404, 500, 503)),
-)
-async def get_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
+@router.get("/{batch_id}", summary="Describe a batch")
+@Operation("The batch", response.Batch, statuses=(400, 401, 404, 500, 503))
+async def get_batch(request: Request, batch_id: BatchId) -> Response:
     """``request_counts`` tells how far it is; the files are there when it has ended."""
-    return await _described_now(request, batch_id)
+    return await _current(request, batch_id)
 
 
-@router.post(
-    "/{batch_id}/cancel",
-    summary="Cancel a batch",
-    response_model=None,
-    responses=answers_with(BatchShape, "The batch", statuses=(400, 401, 404, 408, 409, 413, 429, 500, 503)),
-)
-async def cancel_batch(request: Request, batch_id: BatchId) -> dict[str, Any]:
+@router.post("/{batch_id}/cancel", summary="Cancel a batch")
+@Operation("The batch", response.Batch, statuses=(400, 401, 404, 408, 409, 413, 429, 500, 503))
+async def cancel_batch(request: Request, batch_id: BatchId) -> Response:
     """What has been answered by then is in the output file. A body is not needed and not read."""
     batch = await _found(services_of(request).batches.cancel(batch_id, tenant=context_of(request).tenant))
     if batch.state not in ("cancelling", "cancelled"):
         raise ApiError("batch_has_ended", f"the batch is {batch.state} and cannot be cancelled any more")
     services_of(request).batches_changed.set()
-    return _described(batch)
+    return JSONResponse(_to_response(batch))
 
 
-async def _described_now(request: Request, batch_id: str) -> dict[str, Any]:
-    return _described(
-        await _found(services_of(request).batches.find(batch_id, tenant=context_of(request).tenant))
-    )
+async def _current(request: Request, batch_id: str) -> Response:
+    found = services_of(request).batches.find(batch_id, tenant=context_of(request).tenant)
+    return JSONResponse(_to_response(await _found(found)))
 
 
 async def _found(looking: Awaitable[Batch | None]) -> Batch:
@@ -151,26 +136,24 @@ async def _found(looking: Awaitable[Batch | None]) -> Batch:
     return batch
 
 
-def _described(batch: Batch) -> dict[str, Any]:
+def _to_response(batch: Batch) -> response.Batch:
     order = batch.order
-    issues = [
-        {"code": each.code, "line": each.line, "message": each.message, "param": each.param}
-        for each in order.issues
-    ]
-    counts = {"total": batch.num_lines, "completed": batch.num_completed, "failed": batch.num_failed}
-    return {
-        "id": order.batch_id,
-        "object": "batch",
-        "endpoint": order.endpoint,
-        "errors": {"object": "list", "data": issues} if issues else None,
-        "input_file_id": order.input_file_id,
-        "completion_window": order.completion_window,
-        "status": batch.state,
-        "output_file_id": batch.output_file_id,
-        "error_file_id": batch.error_file_id,
-        "created_at": order.created_at,
-        "expires_at": batch.expires_at,
-        **{f"{state}_at": batch.times.get(state) for state in _TIMES},
-        "request_counts": counts,
-        "metadata": order.metadata,
-    }
+    issues = [BatchErrorLine(issue.code, issue.line, issue.message, issue.param) for issue in order.issues]
+    return response.Batch(
+        id=order.batch_id,
+        errors=BatchErrors(data=issues) if issues else None,
+        input_file_id=order.input_file_id,
+        status=batch.state,
+        output_file_id=batch.output_file_id,
+        error_file_id=batch.error_file_id,
+        created_at=order.created_at,
+        expires_at=batch.expires_at,
+        in_progress_at=batch.times.get("in_progress"),
+        completed_at=batch.times.get("completed"),
+        failed_at=batch.times.get("failed"),
+        expired_at=batch.times.get("expired"),
+        cancelling_at=batch.times.get("cancelling"),
+        cancelled_at=batch.times.get("cancelled"),
+        request_counts=BatchCounts(batch.num_lines, batch.num_completed, batch.num_failed),
+        metadata=order.metadata,
+    )

@@ -1,7 +1,6 @@
-"""The chat request as HTTP brings it, in OpenAI's shape.
+"""The request of /v1/chat/completions, in OpenAI's form.
 
-Parsed once here, with every bound; behind this module nobody checks again. Strict: "5" is not 5, true is
-not 1. The requests of other routes come to a ChatRequest too.
+All bounds are checked here and nowhere later. The requests of most other APIs are converted to a ChatRequest.
 """
 
 from __future__ import annotations
@@ -10,23 +9,22 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Discriminator, Field, StringConstraints, Tag, model_validator
 
+from llava_server.api.fields.base import RequestModel, invalid_value, text_or_list
 from llava_server.api.fields.messages import (
     AssistantMessage,
     ChatMessage,
     ImagePart,
     ImageUrl,
-    Strict,
     SystemMessage,
     TextPart,
     ToolMessage,
     UserMessage,
     check_tool_turns,
-    plain_or_list,
 )
-from llava_server.api.fields.sampling import SamplingFields, disagreement
+from llava_server.api.fields.sampling import SamplingFields
 from llava_server.api.fields.structured_output import GrammarFields
 from llava_server.api.fields.tools import ToolFields
-from llava_server.api.fields.unsupported import RefusedFields
+from llava_server.api.fields.unsupported import UnsupportedFields
 
 __all__ = [
     "AssistantMessage",
@@ -50,7 +48,7 @@ _MAX_MESSAGES = 1024
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopStrings = Annotated[
     Annotated[StopString, Tag("<plain>")] | Annotated[list[StopString], Field(max_length=4), Tag("<list>")],
-    Discriminator(plain_or_list),
+    Discriminator(text_or_list),
 ]
 Metadata = Annotated[
     dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
@@ -61,7 +59,7 @@ Hint = Annotated[str, StringConstraints(max_length=1024)]
 _TIERS = {"flex": -1, "priority": 1}
 
 
-class StreamOptions(Strict):
+class StreamOptions(RequestModel):
     """How to stream."""
 
     include_usage: bool = Field(
@@ -76,7 +74,7 @@ class StreamOptions(Strict):
     @model_validator(mode="after")
     def _options_agree(self) -> StreamOptions:
         if self.continuous_usage_stats and not self.include_usage:
-            raise disagreement(
+            raise invalid_value(
                 "stream_options.continuous_usage_stats",
                 "stream_options.continuous_usage_stats is only allowed with include_usage true",
             )
@@ -138,27 +136,27 @@ class SharedFields(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
-    def tells_usage(self) -> bool:
+    def include_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
-    def tells_usage_always(self) -> bool:
+    def continuous_usage(self) -> bool:
         """Whether every chunk has the usage."""
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     @model_validator(mode="after")
     def _shared_fields_agree(self) -> SharedFields:
         if self.stream_options is not None and not self.stream:
-            raise disagreement("stream_options", "stream_options is only allowed with stream true")
+            raise invalid_value("stream_options", "stream_options is only allowed with stream true")
         if self.priority is not None and self.service_tier in _TIERS:
-            raise disagreement(
+            raise invalid_value(
                 "service_tier", "priority and service_tier both say who goes first: give one of them"
             )
         return self
 
 
-class ChatRequest(Strict, SharedFields, SamplingFields, ToolFields, GrammarFields, RefusedFields):
+class ChatRequest(RequestModel, SharedFields, SamplingFields, ToolFields, GrammarFields, UnsupportedFields):
     """A conversation to be answered."""
 
     messages: list[ChatMessage] = Field(
@@ -221,7 +219,7 @@ class ChatRequest(Strict, SharedFields, SamplingFields, ToolFields, GrammarField
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
-    def answer_limit(self) -> int | None:
+    def max_output_tokens(self) -> int | None:
         """Tokens of the answer at most, under whichever name it came."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
@@ -229,16 +227,16 @@ class ChatRequest(Strict, SharedFields, SamplingFields, ToolFields, GrammarField
     def _fields_agree(self) -> ChatRequest:
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
-            raise disagreement(
+            raise invalid_value(
                 "max_completion_tokens",
                 f"max_tokens is {both[0]} and max_completion_tokens is {both[1]}: give one of them",
             )
         if self.top_logprobs and not self.logprobs:
-            raise disagreement(
+            raise invalid_value(
                 "top_logprobs",
                 f"top_logprobs is {self.top_logprobs}, which is only allowed with logprobs true",
             )
-        self.check_least(self.answer_limit)
+        self.check_least(self.max_output_tokens)
         check_tool_turns(self.messages)
         self._check_continuation()
         return self
@@ -247,7 +245,7 @@ class ChatRequest(Strict, SharedFields, SamplingFields, ToolFields, GrammarField
         if bool(self.continue_final_message) == bool(self.add_generation_prompt) and (
             self.add_generation_prompt is not None
         ):
-            raise disagreement(
+            raise invalid_value(
                 "add_generation_prompt",
                 "add_generation_prompt must be the opposite of continue_final_message",
             )
@@ -255,11 +253,11 @@ class ChatRequest(Strict, SharedFields, SamplingFields, ToolFields, GrammarField
             return
         last = self.messages[-1]
         if not isinstance(last, AssistantMessage) or last.content is None or last.tool_calls:
-            raise disagreement(
+            raise invalid_value(
                 "continue_final_message", "continue_final_message goes on with a text of the assistant's"
             )
         if self.grammar is not None:
-            raise disagreement(
+            raise invalid_value(
                 "continue_final_message",
                 "continue_final_message does not go with tools or with what says what the answer is",
             )

@@ -1,51 +1,121 @@
-"""POST /v1/chat/completions: OpenAI's chat, the form that all other routes' requests come to."""
+"""/v1/chat/completions: OpenAI's chat, into which the requests of most other routes are converted.
+
+A completion can be read by the key that requested it, while it is generated and for five minutes after. It
+outlives its connection if it was requested with an ``Idempotency-Key``.
+"""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.chat.response import ChatCompletion
-from llava_server.api.chat.response_chunk import ChatCompletionChunk
+from llava_server.api.chat.response import CHAT_ID, ChatCompletion, ChatCompletionChunk, DeletedChat
 from llava_server.api.chat.serializer import ChatSerializer
-from llava_server.api.handler import open_chat, reply
-from llava_server.api.openapi.document import answers_with, body_of
-from llava_server.api.openapi.error import Error
+from llava_server.api.fields.sampling import MAX_CHOICES
+from llava_server.api.handler import RequestHandler
+from llava_server.api.job_builder import choice_id
+from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
-from llava_server.api.parse import parse_request
-from llava_server.generation.disconnect import cancel_on_disconnect
+from llava_server.api.parse import MAX_START, parse_request
+from llava_server.error_response import Error
+from llava_server.errors import ApiError
+from llava_server.response_model import JSONResponse
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["chat"])
 
+_NUM_TOKENS = re.compile(r"[0-9]{1,9}", re.ASCII)
+JobId = Annotated[str, Path(description="The id of the completion.", max_length=128, examples=[CHAT_ID])]
 
-@router.post(
-    "/v1/chat/completions",
-    summary="Answer a conversation with pictures",
-    response_model=None,
-    responses=answers_with(
-        ChatCompletion,
-        "The answer, or with stream true its chunks, each the data of an event, until [DONE] or an error.",
-        stream=(ChatCompletionChunk, Error),
-        headers=QUEUE,
-    ),
-    openapi_extra=body_of(ChatRequest, headers=("Idempotency-Key",)),
+
+@router.post("/v1/chat/completions", summary="Answer a conversation with pictures")
+@Operation(
+    "The answer, or with stream true its chunks, each the data of an event, until [DONE] or an error.",
+    ChatCompletion,
+    stream=ChatCompletionChunk | Error,
+    headers=QUEUE,
+    request=ChatRequest,
+    request_headers=("Idempotency-Key",),
 )
 async def create_chat_completion(request: Request) -> Response:
     """The status line waits for the first event, so an error is a proper 4xx or 5xx in streaming mode too."""
-    chat, opened = await cancel_on_disconnect(request.receive, open_chat(request, _parse))
+    handler = RequestHandler(request)
+    chat, generation = await handler.start(_parse)
     serializer = ChatSerializer(
-        opened.job,
-        opened.model.fingerprint,
-        include_usage=chat.tells_usage,
-        always_usage=chat.tells_usage_always,
+        generation.job,
+        generation.model.fingerprint,
+        include_usage=chat.include_usage,
+        continuous_usage=chat.continuous_usage,
     )
-    return await reply(request, opened, serializer, is_stream=bool(chat.stream))
+    return await handler.respond(generation, serializer, is_stream=bool(chat.stream))
+
+
+@router.get("/v1/chat/completions/{job_id}", summary="Read an answer on where a connection broke")
+@Operation(
+    "The answer, or its chunks",
+    ChatCompletion,
+    stream=ChatCompletionChunk | Error,
+    request_headers=("Last-Event-ID",),
+    statuses=(400, 401, 404, 409, 503),
+)
+async def read_answer(
+    request: Request,
+    job_id: JobId,
+    stream: Annotated[
+        str, Query(description="true: server-sent events; else the whole answer.", examples=["true"])
+    ] = "false",
+    starting_after: Annotated[
+        int | None,
+        Query(
+            ge=0,
+            le=MAX_START,
+            description="Tokens that the reader has; else the header Last-Event-ID.",
+            examples=[12],
+        ),
+    ] = None,
+    include_usage: Annotated[
+        str, Query(description="true: a last chunk tells the tokens.", examples=["true"])
+    ] = "false",
+) -> Response:
+    """Only with choices of one: an answer with ``n`` above 1 is read from its own stream alone."""
+    handler = RequestHandler(request)
+    start = _num_received(job_id, starting_after, request.headers.get("last-event-id"))
+    job = (await handler.snapshot(job_id, has_events=False)).outline
+    serializer = ChatSerializer(
+        job, handler.services.registry.fingerprint(job.model), include_usage=include_usage == "true"
+    )
+    return await handler.resume(job, serializer, is_stream=stream == "true", start=start)
+
+
+@router.delete("/v1/chat/completions/{job_id}", summary="Delete an answer")
+@Operation("What was deleted", DeletedChat, statuses=(400, 401, 404, 503))
+async def delete_answer(request: Request, job_id: JobId) -> Response:
+    """With all its choices. One that is under way is cancelled first; nobody can read it any more."""
+    handler = RequestHandler(request)
+    await handler.delete(job_id)
+    controller = handler.services.controller
+    for index in range(1, MAX_CHOICES):
+        if not await controller.forget(choice_id(job_id, index), handler.tenant):
+            break
+    return JSONResponse(DeletedChat(job_id))
 
 
 def _parse(raw: bytes) -> tuple[ChatRequest, ChatRequest]:
     chat = parse_request(ChatRequest, raw)
     return chat, chat
+
+
+def _num_received(job_id: str, starting_after: int | None, last_event_id: str | None) -> int:
+    """Return the number of tokens that the client has. Raises ApiError (400)."""
+    if starting_after is not None or not last_event_id:
+        return starting_after or 0
+    event_job_id, _, number = last_event_id.rpartition(":")
+    if event_job_id != job_id or not _NUM_TOKENS.fullmatch(number):
+        raise ApiError("invalid_value", "the header Last-Event-ID belongs to another answer")
+    return int(number)

@@ -1,28 +1,46 @@
-"""Events in the words of OpenAI's chats: chunks of a stream, or one completion with all its choices."""
+"""Serialize events as OpenAI's chat completions: the chunks of a stream, or one completion."""
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from llava_wire.messages.event import Event, FinishReason, TokenLogprob
 from llava_wire.messages.job import Job
+from msgspec import UNSET, UnsetType
 
-from llava_server.api.chat.logprobs_text import token_logprobs
-from llava_server.api.tools.parser import Called, Piece, Said, ToolReader, call_id, call_mode
+from llava_server.api.chat.logprobs import ChatLogprobs, token_logprobs
+from llava_server.api.chat.response import (
+    SERVICE_TIERS,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatFinishReason,
+    ChatOutputMessage,
+    ChoiceDeltaFunction,
+    ChoiceDeltaToolCall,
+    ChunkChoice,
+    MessageFunction,
+    MessageToolCall,
+)
+from llava_server.api.chat.usage import CompletionUsage, UsageCounter
+from llava_server.api.tools.parser import TextDelta, ToolCallParser, ToolCallStart, call_id, call_mode
+from llava_server.error_response import to_error
+from llava_server.errors import ApiError
 from llava_server.generation.collect import CollectedChoice
-from llava_server.generation.sse import DONE, encode_error, encode_event
-from llava_server.generation.usage import UsageTally
+from llava_server.generation.sse import DONE, encode_event, encode_events
 
-__all__ = ["SERVICE_TIERS", "ChatSerializer"]
-
-SERVICE_TIERS = {-1: "flex", 0: "default", 1: "priority"}
+__all__ = ["ChatSerializer"]
 
 
 class ChatSerializer:
-    """Writes one request's answers; ``job`` is that of its first choice. All that it writes of an event
-    follows from the job and the events before, so that another controller would write the same."""
+    """Serializes one request; ``job`` is the job of its first choice.
+
+    The bytes of an event depend only on the job and the events before it: another controller that resumes the
+    stream sends the same.
+    """
 
     def __init__(
         self,
@@ -30,134 +48,131 @@ class ChatSerializer:
         fingerprint: str | None,
         *,
         include_usage: bool = False,
-        always_usage: bool = False,
+        continuous_usage: bool = False,
     ) -> None:
-        self._head: dict[str, Any] = {
-            "id": job.job_id,
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": job.model,
-            "system_fingerprint": fingerprint,
-            "service_tier": SERVICE_TIERS[job.priority],
-        }
-        self._include_usage = include_usage
-        self._always_usage = always_usage
-        self._tells_logprobs = job.sampling.num_logprobs is not None
-        self._tally = UsageTally()
+        self._job = job
+        self._fingerprint = fingerprint
+        self._created = int(time.time())
+        self._usage = UsageCounter(in_stream=include_usage, in_chunks=continuous_usage)
         self._call_mode = call_mode(job)
-        self._readers: dict[int, ToolReader] = {}  # by choice
+        self._parsers = defaultdict[int, ToolCallParser](
+            lambda: ToolCallParser(may_call=self._call_mode is not None)
+        )
 
     def begin(self, num_choices: int) -> bytes:
-        """Each choice's first chunk: who speaks."""
+        """Return each choice's first chunk, which has the role."""
         return b"".join(
-            encode_event(self._chunk(index, {"role": "assistant", "content": ""}))
+            encode_event(self._chunk(ChunkChoice(index, ChatDelta(role="assistant", content=""))))
             for index in range(num_choices)
         )
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
-        """A choice's next chunks; empty where there is nothing to tell yet.
-
-        The id goes on the last of them: who has it has all of the event.
-        """
-        self._tally.saw(index, event)
+        """Return the next chunks of a choice; empty if nothing can be sent yet."""
+        self._usage.observe(index, event)
         if self._call_mode is None and not event.logprobs and event.final is None:  # nearly every event
             if not event.text:
                 return b""
-            return encode_event(self._chunk(index, {"content": event.text}), event_id=event_id)
-        logprobs = self._logprobs(event.logprobs) if event.logprobs else None
-        chunks = [self._chunk(index, delta) for delta in self._deltas(index, event)]
-        if logprobs is not None:
-            chunks = chunks or [self._chunk(index, {"content": ""})]
-            chunks[0]["choices"][0]["logprobs"] = logprobs
+            return encode_event(
+                self._chunk(ChunkChoice(index, ChatDelta(content=event.text))), event_id=event_id
+            )
+        deltas = self._deltas(index, event.text, is_last=event.final is not None)
+        choices = [ChunkChoice(index, delta) for delta in deltas]
+        if event.logprobs and (logprobs := self._logprobs(event.logprobs)):
+            choices = choices or [ChunkChoice(index, ChatDelta(content=""))]
+            choices[0].logprobs = logprobs
         if event.final is not None:
-            chunks.append(self._chunk(index, {}, self._finish_reason(index, event.final.reason)))
-        ids = [*[None] * (len(chunks) - 1), event_id]
-        return b"".join(
-            encode_event(chunk, event_id=own_id) for chunk, own_id in zip(chunks, ids, strict=False)
-        )
+            reason = self._finish_reason(index, event.final.reason)
+            choices.append(ChunkChoice(index, ChatDelta(), finish_reason=reason))
+        return encode_events([self._chunk(choice) for choice in choices], event_id)
 
     def end(self) -> bytes:
-        """What comes after all choices: the usage if it was asked for, with no choices beside it."""
-        if not self._include_usage:
+        """Return the usage, if the client asked for it, and the end mark."""
+        if not self._usage.in_stream:
             return DONE
-        return encode_event({**self._head, "choices": [], "usage": self._tally.usage()}) + DONE
+        return encode_event(self._chunk(usage=self._usage.total())) + DONE
 
-    def error(self, body: bytes) -> bytes:
-        """The error as the stream's last event."""
-        return encode_error(body)
+    def error(self, error: ApiError, request_id: str | None) -> bytes:
+        """Return the error as the last event of the stream."""
+        return encode_event(to_error(error, request_id))
 
-    def to_response(self, choices: Sequence[CollectedChoice]) -> dict[str, Any]:
-        """All choices at once."""
+    def to_response(self, choices: Sequence[CollectedChoice]) -> ChatCompletion:
+        """Return all choices as one completion."""
         for index, choice in enumerate(choices):
-            self._tally.saw(index, choice.last)
-        written = [
-            {
-                "index": index,
-                "message": self._message(index, choice.text),
-                "logprobs": self._logprobs(choice.logprobs),
-                "finish_reason": self._finish_reason(index, choice.last.final.reason)
-                if choice.last.final
-                else None,
-            }
-            for index, choice in enumerate(choices)
-        ]
-        usage = self._tally.usage()
-        return {**self._head, "object": "chat.completion", "choices": written, "usage": usage}
+            self._usage.observe(index, choice.last)
+        return ChatCompletion(
+            id=self._job.job_id,
+            created=self._created,
+            model=self._job.model,
+            system_fingerprint=self._fingerprint,
+            service_tier=SERVICE_TIERS[self._job.priority],
+            choices=[
+                ChatChoice(
+                    index,
+                    _message(self._deltas(index, choice.text, is_last=True)),
+                    self._logprobs(choice.logprobs),
+                    self._finish_reason(index, choice.final.reason),
+                )
+                for index, choice in enumerate(choices)
+            ],
+            usage=self._usage.total(),
+        )
 
-    def _deltas(self, index: int, event: Event) -> list[dict[str, Any]]:
-        reader = self._reader(index)
-        before = reader.num_calls
-        pieces = reader.feed(event.text) if event.text else []
-        pieces += reader.finish() if event.final is not None else []
-        return self._written(index, before, pieces)
-
-    def _written(self, index: int, num_calls: int, pieces: Iterable[Piece]) -> list[dict[str, Any]]:
-        """``num_calls`` were made before these pieces."""
-        deltas: list[dict[str, Any]] = []
-        for piece in pieces:
-            if isinstance(piece, Said):
-                deltas.append({"content": piece.text})
+    def _deltas(self, index: int, text: str, *, is_last: bool) -> list[ChatDelta]:
+        """Return what the next text of a choice adds to its message."""
+        deltas = []
+        for delta in self._parsers[index].feed(text, is_last=is_last):
+            if isinstance(delta, TextDelta):
+                deltas.append(ChatDelta(content=delta.text))
                 continue
-            call: dict[str, Any] = {"index": max(num_calls - 1, 0)}
-            if isinstance(piece, Called):
-                call |= {"index": num_calls, "id": call_id(self._head["id"], index, num_calls)}
-                call |= {"type": "function", "function": {"name": piece.name, "arguments": ""}}
-                num_calls += 1
+            if isinstance(delta, ToolCallStart):
+                own_id = call_id(self._job.job_id, index, delta.index)
+                function = ChoiceDeltaFunction(name=delta.name, arguments="")
+                call = ChoiceDeltaToolCall(index=delta.index, id=own_id, type="function", function=function)
             else:
-                call["function"] = {"arguments": piece.text}
-            deltas.append({"tool_calls": [call]})
+                function = ChoiceDeltaFunction(arguments=delta.arguments)
+                call = ChoiceDeltaToolCall(index=delta.index, function=function)
+            deltas.append(ChatDelta(tool_calls=[call]))
         return deltas
 
-    def _message(self, index: int, text: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        reader = self._reader(index)
-        calls: list[dict[str, Any]] = []
-        said = ""
-        for piece in [*reader.feed(text), *reader.finish()]:
-            if isinstance(piece, Said):
-                said += piece.text
-            elif isinstance(piece, Called):
-                function = {"name": piece.name, "arguments": ""}
-                own_id = call_id(self._head["id"], index, len(calls))
-                calls.append({"id": own_id, "type": "function", "function": function})
-            else:
-                calls[-1]["function"]["arguments"] += piece.text
-        return {**message, "content": said or None, "tool_calls": calls} if calls else message
+    def _finish_reason(self, index: int, reason: FinishReason) -> ChatFinishReason:
+        """As in OpenAI's API, ``tool_calls`` means that the model decided to call: not so if a named function
+        was required."""
+        if reason is not FinishReason.STOP:
+            return "length"
+        is_call = self._call_mode in ("auto", "required") and self._parsers[index].num_calls > 0
+        return "tool_calls" if is_call else "stop"
 
-    def _reader(self, index: int) -> ToolReader:
-        return self._readers.setdefault(index, ToolReader(may_call=self._call_mode is not None))
+    def _chunk(
+        self, choice: ChunkChoice | None = None, usage: CompletionUsage | UnsetType | None = UNSET
+    ) -> ChatCompletionChunk:
+        """Return a chunk with a choice, or the one with the ``usage``."""
+        return ChatCompletionChunk(
+            id=self._job.job_id,
+            created=self._created,
+            model=self._job.model,
+            system_fingerprint=self._fingerprint,
+            service_tier=SERVICE_TIERS[self._job.priority],
+            choices=[choice] if choice else [],
+            usage=self._usage.for_chunk() if choice else usage,
+        )
 
-    def _finish_reason(self, index: int, reason: FinishReason) -> str:
-        """As OpenAI says it: a call that was ordered by name is no decision of the model's to call."""
-        is_call = self._call_mode in ("auto", "required") and self._reader(index).num_calls > 0
-        return "tool_calls" if is_call and reason is FinishReason.STOP else reason.value
+    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> ChatLogprobs | None:
+        has_logprobs = self._job.sampling.num_logprobs is not None
+        return ChatLogprobs(token_logprobs(logprobs)) if has_logprobs else None
 
-    def _chunk(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        chunk = {**self._head, "choices": [choice]}
-        if self._always_usage:
-            return {**chunk, "usage": self._tally.usage()}
-        return {**chunk, "usage": None} if self._include_usage else chunk
 
-    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        return {"content": token_logprobs(logprobs), "refusal": None} if self._tells_logprobs else None
+def _message(deltas: Iterable[ChatDelta]) -> ChatOutputMessage:
+    """Join the deltas of a choice: the message that a client of its stream has in the end."""
+    text = ""
+    calls: list[MessageToolCall] = []
+    for delta in deltas:
+        if isinstance(delta.content, str):
+            text += delta.content
+        for call in delta.tool_calls or ():
+            if call.id and call.function.name:
+                function = MessageFunction(call.function.name, "")
+                calls.append(MessageToolCall(id=call.id, function=function))
+            calls[-1].function.arguments += call.function.arguments
+    if not calls:
+        return ChatOutputMessage(content=text)
+    return ChatOutputMessage(content=text or None, tool_calls=calls)

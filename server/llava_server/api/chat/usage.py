@@ -1,32 +1,79 @@
-"""How many tokens an answer took, in OpenAI's words."""
+"""The number of tokens of a request, counted from its events."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
 
-from llava_server.api.openapi.schema import Shape, Tokens
+from llava_wire.messages.event import Event
+from msgspec import UNSET, UnsetType
 
-__all__ = ["CompletionUsage"]
+from llava_server.response_model import Count, ResponseModel, doc
+
+__all__ = ["CompletionUsage", "UsageCounter"]
 
 
-class PromptTokens(Shape):
+class PromptTokens(ResponseModel):
     """More about the prompt's tokens."""
 
-    cached_tokens: Tokens = Field(
-        description="Tokens of the prompt that a worker had computed before.", examples=[576]
-    )
+    cached_tokens: Annotated[Count, doc("Tokens of the prompt that a worker had computed before.", 576)]
 
 
-class CompletionUsage(Shape):
+class CompletionUsage(ResponseModel):
     """Tokens of all choices together; a prompt counts once, whatever the number of its choices."""
 
-    prompt_tokens: Tokens = Field(
-        description="Tokens of the prompt, a picture's places included.", examples=[612]
-    )
-    completion_tokens: Tokens = Field(
-        description="Tokens of the answers, their end marks included.", examples=[9]
-    )
-    total_tokens: Tokens = Field(description="The sum of both.", examples=[621])
-    prompt_tokens_details: PromptTokens = Field(
-        description="What of the prompt cost nothing.", examples=[{"cached_tokens": 576}]
-    )
+    prompt_tokens: Annotated[Count, doc("Tokens of the prompt, a picture's places included.", 612)]
+    completion_tokens: Annotated[Count, doc("Tokens of the answers, their end marks included.", 9)]
+    total_tokens: Annotated[Count, doc("The sum of both.", 621)]
+    prompt_tokens_details: Annotated[
+        PromptTokens, doc("What of the prompt cost nothing.", {"cached_tokens": 576})
+    ]
+
+
+class UsageCounter:
+    """Counts the tokens of one request from the events of all its choices.
+
+    A prompt counts once, whatever the number of its choices. The end-of-sequence token is an output token.
+    """
+
+    def __init__(
+        self, *, choices_per_prompt: int = 0, in_stream: bool = False, in_chunks: bool = False
+    ) -> None:
+        """``choices_per_prompt`` 0: all choices have one prompt. ``in_stream``: the stream ends with the
+        usage (``include_usage``); ``in_chunks``: each chunk reports it too (``continuous_usage_stats``)."""
+        self.in_stream = in_stream
+        self._in_chunks = in_chunks
+        self._choices_per_prompt = choices_per_prompt
+        self._prompts: dict[int, tuple[int, int]] = {}  # prompt tokens, cached tokens
+        self._outputs: dict[int, int] = {}
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(prompt for prompt, _ in self._prompts.values())
+
+    @property
+    def num_cached_tokens(self) -> int:
+        return sum(cached for _, cached in self._prompts.values())
+
+    @property
+    def num_output_tokens(self) -> int:
+        return sum(self._outputs.values())
+
+    def observe(self, index: int, event: Event) -> None:
+        """Count the next event of choice ``index``."""
+        prompt, choice = divmod(index, self._choices_per_prompt) if self._choices_per_prompt else (0, index)
+        if event.final is not None and choice == 0:
+            self._prompts[prompt] = (event.final.num_prompt_tokens, event.final.num_cached_tokens)
+        elif event.num_prompt_tokens:
+            self._prompts.setdefault(prompt, (event.num_prompt_tokens, 0))
+        self._outputs[index] = event.next_offset
+
+    def total(self) -> CompletionUsage:
+        """Return the tokens so far in OpenAI's form."""
+        prompt, output = self.num_prompt_tokens, self.num_output_tokens
+        return CompletionUsage(prompt, output, prompt + output, PromptTokens(self.num_cached_tokens))
+
+    def for_chunk(self) -> CompletionUsage | UnsetType | None:
+        """Return the ``usage`` of a chunk with choices: left out, null, or the tokens so far."""
+        if self._in_chunks:
+            return self.total()
+        return None if self.in_stream else UNSET

@@ -8,30 +8,20 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
 from llava_server.api.chat.request import MAX_TOKENS, SharedFields
-from llava_server.api.fields.messages import Strict
-from llava_server.api.fields.sampling import SamplingFields, TokenId, disagreement
+from llava_server.api.fields.base import RequestModel, invalid_value
+from llava_server.api.fields.sampling import SamplingFields, TokenId
 from llava_server.api.fields.structured_output import GrammarFields
-from llava_server.api.fields.unsupported import Refusal, only_neutral, refused
+from llava_server.api.fields.unsupported import Unsupported
 
-__all__ = ["COMPLETION_REFUSED", "CompletionRequest"]
+__all__ = ["CompletionRequest"]
 
 _MAX_ANSWERS = 64
 _MAX_PROMPT_TOKENS = 1 << 20
 _DEFAULT_TOKENS = 16
-
-COMPLETION_REFUSED: dict[str, Refusal] = {
-    "suffix": Refusal(("",), "this model writes what follows a text, not what stands within one"),
-    "best_of": Refusal((1,), "use n and choose among the answers"),
-    "prompt_logprobs": Refusal((0, False), "leave it out"),
-    "add_special_tokens": Refusal((True,), "send the prompt as tokens, with those that you want"),
-    "guided_grammar": Refusal((), "use response_format with a JSON schema, guided_regex or guided_choice"),
-}
 
 
 def _prompt_kind(value: Any) -> str:
@@ -53,7 +43,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(Strict, SharedFields, SamplingFields, GrammarFields):
+class CompletionRequest(RequestModel, SharedFields, SamplingFields, GrammarFields):
     """Texts to be gone on with."""
 
     prompt: Prompt = Field(
@@ -83,16 +73,17 @@ class CompletionRequest(Strict, SharedFields, SamplingFields, GrammarFields):
         "echo those of the prompt, too.",
         examples=[1],
     )
-    suffix: Any = refused("suffix", COMPLETION_REFUSED)
-    best_of: Any = refused("best_of", COMPLETION_REFUSED)
-    prompt_logprobs: Any = refused("prompt_logprobs", COMPLETION_REFUSED)
-    add_special_tokens: Any = refused("add_special_tokens", COMPLETION_REFUSED)
-    guided_grammar: Any = refused("guided_grammar", COMPLETION_REFUSED)
-
-    @field_validator(*COMPLETION_REFUSED)
-    @classmethod
-    def _only_neutral(cls, value: Any, info: ValidationInfo) -> Any:
-        return only_neutral(value, info, COMPLETION_REFUSED)
+    suffix: Annotated[
+        Any, Unsupported("this model writes what follows a text, not what stands within one", ("",))
+    ] = None
+    best_of: Annotated[Any, Unsupported("use n and choose among the answers", (1,))] = None
+    prompt_logprobs: Annotated[Any, Unsupported("leave it out", (0, False))] = None
+    add_special_tokens: Annotated[
+        Any, Unsupported("send the prompt as tokens, with those that you want", (True,))
+    ] = None
+    guided_grammar: Annotated[
+        Any, Unsupported("use response_format with a JSON schema, guided_regex or guided_choice")
+    ] = None
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -104,7 +95,7 @@ class CompletionRequest(Strict, SharedFields, SamplingFields, GrammarFields):
         return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
 
     @property
-    def answer_limit(self) -> int:
+    def max_output_tokens(self) -> int:
         """Tokens of an answer at most."""
         return _DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
 
@@ -117,12 +108,12 @@ class CompletionRequest(Strict, SharedFields, SamplingFields, GrammarFields):
     def _fields_agree(self) -> CompletionRequest:
         num_answers = len(self.prompts) * self.num_choices
         if num_answers > _MAX_ANSWERS:
-            raise disagreement(
+            raise invalid_value(
                 "n",
                 f"{len(self.prompts)} prompts with {self.num_choices} answers each are {num_answers}; "
                 f"the limit is {_MAX_ANSWERS}",
             )
         if self.max_tokens == 0 and not self.echo:
-            raise disagreement("max_tokens", "max_tokens is 0, which goes with echo only; give 1 or more")
-        self.check_least(self.answer_limit)
+            raise invalid_value("max_tokens", "max_tokens is 0, which goes with echo only; give 1 or more")
+        self.check_least(self.max_output_tokens)
         return self

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import Discriminator, Field, Tag
 
 from llava_server.api.chat.request import Hint
-from llava_server.api.fields.messages import ImagePart, Strict
+from llava_server.api.fields.base import RequestModel
+from llava_server.api.fields.messages import ImagePart
 from llava_server.api.fields.sampling import TokenId
-from llava_server.api.fields.unsupported import Refusal, only_neutral, refused
+from llava_server.api.fields.unsupported import Unsupported
 
-__all__ = ["EMBEDDING_REFUSED", "EmbeddingInput", "EmbeddingRequest"]
+__all__ = ["EmbeddingInput", "EmbeddingRequest"]
 
 _MAX_INPUTS = 2048
 _MAX_TOKENS = 1 << 20
-
-EMBEDDING_REFUSED: dict[str, Refusal] = {
-    "dimensions": Refusal((), "the vector has the model's own size, and a part of it means nothing"),
-    "truncate_prompt_tokens": Refusal((), "shorten the text"),
-    "add_special_tokens": Refusal((True,), "send the text as tokens, with those that you want"),
-    "messages": Refusal((), "send texts or pictures as input"),
-    "priority": Refusal((0,), "leave it out"),
-}
 
 
 def _kind(value: Any) -> str:
@@ -56,7 +49,7 @@ Input = Annotated[
 EmbeddingInput = str | list[int] | ImagePart
 
 
-class EmbeddingRequest(Strict):
+class EmbeddingRequest(RequestModel):
     """Texts and pictures whose vectors are wanted."""
 
     model: str = Field(
@@ -78,16 +71,15 @@ class EmbeddingRequest(Strict):
         description="Accepted as a hint, at most 1024 characters; neither used nor stored.",
         examples=["user-7"],
     )
-    dimensions: Any = refused("dimensions", EMBEDDING_REFUSED)
-    truncate_prompt_tokens: Any = refused("truncate_prompt_tokens", EMBEDDING_REFUSED)
-    add_special_tokens: Any = refused("add_special_tokens", EMBEDDING_REFUSED)
-    messages: Any = refused("messages", EMBEDDING_REFUSED)
-    priority: Any = refused("priority", EMBEDDING_REFUSED)
-
-    @field_validator(*EMBEDDING_REFUSED)
-    @classmethod
-    def _only_neutral(cls, value: Any, info: ValidationInfo) -> Any:
-        return only_neutral(value, info, EMBEDDING_REFUSED)
+    dimensions: Annotated[
+        Any, Unsupported("the vector has the model's own size, and a part of it means nothing")
+    ] = None
+    truncate_prompt_tokens: Annotated[Any, Unsupported("shorten the text")] = None
+    add_special_tokens: Annotated[
+        Any, Unsupported("send the text as tokens, with those that you want", (True,))
+    ] = None
+    messages: Annotated[Any, Unsupported("send texts or pictures as input")] = None
+    priority: Annotated[Any, Unsupported("leave it out", (0,))] = None
 
     @property
     def fields(self) -> list[str]:

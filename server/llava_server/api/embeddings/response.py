@@ -1,47 +1,52 @@
-"""Vectors of a request's inputs."""
+"""The vectors of a request's inputs."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from msgspec import Meta
 
-from llava_server.api.openapi.schema import FLOAT32, Index, Shape, Tokens
+from llava_server.response_model import Count, ResponseModel, doc
 
-__all__ = ["EmbeddingList"]
+__all__ = ["Embedding", "EmbeddingList", "EmbeddingUsage"]
 
-Float32 = Annotated[float, Field(ge=-FLOAT32, le=FLOAT32)]
+_MAX_FLOAT32 = 3.4028234663852886e38
+Float32 = Annotated[float, Meta(ge=-_MAX_FLOAT32, le=_MAX_FLOAT32)]
 
 
-class Embedding(Shape):
+class Embedding(ResponseModel, kw_only=True):
     """One input's vector."""
 
-    object: Literal["embedding"] = Field(description="embedding")
-    index: Index = Field(description="The input's place, from 0.", examples=[0])
-    embedding: list[Float32] | str = Field(
-        description="A vector of length 1: float32 numbers, or with encoding_format base64 their bytes, the "
-        "lowest first.",
-        examples=[[0.6, -0.8]],
-    )
+    object: Literal["embedding"] = "embedding"
+    index: Annotated[Count, doc("The input's place, from 0.", 0)]
+    embedding: Annotated[
+        list[Float32] | str,
+        doc(
+            "A vector of length 1: float32 numbers, or with encoding_format base64 their bytes, the lowest "
+            "first.",
+            [0.6, -0.8],
+        ),
+    ]
 
 
-class EmbeddingUsage(Shape):
+class EmbeddingUsage(ResponseModel):
     """The tokens that it took."""
 
-    prompt_tokens: Tokens = Field(
-        description="Tokens of all inputs, a picture's places included.", examples=[7]
-    )
-    total_tokens: Tokens = Field(description="The same: nothing is answered.", examples=[7])
+    prompt_tokens: Annotated[Count, doc("Tokens of all inputs, a picture's places included.", 7)]
+    total_tokens: Annotated[Count, doc("The same: nothing is answered.", 7)]
 
 
-class EmbeddingList(Shape):
+class EmbeddingList(ResponseModel, kw_only=True):
     """A vector for each input, in their order."""
 
-    object: Literal["list"] = Field(description="list")
-    data: list[Embedding] = Field(
-        min_length=1,
-        description="As many as there are inputs.",
-        examples=[[{"object": "embedding", "index": 0, "embedding": [0.6, -0.8]}]],
-    )
-    model: str = Field(description="The model that made them.", examples=["tiny-llava"])
-    usage: EmbeddingUsage = Field(description="The tokens of its inputs.")
+    object: Literal["list"] = "list"
+    data: Annotated[
+        list[Embedding],
+        doc(
+            "As many as there are inputs.",
+            [{"object": "embedding", "index": 0, "embedding": [0.6, -0.8]}],
+            min_length=1,
+        ),
+    ]
+    model: Annotated[str, doc("The model that made them.", "tiny-llava")]
+    usage: Annotated[EmbeddingUsage, doc("The tokens of its inputs.")]

@@ -6,8 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     StringConstraints,
@@ -17,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from llava_server.api.fields.sampling import disagreement
+from llava_server.api.fields.base import RequestModel, invalid_value, text_or_list
 
 __all__ = [
     "AssistantMessage",
@@ -26,14 +24,12 @@ __all__ = [
     "FunctionName",
     "ImagePart",
     "ImageUrl",
-    "Strict",
     "SystemMessage",
     "TextPart",
     "ToolCall",
     "ToolMessage",
     "UserMessage",
     "check_tool_turns",
-    "plain_or_list",
 ]
 
 _MAX_PARTS = 256
@@ -43,18 +39,7 @@ FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$"
 CallId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
-def plain_or_list(value: Any) -> str:
-    """Which branch of "a string or a list" to judge by: with both, each mistake would be reported twice."""
-    return "<plain>" if isinstance(value, str) else "<list>"
-
-
-class Strict(BaseModel):
-    """A part of a request: "5" is not 5, and names that nobody knows are ignored."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
-
-
-class TextPart(Strict):
+class TextPart(RequestModel):
     """A piece of text."""
 
     type: Literal["text"] = Field(description="text")
@@ -64,7 +49,7 @@ class TextPart(Strict):
     )
 
 
-class ImageUrl(Strict):
+class ImageUrl(RequestModel):
     """Where a picture is."""
 
     url: str = Field(
@@ -80,7 +65,7 @@ class ImageUrl(Strict):
     )
 
 
-class ImagePart(Strict):
+class ImagePart(RequestModel):
     """A picture."""
 
     type: Literal["image_url"] = Field(description="image_url")
@@ -90,7 +75,7 @@ class ImagePart(Strict):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 PartList = Annotated[list[Part], Field(min_length=1, max_length=_MAX_PARTS)]
 Content = Annotated[
-    Annotated[str, Tag("<plain>")] | Annotated[PartList, Tag("<list>")], Discriminator(plain_or_list)
+    Annotated[str, Tag("<plain>")] | Annotated[PartList, Tag("<list>")], Discriminator(text_or_list)
 ]
 
 
@@ -106,7 +91,7 @@ _CONTENT = "Text, or a list of parts in reading order."
 _NAME: Any = Field(None, description="Accepted; the model's prompt has no place for names.", examples=["Ada"])
 
 
-class SystemMessage(Strict):
+class SystemMessage(RequestModel):
     """What the model shall keep in mind; replaces the model's own system sentence."""
 
     role: Literal["system", "developer"] = Field(description="Who speaks; both mean the same.")
@@ -114,7 +99,7 @@ class SystemMessage(Strict):
     name: str | None = _NAME
 
 
-class UserMessage(Strict):
+class UserMessage(RequestModel):
     """A question, with pictures where they belong in the text."""
 
     role: Literal["user"] = Field(description="Who speaks.")
@@ -122,14 +107,14 @@ class UserMessage(Strict):
     name: str | None = _NAME
 
 
-class FunctionCall(Strict):
+class FunctionCall(RequestModel):
     """Which function, and with what."""
 
     name: FunctionName = Field(description="The function's name.", examples=["get_weather"])
     arguments: str = Field(description="Its arguments as JSON in a string.", examples=['{"city": "Paris"}'])
 
 
-class ToolCall(Strict):
+class ToolCall(RequestModel):
     """A call that an earlier answer made."""
 
     id: CallId = Field(description="Its id in that answer.", examples=["call_1"])
@@ -137,7 +122,7 @@ class ToolCall(Strict):
     function: FunctionCall = Field(description="What was called.")
 
 
-class AssistantMessage(Strict):
+class AssistantMessage(RequestModel):
     """An earlier answer: text, or calls of functions, or both."""
 
     role: Literal["assistant"] = Field(description="Who speaks.")
@@ -171,7 +156,7 @@ class AssistantMessage(Strict):
         return self
 
 
-class ToolMessage(Strict):
+class ToolMessage(RequestModel):
     """What came of a call."""
 
     role: Literal["tool"] = Field(description="Who speaks.")
@@ -190,14 +175,14 @@ def check_tool_turns(messages: list[ChatMessage]) -> None:
     for index, message in enumerate(messages):
         if isinstance(message, ToolMessage):
             if message.tool_call_id not in open_ids:
-                raise disagreement(
+                raise invalid_value(
                     f"messages[{index}].tool_call_id",
                     f"messages[{index}].tool_call_id is {message.tool_call_id[:60]!a}, and no tool_calls "
                     "before it wait for that one",
                 )
             open_ids.remove(message.tool_call_id)
         elif open_ids:
-            raise disagreement(
+            raise invalid_value(
                 f"messages[{index}]",
                 f"messages[{index}] comes before the result of call {open_ids[0][:60]!a}: send a message "
                 "of role tool first",
@@ -205,7 +190,7 @@ def check_tool_turns(messages: list[ChatMessage]) -> None:
         elif isinstance(message, AssistantMessage):
             open_ids = [call.id for call in message.tool_calls or ()]
     if open_ids:
-        raise disagreement(
+        raise invalid_value(
             "messages",
             f"the call {open_ids[0][:60]!a} has no result: send a message of role tool with its id",
         )

@@ -9,25 +9,21 @@ import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, Field
-from pydantic_core import PydanticCustomError
 
-__all__ = ["MAX_CHOICES", "SamplingFields", "TokenId", "disagreement"]
+from llava_server.api.fields.base import invalid_value
+
+__all__ = ["MAX_CHOICES", "SamplingFields", "TokenId"]
 
 MAX_CHOICES = 16
 _MAX_TOKENS = _MAX_TOKEN_ID = 2**31 - 1
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 
 
-def disagreement(param: str, message: str) -> PydanticCustomError:
-    """A value that is wrong for a reason of its own."""
-    return PydanticCustomError("invalid_value", "{message}", {"message": message, "param": param})
-
-
 def _by_token_id(bias: dict[str, float]) -> dict[str, float]:
     for key in bias:
         if not _TOKEN_ID.fullmatch(key) or int(key) > _MAX_TOKEN_ID:
             shown = key if len(key) <= 20 else f"{key[:20]}..."
-            raise disagreement(
+            raise invalid_value(
                 "logit_bias", f'logit_bias has the key {shown!a}; keys are token ids, as in {{"42": -100}}'
             )
     return bias
@@ -121,7 +117,7 @@ class SamplingFields(BaseModel):
     def check_least(self, limit: int | None) -> None:
         """Raises where the answer's least length is above its most, ``limit``."""
         if limit is not None and (self.min_tokens or 0) > limit:
-            raise disagreement("min_tokens", f"min_tokens is {self.min_tokens}; max_tokens is only {limit}")
+            raise invalid_value("min_tokens", f"min_tokens is {self.min_tokens}; max_tokens is only {limit}")
 
     @property
     def num_choices(self) -> int:

@@ -13,7 +13,7 @@ from llava_wire.messages.sampling_params import Grammar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from llava_server.api.fields.sampling import disagreement
+from llava_server.api.fields.base import RequestModel, invalid_value
 
 __all__ = [
     "MAX_SCHEMA_BYTES",
@@ -49,11 +49,7 @@ Choice = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Choices = Annotated[list[Choice], Field(min_length=1, max_length=_MAX_CHOICES)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
-
-
-class JsonSchemaFormat(_Strict):
+class JsonSchemaFormat(RequestModel):
     """A JSON schema with a name."""
 
     name: str = Field(
@@ -72,7 +68,7 @@ class JsonSchemaFormat(_Strict):
     strict: bool | None = Field(None, description="Accepted; every answer keeps to the schema.")
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(RequestModel):
     """What the answer must be."""
 
     type: Literal["text", "json_object", "json_schema"] = Field(description="Of which kind the answer is.")
@@ -82,13 +78,13 @@ class ResponseFormat(_Strict):
     def _has_its_schema(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
             there = "is missing" if self.json_schema is None else "is given"
-            raise disagreement(
+            raise invalid_value(
                 "response_format.json_schema", f"response_format.type is {self.type} and json_schema {there}"
             )
         return self
 
 
-class StructuredOutputs(_Strict):
+class StructuredOutputs(RequestModel):
     """vLLM's name for the same."""
 
     model_config = ConfigDict(extra="forbid")
@@ -139,9 +135,9 @@ class GrammarFields(BaseModel):
     def _asks_for_one_thing(self) -> GrammarFields:
         names = list(self._asked_for())
         if len(names) > 1:
-            raise disagreement(names[1], f"{names[0]} and {names[1]} both say what the answer is: give one")
+            raise invalid_value(names[1], f"{names[0]} and {names[1]} both say what the answer is: give one")
         if names and getattr(self, "ignore_eos", None):
-            raise disagreement("ignore_eos", f"ignore_eos goes on past the end that {names[0]} decides")
+            raise invalid_value("ignore_eos", f"ignore_eos goes on past the end that {names[0]} decides")
         return self
 
     def _asked_for(self) -> dict[str, Grammar]:

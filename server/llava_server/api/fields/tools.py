@@ -9,8 +9,8 @@ from llava_wire.messages.sampling_params import Grammar
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from llava_server.api.fields.messages import FunctionName, Strict
-from llava_server.api.fields.sampling import disagreement
+from llava_server.api.fields.base import RequestModel, invalid_value
+from llava_server.api.fields.messages import FunctionName
 from llava_server.api.fields.structured_output import MAX_SCHEMA_BYTES, Schema
 
 __all__ = ["Function", "FunctionTool", "ToolFields"]
@@ -24,7 +24,7 @@ def _of_an_object(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-class Function(Strict):
+class Function(RequestModel):
     """A function that the model may ask for; the caller runs it."""
 
     name: FunctionName = Field(description="Letters, digits, _ and -, at most 64.", examples=["get_weather"])
@@ -49,27 +49,27 @@ class Function(Strict):
         return {"type": "object", **self.parameters}
 
 
-class FunctionTool(Strict):
+class FunctionTool(RequestModel):
     """A tool; all tools are functions."""
 
     type: Literal["function"] = Field(description="function; there are no other kinds here.")
     function: Function = Field(description="The function.")
 
 
-class ChosenFunction(Strict):
+class ChosenFunction(RequestModel):
     """A function by its name."""
 
     name: FunctionName = Field(description="The function's name.", examples=["get_weather"])
 
 
-class NamedChoice(Strict):
+class NamedChoice(RequestModel):
     """One function has to be called."""
 
     type: Literal["function"] = Field(description="function")
     function: ChosenFunction = Field(description="Which one.")
 
 
-class AllowedTools(Strict):
+class AllowedTools(RequestModel):
     """Some of the tools."""
 
     mode: Literal["auto", "required"] = Field(description="As tool_choice, among these tools.")
@@ -81,7 +81,7 @@ class AllowedTools(Strict):
     )
 
 
-class AllowedChoice(Strict):
+class AllowedChoice(RequestModel):
     """Only some of the tools may be called."""
 
     type: Literal["allowed_tools"] = Field(description="allowed_tools")
@@ -163,17 +163,19 @@ class ToolFields(BaseModel):
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise disagreement("tools", f"tools has two functions with the name {twice!r}")
+            raise invalid_value("tools", f"tools has two functions with the name {twice!r}")
         wanted = _named_by(self.tool_choice)
         for name in wanted:
             if name not in names:
-                raise disagreement("tool_choice", f"tool_choice names {name!r}, which is not among the tools")
+                raise invalid_value(
+                    "tool_choice", f"tool_choice names {name!r}, which is not among the tools"
+                )
         if self.tool_choice == "required" and not names:
-            raise disagreement("tool_choice", "tool_choice is required, but there are no tools")
+            raise invalid_value("tool_choice", "tool_choice is required, but there are no tools")
         grammar = self.tool_grammar
         num_bytes = len(grammar.text.encode()) if grammar else 0
         if num_bytes > MAX_SCHEMA_BYTES:
-            raise disagreement(
+            raise invalid_value(
                 "tools", f"the tools' schemas have {num_bytes} bytes; the limit is {MAX_SCHEMA_BYTES}"
             )
         return self

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Literal
 
+from pydantic import BaseModel, Field
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from llava_server.errors import ApiError
 
-__all__ = ["Upload", "parse_upload"]
+__all__ = ["FileUpload", "Upload", "parse_upload"]
 
 _MAX_FIELDS = 16
 _MAX_FIELD_BYTES = 1024
 _MAX_NAME = 255
+
+
+class FileUpload(BaseModel):
+    """A file for a batch."""
+
+    file: bytes = Field(
+        description="JSONL: one request a line, see docs/batches.md.", examples=["requests.jsonl"]
+    )
+    purpose: Literal["batch"] = Field(description="What it is for.")
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,16 @@
-"""Stored files, and what is said of what was deleted."""
+"""Stored files, lists of them, and deleted ones."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from msgspec import UNSET, UnsetType
 
-from llava_server.api.openapi.schema import Moment, Shape, absent
+from llava_server.response_model import AlwaysFalse, AlwaysTrue, ResponseModel, Timestamp, doc
 
-__all__ = ["DeletedFile", "FileList", "StoredFile"]
+__all__ = ["FILE_ID", "DeletedFile", "FileList", "StoredFile"]
 
 FILE_ID = "file-3f1c09a2b44de8715a7c61f02b9d10ee"
-_MAX_BYTES = 2**40
 _FILE = {
     "id": FILE_ID,
     "object": "file",
@@ -24,38 +23,39 @@ _FILE = {
 }
 
 
-class StoredFile(Shape):
+class StoredFile(ResponseModel, kw_only=True):
     """A file of this key."""
 
-    id: str = Field(description="Of the file.", examples=[FILE_ID])
-    object: Literal["file"] = Field(description="file")
-    bytes: int = Field(ge=0, le=_MAX_BYTES, description="Its size in bytes.", examples=[2048])
-    created_at: Moment = Field(description="When it was stored, Unix seconds.", examples=[1764241200])
-    expires_at: Moment = Field(description="When it will be gone, Unix seconds.", examples=[1764846000])
-    filename: str = Field(description="As it was sent.", examples=["requests.jsonl"])
-    purpose: Literal["batch", "batch_output"] = Field(
-        description="batch: requests; batch_output: what a batch made of them."
-    )
-    status: Literal["processed"] = Field(description="processed: it can be used at once.")
+    id: Annotated[str, doc("Of the file.", FILE_ID)]
+    object: Literal["file"] = "file"
+    bytes: Annotated[int, doc("Its size in bytes.", 2048, ge=0, le=2**40)]
+    created_at: Annotated[Timestamp, doc("When it was stored, Unix seconds.", 1764241200)]
+    expires_at: Annotated[Timestamp, doc("When it will be gone, Unix seconds.", 1764846000)]
+    filename: Annotated[str, doc("As it was sent.", "requests.jsonl")]
+    purpose: Annotated[
+        str,
+        doc(
+            "batch: requests; batch_output: what a batch made of them.",
+            "batch",
+            extra_json_schema={"enum": ["batch", "batch_output"]},
+        ),
+    ]
+    status: Annotated[Literal["processed"], doc("processed: it can be used at once.")] = "processed"
 
 
-class FileList(Shape):
+class FileList(ResponseModel, kw_only=True):
     """The files of this key, the latest first."""
 
-    object: Literal["list"] = Field(description="list")
-    data: list[StoredFile] = Field(description="All of them.", examples=[[_FILE]])
-    has_more: Literal[False] = Field(description="Always false: all are told at once.")
-    first_id: str = Field(
-        default_factory=absent, description="Of the first; left out without any.", examples=[FILE_ID]
-    )
-    last_id: str = Field(
-        default_factory=absent, description="Of the last; left out without any.", examples=[FILE_ID]
-    )
+    object: Literal["list"] = "list"
+    data: Annotated[list[StoredFile], doc("All of them.", [_FILE])]
+    has_more: Annotated[AlwaysFalse, doc("Always false: all are told at once.")] = False
+    first_id: Annotated[str | UnsetType, doc("Of the first; left out without any.", FILE_ID)] = UNSET
+    last_id: Annotated[str | UnsetType, doc("Of the last; left out without any.", FILE_ID)] = UNSET
 
 
-class DeletedFile(Shape):
+class DeletedFile(ResponseModel):
     """What was deleted."""
 
-    id: str = Field(description="Of the file.", examples=[FILE_ID])
-    object: Literal["file"] = Field(description="file")
-    deleted: Literal[True] = Field(description="Always true: else the answer is an error.")
+    id: Annotated[str, doc("Of the file.", FILE_ID)]
+    object: Literal["file"] = "file"
+    deleted: Annotated[AlwaysTrue, doc("Always true: else the answer is an error.")] = True

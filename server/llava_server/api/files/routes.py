@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 from llava_wire.errors import QueueUnavailable, StoreFull
@@ -12,14 +12,15 @@ from llava_wire.stores.files import StoredFile
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.files.multipart import parse_upload
+from llava_server.api.files import response
+from llava_server.api.files.multipart import FileUpload, parse_upload
 from llava_server.api.files.response import DeletedFile, FileList
-from llava_server.api.files.response import StoredFile as StoredFileShape
-from llava_server.api.openapi.document import answers_with
+from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import DOWNLOAD
 from llava_server.errors import ApiError, from_store_error
 from llava_server.lifespan import services_of
 from llava_server.request_context import context_of
+from llava_server.response_model import JSONResponse
 
 __all__ = ["router", "stored_file"]
 
@@ -33,22 +34,11 @@ FileId = Annotated[
         examples=["file-3f1c09a2b44de8715a7c61f02b9d10ee"],
     ),
 ]
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/FileUpload"}}},
-    }
-}
 
 
-@router.post(
-    "",
-    summary="Store a file for a batch",
-    response_model=None,
-    responses=answers_with(StoredFileShape, "The file"),
-    openapi_extra=_FORM,
-)
-async def upload_file(request: Request) -> dict[str, Any]:
+@router.post("", summary="Store a file for a batch")
+@Operation("The file", response.StoredFile, request=FileUpload, request_type="multipart/form-data")
+async def upload_file(request: Request) -> Response:
     """JSONL, one request a line; at most as large as any request's body."""
     services = services_of(request)
     with context_of(request).body.consume() as body:
@@ -66,50 +56,37 @@ async def upload_file(request: Request) -> dict[str, Any]:
             await services.files.add(file, upload.data, tenant=context_of(request).tenant)
         except (StoreFull, QueueUnavailable) as error:
             raise from_store_error(error) from error
-    return _described(await stored_file(request, file.file_id))
+    return JSONResponse(_to_response(await stored_file(request, file.file_id)))
 
 
-@router.get(
-    "",
-    summary="List the files",
-    response_model=None,
-    responses=answers_with(FileList, "The files", statuses=(400, 401, 500, 503)),
-)
+@router.get("", summary="List the files")
+@Operation("The files", FileList, statuses=(400, 401, 500, 503))
 async def list_files(
     request: Request,
     purpose: Annotated[
         str | None, Query(description="Only those of this purpose.", max_length=64, examples=["batch"])
     ] = None,
-) -> dict[str, Any]:
+) -> Response:
     """Those of this key, the latest first, all at once."""
     try:
         files = await services_of(request).files.all_of(tenant=context_of(request).tenant)
     except QueueUnavailable as error:
         raise from_store_error(error) from error
-    data = [_described(file) for file in files if purpose in (None, file.purpose)]
-    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
-    return {"object": "list", "data": data, "has_more": False, **ends}
+    body = FileList(data=[_to_response(file) for file in files if purpose in (None, file.purpose)])
+    if body.data:
+        body.first_id, body.last_id = body.data[0].id, body.data[-1].id
+    return JSONResponse(body)
 
 
-@router.get(
-    "/{file_id}",
-    summary="Describe a file",
-    response_model=None,
-    responses=answers_with(StoredFileShape, "The file", statuses=(400, 401, 404, 500, 503)),
-)
-async def get_file(request: Request, file_id: FileId) -> dict[str, Any]:
+@router.get("/{file_id}", summary="Describe a file")
+@Operation("The file", response.StoredFile, statuses=(400, 401, 404, 500, 503))
+async def get_file(request: Request, file_id: FileId) -> Response:
     """``expires_at`` is when it will be gone."""
-    return _described(await stored_file(request, file_id))
+    return JSONResponse(_to_response(await stored_file(request, file_id)))
 
 
-@router.get(
-    "/{file_id}/content",
-    summary="Read a file",
-    response_class=Response,
-    responses=answers_with(
-        "application/octet-stream", "The bytes", statuses=(400, 401, 404, 500, 503), headers=DOWNLOAD
-    ),
-)
+@router.get("/{file_id}/content", summary="Read a file")
+@Operation("The bytes", "application/octet-stream", statuses=(400, 401, 404, 500, 503), headers=DOWNLOAD)
 async def read_file(request: Request, file_id: FileId) -> Response:
     """As a download: a browser shows nothing of it."""
     file = await stored_file(request, file_id)
@@ -123,13 +100,9 @@ async def read_file(request: Request, file_id: FileId) -> Response:
     return Response(data, media_type="application/octet-stream", headers=headers)
 
 
-@router.delete(
-    "/{file_id}",
-    summary="Delete a file",
-    response_model=None,
-    responses=answers_with(DeletedFile, "What was deleted", statuses=(400, 401, 404, 500, 503)),
-)
-async def delete_file(request: Request, file_id: FileId) -> dict[str, Any]:
+@router.delete("/{file_id}", summary="Delete a file")
+@Operation("What was deleted", DeletedFile, statuses=(400, 401, 404, 500, 503))
+async def delete_file(request: Request, file_id: FileId) -> Response:
     """A batch under way goes on; if another controller has to take it over, it fails for want of its file."""
     try:
         is_gone = await services_of(request).files.remove(file_id, tenant=context_of(request).tenant)
@@ -137,7 +110,7 @@ async def delete_file(request: Request, file_id: FileId) -> dict[str, Any]:
         raise from_store_error(error) from error
     if not is_gone:
         raise _not_found()
-    return {"id": file_id, "object": "file", "deleted": True}
+    return JSONResponse(DeletedFile(file_id))
 
 
 async def stored_file(request: Request, file_id: str) -> StoredFile:
@@ -151,17 +124,15 @@ async def stored_file(request: Request, file_id: str) -> StoredFile:
     return file
 
 
-def _described(file: StoredFile) -> dict[str, Any]:
-    return {
-        "id": file.file_id,
-        "object": "file",
-        "bytes": file.size,
-        "created_at": file.created_at,
-        "expires_at": file.expires_at,
-        "filename": file.name,
-        "purpose": file.purpose,
-        "status": "processed",
-    }
+def _to_response(file: StoredFile) -> response.StoredFile:
+    return response.StoredFile(
+        id=file.file_id,
+        bytes=file.size,
+        created_at=file.created_at,
+        expires_at=file.expires_at,
+        filename=file.name,
+        purpose=file.purpose,
+    )
 
 
 def _not_found() -> ApiError:

@@ -2,52 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
-
-from llava_server.api.openapi.schema import Index, Moment, Shape, Tokens
+from llava_server.response_model import AlwaysTrue, Count, ResponseModel, Timestamp, doc
 
 __all__ = ["Model", "ModelList"]
 
 
-class Capabilities(Shape):
+class Capabilities(ResponseModel):
     """What a model can do."""
 
-    vision: Literal[True] = Field(description="It sees pictures: all models here do.")
+    vision: Annotated[AlwaysTrue, doc("It sees pictures: all models here do.")] = True
 
 
-class Model(Shape):
+class Model(ResponseModel, kw_only=True):
     """A model that had a worker since this server started."""
 
-    id: str = Field(description="Its name in requests.", examples=["tiny-llava"])
-    object: Literal["model"] = Field(description="model")
-    created: Moment = Field(description="When this server saw it first, Unix seconds.", examples=[1764241200])
-    owned_by: Literal["llava-serve"] = Field(description="llava-serve")
-    max_model_len: Tokens = Field(
-        description="Tokens of prompt and answer that it takes at most.", examples=[4096]
-    )
-    num_workers: Index = Field(description="Workers that serve it now; 0: none answers.", examples=[1])
-    capabilities: Capabilities = Field(description="What it can do.")
+    id: Annotated[str, doc("Its name in requests.", "tiny-llava")]
+    object: Literal["model"] = "model"
+    created: Annotated[Timestamp, doc("When this server saw it first, Unix seconds.", 1764241200)]
+    owned_by: Literal["llava-serve"] = "llava-serve"
+    max_model_len: Annotated[Count, doc("Tokens of prompt and answer that it takes at most.", 4096)]
+    num_workers: Annotated[Count, doc("Workers that serve it now; 0: none answers.", 1)]
+    capabilities: Annotated[Capabilities, doc("What it can do.")]
 
 
-class ModelList(Shape):
+_MODEL = {
+    "id": "tiny-llava",
+    "object": "model",
+    "created": 1764241200,
+    "owned_by": "llava-serve",
+    "max_model_len": 4096,
+    "num_workers": 1,
+    "capabilities": {"vision": True},
+}
+
+
+class ModelList(ResponseModel, kw_only=True):
     """Every model that had a worker since this server started."""
 
-    object: Literal["list"] = Field(description="list")
-    data: list[Model] = Field(
-        description="In the order of their names.",
-        examples=[
-            [
-                {
-                    "id": "tiny-llava",
-                    "object": "model",
-                    "created": 1764241200,
-                    "owned_by": "llava-serve",
-                    "max_model_len": 4096,
-                    "num_workers": 1,
-                    "capabilities": {"vision": True},
-                }
-            ]
-        ],
-    )
+    object: Literal["list"] = "list"
+    data: Annotated[list[Model], doc("In the order of their names.", [_MODEL])]

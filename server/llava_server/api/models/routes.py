@@ -1,15 +1,17 @@
-"""GET /v1/models: answered from memory, so that clients that ask first are never kept waiting."""
+"""GET /v1/models: answered from memory, so that clients that list models first do not wait for the queue."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path
 from starlette.requests import Request
+from starlette.responses import Response
 
-from llava_server.api.models.response import Model, ModelList
-from llava_server.api.openapi.document import answers_with
+from llava_server.api.models.response import Capabilities, Model, ModelList
+from llava_server.api.openapi.document import Operation
 from llava_server.lifespan import services_of
+from llava_server.response_model import JSONResponse
 from llava_server.worker_registry import ServedModel, WorkerRegistry
 
 __all__ = ["router"]
@@ -19,37 +21,27 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 ModelId = Annotated[str, Path(description="The name of the model.", examples=["tiny-llava"])]
 
 
-@router.get(
-    "",
-    summary="List the models",
-    response_model=None,
-    responses=answers_with(ModelList, "The models", statuses=(401, 500)),
-)
-async def list_models(request: Request) -> dict[str, Any]:
+@router.get("", summary="List the models")
+@Operation("The models", ModelList, statuses=(401, 500))
+async def list_models(request: Request) -> Response:
     """Every model that had a worker since this server started; ``num_workers`` 0 means none at the moment."""
     registry = services_of(request).registry
-    return {"object": "list", "data": [_described(model, registry) for model in registry.models]}
+    return JSONResponse(ModelList(data=[_to_response(model, registry) for model in registry.models]))
 
 
-@router.get(
-    "/{model_id:path}",
-    summary="Describe one model",
-    response_model=None,
-    responses=answers_with(Model, "The model", statuses=(401, 404, 500)),
-)
-async def get_model(model_id: ModelId, request: Request) -> dict[str, Any]:
+@router.get("/{model_id:path}", summary="Describe one model")
+@Operation("The model", Model, statuses=(401, 404, 500))
+async def get_model(model_id: ModelId, request: Request) -> Response:
     """Model names may hold slashes."""
     registry = services_of(request).registry
-    return _described(registry.known(model_id), registry)
+    return JSONResponse(_to_response(registry.known(model_id), registry))
 
 
-def _described(model: ServedModel, registry: WorkerRegistry) -> dict[str, Any]:
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.first_seen,
-        "owned_by": "llava-serve",
-        "max_model_len": model.context_length,
-        "num_workers": registry.num_workers(model.name),
-        "capabilities": {"vision": True},
-    }
+def _to_response(model: ServedModel, registry: WorkerRegistry) -> Model:
+    return Model(
+        id=model.name,
+        created=model.first_seen,
+        max_model_len=model.context_length,
+        num_workers=registry.num_workers(model.name),
+        capabilities=Capabilities(),
+    )

@@ -1,22 +1,43 @@
-"""What the OpenAPI document says of bodies that we read and write ourselves: FastAPI does not see them."""
+"""The OpenAPI document, built from the app's routes.
+
+Routes read and write bodies themselves, so FastAPI knows only their paths, parameters and summaries. The
+decorator Operation attaches the rest to a route's function; ``build_document`` puts both together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_args
 
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from llava_server.api.openapi.error import Error
-from llava_server.api.openapi.examples import add_examples
 from llava_server.api.openapi.headers import HEADERS, STREAM, header_parameter, headers_of
+from llava_server.api.openapi.schema import Model, Schema, component_schemas, ref
+from llava_server.error_response import Error
+from llava_server.response_model import ResponseModel
 
-__all__ = ["answers_with", "body_of", "described", "failing_with", "with_headers"]
+__all__ = ["Operation", "build_document"]
 
-_REF = "#/components/schemas/{model}"
-_STATUSES = (400, 401, 404, 408, 409, 413, 415, 429, 500, 503, 504)
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
 _JSON, _EVENTS = "application/json", "text/event-stream"
+ERROR_STATUSES = (400, 401, 404, 408, 409, 413, 415, 429, 500, 503, 504)
+_MEANINGS = {
+    400: "The request is wrong",
+    401: "A valid key is needed",
+    404: "There is no such thing",
+    408: "It took too long to come or to begin",
+    409: "It is not possible as things stand",
+    413: "The body is too large",
+    415: "The body is of a wrong kind",
+    429: "The key is over a limit",
+    500: "Something broke here",
+    503: "Not now",
+    504: "It took too long",
+}
 _SECURITY = {
     "bearer": {
         "type": "http",
@@ -31,127 +52,127 @@ _SECURITY = {
     },
 }
 
-_MEANINGS = {
-    400: "The request is wrong",
-    401: "A valid key is needed",
-    404: "There is no such thing",
-    408: "It took too long to come or to begin",
-    409: "It is not possible as things stand",
-    413: "The body is too large",
-    415: "The body is of a wrong kind",
-    429: "The key is over a limit",
-    500: "Something broke here",
-    503: "Not now",
-    504: "It took too long",
-}
 
-_FILE_UPLOAD = {
-    "title": "FileUpload",
-    "type": "object",
-    "description": "A file for a batch.",
-    "required": ["file", "purpose"],
-    "properties": {
-        "file": {
-            "type": "string",
-            "format": "binary",
-            "description": "JSONL: one request a line, see docs/batches.md.",
-            "examples": ["requests.jsonl"],
-        },
-        "purpose": {"type": "string", "enum": ["batch"], "description": "What it is for."},
-    },
-}
+@dataclass(frozen=True)
+class Operation:
+    """Decorator of a route's function: the bodies and headers of its requests and responses.
 
-_SHAPES: dict[str, type[BaseModel]] = {}  # of requests and answers, by name
-
-
-def body_of(model: type[BaseModel], *, headers: Sequence[str] = ()) -> dict[str, Any]:
-    """A route's ``openapi_extra`` for this request."""
-    content = {_JSON: {"schema": _ref(model)}}
-    return {"requestBody": {"required": True, "content": content}, **with_headers(*headers)}
-
-
-def with_headers(*names: str) -> dict[str, Any]:
-    """A route's ``openapi_extra`` for these headers of the request."""
-    return {"parameters": [header_parameter(name) for name in names]} if names else {}
-
-
-def answers_with(
-    model: type[BaseModel] | str,
-    description: str,
-    *,
-    stream: Sequence[type[BaseModel]] = (),
-    statuses: Sequence[int] = _STATUSES,
-    error: type[BaseModel] = Error,
-    headers: Sequence[str] = (),
-) -> dict[int | str, dict[str, Any]]:
-    """A route's ``responses``: its answer (of this model, or bytes of this media type) and every error.
-
-    ``stream``: the answer may be a stream, each of whose events has data of one of these models. ``headers``:
-    what it carries beside what every answer does.
+    ``response`` is the model of a successful response, or the media type of bytes. ``stream``: the model of a
+    stream's events, or a union of models; with a ``stream_name`` the union is a component of its own.
+    ``headers`` are sent in addition to those of every response. ``statuses`` are the errors with the body
+    ``error``; ``other_responses`` have another body: model and description by status.
     """
-    media: dict[str, Any] = {}
-    if isinstance(model, str):
-        media[model] = {"schema": {"type": "string", "format": "binary"}}
-    else:
-        media[_JSON] = {"schema": _ref(model)}
-    if stream:
-        events = [_ref(each) for each in stream]
-        media[_EVENTS] = {"schema": events[0] if len(events) == 1 else {"anyOf": events}}
-        headers = (*headers, *STREAM)
-    answers: dict[int | str, dict[str, Any]] = {
-        200: {"description": description, "content": media, "headers": _told(headers)}
+
+    description: str
+    response: type[ResponseModel] | str
+    stream: Any = None
+    stream_name: str = ""
+    headers: Sequence[str] = ()
+    request: type[BaseModel] | None = None
+    request_type: str = _JSON
+    request_headers: Sequence[str] = ()
+    statuses: Sequence[int] = ERROR_STATUSES
+    error: type[ResponseModel] = Error
+    other_responses: Mapping[int, tuple[type[ResponseModel], str]] = field(default_factory=dict)
+
+    def __call__(self, endpoint: Endpoint) -> Endpoint:
+        endpoint.__dict__["operation"] = self
+        return endpoint
+
+    def models(self) -> list[Model]:
+        """Return all models of the bodies."""
+        others = [model for model, _ in self.other_responses.values()]
+        models = [self.request, self.response, *self._events(), self.error, *others]
+        return [model for model in models if isinstance(model, type)]
+
+    def request_body(self) -> Schema | None:
+        """Return the ``requestBody`` of the document."""
+        if self.request is None:
+            return None
+        return {"required": True, "content": {self.request_type: {"schema": ref(self.request.__name__)}}}
+
+    def responses(self, method: str) -> dict[str, Schema]:
+        """Return the ``responses`` of the document."""
+        found = {200: (self.description, self._content())}
+        for status in self.statuses:
+            found[status] = (f"{_MEANINGS[status]}: error.code says why.", _json(self.error))
+        for status, (model, description) in self.other_responses.items():
+            found[status] = (description, _json(model))
+        stream_headers = STREAM if self.stream is not None else ()
+        responses = {}
+        for status, (description, content) in found.items():
+            names = [
+                *headers_of(method, status),
+                *((*self.headers, *stream_headers) if status == 200 else ()),
+            ]
+            headers = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+            responses[str(status)] = {"description": description, "content": content, "headers": headers}
+        return responses
+
+    def stream_component(self, schemas: Mapping[str, Schema]) -> Schema:
+        """Return the schema of a union with a name, whose members are told apart by their ``type``."""
+        mapping = {}
+        for model in self._events():
+            kind = schemas[model.__name__]["properties"]["type"]
+            for value in kind.get("enum", [kind.get("const")]):
+                mapping[value] = ref(model.__name__)["$ref"]
+        return {
+            "title": self.stream_name,
+            "description": "The data of one event, whose name is its type.",
+            "oneOf": [ref(model.__name__) for model in self._events()],
+            "discriminator": {"propertyName": "type", "mapping": mapping},
+        }
+
+    def _events(self) -> tuple[type[ResponseModel], ...]:
+        return () if self.stream is None else get_args(self.stream) or (self.stream,)
+
+    def _content(self) -> dict[str, Schema]:
+        """Return the content of the successful response by media type."""
+        if isinstance(self.response, str):
+            schema = {"type": "string"}
+            is_text = self.response.startswith("text/")
+            return {self.response: {"schema": schema if is_text else {**schema, "format": "binary"}}}
+        content = _json(self.response)
+        if self.stream is not None:
+            union = {"anyOf": [ref(model.__name__) for model in self._events()]}
+            content[_EVENTS] = {"schema": ref(self.stream_name) if self.stream_name else union}
+        return content
+
+
+def build_document(app: FastAPI, routers: Iterable[APIRouter], *, needs_key: Callable[[str], bool]) -> Schema:
+    """Build the OpenAPI document of an app that includes these routers.
+
+    ``needs_key`` tells for a path whether requests need an API key.
+    """
+    document: Schema = app.openapi()
+    operations = {
+        (route.path_format, method.lower()): operation
+        for router in routers
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        and isinstance(operation := route.endpoint.__dict__.get("operation"), Operation)
+        for method in route.methods or ()
     }
-    for status in statuses:
-        answers |= failing_with(error, status, f"{_MEANINGS[status]}: error.code says why.")
-    return answers
-
-
-def failing_with(model: type[BaseModel], status: int, description: str) -> dict[int | str, dict[str, Any]]:
-    """Of a route's ``responses`` one that is no success."""
-    return {status: {"description": description, "content": {_JSON: {"schema": _ref(model)}}}}
-
-
-def described(
-    document: dict[str, Any], *, needs_key: Callable[[str], bool] = lambda _path: False
-) -> dict[str, Any]:
-    """The document with all shapes and headers, and without FastAPI's own error, which nobody gets to see."""
-    components = document.setdefault("components", {})
-    schemas = components.setdefault("schemas", {})
-    for name in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(name, None)
-    schemas.update(_schemas())
-    components["headers"] = dict(HEADERS)
-    components["securitySchemes"] = _SECURITY
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            operation["responses"].pop("422", None)
-            for status, answer in operation["responses"].items():
-                answer.setdefault("headers", {}).update(_told(headers_of(method, int(status))))
+    models = dict.fromkeys(model for operation in operations.values() for model in operation.models())
+    schemas = dict(component_schemas(tuple(models)))
+    for operation in operations.values():
+        if operation.stream_name:
+            schemas[operation.stream_name] = operation.stream_component(schemas)
+    for path, methods in document["paths"].items():
+        for method, described in methods.items():
+            operation = operations[path, method]
+            described["responses"] = operation.responses(method)
+            if (body := operation.request_body()) is not None:
+                described["requestBody"] = body
             everywhere = ("X-Request-Id", "traceparent") if path.startswith("/v1/") else ("X-Request-Id",)
-            operation.setdefault("parameters", []).extend(header_parameter(name) for name in everywhere)
+            described.setdefault("parameters", []).extend(
+                header_parameter(name) for name in (*operation.request_headers, *everywhere)
+            )
             if needs_key(path):
-                operation["security"] = [{name: []} for name in _SECURITY]
+                described["security"] = [{name: []} for name in _SECURITY]
+    document["components"] = {"schemas": schemas, "headers": dict(HEADERS), "securitySchemes": _SECURITY}
     return document
 
 
-def _told(headers: Sequence[str]) -> dict[str, Any]:
-    return {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
-
-
-def _ref(model: type[BaseModel]) -> dict[str, str]:
-    if _SHAPES.setdefault(model.__name__, model) is not model:
-        raise ValueError(f"two shapes are named {model.__name__}")
-    return {"$ref": _REF.format(model=model.__name__)}
-
-
-@cache  # once a process, however many apps it has; nobody changes them
-def _schemas() -> dict[str, Any]:
-    """Of requests and answers, and of what they are made of."""
-    schemas: dict[str, Any] = {"FileUpload": _FILE_UPLOAD}
-    for name, model in _SHAPES.items():
-        schema = model.model_json_schema(ref_template=_REF)
-        for own_name, own in {**schema.pop("$defs", {}), name: schema}.items():
-            if schemas.setdefault(own_name, own) != own:
-                raise ValueError(f"two shapes are named {own_name}")
-    add_examples(schemas)
-    return schemas
+def _json(model: type[ResponseModel]) -> dict[str, Schema]:
+    return {_JSON: {"schema": ref(model.__name__)}}

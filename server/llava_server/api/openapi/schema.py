@@ -1,29 +1,87 @@
-"""What the shapes of answers are made of: nothing is in an answer but what its shape names."""
+"""JSON schemas of request models (pydantic) and response models (msgspec) for the OpenAPI document."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+import msgspec
+from pydantic import BaseModel
 
-__all__ = ["FLOAT32", "Count", "Index", "Moment", "Shape", "Tokens", "absent"]
+from llava_server.response_model import ResponseModel
 
-_INT32 = 2**31 - 1
-_LAST_SECOND = 253_402_300_799  # of the year 9999
-FLOAT32 = 3.4028234663852886e38  # the largest
+__all__ = ["Model", "Schema", "component_schemas", "ref"]
 
-Count = Annotated[int, Field(ge=0, le=_INT32)]
-Tokens = Count
-Index = Count
-Moment = Annotated[int, Field(ge=0, le=_LAST_SECOND)]  # Unix seconds
-
-
-class Shape(BaseModel):
-    """An answer or a part of one."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
+Schema = dict[str, Any]
+Model = type[BaseModel] | type[ResponseModel]
+_REF = "#/components/schemas/"
 
 
-def absent() -> Any:
-    """As ``default_factory``: the field is left out where there is nothing to tell, and is never null."""
-    return None
+def ref(name: str) -> Schema:
+    """Return a reference to the component of this name."""
+    return {"$ref": f"{_REF}{name}"}
+
+
+@cache  # once in a process, however many apps it has; nothing changes the result
+def component_schemas(models: tuple[Model, ...]) -> Mapping[str, Schema]:
+    """Return the schemas of the models and of all that they contain, by name.
+
+    Raises ValueError if two different models have the same name.
+    """
+    requests = [model for model in models if issubclass(model, BaseModel)]
+    responses = [model for model in models if issubclass(model, ResponseModel)]
+    schemas = _response_schemas(responses)
+    for request in requests:
+        schema = request.model_json_schema(ref_template=f"{_REF}{{model}}")
+        for name, part in {**schema.pop("$defs", {}), request.__name__: schema}.items():
+            if schemas.setdefault(name, part) != part:
+                raise ValueError(f"two models are named {name}")
+    for schema in schemas.values():
+        for field in schema.get("properties", {}).values():
+            if "examples" not in field and (found := _examples(field, schemas)):
+                field["examples"] = found
+    return schemas
+
+
+def _response_schemas(models: Sequence[type[ResponseModel]]) -> dict[str, Schema]:
+    """Return the schemas of response models: constants describe themselves, no other field is allowed.
+
+    A field is required unless it can be UNSET.
+    """
+    _, schemas = msgspec.json.schema_components(models, ref_template=f"{_REF}{{name}}")
+    for name, schema in schemas.items():
+        if schema["title"] != name:
+            raise ValueError(f"two models are named {schema['title']}")
+        fields = schema["properties"]
+        required = {*schema["required"], *(name for name, field in fields.items() if "default" in field)}
+        schema["required"] = [name for name in fields if name in required]
+        if not required:
+            del schema["required"]
+        schema["additionalProperties"] = False
+        for field in fields.values():
+            field.pop("default", None)
+            if len(field.get("enum", ())) == 1:
+                [field["const"]] = field.pop("enum")
+                field.setdefault("description", str(field["const"]))
+    return schemas
+
+
+def _examples(schema: Schema, schemas: Mapping[str, Schema]) -> list[Any]:
+    """Return the one example that a schema implies; none if it allows any value of a type."""
+    if "examples" in schema:
+        return list(schema["examples"][:1])
+    if "$ref" in schema:
+        return [_example_object(schemas[schema["$ref"].removeprefix(_REF)], schemas)]
+    if branches := [*schema.get("anyOf", ()), *schema.get("oneOf", ())]:
+        return _examples(branches[0], schemas)
+    if "const" in schema or "enum" in schema:
+        return [schema["const"] if "const" in schema else schema["enum"][0]]
+    by_type: dict[str, list[Any]] = {"boolean": [True], "null": [None]}
+    return by_type.get(schema.get("type", ""), [])
+
+
+def _example_object(schema: Schema, schemas: Mapping[str, Schema]) -> dict[str, Any]:
+    """Return an object with the required fields, or with the first field."""
+    names = schema.get("required") or list(schema["properties"])[:1]
+    return {name: _examples(schema["properties"][name], schemas)[0] for name in names}

@@ -4,116 +4,122 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, RootModel
-
 from llava_server.api.chat.logprobs import TokenLogprob
-from llava_server.api.openapi.schema import Index, Shape
-from llava_server.api.responses.response import Response
-from llava_server.api.responses.response_items import MESSAGE_EXAMPLE, TEXT_EXAMPLE, OutputItem, OutputText
+from llava_server.api.responses.response import (
+    MESSAGE_EXAMPLE,
+    TEXT_EXAMPLE,
+    OutputItem,
+    OutputText,
+    Response,
+)
+from llava_server.response_model import Count, ResponseModel, doc
 
-__all__ = ["ResponseEvent"]
+__all__ = [
+    "ArgumentsDelta",
+    "ArgumentsDone",
+    "ContentPartEvent",
+    "OutputItemEvent",
+    "OutputTextDelta",
+    "OutputTextDone",
+    "ResponseEvent",
+    "ResponseStatusEvent",
+    "StatusEventType",
+]
 
-_ITEM_ID = "msg_3f1c09a2b44de8715a7c61f02b9d10ee_0"
+SequenceNumber = Annotated[Count, doc("Its number, from 0; starting_after takes it.", 4)]
+OutputIndex = Annotated[Count, doc("The item's place in the output, from 0.", 0)]
+ItemId = Annotated[str, doc("The item.", "msg_3f1c09a2b44de8715a7c61f02b9d10ee_0")]
+ContentIndex = Annotated[Literal[0], doc("Always 0: a message has one text.")]
+StatusEventType = Literal[
+    "response.created",
+    "response.in_progress",
+    "response.completed",
+    "response.incomplete",
+    "response.failed",
+]
 
 
-class Numbered(Shape):
-    """An event of a response."""
-
-    sequence_number: Index = Field(description="Its number, from 0; starting_after takes it.", examples=[4])
-
-
-class ResponseStep(Numbered):
+class ResponseStatusEvent(ResponseModel):
     """The response comes to another status; the last three end the stream."""
 
-    type: Literal[
-        "response.created",
-        "response.in_progress",
-        "response.completed",
-        "response.incomplete",
-        "response.failed",
-    ] = Field(description="The status, but for response.created.")
-    response: Response = Field(description="The response as it is then.")
+    type: Annotated[StatusEventType, doc("The status, but for response.created.", "response.created")]
+    sequence_number: SequenceNumber
+    response: Annotated[Response, doc("The response as it is then.")]
 
 
-class ItemStep(Numbered):
+class OutputItemEvent(ResponseModel):
     """An item opens, or it is whole."""
 
-    type: Literal["response.output_item.added", "response.output_item.done"] = Field(description="Which.")
-    output_index: Index = Field(description="The item's place in the output, from 0.", examples=[0])
-    item: OutputItem = Field(description="The item as it is then.", examples=[MESSAGE_EXAMPLE])
+    type: Annotated[Literal["response.output_item.added", "response.output_item.done"], doc("Which.")]
+    sequence_number: SequenceNumber
+    output_index: OutputIndex
+    item: Annotated[OutputItem, doc("The item as it is then.", MESSAGE_EXAMPLE)]
 
 
-class Placed(Numbered):
-    """Something about an item."""
-
-    output_index: Index = Field(description="The item's place in the output, from 0.", examples=[0])
-    item_id: str = Field(description="The item.", examples=[_ITEM_ID])
-
-
-class PlacedText(Placed):
-    """Something about a message's text."""
-
-    content_index: Literal[0] = Field(description="Always 0: a message has one text.")
-
-
-class PartStep(PlacedText):
+class ContentPartEvent(ResponseModel, kw_only=True):
     """A message's text opens, or it is whole."""
 
-    type: Literal["response.content_part.added", "response.content_part.done"] = Field(description="Which.")
-    part: OutputText = Field(description="The text as it is then.", examples=[TEXT_EXAMPLE])
+    type: Annotated[Literal["response.content_part.added", "response.content_part.done"], doc("Which.")]
+    sequence_number: SequenceNumber
+    output_index: OutputIndex
+    item_id: ItemId
+    content_index: ContentIndex = 0
+    part: Annotated[OutputText, doc("The text as it is then.", TEXT_EXAMPLE)]
 
 
-class OutputTextDelta(PlacedText):
+class OutputTextDelta(ResponseModel, kw_only=True):
     """More of a text."""
 
-    type: Literal["response.output_text.delta"] = Field(description="response.output_text.delta")
-    delta: str = Field(description="What is new.", examples=["A red"])
-    logprobs: list[TokenLogprob] = Field(
-        description="Of its tokens; empty unless include asked for them.", examples=[[]]
-    )
+    type: Literal["response.output_text.delta"] = "response.output_text.delta"
+    sequence_number: SequenceNumber
+    output_index: OutputIndex
+    item_id: ItemId
+    content_index: ContentIndex = 0
+    delta: Annotated[str, doc("What is new.", "A red")]
+    logprobs: Annotated[list[TokenLogprob], doc("Of its tokens; empty unless include asked for them.", [])]
 
 
-class OutputTextDone(PlacedText):
+class OutputTextDone(ResponseModel, kw_only=True):
     """A text is whole."""
 
-    type: Literal["response.output_text.done"] = Field(description="response.output_text.done")
-    text: str = Field(description="All of it.", examples=["A red circle."])
-    logprobs: list[TokenLogprob] = Field(
-        description="Of all its tokens; empty unless include asked for them.", examples=[[]]
-    )
+    type: Literal["response.output_text.done"] = "response.output_text.done"
+    sequence_number: SequenceNumber
+    output_index: OutputIndex
+    item_id: ItemId
+    content_index: ContentIndex = 0
+    text: Annotated[str, doc("All of it.", "A red circle.")]
+    logprobs: Annotated[
+        list[TokenLogprob], doc("Of all its tokens; empty unless include asked for them.", [])
+    ]
 
 
-class ArgumentsDelta(Placed):
+class ArgumentsDelta(ResponseModel, kw_only=True):
     """More of a call's arguments."""
 
-    type: Literal["response.function_call_arguments.delta"] = Field(
-        description="response.function_call_arguments.delta"
-    )
-    delta: str = Field(description="What is new; pieces are joined.", examples=['{"city":'])
+    type: Literal["response.function_call_arguments.delta"] = "response.function_call_arguments.delta"
+    sequence_number: SequenceNumber
+    output_index: OutputIndex
+    item_id: ItemId
+    delta: Annotated[str, doc("What is new; pieces are joined.", '{"city":')]
 
 
-class ArgumentsDone(Placed):
+class ArgumentsDone(ResponseModel, kw_only=True):
     """A call's arguments are whole."""
 
-    type: Literal["response.function_call_arguments.done"] = Field(
-        description="response.function_call_arguments.done"
-    )
-    name: str = Field(description="The function.", examples=["get_weather"])
-    arguments: str = Field(description="All of them, as JSON.", examples=['{"city":"Paris"}'])
+    type: Literal["response.function_call_arguments.done"] = "response.function_call_arguments.done"
+    sequence_number: SequenceNumber
+    output_index: OutputIndex
+    item_id: ItemId
+    name: Annotated[str, doc("The function.", "get_weather")]
+    arguments: Annotated[str, doc("All of them, as JSON.", '{"city":"Paris"}')]
 
 
-class ResponseEvent(
-    RootModel[
-        Annotated[
-            ResponseStep
-            | ItemStep
-            | PartStep
-            | OutputTextDelta
-            | OutputTextDone
-            | ArgumentsDelta
-            | ArgumentsDone,
-            Field(discriminator="type"),
-        ]
-    ]
-):
-    """The data of one event, whose name is its type."""
+ResponseEvent = (
+    ResponseStatusEvent
+    | OutputItemEvent
+    | ContentPartEvent
+    | OutputTextDelta
+    | OutputTextDone
+    | ArgumentsDelta
+    | ArgumentsDone
+)

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from llava_server.api.fields.messages import CallId, FunctionName, Strict, plain_or_list
+from llava_server.api.fields.base import RequestModel, text_or_list
+from llava_server.api.fields.messages import CallId, FunctionName
 
 __all__ = ["CallItem", "Input", "InputImage", "MessageItem", "ResultItem"]
 
@@ -15,14 +16,14 @@ _MAX_PARTS = 256
 _STATUS: Any = Field(None, description="Accepted; it makes no difference.", examples=["completed"])
 
 
-class InputText(Strict):
+class InputText(RequestModel):
     """A piece of text."""
 
     type: Literal["input_text", "output_text"] = Field(description="Of a question, or of an earlier answer.")
     text: str = Field(description="Plain text.", examples=["What is in the picture?"])
 
 
-class InputImage(Strict):
+class InputImage(RequestModel):
     """A picture."""
 
     type: Literal["input_image"] = Field(description="input_image")
@@ -38,11 +39,11 @@ class InputImage(Strict):
 InputPart = Annotated[InputText | InputImage, Field(discriminator="type")]
 InputParts = Annotated[list[InputPart], Field(min_length=1, max_length=_MAX_PARTS)]
 InputContent = Annotated[
-    Annotated[str, Tag("<plain>")] | Annotated[InputParts, Tag("<list>")], Discriminator(plain_or_list)
+    Annotated[str, Tag("<plain>")] | Annotated[InputParts, Tag("<list>")], Discriminator(text_or_list)
 ]
 
 
-class MessageItem(Strict):
+class MessageItem(RequestModel):
     """Something that was said."""
 
     type: Literal["message"] = Field("message", description="message; may be left out.")
@@ -55,7 +56,7 @@ class MessageItem(Strict):
     )
 
 
-class CallItem(Strict):
+class CallItem(RequestModel):
     """A call of a function that an earlier answer made."""
 
     type: Literal["function_call"] = Field(description="function_call")
@@ -66,7 +67,7 @@ class CallItem(Strict):
     status: str | None = _STATUS
 
 
-class ResultItem(Strict):
+class ResultItem(RequestModel):
     """What came of a call."""
 
     type: Literal["function_call_output"] = Field(description="function_call_output")
@@ -89,5 +90,5 @@ Item = Annotated[
 ]
 Items = Annotated[list[Item], Field(min_length=1, max_length=_MAX_ITEMS)]
 Input = Annotated[
-    Annotated[str, Tag("<plain>")] | Annotated[Items, Tag("<list>")], Discriminator(plain_or_list)
+    Annotated[str, Tag("<plain>")] | Annotated[Items, Tag("<list>")], Discriminator(text_or_list)
 ]

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from llava_server.api.chat.request import MAX_TOKENS, Hint, Metadata
-from llava_server.api.fields.messages import FunctionName, Strict
-from llava_server.api.fields.sampling import disagreement
+from llava_server.api.fields.base import RequestModel, invalid_value
+from llava_server.api.fields.messages import FunctionName
 from llava_server.api.fields.structured_output import Schema
-from llava_server.api.fields.unsupported import Refusal, only_neutral, refused
+from llava_server.api.fields.unsupported import Unsupported
 from llava_server.api.responses.input_items import Input
 
-__all__ = ["RESPONSE_REFUSED", "ResponseRequest", "ResponseTool"]
+__all__ = ["ResponseRequest", "ResponseTool"]
 
 _LOGPROBS = "message.output_text.logprobs"
 _MAX_TOOLS = 128
 _NOT_STORED = "send the whole conversation as input: conversations are not stored"
 _TEXT_ONLY = "this model reads text and pictures and writes text"
 
-RESPONSE_REFUSED: dict[str, Refusal] = {
-    "previous_response_id": Refusal((), _NOT_STORED),
-    "conversation": Refusal((), _NOT_STORED),
-    "background_options": Refusal(({},), "leave it out"),
-    "max_tool_calls": Refusal((), "it counts calls of tools that a server runs, and this one runs none"),
-    "prompt": Refusal((), "send the text as input: templates are not stored"),
-    "reasoning": Refusal(({}, {"effort": "none"}), "this model does not think before it answers"),
-    "truncation": Refusal(("disabled",), "shorten input yourself; it is never cut here"),
-    "context_management": Refusal(([],), "shorten input yourself; it is never cut here"),
-    "moderation": Refusal((), "judge texts on your side"),
-    "prompt_cache_options": Refusal(({},), "leave it out: prompts are cached by their content"),
-    "access_programs": Refusal((), "leave it out"),
-    "image": Refusal((), _TEXT_ONLY),
-    "modalities": Refusal((["text"],), _TEXT_ONLY),
-}
 
-
-class ResponseTool(Strict):
+class ResponseTool(RequestModel):
     """A function that the model may call."""
 
     type: Literal["function"] = Field(description="function; there are no other kinds here.")
@@ -57,7 +41,7 @@ class ResponseTool(Strict):
     strict: bool | None = Field(None, description="Accepted; every call keeps to its schema.")
 
 
-class ResponseTextFormat(Strict):
+class ResponseTextFormat(RequestModel):
     """What the text must be."""
 
     type: Literal["text", "json_object", "json_schema"] = Field(description="Of which kind it is.")
@@ -75,7 +59,7 @@ class ResponseTextFormat(Strict):
     strict: bool | None = Field(None, description="Accepted; every answer keeps to the schema.")
 
 
-class TextOptions(Strict):
+class TextOptions(RequestModel):
     """How the text shall be."""
 
     format: ResponseTextFormat | None = Field(
@@ -86,13 +70,13 @@ class TextOptions(Strict):
     )
 
 
-class ResponseStreamOptions(Strict):
+class ResponseStreamOptions(RequestModel):
     """How to stream."""
 
     include_obfuscation: bool | None = Field(None, description="Accepted; nothing is obfuscated.")
 
 
-class ResponseRequest(Strict):
+class ResponseRequest(RequestModel):
     """A conversation to be answered, in the words of the Responses API."""
 
     model: str = Field(
@@ -187,19 +171,29 @@ class ResponseRequest(Strict):
         "not with store false.",
         examples=[True],
     )
-    previous_response_id: Any = refused("previous_response_id", RESPONSE_REFUSED)
-    conversation: Any = refused("conversation", RESPONSE_REFUSED)
-    background_options: Any = refused("background_options", RESPONSE_REFUSED)
-    max_tool_calls: Any = refused("max_tool_calls", RESPONSE_REFUSED)
-    prompt: Any = refused("prompt", RESPONSE_REFUSED)
-    reasoning: Any = refused("reasoning", RESPONSE_REFUSED)
-    truncation: Any = refused("truncation", RESPONSE_REFUSED)
-    context_management: Any = refused("context_management", RESPONSE_REFUSED)
-    moderation: Any = refused("moderation", RESPONSE_REFUSED)
-    prompt_cache_options: Any = refused("prompt_cache_options", RESPONSE_REFUSED)
-    access_programs: Any = refused("access_programs", RESPONSE_REFUSED)
-    image: Any = refused("image", RESPONSE_REFUSED)
-    modalities: Any = refused("modalities", RESPONSE_REFUSED)
+    previous_response_id: Annotated[Any, Unsupported(_NOT_STORED)] = None
+    conversation: Annotated[Any, Unsupported(_NOT_STORED)] = None
+    background_options: Annotated[Any, Unsupported("leave it out", ({},))] = None
+    max_tool_calls: Annotated[
+        Any, Unsupported("it counts calls of tools that a server runs, and this one runs none")
+    ] = None
+    prompt: Annotated[Any, Unsupported("send the text as input: templates are not stored")] = None
+    reasoning: Annotated[
+        Any, Unsupported("this model does not think before it answers", ({}, {"effort": "none"}))
+    ] = None
+    truncation: Annotated[Any, Unsupported("shorten input yourself; it is never cut here", ("disabled",))] = (
+        None
+    )
+    context_management: Annotated[Any, Unsupported("shorten input yourself; it is never cut here", ([],))] = (
+        None
+    )
+    moderation: Annotated[Any, Unsupported("judge texts on your side")] = None
+    prompt_cache_options: Annotated[
+        Any, Unsupported("leave it out: prompts are cached by their content", ({},))
+    ] = None
+    access_programs: Annotated[Any, Unsupported("leave it out")] = None
+    image: Annotated[Any, Unsupported(_TEXT_ONLY)] = None
+    modalities: Annotated[Any, Unsupported(_TEXT_ONLY, (["text"],))] = None
 
     @field_validator("include")
     @classmethod
@@ -219,16 +213,11 @@ class ResponseRequest(Strict):
     @model_validator(mode="after")
     def _fields_agree(self) -> ResponseRequest:
         if self.stream_options is not None and not self.stream:
-            raise disagreement("stream_options", "stream_options is only allowed with stream true")
+            raise invalid_value("stream_options", "stream_options is only allowed with stream true")
         if self.background and self.store is False:
-            raise disagreement(
+            raise invalid_value(
                 "background", "background is not allowed with store false: nobody could read it"
             )
         if self.top_logprobs and self.num_logprobs is None:
-            raise disagreement("top_logprobs", f"top_logprobs is only allowed with include [{_LOGPROBS!r}]")
+            raise invalid_value("top_logprobs", f"top_logprobs is only allowed with include [{_LOGPROBS!r}]")
         return self
-
-    @field_validator(*RESPONSE_REFUSED)
-    @classmethod
-    def _only_neutral(cls, value: Any, info: ValidationInfo) -> Any:
-        return only_neutral(value, info, RESPONSE_REFUSED)

@@ -1,7 +1,7 @@
-"""/v1/responses: OpenAI's newer way to ask; the same answers as in a chat, in its words.
+"""/v1/responses: OpenAI's Responses API. Its requests are converted into chats.
 
-A response that is stored can be read while it is made and for five minutes after, by the key that asked for
-it, on any controller. One in the background is made although nobody reads it.
+A stored response can be read while it is generated and for five minutes after, by the key that requested it,
+on any controller. A background response is generated even if no client reads it.
 """
 
 from __future__ import annotations
@@ -12,25 +12,21 @@ import msgspec
 from fastapi import APIRouter, Path, Query
 from llava_wire.controller_side.queue_status import JobSnapshot
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from llava_server.api.handler import Opened, chat_jobs, open_jobs, parsed, reply
-from llava_server.api.openapi.deleted import DeletedResponse
-from llava_server.api.openapi.document import answers_with, body_of
+from llava_server.api.handler import Generation, JobSet, RequestHandler
+from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
-from llava_server.api.parse import MAX_START, idempotency_key
+from llava_server.api.parse import MAX_START
+from llava_server.api.responses import response
 from llava_server.api.responses.events import ResponseEvent
 from llava_server.api.responses.request import ResponseRequest
-from llava_server.api.responses.response import Response as ResponseShape
+from llava_server.api.responses.response import DeletedResponse
 from llava_server.api.responses.serializer import ResponsesSerializer, with_note
 from llava_server.api.responses.to_chat import parse_response_request
 from llava_server.errors import answer_not_found
 from llava_server.generation.disconnect import cancel_on_disconnect
-from llava_server.generation.merged_outputs import MergedOutputs
-from llava_server.generation.sse_response import EventStream, stream_pace
-from llava_server.lifespan import services_of
-from llava_server.request_context import context_of
-from llava_server.request_metrics import NoMetrics
+from llava_server.response_model import JSONResponse
 
 __all__ = ["router"]
 
@@ -49,52 +45,50 @@ ResponseId = Annotated[
 @router.post(
     "/v1/responses",
     summary="Answer a conversation with pictures, in the words of the Responses API",
-    response_model=None,
-    responses=answers_with(
-        ResponseShape,
-        "The response, or with stream true its events, named by their type, until the one that has it whole.",
-        stream=(ResponseEvent,),
-        headers=QUEUE,
-    ),
-    openapi_extra=body_of(ResponseRequest, headers=("Idempotency-Key",)),
+)
+@Operation(
+    "The response, or with stream true its events, named by their type, until the one that has it whole.",
+    response.Response,
+    stream=ResponseEvent,
+    stream_name="ResponseEvent",
+    headers=QUEUE,
+    request=ResponseRequest,
+    request_headers=("Idempotency-Key",),
 )
 async def create_response(request: Request) -> Response:
     """No conversation is stored: send all of it as input, items of earlier outputs included."""
-    asked, serializer, opened = await cancel_on_disconnect(request.receive, _open(request))
-    if opened is None:
-        return JSONResponse(serializer.so_far("queued", []))
-    return await reply(request, opened, serializer, is_stream=bool(asked.stream))
+    handler = RequestHandler(request)
+    is_stream, serializer, generation = await cancel_on_disconnect(request.receive, _start(handler))
+    if generation is None:
+        return JSONResponse(serializer.snapshot("queued", []))
+    return await handler.respond(generation, serializer, is_stream=is_stream)
 
 
-async def _open(request: Request) -> tuple[ResponseRequest, ResponsesSerializer, Opened | None]:
-    """None: it is in the queue, and nobody waits for it."""
-    with context_of(request).body.consume() as raw:
-        asked, chat = await parsed(request, raw, parse_response_request)
-        model, [job], pixels = await chat_jobs(request, chat)
-    job = with_note(job, asked)
+async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Generation | None]:
+    """Return whether to stream, the serializer, and None for a background job that is only queued."""
+    with handler.body() as raw:
+        request, chat = await handler.parse(raw, parse_response_request)
+        job_set = await handler.build_jobs(chat)
+    [job] = job_set.jobs
+    job = with_note(job, request)
     serializer = ResponsesSerializer(job)
-    if asked.store is False:
+    if request.store is False:
         job = msgspec.structs.replace(job, note="")
-    if asked.background and not asked.stream:
-        context_of(request).job_id = job.job_id
-        outputs = MergedOutputs(services_of(request).controller)
-        await outputs.submit([job], pixels)
-        await outputs.aclose()
-        return asked, serializer, None
-    is_kept = idempotency_key(request.headers) is not None
-    return asked, serializer, await open_jobs(request, model, [job], pixels, is_kept=is_kept, field="input")
+    job_set = JobSet(job_set.model, [job], job_set.pixels)
+    if request.background and not request.stream:
+        await handler.submit_background(job_set)
+        return False, serializer, None
+    is_kept = handler.idempotency_key is not None
+    return bool(request.stream), serializer, await handler.submit(job_set, is_kept=is_kept, field="input")
 
 
-@router.get(
-    "/v1/responses/{response_id}",
-    summary="Read a response while it is made, or later",
-    response_model=None,
-    responses=answers_with(
-        ResponseShape,
-        "The response, or its events",
-        stream=(ResponseEvent,),
-        statuses=(400, 401, 404, 409, 503),
-    ),
+@router.get("/v1/responses/{response_id}", summary="Read a response while it is made, or later")
+@Operation(
+    "The response, or its events",
+    response.Response,
+    stream=ResponseEvent,
+    stream_name="ResponseEvent",
+    statuses=(400, 401, 404, 409, 503),
 )
 async def read_response(
     request: Request,
@@ -113,53 +107,49 @@ async def read_response(
     ] = None,
 ) -> Response:
     """As far as it is made. With stream true its events come to this reader and to no other any more."""
-    glimpse = await _glimpse(request, response_id, has_events=stream != "true")
-    start = -1 if starting_after is None else starting_after
-    serializer = ResponsesSerializer(glimpse.outline, created_at=glimpse.created_at, starting_after=start)
-    if stream != "true":
-        return JSONResponse(serializer.so_far(glimpse.state, glimpse.events))
-    settings = services_of(request).settings
-    outputs = MergedOutputs(services_of(request).controller, field="input")
-    await outputs.resume(glimpse.outline, timeout_s=settings.request_timeout_s)
-    return EventStream(outputs, None, serializer, [NoMetrics()], stream_pace(settings))
+    handler = RequestHandler(request)
+    is_stream = stream == "true"
+    job = await _snapshot(handler, response_id, has_events=not is_stream)
+    if not is_stream:
+        return _partial(job)
+    serializer = ResponsesSerializer(
+        job.outline,
+        created_at=job.created_at,
+        starting_after=-1 if starting_after is None else starting_after,
+    )
+    return await handler.resume(job.outline, serializer, is_stream=True, field="input")
 
 
-@router.post(
-    "/v1/responses/{response_id}/cancel",
-    summary="Cancel a response",
-    response_model=None,
-    responses=answers_with(ResponseShape, "The response", statuses=(400, 401, 404, 503)),
-)
+@router.post("/v1/responses/{response_id}/cancel", summary="Cancel a response")
+@Operation("The response", response.Response, statuses=(400, 401, 404, 503))
 async def cancel_response(request: Request, response_id: ResponseId) -> Response:
     """Gives the response as it is then; one that is over already stays as it is."""
-    job_id = (await _glimpse(request, response_id, has_events=False)).outline.job_id
-    await services_of(request).controller.cancel(job_id, context_of(request).tenant)
-    glimpse = await _glimpse(request, response_id)
-    serializer = ResponsesSerializer(glimpse.outline, created_at=glimpse.created_at)
-    return JSONResponse(serializer.so_far(glimpse.state, glimpse.events))
+    handler = RequestHandler(request)
+    job_id = (await _snapshot(handler, response_id, has_events=False)).outline.job_id
+    await handler.services.controller.cancel(job_id, handler.tenant)
+    return _partial(await _snapshot(handler, response_id))
 
 
-@router.delete(
-    "/v1/responses/{response_id}",
-    summary="Delete a response",
-    response_model=None,
-    responses=answers_with(DeletedResponse, "What was deleted", statuses=(400, 401, 404, 503)),
-)
+@router.delete("/v1/responses/{response_id}", summary="Delete a response")
+@Operation("What was deleted", DeletedResponse, statuses=(400, 401, 404, 503))
 async def delete_response(request: Request, response_id: ResponseId) -> Response:
     """It cannot be read any more, by nobody. One that is not over is cancelled first."""
-    job_id = (await _glimpse(request, response_id, has_events=False)).outline.job_id
-    if not await services_of(request).controller.forget(job_id, context_of(request).tenant):
-        raise answer_not_found()
-    return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+    handler = RequestHandler(request)
+    await handler.delete((await _snapshot(handler, response_id, has_events=False)).outline.job_id)
+    return JSONResponse(DeletedResponse(response_id))
 
 
-async def _glimpse(request: Request, response_id: str, *, has_events: bool = True) -> JobSnapshot:
-    """Raises ApiError: 404 for what is none of this key's stored responses."""
+async def _snapshot(handler: RequestHandler, response_id: str, *, has_events: bool = True) -> JobSnapshot:
+    """Return a stored response's job. Raises ApiError (404)."""
     number = response_id.removeprefix("resp_")
-    context_of(request).job_id = job_id = f"chatcmpl-{number}"
-    if number != response_id:
-        controller = services_of(request).controller
-        glimpse = await controller.peek(job_id, context_of(request).tenant, has_events=has_events)
-        if glimpse.outline.note:
-            return glimpse
-    raise answer_not_found()
+    if number == response_id:
+        raise answer_not_found()
+    job = await handler.snapshot(f"chatcmpl-{number}", has_events=has_events)
+    if not job.outline.note:  # a chat, or a response with store false
+        raise answer_not_found()
+    return job
+
+
+def _partial(job: JobSnapshot) -> Response:
+    serializer = ResponsesSerializer(job.outline, created_at=job.created_at)
+    return JSONResponse(serializer.snapshot(job.state, job.events))

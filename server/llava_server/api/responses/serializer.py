@@ -1,4 +1,4 @@
-"""Events in the words of OpenAI's Responses API: items that open, grow and close, each step with its event.
+"""Serialize events as a response of OpenAI's Responses API: items that open, grow and close.
 
 response.created, response.in_progress
   response.output_item.added
@@ -13,228 +13,296 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 import msgspec
 from llava_wire.messages.event import Event, Final, FinishReason
 from llava_wire.messages.job import Job
 
-from llava_server.api.chat.logprobs_text import token_logprobs
-from llava_server.api.chat.serializer import SERVICE_TIERS
+from llava_server.api.chat.logprobs import TokenLogprob, token_logprobs
+from llava_server.api.chat.response import SERVICE_TIERS
+from llava_server.api.chat.usage import UsageCounter
+from llava_server.api.responses import events
 from llava_server.api.responses.request import ResponseRequest
-from llava_server.api.tools.parser import Called, Piece, Said, ToolReader, call_id, call_mode
+from llava_server.api.responses.response import (
+    EchoedReasoning,
+    EchoedText,
+    EchoedTool,
+    IncompleteDetails,
+    InputTokens,
+    OutputFunctionCall,
+    OutputItem,
+    OutputMessage,
+    OutputText,
+    OutputTokens,
+    Response,
+    ResponseEcho,
+    ResponseError,
+    ResponseUsage,
+)
+from llava_server.api.tools.parser import (
+    OutputDelta,
+    TextDelta,
+    ToolCallParser,
+    ToolCallStart,
+    call_id,
+    call_mode,
+)
+from llava_server.errors import ApiError
 from llava_server.generation.collect import CollectedChoice
 from llava_server.generation.sse import encode_event
-from llava_server.generation.usage import UsageTally
 
 __all__ = ["ResponsesSerializer", "with_note"]
 
 
 class ResponsesSerializer:
-    """Writes one response; there is one choice. A whole one is what its stream ends with."""
+    """Serializes one response; there is one choice. A complete response is what its stream ends with."""
 
     def __init__(self, job: Job, *, created_at: float | None = None, starting_after: int = -1) -> None:
-        """``job`` is one ``with_note``. Of a stream, events up to number ``starting_after`` are left out."""
+        """``job`` comes from ``with_note``. A stream has the events after number ``starting_after``."""
+        echo = msgspec.json.decode(job.note, type=ResponseEcho)
         self._job = job
-        self._id = job.job_id.replace("chatcmpl-", "resp_")
-        self._head: dict[str, Any] = json.loads(job.note)
-        self._created_at = int(time.time() if created_at is None else created_at)
+        self._response = Response(
+            **msgspec.structs.asdict(echo),
+            id=job.job_id.replace("chatcmpl-", "resp_"),
+            created_at=int(time.time() if created_at is None else created_at),
+            status="in_progress",
+            output=[],
+        )
         self._starting_after = starting_after
-        self._reader = ToolReader(may_call=call_mode(job) is not None)
-        self._tally = UsageTally()
-        self._items: list[dict[str, Any]] = []
-        self._is_open = False  # the last item still grows
-        self._number = 0  # of the next event
+        self._parser = ToolCallParser(may_call=call_mode(job) is not None)
+        self._usage = UsageCounter()
+        self._message: OutputMessage | None = None  # the open item, if it is one
+        self._call: OutputFunctionCall | None = None  # the open item, if it is one
+        self._num_events = 0
+        self._encoded: list[bytes] = []  # events to be returned
 
     def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
-        """The response begins."""
-        response = self._response("in_progress")
-        return b"".join(
-            self._told(f"response.{name}", response=response) for name in ("created", "in_progress")
-        )
+        """Return the first two events."""
+        self._emit_status("response.created")
+        self._emit_status("response.in_progress")
+        return self._take()
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:  # noqa: ARG002
-        """What one event brings."""
-        self._tally.saw(index, event)
+        """Return the response's events for one event of the job."""
+        self._usage.observe(index, event)
         logprobs = token_logprobs(event.logprobs)
-        pieces = self._reader.feed(event.text) if event.text else []
-        pieces += self._reader.finish() if event.final is not None else []
-        if logprobs and not pieces and self._reader.num_calls == 0:
-            pieces = [Said("")]
-        data = b""
-        for piece in pieces:
-            data += self._grow(piece, logprobs)
+        deltas = self._parser.feed(event.text, is_last=event.final is not None)
+        if logprobs and not deltas and self._parser.num_calls == 0:
+            deltas = [TextDelta("")]
+        for delta in deltas:
+            self._grow(delta, logprobs)
             logprobs = []
-        return data + (self._end(event.final) if event.final is not None else b"")
+        if event.final is not None:
+            self._finish(event.final)
+        return self._take()
 
     def end(self) -> bytes:
-        """Nothing: the last event has said it all."""
+        """Return nothing: the last event of a response belongs to the last event of its job."""
         return b""
 
-    def error(self, body: bytes) -> bytes:
-        """The response broke."""
-        error = json.loads(body)["error"]
-        failed = {"code": "server_error", "message": error["message"]}
-        return self._told("response.failed", response={**self._response("failed"), "error": failed})
+    def error(self, error: ApiError, request_id: str | None) -> bytes:  # noqa: ARG002
+        """Return the failed response as the last event of the stream."""
+        self._fail(error.message)
+        self._emit_status("response.failed")
+        return self._take()
 
-    def to_response(self, choices: Sequence[CollectedChoice]) -> dict[str, Any]:
-        """The response at once."""
+    def to_response(self, choices: Sequence[CollectedChoice]) -> Response:
+        """Return the complete response."""
         [choice] = choices
-        event = Event(0, (), choice.text, final=choice.last.final, logprobs=tuple(choice.logprobs))
-        self.event(0, event, None)
-        self._tally.saw(0, choice.last)
-        return self._ended(choice.last.final)
+        self.event(0, Event(0, (), choice.text, choice.final, tuple(choice.logprobs)), None)
+        self._usage.observe(0, choice.last)
+        self._set_result(choice.final)
+        return self._response
 
-    def so_far(self, state: str, events: Sequence[Event]) -> dict[str, Any]:
-        """The response in the middle of its making, or when it is over; ``state`` is the queue's."""
-        for event in events:
+    def snapshot(self, state: str, job_events: Sequence[Event]) -> Response:
+        """Return the response after these events of its job; ``state`` is the job's state in the queue."""
+        for event in job_events:
             self.event(0, event, None)
-        final = events[-1].final if events else None
+        final = job_events[-1].final if job_events else None
         if final is not None and final.error is not None:
-            error = {"code": "server_error", "message": final.error.message}
-            return {**self._response("failed"), "error": error}
-        if final is not None:
-            return self._ended(final)
-        if state == "cancelled":
-            return self._response("cancelled")
-        return self._response("in_progress" if events or state == "running" else "queued")
+            self._fail(final.error.message)
+        elif final is None and state == "cancelled":
+            self._response.status = "cancelled"
+        elif final is None and not job_events and state != "running":
+            self._response.status = "queued"
+        return self._response
 
-    def _grow(self, piece: Piece, logprobs: list[dict[str, Any]]) -> bytes:
-        """The open item grows, or one closes and another opens."""
-        if isinstance(piece, Called):
-            return self._close() + self._open_call(piece.name)
-        if isinstance(piece, Said):
-            data = b"" if self._is_open else self._open_message()
-            part = self._items[-1]["content"][0]
-            part["text"] += piece.text
-            part["logprobs"] += logprobs
-            place = {"content_index": 0, "delta": piece.text, "logprobs": logprobs}
-            return data + self._told("response.output_text.delta", **self._place(), **place)
-        self._items[-1]["arguments"] += piece.text
-        return self._told("response.function_call_arguments.delta", **self._place(), delta=piece.text)
+    def _grow(self, delta: OutputDelta, logprobs: list[TokenLogprob]) -> None:
+        """Extend the open item, or close it and open another."""
+        if isinstance(delta, TextDelta):
+            message = self._message or self._open_message()
+            [part] = message.content
+            part.text += delta.text
+            part.logprobs += logprobs
+            self._emit(
+                events.OutputTextDelta(
+                    sequence_number=self._num_events,
+                    output_index=self._index,
+                    item_id=message.id,
+                    delta=delta.text,
+                    logprobs=logprobs,
+                )
+            )
+        elif isinstance(delta, ToolCallStart):
+            self._close("completed")
+            self._open_call(delta)
+        elif self._call is not None:
+            self._call.arguments += delta.arguments
+            self._emit(
+                events.ArgumentsDelta(
+                    sequence_number=self._num_events,
+                    output_index=self._index,
+                    item_id=self._call.id,
+                    delta=delta.arguments,
+                )
+            )
 
-    def _open_message(self) -> bytes:
-        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        item = {"type": "message", "status": "in_progress", "role": "assistant", "content": []}
-        data = self._open({"id": self._item_id("msg"), **item})
-        self._items[-1]["content"].append(part)
-        return data + self._told(
-            "response.content_part.added", **self._place(), content_index=0, part=dict(part)
+    def _open_message(self) -> OutputMessage:
+        part = OutputText(text="", annotations=[], logprobs=[])
+        self._message = message = OutputMessage(id=self._item_id("msg"), status="in_progress", content=[])
+        self._open(message)
+        message.content.append(part)
+        self._emit(
+            events.ContentPartEvent(
+                type="response.content_part.added",
+                sequence_number=self._num_events,
+                output_index=self._index,
+                item_id=message.id,
+                part=part,
+            )
+        )
+        return message
+
+    def _open_call(self, start: ToolCallStart) -> None:
+        self._call = OutputFunctionCall(
+            id=self._item_id("fc"),
+            name=start.name,
+            status="in_progress",
+            arguments="",
+            call_id=call_id(self._job.job_id, 0, start.index),
+        )
+        self._open(self._call)
+
+    def _open(self, item: OutputItem) -> None:
+        self._response.output.append(item)
+        self._emit(events.OutputItemEvent("response.output_item.added", self._num_events, self._index, item))
+
+    def _close(self, status: Literal["completed", "incomplete"]) -> None:
+        """Close the open item, if there is one."""
+        if self._message is not None:
+            self._close_text(self._message)
+        elif self._call is not None:
+            self._emit(
+                events.ArgumentsDone(
+                    sequence_number=self._num_events,
+                    output_index=self._index,
+                    item_id=self._call.id,
+                    name=self._call.name,
+                    arguments=self._call.arguments,
+                )
+            )
+        item = self._message or self._call
+        if item is not None:
+            item.status = status
+            self._message = self._call = None
+            self._emit(
+                events.OutputItemEvent("response.output_item.done", self._num_events, self._index, item)
+            )
+
+    def _close_text(self, message: OutputMessage) -> None:
+        [part] = message.content
+        self._emit(
+            events.OutputTextDone(
+                sequence_number=self._num_events,
+                output_index=self._index,
+                item_id=message.id,
+                text=part.text,
+                logprobs=part.logprobs,
+            )
+        )
+        self._emit(
+            events.ContentPartEvent(
+                type="response.content_part.done",
+                sequence_number=self._num_events,
+                output_index=self._index,
+                item_id=message.id,
+                part=part,
+            )
         )
 
-    def _open_call(self, name: str) -> bytes:
-        own_id = call_id(self._job.job_id, 0, self._num_calls())
-        item = {"type": "function_call", "status": "in_progress", "arguments": "", "call_id": own_id}
-        return self._open({"id": self._item_id("fc"), "name": name, **item})
+    def _finish(self, final: Final) -> None:
+        if not self._response.output:
+            self._open_message()
+        is_complete = final.reason is FinishReason.STOP
+        self._close("completed" if is_complete else "incomplete")
+        self._set_result(final)
+        self._emit_status("response.completed" if is_complete else "response.incomplete")
 
-    def _open(self, item: dict[str, Any]) -> bytes:
-        self._items.append(item)
-        self._is_open = True
-        return self._told("response.output_item.added", output_index=len(self._items) - 1, item=_copied(item))
-
-    def _close(self, status: str = "completed") -> bytes:
-        if not self._is_open:
-            return b""
-        item = self._items[-1]
-        item["status"] = status
-        self._is_open = False
-        if item["type"] == "message":
-            part = item["content"][0]
-            place = {**self._place(), "content_index": 0}
-            data = self._told(
-                "response.output_text.done", **place, text=part["text"], logprobs=part["logprobs"]
-            )
-            data += self._told("response.content_part.done", **place, part=dict(part))
-        else:
-            data = self._told(
-                "response.function_call_arguments.done",
-                **self._place(),
-                name=item["name"],
-                arguments=item["arguments"],
-            )
-        return data + self._told(
-            "response.output_item.done", output_index=len(self._items) - 1, item=_copied(item)
+    def _set_result(self, final: Final) -> None:
+        response, usage = self._response, self._usage
+        is_complete = final.reason is FinishReason.STOP
+        response.status = "completed" if is_complete else "incomplete"
+        response.incomplete_details = None if is_complete else IncompleteDetails()
+        response.usage = ResponseUsage(
+            input_tokens=usage.num_prompt_tokens,
+            input_tokens_details=InputTokens(usage.num_cached_tokens),
+            output_tokens=usage.num_output_tokens,
+            output_tokens_details=OutputTokens(),
+            total_tokens=usage.num_prompt_tokens + usage.num_output_tokens,
         )
 
-    def _end(self, final: Final) -> bytes:
-        data = b"" if self._items else self._open_message()
-        is_whole = final.reason is FinishReason.STOP
-        data += self._close("completed" if is_whole else "incomplete")
-        ended = self._ended(final)
-        return data + self._told(f"response.{ended['status']}", response=ended)
+    def _fail(self, message: str) -> None:
+        self._response.status = "failed"
+        self._response.error = ResponseError(message=message)
+        self._response.usage = self._response.incomplete_details = None
 
-    def _ended(self, final: Final | None) -> dict[str, Any]:
-        is_whole = final is not None and final.reason is FinishReason.STOP
-        usage = self._tally
-        counted = {
-            "input_tokens": usage.num_prompt_tokens,
-            "input_tokens_details": {"cached_tokens": usage.num_cached_tokens, "cache_write_tokens": 0},
-            "output_tokens": usage.num_answer_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": usage.num_prompt_tokens + usage.num_answer_tokens,
-        }
-        return {
-            **self._response("completed" if is_whole else "incomplete"),
-            "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
-            "usage": counted,
-        }
+    def _emit_status(self, event_type: events.StatusEventType) -> None:
+        self._emit(events.ResponseStatusEvent(event_type, self._num_events, self._response))
 
-    def _response(self, status: str) -> dict[str, Any]:
-        own = {"id": self._id, "object": "response", "created_at": self._created_at, "status": status}
-        return {**self._head, **own, "output": [_copied(item) for item in self._items]}
+    def _emit(self, event: events.ResponseEvent) -> None:
+        """Encode an event now: the items and the response in it change later."""
+        if event.sequence_number > self._starting_after:
+            self._encoded.append(encode_event(event, name=event.type))
+        self._num_events += 1
 
-    def _told(self, name: str, /, **fields: Any) -> bytes:
-        self._number += 1
-        if self._number - 1 <= self._starting_after:
-            return b""
-        return encode_event({"type": name, "sequence_number": self._number - 1, **fields}, name=name)
+    def _take(self) -> bytes:
+        data = b"".join(self._encoded)
+        self._encoded.clear()
+        return data
 
-    def _place(self) -> dict[str, Any]:
-        return {"output_index": len(self._items) - 1, "item_id": self._items[-1]["id"]}
+    @property
+    def _index(self) -> int:
+        return len(self._response.output) - 1
 
-    def _item_id(self, kind: str) -> str:
-        return f"{kind}_{self._id.removeprefix('resp_')}_{len(self._items)}"
-
-    def _num_calls(self) -> int:
-        return sum(item["type"] == "function_call" for item in self._items)
+    def _item_id(self, prefix: str) -> str:
+        return f"{prefix}_{self._response.id.removeprefix('resp_')}_{len(self._response.output)}"
 
 
 def with_note(job: Job, request: ResponseRequest) -> Job:
-    """The job with what its response gives back of the request, for whoever writes it down."""
-    note = json.dumps(_head(request, job), separators=(",", ":"))
+    """Return the job with a note of what its response repeats of the request, for any controller."""
+    echo = msgspec.to_builtins(_echo(request, job))
+    note = json.dumps(echo, separators=(",", ":"))
     return msgspec.structs.replace(job, note=note, is_background=bool(request.background))
 
 
-def _head(request: ResponseRequest, job: Job) -> dict[str, Any]:
-    """What was asked for, as it is given back."""
-    asked = request.model_dump(mode="json", by_alias=True, exclude_none=True)
-    text = asked.get("text", {})
-    return {
-        "model": job.model,
-        "error": None,
-        "incomplete_details": None,
-        "background": bool(request.background),
-        "instructions": request.instructions,
-        "max_output_tokens": request.max_output_tokens,
-        "metadata": request.metadata or {},
-        "parallel_tool_calls": request.parallel_tool_calls is not False,
-        "previous_response_id": None,
-        "reasoning": {"effort": None, "summary": None},
-        "service_tier": SERVICE_TIERS[job.priority],
-        "store": request.store is not False,
-        "temperature": job.sampling.temperature,
-        "text": {"format": {"type": "text"}, **text},
-        "tool_choice": request.tool_choice or "auto",
-        "tools": [{"parameters": None, "strict": None, **tool} for tool in asked.get("tools", [])],
-        "top_logprobs": request.top_logprobs or 0,
-        "top_p": job.sampling.top_p,
-        "truncation": "disabled",
-        "usage": None,
-        "user": request.user,
-    }
-
-
-def _copied(item: dict[str, Any]) -> dict[str, Any]:
-    """As it is now: the item goes on growing."""
-    content = item.get("content")
-    return {**item, "content": [dict(part) for part in content]} if content is not None else dict(item)
+def _echo(request: ResponseRequest, job: Job) -> ResponseEcho:
+    sent = request.model_dump(mode="json", by_alias=True, exclude_none=True, include={"text", "tools"})
+    return ResponseEcho(
+        model=job.model,
+        background=bool(request.background),
+        instructions=request.instructions,
+        max_output_tokens=request.max_output_tokens,
+        metadata=request.metadata or {},
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        reasoning=EchoedReasoning(),
+        service_tier=SERVICE_TIERS[job.priority],
+        store=request.store is not False,
+        temperature=job.sampling.temperature,
+        text=msgspec.convert({"format": {}, **sent.get("text", {})}, EchoedText),
+        tool_choice=request.tool_choice or "auto",
+        tools=msgspec.convert(sent.get("tools", []), list[EchoedTool]),
+        top_logprobs=request.top_logprobs or 0,
+        top_p=job.sampling.top_p,
+        user=request.user,
+    )

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from llava_server.api.fields.messages import ChatMessage, Strict
-from llava_server.api.fields.sampling import TokenId, disagreement
+from llava_server.api.fields.base import RequestModel, invalid_value
+from llava_server.api.fields.messages import ChatMessage
+from llava_server.api.fields.sampling import TokenId
 from llava_server.api.fields.tools import ToolFields
-from llava_server.api.fields.unsupported import Refusal, only_neutral, refused
+from llava_server.api.fields.unsupported import Unsupported
 
-__all__ = ["TOKENIZE_REFUSED", "DetokenizeRequest", "TokenizeRequest"]
+__all__ = ["DetokenizeRequest", "TokenizeRequest"]
 
 _MAX_TOKENS = 1 << 20
 _MAX_MESSAGES = 1024
 
-TOKENIZE_REFUSED: dict[str, Refusal] = {
-    "add_special_tokens": Refusal((True,), "leave the first token away"),
-    "return_token_strs": Refusal((False,), "send single tokens to /detokenize"),
-    "chat_template": Refusal((), "templates are part of the served model"),
-    "chat_template_kwargs": Refusal(({},), "templates are part of the served model"),
-}
 _MODEL: Any = Field(
     min_length=1, max_length=256, description="A model of GET /v1/models.", examples=["tiny-llava"]
 )
 
 
-class TokenizeRequest(Strict, ToolFields):
+class TokenizeRequest(RequestModel, ToolFields):
     """A text, or a conversation as the model would see it."""
 
     model: str = _MODEL
@@ -43,24 +38,19 @@ class TokenizeRequest(Strict, ToolFields):
     )
     continue_final_message: bool | None = Field(None, description="As in a chat; only with messages.")
     add_generation_prompt: bool | None = Field(None, description="As in a chat; only with messages.")
-    add_special_tokens: Any = refused("add_special_tokens", TOKENIZE_REFUSED)
-    return_token_strs: Any = refused("return_token_strs", TOKENIZE_REFUSED)
-    chat_template: Any = refused("chat_template", TOKENIZE_REFUSED)
-    chat_template_kwargs: Any = refused("chat_template_kwargs", TOKENIZE_REFUSED)
-
-    @field_validator(*TOKENIZE_REFUSED)
-    @classmethod
-    def _only_neutral(cls, value: Any, info: ValidationInfo) -> Any:
-        return only_neutral(value, info, TOKENIZE_REFUSED)
+    add_special_tokens: Annotated[Any, Unsupported("leave the first token away", (True,))] = None
+    return_token_strs: Annotated[Any, Unsupported("send single tokens to /detokenize", (False,))] = None
+    chat_template: Annotated[Any, Unsupported("templates are part of the served model")] = None
+    chat_template_kwargs: Annotated[Any, Unsupported("templates are part of the served model", ({},))] = None
 
     @model_validator(mode="after")
     def _has_one_of_them(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
-            raise disagreement("prompt", "give either prompt or messages")
+            raise invalid_value("prompt", "give either prompt or messages")
         return self
 
 
-class DetokenizeRequest(Strict):
+class DetokenizeRequest(RequestModel):
     """Tokens whose text is wanted."""
 
     model: str = _MODEL

@@ -1,29 +1,27 @@
-"""Tokens of a text, and back."""
+"""The tokens of a text, and the text of tokens."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
 
-from llava_server.api.openapi.schema import Index, Shape, Tokens
+from llava_server.response_model import Count, ResponseModel, doc
 
 __all__ = ["Detokenized", "Tokenized"]
 
 
-class Tokenized(Shape):
+class Tokenized(ResponseModel):
     """The tokens of a text or a conversation."""
 
-    count: Tokens = Field(description="How many there are.", examples=[3])
-    max_model_len: Tokens = Field(
-        description="Tokens of prompt and answer that the model takes at most.", examples=[4096]
-    )
-    tokens: list[Index] = Field(
-        description="Their ids; a picture is its token as many times as it takes places.",
-        examples=[[1, 15043, 29889]],
-    )
-    token_strs: None = Field(description="Always null.")
+    count: Annotated[Count, doc("How many there are.", 3)]
+    max_model_len: Annotated[Count, doc("Tokens of prompt and answer that the model takes at most.", 4096)]
+    tokens: Annotated[
+        list[Count],
+        doc("Their ids; a picture is its token as many times as it takes places.", [1, 15043, 29889]),
+    ]
+    token_strs: Annotated[None, doc("Always null.")] = None
 
 
-class Detokenized(Shape):
+class Detokenized(ResponseModel):
     """The text of tokens."""
 
-    prompt: str = Field(description="The text.", examples=["Hello."])
+    prompt: Annotated[str, doc("The text.", "Hello.")]

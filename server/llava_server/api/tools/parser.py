@@ -1,10 +1,11 @@
-"""An answer's text as it comes, taken apart into what is said and what is called.
+"""Parse a model's output into text and tool calls while it is generated.
 
-    text            ->  Said(text)
-    <tool_call>{"name": "f", "arguments": {...}}</tool_call>  ->  Called("f"), then Argued(piece) ...
+    text                             ->  TextDelta(text)
+    <tool_call>{"name": "f",         ->  ToolCallStart(0, "f")
+    "arguments": {...}}</tool_call>  ->  ToolCallDelta(0, piece) ...
 
-The grammar lets an answer be either, and a call in no other form. A piece of arguments leaves as soon as it
-is here; where they end is known from their brackets, whatever their strings say.
+The grammar allows an output to be either text or calls, and a call in no other form. A piece of arguments is
+returned as soon as it arrives; their end is found by counting brackets outside of strings.
 """
 
 from __future__ import annotations
@@ -12,44 +13,51 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 from llava_wire.messages.job import Job
 
 from llava_server.api.tools.prompt import CALL_BEGIN
 
-__all__ = ["Argued", "Called", "Piece", "Said", "ToolReader", "call_id", "call_mode"]
+__all__ = [
+    "OutputDelta",
+    "TextDelta",
+    "ToolCallDelta",
+    "ToolCallParser",
+    "ToolCallStart",
+    "call_id",
+    "call_mode",
+]
 
 _HEAD = re.compile(r'\{"name": "([a-zA-Z0-9_-]+)", "arguments": ')
 
 
-@dataclass(frozen=True)
-class Said:
+class TextDelta(msgspec.Struct, frozen=True):
     """Text for the user."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Called:
-    """A call begins; its arguments follow."""
+class ToolCallStart(msgspec.Struct, frozen=True):
+    """A call begins; its arguments follow. ``index`` counts the calls of the output from 0."""
 
+    index: int
     name: str
 
 
-@dataclass(frozen=True)
-class Argued:
-    """More of the latest call's arguments: a piece of JSON."""
+class ToolCallDelta(msgspec.Struct, frozen=True):
+    """More of the arguments of call ``index``: a piece of JSON."""
 
-    text: str
+    index: int
+    arguments: str
 
 
-Piece = Said | Called | Argued
+OutputDelta = TextDelta | ToolCallStart | ToolCallDelta
 
 
 def call_mode(job: Job) -> str | None:
-    """Whether functions have to be called ("auto", "required", "named"); None where there are none."""
+    """Return whether tools have to be called ("auto", "required", "named"); None without tools."""
     grammar = job.sampling.grammar
     if grammar is None or grammar.kind != "tools":
         return None
@@ -57,17 +65,17 @@ def call_mode(job: Job) -> str | None:
 
 
 def call_id(job_id: str, choice: int, number: int) -> str:
-    """Of the choice's call with this number, from 0; whoever writes the answer names its calls alike."""
+    """Return the id of call ``number`` of a choice: the same on every controller and in every API."""
     return f"call_{hashlib.sha256(f'{job_id} {choice} {number}'.encode()).hexdigest()[:24]}"
 
 
-class ToolReader:
-    """Feed it one answer's text in any pieces. Invariant: what it gave does not depend on the cuts."""
+class ToolCallParser:
+    """Parses the output of one choice. The joined result does not depend on how the output is cut."""
 
     def __init__(self, *, may_call: bool = True) -> None:
-        """Not ``may_call``: whatever comes is text."""
+        """Without ``may_call`` all output is text."""
         self.num_calls = 0
-        self._waiting = ""  # text whose meaning is not clear yet
+        self._pending = ""  # received and not returned yet
         self._state: Literal["start", "text", "head", "arguments", "between"] = (
             "start" if may_call else "text"
         )
@@ -75,62 +83,61 @@ class ToolReader:
         self._is_in_string = False
         self._is_escaped = False
 
-    def feed(self, text: str) -> list[Piece]:
-        """What this text makes clear."""
-        self._waiting += text
-        pieces: list[Piece] = []
+    def feed(self, text: str, *, is_last: bool = False) -> list[OutputDelta]:
+        """Return what the next piece of the output adds.
+
+        Text that may begin a call is held back; with ``is_last`` it is returned as text.
+        """
+        self._pending += text
+        deltas: list[OutputDelta] = []
         while (step := self._step()) is not None:
-            pieces += step
-        return pieces
+            deltas += step
+        if is_last and self._state == "start" and self._pending:
+            deltas.append(TextDelta(self._take(len(self._pending))))
+        return deltas
 
-    def finish(self) -> list[Piece]:
-        """What was held back of an answer that ends here: the beginning of a call is text."""
-        said = self._waiting if self._state == "start" else ""
-        self._waiting = ""
-        return [Said(said)] if said else []
-
-    def _step(self) -> list[Piece] | None:
-        """One thing that became clear; None: more text is needed."""
-        if not self._waiting:
+    def _step(self) -> list[OutputDelta] | None:
+        """Return the next deltas; None if more text is needed."""
+        if not self._pending:
             return None
         if self._state == "start":
             return self._start()
         if self._state == "text":
-            return [Said(self._take(len(self._waiting)))]
+            return [TextDelta(self._take(len(self._pending)))]
         if self._state == "head":
             return self._read_head()
         if self._state == "arguments":
             return self._read_arguments()
         return self._find_next()
 
-    def _start(self) -> list[Piece] | None:
-        if self._waiting.startswith(CALL_BEGIN):
+    def _start(self) -> list[OutputDelta] | None:
+        if self._pending.startswith(CALL_BEGIN):
             self._take(len(CALL_BEGIN))
             self._state = "head"
-        elif CALL_BEGIN.startswith(self._waiting):
+        elif CALL_BEGIN.startswith(self._pending):
             return None
         else:
             self._state = "text"
         return []
 
-    def _read_head(self) -> list[Piece] | None:
-        head = _HEAD.match(self._waiting)
+    def _read_head(self) -> list[OutputDelta] | None:
+        head = _HEAD.match(self._pending)
         if head is None:
             return None
         self._take(head.end())
         self._state = "arguments"
         self.num_calls += 1
-        return [Called(head[1])]
+        return [ToolCallStart(self.num_calls - 1, head[1])]
 
-    def _read_arguments(self) -> list[Piece]:
-        for place, character in enumerate(self._waiting):
+    def _read_arguments(self) -> list[OutputDelta]:
+        for position, character in enumerate(self._pending):
             if self._closes(character):
                 self._state = "between"
-                return [Argued(self._take(place + 1))]
-        return [Argued(self._take(len(self._waiting)))]
+                return [ToolCallDelta(self.num_calls - 1, self._take(position + 1))]
+        return [ToolCallDelta(self.num_calls - 1, self._take(len(self._pending)))]
 
-    def _find_next(self) -> list[Piece] | None:
-        begin = self._waiting.find(CALL_BEGIN)
+    def _find_next(self) -> list[OutputDelta] | None:
+        begin = self._pending.find(CALL_BEGIN)
         if begin < 0:
             return None
         self._take(begin + len(CALL_BEGIN))
@@ -138,7 +145,7 @@ class ToolReader:
         return []
 
     def _closes(self, character: str) -> bool:
-        """Whether the arguments' object ends with this character."""
+        """Return whether the arguments' object ends with this character."""
         if self._is_in_string:
             if self._is_escaped:
                 self._is_escaped = False
@@ -153,5 +160,5 @@ class ToolReader:
         return self._depth == 0 and character == "}"
 
     def _take(self, length: int) -> str:
-        taken, self._waiting = self._waiting[:length], self._waiting[length:]
+        taken, self._pending = self._pending[:length], self._pending[length:]
         return taken

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from llava_cli.up.gpus import GpusUnavailable, choose_gpus
-from llava_cli.up.plan import Plan
+from llava_cli.up.plan import LaunchPlan
 
 from tests.client.cli.command_line import start
 from tests.machine_speed import scaled
@@ -59,8 +59,16 @@ def test_a_machine_without_any_says_so(nvidia_smi: Path, monkeypatch: pytest.Mon
 
 
 def test_each_worker_sees_one_gpu_and_only_that() -> None:
-    options = {"precision": "auto", "host": "127.0.0.1", "port": 8000, "served_model_name": None}
-    plan = Plan(model="tiny", num_workers=2, device="cuda", gpus=("0", "3"), **options)
+    plan = LaunchPlan(
+        model="tiny",
+        served_model_name=None,
+        num_workers=2,
+        precision="auto",
+        device="cuda",
+        host="127.0.0.1",
+        port=8000,
+        gpus=("0", "3"),
+    )
 
     workers = plan.workers("redis://queue")
 
@@ -72,6 +80,6 @@ def test_each_worker_sees_one_gpu_and_only_that() -> None:
 
 def test_gpus_and_a_number_of_workers_are_not_both_taken() -> None:
     process = start("up", "--gpus", "0,1", "--workers", "3", "--port", "0")
-    _, told = process.communicate(timeout=scaled(60))
+    _, stderr = process.communicate(timeout=scaled(60))
     assert process.returncode == 2
-    assert "makes a worker for each GPU: leave out --workers and --device" in " ".join(told.split())
+    assert "makes a worker for each GPU: leave out --workers and --device" in " ".join(stderr.split())

@@ -7,17 +7,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from llava_cli.up.plan import Plan
-from llava_cli.up.screen import Screen, curl_line, example_picture
+from llava_cli.up.display import Display, curl_command, example_image
+from llava_cli.up.plan import LaunchPlan
 
-from tests.client.scripted_peer import PNG, Peer
+from tests.client.scripted_server import PNG, ScriptedServer
 from tests.machine_speed import scaled
 
 SECRET = "redis://:password@queue:6379/0"
 
 
-def plan(**changes: object) -> Plan:
-    given: dict[str, object] = {
+def plan(**changes: object) -> LaunchPlan:
+    defaults: dict[str, object] = {
         "model": "tiny",
         "served_model_name": None,
         "num_workers": 1,
@@ -26,7 +26,7 @@ def plan(**changes: object) -> Plan:
         "host": "127.0.0.1",
         "port": 8000,
     }
-    return Plan(**{**given, **changes})  # type: ignore[arg-type]
+    return LaunchPlan(**{**defaults, **changes})  # type: ignore[arg-type]
 
 
 def test_the_queues_url_is_in_the_environment_and_on_no_command_line() -> None:
@@ -50,27 +50,31 @@ def test_several_workers_are_named_and_share_the_cores(monkeypatch: pytest.Monke
 
 
 def test_on_loopback_nobody_is_asked_for_a_key() -> None:
-    assert [Plan.key_for(host, {}) for host in ("127.0.0.1", "::1", "localhost")] == [None, None, None]
+    assert [LaunchPlan.generate_key(host, {}) for host in ("127.0.0.1", "::1", "localhost")] == [
+        None,
+        None,
+        None,
+    ]
 
 
 def test_a_server_on_loopback_asks_for_none_unless_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan().server(SECRET).environment["LLAVA_AUTH"] == "false"
-    assert "LLAVA_AUTH" not in plan(host="0.0.0.0", made_key="lv-key").server(SECRET).environment
+    assert "LLAVA_AUTH" not in plan(host="0.0.0.0", generated_key="lv-key").server(SECRET).environment
     monkeypatch.setenv("LLAVA_API_KEYS", "mine-1234")
     assert "LLAVA_AUTH" not in plan().server(SECRET).environment
 
 
 def test_where_others_can_reach_it_a_new_key_is_made_and_required() -> None:
-    first, second = Plan.key_for("0.0.0.0", {}), Plan.key_for("0.0.0.0", {})
+    first, second = LaunchPlan.generate_key("0.0.0.0", {}), LaunchPlan.generate_key("0.0.0.0", {})
     assert first and second and first != second
-    reachable = plan(host="0.0.0.0", made_key=first)
+    reachable = plan(host="0.0.0.0", generated_key=first)
     assert reachable.server(SECRET).environment["LLAVA_API_KEYS"] == first
     assert first not in repr(reachable)
 
 
 @pytest.mark.parametrize("name", ["LLAVA_API_KEYS", "LLAVA_API_KEYS_FILE"])
 def test_keys_of_ones_own_are_kept(name: str) -> None:
-    assert Plan.key_for("0.0.0.0", {name: "mine-1234"}) is None
+    assert LaunchPlan.generate_key("0.0.0.0", {name: "mine-1234"}) is None
 
 
 @pytest.mark.parametrize(
@@ -86,31 +90,31 @@ def test_the_shown_address_can_be_opened_on_this_machine(host: str, url: str) ->
     assert plan(host=host).base_url == url
 
 
-def test_the_curl_line_works_as_it_is_shown(peer: Peer, tmp_path: Path) -> None:
+def test_the_curl_line_works_as_it_is_shown(server: ScriptedServer, tmp_path: Path) -> None:
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "it's a picture.png").write_bytes(PNG * 1000)
-    port = int(peer.url.rpartition(":")[2])
-    picture = example_picture(tmp_path)
-    line = curl_line(plan(port=port, made_key="lv-key"), 'the "model"', picture)
+    port = int(server.url.rpartition(":")[2])
+    picture = example_image(tmp_path)
+    line = curl_command(plan(port=port, generated_key="lv-key"), 'the "model"', picture)
     done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, timeout=scaled(30))
     assert json.loads(done.stdout)["choices"]
-    assert peer.chats[-1].headers["authorization"] == "Bearer lv-key"
-    assert peer.last_body["model"] == 'the "model"'
-    url = peer.last_body["messages"][0]["content"][0]["image_url"]["url"]
+    assert server.chats[-1].headers["authorization"] == "Bearer lv-key"
+    assert server.last_body["model"] == 'the "model"'
+    url = server.last_body["messages"][0]["content"][0]["image_url"]["url"]
     assert url.startswith("data:image/png;base64,iVBOR")
     assert "\n" not in url
 
 
 def test_without_examples_the_curl_line_speaks_of_a_photo(tmp_path: Path) -> None:
-    assert example_picture(tmp_path) == "photo.png"
+    assert example_image(tmp_path) == "photo.png"
 
 
 def test_without_a_terminal_the_facts_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = Screen(is_verbose=False)
-    with screen.waiting("starting"):
-        screen.line("worker-1", "loading [weights]")
-    screen.ready(plan(made_key="lv-key"), "tiny-llava")
-    screen.tail(["last [words]"])
+    display = Display(is_verbose=False)
+    with display.waiting("starting"):
+        display.line("worker-1", "loading [weights]")
+    display.ready(plan(generated_key="lv-key"), "tiny-llava")
+    display.tail(["last [words]"])
     shown = capsys.readouterr()
     for fact in ("http://127.0.0.1:8000/\n", "http://127.0.0.1:8000/v1\n", "tiny-llava", "lv-key", "Ctrl-C"):
         assert fact in shown.out
@@ -119,7 +123,7 @@ def test_without_a_terminal_the_facts_are_plain_lines(capsys: pytest.CaptureFixt
 
 
 def test_verbose_shows_every_line_once_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = Screen(is_verbose=True)
-    screen.line("worker-1", "loading [weights]")
-    screen.tail(["loading [weights]"])
+    display = Display(is_verbose=True)
+    display.line("worker-1", "loading [weights]")
+    display.tail(["loading [weights]"])
     assert capsys.readouterr().err == " worker-1 | loading [weights]\n"

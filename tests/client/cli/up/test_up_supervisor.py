@@ -31,11 +31,11 @@ class Stage:
     def __init__(self, budget: RestartBudget) -> None:
         self.lines: list[tuple[str, str]] = []
         self.events: list[str] = []
-        self.hurry = asyncio.Event()
+        self.kill_now = asyncio.Event()
         self.supervisor = Supervisor(
             on_line=lambda name, line: self.lines.append((name, line)),
             on_event=self.events.append,
-            hurry=self.hurry,
+            kill_now=self.kill_now,
             budget=budget,
         )
 
@@ -100,7 +100,7 @@ def test_a_death_after_all_is_up_is_repaired() -> None:
     async def scenario(stage: Stage) -> None:
         await stage.supervisor.start([shell("worker-1", "echo $$; sleep 100")])
         await stage.until(lambda: stage.lines, "the first start")
-        stage.supervisor.settle()
+        stage.supervisor.enable_restarts()
         os.kill(int(stage.lines[0][1]), signal.SIGKILL)
         await stage.until(lambda: len(stage.lines) == 2, "the second start")
 
@@ -112,7 +112,7 @@ def test_a_death_after_all_is_up_is_repaired() -> None:
 def test_a_child_that_dies_again_and_again_ends_everything() -> None:
     async def scenario(stage: Stage) -> None:
         await stage.supervisor.start([shell("worker-1", "read line < /dev/null; echo bye; exit 1")])
-        stage.supervisor.settle()
+        stage.supervisor.enable_restarts()
         await stage.supervisor.watch()
 
     with pytest.raises(ChildFailed, match="ended with status 1 after 2 restarts") as caught:
@@ -123,7 +123,7 @@ def test_a_child_that_dies_again_and_again_ends_everything() -> None:
 def test_old_restarts_do_not_count() -> None:
     async def scenario(stage: Stage) -> None:
         await stage.supervisor.start([shell("worker-1", "echo up")])
-        stage.supervisor.settle()
+        stage.supervisor.enable_restarts()
         await stage.until(lambda: len(stage.lines) > 4, "more starts than the budget of one window")
 
     play(scenario, RestartBudget(max_restarts=2, initial_delay_s=0.0, window_s=0.0))
@@ -151,15 +151,15 @@ def test_children_are_stopped_from_the_last_layer_to_the_first(tmp_path: Path) -
     assert (order[0], order[-1], len(order)) == ("server", "redis", 4)
 
 
-@pytest.mark.parametrize("way", ["its grace is over", "hurry"])
+@pytest.mark.parametrize("way", ["its grace is over", "kill now"])
 def test_a_child_that_will_not_stop_is_killed_with_all_it_started(way: str) -> None:
     async def scenario(stage: Stage) -> None:
         script = "trap '' TERM; sleep 100 & echo $!; wait; wait; sleep 100"
         grace_s = 0.1 if way == "its grace is over" else 1000.0
         await stage.supervisor.start([shell("stubborn", script, grace_s=grace_s)])
         await stage.until(lambda: stage.lines, "its start")
-        if way == "hurry":
-            stage.hurry.set()
+        if way == "kill now":
+            stage.kill_now.set()
 
     stage = play(scenario)
     wait_until(lambda: is_gone(int(stage.lines[0][1])), "the end of what the child started")
@@ -184,7 +184,7 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
         async def main():
             supervisor = Supervisor(on_line=lambda _, pid: print(pid, flush=True), on_event=print,
-                                    hurry=asyncio.Event())
+                                    kill_now=asyncio.Event())
             await supervisor.start([Program("a", ("sh", "-c", "echo $$; exec sleep 1000"), dict(os.environ))])
             await asyncio.sleep(1000)
 

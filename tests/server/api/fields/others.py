@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from llava_server.api.anthropic.request import MESSAGES_REFUSED
-from llava_server.api.completions.request import COMPLETION_REFUSED
-from llava_server.api.embeddings.request import EMBEDDING_REFUSED
-from llava_server.api.fields.unsupported import REFUSED, Refusal
-from llava_server.api.responses.request import RESPONSE_REFUSED
-from llava_server.api.tokenize.request import TOKENIZE_REFUSED
+from llava_server.api.anthropic.request import CountTokensRequest, MessagesRequest
+from llava_server.api.chat.request import ChatRequest
+from llava_server.api.completions.request import CompletionRequest
+from llava_server.api.embeddings.request import EmbeddingRequest
+from llava_server.api.responses.request import ResponseRequest
+from llava_server.api.tokenize.request import TokenizeRequest
 
 from tests.server.api.fields.chat import CHAT, ONE, TOOLS
 from tests.server.api.fields.messages import COUNTED, SAID
 from tests.server.api.fields.responses import ASKED
-from tests.server.api.fields.rows import ABSENT, Differs, Hint, Row, Shown
+from tests.server.api.fields.rows import ABSENT, Differs, Hint, Row, Shown, unsupported_fields
 from tests.server.api.fields.test_field_coverage import HINTS, ON_THE_JOB
 from tests.server.scripted_worker import MODEL
 
-__all__ = ["NOT_DONE", "QUERIES", "REQUESTS", "ROWS", "SHARED"]
+__all__ = ["QUERIES", "REQUESTS", "ROWS", "SHARED", "UNSUPPORTED"]
 
 COMPLETED: dict[str, Any] = {"model": MODEL, "prompt": "say yes"}
 EMBEDDED: dict[str, Any] = {"model": MODEL, "input": "yes"}
@@ -38,15 +38,13 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "DetokenizeRequest": ("/detokenize", {"model": MODEL, "tokens": [1]}),
 }
 
-# What is known and not done: refused by name unless it changes nothing.
-NOT_DONE: dict[str, dict[str, Refusal]] = {
-    "ChatRequest": REFUSED,
-    "CompletionRequest": COMPLETION_REFUSED,
-    "ResponseRequest": RESPONSE_REFUSED,
-    "MessagesRequest": MESSAGES_REFUSED,
-    "CountTokensRequest": MESSAGES_REFUSED,
-    "EmbeddingRequest": EMBEDDING_REFUSED,
-    "TokenizeRequest": TOKENIZE_REFUSED,
+# Fields that are known and not supported: an error that names them, unless the value is neutral.
+UNSUPPORTED = {
+    model.__name__: unsupported_fields(model)
+    for model in (
+        *(ChatRequest, CompletionRequest, ResponseRequest, MessagesRequest, CountTokensRequest),
+        *(EmbeddingRequest, TokenizeRequest),
+    )
 }
 
 # Fields of sampling and grammar, which a plain completion shares with a chat; each with what it needs.

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import httpx2
 import msgspec
+from llava_server.api.fields.unsupported import Unsupported
 from llava_wire.messages.job import Job
+from pydantic import BaseModel
 
 from tests.server.conftest import Stack
 from tests.server.document import BODIES, SCHEMAS, branches
@@ -29,6 +31,7 @@ __all__ = [
     "changed",
     "outcome",
     "owners",
+    "unsupported_fields",
 ]
 
 ABSENT = "(absent)"
@@ -99,6 +102,16 @@ class Talk(NamedTuple):
         self, place: str, refused: Any = "nonsense", body: dict[str, Any] | None = None, param: str = ""
     ) -> Only:
         return Only(self.path, self.body if body is None else body, place, refused, param)
+
+
+def unsupported_fields(model: type[BaseModel]) -> dict[str, Unsupported]:
+    """Return the fields of a request that the server knows and does not support."""
+    return {
+        name: mark
+        for name, field in model.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, Unsupported)
+    }
 
 
 def steps(place: str) -> list[str | int]:

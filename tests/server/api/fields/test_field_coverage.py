@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import pytest
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.fields.unsupported import REFUSED
 from llava_wire.messages.job import Job
 from llava_wire.messages.sampling_params import Grammar
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
+from tests.server.api.fields.rows import unsupported_fields
 from tests.server.api.sse_lines import events_of
 from tests.server.conftest import Stack
 from tests.server.image_files import encoded, part, scene
@@ -119,7 +119,7 @@ HINTS: dict[str, tuple[Any, Any]] = {
 
 
 def test_every_field_has_a_row() -> None:
-    covered = [*ON_THE_JOB, *IN_THE_ANSWER, *HINTS, *REFUSED]
+    covered = [*ON_THE_JOB, *IN_THE_ANSWER, *HINTS, *unsupported_fields(ChatRequest)]
     assert sorted(covered) == sorted(ChatRequest.model_fields)
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from llava_server.error_response import to_error
 from llava_server.errors import ERRORS, ApiError
 from llava_wire.messages.event import ErrorCode
 
@@ -32,7 +33,7 @@ def test_every_code_of_the_wire_is_an_error_of_the_server() -> None:
 
 @pytest.mark.parametrize("code", ERRORS)
 def test_an_error_names_its_section(code: str) -> None:
-    path, _, anchor = str(ApiError(code, "said").body(None)["error"]["doc"]).partition("#")
+    path, _, anchor = to_error(ApiError(code, "said"), None).error.doc.partition("#")
     assert (ROOT / path).is_file()
     assert anchor in SECTIONS
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.fields.unsupported import REFUSED
 
 from tests.server.conftest import Stack, text_of
 from tests.server.scripted_worker import MODEL
@@ -216,22 +215,6 @@ def test_other_content_types_are_refused_so_that_foreign_pages_cannot_post(stack
         response = post_raw(stack, body, media_type)
         assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_media_type")
     assert post_raw(stack, body, "application/json; charset=utf-8").status_code == 200
-
-
-UNSUPPORTED_VALUES: dict[str, Any] = {
-    "modalities": ["text", "audio"],
-    "reasoning_effort": "high",
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_field_that_is_not_done_is_refused_by_name_but_taken_when_neutral(stack: Stack, name: str) -> None:
-    unsupported = UNSUPPORTED_VALUES.get(name, {"some": "value"})
-    error = post_json(stack, {"model": MODEL, "messages": [USER], name: unsupported}).json()["error"]
-    assert (error["code"], error["param"]) == ("unsupported_parameter", name)
-    assert name in error["message"]
-    for neutral in (None, *REFUSED[name].neutral):
-        assert post_json(stack, {"model": MODEL, "messages": [USER], name: neutral}).status_code == 200
 
 
 def test_neutral_number_is_no_boolean(stack: Stack) -> None:

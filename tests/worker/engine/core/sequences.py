@@ -16,7 +16,7 @@ def compute(blocks: BlockManager, sequence: Sequence) -> None:
     blocks.cache_full_blocks(sequence)
 
 
-def remember(blocks: BlockManager, *token_ids: int) -> None:
+def cache_prompt(blocks: BlockManager, *token_ids: int) -> None:
     """Have a prompt computed and ended."""
     sequence = sequence_of(list(token_ids))
     assert blocks.allocate(sequence) is not None

@@ -1,18 +1,22 @@
-"""A request that goes wrong ends alone: its neighbours say what they would have said, and nothing stays."""
+"""A request that fails ends alone: the outputs of the others do not change, and nothing of it is cached."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from llava_worker.engine import SequenceRejected, StepOutput
+from llava_worker.engine.engine import Engine
+from llava_worker.model.llava import Llava
 
 from tests.worker.checkpoints import Prompt, random_prompt
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 
-Story = dict[str, list[StepOutput]]
+Outputs = dict[str, list[StepOutput]]
 
 
 @pytest.fixture
@@ -22,28 +26,30 @@ def neighbours() -> dict[str, Prompt]:
 
 
 @pytest.fixture
-def answers(make_engine, make_sequence, run, neighbours) -> dict[str, list[int]]:
+def answers(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, neighbours: dict[str, Prompt]
+) -> dict[str, list[int]]:
     """What the neighbours say when nothing goes wrong."""
     return {name: run(make_engine(), [make_sequence(each)])["one"] for name, each in neighbours.items()}
 
 
-def tell(engine) -> Story:
-    """Everything that is said until all have ended."""
-    story: Story = {}
+def drain(engine: Engine) -> Outputs:
+    """All outputs until all sequences have ended."""
+    outputs: Outputs = {}
     while engine.num_sequences:
         for output in engine.step():
-            story.setdefault(output.seq_id, []).append(output)
+            outputs.setdefault(output.seq_id, []).append(output)
         engine.check()
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
-    return story
+    return outputs
 
 
-def tokens(story: Story, *names: str) -> dict[str, list[int | None]]:
-    return {name: [output.token_id for output in story[name]] for name in names}
+def tokens(outputs: Outputs, *names: str) -> dict[str, list[int | None]]:
+    return {name: [output.token_id for output in outputs[name]] for name in names}
 
 
 @contextmanager
-def poisoned(model, word: int) -> Iterator[None]:
+def poisoned(model: Llava, word: int) -> Iterator[None]:
     """A bad row among the weights: what sees this word is not a number."""
     weight = model.language_model.embed_tokens.weight
     healthy = weight[word].clone()
@@ -55,53 +61,62 @@ def poisoned(model, word: int) -> Iterator[None]:
 
 
 def test_an_answer_that_breaks_in_its_middle_keeps_what_was_said_and_the_neighbours_go_on(
-    make_engine, make_sequence, run, model, neighbours, answers
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    model: Llava,
+    neighbours: dict[str, Prompt],
+    answers: dict[str, list[int]],
 ) -> None:
     rng = np.random.default_rng(22)
-    said = {token_id for answer in answers.values() for token_id in answer}
-    said |= {token_id for each in neighbours.values() for token_id in each.token_ids}
-    while True:  # a prompt whose answer has a word in its middle that nobody else uses
+    used = {token_id for answer in answers.values() for token_id in answer}
+    used |= {token_id for each in neighbours.values() for token_id in each.token_ids}
+    while True:  # a prompt whose output has a token in its middle that no other sequence uses
         prompt = random_prompt(rng, num_images=1)
         whole = run(make_engine(), [make_sequence(prompt)])["one"]
         word = whole[len(whole) // 2]
-        if word not in said | set(prompt.token_ids) and len(whole) > 4:
+        if word not in used | set(prompt.token_ids) and len(whole) > 4:
             break
     engine = make_engine(num_blocks=128)
     for name, each in {"broken": prompt, **neighbours}.items():
         engine.add(make_sequence(each, seq_id=name))
 
     with poisoned(model, word):
-        story = tell(engine)
+        outputs = drain(engine)
 
-    *before, last = story["broken"]
+    *before, last = outputs["broken"]
     assert [output.token_id for output in before] == whole[: whole.index(word) + 1]
     assert last.error is not None
     assert last.error.message == f"the model's output at token {len(before)} is not a number"
-    assert tokens(story, *neighbours) == answers
+    assert tokens(outputs, *neighbours) == answers
     assert run(engine, [make_sequence(prompt)])["one"] == whole  # healed, and nothing bad was kept
 
 
 def test_a_picture_gone_bad_breaks_its_own_request_and_is_looked_at_anew_for_the_next(
-    make_engine, make_sequence, run, neighbours, answers
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    neighbours: dict[str, Prompt],
+    answers: dict[str, list[int]],
 ) -> None:
     prompt = random_prompt(np.random.default_rng(23), num_images=1)
     whole = run(make_engine(), [make_sequence(prompt)])["one"]
     engine = make_engine(num_blocks=128)
-    pictures = engine._runner.encoder_cache
+    cache = engine._runner.encoder_cache
     width = engine._runner.model.config.text_config.hidden_size
-    pictures.put(("", prompt.digests[0]), torch.full((4, width), torch.nan))
+    cache.put(("", prompt.digests[0]), torch.full((4, width), torch.nan))
     for name, each in {"broken": prompt, **neighbours}.items():
         engine.add(make_sequence(each, seq_id=name))
 
-    story = tell(engine)
+    outputs = drain(engine)
 
-    assert [output.error is None for output in story["broken"]] == [False]
-    assert tokens(story, *neighbours) == answers
+    assert [output.error is None for output in outputs["broken"]] == [False]
+    assert tokens(outputs, *neighbours) == answers
     assert run(engine, [make_sequence(prompt)])["one"] == whole
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("change", "message"),
     [
         ({"logit_bias": ((5, float("nan")),)}, "logit_bias of token 5 is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
@@ -110,7 +125,12 @@ def test_a_picture_gone_bad_breaks_its_own_request_and_is_looked_at_anew_for_the
     ids=["NaN bias", "infinite temperature", "broken picture"],
 )
 def test_what_is_refused_at_the_door_disturbs_nobody_inside(
-    make_engine, make_sequence, neighbours, answers, change: dict, what: str
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    neighbours: dict[str, Prompt],
+    answers: dict[str, list[int]],
+    change: dict[str, Any],
+    message: str,
 ) -> None:
     engine = make_engine(num_blocks=128)
     for name, each in neighbours.items():
@@ -120,18 +140,18 @@ def test_what_is_refused_at_the_door_disturbs_nobody_inside(
     bad = make_sequence(neighbours["a"], seq_id="bad", **change)
     bad.pixels = pixels or bad.pixels
 
-    with pytest.raises(SequenceRejected, match=what):
+    with pytest.raises(SequenceRejected, match=message):
         engine.add(bad)
 
-    story = tell(engine)
-    assert "bad" not in story
+    outputs = drain(engine)
+    assert "bad" not in outputs
     for name, answer in answers.items():
         first = [output.token_id for output in early if output.seq_id == name]
-        assert first + tokens(story, name)[name] == answer
+        assert first + tokens(outputs, name)[name] == answer
 
 
 def test_twins_of_a_request_that_breaks_are_answered_once_the_cause_is_gone(
-    make_engine, make_sequence, run, model
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, model: Llava
 ) -> None:
     """The twin waits for what the first computes; of that nothing may reach it."""
     word = 121
@@ -145,4 +165,4 @@ def test_twins_of_a_request_that_breaks_are_answered_once_the_cause_is_gone(
         (output,) = engine.step()
     assert (output.seq_id, output.error is None) == ("first", False)
 
-    assert tokens(tell(engine), "second") == whole
+    assert tokens(drain(engine), "second") == whole

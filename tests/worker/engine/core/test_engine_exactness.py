@@ -1,37 +1,44 @@
-"""An answer is the same alone, in company, in chunks, preempted and continued, and transformers gives it."""
+"""An output is the same alone, in a batch, in chunks, preempted and continued, and equals transformers'."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.worker.checkpoints import random_prompt, reference_answer
+from tests.worker.checkpoints import Prompt, Reference, random_prompt, reference_output
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 
-LENGTH = 20  # of an answer, in tokens
+LENGTH = 20  # output tokens
+
+Workload = tuple[list[Prompt], list[dict[str, Any]], list[list[int]]]
 
 
-def draw_prompts(seed: int, count: int) -> list:
+def draw_prompts(seed: int, count: int) -> list[Prompt]:
     rng = np.random.default_rng(seed)
     return [random_prompt(rng, num_images=index % 4) for index in range(count)]
 
 
-def test_greedy_answers_equal_those_of_transformers(make_engine, make_sequence, run, reference) -> None:
+def test_greedy_answers_equal_those_of_transformers(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, reference: Reference
+) -> None:
     prompts = draw_prompts(1, 16)
     sequences = [make_sequence(prompt, seq_id=str(i)) for i, prompt in enumerate(prompts)]
 
     answers = run(make_engine(num_blocks=256, max_num_sequences=16, max_batch_tokens=40), sequences)
 
     for index, prompt in enumerate(prompts):
-        assert answers[str(index)] == reference_answer(reference, prompt, 12)
+        assert answers[str(index)] == reference_output(reference, prompt, 12)
 
 
 @pytest.fixture(scope="module")
-def workload(make_engine, make_sequence, run) -> tuple[list, list[dict], list[list[int]]]:
+def workload(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run) -> Workload:
     """Prompts, half of them sampled, and each one's answer when it is alone in a roomy engine."""
     prompts = draw_prompts(2, 12)
-    options = [
+    options: list[dict[str, Any]] = [
         {"temperature": 0.9, "top_p": 0.95, "seed": index} if index % 2 else {}
         for index in range(len(prompts))
     ]
@@ -53,11 +60,17 @@ def workload(make_engine, make_sequence, run) -> tuple[list, list[dict], list[li
         {"num_blocks": 26, "is_sharing_prefixes": False},
         {"num_blocks": 100, "block_size": 1},
         {"num_blocks": 7, "block_size": 16},
-        {"num_blocks": 30, "vision_cache_bytes": 0, "max_batch_tokens": 8},
+        {"num_blocks": 30, "encoder_cache_bytes": 0, "max_batch_tokens": 8},
     ],
     ids=str,
 )
-def test_answers_do_not_depend_on_company_or_room(make_engine, make_sequence, run, workload, options) -> None:
+def test_answers_do_not_depend_on_company_or_room(
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    workload: Workload,
+    options: dict[str, Any],
+) -> None:
     prompts, sampling, alone = workload
     sequences = [
         make_sequence(prompt, seq_id=str(index), max_new_tokens=LENGTH, **option)
@@ -69,7 +82,9 @@ def test_answers_do_not_depend_on_company_or_room(make_engine, make_sequence, ru
     assert [answers[str(index)] for index in range(len(prompts))] == alone
 
 
-def test_a_small_cache_does_preempt(make_engine, make_sequence, run, workload) -> None:
+def test_a_small_cache_does_preempt(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, workload: Workload
+) -> None:
     engine = make_engine(num_blocks=26)
     run(
         engine,
@@ -80,7 +95,9 @@ def test_a_small_cache_does_preempt(make_engine, make_sequence, run, workload) -
 
 
 @pytest.mark.parametrize("cut", [1, 5, 19])
-def test_a_continued_answer_equals_the_unbroken_one(make_engine, make_sequence, run, workload, cut) -> None:
+def test_a_continued_answer_equals_the_unbroken_one(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, workload: Workload, cut: int
+) -> None:
     prompts, sampling, alone = workload
     sequences = [
         make_sequence(prompt, seq_id=str(index), output_ids=answer[:cut], max_new_tokens=LENGTH, **option)
@@ -95,7 +112,7 @@ def test_a_continued_answer_equals_the_unbroken_one(make_engine, make_sequence, 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_random_traffic_keeps_every_answer_and_every_block(
-    make_engine, make_sequence, workload, seed: int
+    make_engine: MakeEngine, make_sequence: MakeSequence, workload: Workload, seed: int
 ) -> None:
     """Arrivals at any time, repeated prompts, aborts, tenants, any shape of cache and budget."""
     prompts, sampling, alone = workload
@@ -107,9 +124,10 @@ def test_random_traffic_keeps_every_answer_and_every_block(
         block_size=block_size,
         max_num_sequences=int(rng.integers(1, 9)),
         max_batch_tokens=int(rng.integers(8, 40)),
-        vision_cache_bytes=int(rng.integers(0, 8000)),
+        encoder_cache_bytes=int(rng.integers(0, 8000)),
     )
-    expected, answers = {}, {}
+    expected: dict[str, list[int]] = {}
+    answers: dict[str, list[int | None]] = {}
     to_come = int(rng.integers(5, 25))
     while to_come or engine.num_sequences:
         for _ in range(min(to_come, int(rng.integers(0, 4)))):

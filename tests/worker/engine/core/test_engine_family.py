@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from llava_worker.engine import SequenceRejected
+from llava_worker.engine.engine import Engine
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
+from llava_worker.model.config.image_grid import ImageLayout
 
 from tests.worker.checkpoints import (
     LLAVA_INTERLEAVE,
     LLAVA_NEXT_MISTRAL,
     MEAN,
     STD,
+    Reference,
     random_prompt,
-    reference_answer,
+    reference_output,
     write_checkpoint,
 )
+from tests.worker.engine.factories import MakeSequence, Run
 
 
 @pytest.fixture(scope="module")
-def next_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
+def next_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reference]:
     folder = tmp_path_factory.mktemp("next")
     return folder, write_checkpoint(folder, **LLAVA_NEXT_MISTRAL)
 
 
 @pytest.mark.parametrize("options", [LLAVA_NEXT_MISTRAL, LLAVA_INTERLEAVE], ids=["1.6", "interleave"])
-def test_answers_equal_those_of_transformers_cached_or_not(tmp_path, make_sequence, run, options) -> None:
+def test_answers_equal_those_of_transformers_cached_or_not(
+    tmp_path: Path, make_sequence: MakeSequence, run: Run, options: dict[str, Any]
+) -> None:
     reference = write_checkpoint(tmp_path, **options)
     colours = {"image_mean": MEAN.flatten().tolist(), "image_std": STD.flatten().tolist()}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(colours))
@@ -44,30 +51,32 @@ def test_answers_equal_those_of_transformers_cached_or_not(tmp_path, make_sequen
             kv_cache_bytes=8 << 20,
         )
     )
-    pictures = reference_layout(engine)
+    layout = layout_of(engine)
     rng = np.random.default_rng(4)
-    prompts = [random_prompt(rng, num_images=count, pictures=pictures) for count in (1, 0, 3, 2)]
-    expected = [reference_answer(reference, prompt, 12) for prompt in prompts]
+    prompts = [random_prompt(rng, num_images=count, layout=layout) for count in (1, 0, 3, 2)]
+    expected = [reference_output(reference, prompt, 12) for prompt in prompts]
 
     first = run(engine, [make_sequence(prompt, seq_id=str(i)) for i, prompt in enumerate(prompts)])
     again = run(engine, [make_sequence(prompt, seq_id=str(i)) for i, prompt in enumerate(prompts)])
 
     assert [first[str(i)] for i in range(4)] == [again[str(i)] for i in range(4)] == expected
-    assert (info.fit, info.grid) == (pictures.fit, pictures.grid)
+    assert (info.fit, info.grid) == (layout.fit, layout.grid)
     assert engine.stats().num_cached_tokens_total > 0
     assert engine.stats().num_encoded_images_total == 6
 
 
-def test_the_same_tiles_of_another_size_are_another_picture(next_model, make_sequence, run) -> None:
+def test_the_same_tiles_of_another_size_are_another_picture(
+    next_model: tuple[Path, Reference], make_sequence: MakeSequence, run: Run
+) -> None:
     folder, reference = next_model
     engine, _ = build_engine(EngineConfig(folder, precision="fp32", device="cpu", block_size=8))
-    pictures = reference_layout(engine)
-    prompt = random_prompt(np.random.default_rng(5), num_images=1, pictures=pictures)
+    layout = layout_of(engine)
+    prompt = random_prompt(np.random.default_rng(5), num_images=1, layout=layout)
     sizes = [(56, 28), (56, 20)]
-    assert len({pictures.plan(*size).num_tiles for size in sizes}) == 1
+    assert len({layout.plan(*size).num_tiles for size in sizes}) == 1
     answers = []
     for size in sizes:
-        plan = pictures.plan(*size)
+        plan = layout.plan(*size)
         start, length = prompt.image_starts[0], prompt.lengths[0]
         token_ids = prompt.token_ids[:start] + [127] * plan.num_tokens + prompt.token_ids[start + length :]
         tile = prompt.pixels[0][:1]
@@ -75,18 +84,20 @@ def test_the_same_tiles_of_another_size_are_another_picture(next_model, make_seq
             token_ids, [start], [tile.repeat(plan.num_tiles, axis=0)], [plan.num_tokens], [size]
         )
         answers.append(
-            run(engine, [make_sequence(changed)])["one"] == reference_answer(reference, changed, 12)
+            run(engine, [make_sequence(changed)])["one"] == reference_output(reference, changed, 12)
         )
 
     assert answers == [True, True]
 
 
-def test_a_picture_with_low_detail_is_its_base_view_alone(next_model, make_sequence, run) -> None:
+def test_a_picture_with_low_detail_is_its_base_view_alone(
+    next_model: tuple[Path, Reference], make_sequence: MakeSequence, run: Run
+) -> None:
     engine, _ = build_engine(EngineConfig(next_model[0], precision="fp32", device="cpu", block_size=8))
-    pictures = reference_layout(engine)
-    prompt = random_prompt(np.random.default_rng(5), num_images=1, pictures=pictures)
+    layout = layout_of(engine)
+    prompt = random_prompt(np.random.default_rng(5), num_images=1, layout=layout)
     start, length = prompt.image_starts[0], prompt.lengths[0]
-    num_low = pictures.tokens_per_tile
+    num_low = layout.tokens_per_tile
     assert num_low < length
 
     token_ids = prompt.token_ids[:start] + [127] * num_low + prompt.token_ids[start + length :]
@@ -95,14 +106,16 @@ def test_a_picture_with_low_detail_is_its_base_view_alone(next_model, make_seque
 
     model = engine._runner.model
     features = model.encode(torch.from_numpy(prompt.pixels[0].copy()))
-    whole = model.assemble(features, pictures.plan(*prompt.sizes[0]))
-    base = model.assemble(features[:1], pictures.plan(0, 0))
+    whole = model.assemble(features, layout.plan(*prompt.sizes[0]))
+    base = model.assemble(features[:1], layout.plan(0, 0))
     assert torch.equal(base, whole[:num_low])
 
 
-def test_a_picture_whose_span_does_not_fit_its_size_is_refused(next_model, make_sequence) -> None:
+def test_a_picture_whose_span_does_not_fit_its_size_is_refused(
+    next_model: tuple[Path, Reference], make_sequence: MakeSequence
+) -> None:
     engine, _ = build_engine(EngineConfig(next_model[0], precision="fp32", device="cpu"))
-    prompt = random_prompt(np.random.default_rng(6), num_images=1, pictures=reference_layout(engine))
+    prompt = random_prompt(np.random.default_rng(6), num_images=1, layout=layout_of(engine))
     width, height = prompt.sizes[0]
     prompt.sizes = [(height, width * 7)]
 
@@ -114,5 +127,5 @@ def test_a_picture_whose_span_does_not_fit_its_size_is_refused(next_model, make_
         engine.add(make_sequence(prompt))
 
 
-def reference_layout(engine):
-    return engine._runner.model.config.picture_layout()
+def layout_of(engine: Engine) -> ImageLayout:
+    return engine._runner.model.config.image_layout()

@@ -1,7 +1,8 @@
-"""One checkpoint in every layout that its class has: the engine's logits are the same, bit for bit."""
+"""A checkpoint in every layout of its class: the engine's logits are the same, bit for bit."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,38 +11,44 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.worker.checkpoints import Prompt, random_prompt
-from tests.worker.engine.watched import WatchedRunner, load
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
+from tests.worker.engine.logit_recorder import RecordingRunner, load_recording, recorder_of
 from tests.worker.family import make_member
 from tests.worker.layouts import split_tower, write_hf, write_original
 
 IN_BOTH = ["1.5", "1.5, 13B", "1.6, vicuna", "1.6, mistral", "1.6, 34B", "llava-interleave"]
 
-Places = list[tuple[str, int]]
+Logits = tuple[list[tuple[str, int]], torch.Tensor]  # (sequence, position) of each row
+ComputeLogits = Callable[..., Logits]
 
 
 @pytest.fixture
-def logits_of(make_engine, make_sequence, run):
+def logits_of(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run) -> ComputeLogits:
     """Every logit of a run over the checkpoint in a folder, whose tower may be in another."""
 
-    def answer(folder: Path, prompts: list[Prompt], tower: Path | None = None) -> tuple[Places, torch.Tensor]:
-        engine = make_engine(over=load(folder, tower), runner=WatchedRunner, num_blocks=400)
+    def compute(folder: Path, prompts: list[Prompt], tower: Path | None = None) -> Logits:
+        engine = make_engine(over=load_recording(folder, tower), runner=RecordingRunner, num_blocks=400)
         run(engine, [make_sequence(prompt, seq_id=str(i)) for i, prompt in enumerate(prompts)])
-        computed = engine._runner.computed
-        return [(seq_id, at) for seq_id, at, _ in computed], torch.stack([row for *_, row in computed])
+        computed = recorder_of(engine).computed
+        return [(seq_id, position) for seq_id, position, _ in computed], torch.stack(
+            [row for *_, row in computed]
+        )
 
-    return answer
+    return compute
 
 
-def assert_same(one: tuple[Places, torch.Tensor], other: tuple[Places, torch.Tensor]) -> None:
+def assert_same(one: Logits, other: Logits) -> None:
     assert one[0] == other[0]
     assert torch.equal(one[1], other[1])
 
 
 @pytest.mark.parametrize("name", IN_BOTH)
-def test_both_layouts_give_the_same_logits_both_ways(tmp_path: Path, logits_of, name: str) -> None:
+def test_both_layouts_give_the_same_logits_both_ways(
+    tmp_path: Path, logits_of: ComputeLogits, name: str
+) -> None:
     member = make_member(name, 1, tmp_path)
     rng = np.random.default_rng(1)
-    prompts = [random_prompt(rng, num_images=count, pictures=member.pictures) for count in (0, 1, 2)]
+    prompts = [random_prompt(rng, num_images=count, layout=member.image_layout) for count in (0, 1, 2)]
     expected = logits_of(member.folder, prompts)
     tower = tmp_path / "tower"
 
@@ -53,11 +60,13 @@ def test_both_layouts_give_the_same_logits_both_ways(tmp_path: Path, logits_of, 
     assert_same(logits_of(write_hf(whole, tmp_path / "back", like=member.folder), prompts), expected)
 
 
-def test_the_first_llava_is_the_same_with_and_without_its_tower_inside(tmp_path: Path, logits_of) -> None:
+def test_the_first_llava_is_the_same_with_and_without_its_tower_inside(
+    tmp_path: Path, logits_of: ComputeLogits
+) -> None:
     """It has one layout: llava-hf's has no place for its projector."""
     member = make_member("v1, linear projector", 1, tmp_path)
     rng = np.random.default_rng(2)
-    prompts = [random_prompt(rng, num_images=count, pictures=member.pictures) for count in (0, 1, 2)]
+    prompts = [random_prompt(rng, num_images=count, layout=member.image_layout) for count in (0, 1, 2)]
     tower = tmp_path / "tower"
 
     split = split_tower(member.folder, tmp_path / "split", tower)
@@ -68,9 +77,9 @@ def test_the_first_llava_is_the_same_with_and_without_its_tower_inside(tmp_path:
 @pytest.mark.parametrize(
     "part", ["mm_projector", "vision_tower.vision_model.embeddings.patch", "layers.0.mlp.up", "lm_head"]
 )
-def test_another_tensor_gives_other_logits(tmp_path: Path, logits_of, part: str) -> None:
+def test_another_tensor_gives_other_logits(tmp_path: Path, logits_of: ComputeLogits, part: str) -> None:
     member = make_member("1.6, vicuna", 1, tmp_path)
-    prompts = [random_prompt(np.random.default_rng(3), num_images=1, pictures=member.pictures)]
+    prompts = [random_prompt(np.random.default_rng(3), num_images=1, layout=member.image_layout)]
     whole = write_original(member.folder, tmp_path / "whole")
     expected = logits_of(whole, prompts)
     tensors = load_file(whole / "model.safetensors")

@@ -1,4 +1,4 @@
-"""The engine's statistics are what an onlooker counts."""
+"""The engine's statistics are those of the steps that a recording runner sees."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llava_worker.engine.core.in_flight_step import InFlightStep
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.step_timer import PHASES
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
 
 from tests.worker.checkpoints import Prompt, random_prompt
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 
 LENGTH = 12
 
 
-class Onlooker(ModelRunner):
-    """Remembers of each step which positions of whose tokens went through the model."""
+class RecordingRunner(ModelRunner):
+    """Records the sequences and positions that went through the model in each step."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        self.seen: list[list[tuple[str, int, int]]] = []
+        self.steps: list[list[tuple[str, int, int]]] = []
 
-    def launch(self, chunks: list[Chunk], **more: Any) -> Any:
-        self.seen.append([(chunk.sequence.seq_id, chunk.start, chunk.end) for chunk in chunks])
-        return super().launch(chunks, **more)
+    def launch(self, chunks: list[Chunk], *, after: InFlightStep | None = None) -> InFlightStep:
+        self.steps.append([(chunk.sequence.seq_id, chunk.start, chunk.end) for chunk in chunks])
+        return super().launch(chunks, after=after)
 
 
 @pytest.fixture
-def watched(make_engine):
-    """``watched(option=...)`` makes an engine; its onlooker is ``engine._runner``."""
+def make_recording(make_engine: MakeEngine) -> MakeEngine:
 
     def make(**options: Any) -> Engine:
         return make_engine(
-            runner=Onlooker, **{"eos_ids": frozenset(), "is_sharing_prefixes": False} | options
+            runner=RecordingRunner, **{"eos_ids": frozenset(), "is_sharing_prefixes": False} | options
         )
 
     return make
@@ -49,14 +50,21 @@ def prompts() -> list[Prompt]:
 
 @pytest.mark.parametrize(("num_blocks", "is_preempting"), [(200, False), (26, True)])
 def test_steps_sequences_and_tokens_are_those_that_went_through_the_model(
-    watched, make_sequence, run, prompts, num_blocks: int, is_preempting: bool
+    make_recording: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    prompts: list[Prompt],
+    num_blocks: int,
+    is_preempting: bool,
 ) -> None:
-    engine = watched(num_blocks=num_blocks)
+    engine = make_recording(num_blocks=num_blocks)
     run(
         engine,
         [make_sequence(p, seq_id=str(index), max_new_tokens=LENGTH) for index, p in enumerate(prompts)],
     )
-    steps, stats = engine._runner.seen, engine.stats()
+    runner, stats = engine._runner, engine.stats()
+    assert isinstance(runner, RecordingRunner)
+    steps = runner.steps
     lengths = {str(index): len(prompt.token_ids) for index, prompt in enumerate(prompts)}
     positions = [
         position < lengths[name]
@@ -77,9 +85,11 @@ def test_steps_sequences_and_tokens_are_those_that_went_through_the_model(
     assert stats.num_draft_tokens_total == stats.num_accepted_tokens_total == 0
 
 
-def test_a_picture_counts_once_however_many_steps_it_takes(watched, make_sequence, run) -> None:
+def test_a_picture_counts_once_however_many_steps_it_takes(
+    make_recording: MakeEngine, make_sequence: MakeSequence, run: Run
+) -> None:
     prompt = random_prompt(np.random.default_rng(6), num_images=1)
-    engine = watched(max_num_sequences=2, max_batch_tokens=3)  # a picture takes four tokens
+    engine = make_recording(max_num_sequences=2, max_batch_tokens=3)  # a picture takes four tokens
     run(engine, [make_sequence(prompt)])
     stats = engine.stats()
     assert (stats.num_image_cache_hits_total, stats.num_image_cache_misses_total) == (0, 1)
@@ -91,23 +101,27 @@ def test_a_picture_counts_once_however_many_steps_it_takes(watched, make_sequenc
     assert stats.image_cache_bytes > 0
 
 
-def test_pictures_that_had_to_go_are_counted_and_their_bytes_are_not(watched, make_sequence, run) -> None:
+def test_image_prompts_that_had_to_go_are_counted_and_their_bytes_are_not(
+    make_recording: MakeEngine, make_sequence: MakeSequence, run: Run
+) -> None:
     rng = np.random.default_rng(6)
-    pictures = [random_prompt(rng, num_images=1) for _ in range(3)]
-    engine = watched()
-    run(engine, [make_sequence(pictures[0])])
+    image_prompts = [random_prompt(rng, num_images=1) for _ in range(3)]
+    engine = make_recording()
+    run(engine, [make_sequence(image_prompts[0])])
     size = engine.stats().image_cache_bytes
 
-    engine = watched(vision_cache_bytes=2 * size)
-    for prompt in (*pictures, pictures[0]):
+    engine = make_recording(encoder_cache_bytes=2 * size)
+    for prompt in (*image_prompts, image_prompts[0]):
         run(engine, [make_sequence(prompt)])
     stats = engine.stats()
     assert (stats.num_image_cache_misses_total, stats.num_image_cache_evictions_total) == (4, 2)
     assert stats.image_cache_bytes == 2 * size
 
 
-def test_time_is_told_by_phase_and_no_moment_counts_twice(watched, make_sequence, run, prompts) -> None:
-    engine = watched()
+def test_time_is_told_by_phase_and_no_moment_counts_twice(
+    make_recording: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
+) -> None:
+    engine = make_recording()
     words = [prompt for prompt in prompts if not prompt.pixels]
     began = time.perf_counter()
     run(engine, [make_sequence(words[0])])

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
-from llava_worker.model.attention.kv_cache import ExactKVCache
+from llava_worker.engine import Sequence
+from llava_worker.engine.engine import Engine
 
 from tests.worker.checkpoints import Prompt, random_prompt
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
+from tests.worker.engine.outputs import num_computed_tokens
 
 BLOCK = 4
 
 
 @pytest.fixture
-def picture_prompt() -> Prompt:
+def image_prompt() -> Prompt:
     return random_prompt(np.random.default_rng(3), num_images=2)
 
 
-def questions_to(prompt: Prompt, count: int) -> list[Prompt]:
-    """The same pictures, and 1 to 9 words of each question's own."""
+def prompts_with_suffixes(prompt: Prompt, count: int) -> list[Prompt]:
+    """The same images, and 1 to 9 words of their own."""
     rng = np.random.default_rng(4)
     ends = [[50 + number, *rng.integers(3, 100, number % 9).tolist()] for number in range(count)]
     return [Prompt(prompt.token_ids + end, prompt.image_starts, prompt.pixels) for end in ends]
@@ -29,19 +33,19 @@ def after(sentence: list[int], prompt: Prompt) -> Prompt:
     return Prompt(sentence + prompt.token_ids, starts, prompt.pixels)
 
 
-def computed_by(engine, sequences, run) -> int:
-    before = engine.stats().num_computed_tokens_total
+def computed_by(engine: Engine, sequences: list[Sequence], run: Run) -> int:
+    before = num_computed_tokens(engine)
     run(engine, sequences)
-    return engine.stats().num_computed_tokens_total - before
+    return num_computed_tokens(engine) - before
 
 
 @pytest.mark.parametrize("num_known", [0, 1, 4, 6])
-def test_sixteen_questions_to_one_picture_look_at_it_once(
-    make_engine, make_sequence, run, picture_prompt, num_known
+def test_sixteen_prompts_with_suffixes_one_picture_look_at_it_once(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, image_prompt: Prompt, num_known: int
 ) -> None:
     sentence = [1, 30, 31, 32, 33, 34, 35]
-    picture_prompt = after(sentence, picture_prompt)
-    prompts = questions_to(picture_prompt, 16)
+    image_prompt = after(sentence, image_prompt)
+    prompts = prompts_with_suffixes(image_prompt, 16)
     sequences = [make_sequence(each, seq_id=str(i), max_new_tokens=1) for i, each in enumerate(prompts)]
     engine = make_engine(num_blocks=256, block_size=BLOCK, max_num_sequences=16, max_batch_tokens=64)
     earlier = Prompt([*sentence[:num_known], 20, 21], [], [])
@@ -49,17 +53,17 @@ def test_sixteen_questions_to_one_picture_look_at_it_once(
 
     num_computed = computed_by(engine, sequences, run)
 
-    num_shared = len(picture_prompt.token_ids)
+    num_shared = len(image_prompt.token_ids)
     num_own = sum(len(prompt.token_ids) - num_shared for prompt in prompts)
     assert num_computed == num_shared - num_known + num_own
     assert engine.stats().num_encoded_images_total == 2
 
 
 def test_one_picture_in_different_places_of_prompts_that_come_together_is_looked_at_once(
-    make_engine, make_sequence, run
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run
 ) -> None:
-    picture = random_prompt(np.random.default_rng(5), num_images=1).pixels[0]
-    prompts = [Prompt([1, *[60 + n] * n, *[127] * 4, 9], [n + 1], [picture]) for n in range(6)]
+    pixels = random_prompt(np.random.default_rng(5), num_images=1).pixels[0]
+    prompts = [Prompt([1, *[60 + n] * n, *[127] * 4, 9], [n + 1], [pixels]) for n in range(6)]
     engine = make_engine(num_blocks=256, max_batch_tokens=200)
 
     run(engine, [make_sequence(each, seq_id=str(i), max_new_tokens=1) for i, each in enumerate(prompts)])
@@ -69,45 +73,47 @@ def test_one_picture_in_different_places_of_prompts_that_come_together_is_looked
 
 
 def test_without_sharing_sixteen_questions_cost_sixteen_prompts(
-    make_engine, make_sequence, run, picture_prompt
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, image_prompt: Prompt
 ) -> None:
-    prompts = questions_to(picture_prompt, 16)
+    prompts = prompts_with_suffixes(image_prompt, 16)
     sequences = [make_sequence(each, seq_id=str(i), max_new_tokens=1) for i, each in enumerate(prompts)]
     engine = make_engine(num_blocks=256, is_sharing_prefixes=False)
 
     assert computed_by(engine, sequences, run) == sum(len(prompt.token_ids) for prompt in prompts)
 
 
-def test_four_answers_to_one_prompt_compute_it_once(make_engine, make_sequence, run, picture_prompt) -> None:
-    def twins() -> list:
+def test_four_answers_to_one_prompt_compute_it_once(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, image_prompt: Prompt
+) -> None:
+    def duplicates() -> list[Sequence]:
         return [
-            make_sequence(picture_prompt, seq_id=str(seed), temperature=0.9, seed=seed, max_new_tokens=5)
+            make_sequence(image_prompt, seq_id=str(seed), temperature=0.9, seed=seed, max_new_tokens=5)
             for seed in range(4)
         ]
 
     engine = make_engine(num_blocks=256, block_size=BLOCK, max_batch_tokens=64, eos_ids=frozenset())
     apart = make_engine(num_blocks=256, is_sharing_prefixes=False, eos_ids=frozenset())
-    answers = run(engine, twins())
+    answers = run(engine, duplicates())
 
-    num_prompt = len(picture_prompt.token_ids)
+    num_prompt = len(image_prompt.token_ids)
     assert engine.stats().num_prefill_tokens_total == num_prompt + 3  # of each other its last token
-    assert answers == run(apart, twins())
+    assert answers == run(apart, duplicates())
     assert apart.stats().num_prefill_tokens_total == 4 * num_prompt
 
 
 def test_a_twin_goes_on_alone_when_the_first_is_given_up_in_mid_prompt(
-    make_engine, make_sequence, run, picture_prompt
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, image_prompt: Prompt
 ) -> None:
-    alone = run(make_engine(), [make_sequence(picture_prompt, seq_id="second")])
+    alone = run(make_engine(), [make_sequence(image_prompt, seq_id="second")])
     engine = make_engine(block_size=BLOCK, max_batch_tokens=8)
-    engine.add(make_sequence(picture_prompt, seq_id="first"))
-    second = make_sequence(picture_prompt, seq_id="second")
+    engine.add(make_sequence(image_prompt, seq_id="first"))
+    second = make_sequence(image_prompt, seq_id="second")
     engine.add(second)
     engine.step()
     assert (engine.stats().num_running, engine.stats().num_waiting) == (1, 1)
 
     engine.abort("first")
-    answers = {"second": []}
+    answers: dict[str, list[int | None]] = {"second": []}
     while engine.num_sequences:
         for output in engine.step():
             answers["second"].append(output.token_id)
@@ -118,32 +124,37 @@ def test_a_twin_goes_on_alone_when_the_first_is_given_up_in_mid_prompt(
 
 
 def test_a_second_turn_computes_only_what_is_new_in_it(
-    make_engine, make_sequence, run, picture_prompt
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, image_prompt: Prompt
 ) -> None:
     engine = make_engine(block_size=BLOCK, eos_ids=frozenset())
-    answer = run(engine, [make_sequence(picture_prompt, max_new_tokens=10)])["one"]
-    said = [5, 6, 7, 8, 9]
+    answer = run(engine, [make_sequence(image_prompt, max_new_tokens=10)])["one"]
+    follow_up = [5, 6, 7, 8, 9]
     second = Prompt(
-        picture_prompt.token_ids + answer + said, picture_prompt.image_starts, picture_prompt.pixels
+        image_prompt.token_ids + answer + follow_up, image_prompt.image_starts, image_prompt.pixels
     )
 
     num_computed = computed_by(engine, [make_sequence(second, max_new_tokens=1)], run)
 
-    assert num_computed == 1 + len(said)  # the answer's last token was said, but never computed
+    assert num_computed == 1 + len(follow_up)  # the answer's last token was said, but never computed
     assert engine.stats().num_encoded_images_total == 2
 
 
 @pytest.mark.parametrize(("scopes", "num_hits"), [(("a", "b"), 0), (("public", "public"), 2)])
 def test_tenants_find_nothing_of_each_other_unless_both_are_public(
-    make_engine, make_sequence, run, picture_prompt, scopes: tuple[str, str], num_hits: int
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    image_prompt: Prompt,
+    scopes: tuple[str, str],
+    num_hits: int,
 ) -> None:
     engine = make_engine(num_blocks=256)
-    other_words = Prompt([1, 9, *picture_prompt.token_ids[1:]], [], picture_prompt.pixels)
-    other_words.image_starts = [start + 1 for start in picture_prompt.image_starts]
+    other_words = Prompt([1, 9, *image_prompt.token_ids[1:]], [], image_prompt.pixels)
+    other_words.image_starts = [start + 1 for start in image_prompt.image_starts]
     first, second = scopes
-    run(engine, [make_sequence(picture_prompt, cache_scope=first)])
+    run(engine, [make_sequence(image_prompt, cache_scope=first)])
 
-    run(engine, [make_sequence(picture_prompt, cache_scope=second)])
+    run(engine, [make_sequence(image_prompt, cache_scope=second)])
     assert (engine.stats().num_cached_tokens_total > 0) == bool(num_hits)
 
     run(engine, [make_sequence(other_words, cache_scope=second)])
@@ -152,17 +163,21 @@ def test_tenants_find_nothing_of_each_other_unless_both_are_public(
     assert stats.num_encoded_images_total == (2 if num_hits else 4)
 
 
-@pytest.mark.parametrize("kind", [ExactKVCache, Int8KVCache])
+@pytest.mark.parametrize("is_int8", [False, True])
 def test_a_copy_of_rows_leaves_its_source_as_it_was(
-    make_engine, make_sequence, run, picture_prompt, kind: type
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    image_prompt: Prompt,
+    is_int8: bool,
 ) -> None:
     """All go on from the same unfilled block, each with words of its own."""
 
-    def engine_of(**options: object):
-        return make_engine(block_size=16, kind=kind, **options)
+    def engine_of(**options: Any) -> Engine:
+        return make_engine(block_size=16, is_int8=is_int8, **options)
 
     longer = [
-        Prompt(picture_prompt.token_ids + end, picture_prompt.image_starts, picture_prompt.pixels)
+        Prompt(image_prompt.token_ids + end, image_prompt.image_starts, image_prompt.pixels)
         for end in ([], [40, 41], [60, 61, 62])
     ]
     alone = [run(engine_of(is_sharing_prefixes=False), [make_sequence(each)])["one"] for each in longer]

@@ -1,12 +1,11 @@
-"""Whatever comes, in whatever order: nobody is lost, no block is, and every answer is the one given alone.
-
-The number in a test's name is the seed of its workload, so the name plays it again.
-"""
+"""Random workloads: no sequence and no block is lost, and every output is the one of the request alone."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,50 +17,65 @@ from llava_worker.model.loading.weights import load_weights
 from llava_worker.model.quantization.precision import choose_precision
 
 from tests.worker.checkpoints import write_checkpoint
-from tests.worker.engine.core.hash_model import HashRunner, answer_of
+from tests.worker.engine.core.hash_model_runner import HashModelRunner, expected_output
 from tests.worker.engine.core.workloads import (
-    LONGEST_ANSWER,
+    MAX_OUTPUT,
     Arrival,
-    HalfRightDrafter,
-    Question,
+    Request,
     Traffic,
-    cut,
+    UnreliableDrafter,
     make_arrivals,
-    make_questions,
+    make_requests,
     make_shape,
+    truncate,
 )
+from tests.worker.engine.factories import MakeEngine
 
-NUM_HASHED, NUM_COMPUTED = 1000, 120
+
+def for_each_seed(
+    config: pytest.Config, run_workload: Callable[[int], None], *, default: int, all_seeds: int
+) -> None:
+    """Run the ``default`` number of seeds, or all with --exhaustive. A failure names its seed."""
+    for seed in range(all_seeds if config.getoption("exhaustive") else default):
+        try:
+            run_workload(seed)
+        except Exception as error:  # noqa: PERF203
+            raise AssertionError(f"the workload of seed {seed} fails: {error}") from error
 
 
-@pytest.mark.parametrize("is_async", [False, True], ids=["", "ahead"])
-@pytest.mark.parametrize("seed", range(NUM_HASHED))
-def test_a_workload_without_tensors_keeps_every_token_and_every_block(seed: int, is_async: bool) -> None:
-    rng = random.Random(seed)
-    questions = make_questions(rng, rng.randint(2, 8))
-    arrivals = make_arrivals(rng, questions, rng.randint(4, 16), can_break=True)
-    shape = make_shape(rng, questions)
-    answers = {
-        arrival.seq_id: cut(answer_of(arrival.sequence(()), LONGEST_ANSWER), arrival.max_new_tokens)
-        for arrival in arrivals
-    }
-    traffic = Traffic(arrivals, lambda arrival: answers[arrival.seq_id])
-    encoder_cache = EncoderCache(rng.choice([0, 8, 1000]))
-    breaks_at = {arrival.seq_id: arrival.breaks_at for arrival in arrivals}
-    runner = HashRunner(shape["num_blocks"], shape["block_size"], encoder_cache, breaks_at)
-    engine = Engine(
-        runner,  # type: ignore[arg-type]
-        eos_ids=frozenset({2}),
-        context_length=shape["num_blocks"] * shape["block_size"],
-        max_num_sequences=shape["max_num_sequences"],
-        max_batch_tokens=shape["max_batch_tokens"],
-        is_sharing_prefixes=rng.random() < 0.9,
-        drafter=HalfRightDrafter(rng, answers) if rng.random() < 0.3 else None,
-        is_async=is_async,
-        now=traffic.now,
-    )
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_workload_without_tensors_keeps_every_token_and_every_block(
+    pytestconfig: pytest.Config, is_async: bool
+) -> None:
+    def run_workload(seed: int) -> None:
+        rng = random.Random(seed)
+        requests = make_requests(rng, rng.randint(2, 8))
+        arrivals = make_arrivals(rng, requests, rng.randint(4, 16), can_break=True)
+        shape = make_shape(rng, requests)
+        outputs = {
+            arrival.seq_id: truncate(
+                expected_output(arrival.sequence(()), MAX_OUTPUT), arrival.max_new_tokens
+            )
+            for arrival in arrivals
+        }
+        traffic = Traffic(arrivals, lambda arrival: outputs[arrival.seq_id])
+        encoder_cache = EncoderCache(rng.choice([0, 8, 1000]))
+        breaks_at = {arrival.seq_id: arrival.breaks_at for arrival in arrivals}
+        runner: Any = HashModelRunner(shape["num_blocks"], shape["block_size"], encoder_cache, breaks_at)
+        engine = Engine(
+            runner,
+            eos_ids=frozenset({2}),
+            context_length=shape["num_blocks"] * shape["block_size"],
+            max_num_sequences=shape["max_num_sequences"],
+            max_batch_tokens=shape["max_batch_tokens"],
+            is_sharing_prefixes=rng.random() < 0.9,
+            drafter=UnreliableDrafter(rng, outputs) if rng.random() < 0.3 else None,
+            is_async=is_async,
+            now=traffic.now,
+        )
+        traffic.run(engine, max_batch_tokens=shape["max_batch_tokens"])
 
-    traffic.run(engine, max_batch_tokens=shape["max_batch_tokens"])
+    for_each_seed(pytestconfig, run_workload, default=200, all_seeds=1000)
 
 
 @pytest.fixture(scope="module")
@@ -79,40 +93,42 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Llava:
 
 
 @pytest.fixture(scope="module")
-def alone(micro, make_engine) -> tuple[list[Question], dict[Question, list[int]]]:
-    """Questions, and the answer to each in an engine of its own that shares nothing."""
-    questions = make_questions(random.Random(0), 24)
-    answers = {}
-    for question in questions:
+def alone(micro: Llava, make_engine: MakeEngine) -> dict[Request, list[int]]:
+    """Requests, and the output of each in an engine of its own that shares nothing."""
+    outputs = {}
+    for request in make_requests(random.Random(0), 24):
         engine = make_engine(
             over=micro, num_blocks=100, max_batch_tokens=100, is_sharing_prefixes=False, eos_ids=frozenset()
         )
-        arrival = Arrival(0, "alone", question, "", 0, LONGEST_ANSWER, 0, None, None)
-        engine.add(arrival.sequence(()))
-        answers[question] = [out.token_id for _ in range(LONGEST_ANSWER) for out in engine.step()]
-    return questions, answers
+        engine.add(Arrival(0, "alone", request, "", 0, MAX_OUTPUT, 0, None, None).sequence(()))
+        token_ids = [output.token_id for _ in range(MAX_OUTPUT) for output in engine.step()]
+        outputs[request] = [token_id for token_id in token_ids if token_id is not None]
+    return outputs
 
 
-@pytest.mark.parametrize("seed", range(NUM_COMPUTED))
 def test_a_workload_of_a_real_model_keeps_every_token_and_every_block(
-    micro, alone, make_engine, seed: int
+    micro: Llava,
+    alone: dict[Request, list[int]],
+    make_engine: MakeEngine,
+    pytestconfig: pytest.Config,
 ) -> None:
-    rng = random.Random(seed)
-    questions, answers = alone
-    some = rng.sample(questions, rng.randint(2, 6))
-    arrivals = make_arrivals(rng, some, rng.randint(4, 12))
-    shape = make_shape(rng, some)
-    expected = {
-        arrival.seq_id: cut(answers[arrival.question], arrival.max_new_tokens) for arrival in arrivals
-    }
-    traffic = Traffic(arrivals, lambda arrival: expected[arrival.seq_id])
-    engine = make_engine(
-        over=micro,
-        vision_cache_bytes=rng.choice([0, 300, 1 << 20]),
-        drafter=HalfRightDrafter(rng, expected) if rng.random() < 0.3 else None,
-        is_async=seed % 2 == 1,
-        now=traffic.now,
-        **shape,
-    )
+    def run_workload(seed: int) -> None:
+        rng = random.Random(seed)
+        requests = rng.sample(list(alone), rng.randint(2, 6))
+        arrivals = make_arrivals(rng, requests, rng.randint(4, 12))
+        shape = make_shape(rng, requests)
+        expected = {
+            arrival.seq_id: truncate(alone[arrival.request], arrival.max_new_tokens) for arrival in arrivals
+        }
+        traffic = Traffic(arrivals, lambda arrival: expected[arrival.seq_id])
+        engine = make_engine(
+            over=micro,
+            encoder_cache_bytes=rng.choice([0, 300, 1 << 20]),
+            drafter=UnreliableDrafter(rng, expected) if rng.random() < 0.3 else None,
+            is_async=seed % 2 == 1,
+            now=traffic.now,
+            **shape,
+        )
+        traffic.run(engine, max_batch_tokens=shape["max_batch_tokens"])
 
-    traffic.run(engine, max_batch_tokens=shape["max_batch_tokens"])
+    for_each_seed(pytestconfig, run_workload, default=40, all_seeds=120)

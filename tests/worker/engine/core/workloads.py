@@ -1,6 +1,6 @@
-"""Random traffic for an engine, made from a seed, and the run that holds the engine to its promises.
+"""Random workloads for an engine, made from a seed, and a run that checks the engine's guarantees.
 
-Nothing here knows which model the engine has: an `Expected` says what each answer is when it is alone.
+Nothing here depends on the engine's model: `Expected` gives the output of each request when it runs alone.
 """
 
 from __future__ import annotations
@@ -16,55 +16,56 @@ from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.engine import ImageSpan, Sequence, StepOutput
 from llava_worker.engine.engine import Engine
 
+from tests.worker.engine.outputs import num_computed_tokens
 from tests.worker.sampling_params import greedy
 
 IMAGE_TOKEN = 127
-NUM_PICTURE_TOKENS = 4
-LONGEST_ANSWER = 12
-MOST_STEPS = 3000  # far beyond what any of these workloads takes: somebody waits for ever
-PICTURES = [bytes(random.Random(number).randbytes(28 * 28 * 3)) for number in range(3)]
+NUM_IMAGE_TOKENS = 4
+MAX_OUTPUT = 12
+MAX_STEPS = 3000  # far beyond what any of these workloads takes: a sequence waits forever
+IMAGES = [bytes(random.Random(number).randbytes(28 * 28 * 3)) for number in range(3)]
 
 
 @dataclass(frozen=True)
-class Question:
-    """A prompt with its pictures, each one of ``PICTURES``."""
+class Request:
+    """A prompt with its images, each one of ``IMAGES``."""
 
     prompt_ids: tuple[int, ...]
-    pictures: tuple[tuple[int, int], ...]  # (start, which)
+    images: tuple[tuple[int, int], ...]  # (start, which)
     sampling: SamplingParams
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A question that comes before step ``at``. ``told`` tokens of its answer are known from elsewhere.
+    """A request that arrives before step ``at``. It continues an output of ``num_known`` tokens.
 
-    The model fails at token ``breaks_at`` of its answer, if it comes to that.
+    The model fails at output token ``breaks_at``, if the output gets that long.
     """
 
     at: int
     seq_id: str
-    question: Question
+    request: Request
     scope: str
     priority: int
     max_new_tokens: int
-    told: int
+    num_known: int
     aborted_at: int | None
     deadline_s: float | None
     breaks_at: int | None = None
 
-    def sequence(self, answer: Items[int]) -> Sequence:
-        question = self.question
+    def sequence(self, output_ids: Items[int]) -> Sequence:
+        request = self.request
         return Sequence(
             seq_id=self.seq_id,
-            prompt_ids=list(question.prompt_ids),
+            prompt_ids=list(request.prompt_ids),
             max_new_tokens=self.max_new_tokens,
             images=[
-                ImageSpan(start, NUM_PICTURE_TOKENS, hashlib.sha256(PICTURES[which]).hexdigest())
-                for start, which in question.pictures
+                ImageSpan(start, NUM_IMAGE_TOKENS, hashlib.sha256(IMAGES[which]).hexdigest())
+                for start, which in request.images
             ],
-            pixels=[PICTURES[which] for _, which in question.pictures],
-            sampling=question.sampling,
-            output_ids=list(answer[: self.told]),
+            pixels=[IMAGES[which] for _, which in request.images],
+            sampling=request.sampling,
+            output_ids=list(output_ids[: self.num_known]),
             cache_scope=self.scope,
             priority=self.priority,
             deadline_s=self.deadline_s,
@@ -74,49 +75,49 @@ class Arrival:
 Expected = Callable[[Arrival], list[int]]
 
 
-def make_questions(rng: random.Random, count: int) -> list[Question]:
-    """Beginnings in common, with pictures in the middle of them, and ends of their own."""
-    stems = [_stem(rng) for _ in range(3)]
-    questions = []
+def make_requests(rng: random.Random, count: int) -> list[Request]:
+    """Common prefixes with images in them, and different suffixes."""
+    prefixes = [_prefix(rng) for _ in range(3)]
+    requests = []
     for number in range(count):
-        words, pictures = rng.choice(stems)
-        words, pictures = list(words), list(pictures)
-        if rng.random() < 0.3:  # another picture or none in the same place
-            pictures = [(start, rng.randrange(len(PICTURES))) for start, _ in pictures]
+        words, images = rng.choice(prefixes)
+        words, images = list(words), list(images)
+        if rng.random() < 0.3:  # another image or none in the same place
+            images = [(start, rng.randrange(len(IMAGES))) for start, _ in images]
         words += rng.choices(range(3, 8), k=rng.randint(1, 8))
         sampling = greedy(temperature=0.9, seed=number) if rng.random() < 0.4 else greedy()
-        questions.append(Question(tuple(words), tuple(pictures), sampling))
-    return questions
+        requests.append(Request(tuple(words), tuple(images), sampling))
+    return requests
 
 
-def _stem(rng: random.Random) -> tuple[list[int], list[tuple[int, int]]]:
-    words, pictures = [1], []
+def _prefix(rng: random.Random) -> tuple[list[int], list[tuple[int, int]]]:
+    words, images = [1], []
     for _ in range(rng.randint(0, 2)):
         words += rng.choices(range(3, 6), k=rng.randint(0, 6))
-        pictures.append((len(words), rng.randrange(len(PICTURES))))
-        words += [IMAGE_TOKEN] * NUM_PICTURE_TOKENS
-    return words + rng.choices(range(3, 6), k=rng.randint(0, 6)), pictures
+        images.append((len(words), rng.randrange(len(IMAGES))))
+        words += [IMAGE_TOKEN] * NUM_IMAGE_TOKENS
+    return words + rng.choices(range(3, 6), k=rng.randint(0, 6)), images
 
 
 def make_arrivals(
-    rng: random.Random, questions: Items[Question], count: int, *, can_break: bool = False
+    rng: random.Random, requests: Items[Request], count: int, *, can_break: bool = False
 ) -> list[Arrival]:
-    """Bursts and pauses, twins, tenants, urgent and late ones, some that are given up."""
+    """Bursts and pauses, duplicates, tenants, priorities and deadlines, some that are aborted."""
     arrivals: list[Arrival] = []
     at = 0
     while len(arrivals) < count:
-        question, scope = rng.choice(questions), rng.choice("aab")
+        request, scope = rng.choice(requests), rng.choice("aab")
         for _ in range(rng.choice([1, 1, 1, 2, 4])):
-            max_new_tokens = rng.randint(1, LONGEST_ANSWER)
+            max_new_tokens = rng.randint(1, MAX_OUTPUT)
             arrivals.append(
                 Arrival(
                     at=at,
                     seq_id=str(len(arrivals)),
-                    question=question,
+                    request=request,
                     scope=scope,
                     priority=rng.choice([0, 0, 0, 1, -1]),
                     max_new_tokens=max_new_tokens,
-                    told=rng.randint(0, max_new_tokens) if rng.random() < 0.1 else 0,
+                    num_known=rng.randint(0, max_new_tokens) if rng.random() < 0.1 else 0,
                     aborted_at=at + rng.randint(0, 12) if rng.random() < 0.15 else None,
                     deadline_s=at + rng.randint(1, 30) if rng.random() < 0.1 else None,
                     breaks_at=rng.randint(0, 8) if can_break and rng.random() < 0.1 else None,
@@ -126,9 +127,9 @@ def make_arrivals(
     return arrivals
 
 
-def make_shape(rng: random.Random, questions: Items[Question]) -> dict[str, int]:
-    """Blocks, slots and budget: from hardly enough for the longest of the questions to enough for several."""
-    longest = max(len(question.prompt_ids) for question in questions) + LONGEST_ANSWER + 1
+def make_shape(rng: random.Random, requests: Items[Request]) -> dict[str, int]:
+    """Blocks, slots and budget: from just enough for the longest request to enough for several."""
+    longest = max(len(request.prompt_ids) for request in requests) + MAX_OUTPUT + 1
     block_size = rng.choice([1, 2, 3, 4, 5, 8, 16])
     num_tokens = int(longest * rng.choice([1, 1.2, 1.6, 3, 6]))
     max_num_sequences = rng.randint(1, 8)
@@ -141,16 +142,16 @@ def make_shape(rng: random.Random, questions: Items[Question]) -> dict[str, int]
 
 
 @dataclass
-class Tally:
-    """What became of the arrivals, by name."""
+class Results:
+    """The outputs of the arrivals, by seq_id."""
 
-    answers: dict[str, list[int]] = field(default_factory=dict)
+    output_ids: dict[str, list[int]] = field(default_factory=dict)
     finals: dict[str, StepOutput] = field(default_factory=dict)
 
     def take(self, output: StepOutput) -> None:
-        assert output.seq_id not in self.finals, f"{output.seq_id} was told something after its end"
+        assert output.seq_id not in self.finals, f"{output.seq_id} has an output after its end"
         if output.token_id is not None:
-            self.answers[output.seq_id].append(output.token_id)
+            self.output_ids[output.seq_id].append(output.token_id)
         if output.is_final:
             self.finals[output.seq_id] = output
 
@@ -161,70 +162,70 @@ class Traffic:
     def __init__(self, arrivals: Items[Arrival], expected: Expected) -> None:
         self.step = 0
         self._arrivals = arrivals
-        self._answers = {arrival.seq_id: expected(arrival) for arrival in arrivals}
+        self._expected = {arrival.seq_id: expected(arrival) for arrival in arrivals}
 
     def now(self) -> float:
         return float(self.step)
 
     def run(self, engine: Engine, *, max_batch_tokens: int) -> None:
-        """To the end of all. Raises AssertionError or BlockAccountingError where a promise is broken."""
-        tally, aborted, num_computed = Tally(), set[str](), 0
+        """Run until all have ended. Raises AssertionError or BlockAccountingError."""
+        results, aborted, num_computed = Results(), set[str](), 0
         while self.step <= self._arrivals[-1].at or engine.num_sequences:
-            assert self.step < MOST_STEPS, "somebody waits for ever"
+            assert self.step < MAX_STEPS, "a sequence waits forever"
             for arrival in self._arrivals:
                 if arrival.at == self.step:
-                    sequence = arrival.sequence(self._answers[arrival.seq_id])
-                    tally.answers[arrival.seq_id] = list(sequence.output_ids)
+                    sequence = arrival.sequence(self._expected[arrival.seq_id])
+                    results.output_ids[arrival.seq_id] = list(sequence.output_ids)
                     engine.add(sequence)
-                if arrival.aborted_at == self.step and arrival.seq_id not in tally.finals:
+                if arrival.aborted_at == self.step and arrival.seq_id not in results.finals:
                     engine.abort(arrival.seq_id)
                     engine.check()
                     aborted.add(arrival.seq_id)
             for output in engine.step():
-                tally.take(output)
+                results.take(output)
             engine.check()
-            total = engine.stats().num_computed_tokens_total
+            total = num_computed_tokens(engine)
             assert total - num_computed <= max_batch_tokens
             num_computed = total
             self.step += 1
         assert engine.stats().num_free_blocks == engine.stats().num_blocks
-        self._judge(tally, aborted)
+        self._check(results, aborted)
 
-    def _judge(self, tally: Tally, aborted: set[str]) -> None:
+    def _check(self, results: Results, aborted: set[str]) -> None:
         for arrival in self._arrivals:
-            told, answer = tally.answers[arrival.seq_id], self._answers[arrival.seq_id]
-            final = tally.finals.get(arrival.seq_id)
-            assert told == answer[: len(told)], f"{arrival.seq_id} was told other tokens than alone"
+            output_ids, expected = results.output_ids[arrival.seq_id], self._expected[arrival.seq_id]
+            final = results.finals.get(arrival.seq_id)
+            assert output_ids == expected[: len(output_ids)], f"{arrival.seq_id} has other tokens than alone"
             if arrival.seq_id in aborted:
                 assert final is None
             elif final is not None and final.error and final.error.code is ErrorCode.DEADLINE_EXCEEDED:
                 assert arrival.deadline_s is not None
-            elif arrival.breaks_at is not None and max(arrival.breaks_at, arrival.told) < len(answer):
+            elif arrival.breaks_at is not None and max(arrival.breaks_at, arrival.num_known) < len(expected):
                 assert final is not None
                 assert final.error is not None and final.error.code is ErrorCode.INTERNAL_ERROR
-                assert len(told) == max(arrival.breaks_at, arrival.told)
+                assert len(output_ids) == max(arrival.breaks_at, arrival.num_known)
             else:
-                assert final is not None, f"{arrival.seq_id} got lost"
-                assert (told, final.error) == (answer, None)
-                assert final.finish == ("stop" if answer[-1] == 2 else "length")
+                assert final is not None, f"{arrival.seq_id} has no final output"
+                assert (output_ids, final.error) == (expected, None)
+                assert final.finish == ("stop" if expected[-1] == 2 else "length")
 
 
-def cut(answer: Items[int], max_new_tokens: int) -> list[int]:
-    """A long answer as far as ``max_new_tokens`` or its end mark."""
-    kept = list(answer[:max_new_tokens])
+def truncate(output_ids: Items[int], max_new_tokens: int) -> list[int]:
+    """The output up to ``max_new_tokens`` or its end token."""
+    kept = list(output_ids[:max_new_tokens])
     return kept[: kept.index(2) + 1] if 2 in kept else kept
 
 
-class HalfRightDrafter:
-    """Knows the answers; spoils some of what it proposes."""
+class UnreliableDrafter:
+    """Proposes the right tokens and some wrong ones."""
 
-    def __init__(self, rng: random.Random, answers: dict[str, list[int]]) -> None:
+    def __init__(self, rng: random.Random, outputs: dict[str, list[int]]) -> None:
         self._rng = rng
-        self._answers = answers
+        self._outputs = outputs
 
     def propose(self, sequence: Sequence, *, max_tokens: int, num_rows: int) -> list[int]:
         num_known = len(sequence.output_ids)
-        drafts = self._answers[sequence.seq_id][num_known : num_known + min(max_tokens, 3)]
+        drafts = self._outputs[sequence.seq_id][num_known : num_known + min(max_tokens, 3)]
         return [draft if self._rng.random() < 0.8 else 9 for draft in drafts]
 
     def record_acceptance(self, sequence: Sequence, *, num_drafted: int, num_accepted: int) -> None:

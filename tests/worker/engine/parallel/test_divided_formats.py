@@ -1,6 +1,6 @@
-"""Two ranks in other formats than plain fp32: an adapter, a cache in 8 bits, bf16.
+"""Two ranks in other formats than fp32: an adapter, an int8 KV cache, bf16.
 
-Answers are forced to one token, so that logits can be compared to the end whatever each chooses.
+The output is forced to one token, so that logits can be compared to the end.
 """
 
 from __future__ import annotations
@@ -8,47 +8,49 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine.engine import Engine
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
 from llava_worker.model.llava import Llava
 
 from tests.worker.checkpoints import random_prompt, write_checkpoint
-from tests.worker.engine.parallel.two_ranks import LoggingRunner, Pair, load, logits_of
+from tests.worker.engine.factories import MakeEngine, MakeSequence
+from tests.worker.engine.parallel.two_ranks import RecordingRunner, TwoRanks, load, logits_of
 from tests.worker.layouts import write_adapter, write_original
 
 FORCED = ((7, 100.0),)
 
+ComputeLogits = Callable[..., torch.Tensor]
+
 
 @pytest.fixture
-def told(make_engine: Callable, make_sequence: Callable) -> Callable[..., torch.Tensor]:
-    """Logits of a few prompts in chunks, one with pictures, and of their forced answers, in one tensor."""
+def compute_logits(make_engine: MakeEngine, make_sequence: MakeSequence) -> ComputeLogits:
+    """Logits of a few prompts in chunks, one with images, and of their forced answers, in one tensor."""
     rng = np.random.default_rng(23)
     prompts = {name: random_prompt(rng, num_images=name == "a") for name in "abc"}
 
-    def logits(model: Llava, **options: object) -> torch.Tensor:
-        engine: Engine = make_engine(over=model, runner=LoggingRunner, num_blocks=96, **options)
+    def logits(model: Llava, **options: Any) -> torch.Tensor:
+        engine = make_engine(over=model, runner=RecordingRunner, num_blocks=96, **options)
         sequences = [
             make_sequence(prompt, seq_id=name, ignore_eos=True, logit_bias=FORCED)
             for name, prompt in prompts.items()
         ]
-        seen = logits_of(engine, sequences)
-        return torch.cat([seen[name] for name in prompts])
+        recorded = logits_of(engine, sequences)
+        return torch.cat([recorded[name] for name in prompts])
 
     return logits
 
 
 @contextmanager
-def two_ranks(folder: Path, **options: object) -> Iterator[Llava]:
-    pair = Pair(folder, **options)
+def two_ranks(folder: Path, **options: Any) -> Iterator[Llava]:
+    ranks = TwoRanks(folder, **options)
     try:
-        yield pair.model
+        yield ranks.model
     finally:
-        pair.group.close()
-    assert not pair.lost.is_set()
+        ranks.group.close()
+    assert not ranks.lost.is_set()
 
 
 def rms(difference: torch.Tensor) -> float:
@@ -56,33 +58,33 @@ def rms(difference: torch.Tensor) -> float:
 
 
 def test_an_adapter_over_a_cache_in_8_bits_has_the_logits_of_one_process(
-    told: Callable[..., torch.Tensor], tmp_path: Path
+    compute_logits: ComputeLogits, tmp_path: Path
 ) -> None:
     """A sum in another order may turn a code of the cache by one: a tenth of what 8 bits cost is allowed."""
     write_checkpoint(tmp_path)
     base = write_original(tmp_path, tmp_path / "base")
     adapter = write_adapter(base, tmp_path / "adapter")
     whole = load(adapter, base=base)
-    one = told(whole, kind=Int8KVCache)
+    one = compute_logits(whole, is_int8=True)
 
     with two_ranks(adapter, base=base, kv_cache_dtype="int8") as model:
-        two = told(model, kind=Int8KVCache)
+        two = compute_logits(model, is_int8=True)
 
-    cost_of_8_bits = rms(one - told(whole))
+    cost_of_8_bits = rms(one - compute_logits(whole))
     assert cost_of_8_bits > 0
     assert rms(two - one) < cost_of_8_bits / 10
-    assert rms(one - told(load(base), kind=Int8KVCache)) > 10 * cost_of_8_bits  # what the adapter does
+    assert rms(one - compute_logits(load(base), is_int8=True)) > 10 * cost_of_8_bits  # what the adapter does
 
 
 def test_bf16_over_two_ranks_is_as_near_to_fp32_as_bf16_alone(
-    told: Callable[..., torch.Tensor], tmp_path: Path
+    compute_logits: ComputeLogits, tmp_path: Path
 ) -> None:
     """Each rank rounds its part of a sum, so that the last bits differ; no more than 16 bits lose anyway."""
     write_checkpoint(tmp_path)
-    exact, one = told(load(tmp_path)), told(load(tmp_path, precision="bf16"))
+    exact, one = compute_logits(load(tmp_path)), compute_logits(load(tmp_path, precision="bf16"))
 
     with two_ranks(tmp_path, precision="bf16") as model:
-        two = told(model)
+        two = compute_logits(model)
 
     cost_of_16_bits = rms(one - exact)
     assert cost_of_16_bits > 0

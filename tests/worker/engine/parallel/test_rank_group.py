@@ -1,4 +1,4 @@
-"""Ranks end together; what cannot be divided is refused before any is started."""
+"""Ranks exit together; what cannot be divided is rejected before any rank is started."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,18 +18,18 @@ from llava_worker.engine.startup.build_engine import build_engine, choose_device
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.model.tensor_parallel import RankFailed
 
+from tests.machine_speed import scaled
 from tests.worker.checkpoints import Prompt, random_prompt, write_checkpoint
-from tests.worker.engine.parallel.two_ranks import Pair
-
-WAIT_S = 30.0  # a bound, not an expectation
+from tests.worker.engine.factories import MakeEngine, MakeSequence
+from tests.worker.engine.parallel.two_ranks import TwoRanks
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
+def ranks(tmp_path: Path) -> Iterator[TwoRanks]:
     write_checkpoint(tmp_path)
-    pair = Pair(tmp_path)
-    yield pair
-    pair.group.close()
+    ranks = TwoRanks(tmp_path)
+    yield ranks
+    ranks.group.close()
 
 
 @pytest.fixture
@@ -37,38 +38,39 @@ def prompt() -> Prompt:
 
 
 def test_a_rank_that_ends_is_told_at_once_and_no_step_is_made_without_it(
-    pair: Pair, make_engine: Callable, make_sequence: Callable, prompt: Prompt
+    ranks: TwoRanks, make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
-    engine = make_engine(over=pair.model)
+    engine = make_engine(over=ranks.model)
     engine.add(make_sequence(prompt, ignore_eos=True))
     engine.step()
-    (pid,) = pair.group.pids
+    (pid,) = ranks.group.pids
     os.kill(pid, signal.SIGKILL)
-    assert pair.lost.wait(WAIT_S)
+    assert ranks.lost.wait(scaled(30.0))
 
     with pytest.raises((OSError, RuntimeError)):  # the pipe is closed, or torch's connection
         for _ in range(3):
             engine.step()
 
 
-def test_ranks_that_are_closed_end_and_nobody_calls_that_a_loss(pair: Pair) -> None:
-    (pid,) = pair.group.pids
+def test_ranks_that_are_closed_end_and_nobody_calls_that_a_loss(ranks: TwoRanks) -> None:
+    (pid,) = ranks.group.pids
     assert psutil.pid_exists(pid)
-    pair.group.close()
+    ranks.group.close()
     assert not psutil.pid_exists(pid)
-    assert not pair.lost.is_set()
+    assert not ranks.lost.is_set()
 
 
 def test_a_step_without_memory_ends_all_ranks_since_none_can_leave_it(
-    pair: Pair, make_engine: Callable, make_sequence: Callable, prompt: Prompt
+    ranks: TwoRanks, make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
     """With one process it would be made again in halves."""
-    engine = make_engine(over=pair.model)
+    engine = make_engine(over=ranks.model)
 
-    def find_no_memory(x: torch.Tensor) -> torch.Tensor:
+    def raise_out_of_memory(x: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    pair.model.language_model.layers[1].mlp._gate = find_no_memory
+    mlp: Any = ranks.model.language_model.layers[1].mlp
+    mlp._act = raise_out_of_memory
     engine.add(make_sequence(prompt))
 
     with pytest.raises(RankFailed, match="no memory in a step of 2 ranks"):
@@ -76,7 +78,7 @@ def test_a_step_without_memory_ends_all_ranks_since_none_can_leave_it(
 
 
 def test_an_engine_over_two_ranks_is_loaded_by_one_call(tmp_path: Path) -> None:
-    """In a process of its own, whose end is its followers' end."""
+    """In a process of its own, whose exit ends the other ranks."""
     write_checkpoint(tmp_path)
     program = (
         "import sys, psutil\n"
@@ -103,24 +105,25 @@ def test_an_engine_over_two_ranks_is_loaded_by_one_call(tmp_path: Path) -> None:
     assert not psutil.pid_exists(pid)
 
 
-def refusal(folder: Path, **options: object) -> str:
-    with pytest.raises(ValueError) as refused:
-        build_engine(EngineConfig(folder, **{"device": "cpu", "precision": "fp32"} | options))
-    return str(refused.value)
+def error_of(folder: Path, *, precision: str = "fp32", num_ranks: int) -> str:
+    config = EngineConfig(folder, device="cpu", precision=precision, tensor_parallel_size=num_ranks)
+    with pytest.raises(ValueError) as raised:
+        build_engine(config)
+    return str(raised.value)
 
 
 def test_heads_that_do_not_divide_are_refused_with_what_does(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
-    told = refusal(tmp_path, tensor_parallel_size=3)
-    assert "3 does not divide num_attention_heads 4, num_key_value_heads 2, intermediate_size 80" in told
-    assert "what fits is tensor_parallel 1, 2" in told
+    message = error_of(tmp_path, num_ranks=3)
+    assert "3 does not divide num_attention_heads 4, num_key_value_heads 2, intermediate_size 80" in message
+    assert "what fits is tensor_parallel 1, 2" in message
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_fewer_bits_are_refused_by_name(tmp_path: Path, precision: str) -> None:
     write_checkpoint(tmp_path)
-    told = refusal(tmp_path, tensor_parallel_size=2, precision=precision)
-    assert told.startswith(
+    message = error_of(tmp_path, num_ranks=2, precision=precision)
+    assert message.startswith(
         f"precision {precision} cannot be divided over several ranks: use one of fp32, bf16"
     )
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from llava_worker.engine import Sequence
 from llava_worker.model.llava import Llava
 
 from tests.worker.checkpoints import Prompt, random_prompt, write_checkpoint
-from tests.worker.engine.parallel.two_ranks import LoggingRunner, Pair, load, logits_of
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
+from tests.worker.engine.parallel.two_ranks import RecordingRunner, TwoRanks, load, logits_of
 
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}  # sums in another order, in fp32
+TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}  # sums in another order, in fp32
 
 # Grouped heads; biases everywhere, of which each must be added once; a window.
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
     "mistral": {"model_type": "mistral", "sliding_window": 11},
@@ -31,11 +34,11 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def pair(folder: Path) -> Iterator[Pair]:
-    pair = Pair(folder)
-    yield pair
-    pair.group.close()
-    assert not pair.lost.is_set()
+def ranks(folder: Path) -> Iterator[TwoRanks]:
+    ranks = TwoRanks(folder)
+    yield ranks
+    ranks.group.close()
+    assert not ranks.lost.is_set()
 
 
 @pytest.fixture
@@ -45,18 +48,22 @@ def prompts() -> dict[str, Prompt]:
 
 
 def test_every_logit_of_prompts_and_answers_is_that_of_one_process(
-    folder: Path, pair: Pair, make_engine: Callable, make_sequence: Callable, prompts: dict[str, Prompt]
+    folder: Path,
+    ranks: TwoRanks,
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    prompts: dict[str, Prompt],
 ) -> None:
-    """Chunked prompts with and without pictures, decoded together, by two ranks in steps launched ahead; then
+    """Chunked prompts with and without images, decoded together, by two ranks in steps launched ahead; then
     again, over what is shared."""
 
-    def sequences() -> list:
+    def sequences() -> list[Sequence]:
         return [make_sequence(prompt, seq_id=name, ignore_eos=True) for name, prompt in prompts.items()]
 
     whole = load(folder)
     engines = [
-        make_engine(over=model, runner=LoggingRunner, num_blocks=96, is_async=model is pair.model)
-        for model in (whole, pair.model)
+        make_engine(over=model, runner=RecordingRunner, num_blocks=96, is_async=model is ranks.model)
+        for model in (whole, ranks.model)
     ]
     for _ in range(2):
         one, two = (logits_of(engine, sequences()) for engine in engines)
@@ -67,25 +74,33 @@ def test_every_logit_of_prompts_and_answers_is_that_of_one_process(
     assert engines[1].stats().num_cached_tokens_total > 0
 
 
-def test_copied_blocks_and_one_cache_after_another_are_the_followers_too(
-    pair: Pair, folder: Path, make_engine: Callable, make_sequence: Callable, run: Callable
+def test_copied_blocks_and_one_cache_after_another_are_those_of_the_other_rank_too(
+    ranks: TwoRanks,
+    folder: Path,
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Prompts that part in the middle of a block: the follower has to copy its rows of it as well."""
+    """Prompts that part in the middle of a block: the other rank has to copy its rows of it as well."""
     base = random_prompt(np.random.default_rng(5), num_images=0)
-    kin = [Prompt([*base.token_ids, *ending]) for ending in ([3, 4], [5, 6, 7], [3, 9])]
+    prompts = [Prompt([*base.token_ids, *ending]) for ending in ([3, 4], [5, 6, 7], [3, 9])]
 
-    def answers(model: Llava) -> list[dict[str, list[int]]]:
+    def outputs(model: Llava) -> list[dict[str, list[int]]]:
         engine = make_engine(over=model, num_blocks=48)
         return [
             run(engine, [make_sequence(prompt, seq_id=str(i), ignore_eos=True)])
-            for i, prompt in enumerate(kin)
+            for i, prompt in enumerate(prompts)
         ]
 
     copied: list[int] = []
-    tell_copy = pair.group.ranks.tell_copy
-    pair.group.ranks.tell_copy = lambda *numbers: (copied.append(numbers[2]), tell_copy(*numbers))  # type: ignore[method-assign]
-    try:
-        assert answers(pair.model) == answers(load(folder))
-    finally:
-        del pair.group.ranks.tell_copy
+    send_copy = ranks.group.ranks.send_copy
+
+    def record_copy(first: int, target: int, num_rows: int) -> None:
+        copied.append(num_rows)
+        send_copy(first, target, num_rows)
+
+    monkeypatch.setattr(ranks.group.ranks, "send_copy", record_copy)
+
+    assert outputs(ranks.model) == outputs(load(folder))
     assert copied

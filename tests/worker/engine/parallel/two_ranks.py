@@ -1,4 +1,4 @@
-"""The first rank in this process and its follower, over gloo."""
+"""Two ranks over gloo: the first in this process, the other in a child process."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from llava_worker.model.tensor_parallel import TensorParallel
 CPU = torch.device("cpu")
 
 
-class Pair:
-    """One at a time: torch has one process group."""
+class TwoRanks:
+    """At most one at a time: torch has one process group."""
 
     def __init__(
         self, folder: Path, *, precision: str = "fp32", kv_cache_dtype: str = "auto", base: Path | None = None
@@ -55,35 +55,35 @@ def load(
     precision: str = "fp32",
     base: Path | None = None,
 ) -> Llava:
-    """The first rank's, or without ``ranks`` the whole model."""
+    """The first rank's share, or without ``ranks`` the whole model."""
     ranks = ranks or TensorParallel()
-    config, image = read_config(folder).share_of(ranks.size), read_image_config(folder)
+    config, image = read_config(folder).shard(ranks.size), read_image_config(folder)
     model = Llava(config, image, precision=choose_precision(precision, CPU), device=CPU, ranks=ranks)
     load_weights(model, folder, base=base)
     return model
 
 
-class LoggingRunner(ModelRunner):
-    """Keeps the logits of every step, by sequence."""
+class RecordingRunner(ModelRunner):
+    """Records the logits of every step, by sequence."""
 
-    seen: dict[str, list[torch.Tensor]]
+    recorded: dict[str, list[torch.Tensor]]
 
     def _compute(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         hidden, logits = super()._compute(batch)
-        rows = [chunk.sequence.seq_id for chunk in batch.sampled for _ in range(1 + len(chunk.drafts))]
+        rows = [chunk.sequence.seq_id for chunk in batch.sampled for _ in range(chunk.num_sampled)]
         for name, row in zip(rows, logits, strict=True):
-            self.seen[name].append(row.clone())
+            self.recorded[name].append(row.clone())
         return hidden, logits
 
 
 def logits_of(engine: Engine, sequences: list[Sequence]) -> dict[str, torch.Tensor]:
-    """Of an engine over a LoggingRunner; after each token, by sequence."""
+    """The logits after each token, by sequence. The engine has a RecordingRunner."""
     runner = engine._runner
-    assert isinstance(runner, LoggingRunner)
-    runner.seen = {sequence.seq_id: [] for sequence in sequences}
+    assert isinstance(runner, RecordingRunner)
+    runner.recorded = {sequence.seq_id: [] for sequence in sequences}
     for sequence in sequences:
         engine.add(sequence)
     while engine.num_sequences:
         engine.step()
         engine.check()
-    return {name: torch.stack(rows) for name, rows in runner.seen.items()}
+    return {name: torch.stack(rows) for name, rows in runner.recorded.items()}

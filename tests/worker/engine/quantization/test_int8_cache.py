@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
 
-from tests.worker.checkpoints import random_prompt
+from tests.worker.checkpoints import Prompt, random_prompt
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 
 LENGTH = 16  # of an answer, in tokens
 
 
 @pytest.fixture(scope="module")
-def prompts() -> list:
+def prompts() -> list[Prompt]:
     rng = np.random.default_rng(12)
     return [random_prompt(rng, num_images=index % 3) for index in range(10)]
 
 
 @pytest.fixture(scope="module")
-def alone(make_engine, make_sequence, run, prompts) -> list[list[int]]:
+def alone(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
+) -> list[list[int]]:
     """Each prompt's answer when it has an engine of its own and goes through in one piece."""
     return [
         run(
-            make_engine(kind=Int8KVCache, max_batch_tokens=256),
+            make_engine(is_int8=True, max_batch_tokens=256),
             [make_sequence(prompt, max_new_tokens=LENGTH)],
         )["one"]
         for prompt in prompts
@@ -41,9 +45,14 @@ def alone(make_engine, make_sequence, run, prompts) -> list[list[int]]:
     ids=str,
 )
 def test_8_bit_answers_do_not_depend_on_company_or_room(
-    make_engine, make_sequence, run, prompts, alone, options
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    prompts: list[Prompt],
+    alone: list[list[int]],
+    options: dict[str, Any],
 ) -> None:
-    engine = make_engine(kind=Int8KVCache, **options)
+    engine = make_engine(is_int8=True, **options)
 
     for _ in range(2):  # the second time most of each prompt may be found
         answers = run(
@@ -56,7 +65,13 @@ def test_8_bit_answers_do_not_depend_on_company_or_room(
     assert (engine.stats().num_cached_tokens_total > 0) == is_sharing
 
 
-def test_8_bit_is_not_the_exact_cache_renamed(make_engine, make_sequence, run, prompts, alone) -> None:
+def test_8_bit_is_not_the_exact_cache_renamed(
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    prompts: list[Prompt],
+    alone: list[list[int]],
+) -> None:
     """The random model's logits lie close together: over ten answers some token must turn."""
     exact = [
         run(make_engine(max_batch_tokens=256), [make_sequence(prompt, max_new_tokens=LENGTH)])["one"]

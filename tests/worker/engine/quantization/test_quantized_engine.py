@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import llava_worker
 import numpy as np
@@ -26,14 +27,15 @@ QUESTIONS = json.loads((EXAMPLES / "questions.json").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def pixels() -> dict[str, bytes]:
-    """The example pictures as the model wants them, by name."""
-    processor = AutoProcessor.from_pretrained(TINY).image_processor
+    """The example images, preprocessed, by name."""
+    auto: Any = AutoProcessor  # untyped
+    processor = auto.from_pretrained(TINY).image_processor
     names = sorted({question["image"] for question in QUESTIONS})
     made = {}
     for name in names:
-        with Image.open(EXAMPLES / name) as picture:
+        with Image.open(EXAMPLES / name) as image:
             values = processor(
-                picture.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np"
+                image.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np"
             )
         made[name] = (
             np.ascontiguousarray(values["pixel_values"][0].transpose(1, 2, 0)).astype(np.uint8).tobytes()
@@ -50,13 +52,13 @@ def answers(precision: str, pixels: dict[str, bytes], *, at_once: int) -> list[s
     assert info.precision == precision
     for index, question in enumerate(QUESTIONS):
         ids = prompt_ids(SYSTEM, (Turn(question["question"], "", ""),), 1)
-        picture = ImageSpan(ids.index(info.image_token_id), info.tokens_per_tile, question["image"])
+        image = ImageSpan(ids.index(info.image_token_id), info.tokens_per_tile, question["image"])
         engine.add(
             Sequence(
                 seq_id=str(index),
                 prompt_ids=ids,
                 max_new_tokens=48,
-                images=[picture],
+                images=[image],
                 pixels=[pixels[question["image"]]],
             )
         )
@@ -70,11 +72,11 @@ def answers(precision: str, pixels: dict[str, bytes], *, at_once: int) -> list[s
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_the_example_questions_are_answered_right(pixels: dict[str, bytes], precision: str) -> None:
-    told = answers(precision, pixels, at_once=8)
+    found = answers(precision, pixels, at_once=8)
 
     wrong = [
         (question["image"], question["question"], answer)
-        for question, answer in zip(QUESTIONS, told, strict=True)
+        for question, answer in zip(QUESTIONS, found, strict=True)
         if not is_right(question["answer"], answer)
     ]
     assert wrong == []

@@ -1,40 +1,51 @@
-"""Embeddings of the bundled model are transformers' hidden states and picture features."""
+"""Embeddings of the bundled model are transformers' hidden states and image features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Items
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from llava_wire.messages.event import ErrorCode
 from llava_worker.engine import ImageSpan, Sequence, StepOutput
+from llava_worker.engine.core.encoder_cache import ImageKey
+from llava_worker.engine.engine import Engine
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
+from llava_worker.engine.startup.model_info import ModelInfo
 from numpy.typing import NDArray
 from transformers import LlavaForConditionalGeneration
 
-from tests.worker.checkpoints import normalised, reference_answer
-from tests.worker.engine.core.test_tiny_model import TINY, draw_prompt, sequence_of
-from tests.worker.engine.telling import told_by
+from tests.worker.checkpoints import normalized, reference_output
+from tests.worker.engine.outputs import collect_outputs
+from tests.worker.engine.tiny_model import TINY, draw_prompt, sequence_of
 
 TOLERANCE = 1e-4
 
+Embed = Callable[[Items[Sequence]], list[bytes | None]]
+Encode = Callable[[Any], dict[ImageKey, torch.Tensor]]
+
 
 @pytest.fixture(scope="module")
-def loaded():
+def loaded() -> tuple[Engine, ModelInfo]:
     return build_engine(EngineConfig(TINY, precision="fp32", device="cpu", kv_cache_bytes=64 << 20))
 
 
 @pytest.fixture(scope="module")
 def reference() -> LlavaForConditionalGeneration:
-    return LlavaForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32).eval()
+    model = LlavaForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32)
+    model.train(False)
+    return model
 
 
 def text(name: str, token_ids: list[int]) -> Sequence:
     return Sequence(seq_id=name, prompt_ids=token_ids, max_new_tokens=1, is_embedding=True)
 
 
-def picture(name: str, tile: NDArray[np.uint8], info, **options: object) -> Sequence:
+def image(name: str, tile: NDArray[np.uint8], info: ModelInfo, *, priority: int = 0) -> Sequence:
     return Sequence(
         seq_id=name,
         prompt_ids=[info.image_token_id] * info.tokens_per_tile,
@@ -42,11 +53,11 @@ def picture(name: str, tile: NDArray[np.uint8], info, **options: object) -> Sequ
         images=[ImageSpan(0, info.tokens_per_tile, name)],
         pixels=[tile.tobytes()],
         is_embedding=True,
-        **options,
+        priority=priority,
     )
 
 
-def random_tile(seed: int, info) -> NDArray[np.uint8]:
+def random_tile(seed: int, info: ModelInfo) -> NDArray[np.uint8]:
     shape = (info.image_side, info.image_side, 3)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
@@ -59,67 +70,73 @@ def vector_of(outputs: list[StepOutput]) -> NDArray[np.float32]:
 
 @torch.inference_mode()
 def last_state(reference: LlavaForConditionalGeneration, token_ids: list[int]) -> NDArray[np.float32]:
-    answer = reference(input_ids=torch.tensor([token_ids]), output_hidden_states=True)
-    state = answer.hidden_states[-1][0, -1]
-    return (state / state.norm()).numpy()
+    output = reference(input_ids=torch.tensor([token_ids]), output_hidden_states=True)
+    state: torch.Tensor = output.hidden_states[-1][0, -1]
+    return np.asarray((state / state.norm()).numpy())
 
 
 @torch.inference_mode()
 def mean_feature(reference: LlavaForConditionalGeneration, tile: NDArray[np.uint8]) -> NDArray[np.float32]:
-    features = reference.get_image_features(pixel_values=normalised(tile[None]))
+    features: Any = reference.get_image_features(pixel_values=normalized(tile[None]))
     features = getattr(features, "pooler_output", features)
     mean = features[0].mean(0)
-    return (mean / mean.norm()).numpy()
+    return np.asarray((mean / mean.norm()).numpy())
 
 
-def test_texts_and_pictures_at_once_beside_an_answer_are_transformers(loaded, reference) -> None:
+def test_texts_and_pictures_at_once_beside_an_answer_are_transformers(
+    loaded: tuple[Engine, ModelInfo], reference: LlavaForConditionalGeneration
+) -> None:
     engine, info = loaded
     rng = np.random.default_rng(1)
     prompts = {f"text {n}": [1, *rng.integers(3, 300, n).tolist()] for n in (1, 7, 200)}
-    tiles = {f"picture {n}": random_tile(n, info) for n in range(3)}
+    tiles = {f"image {n}": random_tile(n, info) for n in range(3)}
     chat = draw_prompt(rng, info, num_images=1)
-    outputs = told_by(
+    outputs = collect_outputs(
         engine,
         sequence_of(chat, "chat", info.tokens_per_tile),
         *(text(name, token_ids) for name, token_ids in prompts.items()),
-        *(picture(name, tile, info) for name, tile in tiles.items()),
+        *(image(name, tile, info) for name, tile in tiles.items()),
     )
-    for name, token_ids in prompts.items():
-        expected = last_state(reference, token_ids)
+    for name, prompt_ids in prompts.items():
+        expected = last_state(reference, prompt_ids)
         np.testing.assert_allclose(vector_of(outputs[name]), expected, atol=TOLERANCE)
     for name, tile in tiles.items():
         np.testing.assert_allclose(vector_of(outputs[name]), mean_feature(reference, tile), atol=TOLERANCE)
-    told = [output.token_id for output in outputs["chat"]]
-    assert told == reference_answer(reference, chat, len(told))
+    token_ids = [output.token_id for output in outputs["chat"]]
+    assert token_ids == reference_output(reference, chat, len(token_ids))
 
 
-def test_a_text_that_is_in_the_prefix_cache_gets_the_same_vector(loaded) -> None:
+def test_a_text_that_is_in_the_prefix_cache_gets_the_same_vector(loaded: tuple[Engine, ModelInfo]) -> None:
     engine, _ = loaded
     token_ids = [1, *range(10, 110)]
-    first = told_by(engine, text("first", token_ids))["first"]
-    again = told_by(engine, text("again", token_ids))["again"]
+    first = collect_outputs(engine, text("first", token_ids))["first"]
+    again = collect_outputs(engine, text("again", token_ids))["again"]
     assert again[0].num_cached_tokens == len(token_ids) - 1 > first[0].num_cached_tokens
     np.testing.assert_allclose(vector_of(again), vector_of(first), atol=1e-5)
 
 
-def test_a_text_and_a_text_that_ends_differently_have_different_vectors(loaded) -> None:
+def test_a_text_and_a_text_that_ends_differently_have_different_vectors(
+    loaded: tuple[Engine, ModelInfo],
+) -> None:
     engine, _ = loaded
-    outputs = told_by(engine, text("one", [1, 10, 11]), text("other", [1, 10, 12]))
+    outputs = collect_outputs(engine, text("one", [1, 10, 11]), text("other", [1, 10, 12]))
     assert vector_of(outputs["one"]) @ vector_of(outputs["other"]) < 0.999
 
 
-def test_a_picture_that_was_seen_is_not_encoded_again(loaded) -> None:
+def test_a_picture_that_was_seen_is_not_encoded_again(loaded: tuple[Engine, ModelInfo]) -> None:
     engine, info = loaded
     tile = random_tile(9, info)
-    first = told_by(engine, picture("seen", tile, info))["seen"]
+    first = collect_outputs(engine, image("seen", tile, info))["seen"]
     num_encoded = engine.stats().num_encoded_images_total
-    assert told_by(engine, picture("seen", tile, info))["seen"] == first
+    assert collect_outputs(engine, image("seen", tile, info))["seen"] == first
     assert engine.stats().num_encoded_images_total == num_encoded
 
 
-def test_pictures_take_no_more_of_a_step_than_its_budget_and_need_no_blocks(loaded) -> None:
+def test_pictures_take_no_more_of_a_step_than_its_budget_and_need_no_blocks(
+    loaded: tuple[Engine, ModelInfo],
+) -> None:
     engine, info = loaded
-    tiles = [picture(f"p{n}", random_tile(20 + n, info), info, priority=n == 7) for n in range(8)]
+    tiles = [image(f"p{n}", random_tile(20 + n, info), info, priority=int(n == 7)) for n in range(8)]
     for each in tiles:
         engine.add(each)
     assert engine.stats().num_waiting == 8
@@ -133,32 +150,33 @@ def test_pictures_take_no_more_of_a_step_than_its_budget_and_need_no_blocks(load
 
 
 def test_a_picture_without_memory_for_several_is_embedded_alone(
-    loaded, monkeypatch: pytest.MonkeyPatch
+    loaded: tuple[Engine, ModelInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, info = loaded
     monkeypatch.setattr(engine._runner, "embed_images", at_most(1, engine._runner.embed_images))
-    outputs = told_by(engine, *(picture(f"m{n}", random_tile(40 + n, info), info) for n in range(3)))
+    outputs = collect_outputs(engine, *(image(f"m{n}", random_tile(40 + n, info), info) for n in range(3)))
     assert all(vector_of(each).any() for each in outputs.values())
     monkeypatch.setattr(engine._runner, "embed_images", at_most(0, engine._runner.embed_images))
-    (failed,) = told_by(engine, picture("m3", random_tile(43, info), info))["m3"]
-    assert failed.error is not None and "memory" in failed.error.message
+    (failed,) = collect_outputs(engine, image("m3", random_tile(43, info), info))["m3"]
+    assert failed.error is not None
+    assert failed.error.code is ErrorCode.INSUFFICIENT_MEMORY and "memory" in failed.error.message
 
 
 def test_a_picture_whose_features_are_not_numbers_fails_and_is_not_remembered(
-    loaded, monkeypatch: pytest.MonkeyPatch
+    loaded: tuple[Engine, ModelInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, info = loaded
     with monkeypatch.context() as patch:
-        patch.setattr(engine._runner, "_encode", spoilt(engine._runner._encode))
-        (failed,) = told_by(engine, picture("nan", random_tile(50, info), info))["nan"]
+        patch.setattr(engine._runner, "_encode", not_finite(engine._runner._encode))
+        (failed,) = collect_outputs(engine, image("nan", random_tile(50, info), info))["nan"]
     assert failed.error is not None and failed.vector == b""
-    assert vector_of(told_by(engine, picture("nan", random_tile(50, info), info))["nan"]).any()
+    assert vector_of(collect_outputs(engine, image("nan", random_tile(50, info), info))["nan"]).any()
 
 
-def at_most(limit: int, embed: Callable) -> Callable:
-    """As on a device with little memory."""
+def at_most(limit: int, embed: Embed) -> Embed:
+    """Out of memory for more than ``limit`` images."""
 
-    def limited(sequences: list[Sequence]) -> list[bytes | None]:
+    def limited(sequences: Items[Sequence]) -> list[bytes | None]:
         if len(sequences) > limit:
             raise torch.OutOfMemoryError("too many")
         return embed(sequences)
@@ -166,5 +184,5 @@ def at_most(limit: int, embed: Callable) -> Callable:
     return limited
 
 
-def spoilt(encode: Callable) -> Callable:
-    return lambda pictures: {name: features * torch.nan for name, features in encode(pictures).items()}
+def not_finite(encode: Encode) -> Encode:
+    return lambda images: {key: features * torch.nan for key, features in encode(images).items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,33 +20,38 @@ from llava_worker.engine import Sequence
 from llava_worker.engine.engine import Engine
 
 from tests.worker.checkpoints import IMAGE_TOKEN, Prompt, random_prompt
-from tests.worker.engine.watched import WatchedLlava, WatchedRunner, load
+from tests.worker.engine.factories import MakeEngine, MakeSequence
+from tests.worker.engine.logit_recorder import RecordingLlava, RecordingRunner, load_recording, recorder_of
 from tests.worker.family import CLASSES, Member, make_member
 
 NUM_SIZES = 4  # of each class
 ANSWER = 6  # tokens
-# The reference takes an image token in an answer for one more picture.
-ASKING = {"max_new_tokens": ANSWER, "ignore_eos": True, "logit_bias": ((IMAGE_TOKEN, -100.0),)}
+# The reference takes an image token in an output for another image.
+OPTIONS: dict[str, Any] = {
+    "max_new_tokens": ANSWER,
+    "ignore_eos": True,
+    "logit_bias": ((IMAGE_TOKEN, -100.0),),
+}
 TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module", params=CLASSES)
 def member_of(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], tuple[Member, WatchedLlava]]:
+) -> Callable[[int], tuple[Member, RecordingLlava]]:
     """A class of the family, by size; each is made and loaded when first asked for."""
 
     @cache
-    def make(number: int) -> tuple[Member, WatchedLlava]:
+    def make(number: int) -> tuple[Member, RecordingLlava]:
         member = make_member(request.param, number, tmp_path_factory.mktemp("member"))
-        return member, load(member.folder)
+        return member, load_recording(member.folder)
 
     return make
 
 
 def draw_waves(rng: np.random.Generator, member: Member) -> tuple[list[Prompt], list[Prompt]]:
     counts = [int(count) for count in rng.permutation(4)][: int(rng.integers(2, 5))]
-    first = [random_prompt(rng, num_images=count, pictures=member.pictures) for count in (1, *counts)]
+    first = [random_prompt(rng, num_images=count, layout=member.image_layout) for count in (1, *counts)]
     longest = max(first, key=lambda prompt: len(prompt.token_ids))
     others = [rng.integers(0, 256, tiles.shape, dtype=np.uint8) for tiles in longest.pixels]
     return first, [longest, branch(rng, longest), dataclasses.replace(longest, pixels=others)]
@@ -82,7 +88,11 @@ def drive(engine: Engine, sequences: list[Sequence]) -> None:
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), is_roomy=st.booleans())
 def test_every_logit_of_a_run_is_transformers(
-    member_of, make_engine, make_sequence, seed: int, is_roomy: bool
+    member_of: Callable[[int], tuple[Member, RecordingLlava]],
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    seed: int,
+    is_roomy: bool,
 ) -> None:
     """In chunks, in mixed batches, over cached prefixes, and computed again where room is short."""
     rng = np.random.default_rng(seed)
@@ -94,36 +104,36 @@ def test_every_logit_of_a_run_is_transformers(
     room += ANSWER + 9  # and as much as a kin may be longer
     engine = make_engine(
         over=model,
-        runner=WatchedRunner,
+        runner=RecordingRunner,
         block_size=block_size,
         num_blocks=room // block_size + 2,
         max_num_sequences=4,
         max_batch_tokens=int(rng.integers(4, min(longest - 1, 48))),  # all share the begin mark
-        vision_cache_bytes=int(rng.integers(0, 1 << 16)),
+        encoder_cache_bytes=int(rng.integers(0, 1 << 16)),
     )
     asked: list[tuple[Prompt, Sequence]] = []
     for number, wave in enumerate(waves):
         batch = [
-            (prompt, make_sequence(prompt, seq_id=f"{number}.{index}", **ASKING))
+            (prompt, make_sequence(prompt, seq_id=f"{number}.{index}", **OPTIONS))
             for index, prompt in enumerate(wave)
         ]
         asked += batch
         drive(engine, [sequence for _, sequence in batch])
 
-    assert_logits_are_the_references(member, engine._runner, asked)
-    assert "chunked" in engine._runner.kinds
+    assert_logits_are_the_references(member, recorder_of(engine), asked)
+    assert "chunked" in recorder_of(engine).kinds
     if is_roomy:
-        assert "mixed" in engine._runner.kinds
+        assert "mixed" in recorder_of(engine).kinds
         assert engine.stats().num_cached_tokens_total >= longest // block_size * block_size - block_size
 
 
 def assert_logits_are_the_references(
-    member: Member, runner: WatchedRunner, asked: list[tuple[Prompt, Sequence]]
+    member: Member, runner: RecordingRunner, asked: list[tuple[Prompt, Sequence]]
 ) -> None:
     expected = {}
     for prompt, sequence in asked:
-        told = dataclasses.replace(prompt, token_ids=prompt.token_ids + sequence.output_ids)
-        logits = expected[sequence.seq_id] = member.logits_of(told)
+        whole = dataclasses.replace(prompt, token_ids=prompt.token_ids + sequence.output_ids)
+        logits = expected[sequence.seq_id] = member.logits_of(whole)
         before = logits[len(prompt.token_ids) - 1 : -1].index_fill(1, torch.tensor(IMAGE_TOKEN), -torch.inf)
         chosen = before.gather(1, torch.tensor(sequence.output_ids)[:, None])[:, 0]
         assert (before.amax(-1) - chosen).max() <= 2 * TOLERANCE  # greedy, but for a tie

@@ -1,32 +1,31 @@
-"""A prompt's log-probabilities are transformers', once each, however it goes through the model."""
+"""A prompt's log-probabilities are transformers', each returned once, in chunks and after preemption."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from llava_worker.engine import Sequence, StepOutput
 from llava_worker.engine.sampling.logprobs import ROWS_AT_ONCE
-from transformers import LlavaForConditionalGeneration
 
-from tests.worker.checkpoints import Prompt, random_prompt, reference_logits
-from tests.worker.engine.core.test_shortage import short_of
-from tests.worker.engine.drafters import Scripted
-from tests.worker.engine.telling import told_by
+from tests.worker.checkpoints import Prompt, Reference, random_prompt, reference_logits
+from tests.worker.engine.drafters import ScriptedDrafter
+from tests.worker.engine.factories import MakeEngine, MakeSequence
+from tests.worker.engine.outputs import collect_outputs
+from tests.worker.engine.small_runner import small_runner
 
 TOLERANCE = 1e-4
 Scored = Callable[..., Sequence]
 
 
 @pytest.fixture
-def scored(make_sequence: Callable[..., Sequence]) -> Scored:
-    """A sequence that is to be told its prompt."""
+def scored(make_sequence: MakeSequence) -> Scored:
+    """A sequence with log-probabilities of its prompt."""
 
-    def make(
-        token_ids: list[int], name: str = "one", *, num_logprobs: int = 1, **options: object
-    ) -> Sequence:
+    def make(token_ids: list[int], name: str = "one", *, num_logprobs: int = 1, **options: Any) -> Sequence:
         sequence = make_sequence(Prompt(token_ids), seq_id=name, num_logprobs=num_logprobs, **options)
         sequence.has_prompt_logprobs = True
         return sequence
@@ -39,7 +38,7 @@ def words(num: int, seed: int = 0) -> list[int]:
 
 
 def assert_is_the_references(
-    reference: LlavaForConditionalGeneration, token_ids: list[int], output: StepOutput, num_top: int
+    reference: Reference, token_ids: list[int], output: StepOutput, num_top: int
 ) -> None:
     assert output.error is None
     expected = reference_logits(reference, Prompt(token_ids)).log_softmax(-1)[:-1]
@@ -51,22 +50,30 @@ def assert_is_the_references(
         assert [value for _, value in found.top] == pytest.approx(best.values.tolist(), abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("max_batch_tokens", [8, 16, 512], ids=lambda most: f"{most} tokens a step")
+@pytest.mark.parametrize("max_batch_tokens", [8, 16, 512], ids=lambda num: f"{num} tokens a step")
 def test_they_are_the_log_softmax_of_transformers_logits_in_chunks_and_beside_others(
-    make_engine, make_sequence, scored: Scored, reference, max_batch_tokens: int
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    scored: Scored,
+    reference: Reference,
+    max_batch_tokens: int,
 ) -> None:
     engine = make_engine(num_blocks=128, max_batch_tokens=max_batch_tokens)
     prompts = {name: words(num, num) for name, num in {"a": 1, "b": 2, "c": 17, "d": 90}.items()}
-    picture = random_prompt(np.random.default_rng(3), num_images=1)
-    steered = {"temperature": 1.0, "presence_penalty": 1.5, "logit_bias": ((7, 50.0),)}  # must not show
+    chat = random_prompt(np.random.default_rng(3), num_images=1)
+    processed: dict[str, Any] = {
+        "temperature": 1.0,
+        "presence_penalty": 1.5,
+        "logit_bias": ((7, 50.0),),
+    }  # must not show
     sequences = [
-        scored(prompt, name, num_logprobs=top, max_new_tokens=3, **steered)
+        scored(prompt, name, num_logprobs=top, max_new_tokens=3, **processed)
         for top, (name, prompt) in zip((1, 0, 5, 2), prompts.items(), strict=True)
     ]
-    outputs = told_by(engine, make_sequence(picture, seq_id="chat", num_logprobs=1), *sequences)
+    outputs = collect_outputs(engine, make_sequence(chat, seq_id="chat", num_logprobs=1), *sequences)
     for sequence in sequences:
         first, *rest = outputs[sequence.seq_id]
-        num_top = sequence.sampling.num_logprobs
+        num_top = sequence.sampling.num_logprobs or 0
         assert_is_the_references(reference, prompts[sequence.seq_id], first, num_top)
         assert first.logprobs is not None and first.token_id is not None
         assert not any(output.prompt_logprobs for output in rest)
@@ -74,90 +81,104 @@ def test_they_are_the_log_softmax_of_transformers_logits_in_chunks_and_beside_ot
 
 
 def test_a_prompt_in_the_prefix_cache_is_computed_again_and_shared_after(
-    make_engine, make_sequence, scored: Scored, reference
+    make_engine: MakeEngine, make_sequence: MakeSequence, scored: Scored, reference: Reference
 ) -> None:
     token_ids = words(40)
     engine = make_engine(num_blocks=128)
-    told_by(engine, make_sequence(Prompt(token_ids)))
-    (output, *_) = told_by(engine, scored(token_ids))["one"]
+    collect_outputs(engine, make_sequence(Prompt(token_ids)))
+    (output, *_) = collect_outputs(engine, scored(token_ids))["one"]
     assert_is_the_references(reference, token_ids, output, 1)
     assert output.num_cached_tokens == 0
 
     fresh = make_engine(num_blocks=128)
-    told_by(fresh, scored(token_ids))
-    assert told_by(fresh, make_sequence(Prompt(token_ids)))["one"][0].num_cached_tokens == 39
+    collect_outputs(fresh, scored(token_ids))
+    assert collect_outputs(fresh, make_sequence(Prompt(token_ids)))["one"][0].num_cached_tokens == 39
 
 
-def test_two_that_come_together_do_not_wait_for_each_other(make_engine, scored: Scored, reference) -> None:
+def test_two_that_come_together_do_not_wait_for_each_other(
+    make_engine: MakeEngine, scored: Scored, reference: Reference
+) -> None:
     token_ids = words(40)
     engine = make_engine(num_blocks=128, max_batch_tokens=512)
-    outputs = told_by(engine, *(scored(token_ids, name, max_new_tokens=1) for name in "ab"))
+    outputs = collect_outputs(engine, *(scored(token_ids, name, max_new_tokens=1) for name in "ab"))
     assert engine.stats().num_steps_total == 1
     for name in "ab":
         assert_is_the_references(reference, token_ids, outputs[name][0], 1)
 
 
 def test_one_that_is_preempted_in_mid_prompt_is_told_once(
-    make_engine, make_sequence, scored: Scored, reference, monkeypatch: pytest.MonkeyPatch
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    scored: Scored,
+    reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = make_engine(num_blocks=14, max_num_sequences=2, max_batch_tokens=2, eos_ids=frozenset())
     lengths: list[int] = []
     preempt = engine._scheduler._preempt_last
 
-    def watched() -> Sequence:
-        victim = preempt()
-        lengths.append(len(victim.prompt_logprobs))
-        return victim
+    def recording() -> Sequence:
+        preempted = preempt()
+        lengths.append(len(preempted.prompt_logprobs))
+        return preempted
 
-    monkeypatch.setattr(engine._scheduler, "_preempt_last", watched)
+    monkeypatch.setattr(engine._scheduler, "_preempt_last", recording)
     first = make_sequence(Prompt(words(4, 1)), seq_id="first", max_new_tokens=30)
     token_ids = words(40)
-    outputs = told_by(engine, first, scored(token_ids, "long", max_new_tokens=2))["long"]
+    outputs = collect_outputs(engine, first, scored(token_ids, "long", max_new_tokens=2))["long"]
     assert 0 < lengths[0] < 39
     assert [len(output.prompt_logprobs) for output in outputs] == [39, 0]
     assert_is_the_references(reference, token_ids, outputs[0], 1)
 
 
-def test_who_wants_no_token_hears_only_of_its_prompt(make_engine, scored: Scored, reference) -> None:
+def test_who_wants_no_token_hears_only_of_its_prompt(
+    make_engine: MakeEngine, scored: Scored, reference: Reference
+) -> None:
     token_ids = words(17)  # so that the last step looks like one that decodes
-    drafter = Scripted({"one": [5] * 8})
-    (output,) = told_by(make_engine(drafter=drafter), scored(token_ids, max_new_tokens=0))["one"]
+    drafter = ScriptedDrafter({"one": [5] * 8})
+    (output,) = collect_outputs(make_engine(drafter=drafter), scored(token_ids, max_new_tokens=0))["one"]
     assert (output.token_id, output.finish) == (None, "length")
-    assert drafter.learnt == []  # nothing was drafted
+    assert drafter.acceptances == []  # nothing was drafted
     assert_is_the_references(reference, token_ids, output, 1)
 
 
-def test_who_wants_neither_token_nor_prompt_does_not_go_through_the_model(make_engine, make_sequence) -> None:
+def test_who_wants_neither_token_nor_prompt_does_not_go_through_the_model(
+    make_engine: MakeEngine, make_sequence: MakeSequence
+) -> None:
     engine = make_engine()
-    (output,) = told_by(engine, make_sequence(Prompt(words(20)), max_new_tokens=0))["one"]
+    (output,) = collect_outputs(engine, make_sequence(Prompt(words(20)), max_new_tokens=0))["one"]
     assert output == StepOutput("one", finish="length")
     assert engine.stats().num_prefill_tokens_total == 0
 
 
-def test_a_continued_answer_is_not_told_its_prompt_again(make_engine, make_sequence, scored: Scored) -> None:
+def test_a_continued_answer_is_not_told_its_prompt_again(
+    make_engine: MakeEngine, make_sequence: MakeSequence, scored: Scored
+) -> None:
     token_ids = words(20)
     engine = make_engine()
-    told_by(engine, make_sequence(Prompt(token_ids)))
-    outputs = told_by(engine, scored(token_ids, output_ids=[9], max_new_tokens=3))["one"]
+    collect_outputs(engine, make_sequence(Prompt(token_ids)))
+    outputs = collect_outputs(engine, scored(token_ids, output_ids=[9], max_new_tokens=3))["one"]
     assert not any(output.prompt_logprobs for output in outputs)
     assert outputs[0].num_cached_tokens == 20
 
 
-def test_a_step_without_memory_is_made_again_and_tells_once(make_engine, scored: Scored, reference) -> None:
+def test_a_step_without_memory_is_made_again_and_tells_once(
+    make_engine: MakeEngine, scored: Scored, reference: Reference
+) -> None:
     """The runner has told of a step before it finds that there was no memory for it."""
     prompts = {name: words(30, seed) for seed, name in enumerate("abc")}
-    short = short_of(1)
-    outputs = told_by(
-        make_engine(num_blocks=128, runner=short),
+    runner = small_runner(1)
+    outputs = collect_outputs(
+        make_engine(num_blocks=128, runner=runner),
         *(scored(prompt, name, max_new_tokens=1) for name, prompt in prompts.items()),
     )
-    assert short.num_failures > 0
+    assert runner.num_failures > 0
     for name, prompt in prompts.items():
         assert_is_the_references(reference, prompt, outputs[name][0], 1)
 
 
 def test_logits_are_made_of_a_few_rows_at_once(
-    make_engine, scored: Scored, monkeypatch: pytest.MonkeyPatch
+    make_engine: MakeEngine, scored: Scored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(num_blocks=128, max_batch_tokens=512)
     sizes: list[int] = []
@@ -169,13 +190,13 @@ def test_logits_are_made_of_a_few_rows_at_once(
 
     monkeypatch.setattr(engine._runner.model, "logits", watched)
     token_ids = words(2 * ROWS_AT_ONCE + 11)
-    (output,) = told_by(engine, scored(token_ids, max_new_tokens=1))["one"]
+    (output,) = collect_outputs(engine, scored(token_ids, max_new_tokens=1))["one"]
     assert len(output.prompt_logprobs) == len(token_ids) - 1
     assert sorted(sizes) == [1, 10, ROWS_AT_ONCE, ROWS_AT_ONCE]
 
 
 def test_a_prompt_whose_logits_are_not_numbers_fails(
-    make_engine, scored: Scored, monkeypatch: pytest.MonkeyPatch
+    make_engine: MakeEngine, scored: Scored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine()
     logits = engine._runner.model.logits
@@ -184,6 +205,6 @@ def test_a_prompt_whose_logits_are_not_numbers_fails(
         return logits(hidden) * (torch.inf if len(hidden) > 1 else 1)
 
     monkeypatch.setattr(engine._runner.model, "logits", spoilt)
-    (output,) = told_by(engine, scored(words(12), max_new_tokens=1))["one"]
+    (output,) = collect_outputs(engine, scored(words(12), max_new_tokens=1))["one"]
     assert output.error is not None and "not a number" in output.error.message
     assert output.prompt_logprobs == ()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.engine.sampling.sampler import SamplingRow, sample, uniform
+from numpy.typing import NDArray
 
 from tests.worker.sampling_params import greedy
 
@@ -17,13 +20,13 @@ NUM_DRAWS = 20_000
 LOGITS = torch.tensor([1.0, -0.5, 2.0, 0.3, -1.2, 0.9, 1.7, -3.0])
 
 
-def frequencies(sampling: SamplingParams, logits: torch.Tensor = LOGITS) -> np.ndarray:
+def frequencies(sampling: SamplingParams, logits: torch.Tensor = LOGITS) -> NDArray[Any]:
     draws = [SamplingRow(sampling, position) for position in range(NUM_DRAWS)]
     token_ids = sample(logits.expand(NUM_DRAWS, -1).clone(), draws)
     return np.bincount(token_ids.numpy(), minlength=len(logits))
 
 
-def chi_square(counts: np.ndarray, probabilities: torch.Tensor) -> float:
+def chi_square(counts: NDArray[Any], probabilities: torch.Tensor) -> float:
     expected = probabilities.double().numpy() * NUM_DRAWS
     return float(((counts - expected) ** 2 / expected).sum())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,17 @@ import torch
 from llava_wire.messages.sampling_params import SamplingParams
 from llava_worker.engine.sampling.logits_processor import LogitsProcessorState
 from llava_worker.engine.sampling.sampler import SamplingRow, sample
+from numpy.typing import NDArray
 
-from tests.worker.checkpoints import IMAGE_TOKEN, random_prompt, reference_answer, reference_logits
+from tests.worker.checkpoints import (
+    IMAGE_TOKEN,
+    Prompt,
+    Reference,
+    random_prompt,
+    reference_logits,
+    reference_output,
+)
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 from tests.worker.sampling_params import greedy
 
 CHI_SQUARE_LIMIT = 40.5  # 1 - 1e-6 quantile for 7 degrees of freedom
@@ -20,7 +30,7 @@ LOGITS = np.array([1.0, -0.5, 2.0, 0.3, -1.2, 0.9, 1.7, -3.0], dtype=np.float32)
 PROMPT, ANSWER = [0, 2, 2, 4], [2, 5, 5, 1]
 EOS = 6
 
-CASES: dict[str, dict] = {
+CASES: dict[str, dict[str, Any]] = {
     "nothing": {},
     "top_k": {"top_k": 3},
     "top_k 1": {"top_k": 1},
@@ -55,7 +65,7 @@ CASES: dict[str, dict] = {
 }
 
 
-def reference_probabilities(s: SamplingParams, prompt: list[int], answer: list[int]) -> np.ndarray:
+def reference_probabilities(s: SamplingParams, prompt: list[int], answer: list[int]) -> NDArray[np.float64]:
     """One token after another, as the documentation words it."""
     logits = LOGITS.astype(np.float64)
     for token_id, bias in s.logit_bias:
@@ -80,7 +90,7 @@ def reference_probabilities(s: SamplingParams, prompt: list[int], answer: list[i
         if mass >= s.top_p:
             p[token_id] = 0
         mass += p[token_id]
-    return p / p.sum()
+    return np.asarray(p / p.sum())
 
 
 def state_of(sampling: SamplingParams) -> LogitsProcessorState | None:
@@ -134,10 +144,7 @@ def test_a_row_is_chosen_as_if_it_were_alone(temperature: float) -> None:
 def test_counting_token_by_token_equals_counting_at_once(name: str) -> None:
     sampling = greedy(**CASES[name])
     answer = np.random.default_rng(0).integers(0, 500, 300).tolist()
-    grown, whole = (
-        state_of(sampling),
-        state_of(sampling),
-    )
+    grown, whole = state_of(sampling), state_of(sampling)
     if grown is None or whole is None:
         assert not {"repetition", "presence", "frequency", "bias"} & set(name.split())
         return
@@ -163,7 +170,7 @@ def test_counting_token_by_token_equals_counting_at_once(name: str) -> None:
     ],
     ids=str,
 )
-def test_extremes_stay_numbers(extreme: dict) -> None:
+def test_extremes_stay_numbers(extreme: dict[str, Any]) -> None:
     logits = torch.from_numpy(LOGITS)[None].clone()
     token_id = int(sample(logits, draws_of(greedy(**extreme), range(4, 5))))
 
@@ -172,32 +179,36 @@ def test_extremes_stay_numbers(extreme: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def prompts() -> list:
+def prompts() -> list[Prompt]:
     rng = np.random.default_rng(11)
     return [random_prompt(rng, num_images=index % 2) for index in range(4)]
 
 
 def test_repetition_penalty_is_that_of_transformers(
-    make_engine, make_sequence, run, reference, prompts
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    reference: Reference,
+    prompts: list[Prompt],
 ) -> None:
     sequences = [
         make_sequence(prompt, seq_id=str(i), repetition_penalty=1.4) for i, prompt in enumerate(prompts)
     ]
     answers = run(make_engine(num_blocks=128), sequences)
 
-    expected = [reference_answer(reference, prompt, 12, repetition_penalty=1.4) for prompt in prompts]
+    expected = [reference_output(reference, prompt, 12, repetition_penalty=1.4) for prompt in prompts]
     assert [answers[str(i)] for i in range(len(prompts))] == expected
-    assert expected != [reference_answer(reference, prompt, 12) for prompt in prompts]
+    assert expected != [reference_output(reference, prompt, 12) for prompt in prompts]
 
 
-STEERED = {
+PROCESSED: dict[str, Any] = {
     "temperature": 0.9,
     "seed": 5,
     "top_k": 40,
     "repetition_penalty": 1.2,
     "presence_penalty": 0.7,
     "frequency_penalty": 0.9,
-    "logit_bias": ((9, 1.5), (IMAGE_TOKEN, -100.0)),  # a picture's token has no place in an answer
+    "logit_bias": ((9, 1.5), (IMAGE_TOKEN, -100.0)),  # an image token has no place in the output
     "min_tokens": 7,
     "stop_token_ids": (12, 13),
 }
@@ -205,32 +216,34 @@ STEERED = {
 
 @pytest.mark.parametrize("cut", [1, 6, 11])
 def test_a_continued_answer_counts_the_tokens_before_it(
-    make_engine, make_sequence, run, prompts, cut
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt], cut: int
 ) -> None:
-    whole = run(make_engine(eos_ids=frozenset()), [make_sequence(prompts[0], **STEERED)])["one"]
-    continued = make_sequence(prompts[0], output_ids=whole[:cut], **STEERED)
+    whole = run(make_engine(eos_ids=frozenset()), [make_sequence(prompts[0], **PROCESSED)])["one"]
+    continued = make_sequence(prompts[0], output_ids=whole[:cut], **PROCESSED)
 
     assert run(make_engine(eos_ids=frozenset()), [continued])["one"] == whole
 
 
-def test_preemption_does_not_count_a_token_twice(make_engine, make_sequence, run, prompts) -> None:
-    def answers(**options) -> tuple[dict, int]:
+def test_preemption_does_not_count_a_token_twice(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
+) -> None:
+    def outputs(**options: Any) -> tuple[dict[str, list[int]], int]:
         engine = make_engine(eos_ids=frozenset(), **options)
         sequences = [
-            make_sequence(prompt, seq_id=str(i), max_new_tokens=20, **STEERED | {"stop_token_ids": ()})
+            make_sequence(prompt, seq_id=str(i), max_new_tokens=20, **PROCESSED | {"stop_token_ids": ()})
             for i, prompt in enumerate(prompts)
         ]
         return run(engine, sequences), engine.stats().num_preemptions_total
 
-    roomy, none = answers(num_blocks=256)
-    tight, some = answers(num_blocks=18)
+    roomy, none = outputs(num_blocks=256)
+    tight, some = outputs(num_blocks=18)
 
     assert tight == roomy
     assert (none, some > 0) == (0, True)
 
 
 def test_a_stop_token_ends_the_answer_unless_it_comes_too_early(
-    make_engine, make_sequence, run, prompts
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
 ) -> None:
     tokens = run(make_engine(eos_ids=frozenset()), [make_sequence(prompts[0])])["one"]
     stop = tokens[4]
@@ -244,7 +257,9 @@ def test_a_stop_token_ends_the_answer_unless_it_comes_too_early(
     assert len(later["one"]) >= 10 and stop not in later["one"][:9]
 
 
-def test_min_tokens_holds_back_the_end_of_sequence(make_engine, make_sequence, run, prompts) -> None:
+def test_min_tokens_holds_back_the_end_of_sequence(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
+) -> None:
     tokens = run(make_engine(eos_ids=frozenset()), [make_sequence(prompts[0])])["one"]
     ends = frozenset(tokens[:3])
 
@@ -254,7 +269,7 @@ def test_min_tokens_holds_back_the_end_of_sequence(make_engine, make_sequence, r
 
 
 def test_same_seed_gives_the_same_four_answers_and_other_seeds_others(
-    make_engine, make_sequence, run, prompts
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
 ) -> None:
     def four(first: int) -> list[list[int]]:
         sequences = [
@@ -268,22 +283,23 @@ def test_same_seed_gives_the_same_four_answers_and_other_seeds_others(
 
 
 def test_logprobs_are_the_log_softmax_of_transformers_logits(
-    make_engine, make_sequence, reference, prompts
+    make_engine: MakeEngine, make_sequence: MakeSequence, reference: Reference, prompts: list[Prompt]
 ) -> None:
     engine = make_engine(num_blocks=128, eos_ids=frozenset())
-    for i, prompt in enumerate(prompts):  # steered and unlike: neither may show in what is told
-        engine.add(make_sequence(prompt, seq_id=str(i), num_logprobs=i * 5 or None, **STEERED))
+    for i, prompt in enumerate(prompts):  # logits processors and other rows do not change them
+        engine.add(make_sequence(prompt, seq_id=str(i), num_logprobs=i * 5 or None, **PROCESSED))
     outputs = [output for _ in range(40) for output in engine.step()]
 
     assert all(output.logprobs is None for output in outputs if output.seq_id == "0")
     for i, prompt in enumerate(prompts[1:], start=1):
         own = [output for output in outputs if output.seq_id == str(i)]
-        answer = [output.token_id for output in own]
+        output_ids = [output.token_id for output in own if output.token_id is not None]
         num_prompt = len(prompt.token_ids)
-        prompt.token_ids = prompt.token_ids + answer
+        prompt.token_ids = prompt.token_ids + output_ids
         expected = reference_logits(reference, prompt).log_softmax(-1)[num_prompt - 1 : -1]
         prompt.token_ids = prompt.token_ids[:num_prompt]
         for output, row in zip(own, expected, strict=True):
+            assert output.logprobs is not None and output.token_id is not None
             assert output.logprobs.logprob == pytest.approx(float(row[output.token_id]), abs=1e-4)
             best = row.topk(i * 5)
             assert [token_id for token_id, _ in output.logprobs.top] == best.indices.tolist()

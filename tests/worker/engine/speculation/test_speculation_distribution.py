@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from llava_worker.engine.speculation.drafter import Drafter
+from numpy.typing import NDArray
 
-from tests.worker.checkpoints import Prompt, random_prompt, reference_logits
-from tests.worker.engine.drafters import Scripted
+from tests.worker.checkpoints import Prompt, Reference, random_prompt, reference_logits
+from tests.worker.engine.drafters import ScriptedDrafter
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 
 # Chi-square's 1 - 1e-6 quantile for 7 degrees of freedom; the draws are fixed, so a pass stays a pass.
 CHI_SQUARE_LIMIT = 40.5
@@ -21,13 +23,13 @@ def prompt() -> Prompt:
     return random_prompt(np.random.default_rng(31), num_images=1)
 
 
-def probabilities(reference, prompt: Prompt, answer: list[int]) -> np.ndarray:
+def probabilities(reference: Reference, prompt: Prompt, answer: list[int]) -> NDArray[np.float64]:
     """transformers', of the words after the answer."""
-    said = Prompt([*prompt.token_ids, *answer], prompt.image_starts, prompt.pixels)
-    return (reference_logits(reference, said)[-1, WORDS].double() / TEMPERATURE).softmax(-1).numpy()
+    whole = Prompt([*prompt.token_ids, *answer], prompt.image_starts, prompt.pixels)
+    return (reference_logits(reference, whole)[-1, WORDS].double() / TEMPERATURE).softmax(-1).numpy()
 
 
-def chi_square(tokens: list[int], expected: np.ndarray) -> float:
+def chi_square(tokens: list[int], expected: NDArray[np.float64]) -> float:
     counts = np.array([tokens.count(token_id) for token_id in WORDS])
     expected = expected * len(tokens)
     assert counts.sum() == len(tokens) and expected.min() > 5
@@ -35,7 +37,7 @@ def chi_square(tokens: list[int], expected: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def drafts(reference, prompt) -> list[int]:
+def drafts(reference: Reference, prompt: Prompt) -> list[int]:
     """Likely tokens, so that many are accepted: the first has to be drawn before there are drafts."""
     answer: list[int] = []
     for _ in range(3):
@@ -43,7 +45,9 @@ def drafts(reference, prompt) -> list[int]:
     return answer
 
 
-def answers_with(drafter: Drafter, make_engine, make_sequence, run, prompt: Prompt) -> list[list[int]]:
+def answers_with(
+    drafter: Drafter, make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt
+) -> list[list[int]]:
     engine = make_engine(
         drafter=drafter, eos_ids=frozenset(), num_blocks=400, max_num_sequences=32, max_batch_tokens=512
     )
@@ -58,20 +62,26 @@ def answers_with(drafter: Drafter, make_engine, make_sequence, run, prompt: Prom
 
 
 @pytest.fixture(scope="module")
-def drafter(drafts) -> Scripted:
-    return Scripted({str(seed): drafts for seed in range(NUM_ANSWERS)})
+def drafter(drafts: list[int]) -> ScriptedDrafter:
+    return ScriptedDrafter({str(seed): drafts for seed in range(NUM_ANSWERS)})
 
 
 @pytest.fixture(scope="module")
-def answers(make_engine, make_sequence, run, prompt, drafter) -> list[list[int]]:
+def answers(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt, drafter: ScriptedDrafter
+) -> list[list[int]]:
     return answers_with(drafter, make_engine, make_sequence, run, prompt)
 
 
 def test_tokens_chosen_over_a_draft_follow_the_distribution(
-    reference, prompt, drafts, answers, drafter
+    reference: Reference,
+    prompt: Prompt,
+    drafts: list[int],
+    answers: list[list[int]],
+    drafter: ScriptedDrafter,
 ) -> None:
     """After the first token there is always the same draft, right or not."""
-    accepted = [accepted for _, accepted in drafter.learnt]
+    accepted = [accepted for _, accepted in drafter.acceptances]
     assert 100 < sum(accepted) < len(accepted) - 100
 
     seconds = [second for first, second, _ in answers if first == drafts[0]]
@@ -79,14 +89,18 @@ def test_tokens_chosen_over_a_draft_follow_the_distribution(
     assert chi_square(seconds, expected) < CHI_SQUARE_LIMIT
 
 
-def test_tokens_after_an_accepted_draft_follow_the_distribution(reference, prompt, drafts, answers) -> None:
+def test_tokens_after_an_accepted_draft_follow_the_distribution(
+    reference: Reference, prompt: Prompt, drafts: list[int], answers: list[list[int]]
+) -> None:
     thirds = [third for first, second, third in answers if [first, second] == drafts[:2]]
     expected = probabilities(reference, prompt, drafts[:2])
 
     assert chi_square(thirds, expected) < CHI_SQUARE_LIMIT
 
 
-def test_drafts_taken_as_they_come_would_be_noticed(reference, prompt, drafts, answers) -> None:
+def test_drafts_taken_as_they_come_would_be_noticed(
+    reference: Reference, prompt: Prompt, drafts: list[int], answers: list[list[int]]
+) -> None:
     seconds = [second for first, second, _ in answers if first == drafts[0]]
     part = len(seconds) // 5
     expected = probabilities(reference, prompt, drafts[:1])

@@ -1,21 +1,25 @@
-"""With drafts an answer is the one without them, whoever guesses and however badly."""
+"""With drafts an output is the one without them, whatever the drafter proposes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llava_worker.engine import EngineStats, StepOutput
+from llava_worker.engine.engine import Engine
 from llava_worker.engine.speculation.drafter import Drafter
 
 from tests.worker.checkpoints import Prompt, random_prompt
-from tests.worker.engine.drafters import Eager, FixedPriceDrafter, Scripted
+from tests.worker.engine.drafters import EagerDrafter, FixedPriceDrafter, ScriptedDrafter
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 
 LENGTH = 24  # of an answer, in tokens
 FEW_WORDS = ((40, 100.0), (41, 100.0), (42, 100.0))  # an answer of these soon repeats itself
-SAMPLINGS = [
+SAMPLINGS: list[dict[str, Any]] = [
     {},
     {"logit_bias": FEW_WORDS},
     {"temperature": 0.9, "top_p": 0.95, "num_logprobs": 2},
@@ -23,23 +27,23 @@ SAMPLINGS = [
     {"repetition_penalty": 1.2},  # not drafted for, but in the same batches
 ]
 
-Answers = list[list[int]]
-Workload = tuple[list[Prompt], Answers]
+Outputs = list[list[int]]
+Workload = tuple[list[Prompt], Outputs]
 
 
 def copy_heavy(rng: np.random.Generator, *, num_images: int) -> Prompt:
-    """A picture or two, words, the same words again: what a lookup finds is sometimes right."""
+    """An image or two, words, the same words again: prompt lookup is sometimes right."""
     prompt = random_prompt(rng, num_images=num_images)
     prompt.token_ids += prompt.token_ids[-8:] * 2
     return prompt
 
 
-def options_of(index: int) -> dict:
+def options_of(index: int) -> dict[str, Any]:
     return {"max_new_tokens": LENGTH, "seed": index} | SAMPLINGS[index % len(SAMPLINGS)]
 
 
 @pytest.fixture(scope="module")
-def workload(make_engine, make_sequence, run) -> Workload:
+def workload(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run) -> Workload:
     """Prompts, and each one's answer when it is alone and nobody drafts."""
     rng = np.random.default_rng(3)
     prompts = [copy_heavy(rng, num_images=index % 3) for index in range(12)]
@@ -50,27 +54,29 @@ def workload(make_engine, make_sequence, run) -> Workload:
     return prompts, answers
 
 
-def oracle(answers: Answers) -> Drafter:
-    return Scripted(by_name(answers))
+def perfect(outputs: Outputs) -> Drafter:
+    return ScriptedDrafter(by_name(outputs))
 
 
-def liar(every: int) -> Callable[[Answers], Drafter]:
-    return lambda answers: Scripted(by_name(answers), lie=every)
+def wrong(every: int) -> Callable[[Outputs], Drafter]:
+    return lambda outputs: ScriptedDrafter(by_name(outputs), wrong_every=every)
 
 
-def by_name(answers: Answers) -> dict[str, list[int]]:
-    return {str(index): answer for index, answer in enumerate(answers)}
+def by_name(outputs: Outputs) -> dict[str, list[int]]:
+    return {str(index): output_ids for index, output_ids in enumerate(outputs)}
 
 
-DRAFTERS: dict[str, Callable[[Answers], Drafter]] = {
-    "oracle": oracle,
-    "half a liar": liar(2),
-    "lookup": lambda _: Eager(),
+DRAFTERS: dict[str, Callable[[Outputs], Drafter]] = {
+    "perfect": perfect,
+    "half wrong": wrong(2),
+    "lookup": lambda _: EagerDrafter(),
     "real": lambda _: FixedPriceDrafter(),
 }
 
 
-def answers_of(engine, make_sequence, run, workload: Workload, *, cut: int = 0) -> Answers:
+def answers_of(
+    engine: Engine, make_sequence: MakeSequence, run: Run, workload: Workload, *, cut: int = 0
+) -> Outputs:
     prompts, answers = workload
     sequences = [
         make_sequence(prompt, seq_id=str(index), output_ids=answers[index][:cut], **options_of(index))
@@ -80,7 +86,7 @@ def answers_of(engine, make_sequence, run, workload: Workload, *, cut: int = 0) 
     return [given[str(index)] for index in range(len(prompts))]
 
 
-@pytest.mark.parametrize("who", DRAFTERS)
+@pytest.mark.parametrize("drafter", DRAFTERS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -90,80 +96,95 @@ def answers_of(engine, make_sequence, run, workload: Workload, *, cut: int = 0) 
     ],
     ids=str,
 )
-def test_answers_do_not_depend_on_drafts(make_engine, make_sequence, run, workload, who, options) -> None:
-    engine = make_engine(drafter=DRAFTERS[who](workload[1]), **options)
+def test_answers_do_not_depend_on_drafts(
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    workload: Workload,
+    drafter: str,
+    options: dict[str, Any],
+) -> None:
+    engine = make_engine(drafter=DRAFTERS[drafter](workload[1]), **options)
 
     assert answers_of(engine, make_sequence, run, workload) == workload[1]
     assert engine.stats().num_draft_tokens_total > 0
 
 
-@pytest.mark.parametrize("who", ["half a liar", "lookup"])
+@pytest.mark.parametrize("drafter", ["half wrong", "lookup"])
 @pytest.mark.parametrize("cut", [1, 7, LENGTH - 1])
 def test_a_continued_answer_equals_the_unbroken_one(
-    make_engine, make_sequence, run, workload, who, cut
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, workload: Workload, drafter: str, cut: int
 ) -> None:
-    engine = make_engine(drafter=DRAFTERS[who](workload[1]), num_blocks=100)
+    engine = make_engine(drafter=DRAFTERS[drafter](workload[1]), num_blocks=100)
 
     assert answers_of(engine, make_sequence, run, workload, cut=cut) == workload[1]
 
 
 def test_right_drafts_make_fewer_steps_and_wrong_ones_no_more(
-    make_engine, make_sequence, run, workload
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, workload: Workload
 ) -> None:
-    def stats_with(drafter: Drafter | None):
+    def stats_with(drafter: Drafter | None) -> EngineStats:
         engine = make_engine(drafter=drafter, num_blocks=512, max_batch_tokens=256, max_num_sequences=16)
         answers_of(engine, make_sequence, run, workload)
         return engine.stats()
 
-    plain, right, wrong = stats_with(None), stats_with(oracle(workload[1])), stats_with(liar(1)(workload[1]))
+    plain, right = stats_with(None), stats_with(perfect(workload[1]))
+    rejected = stats_with(wrong(1)(workload[1]))
 
     assert plain.num_draft_tokens_total == 0
     assert right.num_accepted_tokens_total == right.num_draft_tokens_total > 0
-    assert wrong.num_accepted_tokens_total == 0 < wrong.num_draft_tokens_total
+    assert rejected.num_accepted_tokens_total == 0 < rejected.num_draft_tokens_total
     # The end is computed only where it was a draft; that is all that right drafts add.
     assert right.num_decode_tokens_total <= plain.num_decode_tokens_total + len(workload[0])
     # Penalised sequences still take a step a token.
     assert right.num_batched_sequences_total < plain.num_batched_sequences_total / 2
-    assert wrong.num_steps_total == plain.num_steps_total
+    assert rejected.num_steps_total == plain.num_steps_total
     assert right.num_generated_tokens_total == plain.num_generated_tokens_total
 
 
-def test_a_lookup_does_find_what_follows(make_engine, make_sequence, run, workload) -> None:
-    engine = make_engine(drafter=Eager(), num_blocks=512, max_batch_tokens=128)
+def test_a_lookup_does_find_what_follows(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, workload: Workload
+) -> None:
+    engine = make_engine(drafter=EagerDrafter(), num_blocks=512, max_batch_tokens=128)
     answers_of(engine, make_sequence, run, workload)
 
     assert engine.stats().num_accepted_tokens_total > 20
 
 
-def test_log_probabilities_are_those_without_drafts(make_engine, make_sequence, workload) -> None:
+def test_log_probabilities_are_those_without_drafts(
+    make_engine: MakeEngine, make_sequence: MakeSequence, workload: Workload
+) -> None:
     prompts, answers = workload
 
-    def told(drafter: Drafter | None) -> list:
+    def scored(drafter: Drafter | None) -> list[StepOutput]:
         engine = make_engine(drafter=drafter, num_blocks=512, max_batch_tokens=128)
         for index, prompt in enumerate(prompts):
             engine.add(make_sequence(prompt, seq_id=str(index), **options_of(index)))
-        found = []
+        found: list[StepOutput] = []
         while engine.num_sequences:
             found += [output for output in engine.step() if output.logprobs is not None]
         return sorted(found, key=lambda output: int(output.seq_id))
 
-    plain, drafted = told(None), told(liar(3)(answers))
+    plain, drafted = scored(None), scored(wrong(3)(answers))
 
     assert [output.token_id for output in drafted] == [output.token_id for output in plain] != []
     for ours, theirs in zip(drafted, plain, strict=True):
+        assert ours.logprobs is not None and theirs.logprobs is not None
         assert ours.logprobs.logprob == pytest.approx(theirs.logprobs.logprob, abs=1e-4)
         assert [token for token, _ in ours.logprobs.top] == [token for token, _ in theirs.logprobs.top]
 
 
 def test_what_wrong_drafts_left_in_the_cache_is_never_read_by_a_second_turn(
-    make_engine, make_sequence, run, workload
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, workload: Workload
 ) -> None:
     prompts, answers = workload
     first = prompts[0]
     second = Prompt([*first.token_ids, *answers[0], 5, 6, 7], first.image_starts, first.pixels)
     expected = run(make_engine(), [make_sequence(second, max_new_tokens=LENGTH)])
     for every in (1, 2, 3):
-        engine = make_engine(drafter=Scripted({"0": answers[0], "one": expected["one"]}, lie=every))
+        engine = make_engine(
+            drafter=ScriptedDrafter({"0": answers[0], "one": expected["one"]}, wrong_every=every)
+        )
         run(engine, [make_sequence(first, seq_id="0", **options_of(0))])
 
         assert run(engine, [make_sequence(second, max_new_tokens=LENGTH)]) == expected
@@ -173,7 +194,7 @@ def test_what_wrong_drafts_left_in_the_cache_is_never_read_by_a_second_turn(
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_random_traffic_keeps_every_answer_and_every_block(
-    make_engine, make_sequence, workload, seed: int
+    make_engine: MakeEngine, make_sequence: MakeSequence, workload: Workload, seed: int
 ) -> None:
     """Arrivals at any time, repeated prompts, aborts, tenants, any shape of cache and budget, any drafter."""
     prompts, alone = workload
@@ -181,10 +202,10 @@ def test_random_traffic_keeps_every_answer_and_every_block(
     longest = max(len(prompt.token_ids) for prompt in prompts) + LENGTH
     block_size = int(rng.integers(1, 7))
     names = {f"{which}.{n}": answer for which, answer in enumerate(alone) for n in range(30)}
-    drafters = [
-        Scripted(names),
-        *(Scripted(names, lie=every) for every in (1, 2, 3)),
-        Eager(),
+    drafters: list[Drafter] = [
+        ScriptedDrafter(names),
+        *(ScriptedDrafter(names, wrong_every=every) for every in (1, 2, 3)),
+        EagerDrafter(),
         FixedPriceDrafter(),
     ]
     engine = make_engine(
@@ -192,10 +213,11 @@ def test_random_traffic_keeps_every_answer_and_every_block(
         block_size=block_size,
         max_num_sequences=int(rng.integers(1, 9)),
         max_batch_tokens=int(rng.integers(8, 80)),
-        vision_cache_bytes=int(rng.integers(0, 8000)),
+        encoder_cache_bytes=int(rng.integers(0, 8000)),
         drafter=drafters[int(rng.integers(len(drafters)))],
     )
-    expected, answers = {}, {}
+    expected: dict[str, list[int]] = {}
+    answers: dict[str, list[int | None]] = {}
     to_come = int(rng.integers(5, 20))
     while to_come or engine.num_sequences:
         for _ in range(min(to_come, int(rng.integers(0, 4)))):

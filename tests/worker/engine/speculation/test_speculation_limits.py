@@ -1,24 +1,31 @@
-"""Where drafts stop: at an answer's end, at what others need, at what is not a number."""
+"""The limits of drafts: the end of an output, the budget, free blocks, and logits that are not finite."""
 
 from __future__ import annotations
+
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from llava_wire.messages.assignment import Assignment
-from llava_wire.messages.event import FinishReason
+from llava_wire.messages.event import Final, FinishReason
 from llava_wire.messages.job import Job, Message
 from llava_wire.messages.sampling_params import SamplingParams
-from llava_worker.engine import Sequence
+from llava_worker.engine import EngineStats, Sequence, StepOutput
 from llava_worker.engine.core.block_manager import BlockManager
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
+from llava_worker.engine.engine import Engine
 from llava_worker.engine.speculation.drafter import MAX_DRAFTS
 from llava_worker.engine.speculation.speculative_decoding import MAX_DRAFTS_PER_STEP, SpeculativeDecoding
 from llava_worker.job_output import JobOutput
 from llava_worker.language.tokenizer import ByteTokenizer
+from llava_worker.model.llava import Llava
 
 from tests.worker.checkpoints import Prompt, random_prompt
-from tests.worker.engine.drafters import FixedPriceDrafter, Scripted
+from tests.worker.engine.drafters import FixedPriceDrafter, ScriptedDrafter
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
+from tests.worker.engine.outputs import collect_outputs
 
 LENGTH = 20
 
@@ -29,33 +36,19 @@ def prompt() -> Prompt:
 
 
 @pytest.fixture(scope="module")
-def answer(make_engine, make_sequence, run, prompt) -> list[int]:
+def answer(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt) -> list[int]:
     """Greedy, with nothing to end it."""
     return run(make_engine(eos_ids=frozenset()), [make_sequence(prompt, max_new_tokens=LENGTH)])["one"]
 
 
-def outputs_of(engine, sequence: Sequence) -> list:
-    engine.add(sequence)
-    outputs = []
-    while engine.num_sequences:
-        outputs += engine.step()
-        engine.check()
-    assert engine.stats().num_free_blocks == engine.stats().num_blocks
-    return outputs
+def outputs_of(engine: Engine, sequence: Sequence) -> list[StepOutput]:
+    return collect_outputs(engine, sequence)[sequence.seq_id]
 
 
-ENDS = ["eos", "stop token", "max_new_tokens", "context", "early end ruled out"]
-
-
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("lie", [None, 1, 3])
-@pytest.mark.parametrize("cut", [2, 3, 6, 9, 10, 11])
-def test_an_answer_ends_at_the_same_token_for_the_same_reason(
-    make_engine, make_sequence, prompt, answer, end: str, lie: int | None, cut: int
-) -> None:
-    """Wherever in a step's drafts the end comes."""
-    engine_options: dict = {"eos_ids": frozenset()}
-    options: dict = {"max_new_tokens": LENGTH}
+def ending(end: str, prompt: Prompt, answer: list[int], cut: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the engine and the sequence with which the output ends at token ``cut``."""
+    engine_options: dict[str, Any] = {"eos_ids": frozenset()}
+    options: dict[str, Any] = {"max_new_tokens": LENGTH}
     if end == "eos":
         engine_options["eos_ids"] = frozenset({answer[cut]})
     elif end == "stop token":
@@ -64,76 +57,85 @@ def test_an_answer_ends_at_the_same_token_for_the_same_reason(
         options["max_new_tokens"] = cut
     elif end == "context":
         engine_options["context_length"] = len(prompt.token_ids) + cut
-    else:
+    elif end == "min_tokens":
         options |= {"stop_token_ids": (answer[cut],), "min_tokens": cut + 2}
-
-    plain = outputs_of(make_engine(**engine_options), make_sequence(prompt, **options))
-    drafter = Scripted({"one": answer}, lie=lie)
-    engine = make_engine(drafter=drafter, max_batch_tokens=64, **engine_options)
-    drafted = outputs_of(engine, make_sequence(prompt, **options))
-
-    assert drafted == plain
-    assert [output.is_final for output in drafted] == [False] * (len(drafted) - 1) + [True]
-    assert engine.stats().num_generated_tokens_total == len(drafted)
+    return engine_options, options
 
 
-def test_no_more_is_drafted_than_the_answer_may_have(make_engine, make_sequence, prompt, answer) -> None:
+@pytest.mark.parametrize("end", ["eos", "stop token", "max_new_tokens", "context", "min_tokens"])
+def test_an_output_ends_at_the_same_token_for_the_same_reason(
+    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, answer: list[int], end: str
+) -> None:
+    """Wherever in a step's drafts the end comes."""
+    for cut, wrong_every in product((2, 3, 6, 9, 10, 11), (None, 1, 3)):
+        engine_options, options = ending(end, prompt, answer, cut)
+        plain = outputs_of(make_engine(**engine_options), make_sequence(prompt, **options))
+        drafter = ScriptedDrafter({"one": answer}, wrong_every=wrong_every)
+        engine = make_engine(drafter=drafter, max_batch_tokens=64, **engine_options)
+        drafted = outputs_of(engine, make_sequence(prompt, **options))
+
+        assert drafted == plain, (cut, wrong_every)
+        assert [output.is_final for output in drafted] == [False] * (len(drafted) - 1) + [True]
+        assert engine.stats().num_generated_tokens_total == len(drafted)
+
+
+def test_no_more_is_drafted_than_the_answer_may_have(
+    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, answer: list[int]
+) -> None:
     for limit in range(2, 8):
-        drafter = Scripted({"one": answer})
+        drafter = ScriptedDrafter({"one": answer})
         engine = make_engine(drafter=drafter, eos_ids=frozenset(), max_batch_tokens=64)
         outputs_of(engine, make_sequence(prompt, max_new_tokens=limit))
 
-        assert [drafted for drafted, _ in drafter.learnt] == ([limit - 2] if limit > 2 else [])
-
-
-class Timed(Scripted):
-    """Keeps what it is told of steps' times."""
-
-    def __init__(self, *answers: object) -> None:
-        super().__init__(*answers)
-        self.times: list[tuple[int, bool]] = []
-
-    def record_step_time(self, num_tokens: int, seconds: float) -> None:
-        self.times.append((num_tokens, seconds > 0))
+        assert [drafted for drafted, _ in drafter.acceptances] == ([limit - 2] if limit > 2 else [])
 
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_the_drafter_learns_how_long_each_step_took_that_only_decodes(
-    make_engine, make_sequence, prompt, answer, is_async: bool
+    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, answer: list[int], is_async: bool
 ) -> None:
-    drafter = Timed({"one": answer[:9]})  # and no drafts after that
+    drafter = ScriptedDrafter({"one": answer[:9]})  # and no drafts after that
     engine = make_engine(eos_ids=frozenset(), drafter=drafter, is_async=is_async)
     outputs_of(engine, make_sequence(prompt, max_new_tokens=LENGTH))
 
-    assert drafter.times == [(9, True)] + [(1, True)] * (LENGTH - 10)
+    assert [num_tokens for num_tokens, _ in drafter.step_times] == [9] + [1] * (LENGTH - 10)
+    assert all(seconds > 0 for _, seconds in drafter.step_times)
 
 
 def test_a_stop_string_inside_of_right_drafts_cuts_the_text_where_it_did(
-    make_engine, make_sequence, prompt
+    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
     """Letters are the vocabulary's tokens 97 to 122; those after the stop string are never told."""
     letters = tuple((token_id, 100.0) for token_id in range(97, 123))
-    wanted = {"max_new_tokens": LENGTH, "logit_bias": letters, "temperature": 1.0, "seed": 5}
-    plain = outputs_of(make_engine(eos_ids=frozenset()), make_sequence(prompt, **wanted))
-    token_ids = [output.token_id for output in plain]
+    options: dict[str, Any] = {
+        "max_new_tokens": LENGTH,
+        "logit_bias": letters,
+        "temperature": 1.0,
+        "seed": 5,
+    }
+    plain = outputs_of(make_engine(eos_ids=frozenset()), make_sequence(prompt, **options))
+    token_ids = [output.token_id for output in plain if output.token_id is not None]
     text = bytes(token_ids).decode()
 
-    def told(outputs: list) -> list:
+    def sent(outputs: list[StepOutput]) -> tuple[tuple[int, ...], str, Final | None]:
         sampling = SamplingParams(seed=1, stop=(text[6:9],))
         messages = (Message("user", ("Hi",)),)
         job = Job(job_id="job", model="m", tenant="t", messages=messages, sampling=sampling, cost=1.0)
-        taking = JobOutput(Assignment(job, "one", (), "", {}), ByteTokenizer())
+        job_output = JobOutput(Assignment(job, "one", (), "", {}), ByteTokenizer())
         for output in outputs:
-            taking.process(output)
-        event = taking.next_event()
-        return [event.token_ids, event.text, event.final]
+            job_output.process(output)
+        event = job_output.next_event()
+        assert event is not None
+        return event.token_ids, event.text, event.final
 
-    engine = make_engine(eos_ids=frozenset(), max_batch_tokens=64, drafter=Scripted({"one": token_ids}))
-    drafted = told(outputs_of(engine, make_sequence(prompt, **wanted)))
+    engine = make_engine(
+        eos_ids=frozenset(), max_batch_tokens=64, drafter=ScriptedDrafter({"one": token_ids})
+    )
+    drafted = sent(outputs_of(engine, make_sequence(prompt, **options)))
 
-    assert drafted == told(plain)
-    assert drafted[:2] == [tuple(token_ids[:9]), text[:6]]
-    assert drafted[2].reason is FinishReason.STOP
+    assert drafted == sent(plain)
+    assert drafted[:2] == (tuple(token_ids[:9]), text[:6])
+    assert drafted[2] is not None and drafted[2].reason is FinishReason.STOP
     assert engine.stats().num_accepted_tokens_total > 10
 
 
@@ -142,9 +144,9 @@ class Decoding:
 
     def __init__(self, count: int, *, num_blocks: int = 100, num_left: int = 0, **limits: int) -> None:
         self.blocks = BlockManager(num_blocks, 4, is_sharing=False)
-        options = {"max_batch_tokens": 64} | limits
+        options: dict[str, Any] = {"max_batch_tokens": 64} | limits
         self.scheduler = Scheduler(self.blocks, max_num_sequences=10, **options)
-        self.drafter = Scripted({str(n): [5] * 90 for n in range(count)})
+        self.drafter = ScriptedDrafter({str(n): [5] * 90 for n in range(count)})
         self.speculation = SpeculativeDecoding(self.drafter, self.blocks, context_length=400, **options)
         for n in range(count):
             self.add(str(n), 8 - num_left - 1)
@@ -198,9 +200,15 @@ def test_nobody_drafts_into_the_last_blocks_but_into_their_own() -> None:
     assert lengths(Decoding(2, num_blocks=10).step()) == [MAX_DRAFTS] * 2
 
 
-@pytest.mark.parametrize("lie", [None, 1, 3])
-def test_after_a_step_no_block_is_held_for_a_draft(make_engine, make_sequence, prompt, answer, lie) -> None:
-    drafter = Scripted({"one": answer}, lie=lie)
+@pytest.mark.parametrize("wrong_every", [None, 1, 3])
+def test_after_a_step_no_block_is_held_for_a_draft(
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    prompt: Prompt,
+    answer: list[int],
+    wrong_every: int | None,
+) -> None:
+    drafter = ScriptedDrafter({"one": answer}, wrong_every=wrong_every)
     engine = make_engine(
         drafter=drafter, eos_ids=frozenset(), block_size=1, num_blocks=120, max_batch_tokens=64
     )
@@ -209,11 +217,16 @@ def test_after_a_step_no_block_is_held_for_a_draft(make_engine, make_sequence, p
         engine.check()
         assert engine.stats().num_free_blocks >= 120 - sequence.num_tokens
 
-    assert drafter.learnt
+    assert drafter.acceptances
 
 
 def test_where_the_model_breaks_after_a_right_draft_the_answer_ends_alone_and_with_an_error(
-    make_engine, make_sequence, run, model, prompt, answer
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    model: Llava,
+    prompt: Prompt,
+    answer: list[int],
 ) -> None:
     """Maybe some tokens earlier than without drafts, but with none of them another."""
     last, other = answer[6], random_prompt(np.random.default_rng(22), num_images=1)
@@ -222,24 +235,24 @@ def test_where_the_model_breaks_after_a_right_draft_the_answer_ends_alone_and_wi
     healthy = model.language_model.embed_tokens.weight[last].clone()
     model.language_model.embed_tokens.weight[last] = torch.nan
     try:
-        drafter = Scripted({"one": answer, "other": expected})
+        drafter = ScriptedDrafter({"one": answer, "other": expected})
         engine = make_engine(drafter=drafter, eos_ids=frozenset(), max_batch_tokens=64)
         engine.add(make_sequence(other, seq_id="other"))
         outputs = outputs_of(engine, make_sequence(prompt, max_new_tokens=LENGTH))
     finally:
         model.language_model.embed_tokens.weight[last] = healthy
 
-    *given, error = [output for output in outputs if output.seq_id == "one"]
-    assert [output.token_id for output in given] == answer[: len(given)]
-    assert error.error is not None
-    assert error.error.message == f"the model's output at token {len(given)} is not a number"
+    *sampled, final = [output for output in outputs if output.seq_id == "one"]
+    assert [output.token_id for output in sampled] == answer[: len(sampled)]
+    assert final.error is not None
+    assert final.error.message == f"the model's output at token {len(sampled)} is not a number"
     assert [output.token_id for output in outputs if output.seq_id == "other"] == expected
 
 
 def test_an_answer_that_repeats_itself_is_drafted_and_one_that_does_not_is_let_alone(
-    make_engine, make_sequence, prompt
+    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
-    def stats_of(**sampling: object):
+    def stats_of(**sampling: Any) -> EngineStats:
         engine = make_engine(drafter=FixedPriceDrafter(), eos_ids=frozenset(), max_batch_tokens=64)
         outputs_of(engine, make_sequence(prompt, max_new_tokens=200, **sampling))
         return engine.stats()

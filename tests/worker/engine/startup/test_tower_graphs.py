@@ -1,6 +1,6 @@
 """Pictures by recordings have the features that computing gives, whatever their number.
 
-Without a GPU nothing is recorded, what would be is called again: over the same tensors, buckets and padding.
+Without a GPU a graph is replaced by a call: over the same tensors, buckets and padding.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from llava_worker.model.gpu.cuda_graphs import record_as_call
+from llava_worker.model.gpu.cuda_graphs import eager_capture
 from llava_worker.model.gpu.tower_graphs import TowerGraphs
 from llava_worker.model.llava import Llava
 from torch import Tensor
 
 from tests.worker.checkpoints import random_prompt
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 
 MAX_TILES = 5
 
@@ -27,7 +28,7 @@ class CountingRecorder:
         self.replayed: list[int] = []
 
     def __call__(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
-        out, again = record_as_call(compute)
+        out, again = eager_capture(compute)
 
         def replay() -> None:
             self.replayed.append(len(out))
@@ -44,7 +45,7 @@ def record() -> CountingRecorder:
 @pytest.fixture
 def graphs(model: Llava, record: CountingRecorder) -> TowerGraphs:
     graphs = TowerGraphs(model, record, max_tiles=MAX_TILES)
-    graphs.record_all()
+    graphs.capture_all()
     return graphs
 
 
@@ -63,7 +64,7 @@ def test_the_smallest_bucket_that_holds_all_computes_what_is_computed_without(
 
     features = graphs.encode(draw(num))
 
-    assert record.replayed == bucket  # none: more than were recorded
+    assert record.replayed == bucket  # none: more than were captured
     torch.testing.assert_close(features, model.encode(draw(num)), rtol=1e-5, atol=1e-5)
 
 
@@ -76,7 +77,11 @@ def test_features_stay_when_the_next_picture_is_encoded(model: Llava, graphs: To
 
 
 def test_an_engine_whose_tower_is_recorded_gives_the_same_answers(
-    make_engine, make_sequence, run, graphs: TowerGraphs, record: CountingRecorder
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    graphs: TowerGraphs,
+    record: CountingRecorder,
 ) -> None:
     rng = np.random.default_rng(31)
     prompts = {name: random_prompt(rng, num_images=num) for name, num in zip("abc", (1, 3, 0), strict=True)}
@@ -87,7 +92,7 @@ def test_an_engine_whose_tower_is_recorded_gives_the_same_answers(
             setattr(engine._runner, name, value)
         return run(engine, [make_sequence(prompt, seq_id=name) for name, prompt in prompts.items()])
 
-    recorded = answers(encode=graphs.encode)
+    captured = answers(encode=graphs.encode)
 
     assert record.replayed == [4]
-    assert recorded == answers()
+    assert captured == answers()

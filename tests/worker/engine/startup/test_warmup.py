@@ -9,30 +9,32 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine.core.kv_cache_size import CacheShape, fit_cache, plan_cache
+from llava_worker.engine.core.kv_cache_size import allocate_cache, fit_cache, plan_cache
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.engine.startup.warmup import StepMemory, WarmupError, warm_up
-from llava_worker.model.attention.base import AttentionBackend, AttentionPlan, PackedRows
-from llava_worker.model.attention.kv_cache import KVCache
+from llava_worker.model.attention.base import AttentionBackend, AttentionMetadata, AttentionPlan
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.llava import Llava
-from llava_worker.model.memory_budget import MemoryShort
+from llava_worker.model.memory_budget import InsufficientMemory
 from llava_worker.model.peak_memory import PeakMemory
 from llava_worker.model.quantization.precision import choose_precision
 
-from tests.worker.checkpoints import Prompt, random_prompt
+from tests.worker.checkpoints import Prompt, Reference, random_prompt
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 
 CPU = torch.device("cpu")
 LIMITS = {"max_num_sequences": 8, "max_batch_tokens": 64}
 
 
-def plan(model: Llava, **options: object) -> CacheShape:
-    defaults = {
+def plan(model: Llava, **options: Any) -> KVCacheSpec:
+    defaults: dict[str, Any] = {
         "kv_cache_dtype": "auto",
         "device": CPU,
         "max_bytes": 1 << 20,
@@ -44,30 +46,32 @@ def plan(model: Llava, **options: object) -> CacheShape:
 
 
 class FailingBackend(AttentionBackend):
-    def plan(self, rows: PackedRows, cache: KVCache) -> AttentionPlan:
+    def plan(self, rows: AttentionMetadata, cache: KVCache) -> AttentionPlan:
         raise RuntimeError("the device is on fire")
 
 
 class GreedyBackend(AttentionBackend):
     """Asks for more memory than any machine has."""
 
-    def plan(self, rows: PackedRows, cache: KVCache) -> AttentionPlan:
+    def plan(self, rows: AttentionMetadata, cache: KVCache) -> AttentionPlan:
         torch.empty(1 << 60, dtype=torch.uint8)
         raise AssertionError("torch found a machine with an exbibyte")
 
 
 @pytest.mark.parametrize("limits", [LIMITS, {"max_num_sequences": 1, "max_batch_tokens": 240}], ids=str)
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
-def test_no_step_takes_more_than_was_reckoned_and_the_reckoning_is_near(
-    model: Llava, make_engine, make_sequence, kv_cache_dtype: str, limits: dict[str, int]
+def test_no_step_takes_more_than_was_estimated_and_the_estimate_is_near(
+    model: Llava,
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    kv_cache_dtype: str,
+    limits: dict[str, int],
 ) -> None:
     cache = plan(model, kv_cache_dtype=kv_cache_dtype)
-    reckoned = warm_up(model, SdpaBackend(), cache, **limits)
-    engine = make_engine(kind=cache.kind, num_blocks=600, vision_cache_bytes=0, **limits)
+    estimate = warm_up(model, SdpaBackend(), cache, **limits)
+    engine = make_engine(is_int8=cache.is_int8, num_blocks=600, encoder_cache_bytes=0, **limits)
     rng, peaks = np.random.default_rng(3), []
-    for index in range(
-        limits["max_num_sequences"]
-    ):  # contexts as long as they get: steps as large as they get
+    for index in range(limits["max_num_sequences"]):  # the longest contexts, for the largest steps
         prompt = Prompt([1, *rng.integers(3, 120, 235).tolist()])
         options = {"temperature": 0.8, "top_p": 0.9} if index % 2 else {}
         engine.add(make_sequence(prompt, seq_id=str(index), max_new_tokens=20, ignore_eos=True, **options))
@@ -76,8 +80,8 @@ def test_no_step_takes_more_than_was_reckoned_and_the_reckoning_is_near(
             engine.step()
         peaks.append(peak.num_bytes)
 
-    assert max(peaks) <= reckoned.num_bytes
-    assert reckoned.num_bytes <= 2 * max(peaks)
+    assert max(peaks) <= estimate.num_bytes
+    assert estimate.num_bytes <= 2 * max(peaks)
 
 
 def test_pictures_are_part_of_the_reckoning(model: Llava) -> None:
@@ -89,7 +93,9 @@ def test_pictures_are_part_of_the_reckoning(model: Llava) -> None:
     assert StepMemory(tower=5, prefill=3, decode=4).num_bytes == 7
 
 
-def test_answers_are_the_same_with_and_without_warm_up(model: Llava, make_engine, make_sequence, run) -> None:
+def test_answers_are_the_same_with_and_without_warm_up(
+    model: Llava, make_engine: MakeEngine, make_sequence: MakeSequence, run: Run
+) -> None:
     rng = np.random.default_rng(4)
     prompts = [random_prompt(rng, num_images=index % 3) for index in range(4)]
 
@@ -106,7 +112,9 @@ def test_answers_are_the_same_with_and_without_warm_up(model: Llava, make_engine
     assert answer() == before
 
 
-def test_an_engine_fresh_from_loading_looks_as_if_nothing_had_happened(checkpoint) -> None:
+def test_an_engine_fresh_from_loading_looks_as_if_nothing_had_happened(
+    checkpoint: tuple[Path, Reference],
+) -> None:
     engine, info = build_engine(
         EngineConfig(checkpoint[0], precision="fp32", device="cpu", kv_cache_bytes=1 << 20)
     )
@@ -115,7 +123,7 @@ def test_an_engine_fresh_from_loading_looks_as_if_nothing_had_happened(checkpoin
     engine.check()
     assert info.warmup_s > 0
     assert stats.num_free_blocks == stats.num_blocks > 0
-    assert stats.num_computed_tokens_total == stats.num_steps_total == stats.image_cache_bytes == 0
+    assert stats.num_prefill_tokens_total == stats.num_steps_total == stats.image_cache_bytes == 0
     assert stats.num_image_cache_misses_total == stats.num_encoded_images_total == 0
 
 
@@ -125,7 +133,9 @@ def test_a_step_that_fails_is_a_warm_up_error_that_says_why(model: Llava) -> Non
 
 
 def test_a_step_without_memory_says_what_would_fit(model: Llava) -> None:
-    with pytest.raises(MemoryShort, match="64 tokens and 8 answers with a context of 256 does not: let"):
+    with pytest.raises(
+        InsufficientMemory, match="64 tokens and 8 answers with a context of 256 does not: let"
+    ):
         warm_up(model, GreedyBackend(), plan(model), **LIMITS)
 
 
@@ -156,14 +166,18 @@ def test_the_cache_gets_what_the_largest_step_leaves(model: Llava, caplog: pytes
 
     assert planned.num_bytes // 2 - planned.bytes_per_block < less.num_bytes <= planned.num_bytes // 2
     assert "that is what the largest step leaves" in caplog.text
-    with pytest.raises(MemoryShort, match=r"leave 0 bytes to the KV cache, room for 0 tokens.* at least \d+"):
+    with pytest.raises(
+        InsufficientMemory, match=r"leave 0 bytes to the KV cache, room for 0 tokens.* at least \d+"
+    ):
         fit_cache(planned, model.config, left_bytes=-5)
 
 
 def test_a_cache_whose_memory_is_gone_is_a_sentence(model: Llava) -> None:
     planned = replace(plan(model), num_blocks=1 << 50)
-    with pytest.raises(MemoryShort, match=r"MiB does not fit on cpu, which has \d+ MiB free: give it less"):
-        planned.make(CPU)
+    with pytest.raises(
+        InsufficientMemory, match=r"MiB does not fit on cpu, which has \d+ MiB free: give it less"
+    ):
+        allocate_cache(planned, CPU)
 
 
 def test_twice_the_tokens_of_fp16_fit_in_8_bit(model: Llava) -> None:
@@ -171,7 +185,7 @@ def test_twice_the_tokens_of_fp16_fit_in_8_bit(model: Llava) -> None:
     heads = {"head_dim": 128, "num_key_value_heads": 32, "num_hidden_layers": 4}
     text = model.config.text_config.model_copy(update=heads)
     config, fp16 = model.config.model_copy(update={"text_config": text}), choose_precision("fp16", CPU)
-    options = {"device": CPU, "max_bytes": 64 << 20, "free_bytes": None, "block_size": 16}
+    options: dict[str, Any] = {"device": CPU, "max_bytes": 64 << 20, "free_bytes": None, "block_size": 16}
     exact, int8 = (
         plan_cache(config, fp16, kv_cache_dtype=kind, max_num_sequences=1000, **options)
         for kind in ("auto", "int8")
@@ -182,7 +196,7 @@ def test_twice_the_tokens_of_fp16_fit_in_8_bit(model: Llava) -> None:
 
 def test_unless_told_otherwise_a_cpus_cache_is_small_enough_to_start_soon(model: Llava) -> None:
     gib = 1 << 30
-    options = {"max_bytes": None, "free_bytes": 1000 * gib, "max_num_sequences": 1 << 22}
+    options: dict[str, Any] = {"max_bytes": None, "free_bytes": 1000 * gib, "max_num_sequences": 1 << 22}
 
     assert 3.9 * gib < plan(model, **options).num_bytes <= 4 * gib
     assert plan(model, **options | {"free_bytes": 2 * gib}).num_bytes <= 1.2 * gib  # a share of little
@@ -193,7 +207,7 @@ def test_unless_told_otherwise_a_cpus_cache_is_small_enough_to_start_soon(model:
 def test_a_context_that_takes_more_than_that_still_finds_room(model: Llava) -> None:
     text = model.config.text_config.model_copy(update={"num_hidden_layers": 1 << 22})
     config = model.config.model_copy(update={"text_config": text})
-    options = {"kv_cache_dtype": "auto", "device": CPU, "max_bytes": None, "block_size": 4}
+    options: dict[str, Any] = {"kv_cache_dtype": "auto", "device": CPU, "max_bytes": None, "block_size": 4}
 
     shape = plan_cache(
         config, choose_precision("fp32", CPU), free_bytes=1 << 50, max_num_sequences=8, **options
@@ -210,7 +224,7 @@ def test_an_unknown_kind_of_cache_is_refused(model: Llava) -> None:
 
 @pytest.mark.parametrize("is_sound", [True, False])
 def test_the_queue_is_not_spoken_to_before_the_first_steps_are_made(
-    checkpoint, tmp_path: Path, is_sound: bool
+    checkpoint: tuple[Path, Reference], tmp_path: Path, is_sound: bool
 ) -> None:
     """There is no queue: who gets as far as asking for it ends with 69. Heads of three numbers load, but
     cannot be turned in pairs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from llava_worker.echo_engine import EchoEngine
-from llava_worker.engine import Sequence, StepOutput
+from llava_worker.engine import EngineInterface, Sequence, StepOutput
 from llava_worker.engine.core.step_timer import PHASES
 from llava_worker.engine.stats.step_trace import StepTrace, TraceFile
 from llava_worker.open_model import StartupError, open_model
@@ -22,8 +22,12 @@ from llava_worker.settings import load_settings
 from llava_worker.telemetry.step_timeline import TracedEngine
 
 from tests.worker.checkpoints import random_prompt
+from tests.worker.engine.factories import MakeEngine, MakeSequence
 
 LENGTH = 12
+
+MakeTraced = Callable[..., TracedEngine]
+MakeSequences = Callable[[], list[Sequence]]
 
 
 @dataclass
@@ -70,7 +74,7 @@ def bars_in(events: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
     return [bar for bar in bars if bar["name"] == "step"], [bar for bar in bars if bar["name"] != "step"]
 
 
-def drive(engine, sequences: list[Sequence]) -> dict[str, list[int]]:
+def drive(engine: EngineInterface, sequences: list[Sequence]) -> dict[str, list[int]]:
     answers: dict[str, list[int]] = {sequence.seq_id: [] for sequence in sequences}
     for sequence in sequences:
         engine.add(sequence)
@@ -86,8 +90,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sequences(make_sequence):
-    """``sequences()`` makes a dozen anew, some with pictures."""
+def sequences(make_sequence: MakeSequence) -> MakeSequences:
+    """``sequences()`` makes a dozen anew, some with images."""
 
     def make() -> list[Sequence]:
         rng = np.random.default_rng(3)
@@ -101,7 +105,7 @@ def sequences(make_sequence):
 
 
 @pytest.fixture
-def make_traced(make_engine, path: Path):
+def make_traced(make_engine: MakeEngine, path: Path) -> MakeTraced:
     def make(**options: Any) -> TracedEngine:
         engine = make_engine(eos_ids=frozenset(), **options)
         return TracedEngine(engine, StepTrace(TraceFile(path), process="test"), engine.timer)
@@ -109,12 +113,16 @@ def make_traced(make_engine, path: Path):
     return make
 
 
-def test_answers_are_the_same_with_and_without_a_trace(make_engine, make_traced, sequences) -> None:
+def test_answers_are_the_same_with_and_without_a_trace(
+    make_engine: MakeEngine, make_traced: MakeTraced, sequences: MakeSequences
+) -> None:
     plain = drive(make_engine(eos_ids=frozenset(), num_blocks=26), sequences())
     assert drive(make_traced(num_blocks=26), sequences()) == plain
 
 
-def test_every_step_is_a_bar_that_holds_its_phases_and_none_overlap(make_traced, sequences, path) -> None:
+def test_every_step_is_a_bar_that_holds_its_phases_and_none_overlap(
+    make_traced: MakeTraced, sequences: MakeSequences, path: Path
+) -> None:
     engine = make_traced()
     drive(engine, sequences())
     steps, phases = bars_in(read(path))
@@ -140,7 +148,9 @@ def test_every_step_is_a_bar_that_holds_its_phases_and_none_overlap(make_traced,
     assert next(left, None) is None
 
 
-def test_every_sequence_has_a_lane_from_add_to_end(make_traced, sequences, path) -> None:
+def test_every_sequence_has_a_lane_from_add_to_end(
+    make_traced: MakeTraced, sequences: MakeSequences, path: Path
+) -> None:
     added = sequences()
     drive(make_traced(max_num_sequences=4), added)
     lanes = lanes_in(read(path))
@@ -151,7 +161,9 @@ def test_every_sequence_has_a_lane_from_add_to_end(make_traced, sequences, path)
         assert lane.ends == [{"end": "length", "answer tokens": LENGTH}]
 
 
-def test_a_preempted_sequence_is_seen_waiting_again(make_traced, sequences, path) -> None:
+def test_a_preempted_sequence_is_seen_waiting_again(
+    make_traced: MakeTraced, sequences: MakeSequences, path: Path
+) -> None:
     engine = make_traced(num_blocks=26)
     drive(engine, sequences())
     states = [lane.states for lane in lanes_in(read(path)).values()]
@@ -160,7 +172,9 @@ def test_a_preempted_sequence_is_seen_waiting_again(make_traced, sequences, path
     assert num_returns == engine.stats().num_preemptions_total > 0
 
 
-def test_aborted_refused_and_complete_sequences_leave_no_lane_open(make_traced, sequences, path) -> None:
+def test_aborted_refused_and_complete_sequences_leave_no_lane_open(
+    make_traced: MakeTraced, sequences: MakeSequences, path: Path
+) -> None:
     engine = make_traced(max_num_sequences=1)
     running, waiting, complete, twice, *_ = sequences()
     complete.output_ids = [7] * LENGTH
@@ -173,7 +187,7 @@ def test_aborted_refused_and_complete_sequences_leave_no_lane_open(make_traced, 
     for seq_id in (running.seq_id, waiting.seq_id, "unknown"):
         engine.abort(seq_id)
 
-    ends = {name: [told["end"] for told in lane.ends] for name, lane in lanes_in(read(path)).items()}
+    ends = {name: [args["end"] for args in lane.ends] for name, lane in lanes_in(read(path)).items()}
     assert ends == {
         running.seq_id: ["aborted"],
         waiting.seq_id: ["aborted"],
@@ -181,7 +195,9 @@ def test_aborted_refused_and_complete_sequences_leave_no_lane_open(make_traced, 
     }
 
 
-def test_the_file_is_whole_after_every_step(make_traced, sequences, path) -> None:
+def test_the_file_is_whole_after_every_step(
+    make_traced: MakeTraced, sequences: MakeSequences, path: Path
+) -> None:
     engine = make_traced()
     for sequence in sequences():
         engine.add(sequence)

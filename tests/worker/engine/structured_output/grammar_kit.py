@@ -1,4 +1,4 @@
-"""A small random model with the bundled model's vocabulary, and its answers under grammars as text."""
+"""A small random model with the bundled model's vocabulary, and its outputs under grammars as text."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import Any
 
 import jsonschema
 import llava_worker
+import numpy as np
 import torch
 from llava_wire.messages.event import JobError
+from llava_wire.messages.sampling_params import GrammarKind
 from llava_worker.engine import Sequence, StepOutput
 from llava_worker.engine.engine import Engine
+from llava_worker.engine.structured_output.grammar import Matcher
 from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 from llava_worker.language.detokenizer import Detokenizer
 from llava_worker.language.hf_tokenizer import HFTokenizer
@@ -38,8 +41,8 @@ def published_schemas() -> dict[str, dict[str, Any]]:
     return {entry["file"]: json.loads((SCHEMAS / entry["file"]).read_text()) for entry in index["schemas"]}
 
 
-def is_valid(answer: str, schema: Any) -> bool:
-    """Whether the answer is JSON and keeps to the schema; formats are checked where the validator can.
+def is_valid(text: str, schema: Any) -> bool:
+    """Whether the text is JSON and matches the schema; formats are checked where the validator can.
 
     Numbers are decimal: in floats 0.7 is no multiple of 0.1.
     """
@@ -47,7 +50,7 @@ def is_valid(answer: str, schema: Any) -> bool:
     validator = jsonschema.validators.validator_for(schema)
     return bool(
         validator(schema, format_checker=validator.FORMAT_CHECKER).is_valid(
-            json.loads(answer, parse_float=Decimal)
+            json.loads(text, parse_float=Decimal)
         )
     )
 
@@ -63,7 +66,7 @@ def make_model(folder: Path, dtype: torch.dtype = torch.float32) -> Llava:
 
 
 class Vocabulary:
-    """The bundled model's tokens; the random model's picture token is one of no text."""
+    """The bundled model's tokens; the random model's image token has no text."""
 
     def __init__(self) -> None:
         self.tokenizer = HFTokenizer(TINY)
@@ -74,7 +77,7 @@ class Vocabulary:
         return b"" if token_id == IMAGE_TOKEN else self.tokenizer.token_bytes(token_id)
 
     def text(self, token_ids: Iterable[int]) -> str:
-        """The whole answer's, as a client gets it."""
+        """The text of a whole output, as a client receives it."""
         detokenizer = Detokenizer(self)  # type: ignore[arg-type]
         return "".join(detokenizer.push(token_id) for token_id in token_ids) + detokenizer.flush()
 
@@ -83,7 +86,7 @@ class Vocabulary:
         return [self.tokens.index(bytes([byte])) for byte in text.encode()]
 
     def closing_bias(self, bias: float = 12.0) -> tuple[tuple[int, float], ...]:
-        """Without a mind to come to an end, a random model goes on: this is one."""
+        """A bias towards closing tokens, without which a random model hardly ends."""
         closing = {b'"', b"}", b"]", b":", b",", b"@", b"."}
         return tuple((index, bias) for index, text in enumerate(self.tokens) if text.strip() in closing)
 
@@ -103,7 +106,7 @@ class Answer:
 
 
 def answers_of(engine: Engine, sequences: Iterable[Sequence]) -> dict[str, Answer]:
-    """Everything that the engine says of them, until all have ended."""
+    """The outputs of each sequence until all have ended."""
     answers: dict[str, Answer] = {}
     for sequence in sequences:
         answers[sequence.seq_id] = Answer(list(sequence.output_ids))
@@ -122,3 +125,22 @@ def open_grammars(vocabulary: Vocabulary, **options: Any) -> GrammarCache:
     return GrammarCache(
         lambda: vocabulary.tokens, [EOS_ID], begins_with_space=vocabulary.strips_leading_space, **options
     )
+
+
+def allowed(matcher: Matcher) -> list[int]:
+    """The tokens that may come next."""
+    row = np.zeros((VOCAB_SIZE + 31) // 32, dtype=np.int32)
+    matcher.fill(row)
+    assert matcher.error is None
+    bits = np.unpackbits(row.view(np.uint8), bitorder="little")[:VOCAB_SIZE]
+    token_ids: list[int] = np.flatnonzero(bits).tolist()
+    return token_ids
+
+
+def accepts(
+    grammars: GrammarCache, vocabulary: Vocabulary, kind: GrammarKind, source: str, text: str
+) -> bool:
+    """Whether the grammar matches ``text``, as a client would receive it."""
+    matcher = grammars.compile(kind, source).start()
+    matcher.advance(vocabulary.ids(f" {text}"))
+    return matcher.error is None and EOS_ID in allowed(matcher)

@@ -1,8 +1,9 @@
-"""How a grammar goes together with what else a request says about its tokens, and with its neighbours."""
+"""Grammars together with other sampling parameters and with other sequences of the batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 from llava_worker.model.llava import Llava
 
 from tests.worker.checkpoints import random_prompt
-from tests.worker.engine.conftest import EngineFactory
+from tests.worker.engine.factories import MakeEngine, MakeSequence
 from tests.worker.engine.structured_output.grammar_kit import (
     EOS_ID,
     VOCAB_SIZE,
@@ -23,20 +24,7 @@ from tests.worker.engine.structured_output.grammar_kit import (
     Vocabulary,
     answers_of,
     make_model,
-    open_grammars,
 )
-
-
-@pytest.fixture(scope="module")
-def vocabulary() -> Vocabulary:
-    return Vocabulary()
-
-
-@pytest.fixture(scope="module")
-def grammars(vocabulary: Vocabulary) -> Iterator[GrammarCache]:
-    opened = open_grammars(vocabulary, timeout_s=60.0)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +36,12 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Llava:
 def ask(
     wide_model: Llava,
     grammars: GrammarCache,
-    make_engine: EngineFactory,
-    make_sequence: Callable[..., Sequence],
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
 ) -> Callable[..., Answer]:
     """One answer to an expression; ``options`` are fields of Sequence and SamplingParams."""
 
-    def ask(pattern: str, *neighbours: Sequence, **options: object) -> Answer:
+    def ask(pattern: str, *neighbours: Sequence, **options: Any) -> Answer:
         sequence = make_sequence(random_prompt(np.random.default_rng(3), num_images=1), **options)
         sequence.grammar = grammars.compile("regex", pattern)
         return answers_of(make_engine(over=wide_model), [sequence, *neighbours])["one"]
@@ -130,14 +118,14 @@ def test_a_stop_token_ends_the_answer_in_mid_grammar(
 
 def test_logprobs_are_the_models_own_before_the_grammar(ask: Callable[..., Answer]) -> None:
     answer = ask("[ab]{3}", num_logprobs=5, max_new_tokens=50)
-    told = [output.logprobs for output in answer.outputs]
-    assert all(entry is not None and len(entry.top) == 5 for entry in told)
+    entries = [output.logprobs for output in answer.outputs if output.logprobs is not None]
+    assert len(entries) == len(answer.outputs) and all(len(entry.top) == 5 for entry in entries)
     assert all(
         token_id not in dict(entry.top) or dict(entry.top)[token_id] == entry.logprob
-        for token_id, entry in zip(answer.token_ids, told, strict=True)
+        for token_id, entry in zip(answer.token_ids, entries, strict=True)
     )
     assert any(
-        token_id not in dict(entry.top) for token_id, entry in zip(answer.token_ids, told, strict=True)
+        token_id not in dict(entry.top) for token_id, entry in zip(answer.token_ids, entries, strict=True)
     )
 
 
@@ -147,7 +135,7 @@ def test_going_on_past_the_end_does_not_go_with_a_grammar(ask: Callable[..., Ans
 
 
 def test_a_sequence_with_a_grammar_gets_no_drafts(
-    grammars: GrammarCache, make_sequence: Callable[..., Sequence]
+    grammars: GrammarCache, make_sequence: MakeSequence
 ) -> None:
     sequence = make_sequence(random_prompt(np.random.default_rng(0), num_images=0))
     assert is_draftable(sequence)
@@ -159,8 +147,8 @@ def test_a_grammar_that_fails_in_mid_answer_ends_that_answer_alone(
     ask: Callable[..., Answer],
     wide_model: Llava,
     vocabulary: Vocabulary,
-    make_engine: EngineFactory,
-    make_sequence: Callable[..., Sequence],
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
     grammars: GrammarCache,
 ) -> None:
     rng = np.random.default_rng(4)
@@ -176,15 +164,14 @@ def test_a_grammar_that_fails_in_mid_answer_ends_that_answer_alone(
     undisturbed = answers_of(make_engine(over=wide_model), neighbours())
     beside = answers_of(make_engine(over=wide_model), [*neighbours(), broken])
     assert beside["broken"].error is not None
-    assert beside["broken"].error is not None
     assert beside["broken"].error.code is ErrorCode.INVALID_REQUEST
     for name in prompts:
         assert beside[name].token_ids == undisturbed[name].token_ids
         assert beside[name].error is None
 
 
-def test_bitmask_touch_their_own_rows_only(
-    grammars: GrammarCache, vocabulary: Vocabulary, make_sequence: Callable[..., Sequence]
+def test_a_bitmask_changes_only_the_rows_of_its_sequences(
+    grammars: GrammarCache, vocabulary: Vocabulary, make_sequence: MakeSequence
 ) -> None:
     prompt = random_prompt(np.random.default_rng(0), num_images=0)
     free, held = make_sequence(prompt), make_sequence(prompt, output_ids=vocabulary.ids(" "))

@@ -1,10 +1,9 @@
-"""Fifty published schemas: each answer keeps to its schema, in company, with pictures, across workers."""
+"""Fifty published schemas: each output matches its schema, in batches, with images, across workers."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -15,12 +14,13 @@ from llava_worker.engine.core.encoder_cache import EncoderCache
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.structured_output.grammar_cache import GrammarCache
-from llava_worker.model.attention.kv_cache import ExactKVCache
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.llava import Llava
 
 from tests.worker.checkpoints import random_prompt
 from tests.worker.engine.conftest import spans_of
+from tests.worker.engine.factories import MakeEngine, MakeSequence
 from tests.worker.engine.structured_output.grammar_kit import (
     EOS_ID,
     MAX_TOKENS,
@@ -30,28 +30,12 @@ from tests.worker.engine.structured_output.grammar_kit import (
     answers_of,
     is_valid,
     make_model,
-    open_grammars,
     published_schemas,
 )
 from tests.worker.sampling_params import greedy
 
 NUM_SEEDS = 2
 NUM_FREE = 6
-
-MakeEngine = Callable[..., Engine]
-MakeSequence = Callable[..., Sequence]
-
-
-@pytest.fixture(scope="module")
-def vocabulary() -> Vocabulary:
-    return Vocabulary()
-
-
-@pytest.fixture(scope="module")
-def grammars(vocabulary: Vocabulary) -> Iterator[GrammarCache]:
-    opened = open_grammars(vocabulary, timeout_s=60.0)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +46,8 @@ def new_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
 def make_engine(model: Llava, *, is_async: bool = False) -> Engine:
     """Sixteen at once, steps short enough for long prompts to come in parts."""
     text = model.config.text_config
-    cache = ExactKVCache(
-        700,
-        16,
-        num_layers=text.num_hidden_layers,
-        num_heads=text.num_key_value_heads,
-        head_dim=text.head_dim,
-        dtype=torch.float64,
-        device=torch.device("cpu"),
-    )
+    spec = KVCacheSpec.for_model(text, num_blocks=700, block_size=16, dtype=torch.float64)
+    cache = KVCache(spec, torch.device("cpu"))
     return Engine(
         ModelRunner(model, cache, SdpaBackend(), EncoderCache(1 << 20)),
         eos_ids=frozenset({EOS_ID}),
@@ -83,7 +60,7 @@ def make_engine(model: Llava, *, is_async: bool = False) -> Engine:
 
 @pytest.fixture(scope="module")
 def new_sequence(grammars: GrammarCache, vocabulary: Vocabulary) -> MakeSequence:
-    """The same for the same name: a prompt with up to two pictures, sampled at temperature 1."""
+    """The same for the same name: a prompt with up to two images, sampled at temperature 1."""
     schemas = published_schemas()
 
     def make(name: str, output_ids: list[int] | None = None) -> Sequence:

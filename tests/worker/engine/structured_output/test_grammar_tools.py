@@ -1,17 +1,15 @@
-"""Calls of functions: nothing but a call in its form, with arguments that keep to their schema."""
+"""Tool calls: only complete calls of given functions, with arguments that match their schema."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar
 
-from tests.worker.engine.structured_output.grammar_kit import Vocabulary, open_grammars
-from tests.worker.engine.structured_output.test_grammar import takes
+from tests.worker.engine.structured_output.grammar_kit import Vocabulary, accepts
 
 CITY = {
     "type": "object",
@@ -24,21 +22,9 @@ PARIS = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_ca
 NOW = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
 
 
-@pytest.fixture(scope="module")
-def vocabulary() -> Vocabulary:
-    return Vocabulary()
-
-
-@pytest.fixture(scope="module")
-def grammars(vocabulary: Vocabulary) -> Iterator[GrammarCache]:
-    opened = open_grammars(vocabulary, timeout_s=60.0)
-    yield opened
-    opened.close()
-
-
 def tools(choice: str, *, is_parallel: bool = True, functions: list[Any] | None = None) -> str:
-    wanted = {"choice": choice, "is_parallel": is_parallel, "functions": functions or FUNCTIONS}
-    return json.dumps(wanted)
+    source = {"choice": choice, "is_parallel": is_parallel, "functions": functions or FUNCTIONS}
+    return json.dumps(source)
 
 
 # answer -> whether it may be given where the choice is (auto, required)
@@ -62,24 +48,26 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
 def test_an_answer_is_a_text_or_calls_and_nothing_between(
-    grammars: GrammarCache, vocabulary: Vocabulary, answer: str
+    grammars: GrammarCache, vocabulary: Vocabulary
 ) -> None:
-    found = tuple(takes(grammars, vocabulary, "tools", tools(c), answer) for c in ("auto", "required"))
-    assert found == ANSWERS[answer]
+    for text, expected in ANSWERS.items():
+        accepted = tuple(
+            accepts(grammars, vocabulary, "tools", tools(choice), text) for choice in ("auto", "required")
+        )
+        assert accepted == expected, text
 
 
 def test_one_call_where_several_are_not_wanted(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
     one = tools("named", is_parallel=False)
-    assert takes(grammars, vocabulary, "tools", one, PARIS)
-    assert not takes(grammars, vocabulary, "tools", one, f"{PARIS}\n{NOW}")
+    assert accepts(grammars, vocabulary, "tools", one, PARIS)
+    assert not accepts(grammars, vocabulary, "tools", one, f"{PARIS}\n{NOW}")
 
 
 def test_sixteen_calls_are_the_most(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
     many = tools("required")
-    assert takes(grammars, vocabulary, "tools", many, "\n".join([NOW] * 16))
-    assert not takes(grammars, vocabulary, "tools", many, "\n".join([NOW] * 17))
+    assert accepts(grammars, vocabulary, "tools", many, "\n".join([NOW] * 16))
+    assert not accepts(grammars, vocabulary, "tools", many, "\n".join([NOW] * 17))
 
 
 def test_a_schema_that_cannot_be_kept_to_is_refused(grammars: GrammarCache) -> None:

@@ -9,10 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llava_worker.model.attention.base import PackedRows
+from llava_worker.model.attention.base import AttentionMetadata
 from llava_worker.model.attention.cpu import CpuBackend
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
-from llava_worker.model.attention.kv_cache import ExactKVCache, KVCache
+from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import read_config
@@ -27,15 +26,16 @@ TINY = Path(llava_worker.__file__).parent / "tiny"
 KERNELS = native_kernels()
 needs_kernels = pytest.mark.skipif(KERNELS is None, reason="no kernels on this machine")
 needs_prompts = pytest.mark.skipif(
-    KERNELS is None or not KERNELS.takes_prompts(torch.bfloat16), reason="torch's prompts are faster here"
+    KERNELS is None or not KERNELS.uses_prefill_attention(torch.bfloat16),
+    reason="torch's prompts are faster here",
 )
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", [ExactKVCache, Int8KVCache])
+@pytest.mark.parametrize("is_int8", [False, True])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_it_agrees_with_the_reference(kind: type, data: st.DataObject) -> None:
+def test_it_agrees_with_the_reference(is_int8: bool, data: st.DataObject) -> None:
     torch.manual_seed(data.draw(st.integers(0, 99)))
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
     kv_heads, per_kv, head_dim = (data.draw(st.sampled_from(n)) for n in ((1, 2, 3), (1, 2, 4), (16, 48, 24)))
@@ -45,12 +45,12 @@ def test_it_agrees_with_the_reference(kind: type, data: st.DataObject) -> None:
     several = [(new, new + before) for new, before in (*drafted, *prompts)]
     rows = pack([(1, n) for n in decodes] + several or [(1, 33)])
     heads = [kv_heads * per_kv, kv_heads, kv_heads]
-    num_tokens, sizes = len(rows.slots), [n * head_dim for n in heads]
+    num_tokens, sizes = len(rows.slot_mapping), [n * head_dim for n in heads]
     # As the decoder makes them: parts of one tensor, whose rows lie apart.
     parts = draw(num_tokens, sum(sizes), dtype=dtype).split(sizes, dim=-1)
     qkv = [part.view(num_tokens, n, head_dim) for part, n in zip(parts, heads, strict=True)]
     window = data.draw(st.sampled_from([None, 1, 3, 17, 100]))
-    cache = filled(kind, kv_heads, head_dim, dtype)
+    cache = filled(is_int8, kv_heads, head_dim, dtype)
 
     assert KERNELS is not None
     ours = attend(CpuBackend(KERNELS), rows, cache, qkv, window)
@@ -61,10 +61,10 @@ def test_it_agrees_with_the_reference(kind: type, data: st.DataObject) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", [ExactKVCache, Int8KVCache])
-def test_a_row_comes_out_the_same_to_the_bit_whoever_stands_beside_it(kind: type) -> None:
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_a_row_comes_out_the_same_to_the_bit_whoever_stands_beside_it(is_int8: bool) -> None:
     torch.manual_seed(0)
-    cache = filled(kind, 2, 32, torch.float32)
+    cache = filled(is_int8, 2, 32, torch.float32)
     contexts = [38, 1, 20, 7]
     rows = pack([(1, context) for context in contexts])
     q, k, v = draw(4, 4, 32, dtype=torch.float32), *(draw(4, 2, 32, dtype=torch.float32) for _ in range(2))
@@ -75,16 +75,18 @@ def test_a_row_comes_out_the_same_to_the_bit_whoever_stands_beside_it(kind: type
 
     for row in range(4):
         one = slice(row, row + 1)
-        alone = PackedRows((1,), rows.context_lens[one], 1, rows.block_tables[one], rows.slots[one])
+        alone = AttentionMetadata(
+            (1,), rows.context_lens[one], 1, rows.block_tables[one], rows.slot_mapping[one]
+        )
         assert torch.equal(attend(backend, alone, cache, [q[one], k[one], v[one]], None), together[one])
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", [ExactKVCache, Int8KVCache])
-def test_a_token_comes_out_the_same_to_the_bit_with_guesses_after_it_and_without(kind: type) -> None:
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_a_token_comes_out_the_same_to_the_bit_with_guesses_after_it_and_without(is_int8: bool) -> None:
     """Whatever they are: the last of them is not a number here."""
     torch.manual_seed(0)
-    cache = filled(kind, 2, 32, torch.float32)
+    cache = filled(is_int8, 2, 32, torch.float32)
     rows = pack([(4, 23)])
     q, k, v = draw(4, 4, 32, dtype=torch.float32), *(draw(4, 2, 32, dtype=torch.float32) for _ in range(2))
     k[3] = float("nan")
@@ -93,7 +95,7 @@ def test_a_token_comes_out_the_same_to_the_bit_with_guesses_after_it_and_without
     alone = [
         attend(
             backend,
-            PackedRows((1,), (20 + at,), 1, rows.block_tables, rows.slots[at : at + 1]),
+            AttentionMetadata((1,), (20 + at,), 1, rows.block_tables, rows.slot_mapping[at : at + 1]),
             cache,
             [part[at : at + 1] for part in (q, k, v)],
             None,
@@ -109,7 +111,7 @@ def test_a_token_comes_out_the_same_to_the_bit_with_guesses_after_it_and_without
 @needs_kernels
 def test_nothing_of_another_row_is_read_not_even_a_nan() -> None:
     torch.manual_seed(0)
-    cache = filled(ExactKVCache, 2, 16, torch.float32)
+    cache = filled(False, 2, 16, torch.float32)
     rows = pack([(1, 30), (1, 9)])
     q, k, v = (draw(2, 2, 16, dtype=torch.float32) for _ in range(3))
     k[0, 0, 0] = float("nan")
@@ -125,23 +127,23 @@ LONG = 16  # tokens of a block: 640 in all
 
 
 def long_prompt(
-    num_new: int, context: int, kind: type, *, heads: int = 4, kv_heads: int = 2, head_dim: int = 32
-) -> tuple[PackedRows, KVCache, list[Tensor]]:
+    num_new: int, context: int, is_int8: bool, *, heads: int = 4, kv_heads: int = 2, head_dim: int = 32
+) -> tuple[AttentionMetadata, KVCache, list[Tensor]]:
     rows = pack([(num_new, context)], block_size=LONG)
-    cache = filled(kind, kv_heads, head_dim, torch.bfloat16, block_size=LONG)
+    cache = filled(is_int8, kv_heads, head_dim, torch.bfloat16, block_size=LONG)
     sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
     parts = draw(num_new, sum(sizes), dtype=torch.bfloat16).split(sizes, dim=-1)
     return rows, cache, [part.view(num_new, -1, head_dim) for part in parts]
 
 
 @needs_prompts
-@pytest.mark.parametrize("kind", [ExactKVCache, Int8KVCache])
+@pytest.mark.parametrize("is_int8", [False, True])
 @pytest.mark.parametrize("window", [None, 5, 130])
 @pytest.mark.parametrize(
     ("num_new", "context"), [(17, 17), (33, 129), (128, 128), (128, 256), (129, 257), (300, 300), (20, 611)]
 )
 def test_long_prompts_in_bf16_agree_with_the_reference(
-    kind: type, num_new: int, context: int, window: int | None
+    is_int8: bool, num_new: int, context: int, window: int | None
 ) -> None:
     torch.manual_seed(num_new)
     for sizes in (
@@ -149,7 +151,7 @@ def test_long_prompts_in_bf16_agree_with_the_reference(
         {"heads": 3, "kv_heads": 3, "head_dim": 48},
         {"heads": 8, "kv_heads": 1, "head_dim": 16},
     ):
-        rows, cache, qkv = long_prompt(num_new, context, kind, **sizes)
+        rows, cache, qkv = long_prompt(num_new, context, is_int8, **sizes)
         assert KERNELS is not None
         ours = attend(CpuBackend(KERNELS), rows, cache, qkv, window)
         theirs = attend(SdpaBackend(), rows, cache, qkv, window)
@@ -157,16 +159,16 @@ def test_long_prompts_in_bf16_agree_with_the_reference(
 
 
 @needs_prompts
-@pytest.mark.parametrize("kind", [ExactKVCache, Int8KVCache])
-def test_a_prompt_in_chunks_comes_out_as_in_one_piece_to_the_bit(kind: type) -> None:
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_a_prompt_in_chunks_comes_out_as_in_one_piece_to_the_bit(is_int8: bool) -> None:
     torch.manual_seed(0)
-    rows, cache, qkv = long_prompt(300, 300, kind)
+    rows, cache, qkv = long_prompt(300, 300, is_int8)
     assert KERNELS is not None
     backend = CpuBackend(KERNELS)
     whole = attend(backend, rows, cache, qkv, None)
 
     for start, end in ((0, 135), (135, 170), (170, 300)):
-        part = PackedRows((end - start,), (end,), 0, rows.block_tables, rows.slots[start:end])
+        part = AttentionMetadata((end - start,), (end,), 0, rows.block_tables, rows.slot_mapping[start:end])
         assert torch.equal(attend(backend, part, cache, [x[start:end] for x in qkv], None), whole[start:end])
 
 
@@ -174,10 +176,10 @@ def test_a_prompt_in_chunks_comes_out_as_in_one_piece_to_the_bit(kind: type) -> 
 def test_a_prompt_reads_nothing_beyond_its_context() -> None:
     """Its last block has room for more, and that of another is next to it."""
     torch.manual_seed(0)
-    rows, cache, qkv = long_prompt(150, 150, ExactKVCache)
-    assert isinstance(cache, ExactKVCache) and KERNELS is not None
-    cache.keys(LAYER).fill_(float("nan"))
-    cache.values(LAYER).fill_(float("nan"))
+    rows, cache, qkv = long_prompt(150, 150, False)
+    assert KERNELS is not None
+    cache.layer(LAYER).keys.fill_(float("nan"))
+    cache.layer(LAYER).values.fill_(float("nan"))
 
     assert attend(CpuBackend(KERNELS), rows, cache, qkv, None).isfinite().all()
 
@@ -189,7 +191,7 @@ def test_a_prompt_reads_nothing_beyond_its_context() -> None:
 @needs_prompts
 def test_numbers_of_any_size_leave_a_softmax() -> None:
     torch.manual_seed(0)
-    rows, cache, qkv = long_prompt(200, 200, ExactKVCache)
+    rows, cache, qkv = long_prompt(200, 200, False)
     qkv[0].mul_(1e3)
     assert KERNELS is not None
 

@@ -6,36 +6,30 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llava_worker.model.attention.base import PackedRows
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
-from llava_worker.model.attention.kv_cache import ExactKVCache, KVCache
+from llava_worker.model.attention.base import AttentionMetadata
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from torch import Tensor
 
 CPU = torch.device("cpu")
-KINDS = [ExactKVCache, Int8KVCache]
+KINDS = [False, True]
 NUM_LAYERS, NUM_HEADS, HEAD_DIM = 3, 2, 16
 
 
-def make(kind: type, num_blocks: int = 4, block_size: int = 4, dtype: torch.dtype = torch.float32) -> KVCache:
-    return kind(
-        num_blocks,
-        block_size,
-        num_layers=NUM_LAYERS,
-        num_heads=NUM_HEADS,
-        head_dim=HEAD_DIM,
-        dtype=dtype,
-        device=CPU,
-    )
+def make(
+    is_int8: bool, num_blocks: int = 4, block_size: int = 4, dtype: torch.dtype = torch.float32
+) -> KVCache:
+    spec = KVCacheSpec(num_blocks, block_size, NUM_LAYERS, NUM_HEADS, HEAD_DIM, dtype, is_int8)
+    return KVCache(spec, CPU)
 
 
 def draw(num_tokens: int, seed: int = 0) -> Tensor:
     return torch.randn(num_tokens, NUM_HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(seed))
 
 
-def filled(kind: type) -> KVCache:
+def filled(is_int8: type) -> KVCache:
     """Every slot of every layer holds something of its own."""
-    cache = make(kind)
+    cache = make(is_int8)
     for layer in range(NUM_LAYERS):
         cache.write(layer, torch.arange(16), draw(16, layer), draw(16, 10 + layer))
     return cache
@@ -48,25 +42,25 @@ def content(cache: KVCache) -> Tensor:  # [layers, 2, slots, heads, head_dim]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_an_exact_cache_gives_back_what_was_written(dtype: torch.dtype) -> None:
-    cache, slots = make(ExactKVCache, dtype=dtype), torch.tensor([9, 2, 14])
+    cache, slots = make(False, dtype=dtype), torch.tensor([9, 2, 14])
     k, v = draw(3, 1).to(dtype), draw(3, 2).to(dtype)
 
     cache.write(1, slots, k, v)
 
-    assert cache.is_exact
+    assert not cache.is_int8
     assert all(torch.equal(got, put) for got, put in zip(cache.gather(1, slots), (k, v), strict=True))
 
 
 @pytest.mark.parametrize("scale", [1e-35, 1e-4, 1.0, 1e4, 1e30])
 def test_an_8_bit_cache_is_off_by_half_a_step_of_each_row_at_most(scale: float) -> None:
-    cache, slots = make(Int8KVCache), torch.tensor([9, 2, 14])
+    cache, slots = make(True), torch.tensor([9, 2, 14])
     k, v = draw(3, 1) * scale, draw(3, 2) * scale
     k[1, 0] *= 1e3  # a head that is large must cost its neighbours nothing
     v[2] = 0
 
     cache.write(1, slots, k, v)
 
-    assert not cache.is_exact
+    assert cache.is_int8
     for got, put in zip(cache.gather(1, slots), (k, v), strict=True):
         half_a_step = put.abs().amax(-1, keepdim=True) / 127 / 2
         assert ((got - put).abs() <= half_a_step * 1.003).all()
@@ -74,7 +68,7 @@ def test_an_8_bit_cache_is_off_by_half_a_step_of_each_row_at_most(scale: float) 
 
 
 def test_an_8_bit_cache_speaks_the_model_s_number_format() -> None:
-    cache = make(Int8KVCache, dtype=torch.bfloat16)
+    cache = make(True, dtype=torch.bfloat16)
     cache.write(0, torch.tensor([3]), draw(1).bfloat16(), draw(1).bfloat16())
 
     assert {rows.dtype for rows in cache.gather(0, torch.tensor([3]))} == {torch.bfloat16}
@@ -83,7 +77,7 @@ def test_an_8_bit_cache_speaks_the_model_s_number_format() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_8_bit_rows_are_rounded_to_the_model_s_format_once(dtype: torch.dtype) -> None:
     k = draw(16) * torch.logspace(-6, 3, 16)[:, None, None]
-    wide, narrow = make(Int8KVCache), make(Int8KVCache, dtype=dtype)
+    wide, narrow = make(True), make(True, dtype=dtype)
     for cache in (wide, narrow):
         cache.write(0, torch.arange(16), k, k)
 
@@ -92,7 +86,7 @@ def test_8_bit_rows_are_rounded_to_the_model_s_format_once(dtype: torch.dtype) -
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_broken_number_stays_one_in_8_bit_and_breaks_no_other_row(bad: float) -> None:
-    cache, k = make(Int8KVCache), draw(2)
+    cache, k = make(True), draw(2)
     k[0, 1, 5] = bad
     cache.write(0, torch.tensor([4, 5]), k, draw(2))
 
@@ -105,7 +99,7 @@ def test_a_broken_number_stays_one_in_8_bit_and_breaks_no_other_row(bad: float) 
 
 
 def test_8_bit_rows_do_not_depend_on_who_is_written_with_them() -> None:
-    k, v, alone, together = draw(5, 1), draw(5, 2), make(Int8KVCache), make(Int8KVCache)
+    k, v, alone, together = draw(5, 1), draw(5, 2), make(True), make(True)
     together.write(0, torch.arange(5), k, v)
     for token in range(5):
         alone.write(0, torch.tensor([token]), k[token : token + 1], v[token : token + 1])
@@ -113,34 +107,31 @@ def test_8_bit_rows_do_not_depend_on_who_is_written_with_them() -> None:
     assert torch.equal(content(alone), content(together))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_cache_is_as_large_as_it_says(kind: type) -> None:
-    cache = make(kind)
+@pytest.mark.parametrize("is_int8", KINDS)
+def test_a_cache_is_as_large_as_it_says(is_int8: bool) -> None:
+    cache = make(is_int8)
     stored = [tensor.nbytes for tensor in vars(cache).values() if isinstance(tensor, Tensor)]
-    said = kind.bytes_per_block(
-        4, num_layers=NUM_LAYERS, num_heads=NUM_HEADS, head_dim=HEAD_DIM, dtype=torch.float32
-    )
 
-    assert sum(stored) == 4 * said
+    assert sum(stored) == cache.spec.num_bytes
 
 
 def test_8_bit_halves_the_memory_of_llava_1_5_scales_included() -> None:
-    seven_b = {"num_layers": 32, "num_heads": 32, "head_dim": 128, "dtype": torch.float16}
-    exact = ExactKVCache.bytes_per_block(16, **seven_b)
-    int8 = Int8KVCache.bytes_per_block(16, **seven_b)
+    exact, int8 = (
+        KVCacheSpec(1, 16, 32, 32, 128, torch.float16, is_int8).bytes_per_block for is_int8 in KINDS
+    )
 
     assert (exact, int8) == (16 * 524288, 16 * 270336)
     assert int8 / exact < 0.52
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_int8", KINDS)
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-def test_copied_rows_are_equal_and_all_others_untouched(kind: type, data: st.DataObject) -> None:
+def test_copied_rows_are_equal_and_all_others_untouched(is_int8: bool, data: st.DataObject) -> None:
     """Sources may be targets too: all are read before any is written."""
     sources = data.draw(st.lists(st.integers(0, 15), max_size=8))
     targets = data.draw(st.permutations(range(16)))[: len(sources)]
-    cache = filled(kind)
+    cache = filled(is_int8)
     expected = content(cache)
     expected[:, :, targets] = expected[:, :, sources]
 
@@ -149,14 +140,14 @@ def test_copied_rows_are_equal_and_all_others_untouched(kind: type, data: st.Dat
     assert torch.equal(content(cache), expected)
 
 
-def attend(kind: type, cuts: list[int], *, num_tokens: int = 13, window: int | None = None) -> Tensor:
+def attend(is_int8: bool, cuts: list[int], *, num_tokens: int = 13, window: int | None = None) -> Tensor:
     """One sequence through a cache in chunks that end at ``cuts``; [tokens, heads, head_dim]."""
-    cache, table = make(kind), torch.tensor([[2, 0, 3, 1]])
+    cache, table = make(is_int8), torch.tensor([[2, 0, 3, 1]])
     slots = torch.cat([torch.arange(4) + block * 4 for block in table[0].tolist()])
     q, k, v = draw(num_tokens, 1).repeat(1, 2, 1), draw(num_tokens, 2), draw(num_tokens, 3)
     outputs, start = [], 0
     for end in [*cuts, num_tokens]:
-        rows = PackedRows((end - start,), (end,), int(end - start == 1), table, slots[start:end])
+        rows = AttentionMetadata((end - start,), (end,), int(end - start == 1), table, slots[start:end])
         plan = SdpaBackend().plan(rows, cache)
         new = slice(start, end)
         outputs.append(plan.attend(1, q[new], k[new], v[new], window=window))
@@ -166,14 +157,14 @@ def attend(kind: type, cuts: list[int], *, num_tokens: int = 13, window: int | N
 
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("cuts", [[6], [1, 2, 3], [12], [4, 8, 12]], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_attention_does_not_depend_on_how_a_prompt_is_cut(kind: type, cuts: list[int], window) -> None:
-    whole = attend(kind, [], window=window)
+@pytest.mark.parametrize("is_int8", KINDS)
+def test_attention_does_not_depend_on_how_a_prompt_is_cut(is_int8: bool, cuts: list[int], window) -> None:
+    whole = attend(is_int8, [], window=window)
 
-    assert torch.allclose(attend(kind, cuts, window=window), whole, atol=1e-5)
+    assert torch.allclose(attend(is_int8, cuts, window=window), whole, atol=1e-5)
 
 
 def test_8_bit_attention_is_near_the_exact_one_and_not_the_same_even_over_a_whole_prompt() -> None:
-    error = (attend(Int8KVCache, []) - attend(ExactKVCache, [])).abs().max()
+    error = (attend(True, []) - attend(False, [])).abs().max()
 
     assert 1e-4 < error < 0.05

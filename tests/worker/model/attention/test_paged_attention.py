@@ -14,13 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llava_worker.model.attention.base import DecodeRows, PackedRows
-from llava_worker.model.attention.flash import FlashAttnKernel, KernelMissing, VarlenKernel
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
-from llava_worker.model.attention.kv_cache import ExactKVCache
-from llava_worker.model.attention.paged import PagedBackend, PagedKernel, Queries
+from llava_worker.model.attention.base import AttentionMetadata, DecodeMetadata
+from llava_worker.model.attention.flash import FlashAttnKernel, KernelUnavailable, VarlenKernel
+from llava_worker.model.attention.paged import PagedBackend, PagedKernel, QueryRows
 from llava_worker.model.attention.sdpa import SdpaBackend
-from llava_worker.model.attention.select import first_that_proves
+from llava_worker.model.attention.select import first_passing
 from llava_worker.model.attention.triton import TritonKernel
 from llava_worker.model.config.model_config import read_config
 from torch import Tensor
@@ -47,7 +45,7 @@ class ForgetfulKernel(DefinitionKernel):
 
     name = "forgetful"
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: Queries, window: int | None) -> Tensor:
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
         out = super().attend(q, keys, values, rows, window)
         out[int(rows.starts[-1]) - 1] *= 1.5
         return out
@@ -56,12 +54,12 @@ class ForgetfulKernel(DefinitionKernel):
 class RefusingKernel(DefinitionKernel):
     name = "refusing"
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: Queries, window: int | None) -> Tensor:
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
         raise RuntimeError("no kernel image is available for execution on the device")
 
 
 def absent() -> PagedKernel:
-    raise KernelMissing("it was never built")
+    raise KernelUnavailable("it was never built")
 
 
 batches = st.fixed_dictionaries(
@@ -86,9 +84,9 @@ def agrees_with_the_reference(kernel: PagedKernel, batch: dict) -> None:
     heads = [kv_heads * batch["group"], kv_heads, kv_heads]
     sizes = [n * head_dim for n in heads]
     # As the decoder makes them: parts of one tensor, whose rows lie apart.
-    parts = draw(len(rows.slots), sum(sizes), dtype=dtype).split(sizes, dim=-1)
-    qkv = [part.view(len(rows.slots), n, head_dim) for part, n in zip(parts, heads, strict=True)]
-    cache = filled(ExactKVCache, kv_heads, head_dim, dtype)
+    parts = draw(len(rows.slot_mapping), sum(sizes), dtype=dtype).split(sizes, dim=-1)
+    qkv = [part.view(len(rows.slot_mapping), n, head_dim) for part, n in zip(parts, heads, strict=True)]
+    cache = filled(False, kv_heads, head_dim, dtype)
 
     ours = attend(PagedBackend(kernel), rows, cache, qkv, batch["window"])
 
@@ -115,7 +113,7 @@ def test_the_kernel_in_triton_reads_nothing_of_another_row_not_even_a_nan(
     triton_kernel: TritonKernel,
 ) -> None:
     torch.manual_seed(0)
-    cache = filled(ExactKVCache, 2, 16, torch.float32)
+    cache = filled(False, 2, 16, torch.float32)
     rows = pack([(1, 30), (1, 9), (6, 21)])
     q, k, v = (draw(8, 2, 16, dtype=torch.float32) for _ in range(3))
     unseen = torch.ones(BLOCKS * BLOCK, dtype=torch.bool)
@@ -140,17 +138,17 @@ def test_decodes_told_by_tensors_alone_are_the_same_and_follow_the_tensors(
     """The plan is made once; then the tensors say other rows, as they do when a recorded step runs again."""
     torch.manual_seed(0)
     backend = PagedBackend(triton_kernel)
-    cache = filled(ExactKVCache, 2, 16, torch.float32)
+    cache = filled(False, 2, 16, torch.float32)
     one, other = (pack([(1, n) for n in contexts]) for contexts in ([30, 9, 1], [3, 17, 26]))
-    told = DecodeRows(
-        slots=one.slots.clone(),
+    told = DecodeMetadata(
+        slot_mapping=one.slot_mapping.clone(),
         context_lens=torch.tensor(one.context_lens, dtype=torch.int32),
         block_tables=torch.zeros(3, 10, dtype=torch.int32),
     )
     plan = backend.decode_plan(told, cache)
     assert plan is not None
     for rows in (one, other):
-        told.slots.copy_(rows.slots)
+        told.slot_mapping.copy_(rows.slot_mapping)
         told.context_lens.copy_(torch.tensor(rows.context_lens))
         told.block_tables[:, : rows.block_tables.shape[1]] = rows.block_tables
         q, k, v = (draw(3, 2, 16, dtype=torch.float32) for _ in range(3))
@@ -162,14 +160,14 @@ def test_decodes_told_by_tensors_alone_are_the_same_and_follow_the_tensors(
 
 def test_a_cache_that_the_kernels_cannot_read_is_served_by_the_reference() -> None:
     torch.manual_seed(0)
-    cache = filled(Int8KVCache, 2, 16, torch.float32)
+    cache = filled(True, 2, 16, torch.float32)
     rows = pack([(1, 30), (5, 9)])
     qkv = [draw(6, 2, 16, dtype=torch.float32) for _ in range(3)]
 
     ours = attend(PagedBackend(RefusingKernel()), rows, cache, qkv, None)
 
     assert torch.equal(ours, attend(SdpaBackend(), rows, cache, qkv, None))
-    decodes = DecodeRows(rows.slots, torch.ones(6, dtype=torch.int32), rows.block_tables.int())
+    decodes = DecodeMetadata(rows.slot_mapping, torch.ones(6, dtype=torch.int32), rows.block_tables.int())
     assert PagedBackend(RefusingKernel()).decode_plan(decodes, cache) is None
 
 
@@ -177,7 +175,7 @@ def test_the_first_kernel_that_is_right_serves_and_the_log_says_why(caplog: pyte
     candidates = iter([absent, RefusingKernel, ForgetfulKernel, DefinitionKernel])
 
     with caplog.at_level(logging.INFO):
-        backend = first_that_proves(candidates, TEXT, torch.float32, CPU)
+        backend = first_passing(candidates, TEXT, torch.float32, CPU)
 
     assert backend.name == "definition"
     assert "refusing is there but of no use: RuntimeError: no kernel image" in caplog.text
@@ -188,7 +186,7 @@ def test_the_first_kernel_that_is_right_serves_and_the_log_says_why(caplog: pyte
 def test_where_no_kernel_is_right_the_reference_serves_and_the_log_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    backend = first_that_proves(iter([absent, ForgetfulKernel]), TEXT, torch.float32, CPU)
+    backend = first_passing(iter([absent, ForgetfulKernel]), TEXT, torch.float32, CPU)
 
     assert isinstance(backend, SdpaBackend)
     assert "attention: sdpa, which gathers what it reads and is slow; it was never built" in caplog.text
@@ -196,7 +194,9 @@ def test_where_no_kernel_is_right_the_reference_serves_and_the_log_says_so(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may have it")
 def test_flash_attention_that_is_not_installed_is_told_as_such() -> None:
-    with pytest.raises(KernelMissing, match="flash-attn cannot be imported: No module named 'flash_attn'"):
+    with pytest.raises(
+        KernelUnavailable, match="flash-attn cannot be imported: No module named 'flash_attn'"
+    ):
         FlashAttnKernel()
 
 
@@ -205,7 +205,7 @@ def test_the_kernel_inside_this_torch_takes_what_it_is_given() -> None:
     kernel = VarlenKernel()
     q, pages = torch.zeros(1, 2, 16), torch.zeros(1, kernel.block_size, 2, 16)
     lens = torch.tensor([0, 1], dtype=torch.int32)
-    rows = Queries(lens, lens[1:], lens, torch.zeros(1, 1, dtype=torch.int32), 1, 1)
+    rows = QueryRows(lens, lens[1:], lens, torch.zeros(1, 1, dtype=torch.int32), 1, 1)
 
     with pytest.raises(NotImplementedError, match="_flash_attention_forward"):
         kernel.attend(q, pages, pages, rows, None)
@@ -216,16 +216,16 @@ def test_rows_with_one_token_go_to_a_kernel_by_themselves() -> None:
         seen: list[int] = []
 
         def attend(
-            self, q: Tensor, keys: Tensor, values: Tensor, rows: Queries, window: int | None
+            self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None
         ) -> Tensor:
             self.seen.append(rows.max_query)
             return super().attend(q, keys, values, rows, window)
 
-    cache = filled(ExactKVCache, 1, 16, torch.float32)
+    cache = filled(False, 1, 16, torch.float32)
     kernel = Watched()
     for rows in ([(1, 5), (1, 9), (4, 8)], [(1, 3)], [(7, 7)]):
-        packed: PackedRows = pack(rows)
-        qkv = [draw(len(packed.slots), 1, 16, dtype=torch.float32) for _ in range(3)]
+        packed: AttentionMetadata = pack(rows)
+        qkv = [draw(len(packed.slot_mapping), 1, 16, dtype=torch.float32) for _ in range(3)]
         attend(PagedBackend(kernel), packed, cache, qkv, None)
 
     assert kernel.seen == [1, 4, 1, 7]

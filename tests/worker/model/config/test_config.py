@@ -189,7 +189,7 @@ def test_what_makes_a_picture_square_is_read_from_the_image_processor(
     config = read_config(write(tmp_path, model_type="llava"))
     image = read_image_config(write(tmp_path, "preprocessor_config.json", **values))
 
-    assert image.fit == config.picture_layout(image.fit).fit == fit
+    assert image.fit == config.image_layout(image.fit).fit == fit
 
 
 @pytest.mark.parametrize("kind", ["clip_vision_model", "siglip_vision_model"])

@@ -12,14 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llava_worker.model.config.image_grid import HD_SHAPES, PictureLayout, best_resolution, fitted_size
+from llava_worker.model.config.image_grid import HD_SHAPES, ImageLayout, best_resolution, fitted_size
 from llava_worker.model.llava import Llava
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
 
 PINPOINTS = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]  # height, width
-ANYRES = PictureLayout(336, 576, fit="anyres", grid=tuple((width, height) for height, width in PINPOINTS))
-HD = PictureLayout(224, 256, fit="hd", grid=tuple((across * 224, down * 224) for across, down in HD_SHAPES))
+ANYRES = ImageLayout(336, 576, fit="anyres", grid=tuple((width, height) for height, width in PINPOINTS))
+HD = ImageLayout(224, 256, fit="hd", grid=tuple((across * 224, down * 224) for across, down in HD_SHAPES))
 SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
 
 
@@ -83,7 +83,7 @@ def test_hd_drops_exactly_the_patches_that_show_only_padding(size: tuple[int, in
 
 @pytest.mark.parametrize("layout", [ANYRES, HD], ids=["anyres", "hd"])
 @pytest.mark.parametrize("size", [(500, 300), (300, 500), (100, 100), (1500, 120), (33, 900)])
-def test_assembled_features_equal_a_plain_slow_reference(layout: PictureLayout, size) -> None:
+def test_assembled_features_equal_a_plain_slow_reference(layout: ImageLayout, size) -> None:
     plan = layout.plan(*size)
     features = torch.randn(plan.num_tiles, layout.tokens_per_tile, 3)
     newline = torch.randn(3)
@@ -102,18 +102,18 @@ def test_assembled_features_equal_a_plain_slow_reference(layout: PictureLayout, 
 
 
 def test_a_picture_without_a_grid_is_one_tile_of_any_size() -> None:
-    plan = PictureLayout(336, 577).plan(0, 0)
+    plan = ImageLayout(336, 577).plan(0, 0)
 
     assert (plan.num_tiles, plan.num_tokens, plan.rows) == (1, 577, 0)
 
 
 def test_layouts_and_sizes_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[\(300, 336\)\] is not made of tiles of 336"):
-        PictureLayout(336, 576, fit="anyres", grid=((300, 336),))
+        ImageLayout(336, 576, fit="anyres", grid=((300, 336),))
     with pytest.raises(ValueError, match="is not made of tiles"):
-        PictureLayout(336, 576, fit="anyres")
+        ImageLayout(336, 576, fit="anyres")
     with pytest.raises(ValueError, match="577 tokens is no square"):
-        PictureLayout(336, 577, fit="anyres", grid=((336, 336),))
+        ImageLayout(336, 577, fit="anyres", grid=((336, 336),))
     with pytest.raises(ValueError, match="0x5 pixels"):
         ANYRES.plan(0, 5)
 

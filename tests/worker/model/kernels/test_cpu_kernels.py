@@ -6,11 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from llava_worker.model.cpu.build import VARIANTS, KernelsMissing, capabilities, compile_to, load, variant_for
+from llava_worker.model.cpu.build import (
+    VARIANTS,
+    NativeKernelsUnavailable,
+    capabilities,
+    compile_to,
+    load,
+    variant_for,
+)
 from llava_worker.model.cpu.native import NativeKernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.layers.linear import LinearShape
-from llava_worker.model.quantization.weight_only import QuantizedLinear
+from llava_worker.model.quantization.quantized_linear import QuantizedLinear
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -26,7 +33,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 def runnable() -> list[str]:
     try:
         best = variant_for(capabilities())
-    except KernelsMissing:
+    except NativeKernelsUnavailable:
         return []
     return list(VARIANTS)[list(VARIANTS).index(best) :]
 
@@ -35,7 +42,7 @@ def runnable() -> list[str]:
 def native(request: pytest.FixtureRequest) -> NativeKernels:
     try:
         return NativeKernels(load(request.param), request.param)
-    except KernelsMissing as error:
+    except NativeKernelsUnavailable as error:
         pytest.skip(str(error))
 
 
@@ -134,7 +141,7 @@ def test_bf16_layers_agree_with_torch(native: NativeKernels) -> None:
         x, weight = (random(n, inputs, dtype=torch.bfloat16, seed=n) for n in (rows, outputs))
         for bias in (None, random(outputs, dtype=torch.bfloat16)):
             exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
-            y = native.dense(x, weight, bias)
+            y = native.linear(x, weight, bias)
             torch.testing.assert_close(y.double(), exact, rtol=1e-2, atol=1e-2 * inputs**0.5)
 
 
@@ -144,12 +151,12 @@ def test_the_small_steps_agree_with_torch(native: NativeKernels, size: int, dtyp
     x, weight = 4 * random(5, 2 * size, dtype=dtype), random(2 * size, dtype=dtype, seed=1)
 
     close(native.rms_norm(x, weight, 1e-5), REFERENCE.rms_norm(x, weight, 1e-5))
-    close(native.silu_gate(x), REFERENCE.silu_gate(x))
+    close(native.silu_and_mul(x), REFERENCE.silu_and_mul(x))
     close(native.quick_gelu(x), REFERENCE.quick_gelu(x))
     heads = random(5, 3 * 2 * size + 7, dtype=dtype)[:, : 3 * 2 * size].view(5, 3, 2 * size)  # rows lie apart
     angles = random(5, 1, size, seed=2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    close(native.rotate(heads, cos, sin), REFERENCE.rotate(heads, cos, sin))
+    close(native.rope(heads, cos, sin), REFERENCE.rope(heads, cos, sin))
 
 
 def test_activations_hold_far_from_zero(native: NativeKernels) -> None:
@@ -162,16 +169,16 @@ def test_activations_hold_far_from_zero(native: NativeKernels) -> None:
 def test_another_dtype_is_refused_or_left_to_torch(native: NativeKernels) -> None:
     x, weight = random(2, 64, dtype=torch.float16), random(3, 64, dtype=torch.float16)
 
-    assert torch.equal(native.dense(x, weight, None), REFERENCE.dense(x, weight, None))
+    assert torch.equal(native.linear(x, weight, None), REFERENCE.linear(x, weight, None))
     with pytest.raises(TypeError, match=r"bf16 and fp32, not in torch.float16"):
         native.rms_norm(x, weight[0], 1e-5)
 
 
 def test_a_machine_without_the_instructions_gets_the_reason() -> None:
     assert variant_for({"avx2": True, "fma3": True}) == "avx2"
-    with pytest.raises(KernelsMissing, match="no AVX2"):
+    with pytest.raises(NativeKernelsUnavailable, match="no AVX2"):
         variant_for({"avx2": False, "fma3": True})
-    with pytest.raises(KernelsMissing, match="no AVX2"):
+    with pytest.raises(NativeKernelsUnavailable, match="no AVX2"):
         variant_for({})  # another architecture
 
 
@@ -179,21 +186,21 @@ def test_a_machine_without_a_compiler_gets_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(KernelsMissing, match=r"no-such-compiler"):
+    with pytest.raises(NativeKernelsUnavailable, match=r"no-such-compiler"):
         compile_to(tmp_path / "kernels.so", "avx2")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_compiler_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "false")
-    with pytest.raises(KernelsMissing, match="does not compile them"):
+    with pytest.raises(NativeKernelsUnavailable, match="does not compile them"):
         compile_to(tmp_path / "kernels.so", "avx2")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_code_is_loaded_from_no_folder_that_others_may_write(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    with pytest.raises(KernelsMissing, match="others may write there"):
+    with pytest.raises(NativeKernelsUnavailable, match="others may write there"):
         load("avx2", tmp_path)
 
 
@@ -206,4 +213,4 @@ def test_the_places_of_a_picture_see_each_other_as_in_torch(
     q, k, v = (part.view(2, places, 2, head_dim) for part in parts)
 
     for key in (k, k.transpose(1, 2).contiguous().transpose(1, 2)):  # beside the values, and not
-        close(native.attention(q, key, v), REFERENCE.attention(q, key, v))
+        close(native.vision_attention(q, key, v), REFERENCE.vision_attention(q, key, v))

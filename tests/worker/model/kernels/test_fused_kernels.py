@@ -13,12 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llava_worker.model.attention.kv_cache import ExactKVCache
 from llava_worker.model.attention.paged import PagedBackend
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.triton import TritonKernel
 from llava_worker.model.config.model_config import read_config, read_image_config
-from llava_worker.model.kernels.fused import FusedKernels, choose_kernels, fault_of
+from llava_worker.model.kernels.fused import FusedKernels, choose_kernels, self_test
 from llava_worker.model.kernels.torch_impl import TorchKernels
 from llava_worker.model.layers.rotary import Rotation
 from llava_worker.model.llava import Llava
@@ -63,12 +62,12 @@ def agree(ours: Tensor, theirs: Tensor) -> None:
 @given(shape=shapes)
 def test_norms_with_and_without_a_sum_are_torchs(fused: FusedKernels, shape: dict) -> None:
     torch.manual_seed(shape["seed"])
-    x, more = torch.randn(2, shape["rows"], shape["size"]).to(shape["dtype"]) * 3
+    x, residual = torch.randn(2, shape["rows"], shape["size"]).to(shape["dtype"]) * 3
     weight = torch.randn(shape["size"]).to(shape["dtype"])
     agree(fused.rms_norm(x, weight, 1e-5), TorchKernels().rms_norm(x, weight, 1e-5))
-    ours, theirs = (each.add_rms_norm(x, more, weight, 1e-5) for each in (fused, TorchKernels()))
-    assert torch.equal(ours[0], theirs[0])  # goes on through all layers: not a bit may be lost
-    agree(ours[1], theirs[1])
+    ours, theirs = (each.add_rms_norm(x, residual, weight, 1e-5) for each in (fused, TorchKernels()))
+    agree(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])  # goes on through all layers: not a bit may be lost
 
 
 @settings(max_examples=30, deadline=None)
@@ -76,7 +75,7 @@ def test_norms_with_and_without_a_sum_are_torchs(fused: FusedKernels, shape: dic
 def test_gates_are_torchs(fused: FusedKernels, shape: dict) -> None:
     torch.manual_seed(shape["seed"])
     x = torch.randn(shape["rows"], 2 * shape["size"]).to(shape["dtype"]) * 3
-    agree(fused.silu_gate(x), TorchKernels().silu_gate(x))
+    agree(fused.silu_and_mul(x), TorchKernels().silu_and_mul(x))
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,7 +87,7 @@ def test_rotations_are_torchs_also_of_a_part_of_a_wider_row(fused: FusedKernels,
     x = wide[:, 2 * half : (heads + 1) * 2 * half].view(rows, heads, 2 * half)
     angles = torch.randn(rows, 1, half).to(shape["dtype"])
     before = wide.clone()
-    agree(*(each.rotate(x, angles.cos(), angles.sin()) for each in (fused, TorchKernels())))
+    agree(*(each.rope(x, angles.cos(), angles.sin()) for each in (fused, TorchKernels())))
     assert torch.equal(wide, before)
 
 
@@ -122,7 +121,7 @@ def test_turned_queries_and_the_caches_slots_are_torchs_and_no_other_slot_is_tou
     for kernels in (fused, TorchKernels()):
         keys, values = torch.full((2, rows + 5, kv_heads, size), 9.0, dtype=shape["dtype"])
         told.append(
-            [kernels.turn_and_keep(qkv, angles.cos(), angles.sin(), keys, values, slots), keys, values]
+            [kernels.rope_and_cache(qkv, angles.cos(), angles.sin(), keys, values, slots), keys, values]
         )
     for ours, theirs in zip(*told, strict=True):
         agree(ours, theirs)
@@ -135,7 +134,7 @@ def test_a_head_that_is_not_a_number_spoils_no_other_nor_its_values(fused: Fused
     qkv, (keys, values) = torch.ones(1, 4, 4), torch.zeros(2, 1, 1, 4)
     qkv[0, 1, 0] = qkv[0, 3, 2] = torch.nan
     angles, slots = torch.full((1, 1, 2), 0.5), torch.tensor([0])
-    q = fused.turn_and_keep(qkv, angles.cos(), angles.sin(), keys, values, slots)
+    q = fused.rope_and_cache(qkv, angles.cos(), angles.sin(), keys, values, slots)
     assert q[0, 0].isfinite().all() and keys.isfinite().all()
     assert values[0, 0].isnan().tolist() == [False, False, True, False]
 
@@ -144,15 +143,15 @@ def test_a_plan_that_turns_and_keeps_in_one_pass_attends_as_the_reference(fused:
     """Decodes and a prompt's end, with a window; the cache is then the reference's, too."""
     torch.manual_seed(0)
     rows, qkv, angles = pack([(1, 9), (1, 30), (5, 21)]), torch.randn(7, 10, 16), torch.randn(7, 1, 8)
-    reference = filled(ExactKVCache, 2, 16, torch.float32)
+    reference = filled(False, 2, 16, torch.float32)
     cache = copy.deepcopy(reference)
 
     ours = PagedBackend(TritonKernel()).plan(rows, cache)
-    out = ours.turn_and_attend(LAYER, qkv, Rotation(angles.cos(), angles.sin(), fused), kv_heads=2, window=11)
+    out = ours.rope_and_attend(LAYER, qkv, Rotation(angles.cos(), angles.sin(), fused), kv_heads=2, window=11)
 
     plan = SdpaBackend().plan(rows, reference)
     rotation = Rotation(angles.cos(), angles.sin(), TorchKernels())
-    wanted = plan.turn_and_attend(LAYER, qkv, rotation, kv_heads=2, window=11)
+    wanted = plan.rope_and_attend(LAYER, qkv, rotation, kv_heads=2, window=11)
     torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
     everywhere = torch.arange(BLOCK * BLOCKS)
     for got, kept in zip(cache.gather(LAYER, everywhere), reference.gather(LAYER, everywhere), strict=True):
@@ -175,7 +174,7 @@ def test_a_decoder_over_them_has_torchs_logits(fused: FusedKernels, tmp_path: Pa
         model = Llava(read_config(tmp_path), read_image_config(tmp_path), precision=precision, device=CPU)
         load_weights(model, tmp_path)
         rows, x = pack([(num, num)]), model.embed(torch.tensor(prompt.token_ids))
-        plan = SdpaBackend().plan(rows, filled(ExactKVCache, 2, 12, torch.float32))
+        plan = SdpaBackend().plan(rows, filled(False, 2, 12, torch.float32))
         told.append(model.logits(model(x, torch.arange(num), plan)))
     torch.testing.assert_close(*told, rtol=1e-4, atol=1e-4)
 
@@ -183,8 +182,8 @@ def test_a_decoder_over_them_has_torchs_logits(fused: FusedKernels, tmp_path: Pa
 class Forgetful(FusedKernels):
     """Right but for the last number of a gate."""
 
-    def silu_gate(self, x: Tensor) -> Tensor:
-        out = super().silu_gate(x)
+    def silu_and_mul(self, x: Tensor) -> Tensor:
+        out = super().silu_and_mul(x)
         out[..., -1] = 0
         return out
 
@@ -192,23 +191,23 @@ class Forgetful(FusedKernels):
 class Misplacing(FusedKernels):
     """Right but for the slots, which are each the next one."""
 
-    def turn_and_keep(
+    def rope_and_cache(
         self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor
     ) -> Tensor:
-        return super().turn_and_keep(qkv, cos, sin, keys, values, slots + 1)
+        return super().rope_and_cache(qkv, cos, sin, keys, values, slots + 1)
 
 
 class Refusing(FusedKernels):
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         raise RuntimeError("no kernel image is available for execution on the device")
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 def test_those_that_are_right_prove_it_and_others_are_told_of(fused: FusedKernels, dtype) -> None:
-    assert fault_of(fused, dtype, CPU) is None
-    assert (fault_of(Forgetful(), dtype, CPU) or "").startswith("silu_gate is ")
-    assert (fault_of(Misplacing(), dtype, CPU) or "").startswith("turn_and_keep is ")
-    assert fault_of(Refusing(), dtype, CPU) == (
+    assert self_test(fused, dtype, CPU) is None
+    assert (self_test(Forgetful(), dtype, CPU) or "").startswith("silu_and_mul is ")
+    assert (self_test(Misplacing(), dtype, CPU) or "").startswith("rope_and_cache is ")
+    assert self_test(Refusing(), dtype, CPU) == (
         "RuntimeError: no kernel image is available for execution on the device"
     )
 

@@ -17,8 +17,9 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from llava_worker.model.kernels.triton_paged_int4 import int4_linear, paged_attention
-from llava_worker.model.kernels.triton_rows import rms_norm, rotate, silu_gate, turn_and_keep
+from llava_worker.model.attention.triton_paged_attention import paged_attention
+from llava_worker.model.kernels.triton_int4_linear import int4_linear
+from llava_worker.model.kernels.triton_fused import rms_norm, rope, rope_and_cache, silu_and_mul
 
 def compile(kernel, types, constants, capability):
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
@@ -50,14 +51,14 @@ linear("bf16", 90, 64, 128)
 
 def rows(dtype, capability):
     kind = "*" + dtype
-    norm = dict.fromkeys(("out", "total", "x", "more", "weight"), kind) | {"size": "i32", "eps": "fp32"}
-    compile(rms_norm, norm, dict(HAS_MORE=True, N=8192), capability)
-    compile(silu_gate, {"out": kind, "x": kind, "size": "i32"}, dict(N=1024), capability)
+    norm = dict.fromkeys(("out", "total", "x", "residual", "weight"), kind) | {"size": "i32", "eps": "fp32"}
+    compile(rms_norm, norm, dict(HAS_RESIDUAL=True, N=8192), capability)
+    compile(silu_and_mul, {"out": kind, "x": kind, "size": "i32"}, dict(N=1024), capability)
     turned = dict.fromkeys(("out", "x", "cos", "sin"), kind) | {"x_stride": "i32"}
-    compile(rotate, turned, dict(HEADS=40, HALF=64, H=64, N=64), capability)
+    compile(rope, turned, dict(HEADS=40, HALF=64, H=64, N=64), capability)
     kept = dict.fromkeys(("q", "keys", "values", "qkv", "cos", "sin"), kind)
     sizes = dict(HEADS=32, KV_HEADS=8, HALF=64, H=8, N=64)
-    compile(turn_and_keep, {**kept, "slots": "*i64", "qkv_stride": "i32"}, sizes, capability)
+    compile(rope_and_cache, {**kept, "slots": "*i64", "qkv_stride": "i32"}, sizes, capability)
 
 rows("fp16", 80)
 rows("bf16", 90)
@@ -84,7 +85,7 @@ def test_they_compile_for_ampere_and_hopper_and_use_their_tensor_cores(tmp_path:
         *[
             [name, capability, "True", "False"]
             for capability in ("80", "90")
-            for name in ("rms_norm", "silu_gate", "rotate", "turn_and_keep")
+            for name in ("rms_norm", "silu_and_mul", "rope", "rope_and_cache")
         ],
     ]
     assert max(int(line[4]) for line in told) <= 96 << 10  # bytes on the chip that every such card has

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 def load(folder: Path, index: int, size: int) -> tuple[LlamaDecoder, int]:
     """A rank's decoder, and how many bytes were read for it and, with the first, the rest of the model."""
-    config, ranks = read_config(folder).share_of(size), TensorParallel(index, size)
+    config, ranks = read_config(folder).shard(size), TensorParallel(index, size)
     options = {"precision": choose_precision("fp32", CPU), "device": CPU, "ranks": ranks}
     model: nn.Module
     if index == 0:

@@ -40,7 +40,7 @@ def assert_same(one: Llava, other: Llava) -> None:
     for part in ("text_config", "vision_config", "feature_layers", "projector_depth", "is_tied"):
         assert getattr(one.config, part) == getattr(other.config, part)
     assert one.config.tokens_per_tile == other.config.tokens_per_tile
-    assert one.config.picture_layout() == other.config.picture_layout()
+    assert one.config.image_layout() == other.config.image_layout()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_published_original_is_vicuna_behind_clip_with_576_tokens(tmp_path: Path
 
     assert (config.text_config.model_type, config.text_config.vocab_size) == ("llama", 32000)
     assert (config.tokens_per_tile, config.feature_layers, config.projector_depth) == (576, [23], 2)
-    assert config.picture_layout("crop").fit == "pad"
+    assert config.image_layout("crop").fit == "pad"
 
 
 def test_the_first_llava_has_one_linear_layer_and_its_own_name_for_itself(tmp_path: Path) -> None:
@@ -142,19 +142,19 @@ def test_the_first_llava_has_one_linear_layer_and_its_own_name_for_itself(tmp_pa
 
 @pytest.mark.parametrize(("ratio", "fit"), [("pad", "pad"), ("square", "crop"), (None, "crop")])
 def test_pictures_are_padded_only_where_the_original_pads_them(tmp_path: Path, ratio, fit) -> None:
-    assert read(tmp_path, image_aspect_ratio=ratio).picture_layout("pad").fit == fit
+    assert read(tmp_path, image_aspect_ratio=ratio).image_layout("pad").fit == fit
 
 
 @pytest.mark.parametrize(("ratio", "fit"), [("pad", "pad"), ("square", "squash"), (None, "squash")])
 def test_what_is_left_to_siglips_processor_is_squashed(tmp_path: Path, ratio, fit) -> None:
     tower = {"model_type": "llava_qwen", "mm_vision_tower": "google/siglip-so400m-patch14-384"}
-    assert read(tmp_path, image_aspect_ratio=ratio, **tower).picture_layout("crop").fit == fit
+    assert read(tmp_path, image_aspect_ratio=ratio, **tower).image_layout("crop").fit == fit
 
 
 @pytest.mark.parametrize("pinpoints", [PINPOINTS, str(PINPOINTS)])
 def test_image_grids_are_width_first_in_the_original(tmp_path: Path, pinpoints: object) -> None:
     values = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
-    layout = read(tmp_path, **values, image_grid_pinpoints=pinpoints).picture_layout()
+    layout = read(tmp_path, **values, image_grid_pinpoints=pinpoints).image_layout()
 
     assert (layout.fit, layout.grid) == ("anyres", tuple(map(tuple, PINPOINTS)))
 

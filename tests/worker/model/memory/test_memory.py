@@ -8,7 +8,7 @@ import pytest
 import torch
 from llava_worker.model.config.model_config import ImageConfig, ModelConfig
 from llava_worker.model.memory_budget import (
-    MemoryShort,
+    InsufficientMemory,
     _container_bytes,
     _machine_bytes,
     available_bytes,
@@ -42,11 +42,13 @@ def test_a_model_too_large_is_refused_with_what_would_fit() -> None:
     free = available_bytes(CPU)
     assert free is not None
 
-    with pytest.raises(MemoryShort, match=r"in fp32 and the KV cache 0.0 GiB, but cpu has .* fits is bf16"):
+    with pytest.raises(
+        InsufficientMemory, match=r"in fp32 and the KV cache 0.0 GiB, but cpu has .* fits is bf16"
+    ):
         require_memory(model_of(int(free * 1.2)), IMAGE, precision="fp32", device=CPU, cache_bytes=1)
-    with pytest.raises(MemoryShort, match="nothing fits"):
+    with pytest.raises(InsufficientMemory, match="nothing fits"):
         require_memory(model_of(5 * free), IMAGE, precision="fp32", device=CPU, cache_bytes=1)
-    with pytest.raises(MemoryShort, match="what fits is a KV cache of"):
+    with pytest.raises(InsufficientMemory, match="what fits is a KV cache of"):
         require_memory(model_of(1 << 26), IMAGE, precision="bf16", device=CPU, cache_bytes=2 * free)
 
 

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.kernels.torch_impl import TorchKernels
-from llava_worker.model.kernels.triton_linear import TritonLinearKernels
+from llava_worker.model.kernels.w4a16 import W4A16Kernels
 from llava_worker.model.layers.linear import DenseLinear, Linear, LinearShape
 from llava_worker.model.llava import Llava
 from llava_worker.model.loading.weights import load_weights
 from llava_worker.model.memory_budget import weight_bytes
-from llava_worker.model.quantization.bitsandbytes import Bnb4Linear, Bnb8Linear
+from llava_worker.model.quantization.bitsandbytes import BnbInt8Linear, BnbNF4Linear
 from llava_worker.model.quantization.precision import choose_precision, precisions_on
-from llava_worker.model.quantization.weight_only import QuantizedLinear
+from llava_worker.model.quantization.quantized_linear import QuantizedLinear
 from torch import Tensor
 
 from tests.worker.checkpoints import write_checkpoint
@@ -40,7 +40,11 @@ needs_interpreter = pytest.mark.skipif(
 
 
 def bnb_layer(bits: int, shape: LinearShape, weight: Tensor, *, piece: int) -> Linear:
-    layer = Bnb8Linear(shape, device=CPU) if bits == 8 else Bnb4Linear(shape, dtype=torch.float32, device=CPU)
+    layer = (
+        BnbInt8Linear(shape, device=CPU)
+        if bits == 8
+        else BnbNF4Linear(shape, dtype=torch.float32, device=CPU)
+    )
     for start in range(0, len(weight), piece):
         layer.load_rows(start, weight[start : start + piece])
     return layer
@@ -89,11 +93,11 @@ def test_double_quantised_scales_are_those_of_the_library() -> None:
 @needs_bitsandbytes
 def test_rows_that_are_no_whole_blocks_are_refused_with_what_is_not() -> None:
     with pytest.raises(ValueError, match="a layer has 100 inputs, and NF4 takes multiples of 64: use int8"):
-        Bnb4Linear(LinearShape.plain(100, 8), dtype=torch.float16, device=CPU)
+        BnbNF4Linear(LinearShape.plain(100, 8), dtype=torch.float16, device=CPU)
 
 
 @needs_bitsandbytes
-@pytest.mark.parametrize(("name", "kind"), [("int8", Bnb8Linear), ("int4", Bnb4Linear)])
+@pytest.mark.parametrize(("name", "kind"), [("int8", BnbInt8Linear), ("int4", BnbNF4Linear)])
 def test_only_the_decoders_layers_are_in_fewer_bits_and_a_checkpoint_loads_into_them(
     tmp_path: Path, name: str, kind: type
 ) -> None:
@@ -127,7 +131,7 @@ def test_the_kernel_in_triton_multiplies_by_what_was_packed(
     shape = LinearShape.plain(inputs, outputs, has_bias=has_bias)
     ours, torchs = (
         QuantizedLinear(shape, bits=4, kernels=kernels, device=CPU)
-        for kernels in (TritonLinearKernels(), TorchKernels())
+        for kernels in (W4A16Kernels(), TorchKernels())
     )
     weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
     for layer in (ours, torchs):
@@ -172,8 +176,8 @@ def test_a_format_of_gpus_is_refused_on_a_cpu_with_what_is_served_there() -> Non
 @needs_bitsandbytes
 def test_only_llm_int8_keeps_steps_from_being_recorded() -> None:
     names = ("fp16", "bf16", "int4", "w4a16", "w8a8", "fp8", "int8")
-    assert [choose_precision(name, CUDA).is_recordable for name in names] == [True] * 6 + [False]
-    assert choose_precision("int8", CPU).is_recordable
+    assert [choose_precision(name, CUDA).is_capturable for name in names] == [True] * 6 + [False]
+    assert choose_precision("int8", CPU).is_capturable
 
 
 @needs_bitsandbytes

@@ -15,7 +15,7 @@ from llava_worker.model.llava import Llava
 from llava_worker.model.loading.weights import load_weights
 from llava_worker.model.memory_budget import weight_bytes
 from llava_worker.model.quantization.precision import Precision, choose_precision
-from llava_worker.model.quantization.weight_only import QuantizedLinear
+from llava_worker.model.quantization.quantized_linear import QuantizedLinear
 from torch import Tensor
 
 from tests.worker.checkpoints import LLAVA_INTERLEAVE, write_checkpoint
@@ -96,7 +96,7 @@ def test_loading_quantised_is_loading_and_then_quantising(tmp_path: Path, name: 
     for path, layer in layers.items():
         original = exact.get_submodule(path)
         assert isinstance(original, DenseLinear)
-        bits = precision.bits["decoder" if path.startswith("language_model.") else "head"]
+        bits = precision.bits["decoder" if path.startswith("language_model.") else "lm_head"]
         other = quantised(original.weight, bits, precision.kernels)
         assert torch.equal(layer.packed, other.packed) and torch.equal(layer.scales, other.scales)
         assert (layer.bias is None) == (original.bias is None)

@@ -13,11 +13,11 @@ from llava_worker.model.loading.weights import load_weights
 from llava_worker.model.memory_budget import weight_bytes
 from llava_worker.model.quantization.precision import choose_precision
 from llava_worker.model.quantization.w8a8 import (
-    SCALED,
-    ScaledFormat,
-    ScaledLinear,
-    fault_of_scaled,
+    W8A8_FORMATS,
+    W8A8Format,
+    W8A8Linear,
     require_capability,
+    self_test,
 )
 from torch import Tensor
 
@@ -29,14 +29,14 @@ SIZE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, 
 WORST = {"w8a8": 0.02, "fp8": 0.06}  # relative, of rows of normal numbers
 
 
-@pytest.fixture(params=SCALED)
+@pytest.fixture(params=W8A8_FORMATS)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 def layer_of(name: str, weight: Tensor, *, piece: int = 1 << 20, shape: LinearShape | None = None) -> Linear:
     shape = shape or LinearShape.plain(weight.shape[1], weight.shape[0])
-    layer = ScaledLinear(shape, SCALED[name], dtype=torch.float32, device=CPU)
+    layer = W8A8Linear(shape, W8A8_FORMATS[name], dtype=torch.float32, device=CPU)
     for start in range(0, len(weight), piece):
         layer.load_rows(start, weight[start : start + piece])
     return layer
@@ -45,11 +45,11 @@ def layer_of(name: str, weight: Tensor, *, piece: int = 1 << 20, shape: LinearSh
 @pytest.mark.parametrize("num_rows", [1, 16, 17, 33])
 def test_products_are_those_of_the_definition(name: str, num_rows: int) -> None:
     torch.manual_seed(0)
-    kind = SCALED[name]
-    w, w_scales = kind.round(torch.randn(48, 1600))
-    x, x_scales = kind.round(torch.randn(num_rows, 1600) * 9)
+    kind = W8A8_FORMATS[name]
+    w, w_scales = kind.quantize(torch.randn(48, 1600))
+    x, x_scales = kind.quantize(torch.randn(num_rows, 1600) * 9)
 
-    got = kind.multiply(x, x_scales, w, w_scales)
+    got = kind.matmul(x, x_scales, w, w_scales)
 
     wanted = kind.reference(x, x_scales, w, w_scales)
     tolerance = 1e-5 if got.dtype == torch.float32 else 2**-8
@@ -103,9 +103,9 @@ def test_only_the_decoders_layers_are_in_8_bits_and_what_they_take_is_known_befo
 
     layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, Linear)}
 
-    assert {type(layer) for path, layer in layers.items() if "language_model" in path} == {ScaledLinear}
+    assert {type(layer) for path, layer in layers.items() if "language_model" in path} == {W8A8Linear}
     assert {type(layer) for path, layer in layers.items() if "language_model" not in path} == {DenseLinear}
-    assert precision.is_recordable
+    assert precision.is_capturable
     assert weight_bytes(config, image, name, CUDA) == sum(each.nbytes for each in model.parameters())
     out = layers["language_model.layers.0.mlp.down_proj"](torch.randn(3, 192, dtype=precision.dtype))
     assert out.dtype == precision.dtype and out.isfinite().all() and out.abs().max() > 0
@@ -125,7 +125,7 @@ def test_an_older_card_is_told_what_it_lacks_and_what_serves(name: str, capabili
 
 
 def test_a_card_that_has_what_is_needed_is_not_refused(name: str) -> None:
-    require_capability(name, SCALED[name].capability, "it")
+    require_capability(name, W8A8_FORMATS[name].capability, "it")
     require_capability(name, (12, 0), "it")
 
 
@@ -152,23 +152,23 @@ def test_sizes_that_the_products_do_not_take_are_refused_with_those_that_they_do
     layer_of("w8a8", torch.zeros(64, 104))
 
 
-class Forgetful(type(SCALED["w8a8"])):
+class Forgetful(type(W8A8_FORMATS["w8a8"])):
     """Right but for the last rows, where there are many."""
 
-    def multiply(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
-        y = super().multiply(x, x_scales, w, w_scales)
+    def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
+        y = super().matmul(x, x_scales, w, w_scales)
         y[256:] = 0
         return y
 
 
-class Refusing(type(SCALED["w8a8"])):
-    def multiply(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
+class Refusing(type(W8A8_FORMATS["w8a8"])):
+    def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
         raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED\nat this line")
 
 
 def test_products_that_are_wrong_are_found_before_they_serve(name: str) -> None:
-    kinds: list[ScaledFormat] = [SCALED[name], Forgetful(), Refusing()]
-    right, wrong, refused = (fault_of_scaled(kind, CPU) for kind in kinds)
+    kinds: list[W8A8Format] = [W8A8_FORMATS[name], Forgetful(), Refusing()]
+    right, wrong, refused = (self_test(kind, CPU) for kind in kinds)
     assert right is None
     assert wrong is not None and wrong.startswith("a product is ")
     assert refused == "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_SUPPORTED"

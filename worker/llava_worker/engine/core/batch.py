@@ -16,8 +16,8 @@ from torch import Tensor
 
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.sequence import ImageSpan, Sequence
-from llava_worker.model.attention.base import PackedRows
-from llava_worker.model.device_copy import upload
+from llava_worker.model.attention.base import AttentionMetadata
+from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["Batch", "FeatureSpan", "PromptRows"]
 
@@ -56,7 +56,7 @@ class Batch:
 
     token_ids: Tensor  # int64 [tokens]
     positions: Tensor  # int64 [tokens]
-    rows: PackedRows
+    rows: AttentionMetadata
     feature_spans: list[FeatureSpan]
     sampled: list[Chunk]
     sampled_rows: Tensor  # int64 [sampled + their drafts]
@@ -88,12 +88,12 @@ class Batch:
             for row in range(ends[index] - 1 - len(chunks[index].drafts), ends[index])
         ]
         on_device = _upload([token_ids, positions, slots, sampled_rows, tables.ravel()], device)
-        rows = PackedRows(
+        rows = AttentionMetadata(
             query_lens=tuple(lens.tolist()),
             context_lens=tuple((starts + lens).tolist()),
             num_decodes=int((lens == 1).sum()),
             block_tables=on_device[4].view(tables.shape),
-            slots=on_device[2],
+            slot_mapping=on_device[2],
         )
         return cls(
             token_ids=on_device[0],
@@ -109,7 +109,7 @@ class Batch:
 def _upload(parts: Items[Items[int] | NDArray[np.int64]], device: torch.device) -> tuple[Tensor, ...]:
     """Each part as int64 on the device, all of them in one asynchronous copy."""
     arrays = [np.asarray(part, dtype=np.int64) for part in parts]
-    return torch.split(upload(np.concatenate(arrays), device), [len(array) for array in arrays])
+    return torch.split(copy_to_device(np.concatenate(arrays), device), [len(array) for array in arrays])
 
 
 def _order(chunk: Chunk) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.step_result import ChunkResult
-from llava_worker.model.device_copy import upload
+from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["InFlightStep", "completed"]
 
@@ -37,7 +37,7 @@ class InFlightStep:
         rows = [row_of[chunk.sequence] for chunk in chunks]
         if rows == list(range(len(self.token_ids))):
             return self.token_ids
-        return self.token_ids[upload(np.array(rows), self.token_ids.device)]
+        return self.token_ids[copy_to_device(np.array(rows), self.token_ids.device)]
 
 
 def completed(chunks: list[Chunk], results: list[ChunkResult]) -> InFlightStep:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
 
 import torch
 
-from llava_worker.model.attention.int8_kv_cache import Int8KVCache
-from llava_worker.model.attention.kv_cache import ExactKVCache, KVCache
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.config.model_config import ModelConfig
-from llava_worker.model.memory_budget import MemoryShort, available_bytes
+from llava_worker.model.memory_budget import InsufficientMemory, available_bytes
 from llava_worker.model.quantization.precision import Precision
 
-__all__ = ["KV_CACHE_DTYPES", "CacheShape", "plan_cache", "fit_cache"]
+__all__ = ["KV_CACHE_DTYPES", "allocate_cache", "plan_cache", "fit_cache"]
 
-KV_CACHE_DTYPES: dict[str, type[ExactKVCache] | type[Int8KVCache]] = {
-    "auto": ExactKVCache,
-    "int8": Int8KVCache,
-}
+KV_CACHE_DTYPES = ("auto", "int8")
 
 # At most so much of the memory beside the weights. On a GPU nobody else is expected; a CPU's memory is also
 # the queue's, the pictures' and other programs'.
@@ -33,60 +28,6 @@ _MIB = 1 << 20
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class CacheShape:
-    """A KV cache that was sized but not made."""
-
-    kind: type[ExactKVCache] | type[Int8KVCache]
-    num_blocks: int
-    block_size: int
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    dtype: torch.dtype  # of what attention computes with
-
-    @property
-    def num_bytes(self) -> int:
-        return self.num_blocks * self.bytes_per_block
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that find room."""
-        return self.num_blocks * self.block_size
-
-    @property
-    def bytes_per_block(self) -> int:
-        return self.kind.bytes_per_block(
-            self.block_size,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            head_dim=self.head_dim,
-            dtype=self.dtype,
-        )
-
-    def within(self, max_bytes: int) -> CacheShape:
-        """The same with as many of its blocks as fit."""
-        return replace(self, num_blocks=min(self.num_blocks, max(0, max_bytes) // self.bytes_per_block))
-
-    def make(self, device: torch.device) -> KVCache:
-        """Raises MemoryShort: what was free when it was planned may have gone to somebody else."""
-        try:
-            return self.kind(
-                self.num_blocks,
-                self.block_size,
-                num_layers=self.num_layers,
-                num_heads=self.num_heads,
-                head_dim=self.head_dim,
-                dtype=self.dtype,
-                device=device,
-            )
-        except (RuntimeError, MemoryError, OSError, OverflowError) as error:  # torch's own, and a CPU's
-            raise MemoryShort(
-                f"a KV cache of {self.num_bytes // _MIB} MiB does not fit on {device}, which has "
-                f"{(available_bytes(device) or 0) // _MIB} MiB free: give it less ({error})"
-            ) from error
-
-
 def plan_cache(
     config: ModelConfig,
     precision: Precision,
@@ -97,7 +38,7 @@ def plan_cache(
     free_bytes: int | None,
     block_size: int,
     max_num_sequences: int,
-) -> CacheShape:
+) -> KVCacheSpec:
     """As many blocks as ``max_num_sequences`` full contexts need, within ``max_bytes``.
 
     Without ``max_bytes`` the bound is a share of ``free_bytes``, what the device has beside the weights, or
@@ -109,14 +50,12 @@ def plan_cache(
         raise ValueError(f"kv_cache_dtype is {kv_cache_dtype!r}; it must be auto or int8")
     text = config.text_config
     blocks_per_context = -(-text.max_position_embeddings // block_size)
-    shape = CacheShape(
-        kind=KV_CACHE_DTYPES[kv_cache_dtype],
+    shape = KVCacheSpec.for_model(
+        text,
         num_blocks=blocks_per_context * max_num_sequences,
         block_size=block_size,
-        num_layers=text.num_hidden_layers,
-        num_heads=text.num_key_value_heads,
-        head_dim=text.head_dim,
         dtype=precision.dtype,
+        is_int8=kv_cache_dtype == "int8",
     )
     if max_bytes is None:
         max_bytes = _usual_bytes(device, free_bytes, context_bytes=blocks_per_context * shape.bytes_per_block)
@@ -133,14 +72,14 @@ def _usual_bytes(device: torch.device, free_bytes: int | None, *, context_bytes:
     return min(share, max(CPU_BYTES, context_bytes)) if device.type == "cpu" else share
 
 
-def fit_cache(planned: CacheShape, config: ModelConfig, *, left_bytes: int | None) -> CacheShape:
+def fit_cache(planned: KVCacheSpec, config: ModelConfig, *, left_bytes: int | None) -> KVCacheSpec:
     """The planned cache, or less of it where ``left_bytes`` beside everything else are not enough.
 
-    None is room for all. Raises MemoryShort if not even one picture fits.
+    None is room for all. Raises InsufficientMemory if not even one picture fits.
     """
     shape = planned if left_bytes is None else planned.within(left_bytes)
     if left_bytes is not None and shape.num_tokens <= config.tokens_per_tile:
-        raise MemoryShort(
+        raise InsufficientMemory(
             f"weights, the largest step and the picture cache leave {max(0, left_bytes)} bytes to the KV "
             f"cache, {_too_little(shape, config)}, or have fewer answers computed at once"
         )
@@ -159,7 +98,18 @@ def fit_cache(planned: CacheShape, config: ModelConfig, *, left_bytes: int | Non
     return shape
 
 
-def _too_little(shape: CacheShape, config: ModelConfig) -> str:
+def allocate_cache(spec: KVCacheSpec, device: torch.device) -> KVCache:
+    """Raises InsufficientMemory: another process may have taken what was free when the cache was planned."""
+    try:
+        return KVCache(spec, device)
+    except (RuntimeError, MemoryError, OSError, OverflowError) as error:  # torch's own, and a CPU's
+        raise InsufficientMemory(
+            f"a KV cache of {spec.num_bytes // _MIB} MiB does not fit on {device}, which has "
+            f"{(available_bytes(device) or 0) // _MIB} MiB free: give it less ({error})"
+        ) from error
+
+
+def _too_little(shape: KVCacheSpec, config: ModelConfig) -> str:
     needed = shape.bytes_per_block * -(-config.text_config.max_position_embeddings // shape.block_size)
     return (
         f"room for {shape.num_tokens} tokens; one picture takes {config.tokens_per_tile}: "

@@ -85,8 +85,3 @@ class EngineStats:
     forward_s_total: float = 0.0
     sample_s_total: float = 0.0
     postprocess_s_total: float = 0.0
-
-    @property
-    def num_computed_tokens_total(self) -> int:
-        """Through the model: prompts, outputs, drafts, repeats after a preemption."""
-        return self.num_prefill_tokens_total + self.num_decode_tokens_total

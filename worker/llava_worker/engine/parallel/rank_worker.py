@@ -14,25 +14,25 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import torch
 from torch import nn
 
-from llava_worker.engine.core.kv_cache_size import KV_CACHE_DTYPES, CacheShape
+from llava_worker.engine.core.kv_cache_size import allocate_cache
 from llava_worker.engine.parallel.rank_group import RankSetup, join
-from llava_worker.model.attention.kv_cache import KVCache
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import ModelConfig, read_config
 from llava_worker.model.decoder import LlamaDecoder
 from llava_worker.model.loading.weights import load_weights
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from llava_worker.model.tensor_parallel import (
-    CacheOrder,
-    CopyOrder,
-    Order,
-    StepOrder,
+    CacheCommand,
+    CopyCommand,
+    RankCommand,
+    StepCommand,
     TensorParallel,
     read_frame,
     receive_step,
@@ -41,7 +41,6 @@ from llava_worker.model.tensor_parallel import (
 __all__ = ["RankWorker", "main"]
 
 _PR_SET_PDEATHSIG = 1
-_T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
@@ -73,41 +72,38 @@ class RankWorker:
         )
 
     @torch.inference_mode()
-    def execute(self, order: Order) -> None:
-        if isinstance(order, CacheOrder):
+    def execute(self, command: RankCommand) -> None:
+        if isinstance(command, CacheCommand):
             self._cache = None  # freed before the next is allocated
-            self._cache = self._make_cache(order)
+            self._cache = self._make_cache(command)
             return
         assert self._cache is not None
-        if isinstance(order, CopyOrder):
-            rows = torch.arange(order.num_rows, device=self._device)
-            self._cache.copy_rows(order.first + rows, order.target + rows)
+        if isinstance(command, CopyCommand):
+            rows = torch.arange(command.num_rows, device=self._device)
+            self._cache.copy_rows(command.first + rows, command.target + rows)
             return
         size, dtype = self._config.text_config.hidden_size, self._precision.dtype
-        x, positions, packed = receive_step(order, size, dtype, self._device)
+        x, positions, packed = receive_step(command, size, dtype, self._device)
         self._decoder(x, positions, self._backend.plan(packed, self._cache))
 
-    def _make_cache(self, order: CacheOrder) -> KVCache:
-        text = self._config.text_config
-        shape = CacheShape(
-            kind=KV_CACHE_DTYPES[self._setup.kv_cache_dtype],
-            num_blocks=order.num_blocks,
-            block_size=order.block_size,
-            num_layers=text.num_hidden_layers,
-            num_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
+    def _make_cache(self, command: CacheCommand) -> KVCache:
+        spec = KVCacheSpec.for_model(
+            self._config.text_config,
+            num_blocks=command.num_blocks,
+            block_size=command.block_size,
             dtype=self._precision.dtype,
+            is_int8=self._setup.kv_cache_dtype == "int8",
         )
-        cache = shape.make(self._device)
-        cache.claim(shape.num_tokens)  # a rank does not know when the engine is idle
+        cache = allocate_cache(spec, self._device)
+        cache.prefault(spec.num_tokens)  # a rank does not know when the engine is idle
         return cache
 
 
 def main() -> int:
     """The exit status; 0 only if the first rank has exited."""
     _end_with_parent()
-    orders = _Orders()
-    setup = orders.next(RankSetup)
+    commands = _Commands()
+    setup = commands.next(RankSetup)
     logging.basicConfig(
         level=setup.log_level, format=f"%(asctime)s %(levelname)s %(name)s: rank {setup.index}: %(message)s"
     )
@@ -118,18 +114,18 @@ def main() -> int:
         worker = RankWorker(setup)
         worker.load()
         while True:
-            worker.execute(orders.next(CacheOrder | CopyOrder | StepOrder))
+            worker.execute(commands.next(CacheCommand | CopyCommand | StepCommand))
     except Exception:
         logger.critical("the rank fails and ends, and with it the worker", exc_info=True)
         return 1
 
 
-class _Orders:
+class _Commands:
     """Reads ahead in a thread, which ends the process when the pipe closes."""
 
     def __init__(self) -> None:
         self._frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="orders", daemon=True).start()
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
 
     def next(self, kind: Any) -> Any:
         """Wait for the next command."""
@@ -150,7 +146,7 @@ def _end_with_parent() -> None:
 
 def _share(setup: RankSetup) -> ModelConfig:
     tower = Path(setup.vision_tower) if setup.vision_tower else None
-    return read_config(Path(setup.config_folder), tower).share_of(setup.size)
+    return read_config(Path(setup.config_folder), tower).shard(setup.size)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llava_worker.engine.core.sequence import has_penalties
-from llava_worker.model.device_copy import upload
+from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["LogitsProcessorState", "apply"]
 
@@ -82,7 +82,7 @@ def apply(logits: Tensor, rows: Items[tuple[int, int, LogitsProcessorState]]) ->
     if biased:
         index = _index(logits, [(row, state.bias_ids) for row, state in biased])
         bias = np.concatenate([state.bias for _, state in biased])
-        logits.index_put_(index, upload(bias, logits.device), accumulate=True)
+        logits.index_put_(index, copy_to_device(bias, logits.device), accumulate=True)
     too_short = [
         (row, state.end_ids)
         for row, position, state in rows
@@ -97,7 +97,7 @@ def apply(logits: Tensor, rows: Items[tuple[int, int, LogitsProcessorState]]) ->
 
 def _mask_end(logits: Tensor, too_short: Items[tuple[int, NDArray[np.int64]]]) -> None:
     """Mask the end tokens, except in rows where a grammar allows nothing else."""
-    rows = upload(np.array([row for row, _ in too_short]), logits.device)
+    rows = copy_to_device(np.array([row for row, _ in too_short]), logits.device)
     before = logits[rows]
     logits.index_put_(_index(logits, too_short), logits.new_full((), -torch.inf))
     after = logits[rows]
@@ -108,10 +108,10 @@ def _penalize(logits: Tensor, penalized: Items[tuple[int, LogitsProcessorState]]
     index = _index(logits, [(row, state.ids) for row, state in penalized])
     lengths = [len(state.ids) for _, state in penalized]
     samplings = [state.sampling for _, state in penalized]
-    counts = upload(np.concatenate([state.counts for _, state in penalized]), logits.device)
+    counts = copy_to_device(np.concatenate([state.counts for _, state in penalized]), logits.device)
 
     def per_token(values: Items[float]) -> Tensor:
-        return upload(np.repeat(np.array(values, dtype=np.float32), lengths), logits.device)
+        return copy_to_device(np.repeat(np.array(values, dtype=np.float32), lengths), logits.device)
 
     repetition = per_token([max(s.repetition_penalty, _MIN_REPETITION_PENALTY) for s in samplings])
     values = logits[index]
@@ -125,4 +125,4 @@ def _index(logits: Tensor, parts: Items[tuple[int, NDArray[np.int64]]]) -> tuple
     """(rows, columns) of the given tokens of each row."""
     rows = np.repeat([row for row, _ in parts], [len(ids) for _, ids in parts])
     columns = np.concatenate([ids for _, ids in parts])
-    return upload(rows, logits.device), upload(columns, logits.device)
+    return copy_to_device(rows, logits.device), copy_to_device(columns, logits.device)

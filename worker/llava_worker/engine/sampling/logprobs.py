@@ -15,7 +15,7 @@ from torch import Tensor
 from llava_worker.engine.core.batch import PromptRows
 from llava_worker.engine.core.outputs import TokenLogprobs
 from llava_worker.engine.core.scheduler import Chunk
-from llava_worker.model.device_copy import upload
+from llava_worker.model.device_copy import copy_to_device
 from llava_worker.model.llava import Llava
 
 __all__ = ["Logprobs", "PickedLogprobs", "add_prompt_logprobs"]
@@ -32,7 +32,7 @@ class Logprobs:
         """Logits fp32 [rows, vocab]; ``num_top`` alternatives for each of ``rows``."""
         self._rows = rows
         self._num_top = num_top
-        self._row_index = upload(np.array(rows), logits.device)
+        self._row_index = copy_to_device(np.array(rows), logits.device)
         self._values = logits[self._row_index].log_softmax(-1).clamp(min=MIN_LOGPROB)
 
     @staticmethod

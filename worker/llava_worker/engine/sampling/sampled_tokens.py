@@ -13,7 +13,7 @@ from llava_worker.engine.core.outputs import TokenLogprobs
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.step_result import ChunkResult, TokenResult
 from llava_worker.engine.sampling.logprobs import PickedLogprobs
-from llava_worker.model.download import Download
+from llava_worker.model.device_copy import HostCopy
 
 __all__ = ["SampledTokens", "count_accepted"]
 
@@ -42,7 +42,7 @@ class SampledTokens:
         self._errors = errors
         self._vectors = vectors
         tokens = token_ids.where(is_valid, _NO_TOKEN)
-        self._download = Download([tokens, *([] if logprobs is None else logprobs.tensors)])
+        self._download = HostCopy([tokens, *([] if logprobs is None else logprobs.tensors)])
 
     def results(self) -> list[ChunkResult]:
         """Wait for the device and return a result for each chunk."""

@@ -25,7 +25,7 @@ from llava_worker.engine.sampling.logits_processor import LogitsProcessorState
 from llava_worker.engine.sampling.logprobs import Logprobs
 from llava_worker.engine.sampling.sampled_tokens import SampledTokens
 from llava_worker.engine.sampling.top_k_top_p import truncate
-from llava_worker.model.device_copy import upload
+from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["Sampler", "SamplingRow", "sample", "uniform"]
 
@@ -96,7 +96,7 @@ def sample(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:
     token_ids = logits.argmax(dim=-1)
     random = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
     if random:
-        row_index = upload(np.array(random), logits.device)
+        row_index = copy_to_device(np.array(random), logits.device)
         token_ids[row_index] = _draw(logits[row_index], [rows[index] for index in random])
     return token_ids
 
@@ -130,12 +130,12 @@ def _draw(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:
     """
     device = logits.device
     temperatures = [min(max(row.sampling.temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE) for row in rows]
-    temperature = upload(np.array(temperatures, dtype=np.float32), device)[:, None]
+    temperature = copy_to_device(np.array(temperatures, dtype=np.float32), device)[:, None]
     scaled = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0: a tiny temperature is safe
     probabilities = truncate(scaled.double().softmax(-1), [row.sampling for row in rows])
     cumulative = probabilities.cumsum(-1)
     points = uniform([row.sampling.seed for row in rows], [row.position for row in rows])
-    targets = upload(points, device)[:, None] * cumulative[:, -1:]
+    targets = copy_to_device(points, device)[:, None] * cumulative[:, -1:]
     token_ids = torch.searchsorted(cumulative, targets, right=True)[:, 0]
     # Rounding can push a target onto the total: then the last token of positive probability is meant.
     last = logits.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(-1)

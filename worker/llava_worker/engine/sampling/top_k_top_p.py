@@ -9,7 +9,7 @@ import torch
 from llava_wire.messages.sampling_params import SamplingParams
 from torch import Tensor
 
-from llava_worker.model.device_copy import upload
+from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["truncate"]
 
@@ -27,7 +27,7 @@ def truncate(probabilities: Tensor, samplings: Rows[SamplingParams]) -> Tensor:
         probabilities = _keep_min_p(probabilities, [sampling.min_p for sampling in samplings])
     if rows:
         probabilities = probabilities.clone()
-        row_index = upload(np.array(rows), probabilities.device)
+        row_index = copy_to_device(np.array(rows), probabilities.device)
         probabilities[row_index] = _keep_top(probabilities[row_index], [samplings[row] for row in rows])
     return probabilities
 
@@ -38,7 +38,7 @@ def _needs_sort(sampling: SamplingParams) -> bool:
 
 def _keep_min_p(probabilities: Tensor, min_ps: Rows[float]) -> Tensor:
     """Keep tokens at least ``min_p`` times as likely as the most likely one."""
-    share = upload(np.array(min_ps), probabilities.device)[:, None]
+    share = copy_to_device(np.array(min_ps), probabilities.device)[:, None]
     return probabilities.where(probabilities >= share * probabilities.amax(-1, keepdim=True), 0)
 
 
@@ -48,10 +48,10 @@ def _keep_top(probabilities: Tensor, samplings: Rows[SamplingParams]) -> Tensor:
     Tokens as likely as the last one kept are kept too, so that the order of equal ones does not matter.
     """
     device, vocab_size = probabilities.device, probabilities.shape[-1]
-    top_k = upload(np.array([min(s.top_k, vocab_size) or vocab_size for s in samplings]), device)
+    top_k = copy_to_device(np.array([min(s.top_k, vocab_size) or vocab_size for s in samplings]), device)
     # Infinity: rounding must not cut the tail of a row that keeps all.
     top_ps = [s.top_p if s.top_p < 1 else torch.inf for s in samplings]
-    top_p = upload(np.array(top_ps), device)
+    top_p = copy_to_device(np.array(top_ps), device)
     # Only the device knows whether a few suffice, and reading that would synchronize: a GPU sorts all.
     num_sorted = min(_NUM_LIKELIEST, vocab_size) if device.type == "cpu" else vocab_size
     likeliest = probabilities.topk(num_sorted, dim=-1).values

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from llava_worker.engine.core.encoder_cache import EncoderCache
-from llava_worker.engine.core.kv_cache_size import CacheShape, fit_cache, plan_cache
+from llava_worker.engine.core.kv_cache_size import allocate_cache, fit_cache, plan_cache
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.model_runner import ModelRunner
 from llava_worker.engine.parallel.rank_group import RankGroup, RankSetup
@@ -21,6 +21,7 @@ from llava_worker.engine.startup.graph_capture import capture_graphs
 from llava_worker.engine.startup.model_info import ModelInfo
 from llava_worker.engine.startup.warmup import max_tiles_per_step, warm_up
 from llava_worker.model.attention.base import AttentionBackend
+from llava_worker.model.attention.kv_cache import KVCacheSpec
 from llava_worker.model.attention.select import choose_backend
 from llava_worker.model.config.model_config import (
     CheckpointError,
@@ -34,7 +35,7 @@ from llava_worker.model.llava import Llava
 from llava_worker.model.loading.weights import Progress, load_weights
 from llava_worker.model.memory_budget import WORKING_BYTES, available_bytes, require_memory, weight_bytes
 from llava_worker.model.quantization.precision import Precision, choose_precision
-from llava_worker.model.tensor_parallel import ALONE, TensorParallel
+from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 
 __all__ = ["CheckpointError", "ModelInfo", "build_engine", "choose_device"]
 
@@ -53,13 +54,13 @@ def build_engine(
     """Load the checkpoint and build an engine. A thread calls ``on_lost_rank`` with the device if one of
     several ranks exits.
 
-    Raises CheckpointError for a folder that cannot be served, ValueError for a wrong setting, MemoryShort, a
-    ValueError, for a model that does not fit, and WarmupError for one that fails at its first step.
-    """
+    Raises CheckpointError for a folder that cannot be served, ValueError for a wrong setting,
+    InsufficientMemory, a ValueError, for a model that does not fit, and WarmupError for one that fails at its
+    first step."""
     _set_threads(config)
     plan = _Plan.make(config)
     stopwatch = _Stopwatch()
-    ranks = ALONE if config.tensor_parallel_size == 1 else _start_ranks(plan, on_lost_rank)
+    ranks = SINGLE_RANK if config.tensor_parallel_size == 1 else _start_ranks(plan, on_lost_rank)
     model = Llava(
         plan.model_config, plan.image_config, precision=plan.precision, device=plan.device, ranks=ranks
     )
@@ -116,7 +117,7 @@ class _Plan:
     precision: Precision
     device: torch.device
     backend: AttentionBackend
-    cache: CacheShape  # at most; the largest step may leave less
+    cache: KVCacheSpec  # at most; the largest step may leave less
 
     @classmethod
     def make(cls, config: EngineConfig) -> _Plan:
@@ -127,8 +128,8 @@ class _Plan:
         is_small = weight_bytes(model, image, "fp32") <= SMALL_BYTES
         precision = choose_precision(config.precision, device, is_small=is_small)
         if num_ranks > 1:
-            precision.require_dividable()
-            model = model.share_of(num_ranks)
+            precision.require_shardable()
+            model = model.shard(num_ranks)
         backend = choose_backend(precision, model.text_config, device)
         require_memory(model, image, precision=precision.name, device=device, cache_bytes=0)
         free = _free_bytes(device, num_ranks)
@@ -155,7 +156,7 @@ class _Plan:
         )
 
 
-def _measure_cache(model: Llava, plan: _Plan) -> CacheShape:
+def _measure_cache(model: Llava, plan: _Plan) -> KVCacheSpec:
     """Run the first steps. The KV cache that they, the encoder cache and torch itself leave memory for."""
     config = plan.config
     step = warm_up(
@@ -184,16 +185,16 @@ def _measure_cache(model: Llava, plan: _Plan) -> CacheShape:
     return shape
 
 
-def _build_runner(model: Llava, plan: _Plan, shape: CacheShape, context_length: int) -> ModelRunner:
+def _build_runner(model: Llava, plan: _Plan, shape: KVCacheSpec, context_length: int) -> ModelRunner:
     """Allocate the caches and, where device and number format allow it, capture CUDA graphs."""
     config = plan.config
-    cache = shape.make(plan.device)
-    cache.claim(context_length)  # for the first long request; the rest is claimed while the engine is idle
+    cache = allocate_cache(shape, plan.device)
+    cache.prefault(context_length)  # for the first long request; the rest is claimed while the engine is idle
     runner = ModelRunner(model, cache, plan.backend, EncoderCache(config.encoder_cache_bytes))
     if plan.captures_graphs:
         capture_graphs(
             runner,
-            includes_decoding=plan.precision.is_recordable,
+            includes_decoding=plan.precision.is_capturable,
             max_rows=config.max_num_sequences,
             max_tiles=max_tiles_per_step(model, config.max_batch_tokens),
             context_length=context_length,
@@ -231,9 +232,9 @@ def _set_threads(config: EngineConfig) -> None:
         torch.set_num_threads(num_threads)
 
 
-def _model_info(plan: _Plan, cache: CacheShape) -> ModelInfo:
+def _model_info(plan: _Plan, cache: KVCacheSpec) -> ModelInfo:
     config, image = plan.model_config, plan.image_config
-    layout = config.picture_layout(image.fit)
+    layout = config.image_layout(image.fit)
     return ModelInfo(
         name=plan.config.checkpoint.resolve().name,
         image_side=layout.side,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.model.gpu.cuda_graphs import cuda_recorder, recorded
+from llava_worker.model.gpu.cuda_graphs import cuda_graph_capture, try_capture
 from llava_worker.model.gpu.decode_graphs import DecodeGraphs
 from llava_worker.model.gpu.tower_graphs import TowerGraphs
 
@@ -15,9 +15,10 @@ def capture_graphs(
 ) -> None:
     """Capture before anything is in the runner's cache. Not every number format ``includes_decoding``. The
     log reports a capture that fails; the engine then runs without it."""
-    record = cuda_recorder(runner.model.device)  # shared: one graph runs at a time
-    tower = recorded(
-        TowerGraphs(runner.model, record, max_tiles=max_tiles), f"the vision tower of up to {max_tiles} tiles"
+    capture = cuda_graph_capture(runner.model.device)  # shared: one graph runs at a time
+    tower = try_capture(
+        TowerGraphs(runner.model, capture, max_tiles=max_tiles),
+        f"the vision tower of up to {max_tiles} tiles",
     )
     if tower is not None:
         runner.encode = tower.encode
@@ -26,8 +27,8 @@ def capture_graphs(
             runner.model,
             runner.cache,
             runner.backend,
-            record,
+            capture,
             max_rows=max_rows,
             context_length=context_length,
         )
-        runner.graphs = recorded(decoding, f"decoding of up to {max_rows} answers")
+        runner.graphs = try_capture(decoding, f"decoding of up to {max_rows} answers")

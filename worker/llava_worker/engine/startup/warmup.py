@@ -18,13 +18,14 @@ import torch
 from llava_wire.messages.sampling_params import SamplingParams
 
 from llava_worker.engine.core.encoder_cache import EncoderCache
-from llava_worker.engine.core.kv_cache_size import CacheShape
+from llava_worker.engine.core.kv_cache_size import allocate_cache
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.sequence import GREEDY, Sequence
 from llava_worker.engine.model_runner import MAX_TILES_PER_PASS, ModelRunner
 from llava_worker.model.attention.base import AttentionBackend
+from llava_worker.model.attention.kv_cache import KVCacheSpec
 from llava_worker.model.llava import Llava
-from llava_worker.model.memory_budget import MemoryShort
+from llava_worker.model.memory_budget import InsufficientMemory
 from llava_worker.model.peak_memory import PeakMemory
 
 __all__ = ["StepMemory", "WarmupError", "max_tiles_per_step", "warm_up"]
@@ -59,17 +60,17 @@ class StepMemory:
 def warm_up(
     model: Llava,
     backend: AttentionBackend,
-    cache: CacheShape,
+    cache: KVCacheSpec,
     *,
     max_num_sequences: int,
     max_batch_tokens: int,
 ) -> StepMemory:
     """Run the steps and measure their memory; ``cache`` bounds the context as the engine's will.
 
-    Raises MemoryShort if a step does not fit, WarmupError if it fails otherwise.
+    Raises InsufficientMemory if a step does not fit, WarmupError if it fails otherwise.
     """
     context = min(model.config.text_config.max_position_embeddings, cache.num_tokens)
-    scratch = cache.within(cache.bytes_per_block).make(model.device)
+    scratch = allocate_cache(cache.within(cache.bytes_per_block), model.device)
     steps = _Steps(ModelRunner(model, scratch, backend, EncoderCache(0)), context)
     num_tiles = max_tiles_per_step(model, max_batch_tokens)
     try:
@@ -79,7 +80,7 @@ def warm_up(
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise WarmupError(f"the model fails at its first step: {error}") from error
-        raise MemoryShort(
+        raise InsufficientMemory(
             f"the weights fit on {model.device}, but beside them a step of {max_batch_tokens} tokens and "
             f"{max_num_sequences} answers with a context of {context} does not: let fewer answers be "
             f"computed at once, or bound the KV cache, and with it the context ({error})"
@@ -118,7 +119,7 @@ class _Steps:
 
     def encode(self, num_tiles: int) -> int:
         model = self._runner.model
-        side = model.config.picture_layout().side
+        side = model.config.image_layout().side
         with torch.inference_mode(), PeakMemory(model.device) as peak:
             tiles = torch.zeros((num_tiles, side, side, 3), dtype=torch.uint8, device=model.device)
             model.encode(tiles)
@@ -147,7 +148,7 @@ class _Steps:
 
 def max_tiles_per_step(model: Llava, max_batch_tokens: int) -> int:
     """Tiles per pass of the vision tower: of as many images as a step encodes, or of one large image."""
-    layout = model.config.picture_layout()
+    layout = model.config.image_layout()
     largest = 1 + max((width * height // layout.side**2 for width, height in layout.grid), default=0)
     return min(MAX_TILES_PER_PASS, max(largest, max_batch_tokens // model.config.tokens_per_tile))
 

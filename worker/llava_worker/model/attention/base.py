@@ -1,14 +1,13 @@
-"""What the decoder asks of attention, and what a backend is told about a forward pass.
+"""The interface of attention: what a backend is given for a forward pass, and what the decoder calls.
 
-A forward pass is packed: the tokens of all rows stand one after another without padding, a row being the new
-tokens of one sequence. Rows with one new token come first, then those of a few: an answer's last token with
-the guesses after it.
+A forward pass is packed: the tokens of all rows are concatenated without padding. A row is the new tokens of
+one sequence. Rows of one token (decodes) come first, then short rows (a sequence's last token with the draft
+tokens after it), then chunks of prompts.
 
     tokens        | a | b | c  c  c  c | d  d |         query_lens    (1, 1, 4, 2)
     seen by last    9  33            4    70            context_lens  (9, 33, 4, 70)
 
-A backend plans once for each forward pass (masks, gather indices, kernel metadata) and then attends once for
-each layer.
+A backend plans once per forward pass (masks, gather indices, kernel metadata) and attends once per layer.
 """
 
 from __future__ import annotations
@@ -22,31 +21,31 @@ from torch import Tensor
 from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.layers.rotary import Rotation
 
-__all__ = ["AttentionBackend", "AttentionPlan", "DecodeRows", "PackedRows"]
+__all__ = ["AttentionBackend", "AttentionMetadata", "AttentionPlan", "DecodeMetadata"]
 
 
 @dataclass(frozen=True, slots=True)
-class PackedRows:
-    """Where the rows of a forward pass stand, in the packed tokens and in the KV cache.
+class AttentionMetadata:
+    """The rows of a forward pass, and where they are in the KV cache.
 
-    ``context_lens`` count everything the row's last token sees, itself included: row i's new tokens are at
-    positions [context_lens[i] - query_lens[i], context_lens[i]) of its sequence.
+    ``context_lens`` count all tokens that a row's last token sees, itself included: the new tokens of row i
+    have positions [context_lens[i] - query_lens[i], context_lens[i]) in their sequence.
     """
 
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]
-    num_decodes: int  # so many leading rows have exactly one token
-    block_tables: Tensor  # int64 [rows, blocks of the longest], padded with any valid block
-    slots: Tensor  # int64 [tokens], where each new token's key and value go
+    num_decodes: int  # leading rows of exactly one token
+    block_tables: Tensor  # int64 [rows, blocks of the longest row], padded with any valid block
+    slot_mapping: Tensor  # int64 [tokens], the slot of each new token's key and value
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeRows:
-    """Rows of one token each, told by tensors alone: what is recorded once can run again over new ones."""
+class DecodeMetadata:
+    """Rows of one token each, described by tensors alone: a CUDA graph replays with their new contents."""
 
-    slots: Tensor  # int64 [rows]
+    slot_mapping: Tensor  # int64 [rows]
     context_lens: Tensor  # int32 [rows]
-    block_tables: Tensor  # int32 [rows, blocks of the longest context there can be]
+    block_tables: Tensor  # int32 [rows, blocks of the longest possible context]
 
 
 class AttentionPlan(ABC):
@@ -54,32 +53,32 @@ class AttentionPlan(ABC):
 
     @abstractmethod
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
-        """Keep the new keys and values, then attend causally over each row's context.
+        """Write the new keys and values to the cache, then attend causally over each row's context.
 
-        A token sees itself and all before it, or with a ``window`` so many in all, itself included.
+        A token sees itself and all tokens before it; with a ``window``, at most that many, itself included.
 
         q [tokens, heads, head_dim]; k and v [tokens, kv_heads, head_dim]; returns the shape of q.
         """
 
-    def turn_and_attend(
+    def rope_and_attend(
         self, layer: int, qkv: Tensor, rotation: Rotation, *, kv_heads: int, window: int | None = None
     ) -> Tensor:
-        """`attend` with q and k turned; qkv [tokens, heads + 2 * kv_heads, head_dim] has q, k, v in a row."""
+        """Rotate q and k, then `attend`; qkv [tokens, heads + 2 * kv_heads, head_dim] is q, k, v in order."""
         q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
-        return self.attend(layer, rotation.turn(q), rotation.turn(k), v, window=window)
+        return self.attend(layer, rotation.apply(q), rotation.apply(k), v, window=window)
 
 
 class AttentionBackend(ABC):
-    """A way to attend over a paged cache, whose blocks it wants to have ``block_size`` tokens."""
+    """A way to attend over a paged cache with blocks of ``block_size`` tokens."""
 
     name = "sdpa"
     block_size = 16
 
     @abstractmethod
-    def plan(self, rows: PackedRows, cache: KVCache) -> AttentionPlan:
-        """Everything about this forward pass that is the same for all layers."""
+    def plan(self, metadata: AttentionMetadata, cache: KVCache) -> AttentionPlan:
+        """Prepare what is the same for all layers of a forward pass."""
 
-    def decode_plan(self, rows: DecodeRows, cache: KVCache) -> AttentionPlan | None:
-        """The same for decodes only, never asking the device for a number; None where that cannot be."""
-        del rows, cache
+    def decode_plan(self, metadata: DecodeMetadata, cache: KVCache) -> AttentionPlan | None:
+        """Prepare a forward pass of decodes without waiting for the device; None if not supported."""
+        del metadata, cache
         return None

@@ -1,7 +1,7 @@
 """FlashAttention's kernels over the paged cache: those of the flash-attn package and those inside torch.
 
-Neither is imported before it is asked for. Both are FlashAttention's, so both want 16-bit numbers, a GPU of
-the Ampere generation or later and blocks of 256 tokens.
+Neither is imported before it is used. Both require 16-bit numbers, a GPU of the Ampere generation or later,
+and blocks of 256 tokens.
 """
 
 from __future__ import annotations
@@ -12,32 +12,28 @@ from typing import Any
 
 from torch import Tensor
 
-from llava_worker.model.attention.paged import PagedKernel, Queries
+from llava_worker.model.attention.paged import KernelUnavailable, PagedKernel, QueryRows
 
-__all__ = ["FlashAttnKernel", "KernelMissing", "VarlenKernel"]
+__all__ = ["FlashAttnKernel", "VarlenKernel"]
 
-_BLOCK_TOKENS = 256  # what FlashAttention 2 wants of a page
-
-
-class KernelMissing(Exception):
-    """There is no such kernel here; the message says what lacks."""
+_BLOCK_SIZE = 256  # tokens per block, FlashAttention 2's requirement
 
 
 class FlashAttnKernel(PagedKernel):
-    """Of the package."""
+    """The kernel of the flash-attn package."""
 
     name = "flash-attn"
-    block_size = _BLOCK_TOKENS
+    block_size = _BLOCK_SIZE
 
     def __init__(self) -> None:
-        """Raises KernelMissing."""
+        """Raises KernelUnavailable."""
         try:
             from flash_attn import flash_attn_varlen_func
         except (ImportError, OSError) as error:  # built for another torch, it fails at its symbols
-            raise KernelMissing(f"flash-attn cannot be imported: {error}") from error
+            raise KernelUnavailable(f"flash-attn cannot be imported: {error}") from error
         self._function: Callable[..., Any] = flash_attn_varlen_func
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: Queries, window: int | None) -> Tensor:
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
         out: Tensor = self._function(
             q,
             keys,
@@ -47,29 +43,29 @@ class FlashAttnKernel(PagedKernel):
             max_seqlen_q=rows.max_query,
             max_seqlen_k=rows.max_context,
             causal=True,
-            window_size=_sides(window),
+            window_size=_window_size(window),
             block_table=rows.tables,
         )
         return out
 
 
 class VarlenKernel(PagedKernel):
-    """Of torch, which learned to read a paged cache after 2.10."""
+    """The kernel inside torch, which reads a paged cache in versions after 2.10."""
 
     name = "torch's varlen_attn"
-    block_size = _BLOCK_TOKENS
+    block_size = _BLOCK_SIZE
 
     def __init__(self) -> None:
-        """Raises KernelMissing."""
+        """Raises KernelUnavailable."""
         try:
             from torch.nn.attention.varlen import varlen_attn
         except ImportError as error:
-            raise KernelMissing("this torch has no varlen_attn") from error
+            raise KernelUnavailable("this torch has no varlen_attn") from error
         if not {"block_table", "seqused_k", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys():
-            raise KernelMissing("the varlen_attn of this torch does not read a paged cache")
+            raise KernelUnavailable("the varlen_attn of this torch does not read a paged cache")
         self._function: Callable[..., Any] = varlen_attn
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: Queries, window: int | None) -> Tensor:
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
         out: Tensor = self._function(
             q,
             keys,
@@ -78,7 +74,7 @@ class VarlenKernel(PagedKernel):
             rows.context_starts,
             rows.max_query,
             rows.max_context,
-            window_size=_sides(window),
+            window_size=_window_size(window),
             enable_gqa=q.shape[1] != keys.shape[2],
             seqused_k=rows.contexts,
             block_table=rows.tables,
@@ -86,6 +82,6 @@ class VarlenKernel(PagedKernel):
         return out
 
 
-def _sides(window: int | None) -> tuple[int, int]:
-    """What FlashAttention calls a window: tokens seen to the left and to the right, -1 being all."""
+def _window_size(window: int | None) -> tuple[int, int]:
+    """FlashAttention's window: tokens seen to the left and to the right; -1 is all."""
     return (-1 if window is None else window - 1, 0)

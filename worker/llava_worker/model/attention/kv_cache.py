@@ -1,116 +1,176 @@
-"""Keys and values of every token that any running sequence may still look at."""
+"""The paged KV cache: keys and values of all tokens that running sequences may still attend to.
+
+A row is the head_dim numbers of one head of one token. It is stored as computed, or in 8 bits at half the
+memory of 16 and at a small, measured loss (docs/engine.md):
+
+    row = codes * scale     codes int8 in [-127, 127]
+                            scale = largest magnitude of the row / 127, rounded to a bf16 number, stored in
+                            fp32
+
+Codes are exact in bf16 too, so a bf16 row is rounded once, in the product, as if computed in fp32. A stored
+row depends on nothing but its own numbers: not on the batch or the chunk of a prompt that it was written
+with.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
-from llava_worker.model.attention.page_prefault import touch, untouched_zeros
+from llava_worker.model.attention.page_prefault import lazy_zeros, prefault_columns
+from llava_worker.model.config.text_config import TextConfig
+from llava_worker.model.kernels.interface import LayerCache
 
-__all__ = ["ExactKVCache", "KVCache"]
+__all__ = ["KVCache", "KVCacheSpec"]
 
-_AT_ONCE = 4  # portions of memory: 2 ms where it is fast, 25 where a host has to find it
+_MAX_CODE = 127
+_SCALE_DTYPE = torch.float32  # its bytes are few beside head_dim codes, and no model exceeds its range
+_MIN_SCALE = torch.finfo(_SCALE_DTYPE).tiny  # for a row of zeros, so that nothing is divided by zero
+_CHUNKS_AT_ONCE = (
+    4  # of memory, prefaulted in one call: 2 ms as a rule, 25 ms where the host allocates slowly
+)
 
 
-class KVCache(ABC):
-    """Slots for one token each; block ``b`` is slots [b * block_size, (b + 1) * block_size).
+@dataclass(frozen=True, slots=True)
+class KVCacheSpec:
+    """Size and format of a KV cache."""
 
-    Who owns which block is not known here, and how a slot keeps its content is a subclass's matter: whoever
-    reads through `gather` need not care. A slot's content is undefined until written.
+    num_blocks: int
+    block_size: int  # tokens per block
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype  # of the keys and values that are written and read
+    is_int8: bool = False  # stored in 8 bits instead of ``dtype``
+
+    @classmethod
+    def for_model(
+        cls, text: TextConfig, *, num_blocks: int, block_size: int, dtype: torch.dtype, is_int8: bool = False
+    ) -> KVCacheSpec:
+        return cls(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_layers=text.num_hidden_layers,
+            num_kv_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            dtype=dtype,
+            is_int8=is_int8,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that fit, one per slot."""
+        return self.num_blocks * self.block_size
+
+    @property
+    def bytes_per_block(self) -> int:
+        row_bytes = (
+            self.head_dim + _SCALE_DTYPE.itemsize if self.is_int8 else self.head_dim * self.dtype.itemsize
+        )
+        return self.num_layers * 2 * self.block_size * self.num_kv_heads * row_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_blocks * self.bytes_per_block
+
+    def within(self, max_bytes: int) -> KVCacheSpec:
+        """Return the same with as many of its blocks as fit into ``max_bytes``."""
+        return replace(self, num_blocks=min(self.num_blocks, max(0, max_bytes) // self.bytes_per_block))
+
+
+class KVCache:
+    """Slots of one token each; block ``b`` is slots [b * block_size, (b + 1) * block_size).
+
+    The block manager knows who owns which block; here blocks have no owner. A slot's content is undefined
+    until written. In an int8 cache a row with a NaN or an infinity is read as all NaN.
     """
 
-    is_exact: bool  # what is gathered is what was written, to the bit
+    def __init__(self, spec: KVCacheSpec, device: torch.device) -> None:
+        """Allocate the cache. On a GPU the memory is taken now, on a CPU when it is first written."""
+        self.spec = spec
+        self.dtype = spec.dtype
+        self.num_blocks = spec.num_blocks
+        self.block_size = spec.block_size
+        shape = (spec.num_layers, 2, spec.num_tokens, spec.num_kv_heads, spec.head_dim)
+        self._rows = _zeros(shape, torch.int8 if spec.is_int8 else spec.dtype, device)
+        self._scales = _zeros(shape[:-1], _SCALE_DTYPE, device) if spec.is_int8 else None
+        self._unfaulted: Iterator[Tensor] = iter(())
 
-    def __init__(self, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
-        """``dtype`` is that of what is written and gathered."""
-        self.dtype = dtype
-        self.num_blocks = num_blocks
-        self.block_size = block_size
-        self._stored: list[Tensor] = []  # [layers, 2, slots, ...] each
-        self._unclaimed: Iterator[Tensor] = iter(())
+    @property
+    def is_int8(self) -> bool:
+        return self._scales is not None
 
-    def claim(self, num_slots: int) -> None:
-        """Take the memory of the first slots, before any is written. On a CPU it is only promised when the
-        cache is made; who writes where none was taken waits for it."""
-        for stored in self._stored:
+    def prefault(self, num_slots: int) -> None:
+        """Fault in the memory of the first slots, before any is written; on a CPU only.
+
+        Writing to a slot whose pages are not faulted in waits for the operating system.
+        """
+        for stored in self._tensors():
             if stored.device.type == "cpu":
                 stored[:, :, :num_slots].zero_()
-                self._unclaimed = chain(self._unclaimed, touch(stored.flatten(0, 1), num_slots))
+                self._unfaulted = chain(self._unfaulted, prefault_columns(stored.flatten(0, 1), num_slots))
 
-    def claim_more(self) -> bool:
-        """Take some more, for a few milliseconds, whatever has been written; False if all has been taken."""
-        return bool(list(islice(self._unclaimed, _AT_ONCE)))
+    def prefault_more(self) -> bool:
+        """Fault in some of the remaining memory, in a few milliseconds, keeping its contents.
 
-    def _keep(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Zeros, [layers, 2, slots, ...]. A GPU's memory is taken at once: what is not there fails here."""
-        is_cpu = device.type == "cpu"
-        stored = untouched_zeros(shape, dtype) if is_cpu else torch.zeros(shape, dtype=dtype, device=device)
-        self._stored.append(stored)
-        return stored
+        Return False once all memory is faulted in.
+        """
+        return bool(list(islice(self._unfaulted, _CHUNKS_AT_ONCE)))
 
-    @abstractmethod
-    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put keys and values of tokens, [tokens, heads, head_dim] each, into their slots, int64 [tokens]."""
-
-    @abstractmethod
-    def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of slots, int64 of any shape: [*slots, heads, head_dim] each, as computed with."""
-
-    @abstractmethod
-    def copy_rows(self, sources: Tensor, targets: Tensor) -> None:
-        """Slots ``targets`` become what slots ``sources`` were, in every layer; int64 [rows] each."""
-
-
-class ExactKVCache(KVCache):
-    """Keys and values in the number format they were computed in."""
-
-    is_exact = True
-
-    def __init__(
-        self,
-        num_blocks: int,
-        block_size: int,
-        *,
-        num_layers: int,
-        num_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        super().__init__(num_blocks, block_size, dtype)
-        shape = (num_layers, 2, num_blocks * block_size, num_heads, head_dim)
-        self._slots = self._keep(shape, dtype, device)
-
-    @staticmethod
-    def bytes_per_block(
-        block_size: int, *, num_layers: int, num_heads: int, head_dim: int, dtype: torch.dtype
-    ) -> int:
-        return num_layers * 2 * block_size * num_heads * head_dim * dtype.itemsize
-
-    def keys(self, layer: int) -> Tensor:  # [slots, heads, head_dim]
-        return self._slots[layer, 0]
-
-    def values(self, layer: int) -> Tensor:  # [slots, heads, head_dim]
-        return self._slots[layer, 1]
-
-    def blocks(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values, [blocks, block_size, heads, head_dim] each."""
-        shape = (self.num_blocks, self.block_size, *self._slots.shape[-2:])
-        return self.keys(layer).view(shape), self.values(layer).view(shape)
+    def layer(self, layer: int) -> LayerCache:
+        """Return views of one layer's keys and values, for kernels that read the cache in place."""
+        keys, values = self._rows[layer]
+        if self._scales is None:
+            return LayerCache(keys, values, self.block_size)
+        return LayerCache(keys, values, self.block_size, *self._scales[layer])
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        self.keys(layer).index_copy_(0, slots, k)
-        self.values(layer).index_copy_(0, slots, v)
+        """Write keys and values of tokens, [tokens, kv_heads, head_dim] each, to slots, int64 [tokens]."""
+        rows = self._rows[layer]  # [2, slots, kv_heads, head_dim]
+        if self._scales is None:
+            rows[0].index_copy_(0, slots, k)
+            rows[1].index_copy_(0, slots, v)
+            return
+        codes, scales = _quantize_rows(torch.stack([k, v]))
+        rows.index_copy_(1, slots, codes)
+        self._scales[layer].index_copy_(1, slots, scales)
 
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        places = slots.flatten()  # index_select copies whole rows, several times as fast as indexing
-        rows = self._slots[layer].index_select(1, places)
+        """Read keys and values of slots, int64 of any shape: ``dtype`` [*slots, kv_heads, head_dim] each."""
+        flat = slots.flatten()  # index_select copies whole rows, several times as fast as indexing
+        rows = self._rows[layer].index_select(1, flat)
+        if self._scales is not None:
+            rows = _dequantize_rows(rows, self._scales[layer].index_select(1, flat), self.dtype)
         k, v = rows.view(2, *slots.shape, *rows.shape[-2:])
         return k, v
 
     def copy_rows(self, sources: Tensor, targets: Tensor) -> None:
-        self._slots.index_copy_(2, targets, self._slots.index_select(2, sources))
+        """Copy slots ``sources`` to slots ``targets`` in every layer; int64 [n] each. All are read first."""
+        for stored in self._tensors():
+            stored.index_copy_(2, targets, stored.index_select(2, sources))
+
+    def _tensors(self) -> list[Tensor]:  # [layers, 2, slots, ...] each
+        return [self._rows] if self._scales is None else [self._rows, self._scales]
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return (
+        lazy_zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
+    )
+
+
+def _quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [..., head_dim] -> int8 codes of that shape and fp32 scales [...]."""
+    wide = rows.to(_SCALE_DTYPE)
+    scales = (wide.abs().amax(-1) / _MAX_CODE).bfloat16().float().clamp_min(_MIN_SCALE)
+    return (wide / scales[..., None]).round_().clamp_(-_MAX_CODE, _MAX_CODE).to(torch.int8), scales
+
+
+def _dequantize_rows(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Codes [..., head_dim] times scales [...], in ``dtype``."""
+    product = dtype if dtype == torch.bfloat16 else torch.float32  # fp16 has too little range
+    return codes.to(product).mul_(scales[..., None].to(product)).to(dtype)

@@ -1,6 +1,8 @@
-"""A CPU's large memory, taken bit by bit: the first touch of a page is when the system has to find it.
+"""Large CPU allocations whose pages are faulted in a part at a time.
 
-On a virtual machine whose host has to find it too that may go at 0.3 GB/s (docs/LOG.md).
+Linux allocates a page when it is first written. On a virtual machine whose host has to allocate it too, that
+may run at 0.3 GB/s (docs/LOG.md), so it is done before requests need the memory and while there is nothing
+else to do.
 """
 
 from __future__ import annotations
@@ -13,26 +15,28 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["touch", "untouched_zeros"]
+__all__ = ["lazy_zeros", "prefault_columns"]
 
-_PORTION = 2 << 20  # one of Linux's large pages
-_PAGE = mmap.PAGESIZE
+_CHUNK_BYTES = 2 << 20  # one huge page
+_PAGE_BYTES = mmap.PAGESIZE
 
 
-def untouched_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """On the CPU. Raises OSError or OverflowError if there is no room for so much at all."""
+def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return CPU zeros whose pages are not faulted in. Raises OSError or OverflowError if too large."""
     memory = mmap.mmap(-1, prod(shape) * dtype.itemsize)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without large pages has the others
+        with suppress(OSError):  # kernels without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(*shape)
 
 
-def touch(rows: Tensor, start: int) -> Iterator[Tensor]:
-    """Touches rows [rows, columns, ...] from column ``start`` on, a portion for each that is taken from here,
-    all rows side by side. What they hold stays as it is."""
+def prefault_columns(rows: Tensor, start: int) -> Iterator[Tensor]:
+    """Fault in rows [rows, columns, ...] from column ``start`` on, one chunk of one row per item.
+
+    Chunks alternate between the rows. Contents stay as they are.
+    """
     raw = rows.flatten(1).view(torch.uint8)
     first = start * (raw.shape[1] // rows.shape[1])
-    for begin in range(first, raw.shape[1], _PORTION):
+    for begin in range(first, raw.shape[1], _CHUNK_BYTES):
         for row in raw:
-            yield row[begin : begin + _PORTION : _PAGE].bitwise_or_(0)
+            yield row[begin : begin + _CHUNK_BYTES : _PAGE_BYTES].bitwise_or_(0)

@@ -1,7 +1,7 @@
-"""Attention by kernels that read the paged cache where it lies, through each row's table of blocks.
+"""Attention by kernels that read the paged cache in place, through each row's block table.
 
-A kernel gets rows of queries and their tables; what the two kinds of rows have in common, one token or many,
-it sees as lengths. Rows of one token go to it in a call of their own: kernels split long contexts for these.
+A kernel gets rows of queries and their block tables; rows of one token and of many differ in their lengths
+only. Rows of one token are passed in a call of their own: kernels split long contexts for these.
 """
 
 from __future__ import annotations
@@ -14,43 +14,52 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava_worker.model.attention.base import AttentionBackend, AttentionPlan, DecodeRows, PackedRows
-from llava_worker.model.attention.kv_cache import ExactKVCache, KVCache
+from llava_worker.model.attention.base import (
+    AttentionBackend,
+    AttentionMetadata,
+    AttentionPlan,
+    DecodeMetadata,
+)
+from llava_worker.model.attention.kv_cache import KVCache
 from llava_worker.model.attention.sdpa import SdpaBackend
-from llava_worker.model.device_copy import upload
+from llava_worker.model.device_copy import copy_to_device
 from llava_worker.model.layers.rotary import Rotation
 
-__all__ = ["PagedBackend", "PagedKernel", "Queries"]
+__all__ = ["KernelUnavailable", "PagedBackend", "PagedKernel", "QueryRows"]
+
+
+class KernelUnavailable(Exception):
+    """The kernel cannot be used here; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Queries:
-    """Rows of one kernel call. A token sees all of its row that stands before it, and itself."""
+class QueryRows:
+    """Rows of one kernel call. A token sees all tokens of its row before it, and itself."""
 
-    starts: Tensor  # int32 [rows + 1], each row's first token among the packed ones, and their end
-    contexts: Tensor  # int32 [rows], tokens that the row's last one sees, itself included
-    context_starts: Tensor  # int32 [rows + 1], the same added up
+    starts: Tensor  # int32 [rows + 1], the index of each row's first token, and the end of the last row
+    contexts: Tensor  # int32 [rows], tokens that the row's last token sees, itself included
+    context_starts: Tensor  # int32 [rows + 1], cumulative sums of ``contexts``
     tables: Tensor  # int32 [rows, blocks]
     max_query: int  # tokens of the longest row
-    max_context: int  # or more
+    max_context: int  # an upper bound of ``contexts``
 
 
 class PagedKernel(ABC):
-    """A kernel over a cache in 16 or 32 bit."""
+    """An attention kernel over a cache in 16 or 32 bits."""
 
     name: str  # for logs
-    block_size: int  # tokens of a block, as the kernel wants them
+    block_size: int  # tokens per block, as the kernel requires
 
     @abstractmethod
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: Queries, window: int | None) -> Tensor:
-        """Causal attention as `AttentionPlan.attend`; what the rows see of the cache is there already.
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
+        """Attend as `AttentionPlan.attend`; the cache holds the rows' keys and values already.
 
         q [tokens, heads, head_dim]; keys and values [blocks, block_size, kv_heads, head_dim].
         """
 
 
 class PagedBackend(AttentionBackend):
-    """A cache that the kernels do not read, one in 8 bit, is served by the reference."""
+    """Attention by a `PagedKernel`, or by the reference for an int8 cache, which the kernels do not read."""
 
     def __init__(self, kernel: PagedKernel) -> None:
         self.block_size = kernel.block_size
@@ -58,71 +67,80 @@ class PagedBackend(AttentionBackend):
         self._kernel = kernel
         self._reference = SdpaBackend()
 
-    def plan(self, rows: PackedRows, cache: KVCache) -> AttentionPlan:
-        if not isinstance(cache, ExactKVCache):
-            return self._reference.plan(rows, cache)
-        num_rows = len(rows.query_lens)
-        ends = sorted({0, rows.num_decodes, num_rows})
-        parts = [_queries(rows, first, last) for first, last in zip(ends, ends[1:], strict=False)]
-        return _PagedPlan(self._kernel, cache, rows.slots, parts)
+    def plan(self, metadata: AttentionMetadata, cache: KVCache) -> AttentionPlan:
+        if cache.is_int8:
+            return self._reference.plan(metadata, cache)
+        ends = sorted({0, metadata.num_decodes, len(metadata.query_lens)})
+        parts = [_query_rows(metadata, first, last) for first, last in zip(ends, ends[1:], strict=False)]
+        return _PagedPlan(self._kernel, cache, metadata.slot_mapping, parts)
 
-    def decode_plan(self, rows: DecodeRows, cache: KVCache) -> AttentionPlan | None:
-        if not isinstance(cache, ExactKVCache):
+    def decode_plan(self, metadata: DecodeMetadata, cache: KVCache) -> AttentionPlan | None:
+        if cache.is_int8:
             return None
-        num_rows = len(rows.slots)
-        queries = Queries(
-            starts=torch.arange(num_rows + 1, dtype=torch.int32, device=rows.slots.device),
-            contexts=rows.context_lens,
-            context_starts=F.pad(rows.context_lens.cumsum(0, dtype=torch.int32), (1, 0)),
-            tables=rows.block_tables,
+        contexts = metadata.context_lens
+        num_rows = len(contexts)
+        rows = QueryRows(
+            starts=torch.arange(num_rows + 1, dtype=torch.int32, device=contexts.device),
+            contexts=contexts,
+            context_starts=F.pad(contexts.cumsum(0, dtype=torch.int32), (1, 0)),
+            tables=metadata.block_tables,
             max_query=1,
-            max_context=rows.block_tables.shape[1] * cache.block_size,
+            max_context=metadata.block_tables.shape[1] * cache.block_size,
         )
-        return _PagedPlan(self._kernel, cache, rows.slots, [(slice(0, num_rows), queries)])
+        return _PagedPlan(self._kernel, cache, metadata.slot_mapping, [(slice(0, num_rows), rows)])
 
 
 class _PagedPlan(AttentionPlan):
     def __init__(
-        self, kernel: PagedKernel, cache: ExactKVCache, slots: Tensor, parts: list[tuple[slice, Queries]]
+        self,
+        kernel: PagedKernel,
+        cache: KVCache,
+        slot_mapping: Tensor,
+        parts: list[tuple[slice, QueryRows]],
     ) -> None:
-        """``parts`` are spans of the packed tokens, in order, with what stands there."""
+        """``parts`` are consecutive spans of the packed tokens with the rows in them."""
         self._kernel = kernel
         self._cache = cache
-        self._slots = slots
+        self._slot_mapping = slot_mapping
         self._parts = parts
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
-        self._cache.write(layer, self._slots, k, v)
-        return self._attend(layer, q, window)
+        self._cache.write(layer, self._slot_mapping, k, v)
+        stored = self._cache.layer(layer)
+        return self._attend(q, stored.keys, stored.values, window)
 
-    def turn_and_attend(
+    def rope_and_attend(
         self, layer: int, qkv: Tensor, rotation: Rotation, *, kv_heads: int, window: int | None = None
     ) -> Tensor:
         del kv_heads  # the cache's
-        keys, values = self._cache.keys(layer), self._cache.values(layer)
-        return self._attend(layer, rotation.turn_and_keep(qkv, keys, values, self._slots), window)
+        stored = self._cache.layer(layer)
+        q = rotation.rope_and_cache(qkv, stored.keys, stored.values, self._slot_mapping)
+        return self._attend(q, stored.keys, stored.values, window)
 
-    def _attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
-        keys, values = self._cache.blocks(layer)
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+        """keys and values [slots, kv_heads, head_dim]."""
+        shape = (self._cache.num_blocks, self._cache.block_size, *keys.shape[1:])
+        keys, values = keys.view(shape), values.view(shape)
         outs = [self._kernel.attend(q[span], keys, values, rows, window) for span, rows in self._parts]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-def _queries(rows: PackedRows, first: int, last: int) -> tuple[slice, Queries]:
-    """Rows [first, last) and where their tokens stand."""
-    lens, contexts = rows.query_lens[first:last], rows.context_lens[first:last]
-    device = rows.block_tables.device
+def _query_rows(metadata: AttentionMetadata, first: int, last: int) -> tuple[slice, QueryRows]:
+    """Return the tokens of rows [first, last), and the rows."""
+    lens, contexts = metadata.query_lens[first:last], metadata.context_lens[first:last]
+    num, device = len(lens), metadata.block_tables.device
     # One small copy to the device instead of three.
-    told = np.concatenate([[0], np.cumsum(lens), contexts, [0], np.cumsum(contexts)]).astype(np.int32)
-    num = len(lens)
-    starts, seen, sums = torch.split(upload(told, device), [num + 1, num, num + 1])
-    begin = sum(rows.query_lens[:first])
-    queries = Queries(
+    packed = np.concatenate([[0], np.cumsum(lens), contexts, [0], np.cumsum(contexts)]).astype(np.int32)
+    starts, context_lens, context_starts = torch.split(
+        copy_to_device(packed, device), [num + 1, num, num + 1]
+    )
+    begin = sum(metadata.query_lens[:first])
+    rows = QueryRows(
         starts=starts,
-        contexts=seen,
-        context_starts=sums,
-        tables=rows.block_tables[first:last].int(),
+        contexts=context_lens,
+        context_starts=context_starts,
+        tables=metadata.block_tables[first:last].int(),
         max_query=max(lens),
         max_context=max(contexts),
     )
-    return slice(begin, begin + sum(lens)), queries
+    return slice(begin, begin + sum(lens)), rows

@@ -1,7 +1,7 @@
 """The reference attention: any device, torch's own scaled_dot_product_attention over gathered slots.
 
-Decoding rows go through one padded call; each prefill row through a call of its own. Nothing that belongs to
-another row is ever read, not even under a mask: a masked NaN would still be a NaN after multiplication by 0.
+Decodes are computed by one padded call, each chunk of a prompt by a call of its own. Another row's slots are
+never read, not even under a mask: a masked NaN would still be a NaN after multiplication by 0.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from llava_worker.model.attention.base import AttentionBackend, AttentionPlan, PackedRows
+from llava_worker.model.attention.base import AttentionBackend, AttentionMetadata, AttentionPlan
 from llava_worker.model.attention.kv_cache import KVCache
 
 __all__ = ["SdpaBackend"]
 
 
 class SdpaBackend(AttentionBackend):
-    def plan(self, rows: PackedRows, cache: KVCache) -> AttentionPlan:
-        return _SdpaPlan(rows, cache)
+    def plan(self, metadata: AttentionMetadata, cache: KVCache) -> AttentionPlan:
+        return _SdpaPlan(metadata, cache)
 
 
 class _SdpaPlan(AttentionPlan):
-    def __init__(self, rows: PackedRows, cache: KVCache) -> None:
-        self._rows = rows
+    def __init__(self, metadata: AttentionMetadata, cache: KVCache) -> None:
+        self._metadata = metadata
         self._cache = cache
-        self._by_window: dict[int | None, _Reads] = {}  # layers of one model differ by window at most
+        self._by_window: dict[int | None, _WindowPlan] = {}  # layers differ in their window only
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
-        self._cache.write(layer, self._rows.slots, k, v)
+        self._cache.write(layer, self._metadata.slot_mapping, k, v)
         if window not in self._by_window:
-            self._by_window[window] = _Reads(self._rows, self._cache.block_size, window)
+            self._by_window[window] = _WindowPlan(self._metadata, self._cache.block_size, window)
         return self._by_window[window].attend(q, k, v, _Layer(self._cache, layer))
 
 
 class _Layer(NamedTuple):
-    """Of a cache: what one call of `attend` reads."""
+    """One layer of a cache."""
 
     cache: KVCache
     number: int
@@ -46,49 +46,49 @@ class _Layer(NamedTuple):
         return self.cache.gather(self.number, slots)
 
 
-class _Reads:
-    """What the rows read from the cache, for layers of one window."""
+class _WindowPlan:
+    """What the rows read from the cache, for all layers with the same window."""
 
-    def __init__(self, rows: PackedRows, block_size: int, window: int | None) -> None:
-        self._num_decodes = rows.num_decodes
-        self._decodes = _DecodeRows(rows, block_size, window) if rows.num_decodes else None
+    def __init__(self, metadata: AttentionMetadata, block_size: int, window: int | None) -> None:
+        self._num_decodes = metadata.num_decodes
+        self._decodes = _Decodes(metadata, block_size, window) if metadata.num_decodes else None
         self._prefills = [
-            _PrefillRow(rows, row, block_size, window)
-            for row in range(rows.num_decodes, len(rows.query_lens))
+            _Prefill(metadata, row, block_size, window)
+            for row in range(metadata.num_decodes, len(metadata.query_lens))
         ]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: _Layer) -> Tensor:
-        """q, k and v of the new tokens, which the layer's cache holds already."""
+        """q, k and v of the new tokens; k and v are in the layer's cache already."""
         out = torch.empty_like(q)
         if self._decodes is not None:
             out[: self._num_decodes] = self._decodes.attend(q[: self._num_decodes], layer)
         for prefill in self._prefills:
             new = prefill.tokens
-            # Fetching what was just computed is needless, unless the cache keeps something else: an answer
-            # must not depend on how its prompt was cut.
-            if prefill.is_whole and layer.cache.is_exact:
+            # A whole prompt's keys need not be read back, unless the cache has rounded them: the result must
+            # not depend on how a prompt is divided into chunks.
+            if prefill.is_whole and not layer.cache.is_int8:
                 out[new] = prefill.attend(q[new], k[new], v[new])
             else:
                 out[new] = prefill.attend(q[new], *layer.gather(prefill.slots))
         return out
 
 
-class _DecodeRows:
-    """All rows with one token, padded to the longest context.
+class _Decodes:
+    """All rows of one token, padded to the longest context.
 
-    A place beyond a row's context repeats the first slot the row sees, so that only its own content is read.
+    Padding repeats the first slot that the row sees, so that only the row's own slots are read.
     """
 
-    def __init__(self, rows: PackedRows, block_size: int, window: int | None) -> None:
-        tables = rows.block_tables[: rows.num_decodes]
-        contexts = rows.context_lens[: rows.num_decodes]
+    def __init__(self, metadata: AttentionMetadata, block_size: int, window: int | None) -> None:
+        tables = metadata.block_tables[: metadata.num_decodes]
+        contexts = metadata.context_lens[: metadata.num_decodes]
         num_seen = contexts if window is None else tuple(min(context, window) for context in contexts)
         lens = torch.tensor(num_seen, device=tables.device)[:, None]
         firsts = torch.tensor(contexts, device=tables.device)[:, None] - lens
         longest = max(num_seen)
-        places = torch.arange(longest, device=tables.device)
-        is_seen = places < lens  # [rows, longest]
-        self._slots = _slots_of(tables, firsts + torch.where(is_seen, places, 0), block_size)
+        positions = torch.arange(longest, device=tables.device)
+        is_seen = positions < lens  # [rows, longest]
+        self._slots = _slots_of(tables, firsts + torch.where(is_seen, positions, 0), block_size)
         is_ragged = longest != min(num_seen)
         self._mask = is_seen[:, None, None, :] if is_ragged else None
 
@@ -96,29 +96,29 @@ class _DecodeRows:
         num_rows, num_heads, head_dim = q.shape
         keys, values = layer.gather(self._slots)  # [rows, longest, kv_heads, head_dim]
         num_kv_heads = keys.shape[2]
-        # The query heads of one key head stand in for query positions: no key is repeated.
+        # The query heads of one key head take the dimension of query positions: no key is repeated.
         grouped = q.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
         k, v = keys.transpose(1, 2), values.transpose(1, 2)  # [rows, kv_heads, longest, head_dim]
         return scaled_dot_product_attention(grouped, k, v, attn_mask=self._mask).reshape(q.shape)
 
 
-class _PrefillRow:
-    """A chunk of one prompt: queries over the whole context, each seeing what stands before it and itself."""
+class _Prefill:
+    """A chunk of one prompt: each query sees the tokens before it and itself."""
 
-    def __init__(self, rows: PackedRows, row: int, block_size: int, window: int | None) -> None:
-        first = sum(rows.query_lens[:row])
-        num_new, context = rows.query_lens[row], rows.context_lens[row]
+    def __init__(self, metadata: AttentionMetadata, row: int, block_size: int, window: int | None) -> None:
+        first = sum(metadata.query_lens[:row])
+        num_new, context = metadata.query_lens[row], metadata.context_lens[row]
         self.tokens = slice(first, first + num_new)
-        self.is_whole = num_new == context  # nothing to fetch: all keys are new
-        device = rows.block_tables.device
-        places = torch.arange(context, device=device)
-        self.slots = _slots_of(rows.block_tables[row : row + 1], places[None], block_size)[0]
-        self._mask: Tensor | None = None  # [new, context]; none is needed where causal says it all
+        self.is_whole = num_new == context  # all keys are new
+        device = metadata.block_tables.device
+        positions = torch.arange(context, device=device)
+        self.slots = _slots_of(metadata.block_tables[row : row + 1], positions[None], block_size)[0]
+        self._mask: Tensor | None = None  # [new, context]; None where is_causal is sufficient
         is_narrow = window is not None and window < context
         if is_narrow or not self.is_whole:
-            self._mask = places <= places[-num_new:, None]
+            self._mask = positions <= positions[-num_new:, None]
         if window is not None and self._mask is not None:
-            self._mask &= places > places[-num_new:, None] - window
+            self._mask &= positions > positions[-num_new:, None] - window
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [new, heads, head_dim]; k and v [context, kv_heads, head_dim]."""
@@ -133,6 +133,6 @@ class _PrefillRow:
         return out[0].transpose(0, 1)
 
 
-def _slots_of(tables: Tensor, places: Tensor, block_size: int) -> Tensor:
-    """The cache slots of token positions; tables [rows, blocks], places and result [rows, n]."""
-    return tables.gather(1, places // block_size) * block_size + places % block_size
+def _slots_of(tables: Tensor, positions: Tensor, block_size: int) -> Tensor:
+    """Map token positions [rows, n] to slots of that shape; tables [rows, blocks]."""
+    return tables.gather(1, positions // block_size) * block_size + positions % block_size

@@ -1,4 +1,4 @@
-"""Which way to attend over the cache a model gets: the fastest that is there and proves to be right."""
+"""Selects the attention backend for a model: the fastest that is installed and passes a self-test."""
 
 from __future__ import annotations
 
@@ -7,65 +7,65 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from llava_worker.model.attention.base import AttentionBackend, PackedRows
+from llava_worker.model.attention.base import AttentionBackend, AttentionMetadata
 from llava_worker.model.attention.cpu import CpuBackend
-from llava_worker.model.attention.flash import FlashAttnKernel, KernelMissing, VarlenKernel
-from llava_worker.model.attention.kv_cache import ExactKVCache
-from llava_worker.model.attention.paged import PagedBackend, PagedKernel
+from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
+from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend, PagedKernel
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.triton import TritonKernel
 from llava_worker.model.config.text_config import TextConfig
 from llava_worker.model.cpu.native import NativeKernels
 from llava_worker.model.quantization.precision import Precision
 
-__all__ = ["choose_backend", "first_that_proves"]
+__all__ = ["choose_backend", "first_passing"]
 
-_AMPERE = (8, 0)  # the compute capability that FlashAttention 2 begins with
+_AMPERE = (8, 0)  # FlashAttention 2's minimum compute capability
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 logger = logging.getLogger(__name__)
 
 
 def choose_backend(precision: Precision, text: TextConfig, device: torch.device) -> AttentionBackend:
-    """The fastest that there is for this model on this device; the log says which and why."""
+    """Return the fastest backend for this model on this device; log which one and why."""
     if isinstance(precision.kernels, NativeKernels):
         return CpuBackend(precision.kernels)
     if device.type != "cuda":
         return SdpaBackend()
-    candidates = _kernels_for(precision.dtype, torch.cuda.get_device_capability(device))
-    return first_that_proves(candidates, text, precision.dtype, device)
+    candidates = _candidates(precision.dtype, torch.cuda.get_device_capability(device))
+    return first_passing(candidates, text, precision.dtype, device)
 
 
-def first_that_proves(
+def first_passing(
     candidates: Iterator[Callable[[], PagedKernel]],
     text: TextConfig,
     dtype: torch.dtype,
     device: torch.device,
 ) -> AttentionBackend:
-    """The first kernel that is there and gives what the reference gives; the reference if none does.
+    """Return the first kernel that is available and agrees with the reference, else the reference.
 
-    A package may be there and built for another torch or another card, and what it computes then is anybody's
-    guess. So each is asked first, with this model's heads.
+    An installed package may have been built for another torch or another GPU, and then return wrong results.
+    So each kernel is tested first, with this model's heads.
     """
-    refusals: list[str] = []
+    reasons: list[str] = []
     for make in candidates:
         try:
             kernel = make()
-        except KernelMissing as missing:
-            refusals.append(str(missing))
+        except KernelUnavailable as error:
+            reasons.append(str(error))
             continue
         backend = PagedBackend(kernel)
-        fault = _fault_of(backend, text, dtype, device)
+        fault = _self_test(backend, text, dtype, device)
         if fault is None:
-            logger.info("attention: %s%s", kernel.name, f"; {'; '.join(refusals)}" if refusals else "")
+            logger.info("attention: %s%s", kernel.name, f"; {'; '.join(reasons)}" if reasons else "")
             return backend
         logger.warning("attention: %s is there but of no use: %s", kernel.name, fault)
-        refusals.append(f"{kernel.name} failed its trial")
-    logger.warning("attention: sdpa, which gathers what it reads and is slow; %s", "; ".join(refusals))
+        reasons.append(f"{kernel.name} failed its trial")
+    logger.warning("attention: sdpa, which gathers what it reads and is slow; %s", "; ".join(reasons))
     return SdpaBackend()
 
 
-def _kernels_for(dtype: torch.dtype, capability: tuple[int, int]) -> Iterator[Callable[[], PagedKernel]]:
+def _candidates(dtype: torch.dtype, capability: tuple[int, int]) -> Iterator[Callable[[], PagedKernel]]:
     if dtype != torch.float32 and capability >= _AMPERE:
         yield FlashAttnKernel
         yield VarlenKernel
@@ -73,39 +73,40 @@ def _kernels_for(dtype: torch.dtype, capability: tuple[int, int]) -> Iterator[Ca
 
 
 @torch.inference_mode()
-def _fault_of(
+def _self_test(
     backend: PagedBackend, text: TextConfig, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    """What is wrong with the kernel's answer to one small batch: decodes, a prompt and the end of one."""
+    """Compare with the reference on a small batch: decodes, a prompt and the end of one.
+
+    Return what is wrong, or None.
+    """
     size = backend.block_size
     contexts, num_new = (3, size + 2, size - 1, 2 * size + 2), (1, 1, size - 1, size // 2)
     tables = torch.tensor([[4, 4, 4], [0, 6, 6], [2, 2, 2], [5, 1, 3]])
     slots = [
-        int(table[place // size]) * size + place % size
+        int(table[position // size]) * size + position % size
         for table, context, new in zip(tables, contexts, num_new, strict=True)
-        for place in range(context - new, context)
+        for position in range(context - new, context)
     ]
-    rows = PackedRows(num_new, contexts, 2, tables.to(device), torch.tensor(slots, device=device))
+    metadata = AttentionMetadata(num_new, contexts, 2, tables.to(device), torch.tensor(slots, device=device))
     heads, kv_heads, head_dim = text.num_attention_heads, text.num_key_value_heads, text.head_dim
     noise = torch.Generator().manual_seed(0)
 
     def draw(num_tokens: int, num_heads: int) -> torch.Tensor:
         return torch.randn(num_tokens, num_heads, head_dim, generator=noise).to(device, dtype)
 
-    cache = ExactKVCache(
-        7, size, num_layers=1, num_heads=kv_heads, head_dim=head_dim, dtype=dtype, device=device
-    )
-    everywhere = torch.arange(7 * size, device=device)
-    cache.write(0, everywhere, draw(7 * size, kv_heads), draw(7 * size, kv_heads))
+    cache = KVCache(KVCacheSpec(7, size, 1, kv_heads, head_dim, dtype), device)
+    all_slots = torch.arange(7 * size, device=device)
+    cache.write(0, all_slots, draw(7 * size, kv_heads), draw(7 * size, kv_heads))
     q, k, v = draw(len(slots), heads), draw(len(slots), kv_heads), draw(len(slots), kv_heads)
-    wanted = SdpaBackend().plan(rows, cache)
-    for window in {None if window is None else min(window, size) for window in text.windows}:
-        expected = wanted.attend(0, q, k, v, window=window)
+    reference = SdpaBackend().plan(metadata, cache)
+    for window in {None if window is None else min(window, size) for window in text.sliding_windows}:
+        expected = reference.attend(0, q, k, v, window=window)
         try:
-            got = backend.plan(rows, cache).attend(0, q, k, v, window=window)
-        except Exception as error:  # told to the log: whatever a foreign kernel raises, another one serves
+            actual = backend.plan(metadata, cache).attend(0, q, k, v, window=window)
+        except Exception as error:  # logged: whatever a third-party kernel raises, another one is used
             return f"{type(error).__name__}: {error}"
-        most = float((got.float() - expected.float()).abs().max())
-        if not most <= _TOLERANCE[dtype]:
-            return f"its answer is {most:.3g} off"
+        max_error = float((actual.float() - expected.float()).abs().max())
+        if not max_error <= _TOLERANCE[dtype]:
+            return f"its answer is {max_error:.3g} off"
     return None

@@ -1,4 +1,4 @@
-"""Paged attention by our own kernel in Triton, where FlashAttention serves neither card nor number format."""
+"""Paged attention by our own Triton kernel, where FlashAttention supports neither the GPU nor the dtype."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from llava_worker.model.attention.flash import KernelMissing
-from llava_worker.model.attention.paged import PagedKernel, Queries
+from llava_worker.model.attention.paged import KernelUnavailable, PagedKernel, QueryRows
 
 __all__ = ["TritonKernel"]
 
-_LEAST_DOT = 16  # rows and columns of the smallest product that tensor cores compute
-_LANES = 64  # query heads times tokens that one program takes of a long row
+_MIN_DOT = 16  # rows and columns of the smallest product that tensor cores compute
+_LANES = 64  # query heads times tokens that one program computes in a long row
 
 
 class TritonKernel(PagedKernel):
@@ -21,14 +20,14 @@ class TritonKernel(PagedKernel):
     block_size = 16
 
     def __init__(self) -> None:
-        """Raises KernelMissing."""
+        """Raises KernelUnavailable."""
         if importlib.util.find_spec("triton") is None:
-            raise KernelMissing("triton is not installed")
-        from llava_worker.model.kernels.triton_paged_int4 import paged_attention
+            raise KernelUnavailable("triton is not installed")
+        from llava_worker.model.attention.triton_paged_attention import paged_attention
 
         self._kernel = paged_attention
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: Queries, window: int | None) -> Tensor:
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
         num_heads, head_dim = q.shape[1:]
         block_size, kv_heads = keys.shape[1:3]
         group = num_heads // kv_heads
@@ -46,13 +45,12 @@ class TritonKernel(PagedKernel):
             HEAD_DIM=head_dim,
             BLOCK_SIZE=block_size,
             QUERIES=queries,
-            M=max(_LEAST_DOT, _power_of_two(queries * group)),
-            N=32 if q.dtype == torch.float32 else 64,  # so that what is read fits on the chip twice
-            D=max(_LEAST_DOT, _power_of_two(head_dim)),
+            M=max(_MIN_DOT, _next_power_of_two(queries * group)),
+            N=32 if q.dtype == torch.float32 else 64,  # so that two stages fit into shared memory
+            D=max(_MIN_DOT, _next_power_of_two(head_dim)),
         )
         return out
 
 
-def _power_of_two(size: int) -> int:
-    """The least that is not smaller."""
+def _next_power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()

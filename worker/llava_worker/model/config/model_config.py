@@ -1,8 +1,8 @@
-"""A checkpoint's configuration, read from its folder: config.json and what stands beside it.
+"""A checkpoint's configuration, read from its folder: config.json and the files of its image processor.
 
-What kind of model it is follows from config.json alone, never from the folder's name. Both layouts,
-llava-hf's and the original's, become the same `ModelConfig`. Defaults are those that transformers leaves out
-when it writes a file, so llava-hf's own config.json, which names four fields of Vicuna, gives Vicuna-7B.
+The type of model follows from config.json alone, never from the folder's name. Both layouts, llava-hf's and
+the original's, become the same `ModelConfig`. Defaults are transformers', which it omits when it writes a
+file: llava-hf's own config.json contains four fields of Vicuna and means Vicuna-7B.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from llava_worker.model.config.image_grid import HD_SHAPES, Fit, OneTileFit, PictureLayout, Resolution
-from llava_worker.model.config.original_config import CLIP_L_336, is_original, translate
+from llava_worker.model.config.image_grid import HD_SHAPES, Fit, ImageLayout, OneTileFit, Resolution
+from llava_worker.model.config.original_config import CLIP_L_336, is_original, to_hf_config
 from llava_worker.model.config.text_config import Activation, ConfigPart, RopeConfig, TextConfig
 
 __all__ = [
@@ -36,7 +36,7 @@ _NEXT_PINPOINTS = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
 
 
 class CheckpointError(ValueError):
-    """The folder holds no checkpoint that can be served; the message says what is wrong with which file."""
+    """The folder has no supported checkpoint; the message says what is wrong with which file."""
 
 
 class VisionConfig(ConfigPart):
@@ -70,15 +70,15 @@ class VisionConfig(ConfigPart):
         return (self.image_size // self.patch_size) ** 2
 
     @property
-    def num_places(self) -> int:
-        """Patches, and before them the class token of a tower that has one."""
+    def num_positions(self) -> int:
+        """The class token, if the tower has one, and the patches."""
         return self.num_patches + self.has_class_token
 
 
 class ModelConfig(ConfigPart):
-    """A LLaVA model: a tower, a projector, a decoder, and how pictures are cut and put together.
+    """A LLaVA model: vision tower, projector, decoder, and how images become tiles and tokens.
 
-    ``image_aspect_ratio`` None leaves it to the image processor's file whether pictures are padded.
+    If ``image_aspect_ratio`` is None, the image processor's file decides whether images are padded.
     """
 
     model_type: Literal["llava", "llava_next"]
@@ -94,7 +94,7 @@ class ModelConfig(ConfigPart):
     image_aspect_ratio: str | None = None
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None  # (height, width) in pixels
     mm_use_im_start_end: bool = False
-    vision_tower_name: str | None = None  # of the original layout, whose files may lack the tower
+    vision_tower_name: str | None = None  # the original layout's, whose files may lack the tower
 
     @model_validator(mode="before")
     @classmethod
@@ -104,9 +104,9 @@ class ModelConfig(ConfigPart):
             values.setdefault("image_token_index", values.pop("image_token_id"))
         return values
 
-    def share_of(self, num_ranks: int) -> ModelConfig:
-        """The same with a rank's share of the decoder. Raises ValueError where it cannot be divided."""
-        return self.model_copy(update={"text_config": self.text_config.share_of(num_ranks)})
+    def shard(self, num_ranks: int) -> ModelConfig:
+        """Return each rank's configuration. Raises ValueError if the decoder cannot be sharded so."""
+        return self.model_copy(update={"text_config": self.text_config.shard(num_ranks)})
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -119,12 +119,12 @@ class ModelConfig(ConfigPart):
                 f"no projector between features of {self.feature_size} and a decoder of "
                 f"{self.text_config.hidden_size}"
             )
-        _ = self.picture_layout()  # raises for a grid that cannot be
+        _ = self.image_layout()  # raises for an impossible grid
         return self
 
     @property
     def is_tied(self) -> bool:
-        """The output layer is the embedding table."""
+        """Whether the LM head's weight is the embedding table."""
         return self.tie_word_embeddings or self.text_config.tie_word_embeddings
 
     @property
@@ -134,43 +134,43 @@ class ModelConfig(ConfigPart):
 
     @property
     def feature_layers(self) -> list[int]:
-        """Which hidden states of the tower the projector reads, concatenated; 0 is before the first layer."""
+        """The tower's hidden states that the projector reads, concatenated; 0 is the first layer's input."""
         return [layer % (self.vision_config.num_hidden_layers + 1) for layer in self._feature_layers]
 
     @property
     def feature_size(self) -> int:
-        """Numbers a patch, as the projector reads them."""
+        """The projector's input width."""
         return self.vision_config.hidden_size * len(self._feature_layers)
 
     @property
     def drops_first_feature(self) -> bool:
-        """The tower's first place, a class token as a rule, is left out."""
+        """Whether the tower's first position, usually the class token, is dropped."""
         return self.vision_feature_select_strategy == "default"
 
     @property
     def tokens_per_tile(self) -> int:
-        return self.vision_config.num_places - self.drops_first_feature
+        return self.vision_config.num_positions - self.drops_first_feature
 
     @property
-    def has_newline(self) -> bool:
-        """There is a feature that ends the rows of a picture's map."""
-        return self.picture_layout().has_grid
+    def has_image_newline(self) -> bool:
+        """Whether a learned feature ends each row of an image's patches."""
+        return self.image_layout().has_grid
 
-    def picture_layout(self, fit: OneTileFit = "pad") -> PictureLayout:
-        """How pictures are cut and put together; ``fit`` where config.json leaves it open."""
+    def image_layout(self, fit: OneTileFit = "pad") -> ImageLayout:
+        """Return how images become tiles and tokens; ``fit`` applies if config.json does not say."""
         side, tokens = self.vision_config.image_size, self.tokens_per_tile
-        return PictureLayout(side, tokens, fit=self._fit(fit), grid=self._grid(side))
+        return ImageLayout(side, tokens, fit=self._fit(fit), grid=self._grid(side))
 
-    def _fit(self, otherwise: OneTileFit) -> Fit:
+    def _fit(self, default: OneTileFit) -> Fit:
         if self.image_aspect_ratio == "hd":
             return "hd"
         if self.model_type == "llava_next":
             return "anyres"
         if self.image_aspect_ratio is None:
-            return otherwise
+            return default
         if self.image_aspect_ratio == "pad":
             return "pad"
-        # The original leaves it to the tower's own processor: CLIP's cuts the centre, SigLIP's squashes.
+        # The original leaves it to the tower's own processor: CLIP's crops the center, SigLIP's squashes.
         return "crop" if self.vision_config.has_class_token else "squash"
 
     def _grid(self, side: int) -> tuple[Resolution, ...]:
@@ -183,27 +183,27 @@ class ModelConfig(ConfigPart):
 
 
 class ImageSize(ConfigPart):
-    """What an image processor resizes to, in pixels, as far as it names both sides."""
+    """The image processor's target size in pixels, if its file has both sides."""
 
     height: int | None = None
     width: int | None = None
 
 
 class ImageConfig(ConfigPart):
-    """preprocessor_config.json. ``do_pad`` None: the file does not say, as in llava-hf's own checkpoints."""
+    """preprocessor_config.json. ``do_pad`` is None if the file has none, as in llava-hf's own checkpoints."""
 
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     rescale_factor: float = 1 / 255
     do_pad: bool | None = None
-    size: ImageSize | int | None = None  # a number is the shortest edge's
+    size: ImageSize | int | None = None  # an int is the shortest edge
 
     @property
     def fit(self) -> OneTileFit:
-        """How a picture becomes square, unless config.json says it.
+        """How an image becomes square, unless config.json says so.
 
-        LLaVA-1.5 was trained on padded pictures, also where its image processor's file does not say so. A
-        file with both height and width is SigLIP's or one like it: what resizes to both of them squashes.
+        LLaVA-1.5 was trained on padded images, even if its image processor's file does not say so. A file
+        with both height and width is SigLIP's or similar: it squashes images to that size.
         """
         if self.do_pad:
             return "pad"
@@ -213,9 +213,9 @@ class ImageConfig(ConfigPart):
 
 
 def read_config(folder: Path, vision_tower: Path | None = None) -> ModelConfig:
-    """The model's configuration; an original checkpoint may need its tower's folder.
+    """Read the model's configuration; an original checkpoint may need its vision tower's folder.
 
-    Raises CheckpointError where there is none, or one of another kind.
+    Raises CheckpointError if there is none or it is not supported.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -225,18 +225,18 @@ def read_config(folder: Path, vision_tower: Path | None = None) -> ModelConfig:
     if vision_tower is not None and not tower:
         raise CheckpointError(f"{vision_tower / 'config.json'} does not exist: no folder of a vision tower")
     try:
-        return ModelConfig.model_validate(translate(values, tower) if is_original(values) else values)
+        return ModelConfig.model_validate(to_hf_config(values, tower) if is_original(values) else values)
     except ValueError as error:
-        why = _sentences(error) if isinstance(error, ValidationError) else error
-        raise CheckpointError(f"{path} is not a LLaVA model that can be served: {why}") from error
+        reason = _describe(error) if isinstance(error, ValidationError) else error
+        raise CheckpointError(f"{path} is not a LLaVA model that can be served: {reason}") from error
 
 
 def read_image_config(
     folder: Path, vision_tower: Path | None = None, *, vision: VisionConfig | None = None
 ) -> ImageConfig:
-    """How pixels become the tower's input, from preprocessor_config.json or, newer, processor_config.json.
+    """Read how images are preprocessed, from preprocessor_config.json or the newer processor_config.json.
 
-    Original checkpoints leave these files with the tower; where nobody has one, ``vision`` decides.
+    Original checkpoints have these files in the tower's folder. Without any, ``vision`` decides.
     """
     values = _image_processor(folder)
     if not values and vision_tower is not None:
@@ -249,12 +249,12 @@ def read_image_config(
         return ImageConfig.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
         raise CheckpointError(
-            f"the image processor's configuration in {folder}: {_sentences(error)}"
+            f"the image processor's configuration in {folder}: {_describe(error)}"
         ) from error
 
 
 def read_eos_ids(folder: Path, config: ModelConfig) -> frozenset[int]:
-    """The tokens that end an answer: generation_config.json's, else the decoder's."""
+    """Read the end-of-sequence tokens: generation_config.json's, else the decoder's."""
     eos = _read_json(folder / "generation_config.json").get("eos_token_id")
     if eos is None:
         eos = config.text_config.eos_token_id
@@ -269,7 +269,7 @@ def _image_processor(folder: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """An object from a file; empty where the file does not exist."""
+    """Read an object from a file; empty if the file does not exist."""
     if not path.is_file():
         return {}
     try:
@@ -281,5 +281,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _sentences(error: ValidationError) -> str:
+def _describe(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())

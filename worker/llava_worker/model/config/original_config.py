@@ -1,7 +1,7 @@
-"""The original repository's config.json (``liuhaotian/*`` and its kin), told in llava-hf's words.
+"""The original repository's config.json (``liuhaotian/*`` and derivatives), translated to llava-hf's layout.
 
-The file is the decoder's own configuration with a few ``mm_`` keys beside it; of the vision tower it holds
-only the name. The tower's configuration therefore comes from a folder, or is known here by that name.
+The file is the decoder's own configuration with some ``mm_`` keys; it contains only the name of the vision
+tower. The tower's configuration comes from the tower's folder, or from the table of known names here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ast
 import re
 from typing import Any
 
-__all__ = ["CLIP_L_336", "is_original", "translate"]
+__all__ = ["CLIP_L_336", "is_original", "to_hf_config"]
 
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14} | {
     "model_type": "clip_vision_model",
@@ -25,7 +25,7 @@ SIGLIP_SO400M_384 = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden
     "patch_size": 14,
 }
 
-# By the last part of the name: trainers wrote paths of their own disks.
+# By the last part of the name: some checkpoints contain a path of the trainer's disk.
 _TOWERS = {
     "clip-vit-large-patch14": CLIP_L_224,
     "clip-vit-large-patch14-336": CLIP_L_336,
@@ -33,46 +33,48 @@ _TOWERS = {
 }
 _DECODERS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
 _MLP = re.compile(r"mlp(\d+)x_gelu")
-# Of the 1.6 model's feature assembly; transformers knows no other.
-_MERGE = "spatial_unpad"
+# How LLaVA-1.6 merges features; transformers supports no other.
+_PATCH_MERGE_TYPE = "spatial_unpad"
 
 
 def is_original(values: dict[str, Any]) -> bool:
-    """Whether config.json is of the original layout; llava-hf's names no tower but describes it."""
+    """Whether config.json has the original layout; llava-hf's describes the tower instead of naming it."""
     return "mm_vision_tower" in values
 
 
-def translate(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[str, Any]:
-    """The same model as llava-hf's config.json would describe it; ``tower`` is its own config.json.
+def to_hf_config(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the same model's config.json in llava-hf's layout; ``tower`` is the tower's own config.json.
 
-    Raises ValueError, with a sentence, for what cannot be translated.
+    Raises ValueError for what is not supported.
     """
     kind = values.get("model_type")
     if kind not in _DECODERS:
         raise ValueError(f"model_type is {kind!r}; of the original's, {', '.join(_DECODERS)} are served")
     vision = _vision(values, tower)
     has_class_token = vision.get("model_type", "clip_vision_model") == "clip_vision_model"
-    is_grid = values.get("image_aspect_ratio") == "anyres"
-    if is_grid and values.get("mm_patch_merge_type", "flat") != _MERGE:
-        raise ValueError(f"mm_patch_merge_type is {values.get('mm_patch_merge_type')!r}; {_MERGE} is served")
+    is_anyres = values.get("image_aspect_ratio") == "anyres"
+    if is_anyres and values.get("mm_patch_merge_type", "flat") != _PATCH_MERGE_TYPE:
+        raise ValueError(
+            f"mm_patch_merge_type is {values.get('mm_patch_merge_type')!r}; {_PATCH_MERGE_TYPE} is served"
+        )
     return {
-        "model_type": "llava_next" if is_grid else "llava",
+        "model_type": "llava_next" if is_anyres else "llava",
         "text_config": values | {"model_type": _DECODERS[kind]},
         "vision_config": vision,
-        # Pictures are a marker outside of the vocabulary there; any id will do to stand in their place.
+        # There, an image is a marker outside of the vocabulary; any ID can take its place.
         "image_token_index": 0,
         "projector_depth": _projector_depth(values.get("mm_projector_type") or "linear"),
         "vision_feature_layer": values.get("mm_vision_select_layer", -2),
         "vision_feature_select_strategy": _strategy(values, has_class_token),
         "image_aspect_ratio": values.get("image_aspect_ratio") or "square",
-        "image_grid_pinpoints": _pinpoints(values) if is_grid else None,
+        "image_grid_pinpoints": _pinpoints(values) if is_anyres else None,
         "mm_use_im_start_end": values.get("mm_use_im_start_end") or False,
         "vision_tower_name": str(values["mm_vision_tower"]),
     }
 
 
 def _vision(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[str, Any]:
-    if tower is not None:  # of a whole CLIP or SigLIP model, or of its tower alone
+    if tower is not None:  # a whole CLIP or SigLIP model, or its tower alone
         if "vision_config" not in tower:
             return tower
         kind = f"{tower.get('model_type', 'clip')}_vision_model"
@@ -103,7 +105,7 @@ def _strategy(values: dict[str, Any], has_class_token: bool) -> str:
 
 
 def _pinpoints(values: dict[str, Any]) -> list[tuple[int, int]]:
-    """(height, width), as llava-hf has them; the original writes (width, height), sometimes as a string."""
+    """Return (height, width) as llava-hf has it; the original has (width, height), sometimes as a string."""
     pinpoints = values.get("image_grid_pinpoints")
     if isinstance(pinpoints, str):
         pinpoints = ast.literal_eval(pinpoints)

@@ -1,4 +1,4 @@
-"""The decoder's part of a configuration: Llama, Mistral or Qwen2, told apart by ``model_type``."""
+"""The decoder's configuration: Llama, Mistral or Qwen2, depending on ``model_type``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Activation", "ConfigPart", "RopeConfig", "TextConfig"]
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "silu", "relu"]
 
-# What transformers leaves out of a file because it is the class's default.
+# Defaults of transformers' classes, which it omits when it writes a file.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048},
     "mistral": {
@@ -30,22 +30,22 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 class ConfigPart(BaseModel):
-    """Unknown keys are ignored: files carry much that only training needs."""
+    """Base class of configurations. Unknown keys are ignored: files contain much that only training uses."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
 class RopeConfig(ConfigPart):
-    """Rotary position embedding and how it was stretched to longer contexts.
+    """RoPE and its scaling to longer contexts.
 
-    "linear" divides positions by ``factor``; "llama3" and "yarn" do so for slow frequencies only; "dynamic"
-    changes nothing up to ``max_position_embeddings``, and no context here is longer.
+    "linear" divides positions by ``factor``; "llama3" and "yarn" do so for low frequencies only; "dynamic"
+    changes nothing up to ``max_position_embeddings``, the maximum context here.
     """
 
     rope_type: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
     rope_theta: float = 10000.0
     factor: float = 1.0
-    original_max_position_embeddings: int = 0  # filled in from the decoder's where absent
+    original_max_position_embeddings: int = 0  # by default the decoder's
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
@@ -84,10 +84,10 @@ class TextConfig(ConfigPart):
     @model_validator(mode="before")
     @classmethod
     def _derive(cls, values: Any) -> Any:
-        """Defaults are the architecture's; head counts and sizes follow from others where absent."""
+        """Fill in the architecture's defaults, and derive absent head counts and sizes from others."""
         if not isinstance(values, dict):
             return values
-        # A window that is null in the file means none; any other null means the default.
+        # A null sliding_window means none; any other null means the default.
         has_no_window = "sliding_window" in values and values["sliding_window"] is None
         values = {key: value for key, value in values.items() if value is not None}
         kind = str(values.get("model_type", "llama"))
@@ -102,23 +102,23 @@ class TextConfig(ConfigPart):
         values["rope_parameters"] = _rope(values)
         return values
 
-    def share_of(self, num: int) -> TextConfig:
-        """What each of ``num`` ranks computes: its part of the heads and of the inner width.
+    def shard(self, num: int) -> TextConfig:
+        """Return the configuration of each of ``num`` ranks: a share of the heads and of the inner width.
 
-        Raises ValueError where they do not divide.
+        Raises ValueError if they are not multiples of ``num``.
         """
         sizes = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
         odd = [f"{name} {getattr(self, name)}" for name in sizes if getattr(self, name) % num]
         if odd:
             raise ValueError(
                 f"the model cannot be divided over {num} ranks: {num} does not divide {', '.join(odd)}; "
-                f"what fits is tensor_parallel {', '.join(map(str, self.divisors))}"
+                f"what fits is tensor_parallel {', '.join(map(str, self.possible_ranks))}"
             )
         return self.model_copy(update={name: getattr(self, name) // num for name in sizes})
 
     @property
-    def divisors(self) -> list[int]:
-        """Numbers of ranks that the decoder can be divided over."""
+    def possible_ranks(self) -> list[int]:
+        """Numbers of ranks that the decoder can be sharded over."""
         common = math.gcd(self.num_attention_heads, self.num_key_value_heads, self.intermediate_size)
         return [num for num in range(1, common + 1) if common % num == 0]
 
@@ -127,11 +127,11 @@ class TextConfig(ConfigPart):
         return self.attention_bias or self.model_type == "qwen2"
 
     @property
-    def windows(self) -> list[int | None]:
-        """For each layer how many tokens a token sees, itself included; None is all."""
-        return [self.sliding_window if self._slides(i) else None for i in range(self.num_hidden_layers)]
+    def sliding_windows(self) -> list[int | None]:
+        """Tokens that a token sees in each layer, itself included; None is all."""
+        return [self.sliding_window if self._is_sliding(i) else None for i in range(self.num_hidden_layers)]
 
-    def _slides(self, layer: int) -> bool:
+    def _is_sliding(self, layer: int) -> bool:
         if self.model_type != "qwen2":
             return True
         if self.layer_types is not None:
@@ -140,7 +140,7 @@ class TextConfig(ConfigPart):
 
 
 def _rope(values: dict[str, Any]) -> Any:
-    """Rope is spelt in two ways, and its base stands inside or outside."""
+    """Merge the two spellings of RoPE's parameters; its base is inside or outside of them."""
     rope = values.get("rope_parameters", values.get("rope_scaling", {}))
     if not isinstance(rope, dict):
         return rope

@@ -1,6 +1,6 @@
-"""The kernels in C++, on tensors: the same results as in torch, to rounding.
+"""The C++ kernels on tensors: the same results as torch's, to rounding.
 
-A tensor that a kernel does not serve (another dtype, another device) goes to torch's.
+A tensor that a kernel does not support (another dtype or device) is passed to torch's kernels.
 """
 
 from __future__ import annotations
@@ -8,83 +8,69 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llava_worker.model.cpu.build import KernelsMissing, capabilities, load, variant_for
-from llava_worker.model.kernels.interface import Kernels, QuantizedWeight
+from llava_worker.model.cpu.build import NativeKernelsUnavailable, capabilities, load, variant_for
+from llava_worker.model.kernels.interface import Kernels, LayerCache, QuantizedWeight
 from llava_worker.model.kernels.torch_impl import TorchKernels
 
-__all__ = ["NativeKernels", "StoredKeys", "native_kernels"]
+__all__ = ["NativeKernels", "native_kernels"]
 
 logger = logging.getLogger(__name__)
 
-# Up to here a weight in bf16 is read faster by our kernel than by torch's product, which wins with many rows.
-_FEW_ROWS = 6
+# Up to so many rows our bf16 kernel reads a weight faster than torch's product, which wins with more.
+_MAX_BF16_ROWS = 6
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+# Parameters of the functions, in the order of the C++ declarations; the last is the number of threads.
 _SIGNATURES: dict[str, list[Any]] = {
-    "linear": [
-        _INT,
-        _INT,
-        _POINTER,
-        _LONG,
-        _LONG,
-        _POINTER,
-        _POINTER,
-        _LONG,
-        _LONG,
-        _INT,
-        _POINTER,
-        _POINTER,
-        _INT,
+    "quantized_linear": [
+        *(_INT, _INT, _POINTER, _LONG, _LONG),  # bits, is_bf16, x, rows, inputs
+        *(_POINTER, _POINTER, _LONG, _LONG, _INT),  # packed, scales, outputs, padded, group
+        *(_POINTER, _POINTER, _INT),
     ],
-    "pack": [_INT, _INT, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _INT],
-    "dense": [_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT],
+    "pack_weight": [_INT, _INT, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _INT],
+    "bf16_linear": [_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT],
     "rms_norm": [_INT, _POINTER, _POINTER, _FLOAT, _LONG, _LONG, _POINTER, _INT],
-    "rotate": [_INT, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _INT],
-    "silu_gate": [_INT, _POINTER, _LONG, _LONG, _POINTER, _INT],
+    "rope": [_INT, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _INT],
+    "silu_and_mul": [_INT, _POINTER, _LONG, _LONG, _POINTER, _INT],
     "quick_gelu": [_INT, _POINTER, _LONG, _LONG, _POINTER, _INT],
     "decode_attention": [
-        *(_INT, _POINTER, _LONG),  # q
-        *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),  # keys, values, scales, places
+        *(_INT, _POINTER, _LONG),  # is_bf16, q
+        *(
+            _POINTER,
+            _POINTER,
+            _POINTER,
+            _POINTER,
+            _POINTER,
+            _POINTER,
+        ),  # keys, values, scales, tables, contexts
         *(_LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _FLOAT, _POINTER, _INT),
     ],
-    "prompt_attention": [
+    "prefill_attention": [
         *(_POINTER, _LONG),  # q
-        *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER),  # keys, values, scales, places
+        *(_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER),  # keys, values, scales, table
         *(_LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _INT, _FLOAT, _POINTER, _INT),
     ],
 }
 
 
-@dataclass(frozen=True, slots=True)
-class StoredKeys:
-    """One layer of a cache: [slots, kv_heads, head_dim]; scales [slots, kv_heads] if that is int8."""
-
-    keys: Tensor
-    values: Tensor
-    block_size: int
-    key_scales: Tensor | None = None
-    value_scales: Tensor | None = None
-
-
 @cache
 def native_kernels() -> NativeKernels | None:
-    """This machine's, compiled at the first call; None, and a warning that says why, if it can have none."""
+    """Return this machine's kernels, compiled at the first call; None and a warning if it has none."""
     try:
         variant = variant_for(capabilities())
         return NativeKernels(load(variant), variant)
-    except (KernelsMissing, OSError) as error:
+    except (NativeKernelsUnavailable, OSError) as error:
         logger.warning("no kernels of our own on this machine, torch's serve instead: %s", error)
         return None
 
 
 class NativeKernels(Kernels):
-    """``variant`` is a key of `build.VARIANTS`, the one that ``library`` was compiled as."""
+    """``library`` is compiled as ``variant``, a key of `build.VARIANTS`."""
 
     def __init__(self, library: ctypes.CDLL, variant: str) -> None:
         self._variant = variant
@@ -99,29 +85,29 @@ class NativeKernels(Kernels):
     def name(self) -> str:
         return f"C++ for {self._variant}"
 
-    def dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         num_rows = x.numel() // x.shape[-1]
-        is_served = "dense" in self._functions and x.dtype == weight.dtype == torch.bfloat16
-        if not is_served or not 0 < num_rows <= _FEW_ROWS:
-            return self._torch.dense(x, weight, bias)
+        is_supported = "bf16_linear" in self._functions and x.dtype == weight.dtype == torch.bfloat16
+        if not is_supported or not 0 < num_rows <= _MAX_BF16_ROWS:
+            return self._torch.linear(x, weight, bias)
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], len(weight))
-        self._call("dense", x, num_rows, x.shape[-1], weight, len(weight), bias, y)
+        self._call("bf16_linear", x, num_rows, x.shape[-1], weight, len(weight), bias, y)
         return y
 
-    def quantized(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
+    def quantized_linear(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
         x = x.contiguous()
-        y = x.new_empty(*x.shape[:-1], weight.outputs)
-        num_rows = x.numel() // weight.inputs
-        sizes = (weight.outputs, weight.padded, weight.group)
-        head = (weight.bits, _is_bf16(x), x, num_rows, weight.inputs)
-        self._call("linear", *head, weight.packed, weight.scales, *sizes, bias, y)
+        y = x.new_empty(*x.shape[:-1], weight.out_features)
+        num_rows = x.numel() // weight.in_features
+        sizes = (weight.out_features, weight.padded_in_features, weight.group_size)
+        head = (weight.bits, _is_bf16(x), x, num_rows, weight.in_features)
+        self._call("quantized_linear", *head, weight.packed, weight.scales, *sizes, bias, y)
         return y
 
-    def pack(self, rows: Tensor, first: int, weight: QuantizedWeight) -> None:
+    def pack_weight(self, rows: Tensor, first: int, weight: QuantizedWeight) -> None:
         rows = rows.contiguous() if rows.dtype == torch.bfloat16 else rows.float().contiguous()
-        head = (weight.bits, _is_bf16(rows), rows, len(rows), weight.inputs, first)
-        self._call("pack", *head, weight.packed, weight.scales, weight.padded)
+        head = (weight.bits, _is_bf16(rows), rows, len(rows), weight.in_features, first)
+        self._call("pack_weight", *head, weight.packed, weight.scales, weight.padded_in_features)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
@@ -130,20 +116,20 @@ class NativeKernels(Kernels):
         self._call("rms_norm", _is_bf16(x), x, weight, eps, x.numel() // size, size, y)
         return y
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         tokens, heads, size = x.shape
         if x.stride()[1:] != (size, 1):
             x = x.contiguous()
         y = x.new_empty(x.shape)
-        turned = (cos.contiguous(), sin.contiguous())
-        self._call("rotate", _is_bf16(x), x, x.stride(0), *turned, tokens, heads, size // 2, y)
+        angles = (cos.contiguous(), sin.contiguous())
+        self._call("rope", _is_bf16(x), x, x.stride(0), *angles, tokens, heads, size // 2, y)
         return y
 
-    def silu_gate(self, x: Tensor) -> Tensor:
+    def silu_and_mul(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         size = x.shape[-1] // 2
         y = x.new_empty(*x.shape[:-1], size)
-        self._call("silu_gate", _is_bf16(x), x, x.numel() // (2 * size), size, y)
+        self._call("silu_and_mul", _is_bf16(x), x, x.numel() // (2 * size), size, y)
         return y
 
     def quick_gelu(self, x: Tensor) -> Tensor:
@@ -152,45 +138,47 @@ class NativeKernels(Kernels):
         self._call("quick_gelu", _is_bf16(x), x, x.numel() // x.shape[-1], x.shape[-1], y)
         return y
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        _, places, _, size = q.shape
-        if size % 16 or not self.takes_prompts(q.dtype):
-            return self._torch.attention(q, k, v)
-        if k.stride() != v.stride() or k.stride()[2:] != (size, 1):
+    def vision_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        _, num_positions, _, head_dim = q.shape
+        if head_dim % 16 or not self.uses_prefill_attention(q.dtype):
+            return self._torch.vision_attention(q, k, v)
+        if k.stride() != v.stride() or k.stride()[2:] != (head_dim, 1):
             k, v = k.contiguous(), v.contiguous()
         out, one_block = q.new_empty(q.shape), torch.zeros(1, dtype=torch.int64)
         for tile in range(len(q)):
-            stored = StoredKeys(k[tile], v[tile], block_size=places)
-            self.prompt_attention(q[tile], stored, one_block, places, 0, is_causal=False, out=out[tile])
+            stored = LayerCache(k[tile], v[tile], block_size=num_positions)
+            self.prefill_attention(
+                q[tile], stored, one_block, num_positions, 0, is_causal=False, out=out[tile]
+            )
         return out
 
     def decode_attention(
-        self, q: Tensor, stored: StoredKeys, tables: Tensor, contexts: Tensor, window: int, *, out: Tensor
+        self, q: Tensor, stored: LayerCache, tables: Tensor, contexts: Tensor, window: int, *, out: Tensor
     ) -> None:
-        """One query a row over its context, as `AttentionPlan.attend`; ``window`` 0: none.
+        """Attend with one query per row over its context, as `AttentionPlan.attend`; ``window`` 0 is none.
 
-        q and out [rows, heads, head_dim], of a multiple of 16; int64 tables [rows, blocks], contexts [rows].
+        q and out [rows, heads, head_dim], head_dim a multiple of 16; int64 tables [rows, blocks] and contexts
+        [rows].
         """
         rows, heads, size = q.shape
         if q.stride()[1:] != (size, 1):
             q = q.contiguous()
         shape = (rows, heads, stored.keys.shape[1], size, tables.shape[1], stored.block_size, window)
         scales = (stored.key_scales, stored.value_scales)
-        places = (tables.contiguous(), contexts)
-        pointers = (q, q.stride(0), stored.keys, stored.values, *scales, *places)
+        pointers = (q, q.stride(0), stored.keys, stored.values, *scales, tables.contiguous(), contexts)
         self._call("decode_attention", _is_bf16(q), *pointers, *shape, size**-0.5, out)
 
-    def takes_prompts(self, dtype: torch.dtype) -> bool:
-        """Whether `prompt_attention` is there for queries of that type, and faster than torch's.
+    def uses_prefill_attention(self, dtype: torch.dtype) -> bool:
+        """Whether `prefill_attention` supports queries of this dtype and is faster than torch's attention.
 
-        On processors with AMX torch multiplies prompts with it, and this one would not.
+        On processors with AMX torch multiplies prompts with it, and this kernel would not.
         """
-        return dtype == torch.bfloat16 and "prompt_attention" in self._functions and self._variant != "amx"
+        return dtype == torch.bfloat16 and "prefill_attention" in self._functions and self._variant != "amx"
 
-    def prompt_attention(
+    def prefill_attention(
         self,
         q: Tensor,
-        stored: StoredKeys,
+        stored: LayerCache,
         table: Tensor,
         context: int,
         window: int,
@@ -198,28 +186,21 @@ class NativeKernels(Kernels):
         is_causal: bool = True,
         out: Tensor,
     ) -> None:
-        """The last len(q) tokens of a sequence of ``context``, as `AttentionPlan.attend`; ``window`` 0: none.
+        """Attend with the last len(q) tokens of a sequence of ``context`` tokens, as `AttentionPlan.attend`.
 
-        q and out bf16 [tokens, heads, head_dim], of a multiple of 16; table int64 [blocks].
+        q and out bf16 [tokens, heads, head_dim], head_dim a multiple of 16; table int64 [blocks]; ``window``
+        0 is none.
         """
         tokens, heads, size = q.shape
         if q.stride()[1:] != (size, 1):
             q = q.contiguous()
-        shape = (
-            tokens,
-            context,
-            heads,
-            stored.keys.shape[1],
-            size,
-            stored.block_size,
-            window,
-            int(is_causal),
-        )
-        kept = (stored.keys, stored.values, stored.keys.stride(0), stored.key_scales, stored.value_scales)
-        self._call("prompt_attention", q, q.stride(0), *kept, table.contiguous(), *shape, size**-0.5, out)
+        kv_heads = stored.keys.shape[1]
+        shape = (tokens, context, heads, kv_heads, size, stored.block_size, window, int(is_causal))
+        cached = (stored.keys, stored.values, stored.keys.stride(0), stored.key_scales, stored.value_scales)
+        self._call("prefill_attention", q, q.stride(0), *cached, table.contiguous(), *shape, size**-0.5, out)
 
     def _call(self, name: str, *arguments: Tensor | float | None) -> None:
-        """With tensors as pointers and torch's number of threads as the last argument."""
+        """Call with tensors as pointers, and torch's number of threads as the last argument."""
         pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
         self._functions[name](*pointers, torch.get_num_threads())
 

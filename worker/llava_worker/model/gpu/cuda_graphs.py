@@ -1,7 +1,7 @@
-"""What is recorded once can run again as one launch: who records, and for how many rows.
+"""CUDA graphs: operations captured once and replayed with one launch.
 
-A recording reads its inputs from tensors that stay where they are, and is of a fixed number of rows. So there
-is one for each of some numbers, the buckets.
+A graph reads its inputs from tensors at fixed addresses and has a fixed batch size. So there is one graph for
+each of some batch sizes, and a batch uses the smallest that holds it.
 """
 
 from __future__ import annotations
@@ -13,68 +13,77 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["NotRecordable", "Recorder", "buckets_up_to", "cuda_recorder", "record_as_call", "recorded"]
+__all__ = [
+    "GraphCapture",
+    "NotCapturable",
+    "Replay",
+    "capture_sizes",
+    "cuda_graph_capture",
+    "eager_capture",
+    "try_capture",
+]
 
-# Computes once, and returns the result with what computes it again in the same place.
-Recorder = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], object]]]
+Replay = Callable[[], object]
+# Runs a computation once and returns its result with a function that computes it again, in place.
+GraphCapture = Callable[[Callable[[], Tensor]], tuple[Tensor, Replay]]
 
 logger = logging.getLogger(__name__)
 
-_WARM_RUNS = 2  # before a recording: libraries choose kernels and take workspaces in their first calls
+_WARMUP_RUNS = 2  # before a capture: libraries select kernels and allocate workspaces in their first calls
 
 
-class NotRecordable(RuntimeError):
-    """Something would have to wait for the device; the message says what."""
+class NotCapturable(RuntimeError):
+    """An operation would have to wait for the device; the message says which."""
 
 
-class Recordings(Protocol):
-    def record_all(self) -> None:
-        """Raises RuntimeError where an operation waits for the device, or memory is short."""
+class _Graphs(Protocol):
+    def capture_all(self) -> None:
+        """Raises RuntimeError if an operation waits for the device or memory is insufficient."""
 
 
-_R = TypeVar("_R", bound=Recordings)
+_G = TypeVar("_G", bound=_Graphs)
 
 
-def recorded(recordings: _R, what: str) -> _R | None:
-    """They, recorded now, or None where it cannot be done; the log says which and why."""
+def try_capture(graphs: _G, name: str) -> _G | None:
+    """Capture the graphs and return them, or None if that fails; log which and why."""
     try:
-        recordings.record_all()
+        graphs.capture_all()
     except RuntimeError as error:
-        logger.warning("%s is not recorded, which makes it slower: %s", what, error)
+        logger.warning("%s is not recorded, which makes it slower: %s", name, error)
         return None
-    logger.info("%s is recorded", what)
-    return recordings
+    logger.info("%s is recorded", name)
+    return graphs
 
 
-def buckets_up_to(most: int) -> list[int]:
-    """1, 2, 4, 8, then steps of an eighth or less of a size; ``most`` is the last."""
+def capture_sizes(max_size: int) -> list[int]:
+    """Return 1, 2, 4, 8, then steps of an eighth of a size or less; ``max_size`` is the last."""
     sizes, size = [], 1
-    while size < most:
+    while size < max_size:
         sizes.append(size)
         size += size if size < 8 else 1 << max(3, size.bit_length() - 3)
-    return [*sizes, most]
+    return [*sizes, max_size]
 
 
-def cuda_recorder(device: torch.device) -> Recorder:
-    """Recordings that share their memory: one runs at a time, and its result is used before the next."""
+def cuda_graph_capture(device: torch.device) -> GraphCapture:
+    """Return a capture whose graphs share their memory: a result must be used before the next replay."""
     pool = torch.cuda.graph_pool_handle()
 
-    def record(compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
-        aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):
-            for _ in range(_WARM_RUNS):
+    def capture(compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(_WARMUP_RUNS):
                 compute()
-        torch.cuda.current_stream(device).wait_stream(aside)
+        torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             out = compute()
         return out, graph.replay
 
-    return record
+    return capture
 
 
-def record_as_call(compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
-    """Nothing is recorded: what was to be is called again. For devices that record nothing."""
+def eager_capture(compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
+    """Capture nothing and compute again at each replay, for devices without graphs."""
     out = compute()
     return out, lambda: out.copy_(compute())

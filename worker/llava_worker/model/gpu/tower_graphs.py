@@ -1,49 +1,48 @@
-"""Pictures through tower and projector as a recording: of few tiles the launches take longer than the work.
+"""The vision tower and projector as CUDA graphs: for few tiles the launches take longer than the computation.
 
-Tiles do not see each other. So a recording of more than there are computes what it is asked beside tiles of
-an earlier picture, whose features nobody reads.
+Tiles are independent of each other. So a graph of more tiles than needed computes the others' stale contents,
+whose features are discarded.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from llava_worker.model.gpu.cuda_graphs import Recorder, buckets_up_to
+from llava_worker.model.gpu.cuda_graphs import GraphCapture, Replay, capture_sizes
 from llava_worker.model.llava import Llava
 
 __all__ = ["TowerGraphs"]
 
 
 class TowerGraphs:
-    """Over one model; the buckets share their tiles, of which each takes the first."""
+    """Graphs over one model. They share one input tensor, of which each reads the first tiles."""
 
-    def __init__(self, model: Llava, record: Recorder, *, max_tiles: int) -> None:
+    def __init__(self, model: Llava, capture: GraphCapture, *, max_tiles: int) -> None:
         self._model = model
-        self._record = record
-        self._buckets = buckets_up_to(max_tiles)
-        side = model.config.picture_layout().side
+        self._capture = capture
+        self._sizes = capture_sizes(max_tiles)
+        side = model.config.image_layout().side
         self._tiles = torch.zeros(max_tiles, side, side, 3, dtype=torch.uint8, device=model.device)
-        self._recorded: dict[int, tuple[Tensor, Callable[[], object]]] = {}
+        self._graphs: dict[int, tuple[Tensor, Replay]] = {}  # by number of tiles
 
     @torch.inference_mode()
-    def record_all(self) -> None:
-        """The largest first, in whose memory the others find room."""
-        for size in reversed(self._buckets):
+    def capture_all(self) -> None:
+        """Capture the largest graph first: the others reuse its memory."""
+        for size in reversed(self._sizes):
             tiles = self._tiles[:size]
-            self._recorded[size] = self._record(lambda tiles=tiles: self._model.encode(tiles))  # type: ignore[misc]
+            self._graphs[size] = self._capture(lambda tiles=tiles: self._model.encode(tiles))  # type: ignore[misc]
 
     @torch.inference_mode()
     def encode(self, tiles: Tensor) -> Tensor:
-        """As `Llava.encode`; more tiles than were recorded are computed."""
+        """As `Llava.encode`; computed without a graph if there are more tiles than any graph has."""
         num = len(tiles)
-        at = bisect_left(self._buckets, num)
-        if at == len(self._buckets) or not self._recorded:
+        index = bisect_left(self._sizes, num)
+        if index == len(self._sizes) or not self._graphs:
             return self._model.encode(tiles)
-        out, replay = self._recorded[self._buckets[at]]
+        out, replay = self._graphs[self._sizes[index]]
         self._tiles[:num].copy_(tiles)
         replay()
-        return out[:num].clone()  # the next recording that runs writes there
+        return out[:num].clone()  # the next replay overwrites it

@@ -1,1 +1,1 @@
-"""Fused kernels in torch and Triton behind one interface."""
+"""Kernels of a forward pass behind one interface: in torch, fused in Triton, and W4A16 in Triton."""

@@ -1,5 +1,4 @@
-"""On a GPU: the sum with its norm, rotation with the write to the KV cache, and gate, each by one kernel in
-Triton instead of several."""
+"""Fused Triton kernels for GPUs: residual add with norm, RoPE with the KV cache write, SiLU gate."""
 
 from __future__ import annotations
 
@@ -14,44 +13,44 @@ from torch import Tensor
 from llava_worker.model.kernels.interface import Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
 
-__all__ = ["FusedKernels", "choose_kernels", "fault_of"]
+__all__ = ["FusedKernels", "choose_kernels", "self_test"]
 
-_GATE_WIDTH = 1024  # numbers of a row that one program gates
-_HEADS_AT_ONCE = 8  # heads of a token that one program turns: a lone token must busy more than one processor
+_GATE_WIDTH = 1024  # numbers of a row per program
+_HEADS_PER_PROGRAM = 8  # so that a single token occupies more than one multiprocessor
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # of 1, or of a larger number
 
 logger = logging.getLogger(__name__)
 
 
 class FusedKernels(TorchKernels):
-    """Matrices are torch's."""
+    """Matrix products are torch's."""
 
     @property
     def name(self) -> str:
         return "Triton"
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return self._norm(x, None, weight, eps)[1]
+        return self._norm(x, None, weight, eps)[0]
 
-    def add_rms_norm(self, x: Tensor, more: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        return self._norm(x, more, weight, eps)
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return self._norm(x, residual, weight, eps)
 
-    def _norm(self, x: Tensor, more: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        from llava_worker.model.kernels.triton_rows import rms_norm
+    def _norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        from llava_worker.model.kernels.triton_fused import rms_norm
 
         x, size = x.contiguous(), x.shape[-1]
         out = torch.empty_like(x)
-        total = x if more is None else torch.empty_like(x)
-        added = x if more is None else more.contiguous()
+        total = x if residual is None else torch.empty_like(x)
+        added = x if residual is None else residual.contiguous()
         if x.numel():
-            width = _power_of_two(size)
+            width = _next_power_of_two(size)
             rms_norm[(x.numel() // size,)](
-                *(out, total, x, added, weight, size, eps), HAS_MORE=more is not None, N=width
+                *(out, total, x, added, weight, size, eps), HAS_RESIDUAL=residual is not None, N=width
             )
-        return total, out
+        return out, total
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        from llava_worker.model.kernels.triton_rows import rotate
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        from llava_worker.model.kernels.triton_fused import rope
 
         tokens, heads, size = x.shape
         if x.stride()[1:] != (size, 1):
@@ -59,19 +58,19 @@ class FusedKernels(TorchKernels):
         out = torch.empty(tokens, heads, size, dtype=x.dtype, device=x.device)
         if tokens:
             half = size // 2
-            rotate[(tokens,)](
+            rope[(tokens,)](
                 *(out, x, cos.contiguous(), sin.contiguous(), x.stride(0)),
                 HEADS=heads,
                 HALF=half,
-                H=_power_of_two(heads),
-                N=_power_of_two(half),
+                H=_next_power_of_two(heads),
+                N=_next_power_of_two(half),
             )
         return out
 
-    def turn_and_keep(
+    def rope_and_cache(
         self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor
     ) -> Tensor:
-        from llava_worker.model.kernels.triton_rows import turn_and_keep
+        from llava_worker.model.kernels.triton_fused import rope_and_cache
 
         (tokens, num_all, size), kv_heads = qkv.shape, keys.shape[1]
         if qkv.stride()[1:] != (size, 1):
@@ -79,36 +78,36 @@ class FusedKernels(TorchKernels):
         heads, half = num_all - 2 * kv_heads, size // 2
         q = torch.empty(tokens, heads, size, dtype=qkv.dtype, device=qkv.device)
         if tokens:
-            turn_and_keep[(tokens, -(-num_all // _HEADS_AT_ONCE))](
+            rope_and_cache[(tokens, -(-num_all // _HEADS_PER_PROGRAM))](
                 *(q, keys, values, qkv, cos.contiguous(), sin.contiguous(), slots, qkv.stride(0)),
                 HEADS=heads,
                 KV_HEADS=kv_heads,
                 HALF=half,
-                H=_HEADS_AT_ONCE,
-                N=_power_of_two(half),
+                H=_HEADS_PER_PROGRAM,
+                N=_next_power_of_two(half),
             )
         return q
 
-    def silu_gate(self, x: Tensor) -> Tensor:
-        from llava_worker.model.kernels.triton_rows import silu_gate
+    def silu_and_mul(self, x: Tensor) -> Tensor:
+        from llava_worker.model.kernels.triton_fused import silu_and_mul
 
         x, size = x.contiguous(), x.shape[-1] // 2
         out = torch.empty(*x.shape[:-1], size, dtype=x.dtype, device=x.device)
         if out.numel():
             grid = (out.numel() // size, -(-size // _GATE_WIDTH))
-            silu_gate[grid](out, x, size, N=_GATE_WIDTH)
+            silu_and_mul[grid](out, x, size, N=_GATE_WIDTH)
         return out
 
 
-@cache  # asked for each number format whose memory is weighed
+@cache  # called once per precision whose memory is estimated
 def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
-    """The fused ones if they are there and prove right on this device; the log says why if not."""
-    if device.type != "cuda" or not torch.cuda.is_available():  # asked of a GPU elsewhere, what it would take
+    """Return the fused kernels if they pass a self-test on this device, else torch's; log which and why."""
+    if device.type != "cuda" or not torch.cuda.is_available():  # memory of an absent GPU may be estimated
         return TorchKernels()
     if importlib.util.find_spec("triton") is None:
         logger.info("norms, rotation, cache writes and gates: torch; Triton is not installed")
         return TorchKernels()
-    fault = fault_of(FusedKernels(), dtype, device)
+    fault = self_test(FusedKernels(), dtype, device)
     if fault is None:
         logger.info("norms, rotation, cache writes and gates: fused, in Triton")
         return FusedKernels()
@@ -119,43 +118,43 @@ def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
 
 
 @torch.inference_mode()
-def fault_of(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> str | None:
-    """What is wrong with their answers to small inputs, as torch's own are the reference."""
+def self_test(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Compare the kernels with torch's on small inputs. Return what is wrong, or None."""
     noise = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=noise).to(device, dtype)
 
-    x, more, weight, wide = draw(3, 1000), draw(3, 1000), draw(1000), draw(3, 2600)
-    heads, angles = draw(3, 15 * 80)[:, 160:].view(3, 13, 80), draw(3, 1, 40)
+    x, residual, weight, wide = draw(3, 1000), draw(3, 1000), draw(1000), draw(3, 2600)
+    qkv, angles = draw(3, 15 * 80)[:, 160:].view(3, 13, 80), draw(3, 1, 40)
     cos, sin = angles.cos(), angles.sin()
-    cache, slots = draw(2, 9, 3, 80), torch.tensor([7, 0, 4], device=device)
+    cached, slots = draw(2, 9, 3, 80), torch.tensor([7, 0, 4], device=device)
 
-    def kept(one: Kernels) -> tuple[Tensor, ...]:
-        keys, values = cache.clone()
-        return one.turn_and_keep(heads, cos, sin, keys, values, slots), keys, values
+    def rope_and_cache(tested: Kernels) -> tuple[Tensor, ...]:
+        keys, values = cached.clone()
+        return tested.rope_and_cache(qkv, cos, sin, keys, values, slots), keys, values
 
-    trials: dict[str, Callable[[Kernels], tuple[Tensor, ...]]] = {
-        "rms_norm": lambda one: (one.rms_norm(x, weight, 1e-5),),
-        "add_rms_norm": lambda one: one.add_rms_norm(x, more, weight, 1e-5),
-        "rotate": lambda one: (one.rotate(heads, cos, sin),),
-        "turn_and_keep": kept,
-        "silu_gate": lambda one: (one.silu_gate(wide),),
+    cases: dict[str, Callable[[Kernels], tuple[Tensor, ...]]] = {
+        "rms_norm": lambda tested: (tested.rms_norm(x, weight, 1e-5),),
+        "add_rms_norm": lambda tested: tested.add_rms_norm(x, residual, weight, 1e-5),
+        "rope": lambda tested: (tested.rope(qkv, cos, sin),),
+        "rope_and_cache": rope_and_cache,
+        "silu_and_mul": lambda tested: (tested.silu_and_mul(wide),),
     }
     try:
-        for name, ask in trials.items():
-            pairs = zip(ask(kernels), ask(TorchKernels()), strict=True)
-            most = max(_distance(ours.float(), theirs.float()) for ours, theirs in pairs)
-            if not most <= _TOLERANCE[dtype]:
-                return f"{name} is {most:.3g} off"
-    except Exception as error:  # told to the log: whatever a compiler raises, torch's own kernels serve
+        for name, case in cases.items():
+            pairs = zip(case(kernels), case(TorchKernels()), strict=True)
+            error = max(_max_error(actual.float(), expected.float()) for actual, expected in pairs)
+            if not error <= _TOLERANCE[dtype]:
+                return f"{name} is {error:.3g} off"
+    except Exception as error:  # logged: whatever a compiler raises, torch's own kernels are used
         return f"{type(error).__name__}: {error}"
     return None
 
 
-def _distance(ours: Tensor, theirs: Tensor) -> float:
-    return float(((ours - theirs).abs() / theirs.abs().clamp(min=1)).max())
+def _max_error(actual: Tensor, expected: Tensor) -> float:
+    return float(((actual - expected).abs() / expected.abs().clamp(min=1)).max())
 
 
-def _power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length()
+def _next_power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()

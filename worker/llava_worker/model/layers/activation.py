@@ -9,25 +9,25 @@ from torch.nn import functional as F
 
 from llava_worker.model.kernels.interface import Kernels
 
-__all__ = ["activation", "gate"]
+__all__ = ["activation", "gated_activation"]
 
 _Function = Callable[[Tensor], Tensor]
 
 
 def activation(name: str, kernels: Kernels) -> _Function:
-    """The function of that name; the configuration has checked that there is one."""
+    """Return the function of that name, which the configuration has validated."""
     return kernels.quick_gelu if name == "quick_gelu" else _BY_NAME[name]
 
 
-def gate(name: str, kernels: Kernels) -> _Function:
-    """Left half, through the function of that name, times right half: [..., 2 * size] -> [..., size]."""
+def gated_activation(name: str, kernels: Kernels) -> _Function:
+    """Return activation(left half) * right half, [..., 2 * size] -> [..., size]."""
     if name == "silu":
-        return kernels.silu_gate
+        return kernels.silu_and_mul
     function = activation(name, kernels)
 
     def gated(x: Tensor) -> Tensor:
-        left, right = x.chunk(2, dim=-1)
-        return function(left) * right
+        gate, up = x.chunk(2, dim=-1)
+        return function(gate) * up
 
     return gated
 

@@ -1,4 +1,4 @@
-"""A table of vectors, looked up by id."""
+"""The embedding layer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["Embedding"]
 
 
 class Embedding(nn.Module):
-    """torch's own without the random start, which takes seconds for a large vocabulary."""
+    """torch's embedding without random initialization, which takes seconds for a large vocabulary."""
 
-    def __init__(self, num_rows: int, size: int, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, num_embeddings: int, size: int, *, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        table = torch.empty(num_rows, size, dtype=dtype, device=device)
+        table = torch.empty(num_embeddings, size, dtype=dtype, device=device)
         self.weight = nn.Parameter(table, requires_grad=False)
 
     def __call__(self, ids: Tensor) -> Tensor:  # [n] -> [n, size]

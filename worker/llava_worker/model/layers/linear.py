@@ -1,7 +1,7 @@
-"""The linear layer: the one place that knows how a matrix is stored.
+"""The interface of linear layers, and the layer whose weight is stored in the compute dtype.
 
-Rows are what a weight is split into everywhere here: fused projections put their parts one below the other,
-and each row can be quantised (`quantized`) when it arrives, before the next is read.
+A weight is loaded by rows (outputs): fused projections put their parts below each other, and a quantized
+layer quantizes each row when it arrives, before the next is read.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from torch import Tensor, nn
 
 from llava_worker.model.kernels.interface import Kernels
 
-__all__ = ["WHOLE", "DenseLinear", "Linear", "LinearShape", "Portion"]
+__all__ = ["UNSHARDED", "DenseLinear", "Linear", "LinearShape", "Shard", "empty_bias"]
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
-    """The one of ``num`` equal portions, along one side of a stored matrix, that is kept here."""
+class Shard:
+    """One of ``num`` equal shards along one dimension of a stored matrix."""
 
     index: int = 0
     num: int = 1
 
     def first(self, width: int) -> int:
-        """Where it begins in the stored matrix; ``width`` is the portion's own."""
+        """Return where it begins in the stored matrix; ``width`` is the shard's own."""
         return self.index * width
 
 
-WHOLE = Portion()
+UNSHARDED = Shard()
 
 
 @dataclass(frozen=True, slots=True)
 class LinearShape:
-    """``parts`` names what is fused, in the order of the output, with each part's width.
+    """The shape of a linear layer; ``parts`` maps the fused projections, in output order, to their widths.
 
-    A plain layer has one part with the empty name. Widths are of what is kept: a file that holds the whole
-    of each part has ``rows.num`` times the outputs and ``columns.num`` times the inputs.
+    A plain layer has one part with an empty name. Widths are the shard's: the checkpoint's matrix of each
+    part has ``rows.num`` times the outputs and ``columns.num`` times the inputs.
     """
 
     in_features: int
     parts: Mapping[str, int]
     has_bias: bool = False
-    rows: Portion = WHOLE
-    columns: Portion = WHOLE
+    rows: Shard = UNSHARDED
+    columns: Shard = UNSHARDED
 
     @classmethod
     def plain(
-        cls, in_features: int, out_features: int, *, has_bias: bool = False, columns: Portion = WHOLE
+        cls, in_features: int, out_features: int, *, has_bias: bool = False, columns: Shard = UNSHARDED
     ) -> LinearShape:
         return cls(in_features, {"": out_features}, has_bias, columns=columns)
 
@@ -59,7 +59,7 @@ class LinearShape:
 
 
 class Linear(nn.Module, ABC):
-    """y = x W^T + b, filled a few rows at a time."""
+    """y = x W^T + b; W is loaded a few rows at a time."""
 
     bias: nn.Parameter | None
 
@@ -73,23 +73,23 @@ class Linear(nn.Module, ABC):
 
     @abstractmethod
     def load_rows(self, start: int, rows: Tensor) -> None:
-        """Put rows [start, start + len(rows)) of the weight into place."""  # rows: [n, in_features]
+        """Store rows [start, start + len(rows)) of W; rows [n, in_features]."""
 
     def load_bias(self, start: int, values: Tensor) -> None:
-        """Put outputs [start, start + len(values)) of the bias into place."""
+        """Store outputs [start, start + len(values)) of the bias; values [n]."""
         assert self.bias is not None
         self.bias[start : start + len(values)].copy_(values)
 
 
 def empty_bias(shape: LinearShape, dtype: torch.dtype, device: torch.device) -> nn.Parameter | None:
-    """To be filled; None for a layer without."""
+    """Return an uninitialized bias, or None for a layer without one."""
     if not shape.has_bias:
         return None
     return nn.Parameter(torch.empty(shape.out_features, dtype=dtype, device=device), requires_grad=False)
 
 
 class DenseLinear(Linear):
-    """The weight is kept in the dtype it is computed in."""
+    """The weight is stored in the dtype of the computation."""
 
     def __init__(
         self, shape: LinearShape, *, kernels: Kernels, dtype: torch.dtype, device: torch.device
@@ -101,7 +101,7 @@ class DenseLinear(Linear):
         self._kernels = kernels
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._kernels.dense(x, self.weight, self.bias)
+        return self._kernels.linear(x, self.weight, self.bias)
 
     def load_rows(self, start: int, rows: Tensor) -> None:
         self.weight[start : start + len(rows)].copy_(rows)

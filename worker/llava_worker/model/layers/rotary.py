@@ -1,4 +1,4 @@
-"""Rotary position embedding: where a token stands, told to attention by turning its queries and keys."""
+"""Rotary position embedding (RoPE), with the scaling methods of Llama, Llama 3 and YaRN."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from torch import Tensor
 from llava_worker.model.config.text_config import RopeConfig, TextConfig
 from llava_worker.model.kernels.interface import Kernels
 
-__all__ = ["Rotary", "Rotation"]
+__all__ = ["Rotation", "RotaryEmbedding"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """The angles of one forward pass's tokens, the same for all layers."""
+    """Cosine and sine of the angles of one forward pass's tokens, the same for all layers."""
 
     cos: Tensor  # [tokens, 1, head_dim / 2]
     sin: Tensor  # [tokens, 1, head_dim / 2]
     kernels: Kernels
 
-    def turn(self, x: Tensor) -> Tensor:  # [tokens, heads, head_dim]
-        """Turn each pair (x[i], x[i + head_dim / 2]): Llama's layout of pairs."""
-        return self.kernels.rotate(x, self.cos, self.sin)
+    def apply(self, x: Tensor) -> Tensor:  # [tokens, heads, head_dim]
+        """Rotate each pair (x[i], x[i + head_dim / 2]): Llama's layout of pairs."""
+        return self.kernels.rope(x, self.cos, self.sin)
 
-    def turn_and_keep(self, qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> Tensor:
-        """As `Kernels.turn_and_keep`."""
-        return self.kernels.turn_and_keep(qkv, self.cos, self.sin, keys, values, slots)
+    def rope_and_cache(self, qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> Tensor:
+        """As `Kernels.rope_and_cache`."""
+        return self.kernels.rope_and_cache(qkv, self.cos, self.sin, keys, values, slots)
 
 
-class Rotary:
-    """Frequencies of a decoder; angles are computed in fp32 whatever the model's dtype."""
+class RotaryEmbedding:
+    """A decoder's frequencies. Angles are computed in fp32 whatever the model's dtype."""
 
     def __init__(self, config: TextConfig, kernels: Kernels, device: torch.device) -> None:
         rope = config.rope
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        frequencies = 1.0 / rope.rope_theta**exponents
+        frequencies = 1.0 / rope.rope_theta**exponents  # [head_dim / 2]
         if rope.rope_type == "linear":
             frequencies = frequencies / rope.factor
         elif rope.rope_type == "llama3":
@@ -48,26 +48,28 @@ class Rotary:
         self._frequencies = frequencies.to(device)
         self._scale = _yarn_scale(rope) if rope.rope_type == "yarn" else 1.0
 
-    def at(self, positions: Tensor, dtype: torch.dtype) -> Rotation:  # positions [tokens]
+    def __call__(self, positions: Tensor, dtype: torch.dtype) -> Rotation:  # positions [tokens]
         angles = (positions[:, None].float() * self._frequencies)[:, None, :]
         cos, sin = (angles.cos() * self._scale).to(dtype), (angles.sin() * self._scale).to(dtype)
         return Rotation(cos, sin, self._kernels)
 
 
 def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
-    """Llama 3.1's: slow frequencies are divided, fast ones kept, with a ramp between."""
-    turns = rope.original_max_position_embeddings * frequencies / (2 * math.pi)  # over the trained context
-    ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    """Llama 3.1's scaling: low frequencies are divided, high ones kept, with a ramp between."""
+    rotations = (
+        rope.original_max_position_embeddings * frequencies / (2 * math.pi)
+    )  # over the trained context
+    ramp = (rotations - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     kept = ramp.clamp(0, 1)
     return frequencies * (kept + (1 - kept) / rope.factor)
 
 
 def _yarn(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
-    """arXiv 2309.00071: as above, with the ramp along the dimensions."""
+    """YaRN's scaling (arXiv 2309.00071): as Llama 3.1's, with the ramp along the dimensions."""
 
-    def dimension(num_turns: float) -> float:
+    def dimension(num_rotations: float) -> float:
         length = rope.original_max_position_embeddings
-        return head_dim * math.log(length / (num_turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
+        return head_dim * math.log(length / (num_rotations * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
 
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
     if rope.truncate:
@@ -79,13 +81,13 @@ def _yarn(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
 
 
 def _yarn_scale(rope: RopeConfig) -> float:
-    """By how much turned queries and keys grow: attention over longer contexts is sharper."""
+    """YaRN's attention factor: how much rotated queries and keys grow with the context's length."""
     if rope.attention_factor is not None:
         return rope.attention_factor
 
-    def growth(scale: float) -> float:
-        return 0.1 * scale * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+    def mscale(factor: float) -> float:
+        return 0.1 * factor * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
 
     if rope.mscale and rope.mscale_all_dim:
-        return growth(rope.mscale) / growth(rope.mscale_all_dim)
-    return growth(1.0)
+        return mscale(rope.mscale) / mscale(rope.mscale_all_dim)
+    return mscale(1.0)

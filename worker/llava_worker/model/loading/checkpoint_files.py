@@ -1,9 +1,8 @@
-"""The tensors in a checkpoint's files, described first and read later, some rows at a time.
+"""A checkpoint's files: their tensors are listed first and read later, some rows at a time.
 
-safetensors files are read here, not mapped: what was mapped and touched counts as this process's memory until
-somebody else needs it, which makes a load look, and under a limit behave, twice its size. Pickled files run
-code when they are read unless torch is told otherwise; they are opened only if the caller allows it, and
-then as weights only.
+safetensors files are read, not memory-mapped: mapped pages count as this process's memory once touched, so a
+load would appear, and under a memory limit be, twice its size. Pickled files can run code when they are read;
+they are opened only if the caller allows it, and then as weights only.
 """
 
 from __future__ import annotations
@@ -41,18 +40,18 @@ _DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 
-_PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class ReadRows(Protocol):
-    """Gives rows [start, end) along the first dimension, whole or, of a matrix, some columns of them."""
+    """Read rows [start, end) of the first dimension; optionally columns [first, last) of a matrix."""
 
     def __call__(self, start: int, end: int, columns: tuple[int, int] | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """``read(start, end)`` gives rows, ``read(start, end, (first, last))`` columns [first, last) of them."""
+    """A tensor in a file."""
 
     name: str
     shape: tuple[int, ...]
@@ -65,19 +64,19 @@ class StoredTensor:
 
     @property
     def is_plain(self) -> bool:
-        """Numbers that mean themselves; narrower ones would need a scale that stands elsewhere."""
-        return self.dtype in _PLAIN
+        """Whether its numbers need no scale, as FP8 and integers would."""
+        return self.dtype in _PLAIN_DTYPES
 
     @property
-    def kind(self) -> str:
+    def description(self) -> str:
         return f"{list(self.shape)} of {str(self.dtype).removeprefix('torch.')}"
 
 
 def find_weights(folder: Path) -> list[Path]:
-    """The files that an index names, else the single file; safetensors where there are both."""
+    """Return the files of an index, else the single file; safetensors if there are both."""
     for name in _INDICES:
         if (folder / name).is_file():
-            return _indexed(folder / name)
+            return _files_of_index(folder / name)
     for name in _SINGLES:
         if (folder / name).is_file():
             return [folder / name]
@@ -85,7 +84,7 @@ def find_weights(folder: Path) -> list[Path]:
 
 
 def read_file(path: Path, *, allow_pickle: bool) -> list[StoredTensor]:
-    """The tensors of one file in the order of the bytes: a disk is read once from front to back.
+    """List the tensors of one file in the order of their bytes, so that the disk is read front to back.
 
     Raises CheckpointError for a file that is absent, broken, or pickled and not allowed.
     """
@@ -93,12 +92,12 @@ def read_file(path: Path, *, allow_pickle: bool) -> list[StoredTensor]:
         raise CheckpointError(f"{path} does not exist; the folder is not complete")
     if path.suffix in PICKLED:
         return _read_pickled(path, allow_pickle)
-    header, start = _header(path)
-    tensors = [_describe(path, start, name, entry) for name, entry in header.items()]
+    header, start = _read_header(path)
+    tensors = [_stored_tensor(path, start, name, entry) for name, entry in header.items()]
     return [tensor for _, tensor in sorted(tensors, key=lambda item: item[0])]
 
 
-def _indexed(index: Path) -> list[Path]:
+def _files_of_index(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if any(Path(name).name != name for name in names):
@@ -108,8 +107,8 @@ def _indexed(index: Path) -> list[Path]:
         raise CheckpointError(f"{index} is not an index of weight files: {error!r}") from error
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """What the file says is in it, and where its data begin."""
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the file's description of its tensors, and the offset of their data."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -124,8 +123,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _describe(path: Path, start: int, name: str, entry: Any) -> tuple[int, StoredTensor]:
-    """Where a tensor's bytes begin, and the tensor; checked against the file's size."""
+def _stored_tensor(path: Path, start: int, name: str, entry: Any) -> tuple[int, StoredTensor]:
+    """Return the offset of a tensor's bytes, checked against the file's size, and the tensor."""
     try:
         dtype, shape = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
         begin, end = (int(n) for n in entry["data_offsets"])
@@ -136,8 +135,7 @@ def _describe(path: Path, start: int, name: str, entry: Any) -> tuple[int, Store
         raise _broken(path, f"the size of {name!r} contradicts its shape")
     if start + end > path.stat().st_size:
         raise _broken(path, f"{name!r} lies beyond its end")
-    rows = _RowReader(path, start + begin, shape, dtype)
-    return begin, StoredTensor(name, shape, dtype, rows)
+    return begin, StoredTensor(name, shape, dtype, _RowReader(path, start + begin, shape, dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,19 +157,19 @@ class _RowReader:
         self._read([self.offset + row * row_bytes + first for row in range(start, end)], rows)
         return rows
 
-    def _read(self, starts: list[int], target: Tensor) -> None:
-        """An equal share of the target from each place, and no others: what is not kept is not read."""
-        whole = memoryview(target.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-        num_bytes = len(whole) // max(1, len(starts))
+    def _read(self, offsets: list[int], target: Tensor) -> None:
+        """Fill the target with equal parts from each offset."""
+        buffer = memoryview(target.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        num_bytes = len(buffer) // max(1, len(offsets))
         with self.path.open("rb", buffering=0) as file:
-            for number, start in enumerate(starts):
-                file.seek(start)
-                self._fill(file, whole[number * num_bytes : (number + 1) * num_bytes])
+            for index, offset in enumerate(offsets):
+                file.seek(offset)
+                self._fill(file, buffer[index * num_bytes : (index + 1) * num_bytes])
 
-    def _fill(self, file: FileIO, part: memoryview) -> None:
+    def _fill(self, file: FileIO, buffer: memoryview) -> None:
         done = 0
-        while done < len(part):  # one read gives at most 2 GiB, and may give less
-            num = file.readinto(part[done:])
+        while done < len(buffer):  # one read returns at most 2 GiB, possibly less
+            num = file.readinto(buffer[done:])
             if not num:
                 raise _broken(self.path, "it ended while it was read")
             done += num
@@ -188,10 +186,12 @@ def _read_pickled(path: Path, allow_pickle: bool) -> list[StoredTensor]:
         items = [(name, tensor) for name, tensor in tensors.items() if isinstance(tensor, Tensor)]
     except Exception as error:  # a broken pickle can fail in any way
         raise CheckpointError(f"{path} holds no plain weights: {error}") from error
-    return [StoredTensor(name, tuple(tensor.shape), tensor.dtype, _slices(tensor)) for name, tensor in items]
+    return [
+        StoredTensor(name, tuple(tensor.shape), tensor.dtype, _row_slices(tensor)) for name, tensor in items
+    ]
 
 
-def _slices(tensor: Tensor) -> ReadRows:
+def _row_slices(tensor: Tensor) -> ReadRows:
     def read(start: int, end: int, columns: tuple[int, int] | None = None) -> Tensor:
         rows = tensor[start:end]
         return rows if columns is None else rows[:, slice(*columns)]
@@ -199,5 +199,5 @@ def _slices(tensor: Tensor) -> ReadRows:
     return read
 
 
-def _broken(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} is broken or was not copied whole: {why}")
+def _broken(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path} is broken or was not copied whole: {reason}")

@@ -1,7 +1,7 @@
-"""Adapter folders: small weights that change a base model's, merged while that one is read.
+"""Adapter folders: LoRA weights and replaced tensors, merged into the base model while that is loaded.
 
     adapter_config.json, adapter_model.*     LoRA: W + scale * B A
-    non_lora_trainables.*, mm_projector.*    tensors that stand in place of the base's, or beside them
+    non_lora_trainables.*, mm_projector.*    tensors that replace or extend the base model's
 
 The original repository writes both; config.json in the same folder describes the whole model.
 """
@@ -20,21 +20,21 @@ from torch import Tensor
 
 from llava_worker.model.config.model_config import CheckpointError
 from llava_worker.model.loading.checkpoint_files import StoredTensor, read_file
-from llava_worker.model.loading.weight_names import canonical
+from llava_worker.model.loading.weight_names import canonical_name
 
-__all__ = ["Adapter", "LowRank", "is_adapter", "read_adapter"]
+__all__ = ["Adapter", "LoraWeight", "is_adapter", "read_adapter"]
 
 _CONFIG = "adapter_config.json"
-_REPLACING = ("non_lora_trainables", "mm_projector")
+_REPLACEMENT_FILES = ("non_lora_trainables", "mm_projector")
 _SUFFIXES = (".safetensors", ".bin")
-_FACTOR = re.compile(r"(.+)\.lora_(A|B)(?:\.default)?\.weight")
-# What the adapters' library may have switched on that is more than W + scale * B A.
-_UNSERVED = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layer_replication")
+_LORA_NAME = re.compile(r"(.+)\.lora_(A|B)(?:\.default)?\.weight")
+# Options of peft whose adapters are more than W + scale * B A.
+_UNSUPPORTED_OPTIONS = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layer_replication")
 
 
 @dataclass(frozen=True, slots=True)
-class LowRank:
-    """What is added to one matrix: ``scale`` * ``b`` ``a``, with b [out, rank] and a [rank, in]."""
+class LoraWeight:
+    """The low-rank update of one matrix: ``scale`` * ``b`` ``a``, with b [out, rank] and a [rank, in]."""
 
     a: StoredTensor
     b: StoredTensor
@@ -42,11 +42,11 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the matrix it is made for."""
+        """The shape of the matrix it updates."""
         return (self.b.shape[0], self.a.shape[1])
 
-    def add_to(self, rows: Tensor, start: int, columns: tuple[int, int] | None = None) -> Tensor:
-        """Rows [start, start + len(rows)) of the matrix, or ``columns`` of them, merged, in fp32."""
+    def merge(self, rows: Tensor, start: int, columns: tuple[int, int] | None = None) -> Tensor:
+        """Merge into rows [start, start + len(rows)) of the matrix, or ``columns`` of them; returns fp32."""
         a = self.a.read(0, self.a.shape[0], columns).float()
         b = self.b.read(start, start + len(rows)).float()
         return torch.addmm(rows.float(), b, a, alpha=self.scale)
@@ -54,76 +54,77 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """``low_rank`` by the canonical name of the matrix; ``tensors`` with the names of their files."""
+    """An adapter's tensors."""
 
-    low_rank: dict[str, LowRank]
-    tensors: list[StoredTensor]
+    lora: dict[str, LoraWeight]  # by the canonical name of the matrix
+    replaced: list[StoredTensor]  # with the names of their files
 
 
 def is_adapter(folder: Path) -> bool:
-    return (folder / _CONFIG).is_file() or bool(_replacing_files(folder))
+    return (folder / _CONFIG).is_file() or bool(_replacement_files(folder))
 
 
 def read_adapter(folder: Path, *, allow_pickle: bool) -> Adapter:
-    """What the folder holds. Raises CheckpointError for an adapter that cannot be merged as it was made."""
-    low_rank: dict[str, LowRank] = {}
-    tensors: list[StoredTensor] = []
+    """Read the folder's adapter. Raises CheckpointError for an adapter that cannot be merged."""
+    lora: dict[str, LoraWeight] = {}
+    replaced: list[StoredTensor] = []
     if (folder / _CONFIG).is_file():
-        scale = _scale(folder / _CONFIG)
-        stored = read_file(_either(folder, "adapter_model"), allow_pickle=allow_pickle)
-        low_rank, tensors = _pair(folder, stored, scale)
-    for path in _replacing_files(folder):
-        tensors += read_file(path, allow_pickle=allow_pickle)
-    return Adapter(low_rank, tensors)
+        scale = _read_scale(folder / _CONFIG)
+        stored = read_file(_require_file(folder, "adapter_model"), allow_pickle=allow_pickle)
+        lora, replaced = _pair(folder, stored, scale)
+    for path in _replacement_files(folder):
+        replaced += read_file(path, allow_pickle=allow_pickle)
+    return Adapter(lora, replaced)
 
 
 def _pair(
     folder: Path, stored: list[StoredTensor], scale: float
-) -> tuple[dict[str, LowRank], list[StoredTensor]]:
-    factors: dict[str, dict[str, StoredTensor]] = {}
+) -> tuple[dict[str, LoraWeight], list[StoredTensor]]:
+    """Return the pairs of LoRA matrices, by canonical name, and the other tensors."""
+    pairs: dict[str, dict[str, StoredTensor]] = {}
     others = []
     for tensor in stored:
-        match = _FACTOR.fullmatch(tensor.name)
+        match = _LORA_NAME.fullmatch(tensor.name)
         if match is None:
             others.append(tensor)
         else:
-            factors.setdefault(canonical(f"{match[1]}.weight"), {})[match[2]] = tensor
-    low_rank = {}
-    for name, pair in factors.items():
-        if pair.keys() != {"A", "B"} or not _fit_together(pair["A"], pair["B"]):
+            pairs.setdefault(canonical_name(f"{match[1]}.weight"), {})[match[2]] = tensor
+    lora = {}
+    for name, pair in pairs.items():
+        if pair.keys() != {"A", "B"} or not _is_compatible(pair["A"], pair["B"]):
             raise CheckpointError(f"the adapter in {folder} has no matching pair of matrices for {name}")
-        low_rank[name] = LowRank(pair["A"], pair["B"], scale)
-    return low_rank, others
+        lora[name] = LoraWeight(pair["A"], pair["B"], scale)
+    return lora, others
 
 
-def _fit_together(a: StoredTensor, b: StoredTensor) -> bool:
+def _is_compatible(a: StoredTensor, b: StoredTensor) -> bool:
     return a.is_plain and b.is_plain and len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1]
 
 
-def _scale(path: Path) -> float:
+def _read_scale(path: Path) -> float:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         rank, alpha = int(values["r"]), float(values["lora_alpha"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} does not describe a LoRA adapter: {error!r}") from error
-    unserved = [key for key in _UNSERVED if values.get(key)]
-    if unserved:
-        raise CheckpointError(f"{path} sets {', '.join(unserved)}, which cannot be merged here")
+    unsupported = [key for key in _UNSUPPORTED_OPTIONS if values.get(key)]
+    if unsupported:
+        raise CheckpointError(f"{path} sets {', '.join(unsupported)}, which cannot be merged here")
     return alpha / (math.sqrt(rank) if values.get("use_rslora") else rank)
 
 
-def _replacing_files(folder: Path) -> list[Path]:
-    found = [_first(folder, stem) for stem in _REPLACING]
+def _replacement_files(folder: Path) -> list[Path]:
+    found = [_find_file(folder, stem) for stem in _REPLACEMENT_FILES]
     return [path for path in found if path is not None]
 
 
-def _first(folder: Path, stem: str) -> Path | None:
+def _find_file(folder: Path, stem: str) -> Path | None:
     paths = [folder / (stem + suffix) for suffix in _SUFFIXES]
     return next((path for path in paths if path.is_file()), None)
 
 
-def _either(folder: Path, stem: str) -> Path:
-    path = _first(folder, stem)
+def _require_file(folder: Path, stem: str) -> Path:
+    path = _find_file(folder, stem)
     if path is None:
         raise CheckpointError(f"{folder / stem}.safetensors does not exist; the folder is not complete")
     return path

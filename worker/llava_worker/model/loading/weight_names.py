@@ -1,10 +1,10 @@
-"""What the tensors of every known layout are called here.
+"""The names of tensors in all supported checkpoint layouts, translated to canonical names.
 
-A canonical name is the model's own attribute path, with the parts of a fused layer (q_proj, k_proj, v_proj)
-named one by one.
+A canonical name is the tensor's attribute path in our model, with one name for each part of a fused layer
+(q_proj, k_proj, v_proj).
 
     llava-hf as published     language_model.model.*  vision_tower.vision_model.*      multi_modal_projector.*
-    transformers 5's modules  the same names behind "model.", the tower without "vision_model."
+    transformers 5's modules  the same with the prefix "model.", the tower without "vision_model."
     the original              model.layers.* ...      model.vision_tower.vision_tower.* model.mm_projector.*
     a tower's own folder                              vision_model.* or embeddings.* ...
 """
@@ -14,10 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["canonical", "canonical_in_tower", "is_unneeded"]
+__all__ = ["canonical_name", "canonical_tower_name", "is_unused"]
 
-# (prefix in the file, canonical prefix); the first that fits counts.
-_RULES = (
+# (prefix in the file, canonical prefix); the first match applies.
+_PREFIXES = (
     ("language_model.model.", "language_model."),
     ("language_model.lm_head.", "lm_head."),
     ("vision_tower.vision_model.", "vision_tower."),
@@ -34,7 +34,7 @@ _RULES = (
     ("model.norm.", "language_model.norm."),
     ("lm_head.", "lm_head."),
 )
-_TOWER_RULES = (
+_TOWER_PREFIXES = (
     ("vision_model.", "vision_tower."),
     ("embeddings.", "vision_tower.embeddings."),
     ("encoder.", "vision_tower.encoder."),
@@ -42,13 +42,12 @@ _TOWER_RULES = (
     ("post_layernorm.", "vision_tower.post_layernorm."),
     ("head.", "vision_tower.head."),
 )
-# The original's projector is a torch Sequential, its linear layers at even numbers; a lone one has none.
+# The original's projector is a torch Sequential with linear layers at even indices, or one linear layer.
 _ORIGINAL_PROJECTOR = re.compile(r"model\.mm_projector\.(?:(\d*[02468])\.)?(weight|bias)")
 
-# Canonical names that some files carry although nobody wants them: constants, what stands behind the layer
-# of the tower that is read, and the output layer where it is the embedding table. After them the halves of
-# CLIP and SigLIP that read text.
-_UNNEEDED = re.compile(
+# Canonical names of tensors that some files contain and no model uses: constants, modules after the tower's
+# last used layer, and the LM head if it is the embedding table; then the text halves of CLIP and SigLIP.
+_UNUSED = re.compile(
     r".*\.rotary_emb\.inv_freq|vision_tower\.embeddings\.position_ids"
     r"|vision_tower\.post_layernorm\.(weight|bias)|vision_tower\.head\..*|lm_head\.weight"
     r"|text_model\..*|(text|visual)_projection\.weight|logit_scale|logit_bias"
@@ -56,31 +55,31 @@ _UNNEEDED = re.compile(
 _TOWER_LAYER = re.compile(r"vision_tower\.encoder\.layers\.\d+\.")
 
 
-def canonical(name: str) -> str:
-    """Of a tensor in a model's folder; a name that no layout has comes back as it is."""
-    name = name.removeprefix("base_model.model.")  # put before everything by the adapters' library
+def canonical_name(name: str) -> str:
+    """Translate the name of a tensor in a model's folder; unknown names are returned unchanged."""
+    name = name.removeprefix("base_model.model.")  # peft's
     name = name.removeprefix("model.") if name.startswith("model.model.") else name
     projector = _ORIGINAL_PROJECTOR.fullmatch(name)
     if projector is not None:
         return f"multi_modal_projector.linear_{int(projector[1] or 0) // 2 + 1}.{projector[2]}"
-    return _by_prefix(name, _RULES)
+    return _by_prefix(name, _PREFIXES)
 
 
-def canonical_in_tower(name: str) -> str:
-    """Of a tensor in the folder of a vision tower, or of a whole CLIP or SigLIP."""
-    return _by_prefix(name, _TOWER_RULES)
+def canonical_tower_name(name: str) -> str:
+    """Translate the name of a tensor in the folder of a vision tower, or of a whole CLIP or SigLIP."""
+    return _by_prefix(name, _TOWER_PREFIXES)
 
 
-def is_unneeded(name: str, wanted: Iterable[str]) -> bool:
-    """Whether a tensor of this canonical name, which is not wanted, is known as one to pass over."""
+def is_unused(name: str, parameters: Iterable[str]) -> bool:
+    """Whether a tensor of this canonical name, which is not one of ``parameters``, may be ignored."""
     layer = _TOWER_LAYER.match(name)
     if layer is not None:
-        return not any(other.startswith(layer[0]) for other in wanted)
-    return _UNNEEDED.fullmatch(name) is not None
+        return not any(parameter.startswith(layer[0]) for parameter in parameters)
+    return _UNUSED.fullmatch(name) is not None
 
 
-def _by_prefix(name: str, rules: Iterable[tuple[str, str]]) -> str:
-    for prefix, target in rules:
+def _by_prefix(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
+    for prefix, canonical in prefixes:
         if name.startswith(prefix):
-            return target + name.removeprefix(prefix)
+            return canonical + name.removeprefix(prefix)
     return name

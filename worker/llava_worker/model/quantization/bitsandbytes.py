@@ -1,7 +1,7 @@
-"""Linear layers that bitsandbytes keeps and multiplies: LLM.int8(), and NF4 with its scales quantised again.
+"""Linear layers of bitsandbytes: LLM.int8(), and NF4 with double quantization.
 
-Rows are quantised as they arrive, so that a layer never stands beside its original. The library is imported
-when the first layer is made; it saves memory rather than time.
+Rows are quantized as they arrive, so the original weight is never in memory as a whole. The library is
+imported when the first layer is used; it saves memory rather than time.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from llava_worker.model.layers.linear import Linear, LinearShape, empty_bias
 
-__all__ = ["Bnb4Linear", "Bnb8Linear", "has_bitsandbytes", "require_bitsandbytes"]
+__all__ = ["BnbInt8Linear", "BnbNF4Linear", "has_bitsandbytes", "require_bitsandbytes"]
 
-_OUTLIER = (
-    6.0  # an input beyond it is multiplied in 16 bit with all that stand in its column (LLM.int8(), 2022)
-)
-_BLOCK = 64  # numbers that share a scale in NF4
-_SCALES_BLOCK = 256  # scales that share one of their own
+# Columns of x with a larger magnitude are multiplied in 16 bits (LLM.int8(), arXiv 2208.07339).
+_OUTLIER_THRESHOLD = 6.0
+_BLOCK = 64  # numbers per scale in NF4
+_SCALES_BLOCK = 256  # scales per scale of scales
 
 
 def has_bitsandbytes() -> bool:
@@ -28,7 +27,7 @@ def has_bitsandbytes() -> bool:
 
 
 def require_bitsandbytes(precision: str) -> None:
-    """Raises ValueError that says what to install."""
+    """Raise ValueError with what to install if it is not installed."""
     if not has_bitsandbytes():
         raise ValueError(
             f"precision {precision} on a GPU needs bitsandbytes: pip install 'bitsandbytes>=0.49'; "
@@ -36,22 +35,22 @@ def require_bitsandbytes(precision: str) -> None:
         )
 
 
-class Bnb8Linear(Linear):
-    """W in 8 bits with a scale a row; x in 8 bits with a scale a row, but for its outliers."""
+class BnbInt8Linear(Linear):
+    """W and x in 8 bits with one scale per row each, except for outliers in x."""
 
     def __init__(self, shape: LinearShape, *, device: torch.device) -> None:
         super().__init__(shape)
         codes = torch.zeros(shape.out_features, shape.in_features, dtype=torch.int8, device=device)
         self.codes = nn.Parameter(codes, requires_grad=False)
         self.scales = nn.Parameter(torch.zeros(shape.out_features, device=device), requires_grad=False)
-        self.bias = empty_bias(shape, torch.float16, device)  # what the library computes in
+        self.bias = empty_bias(shape, torch.float16, device)  # the library's compute dtype
 
     def __call__(self, x: Tensor) -> Tensor:
         import bitsandbytes as bnb
 
         state = bnb.MatmulLtState()
         state.CB, state.SCB = self.codes.data, self.scales.data
-        state.threshold, state.has_fp16_weights, state.is_training = _OUTLIER, False, False
+        state.threshold, state.has_fp16_weights, state.is_training = _OUTLIER_THRESHOLD, False, False
         y: Tensor = bnb.matmul(x.half(), self.codes.data, state=state, bias=self.bias)
         return y.to(x.dtype)
 
@@ -63,11 +62,11 @@ class Bnb8Linear(Linear):
         self.scales[start : start + len(rows)] = scales
 
 
-class Bnb4Linear(Linear):
+class BnbNF4Linear(Linear):
     """W in NF4, unpacked to x's dtype as it is multiplied."""
 
     def __init__(self, shape: LinearShape, *, dtype: torch.dtype, device: torch.device) -> None:
-        """Raises ValueError for rows that are not whole blocks."""
+        """Raises ValueError if the inputs are not a multiple of NF4's block."""
         super().__init__(shape)
         if shape.in_features % _BLOCK:
             raise ValueError(
@@ -84,7 +83,7 @@ class Bnb4Linear(Linear):
         self.bias = empty_bias(shape, dtype, device)
         self._dtype = dtype
         self._num_loaded = 0
-        self._exact_scales: Tensor | None = None  # fp32, until all rows are there
+        self._fp32_scales: Tensor | None = None  # fp32 scales while rows are loaded
         self._state: Any = None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -96,24 +95,24 @@ class Bnb4Linear(Linear):
     def load_rows(self, start: int, rows: Tensor) -> None:
         from bitsandbytes.functional import quantize_4bit
 
-        if self._exact_scales is None:
-            self._exact_scales = torch.zeros(len(self.scales), device=self.packed.device)
-        whole = rows.to(self.packed.device, self._dtype).contiguous()
-        packed, state = quantize_4bit(whole, blocksize=_BLOCK, quant_type="nf4")
+        if self._fp32_scales is None:
+            self._fp32_scales = torch.zeros(len(self.scales), device=self.packed.device)
+        rows = rows.to(self.packed.device, self._dtype).contiguous()
+        packed, state = quantize_4bit(rows, blocksize=_BLOCK, quant_type="nf4")
         first = start * self._row_blocks
         self.packed[first * _BLOCK // 2 : first * _BLOCK // 2 + len(packed)] = packed
-        self._exact_scales[first : first + len(state.absmax)] = state.absmax
+        self._fp32_scales[first : first + len(state.absmax)] = state.absmax
         self._num_loaded += len(rows)
         if self._num_loaded == self.shape.out_features:
-            self._seal(self._exact_scales)
-            self._exact_scales, self._num_loaded = None, 0
+            self._quantize_scales(self._fp32_scales)
+            self._fp32_scales, self._num_loaded = None, 0
 
-    def _seal(self, exact: Tensor) -> None:
-        """Quantise the scales, which takes all of them: what they are counted from is their mean."""
+    def _quantize_scales(self, scales: Tensor) -> None:
+        """Quantize the scales relative to their mean, which requires all of them."""
         from bitsandbytes.functional import QuantState, get_4bit_type, quantize_blockwise
 
-        mean = exact.mean()
-        codes, state = quantize_blockwise(exact - mean, blocksize=_SCALES_BLOCK)
+        mean = scales.mean()
+        codes, state = quantize_blockwise(scales - mean, blocksize=_SCALES_BLOCK)
         self.scales.copy_(codes)
         self.outer_scales.copy_(state.absmax)
         state.absmax = self.outer_scales.data
@@ -122,7 +121,7 @@ class Bnb4Linear(Linear):
             shape=torch.Size((self.shape.out_features, self.shape.in_features)),
             dtype=self._dtype,
             blocksize=_BLOCK,
-            code=get_4bit_type("nf4", device=exact.device),
+            code=get_4bit_type("nf4", device=scales.device),
             quant_type="nf4",
             offset=mean,
             state2=state,

@@ -1,4 +1,4 @@
-"""In which number format the model computes and keeps its weights."""
+"""Precisions: the compute dtype of a model and the format of its weights."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from llava_worker.model.cpu.native import native_kernels
 from llava_worker.model.kernels.fused import choose_kernels
 from llava_worker.model.kernels.interface import Kernels
 from llava_worker.model.kernels.torch_impl import TorchKernels
-from llava_worker.model.kernels.triton_linear import TritonLinearKernels
+from llava_worker.model.kernels.w4a16 import W4A16Kernels
 from llava_worker.model.layers.linear import DenseLinear, Linear, LinearShape
 from llava_worker.model.quantization.bitsandbytes import (
-    Bnb4Linear,
-    Bnb8Linear,
+    BnbInt8Linear,
+    BnbNF4Linear,
     has_bitsandbytes,
     require_bitsandbytes,
 )
+from llava_worker.model.quantization.quantized_linear import QuantizedLinear
 from llava_worker.model.quantization.w8a8 import (
-    SCALED,
-    ScaledFormat,
-    ScaledLinear,
-    fault_of_scaled,
+    W8A8_FORMATS,
+    W8A8Format,
+    W8A8Linear,
     require_capability,
+    self_test,
 )
-from llava_worker.model.quantization.weight_only import QuantizedLinear
 
 __all__ = ["PRECISIONS", "Precision", "Role", "choose_precision", "precisions_on"]
 
 logger = logging.getLogger(__name__)
 
-Role = Literal["tower", "projector", "decoder", "head"]
+Role = Literal["vision_tower", "projector", "decoder", "lm_head"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Bits of a weight by what the layer does. Four are kept to the decoder's layers, which are what is read for
-# every token; what the others would save is small beside what they would lose (docs/precision.md).
-_BITS: dict[str, dict[Role, int]] = {
-    "int8": {"tower": 8, "projector": 8, "decoder": 8, "head": 8},
-    "int4": {"tower": 8, "projector": 8, "decoder": 4, "head": 8},
+# Bits per weight by the layer's role, on a CPU. Only the decoder's layers, which are read for every token,
+# have four: what the others would save is small beside the accuracy they would lose (docs/precision.md).
+_CPU_BITS: dict[str, dict[Role, int]] = {
+    "int8": {"vision_tower": 8, "projector": 8, "decoder": 8, "lm_head": 8},
+    "int4": {"vision_tower": 8, "projector": 8, "decoder": 4, "lm_head": 8},
 }
 # On a GPU, where 16 bits are fast: the decoder's layers only.
 _GPU_BITS: dict[str, dict[Role, int]] = {
@@ -52,34 +52,34 @@ _GPU_BITS: dict[str, dict[Role, int]] = {
     "w8a8": {"decoder": 8},
     "fp8": {"decoder": 8},
 }
-_CPU_NAMES = (*_DTYPES, *_BITS)
+_CPU_PRECISIONS = (*_DTYPES, *_CPU_BITS)
 PRECISIONS = (*_DTYPES, *_GPU_BITS)
-_ANY = (99, 0)  # of a card that is not here nothing is known
+_UNKNOWN_CAPABILITY = (99, 0)  # of a GPU that is not in this machine: assume everything
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """``dtype`` is that of activations, KV cache and every weight that is not in fewer bits.
+    """How a model is computed and stored.
 
-    Who keeps the weights in fewer bits: ``is_bitsandbytes`` that library, ``scaled`` torch's products in that
-    format, else our kernels: ``weight_kernels`` where they are not the ``kernels`` that do everything else.
+    Layers whose role is in ``bits`` have quantized weights: bitsandbytes' if ``is_bitsandbytes``, else in the
+    format ``w8a8`` if given, else our own for ``weight_kernels`` (by default ``kernels``).
     """
 
     name: str
-    dtype: torch.dtype
+    dtype: torch.dtype  # of activations, the KV cache and weights that are not quantized
     kernels: Kernels = field(default_factory=TorchKernels)
-    bits: Mapping[Role, int] = field(default_factory=dict)  # without a role: kept in ``dtype``
+    bits: Mapping[Role, int] = field(default_factory=dict)
     is_bitsandbytes: bool = False
     weight_kernels: Kernels | None = None
-    scaled: ScaledFormat | None = None
+    w8a8: W8A8Format | None = None
 
     @property
-    def is_recordable(self) -> bool:
-        """Whether a step never waits for the device, as LLM.int8() does to find a row's outliers."""
+    def is_capturable(self) -> bool:
+        """Whether a step can be a CUDA graph. LLM.int8() waits for the device to find a row's outliers."""
         return not (self.is_bitsandbytes and 8 in self.bits.values())
 
-    def require_dividable(self) -> None:
-        """Raises ValueError where weights are in fewer bits: groups with one scale would be cut apart."""
+    def require_shardable(self) -> None:
+        """Raise ValueError if weights are quantized: a shard would cut groups that share a scale."""
         if self.bits:
             raise ValueError(
                 f"precision {self.name} cannot be divided over several ranks: use one of "
@@ -87,91 +87,95 @@ class Precision:
             )
 
     def linear(self, shape: LinearShape, device: torch.device, role: Role) -> Linear:
-        """A linear layer without values yet, in this precision's weight format."""
-        if role in self.bits and self.is_bitsandbytes:
-            if self.bits[role] == 8:
-                return Bnb8Linear(shape, device=device)
-            return Bnb4Linear(shape, dtype=self.dtype, device=device)
-        if role in self.bits and self.scaled is not None:
-            return ScaledLinear(shape, self.scaled, dtype=self.dtype, device=device)
-        if role in self.bits:
-            kernels = self.weight_kernels or self.kernels
-            return QuantizedLinear(shape, bits=self.bits[role], kernels=kernels, device=device)
-        return self.dense(shape, device)
+        """Create a linear layer, without values yet, in this precision's weight format."""
+        bits = self.bits.get(role)
+        if bits is None:
+            return self.dense_linear(shape, device)
+        if self.is_bitsandbytes and bits == 8:
+            return BnbInt8Linear(shape, device=device)
+        if self.is_bitsandbytes:
+            return BnbNF4Linear(shape, dtype=self.dtype, device=device)
+        if self.w8a8 is not None:
+            return W8A8Linear(shape, self.w8a8, dtype=self.dtype, device=device)
+        kernels = self.weight_kernels or self.kernels
+        return QuantizedLinear(shape, bits=bits, kernels=kernels, device=device)
 
-    def dense(self, shape: LinearShape, device: torch.device) -> DenseLinear:
-        """One that is kept in ``dtype`` whatever the format."""
+    def dense_linear(self, shape: LinearShape, device: torch.device) -> DenseLinear:
+        """Create a linear layer whose weight is stored in ``dtype``."""
         return DenseLinear(shape, kernels=self.kernels, dtype=self.dtype, device=device)
 
 
 def choose_precision(name: str, device: torch.device, *, is_small: bool = False) -> Precision:
-    """The precision of that name; "auto" is bf16 where the device has instructions for it, else fp32.
+    """Return the precision of that name; "auto" is bf16 if the device has instructions for it, else fp32.
 
-    A model that ``is_small`` is computed in fp32 on a CPU: exact, and no slower to speak of; in int8 and int4
-    that goes for what is not a weight. Raises ValueError for a name that is none, or not on this device.
+    On a CPU a model that ``is_small`` is computed in fp32, which is exact and hardly slower; in int8 and
+    int4, what is not a weight. Raises ValueError for an unknown name or one that the device does not support.
     """
     if name == "auto":
-        name, why = _best_for(device, is_small)
-        logger.info("precision auto: %s, because %s", name, why)
+        name, reason = _auto(device, is_small)
+        logger.info("precision auto: %s, because %s", name, reason)
     if name not in PRECISIONS:
         raise ValueError(f"precision is {name!r}; it must be one of auto, {', '.join(PRECISIONS)}")
     if device.type == "cuda" and name in _GPU_BITS:
-        return _on_gpu(name, device)
+        return _quantized_on_gpu(name, device)
     if name not in precisions_on(device):
         raise ValueError(
             f"precision {name} cannot be had on {device}: use one of auto, {', '.join(precisions_on(device))}"
         )
-    if name in _BITS:
+    if name in _CPU_BITS:
         dtype = torch.float32 if is_small or not _has_bf16() else torch.bfloat16
-        return Precision(name, dtype, _kernels(device), _BITS[name])
+        return Precision(name, dtype, _native_or_fused(device), _CPU_BITS[name])
     if name == "bf16":
-        return Precision(name, torch.bfloat16, _kernels(device))
+        return Precision(name, torch.bfloat16, _native_or_fused(device))
     return Precision(name, _DTYPES[name], choose_kernels(_DTYPES[name], device))
 
 
 def precisions_on(device: torch.device) -> tuple[str, ...]:
-    """Those that the device can serve with what is installed."""
+    """Return the precisions that the device supports with what is installed."""
     if device.type in ("cpu", "meta"):
-        return _CPU_NAMES
+        return _CPU_PRECISIONS
     if device.type != "cuda":
         return tuple(_DTYPES)
-    capability = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else _ANY
-    lacking = set() if has_bitsandbytes() else set(_BITS)
-    lacking |= {name for name, kind in SCALED.items() if capability < kind.capability}
-    return tuple(name for name in PRECISIONS if name not in lacking)
+    capability = (
+        torch.cuda.get_device_capability(device) if torch.cuda.is_available() else _UNKNOWN_CAPABILITY
+    )
+    unsupported = set() if has_bitsandbytes() else {"int8", "int4"}
+    unsupported |= {name for name, fmt in W8A8_FORMATS.items() if capability < fmt.capability}
+    return tuple(name for name in PRECISIONS if name not in unsupported)
 
 
-def _on_gpu(name: str, device: torch.device) -> Precision:
-    dtype = _DTYPES[_best_for(device, is_small=False)[0]]
+def _quantized_on_gpu(name: str, device: torch.device) -> Precision:
+    dtype = _DTYPES[_auto(device, is_small=False)[0]]
+    bits = _GPU_BITS[name]
     if name == "w4a16":
-        packed = TritonLinearKernels()
-        return Precision(name, dtype, choose_kernels(dtype, device), _GPU_BITS[name], weight_kernels=packed)
-    if name in SCALED:
-        _require_scaled(name, device)
-        kernels = choose_kernels(dtype, device)
-        return Precision(name, dtype, kernels, _GPU_BITS[name], scaled=SCALED[name])
+        weight_kernels = W4A16Kernels()
+        return Precision(name, dtype, choose_kernels(dtype, device), bits, weight_kernels=weight_kernels)
+    if name in W8A8_FORMATS:
+        _require_w8a8(name, device)
+        return Precision(name, dtype, choose_kernels(dtype, device), bits, w8a8=W8A8_FORMATS[name])
     require_bitsandbytes(name)
-    return Precision(name, dtype, choose_kernels(dtype, device), _GPU_BITS[name], is_bitsandbytes=True)
+    return Precision(name, dtype, choose_kernels(dtype, device), bits, is_bitsandbytes=True)
 
 
-@cache  # asked for each number format whose memory is weighed
-def _require_scaled(name: str, device: torch.device) -> None:
-    """Raises ValueError where the card has no such products. Asked of a GPU elsewhere, nothing is known."""
+@cache  # called once per precision whose memory is estimated
+def _require_w8a8(name: str, device: torch.device) -> None:
+    """Raise ValueError if the GPU does not support the format; a GPU of another machine is not checked."""
     if not torch.cuda.is_available():
         return
-    card = f"{device} ({torch.cuda.get_device_name(device)})"
-    require_capability(name, torch.cuda.get_device_capability(device), card)
-    fault = fault_of_scaled(SCALED[name], device)
+    gpu = f"{device} ({torch.cuda.get_device_name(device)})"
+    require_capability(name, torch.cuda.get_device_capability(device), gpu)
+    fault = self_test(W8A8_FORMATS[name], device)
     if fault is not None:
-        raise ValueError(f"precision {name} fails its trial on {card}: {fault}; use int8, w4a16 or fp16")
+        raise ValueError(f"precision {name} fails its trial on {gpu}: {fault}; use int8, w4a16 or fp16")
 
 
-def _kernels(device: torch.device) -> Kernels:
+def _native_or_fused(device: torch.device) -> Kernels:
     native = native_kernels() if device.type == "cpu" else None
     return native or choose_kernels(torch.bfloat16, device)
 
 
-def _best_for(device: torch.device, is_small: bool) -> tuple[str, str]:
+def _auto(device: torch.device, is_small: bool) -> tuple[str, str]:
+    """Return the name of the precision for "auto", and the reason."""
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU computes in it"

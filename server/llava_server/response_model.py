@@ -1,0 +1,40 @@
+"""Response bodies. Each response, chunk and event is declared once, as a ResponseModel.
+
+Routes and serializers build and encode these objects, and the OpenAPI document describes them
+(``api/openapi/document.py``). A field that may be left out has the default UNSET.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from starlette.responses import Response
+
+__all__ = ["AlwaysFalse", "AlwaysTrue", "Count", "JSONResponse", "ResponseModel", "Timestamp", "doc"]
+
+_MAX_TIMESTAMP = 253_402_300_799  # the last second of the year 9999
+
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+AlwaysTrue = Annotated[bool, Meta(extra_json_schema={"const": True})]
+AlwaysFalse = Annotated[bool, Meta(extra_json_schema={"const": False})]
+Timestamp = Annotated[int, Meta(ge=0, le=_MAX_TIMESTAMP)]  # Unix seconds
+
+
+class ResponseModel(msgspec.Struct):
+    """A response body or a part of one."""
+
+
+class JSONResponse(Response):
+    """A response whose body is a ResponseModel."""
+
+    media_type = "application/json"
+
+    def render(self, content: ResponseModel) -> bytes:
+        return msgspec.json.encode(content)
+
+
+def doc(description: str, *examples: Any, **bounds: Any) -> Meta:
+    """Return the description, examples and bounds of a field for the OpenAPI document."""
+    return Meta(description=description, examples=list(examples) or None, **bounds)

@@ -1,0 +1,65 @@
+"""The encoder cache is bounded in bytes, evicts the least recently used image and separates tenants."""
+
+from __future__ import annotations
+
+import torch
+from llava_worker.engine.core.encoder_cache import EncoderCache
+
+FEATURES = torch.zeros(2, 3)  # 24 bytes
+
+
+def cached(cache: EncoderCache, *digests: str) -> list[bool]:
+    return [("tenant", digest) in cache for digest in digests]
+
+
+def fill(cache: EncoderCache, *digests: str) -> None:
+    for digest in digests:
+        cache.put(("tenant", digest), FEATURES)
+
+
+def test_the_least_recently_used_picture_makes_room() -> None:
+    cache = EncoderCache(2 * FEATURES.nbytes)
+    fill(cache, "a", "b")
+    cache.get(("tenant", "a"))
+
+    fill(cache, "c")
+
+    assert cached(cache, "a", "b", "c") == [True, False, True]
+    assert cache.num_bytes == 2 * FEATURES.nbytes
+
+
+def test_a_picture_larger_than_the_store_evicts_nobody() -> None:
+    cache = EncoderCache(2 * FEATURES.nbytes)
+    fill(cache, "a")
+
+    cache.put(("tenant", "large"), torch.zeros(100))
+
+    assert cached(cache, "a", "large") == [True, False]
+
+
+def test_a_store_of_no_bytes_keeps_nothing() -> None:
+    cache = EncoderCache(0)
+    fill(cache, "a")
+
+    assert cache.get(("tenant", "a")) is None
+    assert cache.num_bytes == 0
+
+
+def test_tenants_do_not_see_each_others_pictures() -> None:
+    cache = EncoderCache(1000)
+    fill(cache, "a")
+
+    assert cache.get(("other", "a")) is None
+    assert (cache.num_hits, cache.num_misses) == (0, 1)
+
+
+def test_putting_twice_and_dropping_keep_the_count_of_bytes_right() -> None:
+    cache = EncoderCache(1000)
+    fill(cache, "a", "a", "b")
+    assert cache.num_bytes == 2 * FEATURES.nbytes
+
+    cache.drop(("tenant", "a"))
+    cache.drop(("tenant", "a"))
+
+    assert cached(cache, "a", "b") == [False, True]
+    assert cache.num_bytes == FEATURES.nbytes

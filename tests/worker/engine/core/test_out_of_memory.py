@@ -1,0 +1,112 @@
+"""A step out of memory is split in halves; a sequence that does not fit alone fails alone."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from llava_wire.messages.event import ErrorCode
+from llava_worker.engine.core.batch import Batch
+from llava_worker.engine.model_runner import ModelRunner
+
+from tests.worker.checkpoints import Prompt, random_prompt
+from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
+from tests.worker.engine.outputs import collect_outputs
+from tests.worker.engine.small_runner import small_runner
+
+
+@pytest.fixture
+def prompts() -> dict[str, Prompt]:
+    rng = np.random.default_rng(41)
+    return {name: random_prompt(rng, num_images=name in "ad") for name in "abcde"}
+
+
+@pytest.mark.parametrize("max_sequences", [1, 2, 3])
+def test_answers_are_those_of_a_device_with_room(
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    prompts: dict[str, Prompt],
+    max_sequences: int,
+) -> None:
+    def outputs(**options: Any) -> dict[str, list[int]]:
+        sequences = [make_sequence(prompt, seq_id=name) for name, prompt in prompts.items()]
+        return run(make_engine(num_blocks=128, **options), sequences)
+
+    runner = small_runner(max_sequences)
+
+    assert outputs(runner=runner) == outputs()
+    assert runner.num_failures > 0
+
+
+def test_who_does_not_fit_alone_fails_alone_with_a_sentence_and_in_the_log(
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    run: Run,
+    prompts: dict[str, Prompt],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    others = {name: prompt for name, prompt in prompts.items() if name != "c"}
+    expected = {
+        name: run(make_engine(), [make_sequence(prompt, seq_id=name)])[name]
+        for name, prompt in others.items()
+    }
+    engine = make_engine(runner=small_runner(never="c"), num_blocks=128)
+    sequences = [make_sequence(prompt, seq_id=name) for name, prompt in prompts.items()]
+    with caplog.at_level(logging.WARNING):
+        outputs = collect_outputs(engine, *sequences)
+
+    assert {name: [output.token_id for output in outputs[name]] for name in others} == expected
+    (failure,) = outputs["c"]
+    assert failure.error is not None
+    assert (
+        failure.error.message == "the worker's memory is too short for it: try again later, or ask for less"
+    )
+    assert failure.error.code is ErrorCode.INSUFFICIENT_MEMORY
+    assert "seq_id=c: a step of it alone finds no memory: CUDA out of memory" in caplog.text
+
+
+def test_pictures_already_encoded_are_given_up_for_it(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: dict[str, Prompt]
+) -> None:
+    engine = make_engine(runner=small_runner(1), num_blocks=128)
+    run(engine, [make_sequence(prompts[name], seq_id=name) for name in "ad"])
+
+    assert engine.stats().num_image_cache_evictions_total > 0
+
+
+def test_what_was_not_computed_is_shared_with_nobody(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: dict[str, Prompt]
+) -> None:
+    """The same prompt comes again once there is memory: nothing of the failed step is taken for computed."""
+    runner = small_runner(never="first")
+    engine = make_engine(runner=runner)
+    engine.add(make_sequence(prompts["b"], seq_id="first"))
+    while engine.num_sequences:
+        engine.step()
+        engine.check()
+    assert runner.num_failures == 1
+
+    again = run(engine, [make_sequence(prompts["b"], seq_id="second")])["second"]
+
+    assert engine.stats().num_cached_tokens_total == 0
+    assert again == run(make_engine(), [make_sequence(prompts["b"])])["one"]
+
+
+def test_another_failure_of_the_device_is_not_taken_for_a_shortage(
+    make_engine: MakeEngine, make_sequence: MakeSequence, prompts: dict[str, Prompt]
+) -> None:
+    """Nobody knows what state the engine is in: its worker ends, and its jobs move."""
+
+    class BrokenRunner(ModelRunner):
+        def _compute(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    engine = make_engine(runner=BrokenRunner)
+    engine.add(make_sequence(prompts["b"]))
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        engine.step()

@@ -1,0 +1,194 @@
+"""What was computed once is reused to the token by those who may, and is not computed twice at a time."""
+
+from __future__ import annotations
+
+import pytest
+from llava_worker.engine import ImageSpan, Sequence
+from llava_worker.engine.core.block_manager import BlockCopy, BlockManager
+
+from tests.worker.engine.core.sequences import cache_prompt, compute, sequence_of
+
+
+def test_a_known_prompt_is_reused_up_to_its_last_token() -> None:
+    blocks = BlockManager(10, 2)
+    first = sequence_of([1, 2, 3, 4])
+    blocks.allocate(first)
+    compute(blocks, first)
+    second = sequence_of([1, 2, 3, 4], name="two")
+
+    copies = blocks.allocate(second)
+
+    assert second.num_computed == 3
+    assert second.block_table[0] == first.block_table[0]
+    assert second.block_table[1] != first.block_table[1]
+    assert copies == [BlockCopy(first.block_table[1], second.block_table[1], 1)]
+
+
+@pytest.mark.parametrize(
+    ("other", "num_shared"),
+    [
+        (sequence_of([1, 2, 3, 9, 5, 6, 7]), 3),
+        (sequence_of([1, 2, 3, 9]), 3),
+        (sequence_of([9, 2, 3, 4, 5, 6]), 0),
+        (sequence_of([1, 2, 3, 4, 5, 6], scope="other"), 0),
+        (sequence_of([1, 2, 3, 4, 5, 6, 7]), 6),
+    ],
+    ids=["fourth token", "a short one", "first token", "scope", "only what was computed"],
+)
+def test_a_prompt_is_reused_up_to_where_it_differs(other: Sequence, num_shared: int) -> None:
+    blocks = BlockManager(10, 4)
+    first = sequence_of([1, 2, 3, 4, 5, 6, 7, 8])
+    blocks.allocate(first)
+    first.num_computed = 6  # the end of a chunk, in the middle of a block that nobody may share as it is
+    blocks.cache_full_blocks(first)
+
+    blocks.allocate(other)
+
+    assert other.num_computed == num_shared
+    assert len(set(first.block_table) & set(other.block_table)) == num_shared // 4
+
+
+@pytest.mark.parametrize(("digest", "num_shared"), [("p", 4), ("q", 2), ("", 2)])
+def test_a_copy_may_end_within_a_picture_if_it_is_the_same(digest: str, num_shared: int) -> None:
+    blocks = BlockManager(10, 8)
+    first = sequence_of([1, 2, 7, 7, 7, 5], digest="p")
+    blocks.allocate(first)
+    first.num_computed = 4
+    blocks.cache_full_blocks(first)
+    other = sequence_of([1, 2, 7, 7, 7, 6], digest=digest)
+
+    blocks.allocate(other)
+
+    assert other.num_computed == num_shared
+
+
+def test_the_middle_of_a_picture_is_not_taken_for_its_beginning() -> None:
+    blocks = BlockManager(10, 2)
+    first = sequence_of([1, 2, 7, 7, 7, 5], digest="p")
+    blocks.allocate(first)
+    compute(blocks, first)
+    shifted = sequence_of([1, 2, 7, 7, 7, 5], digest="p", name="two")
+    shifted.images = [ImageSpan(1, 4, "p")]
+
+    blocks.allocate(shifted)
+
+    assert shifted.num_computed == 1
+
+
+def test_the_unfilled_end_of_an_answer_is_remembered() -> None:
+    blocks = BlockManager(10, 4)
+    first = sequence_of([1, 2, 3])
+    blocks.allocate(first)
+    first.output_ids += [4, 5, 6, 7]
+    blocks.append_slots(first)
+    first.num_computed = 6  # the last token was said but never computed
+    blocks.cache_full_blocks(first)
+    blocks.free(first)
+    second = sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9])
+
+    blocks.allocate(second)
+
+    assert second.num_computed == 6
+
+
+def test_the_longest_of_many_ends_is_found() -> None:
+    blocks = BlockManager(20, 8)
+    for end in ([5], [3, 5], [3, 4], [3, 4, 1, 1], [3, 4, 9, 1], [9]):
+        cache_prompt(blocks, 1, *end)
+    other = sequence_of([1, 3, 4, 5, 6, 7])
+
+    blocks.allocate(other)
+
+    assert other.num_computed == 3
+
+
+def test_a_sequence_waits_for_what_another_is_about_to_compute() -> None:
+    blocks = BlockManager(20, 4)
+    first = sequence_of([1, 2, 3, 4, 5, 6, 7, 8])
+    blocks.allocate(first)
+    twin, stranger = sequence_of([1, 2, 3, 4, 5, 9]), sequence_of([1, 2, 9, 4, 5, 9])
+    abroad = sequence_of(twin.prompt_ids, scope="other")
+    urgent = sequence_of(twin.prompt_ids)
+    urgent.priority = 1
+
+    assert [blocks.is_prefix_pending(each) for each in (twin, stranger, abroad, urgent)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+
+    first.num_computed = 4
+    blocks.cache_full_blocks(first)
+    assert not blocks.is_prefix_pending(twin)  # a token more would be in vain: not worth a step
+
+
+def test_who_knows_half_a_block_already_waits_for_what_comes_after_it() -> None:
+    """As where all prompts begin with the same sentence, and some of them go on with the same picture."""
+    blocks = BlockManager(20, 4)
+    earlier = sequence_of([1, 2, 3, 4, 5, 6, 50])
+    blocks.allocate(earlier)
+    earlier.num_computed = 7
+    blocks.cache_full_blocks(earlier)
+    blocks.free(earlier)
+    first = sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
+    blocks.allocate(first)
+    assert first.num_computed == 6
+
+    assert blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
+    assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 60, 61]))  # one token too few
+    first.num_computed = 10
+    assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
+
+
+def test_nobody_waits_for_who_went_away() -> None:
+    blocks = BlockManager(20, 4)
+    first, twin = sequence_of([1, 2, 3, 4, 5]), sequence_of([1, 2, 3, 4, 6])
+    blocks.allocate(first)
+    assert blocks.is_prefix_pending(twin)
+
+    blocks.free(first)
+
+    assert not blocks.is_prefix_pending(twin)
+
+
+def test_nobody_waits_for_what_is_computed_but_in_doubt() -> None:
+    """It is forgotten, so it will not come."""
+    blocks = BlockManager(20, 4)
+    first, broken = (sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) for _ in range(2))
+    blocks.allocate(first)
+    first.num_computed = 8
+    blocks.cache_full_blocks(first)
+    blocks.allocate(broken)
+    assert broken.num_computed == 8
+
+    blocks.invalidate(broken)
+    blocks.free(broken)
+
+    assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5]))
+
+
+def test_of_a_sequence_in_doubt_not_even_its_last_rows_are_reused() -> None:
+    blocks = BlockManager(20, 4)
+    broken, again = (sequence_of([1, 2, 3, 4, 5, 6, 7]) for _ in range(2))
+    blocks.allocate(broken)
+    compute(blocks, broken)
+
+    blocks.invalidate(broken)
+    blocks.free(broken)
+    cache_prompt(blocks, 1, 2, 3, 4)  # sound again, so what follows it could be found
+
+    blocks.allocate(again)
+    assert again.num_computed == 4
+
+
+def test_nothing_is_shared_where_sharing_is_off() -> None:
+    blocks = BlockManager(10, 2, is_sharing=False)
+    for name in "ab":
+        sequence = sequence_of([1, 2, 3, 4, 5], name=name)
+        assert not blocks.is_prefix_pending(sequence)
+        blocks.allocate(sequence)
+        assert sequence.num_computed == 0
+        compute(blocks, sequence)
+        sequence.num_computed = 3
+        blocks.free(sequence)

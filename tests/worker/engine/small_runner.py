@@ -1,0 +1,36 @@
+"""Model runners that are out of memory for large steps or for one sequence."""
+
+from __future__ import annotations
+
+import torch
+from llava_worker.engine.core.batch import Batch
+from llava_worker.engine.core.in_flight_step import InFlightStep
+from llava_worker.engine.core.scheduler import Chunk
+from llava_worker.engine.model_runner import ModelRunner
+
+
+class SmallRunner(ModelRunner):
+    """A runner with memory for ``max_sequences`` per step, and none for the one called ``never``.
+
+    It fails where a device does, in the middle: with keys and values of the step in the cache already.
+    """
+
+    max_sequences = 9
+    never = ""
+    num_failures = 0
+
+    def _compute(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        computed = super()._compute(batch)
+        seq_ids = {chunk.sequence.seq_id for chunk in self.latest}
+        if len(seq_ids) > self.max_sequences or self.never in seq_ids:
+            type(self).num_failures += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return computed
+
+    def launch(self, chunks: list[Chunk], *, after: InFlightStep | None = None) -> InFlightStep:
+        self.latest = chunks
+        return super().launch(chunks, after=after)
+
+
+def small_runner(max_sequences: int = 9, *, never: str = "") -> type[SmallRunner]:
+    return type("Runner", (SmallRunner,), {"max_sequences": max_sequences, "never": never})

@@ -1,0 +1,118 @@
+"""Engines built from checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llava_worker.engine.startup.build_engine import CheckpointError, build_engine
+from llava_worker.engine.startup.engine_config import EngineConfig
+
+from tests.worker.checkpoints import Prompt, Reference, random_prompt
+from tests.worker.engine.factories import MakeSequence, Run
+from tests.worker.layouts import write_original
+
+
+@pytest.fixture
+def folder(checkpoint: tuple[Path, Reference], tmp_path: Path) -> Path:
+    return shutil.copytree(checkpoint[0], tmp_path / "my-llava")
+
+
+def test_a_folder_becomes_an_engine_and_what_the_outside_must_know(
+    folder: Path, make_sequence: MakeSequence, run: Run
+) -> None:
+    engine, info = build_engine(EngineConfig(folder, precision="fp32", device="cpu"))
+
+    assert (info.name, info.precision, info.device) == ("my-llava", "fp32", "cpu")
+    assert (info.image_side, info.tokens_per_tile, info.image_token_id) == (28, 4, 127)
+    assert (info.fit, info.background) == ("pad", (122, 116, 104))
+    assert (info.context_length, info.vocab_size, info.eos_ids) == (256, 128, frozenset({2}))
+    assert len(run(engine, [make_sequence(Prompt([1, 5, 6]), ignore_eos=True)])["one"]) == 12
+
+
+def test_half_precision_answers_too(folder: Path, make_sequence: MakeSequence, run: Run) -> None:
+    engine, info = build_engine(EngineConfig(folder, precision="bf16", device="cpu"))
+
+    assert info.precision == "bf16"
+    assert len(run(engine, [make_sequence(Prompt([1, 5, 6]), ignore_eos=True)])["one"]) == 12
+
+
+@pytest.mark.parametrize("use_speculation", [True, False])
+def test_answers_are_guessed_ahead_unless_told_otherwise(
+    folder: Path, make_sequence: MakeSequence, run: Run, use_speculation: bool
+) -> None:
+    engine, _ = build_engine(EngineConfig(folder, precision="fp32", use_speculation=use_speculation))
+    answer = run(engine, [make_sequence(Prompt([1, 5, 6]), logit_bias=((40, 100.0),))])["one"]
+
+    assert answer == [40] * 12
+    assert (engine.stats().num_accepted_tokens_total > 0) == use_speculation
+
+
+def test_pictures_are_cropped_where_the_checkpoint_says_so(folder: Path) -> None:
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"do_pad": False, "image_mean": [0.5, 0.5, 0.5]})
+    )
+    _, info = build_engine(EngineConfig(folder, precision="fp32"))
+
+    assert (info.fit, info.background) == ("crop", (127, 127, 127))
+
+
+def test_a_small_cache_shortens_the_context_and_says_so(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bytes_per_token = 2 * 2 * 2 * 12 * 4  # layers, keys and values, heads, head size, fp32
+    engine, info = build_engine(
+        EngineConfig(folder, precision="fp32", kv_cache_bytes=100 * bytes_per_token, block_size=16)
+    )
+
+    assert info.context_length == engine.context_length == 96
+    assert "less than the model's context of 256" in caplog.text
+
+
+def test_a_cache_without_room_for_a_picture_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="the KV cache may take 1000 bytes"):
+        build_engine(EngineConfig(folder, precision="fp32", kv_cache_bytes=1000))
+
+
+def test_an_unknown_device_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="device is 'abacus'"):
+        build_engine(EngineConfig(folder, device="abacus"))
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
+        build_engine(EngineConfig(tmp_path))
+
+
+def test_the_original_s_layout_and_a_tower_apart_answer_as_llava_hf_s_does(
+    folder: Path, tmp_path: Path, make_sequence: MakeSequence, run: Run
+) -> None:
+    tower = tmp_path / "tower"
+    original = write_original(folder, tmp_path / "original", tower=tower)
+    settings = json.loads((original / "config.json").read_text()) | {"mm_use_im_start_end": True}
+    (original / "config.json").write_text(json.dumps(settings))
+    prompt = random_prompt(np.random.default_rng(8), num_images=2)
+    progress: list[tuple[int, int, int]] = []
+
+    theirs, _ = build_engine(EngineConfig(folder, precision="fp32", device="cpu"))
+    ours, info = build_engine(
+        EngineConfig(original, precision="fp32", device="cpu", vision_tower=tower),
+        on_progress=lambda *numbers: progress.append(numbers),
+    )
+
+    assert run(ours, [make_sequence(prompt)]) == run(theirs, [make_sequence(prompt)])
+    assert (info.fit, info.has_image_marks, info.image_token_id) == ("pad", True, 0)
+    assert progress[-1][0] == progress[-1][1]
+
+
+def test_a_model_too_large_for_the_machine_is_refused_before_its_weights_are_looked_at(folder: Path) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    values["text_config"]["vocab_size"] = 10**12
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "model.safetensors").unlink()
+
+    with pytest.raises(ValueError, match="GiB free: nothing fits"):
+        build_engine(EngineConfig(folder, precision="fp32", device="cpu"))

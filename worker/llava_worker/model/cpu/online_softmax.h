@@ -1,0 +1,33 @@
+// Online softmax: the running maximum and sum of scores that arrive in blocks.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "simd.h"
+
+struct OnlineSoftmax {
+  float max = -INFINITY, sum = 0;
+
+  // Turns a block of ``num`` scores, a multiple of 16, into weights e^(score - max); masked scores are -infinity.
+  // Rescales ``values`` [size], the weighted sum so far, to the new maximum.
+  template <class W>
+  void update(const float* scores, int64_t num, W* weights, float* values, int64_t size) {
+    f32x16 block_max = broadcast(-INFINITY);
+    for (int64_t k = 0; k < num; k += 16) block_max = maximum(load(scores + k), block_max);
+    float new_max = std::max(max, horizontal_max(block_max));
+    if (!(new_max > -INFINITY)) new_max = 0;  // all are masked
+    f32x16 block_sum{};
+    for (int64_t k = 0; k < num; k += 16) {
+      f32x16 s = load(scores + k);
+      f32x16 w = s == -INFINITY ? f32x16{} : approx_exp(s - new_max);
+      store(weights + k, w);
+      block_sum += w;
+    }
+    float rescale = std::exp(max - new_max);
+    sum = sum * rescale + horizontal_sum(block_sum);
+    max = new_max;
+    if (rescale != 1.0f)
+      for (int64_t k = 0; k < size; k += 16) store(values + k, load(values + k) * rescale);
+  }
+};

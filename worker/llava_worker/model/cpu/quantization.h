@@ -1,0 +1,69 @@
+// The format of weights in 8 or 4 bits, the quantization of x to 8 bits, and the scaling of outputs.
+#pragma once
+
+#include <algorithm>
+
+#include "simd.h"
+
+constexpr int PANEL_OUTPUTS = 32;
+constexpr int INT4_GROUP = 64;  // inputs per scale of 4-bit weights
+
+struct QuantizedWeight {
+  const uint8_t* packed;
+  const void* scales;  // 8 bits: fp32 [outputs]; 4 bits: bf16 [panels][groups][32]
+  int64_t outputs, padded;  // inputs with padding, a multiple of 4
+  int group_size;           // inputs per scale of x; the last group may be smaller
+  int groups() const { return int((padded + group_size - 1) / group_size); }
+};
+
+inline f32x16 group_scale(const QuantizedWeight& w, int64_t panel, int g, int half) {  // of 4-bit weights
+  return load((const bf16*)w.scales + (panel * w.groups() + g) * PANEL_OUTPUTS + half * 16);
+}
+
+// Quantizes the ``size`` inputs of a group, with zeros up to ``padded``; returns their scale.
+template <class T>
+float quantize_group(const T* x, int64_t size, int64_t padded, int8_t* codes) {
+  f32x16 lane_max{}, non_finite{};
+  int64_t full = size / 16 * 16;
+  int rest = int(size - full);
+  auto scan = [&](f32x16 v) {
+    lane_max = maximum(absolute(v), lane_max);
+    non_finite += v - v;  // 0, or NaN for an infinity or a NaN, which makes the scale NaN
+  };
+  for (int64_t k = 0; k < full; k += 16) scan(load(x + k));
+  if (rest) scan(load_partial(x + full, rest));
+  float max_abs = horizontal_max(lane_max);
+  float factor = max_abs > 0 ? 127.0f / max_abs : 0.0f;
+  auto store_codes = [&](int64_t k, f32x16 v) { write(codes + k, to_int8(round_to_int(v * factor))); };
+  for (int64_t k = 0; k < full; k += 16) store_codes(k, load(x + k));
+  if (rest) store_codes(full, load_partial(x + full, rest));
+  int64_t done = (size + 15) / 16 * 16;
+  if (done < padded) std::memset(codes + done, 0, padded - done);
+  return max_abs / 127.0f + horizontal_sum(non_finite);
+}
+
+// Quantizes a row of x, [padded]; scale and sum of each group are stored ``stride`` apart.
+template <class T>
+void quantize_row(const T* x, int64_t size, const QuantizedWeight& w, int8_t* codes, float* scales, int32_t* sums,
+                  int stride) {
+  for (int g = 0; g < w.groups(); g++) {
+    int64_t first = int64_t(g) * w.group_size, padded = std::min<int64_t>(w.group_size, w.padded - first);
+    int64_t inputs = std::max<int64_t>(0, std::min(padded, size - first));
+    scales[g * stride] = quantize_group(x + first, inputs, padded, codes + first);
+    int32_t total = 0;
+    for (int64_t k = 0; k < padded; k++) total += codes[first + k];
+    sums[g * stride] = total;
+  }
+}
+
+// Scales a row's sums over all groups, adds the bias, and stores 16 outputs from ``first`` on.
+template <int BITS, class T>
+INLINE void store_outputs(const QuantizedWeight& w, int64_t first, f32x16 sums, const float* bias, T* row) {
+  int count = int(std::min<int64_t>(16, w.outputs - first));
+  if (count <= 0) return;
+  f32x16 bias_values = bias ? load_partial(bias + first, count) : f32x16{};
+  f32x16 scale = BITS == 8 ? load_partial((const float*)w.scales + first, count) : broadcast(1);
+  f32x16 v = sums * scale + bias_values;
+  if (count == 16) store(row + first, v);
+  else store_partial(row + first, v, count);
+}

@@ -1,0 +1,168 @@
+// y = x W^T + b with W in 8 or 4 bits and x quantized to 8 bits; sums within a group are exact 32-bit integers.
+//
+// A group is a range of one row's inputs with one scale: an outlier reduces the precision of its own group only.
+//
+// Weights are stored in panels of 32 outputs; within a panel, four inputs of one output are adjacent, as the
+// dot-product instruction requires: [outputs / 32][inputs / 4][32][4] bytes. They are unsigned, as one operand of the
+// instruction must be; the zero point's contribution, zero point times the row's sum, is subtracted beforehand. With
+// 4-bit weights, output i (low half) and output 16 + i (high half) of a panel share a byte.
+//
+// x is quantized into tiles of at most MAX_TILE_ROWS rows, [inputs / 4][rows][4] bytes. A panel stays in the L2 cache
+// while all tiles are multiplied by it, so weights are read from memory once for any number of rows.
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "amx.h"
+#include "quantization.h"
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int MAX_TILE_ROWS = 12, FEW_ROWS = 4;  // 24 sums, 2 weights and an input in 32 registers
+#else
+constexpr int MAX_TILE_ROWS = 3, FEW_ROWS = 1;
+#endif
+constexpr int64_t PREFETCH_BYTES = 4096;  // ahead
+
+struct RowTile {
+  int first, rows;
+  int8_t* inputs;   // [padded / 4][rows][4]
+  int32_t* sums;    // [groups][rows]
+  float* scales;    // [groups][rows]
+};
+
+template <class T>
+void quantize(const T* x, int64_t size, const QuantizedWeight& w, const RowTile& tile, std::vector<int8_t>& row) {
+  row.resize(w.padded + 16);
+  for (int r = 0; r < tile.rows; r++) {
+    quantize_row(x + (tile.first + r) * size, size, w, row.data(), tile.scales + r, tile.sums + r, tile.rows);
+    for (int64_t k = 0; k < w.padded; k += 4) std::memcpy(tile.inputs + k * tile.rows + r * 4, &row[k], 4);
+  }
+}
+
+// --- products ---
+
+// Prefetches into the L2 cache: the hardware prefetcher stops at a page's end, and a prefetch into the L1 cache would
+// occupy one of its few fill buffers.
+INLINE void prefetch(const uint8_t* from) { __builtin_prefetch(from + PREFETCH_BYTES, 0, 2); }
+
+template <int BITS>
+INLINE void load_weights(const uint8_t* panel, int64_t step, u8x64& low, u8x64& high) {
+  if constexpr (BITS == 8) {
+    low = read<u8x64>(panel + step * 128);
+    high = read<u8x64>(panel + step * 128 + 64);
+    prefetch(panel + step * 128);
+    prefetch(panel + step * 128 + 64);
+  } else {
+    u8x64 both = read<u8x64>(panel + step * 64);
+    low = both & 15;
+    high = both >> 4;
+    prefetch(panel + step * 64);
+  }
+}
+
+template <int BITS, int ROWS, int PANELS, class T>
+void multiply(const QuantizedWeight& w, const RowTile& tile, int64_t panel, const float* bias, T* y) {
+  constexpr int ZERO_POINT = BITS == 8 ? 128 : 8;
+  const int64_t bytes = w.padded * PANEL_OUTPUTS * BITS / 8;
+  const uint8_t* packed = w.packed + panel * bytes;
+  const int8_t* inputs = tile.inputs;
+  f32x16 out[PANELS][ROWS][2] = {};
+  int64_t step = 0;
+  for (int g = 0; g < w.groups(); g++) {
+    i32x16 acc[PANELS][ROWS][2];
+    for (int p = 0; p < PANELS; p++)
+      for (int r = 0; r < ROWS; r++) acc[p][r][0] = acc[p][r][1] = i32x16{} - ZERO_POINT * tile.sums[g * ROWS + r];
+    for (int64_t end = std::min(step + w.group_size / 4, w.padded / 4); step < end; step++)
+      for (int p = 0; p < PANELS; p++) {
+        u8x64 low, high;
+        load_weights<BITS>(packed + p * bytes, step, low, high);
+        for (int r = 0; r < ROWS; r++) {
+          int32_t codes = read<int32_t>(inputs + (step * ROWS + r) * 4);
+          acc[p][r][0] = dot4_u8_s8(acc[p][r][0], low, codes);
+          acc[p][r][1] = dot4_u8_s8(acc[p][r][1], high, codes);
+        }
+      }
+    for (int p = 0; p < PANELS; p++)
+      for (int half = 0; half < 2; half++) {
+        f32x16 scale = BITS == 4 ? group_scale(w, panel + p, g, half) : f32x16{};
+        for (int r = 0; r < ROWS; r++) {
+          f32x16 sums = __builtin_convertvector(acc[p][r][half], f32x16);
+          float input_scale = tile.scales[g * ROWS + r];
+          out[p][r][half] += BITS == 4 ? sums * (scale * input_scale) : sums * input_scale;
+        }
+      }
+  }
+  for (int p = 0; p < PANELS; p++)
+    for (int half = 0; half < 2; half++)
+      for (int r = 0; r < ROWS; r++)
+        store_outputs<BITS>(w, (panel + p) * PANEL_OUTPUTS + half * 16, out[p][r][half], bias,
+                            y + (tile.first + r) * w.outputs);
+}
+
+template <class T>
+using Multiply = void (*)(const QuantizedWeight&, const RowTile&, int64_t, const float*, T*);
+
+template <int BITS, int PANELS, class T, int... R>
+Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
+  static const Multiply<T> table[] = {multiply<BITS, R + 1, PANELS, T>...};
+  return table[rows - 1];
+}
+
+// Multiplies panels [first, end) by all rows; for few rows two panels at a time, so that two streams of weights are
+// read.
+template <int BITS, class T>
+void multiply_panels(const QuantizedWeight& w, const RowTile& tile, int64_t first, int64_t end, const float* bias,
+                     T* y) {
+  int64_t p = first;
+  if (tile.rows <= FEW_ROWS)
+    for (; p + 2 <= end; p += 2)
+      multiply_for<BITS, 2, T>(tile.rows, std::make_integer_sequence<int, FEW_ROWS>())(w, tile, p, bias, y);
+  for (; p < end; p++)
+    multiply_for<BITS, 1, T>(tile.rows, std::make_integer_sequence<int, MAX_TILE_ROWS>())(w, tile, p, bias, y);
+}
+
+template <int BITS, class T>
+void run(const T* x, int64_t rows, int64_t inputs, const QuantizedWeight& w, const float* bias, T* y, int threads) {
+#ifdef __AMX_INT8__
+  if (rows >= MIN_AMX_ROWS && is_amx_permitted())
+    return quantized_linear_amx<BITS>(x, rows, inputs, w, bias, y, threads);
+#endif
+  static thread_local std::vector<int8_t> codes;
+  static thread_local std::vector<int32_t> sums;
+  static thread_local std::vector<float> scales;
+  codes.resize(rows * w.padded);
+  sums.resize(rows * w.groups());
+  scales.resize(rows * w.groups());
+  int count = int((rows + MAX_TILE_ROWS - 1) / MAX_TILE_ROWS);
+  std::vector<RowTile> tiles(count);
+  for (int t = 0; t < count; t++) {
+    int64_t first = rows * t / count, last = rows * (t + 1) / count;
+    tiles[t] = {int(first), int(last - first), codes.data() + first * w.padded,
+                sums.data() + first * w.groups(), scales.data() + first * w.groups()};
+  }
+  int64_t panels = (w.outputs + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<int8_t> row;
+#pragma omp for schedule(static)
+    for (int t = 0; t < count; t++) quantize(x, inputs, w, tiles[t], row);
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < panels; p += 2)
+      for (const RowTile& tile : tiles) multiply_panels<BITS>(w, tile, p, std::min(p + 2, panels), bias, y);
+  }
+}
+
+}  // namespace
+
+// x [rows][inputs] and y [rows][outputs], both bf16 or both fp32; bias fp32 [outputs] or null.
+extern "C" void quantized_linear(int bits, int is_bf16, const void* x, int64_t rows, int64_t inputs,
+                                 const uint8_t* packed, const void* scales, int64_t outputs, int64_t padded,
+                                 int group_size, const float* bias, void* y, int threads) {
+  QuantizedWeight w{packed, scales, outputs, padded, group_size};
+  if (bits == 8 && is_bf16) run<8>((const bf16*)x, rows, inputs, w, bias, (bf16*)y, threads);
+  else if (bits == 8) run<8>((const float*)x, rows, inputs, w, bias, (float*)y, threads);
+  else if (is_bf16) run<4>((const bf16*)x, rows, inputs, w, bias, (bf16*)y, threads);
+  else run<4>((const float*)x, rows, inputs, w, bias, (float*)y, threads);
+}

@@ -1,0 +1,136 @@
+// The operations between matrix products (RMS norm, RoPE, activations), each in one pass over its rows; torch takes
+// up to five.
+//
+// Sums are in fp32; a value is rounded to its type where torch rounds it.
+#include <algorithm>
+#include <cmath>
+
+#include "simd.h"
+
+namespace {
+
+template <class F>
+INLINE void for_each_16(int64_t size, F f) {  // f(first, count)
+  int64_t k = 0;
+  for (; k + 16 <= size; k += 16) f(k, 16);
+  if (k < size) f(k, int(size - k));
+}
+
+template <class T>
+INLINE f32x16 load_up_to(const T* from, int count) {
+  return count == 16 ? load(from) : load_partial(from, count);
+}
+
+template <class T>
+INLINE void store_up_to(T* to, f32x16 v, int count) {
+  if (count == 16) store(to, v);
+  else store_partial(to, v, count);
+}
+
+template <class T>
+void rms_norm_row(const T* x, const T* weight, float eps, int64_t size, T* y) {
+  f32x16 squares{};
+  for_each_16(size, [&](int64_t k, int count) {
+    f32x16 v = load_up_to(x + k, count);
+    squares += v * v;
+  });
+  float factor = 1.0f / std::sqrt(horizontal_sum(squares) / float(size) + eps);
+  for_each_16(size, [&](int64_t k, int count) {
+    f32x16 v = round_to_type(x, load_up_to(x + k, count) * factor);
+    store_up_to(y + k, v * load_up_to(weight + k, count), count);
+  });
+}
+
+template <class T>
+void rotate_head(const T* x, const T* cos, const T* sin, int64_t half, T* y) {
+  for_each_16(half, [&](int64_t k, int count) {
+    f32x16 left = load_up_to(x + k, count), right = load_up_to(x + half + k, count);
+    f32x16 c = load_up_to(cos + k, count), s = load_up_to(sin + k, count);
+    store_up_to(y + k, left * c - right * s, count);
+    store_up_to(y + half + k, right * c + left * s, count);
+  });
+}
+
+INLINE f32x16 sigmoid(f32x16 x) { return 1.0f / (1.0f + approx_exp(-x)); }
+
+template <class T>
+void silu_and_mul_row(const T* gate, const T* up, int64_t size, T* y) {
+  for_each_16(size, [&](int64_t k, int count) {
+    f32x16 v = load_up_to(gate + k, count);
+    v = round_to_type(gate, v * sigmoid(v));
+    store_up_to(y + k, v * load_up_to(up + k, count), count);
+  });
+}
+
+template <class T>
+void quick_gelu_row(const T* x, int64_t size, T* y) {
+  for_each_16(size, [&](int64_t k, int count) {
+    f32x16 v = load_up_to(x + k, count);
+    store_up_to(y + k, v * sigmoid(1.702f * v), count);
+  });
+}
+
+template <class F>
+void parallel_rows(int64_t rows, int64_t size, int threads, F f) {
+  int num_threads = int(std::min<int64_t>(threads, 1 + rows * size / 16384));  // waking a thread costs microseconds
+#pragma omp parallel for num_threads(num_threads) schedule(static)
+  for (int64_t row = 0; row < rows; row++) f(row);
+}
+
+template <class T>
+void rms_norm_rows(const T* x, const T* weight, float eps, int64_t rows, int64_t size, T* y, int threads) {
+  parallel_rows(rows, size, threads,
+                [&](int64_t row) { rms_norm_row(x + row * size, weight, eps, size, y + row * size); });
+}
+
+template <class T>
+void rope_rows(const T* x, int64_t stride, const T* cos, const T* sin, int64_t rows, int64_t heads, int64_t half, T* y,
+               int threads) {
+  parallel_rows(rows, heads * half, threads, [&](int64_t row) {
+    for (int64_t head = 0; head < heads; head++)
+      rotate_head(x + row * stride + head * 2 * half, cos + row * half, sin + row * half, half,
+                  y + (row * heads + head) * 2 * half);
+  });
+}
+
+template <class T>
+void silu_and_mul_rows(const T* x, int64_t rows, int64_t size, T* y, int threads) {
+  parallel_rows(rows, size, threads, [&](int64_t row) {
+    silu_and_mul_row(x + row * 2 * size, x + row * 2 * size + size, size, y + row * size);
+  });
+}
+
+template <class T>
+void quick_gelu_rows(const T* x, int64_t rows, int64_t size, T* y, int threads) {
+  parallel_rows(rows, size, threads, [&](int64_t row) { quick_gelu_row(x + row * size, size, y + row * size); });
+}
+
+}  // namespace
+
+// All take rows of bf16 or fp32 numbers; the result is contiguous and has the same type.
+
+extern "C" void rms_norm(int is_bf16, const void* x, const void* weight, float eps, int64_t rows, int64_t size,
+                         void* y, int threads) {
+  if (is_bf16) rms_norm_rows((const bf16*)x, (const bf16*)weight, eps, rows, size, (bf16*)y, threads);
+  else rms_norm_rows((const float*)x, (const float*)weight, eps, rows, size, (float*)y, threads);
+}
+
+// x [rows][heads][2 * half] with ``stride`` numbers between rows; cos and sin [rows][half].
+extern "C" void rope(int is_bf16, const void* x, int64_t stride, const void* cos, const void* sin, int64_t rows,
+                     int64_t heads, int64_t half, void* y, int threads) {
+  if (is_bf16)
+    rope_rows((const bf16*)x, stride, (const bf16*)cos, (const bf16*)sin, rows, heads, half, (bf16*)y, threads);
+  else
+    rope_rows((const float*)x, stride, (const float*)cos, (const float*)sin, rows, heads, half, (float*)y, threads);
+}
+
+// silu(left half of x) * right half; x [rows][2 * size].
+extern "C" void silu_and_mul(int is_bf16, const void* x, int64_t rows, int64_t size, void* y, int threads) {
+  if (is_bf16) silu_and_mul_rows((const bf16*)x, rows, size, (bf16*)y, threads);
+  else silu_and_mul_rows((const float*)x, rows, size, (float*)y, threads);
+}
+
+extern "C" void quick_gelu(int is_bf16, const void* x, int64_t rows, int64_t size, void* y, int threads) {
+  if (is_bf16) quick_gelu_rows((const bf16*)x, rows, size, (bf16*)y, threads);
+  else quick_gelu_rows((const float*)x, rows, size, (float*)y, threads);
+}

@@ -1,0 +1,197 @@
+// SIMD vectors of sixteen lanes on AVX-512 or AVX2.
+//
+// Vectors are GCC's vector types, which the compiler splits in two for AVX2. Only instructions that the language
+// cannot express are wrapped here, each for both instruction sets.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#define INLINE inline __attribute__((always_inline))
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
+typedef uint8_t u8x64 __attribute__((vector_size(64)));
+
+struct bf16 {
+  uint16_t bits;
+};
+
+template <class V, class T>
+INLINE V read(const T* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class V, class T>
+INLINE void write(T* to, V v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+INLINE f32x16 broadcast(float x) { return f32x16{} + x; }
+
+// --- numbers in memory, fp32 or bf16 ---
+
+INLINE f32x16 load(const float* from) { return read<f32x16>(from); }
+
+INLINE f32x16 load(const bf16* from) {
+  return (f32x16)(__builtin_convertvector(read<u16x16>(from), u32x16) << 16);
+}
+
+INLINE f32x16 load(const int8_t* from) {
+  __m128i bytes = read<__m128i>(from);
+#ifdef __AVX512F__
+  return (f32x16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+#else
+  __m256i low = _mm256_cvtepi8_epi32(bytes), high = _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8));
+  __m256 both[2] = {_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)};
+  return read<f32x16>(both);
+#endif
+}
+
+INLINE u16x16 to_bf16(f32x16 v) {
+#ifdef __AVX512BF16__
+  return (u16x16)_mm512_cvtneps_pbh((__m512)v);
+#else
+  u32x16 bits = (u32x16)v;
+  u32x16 nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+  u32x16 quiet = (bits >> 16) | 0x40;
+  i32x16 is_nan = v != v;
+  return __builtin_convertvector(((u32x16)is_nan & quiet) | (~(u32x16)is_nan & nearest), u16x16);
+#endif
+}
+
+INLINE void store(float* to, f32x16 v) { write(to, v); }
+INLINE void store(bf16* to, f32x16 v) { write(to, to_bf16(v)); }
+
+// Rounds to the type and returns fp32, where torch rounds between two operations.
+INLINE f32x16 round_to_type(const float*, f32x16 v) { return v; }
+INLINE f32x16 round_to_type(const bf16*, f32x16 v) {
+  return (f32x16)(__builtin_convertvector(to_bf16(v), u32x16) << 16);
+}
+
+template <class T>
+INLINE f32x16 load_partial(const T* from, int count) {  // zeros beyond count
+  T lanes[16] = {};
+  std::memcpy(lanes, from, count * sizeof(T));
+  return load(lanes);
+}
+
+template <class T>
+INLINE void store_partial(T* to, f32x16 v, int count) {
+  T lanes[16];
+  store(lanes, v);
+  std::memcpy(to, lanes, count * sizeof(T));
+}
+
+INLINE float to_float(const float* from) { return *from; }
+INLINE float to_float(const bf16* from) {
+  uint32_t bits = uint32_t(from->bits) << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+// --- arithmetic ---
+
+INLINE f32x16 maximum(f32x16 a, f32x16 b) { return a > b ? a : b; }
+
+INLINE f32x16 absolute(f32x16 v) { return (f32x16)((u32x16)v & 0x7fffffffu); }
+
+// To the nearest integer, ties to even.
+INLINE i32x16 round_to_int(f32x16 v) {
+#ifdef __AVX512F__
+  return (i32x16)_mm512_cvtps_epi32((__m512)v);
+#else
+  __m256 halves[2];
+  std::memcpy(halves, &v, sizeof halves);
+  __m256i whole[2] = {_mm256_cvtps_epi32(halves[0]), _mm256_cvtps_epi32(halves[1])};
+  return read<i32x16>(whole);
+#endif
+}
+
+// Of integers that fit into a byte.
+INLINE i8x16 to_int8(i32x16 v) {
+#ifdef __AVX512F__
+  return (i8x16)_mm512_cvtepi32_epi8((__m512i)v);
+#else
+  return __builtin_convertvector(v, i8x16);
+#endif
+}
+
+INLINE float horizontal_sum(f32x16 v) {
+  __m256 halves[2];
+#ifdef __AVX512F__
+  halves[0] = _mm512_castps512_ps256((__m512)v);
+  halves[1] = _mm512_extractf32x8_ps((__m512)v, 1);
+#else
+  std::memcpy(halves, &v, sizeof halves);
+#endif
+  __m256 eight = _mm256_add_ps(halves[0], halves[1]);
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+INLINE float horizontal_max(f32x16 v) {
+  float lanes[16];
+  write(lanes, v);
+  for (int i = 1; i < 16; i++) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
+  return lanes[0];
+}
+
+// e^x within 2 units in the last place: 2^n times a polynomial on half an octave to either side.
+INLINE f32x16 approx_exp(f32x16 x) {
+  x = x < -87.0f ? broadcast(-87.0f) : x;
+  x = x > 88.0f ? broadcast(88.0f) : x;  // a NaN stays NaN
+  f32x16 octaves = x * 1.44269504088896341f;
+  i32x16 n = round_to_int(octaves);
+  f32x16 whole = __builtin_convertvector(n, f32x16);
+  f32x16 r = x - whole * 0.693359375f;
+  r = r - whole * -2.12194440e-4f;
+  f32x16 p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return p * (f32x16)((n + 127) << 23);
+}
+
+// acc[i] += w[4i] a[0] + ... + w[4i + 3] a[3]: unsigned bytes w times the four signed bytes of ``a``.
+INLINE i32x16 dot4_u8_s8(i32x16 acc, u8x64 w, int32_t a) {
+#ifdef __AVX512VNNI__
+  return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(a));
+#else
+  // In 16 bits: the instruction that adds byte products in pairs would saturate.
+  __m256i both = _mm256_set1_epi32(a), halves[2], sums[2];
+  __m256i odd = _mm256_srai_epi16(both, 8), even = _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8);
+  std::memcpy(halves, &w, sizeof halves);
+  std::memcpy(sums, &acc, sizeof sums);
+  for (int i = 0; i < 2; i++) {
+    __m256i low = _mm256_madd_epi16(_mm256_and_si256(halves[i], _mm256_set1_epi16(0xff)), even);
+    __m256i high = _mm256_madd_epi16(_mm256_srli_epi16(halves[i], 8), odd);
+    sums[i] = _mm256_add_epi32(sums[i], _mm256_add_epi32(low, high));
+  }
+  std::memcpy(&acc, sums, sizeof acc);
+  return acc;
+#endif
+}
+
+// acc[i] += p[2i] a[0] + p[2i + 1] a[1]: bf16 numbers, two per lane.
+INLINE f32x16 dot2_bf16(f32x16 acc, u32x16 p, uint32_t a) {
+#ifdef __AVX512BF16__
+  return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)p, (__m512bh)_mm512_set1_epi32(int(a)));
+#else
+  u32x16 both = u32x16{} + a;
+  acc += (f32x16)(p << 16) * (f32x16)(both << 16);
+  return acc + (f32x16)(p & 0xffff0000u) * (f32x16)(both & 0xffff0000u);
+#endif
+}

@@ -1,0 +1,131 @@
+"""Triton kernels of the row operations between two matrix products, each in one pass over memory.
+
+They round where torch's operations do, except in `rope_and_cache` and `rope`, whose products are rounded once
+instead of twice. Import them only to launch them: the module requires the triton package.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["rms_norm", "rope", "rope_and_cache", "silu_and_mul"]
+
+
+@triton.jit
+def rms_norm(
+    out,  # [rows, size]
+    total,  # [rows, size]: x + residual, if HAS_RESIDUAL
+    x,
+    residual,
+    weight,  # [size]
+    size,
+    eps,
+    HAS_RESIDUAL: tl.constexpr,
+    N: tl.constexpr,  # >= size
+):
+    """One program per row."""
+    column = tl.arange(0, N)
+    mask = column < size
+    offset = tl.program_id(0).to(tl.int64) * size + column
+    value = tl.load(x + offset, mask=mask, other=0.0)
+    dtype = value.dtype
+    if HAS_RESIDUAL:
+        added = tl.load(residual + offset, mask=mask, other=0.0)
+        value = (value.to(tl.float32) + added.to(tl.float32)).to(dtype)
+        tl.store(total + offset, value, mask=mask)
+    wide = value.to(tl.float32)
+    wide = wide * tl.rsqrt(tl.sum(wide * wide, 0) / size + eps)
+    scale = tl.load(weight + column, mask=mask, other=0.0)
+    result = scale.to(tl.float32) * wide.to(dtype).to(tl.float32)
+    tl.store(out + offset, result.to(dtype), mask=mask)
+
+
+@triton.jit
+def silu_and_mul(
+    out,  # [rows, size]
+    x,  # [rows, 2 * size]
+    size,
+    N: tl.constexpr,
+):
+    """Programs (row, N of its numbers)."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * N + tl.arange(0, N)
+    mask = column < size
+    gate = tl.load(x + row * 2 * size + column, mask=mask, other=0.0)
+    up = tl.load(x + row * 2 * size + size + column, mask=mask, other=0.0)
+    wide = gate.to(tl.float32)
+    gated = (wide * tl.sigmoid(wide)).to(gate.dtype).to(tl.float32)
+    tl.store(out + row * size + column, (gated * up.to(tl.float32)).to(gate.dtype), mask=mask)
+
+
+@triton.jit
+def rope(
+    out,  # [tokens, heads, 2 * half]
+    x,  # the same with x_stride numbers from one token to the next
+    cos,  # [tokens, half], as is sin
+    sin,
+    x_stride,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    H: tl.constexpr,  # >= HEADS
+    N: tl.constexpr,  # >= HALF
+):
+    """One program per token: the same angles for all heads."""
+    token = tl.program_id(0).to(tl.int64)
+    head, dim = tl.arange(0, H)[:, None], tl.arange(0, N)[None, :]
+    mask = (head < HEADS) & (dim < HALF)
+    angle = token * HALF + dim
+    c = tl.load(cos + angle, mask=dim < HALF, other=0.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=dim < HALF, other=0.0).to(tl.float32)
+    offset = head * 2 * HALF + dim
+    left = tl.load(x + token * x_stride + offset, mask=mask, other=0.0)
+    right = tl.load(x + token * x_stride + offset + HALF, mask=mask, other=0.0).to(tl.float32)
+    dtype = left.dtype
+    left = left.to(tl.float32)
+    out_at = out + token * HEADS * 2 * HALF + offset
+    tl.store(out_at, (left * c - right * s).to(dtype), mask=mask)
+    tl.store(out_at + HALF, (right * c + left * s).to(dtype), mask=mask)
+
+
+@triton.jit
+def rope_and_cache(
+    q,  # [tokens, HEADS, 2 * HALF]
+    keys,  # [slots, KV_HEADS, 2 * HALF], as are values
+    values,
+    qkv,  # [tokens, HEADS + 2 * KV_HEADS, 2 * HALF] with qkv_stride numbers from one token to the next
+    cos,  # [tokens, HALF], as is sin
+    sin,
+    slots,  # int64 [tokens]
+    qkv_stride,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    H: tl.constexpr,  # heads per program
+    N: tl.constexpr,  # >= HALF
+):
+    """Programs (token, H of its heads): each head is read once and written to q, keys or values."""
+    token = tl.program_id(0).to(tl.int64)
+    head, dim = tl.program_id(1) * H + tl.arange(0, H)[:, None], tl.arange(0, N)[None, :]
+    is_dim = dim < HALF
+    is_query = is_dim & (head < HEADS)
+    is_key = is_dim & (head >= HEADS) & (head < HEADS + KV_HEADS)
+    is_value = is_dim & (head >= HEADS + KV_HEADS) & (head < HEADS + 2 * KV_HEADS)
+    mask = is_query | is_key | is_value
+    c = tl.load(cos + token * HALF + dim, mask=is_dim, other=0.0).to(tl.float32)
+    s = tl.load(sin + token * HALF + dim, mask=is_dim, other=0.0).to(tl.float32)
+    source = qkv + token * qkv_stride + head * 2 * HALF + dim
+    left = tl.load(source, mask=mask, other=0.0)
+    right = tl.load(source + HALF, mask=mask, other=0.0)
+    x, y = left.to(tl.float32), right.to(tl.float32)
+    rotated_left, rotated_right = (x * c - y * s).to(left.dtype), (y * c + x * s).to(left.dtype)
+    target = q + (token * HEADS + head) * 2 * HALF + dim
+    tl.store(target, rotated_left, mask=is_query)
+    tl.store(target + HALF, rotated_right, mask=is_query)
+    first = tl.load(slots + token) * KV_HEADS - HEADS
+    target = keys + (first + head) * 2 * HALF + dim
+    tl.store(target, rotated_left, mask=is_key)
+    tl.store(target + HALF, rotated_right, mask=is_key)
+    target = values + (first - KV_HEADS + head) * 2 * HALF + dim
+    tl.store(target, left, mask=is_value)
+    tl.store(target + HALF, right, mask=is_value)

@@ -1,0 +1,54 @@
+"""W4A16: weights in 4 bits, activations in 16, by a Triton kernel that unpacks as it multiplies."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from llava_worker.model.kernels.interface import INT4_GROUP, PANEL_OUTPUTS, QuantizedWeight
+from llava_worker.model.kernels.torch_impl import TorchKernels
+
+__all__ = ["W4A16Kernels"]
+
+_MIN_ROWS, _MAX_ROWS = 16, 64  # rows of x per program; tensor cores compute at least 16
+_WIDE = 128  # outputs per program for many rows; for few rows one panel, so that there are more programs
+
+
+class W4A16Kernels(TorchKernels):
+    """Weights are packed as in `TorchKernels`; activations are not rounded."""
+
+    def __init__(self) -> None:
+        """Raises ValueError if Triton is not installed."""
+        if importlib.util.find_spec("triton") is None:
+            raise ValueError("precision w4a16 needs Triton: pip install triton, or use fp16 or bf16")
+
+    @property
+    def name(self) -> str:
+        return "Triton"
+
+    def quantized_linear(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
+        """As `linear`, with an int4 W and an fp32 bias."""
+        from llava_worker.model.kernels.triton_int4_linear import int4_linear
+
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        y = torch.empty(len(rows), weight.out_features, dtype=x.dtype, device=x.device)
+        half = weight.padded_in_features // 2
+        num_rows = min(_MAX_ROWS, max(_MIN_ROWS, 1 << (len(rows) - 1).bit_length()))
+        width = PANEL_OUTPUTS if num_rows == _MIN_ROWS else _WIDE
+        grid = (-(-len(rows) // num_rows), -(-weight.out_features // width))
+        int4_linear[grid](
+            *(y, rows, weight.packed, weight.scales, y if bias is None else bias),
+            *(len(rows), weight.in_features, weight.out_features, half),
+            HAS_BIAS=bias is not None,
+            GROUP=INT4_GROUP,
+            PANEL=PANEL_OUTPUTS,
+            M=num_rows,
+            N=width,
+            K=INT4_GROUP if half % INT4_GROUP == 0 else INT4_GROUP // 2,
+        )
+        return y.view(*x.shape[:-1], weight.out_features)
+
+    def pack_weight(self, rows: Tensor, first: int, weight: QuantizedWeight) -> None:
+        super().pack_weight(rows.to(weight.packed.device), first, weight)
