@@ -148,7 +148,6 @@ async def _connect(url: str, settings: Settings) -> JobProducer:
         max_tenant_jobs=settings.max_tenant_jobs,
         max_tenant_cost=settings.max_tenant_tokens,
         lease_s=settings.lease_s,
-        hang_timeout_s=settings.hang_timeout_s,
         orphan_grace_s=settings.orphan_grace_s,
     )
 

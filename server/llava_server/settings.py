@@ -109,9 +109,6 @@ class Settings(ServiceSettings):
     drain_grace_s: float = Field(
         0.0, ge=0, le=600, description="After SIGTERM: new requests are still taken for so long, s."
     )
-    hang_timeout_s: float = Field(
-        30.0, gt=0, le=3600, description="A worker without progress so long hangs, s."
-    )
     log_format: LogFormat = Field("text", description="Lines for people, or JSON, one object a line.")
 
     @field_validator("api_keys", "image_hosts", mode="before")

@@ -141,7 +141,7 @@ def test_an_answer_that_moved_is_one_trace_and_says_where_it_goes_on(
     collector: Collector, system: Callable[..., System], trace: str
 ) -> None:
     stack = system()
-    first = stack.worker("--echo-step-s", "0.02")
+    first = stack.worker(echo_step_s=0.02)
     asked = body("tell", stream=True, max_tokens=150, ignore_eos=True)
     with stack.http.stream("POST", "/v1/chat/completions", json=asked, headers=within(trace)) as response:
         lines = response.iter_lines()

@@ -196,7 +196,7 @@ def stack(shared_stack: Stack) -> Iterator[Stack]:
     yield shared_stack
     shared_stack.worker.release.set()
     controller = shared_stack.server.services.controller
-    wait_until(lambda: controller.num_answers == 0)
+    wait_until(lambda: controller.num_open == 0)
 
 
 @pytest.fixture

@@ -100,12 +100,12 @@ class ScriptedWorker:
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result
-        await consumer.leave()
+        await consumer.deregister()
         await consumer.aclose()
 
     async def _beat(self, consumer: JobConsumer) -> None:
         while True:
-            await consumer.beat()
+            await consumer.send_heartbeat()
             async with self._emitting:
                 await consumer.emit([])
             await asyncio.sleep(0.3)
@@ -209,10 +209,10 @@ class _Writer:
         )
         self._is_begun = True
         async with self._worker._emitting:
-            refused = await self._consumer.emit([(self._assignment, event)])
-        self._worker.refused |= refused
+            result = await self._consumer.emit([(self._assignment, event)])
+        self._worker.refused |= result.refused
         self._offset = event.next_offset
-        return job_id not in refused
+        return job_id not in result.refused
 
     def _logprobs(self, text: str, tokens: int) -> tuple[TokenLogprob, ...]:
         num_top = self._assignment.job.sampling.num_logprobs

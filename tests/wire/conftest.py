@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.wire.lab import Lab
+from tests.wire.harness import Harness
 from tests.wire.redis_server import KINDS, RedisServer, binary
 
 
@@ -37,8 +37,8 @@ def server(running_server: RedisServer) -> RedisServer:
 
 
 @pytest.fixture
-async def lab(server: RedisServer) -> AsyncIterator[Lab]:
-    lab = Lab(server)
-    yield lab
-    await lab.close()
-    await lab.check_nothing_leaks()
+async def harness(server: RedisServer) -> AsyncIterator[Harness]:
+    harness = Harness(server)
+    yield harness
+    await harness.close()
+    await harness.check_nothing_leaks()

@@ -29,8 +29,8 @@ def make_assignment(
     log: bytes = b"",
     log_text: str | None = None,
     pixels: dict[str, bytes] | None = None,
-    left_s: float | None = None,
+    remaining_s: float | None = None,
 ) -> Assignment:
     """``log`` has the logged tokens, one per byte; ``log_text`` is the logged text, if not that of all."""
     text = log.decode(errors="ignore") if log_text is None else log_text
-    return Assignment(job, ASSIGNMENT_ID, tuple(log), text, pixels or {}, left_s=left_s)
+    return Assignment(job, ASSIGNMENT_ID, tuple(log), text, pixels or {}, remaining_s=remaining_s)

@@ -24,8 +24,10 @@ def build(assignment: Assignment) -> Sequence:
     return make_sequence(assignment, Prompt(list(b"prompt"), [ImageSpan(0, 1, "a")]), context_length=100)
 
 
-def assign(*, log: bytes = b"", left_s: float | None = None, **fields: Any) -> Assignment:
-    return make_assignment(make_job(MESSAGE, **fields), log=log, pixels={"a": PIXELS}, left_s=left_s)
+def assign(*, log: bytes = b"", remaining_s: float | None = None, **fields: Any) -> Assignment:
+    return make_assignment(
+        make_job(MESSAGE, **fields), log=log, pixels={"a": PIXELS}, remaining_s=remaining_s
+    )
 
 
 def test_output_is_limited_by_the_job_and_by_the_context() -> None:
@@ -53,7 +55,7 @@ def test_public_cache_scope_is_shared_with_no_tenant_of_any_name() -> None:
 
 def test_deadline_is_that_of_the_job() -> None:
     before = time.monotonic()
-    deadline_s = build(assign(left_s=60.0)).deadline_s
+    deadline_s = build(assign(remaining_s=60.0)).deadline_s
     assert deadline_s is not None
     assert before + 60 <= deadline_s <= time.monotonic() + 60
 

@@ -45,7 +45,7 @@ class RunningHost:
     first_engine: weakref.ref[EngineInterface]
 
     async def find_heartbeat(self) -> Heartbeat | None:
-        workers = (await self.inspector.fleet()).workers
+        workers = (await self.inspector.status()).workers
         return workers[0].heartbeat if workers else None
 
     async def heartbeat(self) -> Heartbeat:
@@ -56,11 +56,11 @@ class RunningHost:
 
     async def execute(self, command: ModelCommand) -> CommandStatus:
         """Send the command and wait for its final status."""
-        issued = await self.sender.give(self.host.heartbeat.worker_id, command)
+        issued = await self.sender.send(self.host.heartbeat.worker_id, command)
         assert issued is not None
         while True:
-            status = (await self.heartbeat()).order
-            if status and status.order_id == issued[0] and status.is_settled:
+            status = (await self.heartbeat()).command
+            if status and status.command_id == issued[0] and status.is_finished:
                 return status
             await asyncio.sleep(0.01)
 

@@ -50,9 +50,9 @@ def token(token_id: int, prompt_logprobs: tuple[TokenLogprobs, ...] = ()) -> Ste
 def test_prompt_is_in_the_first_event_only() -> None:
     output = JobOutput(assign(), ByteTokenizer())
     event = first_event(output, token(ord("a"), PROMPT_LOGPROBS), token(ord("b")))
-    assert [entry.chosen.token_id for entry in event.prompt] == PROMPT.token_ids
-    assert [entry.chosen.text for entry in event.prompt] == [b"", b" ", b"H", b"i"]
-    assert [entry.chosen.logprob for entry in event.prompt] == [0, -0.25, -0.5, -0.75]
+    assert [entry.sampled.token_id for entry in event.prompt] == PROMPT.token_ids
+    assert [entry.sampled.text for entry in event.prompt] == [b"", b" ", b"H", b"i"]
+    assert [entry.sampled.logprob for entry in event.prompt] == [0, -0.25, -0.5, -0.75]
     assert [entry.top and entry.top[0].token_id for entry in event.prompt] == [(), 1, 2, 3]
     assert event.text == "ab"
     output.process(token(ord("c")))
@@ -69,7 +69,7 @@ def test_prompt_is_echoed_only_on_request() -> None:
 def test_echo_without_logprobs_computes_none() -> None:
     assignment = assign(num_logprobs=None)
     event = first_event(JobOutput(assignment, ByteTokenizer()), StepOutput(ASSIGNMENT_ID, 97, "length"))
-    assert [entry.chosen.logprob for entry in event.prompt] == [0, 0, 0, 0]
+    assert [entry.sampled.logprob for entry in event.prompt] == [0, 0, 0, 0]
     assert not make_sequence(assignment, PROMPT, context_length=99).has_prompt_logprobs
     assert make_sequence(assign(), PROMPT, context_length=99).has_prompt_logprobs
 
@@ -83,7 +83,7 @@ def test_resumed_output_does_not_repeat_the_prompt() -> None:
 
 def test_space_added_by_the_tokenizer_is_not_part_of_the_prompt() -> None:
     event = first_event(JobOutput(assign(), SpacePrefixTokenizer()), token(ord("a"), PROMPT_LOGPROBS))
-    assert b"".join(entry.chosen.text for entry in event.prompt) == b"Hi"
+    assert b"".join(entry.sampled.text for entry in event.prompt) == b"Hi"
 
 
 def test_output_that_fails_before_its_first_token_has_no_prompt() -> None:
@@ -119,8 +119,8 @@ async def test_stream_that_moves_to_another_worker_has_its_prompt_once(
     async with running_worker(queue_url):
         assert (await client.wait_for_final(job)).reason is FinishReason.LENGTH
     first, *later = client.events[job]
-    assert [entry.chosen.token_id for entry in first.prompt] == [BOS, *b"Hi?"]
-    assert [entry.chosen.logprob for entry in first.prompt] == [0, -1 / 8, -2 / 8, -3 / 8]
+    assert [entry.sampled.token_id for entry in first.prompt] == [BOS, *b"Hi?"]
+    assert [entry.sampled.logprob for entry in first.prompt] == [0, -1 / 8, -2 / 8, -3 / 8]
     assert not any(event.prompt for event in later)
 
 

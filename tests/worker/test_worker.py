@@ -122,7 +122,7 @@ async def test_drained_worker_gives_running_jobs_back(queue_url: str, client: Jo
     assert (await client.producer.stats()).num_workers == 0
     async with running_worker(queue_url):
         assert await client.wait_for_text(job) == text
-    assert [token.chosen.token_id for token in client.logprobs(job)] == client.token_ids(job)
+    assert [token.sampled.token_id for token in client.logprobs(job)] == client.token_ids(job)
 
 
 async def test_drain_timeout_lets_running_jobs_finish(queue_url: str, client: JobClient) -> None:

@@ -173,9 +173,9 @@ class Worker:
         for assignment in remaining:
             self._drop(assignment.job.job_id)
         if remaining:
-            await self._consumer.give_back(remaining)
+            await self._consumer.requeue(remaining)
         if not self._is_model_switch:
-            await self._consumer.leave()
+            await self._consumer.deregister()
         logger.info("drained: handed on %d", len(remaining))
 
     async def _pull_loop(self) -> None:
@@ -188,7 +188,7 @@ class Worker:
                 assignments = await self._consumer.pull(num_free)
             else:
                 await _wait(self._slot_freed, _RECONCILE_S)
-                assignments = await self._consumer.pull_guest() if self._has_overflow_slot() else []
+                assignments = await self._consumer.pull_overflow() if self._has_overflow_slot() else []
             for assignment in assignments:
                 await self._start_job(assignment)
             if time.monotonic() >= next_reconcile:
@@ -260,11 +260,11 @@ class Worker:
             ]
             if events or (outputs and self._engine.num_steps > num_steps):
                 num_steps = self._engine.num_steps
-                refused = await self._consumer.emit(events, wants_guest=self._has_overflow_slot())
-                if self._consumer.has_guest:
+                result = await self._consumer.emit(events, check_overflow=self._has_overflow_slot())
+                if result.has_overflow_waiting:
                     self._slot_freed.set()
                 ended = {assignment.job.job_id for assignment, event in events if event.final}
-                self._drop_ended(outputs, refused | ended)
+                self._drop_ended(outputs, result.refused | ended)
 
     def _drop_ended(self, emitted: dict[str, JobOutput], job_ids: set[str]) -> None:
         """Drop these jobs, unless they were pulled again during the emit."""
@@ -298,7 +298,7 @@ class Worker:
 
     async def _send_heartbeat(self) -> None:
         stats = self._heartbeat.stats | asdict(self._engine.stats)
-        command = await self._consumer.beat(
+        command = await self._consumer.send_heartbeat(
             msgspec.structs.replace(self._heartbeat, is_draining=self._draining.is_set(), stats=stats)
         )
         if command is not None and self._on_command is not None:

@@ -63,7 +63,7 @@ class Generation:
 
     @property
     def queue_headers(self) -> dict[str, str]:
-        return queue_headers(self.outputs.place)
+        return queue_headers(self.outputs.queue_position)
 
 
 class RequestHandler:
@@ -99,7 +99,7 @@ class RequestHandler:
         with self.body() as raw:
             request, chat = await self.parse(raw, parse)
             jobs = await self.build_jobs(chat)
-        return request, await self.submit(jobs, is_kept=self.idempotency_key is not None)
+        return request, await self.submit(jobs, is_resumable=self.idempotency_key is not None)
 
     def body(self) -> AbstractContextManager[bytes]:
         """Return the request's body, whose memory is released at the end of the ``with`` block."""
@@ -126,21 +126,21 @@ class RequestHandler:
         )
 
     async def submit(
-        self, job_set: JobSet, *, is_kept: bool = False, field: str | Sequence[str] = "messages"
+        self, job_set: JobSet, *, is_resumable: bool = False, field: str | Sequence[str] = "messages"
     ) -> Generation:
         """Queue the jobs and wait for the first event of the first one.
 
-        With ``is_kept`` they outlive the connection. Errors name ``field``, the part of the request.
+        With ``is_resumable`` they outlive the connection. Errors name ``field``, the part of the request.
         """
         jobs = job_set.jobs
         self._context.job_id = jobs[0].job_id
-        outputs = MergedOutputs(self.services.controller, is_kept=is_kept, field=field)
+        outputs = MergedOutputs(self.services.controller, is_resumable=is_resumable, field=field)
         try:
             await outputs.submit(jobs[:1], job_set.pixels)
             with span("first event"):
                 index, first = await outputs.next()
             if first.final is not None and first.final.error is not None:
-                raise outputs.failure(index, first.final.error)
+                raise outputs.api_error(index, first.final.error)
             # The worker of the first choice has computed the prompt by now: the other choices reuse it.
             await outputs.submit(jobs[1:], job_set.pixels)
         except BaseException:
@@ -176,7 +176,7 @@ class RequestHandler:
     async def snapshot(self, job_id: str, *, has_events: bool = True) -> JobSnapshot:
         """Return a stored job as it is now; 404 if this tenant has none with this id."""
         self._context.job_id = job_id
-        return await self.services.controller.peek(job_id, self.tenant, has_events=has_events)
+        return await self.services.controller.snapshot(job_id, self.tenant, has_events=has_events)
 
     async def resume(
         self,
@@ -204,7 +204,7 @@ class RequestHandler:
 
     async def delete(self, job_id: str) -> None:
         """Delete a stored job, cancelling it first; 404 if this tenant has none with this id."""
-        if not await self.services.controller.forget(job_id, self.tenant):
+        if not await self.services.controller.delete(job_id, self.tenant):
             raise answer_not_found()
 
     def _choice_metrics(self, generation: Generation) -> list[ChoiceMetrics]:

@@ -99,7 +99,7 @@ def test_full_queue_is_a_503_that_says_when_to_come_again(own_stack: OwnStack) -
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(stack.chat, "say first")
         controller = stack.server.services.controller
-        wait_until(lambda: controller.num_answers == 1)
+        wait_until(lambda: controller.num_open == 1)
         responses = wait_until(lambda: [r for r in [stack.chat("say second")] if r.status_code == 503])
         error = responses[0].json()["error"]
         assert (error["code"], error["type"]) == ("queue_full", "server_error")
@@ -254,7 +254,7 @@ def announce_again(stack: Stack) -> None:
 
     async def announce() -> None:
         consumer = await JobConsumer.connect(stack.worker._url, stack.worker._heartbeat, lease_s=60)
-        await consumer.beat()
+        await consumer.send_heartbeat()
         await consumer.aclose()
 
     asyncio.run(announce())

@@ -175,7 +175,7 @@ def served(stack: Stack, *crowds: tuple[str, str, int]) -> list[str]:
         for key, word, number in crowds:
             waiting += [pool.submit(ask, stack.server.url, key, f"say {word}") for _ in range(number)]
             total = len(waiting)
-            wait_until(partial(lambda total: controller.num_answers == total, total))
+            wait_until(partial(lambda total: controller.num_open == total, total))
         stack.worker = ScriptedWorker(stack.worker._url).start()
         assert {answer.result().status_code for answer in waiting} == {200}
     texts = [str(each.job.messages[0].parts[0]) for each in stack.worker.assignments]

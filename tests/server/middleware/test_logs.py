@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from llava_server.log_format import JsonLines
+from llava_server.log_format import JsonFormatter
 
 from tests.server.conftest import Stack
 from tests.waiting import wait_until
@@ -18,7 +18,7 @@ def formatted(message: str, *args: object, **extra: object) -> str:
     record = logging.getLogger("llava_server.test").makeRecord(
         "llava_server.test", logging.WARNING, "f", 1, message, args, None, extra=extra
     )
-    return JsonLines().format(record)
+    return JsonFormatter().format(record)
 
 
 def test_a_line_is_one_object_with_its_fields() -> None:
@@ -44,7 +44,7 @@ def test_a_trace_stays_on_its_line() -> None:
         raise ValueError("broken")
     except ValueError:
         record = logging.LogRecord("x", logging.ERROR, "f", 1, "failed", (), sys.exc_info())
-    text = JsonLines().format(record)
+    text = JsonFormatter().format(record)
     assert "\n" not in text
     assert "ValueError: broken" in json.loads(text)["trace"]
 
@@ -58,7 +58,7 @@ def test_a_requests_line_has_its_ids_and_nothing_that_was_said(
 
     def lines() -> list[Any]:
         return [
-            json.loads(JsonLines().format(record))
+            json.loads(JsonFormatter().format(record))
             for record in caplog.records
             if getattr(record, "fields", {}).get("request_id") == request_id
         ]

@@ -20,8 +20,8 @@ from llava_wire.messages.job import ImageRef
 from llava_wire.redis.keys import PERMANENT, PREFIX
 from llava_wire.worker_side.consumer import JobConsumer
 
-from tests.wire.faults.players import FaultyWorker, Held, Reader
-from tests.wire.lab import heartbeat, make_job, picture
+from tests.wire.faults.participants import FaultyWorker, Held, Reader
+from tests.wire.harness import heartbeat, make_job, picture
 from tests.wire.redis_server import RedisServer
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class FaultMachine(RuleBasedStateMachine):
             worker.held[assignment.job.job_id] = Held(assignment, self.num_assignments, reader.answer_length)
 
     def _turn(self, producer: JobProducer) -> None:
-        self.wait(producer._follower.turn(None))
+        self.wait(producer._reader.poll(None))
         for job_id, event in producer._ledger.take_ready():
             reader = self.readers[job_id]
             if reader.producer is producer:  # else its client has gone elsewhere
@@ -139,7 +139,7 @@ class FaultMachine(RuleBasedStateMachine):
 
     @rule(pick=picks)
     def give_back(self, pick: int) -> None:
-        self.wait(self.workers[pick % len(self.workers)].give_back())
+        self.wait(self.workers[pick % len(self.workers)].requeue())
         self.live(pick % 8)
 
     @rule(pick=picks)
@@ -264,7 +264,7 @@ class FaultMachine(RuleBasedStateMachine):
                 for worker in self.dead_workers:
                     self._expire(worker)
             for worker in self.workers:
-                self.wait(worker.consumer.beat())
+                self.wait(worker.consumer.send_heartbeat())
                 self.wait(worker.reconcile())
                 self._pull(worker)
                 self.wait(worker.work(3))

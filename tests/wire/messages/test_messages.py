@@ -8,7 +8,7 @@ from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import Job
 from llava_wire.messages.sampling_params import SamplingParams
 
-from tests.wire.lab import heartbeat, make_job
+from tests.wire.harness import heartbeat, make_job
 
 
 def test_job_of_a_version_with_fewer_sampling_fields_is_read_with_neutral_ones() -> None:

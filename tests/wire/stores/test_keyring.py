@@ -90,11 +90,11 @@ async def test_requests_over_the_minute_are_refused_and_nothing_is_taken_for_the
     there = RateLimitStore(server.url)  # another controller's
     for each, left in ((windows, 2), (there, 1), (windows, 0)):
         allowance = await each.charge("t", LIMITS, requests=1)
-        assert (allowance.is_granted, allowance.requests_left) == (True, left)
+        assert (allowance.is_allowed, allowance.remaining_requests) == (True, left)
     refused = [await each.charge("t", LIMITS, requests=1) for each in (there, windows)]
-    assert not any(allowance.is_granted for allowance in refused)
+    assert not any(allowance.is_allowed for allowance in refused)
     assert all(19 < allowance.wait_s <= 20 for allowance in refused)
-    assert (await there.charge("u", LIMITS, requests=1)).is_granted
+    assert (await there.charge("u", LIMITS, requests=1)).is_allowed
     await there.aclose()
 
 
@@ -104,21 +104,21 @@ async def test_a_third_of_a_minute_brings_a_third_of_the_requests_and_never_more
     for _ in range(3):
         await windows.charge("t", LIMITS, requests=1)
     let_pass(server, "t", MINUTE_MS // 3)
-    assert (await windows.charge("t", LIMITS, requests=1)).is_granted
-    assert not (await windows.charge("t", LIMITS, requests=1)).is_granted
+    assert (await windows.charge("t", LIMITS, requests=1)).is_allowed
+    assert not (await windows.charge("t", LIMITS, requests=1)).is_allowed
     let_pass(server, "t", 10 * MINUTE_MS)
-    assert (await windows.charge("t", LIMITS, requests=1)).requests_left == 2
+    assert (await windows.charge("t", LIMITS, requests=1)).remaining_requests == 2
 
 
-async def test_a_charge_larger_than_the_minute_is_granted_once_and_leaves_a_debt(
+async def test_a_charge_larger_than_the_minute_is_allowed_once_and_leaves_a_debt(
     windows: RateLimitStore, server: RedisServer
 ) -> None:
-    assert (await windows.charge("t", LIMITS, tokens=1200)).tokens_left == -600
+    assert (await windows.charge("t", LIMITS, tokens=1200)).remaining_tokens == -600
     assert 119 < (await windows.charge("t", LIMITS, tokens=600)).wait_s <= 120
     let_pass(server, "t", MINUTE_MS)
-    assert not (await windows.charge("t", LIMITS, tokens=1)).is_granted
+    assert not (await windows.charge("t", LIMITS, tokens=1)).is_allowed
     let_pass(server, "t", MINUTE_MS)
-    assert (await windows.charge("t", LIMITS, tokens=600)).is_granted
+    assert (await windows.charge("t", LIMITS, tokens=600)).is_allowed
 
 
 async def test_a_debt_in_tokens_does_not_forget_itself(windows: RateLimitStore, server: RedisServer) -> None:
@@ -128,14 +128,14 @@ async def test_a_debt_in_tokens_does_not_forget_itself(windows: RateLimitStore, 
 
 async def test_a_settlement_gives_back_and_takes_more(windows: RateLimitStore) -> None:
     await windows.charge("t", LIMITS, tokens=500)
-    assert (await windows.settle("t", LIMITS, tokens=-400)).tokens_left in (500, 501)
-    assert (await windows.settle("t", LIMITS, tokens=900)).tokens_left < 0
-    assert (await windows.settle("t", LIMITS, tokens=-10_000)).tokens_left == 600
+    assert (await windows.adjust("t", LIMITS, tokens=-400)).remaining_tokens in (500, 501)
+    assert (await windows.adjust("t", LIMITS, tokens=900)).remaining_tokens < 0
+    assert (await windows.adjust("t", LIMITS, tokens=-10_000)).remaining_tokens == 600
 
 
 async def test_without_a_limit_nothing_is_refused(windows: RateLimitStore) -> None:
     for _ in range(50):
-        assert (await windows.charge("t", KeyLimits(), requests=1, tokens=10**6)).is_granted
+        assert (await windows.charge("t", KeyLimits(), requests=1, tokens=10**6)).is_allowed
 
 
 async def test_without_redis_nobody_is_told_yes(server: RedisServer) -> None:

@@ -101,7 +101,7 @@ async def delete_answer(request: Request, job_id: JobId) -> Response:
     await handler.delete(job_id)
     controller = handler.services.controller
     for index in range(1, MAX_CHOICES):
-        if not await controller.forget(choice_id(job_id, index), handler.tenant):
+        if not await controller.delete(choice_id(job_id, index), handler.tenant):
             break
     return JSONResponse(DeletedChat(job_id))
 

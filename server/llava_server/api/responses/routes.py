@@ -78,8 +78,9 @@ async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Ge
     if request.background and not request.stream:
         await handler.submit_background(job_set)
         return False, serializer, None
-    is_kept = handler.idempotency_key is not None
-    return bool(request.stream), serializer, await handler.submit(job_set, is_kept=is_kept, field="input")
+    is_resumable = handler.idempotency_key is not None
+    generation = await handler.submit(job_set, is_resumable=is_resumable, field="input")
+    return bool(request.stream), serializer, generation
 
 
 @router.get("/v1/responses/{response_id}", summary="Read a response while it is made, or later")
