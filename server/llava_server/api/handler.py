@@ -19,7 +19,7 @@ from starlette.responses import Response
 from llava_server.api.chat.request import ChatRequest
 from llava_server.api.job_builder import ImageSource, image_sources, to_jobs
 from llava_server.api.parse import check_sizes, idempotency_key
-from llava_server.errors import ApiError, answer_not_found
+from llava_server.errors import ApiError, response_not_found
 from llava_server.generation.collect import CollectedChoice, collect
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
@@ -205,7 +205,7 @@ class RequestHandler:
     async def delete(self, job_id: str) -> None:
         """Delete a stored job, cancelling it first; 404 if this tenant has none with this id."""
         if not await self.services.controller.delete(job_id, self.tenant):
-            raise answer_not_found()
+            raise response_not_found()
 
     def _choice_metrics(self, generation: Generation) -> list[ChoiceMetrics]:
         return [

@@ -8,10 +8,9 @@ import httpx2
 import openai
 import pytest
 
-from tests.server.conftest import Stack
+from tests.server.api_key_cli import ApiKeyCli
+from tests.server.conftest import OwnStack, Stack
 from tests.server.image_files import encoded, part, scene
-from tests.server.middleware.test_door import OwnStack
-from tests.server.middleware.test_keys import Ring
 from tests.server.scripted_worker import MODEL
 
 PICTURE = part(encoded(scene()))
@@ -108,7 +107,7 @@ def test_a_model_that_nobody_serves_is_not_found(stack: Stack) -> None:
 def test_embeddings_need_a_key_and_count_against_its_minute(own_stack: OwnStack, queue_url: str) -> None:
     stack = own_stack(auth=True)
     assert embed(stack, "a").status_code == 401
-    stack.http.headers["Authorization"] = f"Bearer {Ring(queue_url).create('--tokens-per-min', '100')}"
+    stack.http.headers["Authorization"] = f"Bearer {ApiKeyCli(queue_url).create('--tokens-per-min', '100')}"
     assert embed(stack, "x" * 40).status_code == 200
     left = int(embed(stack, "x").headers["x-ratelimit-remaining-tokens"])
     assert 40 < left < 65

@@ -10,15 +10,12 @@ from typing import Any
 import llava_server
 from llava_server.api.openapi.headers import HEADERS
 
+from tests.server.api_key_cli import ApiKeyCli
 from tests.server.batch_kit import store
 from tests.server.conformance import misfits_of
-from tests.server.conftest import Stack
+from tests.server.conftest import OwnStack, Stack
 from tests.server.document import DOCUMENT
-from tests.server.middleware.test_door import OwnStack
-from tests.server.middleware.test_keys import Ring, ring
 from tests.server.scripted_worker import MODEL
-
-__all__ = ["ring"]  # a fixture
 
 CHAT = "/v1/chat/completions"
 CHAT_ID = f"{CHAT}/{{job_id}}"
@@ -105,11 +102,11 @@ def test_the_bound_of_a_last_event_id_is_the_documents(stack: Stack) -> None:
         assert (answer.status_code == 200) == (misfits_of(last, schema_of("Last-Event-ID")) == []), rest
 
 
-def test_every_header_of_the_document_is_sent(own_stack: OwnStack, ring: Ring) -> None:
+def test_every_header_of_the_document_is_sent(own_stack: OwnStack, api_key_cli: ApiKeyCli) -> None:
     """What is sent is in the document: the client of these tests sees to that with every answer."""
     http = own_stack(auth=True).http
     limits = ("--requests-per-min", "1", "--tokens-per-min", "5000")
-    free, limited = ({"x-api-key": ring.create(*words)} for words in ((), limits))
+    free, limited = ({"x-api-key": api_key_cli.create(*words)} for words in ((), limits))
     answers = [http.post(CHAT, json=BODY), *(http.post(CHAT, json=BODY, headers=limited) for _ in range(2))]
     assert [each.status_code for each in answers] == [401, 200, 429]
     http.headers.update(free)
