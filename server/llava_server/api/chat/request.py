@@ -19,10 +19,10 @@ from llava_server.api.fields.messages import (
     TextPart,
     ToolMessage,
     UserMessage,
-    check_tool_turns,
+    check_tool_results,
 )
 from llava_server.api.fields.sampling import SamplingFields
-from llava_server.api.fields.structured_output import GrammarFields
+from llava_server.api.fields.structured_output import StructuredOutputFields
 from llava_server.api.fields.tools import ToolFields
 from llava_server.api.fields.unsupported import UnsupportedFields
 
@@ -72,7 +72,7 @@ class StreamOptions(RequestModel):
     include_obfuscation: bool | None = Field(None, description="Accepted; nothing is obfuscated.")
 
     @model_validator(mode="after")
-    def _options_agree(self) -> StreamOptions:
+    def _check_options(self) -> StreamOptions:
         if self.continuous_usage_stats and not self.include_usage:
             raise invalid_value(
                 "stream_options.continuous_usage_stats",
@@ -124,7 +124,7 @@ class SharedFields(BaseModel):
     )
 
     @property
-    def urgency(self) -> int:
+    def job_priority(self) -> int:
         """1 before others, -1 behind them, else 0."""
         return -self.priority if self.priority is not None else _TIERS.get(self.service_tier or "", 0)
 
@@ -146,7 +146,7 @@ class SharedFields(BaseModel):
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     @model_validator(mode="after")
-    def _shared_fields_agree(self) -> SharedFields:
+    def _check_shared_fields(self) -> SharedFields:
         if self.stream_options is not None and not self.stream:
             raise invalid_value("stream_options", "stream_options is only allowed with stream true")
         if self.priority is not None and self.service_tier in _TIERS:
@@ -170,7 +170,7 @@ class GenerationRequest(SharedFields, SamplingFields):
         raise NotImplementedError
 
 
-class ChatRequest(RequestModel, GenerationRequest, ToolFields, GrammarFields, UnsupportedFields):
+class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputFields, UnsupportedFields):
     """A conversation to be answered."""
 
     messages: list[ChatMessage] = Field(
@@ -238,7 +238,7 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, GrammarFields, Un
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> ChatRequest:
+    def _check_fields(self) -> ChatRequest:
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
             raise invalid_value(
@@ -250,8 +250,8 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, GrammarFields, Un
                 "top_logprobs",
                 f"top_logprobs is {self.top_logprobs}, which is only allowed with logprobs true",
             )
-        self.check_least(self.max_output_tokens)
-        check_tool_turns(self.messages)
+        self.check_min_tokens(self.max_output_tokens)
+        check_tool_results(self.messages)
         self._check_continuation()
         return self
 

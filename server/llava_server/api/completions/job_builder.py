@@ -23,7 +23,7 @@ def to_completion_jobs(
     for prompt in request.prompts:
         job = raw_job(prompt, model, tenant=tenant, ttl_s=ttl_s, sampling=sampling)
         job = msgspec.structs.replace(
-            job, priority=request.urgency, cache_scope=request.cache_scope or "tenant"
+            job, priority=request.job_priority, cache_scope=request.cache_scope or "tenant"
         )
         if request.echo:
             job = msgspec.structs.replace(job, is_echoed=True, version=_ECHO_VERSION)
