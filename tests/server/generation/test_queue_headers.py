@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
-from llava_server.api.handler import queue_headers
+from llava_server.api.chat.handler import queue_headers
 from llava_wire.controller_side.queue_status import QueuePosition
 
 from tests.server.conftest import Stack

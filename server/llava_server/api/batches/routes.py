@@ -19,8 +19,8 @@ from llava_server.api.batches import response
 from llava_server.api.batches.jsonl import check_input
 from llava_server.api.batches.request import BatchRequest
 from llava_server.api.batches.response import BATCH_ID, BatchCounts, BatchErrorLine, BatchErrors, BatchList
+from llava_server.api.chat.handler import RequestHandler
 from llava_server.api.files.routes import stored_file
-from llava_server.api.handler import RequestHandler
 from llava_server.api.openapi.document import Operation
 from llava_server.api.parse import parse_request
 from llava_server.errors import ApiError, from_store_error

@@ -14,7 +14,7 @@ from llava_wire.controller_side.queue_status import JobSnapshot
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.handler import Generation, JobSet, RequestHandler
+from llava_server.api.chat.handler import Generation, JobSet, RequestHandler
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import MAX_START
