@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from llava_wire.controller_side.queue_status import JobSnapshot, QueuePosition
@@ -16,9 +16,7 @@ from llava_wire.messages.job import Job
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.chat.request import ChatRequest
-from llava_server.api.job_builder import ImageSource, image_sources, to_jobs
-from llava_server.api.parse import check_sizes, idempotency_key
+from llava_server.api.parse import idempotency_key
 from llava_server.errors import ApiError, answer_not_found
 from llava_server.generation.collect import CollectedChoice, collect
 from llava_server.generation.disconnect import cancel_on_disconnect
@@ -34,13 +32,20 @@ from llava_server.response_model import JSONResponse
 from llava_server.tracing import span
 from llava_server.worker_registry import ServedModel
 
-__all__ = ["Generation", "JobSet", "RequestHandler", "build_chat_jobs", "load_image", "queue_headers"]
+__all__ = ["Generation", "ImageSource", "JobSet", "RequestHandler", "load_image", "queue_headers"]
 
-_PUBLIC_SCOPE = "*"  # owner of images with cache_scope public; no tenant has this name
 _LARGE_BODY_BYTES = 64 * 1024  # larger bodies are parsed in a thread, so that other streams are not delayed
 _GRIDS = ("anyres", "hd")
 
 T = TypeVar("T")
+
+
+class ImageSource(NamedTuple):
+    """An image of a request: the field it is in, its URL, and whether it is sent as the whole image only."""
+
+    param: str
+    url: str
+    is_low_detail: bool
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ class Generation:
 class RequestHandler:
     """Handles one request of any API, in four steps.
 
-        parse        the body becomes a request                (in a thread if it is large)
-        build_jobs   the model is looked up, images are loaded; one job for each choice
+        parse        the body becomes a request (in a thread if it is large)
+        build_jobs   one job for each choice: ``ChatHandler.build_jobs``, and functions of other APIs
         submit       the jobs are queued; waits for the first event
         respond      a stream, or one body with the whole output
 
@@ -87,19 +92,6 @@ class RequestHandler:
     @property
     def idempotency_key(self) -> str | None:
         return idempotency_key(self._request.headers)
-
-    async def start(self, parse: Callable[[bytes], tuple[T, ChatRequest]]) -> tuple[T, Generation]:
-        """Take the first three steps of a chat; cancelled if the client disconnects.
-
-        ``parse`` returns the request in its API's form and as a chat.
-        """
-        return await cancel_on_disconnect(self._request.receive, self._start(parse))
-
-    async def _start(self, parse: Callable[[bytes], tuple[T, ChatRequest]]) -> tuple[T, Generation]:
-        with self.body() as raw:
-            request, chat = await self.parse(raw, parse)
-            jobs = await self.build_jobs(chat)
-        return request, await self.submit(jobs, is_resumable=self.idempotency_key is not None)
 
     def body(self) -> AbstractContextManager[bytes]:
         """Return the request's body, whose memory is released at the end of the ``with`` block."""
@@ -118,12 +110,6 @@ class RequestHandler:
             return parse(raw)
         run = asyncio.get_running_loop().run_in_executor
         return await run(self.services.parser_threads, parse, raw)
-
-    async def build_jobs(self, chat: ChatRequest) -> JobSet:
-        """Return the jobs of a chat."""
-        return await build_chat_jobs(
-            self.services, chat, tenant=self.tenant, idempotency_key=self.idempotency_key
-        )
 
     async def submit(
         self, job_set: JobSet, *, is_resumable: bool = False, field: str | Sequence[str] = "messages"
@@ -232,26 +218,6 @@ class RequestHandler:
             send_timeout_s=settings.send_timeout_s,
             start=start,
         )
-
-
-async def build_chat_jobs(
-    services: Services, chat: ChatRequest, *, tenant: str, idempotency_key: str | None
-) -> JobSet:
-    """Check the chat's size, look up its model, load its images and return its jobs. Raises ApiError.
-
-    With an ``idempotency_key`` the same chat has the same jobs on every controller.
-    """
-    check_sizes(
-        chat, max_text_bytes=services.settings.max_text_kb * 1024, max_images=services.settings.max_images
-    )
-    model = await services.registry.find(chat.model)
-    owner = _PUBLIC_SCOPE if chat.cache_scope == "public" else tenant
-    sources = image_sources(chat)
-    with span("pictures", num_pictures=len(sources)) if sources else nullcontext():
-        images = [await load_image(services, source, model, owner) for source in sources]
-    ttl_s = services.settings.request_timeout_s
-    jobs = to_jobs(chat, images, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=idempotency_key)
-    return JobSet(model, jobs, {image.ref.digest: image.pixels for image in images})
 
 
 async def load_image(

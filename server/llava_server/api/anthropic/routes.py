@@ -11,7 +11,7 @@ from llava_server.api.anthropic.request import CountTokensRequest, MessagesReque
 from llava_server.api.anthropic.response import Message, MessageTokens
 from llava_server.api.anthropic.serializer import MessagesSerializer
 from llava_server.api.anthropic.to_chat import parse_count_request, parse_messages_request
-from llava_server.api.handler import RequestHandler
+from llava_server.api.chat.handler import ChatHandler
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.tokenize.routes import count_chat_tokens
@@ -40,7 +40,7 @@ router = APIRouter(tags=["messages"])
 )
 async def create_message(request: Request) -> Response:
     """If the last message is the assistant's, the answer goes on from there."""
-    handler = RequestHandler(request)
+    handler = ChatHandler(request)
     message, generation = await handler.start(parse_messages_request)
     return await handler.respond(
         generation, MessagesSerializer(generation.job), is_stream=bool(message.stream)
@@ -54,10 +54,10 @@ async def create_message(request: Request) -> Response:
 @Operation("The number of tokens", MessageTokens, error=MessageError, request=CountTokensRequest)
 async def count_tokens(request: Request) -> Response:
     """Pictures are counted with the places that they take."""
-    return await cancel_on_disconnect(request.receive, _count_tokens(RequestHandler(request)))
+    return await cancel_on_disconnect(request.receive, _count_tokens(ChatHandler(request)))
 
 
-async def _count_tokens(handler: RequestHandler) -> Response:
+async def _count_tokens(handler: ChatHandler) -> Response:
     with handler.body() as raw:
         _, chat = await handler.parse(raw, parse_count_request)
         return JSONResponse(MessageTokens(await count_chat_tokens(handler, chat)))

@@ -14,7 +14,7 @@ from llava_server.api.anthropic.request import (
     ToolUseBlock,
 )
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.parse import as_chat, parse_request
+from llava_server.api.parse import parse_fields, parse_request
 
 __all__ = ["parse_count_request", "parse_messages_request"]
 
@@ -33,13 +33,13 @@ def parse_messages_request(raw: bytes) -> tuple[MessagesRequest, ChatRequest]:
         "top_p": request.top_p,
         "top_k": request.top_k,
     }
-    return request, as_chat({**_chat_fields(request), **sampling}, _NAMES)
+    return request, parse_fields(ChatRequest, {**_chat_fields(request), **sampling}, _NAMES)
 
 
 def parse_count_request(raw: bytes) -> tuple[CountTokensRequest, ChatRequest]:
     """Raises ApiError like ``parse_messages_request``."""
     request = parse_request(CountTokensRequest, raw)
-    return request, as_chat(_chat_fields(request), _NAMES)
+    return request, parse_fields(ChatRequest, _chat_fields(request), _NAMES)
 
 
 def _chat_fields(request: CountTokensRequest) -> dict[str, Any]:

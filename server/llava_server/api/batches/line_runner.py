@@ -12,10 +12,10 @@ import msgspec
 from llava_wire.messages.job import Job
 
 from llava_server.api.batches.jsonl import InputLine, LineResult, completed_result, failed_result
+from llava_server.api.chat.handler import build_chat_jobs
 from llava_server.api.chat.request import ChatRequest
 from llava_server.api.chat.response import ChatCompletion
 from llava_server.api.chat.serializer import ChatSerializer
-from llava_server.api.handler import build_chat_jobs
 from llava_server.api.parse import parse_request
 from llava_server.errors import ApiError
 from llava_server.generation.collect import collect

@@ -13,11 +13,11 @@ from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llava_server.api.chat.handler import ChatHandler
 from llava_server.api.chat.request import ChatRequest
 from llava_server.api.chat.response import CHAT_ID, ChatCompletion, ChatCompletionChunk, DeletedChat
 from llava_server.api.chat.serializer import ChatSerializer
 from llava_server.api.fields.sampling import MAX_CHOICES
-from llava_server.api.handler import RequestHandler
 from llava_server.api.job_builder import choice_id
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
@@ -45,7 +45,7 @@ JobId = Annotated[str, Path(description="The id of the completion.", max_length=
 )
 async def create_chat_completion(request: Request) -> Response:
     """The status line waits for the first event, so an error is a proper 4xx or 5xx in streaming mode too."""
-    handler = RequestHandler(request)
+    handler = ChatHandler(request)
     chat, generation = await handler.start(_parse)
     serializer = ChatSerializer(
         generation.job,
@@ -84,7 +84,7 @@ async def read_answer(
     ] = "false",
 ) -> Response:
     """Only with choices of one: an answer with ``n`` above 1 is read from its own stream alone."""
-    handler = RequestHandler(request)
+    handler = ChatHandler(request)
     start = _num_received(job_id, starting_after, request.headers.get("last-event-id"))
     job = (await handler.snapshot(job_id, has_events=False)).outline
     serializer = ChatSerializer(
@@ -97,7 +97,7 @@ async def read_answer(
 @Operation("What was deleted", DeletedChat, statuses=(400, 401, 404, 503))
 async def delete_answer(request: Request, job_id: JobId) -> Response:
     """With all its choices. One that is under way is cancelled first; nobody can read it any more."""
-    handler = RequestHandler(request)
+    handler = ChatHandler(request)
     await handler.delete(job_id)
     controller = handler.services.controller
     for index in range(1, MAX_CHOICES):

@@ -6,15 +6,18 @@ Each default changes nothing. Token ids are checked against the model's vocabula
 from __future__ import annotations
 
 import re
+import secrets
 from typing import Annotated
 
+from llava_wire.messages.sampling_params import Grammar, SamplingParams
 from pydantic import AfterValidator, BaseModel, Field
 
 from llava_server.api.fields.base import invalid_value
 
-__all__ = ["MAX_CHOICES", "SamplingFields", "TokenId"]
+__all__ = ["MAX_CHOICES", "SEED_BITS", "SamplingFields", "TokenId"]
 
 MAX_CHOICES = 16
+SEED_BITS = 63  # of a seed that the server chooses
 _MAX_TOKENS = _MAX_TOKEN_ID = 2**31 - 1
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 
@@ -118,6 +121,35 @@ class SamplingFields(BaseModel):
         """Raise an error if ``min_tokens`` is above the limit of output tokens."""
         if limit is not None and (self.min_tokens or 0) > limit:
             raise invalid_value("min_tokens", f"min_tokens is {self.min_tokens}; max_tokens is only {limit}")
+
+    def to_sampling_params(
+        self,
+        *,
+        max_tokens: int | None,
+        stop: tuple[str, ...],
+        ignore_eos: bool,
+        num_logprobs: int | None,
+        grammar: Grammar | None,
+    ) -> SamplingParams:
+        """Return the wire's sampling parameters. ``max_tokens`` None: up to the end of the context."""
+        return SamplingParams(
+            seed=secrets.randbits(SEED_BITS) if self.seed is None else self.seed,
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            top_k=max(self.top_k or 0, 0),
+            min_p=self.min_p or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=tuple((int(key), bias) for key, bias in (self.logit_bias or {}).items()),
+            min_tokens=self.min_tokens or 0,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            num_logprobs=num_logprobs,
+            grammar=grammar,
+        )
 
     @property
     def num_choices(self) -> int:

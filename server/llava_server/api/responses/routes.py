@@ -14,7 +14,8 @@ from llava_wire.controller_side.queue_status import JobSnapshot
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.handler import Generation, JobSet, RequestHandler
+from llava_server.api.chat.handler import ChatHandler
+from llava_server.api.handler import Generation, JobSet
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import MAX_START
@@ -57,14 +58,14 @@ ResponseId = Annotated[
 )
 async def create_response(request: Request) -> Response:
     """No conversation is stored: send all of it as input, items of earlier outputs included."""
-    handler = RequestHandler(request)
+    handler = ChatHandler(request)
     is_stream, serializer, generation = await cancel_on_disconnect(request.receive, _start(handler))
     if generation is None:
         return JSONResponse(serializer.snapshot("queued", []))
     return await handler.respond(generation, serializer, is_stream=is_stream)
 
 
-async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Generation | None]:
+async def _start(handler: ChatHandler) -> tuple[bool, ResponsesSerializer, Generation | None]:
     """Return whether to stream, the serializer, and None for a background job that is only queued."""
     with handler.body() as raw:
         request, chat = await handler.parse(raw, parse_response_request)
@@ -108,7 +109,7 @@ async def read_response(
     ] = None,
 ) -> Response:
     """As far as it is made. With stream true its events come to this reader and to no other any more."""
-    handler = RequestHandler(request)
+    handler = ChatHandler(request)
     is_stream = stream == "true"
     job = await _snapshot(handler, response_id, has_events=not is_stream)
     if not is_stream:
@@ -125,7 +126,7 @@ async def read_response(
 @Operation("The response", response.Response, statuses=(400, 401, 404, 503))
 async def cancel_response(request: Request, response_id: ResponseId) -> Response:
     """Gives the response as it is then; one that is over already stays as it is."""
-    handler = RequestHandler(request)
+    handler = ChatHandler(request)
     job_id = (await _snapshot(handler, response_id, has_events=False)).outline.job_id
     await handler.services.controller.cancel(job_id, handler.tenant)
     return _partial(await _snapshot(handler, response_id))
@@ -135,12 +136,12 @@ async def cancel_response(request: Request, response_id: ResponseId) -> Response
 @Operation("What was deleted", DeletedResponse, statuses=(400, 401, 404, 503))
 async def delete_response(request: Request, response_id: ResponseId) -> Response:
     """It cannot be read any more, by nobody. One that is not over is cancelled first."""
-    handler = RequestHandler(request)
+    handler = ChatHandler(request)
     await handler.delete((await _snapshot(handler, response_id, has_events=False)).outline.job_id)
     return JSONResponse(DeletedResponse(response_id))
 
 
-async def _snapshot(handler: RequestHandler, response_id: str, *, has_events: bool = True) -> JobSnapshot:
+async def _snapshot(handler: ChatHandler, response_id: str, *, has_events: bool = True) -> JobSnapshot:
     """Return a stored response's job. Raises ApiError (404)."""
     number = response_id.removeprefix("resp_")
     if number == response_id:

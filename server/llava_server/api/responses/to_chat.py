@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.parse import as_chat, parse_request
+from llava_server.api.parse import parse_fields, parse_request
 from llava_server.api.responses.input_items import CallItem, InputImage, MessageItem, ResultItem
 from llava_server.api.responses.request import ResponseRequest
 
@@ -32,7 +32,7 @@ def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest]:
         "parallel_tool_calls": request.parallel_tool_calls,
         "service_tier": request.service_tier,
     }
-    return request, as_chat(fields, _NAMES)
+    return request, parse_fields(ChatRequest, fields, _NAMES)
 
 
 def _messages(request: ResponseRequest) -> list[dict[str, Any]]:

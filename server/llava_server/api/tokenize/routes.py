@@ -11,11 +11,12 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llava_server.api.chat.handler import ChatHandler
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.handler import JobSet, RequestHandler
+from llava_server.api.handler import JobSet
 from llava_server.api.job_builder import new_job_id, raw_job
 from llava_server.api.openapi.document import Operation
-from llava_server.api.parse import as_chat, check_text, parse_request
+from llava_server.api.parse import check_text, parse_fields, parse_request
 from llava_server.api.tokenize.request import DetokenizeRequest, TokenizeRequest
 from llava_server.api.tokenize.response import Detokenized, Tokenized
 from llava_server.generation.disconnect import cancel_on_disconnect
@@ -30,23 +31,23 @@ router = APIRouter(tags=["tokens"])
 @Operation("The tokens", Tokenized, request=TokenizeRequest)
 async def tokenize(request: Request) -> Response:
     """A picture stands in the tokens as many times the model's picture token as it takes places."""
-    return await cancel_on_disconnect(request.receive, _tokenize(RequestHandler(request)))
+    return await cancel_on_disconnect(request.receive, _tokenize(ChatHandler(request)))
 
 
 @router.post("/detokenize", summary="The text of tokens")
 @Operation("The text", Detokenized, request=DetokenizeRequest)
 async def detokenize(request: Request) -> Response:
     """Special tokens have no text; bytes that are no whole character become U+FFFD."""
-    return await cancel_on_disconnect(request.receive, _detokenize(RequestHandler(request)))
+    return await cancel_on_disconnect(request.receive, _detokenize(ChatHandler(request)))
 
 
-async def count_chat_tokens(handler: RequestHandler, chat: ChatRequest) -> int:
+async def count_chat_tokens(handler: ChatHandler, chat: ChatRequest) -> int:
     """Return the number of tokens of a chat's prompt. Raises ApiError."""
     event = await _run(handler, _without_output(await handler.build_jobs(chat)), field="messages")
     return len(event.token_ids)
 
 
-async def _tokenize(handler: RequestHandler) -> Response:
+async def _tokenize(handler: ChatHandler) -> Response:
     with handler.body() as raw:
         request, chat = await handler.parse(raw, _parse_tokenize)
         if chat is not None:
@@ -61,7 +62,7 @@ async def _tokenize(handler: RequestHandler) -> Response:
     return JSONResponse(body)
 
 
-async def _detokenize(handler: RequestHandler) -> Response:
+async def _detokenize(handler: ChatHandler) -> Response:
     with handler.body() as raw:
         request = await handler.parse(raw, lambda body: parse_request(DetokenizeRequest, body))
     job_set = await _raw_job_set(handler, request.model, request.tokens, "detokenize")
@@ -75,11 +76,11 @@ def _parse_tokenize(raw: bytes) -> tuple[TokenizeRequest, ChatRequest | None]:
         return request, None
     names = ("model", "messages", "tools", "tool_choice", "continue_final_message", "add_generation_prompt")
     fields: dict[str, Any] = {name: getattr(request, name) for name in names}
-    return request, as_chat(fields, {})
+    return request, parse_fields(ChatRequest, fields, {})
 
 
 async def _raw_job_set(
-    handler: RequestHandler, model_name: str, prompt: str | list[int], task: Literal["tokenize", "detokenize"]
+    handler: ChatHandler, model_name: str, prompt: str | list[int], task: Literal["tokenize", "detokenize"]
 ) -> JobSet:
     model = await handler.services.registry.find(model_name)
     ttl_s = handler.services.settings.request_timeout_s
@@ -94,7 +95,7 @@ def _without_output(job_set: JobSet) -> JobSet:
     return JobSet(job_set.model, [job], job_set.pixels)
 
 
-async def _run(handler: RequestHandler, job_set: JobSet, *, field: str) -> Event:
+async def _run(handler: ChatHandler, job_set: JobSet, *, field: str) -> Event:
     """Return the only event of a job that generates nothing."""
     generation = await handler.submit(job_set, field=field)
     await generation.outputs.aclose()
