@@ -44,7 +44,7 @@ def transformers_answers(exam: list[Question]) -> Iterator[str]:
     processor = AutoProcessor.from_pretrained(TINY)
     for question in exam:
         prompt = processor.apply_chat_template(hf_messages(question), add_generation_prompt=True)
-        inputs = processor(text=prompt, images=question.pictures() or None, return_tensors="pt")
+        inputs = processor(text=prompt, images=question.images() or None, return_tensors="pt")
         with torch.inference_mode():
             made = model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
         ids = made[0, inputs["input_ids"].shape[1] :]
