@@ -169,7 +169,7 @@ def _batch_store(url: str, settings: Settings) -> BatchStore:
 @asynccontextmanager
 async def _image_loader(settings: Settings, metrics: Metrics) -> AsyncIterator[ImageLoader]:
     max_bytes = settings.max_image_mb * _MIB
-    limits = ImageLimits(max_pixels=settings.max_image_mp * 1_000_000, timeout_s=settings.image_timeout_s)
+    limits = ImageLimits(max_pixels=settings.max_image_mp * 1_000_000)
     fetch_rules = FetchRules(
         hosts=frozenset(settings.image_hosts),
         allow_http=settings.image_allow_http,

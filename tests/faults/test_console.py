@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from llava_server.operator.cli.doctor import judge
+from llava_server.operator.cli.doctor import check
 from llava_wire.messages.job import Job, Message
 from llava_wire.messages.sampling_params import SamplingParams
 from llava_wire.operator.inspector import SystemStatus
@@ -85,20 +85,20 @@ def test_an_evicting_queue_is_found_bad(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("fact", "kind", "text"),
     [
-        ({"redis_version": "6.0.1"}, "bad", "use 6.2 or newer"),
-        ({"valkey_version": "7.0.0"}, "bad", "use 7.2 or newer"),
-        ({"aof_enabled": 0}, "doubt", "set appendonly yes"),
-        ({"aof_last_write_status": "err"}, "bad", "cannot be written"),
-        ({"maxmemory": 0}, "doubt", "no maxmemory"),
-        ({"used_memory": 1 << 30}, "bad", "raise maxmemory"),
-        ({"ping_s": 0.2}, "doubt", "200.0 ms"),
-        ({"clock_ahead_s": -300.0}, "doubt", "-300 s"),
+        ({"redis_version": "6.0.1"}, "error", "use 6.2 or newer"),
+        ({"valkey_version": "7.0.0"}, "error", "use 7.2 or newer"),
+        ({"aof_enabled": 0}, "warning", "set appendonly yes"),
+        ({"aof_last_write_status": "err"}, "error", "cannot be written"),
+        ({"maxmemory": 0}, "warning", "no maxmemory"),
+        ({"used_memory": 1 << 30}, "error", "raise maxmemory"),
+        ({"ping_s": 0.2}, "warning", "200.0 ms"),
+        ({"clock_ahead_s": -300.0}, "warning", "-300 s"),
     ],
 )
 def test_each_thing_that_is_wrong_is_named(fact: dict[str, Any], kind: str, text: str) -> None:
-    usual = {finding.text for finding in judge(GOOD, NO_WORKERS)}
-    (found,) = [finding for finding in judge(GOOD | fact, NO_WORKERS) if finding.text not in usual]
-    assert found.kind == kind
+    usual = {finding.text for finding in check(GOOD, NO_WORKERS)}
+    (found,) = [finding for finding in check(GOOD | fact, NO_WORKERS) if finding.text not in usual]
+    assert found.level == kind
     assert text in found.text
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import llava_worker
 import numpy as np
 import pytest
 import torch
-from llava_worker.engine import ImageSpan, Sequence
+from llava_worker.engine import ImageSpan, Sequence, StepOutput
+from llava_worker.engine.core.in_flight_step import InFlightStep
+from llava_worker.engine.core.scheduler import Chunk
+from llava_worker.engine.core.sequence import Pixels
+from llava_worker.engine.engine import Engine
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
+from llava_worker.engine.startup.model_info import ModelInfo
 from llava_worker.model.quantization.precision import precisions_on
 
+from tests.worker.engine.outputs import collect_outputs
 from tests.worker.sampling_params import greedy
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
@@ -31,11 +38,14 @@ NEAR = {
 LIKELY = -3.0
 
 
-def sequences(info, *, num_tokens: int) -> list[Sequence]:
-    """Words at random around pictures of two flat colours."""
-    rng, made = np.random.default_rng(0), []
+def sequences(info: ModelInfo, *, num_tokens: int) -> list[Sequence]:
+    """Words at random around images of two flat colors."""
+    rng = np.random.default_rng(0)
+    made: list[Sequence] = []
     for index in range(NUM_PROMPTS):
-        ids, spans, pixels = [1], [], []
+        ids = [1]
+        spans: list[ImageSpan] = []
+        pixels: list[Pixels] = []
         for _ in range(index % 3):
             ids += rng.integers(3, 300, 5).tolist()
             spans.append(ImageSpan(len(ids), info.tokens_per_tile, f"{index}-{len(spans)}"))
@@ -59,42 +69,44 @@ def sequences(info, *, num_tokens: int) -> list[Sequence]:
     return made
 
 
-def answers(*, num_tokens: int, **options: object) -> tuple[dict[str, list], object]:
+def answers(*, num_tokens: int, **options: Any) -> tuple[dict[str, list[StepOutput]], Engine]:
     engine, info = build_engine(
         EngineConfig(TINY, kv_cache_bytes=256 << 20, use_speculation=False, **options)
     )
-    told: dict[str, list] = {}
-    for sequence in sequences(info, num_tokens=num_tokens):
-        told[sequence.seq_id] = []
-        engine.add(sequence)
-    while engine.num_sequences:
-        for output in engine.step():
-            assert output.error is None, output
-            told[output.seq_id].append(output)
-        engine.check()
-    return told, engine
+    outputs = collect_outputs(engine, *sequences(info, num_tokens=num_tokens))
+    assert all(output.error is None for sequence in outputs.values() for output in sequence), outputs
+    return outputs, engine
+
+
+def top_of(output: StepOutput) -> tuple[tuple[int, float], ...]:
+    assert output.logprobs is not None
+    return output.logprobs.top
 
 
 @pytest.fixture(scope="module")
-def exact() -> dict[str, list]:
+def exact() -> dict[str, list[StepOutput]]:
     return answers(num_tokens=NUM_TOKENS, precision="fp32", device="cpu")[0]
 
 
-@pytest.mark.parametrize("is_recording", [True, False])
-def test_in_fp32_the_tokens_are_those_of_a_cpu(exact, is_recording: bool) -> None:
-    told, engine = answers(num_tokens=NUM_TOKENS, precision="fp32", device="cuda", is_recording=is_recording)
+@pytest.mark.parametrize("use_cuda_graphs", [True, False])
+def test_in_fp32_the_tokens_are_those_of_a_cpu(
+    exact: dict[str, list[StepOutput]], use_cuda_graphs: bool
+) -> None:
+    told, engine = answers(
+        num_tokens=NUM_TOKENS, precision="fp32", device="cuda", use_cuda_graphs=use_cuda_graphs
+    )
 
-    assert engine.has_cuda_graphs == is_recording
+    assert engine.has_cuda_graphs == use_cuda_graphs
     assert {name: [output.token_id for output in outputs] for name, outputs in told.items()} == {
         name: [output.token_id for output in outputs] for name, outputs in exact.items()
     }
 
 
-@pytest.mark.parametrize("is_recording", [True, False])
-def test_steps_launched_ahead_give_the_tokens_of_steps_that_are_read_first(is_recording: bool) -> None:
-    options = {"precision": "fp32", "device": "cuda", "is_recording": is_recording}
+@pytest.mark.parametrize("use_cuda_graphs", [True, False])
+def test_steps_launched_ahead_give_the_tokens_of_steps_that_are_read_first(use_cuda_graphs: bool) -> None:
+    options: dict[str, Any] = {"precision": "fp32", "device": "cuda", "use_cuda_graphs": use_cuda_graphs}
     ahead, engine = answers(num_tokens=NUM_TOKENS, **options)
-    in_turn, other = answers(num_tokens=NUM_TOKENS, is_async=False, **options)
+    in_turn, other = answers(num_tokens=NUM_TOKENS, use_async_scheduling=False, **options)
 
     assert engine.is_async and not other.is_async
     assert {name: [(each.token_id, each.finish) for each in outputs] for name, outputs in ahead.items()} == {
@@ -102,23 +114,25 @@ def test_steps_launched_ahead_give_the_tokens_of_steps_that_are_read_first(is_re
     }
 
 
-def test_nothing_waits_for_the_device_while_a_step_is_launched_ahead() -> None:
+def test_nothing_waits_for_the_device_while_a_step_is_launched_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Whatever sampling asks for: torch raises where something would wait."""
     engine, info = build_engine(
         EngineConfig(TINY, kv_cache_bytes=64 << 20, device="cuda", use_speculation=False)
     )
     launch, launched = engine._runner.launch, []
 
-    def watched(chunks, *, after=None):
+    def launch_without_sync(chunks: list[Chunk], *, after: InFlightStep | None = None) -> InFlightStep:
         torch.cuda.set_sync_debug_mode("default" if after is None else "error")
         try:
-            flight = launch(chunks, after=after)
+            step = launch(chunks, after=after)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         launched.append(after is not None)
-        return flight
+        return step
 
-    engine._runner.launch = watched
+    monkeypatch.setattr(engine._runner, "launch", launch_without_sync)
     samplings = [
         greedy(),
         greedy(num_logprobs=3),
@@ -135,14 +149,16 @@ def test_nothing_waits_for_the_device_while_a_step_is_launched_ahead() -> None:
 
 
 @pytest.mark.parametrize("precision", NEAR)
-def test_likely_first_tokens_are_about_as_likely_as_on_a_cpu_in_fp32(exact, precision: str) -> None:
+def test_likely_first_tokens_are_about_as_likely_as_on_a_cpu_in_fp32(
+    exact: dict[str, list[StepOutput]], precision: str
+) -> None:
     if precision not in precisions_on(torch.device("cuda:0")):
         pytest.skip("bitsandbytes is not installed, or the card has no such products")
     told, _ = answers(num_tokens=1, precision=precision, device="cuda")
 
     for name, outputs in told.items():
-        likely = {token_id: p for token_id, p in exact[name][0].logprobs.top if p > LIKELY}
-        got = dict(outputs[0].logprobs.top)
+        likely = {token_id: logprob for token_id, logprob in top_of(exact[name][0]) if logprob > LIKELY}
+        got = dict(top_of(outputs[0]))
         assert likely.keys() <= got.keys()
         for token_id, logprob in likely.items():
             assert abs(got[token_id] - logprob) < NEAR[precision]
@@ -162,9 +178,8 @@ def test_pictures_by_recordings_have_the_features_that_computing_gives() -> None
 @pytest.mark.parametrize("precision", ["fp16", "w4a16"])
 def test_recorded_and_computed_answers_are_equally_likely(precision: str) -> None:
     recorded, engine = answers(num_tokens=2, precision=precision, device="cuda")
-    computed, _ = answers(num_tokens=2, precision=precision, device="cuda", is_recording=False)
+    computed, _ = answers(num_tokens=2, precision=precision, device="cuda", use_cuda_graphs=False)
 
     assert engine.has_cuda_graphs
     for name, outputs in recorded.items():
-        got, wanted = outputs[-1].logprobs, computed[name][-1].logprobs
-        assert abs(got.top[0][1] - wanted.top[0][1]) < 0.1
+        assert abs(top_of(outputs[-1])[0][1] - top_of(computed[name][-1])[0][1]) < 0.1

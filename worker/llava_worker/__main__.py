@@ -23,7 +23,7 @@ from llava_worker.engine_thread import EXIT_BROKEN
 from llava_worker.gpu_health import log_gpu_health
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.model_host import LOADER, ModelHost
-from llava_worker.open_model import Model, StartupError, open_model
+from llava_worker.open_model import LoadedModel, StartupError, open_model
 from llava_worker.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def main() -> int:
     return status
 
 
-def _open(settings: Settings) -> Model:
+def _open(settings: Settings) -> LoadedModel:
     """Load the model in a thread that ends, and its OpenMP threads with it. Raises StartupError.
 
     GNU's OpenMP counts the threads of all teams. If there are more than cores, each thread sleeps as soon as

@@ -26,7 +26,7 @@ from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.load_progress import LoadProgress
 from llava_worker.model_switch import CommandRefused, settings_for_command
-from llava_worker.open_model import Model, StartupError, open_model
+from llava_worker.open_model import LoadedModel, StartupError, open_model
 from llava_worker.settings import Settings
 from llava_worker.worker import LEAVE_TIMEOUT_S, Worker
 
@@ -40,12 +40,12 @@ logger = logging.getLogger(__name__)
 class ModelHost:
     """Can run once. Holds the only reference to the model, so that an unload frees all of it."""
 
-    def __init__(self, settings: Settings, model: Model) -> None:
+    def __init__(self, settings: Settings, model: LoadedModel) -> None:
         self.heartbeat: Heartbeat = model.heartbeat  # as of the start
         self._startup_settings = settings
         self._loaded_settings: Settings | None = settings  # None: there is no model
         self._target_settings: Settings | None = settings  # those that the command asks for
-        self._model: Model | None = model  # loaded, not yet served
+        self._model: LoadedModel | None = model  # loaded, not yet served
         self._worker: Worker | None = None
         self._command: IssuedCommand | None = None  # in progress
         self._progress = 0.0

@@ -98,7 +98,7 @@ class Worker:
         self._slot_freed = asyncio.Event()
         self._has_outputs = asyncio.Event()
         self._is_idle = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None  # this one and the next two: while it runs
+        self._loop: asyncio.AbstractEventLoop | None = None  # set by run, like the next two
         self._scope: CancelScope | None = None
         self._grammar_tasks: TaskGroup | None = None
 
@@ -150,9 +150,7 @@ class Worker:
                 loops.start_soon(self._emit_loop)
                 loops.start_soon(self._heartbeat_loop)
                 loops.start_soon(self._limit_drain)
-                await (
-                    self._pull_loop()
-                )  # emits go on until the last pull has returned, so that no job is lost
+                await self._pull_loop()  # emits continue until the last pull returned: no job is lost
                 if self._drain_timeout_s and self._outputs:
                     await _wait(self._is_idle, self._drain_timeout_s)
                 self._closing.set()

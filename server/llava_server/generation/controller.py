@@ -34,7 +34,7 @@ from llava_wire.errors import AlreadySubmitted, DuplicateJob, QueueFull, QueueUn
 from llava_wire.messages.job import Job
 from llava_wire.stores.api_keys import KeyLimits
 
-from llava_server.errors import ApiError, answer_not_found, from_wire_error
+from llava_server.errors import ApiError, from_wire_error, response_not_found
 from llava_server.generation.detached_jobs import DetachedJobs
 from llava_server.generation.log_tail import tail_log
 from llava_server.generation.output_queue import OutputQueue
@@ -136,7 +136,7 @@ class Controller:
         with _queue_errors():
             events = await self._producer.attach(job_id, tenant=job.tenant)
         if events is None:
-            raise answer_not_found()
+            raise response_not_found()
         # No await from here on: events after these must find the new queue in ``_open``.
         previous = self._open.pop(job_id, None)
         if previous is not None:
@@ -155,7 +155,7 @@ class Controller:
         with _queue_errors():
             snapshot = await self._producer.snapshot(job_id, tenant=tenant, num_events=num_events)
         if snapshot is None:
-            raise answer_not_found()
+            raise response_not_found()
         return snapshot
 
     async def cancel(self, job_id: str, tenant: str) -> bool:

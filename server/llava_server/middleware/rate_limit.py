@@ -14,7 +14,7 @@ from llava_wire.stores.rate_limits import RateLimitStatus, RateLimitStore
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llava_server.errors import ApiError
+from llava_server.errors import ApiError, from_wire_error
 from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.error_handler import send_error
 from llava_server.request_context import context_of
@@ -82,9 +82,7 @@ class RateLimiter:
         try:
             allowance = await self._store.charge(tenant, limits, requests=requests, tokens=tokens)
         except QueueUnavailable as error:
-            raise ApiError(
-                "queue_unavailable", "the job queue cannot be reached", retry_after_s=error.retry_after_s
-            ) from error
+            raise from_wire_error(error) from error
         self._allowances[tenant] = allowance
         if not allowance.is_allowed:
             limit = f"{limits.tokens_per_min} tokens" if tokens else f"{limits.requests_per_min} requests"

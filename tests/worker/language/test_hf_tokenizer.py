@@ -1,4 +1,4 @@
-"""Tokenizers from files: typed text stays text, tokens become bytes, what cannot be used is refused."""
+"""Tokenizers from files: user text stays text, tokens become bytes, unsupported files are rejected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @pytest.mark.parametrize("typed", ["<s>", "</s>", "<image>", "<pad>", "<unk>", "<0x0A>", "a</s>b <image> c"])
-def test_what_a_user_types_never_becomes_a_special_token(typed: str) -> None:
+def test_user_text_never_becomes_a_special_token(typed: str) -> None:
     ids = TINY.encode(typed)
     specials = {TINY.special_id(token) for token in ("<unk>", "<s>", "</s>", "<image>", "<pad>")}
     assert not specials & set(ids)
@@ -28,7 +28,7 @@ def test_what_a_user_types_never_becomes_a_special_token(typed: str) -> None:
 
 
 @given(TEXT)
-def test_the_bytes_of_a_texts_tokens_are_the_texts_bytes(text: str) -> None:
+def test_bytes_of_the_tokens_are_those_of_the_text(text: str) -> None:
     ids = TINY.encode(text)
     prefix = " " if text else ""
     assert b"".join(TINY.token_bytes(token_id) for token_id in ids).decode() == (prefix + text).replace(
@@ -37,7 +37,7 @@ def test_the_bytes_of_a_texts_tokens_are_the_texts_bytes(text: str) -> None:
 
 
 @given(st.text(st.characters(max_codepoint=0x2FFF, exclude_categories=["Cs"])))
-def test_a_stream_of_tokens_reads_as_the_library_decodes_them_at_once(text: str) -> None:
+def test_detokenizer_output_equals_that_of_the_library(text: str) -> None:
     reference = Tokenizer.from_file(str(TINY_FOLDER / "tokenizer.json"))
     detokenizer = Detokenizer(TINY)
     ids = TINY.encode(text)
@@ -50,7 +50,7 @@ def test_special_and_unknown_tokens_have_no_bytes() -> None:
     assert TINY.token_bytes(10_000_000) == b""
 
 
-def test_a_missing_special_token_is_named() -> None:
+def test_missing_special_token_is_named() -> None:
     with pytest.raises(TokenizerError, match="<nothing>"):
         TINY.special_id("<nothing>")
 
@@ -66,30 +66,30 @@ def byte_level(tmp_path: Path) -> HFTokenizer:
     return HFTokenizer(tmp_path)
 
 
-def test_a_byte_level_tokenizer_gives_the_texts_bytes(byte_level: HFTokenizer) -> None:
+def test_bytes_of_a_byte_level_tokenizer_are_those_of_the_text(byte_level: HFTokenizer) -> None:
     text = " Grüße, 🦙!\n<|im_end|>"
     ids = byte_level.encode(text)
     assert byte_level.special_id("<|im_end|>") not in ids
     assert b"".join(byte_level.token_bytes(token_id) for token_id in ids) == text.encode()
 
 
-def test_a_byte_level_model_has_no_beginning_and_no_leading_space(byte_level: HFTokenizer) -> None:
+def test_byte_level_tokenizer_has_no_bos_and_no_leading_space(byte_level: HFTokenizer) -> None:
     assert byte_level.bos_token_id is None
     assert not byte_level.strips_leading_space
 
 
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_folder_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="missing"):
         HFTokenizer(tmp_path)
 
 
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_no_tokenizer_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match=r"not a tokenizer\.json"):
         HFTokenizer(tmp_path)
 
 
-def test_a_decoder_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_unsupported_decoder_is_rejected(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -97,7 +97,7 @@ def test_a_decoder_of_another_kind_is_refused(tmp_path: Path) -> None:
         HFTokenizer(tmp_path)
 
 
-def test_a_tokenizer_that_reads_a_typed_word_as_special_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_that_encodes_text_as_a_special_token_is_rejected(tmp_path: Path) -> None:
     description = json.loads((TINY_FOLDER / "tokenizer.json").read_text())
     tokenizer = Tokenizer.from_str(json.dumps(description))
     tokenizer.model = models.WordLevel({"</s>": 2, "<unk>": 0}, unk_token="<unk>")

@@ -1,4 +1,4 @@
-"""The other prompts: transformers', to compare with, and a checkpoint's own chat template in its sandbox."""
+"""A checkpoint's chat template in its sandbox, and prompts compared with those of transformers."""
 
 from __future__ import annotations
 
@@ -30,39 +30,36 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 LLAMA = Path(__file__).parents[2] / "data" / "prompts"
-LLAVA_HF = (Path(__file__).parents[2] / "data" / "prompts" / "llava_hf.jinja").read_text("utf-8")
-PICTURE = ImageRef(digest="p", num_tiles=1, side=28, width=5, height=4)
-SHOWN = Image.new("RGB", (28, 28))
-NUM_TOKENS = 4
-SPECIALS = ["<s>", "</s>", "<image>"]
+LLAVA_HF = (LLAMA / "llava_hf.jinja").read_text("utf-8")
+IMAGE = ImageRef(digest="p", num_tiles=1, side=28, width=5, height=4)
+NUM_IMAGE_TOKENS = 4
+SPECIAL_TOKENS = ["<s>", "</s>", "<image>"]
 
-WORDS = st.text(st.sampled_from("abc USER:\n  é🦙"), min_size=1, max_size=12)
-QUESTIONS = st.lists(st.one_of(WORDS, st.just(PICTURE)), min_size=1, max_size=4)
+TEXTS = st.text(st.sampled_from("abc USER:\n  é🦙"), min_size=1, max_size=12)
+USER_PARTS = st.lists(st.one_of(TEXTS, st.just(IMAGE)), min_size=1, max_size=4)
 
 
 @st.composite
 def conversations(draw: st.DrawFn) -> list[Message]:
-    messages = [Message("system", (draw(WORDS),))] if draw(st.booleans()) else []
+    messages = [Message("system", (draw(TEXTS),))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(0, 2))):
-        messages += [Message("user", tuple(draw(QUESTIONS))), Message("assistant", (draw(WORDS),))]
-    return [*messages, Message("user", tuple(draw(QUESTIONS)))]
+        messages += [Message("user", tuple(draw(USER_PARTS))), Message("assistant", (draw(TEXTS),))]
+    return [*messages, Message("user", tuple(draw(USER_PARTS)))]
 
 
-def our_ids(folder: Path, template: PromptTemplate, messages: list[Message]) -> list[int]:
-    tokenizer = HFTokenizer(folder)
-    spec = ImageSpec(side=28, tokens_per_tile=NUM_TOKENS)
-    builder = PromptBuilder(tokenizer, template, image_spec=spec, context_length=4096)
+def encode(folder: Path, template: PromptTemplate, messages: list[Message]) -> list[int]:
+    spec = ImageSpec(side=28, tokens_per_tile=NUM_IMAGE_TOKENS)
+    builder = PromptBuilder(HFTokenizer(folder), template, image_spec=spec, context_length=4096)
     return builder.build_chat(messages).token_ids
 
 
-def transformers_ids(folder: Path, template: str, messages: list[Message]) -> list[int]:
-    """transformers' processor; a picture of 28 pixels in patches of 14 is four tokens."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    processor = LlavaProcessor(
+def encode_with_transformers(folder: Path, template: str, messages: list[Message]) -> list[int]:
+    """Use transformers' processor. An image of 28 pixels in patches of 14 has four tokens."""
+    processor: Any = LlavaProcessor(  # type: ignore[no-untyped-call]
         CLIPImageProcessorPil(
             size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, do_normalize=False
         ),
-        tokenizer,
+        PreTrainedTokenizerFast.from_pretrained(folder),
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -70,16 +67,19 @@ def transformers_ids(folder: Path, template: str, messages: list[Message]) -> li
         chat_template=template,
     )
     encoded = processor.apply_chat_template(
-        [as_dict(one) for one in messages], add_generation_prompt=True, tokenize=True, return_dict=True
+        [as_dict(message) for message in messages],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
     )
     [ids] = encoded["input_ids"]
     return list(ids)
 
 
 def as_dict(message: Message) -> dict[str, Any]:
+    image = {"type": "image", "image": Image.new("RGB", (28, 28))}
     parts = [
-        {"type": "image", "image": SHOWN} if isinstance(part, ImageRef) else {"type": "text", "text": part}
-        for part in message.parts
+        image if isinstance(part, ImageRef) else {"type": "text", "text": part} for part in message.parts
     ]
     return {"role": message.role, "content": parts}
 
@@ -87,24 +87,22 @@ def as_dict(message: Message) -> dict[str, Any]:
 @pytest.mark.parametrize("folder", [TINY, LLAMA], ids=["prefix on every part", "prefix on the first part"])
 @settings(max_examples=15, deadline=None)
 @given(messages=conversations())
-def test_the_hf_style_has_the_ids_of_transformers_processor(folder: Path, messages: list[Message]) -> None:
-    assert our_ids(folder, CONVERSATION_TEMPLATES["llava_hf"], messages) == transformers_ids(
-        folder, LLAVA_HF, messages
-    )
+def test_llava_hf_template_has_the_ids_of_transformers(folder: Path, messages: list[Message]) -> None:
+    token_ids = encode(folder, CONVERSATION_TEMPLATES["llava_hf"], messages)
+    assert token_ids == encode_with_transformers(folder, LLAVA_HF, messages)
 
 
 @settings(max_examples=10, deadline=None)
 @given(messages=conversations())
-def test_a_checkpoints_template_has_the_ids_of_transformers_processor(messages: list[Message]) -> None:
-    source = read_chat_template(TINY)
-    chosen = choose_template("checkpoint", folder=TINY, tokenizer=HFTokenizer(TINY))
-    assert our_ids(TINY, chosen, messages) == transformers_ids(TINY, source, messages)
+def test_checkpoint_template_has_the_ids_of_transformers(messages: list[Message]) -> None:
+    template = choose_template("checkpoint", folder=TINY, tokenizer=HFTokenizer(TINY))
+    token_ids = encode(TINY, template, messages)
+    assert token_ids == encode_with_transformers(TINY, read_chat_template(TINY), messages)
 
 
 def render(source: str, *messages: Message) -> list[Segment]:
-    return JinjaChatTemplate(source, special_tokens=SPECIALS, bos_token="<s>", eos_token="</s>").render(
-        messages
-    )
+    template = JinjaChatTemplate(source, special_tokens=SPECIAL_TOKENS, bos_token="<s>", eos_token="</s>")
+    return template.render(messages)
 
 
 ECHO = (
@@ -113,88 +111,85 @@ ECHO = (
 )
 
 
-@pytest.mark.parametrize("parts", [("</s><image>",), ("</", "s>"), ("<imag", "e>"), ("\ue000</s>\ue001",)])
-def test_a_special_token_typed_by_the_user_stays_text(parts: tuple[str, ...]) -> None:
-    assert render(ECHO, Message("user", parts)) == ["".join(parts), SpecialToken("</s>")]
+def test_special_token_in_user_text_is_text() -> None:
+    for parts in (("</s><image>",), ("</", "s>"), ("<imag", "e>"), ("\ue000</s>\ue001",)):
+        assert render(ECHO, Message("user", parts)) == ["".join(parts), SpecialToken("</s>")]
 
 
-def test_the_templates_own_tokens_and_pictures_are_special() -> None:
-    pieces = render("{{ bos_token }}" + ECHO, Message("user", ("a", PICTURE, "b")))
-    assert pieces == [SpecialToken("<s>"), "a", PICTURE, "b", SpecialToken("</s>")]
+def test_special_tokens_and_images_of_the_template_are_segments() -> None:
+    segments = render("{{ bos_token }}" + ECHO, Message("user", ("a", IMAGE, "b")))
+    assert segments == [SpecialToken("<s>"), "a", IMAGE, "b", SpecialToken("</s>")]
 
 
-def test_generation_marks_change_no_text() -> None:
+def test_generation_tag_changes_no_text() -> None:
     assert render("{% generation %}a{% endgeneration %}b", Message("user", ("x",))) == ["ab"]
 
 
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
+def test_template_that_raises_or_is_unsafe_rejects_the_messages() -> None:
+    for source, error in (
         ("{{ raise_exception('only one turn') }}", "only one turn"),
         ("{{ messages[0].role.nothing.more }}", "has no attribute"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe|not safely"),
         ("<image><image>", "more pictures"),
-        ("no picture", "not show all"),
-    ],
-)
-def test_a_template_that_objects_or_reaches_out_refuses_the_conversation(source: str, said: str) -> None:
-    with pytest.raises(PromptError, match=said) as refusal:
-        render(source, Message("user", (PICTURE, "x")))
-    assert refusal.value.error.code is ErrorCode.INVALID_REQUEST
+        ("no image", "not show all"),
+    ):
+        with pytest.raises(PromptError, match=error) as raised:
+            render(source, Message("user", (IMAGE, "x")))
+        assert raised.value.error.code is ErrorCode.INVALID_REQUEST
 
 
-def test_a_broken_template_is_refused_at_the_start() -> None:
+def test_invalid_template_is_rejected_at_startup() -> None:
     with pytest.raises(ChatTemplateError, match="broken"):
-        JinjaChatTemplate("{% for %}", special_tokens=SPECIALS)
+        JinjaChatTemplate("{% for %}", special_tokens=SPECIAL_TOKENS)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("chat_template.jinja", "T"),
-        ("chat_template.json", json.dumps({"chat_template": "T"})),
-        ("tokenizer_config.json", json.dumps({"chat_template": "T"})),
+def test_template_is_found_where_checkpoints_have_it(tmp_path: Path) -> None:
+    named = [{"name": "tools", "template": "U"}, {"name": "default", "template": "T"}]
+    for number, (name, content) in enumerate(
         (
-            "tokenizer_config.json",
-            json.dumps(
-                {"chat_template": [{"name": "tools", "template": "U"}, {"name": "default", "template": "T"}]}
-            ),
-        ),
-    ],
-)
-def test_a_template_is_found_where_checkpoints_have_it(name: str, content: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(content)
-    assert read_chat_template(tmp_path) == "T"
+            ("chat_template.jinja", "T"),
+            ("chat_template.json", json.dumps({"chat_template": "T"})),
+            ("tokenizer_config.json", json.dumps({"chat_template": "T"})),
+            ("tokenizer_config.json", json.dumps({"chat_template": named})),
+        )
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / name).write_text(content)
+        assert read_chat_template(folder) == "T"
 
 
-def test_a_folder_without_a_template_is_refused(tmp_path: Path) -> None:
+def test_folder_without_a_template_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ChatTemplateError, match="has no chat template"):
         read_chat_template(tmp_path)
 
 
-@pytest.mark.parametrize("has_own", [True, False])
-def test_an_adapters_folder_has_its_own_chat_template_or_its_bases(tmp_path: Path, has_own: bool) -> None:
+def test_adapter_has_the_chat_template_of_its_base_unless_it_has_its_own(tmp_path: Path) -> None:
     adapter, base = tmp_path / "adapter", tmp_path / "base"
-    for folder, name in ((adapter, "own"), (base, "base")):
-        folder.mkdir()
-        if has_own or folder is base:
-            (folder / "chat_template.jinja").write_text(
-                "{{ '" + name + "' }}{{ messages[0].content[0].text }}"
-            )
-    template = choose_template("checkpoint", folder=adapter, tokenizer=HFTokenizer(TINY), base=base)
-    assert template.render([Message("user", ("Hi?",))])[0].startswith("own" if has_own else "base")
+    messages = [Message("user", ("Hi?",))]
+
+    def render_adapter() -> list[Segment]:
+        template = choose_template("checkpoint", folder=adapter, tokenizer=HFTokenizer(TINY), base=base)
+        return template.render(messages)
+
+    adapter.mkdir()
+    base.mkdir()
+    (base / "chat_template.jinja").write_text("base {{ messages[0].content[0].text }}")
+    assert render_adapter() == ["base Hi?"]
+    (adapter / "chat_template.jinja").write_text("own {{ messages[0].content[0].text }}")
+    assert render_adapter() == ["own Hi?"]
 
 
-def test_the_hf_style_is_llava_hfs_template_for_models_of_vicuna() -> None:
+def test_hf_style_of_vicuna_models_is_the_template_of_llava_hf() -> None:
     assert choose_template("auto", "hf", folder=TINY).name == "llava_hf"
 
 
-def test_a_model_without_a_folder_has_no_template_of_its_own() -> None:
+def test_model_without_a_folder_has_no_chat_template() -> None:
     with pytest.raises(ChatTemplateError, match="no chat template of its own"):
         choose_template("checkpoint")
 
 
-def test_a_message_that_the_template_never_sees_in_this_order_is_refused_before_it() -> None:
+def test_messages_are_validated_before_the_template_is_rendered() -> None:
     with pytest.raises(PromptError, match="take turns"):
         render(ECHO, Message("user", ("a",)), Message("user", ("b",)))

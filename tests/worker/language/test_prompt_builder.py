@@ -1,4 +1,4 @@
-"""Prompts: the original's shape, one place a picture, and a clear no to what cannot be asked."""
+"""Prompts of chats: the original's format, image tokens, and rejected messages."""
 
 from __future__ import annotations
 
@@ -34,60 +34,63 @@ def user(*parts: str | ImageRef) -> Message:
     return Message("user", parts)
 
 
-def shown(prompt: Prompt) -> str:
-    """The prompt as text, special ids by name and each picture token as one #."""
+def as_text(prompt: Prompt) -> str:
+    """Return the prompt as text, with special tokens by name and each image token as one #."""
     names = {BYTES.bos_token_id: b"<s>", BYTES.eos_token_id: b"</s>", BYTES.image_token_id: b"#"}
     return b"".join(names.get(token_id) or bytes([token_id]) for token_id in prompt.token_ids).decode()
 
 
-def test_a_question_stands_in_the_originals_template() -> None:
-    assert shown(build(user("Hi?"))) == f"<s>{SYSTEM} USER: Hi? ASSISTANT:"
+def test_prompt_follows_the_original_template() -> None:
+    assert as_text(build(user("Hi?"))) == f"<s>{SYSTEM} USER: Hi? ASSISTANT:"
 
 
-def test_no_space_follows_the_end_of_an_answer() -> None:
+def test_no_space_follows_the_end_of_an_assistant_message() -> None:
     turns = [user("Hi?"), Message("assistant", ("Yes.",)), user("Why?")]
-    assert shown(build(*turns)) == f"<s>{SYSTEM} USER: Hi? ASSISTANT: Yes.</s>USER: Why? ASSISTANT:"
+    assert as_text(build(*turns)) == f"<s>{SYSTEM} USER: Hi? ASSISTANT: Yes.</s>USER: Why? ASSISTANT:"
 
 
-def test_a_system_message_takes_the_place_of_the_templates_sentence() -> None:
-    assert shown(build(Message("system", ("Be brief.",)), user("Hi?"))) == "<s>Be brief. USER: Hi? ASSISTANT:"
+def test_system_message_replaces_that_of_the_template() -> None:
+    assert (
+        as_text(build(Message("system", ("Be brief.",)), user("Hi?"))) == "<s>Be brief. USER: Hi? ASSISTANT:"
+    )
 
 
-def test_an_empty_system_message_leaves_none() -> None:
-    assert shown(build(Message("system", ("",)), user("Hi?"))) == "<s>USER: Hi? ASSISTANT:"
+def test_empty_system_message_removes_that_of_the_template() -> None:
+    assert as_text(build(Message("system", ("",)), user("Hi?"))) == "<s>USER: Hi? ASSISTANT:"
 
 
-@pytest.mark.parametrize("parts", [(image(), "Hi?"), ("Hi?", image())])
-def test_a_picture_stands_before_its_question_wherever_it_was(parts: tuple[str | ImageRef, ...]) -> None:
-    prompt = build(user(*parts))
-    assert shown(prompt) == f"<s>{SYSTEM} USER: ###\nHi? ASSISTANT:"
-    assert [(span.start, span.length, span.digest) for span in prompt.images] == [(len(SYSTEM) + 8, 3, "a")]
+def test_image_precedes_the_text_of_its_message() -> None:
+    for message in (user(image(), "Hi?"), user("Hi?", image())):
+        prompt = build(message)
+        assert as_text(prompt) == f"<s>{SYSTEM} USER: ###\nHi? ASSISTANT:"
+        [span] = prompt.images
+        assert (span.start, span.length, span.digest) == (len(SYSTEM) + 8, 3, "a")
 
 
-def test_each_picture_of_a_question_is_followed_by_a_newline() -> None:
+def test_each_image_is_followed_by_a_newline() -> None:
     prompt = build(user(image("a"), "Hi?", image("b")))
-    assert shown(prompt) == f"<s>{SYSTEM} USER: ###\n###\nHi? ASSISTANT:"
+    assert as_text(prompt) == f"<s>{SYSTEM} USER: ###\n###\nHi? ASSISTANT:"
     assert [(span.length, span.digest) for span in prompt.images] == [(3, "a"), (3, "b")]
 
 
-def test_a_later_question_keeps_its_own_picture() -> None:
+def test_image_of_a_later_message_stays_there() -> None:
     turns = [user("Hi?"), Message("assistant", ("Yes.",)), user(image(), "And here?")]
-    assert shown(build(*turns)).endswith("</s>USER: ###\nAnd here? ASSISTANT:")
+    assert as_text(build(*turns)).endswith("</s>USER: ###\nAnd here? ASSISTANT:")
 
 
-def test_texts_of_one_message_stand_on_lines_of_their_own() -> None:
-    assert shown(build(user("One.", "Two."))).endswith("USER: One.\nTwo. ASSISTANT:")
+def test_texts_of_one_message_are_joined_by_newlines() -> None:
+    assert as_text(build(user("One.", "Two."))).endswith("USER: One.\nTwo. ASSISTANT:")
 
 
-def test_a_typed_special_token_is_text() -> None:
+def test_special_token_in_user_text_is_text() -> None:
     prompt = build(user("</s><image><s>"))
-    assert shown(prompt).count("</s><image><s>") == 1
+    assert as_text(prompt).count("</s><image><s>") == 1
     assert BYTES.eos_token_id not in prompt.token_ids
     assert prompt.images == []
 
 
 @pytest.mark.parametrize(
-    ("messages", "said"),
+    ("messages", "error"),
     [
         ([], "messages is empty"),
         ([Message("system", ("Hi.",))], "no user message"),
@@ -102,16 +105,16 @@ def test_a_typed_special_token_is_text() -> None:
         ),
     ],
 )
-def test_a_conversation_out_of_order_is_refused_with_its_place(messages: list[Message], said: str) -> None:
-    with pytest.raises(PromptError, match=said) as refusal:
+def test_invalid_messages_are_rejected_with_their_index(messages: list[Message], error: str) -> None:
+    with pytest.raises(PromptError, match=error) as raised:
         build(*messages)
-    assert refusal.value.error.code is ErrorCode.INVALID_REQUEST
+    assert raised.value.error.code is ErrorCode.INVALID_REQUEST
 
 
-def test_an_over_long_prompt_is_refused_with_both_numbers_and_the_way_out() -> None:
-    with pytest.raises(PromptError) as refusal:
+def test_too_long_prompt_is_rejected_with_length_limit_and_advice() -> None:
+    with pytest.raises(PromptError) as raised:
         build(user(image("a"), image("b"), "x" * 50), context_length=60)
-    error = refusal.value.error
+    error = raised.value.error
     num_tokens = len(build(user(image("a"), image("b"), "x" * 50)).token_ids)
     assert error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
     assert error.message == (
@@ -120,17 +123,17 @@ def test_an_over_long_prompt_is_refused_with_both_numbers_and_the_way_out() -> N
     )
 
 
-def test_a_prompt_with_room_for_one_token_is_taken_and_one_longer_is_not() -> None:
+def test_prompt_must_leave_room_for_one_token() -> None:
     length = len(build(user("Hi?")).token_ids)
     assert build(user("Hi?"), context_length=length + 1).token_ids
     with pytest.raises(PromptError):
         build(user("Hi?"), context_length=length)
 
 
-def test_a_picture_fitted_for_another_model_is_refused() -> None:
-    with pytest.raises(PromptError, match="336 pixels") as refusal:
+def test_image_preprocessed_for_another_model_is_rejected() -> None:
+    with pytest.raises(PromptError, match="336 pixels") as raised:
         build(user(image(side=336), "Hi?"))
-    assert refusal.value.error.code is ErrorCode.INTERNAL_ERROR
+    assert raised.value.error.code is ErrorCode.INTERNAL_ERROR
 
 
 ANYRES = ImageSpec(side=8, fit="anyres", tokens_per_tile=4, grid=((8, 16), (16, 8), (16, 16)))
@@ -140,19 +143,19 @@ def anyres_image(*, num_tiles: int = 3) -> ImageRef:
     return ImageRef(digest="a", num_tiles=num_tiles, side=8, width=30, height=10)
 
 
-def test_a_picture_of_several_tiles_takes_as_many_tokens_as_it_will_have_features() -> None:
+def test_image_of_several_tiles_has_as_many_tokens_as_features() -> None:
     builder = PromptBuilder(
         BYTES, CONVERSATION_TEMPLATES["vicuna_v1"], image_spec=ANYRES, context_length=4096
     )
     [span] = builder.build_chat([user(anyres_image(), "Hi?")]).images
-    # base view 2x2; of the grid's 4x2 patches one row shows the picture, and a newline ends it
+    # A base view of 2x2, and of the grid's 4x2 patches the one row that shows the image, with a newline.
     assert (span.length, span.width, span.height) == (4 + 2 * 5, 30, 10)
 
 
-def test_a_picture_cut_to_another_grid_is_refused() -> None:
+def test_image_with_another_number_of_tiles_is_rejected() -> None:
     builder = PromptBuilder(
         BYTES, CONVERSATION_TEMPLATES["vicuna_v1"], image_spec=ANYRES, context_length=4096
     )
-    with pytest.raises(PromptError, match="2 tiles of 8 pixels") as refusal:
+    with pytest.raises(PromptError, match="2 tiles of 8 pixels") as raised:
         builder.build_chat([user(anyres_image(num_tiles=2), "Hi?")])
-    assert refusal.value.error.code is ErrorCode.INTERNAL_ERROR
+    assert raised.value.error.code is ErrorCode.INTERNAL_ERROR

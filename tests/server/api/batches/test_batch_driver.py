@@ -13,7 +13,7 @@ from llava_wire.stores.api_keys import ApiKey, ApiKeyStore, KeyLimits
 
 from tests.machine_speed import scaled
 from tests.server.batch_kit import KEYS, begin, content, ended, line, lines, results
-from tests.server.conftest import Serve, Stack
+from tests.server.conftest import Serve, Stack, Valkey, running_stack
 from tests.server.scripted_worker import ScriptedWorker
 from tests.waiting import wait_until
 
@@ -114,3 +114,17 @@ def test_a_batch_whose_file_is_gone_has_failed(own_stack: Callable[..., Stack], 
     stack.worker.release.set()
     assert ended(stack.http, batch)["status"] == "failed"
     assert ended(stack.http, running)["status"] == "completed"
+
+
+def test_the_driver_survives_the_loss_of_the_queue(valkey: Valkey) -> None:
+    with running_stack(f"unix://{valkey.socket}") as stack:
+        begin(stack.http, lines(line("a", "hold")))
+        wait_until(lambda: stack.worker.assignments)
+        valkey.kill()
+        stack.worker.release.set()
+        wait_until(lambda: stack.http.get("/readyz").status_code == 503)
+        valkey.start()  # empty: the batch is lost, but not the driver
+        wait_until(lambda: stack.http.get("/readyz").status_code == 200)
+        wait_until(lambda: stack.works())
+        batch = begin(stack.http, lines(line("b", "say yes")))
+        assert ended(stack.http, batch)["status"] == "completed"

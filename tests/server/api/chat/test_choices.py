@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from llava_server.api.job_builder import choice_seed
+from llava_server.api.chat.job_builder import choice_seed
 
 from tests.server.conftest import Stack, running_stack
 from tests.waiting import wait_until

@@ -141,9 +141,9 @@ def test_random_traffic_keeps_every_answer_and_every_block(
             expected[seq_id], answers[seq_id] = alone[which], []
             to_come -= 1
         if expected and rng.random() < 0.1:
-            victim = str(rng.choice(list(expected)))
-            engine.abort(victim)
-            expected.pop(victim)
+            aborted = str(rng.choice(list(expected)))
+            engine.abort(aborted)
+            expected.pop(aborted)
         for output in engine.step():
             answers[output.seq_id].append(output.token_id)
         engine.check()

@@ -1,24 +1,11 @@
-"""Requests that are odd as HTTP, or that try to fill what watches over them."""
+"""Requests that are malformed or excessive HTTP, or that try to fill the metrics."""
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 
-from tests.machine_speed import scaled
+from tests.security.raw_http import status_line
 from tests.server.conftest import Stack
-
-
-def answer_to(stack: Stack, request: bytes) -> bytes:
-    """The first line of the answer, if there is any before the connection is closed."""
-    url = stack.http.base_url
-    with socket.create_connection((url.host, url.port), timeout=scaled(30)) as connection:
-        try:
-            connection.sendall(request)
-            return connection.recv(65536).partition(b"\r\n")[0]
-        except OSError:
-            return b"closed"
 
 
 @pytest.mark.parametrize(
@@ -27,9 +14,9 @@ def answer_to(stack: Stack, request: bytes) -> bytes:
     ids=["long", "many"],
 )
 def test_headers_without_end_are_not_read_to_their_end(stack: Stack, headers: bytes) -> None:
-    line = answer_to(stack, b"GET /livez HTTP/1.1\r\nhost: x\r\n" + headers + b"\r\n\r\n")
+    line = status_line(stack, b"GET /livez HTTP/1.1\r\nhost: x\r\n" + headers + b"\r\n\r\n")
     assert line == b"closed" or line.split()[1].startswith(b"4"), line
-    assert answer_to(stack, b"GET /livez HTTP/1.1\r\nhost: x\r\nx-a: b\r\n\r\n").endswith(b"200 OK")
+    assert status_line(stack, b"GET /livez HTTP/1.1\r\nhost: x\r\nx-a: b\r\n\r\n").endswith(b"200 OK")
 
 
 def test_a_thousand_ranges_are_one_file(stack: Stack) -> None:

@@ -1,4 +1,4 @@
-"""URLs and addresses that are not what they seem: none of them is dialled."""
+"""URLs and addresses that are not what they seem: none of them is addresses."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from llava_server.images.host_rules import is_public, parse_image_url
 from llava_server.settings import Settings
 from pydantic import ValidationError
 
-from tests.security.picture_hosts import NAME, PUBLIC, Names, fetch, found
+from tests.security.image_hosts import HOST, PUBLIC_ADDRESS, Resolver, fetch, ok_response
 
 pytestmark = pytest.mark.anyio
 
-PICTURE = b"the bytes of a picture"
-INNER = "169.254.169.254"
+IMAGE = b"the bytes of an image"
+METADATA_ADDRESS = "169.254.169.254"
 
 CONFUSING = [
     "http://127.0.0.1:6666\\@pictures.example/a",
@@ -89,13 +89,13 @@ CONFUSING = [
 
 @pytest.mark.parametrize("url", CONFUSING)
 async def test_a_url_that_could_be_read_in_two_ways_reaches_nobody(url: str) -> None:
-    done = await fetch(url, {"/a": found(PICTURE)}, allow_http=True)
-    dialled = [address for address in done.dialled if address != PUBLIC]
-    assert dialled == []
+    outcome = await fetch(url, {"/a": ok_response(IMAGE)}, allow_http=True)
+    addresses = [address for address in outcome.addresses if address != PUBLIC_ADDRESS]
+    assert addresses == []
     # The fragment is the one part of these that a strict reader may drop without doubt.
     if url != "https://pictures.example#@127.0.0.1/a":
-        assert isinstance(done.result, str)
-        assert done.dialled == []
+        assert isinstance(outcome.result, str)
+        assert outcome.addresses == []
 
 
 @pytest.mark.parametrize("url", [url for url in CONFUSING if not url.isascii()])
@@ -106,7 +106,7 @@ def test_a_letter_that_folds_to_a_plain_one_is_not_that_one(url: str) -> None:
 
 @given(st.text(alphabet="htps:/\\@.#?%[]0123456789axe\t pictures", max_size=40))
 def test_whatever_is_read_as_a_url_has_a_plain_name_for_its_host(rest: str) -> None:
-    for url in (f"https://{rest}", rest, f"http://{NAME}{rest}"):
+    for url in (f"https://{rest}", rest, f"http://{HOST}{rest}"):
         try:
             parsed = parse_image_url(url, allow_http=True)
         except ImageError:
@@ -119,7 +119,15 @@ def test_whatever_is_read_as_a_url_has_a_plain_name_for_its_host(rest: str) -> N
 
 NOT_PUBLIC = [
     *("127.0.0.1", "127.8.8.8", "0.0.0.0", "0.1.2.3", "10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1"),
-    *("100.100.100.200", INNER, "192.0.0.192", "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1"),
+    *(
+        "100.100.100.200",
+        METADATA_ADDRESS,
+        "192.0.0.192",
+        "192.0.2.1",
+        "198.18.0.1",
+        "224.0.0.1",
+        "240.0.0.1",
+    ),
     *("255.255.255.255", "168.63.129.16", "::", "::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:10.0.0.1"),
     *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::a00:1", "2002:7f00:1::", "2002:a9fe:a9fe::1"),
     *("2001:0:4136:e378:8000:63bf:80ff:fffe", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254"),
@@ -130,12 +138,16 @@ NOT_PUBLIC = [
 @pytest.mark.parametrize("address", NOT_PUBLIC)
 async def test_a_name_of_an_inner_address_is_not_dialled(address: str) -> None:
     assert not is_public(address)
-    done = await fetch(f"https://{NAME}/a", {"/a": found(PICTURE)}, names=Names(pictures_example=[[address]]))
-    assert (done.dialled, done.host.requests) == ([], [])
-    assert "cannot be reached" in str(done.result)
+    outcome = await fetch(
+        f"https://{HOST}/a", {"/a": ok_response(IMAGE)}, resolver=Resolver(pictures_example=[[address]])
+    )
+    assert (outcome.addresses, outcome.host.requests) == ([], [])
+    assert "cannot be reached" in str(outcome.result)
 
 
-@pytest.mark.parametrize("address", [PUBLIC, "1.1.1.1", "2606:4700::1111", "2a00:1450:4001:81b::200e"])
+@pytest.mark.parametrize(
+    "address", [PUBLIC_ADDRESS, "1.1.1.1", "2606:4700::1111", "2a00:1450:4001:81b::200e"]
+)
 def test_public_addresses_are_public(address: str) -> None:
     assert is_public(address)
 

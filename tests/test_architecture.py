@@ -1,4 +1,4 @@
-"""Rules that no linter checks: sizes of files and functions, module names, imports in a fresh interpreter."""
+"""Rules that no linter checks: sizes of files and functions, module names, types, imports at run time."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ PACKAGES = [
     "worker/llava_worker",
     "client/llava_client",
     "client/llava_cli",
-    "tools",
-    "bench",
 ]
 MAX_FILE_LINES = 500  # a longer file gives its reason in its docstring, after the words below
 REASON = "One file because"
 MAX_FUNCTION_LINES = 60
-NOT_OURS = ROOT / "bench" / "work"  # git-ignored: environments of others' programs
+BENCH_ENVIRONMENTS = ROOT / "bench" / "work"  # git-ignored: virtual environments of other servers
 GRAB_BAGS = {"utils", "util", "common", "helpers", "helper", "manager", "misc"}
 
 
 def sources() -> list[Path]:
-    found = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-    return [path for path in found if NOT_OURS not in path.parents]
+    """Return the modules of the packages, the tools and the benchmarks."""
+    folders = [*PACKAGES, "tools", "bench"]
+    found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [path for path in found if BENCH_ENVIRONMENTS not in path.parents]
 
 
-def documents() -> list[Path]:
+def files() -> list[Path]:
+    """Return the sources, the tests, and the scripts and pages inside the packages."""
     tests = sorted((ROOT / "tests").rglob("*.py"))
     scripts = [
         path
@@ -55,7 +56,7 @@ def is_too_long(source: str) -> bool:
 
 
 def test_a_file_longer_than_500_lines_states_its_reason() -> None:
-    assert [str(path.relative_to(ROOT)) for path in documents() if is_too_long(path.read_text())] == []
+    assert [str(path.relative_to(ROOT)) for path in files() if is_too_long(path.read_text())] == []
 
 
 def test_a_file_of_501_lines_without_a_reason_is_found() -> None:
@@ -78,6 +79,11 @@ def test_no_module_is_a_grab_bag() -> None:
     assert [path for path in sources() if path.stem in GRAB_BAGS or path.parent.name in GRAB_BAGS] == []
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_declares_its_types_to_type_checkers(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()
+
+
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
@@ -91,8 +97,9 @@ def test_no_module_is_a_grab_bag() -> None:
         ("llava_worker.model.llava", ["llava_wire", "redis", "transformers", "flash_attn", "bitsandbytes"]),
     ],
 )
-def test_a_package_pulls_in_nothing_it_may_not_know(module: str, forbidden: list[str]) -> None:
+def test_a_module_does_not_import_what_it_must_not_depend_on(module: str, forbidden: list[str]) -> None:
+    """In a new interpreter, so that indirect imports count too."""
     program = f"import {module}, sys; print([name for name in {forbidden!r} if name in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"

@@ -16,10 +16,11 @@ from llava_wire.messages.job import Job
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.chat.request import ChatRequest
-from llava_server.api.job_builder import ImageSource, image_sources, to_jobs
-from llava_server.api.parse import check_sizes, idempotency_key
-from llava_server.errors import ApiError, answer_not_found
+from llava_server.api.chat.job_builder import ImageSource, image_sources, to_jobs
+from llava_server.api.chat.request import AssistantMessage, ChatRequest, ImagePart, TextPart
+from llava_server.api.parse import check_num_images, check_text, idempotency_key
+from llava_server.api.tools.prompt import tools_text
+from llava_server.errors import ApiError, response_not_found
 from llava_server.generation.collect import CollectedChoice, collect
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
@@ -205,7 +206,7 @@ class RequestHandler:
     async def delete(self, job_id: str) -> None:
         """Delete a stored job, cancelling it first; 404 if this tenant has none with this id."""
         if not await self.services.controller.delete(job_id, self.tenant):
-            raise answer_not_found()
+            raise response_not_found()
 
     def _choice_metrics(self, generation: Generation) -> list[ChoiceMetrics]:
         return [
@@ -241,7 +242,7 @@ async def build_chat_jobs(
 
     With an ``idempotency_key`` the same chat has the same jobs on every controller.
     """
-    check_sizes(
+    _check_size(
         chat, max_text_bytes=services.settings.max_text_kb * 1024, max_images=services.settings.max_images
     )
     model = await services.registry.find(chat.model)
@@ -252,6 +253,21 @@ async def build_chat_jobs(
     ttl_s = services.settings.request_timeout_s
     jobs = to_jobs(chat, images, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=idempotency_key)
     return JobSet(model, jobs, {image.ref.digest: image.pixels for image in images})
+
+
+def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> None:
+    """Check the size against this server's limits. The worker checks the context length. Raises ApiError."""
+    num_bytes, num_images = len(tools_text(chat).encode()), 0
+    for message in chat.messages:
+        parts = [message.content] if isinstance(message.content, str) else message.content or []
+        for part in parts:
+            text = part if isinstance(part, str) else part.text if isinstance(part, TextPart) else ""
+            num_bytes += len(text.encode())
+            num_images += isinstance(part, ImagePart)
+        if isinstance(message, AssistantMessage):
+            num_bytes += sum(len(call.function.arguments.encode()) for call in message.tool_calls or ())
+    check_num_images(num_images, max_images, param="messages")
+    check_text(num_bytes, max_text_bytes, param="messages")
 
 
 async def load_image(

@@ -1,4 +1,4 @@
-"""Pictures made to break the decoder, to fill memory, or to make an error tell too much."""
+"""Images made to break the decoder, to fill memory, or to make an error reveal too much."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import random
 import struct
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from tests.server.image_files import data_url, encoded, part, png_claiming, scen
 from tests.server.images.test_image_requests import LEAKS
 from tests.server.scripted_worker import MODEL
 
-NUM_BROKEN = 1000
+NUM_BROKEN, NUM_EXHAUSTIVE_BROKEN = 500, 1000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 SOUND = {name: encoded(scene(64, 48), name) for name in FORMATS}
 
@@ -76,10 +77,10 @@ def in_tokens(url: str) -> tuple[str, dict[str, Any]]:
 ROUTES = [in_a_chat, in_a_response, in_a_message, to_be_counted, to_be_embedded, in_tokens]
 
 
-def test_no_broken_picture_makes_an_error_tell_of_the_inside(stack: Stack) -> None:
-    """Whichever way it comes: a route that words its errors by itself is the one that was forgotten."""
+def test_no_broken_image_makes_an_error_reveal_internals(stack: Stack, pytestconfig: pytest.Config) -> None:
+    """On every route, because each words its errors itself."""
     statuses = Counter[tuple[str, int]]()
-    for number in range(NUM_BROKEN):
+    for number in range(NUM_EXHAUSTIVE_BROKEN if pytestconfig.getoption("exhaustive") else NUM_BROKEN):
         path, body = ROUTES[number // len(FORMATS) % len(ROUTES)](data_url(broken(number)))
         response = stack.http.post(path, json={"model": MODEL, **body})
         statuses[path, response.status_code] += 1
@@ -91,8 +92,8 @@ def test_no_broken_picture_makes_an_error_tell_of_the_inside(stack: Stack) -> No
             assert error["code"] in ("invalid_image", "image_too_large"), (number, error)
             assert not LEAKS.search(json.dumps(error)), (number, error)
     assert stack.works()
-    # Or the series is too tame, or too wild, to tell anything.
-    assert all(statuses[path, status] >= 10 for path, _ in statuses for status in (200, 400)), statuses
+    # Otherwise the images are broken too little or too much to test anything.
+    assert all(statuses[path, status] >= 5 for path, _ in statuses for status in (200, 400)), statuses
     assert len(statuses) == 2 * len(ROUTES)
 
 
@@ -132,16 +133,19 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_by_its_header_and_costs_no_child(stack: Stack, name: str) -> None:
+def test_a_bomb_is_refused_by_its_header_and_costs_no_decoder_process(
+    own_stack: Callable[..., Stack],
+) -> None:
+    stack = own_stack()
     pool = stack.server.services.image_loader._pool
     before = pool.pids
-    response = stack.chat([part(BOMBS[name]), {"type": "text", "text": "look"}])
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "image_too_large")
-    assert pool.pids == before
+    for name, bomb in BOMBS.items():
+        response = stack.chat([part(bomb), {"type": "text", "text": "look"}])
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "image_too_large"), name
+        assert pool.pids == before, name
 
 
-def test_a_bomb_within_the_limits_is_bounded_by_the_childs_memory(stack: Stack) -> None:
+def test_a_bomb_within_the_limits_is_bounded_by_the_decoders_memory(stack: Stack) -> None:
     """39 million pixels in 39 kB: allowed by its size, and no more than its size is spent on it."""
     response = stack.chat([part(png_claiming(6_000, 6_500, rows=6_500)), {"type": "text", "text": "look"}])
     assert response.status_code in (200, 400)
@@ -176,8 +180,8 @@ def test_formats_with_a_long_history_are_not_opened(stack: Stack, name: str) -> 
 def test_odd_shapes_and_modes_are_answered_or_refused_and_the_next_request_works(
     stack: Stack, size: tuple[int, int], mode: str
 ) -> None:
-    picture = encoded(Image.new(mode, size))
-    response = stack.chat([part(picture), {"type": "text", "text": "look"}])
+    image = encoded(Image.new(mode, size))
+    response = stack.chat([part(image), {"type": "text", "text": "look"}])
     is_narrow = max(size) > 100 * min(size) or max(size) > 16_384
     assert response.status_code == (400 if is_narrow else 200), response.text
     assert stack.works()

@@ -1,4 +1,4 @@
-"""From a validated request to the jobs that answer it, one for each choice. Pure functions."""
+"""Build the jobs of a validated request, one for each choice. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from typing import NamedTuple
 
 import msgspec
 from llava_wire.messages.job import ImageRef, Job, Message, Role, Task
-from llava_wire.messages.sampling_params import SamplingParams
+from llava_wire.messages.sampling_params import Grammar, SamplingParams
 
-from llava_server.api.chat.request import AssistantMessage, ChatRequest, ImagePart, TextPart, ToolMessage
-from llava_server.api.completions.request import CompletionRequest
+from llava_server.api.chat.request import (
+    AssistantMessage,
+    ChatRequest,
+    GenerationRequest,
+    ImagePart,
+    TextPart,
+    ToolMessage,
+)
 from llava_server.api.fields.messages import ChatMessage
 from llava_server.api.tools.prompt import calls_text, result_text, tools_text
 from llava_server.images.loader import PreprocessedImage
@@ -22,21 +28,21 @@ __all__ = [
     "ImageSource",
     "choice_id",
     "choice_seed",
-    "estimated_cost",
+    "estimate_cost",
     "image_sources",
-    "job_id_of",
+    "job_id_for_key",
     "new_job_id",
     "raw_job",
-    "to_completion_jobs",
     "to_jobs",
+    "to_sampling_params",
     "with_choices",
 ]
 
-_CHARS_PER_TOKEN = 3  # an estimate for fair queueing, no limit
-_EXPECTED_ANSWER_TOKENS = 256
+# Estimates for fair queueing, no limits.
+_CHARS_PER_TOKEN = 3
+_EXPECTED_OUTPUT_TOKENS = 256
 _SEED_BITS = 63
-_ECHO_VERSION = 2  # of the wire: an older worker would leave the prompt out
-_KINDS: dict[Task, str] = {"answer": "cmpl", "embed": "embd"}
+_JOB_ID_PREFIXES: dict[Task, str] = {"answer": "cmpl", "embed": "embd"}
 _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
@@ -46,13 +52,13 @@ _ROLES: dict[str, Role] = {
 }
 
 
-def new_job_id(kind: str = "chatcmpl") -> str:
-    """128 random bits: whoever does not have the id cannot guess it."""
-    return f"{kind}-{secrets.token_hex(16)}"
+def new_job_id(prefix: str = "chatcmpl") -> str:
+    """Return a random id of 128 bits, which cannot be guessed."""
+    return f"{prefix}-{secrets.token_hex(16)}"
 
 
-def job_id_of(tenant: str, idempotency_key: str) -> str:
-    """The same for the same key of a tenant, on every controller: that is how a repeated request is known."""
+def job_id_for_key(tenant: str, idempotency_key: str) -> str:
+    """Return the job id of an idempotency key, the same on every controller."""
     return f"chatcmpl-{_digest(tenant, idempotency_key).hex()[:32]}"
 
 
@@ -91,40 +97,23 @@ def to_jobs(
     With an ``idempotency_key`` the same request has the same jobs on every controller.
     """
     messages = _messages(request, [image.ref for image in images])
-    sampling = _sampling(request, model, limit=request.max_output_tokens)
+    sampling = to_sampling_params(request, model, request.grammar)
     if idempotency_key is not None and request.seed is None:
         seed = int.from_bytes(_digest(tenant, idempotency_key, "seed")[:8], "big") >> (64 - _SEED_BITS)
         sampling = msgspec.structs.replace(sampling, seed=seed)
     first = Job(
-        job_id=new_job_id() if idempotency_key is None else job_id_of(tenant, idempotency_key),
+        job_id=new_job_id() if idempotency_key is None else job_id_for_key(tenant, idempotency_key),
         model=model.name,
         tenant=tenant,
         messages=messages,
         sampling=sampling,
-        cost=estimated_cost(messages, sampling, model),
+        cost=estimate_cost(messages, sampling, model),
         ttl_s=ttl_s,
-        priority=request.urgency,
+        priority=request.job_priority,
         cache_scope=request.cache_scope or "tenant",
         form="continued" if request.continue_final_message else "chat",
     )
     return with_choices(first, request.num_choices)
-
-
-def to_completion_jobs(
-    request: CompletionRequest, model: ServedModel, *, tenant: str, ttl_s: float
-) -> list[Job]:
-    """A job for each answer: those of the first prompt, then those of the second."""
-    sampling = _sampling(request, model, limit=request.max_output_tokens)
-    jobs: list[Job] = []
-    for prompt in request.prompts:
-        job = raw_job(prompt, model, tenant=tenant, ttl_s=ttl_s, sampling=sampling)
-        job = msgspec.structs.replace(
-            job, priority=request.urgency, cache_scope=request.cache_scope or "tenant"
-        )
-        if request.echo:
-            job = msgspec.structs.replace(job, is_echoed=True, version=_ECHO_VERSION)
-        jobs += with_choices(job, request.num_choices)
-    return jobs
 
 
 def raw_job(
@@ -136,14 +125,16 @@ def raw_job(
     sampling: SamplingParams | None = None,
     task: Task = "answer",
 ) -> Job:
-    """A prompt as it stands; a picture, to be embedded, is all of it. ``sampling`` may be left
-    out where no answer is asked for."""
+    """Return a job whose prompt is used without the chat template; an image to be embedded is all of it.
+
+    Jobs that generate nothing need no ``sampling``.
+    """
     sampling = sampling or SamplingParams(seed=0, max_tokens=1)
     messages = (Message("user", (prompt,)),) if isinstance(prompt, str | ImageRef) else ()
     prompt_ids = () if isinstance(prompt, str | ImageRef) else tuple(prompt)
-    cost = estimated_cost(messages, sampling, model) + len(prompt_ids)
+    cost = estimate_cost(messages, sampling, model) + len(prompt_ids)
     return Job(
-        job_id=new_job_id(_KINDS.get(task, "tok")),
+        job_id=new_job_id(_JOB_ID_PREFIXES.get(task, "tok")),
         model=model.name,
         tenant=tenant,
         messages=messages,
@@ -157,7 +148,7 @@ def raw_job(
 
 
 def with_choices(first: Job, num_choices: int) -> list[Job]:
-    """The job, and one like it for each further choice, with a seed of its own."""
+    """Return the job, and a copy of it with another seed for each further choice."""
     others = (
         msgspec.structs.replace(
             first,
@@ -170,12 +161,12 @@ def with_choices(first: Job, num_choices: int) -> list[Job]:
 
 
 def choice_id(first: str, index: int) -> str:
-    """Follows from the first choice's, so that a repeated request is known in all of them."""
+    """Return the job id of a choice, derived from the first one's: a repeated request has the same ids."""
     return f"{first.partition('-')[0]}-{_digest(first, str(index)).hex()[:32]}"
 
 
 def choice_seed(seed: int, index: int) -> int:
-    """The request's seed for the first choice, so that it is the answer to a request without ``n``."""
+    """Return the seed of a choice. The first one has the request's, so that its output is that of ``n`` 1."""
     if index == 0:
         return seed
     digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
@@ -187,8 +178,11 @@ def _digest(*parts: str) -> bytes:
 
 
 def _messages(request: ChatRequest, refs: Sequence[ImageRef]) -> tuple[Message, ...]:
-    """The turns as the model knows them: results of calls are the user's to tell, together with what else
-    the user says, and functions are told in the system message."""
+    """Return the messages in the model's roles.
+
+    Results of tool calls become user messages, joined with the next one; tools are described in the system
+    message.
+    """
     remaining = iter(refs)
     messages: list[Message] = []
     is_after_result = False
@@ -200,11 +194,11 @@ def _messages(request: ChatRequest, refs: Sequence[ImageRef]) -> tuple[Message, 
             turn = Message(role, messages.pop().parts + turn.parts)
         messages.append(turn)
         is_after_result = is_result
-    told = tools_text(request)
-    if told and messages[0].role == "system":
-        messages[0] = Message("system", (*messages[0].parts, told))
-    elif told:
-        messages.insert(0, Message("system", (told,)))
+    tools = tools_text(request)
+    if tools and messages[0].role == "system":
+        messages[0] = Message("system", (*messages[0].parts, tools))
+    elif tools:
+        messages.insert(0, Message("system", (tools,)))
     return tuple(messages)
 
 
@@ -224,10 +218,11 @@ def _parts(message: ChatMessage, remaining: Iterator[ImageRef]) -> Iterator[str 
         yield calls_text(message.tool_calls)
 
 
-def _sampling(
-    request: ChatRequest | CompletionRequest, model: ServedModel, *, limit: int | None
+def to_sampling_params(
+    request: GenerationRequest, model: ServedModel, grammar: Grammar | None
 ) -> SamplingParams:
-    """``limit`` is in tokens of the answer; None: up to the end of the context."""
+    """Return the request's sampling parameters, with a random seed if it has none."""
+    limit = request.max_output_tokens
     return SamplingParams(
         seed=secrets.randbits(_SEED_BITS) if request.seed is None else request.seed,
         max_tokens=None if limit is None else min(limit, model.context_length),
@@ -244,15 +239,16 @@ def _sampling(
         min_tokens=request.min_tokens or 0,
         stop_token_ids=tuple(request.stop_token_ids or ()),
         num_logprobs=request.num_logprobs,
-        grammar=request.grammar,
+        grammar=grammar,
     )
 
 
-def estimated_cost(messages: Sequence[Message], sampling: SamplingParams, model: ServedModel) -> float:
-    """Tokens this job will probably take, which is what fair sharing counts."""
+def estimate_cost(messages: Sequence[Message], sampling: SamplingParams, model: ServedModel) -> float:
+    """Estimate the tokens of a job, prompt and output, for fair queueing."""
     parts = [part for message in messages for part in message.parts]
     num_chars = sum(len(part) for part in parts if isinstance(part, str))
     num_tiles = sum(part.num_tiles for part in parts if isinstance(part, ImageRef))
-    wanted = _EXPECTED_ANSWER_TOKENS if sampling.max_tokens is None else sampling.max_tokens
-    answer = min(wanted, model.context_length)
-    return num_chars / _CHARS_PER_TOKEN + num_tiles * model.image_spec.tokens_per_tile + answer
+    max_tokens = _EXPECTED_OUTPUT_TOKENS if sampling.max_tokens is None else sampling.max_tokens
+    num_output_tokens = min(max_tokens, model.context_length)
+    num_image_tokens = num_tiles * model.image_spec.tokens_per_tile
+    return num_chars / _CHARS_PER_TOKEN + num_image_tokens + num_output_tokens

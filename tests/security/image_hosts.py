@@ -1,7 +1,7 @@
-"""Hosts that serve pictures, real servers on loopback, and a network that takes public numbers there.
+"""Hosts that serve images, real servers on loopback, and a network where public addresses lead to them.
 
-The fetcher refuses loopback, so the tests give names public addresses and let the dialled number lead to the
-local server: what is counted is what was dialled.
+The fetcher refuses loopback addresses, so the tests resolve names to public ones. ``Network`` records each
+address that the fetcher connects to.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from llava_server.images.errors import ImageError
 from llava_server.images.fetch import FetchRules, ImageFetcher
 
 TLS = Path(__file__).parents[1] / "data" / "tls"
-PUBLIC = "93.184.216.34"
-NAME = "pictures.example"
+PUBLIC_ADDRESS = "93.184.216.34"
+HOST = "pictures.example"
 
-Route = bytes | list[bytes]  # an answer, or its pieces with a pause between
+Route = bytes | list[bytes]  # a response, or its pieces with a pause between
 
 
-def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
+def http_response(status: int, body: bytes = b"", **headers: str) -> bytes:
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([f"HTTP/1.1 {status} X", *lines, "", ""]).encode() + body
 
 
-def found(body: bytes) -> bytes:
-    return answer(200, body, content_length=str(len(body)))
+def ok_response(body: bytes) -> bytes:
+    return http_response(200, body, content_length=str(len(body)))
 
 
-def moved(location: str) -> bytes:
-    return answer(302, location=location, content_length="0")
+def redirect(location: str) -> bytes:
+    return http_response(302, location=location, content_length="0")
 
 
-class PictureHost:
-    """A server on loopback that answers by path; ``requests`` holds the heads it was sent."""
+class ImageHost:
+    """A server on loopback that responds by path; ``requests`` holds the heads that it received."""
 
     def __init__(self, routes: dict[str, Route], *, is_tls: bool = True) -> None:
         self.requests: list[str] = []
@@ -52,7 +52,7 @@ class PictureHost:
         assert self._server is not None
         return int(self._server.sockets[0].getsockname()[1])
 
-    async def __aenter__(self) -> PictureHost:
+    async def __aenter__(self) -> ImageHost:
         context = None
         if self._is_tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -69,7 +69,7 @@ class PictureHost:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             self.requests.append(head)
-            route = self._routes.get(head.split(" ")[1], answer(404, content_length="0"))
+            route = self._routes.get(head.split(" ")[1], http_response(404, content_length="0"))
             for piece in [route] if isinstance(route, bytes) else route:
                 writer.write(piece)
                 await writer.drain()
@@ -84,10 +84,10 @@ class PictureHost:
 
 
 class Network(httpcore2.AsyncNetworkBackend):
-    """Public addresses lead to ``host``; ``dialled`` are all that were asked for, allowed or not."""
+    """A network where every address leads to ``host``; ``addresses`` are those that were connected to."""
 
-    def __init__(self, host: PictureHost) -> None:
-        self.dialled: list[tuple[str, int]] = []
+    def __init__(self, host: ImageHost) -> None:
+        self.addresses: list[tuple[str, int]] = []
         self._host = host
         self._real = httpcore2.AnyIOBackend()
 
@@ -99,54 +99,56 @@ class Network(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        self.dialled.append((host, port))
+        self.addresses.append((host, port))
         return await self._real.connect_tcp("127.0.0.1", self._host.port, timeout)
 
 
-class Names:
-    """A resolver; each look-up of a name takes the next of its answers, and the last for ever."""
+class Resolver:
+    """A resolver; each look-up of a name returns its next result, and the last one for ever."""
 
-    def __init__(self, **answers: list[list[str]]) -> None:
+    def __init__(self, **results: list[list[str]]) -> None:
         self.num_lookups = 0
-        self._answers = answers
+        self._results = results
 
     async def __call__(self, host: str, port: int) -> list[str]:
         self.num_lookups += 1
-        answers = self._answers.get(host.replace(".", "_"), [[PUBLIC]])
-        return answers.pop(0) if len(answers) > 1 else answers[0]
+        results = self._results.get(host.replace(".", "_"), [[PUBLIC_ADDRESS]])
+        return results.pop(0) if len(results) > 1 else results[0]
 
 
-def trusting() -> ssl.SSLContext:
+def trusting_context() -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(TLS / "certificate.pem"))
 
 
-class Fetched:
-    """What one fetch came to."""
+class FetchOutcome:
+    """What one fetch returned and whom it contacted."""
 
-    def __init__(self, result: bytes | str, host: PictureHost, network: Network, names: Names) -> None:
-        self.result = result  # the file, or the refusal's sentence
+    def __init__(self, result: bytes | str, host: ImageHost, network: Network, resolver: Resolver) -> None:
+        self.result = result  # the file, or the error's message
         self.host = host
-        self.dialled = [address for address, _ in network.dialled]
-        self.ports = [port for _, port in network.dialled]
-        self.names = names
+        self.addresses = [address for address, _ in network.addresses]
+        self.ports = [port for _, port in network.addresses]
+        self.resolver = resolver
 
 
 async def fetch(
     url: str,
     routes: dict[str, Route] | None = None,
     *,
-    names: Names | None = None,
+    resolver: Resolver | None = None,
     is_tls: bool = True,
     tls: ssl.SSLContext | None = None,
     **rules: Any,
-) -> Fetched:
-    names = names or Names()
-    rules = {"hosts": frozenset({NAME, "cdn.pictures.example", "*.wild.example"}), **rules}
-    async with PictureHost(routes or {}, is_tls=is_tls) as host:
+) -> FetchOutcome:
+    resolver = resolver or Resolver()
+    rules = {"hosts": frozenset({HOST, "cdn.pictures.example", "*.wild.example"}), **rules}
+    async with ImageHost(routes or {}, is_tls=is_tls) as host:
         network = Network(host)
-        fetcher = ImageFetcher(FetchRules(**rules), resolver=names, network=network, tls=tls or trusting())
+        fetcher = ImageFetcher(
+            FetchRules(**rules), resolver=resolver, network=network, tls=tls or trusting_context()
+        )
         try:
             result: bytes | str = await fetcher.fetch(url)
-        except ImageError as refused:
-            result = refused.message
-        return Fetched(result, host, network, names)
+        except ImageError as error:
+            result = error.message
+        return FetchOutcome(result, host, network, resolver)
