@@ -61,4 +61,4 @@ def test_invalid_values_end_the_process_with_their_names_and_the_allowed_values(
 
 def test_settings_are_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load_settings([]).model = "echo"
+        load_settings([]).model = "echo"  # type: ignore[misc]

@@ -137,7 +137,7 @@ class Worker:
                 )
         finally:
             if self._grammars is not None:
-                self._grammars.close()
+                await asyncio.to_thread(self._grammars.close)  # waits for a compilation in progress
             limit_s = self._hang_timeout_s if self._is_model_switch else _STOP_TIMEOUT_S
             has_stopped = await asyncio.to_thread(self._engine.stop, limit_s)
         must_exit = self._has_engine_failed or (self._is_model_switch and not has_stopped)

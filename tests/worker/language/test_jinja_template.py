@@ -55,7 +55,7 @@ def encode(folder: Path, template: PromptTemplate, messages: list[Message]) -> l
 
 def encode_with_transformers(folder: Path, template: str, messages: list[Message]) -> list[int]:
     """Use transformers' processor. An image of 28 pixels in patches of 14 has four tokens."""
-    processor: Any = LlavaProcessor(  # type: ignore[no-untyped-call]
+    processor: Any = LlavaProcessor(
         CLIPImageProcessorPil(
             size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, do_normalize=False
         ),
