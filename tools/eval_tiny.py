@@ -19,9 +19,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    whom = parser.add_mutually_exclusive_group(required=True)
-    whom.add_argument("--url", help="a server with /v1/chat/completions")
-    whom.add_argument("--folder", type=Path, help="a model folder, run by transformers in this process")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--url", help="a server with /v1/chat/completions")
+    target.add_argument("--folder", type=Path, help="a model folder, run by transformers in this process")
     parser.add_argument(
         "--scenes", type=int, default=1000, help="held-out scenes, three questions each (default 1000)"
     )

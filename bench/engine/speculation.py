@@ -94,7 +94,7 @@ def main() -> None:
 def measure_tiny(at_once: list[int], num_rounds: int) -> list[dict[str, Any]]:
     exam = list(questions(400))
     described = [question for question in exam if question.kind == "describe"]
-    asked = [question for question in exam if question.kind not in ("describe", "two pictures")]
+    others = [question for question in exam if question.kind not in ("describe", "two pictures")]
 
     def start(speculation: str) -> tuple[EngineInterface, list[Workload]]:
         flags = ["--speculation", speculation, "--device", "cpu", "--precision", "fp32"]
@@ -102,7 +102,10 @@ def measure_tiny(at_once: list[int], num_rounds: int) -> list[dict[str, Any]]:
         return model.engine, [
             Workload(title, number, batches_of(pool, to_messages, model.prompts, number))
             for number in at_once
-            for title, pool, to_messages in (("describe again", described, again), ("questions", asked, once))
+            for title, pool, to_messages in (
+                ("describe again", described, again),
+                ("questions", others, once),
+            )
         ]
 
     return compare(start, num_rounds)

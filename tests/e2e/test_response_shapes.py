@@ -9,7 +9,7 @@ import pytest
 
 from tests.machine_speed import scaled
 from tests.server.api.openapi.test_response_shapes import GENERATING, OTHER
-from tests.server.conformance import misfits
+from tests.server.document_check import violations
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -40,4 +40,4 @@ def test_every_response_of_the_bundled_model_matches_the_openapi_document(tiny_s
         answers = [http.post(path, json=body) for path, body in requests()]
         answers += [http.get(path) for path in ("/v1/models", "/readyz", "/livez")]
     assert {each.status_code for each in answers} == {200}
-    assert [misfits(each) for each in answers] == [[]] * len(answers)
+    assert [violations(each) for each in answers] == [[]] * len(answers)

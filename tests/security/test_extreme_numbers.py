@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.server.conftest import Stack
-from tests.server.document import BODIES, Place, leaves
+from tests.server.openapi_document import REQUEST_SCHEMAS, LeafSchema, leaf_schemas
 from tests.server.scripted_worker import MODEL
 
 # As JSON text: some of these are no Python value, and some are no JSON either.
@@ -39,12 +39,12 @@ NEEDS: dict[str, dict[str, Any]] = {
 MAY_BE_MORE = {"prompt", "input"}  # texts and lists as well as numbers
 
 
-def numbers() -> dict[str, tuple[str, Place]]:
+def numbers() -> dict[str, tuple[str, LeafSchema]]:
     """By name: the route and the place of every number."""
     return {
         f"{path} {'.'.join(place.steps)}": (path, place)
-        for path, schema in BODIES.items()
-        for place in leaves(schema)
+        for path, schema in REQUEST_SCHEMAS.items()
+        for place in leaf_schemas(schema)
         if place.schema.get("type") in ("integer", "number")
     }
 
@@ -85,7 +85,7 @@ def is_allowed(text: str, schema: dict[str, Any]) -> bool:
     return is_above and is_below
 
 
-def body(path: str, place: Place, text: str) -> str:
+def body(path: str, place: LeafSchema, text: str) -> str:
     """A request with that text in the place."""
     name, *rest = place.steps
     for step in reversed(rest):

