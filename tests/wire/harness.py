@@ -1,4 +1,4 @@
-"""Controllers, workers and clients around one server, for tests that say what should happen between them."""
+"""Controllers, workers and clients around one Redis server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import itertools
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from llava_wire.controller_side.producer import JobProducer
 from llava_wire.messages.assignment import Assignment
@@ -14,6 +14,7 @@ from llava_wire.messages.event import Event, Final, FinishReason
 from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
 from llava_wire.messages.job import ImageRef, Job, Message
 from llava_wire.messages.sampling_params import SamplingParams
+from llava_wire.redis.connection import Arg
 from llava_wire.redis.keys import PERMANENT, PREFIX
 from llava_wire.worker_side.consumer import JobConsumer
 
@@ -21,17 +22,19 @@ from tests.waiting import async_wait_until
 from tests.wire.redis_server import RedisServer
 
 STOP = Final(reason=FinishReason.STOP)
-_numbers = itertools.count()
+Script: TypeAlias = Callable[..., Awaitable[Any]]
+ScriptWrapper: TypeAlias = Callable[..., Awaitable[Any]]
+_job_numbers = itertools.count()
 
 
-def picture(name: str, size: int = 12) -> tuple[ImageRef, bytes]:
+def make_image(name: str, size: int = 12) -> tuple[ImageRef, bytes]:
     tiles = (name.encode() * size)[:size]
     return ImageRef(digest=hashlib.sha256(tiles).hexdigest(), num_tiles=1, side=2, width=2, height=2), tiles
 
 
 def make_job(*images: ImageRef, job_id: str | None = None, **fields: Any) -> Job:
     return Job(
-        job_id=job_id or f"job-{next(_numbers)}",
+        job_id=job_id or f"job-{next(_job_numbers)}",
         messages=(Message("user", ("What is this?", *images)),),
         sampling=SamplingParams(seed=1),
         **{"model": "m", "tenant": "alice", "cost": 10.0, **fields},
@@ -57,7 +60,7 @@ def heartbeat(worker_id: str, model: str = "m") -> Heartbeat:
 
 
 class Client:
-    """What a controller's clients see: the events of each job, in the order in which ``follow`` gave them."""
+    """The clients of one controller: the events of each job, in the order of ``follow``."""
 
     def __init__(self, producer: JobProducer) -> None:
         self.events: dict[str, list[Event]] = {}
@@ -74,10 +77,10 @@ class Client:
     def final(self, job: Job) -> Final | None:
         return self.events[job.job_id][-1].final if self.events.get(job.job_id) else None
 
-    async def sees(self, job: Job, *tokens: int) -> None:
+    async def receives(self, job: Job, *tokens: int) -> None:
         await async_wait_until(lambda: self.tokens(job) == tokens)
 
-    async def sees_end(self, job: Job) -> Final:
+    async def receives_end(self, job: Job) -> Final:
         await async_wait_until(lambda: self.final(job))
         final = self.final(job)
         assert final
@@ -90,7 +93,7 @@ class Client:
 
 
 class Harness:
-    """Makes the parts and closes them all."""
+    """Creates controllers, workers and clients, and closes them all."""
 
     def __init__(self, server: RedisServer) -> None:
         self.server = server
@@ -115,7 +118,7 @@ class Harness:
     async def running(
         self, producer: JobProducer, consumer: JobConsumer, **fields: Any
     ) -> tuple[Job, Assignment]:
-        """A new job in the hands of the worker."""
+        """Submit a new job and pull it."""
         job = make_job(**fields)
         await producer.submit(job, {})
         (assignment,) = await consumer.pull(1)
@@ -123,35 +126,48 @@ class Harness:
         return job, assignment
 
     def kill_worker(self, worker_id: str) -> None:
-        """As if the worker had not beaten for a lease, in a system where somebody looks each second."""
+        """As if the worker had sent no heartbeat for a lease, while controllers reap each second."""
         self.redis.set(PREFIX + "reaped", "1", px=60_000)
         self.redis.zadd(PREFIX + "workers", {worker_id: 1})
 
     def hang_worker(self, worker_id: str) -> None:
-        """As if the worker had beaten, but made no progress."""
+        """As if the worker had sent heartbeats, but made no progress."""
         self.redis.set(PREFIX + "reaped", "1", px=60_000)
         self.redis.zadd(PREFIX + "progress", {worker_id: 1})
 
     def kill_controller(self, controller_id: str) -> None:
-        """As if the controller had not beaten for the orphans' grace."""
+        """As if the controller had not called ``reap`` for the grace time of orphans."""
         self.redis.set(PREFIX + "reaped", "1", px=60_000)
         self.redis.zadd(PREFIX + "controllers", {controller_id: 1})
 
     def keys(self, kind: str = "") -> set[str]:
         return {key.decode() for key in self.redis.scan_iter(f"{PREFIX}{kind}*")}
 
+    def members(self, name: str) -> list[str]:
+        """The members of a sorted set, in its order."""
+        members = self.redis.zrange(PREFIX + name, 0, -1)
+        return [member.decode() for member in members if isinstance(member, bytes)]
+
+    def dead_letters(self) -> list[dict[str, str]]:
+        """The entries of the dead-letter stream without their payloads."""
+        entries: Any = self.redis.xrange(PREFIX + "dlq")
+        return [
+            {name.decode(): value.decode() for name, value in fields.items() if name != b"payload"}
+            for _, fields in entries
+        ]
+
     async def close(self) -> None:
         for part in reversed(self._parts):
             await (part.close() if isinstance(part, Client) else part.aclose())
 
     async def check_nothing_leaks(self) -> None:
-        """Each key but the known few has a time to live; after everyone's death one reap clears the floor."""
+        """Every key but the permanent ones has a time to live; once all have died, one reap cleans up."""
         leaks = {key for key in self.keys() if self.redis.ttl(key) == -1} - set(PERMANENT)
         assert not leaks
-        for worker in self.redis.zrange(PREFIX + "workers", 0, -1):
-            self.kill_worker(worker.decode())
-        for controller in self.redis.zrange(PREFIX + "controllers", 0, -1):
-            self.kill_controller(controller.decode())
+        for worker_id in self.members("workers"):
+            self.kill_worker(worker_id)
+        for controller_id in self.members("controllers"):
+            self.kill_controller(controller_id)
         last = await JobProducer.connect(self.server.url)
         await last.reap()
         await last.aclose()
@@ -173,27 +189,53 @@ class Harness:
         assert int(self.redis.get(PREFIX + "pixel_bytes") or 0) == stored
 
 
-def interleave(party: JobProducer | JobConsumer, name: str, action: Callable[[], Awaitable[Any]]) -> None:
-    """Once, when the script of this name has run and its caller has not heard yet, do something else."""
+def wrap_scripts(party: JobProducer | JobConsumer, call: ScriptWrapper) -> Callable[[], None]:
+    """Run the scripts of a controller or worker as ``call(script, name, *args)``; return what undoes it."""
     link = party._link
     script = link.script
 
-    async def interrupted(called: str, *args: Any) -> Any:
-        answer = await script(called, *args)
+    async def wrapped(name: str, *args: Arg) -> Any:
+        return await call(script, name, *args)
+
+    link.script = wrapped  # type: ignore[method-assign]
+
+    def restore() -> None:
+        del link.script
+
+    return restore
+
+
+def before_script(party: JobProducer | JobConsumer, name: str, action: Callable[[], Awaitable[Any]]) -> None:
+    """Once, run ``action`` while the call of this script is on its way to Redis."""
+
+    async def call(script: Script, called: str, *args: Arg) -> Any:
         if called == name:
-            del link.script
+            restore()
             await action()
-        return answer
+        return await script(called, *args)
 
-    link.script = interrupted  # type: ignore[method-assign]
+    restore = wrap_scripts(party, call)
 
 
-async def begins_anew(job: Job, producer: JobProducer, consumer: JobConsumer, client: Client) -> None:
-    """Submitted again, it starts without a token and its reader sees the new answer alone."""
+def after_script(party: JobProducer | JobConsumer, name: str, action: Callable[[], Awaitable[Any]]) -> None:
+    """Once, run ``action`` while the reply of this script is on its way back."""
+
+    async def call(script: Script, called: str, *args: Arg) -> Any:
+        reply = await script(called, *args)
+        if called == name:
+            restore()
+            await action()
+        return reply
+
+    restore = wrap_scripts(party, call)
+
+
+async def check_starts_over(job: Job, producer: JobProducer, consumer: JobConsumer, client: Client) -> None:
+    """Submitted again, the job starts without tokens and its client receives the new output only."""
     client.events.clear()
     await producer.submit(job, {})
     (again,) = await consumer.pull(1)
     assert again.token_ids == ()
     await consumer.emit([frame(again, 0, 2, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.tokens(job) == (2,)

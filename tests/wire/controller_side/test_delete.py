@@ -7,17 +7,17 @@ from llava_wire.messages.event import ErrorCode
 from llava_wire.redis.keys import PREFIX
 from redis import exceptions
 
-from tests.wire.harness import STOP, Harness, begins_anew, frame, interleave, make_job
+from tests.wire.harness import STOP, Harness, after_script, check_starts_over, frame, make_job
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_of_a_forgotten_answer_nothing_can_be_read(harness: Harness) -> None:
+async def test_nothing_of_a_deleted_job_can_be_read(harness: Harness) -> None:
     here, there, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
     client = harness.client(here)
     job, assignment = await harness.running(here, consumer)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert await there.snapshot(job.job_id, tenant=job.tenant)
     assert await there.delete(job.job_id, tenant=job.tenant) is True
     for producer in (here, there):
@@ -28,7 +28,7 @@ async def test_of_a_forgotten_answer_nothing_can_be_read(harness: Harness) -> No
     assert not {b"payload", b"outline", b"digests"} & set(kept)
 
 
-async def test_what_is_not_there_or_anothers_is_not_forgotten(harness: Harness) -> None:
+async def test_an_unknown_job_or_another_tenants_is_not_deleted(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     assert await producer.delete(job.job_id, tenant="mallory") is False
@@ -38,26 +38,26 @@ async def test_what_is_not_there_or_anothers_is_not_forgotten(harness: Harness) 
     assert await producer.delete(job.job_id, tenant=job.tenant) is False
 
 
-async def test_a_forgotten_job_at_work_ends_for_its_worker_and_its_reader(harness: Harness) -> None:
+async def test_a_deleted_running_job_ends_for_its_worker_and_its_client(harness: Harness) -> None:
     here, there, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
     client = harness.client(here)
     job, assignment = await harness.running(here, consumer)
     await consumer.emit([frame(assignment, 0, 1)])
-    await client.sees(job, 1)
+    await client.receives(job, 1)
     assert await there.delete(job.job_id, tenant=job.tenant) is True
     assert (await consumer.emit([frame(assignment, 1, 2)])).refused == {job.job_id}
-    final = await client.sees_end(job)
+    final = await client.receives_end(job)
     assert final.error and final.error.code is ErrorCode.ANSWER_CANCELLED
 
 
-async def test_a_forgotten_job_in_the_queue_never_runs(harness: Harness) -> None:
+async def test_a_deleted_job_in_the_queue_never_runs(harness: Harness) -> None:
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await producer.submit(job, {})
     assert await producer.delete(job.job_id, tenant=job.tenant) is True
     assert await consumer._pull(4) == []
 
 
-async def test_a_controller_that_has_not_heard_the_end_does_not_make_a_forgotten_job_anew(
+async def test_a_controller_that_missed_the_end_does_not_create_a_deleted_job_again(
     harness: Harness,
 ) -> None:
     here, there, consumer = (
@@ -69,27 +69,27 @@ async def test_a_controller_that_has_not_heard_the_end_does_not_make_a_forgotten
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     assert await there.delete(job.job_id, tenant=job.tenant) is True
     client = harness.client(here)  # which now looks after its quiet jobs
-    final = await client.sees_end(job)
+    final = await client.receives_end(job)
     assert final.error and final.error.code is ErrorCode.ANSWER_CANCELLED
     assert await consumer._pull(4) == []
 
 
-async def test_a_forgotten_job_may_begin_anew(harness: Harness) -> None:
+async def test_a_deleted_job_may_be_submitted_again(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     client = harness.client(producer)
     job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     await producer.delete(job.job_id, tenant=job.tenant)
-    await begins_anew(job, producer, consumer, client)
+    await check_starts_over(job, producer, consumer, client)
 
 
-async def test_a_forget_that_is_sent_twice_says_the_same(harness: Harness) -> None:
+async def test_a_delete_that_is_sent_twice_returns_the_same(harness: Harness) -> None:
     producer, job = await harness.producer(), make_job()
     await producer.submit(job, {})
 
     async def lose_the_answer() -> None:
         raise exceptions.ConnectionError("the answer is lost")
 
-    interleave(producer, "delete", lose_the_answer)
+    after_script(producer, "delete", lose_the_answer)
     assert await producer.delete(job.job_id, tenant=job.tenant) is True

@@ -1,9 +1,11 @@
-"""Who waits how long, and who is refused: cost, limits, weights, priorities and their ageing."""
+"""The fair queue and its limits: cost, weights, priorities and their ageing, refusals."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from llava_wire.controller_side.limits import TenantLimits
+from llava_wire.controller_side.limits import DEFAULT_TENANT_LIMITS, TenantLimits
 from llava_wire.controller_side.producer import JobProducer
 from llava_wire.controller_side.queue_status import QueuePosition
 from llava_wire.errors import QueueFull, TenantOverLimit
@@ -17,14 +19,14 @@ pytestmark = pytest.mark.anyio
 
 
 async def submit(
-    producer: JobProducer, number: int, terms: TenantLimits | None = None, **fields: object
+    producer: JobProducer, number: int, limits: TenantLimits = DEFAULT_TENANT_LIMITS, **fields: Any
 ) -> None:
     for _ in range(number):
-        await producer.submit(make_job(**fields), {}, terms or TenantLimits())
+        await producer.submit(make_job(**fields), {}, limits)
 
 
 async def served(consumer: JobConsumer, number: int) -> list[str]:
-    """The tenants of the next jobs, in the order in which they are handed out."""
+    """The tenants of the next jobs, in the order in which they are assigned."""
     return [assignment.job.tenant for assignment in await consumer.pull(number)]
 
 
@@ -36,14 +38,14 @@ async def test_tokens_are_shared_by_weight(harness: Harness) -> None:
     assert abs(tenants.count("heavy") - 30) <= 1
 
 
-async def test_equal_weights_share_equally_whoever_came_first(harness: Harness) -> None:
+async def test_equal_weights_share_equally_regardless_of_arrival(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     await submit(producer, 40, tenant="first")
     await submit(producer, 40, tenant="second")
     assert abs((await served(consumer, 40)).count("second") - 20) <= 1
 
 
-async def test_urgent_work_goes_first_and_low_work_last(harness: Harness) -> None:
+async def test_high_priority_goes_first_and_low_priority_last(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     await submit(producer, 1, tenant="low", priority=-1)
     await submit(producer, 1, tenant="normal")
@@ -51,11 +53,13 @@ async def test_urgent_work_goes_first_and_low_work_last(harness: Harness) -> Non
     assert await served(consumer, 3) == ["urgent", "normal", "low"]
 
 
-async def test_low_work_that_has_waited_long_is_served_in_a_flood_of_urgent_work(harness: Harness) -> None:
+async def test_low_priority_work_that_has_waited_long_is_served_in_a_flood_of_urgent_work(
+    harness: Harness,
+) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     await submit(producer, 1, tenant="low", priority=-1)
     await submit(producer, 20, tenant="urgent", priority=1)
-    (job_id,) = harness.redis.zrange(PREFIX + "since:m", 0, -1)
+    (job_id,) = harness.members("since:m")
     assert "low" not in await served(consumer, 5)
     harness.redis.zadd(PREFIX + "since:m", {job_id: 1})
     assert "low" in await served(consumer, 3)
@@ -74,7 +78,7 @@ async def test_a_job_larger_than_the_queue_is_taken_when_nothing_waits(harness: 
     await submit(producer, 1, cost=100.0)
 
 
-async def test_what_is_handed_out_is_no_backlog_any_more(harness: Harness) -> None:
+async def test_a_pulled_job_is_subtracted_from_the_backlog(harness: Harness) -> None:
     producer, consumer = await harness.producer(max_queued_cost=15.0), await harness.consumer()
     await submit(producer, 1)
     assignments = await consumer.pull(1)
@@ -85,7 +89,7 @@ async def test_what_is_handed_out_is_no_backlog_any_more(harness: Harness) -> No
     assert not harness.keys("backlog:")
 
 
-async def test_a_cancelled_job_is_no_backlog_any_more(harness: Harness) -> None:
+async def test_a_cancelled_job_is_subtracted_from_the_backlog(harness: Harness) -> None:
     producer, job = await harness.producer(), make_job()
     await producer.submit(job, {})
     await submit(producer, 1)
@@ -93,7 +97,7 @@ async def test_a_cancelled_job_is_no_backlog_any_more(harness: Harness) -> None:
     assert float(harness.redis.get(PREFIX + "backlog:m") or 0) == 10.0
 
 
-async def test_a_tenants_tokens_are_limited_and_other_tenants_are_not_concerned(harness: Harness) -> None:
+async def test_a_tenants_tokens_are_limited_without_effect_on_others(harness: Harness) -> None:
     producer, consumer = await harness.producer(max_tenant_cost=25.0), await harness.consumer()
     await harness.running(producer, consumer)  # running counts as well as waiting
     await submit(producer, 1)
@@ -102,7 +106,7 @@ async def test_a_tenants_tokens_are_limited_and_other_tenants_are_not_concerned(
     await submit(producer, 1, tenant="bob")
 
 
-async def test_a_tenants_own_terms_replace_the_common_limits(harness: Harness) -> None:
+async def test_a_tenants_own_limits_replace_the_common_ones(harness: Harness) -> None:
     producer = await harness.producer(max_tenant_jobs=1)
     await submit(producer, 3, TenantLimits(max_jobs=3))
     with pytest.raises(TenantOverLimit, match="the limit is 3"):
@@ -111,8 +115,8 @@ async def test_a_tenants_own_terms_replace_the_common_limits(harness: Harness) -
         await submit(producer, 1, TenantLimits(max_jobs=9, max_cost=35.0))
 
 
-async def test_the_measured_rate_says_when_to_come_again(harness: Harness) -> None:
-    """2,000 tokens were done within this second; the next place is free when 5,000 more are."""
+async def test_the_measured_rate_determines_when_to_retry(harness: Harness) -> None:
+    """2,000 tokens were served within this second; there is room when 5,000 more are."""
     producer, consumer = await harness.producer(max_queued=2), await harness.consumer()
     _, assignment = await harness.running(producer, consumer, cost=2000.0)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
@@ -127,21 +131,21 @@ async def test_the_measured_rate_says_when_to_come_again(harness: Harness) -> No
     assert sooner.value.retry_after_s == 1.0
 
 
-async def test_a_job_is_told_how_many_wait_and_when_they_should_be_done(harness: Harness) -> None:
+async def test_a_submit_returns_the_position_and_the_estimated_wait(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     assert await producer.submit(make_job(), {}) == QueuePosition(0, 0.0)
     assert await producer.submit(make_job(), {}) == QueuePosition(1, None)
     done, waits = await consumer.pull(2)
     await consumer.emit([(done, Event(0, (), "", STOP))])
     await consumer.requeue([waits])
-    place = await producer.submit(make_job(), {})
-    assert place
-    assert place.num_ahead == 1
-    assert place.wait_s
-    assert place.wait_s > 0
+    position = await producer.submit(make_job(), {})
+    assert position
+    assert position.num_ahead == 1
+    assert position.wait_s
+    assert position.wait_s > 0
 
 
-async def test_a_submit_sent_twice_tells_no_other_place(harness: Harness) -> None:
+async def test_a_submit_sent_twice_returns_no_other_position(harness: Harness) -> None:
     producer, job = await harness.producer(), make_job()
     await producer.submit(job, {})
     assert await producer.submit(job, {}) is None

@@ -1,10 +1,8 @@
+"""Redis is killed, comes back empty or older, hangs or loses memory; live streams continue correctly."""
+
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from llava_wire.controller_side.producer import JobProducer
@@ -14,45 +12,28 @@ from llava_wire.redis.keys import PREFIX
 from llava_wire.worker_side.consumer import JobConsumer
 
 from tests.waiting import async_wait_until
-from tests.wire.harness import STOP, Harness, frame, heartbeat, make_job, picture
-from tests.wire.redis_server import KINDS, RedisServer, binary
+from tests.wire.harness import STOP, Harness, frame, heartbeat, make_image, make_job
+from tests.wire.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=KINDS)
-def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """One to be killed."""
-    program = binary(request.param)
-    if not program:
-        pytest.skip(f"{request.param}: no such server on this machine")
-    folder = Path(tempfile.mkdtemp(prefix="lv"))
-    server = RedisServer(program, folder)
-    server.start()
-    yield server
-    server.kill()
-    shutil.rmtree(folder)
-
-
 @pytest.fixture
-async def harness(server: RedisServer) -> AsyncIterator[Harness]:
-    harness = Harness(server)
-    yield harness
-    await harness.close()
-    await harness.check_nothing_leaks()
+def server(killable_server: RedisServer) -> RedisServer:
+    return killable_server
 
 
 @pytest.mark.parametrize("comes_back", ["empty", "as it was", "older"])
 async def test_a_live_stream_survives_a_restart_of_redis(harness: Harness, comes_back: str) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
-    client, (image, tiles) = harness.client(producer), picture("cat")
+    client, (image, tiles) = harness.client(producer), make_image("cat")
     job = make_job(image)
     await producer.submit(job, {image.digest: tiles})
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1)])
     older = harness.server.snapshot()
     await consumer.emit([frame(assignment, 1, 2)])
-    await client.sees(job, 1, 2)
+    await client.receives(job, 1, 2)
     harness.server.restart(
         {"empty": None, "as it was": harness.server.snapshot(), "older": older}[comes_back]
     )
@@ -65,7 +46,7 @@ async def test_a_live_stream_survives_a_restart_of_redis(harness: Harness, comes
         assert assignment.pixels == {image.digest: tiles}
         await consumer.emit([frame(assignment, 2, 3)])
     await consumer.emit([frame(assignment, 3, 4, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.tokens(job) == (1, 2, 3, 4)
 
 
@@ -77,7 +58,7 @@ async def test_a_queued_job_survives_an_empty_redis(harness: Harness) -> None:
     await async_wait_until(lambda: harness.redis.zcard(PREFIX + "wait:m"))
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
 
 
 async def test_a_restart_before_the_first_read_is_noticed(harness: Harness) -> None:
@@ -88,34 +69,34 @@ async def test_a_restart_before_the_first_read_is_noticed(harness: Harness) -> N
     await async_wait_until(lambda: harness.redis.zcard(PREFIX + "wait:m"))
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
 
 
-async def test_what_a_worker_wrote_unseen_is_adopted(harness: Harness) -> None:
-    """The log is ahead of the client and starts with what it saw: nothing is computed twice."""
+async def test_frames_that_a_worker_wrote_before_a_restart_are_adopted(harness: Harness) -> None:
+    """The log continues what the client received: nothing is computed twice."""
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1)])
     client = harness.client(producer)
-    await client.sees(job, 1)
+    await client.receives(job, 1)
     await client.close()
     await consumer.emit([frame(assignment, 1, 2)])
     harness.server.restart(harness.server.snapshot())
     client = harness.client(producer)
-    await client.sees(job, 2)
+    await client.receives(job, 2)
     assert (await consumer.emit([frame(assignment, 2, 3, final=STOP)])).refused == set()
-    await client.sees_end(job)
+    await client.receives_end(job)
 
 
-async def test_what_another_writer_made_of_an_older_log_is_not_shown(harness: Harness) -> None:
-    """The client saw 1, 2; in an older Redis another worker wrote 1, 7: what the client saw wins."""
+async def test_frames_that_another_worker_wrote_to_an_older_log_are_not_delivered(harness: Harness) -> None:
+    """The client received 1, 2; in an older Redis another worker wrote 1, 7: what was delivered wins."""
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1)])
     older = harness.server.snapshot()
     await consumer.emit([frame(assignment, 1, 2)])
     client = harness.client(producer)
-    await client.sees(job, 1, 2)
+    await client.receives(job, 1, 2)
     await client.close()
     harness.server.restart(older)
     other = await harness.consumer("w2")
@@ -128,7 +109,7 @@ async def test_what_another_writer_made_of_an_older_log_is_not_shown(harness: Ha
     (right,) = await other.pull(1)
     assert right.token_ids == (1, 2)
     await other.emit([frame(right, 2, 3, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.tokens(job) == (3,)
 
 
@@ -138,7 +119,7 @@ async def test_an_emptied_redis_is_noticed_without_a_broken_connection(harness: 
     job, assignment = await harness.running(producer, consumer)
     await producer.reap()
     await consumer.emit([frame(assignment, 0, 1)])
-    await client.sees(job, 1)
+    await client.receives(job, 1)
     old_id = producer.controller_id
     harness.redis.flushall()
     await producer.reap()
@@ -148,11 +129,11 @@ async def test_an_emptied_redis_is_noticed_without_a_broken_connection(harness: 
     (again,) = await consumer.pull(1)
     assert again.token_ids == (1,)
     await consumer.emit([frame(again, 1, 2, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.tokens(job) == (1, 2)
 
 
-async def test_a_job_cancelled_before_redis_went_back_in_time_does_not_come_to_life(harness: Harness) -> None:
+async def test_a_job_cancelled_before_redis_lost_memory_does_not_run(harness: Harness) -> None:
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     client = harness.client(producer)
     await producer.submit(job, {})
@@ -164,7 +145,7 @@ async def test_a_job_cancelled_before_redis_went_back_in_time_does_not_come_to_l
     assert client.events == {}
 
 
-async def test_everyone_is_announced_again_to_an_empty_redis(harness: Harness) -> None:
+async def test_workers_are_registered_again_in_an_empty_redis(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     harness.server.restart(None)
     await consumer.send_heartbeat()
@@ -185,7 +166,7 @@ async def test_without_redis_a_producer_fails_fast_and_a_worker_waits(harness: H
     assert await pull == []
 
 
-async def test_nobody_connects_without_redis(server: RedisServer) -> None:
+async def test_connecting_without_redis_fails(server: RedisServer) -> None:
     server.kill()
     with pytest.raises(QueueUnavailable):
         await JobProducer.connect(server.url)
@@ -194,8 +175,8 @@ async def test_nobody_connects_without_redis(server: RedisServer) -> None:
     server.start()
 
 
-async def test_a_silent_redis_is_an_unavailable_one(harness: Harness) -> None:
-    """The connection stands and nothing comes back: callers are told, and deadlines are kept."""
+async def test_a_hanging_redis_is_an_unavailable_one(harness: Harness) -> None:
+    """The connection is open and no reply comes: callers get an error, and deadlines are kept."""
     producer, job, late = await harness.producer(timeout_s=0.3), make_job(ttl_s=0.01), make_job()
     client = harness.client(producer)
     harness.server.pause()
@@ -203,14 +184,14 @@ async def test_a_silent_redis_is_an_unavailable_one(harness: Harness) -> None:
         await producer.submit(late, {})
     harness.server.resume()
     await producer.submit(job, {})
-    final = await client.sees_end(job)
+    final = await client.receives_end(job)
     assert final.error
     assert final.error.code is ErrorCode.DEADLINE_EXCEEDED
     await async_wait_until(lambda: not harness.redis.zcard(PREFIX + "wait:m"))
 
 
-async def test_a_job_that_was_refused_for_want_of_an_answer_does_not_run(harness: Harness) -> None:
-    """Redis took the job, but its answer came too late: the caller said 503, so nobody waits for it."""
+async def test_a_job_whose_submit_timed_out_does_not_run(harness: Harness) -> None:
+    """Redis accepted the job, but its reply came too late: the client got a 503, so the job must not run."""
     producer, consumer, job = await harness.producer(timeout_s=0.3), await harness.consumer(), make_job()
     harness.client(producer)
     harness.server.pause()
@@ -224,7 +205,7 @@ async def test_a_job_that_was_refused_for_want_of_an_answer_does_not_run(harness
     assert await consumer._pull(1) == []
 
 
-async def test_a_cancel_that_redis_did_not_hear_is_made_up_for(harness: Harness) -> None:
+async def test_a_cancel_that_redis_did_not_receive_is_sent_later(harness: Harness) -> None:
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await producer.submit(job, {})
     memory = harness.server.snapshot()

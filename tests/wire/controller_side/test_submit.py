@@ -4,7 +4,7 @@ import pytest
 from llava_wire.errors import DuplicateJob, QueueFull, QueueUnavailable, TenantOverLimit
 from llava_wire.redis.keys import PREFIX
 
-from tests.wire.harness import STOP, Harness, frame, make_job, picture
+from tests.wire.harness import STOP, Harness, frame, make_image, make_job
 
 pytestmark = pytest.mark.anyio
 
@@ -34,7 +34,7 @@ async def test_another_job_with_the_same_id_is_refused(harness: Harness) -> None
         await there.submit(other, {})
 
 
-async def test_a_full_queue_refuses_and_says_when_to_come_back(harness: Harness) -> None:
+async def test_a_full_queue_refuses_and_returns_when_to_retry(harness: Harness) -> None:
     producer = await harness.producer(max_queued=2)
     for _ in range(2):
         await producer.submit(make_job(), {})
@@ -44,7 +44,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(harness: Harness)
     assert (await producer.stats()).num_live == 2
 
 
-async def test_a_queue_with_a_free_place_takes_the_job(harness: Harness) -> None:
+async def test_a_queue_with_room_accepts_the_job(harness: Harness) -> None:
     producer, consumer = await harness.producer(max_queued=1), await harness.consumer()
     await harness.running(producer, consumer)
     await producer.submit(make_job(), {})
@@ -67,13 +67,13 @@ async def test_a_tenant_whose_job_has_ended_may_send_the_next(harness: Harness) 
     await producer.submit(make_job(), {})
 
 
-async def test_the_pace_of_endings_sets_the_time_to_come_back(harness: Harness) -> None:
+async def test_the_time_to_retry_is_within_its_bounds(harness: Harness) -> None:
     producer, consumer = await harness.producer(max_queued=2), await harness.consumer()
     client = harness.client(producer)
     for _ in range(3):
         job, assignment = await harness.running(producer, consumer)
         await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-        await client.sees_end(job)
+        await client.receives_end(job)
     for _ in range(2):
         await producer.submit(make_job(), {})
     with pytest.raises(QueueFull) as refusal:
@@ -81,7 +81,7 @@ async def test_the_pace_of_endings_sets_the_time_to_come_back(harness: Harness) 
     assert 1.0 <= refusal.value.retry_after_s <= 60.0
 
 
-async def test_a_queue_without_memory_refuses_and_keeps_nothing_of_the_job(harness: Harness) -> None:
+async def test_a_redis_without_memory_refuses_and_stores_nothing_of_the_job(harness: Harness) -> None:
     producer, job = await harness.producer(), make_job()
     before = harness.keys()
     harness.redis.config_set("maxmemory", 1)
@@ -93,18 +93,18 @@ async def test_a_queue_without_memory_refuses_and_keeps_nothing_of_the_job(harne
     assert harness.keys() == before
 
 
-async def test_known_pixels_are_not_sent_again(harness: Harness) -> None:
+async def test_known_images_are_not_sent_again(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
-    image, tiles = picture("cat")
+    image, tiles = make_image("cat")
     await producer.submit(make_job(image), {image.digest: tiles})
     harness.redis.set(f"{PREFIX}blob:{image.digest}", b"as-is-stored", keepttl=True)
     await producer.submit(make_job(image), {image.digest: tiles})
     assert [each.pixels for each in await consumer.pull(4)] == [{image.digest: b"as-is-stored"}] * 2
 
 
-async def test_pixels_that_redis_has_lost_are_sent_again_with_the_next_job(harness: Harness) -> None:
+async def test_images_that_redis_has_lost_are_sent_again_with_the_next_job(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
-    image, tiles = picture("cat")
+    image, tiles = make_image("cat")
     await producer.submit(make_job(image), {image.digest: tiles})
     harness.redis.flushall()
     job = make_job(image)
@@ -112,25 +112,25 @@ async def test_pixels_that_redis_has_lost_are_sent_again_with_the_next_job(harne
     assert [each.pixels for each in await consumer.pull(1)] == [{image.digest: tiles}]
 
 
-async def test_a_job_without_its_pixels_is_a_mistake_of_the_caller(harness: Harness) -> None:
-    producer, (image, _) = await harness.producer(), picture("cat")
+async def test_a_job_without_its_images_is_an_error_of_the_caller(harness: Harness) -> None:
+    producer, (image, _) = await harness.producer(), make_image("cat")
     with pytest.raises(KeyError):
         await producer.submit(make_job(image), {})
     assert (await producer.stats()).num_live == 0
 
 
-async def test_pictures_beyond_the_byte_budget_are_refused(harness: Harness) -> None:
+async def test_images_beyond_the_byte_budget_are_refused(harness: Harness) -> None:
     producer = await harness.producer(max_pixel_bytes=20)
-    (first, first_tiles), (second, second_tiles) = picture("cat"), picture("dog")
+    (first, first_tiles), (second, second_tiles) = make_image("cat"), make_image("dog")
     await producer.submit(make_job(first), {first.digest: first_tiles})
     with pytest.raises(QueueFull, match="12 bytes of 20"):
         await producer.submit(make_job(second), {second.digest: second_tiles})
     await producer.submit(make_job(first), {first.digest: first_tiles})  # takes no more room
 
 
-async def test_pictures_that_no_live_job_uses_make_room_for_new_ones(harness: Harness) -> None:
+async def test_images_that_no_live_job_uses_make_room_for_new_ones(harness: Harness) -> None:
     producer, consumer = await harness.producer(max_pixel_bytes=20), await harness.consumer()
-    (first, first_tiles), (second, second_tiles) = picture("cat"), picture("dog")
+    (first, first_tiles), (second, second_tiles) = make_image("cat"), make_image("dog")
     await producer.submit(make_job(first), {first.digest: first_tiles})
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
@@ -138,8 +138,8 @@ async def test_pictures_that_no_live_job_uses_make_room_for_new_ones(harness: Ha
     assert harness.keys("blob:") == {f"{PREFIX}blob:{second.digest}"}
 
 
-async def test_expired_pictures_are_not_counted(harness: Harness) -> None:
-    producer, (image, tiles) = await harness.producer(), picture("cat")
+async def test_expired_images_are_not_counted(harness: Harness) -> None:
+    producer, (image, tiles) = await harness.producer(), make_image("cat")
     job = make_job(image)
     await producer.submit(job, {image.digest: tiles})
     await producer.cancel(job.job_id, tenant=job.tenant)

@@ -5,7 +5,7 @@ from llava_wire.messages.event import ErrorCode
 from llava_wire.redis.keys import PREFIX
 
 from tests.waiting import async_wait_until
-from tests.wire.harness import STOP, Harness, frame, make_job, picture
+from tests.wire.harness import STOP, Harness, frame, make_image, make_job
 
 pytestmark = pytest.mark.anyio
 
@@ -17,14 +17,14 @@ async def test_a_cancelled_job_in_the_queue_never_runs(harness: Harness) -> None
     assert await consumer._pull(4) == []
 
 
-async def test_a_cancelled_job_at_work_is_refused_at_its_next_event(harness: Harness) -> None:
+async def test_a_cancelled_running_job_is_refused_at_its_next_event(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     client = harness.client(producer)
     job, assignment = await harness.running(producer, consumer)
     other, second = await harness.running(producer, consumer)
     assert await producer.cancel(job.job_id, tenant=job.tenant) is True
     assert (await consumer.emit([frame(assignment, 0, 1), frame(second, 0, 1)])).refused == {job.job_id}
-    await client.sees(other, 1)
+    await client.receives(other, 1)
     assert job.job_id not in client.events
 
 
@@ -36,7 +36,7 @@ async def test_only_live_jobs_are_cancelled(harness: Harness) -> None:
     assert await producer.cancel("unknown", tenant=job.tenant) is False
 
 
-async def test_nobody_cancels_another_tenants_job(harness: Harness) -> None:
+async def test_another_tenants_job_cannot_be_cancelled(harness: Harness) -> None:
     here, there, job = await harness.producer(), await harness.producer(), make_job()
     await here.submit(job, {})
     assert await here.cancel(job.job_id, tenant="mallory") is False
@@ -48,7 +48,7 @@ async def test_a_cancel_through_another_controller_ends_the_stream(harness: Harn
     client = harness.client(here)
     await here.submit(job, {})
     assert await there.cancel(job.job_id, tenant=job.tenant) is True
-    final = await client.sees_end(job)
+    final = await client.receives_end(job)
     assert final.error
     assert final.error.code is ErrorCode.ANSWER_CANCELLED
 
@@ -63,7 +63,7 @@ async def test_another_controller_continues_a_dead_ones_stream(harness: Harness)
     assert [event.token_ids for event in log] == [(1, 2)]
     await consumer.emit([frame(assignment, 2, 3)])
     await consumer.emit([frame(assignment, 3, 4, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.tokens(job) == (3, 4)
 
 
@@ -76,7 +76,7 @@ async def test_an_ended_stream_can_still_be_read(harness: Harness) -> None:
     assert [event.final for event in log] == [STOP]
 
 
-async def test_only_its_owner_attaches_to_a_stream(harness: Harness) -> None:
+async def test_only_its_tenant_attaches_to_a_stream(harness: Harness) -> None:
     here, there, job = await harness.producer(), await harness.producer(), make_job()
     await here.submit(job, {})
     assert await there.attach(job.job_id, tenant="mallory") is None
@@ -86,12 +86,12 @@ async def test_only_its_owner_attaches_to_a_stream(harness: Harness) -> None:
     assert await there.attach(job.job_id, tenant=job.tenant) is None
 
 
-async def test_attaching_where_the_stream_already_is_gives_what_was_delivered(harness: Harness) -> None:
+async def test_attaching_where_the_stream_is_already_returns_the_delivered_events(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     client = harness.client(producer)
     job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1)])
-    await client.sees(job, 1)
+    await client.receives(job, 1)
     assert await producer.attach(job.job_id, tenant=job.tenant) == client.events[job.job_id]
 
 
@@ -100,28 +100,28 @@ async def test_a_controller_whose_stream_was_taken_ends_it_and_cannot_cancel_it(
     old_client, new_client = harness.client(old), harness.client(new)
     job, assignment = await harness.running(old, consumer)
     await new.attach(job.job_id, tenant=job.tenant)
-    final = await old_client.sees_end(job)
+    final = await old_client.receives_end(job)
     assert final.error
     assert final.error.code is ErrorCode.STREAM_TAKEN_OVER
     assert await old.cancel(job.job_id, tenant=job.tenant) is False
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    assert await new_client.sees_end(job) == STOP
+    assert await new_client.receives_end(job) == STOP
 
 
-async def test_a_stream_may_come_back_to_the_controller_it_was_taken_from(harness: Harness) -> None:
+async def test_a_stream_may_return_to_the_controller_it_was_taken_from(harness: Harness) -> None:
     first, second, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
     client = harness.client(first)
     job, assignment = await harness.running(first, consumer)
     await second.attach(job.job_id, tenant=job.tenant)
-    await client.sees_end(job)
+    await client.receives_end(job)
     client.events.clear()
     await first.attach(job.job_id, tenant=job.tenant)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    assert await client.sees_end(job) == STOP
+    assert await client.receives_end(job) == STOP
     assert await first.cancel(job.job_id, tenant=job.tenant) is False
 
 
-async def test_a_stream_comes_back_even_before_its_controller_heard_that_it_was_taken(
+async def test_a_stream_returns_even_before_its_controller_learned_of_the_take_over(
     harness: Harness,
 ) -> None:
     first, second, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
@@ -130,10 +130,10 @@ async def test_a_stream_comes_back_even_before_its_controller_heard_that_it_was_
     assert await first.attach(job.job_id, tenant=job.tenant) == []
     client = harness.client(first)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    assert await client.sees_end(job) == STOP
+    assert await client.receives_end(job) == STOP
 
 
-async def test_a_cancel_by_a_controller_that_has_not_heard_of_the_take_over_changes_nothing(
+async def test_a_cancel_by_a_controller_that_missed_the_take_over_changes_nothing(
     harness: Harness,
 ) -> None:
     old, new, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
@@ -142,7 +142,7 @@ async def test_a_cancel_by_a_controller_that_has_not_heard_of_the_take_over_chan
     await new.attach(job.job_id, tenant=job.tenant)
     assert await old.cancel(job.job_id, tenant=job.tenant) is False
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    assert await client.sees_end(job) == STOP
+    assert await client.receives_end(job) == STOP
 
 
 async def test_jobs_of_a_dead_controller_are_stopped(harness: Harness) -> None:
@@ -153,7 +153,7 @@ async def test_jobs_of_a_dead_controller_are_stopped(harness: Harness) -> None:
     assert (await consumer.emit([frame(assignment, 0, 1)])).refused == {job.job_id}
 
 
-async def test_jobs_of_a_living_controller_go_on(harness: Harness) -> None:
+async def test_jobs_of_a_live_controller_continue(harness: Harness) -> None:
     here, there, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
     _, assignment = await harness.running(here, consumer)
     harness.kill_controller(here.controller_id)
@@ -162,9 +162,9 @@ async def test_jobs_of_a_living_controller_go_on(harness: Harness) -> None:
     assert (await consumer.emit([frame(assignment, 0, 1)])).refused == set()
 
 
-async def test_an_orphan_is_continued_by_a_client_that_comes_late(harness: Harness) -> None:
+async def test_an_orphan_is_continued_when_a_client_attaches_late(harness: Harness) -> None:
     dead, heir, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
-    image, tiles = picture("cat")
+    image, tiles = make_image("cat")
     job = make_job(image)
     await dead.submit(job, {image.digest: tiles})
     (assignment,) = await consumer.pull(1)
@@ -178,12 +178,12 @@ async def test_an_orphan_is_continued_by_a_client_that_comes_late(harness: Harne
     (again,) = await consumer.pull(1)
     assert (again.token_ids, again.pixels) == ((1,), {image.digest: tiles})
     await consumer.emit([frame(again, 1, 2, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.tokens(job) == (2,)
     assert harness.redis.pttl(PREFIX + "log:" + job.job_id) > 0
 
 
-async def test_a_controller_that_only_slept_gets_its_orphans_back(harness: Harness) -> None:
+async def test_a_controller_that_was_only_paused_gets_its_orphans_back(harness: Harness) -> None:
     sleeper, other, consumer = (
         await harness.producer(check_interval_s=0),
         await harness.producer(),
@@ -197,19 +197,19 @@ async def test_a_controller_that_only_slept_gets_its_orphans_back(harness: Harne
     await async_wait_until(lambda: harness.redis.zcard(PREFIX + "wait:m"))
     (again,) = await consumer.pull(1)
     await consumer.emit([frame(again, 0, 1, final=STOP)])
-    assert await client.sees_end(job) == STOP
+    assert await client.receives_end(job) == STOP
 
 
-async def test_pictures_lost_after_a_take_over_end_the_job(harness: Harness) -> None:
+async def test_images_lost_after_a_take_over_end_the_job(harness: Harness) -> None:
     dead, heir, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
-    image, tiles = picture("cat")
+    image, tiles = make_image("cat")
     job = make_job(image)
     await dead.submit(job, {image.digest: tiles})
     harness.redis.delete(f"{PREFIX}blob:{image.digest}", PREFIX + "pixels", PREFIX + "pixel_bytes")
     await heir.attach(job.job_id, tenant=job.tenant)
     client = harness.client(heir)
     assert await consumer._pull(1) == []
-    final = await client.sees_end(job)
+    final = await client.receives_end(job)
     assert final.error
     assert "pictures" in final.error.message
 
@@ -218,7 +218,7 @@ async def test_a_job_past_its_deadline_ends_with_an_error_and_is_cancelled(harne
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job(ttl_s=0.01)
     client = harness.client(producer)
     await producer.submit(job, {})
-    final = await client.sees_end(job)
+    final = await client.receives_end(job)
     assert final.error
     assert final.error.code is ErrorCode.DEADLINE_EXCEEDED
     await async_wait_until(lambda: not harness.redis.zcard(PREFIX + "wait:m"))

@@ -1,4 +1,4 @@
-"""Who takes part in the fault runs: workers whose tokens tell who wrote them, and clients that read them."""
+"""Participants of the fault runs: workers whose tokens identify their writer, and clients that check them."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from llava_wire.messages.job import Job
 from llava_wire.worker_side.consumer import JobConsumer
 
 STOP = Final(reason=FinishReason.STOP)
-POSITIONS = 1000  # token = number of the assignment * POSITIONS + place in the answer
+POSITIONS = 1000  # token = number of the assignment * POSITIONS + position in the output
 
 
-class Held:
-    """One assignment in a worker's hands. Its number is unlike any other's, so lineages can be told apart."""
+class HeldJob:
+    """One assignment of a worker. Its number is unique, so that the writers of a stream can be told apart."""
 
-    def __init__(self, assignment: Assignment, number: int, answer_length: int) -> None:
+    def __init__(self, assignment: Assignment, number: int, output_length: int) -> None:
         self.assignment = assignment
         self._number = number
-        self._answer_length = answer_length
+        self._output_length = output_length
         self._offset = len(assignment.token_ids)
 
     def next_event(self, num_tokens: int) -> Event:
         """Up to so many tokens; 0 makes a frame of text alone, as a worker does when a character is whole."""
-        end = min(self._offset + num_tokens, self._answer_length)
+        end = min(self._offset + num_tokens, self._output_length)
         tokens = tuple(self._number * POSITIONS + position for position in range(self._offset, end))
-        event = Event(self._offset, tokens, "x" * len(tokens), STOP if end == self._answer_length else None)
+        event = Event(self._offset, tokens, "x" * len(tokens), STOP if end == self._output_length else None)
         self._offset = end
         return event
 
 
 class FaultyWorker:
-    """A consumer and what it holds. A zombie is one that goes on although it was reaped."""
+    """A consumer and the jobs that it holds. It may continue after it was reaped."""
 
     def __init__(self, worker_id: str, consumer: JobConsumer) -> None:
         self.worker_id = worker_id
         self.consumer = consumer
-        self.held: dict[str, Held] = {}
-        self.is_reconciled = True  # False: Redis went back in time, and may assign what we dropped since
+        self.held: dict[str, HeldJob] = {}
+        self.is_reconciled = True  # False: Redis lost memory, and may assign jobs that the worker has dropped
 
     def holds(self, job_id: str, assignment_id: str) -> bool:
         held = self.held.get(job_id)
@@ -63,14 +63,14 @@ class FaultyWorker:
 
 
 @dataclass
-class Reader:
-    """One client: the stream of one job, wherever it is read."""
+class Client:
+    """One client: the stream of one job, through whichever controller."""
 
     job: Job
-    answer_length: int
+    output_length: int
     producer: JobProducer
     events: list[Event] = field(default_factory=list)
-    place: int = 0  # how many events its present controller has given; it may begin with some we know
+    num_received: int = 0  # events from its present controller, which may begin with known ones
     is_cancelled: bool = False
 
     @property
@@ -83,15 +83,15 @@ class Reader:
 
     def move_to(self, producer: JobProducer, log: list[Event]) -> None:
         self.producer = producer
-        self.place = 0
+        self.num_received = 0
         for event in log:
             self.receive(event)
 
     def receive(self, event: Event) -> None:
         assert not self.is_cancelled, "an event after the cancel"
-        self.place += 1
-        if self.place <= len(self.events):
-            assert event == self.events[self.place - 1], "another lineage than the client saw"
+        self.num_received += 1
+        if self.num_received <= len(self.events):
+            assert event == self.events[self.num_received - 1], "another lineage than the client saw"
             return
         assert not self.is_over, "an event after the end"
         assert event.offset == len(self.tokens), "a gap or a double"
@@ -105,4 +105,4 @@ class Reader:
         assert len(changes) == len(set(changes)), "a writer came back after another took over"
         final = self.events[-1].final
         if final and final.reason is not FinishReason.ERROR:
-            assert len(self.tokens) == self.answer_length
+            assert len(self.tokens) == self.output_length

@@ -31,7 +31,7 @@ async def test_a_field_that_an_older_worker_does_not_know_is_ignored(harness: Ha
     (assignment,) = await consumer.pull(1)
     assert assignment.job == job
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    assert await client.sees_end(job) == STOP
+    assert await client.receives_end(job) == STOP
 
 
 @pytest.mark.parametrize("changes", [{"version": WIRE_VERSION + 1}, {"task": "transcribe"}], ids=str)
@@ -41,14 +41,14 @@ async def test_a_job_that_an_older_worker_must_not_run_ends_and_the_next_is_serv
     job, client = await submitted(harness, **changes)
     consumer = await harness.consumer()
     assert await consumer.pull(4) == []
-    final = await client.sees_end(job)
+    final = await client.receives_end(job)
     assert final.error
     assert final.error.code is ErrorCode.WORKER_OUTDATED
     other, _ = await submitted(harness)
     assert [each.job for each in await consumer.pull(4)] == [other]
 
 
-def test_a_job_is_of_the_first_version_unless_it_says_otherwise_so_that_older_workers_run_it() -> None:
+def test_a_job_has_the_first_version_by_default_so_that_older_workers_run_it() -> None:
     assert make_job().version == 1 < WIRE_VERSION
 
 
@@ -58,7 +58,7 @@ async def test_of_several_jobs_only_the_one_that_cannot_be_run_ends(harness: Har
     last, _ = await submitted(harness)
     consumer = await harness.consumer()
     assert [each.job for each in await consumer.pull(4)] == [first, last]
-    assert (await client.sees_end(newer)).error
+    assert (await client.receives_end(newer)).error
 
 
 def test_an_error_code_of_a_newer_version_is_read_as_an_internal_error() -> None:
@@ -69,14 +69,14 @@ def test_an_error_code_of_a_newer_version_is_read_as_an_internal_error() -> None
     assert event.final == Final(reason=FinishReason.ERROR, error=JobError(ErrorCode.INTERNAL_ERROR, "no"))
 
 
-def test_what_a_newer_worker_says_beside_is_ignored() -> None:
+def test_further_fields_of_a_newer_workers_event_are_ignored() -> None:
     newer = msgspec.msgpack.encode([4, [1, 2], "ab", None, [], 7, [], "more", 0.5])
     assert msgspec.msgpack.decode(newer, type=Event) == Event(4, (1, 2), "ab", num_prompt_tokens=7)
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x81\xa6job_id\xa2\xff\xfe"])
 @pytest.mark.parametrize("where", ["job", "log"])
-async def test_what_is_no_job_or_no_event_ends_it_and_stops_no_worker(
+async def test_a_job_that_cannot_be_decoded_ends_and_stops_no_worker(
     harness: Harness, where: str, payload: bytes
 ) -> None:
     producer, job, second = await harness.producer(), make_job(), make_job()
@@ -90,5 +90,5 @@ async def test_what_is_no_job_or_no_event_ends_it_and_stops_no_worker(
     await producer.submit(second, {})
     consumer = await harness.consumer()
     assert [each.job for each in await consumer.pull(2)] == [second]
-    final = await client.sees_end(job)
+    final = await client.receives_end(job)
     assert final.error is not None

@@ -8,7 +8,7 @@ import pytest
 from llava_wire.errors import QueueUnavailable
 from llava_wire.operator.inspector import Inspector
 
-from tests.wire.harness import Harness, frame, make_job, picture
+from tests.wire.harness import Harness, frame, make_image, make_job
 
 pytestmark = pytest.mark.anyio
 
@@ -20,12 +20,14 @@ async def inspector(harness: Harness) -> AsyncIterator[Inspector]:
     await inspector.aclose()
 
 
-async def test_an_empty_system_has_nobody(inspector: Inspector) -> None:
+async def test_the_status_of_an_empty_system_is_empty(inspector: Inspector) -> None:
     fleet = await inspector.status()
     assert (fleet.workers, fleet.controllers, fleet.queues, fleet.num_dead_letters) == ((), {}, {}, 0)
 
 
-async def test_who_runs_what_and_how_far_it_is(harness: Harness, inspector: Inspector) -> None:
+async def test_the_status_has_workers_their_jobs_and_the_queues(
+    harness: Harness, inspector: Inspector
+) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1, 2, 3)])
@@ -47,10 +49,8 @@ async def test_a_worker_without_progress_is_overdue(harness: Harness, inspector:
     assert worker.overdue_s > 1
 
 
-async def test_a_dead_letter_holds_the_request_and_why_it_died(
-    harness: Harness, inspector: Inspector
-) -> None:
-    producer, (image, tiles) = await harness.producer(), picture("cat")
+async def test_a_dead_letter_has_the_request_and_the_reason(harness: Harness, inspector: Inspector) -> None:
+    producer, (image, tiles) = await harness.producer(), make_image("cat")
     job = make_job(image)
     await producer.submit(job, {image.digest: tiles})
     for name in ("a", "b", "c"):
@@ -64,20 +64,20 @@ async def test_a_dead_letter_holds_the_request_and_why_it_died(
     assert await inspector.stored_images(job) == {image.digest: tiles}
 
 
-async def test_lost_pictures_are_missing(harness: Harness, inspector: Inspector) -> None:
-    image, _ = picture("cat")
+async def test_lost_images_are_missing(harness: Harness, inspector: Inspector) -> None:
+    image, _ = make_image("cat")
     assert await inspector.stored_images(make_job(image)) == {}
     assert await inspector.stored_images(make_job()) == {}
 
 
-async def test_the_facts_have_the_clock_and_the_way_there(inspector: Inspector) -> None:
+async def test_the_server_info_has_the_clock_and_the_ping(inspector: Inspector) -> None:
     facts = await inspector.server_info()
     assert facts["ping_s"] >= 0
     assert abs(facts["clock_ahead_s"]) < 60
     assert facts["maxmemory_policy"] == "noeviction"
 
 
-async def test_without_a_server_every_look_says_so() -> None:
+async def test_without_redis_every_call_of_the_inspector_raises() -> None:
     inspector = Inspector("unix:///nowhere/s")
     for look in (inspector.status, inspector.dead_letters, inspector.server_info):
         with pytest.raises(QueueUnavailable):

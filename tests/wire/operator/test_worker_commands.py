@@ -1,4 +1,4 @@
-"""An operator's order reaches one worker once, and its report is in that worker's heartbeat."""
+"""An operator's command reaches its worker once, and that worker's heartbeats report its status."""
 
 from __future__ import annotations
 
@@ -19,88 +19,91 @@ UNLOAD = ModelCommand()
 
 
 @pytest.fixture
-async def desk(harness: Harness) -> AsyncIterator[CommandSender]:
-    desk = CommandSender(harness.server.url)
-    yield desk
-    await desk.aclose()
+async def sender(harness: Harness) -> AsyncIterator[CommandSender]:
+    sender = CommandSender(harness.server.url)
+    yield sender
+    await sender.aclose()
 
 
-async def given(desk: CommandSender, instruction: ModelCommand) -> str:
-    """The id of the order, which is taken."""
-    answer = await desk.send("w1", instruction)
-    assert answer is not None
-    assert answer[1]
-    return answer[0]
+async def send(sender: CommandSender, command: ModelCommand) -> str:
+    """Send a command that is accepted; return its ID."""
+    reply = await sender.send("w1", command)
+    assert reply is not None
+    command_id, is_accepted = reply
+    assert is_accepted
+    return command_id
 
 
-def report(order_id: str, *, is_running: bool = False) -> CommandStatus:
-    return CommandStatus(command_id=order_id, state="running" if is_running else "done")
+def status(command_id: str, *, is_running: bool = False) -> CommandStatus:
+    return CommandStatus(command_id=command_id, state="running" if is_running else "done")
 
 
-async def test_a_worker_hears_of_an_order_once_and_it_is_forgotten_when_it_is_settled(
-    harness: Harness, desk: CommandSender
+async def test_a_worker_receives_a_command_once_and_it_is_deleted_when_finished(
+    harness: Harness, sender: CommandSender
 ) -> None:
     worker = await harness.consumer()
     assert await worker.send_heartbeat() is None
-    order_id = await given(desk, LOAD)
-    assert await worker.send_heartbeat() == IssuedCommand(order_id, LOAD)
+    command_id = await send(sender, LOAD)
+    assert await worker.send_heartbeat() == IssuedCommand(command_id, LOAD)
     assert await worker.send_heartbeat() is None
-    worker.report_command(report(order_id, is_running=True))
+    worker.report_command(status(command_id, is_running=True))
     await worker.send_heartbeat()
     assert harness.keys("order:")
-    worker.report_command(report(order_id))
+    worker.report_command(status(command_id))
     assert await worker.send_heartbeat() is None
     assert not harness.keys("order:")
     inspector = Inspector(harness.server.url)
-    (seen,) = (await inspector.status()).workers
+    (worker_status,) = (await inspector.status()).workers
     await inspector.aclose()
-    assert seen.heartbeat.command == report(order_id)
-    assert seen.pending_command_id == ""
+    assert worker_status.heartbeat.command == status(command_id)
+    assert worker_status.pending_command_id == ""
 
 
-async def test_the_same_order_again_is_the_same_and_another_has_to_wait(
-    harness: Harness, desk: CommandSender
+async def test_an_equal_command_is_the_same_command_and_a_different_one_has_to_wait(
+    harness: Harness, sender: CommandSender
 ) -> None:
     worker = await harness.consumer()
-    order_id = await given(desk, LOAD)
-    assert await desk.send("w1", LOAD) == (order_id, True)
-    assert await desk.send("w1", UNLOAD) == (order_id, False)
+    command_id = await send(sender, LOAD)
+    assert await sender.send("w1", LOAD) == (command_id, True)
+    assert await sender.send("w1", UNLOAD) == (command_id, False)
     await worker.send_heartbeat()
-    worker.report_command(report(order_id))
+    worker.report_command(status(command_id))
     await worker.send_heartbeat()
-    later = await given(desk, UNLOAD)
-    assert later != order_id
+    later = await send(sender, UNLOAD)
+    assert later != command_id
     assert await worker.send_heartbeat() == IssuedCommand(later, UNLOAD)
 
 
-async def test_an_order_that_comes_while_one_is_carried_out_is_heard_when_that_is_settled(
-    harness: Harness, desk: CommandSender
+async def test_a_command_sent_while_one_is_running_is_received_when_that_has_finished(
+    harness: Harness, sender: CommandSender
 ) -> None:
     worker = await harness.consumer()
-    first = await given(desk, LOAD)
+    first = await send(sender, LOAD)
     await worker.send_heartbeat()
-    worker.report_command(report(first, is_running=True))
+    worker.report_command(status(first, is_running=True))
     harness.redis.delete(PREFIX + "order:w1")  # as if Redis had come back empty
-    second = await given(desk, UNLOAD)
+    second = await send(sender, UNLOAD)
     assert await worker.send_heartbeat() is None
-    worker.report_command(report(first))
+    worker.report_command(status(first))
     assert await worker.send_heartbeat() == IssuedCommand(second, UNLOAD)
 
 
-async def test_nobody_takes_an_order_for_a_worker_that_is_gone(harness: Harness, desk: CommandSender) -> None:
-    assert await desk.send("w1", LOAD) is None
+async def test_a_command_to_a_worker_that_is_gone_is_refused(harness: Harness, sender: CommandSender) -> None:
+    assert await sender.send("w1", LOAD) is None
     worker, other = await harness.consumer(), await harness.consumer("w2")
-    await given(desk, LOAD)
+    await send(sender, LOAD)
     assert await other.send_heartbeat() is None
     harness.kill_worker("w1")
-    assert await desk.send("w1", LOAD) is None
+    assert await sender.send("w1", LOAD) is None
     assert 0 < harness.redis.pttl(PREFIX + "order:w1") <= 60_000
     await worker.deregister()
 
 
-async def test_an_order_lives_as_long_as_its_worker_beats(harness: Harness, desk: CommandSender) -> None:
+async def test_a_command_is_kept_while_its_worker_sends_heartbeats(
+    harness: Harness, sender: CommandSender
+) -> None:
     worker = await harness.consumer()
-    order_id = await given(desk, LOAD)
+    command_id = await send(sender, LOAD)
     harness.redis.pexpire(PREFIX + "order:w1", 1000)
-    assert await worker.send_heartbeat() == IssuedCommand(order_id, LOAD)
-    assert harness.redis.pttl(PREFIX + "order:w1") > 50_000
+    assert await worker.send_heartbeat() == IssuedCommand(command_id, LOAD)
+    assert harness.redis.pttl(PREFIX + "order:w1") > 30_000

@@ -1,4 +1,4 @@
-"""Files and batches in Redis: everything dies in time, counts are right, one driver is heard at a time."""
+"""Files and batches in Redis: expiry, byte counts, and one driver per batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 FILE = StoredFile(file_id="file-1", name="in.jsonl", purpose="batch", created_at=1)
 
 
-def order(batch_id: str, tenant: str = "alice") -> BatchSpec:
+def make_spec(batch_id: str, tenant: str = "alice") -> BatchSpec:
     return BatchSpec(
         batch_id=batch_id,
         tenant=tenant,
@@ -47,7 +47,7 @@ async def drivers(harness: Harness) -> AsyncIterator[tuple[BatchStore, BatchStor
     await second.aclose()
 
 
-async def test_an_upload_that_is_not_finished_is_not_there_and_is_counted_until_it_expires(
+async def test_an_unfinished_upload_is_not_found_and_counts_until_it_expires(
     harness: Harness, files: FileStore
 ) -> None:
     await files._call("reserve", "file-1", "alice", 90, b"x", 3, 100, 150)
@@ -71,11 +71,11 @@ async def test_a_file_added_twice_is_one_file(harness: Harness, files: FileStore
     assert harness.redis.get(PREFIX + "file_bytes") == b"4"
 
 
-async def test_who_lost_the_lease_writes_nothing_any_more(
+async def test_a_driver_that_lost_the_lease_writes_nothing(
     harness: Harness, drivers: tuple[BatchStore, BatchStore]
 ) -> None:
     first, second = drivers
-    await first.create(order("b1"), num_lines=2, window_s=60)
+    await first.create(make_spec("b1"), num_lines=2, window_s=60)
     assert await first.claim() is not None
     assert await second.claim() is None
     assert await first.record("b1", 1, b"one", is_completed=True, max_bytes=100) == "recorded"
@@ -94,7 +94,7 @@ async def test_one_batch_of_a_tenant_is_driven_at_a_time_and_others_go_on(
 ) -> None:
     first, second = drivers
     for batch_id, tenant in (("b1", "alice"), ("b2", "alice"), ("b3", "bob")):
-        await first.create(order(batch_id, tenant), num_lines=1, window_s=60)
+        await first.create(make_spec(batch_id, tenant), num_lines=1, window_s=60)
     taken = [await first.claim(), await second.claim(), await second.claim()]
     assert [each and each.batch.spec.batch_id for each in taken] == ["b1", "b3", None]
     await first.finish("b1", "completed", output_file_id="", error_file_id="")

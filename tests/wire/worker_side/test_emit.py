@@ -21,11 +21,11 @@ async def test_events_reach_the_client_whole_and_in_order(harness: Harness) -> N
     sent = [Event(0, (7, 8), "<7><8>"), Event(2, (9,), ""), Event(3, (), "<9>"), Event(3, (), "", STOP)]
     for event in sent:
         assert (await consumer.emit([(assignment, event)])).refused == set()
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.events[job.job_id] == sent
 
 
-async def test_one_call_may_carry_many_streams_and_many_frames_of_one(harness: Harness) -> None:
+async def test_one_emit_may_have_many_streams_and_many_frames_of_one(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     client = harness.client(producer)
     first, one = await harness.running(producer, consumer)
@@ -33,8 +33,8 @@ async def test_one_call_may_carry_many_streams_and_many_frames_of_one(harness: H
     num = FIRST_FRAMES + MAX_FRAMES + 5
     many = [frame(one, i, i) for i in range(num)]
     assert (await consumer.emit([*many, frame(two, 0, 1), frame(two, 1, 2, final=STOP)])).refused == set()
-    await client.sees(first, *range(num))
-    await client.sees_end(second)
+    await client.receives(first, *range(num))
+    await client.receives_end(second)
 
 
 async def test_one_step_is_one_entry_for_each_controller(harness: Harness) -> None:
@@ -65,12 +65,12 @@ async def test_an_emit_sent_twice_is_taken_once(harness: Harness) -> None:
         )
         for _ in range(2):
             assert await link.script("emit", "w1", 5000, 30_000, "", *args) == [0, []]
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.events[job.job_id] == events
     await link.aclose()
 
 
-async def test_a_gap_hands_the_job_back_at_its_place(harness: Harness) -> None:
+async def test_a_gap_requeues_the_job_at_its_position(harness: Harness) -> None:
     producer, consumer, other = (
         await harness.producer(),
         await harness.consumer("w1"),
@@ -83,7 +83,7 @@ async def test_a_gap_hands_the_job_back_at_its_place(harness: Harness) -> None:
     (continued,) = await other.pull(1)
     assert (continued.token_ids, continued.text) == ((1, 2), "<1><2>")
     await other.emit([frame(continued, 2, 3, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.tokens(job) == (1, 2, 3)
 
 
@@ -101,7 +101,7 @@ async def test_a_refused_stream_does_not_disturb_the_others(harness: Harness) ->
     bad, one = await harness.running(producer, consumer)
     good, two = await harness.running(producer, consumer)
     assert (await consumer.emit([frame(one, 9, 1), frame(two, 0, 1)])).refused == {bad.job_id}
-    await client.sees(good, 1)
+    await client.receives(good, 1)
 
 
 async def test_another_assignment_of_the_same_worker_is_refused(harness: Harness) -> None:
@@ -126,7 +126,7 @@ async def test_an_expired_job_does_not_disturb_the_others(harness: Harness) -> N
     job, two = await harness.running(producer, consumer)
     harness.redis.delete(PREFIX + "job:" + gone.job_id)
     await consumer.emit([frame(one, 0, 1, final=STOP), frame(two, 0, 1, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     harness.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire by itself
     harness.redis.delete(PREFIX + "log:" + gone.job_id)
 

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from llava_wire.messages.job import Job
-from llava_wire.redis.connection import Link
+from llava_wire.redis.connection import Arg, Link
 from llava_wire.redis.keys import PERMANENT, PREFIX
 from llava_wire.worker_side.consumer import JobConsumer
 
 from tests.waiting import async_wait_until
-from tests.wire.harness import STOP, Harness, frame, make_job, picture
+from tests.wire.harness import STOP, Harness, Script, frame, make_image, make_job, wrap_scripts
 
 pytestmark = pytest.mark.anyio
 
@@ -18,9 +19,9 @@ async def served(consumer: JobConsumer, max_jobs: int) -> list[Job]:
     return [assignment.job for assignment in await consumer.pull(max_jobs)]
 
 
-async def test_a_pull_brings_the_job_and_its_pixels(harness: Harness) -> None:
+async def test_a_pull_returns_the_job_and_its_images(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
-    image, tiles = picture("cat")
+    image, tiles = make_image("cat")
     job = make_job(image)
     await producer.submit(job, {image.digest: tiles})
     (assignment,) = await consumer.pull(4)
@@ -28,7 +29,7 @@ async def test_a_pull_brings_the_job_and_its_pixels(harness: Harness) -> None:
     assert (assignment.token_ids, assignment.text) == ((), "")
 
 
-async def test_a_pull_tells_what_is_left_of_a_jobs_life(harness: Harness) -> None:
+async def test_a_pull_returns_the_time_to_the_jobs_deadline(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     await producer.submit(make_job(ttl_s=60.0), {})
     (assignment,) = await consumer.pull(1)
@@ -36,7 +37,7 @@ async def test_a_pull_tells_what_is_left_of_a_jobs_life(harness: Harness) -> Non
     assert 0 < assignment.remaining_s <= 60
 
 
-async def test_a_pull_of_an_empty_queue_answers_nothing_after_a_while(harness: Harness) -> None:
+async def test_a_pull_of_an_empty_queue_returns_nothing_after_a_while(harness: Harness) -> None:
     consumer = await harness.consumer()
     assert await consumer.pull(4) == []
 
@@ -87,7 +88,7 @@ async def test_no_job_is_given_to_two_workers(harness: Harness) -> None:
     assert sorted(job.job_id for job in pulled) == sorted(job.job_id for job in jobs)
 
 
-async def test_a_pull_sent_twice_is_answered_the_same(harness: Harness) -> None:
+async def test_a_pull_sent_twice_returns_the_same(harness: Harness) -> None:
     producer, link = await harness.producer(), Link(harness.server.url, timeout_s=5)
     for _ in range(3):
         await producer.submit(make_job(), {})
@@ -99,7 +100,7 @@ async def test_a_pull_sent_twice_is_answered_the_same(harness: Harness) -> None:
 
 
 async def test_tenants_share_by_cost(harness: Harness) -> None:
-    """Alice's jobs cost half of Bob's, so she gets two for each of his, however many both have sent."""
+    """Alice's jobs cost half of Bob's, so two of hers are served for each of his."""
     producer, consumer = await harness.producer(), await harness.consumer()
     for _ in range(8):
         await producer.submit(make_job(tenant="alice", cost=10.0), {})
@@ -110,7 +111,7 @@ async def test_tenants_share_by_cost(harness: Harness) -> None:
     assert "bob" in order[:2]
 
 
-async def test_a_late_tenant_is_served_next_whatever_stands_in_line(harness: Harness) -> None:
+async def test_a_new_tenant_is_served_next_whatever_is_queued(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     for _ in range(8):
         await producer.submit(make_job(tenant="alice"), {})
@@ -139,9 +140,9 @@ async def test_a_tenant_alone_is_served_in_order(harness: Harness) -> None:
     assert await served(consumer, 2) + await served(consumer, 2) == jobs
 
 
-async def test_a_job_whose_pixels_are_gone_waits_for_its_controller_to_send_them(harness: Harness) -> None:
+async def test_a_job_whose_images_are_missing_waits_for_its_controller_to_send_them(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
-    image, tiles = picture("cat")
+    image, tiles = make_image("cat")
     job = make_job(image)
     await producer.submit(job, {image.digest: tiles})
     harness.redis.delete(f"{PREFIX}blob:{image.digest}", PREFIX + "pixels", PREFIX + "pixel_bytes")
@@ -151,9 +152,9 @@ async def test_a_job_whose_pixels_are_gone_waits_for_its_controller_to_send_them
     assert [each.pixels for each in await consumer.pull(4)] == [{image.digest: tiles}]
 
 
-async def test_a_job_without_pixels_does_not_hold_up_the_others(harness: Harness) -> None:
+async def test_a_job_without_images_does_not_delay_the_others(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
-    image, tiles = picture("cat")
+    image, tiles = make_image("cat")
     await producer.submit(make_job(image), {image.digest: tiles})
     other = make_job()
     await producer.submit(other, {})
@@ -170,45 +171,44 @@ async def test_a_job_that_expired_in_the_queue_is_passed_over(harness: Harness) 
     harness.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire by itself
 
 
-async def test_pixels_that_vanish_between_two_answers_send_the_job_back(harness: Harness) -> None:
-    """The call was sent twice and the blob went in between: the second answer lacks it."""
+async def test_images_lost_between_two_replies_requeue_the_job(harness: Harness) -> None:
+    """The call was sent twice and the image was dropped in between: the second reply lacks it."""
     producer, consumer = await harness.producer(), await harness.consumer()
-    image, tiles = picture("cat")
+    image, tiles = make_image("cat")
     await producer.submit(make_job(image), {image.digest: tiles})
-    script = consumer._link.script
 
-    async def sent_twice(name: str, *args: str) -> object:
+    async def send_twice(script: Script, name: str, *args: Arg) -> Any:
         if name == "pull":
             await script(name, *args)
             harness.redis.delete(f"{PREFIX}blob:{image.digest}", PREFIX + "pixels", PREFIX + "pixel_bytes")
         return await script(name, *args)
 
-    consumer._link.script = sent_twice  # type: ignore[method-assign,assignment]
+    wrap_scripts(consumer, send_twice)
     assert await consumer._pull(1) == []
     assert not harness.keys("inflight:")
 
 
-async def test_reconcile_hands_back_what_the_worker_never_heard_of(harness: Harness) -> None:
+async def test_reconcile_requeues_jobs_unknown_to_the_worker(harness: Harness) -> None:
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await producer.submit(job, {})
     link = Link(harness.server.url, timeout_s=5)
-    await link.script("pull", "w1", "m", 5000, 30_000, 0, "a" * 32)  # and the answer is lost
+    await link.script("pull", "w1", "m", 5000, 30_000, 0, "a" * 32)  # and the reply is lost
     assert await consumer.reconcile([]) == set()
     assert await served(consumer, 4) == [job]
     await link.aclose()
 
 
-async def test_reconcile_leaves_a_pull_under_way_alone(harness: Harness) -> None:
+async def test_reconcile_leaves_a_pull_in_progress_alone(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
-    assert await consumer.reconcile([]) == set()  # the worker has not yet taken it to its heart
+    assert await consumer.reconcile([]) == set()  # the worker may not have processed the pull yet
     assert (await consumer.emit([frame(assignment, 0, 1, final=STOP)])).refused == set()
 
 
-async def test_reconcile_hands_back_the_last_pulled_job_when_redis_forgot_its_end(harness: Harness) -> None:
+async def test_reconcile_requeues_the_last_pulled_job_when_redis_lost_its_end(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
-    before = {key: harness.redis.dump(key) for key in harness.keys("") if ":out:" not in key}
+    before = {key: harness.redis.dump(key) or b"" for key in harness.keys("") if ":out:" not in key}
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     harness.redis.flushall()
     for key, value in before.items():
@@ -217,7 +217,7 @@ async def test_reconcile_hands_back_the_last_pulled_job_when_redis_forgot_its_en
     assert await served(consumer, 1) == [job]
 
 
-async def test_reconcile_tells_what_is_not_ours_any_more(harness: Harness) -> None:
+async def test_reconcile_returns_the_jobs_that_the_worker_has_lost(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, _ = await harness.running(producer, consumer)
     other, _ = await harness.running(producer, consumer)

@@ -10,7 +10,9 @@ from tests.wire.harness import STOP, Harness, frame, heartbeat, make_job
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_dead_workers_stream_goes_on_elsewhere_and_it_cannot_write_any_more(harness: Harness) -> None:
+async def test_a_dead_workers_stream_continues_on_another_one_and_the_first_is_fenced(
+    harness: Harness,
+) -> None:
     producer, old, new = await harness.producer(), await harness.consumer("w1"), await harness.consumer("w2")
     client = harness.client(producer)
     job, stale = await harness.running(producer, old)
@@ -22,11 +24,11 @@ async def test_a_dead_workers_stream_goes_on_elsewhere_and_it_cannot_write_any_m
     await new.emit([frame(assignment, 2, 3)])
     assert (await old.emit([frame(stale, 2, 99)])).refused == {job.job_id}
     await new.emit([frame(assignment, 3, 4, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.tokens(job) == (1, 2, 3, 4)
 
 
-async def test_a_worker_that_beats_keeps_its_jobs(harness: Harness) -> None:
+async def test_a_worker_that_sends_heartbeats_keeps_its_jobs(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     _, assignment = await harness.running(producer, consumer)
     harness.kill_worker("w1")
@@ -39,7 +41,7 @@ async def test_a_worker_without_progress_loses_its_jobs(harness: Harness) -> Non
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     harness.hang_worker("w1")
-    await consumer.send_heartbeat()  # its process lives; its engine does not
+    await consumer.send_heartbeat()  # its process is alive, its engine is not
     assert await producer.reap() == 1
     assert (await consumer.emit([frame(assignment, 0, 1)])).refused == {job.job_id}
 
@@ -62,7 +64,7 @@ async def test_an_idle_worker_does_not_hang(harness: Harness) -> None:
     assert (await consumer.emit([frame(assignment, 0, 1)])).refused == set()
 
 
-async def test_a_reaped_job_keeps_its_place(harness: Harness) -> None:
+async def test_a_reaped_job_keeps_its_position(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer("w1")
     first, _ = await harness.running(producer, consumer)
     later = [make_job() for _ in range(2)]
@@ -74,7 +76,7 @@ async def test_a_reaped_job_keeps_its_place(harness: Harness) -> None:
     assert [each.job for each in await other.pull(4)] == [first, *later]
 
 
-async def test_after_three_crashes_a_job_ends_and_is_kept_for_inspection(harness: Harness) -> None:
+async def test_after_three_crashes_a_job_ends_as_a_dead_letter(harness: Harness) -> None:
     producer = await harness.producer()
     client, job = harness.client(producer), make_job()
     await producer.submit(job, {})
@@ -84,19 +86,19 @@ async def test_after_three_crashes_a_job_ends_and_is_kept_for_inspection(harness
         await consumer.emit([frame(assignment, life, life)])
         harness.kill_worker(f"w{life}")
         await producer.reap()
-    final = await client.sees_end(job)
+    final = await client.receives_end(job)
     assert final.reason is FinishReason.ERROR
     assert final.error
     assert final.error.code is ErrorCode.WORKER_CRASHED
     assert [event.offset for event in client.events[job.job_id]] == [0, 1, 2, 3]
-    ((_, entry),) = harness.redis.xrange(PREFIX + "dlq")
-    assert entry[b"job"] == job.job_id.encode()
+    (letter,) = harness.dead_letters()
+    assert letter["job"] == job.job_id
     assert (await producer.stats()).num_dead_letters == 1
     log = await producer.attach(job.job_id, tenant=job.tenant)
     assert log == client.events[job.job_id]
 
 
-async def test_handing_back_is_no_crash(harness: Harness) -> None:
+async def test_a_requeue_is_not_counted_as_a_crash(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     client, job = harness.client(producer), make_job()
     await producer.submit(job, {})
@@ -105,10 +107,10 @@ async def test_handing_back_is_no_crash(harness: Harness) -> None:
         await consumer.requeue([assignment])
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    assert await client.sees_end(job) == STOP
+    assert await client.receives_end(job) == STOP
 
 
-async def test_what_is_handed_back_is_continued_and_its_old_holder_refused(harness: Harness) -> None:
+async def test_a_requeued_job_is_continued_and_its_old_worker_refused(harness: Harness) -> None:
     producer, old, new = await harness.producer(), await harness.consumer("w1"), await harness.consumer("w2")
     job, stale = await harness.running(producer, old)
     await old.emit([frame(stale, 0, 1)])
@@ -120,7 +122,7 @@ async def test_what_is_handed_back_is_continued_and_its_old_holder_refused(harne
     assert (await new.emit([frame(assignment, 1, 2)])).refused == set()
 
 
-async def test_a_worker_that_leaves_hands_back_and_is_seen_no_more(harness: Harness) -> None:
+async def test_a_deregistered_worker_is_not_listed_and_its_jobs_are_requeued(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer("w1")
     job, _ = await harness.running(producer, consumer)
     await consumer.deregister()
@@ -131,7 +133,7 @@ async def test_a_worker_that_leaves_hands_back_and_is_seen_no_more(harness: Harn
 
 
 async def test_a_job_that_returns_to_its_old_worker_is_first_taken_from_it(harness: Harness) -> None:
-    """The worker was reaped alive and pulls its own job again before it noticed: never two of one job."""
+    """The worker was reaped alive and pulls its own job before it noticed: it never holds one job twice."""
     producer, consumer = await harness.producer(), await harness.consumer()
     job, _ = await harness.running(producer, consumer)
     harness.kill_worker("w1")
@@ -144,13 +146,13 @@ async def test_a_job_that_returns_to_its_old_worker_is_first_taken_from_it(harne
     assert (await consumer.emit([frame(assignment, 0, 1)])).refused == set()
 
 
-async def test_nobody_is_declared_dead_right_after_redis_was_away(harness: Harness) -> None:
+async def test_no_worker_or_controller_is_reaped_right_after_redis_was_away(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     await harness.running(producer, consumer)
     harness.kill_worker("w1")
     harness.hang_worker("w1")
     harness.kill_controller("some controller")
-    harness.redis.delete(PREFIX + "reaped")  # nobody has reaped for a lease: nobody could beat either
+    harness.redis.delete(PREFIX + "reaped")  # no controller reaped for a lease: Redis was away
     assert await producer.reap() == 0
     harness.kill_worker("w1")
     assert await producer.reap() == 1
@@ -165,7 +167,7 @@ async def test_a_job_that_expired_at_its_worker_is_not_reaped(harness: Harness) 
     harness.redis.hdel(PREFIX + "tenant:alice", job.job_id)  # would expire by itself
 
 
-async def test_heartbeats_are_of_the_living(harness: Harness) -> None:
+async def test_only_heartbeats_of_live_workers_are_returned(harness: Harness) -> None:
     producer, consumer, _ = (
         await harness.producer(),
         await harness.consumer("w1"),
