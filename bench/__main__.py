@@ -1,12 +1,12 @@
-"""``python -m bench``: the served workloads on every contender that can be had, beside the machine's limit.
+"""``python -m bench``: the served workloads on every server that can be had, beside the machine's limit.
 
     python -m bench                          llava-serve in bf16, int8 and int4
     python -m bench --peers                  ... and every other server that can be installed
-    python -m bench --only openvino-int8     one contender; the others' records stay
+    python -m bench --only openvino-int8     one server; the others' records stay
     python -m bench --url URL --name NAME    a server that runs already
     python -m bench --quick                  a minute: a mini checkpoint, little of everything, to bench/work
 
-Each contender's record is ``bench/results/serving/NAME.json``; the plot of all of them is ``serving.png``.
+Each server's record is ``bench/results/serving/NAME.json``; the plot of all of them is ``serving.png``.
 Nothing else should run meanwhile: the record tells the machine's load.
 """
 
@@ -23,34 +23,34 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.checkpoint import DEFAULT_FOLDER, MINI_FOLDER, ensure_checkpoint
 from bench.record import RESULTS, WORK, write_record
 from bench.serving.ceilings import Ceilings, measure_ceilings
-from bench.serving.checkpoint import DEFAULT_FOLDER, MINI_FOLDER, ensure_checkpoint
-from bench.serving.contender import Contender, Unavailable, running
-from bench.serving.contenders import OURS, all_contenders
 from bench.serving.plot import plot_serving
 from bench.serving.roofline import Limits, limits
-from bench.serving.shape import LLAVA_1_5_SMALL, MINI, Shape
 from bench.serving.table import serving_table
+from bench.serving.target import Target, Unavailable, run_target
+from bench.serving.targets import OURS, all_targets
 from bench.serving.workloads import AT_ONCE, COMMON_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS, WORKLOADS, measure
+from bench.shape import LLAVA_1_5_SMALL, MINI, Shape
 
 _DEFAULT = ("llava-serve-bf16", "llava-serve-int8", "llava-serve-int4")
 _QUICK = ("llava-serve-fp32", "llava-serve-bf16")
-# What a server still does for itself once it is ready is over then. The start is measured apart.
-_SETTLE_S = 20.0
+# Between ready and the first workload, so that work that a server still does after its start is over.
+_IDLE_S = 20.0
 
 
 def main() -> None:
-    given = _arguments()
-    shape, folder = (MINI, MINI_FOLDER) if given.quick else (LLAVA_1_5_SMALL, DEFAULT_FOLDER)
-    results = (WORK / "quick" if given.quick else RESULTS) / "serving"
-    if not given.table:
+    args = _arguments()
+    shape, folder = (MINI, MINI_FOLDER) if args.quick else (LLAVA_1_5_SMALL, DEFAULT_FOLDER)
+    records = (WORK / "quick" if args.quick else RESULTS) / "serving"
+    if not args.table:
         ceilings = measure_ceilings()
-        print(f"ceilings: {_in_giga(ceilings)}", flush=True)
-        for contender in _chosen(given, ensure_checkpoint(folder, shape)):
-            _one(contender, given, shape, folder, ceilings, results)
-    print(serving_table(results))
-    print(plot_serving(results, results.with_suffix(".png")))
+        print(f"ceilings: {_describe(ceilings)}", flush=True)
+        for target in _selected(args, ensure_checkpoint(folder, shape)):
+            _record(target, args, shape, folder, ceilings, records)
+    print(serving_table(records))
+    print(plot_serving(records, records.with_suffix(".png")))
 
 
 def _arguments() -> argparse.Namespace:
@@ -66,69 +66,69 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--url", help="a server that runs already")
     parser.add_argument("--name", help="what to call it")
     parser.add_argument("--bits", type=float, default=16, help="the width of its weights")
-    given = parser.parse_args()
-    if given.url and not given.name:
+    args = parser.parse_args()
+    if args.url and not args.name:
         parser.error("--url needs --name, which the record is called by")
-    return given
+    return args
 
 
-def _chosen(given: argparse.Namespace, folder: Path) -> list[Contender]:
-    known = all_contenders(folder)
-    if given.url:
-        return [Contender(name=given.name, title=given.name, bits=given.bits, command=lambda _: [])]
-    names = given.only or (_QUICK if given.quick else _DEFAULT)
-    if given.peers:
+def _selected(args: argparse.Namespace, folder: Path) -> list[Target]:
+    known = all_targets(folder)
+    if args.url:
+        return [Target(name=args.name, title=args.name, bits=args.bits, command=lambda _: [])]
+    names = args.only or (_QUICK if args.quick else _DEFAULT)
+    if args.peers:
         names = [*names, *(name for name in known if not name.startswith(OURS))]
     unknown = [name for name in names if name not in known]
     if unknown:
-        sys.exit(f"no contender is called {', '.join(unknown)}: there are {', '.join(known)}")
+        sys.exit(f"no server is called {', '.join(unknown)}: there are {', '.join(known)}")
     return [known[name] for name in names]
 
 
-def _one(
-    contender: Contender,
-    given: argparse.Namespace,
+def _record(
+    target: Target,
+    args: argparse.Namespace,
     shape: Shape,
     folder: Path,
     ceilings: Ceilings,
-    results: Path,
+    records: Path,
 ) -> None:
-    """Measure and record; one that cannot be had is recorded as such."""
-    print(f"{contender.title}: ", end="", flush=True)
+    """Measure a target and write its record. An unavailable target is recorded with the reason."""
+    print(f"{target.title}: ", end="", flush=True)
     try:
-        contender.prepare()
-        _read(folder)
-        told = _serve(contender, given)
-        if contender.name.startswith(OURS) and not given.no_engine and not given.url:
-            told["engine_alone"] = _engine_alone(contender, given, folder)
+        target.prepare()
+        _read_into_page_cache(folder)
+        results = _measure_served(target, args)
+        if target.name.startswith(OURS) and not args.no_engine and not args.url:
+            results["engine_alone"] = _engine_alone(target, args, folder)
     except Unavailable as reason:
-        told = {"why_not": str(reason)}
-    told = {"title": contender.title, "bits": contender.bits, **told}
-    told["limits"] = asdict(_limits(contender, shape, ceilings, given))
-    told["ceilings"] = asdict(ceilings)
-    settings = {"shape": asdict(shape), "quick": given.quick, "peer_versions": dict(contender.packages())}
-    path = write_record(contender.name, told, settings=settings, folder=results)
-    print(told.get("why_not", f"{path.name} written"), flush=True)
+        results = {"why_not": str(reason)}
+    results = {"title": target.title, "bits": target.bits, **results}
+    results["limits"] = asdict(_limits(target, shape, ceilings, args))
+    results["ceilings"] = asdict(ceilings)
+    settings = {"shape": asdict(shape), "quick": args.quick, "peer_versions": dict(target.packages())}
+    path = write_record(target.name, results, settings=settings, folder=records)
+    print(results.get("why_not", f"{path.name} written"), flush=True)
 
 
-def _serve(contender: Contender, given: argparse.Namespace) -> dict[str, Any]:
-    told: dict[str, Any] = {"workloads": {}}
-    with _server(contender, given.url) as (url, facts):
-        told |= facts()
-        time.sleep(0 if given.quick else _SETTLE_S)
-        for name in given.workloads:
+def _measure_served(target: Target, args: argparse.Namespace) -> dict[str, Any]:
+    results: dict[str, Any] = {"workloads": {}}
+    with _server(target, args.url) as (url, process_facts):
+        results |= process_facts()
+        time.sleep(0 if args.quick else _IDLE_S)
+        for name in args.workloads:
             print(name, end=" ", flush=True)
-            workload = WORKLOADS[name].quick() if given.quick else WORKLOADS[name]
-            if told["workloads"]:
-                workload = workload.as_taken(next(iter(told["workloads"].values()))["ignore_eos"])
-            made = measure(url, contender.model, workload, is_first=not told["workloads"])
-            told["workloads"][name] = made
-        told |= facts()
-    return told
+            workload = WORKLOADS[name].quick() if args.quick else WORKLOADS[name]
+            measured = results["workloads"]
+            if measured:
+                workload = workload.with_ignore_eos(next(iter(measured.values()))["ignore_eos"])
+            measured[name] = measure(url, target.model, workload, is_first=not measured)
+        results |= process_facts()
+    return results
 
 
-def _read(folder: Path) -> None:
-    """So that every start finds the checkpoint in memory, and none is the disk's."""
+def _read_into_page_cache(folder: Path) -> None:
+    """Read the checkpoint, so that no start waits for the disk."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             while file.read(1 << 24):
@@ -136,18 +136,18 @@ def _read(folder: Path) -> None:
 
 
 @contextmanager
-def _server(contender: Contender, url: str | None) -> Iterator[Any]:
-    """Its URL, and a function that tells of its process."""
+def _server(target: Target, url: str | None) -> Iterator[Any]:
+    """Yield the server's URL and a function that returns the figures of its process."""
     if url is not None:
         yield url, dict
         return
-    with running(contender) as server:
+    with run_target(target) as server:
         yield server.url, lambda: {"ready_s": server.ready_s, "memory_bytes": server.memory_bytes()}
 
 
-def _engine_alone(contender: Contender, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    precision = contender.name.removeprefix(f"{OURS}-")
-    tokens = "4" if given.quick else str(OUTPUT_TOKENS)
+def _engine_alone(target: Target, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    precision = target.name.removeprefix(f"{OURS}-")
+    tokens = "4" if args.quick else str(OUTPUT_TOKENS)
     command = [sys.executable, "-m", "bench.engine.engine_alone", str(folder), "--precision", precision]
     done = subprocess.run([*command, "--output-tokens", tokens], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -155,20 +155,20 @@ def _engine_alone(contender: Contender, given: argparse.Namespace, folder: Path)
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def _limits(contender: Contender, shape: Shape, ceilings: Ceilings, given: argparse.Namespace) -> Limits:
-    """The same for all whose weights are as wide, whatever each says of its prompts."""
+def _limits(target: Target, shape: Shape, ceilings: Ceilings, args: argparse.Namespace) -> Limits:
+    """Return the limits, which are the same for all targets with weights of the same width."""
     return limits(
         shape,
         ceilings,
-        bits=contender.bits,
+        bits=target.bits,
         prompt_tokens=PROMPT_TOKENS - LLAVA_1_5_SMALL.image_tokens + shape.image_tokens,
         common_tokens=COMMON_TOKENS,
-        output_tokens=4 if given.quick else OUTPUT_TOKENS,
-        num_at_once=2 if given.quick else AT_ONCE,
+        output_tokens=4 if args.quick else OUTPUT_TOKENS,
+        num_at_once=2 if args.quick else AT_ONCE,
     )
 
 
-def _in_giga(ceilings: Ceilings) -> str:
+def _describe(ceilings: Ceilings) -> str:
     return (
         f"{ceilings.read_bytes_per_s / 1e9:.1f} GB/s read, {ceilings.bf16_per_s / 1e9:.0f} G operations/s in "
         f"bf16, {ceilings.int8_per_s / 1e9:.0f} in int8"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from anthropic import Anthropic
 
-picture, question = sys.argv[1:]
-data = base64.b64encode(Path(picture).read_bytes()).decode()
+image, question = sys.argv[1:]
+data = base64.b64encode(Path(image).read_bytes()).decode()
 with Anthropic() as client:
     model = next(iter(client.models.list())).id
     stream = client.messages.stream(

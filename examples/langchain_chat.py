@@ -13,8 +13,8 @@ from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 from openai import OpenAI
 
-picture, question = sys.argv[1:]
-data = base64.b64encode(Path(picture).read_bytes()).decode()
+image, question = sys.argv[1:]
+data = base64.b64encode(Path(image).read_bytes()).decode()
 with OpenAI() as client:
     model = next(iter(client.models.list())).id
 message = HumanMessage(

@@ -16,8 +16,8 @@ from typing import Any
 from openai import OpenAI
 
 CHATS = "/v1/chat/completions"
-picture, *questions = sys.argv[1:]
-url = f"data:image/png;base64,{base64.b64encode(Path(picture).read_bytes()).decode()}"
+image, *questions = sys.argv[1:]
+url = f"data:image/png;base64,{base64.b64encode(Path(image).read_bytes()).decode()}"
 
 
 def line(number: int, question: str, model: str) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from openai import OpenAI
 
-picture, question = sys.argv[1:]
-url = f"data:image/png;base64,{base64.b64encode(Path(picture).read_bytes()).decode()}"
+image, question = sys.argv[1:]
+url = f"data:image/png;base64,{base64.b64encode(Path(image).read_bytes()).decode()}"
 with OpenAI() as client:
     model = next(iter(client.models.list())).id
     chunks = client.chat.completions.create(

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
-__all__ = ["PAGE", "SETTINGS", "filled", "table"]
+__all__ = ["PAGE", "SETTINGS", "fill", "table"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 SETTINGS: dict[str, type[BaseSettings]] = {"server": ServerSettings, "worker": WorkerSettings}
@@ -24,7 +24,7 @@ SETTINGS: dict[str, type[BaseSettings]] = {"server": ServerSettings, "worker": W
 _SIGNS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
 
 
-def filled(page: str) -> str:
+def fill(page: str) -> str:
     """The page with its tables as the settings are now."""
     for name, settings in SETTINGS.items():
         head, begin, rest = page.partition(f"<!-- settings: {name} -->\n")
@@ -64,14 +64,14 @@ def _allowed(field: FieldInfo) -> str:
     limits = {
         sign: getattr(limit, sign) for limit in field.metadata for sign in _SIGNS if hasattr(limit, sign)
     }
-    said = [
+    texts = [
         _SIGNS[sign].format(f"{value:g}" if value < 1e6 else f"{value:,}") for sign, value in limits.items()
     ]
-    return " ".join(said) or "-"
+    return " ".join(texts) or "-"
 
 
 def main() -> None:
-    PAGE.write_text(filled(PAGE.read_text("utf-8")), "utf-8")
+    PAGE.write_text(fill(PAGE.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def draw(events: Events, out: Path, first_s: float, last_s: float | None) -> Non
     start = steps[0]["ts"]
 
     def seconds(ts: int) -> float:
-        return (ts - start) / 1e6
+        return float(ts - start) / 1e6
 
     end = seconds(max(event["ts"] + event.get("dur", 0) for event in events))
     phases = [

@@ -11,17 +11,17 @@ import sys
 import time
 from pathlib import Path
 
-from tiny.answerers import ask_folder, ask_server
 from tiny.exam import questions, table
+from tiny.predictions import predict_with_server, predict_with_transformers
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    whom = parser.add_mutually_exclusive_group(required=True)
-    whom.add_argument("--url", help="a server with /v1/chat/completions")
-    whom.add_argument("--folder", type=Path, help="a model folder, run by transformers in this process")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--url", help="a server with /v1/chat/completions")
+    target.add_argument("--folder", type=Path, help="a model folder, run by transformers in this process")
     parser.add_argument(
         "--scenes", type=int, default=1000, help="held-out scenes, three questions each (default 1000)"
     )
@@ -33,28 +33,28 @@ def main() -> int:
     parser.add_argument(
         "--show-wrong", type=int, default=0, metavar="N", help="print the first N wrong answers"
     )
-    arguments = parser.parse_args()
-    exam = list(questions(arguments.scenes, arguments.stream))
+    args = parser.parse_args()
+    exam = list(questions(args.scenes, args.stream))
     start = time.monotonic()
-    if arguments.url:
-        answers = ask_server(
-            arguments.url,
+    if args.url:
+        answers = predict_with_server(
+            args.url,
             exam,
-            concurrency=arguments.concurrency,
-            model=arguments.model,
-            api_key=arguments.api_key,
+            concurrency=args.concurrency,
+            model=args.model,
+            api_key=args.api_key,
         )
     else:
-        answers = ask_folder(arguments.folder, exam, dtype=arguments.dtype)
+        answers = predict_with_transformers(args.folder, exam, dtype=args.dtype)
     results = list(answers)
-    for result in [result for result in results if not result.is_right][: arguments.show_wrong]:
+    for result in [result for result in results if not result.is_right][: args.show_wrong]:
         print(f"{result.question.kind}: {result.question.turns[-1].question!r}")
         print(f"  is {result.question.truth!r}, was answered {result.answer!r}")
     text, is_met = table(results)
     seconds = time.monotonic() - start
     print(text)
     verdict = "met" if is_met else "NOT met"
-    print(f"{len(results)} questions, {arguments.scenes} scenes, {seconds:.0f} s; bar {verdict}")
+    print(f"{len(results)} questions, {args.scenes} scenes, {seconds:.0f} s; bar {verdict}")
     return 0 if is_met else 1
 
 

@@ -64,7 +64,7 @@ def prompt_text(template: str, messages: list[dict[str, Any]]) -> str:
     system = SYSTEM[template]
     if messages[0]["role"] == "system":
         system, messages = messages[0]["content"][0], messages[1:]
-    turns = [turn for message in messages for turn in written(template, message)]
+    turns = [turn for message in messages for turn in turns_of(template, message)]
     if template in ROLES_AND_SEPARATORS:
         *roles, first, second = ROLES_AND_SEPARATORS[template]
         text = system + first if system else ""
@@ -82,7 +82,7 @@ def prompt_text(template: str, messages: list[dict[str, Any]]) -> str:
     return text.removeprefix(separator)
 
 
-def written(template: str, message: dict[str, Any]) -> list[str]:
+def turns_of(template: str, message: dict[str, Any]) -> list[str]:
     """A message as the turns that it becomes; null stands for a picture."""
     num_images = message["content"].count(None)
     text = "\n".join(part for part in message["content"] if part is not None)
@@ -127,7 +127,7 @@ def merge_order(piece: str, vocabulary: dict[str, int]) -> int:
     return SPACES_LAST if set(piece) == {"▁"} else number
 
 
-def part_of(tokenizer: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+def needed_part(tokenizer: dict[str, Any], texts: list[str]) -> dict[str, Any]:
     """The tokenizer without the pieces that occur in none of these texts: they can't take part."""
     everything = "\x03".join("▁" + text.replace(" ", "▁") for text in texts)
     model = tokenizer["model"]
@@ -159,7 +159,7 @@ def main() -> None:
     prompts = [prompt_text(entry["template"], entry["messages"]) for entry in conversations]
     stretches = [part for text in prompts for part in re.split(f"[{IMAGE}{BOS}{EOS}]", text)]
     typed = [token["content"] for token in description["added_tokens"]]
-    part = json.dumps(part_of(description, stretches + typed), ensure_ascii=False, separators=(",", ":"))
+    part = json.dumps(needed_part(description, stretches + typed), ensure_ascii=False, separators=(",", ":"))
     libraries = [Tokenizer.from_str(path.read_text("utf-8")), Tokenizer.from_str(part)]
     for entry, text in zip(conversations, prompts, strict=True):
         entry["ids"] = prompt_ids(text, description["model"]["vocab"])

@@ -25,19 +25,19 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="model folder to write at the end")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
-    arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    trainer = Trainer(minutes=arguments.minutes, work=arguments.work)
-    if arguments.resume:
+    trainer = Trainer(minutes=args.minutes, work=args.work)
+    if args.resume:
         trainer.resume()
     with trainer:
         while trainer.run():
             pass
-    if arguments.out:
-        from tiny.folder import write_folder
+    if args.out:
+        from tiny.export import export_model
 
-        write_folder(trainer.model.state_dict(), arguments.out)
+        export_model(trainer.model.state_dict(), args.out)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ from llava_worker.engine.engine import Engine
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 
-from bench.serving.checkpoint import DEFAULT_FOLDER
+from bench.checkpoint import DEFAULT_FOLDER
 
-__all__ = ["SequenceMaker", "answer", "measure_engine"]
+__all__ = ["SequenceGenerator", "generate", "measure_engine"]
 
 _TEXT_BEFORE, _TEXT_AFTER = 33, 28  # tokens of the conversation around the picture
-_NEVER_WORDS = 300  # ids below are specials and bytes
+_FIRST_WORD_ID = 300  # ids below are specials and bytes
 
 
 def main() -> None:
@@ -35,9 +35,9 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--output-tokens", type=int, default=32)
     parser.add_argument("--at-once", type=int, nargs="*", default=[1, 8])
-    given = parser.parse_args()
+    args = parser.parse_args()
     results = measure_engine(
-        given.folder, precision=given.precision, num_tokens=given.output_tokens, at_once=given.at_once
+        args.folder, precision=args.precision, num_tokens=args.output_tokens, at_once=args.at_once
     )
     print(json.dumps(results))
 
@@ -49,9 +49,11 @@ def measure_engine(folder: Path, *, precision: str, num_tokens: int, at_once: li
         EngineConfig(folder, precision=precision, device="cpu", use_speculation=False)
     )
     load_s = time.perf_counter() - began
-    maker = SequenceMaker(info.image_token_id, info.tokens_per_tile, info.image_side, info.vocab_size)
-    answer(engine, [maker.sequence(2)])  # the first calls of kernels prepare themselves
-    batches = {str(num): answer(engine, [maker.sequence(num_tokens) for _ in range(num)]) for num in at_once}
+    generator = SequenceGenerator(info.image_token_id, info.tokens_per_tile, info.image_side, info.vocab_size)
+    generate(engine, [generator.sequence(2)])  # the first calls of kernels prepare themselves
+    batches = {
+        str(num): generate(engine, [generator.sequence(num_tokens) for _ in range(num)]) for num in at_once
+    }
     return {
         "precision": info.precision,
         "load_s": load_s,
@@ -60,21 +62,21 @@ def measure_engine(folder: Path, *, precision: str, num_tokens: int, at_once: li
     }
 
 
-class SequenceMaker:
-    """Prompts of one form with random words and random pictures, no two alike."""
+class SequenceGenerator:
+    """Generates prompts of equal length with random words and random images, no two alike."""
 
     def __init__(self, image_token_id: int, image_tokens: int, side: int, vocab_size: int) -> None:
         self._image = (image_token_id, image_tokens, side)
-        self._words = range(min(_NEVER_WORDS, image_token_id // 2), min(image_token_id, vocab_size))
+        self._words = range(min(_FIRST_WORD_ID, image_token_id // 2), min(image_token_id, vocab_size))
         self._rng = random.Random(0)
-        self._num_made = 0
+        self._num_sequences = 0
 
     def sequence(self, num_tokens: int) -> Sequence:
         token_id, length, side = self._image
-        self._num_made += 1
+        self._num_sequences += 1
         before = self._rng.choices(self._words, k=_TEXT_BEFORE)
         after = self._rng.choices(self._words, k=_TEXT_AFTER)
-        name = f"bench-{self._num_made}"
+        name = f"bench-{self._num_sequences}"
         return Sequence(
             seq_id=name,
             prompt_ids=[1, *before, *([token_id] * length), *after],
@@ -85,19 +87,19 @@ class SequenceMaker:
         )
 
     def text(self, num_tokens: int) -> Sequence:
-        """As long as with a picture, but of words alone."""
-        self._num_made += 1
+        """Return a text-only prompt, as long as one with an image."""
+        self._num_sequences += 1
         length = _TEXT_BEFORE + self._image[1] + _TEXT_AFTER
         return Sequence(
-            seq_id=f"bench-{self._num_made}",
+            seq_id=f"bench-{self._num_sequences}",
             prompt_ids=[1, *self._rng.choices(self._words, k=length)],
             max_new_tokens=num_tokens,
             sampling=SamplingParams(seed=0, temperature=0.0, ignore_eos=True),
         )
 
 
-def answer(engine: Engine, sequences: list[Sequence]) -> dict[str, Any]:
-    """Time to each sequence's first token, times of steps that only decode, tokens a second in all."""
+def generate(engine: Engine, sequences: list[Sequence]) -> dict[str, Any]:
+    """Generate all sequences. Return the time to first token of each, the decode step time and tokens/s."""
     for sequence in sequences:
         engine.add(sequence)
     began = last = time.perf_counter()

@@ -1,5 +1,4 @@
-"""``python -m bench.engine.gaps``: gaps between tokens of running streams
-while a long prompt is prefilled.
+"""``python -m bench.engine.gaps``: gaps between tokens of running streams while a long prompt is prefilled.
 
 The engine alone, with the bundled tiny model: four streams decode, and every so often a prompt with pictures
 arrives that has nothing in common with those before. Once its tokens go through in chunks of at most 512 a
@@ -34,8 +33,8 @@ from bench.record import RESULTS, write_record
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 NUM_STREAMS = 4
-NUM_PICTURES, NUM_WORDS = 14, 300  # of the long prompt: 1,700 tokens of the model's 2,048
-EVERY = 20  # steps from the end of one long prompt to the next
+NUM_IMAGES, NUM_WORDS = 14, 300  # of the long prompt: 1,700 tokens of the model's 2,048
+STEPS_BETWEEN = 20  # steps from the end of one long prompt to the next
 BUDGETS = {"chunks of 512": 512, "whole prompts": 4096}
 
 
@@ -43,7 +42,7 @@ Times = tuple[float, float]  # seconds of the wall's clock and of CPU
 
 
 @dataclass
-class Waits:
+class Timings:
     """Gaps by what the engine did meanwhile, and how long each long prompt took."""
 
     gaps: list[Times] = field(default_factory=list)
@@ -56,11 +55,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--prompts", type=int, default=3, help="long prompts a round")
     parser.add_argument("--threads", type=int, default=1, help="of torch; CPU time adds up over them")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    waits = {name: Waits() for name in BUDGETS}
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    timings = {name: Timings() for name in BUDGETS}
     numbers = iter(range(1_000_000))
-    for _ in range(given.rounds):
+    for _ in range(args.rounds):
         for name, budget in BUDGETS.items():
             engine, info = build_engine(
                 EngineConfig(
@@ -72,45 +71,45 @@ def main() -> None:
                     use_speculation=False,
                 )
             )
-            observe(engine, info, waits[name], num_prompts=given.prompts, numbers=numbers)
-    results = {name: _told(each) for name, each in waits.items()}
+            observe(engine, info, timings[name], num_prompts=args.prompts, numbers=numbers)
+    results = {name: _summarize(timing) for name, timing in timings.items()}
     settings = {
         "model": "tiny, fp32",
         "num_streams": NUM_STREAMS,
-        "long_prompt_tokens": NUM_PICTURES * info.tokens_per_tile + NUM_WORDS,
-        "pictures": NUM_PICTURES,
-        "threads": given.threads,
-        "rounds": given.rounds,
-        "prompts_a_round": given.prompts,
+        "long_prompt_tokens": NUM_IMAGES * info.tokens_per_tile + NUM_WORDS,
+        "pictures": NUM_IMAGES,
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "prompts_a_round": args.prompts,
     }
     print(write_record("gaps", results, settings=settings))
-    print(plot(waits, RESULTS / "gaps.png"))
-    for name, told in results.items():
-        print(name, told)
+    print(plot(timings, RESULTS / "gaps.png"))
+    for name, summary in results.items():
+        print(name, summary)
 
 
 def observe(
-    engine: Engine, info: ModelInfo, waits: Waits, *, num_prompts: int, numbers: Iterator[int]
+    engine: Engine, info: ModelInfo, timings: Timings, *, num_prompts: int, numbers: Iterator[int]
 ) -> None:
     """One engine: streams that decode all the time, and so many long prompts beside them."""
     for index in range(NUM_STREAMS):
         engine.add(_stream(f"stream {index}", next(numbers), info))
-    for _ in range(EVERY):
+    for _ in range(STEPS_BETWEEN):
         engine.step()
     last = dict.fromkeys((output.seq_id for output in engine.step()), _now())
     for _ in range(num_prompts):
         engine.add(_long_prompt("long", next(numbers), info))
-        is_waiting, num_after, last["long"] = True, 0, _now()
-        while num_after < EVERY:
-            told = [output.seq_id for output in engine.step()]
+        is_prefilling, num_after, last["long"] = True, 0, _now()
+        while num_after < STEPS_BETWEEN:
+            seq_ids = [output.seq_id for output in engine.step()]
             now = _now()
-            for seq_id in told:
+            for seq_id in seq_ids:
                 gap = (now[0] - last[seq_id][0], now[1] - last[seq_id][1])
-                beside = waits.gaps_beside_a_prompt if is_waiting else waits.gaps
-                (waits.prompts if seq_id == "long" else beside).append(gap)
+                gaps = timings.gaps_beside_a_prompt if is_prefilling else timings.gaps
+                (timings.prompts if seq_id == "long" else gaps).append(gap)
                 last[seq_id] = now
-            is_waiting = is_waiting and "long" not in told
-            num_after += not is_waiting
+            is_prefilling = is_prefilling and "long" not in seq_ids
+            num_after += not is_prefilling
 
 
 def _now() -> Times:
@@ -131,7 +130,7 @@ def _long_prompt(seq_id: str, number: int, info: ModelInfo) -> Sequence:
     rng = np.random.default_rng(number)
     prompt_ids, images = [1], []
     pixels: list[Pixels] = []
-    for _ in range(NUM_PICTURES):
+    for _ in range(NUM_IMAGES):
         tile = rng.integers(0, 256, (info.image_side, info.image_side, 3), dtype=np.uint8).tobytes()
         digest = hashlib.sha256(tile).hexdigest()
         images.append(ImageSpan(len(prompt_ids), info.tokens_per_tile, digest))
@@ -141,37 +140,37 @@ def _long_prompt(seq_id: str, number: int, info: ModelInfo) -> Sequence:
     return Sequence(seq_id=seq_id, prompt_ids=prompt_ids, images=images, pixels=pixels, max_new_tokens=1)
 
 
-def _told(waits: Waits) -> dict[str, Any]:
-    of = {
-        "gap": waits.gaps + waits.gaps_beside_a_prompt,
-        "gap_beside_a_prompt": waits.gaps_beside_a_prompt,
-        "gap_without": waits.gaps,
-        "long_prompt": waits.prompts,
+def _summarize(timings: Timings) -> dict[str, Any]:
+    clocked = {
+        "gap": timings.gaps + timings.gaps_beside_a_prompt,
+        "gap_beside_a_prompt": timings.gaps_beside_a_prompt,
+        "gap_without": timings.gaps,
+        "long_prompt": timings.prompts,
     }
     clocks = ("ms", "cpu_ms")
     return {
-        f"{name}_{clock}": _spread([each[which] for each in times])
-        for name, times in of.items()
+        f"{name}_{clock}": _distribution([pair[which] for pair in times])
+        for name, times in clocked.items()
         for which, clock in enumerate(clocks)
     }
 
 
-def _spread(seconds: list[float]) -> dict[str, float]:
+def _distribution(seconds: list[float]) -> dict[str, float]:
     points = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
-    told = {name: round(1e3 * float(np.percentile(seconds, point)), 2) for name, point in points.items()}
-    return {"count": len(seconds), **told}
+    percentiles = {name: round(1e3 * float(np.percentile(seconds, p)), 2) for name, p in points.items()}
+    return {"count": len(seconds), **percentiles}
 
 
-def plot(waits: dict[str, Waits], target: Path) -> Path:
+def plot(timings: dict[str, Timings], path: Path) -> Path:
     """The gaps while a long prompt is computed, as the share of them that is longer."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6, 3.9), layout="constrained")
-    for (name, each), colour in zip(waits.items(), ("#1769aa", "#c2410c"), strict=True):
+    for (name, timing), colour in zip(timings.items(), ("#1769aa", "#c2410c"), strict=True):
         for gaps, label, style in (
-            (each.gaps_beside_a_prompt, f"{name}, a long prompt beside", "-"),
-            (each.gaps, f"{name}, none", ":"),
+            (timing.gaps_beside_a_prompt, f"{name}, a long prompt beside", "-"),
+            (timing.gaps, f"{name}, none", ":"),
         ):
             ordered = np.sort([cpu for _, cpu in gaps]) * 1e3
             axis.step(ordered, 1 - np.arange(len(ordered)) / len(ordered), style, color=colour, label=label)
@@ -180,9 +179,9 @@ def plot(waits: dict[str, Waits], target: Path) -> Path:
     )
     figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(target, dpi=110)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
-    return target
+    return path
 
 
 if __name__ == "__main__":

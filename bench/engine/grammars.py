@@ -166,9 +166,9 @@ def walk(library: Any, compiled: Any, tokens: list[bytes], seed: int) -> tuple[b
 
 def _pick(generator: random.Random, allowed: NDArray[np.int64], closing: NDArray[np.int64]) -> int:
     """Half of the time a token that closes something, if one is allowed, so that walks end."""
-    some = allowed[np.isin(allowed, closing)]
-    among = some if len(some) and generator.random() < 0.5 else allowed
-    return int(among[generator.randrange(len(among))])
+    closing_allowed = allowed[np.isin(allowed, closing)]
+    candidates = closing_allowed if len(closing_allowed) and generator.random() < 0.5 else allowed
+    return int(candidates[generator.randrange(len(candidates))])
 
 
 def measure(make: Callable[[list[bytes]], Any], size: int) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.model.attention.kv_cache import KVCacheSpec
 
+from bench.checkpoint import write_checkpoint
 from bench.engine.logits import RANDOM, TINY, Example, at_random, errors, load, logits_of, of_exam, tokenizer
 from bench.record import ROOT, write_record
-from bench.serving.checkpoint import write_checkpoint
 
 sys.path.append(str(ROOT / "tools"))  # the tiny model's exam
 from tiny.exam import Question, Result, questions
@@ -37,17 +37,17 @@ def main() -> None:
     parser.add_argument("--exam", type=int, default=600, help="questions that are answered")
     parser.add_argument("--prompts", type=int, default=8, help="of the random models")
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    exam = list(questions(-(-max(given.exam, given.questions) // 3)))
-    logits = {"tiny-llava": compare_logits(TINY, [of_exam(q) for q in exam[: given.questions]])}
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    exam = list(questions(-(-max(args.exam, args.questions) // 3)))
+    logits = {"tiny-llava": compare_logits(TINY, [of_exam(q) for q in exam[: args.questions]])}
     for name, shape in RANDOM.items():
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder) / "model", shape, dtype="float32")
-            prompts = [at_random(seed, shape.vocabulary) for seed in range(given.prompts)]
+            prompts = [at_random(seed, shape.vocabulary) for seed in range(args.prompts)]
             logits[name] = compare_logits(Path(folder) / "model", prompts)
-    results = {"bytes_per_token": sizes(), "logits": logits, "answers": compare_answers(exam[: given.exam])}
-    print(write_record("kv-cache", results, settings=vars(given)))
+    results = {"bytes_per_token": sizes(), "logits": logits, "answers": compare_answers(exam[: args.exam])}
+    print(write_record("kv-cache", results, settings=vars(args)))
 
 
 def sizes() -> dict[str, int]:
@@ -66,18 +66,18 @@ def compare_logits(folder: Path, examples: list[Example]) -> dict[str, Any]:
         "int8 cache": [logits_of(model, "int8", example) for example in examples],
         "bf16, exact cache": [logits_of(rounded, "auto", example) for example in examples],
     }
-    found = errors(exact, others)
-    print(folder.name, found, flush=True)
-    return found
+    differences = errors(exact, others)
+    print(folder.name, differences, flush=True)
+    return differences
 
 
 def compare_answers(exam: list[Question]) -> dict[str, Any]:
     answers = {kind: list(answer_all(kind, exam)) for kind in KV_CACHE_DTYPES}
     pairs = list(zip(*answers.values(), strict=True))
     results: dict[str, Any] = {"asked": len(exam), "same": sum(first == second for first, second in pairs)}
-    for kind, given in answers.items():
-        told = [tokenizer().decode(token_ids, skip_special_tokens=True).strip() for token_ids in given]
-        results[f"right, {kind}"] = sum(Result(*pair).is_right for pair in zip(exam, told, strict=True))
+    for kind, outputs in answers.items():
+        texts = [tokenizer().decode(token_ids, skip_special_tokens=True).strip() for token_ids in outputs]
+        results[f"right, {kind}"] = sum(Result(*pair).is_right for pair in zip(exam, texts, strict=True))
     print(results, flush=True)
     return results
 

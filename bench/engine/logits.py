@@ -25,20 +25,20 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from bench.record import ROOT
-from bench.serving.shape import Shape
+from bench.shape import Shape
 
 sys.path.append(str(ROOT / "tools"))  # the tiny model's scenes and exam
 from tiny.conversations import SYSTEM
-from tiny.drawing import draw, fit
+from tiny.drawing import draw, preprocess
 from tiny.exam import Question
-from tiny.packs import prompt_ids
+from tiny.packing import prompt_ids
 from tiny.tokenizer import IMAGE
 
 __all__ = ["RANDOM", "TINY", "Example", "at_random", "errors", "load", "logits_of", "of_exam", "tokenizer"]
 
 TINY = ROOT / "worker" / "llava_worker" / "tiny"
 CPU = torch.device("cpu")
-NUM_SEEN, NUM_JUDGED = 576, 64  # tokens of a random prompt: before those whose logits are compared, and those
+NUM_CONTEXT, NUM_COMPARED = 576, 64  # tokens of a random prompt: context, and those whose logits are compared
 _SMALL = {"vocabulary": 4096, "context": 1024, "vision_hidden": 64, "vision_layers": 2}
 _SMALL |= {"vision_heads": 1, "vision_intermediate": 128, "image_side": 28, "patch": 14}
 # LLaVA-1.5's heads of 128, at a width and a depth that fit beside other work.
@@ -93,16 +93,16 @@ def logits_of(model: Llava, kind: str, example: Example) -> Tensor:  # fp32 [pos
 def errors(exact: list[Tensor], others: dict[str, list[Tensor]]) -> dict[str, Any]:
     """Of each against ``exact``: largest and mean difference, and how often the first choice is the same."""
     reference = torch.cat(exact)
-    found: dict[str, Any] = {"positions": len(reference), "std": float(reference.std())}
+    results: dict[str, Any] = {"positions": len(reference), "std": float(reference.std())}
     for name, logits in others.items():
         differences = (torch.cat(logits) - reference).abs()
         same = torch.cat(logits).argmax(-1) == reference.argmax(-1)
-        found[name] = {
+        results[name] = {
             "max": float(differences.max()),
             "mean": float(differences.mean()),
             "same_choice": float(same.float().mean()),
         }
-    return found
+    return results
 
 
 def of_exam(question: Question) -> Example:
@@ -111,7 +111,7 @@ def of_exam(question: Question) -> Example:
     ids = prompt_ids(system, question.turns, len(question.scenes))
     starts = [i for i, token in enumerate(ids) if token == IMAGE and (i == 0 or ids[i - 1] != IMAGE)]
     answer = tokenizer().encode(question.truth, add_special_tokens=False).ids
-    pixels = [fit(draw(scene)).tobytes() for scene in question.scenes]
+    pixels = [preprocess(draw(scene)).tobytes() for scene in question.scenes]
     return Example(ids + answer, len(ids) - 1, pixels, starts[: len(pixels)])
 
 
@@ -122,5 +122,5 @@ def tokenizer() -> Tokenizer:
 
 def at_random(seed: int, vocabulary: int) -> Example:
     rng = random.Random(seed)
-    ids = [1, *rng.choices(range(300, vocabulary - 100), k=NUM_SEEN + NUM_JUDGED - 1)]
-    return Example(ids, NUM_SEEN, [], [])
+    ids = [1, *rng.choices(range(300, vocabulary - 100), k=NUM_CONTEXT + NUM_COMPARED - 1)]
+    return Example(ids, NUM_CONTEXT, [], [])

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from bench.checkpoint import write_checkpoint
 from bench.engine.logits import RANDOM, TINY, Example, at_random, errors, load, logits_of, of_exam
 from bench.record import ROOT, write_record
-from bench.serving.checkpoint import write_checkpoint
 
 sys.path.append(str(ROOT / "tools"))  # the tiny model's exam
 from tiny.exam import questions
@@ -28,22 +28,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.engine.precision", description=__doc__)
     parser.add_argument("--questions", type=int, default=200, help="of the exam")
     parser.add_argument("--prompts", type=int, default=8, help="of the random models")
-    given = parser.parse_args()
-    exam = list(questions(-(-given.questions // 3)))[: given.questions]
+    args = parser.parse_args()
+    exam = list(questions(-(-args.questions // 3)))[: args.questions]
     results = {"tiny-llava": compare(TINY, [of_exam(question) for question in exam])}
     for name, shape in RANDOM.items():
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder) / "model", shape, dtype="float32")
-            prompts = [at_random(seed, shape.vocabulary) for seed in range(given.prompts)]
+            prompts = [at_random(seed, shape.vocabulary) for seed in range(args.prompts)]
             results[name] = compare(Path(folder) / "model", prompts)
-    print(write_record("precision", results, settings=vars(given)))
+    print(write_record("precision", results, settings=vars(args)))
 
 
 def compare(folder: Path, examples: list[Example]) -> dict[str, Any]:
     exact = logits_in("fp32", folder, examples)
-    found = errors(exact, {name: logits_in(name, folder, examples) for name in PRECISIONS})
-    print(folder.name, found, flush=True)
-    return found
+    differences = errors(exact, {name: logits_in(name, folder, examples) for name in PRECISIONS})
+    print(folder.name, differences, flush=True)
+    return differences
 
 
 def logits_in(precision: str, folder: Path, examples: list[Example]) -> list[torch.Tensor]:

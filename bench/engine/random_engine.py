@@ -25,11 +25,11 @@ from llava_worker.model.memory_budget import available_bytes
 from llava_worker.model.quantization.precision import Precision, choose_precision
 from torch import nn
 
-from bench.serving.shape import Shape
+from bench.shape import Shape
 
-__all__ = ["make_engine", "make_model"]
+__all__ = ["make_engine", "make_model", "precision_on"]
 
-_PIECE_ROWS = 4096
+_CHUNK_ROWS = 4096
 _STEP_BYTES = 2 << 30  # left for activations and recordings
 
 
@@ -55,7 +55,7 @@ def make_model(shape: Shape, precision: Precision, device: torch.device) -> Llav
 def make_engine(
     model: Llava, precision: Precision, *, max_num_sequences: int, max_batch_tokens: int
 ) -> Engine:
-    """With all that a worker's engine has, but guessing: random weights repeat themselves."""
+    """Return an engine as a worker's, without speculation, which random weights would flatter."""
     device, text = model.device, model.config.text_config
     backend = choose_backend(precision, text, device)
     free = available_bytes(device)
@@ -97,9 +97,9 @@ def precision_on(name: str, device: torch.device) -> Precision:
 
 def _fill(layer: Linear, device: torch.device, noise: torch.Generator) -> None:
     rows, size = layer.shape.out_features, layer.shape.in_features
-    for start in range(0, rows, _PIECE_ROWS):
-        piece = torch.empty(min(_PIECE_ROWS, rows - start), size, device=device)
-        layer.load_rows(start, piece.normal_(0.0, 1 / math.sqrt(size), generator=noise))
+    for start in range(0, rows, _CHUNK_ROWS):
+        chunk = torch.empty(min(_CHUNK_ROWS, rows - start), size, device=device)
+        layer.load_rows(start, chunk.normal_(0.0, 1 / math.sqrt(size), generator=noise))
     if layer.shape.has_bias:
         layer.load_bias(0, torch.zeros(rows, device=device))
 

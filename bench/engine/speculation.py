@@ -37,26 +37,26 @@ from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.open_model import open_model
 from llava_worker.settings import load_settings
 
+from bench.checkpoint import ensure_checkpoint
 from bench.record import ROOT, write_record
-from bench.serving.checkpoint import ensure_checkpoint
 
 sys.path.append(str(ROOT / "tools"))  # the tiny model's scenes and exam
-from tiny.drawing import draw, fit
+from tiny.drawing import draw, preprocess
 from tiny.exam import Question, questions
 
 TINY_ANSWERS = 32  # conversations a round; the tiny model's answers are short
 PROMPT_TOKENS, ANSWER_TOKENS = 64, 48  # of the large model
 WORDS = range(300, 32_000)  # ids below are specials and bytes
 
-Waves = list[list[Sequence]]  # one wave is answered after another, its sequences at once
-MakeWaves = Callable[[int], Waves]  # by round, no two alike
+Batches = list[list[Sequence]]  # run one after another, the sequences of each concurrently
+MakeBatches = Callable[[int], Batches]  # by round, no two alike
 
 
 @dataclass(frozen=True)
 class Workload:
     title: str
     number: int  # of sequences at once
-    make: MakeWaves
+    make: MakeBatches
 
 
 @dataclass(frozen=True)
@@ -78,44 +78,50 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16", help="of the large model")
     parser.add_argument("--at-once", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--only", choices=["tiny", "large"])
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     results: dict[str, Any] = {}
-    if given.only != "large":
-        results["tiny-llava, fp32"] = measure_tiny(given.at_once, given.rounds)
-    if given.only != "tiny":
+    if args.only != "large":
+        results["tiny-llava, fp32"] = measure_tiny(args.at_once, args.rounds)
+    if args.only != "tiny":
         folder = ensure_checkpoint()
-        name = f"{folder.name}, random weights, {given.precision}"
-        results[name] = measure_large(folder, given.precision, given.at_once, given.rounds)
-    settings = {key: value for key, value in vars(given).items() if key != "only"}
+        name = f"{folder.name}, random weights, {args.precision}"
+        results[name] = measure_large(folder, args.precision, args.at_once, args.rounds)
+    settings = {key: value for key, value in vars(args).items() if key != "only"}
     print(write_record("speculation", results, settings=settings))
 
 
 def measure_tiny(at_once: list[int], num_rounds: int) -> list[dict[str, Any]]:
     exam = list(questions(400))
     described = [question for question in exam if question.kind == "describe"]
-    asked = [question for question in exam if question.kind not in ("describe", "two pictures")]
+    others = [question for question in exam if question.kind not in ("describe", "two pictures")]
 
-    def start(way: str) -> tuple[EngineInterface, list[Workload]]:
-        flags = ["--speculation", way, "--device", "cpu", "--precision", "fp32"]
+    def start(speculation: str) -> tuple[EngineInterface, list[Workload]]:
+        flags = ["--speculation", speculation, "--device", "cpu", "--precision", "fp32"]
         model = open_model(load_settings(flags))
         return model.engine, [
-            Workload(title, number, maker_of(pool, maker, model.prompts, number))
+            Workload(title, number, batches_of(pool, to_messages, model.prompts, number))
             for number in at_once
-            for title, pool, maker in (("describe again", described, again), ("questions", asked, once))
+            for title, pool, to_messages in (
+                ("describe again", described, again),
+                ("questions", others, once),
+            )
         ]
 
     return compare(start, num_rounds)
 
 
-def maker_of(
-    pool: list[Question], maker: Callable[[Question], list[Message]], prompts: PromptBuilder, number: int
-) -> MakeWaves:
-    def make(round_: int) -> Waves:
-        chosen = random.Random(round_).sample(pool, TINY_ANSWERS)
+def batches_of(
+    pool: list[Question],
+    to_messages: Callable[[Question], list[Message]],
+    prompts: PromptBuilder,
+    number: int,
+) -> MakeBatches:
+    def make(round_: int) -> Batches:
+        sampled = random.Random(round_).sample(pool, TINY_ANSWERS)
         sequences = [
-            sequence_of(f"{round_}-{place}", question, maker(question), prompts)
-            for place, question in enumerate(chosen)
+            sequence_of(f"{round_}-{index}", question, to_messages(question), prompts)
+            for index, question in enumerate(sampled)
         ]
         return [sequences[first : first + number] for first in range(0, TINY_ANSWERS, number)]
 
@@ -123,8 +129,8 @@ def maker_of(
 
 
 def once(question: Question) -> list[Message]:
-    pictures = tuple(picture_of(question)[0] for _ in question.scenes)
-    return [Message("user", (*pictures, question.turns[0].question))]
+    images = tuple(image_of(question)[0] for _ in question.scenes)
+    return [Message("user", (*images, question.turns[0].question))]
 
 
 def again(question: Question) -> list[Message]:
@@ -134,8 +140,8 @@ def again(question: Question) -> list[Message]:
     return [*first, Message("assistant", (turn.answer,)), Message("user", (turn.question,))]
 
 
-def picture_of(question: Question) -> tuple[ImageRef, bytes]:
-    image = fit(draw(question.scenes[0]))
+def image_of(question: Question) -> tuple[ImageRef, bytes]:
+    image = preprocess(draw(question.scenes[0]))
     pixels = image.tobytes()
     digest = hashlib.sha256(pixels).hexdigest()
     return ImageRef(
@@ -149,20 +155,20 @@ def sequence_of(name: str, question: Question, messages: list[Message], prompts:
         seq_id=name,
         prompt_ids=prompt.token_ids,
         images=prompt.images,
-        pixels=[picture_of(question)[1] for _ in prompt.images],
+        pixels=[image_of(question)[1] for _ in prompt.images],
         max_new_tokens=200,
     )
 
 
 def measure_large(folder: Path, precision: str, at_once: list[int], num_rounds: int) -> list[dict[str, Any]]:
     eight = tuple((word, 100.0) for word in range(1000, 1008))
-    ways = {
+    samplings = {
         "ceiling": SamplingParams(seed=0, temperature=0.0, ignore_eos=True, logit_bias=eight[:1]),
         "chance": SamplingParams(seed=0, ignore_eos=True, temperature=100.0, logit_bias=eight),
         "chat": SamplingParams(seed=0, ignore_eos=True, temperature=1.0),
     }
 
-    def start(way: str) -> tuple[EngineInterface, list[Workload]]:
+    def start(speculation: str) -> tuple[EngineInterface, list[Workload]]:
         engine, _ = build_engine(
             EngineConfig(
                 folder,
@@ -171,30 +177,30 @@ def measure_large(folder: Path, precision: str, at_once: list[int], num_rounds: 
                 max_num_sequences=max(at_once),
                 kv_cache_bytes=256 << 20,
                 encoder_cache_bytes=0,
-                use_speculation=way == "auto",
+                use_speculation=speculation == "auto",
             )
         )
         return engine, [
             Workload(title, number, random_sequences(number, sampling))
             for number in at_once
-            for title, sampling in ways.items()
+            for title, sampling in samplings.items()
         ]
 
     return compare(start, num_rounds)
 
 
-def random_sequences(number: int, sampling: SamplingParams) -> MakeWaves:
-    def make(round_: int) -> Waves:
+def random_sequences(number: int, sampling: SamplingParams) -> MakeBatches:
+    def make(round_: int) -> Batches:
         rng = random.Random(round_)
         return [
             [
                 Sequence(
-                    seq_id=f"{round_}-{place}",
+                    seq_id=f"{round_}-{index}",
                     prompt_ids=[1, *rng.choices(WORDS, k=PROMPT_TOKENS - 1)],
                     max_new_tokens=ANSWER_TOKENS,
                     sampling=sampling,
                 )
-                for place in range(number)
+                for index in range(number)
             ]
         ]
 
@@ -209,7 +215,7 @@ def compare(
     results = []
     for workload in workloads:
         rounds = [
-            (answer_all(off, workload.make(round_)), answer_all(auto, workload.make(round_)))
+            (generate_all(off, workload.make(round_)), generate_all(auto, workload.make(round_)))
             for round_ in range(num_rounds + 1)
         ]
         before = [sample for (sample, _), _ in rounds[1:]]
@@ -220,7 +226,7 @@ def compare(
             "speed_up": median(_pace(b) / _pace(a) for b, a in zip(before, after, strict=True)),
             "speed_up_cpu": median(_pace_cpu(b) / _pace_cpu(a) for b, a in zip(before, after, strict=True)),
             "tokens_per_step": {"off": _tokens_per_step(before), "auto": _tokens_per_step(after)},
-            "has_same_answers": all(told == told_too for (_, told), (_, told_too) in rounds),
+            "has_same_answers": all(without == drafted for (_, without), (_, drafted) in rounds),
             "rounds": {
                 "off": [asdict(sample) for sample in before],
                 "auto": [asdict(sample) for sample in after],
@@ -243,15 +249,17 @@ def _tokens_per_step(samples: list[Sample]) -> float:
     return sum(sample.num_tokens for sample in samples) / sum(sample.num_steps for sample in samples)
 
 
-def answer_all(engine: EngineInterface, waves: Waves) -> tuple[Sample, dict[str, list[int]]]:
-    """Of each wave first the prompts, untimed; what is said before the last of them is computed counts for
+def generate_all(engine: EngineInterface, batches: Batches) -> tuple[Sample, dict[str, list[int]]]:
+    """Of each batch first the prompts, untimed; what is said before the last of them is computed counts for
     nothing."""
     answers: dict[str, list[int]] = {}
-    samples = [_answer_wave(engine, wave, answers) for wave in waves]
+    samples = [_generate_batch(engine, batch, answers) for batch in batches]
     return Sample(*map(sum, zip(*map(astuple, samples), strict=True))), answers
 
 
-def _answer_wave(engine: EngineInterface, sequences: list[Sequence], answers: dict[str, list[int]]) -> Sample:
+def _generate_batch(
+    engine: EngineInterface, sequences: list[Sequence], answers: dict[str, list[int]]
+) -> Sample:
     answers |= {sequence.seq_id: [] for sequence in sequences}
     for sequence in sequences:
         engine.add(sequence)

@@ -26,17 +26,23 @@ from functools import partial
 from typing import Any
 
 import torch
-from llava_worker.engine import Sequence
-from llava_worker.model.llava import Llava
 
-from bench.engine.engine_alone import SequenceMaker, answer
-from bench.engine.random_engine import make_engine, make_model, precision_on
-from bench.engine.rows import Row, run_rows
-from bench.gpu.transformers import best_s, measure_continuous, measure_generate, memory_used
+from bench.gpu.ours import (
+    BATCH_TOKENS,
+    CARD_LIMITS,
+    OUTPUT_TOKENS,
+    PRECISION_BITS,
+    measure_card,
+    measure_case,
+    output_tokens,
+    text_prompts,
+)
+from bench.gpu.time_budget import Measurement, run_within
+from bench.gpu.transformers import measure_continuous, measure_generate
 from bench.record import RESULTS, WORK, write_record
-from bench.serving.shape import LLAVA_1_5_SMALL, MINI, Shape
+from bench.shape import LLAVA_1_5_SMALL, MINI
 
-__all__ = ["CARD_LIMITS", "arguments", "main", "measure_case", "rows_of", "text_prompts"]
+__all__ = ["main", "measurements_of", "parse_args"]
 
 _7B = replace(LLAVA_1_5_SMALL, hidden=4096, layers=32, heads=32, intermediate=11008)
 _13B = replace(LLAVA_1_5_SMALL, hidden=5120, layers=40, heads=40, intermediate=13824)
@@ -50,162 +56,83 @@ _CASES = [
     ("7b", "int8"),
     ("7b", "int4"),
 ]
-_BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4, "w4a16": 4, "w8a8": 8, "fp8": 8}
-_STREAMS, _OUTPUT_TOKENS, _BATCH_TOKENS = (1, 8, 32, 128), 64, 512
+_STREAMS = (1, 8, 32, 128)
 _LIMIT_S = 450.0
-_TILES, _TRIES = 16, 5
-CARD_LIMITS = ("read_bytes_per_s", "matrix_per_s")
 
 
 def main() -> None:
-    given = arguments(sys.argv[1:])
-    if not torch.cuda.is_available() and not given.quick:
+    args = parse_args(sys.argv[1:])
+    if not torch.cuda.is_available() and not args.quick:
         sys.exit("bench.gpu needs an NVIDIA GPU, and torch sees none; --quick rehearses it on the CPU")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     deadline = time.monotonic() + _LIMIT_S
-    card = _card(device)
+    card = measure_card(device)
     print({name: f"{card[name] / 1e12:.3f} T/s" for name in CARD_LIMITS}, flush=True)
-    cases, dropped = run_rows(rows_of(given, device, card), deadline=deadline)
+    cases, dropped = run_within(measurements_of(args, device, card), deadline=deadline)
     if dropped:
         print("dropped:", *dropped.items())
-    settings = {"output_tokens": _OUTPUT_TOKENS, "batch_tokens": _BATCH_TOKENS, "quick": given.quick}
-    folder = WORK / "quick" if given.quick else RESULTS
+    settings = {"output_tokens": OUTPUT_TOKENS, "batch_tokens": BATCH_TOKENS, "quick": args.quick}
+    folder = WORK / "quick" if args.quick else RESULTS
     packages = ("triton", "flash-attn", "bitsandbytes")
     results = {"card": card, "cases": cases, "dropped": dropped}
     print(write_record("gpu", results, settings=settings, packages=packages, folder=folder))
 
 
-def arguments(words: list[str]) -> argparse.Namespace:
+def parse_args(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--sizes", nargs="+", choices=sorted(_SIZES))
-    parser.add_argument("--precisions", nargs="+", choices=sorted(_BITS))
+    parser.add_argument("--precisions", nargs="+", choices=sorted(PRECISION_BITS))
     parser.add_argument("--streams", nargs="+", type=int, default=list(_STREAMS))
-    return parser.parse_args(words)
+    return parser.parse_args(arguments)
 
 
-def _chosen(given: argparse.Namespace) -> list[tuple[str, str]]:
-    if given.quick and not torch.cuda.is_available():
-        return [("7b", precision) for precision in given.precisions or ("fp32", "int8")]
-    if not given.sizes and not given.precisions:
+def _selected(args: argparse.Namespace) -> list[tuple[str, str]]:
+    if args.quick and not torch.cuda.is_available():
+        return [("7b", precision) for precision in args.precisions or ("fp32", "int8")]
+    if not args.sizes and not args.precisions:
         return _CASES
-    return [(size, name) for size in given.sizes or _SIZES for name in given.precisions or ["fp16"]]
+    return [(size, name) for size in args.sizes or _SIZES for name in args.precisions or ["fp16"]]
 
 
-def rows_of(given: argparse.Namespace, device: torch.device, card: dict[str, float]) -> list[Row]:
-    """The most important first: our fp16, then what it is compared with, then what else was asked for."""
-    shapes = {size: MINI if given.quick else shape for size, shape in _SIZES.items()}
+def measurements_of(
+    args: argparse.Namespace, device: torch.device, card: dict[str, float]
+) -> list[Measurement]:
+    """Return the measurements, the most important first: our fp16, its peers, then everything else."""
+    shapes = {size: MINI if args.quick else shape for size, shape in _SIZES.items()}
     ours = [
-        Row(
+        Measurement(
             f"{size}-{name}",
-            partial(measure_case, shapes[size], name, device, card, given.streams),
+            partial(measure_case, shapes[size], name, device, card, args.streams),
             weight=shapes[size].decoder_parameters / shapes["7b"].decoder_parameters,
         )
-        for size, name in _chosen(given)
+        for size, name in _selected(args)
     ]
-    shape, num_tokens = shapes["7b"], _num_tokens(shapes["7b"])
-    prompts = text_prompts(shape, given.streams)
+    shape, num_tokens = shapes["7b"], output_tokens(shapes["7b"])
+    prompts = text_prompts(shape, args.streams)
     theirs = [
-        Row("transformers", partial(measure_generate, shape, device, given.streams, num_tokens)),
-        Row("transformers-continuous", partial(measure_continuous, shape, device, prompts, num_tokens)),
+        Measurement("transformers", partial(measure_generate, shape, device, args.streams, num_tokens)),
+        Measurement(
+            "transformers-continuous", partial(measure_continuous, shape, device, prompts, num_tokens)
+        ),
     ]
-    rows = [*ours[:1], *theirs, *ours[1:]]
-    return [replace(row, measure=partial(_or_reason, row.name, row.measure)) for row in rows]
+    ordered = [*ours[:1], *theirs, *ours[1:]]
+    return [replace(case, measure=partial(_measure_or_reason, case.name, case.measure)) for case in ordered]
 
 
-def _or_reason(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was measured, or why it was not."""
+def _measure_or_reason(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what was measured, or the reason why it could not be."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
-        told = measure()
-    except (ValueError, ImportError, RuntimeError) as error:  # recorded: a library that lacks, short memory
-        told = {"why_not": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-    print(name, told, flush=True)
-    return told
-
-
-def measure_case(
-    shape: Shape, name: str, device: torch.device, card: dict[str, float], streams: list[int]
-) -> dict[str, Any]:
-    """One model in one number format; seconds, bytes, and shares of what the card can."""
-    precision = precision_on(name, device)
-    began = time.perf_counter()
-    model = make_model(shape, precision, device)
-    told: dict[str, Any] = {"weight_bytes": sum(each.nbytes for each in model.parameters())}
-    engine = make_engine(model, precision, max_num_sequences=max(streams), max_batch_tokens=_BATCH_TOKENS)
-    told["ready_s"] = time.perf_counter() - began
-    maker, num_tokens = _maker(shape), _num_tokens(shape)
-    answer(engine, [maker.sequence(2)])
-    told["ttft_s"] = min(answer(engine, [maker.sequence(1)])["ttft_s"][0] for _ in range(_TRIES))
-    told["streams"] = {
-        str(num): answer(engine, [maker.sequence(num_tokens) for _ in range(num)]) for num in streams
-    }
-    if _BITS[name] >= 16:  # as transformers' continuous batching is measured
-        told["text"] = {
-            str(len(sequences)): answer(engine, sequences) for sequences in _texts(maker, streams, num_tokens)
-        }
-    if _BITS[name] >= 16 and engine.is_async:
-        engine.is_async = False
-        told["text_without_overlap"] = {
-            str(len(sequences)): answer(engine, sequences) for sequences in _texts(maker, streams, num_tokens)
-        }
-    told["pictures_per_s"] = _picture_rate(model, shape)
-    told["shares"] = _shares(told, shape, name, card)
-    told["is_recorded"] = engine.has_cuda_graphs
-    return told | memory_used(device)
-
-
-def text_prompts(shape: Shape, streams: list[int]) -> list[list[list[int]]]:
-    """Of each number of streams their prompts, of words alone."""
-    return [[each.prompt_ids for each in some] for some in _texts(_maker(shape), streams, 1)]
-
-
-def _texts(maker: SequenceMaker, streams: list[int], num_tokens: int) -> list[list[Sequence]]:
-    return [[maker.text(num_tokens) for _ in range(num)] for num in streams]
-
-
-def _maker(shape: Shape) -> SequenceMaker:
-    return SequenceMaker(shape.image_token_id, shape.image_tokens, shape.image_side, shape.vocabulary)
-
-
-def _num_tokens(shape: Shape) -> int:
-    return min(_OUTPUT_TOKENS, shape.context // 8)
-
-
-def _shares(told: dict[str, Any], shape: Shape, name: str, card: dict[str, float]) -> dict[str, float]:
-    """Of the card's limits: what a token alone reads, and what a picture's prompt multiplies."""
-    alone = told["streams"][min(told["streams"], key=int)]
-    read = shape.decode_bytes(alone["prompt_tokens"], bits=_BITS[name]) / alone["decode_step_s"]
-    operations = shape.picture_operations() + shape.prefill_operations(alone["prompt_tokens"])
-    return {
-        "decode_of_read": read / card["read_bytes_per_s"],
-        "first_token_of_matrix": operations / told["ttft_s"] / card["matrix_per_s"],
-    }
-
-
-@torch.inference_mode()
-def _picture_rate(model: Llava, shape: Shape) -> float:
-    side = shape.image_side
-    tiles = torch.zeros(_TILES, side, side, 3, dtype=torch.uint8, device=model.device)
-    return _TILES / best_s(lambda: model.encode(tiles), model.device, tries=_TRIES)
-
-
-@torch.inference_mode()
-def _card(device: torch.device) -> dict[str, float]:
-    """Bytes read a second and operations a second in 16 bit (of a CPU in fp32), the best of several tries."""
-    is_gpu = device.type == "cuda"
-    buffer = torch.ones(1 << (30 if is_gpu else 24), dtype=torch.int32, device=device)
-    size = 8192 if is_gpu else 512
-    dtype = torch.float16 if is_gpu else torch.float32
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return {
-        "read_bytes_per_s": buffer.nbytes / best_s(lambda: buffer.max(), device, tries=_TRIES),
-        "matrix_per_s": 2.0 * size**3 / best_s(lambda: left @ right, device, tries=_TRIES),
-    }
+        results = measure()
+    except (ValueError, ImportError, RuntimeError) as error:  # a missing library, out of memory
+        results = {"why_not": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    print(name, results, flush=True)
+    return results
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from llava_cli.bench import percentile
 
-from bench.serving.shape import Shape
+from bench.shape import Shape
 
 __all__ = ["best_s", "measure_continuous", "measure_generate"]
 
@@ -33,7 +33,7 @@ def measure_generate(
     model = _make(
         lambda: LlavaForConditionalGeneration(LlavaConfig(**shape.config(_name(dtype)))), dtype, device
     )
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for num in streams:
         inputs = _inputs(shape, device, dtype, num)
         first_s, seconds = (
@@ -46,13 +46,13 @@ def measure_generate(
             )
             for length in (1, num_tokens)
         )
-        told[str(num)] = {
+        results[str(num)] = {
             "ttft_s": first_s,
             "decode_step_s": max(0.0, seconds - first_s) / max(1, num_tokens - 1),
             "output_tokens_per_s": num * num_tokens / seconds,
             "wall_s": seconds,
         }
-    return told | memory_used(device)
+    return results | memory_used(device)
 
 
 def measure_continuous(
@@ -68,37 +68,39 @@ def measure_continuous(
 
     dtype = _dtype(device)
     text: Any = LlavaConfig(**shape.config(_name(dtype))).text_config
-    until: Any = GenerationConfig  # without types
+    generation_config: Any = GenerationConfig  # it has no types
     model = _make(lambda: LlamaForCausalLM(text), dtype, device)
 
-    def run(words: list[list[int]]) -> list[Any]:
-        answers = model.generate_batch(
-            words,
-            # No token ends an answer.
-            generation_config=until(do_sample=False, max_new_tokens=num_tokens, eos_token_id=-1),
+    def run(batch: list[list[int]]) -> list[Any]:
+        outputs = model.generate_batch(
+            batch,
+            # No token ends the output.
+            generation_config=generation_config(do_sample=False, max_new_tokens=num_tokens, eos_token_id=-1),
             continuous_batching_config=ContinuousBatchingConfig(
                 num_blocks=_CPU_BLOCKS if device.type == "cpu" else None
             ),
             record_timestamps=True,
         )
-        return list(answers.values())
+        return list(outputs.values())
 
     run(prompts[0][:1])  # the first calls of kernels prepare themselves
-    return {str(len(words)): _told(run(words), words, num_tokens) for words in prompts} | memory_used(device)
+    return {str(len(batch)): _figures(run(batch), batch, num_tokens) for batch in prompts} | memory_used(
+        device
+    )
 
 
-def _told(answers: list[Any], words: list[list[int]], num_tokens: int) -> dict[str, Any]:
-    lens = [len(answer.generated_tokens) for answer in answers if answer.error is None]
-    if lens != [num_tokens] * len(words):
-        raise RuntimeError(f"transformers gave answers of {lens} tokens to {len(words)} prompts")
-    began = min(answer.created_time for answer in answers)
-    wall_s = max(answer.timestamps[-1] for answer in answers) - began
-    steps_s = [(answer.timestamps[-1] - answer.timestamps[0]) / max(1, num_tokens - 1) for answer in answers]
+def _figures(outputs: list[Any], batch: list[list[int]], num_tokens: int) -> dict[str, Any]:
+    lens = [len(output.generated_tokens) for output in outputs if output.error is None]
+    if lens != [num_tokens] * len(batch):
+        raise RuntimeError(f"transformers gave answers of {lens} tokens to {len(batch)} prompts")
+    began = min(output.created_time for output in outputs)
+    wall_s = max(output.timestamps[-1] for output in outputs) - began
+    steps_s = [(output.timestamps[-1] - output.timestamps[0]) / max(1, num_tokens - 1) for output in outputs]
     return {
-        "prompt_tokens": len(words[0]),
-        "ttft_s": sorted(answer.timestamps[0] - began for answer in answers),
+        "prompt_tokens": len(batch[0]),
+        "ttft_s": sorted(output.timestamps[0] - began for output in outputs),
         "decode_step_s": percentile(steps_s, 50),
-        "output_tokens_per_s": len(answers) * num_tokens / wall_s,
+        "output_tokens_per_s": len(outputs) * num_tokens / wall_s,
         "wall_s": wall_s,
     }
 
@@ -115,12 +117,12 @@ def best_s(call: Callable[[], object], device: torch.device, *, tries: int) -> f
 
 
 def memory_used(device: torch.device) -> dict[str, int]:
-    """The most since it was last asked."""
+    """Return the peak memory since the last call."""
     if device.type != "cuda":
         return {}
-    most = torch.cuda.max_memory_allocated(device)
+    peak = torch.cuda.max_memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    return {"memory_bytes": most}
+    return {"memory_bytes": peak}
 
 
 def _dtype(device: torch.device) -> torch.dtype:
@@ -132,23 +134,23 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _make(model: Callable[[], Any], dtype: torch.dtype, device: torch.device) -> Any:
-    """With random weights, made where it runs."""
+    """Create a model with random weights on the device."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            made = model()
+            created = model()
     finally:
         torch.set_default_dtype(before)
-    made.train(False)
-    return made
+    created.train(False)
+    return created
 
 
 def _inputs(shape: Shape, device: torch.device, dtype: torch.dtype, num: int) -> dict[str, Any]:
     words = torch.randint(300, shape.image_token_id, (num, 62), device=device)
-    pictures = torch.full((num, shape.image_tokens), shape.image_token_id, device=device)
+    image_tokens = torch.full((num, shape.image_tokens), shape.image_token_id, device=device)
     side = shape.image_side
     return {
-        "input_ids": torch.cat([words[:, :34], pictures, words[:, 34:]], 1),
+        "input_ids": torch.cat([words[:, :34], image_tokens, words[:, 34:]], 1),
         "pixel_values": torch.zeros(num, 3, side, side, dtype=dtype, device=device),
     }

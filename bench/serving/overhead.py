@@ -30,7 +30,7 @@ from bench.record import write_record
 
 _EVENT_ID = re.compile(rb"id: chatcmpl-[0-9a-f]+:(\d+)\r?\n")
 _START_TIMEOUT_S = 60.0
-_SETTLE_S = 2.0  # streams begin one after another; figures are taken after
+_RAMP_UP_S = 2.0  # streams start one after another; the measurement starts after this time
 
 
 def main() -> None:
@@ -40,11 +40,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--name", default="overhead", help="of the file in bench/results")
     parser.add_argument("--profile", type=Path, help="let py-spy write the controller's flame graph there")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, private_redis() as (redis, url):
         log = Path(folder) / "steps.log"
         port = _free_port()
-        worker = ["bench.serving.clocked_worker", url, str(log), str(1 / given.rate), str(given.streams)]
+        worker = ["bench.serving.clocked_worker", url, str(log), str(1 / args.rate), str(args.streams)]
         flags = ["--port", str(port), "--log-level", "warning", "--no-auth"]
         server = ["llava_server", "--redis-url", url, *flags]
         with (
@@ -54,17 +54,17 @@ def main() -> None:
         ):
             _wait_until_ready(port)
             processes = {"controller": controller, "redis": queue, "worker": engine}
-            if given.profile:
-                _profile(controller, given.profile, given.seconds)
-            arrivals, cores = asyncio.run(_measure(port, given.streams, given.rate, given.seconds, processes))
+            if args.profile:
+                _profile(controller, args.profile, args.seconds)
+            arrivals, cores = asyncio.run(_measure(port, args.streams, args.rate, args.seconds, processes))
         results = {
             "added_latency_ms": _latencies(log, arrivals),
             "cpu_cores": {name: round(share, 4) for name, share in cores.items()},
             "controller_and_redis_cores": round(cores["controller"] + cores["redis"], 4),
         }
-    settings = {"streams": given.streams, "tokens_per_s_each": given.rate, "seconds": given.seconds}
+    settings = {"streams": args.streams, "tokens_per_s_each": args.rate, "seconds": args.seconds}
     print(json.dumps(results, indent=2))
-    print(write_record(given.name, results, settings=settings))
+    print(write_record(args.name, results, settings=settings))
 
 
 @contextlib.contextmanager
@@ -88,8 +88,8 @@ def _wait_until_ready(port: int) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
         url = f"http://127.0.0.1:{port}/v1/models"
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1) as answer:
-            if b"echo" in answer.read():
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1) as response:
+            if b"echo" in response.read():
                 return
         time.sleep(0.2)
     raise SystemExit(f"nothing answered on port {port} within {_START_TIMEOUT_S:g} s")
@@ -104,16 +104,16 @@ async def _measure(
     port: int, num_streams: int, rate: float, seconds: float, processes: dict[str, psutil.Process]
 ) -> tuple[list[tuple[str, float]], dict[str, float]]:
     """("request:position", arrival in s) of every token, and each process's share of a core."""
-    num_tokens = int(rate * (seconds + 2 * _SETTLE_S)) + 1
+    num_tokens = int(rate * (seconds + 2 * _RAMP_UP_S)) + 1
     arrivals: list[tuple[str, float]] = []
     streams = [
         asyncio.create_task(_stream(port, number, num_tokens, arrivals)) for number in range(num_streams)
     ]
-    await asyncio.sleep(_SETTLE_S)
+    await asyncio.sleep(_RAMP_UP_S)
     before, began = {name: _cpu_s(process) for name, process in processes.items()}, time.monotonic()
     await asyncio.sleep(seconds)
-    lasted, ended = time.monotonic() - began, time.monotonic()
-    cores = {name: (_cpu_s(process) - before[name]) / lasted for name, process in processes.items()}
+    elapsed_s, ended = time.monotonic() - began, time.monotonic()
+    cores = {name: (_cpu_s(process) - before[name]) / elapsed_s for name, process in processes.items()}
     await asyncio.gather(*streams)
     return [arrival for arrival in arrivals if began <= arrival[1] <= ended], cores
 
@@ -124,7 +124,7 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 async def _stream(port: int, number: int, num_tokens: int, arrivals: list[tuple[str, float]]) -> None:
-    """A client that does next to nothing, so that its own work is not taken for the server's."""
+    """Read one stream, with as little work as possible so that the client does not add to the latency."""
     body: dict[str, Any] = {
         "model": "echo",
         "messages": [{"role": "user", "content": f"request {number}"}],
@@ -143,16 +143,20 @@ async def _stream(port: int, number: int, num_tokens: int, arrivals: list[tuple[
 
 
 def _latencies(log: Path, arrivals: list[tuple[str, float]]) -> dict[str, float]:
-    made: dict[str, float] = {}
+    generated_at: dict[str, float] = {}
     for line in log.read_text().splitlines():
         moment, *tokens = line.split()
-        made |= dict.fromkeys(tokens, float(moment))
-    late = sorted(1000 * (arrived - made[token]) for token, arrived in arrivals if token in made)
-    if not late:
+        generated_at |= dict.fromkeys(tokens, float(moment))
+    latencies_ms = sorted(
+        1000 * (arrived - generated_at[token]) for token, arrived in arrivals if token in generated_at
+    )
+    if not latencies_ms:
         raise SystemExit("no token of any stream was seen: is the answer's format another one?")
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-    figures = {name: round(late[int(share * (len(late) - 1))], 2) for name, share in shares.items()}
-    return {**figures, "max": round(late[-1], 2), "num_tokens": len(late)}
+    figures = {
+        name: round(latencies_ms[int(share * (len(latencies_ms) - 1))], 2) for name, share in shares.items()
+    }
+    return {**figures, "max": round(latencies_ms[-1], 2), "num_tokens": len(latencies_ms)}
 
 
 if __name__ == "__main__":

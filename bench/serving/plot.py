@@ -1,4 +1,4 @@
-"""The records of one comparison as a picture: a panel a figure, a bar a contender, a mark for the limit."""
+"""Plot the records of one comparison: a panel for each figure, a bar for each target, the limit as a mark."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["plot_serving"]
 _OURS, _OTHERS, _LIMIT = "#1769aa", "#b0b7bf", "#c2410c"
 
 
-def plot_serving(folder: Path, target: Path) -> Path:
-    """Draw the records in ``folder`` into ``target``."""
+def plot_serving(folder: Path, path: Path) -> Path:
+    """Draw the records in ``folder`` into ``path``."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -28,10 +28,10 @@ def plot_serving(folder: Path, target: Path) -> Path:
     axes[0].set_yticks(range(len(records)), [record["results"]["title"] for record in records])
     figure.suptitle("LLaVA-1.5 with a 1.3 B decoder; the mark is the machine's limit", fontsize=10)
     figure.tight_layout()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=110)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
-    return target
+    return path
 
 
 def _panel(
@@ -39,7 +39,7 @@ def _panel(
 ) -> None:
     title, workload, path, limit, unit, digits = column
     factor = 1e3 if unit == "ms" else 1
-    is_better_low = unit != "tok/s"
+    is_lower_better = unit != "tok/s"
     for row, record in enumerate(records):
         results = record["results"]
         found = value(results, workload, path)
@@ -49,7 +49,7 @@ def _panel(
         axis.barh(row, found * factor, color=_OURS if is_ours else _OTHERS, height=0.62)
         axis.text(found * factor, row, f" {found * factor:.{digits}f}", va="center", fontsize=8)
         axis.plot([results["limits"][limit] * factor] * 2, [row - 0.36, row + 0.36], color=_LIMIT, lw=2)
-    axis.set_title(f"{title}\n{unit}, {'less' if is_better_low else 'more'} is better", fontsize=9)
+    axis.set_title(f"{title}\n{unit}, {'less' if is_lower_better else 'more'} is better", fontsize=9)
     axis.margins(x=0.16)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)

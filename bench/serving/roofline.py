@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.serving.ceilings import Ceilings
-from bench.serving.shape import Shape
+from bench.shape import Shape
 
 __all__ = ["Limits", "limits"]
 
@@ -41,14 +41,14 @@ def limits(
     rate = ceilings.per_s(bits)
     text_tokens = max(1, prompt_tokens - shape.image_tokens - common_tokens)
     new_tokens = text_tokens + shape.image_tokens
-    picture_s = (shape.picture_operations() + shape.prefill_operations(new_tokens)) / rate
+    image_s = (shape.image_operations() + shape.prefill_operations(new_tokens)) / rate
     text_s = max(shape.prefill_operations(text_tokens) / rate, _step_s(shape, ceilings, bits, 0))
     context = prompt_tokens + output_tokens // 2
     batch_s = (output_tokens - 1) * _step_s(shape, ceilings, bits, context * num_at_once)
-    new_s = num_at_once * picture_s + batch_s
-    same_s = picture_s + (num_at_once - 1) * shape.prefill_operations(text_tokens) / rate + batch_s
+    new_s = num_at_once * image_s + batch_s
+    same_s = image_s + (num_at_once - 1) * shape.prefill_operations(text_tokens) / rate + batch_s
     return Limits(
-        ttft_new_s=picture_s,
+        ttft_new_s=image_s,
         ttft_text_s=text_s,
         tpot_s=_step_s(shape, ceilings, bits, context),
         new_tokens_per_s=num_at_once * output_tokens / new_s,

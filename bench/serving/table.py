@@ -35,7 +35,7 @@ def value(results: dict[str, Any], workload: str, path: tuple[str, ...]) -> floa
 
 
 def serving_table(folder: Path) -> str:
-    """A row for each contender that was measured, and a sentence for each that was not."""
+    """Return a row for each target that was measured, and a sentence for each that was not."""
     lines = [
         "| server | " + " | ".join(title for title, *_ in COLUMNS) + " | start to ready | memory |",
         "|---" * (len(COLUMNS) + 3) + "|",

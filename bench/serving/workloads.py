@@ -1,4 +1,4 @@
-"""What every contender is asked to do, and how it is put to it."""
+"""The workloads that each target is measured with."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Workload:
     title: str
     plan: Plan
 
-    def as_taken(self, ignore_eos: bool) -> Workload:
-        """For a server of which is known whether it takes the field."""
+    def with_ignore_eos(self, ignore_eos: bool) -> Workload:
+        """Return the workload for a server that is known to support the field, or not."""
         return replace(self, plan=replace(self.plan, ignore_eos=ignore_eos))
 
     def quick(self) -> Workload:
@@ -56,18 +56,18 @@ WORKLOADS = {
 
 
 def measure(url: str, model: str | None, workload: Workload, *, is_first: bool) -> dict[str, Any]:
-    """The summary, and each request's own figures without gaps. A server's first workload warms it up."""
+    """Return the summary and the figures of each request. A server's first workload includes a warm-up."""
     load = run_load(workload.plan, url, model=model, timeout_s=_TIMEOUT_S, is_warming_up=is_first)
     run = asyncio.run(load)
     return {
         "ignore_eos": run.plan.ignore_eos,
         "title": workload.title,
         **summarize(run),
-        "requests": [_brief(run, i) for i in range(len(run.samples))],
+        "requests": [_request_figures(run, i) for i in range(len(run.samples))],
     }
 
 
-def _brief(run: Run, index: int) -> dict[str, Any]:
+def _request_figures(run: Run, index: int) -> dict[str, Any]:
     sample = run.samples[index]
     return {
         "turn": sample.turn,

@@ -106,5 +106,5 @@ def chat_body(
         turns.insert(0, {"role": "system", "content": system})
     if question is not None:
         turns.append(user_message(question, image))
-    given = {name: value for name, value in options.items() if value is not None and name not in _NOT_SENT}
-    return {**given, "messages": turns, **(options.get("extra_body") or {})}
+    fields = {name: value for name, value in options.items() if value is not None and name not in _NOT_SENT}
+    return {**fields, "messages": turns, **(options.get("extra_body") or {})}

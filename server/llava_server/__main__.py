@@ -19,11 +19,11 @@ from llava_wire.otel import TracingUnavailable, open_tracing
 from llava_server.app import create_app
 from llava_server.errors import ApiError
 from llava_server.lifespan import Services, services_of_app
-from llava_server.log_format import set_up_logging
+from llava_server.log_format import configure_logging
 from llava_server.operator.server import AdminServer
 from llava_server.settings import Settings, load_settings
 from llava_server.shutdown import GracefulShutdown
-from llava_server.sockets import CannotListen, listen, url_of
+from llava_server.sockets import ListenError, listen, url_of
 
 __all__ = ["main"]
 
@@ -38,7 +38,7 @@ _EXIT_USAGE = 2
 def main(args: Sequence[str] | None = None) -> int:
     """Return the exit status: 0 after a shutdown, 1 failed or could not start, 2 invalid settings."""
     settings = load_settings(sys.argv[1:] if args is None else args)
-    set_up_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format)
     with contextlib.ExitStack() as stack:
         try:
             listener = stack.enter_context(listen(settings.host, settings.port, flag="--port"))
@@ -46,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> int:
             if settings.otel:
                 open_tracing("llava-server").shutdown()  # reports missing packages now, in one line
             asyncio.run(_check_queue(settings))
-        except (CannotListen, TracingUnavailable) as error:
+        except (ListenError, TracingUnavailable) as error:
             sys.stderr.write(f"llava-server: {error}\n")
             return _EXIT_USAGE
         except QueueUnavailable as error:
@@ -116,12 +116,12 @@ class DrainingServer(uvicorn.Server):
         if self.failure:
             return True
         if self._shutdown.is_timed_out:
-            logger.warning("%d answers are not done and are ended", controller.num_answers)
-            controller.end_all(
+            logger.warning("%d answers are not done and are ended", controller.num_open)
+            controller.fail_all(
                 ApiError("shutting_down", "this server had to leave before the answer was done")
             )
             return True
-        return self._shutdown.rejects_requests and controller.num_answers == 0
+        return self._shutdown.rejects_requests and controller.num_open == 0
 
     @property
     def _services(self) -> Services:

@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 
 from llava_server.api.anthropic import routes as anthropic
 from llava_server.api.batches import routes as batches
-from llava_server.api.batches.line_runner import run_batches
+from llava_server.api.batches.driver import run_batches
 from llava_server.api.chat import routes as chat
 from llava_server.api.completions import routes as completions
 from llava_server.api.embeddings import routes as embeddings

@@ -1,9 +1,8 @@
-"""What GET /metrics says of the workers' engines: the statistics in the heartbeats, read when asked.
+"""Metrics of the workers' engines: the statistics in the heartbeats, read at each scrape.
 
-Nothing is kept here. A worker that is gone has no series any more, and one that starts anew has another name
-and begins at zero, as Prometheus' ``rate`` and ``sum`` expect. Which series there are is decided by the
-tables below and by who is alive, never by what a heartbeat holds: names that this version does not know are
-ignored, and those that a worker does not send are absent.
+Nothing is stored here. The series of a worker end with it; a restarted worker has another name and begins at
+zero, as Prometheus' ``rate`` and ``sum`` expect. The tables below and the live workers decide which series
+exist, never the content of a heartbeat: unknown statistics are ignored, missing ones have no series.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from llava_server.worker_registry import WorkerRegistry
 
 __all__ = ["COUNTERS", "GAUGES", "MAX_WORKERS", "PHASES", "STARTS", "EngineCollector"]
 
-MAX_WORKERS = 256  # with series of their own
+MAX_WORKERS = 256  # the number of workers that have series
 
-# name in the heartbeat -> (name after llava_engine_, help)
+# statistic in the heartbeat -> (metric name without llava_engine_, help)
 GAUGES = {
     "num_waiting": ("sequences_waiting", "Sequences in the worker that hold no memory yet."),
     "num_running": ("sequences_running", "Sequences that hold blocks of the KV cache."),
@@ -65,42 +64,44 @@ _Family: TypeAlias = GaugeMetricFamily | CounterMetricFamily
 
 @dataclass(frozen=True)
 class EngineCollector(Collector):
-    """Makes the series anew for every scrape. Of more than ``MAX_WORKERS`` the oldest have series."""
+    """Creates the series at each scrape. Above ``MAX_WORKERS`` workers, only the oldest have series."""
 
     registry: WorkerRegistry
 
     def describe(self) -> list[GaugeMetricFamily]:
-        """Nothing: the default would collect before there is a worker."""
+        """Return nothing: the default would collect before there is a worker."""
         return []
 
     def collect(self) -> Iterator[_Family]:
-        workers = sorted(self.registry.workers, key=lambda worker: (worker.started_at, worker.worker_id))
+        heartbeats = sorted(self.registry.heartbeats, key=lambda beat: (beat.started_at, beat.worker_id))
         yield GaugeMetricFamily(
             "llava_engine_workers_hidden",
             f"Live workers without series here: more than {MAX_WORKERS}.",
-            max(0, len(workers) - MAX_WORKERS),
+            max(0, len(heartbeats) - MAX_WORKERS),
         )
-        shown = workers[:MAX_WORKERS]
+        heartbeats = heartbeats[:MAX_WORKERS]
         for stat, (name, text) in GAUGES.items():
-            yield _filled(GaugeMetricFamily(f"llava_engine_{name}", text, labels=_LABELS), shown, {stat: ()})
+            yield _with_samples(
+                GaugeMetricFamily(f"llava_engine_{name}", text, labels=_LABELS), heartbeats, {stat: ()}
+            )
         for stat, (name, text) in COUNTERS.items():
-            yield _filled(
-                CounterMetricFamily(f"llava_engine_{name}", text, labels=_LABELS), shown, {stat: ()}
+            yield _with_samples(
+                CounterMetricFamily(f"llava_engine_{name}", text, labels=_LABELS), heartbeats, {stat: ()}
             )
         phases = CounterMetricFamily(
             "llava_engine_phase_seconds", "Host time in the phases of a step.", labels=(*_LABELS, "phase")
         )
-        yield _filled(phases, shown, {stat: (phase,) for stat, phase in PHASES.items()})
+        yield _with_samples(phases, heartbeats, {stat: (phase,) for stat, phase in PHASES.items()})
         starts = GaugeMetricFamily(
             "llava_engine_start_seconds", "Until the model was ready.", labels=(*_LABELS, "part")
         )
-        yield _filled(starts, shown, {stat: (part,) for stat, part in STARTS.items()})
+        yield _with_samples(starts, heartbeats, {stat: (part,) for stat, part in STARTS.items()})
 
 
-def _filled(family: _Family, workers: list[Heartbeat], stats: dict[str, tuple[str, ...]]) -> _Family:
-    """With a sample for each of ``stats``, name -> labels after the common ones, that a worker sends."""
-    for worker in workers:
+def _with_samples(family: _Family, heartbeats: list[Heartbeat], stats: dict[str, tuple[str, ...]]) -> _Family:
+    """Add a sample for each statistic that a worker sends; ``stats`` maps them to their own labels."""
+    for beat in heartbeats:
         for stat, labels in stats.items():
-            if stat in worker.stats:
-                family.add_metric([worker.model, worker.worker_id, *labels], worker.stats[stat])
+            if stat in beat.stats:
+                family.add_metric([beat.model, beat.worker_id, *labels], beat.stats[stat])
     return family

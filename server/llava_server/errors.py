@@ -17,11 +17,11 @@ __all__ = [
     "ApiError",
     "ErrorKind",
     "ErrorType",
-    "answer_not_found",
     "error_headers",
     "from_job_error",
     "from_store_error",
     "from_wire_error",
+    "response_not_found",
 ]
 
 ErrorType = Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
@@ -29,7 +29,7 @@ ErrorType = Literal["invalid_request_error", "authentication_error", "rate_limit
 
 @dataclass(frozen=True)
 class ErrorKind:
-    """What a code means over HTTP. ``should_retry`` None leaves the choice to the client's own rules."""
+    """The HTTP form of an error code. ``should_retry`` None leaves retries to the client's own rules."""
 
     status: int
     type: ErrorType
@@ -40,7 +40,7 @@ _INVALID: ErrorType = "invalid_request_error"
 _SERVER: ErrorType = "server_error"
 
 ERRORS: dict[str, ErrorKind] = {
-    # what the client said
+    # the request
     "invalid_json": ErrorKind(400, _INVALID),
     "invalid_value": ErrorKind(400, _INVALID),
     "invalid_type": ErrorKind(400, _INVALID),
@@ -70,7 +70,7 @@ ERRORS: dict[str, ErrorKind] = {
     "worker_has_order": ErrorKind(409, _INVALID, should_retry=True),
     "request_too_large": ErrorKind(413, _INVALID),
     "unsupported_media_type": ErrorKind(415, _INVALID),
-    # how busy we are
+    # load and limits
     "rate_limit_exceeded": ErrorKind(429, "rate_limit_error"),
     "too_many_files": ErrorKind(429, "rate_limit_error", should_retry=False),
     "storage_full": ErrorKind(503, _SERVER),
@@ -81,7 +81,7 @@ ERRORS: dict[str, ErrorKind] = {
     "shutting_down": ErrorKind(503, _SERVER),
     "worker_outdated": ErrorKind(503, _SERVER, should_retry=True),
     "queue_timeout": ErrorKind(408, _SERVER, should_retry=True),
-    # what went wrong behind the door; a retry would do the same work and fail again
+    # failures of the system; most would fail again
     "deadline_exceeded": ErrorKind(504, _SERVER, should_retry=False),
     "insufficient_memory": ErrorKind(503, _SERVER, should_retry=False),
     "worker_crashed": ErrorKind(500, _SERVER, should_retry=False),
@@ -91,7 +91,7 @@ ERRORS: dict[str, ErrorKind] = {
 
 
 class ApiError(Exception):
-    """An answer that is an error. ``message`` says what, the value, the limit and the way out."""
+    """An error response. ``message`` has what happened, the value, the limit and what to do."""
 
     def __init__(
         self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
@@ -105,7 +105,7 @@ class ApiError(Exception):
 
 
 def error_headers(error: ApiError) -> dict[str, str]:
-    """Headers that tell a client what to do: when to come again, or not to."""
+    """Return the headers that tell a client whether and when to retry."""
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
@@ -117,21 +117,23 @@ def error_headers(error: ApiError) -> dict[str, str]:
     return headers
 
 
-def answer_not_found() -> ApiError:
-    """No answer of this id is kept for this key."""
+def response_not_found() -> ApiError:
+    """Return the error for an ID with which no response is stored for this API key."""
     return ApiError("answer_not_found", "there is no such answer of this key, or its minutes are over")
 
 
 def from_job_error(error: JobError, field: str) -> ApiError:
-    """A worker's failure as an answer; every ErrorCode of the wire is a code of this table. ``field`` of the
-    request is what the job was made of."""
+    """Return a worker's error as an ApiError: every ErrorCode of the wire is a code of ``ERRORS``.
+
+    ``field`` is the field of the request that the job was made of.
+    """
     is_about_input = error.code in (ErrorCode.CONTEXT_LENGTH_EXCEEDED, ErrorCode.INVALID_REQUEST)
     param = error.param or (field if is_about_input else None)
     return ApiError(error.code.value, error.message, param=param)
 
 
 def from_wire_error(error: DuplicateJob | QueueFull | TenantOverLimit | QueueUnavailable) -> ApiError:
-    """What the queue refused, or that it cannot be reached."""
+    """Return the error of a job that the queue did not accept."""
     if isinstance(error, DuplicateJob):
         return ApiError(
             "idempotency_conflict",
@@ -145,7 +147,7 @@ def from_wire_error(error: DuplicateJob | QueueFull | TenantOverLimit | QueueUna
 
 
 def from_store_error(error: StoreFull | QueueUnavailable) -> ApiError:
-    """What the store of files and batches refused, or that it cannot be reached."""
+    """Return the error of a file or batch that the store did not accept."""
     if isinstance(error, QueueUnavailable):
         return from_wire_error(error)
     if error.is_own:

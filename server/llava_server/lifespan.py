@@ -148,7 +148,6 @@ async def _connect(url: str, settings: Settings) -> JobProducer:
         max_tenant_jobs=settings.max_tenant_jobs,
         max_tenant_cost=settings.max_tenant_tokens,
         lease_s=settings.lease_s,
-        hang_timeout_s=settings.hang_timeout_s,
         orphan_grace_s=settings.orphan_grace_s,
     )
 
@@ -170,7 +169,7 @@ def _batch_store(url: str, settings: Settings) -> BatchStore:
 @asynccontextmanager
 async def _image_loader(settings: Settings, metrics: Metrics) -> AsyncIterator[ImageLoader]:
     max_bytes = settings.max_image_mb * _MIB
-    limits = ImageLimits(max_pixels=settings.max_image_mp * 1_000_000, timeout_s=settings.image_timeout_s)
+    limits = ImageLimits(max_pixels=settings.max_image_mp * 1_000_000)
     fetch_rules = FetchRules(
         hosts=frozenset(settings.image_hosts),
         allow_http=settings.image_allow_http,

@@ -1,6 +1,6 @@
-"""Log lines: for people, or one JSON object each for machines. Neither holds prompts, pictures, URLs or keys.
+"""Log formats: text, or one JSON object per line. No line holds prompts, images, URLs or keys.
 
-A record may carry ``fields``, a dict of what the line is about; in JSON they are fields of the object.
+The ``fields`` of a record, a dict passed as ``extra``, become fields of the JSON object.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import logging
 import sys
 from typing import Literal
 
-__all__ = ["JsonLines", "LogFormat", "set_up_logging"]
+__all__ = ["JsonFormatter", "LogFormat", "configure_logging"]
 
 LogFormat = Literal["text", "json"]
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-class JsonLines(logging.Formatter):
-    """One object a line, in ASCII: nothing in it can begin another line or move a terminal."""
+class JsonFormatter(logging.Formatter):
+    """Formats a record as one line of ASCII JSON, which cannot forge lines or control a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -33,8 +33,8 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def set_up_logging(level: str, form: LogFormat) -> None:
-    """All lines of the process go to stderr."""
+def configure_logging(level: str, log_format: LogFormat) -> None:
+    """Log everything to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if form == "json" else logging.Formatter(_TEXT))
+    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler])

@@ -55,7 +55,6 @@ class Settings(ServiceSettings):
     max_image_mb: int = Field(20, ge=1, le=128, description="One picture's file, MiB.")
     max_image_mp: int = Field(40, ge=1, le=178, description="One picture's size, million pixels.")
     image_workers: int = Field(2, ge=1, le=64, description="Child processes that decode pictures.")
-    image_timeout_s: float = Field(30.0, gt=0, le=120, description="Time to decode one picture, s.")
     image_cache_mb: int = Field(64, ge=0, le=65536, description="Fitted pictures kept in memory, MiB.")
 
     image_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -108,9 +107,6 @@ class Settings(ServiceSettings):
     )
     drain_grace_s: float = Field(
         0.0, ge=0, le=600, description="After SIGTERM: new requests are still taken for so long, s."
-    )
-    hang_timeout_s: float = Field(
-        30.0, gt=0, le=3600, description="A worker without progress so long hangs, s."
     )
     log_format: LogFormat = Field("text", description="Lines for people, or JSON, one object a line.")
 

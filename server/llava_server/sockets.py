@@ -1,28 +1,30 @@
-"""Sockets to listen on, and in one sentence why there is none."""
+"""Listening sockets, with clear errors."""
 
 from __future__ import annotations
 
 import errno
 import socket
 
-__all__ = ["CannotListen", "listen", "url_of"]
+__all__ = ["ListenError", "listen", "url_of"]
 
 _BACKLOG = 2048
 
 
-class CannotListen(Exception):
-    """The address cannot be had; the message says why and the way out."""
+class ListenError(Exception):
+    """The address is not available. The message says why and what to do."""
 
 
 def listen(host: str, port: int, *, flag: str) -> socket.socket:
-    """Raises CannotListen, which names ``flag``. Of a name's addresses, which may be several machines', the
-    first that is this one's."""
+    """Listen on the first address of ``host`` that belongs to this machine.
+
+    Raises ListenError, whose message names ``flag`` as the way to choose another port.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    refused = OSError("the name has no address")
+    last_error = OSError("the name has no address")
     try:
         addresses = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
     except OSError as error:
-        raise CannotListen(_reason(host, port, flag, error)) from error
+        raise ListenError(_reason(host, port, flag, error)) from error
     for *_, address in addresses:
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -31,15 +33,15 @@ def listen(host: str, port: int, *, flag: str) -> socket.socket:
             listener.listen(_BACKLOG)
         except OSError as error:
             listener.close()
-            refused = error
+            last_error = error
         else:
             listener.setblocking(False)
             return listener
-    raise CannotListen(_reason(host, port, flag, refused)) from refused
+    raise ListenError(_reason(host, port, flag, last_error)) from last_error
 
 
 def url_of(host: str, listener: socket.socket) -> str:
-    """Where this machine reaches it."""
+    """Return the URL of the socket on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
     host = f"[{host}]" if ":" in host and not host.startswith("[") else host
     return f"http://{host}:{listener.getsockname()[1]}"

@@ -1,7 +1,7 @@
-"""Which models are served, by whom, and how they want their pictures: a copy of the heartbeats, a second old.
+"""The registry of live workers and served models: a copy of the workers' heartbeats, refreshed every second.
 
-Readers never wait for Redis: ``GET /v1/models`` answers from here. A model seen once in this process's life
-stays known, so that "no worker at the moment" (503, come again) is told from "no such model" (404).
+Readers never wait for Redis: ``GET /v1/models`` is answered from this copy. A model stays known once a worker
+has served it, so that "no worker at the moment" (503, retry) differs from "no such model" (404).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = ["ServedModel", "WorkerRegistry"]
 
 logger = logging.getLogger(__name__)
 
-_STALE_S = 5.0  # without a look at the queue for so long, it counts as unreachable
-_EAGER_S = 0.25  # a request for an unknown model may look again so often
+_STALE_S = 5.0  # the queue counts as unavailable if the last refresh is older
+_MIN_REFRESH_S = 0.25  # a request for a model without workers refreshes, but not more often than this
 _RETRY_AFTER_S = 5.0
 
 
@@ -39,54 +39,54 @@ class ServedModel:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the same seed may give another answer."""
+        """The ``system_fingerprint``: it changes when the same seed may give another output."""
         text = f"{self.name}/{self.precision}/{self.context_length}/{self.image_spec}"
         return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 class WorkerRegistry:
-    """Refreshed by one task; read by everyone."""
+    """Written by ``refresh`` only; read by every request."""
 
     def __init__(self, producer: JobProducer, metrics: Metrics) -> None:
         self._producer = producer
         self._metrics = metrics
-        self._models: dict[str, ServedModel] = {}
-        self._num_workers: dict[str, int] = {}
-        self._workers: list[Heartbeat] = []
-        self._looked_at: float | None = None  # monotonic
-        self._trouble: str | None = "the queue has not been looked at yet"
+        self._models: dict[str, ServedModel] = {}  # by name
+        self._num_workers: dict[str, int] = {}  # by model
+        self._heartbeats: list[Heartbeat] = []
+        self._refreshed_at: float | None = None  # time.monotonic()
+        self._refresh_error: str | None = "the queue has not been looked at yet"
 
     @property
     def models(self) -> list[ServedModel]:
-        """Every model ever seen here, by name."""
+        """Every model seen since this process started, by name."""
         return [self._models[name] for name in sorted(self._models)]
 
     @property
-    def workers(self) -> list[Heartbeat]:
-        """What the live workers that have a model said last; nothing while the queue cannot be used."""
-        return [] if self.trouble else self._workers
+    def heartbeats(self) -> list[Heartbeat]:
+        """The latest heartbeats of the live workers with a model; empty while the queue is unavailable."""
+        return [] if self.queue_error else self._heartbeats
 
     @property
-    def trouble(self) -> str | None:
-        """Why the queue cannot be used, None if it can."""
-        if self._trouble is None and self._looked_at is not None:
-            age_s = time.monotonic() - self._looked_at
+    def queue_error(self) -> str | None:
+        """Why the queue is unavailable, or None."""
+        if self._refresh_error is None and self._refreshed_at is not None:
+            age_s = time.monotonic() - self._refreshed_at
             return f"the queue has not answered for {age_s:.0f} s" if age_s > _STALE_S else None
-        return self._trouble
+        return self._refresh_error
 
     def num_workers(self, model: str) -> int:
-        """Live workers of the model that take new jobs."""
+        """Return the number of live workers of the model that accept jobs."""
         return self._num_workers.get(model, 0)
 
     async def find(self, name: str) -> ServedModel:
-        """The model, if somebody can answer for it now. Raises ApiError: 404 for unknown, 503 for idle."""
-        if not self.num_workers(name) and self._age_s() > _EAGER_S:
-            await self.refresh()  # the worker may have started within the last second
+        """Return a model that a live worker serves. Raises ApiError: 404 if unknown, 503 without a worker."""
+        if not self.num_workers(name) and self._age_s() > _MIN_REFRESH_S:
+            await self.refresh()  # the worker may have started since the last refresh
         model = self._models.get(name)
-        if model is None and self._trouble:
-            raise ApiError("queue_unavailable", self._trouble, retry_after_s=_RETRY_AFTER_S)
+        if model is None and self._refresh_error:
+            raise ApiError("queue_unavailable", self._refresh_error, retry_after_s=_RETRY_AFTER_S)
         if model is None:
-            raise self._unknown(name)
+            raise self._not_found(name)
         if not self.num_workers(name):
             raise ApiError(
                 "no_worker",
@@ -97,30 +97,30 @@ class WorkerRegistry:
             )
         return model
 
-    def known(self, name: str) -> ServedModel:
-        """The model, live or not. Raises ApiError (404)."""
+    def get(self, name: str) -> ServedModel:
+        """Return a model, with or without a live worker. Raises ApiError (404)."""
         if name not in self._models:
-            raise self._unknown(name)
+            raise self._not_found(name)
         return self._models[name]
 
     def fingerprint(self, name: str) -> str | None:
-        """That of a model, if it has been seen here."""
+        """Return the fingerprint of a model, or None for one that is unknown."""
         return self._models[name].fingerprint if name in self._models else None
 
     async def refresh(self) -> None:
-        """One look at the queue. An unreachable queue is remembered, not raised."""
+        """Read the heartbeats. An unavailable queue is recorded as ``queue_error``, not raised."""
         try:
             heartbeats = await self._producer.heartbeats()
             stats = await self._producer.stats(heartbeats)
         except QueueUnavailable as error:
-            self._note_trouble(f"the queue cannot be reached: {error}")
+            self._set_refresh_error(f"the queue cannot be reached: {error}")
             return
-        self._note_trouble(None)
-        self._looked_at = time.monotonic()
-        heartbeats = [beat for beat in heartbeats if beat.model]
-        for heartbeat in sorted(heartbeats, key=lambda beat: beat.started_at):
-            self._learn(heartbeat)
-        self._workers = heartbeats
+        self._set_refresh_error(None)
+        self._refreshed_at = time.monotonic()
+        heartbeats = [heartbeat for heartbeat in heartbeats if heartbeat.model]
+        for heartbeat in sorted(heartbeats, key=lambda heartbeat: heartbeat.started_at):
+            self._add_model(heartbeat)
+        self._heartbeats = heartbeats
         self._num_workers = dict.fromkeys(self._models, 0)
         for heartbeat in heartbeats:
             self._num_workers[heartbeat.model] += not heartbeat.is_draining
@@ -130,7 +130,7 @@ class WorkerRegistry:
             num_workers=self._num_workers,
         )
 
-    def _learn(self, heartbeat: Heartbeat) -> None:
+    def _add_model(self, heartbeat: Heartbeat) -> None:
         known = self._models.get(heartbeat.model)
         first_seen = known.first_seen if known else int(heartbeat.started_at or time.time())
         model = ServedModel(
@@ -140,19 +140,19 @@ class WorkerRegistry:
             logger.info("model %s is served on %s in %s", model.name, heartbeat.device, model.precision)
         self._models[model.name] = model
 
-    def _note_trouble(self, trouble: str | None) -> None:
-        if trouble and self._trouble is None:
-            logger.warning("%s", trouble)
-        if trouble is None and self._trouble and self._looked_at is not None:
+    def _set_refresh_error(self, error: str | None) -> None:
+        if error and self._refresh_error is None:
+            logger.warning("%s", error)
+        if error is None and self._refresh_error and self._refreshed_at is not None:
             logger.info("the queue answers again")
-        if trouble:
+        if error:
             self._metrics.queue_up.set(0)
-        self._trouble = trouble
+        self._refresh_error = error
 
     def _age_s(self) -> float:
-        return float("inf") if self._looked_at is None else time.monotonic() - self._looked_at
+        return float("inf") if self._refreshed_at is None else time.monotonic() - self._refreshed_at
 
-    def _unknown(self, name: str) -> ApiError:
+    def _not_found(self, name: str) -> ApiError:
         served = ", ".join(sorted(self._models)) or "none yet"
         return ApiError(
             "model_not_found", f"model {name[:64]!a} is not served here; served: {served}", param="model"

@@ -18,8 +18,8 @@ from llava_worker.language.hf_tokenizer import HFTokenizer
 from safetensors import safe_open
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from bench.serving.checkpoint import ensure_checkpoint, write_checkpoint
-from bench.serving.shape import LLAVA_1_5_SMALL, MINI
+from bench.checkpoint import ensure_checkpoint, write_checkpoint
+from bench.shape import LLAVA_1_5_SMALL, MINI
 from tests.worker.checkpoints import Prompt, reference_logits
 
 

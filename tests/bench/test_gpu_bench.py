@@ -11,11 +11,12 @@ from llava_worker.model.layers.linear import Linear
 from llava_worker.model.quantization.precision import choose_precision
 
 from bench.engine.random_engine import make_model
-from bench.engine.rows import Row, run_rows
-from bench.gpu.__main__ import CARD_LIMITS, arguments, measure_case, rows_of, text_prompts
+from bench.gpu.__main__ import measurements_of, parse_args
+from bench.gpu.ours import CARD_LIMITS, measure_case, text_prompts
+from bench.gpu.time_budget import Measurement, run_within
 from bench.gpu.transformers import measure_continuous, measure_generate
 from bench.record import ROOT
-from bench.serving.shape import MINI
+from bench.shape import MINI
 
 CPU = torch.device("cpu")
 CARD = dict.fromkeys(CARD_LIMITS, 1e12)
@@ -23,38 +24,38 @@ CARD = dict.fromkeys(CARD_LIMITS, 1e12)
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_case_has_all_that_is_promised(precision: str) -> None:
-    told = measure_case(MINI, precision, CPU, CARD, [1, 2])
+    results = measure_case(MINI, precision, CPU, CARD, [1, 2])
 
-    assert told.keys() >= {"weight_bytes", "ready_s", "ttft_s", "streams", "pictures_per_s", "shares"}
-    assert told["streams"].keys() == {"1", "2"} and told["is_recorded"] is False
-    assert all(share > 0 for share in told["shares"].values())
-    assert len(told["streams"]["2"]["ttft_s"]) == 2
-    assert ("text" in told) == (precision == "fp32")  # where transformers is measured beside it
+    assert results.keys() >= {"weight_bytes", "ready_s", "ttft_s", "streams", "pictures_per_s", "shares"}
+    assert results["streams"].keys() == {"1", "2"} and results["is_recorded"] is False
+    assert all(share > 0 for share in results["shares"].values())
+    assert len(results["streams"]["2"]["ttft_s"]) == 2
+    assert ("text" in results) == (precision == "fp32")  # where transformers is measured beside it
 
 
 def test_transformers_is_measured_beside_it_in_the_same_terms() -> None:
-    told = measure_generate(MINI, CPU, [1, 2], 8)
+    results = measure_generate(MINI, CPU, [1, 2], 8)
 
-    assert told.keys() == {"1", "2"}
-    for each in told.values():
-        assert each.keys() == {"ttft_s", "decode_step_s", "output_tokens_per_s", "wall_s"}
-        assert min(each["ttft_s"], each["output_tokens_per_s"], each["wall_s"]) > 0
+    assert results.keys() == {"1", "2"}
+    for case in results.values():
+        assert case.keys() == {"ttft_s", "decode_step_s", "output_tokens_per_s", "wall_s"}
+        assert min(case["ttft_s"], case["output_tokens_per_s"], case["wall_s"]) > 0
 
 
 def test_its_continuous_batching_is_measured_in_the_terms_of_ours_with_prompts_as_long() -> None:
-    told = measure_continuous(MINI, CPU, text_prompts(MINI, [1, 3]), 8)
+    results = measure_continuous(MINI, CPU, text_prompts(MINI, [1, 3]), 8)
 
     ours = measure_case(MINI, "fp32", CPU, CARD, [1, 3])["text"]
-    assert told.keys() == ours.keys() == {"1", "3"}
-    for num, each in told.items():
-        assert each.keys() == ours[num].keys()
-        assert each["prompt_tokens"] == ours[num]["prompt_tokens"]
-        assert len(each["ttft_s"]) == len(ours[num]["ttft_s"]) == int(num)
-        assert 0 < each["ttft_s"][0] < each["wall_s"]
+    assert results.keys() == ours.keys() == {"1", "3"}
+    for num, case in results.items():
+        assert case.keys() == ours[num].keys()
+        assert case["prompt_tokens"] == ours[num]["prompt_tokens"]
+        assert len(case["ttft_s"]) == len(ours[num]["ttft_s"]) == int(num)
+        assert 0 < case["ttft_s"][0] < case["wall_s"]
 
 
 class Clock:
-    """Tells the time that rows take, which take none."""
+    """A clock that measurements move forward, so that they take no real time."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -62,46 +63,56 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def row(self, name: str, seconds: float, weight: float = 1.0) -> Row:
+    def measurement(self, name: str, seconds: float, weight: float = 1.0) -> Measurement:
         def measure() -> dict[str, object]:
             self.now += seconds
             return {"took": seconds}
 
-        return Row(name, measure, weight)
+        return Measurement(name, measure, weight)
 
 
 def test_rows_that_fit_are_all_measured() -> None:
     clock = Clock()
-    done, dropped = run_rows([clock.row("a", 60), clock.row("b", 39)], deadline=1121, clock=clock)
+    done, dropped = run_within(
+        [clock.measurement("a", 60), clock.measurement("b", 39)], deadline=1121, clock=clock
+    )
     assert done == {"a": {"took": 60}, "b": {"took": 39}} and dropped == {}
 
 
 def test_what_would_not_fit_is_dropped_from_the_least_important_on_and_named() -> None:
     """The third is due with less time left than the longest took; the last, though short, matters less."""
     clock = Clock()
-    rows = [clock.row(name, seconds) for name, seconds in {"a": 60, "b": 40, "c": 10, "d": 1}.items()]
-    done, dropped = run_rows(rows, deadline=1159, clock=clock)
+    rows = [clock.measurement(name, seconds) for name, seconds in {"a": 60, "b": 40, "c": 10, "d": 1}.items()]
+    done, dropped = run_within(rows, deadline=1159, clock=clock)
     assert list(done) == ["a", "b"]
     assert dropped == dict.fromkeys("cd", "59 s were left when c was due, which may take 60 s")
 
 
 def test_a_larger_model_is_reckoned_to_take_longer_and_a_smaller_is_not_after_it() -> None:
     clock = Clock()
-    rows = [clock.row("7b", 50), clock.row("13b", 90, weight=2.0), clock.row("7b-int8", 50)]
-    assert list(run_rows(rows, deadline=1195, clock=clock)[0]) == ["7b", "13b", "7b-int8"]
+    rows = [
+        clock.measurement("7b", 50),
+        clock.measurement("13b", 90, weight=2.0),
+        clock.measurement("7b-int8", 50),
+    ]
+    assert list(run_within(rows, deadline=1195, clock=clock)[0]) == ["7b", "13b", "7b-int8"]
     clock = Clock()
-    rows = [clock.row("7b", 50), clock.row("13b", 90, weight=2.0), clock.row("7b-int8", 50)]
-    assert list(run_rows(rows, deadline=1149, clock=clock)[0]) == ["7b"]
+    rows = [
+        clock.measurement("7b", 50),
+        clock.measurement("13b", 90, weight=2.0),
+        clock.measurement("7b-int8", 50),
+    ]
+    assert list(run_within(rows, deadline=1149, clock=clock)[0]) == ["7b"]
 
 
 def test_without_any_time_nothing_is_begun() -> None:
     clock = Clock()
-    done, dropped = run_rows([clock.row("a", 60)], deadline=1000, clock=clock)
+    done, dropped = run_within([clock.measurement("a", 60)], deadline=1000, clock=clock)
     assert done == {} and list(dropped) == ["a"]
 
 
 def test_what_fp16_is_compared_with_is_dropped_after_every_other_format() -> None:
-    names = [row.name for row in rows_of(arguments([]), CPU, CARD)]
+    names = [case.name for case in measurements_of(parse_args([]), CPU, CARD)]
     assert names[:3] == ["7b-fp16", "transformers", "transformers-continuous"]
     assert names[3:] == ["7b-w4a16", "7b-fp8", "13b-fp16", "7b-w8a8", "7b-int8", "7b-int4"]
 

@@ -12,12 +12,12 @@ import pytest
 
 from bench.record import ROOT, command_line, make_record, versions, write_record
 from bench.serving.ceilings import Ceilings
-from bench.serving.contender import Contender, Unavailable, running
-from bench.serving.contenders import all_contenders
 from bench.serving.roofline import limits
-from bench.serving.shape import LLAVA_1_5_SMALL
 from bench.serving.table import serving_table
+from bench.serving.target import Target, Unavailable, run_target
+from bench.serving.targets import all_targets
 from bench.serving.workloads import WORKLOADS
+from bench.shape import LLAVA_1_5_SMALL
 
 MACHINE = Ceilings(read_bytes_per_s=31e9, bf16_per_s=400e9, int8_per_s=700e9, num_threads=2)
 LOAD: dict[str, Any] = {"prompt_tokens": 613, "common_tokens": 0, "output_tokens": 32, "num_at_once": 8}
@@ -53,11 +53,11 @@ def test_versions_are_of_what_is_installed_only() -> None:
 
 def test_the_limits_are_those_worked_out_by_hand() -> None:
     """1.28e9 weights of 2 bytes and 0.2 MB of keys and values a token over 31 GB/s; 2 operations a weight."""
-    made = limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **LOAD)
-    assert made.tpot_s == pytest.approx((1.28e9 * 2 + 629 * 0.197e6) / 31e9, rel=0.01)
-    assert made.ttft_new_s == pytest.approx(4.8, rel=0.05)
+    found = limits(LLAVA_1_5_SMALL, MACHINE, bits=16, **LOAD)
+    assert found.tpot_s == pytest.approx((1.28e9 * 2 + 629 * 0.197e6) / 31e9, rel=0.01)
+    assert found.ttft_new_s == pytest.approx(4.8, rel=0.05)
     step_s = (1.28e9 * 2 + 8 * 629 * 0.197e6) / 31e9  # the weights once, eight answers' keys and values
-    assert made.new_tokens_per_s == pytest.approx(8 * 32 / (8 * made.ttft_new_s + 31 * step_s), rel=0.005)
+    assert found.new_tokens_per_s == pytest.approx(8 * 32 / (8 * found.ttft_new_s + 31 * step_s), rel=0.005)
 
 
 def test_narrower_weights_and_a_shared_picture_lower_the_limits() -> None:
@@ -85,8 +85,8 @@ def test_a_quick_workload_is_less_of_the_same() -> None:
 
 def summary(**changes: Any) -> dict[str, Any]:
     times = {"p50": 0.5}
-    told = {"num_complete": 3, "ttft_s": times, "tpot_s": times, "output_tokens_per_s": 9.0, "errors": {}}
-    return {**told, **changes}
+    defaults = {"num_complete": 3, "ttft_s": times, "tpot_s": times, "output_tokens_per_s": 9.0, "errors": {}}
+    return {**defaults, **changes}
 
 
 def test_the_table_shows_figure_and_limit_and_says_who_is_missing(tmp_path: Path) -> None:
@@ -104,16 +104,16 @@ def test_the_table_shows_figure_and_limit_and_says_who_is_missing(tmp_path: Path
     assert rest == ["", "- nobody: not measured. no wheel"]
 
 
-def test_contenders_have_names_of_their_own_and_installing_is_left_for_later(tmp_path: Path) -> None:
-    known = all_contenders(tmp_path / "nowhere")
+def test_targets_have_names_of_their_own_and_installing_is_left_for_later(tmp_path: Path) -> None:
+    known = all_targets(tmp_path / "nowhere")
     assert {"llava-serve-bf16", "llava-serve-int8", "transformers-bf16", "openvino-int4"} <= set(known)
-    assert all(name == contender.name for name, contender in known.items())
+    assert all(name == target.name for name, target in known.items())
 
 
 def test_ours_is_measured_without_drafts_which_random_weights_would_flatter(tmp_path: Path) -> None:
-    ours = [one for name, one in all_contenders(tmp_path).items() if name.startswith("llava-serve-")]
+    ours = [target for name, target in all_targets(tmp_path).items() if name.startswith("llava-serve-")]
     assert len(ours) == 4
-    assert all(one.environment["LLAVA_SPECULATION"] == "off" for one in ours)
+    assert all(target.environment["LLAVA_SPECULATION"] == "off" for target in ours)
 
 
 PROGRAM = """
@@ -124,23 +124,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *a): pass
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-UP = Contender(
-    name="test-contender",
+UP = Target(
+    name="test-server",
     title="test",
     bits=16,
     command=lambda port: [sys.executable, "-c", PROGRAM, str(port)],
 )
 
 
-def test_a_contender_is_waited_for_and_stopped() -> None:
-    with running(UP) as server:
+def test_a_target_is_waited_for_and_stopped() -> None:
+    with run_target(UP) as server:
         assert server.ready_s > 0
         assert server.memory_bytes() > 1 << 20
         process = server.process
     assert not process.is_running()
 
 
-def test_a_contender_that_ends_before_it_is_ready_is_unavailable() -> None:
+def test_a_target_that_exits_before_it_is_ready_is_unavailable() -> None:
     broken = replace(UP, command=lambda port: [sys.executable, "-c", "raise SystemExit(3)"])
-    with pytest.raises(Unavailable, match="status 3"), running(broken):
+    with pytest.raises(Unavailable, match="status 3"), run_target(broken):
         pass

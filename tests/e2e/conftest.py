@@ -9,35 +9,36 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.collector import Collector, collecting
-from tests.e2e.playground.site import controller, worker
 from tests.e2e.traced_system import System
-from tests.e2e.worker_process import Fleet, fleet_of
-from tests.worker.queue_server import running_queue
+from tests.processes import StartWorker, running_site, worker_factory
+from tests.wire.redis_server import running_redis
 
-FP32 = ("--device", "cpu", "--threads", "1", "--precision", "fp32")
+# The bundled model in a precision in which batches of all sizes give the same tokens.
+TINY = {"model": "tiny", "device": "cpu", "threads": 1, "precision": "fp32"}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 @pytest.fixture
 def queue_url() -> Iterator[str]:
-    with running_queue() as url:
+    with running_redis() as url:
         yield url
 
 
 @pytest.fixture
-def fleet(queue_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with fleet_of(queue_url, tmp_path) as fleet:
-        yield fleet
+def start_worker(queue_url: str, tmp_path: Path) -> Iterator[StartWorker]:
+    with worker_factory(queue_url, tmp_path) as start:
+        yield start
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server with one worker."""
+    """The URL of a server with one worker, shared by all tests that only send requests."""
     folder = tmp_path_factory.mktemp("tiny-server")
-    with (
-        running_queue() as url,
-        worker(url, folder, "--model", "tiny", *FP32),
-        controller(url, folder) as site,
-    ):
+    with running_redis() as url, running_site(url, folder, **TINY) as site:
         yield site.url
 
 
@@ -63,5 +64,5 @@ def system(collector: Collector, queue_url: str, tmp_path: Path) -> Iterator[Cal
         return systems[-1]
 
     yield start
-    for each in systems:
-        each.stop()
+    for system in systems:
+        system.stop()

@@ -11,7 +11,7 @@ import redis
 
 from tests.e2e.collector import Collector, Span
 from tests.e2e.traced_system import System
-from tests.server.batch_kit import begin, ended, line, lines
+from tests.server.batch_requests import create_batch, input_file, request_line, wait_for_end
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -23,11 +23,13 @@ def test_a_line_of_a_batch_is_a_trace_linked_to_the_request_that_began_it(
     collector: Collector, system: Callable[..., System], trace: str
 ) -> None:
     fields = {"model": "echo", "max_tokens": 5, "ignore_eos": True}
-    data = lines(line("a", SECRET, **fields), line("b", SECRET, **{**fields, "model": SECRET}))
+    data = input_file(
+        request_line("a", SECRET, **fields), request_line("b", SECRET, **{**fields, "model": SECRET})
+    )
     stack = system()
     stack.worker()
     with stack.client(trace) as http:
-        batch = ended(http, begin(http, data))
+        batch = wait_for_end(http, create_batch(http, data))
     good, bad = lines_traced(collector, batch, 2)
     [began] = [each for each in collector.named("POST /v1/batches") if each.trace_id == trace]
     assert good.links == bad.links == [(trace, began.span_id)]
@@ -49,7 +51,9 @@ def test_without_the_switch_a_batch_has_no_spans_and_no_field_for_them(
     stack = system(otel=False)
     worker = stack.worker()
     with stack.client(trace) as http:
-        batch = ended(http, begin(http, lines(line("a", "hello", model="echo", max_tokens=5))))
+        batch = wait_for_end(
+            http, create_batch(http, input_file(request_line("a", "hello", model="echo", max_tokens=5)))
+        )
     assert batch["request_counts"]["completed"] == 1
     assert b"trace" not in order(queue_url)
     worker.send(signal.SIGTERM)

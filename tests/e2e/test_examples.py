@@ -45,7 +45,7 @@ def run(program: str, server: str, picture: Path) -> subprocess.CompletedProcess
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     interpreter = "sh" if program.endswith(".sh") else sys.executable
     environment = {**os.environ, **places, **keys, "PATH": path, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    command = [interpreter, FOLDER / program, picture, QUESTION]
+    command = [interpreter, str(FOLDER / program), str(picture), QUESTION]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 

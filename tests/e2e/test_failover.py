@@ -9,128 +9,130 @@ from pathlib import Path
 import pytest
 from llava_wire.messages.event import FinishReason
 
-from tests.e2e.worker_process import Fleet, WorkerProcess, fleet_of, undisturbed
+from tests.echo import echo_text
+from tests.processes import StartWorker, WorkerProcess, worker_factory
 from tests.waiting import async_wait_until
-from tests.worker.asker import Asker, asking
+from tests.worker.job_client import JobClient, connect_job_client
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
 NUM_STREAMS = 8
 MAX_TOKENS = 60
 # Six places each for eight streams: both workers hold some, whoever comes first.
-SLOW = ("--echo-step-s", "0.02", "--lease-s", "1", "--max-num-sequences", "6")
+SLOW = {"echo_step_s": 0.02, "lease_s": 1, "max_num_sequences": 6}
 QUESTIONS = [f"Tell story number {number}." for number in range(NUM_STREAMS)]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+async def client(queue_url: str) -> AsyncIterator[JobClient]:
+    async with connect_job_client(queue_url) as client:
+        yield client
 
 
-@pytest.fixture
-async def asker(queue_url: str) -> AsyncIterator[Asker]:
-    async with asking(queue_url) as asker:
-        yield asker
-
-
-async def begin(asker: Asker) -> list[str]:
+async def begin(client: JobClient) -> list[str]:
     """Eight streams, all in mid-sentence."""
     jobs = [
-        await asker.ask(question, max_tokens=MAX_TOKENS, temperature=0.0, ignore_eos=True)
+        await client.submit(question, max_tokens=MAX_TOKENS, temperature=0.0, ignore_eos=True)
         for question in QUESTIONS
     ]
-    await async_wait_until(lambda: all(len(asker.token_ids(job)) >= 5 for job in jobs))
-    assert not any(asker.final(job) for job in jobs)
+    await async_wait_until(lambda: all(len(client.token_ids(job)) >= 5 for job in jobs))
+    assert not any(client.final(job) for job in jobs)
     return jobs
 
 
-async def assert_undisturbed(asker: Asker, jobs: list[str]) -> None:
+async def assert_undisturbed(client: JobClient, jobs: list[str]) -> None:
     for job, question in zip(jobs, QUESTIONS, strict=True):
-        final = await asker.end(job)
+        final = await client.wait_for_final(job)
         assert final.error is None
         assert final.reason is FinishReason.LENGTH
-        assert len(asker.token_ids(job)) == MAX_TOKENS
-        assert asker.text(job) == undisturbed(question, max_tokens=MAX_TOKENS)
+        assert len(client.token_ids(job)) == MAX_TOKENS
+        assert client.text(job) == echo_text(question, max_tokens=MAX_TOKENS)
 
 
-async def two_workers(fleet: Fleet) -> tuple[WorkerProcess, WorkerProcess]:
-    first, second = fleet.start(*SLOW), fleet.start(*SLOW)
+async def two_workers(start_worker: StartWorker) -> tuple[WorkerProcess, WorkerProcess]:
+    first, second = start_worker(**SLOW), start_worker(**SLOW)
     return await first.ready(), await second.ready()
 
 
-async def test_eight_streams_survive_the_kill_of_one_of_two_workers(asker: Asker, fleet: Fleet) -> None:
-    first, _ = await two_workers(fleet)
-    jobs = await begin(asker)
+async def test_eight_streams_survive_the_kill_of_one_of_two_workers(
+    client: JobClient, start_worker: StartWorker
+) -> None:
+    first, _ = await two_workers(start_worker)
+    jobs = await begin(client)
     first.send(signal.SIGKILL)
-    await assert_undisturbed(asker, jobs)
-    assert await first.ended() == -signal.SIGKILL
+    await assert_undisturbed(client, jobs)
+    assert await first.async_wait() == -signal.SIGKILL
 
 
-async def test_eight_streams_survive_the_drain_of_one_of_two_workers(asker: Asker, fleet: Fleet) -> None:
-    first, _ = await two_workers(fleet)
-    jobs = await begin(asker)
+async def test_eight_streams_survive_the_drain_of_one_of_two_workers(
+    client: JobClient, start_worker: StartWorker
+) -> None:
+    first, _ = await two_workers(start_worker)
+    jobs = await begin(client)
     first.send(signal.SIGTERM)
-    assert await first.ended() == 0
-    await assert_undisturbed(asker, jobs)
+    assert await first.async_wait() == 0
+    await assert_undisturbed(client, jobs)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_the_streams_of_an_only_worker_go_on_when_a_new_one_starts(
-    asker: Asker, fleet: Fleet, number: signal.Signals
+    client: JobClient, start_worker: StartWorker, number: signal.Signals
 ) -> None:
-    only = await fleet.start("--echo-step-s", "0.02", "--lease-s", "1").ready()
-    jobs = await begin(asker)
+    only = await start_worker(echo_step_s=0.02, lease_s=1).ready()
+    jobs = await begin(client)
     only.send(number)
-    await only.ended()
-    assert not any(asker.final(job) for job in jobs)
-    await fleet.start("--lease-s", "1").ready()
-    await assert_undisturbed(asker, jobs)
+    await only.async_wait()
+    assert not any(client.final(job) for job in jobs)
+    await start_worker(lease_s=1).ready()
+    await assert_undisturbed(client, jobs)
 
 
 async def test_a_worker_whose_engine_hangs_ends_itself_and_its_streams_go_on(
-    asker: Asker, fleet: Fleet
+    client: JobClient, start_worker: StartWorker
 ) -> None:
-    hanging = await fleet.start("--echo-faults", "--hang-timeout-s", "0.5", "--lease-s", "1").ready()
+    hanging = await start_worker(echo_faults=True, hang_timeout_s=0.5, lease_s=1).ready()
     question = "Hi? [[hang at 20]]"
-    job = await asker.ask(question, max_tokens=MAX_TOKENS, temperature=0.0, ignore_eos=True)
-    assert await hanging.ended() == 70
+    job = await client.submit(question, max_tokens=MAX_TOKENS, temperature=0.0, ignore_eos=True)
+    assert await hanging.async_wait() == 70
     assert "one step for more than 0.5 s" in hanging.log
-    await fleet.start("--lease-s", "1").ready()
-    assert await asker.answer(job) == undisturbed(question, max_tokens=MAX_TOKENS)
+    await start_worker(lease_s=1).ready()
+    assert await client.wait_for_text(job) == echo_text(question, max_tokens=MAX_TOKENS)
 
 
 async def test_a_crashing_engine_takes_its_worker_along_and_its_streams_go_on(
-    asker: Asker, fleet: Fleet
+    client: JobClient, start_worker: StartWorker
 ) -> None:
-    crashing = await fleet.start("--echo-faults", "--lease-s", "1").ready()
+    crashing = await start_worker(echo_faults=True, lease_s=1).ready()
     question = "Hi? [[crash at 20]]"
-    job = await asker.ask(question, max_tokens=MAX_TOKENS, temperature=0.0, ignore_eos=True)
-    assert await crashing.ended() == 139
-    await fleet.start("--lease-s", "1").ready()
-    assert await asker.answer(job) == undisturbed(question, max_tokens=MAX_TOKENS)
+    job = await client.submit(question, max_tokens=MAX_TOKENS, temperature=0.0, ignore_eos=True)
+    assert await crashing.async_wait() == 139
+    await start_worker(lease_s=1).ready()
+    assert await client.wait_for_text(job) == echo_text(question, max_tokens=MAX_TOKENS)
 
 
-async def test_a_second_signal_ends_a_draining_worker_at_once(asker: Asker, fleet: Fleet) -> None:
-    worker = await fleet.start("--echo-step-s", "0.02", "--drain-timeout-s", "600").ready()
-    job = await asker.ask("Hi?", max_tokens=4000, ignore_eos=True)
-    await async_wait_until(lambda: bool(asker.token_ids(job)))
+async def test_a_second_signal_ends_a_draining_worker_at_once(
+    client: JobClient, start_worker: StartWorker
+) -> None:
+    worker = await start_worker(echo_step_s=0.02, drain_timeout_s=600).ready()
+    job = await client.submit("Hi?", max_tokens=4000, ignore_eos=True)
+    await async_wait_until(lambda: bool(client.token_ids(job)))
     worker.send(signal.SIGTERM)
     await async_wait_until(lambda: "draining" in worker.log)
     assert worker.status is None
     worker.send(signal.SIGTERM)
-    assert await worker.ended() == 128 + signal.SIGTERM
+    assert await worker.async_wait() == 128 + signal.SIGTERM
 
 
 async def test_a_worker_without_a_queue_says_so_and_ends(tmp_path: Path) -> None:
-    with fleet_of("unix:///nowhere/queue.sock", tmp_path) as fleet:
-        worker = fleet.start()
-        assert await worker.ended() == 69
+    with worker_factory("unix:///nowhere/queue.sock", tmp_path) as start_worker:
+        worker = start_worker()
+        assert await worker.async_wait() == 69
         assert "does not answer" in worker.log
         assert "Traceback" not in worker.log
 
 
-async def test_a_worker_without_its_model_says_so_and_ends(fleet: Fleet) -> None:
-    worker = fleet.start("--model", "/nowhere")
-    assert await worker.ended() == 1
+async def test_a_worker_without_its_model_says_so_and_ends(start_worker: StartWorker) -> None:
+    worker = start_worker(model="/nowhere")
+    assert await worker.async_wait() == 1
     assert "neither a folder" in worker.log
     assert "Traceback" not in worker.log

@@ -14,21 +14,21 @@ import httpx2
 import llava_worker
 import pytest
 
-from tests.e2e.playground.site import Site, controller
-from tests.e2e.worker_process import Fleet, WorkerProcess
+from tests.e2e.conftest import TINY
 from tests.machine_speed import scaled
+from tests.processes import ControllerProcess, StartWorker, WorkerProcess, running_controller
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
-NO_MODELS = str(Path(__file__).parent)
-FLAGS = ("--device", "cpu", "--threads", "1", "--precision", "fp32", "--kv-cache-mb", "16", "--lease-s", "1")
+NO_MODELS = Path(__file__).parent
+SETTINGS = {**TINY, "model": "echo", "kv_cache_mb": 16, "lease_s": 1}
 
 
 class Port:
     """An operator at the admin port, and a user at the API's."""
 
-    def __init__(self, site: Site, admin: str) -> None:
+    def __init__(self, site: ControllerProcess, admin: str) -> None:
         self.site = site
         self.http = httpx2.Client(base_url=admin, timeout=scaled(60))
 
@@ -52,10 +52,9 @@ class Port:
 @contextmanager
 def operating(queue_url: str, folder: Path) -> Iterator[Port]:
     folder.mkdir(exist_ok=True)
-    with controller(queue_url, folder, LLAVA_ADMIN_PORT="0", LLAVA_LEASE_S="1") as site:
-        log = (folder / "llava_server.log").read_text()
-        found = re.search(r"admin listens on (\S+)", log)
-        assert found, log
+    with running_controller(queue_url, folder, admin_port=0, lease_s=1) as site:
+        found = re.search(r"admin listens on (\S+)", site.log)
+        assert found, site.log
         port = Port(site, found[1])
         with port.http:
             yield port
@@ -75,9 +74,9 @@ def code(response: httpx2.Response) -> tuple[int, str]:
 
 
 def test_a_model_is_unloaded_and_another_loaded_while_the_worker_lives(
-    queue_url: str, fleet: Fleet, models: Path, tmp_path: Path
+    queue_url: str, start_worker: StartWorker, models: Path, tmp_path: Path
 ) -> None:
-    process = fleet.start(*FLAGS, "--loadable-models", str(models))
+    process = start_worker(**SETTINGS, loadable_models=models)
     with operating(queue_url, tmp_path / "first") as port:
         before = port.worker()
         assert (before["model"], before["state"], before["order"]) == ("echo", "serving", None)
@@ -119,7 +118,7 @@ def test_a_model_is_unloaded_and_another_loaded_while_the_worker_lives(
         assert (told["model"], told["state"], told["order"]["state"]) == (None, "empty", "failed")
         assert "broken" in told["order"]["message"]
         assert port.order(before["id"], "load", model="echo").status_code == 200
-        assert port.ask("echo").status_code == 200
+        wait_until(lambda: port.ask("echo").status_code == 200, "the model at the controller")
     assert process.status is None
 
 
@@ -135,7 +134,7 @@ def refuses_strangers(port: Port) -> None:
 
 
 def test_only_an_operator_gives_orders_and_a_worker_killed_while_it_loads_is_gone_with_its_own(
-    queue_url: str, fleet: Fleet, tmp_path: Path
+    queue_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     def loading(worker: WorkerProcess, port: Port) -> str:
         worker_id = str(port.worker()["id"])
@@ -143,7 +142,7 @@ def test_only_an_operator_gives_orders_and_a_worker_killed_while_it_loads_is_gon
         wait_until(lambda: port.worker()["state"] == "loading" or "loaded" in worker.log, "loading")
         return worker_id
 
-    killed = fleet.start(*FLAGS, "--loadable-models", NO_MODELS)
+    killed = start_worker(**SETTINGS, loadable_models=NO_MODELS)
     with operating(queue_url, tmp_path / "site") as port:
         refuses_strangers(port)
         worker_id = loading(killed, port)
@@ -152,7 +151,7 @@ def test_only_an_operator_gives_orders_and_a_worker_killed_while_it_loads_is_gon
         assert code(port.http.get(f"/workers/{worker_id}")) == (404, "worker_not_found")
         assert code(port.order(worker_id, "unload")) == (404, "worker_not_found")
 
-        successor = fleet.start(*FLAGS, "--loadable-models", NO_MODELS)
+        successor = start_worker(**SETTINGS, loadable_models=NO_MODELS)
         worker_id = loading(successor, port)
         successor.send(signal.SIGTERM)
         wait_until(lambda: successor.status is not None, "the worker's end")

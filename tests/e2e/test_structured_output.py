@@ -7,7 +7,6 @@ import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,15 +16,14 @@ from llava_client import Client
 from tiny.drawing import draw
 from tiny.scenes import sample_scene
 
-from tests.e2e.conftest import FP32
-from tests.e2e.playground.site import controller
-from tests.e2e.worker_process import WorkerProcess
+from tests.e2e.conftest import TINY
 from tests.machine_speed import scaled
-from tests.worker.queue_server import running_queue
+from tests.processes import StartWorker, WorkerProcess, running_controller, worker_factory
+from tests.wire.redis_server import running_redis
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-FLAGS = (*FP32, "--lease-s", "1", "--log-level", "debug")
+SETTINGS = {**TINY, "lease_s": 1, "log_level": "debug"}
 OBJECT = {
     "type": "object",
     "properties": {
@@ -35,7 +33,7 @@ OBJECT = {
     "required": ["colour", "count"],
     "additionalProperties": False,
 }
-LIST = {"type": "array", "items": OBJECT, "minItems": 20, "maxItems": 20}
+LIST = {"type": "array", "items": OBJECT, "minItems": 10, "maxItems": 10}
 REFUSED = {"type": "array", "uniqueItems": True}
 
 
@@ -45,32 +43,23 @@ def as_format(schema: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Server:
-    """A controller, and workers as they are started; the last one runs."""
+    """A controller, and the workers that were started for it; the last one runs."""
 
-    queue_url: str
-    folder: Path
-    url: str = ""
+    url: str
+    start: StartWorker
     workers: list[WorkerProcess] = field(default_factory=list)
 
-    def start_worker(self) -> WorkerProcess:
-        log = self.folder / f"worker-{len(self.workers)}.log"
-        self.workers.append(WorkerProcess(self.queue_url, log, *FLAGS, model="tiny"))
-        return self.workers[-1]
+    def start_worker(self) -> None:
+        self.workers.append(self.start(**SETTINGS))
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("structured")
-    with running_queue() as queue_url:
-        made = Server(queue_url, folder)
-        made.start_worker()
-        try:
-            with controller(queue_url, folder, LLAVA_LEASE_S="1") as site:  # ready once the worker is
-                made.url = site.url
-                yield made
-        finally:
-            for worker in made.workers:
-                worker.kill()
+    with running_redis() as url, worker_factory(url, folder) as start:
+        first = start(**SETTINGS)
+        with running_controller(url, folder, lease_s=1) as site:
+            yield Server(site.url, start, [first])
 
 
 @pytest.fixture

@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from llava_client import Client
 from tiny.drawing import draw
 from tiny.scenes import sample_scene
 
-from tests.e2e.conftest import FP32
-from tests.e2e.playground.site import controller, worker
-from tests.e2e.worker_process import WorkerProcess
+from tests.e2e.conftest import TINY
 from tests.machine_speed import scaled
+from tests.processes import StartWorker, WorkerProcess, running_controller, worker_factory
 from tests.waiting import wait_until
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 NUM_STREAMS = 8
 MAX_TOKENS = 120
 # Six places each for eight streams: both workers hold some.
-FLAGS = (*FP32, "--max-num-sequences", "6", "--lease-s", "1")
-
-
-@pytest.fixture
-def start_worker(queue_url: str, tmp_path: Path) -> Iterator[Callable[[], WorkerProcess]]:
-    workers: list[WorkerProcess] = []
-
-    def start() -> WorkerProcess:
-        log = tmp_path / f"worker-{len(workers)}.log"
-        workers.append(WorkerProcess(queue_url, log, *FLAGS, model="tiny"))
-        started = workers[-1]
-        wait_until(lambda: "worker ready" in started.log, "a worker")
-        return started
-
-    yield start
-    for started in workers:
-        started.kill()
+SETTINGS = {**TINY, "max_num_sequences": 6, "lease_s": 1}
 
 
 class Streams:
@@ -50,18 +32,18 @@ class Streams:
         self._url = url
         self._num_deltas = [0] * NUM_STREAMS
         self._pool = ThreadPoolExecutor(NUM_STREAMS)
-        self._answers = [self._pool.submit(self._ask, number) for number in range(NUM_STREAMS)]
+        self._responses = [self._pool.submit(self._ask, number) for number in range(NUM_STREAMS)]
 
-    def num_under_way(self) -> int:
-        """Streams with some text already."""
+    def num_running(self) -> int:
+        """Return the number of streams with some text."""
         return sum(count >= 5 for count in self._num_deltas)
 
     def num_finished(self) -> int:
-        return sum(answer.done() for answer in self._answers)
+        return sum(response.done() for response in self._responses)
 
     def texts(self) -> list[str]:
         with self._pool:
-            return [answer.result(scaled(120)) for answer in self._answers]
+            return [response.result(scaled(120)) for response in self._responses]
 
     def _ask(self, number: int) -> str:
         """Half of the answers are greedy, half are drawn with a seed."""
@@ -81,48 +63,64 @@ class Streams:
             return stream.text
 
 
+class Site:
+    """A controller, and as many running workers as a test needs."""
+
+    def __init__(self, url: str, start_worker: StartWorker, workers: list[WorkerProcess]) -> None:
+        self.url = url
+        self._start_worker = start_worker
+        self._workers = workers
+
+    def workers(self, number: int) -> list[WorkerProcess]:
+        """Start or kill workers until so many are ready; return them."""
+        running = [worker for worker in self._workers if worker.status is None]
+        for worker in running[number:]:
+            worker.kill()
+        started = [self._start_worker(**SETTINGS) for _ in range(number - len(running))]
+        self._workers = running[:number] + started
+        wait_until(lambda: all(worker.is_ready for worker in self._workers), "workers")
+        return self._workers
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The eight texts when nobody dies."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with (
-        running_queue() as url,
-        worker(url, folder, "--model", "tiny", *FP32),
-        controller(url, folder) as site,
-    ):
-        texts = Streams(site.url).texts()
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("survival")
+    with running_redis() as url, worker_factory(url, folder) as start_worker:
+        first = start_worker(**SETTINGS)
+        with running_controller(url, folder, lease_s=1) as controller:
+            yield Site(controller.url, start_worker, [first])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(site: Site) -> list[str]:
+    """The eight texts when no worker ends."""
+    texts = Streams(site.url).texts()
     assert len(set(texts)) > 1
     return texts
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_eight_clients_notice_nothing_when_one_of_two_workers_goes(
-    queue_url: str,
-    tmp_path: Path,
-    start_worker: Callable[[], WorkerProcess],
-    undisturbed: list[str],
-    how: signal.Signals,
+    site: Site, undisturbed: list[str], how: signal.Signals
 ) -> None:
-    leaving, _ = start_worker(), start_worker()
-    with controller(queue_url, tmp_path, LLAVA_LEASE_S="1") as site:
-        streams = Streams(site.url)
-        wait_until(lambda: streams.num_under_way() == NUM_STREAMS, "eight streams in mid-sentence")
-        assert streams.num_finished() < NUM_STREAMS
-        leaving.send(how)
-        assert streams.texts() == undisturbed
-        wait_until(lambda: leaving.status is not None, "the worker's end")
-        assert leaving.status == (0 if how is signal.SIGTERM else -how)
+    leaving, _ = site.workers(2)
+    streams = Streams(site.url)
+    wait_until(lambda: streams.num_running() == NUM_STREAMS, "eight streams with text")
+    assert streams.num_finished() < NUM_STREAMS
+    leaving.send(how)
+    assert streams.texts() == undisturbed
+    wait_until(lambda: leaving.status is not None, "the worker's end")
+    assert leaving.status == (0 if how is signal.SIGTERM else -how)
 
 
 def test_eight_clients_wait_for_a_new_worker_when_the_only_one_is_killed(
-    queue_url: str, tmp_path: Path, start_worker: Callable[[], WorkerProcess], undisturbed: list[str]
+    site: Site, undisturbed: list[str]
 ) -> None:
-    only = start_worker()
-    with controller(queue_url, tmp_path, LLAVA_LEASE_S="1") as site:
-        streams = Streams(site.url)
-        wait_until(lambda: streams.num_under_way() >= 6, "streams in mid-sentence")
-        only.kill()
-        num_finished = streams.num_finished()
-        start_worker()
-        assert streams.texts() == undisturbed
-        assert num_finished < NUM_STREAMS
+    (only,) = site.workers(1)
+    streams = Streams(site.url)
+    wait_until(lambda: streams.num_running() >= 6, "streams with text")
+    only.kill()
+    num_finished = streams.num_finished()
+    site.workers(1)
+    assert streams.texts() == undisturbed
+    assert num_finished < NUM_STREAMS

@@ -10,22 +10,17 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.worker_process import Fleet
+from tests.processes import StartWorker
 from tests.waiting import async_wait_until
-from tests.worker.asker import Asker, asking
+from tests.worker.job_client import JobClient, connect_job_client
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def asker(queue_url: str) -> AsyncIterator[Asker]:
-    async with asking(queue_url) as asker:
-        yield asker
+async def client(queue_url: str) -> AsyncIterator[JobClient]:
+    async with connect_job_client(queue_url) as client:
+        yield client
 
 
 def lanes_in(events: list[dict[str, Any]]) -> list[str]:
@@ -34,14 +29,14 @@ def lanes_in(events: list[dict[str, Any]]) -> list[str]:
 
 
 async def test_a_killed_worker_leaves_a_timeline_and_its_successor_another(
-    asker: Asker, fleet: Fleet, tmp_path: Path
+    client: JobClient, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    flags = ("--echo-step-s", "0.005", "--lease-s", "1", "--trace-steps", str(tmp_path / "trace-{pid}.json"))
-    killed = fleet.start(*flags)
-    jobs = [await asker.ask(f"Tell {number}.", max_tokens=200, ignore_eos=True) for number in range(3)]
-    await async_wait_until(lambda: all(len(asker.token_ids(job)) >= 20 for job in jobs))
+    settings = {"echo_step_s": 0.005, "lease_s": 1, "trace_steps": tmp_path / "trace-{pid}.json"}
+    killed = start_worker(**settings)
+    jobs = [await client.submit(f"Tell {number}.", max_tokens=200, ignore_eos=True) for number in range(3)]
+    await async_wait_until(lambda: all(len(client.token_ids(job)) >= 20 for job in jobs))
     killed.send(signal.SIGKILL)
-    assert await killed.ended() == -signal.SIGKILL
+    assert await killed.async_wait() == -signal.SIGKILL
     (left,) = tmp_path.glob("trace-*.json")
 
     events = json.loads(left.read_text())
@@ -49,9 +44,9 @@ async def test_a_killed_worker_leaves_a_timeline_and_its_successor_another(
     assert sum(event["name"] == "step" for event in events) >= 20
     assert not [event for event in events if event["ph"] == "e" and "args" in event]  # nobody ended
 
-    fleet.start(*flags)
+    start_worker(**settings)
     for job in jobs:
-        await asker.end(job)
+        await client.wait_for_final(job)
     (second,) = set(tmp_path.glob("trace-*.json")) - {left}
     await async_wait_until(
         lambda: sum(event["name"] == "step" for event in json.loads(second.read_text())) > 0
@@ -59,10 +54,12 @@ async def test_a_killed_worker_leaves_a_timeline_and_its_successor_another(
     assert json.loads(left.read_text()) == events
 
 
-async def test_workers_that_share_a_file_are_refused_but_the_first(fleet: Fleet, tmp_path: Path) -> None:
-    first = fleet.start("--trace-steps", str(tmp_path / "trace.json"))
+async def test_workers_that_share_a_file_are_refused_but_the_first(
+    start_worker: StartWorker, tmp_path: Path
+) -> None:
+    first = start_worker(trace_steps=tmp_path / "trace.json")
     await first.ready()
-    second = fleet.start("--trace-steps", str(tmp_path / "trace.json"))
-    assert await second.ended() == 1
+    second = start_worker(trace_steps=tmp_path / "trace.json")
+    assert await second.async_wait() == 1
     assert "{pid}" in second.log
     assert first.status is None

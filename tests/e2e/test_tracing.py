@@ -18,7 +18,7 @@ from tests.e2e.collector import Collector
 from tests.e2e.traced_system import CALLER, System, body, within
 from tests.machine_speed import scaled
 from tests.waiting import wait_until
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
 
 pytestmark = pytest.mark.e2e
 
@@ -29,7 +29,7 @@ SECRET = "rutabaga"
 @pytest.fixture(scope="module")
 def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """One for the tests that only ask, each in a trace of its own."""
-    with running_queue() as url:
+    with running_redis() as url:
         system = System(url, tmp_path_factory.mktemp("traced"), otel=True)
         system.worker()
         yield system
@@ -141,7 +141,7 @@ def test_an_answer_that_moved_is_one_trace_and_says_where_it_goes_on(
     collector: Collector, system: Callable[..., System], trace: str
 ) -> None:
     stack = system()
-    first = stack.worker("--echo-step-s", "0.02")
+    first = stack.worker(echo_step_s=0.02)
     asked = body("tell", stream=True, max_tokens=150, ignore_eos=True)
     with stack.http.stream("POST", "/v1/chat/completions", json=asked, headers=within(trace)) as response:
         lines = response.iter_lines()

@@ -8,8 +8,8 @@ from typing import Any
 import httpx2
 from llava_server.settings import Settings
 
-from tests.e2e.worker_process import WorkerProcess
 from tests.machine_speed import scaled
+from tests.processes import WorkerProcess
 from tests.server.conftest import Server
 from tests.waiting import wait_until
 
@@ -37,10 +37,10 @@ class System:
         self._server.start()
         self.http = httpx2.Client(base_url=self._server.url, timeout=scaled(60))
 
-    def worker(self, *flags: str) -> WorkerProcess:
+    def worker(self, **settings: object) -> WorkerProcess:
         log = self._folder / f"worker-{len(self._workers)}.log"
-        traced = ("--otel",) if self._otel else ()
-        worker = WorkerProcess(self._url, log, "--lease-s", "1", *traced, *flags)
+        worker = WorkerProcess(self._url, log, lease_s=1, otel=self._otel, **settings)
+        worker.start()
         self._workers.append(worker)
         wait_until(lambda: "worker ready" in worker.log or worker.status is not None)
         assert worker.status is None, worker.log

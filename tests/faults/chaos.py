@@ -1,6 +1,6 @@
-"""Chaos with a seed: faults at random moments under steady streams, and clients that must not notice.
+"""Chaos with a seed: faults at random moments under steady streams, whose clients must not notice.
 
-The seed decides which faults strike, whom and in which order; what becomes of it is the system's affair.
+The seed decides which faults are injected, where and in which order; their timing depends on the machine.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 import httpx2
 from llava_client.stream_state import StreamState
 
-from tests.e2e.worker_process import undisturbed
+from tests.echo import echo_text
 from tests.faults.cluster import Cluster
-from tests.faults.streams import question
+from tests.faults.streams import story
 from tests.machine_speed import scaled
 from tests.waiting import async_wait_until
 
-__all__ = ["Chaos", "Told"]
+__all__ = ["Chaos", "Outcome"]
 
-_PATIENCE_S = 60.0  # for one answer; far above what any fault here costs
+_RESPONSE_TIMEOUT_S = 60.0  # far above what any fault here costs
 
 
 @dataclass(frozen=True)
-class Told:
-    """What one client was told."""
+class Outcome:
+    """What one client received."""
 
     job_id: str
     text: str
@@ -45,30 +45,30 @@ class Told:
 
 @dataclass
 class Chaos:
-    """``run`` strikes for ``duration_s`` and then lets everything end."""
+    """``run`` injects faults for ``duration_s``, repairs the system and waits for the last responses."""
 
     cluster: Cluster
     seed: int
     duration_s: float
     num_clients: int = 16
-    told: list[Told] = field(default_factory=list)
-    struck: list[str] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     async def run(self) -> None:
         self._random = random.Random(self.seed)
         self._ends_at = time.monotonic() + self.duration_s
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx2.AsyncClient(timeout=scaled(20), limits=limits) as http:
-            clients = [asyncio.create_task(self._ask_on(http, number)) for number in range(self.num_clients)]
+            clients = [asyncio.create_task(self._chat(http, number)) for number in range(self.num_clients)]
             try:
-                await self._strike()
+                await self._inject_faults()
                 await asyncio.gather(*clients)
             finally:
                 for client in clients:
                     client.cancel()
                 await asyncio.gather(*clients, return_exceptions=True)
 
-    async def _strike(self) -> None:
+    async def _inject_faults(self) -> None:
         faults: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "kill a worker": self._kill_worker,
             "freeze a worker": self._freeze_worker,
@@ -82,16 +82,15 @@ class Chaos:
         }
         while time.monotonic() < self._ends_at:
             name = self._random.choice(list(faults))
-            self.struck.append(name)
+            self.faults.append(name)
             await faults[name]()
-            await self._let_pass(self._random.uniform(0.2, 1.5))
+            await self._pause(0.2, 1.5)
         self.cluster.front.heal()
         self.cluster.back.heal()
 
-    async def _let_pass(self, seconds: float) -> None:
-        """The fault's own duration."""
-        end = time.monotonic() + seconds
-        await async_wait_until(lambda: time.monotonic() > end, "time")
+    async def _pause(self, least_s: float, most_s: float) -> None:
+        """Let a fault last."""
+        await asyncio.sleep(self._random.uniform(least_s, most_s))
 
     async def _kill_worker(self) -> None:
         worker = self._random.choice(self.cluster.workers)
@@ -101,16 +100,14 @@ class Chaos:
     async def _freeze_worker(self) -> None:
         worker = self._random.choice(self.cluster.workers)
         worker.send(signal.SIGSTOP)
-        await self._let_pass(self._random.uniform(0.5, 2.5))
+        await self._pause(0.5, 2.5)
         worker.send(signal.SIGCONT)
 
     async def _drain_worker(self) -> None:
         worker = self._random.choice(self.cluster.workers)
-        await async_wait_until(
-            lambda: worker.is_ready or worker.status is not None, "a worker that can be told"
-        )
+        await async_wait_until(lambda: worker.is_ready or worker.status is not None, "a worker to drain")
         worker.send(signal.SIGTERM)
-        await async_wait_until(lambda: worker.status is not None, "the worker's drain")
+        await worker.async_wait()
         worker.start()
 
     async def _kill_controller(self) -> None:
@@ -121,92 +118,92 @@ class Chaos:
     async def _drain_controller(self) -> None:
         controller = self._random.choice(self.cluster.controllers)
         controller.send(signal.SIGTERM)
-        await async_wait_until(lambda: controller.status is not None, "the controller's drain")
+        await controller.async_wait()
         controller.start()
 
     async def _kill_queue(self) -> None:
         self.cluster.queue.kill()
-        await self._let_pass(self._random.uniform(0.0, 0.5))
+        await self._pause(0.0, 0.5)
         self.cluster.queue.start()
 
     async def _cut(self) -> None:
         path = self._random.choice([self.cluster.front, self.cluster.back])
         path.cut()
-        await self._let_pass(self._random.uniform(0.1, 1.0))
+        await self._pause(0.1, 1.0)
         path.heal()
 
     async def _swallow(self) -> None:
         path = self._random.choice([self.cluster.front, self.cluster.back])
         path.swallow()
-        await self._let_pass(self._random.uniform(0.1, 1.5))
+        await self._pause(0.1, 1.5)
         path.heal()
 
     async def _slow(self) -> None:
         path = self._random.choice([self.cluster.front, self.cluster.back])
         path.delay(0.1)
-        await self._let_pass(self._random.uniform(0.1, 1.0))
+        await self._pause(0.1, 1.0)
         path.heal()
 
-    async def _ask_on(self, http: httpx2.AsyncClient, number: int) -> None:
-        """One client: question after question, each answered before the next."""
-        draw = random.Random(f"{self.seed} {number}")
+    async def _chat(self, http: httpx2.AsyncClient, number: int) -> None:
+        """Run one client: request after request, each complete before the next."""
+        dice = random.Random(f"{self.seed} {number}")
         turn = 0
         while time.monotonic() < self._ends_at:
-            name = f"{number}-{turn}"
-            self.told.append(await self._ask(http, name, draw.randrange(20, 150), draw))
+            self.outcomes.append(await self._respond(http, f"{number}-{turn}", dice.randrange(20, 150), dice))
             turn += 1
 
-    async def _ask(self, http: httpx2.AsyncClient, name: str, max_tokens: int, draw: random.Random) -> Told:
-        """The answer, whatever it takes: the request again under its key, or the stream where it broke."""
-        transcript, give_up = StreamState(), time.monotonic() + _PATIENCE_S
+    async def _respond(
+        self, http: httpx2.AsyncClient, name: str, max_tokens: int, dice: random.Random
+    ) -> Outcome:
+        """Get one response: repeat the request under its key, or resume the stream where it was cut."""
+        state, give_up_at = StreamState(), time.monotonic() + scaled(_RESPONSE_TIMEOUT_S)
         key = {"Idempotency-Key": f"chaos-{self.seed}-{self.cluster.front.port}-{name}"}
         body = {
             "model": "echo",
-            "messages": [{"role": "user", "content": question(name)}],
+            "messages": [{"role": "user", "content": story(name)}],
             "max_tokens": max_tokens,
             "temperature": 0,
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        trouble: list[str] = []
-        while not transcript.is_over:
-            assert time.monotonic() < give_up, f"no answer to {name} in time: {trouble[-5:]}"
-            url = f"{draw.choice(self.cluster.controllers).url}/v1/chat/completions"
-            if transcript.can_resume:
-                transcript.resume()
+        problems: list[str] = []
+        while not state.is_over:
+            assert time.monotonic() < give_up_at, f"no response to {name} in time: {problems[-5:]}"
+            url = f"{dice.choice(self.cluster.controllers).url}/v1/chat/completions"
+            if state.can_resume:
+                state.resume()
                 query = {"stream": "true", "include_usage": "true"}
-                headers = {"Last-Event-ID": transcript.last_event_id}
-                request = http.build_request("GET", f"{url}/{transcript.id}", params=query, headers=headers)
+                headers = {"Last-Event-ID": state.last_event_id}
+                request = http.build_request("GET", f"{url}/{state.id}", params=query, headers=headers)
             else:
-                transcript = StreamState()
+                state = StreamState()
                 request = http.build_request("POST", url, json=body, headers=key)
-            trouble.append(await self._read(http, request, transcript))
-            await asyncio.sleep(0)
-        assert transcript.failure is None, (name, transcript.failure, trouble[-5:])
-        tokens = transcript.usage.completion_tokens if transcript.usage else None
-        expected = undisturbed(question(name), max_tokens=max_tokens)
-        return Told(transcript.id, transcript.text, transcript.finish_reason, tokens, expected)
+            problems.append(await self._read(http, request, state))
+        assert state.failure is None, (name, state.failure, problems[-5:])
+        num_tokens = state.usage.completion_tokens if state.usage else None
+        expected = echo_text(story(name), max_tokens=max_tokens)
+        return Outcome(state.id, state.text, state.finish_reason, num_tokens, expected)
 
-    async def _read(self, http: httpx2.AsyncClient, request: httpx2.Request, transcript: StreamState) -> str:
-        """What broke it off, if anything did."""
+    async def _read(self, http: httpx2.AsyncClient, request: httpx2.Request, state: StreamState) -> str:
+        """Return what interrupted the response, or "ended"."""
         response = None
         try:
             response = await http.send(request, stream=True)
             if response.status_code != 200:
                 error = json.loads(await response.aread())["error"]
-                # Who reads on was away for longer than the grace: the request again, under its key.
+                # A client that was away for longer than the grace repeats the request under its key.
                 is_gone = response.status_code == 404 and request.method == "GET"
                 assert is_gone or response.status_code in (409, 503), error
                 if is_gone:
-                    transcript.last_event_id = ""  # begin anew
-                await self._let_pass(0.2)
+                    state.last_event_id = ""  # start again
+                await asyncio.sleep(0.2)
                 return str(error)
             async for chunk in response.aiter_bytes():
-                transcript.feed(chunk)
+                state.feed(chunk)
             return "ended"
         except httpx2.TransportError as error:
-            await self._let_pass(0.1)
+            await asyncio.sleep(0.1)
             return repr(error)
         finally:
             if response:

@@ -1,6 +1,6 @@
 """A whole system for fault tests: one queue, a path to it for each kind of process, controllers, workers.
 
-It lives as long as a module's tests; ``revive`` brings back what a test killed before the next one starts.
+A cluster serves several tests; ``restore`` starts what a test killed before the next one begins.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,19 @@ import redis
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.redis.keys import PERMANENT, PREFIX
 
-from tests.faults.processes import ControllerProcess, WorkerProcess
 from tests.faults.proxy import FaultProxy
+from tests.machine_speed import scaled
+from tests.processes import ControllerProcess, WorkerProcess
 from tests.waiting import wait_until
 from tests.wire.redis_server import RedisServer, binary
 
 __all__ = ["Cluster", "running_cluster"]
+
+# Seconds on an idle machine; on a slow one a live process needs longer to show that it is alive.
+_LEASE_S = 1.0
+_HANG_TIMEOUT_S = 3.0
+_ORPHAN_GRACE_S = 3.0
+_STEP_S = 0.01
 
 
 class Cluster:
@@ -36,8 +43,8 @@ class Cluster:
         num_controllers: int,
         num_workers: int,
         is_durable: bool,
-        server: dict[str, Any],
-        worker: dict[str, Any],
+        server: Mapping[str, object],
+        worker: Mapping[str, object],
         acl: str | None,
         queue_port: int,
     ) -> None:
@@ -49,30 +56,36 @@ class Cluster:
             self.queue.restrict(acl)
         socket = folder / "s"
         self.front, self.back = FaultProxy(socket), FaultProxy(socket)
+        self.lease_s = scaled(_LEASE_S)
+        shared = {"lease_s": self.lease_s, "hang_timeout_s": scaled(_HANG_TIMEOUT_S)}
+        server = {**shared, "orphan_grace_s": scaled(_ORPHAN_GRACE_S), **server}
+        worker = {**shared, "echo_step_s": _STEP_S, "echo_faults": True, **worker}
+        front, back = _as_user(self.front.url, "server", acl), _as_user(self.back.url, "worker", acl)
         self.controllers = [
-            ControllerProcess(
-                _as(self.front.url, "server", acl), folder / f"controller-{number}.log", **server
-            )
+            ControllerProcess(front, folder / f"controller-{number}.log", **server)
             for number in range(num_controllers)
         ]
         self.workers = [
-            WorkerProcess(_as(self.back.url, "worker", acl), folder / f"worker-{number}.log", **worker)
-            for number in range(num_workers)
+            WorkerProcess(back, folder / f"worker-{number}.log", **worker) for number in range(num_workers)
         ]
 
     @property
     def redis(self) -> redis.Redis:
         return self.queue.client
 
-    def revive(self) -> None:
-        """Healthy, and nothing of earlier tests is under way."""
+    @property
+    def urls(self) -> list[str]:
+        return [controller.url for controller in self.controllers]
+
+    def restore(self) -> None:
+        """Bring everything back to work and wait until nothing of earlier tests is running."""
         self.front.heal()
         self.back.heal()
         for process in (*self.workers, *self.controllers):
             if process.status is not None:
                 process.start()
         wait_until(lambda: all(worker.is_ready for worker in self.workers), "workers")
-        wait_until(lambda: all(each.is_ready() for each in self.controllers), "controllers")
+        wait_until(lambda: all(controller.is_ready for controller in self.controllers), "controllers")
         wait_until(lambda: self.is_idle, "an idle system")
         self.redis.delete(f"{PREFIX}dlq")
 
@@ -83,21 +96,30 @@ class Cluster:
     def key_names(self, kind: str = "") -> list[str]:
         return [key.decode() for key in self.redis.scan_iter(f"{PREFIX}{kind}*", count=1000)]
 
-    def state(self, job_id: str) -> str | None:
-        state = self.redis.hget(f"{PREFIX}job:{job_id}", "state")
-        return state.decode() if isinstance(state, bytes) else None
+    def job_field(self, job_id: str, name: str) -> str | None:
+        value = self.redis.hget(f"{PREFIX}job:{job_id}", name)
+        return value.decode() if isinstance(value, bytes) else None
 
-    def holder(self, job_id: str) -> WorkerProcess:
-        """The worker that runs the job now."""
-        worker_id = self.redis.hget(f"{PREFIX}job:{job_id}", "worker")
-        assert isinstance(worker_id, bytes)
-        (found,) = [worker for worker in self.workers if worker_id.decode() in worker.log]
+    def worker_of(self, job_id: str) -> WorkerProcess:
+        """Return the worker that runs the job now."""
+        worker_id = self.job_field(job_id, "worker")
+        assert worker_id
+        (found,) = [worker for worker in self.workers if worker_id in worker.log]
         return found
 
-    def is_held_by_another(self, job_id: str, than: WorkerProcess) -> bool:
-        """Whether another worker has it; not while it waits for one."""
-        worker_id = self.redis.hget(f"{PREFIX}job:{job_id}", "worker")
-        return isinstance(worker_id, bytes) and worker_id != b"" and worker_id.decode() not in than.log
+    def has_moved(self, job_id: str, former: WorkerProcess) -> bool:
+        """Whether another worker than ``former`` runs the job; false while it waits in the queue."""
+        worker_id = self.job_field(job_id, "worker")
+        return bool(worker_id and worker_id not in former.log)
+
+    def num_reaps(self) -> int:
+        """How often the controllers have looked for dead workers; each does so once a second."""
+        return sum(int(self.redis.get(name) or 0) for name in self.key_names("beats:"))
+
+    def dead_letters(self) -> list[str]:
+        """Return the ids of the jobs in the dead-letter stream."""
+        letters: list[Any] = self.redis.xrange(f"{PREFIX}dlq") or []
+        return [fields[b"job"].decode() for _, fields in letters]
 
     def assert_no_key_leaks(self) -> None:
         """Each key but the short list has a time to live."""
@@ -105,10 +127,10 @@ class Cluster:
         assert not leaks
 
     def num_running(self, worker: WorkerProcess) -> float | None:
-        """How many sequences its engine has, as it says itself; None while it says nothing."""
+        """Return how many sequences a worker's engine has by its heartbeat; None without a heartbeat."""
         for key in self.key_names("heartbeat:"):
-            if key.rpartition(":")[2] in worker.log and (packed := self.redis.get(key)):
-                assert isinstance(packed, bytes)
+            packed = self.redis.get(key)
+            if key.rpartition(":")[2] in worker.log and isinstance(packed, bytes):
                 return msgspec.msgpack.decode(packed, type=Heartbeat).stats["num_running"]
         return None
 
@@ -122,8 +144,8 @@ class Cluster:
         self.queue.kill()
 
 
-def _as(url: str, role: str, acl: str | None) -> str:
-    """The URL as that user of ``deploy/users.acl``; as it is without one."""
+def _as_user(url: str, role: str, acl: str | None) -> str:
+    """Return the URL with that user of ``deploy/users.acl``, if there is an ACL."""
     return url.replace("redis://", f"redis://{role}:change-{role}-password@") if acl else url
 
 
@@ -133,8 +155,8 @@ def running_cluster(
     num_controllers: int = 2,
     num_workers: int = 3,
     is_durable: bool = True,
-    server: dict[str, Any] | None = None,
-    worker: dict[str, Any] | None = None,
+    server: Mapping[str, object] | None = None,
+    worker: Mapping[str, object] | None = None,
     acl: str | None = None,
     queue_port: int = 0,
 ) -> Iterator[Cluster]:
@@ -150,7 +172,7 @@ def running_cluster(
         queue_port=queue_port,
     )
     try:
-        cluster.revive()
+        cluster.restore()
         yield cluster
     finally:
         cluster.close()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.faults.cluster import Cluster, running_cluster
-from tests.faults.streams import Streams, reading
+from tests.faults.streams import Streams, open_streams
 
 
 @pytest.fixture
@@ -23,12 +23,12 @@ def shared_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
-    shared_cluster.revive()
+    shared_cluster.restore()
     yield shared_cluster
     shared_cluster.assert_no_key_leaks()
 
 
 @pytest.fixture
 async def streams() -> AsyncIterator[Streams]:
-    async with reading() as streams:
+    async with open_streams() as streams:
         yield streams

@@ -1,68 +1,66 @@
-"""Clients of a fault test: each reads one answer as server-sent events and notes what came, and when."""
+"""Clients of a fault test: each reads one streamed response and records what it received."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
 from llava_client.sse import ServerSentEvent, SSEDecoder
 
-from tests.e2e.worker_process import undisturbed
+from tests.echo import echo_text
 from tests.machine_speed import scaled
 from tests.waiting import async_wait_until
 
-__all__ = ["Stream", "Streams", "question", "reading"]
+__all__ = ["Stream", "Streams", "open_streams", "story"]
 
 MAX_TOKENS = 120
 
 
-def question(number: int | str) -> str:
+def story(number: int | str) -> str:
+    """Return a prompt."""
     return f"Tell story number {number}."
 
 
 class Stream:
-    """One answer under way. ``text``, ``ids`` and ``usage`` are what came; ``error`` is how it failed."""
+    """One response; ``error`` is how it failed, by the server or the transport."""
 
-    def __init__(self, text: str, max_tokens: int) -> None:
-        self.question = text
+    def __init__(self, prompt: str, max_tokens: int) -> None:
+        self.prompt = prompt
         self.max_tokens = max_tokens
         self.text = ""
         self.num_deltas = 0
         self.num_logprobs = 0
         self.num_comments = 0
-        self.longest_gap_s = 0.0  # between two deltas
         self.last_id = ""
         self.finish_reason: str | None = None
         self.usage: dict[str, Any] | None = None
         self.status = 0
         self.headers: httpx2.Headers = httpx2.Headers()
         self.error: Any = None
-        self.is_done = False  # [DONE] has come
+        self.has_done_event = False  # [DONE]
         self.task: asyncio.Task[None] | None = None
-        self._last_at: float | None = None
 
     @property
     def job_id(self) -> str:
         return self.last_id.partition(":")[0]
 
     @property
-    def is_over(self) -> bool:
+    def is_finished(self) -> bool:
         return self.task is not None and self.task.done()
 
-    def assert_undisturbed(self) -> None:
-        """The whole text, once, as if nothing had happened."""
-        assert (self.error, self.is_done, self.finish_reason) == (None, True, "length")
-        assert self.text == undisturbed(self.question, max_tokens=self.max_tokens)
+    def assert_complete(self) -> None:
+        """The text and the usage are those of a response that nothing disturbed."""
+        assert (self.error, self.has_done_event, self.finish_reason) == (None, True, "length")
+        assert self.text == echo_text(self.prompt, max_tokens=self.max_tokens)
         assert self.usage
         assert self.usage["completion_tokens"] == self.max_tokens
 
     async def read(self, response: httpx2.Response) -> None:
-        """Until the end of the bytes. Raises what the transport raises."""
+        """Read to the end. Raises what the transport raises."""
         self.status, self.headers = response.status_code, response.headers
         if response.status_code != 200:
             await response.aread()
@@ -72,12 +70,12 @@ class Stream:
         async for chunk in response.aiter_bytes():
             self.num_comments += chunk.startswith(b":")
             for event in decoder.feed(chunk):
-                self._take(event)
+                self._receive(event)
 
-    def _take(self, event: ServerSentEvent) -> None:
+    def _receive(self, event: ServerSentEvent) -> None:
         self.last_id = event.id
         if event.data == "[DONE]":
-            self.is_done = True
+            self.has_done_event = True
             return
         chunk = json.loads(event.data)
         self.error = chunk.get("error", self.error)
@@ -88,22 +86,19 @@ class Stream:
             if choice["delta"].get("content"):
                 self.text += choice["delta"]["content"]
                 self.num_deltas += 1
-                now = time.monotonic()
-                self.longest_gap_s = max(self.longest_gap_s, now - (self._last_at or now))
-                self._last_at = now
 
 
 class Streams:
-    """Opens streams; a broken connection is an error of its stream."""
+    """Starts streams; a broken connection is an error of its stream."""
 
     def __init__(self, http: httpx2.AsyncClient) -> None:
         self.http = http
         self.all: list[Stream] = []
 
-    def ask(
+    def start(
         self,
         url: str,
-        text: str,
+        prompt: str,
         *,
         max_tokens: int = MAX_TOKENS,
         headers: dict[str, str] | None = None,
@@ -111,7 +106,7 @@ class Streams:
     ) -> Stream:
         body = {
             "model": "echo",
-            "messages": [{"role": "user", "content": text}],
+            "messages": [{"role": "user", "content": prompt}],
             "stream": True,
             "stream_options": {"include_usage": True},
             "max_tokens": max_tokens,
@@ -119,23 +114,27 @@ class Streams:
             "ignore_eos": True,
             **fields,
         }
-        stream = Stream(text, max_tokens)
+        stream = Stream(prompt, max_tokens)
         request = self.http.build_request("POST", f"{url}/v1/chat/completions", json=body, headers=headers)
-        self._start(stream, request)
+        self._run(stream, request)
         return stream
 
+    def start_many(self, urls: Sequence[str], number: int, **fields: Any) -> list[Stream]:
+        """Start streams with prompts of their own, distributed over the servers."""
+        return [self.start(urls[index % len(urls)], story(index), **fields) for index in range(number)]
+
     def resume(self, url: str, stream: Stream, **query: str) -> Stream:
-        """The same answer, read on where ``stream`` broke off."""
+        """Start the rest of a stream that was interrupted."""
         parameters = {"stream": "true", "include_usage": "true", **query}
         headers = {"Last-Event-ID": stream.last_id} if stream.last_id else {}
         path = f"{url}/v1/chat/completions/{stream.job_id}"
-        rest = Stream(stream.question, stream.max_tokens)
-        self._start(rest, self.http.build_request("GET", path, params=parameters, headers=headers))
+        rest = Stream(stream.prompt, stream.max_tokens)
+        self._run(rest, self.http.build_request("GET", path, params=parameters, headers=headers))
         return rest
 
-    async def all_over(self) -> None:
+    async def wait_for_all(self) -> None:
         await async_wait_until(
-            lambda: all(stream.is_over for stream in self.all), "every stream's end", timeout_s=60
+            lambda: all(stream.is_finished for stream in self.all), "every stream's end", timeout_s=60
         )
 
     async def close(self) -> None:
@@ -144,7 +143,7 @@ class Streams:
             stream.task.cancel()
         await asyncio.gather(*(stream.task for stream in self.all if stream.task), return_exceptions=True)
 
-    def _start(self, stream: Stream, request: httpx2.Request) -> None:
+    def _run(self, stream: Stream, request: httpx2.Request) -> None:
         stream.task = asyncio.create_task(self._read(stream, request))
         self.all.append(stream)
 
@@ -161,7 +160,7 @@ class Streams:
 
 
 @asynccontextmanager
-async def reading() -> AsyncIterator[Streams]:
+async def open_streams() -> AsyncIterator[Streams]:
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx2.AsyncClient(timeout=scaled(60), limits=limits) as http:
         streams = Streams(http)

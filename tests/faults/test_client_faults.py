@@ -11,10 +11,9 @@ import pytest
 from llava_client import AsyncClient
 from llava_wire.redis.keys import PREFIX
 
-from tests.e2e.worker_process import undisturbed
+from tests.echo import echo_text
 from tests.faults.cluster import Cluster, running_cluster
-from tests.faults.processes import ORPHAN_GRACE_S
-from tests.faults.streams import Stream, Streams, question
+from tests.faults.streams import Stream, Streams, story
 from tests.machine_speed import scaled
 from tests.server.image_files import encoded, part, scene
 from tests.waiting import async_wait_until
@@ -23,11 +22,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
 
 async def test_a_client_that_leaves_frees_its_place(cluster: Cluster, streams: Streams) -> None:
-    stream = streams.ask(cluster.controllers[0].url, question(1), max_tokens=4000)
+    stream = streams.start(cluster.controllers[0].url, story(1), max_tokens=4000)
     await async_wait_until(lambda: stream.num_deltas >= 5, "the stream")
     assert stream.task
     stream.task.cancel()
-    await async_wait_until(lambda: cluster.state(stream.job_id) == "cancelled", "the cancel")
+    await async_wait_until(lambda: cluster.job_field(stream.job_id, "state") == "cancelled", "the cancel")
     await async_wait_until(lambda: cluster.is_idle, "a free place")
     left = {key for key in cluster.key_names() if stream.job_id in key}
     assert {key.rpartition("}:")[2].partition(":")[0] for key in left} <= {"job", "log"}
@@ -47,7 +46,7 @@ async def leave_after(num_steps: int, cluster: Cluster, stream: Stream) -> None:
 async def test_a_client_that_leaves_while_it_asks_is_never_stuck(
     cluster: Cluster, streams: Streams, num_steps: int
 ) -> None:
-    stream = streams.ask(cluster.controllers[0].url, question(num_steps), max_tokens=4000)
+    stream = streams.start(cluster.controllers[0].url, story(num_steps), max_tokens=4000)
     await leave_after(num_steps, cluster, stream)
 
 
@@ -55,74 +54,78 @@ async def test_a_client_that_leaves_while_it_asks_is_never_stuck(
 async def test_a_client_that_leaves_while_its_picture_is_decoded_is_never_stuck(
     cluster: Cluster, streams: Streams, num_steps: int
 ) -> None:
-    content = [part(encoded(scene(1600, 1200))), {"type": "text", "text": question(num_steps)}]
+    content = [part(encoded(scene(1600, 1200))), {"type": "text", "text": story(num_steps)}]
     messages = [{"role": "user", "content": content}]
-    stream = streams.ask(cluster.controllers[0].url, "", max_tokens=4000, messages=messages)
+    stream = streams.start(cluster.controllers[0].url, "", max_tokens=4000, messages=messages)
     await leave_after(num_steps, cluster, stream)
 
 
 async def test_a_picture_is_asked_about_when_its_client_stays(cluster: Cluster, streams: Streams) -> None:
-    content = [part(encoded(scene())), {"type": "text", "text": question(0)}]
+    content = [part(encoded(scene())), {"type": "text", "text": story(0)}]
     messages = [{"role": "user", "content": content}]
-    stream = streams.ask(cluster.controllers[0].url, "", max_tokens=20, messages=messages)
-    await async_wait_until(lambda: stream.is_over, "the answer")
-    assert (stream.error, stream.is_done, stream.finish_reason) == (None, True, "length")
+    stream = streams.start(cluster.controllers[0].url, "", max_tokens=20, messages=messages)
+    await async_wait_until(lambda: stream.is_finished, "the answer")
+    assert (stream.error, stream.has_done_event, stream.finish_reason) == (None, True, "length")
 
 
 async def test_a_controller_told_to_leave_finishes_its_streams(cluster: Cluster, streams: Streams) -> None:
     leaving, staying = cluster.controllers
-    begun = [streams.ask(leaving.url, question(index)) for index in range(8)]
-    await async_wait_until(lambda: all(stream.num_deltas >= 5 for stream in begun), "the streams")
+    started = [streams.start(leaving.url, story(index)) for index in range(8)]
+    await async_wait_until(lambda: all(stream.num_deltas >= 5 for stream in started), "the streams")
     leaving.send(signal.SIGTERM)
-    refused = streams.ask(leaving.url, question("late"))
-    await async_wait_until(lambda: refused.is_over, "a refusal")
+    refused = streams.start(leaving.url, story("late"))
+    await async_wait_until(lambda: refused.is_finished, "a refusal")
     assert refused.status == 503
     assert refused.error["code"] == "shutting_down"
-    instead = streams.ask(staying.url, question("late"))
-    await streams.all_over()
-    for stream in (*begun, instead):
-        stream.assert_undisturbed()
+    instead = streams.start(staying.url, story("late"))
+    await streams.wait_for_all()
+    for stream in (*started, instead):
+        stream.assert_complete()
     assert leaving.wait() == 0
 
 
 def assert_joined(first: Stream, rest: Stream) -> None:
     """Both parts are the undisturbed text: no gap, no overlap."""
     rest.text = first.text + rest.text
-    rest.assert_undisturbed()
+    rest.assert_complete()
 
 
 async def test_a_killed_controllers_streams_go_on_through_another(cluster: Cluster, streams: Streams) -> None:
-    killed, heir = cluster.controllers
-    begun = [streams.ask(killed.url, question(index)) for index in range(8)]
-    await async_wait_until(lambda: all(stream.num_deltas >= 20 for stream in begun), "the streams")
+    killed, successor = cluster.controllers
+    started = [streams.start(killed.url, story(index)) for index in range(8)]
+    await async_wait_until(lambda: all(stream.num_deltas >= 20 for stream in started), "the streams")
     killed.kill()
-    await async_wait_until(lambda: all(stream.is_over for stream in begun), "broken connections")
-    for first, rest in [(stream, streams.resume(heir.url, stream)) for stream in begun]:
-        await async_wait_until(lambda: rest.is_over, "the rest")  # noqa: B023
+    await async_wait_until(lambda: all(stream.is_finished for stream in started), "broken connections")
+    for first, rest in [(stream, streams.resume(successor.url, stream)) for stream in started]:
+        await async_wait_until(lambda: rest.is_finished, "the rest")  # noqa: B023
         assert_joined(first, rest)
 
 
 async def test_what_runs_in_the_background_survives_its_controller_and_then_its_worker() -> None:
-    """It takes longer than the grace within which other answers must find a reader."""
-    slow = {"echo_step_s": 2 * ORPHAN_GRACE_S / 64}  # an answer has 64 tokens or more
-    with running_cluster(num_controllers=2, num_workers=2, worker=slow) as cluster:
-        killed, heir = cluster.controllers
-        asked = {"model": "echo", "input": question("long"), "temperature": 0, "background": True}
+    """It takes longer than the grace within which other responses must find a reader."""
+    grace_s = scaled(1.0)
+    slow = {"echo_step_s": 2 * grace_s / 64}  # a response has 64 tokens or more
+    with running_cluster(
+        num_controllers=2, num_workers=2, server={"orphan_grace_s": grace_s}, worker=slow
+    ) as cluster:
+        killed, successor = cluster.controllers
+        asked = {"model": "echo", "input": story("long"), "temperature": 0, "background": True}
         async with httpx2.AsyncClient(timeout=scaled(30)) as http:
             response_id = (await http.post(f"{killed.url}/v1/responses", json=asked)).json()["id"]
-            path = f"{heir.url}/v1/responses/{response_id}"
-            await _status_is_not(http, path, "queued")
+            path = f"{successor.url}/v1/responses/{response_id}"
+            await _response_once(http, path, "in_progress")
             killed.kill()
-            cluster.holder(response_id.replace("resp_", "chatcmpl-")).kill()
-            response = await _status_is_not(http, path, "in_progress")
+            cluster.worker_of(response_id.replace("resp_", "chatcmpl-")).kill()
+            response = await _response_once(http, path, "completed", "failed", "cancelled")
     text = response["output"][0]["content"][0]["text"]
     assert response["status"] == "completed"
     assert response["usage"]["output_tokens"] >= 64
-    assert undisturbed(question("long"), max_tokens=200).startswith(text)
+    assert echo_text(story("long"), max_tokens=200).startswith(text)
 
 
-async def _status_is_not(http: httpx2.AsyncClient, path: str, status: str) -> Any:
-    while (response := (await http.get(path)).json())["status"] == status:
+async def _response_once(http: httpx2.AsyncClient, path: str, *statuses: str) -> Any:
+    """Return the stored response when it has one of the statuses."""
+    while (response := (await http.get(path)).json())["status"] not in statuses:
         await asyncio.sleep(0.05)
     return response
 
@@ -130,10 +133,12 @@ async def _status_is_not(http: httpx2.AsyncClient, path: str, status: str) -> An
 async def test_a_killed_controllers_stream_to_which_nobody_comes_back_is_cancelled(
     cluster: Cluster, streams: Streams
 ) -> None:
-    stream = streams.ask(cluster.controllers[0].url, question(1), max_tokens=4000)
+    stream = streams.start(cluster.controllers[0].url, story(1), max_tokens=4000)
     await async_wait_until(lambda: stream.num_deltas >= 5, "the stream")
     cluster.controllers[0].kill()
-    await async_wait_until(lambda: cluster.state(stream.job_id) == "orphaned", "the end of the grace")
+    await async_wait_until(
+        lambda: cluster.job_field(stream.job_id, "state") == "orphaned", "the end of the grace"
+    )
     await async_wait_until(lambda: cluster.is_idle, "a free place")
 
 
@@ -141,28 +146,26 @@ async def test_a_cut_connection_is_taken_up_again_where_the_request_has_a_key(
     cluster: Cluster, streams: Streams
 ) -> None:
     url = cluster.controllers[0].url
-    stream = streams.ask(
-        url, question(2), headers={"Idempotency-Key": f"cut {question(2)}".replace(" ", "-")}
-    )
+    stream = streams.start(url, story(2), headers={"Idempotency-Key": f"cut {story(2)}".replace(" ", "-")})
     await async_wait_until(lambda: stream.num_deltas >= 20, "the stream")
     assert stream.task
     stream.task.cancel()
     rest = streams.resume(url, stream)
-    await async_wait_until(lambda: rest.is_over, "the rest")
+    await async_wait_until(lambda: rest.is_finished, "the rest")
     assert_joined(stream, rest)
 
 
 async def test_a_request_repeated_after_its_controller_died_runs_once(
     cluster: Cluster, streams: Streams
 ) -> None:
-    killed, heir = cluster.controllers
+    killed, successor = cluster.controllers
     headers = {"Idempotency-Key": "repeated-after-death"}
-    first = streams.ask(killed.url, question(3), max_tokens=600, headers=headers)
+    first = streams.start(killed.url, story(3), max_tokens=600, headers=headers)
     await async_wait_until(lambda: first.num_deltas >= 20, "the stream")
     killed.kill()
-    again = streams.ask(heir.url, question(3), max_tokens=600, headers=headers)
-    await async_wait_until(lambda: again.is_over, "the answer")
-    again.assert_undisturbed()
+    again = streams.start(successor.url, story(3), max_tokens=600, headers=headers)
+    await async_wait_until(lambda: again.is_finished, "the answer")
+    again.assert_complete()
     assert again.job_id == first.job_id
     assert cluster.redis.hget(f"{PREFIX}job:{first.job_id}", "crashes") == b"0"
 
@@ -171,10 +174,10 @@ async def test_a_request_sent_to_both_controllers_at_once_runs_once(
     cluster: Cluster, streams: Streams
 ) -> None:
     headers = {"Idempotency-Key": "sent-to-both"}
-    both = [streams.ask(each.url, question(4), headers=headers) for each in cluster.controllers]
-    await streams.all_over()
+    both = [streams.start(each.url, story(4), headers=headers) for each in cluster.controllers]
+    await streams.wait_for_all()
     for stream in both:
-        stream.assert_undisturbed()
+        stream.assert_complete()
     assert both[0].job_id == both[1].job_id
 
 
@@ -184,7 +187,7 @@ async def test_the_client_library_reads_on_by_itself_when_its_server_is_started_
     controller = cluster.controllers[0]
     async with AsyncClient(base_url=controller.url) as client:
         asked = await client.stream(
-            question(5), model="echo", max_tokens=300, temperature=0, extra_body={"ignore_eos": True}
+            story(5), model="echo", max_tokens=300, temperature=0, extra_body={"ignore_eos": True}
         )
         async with asked as stream:
             async for _ in stream:
@@ -193,7 +196,7 @@ async def test_the_client_library_reads_on_by_itself_when_its_server_is_started_
             controller.kill()
             controller.start()
             answer = await stream.answer()
-    assert answer.text == undisturbed(question(5), max_tokens=300)
+    assert answer.text == echo_text(story(5), max_tokens=300)
     assert answer.usage
     assert answer.usage.completion_tokens == 300
 
@@ -204,10 +207,10 @@ async def test_one_reader_that_stands_still_holds_up_nobody(cluster: Cluster, st
     request = streams.http.build_request("POST", f"{url}/v1/chat/completions", json=body_of(4000))
     head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
     slow[1].write(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n".encode() + request.content)
-    fast = [streams.ask(url, question(index)) for index in range(8)]
-    await streams.all_over()
+    fast = [streams.start(url, story(index)) for index in range(8)]
+    await streams.wait_for_all()
     for stream in fast:
-        stream.assert_undisturbed()
+        stream.assert_complete()
     assert not cluster.is_idle  # the slow one's answer goes on meanwhile
     slow[1].transport.abort()
     await async_wait_until(lambda: cluster.is_idle, "the slow reader's place")
@@ -216,7 +219,7 @@ async def test_one_reader_that_stands_still_holds_up_nobody(cluster: Cluster, st
 def body_of(max_tokens: int) -> dict[str, object]:
     return {
         "model": "echo",
-        "messages": [{"role": "user", "content": question("slow")}],
+        "messages": [{"role": "user", "content": story("slow")}],
         "stream": True,
         "max_tokens": max_tokens,
         "ignore_eos": True,

@@ -8,15 +8,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from llava_server.operator.cli.doctor import judge
+from llava_server.operator.cli.doctor import check
 from llava_wire.messages.job import Job, Message
 from llava_wire.messages.sampling_params import SamplingParams
-from llava_wire.operator.inspector import Fleet
+from llava_wire.operator.inspector import SystemStatus
 from llava_wire.redis.keys import PREFIX
 
-from tests.e2e.worker_process import undisturbed
+from tests.echo import echo_text
 from tests.faults.cluster import Cluster
-from tests.faults.streams import Streams, question
+from tests.faults.streams import Streams, story
 from tests.machine_speed import scaled
 from tests.waiting import async_wait_until
 
@@ -31,7 +31,7 @@ GOOD = {
     "ping_s": 0.001,
     "clock_ahead_s": 0.1,
 }
-NOBODY = Fleet((), {"c": 0.1}, {}, 0)
+NO_WORKERS = SystemStatus((), {"c": 0.1}, {}, 0)
 
 
 def run(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
@@ -40,8 +40,8 @@ def run(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=scaled(60))
 
 
-def letter(cluster: Cluster, job_id: str, job: Job | None) -> None:
-    """A dead letter as ``reap`` writes it."""
+def add_dead_letter(cluster: Cluster, job_id: str, job: Job | None) -> None:
+    """Add a dead letter as ``reap`` writes it."""
     fields: dict[Any, Any] = {
         "job": job_id,
         "tenant": "t",
@@ -57,7 +57,7 @@ def letter(cluster: Cluster, job_id: str, job: Job | None) -> None:
 
 @pytest.mark.anyio
 async def test_top_shows_workers_and_streams(cluster: Cluster, streams: Streams) -> None:
-    stream = streams.ask(cluster.controllers[0].url, question(1), max_tokens=4000)
+    stream = streams.start(cluster.controllers[0].url, story(1), max_tokens=4000)
     await async_wait_until(lambda: stream.num_deltas > 3, "the stream")
     shown = run(cluster, "top", "--once")
     assert shown.returncode == 0, shown.stderr
@@ -85,38 +85,38 @@ def test_an_evicting_queue_is_found_bad(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("fact", "kind", "text"),
     [
-        ({"redis_version": "6.0.1"}, "bad", "use 6.2 or newer"),
-        ({"valkey_version": "7.0.0"}, "bad", "use 7.2 or newer"),
-        ({"aof_enabled": 0}, "doubt", "set appendonly yes"),
-        ({"aof_last_write_status": "err"}, "bad", "cannot be written"),
-        ({"maxmemory": 0}, "doubt", "no maxmemory"),
-        ({"used_memory": 1 << 30}, "bad", "raise maxmemory"),
-        ({"ping_s": 0.2}, "doubt", "200.0 ms"),
-        ({"clock_ahead_s": -300.0}, "doubt", "-300 s"),
+        ({"redis_version": "6.0.1"}, "error", "use 6.2 or newer"),
+        ({"valkey_version": "7.0.0"}, "error", "use 7.2 or newer"),
+        ({"aof_enabled": 0}, "warning", "set appendonly yes"),
+        ({"aof_last_write_status": "err"}, "error", "cannot be written"),
+        ({"maxmemory": 0}, "warning", "no maxmemory"),
+        ({"used_memory": 1 << 30}, "error", "raise maxmemory"),
+        ({"ping_s": 0.2}, "warning", "200.0 ms"),
+        ({"clock_ahead_s": -300.0}, "warning", "-300 s"),
     ],
 )
 def test_each_thing_that_is_wrong_is_named(fact: dict[str, Any], kind: str, text: str) -> None:
-    usual = {finding.text for finding in judge(GOOD, NOBODY)}
-    (found,) = [finding for finding in judge(GOOD | fact, NOBODY) if finding.text not in usual]
-    assert found.kind == kind
+    usual = {finding.text for finding in check(GOOD, NO_WORKERS)}
+    (found,) = [finding for finding in check(GOOD | fact, NO_WORKERS) if finding.text not in usual]
+    assert found.level == kind
     assert text in found.text
 
 
 def test_a_dead_letter_is_shown_and_answered_when_it_runs_again(cluster: Cluster) -> None:
-    asked = Job(
+    job = Job(
         job_id="chatcmpl-dead",
         model="echo",
         tenant="t",
-        messages=(Message("user", (question(1),)),),
+        messages=(Message("user", (story(1),)),),
         sampling=SamplingParams(seed=1, temperature=0.0, max_tokens=30, ignore_eos=True),
         cost=30.0,
     )
-    letter(cluster, asked.job_id, asked)
-    letter(cluster, "chatcmpl-large", None)
+    add_dead_letter(cluster, job.job_id, job)
+    add_dead_letter(cluster, "chatcmpl-large", None)
     shown = run(cluster, "dlq", "show").stdout
     assert "chatcmpl-dead  model=echo tenant=t: 3 crashes, the last at token 12: its worker ended\n" in shown
-    replayed = run(cluster, "dlq", "replay", asked.job_id)
-    assert (replayed.returncode, replayed.stdout) == (0, undisturbed(question(1), max_tokens=30) + "\n")
+    replayed = run(cluster, "dlq", "replay", job.job_id)
+    assert (replayed.returncode, replayed.stdout) == (0, echo_text(story(1), max_tokens=30) + "\n")
     assert "too large to be kept" in run(cluster, "dlq", "replay", "chatcmpl-large").stderr
     unknown = run(cluster, "dlq", "replay", "chatcmpl-unknown")
     assert (unknown.returncode, "no such dead letter" in unknown.stderr) == (1, True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +11,15 @@ import pytest
 import redis
 
 from tests.faults.cluster import Cluster, running_cluster
-from tests.faults.streams import Stream, Streams, question
+from tests.faults.streams import Stream, Streams, story
+from tests.machine_speed import scaled
 from tests.waiting import async_wait_until
 from tests.wire.redis_server import RedisServer, binary
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
 NUM_STREAMS = 32
+ACL = (Path(__file__).parents[2] / "deploy" / "users.acl").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -36,46 +37,38 @@ def restricted_queue() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="module")
 def forgetful_cluster() -> Iterator[Cluster]:
-    """A queue that comes back empty. Fewer places than streams, so that some wait."""
+    """A cluster whose queue is empty after a restart, with fewer places than streams."""
     with running_cluster(
         num_workers=2, is_durable=False, worker={"max_num_sequences": 8}, server={"keepalive_s": 0.5}
     ) as cluster:
         yield cluster
 
 
-def ask(cluster: Cluster, streams: Streams, number: int, max_tokens: int = 120) -> list[Stream]:
-    urls = [controller.url for controller in cluster.controllers]
-    return [
-        streams.ask(urls[index % len(urls)], question(index), max_tokens=max_tokens)
-        for index in range(number)
-    ]
-
-
-async def some_text(streams: list[Stream], number: int) -> None:
-    await async_wait_until(lambda: sum(stream.num_deltas >= 10 for stream in streams) >= number, "streams")
+async def wait_for_text(streams: list[Stream], number: int) -> None:
+    await async_wait_until(lambda: sum(stream.num_deltas >= 10 for stream in streams) >= number, "text")
 
 
 async def test_a_killed_queue_that_remembers_loses_nothing(cluster: Cluster, streams: Streams) -> None:
-    begun = ask(cluster, streams, NUM_STREAMS)
-    await some_text(begun, 16)
+    started = streams.start_many(cluster.urls, NUM_STREAMS)
+    await wait_for_text(started, 16)
     cluster.queue.kill()
     cluster.queue.start()
-    await streams.all_over()
-    for stream in begun:
-        stream.assert_undisturbed()
+    await streams.wait_for_all()
+    for stream in started:
+        stream.assert_complete()
 
 
 async def test_a_queue_that_comes_back_empty_loses_no_live_stream(
     forgetful_cluster: Cluster, streams: Streams
 ) -> None:
-    forgetful_cluster.revive()
-    begun = ask(forgetful_cluster, streams, NUM_STREAMS)
-    await some_text(begun, 12)
-    assert sum(stream.num_deltas == 0 for stream in begun) > 4  # they wait, and are made anew too
+    forgetful_cluster.restore()
+    started = streams.start_many(forgetful_cluster.urls, NUM_STREAMS)
+    await wait_for_text(started, 12)
+    assert sum(stream.num_deltas == 0 for stream in started) > 4  # they wait, and are submitted again too
     forgetful_cluster.queue.restart(None)
-    await streams.all_over()
-    for stream in begun:
-        stream.assert_undisturbed()
+    await streams.wait_for_all()
+    for stream in started:
+        stream.assert_complete()
     forgetful_cluster.assert_no_key_leaks()
     assert not forgetful_cluster.key_names("tenant:")
 
@@ -83,18 +76,18 @@ async def test_a_queue_that_comes_back_empty_loses_no_live_stream(
 async def test_a_queue_that_comes_back_older_loses_no_live_stream(
     forgetful_cluster: Cluster, streams: Streams
 ) -> None:
-    forgetful_cluster.revive()
-    begun = ask(forgetful_cluster, streams, 16, max_tokens=200)
-    await some_text(begun, 8)
+    forgetful_cluster.restore()
+    started = streams.start_many(forgetful_cluster.urls, 16, max_tokens=200)
+    await wait_for_text(started, 8)
     memory = forgetful_cluster.queue.snapshot()
-    num_then = sum(stream.num_deltas for stream in begun)
+    num_then = sum(stream.num_deltas for stream in started)
     await async_wait_until(
-        lambda: sum(stream.num_deltas for stream in begun) > num_then + 100, "a later time"
+        lambda: sum(stream.num_deltas for stream in started) > num_then + 100, "a later time"
     )
     forgetful_cluster.queue.restart(memory)
-    await streams.all_over()
-    for stream in begun:
-        stream.assert_undisturbed()
+    await streams.wait_for_all()
+    for stream in started:
+        stream.assert_complete()
     forgetful_cluster.assert_no_key_leaks()
 
 
@@ -102,46 +95,44 @@ async def test_a_queue_cut_off_from_everyone_interrupts_no_stream(
     forgetful_cluster: Cluster, streams: Streams
 ) -> None:
     cluster = forgetful_cluster
-    cluster.revive()
-    begun = ask(cluster, streams, 8, max_tokens=200)
-    await some_text(begun, 8)
+    cluster.restore()
+    started = streams.start_many(cluster.urls, 8, max_tokens=200)
+    await wait_for_text(started, 8)
     cluster.front.cut()
     cluster.back.cut()
     await async_wait_until(
-        lambda: all(stream.num_comments for stream in begun), "a sign of life on each stream"
+        lambda: all(stream.num_comments for stream in started), "a sign of life on each stream"
     )
     cluster.front.heal()
     cluster.back.heal()
-    await streams.all_over()
-    for stream in begun:
-        stream.assert_undisturbed()
+    await streams.wait_for_all()
+    for stream in started:
+        stream.assert_complete()
 
 
 async def test_a_black_hole_before_the_queue_ends_nothing_and_refuses_what_is_new(
     forgetful_cluster: Cluster, streams: Streams
 ) -> None:
     cluster = forgetful_cluster
-    cluster.revive()
-    begun = ask(cluster, streams, 8, max_tokens=200)
-    await some_text(begun, 8)
+    cluster.restore()
+    started = streams.start_many(cluster.urls, 8, max_tokens=200)
+    await wait_for_text(started, 8)
     cluster.front.swallow()
     cluster.back.swallow()
     await async_wait_until(
-        lambda: all(stream.num_comments for stream in begun), "a sign of life on each stream"
+        lambda: all(stream.num_comments for stream in started), "a sign of life on each stream"
     )
-    asked_at = time.monotonic()
-    refused = streams.ask(cluster.controllers[0].url, question("n"))
-    await async_wait_until(lambda: refused.is_over, "a refusal")
+    refused = streams.start(cluster.controllers[0].url, story("n"))
+    await async_wait_until(lambda: refused.is_finished, "a refusal before the path is healed")
     assert refused.status == 503
     assert refused.error["code"] == "queue_unavailable"
     assert float(refused.headers["retry-after"]) >= 1
-    assert time.monotonic() - asked_at < 10  # bounded; a wait for the healing would be for ever
     assert all(process.status is None for process in (*cluster.workers, *cluster.controllers))
     cluster.front.heal()
     cluster.back.heal()
-    await streams.all_over()
-    for stream in begun:
-        stream.assert_undisturbed()
+    await streams.wait_for_all()
+    for stream in started:
+        stream.assert_complete()
 
 
 async def test_a_slow_path_to_the_queue_slows_no_stream_down(
@@ -149,62 +140,61 @@ async def test_a_slow_path_to_the_queue_slows_no_stream_down(
 ) -> None:
     """Tokens that wait for a slow emit leave together with the next."""
     cluster = forgetful_cluster
-    cluster.revive()
-    cluster.back.delay(0.2)
-    cluster.front.delay(0.2)
-    begun = ask(cluster, streams, 4, max_tokens=300)
-    await streams.all_over()
-    for stream in begun:
-        stream.assert_undisturbed()
+    cluster.restore()
+    cluster.back.delay(scaled(0.2))
+    cluster.front.delay(scaled(0.2))
+    started = streams.start_many(cluster.urls, 4, max_tokens=300)
+    await streams.wait_for_all()
+    for stream in started:
+        stream.assert_complete()
         assert stream.num_deltas < stream.max_tokens / 3
 
 
 async def test_a_queue_without_memory_refuses_what_is_new_and_interrupts_no_stream(
     cluster: Cluster, streams: Streams
 ) -> None:
-    begun = ask(cluster, streams, 8, max_tokens=300)
-    await some_text(begun, 8)
+    started = streams.start_many(cluster.urls, 8, max_tokens=300)
+    await wait_for_text(started, 8)
     cluster.redis.config_set("maxmemory", 1)
     try:
-        refused = streams.ask(cluster.controllers[0].url, question("n"))
-        await async_wait_until(lambda: refused.is_over, "a refusal")
+        refused = streams.start(cluster.controllers[0].url, story("n"))
+        await async_wait_until(lambda: refused.is_finished, "a refusal")
     finally:
         cluster.redis.config_set("maxmemory", 0)
     assert (refused.status, refused.error["code"]) == (503, "queue_unavailable")
     streams.all.remove(refused)
-    await streams.all_over()
-    for stream in begun:
-        stream.assert_undisturbed()
+    await streams.wait_for_all()
+    for stream in started:
+        stream.assert_complete()
     assert all(process.status is None for process in (*cluster.workers, *cluster.controllers))
-
-
-ACL = (Path(__file__).parents[2] / "deploy" / "users.acl").read_text()
 
 
 async def test_each_role_does_with_its_own_rights(streams: Streams) -> None:
     with running_cluster(num_controllers=2, num_workers=2, acl=ACL) as restricted:
-        begun = ask(restricted, streams, 8)
-        await some_text(begun, 8)
-        restricted.holder(begun[0].job_id).kill()
-        await streams.all_over()
-        for stream in begun:
-            stream.assert_undisturbed()
-        stream = streams.ask(restricted.controllers[0].url, question("left"), max_tokens=4000)
+        started = streams.start_many(restricted.urls, 8, max_tokens=300)
+        await wait_for_text(started, 8)
+        restricted.worker_of(started[0].job_id).kill()
+        await streams.wait_for_all()
+        for stream in started:
+            stream.assert_complete()
+        stream = streams.start(restricted.controllers[0].url, story("left"), max_tokens=4000)
         await async_wait_until(lambda: stream.num_deltas > 3, "the stream")
         restricted.controllers[0].kill()
         rest = streams.resume(restricted.controllers[1].url, stream)
         await async_wait_until(lambda: rest.num_deltas > 3, "the rest")
-        denied = [each for each in restricted.redis.acl_log() if each["username"] in ("server", "worker")]
+        denied = [entry for entry in restricted.redis.acl_log() if entry["username"] in ("server", "worker")]
         assert not denied
 
 
 @pytest.mark.parametrize("role", ["server", "worker"])
-@pytest.mark.parametrize("command", [("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*"), ("GET", "other")])
-def test_no_role_may_touch_anything_else(
-    restricted_queue: RedisServer, role: str, command: tuple[str]
-) -> None:
-    socket = restricted_queue.url.removeprefix("unix://")
-    client = redis.Redis(unix_socket_path=socket, username=role, password=f"change-{role}-password")
-    with pytest.raises(redis.exceptions.NoPermissionError):
-        client.execute_command(*command)
-    client.close()
+def test_no_role_may_touch_anything_else(restricted_queue: RedisServer, role: str) -> None:
+    socket = str(restricted_queue.socket)
+    with redis.Redis(unix_socket_path=socket, username=role, password=f"change-{role}-password") as client:
+        for attempt in (
+            client.flushall,
+            client.config_get,
+            client.keys,
+            lambda: client.get("other"),
+        ):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                attempt()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.cluster import Cluster, running_cluster
-from tests.faults.processes import free_port
-from tests.faults.streams import Stream, Streams, question
+from tests.faults.streams import Streams
+from tests.processes import free_port
 from tests.waiting import async_wait_until, wait_until
 from tests.wire.redis_server import RedisServer, binary
 
@@ -21,9 +21,13 @@ pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 LOOPBACK = "127.0.0.1"
 
 
+def is_connected(replica: RedisServer) -> bool:
+    """Whether it has a primary and has copied it."""
+    return bool(replica.client.info("replication")["master_link_status"] == "up")
+
+
 @contextmanager
 def replicas_of(queue: RedisServer, number: int) -> Iterator[list[RedisServer]]:
-    """In step with it."""
     program = binary("valkey")
     assert program
     servers = [
@@ -33,8 +37,7 @@ def replicas_of(queue: RedisServer, number: int) -> Iterator[list[RedisServer]]:
         for server in servers:
             server.start()
             server.client.replicaof(LOOPBACK, queue.port)
-        for server in servers:
-            wait_until(lambda: server.client.info("replication")["master_link_status"] == "up", "a replica")  # noqa: B023
+        wait_until(lambda: all(is_connected(server) for server in servers), "replicas")
         yield servers
     finally:
         for server in servers:
@@ -43,40 +46,33 @@ def replicas_of(queue: RedisServer, number: int) -> Iterator[list[RedisServer]]:
 
 
 @pytest.fixture
-def pair() -> Iterator[Cluster]:
+def replicated_cluster() -> Iterator[Cluster]:
     with running_cluster(num_workers=2, is_durable=False, queue_port=free_port()) as cluster:
         yield cluster
 
 
-async def streams_of(cluster: Cluster, streams: Streams, number: int, max_tokens: int) -> list[Stream]:
-    urls = [controller.url for controller in cluster.controllers]
-    return [
-        streams.ask(urls[index % len(urls)], question(index), max_tokens=max_tokens)
-        for index in range(number)
-    ]
-
-
-async def test_live_streams_go_on_at_a_promoted_replica(pair: Cluster, streams: Streams) -> None:
-    with replicas_of(pair.queue, 2) as (heir, other):
-        begun = await streams_of(pair, streams, 12, 300)
-        await async_wait_until(lambda: all(stream.num_deltas >= 20 for stream in begun), "the streams")
-        pair.queue.kill()
-        heir.client.replicaof("NO", "ONE")
-        other.client.replicaof(LOOPBACK, heir.port)
-        pair.front.lead_to(heir.socket)
-        pair.back.lead_to(heir.socket)
-        marks = [stream.num_deltas for stream in begun]
+async def test_live_streams_go_on_at_a_promoted_replica(
+    replicated_cluster: Cluster, streams: Streams
+) -> None:
+    cluster = replicated_cluster
+    with replicas_of(cluster.queue, 2) as (promoted, other):
+        started = streams.start_many(cluster.urls, 12, max_tokens=300)
+        await async_wait_until(lambda: all(stream.num_deltas >= 20 for stream in started), "the streams")
+        cluster.queue.kill()
+        promoted.client.replicaof("NO", "ONE")
+        other.client.replicaof(LOOPBACK, promoted.port)
+        cluster.front.lead_to(promoted.socket)
+        cluster.back.lead_to(promoted.socket)
+        before = {stream: stream.num_deltas for stream in started}
         await async_wait_until(
-            lambda: all(s.is_over or s.num_deltas > mark + 20 for s, mark in zip(begun, marks, strict=True)),
+            lambda: all(s.is_finished or s.num_deltas > number + 20 for s, number in before.items()),
             "more of each stream",
         )
-        late = await streams_of(pair, streams, 2, 20)
-        await streams.all_over()
-        for stream in (*begun, *late):
-            stream.assert_undisturbed()
-        wait_until(
-            lambda: other.client.info("replication")["master_link_status"] == "up", "the other replica"
-        )
-        leaks = [key for key in heir.client.scan_iter("{lv}:log:*") if heir.client.ttl(key) == -1]
+        late = streams.start_many(cluster.urls, 2, max_tokens=20)
+        await streams.wait_for_all()
+        for stream in (*started, *late):
+            stream.assert_complete()
+        wait_until(lambda: is_connected(other), "the other replica")
+        leaks = [key for key in promoted.client.scan_iter("{lv}:log:*") if promoted.client.ttl(key) == -1]
         assert not leaks
-        pair.queue.start()  # for the end of the fixture
+        cluster.queue.start()  # for the end of the fixture

@@ -1,11 +1,11 @@
-"""An emit never delays a step: a slow path to the queue leaves the engine's own rhythm as it is."""
+"""An emit never delays a step: the engine goes on while the path to the queue stands still."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import statistics
-import time
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -17,61 +17,83 @@ from llava_worker.settings import load_settings
 from llava_worker.worker import Worker
 
 from tests.faults.proxy import FaultProxy
-from tests.worker.asker import asking
-from tests.worker.queue_server import running_queue
+from tests.waiting import async_wait_until
+from tests.wire.redis_server import running_redis
+from tests.worker.job_client import JobClient, connect_job_client
 
 pytestmark = pytest.mark.anyio
 
-STEP_S = 0.02
-NUM_STEPS = 100
-DELAY_S = 0.2
+NUM_TOKENS = 100
 
 
-class ClockedEngine(EchoEngine):
-    """Notes when each of its steps began."""
+class SteppedEngine(EchoEngine):
+    """An engine that makes one step for each permit."""
 
     def __init__(self) -> None:
-        super().__init__(step_s=STEP_S)
-        self.began: list[float] = []
+        super().__init__()
+        self.permits = threading.Semaphore(0)
+        self.num_steps = 0
 
     def step(self) -> list[StepOutput]:
-        self.began.append(time.perf_counter())
-        return super().step()
-
-    @property
-    def median_step_s(self) -> float:
-        """From the beginning of a step to the beginning of the next."""
-        return statistics.median(later - former for former, later in itertools.pairwise(self.began))
+        self.permits.acquire()
+        outputs = super().step()
+        self.num_steps += 1
+        return outputs
 
 
-async def answered(url: str, path: FaultProxy, delay_s: float) -> tuple[ClockedEngine, int]:
-    """The engine that gave one answer over a path so slow, and in how many emits it left."""
-    model, engine = open_model(load_settings(["--model", "echo"])), ClockedEngine()
+@pytest.fixture
+def queue() -> Iterator[str]:
+    with running_redis() as url:
+        yield url
+
+
+@pytest.fixture
+def path(queue: str) -> Iterator[FaultProxy]:
+    path = FaultProxy(Path(queue.removeprefix("unix://")))
+    yield path
+    path.close()
+
+
+@asynccontextmanager
+async def stepped_worker(path: FaultProxy) -> AsyncIterator[SteppedEngine]:
+    """Run a worker whose queue is at the other end of ``path``."""
+    model, engine = open_model(load_settings(["--model", "echo"])), SteppedEngine()
     consumer = await JobConsumer.connect(path.url, model.heartbeat)
     worker = Worker(
         consumer, engine, prompts=model.prompts, tokenizer=model.tokenizer, heartbeat=model.heartbeat
     )
     running = asyncio.create_task(worker.run())
-    async with asking(url) as asker:
-        path.delay(delay_s)
-        job_id = await asker.ask("Tell me.", temperature=0, max_tokens=NUM_STEPS, ignore_eos=True)
-        await asker.end(job_id, 60)
-        path.heal()
-        worker.drain()
-        assert await running == 0
+    yield engine
+    worker.drain()
+    assert await running == 0
     await consumer.aclose()
-    return engine, len(asker.events[job_id])
 
 
-async def test_200_ms_on_each_command_change_no_engine_step() -> None:
-    with running_queue() as url:
-        path = FaultProxy(Path(url.removeprefix("unix://")))
-        try:
-            plain, num_emits = await answered(url, path, 0.0)
-            slowed, num_slow_emits = await answered(url, path, DELAY_S)
-        finally:
-            path.close()
-    assert len(plain.began) == len(slowed.began) == NUM_STEPS
-    assert num_emits > NUM_STEPS / 2
-    assert num_slow_emits < NUM_STEPS / 4  # what waits for a slow emit leaves together with the next
-    assert slowed.median_step_s <= plain.median_step_s * 1.1
+async def submit(client: JobClient, engine: SteppedEngine) -> str:
+    """Return the id of a job that has one token."""
+    job_id = await client.submit("Tell me.", temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+    engine.permits.release()
+    await async_wait_until(lambda: client.events[job_id], "the first token")
+    return job_id
+
+
+async def test_no_engine_step_waits_for_the_path_to_the_queue(queue: str, path: FaultProxy) -> None:
+    async with connect_job_client(queue) as client, stepped_worker(path) as engine:
+        job_id = await submit(client, engine)
+        path.swallow()
+        engine.permits.release(NUM_TOKENS - 1)
+        await async_wait_until(lambda: engine.num_steps == NUM_TOKENS, "all steps")
+        assert len(client.token_ids(job_id)) == 1
+        path.heal()
+        await client.wait_for_final(job_id)
+        assert len(client.token_ids(job_id)) == NUM_TOKENS
+        assert len(client.events[job_id]) <= 4  # tokens that waited for an emit leave together in the next
+
+
+async def test_without_delay_each_token_is_emitted_by_itself(queue: str, path: FaultProxy) -> None:
+    async with connect_job_client(queue) as client, stepped_worker(path) as engine:
+        job_id = await submit(client, engine)
+        for number in range(2, NUM_TOKENS + 1):
+            engine.permits.release()
+            await async_wait_until(lambda: len(client.events[job_id]) == number, "the next token")  # noqa: B023
+        assert [len(event.token_ids) for event in client.events[job_id]] == [1] * NUM_TOKENS

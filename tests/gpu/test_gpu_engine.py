@@ -12,12 +12,14 @@ import torch
 from llava_worker.engine import ImageSpan, Sequence, StepOutput
 from llava_worker.engine.core.in_flight_step import InFlightStep
 from llava_worker.engine.core.scheduler import Chunk
+from llava_worker.engine.core.sequence import Pixels
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.engine.startup.model_info import ModelInfo
 from llava_worker.model.quantization.precision import precisions_on
 
+from tests.worker.engine.outputs import collect_outputs
 from tests.worker.sampling_params import greedy
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
@@ -50,7 +52,7 @@ def make_sequences(info: ModelInfo, *, num_tokens: int) -> list[Sequence]:
     for index in range(NUM_PROMPTS):
         token_ids: list[int] = [1]
         spans: list[ImageSpan] = []
-        pixels: list[bytes | bytearray | memoryview] = []
+        pixels: list[Pixels] = []
         for _ in range(index % 3):
             token_ids += rng.integers(3, 300, 5).tolist()
             spans.append(ImageSpan(len(token_ids), info.tokens_per_tile, f"{index}-{len(spans)}"))
@@ -75,15 +77,8 @@ def make_sequences(info: ModelInfo, *, num_tokens: int) -> list[Sequence]:
 
 def generate(*, num_tokens: int, **options: Any) -> tuple[Outputs, Engine]:
     engine, info = build(**options)
-    outputs: Outputs = {}
-    for sequence in make_sequences(info, num_tokens=num_tokens):
-        outputs[sequence.seq_id] = []
-        engine.add(sequence)
-    while engine.num_sequences:
-        for output in engine.step():
-            assert output.error is None, output
-            outputs[output.seq_id].append(output)
-        engine.check()
+    outputs = collect_outputs(engine, *make_sequences(info, num_tokens=num_tokens))
+    assert all(output.error is None for own in outputs.values() for output in own), outputs
     return outputs, engine
 
 
@@ -122,7 +117,7 @@ def test_async_scheduling_does_not_change_the_output(use_cuda_graphs: bool) -> N
     assert [own[-1].finish for own in outputs.values()] == [own[-1].finish for own in expected.values()]
 
 
-def test_launching_a_step_ahead_never_waits_for_the_device() -> None:
+def test_launching_a_step_ahead_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """For all kinds of sampling: torch raises if an operation would wait."""
     engine, info = build(device="cuda")
     launch = engine._runner.launch
@@ -138,7 +133,7 @@ def test_launching_a_step_ahead_never_waits_for_the_device() -> None:
         num_ahead += after is not None
         return step
 
-    engine._runner.launch = launch_without_waiting  # type: ignore[method-assign]
+    monkeypatch.setattr(engine._runner, "launch", launch_without_waiting)
     samplings = [
         greedy(),
         greedy(num_logprobs=3),

@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from tests.test_house import ROOT, sources
+from tests.test_architecture import ROOT, sources
 
 SERVED = [path for path in sources() if path.relative_to(ROOT).parts[0] not in ("tools", "bench")]
 BANNED_MODULES = {"pickle", "dill", "marshal", "shelve", "cloudpickle", "yaml", "xml"}

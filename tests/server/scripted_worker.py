@@ -1,4 +1,4 @@
-"""A worker at the real seam (JobConsumer, real Valkey) whose behaviour the last message names.
+"""A worker on the real queue (JobConsumer, real Valkey) whose behavior the last message names.
 
 "say one two three"     answers "one two three", a token a word, stop
 "say-all ..."           the same in one single event
@@ -48,7 +48,8 @@ _PROMPT_TOKENS, _CACHED_TOKENS = 11, 3
 
 
 class ScriptedWorker:
-    """Runs in a thread of its own until ``stop``; what it saw is in ``assignments`` and ``refused``."""
+    """Runs in a thread until ``stop``. ``assignments`` are those it pulled, ``refused`` the jobs whose events
+    the queue refused."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class ScriptedWorker:
         self.assignments: list[Assignment] = []
         self.refused: set[str] = set()
         self.release = threading.Event()
-        self._url = url
+        self.url = url
         self._heartbeat = Heartbeat(
             worker_id=f"scripted-{id(self)}",
             model=model,
@@ -89,8 +90,19 @@ class ScriptedWorker:
         self._thread.join(30)
         assert not self._thread.is_alive()
 
+    def stop_pulling(self) -> None:
+        """Stop, but stay announced as live for a minute: jobs are accepted and wait."""
+        self.stop()
+
+        async def announce() -> None:
+            consumer = await JobConsumer.connect(self.url, self._heartbeat, lease_s=60)
+            await consumer.send_heartbeat()
+            await consumer.aclose()
+
+        asyncio.run(announce())
+
     async def _run(self) -> None:
-        consumer = await JobConsumer.connect(self._url, self._heartbeat)
+        consumer = await JobConsumer.connect(self.url, self._heartbeat)
         self._is_up.set()
         tasks = [asyncio.create_task(self._beat(consumer)), asyncio.create_task(self._pull(consumer))]
         while not self._is_stopping.is_set() and not any(task.done() for task in tasks):
@@ -100,33 +112,33 @@ class ScriptedWorker:
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result
-        await consumer.leave()
+        await consumer.deregister()
         await consumer.aclose()
 
     async def _beat(self, consumer: JobConsumer) -> None:
         while True:
-            await consumer.beat()
+            await consumer.send_heartbeat()
             async with self._emitting:
                 await consumer.emit([])
             await asyncio.sleep(0.3)
 
     async def _pull(self, consumer: JobConsumer) -> None:
-        answers: set[asyncio.Task[None]] = set()
+        running: set[asyncio.Task[None]] = set()
         try:
             while True:
-                while len(answers) >= self._heartbeat.capacity:
-                    _, answers = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
-                for assignment in await consumer.pull(self._heartbeat.capacity - len(answers)):
+                while len(running) >= self._heartbeat.capacity:
+                    _, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for assignment in await consumer.pull(self._heartbeat.capacity - len(running)):
                     self.assignments.append(assignment)
-                    answers.add(asyncio.create_task(self._answer(consumer, assignment)))
+                    running.add(asyncio.create_task(self._answer(consumer, assignment)))
         finally:
-            for answer in answers:
-                answer.cancel()
-            await asyncio.gather(*answers, return_exceptions=True)
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
     async def _answer(self, consumer: JobConsumer, assignment: Assignment) -> None:
         if assignment.job.task != "answer" or assignment.job.sampling.max_tokens == 0:
-            await self._tell(consumer, assignment)
+            await self._run_task(consumer, assignment)
             return
         text = _last_text(assignment)
         verb, _, rest = text.partition(" ")
@@ -156,7 +168,7 @@ class ScriptedWorker:
         else:
             await writer.write(_as_received(assignment), final=_final(FinishReason.STOP))
 
-    async def _tell(self, consumer: JobConsumer, assignment: Assignment) -> None:
+    async def _run_task(self, consumer: JobConsumer, assignment: Assignment) -> None:
         job = assignment.job
         if job.task == "detokenize":
             text = "".join(map(_character, job.prompt_ids))
@@ -197,22 +209,22 @@ class _Writer:
     async def write(self, text: str, *, tokens: int = 1, final: Final | None = None) -> bool:
         """False if the job is not ours any more."""
         job_id = self._assignment.job.job_id
-        told = self._logprobs(text, tokens)
+        logprobs = self._logprobs(text, tokens)
         event = Event(
             self._offset,
             tuple(range(tokens)),
             text,
             final,
-            told,
+            logprobs,
             num_prompt_tokens=0 if self._offset else _PROMPT_TOKENS,
             prompt=() if self._is_begun else _echo(self._assignment),
         )
         self._is_begun = True
         async with self._worker._emitting:
-            refused = await self._consumer.emit([(self._assignment, event)])
-        self._worker.refused |= refused
+            result = await self._consumer.emit([(self._assignment, event)])
+        self._worker.refused |= result.refused
         self._offset = event.next_offset
-        return job_id not in refused
+        return job_id not in result.refused
 
     def _logprobs(self, text: str, tokens: int) -> tuple[TokenLogprob, ...]:
         num_top = self._assignment.job.sampling.num_logprobs

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 import pytest
-from configuration_page import PAGE, SETTINGS, filled, table
+from configuration_page import PAGE, SETTINGS, fill, table
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
 
 def test_the_page_is_what_the_settings_say() -> None:
     page = PAGE.read_text("utf-8")
-    assert filled(page) == page, "run python tools/configuration_page.py"
+    assert fill(page) == page, "run python tools/configuration_page.py"
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -39,8 +39,8 @@ class Changed(BaseSettings):
 def test_a_setting_that_changes_changes_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SETTINGS, "worker", Changed)
     page = PAGE.read_text("utf-8")
-    assert filled(page) != page
-    assert "| `LLAVA_SIZE` | `--size` | `3` | above 1 to 1,000,000 | How large. |" in filled(page)
+    assert fill(page) != page
+    assert "| `LLAVA_SIZE` | `--size` | `3` | above 1 to 1,000,000 | How large. |" in fill(page)
 
 
 def test_a_row_says_what_is_allowed() -> None:
@@ -50,4 +50,4 @@ def test_a_row_says_what_is_allowed() -> None:
 
 def test_a_page_without_a_place_for_a_table_is_refused() -> None:
     with pytest.raises(SystemExit, match="needs a part"):
-        filled("nothing")
+        fill("nothing")

@@ -34,8 +34,8 @@ def test_a_trace_is_drawn_whole_or_in_part(trace: Path, monkeypatch: pytest.Monk
     for part in ((), (0.0, 0.1)):
         out = trace.with_suffix(".png")
         assert run(monkeypatch, trace, out, *part) == 0
-        with Image.open(out) as picture:
-            assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
+        with Image.open(out) as image:
+            assert len(image.convert("RGB").getcolors(1 << 20) or []) > 10
 
 
 def test_a_torn_trace_is_read_up_to_its_last_whole_event(trace: Path) -> None:

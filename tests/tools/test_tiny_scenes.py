@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny.conversations import KINDS, SYSTEM, ask_none, ask_one, ask_two
-from tiny.drawing import GRID, IMAGE_SIZE, LABELS, draw, fit, patch_labels
+from tiny.drawing import GRID, IMAGE_SIZE, LABELS, draw, patch_labels, preprocess
 from tiny.exam import Result, is_right, questions, table
-from tiny.packs import make_batch, prompt_ids, training_ids
+from tiny.packing import make_batch, prompt_ids, training_ids
 from tiny.questions import MAKERS
 from tiny.scenes import SHAPES, sample_scene
 from tiny.tokenizer import BOS, EOS, IMAGE, SIZE, build
@@ -43,7 +43,7 @@ def test_picture_sizes_stay_within_the_promised_bounds() -> None:
 
 
 def test_a_wide_picture_is_padded_with_the_mean_colour() -> None:
-    pixels = np.asarray(fit(Image.new("RGB", (200, 100), (255, 0, 0))))
+    pixels = np.asarray(preprocess(Image.new("RGB", (200, 100), (255, 0, 0))))
     assert pixels.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
     assert tuple(pixels[0, 0]) == (122, 116, 104)
     assert tuple(pixels[IMAGE_SIZE // 2, IMAGE_SIZE // 2]) == (255, 0, 0)
@@ -88,23 +88,23 @@ def test_the_prompt_is_a_prefix_of_what_was_trained(kind: str) -> None:
     rng = random.Random(kind)
     for index in range(30):
         scene = sample_scene("prefix", index)
-        pictures = {"no picture": 0, "two pictures": 2}.get(kind, 1)
-        talk = (
+        num_images = {"no picture": 0, "two pictures": 2}.get(kind, 1)
+        conversation = (
             ask_none(scene, rng)
-            if pictures == 0
+            if num_images == 0
             else ask_two(scene, scene, rng)
-            if pictures == 2
+            if num_images == 2
             else ask_one(scene, kind, rng)
         )
-        if talk is None:
+        if conversation is None:
             continue
-        trained, targets = training_ids(talk.turns, "\n" if pictures else f"{SYSTEM} USER: ")
-        prompt = prompt_ids(SYSTEM, talk.turns, pictures)
+        trained, targets = training_ids(conversation.turns, "\n" if num_images else f"{SYSTEM} USER: ")
+        prompt = prompt_ids(SYSTEM, conversation.turns, num_images)
         start = len(trained) - targets[::-1].index(False) if False in targets else 0
         assert prompt[len(prompt) - start :] == trained[:start]
         assert prompt[0] == BOS
-        assert prompt.count(IMAGE) == pictures * GRID * GRID
-        assert TOKENIZER.decode(trained[start:-1]).strip() == talk.turns[-1].answer
+        assert prompt.count(IMAGE) == num_images * GRID * GRID
+        assert TOKENIZER.decode(trained[start:-1]).strip() == conversation.turns[-1].answer
         assert trained[-1] == EOS
 
 

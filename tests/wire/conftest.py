@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.wire.lab import Lab
+from tests.wire.harness import Harness
 from tests.wire.redis_server import KINDS, RedisServer, binary
 
 
@@ -16,11 +17,11 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="session", params=KINDS)
-def running_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    program = binary(request.param)
+@contextlib.contextmanager
+def running(kind: str) -> Iterator[RedisServer]:
+    program = binary(kind)
     if not program:
-        pytest.skip(f"{request.param}: no such server on this machine")
+        pytest.skip(f"{kind}: no such server on this machine")
     folder = Path(tempfile.mkdtemp(prefix="lv"))  # tmp_path is too long for a socket
     server = RedisServer(program, folder)
     server.start()
@@ -29,16 +30,29 @@ def running_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture
-def server(running_server: RedisServer) -> RedisServer:
-    """An empty one."""
-    running_server.client.flushall()
-    return running_server
+@pytest.fixture(scope="session", params=KINDS)
+def shared_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    with running(request.param) as server:
+        yield server
+
+
+@pytest.fixture(params=KINDS)
+def killable_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A server of the test's own, which it may kill and restart."""
+    with running(request.param) as server:
+        yield server
 
 
 @pytest.fixture
-async def lab(server: RedisServer) -> AsyncIterator[Lab]:
-    lab = Lab(server)
-    yield lab
-    await lab.close()
-    await lab.check_nothing_leaks()
+def server(shared_server: RedisServer) -> RedisServer:
+    """The shared server, emptied."""
+    shared_server.client.flushall()
+    return shared_server
+
+
+@pytest.fixture
+async def harness(server: RedisServer) -> AsyncIterator[Harness]:
+    harness = Harness(server)
+    yield harness
+    await harness.close()
+    await harness.check_nothing_leaks()

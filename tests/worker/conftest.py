@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.worker.asker import Asker, asking
-from tests.worker.queue_server import running_queue
+from tests.wire.redis_server import running_redis
+from tests.worker.job_client import JobClient, connect_job_client
 
 
 @pytest.fixture
@@ -17,11 +17,17 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def queue_url() -> Iterator[str]:
-    with running_queue() as url:
+    with running_redis() as url:
         yield url
 
 
 @pytest.fixture
-async def asker(queue_url: str) -> AsyncIterator[Asker]:
-    async with asking(queue_url) as asker:
-        yield asker
+async def client(queue_url: str) -> AsyncIterator[JobClient]:
+    async with connect_job_client(queue_url) as client:
+        yield client
+
+
+@pytest.fixture
+def short_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain waits for the pull in progress; let pulls wait for jobs for 50 ms instead of 1 s."""
+    monkeypatch.setattr("llava_wire.worker_side.consumer.WAIT_S", 0.05)

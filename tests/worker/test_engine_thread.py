@@ -1,4 +1,4 @@
-"""The engine's thread: progress, refusals, and loud ends for an engine that breaks or hangs."""
+"""The engine thread: outputs, rejected sequences, and an engine that fails or hangs."""
 
 from __future__ import annotations
 
@@ -13,25 +13,33 @@ from llava_worker.engine import Sequence, StepOutput
 from llava_worker.engine_thread import EngineThread
 from llava_worker.language.tokenizer import ByteTokenizer
 
-WAIT_S = 10.0  # a bound, not an expectation
+from tests.machine_speed import scaled
+
+TIMEOUT_S = 10.0
+NUM_TOKENS = 20
 
 
 class Listener:
+    """Receives what the engine thread reports."""
+
     def __init__(self) -> None:
         self.outputs: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
         self.failed = threading.Event()
         self.hung = threading.Event()
 
-    def take(self, outputs: list[StepOutput]) -> None:
-        for item in outputs:
-            self.outputs.put(item)
+    def on_outputs(self, outputs: list[StepOutput]) -> None:
+        for output in outputs:
+            self.outputs.put(output)
 
-    def until_end(self, seq_id: str) -> list[StepOutput]:
-        found: list[StepOutput] = []
-        while not found or not found[-1].is_final:
-            item = self.outputs.get(timeout=WAIT_S)
-            found += [item] if item.seq_id == seq_id else []
-        return found
+    def next_output(self) -> StepOutput:
+        return self.outputs.get(timeout=scaled(TIMEOUT_S))
+
+    def outputs_until_end(self, seq_id: str) -> list[StepOutput]:
+        collected: list[StepOutput] = []
+        while not collected or not collected[-1].is_final:
+            output = self.next_output()
+            collected += [output] if output.seq_id == seq_id else []
+        return collected
 
 
 def start(
@@ -39,13 +47,17 @@ def start(
 ) -> EngineThread:
     thread = EngineThread(
         engine or EchoEngine(has_faults=True),
-        on_outputs=listener.take,
+        on_outputs=listener.on_outputs,
         on_failure=listener.failed.set,
         on_hang=listener.hung.set,
         hang_timeout_s=hang_timeout_s,
     )
     thread.start()
     return thread
+
+
+def stop(thread: EngineThread) -> None:
+    assert thread.stop(scaled(TIMEOUT_S))
 
 
 @pytest.fixture
@@ -57,135 +69,129 @@ def listener() -> Listener:
 def thread(listener: Listener) -> Iterator[EngineThread]:
     thread = start(listener)
     yield thread
-    thread.stop(WAIT_S)
+    stop(thread)
 
 
 def sequence(text: str, seq_id: str = "one") -> Sequence:
-    return Sequence(seq_id=seq_id, prompt_ids=ByteTokenizer().encode(text), max_new_tokens=20)
+    return Sequence(seq_id=seq_id, prompt_ids=ByteTokenizer().encode(text), max_new_tokens=NUM_TOKENS)
 
 
-def test_a_sequence_is_answered_to_its_end(listener: Listener, thread: EngineThread) -> None:
-    thread.add(sequence("Hi?"))
-    assert len(listener.until_end("one")) == 20
-
-
-def test_an_idle_engine_makes_no_steps_and_wakes_for_the_next_sequence(
+def test_idle_engine_makes_no_steps_and_wakes_for_the_next_sequence(
     listener: Listener, thread: EngineThread
 ) -> None:
-    thread.add(sequence("Hi?", "one"))
-    listener.until_end("one")
-    thread.add(sequence("Hi?", "two"))
-    listener.until_end("two")
-    thread.stop(WAIT_S)
-    assert thread.num_steps == 40
+    for seq_id in ("one", "two"):
+        thread.add(sequence("Hi?", seq_id))
+        assert len(listener.outputs_until_end(seq_id)) == NUM_TOKENS
+    stop(thread)
+    assert thread.num_steps == 2 * NUM_TOKENS
 
 
-class Preparing(EchoEngine):
-    """Has so much to prepare."""
+class PreparingEngine(EchoEngine):
+    """Needs ``num_left`` calls of ``idle`` to be prepared."""
 
     def __init__(self, num_left: int) -> None:
         super().__init__(has_faults=True)
         self.num_left = num_left
-        self.rested = threading.Event()
+        self.is_prepared = threading.Event()
 
     def idle(self) -> bool:
         assert not self.num_sequences
         if not self.num_left:
-            self.rested.set()
+            self.is_prepared.set()
             return False
         self.num_left -= 1
         return True
 
 
-def test_an_idle_engine_prepares_until_nothing_is_left_and_then_sleeps(listener: Listener) -> None:
-    engine = Preparing(1000)
+def test_idle_engine_prepares_until_nothing_is_left(listener: Listener) -> None:
+    engine = PreparingEngine(1000)
     thread = start(listener, engine)
-    assert engine.rested.wait(WAIT_S)
+    assert engine.is_prepared.wait(scaled(TIMEOUT_S))
     assert engine.num_left == 0
     thread.add(sequence("Hi?"))
-    assert len(listener.until_end("one")) == 20
-    assert thread.stop(WAIT_S)
+    assert len(listener.outputs_until_end("one")) == NUM_TOKENS
+    stop(thread)
 
 
-def test_who_comes_while_an_engine_prepares_is_served_first(listener: Listener) -> None:
-    engine = Preparing(1 << 60)
+def test_sequence_is_served_before_the_engine_is_prepared(listener: Listener) -> None:
+    engine = PreparingEngine(1 << 60)
     thread = start(listener, engine)
     thread.add(sequence("Hi?"))
-    assert len(listener.until_end("one")) == 20
-    assert thread.stop(WAIT_S)
+    assert len(listener.outputs_until_end("one")) == NUM_TOKENS
+    stop(thread)
     assert engine.num_left > 0
 
 
-def test_statistics_are_those_of_the_engine_after_its_last_step(listener: Listener) -> None:
+def test_stats_are_those_after_the_last_step(listener: Listener) -> None:
     engine = EchoEngine()
     thread = start(listener, engine)
     assert thread.stats.num_steps_total == 0
     thread.add(sequence("Hi?"))
-    listener.until_end("one")
-    assert thread.stop(WAIT_S)
+    listener.outputs_until_end("one")
+    stop(thread)
     assert thread.stats == engine.stats()
-    assert (thread.stats.num_generated_tokens_total, thread.stats.num_running) == (20, 0)
+    assert (thread.stats.num_generated_tokens_total, thread.stats.num_running) == (NUM_TOKENS, 0)
 
 
-def test_a_refused_sequence_is_reported_and_the_next_one_served(
+def test_rejected_sequence_is_reported_and_the_next_is_served(
     listener: Listener, thread: EngineThread
 ) -> None:
     thread.add(sequence("[[refuse]]", "bad"))
-    rejection = listener.outputs.get(timeout=WAIT_S)
-    assert rejection.seq_id == "bad" and rejection.error is not None
-    assert rejection.error.code is ErrorCode.INVALID_REQUEST
+    output = listener.next_output()
+    assert output.seq_id == "bad" and output.error is not None
+    assert output.error.code is ErrorCode.INVALID_REQUEST
     thread.add(sequence("Hi?", "good"))
-    assert listener.until_end("good")
+    assert listener.outputs_until_end("good")
 
 
-def test_an_aborted_sequence_leaves_the_others_running(listener: Listener, thread: EngineThread) -> None:
+def test_abort_leaves_other_sequences_running(listener: Listener, thread: EngineThread) -> None:
     thread.add(sequence("Hi?", "one"))
     thread.abort("one")
     thread.abort("unknown")
     thread.add(sequence("Hi?", "two"))
-    assert listener.until_end("two")
+    assert listener.outputs_until_end("two")
 
 
-def test_an_engine_that_raises_is_reported_and_never_used_again(
+def test_engine_that_raises_is_reported_and_not_used_again(
     listener: Listener, thread: EngineThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     thread.add(sequence("[[fail at 3]]"))
-    assert listener.failed.wait(WAIT_S)
-    assert thread.stop(WAIT_S)
+    assert listener.failed.wait(scaled(TIMEOUT_S))
+    stop(thread)
     assert thread.num_steps == 3
     assert "asked to fail" in caplog.text
 
 
-def test_a_stop_waits_for_the_step_in_hand(listener: Listener, thread: EngineThread) -> None:
+def test_stop_waits_for_the_current_step(listener: Listener, thread: EngineThread) -> None:
     thread.add(sequence("Hi?"))
-    assert thread.stop(WAIT_S)
+    stop(thread)
     assert not listener.failed.is_set()
 
 
-class StuckEngine(EchoEngine):
-    """A step does not return before it is released."""
+class HangingEngine(EchoEngine):
+    """Its steps do not return until they are released."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.released = threading.Event()
+        self.is_released = threading.Event()
 
     def step(self) -> list[StepOutput]:
-        self.released.wait()
+        self.is_released.wait()
         return super().step()
 
 
-def test_a_step_that_does_not_return_is_noticed(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
-    engine = StuckEngine()
-    thread = start(listener, engine, hang_timeout_s=0.05)
+def test_step_that_hangs_is_reported_and_an_idle_engine_is_not(
+    listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    idle_listener = Listener()
+    idle_thread = start(idle_listener, hang_timeout_s=0.05)
+    engine = HangingEngine()
+    thread = start(listener, engine, hang_timeout_s=0.2)
     thread.add(sequence("Hi?"))
-    assert listener.hung.wait(WAIT_S)
+    assert listener.hung.wait(scaled(TIMEOUT_S))
     assert "one step for more than" in caplog.text
     assert not thread.stop(0.0)
-    engine.released.set()
-    assert thread.stop(WAIT_S)
-
-
-def test_an_engine_that_waits_for_work_does_not_hang(listener: Listener) -> None:
-    thread = start(listener, hang_timeout_s=0.05)
-    assert not listener.hung.wait(0.2)
-    assert thread.stop(WAIT_S)
+    engine.is_released.set()
+    stop(thread)
+    assert not idle_listener.hung.is_set()
+    stop(idle_thread)

@@ -1,4 +1,4 @@
-"""Jobs that ask for a vector, through the worker's loop, a real queue and the echo engine."""
+"""Embedding jobs through the worker, a real queue and the echo engine."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ import pytest
 from llava_wire.messages.event import FinishReason
 from llava_wire.messages.job import ImageRef, Message
 
-from tests.worker.asker import Asker
-from tests.worker.test_worker_loop import running
+from tests.worker.job_client import JobClient
+from tests.worker.running_worker import running_worker
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_an_embedding_is_one_event_that_ends(queue_url: str, asker: Asker) -> None:
-    async with running(queue_url):
-        image = ImageRef(digest="a", num_tiles=1, side=32, width=9, height=9)
-        given: list[tuple[str | ImageRef, dict[str, bytes]]] = [
-            ("Hi?", {}),
-            (image, {"a": bytes(32 * 32 * 3)}),
-        ]
-        for part, pixels in given:
+async def test_embedding_job_has_one_event_with_a_unit_vector(queue_url: str, client: JobClient) -> None:
+    image = ImageRef(digest="a", num_tiles=1, side=32, width=9, height=9)
+    inputs: list[tuple[str | ImageRef, dict[str, bytes]]] = [("Hi?", {}), (image, {"a": bytes(32 * 32 * 3)})]
+    async with running_worker(queue_url):
+        for part, pixels in inputs:
             messages = [Message("user", (part,))]
-            job = await asker.ask_messages(messages, pixels=pixels, task="embed", form="raw")
-            final = await asker.end(job)
-            assert len(asker.events[job]) == 1 and asker.token_ids(job) == []
+            job = await client.submit_messages(messages, pixels=pixels, task="embed", form="raw")
+            final = await client.wait_for_final(job)
+            assert len(client.events[job]) == 1 and client.token_ids(job) == []
             assert final.reason is FinishReason.STOP and final.num_prompt_tokens > 0
             vector = np.frombuffer(final.vector, "<f4")
             assert np.linalg.norm(vector) == pytest.approx(1)

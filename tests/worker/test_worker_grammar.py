@@ -1,4 +1,4 @@
-"""GrammarCache in the worker's loop: compiled beside the streams, refused alone."""
+"""Structured output in the worker: a grammar compiles concurrently with streams, and fails only its job."""
 
 from __future__ import annotations
 
@@ -11,90 +11,101 @@ from llava_wire.messages.sampling_params import Grammar
 from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 from llava_worker.language.tokenizer import ByteTokenizer
 
+from tests.machine_speed import scaled
 from tests.waiting import async_wait_until
-from tests.worker.asker import Asker
-from tests.worker.test_worker_loop import running
+from tests.worker.job_client import JobClient
+from tests.worker.running_worker import running_worker
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("short_pulls")]
 
 TOKENIZER = ByteTokenizer()
 OBJECT = Grammar("json_object")
-BROKEN = Grammar("regex", "(a")
-
-
-@pytest.fixture(autouse=True)
-def _pulls_wait_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A drain waits for the pull in hand."""
-    monkeypatch.setattr("llava_wire.worker_side.consumer.WAIT_S", 0.05)
+INVALID = Grammar("regex", "(a")
 
 
 class SlowVocabulary:
-    """Bytes for tokens, once it is let go."""
+    """The bytes of all tokens, which the first compilation needs; ``read`` blocks until ``release``."""
 
     def __init__(self) -> None:
-        self.is_asked = threading.Event()
-        self.is_released = threading.Event()
+        self.is_requested = threading.Event()
+        self._is_released = threading.Event()
 
     def read(self) -> list[bytes]:
-        self.is_asked.set()
-        assert self.is_released.wait(30)
+        self.is_requested.set()
+        assert self._is_released.wait(scaled(30))
         return [TOKENIZER.token_bytes(token_id) for token_id in range(TOKENIZER.image_token_id + 1)]
+
+    def release(self) -> None:
+        self._is_released.set()
 
 
 @pytest.fixture
 def vocabulary() -> Iterator[SlowVocabulary]:
-    slow = SlowVocabulary()
-    yield slow
-    slow.is_released.set()
+    vocabulary = SlowVocabulary()
+    yield vocabulary
+    vocabulary.release()
 
 
 @pytest.fixture
 def grammars(vocabulary: SlowVocabulary) -> GrammarCache:
-    return GrammarCache(vocabulary.read, [TOKENIZER.eos_token_id], timeout_s=60.0)
+    return GrammarCache(vocabulary.read, [TOKENIZER.eos_token_id], timeout_s=scaled(60.0))
 
 
-async def test_a_slow_grammar_holds_up_neither_running_nor_new_streams(
-    queue_url: str, asker: Asker, grammars: GrammarCache, vocabulary: SlowVocabulary
+async def test_slow_grammar_delays_no_other_job(
+    queue_url: str, client: JobClient, grammars: GrammarCache, vocabulary: SlowVocabulary
 ) -> None:
-    async with running(queue_url, grammars=grammars):
-        slow = await asker.ask("Hi?", max_tokens=5, grammar=OBJECT)
-        await async_wait_until(vocabulary.is_asked.is_set)
+    async with running_worker(queue_url, grammars=grammars):
+        slow = await client.submit("Hi?", max_tokens=5, grammar=OBJECT)
+        await async_wait_until(vocabulary.is_requested.is_set)
         for _ in range(2):
-            assert (await asker.end(await asker.ask("Hi?", max_tokens=20))).reason is FinishReason.LENGTH
-        assert asker.final(slow) is None
-        vocabulary.is_released.set()
-        assert (await asker.end(slow)).reason is FinishReason.LENGTH
+            assert await client.complete("Hi?", max_tokens=20)
+        assert client.final(slow) is None
+        vocabulary.release()
+        assert (await client.wait_for_final(slow)).reason is FinishReason.LENGTH
 
 
-async def test_a_grammar_that_is_refused_ends_its_own_job_with_the_reason(
-    queue_url: str, asker: Asker, grammars: GrammarCache, vocabulary: SlowVocabulary
+async def test_invalid_grammar_ends_only_its_own_job(
+    queue_url: str, client: JobClient, grammars: GrammarCache, vocabulary: SlowVocabulary
 ) -> None:
-    vocabulary.is_released.set()
-    async with running(queue_url, grammars=grammars) as worker:
-        free = await asker.ask("Hi?", max_tokens=20)
-        broken = await asker.end(await asker.ask("Hi?", max_tokens=20, grammar=BROKEN))
-        assert broken.error is not None
-        assert (broken.error.code, broken.error.param) == (ErrorCode.INVALID_REQUEST, "response_format")
-        assert "unclosed group" in broken.error.message
-        assert (await asker.end(free)).reason is FinishReason.LENGTH
-        assert worker.engine.num_sequences == 0
+    vocabulary.release()
+    async with running_worker(queue_url, grammars=grammars) as running:
+        other = await client.submit("Hi?", max_tokens=20)
+        final = await client.wait_for_final(await client.submit("Hi?", max_tokens=20, grammar=INVALID))
+        assert final.error is not None
+        assert (final.error.code, final.error.param) == (ErrorCode.INVALID_REQUEST, "response_format")
+        assert "unclosed group" in final.error.message
+        assert (await client.wait_for_final(other)).reason is FinishReason.LENGTH
+        assert running.engine.num_sequences == 0
 
 
-async def test_a_job_that_is_cancelled_while_its_grammar_compiles_never_reaches_the_engine(
-    queue_url: str, asker: Asker, grammars: GrammarCache, vocabulary: SlowVocabulary
+async def test_job_that_is_cancelled_during_compilation_never_reaches_the_engine(
+    queue_url: str, client: JobClient, grammars: GrammarCache, vocabulary: SlowVocabulary
 ) -> None:
-    async with running(queue_url, grammars=grammars) as worker:
-        gone = await asker.ask("Hi?", max_tokens=20, grammar=OBJECT)
-        await async_wait_until(vocabulary.is_asked.is_set)
-        assert await asker.producer.cancel(gone, tenant="test")
-        await async_wait_until(lambda: gone not in worker.worker._outputs)
-        vocabulary.is_released.set()
-        assert (await asker.end(await asker.ask("Hi?", max_tokens=3))).reason is FinishReason.LENGTH
-        assert not asker.token_ids(gone)
+    async with running_worker(queue_url, grammars=grammars) as running:
+        job = await client.submit("Hi?", max_tokens=20, grammar=OBJECT)
+        await async_wait_until(vocabulary.is_requested.is_set)
+        assert await client.producer.cancel(job, tenant="test")
+        await async_wait_until(lambda: job not in running.worker.job_ids)
+        vocabulary.release()
+        assert await client.complete("Hi?", max_tokens=3)
+        assert not client.token_ids(job)
 
 
-async def test_a_model_that_answers_freely_only_says_so(queue_url: str, asker: Asker) -> None:
-    async with running(queue_url):
-        final = await asker.end(await asker.ask("Hi?", max_tokens=20, grammar=OBJECT))
+async def test_drain_does_not_wait_for_a_compilation(
+    queue_url: str, client: JobClient, grammars: GrammarCache, vocabulary: SlowVocabulary
+) -> None:
+    async with running_worker(queue_url, grammars=grammars) as running:
+        job = await client.submit("Hi?", max_tokens=5, grammar=OBJECT)
+        await async_wait_until(vocabulary.is_requested.is_set)
+        running.worker.drain()
+        await async_wait_until(lambda: not running.worker.job_ids)
+        vocabulary.release()
+        assert await running.task == 0
+        assert client.final(job) is None
+
+
+async def test_model_without_structured_output_rejects_grammars(queue_url: str, client: JobClient) -> None:
+    async with running_worker(queue_url):
+        final = await client.wait_for_final(await client.submit("Hi?", max_tokens=20, grammar=OBJECT))
     assert final.error is not None
     assert "freely only" in final.error.message

@@ -46,12 +46,12 @@ def sample_system(rng: random.Random) -> str:
 def ask_one(scene: Scene, kind: str, rng: random.Random) -> Conversation | None:
     """A conversation of this kind about this scene, if it allows one."""
     if kind == "second turn":
-        return _several_turns(scene, rng)
+        return _multi_turn(scene, rng)
     turn = MAKERS[kind](scene, rng)
     return None if turn is None else Conversation(turn.kind, (_typed(turn, rng),))
 
 
-def _several_turns(scene: Scene, rng: random.Random) -> Conversation:
+def _multi_turn(scene: Scene, rng: random.Random) -> Conversation:
     turns: list[Turn] = []
     num_turns = rng.choice((2, 2, 2, 3))
     while len(turns) < num_turns:

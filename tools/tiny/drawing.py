@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from tiny.scenes import COLOURS, REGIONS, SHAPES, Object, Scene, font
 
-__all__ = ["GRID", "IMAGE_SIZE", "LABELS", "PATCH", "draw", "fit", "patch_labels"]
+__all__ = ["GRID", "IMAGE_SIZE", "LABELS", "PATCH", "draw", "patch_labels", "preprocess"]
 
 IMAGE_SIZE = 140  # pixels of a side, as the tower sees it
 PATCH = 14
@@ -44,7 +44,7 @@ def draw(scene: Scene) -> Image.Image:
     return image
 
 
-def fit(image: Image.Image) -> Image.Image:
+def preprocess(image: Image.Image) -> Image.Image:
     """LLaVA-1.5's preprocessing up to the pixels: pad to a square with the mean colour, resize bicubic."""
     side = max(image.size)
     if image.size != (side, side):

@@ -1,6 +1,6 @@
 """The exam: questions about held-out scenes, how an answer is marked, and the bar.
 
-Nothing here knows a model: whoever answers is a function from a question to a text.
+Nothing here depends on a model: `predictions` has two ways to answer the questions.
 """
 
 import random
@@ -37,7 +37,7 @@ class Question:
     def truth(self) -> str:
         return self.turns[-1].answer
 
-    def pictures(self) -> list[Image.Image]:
+    def images(self) -> list[Image.Image]:
         return [draw(scene) for scene in self.scenes]
 
 
@@ -58,30 +58,30 @@ def questions(num_scenes: int, stream: str = "test") -> Iterator[Question]:
     for index in range(num_scenes):
         rng = random.Random(f"exam/{stream}/{index}")
         scene = sample_scene(stream, index)
-        turn, asked = index * _PER_SCENE, 0
-        while asked < _PER_SCENE:
+        turn, num_questions = index * _PER_SCENE, 0
+        while num_questions < _PER_SCENE:
             kind = KINDS[turn % len(KINDS)]
             other = sample_scene(f"{stream}/other", index)
             question = _ask(scene, other, kind, rng)
             if question is not None:
                 yield question
-            asked += question is not None
+            num_questions += question is not None
             turn += 1
 
 
 def _ask(scene: Scene, other: Scene, kind: str, rng: random.Random) -> Question | None:
     scenes: tuple[Scene, ...] = (scene,)
-    talk: Conversation | None
+    conversation: Conversation | None
     if kind == "two pictures":
-        talk, scenes = ask_two(scene, other, rng), (scene, other)
+        conversation, scenes = ask_two(scene, other, rng), (scene, other)
     elif kind == "no picture":
-        talk, scenes = ask_none(scene, rng), ()
+        conversation, scenes = ask_none(scene, rng), ()
     else:
-        talk = ask_one(scene, kind, rng)
-    if talk is None:
+        conversation = ask_one(scene, kind, rng)
+    if conversation is None:
         return None
     system = None if rng.random() < 0.9 else "You are a helpful assistant."
-    return Question(talk.kind, system, talk.turns, scenes)
+    return Question(conversation.kind, system, conversation.turns, scenes)
 
 
 def is_right(truth: str, answer: str) -> bool:
@@ -103,15 +103,15 @@ def _named(text: str) -> tuple[Counter[tuple[str, ...]], list[tuple[str, ...]]]:
 
 def table(results: Iterable[Result]) -> tuple[str, bool]:
     """Marks per kind as a Markdown table, and whether the bar is met."""
-    asked, right = Counter[str](), Counter[str]()
+    total, right = Counter[str](), Counter[str]()
     for result in results:
-        asked[result.question.kind] += 1
+        total[result.question.kind] += 1
         right[result.question.kind] += result.is_right
-    rows = [(kind, right[kind], asked[kind]) for kind in KINDS if asked[kind]]
-    rows.append(("all", right.total(), asked.total()))
+    rows = [(kind, right[kind], total[kind]) for kind in KINDS if total[kind]]
+    rows.append(("all", right.total(), total.total()))
     lines = ["| question type | right | asked | accuracy |", "|---|---|---|---|"]
     lines += [f"| {kind} | {good} | {number} | {100 * good / number:.1f} % |" for kind, good, number in rows]
-    is_met = right.total() >= BAR_ALL * asked.total() and all(
+    is_met = right.total() >= BAR_ALL * total.total() and all(
         good >= BAR_KIND * number for _, good, number in rows
     )
     return "\n".join(lines), is_met

@@ -101,12 +101,14 @@ def _corpus() -> Iterator[str]:
         first, second = sample_scene("tokenizer", 2 * index), sample_scene("tokenizer", 2 * index + 1)
         kind = KINDS[index % len(KINDS)]
         if kind == "two pictures":
-            talk = ask_two(first, second, rng)
+            conversation = ask_two(first, second, rng)
         elif kind == "no picture":
-            talk = ask_none(first, rng)
+            conversation = ask_none(first, rng)
         else:
-            talk = ask_one(first, kind, rng) or ask_none(first, rng)
-        texts = [part for turn in talk.turns for part in (turn.question, "\n" + turn.question, turn.answer)]
+            conversation = ask_one(first, kind, rng) or ask_none(first, rng)
+        texts = [
+            part for turn in conversation.turns for part in (turn.question, "\n" + turn.question, turn.answer)
+        ]
         if index % 10 == 0:
             texts += [SYSTEM, sample_system(rng)]
         for text in texts:

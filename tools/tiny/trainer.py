@@ -24,7 +24,7 @@ from torch import Tensor
 from tiny.conversations import KINDS
 from tiny.model import TinyLlava
 from tiny.optimizer import Optimizer
-from tiny.packs import Batch, Rows, make_batch
+from tiny.packing import Batch, Rows, make_batch
 
 __all__ = ["Trainer"]
 
@@ -43,7 +43,7 @@ def pixel_values(
     return ((pixels.float() / 255 - _MEAN) / _STD).permute(0, 3, 1, 2).contiguous()
 
 
-def _draw_ahead(
+def _produce_batches(
     batches: "multiprocessing.Queue[Batch]",
     stream: str,
     start: int,
@@ -76,19 +76,19 @@ class Trainer:
         self._queue: multiprocessing.Queue[Batch] = spawn.Queue(maxsize=6)
         self._weights = spawn.Array("d", [1.0] * len(KINDS))
         self._spawn = spawn
-        self._drawer: Any = None
+        self._batch_process: Any = None
         self._held_out = [
             make_batch("held-out", number, size=_SIZE, num_pairs=_PAIRS) for number in range(12)
         ]
 
     def __enter__(self) -> "Trainer":
-        arguments = (self._queue, "train", self.step, self._weights)
-        self._drawer = self._spawn.Process(target=_draw_ahead, args=arguments, daemon=True)
-        self._drawer.start()
+        args = (self._queue, "train", self.step, self._weights)
+        self._batch_process = self._spawn.Process(target=_produce_batches, args=args, daemon=True)
+        self._batch_process.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._drawer.terminate()
+        self._batch_process.terminate()
 
     @property
     def share(self) -> float:
@@ -144,10 +144,10 @@ class Trainer:
         self._stage, self._stage_start = stage, self.step
 
     def _label_loss(self, batch: Batch) -> tuple[str, Tensor]:
-        """Of two batches at once: nobody looks at their rows of questions."""
+        """Use two batches at once: their rows of questions are not needed."""
         batches = (batch, self._queue.get())
-        pixels = torch.from_numpy(np.concatenate([each.pixels for each in batches]))
-        labels = torch.from_numpy(np.concatenate([each.labels for each in batches]))
+        pixels = torch.from_numpy(np.concatenate([batch.pixels for batch in batches]))
+        labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches]))
         return "labels", self.model.label_loss(self.model.features(pixel_values(pixels)), labels).mean()
 
     def _answer_loss(self, batch: Batch) -> tuple[str, Tensor]:
@@ -162,28 +162,28 @@ class Trainer:
     def _forward(self, rows: Rows, images: Tensor) -> tuple[Tensor, Tensor]:
         ids, targets = torch.from_numpy(rows.ids), torch.from_numpy(rows.targets)
         positions, segments = torch.from_numpy(rows.positions), torch.from_numpy(rows.segments)
-        chosen = images[torch.from_numpy(rows.pictures)]
-        return self.model.logits(ids, positions, segments, targets, chosen), ids[:, 1:][targets[:, 1:]]
+        row_images = images[torch.from_numpy(rows.images)]
+        return self.model.logits(ids, positions, segments, targets, row_images), ids[:, 1:][targets[:, 1:]]
 
     @torch.no_grad()
     def _accuracy(self) -> dict[str, float]:
         """Per kind, how many held-out answers are right in every token (what greedy decoding would give)."""
-        right, asked = Counter[str](), Counter[str]()
+        right, total = Counter[str](), Counter[str]()
         for batch in self._held_out if self._stage != "tower" else []:
             with torch.autocast("cpu", torch.bfloat16):
                 images = self.model.project(self.model.features(pixel_values(torch.from_numpy(batch.pixels))))
                 answers = [(rows, *self._forward(rows, images)) for rows in (batch.single, batch.pairs)]
             for rows, logits, truth in answers:
                 wrong = set()
-                places = torch.from_numpy(rows.targets).nonzero()[(logits.argmax(-1) != truth)].tolist()
-                for row, column in places:
+                positions = torch.from_numpy(rows.targets).nonzero()[(logits.argmax(-1) != truth)].tolist()
+                for row, column in positions:
                     wrong.add((row, abs(int(rows.segments[row, column])) - 2))
                 for row, kinds in enumerate(rows.kinds):
                     for number, kind in enumerate(kinds):
-                        asked[kind] += 1
+                        total[kind] += 1
                         right[kind] += (row, number) not in wrong
-        accuracy = {kind: round(right[kind] / asked[kind], 3) for kind in KINDS if asked[kind]}
-        return {"all": round(sum(right.values()) / asked.total(), 3), **accuracy} if asked else {}
+        accuracy = {kind: round(right[kind] / total[kind], 3) for kind in KINDS if total[kind]}
+        return {"all": round(sum(right.values()) / total.total(), 3), **accuracy} if total else {}
 
     @torch.no_grad()
     def _label_accuracy(self) -> dict[str, float]:
@@ -199,7 +199,7 @@ class Trainer:
             return
         wrong = [1 - accuracy.get(kind, 0.5) + 0.01 for kind in KINDS]
         mean = sum(wrong) / len(wrong)
-        self._weights[:] = [min(2.5, max(0.5, (each / mean) ** 0.5)) for each in wrong]
+        self._weights[:] = [min(2.5, max(0.5, (share / mean) ** 0.5)) for share in wrong]
 
     def _save(self) -> None:
         state = {

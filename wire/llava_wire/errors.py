@@ -1,12 +1,12 @@
-"""What the wire raises. Errors of Redis itself are mapped to ``QueueUnavailable`` in ``connection``.
+"""Exceptions of this package. Errors of Redis itself become ``QueueUnavailable`` (``redis/connection.py``).
 
 WireError
-├── QueueUnavailable       Redis cannot be reached: answer 503
-├── DuplicateJob           the same job id with other contents
-├── AlreadySubmitted       the same job has been submitted by somebody else
-├── QueueFull              the model's waiting room is full: answer 503
-├── StoreFull              no room for a file or a batch: answer 429, or 503 if others take it
-└── TenantOverLimit        this tenant has its share of live jobs: answer 429
+├── QueueUnavailable       Redis cannot be reached: 503
+├── DuplicateJob           the job ID is in use for a job with other contents
+├── AlreadySubmitted       the same job was submitted through another controller, or has ended
+├── QueueFull              the model's queue is full: 503
+├── StoreFull              no room for a file or a batch: 429, or 503 if other tenants use it
+└── TenantOverLimit        the tenant has reached its limit of live jobs: 429
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ __all__ = [
 
 
 class WireError(Exception):
-    """Base of everything that this package raises on purpose."""
+    """Base class of the exceptions of this package."""
 
 
 class DuplicateJob(WireError):
-    """A job with this id, but with other contents, is known already."""
+    """A job with this ID, but with other contents, exists already."""
 
 
 class AlreadySubmitted(WireError):
-    """This very job is live, or ended minutes ago: ``peek`` at it, or ``attach``."""
+    """This very job is live, or ended minutes ago: use ``snapshot`` or ``attach``."""
 
 
 class QueueUnavailable(WireError):
-    """Redis did not answer in time; ``retry_after_s`` is when to try again."""
+    """Redis did not answer in time; ``retry_after_s`` is when to retry."""
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
@@ -43,7 +43,7 @@ class QueueUnavailable(WireError):
 
 
 class QueueFull(WireError):
-    """The queue takes no more now; ``retry_after_s`` is when a place should be free."""
+    """The queue is full; ``retry_after_s`` is when there should be room."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
@@ -59,7 +59,7 @@ class TenantOverLimit(WireError):
 
 
 class StoreFull(WireError):
-    """There is no room for a file or a batch; ``is_own``: because of what the same tenant has there."""
+    """There is no room for a file or a batch; ``is_own``: because of the tenant's own files or batches."""
 
     def __init__(self, message: str, *, is_own: bool) -> None:
         super().__init__(message)

@@ -1,10 +1,10 @@
-"""The house of the engine: one process that pulls jobs, runs a LLaVA and streams tokens back.
+"""The worker process: pulls jobs from the queue, runs a LLaVA model and streams tokens back.
 
-Started by ``python -m llava_worker``; nothing else imports this package.
+It is started by ``python -m llava_worker``. No other package imports this one.
 """
 
 import os
 
-# torch asks for pages of 2 MiB then, so that weights are read up to a quarter faster. It looks once, when it
-# first takes memory, so this stands before anything that imports it.
+# torch then allocates pages of 2 MiB, and weights are read up to a quarter faster. It reads the variable at
+# its first allocation, so it is set before torch is imported.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -20,10 +20,10 @@ from llava_wire.otel import SCOPE, TracingUnavailable, open_tracing
 from llava_wire.worker_side.consumer import JobConsumer
 
 from llava_worker.engine_thread import EXIT_BROKEN
-from llava_worker.gpu_health import log_health
+from llava_worker.gpu_health import log_gpu_health
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.model_host import LOADER, ModelHost
-from llava_worker.open_model import Model, StartupError, open_model
+from llava_worker.open_model import LoadedModel, StartupError, open_model
 from llava_worker.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -56,11 +56,11 @@ def main() -> int:
         if provider is not None:
             provider.shutdown()
     if status == EXIT_BROKEN:
-        log_health(host.heartbeat.device)
+        log_gpu_health(host.heartbeat.device)
     return status
 
 
-def _open(settings: Settings) -> Model:
+def _open(settings: Settings) -> LoadedModel:
     """Load the model in a thread that ends, and its OpenMP threads with it. Raises StartupError.
 
     GNU's OpenMP counts the threads of all teams. If there are more than cores, each thread sleeps as soon as

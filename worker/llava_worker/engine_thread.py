@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from llava_worker.engine import EngineInterface, Sequence, SequenceRejected, StepOutput
-from llava_worker.gpu_health import log_health
+from llava_worker.gpu_health import log_gpu_health
 
 __all__ = ["EXIT_BROKEN", "EngineThread", "end_process"]
 
@@ -141,6 +141,6 @@ class EngineThread:
 
 def end_process(device: str) -> None:
     """Log a GPU's health and exit with EXIT_BROKEN; other workers continue what this one was running."""
-    log_health(device)
+    log_gpu_health(device)
     logging.shutdown()
     os._exit(EXIT_BROKEN)

@@ -1,7 +1,7 @@
-"""What the driver says of the GPUs, for the log of a worker that a GPU has failed: memory errors and Xids.
+"""Reads memory errors and Xids of GPUs from the driver, for the log of a worker whose GPU failed.
 
-NVIDIA's own program tells of uncorrected memory errors; Xids, the driver's numbers of what went wrong, are
-in the kernel's log, which containers are seldom allowed to read.
+``nvidia-smi`` reports uncorrected memory errors. Xids, the driver's error codes, are in the kernel's log,
+which containers usually cannot read.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import time
 from collections.abc import Iterator
 from threading import Thread
 
-__all__ = ["faults_in", "log_health", "tell_health", "xids_in"]
+__all__ = ["describe_gpu_health", "log_gpu_health", "parse_faults", "parse_xids"]
 
-_TIMEOUT_S = 5.0  # a card that failed may keep the driver waiting, and requests wait for this process's end
-_MOST_XIDS = 5  # the latest
+_TIMEOUT_S = 5.0  # a failed card may block the driver, and requests wait for this process to exit
+_MAX_XIDS = 5  # the latest
 _LINE = re.compile(r"( *)(\S.*?)\s*(?: : (.*))?$")
 _XID = re.compile(r"NVRM: (Xid \(PCI:.*)")
-# What is well, by the section it stands in and the end of its name.
-_WELL = {
+# Values without a fault, by section and by the end of the line's name.
+_HEALTHY_VALUES = {
     ("Volatile", "Uncorrectable"): ("0", "N/A"),
     ("Volatile", "Uncorrectable Parity"): ("0", "N/A"),
     ("Volatile", "Uncorrectable SEC-DED"): ("0", "N/A"),
@@ -34,27 +34,27 @@ _WELL = {
 logger = logging.getLogger(__name__)
 
 
-def log_health(device: str) -> None:
-    """Of a GPU that has failed; other devices have none. Takes as long as `tell_health` at most."""
+def log_gpu_health(device: str) -> None:
+    """Log the health of all GPUs if ``device`` is one. Returns within a few seconds."""
     if device.startswith("cuda"):
-        logger.critical("after this failure: %s", tell_health())
+        logger.critical("after this failure: %s", describe_gpu_health())
 
 
-def tell_health(timeout_s: float = _TIMEOUT_S) -> str:
-    """A sentence for the log, within the time; it never fails."""
-    report, kernel = _outputs(("nvidia-smi", "-q"), ("dmesg",), timeout_s=timeout_s)
-    told = [*(faults_in(report) if report else []), *(xids_in(kernel) if kernel else [])]
-    unknown = [
-        *([] if report else ["nvidia-smi gives no answer"]),
-        *([] if kernel else ["the kernel's log cannot be read here: look for Xid in dmesg on the host"]),
-    ]
-    if report and not told:
-        told = ["nvidia-smi tells of no fault"]
-    return "; ".join([*told, *unknown])
+def describe_gpu_health(timeout_s: float = _TIMEOUT_S) -> str:
+    """Return a sentence for the log within the time. Never raises."""
+    report, kernel_log = _run_all(("nvidia-smi", "-q"), ("dmesg",), timeout_s=timeout_s)
+    findings = [*(parse_faults(report) if report else []), *(parse_xids(kernel_log) if kernel_log else [])]
+    if report and not findings:
+        findings = ["nvidia-smi tells of no fault"]
+    if not report:
+        findings.append("nvidia-smi gives no answer")
+    if not kernel_log:
+        findings.append("the kernel's log cannot be read here: look for Xid in dmesg on the host")
+    return "; ".join(findings)
 
 
-def faults_in(report: str) -> Iterator[str]:
-    """Of each GPU in what ``nvidia-smi -q`` says."""
+def parse_faults(report: str) -> Iterator[str]:
+    """Yield each GPU's faults from the output of ``nvidia-smi -q``."""
     gpu, sections = "", [(-1, "")]
     for line in report.splitlines():
         match = _LINE.fullmatch(line)
@@ -67,46 +67,48 @@ def faults_in(report: str) -> Iterator[str]:
             sections.append((depth, name))
             if depth == 0:
                 gpu, sections = name, [(-1, ""), (0, "")]
-        elif not _is_well(sections[-1][1], name, value.strip()):
-            place = " ".join(filter(None, [gpu, sections[-1][1]]))
-            yield f"{place}: {name} {value.strip()}"
+        elif not _is_healthy(sections[-1][1], name, value.strip()):
+            location = " ".join(filter(None, [gpu, sections[-1][1]]))
+            yield f"{location}: {name} {value.strip()}"
 
 
-def xids_in(kernel_log: str) -> list[str]:
-    """The latest, as the driver wrote them."""
-    return [match[1].rstrip() for match in _XID.finditer(kernel_log)][-_MOST_XIDS:]
+def parse_xids(kernel_log: str) -> list[str]:
+    """Return the latest Xid messages as the driver wrote them."""
+    return [match[1].rstrip() for match in _XID.finditer(kernel_log)][-_MAX_XIDS:]
 
 
-def _is_well(section: str, name: str, value: str) -> bool:
+def _is_healthy(section: str, name: str, value: str) -> bool:
     return all(
-        value in well
-        for (where, what), well in _WELL.items()
-        if where == section and (name == what or name.endswith(f"AM {what}"))  # SRAM and DRAM have one each
+        value in healthy_values
+        for (in_section, end), healthy_values in _HEALTHY_VALUES.items()
+        if in_section == section and (name == end or name.endswith(f"AM {end}"))  # for SRAM and DRAM each
     )
 
 
-def _outputs(*commands: tuple[str, ...], timeout_s: float) -> list[str | None]:
-    """What each says, None without an answer in time.
+def _run_all(*commands: tuple[str, ...], timeout_s: float) -> list[str | None]:
+    """Return the output of each command, None if it failed or took too long.
 
-    Side by side, in threads that can be left: a program that hangs inside the driver survives its kill.
+    The commands run in daemon threads: a program that hangs inside the driver survives its kill.
     """
-    told: list[str | None] = [None] * len(commands)
+    outputs: list[str | None] = [None] * len(commands)
 
-    def ask(place: int) -> None:
-        told[place] = _output_of(commands[place], 0.9 * timeout_s)  # so that it is killed before we are gone
+    def run(index: int) -> None:
+        outputs[index] = _run(
+            commands[index], 0.9 * timeout_s
+        )  # so that it is killed before this process exits
 
-    threads = [Thread(target=ask, args=(place,), daemon=True) for place in range(len(commands))]
+    threads = [Thread(target=run, args=(index,), daemon=True) for index in range(len(commands))]
     deadline = time.monotonic() + timeout_s
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    return told
+    return outputs
 
 
-def _output_of(command: tuple[str, ...], timeout_s: float) -> str | None:
+def _run(command: tuple[str, ...], timeout_s: float) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout_s)
+        completed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout_s)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    return done.stdout
+    return completed.stdout

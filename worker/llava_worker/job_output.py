@@ -76,7 +76,7 @@ class JobOutput:
             self._text += self._detokenizer.flush()
         if job.is_echoed and not self.assignment.token_ids:
             self._echo_token_ids = prompt.token_ids  # else the first event of the log has the prompt
-        if not job.is_computed:
+        if not job.needs_model:
             self._finish(FinishReason.STOP)
 
     def process(self, output: StepOutput) -> None:
@@ -188,8 +188,8 @@ def _create_detokenizer(assignment: Assignment, tokenizer: Tokenizer, stop: tupl
 def _without_leading_space(tokens: list[TokenLogprob]) -> list[TokenLogprob]:
     """Remove the leading space, which the tokenizer added, from the first token that has text."""
     for index, token in enumerate(tokens):
-        if token.chosen.text:
-            bare = msgspec.structs.replace(token.chosen, text=token.chosen.text.removeprefix(b" "))
-            tokens[index] = msgspec.structs.replace(token, chosen=bare)
+        if token.sampled.text:
+            bare = msgspec.structs.replace(token.sampled, text=token.sampled.text.removeprefix(b" "))
+            tokens[index] = msgspec.structs.replace(token, sampled=bare)
             break
     return tokens

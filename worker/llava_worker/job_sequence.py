@@ -50,7 +50,7 @@ def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int
         cache_scope="public" if job.cache_scope == "public" else f"tenant {job.tenant}",
         is_embedding=job.task == "embed",
         has_prompt_logprobs=job.is_echoed and job.sampling.num_logprobs is not None,
-        deadline_s=None if assignment.left_s is None else time.monotonic() + assignment.left_s,
+        deadline_s=None if assignment.remaining_s is None else time.monotonic() + assignment.remaining_s,
     )
 
 

@@ -1,4 +1,4 @@
-"""How far the loading of weights is: a bar on a terminal, a line each tenth in a log."""
+"""Shows the progress of loading weights: a bar on a terminal, ten lines in a log."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import TextIO, TypeAlias
 
-__all__ = ["LoadProgress", "Progress"]
+__all__ = ["LoadProgress", "ProgressCallback"]
 
-Progress: TypeAlias = Callable[[int, int, int], None]  # bytes done, bytes in all, tensors begun
+ProgressCallback: TypeAlias = Callable[[int, int, int], None]  # bytes done, total bytes, tensors begun
 
 _BAR_WIDTH = 30
 _GIB = 1 << 30
@@ -18,23 +18,23 @@ logger = logging.getLogger(__name__)
 
 
 class LoadProgress:
-    """Called with bytes done, bytes in all and tensors begun; draws only where something changed."""
+    """A ProgressCallback that prints only if the output changes."""
 
-    def __init__(self, screen: TextIO | None = None) -> None:
-        self._screen = screen if screen is not None else sys.stderr
-        self._is_terminal = self._screen.isatty()
-        self._shown = -1  # tenths in a log, places of the bar on a terminal
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._is_terminal = self._stream.isatty()
+        self._num_shown = -1  # of the bar's positions on a terminal, of ten in a log
 
     def __call__(self, num_done: int, num_bytes: int, num_tensors: int) -> None:
-        share = num_done / num_bytes if num_bytes else 1.0
-        shown = int(share * (_BAR_WIDTH if self._is_terminal else 10))
-        if shown == self._shown:
+        fraction = num_done / num_bytes if num_bytes else 1.0
+        num_shown = int(fraction * (_BAR_WIDTH if self._is_terminal else 10))
+        if num_shown == self._num_shown:
             return
-        self._shown = shown
+        self._num_shown = num_shown
         text = f"{num_done / _GIB:.2f} of {num_bytes / _GIB:.2f} GiB, {num_tensors} tensors"
         if self._is_terminal:
-            bar = "#" * shown + "." * (_BAR_WIDTH - shown)
-            self._screen.write(f"\rloading [{bar}] {text}" + ("\n" if share >= 1 else ""))
-            self._screen.flush()
+            bar = "#" * num_shown + "." * (_BAR_WIDTH - num_shown)
+            self._stream.write(f"\rloading [{bar}] {text}" + ("\n" if fraction >= 1 else ""))
+            self._stream.flush()
         else:
-            logger.info("loading: %d %%, %s", int(share * 100), text)
+            logger.info("loading: %d %%, %s", int(fraction * 100), text)

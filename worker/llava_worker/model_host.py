@@ -26,7 +26,7 @@ from llava_wire.worker_side.consumer import JobConsumer
 from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.load_progress import LoadProgress
 from llava_worker.model_switch import CommandRefused, settings_for_command
-from llava_worker.open_model import Model, StartupError, open_model
+from llava_worker.open_model import LoadedModel, StartupError, open_model
 from llava_worker.settings import Settings
 from llava_worker.worker import LEAVE_TIMEOUT_S, Worker
 
@@ -40,12 +40,12 @@ logger = logging.getLogger(__name__)
 class ModelHost:
     """Can run once. Holds the only reference to the model, so that an unload frees all of it."""
 
-    def __init__(self, settings: Settings, model: Model) -> None:
+    def __init__(self, settings: Settings, model: LoadedModel) -> None:
         self.heartbeat: Heartbeat = model.heartbeat  # as of the start
         self._startup_settings = settings
         self._loaded_settings: Settings | None = settings  # None: there is no model
         self._target_settings: Settings | None = settings  # those that the command asks for
-        self._model: Model | None = model  # loaded, not yet served
+        self._model: LoadedModel | None = model  # loaded, not yet served
         self._worker: Worker | None = None
         self._command: IssuedCommand | None = None  # in progress
         self._progress = 0.0
@@ -75,7 +75,7 @@ class ModelHost:
             if not self._is_draining:  # else a model may still be loading, and torch partly imported
                 _release_memory()
         with move_on_after(LEAVE_TIMEOUT_S):  # otherwise the lease expires
-            await consumer.leave()
+            await consumer.deregister()
         return 0
 
     async def _serve(self, consumer: JobConsumer, create_output: JobOutputFactory) -> int:
@@ -145,17 +145,17 @@ class ModelHost:
         heartbeat = msgspec.structs.replace(
             self.heartbeat, model="", precision="none", capacity=0, context_length=0, stats={}
         )
-        command = await consumer.beat(heartbeat)
+        command = await consumer.send_heartbeat(heartbeat)
         if command is not None:
             self._accept_command(command, consumer)
 
     def _accept_command(self, command: IssuedCommand, consumer: JobConsumer) -> None:
         """Begin a command, or refuse it. The previous one is finished."""
-        model = command.instruction.model
-        logger.info("%s: %s", command.order_id, "unload" if model is None else f"load {model!r}")
+        model = command.command.model
+        logger.info("%s: %s", command.command_id, "unload" if model is None else f"load {model!r}")
         self._command = command
         try:
-            self._target_settings = settings_for_command(command.instruction, self._startup_settings)
+            self._target_settings = settings_for_command(command.command, self._startup_settings)
         except CommandRefused as refused:
             self._finish_command(consumer, "refused", str(refused))
             return
@@ -176,15 +176,17 @@ class ModelHost:
     ) -> None:
         assert self._command is not None
         progress = 1.0 if state == "done" else self._progress
-        consumer.report(
-            CommandStatus(order_id=self._command.order_id, state=state, message=message, progress=progress)
+        consumer.report_command(
+            CommandStatus(
+                command_id=self._command.command_id, state=state, message=message, progress=progress
+            )
         )
 
     def _finish_command(
         self, consumer: JobConsumer, state: Literal["done", "refused", "failed"], message: str = ""
     ) -> None:
         assert self._command is not None
-        logger.info("%s: %s%s", self._command.order_id, state, f": {message}" if message else "")
+        logger.info("%s: %s%s", self._command.command_id, state, f": {message}" if message else "")
         self._report(consumer, state, message)
         self._command = None
         self._has_command.clear()

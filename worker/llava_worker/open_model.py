@@ -1,6 +1,6 @@
-"""From settings to a model that is ready to be asked: the engine, its tokenizer and what to announce.
+"""Opens the model that the settings name: its engine, tokenizer, prompts and heartbeat.
 
-Torch is imported here, and only when a model is asked for that needs it.
+Torch is imported here, and only for a model that needs it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from llava_worker.language.prompt_builder import PromptBuilder
 from llava_worker.language.prompt_formats import ChatTemplateError
 from llava_worker.language.templates import choose_template
 from llava_worker.language.tokenizer import ByteTokenizer, Tokenizer, TokenizerError
-from llava_worker.load_progress import LoadProgress, Progress
+from llava_worker.load_progress import LoadProgress, ProgressCallback
 from llava_worker.settings import Settings
 from llava_worker.telemetry.step_timeline import TracedEngine, open_trace
 
@@ -36,24 +36,24 @@ if TYPE_CHECKING:
     from llava_worker.engine.startup.model_info import ModelInfo
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 
-__all__ = ["Model", "StartupError", "StartupTimes", "image_spec", "open_model"]
+__all__ = ["LoadedModel", "StartupError", "StartupTimes", "image_spec", "open_model"]
 
 _ECHO_SPEC = ImageSpec(side=32, tokens_per_tile=4)
-# Nothing that could carry code, but for a chat template, which only runs when asked for, in a sandbox.
+# No file that may contain code, except a chat template, which is run only on request and in a sandbox.
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
 
 logger = logging.getLogger(__name__)
 
 
 class StartupError(Exception):
-    """The worker cannot start as it is set up; the message says what to change."""
+    """The worker cannot start with these settings. The message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartupTimes:
-    """Where the time until the model was ready went, s; what is not listed is in ``total_s`` only."""
+    """The time until the model was ready, and its largest parts."""
 
-    import_s: float = 0.0  # torch and what stands on it
+    import_s: float = 0.0  # torch and the packages that use it
     weights_s: float = 0.0
     warmup_s: float = 0.0
     total_s: float = 0.0
@@ -66,19 +66,19 @@ class StartupTimes:
 
 
 @dataclass(frozen=True)
-class Model:
-    """Everything a Worker needs but the queue."""
+class LoadedModel:
+    """Everything that a Worker needs except the queue."""
 
     engine: EngineInterface
     tokenizer: Tokenizer
     prompts: PromptBuilder
     heartbeat: Heartbeat
-    times: StartupTimes
-    grammars: GrammarCache | None = None  # None: answers freely only
+    times: StartupTimes = StartupTimes()
+    grammars: GrammarCache | None = None  # None: no structured output
 
 
-def open_model(settings: Settings, *, on_progress: Progress | None = None) -> Model:
-    """Load what ``settings.model`` names. Takes as long as the weights do. Raises StartupError."""
+def open_model(settings: Settings, *, on_progress: ProgressCallback | None = None) -> LoadedModel:
+    """Load the model that ``settings.model`` names. Raises StartupError."""
     if settings.model == "echo":
         return _open_echo(settings)
     folder = _find_folder(settings.model)
@@ -86,7 +86,7 @@ def open_model(settings: Settings, *, on_progress: Progress | None = None) -> Mo
     return _open_folder(folder, settings, on_progress or LoadProgress())
 
 
-def _open_echo(settings: Settings) -> Model:
+def _open_echo(settings: Settings) -> LoadedModel:
     engine = EchoEngine(
         max_sequences=settings.max_num_sequences,
         step_s=settings.echo_step_s,
@@ -101,17 +101,17 @@ def _open_echo(settings: Settings) -> Model:
             image_spec=_ECHO_SPEC,
             context_length=engine.context_length,
         )
-    label = _Label(name, device="none", precision="none")
-    return _assemble(_traced(engine, settings, name), tokenizer, prompts, _ECHO_SPEC, label)
+    heartbeat = _heartbeat(engine, _ECHO_SPEC, name, device="none", precision="none")
+    return LoadedModel(_traced(engine, settings, name), tokenizer, prompts, heartbeat)
 
 
-def _open_folder(folder: Path, settings: Settings, on_progress: Progress) -> Model:
-    began = time.monotonic()
+def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback) -> LoadedModel:
+    started_at = time.monotonic()
     from llava_worker.engine.startup.build_engine import CheckpointError, build_engine
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
     from llava_worker.language.hf_tokenizer import HFTokenizer, has_tokenizer
 
-    imported = time.monotonic()
+    imported_at = time.monotonic()
     base = _find_folder(settings.base_model) if settings.base_model else None
     tokenizer_folder = folder if base is None or has_tokenizer(folder) else base
     try:
@@ -133,16 +133,19 @@ def _open_folder(folder: Path, settings: Settings, on_progress: Progress) -> Mod
             has_image_marks=info.has_image_marks,
         )
     name = settings.served_model_name or _served_name(settings.model, folder)
-    label = _Label(name, info.device, info.precision)
-    times = StartupTimes(imported - began, info.weights_s, info.warmup_s, time.monotonic() - began)
+    times = StartupTimes(
+        imported_at - started_at, info.weights_s, info.warmup_s, time.monotonic() - started_at
+    )
     logger.info("loaded %s: %s", folder, times)
     grammars = GrammarCache(
         lambda: [tokenizer.token_bytes(token_id) for token_id in range(info.vocab_size)],
         info.eos_ids,
         begins_with_space=tokenizer.strips_leading_space,
     )
+    stats = {f"start_{part}": seconds for part, seconds in asdict(times).items()}
+    heartbeat = _heartbeat(engine, spec, name, device=info.device, precision=info.precision, stats=stats)
     traced = _traced(engine, settings, name, engine.timer)
-    return replace(_assemble(traced, tokenizer, prompts, spec, label, times), grammars=grammars)
+    return LoadedModel(traced, tokenizer, prompts, heartbeat, times, grammars)
 
 
 def _engine_config(settings: Settings, folder: Path, base: Path | None) -> EngineConfig:
@@ -169,7 +172,7 @@ def _engine_config(settings: Settings, folder: Path, base: Path | None) -> Engin
 def _traced(
     engine: EngineInterface, settings: Settings, name: str, timer: StepTimer | None = None
 ) -> EngineInterface:
-    """The engine itself unless a timeline is asked for. Raises StartupError."""
+    """Wrap the engine if a timeline is to be written. Raises StartupError."""
     if settings.trace_steps is None:
         return engine
     try:
@@ -205,33 +208,26 @@ def image_spec(info: ModelInfo) -> ImageSpec:
     )
 
 
-@dataclass(frozen=True)
-class _Label:
-    model: str
-    device: str
-    precision: str
-
-
-def _assemble(
+def _heartbeat(
     engine: EngineInterface,
-    tokenizer: Tokenizer,
-    prompts: PromptBuilder,
     spec: ImageSpec,
-    label: _Label,
-    times: StartupTimes | None = None,
-) -> Model:
-    heartbeat = Heartbeat(
+    name: str,
+    *,
+    device: str,
+    precision: str,
+    stats: dict[str, float] | None = None,
+) -> Heartbeat:
+    return Heartbeat(
         worker_id=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
-        model=label.model,
+        model=name,
         image_spec=spec,
         context_length=engine.context_length,
         capacity=engine.max_sequences,
-        device=label.device,
-        precision=label.precision,
+        device=device,
+        precision=precision,
         started_at=time.time(),
-        stats={f"start_{part}": seconds for part, seconds in asdict(times).items()} if times else {},
+        stats=stats or {},
     )
-    return Model(engine, tokenizer, prompts, heartbeat, times or StartupTimes())
 
 
 def _served_name(model: str, folder: Path) -> str:
@@ -241,7 +237,7 @@ def _served_name(model: str, folder: Path) -> str:
 
 
 def _find_folder(model: str) -> Path:
-    """The folder that a model's name stands for; a name on the hub is downloaded first."""
+    """Return the model's folder; a model on the hub is downloaded first. Raises StartupError."""
     if model == "tiny":
         folder = Path(__file__).parent / "tiny"
         if not (folder / "config.json").is_file():

@@ -21,7 +21,7 @@ Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4", "
 
 
 class Settings(ServiceSettings):
-    """What a worker may be told from outside."""
+    """The settings of a worker process."""
 
     program: ClassVar[str] = "llava-worker"
     model_config = SettingsConfigDict(cli_prog_name="python -m llava_worker")

@@ -98,9 +98,14 @@ class Worker:
         self._slot_freed = asyncio.Event()
         self._has_outputs = asyncio.Event()
         self._is_idle = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None  # this one and the next two: while it runs
+        self._loop: asyncio.AbstractEventLoop | None = None  # set by run, like the next two
         self._scope: CancelScope | None = None
         self._grammar_tasks: TaskGroup | None = None
+
+    @property
+    def job_ids(self) -> list[str]:
+        """The jobs that this worker holds."""
+        return list(self._outputs)
 
     def drain(self, *, is_model_switch: bool = False) -> None:
         """Stop pulling, give unfinished jobs back, let ``run`` return. Call it in the event loop's thread.
@@ -132,7 +137,7 @@ class Worker:
                 )
         finally:
             if self._grammars is not None:
-                self._grammars.close()
+                await asyncio.to_thread(self._grammars.close)  # waits for a compilation in progress
             limit_s = self._hang_timeout_s if self._is_model_switch else _STOP_TIMEOUT_S
             has_stopped = await asyncio.to_thread(self._engine.stop, limit_s)
         must_exit = self._has_engine_failed or (self._is_model_switch and not has_stopped)
@@ -145,9 +150,7 @@ class Worker:
                 loops.start_soon(self._emit_loop)
                 loops.start_soon(self._heartbeat_loop)
                 loops.start_soon(self._limit_drain)
-                await (
-                    self._pull_loop()
-                )  # emits go on until the last pull has returned, so that no job is lost
+                await self._pull_loop()  # emits continue until the last pull returned: no job is lost
                 if self._drain_timeout_s and self._outputs:
                     await _wait(self._is_idle, self._drain_timeout_s)
                 self._closing.set()
@@ -168,9 +171,9 @@ class Worker:
         for assignment in remaining:
             self._drop(assignment.job.job_id)
         if remaining:
-            await self._consumer.give_back(remaining)
+            await self._consumer.requeue(remaining)
         if not self._is_model_switch:
-            await self._consumer.leave()
+            await self._consumer.deregister()
         logger.info("drained: handed on %d", len(remaining))
 
     async def _pull_loop(self) -> None:
@@ -183,11 +186,11 @@ class Worker:
                 assignments = await self._consumer.pull(num_free)
             else:
                 await _wait(self._slot_freed, _RECONCILE_S)
-                assignments = await self._consumer.pull_guest() if self._has_overflow_slot() else []
+                assignments = await self._consumer.pull_overflow() if self._has_overflow_slot() else []
             for assignment in assignments:
                 await self._start_job(assignment)
             if time.monotonic() >= next_reconcile:
-                for job_id in await self._consumer.reconcile(list(self._outputs)):
+                for job_id in await self._consumer.reconcile(self.job_ids):
                     self._drop(job_id)
                 next_reconcile = time.monotonic() + _RECONCILE_S
 
@@ -255,11 +258,11 @@ class Worker:
             ]
             if events or (outputs and self._engine.num_steps > num_steps):
                 num_steps = self._engine.num_steps
-                refused = await self._consumer.emit(events, wants_guest=self._has_overflow_slot())
-                if self._consumer.has_guest:
+                result = await self._consumer.emit(events, check_overflow=self._has_overflow_slot())
+                if result.has_overflow_waiting:
                     self._slot_freed.set()
                 ended = {assignment.job.job_id for assignment, event in events if event.final}
-                self._drop_ended(outputs, refused | ended)
+                self._drop_ended(outputs, result.refused | ended)
 
     def _drop_ended(self, emitted: dict[str, JobOutput], job_ids: set[str]) -> None:
         """Drop these jobs, unless they were pulled again during the emit."""
@@ -293,7 +296,7 @@ class Worker:
 
     async def _send_heartbeat(self) -> None:
         stats = self._heartbeat.stats | asdict(self._engine.stats)
-        command = await self._consumer.beat(
+        command = await self._consumer.send_heartbeat(
             msgspec.structs.replace(self._heartbeat, is_draining=self._draining.is_set(), stats=stats)
         )
         if command is not None and self._on_command is not None:

@@ -1,4 +1,4 @@
-"""An environment of its own for a program of others: ``bench/work/venv-NAME``, made when first needed."""
+"""Virtual environments for the peers: ``bench/work/venv-NAME``, created when first needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.record import ROOT, WORK
-from bench.serving.contender import Unavailable
+from bench.serving.target import Unavailable
 
 __all__ = ["cpu_torch", "ensure_environment", "installed", "run_or_unavailable"]
 
@@ -52,13 +52,13 @@ def installed(name: str, packages: Sequence[str]) -> Mapping[str, str]:
 
 
 def run_or_unavailable(command: Sequence[str]) -> None:
-    """Raises Unavailable with the end of what the command said if it fails."""
+    """Run a command. Raises Unavailable, with the end of its output, if it fails."""
     try:
         done = subprocess.run(list(command), capture_output=True, text=True, check=False)
     except OSError as error:
         raise Unavailable(f"{command[0]}: {error.strerror}") from error
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines()
-        told = [line for line in lines if not line.startswith("WARNING")][-_TAIL:]
+        tail = [line for line in lines if not line.startswith("WARNING")][-_TAIL:]
         shown = " ".join(command[:6]).replace(f"{ROOT}/", "")  # records are read elsewhere
-        raise Unavailable(f"`{shown} ...` failed: {' / '.join(told)}")
+        raise Unavailable(f"`{shown} ...` failed: {' / '.join(tail)}")

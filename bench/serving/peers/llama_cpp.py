@@ -15,17 +15,17 @@ import shutil
 from pathlib import Path
 
 from bench.record import WORK
-from bench.serving.contender import Contender, Unavailable
+from bench.serving.target import Target, Unavailable
 
-__all__ = ["contenders"]
+__all__ = ["targets"]
 
 
-def contenders(checkpoint: Path) -> list[Contender]:
+def targets(checkpoint: Path) -> list[Target]:
     del checkpoint  # converted by hand, see above
-    return [_contender(kind, bits) for kind, bits in (("q8_0", 8), ("q4_0", 4))]
+    return [_target(kind, bits) for kind, bits in (("q8_0", 8), ("q4_0", 4))]
 
 
-def _contender(kind: str, bits: int) -> Contender:
+def _target(kind: str, bits: int) -> Target:
     model, tower = WORK / f"llama-cpp-{kind}.gguf", WORK / "llama-cpp-mmproj.gguf"
 
     def prepare() -> None:
@@ -34,7 +34,7 @@ def _contender(kind: str, bits: int) -> Contender:
         if not (model.is_file() and tower.is_file()):
             raise Unavailable(f"{model.name} and {tower.name} are not in bench/work: convert the checkpoint")
 
-    return Contender(
+    return Target(
         name=f"llama-cpp-{kind}",
         title=f"llama.cpp server, {kind.upper()}",
         bits=bits,

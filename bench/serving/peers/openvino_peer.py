@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from bench.record import WORK
-from bench.serving.contender import Contender
 from bench.serving.peers.environment import cpu_torch, ensure_environment, installed, run_or_unavailable
+from bench.serving.target import Target
 
-__all__ = ["contenders"]
+__all__ = ["targets"]
 
 _NAME = "openvino"
 _REQUIREMENTS = ("openvino-genai", "optimum-intel", "pillow")
@@ -22,11 +22,11 @@ _SERVER = Path(__file__).with_name("openvino_server.py")
 _WEIGHTS = {8: ["int8"], 4: ["int4", "--sym", "--group-size", "128", "--ratio", "1.0"]}
 
 
-def contenders(checkpoint: Path) -> list[Contender]:
-    return [_contender(checkpoint, bits) for bits in _WEIGHTS]
+def targets(checkpoint: Path) -> list[Target]:
+    return [_target(checkpoint, bits) for bits in _WEIGHTS]
 
 
-def _contender(checkpoint: Path, bits: int) -> Contender:
+def _target(checkpoint: Path, bits: int) -> Target:
     folder = WORK / f"openvino-{checkpoint.name}-int{bits}"
     python = WORK / f"venv-{_NAME}" / "bin" / "python"
 
@@ -35,7 +35,7 @@ def _contender(checkpoint: Path, bits: int) -> Contender:
         ensure_environment(_NAME, (cpu_torch(), *_REQUIREMENTS), without=["torchvision"])
         _convert(checkpoint, folder, _WEIGHTS[bits])
 
-    return Contender(
+    return Target(
         name=f"openvino-int{bits}",
         title=f"OpenVINO GenAI, int{bits}",
         bits=bits,

@@ -46,7 +46,7 @@ class Request:
 
 
 class Batcher:
-    """Steps the pipeline for as long as anybody waits."""
+    """Steps the pipeline while there are requests."""
 
     def __init__(self, folder: str) -> None:
         scheduling = openvino_genai.SchedulerConfig()
@@ -56,26 +56,26 @@ class Batcher:
         self._tokenizer = self._pipeline.get_tokenizer()
         self._arrivals: queue.Queue[Request] = queue.Queue()
         self._running: list[Request] = []
-        self._numbers = itertools.count()
+        self._ids = itertools.count()
 
-    def count(self, prompt: str) -> int:
-        """Tokens of the text, a picture counted as its mark."""
+    def count_tokens(self, prompt: str) -> int:
+        """Return the number of tokens of the text, with an image counted as its placeholder."""
         return int(self._tokenizer.encode(prompt).input_ids.shape[1])
 
-    def ask(self, request: Request) -> Iterator[str]:
-        """The answer's pieces as they come."""
+    def generate(self, request: Request) -> Iterator[str]:
+        """Yield the pieces of text as they are generated."""
         self._arrivals.put(request)
         while (piece := request.pieces.get()) is not None:
             yield piece
 
     def run(self) -> None:
-        """Never returns; ends the process if the pipeline fails, since nobody could be answered any more."""
+        """Run forever. Exit the process if the pipeline fails, because no request could be completed then."""
         try:
             while True:
                 self._admit()
                 self._pipeline.step()
                 for request in list(self._running):
-                    self._tell(request)
+                    self._read_output(request)
         finally:
             traceback.print_exc()
             os._exit(1)
@@ -83,13 +83,13 @@ class Batcher:
     def _admit(self) -> None:
         while not self._running or not self._arrivals.empty():
             request = self._arrivals.get()
-            number = next(self._numbers)
-            # Named or not, an empty list of pictures is another overload than none.
-            pictures = (request.images,) if request.images else ()
-            request.handle = self._pipeline.add_request(number, request.prompt, *pictures, request.config)
+            request_id = next(self._ids)
+            # An empty list of images selects another overload than no list.
+            images = (request.images,) if request.images else ()
+            request.handle = self._pipeline.add_request(request_id, request.prompt, *images, request.config)
             self._running.append(request)
 
-    def _tell(self, request: Request) -> None:
+    def _read_output(self, request: Request) -> None:
         while request.handle.can_read():
             for output in request.handle.read().values():
                 request.token_ids += output.generated_ids
@@ -103,7 +103,7 @@ class Batcher:
 
 
 def read_request(body: dict[str, Any]) -> Request:
-    """The conversation in the words of vicuna_v1, as every contender writes it."""
+    """The conversation in the format of vicuna_v1, as every target renders it."""
     images: list[Any] = []
     prompt = SYSTEM + " "
     for message in body["messages"]:
@@ -146,10 +146,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
         self.end_headers()
-        for piece in self.batcher.ask(request):
+        for piece in self.batcher.generate(request):
             self._event({"choices": [{"index": 0, "delta": {"content": piece}}]})
         self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
-        num_prompt, num_out = self.batcher.count(request.prompt), len(request.token_ids)
+        num_prompt, num_out = self.batcher.count_tokens(request.prompt), len(request.token_ids)
         usage = {"prompt_tokens": num_prompt, "completion_tokens": num_out}
         self._event({"choices": [], "usage": {**usage, "total_tokens": num_prompt + num_out}})
         self.wfile.write(b"data: [DONE]\n\n")
@@ -160,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """No line a request."""
+        """Log no requests."""
 
 
 def main() -> None:

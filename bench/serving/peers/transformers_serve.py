@@ -9,16 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.record import WORK
-from bench.serving.contender import Contender
 from bench.serving.peers.environment import cpu_torch, ensure_environment, installed
+from bench.serving.target import Target
 
-__all__ = ["contenders"]
+__all__ = ["targets"]
 
 _NAME = "transformers"
 _REQUIREMENTS = ("transformers[serving]>=5.17", "accelerate", "pillow")
 
 
-def contenders(checkpoint: Path) -> list[Contender]:
+def targets(checkpoint: Path) -> list[Target]:
     def prepare() -> None:
         ensure_environment(_NAME, (cpu_torch(), *_REQUIREMENTS))
 
@@ -28,7 +28,7 @@ def contenders(checkpoint: Path) -> list[Contender]:
         return [program, "serve", str(checkpoint), *options]
 
     return [
-        Contender(
+        Target(
             name="transformers-bf16",
             title="transformers serve, bf16",
             bits=16,

@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.record import WORK
-from bench.serving.contender import Contender
 from bench.serving.peers.environment import cpu_torch, ensure_environment, installed
+from bench.serving.target import Target
 
-__all__ = ["contenders"]
+__all__ = ["targets"]
 
 _NAME = "vllm"
 _VERSION = "0.32.0"
@@ -21,7 +21,7 @@ _INDEX = f"https://wheels.vllm.ai/{_VERSION}/cpu"
 _SERVED = "llava"
 
 
-def contenders(checkpoint: Path) -> list[Contender]:
+def targets(checkpoint: Path) -> list[Target]:
     def prepare() -> None:
         # vllm itself from that index and nowhere else: the same version on PyPI brings gigabytes of CUDA.
         wheel = ["--no-deps", "--retries", "0", "--index-url", _INDEX, f"vllm=={_VERSION}"]
@@ -33,7 +33,7 @@ def contenders(checkpoint: Path) -> list[Contender]:
         return [program, "serve", str(checkpoint), *options, "--host", "127.0.0.1", "--port", str(port)]
 
     return [
-        Contender(
+        Target(
             name="vllm-bf16",
             title="vLLM CPU, bf16",
             bits=16,

@@ -61,14 +61,14 @@ def describe(plan: Plan) -> str:
             f", {plan.concurrency} at once at most" if plan.concurrency else ""
         )
     size = f"{plan.width}x{plan.height}"
-    pictures = {
+    images = {
         Pictures.NEW: f"a new {size} picture each",
         Pictures.SAME: f"one {size} picture for all",
         Pictures.NONE: "text only",
     }[plan.pictures]
     turns = f", {plan.num_turns} turns each" if plan.num_turns > 1 else ""
     ends = f"{plan.max_tokens} tokens" if plan.ignore_eos else f"at most {plan.max_tokens} tokens"
-    return f"{pace}, {pictures}{turns}, {ends} an answer, seed {plan.seed}"
+    return f"{pace}, {images}{turns}, {ends} an answer, seed {plan.seed}"
 
 
 def _facts(summary: Mapping[str, Any]) -> list[str]:

@@ -158,10 +158,10 @@ def _fail_if_none_completed(run: Run) -> None:
 
 
 def _parse_size(text: str) -> tuple[int, int]:
-    found = _SIZE.fullmatch(text)
-    if found is None or int(found[1]) * int(found[2]) > _MAX_PIXELS:
+    match = _SIZE.fullmatch(text)
+    if match is None or int(match[1]) * int(match[2]) > _MAX_PIXELS:
         fail(f"--size is {text!r}: give width x height in pixels, such as 640x480", EXIT_USAGE)
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _check_writable(*paths: Path | None) -> None:

@@ -23,8 +23,8 @@ def models(
 ) -> None:
     """List the models, one name a line."""
     with handle_errors(), Client(base_url, api_key) as client:
-        found = client.models()
+        listed = client.models()
         if as_json:
-            typer.echo(json.dumps([model.model_dump() for model in found], indent=2))
+            typer.echo(json.dumps([model.model_dump() for model in listed], indent=2))
         else:
-            typer.echo("\n".join(model.id for model in found), nl=bool(found))
+            typer.echo("\n".join(model.id for model in listed), nl=bool(listed))

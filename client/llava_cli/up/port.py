@@ -26,8 +26,8 @@ def check_port(host: str, port: int) -> int:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-            chosen: int = probe.getsockname()[1]
-            return chosen
+            free_port: int = probe.getsockname()[1]
+            return free_port
     except (OSError, OverflowError) as exc:
         raise PortUnavailable(_explain(host, port, exc)) from exc
 

@@ -1,1 +1,1 @@
-"""One module per group of routes; each has a ``router``."""
+"""The HTTP API: a package for each API, and what they share: request fields, tools, the handler, OpenAPI."""

@@ -10,16 +10,13 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
-from llava_server.api.chat.request import AssistantMessage, ChatRequest, ImagePart, TextPart
-from llava_server.api.tools.prompt import tools_text
 from llava_server.errors import ApiError
 
 __all__ = [
     "MAX_START",
-    "as_chat",
     "check_num_images",
-    "check_sizes",
     "check_text",
+    "convert_request",
     "idempotency_key",
     "parameter_error",
     "parse_request",
@@ -58,33 +55,18 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
     return key
 
 
-def as_chat(fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
-    """Return another API's request as a chat with these fields.
+def convert_request(model: type[Model], fields: Mapping[str, Any], names: Mapping[str, str]) -> Model:
+    """Return the fields of another API's request as a request of type ``model``.
 
-    Raises ApiError like ``parse_request``, with that API's ``names`` for the fields of a chat.
+    Raises ApiError like ``parse_request``; ``names`` maps the model's field names to the other API's.
     """
     try:
-        return ChatRequest.model_validate(fields)
+        return model.model_validate(fields)
     except ValidationError as error:
-        chat_error = _as_api_error(error.errors(include_url=False)[0], ChatRequest)
-        field, rest = _split_path(chat_error.param or "")
+        api_error = _as_api_error(error.errors(include_url=False)[0], model)
+        field, rest = _split_path(api_error.param or "")
         param = f"{names.get(field, field)}{rest}" or None
-        raise ApiError(chat_error.code, chat_error.message, param=param) from error
-
-
-def check_sizes(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> None:
-    """Check a chat's size against this server's limits. Raises ApiError; the worker checks the context."""
-    num_bytes, num_images = len(tools_text(chat).encode()), 0
-    for message in chat.messages:
-        parts = [message.content] if isinstance(message.content, str) else message.content or []
-        for part in parts:
-            text = part if isinstance(part, str) else part.text if isinstance(part, TextPart) else ""
-            num_bytes += len(text.encode())
-            num_images += isinstance(part, ImagePart)
-        if isinstance(message, AssistantMessage):
-            num_bytes += sum(len(call.function.arguments.encode()) for call in message.tool_calls or ())
-    check_num_images(num_images, max_images, param="messages")
-    check_text(num_bytes, max_text_bytes, param="messages")
+        raise ApiError(api_error.code, api_error.message, param=param) from error
 
 
 def check_num_images(num_images: int, max_images: int, *, param: str) -> None:

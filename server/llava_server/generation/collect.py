@@ -50,8 +50,8 @@ async def collect(
     while True:
         observers[index].observe(event)
         if event.final is not None and event.final.error is not None:
-            raise outputs.failure(index, event.final.error)
+            raise outputs.api_error(index, event.final.error)
         choices[index].add(event)
-        if outputs.is_over:
+        if outputs.is_finished:
             return choices
         index, event = await outputs.next()

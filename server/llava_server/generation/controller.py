@@ -1,12 +1,19 @@
-"""Every open answer of this process: jobs go out through ``submit``, events come back through ``follow``.
+"""The controller: every job whose output a client of this process reads.
 
-    routes/chat  --submit-->  Controller  --submit-->  JobProducer
-    Answer.next  <--put----   run()       <--follow--  JobProducer
+    handler  --submit-->  Controller      --submit-->  JobProducer (Redis)
+    handler  <---get----  OutputQueue <--put-- Controller.run  <--follow--  JobProducer
 
-Invariant: an Answer is in the table from before its job is submitted until it is finished or closed, and a
-job whose Answer is closed unfinished is cancelled; one that is *kept* only when no reader has come back
-within the grace. Who asks for an answer that somebody else reads is a guest and reads along. A slow reader
-costs memory for its text only, which is bounded by the answer's length; the follow loop waits for nobody.
+A job here is in one of three places:
+
+- ``_open``: this process streams it. ``run`` puts its events into its OutputQueue.
+- ``_detached``: it is resumable and its client has disconnected. It is cancelled unless a client returns
+  within the grace period.
+- ``_tails``: another connection, here or at another server, streams it. A task copies the events from the
+  job's log into a second OutputQueue, and takes the stream over if the other connection ends.
+
+Invariant: an OutputQueue is in ``_open`` from before its job is submitted until it is finished or closed. A
+job whose queue is closed before the end is cancelled, or detached if it is resumable. A slow client costs
+memory for its text only, which is bounded by the length of the output; following waits for no client.
 """
 
 from __future__ import annotations
@@ -27,26 +34,26 @@ from llava_wire.errors import AlreadySubmitted, DuplicateJob, QueueFull, QueueUn
 from llava_wire.messages.job import Job
 from llava_wire.stores.api_keys import KeyLimits
 
-from llava_server.errors import ApiError, answer_not_found, from_wire_error
-from llava_server.generation.detached_jobs import Unread
-from llava_server.generation.log_tail import read_along
-from llava_server.generation.output_queue import Answer
+from llava_server.errors import ApiError, from_wire_error, response_not_found
+from llava_server.generation.detached_jobs import DetachedJobs
+from llava_server.generation.log_tail import tail_log
+from llava_server.generation.output_queue import OutputQueue
 from llava_server.periodic import run_periodically
 from llava_server.request_metrics import Metrics
 from llava_server.tracing import traceparent
 
-__all__ = ["Controller"]
+__all__ = ["LOWEST_PRIORITY", "Controller", "TokenLimiter"]
 
 logger = logging.getLogger(__name__)
 
-_TICK_S = 1.0  # between two looks for dead workers, and for overdue answers
+LOWEST_PRIORITY, _HIGHEST_PRIORITY = -1, 1
+_INTERVAL_S = 1.0  # between two checks for dead workers, and for jobs past a deadline
 _CANCEL_TIMEOUT_S = 5.0
-_LOWEST, _HIGHEST = -1, 1  # of the priorities
-_NO_EVENTS = 2**31  # as if so many were known: a look at the job without its log
+_ALL_EVENTS = 2**31  # a number of known events for which a snapshot holds no log
 
 
 class TokenLimiter(Protocol):
-    """The limits of each tenant and the tokens that its jobs are charged."""
+    """The limits of each tenant, and the tokens that its jobs are charged for."""
 
     def limits(self, tenant: str) -> KeyLimits: ...
 
@@ -58,7 +65,7 @@ class TokenLimiter(Protocol):
 
 
 class Controller:
-    """Owner of the open answers. ``run`` must be running while anyone submits."""
+    """Submits jobs and distributes their events. ``run`` must be running while jobs are submitted."""
 
     def __init__(
         self,
@@ -73,220 +80,225 @@ class Controller:
         self._metrics = metrics
         self._limiter = limiter
         self._queue_timeout_s = queue_timeout_s
-        self._answers: dict[str, Answer] = {}
-        self._unread = Unread(producer, metrics, grace_s=orphan_grace_s)
-        self._guests: dict[Answer, asyncio.Task[None]] = {}
-        self.failure: str | None = None  # why this process is of no use any more
+        self._open: dict[str, OutputQueue] = {}  # by job ID
+        self._detached = DetachedJobs(producer, metrics, grace_s=orphan_grace_s)
+        self._tails: dict[OutputQueue, asyncio.Task[None]] = {}
+        self.failure: str | None = None  # why this process must be restarted
 
     @property
-    def num_answers(self) -> int:
-        return len(self._answers) + len(self._guests)
+    def num_open(self) -> int:
+        """The number of outputs that clients of this process read."""
+        return len(self._open) + len(self._tails)
 
     async def submit(
         self,
         job: Job,
         pixels: Mapping[str, bytes],
         *,
-        news: asyncio.Event | None = None,
-        is_kept: bool = False,
-    ) -> Answer:
-        """Puts the job into the queue. Raises ApiError (409, 429, 503): it takes no more, or is not there.
+        event_arrived: asyncio.Event | None = None,
+        is_resumable: bool = False,
+        add_key_priority: bool = True,
+    ) -> OutputQueue:
+        """Submit a job. Raises ApiError (409, 429, 503). The caller must close the queue.
 
-        The caller must ``aclose`` the answer. With ``is_kept`` the job outlives that by the orphans' grace,
-        and if the very same job is known already, its one answer is read here too; one in the background is
-        kept for good.
+        A resumable job outlives its client by the grace period, a background job for good. If the very same
+        resumable job is known already, its one output is read here too. ``add_key_priority`` adds the
+        priority of the tenant's API key to the job's.
         """
-        is_kept = is_kept or job.is_background
+        is_resumable = is_resumable or job.is_background
         limits = self._limiter.limits(job.tenant)
-        urgency = min(max(job.priority + limits.priority, _LOWEST), _HIGHEST)
-        job = msgspec.structs.replace(job, priority=urgency)
-        answer = self._make_answer(job, job.ttl_s, is_kept=is_kept, news=news)
+        priority = job.priority + (limits.priority if add_key_priority else 0)
+        priority = min(max(priority, LOWEST_PRIORITY), _HIGHEST_PRIORITY)
+        job = msgspec.structs.replace(job, priority=priority)
+        output = self._new_queue(job, job.ttl_s, is_resumable=is_resumable, event_arrived=event_arrived)
         try:
-            if not (is_kept and self._producer.is_live(job)):
-                terms = TenantLimits(weight=limits.weight, max_jobs=limits.max_jobs)
-                await self._submit(answer, job, pixels, terms)
-                return answer
+            if not (is_resumable and self._producer.is_live(job)):
+                await self._submit(output, job, pixels, limits)
+                return output
         except AlreadySubmitted:
             pass
         except (DuplicateJob, QueueFull, TenantOverLimit, QueueUnavailable) as error:
             raise from_wire_error(error) from error
-        if job.job_id in self._unread:
-            return await self.resume(job, timeout_s=job.ttl_s, news=news)
-        self._guests[answer] = asyncio.create_task(self._be_guest(answer))
-        return answer
+        if job.job_id in self._detached:
+            return await self.resume(job, timeout_s=job.ttl_s, event_arrived=event_arrived)
+        self._tails[output] = asyncio.create_task(self._tail(output))
+        return output
 
-    async def resume(self, job: Job, *, timeout_s: float, news: asyncio.Event | None = None) -> Answer:
-        """The answer to a job of this outline, from its first event on; who reads it elsewhere is cut off.
+    async def resume(
+        self, job: Job, *, timeout_s: float, event_arrived: asyncio.Event | None = None
+    ) -> OutputQueue:
+        """Take over the stream of a known job, from its first event on; another reader gets an error.
 
-        Raises ApiError: 404 if there is none (any more) for this tenant, 503 without the queue.
+        Raises ApiError: 404 if this tenant has no such job (any more), 503 without the queue.
         """
-        job_id, answer = job.job_id, self._make_answer(job, timeout_s, is_kept=True, news=news)
+        job_id = job.job_id
+        output = self._new_queue(job, timeout_s, is_resumable=True, event_arrived=event_arrived)
         with _queue_errors():
             events = await self._producer.attach(job_id, tenant=job.tenant)
         if events is None:
-            raise answer_not_found()
-        # No await from here on: what comes later than ``events`` must find the answer in the table.
-        former = self._answers.pop(job_id, None)
-        if former is not None:
-            former.put(ApiError("stream_taken_over", "another connection reads this answer on"))
-        self._unread.forget(job_id)
+            raise response_not_found()
+        # No await from here on: events after these must find the new queue in ``_open``.
+        previous = self._open.pop(job_id, None)
+        if previous is not None:
+            previous.put(ApiError("stream_taken_over", "another connection reads this answer on"))
+        self._detached.discard(job_id)
         for event in events:
-            answer.put(event)
-        answer.has_begun = True
-        if not answer.is_finished:
-            self._answers[job_id] = answer
-        return answer
+            output.put(event)
+        output.has_begun = True
+        if not output.is_finished:
+            self._open[job_id] = output
+        return output
 
-    async def peek(self, job_id: str, tenant: str, *, has_events: bool = True) -> JobSnapshot:
-        """The answer so far, which stays with whoever reads it. Raises ApiError as ``resume``."""
-        known = 0 if has_events else _NO_EVENTS
+    async def snapshot(self, job_id: str, tenant: str, *, has_events: bool = True) -> JobSnapshot:
+        """Return the output so far without taking the stream over. Raises ApiError as ``resume`` does."""
+        num_events = 0 if has_events else _ALL_EVENTS
         with _queue_errors():
-            seen = await self._producer.peek(job_id, tenant=tenant, num_events=known)
-        if seen is None:
-            raise answer_not_found()
-        return seen
+            snapshot = await self._producer.snapshot(job_id, tenant=tenant, num_events=num_events)
+        if snapshot is None:
+            raise response_not_found()
+        return snapshot
 
     async def cancel(self, job_id: str, tenant: str) -> bool:
-        """Ends a job wherever it is read; False if there is none to end. Raises ApiError (503)."""
+        """Cancel a job, whoever streams it. Return whether it was running. Raises ApiError (503)."""
         with _queue_errors():
             is_cancelled = await self._producer.cancel(job_id, tenant=tenant)
         if is_cancelled:
-            self._unread.forget(job_id)
-            if (answer := self._answers.get(job_id)) is not None:
-                answer.put(ApiError("answer_cancelled", "this answer was cancelled"))
+            self._detached.discard(job_id)
+            if (output := self._open.get(job_id)) is not None:
+                output.put(ApiError("answer_cancelled", "this answer was cancelled"))
         return is_cancelled
 
-    async def forget(self, job_id: str, tenant: str) -> bool:
-        """Deletes an answer, as ``JobProducer.forget``. Raises ApiError (503)."""
+    async def delete(self, job_id: str, tenant: str) -> bool:
+        """Delete a job and its output. Return whether there was one. Raises ApiError (503)."""
         with _queue_errors():
-            return await self._producer.forget(job_id, tenant=tenant)
+            return await self._producer.delete(job_id, tenant=tenant)
 
-    async def close(self, answer: Answer) -> None:
-        """See ``Answer.aclose``."""
-        if (guest := self._guests.pop(answer, None)) is not None:
-            guest.cancel()
-            await asyncio.gather(guest, return_exceptions=True)
+    async def close(self, output: OutputQueue) -> None:
+        """Close a queue: see ``OutputQueue.aclose``."""
+        if (tail := self._tails.pop(output, None)) is not None:
+            tail.cancel()
+            await asyncio.gather(tail, return_exceptions=True)
             return
-        if self._answers.get(answer.job_id) is not answer:
+        if self._open.get(output.job_id) is not output:
             return
-        del self._answers[answer.job_id]
-        if answer.is_finished:
-            await self._settle(answer)
-            return
-        if answer.is_kept:
-            self._unread.add(answer)
-            return
-        self._metrics.request_cancelled()
-        await self._cancel(answer)
+        del self._open[output.job_id]
+        if output.is_finished:
+            await self._reconcile_tokens(output)
+        elif output.is_resumable:
+            self._detached.add(output)
+        else:
+            self._metrics.request_cancelled()
+            await self._cancel(output)
 
-    def end_all(self, error: ApiError) -> None:
-        """Every open answer gets this as its last word."""
-        for answer in (*self._answers.values(), *self._guests):
-            if not answer.is_finished:
-                answer.put(error)
+    def fail_all(self, error: ApiError) -> None:
+        """End every open stream with this error."""
+        for output in (*self._open.values(), *self._tails):
+            if not output.is_finished:
+                output.put(error)
 
     async def run(self) -> None:
-        """Routes events and takes jobs back from dead workers, until cancelled."""
+        """Distribute events, reclaim jobs of dead workers and enforce deadlines, until cancelled."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._follow)
-                tasks.start_soon(run_periodically, _TICK_S, self._reap)
-                tasks.start_soon(run_periodically, _TICK_S, self._end_overdue)
-                tasks.start_soon(run_periodically, _TICK_S, self._unread.abandon)
+                tasks.start_soon(run_periodically, _INTERVAL_S, self._reap)
+                tasks.start_soon(run_periodically, _INTERVAL_S, self._enforce_deadlines)
+                tasks.start_soon(run_periodically, _INTERVAL_S, self._detached.cancel_expired)
         except Exception as error:
             logger.exception("the controller cannot go on")
             self.failure = f"the controller's loop ended: {type(error).__name__}"
-            self.end_all(ApiError("internal_error", "this server broke down; ask again"))
+            self.fail_all(ApiError("internal_error", "this server broke down; ask again"))
 
     async def _follow(self) -> None:
         async for batch in self._producer.follow():
             for job_id, event in batch:
-                if (answer := self._answers.get(job_id)) is not None:
-                    answer.put(event)
+                if (output := self._open.get(job_id)) is not None:
+                    output.put(event)
                 elif event.final is not None:
-                    self._unread.forget(job_id)
+                    self._detached.discard(job_id)
 
     async def _reap(self) -> None:
         try:
             num_jobs = await self._producer.reap()
         except QueueUnavailable:
-            return  # the registry says so, once
+            return  # the registry logs it
         if num_jobs:
             logger.warning("%d jobs taken back from dead or hung workers", num_jobs)
             self._metrics.jobs_reaped.inc(num_jobs)
 
-    async def _end_overdue(self) -> None:
+    async def _enforce_deadlines(self) -> None:
         now = time.monotonic()
-        for answer in (*self._answers.values(), *self._guests):
-            if not answer.is_finished and (error := answer.overdue(now)) is not None:
-                answer.put(error)
+        for output in (*self._open.values(), *self._tails):
+            if not output.is_finished and (error := output.timeout_error(now)) is not None:
+                output.put(error)
 
-    def _make_answer(
-        self, job: Job, timeout_s: float, *, is_kept: bool, news: asyncio.Event | None
-    ) -> Answer:
-        return Answer(
+    def _new_queue(
+        self, job: Job, timeout_s: float, *, is_resumable: bool, event_arrived: asyncio.Event | None
+    ) -> OutputQueue:
+        return OutputQueue(
             job.job_id,
             job.tenant,
             timeout_s=timeout_s,
             queue_timeout_s=self._queue_timeout_s,
-            is_kept=is_kept,
+            is_resumable=is_resumable,
             is_background=job.is_background,
             close=self.close,
-            news=news,
+            event_arrived=event_arrived,
         )
 
     async def _submit(
-        self, answer: Answer, job: Job, pixels: Mapping[str, bytes], terms: TenantLimits
+        self, output: OutputQueue, job: Job, pixels: Mapping[str, bytes], limits: KeyLimits
     ) -> None:
-        self._answers[job.job_id] = answer  # first: an event may be here before submit returns
+        self._open[job.job_id] = output  # first: an event may arrive before ``submit`` returns
         is_submitted = False
         try:
             await self._limiter.charge_tokens(job.tenant, job.cost)
-            answer.charged = job.cost
-            answer.place = await self._producer.submit(job, pixels, terms, traceparent())
+            output.num_charged_tokens = job.cost
+            tenant_limits = TenantLimits(weight=limits.weight, max_jobs=limits.max_jobs)
+            output.queue_position = await self._producer.submit(job, pixels, tenant_limits, traceparent())
             is_submitted = True
         finally:
-            if not is_submitted:  # the producer sees to it that such a job does not run
-                del self._answers[job.job_id]
-                await self._settle(answer)
+            if not is_submitted:  # the producer ensures that such a job does not run
+                del self._open[job.job_id]
+                await self._reconcile_tokens(output)
 
-    async def _settle(self, answer: Answer) -> None:
-        """What was charged in advance becomes what was used; of an answer that never ran, nothing."""
-        if answer.charged:
+    async def _reconcile_tokens(self, output: OutputQueue) -> None:
+        """Replace the estimate that was charged by the tokens used; zero for a job that never ran."""
+        if output.num_charged_tokens:
             await self._limiter.reconcile_tokens(
-                answer.tenant, estimated=answer.charged, used=answer.num_tokens
+                output.tenant, estimated=output.num_charged_tokens, used=output.num_used_tokens
             )
-            answer.charged = 0.0
+            output.num_charged_tokens = 0.0
 
-    async def _be_guest(self, answer: Answer) -> None:
-        """Reads along until the end, or until there is nobody to read along with: then it is ours."""
-        num_events = await read_along(self._producer, answer)
+    async def _tail(self, output: OutputQueue) -> None:
+        """Copy the events of a job that another connection streams; take it over if that one ends."""
+        num_events = await tail_log(self._producer, output)
         while num_events is not None:
             try:
-                events = await self._producer.attach(answer.job_id, tenant=answer.tenant)
+                events = await self._producer.attach(output.job_id, tenant=output.tenant)
             except QueueUnavailable:
-                await asyncio.sleep(_TICK_S)
+                await asyncio.sleep(_INTERVAL_S)
                 continue
-            self._answers[answer.job_id] = answer
-            del self._guests[answer]
+            self._open[output.job_id] = output
+            del self._tails[output]
             if events is None:
-                answer.put(ApiError("answer_cancelled", "this answer was cancelled: ask again"))
+                output.put(ApiError("answer_cancelled", "this answer was cancelled: ask again"))
             for event in (events or [])[num_events:]:
-                answer.put(event)
+                output.put(event)
             return
 
-    async def _cancel(self, answer: Answer) -> None:
-        """Also works while the caller itself is being cancelled."""
+    async def _cancel(self, output: OutputQueue) -> None:
+        """Cancel the job, even while the calling task is being cancelled."""
         with anyio.move_on_after(_CANCEL_TIMEOUT_S, shield=True):
             try:
-                await self._producer.cancel(answer.job_id, tenant=answer.tenant)
+                await self._producer.cancel(output.job_id, tenant=output.tenant)
             except QueueUnavailable:
-                logger.warning("job %s could not be cancelled: the queue cannot be reached", answer.job_id)
+                logger.warning("job %s could not be cancelled: the queue cannot be reached", output.job_id)
 
 
 @contextmanager
 def _queue_errors() -> Iterator[None]:
-    """Raises ApiError for a queue that cannot be reached."""
+    """Raise ApiError (503) if the queue is unavailable."""
     try:
         yield
     except QueueUnavailable as error:

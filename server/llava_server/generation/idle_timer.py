@@ -1,4 +1,4 @@
-"""How long something may last that begins and ends with every token."""
+"""A timeout that can be started and stopped for every token at almost no cost."""
 
 from __future__ import annotations
 
@@ -6,44 +6,45 @@ import asyncio
 import math
 from collections.abc import Callable
 
-__all__ = ["Patience"]
+__all__ = ["IdleTimer"]
 
 
-class Patience:
-    """Calls ``on_end`` each time that what has begun lasts ``seconds`` more.
+class IdleTimer:
+    """Calls ``on_timeout`` every ``seconds`` while it runs.
 
-    Beginning and ending cost an assignment each: one timer looks after all of them and sets itself anew where
-    it came too soon. Who has begun must ``close`` it.
+    Starting and stopping only assign a time. One event-loop timer checks it, and is set again when it fires
+    too early. Call ``close`` in the end.
     """
 
-    def __init__(self, seconds: float, on_end: Callable[[], None]) -> None:
-        """``on_end`` runs in the event loop and must not raise."""
+    def __init__(self, seconds: float, on_timeout: Callable[[], None]) -> None:
+        """``on_timeout`` is called in the event loop and must not raise."""
         self._loop = asyncio.get_running_loop()
         self._seconds = seconds
-        self._on_end = on_end
-        self._since = math.inf  # the loop's time; infinite while nothing goes on
-        self._timer: asyncio.TimerHandle | None = None
+        self._on_timeout = on_timeout
+        self._started_at = math.inf  # the loop's time; infinite while stopped
+        self._handle: asyncio.TimerHandle | None = None
 
-    def begin(self) -> None:
-        self._since = self._loop.time()
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._seconds, self._look)
+    def start(self) -> None:
+        """Start, or start again from now."""
+        self._started_at = self._loop.time()
+        if self._handle is None:
+            self._handle = self._loop.call_later(self._seconds, self._check)
 
-    def end(self) -> None:
-        self._since = math.inf
+    def stop(self) -> None:
+        self._started_at = math.inf
 
     def close(self) -> None:
-        """Nothing goes on any more."""
-        self.end()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Stop and cancel the event loop's timer."""
+        self.stop()
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
 
-    def _look(self) -> None:
-        self._timer = None
-        if self._since == math.inf:
+    def _check(self) -> None:
+        self._handle = None
+        if self._started_at == math.inf:
             return
-        if self._since + self._seconds <= (now := self._loop.time()):
-            self._since = now
-            self._on_end()
-        self._timer = self._loop.call_at(self._since + self._seconds, self._look)
+        if self._started_at + self._seconds <= (now := self._loop.time()):
+            self._started_at = now
+            self._on_timeout()
+        self._handle = self._loop.call_at(self._started_at + self._seconds, self._check)

@@ -1,6 +1,7 @@
-"""A second reader of one answer: the stream belongs to somebody else, so it reads along in the log.
+"""Tail the event log of a job that another connection streams.
 
-Looking is what keeps the job alive when its first reader is gone, see ``JobProducer.abandon``.
+Each read of the log also keeps the job alive when the other connection is gone, see
+``JobProducer.cancel_unread``.
 """
 
 from __future__ import annotations
@@ -11,33 +12,37 @@ from llava_wire.controller_side.producer import JobProducer
 from llava_wire.errors import QueueUnavailable
 
 from llava_server.errors import ApiError
-from llava_server.generation.output_queue import Answer
+from llava_server.generation.output_queue import OutputQueue
 
-__all__ = ["read_along"]
+__all__ = ["tail_log"]
 
-_LOOK_S = 0.1  # between two looks: many readers of one answer are rare, and a few words at once do no harm
-_NUM_PATIENT_LOOKS = 20  # the first reader may not have submitted the job yet
+_POLL_S = 0.1
+_MAX_MISSES = 20  # polls without a log: the other connection may not have submitted the job yet
 
 
-async def read_along(producer: JobProducer, answer: Answer) -> int | None:
-    """The job's events into ``answer``, to its end. If nobody streams it any more: how many there were."""
+async def tail_log(producer: JobProducer, output: OutputQueue) -> int | None:
+    """Copy the job's events into ``output`` until the last one.
+
+    If no connection streams the job any more, return the number of events copied so far: the caller can take
+    the stream over from there.
+    """
     num_events = offset = num_misses = 0
-    while not answer.is_finished:
+    while not output.is_finished:
         try:
-            seen = await producer.peek(
-                answer.job_id, tenant=answer.tenant, num_events=num_events, offset=offset
+            snapshot = await producer.snapshot(
+                output.job_id, tenant=output.tenant, num_events=num_events, offset=offset
             )
         except QueueUnavailable:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)
             continue
-        num_misses += seen is None
-        if (seen and seen.state == "cancelled") or num_misses > _NUM_PATIENT_LOOKS:
-            answer.put(ApiError("answer_cancelled", "this answer's first reader has cancelled it: ask again"))
+        num_misses += snapshot is None
+        if (snapshot and snapshot.state == "cancelled") or num_misses > _MAX_MISSES:
+            output.put(ApiError("answer_cancelled", "this answer's first reader has cancelled it: ask again"))
             return None
-        for event in seen.events if seen else ():
-            answer.put(event)
+        for event in snapshot.events if snapshot else ():
+            output.put(event)
             num_events, offset = num_events + 1, event.next_offset
-        if seen and seen.state == "orphaned":
+        if snapshot and snapshot.state == "orphaned":
             return num_events
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(_POLL_S)
     return None

@@ -1,4 +1,4 @@
-"""The choices of one request: n jobs, read as one stream of (index, event)."""
+"""The choices of one request: the output queues of n jobs, read as one stream of (index, event)."""
 
 from __future__ import annotations
 
@@ -12,93 +12,103 @@ from llava_wire.messages.job import Job
 
 from llava_server.errors import ApiError, from_job_error
 from llava_server.generation.controller import Controller
-from llava_server.generation.output_queue import Answer
+from llava_server.generation.output_queue import OutputQueue
 from llava_server.tracing import span
 
 __all__ = ["MergedOutputs"]
 
 
 class MergedOutputs:
-    """Read by one coroutine, until every choice had its last event. Who makes it must ``aclose`` it."""
+    """Reads all choices of a request, for one coroutine. Close it in the end.
+
+    ``field`` is the request's field that the jobs are made of, or one for each job; errors name it.
+    """
 
     def __init__(
-        self, controller: Controller, *, is_kept: bool = False, field: str | Sequence[str] = "messages"
+        self, controller: Controller, *, is_resumable: bool = False, field: str | Sequence[str] = "messages"
     ) -> None:
-        """``field`` of the request is what the jobs are made of; or each job's own."""
         self._controller = controller
         self._field = field
-        self._is_kept = is_kept
-        self._answers: list[Answer] = []
-        self._news = asyncio.Event()  # any of the answers got an event
-        self._open: deque[int] = deque()  # indices; whose turn it is stands first
+        self._is_resumable = is_resumable
+        self._queues: list[OutputQueue] = []
+        self._event_arrived = asyncio.Event()  # in any of the queues
+        self._unfinished: deque[int] = deque()  # indices of choices, in the order in which they are read next
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._queues)
 
     @property
     def job_id(self) -> str:
-        """The first choice's, by which the request is known."""
-        return self._answers[0].job_id
+        """The first choice's job ID, which is the ID of the request."""
+        return self._queues[0].job_id
 
     @property
-    def place(self) -> QueuePosition | None:
-        """The first choice's in the queue, when it came; None if the answer was under way already."""
-        return self._answers[0].place
+    def queue_position(self) -> QueuePosition | None:
+        """The first choice's position when it was submitted; None if its job was running already."""
+        return self._queues[0].queue_position
 
     @property
-    def is_over(self) -> bool:
-        """Whether every last event has been read."""
-        return not self._open
+    def is_finished(self) -> bool:
+        """Whether the last event of every choice has been read."""
+        return not self._unfinished
 
-    async def submit(self, jobs: Sequence[Job], pixels: Mapping[str, bytes]) -> None:
-        """More choices. Raises ApiError like ``Controller.submit``; those before it are in the queue then."""
+    async def submit(
+        self, jobs: Sequence[Job], pixels: Mapping[str, bytes], *, add_key_priority: bool = True
+    ) -> None:
+        """Add choices. Raises ApiError as ``Controller.submit`` does; jobs before that one are submitted."""
         for job in jobs:
             with span("submit"):
-                answer = await self._controller.submit(job, pixels, news=self._news, is_kept=self._is_kept)
-            self._add(answer)
+                queue = await self._controller.submit(
+                    job,
+                    pixels,
+                    event_arrived=self._event_arrived,
+                    is_resumable=self._is_resumable,
+                    add_key_priority=add_key_priority,
+                )
+            self._add(queue)
 
     async def resume(self, job: Job, *, timeout_s: float) -> None:
-        """A choice that is under way or done already. Raises ApiError like ``Controller.resume``."""
-        self._add(await self._controller.resume(job, timeout_s=timeout_s, news=self._news))
+        """Add a choice whose job exists already. Raises ApiError as ``Controller.resume`` does."""
+        self._add(await self._controller.resume(job, timeout_s=timeout_s, event_arrived=self._event_arrived))
 
     async def next(self) -> tuple[int, Event]:
-        """The next event of any choice that is not over. Raises ApiError if one of them cannot go on."""
-        while (found := self._take()) is None:
-            await self._news.wait()
-        return found
+        """Wait for the next event of any choice. Raises ApiError if one of them cannot continue."""
+        while (item := self._get_nowait()) is None:
+            await self._event_arrived.wait()
+        return item
 
     async def next_or_woken(self) -> tuple[int, Event] | None:
-        """Like ``next``; None if ``wake`` was called first."""
-        if (found := self._take()) is None:
-            await self._news.wait()
-            found = self._take()
-        return found
+        """Wait like ``next``, but return None if ``wake`` is called first."""
+        if (item := self._get_nowait()) is None:
+            await self._event_arrived.wait()
+            item = self._get_nowait()
+        return item
 
     def wake(self) -> None:
-        """Who waits is to look up."""
-        self._news.set()
+        """Wake the reader without an event."""
+        self._event_arrived.set()
 
-    def failure(self, index: int, error: JobError) -> ApiError:
-        """What a choice's failure is to the asker."""
+    def api_error(self, index: int, error: JobError) -> ApiError:
+        """Return the response for the failure of a choice."""
         return from_job_error(error, self._field if isinstance(self._field, str) else self._field[index])
 
-    def _add(self, answer: Answer) -> None:
-        self._open.append(len(self._answers))
-        self._answers.append(answer)
+    async def aclose(self) -> None:
+        """Close all queues, which cancels the jobs that have not ended."""
+        for queue in self._queues:
+            await queue.aclose()
 
-    def _take(self) -> tuple[int, Event] | None:
-        """The next event if one has come; after None, ``_news`` tells of the next."""
-        self._news.clear()
-        for index in list(self._open):
-            event = self._answers[index].take()
+    def _add(self, queue: OutputQueue) -> None:
+        self._unfinished.append(len(self._queues))
+        self._queues.append(queue)
+
+    def _get_nowait(self) -> tuple[int, Event] | None:
+        """Return the next event, choices in turn. After None, ``_event_arrived`` announces the next one."""
+        self._event_arrived.clear()
+        for index in list(self._unfinished):
+            event = self._queues[index].get_nowait()
             if event is not None:
-                self._open.remove(index)
+                self._unfinished.remove(index)
                 if event.final is None:
-                    self._open.append(index)  # behind the others: no choice waits for a long one
+                    self._unfinished.append(index)
                 return index, event
         return None
-
-    async def aclose(self) -> None:
-        """Lets go of all answers; cancels the jobs that have not ended."""
-        for answer in self._answers:
-            await answer.aclose()

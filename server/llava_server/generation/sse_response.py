@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from llava_server.errors import ApiError
 from llava_server.generation.disconnect import ClientDisconnected, cancel_on_disconnect
-from llava_server.generation.idle_timer import Patience
+from llava_server.generation.idle_timer import IdleTimer
 from llava_server.generation.merged_outputs import MergedOutputs
 from llava_server.generation.serializer import Serializer
 from llava_server.generation.sse import KEEPALIVE, SSE_HEADERS
@@ -26,11 +26,12 @@ logger = logging.getLogger(__name__)
 
 
 class EventStream(Response):
-    """The response as server-sent events. Made once the first event is known not to be an error.
+    """Streams the outputs as server-sent events and closes them in the end.
 
-    After ``keepalive_s`` seconds without an event it sends a comment; if the client reads nothing for
-    ``send_timeout_s`` seconds it closes the connection. ``start`` is the number of tokens that the client has
-    already: only later ones are sent. Closes the outputs in every case.
+    Its status is 200: make it once the first event has arrived without an error. After ``keepalive_s``
+    seconds without an event it sends a comment. It disconnects a client that reads nothing for
+    ``send_timeout_s`` seconds. ``start`` is the number of tokens that a resuming client has: only what
+    follows is sent.
     """
 
     def __init__(
@@ -51,82 +52,81 @@ class EventStream(Response):
         self._serializer = serializer
         self._observers = observers
         self._start = start
-        # There is no single position in the streams of several jobs.
-        self._job_id = outputs.job_id if len(outputs) == 1 else None
-        self._send_scope = anyio.CancelScope()
-        self._keepalive_timer = Patience(keepalive_s, outputs.wake)
-        self._send_timer = Patience(send_timeout_s, self._send_scope.cancel)
+        # A stream of several jobs cannot be resumed: no event ID is a position in all of them.
+        self._resumable_job_id = outputs.job_id if len(outputs) == 1 else None
+        self._stalled = anyio.CancelScope()  # cancelled when the client stops reading
+        self._keepalive_timer = IdleTimer(keepalive_s, outputs.wake)
+        self._send_timer = IdleTimer(send_timeout_s, self._stalled.cancel)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await cancel_on_disconnect(receive, self._send_all(scope, send))
+            await cancel_on_disconnect(receive, self._stream_until_stalled(scope, send))
         except ClientDisconnected:
             logger.info("client of job %s left", self._outputs.job_id)
-        except TimeoutError:
-            logger.warning("reader of job %s stands still and is cut", self._outputs.job_id)
         finally:
             self._keepalive_timer.close()
             self._send_timer.close()
             await self._outputs.aclose()
 
-    async def _send_all(self, scope: Scope, send: Send) -> None:
-        with self._send_scope:
-            await self._send_response(scope, send)
-        if self._send_scope.cancelled_caught:
-            raise TimeoutError
+    async def _stream_until_stalled(self, scope: Scope, send: Send) -> None:
+        with self._stalled:
+            await self._stream(scope, send)
+        if self._stalled.cancelled_caught:
+            logger.warning("reader of job %s stands still and is cut", self._outputs.job_id)
 
-    async def _send_response(self, scope: Scope, send: Send) -> None:
+    async def _stream(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             if not self._start:
                 await self._send(send, self._serializer.begin(len(self._outputs)))
-            ending = await self._send_events(send)
+            last = await self._send_events(send)
         except ApiError as error:
             context = context_of(scope)
             context.record_error(error)
-            ending = self._serializer.error(error, context.request_id)
-        await self._send(send, ending, more=False)
+            last = self._serializer.error(error, context.request_id)
+        await self._send(send, last, more=False)
 
     async def _send_events(self, send: Send) -> bytes:
-        """Send the events of all choices. Return, unsent, the last event and the end of the stream."""
+        """Send every event but the last, whose bytes are returned. Raises ApiError."""
         while True:
-            index, event = await self._next(send)
+            index, event = await self._next_event(send)
             self._observers[index].observe(event)
             if event.final is not None and event.final.error is not None:
-                raise self._outputs.failure(index, event.final.error)
+                raise self._outputs.api_error(index, event.final.error)
             missing = _missing_part(event, self._start)
             # The serializer follows the whole output: it also gets what the client has.
-            data = self._serializer.event(index, missing or event, self._id(event))
-            if self._outputs.is_over:
+            data = self._serializer.event(index, missing or event, self._event_id(event))
+            if self._outputs.is_finished:
                 return data + self._serializer.end()
             if data and missing is not None:
                 await self._send(send, data)
 
-    async def _next(self, send: Send) -> tuple[int, Event]:
+    async def _next_event(self, send: Send) -> tuple[int, Event]:
+        """Wait for the next event and send comments meanwhile."""
         if self._first is not None:
             first, self._first = self._first, None
             return first
-        self._keepalive_timer.begin()
-        while (found := await self._outputs.next_or_woken()) is None:
+        self._keepalive_timer.start()
+        while (item := await self._outputs.next_or_woken()) is None:
             await self._send(send, KEEPALIVE)
-        self._keepalive_timer.end()
-        return found
+        self._keepalive_timer.stop()
+        return item
 
-    def _id(self, event: Event) -> str | None:
-        """Return the position of an event in its job."""
-        return f"{self._job_id}:{event.next_offset}" if self._job_id else None
+    def _event_id(self, event: Event) -> str | None:
+        """Return the position from which the stream can be resumed after this event."""
+        return f"{self._resumable_job_id}:{event.next_offset}" if self._resumable_job_id else None
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        self._send_timer.begin()
+        self._send_timer.start()
         await send({"type": "http.response.body", "body": data, "more_body": more})
-        self._send_timer.end()
+        self._send_timer.stop()
 
 
 def _missing_part(event: Event, start: int) -> Event | None:
-    """Return what a client that has ``start`` tokens lacks of an event; None if it has all of it.
+    """Return the part of an event that a client with ``start`` tokens lacks, or None.
 
-    The end is always sent: a client that has all tokens does not know that they are all. Raises ApiError if
-    ``start`` is in the middle of the event.
+    A final event is always sent: the client may have all tokens without knowing that they are all. Raises
+    ApiError if the client's tokens end inside the event.
     """
     if event.offset >= start:
         return event

@@ -10,11 +10,11 @@ import math
 
 from llava_wire.errors import QueueUnavailable
 from llava_wire.stores.api_keys import KeyLimits
-from llava_wire.stores.rate_limits import Allowance, RateLimitStore
+from llava_wire.stores.rate_limits import RateLimitStatus, RateLimitStore
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llava_server.errors import ApiError
+from llava_server.errors import ApiError, from_wire_error
 from llava_server.middleware.auth import ApiKeys
 from llava_server.middleware.error_handler import send_error
 from llava_server.request_context import context_of
@@ -28,7 +28,7 @@ class RateLimiter:
     def __init__(self, keys: ApiKeys) -> None:
         self._keys = keys
         self._store: RateLimitStore | None = None
-        self._allowances: dict[str, Allowance] = {}  # the latest by tenant; only tenants with limits
+        self._allowances: dict[str, RateLimitStatus] = {}  # the latest by tenant; only tenants with limits
 
     def attach(self, store: RateLimitStore) -> None:
         """Enforce limits from now on."""
@@ -56,7 +56,7 @@ class RateLimiter:
         if limits.tokens_per_min and self._store is not None:
             try:
                 tokens = used - math.ceil(estimated)
-                self._allowances[tenant] = await self._store.settle(tenant, limits, tokens=tokens)
+                self._allowances[tenant] = await self._store.adjust(tenant, limits, tokens=tokens)
             except QueueUnavailable:
                 return
 
@@ -67,8 +67,8 @@ class RateLimiter:
         if allowance is None:
             return headers
         for name, limit, remaining in (
-            ("requests", limits.requests_per_min, allowance.requests_left),
-            ("tokens", limits.tokens_per_min, allowance.tokens_left),
+            ("requests", limits.requests_per_min, allowance.remaining_requests),
+            ("tokens", limits.tokens_per_min, allowance.remaining_tokens),
         ):
             if limit:
                 headers[f"x-ratelimit-limit-{name}"] = str(limit)
@@ -82,11 +82,9 @@ class RateLimiter:
         try:
             allowance = await self._store.charge(tenant, limits, requests=requests, tokens=tokens)
         except QueueUnavailable as error:
-            raise ApiError(
-                "queue_unavailable", "the job queue cannot be reached", retry_after_s=error.retry_after_s
-            ) from error
+            raise from_wire_error(error) from error
         self._allowances[tenant] = allowance
-        if not allowance.is_granted:
+        if not allowance.is_allowed:
             limit = f"{limits.tokens_per_min} tokens" if tokens else f"{limits.requests_per_min} requests"
             raise ApiError(
                 "rate_limit_exceeded",

@@ -1,4 +1,4 @@
-"""GET /livez, /readyz, /metrics: for machines that watch."""
+"""GET /livez, /readyz and /metrics."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def metrics(request: Request) -> Response:
 
 def _reasons(services: Services) -> list[str]:
     reasons = ["this server is shutting down"] if services.shutdown.is_draining else []
-    reasons += [trouble] if (trouble := services.registry.trouble) else []
+    reasons += [error] if (error := services.registry.queue_error) else []
     reasons += [failure] if (failure := services.controller.failure) else []
     if not services.registry.models:
         reasons.append("no worker has been seen yet")

@@ -1,39 +1,40 @@
-"""/workers on the operator's port: who serves what, and orders to load another model or none.
+"""/workers on the operator's port: the live workers, and commands that load or unload their models.
 
-An order is taken by the worker's next beat and may run for minutes, so the answer to it waits ``wait_s`` at
-most; what comes of it is in the worker's description from then on, on every controller.
+A worker reads a command with its next heartbeat and may run it for minutes. The response waits for the
+command ``wait_s`` at most; afterwards its status is in the worker's description, at every server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.commands import CommandStatus, ModelCommand
-from llava_wire.operator.inspector import WorkerView
+from llava_wire.operator.inspector import WorkerStatus
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from llava_server.api.parse import parse_request
 from llava_server.errors import ApiError, from_wire_error
 from llava_server.lifespan import Services, services_of
+from llava_server.response_model import JSONResponse, ResponseModel
 
 __all__ = ["LoadRequest", "router"]
 
 router = APIRouter(prefix="/workers", tags=["workers"])
 
 _MAX_BODY_BYTES = 65536
-_LOOK_S = 0.1
+_POLL_S = 0.1
 WorkerId = Annotated[str, Path(max_length=512)]
 WaitS = Annotated[float, Query(ge=0, le=30, description="Most time to wait for what comes of it, s.")]
 
 
 class LoadRequest(BaseModel):
-    """A model for a worker."""
+    """A command to load a model."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -41,136 +42,171 @@ class LoadRequest(BaseModel):
     precision: str | None = Field(None, min_length=1, max_length=16)
 
 
-@router.get("")
-async def list_workers(request: Request) -> dict[str, Any]:
+class Command(ResponseModel):
+    """The status of a command."""
+
+    id: str
+    state: Literal["pending", "running", "done", "refused", "failed"]
+    message: str = ""
+    progress: float = 0.0
+
+
+class Worker(ResponseModel):
+    """A live worker, with a model or without one."""
+
+    id: str
+    model: str | None
+    state: Literal["serving", "draining", "loading", "empty"]
+    device: str
+    precision: str | None
+    context_length: int
+    capacity: int
+    num_running: int
+    started_at: float
+    order: Command | None  # a command is called "order" in the API
+    stats: dict[str, float]
+
+
+class WorkerList(ResponseModel):
+    """All live workers."""
+
+    workers: list[Worker]
+
+
+@router.get("", response_model=None)
+async def list_workers(request: Request) -> Response:
     """Every live worker, with a model or without."""
-    return {"workers": [_described(worker) for worker in await _fleet(services_of(request))]}
+    workers = await _live_workers(services_of(request))
+    return JSONResponse(WorkerList([_to_response(worker) for worker in workers]))
 
 
-@router.get("/{worker_id}")
-async def get_worker(request: Request, worker_id: WorkerId) -> dict[str, Any]:
+@router.get("/{worker_id}", response_model=None)
+async def get_worker(request: Request, worker_id: WorkerId) -> Response:
     """One of them. Raises ApiError (404)."""
-    return _described(await _find(services_of(request), worker_id))
+    return JSONResponse(_to_response(await _find(services_of(request), worker_id)))
 
 
 @router.post("/{worker_id}/unload", response_model=None)
 async def unload(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Response:
     """The worker hands on what runs, lets its model go, and waits without one."""
     _check_origin(request)
-    return await _order(services_of(request), worker_id, ModelCommand(), wait_s)
+    return await _run_command(services_of(request), worker_id, ModelCommand(), wait_s)
 
 
 @router.post("/{worker_id}/load", response_model=None)
 async def load(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Response:
     """The same, and then it opens the model and serves it."""
     _check_origin(request)
-    asked = parse_request(LoadRequest, await _body(request))
-    instruction = ModelCommand(model=asked.model, precision=asked.precision)
-    return await _order(services_of(request), worker_id, instruction, wait_s)
+    load_request = parse_request(LoadRequest, await _read_body(request))
+    command = ModelCommand(model=load_request.model, precision=load_request.precision)
+    return await _run_command(services_of(request), worker_id, command, wait_s)
 
 
-async def _order(services: Services, worker_id: str, instruction: ModelCommand, wait_s: float) -> Response:
-    """200 when it is done, 202 while it is not. Raises ApiError."""
-    until = time.monotonic() + wait_s
-    try:
-        given = await services.commands.give(worker_id, instruction)
-    except QueueUnavailable as error:
-        raise from_wire_error(error) from error
-    if given is None:
-        raise _no_worker(worker_id)
-    order_id, is_ours = given
-    if not is_ours:
-        raise ApiError(
-            "worker_has_order",
-            f"the worker has another order, {order_id}, that is not done: see GET /workers/{worker_id}",
-            retry_after_s=5.0,
-        )
+async def _run_command(services: Services, worker_id: str, command: ModelCommand, wait_s: float) -> Response:
+    """Send a command and wait for it: 200 once it is done, 202 after ``wait_s``. Raises ApiError."""
+    deadline = time.monotonic() + wait_s
+    command_id = await _send(services, worker_id, command)
     while True:
         worker = await _find(services, worker_id)
-        report = _report(worker, order_id)
-        if report is not None and report.state == "refused":
-            raise ApiError("order_refused", report.message)
-        if report is not None and report.state == "failed":
-            raise ApiError("load_failed", f"the worker is without a model now: {report.message}")
-        is_done = report is not None and report.state == "done"
-        if is_done or time.monotonic() >= until or services.shutdown.is_draining:
-            headers = {} if is_done else {"location": f"/workers/{worker_id}"}
-            return JSONResponse(_described(worker, order_id), 200 if is_done else 202, headers)
-        await asyncio.sleep(_LOOK_S)
+        status = _status_of(worker, command_id)
+        if status is not None and status.state == "refused":
+            raise ApiError("order_refused", status.message)
+        if status is not None and status.state == "failed":
+            raise ApiError("load_failed", f"the worker is without a model now: {status.message}")
+        if status is not None and status.state == "done":
+            return JSONResponse(_to_response(worker, command_id))
+        if time.monotonic() >= deadline or services.shutdown.is_draining:
+            headers = {"location": f"/workers/{worker_id}"}
+            return JSONResponse(_to_response(worker, command_id), 202, headers)
+        await asyncio.sleep(_POLL_S)
 
 
-async def _fleet(services: Services) -> tuple[WorkerView, ...]:
+async def _send(services: Services, worker_id: str, command: ModelCommand) -> str:
+    """Send a command and return its ID. Raises ApiError (404, 409, 503)."""
     try:
-        return (await services.inspector.fleet()).workers
+        sent = await services.commands.send(worker_id, command)
+    except QueueUnavailable as error:
+        raise from_wire_error(error) from error
+    if sent is None:
+        raise _not_found(worker_id)
+    command_id, is_accepted = sent
+    if not is_accepted:
+        raise ApiError(
+            "worker_has_order",
+            f"the worker has another order, {command_id}, that is not done: see GET /workers/{worker_id}",
+            retry_after_s=5.0,
+        )
+    return command_id
+
+
+async def _live_workers(services: Services) -> tuple[WorkerStatus, ...]:
+    try:
+        return (await services.inspector.status()).workers
     except QueueUnavailable as error:
         raise from_wire_error(error) from error
 
 
-async def _find(services: Services, worker_id: str) -> WorkerView:
-    for worker in await _fleet(services):
+async def _find(services: Services, worker_id: str) -> WorkerStatus:
+    for worker in await _live_workers(services):
         if worker.heartbeat.worker_id == worker_id:
             return worker
-    raise _no_worker(worker_id)
+    raise _not_found(worker_id)
 
 
-def _no_worker(worker_id: str) -> ApiError:
+def _not_found(worker_id: str) -> ApiError:
     return ApiError("worker_not_found", f"no worker {worker_id[:64]!a} is alive: see GET /workers")
 
 
-def _report(worker: WorkerView, order_id: str) -> CommandStatus | None:
-    report = worker.heartbeat.order
-    return report if report is not None and report.order_id == order_id else None
+def _status_of(worker: WorkerStatus, command_id: str) -> CommandStatus | None:
+    """Return the status that the worker reports for this command, or None before it has read it."""
+    status = worker.heartbeat.command
+    return status if status is not None and status.command_id == command_id else None
 
 
-def _described(worker: WorkerView, order_id: str = "") -> dict[str, Any]:
-    """``order_id``: the order to tell of, else one that is not settled, else the last."""
+def _to_response(worker: WorkerStatus, command_id: str = "") -> Worker:
+    """``command_id`` is the command to describe; by default a pending one, else the last one."""
     beat = worker.heartbeat
-    return {
-        "id": beat.worker_id,
-        "model": beat.model or None,
-        "state": _state(worker),
-        "device": beat.device,
-        "precision": beat.precision if beat.model else None,
-        "context_length": beat.context_length,
-        "capacity": beat.capacity,
-        "num_running": len(worker.num_tokens),
-        "started_at": beat.started_at,
-        "order": _order_of(worker, order_id or worker.order_id),
-        "stats": beat.stats,
-    }
+    return Worker(
+        id=beat.worker_id,
+        model=beat.model or None,
+        state=_state_of(worker),
+        device=beat.device,
+        precision=beat.precision if beat.model else None,
+        context_length=beat.context_length,
+        capacity=beat.capacity,
+        num_running=len(worker.num_tokens),
+        started_at=beat.started_at,
+        order=_command_response(worker, command_id or worker.pending_command_id),
+        stats=beat.stats,
+    )
 
 
-def _state(worker: WorkerView) -> str:
+def _state_of(worker: WorkerStatus) -> Literal["serving", "draining", "loading", "empty"]:
     beat = worker.heartbeat
     if beat.model:
         return "draining" if beat.is_draining else "serving"
-    return "empty" if beat.order is None or beat.order.is_settled else "loading"
+    return "empty" if beat.command is None or beat.command.is_finished else "loading"
 
 
-def _order_of(worker: WorkerView, order_id: str) -> dict[str, Any] | None:
-    report = worker.heartbeat.order
-    if order_id and (report is None or report.order_id != order_id):
-        return {"id": order_id, "state": "pending", "message": "", "progress": 0.0}
-    if report is None:
+def _command_response(worker: WorkerStatus, command_id: str) -> Command | None:
+    status = worker.heartbeat.command
+    if command_id and (status is None or status.command_id != command_id):
+        return Command(command_id, "pending")
+    if status is None:
         return None
-    return {
-        "id": report.order_id,
-        "state": report.state,
-        "message": report.message,
-        "progress": round(report.progress, 3),
-    }
+    return Command(status.command_id, status.state, status.message, round(status.progress, 3))
 
 
 def _check_origin(request: Request) -> None:
-    """This port asks for no key, and the operator's browser reaches it: a web page must not give orders."""
+    """Reject requests of web pages: this port asks for no key, and the operator's browser can reach it."""
     if "origin" in request.headers:
         raise ApiError("invalid_request", "orders are not taken from web pages: leave out the header Origin")
 
 
-async def _body(request: Request) -> bytes:
-    data = b""
-    async for piece in request.stream():
-        data += piece
-        if len(data) > _MAX_BODY_BYTES:
+async def _read_body(request: Request) -> bytes:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _MAX_BODY_BYTES:
             raise ApiError("request_too_large", f"the body is larger than {_MAX_BODY_BYTES} bytes")
-    return data
+    return body

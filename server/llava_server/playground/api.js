@@ -19,7 +19,7 @@ export async function fetchModels(key) {
 }
 
 /**
- * Yields the chunks of a streamed answer. Ends normally only if the server said the answer is complete.
+ * Yields the chunks of a streamed answer. Ends normally only if the server message the answer is complete.
  * @throws {ApiError} also for an error event in mid-stream; a DOMException named AbortError if aborted
  */
 export async function* streamChat(body, key, signal) {
@@ -55,19 +55,19 @@ async function call(path, init) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(`The server at ${location.host} does not answer. Is it running?`);
   }
-  if (!response.ok) throw await refusal(response);
+  if (!response.ok) throw await errorOf(response);
   return response;
 }
 
-async function refusal(response) {
-  let said = "";
+async function errorOf(response) {
+  let message = "";
   try {
-    said = (await response.json()).error.message;
+    message = (await response.json()).error.message;
   } catch {
     // No OpenAI-shaped body: a proxy spoke, not the server. The status is all there is to say.
   }
   const wait = Number(response.headers.get("Retry-After"));
-  const text = sentence(said || `The server refused with status ${response.status}.`);
+  const text = sentence(message || `The server refused with status ${response.status}.`);
   const hint = wait > 0 ? ` Try again in ${wait} ${wait === 1 ? "second" : "seconds"}.` : "";
   return new ApiError(text + hint, response.status);
 }

@@ -2,9 +2,9 @@
 
 import { ApiError, fetchModels, streamChat } from "./api.js";
 import { byId as $, element } from "./dom.js";
-import { forget } from "./images.js";
-import { apiKey, chosenModel, keepApiKey, offerModels, sampling, systemMessage, watchSettings } from "./settings.js";
-import { followEnd, keepAtEnd } from "./scroll.js";
+import { releaseImage } from "./images.js";
+import { apiKey, sampling, saveApiKey, selectedModel, showModels, systemMessage, watchSettings } from "./settings.js";
+import { followEnd, scrollToEnd } from "./scroll.js";
 import { Tray } from "./tray.js";
 import { Turn } from "./turn.js";
 
@@ -13,7 +13,7 @@ const IDEAS = ["Describe the picture in one sentence.", "How many objects are th
 const STOPPED = ["stopped", "You stopped this answer"];
 const REMARKS = { length: ["cut off", "The answer reached the longest length that the settings or the model allow"] };
 
-const tray = new Tray($("thumbs"), { onChange: showIdeas, onRefuse: notify });
+const tray = new Tray($("thumbs"), { onChange: showIdeas, onReject: notify });
 let turns = [];
 let running = null; // AbortController of the answer that is being streamed
 
@@ -23,18 +23,18 @@ function notify(message) {
 }
 
 function showIdeas() {
-  $("ideas").hidden = turns.length > 0 || tray.pictures.length === 0;
+  $("ideas").hidden = turns.length > 0 || tray.images.length === 0;
   focusQuestion();
 }
 
 async function loadModels() {
   try {
     const names = await fetchModels(apiKey());
-    offerModels(names);
+    showModels(names);
     $("key-form").hidden = true;
     if (!names.length) setTimeout(loadModels, MODELS_RETRY_MS);
   } catch (error) {
-    offerModels([]);
+    showModels([]);
     if (error.status === 401) askForKey();
     else setTimeout(loadModels, MODELS_RETRY_MS);
   }
@@ -48,9 +48,9 @@ function askForKey() {
 
 async function ask(question) {
   if (running || question.trim() === "") return;
-  if (!chosenModel()) return notify("No model is running yet. As soon as a worker has loaded one, you can ask.");
+  if (!selectedModel()) return notify("No model is running yet. As soon as a worker has loaded one, you can ask.");
   notify("");
-  const turn = new Turn({ question: question.trim(), pictures: tray.take(), onEnlarge: enlarge });
+  const turn = new Turn({ question: question.trim(), images: tray.take(), onEnlarge: enlarge });
   turns.push(turn);
   $("log").append(turn.element);
   $("question").value = "";
@@ -63,12 +63,12 @@ async function ask(question) {
 /** Streams the answer to a turn; every way out ends the turn and frees the page for the next question. */
 async function answer(turn) {
   if (running) return;
-  const earlier = turns.slice(0, turns.indexOf(turn)).filter((one) => one.isAnswered);
+  const earlier = turns.slice(0, turns.indexOf(turn)).filter((earlierTurn) => earlierTurn.isAnswered);
   turn.begin();
   const request = requestFor([...earlier, turn]);
   running = new AbortController();
   showRunning(true);
-  keepAtEnd({ force: true });
+  scrollToEnd({ force: true });
   try {
     const reason = await stream(turn, request);
     turn.end(request, REMARKS[reason]);
@@ -83,16 +83,16 @@ async function answer(turn) {
   } finally {
     running = null;
     showRunning(false);
-    keepAtEnd();
+    scrollToEnd();
   }
 }
 
 async function stream(turn, request) {
   let reason = "";
   for await (const chunk of streamChat(request.body, apiKey(), running.signal)) {
-    turn.take(chunk);
+    turn.append(chunk);
     reason = chunk.choices?.[0]?.finish_reason ?? reason;
-    keepAtEnd();
+    scrollToEnd();
   }
   return reason;
 }
@@ -109,8 +109,8 @@ function requestFor(included) {
   const system = systemMessage();
   const messages = system ? [{ role: "system", content: system }] : [];
   for (const turn of included) messages.push(...turn.messages());
-  const body = { model: chosenModel(), messages, ...sampling(), stream: true, stream_options: { include_usage: true } };
-  return { body, pictures: included.flatMap((turn) => turn.pictures), usesKey: apiKey() !== "" };
+  const body = { model: selectedModel(), messages, ...sampling(), stream: true, stream_options: { include_usage: true } };
+  return { body, images: included.flatMap((turn) => turn.images), usesKey: apiKey() !== "" };
 }
 
 function showRunning(isRunning) {
@@ -129,16 +129,16 @@ function announce(text) {
   $("status").textContent = text;
 }
 
-function enlarge(picture) {
+function enlarge(image) {
   const shown = $("lightbox").querySelector("img");
-  shown.src = picture.preview;
-  shown.alt = picture.name;
+  shown.src = image.preview;
+  shown.alt = image.name;
   $("lightbox").showModal();
 }
 
 function newChat() {
   running?.abort();
-  for (const turn of turns) turn.pictures.forEach(forget);
+  for (const turn of turns) turn.images.forEach(releaseImage);
   turns = [];
   $("log").replaceChildren();
   tray.clear();
@@ -154,7 +154,7 @@ function fitQuestion() {
   field.style.height = `${field.scrollHeight}px`;
 }
 
-function wire() {
+function addListeners() {
   $("composer").addEventListener("submit", (event) => {
     event.preventDefault();
     ask($("question").value);
@@ -172,7 +172,7 @@ function wire() {
   $("new-chat").addEventListener("click", newChat);
   $("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    keepApiKey($("key").value.trim());
+    saveApiKey($("key").value.trim());
     loadModels();
   });
   for (const button of $("examples").querySelectorAll("button")) {
@@ -186,7 +186,7 @@ function wire() {
 }
 
 watchSettings();
-wire();
+addListeners();
 tray.listen({ input: $("files"), curtain: $("curtain") });
 followEnd($("to-end"));
 loadModels();

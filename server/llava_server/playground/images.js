@@ -1,37 +1,37 @@
-// Pictures on their way into a question: read, check, and make smaller only where the server would refuse them.
+// Reads image files for a question and scales down only what the server would reject.
 
 const SENT_AS_THEY_ARE = new Set(["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"]);
-const MAX_BYTES = 8_000_000; // base64 adds a third; the server takes about 20 MB a picture and 32 MB a request
+const MAX_BYTES = 8_000_000; // base64 adds a third; the server takes about 20 MB per image and 32 MB a request
 const MAX_SIDE = 4096; // a model sees a few hundred pixels: nothing is lost
 
-let numPictures = 0;
+let numImages = 0;
 
 /**
- * @typedef {object} Picture
+ * @typedef {object} ImageFile
  * @property {string} name   file name, for people
  * @property {string} url    data: URL, as it is sent
- * @property {string} preview  blob: URL, for this page; forget() frees it
+ * @property {string} preview  blob: URL, for this page; releaseImage() frees it
  * @property {boolean} isFile  the file called name holds exactly these bytes
  */
 
-/** @returns {Promise<Picture>} @throws {Error} with a sentence, if the browser can't show it */
-export async function readPicture(file, { isFile = true } = {}) {
+/** @returns {Promise<ImageFile>} @throws {Error} with a message for people, if the browser cannot decode it */
+export async function readImage(file, { isFile = true } = {}) {
   const name = file.name || "picture";
   const preview = URL.createObjectURL(file);
   try {
     const { width, height } = await decoded(preview);
     const fits = file.size <= MAX_BYTES && SENT_AS_THEY_ARE.has(file.type);
     const bytes = fits ? file : await reencoded(file, width, height);
-    return { id: ++numPictures, name, width, height, preview, url: await dataUrl(bytes), isFile: fits && isFile };
+    return { id: ++numImages, name, width, height, preview, url: await dataUrl(bytes), isFile: fits && isFile };
   } catch {
     URL.revokeObjectURL(preview);
     throw new Error(`“${name}” is not a picture that this browser can read. Use JPEG, PNG, WebP, GIF or BMP.`);
   }
 }
 
-/** Call it when no element shows the picture any more. */
-export function forget(picture) {
-  URL.revokeObjectURL(picture.preview);
+/** Call it when no element shows the image any more. */
+export function releaseImage(image) {
+  URL.revokeObjectURL(image.preview);
 }
 
 async function decoded(url) {

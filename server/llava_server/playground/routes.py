@@ -1,4 +1,4 @@
-"""GET /: the playground, a few static files read into memory once and served with a strict policy."""
+"""GET /: the playground, static files that are read once and served with a strict content policy."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _MEDIA_TYPES = {
 _HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; object-src 'none'",
-    "cache-control": "no-cache",  # ask each time, by ETag
+    "cache-control": "no-cache",  # revalidate each time by ETag
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
 
 
 class StaticFile(NamedTuple):
-    """A file in memory; ``etag`` is a hash of what is in it."""
+    """A file in memory; ``etag`` is a hash of its content."""
 
     content: bytes
     media_type: str
@@ -44,15 +44,15 @@ class StaticFile(NamedTuple):
 
 @router.get("/", response_model=None)
 async def index(request: Request) -> Response:
-    return _answer(request, "index.html")
+    return _file_response(request, "index.html")
 
 
 @router.get("/playground/{name}", response_model=None)
 async def asset(name: str, request: Request) -> Response:
-    return _answer(request, name)
+    return _file_response(request, name)
 
 
-def _answer(request: Request, name: str) -> Response:
+def _file_response(request: Request, name: str) -> Response:
     file = _files().get(name)
     if file is None:
         raise ApiError("unknown_url", "there is no such file in the playground")
@@ -64,12 +64,12 @@ def _answer(request: Request, name: str) -> Response:
 
 @cache
 def _files() -> dict[str, StaticFile]:
-    """By name; what the client asks for is only ever looked up here, never opened."""
-    found = {}
+    """Return all files by name. A client's name is only looked up here, never opened."""
+    static_files = {}
     for entry in (files("llava_server") / "playground").iterdir():
         media_type = _MEDIA_TYPES.get("." + entry.name.rpartition(".")[2])
         if media_type and entry.is_file():
             content = entry.read_bytes()
             etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-            found[entry.name] = StaticFile(content, media_type, etag)
-    return found
+            static_files[entry.name] = StaticFile(content, media_type, etag)
+    return static_files

@@ -18,11 +18,11 @@ export function followEnd(jump) {
     },
     { passive: true },
   );
-  button.addEventListener("click", () => keepAtEnd({ force: true }));
+  button.addEventListener("click", () => scrollToEnd({ force: true }));
 }
 
 /** Call it after the page grew. force: the reader just asked for the end. */
-export function keepAtEnd({ force = false } = {}) {
+export function scrollToEnd({ force = false } = {}) {
   if (!force && !isFollowing) return;
   isFollowing = true;
   scrollTo({ top: document.documentElement.scrollHeight, behavior: "instant" });

@@ -43,12 +43,12 @@ export function systemMessage() {
   return field("system").value.trim();
 }
 
-export function chosenModel() {
+export function selectedModel() {
   return field("model").value;
 }
 
 /** Fills the picker and keeps the choice where the model is still served. */
-export function offerModels(names) {
+export function showModels(names) {
   const picker = field("model");
   const wanted = picker.value || sessionStorage.getItem(MODEL);
   const shown = names.length ? names : [""];
@@ -61,6 +61,6 @@ export function apiKey() {
   return sessionStorage.getItem(KEY) ?? "";
 }
 
-export function keepApiKey(key) {
+export function saveApiKey(key) {
   sessionStorage.setItem(KEY, key);
 }

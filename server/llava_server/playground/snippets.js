@@ -1,18 +1,18 @@
 // A request as text to paste: a curl command for a POSIX shell, or a program for the openai package.
-// Small pictures stand in the text itself; large ones are read from their files, so that it stays readable.
+// Small images are part of the text; large ones are read from their files, so that it stays readable.
 
 const INLINE_CHARS = 100_000;
 
-/** @typedef {{body: object, pictures: import("./images.js").Picture[], usesKey: boolean}} Request */
+/** @typedef {{body: object, images: import("./images.js").ImageFile[], usesKey: boolean}} Request */
 
 /** @param {Request} request */
 export function asCurl(request, origin) {
   const files = filesOf(request);
   const escaped = files.size ? (text) => text.replace(/[\\$`]/g, "\\$&") : (text) => text; // expanded below
   const lines = [];
-  for (const { picture, number } of files.values()) {
-    const prefix = `data:${kindOf(picture)};base64`;
-    lines.push(`PICTURE_${number}="${prefix},$(base64 < ${shellQuoted(picture.name)} | tr -d '\\n')"`);
+  for (const { image, number } of files.values()) {
+    const prefix = `data:${mediaType(image)};base64`;
+    lines.push(`PICTURE_${number}="${prefix},$(base64 < ${shellQuoted(image.name)} | tr -d '\\n')"`);
   }
   lines.push(`curl -N ${shellQuoted(`${origin}/v1/chat/completions`)} \\`);
   if (request.usesKey) lines.push('  -H "Authorization: Bearer $LLAVA_API_KEY" \\');
@@ -32,7 +32,7 @@ export function asPython(request, origin) {
   if (request.usesKey) lines.push("import os");
   if (lines.length) lines.push("");
   lines.push("from openai import OpenAI", "");
-  if (files.size) lines.push(...PICTURE_FUNCTION);
+  if (files.size) lines.push(...IMAGE_FUNCTION);
   const key = request.usesKey ? 'os.environ["LLAVA_API_KEY"]' : '"none"';
   lines.push(`client = OpenAI(base_url=${JSON.stringify(`${origin}/v1`)}, api_key=${key})`);
   lines.push("stream = client.chat.completions.create(");
@@ -45,7 +45,7 @@ export function asPython(request, origin) {
   return `${lines.join("\n")}\n`;
 }
 
-const PICTURE_FUNCTION = [
+const IMAGE_FUNCTION = [
   "",
   "def picture(path: str, kind: str) -> str:",
   '    with open(path, "rb") as file:',
@@ -54,20 +54,20 @@ const PICTURE_FUNCTION = [
   "",
 ];
 
-/** data: URL -> the picture and its number, for the pictures that are read from their files. */
-function filesOf({ pictures }) {
+/** Maps data: URLs to the image and its number, for the images that are read from their files. */
+function filesOf({ images }) {
   const files = new Map();
-  const numChars = pictures.reduce((sum, picture) => sum + picture.url.length, 0);
+  const numChars = images.reduce((sum, image) => sum + image.url.length, 0);
   if (numChars <= INLINE_CHARS) return files;
-  for (const picture of pictures) {
-    const isNew = picture.isFile && !files.has(picture.url);
-    if (isNew) files.set(picture.url, { picture, number: files.size + 1 });
+  for (const image of images) {
+    const isNew = image.isFile && !files.has(image.url);
+    if (isNew) files.set(image.url, { image, number: files.size + 1 });
   }
   return files;
 }
 
-function kindOf(picture) {
-  return picture.url.slice("data:".length, picture.url.indexOf(";"));
+function mediaType(image) {
+  return image.url.slice("data:".length, image.url.indexOf(";"));
 }
 
 function shellQuoted(text) {
@@ -78,8 +78,8 @@ function pythonLeaf(value, files) {
   if (value === true) return "True";
   if (value === false) return "False";
   if (!files.has(value)) return JSON.stringify(value); // a JSON string or number is also a Python one
-  const { picture } = files.get(value);
-  return `picture(${JSON.stringify(picture.name)}, ${JSON.stringify(kindOf(picture))})`;
+  const { image } = files.get(value);
+  return `picture(${JSON.stringify(image.name)}, ${JSON.stringify(mediaType(image))})`;
 }
 
 /** Objects and arrays as JSON and Python both write them; leaf() writes everything else. */

@@ -1,58 +1,58 @@
-// The pictures that go with the next question, and the three ways in: dropped, pasted, chosen.
+// The images of the next question: dropped, pasted or chosen.
 
 import { element } from "./dom.js";
-import { forget, readPicture } from "./images.js";
+import { releaseImage, readImage } from "./images.js";
 
 export class Tray {
   #list;
   #onChange;
-  #onRefuse;
-  #pictures = [];
+  #onReject;
+  #images = [];
 
-  /** onChange() after each change; onRefuse(sentences) after files came; empty if all are pictures. */
-  constructor(list, { onChange, onRefuse }) {
+  /** onChange() is called after each change; onReject(message) after files were added, empty if all are images. */
+  constructor(list, { onChange, onReject }) {
     this.#list = list;
     this.#onChange = onChange;
-    this.#onRefuse = onRefuse;
+    this.#onReject = onReject;
   }
 
-  get pictures() {
-    return this.#pictures;
+  get images() {
+    return this.#images;
   }
 
-  /** Hands the pictures over; the taker frees them. */
+  /** Returns the images and empties the tray; the caller releases them. */
   take() {
-    const taken = this.#pictures;
-    this.#pictures = [];
+    const images = this.#images;
+    this.#images = [];
     this.#show();
-    return taken;
+    return images;
   }
 
   clear() {
-    this.take().forEach(forget);
+    this.take().forEach(releaseImage);
   }
 
   /** Reads files one after another, so that they keep their order. */
   async add(files, options) {
-    const refused = [];
+    const errors = [];
     for (const file of files) {
       try {
-        this.#pictures.push(await readPicture(file, options));
+        this.#images.push(await readImage(file, options));
         this.#show();
       } catch (error) {
-        refused.push(error.message);
+        errors.push(error.message);
       }
     }
-    this.#onRefuse(refused.join(" "));
+    this.#onReject(errors.join(" "));
   }
 
-  /** Takes one of the server's own pictures. */
+  /** Adds one of the server's example images. */
   async addFrom(url) {
     const blob = await (await fetch(url)).blob();
     await this.add([new File([blob], url.split("/").pop(), { type: blob.type })], { isFile: false });
   }
 
-  /** Takes pictures from the whole window; the curtain shows while one is dragged over it. */
+  /** Accepts images from the whole window; the curtain is shown while one is dragged over it. */
   listen({ input, curtain }) {
     input.addEventListener("change", async () => {
       await this.add([...input.files]);
@@ -76,25 +76,25 @@ export class Tray {
       curtain.hidden = true;
       const files = [...(event.dataTransfer?.files ?? [])];
       if (files.length) this.add(files);
-      else this.#onRefuse("That was not a file. Save the picture first, or copy it and paste it here.");
+      else this.#onReject("That was not a file. Save the picture first, or copy it and paste it here.");
     });
   }
 
   #show() {
     this.#list.replaceChildren(
-      ...this.#pictures.map((picture) => {
-        const remove = element("button", { type: "button", textContent: "×", ariaLabel: `Remove ${picture.name}` });
-        remove.addEventListener("click", () => this.#remove(picture));
-        const image = element("img", { src: picture.preview, alt: picture.name, title: picture.name });
-        return element("li", {}, image, remove);
+      ...this.#images.map((image) => {
+        const remove = element("button", { type: "button", textContent: "×", ariaLabel: `Remove ${image.name}` });
+        remove.addEventListener("click", () => this.#remove(image));
+        const thumbnail = element("img", { src: image.preview, alt: image.name, title: image.name });
+        return element("li", {}, thumbnail, remove);
       }),
     );
     this.#onChange();
   }
 
-  #remove(picture) {
-    this.#pictures = this.#pictures.filter((one) => one !== picture);
-    forget(picture);
+  #remove(image) {
+    this.#images = this.#images.filter((other) => other !== image);
+    releaseImage(image);
     this.#show();
   }
 }

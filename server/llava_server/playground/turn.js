@@ -18,21 +18,21 @@ export class Turn {
   #numPieces = 0;
   #usage = null;
 
-  /** @param {{question: string, pictures: import("./images.js").Picture[], onEnlarge: Function}} asked */
-  constructor({ question, pictures, onEnlarge }) {
+  /** @param {{question: string, images: import("./images.js").ImageFile[], onEnlarge: Function}} options */
+  constructor({ question, images, onEnlarge }) {
     this.question = question;
-    this.pictures = pictures;
-    const shown = pictures.map((picture) => {
-      const alt = `${picture.name}, ${picture.width} × ${picture.height}`;
-      const button = element("button", { type: "button", className: "picture", title: alt });
-      button.append(element("img", { src: picture.preview, alt }));
-      button.addEventListener("click", () => onEnlarge(picture));
+    this.images = images;
+    const buttons = images.map((image) => {
+      const alt = `${image.name}, ${image.width} × ${image.height}`;
+      const button = element("button", { type: "button", className: "image", title: alt });
+      button.append(element("img", { src: image.preview, alt }));
+      button.addEventListener("click", () => onEnlarge(image));
       return button;
     });
-    const asked = element("div", { className: "question" });
-    if (shown.length) asked.append(element("div", { className: "pictures" }, ...shown));
-    asked.append(element("p", { className: "question-text", textContent: question }));
-    this.element = element("li", { className: "turn" }, asked, this.#answer);
+    const questionElement = element("div", { className: "question" });
+    if (buttons.length) questionElement.append(element("div", { className: "images" }, ...buttons));
+    questionElement.append(element("p", { className: "question-text", textContent: question }));
+    this.element = element("li", { className: "turn" }, questionElement, this.#answer);
   }
 
   get answer() {
@@ -47,8 +47,8 @@ export class Turn {
   /** The messages of this turn; the answer is left out while there is none. */
   messages() {
     const text = { type: "text", text: this.question };
-    const pictures = this.pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));
-    const user = { role: "user", content: pictures.length ? [...pictures, text] : this.question };
+    const parts = this.images.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+    const user = { role: "user", content: parts.length ? [...parts, text] : this.question };
     return this.answer ? [user, { role: "assistant", content: this.answer }] : [user];
   }
 
@@ -63,8 +63,8 @@ export class Turn {
     this.#startedAt = performance.now();
   }
 
-  /** Takes in one chunk of the stream. */
-  take(chunk) {
+  /** Appends one chunk of the stream. */
+  append(chunk) {
     if (chunk.usage) this.#usage = chunk.usage;
     const piece = chunk.choices?.[0]?.delta?.content;
     if (!piece) return;

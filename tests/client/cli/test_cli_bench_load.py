@@ -25,9 +25,9 @@ from PIL import Image
 from rich.console import Console
 
 from tests.client.scripted_server import ScriptedServer, completes
-from tests.e2e.playground.site import controller, worker
 from tests.machine_speed import scaled
-from tests.worker.queue_server import running_queue
+from tests.processes import running_site
+from tests.wire.redis_server import running_redis
 
 TEXT_ONLY = Plan(pictures=Pictures.NONE, num_requests=12)
 
@@ -175,11 +175,7 @@ def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere() -> None:
 
 @contextmanager
 def echo_site(folder: Path) -> Iterator[str]:
-    with (
-        running_queue() as url,
-        worker(url, folder, "--model", "echo", "--echo-step-s", "0.005"),
-        controller(url, folder) as site,
-    ):
+    with running_redis() as url, running_site(url, folder, echo_step_s=0.005) as site:
         yield site.url
 
 

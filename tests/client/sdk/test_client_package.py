@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import llava_client
+
+from tests.machine_speed import scaled
+
+TYPED_PROGRAM = Path(__file__).with_name("typed_program.py")
 
 
 def test_every_exported_name_exists_and_the_list_is_sorted() -> None:
@@ -18,3 +25,14 @@ def test_the_sdk_imports_neither_the_command_line_nor_the_rest_of_the_project() 
     program = f"import sys, llava_client; print([name for name in {unwanted} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_program_outside_the_repository_is_type_checked_strictly(tmp_path: Path) -> None:
+    """As after pip install: mypy finds the package on the interpreter's path and needs its py.typed."""
+    program = shutil.copy(TYPED_PROGRAM, tmp_path)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir=cache", program]
+    environment = {name: value for name, value in os.environ.items() if name != "MYPYPATH"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=scaled(100)
+    )
+    assert done.stdout.startswith("Success: no issues found"), done.stdout + done.stderr

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.e2e.playground.site import ECHO, Site, controller, worker
 from tests.machine_speed import scaled
-from tests.worker.queue_server import running_queue
+from tests.processes import ControllerProcess, running_controller, running_site
+from tests.wire.redis_server import running_redis
 
 KEY = "a-key-for-tests"
 CHROMIUM = Path("/usr/bin/chromium")
@@ -27,19 +27,28 @@ CHROMIUM_ARGS = [
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Shared by all tests: none leaves anything behind."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess]:
+    """A server with the echo model, which writes 64 to 127 tokens; no test leaves anything behind."""
     folder = tmp_path_factory.mktemp("site")
-    with running_queue() as url, worker(url, folder, *ECHO), controller(url, folder) as site:
+    with running_redis() as url, running_site(url, folder, echo_step_s=0.002, echo_faults=True) as site:
         yield site
 
 
 @pytest.fixture(scope="session")
-def guarded_site(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A second controller on the same queue, which asks for KEY."""
-    with controller(
-        site.redis_url, tmp_path_factory.mktemp("guarded"), LLAVA_API_KEYS=KEY, LLAVA_AUTH="true"
-    ) as guarded:
+def slow_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess]:
+    """A server whose responses last long enough to be looked at, or stopped, while they grow."""
+    folder = tmp_path_factory.mktemp("slow-site")
+    with running_redis() as url, running_site(url, folder, echo_step_s=scaled(0.05)) as site:
+        yield site
+
+
+@pytest.fixture(scope="session")
+def guarded_site(
+    site: ControllerProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ControllerProcess]:
+    """A second controller on the same queue, which requires the API key."""
+    folder = tmp_path_factory.mktemp("guarded")
+    with running_controller(site.redis_url, folder, api_keys=KEY, auth=True) as guarded:
         yield guarded
 
 

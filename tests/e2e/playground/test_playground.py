@@ -8,8 +8,8 @@ import re
 import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
-from tests.e2e.playground.gestures import answer, ask, drop, drop_picture, finished, noise, scene, sent
-from tests.e2e.playground.site import Site
+from tests.e2e.playground.page_actions import answer, ask, drop, drop_picture, finished, noise, scene, sent
+from tests.processes import ControllerProcess
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
@@ -18,33 +18,39 @@ CHAT = "**/v1/chat/completions"
 
 
 @pytest.fixture
-def playground(page: Page, site: Site) -> Page:
+def playground(page: Page, site: ControllerProcess) -> Page:
     page.goto(site.url)
     return page
 
 
-def test_dropped_picture_is_asked_about_and_the_answer_grows(playground: Page) -> None:
-    drop_picture(playground)
-    with playground.expect_request(CHAT) as asked:
-        ask(playground, "What is this?")
+@pytest.fixture
+def slow_playground(page: Page, slow_site: ControllerProcess) -> Page:
+    page.goto(slow_site.url)
+    return page
+
+
+def test_dropped_picture_is_asked_about_and_the_answer_grows(slow_playground: Page) -> None:
+    drop_picture(slow_playground)
+    with slow_playground.expect_request(CHAT) as asked:
+        ask(slow_playground, "What is this?")
 
     picture, question = sent(asked.value)["messages"][0]["content"]
     assert question == {"type": "text", "text": "What is this?"}
     assert picture["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(scene()).decode()
-    expect(playground.locator(".turn .pictures img")).to_be_visible()
+    expect(slow_playground.locator(".turn .images img")).to_be_visible()
 
-    expect(answer(playground)).to_have_text(re.compile(r"\w{3}"))
-    early = answer(playground).text_content() or ""
-    whole = finished(playground)
+    expect(answer(slow_playground)).to_have_text(re.compile(r"\w{3}"))
+    early = answer(slow_playground).text_content() or ""
+    whole = finished(slow_playground)
     assert whole.startswith(early)
     assert len(whole) > len(early)
 
 
-def test_finished_answer_shows_its_speed_and_its_tokens(playground: Page) -> None:
-    ask(playground, "How fast are you?")
-    expect(playground.locator(".facts")).to_contain_text("≈")  # counted by the page while tokens come
-    finished(playground)
-    shown = playground.locator(".facts").text_content() or ""
+def test_finished_answer_shows_its_speed_and_its_tokens(slow_playground: Page) -> None:
+    ask(slow_playground, "How fast are you?")
+    expect(slow_playground.locator(".facts")).to_contain_text("≈")  # counted by the page while tokens come
+    finished(slow_playground)
+    shown = slow_playground.locator(".facts").text_content() or ""
     assert re.search(r"first token [\d.]+ m?s", shown)
     assert re.search(r"[\d.]+ tokens/s", shown)
     assert re.search(r"\d+ tokens in · \d+ out", shown)
@@ -52,23 +58,25 @@ def test_finished_answer_shows_its_speed_and_its_tokens(playground: Page) -> Non
 
 
 @pytest.mark.parametrize("way", ["button", "Escape"])
-def test_stop_ends_the_answer_and_frees_the_worker(playground: Page, site: Site, way: str) -> None:
-    num_cancelled = site.metric("llava_requests_cancelled_total")
-    ask(playground, f"Tell me all, {way}.")
-    expect(answer(playground)).to_have_text(re.compile(r"\w{3}"))
-    stop = playground.get_by_role("button", name="Stop")
-    stop.click() if way == "button" else playground.keyboard.press("Escape")
-    stopped = finished(playground)
-    expect(playground.locator(".facts")).to_contain_text("stopped")
+def test_stop_ends_the_answer_and_frees_the_worker(
+    slow_playground: Page, slow_site: ControllerProcess, way: str
+) -> None:
+    num_cancelled = slow_site.metric("llava_requests_cancelled_total")
+    ask(slow_playground, f"Tell me all, {way}.")
+    expect(answer(slow_playground)).to_have_text(re.compile(r"\w{3}"))
+    stop = slow_playground.get_by_role("button", name="Stop")
+    stop.click() if way == "button" else slow_playground.keyboard.press("Escape")
+    stopped = finished(slow_playground)
+    expect(slow_playground.locator(".facts")).to_contain_text("stopped")
     expect(stop).to_be_hidden()
 
-    wait_until(lambda: site.metric("llava_requests_cancelled_total") == num_cancelled + 1, "the cancel")
-    wait_until(lambda: site.metric("llava_num_requests_running") == 0, "the worker to let go")
-    assert answer(playground).text_content() == stopped
+    wait_until(lambda: slow_site.metric("llava_requests_cancelled_total") == num_cancelled + 1, "the cancel")
+    wait_until(lambda: slow_site.metric("llava_num_requests_running") == 0, "the worker to let go")
+    assert answer(slow_playground).text_content() == stopped
     assert len(stopped) < 40  # echo's answers have 64 tokens at least, of one letter or half a letter
 
 
-def test_answer_left_alone_is_not_cancelled(playground: Page, site: Site) -> None:
+def test_answer_left_alone_is_not_cancelled(playground: Page, site: ControllerProcess) -> None:
     num_cancelled = site.metric("llava_requests_cancelled_total")
     ask(playground, "Tell me all.")
     assert len(finished(playground)) >= 40

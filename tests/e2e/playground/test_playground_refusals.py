@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.e2e.playground.conftest import KEY
-from tests.e2e.playground.gestures import (
+from tests.e2e.playground.page_actions import (
     answer,
     ask,
     copied,
@@ -20,8 +20,8 @@ from tests.e2e.playground.gestures import (
     scripted,
     sent,
 )
-from tests.e2e.playground.site import Site
 from tests.machine_speed import scaled
+from tests.processes import ControllerProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -35,7 +35,7 @@ EVIL = [
 
 
 @pytest.fixture
-def playground(page: Page, site: Site) -> Page:
+def playground(page: Page, site: ControllerProcess) -> Page:
     page.goto(site.url)
     return page
 
@@ -113,14 +113,16 @@ def test_connection_closed_in_mid_answer_is_not_taken_for_a_success(playground: 
     expect(answer(playground)).to_have_text("half an")
 
 
-def test_server_that_is_gone_is_named(playground: Page, site: Site) -> None:
+def test_server_that_is_gone_is_named(playground: Page, site: ControllerProcess) -> None:
     expect(playground.get_by_label("Model")).to_be_enabled()
     playground.route(CHAT, lambda route: route.abort("connectionrefused"))
     ask(playground, "Hello?")
     expect(playground.get_by_role("alert")).to_contain_text(f"The server at {site.url[7:]} does not answer.")
 
 
-def test_question_waits_for_a_model_and_the_model_appears_by_itself(page: Page, site: Site) -> None:
+def test_question_waits_for_a_model_and_the_model_appears_by_itself(
+    page: Page, site: ControllerProcess
+) -> None:
     empty = json.dumps({"object": "list", "data": []})
     page.route("**/v1/models", lambda route: route.fulfill(content_type="application/json", body=empty))
     page.goto(site.url)
@@ -136,7 +138,9 @@ def test_question_waits_for_a_model_and_the_model_appears_by_itself(page: Page, 
     assert finished(page)
 
 
-def test_key_is_asked_for_kept_in_the_tab_and_never_copied(page: Page, guarded_site: Site) -> None:
+def test_key_is_asked_for_kept_in_the_tab_and_never_copied(
+    page: Page, guarded_site: ControllerProcess
+) -> None:
     page.goto(guarded_site.url)
     page.get_by_label("This server asks for an API key").fill(KEY)
     page.get_by_role("button", name="Use key").click()
@@ -155,7 +159,7 @@ def test_key_is_asked_for_kept_in_the_tab_and_never_copied(page: Page, guarded_s
         assert KEY not in text
 
 
-def test_wrong_key_is_asked_for_again(page: Page, guarded_site: Site) -> None:
+def test_wrong_key_is_asked_for_again(page: Page, guarded_site: ControllerProcess) -> None:
     page.goto(guarded_site.url)
     field = page.get_by_label("This server asks for an API key")
     field.fill("wrong-key")

@@ -12,9 +12,9 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.e2e.playground.conftest import KEY
-from tests.e2e.playground.gestures import ask, copied, drop_picture, finished, noise
-from tests.e2e.playground.site import Site
+from tests.e2e.playground.page_actions import ask, copied, drop_picture, finished, noise
 from tests.machine_speed import scaled
+from tests.processes import ControllerProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -25,7 +25,7 @@ BIG_NAME = "it's a $HOME picture.png"
 
 
 @pytest.fixture
-def playground(page: Page, site: Site) -> Page:
+def playground(page: Page, site: ControllerProcess) -> Page:
     prefer_short_answers(page)
     page.goto(site.url)
     return page
@@ -96,7 +96,7 @@ def test_large_picture_is_read_from_its_file(playground: Page, tmp_path: Path) -
 
 
 def test_copied_texts_take_the_key_from_the_environment(
-    page: Page, guarded_site: Site, tmp_path: Path
+    page: Page, guarded_site: ControllerProcess, tmp_path: Path
 ) -> None:
     prefer_short_answers(page)
     page.goto(guarded_site.url)

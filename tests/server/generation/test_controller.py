@@ -1,4 +1,4 @@
-"""The controller when its queue misbehaves: a scripted producer for what no real queue does on demand."""
+"""The controller with a failing queue: a scripted producer does what no real queue does on demand."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def make(producer: ScriptedProducer, *, queue_timeout_s: float = 60.0) -> Contro
     return Controller(cast(JobProducer, producer), Metrics(), limiter, queue_timeout_s=queue_timeout_s)
 
 
-async def test_answer_that_ended_is_not_cancelled_and_one_that_did_not_is() -> None:
+async def test_a_finished_job_is_not_cancelled_and_an_unfinished_one_is() -> None:
     producer = ScriptedProducer()
     controller = make(producer)
     running = asyncio.create_task(controller.run())
-    answer = await controller.submit(JOB, {})
+    output = await controller.submit(JOB, {})
     producer.batches.put_nowait([("unknown-job", LAST), (JOB.job_id, LAST)])
-    assert await answer.next() == LAST
-    await answer.aclose()
+    assert await output.get() == LAST
+    await output.aclose()
     assert producer.cancelled == []
     left = await controller.submit(JOB, {})
     await left.aclose()
@@ -85,48 +85,48 @@ async def test_answer_that_ended_is_not_cancelled_and_one_that_did_not_is() -> N
     assert producer.cancelled == [JOB.job_id]
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert controller.num_answers == 0
+    assert controller.num_open == 0
 
 
-async def test_job_that_could_not_be_submitted_leaves_nothing_behind() -> None:
+async def test_a_job_that_cannot_be_submitted_leaves_no_state() -> None:
     producer = ScriptedProducer()
     producer.is_down = True
     controller = make(producer)
     with pytest.raises(ApiError) as caught:
         await controller.submit(JOB, {})
-    assert (caught.value.code, controller.num_answers) == ("queue_unavailable", 0)
+    assert (caught.value.code, controller.num_open) == ("queue_unavailable", 0)
 
 
-async def test_cancel_that_cannot_reach_the_queue_does_not_raise() -> None:
+async def test_cancelling_without_the_queue_does_not_raise() -> None:
     producer = ScriptedProducer()
     controller = make(producer)
-    answer = await controller.submit(JOB, {})
+    output = await controller.submit(JOB, {})
     producer.is_down = True
-    await answer.aclose()
-    assert controller.num_answers == 0
+    await output.aclose()
+    assert controller.num_open == 0
 
 
-async def test_broken_follow_ends_every_answer_and_says_that_the_process_is_of_no_use() -> None:
+async def test_a_defect_while_following_fails_every_stream_and_the_process() -> None:
     producer = ScriptedProducer()
     controller = make(producer)
-    answer = await controller.submit(JOB, {})
+    output = await controller.submit(JOB, {})
     producer.batches.put_nowait(RuntimeError("a defect"))
     await controller.run()
     with pytest.raises(ApiError) as caught:
-        await answer.next()
+        await output.get()
     assert caught.value.code == "internal_error"
     assert controller.failure is not None
 
 
-async def test_silent_queue_does_not_keep_anyone_for_ever() -> None:
+async def test_deadlines_end_a_stream_without_events() -> None:
     producer = ScriptedProducer()
     producer.is_down = False
     controller = make(producer, queue_timeout_s=0.0)
-    answer = await controller.submit(JOB, {})
-    answer.last_event_by = 0.0
+    output = await controller.submit(JOB, {})
+    output.last_event_deadline = 0.0
     running = asyncio.create_task(controller.run())
     with pytest.raises(ApiError) as caught:
-        await answer.next()
+        await output.get()
     assert caught.value.code == "deadline_exceeded"
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -140,7 +140,7 @@ def anyio_backend() -> str:
 pytestmark = pytest.mark.anyio
 
 
-def test_lost_queue_is_a_503_until_it_is_back(valkey: Valkey) -> None:
+def test_a_lost_queue_is_a_503_until_it_is_back(valkey: Valkey) -> None:
     with running_stack(f"unix://{valkey.socket}") as stack:
         assert stack.works()
         valkey.kill()

@@ -19,8 +19,8 @@ from llava_worker.engine import EngineStats
 from llava_worker.open_model import StartupTimes
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.worker_process import Fleet, fleet_of
 from tests.machine_speed import scaled
+from tests.processes import StartWorker, worker_factory
 from tests.server.conftest import Serve, Server, Valkey
 from tests.server.scripted_worker import SPEC
 from tests.waiting import wait_until
@@ -70,9 +70,9 @@ def total(name: str, series: Series) -> float:
 
 
 @pytest.fixture
-def fleet(queue_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with fleet_of(queue_url, tmp_path) as fleet:
-        yield fleet
+def start_worker(queue_url: str, tmp_path: Path) -> Iterator[StartWorker]:
+    with worker_factory(queue_url, tmp_path) as start:
+        yield start
 
 
 def ask(server: Server) -> int:
@@ -82,8 +82,10 @@ def ask(server: Server) -> int:
     return int(response.json()["usage"]["completion_tokens"])
 
 
-def test_two_workers_have_their_own_series_until_each_is_gone(serve: Serve, fleet: Fleet) -> None:
-    killed, stopped = fleet.start("--lease-s", "1"), fleet.start("--lease-s", "1")
+def test_two_workers_have_their_own_series_until_each_is_gone(
+    serve: Serve, start_worker: StartWorker
+) -> None:
+    killed, stopped = start_worker(lease_s=1), start_worker(lease_s=1)
     server = serve(lease_s=1.0)
     wait_until(lambda: len(workers_in(scrape(server))) == 2)
 

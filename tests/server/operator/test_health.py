@@ -107,6 +107,6 @@ def test_requests_cannot_make_series(stack: Stack) -> None:
 def test_refresh_notices_a_lost_queue_and_its_return(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack()
     registry: WorkerRegistry = stack.server.services.registry
-    assert registry.trouble is None
-    registry._note_trouble("the queue cannot be reached: test")
-    assert wait_until(lambda: registry.trouble is None)
+    assert registry.queue_error is None
+    registry._set_refresh_error("the queue cannot be reached: test")
+    assert wait_until(lambda: registry.queue_error is None)

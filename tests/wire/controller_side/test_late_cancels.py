@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -10,121 +9,120 @@ from llava_wire.controller_side.producer import JobProducer
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.event import ErrorCode
 from llava_wire.messages.job import Job
+from llava_wire.redis.connection import Arg
 
-from tests.wire.lab import STOP, Lab, frame, interleave, make_job
+from tests.wire.harness import (
+    STOP,
+    Harness,
+    Script,
+    after_script,
+    before_script,
+    frame,
+    make_job,
+    wrap_scripts,
+)
 
 pytestmark = pytest.mark.anyio
 
 
-def delay(producer: JobProducer, name: str, action: Callable[[], Awaitable[Any]]) -> None:
-    """Once, what was sent as the script of this name arrives only after something else has happened."""
-    link = producer._link
-    script = link.script
+async def lose_submit_reply(producer: JobProducer, job: Job) -> None:
+    async def call(script: Script, name: str, *args: Arg) -> Any:
+        await script(name, *args)
+        raise QueueUnavailable("the reply was lost")
 
-    async def late(called: str, *args: Any) -> Any:
-        if called == name:
-            del link.script
-            await action()
-        return await script(called, *args)
-
-    link.script = late  # type: ignore[method-assign]
-
-
-async def lose_answer_to_submit(producer: JobProducer, job: Job) -> None:
-    link = producer._link
-    script = link.script
-
-    async def silent(called: str, *args: Any) -> Any:
-        await script(called, *args)
-        raise QueueUnavailable("the answer was lost")
-
-    link.script = silent  # type: ignore[method-assign]
+    restore = wrap_scripts(producer, call)
     with pytest.raises(QueueUnavailable):
         await producer.submit(job, {})
-    del link.script
+    restore()
 
 
-async def test_a_reader_who_comes_back_before_a_late_cancel_arrives_reads_to_the_end(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
-    delay(producer, "cancel", lambda: producer.attach(job.job_id, tenant=job.tenant))
-    assert await producer.abandon(job.job_id, tenant=job.tenant) is False
-    client = lab.client(producer)
-    assert await consumer.emit([frame(assignment, 0, 1, final=STOP)]) == set()
-    assert await client.sees_end(job) == STOP
+async def test_a_client_that_attaches_before_a_late_cancel_arrives_reads_to_the_end(
+    harness: Harness,
+) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
+    before_script(producer, "cancel", lambda: producer.attach(job.job_id, tenant=job.tenant))
+    assert await producer.cancel_unread(job.job_id, tenant=job.tenant) is False
+    client = harness.client(producer)
+    assert (await consumer.emit([frame(assignment, 0, 1, final=STOP)])).refused == set()
+    assert await client.receives_end(job) == STOP
 
 
-async def test_a_job_to_which_nobody_comes_back_is_abandoned(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
+async def test_an_unread_job_to_which_no_client_attaches_is_cancelled(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
     await producer.attach(job.job_id, tenant=job.tenant)
-    assert await producer.abandon(job.job_id, tenant=job.tenant) is True
-    assert await consumer.emit([frame(assignment, 0, 1)]) == {job.job_id}
+    assert await producer.cancel_unread(job.job_id, tenant=job.tenant) is True
+    assert (await consumer.emit([frame(assignment, 0, 1)])).refused == {job.job_id}
 
 
-async def test_a_reader_who_comes_just_after_the_cancel_is_told_so(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, _ = await lab.running(producer, consumer)
-    client = lab.client(producer)
+async def test_a_client_that_attaches_just_after_the_cancel_gets_none(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, _ = await harness.running(producer, consumer)
+    client = harness.client(producer)
     logs = []
 
     async def come_back() -> None:
         logs.append(await producer.attach(job.job_id, tenant=job.tenant))
 
-    interleave(producer, "cancel", come_back)
-    assert await producer.abandon(job.job_id, tenant=job.tenant) is True
+    after_script(producer, "cancel", come_back)
+    assert await producer.cancel_unread(job.job_id, tenant=job.tenant) is True
     assert logs == [None]
     assert job.job_id not in client.events
 
 
-async def test_whoever_reads_a_job_cancelled_elsewhere_is_told_when_another_attaches(lab: Lab) -> None:
-    here, there, consumer = await lab.producer(), await lab.producer(), await lab.consumer()
-    job, _ = await lab.running(here, consumer)
+async def test_a_client_of_a_job_cancelled_elsewhere_gets_an_error_when_another_attaches(
+    harness: Harness,
+) -> None:
+    here, there, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
+    job, _ = await harness.running(here, consumer)
     await there.cancel(job.job_id, tenant=job.tenant)
     assert await here.attach(job.job_id, tenant=job.tenant) is None
-    final = await lab.client(here).sees_end(job)
+    final = await harness.client(here).receives_end(job)
     assert final.error
     assert final.error.code is ErrorCode.ANSWER_CANCELLED
 
 
-async def test_a_regretted_submit_ends_no_job_that_was_attached_to_since(lab: Lab) -> None:
-    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
-    await lose_answer_to_submit(producer, job)
+async def test_the_pending_cancel_of_a_failed_submit_spares_a_job_attached_since(harness: Harness) -> None:
+    producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
+    await lose_submit_reply(producer, job)
     assert await producer.attach(job.job_id, tenant=job.tenant) == []
-    client = lab.client(producer)  # its first turn cancels what is regretted
+    client = harness.client(producer)  # its first turn cancels what is regretted
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    assert await client.sees_end(job) == STOP
+    assert await client.receives_end(job) == STOP
 
 
-async def test_a_regretted_submit_to_which_nobody_attached_never_runs(lab: Lab) -> None:
-    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
-    await lose_answer_to_submit(producer, job)
-    await producer._follower.turn(None)
+async def test_a_failed_submit_to_which_no_client_attached_never_runs(harness: Harness) -> None:
+    producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
+    await lose_submit_reply(producer, job)
+    await producer._reader.poll(None)
     assert await consumer._pull(1) == []
 
 
-async def test_an_attach_whose_answer_was_lost_leaves_the_reader_and_the_grace_as_they_were(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
+async def test_an_attach_whose_reply_was_lost_changes_neither_reader_nor_grace_time(
+    harness: Harness,
+) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
     await producer._link.script("attach", job.job_id, job.tenant, producer.controller_id, "another")
-    assert await producer.abandon(job.job_id, tenant=job.tenant) is False
-    await producer._follower.turn(None)
-    assert await producer.abandon(job.job_id, tenant=job.tenant) is True
-    assert await consumer.emit([frame(assignment, 0, 1)]) == {job.job_id}
+    assert await producer.cancel_unread(job.job_id, tenant=job.tenant) is False
+    await producer._reader.poll(None)
+    assert await producer.cancel_unread(job.job_id, tenant=job.tenant) is True
+    assert (await consumer.emit([frame(assignment, 0, 1)])).refused == {job.job_id}
 
 
-async def test_a_job_read_anew_while_its_former_reading_is_resynchronised_goes_on(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
-    producer._ledger.take_new_identity()
+async def test_a_job_attached_again_during_a_resync_of_its_former_reader_continues(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
+    producer._ledger.change_identity()
 
     async def read_anew() -> None:
-        producer._ledger.silence(job.job_id)
+        producer._ledger.drop(job.job_id)
         await producer.attach(job.job_id, tenant=job.tenant)
 
-    interleave(producer, "resync", read_anew)
-    await producer._follower.turn(None)
-    client = lab.client(producer)
-    assert await consumer.emit([frame(assignment, 0, 1, final=STOP)]) == set()
-    assert await client.sees_end(job) == STOP
+    after_script(producer, "resync", read_anew)
+    await producer._reader.poll(None)
+    client = harness.client(producer)
+    assert (await consumer.emit([frame(assignment, 0, 1, final=STOP)])).refused == set()
+    assert await client.receives_end(job) == STOP

@@ -1,9 +1,11 @@
-"""Who waits how long, and who is refused: cost, limits, weights, priorities and their ageing."""
+"""The fair queue and its limits: cost, weights, priorities and their ageing, refusals."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from llava_wire.controller_side.limits import TenantLimits
+from llava_wire.controller_side.limits import DEFAULT_TENANT_LIMITS, TenantLimits
 from llava_wire.controller_side.producer import JobProducer
 from llava_wire.controller_side.queue_status import QueuePosition
 from llava_wire.errors import QueueFull, TenantOverLimit
@@ -11,99 +13,101 @@ from llava_wire.messages.event import Event
 from llava_wire.redis.keys import PREFIX
 from llava_wire.worker_side.consumer import JobConsumer
 
-from tests.wire.lab import STOP, Lab, frame, make_job
+from tests.wire.harness import STOP, Harness, frame, make_job
 
 pytestmark = pytest.mark.anyio
 
 
 async def submit(
-    producer: JobProducer, number: int, terms: TenantLimits | None = None, **fields: object
+    producer: JobProducer, number: int, limits: TenantLimits = DEFAULT_TENANT_LIMITS, **fields: Any
 ) -> None:
     for _ in range(number):
-        await producer.submit(make_job(**fields), {}, terms or TenantLimits())
+        await producer.submit(make_job(**fields), {}, limits)
 
 
 async def served(consumer: JobConsumer, number: int) -> list[str]:
-    """The tenants of the next jobs, in the order in which they are handed out."""
+    """The tenants of the next jobs, in the order in which they are assigned."""
     return [assignment.job.tenant for assignment in await consumer.pull(number)]
 
 
-async def test_tokens_are_shared_by_weight(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
+async def test_tokens_are_shared_by_weight(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
     await submit(producer, 40, tenant="light")
     await submit(producer, 40, TenantLimits(weight=3.0), tenant="heavy")
     tenants = await served(consumer, 40)
     assert abs(tenants.count("heavy") - 30) <= 1
 
 
-async def test_equal_weights_share_equally_whoever_came_first(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
+async def test_equal_weights_share_equally_regardless_of_arrival(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
     await submit(producer, 40, tenant="first")
     await submit(producer, 40, tenant="second")
     assert abs((await served(consumer, 40)).count("second") - 20) <= 1
 
 
-async def test_urgent_work_goes_first_and_low_work_last(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
+async def test_high_priority_goes_first_and_low_priority_last(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
     await submit(producer, 1, tenant="low", priority=-1)
     await submit(producer, 1, tenant="normal")
     await submit(producer, 1, tenant="urgent", priority=1)
     assert await served(consumer, 3) == ["urgent", "normal", "low"]
 
 
-async def test_low_work_that_has_waited_long_is_served_in_a_flood_of_urgent_work(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
+async def test_low_priority_work_that_has_waited_long_is_served_in_a_flood_of_urgent_work(
+    harness: Harness,
+) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
     await submit(producer, 1, tenant="low", priority=-1)
     await submit(producer, 20, tenant="urgent", priority=1)
-    (job_id,) = lab.redis.zrange(PREFIX + "since:m", 0, -1)
+    (job_id,) = harness.members("since:m")
     assert "low" not in await served(consumer, 5)
-    lab.redis.zadd(PREFIX + "since:m", {job_id: 1})
+    harness.redis.zadd(PREFIX + "since:m", {job_id: 1})
     assert "low" in await served(consumer, 3)
 
 
-async def test_a_queue_is_full_by_cost_as_well_as_by_number(lab: Lab) -> None:
-    producer = await lab.producer(max_queued_cost=25.0)
+async def test_a_queue_is_full_by_cost_as_well_as_by_number(harness: Harness) -> None:
+    producer = await harness.producer(max_queued_cost=25.0)
     await submit(producer, 2, cost=10.0)
     with pytest.raises(QueueFull, match="takes 20 tokens, this request 10 more; the limit is 25"):
         await submit(producer, 1, cost=10.0)
     await submit(producer, 1, cost=5.0)
 
 
-async def test_a_job_larger_than_the_queue_is_taken_when_nothing_waits(lab: Lab) -> None:
-    producer = await lab.producer(max_queued_cost=25.0, max_tenant_cost=25.0)
+async def test_a_job_larger_than_the_queue_is_taken_when_nothing_waits(harness: Harness) -> None:
+    producer = await harness.producer(max_queued_cost=25.0, max_tenant_cost=25.0)
     await submit(producer, 1, cost=100.0)
 
 
-async def test_what_is_handed_out_is_no_backlog_any_more(lab: Lab) -> None:
-    producer, consumer = await lab.producer(max_queued_cost=15.0), await lab.consumer()
+async def test_a_pulled_job_is_subtracted_from_the_backlog(harness: Harness) -> None:
+    producer, consumer = await harness.producer(max_queued_cost=15.0), await harness.consumer()
     await submit(producer, 1)
     assignments = await consumer.pull(1)
     await submit(producer, 1)
-    await consumer.give_back(assignments)
-    assert float(lab.redis.get(PREFIX + "backlog:m") or 0) == 20.0
+    await consumer.requeue(assignments)
+    assert float(harness.redis.get(PREFIX + "backlog:m") or 0) == 20.0
     await consumer.pull(2)
-    assert not lab.keys("backlog:")
+    assert not harness.keys("backlog:")
 
 
-async def test_a_cancelled_job_is_no_backlog_any_more(lab: Lab) -> None:
-    producer, job = await lab.producer(), make_job()
+async def test_a_cancelled_job_is_subtracted_from_the_backlog(harness: Harness) -> None:
+    producer, job = await harness.producer(), make_job()
     await producer.submit(job, {})
     await submit(producer, 1)
     await producer.cancel(job.job_id, tenant=job.tenant)
-    assert float(lab.redis.get(PREFIX + "backlog:m") or 0) == 10.0
+    assert float(harness.redis.get(PREFIX + "backlog:m") or 0) == 10.0
 
 
-async def test_a_tenants_tokens_are_limited_and_other_tenants_are_not_concerned(lab: Lab) -> None:
-    producer, consumer = await lab.producer(max_tenant_cost=25.0), await lab.consumer()
-    await lab.running(producer, consumer)  # running counts as well as waiting
+async def test_a_tenants_tokens_are_limited_without_effect_on_others(harness: Harness) -> None:
+    producer, consumer = await harness.producer(max_tenant_cost=25.0), await harness.consumer()
+    await harness.running(producer, consumer)  # running counts as well as waiting
     await submit(producer, 1)
     with pytest.raises(TenantOverLimit, match="take 20 tokens, this one 10 more; the limit is 25"):
         await submit(producer, 1)
     await submit(producer, 1, tenant="bob")
 
 
-async def test_a_tenants_own_terms_replace_the_common_limits(lab: Lab) -> None:
-    producer = await lab.producer(max_tenant_jobs=1)
+async def test_a_tenants_own_limits_replace_the_common_ones(harness: Harness) -> None:
+    producer = await harness.producer(max_tenant_jobs=1)
     await submit(producer, 3, TenantLimits(max_jobs=3))
     with pytest.raises(TenantOverLimit, match="the limit is 3"):
         await submit(producer, 1, TenantLimits(max_jobs=3))
@@ -111,37 +115,37 @@ async def test_a_tenants_own_terms_replace_the_common_limits(lab: Lab) -> None:
         await submit(producer, 1, TenantLimits(max_jobs=9, max_cost=35.0))
 
 
-async def test_the_measured_rate_says_when_to_come_again(lab: Lab) -> None:
-    """2,000 tokens were done within this second; the next place is free when 5,000 more are."""
-    producer, consumer = await lab.producer(max_queued=2), await lab.consumer()
-    _, assignment = await lab.running(producer, consumer, cost=2000.0)
+async def test_the_measured_rate_determines_when_to_retry(harness: Harness) -> None:
+    """2,000 tokens were served within this second; there is room when 5,000 more are."""
+    producer, consumer = await harness.producer(max_queued=2), await harness.consumer()
+    _, assignment = await harness.running(producer, consumer, cost=2000.0)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     await submit(producer, 2, cost=5000.0)
     with pytest.raises(QueueFull) as refusal:
         await submit(producer, 1)
     assert 2.0 <= refusal.value.retry_after_s <= 30.0
-    for bucket in lab.keys("served:"):
-        lab.redis.incrbyfloat(bucket, 998_000.0)  # much faster
+    for bucket in harness.keys("served:"):
+        harness.redis.incrbyfloat(bucket, 998_000.0)  # much faster
     with pytest.raises(QueueFull) as sooner:
         await submit(producer, 1)
     assert sooner.value.retry_after_s == 1.0
 
 
-async def test_a_job_is_told_how_many_wait_and_when_they_should_be_done(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
+async def test_a_submit_returns_the_position_and_the_estimated_wait(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
     assert await producer.submit(make_job(), {}) == QueuePosition(0, 0.0)
     assert await producer.submit(make_job(), {}) == QueuePosition(1, None)
     done, waits = await consumer.pull(2)
     await consumer.emit([(done, Event(0, (), "", STOP))])
-    await consumer.give_back([waits])
-    place = await producer.submit(make_job(), {})
-    assert place
-    assert place.num_ahead == 1
-    assert place.wait_s
-    assert place.wait_s > 0
+    await consumer.requeue([waits])
+    position = await producer.submit(make_job(), {})
+    assert position
+    assert position.num_ahead == 1
+    assert position.wait_s
+    assert position.wait_s > 0
 
 
-async def test_a_submit_sent_twice_tells_no_other_place(lab: Lab) -> None:
-    producer, job = await lab.producer(), make_job()
+async def test_a_submit_sent_twice_returns_no_other_position(harness: Harness) -> None:
+    producer, job = await harness.producer(), make_job()
     await producer.submit(job, {})
     assert await producer.submit(job, {}) is None

@@ -1,10 +1,8 @@
+"""Redis is killed, comes back empty or older, hangs or loses memory; live streams continue correctly."""
+
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from llava_wire.controller_side.producer import JobProducer
@@ -14,175 +12,161 @@ from llava_wire.redis.keys import PREFIX
 from llava_wire.worker_side.consumer import JobConsumer
 
 from tests.waiting import async_wait_until
-from tests.wire.lab import STOP, Lab, frame, heartbeat, make_job, picture
-from tests.wire.redis_server import KINDS, RedisServer, binary
+from tests.wire.harness import STOP, Harness, frame, heartbeat, make_image, make_job
+from tests.wire.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=KINDS)
-def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """One to be killed."""
-    program = binary(request.param)
-    if not program:
-        pytest.skip(f"{request.param}: no such server on this machine")
-    folder = Path(tempfile.mkdtemp(prefix="lv"))
-    server = RedisServer(program, folder)
-    server.start()
-    yield server
-    server.kill()
-    shutil.rmtree(folder)
-
-
 @pytest.fixture
-async def lab(server: RedisServer) -> AsyncIterator[Lab]:
-    lab = Lab(server)
-    yield lab
-    await lab.close()
-    await lab.check_nothing_leaks()
+def server(killable_server: RedisServer) -> RedisServer:
+    return killable_server
 
 
 @pytest.mark.parametrize("comes_back", ["empty", "as it was", "older"])
-async def test_a_live_stream_survives_a_restart_of_redis(lab: Lab, comes_back: str) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    client, (image, tiles) = lab.client(producer), picture("cat")
+async def test_a_live_stream_survives_a_restart_of_redis(harness: Harness, comes_back: str) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    client, (image, tiles) = harness.client(producer), make_image("cat")
     job = make_job(image)
     await producer.submit(job, {image.digest: tiles})
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1)])
-    older = lab.server.snapshot()
+    older = harness.server.snapshot()
     await consumer.emit([frame(assignment, 1, 2)])
-    await client.sees(job, 1, 2)
-    lab.server.restart({"empty": None, "as it was": lab.server.snapshot(), "older": older}[comes_back])
-    refused = await consumer.emit([frame(assignment, 2, 3)])
+    await client.receives(job, 1, 2)
+    harness.server.restart(
+        {"empty": None, "as it was": harness.server.snapshot(), "older": older}[comes_back]
+    )
+    refused = (await consumer.emit([frame(assignment, 2, 3)])).refused
     assert refused == (set() if comes_back == "as it was" else {job.job_id})
     if refused:
-        await async_wait_until(lambda: lab.redis.llen(PREFIX + "log:" + job.job_id) == 2)
+        await async_wait_until(lambda: harness.redis.llen(PREFIX + "log:" + job.job_id) == 2)
         (assignment,) = await consumer.pull(1)
         assert (assignment.token_ids, assignment.text) == ((1, 2), "<1><2>")
         assert assignment.pixels == {image.digest: tiles}
         await consumer.emit([frame(assignment, 2, 3)])
     await consumer.emit([frame(assignment, 3, 4, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.tokens(job) == (1, 2, 3, 4)
 
 
-async def test_a_queued_job_survives_an_empty_redis(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    client, job = lab.client(producer), make_job()
+async def test_a_queued_job_survives_an_empty_redis(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    client, job = harness.client(producer), make_job()
     await producer.submit(job, {})
-    lab.server.restart(None)
-    await async_wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
+    harness.server.restart(None)
+    await async_wait_until(lambda: harness.redis.zcard(PREFIX + "wait:m"))
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
 
 
-async def test_a_restart_before_the_first_read_is_noticed(lab: Lab) -> None:
-    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
+async def test_a_restart_before_the_first_read_is_noticed(harness: Harness) -> None:
+    producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await producer.submit(job, {})
-    lab.server.restart(None)
-    client = lab.client(producer)
-    await async_wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
+    harness.server.restart(None)
+    client = harness.client(producer)
+    await async_wait_until(lambda: harness.redis.zcard(PREFIX + "wait:m"))
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
 
 
-async def test_what_a_worker_wrote_unseen_is_adopted(lab: Lab) -> None:
-    """The log is ahead of the client and starts with what it saw: nothing is computed twice."""
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
+async def test_frames_that_a_worker_wrote_before_a_restart_are_adopted(harness: Harness) -> None:
+    """The log continues what the client received: nothing is computed twice."""
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1)])
-    client = lab.client(producer)
-    await client.sees(job, 1)
+    client = harness.client(producer)
+    await client.receives(job, 1)
     await client.close()
     await consumer.emit([frame(assignment, 1, 2)])
-    lab.server.restart(lab.server.snapshot())
-    client = lab.client(producer)
-    await client.sees(job, 2)
-    assert await consumer.emit([frame(assignment, 2, 3, final=STOP)]) == set()
-    await client.sees_end(job)
+    harness.server.restart(harness.server.snapshot())
+    client = harness.client(producer)
+    await client.receives(job, 2)
+    assert (await consumer.emit([frame(assignment, 2, 3, final=STOP)])).refused == set()
+    await client.receives_end(job)
 
 
-async def test_what_another_writer_made_of_an_older_log_is_not_shown(lab: Lab) -> None:
-    """The client saw 1, 2; in an older Redis another worker wrote 1, 7: what the client saw wins."""
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
+async def test_frames_that_another_worker_wrote_to_an_older_log_are_not_delivered(harness: Harness) -> None:
+    """The client received 1, 2; in an older Redis another worker wrote 1, 7: what was delivered wins."""
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1)])
-    older = lab.server.snapshot()
+    older = harness.server.snapshot()
     await consumer.emit([frame(assignment, 1, 2)])
-    client = lab.client(producer)
-    await client.sees(job, 1, 2)
+    client = harness.client(producer)
+    await client.receives(job, 1, 2)
     await client.close()
-    lab.server.restart(older)
-    other = await lab.consumer("w2")
-    await consumer.give_back([assignment])
+    harness.server.restart(older)
+    other = await harness.consumer("w2")
+    await consumer.requeue([assignment])
     (wrong,) = await other.pull(1)
     await other.emit([frame(wrong, 1, 7, 8)])
-    client = lab.client(producer)
-    await async_wait_until(lambda: lab.redis.hget(PREFIX + "job:" + job.job_id, "state") == b"queued")
-    assert await other.emit([frame(wrong, 3, 9)]) == {job.job_id}
+    client = harness.client(producer)
+    await async_wait_until(lambda: harness.redis.hget(PREFIX + "job:" + job.job_id, "state") == b"queued")
+    assert (await other.emit([frame(wrong, 3, 9)])).refused == {job.job_id}
     (right,) = await other.pull(1)
     assert right.token_ids == (1, 2)
     await other.emit([frame(right, 2, 3, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.tokens(job) == (3,)
 
 
-async def test_an_emptied_redis_is_noticed_without_a_broken_connection(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    client = lab.client(producer)
-    job, assignment = await lab.running(producer, consumer)
+async def test_an_emptied_redis_is_noticed_without_a_broken_connection(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    client = harness.client(producer)
+    job, assignment = await harness.running(producer, consumer)
     await producer.reap()
     await consumer.emit([frame(assignment, 0, 1)])
-    await client.sees(job, 1)
+    await client.receives(job, 1)
     old_id = producer.controller_id
-    lab.redis.flushall()
+    harness.redis.flushall()
     await producer.reap()
     assert producer.controller_id != old_id
-    await async_wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
-    (again,) = await consumer.pull(1) if await consumer.emit([frame(assignment, 1, 2)]) else ()
+    await async_wait_until(lambda: harness.redis.zcard(PREFIX + "wait:m"))
+    assert (await consumer.emit([frame(assignment, 1, 2)])).refused == {job.job_id}
+    (again,) = await consumer.pull(1)
     assert again.token_ids == (1,)
     await consumer.emit([frame(again, 1, 2, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.tokens(job) == (1, 2)
 
 
-async def test_a_job_cancelled_before_redis_went_back_in_time_does_not_come_to_life(lab: Lab) -> None:
-    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
-    client = lab.client(producer)
+async def test_a_job_cancelled_before_redis_lost_memory_does_not_run(harness: Harness) -> None:
+    producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
+    client = harness.client(producer)
     await producer.submit(job, {})
-    older = lab.server.snapshot()
+    older = harness.server.snapshot()
     await producer.cancel(job.job_id, tenant=job.tenant)
-    lab.server.restart(older)
-    await async_wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
+    harness.server.restart(older)
+    await async_wait_until(lambda: not harness.redis.zcard(PREFIX + "wait:m"))
     assert await consumer._pull(1) == []
     assert client.events == {}
 
 
-async def test_everyone_is_announced_again_to_an_empty_redis(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    lab.server.restart(None)
-    await consumer.beat()
+async def test_workers_are_registered_again_in_an_empty_redis(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    harness.server.restart(None)
+    await consumer.send_heartbeat()
     await consumer.reconcile([])
     assert [each.worker_id for each in await producer.heartbeats()] == ["w1"]
 
 
-async def test_without_redis_a_producer_fails_fast_and_a_worker_waits(lab: Lab) -> None:
-    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
-    lab.client(producer)
-    lab.server.kill()
+async def test_without_redis_a_producer_fails_fast_and_a_worker_waits(harness: Harness) -> None:
+    producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
+    harness.client(producer)
+    harness.server.kill()
     pull = asyncio.create_task(consumer.pull(1))
     for call in (producer.submit(job, {}), producer.reap(), producer.stats(), producer.ping()):
         with pytest.raises(QueueUnavailable) as refusal:
             await call
         assert refusal.value.retry_after_s > 0
-    lab.server.start()
+    harness.server.start()
     assert await pull == []
 
 
-async def test_nobody_connects_without_redis(server: RedisServer) -> None:
+async def test_connecting_without_redis_fails(server: RedisServer) -> None:
     server.kill()
     with pytest.raises(QueueUnavailable):
         await JobProducer.connect(server.url)
@@ -191,45 +175,45 @@ async def test_nobody_connects_without_redis(server: RedisServer) -> None:
     server.start()
 
 
-async def test_a_silent_redis_is_an_unavailable_one(lab: Lab) -> None:
-    """The connection stands and nothing comes back: callers are told, and deadlines are kept."""
-    producer, job, late = await lab.producer(timeout_s=0.3), make_job(ttl_s=0.01), make_job()
-    client = lab.client(producer)
-    lab.server.pause()
+async def test_a_hanging_redis_is_an_unavailable_one(harness: Harness) -> None:
+    """The connection is open and no reply comes: callers get an error, and deadlines are kept."""
+    producer, job, late = await harness.producer(timeout_s=0.3), make_job(ttl_s=0.01), make_job()
+    client = harness.client(producer)
+    harness.server.pause()
     with pytest.raises(QueueUnavailable):
         await producer.submit(late, {})
-    lab.server.resume()
+    harness.server.resume()
     await producer.submit(job, {})
-    final = await client.sees_end(job)
+    final = await client.receives_end(job)
     assert final.error
     assert final.error.code is ErrorCode.DEADLINE_EXCEEDED
-    await async_wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
+    await async_wait_until(lambda: not harness.redis.zcard(PREFIX + "wait:m"))
 
 
-async def test_a_job_that_was_refused_for_want_of_an_answer_does_not_run(lab: Lab) -> None:
-    """Redis took the job, but its answer came too late: the caller said 503, so nobody waits for it."""
-    producer, consumer, job = await lab.producer(timeout_s=0.3), await lab.consumer(), make_job()
-    lab.client(producer)
-    lab.server.pause()
+async def test_a_job_whose_submit_timed_out_does_not_run(harness: Harness) -> None:
+    """Redis accepted the job, but its reply came too late: the client got a 503, so the job must not run."""
+    producer, consumer, job = await harness.producer(timeout_s=0.3), await harness.consumer(), make_job()
+    harness.client(producer)
+    harness.server.pause()
     with pytest.raises(QueueUnavailable):
         await producer.submit(job, {})
-    lab.server.resume()
+    harness.server.resume()
     await async_wait_until(
-        lambda: lab.redis.hget(PREFIX + "job:" + job.job_id, "state") in (None, b"cancelled")
+        lambda: harness.redis.hget(PREFIX + "job:" + job.job_id, "state") in (None, b"cancelled")
     )
-    await async_wait_until(lambda: not producer._ledger.regrets)
+    await async_wait_until(lambda: not producer._ledger.pending_cancels)
     assert await consumer._pull(1) == []
 
 
-async def test_a_cancel_that_redis_did_not_hear_is_made_up_for(lab: Lab) -> None:
-    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
+async def test_a_cancel_that_redis_did_not_receive_is_sent_later(harness: Harness) -> None:
+    producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await producer.submit(job, {})
-    memory = lab.server.snapshot()
-    lab.server.kill()
+    memory = harness.server.snapshot()
+    harness.server.kill()
     with pytest.raises(QueueUnavailable):
         await producer.cancel(job.job_id, tenant=job.tenant)
-    lab.server.restart(memory)
-    client = lab.client(producer)
-    await async_wait_until(lambda: not lab.redis.zcard(PREFIX + "wait:m"))
+    harness.server.restart(memory)
+    client = harness.client(producer)
+    await async_wait_until(lambda: not harness.redis.zcard(PREFIX + "wait:m"))
     assert await consumer._pull(1) == []
     assert client.events == {}

@@ -4,28 +4,28 @@ import pytest
 from llava_wire.errors import DuplicateJob, QueueFull, QueueUnavailable, TenantOverLimit
 from llava_wire.redis.keys import PREFIX
 
-from tests.wire.lab import STOP, Lab, frame, make_job, picture
+from tests.wire.harness import STOP, Harness, frame, make_image, make_job
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_job_submitted_twice_runs_once(lab: Lab) -> None:
-    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
+async def test_a_job_submitted_twice_runs_once(harness: Harness) -> None:
+    producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await producer.submit(job, {})
     await producer.submit(job, {})
     assert [each.job for each in await consumer.pull(4)] == [job]
 
 
-async def test_a_job_submitted_again_after_its_end_does_not_run_again(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
+async def test_a_job_submitted_again_after_its_end_does_not_run_again(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     await producer.submit(job, {})
     assert (await producer.stats()).num_waiting == {"m": 0}
 
 
-async def test_another_job_with_the_same_id_is_refused(lab: Lab) -> None:
-    here, there, job = await lab.producer(), await lab.producer(), make_job()
+async def test_another_job_with_the_same_id_is_refused(harness: Harness) -> None:
+    here, there, job = await harness.producer(), await harness.producer(), make_job()
     await here.submit(job, {})
     other = make_job(job_id=job.job_id, cost=99.0)
     with pytest.raises(DuplicateJob):
@@ -34,8 +34,8 @@ async def test_another_job_with_the_same_id_is_refused(lab: Lab) -> None:
         await there.submit(other, {})
 
 
-async def test_a_full_queue_refuses_and_says_when_to_come_back(lab: Lab) -> None:
-    producer = await lab.producer(max_queued=2)
+async def test_a_full_queue_refuses_and_returns_when_to_retry(harness: Harness) -> None:
+    producer = await harness.producer(max_queued=2)
     for _ in range(2):
         await producer.submit(make_job(), {})
     with pytest.raises(QueueFull) as refusal:
@@ -44,15 +44,15 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(lab: Lab) -> None
     assert (await producer.stats()).num_live == 2
 
 
-async def test_a_queue_with_a_free_place_takes_the_job(lab: Lab) -> None:
-    producer, consumer = await lab.producer(max_queued=1), await lab.consumer()
-    await lab.running(producer, consumer)
+async def test_a_queue_with_room_accepts_the_job(harness: Harness) -> None:
+    producer, consumer = await harness.producer(max_queued=1), await harness.consumer()
+    await harness.running(producer, consumer)
     await producer.submit(make_job(), {})
 
 
-async def test_a_tenant_over_its_limit_is_refused_and_others_are_not(lab: Lab) -> None:
-    producer, consumer = await lab.producer(max_tenant_jobs=2), await lab.consumer()
-    await lab.running(producer, consumer)  # running counts as well as waiting
+async def test_a_tenant_over_its_limit_is_refused_and_others_are_not(harness: Harness) -> None:
+    producer, consumer = await harness.producer(max_tenant_jobs=2), await harness.consumer()
+    await harness.running(producer, consumer)  # running counts as well as waiting
     await producer.submit(make_job(), {})
     with pytest.raises(TenantOverLimit) as refusal:
         await producer.submit(make_job(), {})
@@ -60,20 +60,20 @@ async def test_a_tenant_over_its_limit_is_refused_and_others_are_not(lab: Lab) -
     await producer.submit(make_job(tenant="bob"), {})
 
 
-async def test_a_tenant_whose_job_has_ended_may_send_the_next(lab: Lab) -> None:
-    producer, consumer = await lab.producer(max_tenant_jobs=1), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
+async def test_a_tenant_whose_job_has_ended_may_send_the_next(harness: Harness) -> None:
+    producer, consumer = await harness.producer(max_tenant_jobs=1), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     await producer.submit(make_job(), {})
 
 
-async def test_the_pace_of_endings_sets_the_time_to_come_back(lab: Lab) -> None:
-    producer, consumer = await lab.producer(max_queued=2), await lab.consumer()
-    client = lab.client(producer)
+async def test_the_time_to_retry_is_within_its_bounds(harness: Harness) -> None:
+    producer, consumer = await harness.producer(max_queued=2), await harness.consumer()
+    client = harness.client(producer)
     for _ in range(3):
-        job, assignment = await lab.running(producer, consumer)
+        job, assignment = await harness.running(producer, consumer)
         await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-        await client.sees_end(job)
+        await client.receives_end(job)
     for _ in range(2):
         await producer.submit(make_job(), {})
     with pytest.raises(QueueFull) as refusal:
@@ -81,69 +81,69 @@ async def test_the_pace_of_endings_sets_the_time_to_come_back(lab: Lab) -> None:
     assert 1.0 <= refusal.value.retry_after_s <= 60.0
 
 
-async def test_a_queue_without_memory_refuses_and_keeps_nothing_of_the_job(lab: Lab) -> None:
-    producer, job = await lab.producer(), make_job()
-    before = lab.keys()
-    lab.redis.config_set("maxmemory", 1)
+async def test_a_redis_without_memory_refuses_and_stores_nothing_of_the_job(harness: Harness) -> None:
+    producer, job = await harness.producer(), make_job()
+    before = harness.keys()
+    harness.redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(QueueUnavailable, match="maxmemory"):
             await producer.submit(job, {})
     finally:
-        lab.redis.config_set("maxmemory", 0)
-    assert lab.keys() == before
+        harness.redis.config_set("maxmemory", 0)
+    assert harness.keys() == before
 
 
-async def test_known_pixels_are_not_sent_again(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    image, tiles = picture("cat")
+async def test_known_images_are_not_sent_again(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    image, tiles = make_image("cat")
     await producer.submit(make_job(image), {image.digest: tiles})
-    lab.redis.set(f"{PREFIX}blob:{image.digest}", b"as-is-stored", keepttl=True)
+    harness.redis.set(f"{PREFIX}blob:{image.digest}", b"as-is-stored", keepttl=True)
     await producer.submit(make_job(image), {image.digest: tiles})
     assert [each.pixels for each in await consumer.pull(4)] == [{image.digest: b"as-is-stored"}] * 2
 
 
-async def test_pixels_that_redis_has_lost_are_sent_again_with_the_next_job(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    image, tiles = picture("cat")
+async def test_images_that_redis_has_lost_are_sent_again_with_the_next_job(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    image, tiles = make_image("cat")
     await producer.submit(make_job(image), {image.digest: tiles})
-    lab.redis.flushall()
+    harness.redis.flushall()
     job = make_job(image)
     await producer.submit(job, {image.digest: tiles})
     assert [each.pixels for each in await consumer.pull(1)] == [{image.digest: tiles}]
 
 
-async def test_a_job_without_its_pixels_is_a_mistake_of_the_caller(lab: Lab) -> None:
-    producer, (image, _) = await lab.producer(), picture("cat")
+async def test_a_job_without_its_images_is_an_error_of_the_caller(harness: Harness) -> None:
+    producer, (image, _) = await harness.producer(), make_image("cat")
     with pytest.raises(KeyError):
         await producer.submit(make_job(image), {})
     assert (await producer.stats()).num_live == 0
 
 
-async def test_pictures_beyond_the_byte_budget_are_refused(lab: Lab) -> None:
-    producer = await lab.producer(max_pixel_bytes=20)
-    (first, first_tiles), (second, second_tiles) = picture("cat"), picture("dog")
+async def test_images_beyond_the_byte_budget_are_refused(harness: Harness) -> None:
+    producer = await harness.producer(max_pixel_bytes=20)
+    (first, first_tiles), (second, second_tiles) = make_image("cat"), make_image("dog")
     await producer.submit(make_job(first), {first.digest: first_tiles})
     with pytest.raises(QueueFull, match="12 bytes of 20"):
         await producer.submit(make_job(second), {second.digest: second_tiles})
     await producer.submit(make_job(first), {first.digest: first_tiles})  # takes no more room
 
 
-async def test_pictures_that_no_live_job_uses_make_room_for_new_ones(lab: Lab) -> None:
-    producer, consumer = await lab.producer(max_pixel_bytes=20), await lab.consumer()
-    (first, first_tiles), (second, second_tiles) = picture("cat"), picture("dog")
+async def test_images_that_no_live_job_uses_make_room_for_new_ones(harness: Harness) -> None:
+    producer, consumer = await harness.producer(max_pixel_bytes=20), await harness.consumer()
+    (first, first_tiles), (second, second_tiles) = make_image("cat"), make_image("dog")
     await producer.submit(make_job(first), {first.digest: first_tiles})
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     await producer.submit(make_job(second), {second.digest: second_tiles})
-    assert lab.keys("blob:") == {f"{PREFIX}blob:{second.digest}"}
+    assert harness.keys("blob:") == {f"{PREFIX}blob:{second.digest}"}
 
 
-async def test_expired_pictures_are_not_counted(lab: Lab) -> None:
-    producer, (image, tiles) = await lab.producer(), picture("cat")
+async def test_expired_images_are_not_counted(harness: Harness) -> None:
+    producer, (image, tiles) = await harness.producer(), make_image("cat")
     job = make_job(image)
     await producer.submit(job, {image.digest: tiles})
     await producer.cancel(job.job_id, tenant=job.tenant)
-    lab.redis.delete(f"{PREFIX}blob:{image.digest}")
-    lab.redis.zadd(f"{PREFIX}pixels", {f"{image.digest} {len(tiles)}": 1})
+    harness.redis.delete(f"{PREFIX}blob:{image.digest}")
+    harness.redis.zadd(f"{PREFIX}pixels", {f"{image.digest} {len(tiles)}": 1})
     await producer.reap()
-    assert lab.redis.get(f"{PREFIX}pixel_bytes") == b"0"
+    assert harness.redis.get(f"{PREFIX}pixel_bytes") == b"0"

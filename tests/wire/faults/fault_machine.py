@@ -1,8 +1,8 @@
-"""Random faults, in random order, around real servers; and what must hold all the same.
+"""Random faults, in random order, around real servers, and the invariants that must hold.
 
 Calls are sent twice, workers are reaped alive and go on writing, controllers die, pixels vanish, Redis is
-killed and comes back empty or old. Each client must see its answer once, whole, from one lineage; no job may
-be assigned to a worker that does not hold it; and when the faults stop, everything must end soon.
+killed and comes back empty or old. Each client must receive its output once, complete, from one lineage; no
+job may be assigned to a worker that does not hold it; and when the faults stop, every job must end soon.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from llava_wire.controller_side.producer import JobProducer
 from llava_wire.messages.event import ErrorCode, Event
 from llava_wire.messages.job import ImageRef
+from llava_wire.redis.connection import Arg
 from llava_wire.redis.keys import PERMANENT, PREFIX
 from llava_wire.worker_side.consumer import JobConsumer
 
-from tests.wire.faults.players import FaultyWorker, Held, Reader
-from tests.wire.lab import heartbeat, make_job, picture
+from tests.wire.faults.participants import Client, FaultyWorker, HeldJob
+from tests.wire.harness import Script, heartbeat, make_image, make_job, wrap_scripts
 from tests.wire.redis_server import RedisServer
 
 T = TypeVar("T")
@@ -41,12 +42,12 @@ class FaultMachine(RuleBasedStateMachine):
         self.workers: list[FaultyWorker] = []
         self.dead_workers: list[FaultyWorker] = []
         self.dead_producers: list[JobProducer] = []
-        self.readers: dict[str, Reader] = {}
+        self.clients: dict[str, Client] = {}
         self.memories: list[bytes | None] = [None]
         self.num_assignments = 0
         self.num_reaps = 0
         self.server_is_new = False
-        self.has_lost_pixels = False
+        self.has_lost_image = False
 
     def wait(self, work: Awaitable[T]) -> T:
         async def waiting() -> T:
@@ -64,8 +65,12 @@ class FaultMachine(RuleBasedStateMachine):
             self.add_worker()
 
     def add_producer(self) -> None:
-        options = {"check_interval_s": self.check_interval_s, "timeout_s": 60.0}  # a busy machine is no fault
-        producer = self.wait(JobProducer.connect(self.server.url, **options))
+        connecting = JobProducer.connect(
+            self.server.url,
+            check_interval_s=self.check_interval_s,
+            timeout_s=60.0,  # a busy machine is no fault
+        )
+        producer = self.wait(connecting)
         self._send_twice(producer)
         self.producers.append(producer)
 
@@ -75,20 +80,19 @@ class FaultMachine(RuleBasedStateMachine):
         self._send_twice(consumer)
         self.workers.append(FaultyWorker(worker_id, consumer))
 
-    def _send_twice(self, party: Any) -> None:
-        """Every third script is run twice: the first answer was lost on the way."""
-        script = party._link.script
+    def _send_twice(self, party: JobProducer | JobConsumer) -> None:
+        """Run every third script twice, as if the first reply was lost."""
 
-        async def maybe_twice(name: str, *args: Any) -> Any:
+        async def maybe_twice(script: Script, name: str, *args: Arg) -> Any:
             if self.random.random() < 0.3:
                 await script(name, *args)
             return await script(name, *args)
 
-        party._link.script = maybe_twice
+        wrap_scripts(party, maybe_twice)
 
     @rule(num_ticks=st.integers(1, 20))
-    def live(self, num_ticks: int) -> None:
-        """Ordinary life; a little of it follows each fault too, so that faults meet a busy system."""
+    def run_normally(self, num_ticks: int) -> None:
+        """Normal operation; a little of it follows each fault too, so that faults meet a busy system."""
         for _ in range(num_ticks):
             chance = self.random.random()
             if chance < 0.15:
@@ -98,36 +102,38 @@ class FaultMachine(RuleBasedStateMachine):
             elif chance < 0.65:
                 self.wait(self.random.choice(self.workers).work(self.random.randrange(4)))
             elif chance < 0.95:
-                self._turn(self.random.choice(self.producers))
+                self._poll(self.random.choice(self.producers))
             else:
                 self.wait(self.random.choice(self.workers).reconcile())
 
     def _submit(self) -> None:
-        if sum(not reader.is_over for reader in self.readers.values()) >= MAX_LIVE_JOBS:
+        if sum(not client.is_over for client in self.clients.values()) >= MAX_LIVE_JOBS:
             return
-        producer, (image, tiles) = self.random.choice(self.producers), self._any_picture()
+        producer, (image, tiles) = self.random.choice(self.producers), self._any_image()
         job = make_job(*self.random.choice([[], [image]]), tenant=self.random.choice("ab"))
-        self.readers[job.job_id] = Reader(job, self.random.randrange(1, 12), producer)
+        self.clients[job.job_id] = Client(job, self.random.randrange(1, 12), producer)
         self.wait(producer.submit(job, {image.digest: tiles}))
 
-    def _any_picture(self) -> tuple[ImageRef, bytes]:
-        return picture(f"{self.random.randrange(3)} cats")
+    def _any_image(self) -> tuple[ImageRef, bytes]:
+        return make_image(f"{self.random.randrange(3)} cats")
 
     def _pull(self, worker: FaultyWorker) -> None:
         for assignment in self.wait(worker.consumer._pull(self.random.randrange(1, 4))):
             self.num_assignments += 1
-            reader = self.readers[assignment.job.job_id]
+            client = self.clients[assignment.job.job_id]
             assert assignment.job.job_id not in worker.held
             assert set(assignment.pixels) == {image.digest for image in assignment.job.images}
-            worker.held[assignment.job.job_id] = Held(assignment, self.num_assignments, reader.answer_length)
+            worker.held[assignment.job.job_id] = HeldJob(
+                assignment, self.num_assignments, client.output_length
+            )
 
-    def _turn(self, producer: JobProducer) -> None:
-        self.wait(producer._follower.turn(None))
+    def _poll(self, producer: JobProducer) -> None:
+        self.wait(producer._reader.poll(None))
         for job_id, event in producer._ledger.take_ready():
-            reader = self.readers[job_id]
-            if reader.producer is producer:  # else its client has gone elsewhere
+            client = self.clients[job_id]
+            if client.producer is producer:  # else its client has moved to another one
                 self._check_error(event)
-                reader.receive(event)
+                client.receive(event)
 
     def _check_error(self, event: Event) -> None:
         error = event.final and event.final.error
@@ -135,18 +141,18 @@ class FaultMachine(RuleBasedStateMachine):
             assert self.num_reaps >= 3
         elif error:  # a controller that took a stream over after its pixels were lost
             assert "pictures of this job are lost" in error.message
-            assert self.has_lost_pixels
+            assert self.has_lost_image
 
     @rule(pick=picks)
-    def give_back(self, pick: int) -> None:
-        self.wait(self.workers[pick % len(self.workers)].give_back())
-        self.live(pick % 8)
+    def requeue(self, pick: int) -> None:
+        self.wait(self.workers[pick % len(self.workers)].requeue())
+        self.run_normally(pick % 8)
 
     @rule(pick=picks)
     def reap_a_live_worker(self, pick: int) -> None:
-        """It goes on writing, and must not be heard."""
+        """It continues to write, and must be refused."""
         self._expire(self.workers[pick % len(self.workers)])
-        self.live(pick % 8)
+        self.run_normally(pick % 8)
 
     @rule(pick=picks)
     def kill_worker(self, pick: int) -> None:
@@ -155,7 +161,7 @@ class FaultMachine(RuleBasedStateMachine):
         self.add_worker()
         if pick % 2:
             self._expire(worker)
-        self.live(pick % 8)
+        self.run_normally(pick % 8)
 
     def _expire(self, worker: FaultyWorker) -> None:
         self.server.client.set(PREFIX + "reaped", "1", px=60_000)
@@ -166,14 +172,14 @@ class FaultMachine(RuleBasedStateMachine):
 
     @rule(pick=picks)
     def cancel(self, pick: int) -> None:
-        reader = self._any_reader()
-        if reader:
-            self.wait(reader.producer.cancel(reader.job.job_id, tenant=reader.job.tenant))
-            reader.is_cancelled = True
-        self.live(pick % 8)
+        client = self._any_client()
+        if client:
+            self.wait(client.producer.cancel(client.job.job_id, tenant=client.job.tenant))
+            client.is_cancelled = True
+        self.run_normally(pick % 8)
 
-    def _any_reader(self) -> Reader | None:
-        live = [reader for reader in self.readers.values() if not reader.is_over]
+    def _any_client(self) -> Client | None:
+        live = [client for client in self.clients.values() if not client.is_over]
         return self.random.choice(live) if live else None
 
     @rule(pick=picks)
@@ -182,54 +188,54 @@ class FaultMachine(RuleBasedStateMachine):
         dead = self.producers.pop(pick % len(self.producers))
         self.dead_producers.append(dead)
         self.add_producer()
-        for reader in self.readers.values():
-            if reader.producer is dead and not reader.is_over:
-                self._attach(reader, self.producers[pick % len(self.producers)])
-        self.live(pick % 8)
+        for client in self.clients.values():
+            if client.producer is dead and not client.is_over:
+                self._attach(client, self.producers[pick % len(self.producers)])
+        self.run_normally(pick % 8)
 
     @rule(pick=picks)
     def move_client(self, pick: int) -> None:
         """A client reconnects, perhaps elsewhere, while its old controller still streams."""
-        reader = self._any_reader()
-        if reader:
-            self._attach(reader, self.producers[pick % len(self.producers)])
-        self.live(pick % 8)
+        client = self._any_client()
+        if client:
+            self._attach(client, self.producers[pick % len(self.producers)])
+        self.run_normally(pick % 8)
 
-    def _attach(self, reader: Reader, producer: JobProducer) -> None:
-        if self.server_is_new and producer is not reader.producer:
-            # The old controller lived to see Redis return: else nobody knows what it had delivered.
-            for _ in "to notice", "to act":
-                self._turn(reader.producer)
-            if reader.is_over:
+    def _attach(self, client: Client, producer: JobProducer) -> None:
+        if self.server_is_new and producer is not client.producer:
+            # The old controller outlived the restart of Redis: else it is unknown what it had delivered.
+            for _ in range(2):  # one poll to notice, one to resync
+                self._poll(client.producer)
+            if client.is_over:
                 return
-        log = self.wait(producer.attach(reader.job.job_id, tenant=reader.job.tenant))
+        log = self.wait(producer.attach(client.job.job_id, tenant=client.job.tenant))
         assert log is not None
         for event in log:
             self._check_error(event)
-        reader.move_to(producer, log)
+        client.move_to(producer, log)
 
     @rule(pick=picks)
-    def lose_pixels(self, pick: int) -> None:
-        image, _ = self._any_picture()
+    def lose_image(self, pick: int) -> None:
+        image, _ = self._any_image()
         self.server.client.delete(f"{PREFIX}blob:{image.digest}")
-        self.has_lost_pixels = True
-        self.live(pick % 8)
+        self.has_lost_image = True
+        self.run_normally(pick % 8)
 
     @rule(pick=picks)
     def restart_redis(self, pick: int) -> None:
-        """Empty, as it was a moment or long ago, or as it was."""
+        """It comes back empty, with an older state, or with its last one."""
         self.memories.append(self.server.snapshot())
-        self.live(pick % 5)
+        self.run_normally(pick % 5)
         self.memories.append(self.server.snapshot())
         self.server.restart(self.memories[-1 - pick % len(self.memories)])
         self.server_is_new = True
         for worker in self.workers:
             worker.is_reconciled = False
-        self.live(pick % 8)
+        self.run_normally(pick % 8)
 
     @invariant()
     def each_key_has_a_time_to_live(self) -> None:
-        keys = list(self.server.client.scan_iter(count=1000))
+        keys: list[bytes] = list(self.server.client.scan_iter(count=1000))
         pipeline = self.server.client.pipeline()
         for key in keys:
             pipeline.ttl(key)
@@ -239,14 +245,14 @@ class FaultMachine(RuleBasedStateMachine):
     @invariant()
     def no_job_is_assigned_to_a_worker_that_does_not_hold_it(self) -> None:
         for worker in self.workers:
-            slots = self.server.client.hgetall(f"{PREFIX}inflight:{worker.worker_id}")
+            slots: Any = self.server.client.hgetall(f"{PREFIX}inflight:{worker.worker_id}")
             for job_id, slot in slots.items() if worker.is_reconciled else ():
                 assert worker.holds(job_id.decode(), slot[:32].decode())
 
     def teardown(self) -> None:
         try:
             if self.producers:
-                self._faults_stop_and_all_ends()
+                self._end_without_faults()
         finally:
             for producer in self.producers + self.dead_producers:
                 self.wait(producer.aclose())
@@ -254,19 +260,19 @@ class FaultMachine(RuleBasedStateMachine):
                 self.wait(worker.consumer.aclose())
             self.loop.close()
 
-    def _faults_stop_and_all_ends(self) -> None:
+    def _end_without_faults(self) -> None:
         for round_number in range(ROUNDS_TO_END):
             for producer in self.producers:
-                self._turn(producer)
-            if all(reader.is_over for reader in self.readers.values()):
+                self._poll(producer)
+            if all(client.is_over for client in self.clients.values()):
                 return
             if round_number % 2:
                 for worker in self.dead_workers:
                     self._expire(worker)
             for worker in self.workers:
-                self.wait(worker.consumer.beat())
+                self.wait(worker.consumer.send_heartbeat())
                 self.wait(worker.reconcile())
                 self._pull(worker)
                 self.wait(worker.work(3))
-        stuck = {job_id: reader for job_id, reader in self.readers.items() if not reader.is_over}
+        stuck = {job_id: client for job_id, client in self.clients.items() if not client.is_over}
         raise AssertionError(f"stuck: {stuck}")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pkgutil
+import subprocess
+import sys
+
 import msgspec
+from llava_wire import messages
 from llava_wire.messages.event import Event, TokenLogprob, TokenScore
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import Job
 from llava_wire.messages.sampling_params import SamplingParams
 
-from tests.wire.lab import heartbeat, make_job
+from tests.wire.harness import heartbeat, make_job
 
 
 def test_job_of_a_version_with_fewer_sampling_fields_is_read_with_neutral_ones() -> None:
@@ -25,7 +30,7 @@ def test_event_of_a_version_without_logprobs_is_read() -> None:
     assert msgspec.msgpack.decode(old, type=Event) == Event(4, (1, 2), "ab")
 
 
-def test_sampling_and_logprobs_come_through_as_they_are() -> None:
+def test_sampling_params_and_logprobs_survive_encoding() -> None:
     sampling = SamplingParams(
         seed=-1,
         top_k=4,
@@ -41,9 +46,15 @@ def test_sampling_and_logprobs_come_through_as_they_are() -> None:
     job = msgspec.structs.replace(make_job(), sampling=sampling)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(job), type=Job) == job
 
-    told = TokenLogprob(TokenScore(1, b"\xc3", -0.5), (TokenScore(2, b"", -9999.0),))
-    event = Event(0, (1,), "", None, (told,), prompt=(told, told))
+    logprob = TokenLogprob(TokenScore(1, b"\xc3", -0.5), (TokenScore(2, b"", -9999.0),))
+    event = Event(0, (1,), "", None, (logprob,), prompt=(logprob, logprob))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(event), type=Event) == event
+
+
+def test_messages_do_not_import_redis() -> None:
+    names = [info.name for info in pkgutil.iter_modules(messages.__path__, "llava_wire.messages.")]
+    code = f"import sys, {', '.join(names)}; sys.exit('redis' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_heartbeat_of_a_version_without_statistics_is_read() -> None:
@@ -52,7 +63,7 @@ def test_heartbeat_of_a_version_without_statistics_is_read() -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=Heartbeat) == heartbeat("w1")
 
 
-def test_heartbeat_of_a_version_that_says_and_counts_more_is_read() -> None:
+def test_heartbeat_of_a_version_with_more_fields_and_statistics_is_read() -> None:
     newer = {**msgspec.to_builtins(heartbeat("w1")), "mood": "good", "stats": {"num_wonders_total": 0.5}}
     read = msgspec.msgpack.decode(msgspec.msgpack.encode(newer), type=Heartbeat)
     assert read == msgspec.structs.replace(heartbeat("w1"), stats={"num_wonders_total": 0.5})

@@ -10,55 +10,55 @@ from llava_wire.messages.event import ErrorCode, Event, Final, FinishReason, Job
 from llava_wire.messages.job import WIRE_VERSION, Job
 from llava_wire.redis.keys import PREFIX
 
-from tests.wire.lab import STOP, Lab, frame, make_job
+from tests.wire.harness import STOP, Harness, frame, make_job
 
 pytestmark = pytest.mark.anyio
 
 
-async def submitted(lab: Lab, **changes: Any) -> tuple[Job, Any]:
+async def submitted(harness: Harness, **changes: Any) -> tuple[Job, Any]:
     """A job in the queue as a newer server would have written it, and what its client sees."""
-    producer, job = await lab.producer(), make_job()
-    client = lab.client(producer)
+    producer, job = await harness.producer(), make_job()
+    client = harness.client(producer)
     await producer.submit(job, {})
     newer = {**msgspec.to_builtins(job), **changes}
-    lab.redis.hset(f"{PREFIX}job:{job.job_id}", "payload", msgspec.msgpack.encode(newer))
+    harness.redis.hset(f"{PREFIX}job:{job.job_id}", "payload", msgspec.msgpack.encode(newer))
     return job, client
 
 
-async def test_a_field_that_an_older_worker_does_not_know_is_ignored(lab: Lab) -> None:
-    job, client = await submitted(lab, mood="good")
-    consumer = await lab.consumer()
+async def test_a_field_that_an_older_worker_does_not_know_is_ignored(harness: Harness) -> None:
+    job, client = await submitted(harness, mood="good")
+    consumer = await harness.consumer()
     (assignment,) = await consumer.pull(1)
     assert assignment.job == job
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    assert await client.sees_end(job) == STOP
+    assert await client.receives_end(job) == STOP
 
 
 @pytest.mark.parametrize("changes", [{"version": WIRE_VERSION + 1}, {"task": "transcribe"}], ids=str)
 async def test_a_job_that_an_older_worker_must_not_run_ends_and_the_next_is_served(
-    lab: Lab, changes: dict[str, Any]
+    harness: Harness, changes: dict[str, Any]
 ) -> None:
-    job, client = await submitted(lab, **changes)
-    consumer = await lab.consumer()
+    job, client = await submitted(harness, **changes)
+    consumer = await harness.consumer()
     assert await consumer.pull(4) == []
-    final = await client.sees_end(job)
+    final = await client.receives_end(job)
     assert final.error
     assert final.error.code is ErrorCode.WORKER_OUTDATED
-    other, _ = await submitted(lab)
+    other, _ = await submitted(harness)
     assert [each.job for each in await consumer.pull(4)] == [other]
 
 
-def test_a_job_is_of_the_first_version_unless_it_says_otherwise_so_that_older_workers_run_it() -> None:
+def test_a_job_has_the_first_version_by_default_so_that_older_workers_run_it() -> None:
     assert make_job().version == 1 < WIRE_VERSION
 
 
-async def test_of_several_jobs_only_the_one_that_cannot_be_run_ends(lab: Lab) -> None:
-    first, _ = await submitted(lab)
-    newer, client = await submitted(lab, version=WIRE_VERSION + 1)
-    last, _ = await submitted(lab)
-    consumer = await lab.consumer()
+async def test_of_several_jobs_only_the_one_that_cannot_be_run_ends(harness: Harness) -> None:
+    first, _ = await submitted(harness)
+    newer, client = await submitted(harness, version=WIRE_VERSION + 1)
+    last, _ = await submitted(harness)
+    consumer = await harness.consumer()
     assert [each.job for each in await consumer.pull(4)] == [first, last]
-    assert (await client.sees_end(newer)).error
+    assert (await client.receives_end(newer)).error
 
 
 def test_an_error_code_of_a_newer_version_is_read_as_an_internal_error() -> None:
@@ -69,26 +69,26 @@ def test_an_error_code_of_a_newer_version_is_read_as_an_internal_error() -> None
     assert event.final == Final(reason=FinishReason.ERROR, error=JobError(ErrorCode.INTERNAL_ERROR, "no"))
 
 
-def test_what_a_newer_worker_says_beside_is_ignored() -> None:
+def test_further_fields_of_a_newer_workers_event_are_ignored() -> None:
     newer = msgspec.msgpack.encode([4, [1, 2], "ab", None, [], 7, [], "more", 0.5])
     assert msgspec.msgpack.decode(newer, type=Event) == Event(4, (1, 2), "ab", num_prompt_tokens=7)
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x81\xa6job_id\xa2\xff\xfe"])
 @pytest.mark.parametrize("where", ["job", "log"])
-async def test_what_is_no_job_or_no_event_ends_it_and_stops_no_worker(
-    lab: Lab, where: str, payload: bytes
+async def test_a_job_that_cannot_be_decoded_ends_and_stops_no_worker(
+    harness: Harness, where: str, payload: bytes
 ) -> None:
-    producer, job, second = await lab.producer(), make_job(), make_job()
-    client = lab.client(producer)
+    producer, job, second = await harness.producer(), make_job(), make_job()
+    client = harness.client(producer)
     await producer.submit(job, {})
     if where == "job":
-        lab.redis.hset(f"{PREFIX}job:{job.job_id}", "payload", payload)
+        harness.redis.hset(f"{PREFIX}job:{job.job_id}", "payload", payload)
     else:
-        lab.redis.rpush(f"{PREFIX}log:{job.job_id}", payload)
-        lab.redis.expire(f"{PREFIX}log:{job.job_id}", 60)
+        harness.redis.rpush(f"{PREFIX}log:{job.job_id}", payload)
+        harness.redis.expire(f"{PREFIX}log:{job.job_id}", 60)
     await producer.submit(second, {})
-    consumer = await lab.consumer()
+    consumer = await harness.consumer()
     assert [each.job for each in await consumer.pull(2)] == [second]
-    final = await client.sees_end(job)
+    final = await client.receives_end(job)
     assert final.error is not None

@@ -8,76 +8,78 @@ import pytest
 from llava_wire.errors import QueueUnavailable
 from llava_wire.operator.inspector import Inspector
 
-from tests.wire.lab import Lab, frame, make_job, picture
+from tests.wire.harness import Harness, frame, make_image, make_job
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def inspector(lab: Lab) -> AsyncIterator[Inspector]:
-    inspector = Inspector(lab.server.url)
+async def inspector(harness: Harness) -> AsyncIterator[Inspector]:
+    inspector = Inspector(harness.server.url)
     yield inspector
     await inspector.aclose()
 
 
-async def test_an_empty_system_has_nobody(inspector: Inspector) -> None:
-    fleet = await inspector.fleet()
-    assert (fleet.workers, fleet.controllers, fleet.rooms, fleet.num_dead_letters) == ((), {}, {}, 0)
+async def test_the_status_of_an_empty_system_is_empty(inspector: Inspector) -> None:
+    fleet = await inspector.status()
+    assert (fleet.workers, fleet.controllers, fleet.queues, fleet.num_dead_letters) == ((), {}, {}, 0)
 
 
-async def test_who_runs_what_and_how_far_it_is(lab: Lab, inspector: Inspector) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
+async def test_the_status_has_workers_their_jobs_and_the_queues(
+    harness: Harness, inspector: Inspector
+) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1, 2, 3)])
     for priority in (1, 0, 0, -1):
         await producer.submit(make_job(priority=priority), {})
-    fleet = await inspector.fleet()
+    fleet = await inspector.status()
     (worker,) = fleet.workers
     assert (worker.heartbeat.worker_id, worker.num_tokens, worker.overdue_s) == ("w1", {job.job_id: 3}, 0.0)
     assert list(fleet.controllers) == [producer.controller_id]
-    room = fleet.rooms["m"]
+    room = fleet.queues["m"]
     assert (room.num_high, room.num_normal, room.num_low, room.cost) == (1, 2, 1, 40)
 
 
-async def test_a_worker_without_progress_is_overdue(lab: Lab, inspector: Inspector) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    await lab.running(producer, consumer)
-    lab.hang_worker("w1")
-    (worker,) = (await inspector.fleet()).workers
+async def test_a_worker_without_progress_is_overdue(harness: Harness, inspector: Inspector) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    await harness.running(producer, consumer)
+    harness.hang_worker("w1")
+    (worker,) = (await inspector.status()).workers
     assert worker.overdue_s > 1
 
 
-async def test_a_dead_letter_holds_the_request_and_why_it_died(lab: Lab, inspector: Inspector) -> None:
-    producer, (image, tiles) = await lab.producer(), picture("cat")
+async def test_a_dead_letter_has_the_request_and_the_reason(harness: Harness, inspector: Inspector) -> None:
+    producer, (image, tiles) = await harness.producer(), make_image("cat")
     job = make_job(image)
     await producer.submit(job, {image.digest: tiles})
     for name in ("a", "b", "c"):
-        (assignment,) = await (await lab.consumer(name)).pull(1)
-        lab.kill_worker(name)
+        (assignment,) = await (await harness.consumer(name)).pull(1)
+        harness.kill_worker(name)
         await producer.reap()
     (letter,) = await inspector.dead_letters()
     assert letter.job == job
     assert (letter.worker_id, letter.num_crashes, letter.reason) == ("c", 3, "its worker ended")
-    assert letter.died_at > 1e9
-    assert await inspector.pixels(job) == {image.digest: tiles}
+    assert letter.created_at > 1e9
+    assert await inspector.stored_images(job) == {image.digest: tiles}
 
 
-async def test_lost_pictures_are_missing(lab: Lab, inspector: Inspector) -> None:
-    image, _ = picture("cat")
-    assert await inspector.pixels(make_job(image)) == {}
-    assert await inspector.pixels(make_job()) == {}
+async def test_lost_images_are_missing(harness: Harness, inspector: Inspector) -> None:
+    image, _ = make_image("cat")
+    assert await inspector.stored_images(make_job(image)) == {}
+    assert await inspector.stored_images(make_job()) == {}
 
 
-async def test_the_facts_have_the_clock_and_the_way_there(inspector: Inspector) -> None:
-    facts = await inspector.facts()
+async def test_the_server_info_has_the_clock_and_the_ping(inspector: Inspector) -> None:
+    facts = await inspector.server_info()
     assert facts["ping_s"] >= 0
     assert abs(facts["clock_ahead_s"]) < 60
     assert facts["maxmemory_policy"] == "noeviction"
 
 
-async def test_without_a_server_every_look_says_so() -> None:
+async def test_without_redis_every_call_of_the_inspector_raises() -> None:
     inspector = Inspector("unix:///nowhere/s")
-    for look in (inspector.fleet, inspector.dead_letters, inspector.facts):
+    for look in (inspector.status, inspector.dead_letters, inspector.server_info):
         with pytest.raises(QueueUnavailable):
             await look()
     await inspector.aclose()

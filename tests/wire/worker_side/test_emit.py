@@ -9,46 +9,46 @@ from llava_wire.redis.connection import Link
 from llava_wire.redis.keys import PREFIX
 from llava_wire.worker_side.consumer import FIRST_FRAMES, MAX_FRAMES, JobConsumer
 
-from tests.wire.lab import STOP, Lab, frame, make_job
+from tests.wire.harness import STOP, Harness, frame, make_job
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_events_reach_the_client_whole_and_in_order(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    client = lab.client(producer)
-    job, assignment = await lab.running(producer, consumer)
+async def test_events_reach_the_client_whole_and_in_order(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    client = harness.client(producer)
+    job, assignment = await harness.running(producer, consumer)
     sent = [Event(0, (7, 8), "<7><8>"), Event(2, (9,), ""), Event(3, (), "<9>"), Event(3, (), "", STOP)]
     for event in sent:
-        assert await consumer.emit([(assignment, event)]) == set()
-    await client.sees_end(job)
+        assert (await consumer.emit([(assignment, event)])).refused == set()
+    await client.receives_end(job)
     assert client.events[job.job_id] == sent
 
 
-async def test_one_call_may_carry_many_streams_and_many_frames_of_one(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    client = lab.client(producer)
-    first, one = await lab.running(producer, consumer)
-    second, two = await lab.running(producer, consumer)
+async def test_one_emit_may_have_many_streams_and_many_frames_of_one(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    client = harness.client(producer)
+    first, one = await harness.running(producer, consumer)
+    second, two = await harness.running(producer, consumer)
     num = FIRST_FRAMES + MAX_FRAMES + 5
     many = [frame(one, i, i) for i in range(num)]
-    assert await consumer.emit([*many, frame(two, 0, 1), frame(two, 1, 2, final=STOP)]) == set()
-    await client.sees(first, *range(num))
-    await client.sees_end(second)
+    assert (await consumer.emit([*many, frame(two, 0, 1), frame(two, 1, 2, final=STOP)])).refused == set()
+    await client.receives(first, *range(num))
+    await client.receives_end(second)
 
 
-async def test_one_step_is_one_entry_for_each_controller(lab: Lab) -> None:
-    here, there, consumer = await lab.producer(), await lab.producer(), await lab.consumer()
-    held = [(await lab.running(producer, consumer))[1] for producer in (here, here, there)]
+async def test_one_step_is_one_entry_for_each_controller(harness: Harness) -> None:
+    here, there, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
+    held = [(await harness.running(producer, consumer))[1] for producer in (here, here, there)]
     await consumer.emit([frame(assignment, 0, 1) for assignment in held])
-    assert lab.redis.xlen(PREFIX + "out:" + here.controller_id) == 1
-    assert lab.redis.xlen(PREFIX + "out:" + there.controller_id) == 1
+    assert harness.redis.xlen(PREFIX + "out:" + here.controller_id) == 1
+    assert harness.redis.xlen(PREFIX + "out:" + there.controller_id) == 1
 
 
-async def test_an_emit_sent_twice_is_taken_once(lab: Lab) -> None:
+async def test_an_emit_sent_twice_is_taken_once(harness: Harness) -> None:
     """Also its frames without tokens, and the end: a repeated call is not mistaken for a fenced worker's."""
-    producer, link = await lab.producer(), Link(lab.server.url, timeout_s=5)
-    client, job = lab.client(producer), make_job()
+    producer, link = await harness.producer(), Link(harness.server.url, timeout_s=5)
+    client, job = harness.client(producer), make_job()
     await producer.submit(job, {})
     await link.script("pull", "w1", "m", 5000, 30_000, 0, "a" * 32)
     events = [Event(0, (5,), ""), Event(1, (), "<5>"), Event(1, (), "", STOP)]
@@ -64,79 +64,83 @@ async def test_an_emit_sent_twice_is_taken_once(lab: Lab) -> None:
             packed,
         )
         for _ in range(2):
-            assert await link.script("emit", "w1", 5000, 30_000, "", *args) == []
-    await client.sees_end(job)
+            assert await link.script("emit", "w1", 5000, 30_000, "", *args) == [0, []]
+    await client.receives_end(job)
     assert client.events[job.job_id] == events
     await link.aclose()
 
 
-async def test_a_gap_hands_the_job_back_at_its_place(lab: Lab) -> None:
-    producer, consumer, other = await lab.producer(), await lab.consumer("w1"), await lab.consumer("w2")
-    client = lab.client(producer)
-    job, assignment = await lab.running(producer, consumer)
+async def test_a_gap_requeues_the_job_at_its_position(harness: Harness) -> None:
+    producer, consumer, other = (
+        await harness.producer(),
+        await harness.consumer("w1"),
+        await harness.consumer("w2"),
+    )
+    client = harness.client(producer)
+    job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1, 2)])
-    assert await consumer.emit([frame(assignment, 5, 6)]) == {job.job_id}
+    assert (await consumer.emit([frame(assignment, 5, 6)])).refused == {job.job_id}
     (continued,) = await other.pull(1)
     assert (continued.token_ids, continued.text) == ((1, 2), "<1><2>")
     await other.emit([frame(continued, 2, 3, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.tokens(job) == (1, 2, 3)
 
 
-async def test_a_frame_that_was_never_sent_is_a_gap(lab: Lab) -> None:
+async def test_a_frame_that_was_never_sent_is_a_gap(harness: Harness) -> None:
     """Redis lost a frame without tokens: offsets fit, numbers do not."""
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
     consumer._frame(assignment, Event(0, (), "lost"))
-    assert await consumer.emit([frame(assignment, 0, 1)]) == {job.job_id}
+    assert (await consumer.emit([frame(assignment, 0, 1)])).refused == {job.job_id}
 
 
-async def test_a_refused_stream_does_not_disturb_the_others(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    client = lab.client(producer)
-    bad, one = await lab.running(producer, consumer)
-    good, two = await lab.running(producer, consumer)
-    assert await consumer.emit([frame(one, 9, 1), frame(two, 0, 1)]) == {bad.job_id}
-    await client.sees(good, 1)
+async def test_a_refused_stream_does_not_disturb_the_others(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    client = harness.client(producer)
+    bad, one = await harness.running(producer, consumer)
+    good, two = await harness.running(producer, consumer)
+    assert (await consumer.emit([frame(one, 9, 1), frame(two, 0, 1)])).refused == {bad.job_id}
+    await client.receives(good, 1)
 
 
-async def test_another_assignment_of_the_same_worker_is_refused(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
+async def test_another_assignment_of_the_same_worker_is_refused(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
     stale = dataclasses.replace(assignment, assignment_id="0" * 32)
-    assert await consumer.emit([frame(stale, 0, 9)]) == {job.job_id}
-    assert await consumer.emit([frame(assignment, 0, 1)]) == set()
+    assert (await consumer.emit([frame(stale, 0, 9)])).refused == {job.job_id}
+    assert (await consumer.emit([frame(assignment, 0, 1)])).refused == set()
 
 
-async def test_an_unknown_job_is_refused(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
-    lab.redis.flushall()
-    assert await consumer.emit([frame(assignment, 0, 1)]) == {job.job_id}
+async def test_an_unknown_job_is_refused(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
+    harness.redis.flushall()
+    assert (await consumer.emit([frame(assignment, 0, 1)])).refused == {job.job_id}
 
 
-async def test_an_expired_job_does_not_disturb_the_others(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    client = lab.client(producer)
-    gone, one = await lab.running(producer, consumer)
-    job, two = await lab.running(producer, consumer)
-    lab.redis.delete(PREFIX + "job:" + gone.job_id)
+async def test_an_expired_job_does_not_disturb_the_others(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    client = harness.client(producer)
+    gone, one = await harness.running(producer, consumer)
+    job, two = await harness.running(producer, consumer)
+    harness.redis.delete(PREFIX + "job:" + gone.job_id)
     await consumer.emit([frame(one, 0, 1, final=STOP), frame(two, 0, 1, final=STOP)])
-    await client.sees_end(job)
-    lab.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire by itself
-    lab.redis.delete(PREFIX + "log:" + gone.job_id)
+    await client.receives_end(job)
+    harness.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire by itself
+    harness.redis.delete(PREFIX + "log:" + gone.job_id)
 
 
-async def emit_calls(lab: Lab, consumer: JobConsumer, num_streams: int) -> int:
-    producer = await lab.producer()
-    held = [(await lab.running(producer, consumer))[1] for _ in range(num_streams)]
-    lab.redis.config_resetstat()
+async def emit_calls(harness: Harness, consumer: JobConsumer, num_streams: int) -> int:
+    producer = await harness.producer()
+    held = [(await harness.running(producer, consumer))[1] for _ in range(num_streams)]
+    harness.redis.config_resetstat()
     for step in range(5):
         await consumer.emit([frame(assignment, step, step) for assignment in held])
-    stats = lab.redis.info("commandstats")
+    stats = harness.redis.info("commandstats")
     return int(stats["cmdstat_evalsha"]["calls"])
 
 
-async def test_round_trips_do_not_grow_with_the_number_of_streams(lab: Lab) -> None:
-    consumer = await lab.consumer()
-    assert await emit_calls(lab, consumer, 2) == await emit_calls(lab, consumer, 32) == 5
+async def test_round_trips_do_not_grow_with_the_number_of_streams(harness: Harness) -> None:
+    consumer = await harness.consumer()
+    assert await emit_calls(harness, consumer, 2) == await emit_calls(harness, consumer, 32) == 5

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from llava_wire.messages.job import Job
-from llava_wire.redis.connection import Link
+from llava_wire.redis.connection import Arg, Link
 from llava_wire.redis.keys import PERMANENT, PREFIX
 from llava_wire.worker_side.consumer import JobConsumer
 
 from tests.waiting import async_wait_until
-from tests.wire.lab import STOP, Lab, frame, make_job, picture
+from tests.wire.harness import STOP, Harness, Script, frame, make_image, make_job, wrap_scripts
 
 pytestmark = pytest.mark.anyio
 
@@ -18,9 +19,9 @@ async def served(consumer: JobConsumer, max_jobs: int) -> list[Job]:
     return [assignment.job for assignment in await consumer.pull(max_jobs)]
 
 
-async def test_a_pull_brings_the_job_and_its_pixels(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    image, tiles = picture("cat")
+async def test_a_pull_returns_the_job_and_its_images(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    image, tiles = make_image("cat")
     job = make_job(image)
     await producer.submit(job, {image.digest: tiles})
     (assignment,) = await consumer.pull(4)
@@ -28,50 +29,58 @@ async def test_a_pull_brings_the_job_and_its_pixels(lab: Lab) -> None:
     assert (assignment.token_ids, assignment.text) == ((), "")
 
 
-async def test_a_pull_tells_what_is_left_of_a_jobs_life(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
+async def test_a_pull_returns_the_time_to_the_jobs_deadline(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
     await producer.submit(make_job(ttl_s=60.0), {})
     (assignment,) = await consumer.pull(1)
-    assert assignment.left_s is not None
-    assert 0 < assignment.left_s <= 60
+    assert assignment.remaining_s is not None
+    assert 0 < assignment.remaining_s <= 60
 
 
-async def test_a_pull_of_an_empty_queue_answers_nothing_after_a_while(lab: Lab) -> None:
-    consumer = await lab.consumer()
+async def test_a_pull_of_an_empty_queue_returns_nothing_after_a_while(harness: Harness) -> None:
+    consumer = await harness.consumer()
     assert await consumer.pull(4) == []
 
 
-async def test_a_waiting_pull_is_woken_by_a_submit(lab: Lab) -> None:
-    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
+async def test_a_waiting_pull_is_woken_by_a_submit(harness: Harness) -> None:
+    producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     pull = asyncio.create_task(consumer.pull(1))
-    await async_wait_until(lambda: int(lab.redis.info("clients")["blocked_clients"]) == 1)
+    await async_wait_until(lambda: int(harness.redis.info("clients")["blocked_clients"]) == 1)
     await producer.submit(job, {})
     assert [each.job for each in await pull] == [job]
 
 
-async def test_a_pull_that_leaves_work_behind_wakes_the_next_worker(lab: Lab) -> None:
-    producer, first, second = await lab.producer(), await lab.consumer("w1"), await lab.consumer("w2")
+async def test_a_pull_that_leaves_work_behind_wakes_the_next_worker(harness: Harness) -> None:
+    producer, first, second = (
+        await harness.producer(),
+        await harness.consumer("w1"),
+        await harness.consumer("w2"),
+    )
     for _ in range(2):
         await producer.submit(make_job(), {})
-    lab.redis.delete(PREFIX + "wake:m")
+    harness.redis.delete(PREFIX + "wake:m")
     await first.pull(1)
-    assert lab.redis.llen(PREFIX + "wake:m") == 1
+    assert harness.redis.llen(PREFIX + "wake:m") == 1
     await second.pull(1)
-    lab.redis.delete(PREFIX + "wake:m")
+    harness.redis.delete(PREFIX + "wake:m")
     assert await first._pull(1) == []
-    assert lab.redis.llen(PREFIX + "wake:m") == 0
+    assert harness.redis.llen(PREFIX + "wake:m") == 0
 
 
-async def test_a_worker_gets_jobs_of_its_model_only(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer(model="other")
+async def test_a_worker_gets_jobs_of_its_model_only(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer(model="other")
     mine = make_job(model="other")
     await producer.submit(make_job(), {})
     await producer.submit(mine, {})
     assert await served(consumer, 4) == [mine]
 
 
-async def test_no_job_is_given_to_two_workers(lab: Lab) -> None:
-    producer, first, second = await lab.producer(), await lab.consumer("w1"), await lab.consumer("w2")
+async def test_no_job_is_given_to_two_workers(harness: Harness) -> None:
+    producer, first, second = (
+        await harness.producer(),
+        await harness.consumer("w1"),
+        await harness.consumer("w2"),
+    )
     jobs = [make_job() for _ in range(6)]
     for job in jobs:
         await producer.submit(job, {})
@@ -79,8 +88,8 @@ async def test_no_job_is_given_to_two_workers(lab: Lab) -> None:
     assert sorted(job.job_id for job in pulled) == sorted(job.job_id for job in jobs)
 
 
-async def test_a_pull_sent_twice_is_answered_the_same(lab: Lab) -> None:
-    producer, link = await lab.producer(), Link(lab.server.url, timeout_s=5)
+async def test_a_pull_sent_twice_returns_the_same(harness: Harness) -> None:
+    producer, link = await harness.producer(), Link(harness.server.url, timeout_s=5)
     for _ in range(3):
         await producer.submit(make_job(), {})
     call = ("pull", "w1", "m", 5000, 30_000, 0, "a" * 32, "b" * 32)
@@ -90,9 +99,9 @@ async def test_a_pull_sent_twice_is_answered_the_same(lab: Lab) -> None:
     await link.aclose()
 
 
-async def test_tenants_share_by_cost(lab: Lab) -> None:
-    """Alice's jobs cost half of Bob's, so she gets two for each of his, however many both have sent."""
-    producer, consumer = await lab.producer(), await lab.consumer()
+async def test_tenants_share_by_cost(harness: Harness) -> None:
+    """Alice's jobs cost half of Bob's, so two of hers are served for each of his."""
+    producer, consumer = await harness.producer(), await harness.consumer()
     for _ in range(8):
         await producer.submit(make_job(tenant="alice", cost=10.0), {})
     for _ in range(8):
@@ -102,8 +111,8 @@ async def test_tenants_share_by_cost(lab: Lab) -> None:
     assert "bob" in order[:2]
 
 
-async def test_a_late_tenant_is_served_next_whatever_stands_in_line(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
+async def test_a_new_tenant_is_served_next_whatever_is_queued(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
     for _ in range(8):
         await producer.submit(make_job(tenant="alice"), {})
     await consumer.pull(3)
@@ -112,102 +121,105 @@ async def test_a_late_tenant_is_served_next_whatever_stands_in_line(lab: Lab) ->
     assert late in await served(consumer, 2)
 
 
-async def test_equals_are_served_in_order_of_arrival(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
+async def test_equals_are_served_in_order_of_arrival(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
     jobs = [make_job(job_id=f"{'zyxwv'[i]}-{i}", tenant=f"tenant {i}", cost=0.0) for i in range(5)]
     for job in jobs:
         await producer.submit(job, {})
     assert await served(consumer, 5) == jobs
 
 
-async def test_a_tenant_alone_is_served_in_order(lab: Lab) -> None:
-    producer, consumer, jobs = await lab.producer(), await lab.consumer(), [make_job() for _ in range(4)]
+async def test_a_tenant_alone_is_served_in_order(harness: Harness) -> None:
+    producer, consumer, jobs = (
+        await harness.producer(),
+        await harness.consumer(),
+        [make_job() for _ in range(4)],
+    )
     for job in jobs:
         await producer.submit(job, {})
     assert await served(consumer, 2) + await served(consumer, 2) == jobs
 
 
-async def test_a_job_whose_pixels_are_gone_waits_for_its_controller_to_send_them(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    image, tiles = picture("cat")
+async def test_a_job_whose_images_are_missing_waits_for_its_controller_to_send_them(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    image, tiles = make_image("cat")
     job = make_job(image)
     await producer.submit(job, {image.digest: tiles})
-    lab.redis.delete(f"{PREFIX}blob:{image.digest}", PREFIX + "pixels", PREFIX + "pixel_bytes")
+    harness.redis.delete(f"{PREFIX}blob:{image.digest}", PREFIX + "pixels", PREFIX + "pixel_bytes")
     assert await consumer._pull(4) == []
-    lab.client(producer)
-    await async_wait_until(lambda: lab.redis.zcard(PREFIX + "wait:m"))
+    harness.client(producer)
+    await async_wait_until(lambda: harness.redis.zcard(PREFIX + "wait:m"))
     assert [each.pixels for each in await consumer.pull(4)] == [{image.digest: tiles}]
 
 
-async def test_a_job_without_pixels_does_not_hold_up_the_others(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    image, tiles = picture("cat")
+async def test_a_job_without_images_does_not_delay_the_others(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    image, tiles = make_image("cat")
     await producer.submit(make_job(image), {image.digest: tiles})
     other = make_job()
     await producer.submit(other, {})
-    lab.redis.delete(f"{PREFIX}blob:{image.digest}", PREFIX + "pixels", PREFIX + "pixel_bytes")
+    harness.redis.delete(f"{PREFIX}blob:{image.digest}", PREFIX + "pixels", PREFIX + "pixel_bytes")
     assert await served(consumer, 4) == [other]
 
 
-async def test_a_job_that_expired_in_the_queue_is_passed_over(lab: Lab) -> None:
-    producer, consumer, gone, job = await lab.producer(), await lab.consumer(), make_job(), make_job()
+async def test_a_job_that_expired_in_the_queue_is_passed_over(harness: Harness) -> None:
+    producer, consumer, gone, job = await harness.producer(), await harness.consumer(), make_job(), make_job()
     await producer.submit(gone, {})
     await producer.submit(job, {})
-    lab.redis.delete(PREFIX + "job:" + gone.job_id)
+    harness.redis.delete(PREFIX + "job:" + gone.job_id)
     assert await served(consumer, 4) == [job]
-    lab.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire by itself
+    harness.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire by itself
 
 
-async def test_pixels_that_vanish_between_two_answers_send_the_job_back(lab: Lab) -> None:
-    """The call was sent twice and the blob went in between: the second answer lacks it."""
-    producer, consumer = await lab.producer(), await lab.consumer()
-    image, tiles = picture("cat")
+async def test_images_lost_between_two_replies_requeue_the_job(harness: Harness) -> None:
+    """The call was sent twice and the image was dropped in between: the second reply lacks it."""
+    producer, consumer = await harness.producer(), await harness.consumer()
+    image, tiles = make_image("cat")
     await producer.submit(make_job(image), {image.digest: tiles})
-    script = consumer._link.script
 
-    async def sent_twice(name: str, *args: str) -> object:
+    async def send_twice(script: Script, name: str, *args: Arg) -> Any:
         if name == "pull":
             await script(name, *args)
-            lab.redis.delete(f"{PREFIX}blob:{image.digest}", PREFIX + "pixels", PREFIX + "pixel_bytes")
+            harness.redis.delete(f"{PREFIX}blob:{image.digest}", PREFIX + "pixels", PREFIX + "pixel_bytes")
         return await script(name, *args)
 
-    consumer._link.script = sent_twice  # type: ignore[method-assign,assignment]
+    wrap_scripts(consumer, send_twice)
     assert await consumer._pull(1) == []
-    assert not lab.keys("inflight:")
+    assert not harness.keys("inflight:")
 
 
-async def test_reconcile_hands_back_what_the_worker_never_heard_of(lab: Lab) -> None:
-    producer, consumer, job = await lab.producer(), await lab.consumer(), make_job()
+async def test_reconcile_requeues_jobs_unknown_to_the_worker(harness: Harness) -> None:
+    producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await producer.submit(job, {})
-    link = Link(lab.server.url, timeout_s=5)
-    await link.script("pull", "w1", "m", 5000, 30_000, 0, "a" * 32)  # and the answer is lost
+    link = Link(harness.server.url, timeout_s=5)
+    await link.script("pull", "w1", "m", 5000, 30_000, 0, "a" * 32)  # and the reply is lost
     assert await consumer.reconcile([]) == set()
     assert await served(consumer, 4) == [job]
     await link.aclose()
 
 
-async def test_reconcile_leaves_a_pull_under_way_alone(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
-    assert await consumer.reconcile([]) == set()  # the worker has not yet taken it to its heart
-    assert await consumer.emit([frame(assignment, 0, 1, final=STOP)]) == set()
+async def test_reconcile_leaves_a_pull_in_progress_alone(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
+    assert await consumer.reconcile([]) == set()  # the worker may not have processed the pull yet
+    assert (await consumer.emit([frame(assignment, 0, 1, final=STOP)])).refused == set()
 
 
-async def test_reconcile_hands_back_the_last_pulled_job_when_redis_forgot_its_end(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
-    before = {key: lab.redis.dump(key) for key in lab.keys("") if ":out:" not in key}
+async def test_reconcile_requeues_the_last_pulled_job_when_redis_lost_its_end(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
+    before = {key: harness.redis.dump(key) or b"" for key in harness.keys("") if ":out:" not in key}
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    lab.redis.flushall()
+    harness.redis.flushall()
     for key, value in before.items():
-        lab.redis.restore(key, 0 if key in PERMANENT else 60_000, value)
+        harness.redis.restore(key, 0 if key in PERMANENT else 60_000, value)
     await consumer.reconcile([])
     assert await served(consumer, 1) == [job]
 
 
-async def test_reconcile_tells_what_is_not_ours_any_more(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, _ = await lab.running(producer, consumer)
-    other, _ = await lab.running(producer, consumer)
+async def test_reconcile_returns_the_jobs_that_the_worker_has_lost(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, _ = await harness.running(producer, consumer)
+    other, _ = await harness.running(producer, consumer)
     await producer.cancel(job.job_id, tenant=job.tenant)
     assert await consumer.reconcile([job.job_id, other.job_id]) == {job.job_id}

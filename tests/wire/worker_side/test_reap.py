@@ -5,192 +5,190 @@ from llava_wire.messages.event import ErrorCode, FinishReason
 from llava_wire.redis.keys import PREFIX
 
 from tests.waiting import async_wait_until
-from tests.wire.lab import STOP, Lab, frame, heartbeat, make_job
+from tests.wire.harness import STOP, Harness, frame, heartbeat, make_job
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_dead_workers_stream_goes_on_elsewhere_and_it_cannot_write_any_more(lab: Lab) -> None:
-    producer, old, new = await lab.producer(), await lab.consumer("w1"), await lab.consumer("w2")
-    client = lab.client(producer)
-    job, stale = await lab.running(producer, old)
+async def test_a_dead_workers_stream_continues_on_another_one_and_the_first_is_fenced(
+    harness: Harness,
+) -> None:
+    producer, old, new = await harness.producer(), await harness.consumer("w1"), await harness.consumer("w2")
+    client = harness.client(producer)
+    job, stale = await harness.running(producer, old)
     await old.emit([frame(stale, 0, 1, 2)])
-    lab.kill_worker("w1")
+    harness.kill_worker("w1")
     assert await producer.reap() == 1
     (assignment,) = await new.pull(1)
     assert (assignment.token_ids, assignment.text) == ((1, 2), "<1><2>")
     await new.emit([frame(assignment, 2, 3)])
-    assert await old.emit([frame(stale, 2, 99)]) == {job.job_id}
+    assert (await old.emit([frame(stale, 2, 99)])).refused == {job.job_id}
     await new.emit([frame(assignment, 3, 4, final=STOP)])
-    await client.sees_end(job)
+    await client.receives_end(job)
     assert client.tokens(job) == (1, 2, 3, 4)
 
 
-async def test_a_worker_that_beats_keeps_its_jobs(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    _, assignment = await lab.running(producer, consumer)
-    lab.kill_worker("w1")
-    await consumer.beat()
+async def test_a_worker_that_sends_heartbeats_keeps_its_jobs(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    _, assignment = await harness.running(producer, consumer)
+    harness.kill_worker("w1")
+    await consumer.send_heartbeat()
     assert await producer.reap() == 0
-    assert await consumer.emit([frame(assignment, 0, 1)]) == set()
+    assert (await consumer.emit([frame(assignment, 0, 1)])).refused == set()
 
 
-async def test_a_worker_without_progress_loses_its_jobs(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, assignment = await lab.running(producer, consumer)
-    lab.hang_worker("w1")
-    await consumer.beat()  # its process lives; its engine does not
+async def test_a_worker_without_progress_loses_its_jobs(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, assignment = await harness.running(producer, consumer)
+    harness.hang_worker("w1")
+    await consumer.send_heartbeat()  # its process is alive, its engine is not
     assert await producer.reap() == 1
-    assert await consumer.emit([frame(assignment, 0, 1)]) == {job.job_id}
+    assert (await consumer.emit([frame(assignment, 0, 1)])).refused == {job.job_id}
 
 
-async def test_a_worker_that_makes_progress_keeps_its_jobs(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    _, assignment = await lab.running(producer, consumer)
-    lab.hang_worker("w1")
+async def test_a_worker_that_makes_progress_keeps_its_jobs(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    _, assignment = await harness.running(producer, consumer)
+    harness.hang_worker("w1")
     await consumer.emit([])
     assert await producer.reap() == 0
-    assert await consumer.emit([frame(assignment, 0, 1)]) == set()
+    assert (await consumer.emit([frame(assignment, 0, 1)])).refused == set()
 
 
-async def test_an_announced_long_step_is_no_hang(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer(hang_timeout_s=0.001)
-    await lab.running(producer, consumer)
-    await consumer.emit([], expect_s=600)
-    lab.redis.set(PREFIX + "reaped", "1", px=60_000)
-    assert await producer.reap() == 0
-
-
-async def test_an_idle_worker_does_not_hang(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
+async def test_an_idle_worker_does_not_hang(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
     await consumer.emit([])
-    lab.hang_worker("w1")
+    harness.hang_worker("w1")
     assert await producer.reap() == 0
-    _, assignment = await lab.running(producer, consumer)
-    assert await consumer.emit([frame(assignment, 0, 1)]) == set()
+    _, assignment = await harness.running(producer, consumer)
+    assert (await consumer.emit([frame(assignment, 0, 1)])).refused == set()
 
 
-async def test_a_reaped_job_keeps_its_place(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer("w1")
-    first, _ = await lab.running(producer, consumer)
+async def test_a_reaped_job_keeps_its_position(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer("w1")
+    first, _ = await harness.running(producer, consumer)
     later = [make_job() for _ in range(2)]
     for job in later:
         await producer.submit(job, {})
-    lab.kill_worker("w1")
+    harness.kill_worker("w1")
     await producer.reap()
-    other = await lab.consumer("w2")
+    other = await harness.consumer("w2")
     assert [each.job for each in await other.pull(4)] == [first, *later]
 
 
-async def test_after_three_crashes_a_job_ends_and_is_kept_for_inspection(lab: Lab) -> None:
-    producer = await lab.producer()
-    client, job = lab.client(producer), make_job()
+async def test_after_three_crashes_a_job_ends_as_a_dead_letter(harness: Harness) -> None:
+    producer = await harness.producer()
+    client, job = harness.client(producer), make_job()
     await producer.submit(job, {})
     for life in range(3):
-        consumer = await lab.consumer(f"w{life}")
+        consumer = await harness.consumer(f"w{life}")
         (assignment,) = await consumer.pull(1)
         await consumer.emit([frame(assignment, life, life)])
-        lab.kill_worker(f"w{life}")
+        harness.kill_worker(f"w{life}")
         await producer.reap()
-    final = await client.sees_end(job)
+    final = await client.receives_end(job)
     assert final.reason is FinishReason.ERROR
     assert final.error
     assert final.error.code is ErrorCode.WORKER_CRASHED
     assert [event.offset for event in client.events[job.job_id]] == [0, 1, 2, 3]
-    ((_, entry),) = lab.redis.xrange(PREFIX + "dlq")
-    assert entry[b"job"] == job.job_id.encode()
+    (letter,) = harness.dead_letters()
+    assert letter["job"] == job.job_id
     assert (await producer.stats()).num_dead_letters == 1
     log = await producer.attach(job.job_id, tenant=job.tenant)
     assert log == client.events[job.job_id]
 
 
-async def test_handing_back_is_no_crash(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    client, job = lab.client(producer), make_job()
+async def test_a_requeue_is_not_counted_as_a_crash(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    client, job = harness.client(producer), make_job()
     await producer.submit(job, {})
     for _ in range(5):
         (assignment,) = await consumer.pull(1)
-        await consumer.give_back([assignment])
+        await consumer.requeue([assignment])
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
-    assert await client.sees_end(job) == STOP
+    assert await client.receives_end(job) == STOP
 
 
-async def test_what_is_handed_back_is_continued_and_its_old_holder_refused(lab: Lab) -> None:
-    producer, old, new = await lab.producer(), await lab.consumer("w1"), await lab.consumer("w2")
-    job, stale = await lab.running(producer, old)
+async def test_a_requeued_job_is_continued_and_its_old_worker_refused(harness: Harness) -> None:
+    producer, old, new = await harness.producer(), await harness.consumer("w1"), await harness.consumer("w2")
+    job, stale = await harness.running(producer, old)
     await old.emit([frame(stale, 0, 1)])
-    await old.give_back([stale])
+    await old.requeue([stale])
     (assignment,) = await new.pull(1)
     assert assignment.token_ids == (1,)
-    await old.give_back([stale])  # sent again: not the current assignment, nothing moves
-    assert await old.emit([frame(stale, 1, 2)]) == {job.job_id}
-    assert await new.emit([frame(assignment, 1, 2)]) == set()
+    await old.requeue([stale])  # sent again: not the current assignment, nothing moves
+    assert (await old.emit([frame(stale, 1, 2)])).refused == {job.job_id}
+    assert (await new.emit([frame(assignment, 1, 2)])).refused == set()
 
 
-async def test_a_worker_that_leaves_hands_back_and_is_seen_no_more(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer("w1")
-    job, _ = await lab.running(producer, consumer)
-    await consumer.leave()
+async def test_a_deregistered_worker_is_not_listed_and_its_jobs_are_requeued(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer("w1")
+    job, _ = await harness.running(producer, consumer)
+    await consumer.deregister()
     assert await producer.heartbeats() == []
-    other = await lab.consumer("w2")
+    other = await harness.consumer("w2")
     assert [each.job for each in await other.pull(1)] == [job]
-    assert lab.redis.hget(PREFIX + "job:" + job.job_id, "crashes") == b"0"
+    assert harness.redis.hget(PREFIX + "job:" + job.job_id, "crashes") == b"0"
 
 
-async def test_a_job_that_returns_to_its_old_worker_is_first_taken_from_it(lab: Lab) -> None:
-    """The worker was reaped alive and pulls its own job again before it noticed: never two of one job."""
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, _ = await lab.running(producer, consumer)
-    lab.kill_worker("w1")
+async def test_a_job_that_returns_to_its_old_worker_is_first_taken_from_it(harness: Harness) -> None:
+    """The worker was reaped alive and pulls its own job before it noticed: it never holds one job twice."""
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, _ = await harness.running(producer, consumer)
+    harness.kill_worker("w1")
     await producer.reap()
     for _ in range(2):
         assert await consumer._pull(1) == []
-    assert await consumer.emit([]) == {job.job_id}
+    assert (await consumer.emit([])).refused == {job.job_id}
     (assignment,) = await consumer.pull(1)
     assert assignment.job == job
-    assert await consumer.emit([frame(assignment, 0, 1)]) == set()
+    assert (await consumer.emit([frame(assignment, 0, 1)])).refused == set()
 
 
-async def test_nobody_is_declared_dead_right_after_redis_was_away(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    await lab.running(producer, consumer)
-    lab.kill_worker("w1")
-    lab.hang_worker("w1")
-    lab.kill_controller("some controller")
-    lab.redis.delete(PREFIX + "reaped")  # nobody has reaped for a lease: nobody could beat either
+async def test_no_worker_or_controller_is_reaped_right_after_redis_was_away(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    await harness.running(producer, consumer)
+    harness.kill_worker("w1")
+    harness.hang_worker("w1")
+    harness.kill_controller("some controller")
+    harness.redis.delete(PREFIX + "reaped")  # no controller reaped for a lease: Redis was away
     assert await producer.reap() == 0
-    lab.kill_worker("w1")
+    harness.kill_worker("w1")
     assert await producer.reap() == 1
 
 
-async def test_a_job_that_expired_at_its_worker_is_not_reaped(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    job, _ = await lab.running(producer, consumer)
-    lab.redis.delete(PREFIX + "job:" + job.job_id)
-    lab.kill_worker("w1")
+async def test_a_job_that_expired_at_its_worker_is_not_reaped(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    job, _ = await harness.running(producer, consumer)
+    harness.redis.delete(PREFIX + "job:" + job.job_id)
+    harness.kill_worker("w1")
     assert await producer.reap() == 0
-    lab.redis.hdel(PREFIX + "tenant:alice", job.job_id)  # would expire by itself
+    harness.redis.hdel(PREFIX + "tenant:alice", job.job_id)  # would expire by itself
 
 
-async def test_heartbeats_are_of_the_living(lab: Lab) -> None:
-    producer, consumer, _ = await lab.producer(), await lab.consumer("w1"), await lab.consumer("w2")
+async def test_only_heartbeats_of_live_workers_are_returned(harness: Harness) -> None:
+    producer, consumer, _ = (
+        await harness.producer(),
+        await harness.consumer("w1"),
+        await harness.consumer("w2"),
+    )
     changed = heartbeat("w1", model="new name")
-    await consumer.beat(changed)
-    lab.kill_worker("w2")
+    await consumer.send_heartbeat(changed)
+    harness.kill_worker("w2")
     assert await producer.heartbeats() == [changed]
 
 
-async def test_a_worker_unseen_for_a_lease_is_not_listed(lab: Lab) -> None:
-    producer = await lab.producer()
-    await lab.consumer("w1", lease_s=0.01)
-    await async_wait_until(lambda: not lab.keys("heartbeat:"))
+async def test_a_worker_unseen_for_a_lease_is_not_listed(harness: Harness) -> None:
+    producer = await harness.producer()
+    await harness.consumer("w1", lease_s=0.01)
+    await async_wait_until(lambda: not harness.keys("heartbeat:"))
     assert await producer.heartbeats() == []
 
 
-async def test_the_stats_count_what_is_there(lab: Lab) -> None:
-    producer, consumer = await lab.producer(), await lab.consumer()
-    await lab.running(producer, consumer)
+async def test_the_stats_count_what_is_there(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    await harness.running(producer, consumer)
     await producer.submit(make_job(), {})
     await producer.submit(make_job(model="other"), {})
     stats = await producer.stats()

@@ -1,4 +1,4 @@
-"""Templates: each one's shape, and which one a model gets."""
+"""Templates: the format of each one, and which of them a model uses."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ import pytest
 from llava_wire.messages.heartbeat import ImageSpec
 from llava_wire.messages.job import ImageRef, Message
 from llava_worker.language.prompt_builder import PromptBuilder
-from llava_worker.language.prompt_formats import ChatTemplateError, SpecialToken
+from llava_worker.language.prompt_formats import ChatTemplateError, Segment, SpecialToken
 from llava_worker.language.templates import CONVERSATION_TEMPLATES, choose_template, template_for_config
 from llava_worker.language.tokenizer import ByteTokenizer
 
-PICTURE = ImageRef(digest="p", num_tiles=1, side=8, width=5, height=4)
+IMAGE = ImageRef(digest="p", num_tiles=1, side=8, width=5, height=4)
 TURNS = [
-    Message("user", ("Hi?", PICTURE)),
+    Message("user", ("Hi?", IMAGE)),
     Message("assistant", ("Yes.",)),
     Message("user", ("Why?",)),
 ]
-SYSTEM = {name: conversation.system for name, conversation in CONVERSATION_TEMPLATES.items()}
+SYSTEM = {name: template.system for name, template in CONVERSATION_TEMPLATES.items()}
 
 
-def shown(name: str, turns: list[Message] = TURNS) -> str:
-    """The prompt as one text, with # for a picture and special tokens by their names."""
-    pieces = CONVERSATION_TEMPLATES[name].render(turns)
-    return "".join("#" if isinstance(one, ImageRef) else getattr(one, "token", one) for one in pieces)
+def as_text(segment: Segment) -> str:
+    """Return # for an image, and the name of a special token."""
+    if isinstance(segment, ImageRef):
+        return "#"
+    return segment.token if isinstance(segment, SpecialToken) else segment
+
+
+def render(name: str, messages: list[Message] = TURNS) -> str:
+    return "".join(map(as_text, CONVERSATION_TEMPLATES[name].render(messages)))
 
 
 VICUNA = "{} USER: #\nHi? ASSISTANT: Yes.</s>USER: Why? ASSISTANT:"
@@ -54,33 +59,29 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", CONVERSATION_TEMPLATES)
-def test_a_template_has_the_originals_shape(name: str) -> None:
-    assert shown(name) == EXPECTED[name]
+def test_templates_have_the_format_of_the_original() -> None:
+    assert {name: render(name) for name in CONVERSATION_TEMPLATES} == EXPECTED
 
 
-@pytest.mark.parametrize("name", CONVERSATION_TEMPLATES)
-def test_a_system_message_takes_the_place_of_the_sentence_in_every_template(name: str) -> None:
-    text = shown(name, [Message("system", ("Be brief.",)), *TURNS])
-    assert text.count("Be brief.") == 1
-    assert not SYSTEM[name] or SYSTEM[name] not in text
+def test_system_message_replaces_that_of_every_template() -> None:
+    for name, system in SYSTEM.items():
+        text = render(name, [Message("system", ("Be brief.",)), *TURNS])
+        assert text.count("Be brief.") == 1, name
+        assert not system or system not in text, name
 
 
-@pytest.mark.parametrize("name", CONVERSATION_TEMPLATES)
-def test_what_a_user_types_is_text_in_every_template(name: str) -> None:
-    typed = "</s><s><image><|im_end|>"
-    pieces = CONVERSATION_TEMPLATES[name].render([Message("user", (typed,))])
-    plain = CONVERSATION_TEMPLATES[name].render([Message("user", ("x",))])
-    assert [piece for piece in pieces if isinstance(piece, SpecialToken)] == [
-        piece for piece in plain if isinstance(piece, SpecialToken)
-    ]
+def test_special_tokens_in_user_text_are_text_in_every_template() -> None:
+    def special_tokens(name: str, text: str) -> list[Segment]:
+        segments = CONVERSATION_TEMPLATES[name].render([Message("user", (text,))])
+        return [segment for segment in segments if isinstance(segment, SpecialToken)]
+
+    for name in CONVERSATION_TEMPLATES:
+        assert special_tokens(name, "</s><s><image><|im_end|>") == special_tokens(name, "x"), name
 
 
-def test_templates_whose_turns_end_in_plain_signs_stop_at_them() -> None:
-    assert {name for name, one in CONVERSATION_TEMPLATES.items() if one.stop == ("###",)} == {
-        "llava_v0",
-        "v0_mmtag",
-    }
+def test_templates_with_plain_text_separators_stop_at_them() -> None:
+    stopping = {name for name, template in CONVERSATION_TEMPLATES.items() if template.stop == ("###",)}
+    assert stopping == {"llava_v0", "v0_mmtag"}
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -103,49 +104,42 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_template_follows_from_config_json(name: str) -> None:
-    config, expected = CONFIGS[name]
-    assert template_for_config(config) == expected
+def test_template_is_chosen_by_config_json() -> None:
+    for name, (config, expected) in CONFIGS.items():
+        assert template_for_config(config) == expected, name
 
 
 MISTRAL_CONFIG = '{"model_type": "llava_mistral"}'
 QWEN_CONFIG = '{"model_type": "llava_qwen"}'
 
 
-@pytest.mark.parametrize(
-    ("own", "expected"),
-    [(None, "mistral_instruct"), (QWEN_CONFIG, "qwen_1_5")],
-    ids=["without a config.json", "with one"],
-)
-def test_an_adapters_folder_has_the_template_of_its_base_unless_it_describes_itself(
-    tmp_path: Path, own: str | None, expected: str
-) -> None:
+def test_adapter_has_the_template_of_its_base_unless_it_has_a_config_json(tmp_path: Path) -> None:
     adapter, base = tmp_path / "adapter", tmp_path / "base"
-    for folder, config in ((adapter, own), (base, MISTRAL_CONFIG)):
-        folder.mkdir()
-        if config is not None:
-            (folder / "config.json").write_text(config)
-    assert choose_template("auto", folder=adapter, base=base).name == expected
+    adapter.mkdir()
+    base.mkdir()
+    (base / "config.json").write_text(MISTRAL_CONFIG)
+    assert choose_template("auto", folder=adapter, base=base).name == "mistral_instruct"
+    (adapter / "config.json").write_text(QWEN_CONFIG)
+    assert choose_template("auto", folder=adapter, base=base).name == "qwen_1_5"
 
 
-def test_a_setting_overrides_the_choice() -> None:
+def test_named_template_overrides_the_choice() -> None:
     assert choose_template("llava_v0").name == "llava_v0"
 
 
-def test_the_hf_style_is_refused_for_models_of_another_conversation() -> None:
+def test_hf_style_is_rejected_for_models_of_another_template() -> None:
     with pytest.raises(ChatTemplateError, match="--conversation checkpoint"):
         choose_template("mistral_instruct", "hf")
 
 
-class _MarkedTokenizer(ByteTokenizer):
+class ImageMarkTokenizer(ByteTokenizer):
     def special_id(self, token: str) -> int:
         return {"<im_start>": 300, "<im_end>": 301}.get(token) or super().special_id(token)
 
 
-def test_models_trained_with_image_marks_get_them_around_a_picture() -> None:
+def test_images_are_enclosed_in_marks_if_the_model_was_trained_with_them() -> None:
     builder = PromptBuilder(
-        _MarkedTokenizer(),
+        ImageMarkTokenizer(),
         CONVERSATION_TEMPLATES["vicuna_v1"],
         image_spec=ImageSpec(side=8, tokens_per_tile=2),
         context_length=4096,
@@ -156,10 +150,9 @@ def test_models_trained_with_image_marks_get_them_around_a_picture() -> None:
     assert prompt.token_ids[start - 1 : start + 4] == [300, 258, 258, 301, ord("\n")]
 
 
-@pytest.mark.parametrize(("name", "has_bos"), [("vicuna_v1", True), ("chatml_direct", False)])
-def test_chatml_models_begin_without_a_beginning_token(name: str, has_bos: bool) -> None:
+def test_prompts_of_chatml_models_have_no_bos() -> None:
     spec = ImageSpec(side=8, tokens_per_tile=2)
-    builder = PromptBuilder(
-        ByteTokenizer(), CONVERSATION_TEMPLATES[name], image_spec=spec, context_length=4096
-    )
-    assert (builder.build_chat(TURNS).token_ids[0] == ByteTokenizer.bos_token_id) is has_bos
+    for name, has_bos in (("vicuna_v1", True), ("chatml_direct", False)):
+        template = CONVERSATION_TEMPLATES[name]
+        builder = PromptBuilder(ByteTokenizer(), template, image_spec=spec, context_length=4096)
+        assert (builder.build_chat(TURNS).token_ids[0] == ByteTokenizer.bos_token_id) is has_bos

@@ -1,8 +1,8 @@
 """What one controller has delivered: per live job the frames so far, which win over what Redis remembers.
 
-Pure bookkeeping, no Redis: ``producer`` fills it, ``follower`` delivers through it. A frame has a place in
-its log (``index``); the ledger takes each index once and in order, so the stream has neither doubles nor
-gaps. What it cannot reconcile becomes a *suspect*, to be resynchronised with Redis.
+The ledger does no I/O. ``producer`` adds jobs to it and ``event_reader`` passes in what it reads. A frame is
+one packed event; its index is its position in the job's log. The ledger accepts each index once and in order,
+so a stream has neither duplicates nor gaps. Jobs whose frames do not fit are resynchronized with Redis.
 """
 
 from __future__ import annotations
@@ -11,145 +11,240 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from dataclasses import dataclass
 
+from llava_wire.controller_side.live_job import LiveJob
 from llava_wire.messages.event import ErrorCode, Event, decode_event, decode_log, error_event
-from llava_wire.messages.job import Job
 
-__all__ = ["DeliveryLedger", "LiveJob"]
+__all__ = ["DeliveryLedger", "PendingCancel"]
+
+MAX_TAKEN_OVER = 1024
 
 _log = logging.getLogger(__name__)
 
 
-class LiveJob:
-    """One job that this controller streams: everything needed to make it anew in an empty Redis."""
+@dataclass(frozen=True)
+class PendingCancel:
+    """A cancel to be sent when Redis is available. With a ``nonce`` it applies to that submission only."""
 
-    def __init__(
-        self,
-        job: Job,
-        pixels: Mapping[str, bytes],
-        *,
-        ttl_s: float,
-        owner: int = 1,
-        frames: tuple[bytes, ...] = (),
-        nonce: str = "",
-        trace: str = "",
-        is_submitted: bool = True,
-    ) -> None:
-        self.job = job
-        self.pixels = dict(pixels)
-        self.owner = owner  # which take-over of the stream is ours
-        # By it a call sent twice, or late, is told from one for another reader of the same job.
-        self.nonce = nonce or uuid.uuid4().hex
-        self.trace = trace  # beside the job, whose contents are the same in every trace
-        self.is_submitted = is_submitted  # False while the first call is under way: it may still be refused
-        self.frames = list(frames)
-        self.next_offset = sum(len(event.token_ids) for event in decode_log(frames))
-        self.deadline = time.monotonic() + ttl_s
-        self.touched = time.monotonic()
-        self.settled_at = (0, 0)  # stream id of the last resync: older entries are known, or void
-
-    @property
-    def ttl_s(self) -> float:
-        """What is left of the job's life, in seconds."""
-        return max(self.deadline - time.monotonic(), 0.001)
+    job_id: str
+    tenant: str
+    nonce: str
 
 
 class DeliveryLedger:
-    """The live jobs of one controller. Only events that are in ``ready`` have been, or will be, delivered."""
+    """The live jobs of one controller and their events that are ready for delivery."""
 
     def __init__(self) -> None:
-        self.controller_id = uuid.uuid4().hex
-        self.former_ids: list[str] = []  # identities to be disowned
-        self.live: dict[str, LiveJob] = {}
-        self.suspects: dict[str, None] = {}  # in order of suspicion
-        self.regrets: dict[
-            str, tuple[str, str]
-        ] = {}  # job -> tenant, nonce: to be cancelled when Redis is back
-        self.ready: list[tuple[str, Event]] = []
-        self.moved: deque[str] = deque(maxlen=1024)  # jobs that other controllers took over
-        self.beat = 0  # of this identity; Redis must remember it
+        self._controller_id = uuid.uuid4().hex
+        self._num_beats = 0  # of this identity; Redis must remember it
+        self._former_ids: list[str] = []  # still to be removed from Redis
+        self._live: dict[str, LiveJob] = {}
+        self._to_resync: dict[str, None] = {}  # in the order of the requests
+        self._pending_cancels: dict[str, PendingCancel] = {}
+        self._ready: list[tuple[str, Event]] = []
+        self._taken_over: deque[str] = deque(maxlen=MAX_TAKEN_OVER)
 
-    def take_new_identity(self) -> None:
-        """Redis lost memory: leave the old stream, whose ids may run backwards, and doubt every job."""
-        self.former_ids.append(self.controller_id)
-        self.controller_id = uuid.uuid4().hex
-        self.beat = 0
-        for live in self.live.values():
-            live.settled_at = (0, 0)
-        self.suspects.update(dict.fromkeys(self.live))
+    # Identity
 
-    def drop(self, job_id: str) -> LiveJob | None:
-        """Nothing more is delivered for this job, but what is ready."""
-        self.suspects.pop(job_id, None)
-        return self.live.pop(job_id, None)
+    @property
+    def controller_id(self) -> str:
+        return self._controller_id
 
-    def silence(self, job_id: str) -> None:
-        """Nothing at all is delivered for this job any more."""
-        self.drop(job_id)
-        self.ready = [item for item in self.ready if item[0] != job_id]
+    @property
+    def next_beat(self) -> int:
+        """The number of the next beat under the present identity."""
+        return self._num_beats + 1
 
-    def suspect(self, job_id: str) -> None:
-        if job_id in self.live:
-            self.suspects[job_id] = None
-
-    def hear(self, job_id: str, index: int, payload: bytes, entry_id: tuple[int, int]) -> None:
-        """A frame from the stream: ready if it is the next, dropped if a double; else the job is suspect."""
-        live = self.live.get(job_id)
-        if live is None or job_id in self.suspects or entry_id <= live.settled_at:
-            return  # a suspect's frames come from its log, when Redis and we agree again
-        if index < len(live.frames) and live.frames[index] == payload:
+    def record_beat(self, controller_id: str, beat: int, *, has_lost_memory: bool) -> None:
+        """Count a beat that Redis received; ``has_lost_memory``: it did not remember the one before."""
+        if controller_id != self._controller_id:
             return
-        self.deliver(job_id, index, payload)
+        self._num_beats = beat
+        if has_lost_memory:
+            self.change_identity()
 
-    def deliver(self, job_id: str, index: int, payload: bytes) -> None:
-        """Make the frame at this place in the log ready, if it fits to what was delivered."""
-        live = self.live.get(job_id)
-        if live is None:
-            return  # a worker must not write after the end, and if one does nobody hears it
-        try:
-            event = decode_event(payload, live.next_offset)
-        except ValueError as error:  # msgspec's, and that of text which is no UTF-8
-            _log.error("job %s ends: what its worker wrote is no event: %s", job_id, error)
-            self.fail(job_id, ErrorCode.INTERNAL_ERROR, "a worker wrote what is no event: ask again")
-            self.regrets[job_id] = live.job.tenant, ""
-            return
-        if index != len(live.frames) or event.offset != live.next_offset:
-            self.suspect(job_id)
-            return
-        live.frames.append(payload)
-        live.next_offset = event.next_offset
-        live.touched = time.monotonic()
-        self.ready.append((job_id, event))
-        if event.final:
-            self.drop(job_id)
+    def change_identity(self) -> None:
+        """Redis lost memory: leave the old stream, whose IDs may run backwards, and resync every job."""
+        self._former_ids.append(self._controller_id)
+        self._controller_id = uuid.uuid4().hex
+        self._num_beats = 0
+        for live in self._live.values():
+            live.resynced_to = (0, 0)
+        self._to_resync.update(dict.fromkeys(self._live))
 
-    def fail(self, job_id: str, code: ErrorCode, message: str) -> None:
-        """End a live job here: its stream gets a final event that no worker wrote."""
-        live = self.drop(job_id)
-        if live:
-            self.ready.append((job_id, error_event(code, message, offset=live.next_offset)))
+    @property
+    def former_ids(self) -> tuple[str, ...]:
+        """Former identities that Redis may still know."""
+        return tuple(self._former_ids)
 
-    def hand_over(self, job_id: str) -> None:
-        """Another controller streams the job now: end it here, and never cancel it there."""
-        self.fail(job_id, ErrorCode.STREAM_TAKEN_OVER, "another connection reads this answer on")
-        self.moved.append(job_id)
+    def remove_former_id(self, controller_id: str) -> None:
+        self._former_ids.remove(controller_id)
+
+    # Live jobs
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
+
+    @property
+    def models(self) -> set[str]:
+        """The models of the live jobs."""
+        return {live.job.model for live in self._live.values()}
+
+    def find(self, job_id: str) -> LiveJob | None:
+        return self._live.get(job_id)
+
+    def track(self, live: LiveJob) -> None:
+        """Deliver the events of this job from now on."""
+        self._live[live.job.job_id] = live
+
+    def confirm(self, live: LiveJob) -> None:
+        """Redis has accepted the job under this controller."""
+        live.is_submitted = True
+        if live.job.job_id in self._taken_over:
+            self._taken_over.remove(live.job.job_id)
+
+    def reattach(self, live: LiveJob, nonce: str, epoch: int) -> list[Event]:
+        """Give a live job to another reader here; return the events that were delivered so far.
+
+        A higher ``epoch`` than the known one means that another controller had the stream meanwhile.
+        """
+        live.nonce = nonce
+        if epoch > live.epoch:
+            live.epoch = epoch
+            self.request_resync(live.job.job_id)
+        num_ready = sum(1 for job_id, _ in self._ready if job_id == live.job.job_id)
+        return decode_log(live.frames[: len(live.frames) - num_ready])
+
+    def drop(self, job_id: str) -> None:
+        """Deliver nothing more of this job, also nothing that is ready."""
+        self._stop(job_id)
+        self._ready = [item for item in self._ready if item[0] != job_id]
 
     def expire(self) -> None:
         """End the jobs whose deadline has passed."""
         now = time.monotonic()
-        for job_id, live in list(self.live.items()):
+        for live in list(self._live.values()):
             if live.deadline <= now:
                 limit = f"the request was not done within {live.job.ttl_s:g} s: try again later"
-                self.fail(job_id, ErrorCode.DEADLINE_EXCEEDED, limit)
-                self.regrets[job_id] = live.job.tenant, ""
+                self.fail(live, ErrorCode.DEADLINE_EXCEEDED, limit)
+
+    def fail(self, live: LiveJob, code: ErrorCode, message: str) -> None:
+        """End a job here with a final event that no worker wrote, and cancel it in Redis."""
+        self._end(live.job.job_id, code, message)
+        self.cancel_later(live.job.job_id, live.job.tenant)
+
+    def was_taken_over(self, job_id: str) -> bool:
+        """Whether another controller took over the stream of this job: it must not be cancelled from here."""
+        return job_id in self._taken_over
+
+    # Cancels that Redis has not received
+
+    def cancel_later(self, job_id: str, tenant: str, nonce: str = "") -> None:
+        self._pending_cancels[job_id] = PendingCancel(job_id, tenant, nonce)
+
+    @property
+    def pending_cancels(self) -> tuple[PendingCancel, ...]:
+        return tuple(self._pending_cancels.values())
+
+    def cancel_sent(self, cancel: PendingCancel) -> None:
+        """Redis received this cancel; one that replaced it meanwhile stays pending."""
+        if self._pending_cancels.get(cancel.job_id) == cancel:
+            del self._pending_cancels[cancel.job_id]
+
+    # Delivery
+
+    def receive(self, job_id: str, index: int, payload: bytes, entry_id: tuple[int, int]) -> None:
+        """Accept a frame from the stream if it is the next one, skip a duplicate, else request a resync."""
+        live = self._live.get(job_id)
+        if live is None or job_id in self._to_resync or entry_id <= live.resynced_to:
+            return  # until the resync the stream does not count: it brings the log's tail
+        if index < len(live.frames) and live.frames[index] == payload:
+            return
+        self._accept(job_id, index, payload)
+
+    @property
+    def has_ready(self) -> bool:
+        return bool(self._ready)
 
     def take_ready(self) -> list[tuple[str, Event]]:
-        ready, self.ready = self.ready, []
+        """The events to deliver now, as (job ID, event)."""
+        ready, self._ready = self._ready, []
         return ready
 
-    def delivered(self, job_id: str) -> list[Event]:
-        """The events of a live job that its follower has been given."""
-        live = self.live[job_id]
-        num_ready = sum(1 for ready_id, _ in self.ready if ready_id == job_id)
-        return decode_log(live.frames[: len(live.frames) - num_ready])
+    # Resynchronization
+
+    def idle_jobs(self, idle_s: float) -> list[LiveJob]:
+        """The submitted jobs of which nothing was received for ``idle_s``."""
+        before = time.monotonic() - idle_s
+        return [live for live in self._live.values() if live.is_submitted and live.last_active <= before]
+
+    def request_resync(self, job_id: str) -> None:
+        if job_id in self._live:
+            self._to_resync[job_id] = None
+
+    @property
+    def jobs_to_resync(self) -> tuple[str, ...]:
+        """The IDs of the live jobs that are to be compared with Redis."""
+        return tuple(self._to_resync)
+
+    def apply_resync(
+        self, live: LiveJob, controller_id: str, state: bytes, tail: list[bytes], last_entry: tuple[int, int]
+    ) -> bool:
+        """Continue a job from the reply of the script ``resync``; False if the reply no longer applies.
+
+        ``tail`` are the frames of the log after the delivered ones, ``last_entry`` is the ID of the last
+        stream entry that they cover.
+        """
+        job_id = live.job.job_id
+        if self._live.get(job_id) is not live:  # cancelled meanwhile, and the script created it again
+            self.request_resync(job_id)  # if it is read here again, under a nonce of its own
+            if job_id not in self._live:
+                self.cancel_later(job_id, live.job.tenant, live.nonce)
+            return False
+        if controller_id != self._controller_id:
+            return False  # memory was lost again, and the job is marked for the next resync
+        self.finish_resync(live, controller_id)
+        if state == b"moved":
+            self._end(job_id, ErrorCode.STREAM_TAKEN_OVER, "another connection reads this answer on")
+            self._taken_over.append(job_id)
+        elif state == b"cancelled":
+            self._end(job_id, ErrorCode.ANSWER_CANCELLED, "this answer was cancelled: ask again")
+        live.resynced_to = last_entry
+        for frame in tail:
+            self._accept(job_id, len(live.frames), frame)
+        return True
+
+    def finish_resync(self, live: LiveJob, controller_id: str) -> None:
+        """Redis agrees with the job again, unless the job or the identity changed meanwhile."""
+        if self._live.get(live.job.job_id) is live and controller_id == self._controller_id:
+            self._to_resync.pop(live.job.job_id, None)
+
+    def _accept(self, job_id: str, index: int, payload: bytes) -> None:
+        """Make a frame ready for delivery if it continues what was delivered; else request a resync."""
+        live = self._live.get(job_id)
+        if live is None:
+            return  # after the end of the job, where no worker may write
+        try:
+            event = decode_event(payload, live.next_offset)
+        except ValueError as error:  # msgspec's, and that of text which is not UTF-8
+            _log.error("job %s ends: what its worker wrote is no event: %s", job_id, error)
+            self.fail(live, ErrorCode.INTERNAL_ERROR, "a worker wrote what is no event: ask again")
+            return
+        if index != len(live.frames) or event.offset != live.next_offset:
+            self.request_resync(job_id)
+            return
+        live.append(payload, event)
+        self._ready.append((job_id, event))
+        if event.final:
+            self._stop(job_id)
+
+    def _end(self, job_id: str, code: ErrorCode, message: str) -> None:
+        if live := self._stop(job_id):
+            self._ready.append((job_id, error_event(code, message, offset=live.next_offset)))
+
+    def _stop(self, job_id: str) -> LiveJob | None:
+        """Accept nothing more of this job; what is ready is still delivered."""
+        self._to_resync.pop(job_id, None)
+        return self._live.pop(job_id, None)

@@ -1,189 +1,171 @@
-"""The one blocking read of a controller, and the healing around it.
+"""The one blocking read of a controller, and the recovery around it.
 
-Each turn: has Redis been replaced (then: a new identity, and every job is suspect); look after quiet jobs;
-settle the suspects by ``resync``; read what is new. Delivered events end up in ``ledger.ready``.
+Each poll: check whether Redis was replaced (then: a new identity, and a resync of every job); check idle
+jobs; resync jobs that need it; read new frames. Events for delivery end up in the ledger.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import AsyncIterator, Iterator
 
-from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob
-from llava_wire.controller_side.submission import submission, to_milliseconds
+from llava_wire.controller_side.delivery_ledger import DeliveryLedger
+from llava_wire.controller_side.live_job import LiveJob
 from llava_wire.messages.event import ErrorCode, Event
-from llava_wire.redis.connection import UNAVAILABLE, Link, pause
+from llava_wire.redis.connection import UNAVAILABLE, Link, backoff
 from llava_wire.redis.keys import out_key
 
 __all__ = ["EventReader"]
 
 BLOCK_MS = 2000
-_NOTICE = re.compile(rb"([!-~]+) ([0-9]{1,9}|\?)")  # a job, and a place in its log
+_NOTICE = re.compile(rb"([!-~]+) ([0-9]{1,9}|\?)")  # job ID, and an index in its log or "?"
 _log = logging.getLogger(__name__)
 
 
 class EventReader:
-    """Reads for one ledger. ``turn`` must not run twice at once.
+    """Reads the event stream of one controller into its ledger. ``poll`` must not run twice at once.
 
-    ``link`` is for commands; the reader is a connection of its own. ``check_interval_s`` is
-    how long a live job may be quiet before Redis is asked whether a notice was lost.
+    ``link`` is for commands; the blocking read has a connection of its own. ``check_interval_s`` is how long
+    a live job may be idle before Redis is asked whether a notice was lost.
     """
 
     def __init__(self, url: str, link: Link, ledger: DeliveryLedger, *, check_interval_s: float) -> None:
         self._link = link
         self._ledger = ledger
         self._reader = Link(
-            url, timeout_s=BLOCK_MS / 1000 + 3, max_connections=1, on_connect=self._note_connection
+            url, timeout_s=BLOCK_MS / 1000 + 3, max_connections=1, on_connect=self._count_connection
         )
         self._check_interval_s = check_interval_s
         self._num_connections = 0  # made so far
-        self._known_connection = -1  # the one whose server we have asked who it is
+        self._known_connection = -1  # the last one whose server was identified
         self._run_id: str | None = None
-        self._stream = ("", "0-0")  # whose stream we read, and how far
+        self._position = ("", "0-0")  # the controller ID whose stream is read, and the last entry read
 
     async def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:
-        """Batches for ever; while Redis is away, only the ends of jobs whose deadline passes."""
+        """Yield batches forever; while Redis is away, only the ends of jobs whose deadline passes."""
         failures = 0
         while True:
             try:
-                await self.turn(BLOCK_MS)
+                await self.poll(BLOCK_MS)
                 failures = 0
             except UNAVAILABLE as error:
-                self._known_connection = -1  # ask before the next read, which may block
+                self._known_connection = -1  # identify the server before the next read, which may block
                 if not failures:
                     _log.warning("redis is unavailable: %s", error)
-                await pause(failures)
+                await backoff(failures)
                 failures += 1
             self._ledger.expire()
-            if self._ledger.ready:
+            if self._ledger.has_ready:
                 yield self._ledger.take_ready()
 
-    async def turn(self, block_ms: int | None) -> None:
-        """One round; waits up to ``block_ms`` for news (None: not at all). Raises one of ``UNAVAILABLE``."""
-        await self.notice_new_server()
-        await self._cancel_regretted()
-        await self._check_quiet_jobs()
-        await self._settle_suspects()
-        if not self._ledger.ready:
+    async def poll(self, block_ms: int | None) -> None:
+        """Wait up to ``block_ms`` for frames (None: do not wait). Raises one of ``UNAVAILABLE``."""
+        await self.identify_server()
+        await self._send_pending_cancels()
+        await self._check_idle_jobs()
+        await self._resync_jobs()
+        if not self._ledger.has_ready:
             await self._read(block_ms)
 
-    async def notice_new_server(self) -> None:
-        """Remember which server this is, if it is the first; else, if it is another, doubt everything."""
-        while self._known_connection != self._num_connections:  # twice if asking makes the connection
+    async def identify_server(self) -> None:
+        """Record which server this is; if it is not the one from before, change the identity."""
+        while self._known_connection != self._num_connections:  # twice if the question makes the connection
             connection = self._num_connections
             run_id = await self._reader.run_id()
             if connection != self._num_connections:
                 continue
             if self._run_id not in (None, run_id):
-                _log.warning("redis is another server now: resynchronising %d jobs", len(self._ledger.live))
-                self._ledger.take_new_identity()
+                _log.warning("redis is another server now: resynchronising %d jobs", self._ledger.num_live)
+                self._ledger.change_identity()
             self._known_connection, self._run_id = connection, run_id
 
     async def aclose(self) -> None:
         await self._reader.aclose()
 
-    def _note_connection(self) -> None:
+    def _count_connection(self) -> None:
         self._num_connections += 1
 
-    async def _cancel_regretted(self) -> None:
-        for job_id, regret in list(self._ledger.regrets.items()):
-            tenant, nonce = regret
-            await self._link.script("cancel", job_id, tenant, self._ledger.controller_id, 1, 0, nonce)
-            if self._ledger.regrets.get(job_id) == regret:
-                del self._ledger.regrets[job_id]
+    async def _send_pending_cancels(self) -> None:
+        for cancel in self._ledger.pending_cancels:
+            controller_id = self._ledger.controller_id
+            await self._link.script("cancel", cancel.job_id, cancel.tenant, controller_id, 1, 0, cancel.nonce)
+            self._ledger.cancel_sent(cancel)
 
-    async def _check_quiet_jobs(self) -> None:
-        before = time.monotonic() - self._check_interval_s
-        quiet = [
-            item for item in self._ledger.live.items() if item[1].is_submitted and item[1].touched <= before
-        ]
-        if not quiet:
+    async def _check_idle_jobs(self) -> None:
+        idle = self._ledger.idle_jobs(self._check_interval_s)
+        if not idle:
             return
-        pairs = [arg for job_id, live in quiet for arg in (job_id, len(live.frames))]
+        pairs = [arg for live in idle for arg in (live.job.job_id, len(live.frames))]
         for job_id in await self._link.script("check", self._ledger.controller_id, *pairs):
-            self._ledger.suspect(job_id.decode())
-        for _, live in quiet:
-            live.touched = time.monotonic()
+            self._ledger.request_resync(job_id.decode())
+        for live in idle:
+            live.mark_active()
 
-    async def _settle_suspects(self) -> None:
-        for job_id in list(self._ledger.suspects):
-            live = self._ledger.live.get(job_id)
+    async def _resync_jobs(self) -> None:
+        for job_id in self._ledger.jobs_to_resync:
+            live = self._ledger.find(job_id)
             if live and live.is_submitted:
-                await self._resync(job_id, live)
-        for former_id in list(self._ledger.former_ids):
-            await self._link.script("disown", former_id)
-            self._ledger.former_ids.remove(former_id)
+                await self._resync(live)
+        for controller_id in self._ledger.former_ids:
+            await self._link.script("remove_controller", controller_id)
+            self._ledger.remove_former_id(controller_id)
 
-    async def _resync(self, job_id: str, live: LiveJob) -> None:
+    async def _resync(self, live: LiveJob) -> None:
         controller_id = self._ledger.controller_id
         state, missing, tail, last_entry = await self._link.script(
-            "resync", *submission(live, controller_id), live.owner, live.next_offset, *live.frames
+            "resync", *live.creation_args(controller_id), live.epoch, live.next_offset, *live.frames
         )
-        if self._ledger.live.get(job_id) is not live:  # cancelled meanwhile; the script made it anew
-            self._ledger.suspect(job_id)  # where it is read here again, under a nonce of its own
-            if job_id not in self._ledger.live:
-                self._ledger.regrets[job_id] = live.job.tenant, live.nonce
-            return
-        if controller_id != self._ledger.controller_id:
-            return  # still suspect: memory was lost again
-        del self._ledger.suspects[job_id]
-        if state == b"moved":
-            self._ledger.hand_over(job_id)
-        elif state == b"cancelled":
-            self._ledger.fail(job_id, ErrorCode.ANSWER_CANCELLED, "this answer was cancelled: ask again")
-        live.settled_at = _stream_id(last_entry)
-        for frame in tail:
-            self._ledger.deliver(job_id, len(live.frames), frame)
-        if missing:
-            await self._supply(job_id, live, [digest.decode() for digest in missing])
+        is_current = self._ledger.apply_resync(live, controller_id, state, tail, _entry_id(last_entry))
+        if is_current and missing:
+            await self._supply_images(live, controller_id, [digest.decode() for digest in missing])
 
-    async def _supply(self, job_id: str, live: LiveJob, digests: list[str]) -> None:
-        if not all(digest in live.pixels for digest in digests):  # taken over after they were gone
-            self._ledger.fail(
-                job_id, ErrorCode.INTERNAL_ERROR, "the pictures of this job are lost: send it again"
-            )
-            self._ledger.regrets[job_id] = live.job.tenant, ""
+    async def _supply_images(self, live: LiveJob, controller_id: str, digests: list[str]) -> None:
+        """Send the images that Redis lost. They are not known here if the job was taken over without them."""
+        if not all(digest in live.pixels for digest in digests):
+            message = "the pictures of this job are lost: send it again"
+            self._ledger.fail(live, ErrorCode.INTERNAL_ERROR, message)
             return
+        job_id = live.job.job_id
         pairs = [arg for digest in digests for arg in (digest, live.pixels[digest])]
-        self._ledger.suspect(job_id)  # until they have arrived
-        await self._link.script("supply", job_id, to_milliseconds(live.ttl_s), *pairs)
-        self._ledger.suspects.pop(job_id, None)
+        self._ledger.request_resync(job_id)  # until they have arrived
+        await self._link.script("supply_images", job_id, live.remaining_ms, *pairs)
+        self._ledger.finish_resync(live, controller_id)
 
     async def _read(self, block_ms: int | None) -> None:
         controller_id = self._ledger.controller_id
-        last_id = self._stream[1] if self._stream[0] == controller_id else "0-0"
+        last_id = self._position[1] if self._position[0] == controller_id else "0-0"
         blocking = () if block_ms is None else ("BLOCK", block_ms)
-        answer = await self._reader.command(
+        reply = await self._reader.command(
             "XREAD", "COUNT", 1000, *blocking, "STREAMS", out_key(controller_id), last_id
         )
         is_known = self._known_connection == self._num_connections
         if not is_known or controller_id != self._ledger.controller_id:
-            return  # perhaps another server's answer: ask first; nothing is lost, for last_id stays
-        for entry_id, job_id, verb, payload in _entries(answer):
-            if verb == "?":
-                self._ledger.suspect(job_id)
+            return  # perhaps another server's reply: identify it first; nothing is lost, last_id stays
+        for entry_id, job_id, index, payload in _notices(reply):
+            if index is None:
+                self._ledger.request_resync(job_id)
             else:
-                self._ledger.hear(job_id, int(verb), payload, _stream_id(entry_id))
+                self._ledger.receive(job_id, index, payload, _entry_id(entry_id))
             last_id = entry_id.decode()
-        self._stream = (controller_id, last_id)
+        self._position = (controller_id, last_id)
 
 
-def _stream_id(text: bytes) -> tuple[int, int]:
+def _entry_id(text: bytes) -> tuple[int, int]:
     milliseconds, _, number = text.partition(b"-")
     return int(milliseconds), int(number)
 
 
-def _entries(
-    answer: list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]],
-) -> Iterator[tuple[bytes, str, str, bytes]]:
-    """(entry id, job id, verb, payload) of what XREAD answers; a verb is a place in the log, or "?"."""
-    for _, entries in answer or []:
+def _notices(
+    reply: list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]],
+) -> Iterator[tuple[bytes, str, int | None, bytes]]:
+    """(entry ID, job ID, index in the log, payload) of what XREAD returns; no index: resync the job."""
+    for _, entries in reply or []:
         for entry_id, fields in entries:
             for name, payload in fields.items():
-                if found := _NOTICE.fullmatch(name):
-                    yield entry_id, found[1].decode(), found[2].decode(), payload
+                if match := _NOTICE.fullmatch(name):
+                    index = None if match[2] == b"?" else int(match[2])
+                    yield entry_id, match[1].decode(), index, payload
                 else:
                     _log.error("the stream of events has something that is none: passed over")
-                    yield entry_id, "", "?", b""  # about nobody, and read
+                    yield entry_id, "", None, b""  # for no job; the entry counts as read

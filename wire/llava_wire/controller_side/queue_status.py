@@ -1,4 +1,4 @@
-"""What the queue tells about itself when a controller asks."""
+"""What a controller can query about the queue: statistics, a job's position, a job's state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["JobSnapshot", "QueuePosition", "QueueStats"]
 
 @dataclass(frozen=True)
 class QueueStats:
-    """A moment of the whole system, but ``num_live`` is of this controller. ``num_waiting`` is by model."""
+    """Counts of the whole system; only ``num_live`` is of this controller. ``num_waiting`` is per model."""
 
     num_waiting: Mapping[str, int]
     num_running: int
@@ -25,23 +25,23 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class QueuePosition:
-    """Where a job stood when it came: how many jobs of its model waited, and how long these should take at
-    the last minute's rate; None where nothing was done in it."""
+    """A job's position at its submission: the number of jobs of its model that were waiting, and how long
+    these should take at the rate of the last minute; None if no job was served in it."""
 
     num_ahead: int
     wait_s: float | None
 
     @classmethod
-    def read(cls, num_ahead: int, wait_ms: int) -> QueuePosition:
-        """As ``submit`` answers."""
+    def from_reply(cls, num_ahead: int, wait_ms: int) -> QueuePosition:
+        """Parse the reply of the script ``submit``, where 0 ms for jobs ahead means no estimate."""
         return cls(num_ahead, None if num_ahead and not wait_ms else wait_ms / 1000)
 
 
 @dataclass(frozen=True)
 class JobSnapshot:
-    """A look at a job: its state (queued, parked, running, done, cancelled, orphaned), and its next events.
+    """The state of a job (queued, parked, running, done, cancelled, orphaned) and its next events.
 
-    ``outline`` is the job without its messages; ``created_at`` is in s since the epoch, by Redis's clock.
+    ``outline`` is the job without its messages; ``created_at`` is in Unix seconds, by Redis's clock.
     """
 
     state: str

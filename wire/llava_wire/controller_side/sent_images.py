@@ -1,4 +1,4 @@
-"""Which pixels a controller has sent lately, so that it need not send them again."""
+"""Which images a controller has sent lately, so that it does not send them again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_SENT_IMAGES = 4096
 
 
 class SentImages:
-    """Digests that Redis probably still has: it may drop them at any time, and says so at a submit."""
+    """An LRU set of digests that Redis probably has. It may drop images; ``submit`` reports those missing."""
 
     def __init__(self) -> None:
         self._digests: OrderedDict[str, None] = OrderedDict()  # the oldest first

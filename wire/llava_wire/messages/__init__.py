@@ -1,1 +1,1 @@
-"""The messages: jobs, events, heartbeats and commands."""
+"""Messages between controllers and workers: jobs, events, heartbeats, commands. They do not need Redis."""

@@ -1,4 +1,4 @@
-"""An assignment: a job in the hands of one worker, together with the log it continues."""
+"""An assignment: a job that one worker runs, together with the log that it continues."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["Assignment"]
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """A job as pulled. ``assignment_id`` is the fence: only its holder may write to the job's log.
+    """A job as pulled. ``assignment_id`` is a fencing token: only its holder may write to the job's log.
 
     ``token_ids`` and ``text`` are what earlier workers have emitted: continue from there, at offset
-    ``len(token_ids)``. ``pixels`` maps each digest of ``job.images`` to its tiles. ``left_s`` is what the
-    pull found left of the job's life; None where that is not known. ``trace`` is the W3C traceparent of who
-    submitted it; empty where nobody traces.
+    ``len(token_ids)``. ``pixels`` maps each digest of ``job.images`` to its tiles. ``remaining_s`` is the
+    time from the pull to the job's deadline; None if unknown. ``trace`` is the W3C traceparent of the
+    submitter; empty without tracing.
     """
 
     job: Job
@@ -25,5 +25,5 @@ class Assignment:
     token_ids: tuple[int, ...]
     text: str
     pixels: Mapping[str, bytes]
-    left_s: float | None = None
+    remaining_s: float | None = None
     trace: str = ""

@@ -1,7 +1,11 @@
-"""What an operator commands a worker to do with its model, and what the worker reports about it."""
+"""Commands of an operator to a worker, and the status that the worker reports.
+
+On the wire a command is called ``order``.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -10,30 +14,31 @@ __all__ = ["CommandStatus", "IssuedCommand", "ModelCommand"]
 
 
 class ModelCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Serve this model from now on, or (None) none. ``precision`` None leaves it to the worker's settings."""
+    """Load this model, or unload (None). ``precision`` None: as in the worker's settings."""
 
     model: str | None = None
     precision: str | None = None
 
 
-class IssuedCommand(msgspec.Struct, frozen=True):
-    """An instruction with the id under which the worker reports on it."""
+@dataclass(frozen=True)
+class IssuedCommand:
+    """A command with the ID under which the worker reports its status."""
 
-    order_id: str
-    instruction: ModelCommand
+    command_id: str
+    command: ModelCommand
 
 
 class CommandStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How the last order stands. One that is "refused" changed nothing; one that "failed" left no model.
+    """The status of the last command. "refused": nothing was changed; "failed": no model is loaded now.
 
-    ``progress`` is the share of the weights that is loaded.
+    ``progress`` is the fraction of the weights that is loaded.
     """
 
-    order_id: str
+    command_id: str = msgspec.field(name="order_id")
     state: Literal["running", "done", "refused", "failed"]
     message: str = ""
     progress: float = 0.0
 
     @property
-    def is_settled(self) -> bool:
+    def is_finished(self) -> bool:
         return self.state != "running"

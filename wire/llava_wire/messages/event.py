@@ -1,7 +1,7 @@
-"""Events: what a worker says about a job, and what its log is made of.
+"""Events: the output of a job, as a worker emits it and the job's log stores it.
 
-Each event carries the token ids *and* the text they became: another worker goes on from the ids, another
-controller from the text, and neither needs the other's libraries. The last event of a job has ``final`` set.
+Each event carries the token IDs *and* their text: another worker continues from the IDs, another controller
+from the text, and neither needs the other's libraries. The last event of a job has ``final`` set.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class FinishReason(str, Enum):
 
 
 class ErrorCode(str, Enum):
-    """What went wrong with a job, for programs; the sentence for people stands beside it."""
+    """What went wrong with a job, for programs; ``JobError.message`` is for people."""
 
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     INVALID_REQUEST = "invalid_request"
@@ -42,20 +42,20 @@ class ErrorCode(str, Enum):
     WORKER_CRASHED = "worker_crashed"
     INTERNAL_ERROR = "internal_error"
     WORKER_OUTDATED = "worker_outdated"  # the job is of a newer version than the worker
-    # Written by no worker: a controller ends its own stream with them.
+    # A controller ends its own stream with these; no worker writes them.
     ANSWER_CANCELLED = "answer_cancelled"
     STREAM_TAKEN_OVER = "stream_taken_over"
 
     @classmethod
     def _missing_(cls, value: object) -> ErrorCode:
-        """What a newer version says."""
+        """Read a code of a newer version as an internal error."""
         del value
         return cls.INTERNAL_ERROR
 
 
 class JobError(msgspec.Struct, frozen=True):
-    """A failure: ``message`` says what, the value, the limit and the way out. ``param`` is the field of the
-    request that it is about; None: the messages, or none of them."""
+    """A failure. ``message`` has the value, the limit and what to do. ``param`` is the request's field that
+    is wrong; None: the messages, or no field."""
 
     code: ErrorCode
     message: str
@@ -63,9 +63,11 @@ class JobError(msgspec.Struct, frozen=True):
 
 
 class Final(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The end of a job. ``error`` is set if and only if ``reason`` is ERROR. ``stopped_by`` is the one of the
-    job's stop strings that ended it; empty if none did. ``vector`` is what an embedding asks for: fp32,
-    little-endian, of length 1."""
+    """The end of a job.
+
+    ``error`` is set if and only if ``reason`` is ERROR. ``stopped_by`` is the stop string that ended the
+    output; empty if none did. ``vector`` is the embedding: fp32, little-endian, of unit norm.
+    """
 
     reason: FinishReason
     num_prompt_tokens: int = 0
@@ -76,7 +78,7 @@ class Final(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TokenScore(msgspec.Struct, frozen=True, array_like=True):
-    """A token and its log-probability. ``text`` is what it adds to the answer: bytes, because a token may
+    """A token and its log-probability. ``text`` is what it adds to the output: bytes, because a token may
     hold a part of a character; empty for special tokens."""
 
     token_id: int
@@ -85,22 +87,21 @@ class TokenScore(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """The token that was chosen, and the likeliest ones at its place, likeliest first."""
+    """The sampled token and the most likely tokens at its position, most likely first."""
 
-    chosen: TokenScore
+    sampled: TokenScore
     top: tuple[TokenScore, ...] = ()
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
-    """Tokens ``offset .. offset + len(token_ids)`` of the answer and the text they completed.
+    """Tokens ``offset .. offset + len(token_ids)`` of the output and the text that they completed.
 
     ``text`` holds whole characters only; it may lag behind the tokens (a character of several tokens, a
     possible stop string) and catches up in a later event. The end-of-sequence token counts and has no text.
-    ``logprobs`` has one entry for each of ``token_ids`` if the job asks for them, else none.
-    ``num_prompt_tokens`` is told with each worker's first event of a job, so that a stream can say it early.
-    ``prompt`` are the prompt's tokens, in the first event of a job that is echoed and in no other: they are
-    told whole, once. Each has its log-probability if the job asks for them, else 0; so has the first, before
-    which nothing stands.
+    ``logprobs`` has one entry for each of ``token_ids`` if the job requests them, else none.
+    ``num_prompt_tokens`` is set in each worker's first event of a job, so that a stream can report it early.
+    ``prompt`` has all tokens of the prompt, in the first event of a job that is echoed and in no other. Each
+    has its log-probability if the job requests them, else 0; that of the first token is 0, too.
     """
 
     offset: int
@@ -113,7 +114,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def next_offset(self) -> int:
-        """The offset of the event that follows this one."""
+        """The offset of the next event."""
         return self.offset + len(self.token_ids)
 
 
@@ -121,13 +122,13 @@ _decoder = msgspec.msgpack.Decoder(Event)
 
 
 def decode_event(payload: bytes, offset: int) -> Event:
-    """``offset`` stands in where the writer could not know it (-1: the end that ``reap`` writes)."""
+    """Decode a frame; ``offset`` replaces -1, which the end that ``reap`` writes has."""
     event = _decoder.decode(payload)
     return msgspec.structs.replace(event, offset=offset) if event.offset < 0 else event
 
 
 def decode_log(frames: list[bytes] | tuple[bytes, ...], offset: int = 0) -> list[Event]:
-    """The events of a log, or of what follows ``offset`` in it, with their offsets."""
+    """Decode a log, or its part after ``offset``, into events with their offsets."""
     events: list[Event] = []
     for frame in frames:
         events.append(decode_event(frame, events[-1].next_offset if events else offset))

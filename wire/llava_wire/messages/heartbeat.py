@@ -1,4 +1,4 @@
-"""What a worker tells everyone about itself: the model it serves and how that model wants its pictures."""
+"""Heartbeats: what a worker announces about itself, its model and how images are preprocessed for it."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker's announcement; renewed once a second, gone when the worker is."""
+    """What one worker announces; renewed once a second, and expired soon after the worker is gone."""
 
     worker_id: str
-    model: str  # empty: none at the moment, and then the fields about the model mean nothing
+    model: str  # empty: none is loaded, and the fields about the model have no meaning
     image_spec: ImageSpec
     context_length: int
     capacity: int  # sequences it runs at once
     device: str
     precision: str
     is_draining: bool = False
-    started_at: float = 0.0  # Unix seconds, for people; no decision depends on it
-    order: CommandStatus | None = None  # the last one that an operator gave
-    stats: dict[str, float] = {}  # the engine's, for people too; versions differ in what they count
+    started_at: float = 0.0  # Unix seconds, for display; no decision depends on it
+    command: CommandStatus | None = msgspec.field(name="order", default=None)  # an operator's last one
+    stats: dict[str, float] = {}  # of the engine, for display; versions differ in what they count
 
 
-_heartbeats = msgspec.msgpack.Decoder(Heartbeat)
+_decoder = msgspec.msgpack.Decoder(Heartbeat)
 
 
 def read_heartbeats(announcements: Iterable[bytes]) -> list[Heartbeat]:
-    """Those that are any: whoever may write one, wrong or bad, must not hide the others."""
+    """Decode heartbeats. One that cannot be decoded is logged and skipped, so that it hides no other."""
     read = []
     for packed in announcements:
         try:
-            read.append(_heartbeats.decode(packed))
+            read.append(_decoder.decode(packed))
         except ValueError as error:  # noqa: PERF203 - msgspec's, and that of text which is no UTF-8
             _log.warning("a worker's announcement cannot be read: %s", error)
     return read

@@ -1,7 +1,7 @@
-"""A job: one chat request on its way from a controller to a worker.
+"""A job: one request, as the server submits it and a worker runs it.
 
-Built once by the server from a validated request, never changed, read by whichever worker pulls it.
-It carries no pixels and no file formats: a picture is an ``ImageRef`` to tiles stored beside the queue.
+It is built once from a validated request and never changes. It carries no pixels and no file formats: an
+image is an ``ImageRef`` to preprocessed tiles that are stored separately.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Task = Literal["answer", "tokenize", "detokenize", "embed"]
 
 
 class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
-    """A picture already fitted to the model's ImageSpec: uint8 RGB tiles, found under ``digest``.
+    """An image, preprocessed according to the model's ImageSpec: uint8 RGB tiles, found by ``digest``.
 
-    The tiles are ``num_tiles * side * side * 3`` bytes, row-major HWC, one after another.
-    ``width`` and ``height`` are the upright original's in pixels; anyres models need them to unpad.
+    The tiles are ``num_tiles * side * side * 3`` bytes, row-major HWC, one after another. ``width`` and
+    ``height`` are those of the upright original in pixels; anyres models need them to unpad.
     """
 
     digest: str
@@ -46,27 +46,32 @@ class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One turn; ``parts`` keeps the order in which the user wrote texts and pictures."""
+    """One turn; ``parts`` are texts and images in the order of the request."""
 
     role: Role
     parts: tuple[str | ImageRef, ...]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker needs to answer. ``cost`` is in tokens (prompt estimate + pictures + expected answer);
-    ``ttl_s`` bounds the job's whole life, queueing included. Of the jobs in a worker's hands the one with the
-    higher ``priority`` goes first. What is computed for a job serves others of its tenant; for one whose
-    ``cache_scope`` is "public" it serves all public ones, whoever sent them.
+    """Everything that a worker needs to run a request.
 
-    ``form``: in "chat" the messages go through the model's template; in "continued" too, and the last one is
-    an answer to go on with; in "raw" the one message is the prompt as it stands. ``prompt_ids`` are a prompt
-    in tokens and take the place of messages. ``version`` is the least that a worker must know to run the job,
-    so that an older one runs all others; a field that it may ignore is added without. ``task`` "tokenize"
-    asks for no answer but for the prompt's own tokens, "detokenize" for the text of ``prompt_ids``, and
-    "embed" for the vector of a raw prompt or of one picture: one event, which is final. ``is_background``: it
-    runs to its end although nobody reads it, its controller's death included. ``note`` is the server's own:
-    what it must know to write the answer down later. ``is_echoed``: the first event tells the prompt, too,
-    which is raw and without pictures; then ``max_tokens`` may be 0.
+    - ``task``: "answer" generates text; "embed" returns the embedding of a raw prompt or of one image;
+      "tokenize" returns the token IDs of the prompt and "detokenize" the text of ``prompt_ids``. All but
+      "answer" end with one event.
+    - ``form``: "chat" applies the model's template to the messages; "continued" too, and the last message is
+      an output to be continued; "raw" takes the text of the one message as the prompt.
+    - ``prompt_ids``: a prompt in tokens, in place of messages.
+    - ``cost``: in tokens (estimated prompt + images + expected output); the unit of fair queueing.
+    - ``ttl_s``: seconds from the submission to the deadline, the time in the queue included.
+    - ``priority``: of the jobs on a worker, those with a higher one are scheduled first.
+    - ``cache_scope``: "tenant": computed prefixes are shared with jobs of the same tenant; "public": with all
+      public jobs.
+    - ``version``: the lowest WIRE_VERSION of a worker that can run the job, so that older workers run all
+      others. A field that an older worker may ignore is added without a new version.
+    - ``is_background``: the job runs to its end without a reader, even if its controller exits.
+    - ``note``: data of the server, opaque to workers: what it needs to build the response later.
+    - ``is_echoed``: the first event has the prompt's tokens too. The prompt is raw and without images;
+      ``max_tokens`` may be 0.
     """
 
     job_id: str
@@ -88,17 +93,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def outline(self) -> Job:
-        """The job without what was said: enough to write its answer down, and kept as long as the answer."""
+        """The job without its prompt: enough to build the response, and stored as long as the output."""
         return msgspec.structs.replace(self, messages=(), prompt_ids=())
 
     @property
-    def is_computed(self) -> bool:
-        """Whether the model has a part in it; the tokenizer alone does the others."""
+    def needs_model(self) -> bool:
+        """Whether the task needs the model; the others need only the tokenizer."""
         return self.task in ("answer", "embed")
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
-        """Every picture of the conversation, in reading order."""
+        """Every image of the conversation, in reading order."""
         return tuple(
             part for message in self.messages for part in message.parts if isinstance(part, ImageRef)
         )

@@ -1,1 +1,1 @@
-"""The operator's view of the queue and commands to workers."""
+"""For operators: the state of the queue, and commands to workers."""

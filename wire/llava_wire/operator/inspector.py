@@ -1,6 +1,6 @@
-"""The queue as people look at it: who does what, what crashed, and whether the server is set as it should be.
+"""The state of the queue for display: workers and their jobs, dead letters, and the Redis server's own info.
 
-Reads only. ``JobProducer`` is what changes anything.
+It only reads.
 """
 
 from __future__ import annotations
@@ -15,51 +15,53 @@ import msgspec
 from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import Job
-from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, try_briefly
+from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, retry_briefly
 from llava_wire.redis.keys import PREFIX, blob_key
 
-__all__ = ["DeadLetter", "Fleet", "Inspector", "QueueDepth", "WorkerView"]
+__all__ = ["DeadLetter", "Inspector", "QueueDepth", "SystemStatus", "WorkerStatus"]
 
-_NUM_LETTERS = 1000
+_MAX_LETTERS = 1000
 
 
 @dataclass(frozen=True)
-class WorkerView:
-    """``num_tokens`` is by job: how far its answer is. ``overdue_s``: how long progress has been due.
+class WorkerStatus:
+    """``num_tokens`` is the length of the output per job. ``overdue_s``: how long progress has been overdue.
 
-    ``order_id`` is an order that it has not settled, empty for none; its heartbeat tells of the last one.
+    ``pending_command_id`` is the ID of a command that has not finished, else empty; the heartbeat has the
+    status of the last one.
     """
 
     heartbeat: Heartbeat
     num_tokens: Mapping[str, int]
     overdue_s: float
-    order_id: str = ""
+    pending_command_id: str = ""
 
 
 @dataclass(frozen=True)
 class QueueDepth:
-    """How many jobs of a model wait, and the tokens that they will take together."""
+    """The number of waiting jobs of a model, by priority and in quarantine, and the sum of their tokens."""
 
     num_high: int
     num_normal: int
     num_low: int
-    num_suspects: int
+    num_quarantined: int
     cost: int
 
 
 @dataclass(frozen=True)
-class Fleet:
-    """A moment of the whole system; ``controllers`` are seconds since each one's beat."""
+class SystemStatus:
+    """Everything that is live. ``controllers`` maps IDs to the seconds since the last beat, ``queues`` models
+    to their queues."""
 
-    workers: tuple[WorkerView, ...]
+    workers: tuple[WorkerStatus, ...]
     controllers: Mapping[str, float]
-    rooms: Mapping[str, QueueDepth]
+    queues: Mapping[str, QueueDepth]
     num_dead_letters: int
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A job that killed the workers that ran it. ``job`` is None if the request was too large to be kept."""
+    """A job that crashed the workers that ran it. ``job`` is None if the request was too large to be kept."""
 
     entry_id: str
     job_id: str
@@ -72,7 +74,7 @@ class DeadLetter:
     job: Job | None
 
     @property
-    def died_at(self) -> float:
+    def created_at(self) -> float:
         """Unix seconds, by Redis's clock."""
         return int(self.entry_id.partition("-")[0]) / 1000
 
@@ -86,45 +88,45 @@ class Inspector:
     async def aclose(self) -> None:
         await self._link.aclose()
 
-    async def fleet(self) -> Fleet:
-        """Everybody who lives, and what waits for the models that they serve."""
-        workers, _, _, _ = await self._script("inspect")
-        names = sorted({model for row in workers if row[1] and (model := _heartbeat(row).model)})
-        workers, controllers, rooms, num_letters = await self._script("inspect", *names)
-        return Fleet(
-            tuple(_worker(row) for row in workers if row[1]),
+    async def status(self) -> SystemStatus:
+        """The live workers and controllers, and the queues of the models that the workers serve."""
+        workers, _, _, _ = await self._script("status")
+        models = sorted({model for row in workers if row[1] and (model := _heartbeat(row).model)})
+        workers, controllers, queues, num_letters = await self._script("status", *models)
+        return SystemStatus(
+            tuple(_worker_status(row) for row in workers if row[1]),
             {
                 name.decode(): age / 1000
                 for name, age in zip(controllers[::2], controllers[1::2], strict=True)
             },
-            {name: QueueDepth(*room) for name, room in zip(names, rooms, strict=True)},
+            {model: QueueDepth(*depth) for model, depth in zip(models, queues, strict=True)},
             num_letters,
         )
 
     async def dead_letters(self) -> list[DeadLetter]:
         """The latest first."""
-        entries = await self._command("XREVRANGE", f"{PREFIX}dlq", "+", "-", "COUNT", _NUM_LETTERS)
-        return [_letter(entry_id, fields) for entry_id, fields in entries]
+        entries = await self._command("XREVRANGE", f"{PREFIX}dlq", "+", "-", "COUNT", _MAX_LETTERS)
+        return [_dead_letter(entry_id, fields) for entry_id, fields in entries]
 
-    async def pixels(self, job: Job) -> dict[str, bytes]:
-        """Those of the job's pictures that are still stored, by digest."""
+    async def stored_images(self, job: Job) -> dict[str, bytes]:
+        """The tiles of those images of the job that are still stored, by digest."""
         digests = list(dict.fromkeys(image.digest for image in job.images))
         if not digests:
             return {}
         tiles = await self._command("MGET", *(blob_key(digest) for digest in digests))
         return {digest: found for digest, found in zip(digests, tiles, strict=True) if found is not None}
 
-    async def facts(self) -> dict[str, Any]:
-        """What INFO says, with ``ping_s`` and ``clock_ahead_s`` of Redis measured from here."""
+    async def server_info(self) -> dict[str, Any]:
+        """The reply of INFO, with the measured ``ping_s`` and ``clock_ahead_s`` of Redis's clock."""
         before = time.time()
         seconds, microseconds = await self._command("TIME")
         after = time.time()
-        facts: dict[str, Any] = await self._command("INFO")
+        info: dict[str, Any] = await self._command("INFO")
         ahead_s = int(seconds) + int(microseconds) / 1e6 - (before + after) / 2
-        return {**facts, "ping_s": after - before, "clock_ahead_s": ahead_s}
+        return {**info, "ping_s": after - before, "clock_ahead_s": ahead_s}
 
     async def _script(self, name: str, *args: Arg) -> Any:
-        return await try_briefly(lambda: self._link.script(name, *args))
+        return await retry_briefly(lambda: self._link.script(name, *args))
 
     async def _command(self, *args: Arg) -> Any:
         try:
@@ -137,13 +139,13 @@ def _heartbeat(row: list[Any]) -> Heartbeat:
     return msgspec.msgpack.decode(row[1], type=Heartbeat)
 
 
-def _worker(row: list[Any]) -> WorkerView:
+def _worker_status(row: list[Any]) -> WorkerStatus:
     jobs = row[2]
     num_tokens = {job.decode(): number for job, number in zip(jobs[::2], jobs[1::2], strict=True)}
-    return WorkerView(_heartbeat(row), num_tokens, row[3] / 1000, row[4].decode())
+    return WorkerStatus(_heartbeat(row), num_tokens, row[3] / 1000, row[4].decode())
 
 
-def _letter(entry_id: bytes, fields: Mapping[bytes, bytes]) -> DeadLetter:
+def _dead_letter(entry_id: bytes, fields: Mapping[bytes, bytes]) -> DeadLetter:
     text = {name.decode(): value.decode() for name, value in fields.items() if name != b"payload"}
     payload = fields.get(b"payload")
     return DeadLetter(

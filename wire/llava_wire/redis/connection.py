@@ -1,7 +1,7 @@
-"""The one door to Redis: connections without hidden retries, and the scripts run over them.
+"""Connections to Redis without hidden retries, and the scripts that run over them.
 
-redis-py repeats a command whose answer was lost; that is right for none of ours unless the whole script is
-idempotent with *identical* arguments, so its retries are off and each caller repeats whole scripts itself.
+redis-py repeats a command whose reply was lost. A script may only be repeated as a whole, with *identical*
+arguments, so redis-py's retries are off and each caller repeats whole scripts.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from redis.backoff import NoBackoff
 
 from llava_wire.errors import QueueUnavailable
 
-__all__ = ["UNAVAILABLE", "Arg", "Link", "pause", "try_briefly", "try_for_ever"]
+__all__ = ["UNAVAILABLE", "Arg", "Link", "backoff", "retry_briefly", "retry_forever"]
 
 Arg: TypeAlias = str | bytes | int | float
 
 NUM_BRIEF_TRIES = 3
-# What means "Redis is not there, or not able, at the moment"; anything else is a defect and stays.
+SHARED_PARTS = ("base", "images", "fair_queue", "jobs")  # each uses the ones before it
+# Errors that mean "Redis is unavailable at the moment". Any other error is a defect and propagates.
 UNAVAILABLE = (
     exceptions.ConnectionError,  # also: loading, authentication, a full pool
     exceptions.TimeoutError,
@@ -42,10 +43,10 @@ UNAVAILABLE = (
 
 
 class Link:
-    """Connections to one Redis for one kind of use; each command is answered, or fails, in ``timeout_s``.
+    """A pool of connections to one Redis; each command gets its reply, or fails, within ``timeout_s``.
 
-    ``on_connect`` is called each time that a connection is made anew: the moment at which another server, or
-    the same one with an older memory, may have taken the place of the last.
+    ``on_connect`` is called for each new connection: from then on, the server may be another one, or the same
+    one with an older state.
     """
 
     def __init__(
@@ -76,9 +77,9 @@ class Link:
             self._on_connect()
 
     async def command(self, *args: Arg) -> Any:
-        """The raw answer of one command. Raises one of ``UNAVAILABLE``."""
-        task = asyncio.ensure_future(self._redis.execute_command(*args))  # type: ignore[no-untyped-call]
-        task.add_done_callback(_look_at)
+        """Return the raw reply of one command. Raises one of ``UNAVAILABLE``."""
+        task = asyncio.ensure_future(self._redis.execute_command(*args))
+        task.add_done_callback(_retrieve_exception)
         try:
             await asyncio.wait({task}, timeout=self._timeout_s)
         except asyncio.CancelledError:
@@ -98,7 +99,7 @@ class Link:
             return await self.command("EVAL", text, 0, *args)
 
     async def run_id(self) -> str:
-        """Which life of which server this is."""
+        """The ID of this run of the server; it changes with each restart."""
         info = await self.command("INFO", "server")
         return str(info["run_id"])
 
@@ -106,50 +107,52 @@ class Link:
         await self._redis.aclose()
 
 
-async def pause(attempt: int, *, first_s: float = 0.02, most_s: float = 1.0) -> None:
-    """Wait before trying again: doubling with ``attempt`` (from 0) up to ``most_s``, with jitter."""
-    await asyncio.sleep(random.uniform(0.5, 1.0) * min(most_s, first_s * 2 ** min(attempt, 16)))
+async def backoff(attempt: int, *, first_s: float = 0.02, max_s: float = 1.0) -> None:
+    """Wait before a retry: doubling with ``attempt`` (from 0) up to ``max_s``, with jitter."""
+    await asyncio.sleep(random.uniform(0.5, 1.0) * min(max_s, first_s * 2 ** min(attempt, 16)))
 
 
-async def try_for_ever(call: Callable[[], Awaitable[Any]]) -> Any:
-    """The answer of ``call``, repeated until Redis gives one; ``call`` must be idempotent."""
+async def retry_forever(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Return the result of ``call``, repeated until Redis replies; ``call`` must be idempotent."""
     attempt = 0
     while True:
         with contextlib.suppress(*UNAVAILABLE):
             return await call()
-        await pause(attempt)
+        await backoff(attempt)
         attempt += 1
 
 
-async def try_briefly(call: Callable[[], Awaitable[Any]]) -> Any:
-    """The answer of ``call``, repeated within a fraction of a second; ``call`` must be idempotent.
+async def retry_briefly(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Return the result of ``call``, repeated within a fraction of a second; ``call`` must be idempotent.
 
-    Raises QueueUnavailable, at once if Redis hangs: waiting longer would not be failing fast.
+    Raises QueueUnavailable; without a retry after a timeout, since the caller has waited long enough.
     """
     try:
         for attempt in range(NUM_BRIEF_TRIES - 1):
             with contextlib.suppress(exceptions.ConnectionError):
                 return await call()
-            await pause(attempt)
+            await backoff(attempt)
         return await call()
     except UNAVAILABLE as error:
         raise QueueUnavailable(f"redis does not answer: {error}") from error
 
 
 async def _abandon(task: asyncio.Task[Any]) -> None:
-    """Closes the connection of a command under way: its answer would be taken for the next one's."""
+    """Cancel a command, which closes its connection: its reply would be taken for the next command's."""
     task.cancel()
     await asyncio.wait({task})
 
 
-def _look_at(task: asyncio.Task[Any]) -> None:
-    """Nobody asks for the error of an abandoned command; asyncio need not complain."""
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from logging the error of an abandoned command."""
     if not task.cancelled():
         task.exception()
 
 
 @cache
 def _script(name: str) -> tuple[str, str]:
+    """The text of a script, with the shared parts in front, and its SHA-1."""
     folder = files("llava_wire") / "redis" / "scripts"
-    text = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("queue", name))
+    paths = [*(folder / "shared" / f"{part}.lua" for part in SHARED_PARTS), folder / f"{name}.lua"]
+    text = "\n".join(path.read_text("utf-8") for path in paths)
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

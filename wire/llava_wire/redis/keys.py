@@ -3,36 +3,36 @@
 ===================== ====== ===================================== =========================================
 key                   type   what; written by                      life
 ===================== ====== ===================================== =========================================
-wait:{model}          ZSET   job -> fair score; submit, put back   the longest of its jobs' lives
+wait:{model}          ZSET   job -> fair score; submit, requeue    the longest of its jobs' lives
 wait-high, wait-low   ZSET   the same for other priorities         as wait
-suspects:{model}      ZSET   the same for those that run alone     as wait
+suspects:{model}      ZSET   the same for those in quarantine      as wait
 since:{model}         ZSET   job -> when it began to wait          as wait
-backlog:{model}       STRING cost of all that wait                 as wait
-ward:{model}          STRING worker that runs empty for a suspect  a lease
-served:{model}:{n}    STRING cost done in the n-th ten seconds     70 s
-fair:{model}          ZSET   room, tenant -> next start; submit    1 h after use
+backlog:{model}       STRING cost of all waiting jobs              as wait
+ward:{model}          STRING worker to run empty for quarantine    a lease
+served:{model}:{n}    STRING cost served in the n-th ten seconds   70 s
+fair:{model}          ZSET   queue, tenant -> next start; submit   1 h after use
 clock:{model}         STRING virtual time of the fair order; pull  1 h after use
 wake:{model}          LIST   one token when there is work          1 min
 job:{job}             HASH   state, payload, owner ...; all        deadline + 5 min; 5 min after the end
 log:{job}             LIST   packed events, the checkpoint; emit   as its job
 tenant:{tenant}       HASH   its live jobs -> cost                 the longest of its jobs' lives
-live:{controller}     SET    the jobs it streams                   the longest of its jobs' lives
+live:{controller}     SET    the jobs that it streams              the longest of its jobs' lives
 inflight:{worker}     HASH   job -> assignment, route, log length  the longest of its jobs' lives
-heartbeat:{worker}    STRING packed Heartbeat; beat                its lease
-order:{worker}        HASH   what its model shall be; order        1 min after its last beat
+heartbeat:{worker}    STRING packed Heartbeat; heartbeat           its lease
+order:{worker}        HASH   its command; command                  1 min after its heartbeat
 out:{controller}      STREAM frames for it; emit, reap             10 min after use, about 10,000 entries
 beats:{controller}    STRING number of its last beat; reap         10 min after use
-blob:{digest}         STRING pixels; submit, supply                the longest of its jobs' lives
-users:{digest}        SET    live jobs that use a blob             the longest of its jobs' lives
-rate:{tenant}         HASH   its minute of requests, tokens; charge until it is full again
-file:{file}           HASH   tenant, size, packed StoredFile       7 days, as set; 10 min while it is written
-bytes:{file}          STRING what is in it; files                  as its file
+blob:{digest}         STRING image tiles; submit, supply_images    the longest of its jobs' lives
+users:{digest}        SET    live jobs that use the image          the longest of its jobs' lives
+rate:{tenant}         HASH   requests, tokens left; rate_limit     until it is full again
+file:{file}           HASH   tenant, size, packed StoredFile       7 days, as set; 10 min during upload
+bytes:{file}          STRING its contents; files                   as its file
 files:{tenant}        ZSET   "file size" -> end of its life        the longest of its files' lives
 batch:{batch}         HASH   state, driver, counts; batches        window + 7 days
 results:{batch}       HASH   line -> its result                    as its batch; gone at the end
 batches:{tenant}      ZSET   batch -> when it came                 the longest of its batches' lives
 batching:{tenant}     SET    its unfinished batches                the longest of its batches' lives
-reaped                STRING somebody reaped lately; reap          a lease
+reaped                STRING a controller has reaped; reap         a lease
 workers               ZSET   worker -> end of its lease            permanent; the dead are reaped
 progress              ZSET   worker -> time to show progress by    permanent; the dead are reaped
 controllers           ZSET   controller -> last beat               permanent; the dead are reaped
@@ -41,11 +41,11 @@ pixel_bytes           STRING sum of those sizes                    permanent
 files                 ZSET   "file size" -> end of its life        permanent; the expired are dropped
 file_bytes            STRING sum of those sizes                    permanent
 batches               ZSET   unfinished batch -> end of its lease  permanent; the ended are dropped
-keys                  HASH   digest -> packed ApiKey; key_add      permanent
-dlq                   STREAM jobs that kept crashing; reap         permanent, about 1,000 entries
+keys                  HASH   digest -> packed ApiKey; api_key_add  permanent
+dlq                   STREAM dead letters; reap                    permanent, about 1,000 entries
 ===================== ====== ===================================== =========================================
 
-The scripts build these names themselves (``scripts/queue.lua``); Python needs only those below.
+The scripts build these names themselves (``scripts/shared/base.lua``); Python needs only those below.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""API keys that all controllers share, as hashes, and what the holder of each may ask for.
+"""API keys that all controllers share, stored as hashes, with the limits of each.
 
-A key is 256 random bits, so that its plain SHA-256 gives nothing away; the key itself is shown once, by
-whoever makes it, and is nowhere in Redis. Controllers keep a copy of the ring and ask for changes by version.
+A key is 256 random bits, so its plain SHA-256 reveals nothing. The key itself is shown once, when it is
+created, and is not stored in Redis. Controllers keep a copy of all keys and query changes by version.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import Any
 
 import msgspec
 
-from llava_wire.redis.connection import Arg, Link, try_briefly
+from llava_wire.redis.connection import Arg, Link, retry_briefly
 
-__all__ = ["ApiKey", "KeyLimits", "ApiKeyStore"]
+__all__ = ["ApiKey", "ApiKeyStore", "KeyLimits"]
 
 
 class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one key may do; None is no limit of its own.
+    """The limits of one key; None is no limit of its own.
 
-    ``max_jobs`` counts jobs that wait or run. Between keys that wait for the same model, one of ``weight`` 2
-    gets twice the tokens of one of 1. ``priority`` is added to that of each job.
+    ``max_jobs`` counts waiting and running jobs. Among keys that wait for the same model, one with ``weight``
+    2 gets twice the tokens of one with 1. ``priority`` is added to that of each job.
     """
 
     requests_per_min: int | None = None
@@ -31,7 +31,7 @@ class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """One key. ``digest`` is its SHA-256 in hex, ``name`` is for people, ``created_at`` Unix seconds."""
+    """One key. ``digest`` is its SHA-256 in hex, ``name`` is for display, ``created_at`` in Unix seconds."""
 
     digest: str
     name: str
@@ -46,26 +46,26 @@ class ApiKeyStore:
         self._link = Link(url, timeout_s=timeout_s, max_connections=2)
 
     async def add(self, key: ApiKey) -> None:
-        """Add the key, or give a known one another name and other limits."""
-        await self._call("key_add", key.digest, msgspec.msgpack.encode(key), _new_version())
+        """Add the key, or replace the name and the limits of a known one."""
+        await self._call("api_key_add", key.digest, msgspec.msgpack.encode(key), _new_version())
 
     async def remove(self, digest: str) -> bool:
-        """Take the key away; whether it was there. Controllers refuse it within seconds."""
-        return bool(await self._call("key_remove", digest, _new_version()))
+        """Remove the key; return whether it was there. Controllers refuse it within seconds."""
+        return bool(await self._call("api_key_remove", digest, _new_version()))
 
     async def read(self, version: str = "") -> tuple[str, list[ApiKey]] | None:
-        """The ring's version and every key, oldest first; None if it still has ``version``."""
-        answer = await self._call("key_read", version)
-        if answer is None:
+        """Return the present version and every key, oldest first; None if ``version`` is the present one."""
+        reply = await self._call("api_keys_read", version)
+        if reply is None:
             return None
-        keys = [msgspec.msgpack.decode(key, type=ApiKey) for key in answer[1:]]
-        return answer[0].decode(), sorted(keys, key=lambda key: key.created_at)
+        keys = [msgspec.msgpack.decode(key, type=ApiKey) for key in reply[1:]]
+        return reply[0].decode(), sorted(keys, key=lambda key: key.created_at)
 
     async def aclose(self) -> None:
         await self._link.aclose()
 
     async def _call(self, script: str, *args: Arg) -> Any:
-        return await try_briefly(lambda: self._link.script(script, *args))
+        return await retry_briefly(lambda: self._link.script(script, *args))
 
 
 def _new_version() -> str:

@@ -1,6 +1,7 @@
-"""Batches: who asked for them, who drives them, and what has come of each line so far.
+"""Batches: their specification, the controller that drives each, and the results of their lines so far.
 
-A driver is a controller under a lease; another takes over where it ends. Each line has one result, the first.
+A driver is a controller that holds the batch's lease; when that expires another one continues. Each line has
+one result, the first that is recorded.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from typing import Any, Literal
 import msgspec
 
 from llava_wire.errors import StoreFull
-from llava_wire.redis.connection import Arg, Link, try_briefly
+from llava_wire.redis.connection import Arg, Link, retry_briefly
 
-__all__ = ["Batch", "BatchIssue", "BatchSpec", "BatchStore", "BatchStats", "ClaimedBatch", "RecordedResults"]
+__all__ = ["Batch", "BatchIssue", "BatchSpec", "BatchStore", "BatchStats", "ClaimedBatch", "RecordOutcome"]
 
-RecordedResults = Literal["recorded", "known", "not_ours", "no_room"]
-_RECORDED: dict[int, RecordedResults] = {1: "recorded", 0: "known", -1: "not_ours", -2: "no_room"}
+RecordOutcome = Literal["recorded", "duplicate", "not_driver", "too_large"]
+_OUTCOMES: dict[int, RecordOutcome] = {1: "recorded", 0: "duplicate", -1: "not_driver", -2: "too_large"}
 
 
 class BatchIssue(msgspec.Struct, frozen=True):
-    """Why a batch was not begun; ``line`` counts from 1."""
+    """Why a batch was not started; ``line`` counts from 1."""
 
     code: str
     message: str
@@ -32,8 +33,8 @@ class BatchIssue(msgspec.Struct, frozen=True):
 
 
 class BatchSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What was asked for. ``created_at`` is in Unix seconds; ``trace`` is the W3C traceparent of who asked,
-    empty where nobody traces."""
+    """A batch as requested. ``created_at`` is in Unix seconds; ``trace`` is the W3C traceparent of the
+    request, empty without tracing."""
 
     batch_id: str
     tenant: str
@@ -48,9 +49,10 @@ class BatchSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch as it stands. ``times`` are Unix seconds by state: when it came to it."""
+    """The present state of a batch. ``timestamps`` maps each state it was in to when it began, in Unix
+    seconds."""
 
-    order: BatchSpec
+    spec: BatchSpec
     state: str
     expires_at: int
     num_lines: int
@@ -58,20 +60,20 @@ class Batch:
     num_failed: int
     output_file_id: str | None
     error_file_id: str | None
-    times: dict[str, int]
+    timestamps: dict[str, int]
 
 
 @dataclass(frozen=True)
 class ClaimedBatch:
-    """A batch in this driver's hands."""
+    """A batch that this controller drives. ``remaining_s`` is the time until it expires."""
 
     batch: Batch
-    left_s: float
+    remaining_s: float
 
 
 @dataclass(frozen=True)
 class BatchStats:
-    """Everybody's unfinished batches: how many by state, and their lines."""
+    """The unfinished batches of all tenants: how many per state, and the numbers of their lines."""
 
     num_batches: dict[str, int]
     num_waiting: int
@@ -94,85 +96,85 @@ class BatchStore:
     async def aclose(self) -> None:
         await self._link.aclose()
 
-    async def create(self, order: BatchSpec, *, num_lines: int, window_s: float) -> None:
-        """One with issues has failed already. Raises StoreFull."""
-        state, window_ms = "failed" if order.issues else "validating", int(window_s * 1000)
-        payload = msgspec.msgpack.encode(order)
+    async def create(self, spec: BatchSpec, *, num_lines: int, window_s: float) -> None:
+        """Store a batch; one with issues has failed already. Raises StoreFull."""
+        state, window_ms = "failed" if spec.issues else "validating", int(window_s * 1000)
+        payload = msgspec.msgpack.encode(spec)
         sizes = (num_lines, window_ms, window_ms + self._keep_ms, self._max_unfinished)
-        answer = await self._call("create", order.batch_id, order.tenant, payload, state, *sizes)
-        if answer[0] != b"ok":
+        reply = await self._call("create", spec.batch_id, spec.tenant, payload, state, *sizes)
+        if reply[0] != b"ok":
             raise StoreFull(
-                f"this key has {answer[1]} unfinished batches, and may have {self._max_unfinished}: "
+                f"this key has {reply[1]} unfinished batches, and may have {self._max_unfinished}: "
                 "wait for one to end, or cancel one",
                 is_own=True,
             )
 
     async def find(self, batch_id: str, *, tenant: str) -> Batch | None:
-        """None if it is unknown, another tenant's, or not there any more."""
+        """None if it is unknown, another tenant's, or expired."""
         return _batch(await self._call("read", batch_id, tenant))
 
-    async def page(self, *, tenant: str, after: str, number: int) -> list[Batch]:
-        """The latest first; ``after`` is the last that the reader has, empty for none."""
-        answers = await self._call("list", "", tenant, after, number)
-        return [batch for answer in answers if (batch := _batch(answer)) is not None]
+    async def list_batches(self, *, tenant: str, after: str, limit: int) -> list[Batch]:
+        """The latest first; ``after`` is the ID of the last one of the page before, empty for none."""
+        replies = await self._call("list", "", tenant, after, limit)
+        return [batch for reply in replies if (batch := _batch(reply)) is not None]
 
     async def cancel(self, batch_id: str, *, tenant: str) -> Batch | None:
-        """The batch, which its driver ends within seconds unless it has ended; None as in ``find``."""
+        """Mark the batch, which its driver ends within seconds unless it has ended; None as in ``find``."""
         return _batch(await self._call("cancel", batch_id, tenant))
 
-    async def take(self) -> ClaimedBatch | None:
-        """The next batch that nobody drives, until the lease's end."""
-        answer = await self._call("take", "", self._driver, self._lease_ms)
-        batch = _batch(answer[1]) if answer else None
-        return ClaimedBatch(batch, answer[2] / 1000) if batch is not None else None
+    async def claim(self) -> ClaimedBatch | None:
+        """Claim the next batch without a driver, for the duration of the lease."""
+        reply = await self._call("claim", "", self._driver, self._lease_ms)
+        batch = _batch(reply[1]) if reply else None
+        return ClaimedBatch(batch, reply[2] / 1000) if batch is not None else None
 
     async def renew(self, batch_id: str) -> tuple[str, float] | None:
-        """State and seconds left; None if it is not ours any more."""
-        answer = await self._call("renew", batch_id, self._driver, self._lease_ms)
-        return (answer[0].decode(), answer[1] / 1000) if answer else None
+        """Renew the lease; return the state and the seconds left, None if another controller drives it."""
+        reply = await self._call("renew", batch_id, self._driver, self._lease_ms)
+        return (reply[0].decode(), reply[1] / 1000) if reply else None
 
-    async def done(self, batch_id: str) -> set[int]:
-        """The lines that have their result."""
-        return {int(line) for line in await self._call("done", batch_id, self._driver)}
+    async def finished_lines(self, batch_id: str) -> set[int]:
+        """The lines that have a result."""
+        return {int(line) for line in await self._call("finished_lines", batch_id, self._driver)}
 
     async def record(
         self, batch_id: str, line: int, data: bytes, *, is_completed: bool, max_bytes: int
-    ) -> RecordedResults:
-        """The line's result, unless it has one; ``max_bytes`` is of all the batch's results together."""
+    ) -> RecordOutcome:
+        """Store the line's result unless it has one; ``max_bytes`` limits all results of the batch."""
         outcome = "completed" if is_completed else "failed"
-        answer = await self._call("result", batch_id, self._driver, line, outcome, data, max_bytes)
-        return _RECORDED[answer]
+        reply = await self._call("result", batch_id, self._driver, line, outcome, data, max_bytes)
+        return _OUTCOMES[reply]
 
     async def results(self, batch_id: str, lines: Sequence[int]) -> list[bytes | None]:
-        """Those of these lines, in their order."""
-        answer: list[bytes | None] = await self._call("results", batch_id, self._driver, *lines)
-        return answer
+        """The results of these lines, in their order."""
+        results: list[bytes | None] = await self._call("results", batch_id, self._driver, *lines)
+        return results
 
     async def finish(self, batch_id: str, state: str, *, output_file_id: str, error_file_id: str) -> bool:
-        """The batch's end; False if it is not ours any more."""
+        """End the batch; False if another controller drives it."""
         return bool(await self._call("finish", batch_id, self._driver, state, output_file_id, error_file_id))
 
-    async def give_back(self, batch_id: str) -> None:
-        """Another controller may take it at once."""
-        await self._call("give_back", batch_id, self._driver)
+    async def release(self, batch_id: str) -> None:
+        """Give up the lease: another controller may claim the batch at once."""
+        await self._call("release", batch_id, self._driver)
 
-    async def survey(self) -> BatchStats:
-        """For /metrics."""
-        rows = [(row[0].decode(), *map(int, row[1:])) for row in await self._call("survey", "")]
-        total, completed, failed = (sum(row[place] for row in rows) for place in (1, 2, 3))
+    async def stats(self) -> BatchStats:
+        """Statistics for /metrics."""
+        rows = [(row[0].decode(), *map(int, row[1:])) for row in await self._call("stats", "")]
+        total, completed, failed = (sum(row[column] for row in rows) for column in (1, 2, 3))
         states = dict(Counter(row[0] for row in rows))
         return BatchStats(states, total - completed - failed, completed, failed)
 
     async def _call(self, step: str, *args: Arg) -> Any:
-        return await try_briefly(lambda: self._link.script("batches", step, *args))
+        return await retry_briefly(lambda: self._link.script("batches", step, *args))
 
 
-def _batch(answer: list[bytes]) -> Batch | None:
-    fields = {name.decode(): value for name, value in zip(answer[::2], answer[1::2], strict=True)}
+def _batch(reply: list[bytes]) -> Batch | None:
+    fields = {name.decode(): value for name, value in zip(reply[::2], reply[1::2], strict=True)}
     if not fields:
         return None
     return Batch(
-        order=msgspec.msgpack.decode(fields["payload"], type=BatchSpec),
+        spec=msgspec.msgpack.decode(fields["payload"], type=BatchSpec),
         state=fields["state"].decode(),
         expires_at=int(fields["ends"]) // 1000,
         num_lines=int(fields["total"]),
@@ -180,7 +182,7 @@ def _batch(answer: list[bytes]) -> Batch | None:
         num_failed=int(fields["failed"]),
         output_file_id=fields.get("output_file", b"").decode() or None,
         error_file_id=fields.get("error_file", b"").decode() or None,
-        times={
+        timestamps={
             name.removesuffix("_at"): int(value) for name, value in fields.items() if name.endswith("_at")
         },
     )

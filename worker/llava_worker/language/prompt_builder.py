@@ -70,7 +70,7 @@ class PromptBuilder:
         """Raises PromptError if the model cannot process the prompt or it leaves no room for a response."""
         if job.prompt_ids:
             prompt = Prompt(list(job.prompt_ids))
-            if self._tokenizer.image_token_id in job.prompt_ids and job.is_computed:
+            if self._tokenizer.image_token_id in job.prompt_ids and job.needs_model:
                 raise PromptError(
                     ErrorCode.INVALID_REQUEST,
                     f"the prompt has token {self._tokenizer.image_token_id}, which stands for a picture: "
@@ -84,7 +84,7 @@ class PromptBuilder:
             prompt = self._encode([text])
         else:
             prompt = self._encode(self._template.render(job.messages, is_continued=job.form == "continued"))
-        if job.is_computed:
+        if job.needs_model:
             self._check_length(prompt)
         return prompt
 

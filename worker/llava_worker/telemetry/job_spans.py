@@ -74,8 +74,8 @@ class TracedJobOutput(JobOutput):
             "gen_ai.response.id": job.job_id,
             "llava.worker.id": worker_id,
         }
-        if assignment.token_ids == () and assignment.left_s is not None:
-            waited_s = max(job.ttl_s - assignment.left_s, 0.0)  # both by the queue's clock
+        if assignment.token_ids == () and assignment.remaining_s is not None:
+            waited_s = max(job.ttl_s - assignment.remaining_s, 0.0)  # both by the queue's clock
             queue_span = tracer.start_span(
                 "queue", submitter, start_time=pulled_at - int(waited_s * 1e9), attributes=attributes
             )

@@ -1,4 +1,4 @@
-"""A request of /v1/messages in the form of a chat. Pure."""
+"""A request of /v1/messages converted to a chat. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from llava_server.api.anthropic.request import (
     ToolUseBlock,
 )
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.parse import as_chat, parse_request
+from llava_server.api.parse import convert_request, parse_request
 
 __all__ = ["parse_count_request", "parse_messages_request"]
 
-# What a chat's fields are called here.
+# The names of a chat's fields in this API, for errors.
 _NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
@@ -33,19 +33,19 @@ def parse_messages_request(raw: bytes) -> tuple[MessagesRequest, ChatRequest]:
         "top_p": request.top_p,
         "top_k": request.top_k,
     }
-    return request, as_chat({**_form(request), **sampling}, _NAMES)
+    return request, convert_request(ChatRequest, {**_chat_fields(request), **sampling}, _NAMES)
 
 
 def parse_count_request(raw: bytes) -> tuple[CountTokensRequest, ChatRequest]:
     """Raises ApiError like ``parse_messages_request``."""
     request = parse_request(CountTokensRequest, raw)
-    return request, as_chat(_form(request), _NAMES)
+    return request, convert_request(ChatRequest, _chat_fields(request), _NAMES)
 
 
-def _form(request: CountTokensRequest) -> dict[str, Any]:
+def _chat_fields(request: CountTokensRequest) -> dict[str, Any]:
     messages = _messages(request)
     choice = request.tool_choice
-    form = request.output_config.format if request.output_config else None
+    output_format = request.output_config.format if request.output_config else None
     return {
         "model": request.model,
         "messages": messages,
@@ -53,8 +53,8 @@ def _form(request: CountTokensRequest) -> dict[str, Any]:
         "tools": _tools(request),
         "tool_choice": _tool_choice(request),
         "parallel_tool_calls": not choice.disable_parallel_tool_use if choice else None,
-        "response_format": form
-        and {"type": "json_schema", "json_schema": {"name": "answer", "schema": form.schema_}},
+        "response_format": output_format
+        and {"type": "json_schema", "json_schema": {"name": "answer", "schema": output_format.schema_}},
     }
 
 

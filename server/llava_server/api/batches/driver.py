@@ -1,10 +1,10 @@
-"""Works batches off: a few lines at a time, behind whatever people wait for.
+"""Drives batches: claims them from the store, runs their lines, and writes their files.
 
-    BatchStore.take  ->  drive: line -> chat -> job -> answer -> BatchStore.record  ->  two files  ->  finish
+    BatchStore.claim -> run each line -> BatchStore.record -> two files -> BatchStore.finish
 
-A line's jobs follow from the batch and the line's number, so whoever drives it after this controller finds
-the answer that is under way, or done, instead of a second one. What cannot be done now (a full queue, no
-worker, a key's limits) is tried again until the batch's window is over.
+A batch is driven by one server at a time, under a lease. The jobs of a line follow from the batch and the
+line's number: a server that takes a batch over reads the outputs that exist already instead of making new
+ones. A line that cannot run now is retried until the batch expires.
 """
 
 from __future__ import annotations
@@ -14,107 +14,86 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from typing import Literal
 
 import anyio
 from llava_wire.errors import QueueUnavailable
-from llava_wire.stores.batches import Batch, BatchStore, ClaimedBatch, RecordedResults
-from llava_wire.stores.files import FileStore, StoredFile
+from llava_wire.stores.batches import BatchSpec, ClaimedBatch, RecordOutcome
+from llava_wire.stores.files import StoredFile
 
-from llava_server.api.batches.jsonl import answered, lines_of, refused, unanswered
+from llava_server.api.batches.jsonl import InputLine, LineResult, read_lines, skipped_result
+from llava_server.api.batches.line_runner import LineRunner
 from llava_server.api.batches.request import BatchLine
 from llava_server.api.parse import parse_request
-from llava_server.errors import ApiError
-from llava_server.request_metrics import Metrics
-from llava_server.tracing import linked_span, set_error_type
+from llava_server.lifespan import Services
+from llava_server.periodic import run_periodically
+from llava_server.tracing import linked_span, use_tracer
 
-__all__ = ["AskLine", "BatchDriver", "Line"]
+__all__ = ["run_batches"]
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 5.0  # between two looks for a batch that nobody drives
-_RENEW_S = 1.0
-_AGAIN_S = 5.0
-_MAX_RUNNING = 4
-_GIVE_BACK_TIMEOUT_S = 3.0
-_NUM_TOGETHER = 256  # results read at once
-_GOOD, _BAD = b"+", b"-"  # before each result, so that it finds its file
-_NOT_NOW = frozenset({408, 409, 429})  # and 503: the same line may be answered later
-_SHORTAGE = "insufficient_memory"  # 503 too, but it would fail again
-_WHY = {
+_MIB = 2**20
+_METRICS_INTERVAL_S = 1.0
+_CLAIM_INTERVAL_S = 5.0  # between two looks for a batch that no server drives
+_RENEW_INTERVAL_S = 1.0
+_RELEASE_TIMEOUT_S = 3.0
+_MAX_BATCHES = 4  # driven at a time
+_NUM_RESULTS_READ = 256  # per call
+
+EndReason = Literal["cancelled", "expired", "output_full"]
+_SKIPPED: dict[EndReason, tuple[str, str]] = {  # the error of the lines that were not run to their end
     "cancelled": ("batch_cancelled", "the batch was cancelled before this request had its answer"),
     "expired": ("batch_expired", "the batch's window was over before this request had its answer"),
-    "no_room": ("batch_output_full", "the batch's answers take all the bytes that they may: make it smaller"),
+    "output_full": (
+        "batch_output_full",
+        "the batch's answers take all the bytes that they may: make it smaller",
+    ),
 }
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line on its way. ``is_unwanted``: nobody will ask for its answer any more, here or elsewhere."""
-
-    batch: Batch
-    number: int
-    request: BatchLine
-    is_unwanted: Callable[[], bool]
-
-    @property
-    def key(self) -> str:
-        """By which its answer is known again, in place of an Idempotency-Key."""
-        return f"{self.batch.order.batch_id}:{self.number}"
-
-
-@dataclass
-class _Run:
-    """A batch being driven; ``ending`` is why it stops before its lines are done."""
-
-    batch: Batch
-    until: float  # monotonic
-    ending: str | None = None
-    is_lost: bool = False
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-
-    def is_ending(self) -> bool:
-        return self.ending is not None
-
-    def stop(self, ending: str | None) -> None:
-        self.ending = self.ending or ending
-        self.scope.cancel()
+@asynccontextmanager
+async def run_batches(services: Services) -> AsyncIterator[None]:
+    """Drive batches in the background until the block ends or the server begins to shut down."""
+    driver = BatchDriver(services)
+    with use_tracer(services.tracer):
+        tasks = [asyncio.create_task(driver.run(), name="batches")]
+    tasks += [
+        asyncio.create_task(_stop_on_shutdown(driver, services), name="batch shutdown"),
+        asyncio.create_task(
+            run_periodically(_METRICS_INTERVAL_S, lambda: _update_metrics(services)), name="batch metrics"
+        ),
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-# The body of a chat completion; raises ApiError.
-AskLine: TypeAlias = Callable[[Line], Awaitable[dict[str, Any]]]
+async def _stop_on_shutdown(driver: BatchDriver, services: Services) -> None:
+    await services.shutdown.wait_begun()
+    driver.stop()
+
+
+async def _update_metrics(services: Services) -> None:
+    with contextlib.suppress(QueueUnavailable):  # the registry logs it
+        services.metrics.set_batches(await services.batches.stats())
 
 
 class BatchDriver:
-    """Runs batches. Set ``changed`` when a batch was created or cancelled."""
+    """Claims batches and drives each in a task of its own."""
 
-    def __init__(
-        self,
-        batches: BatchStore,
-        files: FileStore,
-        ask: AskLine,
-        metrics: Metrics,
-        changed: asyncio.Event,
-        *,
-        num_parallel: int,
-        max_result_bytes: int,
-    ) -> None:
-        self._batches = batches
-        self._files = files
-        self._ask = ask
-        self._metrics = metrics
-        self._turns = asyncio.Semaphore(num_parallel)  # first come, first served: batches take turns
-        self._num_parallel = num_parallel
-        self._max_result_bytes = max_result_bytes
-        self._num_driven = 0
-        self._changed = changed
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._line_runner = LineRunner(services)
+        self._slots = asyncio.Semaphore(services.settings.batch_parallel)  # for the lines of all batches
+        self._num_batches = 0
+        self._changed = services.batches_changed
         self._scope = anyio.CancelScope()
-
-    def stop(self) -> None:
-        """Release the batches that run here, so that another server continues them at once."""
-        self._scope.cancel()
 
     async def run(self) -> None:
         """Run until cancelled or stopped."""
@@ -122,174 +101,207 @@ class BatchDriver:
             async with anyio.create_task_group() as tasks:
                 while True:
                     self._changed.clear()
-                    driven = await self._take()
-                    if driven is not None:
-                        self._num_driven += 1
-                        tasks.start_soon(self._drive, driven)
+                    claimed = await self._claim()
+                    if claimed is not None:
+                        self._num_batches += 1
+                        tasks.start_soon(self._drive, claimed)
                         continue
-                    with anyio.move_on_after(_LOOK_S):
+                    with anyio.move_on_after(_CLAIM_INTERVAL_S):
                         await self._changed.wait()
 
-    async def _take(self) -> ClaimedBatch | None:
-        if self._num_driven >= _MAX_RUNNING:
+    def stop(self) -> None:
+        """Release the batches that are driven here, so that another server continues them at once."""
+        self._scope.cancel()
+
+    async def _claim(self) -> ClaimedBatch | None:
+        if self._num_batches >= _MAX_BATCHES:
             return None
         try:
-            return await self._batches.take()
+            return await self._services.batches.claim()
         except QueueUnavailable:
-            return None  # the registry says so, once
+            return None  # the registry logs it
 
-    async def _drive(self, driven: ClaimedBatch) -> None:
-        batch_id = driven.batch.order.batch_id
-        run = _Run(driven.batch, time.monotonic() + driven.left_s)
+    async def _drive(self, claimed: ClaimedBatch) -> None:
+        batch_id = claimed.batch.spec.batch_id
         logger.info("batch %s is driven here", batch_id)
         try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._keep, run)
-                await self._work_off(run)
-                tasks.cancel_scope.cancel()
+            await BatchRun(self._services, self._line_runner, self._slots, claimed.batch.spec).run()
         except QueueUnavailable as error:
             logger.warning("batch %s is put aside: %s", batch_id, error)
         finally:
-            self._num_driven -= 1
-            with (
-                anyio.move_on_after(_GIVE_BACK_TIMEOUT_S, shield=True),
-                contextlib.suppress(QueueUnavailable),
-            ):
-                await self._batches.give_back(batch_id)
+            self._num_batches -= 1
+            with anyio.move_on_after(_RELEASE_TIMEOUT_S, shield=True), contextlib.suppress(QueueUnavailable):
+                await self._services.batches.release(batch_id)
             self._changed.set()
 
-    async def _keep(self, run: _Run) -> None:
-        """Renews the lease, and sees the batch's end come."""
-        while True:
-            try:
-                seen = await self._batches.renew(run.batch.order.batch_id)
-            except QueueUnavailable:
-                await asyncio.sleep(_RENEW_S)
-                continue
-            if seen is None:
-                run.is_lost = True
-                run.stop(None)
-                return
-            state, left_s = seen
-            run.until = time.monotonic() + left_s
-            if state == "cancelling":
-                run.stop("cancelled")
-            elif left_s <= 0:
-                run.stop("expired")
-            await asyncio.sleep(_RENEW_S)
 
-    async def _work_off(self, run: _Run) -> None:
-        order = run.batch.order
-        file = await self._files.find(order.input_file_id, tenant=order.tenant)
-        data = await self._files.read(file, tenant=order.tenant) if file is not None else None
-        if data is None:
-            await self._end(order.batch_id, "failed")
-            logger.warning("batch %s failed: its input file is gone", order.batch_id)
-            return
-        lines = [
-            Line(run.batch, number, parse_request(BatchLine, text), run.is_ending)
-            for number, text in lines_of(data)
-        ]
-        done = await self._batches.done(order.batch_id)
-        with run.scope:
-            async with anyio.create_task_group() as tasks:
-                todo = iter([line for line in lines if line.number not in done])
-                for _ in range(self._num_parallel):
-                    tasks.start_soon(self._answer_each, run, todo)
-        if not run.is_lost:
-            await self._finish(run, lines)
+class BatchRun:
+    """One batch that this server drives."""
 
-    async def _answer_each(self, run: _Run, todo: Iterator[Line]) -> None:
-        """One of those that share the lines that are left."""
-        for line in todo:
-            async with self._turns:
-                order = line.batch.order
-                with linked_span("batch line", order.trace, batch_id=order.batch_id, line=line.number):
-                    await self._answer(run, line)
-
-    async def _answer(self, run: _Run, line: Line) -> None:
-        order, custom_id = line.batch.order, line.request.custom_id
-        result, is_completed = await self._result(line)
-        recorded = await self._record(line, result, is_completed=is_completed)
-        if recorded == "not_ours":
-            run.is_lost = True
-            run.stop(None)
-        elif recorded == "no_room":
-            logger.warning("batch %s: no room for the answer to %r", order.batch_id, custom_id[:60])
-            run.stop("no_room")
-
-    async def _result(self, line: Line) -> tuple[bytes, bool]:
-        order, custom_id = line.batch.order, line.request.custom_id
-        while True:
-            try:
-                body = await self._ask(line)
-            except ApiError as error:
-                if _may_pass(error):
-                    await asyncio.sleep(error.retry_after_s or _AGAIN_S)
-                    continue
-                set_error_type(error.code)
-                return _BAD + refused(order.batch_id, line.number, custom_id, line.key, error), False
-            return _GOOD + answered(order.batch_id, line.number, custom_id, line.key, body), True
-
-    async def _finish(self, run: _Run, lines: list[Line]) -> None:
-        """What has no result gets its reason; results become two files, in the order of the lines."""
-        order = run.batch.order
-        if run.ending is not None:
-            code, message = _WHY[run.ending]
-            done = await self._batches.done(order.batch_id)
-            for line in lines:
-                if line.number in done:
-                    continue
-                text = _BAD + unanswered(order.batch_id, line.number, line.request.custom_id, code, message)
-                await self._record(line, text, is_completed=False)
-        output, errors = bytearray(), bytearray()
-        numbers = [line.number for line in lines]
-        for first in range(0, len(numbers), _NUM_TOGETHER):
-            for result in await self._batches.results(order.batch_id, numbers[first : first + _NUM_TOGETHER]):
-                if result is not None:
-                    (output if result[:1] == _GOOD else errors).extend(result[1:])
-        state = run.ending if run.ending in ("cancelled", "expired") else "completed"
-        await self._end(
-            order.batch_id,
-            state,
-            output_file_id=await self._store(order.batch_id, order.tenant, "output", bytes(output)),
-            error_file_id=await self._store(order.batch_id, order.tenant, "error", bytes(errors)),
-        )
-        logger.info("batch %s is %s", order.batch_id, state)
-
-    async def _record(self, line: Line, result: bytes, *, is_completed: bool) -> RecordedResults:
-        recorded = await self._batches.record(
-            line.batch.order.batch_id,
-            line.number,
-            result,
-            is_completed=is_completed,
-            max_bytes=self._max_result_bytes,
-        )
-        if recorded == "recorded":
-            self._metrics.batch_line_ended(is_completed=is_completed)
-        return recorded
-
-    async def _end(
-        self, batch_id: str, state: str, *, output_file_id: str = "", error_file_id: str = ""
+    def __init__(
+        self, services: Services, line_runner: LineRunner, slots: asyncio.Semaphore, batch: BatchSpec
     ) -> None:
-        if await self._batches.finish(
-            batch_id, state, output_file_id=output_file_id, error_file_id=error_file_id
-        ):
-            self._metrics.batch_ended(state)
+        self._services = services
+        self._store = services.batches
+        self._files = services.files
+        self._line_runner = line_runner
+        self._slots = slots
+        self._batch = batch
+        self._end_reason: EndReason | None = None  # why the batch ends before all lines have run
+        self._has_lost_lease = False
+        self._queue_error: QueueUnavailable | None = None
+        self._running_lines = anyio.CancelScope()
 
-    async def _store(self, batch_id: str, tenant: str, kind: str, data: bytes) -> str:
-        """The file's id, empty for no file; whoever does it again makes the same file."""
+    async def run(self) -> None:
+        """Run the batch to its end, unless another server takes it over. Raises QueueUnavailable."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._renew_lease)
+            try:
+                await self._run()
+            except QueueUnavailable as error:
+                self._queue_error = error
+            tasks.cancel_scope.cancel()
+        if self._queue_error is not None:  # raised here: a task group would wrap it
+            raise self._queue_error
+
+    async def _run(self) -> None:
+        lines = await self._read_lines()
+        if lines is None:
+            logger.warning("batch %s failed: its input file is gone", self._batch.batch_id)
+            await self._finish("failed")
+            return
+        await self._run_lines(lines)
+        if not self._has_lost_lease:
+            await self._write_files(lines)
+
+    async def _renew_lease(self) -> None:
+        """Renew the lease and stop the lines when the batch is cancelled, expires or is taken over."""
+        while True:
+            try:
+                renewed = await self._store.renew(self._batch.batch_id)
+            except QueueUnavailable:
+                await asyncio.sleep(_RENEW_INTERVAL_S)
+                continue
+            if renewed is None:
+                self._lose_lease()
+                return
+            state, remaining_s = renewed
+            if state == "cancelling":
+                self._end_early("cancelled")
+            elif remaining_s <= 0:
+                self._end_early("expired")
+            await asyncio.sleep(_RENEW_INTERVAL_S)
+
+    def _end_early(self, reason: EndReason) -> None:
+        self._end_reason = self._end_reason or reason
+        self._running_lines.cancel()
+
+    def _lose_lease(self) -> None:
+        self._has_lost_lease = True
+        self._running_lines.cancel()
+
+    async def _read_lines(self) -> list[InputLine] | None:
+        """Return the lines of the input file, or None if the file does not exist any more."""
+        tenant = self._batch.tenant
+        file = await self._files.find(self._batch.input_file_id, tenant=tenant)
+        data = await self._files.read(file, tenant=tenant) if file is not None else None
+        if data is None:
+            return None
+        return [
+            InputLine(self._batch, number, parse_request(BatchLine, text))
+            for number, text in read_lines(data)
+        ]
+
+    async def _run_lines(self, lines: list[InputLine]) -> None:
+        finished = await self._store.finished_lines(self._batch.batch_id)
+        remaining = iter([line for line in lines if line.number not in finished])
+        with self._running_lines:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(self._services.settings.batch_parallel):
+                    tasks.start_soon(self._run_each, remaining)
+        if self._queue_error is not None:
+            raise self._queue_error
+
+    async def _run_each(self, remaining: Iterator[InputLine]) -> None:
+        """Run lines one by one; several tasks share the iterator."""
+        try:
+            for line in remaining:
+                async with self._slots:
+                    with linked_span(
+                        "batch line", self._batch.trace, batch_id=self._batch.batch_id, line=line.number
+                    ):
+                        await self._run_line(line)
+        except QueueUnavailable as error:
+            self._queue_error = error
+            self._running_lines.cancel()
+
+    async def _run_line(self, line: InputLine) -> None:
+        result = await self._line_runner.run(line, should_cancel=lambda: self._end_reason is not None)
+        outcome = await self._record(line, result)
+        if outcome == "not_driver":
+            self._lose_lease()
+        elif outcome == "too_large":
+            custom_id = line.request.custom_id[:60]
+            logger.warning("batch %s: no room for the answer to %r", self._batch.batch_id, custom_id)
+            self._end_early("output_full")
+
+    async def _record(self, line: InputLine, result: LineResult) -> RecordOutcome:
+        outcome = await self._store.record(
+            self._batch.batch_id,
+            line.number,
+            result.pack(),
+            is_completed=result.is_completed,
+            max_bytes=self._services.settings.max_batch_output_mb * _MIB,
+        )
+        if outcome == "recorded":
+            self._services.metrics.batch_line_ended(is_completed=result.is_completed)
+        return outcome
+
+    async def _write_files(self, lines: list[InputLine]) -> None:
+        """Write the output and the error file, in the order of the lines, and end the batch."""
+        if self._end_reason is not None:
+            await self._skip_unfinished(lines, self._end_reason)
+        output, errors = bytearray(), bytearray()
+        async for result in self._results(line.number for line in lines):
+            (output if result.is_completed else errors).extend(result.text)
+        state = self._end_reason if self._end_reason in ("cancelled", "expired") else "completed"
+        await self._finish(
+            state,
+            output_file_id=await self._store_file("output", bytes(output)),
+            error_file_id=await self._store_file("error", bytes(errors)),
+        )
+        logger.info("batch %s is %s", self._batch.batch_id, state)
+
+    async def _skip_unfinished(self, lines: list[InputLine], reason: EndReason) -> None:
+        finished = await self._store.finished_lines(self._batch.batch_id)
+        for line in lines:
+            if line.number not in finished:
+                await self._record(line, skipped_result(line, *_SKIPPED[reason]))
+
+    async def _results(self, numbers: Iterable[int]) -> AsyncIterator[LineResult]:
+        numbers = list(numbers)
+        for first in range(0, len(numbers), _NUM_RESULTS_READ):
+            some = numbers[first : first + _NUM_RESULTS_READ]
+            for stored in await self._store.results(self._batch.batch_id, some):
+                if stored is not None:
+                    yield LineResult.unpack(stored)
+
+    async def _store_file(self, kind: str, data: bytes) -> str:
+        """Return the file's ID, empty for no data. Every server that drives the batch makes the same file."""
         if not data:
             return ""
-        file_id = f"file-{hashlib.sha256(f'{batch_id} {kind}'.encode()).hexdigest()[:32]}"
-        name = f"{batch_id}_{kind}.jsonl"
-        file = StoredFile(file_id=file_id, name=name, purpose="batch_output", created_at=int(time.time()))
-        await self._files.add(file, data, tenant=tenant, is_limited=False)
-        return file_id
+        batch_id = self._batch.batch_id
+        file = StoredFile(
+            file_id=f"file-{hashlib.sha256(f'{batch_id} {kind}'.encode()).hexdigest()[:32]}",
+            name=f"{batch_id}_{kind}.jsonl",
+            purpose="batch_output",
+            created_at=int(time.time()),
+        )
+        await self._files.add(file, data, tenant=self._batch.tenant, is_limited=False)
+        return file.file_id
 
-
-def _may_pass(error: ApiError) -> bool:
-    status = error.kind.status
-    return error.code != _SHORTAGE and (
-        status in _NOT_NOW or status == 503 or error.code == "invalid_api_key"
-    )
+    async def _finish(self, state: str, *, output_file_id: str = "", error_file_id: str = "") -> None:
+        if await self._store.finish(
+            self._batch.batch_id, state, output_file_id=output_file_id, error_file_id=error_file_id
+        ):
+            self._services.metrics.batch_ended(state)

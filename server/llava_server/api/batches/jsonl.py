@@ -1,86 +1,133 @@
-"""A batch's file: one request a line, judged whole before any of it runs; and what is written of each."""
+"""The JSONL files of a batch: reading and checking the input, and the lines of the output and error files."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-from llava_wire.stores.batches import BatchIssue
+from llava_wire.stores.batches import BatchIssue, BatchSpec
 
 from llava_server.api.batches.request import BatchLine
 from llava_server.api.parse import parse_request
 from llava_server.error_response import to_error
 from llava_server.errors import ApiError
+from llava_server.response_model import ResponseModel
 
-__all__ = ["answered", "judged", "lines_of", "refused", "unanswered"]
+__all__ = [
+    "InputLine",
+    "LineResult",
+    "check_input",
+    "completed_result",
+    "failed_result",
+    "read_lines",
+    "skipped_result",
+]
 
 _MAX_ISSUES = 50
-_CODES = {"invalid_json": "invalid_json_line", "missing_required_parameter": "missing_required_parameter"}
+_ISSUE_CODES = {"invalid_json": "invalid_json_line"}  # other codes are those of ApiError
 
 
-def lines_of(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number from 1, and text, of each line that is not empty."""
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if line.strip():
-            yield number, line
+class InputLine(NamedTuple):
+    """One request of a batch. ``number`` is its line in the input file, from 1."""
+
+    batch: BatchSpec
+    number: int
+    request: BatchLine
+
+    @property
+    def request_id(self) -> str:
+        """The request's ID in the results. It is also its idempotency key: any server makes the same jobs."""
+        return f"{self.batch.batch_id}:{self.number}"
 
 
-def judged(data: bytes, *, max_lines: int, max_line_bytes: int) -> tuple[int, tuple[BatchIssue, ...]]:
-    """How many requests there are, and what is wrong with them; the requests' own fields are judged later."""
+class LineResult(NamedTuple):
+    """The result of one line: a line of the output file or, if it is not completed, of the error file."""
+
+    is_completed: bool
+    text: bytes
+
+    def pack(self) -> bytes:
+        """Return the form in which the result is stored until the batch ends."""
+        return (b"+" if self.is_completed else b"-") + self.text
+
+    @classmethod
+    def unpack(cls, stored: bytes) -> LineResult:
+        return cls(stored[:1] == b"+", stored[1:])
+
+
+def read_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield number (from 1) and text of each line that is not empty."""
+    for number, text in enumerate(data.split(b"\n"), 1):
+        if text.strip():
+            yield number, text
+
+
+def check_input(data: bytes, *, max_lines: int, max_line_bytes: int) -> tuple[int, tuple[BatchIssue, ...]]:
+    """Return the number of requests and the errors of the file. The requests' bodies are checked later."""
     issues: list[BatchIssue] = []
-    seen: dict[str, int] = {}
+    first_lines: dict[str, int] = {}  # custom_id -> line
     num_lines = 0
-    for number, line in lines_of(data):
+    for number, text in read_lines(data):
         num_lines += 1
         if len(issues) < _MAX_ISSUES:
-            issues += _issues_of(number, line, seen, max_line_bytes)
+            issues += _check_line(number, text, first_lines, max_line_bytes)
     if not num_lines:
         issues.append(BatchIssue("empty_file", "the file has no requests: write one a line"))
     if num_lines > max_lines:
-        text = f"the file has {num_lines} requests; the limit is {max_lines}: make several batches of it"
-        issues.insert(0, BatchIssue("too_many_tasks", text))
+        message = f"the file has {num_lines} requests; the limit is {max_lines}: make several batches of it"
+        issues.insert(0, BatchIssue("too_many_tasks", message))
     return num_lines, tuple(issues[:_MAX_ISSUES])
 
 
-def answered(batch_id: str, number: int, custom_id: str, request_id: str, body: dict[str, Any]) -> bytes:
-    """The line of the output file."""
-    response = {"status_code": 200, "request_id": request_id, "body": body}
-    return _written(batch_id, number, custom_id, response, None)
+def completed_result(line: InputLine, body: ResponseModel) -> LineResult:
+    """Return the result of a request with a response."""
+    return LineResult(True, _result_line(line, response=_response(line, 200, body)))
 
 
-def refused(batch_id: str, number: int, custom_id: str, request_id: str, error: ApiError) -> bytes:
-    """The line of the error file for a request that was answered with an error."""
-    body = msgspec.to_builtins(to_error(error, request_id))
-    response = {"status_code": error.kind.status, "request_id": request_id, "body": body}
-    return _written(batch_id, number, custom_id, response, None)
+def failed_result(line: InputLine, error: ApiError) -> LineResult:
+    """Return the result of a request that failed."""
+    body = to_error(error, line.request_id)
+    return LineResult(False, _result_line(line, response=_response(line, error.kind.status, body)))
 
 
-def unanswered(batch_id: str, number: int, custom_id: str, code: str, message: str) -> bytes:
-    """The line of the error file for a request that was not sent."""
-    return _written(batch_id, number, custom_id, None, {"code": code, "message": message})
+def skipped_result(line: InputLine, code: str, message: str) -> LineResult:
+    """Return the result of a request that was not run to its end."""
+    return LineResult(False, _result_line(line, error={"code": code, "message": message}))
 
 
-def _written(
-    batch_id: str, number: int, custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None
+def _response(line: InputLine, status: int, body: ResponseModel) -> dict[str, Any]:
+    return {"status_code": status, "request_id": line.request_id, "body": msgspec.to_builtins(body)}
+
+
+def _result_line(
+    line: InputLine, *, response: dict[str, Any] | None = None, error: dict[str, str] | None = None
 ) -> bytes:
-    line = {"id": f"batch_req_{batch_id.removeprefix('batch_')}_{number}", "custom_id": custom_id}
-    whole = {**line, "response": response, "error": error}
-    return json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    result = {
+        "id": f"batch_req_{line.batch.batch_id.removeprefix('batch_')}_{line.number}",
+        "custom_id": line.request.custom_id,
+        "response": response,
+        "error": error,
+    }
+    return json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-def _issues_of(number: int, line: bytes, seen: dict[str, int], max_bytes: int) -> list[BatchIssue]:
-    if len(line) > max_bytes:
-        text = f"the line has {len(line)} bytes; the limit is {max_bytes}: send fewer or smaller pictures"
-        return [BatchIssue("line_too_long", text, number)]
+def _check_line(
+    number: int, text: bytes, first_lines: dict[str, int], max_line_bytes: int
+) -> list[BatchIssue]:
+    if len(text) > max_line_bytes:
+        message = (
+            f"the line has {len(text)} bytes; the limit is {max_line_bytes}: send fewer or smaller pictures"
+        )
+        return [BatchIssue("line_too_long", message, number)]
     try:
-        request = parse_request(BatchLine, line)
+        request = parse_request(BatchLine, text)
     except ApiError as error:
-        code = _CODES.get(error.code, error.code)
+        code = _ISSUE_CODES.get(error.code, error.code)
         return [BatchIssue(code, error.message.replace("the body", "the line"), number, error.param)]
-    first = seen.setdefault(request.custom_id, number)
+    first = first_lines.setdefault(request.custom_id, number)
     if first != number:
-        text = f"custom_id {request.custom_id[:60]!a} is that of line {first} already: give each its own"
-        return [BatchIssue("duplicate_custom_id", text, number, "custom_id")]
+        message = f"custom_id {request.custom_id[:60]!a} is that of line {first} already: give each its own"
+        return [BatchIssue("duplicate_custom_id", message, number, "custom_id")]
     return []

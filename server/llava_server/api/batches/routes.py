@@ -1,4 +1,4 @@
-"""/v1/batches: many chats at once, answered when nobody else waits, whatever dies meanwhile."""
+"""/v1/batches: files of chat requests, run at the lowest priority."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llava_server.api.batches import response
-from llava_server.api.batches.jsonl import judged
+from llava_server.api.batches.jsonl import check_input
 from llava_server.api.batches.request import BatchRequest
 from llava_server.api.batches.response import BATCH_ID, BatchCounts, BatchErrorLine, BatchErrors, BatchList
+from llava_server.api.chat.handler import RequestHandler
 from llava_server.api.files.routes import stored_file
-from llava_server.api.handler import RequestHandler
 from llava_server.api.openapi.document import Operation
 from llava_server.api.parse import parse_request
 from llava_server.errors import ApiError, from_store_error
@@ -46,27 +46,27 @@ async def create_batch(request: Request) -> Response:
     services, tenant = services_of(request), context_of(request).tenant
     handler = RequestHandler(request)
     with handler.body() as raw:
-        asked = await handler.parse(raw, partial(parse_request, BatchRequest))
-    file = await stored_file(request, asked.input_file_id)
+        batch_request = await handler.parse(raw, partial(parse_request, BatchRequest))
+    file = await stored_file(request, batch_request.input_file_id)
     try:
         data = await services.files.read(file, tenant=tenant)
-        if data is None or not await services.files.keep(file.file_id, tenant=tenant):
+        if data is None or not await services.files.renew(file.file_id, tenant=tenant):
             raise ApiError("file_not_found", "the file is gone: store it again", param="input_file_id")
-        judge = partial(
-            judged,
+        check = partial(
+            check_input,
             data,
             max_lines=services.settings.max_batch_lines,
             max_line_bytes=services.settings.max_body_mb * _MIB,
         )
-        num_lines, issues = await asyncio.get_running_loop().run_in_executor(services.parser_threads, judge)
+        num_lines, issues = await asyncio.get_running_loop().run_in_executor(services.parser_threads, check)
         order = BatchSpec(
             batch_id=f"batch_{secrets.token_hex(16)}",
             tenant=tenant,
-            input_file_id=asked.input_file_id,
-            endpoint=asked.endpoint,
-            completion_window=asked.completion_window,
+            input_file_id=batch_request.input_file_id,
+            endpoint=batch_request.endpoint,
+            completion_window=batch_request.completion_window,
             created_at=int(time.time()),
-            metadata=asked.metadata,
+            metadata=batch_request.metadata,
             issues=issues,
             trace=traceparent(),
         )
@@ -75,7 +75,7 @@ async def create_batch(request: Request) -> Response:
         raise from_store_error(error) from error
     if issues:
         services.metrics.batch_ended("failed")
-    services_of(request).batches_changed.set()
+    services.batches_changed.set()
     return await _current(request, order.batch_id)
 
 
@@ -90,8 +90,8 @@ async def list_batches(
 ) -> Response:
     """Those of this key, the latest first."""
     try:
-        batches = await services_of(request).batches.page(
-            tenant=context_of(request).tenant, after=after, number=limit + 1
+        batches = await services_of(request).batches.list_batches(
+            tenant=context_of(request).tenant, after=after, limit=limit + 1
         )
     except QueueUnavailable as error:
         raise from_store_error(error) from error
@@ -137,7 +137,7 @@ async def _found(looking: Awaitable[Batch | None]) -> Batch:
 
 
 def _to_response(batch: Batch) -> response.Batch:
-    order = batch.order
+    order = batch.spec
     issues = [BatchErrorLine(issue.code, issue.line, issue.message, issue.param) for issue in order.issues]
     return response.Batch(
         id=order.batch_id,
@@ -148,12 +148,12 @@ def _to_response(batch: Batch) -> response.Batch:
         error_file_id=batch.error_file_id,
         created_at=order.created_at,
         expires_at=batch.expires_at,
-        in_progress_at=batch.times.get("in_progress"),
-        completed_at=batch.times.get("completed"),
-        failed_at=batch.times.get("failed"),
-        expired_at=batch.times.get("expired"),
-        cancelling_at=batch.times.get("cancelling"),
-        cancelled_at=batch.times.get("cancelled"),
+        in_progress_at=batch.timestamps.get("in_progress"),
+        completed_at=batch.timestamps.get("completed"),
+        failed_at=batch.timestamps.get("failed"),
+        expired_at=batch.timestamps.get("expired"),
+        cancelling_at=batch.timestamps.get("cancelling"),
+        cancelled_at=batch.timestamps.get("cancelled"),
         request_counts=BatchCounts(batch.num_lines, batch.num_completed, batch.num_failed),
         metadata=order.metadata,
     )

@@ -68,7 +68,9 @@ class ChatLogprobs(ResponseModel):
 def token_logprobs(logprobs: Sequence[EventLogprob]) -> list[TokenLogprob]:
     """Convert the log-probabilities of an event."""
     return [
-        TokenLogprob(*_score(token.chosen), top_logprobs=[ScoredToken(*_score(other)) for other in token.top])
+        TokenLogprob(
+            *_score(token.sampled), top_logprobs=[ScoredToken(*_score(other)) for other in token.top]
+        )
         for token in logprobs
     ]
 

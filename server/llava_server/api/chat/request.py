@@ -19,21 +19,21 @@ from llava_server.api.fields.messages import (
     TextPart,
     ToolMessage,
     UserMessage,
-    check_tool_turns,
+    check_tool_results,
 )
 from llava_server.api.fields.sampling import SamplingFields
-from llava_server.api.fields.structured_output import GrammarFields
+from llava_server.api.fields.structured_output import StructuredOutputFields
 from llava_server.api.fields.tools import ToolFields
 from llava_server.api.fields.unsupported import UnsupportedFields
 
 __all__ = [
     "AssistantMessage",
     "ChatRequest",
+    "GenerationRequest",
     "Hint",
     "ImagePart",
     "ImageUrl",
     "Metadata",
-    "SharedFields",
     "StopStrings",
     "StreamOptions",
     "SystemMessage",
@@ -72,7 +72,7 @@ class StreamOptions(RequestModel):
     include_obfuscation: bool | None = Field(None, description="Accepted; nothing is obfuscated.")
 
     @model_validator(mode="after")
-    def _options_agree(self) -> StreamOptions:
+    def _check_options(self) -> StreamOptions:
         if self.continuous_usage_stats and not self.include_usage:
             raise invalid_value(
                 "stream_options.continuous_usage_stats",
@@ -124,7 +124,7 @@ class SharedFields(BaseModel):
     )
 
     @property
-    def urgency(self) -> int:
+    def job_priority(self) -> int:
         """1 before others, -1 behind them, else 0."""
         return -self.priority if self.priority is not None else _TIERS.get(self.service_tier or "", 0)
 
@@ -146,7 +146,7 @@ class SharedFields(BaseModel):
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     @model_validator(mode="after")
-    def _shared_fields_agree(self) -> SharedFields:
+    def _check_shared_fields(self) -> SharedFields:
         if self.stream_options is not None and not self.stream:
             raise invalid_value("stream_options", "stream_options is only allowed with stream true")
         if self.priority is not None and self.service_tier in _TIERS:
@@ -156,7 +156,21 @@ class SharedFields(BaseModel):
         return self
 
 
-class ChatRequest(RequestModel, SharedFields, SamplingFields, ToolFields, GrammarFields, UnsupportedFields):
+class GenerationRequest(SharedFields, SamplingFields):
+    """What every request that generates text has."""
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Number of alternatives to return per token; None without log-probabilities."""
+        raise NotImplementedError
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """Maximum number of output tokens; None: up to the end of the context."""
+        raise NotImplementedError
+
+
+class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputFields, UnsupportedFields):
     """A conversation to be answered."""
 
     messages: list[ChatMessage] = Field(
@@ -224,7 +238,7 @@ class ChatRequest(RequestModel, SharedFields, SamplingFields, ToolFields, Gramma
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> ChatRequest:
+    def _check_fields(self) -> ChatRequest:
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
             raise invalid_value(
@@ -236,8 +250,8 @@ class ChatRequest(RequestModel, SharedFields, SamplingFields, ToolFields, Gramma
                 "top_logprobs",
                 f"top_logprobs is {self.top_logprobs}, which is only allowed with logprobs true",
             )
-        self.check_least(self.max_output_tokens)
-        check_tool_turns(self.messages)
+        self.check_min_tokens(self.max_output_tokens)
+        check_tool_results(self.messages)
         self._check_continuation()
         return self
 

@@ -13,12 +13,12 @@ from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llava_server.api.chat.handler import RequestHandler
+from llava_server.api.chat.job_builder import choice_id
 from llava_server.api.chat.request import ChatRequest
 from llava_server.api.chat.response import CHAT_ID, ChatCompletion, ChatCompletionChunk, DeletedChat
 from llava_server.api.chat.serializer import ChatSerializer
 from llava_server.api.fields.sampling import MAX_CHOICES
-from llava_server.api.handler import RequestHandler
-from llava_server.api.job_builder import choice_id
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import MAX_START, parse_request
@@ -101,7 +101,7 @@ async def delete_answer(request: Request, job_id: JobId) -> Response:
     await handler.delete(job_id)
     controller = handler.services.controller
     for index in range(1, MAX_CHOICES):
-        if not await controller.forget(choice_id(job_id, index), handler.tenant):
+        if not await controller.delete(choice_id(job_id, index), handler.tenant):
             break
     return JSONResponse(DeletedChat(job_id))
 

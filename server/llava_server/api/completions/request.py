@@ -11,10 +11,10 @@ from pydantic import (
     model_validator,
 )
 
-from llava_server.api.chat.request import MAX_TOKENS, SharedFields
+from llava_server.api.chat.request import MAX_TOKENS, GenerationRequest
 from llava_server.api.fields.base import RequestModel, invalid_value
-from llava_server.api.fields.sampling import SamplingFields, TokenId
-from llava_server.api.fields.structured_output import GrammarFields
+from llava_server.api.fields.sampling import TokenId
+from llava_server.api.fields.structured_output import StructuredOutputFields
 from llava_server.api.fields.unsupported import Unsupported
 
 __all__ = ["CompletionRequest"]
@@ -43,7 +43,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(RequestModel, SharedFields, SamplingFields, GrammarFields):
+class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields):
     """Texts to be gone on with."""
 
     prompt: Prompt = Field(
@@ -105,7 +105,7 @@ class CompletionRequest(RequestModel, SharedFields, SamplingFields, GrammarField
         return self.logprobs
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> CompletionRequest:
+    def _check_fields(self) -> CompletionRequest:
         num_answers = len(self.prompts) * self.num_choices
         if num_answers > _MAX_ANSWERS:
             raise invalid_value(
@@ -115,5 +115,5 @@ class CompletionRequest(RequestModel, SharedFields, SamplingFields, GrammarField
             )
         if self.max_tokens == 0 and not self.echo:
             raise invalid_value("max_tokens", "max_tokens is 0, which goes with echo only; give 1 or more")
-        self.check_least(self.max_output_tokens)
+        self.check_min_tokens(self.max_output_tokens)
         return self

@@ -6,11 +6,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llava_server.api.chat.handler import Generation, JobSet, RequestHandler
+from llava_server.api.completions.job_builder import to_completion_jobs
 from llava_server.api.completions.request import CompletionRequest
 from llava_server.api.completions.response import TextCompletion, TextCompletionChunk
 from llava_server.api.completions.serializer import CompletionSerializer
-from llava_server.api.handler import Generation, JobSet, RequestHandler
-from llava_server.api.job_builder import to_completion_jobs
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import check_text, parse_request

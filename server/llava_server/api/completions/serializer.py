@@ -112,7 +112,7 @@ class CompletionSerializer:
         if not prompt:
             return ""
         sent = self._request.prompts[index // self._request.num_choices]
-        tokens = b"".join(token.chosen.text for token in prompt)
+        tokens = b"".join(token.sampled.text for token in prompt)
         return sent if isinstance(sent, str) else tokens.decode(errors="replace")
 
     def _logprobs(
@@ -121,18 +121,18 @@ class CompletionSerializer:
         """Return the log-probabilities of the echoed prompt and of the next output tokens."""
         if self._request.num_logprobs is None:
             return None
-        offsets = [self._cursors[index].move(token.chosen.text) for token in prompt]
+        offsets = [self._cursors[index].move(token.sampled.text) for token in prompt]
         if prompt:
             self._cursors[index] = _Cursor(len(self._echo(index, prompt)))
-        offsets += [self._cursors[index].move(token.chosen.text) for token in output]
+        offsets += [self._cursors[index].move(token.sampled.text) for token in output]
         tokens = [*prompt, *output]
-        logprobs: list[float | None] = [token.chosen.logprob for token in tokens]
+        logprobs: list[float | None] = [token.sampled.logprob for token in tokens]
         top: list[dict[str, float] | None] = [
-            {_name(score): score.logprob for score in (token.chosen, *token.top)} for token in tokens
+            {_name(score): score.logprob for score in (token.sampled, *token.top)} for token in tokens
         ]
         if prompt:
             logprobs[0] = top[0] = None  # no token precedes it
-        return TextLogprobs([_name(token.chosen) for token in tokens], logprobs, top, offsets)
+        return TextLogprobs([_name(token.sampled) for token in tokens], logprobs, top, offsets)
 
 
 class _Cursor:

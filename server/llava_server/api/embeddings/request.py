@@ -22,7 +22,7 @@ def _kind(value: Any) -> str:
     if isinstance(value, str):
         return "<text>"
     if not isinstance(value, list):
-        return "<picture>"
+        return "<image>"
     first = value[0] if value else None
     if isinstance(first, list):
         return "<lists>"
@@ -30,17 +30,17 @@ def _kind(value: Any) -> str:
 
 
 def _item_kind(value: Any) -> str:
-    return "<text>" if isinstance(value, str) else "<picture>"
+    return "<text>" if isinstance(value, str) else "<image>"
 
 
 Text = Annotated[str, Field(min_length=1)]
 Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=_MAX_TOKENS)]
 Item = Annotated[
-    Annotated[Text, Tag("<text>")] | Annotated[ImagePart, Tag("<picture>")], Discriminator(_item_kind)
+    Annotated[Text, Tag("<text>")] | Annotated[ImagePart, Tag("<image>")], Discriminator(_item_kind)
 ]
 Input = Annotated[
     Annotated[Text, Tag("<text>")]
-    | Annotated[ImagePart, Tag("<picture>")]
+    | Annotated[ImagePart, Tag("<image>")]
     | Annotated[list[Item], Field(min_length=1, max_length=_MAX_INPUTS), Tag("<list>")]
     | Annotated[Tokens, Tag("<tokens>")]
     | Annotated[list[Tokens], Field(min_length=1, max_length=_MAX_INPUTS), Tag("<lists>")],

@@ -29,7 +29,7 @@ __all__ = [
     "ToolCall",
     "ToolMessage",
     "UserMessage",
-    "check_tool_turns",
+    "check_tool_results",
 ]
 
 _MAX_PARTS = 256
@@ -79,13 +79,13 @@ Content = Annotated[
 ]
 
 
-def _without_pictures(content: str | list[TextPart | ImagePart]) -> str | list[TextPart | ImagePart]:
+def _only_text(content: str | list[TextPart | ImagePart]) -> str | list[TextPart | ImagePart]:
     if not isinstance(content, str) and any(isinstance(part, ImagePart) for part in content):
         raise PydanticCustomError("unsupported_content", "pictures belong into user messages")
     return content
 
 
-TextContent = Annotated[Content, AfterValidator(_without_pictures)]
+TextContent = Annotated[Content, AfterValidator(_only_text)]
 
 _CONTENT = "Text, or a list of parts in reading order."
 _NAME: Any = Field(None, description="Accepted; the model's prompt has no place for names.", examples=["Ada"])
@@ -144,13 +144,13 @@ class AssistantMessage(RequestModel):
 
     @field_validator("function_call", "audio")
     @classmethod
-    def _no_old_calls(cls, value: Any) -> Any:
+    def _only_null(cls, value: Any) -> Any:
         if value is None:
             return value
         raise PydanticCustomError("unsupported_parameter", "only null is supported here: use tool_calls")
 
     @model_validator(mode="after")
-    def _says_something(self) -> AssistantMessage:
+    def _check_content(self) -> AssistantMessage:
         if self.content is None and not self.tool_calls:
             raise PydanticCustomError("missing", "content is required", {"fields": ("content",)})
         return self
@@ -169,8 +169,8 @@ ChatMessage = Annotated[
 ]
 
 
-def check_tool_turns(messages: list[ChatMessage]) -> None:
-    """Each call has its result behind it, before anybody else speaks, and each result its call."""
+def check_tool_results(messages: list[ChatMessage]) -> None:
+    """Check that each tool call is followed by its result, and that each result has its call."""
     open_ids: list[str] = []
     for index, message in enumerate(messages):
         if isinstance(message, ToolMessage):

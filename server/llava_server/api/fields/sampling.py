@@ -1,4 +1,4 @@
-"""The request's fields about how tokens are chosen: OpenAI's with their bounds, and vLLM's extensions.
+"""The request's sampling parameters: OpenAI's with their bounds, and vLLM's extensions.
 
 Each default changes nothing. Token ids are checked against the model's vocabulary by the worker, who has it.
 """
@@ -19,7 +19,7 @@ _MAX_TOKENS = _MAX_TOKEN_ID = 2**31 - 1
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 
 
-def _by_token_id(bias: dict[str, float]) -> dict[str, float]:
+def _check_bias_keys(bias: dict[str, float]) -> dict[str, float]:
     for key in bias:
         if not _TOKEN_ID.fullmatch(key) or int(key) > _MAX_TOKEN_ID:
             shown = key if len(key) <= 20 else f"{key[:20]}..."
@@ -34,7 +34,7 @@ TokenId = Annotated[int, Field(ge=0, le=_MAX_TOKEN_ID)]
 
 
 class SamplingFields(BaseModel):
-    """How tokens are chosen; ``_fields_agree`` of the request checks them against each other."""
+    """How tokens are chosen; ``_check_fields`` of the request checks them against each other."""
 
     temperature: float | None = Field(
         None, ge=0, le=2, description="0 takes the likeliest token; default 1.", examples=[0]
@@ -78,7 +78,7 @@ class SamplingFields(BaseModel):
         "the answer has, and multiplies the negative ones; default 1.",
         examples=[1.1],
     )
-    logit_bias: Annotated[dict[str, Bias], AfterValidator(_by_token_id)] | None = Field(
+    logit_bias: Annotated[dict[str, Bias], AfterValidator(_check_bias_keys)] | None = Field(
         None,
         max_length=300,
         description="Token id -> what is added to its logit, -100 to 100; at most 300 entries.",
@@ -114,12 +114,12 @@ class SamplingFields(BaseModel):
         examples=[2],
     )
 
-    def check_least(self, limit: int | None) -> None:
-        """Raises where the answer's least length is above its most, ``limit``."""
+    def check_min_tokens(self, limit: int | None) -> None:
+        """Raise an error if ``min_tokens`` is above the limit of output tokens."""
         if limit is not None and (self.min_tokens or 0) > limit:
             raise invalid_value("min_tokens", f"min_tokens is {self.min_tokens}; max_tokens is only {limit}")
 
     @property
     def num_choices(self) -> int:
-        """How many answers are wanted."""
+        """Return the number of choices."""
         return self.n or 1

@@ -17,7 +17,7 @@ from llava_server.api.fields.base import RequestModel, invalid_value
 
 __all__ = [
     "MAX_SCHEMA_BYTES",
-    "GrammarFields",
+    "StructuredOutputFields",
     "JsonSchemaFormat",
     "ResponseFormat",
     "Schema",
@@ -30,7 +30,7 @@ _MAX_REGEX_CHARS = 8192
 _MAX_CHOICES = 1000
 
 
-def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
+def _check_schema_size(schema: dict[str, Any]) -> dict[str, Any]:
     num_bytes = len(_as_text(schema).encode())
     if num_bytes > MAX_SCHEMA_BYTES:
         raise PydanticCustomError(
@@ -43,7 +43,7 @@ def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-Schema = Annotated[dict[str, Any], AfterValidator(_bounded)]
+Schema = Annotated[dict[str, Any], AfterValidator(_check_schema_size)]
 Regex = Annotated[str, StringConstraints(min_length=1, max_length=_MAX_REGEX_CHARS)]
 Choice = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Choices = Annotated[list[Choice], Field(min_length=1, max_length=_MAX_CHOICES)]
@@ -75,7 +75,7 @@ class ResponseFormat(RequestModel):
     json_schema: JsonSchemaFormat | None = Field(None, description="The schema, with type json_schema.")
 
     @model_validator(mode="after")
-    def _has_its_schema(self) -> ResponseFormat:
+    def _check_json_schema(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
             there = "is missing" if self.json_schema is None else "is given"
             raise invalid_value(
@@ -103,7 +103,7 @@ class StructuredOutputs(RequestModel):
         )
 
 
-class GrammarFields(BaseModel):
+class StructuredOutputFields(BaseModel):
     """At most one of them may ask for something."""
 
     response_format: ResponseFormat | None = Field(
@@ -128,45 +128,47 @@ class GrammarFields(BaseModel):
 
     @property
     def grammar(self) -> Grammar | None:
-        """What the answer is held to."""
-        return next(iter(self._asked_for().values()), None)
+        """Return the grammar of the output; None if any text is valid."""
+        return next(iter(self._grammars_by_field().values()), None)
 
     @model_validator(mode="after")
-    def _asks_for_one_thing(self) -> GrammarFields:
-        names = list(self._asked_for())
+    def _check_one_grammar(self) -> StructuredOutputFields:
+        names = list(self._grammars_by_field())
         if len(names) > 1:
             raise invalid_value(names[1], f"{names[0]} and {names[1]} both say what the answer is: give one")
         if names and getattr(self, "ignore_eos", None):
             raise invalid_value("ignore_eos", f"ignore_eos goes on past the end that {names[0]} decides")
         return self
 
-    def _asked_for(self) -> dict[str, Grammar]:
-        """By the field's name."""
-        wanted = _grammars("guided_", self.guided_json, self.guided_regex, self.guided_choice)
+    def _grammars_by_field(self) -> dict[str, Grammar]:
+        """Return the grammars that the request asks for, by the field that does."""
+        grammars = _grammars("guided_", self.guided_json, self.guided_regex, self.guided_choice)
         if self.structured_outputs is not None:
-            wanted |= self.structured_outputs.grammars
-        calls = getattr(self, "tool_grammar", None)
-        if calls is not None:
-            wanted["tools"] = calls
-        form = self.response_format
-        if form is None or form.type == "text":
-            return wanted
-        schema = None if form.json_schema is None else _as_text(form.json_schema.schema_)
-        grammar = Grammar("json_object") if schema is None else Grammar("json_schema", schema)
-        return {"response_format": grammar} | wanted
+            grammars |= self.structured_outputs.grammars
+        tool_grammar = getattr(self, "tool_grammar", None)
+        if tool_grammar is not None:
+            grammars["tools"] = tool_grammar
+        response_format = self.response_format
+        if response_format is None or response_format.type == "text":
+            return grammars
+        if response_format.json_schema is None:
+            grammar = Grammar("json_object")
+        else:
+            grammar = Grammar("json_schema", _as_text(response_format.json_schema.schema_))
+        return {"response_format": grammar} | grammars
 
 
 def _grammars(
     prefix: str, schema: dict[str, Any] | None, regex: str | None, choices: list[str] | None
 ) -> dict[str, Grammar]:
-    wanted = {}
+    grammars = {}
     if schema is not None:
-        wanted[f"{prefix}json"] = Grammar("json_schema", _as_text(schema))
+        grammars[f"{prefix}json"] = Grammar("json_schema", _as_text(schema))
     if regex is not None:
-        wanted[f"{prefix}regex"] = Grammar("regex", regex)
+        grammars[f"{prefix}regex"] = Grammar("regex", regex)
     if choices is not None:
-        wanted[f"{prefix}choice"] = Grammar("choice", _as_text(choices))
-    return wanted
+        grammars[f"{prefix}choice"] = Grammar("choice", _as_text(choices))
+    return grammars
 
 
 def _as_text(value: Any) -> str:

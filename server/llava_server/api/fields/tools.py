@@ -1,4 +1,4 @@
-"""The request's fields about functions that the model may call, and the grammar that they come to."""
+"""The request's fields about tools, and the grammar of their calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Function", "FunctionTool", "ToolFields"]
 _MAX_TOOLS = 128
 
 
-def _of_an_object(schema: dict[str, Any]) -> dict[str, Any]:
+def _check_object_schema(schema: dict[str, Any]) -> dict[str, Any]:
     if schema.get("type", "object") != "object":
         raise PydanticCustomError("invalid_value", "the parameters of a function are of type object")
     return schema
@@ -34,7 +34,7 @@ class Function(RequestModel):
         description="What it does, for the model, at most 4096 characters.",
         examples=["The weather in a city."],
     )
-    parameters: Annotated[Schema, AfterValidator(_of_an_object)] | None = Field(
+    parameters: Annotated[Schema, AfterValidator(_check_object_schema)] | None = Field(
         None,
         description="Its arguments as a JSON schema of type object; left out: it takes none.",
         examples=[{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}],
@@ -42,8 +42,8 @@ class Function(RequestModel):
     strict: bool | None = Field(None, description="Accepted; every call keeps to its schema.")
 
     @property
-    def schema_of_arguments(self) -> dict[str, Any]:
-        """Of what ``arguments`` will be."""
+    def arguments_schema(self) -> dict[str, Any]:
+        """Return the JSON schema of a call's ``arguments``."""
         if self.parameters is None:
             return {"type": "object", "properties": {}, "additionalProperties": False}
         return {"type": "object", **self.parameters}
@@ -124,8 +124,8 @@ class ToolFields(BaseModel):
     )
 
     @property
-    def offered(self) -> list[Function]:
-        """The functions that may be called."""
+    def callable_functions(self) -> list[Function]:
+        """Return the functions that the model may call."""
         functions = [tool.function for tool in self.tools or ()]
         choice = self.tool_choice
         if choice == "none":
@@ -139,7 +139,7 @@ class ToolFields(BaseModel):
 
     @property
     def call_mode(self) -> Literal["auto", "required", "named"]:
-        """Whether a function has to be called; only where some are offered."""
+        """Return whether a function has to be called; meaningful only if some are callable."""
         if isinstance(self.tool_choice, NamedChoice):
             return "named"
         if isinstance(self.tool_choice, AllowedChoice):
@@ -148,24 +148,24 @@ class ToolFields(BaseModel):
 
     @property
     def tool_grammar(self) -> Grammar | None:
-        """What the answer is held to for the functions' sake."""
-        if not self.offered:
+        """Return the grammar of tool calls; None if there are no functions to call."""
+        if not self.callable_functions:
             return None
         functions = [
-            {"name": function.name, "parameters": function.schema_of_arguments} for function in self.offered
+            {"name": function.name, "parameters": function.arguments_schema}
+            for function in self.callable_functions
         ]
-        several = self.parallel_tool_calls is not False and self.call_mode != "named"
-        wanted = {"choice": self.call_mode, "is_parallel": several, "functions": functions}
-        return Grammar("tools", json.dumps(wanted, ensure_ascii=False, separators=(",", ":")))
+        is_parallel = self.parallel_tool_calls is not False and self.call_mode != "named"
+        grammar = {"choice": self.call_mode, "is_parallel": is_parallel, "functions": functions}
+        return Grammar("tools", json.dumps(grammar, ensure_ascii=False, separators=(",", ":")))
 
     @model_validator(mode="after")
-    def _tools_agree(self) -> ToolFields:
+    def _check_tools(self) -> ToolFields:
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise invalid_value("tools", f"tools has two functions with the name {twice!r}")
-        wanted = _named_by(self.tool_choice)
-        for name in wanted:
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise invalid_value("tools", f"tools has two functions with the name {duplicate!r}")
+        for name in _chosen_names(self.tool_choice):
             if name not in names:
                 raise invalid_value(
                     "tool_choice", f"tool_choice names {name!r}, which is not among the tools"
@@ -181,11 +181,10 @@ class ToolFields(BaseModel):
         return self
 
 
-def _named_by(choice: Any) -> list[str]:
+def _chosen_names(choice: str | NamedChoice | AllowedChoice | None) -> list[str]:
+    """Return the functions that a ``tool_choice`` names."""
     if isinstance(choice, NamedChoice):
         return [choice.function.name]
-    return [tool.function.name for tool in choice.allowed_tools.tools] if _is_allowed(choice) else []
-
-
-def _is_allowed(choice: Any) -> bool:
-    return isinstance(choice, AllowedChoice)
+    if isinstance(choice, AllowedChoice):
+        return [tool.function.name for tool in choice.allowed_tools.tools]
+    return []

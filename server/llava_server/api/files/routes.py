@@ -69,7 +69,7 @@ async def list_files(
 ) -> Response:
     """Those of this key, the latest first, all at once."""
     try:
-        files = await services_of(request).files.all_of(tenant=context_of(request).tenant)
+        files = await services_of(request).files.list_files(tenant=context_of(request).tenant)
     except QueueUnavailable as error:
         raise from_store_error(error) from error
     body = FileList(data=[_to_response(file) for file in files if purpose in (None, file.purpose)])

@@ -34,7 +34,7 @@ async def list_models(request: Request) -> Response:
 async def get_model(model_id: ModelId, request: Request) -> Response:
     """Model names may hold slashes."""
     registry = services_of(request).registry
-    return JSONResponse(_to_response(registry.known(model_id), registry))
+    return JSONResponse(_to_response(registry.get(model_id), registry))
 
 
 def _to_response(model: ServedModel, registry: WorkerRegistry) -> Model:

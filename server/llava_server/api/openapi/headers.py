@@ -1,6 +1,6 @@
 """The headers that this server reads and sends, for the OpenAPI document: meaning, unit, bound and example.
 
-``tests/server/api/openapi/test_headers.py`` holds the lists against what real requests and answers carry.
+``tests/server/api/openapi/test_headers.py`` compares the lists with real requests and responses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["DOWNLOAD", "HEADERS", "QUEUE", "STREAM", "header_parameter", "header
 
 Schema = dict[str, Any]
 
-QUEUE = ("x-queue-position", "x-queue-estimate-s")  # of answers that had to be made
+QUEUE = ("x-queue-position", "x-queue-estimate-s")  # of responses that are generated
 STREAM = ("cache-control", "x-accel-buffering")  # of server-sent events
 DOWNLOAD = ("content-disposition", "x-content-type-options")
 _LIMITS = tuple(
@@ -22,7 +22,7 @@ _LIMITS = tuple(
     for unit in ("requests", "tokens")
     for what in ("limit", "remaining", "reset")
 )
-_WAITS = (408, 429, 503)  # where an error may know when to come again
+_WAITS = (408, 429, 503)  # whose errors may say when to retry
 _HINTED = {kind.status for kind in ERRORS.values() if kind.should_retry is not None}
 _INT32 = 2**31 - 1
 _MAX_WAIT_S = 86_400
@@ -37,10 +37,11 @@ def _text(description: str, example: str, **bounds: Any) -> Schema:
     return {"description": description, "schema": {"type": "string", **bounds, "examples": [example]}}
 
 
+_RESET = "Until all of them are there again, as 350ms, 6s or 1m30s."
 _DURATION = r"^(\d+ms|\d+s|\d+m\d+s)$"
 _REQUEST_ID = r"^[A-Za-z0-9_-]{1,64}$"
 
-# What answers carry, by name.
+# The headers of responses, by name.
 HEADERS: Mapping[str, Schema] = {
     "x-request-id": _text(
         "The request's id in this server's log and in errors.",
@@ -67,16 +68,12 @@ HEADERS: Mapping[str, Schema] = {
     ),
     "x-ratelimit-limit-requests": _number("Requests a minute of this key; left out without a limit.", 60),
     "x-ratelimit-remaining-requests": _number("Requests that are left of them now.", 59),
-    "x-ratelimit-reset-requests": _text(
-        "Until all of them are there again, as 350ms, 6s or 1m30s.", "1s", pattern=_DURATION
-    ),
+    "x-ratelimit-reset-requests": _text(_RESET, "1s", pattern=_DURATION),
     "x-ratelimit-limit-tokens": _number(
         "Tokens a minute of this key, of prompts and answers; left out without a limit.", 100_000
     ),
     "x-ratelimit-remaining-tokens": _number("Tokens that are left of them now.", 99_400),
-    "x-ratelimit-reset-tokens": _text(
-        "Until all of them are there again, as 350ms, 6s or 1m30s.", "360ms", pattern=_DURATION
-    ),
+    "x-ratelimit-reset-tokens": _text(_RESET, "360ms", pattern=_DURATION),
     "cache-control": _text(
         "Of a stream: no proxy may keep or change it.",
         "no-cache, no-transform",
@@ -89,7 +86,7 @@ HEADERS: Mapping[str, Schema] = {
     "x-content-type-options": _text("A browser must not guess what the file is.", "nosniff", const="nosniff"),
 }
 
-# What requests may carry beside their key and their Content-Type, by name.
+# The headers of requests other than the key and Content-Type, by name.
 _REQUEST_HEADERS: Mapping[str, Schema] = {
     "X-Request-Id": _text(
         "An id of your own for the log and for errors, at most 64 of A-Z a-z 0-9 _ -; another is replaced.",
@@ -116,12 +113,12 @@ _REQUEST_HEADERS: Mapping[str, Schema] = {
 
 
 def header_parameter(name: str) -> Schema:
-    """A header of a request, as a parameter of its operation."""
+    """Return a header of requests as a parameter of an operation."""
     return {"name": name, "in": "header", "required": False, **_REQUEST_HEADERS[name]}
 
 
 def headers_of(method: str, status: int) -> list[str]:
-    """Names of what every answer of this method and status may carry."""
+    """Return the names of the headers that any response of this method and status may have."""
     names = ["x-request-id"]
     names += _LIMITS if method == "post" and status != 401 else ()  # without a key no limits
     names += ("retry-after", "retry-after-ms") if status in _WAITS else ()

@@ -21,11 +21,13 @@ __all__ = [
     "OutputItemEvent",
     "OutputTextDelta",
     "OutputTextDone",
+    "PartEventType",
     "ResponseEvent",
     "ResponseStatusEvent",
     "StatusEventType",
 ]
 
+# Assigned when the event is emitted.
 SequenceNumber = Annotated[Count, doc("Its number, from 0; starting_after takes it.", 4)]
 OutputIndex = Annotated[Count, doc("The item's place in the output, from 0.", 0)]
 ItemId = Annotated[str, doc("The item.", "msg_3f1c09a2b44de8715a7c61f02b9d10ee_0")]
@@ -37,21 +39,22 @@ StatusEventType = Literal[
     "response.incomplete",
     "response.failed",
 ]
+PartEventType = Literal["response.content_part.added", "response.content_part.done"]
 
 
-class ResponseStatusEvent(ResponseModel):
+class ResponseStatusEvent(ResponseModel, kw_only=True):
     """The response comes to another status; the last three end the stream."""
 
     type: Annotated[StatusEventType, doc("The status, but for response.created.", "response.created")]
-    sequence_number: SequenceNumber
+    sequence_number: SequenceNumber = 0
     response: Annotated[Response, doc("The response as it is then.")]
 
 
-class OutputItemEvent(ResponseModel):
+class OutputItemEvent(ResponseModel, kw_only=True):
     """An item opens, or it is whole."""
 
     type: Annotated[Literal["response.output_item.added", "response.output_item.done"], doc("Which.")]
-    sequence_number: SequenceNumber
+    sequence_number: SequenceNumber = 0
     output_index: OutputIndex
     item: Annotated[OutputItem, doc("The item as it is then.", MESSAGE_EXAMPLE)]
 
@@ -59,8 +62,8 @@ class OutputItemEvent(ResponseModel):
 class ContentPartEvent(ResponseModel, kw_only=True):
     """A message's text opens, or it is whole."""
 
-    type: Annotated[Literal["response.content_part.added", "response.content_part.done"], doc("Which.")]
-    sequence_number: SequenceNumber
+    type: Annotated[PartEventType, doc("Which.")]
+    sequence_number: SequenceNumber = 0
     output_index: OutputIndex
     item_id: ItemId
     content_index: ContentIndex = 0
@@ -71,7 +74,7 @@ class OutputTextDelta(ResponseModel, kw_only=True):
     """More of a text."""
 
     type: Literal["response.output_text.delta"] = "response.output_text.delta"
-    sequence_number: SequenceNumber
+    sequence_number: SequenceNumber = 0
     output_index: OutputIndex
     item_id: ItemId
     content_index: ContentIndex = 0
@@ -83,7 +86,7 @@ class OutputTextDone(ResponseModel, kw_only=True):
     """A text is whole."""
 
     type: Literal["response.output_text.done"] = "response.output_text.done"
-    sequence_number: SequenceNumber
+    sequence_number: SequenceNumber = 0
     output_index: OutputIndex
     item_id: ItemId
     content_index: ContentIndex = 0
@@ -97,7 +100,7 @@ class ArgumentsDelta(ResponseModel, kw_only=True):
     """More of a call's arguments."""
 
     type: Literal["response.function_call_arguments.delta"] = "response.function_call_arguments.delta"
-    sequence_number: SequenceNumber
+    sequence_number: SequenceNumber = 0
     output_index: OutputIndex
     item_id: ItemId
     delta: Annotated[str, doc("What is new; pieces are joined.", '{"city":')]
@@ -107,7 +110,7 @@ class ArgumentsDone(ResponseModel, kw_only=True):
     """A call's arguments are whole."""
 
     type: Literal["response.function_call_arguments.done"] = "response.function_call_arguments.done"
-    sequence_number: SequenceNumber
+    sequence_number: SequenceNumber = 0
     output_index: OutputIndex
     item_id: ItemId
     name: Annotated[str, doc("The function.", "get_weather")]

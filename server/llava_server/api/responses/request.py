@@ -197,7 +197,7 @@ class ResponseRequest(RequestModel):
 
     @field_validator("include")
     @classmethod
-    def _only_logprobs(cls, value: list[str] | None) -> list[str] | None:
+    def _check_include(cls, value: list[str] | None) -> list[str] | None:
         for name in value or ():
             if name != _LOGPROBS:
                 raise PydanticCustomError(
@@ -211,7 +211,7 @@ class ResponseRequest(RequestModel):
         return (self.top_logprobs or 0) if _LOGPROBS in (self.include or ()) else None
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> ResponseRequest:
+    def _check_fields(self) -> ResponseRequest:
         if self.stream_options is not None and not self.stream:
             raise invalid_value("stream_options", "stream_options is only allowed with stream true")
         if self.background and self.store is False:

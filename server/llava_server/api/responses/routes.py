@@ -14,7 +14,7 @@ from llava_wire.controller_side.queue_status import JobSnapshot
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_server.api.handler import Generation, JobSet, RequestHandler
+from llava_server.api.chat.handler import Generation, JobSet, RequestHandler
 from llava_server.api.openapi.document import Operation
 from llava_server.api.openapi.headers import QUEUE
 from llava_server.api.parse import MAX_START
@@ -24,7 +24,7 @@ from llava_server.api.responses.request import ResponseRequest
 from llava_server.api.responses.response import DeletedResponse
 from llava_server.api.responses.serializer import ResponsesSerializer, with_note
 from llava_server.api.responses.to_chat import parse_response_request
-from llava_server.errors import answer_not_found
+from llava_server.errors import response_not_found
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.response_model import JSONResponse
 
@@ -78,8 +78,9 @@ async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Ge
     if request.background and not request.stream:
         await handler.submit_background(job_set)
         return False, serializer, None
-    is_kept = handler.idempotency_key is not None
-    return bool(request.stream), serializer, await handler.submit(job_set, is_kept=is_kept, field="input")
+    is_resumable = handler.idempotency_key is not None
+    generation = await handler.submit(job_set, is_resumable=is_resumable, field="input")
+    return bool(request.stream), serializer, generation
 
 
 @router.get("/v1/responses/{response_id}", summary="Read a response while it is made, or later")
@@ -143,10 +144,10 @@ async def _snapshot(handler: RequestHandler, response_id: str, *, has_events: bo
     """Return a stored response's job. Raises ApiError (404)."""
     number = response_id.removeprefix("resp_")
     if number == response_id:
-        raise answer_not_found()
+        raise response_not_found()
     job = await handler.snapshot(f"chatcmpl-{number}", has_events=has_events)
     if not job.outline.note:  # a chat, or a response with store false
-        raise answer_not_found()
+        raise response_not_found()
     return job
 
 

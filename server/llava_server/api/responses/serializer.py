@@ -137,11 +137,7 @@ class ResponsesSerializer:
             part.logprobs += logprobs
             self._emit(
                 events.OutputTextDelta(
-                    sequence_number=self._num_events,
-                    output_index=self._index,
-                    item_id=message.id,
-                    delta=delta.text,
-                    logprobs=logprobs,
+                    output_index=self._index, item_id=message.id, delta=delta.text, logprobs=logprobs
                 )
             )
         elif isinstance(delta, ToolCallStart):
@@ -150,12 +146,7 @@ class ResponsesSerializer:
         elif self._call is not None:
             self._call.arguments += delta.arguments
             self._emit(
-                events.ArgumentsDelta(
-                    sequence_number=self._num_events,
-                    output_index=self._index,
-                    item_id=self._call.id,
-                    delta=delta.arguments,
-                )
+                events.ArgumentsDelta(output_index=self._index, item_id=self._call.id, delta=delta.arguments)
             )
 
     def _open_message(self) -> OutputMessage:
@@ -163,15 +154,7 @@ class ResponsesSerializer:
         self._message = message = OutputMessage(id=self._item_id("msg"), status="in_progress", content=[])
         self._open(message)
         message.content.append(part)
-        self._emit(
-            events.ContentPartEvent(
-                type="response.content_part.added",
-                sequence_number=self._num_events,
-                output_index=self._index,
-                item_id=message.id,
-                part=part,
-            )
-        )
+        self._emit_part("response.content_part.added", message)
         return message
 
     def _open_call(self, start: ToolCallStart) -> None:
@@ -186,7 +169,9 @@ class ResponsesSerializer:
 
     def _open(self, item: OutputItem) -> None:
         self._response.output.append(item)
-        self._emit(events.OutputItemEvent("response.output_item.added", self._num_events, self._index, item))
+        self._emit(
+            events.OutputItemEvent(type="response.output_item.added", output_index=self._index, item=item)
+        )
 
     def _close(self, status: Literal["completed", "incomplete"]) -> None:
         """Close the open item, if there is one."""
@@ -195,7 +180,6 @@ class ResponsesSerializer:
         elif self._call is not None:
             self._emit(
                 events.ArgumentsDone(
-                    sequence_number=self._num_events,
                     output_index=self._index,
                     item_id=self._call.id,
                     name=self._call.name,
@@ -207,29 +191,17 @@ class ResponsesSerializer:
             item.status = status
             self._message = self._call = None
             self._emit(
-                events.OutputItemEvent("response.output_item.done", self._num_events, self._index, item)
+                events.OutputItemEvent(type="response.output_item.done", output_index=self._index, item=item)
             )
 
     def _close_text(self, message: OutputMessage) -> None:
         [part] = message.content
         self._emit(
             events.OutputTextDone(
-                sequence_number=self._num_events,
-                output_index=self._index,
-                item_id=message.id,
-                text=part.text,
-                logprobs=part.logprobs,
+                output_index=self._index, item_id=message.id, text=part.text, logprobs=part.logprobs
             )
         )
-        self._emit(
-            events.ContentPartEvent(
-                type="response.content_part.done",
-                sequence_number=self._num_events,
-                output_index=self._index,
-                item_id=message.id,
-                part=part,
-            )
-        )
+        self._emit_part("response.content_part.done", message)
 
     def _finish(self, final: Final) -> None:
         if not self._response.output:
@@ -257,14 +229,22 @@ class ResponsesSerializer:
         self._response.error = ResponseError(message=message)
         self._response.usage = self._response.incomplete_details = None
 
+    def _emit_part(self, event_type: events.PartEventType, message: OutputMessage) -> None:
+        self._emit(
+            events.ContentPartEvent(
+                type=event_type, output_index=self._index, item_id=message.id, part=message.content[0]
+            )
+        )
+
     def _emit_status(self, event_type: events.StatusEventType) -> None:
-        self._emit(events.ResponseStatusEvent(event_type, self._num_events, self._response))
+        self._emit(events.ResponseStatusEvent(type=event_type, response=self._response))
 
     def _emit(self, event: events.ResponseEvent) -> None:
-        """Encode an event now: the items and the response in it change later."""
+        """Number an event and encode it now: the items and the response in it change later."""
+        event.sequence_number = self._num_events
+        self._num_events += 1
         if event.sequence_number > self._starting_after:
             self._encoded.append(encode_event(event, name=event.type))
-        self._num_events += 1
 
     def _take(self) -> bytes:
         data = b"".join(self._encoded)

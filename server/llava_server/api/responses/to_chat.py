@@ -1,24 +1,24 @@
-"""A request of /v1/responses in the form of a chat. Pure."""
+"""A request of /v1/responses converted to a chat. Pure functions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.parse import as_chat, parse_request
+from llava_server.api.parse import convert_request, parse_request
 from llava_server.api.responses.input_items import CallItem, InputImage, MessageItem, ResultItem
 from llava_server.api.responses.request import ResponseRequest
 
 __all__ = ["parse_response_request"]
 
-# What a chat's fields are called here.
+# The names of a chat's fields in this API, for errors.
 _NAMES = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text.format"}
 
 
 def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest]:
     """Raises ApiError naming the field, the value and what is allowed."""
     request = parse_request(ResponseRequest, raw)
-    form = {
+    fields = {
         "model": request.model,
         "messages": _messages(request),
         "max_completion_tokens": request.max_output_tokens,
@@ -32,7 +32,7 @@ def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest]:
         "parallel_tool_calls": request.parallel_tool_calls,
         "service_tier": request.service_tier,
     }
-    return request, as_chat(form, _NAMES)
+    return request, convert_request(ChatRequest, fields, _NAMES)
 
 
 def _messages(request: ResponseRequest) -> list[dict[str, Any]]:
@@ -82,12 +82,12 @@ def _content(content: Any) -> Any:
 
 
 def _format(request: ResponseRequest) -> dict[str, Any] | None:
-    form = request.text.format if request.text else None
-    if form is None or form.type != "json_schema":
-        return {"type": form.type} if form else None
-    schema = {"name": form.name, "schema": form.schema_, "strict": form.strict}
+    text_format = request.text.format if request.text else None
+    if text_format is None or text_format.type != "json_schema":
+        return {"type": text_format.type} if text_format else None
+    schema = {"name": text_format.name, "schema": text_format.schema_, "strict": text_format.strict}
     return {
-        "type": form.type,
+        "type": text_format.type,
         "json_schema": {name: value for name, value in schema.items() if value is not None},
     }
 

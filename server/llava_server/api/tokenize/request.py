@@ -44,7 +44,7 @@ class TokenizeRequest(RequestModel, ToolFields):
     chat_template_kwargs: Annotated[Any, Unsupported("templates are part of the served model", ({},))] = None
 
     @model_validator(mode="after")
-    def _has_one_of_them(self) -> TokenizeRequest:
+    def _check_prompt_or_messages(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
             raise invalid_value("prompt", "give either prompt or messages")
         return self

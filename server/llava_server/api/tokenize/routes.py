@@ -11,11 +11,11 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llava_server.api.chat.handler import JobSet, RequestHandler
+from llava_server.api.chat.job_builder import new_job_id, raw_job
 from llava_server.api.chat.request import ChatRequest
-from llava_server.api.handler import JobSet, RequestHandler
-from llava_server.api.job_builder import new_job_id, raw_job
 from llava_server.api.openapi.document import Operation
-from llava_server.api.parse import as_chat, check_text, parse_request
+from llava_server.api.parse import check_text, convert_request, parse_request
 from llava_server.api.tokenize.request import DetokenizeRequest, TokenizeRequest
 from llava_server.api.tokenize.response import Detokenized, Tokenized
 from llava_server.generation.disconnect import cancel_on_disconnect
@@ -75,7 +75,7 @@ def _parse_tokenize(raw: bytes) -> tuple[TokenizeRequest, ChatRequest | None]:
         return request, None
     names = ("model", "messages", "tools", "tool_choice", "continue_final_message", "add_generation_prompt")
     fields: dict[str, Any] = {name: getattr(request, name) for name in names}
-    return request, as_chat(fields, {})
+    return request, convert_request(ChatRequest, fields, {})
 
 
 async def _raw_job_set(

@@ -1,7 +1,7 @@
-"""How functions, their calls and their results are told to the model; ``tool_reader`` reads calls back.
+"""The prompt's text of functions, calls and results. ``parser`` parses the calls of an output.
 
-Any model is told in the same way, in the form that Hermes and Qwen models were trained with; a grammar holds
-its calls to it (``Grammar`` of the wire), so a model that never saw a function can still be made to call one.
+All models get the form that Hermes and Qwen models were trained with. A grammar constrains calls to it
+(``Grammar`` of the wire), so that a model that was not trained with tools can call them too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["CALL_BEGIN", "CALL_END", "calls_text", "result_text", "tools_text"]
 CALL_BEGIN = "<tool_call>"
 CALL_END = "</tool_call>"
 
-_WHEN = {
+_INSTRUCTIONS = {
     "auto": "To call one, answer with nothing but a line of this form",
     "required": "Answer with nothing but a call, a line of this form",
     "named": "Answer with nothing but a call, a line of this form",
@@ -25,17 +25,19 @@ _WHEN = {
 
 
 def tools_text(request: ToolFields) -> str:
-    """What the system message says of the functions that may be called; empty where there are none."""
-    functions = request.offered
+    """Return the system message's description of the functions that may be called; empty without any."""
+    functions = request.callable_functions
     if not functions:
         return ""
-    lines = ["You can call these functions, each described as JSON:", *map(_described, functions)]
-    lines.append(f'{_WHEN[request.call_mode]}: {CALL_BEGIN}{{"name": ..., "arguments": {{...}}}}{CALL_END}')
+    lines = ["You can call these functions, each described as JSON:", *map(_describe, functions)]
+    lines.append(
+        f'{_INSTRUCTIONS[request.call_mode]}: {CALL_BEGIN}{{"name": ..., "arguments": {{...}}}}{CALL_END}'
+    )
     return "\n".join(lines)
 
 
 def calls_text(calls: Sequence[ToolCall]) -> str:
-    """An earlier answer's calls, as it wrote them."""
+    """Return the tool calls of an earlier output as the model wrote them."""
     return "\n".join(
         f'{CALL_BEGIN}{{"name": {json.dumps(call.function.name)}, "arguments": '
         f"{call.function.arguments}}}{CALL_END}"
@@ -44,10 +46,11 @@ def calls_text(calls: Sequence[ToolCall]) -> str:
 
 
 def result_text(text: str) -> str:
-    """What came of a call, as a part of the user's turn."""
+    """Return a call's result as part of a user message."""
     return f"<tool_response>{text}</tool_response>"
 
 
-def _described(function: Function) -> str:
-    told = {"name": function.name, "description": function.description, "parameters": function.parameters}
-    return json.dumps({name: value for name, value in told.items() if value is not None}, ensure_ascii=False)
+def _describe(function: Function) -> str:
+    fields = {"name": function.name, "description": function.description, "parameters": function.parameters}
+    present = {name: value for name, value in fields.items() if value is not None}
+    return json.dumps(present, ensure_ascii=False)

@@ -1,7 +1,7 @@
-"""``llava-serve keys``: make, list and revoke API keys; all controllers on the same Redis know in a second.
+"""``llava-serve keys``: create, list and revoke API keys, for all servers on the same Redis.
 
-A key is printed once, when it is made; afterwards only its hash exists. Its id is the beginning of that hash,
-which is also the tenant's name in logs.
+A key is printed once, when it is created; only its hash is stored. Its ID is a prefix of that hash, which is
+also the tenant's name in logs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Annotated, NoReturn, TypeVar
 
 import msgspec
@@ -27,7 +28,7 @@ __all__ = ["app"]
 T = TypeVar("T")
 
 _KEY_BYTES = 32
-_MIN_ID_HEX = 8
+_MIN_ID_DIGITS = 8
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
 
@@ -63,7 +64,7 @@ def create(
         weight=weight,
     )
     entry = ApiKey(digest=key_digest(key), name=name, created_at=time.time(), limits=limits)
-    _with_ring(lambda ring: ring.add(entry))
+    _with_store(lambda store: store.add(entry))
     typer.echo(f"key {tenant_of(entry.digest)} for {name}; it is shown only now:", err=True)
     typer.echo(key)
 
@@ -86,27 +87,25 @@ def list_keys(
 @app.command()
 def revoke(key_id: Annotated[str, typer.Argument(help="As 'list' shows it.")]) -> None:
     """Revoke a key: requests that it has open go on, new ones are refused."""
-    if len(key_id) < _MIN_ID_HEX:
-        _fail(f"id {key_id!r} is too short: give at least {_MIN_ID_HEX} of its digits", _EXIT_USAGE)
+    if len(key_id) < _MIN_ID_DIGITS:
+        _fail(f"id {key_id!r} is too short: give at least {_MIN_ID_DIGITS} of its digits", _EXIT_USAGE)
     found = [key for key in _all_keys() if tenant_of(key.digest).startswith(key_id)]
     if len(found) != 1:
         _fail(f"{len(found)} keys have the id {key_id!r}: 'llava-serve keys list' shows them", _EXIT_FAILED)
-    _with_ring(lambda ring: ring.remove(found[0].digest))
+    _with_store(lambda store: store.remove(found[0].digest))
     typer.echo(f"revoked {tenant_of(found[0].digest)} ({found[0].name})", err=True)
 
 
 def _all_keys() -> list[ApiKey]:
-    news = _with_ring(lambda ring: ring.read())
-    return [] if news is None else news[1]
+    version_and_keys = _with_store(lambda store: store.read())
+    return [] if version_and_keys is None else version_and_keys[1]
 
 
-def _with_ring(use: Callable[[ApiKeyStore], Awaitable[T]]) -> T:
+def _with_store(use: Callable[[ApiKeyStore], Awaitable[T]]) -> T:
     async def run() -> T:
-        ring = ApiKeyStore(load_settings(()).redis_url.get_secret_value())
-        try:
-            return await use(ring)
-        finally:
-            await ring.aclose()
+        url = load_settings(()).redis_url.get_secret_value()
+        async with aclosing(ApiKeyStore(url)) as store:
+            return await use(store)
 
     try:
         return asyncio.run(run())

@@ -1,4 +1,4 @@
-"""Dead letters: the requests that killed every worker that ran them, shown and run again."""
+"""``llava-serve dlq``: dead letters, the requests that crashed every worker that ran them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _EXIT_FAILED = 1
 
 
 async def show(inspector: Inspector, console: Console) -> None:
-    """One a line, so that other tools can read them too."""
-    found = await inspector.dead_letters()
-    if not found:
+    """Print one per line, so that other tools can read them too."""
+    letters = await inspector.dead_letters()
+    if not letters:
         console.print("no dead letters")
-    for letter in found:
-        died = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(letter.died_at))
+    for letter in letters:
+        died = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(letter.created_at))
         kept = "" if letter.job else "; the request was too large to be kept"
         console.print(
             f"{died}  {letter.job_id}  model={letter.model} tenant={letter.tenant}: "
@@ -39,18 +39,18 @@ async def show(inspector: Inspector, console: Console) -> None:
 
 
 async def replay(inspector: Inspector, url: str, job_id: str) -> int:
-    """The exit status: 0 if it was answered this time."""
+    """Run the request of a dead letter again and print its output. Return the exit status."""
     letters = [letter for letter in await inspector.dead_letters() if letter.job_id == job_id]
-    complaint = await _complaint(inspector, letters)
+    reason = await _reason_against_replay(inspector, letters)
     request = letters[0].job if letters else None
-    if complaint or request is None:
-        sys.stderr.write(f"llava-serve: {job_id}: {complaint}\n")
+    if reason or request is None:
+        sys.stderr.write(f"llava-serve: {job_id}: {reason}\n")
         return _EXIT_FAILED
     job = msgspec.structs.replace(request, job_id=f"chatcmpl-{secrets.token_hex(16)}")
     producer = await JobProducer.connect(url)
     try:
-        await producer.submit(job, await inspector.pixels(job))
-        return await _print_answer(producer, job.job_id)
+        await producer.submit(job, await inspector.stored_images(job))
+        return await _print_output(producer, job.job_id)
     except WireError as error:
         sys.stderr.write(f"llava-serve: {error}\n")
         return _EXIT_FAILED
@@ -58,18 +58,18 @@ async def replay(inspector: Inspector, url: str, job_id: str) -> int:
         await producer.aclose()
 
 
-async def _complaint(inspector: Inspector, letters: list[DeadLetter]) -> str | None:
+async def _reason_against_replay(inspector: Inspector, letters: list[DeadLetter]) -> str | None:
     if not letters:
         return "no such dead letter; 'llava-serve dlq show' lists them"
     job = letters[0].job
     if job is None:
         return "the request was too large to be kept: ask its sender for it"
-    if len(await inspector.pixels(job)) < len({image.digest for image in job.images}):
+    if len(await inspector.stored_images(job)) < len({image.digest for image in job.images}):
         return "its pictures are gone, they are kept for minutes only: ask its sender for it"
     return None
 
 
-async def _print_answer(producer: JobProducer, job_id: str) -> int:
+async def _print_output(producer: JobProducer, job_id: str) -> int:
     reaping = asyncio.create_task(run_periodically(1.0, lambda: _reap(producer)))
     try:
         return await _follow(producer, job_id)
@@ -78,7 +78,7 @@ async def _print_answer(producer: JobProducer, job_id: str) -> int:
 
 
 async def _reap(producer: JobProducer) -> None:
-    """This is the job's controller, and must be seen to live."""
+    """Renew this process's lease: it is the controller of the job."""
     with contextlib.suppress(QueueUnavailable):
         await producer.reap()
 

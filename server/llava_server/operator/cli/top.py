@@ -1,66 +1,66 @@
-"""Workers, streams and queues on one screen, a second old at most."""
+"""``llava-serve top``: workers, queues and streams on one screen, refreshed every second."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
-from llava_wire.operator.inspector import Fleet, Inspector
+from llava_wire.operator.inspector import Inspector, SystemStatus
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["Rates", "draw", "watch"]
+__all__ = ["TokenRates", "render", "watch"]
 
 _REFRESH_S = 1.0
-_NUM_STREAMS = 20  # shown
-_TOKENS = "num_generated_tokens_total"
+_MAX_STREAMS = 20
+_TOKENS_STAT = "num_generated_tokens_total"
 
 
-class Rates:
-    """Tokens a second by worker, from one look to the next."""
+class TokenRates:
+    """Tokens per second of each worker between two updates."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[float, float]] = {}  # worker -> when, tokens by then
+        self._last: dict[str, tuple[float, float]] = {}  # worker -> time, total tokens
         self.per_s: dict[str, float] = {}
 
-    def look(self, fleet: Fleet, now: float) -> None:
-        """``now`` is any clock that only goes forward."""
-        for worker in fleet.workers:
-            name, tokens = worker.heartbeat.worker_id, worker.heartbeat.stats.get(_TOKENS, 0.0)
-            then, before = self._seen.get(name, (now, tokens))
-            if now > then:
-                self.per_s[name] = max(tokens - before, 0.0) / (now - then)
-            self._seen[name] = now, tokens
+    def update(self, status: SystemStatus, now: float) -> None:
+        """``now`` is the time of a monotonic clock."""
+        for worker in status.workers:
+            name, tokens = worker.heartbeat.worker_id, worker.heartbeat.stats.get(_TOKENS_STAT, 0.0)
+            last_time, last_tokens = self._last.get(name, (now, tokens))
+            if now > last_time:
+                self.per_s[name] = max(tokens - last_tokens, 0.0) / (now - last_time)
+            self._last[name] = now, tokens
 
 
 async def watch(inspector: Inspector, console: Console, *, is_once: bool) -> None:
-    """Until it is cancelled; one look if ``is_once``. Raises QueueUnavailable."""
-    rates = Rates()
-    fleet = await inspector.fleet()
+    """Show the screen until cancelled, or print it once. Raises QueueUnavailable."""
+    rates = TokenRates()
+    status = await inspector.status()
     if is_once:
-        console.print(draw(fleet, rates), soft_wrap=not console.is_terminal)
+        console.print(render(status, rates), soft_wrap=not console.is_terminal)
         return
-    with Live(draw(fleet, rates), console=console, screen=True, auto_refresh=False) as live:
+    with Live(render(status, rates), console=console, screen=True, auto_refresh=False) as live:
         while True:
-            rates.look(fleet, time.monotonic())
-            live.update(draw(fleet, rates), refresh=True)
+            rates.update(status, time.monotonic())
+            live.update(render(status, rates), refresh=True)
             await asyncio.sleep(_REFRESH_S)
-            fleet = await inspector.fleet()
+            status = await inspector.status()
 
 
-def draw(fleet: Fleet, rates: Rates) -> Group:
-    """The screen."""
-    return Group(_workers(fleet, rates), _rooms(fleet), _streams(fleet))
+def render(status: SystemStatus, rates: TokenRates) -> Group:
+    """Return the whole screen."""
+    return Group(_workers(status, rates), _queues(status), _streams(status))
 
 
-def _workers(fleet: Fleet, rates: Rates) -> Table:
-    title = f"{len(fleet.workers)} workers, {len(fleet.controllers)} controllers"
-    if fleet.num_dead_letters:
-        title += f", {fleet.num_dead_letters} dead letters"
+def _workers(status: SystemStatus, rates: TokenRates) -> Table:
+    title = f"{len(status.workers)} workers, {len(status.controllers)} controllers"
+    if status.num_dead_letters:
+        title += f", {status.num_dead_letters} dead letters"
     table = Table("worker", "model", "device", "streams", "tokens/s", "state", title=title, expand=True)
-    for worker in fleet.workers:
+    for worker in status.workers:
         beat = worker.heartbeat
         state = "draining" if beat.is_draining else "running" if worker.num_tokens else "idle"
         if not beat.model:
@@ -73,22 +73,22 @@ def _workers(fleet: Fleet, rates: Rates) -> Table:
     return table
 
 
-def _rooms(fleet: Fleet) -> Table:
+def _queues(status: SystemStatus) -> Table:
     table = Table("waiting for", "high", "normal", "low", "suspects", "tokens", expand=True)
-    for model, room in fleet.rooms.items():
-        numbers = (room.num_high, room.num_normal, room.num_low, room.num_suspects, room.cost)
+    for model, depth in status.queues.items():
+        numbers = (depth.num_high, depth.num_normal, depth.num_low, depth.num_quarantined, depth.cost)
         table.add_row(escape(model), *map(str, numbers))
     return table
 
 
-def _streams(fleet: Fleet) -> Table:
+def _streams(status: SystemStatus) -> Table:
     streams = [
         (job_id, worker.heartbeat.worker_id, number)
-        for worker in fleet.workers
+        for worker in status.workers
         for job_id, number in worker.num_tokens.items()
     ]
-    more = len(streams) - _NUM_STREAMS
+    more = len(streams) - _MAX_STREAMS
     table = Table("stream", "worker", "tokens", caption=f"and {more} more" if more > 0 else None, expand=True)
-    for job_id, worker_id, number in sorted(streams, key=lambda row: -row[2])[:_NUM_STREAMS]:
+    for job_id, worker_id, number in sorted(streams, key=lambda row: -row[2])[:_MAX_STREAMS]:
         table.add_row(escape(job_id), escape(worker_id), str(number))
     return table

@@ -94,8 +94,8 @@ def test_the_curl_line_works_as_it_is_shown(server: ScriptedServer, tmp_path: Pa
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "it's a picture.png").write_bytes(PNG * 1000)
     port = int(server.url.rpartition(":")[2])
-    picture = example_image(tmp_path)
-    line = curl_command(plan(port=port, generated_key="lv-key"), 'the "model"', picture)
+    image = example_image(tmp_path)
+    line = curl_command(plan(port=port, generated_key="lv-key"), 'the "model"', image)
     done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, timeout=scaled(30))
     assert json.loads(done.stdout)["choices"]
     assert server.chats[-1].headers["authorization"] == "Bearer lv-key"

@@ -34,9 +34,9 @@ def test_up_ends_with_one_line_and_code_two_on_a_busy_port(taken: int) -> None:
 
 
 def test_a_free_port_is_itself_and_zero_is_any() -> None:
-    chosen = check_port("127.0.0.1", 0)
-    assert chosen > 0
-    assert check_port("127.0.0.1", chosen) == chosen
+    free_port = check_port("127.0.0.1", 0)
+    assert free_port > 0
+    assert check_port("127.0.0.1", free_port) == free_port
 
 
 def test_ipv6_and_names_are_understood() -> None:

@@ -218,12 +218,10 @@ EFFECTS: list[tuple[dict[str, Any], Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("fields", "seen", "value"), EFFECTS, ids=[str(fields)[:40] for fields, *_ in EFFECTS]
-)
-def test_field_changes_the_job(stack: Stack, fields: dict[str, Any], seen: Any, value: Any) -> None:
-    assert ask(stack, **fields).status_code == 200
-    assert seen(stack.worker.assignments[-1].job) == value
+def test_field_changes_the_job(stack: Stack) -> None:
+    for fields, seen, value in EFFECTS:
+        assert ask(stack, **fields).status_code == 200, fields
+        assert seen(stack.worker.assignments[-1].job) == value, fields
 
 
 def test_every_field_of_anthropic_is_known() -> None:
@@ -231,7 +229,7 @@ def test_every_field_of_anthropic_is_known() -> None:
     assert set(MessageCountTokensParams.__annotations__) <= set(CountTokensRequest.model_fields)
 
 
-REFUSED: list[tuple[dict[str, Any], str, str]] = [
+INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"max_tokens": None}, "max_tokens", "integer"),
     ({"max_tokens": 0}, "max_tokens", "got 0"),
     ({"temperature": 1.5}, "temperature", "got 1.5"),
@@ -257,14 +255,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "param", "words"), REFUSED, ids=lambda value: str(value)[:60])
-def test_what_cannot_be_answered_is_a_400_that_names_the_field(
-    stack: Stack, fields: dict[str, Any], param: str, words: str
-) -> None:
-    response = ask(stack, **fields)
-    error = response.json()["error"]
-    assert (response.status_code, error["param"]) == (400, param), error
-    assert words in error["message"].lower()
+def test_what_cannot_be_answered_is_a_400_that_names_the_field(stack: Stack) -> None:
+    for fields, param, words in INVALID:
+        response = ask(stack, **fields)
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, param), error
+        assert words in error["message"].lower(), fields
 
 
 def test_an_empty_system_text_and_an_empty_result_are_texts(stack: Stack) -> None:

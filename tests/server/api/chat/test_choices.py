@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from llava_server.api.job_builder import choice_seed
+from llava_server.api.chat.job_builder import choice_seed
 
 from tests.server.conftest import Stack, running_stack
 from tests.waiting import wait_until
@@ -108,7 +108,7 @@ def test_queue_with_room_for_some_choices_takes_none(queue_url: str) -> None:
 
         assert refused.status_code == 429
         wait_until(stack.works)
-        assert stack.server.services.controller.num_answers == 0
+        assert stack.server.services.controller.num_open == 0
 
 
 def test_other_choices_wait_for_the_first_one_whose_prompt_they_share(queue_url: str) -> None:

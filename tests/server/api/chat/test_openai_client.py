@@ -101,6 +101,7 @@ def test_failures_are_its_own_exception_classes(client: openai.OpenAI, text: str
     with pytest.raises(expected) as caught:
         client.chat.completions.create(model=MODEL, messages=say(text), stream=is_stream)
     assert caught.value.code == code
+    assert isinstance(caught.value.body, dict)
     assert caught.value.request_id == caught.value.body["request_id"]
 
 

@@ -100,7 +100,7 @@ def test_a_kept_answer_goes_on_without_its_reader(own_stack: Callable[..., Stack
         "POST", "/v1/chat/completions", json=body, headers={"Idempotency-Key": KEY}
     ) as first:
         job_id = json.loads(next(line for line in first.iter_lines() if "data: " in line)[6:])["id"]
-    wait_until(lambda: stack.server.services.controller.num_answers == 0)
+    wait_until(lambda: stack.server.services.controller.num_open == 0)
     with ThreadPoolExecutor(1) as pool:
         rest = pool.submit(read, stack, job_id, stream="true")
         stack.worker.release.set()

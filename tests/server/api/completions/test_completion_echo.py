@@ -19,7 +19,7 @@ OF_SAY_A = [None, -0.125, -0.25, -0.375, -0.5, -0.625]
 
 def told(response: Any, index: int = 0) -> dict[str, Any]:
     assert response.status_code == 200, response.text
-    choice = response.json()["choices"][index]
+    choice: dict[str, Any] = response.json()["choices"][index]
     assert {len(choice["logprobs"][field]) for field in FIELDS} == {len(choice["logprobs"]["tokens"])}
     return choice
 

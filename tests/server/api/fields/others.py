@@ -116,7 +116,7 @@ ROWS: dict[str, Row] = {
         "test_field_coverage.py::test_usage_is_told_at_the_end_or_with_every_chunk"
     ),
     "ChatRequest.messages": Differs(
-        "/v1/chat/completions", CHAT, "messages", (CHAT["messages"], BEGUN["messages"][:1] * 2)
+        "/v1/chat/completions", CHAT, "messages", (CHAT["messages"], CHAT["messages"] * 2)
     ),
     "ChatRequest.add_generation_prompt": Hint(
         "/v1/chat/completions", CHAT, "add_generation_prompt", True, False

@@ -17,7 +17,7 @@ from llava_wire.messages.job import Job
 from pydantic import BaseModel
 
 from tests.server.conftest import Stack
-from tests.server.document import BODIES, SCHEMAS, branches
+from tests.server.openapi_document import REQUEST_SCHEMAS, SCHEMAS, alternatives
 
 __all__ = [
     "ABSENT",
@@ -134,18 +134,18 @@ def changed(body: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
 def owners(path: str, place: str) -> set[str]:
     """The models of the document that have the place's last name where the place says."""
     *before, last = steps(place)
-    held = branches(BODIES[path])
+    held = alternatives(REQUEST_SCHEMAS[path])
     for step in before:
         held = [
             branch
             for schema in held
-            for branch in branches(schema.get("items" if isinstance(step, int) else "properties", {}))
+            for branch in alternatives(schema.get("items" if isinstance(step, int) else "properties", {}))
             if isinstance(step, int)
         ] or [
             branch
             for schema in held
             if step in schema.get("properties", {})
-            for branch in branches(schema["properties"][step])
+            for branch in alternatives(schema["properties"][step])
         ]
     found = [schema for schema in held if last in schema.get("properties", {})]
     return {name for name, schema in SCHEMAS.items() if any(schema is each for each in found)}

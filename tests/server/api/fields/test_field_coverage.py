@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pytest
 from llava_server.api.chat.request import ChatRequest
 from llava_wire.messages.job import Job
 from llava_wire.messages.sampling_params import Grammar
@@ -127,17 +126,16 @@ def test_every_field_of_openai_is_known() -> None:
     assert set(CompletionCreateParamsBase.__annotations__) <= set(ChatRequest.model_fields)
 
 
-@pytest.mark.parametrize("name", ON_THE_JOB)
-def test_field_changes_the_job(stack: Stack, name: str) -> None:
+def test_field_changes_the_job(stack: Stack) -> None:
     body = {"model": MODEL, "messages": [USER]}
-    stack.http.post("/v1/chat/completions", json=body)
-    effect = ON_THE_JOB[name]
-    response = stack.http.post("/v1/chat/completions", json={**body, **effect.fields})
-    assert response.status_code == 200, response.text
-    plain, changed = (assignment.job for assignment in stack.worker.assignments[-2:])
-    assert effect.seen(changed) == effect.value
-    if name not in ("model", "messages", "add_generation_prompt"):
-        assert effect.seen(plain) != effect.value
+    for name, effect in ON_THE_JOB.items():
+        stack.http.post("/v1/chat/completions", json=body)
+        response = stack.http.post("/v1/chat/completions", json={**body, **effect.fields})
+        assert response.status_code == 200, (name, response.text)
+        plain, changed = (assignment.job for assignment in stack.worker.assignments[-2:])
+        assert effect.seen(changed) == effect.value, name
+        if name not in ("model", "messages", "add_generation_prompt"):
+            assert effect.seen(plain) != effect.value, name
 
 
 def test_n_gives_so_many_choices(stack: Stack) -> None:
@@ -162,22 +160,20 @@ def test_usage_is_told_at_the_end_or_with_every_chunk(stack: Stack) -> None:
     assert last == end
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"priority": 1, "service_tier": "flex"}, "service_tier"),
-        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous"),
-        ({"continue_final_message": True}, "continue_final_message"),
-        ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
-        ({"add_generation_prompt": False}, "add_generation_prompt"),
-    ],
-)
-def test_fields_that_contradict_each_other_are_refused(
-    stack: Stack, fields: dict[str, Any], param: str
-) -> None:
-    response = stack.chat("say yes", **fields)
-    assert response.status_code == 400
-    assert response.json()["error"]["param"].startswith(param)
+CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"priority": 1, "service_tier": "flex"}, "service_tier"),
+    ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous"),
+    ({"continue_final_message": True}, "continue_final_message"),
+    ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
+    ({"add_generation_prompt": False}, "add_generation_prompt"),
+]
+
+
+def test_fields_that_contradict_each_other_are_an_error(stack: Stack) -> None:
+    for fields, param in CONTRADICTIONS:
+        response = stack.chat("say yes", **fields)
+        assert response.status_code == 400, fields
+        assert response.json()["error"]["param"].startswith(param), fields
 
 
 def test_an_answer_to_continue_goes_with_no_grammar(stack: Stack) -> None:
@@ -186,14 +182,14 @@ def test_an_answer_to_continue_goes_with_no_grammar(stack: Stack) -> None:
     assert stack.chat(**fields).json()["error"]["param"] == "continue_final_message"
 
 
-@pytest.mark.parametrize(("fields", "tier"), [({}, "default"), ({"service_tier": "priority"}, "priority")])
-def test_the_tier_is_told(stack: Stack, fields: dict[str, Any], tier: str) -> None:
-    assert stack.chat("say yes", **fields).json()["service_tier"] == tier
+def test_the_response_has_the_service_tier(stack: Stack) -> None:
+    assert stack.chat("say yes").json()["service_tier"] == "default"
+    assert stack.chat("say yes", service_tier="priority").json()["service_tier"] == "priority"
 
 
-@pytest.mark.parametrize("detail", [None, "auto", "low", "high"])
-def test_every_detail_is_taken_where_the_model_has_one_resolution(stack: Stack, detail: str | None) -> None:
-    picture = part(encoded(scene()))
-    picture["image_url"]["detail"] = detail
-    assert stack.chat([picture, {"type": "text", "text": "say yes"}]).status_code == 200
-    assert stack.worker.assignments[-1].job.images[0].num_tiles == 1
+def test_every_detail_is_valid_for_a_model_with_one_resolution(stack: Stack) -> None:
+    for detail in (None, "auto", "low", "high"):
+        image = part(encoded(scene()))
+        image["image_url"]["detail"] = detail
+        assert stack.chat([image, {"type": "text", "text": "say yes"}]).status_code == 200
+        assert stack.worker.assignments[-1].job.images[0].num_tiles == 1

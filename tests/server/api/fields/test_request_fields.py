@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from tests.server.api.fields.rows import (
 )
 from tests.server.api.openapi.test_api_cases import EXISTING
 from tests.server.conftest import Stack
-from tests.server.document import BODIES, DOCUMENT, SCHEMAS, reached
+from tests.server.openapi_document import DOCUMENT, REQUEST_SCHEMAS, SCHEMAS, referenced_schemas
 
 ROWS: dict[str, Row] = {**chat.ROWS, **responses.ROWS, **messages.ROWS, **others.ROWS}
 # Values that differ from the neutral one by less than an unknown value does.
@@ -55,7 +57,9 @@ def in_place(place: str) -> list[tuple[str, str, str]]:
 
 def test_every_field_of_every_request_has_one_row() -> None:
     fields = {
-        f"{model}.{name}" for model in reached(list(BODIES.values())) for name in SCHEMAS[model]["properties"]
+        f"{model}.{name}"
+        for model in referenced_schemas(list(REQUEST_SCHEMAS.values()))
+        for name in SCHEMAS[model]["properties"]
     }
     rows = [
         *ROWS,
@@ -75,15 +79,26 @@ def test_everything_in_a_query_has_a_row() -> None:
     assert places == {"query", "path", "header"}  # of headers: test_headers.py
 
 
-@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not isinstance(row, Shown)])
-def test_a_field_does_what_its_row_says(stack: Stack, name: str) -> None:
-    row = ROWS[name]
-    assert not isinstance(row, Shown)
-    model, _, field = name.partition(".")
-    assert row.place.rpartition(".")[2] == field or isinstance(row, Only) and row.refused == ABSENT
-    if row.place.rpartition(".")[2] == field:
-        assert model in owners(row.path, row.place)
-    TRY[type(row)](stack, row)
+@pytest.mark.parametrize("model", sorted({name.partition(".")[0] for name in ROWS}))
+def test_a_field_does_what_its_row_says(stack: Stack, model: str) -> None:
+    for name, row in ROWS.items():
+        owner, _, field = name.partition(".")
+        if owner != model or isinstance(row, Shown):
+            continue
+        with named(name):
+            assert row.place.rpartition(".")[2] == field or isinstance(row, Only) and row.refused == ABSENT
+            if row.place.rpartition(".")[2] == field:
+                assert model in owners(row.path, row.place)
+            TRY[type(row)](stack, row)
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Add the name of the field to a failure."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{name}: {error}") from error
 
 
 def try_differs(stack: Stack, row: Differs) -> None:
@@ -128,15 +143,15 @@ def names(place: str) -> list[str]:
     return re.findall(r"[^.\[\]]+", place)
 
 
-@pytest.mark.parametrize(("model", "name"), SHARED)
-def test_a_field_of_sampling_or_grammar_changes_the_job(stack: Stack, model: str, name: str) -> None:
-    path, body = others.REQUESTS[model]
-    fields = others.SHARED[model][name]
-    assert name in fields
-    response, came = outcome(stack, path, {**body, **fields})
-    assert response.status_code == 200, response.text
-    without = {key: value for key, value in fields.items() if key != name}
-    assert came != outcome(stack, path, {**body, **without})[1]
+def test_a_field_of_sampling_or_grammar_changes_the_job(stack: Stack) -> None:
+    for model, name in SHARED:
+        path, body = others.REQUESTS[model]
+        fields = others.SHARED[model][name]
+        assert name in fields
+        response, result = outcome(stack, path, {**body, **fields})
+        assert response.status_code == 200, (name, response.text)
+        without = {key: value for key, value in fields.items() if key != name}
+        assert result != outcome(stack, path, {**body, **without})[1], (model, name)
 
 
 @pytest.mark.parametrize("model", others.UNSUPPORTED)
@@ -154,32 +169,26 @@ def test_an_unsupported_field_is_an_error_that_names_it_unless_its_value_is_neut
             assert response.status_code == 200, (name, neutral, response.text)
 
 
-@pytest.mark.parametrize("model", others.REQUESTS)
-def test_a_model_that_nobody_serves_is_not_found(stack: Stack, model: str) -> None:
-    path, body = others.REQUESTS[model]
-    assert stack.http.post(path, json=body).status_code == 200
-    response = stack.http.post(path, json={**body, "model": "nobody"})
-    assert (response.status_code, response.json()["error"]["param"]) == (404, "model")
+def test_a_model_that_is_not_served_is_not_found(stack: Stack) -> None:
+    for path, body in others.REQUESTS.values():
+        assert stack.http.post(path, json=body).status_code == 200, path
+        response = stack.http.post(path, json={**body, "model": "nobody"})
+        assert (response.status_code, response.json()["error"]["param"]) == (404, "model"), path
 
 
-@pytest.mark.parametrize(("method", "path", "name"), in_place("path"))
-def test_a_path_names_what_it_is_about(stack: Stack, method: str, path: str, name: str) -> None:
-    found = stack.http.request(method, path.replace(f"{{{name}}}", EXISTING[name](stack)))
-    missing = stack.http.request(method, path.replace(f"{{{name}}}", "nobody"))
-    assert (found.status_code in (200, 409), missing.status_code) == (True, 404)
+def test_a_path_names_what_it_is_about(stack: Stack) -> None:
+    for method, path, name in in_place("path"):
+        found = stack.http.request(method, path.replace(f"{{{name}}}", EXISTING[name](stack)))
+        missing = stack.http.request(method, path.replace(f"{{{name}}}", "nobody"))
+        assert (found.status_code in (200, 409), missing.status_code) == (True, 404), (method, path)
 
 
-@pytest.mark.parametrize(
-    ("field", "test"),
-    [
-        (name.rpartition(".")[2].rpartition(" ")[2], row.test)
-        for name, row in {**ROWS, **others.QUERIES}.items()
-        if isinstance(row, Shown)
-    ],
-)
-def test_a_test_that_a_row_names_is_there_and_speaks_of_the_field(field: str, test: str) -> None:
-    file, _, function = test.partition("::")
-    assert re.search(rf"\b{field}\b", source_of(file)[function]), field
+def test_a_test_that_a_row_names_exists_and_contains_the_field() -> None:
+    for name, row in {**ROWS, **others.QUERIES}.items():
+        if isinstance(row, Shown):
+            field = name.rpartition(".")[2].rpartition(" ")[2]
+            file, _, function = row.test.partition("::")
+            assert re.search(rf"\b{field}\b", source_of(file)[function]), name
 
 
 @cache

@@ -16,12 +16,13 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from schemathesis import Case, GenerationMode
+from schemathesis import Case
+from schemathesis.generation import GenerationMode
 
-from tests.server.batch_kit import line, lines, store
-from tests.server.conformance import misfits
+from tests.server.batch_requests import input_file, request_line, upload
 from tests.server.conftest import Stack
-from tests.server.document import DOCUMENT
+from tests.server.document_check import violations
+from tests.server.openapi_document import DOCUMENT
 from tests.server.scripted_worker import MODEL
 
 API = schemathesis.openapi.from_dict(DOCUMENT)
@@ -48,7 +49,7 @@ def responded(stack: Stack) -> str:
 def stored(stack: Stack) -> str:
     """A key may have so many files only, so one that is there will do."""
     files = stack.http.get("/v1/files").json()["data"]
-    file = files[0] if files else store(stack.http, lines(line("a", "say yes"))).json()
+    file = files[0] if files else upload(stack.http, input_file(request_line("a", "say yes"))).json()
     return str(file["id"])
 
 
@@ -68,16 +69,16 @@ EXISTING: dict[str, Callable[[Stack], str]] = {
 }
 
 
-def cases(path: str, method: str) -> st.SearchStrategy[Case]:
+def cases(path: str, method: str) -> st.SearchStrategy[Case[Any]]:
     """Requests as the document allows them, and such as it does not."""
     operation = API[path][method]
-    modes = [operation.as_strategy(generation_mode=GenerationMode.POSITIVE)]
+    modes = [operation.as_strategy(generation_mode=GenerationMode("positive"))]
     if operation.body or operation.path_parameters or operation.query:
-        modes.append(operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
+        modes.append(operation.as_strategy(generation_mode=GenerationMode("negative")))
     return st.one_of(*modes)
 
 
-def sent(stack: Stack, case: Case, *, names_one: bool) -> httpx2.Response:
+def sent(stack: Stack, case: Case[Any], *, names_one: bool) -> httpx2.Response:
     """The case as a client sends it; with ``names_one`` the path names something that is there."""
     path = case.formatted_path
     if names_one and case.path_parameters:
@@ -98,7 +99,7 @@ def sendable(headers: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def payload(case: Case) -> dict[str, Any]:
+def payload(case: Case[Any]) -> dict[str, Any]:
     body = case.body
     if isinstance(body, schemathesis.core.NotSet):
         return {}
@@ -129,11 +130,11 @@ def test_no_request_of_the_document_meets_a_500_or_an_answer_that_is_not_in_it(
         suppress_health_check=list(HealthCheck),
     )
     @given(case=cases(path, method), names_one=st.booleans())
-    def keeps_its_word(case: Case, names_one: bool) -> None:
+    def keeps_its_word(case: Case[Any], names_one: bool) -> None:
         response = sent(stack, case, names_one=names_one)
         seen[response.status_code] += 1
         assert response.status_code in documented - NOT_OURS, (response.status_code, response.text)
-        assert misfits(response) == []
+        assert violations(response) == []
         if response.status_code != 200:
             assert response.json()["error"]["code"] != "internal_error"
 

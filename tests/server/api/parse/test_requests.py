@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
 from llava_server.api.chat.request import ChatRequest
 
 from tests.server.conftest import Stack, text_of
@@ -163,24 +162,23 @@ WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG_FIELDS)
-def test_wrong_field_is_a_clear_400_and_the_next_request_works(stack: Stack, name: str) -> None:
-    fields, code, param, words = WRONG_FIELDS[name]
-    response = post_json(stack, {"model": MODEL, "messages": [USER], **fields})
-    error = response.json()["error"]
-    assert (response.status_code, error["code"], error["param"]) == (400, code, param), error
-    assert error["type"] == "invalid_request_error"
-    assert words in error["message"]
-    assert error["request_id"] == response.headers["x-request-id"]
-    assert stack.works()
+def test_wrong_field_is_a_clear_400_and_the_next_request_works(stack: Stack) -> None:
+    for name, (fields, code, param, words) in WRONG_FIELDS.items():
+        response = post_json(stack, {"model": MODEL, "messages": [USER], **fields})
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["param"]) == (400, code, param), (name, error)
+        assert error["type"] == "invalid_request_error", name
+        assert words in error["message"], (name, error)
+        assert error["request_id"] == response.headers["x-request-id"], name
+        assert stack.works(), name
 
 
-@pytest.mark.parametrize("missing", ["model", "messages"])
-def test_required_field_is_named_when_missing(stack: Stack, missing: str) -> None:
-    body = {"model": MODEL, "messages": [USER]}
-    del body[missing]
-    error = post_json(stack, body).json()["error"]
-    assert (error["code"], error["param"]) == ("missing_required_parameter", missing)
+def test_required_field_is_named_when_missing(stack: Stack) -> None:
+    for missing in ("model", "messages"):
+        body = {"model": MODEL, "messages": [USER]}
+        del body[missing]
+        error = post_json(stack, body).json()["error"]
+        assert (error["code"], error["param"]) == ("missing_required_parameter", missing)
 
 
 NOT_JSON = {
@@ -194,19 +192,19 @@ NOT_JSON = {
 }
 
 
-@pytest.mark.parametrize("name", NOT_JSON)
-def test_broken_json_is_a_400_and_the_next_request_works(stack: Stack, name: str) -> None:
-    response = post_raw(stack, NOT_JSON[name])
-    error = response.json()["error"]
-    assert (response.status_code, error["code"]) == (400, "invalid_json"), error
-    assert "not valid JSON" in error["message"]
-    assert stack.works()
+def test_broken_json_is_a_400_and_the_next_request_works(stack: Stack) -> None:
+    for name, body in NOT_JSON.items():
+        response = post_raw(stack, body)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (400, "invalid_json"), (name, error)
+        assert "not valid JSON" in error["message"], name
+        assert stack.works(), name
 
 
-@pytest.mark.parametrize("body", [b"[]", b"5", b'"text"', b"null"])
-def test_json_that_is_no_object_is_a_400(stack: Stack, body: bytes) -> None:
-    response = post_raw(stack, body)
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_type")
+def test_json_that_is_no_object_is_a_400(stack: Stack) -> None:
+    for body in (b"[]", b"5", b'"text"', b"null"):
+        response = post_raw(stack, body)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_type"), body
 
 
 def test_other_content_types_are_refused_so_that_foreign_pages_cannot_post(stack: Stack) -> None:

@@ -12,8 +12,7 @@ import pytest
 from tests.machine_speed import scaled
 from tests.server.api.responses.test_responses import CLOCK, WEATHER
 from tests.server.api.sse_lines import events_of
-from tests.server.conftest import Serve, Stack
-from tests.server.middleware.test_door import OwnStack
+from tests.server.conftest import OwnStack, Serve, Stack
 from tests.server.scripted_worker import MODEL
 from tests.waiting import wait_until
 

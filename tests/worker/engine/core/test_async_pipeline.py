@@ -24,6 +24,8 @@ from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.engine_thread import EngineThread
 
+from tests.machine_speed import scaled
+from tests.waiting import wait_until
 from tests.worker.checkpoints import Prompt, random_prompt
 from tests.worker.engine.drafters import ScriptedDrafter
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
@@ -308,15 +310,14 @@ def test_what_a_stopped_thread_told_goes_on_elsewhere_token_for_token(
         for output in outputs:
             received.put(output)
         if received.qsize() == 3:
-            thread._stopped.wait(10.0)
+            thread._stopped.wait(scaled(10.0))
 
-    thread = EngineThread(engine, on_outputs=take, on_failure=has_failed.set, hang_timeout_s=60.0)
+    thread = EngineThread(engine, on_outputs=take, on_failure=has_failed.set, hang_timeout_s=scaled(60.0))
     thread.start()
     thread.add(make_sequence(prompts[0]))
-    while received.qsize() < 3 and not has_failed.wait(0.001):
-        pass
+    wait_until(lambda: received.qsize() == 3 or has_failed.is_set())
 
-    assert thread.stop(10.0) and not has_failed.is_set()
+    assert thread.stop(scaled(10.0)) and not has_failed.is_set()
     assert log_of(engine)[-2:] == ["ahead 3", "read 2"]  # a token is on its way, and nobody reads it
     first = [received.get().token_id for _ in range(received.qsize())]
     assert first == expected[:3]

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.worker.checkpoints import Prompt, Reference, random_prompt, reference_output
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
+from tests.worker.engine.seeds import for_each_seed
 
 LENGTH = 20  # output tokens
 
@@ -109,44 +108,50 @@ def test_a_continued_answer_equals_the_unbroken_one(
     assert [answers[str(index)] for index in range(len(prompts))] == alone
 
 
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32))
 def test_random_traffic_keeps_every_answer_and_every_block(
-    make_engine: MakeEngine, make_sequence: MakeSequence, workload: Workload, seed: int
+    make_engine: MakeEngine, make_sequence: MakeSequence, workload: Workload, pytestconfig: pytest.Config
 ) -> None:
     """Arrivals at any time, repeated prompts, aborts, tenants, any shape of cache and budget."""
-    prompts, sampling, alone = workload
-    rng = np.random.default_rng(seed)
-    longest = max(len(prompt.token_ids) for prompt in prompts) + LENGTH
-    block_size = int(rng.integers(1, 7))
-    engine = make_engine(
-        num_blocks=int(rng.integers(longest, 2 * longest)) // block_size + 1,
-        block_size=block_size,
-        max_num_sequences=int(rng.integers(1, 9)),
-        max_batch_tokens=int(rng.integers(8, 40)),
-        encoder_cache_bytes=int(rng.integers(0, 8000)),
-    )
-    expected: dict[str, list[int]] = {}
-    answers: dict[str, list[int | None]] = {}
-    to_come = int(rng.integers(5, 25))
-    while to_come or engine.num_sequences:
-        for _ in range(min(to_come, int(rng.integers(0, 4)))):
-            which, seq_id = int(rng.integers(len(prompts))), str(to_come)
-            scope = "ab"[int(rng.integers(2))]
-            engine.add(
-                make_sequence(
-                    prompts[which], seq_id=seq_id, max_new_tokens=LENGTH, cache_scope=scope, **sampling[which]
-                )
-            )
-            expected[seq_id], answers[seq_id] = alone[which], []
-            to_come -= 1
-        if expected and rng.random() < 0.1:
-            victim = str(rng.choice(list(expected)))
-            engine.abort(victim)
-            expected.pop(victim)
-        for output in engine.step():
-            answers[output.seq_id].append(output.token_id)
-        engine.check()
 
-    assert {seq_id: answers[seq_id] for seq_id in expected} == expected
-    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+    def run_workload(seed: int) -> None:
+        prompts, sampling, alone = workload
+        rng = np.random.default_rng(seed)
+        longest = max(len(prompt.token_ids) for prompt in prompts) + LENGTH
+        block_size = int(rng.integers(1, 7))
+        engine = make_engine(
+            num_blocks=int(rng.integers(longest, 2 * longest)) // block_size + 1,
+            block_size=block_size,
+            max_num_sequences=int(rng.integers(1, 9)),
+            max_batch_tokens=int(rng.integers(8, 40)),
+            encoder_cache_bytes=int(rng.integers(0, 8000)),
+        )
+        expected: dict[str, list[int]] = {}
+        answers: dict[str, list[int | None]] = {}
+        to_come = int(rng.integers(5, 25))
+        while to_come or engine.num_sequences:
+            for _ in range(min(to_come, int(rng.integers(0, 4)))):
+                which, seq_id = int(rng.integers(len(prompts))), str(to_come)
+                scope = "ab"[int(rng.integers(2))]
+                engine.add(
+                    make_sequence(
+                        prompts[which],
+                        seq_id=seq_id,
+                        max_new_tokens=LENGTH,
+                        cache_scope=scope,
+                        **sampling[which],
+                    )
+                )
+                expected[seq_id], answers[seq_id] = alone[which], []
+                to_come -= 1
+            if expected and rng.random() < 0.1:
+                aborted = str(rng.choice(list(expected)))
+                engine.abort(aborted)
+                expected.pop(aborted)
+            for output in engine.step():
+                answers[output.seq_id].append(output.token_id)
+            engine.check()
+
+        assert {seq_id: answers[seq_id] for seq_id in expected} == expected
+        assert engine.stats().num_free_blocks == engine.stats().num_blocks
+
+    for_each_seed(pytestconfig, run_workload, default=6, exhaustive=25)

@@ -106,12 +106,12 @@ def test_a_sequence_waits_for_what_another_is_about_to_compute() -> None:
     blocks = BlockManager(20, 4)
     first = sequence_of([1, 2, 3, 4, 5, 6, 7, 8])
     blocks.allocate(first)
-    twin, stranger = sequence_of([1, 2, 3, 4, 5, 9]), sequence_of([1, 2, 9, 4, 5, 9])
-    abroad = sequence_of(twin.prompt_ids, scope="other")
-    urgent = sequence_of(twin.prompt_ids)
+    duplicate, unrelated = sequence_of([1, 2, 3, 4, 5, 9]), sequence_of([1, 2, 9, 4, 5, 9])
+    other_scope = sequence_of(duplicate.prompt_ids, scope="other")
+    urgent = sequence_of(duplicate.prompt_ids)
     urgent.priority = 1
 
-    assert [blocks.is_prefix_pending(each) for each in (twin, stranger, abroad, urgent)] == [
+    assert [blocks.is_prefix_pending(each) for each in (duplicate, unrelated, other_scope, urgent)] == [
         True,
         False,
         False,
@@ -120,7 +120,7 @@ def test_a_sequence_waits_for_what_another_is_about_to_compute() -> None:
 
     first.num_computed = 4
     blocks.cache_full_blocks(first)
-    assert not blocks.is_prefix_pending(twin)  # a token more would be in vain: not worth a step
+    assert not blocks.is_prefix_pending(duplicate)  # a token more would be in vain: not worth a step
 
 
 def test_who_knows_half_a_block_already_waits_for_what_comes_after_it() -> None:
@@ -143,13 +143,13 @@ def test_who_knows_half_a_block_already_waits_for_what_comes_after_it() -> None:
 
 def test_nobody_waits_for_who_went_away() -> None:
     blocks = BlockManager(20, 4)
-    first, twin = sequence_of([1, 2, 3, 4, 5]), sequence_of([1, 2, 3, 4, 6])
+    first, duplicate = sequence_of([1, 2, 3, 4, 5]), sequence_of([1, 2, 3, 4, 6])
     blocks.allocate(first)
-    assert blocks.is_prefix_pending(twin)
+    assert blocks.is_prefix_pending(duplicate)
 
     blocks.free(first)
 
-    assert not blocks.is_prefix_pending(twin)
+    assert not blocks.is_prefix_pending(duplicate)
 
 
 def test_nobody_waits_for_what_is_computed_but_in_doubt() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,7 @@ from tests.worker.engine.core.workloads import (
     truncate,
 )
 from tests.worker.engine.factories import MakeEngine
-
-
-def for_each_seed(
-    config: pytest.Config, run_workload: Callable[[int], None], *, default: int, all_seeds: int
-) -> None:
-    """Run the ``default`` number of seeds, or all with --exhaustive. A failure names its seed."""
-    for seed in range(all_seeds if config.getoption("exhaustive") else default):
-        try:
-            run_workload(seed)
-        except Exception as error:  # noqa: PERF203
-            raise AssertionError(f"the workload of seed {seed} fails: {error}") from error
+from tests.worker.engine.seeds import for_each_seed
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
@@ -75,7 +64,7 @@ def test_a_workload_without_tensors_keeps_every_token_and_every_block(
         )
         traffic.run(engine, max_batch_tokens=shape["max_batch_tokens"])
 
-    for_each_seed(pytestconfig, run_workload, default=200, all_seeds=1000)
+    for_each_seed(pytestconfig, run_workload, default=200, exhaustive=1000)
 
 
 @pytest.fixture(scope="module")
@@ -131,4 +120,4 @@ def test_a_workload_of_a_real_model_keeps_every_token_and_every_block(
         )
         traffic.run(engine, max_batch_tokens=shape["max_batch_tokens"])
 
-    for_each_seed(pytestconfig, run_workload, default=40, all_seeds=120)
+    for_each_seed(pytestconfig, run_workload, default=40, exhaustive=120)

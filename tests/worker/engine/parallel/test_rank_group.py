@@ -18,11 +18,10 @@ from llava_worker.engine.startup.build_engine import build_engine, choose_device
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.model.tensor_parallel import RankFailed
 
+from tests.machine_speed import scaled
 from tests.worker.checkpoints import Prompt, random_prompt, write_checkpoint
 from tests.worker.engine.factories import MakeEngine, MakeSequence
 from tests.worker.engine.parallel.two_ranks import TwoRanks
-
-WAIT_S = 30.0  # a bound, not an expectation
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_a_rank_that_ends_is_told_at_once_and_no_step_is_made_without_it(
     engine.step()
     (pid,) = ranks.group.pids
     os.kill(pid, signal.SIGKILL)
-    assert ranks.lost.wait(WAIT_S)
+    assert ranks.lost.wait(scaled(30.0))
 
     with pytest.raises((OSError, RuntimeError)):  # the pipe is closed, or torch's connection
         for _ in range(3):

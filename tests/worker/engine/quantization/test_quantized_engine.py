@@ -15,7 +15,7 @@ from llava_worker.engine.startup.engine_config import EngineConfig
 from PIL import Image
 from tiny.conversations import SYSTEM
 from tiny.exam import is_right
-from tiny.packs import prompt_ids
+from tiny.packing import prompt_ids
 from tiny.questions import Turn
 from tokenizers import Tokenizer
 from transformers import AutoProcessor

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from llava_worker.engine import Sequence
 from llava_worker.engine.engine import Engine
 
 from tests.worker.checkpoints import IMAGE_TOKEN, Prompt, random_prompt
 from tests.worker.engine.factories import MakeEngine, MakeSequence
 from tests.worker.engine.logit_recorder import RecordingLlava, RecordingRunner, load_recording, recorder_of
+from tests.worker.engine.seeds import for_each_seed
 from tests.worker.family import CLASSES, Member, make_member
 
 NUM_SIZES = 4  # of each class
@@ -85,53 +84,55 @@ def drive(engine: Engine, sequences: list[Sequence]) -> None:
         engine.check()
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 2**32), is_roomy=st.booleans())
 def test_every_logit_of_a_run_is_transformers(
     member_of: Callable[[int], tuple[Member, RecordingLlava]],
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
-    seed: int,
-    is_roomy: bool,
+    pytestconfig: pytest.Config,
 ) -> None:
     """In chunks, in mixed batches, over cached prefixes, and computed again where room is short."""
-    rng = np.random.default_rng(seed)
-    member, model = member_of(seed % NUM_SIZES)
-    waves = draw_waves(rng, member)
-    longest = max(len(prompt.token_ids) for prompt in waves[0])
-    block_size = int(rng.integers(1, 5))
-    room = 10 * longest if is_roomy else int(rng.integers(longest, 2 * longest))
-    room += ANSWER + 9  # and as much as a kin may be longer
-    engine = make_engine(
-        over=model,
-        runner=RecordingRunner,
-        block_size=block_size,
-        num_blocks=room // block_size + 2,
-        max_num_sequences=4,
-        max_batch_tokens=int(rng.integers(4, min(longest - 1, 48))),  # all share the begin mark
-        encoder_cache_bytes=int(rng.integers(0, 1 << 16)),
-    )
-    asked: list[tuple[Prompt, Sequence]] = []
-    for number, wave in enumerate(waves):
-        batch = [
-            (prompt, make_sequence(prompt, seq_id=f"{number}.{index}", **OPTIONS))
-            for index, prompt in enumerate(wave)
-        ]
-        asked += batch
-        drive(engine, [sequence for _, sequence in batch])
 
-    assert_logits_are_the_references(member, recorder_of(engine), asked)
-    assert "chunked" in recorder_of(engine).kinds
-    if is_roomy:
-        assert "mixed" in recorder_of(engine).kinds
-        assert engine.stats().num_cached_tokens_total >= longest // block_size * block_size - block_size
+    def run_workload(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        is_roomy = seed // NUM_SIZES % 2 == 0
+        member, model = member_of(seed % NUM_SIZES)
+        waves = draw_waves(rng, member)
+        longest = max(len(prompt.token_ids) for prompt in waves[0])
+        block_size = int(rng.integers(1, 5))
+        room = 10 * longest if is_roomy else int(rng.integers(longest, 2 * longest))
+        room += ANSWER + 9  # and as much as a kin may be longer
+        engine = make_engine(
+            over=model,
+            runner=RecordingRunner,
+            block_size=block_size,
+            num_blocks=room // block_size + 2,
+            max_num_sequences=4,
+            max_batch_tokens=int(rng.integers(4, min(longest - 1, 48))),  # all share the begin mark
+            encoder_cache_bytes=int(rng.integers(0, 1 << 16)),
+        )
+        requests: list[tuple[Prompt, Sequence]] = []
+        for number, wave in enumerate(waves):
+            batch = [
+                (prompt, make_sequence(prompt, seq_id=f"{number}.{index}", **OPTIONS))
+                for index, prompt in enumerate(wave)
+            ]
+            requests += batch
+            drive(engine, [sequence for _, sequence in batch])
+
+        assert_logits_are_the_references(member, recorder_of(engine), requests)
+        assert "chunked" in recorder_of(engine).kinds
+        if is_roomy:
+            assert "mixed" in recorder_of(engine).kinds
+            assert engine.stats().num_cached_tokens_total >= longest // block_size * block_size - block_size
+
+    for_each_seed(pytestconfig, run_workload, default=2 * NUM_SIZES, exhaustive=30)
 
 
 def assert_logits_are_the_references(
-    member: Member, runner: RecordingRunner, asked: list[tuple[Prompt, Sequence]]
+    member: Member, runner: RecordingRunner, requests: list[tuple[Prompt, Sequence]]
 ) -> None:
     expected = {}
-    for prompt, sequence in asked:
+    for prompt, sequence in requests:
         whole = dataclasses.replace(prompt, token_ids=prompt.token_ids + sequence.output_ids)
         logits = expected[sequence.seq_id] = member.logits_of(whole)
         before = logits[len(prompt.token_ids) - 1 : -1].index_fill(1, torch.tensor(IMAGE_TOKEN), -torch.inf)
@@ -140,5 +141,5 @@ def assert_logits_are_the_references(
     ours = torch.stack([row for _, _, row in runner.computed])
     theirs = torch.stack([expected[seq_id][at] for seq_id, at, _ in runner.computed])
     torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
-    last_places = {(sequence.seq_id, sequence.num_tokens - 2) for _, sequence in asked}
+    last_places = {(sequence.seq_id, sequence.num_tokens - 2) for _, sequence in requests}
     assert last_places <= {(seq_id, at) for seq_id, at, _ in runner.computed}

@@ -242,6 +242,15 @@ def test_preemption_does_not_count_a_token_twice(
     assert (none, some > 0) == (0, True)
 
 
+def test_the_sampler_keeps_nothing_of_sequences_that_have_ended(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
+) -> None:
+    engine = make_engine()
+    run(engine, [make_sequence(prompts[0], **PROCESSED)])
+
+    assert len(engine._runner._sampler._processors) == 0
+
+
 def test_a_stop_token_ends_the_answer_unless_it_comes_too_early(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
 ) -> None:

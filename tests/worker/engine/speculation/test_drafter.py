@@ -255,3 +255,12 @@ def test_a_price_learnt_too_high_is_forgotten() -> None:
         cost.add(1, 1.0)
 
     assert cost.price(1) == StepCost().price(1)
+
+
+def test_the_drafter_keeps_nothing_of_a_sequence_that_is_gone() -> None:
+    drafter, sequence = PromptLookupDrafter(), sequence_of(REPEATING)
+    assert num_drafts(drafter, sequence) > 0 and len(drafter._states) == 1
+
+    del sequence
+
+    assert len(drafter._states) == 0

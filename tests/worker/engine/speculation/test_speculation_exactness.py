@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from llava_worker.engine import EngineStats, StepOutput
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.speculation.drafter import Drafter
@@ -16,6 +14,7 @@ from llava_worker.engine.speculation.drafter import Drafter
 from tests.worker.checkpoints import Prompt, random_prompt
 from tests.worker.engine.drafters import EagerDrafter, FixedPriceDrafter, ScriptedDrafter
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
+from tests.worker.engine.seeds import for_each_seed
 
 LENGTH = 24  # of an answer, in tokens
 FEW_WORDS = ((40, 100.0), (41, 100.0), (42, 100.0))  # an answer of these soon repeats itself
@@ -191,48 +190,52 @@ def test_what_wrong_drafts_left_in_the_cache_is_never_read_by_a_second_turn(
         assert engine.stats().num_cached_tokens_total > len(first.token_ids)
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32))
 def test_random_traffic_keeps_every_answer_and_every_block(
-    make_engine: MakeEngine, make_sequence: MakeSequence, workload: Workload, seed: int
+    make_engine: MakeEngine, make_sequence: MakeSequence, workload: Workload, pytestconfig: pytest.Config
 ) -> None:
     """Arrivals at any time, repeated prompts, aborts, tenants, any shape of cache and budget, any drafter."""
-    prompts, alone = workload
-    rng = np.random.default_rng(seed)
-    longest = max(len(prompt.token_ids) for prompt in prompts) + LENGTH
-    block_size = int(rng.integers(1, 7))
-    names = {f"{which}.{n}": answer for which, answer in enumerate(alone) for n in range(30)}
-    drafters: list[Drafter] = [
-        ScriptedDrafter(names),
-        *(ScriptedDrafter(names, wrong_every=every) for every in (1, 2, 3)),
-        EagerDrafter(),
-        FixedPriceDrafter(),
-    ]
-    engine = make_engine(
-        num_blocks=int(rng.integers(longest, 2 * longest)) // block_size + 1,
-        block_size=block_size,
-        max_num_sequences=int(rng.integers(1, 9)),
-        max_batch_tokens=int(rng.integers(8, 80)),
-        encoder_cache_bytes=int(rng.integers(0, 8000)),
-        drafter=drafters[int(rng.integers(len(drafters)))],
-    )
-    expected: dict[str, list[int]] = {}
-    answers: dict[str, list[int | None]] = {}
-    to_come = int(rng.integers(5, 20))
-    while to_come or engine.num_sequences:
-        for _ in range(min(to_come, int(rng.integers(0, 4)))):
-            which = int(rng.integers(len(prompts)))
-            seq_id, scope = f"{which}.{to_come}", "ab"[int(rng.integers(2))]
-            engine.add(make_sequence(prompts[which], seq_id=seq_id, cache_scope=scope, **options_of(which)))
-            expected[seq_id], answers[seq_id] = alone[which], []
-            to_come -= 1
-        if expected and rng.random() < 0.1:
-            victim = str(rng.choice(list(expected)))
-            engine.abort(victim)
-            expected.pop(victim)
-        for output in engine.step():
-            answers[output.seq_id].append(output.token_id)
-        engine.check()
 
-    assert {seq_id: answers[seq_id] for seq_id in expected} == expected
-    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+    def run_workload(seed: int) -> None:
+        prompts, alone = workload
+        rng = np.random.default_rng(seed)
+        longest = max(len(prompt.token_ids) for prompt in prompts) + LENGTH
+        block_size = int(rng.integers(1, 7))
+        names = {f"{which}.{n}": answer for which, answer in enumerate(alone) for n in range(30)}
+        drafters: list[Drafter] = [
+            ScriptedDrafter(names),
+            *(ScriptedDrafter(names, wrong_every=every) for every in (1, 2, 3)),
+            EagerDrafter(),
+            FixedPriceDrafter(),
+        ]
+        engine = make_engine(
+            num_blocks=int(rng.integers(longest, 2 * longest)) // block_size + 1,
+            block_size=block_size,
+            max_num_sequences=int(rng.integers(1, 9)),
+            max_batch_tokens=int(rng.integers(8, 80)),
+            encoder_cache_bytes=int(rng.integers(0, 8000)),
+            drafter=drafters[int(rng.integers(len(drafters)))],
+        )
+        expected: dict[str, list[int]] = {}
+        answers: dict[str, list[int | None]] = {}
+        to_come = int(rng.integers(5, 20))
+        while to_come or engine.num_sequences:
+            for _ in range(min(to_come, int(rng.integers(0, 4)))):
+                which = int(rng.integers(len(prompts)))
+                seq_id, scope = f"{which}.{to_come}", "ab"[int(rng.integers(2))]
+                engine.add(
+                    make_sequence(prompts[which], seq_id=seq_id, cache_scope=scope, **options_of(which))
+                )
+                expected[seq_id], answers[seq_id] = alone[which], []
+                to_come -= 1
+            if expected and rng.random() < 0.1:
+                aborted = str(rng.choice(list(expected)))
+                engine.abort(aborted)
+                expected.pop(aborted)
+            for output in engine.step():
+                answers[output.seq_id].append(output.token_id)
+            engine.check()
+
+        assert {seq_id: answers[seq_id] for seq_id in expected} == expected
+        assert engine.stats().num_free_blocks == engine.stats().num_blocks
+
+    for_each_seed(pytestconfig, run_workload, default=6, exhaustive=20)

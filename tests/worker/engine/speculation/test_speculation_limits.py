@@ -237,16 +237,16 @@ def test_where_the_model_breaks_after_a_right_draft_the_answer_ends_alone_and_wi
     try:
         drafter = ScriptedDrafter({"one": answer, "other": expected})
         engine = make_engine(drafter=drafter, eos_ids=frozenset(), max_batch_tokens=64)
-        engine.add(make_sequence(other, seq_id="other"))
-        outputs = outputs_of(engine, make_sequence(prompt, max_new_tokens=LENGTH))
+        sequences = make_sequence(other, seq_id="other"), make_sequence(prompt, max_new_tokens=LENGTH)
+        outputs = collect_outputs(engine, *sequences)
     finally:
         model.language_model.embed_tokens.weight[last] = healthy
 
-    *sampled, final = [output for output in outputs if output.seq_id == "one"]
+    *sampled, final = outputs["one"]
     assert [output.token_id for output in sampled] == answer[: len(sampled)]
     assert final.error is not None
     assert final.error.message == f"the model's output at token {len(sampled)} is not a number"
-    assert [output.token_id for output in outputs if output.seq_id == "other"] == expected
+    assert [output.token_id for output in outputs["other"]] == expected
 
 
 def test_an_answer_that_repeats_itself_is_drafted_and_one_that_does_not_is_let_alone(

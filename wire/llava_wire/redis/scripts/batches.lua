@@ -1,20 +1,20 @@
--- batches: lists of requests that controllers work off one after another. A batch is driven by one controller at a time,
--- under a lease; every write of a driver states who it is, so that one that was given up changes nothing. `batches`
--- holds the unfinished ones by the end of their lease (before the first: when they came), `batching:{tenant}` a tenant's.
--- One batch of a tenant is driven at a time, so that no tenant takes every driver.
+-- batches: lists of requests that controllers process one after another. A batch is driven by one controller at a time,
+-- under a lease; every write names its driver, so that a driver that lost the lease changes nothing. `batches` holds the
+-- unfinished ones by the end of their lease (before the first: when they came), `batching:{tenant}` a tenant's. One batch
+-- per tenant is driven at a time, so that no tenant takes every driver.
 -- ARGV: step, batch, then by step
---   create: tenant, payload, state, total, window_ms, keep_ms, max_unfinished   Answer: {'ok'} or {'batches', has}
---   read: tenant                  Answer: the hash, empty if it is not the tenant's
---   list: tenant, after, number   Answer: {hash...}, the latest first
---   cancel: tenant                Answer: the hash as in read
---   take: driver, lease_ms        Answer: {batch, hash, ms left} or {}   (no batch is named)
---   renew: driver, lease_ms       Answer: {state, ms left}, {} if another drives it
---   done: driver                  Answer: the lines that have their result
---   result: driver, line, completed | failed, bytes, max_bytes   Answer: 1, 0 if it had one, -1 not ours, -2 no room
---   results: driver, line...      Answer: their results
---   finish: driver, state, output file, error file   Answer: 1, 0 if another drives it
---   give_back: driver
---   survey (no batch)             Answer: {{state, lines, completed, failed}...} of the unfinished ones
+--   create: tenant, payload, state, total, window_ms, keep_ms, max_unfinished   Reply: {'ok'} or {'batches', has}
+--   read: tenant                  Reply: the hash, empty if it is not the tenant's
+--   list: tenant, after, number   Reply: {hash...}, the latest first
+--   cancel: tenant                Reply: the hash as in read
+--   claim: driver, lease_ms        Reply: {batch, hash, ms left} or {}   (no batch is named)
+--   renew: driver, lease_ms       Reply: {state, ms left}, {} if another drives it
+--   finished_lines: driver        Reply: the lines that have their result
+--   result: driver, line, completed | failed, bytes, max_bytes   Reply: 1, 0 if it had one, -1 not ours, -2 no room
+--   results: driver, line...      Reply: their results
+--   finish: driver, state, output file, error file   Reply: 1, 0 if another drives it
+--   release: driver
+--   stats (no batch)              Reply: {{state, lines, completed, failed}...} of the unfinished ones
 local step, id = ARGV[1], ARGV[2]
 local UNFINISHED = PREFIX .. 'batches'
 local batch, results = key('batch', id), key('results', id)
@@ -54,7 +54,7 @@ end
 steps.read = read_own
 
 function steps.list()
-  local own, first, answer = key('batches', ARGV[3]), 0, {}
+  local own, first, reply = key('batches', ARGV[3]), 0, {}
   if ARGV[4] ~= '' then
     local rank = redis.call('ZREVRANK', own, ARGV[4])
     if not rank then return {} end
@@ -62,9 +62,9 @@ function steps.list()
   end
   for _, each in ipairs(redis.call('ZREVRANGE', own, first, first + ARGV[5] - 1)) do
     local hash = redis.call('HGETALL', key('batch', each))
-    if #hash > 0 then answer[#answer + 1] = hash end
+    if #hash > 0 then reply[#reply + 1] = hash end
   end
-  return answer
+  return reply
 end
 
 function steps.cancel()
@@ -73,7 +73,7 @@ function steps.cancel()
   return read_own()
 end
 
-function steps.take()
+function steps.claim()
   local driver, lease, busy = ARGV[3], tonumber(ARGV[4]), {}
   for _, each in ipairs(redis.call('ZRANGEBYSCORE', UNFINISHED, '(' .. now, '+inf')) do
     busy[redis.call('HGET', key('batch', each), 'tenant') or ''] = true
@@ -99,7 +99,7 @@ function steps.renew()
   return {redis.call('HGET', batch, 'state'), ms_left()}
 end
 
-function steps.done() return is_driver() and redis.call('HKEYS', results) or {} end
+function steps.finished_lines() return is_driver() and redis.call('HKEYS', results) or {} end
 
 function steps.result()
   local line, outcome, bytes = ARGV[4], ARGV[5], ARGV[6]
@@ -126,20 +126,20 @@ function steps.finish()
   return 1
 end
 
-function steps.give_back()
+function steps.release()
   if not is_driver() then return 0 end
   redis.call('HSET', batch, 'driver', '')
   redis.call('ZADD', UNFINISHED, 'XX', now - 1, id)
   return 1
 end
 
-function steps.survey()
-  local answer = {}
+function steps.stats()
+  local reply = {}
   for _, each in ipairs(redis.call('ZRANGE', UNFINISHED, 0, -1)) do
     local counts = redis.call('HMGET', key('batch', each), 'state', 'total', 'completed', 'failed')
-    if counts[1] then answer[#answer + 1] = counts end
+    if counts[1] then reply[#reply + 1] = counts end
   end
-  return answer
+  return reply
 end
 
 return steps[step]()

@@ -1,49 +1,50 @@
--- emit: one engine step's frames of all streams, and the sign of progress. A frame is appended whole or not at
--- all: its writer must hold the job (fence), its number must follow the last one (a lower number is a doubled call
--- and skipped) and its offset must be the log's length. A gap means that the log lost writes: the job goes back to
--- the queue, to be continued from the log. One XADD per controller. Answers the jobs refused, and '' if somebody waits
--- who would be a guest (see pull), for a worker that names its model.
+-- emit: append the frames of one engine step to the jobs' logs, and show progress. A frame is appended whole or not at
+-- all: its writer must hold the job (fencing), its number must follow the last one (a lower number is a repeated call
+-- and skipped), and its offset must be the log's length. A gap means that the log lost writes: the job returns to
+-- the queue, to be continued from the log. One XADD per controller. Reports whether `pull` would return an overflow
+-- job, for a worker that names its model.
 -- ARGV: worker, lease_ms, hang_ms, model or '', (job, assignment, frame, offset, num_tokens, is_final, payload)...
-local ACQUITTAL = 8
-local worker = ARGV[1]
+-- Reply: {1 if an overflow job waits else 0, {refused job...}}
+local CLEAR_FRAMES = 8 -- a quarantined job that is so many frames past its last crash is cleared
+local MAX_CLEAR_CRASHES = 6 -- but not any more after so many crashes
+local worker, model = ARGV[1], ARGV[4]
 local slots = key('inflight', worker)
 redis.call('ZADD', PREFIX .. 'workers', now + tonumber(ARGV[2]), worker)
 redis.call('ZADD', PREFIX .. 'progress', now + tonumber(ARGV[3]), worker)
-if #ARGV == 4 then return {} end
+if #ARGV == 4 then return {0, {}} end
 
-local held, refused, changed, gone, outs = {}, {}, {}, {}, {}
+local held, refused, changed, released, outs = {}, {}, {}, {}, {}
 local flat = redis.call('HGETALL', slots)
 for i = 1, #flat, 2 do held[flat[i]] = flat[i + 1] end
 
 local function release(id)
   held[id] = nil
   changed[id] = nil
-  gone[#gone + 1] = id
+  released[#released + 1] = id
 end
 
--- A suspect that is so many frames beyond where its last worker crashed is one no more; but not for ever again. If
--- others wait to be tried it makes room for them: true.
-local function acquit(id)
-  local model, crashes, doubts = unpack(redis.call('HMGET', key('job', id), 'model', 'crashes', 'doubts'))
-  if tonumber(doubts or 0) < SUSPECT or tonumber(crashes) >= MAX_DOUBTS then return false end
+-- Clears a quarantined job. Returns true if it must make room for another one in quarantine.
+local function clear(id)
+  local its_model, crashes, doubts = unpack(redis.call('HMGET', key('job', id), 'model', 'crashes', 'doubts'))
+  if tonumber(doubts or 0) < QUARANTINE_CRASHES or tonumber(crashes) >= MAX_CLEAR_CRASHES then return false end
   redis.call('HSET', key('job', id), 'doubts', 0)
-  wake(model)
-  return redis.call('EXISTS', key(WARD, model)) == 1
+  wake(its_model)
+  return redis.call('EXISTS', key(QUARANTINE, its_model)) == 1
 end
 
 local function write(id, assignment, controller, length, frame, count, final, payload)
   local out = outs[controller] or {}
   outs[controller] = out
-  out[#out + 1] = id .. ' ' .. append(id, payload)
+  out[#out + 1] = id .. ' ' .. append_frame(id, payload)
   out[#out + 1] = payload
   if final == '1' then
     end_job(id, 'done')
     release(id)
   else
-    held[id] = slot(assignment, controller, length + count, frame)
+    held[id] = pack_slot(assignment, controller, length + count, frame)
     changed[id] = true
-    if frame == ACQUITTAL and acquit(id) then
-      put_back(id, length + count)
+    if frame == CLEAR_FRAMES and clear(id) then
+      requeue(id, length + count)
       release(id)
       refused[#refused + 1] = id
     end
@@ -53,7 +54,7 @@ end
 for i = 5, #ARGV, 7 do
   local id, assignment, frame = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   local offset, count = tonumber(ARGV[i + 3]), tonumber(ARGV[i + 4])
-  local holder, controller, length, last = read_slot(held[id])
+  local holder, controller, length, last = unpack_slot(held[id])
   if holder ~= assignment then
     local state, writer = unpack(redis.call('HMGET', key('job', id), 'state', 'assignment'))
     if state ~= 'done' or writer ~= assignment then refused[#refused + 1] = id end -- else: its own end, sent twice
@@ -61,7 +62,7 @@ for i = 5, #ARGV, 7 do
     if frame == last + 1 and offset == length then
       write(id, assignment, controller, length, frame, count, ARGV[i + 5], ARGV[i + 6])
     else
-      put_back(id, length)
+      requeue(id, length)
       release(id)
       refused[#refused + 1] = id
     end
@@ -74,7 +75,7 @@ for id in pairs(changed) do
   fields[#fields + 1] = held[id]
 end
 if #fields > 0 then redis.call('HSET', slots, unpack(fields)) end
-if #gone > 0 then redis.call('HDEL', slots, unpack(gone)) end
+if #released > 0 then redis.call('HDEL', slots, unpack(released)) end
 for controller, out in pairs(outs) do notify(controller, out) end
-if ARGV[4] ~= '' and find_guest(ARGV[4], redis.call('HGETALL', slots)) then refused[#refused + 1] = '' end
-return refused
+local has_overflow = model ~= '' and find_overflow(model, redis.call('HGETALL', slots))
+return {has_overflow and 1 or 0, refused}

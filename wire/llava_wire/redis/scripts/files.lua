@@ -1,14 +1,14 @@
--- files: what a tenant has stored for batches. A file is reserved, written piece by piece, and there once it is sealed;
--- an upload that its controller did not live to seal is gone after UPLOAD_MS. Each step may be sent twice. Bytes are
--- counted where they are reserved: `files` holds 'file size' by end of life, `file_bytes` their sum.
+-- files: what a tenant has stored for batches. A file is reserved, written in parts, and visible once it is sealed; an
+-- upload that was not sealed expires after UPLOAD_MS. Each step may be sent twice. Bytes are counted when they are
+-- reserved: `files` holds 'file size' by end of life, `file_bytes` their sum.
 -- ARGV: step, file, tenant, then by step
---   reserve: size, payload, max_files, max_tenant_bytes, max_bytes; a max of 0 is none   Answer: {'ok'} or {limit, has}
---   write: offset, bytes   Answer: 1 if the reservation is still there
---   seal: ttl_ms           Answer: 1 as for write
---   read                   Answer: {payload, size, end of its life} or {}
---   piece: first, last     Answer: those bytes, nil if there is no such file
---   list (no file)         Answer: {{payload, size, end of its life}...}
---   remove                 Answer: 1 if it was there
+--   reserve: size, payload, max_files, max_tenant_bytes, max_bytes; a max of 0 is none   Reply: {'ok'} or {limit, has}
+--   write: offset, bytes   Reply: 1 if the reservation is still there
+--   seal: ttl_ms           Reply: 1 as for write
+--   read                   Reply: {payload, size, end of its life} or {}
+--   part: first, last      Reply: those bytes, nil if there is no such file
+--   list (no file)         Reply: {{payload, size, end of its life}...}
+--   remove                 Reply: 1 if it was there
 local step, id, tenant = ARGV[1], ARGV[2], ARGV[3]
 local UPLOAD_MS = 600000
 local ALL, ALL_BYTES, OWN = PREFIX .. 'files', PREFIX .. 'file_bytes', key('files', tenant)
@@ -18,12 +18,12 @@ local function discount(entry)
   if redis.call('ZREM', ALL, entry) == 1 then redis.call('DECRBY', ALL_BYTES, string.match(entry, ' (%d+)$')) end
 end
 
-local function forget_expired()
+local function discount_expired()
   for _, entry in ipairs(redis.call('ZRANGEBYSCORE', ALL, '-inf', now, 'LIMIT', 0, 256)) do discount(entry) end
   redis.call('ZREMRANGEBYSCORE', OWN, '-inf', now)
 end
 
-local function live_for(ttl, size)
+local function set_ttl(ttl, size)
   local entry = id .. ' ' .. size
   redis.call('PEXPIRE', file, ttl)
   redis.call('PEXPIRE', bytes, ttl)
@@ -34,7 +34,7 @@ end
 
 local function is_own() return redis.call('HGET', file, 'tenant') == tenant end
 
-local function described(name)
+local function describe(name)
   local payload, size, ends = unpack(redis.call('HMGET', name, 'payload', 'size', 'ends'))
   if ends then return {payload, tonumber(size), tonumber(ends)} end
 end
@@ -44,7 +44,7 @@ local steps = {}
 function steps.reserve()
   local size, max_files = tonumber(ARGV[4]), tonumber(ARGV[6])
   local max_tenant_bytes, max_bytes = tonumber(ARGV[7]), tonumber(ARGV[8])
-  forget_expired()
+  discount_expired()
   if redis.call('EXISTS', file) == 1 then return {'ok'} end
   if max_files > 0 then
     local own, held = redis.call('ZRANGE', OWN, 0, -1), 0
@@ -56,7 +56,7 @@ function steps.reserve()
   end
   redis.call('HSET', file, 'tenant', tenant, 'payload', ARGV[5], 'size', size)
   redis.call('SET', bytes, '')
-  live_for(UPLOAD_MS, size)
+  set_ttl(UPLOAD_MS, size)
   return {'ok'}
 end
 
@@ -69,22 +69,22 @@ end
 function steps.seal()
   if not is_own() then return 0 end
   redis.call('HSET', file, 'ends', now + tonumber(ARGV[4]))
-  live_for(tonumber(ARGV[4]), redis.call('HGET', file, 'size'))
+  set_ttl(tonumber(ARGV[4]), redis.call('HGET', file, 'size'))
   return 1
 end
 
-function steps.read() return is_own() and described(file) or {} end
+function steps.read() return is_own() and describe(file) or {} end
 
-function steps.piece()
-  return is_own() and described(file) and redis.call('GETRANGE', bytes, ARGV[4], ARGV[5])
+function steps.part()
+  return is_own() and describe(file) and redis.call('GETRANGE', bytes, ARGV[4], ARGV[5])
 end
 
 function steps.list()
-  local answer = {}
+  local reply = {}
   for _, entry in ipairs(redis.call('ZRANGE', OWN, 0, -1)) do
-    answer[#answer + 1] = described(key('file', string.match(entry, '^%S+')))
+    reply[#reply + 1] = describe(key('file', string.match(entry, '^%S+')))
   end
-  return answer
+  return reply
 end
 
 function steps.remove()

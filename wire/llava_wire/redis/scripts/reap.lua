@@ -1,19 +1,20 @@
--- reap: the controller's beat and the search for the dead, once a second. Jobs of a worker whose lease has run out,
--- or that holds jobs and shows no progress, return to their place. One of them may have killed it: a job whose workers
--- died twice runs alone from then on, and one that was alone when the last of max_crashes died ends, with the payload
--- given by the caller and an entry in the dead-letter stream. Jobs of a controller unseen for orphan_ms end as
--- orphans. When nobody reaped for a while, Redis itself was away and could hear no beat: everyone gets a new lease
--- first; one that is to run in the background goes on, and is read from its log. `beat` counts the caller's beats; one older than its last means that Redis has gone back in time.
--- ARGV: controller, beat, max_crashes, orphan_ms, lease_ms, payload   Answer: {jobs put back, 1 if memory was lost}
+-- reap: a controller's beat and the search for dead workers, once a second. The jobs of a worker whose lease has expired,
+-- or that holds jobs and shows no progress, return to the queue. One of them may have crashed it: a job whose workers
+-- crashed twice runs alone from then on (quarantine), and one that was alone in the last of max_crashes ends, with the
+-- payload given by the caller and an entry in the dead-letter stream. Jobs of a controller without a beat for orphan_ms
+-- end as orphans, except background jobs, which run to their end and are read from their log. If nothing was reaped for
+-- a while, Redis itself was away and received no beat: all workers and controllers get a new lease first. `beat` counts
+-- the caller's beats; if Redis does not know the one before it has lost memory.
+-- ARGV: controller, beat, max_crashes, orphan_ms, lease_ms, payload   Reply: {jobs requeued, 1 if memory was lost}
 local controller, beat, max_crashes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local orphan, lease, payload = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local MAX_LETTER = 65536 -- bytes of a request that a dead letter keeps
 local workers, progress, controllers = PREFIX .. 'workers', PREFIX .. 'progress', PREFIX .. 'controllers'
 
-local seen = tonumber(redis.call('GET', key('beats', controller)) or '0')
-local forgot = seen < beat - 1
-redis.call('SET', key('beats', controller), math.max(beat, seen), 'PX', OUT_MS)
-see_controller(controller)
+local last_beat = tonumber(redis.call('GET', key('beats', controller)) or '0')
+local has_lost_memory = last_beat < beat - 1
+redis.call('SET', key('beats', controller), math.max(beat, last_beat), 'PX', OUT_MS)
+touch_controller(controller)
 extend(key('out', controller), OUT_MS)
 
 local function renew(name, deadline)
@@ -31,23 +32,23 @@ redis.call('SET', PREFIX .. 'reaped', '1', 'PX', math.max(lease, 3000))
 local function crash(id, worker, length, reason, was_alone)
   local job = key('job', id)
   local crashes, doubts = redis.call('HINCRBY', job, 'crashes', 1), redis.call('HINCRBY', job, 'doubts', 1)
-  if doubts < max_crashes or not was_alone then return put_back(id, length) end
+  if doubts < max_crashes or not was_alone then return requeue(id, length) end
   local owner, tenant, model, request = unpack(redis.call('HMGET', job, 'controller', 'tenant', 'model', 'payload'))
-  notify(owner, {id .. ' ' .. append(id, payload), payload})
+  notify(owner, {id .. ' ' .. append_frame(id, payload), payload})
   end_job(id, 'done')
   if #request > MAX_LETTER then request = '' end
   redis.call('XADD', PREFIX .. 'dlq', 'MAXLEN', '~', 1000, '*', 'job', id, 'tenant', tenant, 'model', model,
     'worker', worker, 'crashes', crashes, 'tokens', length, 'reason', reason, 'payload', request)
 end
 
-forget_expired_blobs()
+discount_expired_images()
 
 local count = 0
-local function bury(worker, reason)
+local function release_jobs(worker, reason)
   local slots = key('inflight', worker)
   local flat = redis.call('HGETALL', slots)
   for i = 1, #flat, 2 do
-    local _, _, length = read_slot(flat[i + 1])
+    local _, _, length = unpack_slot(flat[i + 1])
     if redis.call('EXISTS', key('job', flat[i])) == 1 then
       crash(flat[i], worker, length, reason, #flat == 2)
       count = count + 1
@@ -58,12 +59,12 @@ local function bury(worker, reason)
 end
 
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', workers, '-inf', now)) do
-  bury(worker, 'its worker ended')
+  release_jobs(worker, 'its worker ended')
   redis.call('ZREM', workers, worker)
   redis.call('DEL', key('heartbeat', worker))
 end
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', progress, '-inf', now)) do
-  bury(worker, 'its worker made no progress')
+  release_jobs(worker, 'its worker made no progress')
 end
 local function is_background(id)
   local outline = redis.call('HGET', key('job', id), 'outline')
@@ -81,4 +82,4 @@ for _, dead in ipairs(redis.call('ZRANGEBYSCORE', controllers, '-inf', now - orp
   redis.call('DEL', key('live', dead), key('beats', dead))
   redis.call('ZREM', controllers, dead)
 end
-return {count, forgot and 1 or 0}
+return {count, has_lost_memory and 1 or 0}

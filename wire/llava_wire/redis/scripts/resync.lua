@@ -1,15 +1,16 @@
--- resync: make Redis agree with what a job's controller has delivered; the answer to every doubt about a job.
--- Unknown job (Redis lost it): made anew, as if it came now. Log equal to the delivered frames or longer: adopted, the tail
--- is the answer. Log shorter or different: the writer is fenced, the log set to what was delivered, the job queued
--- again at its place. A job that another controller has taken over since, or that was cancelled, stays so.
--- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, owner, length, frame...
--- Answer: {state, {missing digest...}, {frame...}, id of the last entry in the controller's stream}
+-- resync: make Redis agree with what a job's controller has delivered. An unknown job (Redis lost it) is created again,
+-- as if it came now. A log that equals or continues the delivered frames is adopted; the reply has its tail. With a
+-- shorter or different log the writer is fenced, the log is set to what was delivered and the job is requeued at its
+-- position. A job that another controller has taken over since, or that was cancelled, stays so.
+-- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, owner, length,
+--   frame...
+-- Reply: {state, {missing digest...}, {frame...}, ID of the last entry in the controller's stream}
 local id, controller, model, cost = ARGV[1], ARGV[2], ARGV[4], ARGV[5]
 local digests, owner, length = ARGV[8], tonumber(ARGV[13]), ARGV[14]
 local job, log = key('job', id), key('log', id)
 local state, old_owner, score, crashes, doubts =
   unpack(redis.call('HMGET', job, 'state', 'owner', 'score', 'crashes', 'doubts'))
-see_controller(controller)
+touch_controller(controller)
 
 local function tail_of_log()
   local frames = redis.call('LRANGE', log, 0, -1)
@@ -21,16 +22,16 @@ local function tail_of_log()
   return tail
 end
 
-local function last_entry() -- what stands in the stream up to here is in the answer, or void
+local function last_entry() -- entries of the stream up to this one are in the reply, or void
   local entry = redis.call('XREVRANGE', key('out', controller), '+', '-', 'COUNT', 1)[1]
   return entry and entry[1] or '0-0'
 end
 
-local function absent() -- pixels that must be sent before the job can run
-  local missing = missing_blobs(digests)
+local function park_without_images() -- the images that must be sent before the job can run
+  local missing = missing_images(digests)
   if #missing > 0 then
     redis.call('HSET', job, 'state', 'parked')
-    leave_room(id, model, cost)
+    dequeue(id, model, cost)
   end
   return missing
 end
@@ -41,9 +42,9 @@ if state then
   local tail = tail_of_log()
   if tail and (state ~= 'done' or #tail > 0) and state ~= 'orphaned' then
     redis.call('HSET', job, 'owner', owner, 'nonce', ARGV[10])
-    if state ~= 'done' then own(id, controller) end
-    local missing = state == 'parked' and absent() or {}
-    if state == 'parked' and #missing == 0 then put_back(id, redis.call('HGET', job, 'length')) end
+    if state ~= 'done' then change_owner(id, controller) end
+    local missing = state == 'parked' and park_without_images() or {}
+    if state == 'parked' and #missing == 0 then requeue(id, redis.call('HGET', job, 'length')) end
     return {state, missing, tail, last_entry()}
   end
   fence(id)
@@ -51,7 +52,7 @@ if state then
 end
 
 redis.call('DEL', log)
-make_job(score or arrival(model), crashes or 0, doubts or 0, owner)
-for i = 15, #ARGV do append(id, ARGV[i]) end
-put_back(id, length)
-return {'queued', absent(), {}, last_entry()}
+create_job(score or arrival_time(model), crashes or 0, doubts or 0, owner)
+for i = 15, #ARGV do append_frame(id, ARGV[i]) end
+requeue(id, length)
+return {'queued', park_without_images(), {}, last_entry()}

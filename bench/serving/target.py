@@ -1,0 +1,125 @@
+"""A server that is measured, ours or another: how it is prepared, started and stopped."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import psutil
+
+from bench.record import WORK
+
+__all__ = ["RunningTarget", "Target", "Unavailable", "run_target"]
+
+_READY_S = 900.0  # some compile for minutes when they start
+_STOP_S = 30.0
+_POLL_S = 0.25
+
+
+class Unavailable(Exception):
+    """The target cannot be measured here; the message states the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """``command`` gets a port. ``prepare`` installs and converts what is missing, and raises Unavailable.
+
+    ``bits`` is the width of the decoder's weights, which the machine's limit depends on. ``ready_path``
+    answers 200 when a question would be answered; ``model`` is what requests call the model.
+    """
+
+    name: str
+    title: str
+    bits: float
+    command: Callable[[int], Sequence[str]]
+    model: str | None = None
+    ready_path: str = "/health"
+    prepare: Callable[[], None] = lambda: None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    packages: Callable[[], Mapping[str, str]] = dict  # versions of what it runs on
+
+
+@dataclass(frozen=True)
+class RunningTarget:
+    """A target that serves at ``url``. It was ready ``ready_s`` seconds after its start."""
+
+    url: str
+    ready_s: float
+    process: psutil.Process
+
+    def memory_bytes(self) -> int:
+        """Of all its processes now; pages that several share count once (proportional set size)."""
+        total = 0
+        for process in (self.process, *self.process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_full_info().pss
+        return total
+
+
+@contextmanager
+def run_target(target: Target) -> Iterator[RunningTarget]:
+    """Run a target: yield it when it is ready, stop it after the block. Raises Unavailable."""
+    logs = WORK / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    log = logs / f"{target.name}.log"
+    began = time.perf_counter()
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            list(target.command(port)),
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **target.environment},
+            start_new_session=True,
+        )
+    try:
+        _wait_until_ready(target, process, url + target.ready_path)
+        yield RunningTarget(url, time.perf_counter() - began, psutil.Process(process.pid))
+    finally:
+        _stop(process)
+
+
+def _wait_until_ready(target: Target, process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + _READY_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise Unavailable(f"it ended with status {process.returncode} before it was ready; see its log")
+        if _is_ready(url):
+            return
+        time.sleep(_POLL_S)
+    raise Unavailable(f"{target.title} was not ready after {_READY_S:.0f} s")
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (OSError, http.client.HTTPException):  # not listening yet, or not ready: a bad status raises too
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Its whole process group: some servers leave children behind."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_S)
+            break
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

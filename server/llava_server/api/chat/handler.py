@@ -1,0 +1,294 @@
+"""From a request to its response, the same for every API: parse, build jobs, submit, respond."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+from llava_wire.controller_side.queue_status import JobSnapshot, QueuePosition
+from llava_wire.messages.event import Event
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import Job
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llava_server.api.chat.job_builder import ImageSource, image_sources, to_jobs
+from llava_server.api.chat.request import AssistantMessage, ChatRequest, ImagePart, TextPart
+from llava_server.api.parse import check_num_images, check_text, idempotency_key
+from llava_server.api.tools.prompt import tools_text
+from llava_server.errors import ApiError, response_not_found
+from llava_server.generation.collect import CollectedChoice, collect
+from llava_server.generation.disconnect import cancel_on_disconnect
+from llava_server.generation.merged_outputs import MergedOutputs
+from llava_server.generation.serializer import Serializer
+from llava_server.generation.sse_response import EventStream
+from llava_server.images.errors import ImageError
+from llava_server.images.loader import PreprocessedImage
+from llava_server.lifespan import Services, services_of
+from llava_server.request_context import context_of
+from llava_server.request_metrics import ChoiceMetrics, EventObserver, NoMetrics
+from llava_server.response_model import JSONResponse
+from llava_server.tracing import span
+from llava_server.worker_registry import ServedModel
+
+__all__ = ["Generation", "JobSet", "RequestHandler", "build_chat_jobs", "load_image", "queue_headers"]
+
+_PUBLIC_SCOPE = "*"  # owner of images with cache_scope public; no tenant has this name
+_LARGE_BODY_BYTES = 64 * 1024  # larger bodies are parsed in a thread, so that other streams are not delayed
+_GRIDS = ("anyres", "hd")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class JobSet:
+    """The jobs of a request, one for each choice, and the pixels of their images by digest."""
+
+    model: ServedModel
+    jobs: Sequence[Job]
+    pixels: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A request whose first event has arrived. Its holder closes ``outputs``."""
+
+    job: Job  # of the first choice
+    model: ServedModel
+    outputs: MergedOutputs
+    first: tuple[int, Event]
+
+    @property
+    def queue_headers(self) -> dict[str, str]:
+        return queue_headers(self.outputs.queue_position)
+
+
+class RequestHandler:
+    """Handles one request of any API, in four steps.
+
+        parse        the body becomes a request                (in a thread if it is large)
+        build_jobs   the model is looked up, images are loaded; one job for each choice
+        submit       the jobs are queued; waits for the first event
+        respond      a stream, or one body with the whole output
+
+    The status line waits for the first event, so that an error is a proper 4xx or 5xx in a stream too. Every
+    step raises ApiError.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._context = context_of(request)
+        self.services = services_of(request)
+        self.tenant = self._context.tenant
+
+    @property
+    def idempotency_key(self) -> str | None:
+        return idempotency_key(self._request.headers)
+
+    async def start(self, parse: Callable[[bytes], tuple[T, ChatRequest]]) -> tuple[T, Generation]:
+        """Take the first three steps of a chat; cancelled if the client disconnects.
+
+        ``parse`` returns the request in its API's form and as a chat.
+        """
+        return await cancel_on_disconnect(self._request.receive, self._start(parse))
+
+    async def _start(self, parse: Callable[[bytes], tuple[T, ChatRequest]]) -> tuple[T, Generation]:
+        with self.body() as raw:
+            request, chat = await self.parse(raw, parse)
+            jobs = await self.build_jobs(chat)
+        return request, await self.submit(jobs, is_resumable=self.idempotency_key is not None)
+
+    def body(self) -> AbstractContextManager[bytes]:
+        """Return the request's body, whose memory is released at the end of the ``with`` block."""
+        return self._context.body.consume()
+
+    async def parse(self, raw: bytes, parse: Callable[[bytes], T]) -> T:
+        """Return what ``parse`` makes of the body."""
+        # Other sites' web pages can make a browser send forms and plain text here, but not JSON.
+        media_type = self._request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            raise ApiError(
+                "unsupported_media_type",
+                "the body must be JSON: send the header Content-Type: application/json",
+            )
+        if len(raw) <= _LARGE_BODY_BYTES:
+            return parse(raw)
+        run = asyncio.get_running_loop().run_in_executor
+        return await run(self.services.parser_threads, parse, raw)
+
+    async def build_jobs(self, chat: ChatRequest) -> JobSet:
+        """Return the jobs of a chat."""
+        return await build_chat_jobs(
+            self.services, chat, tenant=self.tenant, idempotency_key=self.idempotency_key
+        )
+
+    async def submit(
+        self, job_set: JobSet, *, is_resumable: bool = False, field: str | Sequence[str] = "messages"
+    ) -> Generation:
+        """Queue the jobs and wait for the first event of the first one.
+
+        With ``is_resumable`` they outlive the connection. Errors name ``field``, the part of the request.
+        """
+        jobs = job_set.jobs
+        self._context.job_id = jobs[0].job_id
+        outputs = MergedOutputs(self.services.controller, is_resumable=is_resumable, field=field)
+        try:
+            await outputs.submit(jobs[:1], job_set.pixels)
+            with span("first event"):
+                index, first = await outputs.next()
+            if first.final is not None and first.final.error is not None:
+                raise outputs.api_error(index, first.final.error)
+            # The worker of the first choice has computed the prompt by now: the other choices reuse it.
+            await outputs.submit(jobs[1:], job_set.pixels)
+        except BaseException:
+            await outputs.aclose()
+            raise
+        return Generation(jobs[0], job_set.model, outputs, (index, first))
+
+    async def submit_background(self, job_set: JobSet) -> None:
+        """Queue the jobs without waiting for an event."""
+        self._context.job_id = job_set.jobs[0].job_id
+        outputs = MergedOutputs(self.services.controller)
+        await outputs.submit(job_set.jobs, job_set.pixels)
+        await outputs.aclose()
+
+    async def respond(self, generation: Generation, serializer: Serializer, *, is_stream: bool) -> Response:
+        """Return the response; the outputs are closed at its end. Raises ClientDisconnected too."""
+        if is_stream:
+            stream = self._stream(
+                generation.outputs, generation.first, serializer, self._choice_metrics(generation)
+            )
+            stream.headers.update(generation.queue_headers)
+            return stream
+        choices = await cancel_on_disconnect(self._request.receive, self.collect(generation))
+        return JSONResponse(serializer.to_response(choices), headers=generation.queue_headers)
+
+    async def collect(self, generation: Generation) -> list[CollectedChoice]:
+        """Return the whole output of every choice, and close the outputs."""
+        try:
+            return await collect(generation.outputs, generation.first, self._choice_metrics(generation))
+        finally:
+            await generation.outputs.aclose()
+
+    async def snapshot(self, job_id: str, *, has_events: bool = True) -> JobSnapshot:
+        """Return a stored job as it is now; 404 if this tenant has none with this id."""
+        self._context.job_id = job_id
+        return await self.services.controller.snapshot(job_id, self.tenant, has_events=has_events)
+
+    async def resume(
+        self,
+        outline: Job,
+        serializer: Serializer,
+        *,
+        is_stream: bool,
+        start: int = 0,
+        field: str = "messages",
+    ) -> Response:
+        """Return the response of a stored job, or its stream after the first ``start`` tokens.
+
+        Its former reader is disconnected. Metrics were recorded the first time.
+        """
+        outputs = MergedOutputs(self.services.controller, field=field)
+        await outputs.resume(outline, timeout_s=self.services.settings.request_timeout_s)
+        if is_stream:
+            return self._stream(outputs, None, serializer, [NoMetrics()], start=start)
+        try:
+            collected = collect(outputs, None, [NoMetrics()])
+            choices = await cancel_on_disconnect(self._request.receive, collected)
+        finally:
+            await outputs.aclose()
+        return JSONResponse(serializer.to_response(choices))
+
+    async def delete(self, job_id: str) -> None:
+        """Delete a stored job, cancelling it first; 404 if this tenant has none with this id."""
+        if not await self.services.controller.delete(job_id, self.tenant):
+            raise response_not_found()
+
+    def _choice_metrics(self, generation: Generation) -> list[ChoiceMetrics]:
+        return [
+            ChoiceMetrics(self.services.metrics, generation.model.name, arrived_at=self._context.arrived_at)
+            for _ in range(len(generation.outputs))
+        ]
+
+    def _stream(
+        self,
+        outputs: MergedOutputs,
+        first: tuple[int, Event] | None,
+        serializer: Serializer,
+        observers: Sequence[EventObserver],
+        *,
+        start: int = 0,
+    ) -> EventStream:
+        settings = self.services.settings
+        return EventStream(
+            outputs,
+            first,
+            serializer,
+            observers,
+            keepalive_s=settings.keepalive_s,
+            send_timeout_s=settings.send_timeout_s,
+            start=start,
+        )
+
+
+async def build_chat_jobs(
+    services: Services, chat: ChatRequest, *, tenant: str, idempotency_key: str | None
+) -> JobSet:
+    """Check the chat's size, look up its model, load its images and return its jobs. Raises ApiError.
+
+    With an ``idempotency_key`` the same chat has the same jobs on every controller.
+    """
+    _check_size(
+        chat, max_text_bytes=services.settings.max_text_kb * 1024, max_images=services.settings.max_images
+    )
+    model = await services.registry.find(chat.model)
+    owner = _PUBLIC_SCOPE if chat.cache_scope == "public" else tenant
+    sources = image_sources(chat)
+    with span("pictures", num_pictures=len(sources)) if sources else nullcontext():
+        images = [await load_image(services, source, model, owner) for source in sources]
+    ttl_s = services.settings.request_timeout_s
+    jobs = to_jobs(chat, images, model, tenant=tenant, ttl_s=ttl_s, idempotency_key=idempotency_key)
+    return JobSet(model, jobs, {image.ref.digest: image.pixels for image in images})
+
+
+def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> None:
+    """Check the size against this server's limits. The worker checks the context length. Raises ApiError."""
+    num_bytes, num_images = len(tools_text(chat).encode()), 0
+    for message in chat.messages:
+        parts = [message.content] if isinstance(message.content, str) else message.content or []
+        for part in parts:
+            text = part if isinstance(part, str) else part.text if isinstance(part, TextPart) else ""
+            num_bytes += len(text.encode())
+            num_images += isinstance(part, ImagePart)
+        if isinstance(message, AssistantMessage):
+            num_bytes += sum(len(call.function.arguments.encode()) for call in message.tool_calls or ())
+    check_num_images(num_images, max_images, param="messages")
+    check_text(num_bytes, max_text_bytes, param="messages")
+
+
+async def load_image(
+    services: Services, source: ImageSource, model: ServedModel, owner: str
+) -> PreprocessedImage:
+    """Fetch, decode and preprocess an image for the model. Raises ApiError naming the image's field."""
+    spec = _base_view(model.image_spec) if source.is_low_detail else model.image_spec
+    try:
+        return await services.image_loader.load(source.url, spec, tenant=owner)
+    except ImageError as error:
+        raise ApiError(error.code, f"{source.param}: {error.message}", param=source.param) from error
+
+
+def _base_view(spec: ImageSpec) -> ImageSpec:
+    """Return the spec of the whole image as one tile, which is all that detail low needs."""
+    return msgspec.structs.replace(spec, fit="squash", grid=()) if spec.fit in _GRIDS else spec
+
+
+def queue_headers(position: QueuePosition | None) -> dict[str, str]:
+    """Return the headers that describe the queue as it was when the request came; see docs/reliability.md."""
+    if position is None:
+        return {}
+    headers = {"x-queue-position": str(position.num_ahead)}
+    return headers if position.wait_s is None else {**headers, "x-queue-estimate-s": f"{position.wait_s:.3f}"}

@@ -1,0 +1,31 @@
+"""Build the jobs of a completion request: one for each choice of each prompt."""
+
+from __future__ import annotations
+
+import msgspec
+from llava_wire.messages.job import Job
+
+from llava_server.api.chat.job_builder import raw_job, to_sampling_params, with_choices
+from llava_server.api.completions.request import CompletionRequest
+from llava_server.worker_registry import ServedModel
+
+__all__ = ["to_completion_jobs"]
+
+_ECHO_VERSION = 2  # wire version of the job: older workers would leave the prompt out
+
+
+def to_completion_jobs(
+    request: CompletionRequest, model: ServedModel, *, tenant: str, ttl_s: float
+) -> list[Job]:
+    """Return a job for each choice: those of the first prompt, then those of the second, and so on."""
+    sampling = to_sampling_params(request, model, request.grammar)
+    jobs: list[Job] = []
+    for prompt in request.prompts:
+        job = raw_job(prompt, model, tenant=tenant, ttl_s=ttl_s, sampling=sampling)
+        job = msgspec.structs.replace(
+            job, priority=request.job_priority, cache_scope=request.cache_scope or "tenant"
+        )
+        if request.echo:
+            job = msgspec.structs.replace(job, is_echoed=True, version=_ECHO_VERSION)
+        jobs += with_choices(job, request.num_choices)
+    return jobs

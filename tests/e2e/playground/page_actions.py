@@ -1,0 +1,124 @@
+"""What a person does on the page, and what the page shows then."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import random
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Locator, Page, Request, Route, expect
+
+from tests.machine_speed import scaled
+
+__all__ = [
+    "answer",
+    "ask",
+    "copied",
+    "drop",
+    "drop_picture",
+    "finished",
+    "noise",
+    "scene",
+    "scripted",
+    "sent",
+]
+
+
+def scene() -> bytes:
+    """A PNG of a few hundred bytes."""
+    picture = Image.new("RGB", (64, 48), (200, 220, 200))
+    picture.paste((210, 60, 50), (8, 8, 32, 40))
+    return _png(picture)
+
+
+def noise(side: int) -> bytes:
+    """A PNG that cannot be compressed: about 3 * side * side bytes."""
+    return _png(Image.frombytes("RGB", (side, side), random.Random(side).randbytes(3 * side * side)))
+
+
+def drop(page: Page, *files: tuple[str, str, bytes]) -> None:
+    """Lets go of files (name, media type, content) over the page, as a hand with a mouse does."""
+    contents = [[name, kind, base64.b64encode(content).decode()] for name, kind, content in files]
+    transfer = page.evaluate_handle(
+        """files => {
+            const transfer = new DataTransfer();
+            for (const [name, type, content] of files) {
+                const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+                transfer.items.add(new File([bytes], name, { type }));
+            }
+            return transfer;
+        }""",
+        contents,
+    )
+    page.dispatch_event("main", "dragover", {"dataTransfer": transfer})
+    expect(page.get_by_text("Drop the picture anywhere")).to_be_visible()
+    page.dispatch_event("main", "drop", {"dataTransfer": transfer})
+    expect(page.get_by_text("Drop the picture anywhere")).to_be_hidden()
+
+
+def drop_picture(page: Page, name: str = "scene.png", content: bytes | None = None) -> None:
+    """Drops a PNG and waits for its thumbnail."""
+    drop(page, (name, "image/png", content or scene()))
+    expect(page.get_by_label("Pictures to send").get_by_role("img", name=name, exact=True)).to_be_visible()
+
+
+def ask(page: Page, question: str) -> None:
+    """Types the question and presses Enter, once a model is there to ask."""
+    expect(page.get_by_label("Model")).to_be_enabled()
+    field = page.get_by_label("Your question")
+    field.fill(question)
+    field.press("Enter")
+
+
+def answer(page: Page) -> Locator:
+    """The newest answer's text."""
+    return page.locator(".turn").last.locator(".answer-text")
+
+
+def finished(page: Page) -> str:
+    """The newest answer, when all of it is there."""
+    expect(page.locator(".turn").last.get_by_role("button", name="Copy as curl")).to_be_visible(
+        timeout=scaled(30_000)
+    )
+    return answer(page).text_content() or ""
+
+
+def copied(page: Page, button: str) -> str:
+    """What this button of the newest answer puts on the clipboard."""
+    turn = page.locator(".turn").last
+    turn.get_by_role("button", name=button).click()
+    expect(turn.get_by_role("button", name="Copied")).to_be_visible()
+    text = page.evaluate("navigator.clipboard.readText()")
+    expect(turn.get_by_role("button", name="Copied")).to_be_hidden()  # the label comes back
+    assert isinstance(text, str)
+    return text
+
+
+def sent(request: Request) -> dict[str, Any]:
+    """The JSON of a chat request."""
+    body = request.post_data_json
+    assert isinstance(body, dict)
+    return body
+
+
+def scripted(page: Page, *pieces: str) -> None:
+    """From now on the server answers every chat request with these pieces of text."""
+    chunks: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": {"content": piece}}]} for piece in pieces
+    ]
+    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+
+    def fulfil(route: Route) -> None:
+        route.fulfill(status=200, content_type="text/event-stream", body=body)
+
+    page.route("**/v1/chat/completions", fulfil)
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()

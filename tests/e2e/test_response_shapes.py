@@ -1,0 +1,43 @@
+"""Responses of the bundled model match the OpenAPI document, as those of a scripted worker do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.machine_speed import scaled
+from tests.server.api.openapi.test_response_shapes import GENERATING, OTHER
+from tests.server.document_check import violations
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+BROKEN = ("refuse", "break", "say-all")  # words that only a scripted worker understands
+SHORT = {
+    "/v1/chat/completions": "max_tokens",
+    "/v1/completions": "max_tokens",
+    "/v1/responses": "max_output_tokens",
+}
+
+
+def requests() -> list[tuple[str, dict[str, Any]]]:
+    """Return every form of a response, whole and streamed, with few tokens."""
+    bodies = [
+        (path, {**body, "stream": is_stream})
+        for path, body in GENERATING
+        for is_stream in (False, True)
+        if not any(word in str(body) for word in BROKEN)
+    ]
+    return [
+        (path, {**body, "model": "tiny-llava", **({SHORT[path]: 24} if path in SHORT else {})})
+        for path, body in bodies + OTHER
+    ]
+
+
+def test_every_response_of_the_bundled_model_matches_the_openapi_document(tiny_server: str) -> None:
+    with httpx2.Client(base_url=tiny_server, timeout=scaled(60)) as http:
+        answers = [http.post(path, json=body) for path, body in requests()]
+        answers += [http.get(path) for path in ("/v1/models", "/readyz", "/livez")]
+    assert {each.status_code for each in answers} == {200}
+    assert [violations(each) for each in answers] == [[]] * len(answers)

@@ -1,0 +1,164 @@
+"""Controllers and workers as real processes, which tests start, signal, kill and start again."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import psutil
+
+from tests.machine_speed import scaled
+from tests.waiting import async_wait_until, wait_until
+
+
+class Process:
+    """One program, configured by its LLAVA_* variables; its output goes to a log file."""
+
+    def __init__(self, module: str, log: Path, **settings: object) -> None:
+        self._command = [sys.executable, "-m", module]
+        self._settings = {f"LLAVA_{name.upper()}": str(value) for name, value in settings.items()}
+        self._log = log
+        self._log_start = 0  # where the current run begins
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        """The output of the current run."""
+        return self._log.read_bytes()[self._log_start :].decode() if self._log.exists() else ""
+
+    @property
+    def status(self) -> int | None:
+        """The exit status: None while the program runs, minus the signal's number if one ended it."""
+        return self._process.poll() if self._process else 0
+
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
+    @property
+    def children(self) -> list[int]:
+        """The ids of the processes that the program started."""
+        return [child.pid for child in psutil.Process(self.pid).children()]
+
+    def start(self) -> None:
+        self._log_start = self._log.stat().st_size if self._log.exists() else 0
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("LLAVA_")}
+        with self._log.open("ab") as sink:
+            self._process = subprocess.Popen(
+                self._command, stdout=sink, stderr=sink, env=inherited | self._settings
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        assert self._process
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Return the exit status once the program has ended."""
+        assert self._process
+        return self._process.wait(scaled(30))
+
+    async def async_wait(self) -> int:
+        await async_wait_until(lambda: self.status is not None, "the end of a process")
+        return self.wait()
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+
+class ControllerProcess(Process):
+    """A controller; it keeps its port when it is started again."""
+
+    def __init__(self, redis_url: str, log: Path, **settings: object) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.redis_url = redis_url
+        defaults = {"redis_url": redis_url, "port": port, "auth": False, "image_workers": 1}
+        super().__init__("llava_server", log, **{**defaults, **settings})
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it serves and has seen a worker."""
+        try:
+            return httpx2.get(f"{self.url}/readyz", timeout=scaled(5)).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def metric(self, name: str) -> float:
+        """Return the sum of a metric's series."""
+        text = httpx2.get(f"{self.url}/metrics", timeout=scaled(30)).text
+        return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+
+
+class WorkerProcess(Process):
+    """A worker of the echo model unless another one is named."""
+
+    def __init__(self, redis_url: str, log: Path, **settings: object) -> None:
+        super().__init__("llava_worker", log, **{"model": "echo", "redis_url": redis_url, **settings})
+
+    @property
+    def is_ready(self) -> bool:
+        return self.status is None and "worker ready" in self.log
+
+    async def ready(self) -> WorkerProcess:
+        await async_wait_until(lambda: "worker ready" in self.log or self.status is not None, "a worker")
+        assert self.status is None, self.log
+        return self
+
+
+StartWorker = Callable[..., WorkerProcess]
+
+
+@contextmanager
+def worker_factory(redis_url: str, folder: Path) -> Iterator[StartWorker]:
+    """Yield a function that starts a worker with the given settings; all are killed at the end."""
+    workers: list[WorkerProcess] = []
+
+    def start(**settings: object) -> WorkerProcess:
+        workers.append(WorkerProcess(redis_url, folder / f"worker-{len(workers)}.log", **settings))
+        workers[-1].start()
+        return workers[-1]
+
+    try:
+        yield start
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+@contextmanager
+def running_controller(redis_url: str, folder: Path, **settings: object) -> Iterator[ControllerProcess]:
+    """Yield a controller that has seen a worker."""
+    controller = ControllerProcess(redis_url, folder / "controller.log", **settings)
+    try:
+        controller.start()
+        wait_until(lambda: controller.is_ready or controller.status is not None, "a controller")
+        assert controller.status is None, controller.log
+        yield controller
+    finally:
+        controller.kill()
+
+
+@contextmanager
+def running_site(redis_url: str, folder: Path, **worker_settings: object) -> Iterator[ControllerProcess]:
+    """Yield a controller with one worker."""
+    with worker_factory(redis_url, folder) as start_worker:
+        start_worker(**worker_settings)
+        with running_controller(redis_url, folder) as controller:
+            yield controller
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])

@@ -1,0 +1,300 @@
+"""Real responses of every route, whole and streamed, are what the OpenAPI document says, and nothing more.
+
+They are also what the types of the ``openai`` and ``anthropic`` packages say, read strictly: those clients
+accept a missing field as None and keep a value of a wrong type. ``Stack.http`` of all server tests checks
+responses against the document too (``conftest.py``); here is every route at least once, with its streams.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from functools import cache
+from typing import Any
+
+import anthropic.types
+import httpx2
+import openai.types
+import pytest
+from openai.types import chat as chat_types
+from openai.types import responses as response_types
+from pydantic import TypeAdapter, ValidationError
+
+from tests.server.api.chat.test_tools import CITY, NOW, PARIS
+from tests.server.api.sse_lines import events_of
+from tests.server.batch_requests import create_batch, input_file, request_line, upload, wait_for_end
+from tests.server.conftest import Serve, Stack
+from tests.server.document_check import violations, violations_of
+from tests.server.openapi_document import DOCUMENT
+from tests.server.scripted_worker import MODEL
+
+FUNCTION = {"name": "weather", "parameters": CITY}
+CLOCK = {"name": "clock"}
+TOOLS = [{"type": "function", "function": each} for each in (FUNCTION, CLOCK)]
+ITEMS = [{"type": "function", **each} for each in (FUNCTION, CLOCK)]
+SKILLS = [{"name": "weather", "input_schema": CITY}, {"name": "clock", "input_schema": {"type": "object"}}]
+CALL = f"say {PARIS}{NOW}"
+USAGE = {"include_usage": True}
+
+
+def chat(text: str = "say one two", **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}
+
+
+def message(text: str = "say one two", **fields: Any) -> dict[str, Any]:
+    return {"max_tokens": 9, **chat(text), **fields}
+
+
+def plain(**fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "prompt": "say one two", **fields}
+
+
+def response(question: str = "say one two", **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "input": question, **fields}
+
+
+LOGPROBS = "message.output_text.logprobs"
+FORMAT = {"type": "json_schema", "name": "scene", "schema": CITY, "strict": True}
+CONTINUOUS = {"include_usage": True, "continuous_usage_stats": True}
+
+# Requests whose responses differ in form, by route; each is sent with and without ``stream``.
+GENERATING: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/chat/completions", chat()),
+    ("/v1/chat/completions", chat("count 2", n=3, service_tier="flex")),
+    ("/v1/chat/completions", chat(logprobs=True, top_logprobs=2)),
+    ("/v1/chat/completions", chat(CALL, tools=TOOLS)),
+    ("/v1/chat/completions", chat(CALL, tools=TOOLS, logprobs=True)),
+    ("/v1/chat/completions", chat("refuse context_length_exceeded")),
+    ("/v1/chat/completions", chat("break internal_error")),
+    ("/v1/completions", plain()),
+    ("/v1/completions", plain(prompt=["say a", "count 2"], n=2, logprobs=2, echo=True)),
+    ("/v1/completions", plain(prompt="break worker_crashed")),
+    ("/v1/messages", message()),
+    ("/v1/messages", message("count 2", stop_sequences=["x"])),
+    ("/v1/messages", message(f"say so {PARIS}{NOW}", tools=SKILLS)),
+    ("/v1/messages", message("refuse deadline_exceeded")),
+    ("/v1/messages", message("break insufficient_memory")),
+    ("/v1/responses", response()),
+    ("/v1/responses", response("count 2", metadata={"run": "7"}, user="u", instructions="Be brief.")),
+    ("/v1/responses", response(include=[LOGPROBS], top_logprobs=2, text={"format": FORMAT})),
+    ("/v1/responses", response(f"say so {PARIS}{NOW}", tools=ITEMS, tool_choice="required")),
+    ("/v1/responses", response("refuse internal_error")),
+    ("/v1/responses", response("break internal_error")),
+]
+OTHER: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/messages/count_tokens", chat()),
+    ("/v1/embeddings", {"model": MODEL, "input": ["a", "abc"]}),
+    ("/v1/embeddings", {"model": MODEL, "input": "a", "encoding_format": "base64"}),
+    ("/tokenize", {"model": MODEL, "prompt": "a"}),
+    ("/detokenize", {"model": MODEL, "tokens": [65]}),
+    ("/v1/responses", response(background=True)),
+    ("/v1/chat/completions", chat(stream=True, stream_options=USAGE)),
+    ("/v1/chat/completions", chat(stream=True, stream_options=CONTINUOUS)),
+    ("/v1/completions", plain(stream=True, stream_options=USAGE)),
+    ("/v1/completions", plain(stream=True, stream_options=CONTINUOUS)),
+]
+ROUTES = sorted({path for path, _ in [*GENERATING, *OTHER]})
+
+# By route: the vendor's types of a whole response and of the data of an event.
+VENDOR_TYPES: dict[str, tuple[Any, Any]] = {
+    "/v1/chat/completions": (chat_types.ChatCompletion, chat_types.ChatCompletionChunk),
+    "/v1/completions": (openai.types.Completion, openai.types.Completion),
+    "/v1/messages": (anthropic.types.Message, anthropic.types.RawMessageStreamEvent),
+    "/v1/responses": (response_types.Response, response_types.ResponseStreamEvent),
+}
+# Null in OpenAI's own responses too, though not in its types: a text's finish reason before its end, and the
+# log-probability of a prompt's first token.
+NULLS = re.compile(r"choices\.0\.finish_reason|choices\.\d\.logprobs\.(token|top)_logprobs\.0")
+
+
+@cache  # the adapters are large
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def vendor_errors(kind: Any, value: Any) -> list[str]:
+    """What a vendor's type does not allow of a value."""
+    try:
+        adapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        found = [(".".join(map(str, detail["loc"])), detail) for detail in error.errors()]
+        may_be_null = kind is openai.types.Completion
+        return [
+            f"{place}: {detail['msg']}"
+            for place, detail in found
+            if not (may_be_null and detail["input"] is None and NULLS.fullmatch(place))
+        ]
+    return []
+
+
+@pytest.mark.parametrize("route", VENDOR_TYPES)
+def test_a_generated_response_is_of_the_documents_and_of_its_vendors_types(stack: Stack, route: str) -> None:
+    whole_type, event_type = VENDOR_TYPES[route]
+    for body in [body for path, body in GENERATING if path == route]:
+        whole = stack.http.post(route, json=body)
+        stream = stack.http.post(route, json={**body, "stream": True})
+        assert violations(whole) == violations(stream) == [], body
+        if "refuse" in str(body) or "break" in str(body):
+            continue
+        assert vendor_errors(whole_type, whole.json()) == [], body
+        events = [data for _, data in events_of(stream) if data != "[DONE]"]
+        assert [error for event in events for error in vendor_errors(event_type, event)] == [], body
+        assert len(events) > 1, body
+
+
+def test_any_other_response_is_what_the_document_says(stack: Stack) -> None:
+    for path, body in OTHER:
+        assert violations(stack.http.post(path, json=body)) == [], (path, body)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_an_error_is_what_the_document_says(stack: Stack, path: str) -> None:
+    for body in (b"{", b'{"model": 7}', b'{"model": "other"}'):
+        for headers in ({"content-type": "application/json"}, {"content-type": "text/plain"}):
+            response = stack.http.post(path, content=body, headers=headers)
+            assert response.status_code in (400, 415), body
+            assert violations(response) == [], body
+
+
+def test_what_else_a_vendor_has_is_of_its_types(stack: Stack) -> None:
+    http = stack.http
+    failed = create_batch(http, b"no JSON")
+    count = {"model": MODEL, "messages": chat()["messages"]}
+    responses: list[tuple[Any, httpx2.Response]] = [
+        (
+            openai.types.CreateEmbeddingResponse,
+            http.post("/v1/embeddings", json={"model": MODEL, "input": "a"}),
+        ),
+        (openai.types.FileObject, upload(http, b"x")),
+        (openai.types.Model, http.get(f"/v1/models/{MODEL}")),
+        (openai.types.Batch, http.get(f"/v1/batches/{failed['id']}")),
+        (openai.types.FileDeleted, http.delete(f"/v1/files/{failed['input_file_id']}")),
+        (anthropic.types.MessageTokensCount, http.post("/v1/messages/count_tokens", json=count)),
+    ]
+    for kind, response in responses:
+        assert vendor_errors(kind, response.json()) == [], kind
+
+
+def test_a_missing_and_a_wrong_field_are_errors_of_a_vendors_type(stack: Stack) -> None:
+    model = stack.http.get(f"/v1/models/{MODEL}").json()
+    assert vendor_errors(openai.types.Model, {**model, "created": "1"})
+    assert vendor_errors(openai.types.Model, {k: v for k, v in model.items() if k != "owned_by"})
+
+
+def test_what_is_kept_is_told_as_the_document_says(stack: Stack) -> None:
+    http = stack.http
+    key = {"Idempotency-Key": "kept-as-documented"}
+    job_id = http.post("/v1/chat/completions", json=chat(), headers=key).json()["id"]
+    own_id = http.post("/v1/responses", json=response(CALL, tools=ITEMS)).json()["id"]
+    conflict = http.post("/v1/chat/completions", json=chat("say other"), headers=key)
+    answers = [conflict]
+    for path in (f"/v1/chat/completions/{job_id}", f"/v1/responses/{own_id}"):
+        answers += [http.get(path), http.get(path, params={"stream": "true", "starting_after": 1})]
+        answers += [http.post(f"{path}/cancel")] if "responses" in path else []
+        answers += [http.delete(path), http.get(path)]
+    assert [each.status_code for each in answers] == [409, 200, 200, 200, 404, 200, 200, 200, 200, 404]
+    assert [violations(each) for each in answers] == [[]] * len(answers)
+
+
+def test_files_batches_models_and_health_are_told_as_the_document_says(stack: Stack) -> None:
+    http = stack.http
+    batch = wait_for_end(
+        http,
+        create_batch(
+            http, input_file(request_line("a", "say yes"), request_line("b", "refuse internal_error"))
+        ),
+    )
+    failed = create_batch(http, b"no JSON")
+    file_id = upload(http, b"x").json()["id"]
+    answers = [
+        upload(http, b"x"),
+        upload(http, b"x", purpose="other"),
+        *(
+            http.get(f"/v1/batches{rest}")
+            for rest in ("", "?limit=1", f"/{batch['id']}", f"/{failed['id']}", "/x")
+        ),
+        http.post(f"/v1/batches/{batch['id']}/cancel"),
+        *(
+            http.get(f"/v1/files{rest}")
+            for rest in ("", "?purpose=none", f"/{file_id}", f"/{file_id}/content", "/x")
+        ),
+        http.delete(f"/v1/files/{file_id}"),
+        *(http.get(path) for path in ("/v1/models", f"/v1/models/{MODEL}", "/v1/models/x")),
+        *(http.get(path) for path in ("/livez", "/readyz", "/metrics")),
+    ]
+    assert [violations(each) for each in answers] == [[]] * len(answers)
+    assert (batch["status"], failed["status"]) == ("completed", "failed")
+
+
+def test_a_server_that_is_not_ready_says_so_as_documented(serve: Serve) -> None:
+    with httpx2.Client(base_url=serve().url) as http:
+        answer = http.get("/readyz")
+    assert (answer.status_code, violations(answer)) == (503, [])
+
+
+def test_every_answer_of_the_document_has_a_schema() -> None:
+    for path, operations in DOCUMENT["paths"].items():
+        for method, operation in operations.items():
+            for status, answer in operation["responses"].items():
+                for media_type, content in answer["content"].items():
+                    is_bytes = media_type in ("text/plain", "application/octet-stream")
+                    assert is_bytes or "$ref" in str(content["schema"]), (path, method, status, media_type)
+
+
+CHAT = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": MODEL,
+    "system_fingerprint": None,
+    "service_tier": "default",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "a", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ],
+    "usage": {
+        "prompt_tokens": 1,
+        "completion_tokens": 1,
+        "total_tokens": 2,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    },
+}
+
+
+def paths_of(value: Any, *steps: Any) -> list[tuple[Any, ...]]:
+    """Of every object in a value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = [path for step, each in inner for path in paths_of(each, *steps, step)]
+    return [steps, *found] if isinstance(value, dict) else found
+
+
+def test_an_added_a_missing_and_a_null_field_are_found_at_every_place() -> None:
+    schema = {"$ref": "#/components/schemas/ChatCompletion"}
+    assert violations_of(CHAT, schema) == []
+    for path in paths_of(CHAT):
+        for change in ("add", "drop", "null"):
+            wrong = copy.deepcopy(CHAT)
+            place: Any = wrong
+            for step in path:
+                place = place[step]
+            first = next(iter(place))
+            if change == "add":
+                place["x_new"] = 1
+            elif change == "drop":
+                del place[first]
+            else:
+                place[first] = None
+            assert violations_of(wrong, schema) != [], (path, change)
+
+
+def test_an_answer_in_another_head_is_found(stack: Stack) -> None:
+    answer = stack.http.get("/v1/models")
+    answer.headers["x-new"] = "1"
+    assert violations(answer) == ["header x-new is not in the document"]
+    answer = stack.http.get("/v1/models")
+    answer.status_code = 418
+    assert violations(answer) == ["status 418 is not in the document"]

@@ -1,0 +1,50 @@
+"""Rate limits of API keys: requests and tokens per minute, shared by all servers, and their headers."""
+
+from __future__ import annotations
+
+import re
+
+import httpx2
+
+from tests.server.api_key_cli import ApiKeyCli, chat_with_key
+from tests.server.conftest import OwnStack, Serve
+from tests.waiting import wait_until
+
+
+def test_requests_per_minute_are_shared_by_all_servers_and_reported_in_headers(
+    own_stack: OwnStack, api_key_cli: ApiKeyCli, serve: Serve
+) -> None:
+    here, there = own_stack(auth=True).server, serve(auth=True)
+    limited, unlimited = api_key_cli.create("--requests-per-min", "2"), api_key_cli.create()
+    wait_until(lambda: httpx2.get(f"{there.url}/readyz").status_code == 200)
+    first, second = chat_with_key(here.url, limited), chat_with_key(there.url, limited)
+    assert (first.status_code, second.status_code) == (200, 200)
+    remaining = [response.headers["x-ratelimit-remaining-requests"] for response in (first, second)]
+    assert remaining == ["1", "0"]
+    assert first.headers["x-ratelimit-limit-requests"] == "2"
+    assert re.fullmatch(r"(\d+m)?\d+m?s", first.headers["x-ratelimit-reset-requests"])
+    assert "x-ratelimit-limit-tokens" not in first.headers
+    for server in (here, there):
+        rejected = chat_with_key(server.url, limited)
+        assert (rejected.status_code, rejected.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert 1 <= int(rejected.headers["retry-after"]) <= 30
+        assert rejected.headers["x-ratelimit-remaining-requests"] == "0"
+    response = chat_with_key(here.url, unlimited)
+    assert response.status_code == 200
+    assert not [name for name in response.headers if name.startswith("x-ratelimit")]
+
+
+def test_tokens_are_charged_by_estimate_and_reconciled_with_the_tokens_used(
+    own_stack: OwnStack, api_key_cli: ApiKeyCli
+) -> None:
+    url = own_stack(auth=True).server.url
+    key = api_key_cli.create("--tokens-per-min", "1000")
+    first = chat_with_key(url, key, max_tokens=900)
+    assert first.status_code == 200
+    used = first.json()["usage"]["total_tokens"]
+    second = chat_with_key(url, key, max_tokens=900)  # over the limit together with the first one's estimate
+    assert second.status_code == 200
+    assert int(second.headers["x-ratelimit-remaining-tokens"]) >= 1000 - 2 * used - 1
+    rejected = chat_with_key(url, key, max_tokens=4000)
+    assert (rejected.status_code, rejected.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert "1000 tokens a minute" in rejected.json()["error"]["message"]

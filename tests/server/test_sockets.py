@@ -1,0 +1,37 @@
+"""A server listens where this machine is, of all that its host's name stands for."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from llava_server.sockets import ListenError, listen
+
+ELSEWHERE = "192.0.2.1"  # RFC 5737: nobody's
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    def found(_host: str, port: int, family: int, kind: int) -> list[tuple[object, ...]]:
+        return [(family, kind, 0, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+
+
+def test_of_several_machines_under_one_name_it_takes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_to(monkeypatch, ELSEWHERE, "127.0.0.1")
+    with listen("server-admin", 0, flag="--admin-port") as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("addresses", [(ELSEWHERE,), ()])
+def test_a_name_of_other_machines_is_refused(
+    monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]
+) -> None:
+    resolve_to(monkeypatch, *addresses)
+    with pytest.raises(ListenError, match="cannot listen on server-admin:9000"):
+        listen("server-admin", 9000, flag="--admin-port")
+
+
+def test_a_name_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(ListenError, match=r"cannot listen on nobody\.invalid:9000"):
+        listen("nobody.invalid", 9000, flag="--admin-port")

@@ -1,0 +1,108 @@
+"""Participants of the fault runs: workers whose tokens identify their writer, and clients that check them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import Event, Final, FinishReason
+from llava_wire.messages.job import Job
+from llava_wire.worker_side.consumer import JobConsumer
+
+STOP = Final(reason=FinishReason.STOP)
+POSITIONS = 1000  # token = number of the assignment * POSITIONS + position in the output
+
+
+class HeldJob:
+    """One assignment of a worker. Its number is unique, so that the writers of a stream can be told apart."""
+
+    def __init__(self, assignment: Assignment, number: int, output_length: int) -> None:
+        self.assignment = assignment
+        self._number = number
+        self._output_length = output_length
+        self._offset = len(assignment.token_ids)
+
+    def next_event(self, num_tokens: int) -> Event:
+        """Up to so many tokens; 0 makes a frame of text alone, as a worker does when a character is whole."""
+        end = min(self._offset + num_tokens, self._output_length)
+        tokens = tuple(self._number * POSITIONS + position for position in range(self._offset, end))
+        event = Event(self._offset, tokens, "x" * len(tokens), STOP if end == self._output_length else None)
+        self._offset = end
+        return event
+
+
+class FaultyWorker:
+    """A consumer and the jobs that it holds. It may continue after it was reaped."""
+
+    def __init__(self, worker_id: str, consumer: JobConsumer) -> None:
+        self.worker_id = worker_id
+        self.consumer = consumer
+        self.held: dict[str, HeldJob] = {}
+        self.is_reconciled = True  # False: Redis lost memory, and may assign jobs that the worker has dropped
+
+    def holds(self, job_id: str, assignment_id: str) -> bool:
+        held = self.held.get(job_id)
+        return held is not None and held.assignment.assignment_id == assignment_id
+
+    async def work(self, num_tokens: int) -> None:
+        events = [(held.assignment, held.next_event(num_tokens)) for held in self.held.values()]
+        refused = (await self.consumer.emit(events)).refused
+        ended = {assignment.job.job_id for assignment, event in events if event.final}
+        for job_id in refused | ended:
+            self.held.pop(job_id, None)
+
+    async def reconcile(self) -> None:
+        for job_id in await self.consumer.reconcile(self.held):
+            self.held.pop(job_id)
+        self.is_reconciled = True
+
+    async def requeue(self) -> None:
+        await self.consumer.requeue([held.assignment for held in self.held.values()])
+        self.held.clear()
+
+
+@dataclass
+class Client:
+    """One client: the stream of one job, through whichever controller."""
+
+    job: Job
+    output_length: int
+    producer: JobProducer
+    events: list[Event] = field(default_factory=list)
+    num_received: int = 0  # events from its present controller, which may begin with known ones
+    is_cancelled: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_cancelled or bool(self.events and self.events[-1].final)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for event in self.events for token in event.token_ids]
+
+    def move_to(self, producer: JobProducer, log: list[Event]) -> None:
+        self.producer = producer
+        self.num_received = 0
+        for event in log:
+            self.receive(event)
+
+    def receive(self, event: Event) -> None:
+        assert not self.is_cancelled, "an event after the cancel"
+        self.num_received += 1
+        if self.num_received <= len(self.events):
+            assert event == self.events[self.num_received - 1], "another lineage than the client saw"
+            return
+        assert not self.is_over, "an event after the end"
+        assert event.offset == len(self.tokens), "a gap or a double"
+        self.events.append(event)
+        self._check()
+
+    def _check(self) -> None:
+        assert [token % POSITIONS for token in self.tokens] == list(range(len(self.tokens)))
+        writers = [token // POSITIONS for token in self.tokens]
+        changes = [writer for i, writer in enumerate(writers) if i == 0 or writers[i - 1] != writer]
+        assert len(changes) == len(set(changes)), "a writer came back after another took over"
+        final = self.events[-1].final
+        if final and final.reason is not FinishReason.ERROR:
+            assert len(self.tokens) == self.output_length

@@ -1,0 +1,241 @@
+"""Controllers, workers and clients around one Redis server."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import Event, Final, FinishReason
+from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
+from llava_wire.messages.job import ImageRef, Job, Message
+from llava_wire.messages.sampling_params import SamplingParams
+from llava_wire.redis.connection import Arg
+from llava_wire.redis.keys import PERMANENT, PREFIX
+from llava_wire.worker_side.consumer import JobConsumer
+
+from tests.waiting import async_wait_until
+from tests.wire.redis_server import RedisServer
+
+STOP = Final(reason=FinishReason.STOP)
+Script: TypeAlias = Callable[..., Awaitable[Any]]
+ScriptWrapper: TypeAlias = Callable[..., Awaitable[Any]]
+_job_numbers = itertools.count()
+
+
+def make_image(name: str, size: int = 12) -> tuple[ImageRef, bytes]:
+    tiles = (name.encode() * size)[:size]
+    return ImageRef(digest=hashlib.sha256(tiles).hexdigest(), num_tiles=1, side=2, width=2, height=2), tiles
+
+
+def make_job(*images: ImageRef, job_id: str | None = None, **fields: Any) -> Job:
+    return Job(
+        job_id=job_id or f"job-{next(_job_numbers)}",
+        messages=(Message("user", ("What is this?", *images)),),
+        sampling=SamplingParams(seed=1),
+        **{"model": "m", "tenant": "alice", "cost": 10.0, **fields},
+    )
+
+
+def frame(
+    assignment: Assignment, offset: int, *tokens: int, final: Final | None = None
+) -> tuple[Assignment, Event]:
+    return assignment, Event(offset, tokens, "".join(f"<{token}>" for token in tokens), final)
+
+
+def heartbeat(worker_id: str, model: str = "m") -> Heartbeat:
+    return Heartbeat(
+        worker_id=worker_id,
+        model=model,
+        image_spec=ImageSpec(side=2),
+        context_length=128,
+        capacity=4,
+        device="cpu",
+        precision="fp32",
+    )
+
+
+class Client:
+    """The clients of one controller: the events of each job, in the order of ``follow``."""
+
+    def __init__(self, producer: JobProducer) -> None:
+        self.events: dict[str, list[Event]] = {}
+        self._task = asyncio.create_task(self._read(producer))
+
+    async def _read(self, producer: JobProducer) -> None:
+        async for batch in producer.follow():
+            for job_id, event in batch:
+                self.events.setdefault(job_id, []).append(event)
+
+    def tokens(self, job: Job) -> tuple[int, ...]:
+        return tuple(token for event in self.events.get(job.job_id, []) for token in event.token_ids)
+
+    def final(self, job: Job) -> Final | None:
+        return self.events[job.job_id][-1].final if self.events.get(job.job_id) else None
+
+    async def receives(self, job: Job, *tokens: int) -> None:
+        await async_wait_until(lambda: self.tokens(job) == tokens)
+
+    async def receives_end(self, job: Job) -> Final:
+        await async_wait_until(lambda: self.final(job))
+        final = self.final(job)
+        assert final
+        assert sum(1 for event in self.events[job.job_id] if event.final) == 1
+        return final
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+class Harness:
+    """Creates controllers, workers and clients, and closes them all."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.server = server
+        self.redis = server.client
+        self._parts: list[JobProducer | JobConsumer | Client] = []
+
+    async def producer(self, **options: Any) -> JobProducer:
+        producer = await JobProducer.connect(self.server.url, **options)
+        self._parts.append(producer)
+        return producer
+
+    async def consumer(self, worker_id: str = "w1", *, model: str = "m", **options: Any) -> JobConsumer:
+        consumer = await JobConsumer.connect(self.server.url, heartbeat(worker_id, model), **options)
+        self._parts.append(consumer)
+        return consumer
+
+    def client(self, producer: JobProducer) -> Client:
+        client = Client(producer)
+        self._parts.append(client)
+        return client
+
+    async def running(
+        self, producer: JobProducer, consumer: JobConsumer, **fields: Any
+    ) -> tuple[Job, Assignment]:
+        """Submit a new job and pull it."""
+        job = make_job(**fields)
+        await producer.submit(job, {})
+        (assignment,) = await consumer.pull(1)
+        assert assignment.job == job
+        return job, assignment
+
+    def kill_worker(self, worker_id: str) -> None:
+        """As if the worker had sent no heartbeat for a lease, while controllers reap each second."""
+        self.redis.set(PREFIX + "reaped", "1", px=60_000)
+        self.redis.zadd(PREFIX + "workers", {worker_id: 1})
+
+    def hang_worker(self, worker_id: str) -> None:
+        """As if the worker had sent heartbeats, but made no progress."""
+        self.redis.set(PREFIX + "reaped", "1", px=60_000)
+        self.redis.zadd(PREFIX + "progress", {worker_id: 1})
+
+    def kill_controller(self, controller_id: str) -> None:
+        """As if the controller had not called ``reap`` for the grace time of orphans."""
+        self.redis.set(PREFIX + "reaped", "1", px=60_000)
+        self.redis.zadd(PREFIX + "controllers", {controller_id: 1})
+
+    def keys(self, kind: str = "") -> set[str]:
+        return {key.decode() for key in self.redis.scan_iter(f"{PREFIX}{kind}*")}
+
+    def members(self, name: str) -> list[str]:
+        """The members of a sorted set, in its order."""
+        members = self.redis.zrange(PREFIX + name, 0, -1)
+        return [member.decode() for member in members if isinstance(member, bytes)]
+
+    def dead_letters(self) -> list[dict[str, str]]:
+        """The entries of the dead-letter stream without their payloads."""
+        entries: Any = self.redis.xrange(PREFIX + "dlq")
+        return [
+            {name.decode(): value.decode() for name, value in fields.items() if name != b"payload"}
+            for _, fields in entries
+        ]
+
+    async def close(self) -> None:
+        for part in reversed(self._parts):
+            await (part.close() if isinstance(part, Client) else part.aclose())
+
+    async def check_nothing_leaks(self) -> None:
+        """Every key but the permanent ones has a time to live; once all have died, one reap cleans up."""
+        leaks = {key for key in self.keys() if self.redis.ttl(key) == -1} - set(PERMANENT)
+        assert not leaks
+        for worker_id in self.members("workers"):
+            self.kill_worker(worker_id)
+        for controller_id in self.members("controllers"):
+            self.kill_controller(controller_id)
+        last = await JobProducer.connect(self.server.url)
+        await last.reap()
+        await last.aclose()
+        for kind in (
+            "workers",
+            "progress",
+            "controllers",
+            "wait",
+            "live:",
+            "tenant:",
+            "suspects:",
+            "since:",
+            "backlog:",
+            "inflight:",
+            "users:",
+        ):
+            assert not self.keys(kind), kind
+        stored = sum(self.redis.strlen(key) for key in self.keys("blob:"))
+        assert int(self.redis.get(PREFIX + "pixel_bytes") or 0) == stored
+
+
+def wrap_scripts(party: JobProducer | JobConsumer, call: ScriptWrapper) -> Callable[[], None]:
+    """Run the scripts of a controller or worker as ``call(script, name, *args)``; return what undoes it."""
+    link = party._link
+    script = link.script
+
+    async def wrapped(name: str, *args: Arg) -> Any:
+        return await call(script, name, *args)
+
+    link.script = wrapped  # type: ignore[method-assign]
+
+    def restore() -> None:
+        del link.script
+
+    return restore
+
+
+def before_script(party: JobProducer | JobConsumer, name: str, action: Callable[[], Awaitable[Any]]) -> None:
+    """Once, run ``action`` while the call of this script is on its way to Redis."""
+
+    async def call(script: Script, called: str, *args: Arg) -> Any:
+        if called == name:
+            restore()
+            await action()
+        return await script(called, *args)
+
+    restore = wrap_scripts(party, call)
+
+
+def after_script(party: JobProducer | JobConsumer, name: str, action: Callable[[], Awaitable[Any]]) -> None:
+    """Once, run ``action`` while the reply of this script is on its way back."""
+
+    async def call(script: Script, called: str, *args: Arg) -> Any:
+        reply = await script(called, *args)
+        if called == name:
+            restore()
+            await action()
+        return reply
+
+    restore = wrap_scripts(party, call)
+
+
+async def check_starts_over(job: Job, producer: JobProducer, consumer: JobConsumer, client: Client) -> None:
+    """Submitted again, the job starts without tokens and its client receives the new output only."""
+    client.events.clear()
+    await producer.submit(job, {})
+    (again,) = await consumer.pull(1)
+    assert again.token_ids == ()
+    await consumer.emit([frame(again, 0, 2, final=STOP)])
+    await client.receives_end(job)
+    assert client.tokens(job) == (2,)

@@ -1,0 +1,128 @@
+"""Quarantine: a job whose workers crashed twice runs alone, and if it crashes another one it ends."""
+
+from __future__ import annotations
+
+import pytest
+from llava_wire.controller_side.producer import JobProducer
+from llava_wire.messages.assignment import Assignment
+from llava_wire.messages.event import Event
+from llava_wire.messages.job import Job
+from llava_wire.redis.keys import PREFIX
+
+from tests.wire.harness import STOP, Harness, frame, make_job
+
+pytestmark = pytest.mark.anyio
+
+
+async def crash(harness: Harness, producer: JobProducer, worker_id: str) -> None:
+    harness.kill_worker(worker_id)
+    await producer.reap()
+
+
+async def two_quarantined_jobs(harness: Harness, producer: JobProducer) -> list[Job]:
+    """Two jobs that were both on two workers that crashed."""
+    jobs = [make_job(), make_job()]
+    for job in jobs:
+        await producer.submit(job, {})
+    for name in ("first", "second"):
+        assert len(await (await harness.consumer(name)).pull(4)) == 2
+        await crash(harness, producer, name)
+    return jobs
+
+
+def frames(assignment: Assignment, number: int) -> list[list[tuple[Assignment, Event]]]:
+    start = len(assignment.token_ids)
+    return [[frame(assignment, start + index, index)] for index in range(number)]
+
+
+async def test_one_crash_delays_no_job(harness: Harness) -> None:
+    producer = await harness.producer()
+    for _ in range(2):
+        await producer.submit(make_job(), {})
+    await (await harness.consumer("first")).pull(4)
+    await crash(harness, producer, "first")
+    assert len(await (await harness.consumer("second")).pull(4)) == 2
+
+
+async def test_after_two_crashes_each_job_runs_alone(harness: Harness) -> None:
+    producer = await harness.producer()
+    await two_quarantined_jobs(harness, producer)
+    await producer.submit(make_job(), {})
+    worker = await harness.consumer("third")
+    assert len(await worker.pull(4)) == 1
+    assert await worker._pull(4) == []  # neither the other quarantined nor the other
+    other = await harness.consumer("fourth")
+    assert len(await other.pull(4)) == 1
+
+
+async def test_a_job_that_crashes_alone_ends_and_the_others_continue(harness: Harness) -> None:
+    producer = await harness.producer()
+    client = harness.client(producer)
+    crashing, other = await two_quarantined_jobs(harness, producer)
+    (alone,) = await (await harness.consumer("third")).pull(4)
+    assert alone.job == crashing
+    await crash(harness, producer, "third")
+    assert (await client.receives_end(crashing)).error
+    worker = await harness.consumer("fourth")
+    (assignment,) = await worker.pull(4)
+    assert assignment.job == other
+    await worker.emit([frame(assignment, 0, 1, final=STOP)])
+    assert await client.receives_end(other) == STOP
+    (letter,) = harness.dead_letters()
+    assert (letter["job"], letter["reason"]) == (crashing.job_id, "its worker ended")
+
+
+async def test_a_quarantined_job_that_runs_past_its_last_crash_is_cleared(harness: Harness) -> None:
+    producer = await harness.producer()
+    _, other = await two_quarantined_jobs(harness, producer)
+    await producer.cancel(other.job_id, tenant=other.tenant)
+    worker = await harness.consumer("third")
+    (assignment,) = await worker.pull(1)
+    await producer.submit(make_job(), {})
+    for events in frames(assignment, 7):
+        await worker.emit(events)
+    assert await worker._pull(4) == []
+    assert (await worker.emit([frame(assignment, 7, 7)])).refused == set()
+    assert len(await worker._pull(4)) == 1
+
+
+async def test_a_cleared_job_makes_room_for_the_next_one_and_continues_later(harness: Harness) -> None:
+    producer, worker = await harness.producer(), await harness.consumer("third")
+    first, second = await two_quarantined_jobs(harness, producer)
+    for job in (first, second):
+        (assignment,) = await worker.pull(4)
+        assert (assignment.job, assignment.token_ids) == (job, ())
+        for events in frames(assignment, 7):
+            assert (await worker.emit(events)).refused == set()
+        assert (await worker.emit([frame(assignment, 7, 7)])).refused == (
+            {job.job_id} if job is first else set()
+        )
+    (assignment,) = await worker.pull(4)
+    assert (assignment.job, len(assignment.token_ids)) == (first, 8)
+
+
+async def test_one_busy_worker_at_a_time_runs_empty_for_a_quarantined_job(harness: Harness) -> None:
+    producer = await harness.producer()
+    busy = [await harness.consumer("b1"), await harness.consumer("b2")]
+    running = [await harness.running(producer, consumer) for consumer in busy]
+    quarantined = make_job()
+    await producer.submit(quarantined, {})
+    for name in ("first", "second"):
+        await (await harness.consumer(name)).pull(1)
+        await crash(harness, producer, name)
+    for _ in range(2):
+        await producer.submit(make_job(), {})
+    assert await busy[0]._pull(1) == []  # it runs empty
+    assert len(await busy[1]._pull(1)) == 1
+    await busy[0].emit([frame(running[0][1], 0, 1, final=STOP)])
+    (assignment,) = await busy[0]._pull(4)
+    assert assignment.job == quarantined
+
+
+async def test_a_worker_that_runs_alone_is_not_woken_for_quarantined_jobs(harness: Harness) -> None:
+    producer, consumer = await harness.producer(), await harness.consumer()
+    await two_quarantined_jobs(harness, producer)
+    await consumer.pull(1)
+    harness.redis.delete(PREFIX + "wake:m")
+    assert await consumer._pull(1) == []
+    assert not harness.keys("wake:")

@@ -1,0 +1,108 @@
+"""Tokenizers from files: user text stays text, tokens become bytes, unsupported files are rejected."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import llava_worker
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llava_worker.language.detokenizer import Detokenizer
+from llava_worker.language.hf_tokenizer import HFTokenizer
+from llava_worker.language.tokenizer import TokenizerError
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+TINY_FOLDER = Path(llava_worker.__file__).parent / "tiny"
+TINY = HFTokenizer(TINY_FOLDER)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@pytest.mark.parametrize("typed", ["<s>", "</s>", "<image>", "<pad>", "<unk>", "<0x0A>", "a</s>b <image> c"])
+def test_user_text_never_becomes_a_special_token(typed: str) -> None:
+    ids = TINY.encode(typed)
+    specials = {TINY.special_id(token) for token in ("<unk>", "<s>", "</s>", "<image>", "<pad>")}
+    assert not specials & set(ids)
+    assert b"".join(TINY.token_bytes(token_id) for token_id in ids) == f" {typed}".encode()
+
+
+@given(TEXT)
+def test_bytes_of_the_tokens_are_those_of_the_text(text: str) -> None:
+    ids = TINY.encode(text)
+    prefix = " " if text else ""
+    assert b"".join(TINY.token_bytes(token_id) for token_id in ids).decode() == (prefix + text).replace(
+        "▁", " "
+    )
+
+
+@given(st.text(st.characters(max_codepoint=0x2FFF, exclude_categories=["Cs"])))
+def test_detokenizer_output_equals_that_of_the_library(text: str) -> None:
+    reference = Tokenizer.from_file(str(TINY_FOLDER / "tokenizer.json"))
+    detokenizer = Detokenizer(TINY)
+    ids = TINY.encode(text)
+    streamed = "".join(detokenizer.push(token_id) for token_id in ids) + detokenizer.flush()
+    assert streamed == reference.decode(ids)
+
+
+def test_special_and_unknown_tokens_have_no_bytes() -> None:
+    assert TINY.token_bytes(TINY.special_id("</s>")) == b""
+    assert TINY.token_bytes(10_000_000) == b""
+
+
+def test_missing_special_token_is_named() -> None:
+    with pytest.raises(TokenizerError, match="<nothing>"):
+        TINY.special_id("<nothing>")
+
+
+@pytest.fixture
+def byte_level(tmp_path: Path) -> HFTokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_end|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return HFTokenizer(tmp_path)
+
+
+def test_bytes_of_a_byte_level_tokenizer_are_those_of_the_text(byte_level: HFTokenizer) -> None:
+    text = " Grüße, 🦙!\n<|im_end|>"
+    ids = byte_level.encode(text)
+    assert byte_level.special_id("<|im_end|>") not in ids
+    assert b"".join(byte_level.token_bytes(token_id) for token_id in ids) == text.encode()
+
+
+def test_byte_level_tokenizer_has_no_bos_and_no_leading_space(byte_level: HFTokenizer) -> None:
+    assert byte_level.bos_token_id is None
+    assert not byte_level.strips_leading_space
+
+
+def test_folder_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="missing"):
+        HFTokenizer(tmp_path)
+
+
+def test_file_that_is_no_tokenizer_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"not a tokenizer\.json"):
+        HFTokenizer(tmp_path)
+
+
+def test_unsupported_decoder_is_rejected(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match="WordPiece"):
+        HFTokenizer(tmp_path)
+
+
+def test_tokenizer_that_encodes_text_as_a_special_token_is_rejected(tmp_path: Path) -> None:
+    description = json.loads((TINY_FOLDER / "tokenizer.json").read_text())
+    tokenizer = Tokenizer.from_str(json.dumps(description))
+    tokenizer.model = models.WordLevel({"</s>": 2, "<unk>": 0}, unk_token="<unk>")
+    tokenizer.normalizer = None
+    tokenizer.add_special_tokens([AddedToken("</s>", normalized=False)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match="special"):
+        HFTokenizer(tmp_path)

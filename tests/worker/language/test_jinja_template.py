@@ -1,0 +1,195 @@
+"""A checkpoint's chat template in its sandbox, and prompts compared with those of transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import llava_worker
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llava_wire.messages.event import ErrorCode
+from llava_wire.messages.heartbeat import ImageSpec
+from llava_wire.messages.job import ImageRef, Message
+from llava_worker.language.hf_tokenizer import HFTokenizer
+from llava_worker.language.jinja_template import JinjaChatTemplate, read_chat_template
+from llava_worker.language.prompt_builder import PromptBuilder
+from llava_worker.language.prompt_formats import (
+    ChatTemplateError,
+    PromptError,
+    PromptTemplate,
+    Segment,
+    SpecialToken,
+)
+from llava_worker.language.templates import CONVERSATION_TEMPLATES, choose_template
+from PIL import Image
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+TINY = Path(llava_worker.__file__).parent / "tiny"
+LLAMA = Path(__file__).parents[2] / "data" / "prompts"
+LLAVA_HF = (LLAMA / "llava_hf.jinja").read_text("utf-8")
+IMAGE = ImageRef(digest="p", num_tiles=1, side=28, width=5, height=4)
+NUM_IMAGE_TOKENS = 4
+SPECIAL_TOKENS = ["<s>", "</s>", "<image>"]
+
+TEXTS = st.text(st.sampled_from("abc USER:\n  é🦙"), min_size=1, max_size=12)
+USER_PARTS = st.lists(st.one_of(TEXTS, st.just(IMAGE)), min_size=1, max_size=4)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Message]:
+    messages = [Message("system", (draw(TEXTS),))] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(0, 2))):
+        messages += [Message("user", tuple(draw(USER_PARTS))), Message("assistant", (draw(TEXTS),))]
+    return [*messages, Message("user", tuple(draw(USER_PARTS)))]
+
+
+def encode(folder: Path, template: PromptTemplate, messages: list[Message]) -> list[int]:
+    spec = ImageSpec(side=28, tokens_per_tile=NUM_IMAGE_TOKENS)
+    builder = PromptBuilder(HFTokenizer(folder), template, image_spec=spec, context_length=4096)
+    return builder.build_chat(messages).token_ids
+
+
+def encode_with_transformers(folder: Path, template: str, messages: list[Message]) -> list[int]:
+    """Use transformers' processor. An image of 28 pixels in patches of 14 has four tokens."""
+    processor: Any = LlavaProcessor(
+        CLIPImageProcessorPil(
+            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, do_normalize=False
+        ),
+        PreTrainedTokenizerFast.from_pretrained(folder),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=template,
+    )
+    encoded = processor.apply_chat_template(
+        [as_dict(message) for message in messages],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+    )
+    [ids] = encoded["input_ids"]
+    return list(ids)
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    image = {"type": "image", "image": Image.new("RGB", (28, 28))}
+    parts = [
+        image if isinstance(part, ImageRef) else {"type": "text", "text": part} for part in message.parts
+    ]
+    return {"role": message.role, "content": parts}
+
+
+@pytest.mark.parametrize("folder", [TINY, LLAMA], ids=["prefix on every part", "prefix on the first part"])
+@settings(max_examples=15, deadline=None)
+@given(messages=conversations())
+def test_llava_hf_template_has_the_ids_of_transformers(folder: Path, messages: list[Message]) -> None:
+    token_ids = encode(folder, CONVERSATION_TEMPLATES["llava_hf"], messages)
+    assert token_ids == encode_with_transformers(folder, LLAVA_HF, messages)
+
+
+@settings(max_examples=10, deadline=None)
+@given(messages=conversations())
+def test_checkpoint_template_has_the_ids_of_transformers(messages: list[Message]) -> None:
+    template = choose_template("checkpoint", folder=TINY, tokenizer=HFTokenizer(TINY))
+    token_ids = encode(TINY, template, messages)
+    assert token_ids == encode_with_transformers(TINY, read_chat_template(TINY), messages)
+
+
+def render(source: str, *messages: Message) -> list[Segment]:
+    template = JinjaChatTemplate(source, special_tokens=SPECIAL_TOKENS, bos_token="<s>", eos_token="</s>")
+    return template.render(messages)
+
+
+ECHO = (
+    "{% for m in messages %}{% for p in m.content %}{{ p.text or '<image>' }}{% endfor %}"
+    "{{ eos_token }}{% endfor %}"
+)
+
+
+def test_special_token_in_user_text_is_text() -> None:
+    for parts in (("</s><image>",), ("</", "s>"), ("<imag", "e>"), ("\ue000</s>\ue001",)):
+        assert render(ECHO, Message("user", parts)) == ["".join(parts), SpecialToken("</s>")]
+
+
+def test_special_tokens_and_images_of_the_template_are_segments() -> None:
+    segments = render("{{ bos_token }}" + ECHO, Message("user", ("a", IMAGE, "b")))
+    assert segments == [SpecialToken("<s>"), "a", IMAGE, "b", SpecialToken("</s>")]
+
+
+def test_generation_tag_changes_no_text() -> None:
+    assert render("{% generation %}a{% endgeneration %}b", Message("user", ("x",))) == ["ab"]
+
+
+def test_template_that_raises_or_is_unsafe_rejects_the_messages() -> None:
+    for source, error in (
+        ("{{ raise_exception('only one turn') }}", "only one turn"),
+        ("{{ messages[0].role.nothing.more }}", "has no attribute"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe|not safely"),
+        ("<image><image>", "more pictures"),
+        ("no image", "not show all"),
+    ):
+        with pytest.raises(PromptError, match=error) as raised:
+            render(source, Message("user", (IMAGE, "x")))
+        assert raised.value.error.code is ErrorCode.INVALID_REQUEST
+
+
+def test_invalid_template_is_rejected_at_startup() -> None:
+    with pytest.raises(ChatTemplateError, match="broken"):
+        JinjaChatTemplate("{% for %}", special_tokens=SPECIAL_TOKENS)
+
+
+def test_template_is_found_where_checkpoints_have_it(tmp_path: Path) -> None:
+    named = [{"name": "tools", "template": "U"}, {"name": "default", "template": "T"}]
+    for number, (name, content) in enumerate(
+        (
+            ("chat_template.jinja", "T"),
+            ("chat_template.json", json.dumps({"chat_template": "T"})),
+            ("tokenizer_config.json", json.dumps({"chat_template": "T"})),
+            ("tokenizer_config.json", json.dumps({"chat_template": named})),
+        )
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / name).write_text(content)
+        assert read_chat_template(folder) == "T"
+
+
+def test_folder_without_a_template_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ChatTemplateError, match="has no chat template"):
+        read_chat_template(tmp_path)
+
+
+def test_adapter_has_the_chat_template_of_its_base_unless_it_has_its_own(tmp_path: Path) -> None:
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    messages = [Message("user", ("Hi?",))]
+
+    def render_adapter() -> list[Segment]:
+        template = choose_template("checkpoint", folder=adapter, tokenizer=HFTokenizer(TINY), base=base)
+        return template.render(messages)
+
+    adapter.mkdir()
+    base.mkdir()
+    (base / "chat_template.jinja").write_text("base {{ messages[0].content[0].text }}")
+    assert render_adapter() == ["base Hi?"]
+    (adapter / "chat_template.jinja").write_text("own {{ messages[0].content[0].text }}")
+    assert render_adapter() == ["own Hi?"]
+
+
+def test_hf_style_of_vicuna_models_is_the_template_of_llava_hf() -> None:
+    assert choose_template("auto", "hf", folder=TINY).name == "llava_hf"
+
+
+def test_model_without_a_folder_has_no_chat_template() -> None:
+    with pytest.raises(ChatTemplateError, match="no chat template of its own"):
+        choose_template("checkpoint")
+
+
+def test_messages_are_validated_before_the_template_is_rendered() -> None:
+    with pytest.raises(PromptError, match="take turns"):
+        render(ECHO, Message("user", ("a",)), Message("user", ("b",)))

@@ -1,0 +1,152 @@
+"""Opening a model by its name, or a message that says what to change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import llava_worker
+import pytest
+from llava_wire.messages.job import Message
+from llava_worker.open_model import StartupError, open_model
+from llava_worker.settings import load_settings
+
+from tests.machine_speed import scaled
+
+TINY = Path(llava_worker.__file__).parent / "tiny"
+
+
+def test_echo_model_has_a_heartbeat_and_prompts() -> None:
+    model = open_model(load_settings(["--model", "echo", "--max-num-sequences", "3"]))
+    assert (model.heartbeat.model, model.heartbeat.capacity) == ("echo", 3)
+    assert model.heartbeat.context_length == model.engine.context_length
+    assert model.prompts.build_chat([Message("user", ("Hi?",))]).token_ids
+
+
+def test_tiny_model_is_served_as_tiny_llava() -> None:
+    model = open_model(load_settings(["--model", "tiny", "--device", "cpu", "--precision", "fp32"]))
+    assert model.heartbeat.model == "tiny-llava"
+    assert model.heartbeat.image_spec.fit == "pad"
+    assert model.heartbeat.context_length == model.engine.context_length
+    assert (model.heartbeat.device, model.heartbeat.precision) == ("cpu", "fp32")
+
+
+def test_startup_time_is_reported_by_parts() -> None:
+    times = open_model(load_settings(["--model", "tiny", "--device", "cpu", "--kv-cache-mb", "8"])).times
+    assert min(times.import_s, times.weights_s, times.warmup_s) > 0
+    assert times.import_s + times.weights_s + times.warmup_s <= times.total_s
+
+
+def test_int8_kv_cache_has_at_least_three_times_the_blocks_of_fp32() -> None:
+    blocks = {}
+    for kind in ("auto", "int8"):
+        arguments = ["--model", "tiny", "--device", "cpu", "--precision", "fp32", "--kv-cache-mb", "8"]
+        engine = open_model(load_settings([*arguments, "--kv-cache-dtype", kind])).engine
+        blocks[kind] = engine.stats().num_blocks
+    assert 3 < blocks["int8"] / blocks["auto"] < 4
+
+
+def test_served_model_name_can_be_configured() -> None:
+    assert open_model(load_settings(["--model", "echo", "--served-model-name", "x"])).heartbeat.model == "x"
+
+
+def test_worker_ids_are_unique() -> None:
+    settings = load_settings(["--model", "echo"])
+    assert open_model(settings).heartbeat.worker_id != open_model(settings).heartbeat.worker_id
+
+
+def test_unknown_model_is_rejected_with_the_alternatives() -> None:
+    for name in ("./nowhere", "/nowhere/model", "nowhere", "a/b/c"):
+        with pytest.raises(StartupError, match="neither a folder nor 'tiny', 'echo'"):
+            open_model(load_settings(["--model", name]))
+
+
+def test_prompt_style_of_transformers_changes_the_prompt() -> None:
+    messages = [Message("user", ("Hi?",))]
+    original, hf = (
+        open_model(load_settings(["--model", "echo", *flags])).prompts.build_chat(messages).token_ids
+        for flags in ([], ["--prompt-style", "hf"])
+    )
+    assert bytes(hf[1:]).decode() == "USER: Hi? ASSISTANT:"
+    assert hf != original
+
+
+def test_conversation_that_does_not_fit_the_model_is_rejected() -> None:
+    for flags in (
+        ["--conversation", "checkpoint"],
+        ["--conversation", "mistral_instruct", "--prompt-style", "hf"],
+    ):
+        with pytest.raises(StartupError, match="does not fit the model"):
+            open_model(load_settings(["--model", "echo", *flags]))
+
+
+def test_folder_without_a_model_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="cannot be served"):
+        open_model(load_settings(["--model", str(tmp_path)]))
+
+
+def test_echo_worker_imports_no_model_library() -> None:
+    program = (
+        "import sys, llava_worker.worker\n"
+        "from llava_worker.settings import load_settings\n"
+        "from llava_worker.open_model import open_model\n"
+        "open_model(load_settings(['--model', 'echo']))\n"
+        "assert not {'torch', 'numpy', 'tokenizers', 'safetensors'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_unreachable_hub_is_reported_without_a_traceback(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "llava_worker", "--model", "nobody/nothing"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "'nobody/nothing' cannot be fetched from the hub" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_adapter_without_a_chat_template_uses_that_of_its_base(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(TINY / "model.safetensors")
+    part = {name: tensor for name, tensor in tensors.items() if name.startswith("multi_modal_projector.")}
+    save_file(part, tmp_path / "mm_projector.safetensors")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, tmp_path)
+    flags = ["--conversation", "checkpoint", "--device", "cpu"]
+    messages = [Message("user", ("What is this?",))]
+
+    adapted = open_model(load_settings([*flags, "--model", str(tmp_path), "--base-model", "tiny"]))
+    base = open_model(load_settings([*flags, "--model", "tiny"]))
+
+    assert adapted.prompts.build_chat(messages) == base.prompts.build_chat(messages)
+
+
+COUNT_REMAINING_THREADS = """
+import os, time
+from llava_worker import __main__ as program
+from llava_worker.settings import load_settings
+before = len(os.listdir("/proc/self/task"))
+settings = ["--model", "tiny", "--precision", "int8", "--threads", "2", "--kv-cache-mb", "8"]
+model = program.{load}(load_settings(settings))
+deadline = time.monotonic() + {timeout_s}  # threads that have ended disappear a moment later
+while (count := len(os.listdir("/proc/self/task")) - before) > {expected} and time.monotonic() < deadline:
+    pass
+print(count)
+"""
+
+
+def count_remaining_threads(load: str, *, expected: int = 0, timeout_s: float = 1.0) -> int:
+    code = COUNT_REMAINING_THREADS.format(load=load, expected=expected, timeout_s=timeout_s)
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(completed.stdout.split()[-1])
+
+
+def test_threads_of_loading_end_before_the_worker_starts() -> None:
+    """OpenMP would let the engine's threads share the cores with them."""
+    in_same_thread = count_remaining_threads("open_model")
+    expected = in_same_thread - 1
+    assert count_remaining_threads("_open", expected=expected, timeout_s=scaled(10.0)) <= expected

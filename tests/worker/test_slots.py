@@ -1,0 +1,122 @@
+"""A burst of one tenant's jobs at most doubles another tenant's latency, measured in engine steps."""
+
+from __future__ import annotations
+
+import pytest
+from llava_wire.messages.job import Job
+from llava_wire.messages.sampling_params import SamplingParams
+from llava_worker.slots import has_overflow_slot, sequence_priority
+
+from tests.waiting import async_wait_until
+from tests.worker.job_client import JobClient
+from tests.worker.running_worker import RunningWorker, SteppedEngine, running_worker
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("short_pulls")]
+
+NUM_SLOTS, NUM_BURST_JOBS, NUM_TOKENS = 4, 20, 12
+
+
+class Stepper:
+    """Makes one engine step at a time, each once the client has the tokens of the previous one."""
+
+    def __init__(self, running: RunningWorker, client: JobClient) -> None:
+        self._engine = running.engine
+        self._client = client
+        self._num_earlier_tokens = self._num_received_tokens() - self._num_generated_tokens()
+
+    async def step(self) -> None:
+        num_steps = self._num_steps()
+        self._engine.allow_steps(1)
+        await async_wait_until(lambda: self._num_steps() == num_steps + 1)
+        num_tokens = self._num_generated_tokens() + self._num_earlier_tokens
+        await async_wait_until(lambda: self._num_received_tokens() == num_tokens)
+
+    async def measure(self, tenant: str, text: str) -> tuple[int, int]:
+        """Submit a job. Return the number of steps until its first token and until its end."""
+        num_added = self._engine.num_added
+        job = await submit(self._client, tenant, text, NUM_TOKENS)
+        await self.step()
+        # A full worker learns from the emit of a step that a job waits for an overflow slot.
+        await async_wait_until(lambda: self._engine.num_added > num_added)
+        num_steps, first = 1, int(bool(self._client.token_ids(job)))
+        while self._client.final(job) is None:
+            await self.step()
+            num_steps += 1
+            first = first or (num_steps if self._client.token_ids(job) else 0)
+        return first, num_steps
+
+    def _num_steps(self) -> int:
+        return self._engine.stats().num_steps_total
+
+    def _num_generated_tokens(self) -> int:
+        return self._engine.stats().num_generated_tokens_total
+
+    def _num_received_tokens(self) -> int:
+        return sum(len(self._client.token_ids(job)) for job in self._client.events)
+
+
+async def submit(client: JobClient, tenant: str, text: str, max_tokens: int) -> str:
+    client.tenant = tenant
+    return await client.submit(text, max_tokens=max_tokens, ignore_eos=True)
+
+
+async def start_burst(running: RunningWorker, client: JobClient) -> Stepper:
+    for number in range(NUM_BURST_JOBS):
+        await submit(client, "burst", f"question {number}", 300)
+    await async_wait_until(lambda: running.engine.num_sequences == NUM_SLOTS)
+    stepper = Stepper(running, client)
+    for _ in range(3):
+        await stepper.step()
+    return stepper
+
+
+async def test_burst_of_one_tenant_at_most_doubles_anothers_latency(
+    queue_url: str, client: JobClient
+) -> None:
+    async with running_worker(queue_url, SteppedEngine(max_sequences=NUM_SLOTS), is_stepped=True) as running:
+        first_alone, end_alone = await Stepper(running, client).measure("other", "Hi?")
+    async with running_worker(queue_url, SteppedEngine(max_sequences=NUM_SLOTS), is_stepped=True) as running:
+        stepper = await start_burst(running, client)
+        for number in range(3):  # not the first time only
+            first, end = await stepper.measure("other", f"Hi {number}?")
+            assert first <= 2 * first_alone
+            assert end <= 2 * end_alone
+
+
+async def test_tenant_with_a_slot_gets_no_overflow_slot(queue_url: str, client: JobClient) -> None:
+    async with running_worker(queue_url, SteppedEngine(max_sequences=NUM_SLOTS), is_stepped=True) as running:
+        stepper = await start_burst(running, client)
+        job = await submit(client, "burst", "Hi?", NUM_TOKENS)
+        for _ in range(2 * NUM_TOKENS):
+            await stepper.step()
+        assert client.token_ids(job) == []
+
+
+async def test_job_preempted_by_an_overflow_slot_has_the_same_output(
+    queue_url: str, client: JobClient
+) -> None:
+    async with running_worker(queue_url, SteppedEngine(max_sequences=NUM_SLOTS)):
+        text = await client.wait_for_text(await submit(client, "burst", "question 3", 40))
+    async with running_worker(queue_url, SteppedEngine(max_sequences=NUM_SLOTS), is_stepped=True) as running:
+        jobs = [await submit(client, "burst", f"question {number}", 40) for number in range(NUM_SLOTS)]
+        await async_wait_until(lambda: running.engine.num_sequences == NUM_SLOTS)
+        stepper = Stepper(running, client)
+        await stepper.step()
+        await stepper.measure("other", "Hi?")
+        assert len(client.token_ids(jobs[3])) < len(client.token_ids(jobs[0]))  # it was preempted
+        running.engine.run_freely()
+        assert await client.wait_for_text(jobs[3]) == text
+
+
+def test_first_job_of_a_tenant_has_priority_over_its_further_ones() -> None:
+    first, further, other = (
+        Job(job_id=name, model="m", tenant=tenant, messages=(), sampling=SamplingParams(seed=1), cost=1.0)
+        for name, tenant in (("1", "a"), ("2", "a"), ("3", "b"))
+    )
+    assert sequence_priority(first, []) == sequence_priority(other, [first, further])
+    assert sequence_priority(first, []) > sequence_priority(further, [first])
+
+
+def test_overflow_slots_are_a_quarter_of_the_slots_and_used_once_those_are_taken() -> None:
+    assert [num_jobs for num_jobs in range(30) if has_overflow_slot(num_jobs, 16)] == [16, 17, 18, 19]
+    assert [num_jobs for num_jobs in range(30) if has_overflow_slot(num_jobs, 1)] == [1]

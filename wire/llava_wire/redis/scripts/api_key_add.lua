@@ -1,0 +1,4 @@
+-- api_key_add: add an API key, or replace what is stored for it.
+-- ARGV: digest, packed ApiKey, new version: a random word
+local keys = PREFIX .. 'keys'
+redis.call('HSET', keys, ARGV[1], ARGV[2], 'version', ARGV[3])

@@ -1,0 +1,13 @@
+-- heartbeat: renew a worker's lease and its heartbeat, and return its command. A command that has finished is deleted.
+-- ARGV: worker, lease_ms, heartbeat, finished command   Reply: {} or {id, packed ModelCommand}
+local command = key('order', ARGV[1])
+redis.call('ZADD', PREFIX .. 'workers', now + tonumber(ARGV[2]), ARGV[1])
+redis.call('SET', key('heartbeat', ARGV[1]), ARGV[3], 'PX', ARGV[2])
+local id, what = unpack(redis.call('HMGET', command, 'id', 'what'))
+if not id then return {} end
+if id == ARGV[4] then
+  redis.call('DEL', command)
+  return {}
+end
+redis.call('PEXPIRE', command, COMMAND_MS)
+return {id, what}

@@ -1,0 +1,29 @@
+-- rate_limit: take requests and tokens from what a tenant may have, or return when there will be enough. Each is a token
+-- bucket that holds one minute's worth and fills evenly. A request larger than the whole bucket is granted when that is
+-- full and leaves a debt, so it is never refused forever. An adjustment is applied whatever the level.
+-- ARGV: tenant, requests per minute (0: no limit), tokens per minute (0: no limit), requests, tokens, 1 to adjust
+-- Reply: {requests left, tokens left, ms until it would be granted: 0 if it was}
+local bucket, is_adjustment = key('rate', ARGV[1]), ARGV[6] == '1'
+local names, longest, wait = {'requests', 'tokens'}, 60000, 0
+local seen = tonumber(redis.call('HGET', bucket, 'at') or now)
+local left = {}
+for i, name in ipairs(names) do
+  local per_minute, taken = tonumber(ARGV[1 + i]), tonumber(ARGV[3 + i])
+  local level = math.min(per_minute,
+    tonumber(redis.call('HGET', bucket, name) or per_minute) + math.max(now - seen, 0) * per_minute / 60000)
+  left[i] = {level, taken, per_minute}
+  if per_minute > 0 and taken > 0 and not is_adjustment then
+    wait = math.max(wait, math.ceil((math.min(taken, per_minute) - level) * 60000 / per_minute))
+  end
+end
+for i, name in ipairs(names) do
+  local level, taken, per_minute = unpack(left[i])
+  if per_minute > 0 then
+    if wait == 0 then level = math.min(per_minute, level - taken) end
+    redis.call('HSET', bucket, name, string.format('%.17g', level), 'at', now)
+    longest = math.max(longest, math.ceil((per_minute - level) * 60000 / per_minute))
+  end
+  left[i] = math.floor(level)
+end
+redis.call('PEXPIRE', bucket, longest)
+return {left[1], left[2], wait}

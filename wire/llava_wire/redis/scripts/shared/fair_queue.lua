@@ -1,0 +1,116 @@
+-- The fair queue: start-time fair queueing between tenants, with three priorities per model and a quarantine.
+--
+-- A job waits in one queue of its model, by its priority, ordered by its score in virtual time. Jobs whose workers have
+-- crashed QUARANTINE_CRASHES times (`doubts`) since they were last cleared wait in quarantine: they run alone. `since`
+-- holds when the normal and low jobs came, for ageing; `backlog` is the cost of all that wait.
+local QUEUES = {'wait-high', 'wait', 'wait-low'}
+local QUARANTINE = 'suspects'
+local QUARANTINE_CRASHES = 2
+local FAIR_MS = 3600000
+local SERVED_MS, NUM_SERVED = 10000, 6
+
+local function queue_of(priority, doubts)
+  if tonumber(doubts or 0) >= QUARANTINE_CRASHES then return QUARANTINE end
+  return priority > 0 and QUEUES[1] or priority < 0 and QUEUES[3] or QUEUES[2]
+end
+
+local function num_queued(model)
+  local count = 0
+  for _, queue in ipairs(QUEUES) do count = count + redis.call('ZCARD', key(queue, model)) end
+  return count
+end
+
+local function num_waiting(model) return num_queued(model) + redis.call('ZCARD', key(QUARANTINE, model)) end
+
+-- Virtual time in tokens: the highest score handed out. Each arrival also advances it a little, so that equal jobs are
+-- served in order of arrival.
+local function virtual_time(model) return tonumber(redis.call('GET', key('clock', model)) or '0') end
+
+local function set_virtual_time(model, value)
+  local life = FAIR_MS
+  for _, queue in ipairs(QUEUES) do life = math.max(life, redis.call('PTTL', key(queue, model))) end
+  redis.call('SET', key('clock', model), string.format('%.17g', value), 'PX', life)
+end
+
+local function arrival_time(model)
+  local virtual = virtual_time(model) + 0.001
+  set_virtual_time(model, virtual)
+  return string.format('%.17g', virtual)
+end
+
+-- Start-time fair queueing: a tenant's next job starts where its last one of that priority, whose cost is divided by
+-- the tenant's weight, ends.
+local function fair_score(model, tenant, priority, cost)
+  local fair, member = key('fair', model), queue_of(priority) .. ' ' .. tenant
+  local score = math.max(tonumber(arrival_time(model)), tonumber(redis.call('ZSCORE', fair, member) or '0'))
+  redis.call('ZADD', fair, score + cost, member)
+  extend(fair, FAIR_MS)
+  return string.format('%.17g', score)
+end
+
+-- Back to its old position in the queue; `length` is the log's in tokens.
+local function requeue(id, length)
+  local job = key('job', id)
+  local model, score, cost, priority, doubts =
+    unpack(redis.call('HMGET', job, 'model', 'score', 'cost', 'priority', 'doubts'))
+  if not model then return end -- expired
+  redis.call('HSET', job, 'state', 'queued', 'assignment', '', 'worker', '', 'length', length)
+  local life, name = redis.call('PTTL', job), queue_of(tonumber(priority), doubts)
+  local queue, backlog, since = key(name, model), key('backlog', model), key('since', model)
+  if redis.call('ZADD', queue, score, id) == 1 then redis.call('INCRBYFLOAT', backlog, cost) end
+  extend(queue, life)
+  extend(backlog, life)
+  if name == QUEUES[2] or name == QUEUES[3] then
+    redis.call('ZADD', since, 'NX', now, id)
+    extend(since, life)
+  end
+  wake(model)
+end
+
+-- A job has left its queue. The last one to leave resets the sum to exactly zero.
+local function subtract_backlog(model, id, cost)
+  redis.call('ZREM', key('since', model), id)
+  if num_waiting(model) == 0 then return redis.call('DEL', key('backlog', model), key('since', model)) end
+  redis.call('INCRBYFLOAT', key('backlog', model), -cost)
+  return 1
+end
+
+local function dequeue(id, model, cost)
+  local removed = redis.call('ZREM', key(QUARANTINE, model), id)
+  for _, queue in ipairs(QUEUES) do removed = removed + redis.call('ZREM', key(queue, model), id) end
+  if removed > 0 then subtract_backlog(model, id, cost) end
+end
+
+-- The first waiting job, and its queue, of a tenant with no job on a worker. Only the first queue that is not empty
+-- counts, since urgent work goes first. `slots` are the worker's, as HGETALL returns them.
+local NUM_CANDIDATES = 64 -- with equal costs the job is among the first
+local function find_overflow(model, slots)
+  for _, name in ipairs(QUEUES) do
+    local queue, tenants = key(name, model), {}
+    local ids = redis.call('ZRANGE', queue, 0, NUM_CANDIDATES - 1)
+    for i = 1, #ids > 0 and #slots or 0, 2 do
+      tenants[redis.call('HGET', key('job', slots[i]), 'tenant') or ''] = true
+    end
+    for _, id in ipairs(ids) do
+      if not tenants[redis.call('HGET', key('job', id), 'tenant')] then return id, queue end
+    end
+    if #ids > 0 then return nil end
+  end
+end
+
+-- Served cost is counted per ten seconds, to estimate when a refused request may be retried.
+local function count_served(model, cost)
+  local bucket = key('served', model .. ':' .. math.floor(now / SERVED_MS))
+  redis.call('INCRBYFLOAT', bucket, cost)
+  redis.call('PEXPIRE', bucket, (NUM_SERVED + 1) * SERVED_MS)
+end
+
+-- Cost per second over the last minute; nil if nothing was served.
+local function service_rate(model)
+  local sum, oldest, last = 0, nil, math.floor(now / SERVED_MS)
+  for bucket = last, last - NUM_SERVED, -1 do
+    local served = redis.call('GET', key('served', model .. ':' .. bucket))
+    if served then sum, oldest = sum + tonumber(served), bucket end
+  end
+  return oldest and sum * 1000 / math.max(now - oldest * SERVED_MS, 1000)
+end

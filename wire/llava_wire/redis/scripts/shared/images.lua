@@ -1,0 +1,47 @@
+-- Preprocessed images, stored once per digest. `pixels` holds 'digest size' by end of life, `pixel_bytes` their sum,
+-- `users:{digest}` the live jobs that need an image; without one it may be dropped early to make room.
+local PIXELS, PIXEL_BYTES = PREFIX .. 'pixels', PREFIX .. 'pixel_bytes'
+
+local function missing_images(digests)
+  local missing = {}
+  for _, digest in ipairs(split(digests)) do
+    if redis.call('EXISTS', key('blob', digest)) == 0 then missing[#missing + 1] = digest end
+  end
+  return missing
+end
+
+-- Subtracts an entry of `pixels` from the sum.
+local function discount_image(entry)
+  local _, size = string.match(entry, '^(%S+) (%d+)$')
+  if redis.call('ZREM', PIXELS, entry) == 1 then redis.call('DECRBY', PIXEL_BYTES, size) end
+end
+
+local function discount_expired_images()
+  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', PIXELS, '-inf', now, 'LIMIT', 0, 256)) do discount_image(entry) end
+end
+
+local function extend_image(digest, ttl)
+  local name = key('blob', digest)
+  extend(name, ttl)
+  local size = redis.call('STRLEN', name)
+  if size == 0 then return end
+  if redis.call('ZADD', PIXELS, now + redis.call('PTTL', name), digest .. ' ' .. size) == 1 then
+    redis.call('INCRBY', PIXEL_BYTES, size)
+  end
+end
+
+-- Stores the (digest, bytes) pairs of ARGV from index `first` on.
+local function store_images(first, ttl)
+  for i = first, #ARGV, 2 do
+    redis.call('SET', key('blob', ARGV[i]), ARGV[i + 1], 'KEEPTTL')
+    extend_image(ARGV[i], ttl)
+  end
+end
+
+local function use_images(id, digests, ttl)
+  for _, digest in ipairs(split(digests)) do
+    extend_image(digest, ttl)
+    redis.call('SADD', key('users', digest), id)
+    extend(key('users', digest), ttl)
+  end
+end

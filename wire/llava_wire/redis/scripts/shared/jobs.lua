@@ -1,0 +1,72 @@
+-- A job's life outside the queue: creation, ownership, log, fencing and end.
+
+-- Appends a frame to the job's log and returns its index. Frames are complete and never change.
+local function append_frame(id, payload)
+  local name = key('log', id)
+  local index = redis.call('RPUSH', name, payload) - 1
+  if index == 0 then redis.call('PEXPIRE', name, math.max(redis.call('PTTL', key('job', id)), 1)) end
+  return index
+end
+
+-- Takes the job from its worker, which is told at its next emit. Returns the log's length in tokens if it ran.
+local function fence(id)
+  local worker = redis.call('HGET', key('job', id), 'worker')
+  if not worker or worker == '' then return nil end
+  local _, _, length = unpack_slot(redis.call('HGET', key('inflight', worker), id))
+  redis.call('HDEL', key('inflight', worker), id)
+  return length
+end
+
+local function end_job(id, state)
+  local job = key('job', id)
+  local model, tenant, controller, digests, cost =
+    unpack(redis.call('HMGET', job, 'model', 'tenant', 'controller', 'digests', 'cost'))
+  if not model then return end -- expired
+  redis.call('HSET', job, 'state', state)
+  if state == 'done' then count_served(model, cost) end
+  for _, digest in ipairs(split(digests or '')) do redis.call('SREM', key('users', digest), id) end
+  if state ~= 'orphaned' then redis.call('HDEL', job, 'payload', 'digests') end -- another controller may adopt an orphan
+  dequeue(id, model, cost)
+  redis.call('HDEL', key('tenant', tenant), id)
+  redis.call('SREM', key('live', controller), id)
+  redis.call('PEXPIRE', job, KEEP_MS)
+  redis.call('PEXPIRE', key('log', id), KEEP_MS)
+end
+
+-- Records the job as live, for its tenant and its controller.
+local function register_live(id, tenant, controller, cost, ttl)
+  redis.call('HSET', key('tenant', tenant), id, cost)
+  extend(key('tenant', tenant), ttl)
+  redis.call('SADD', key('live', controller), id)
+  extend(key('live', controller), ttl)
+end
+
+-- Writes all of a job but its position in the queue, from the first twelve arguments of `submit` and `resync`: job,
+-- controller, tenant, model, cost, payload, ttl_ms (without KEEP_MS), digests, priority, nonce, outline, trace. `owner`
+-- is the epoch: it counts take-overs. `crashes` counts its workers' crashes, `doubts` those since it was last cleared.
+local function create_job(score, crashes, doubts, owner)
+  local id, controller, tenant, model, cost, payload, ttl, digests, priority, nonce, outline = unpack(ARGV, 1, 11)
+  local job, life = key('job', id), tonumber(ttl) + KEEP_MS
+  redis.call('HSET', job, 'controller', controller, 'tenant', tenant, 'model', model, 'payload', payload,
+    'digests', digests, 'print', redis.sha1hex(payload), 'ends', now + tonumber(ttl), 'score', score,
+    'crashes', crashes, 'doubts', doubts, 'owner', owner, 'cost', cost, 'priority', priority, 'nonce', nonce,
+    'outline', outline)
+  if ARGV[12] ~= '' then redis.call('HSET', job, 'trace', ARGV[12]) end
+  redis.call('PEXPIRE', job, life)
+  use_images(id, digests, life)
+  register_live(id, tenant, controller, cost, life)
+end
+
+-- Routes the job's events to `controller` from now on.
+local function change_owner(id, controller)
+  local job = key('job', id)
+  local old, worker, tenant, cost = unpack(redis.call('HMGET', job, 'controller', 'worker', 'tenant', 'cost'))
+  redis.call('SREM', key('live', old), id)
+  redis.call('HSET', job, 'controller', controller)
+  register_live(id, tenant, controller, cost, redis.call('PTTL', job))
+  if worker and worker ~= '' then
+    local slots = key('inflight', worker)
+    local assignment, _, length, frame = unpack_slot(redis.call('HGET', slots, id))
+    if assignment then redis.call('HSET', slots, id, pack_slot(assignment, controller, length, frame)) end
+  end
+end
