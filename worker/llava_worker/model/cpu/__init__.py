@@ -1,1 +1,1 @@
-"""Kernels for CPUs in C++: the few lines that decide how fast a step is. README.md explains them."""
+"""Kernels in C++ for CPUs, how they are compiled, and how they are called. README.md explains them."""
