@@ -1,4 +1,4 @@
-"""The bundled model on a GPU says what it says on a CPU in fp32, in every number format, recorded or not."""
+"""The bundled model has the output of a CPU in fp32 on a GPU, in all precisions and with CUDA graphs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.worker.sampling_params import greedy
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 NUM_PROMPTS, NUM_TOKENS = 12, 12
-# How far the log-probability of a likely token may be off; what each format loses is measured elsewhere.
-NEAR = {
+# Tolerances for the log-probability of a likely token; what each precision loses is measured elsewhere.
+TOLERANCE = {
     "fp32": 1e-3,
     "fp16": 0.1,
     "bf16": 0.3,
@@ -36,137 +36,138 @@ NEAR = {
     "fp8": 0.8,
 }
 LIKELY = -3.0
+USE_CUDA_GRAPHS = pytest.mark.parametrize("use_cuda_graphs", [True, False], ids=["graphs", "eager"])
+
+Outputs = dict[str, list[StepOutput]]  # by sequence
 
 
-def sequences(info: ModelInfo, *, num_tokens: int) -> list[Sequence]:
-    """Words at random around images of two flat colors."""
+def build(**options: Any) -> tuple[Engine, ModelInfo]:
+    return build_engine(EngineConfig(TINY, kv_cache_bytes=256 << 20, use_speculation=False, **options))
+
+
+def make_sequences(info: ModelInfo, *, num_tokens: int) -> list[Sequence]:
+    """Random words around images of two colors."""
     rng = np.random.default_rng(0)
-    made: list[Sequence] = []
+    sequences: list[Sequence] = []
     for index in range(NUM_PROMPTS):
-        ids = [1]
+        token_ids: list[int] = [1]
         spans: list[ImageSpan] = []
         pixels: list[Pixels] = []
         for _ in range(index % 3):
-            ids += rng.integers(3, 300, 5).tolist()
-            spans.append(ImageSpan(len(ids), info.tokens_per_tile, f"{index}-{len(spans)}"))
+            token_ids += rng.integers(3, 300, 5).tolist()
+            spans.append(ImageSpan(len(token_ids), info.tokens_per_tile, f"{index}-{len(spans)}"))
             tile = np.empty((info.image_side, info.image_side, 3), dtype=np.uint8)
             tile[:] = rng.integers(0, 256, 3)
             tile[30:80, 30:80] = rng.integers(0, 256, 3)
             pixels.append(tile.tobytes())
-            ids += [info.image_token_id] * info.tokens_per_tile
-        ids += rng.integers(3, 300, 12).tolist()
-        sampling = greedy(num_logprobs=5)
-        made.append(
+            token_ids += [info.image_token_id] * info.tokens_per_tile
+        token_ids += rng.integers(3, 300, 12).tolist()
+        sequences.append(
             Sequence(
                 seq_id=str(index),
-                prompt_ids=ids,
+                prompt_ids=token_ids,
                 max_new_tokens=num_tokens,
                 images=spans,
                 pixels=pixels,
-                sampling=sampling,
+                sampling=greedy(num_logprobs=5),
             )
         )
-    return made
+    return sequences
 
 
-def answers(*, num_tokens: int, **options: Any) -> tuple[dict[str, list[StepOutput]], Engine]:
-    engine, info = build_engine(
-        EngineConfig(TINY, kv_cache_bytes=256 << 20, use_speculation=False, **options)
-    )
-    outputs = collect_outputs(engine, *sequences(info, num_tokens=num_tokens))
-    assert all(output.error is None for sequence in outputs.values() for output in sequence), outputs
+def generate(*, num_tokens: int, **options: Any) -> tuple[Outputs, Engine]:
+    engine, info = build(**options)
+    outputs = collect_outputs(engine, *make_sequences(info, num_tokens=num_tokens))
+    assert all(output.error is None for own in outputs.values() for output in own), outputs
     return outputs, engine
 
 
-def top_of(output: StepOutput) -> tuple[tuple[int, float], ...]:
+def tokens(outputs: Outputs) -> dict[str, list[int | None]]:
+    return {name: [output.token_id for output in own] for name, own in outputs.items()}
+
+
+def top_logprobs(output: StepOutput) -> dict[int, float]:
     assert output.logprobs is not None
-    return output.logprobs.top
+    return dict(output.logprobs.top)
 
 
 @pytest.fixture(scope="module")
-def exact() -> dict[str, list[StepOutput]]:
-    return answers(num_tokens=NUM_TOKENS, precision="fp32", device="cpu")[0]
+def reference() -> Outputs:
+    return generate(num_tokens=NUM_TOKENS, precision="fp32", device="cpu")[0]
 
 
-@pytest.mark.parametrize("use_cuda_graphs", [True, False])
-def test_in_fp32_the_tokens_are_those_of_a_cpu(
-    exact: dict[str, list[StepOutput]], use_cuda_graphs: bool
-) -> None:
-    told, engine = answers(
+@USE_CUDA_GRAPHS
+def test_in_fp32_the_tokens_are_those_of_a_cpu(reference: Outputs, use_cuda_graphs: bool) -> None:
+    outputs, engine = generate(
         num_tokens=NUM_TOKENS, precision="fp32", device="cuda", use_cuda_graphs=use_cuda_graphs
     )
 
     assert engine.has_cuda_graphs == use_cuda_graphs
-    assert {name: [output.token_id for output in outputs] for name, outputs in told.items()} == {
-        name: [output.token_id for output in outputs] for name, outputs in exact.items()
-    }
+    assert tokens(outputs) == tokens(reference)
 
 
-@pytest.mark.parametrize("use_cuda_graphs", [True, False])
-def test_steps_launched_ahead_give_the_tokens_of_steps_that_are_read_first(use_cuda_graphs: bool) -> None:
-    options: dict[str, Any] = {"precision": "fp32", "device": "cuda", "use_cuda_graphs": use_cuda_graphs}
-    ahead, engine = answers(num_tokens=NUM_TOKENS, **options)
-    in_turn, other = answers(num_tokens=NUM_TOKENS, use_async_scheduling=False, **options)
+@USE_CUDA_GRAPHS
+def test_async_scheduling_does_not_change_the_output(use_cuda_graphs: bool) -> None:
+    options = {"precision": "fp32", "device": "cuda", "use_cuda_graphs": use_cuda_graphs}
+    outputs, engine = generate(num_tokens=NUM_TOKENS, **options)
+    expected, synchronous = generate(num_tokens=NUM_TOKENS, use_async_scheduling=False, **options)
 
-    assert engine.is_async and not other.is_async
-    assert {name: [(each.token_id, each.finish) for each in outputs] for name, outputs in ahead.items()} == {
-        name: [(each.token_id, each.finish) for each in outputs] for name, outputs in in_turn.items()
-    }
+    assert engine.is_async and not synchronous.is_async
+    assert tokens(outputs) == tokens(expected)
+    assert [own[-1].finish for own in outputs.values()] == [own[-1].finish for own in expected.values()]
 
 
-def test_nothing_waits_for_the_device_while_a_step_is_launched_ahead(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Whatever sampling asks for: torch raises where something would wait."""
-    engine, info = build_engine(
-        EngineConfig(TINY, kv_cache_bytes=64 << 20, device="cuda", use_speculation=False)
-    )
-    launch, launched = engine._runner.launch, []
+def test_launching_a_step_ahead_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all kinds of sampling: torch raises if an operation would wait."""
+    engine, info = build(device="cuda")
+    launch = engine._runner.launch
+    num_ahead = 0
 
-    def launch_without_sync(chunks: list[Chunk], *, after: InFlightStep | None = None) -> InFlightStep:
+    def launch_without_waiting(chunks: list[Chunk], *, after: InFlightStep | None = None) -> InFlightStep:
+        nonlocal num_ahead
         torch.cuda.set_sync_debug_mode("default" if after is None else "error")
         try:
             step = launch(chunks, after=after)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        launched.append(after is not None)
+        num_ahead += after is not None
         return step
 
-    monkeypatch.setattr(engine._runner, "launch", launch_without_sync)
+    monkeypatch.setattr(engine._runner, "launch", launch_without_waiting)
     samplings = [
         greedy(),
         greedy(num_logprobs=3),
         greedy(temperature=0.8, top_p=0.9, top_k=50, min_p=0.01, seed=1),
         greedy(temperature=0.8, logit_bias=((5, 1.0), (6, -1.0)), min_tokens=4, seed=2),
     ]
-    for sequence, sampling in zip(sequences(info, num_tokens=NUM_TOKENS), samplings, strict=False):
+    for sequence, sampling in zip(make_sequences(info, num_tokens=NUM_TOKENS), samplings, strict=False):
         sequence.sampling = sampling
         engine.add(sequence)
     while engine.num_sequences:
         engine.step()
 
-    assert sum(launched) > NUM_TOKENS // 2
+    assert num_ahead > NUM_TOKENS // 2
 
 
-@pytest.mark.parametrize("precision", NEAR)
+@pytest.mark.parametrize("precision", TOLERANCE)
 def test_likely_first_tokens_are_about_as_likely_as_on_a_cpu_in_fp32(
-    exact: dict[str, list[StepOutput]], precision: str
+    reference: Outputs, precision: str
 ) -> None:
     if precision not in precisions_on(torch.device("cuda:0")):
-        pytest.skip("bitsandbytes is not installed, or the card has no such products")
-    told, _ = answers(num_tokens=1, precision=precision, device="cuda")
+        pytest.skip("bitsandbytes is not installed, or the GPU does not support it")
+    outputs, _ = generate(num_tokens=1, precision=precision, device="cuda")
 
-    for name, outputs in told.items():
-        likely = {token_id: logprob for token_id, logprob in top_of(exact[name][0]) if logprob > LIKELY}
-        got = dict(top_of(outputs[0]))
-        assert likely.keys() <= got.keys()
-        for token_id, logprob in likely.items():
-            assert abs(got[token_id] - logprob) < NEAR[precision]
+    for name, own in outputs.items():
+        expected = {token_id: p for token_id, p in top_logprobs(reference[name][0]).items() if p > LIKELY}
+        actual = top_logprobs(own[0])
+        assert expected.keys() <= actual.keys()
+        for token_id, logprob in expected.items():
+            assert abs(actual[token_id] - logprob) < TOLERANCE[precision]
 
 
 @torch.inference_mode()
-def test_pictures_by_recordings_have_the_features_that_computing_gives() -> None:
-    engine, info = build_engine(EngineConfig(TINY, kv_cache_bytes=64 << 20, device="cuda", precision="fp16"))
+def test_vision_tower_graphs_give_the_computed_features() -> None:
+    engine, info = build(device="cuda", precision="fp16")
     runner = engine._runner
     assert runner.encode != runner.model.encode
     side = info.image_side
@@ -176,10 +177,11 @@ def test_pictures_by_recordings_have_the_features_that_computing_gives() -> None
 
 
 @pytest.mark.parametrize("precision", ["fp16", "w4a16"])
-def test_recorded_and_computed_answers_are_equally_likely(precision: str) -> None:
-    recorded, engine = answers(num_tokens=2, precision=precision, device="cuda")
-    computed, _ = answers(num_tokens=2, precision=precision, device="cuda", use_cuda_graphs=False)
+def test_decode_graphs_give_about_the_computed_logprobs(precision: str) -> None:
+    captured, engine = generate(num_tokens=2, precision=precision, device="cuda")
+    computed, _ = generate(num_tokens=2, precision=precision, device="cuda", use_cuda_graphs=False)
 
     assert engine.has_cuda_graphs
-    for name, outputs in recorded.items():
-        assert abs(top_of(outputs[-1])[0][1] - top_of(computed[name][-1])[0][1]) < 0.1
+    for name, own in captured.items():
+        actual, expected = (max(top_logprobs(each[-1]).values()) for each in (own, computed[name]))
+        assert abs(actual - expected) < 0.1

@@ -1,8 +1,9 @@
-"""Our logits against transformers', in fp32, however a prompt is cut up and whatever stands beside it."""
+"""Our logits equal transformers' in fp32, for any division of prompts into chunks and in any batch."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,7 @@ from hypothesis import strategies as st
 from llava_worker.model.attention.base import AttentionMetadata
 from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
-from llava_worker.model.config.model_config import read_config, read_image_config
-from llava_worker.model.llava import Llava
-from llava_worker.model.loading.weights import load_weights
-from llava_worker.model.quantization.precision import choose_precision
+from llava_worker.model.config.model_config import read_config
 
 from tests.worker.checkpoints import (
     LLAVA_INTERLEAVE,
@@ -29,25 +27,24 @@ from tests.worker.checkpoints import (
     write_checkpoint,
 )
 from tests.worker.family import make_member
+from tests.worker.model.load_model import load_model
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 4
 
 
-def rope(rope_type: str, **options: object) -> dict[str, object]:
+def rope(rope_type: str, **options: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 1e4} | options}
 
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "grouped queries": {},
     "as many key heads as heads": {"text": {"num_key_value_heads": 4}},
     "one key head, wide heads": {"text": {"num_key_value_heads": 1, "head_dim": 20}},
     "biases everywhere": {"text": {"attention_bias": True, "mlp_bias": True}},
     "tied embeddings": {"text": {"tie_word_embeddings": True}},
     "other rope base": {"text": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}},
-    "linear rope scaling": {
-        "text": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}}
-    },
+    "linear rope scaling": {"text": rope("linear", factor=2.5)},
     "dynamic rope scaling, within the trained length": {"text": rope("dynamic", factor=2.0)},
     "llama 3 rope scaling": {
         "text": rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
@@ -101,19 +98,16 @@ VARIANTS = {
 
 
 class Forward:
-    """The model over a paged cache whose blocks are dealt out in a scrambled order."""
+    """The model over a paged KV cache whose blocks are assigned in random order."""
 
     def __init__(self, folder: Path, prompts: list[Prompt]) -> None:
-        config = read_config(folder)
-        precision = choose_precision("fp32", CPU)
-        self.model = Llava(config, read_image_config(folder), precision=precision, device=CPU)
-        load_weights(self.model, folder)
-        text = config.text_config
-        self._pictures = config.image_layout()
+        self.model = load_model(folder)
+        text = self.model.config.text_config
+        self._layout = self.model.config.image_layout()
         needed = [-(-len(prompt.token_ids) // BLOCK_SIZE) for prompt in prompts]
         spec = KVCacheSpec.for_model(text, num_blocks=sum(needed), block_size=BLOCK_SIZE, dtype=torch.float32)
         self.cache = KVCache(spec, CPU)
-        for layer in range(text.num_hidden_layers):  # whatever is read without having been written shows
+        for layer in range(text.num_hidden_layers):  # shows in the logits if read before it is written
             stored = self.cache.layer(layer)
             stored.keys.fill_(torch.nan)
             stored.values.fill_(torch.nan)
@@ -125,23 +119,23 @@ class Forward:
         x = self.model.embed(torch.tensor(prompt.token_ids))
         for start, tiles, size in zip(prompt.image_starts, prompt.pixels, prompt.sizes, strict=True):
             encoded = self.model.encode(torch.from_numpy(tiles))
-            features = self.model.assemble(encoded, self._pictures.plan(*size))
+            features = self.model.assemble(encoded, self._layout.plan(*size))
             x[start : start + len(features)] = features
         return x
 
     @torch.inference_mode()
     def __call__(self, chunks: list[tuple[int, int, int]]) -> list[torch.Tensor]:
-        """Logits of the tokens of each chunk (prompt, start, end); one-token chunks come first."""
+        """Return the logits of each chunk (prompt, start, end) of tokens; chunks of one token come first."""
         positions = torch.cat([torch.arange(start, end) for _, start, end in chunks])
-        of_token = [prompt for prompt, start, end in chunks for _ in range(start, end)]
+        prompt_of_token = [prompt for prompt, start, end in chunks for _ in range(start, end)]
         slots = [
             self._tables[prompt][position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
-            for prompt, position in zip(of_token, positions.tolist(), strict=True)
+            for prompt, position in zip(prompt_of_token, positions.tolist(), strict=True)
         ]
         width = max(len(self._tables[prompt]) for prompt, _, _ in chunks)
         tables = [self._tables[prompt] for prompt, _, _ in chunks]
         lens = [end - start for _, start, end in chunks]
-        rows = AttentionMetadata(
+        metadata = AttentionMetadata(
             query_lens=tuple(lens),
             context_lens=tuple(end for _, _, end in chunks),
             num_decodes=lens.count(1),
@@ -149,45 +143,49 @@ class Forward:
             slot_mapping=torch.tensor(slots),
         )
         x = torch.cat([self._embeddings[prompt][start:end] for prompt, start, end in chunks])
-        hidden = self.model(x, positions, SdpaBackend().plan(rows, self.cache))
+        hidden = self.model(x, positions, SdpaBackend().plan(metadata, self.cache))
         return list(torch.split(self.model.logits(hidden), lens))
 
 
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
-def test_logits_equal_those_of_transformers(tmp_path: Path, options: dict) -> None:
-    reference = write_checkpoint(tmp_path, **options)
-    pictures = read_config(tmp_path).image_layout()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_equal_those_of_transformers(tmp_path: Path, variant: str) -> None:
+    reference = write_checkpoint(tmp_path, **VARIANTS[variant])
+    layout = read_config(tmp_path).image_layout()
     rng = np.random.default_rng(1)
-    prompts = [random_prompt(rng, num_images=n, layout=pictures) for n in range(4)]
+    prompts = [random_prompt(rng, num_images=n, layout=layout) for n in range(4)]
 
-    ours = Forward(tmp_path, prompts)([(i, 0, len(prompt.token_ids)) for i, prompt in enumerate(prompts)])
+    actual = Forward(tmp_path, prompts)([(i, 0, len(prompt.token_ids)) for i, prompt in enumerate(prompts)])
 
-    for prompt, logits in zip(prompts, ours, strict=True):
+    for prompt, logits in zip(prompts, actual, strict=True):
         torch.testing.assert_close(logits, reference_logits(reference, prompt), atol=1e-4, rtol=0)
 
 
-CLASSES = {"1.5": {}, "1.6, mistral": LLAVA_NEXT_MISTRAL, "llava-interleave": LLAVA_INTERLEAVE}
+CLASSES: dict[str, dict[str, Any]] = {
+    "1.5": {},
+    "1.6, mistral": LLAVA_NEXT_MISTRAL,
+    "llava-interleave": LLAVA_INTERLEAVE,
+}
 
 
-@pytest.fixture(scope="module", params=CLASSES.values(), ids=CLASSES.keys())
+@pytest.fixture(scope="module", params=CLASSES)
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reference]:
     folder = tmp_path_factory.mktemp("model")
-    return folder, write_checkpoint(folder, **request.param)
+    return folder, write_checkpoint(folder, **CLASSES[request.param])
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), num_images=st.lists(st.integers(0, 3), min_size=1, max_size=4))
-def test_logits_do_not_depend_on_chunks_or_neighbours(
+def test_logits_do_not_depend_on_chunks_or_batches(
     saved: tuple[Path, Reference], seed: int, num_images: list[int]
 ) -> None:
     folder, reference = saved
     rng = np.random.default_rng(seed)
-    pictures = read_config(folder).image_layout()
-    prompts = [random_prompt(rng, num_images=n, layout=pictures) for n in num_images]
+    layout = read_config(folder).image_layout()
+    prompts = [random_prompt(rng, num_images=n, layout=layout) for n in num_images]
     forward = Forward(folder, prompts)
     collected: list[list[torch.Tensor]] = [[] for _ in prompts]
     done = [0] * len(prompts)
-    while any(at < len(prompt.token_ids) for at, prompt in zip(done, prompts, strict=True)):
+    while any(num < len(prompt.token_ids) for num, prompt in zip(done, prompts, strict=True)):
         chunks = []
         for index, prompt in enumerate(prompts):
             length = min(int(rng.integers(0, 4) ** 3), len(prompt.token_ids) - done[index])
@@ -204,13 +202,13 @@ def test_logits_do_not_depend_on_chunks_or_neighbours(
         torch.testing.assert_close(torch.cat(parts), reference_logits(reference, prompt), atol=1e-4, rtol=0)
 
 
-def test_a_row_that_is_not_a_number_does_not_reach_its_neighbours(saved: tuple[Path, Reference]) -> None:
+def test_a_nan_in_one_sequence_does_not_reach_others(saved: tuple[Path, Reference]) -> None:
     folder, reference = saved
     rng = np.random.default_rng(3)
-    pictures = read_config(folder).image_layout()
-    prompts = [random_prompt(rng, num_images=n, layout=pictures) for n in (0, 1, 1)]
+    layout = read_config(folder).image_layout()
+    prompts = [random_prompt(rng, num_images=n, layout=layout) for n in (0, 1, 1)]
     forward = Forward(folder, prompts)
-    forward._embeddings[1][-2] = torch.nan  # near enough for any window
+    forward._embeddings[1][-2] = torch.nan  # within any window
     lens = [len(prompt.token_ids) for prompt in prompts]
 
     whole = forward([(index, 0, end - 1) for index, end in enumerate(lens)])
@@ -218,17 +216,17 @@ def test_a_row_that_is_not_a_number_does_not_reach_its_neighbours(saved: tuple[P
 
     assert last[1].isnan().all()
     for index in (0, 2):
-        ours = torch.cat([whole[index], last[index]])
-        torch.testing.assert_close(ours, reference_logits(reference, prompts[index]), atol=1e-4, rtol=0)
+        actual = torch.cat([whole[index], last[index]])
+        torch.testing.assert_close(actual, reference_logits(reference, prompts[index]), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_hd_equals_a_plain_slow_reading_of_the_paper(tmp_path: Path, number: int) -> None:
+def test_hd_equals_a_plain_slow_implementation_of_the_paper(tmp_path: Path, number: int) -> None:
     member = make_member("1.5-HD", number, tmp_path)
     rng = np.random.default_rng(7)
     prompts = [random_prompt(rng, num_images=n, layout=member.image_layout) for n in (1, 2)]
 
-    ours = Forward(tmp_path, prompts)([(i, 0, len(prompt.token_ids)) for i, prompt in enumerate(prompts)])
+    actual = Forward(tmp_path, prompts)([(i, 0, len(prompt.token_ids)) for i, prompt in enumerate(prompts)])
 
-    for prompt, logits in zip(prompts, ours, strict=True):
+    for prompt, logits in zip(prompts, actual, strict=True):
         torch.testing.assert_close(logits, member.logits_of(prompt), atol=1e-4, rtol=0)

@@ -24,7 +24,7 @@ from llava_worker.model.llava import Llava
 
 from tests.worker.checkpoints import Prompt, random_prompt
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
-from tests.worker.model.definition import DefinitionKernel
+from tests.worker.model.reference_kernel import ReferenceKernel
 
 MAX_ROWS = 5
 
@@ -37,7 +37,7 @@ class GraphRunner(ModelRunner):
     def __init__(
         self, model: Llava, cache: KVCache, backend: AttentionBackend, encoder_cache: EncoderCache
     ) -> None:
-        backend = PagedBackend(DefinitionKernel())
+        backend = PagedBackend(ReferenceKernel())
         context = cache.num_blocks * cache.block_size
         graphs = DecodeGraphs(model, cache, backend, eager_capture, max_rows=MAX_ROWS, context_length=context)
         graphs.capture_all()
@@ -94,7 +94,7 @@ def test_more_rows_than_were_recorded_are_computed(model: Llava) -> None:
     spec = KVCacheSpec.for_model(text, num_blocks=8, block_size=4, dtype=torch.float32)
     cache = KVCache(spec, torch.device("cpu"))
     graphs = DecodeGraphs(
-        model, cache, PagedBackend(DefinitionKernel()), eager_capture, max_rows=2, context_length=32
+        model, cache, PagedBackend(ReferenceKernel()), eager_capture, max_rows=2, context_length=32
     )
     rows = [torch.arange(3), torch.zeros(3, dtype=torch.int64), torch.arange(3) * 4, torch.arange(3)[:, None]]
     assert graphs.logits(*(each[:2] for each in rows)) is None  # nothing is captured yet

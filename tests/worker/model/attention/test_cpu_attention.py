@@ -1,4 +1,4 @@
-"""Attention over a paged cache in C++ gives what the reference gives."""
+"""The C++ attention kernels agree with the reference."""
 
 from __future__ import annotations
 
@@ -19,190 +19,183 @@ from llava_worker.model.cpu.native import native_kernels
 from llava_worker.model.quantization.precision import Precision
 from torch import Tensor
 
-from tests.worker.model.paged_rows import LAYER, attend, draw, filled, pack
+from tests.worker.model.attention_batches import LAYER, attend, make_metadata, random_cache, random_qkv
 
 CPU = torch.device("cpu")
 TINY = Path(llava_worker.__file__).parent / "tiny"
 KERNELS = native_kernels()
-needs_kernels = pytest.mark.skipif(KERNELS is None, reason="no kernels on this machine")
-needs_prompts = pytest.mark.skipif(
+IS_INT8 = pytest.mark.parametrize("is_int8", [False, True], ids=["exact", "int8"])
+needs_prefill_kernel = pytest.mark.skipif(
     KERNELS is None or not KERNELS.uses_prefill_attention(torch.bfloat16),
-    reason="torch's prompts are faster here",
+    reason="torch's attention is faster here",
 )
 
 
-@needs_kernels
-@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.fixture(scope="module")
+def backend() -> CpuBackend:
+    if KERNELS is None:
+        pytest.skip("no C++ kernels on this machine")
+    return CpuBackend(KERNELS)
+
+
+@IS_INT8
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_it_agrees_with_the_reference(is_int8: bool, data: st.DataObject) -> None:
+def test_rows_of_any_kind_agree_with_the_reference(
+    backend: CpuBackend, is_int8: bool, data: st.DataObject
+) -> None:
     torch.manual_seed(data.draw(st.integers(0, 99)))
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
-    kv_heads, per_kv, head_dim = (data.draw(st.sampled_from(n)) for n in ((1, 2, 3), (1, 2, 4), (16, 48, 24)))
+    kv_heads, group, head_dim = (data.draw(st.sampled_from(n)) for n in ((1, 2, 3), (1, 2, 4), (16, 48, 24)))
     decodes = data.draw(st.lists(st.integers(1, 40), max_size=2))
     prompts = data.draw(st.lists(st.tuples(st.integers(2, 25), st.integers(0, 5)), max_size=1))
-    drafted = data.draw(st.lists(st.tuples(st.integers(2, 9), st.integers(1, 20)), max_size=1))
-    several = [(new, new + before) for new, before in (*drafted, *prompts)]
-    rows = pack([(1, n) for n in decodes] + several or [(1, 33)])
-    heads = [kv_heads * per_kv, kv_heads, kv_heads]
-    num_tokens, sizes = len(rows.slot_mapping), [n * head_dim for n in heads]
-    # As the decoder makes them: parts of one tensor, whose rows lie apart.
-    parts = draw(num_tokens, sum(sizes), dtype=dtype).split(sizes, dim=-1)
-    qkv = [part.view(num_tokens, n, head_dim) for part, n in zip(parts, heads, strict=True)]
+    drafts = data.draw(st.lists(st.tuples(st.integers(2, 9), st.integers(1, 20)), max_size=1))
+    several = [(new, new + before) for new, before in (*drafts, *prompts)]
+    metadata = make_metadata([(1, n) for n in decodes] + several or [(1, 33)])
+    qkv = random_qkv(len(metadata.slot_mapping), kv_heads * group, kv_heads, head_dim, dtype=dtype)
     window = data.draw(st.sampled_from([None, 1, 3, 17, 100]))
-    cache = filled(is_int8, kv_heads, head_dim, dtype)
+    cache = random_cache(kv_heads, head_dim, dtype, is_int8=is_int8)
 
-    assert KERNELS is not None
-    ours = attend(CpuBackend(KERNELS), rows, cache, qkv, window)
+    actual = attend(backend, metadata, cache, qkv, window)
 
-    theirs = attend(SdpaBackend(), rows, cache, qkv, window)
+    expected = attend(SdpaBackend(), metadata, cache, qkv, window)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-@needs_kernels
-@pytest.mark.parametrize("is_int8", [False, True])
-def test_a_row_comes_out_the_same_to_the_bit_whoever_stands_beside_it(is_int8: bool) -> None:
+@IS_INT8
+def test_a_row_is_the_same_to_the_bit_in_any_batch(backend: CpuBackend, is_int8: bool) -> None:
     torch.manual_seed(0)
-    cache = filled(is_int8, 2, 32, torch.float32)
-    contexts = [38, 1, 20, 7]
-    rows = pack([(1, context) for context in contexts])
-    q, k, v = draw(4, 4, 32, dtype=torch.float32), *(draw(4, 2, 32, dtype=torch.float32) for _ in range(2))
-    assert KERNELS is not None
-    backend = CpuBackend(KERNELS)
+    cache = random_cache(2, 32, is_int8=is_int8)
+    batch = make_metadata([(1, context) for context in (38, 1, 20, 7)])
+    qkv = random_qkv(4, 4, 2, 32)
 
-    together = attend(backend, rows, cache, [q, k, v], None)
+    together = attend(backend, batch, cache, qkv)
 
     for row in range(4):
         one = slice(row, row + 1)
         alone = AttentionMetadata(
-            (1,), rows.context_lens[one], 1, rows.block_tables[one], rows.slot_mapping[one]
+            (1,), batch.context_lens[one], 1, batch.block_tables[one], batch.slot_mapping[one]
         )
-        assert torch.equal(attend(backend, alone, cache, [q[one], k[one], v[one]], None), together[one])
+        assert torch.equal(attend(backend, alone, cache, [part[one] for part in qkv]), together[one])
 
 
-@needs_kernels
-@pytest.mark.parametrize("is_int8", [False, True])
-def test_a_token_comes_out_the_same_to_the_bit_with_guesses_after_it_and_without(is_int8: bool) -> None:
-    """Whatever they are: the last of them is not a number here."""
+@IS_INT8
+def test_a_token_is_the_same_to_the_bit_with_draft_tokens_after_it(
+    backend: CpuBackend, is_int8: bool
+) -> None:
+    """Whatever the draft tokens are: the last one is a NaN here."""
     torch.manual_seed(0)
-    cache = filled(is_int8, 2, 32, torch.float32)
-    rows = pack([(4, 23)])
-    q, k, v = draw(4, 4, 32, dtype=torch.float32), *(draw(4, 2, 32, dtype=torch.float32) for _ in range(2))
-    k[3] = float("nan")
-    assert KERNELS is not None
-    backend = CpuBackend(KERNELS)
+    cache = random_cache(2, 32, is_int8=is_int8)
+    batch = make_metadata([(4, 23)])
+    qkv = random_qkv(4, 4, 2, 32)
+    qkv[1][3] = float("nan")
     alone = [
         attend(
             backend,
-            AttentionMetadata((1,), (20 + at,), 1, rows.block_tables, rows.slot_mapping[at : at + 1]),
+            AttentionMetadata((1,), (20 + i,), 1, batch.block_tables, batch.slot_mapping[i : i + 1]),
             cache,
-            [part[at : at + 1] for part in (q, k, v)],
-            None,
+            [part[i : i + 1] for part in qkv],
         )
-        for at in range(3)
+        for i in range(3)
     ]
 
-    together = attend(backend, rows, cache, [q, k, v], None)
+    together = attend(backend, batch, cache, qkv)
 
     assert torch.equal(together[:3], torch.cat(alone))
 
 
-@needs_kernels
-def test_nothing_of_another_row_is_read_not_even_a_nan() -> None:
+def test_a_nan_of_another_row_is_not_read(backend: CpuBackend) -> None:
     torch.manual_seed(0)
-    cache = filled(False, 2, 16, torch.float32)
-    rows = pack([(1, 30), (1, 9)])
-    q, k, v = (draw(2, 2, 16, dtype=torch.float32) for _ in range(3))
-    k[0, 0, 0] = float("nan")
+    cache = random_cache(2, 16)
+    qkv = random_qkv(2, 2, 2, 16)
+    qkv[1][0, 0, 0] = float("nan")
 
-    assert KERNELS is not None
-    out = attend(CpuBackend(KERNELS), rows, cache, [q, k, v], None)
+    out = attend(backend, make_metadata([(1, 30), (1, 9)]), cache, qkv)
 
     assert out[1].isfinite().all()
-    assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()  # the one head that saw it
+    assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()  # only the head that sees it
 
 
-LONG = 16  # tokens of a block: 640 in all
+LONG_BLOCK_SIZE = 16  # for a cache of 640 tokens
 
 
 def long_prompt(
-    num_new: int, context: int, is_int8: bool, *, heads: int = 4, kv_heads: int = 2, head_dim: int = 32
+    num_new: int,
+    context: int,
+    *,
+    is_int8: bool = False,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 32,
 ) -> tuple[AttentionMetadata, KVCache, list[Tensor]]:
-    rows = pack([(num_new, context)], block_size=LONG)
-    cache = filled(is_int8, kv_heads, head_dim, torch.bfloat16, block_size=LONG)
-    sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
-    parts = draw(num_new, sum(sizes), dtype=torch.bfloat16).split(sizes, dim=-1)
-    return rows, cache, [part.view(num_new, -1, head_dim) for part in parts]
+    dtype = torch.bfloat16
+    metadata = make_metadata([(num_new, context)], block_size=LONG_BLOCK_SIZE)
+    cache = random_cache(kv_heads, head_dim, dtype, is_int8=is_int8, block_size=LONG_BLOCK_SIZE)
+    return metadata, cache, random_qkv(num_new, heads, kv_heads, head_dim, dtype=dtype)
 
 
-@needs_prompts
-@pytest.mark.parametrize("is_int8", [False, True])
-@pytest.mark.parametrize("window", [None, 5, 130])
-@pytest.mark.parametrize(
-    ("num_new", "context"), [(17, 17), (33, 129), (128, 128), (128, 256), (129, 257), (300, 300), (20, 611)]
-)
+@needs_prefill_kernel
+@IS_INT8
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 32), (3, 3, 48), (8, 1, 16)])
 def test_long_prompts_in_bf16_agree_with_the_reference(
-    is_int8: bool, num_new: int, context: int, window: int | None
+    backend: CpuBackend, is_int8: bool, heads: int, kv_heads: int, head_dim: int
 ) -> None:
-    torch.manual_seed(num_new)
-    for sizes in (
-        {},
-        {"heads": 3, "kv_heads": 3, "head_dim": 48},
-        {"heads": 8, "kv_heads": 1, "head_dim": 16},
-    ):
-        rows, cache, qkv = long_prompt(num_new, context, is_int8, **sizes)
-        assert KERNELS is not None
-        ours = attend(CpuBackend(KERNELS), rows, cache, qkv, window)
-        theirs = attend(SdpaBackend(), rows, cache, qkv, window)
-        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+    chunks = [(17, 17), (33, 129), (128, 128), (128, 256), (129, 257), (300, 300), (20, 611)]
+    for num_new, context in chunks:
+        for window in (None, 5, 130):
+            torch.manual_seed(num_new)
+            metadata, cache, qkv = long_prompt(
+                num_new, context, is_int8=is_int8, heads=heads, kv_heads=kv_heads, head_dim=head_dim
+            )
+            actual = attend(backend, metadata, cache, qkv, window)
+            expected = attend(SdpaBackend(), metadata, cache, qkv, window)
+            torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
 
 
-@needs_prompts
-@pytest.mark.parametrize("is_int8", [False, True])
-def test_a_prompt_in_chunks_comes_out_as_in_one_piece_to_the_bit(is_int8: bool) -> None:
+@needs_prefill_kernel
+@IS_INT8
+def test_a_prompt_is_the_same_to_the_bit_in_any_chunks(backend: CpuBackend, is_int8: bool) -> None:
     torch.manual_seed(0)
-    rows, cache, qkv = long_prompt(300, 300, is_int8)
-    assert KERNELS is not None
-    backend = CpuBackend(KERNELS)
-    whole = attend(backend, rows, cache, qkv, None)
+    batch, cache, qkv = long_prompt(300, 300, is_int8=is_int8)
+    whole = attend(backend, batch, cache, qkv)
 
     for start, end in ((0, 135), (135, 170), (170, 300)):
-        part = AttentionMetadata((end - start,), (end,), 0, rows.block_tables, rows.slot_mapping[start:end])
-        assert torch.equal(attend(backend, part, cache, [x[start:end] for x in qkv], None), whole[start:end])
+        chunk = AttentionMetadata(
+            (end - start,), (end,), 0, batch.block_tables, batch.slot_mapping[start:end]
+        )
+        assert torch.equal(attend(backend, chunk, cache, [x[start:end] for x in qkv]), whole[start:end])
 
 
-@needs_prompts
-def test_a_prompt_reads_nothing_beyond_its_context() -> None:
-    """Its last block has room for more, and that of another is next to it."""
+@needs_prefill_kernel
+def test_a_prompt_reads_nothing_beyond_its_context(backend: CpuBackend) -> None:
+    """Its last block has unused slots, and another sequence's block is next to it."""
     torch.manual_seed(0)
-    rows, cache, qkv = long_prompt(150, 150, False)
-    assert KERNELS is not None
-    cache.layer(LAYER).keys.fill_(float("nan"))
-    cache.layer(LAYER).values.fill_(float("nan"))
+    metadata, cache, qkv = long_prompt(150, 150)
+    stored = cache.layer(LAYER)
+    stored.keys.fill_(float("nan"))
+    stored.values.fill_(float("nan"))
 
-    assert attend(CpuBackend(KERNELS), rows, cache, qkv, None).isfinite().all()
+    assert attend(backend, metadata, cache, qkv).isfinite().all()
 
     qkv[1][40] = float("nan")
-    out = attend(CpuBackend(KERNELS), rows, cache, qkv, None)
-    assert out[40:].isnan().all()
+    assert attend(backend, metadata, cache, qkv)[40:].isnan().all()
 
 
-@needs_prompts
-def test_numbers_of_any_size_leave_a_softmax() -> None:
+@needs_prefill_kernel
+def test_large_scores_do_not_overflow_the_softmax(backend: CpuBackend) -> None:
     torch.manual_seed(0)
-    rows, cache, qkv = long_prompt(200, 200, False)
+    metadata, cache, qkv = long_prompt(200, 200)
     qkv[0].mul_(1e3)
-    assert KERNELS is not None
 
-    ours = attend(CpuBackend(KERNELS), rows, cache, qkv, None)
+    actual = attend(backend, metadata, cache, qkv)
 
-    torch.testing.assert_close(ours, attend(SdpaBackend(), rows, cache, qkv, None), rtol=5e-2, atol=5e-2)
+    expected = attend(SdpaBackend(), metadata, cache, qkv)
+    torch.testing.assert_close(actual, expected, rtol=5e-2, atol=5e-2)
 
 
-@needs_kernels
-def test_it_is_taken_where_its_kernels_are_and_only_there() -> None:
-    assert KERNELS is not None
+def test_it_is_selected_with_the_c_kernels_only(backend: CpuBackend) -> None:
     text = read_config(TINY).text_config
+    assert KERNELS is not None
     assert isinstance(choose_backend(Precision("bf16", torch.bfloat16, KERNELS), text, CPU), CpuBackend)
     assert isinstance(choose_backend(Precision("fp32", torch.float32), text, CPU), SdpaBackend)

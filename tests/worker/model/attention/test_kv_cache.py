@@ -1,4 +1,4 @@
-"""Keys and values come back as they were written: exactly, or in 8 bit as near as 8 bit can be."""
+"""Keys and values are read back as written: exactly, or rounded to 8 bits with one scale per row."""
 
 from __future__ import annotations
 
@@ -11,95 +11,79 @@ from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from llava_worker.model.attention.sdpa import SdpaBackend
 from torch import Tensor
 
-CPU = torch.device("cpu")
-KINDS = [False, True]
 NUM_LAYERS, NUM_HEADS, HEAD_DIM = 3, 2, 16
+IS_INT8 = pytest.mark.parametrize("is_int8", [False, True], ids=["exact", "int8"])
 
 
-def make(
-    is_int8: bool, num_blocks: int = 4, block_size: int = 4, dtype: torch.dtype = torch.float32
-) -> KVCache:
-    spec = KVCacheSpec(num_blocks, block_size, NUM_LAYERS, NUM_HEADS, HEAD_DIM, dtype, is_int8)
-    return KVCache(spec, CPU)
+def make_cache(*, is_int8: bool, dtype: torch.dtype = torch.float32) -> KVCache:
+    spec = KVCacheSpec(4, 4, NUM_LAYERS, NUM_HEADS, HEAD_DIM, dtype, is_int8)
+    return KVCache(spec, torch.device("cpu"))
 
 
-def draw(num_tokens: int, seed: int = 0) -> Tensor:
+def random_rows(num_tokens: int, seed: int = 0) -> Tensor:
     return torch.randn(num_tokens, NUM_HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(seed))
 
 
-def filled(is_int8: type) -> KVCache:
-    """Every slot of every layer holds something of its own."""
-    cache = make(is_int8)
-    for layer in range(NUM_LAYERS):
-        cache.write(layer, torch.arange(16), draw(16, layer), draw(16, 10 + layer))
-    return cache
-
-
 def content(cache: KVCache) -> Tensor:  # [layers, 2, slots, heads, head_dim]
-    everything = torch.arange(cache.num_blocks * cache.block_size)
-    return torch.stack([torch.stack(cache.gather(layer, everything)) for layer in range(NUM_LAYERS)])
+    slots = torch.arange(cache.spec.num_tokens)
+    return torch.stack([torch.stack(cache.gather(layer, slots)) for layer in range(NUM_LAYERS)])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_an_exact_cache_gives_back_what_was_written(dtype: torch.dtype) -> None:
-    cache, slots = make(False, dtype=dtype), torch.tensor([9, 2, 14])
-    k, v = draw(3, 1).to(dtype), draw(3, 2).to(dtype)
+def test_an_exact_cache_returns_what_was_written() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        cache, slots = make_cache(is_int8=False, dtype=dtype), torch.tensor([9, 2, 14])
+        k, v = random_rows(3, 1).to(dtype), random_rows(3, 2).to(dtype)
 
-    cache.write(1, slots, k, v)
+        cache.write(1, slots, k, v)
 
-    assert not cache.is_int8
-    assert all(torch.equal(got, put) for got, put in zip(cache.gather(1, slots), (k, v), strict=True))
-
-
-@pytest.mark.parametrize("scale", [1e-35, 1e-4, 1.0, 1e4, 1e30])
-def test_an_8_bit_cache_is_off_by_half_a_step_of_each_row_at_most(scale: float) -> None:
-    cache, slots = make(True), torch.tensor([9, 2, 14])
-    k, v = draw(3, 1) * scale, draw(3, 2) * scale
-    k[1, 0] *= 1e3  # a head that is large must cost its neighbours nothing
-    v[2] = 0
-
-    cache.write(1, slots, k, v)
-
-    assert cache.is_int8
-    for got, put in zip(cache.gather(1, slots), (k, v), strict=True):
-        half_a_step = put.abs().amax(-1, keepdim=True) / 127 / 2
-        assert ((got - put).abs() <= half_a_step * 1.003).all()
-        assert not torch.equal(got, put)
+        assert not cache.is_int8
+        keys, values = cache.gather(1, slots)
+        assert torch.equal(keys, k) and torch.equal(values, v)
 
 
-def test_an_8_bit_cache_speaks_the_model_s_number_format() -> None:
-    cache = make(True, dtype=torch.bfloat16)
-    cache.write(0, torch.tensor([3]), draw(1).bfloat16(), draw(1).bfloat16())
+def test_an_int8_cache_is_off_by_half_a_step_of_each_row_at_most() -> None:
+    for scale in (1e-35, 1e-4, 1.0, 1e4, 1e30):
+        cache, slots = make_cache(is_int8=True), torch.tensor([9, 2, 14])
+        k, v = random_rows(3, 1) * scale, random_rows(3, 2) * scale
+        k[1, 0] *= 1e3  # must not affect its neighbours
+        v[2] = 0
 
-    assert {rows.dtype for rows in cache.gather(0, torch.tensor([3]))} == {torch.bfloat16}
+        cache.write(1, slots, k, v)
 
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_8_bit_rows_are_rounded_to_the_model_s_format_once(dtype: torch.dtype) -> None:
-    k = draw(16) * torch.logspace(-6, 3, 16)[:, None, None]
-    wide, narrow = make(True), make(True, dtype=dtype)
-    for cache in (wide, narrow):
-        cache.write(0, torch.arange(16), k, k)
-
-    assert torch.equal(narrow.gather(0, torch.arange(16))[0], wide.gather(0, torch.arange(16))[0].to(dtype))
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_a_broken_number_stays_one_in_8_bit_and_breaks_no_other_row(bad: float) -> None:
-    cache, k = make(True), draw(2)
-    k[0, 1, 5] = bad
-    cache.write(0, torch.tensor([4, 5]), k, draw(2))
-
-    keys, values = cache.gather(0, torch.tensor([4, 5]))
-
-    assert not keys[0, 1].isfinite().any()
-    assert keys[0, 0].isfinite().all()
-    assert keys[1].isfinite().all()
-    assert values.isfinite().all()
+        assert cache.is_int8
+        for actual, written in zip(cache.gather(1, slots), (k, v), strict=True):
+            half_a_step = written.abs().amax(-1, keepdim=True) / 127 / 2
+            assert ((actual - written).abs() <= half_a_step * 1.003).all()
+            assert not torch.equal(actual, written)
 
 
-def test_8_bit_rows_do_not_depend_on_who_is_written_with_them() -> None:
-    k, v, alone, together = draw(5, 1), draw(5, 2), make(True), make(True)
+def test_int8_rows_are_rounded_to_the_models_dtype_once() -> None:
+    k, slots = random_rows(16) * torch.logspace(-6, 3, 16)[:, None, None], torch.arange(16)
+    for dtype in (torch.bfloat16, torch.float16):
+        wide, narrow = make_cache(is_int8=True), make_cache(is_int8=True, dtype=dtype)
+        for cache in (wide, narrow):
+            cache.write(0, slots, k, k)
+
+        assert torch.equal(narrow.gather(0, slots)[0], wide.gather(0, slots)[0].to(dtype))
+
+
+def test_a_number_that_is_not_finite_spoils_its_own_int8_row_only() -> None:
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        cache, k = make_cache(is_int8=True), random_rows(2)
+        k[0, 1, 5] = bad
+        cache.write(0, torch.tensor([4, 5]), k, random_rows(2))
+
+        keys, values = cache.gather(0, torch.tensor([4, 5]))
+
+        assert not keys[0, 1].isfinite().any()
+        assert keys[0, 0].isfinite().all()
+        assert keys[1].isfinite().all()
+        assert values.isfinite().all()
+
+
+def test_int8_rows_do_not_depend_on_the_batch_they_are_written_in() -> None:
+    k, v = random_rows(5, 1), random_rows(5, 2)
+    alone, together = make_cache(is_int8=True), make_cache(is_int8=True)
     together.write(0, torch.arange(5), k, v)
     for token in range(5):
         alone.write(0, torch.tensor([token]), k[token : token + 1], v[token : token + 1])
@@ -107,31 +91,33 @@ def test_8_bit_rows_do_not_depend_on_who_is_written_with_them() -> None:
     assert torch.equal(content(alone), content(together))
 
 
-@pytest.mark.parametrize("is_int8", KINDS)
-def test_a_cache_is_as_large_as_it_says(is_int8: bool) -> None:
-    cache = make(is_int8)
+@IS_INT8
+def test_a_cache_has_the_size_of_its_spec(is_int8: bool) -> None:
+    cache = make_cache(is_int8=is_int8)
     stored = [tensor.nbytes for tensor in vars(cache).values() if isinstance(tensor, Tensor)]
 
     assert sum(stored) == cache.spec.num_bytes
 
 
-def test_8_bit_halves_the_memory_of_llava_1_5_scales_included() -> None:
+def test_int8_halves_the_memory_of_llava_1_5_including_scales() -> None:
     exact, int8 = (
-        KVCacheSpec(1, 16, 32, 32, 128, torch.float16, is_int8).bytes_per_block for is_int8 in KINDS
+        KVCacheSpec(1, 16, 32, 32, 128, torch.float16, is_int8).bytes_per_block for is_int8 in (False, True)
     )
 
     assert (exact, int8) == (16 * 524288, 16 * 270336)
     assert int8 / exact < 0.52
 
 
-@pytest.mark.parametrize("is_int8", KINDS)
+@IS_INT8
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-def test_copied_rows_are_equal_and_all_others_untouched(is_int8: bool, data: st.DataObject) -> None:
-    """Sources may be targets too: all are read before any is written."""
+def test_copied_rows_are_equal_and_all_others_unchanged(is_int8: bool, data: st.DataObject) -> None:
+    """Sources may be targets, too: all are read before any is written."""
     sources = data.draw(st.lists(st.integers(0, 15), max_size=8))
     targets = data.draw(st.permutations(range(16)))[: len(sources)]
-    cache = filled(is_int8)
+    cache = make_cache(is_int8=is_int8)
+    for layer in range(NUM_LAYERS):
+        cache.write(layer, torch.arange(16), random_rows(16, layer), random_rows(16, 10 + layer))
     expected = content(cache)
     expected[:, :, targets] = expected[:, :, sources]
 
@@ -140,31 +126,32 @@ def test_copied_rows_are_equal_and_all_others_untouched(is_int8: bool, data: st.
     assert torch.equal(content(cache), expected)
 
 
-def attend(is_int8: bool, cuts: list[int], *, num_tokens: int = 13, window: int | None = None) -> Tensor:
-    """One sequence through a cache in chunks that end at ``cuts``; [tokens, heads, head_dim]."""
-    cache, table = make(is_int8), torch.tensor([[2, 0, 3, 1]])
+def attend(cuts: list[int], *, is_int8: bool, num_tokens: int = 13, window: int | None = None) -> Tensor:
+    """One sequence in chunks that end at ``cuts``; [tokens, heads, head_dim]."""
+    cache, table = make_cache(is_int8=is_int8), torch.tensor([[2, 0, 3, 1]])
     slots = torch.cat([torch.arange(4) + block * 4 for block in table[0].tolist()])
-    q, k, v = draw(num_tokens, 1).repeat(1, 2, 1), draw(num_tokens, 2), draw(num_tokens, 3)
-    outputs, start = [], 0
-    for end in [*cuts, num_tokens]:
-        rows = AttentionMetadata((end - start,), (end,), int(end - start == 1), table, slots[start:end])
-        plan = SdpaBackend().plan(rows, cache)
-        new = slice(start, end)
-        outputs.append(plan.attend(1, q[new], k[new], v[new], window=window))
-        start = end
-    return torch.cat(outputs)
+    q, k, v = (
+        random_rows(num_tokens, 7).repeat(1, 2, 1),
+        random_rows(num_tokens, 8),
+        random_rows(num_tokens, 9),
+    )
+    outs = []
+    for start, end in zip([0, *cuts], [*cuts, num_tokens], strict=True):
+        chunk = AttentionMetadata((end - start,), (end,), int(end - start == 1), table, slots[start:end])
+        plan = SdpaBackend().plan(chunk, cache)
+        outs.append(plan.attend(0, q[start:end], k[start:end], v[start:end], window=window))
+    return torch.cat(outs)
 
 
-@pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize("cuts", [[6], [1, 2, 3], [12], [4, 8, 12]], ids=str)
-@pytest.mark.parametrize("is_int8", KINDS)
-def test_attention_does_not_depend_on_how_a_prompt_is_cut(is_int8: bool, cuts: list[int], window) -> None:
-    whole = attend(is_int8, [], window=window)
+@IS_INT8
+def test_attention_does_not_depend_on_the_chunks_of_a_prompt(is_int8: bool) -> None:
+    for window in (None, 5):
+        whole = attend([], is_int8=is_int8, window=window)
+        for cuts in ([6], [1, 2, 3], [12], [4, 8, 12]):
+            assert torch.allclose(attend(cuts, is_int8=is_int8, window=window), whole, atol=1e-5)
 
-    assert torch.allclose(attend(is_int8, cuts, window=window), whole, atol=1e-5)
 
-
-def test_8_bit_attention_is_near_the_exact_one_and_not_the_same_even_over_a_whole_prompt() -> None:
-    error = (attend(True, []) - attend(False, [])).abs().max()
+def test_int8_attention_is_near_the_exact_one_and_differs_even_for_a_whole_prompt() -> None:
+    error = (attend([], is_int8=True) - attend([], is_int8=False)).abs().max()
 
     assert 1e-4 < error < 0.05

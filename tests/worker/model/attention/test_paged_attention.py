@@ -1,36 +1,45 @@
-"""What a kernel over a paged cache promises: the reference's answers, or else it is left.
+"""Kernels over a paged cache agree with the reference, or else the reference is used.
 
-Without a GPU the kernel in Triton runs in Triton's interpreter, which multiplies no bf16; FlashAttention's
-have none, and are asked on a GPU only (tests/gpu).
+Without a GPU the Triton kernel runs in Triton's interpreter, which does not multiply bf16. FlashAttention's
+kernels have no interpreter: they are tested on a GPU only (tests/gpu).
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import llava_worker
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llava_worker.model.attention.base import AttentionMetadata, DecodeMetadata
-from llava_worker.model.attention.flash import FlashAttnKernel, KernelUnavailable, VarlenKernel
-from llava_worker.model.attention.paged import PagedBackend, PagedKernel, QueryRows
+from llava_worker.model.attention.base import DecodeMetadata
+from llava_worker.model.attention.flash import FlashAttnKernel, VarlenKernel
+from llava_worker.model.attention.paged import KernelUnavailable, PagedBackend, PagedKernel, QueryRows
 from llava_worker.model.attention.sdpa import SdpaBackend
 from llava_worker.model.attention.select import first_passing
 from llava_worker.model.attention.triton import TritonKernel
 from llava_worker.model.config.model_config import read_config
 from torch import Tensor
 
-from tests.worker.model.definition import DefinitionKernel
-from tests.worker.model.paged_rows import BLOCK, BLOCKS, LAYER, attend, draw, filled, pack
+from tests.worker.model.attention_batches import (
+    BLOCK_SIZE,
+    LAYER,
+    NUM_BLOCKS,
+    attend,
+    make_metadata,
+    random_cache,
+    random_qkv,
+)
+from tests.worker.model.reference_kernel import ReferenceKernel
 
 CPU = torch.device("cpu")
 TEXT = read_config(Path(llava_worker.__file__).parent / "tiny").text_config
 
 needs_interpreter = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="a GPU compiles the kernel: tests/gpu asks it there"
+    torch.cuda.is_available(), reason="with a GPU the kernel is compiled: tests/gpu tests it there"
 )
 
 
@@ -40,10 +49,10 @@ def triton_kernel() -> TritonKernel:
     return TritonKernel()
 
 
-class ForgetfulKernel(DefinitionKernel):
-    """Right but for the last token of each context."""
+class WrongKernel(ReferenceKernel):
+    """Correct except for the last token of the last row."""
 
-    name = "forgetful"
+    name = "wrong"
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
         out = super().attend(q, keys, values, rows, window)
@@ -51,14 +60,14 @@ class ForgetfulKernel(DefinitionKernel):
         return out
 
 
-class RefusingKernel(DefinitionKernel):
-    name = "refusing"
+class RaisingKernel(ReferenceKernel):
+    name = "raising"
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
         raise RuntimeError("no kernel image is available for execution on the device")
 
 
-def absent() -> PagedKernel:
+def unavailable() -> PagedKernel:
     raise KernelUnavailable("it was never built")
 
 
@@ -76,156 +85,154 @@ batches = st.fixed_dictionaries(
 )
 
 
-def agrees_with_the_reference(kernel: PagedKernel, batch: dict) -> None:
+def assert_agrees_with_reference(kernel: PagedKernel, batch: dict[str, Any]) -> None:
     torch.manual_seed(batch["seed"])
     dtype, kv_heads, head_dim = batch["dtype"], batch["kv_heads"], batch["head_dim"]
-    several = [(new, new + before) for new, before in batch["prompts"]]
-    rows = pack([(1, n) for n in batch["decodes"]] + several or [(1, 33)])
-    heads = [kv_heads * batch["group"], kv_heads, kv_heads]
-    sizes = [n * head_dim for n in heads]
-    # As the decoder makes them: parts of one tensor, whose rows lie apart.
-    parts = draw(len(rows.slot_mapping), sum(sizes), dtype=dtype).split(sizes, dim=-1)
-    qkv = [part.view(len(rows.slot_mapping), n, head_dim) for part, n in zip(parts, heads, strict=True)]
-    cache = filled(False, kv_heads, head_dim, dtype)
+    prompts = [(new, new + before) for new, before in batch["prompts"]]
+    metadata = make_metadata([(1, n) for n in batch["decodes"]] + prompts or [(1, 33)])
+    num_tokens = len(metadata.slot_mapping)
+    qkv = random_qkv(num_tokens, kv_heads * batch["group"], kv_heads, head_dim, dtype=dtype)
+    cache = random_cache(kv_heads, head_dim, dtype)
 
-    ours = attend(PagedBackend(kernel), rows, cache, qkv, batch["window"])
+    actual = attend(PagedBackend(kernel), metadata, cache, qkv, batch["window"])
 
-    theirs = attend(SdpaBackend(), rows, cache, qkv, batch["window"])
+    expected = attend(SdpaBackend(), metadata, cache, qkv, batch["window"])
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 @settings(max_examples=25, deadline=None)
 @given(batch=batches)
-def test_the_rows_that_a_kernel_is_given_are_those_of_the_batch(batch: dict) -> None:
-    agrees_with_the_reference(DefinitionKernel(), batch)
+def test_a_kernel_gets_the_rows_of_the_batch(batch: dict[str, Any]) -> None:
+    assert_agrees_with_reference(ReferenceKernel(), batch)
 
 
 @needs_interpreter
 @settings(max_examples=40, deadline=None)
 @given(batch=batches)
-def test_the_kernel_in_triton_agrees_with_the_reference(triton_kernel: TritonKernel, batch: dict) -> None:
-    agrees_with_the_reference(triton_kernel, batch)
+def test_the_triton_kernel_agrees_with_the_reference(
+    triton_kernel: TritonKernel, batch: dict[str, Any]
+) -> None:
+    assert_agrees_with_reference(triton_kernel, batch)
 
 
 @needs_interpreter
-def test_the_kernel_in_triton_reads_nothing_of_another_row_not_even_a_nan(
-    triton_kernel: TritonKernel,
-) -> None:
+def test_the_triton_kernel_does_not_read_a_nan_of_another_row(triton_kernel: TritonKernel) -> None:
     torch.manual_seed(0)
-    cache = filled(False, 2, 16, torch.float32)
-    rows = pack([(1, 30), (1, 9), (6, 21)])
-    q, k, v = (draw(8, 2, 16, dtype=torch.float32) for _ in range(3))
-    unseen = torch.ones(BLOCKS * BLOCK, dtype=torch.bool)
-    for table, context in zip(rows.block_tables, rows.context_lens, strict=True):
-        places = torch.arange(context)
-        unseen[table[places // BLOCK] * BLOCK + places % BLOCK] = False
-    spoilt = unseen.nonzero()[:, 0]
-    nothing = torch.full((len(spoilt), 2, 16), torch.nan)
-    cache.write(LAYER, spoilt, nothing, nothing)
-    k[0, 0, 0] = torch.nan
+    cache = random_cache(2, 16)
+    metadata = make_metadata([(1, 30), (1, 9), (6, 21)])
+    qkv = random_qkv(8, 2, 2, 16)
+    is_unseen = torch.ones(NUM_BLOCKS * BLOCK_SIZE, dtype=torch.bool)
+    for table, context in zip(metadata.block_tables, metadata.context_lens, strict=True):
+        positions = torch.arange(context)
+        is_unseen[table[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE] = False
+    unseen = is_unseen.nonzero()[:, 0]
+    nan = torch.full((len(unseen), 2, 16), torch.nan)
+    cache.write(LAYER, unseen, nan, nan)
+    qkv[1][0, 0, 0] = torch.nan
 
-    out = attend(PagedBackend(triton_kernel), rows, cache, [q, k, v], None)
+    out = attend(PagedBackend(triton_kernel), metadata, cache, qkv)
 
     assert out[1:].isfinite().all()
-    assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()  # the one head that saw it
+    assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()  # only the head that sees it
 
 
 @needs_interpreter
-def test_decodes_told_by_tensors_alone_are_the_same_and_follow_the_tensors(
-    triton_kernel: TritonKernel,
-) -> None:
-    """The plan is made once; then the tensors say other rows, as they do when a recorded step runs again."""
+def test_a_decode_plan_follows_its_tensors(triton_kernel: TritonKernel) -> None:
+    """It is planned once; then the tensors change, as they do when a CUDA graph is replayed."""
     torch.manual_seed(0)
-    backend = PagedBackend(triton_kernel)
-    cache = filled(False, 2, 16, torch.float32)
-    one, other = (pack([(1, n) for n in contexts]) for contexts in ([30, 9, 1], [3, 17, 26]))
-    told = DecodeMetadata(
-        slot_mapping=one.slot_mapping.clone(),
-        context_lens=torch.tensor(one.context_lens, dtype=torch.int32),
+    cache = random_cache(2, 16)
+    first, second = (make_metadata([(1, n) for n in contexts]) for contexts in ([30, 9, 1], [3, 17, 26]))
+    inputs = DecodeMetadata(
+        slot_mapping=first.slot_mapping.clone(),
+        context_lens=torch.tensor(first.context_lens, dtype=torch.int32),
         block_tables=torch.zeros(3, 10, dtype=torch.int32),
     )
-    plan = backend.decode_plan(told, cache)
+    plan = PagedBackend(triton_kernel).decode_plan(inputs, cache)
     assert plan is not None
-    for rows in (one, other):
-        told.slot_mapping.copy_(rows.slot_mapping)
-        told.context_lens.copy_(torch.tensor(rows.context_lens))
-        told.block_tables[:, : rows.block_tables.shape[1]] = rows.block_tables
-        q, k, v = (draw(3, 2, 16, dtype=torch.float32) for _ in range(3))
+    for metadata in (first, second):
+        inputs.slot_mapping.copy_(metadata.slot_mapping)
+        inputs.context_lens.copy_(torch.tensor(metadata.context_lens))
+        inputs.block_tables[:, : metadata.block_tables.shape[1]] = metadata.block_tables
+        qkv = random_qkv(3, 2, 2, 16)
+        q, k, v = qkv
 
-        ours = plan.attend(LAYER, q, k, v)
+        actual = plan.attend(LAYER, q, k, v)
 
-        torch.testing.assert_close(ours, attend(SdpaBackend(), rows, cache, [q, k, v], None))
+        torch.testing.assert_close(actual, attend(SdpaBackend(), metadata, cache, qkv))
 
 
-def test_a_cache_that_the_kernels_cannot_read_is_served_by_the_reference() -> None:
+def test_an_int8_cache_is_attended_by_the_reference() -> None:
     torch.manual_seed(0)
-    cache = filled(True, 2, 16, torch.float32)
-    rows = pack([(1, 30), (5, 9)])
-    qkv = [draw(6, 2, 16, dtype=torch.float32) for _ in range(3)]
+    cache = random_cache(2, 16, is_int8=True)
+    metadata = make_metadata([(1, 30), (5, 9)])
+    qkv = random_qkv(6, 2, 2, 16)
+    backend = PagedBackend(RaisingKernel())
 
-    ours = attend(PagedBackend(RefusingKernel()), rows, cache, qkv, None)
+    assert torch.equal(attend(backend, metadata, cache, qkv), attend(SdpaBackend(), metadata, cache, qkv))
+    decodes = DecodeMetadata(
+        metadata.slot_mapping, torch.ones(6, dtype=torch.int32), metadata.block_tables.int()
+    )
+    assert backend.decode_plan(decodes, cache) is None
 
-    assert torch.equal(ours, attend(SdpaBackend(), rows, cache, qkv, None))
-    decodes = DecodeMetadata(rows.slot_mapping, torch.ones(6, dtype=torch.int32), rows.block_tables.int())
-    assert PagedBackend(RefusingKernel()).decode_plan(decodes, cache) is None
 
-
-def test_the_first_kernel_that_is_right_serves_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
-    candidates = iter([absent, RefusingKernel, ForgetfulKernel, DefinitionKernel])
+def test_the_first_kernel_that_passes_is_used_and_the_reasons_are_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    candidates = iter([unavailable, RaisingKernel, WrongKernel, ReferenceKernel])
 
     with caplog.at_level(logging.INFO):
         backend = first_passing(candidates, TEXT, torch.float32, CPU)
 
-    assert backend.name == "definition"
-    assert "refusing is there but of no use: RuntimeError: no kernel image" in caplog.text
-    assert "forgetful is there but of no use: its answer is" in caplog.text
-    assert "attention: definition; it was never built; refusing failed its trial" in caplog.text
+    assert backend.name == "reference"
+    assert "raising is there but of no use: RuntimeError: no kernel image" in caplog.text
+    assert "wrong is there but of no use: its answer is" in caplog.text
+    assert "attention: reference; it was never built; raising failed its trial" in caplog.text
 
 
-def test_where_no_kernel_is_right_the_reference_serves_and_the_log_says_so(
+def test_without_a_kernel_that_passes_the_reference_is_used_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    backend = first_passing(iter([absent, ForgetfulKernel]), TEXT, torch.float32, CPU)
+    backend = first_passing(iter([unavailable, WrongKernel]), TEXT, torch.float32, CPU)
 
     assert isinstance(backend, SdpaBackend)
     assert "attention: sdpa, which gathers what it reads and is slow; it was never built" in caplog.text
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may have it")
-def test_flash_attention_that_is_not_installed_is_told_as_such() -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it may be installed")
+def test_a_missing_flash_attn_is_reported() -> None:
     with pytest.raises(
         KernelUnavailable, match="flash-attn cannot be imported: No module named 'flash_attn'"
     ):
         FlashAttnKernel()
 
 
-def test_the_kernel_inside_this_torch_takes_what_it_is_given() -> None:
-    """Its signature, that is: it runs on GPUs only, and says so."""
+def test_torchs_kernel_has_the_signature_that_we_call() -> None:
+    """It runs on GPUs only, and raises elsewhere."""
     kernel = VarlenKernel()
-    q, pages = torch.zeros(1, 2, 16), torch.zeros(1, kernel.block_size, 2, 16)
+    q, blocks = torch.zeros(1, 2, 16), torch.zeros(1, kernel.block_size, 2, 16)
     lens = torch.tensor([0, 1], dtype=torch.int32)
     rows = QueryRows(lens, lens[1:], lens, torch.zeros(1, 1, dtype=torch.int32), 1, 1)
 
     with pytest.raises(NotImplementedError, match="_flash_attention_forward"):
-        kernel.attend(q, pages, pages, rows, None)
+        kernel.attend(q, blocks, blocks, rows, None)
 
 
-def test_rows_with_one_token_go_to_a_kernel_by_themselves() -> None:
-    class Watched(DefinitionKernel):
-        seen: list[int] = []
+def test_rows_of_one_token_are_a_kernel_call_of_their_own() -> None:
+    class RecordingKernel(ReferenceKernel):
+        max_queries: list[int] = []
 
         def attend(
             self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None
         ) -> Tensor:
-            self.seen.append(rows.max_query)
+            self.max_queries.append(rows.max_query)
             return super().attend(q, keys, values, rows, window)
 
-    cache = filled(False, 1, 16, torch.float32)
-    kernel = Watched()
+    cache = random_cache(1, 16)
+    kernel = RecordingKernel()
     for rows in ([(1, 5), (1, 9), (4, 8)], [(1, 3)], [(7, 7)]):
-        packed: AttentionMetadata = pack(rows)
-        qkv = [draw(len(packed.slot_mapping), 1, 16, dtype=torch.float32) for _ in range(3)]
-        attend(PagedBackend(kernel), packed, cache, qkv, None)
+        metadata = make_metadata(rows)
+        qkv = random_qkv(len(metadata.slot_mapping), 1, 1, 16)
+        attend(PagedBackend(kernel), metadata, cache, qkv)
 
-    assert kernel.seen == [1, 4, 1, 7]
+    assert kernel.max_queries == [1, 4, 1, 7]

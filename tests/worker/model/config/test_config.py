@@ -1,9 +1,10 @@
-"""config.json decides what a model is; absent fields mean what transformers means by them."""
+"""config.json determines the model; absent fields have transformers' defaults."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llava_worker.model.config.model_config import (
@@ -14,8 +15,8 @@ from llava_worker.model.config.model_config import (
 )
 from transformers import AutoConfig
 
-# What llava-hf/llava-1.5-7b-hf says.
-LLAVA_1_5_7B = {
+# llava-hf/llava-1.5-7b-hf's config.json.
+LLAVA_1_5_7B: dict[str, Any] = {
     "architectures": ["LlavaForConditionalGeneration"],
     "ignore_index": -100,
     "image_token_index": 32000,
@@ -47,12 +48,12 @@ LLAVA_1_5_7B = {
 }
 
 
-def write(folder: Path, name: str = "config.json", **values: object) -> Path:
+def write(folder: Path, name: str = "config.json", **values: Any) -> Path:
     (folder / name).write_text(json.dumps(values))
     return folder
 
 
-BARE = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "bare": {"model_type": "llava"},
     "as published": LLAVA_1_5_7B,
     "mistral": {"model_type": "llava_next", "text_config": {"model_type": "mistral"}},
@@ -65,17 +66,17 @@ BARE = {
 }
 
 
-@pytest.mark.parametrize("values", BARE.values(), ids=BARE.keys())
-def test_defaults_are_those_of_transformers(tmp_path: Path, values: dict) -> None:
-    ours = read_config(write(tmp_path, **values))
+@pytest.mark.parametrize("name", CONFIGS)
+def test_defaults_are_those_of_transformers(tmp_path: Path, name: str) -> None:
+    ours = read_config(write(tmp_path, **CONFIGS[name]))
     theirs = AutoConfig.from_pretrained(tmp_path)
 
-    for name in type(ours.text_config).model_fields.keys() & vars(theirs.text_config).keys() - {
+    for field in type(ours.text_config).model_fields.keys() & vars(theirs.text_config).keys() - {
         "layer_types"
     }:
-        assert getattr(ours.text_config, name) == getattr(theirs.text_config, name), name
-    for name in type(ours.vision_config).model_fields:
-        assert getattr(ours.vision_config, name) == getattr(theirs.vision_config, name), name
+        assert getattr(ours.text_config, field) == getattr(theirs.text_config, field), field
+    for field in type(ours.vision_config).model_fields:
+        assert getattr(ours.vision_config, field) == getattr(theirs.vision_config, field), field
     assert ours.image_token_id == theirs.image_token_index
     assert ours.text_config.rope.rope_theta == theirs.text_config.rope_parameters["rope_theta"]
 
@@ -88,7 +89,7 @@ def test_published_llava_is_vicuna_behind_clip_with_576_tokens(tmp_path: Path) -
     assert config.feature_layers == [23]
 
 
-def test_rope_is_read_in_its_older_spelling(tmp_path: Path) -> None:
+def test_the_older_spelling_of_rope_is_read(tmp_path: Path) -> None:
     text = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}
     rope = read_config(write(tmp_path, model_type="llava", text_config=text)).text_config.rope
 
@@ -96,7 +97,7 @@ def test_rope_is_read_in_its_older_spelling(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "what"),
+    ("values", "difference"),
     [
         ({"model_type": "bert"}, "model_type"),
         ({"model_type": "llava", "text_config": {"model_type": "mamba"}}, "text_config.model_type"),
@@ -107,8 +108,10 @@ def test_rope_is_read_in_its_older_spelling(tmp_path: Path) -> None:
         ({}, "model_type"),
     ],
 )
-def test_a_model_of_another_kind_is_refused_by_what_differs(tmp_path: Path, values: dict, what: str) -> None:
-    with pytest.raises(CheckpointError, match=what):
+def test_an_unsupported_model_is_refused_with_the_difference(
+    tmp_path: Path, values: dict[str, Any], difference: str
+) -> None:
+    with pytest.raises(CheckpointError, match=difference):
         read_config(write(tmp_path, **values))
 
 
@@ -117,15 +120,15 @@ def test_a_folder_without_configuration_is_refused(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]"])
-def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.json").write_text(text)
+def test_a_file_that_is_not_a_json_object_is_refused(tmp_path: Path) -> None:
+    for text in ("{", "[]"):
+        (tmp_path / "config.json").write_text(text)
 
-    with pytest.raises(CheckpointError, match="config.json"):
-        read_config(tmp_path)
+        with pytest.raises(CheckpointError, match="config.json"):
+            read_config(tmp_path)
 
 
-def test_the_end_of_an_answer_comes_from_the_generation_config_first(tmp_path: Path) -> None:
+def test_end_of_sequence_tokens_come_from_the_generation_config_first(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, model_type="llava", text_config={"eos_token_id": 7}))
     assert read_eos_ids(tmp_path, config) == {7}
 
@@ -136,14 +139,14 @@ def test_the_end_of_an_answer_comes_from_the_generation_config_first(tmp_path: P
     assert read_eos_ids(tmp_path, config) == {7}
 
 
-def test_an_end_of_sequence_that_nobody_names_is_that_of_llama(tmp_path: Path) -> None:
+def test_the_default_end_of_sequence_token_is_llamas(tmp_path: Path) -> None:
     write(tmp_path, "generation_config.json", eos_token_id=None)
     config = read_config(write(tmp_path, model_type="llava", text_config={"eos_token_id": None}))
 
     assert read_eos_ids(tmp_path, config) == {2}
 
 
-def test_an_image_processor_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_image_processor_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "preprocessor_config.json", image_mean="grey")
 
     with pytest.raises(CheckpointError, match="image_mean"):
@@ -161,14 +164,17 @@ def test_the_image_processor_is_read_from_either_file(tmp_path: Path) -> None:
     assert read_image_config(tmp_path).image_mean == (0.5, 0.5, 0.5)
 
 
-# The image processors' files of published checkpoints, as far as they say how a picture becomes square.
-LLAVA_1_5_HF = {
+# Image processors of published checkpoints: the fields that decide how an image becomes square.
+LLAVA_1_5_HF: dict[str, Any] = {
     "image_processor_type": "CLIPImageProcessor",
     "size": {"shortest_edge": 336},
     "crop_size": {"height": 336, "width": 336},
     "do_center_crop": True,
 }
-LLAVA_INTERLEAVE_HF = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 384, "width": 384}}
+LLAVA_INTERLEAVE_HF: dict[str, Any] = {
+    "image_processor_type": "SiglipImageProcessor",
+    "size": {"height": 384, "width": 384},
+}
 
 
 @pytest.mark.parametrize(
@@ -183,8 +189,8 @@ LLAVA_INTERLEAVE_HF = {"image_processor_type": "SiglipImageProcessor", "size": {
     ],
     ids=["1.5", "1.5, not padded", "interleave", "interleave, padded", "one length", "one side"],
 )
-def test_what_makes_a_picture_square_is_read_from_the_image_processor(
-    tmp_path: Path, values: dict, fit: str
+def test_how_an_image_becomes_square_is_read_from_the_image_processor(
+    tmp_path: Path, values: dict[str, Any], fit: str
 ) -> None:
     config = read_config(write(tmp_path, model_type="llava"))
     image = read_image_config(write(tmp_path, "preprocessor_config.json", **values))
@@ -192,12 +198,8 @@ def test_what_makes_a_picture_square_is_read_from_the_image_processor(
     assert image.fit == config.image_layout(image.fit).fit == fit
 
 
-@pytest.mark.parametrize("kind", ["clip_vision_model", "siglip_vision_model"])
-def test_a_tower_without_an_image_processor_has_its_own_kinds_fit(tmp_path: Path, kind: str) -> None:
-    vision = read_config(
-        write(tmp_path, model_type="llava", vision_config={"model_type": kind})
-    ).vision_config
+def test_without_an_image_processor_the_towers_type_decides(tmp_path: Path) -> None:
+    for tower, fit in (("clip_vision_model", "pad"), ("siglip_vision_model", "squash")):
+        config = read_config(write(tmp_path, model_type="llava", vision_config={"model_type": tower}))
 
-    image = read_image_config(tmp_path, vision=vision)
-
-    assert image.fit == {"clip_vision_model": "pad", "siglip_vision_model": "squash"}[kind]
+        assert read_image_config(tmp_path, vision=config.vision_config).fit == fit

@@ -1,9 +1,10 @@
-"""The original repository's checkpoints: llava-hf's numbers, and what llava-hf has no slot for."""
+"""The original repository's checkpoints: the same models as llava-hf's, and what llava-hf's layout lacks."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,28 +16,15 @@ from llava_worker.model.config.model_config import (
     read_image_config,
 )
 from llava_worker.model.llava import Llava
-from llava_worker.model.loading.weights import load_weights
-from llava_worker.model.quantization.precision import choose_precision
 
 from tests.worker.checkpoints import LLAVA_INTERLEAVE, LLAVA_NEXT_MISTRAL, MEAN, STD, write_checkpoint
 from tests.worker.layouts import replace_projector, write_hf, write_original
-
-CPU = torch.device("cpu")
-
-
-def load(folder: Path, tower: Path | None = None) -> Llava:
-    config = read_config(folder, tower)
-    image = read_image_config(folder, tower, vision=config.vision_config)
-    model = Llava(config, image, precision=choose_precision("fp32", CPU), device=CPU)
-    load_weights(model, folder, vision_tower=tower)
-    return model
+from tests.worker.model.load_model import assert_same_weights, load_model
 
 
-def assert_same(one: Llava, other: Llava) -> None:
-    """Equal weights in equal architectures: equal logits."""
-    ours, theirs = one.state_dict(), other.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+def assert_same_model(one: Llava, other: Llava) -> None:
+    """Equal weights in equal architectures have equal logits."""
+    assert_same_weights(one, other)
     for part in ("text_config", "vision_config", "feature_layers", "projector_depth", "is_tied"):
         assert getattr(one.config, part) == getattr(other.config, part)
     assert one.config.tokens_per_tile == other.config.tokens_per_tile
@@ -46,56 +34,59 @@ def assert_same(one: Llava, other: Llava) -> None:
 @pytest.mark.parametrize(
     "options", [{}, LLAVA_NEXT_MISTRAL, LLAVA_INTERLEAVE], ids=["1.5", "1.6 mistral", "qwen2 and siglip"]
 )
-def test_both_layouts_give_the_same_model_both_ways(tmp_path: Path, options: dict) -> None:
+def test_a_model_is_the_same_in_both_layouts(tmp_path: Path, options: dict[str, Any]) -> None:
     hf, tower = tmp_path / "hf", tmp_path / "tower"
     hf.mkdir()
     write_checkpoint(hf, **options)
-    expected = load(hf)
+    expected = load_model(hf)
 
     whole = write_original(hf, tmp_path / "whole")
     split = write_original(hf, tmp_path / "split", tower=tower)
 
-    assert_same(load(whole), expected)
-    assert_same(load(split, tower), expected)
-    assert_same(load(write_hf(whole, tmp_path / "back", like=hf)), expected)
+    assert_same_model(load_model(whole), expected)
+    assert_same_model(load_model(split, tower=tower), expected)
+    assert_same_model(load_model(write_hf(whole, tmp_path / "back", like=hf)), expected)
 
 
-def test_a_checkpoint_without_its_tower_says_what_is_to_be_given(tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_vision_tower_requires_its_folder(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     split = write_original(tmp_path, tmp_path / "split", tower=tmp_path / "tower")
 
     with pytest.raises(CheckpointError, match="'somewhere/a-small-tower' is not known here: give its folder"):
-        load(split)
+        load_model(split)
 
     config = json.loads((split / "config.json").read_text())
     vision = json.loads((tmp_path / "tower" / "config.json").read_text())
     (split / "config.json").write_text(json.dumps(config | {"vision_config": vision}))
     with pytest.raises(CheckpointError, match="does not hold the weights of its vision tower"):
-        load(split)
+        load_model(split)
 
 
-@pytest.mark.parametrize("kind", ["linear", None, "identity", "mlp3x_gelu"])
-def test_projectors_that_llava_hf_lacks_equal_a_plain_one(tmp_path: Path, kind: str | None) -> None:
-    reference = write_checkpoint(tmp_path, text={"hidden_size": 24, "num_attention_heads": 2})
+@pytest.mark.parametrize(
+    ("kind", "num_layers"), [("linear", 1), (None, 1), ("identity", 0), ("mlp3x_gelu", 3)]
+)
+def test_projectors_that_llava_hf_lacks_equal_plain_ones(
+    tmp_path: Path, kind: str | None, num_layers: int
+) -> None:
+    reference: Any = write_checkpoint(tmp_path, text={"hidden_size": 24, "num_attention_heads": 2})
     folder = write_original(tmp_path, tmp_path / "original")
     torch.manual_seed(1)
-    layers = {"identity": 0, "mlp3x_gelu": 3}.get(kind, 1)
-    projector = torch.nn.Sequential(*[torch.nn.Linear(24, 24) for _ in range(layers)])
+    projector = torch.nn.Sequential(*[torch.nn.Linear(24, 24) for _ in range(num_layers)])
     replace_projector(folder, kind, projector)
     tiles = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8))
 
-    ours = load(folder).encode(tiles)
+    actual = load_model(folder).encode(tiles)
 
     pixels = (tiles.permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
     with torch.inference_mode():
         x = reference.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         for index, layer in enumerate(projector):
             x = layer(torch.nn.functional.gelu(x) if index else x)
-    torch.testing.assert_close(ours, x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual, x, atol=1e-5, rtol=0)
 
 
-# What liuhaotian/llava-v1.5-7b's config.json says, as far as a server is concerned.
-LLAVA_1_5_7B = {
+# liuhaotian/llava-v1.5-7b's config.json, without what only training uses.
+LLAVA_1_5_7B: dict[str, Any] = {
     "architectures": ["LlavaLlamaForCausalLM"],
     "eos_token_id": 2,
     "hidden_size": 4096,
@@ -117,15 +108,20 @@ LLAVA_1_5_7B = {
     "rope_scaling": None,
     "vocab_size": 32000,
 }
+SIGLIP: dict[str, Any] = {
+    "model_type": "llava_qwen",
+    "mm_vision_tower": "google/siglip-so400m-patch14-384",
+}
+ANYRES: dict[str, Any] = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
-def read(folder: Path, **values: object) -> ModelConfig:
+def read(folder: Path, **values: Any) -> ModelConfig:
     (folder / "config.json").write_text(json.dumps(LLAVA_1_5_7B | values))
     return read_config(folder)
 
 
-def test_published_original_is_vicuna_behind_clip_with_576_tokens(tmp_path: Path) -> None:
+def test_the_published_llava_1_5_is_vicuna_with_clip_and_576_tokens(tmp_path: Path) -> None:
     config = read(tmp_path)
 
     assert (config.text_config.model_type, config.text_config.vocab_size) == ("llama", 32000)
@@ -133,34 +129,32 @@ def test_published_original_is_vicuna_behind_clip_with_576_tokens(tmp_path: Path
     assert config.image_layout("crop").fit == "pad"
 
 
-def test_the_first_llava_has_one_linear_layer_and_its_own_name_for_itself(tmp_path: Path) -> None:
+def test_the_first_llava_has_one_linear_layer_and_its_own_model_type(tmp_path: Path) -> None:
     values = {"model_type": "llava", "mm_projector_type": None, "mm_use_im_start_end": True}
     config = read(tmp_path, **values, mm_vision_tower="/disk/of/somebody/clip-vit-large-patch14/")
 
     assert (config.projector_depth, config.tokens_per_tile, config.mm_use_im_start_end) == (1, 256, True)
 
 
-@pytest.mark.parametrize(("ratio", "fit"), [("pad", "pad"), ("square", "crop"), (None, "crop")])
-def test_pictures_are_padded_only_where_the_original_pads_them(tmp_path: Path, ratio, fit) -> None:
-    assert read(tmp_path, image_aspect_ratio=ratio).image_layout("pad").fit == fit
+def test_images_are_padded_only_if_the_original_pads_them(tmp_path: Path) -> None:
+    for ratio, fit in (("pad", "pad"), ("square", "crop"), (None, "crop")):
+        assert read(tmp_path, image_aspect_ratio=ratio).image_layout("pad").fit == fit
 
 
-@pytest.mark.parametrize(("ratio", "fit"), [("pad", "pad"), ("square", "squash"), (None, "squash")])
-def test_what_is_left_to_siglips_processor_is_squashed(tmp_path: Path, ratio, fit) -> None:
-    tower = {"model_type": "llava_qwen", "mm_vision_tower": "google/siglip-so400m-patch14-384"}
-    assert read(tmp_path, image_aspect_ratio=ratio, **tower).image_layout("crop").fit == fit
+def test_images_for_siglip_are_squashed_unless_padded(tmp_path: Path) -> None:
+    for ratio, fit in (("pad", "pad"), ("square", "squash"), (None, "squash")):
+        assert read(tmp_path, image_aspect_ratio=ratio, **SIGLIP).image_layout("crop").fit == fit
 
 
-@pytest.mark.parametrize("pinpoints", [PINPOINTS, str(PINPOINTS)])
-def test_image_grids_are_width_first_in_the_original(tmp_path: Path, pinpoints: object) -> None:
-    values = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
-    layout = read(tmp_path, **values, image_grid_pinpoints=pinpoints).image_layout()
+def test_image_grids_are_width_first_in_the_original(tmp_path: Path) -> None:
+    for pinpoints in (PINPOINTS, str(PINPOINTS)):
+        layout = read(tmp_path, **ANYRES, image_grid_pinpoints=pinpoints).image_layout()
 
-    assert (layout.fit, layout.grid) == ("anyres", tuple(map(tuple, PINPOINTS)))
+        assert (layout.fit, layout.grid) == ("anyres", tuple(map(tuple, PINPOINTS)))
 
 
-def test_siglip_by_name_has_no_class_token_and_its_own_colours(tmp_path: Path) -> None:
-    config = read(tmp_path, model_type="llava_qwen", mm_vision_tower="google/siglip-so400m-patch14-384")
+def test_siglip_by_name_has_no_class_token_and_its_own_mean_and_std(tmp_path: Path) -> None:
+    config = read(tmp_path, **SIGLIP)
     image = read_image_config(tmp_path, vision=config.vision_config)
 
     assert (config.text_config.model_type, config.tokens_per_tile) == ("qwen2", 729)
@@ -168,34 +162,24 @@ def test_siglip_by_name_has_no_class_token_and_its_own_colours(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("values", "what"),
+    ("values", "reason"),
     [
         ({"model_type": "llava_mpt"}, "model_type is 'llava_mpt'"),
         ({"mm_projector_type": "resampler"}, "mm_projector_type is 'resampler'"),
         ({"mm_vision_select_feature": "all"}, "mm_vision_select_feature is 'all'"),
         ({"mm_vision_tower": "eva-clip"}, "'eva-clip' is not known here"),
         ({"image_aspect_ratio": "anyres"}, "mm_patch_merge_type is None"),
-        (
-            {
-                "image_aspect_ratio": "anyres",
-                "mm_patch_merge_type": "spatial_unpad",
-                "image_grid_pinpoints": [3],
-            },
-            r"image_grid_pinpoints is \[3\]",
-        ),
-        (
-            {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"},
-            "image grid .* is not made of tiles",
-        ),
+        (ANYRES | {"image_grid_pinpoints": [3]}, r"image_grid_pinpoints is \[3\]"),
+        (ANYRES, "image grid .* is not made of tiles"),
         ({"mm_projector_type": "identity"}, "no projector between features of 1024 and a decoder of 4096"),
     ],
 )
-def test_what_is_not_served_is_named(tmp_path: Path, values: dict, what: str) -> None:
-    with pytest.raises(CheckpointError, match=what):
+def test_what_is_not_supported_is_named(tmp_path: Path, values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason):
         read(tmp_path, **values)
 
 
-def test_a_tower_folder_may_hold_a_whole_clip(tmp_path: Path) -> None:
+def test_a_tower_folder_may_contain_a_whole_clip(tmp_path: Path) -> None:
     tower = tmp_path / "tower"
     tower.mkdir()
     vision = {"hidden_size": 1024, "num_hidden_layers": 24, "image_size": 336, "patch_size": 14}

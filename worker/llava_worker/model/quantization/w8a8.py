@@ -16,7 +16,7 @@ from torch.torch_version import TorchVersion
 from llava_worker.model.kernels.torch_impl import quantize_rows
 from llava_worker.model.layers.linear import Linear, LinearShape, empty_bias
 
-__all__ = ["W8A8_FORMATS", "W8A8Format", "W8A8Linear", "require_capability", "self_test"]
+__all__ = ["Int8Format", "W8A8_FORMATS", "W8A8Format", "W8A8Linear", "require_capability", "self_test"]
 
 Capability = tuple[int, int]
 
@@ -56,7 +56,7 @@ class W8A8Format(ABC):
         return ((x.double() @ w.double().t()) * x_scales * w_scales.t()).float()
 
 
-class _Int8(W8A8Format):
+class Int8Format(W8A8Format):
     dtype = torch.int8
     capability = (8, 0)
     gpus = "Ampere"
@@ -72,7 +72,7 @@ class _Int8(W8A8Format):
         return torch._int_mm(padded, w.t())[:num] * x_scales * w_scales.t()
 
 
-class _Fp8(W8A8Format):
+class Fp8Format(W8A8Format):
     dtype = torch.float8_e4m3fn
     capability = (8, 9)
     gpus = "Ada and Hopper"
@@ -88,7 +88,7 @@ class _Fp8(W8A8Format):
         return y
 
 
-W8A8_FORMATS: dict[str, W8A8Format] = {"w8a8": _Int8(), "fp8": _Fp8()}
+W8A8_FORMATS: dict[str, W8A8Format] = {"w8a8": Int8Format(), "fp8": Fp8Format()}
 
 
 class W8A8Linear(Linear):

@@ -1,4 +1,4 @@
-"""The most memory that a computation held is known to the byte."""
+"""The peak memory of a computation is known to the byte."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from llava_worker.model.peak_memory import PeakMemory
 
 CPU = torch.device("cpu")
-ROW = 4 * 1000  # bytes of a tensor of a thousand numbers
+ROW_BYTES = 4 * 1000  # of a tensor of a thousand numbers
 
 
 @pytest.mark.parametrize("is_inference", [True, False])
-def test_the_peak_counts_what_is_held_at_once_and_not_what_was_given_back(is_inference: bool) -> None:
+def test_the_peak_counts_tensors_alive_at_once_and_not_freed_ones(is_inference: bool) -> None:
     weight = torch.ones(1000)
     with torch.inference_mode(is_inference), PeakMemory(CPU) as peak:
         first = torch.ones(1000)
@@ -25,10 +25,10 @@ def test_the_peak_counts_what_is_held_at_once_and_not_what_was_given_back(is_inf
         for _ in range(10):
             torch.ones(2000)  # one at a time
 
-    assert peak.num_bytes == 3 * ROW
+    assert peak.num_bytes == 3 * ROW_BYTES
 
 
-def test_views_and_changes_in_place_take_nothing_and_what_was_there_before_is_not_counted() -> None:
+def test_views_and_in_place_operations_and_earlier_tensors_are_not_counted() -> None:
     before = torch.ones(1000)
     with PeakMemory(CPU) as peak:
         before.view(10, 100).t()[3:5].add_(1)
@@ -38,20 +38,20 @@ def test_views_and_changes_in_place_take_nothing_and_what_was_there_before_is_no
     assert peak.num_bytes == 40
 
 
-def test_a_view_keeps_all_of_its_tensor() -> None:
+def test_a_view_keeps_its_whole_tensor_alive() -> None:
     with PeakMemory(CPU) as peak:
         views = [torch.ones(1000)[:1] for _ in range(5)]
-    assert peak.num_bytes == 5 * ROW
+    assert peak.num_bytes == 5 * ROW_BYTES
     del views
 
 
-def test_a_failure_passes_through() -> None:
+def test_an_exception_is_propagated() -> None:
     with pytest.raises(ZeroDivisionError), PeakMemory(CPU):
         _ = 1 / 0
 
 
-def test_measuring_and_sizing_import_no_compiler() -> None:
-    """Torch imports its own, two seconds' worth, on the least occasion."""
+def test_measuring_and_sizing_do_not_import_torchs_compiler() -> None:
+    """Its import takes two seconds, and many of torch's functions do it."""
     program = (
         "import sys, torch\n"
         "from llava_worker.model.config.model_config import ImageConfig, ModelConfig\n"

@@ -1,4 +1,4 @@
-"""A kernel over the paged cache that runs anywhere, slowly: attention written down from its definition."""
+"""A paged attention kernel that runs anywhere, slowly: the definition of attention, token by token."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ import torch
 from llava_worker.model.attention.paged import PagedKernel, QueryRows
 from torch import Tensor
 
-from tests.worker.model.paged_rows import BLOCK
+from tests.worker.model.attention_batches import BLOCK_SIZE
 
 
-class DefinitionKernel(PagedKernel):
-    """One token and one head after another."""
-
-    name = "definition"
-    block_size = BLOCK
+class ReferenceKernel(PagedKernel):
+    name = "reference"
+    block_size = BLOCK_SIZE
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
         out = torch.empty_like(q)
         group = q.shape[1] // keys.shape[2]
         starts, tables = rows.starts.tolist(), rows.tables.tolist()
         for row, context in enumerate(rows.contexts.tolist()):
-            places = [(tables[row][n // BLOCK], n % BLOCK) for n in range(context)]
+            slots = [(tables[row][n // BLOCK_SIZE], n % BLOCK_SIZE) for n in range(context)]
             for token in range(starts[row], starts[row + 1]):
                 end = context - (starts[row + 1] - token) + 1
                 begin = 0 if window is None else max(0, end - window)
                 for head in range(q.shape[1]):
-                    k = torch.stack([keys[b, s, head // group] for b, s in places[begin:end]]).float()
-                    v = torch.stack([values[b, s, head // group] for b, s in places[begin:end]]).float()
+                    k = torch.stack([keys[b, s, head // group] for b, s in slots[begin:end]]).float()
+                    v = torch.stack([values[b, s, head // group] for b, s in slots[begin:end]]).float()
                     weights = (k @ q[token, head].float() / q.shape[-1] ** 0.5).softmax(0)
                     out[token, head] = (weights @ v).to(q.dtype)
         return out

@@ -22,23 +22,30 @@ LLAVA_7B = ModelConfig(model_type="llava")
 
 
 def model_of(num_bytes: int) -> ModelConfig:
-    """Whose weights take so much in fp32, nearly all of it in one table."""
+    """A model whose weights take ``num_bytes`` in fp32, nearly all of it in the embedding table."""
     text = {"vocab_size": num_bytes // 4 // 1024, "hidden_size": 1024, "num_hidden_layers": 1}
     return ModelConfig.model_validate(
         {"model_type": "llava", "text_config": text | {"tie_word_embeddings": True}}
     )
 
 
-def test_weights_are_counted_without_making_them() -> None:
+def test_weights_are_counted_without_allocating_them() -> None:
     assert round(weight_bytes(LLAVA_7B, IMAGE, "fp16") / 1e9, 1) == 14.1  # 7.06 billion parameters
     assert weight_bytes(LLAVA_7B, IMAGE, "fp32") == 2 * weight_bytes(LLAVA_7B, IMAGE, "bf16")
+
+
+def test_quantized_weights_take_less_memory() -> None:
+    fp32 = weight_bytes(LLAVA_7B, IMAGE, "fp32")
+
+    assert 0.25 < weight_bytes(LLAVA_7B, IMAGE, "int8") / fp32 < 0.28
+    assert 0.13 < weight_bytes(LLAVA_7B, IMAGE, "int4") / fp32 < 0.16
 
 
 def test_a_model_that_fits_passes() -> None:
     require_memory(model_of(1 << 26), IMAGE, precision="fp32", device=CPU, cache_bytes=1 << 20)
 
 
-def test_a_model_too_large_is_refused_with_what_would_fit() -> None:
+def test_a_model_that_is_too_large_is_refused_with_what_would_fit() -> None:
     free = available_bytes(CPU)
     assert free is not None
 
@@ -52,12 +59,13 @@ def test_a_model_too_large_is_refused_with_what_would_fit() -> None:
         require_memory(model_of(1 << 26), IMAGE, precision="bf16", device=CPU, cache_bytes=2 * free)
 
 
-def test_a_device_that_does_not_tell_is_not_asked_twice() -> None:
-    assert available_bytes(torch.device("meta")) is None
-    require_memory(LLAVA_7B, IMAGE, precision="fp32", device=torch.device("meta"), cache_bytes=1 << 60)
+def test_a_device_with_unknown_memory_is_no_limit() -> None:
+    meta = torch.device("meta")
+    assert available_bytes(meta) is None
+    require_memory(LLAVA_7B, IMAGE, precision="fp32", device=meta, cache_bytes=1 << 60)
 
 
-def test_a_container_s_limit_counts_and_files_it_has_read_do_not(tmp_path: Path) -> None:
+def test_a_containers_limit_counts_and_its_page_cache_is_free(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 250\n")
@@ -68,7 +76,7 @@ def test_a_container_s_limit_counts_and_files_it_has_read_do_not(tmp_path: Path)
     assert _container_bytes(tmp_path / "elsewhere") is None
 
 
-def test_a_system_that_does_not_say_is_not_a_limit(tmp_path: Path) -> None:
+def test_a_machine_whose_memory_is_unknown_is_no_limit(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    7 kB\n")
 
     assert _machine_bytes(tmp_path / "meminfo") == 7 * 1024

@@ -1,4 +1,4 @@
-"""Products in 8 bits on this card are those of the definition, with real models' sizes, recorded too."""
+"""Products in 8 bits on this GPU are those of the definition, with real models' sizes and in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from llava_worker.model.quantization.w8a8 import W8A8_FORMATS
 @pytest.mark.parametrize("name", W8A8_FORMATS)
 @pytest.mark.parametrize("rows", [1, 8, 17, 128, 613])
 @pytest.mark.parametrize(("outputs", "inputs"), [(12288, 4096), (4096, 11008), (27648, 5120)])
-def test_they_are_right_computed_and_recorded(
-    device, name: str, rows: int, outputs: int, inputs: int
+def test_they_are_correct_computed_and_captured(
+    device: torch.device, name: str, rows: int, outputs: int, inputs: int
 ) -> None:
     if name not in precisions_on(device):
-        pytest.skip(f"this card has no {name}")
+        pytest.skip(f"this GPU does not support {name}")
     torch.manual_seed(0)
-    kind = W8A8_FORMATS[name]
-    w, w_scales = kind.quantize(torch.randn(outputs, inputs, device=device))
+    fmt = W8A8_FORMATS[name]
+    w, w_scales = fmt.quantize(torch.randn(outputs, inputs, device=device))
     x = torch.randn(rows, inputs, device=device)
 
     def compute() -> torch.Tensor:
-        return kind.matmul(*kind.quantize(x), w, w_scales)
+        return fmt.matmul(*fmt.quantize(x), w, w_scales)
 
     out, replay = cuda_graph_capture(device)(compute)
     for _ in range(2):
         x.normal_()
         replay()
-        wanted = kind.reference(*kind.quantize(x), w, w_scales)
-        tolerance = 2**-7 * float(wanted.std())
-        torch.testing.assert_close(compute().float(), wanted, rtol=2**-7, atol=tolerance)
-        torch.testing.assert_close(out.float(), wanted, rtol=2**-7, atol=tolerance)
+        expected = fmt.reference(*fmt.quantize(x), w, w_scales)
+        tolerance = 2**-7 * float(expected.std())
+        torch.testing.assert_close(compute().float(), expected, rtol=2**-7, atol=tolerance)
+        torch.testing.assert_close(out.float(), expected, rtol=2**-7, atol=tolerance)

@@ -1,0 +1,85 @@
+"""Random batches over a paged KV cache whose blocks are in random order, for tests of attention."""
+
+from __future__ import annotations
+
+import torch
+from llava_worker.model.attention.base import AttentionBackend, AttentionMetadata
+from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
+from torch import Tensor
+
+BLOCK_SIZE, NUM_BLOCKS = 4, 40
+LAYER = 1  # of two: the other one's contents must not matter
+
+CPU = torch.device("cpu")
+
+
+def random_tensor(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> Tensor:
+    return torch.randn(shape).to(device, dtype)
+
+
+def random_qkv(
+    num_tokens: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+) -> list[Tensor]:
+    """q, k and v [tokens, heads, head_dim] as the decoder makes them: parts of one tensor's rows."""
+    qkv = random_tensor(num_tokens, heads + 2 * kv_heads, head_dim, dtype=dtype, device=device)
+    return list(torch.split(qkv, [heads, kv_heads, kv_heads], dim=1))
+
+
+def random_cache(
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    is_int8: bool = False,
+    block_size: int = BLOCK_SIZE,
+    device: torch.device = CPU,
+) -> KVCache:
+    """A cache of two layers with random contents in every slot."""
+    spec = KVCacheSpec(NUM_BLOCKS, block_size, 2, kv_heads, head_dim, dtype, is_int8)
+    cache = KVCache(spec, device)
+    shape = (spec.num_tokens, kv_heads, head_dim)
+    for layer in range(2):
+        k, v = (random_tensor(*shape, dtype=dtype, device=device) for _ in range(2))
+        cache.write(layer, torch.arange(shape[0], device=device), k, v)
+    return cache
+
+
+def make_metadata(
+    rows: list[tuple[int, int]], *, block_size: int = BLOCK_SIZE, device: torch.device = CPU
+) -> AttentionMetadata:
+    """Rows of (new tokens, context length), decodes first, in blocks at random positions."""
+    rows = sorted(rows, key=lambda row: row[0] > 1)
+    blocks = torch.randperm(NUM_BLOCKS).tolist()
+    tables = [[blocks.pop() for _ in range(-(-context // block_size))] for _, context in rows]
+    width = max(map(len, tables))
+    slots = [
+        table[position // block_size] * block_size + position % block_size
+        for table, (new, context) in zip(tables, rows, strict=True)
+        for position in range(context - new, context)
+    ]
+    return AttentionMetadata(
+        query_lens=tuple(new for new, _ in rows),
+        context_lens=tuple(context for _, context in rows),
+        num_decodes=sum(new == 1 for new, _ in rows),
+        block_tables=torch.tensor(
+            [table + table[:1] * (width - len(table)) for table in tables], device=device
+        ),
+        slot_mapping=torch.tensor(slots, device=device),
+    )
+
+
+def attend(
+    backend: AttentionBackend,
+    metadata: AttentionMetadata,
+    cache: KVCache,
+    qkv: list[Tensor],
+    window: int | None = None,
+) -> Tensor:
+    q, k, v = qkv
+    return backend.plan(metadata, cache).attend(LAYER, q, k, v, window=window)

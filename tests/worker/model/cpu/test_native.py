@@ -1,0 +1,213 @@
+"""The C++ kernels agree with torch's, in every variant that this machine can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from llava_worker.model.cpu.build import (
+    VARIANTS,
+    NativeKernelsUnavailable,
+    capabilities,
+    compile_to,
+    load,
+    variant_for,
+)
+from llava_worker.model.cpu.native import NativeKernels
+from llava_worker.model.kernels.interface import Kernels
+from llava_worker.model.kernels.torch_impl import TorchKernels
+from llava_worker.model.layers.linear import LinearShape
+from llava_worker.model.quantization.quantized_linear import QuantizedLinear
+from torch import Tensor
+
+CPU = torch.device("cpu")
+TORCH = TorchKernels()
+# Rows, inputs, outputs: one of each; partial tiles and panels; several of both; a decoder's layer; a prompt.
+SHAPES = [
+    *((1, 1, 1), (1, 64, 32), (2, 100, 33), (12, 48, 80), (17, 130, 31), (26, 256, 97), (3, 704, 256)),
+    *((32, 512, 64), (113, 650, 161)),
+]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def runnable_variants() -> list[str]:
+    try:
+        best = variant_for(capabilities())
+    except NativeKernelsUnavailable:
+        return []
+    return list(VARIANTS)[list(VARIANTS).index(best) :]
+
+
+@pytest.fixture(scope="module", params=runnable_variants() or [""])
+def native(request: pytest.FixtureRequest) -> NativeKernels:
+    if not request.param:
+        pytest.skip("the processor has no AVX2")
+    try:
+        return NativeKernels(load(request.param), request.param)
+    except NativeKernelsUnavailable as error:
+        pytest.skip(str(error))
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    tolerance = 5e-5 if actual.dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def make_layer(kernels: Kernels, bits: int, weight: Tensor, bias: Tensor | None = None) -> QuantizedLinear:
+    shape = LinearShape.plain(weight.shape[1], weight.shape[0], has_bias=bias is not None)
+    layer = QuantizedLinear(shape, bits=bits, kernels=kernels, device=CPU)
+    layer.load_rows(0, weight)
+    if bias is not None:
+        layer.load_bias(0, bias)
+    return layer
+
+
+BITS = pytest.mark.parametrize("bits", [8, 4])
+
+
+@BITS
+def test_quantized_layers_agree_with_torch(native: NativeKernels, bits: int) -> None:
+    for rows, inputs, outputs in SHAPES:
+        weight = random(outputs, inputs, seed=2)
+        for bias in (None, random(outputs, seed=3)):
+            ours, torchs = (make_layer(kernels, bits, weight, bias) for kernels in (native, TORCH))
+            assert torch.equal(ours.scales, torchs.scales)
+            for dtype in DTYPES:
+                x = random(rows, inputs, dtype=dtype, seed=1)
+                assert_close(ours(x), torchs(x))
+
+
+@BITS
+def test_a_row_is_the_same_to_the_bit_in_any_batch(native: NativeKernels, bits: int) -> None:
+    layer = make_layer(native, bits, random(70, 200, seed=1), random(70, seed=2))
+    x = random(29, 200, seed=3)  # many rows take another path than one in some variants
+
+    together = layer(x)
+
+    assert all(torch.equal(layer(x[row : row + 1])[0], together[row]) for row in range(len(x)))
+    assert not torch.equal(together[0], together[1])
+
+
+@BITS
+def test_rows_may_be_loaded_in_any_chunks(native: NativeKernels, bits: int) -> None:
+    weight = random(75, 90)
+    for kernels in (native, TORCH):
+        layer = make_layer(kernels, bits, torch.zeros_like(weight))
+        for start, end in ((50, 75), (0, 1), (33, 50), (1, 33)):
+            layer.load_rows(start, weight[start:end])
+
+        whole = make_layer(kernels, bits, weight)
+        assert torch.equal(layer.packed, whole.packed) and torch.equal(layer.scales, whole.scales)
+        layer.load_rows(7, weight[8:9])
+        assert not torch.equal(layer.packed, whole.packed)
+
+
+@BITS
+def test_a_number_that_is_not_finite_spoils_its_own_row_only(native: NativeKernels, bits: int) -> None:
+    for kernels in (native, TORCH):
+        layer = make_layer(kernels, bits, random(40, 70))
+        x = random(15, 70)
+        expected = layer(x)
+        x[3, 69], x[14, 0] = float("nan"), float("inf")
+
+        y = layer(x)
+
+        others = [row for row in range(15) if row not in (3, 14)]
+        assert torch.equal(y[others], expected[others])
+        assert not y[[3, 14]].isfinite().any()
+
+
+@BITS
+def test_a_row_of_zeros_gives_the_bias(native: NativeKernels, bits: int) -> None:
+    bias = random(40, seed=2)
+    weight = random(40, 70)
+    weight[5] = 0
+
+    for kernels in (native, TORCH):
+        y = make_layer(kernels, bits, weight, bias)(torch.cat([torch.zeros(1, 70), torch.ones(1, 70)]))
+        assert torch.equal(y[0], bias) and y[1, 5] == bias[5]
+        assert not torch.equal(y[1], bias)
+
+
+def test_bf16_layers_are_exact_to_rounding(native: NativeKernels) -> None:
+    for rows, inputs, outputs in (*SHAPES, (8, 96, 3), (16, 2048, 65)):
+        x, weight = (random(n, inputs, dtype=torch.bfloat16, seed=n) for n in (rows, outputs))
+        for bias in (None, random(outputs, dtype=torch.bfloat16)):
+            exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
+            y = native.linear(x, weight, bias)
+            torch.testing.assert_close(y.double(), exact, rtol=1e-2, atol=1e-2 * inputs**0.5)
+
+
+def test_row_kernels_agree_with_torch(native: NativeKernels) -> None:
+    for dtype in DTYPES:
+        for size in (1, 16, 50, 256):
+            x, weight = 4 * random(5, 2 * size, dtype=dtype), random(2 * size, dtype=dtype, seed=1)
+
+            assert_close(native.rms_norm(x, weight, 1e-5), TORCH.rms_norm(x, weight, 1e-5))
+            assert_close(native.silu_and_mul(x), TORCH.silu_and_mul(x))
+            assert_close(native.quick_gelu(x), TORCH.quick_gelu(x))
+            wide = random(5, 3 * 2 * size + 7, dtype=dtype)
+            heads = wide[:, : 3 * 2 * size].view(5, 3, 2 * size)  # a part of wider rows
+            angles = random(5, 1, size, seed=2)
+            cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+            assert_close(native.rope(heads, cos, sin), TORCH.rope(heads, cos, sin))
+
+
+def test_activations_are_correct_far_from_zero(native: NativeKernels) -> None:
+    x = torch.tensor([[-1e30, -200, -88, -1, 0.0, 1, 88, 200]])
+
+    assert_close(native.quick_gelu(x), TORCH.quick_gelu(x))
+    assert native.quick_gelu(torch.full((1, 1), float("nan"))).isnan().all()
+
+
+def test_vision_attention_agrees_with_torch(native: NativeKernels) -> None:
+    for dtype in DTYPES:
+        for num_positions, head_dim in ((577, 64), (50, 16), (33, 72)):
+            parts = random(2, num_positions, 3 * 2 * head_dim).to(dtype).chunk(3, dim=-1)
+            q, k, v = (part.view(2, num_positions, 2, head_dim) for part in parts)
+
+            for key in (
+                k,
+                k.transpose(1, 2).contiguous().transpose(1, 2),
+            ):  # with the values' strides, or not
+                assert_close(native.vision_attention(q, key, v), TORCH.vision_attention(q, key, v))
+
+
+def test_another_dtype_is_refused_or_passed_to_torch(native: NativeKernels) -> None:
+    x, weight = random(2, 64, dtype=torch.float16), random(3, 64, dtype=torch.float16)
+
+    assert torch.equal(native.linear(x, weight, None), TORCH.linear(x, weight, None))
+    with pytest.raises(TypeError, match=r"bf16 and fp32, not in torch.float16"):
+        native.rms_norm(x, weight[0], 1e-5)
+
+
+def test_a_machine_without_the_instructions_gets_the_reason() -> None:
+    assert variant_for({"avx2": True, "fma3": True}) == "avx2"
+    with pytest.raises(NativeKernelsUnavailable, match="no AVX2"):
+        variant_for({"avx2": False, "fma3": True})
+    with pytest.raises(NativeKernelsUnavailable, match="no AVX2"):
+        variant_for({})  # another architecture
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"), [("no-such-compiler", "no-such-compiler"), ("false", "does not compile them")]
+)
+def test_a_failed_compilation_gives_the_reason_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, reason: str
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(NativeKernelsUnavailable, match=reason):
+        compile_to(tmp_path / "kernels.so", "avx2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_library_is_loaded_from_a_folder_that_others_may_write_to(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(NativeKernelsUnavailable, match="others may write there"):
+        load("avx2", tmp_path)

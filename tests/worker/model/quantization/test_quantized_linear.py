@@ -1,0 +1,109 @@
+"""Weights in 8 and 4 bits on a CPU: near the exact ones, and the same in any order of loading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from llava_worker.model.kernels.interface import Kernels
+from llava_worker.model.kernels.torch_impl import TorchKernels
+from llava_worker.model.layers.linear import DenseLinear, Linear, LinearShape
+from llava_worker.model.quantization.precision import choose_precision
+from llava_worker.model.quantization.quantized_linear import QuantizedLinear
+from torch import Tensor
+
+from tests.worker.checkpoints import LLAVA_INTERLEAVE, write_checkpoint
+from tests.worker.model.load_model import load_model
+
+CPU = torch.device("cpu")
+PRECISIONS = pytest.mark.parametrize("name", ["int8", "int4"])
+# torch's kernels, and this machine's C++ kernels if it has them.
+KERNELS: dict[str, Kernels] = {
+    kernels.name: kernels for kernels in (choose_precision("int8", CPU).kernels, TorchKernels())
+}
+
+
+def quantize(weight: Tensor, bits: int, kernels: Kernels) -> QuantizedLinear:
+    shape = LinearShape.plain(weight.shape[1], weight.shape[0])
+    layer = QuantizedLinear(shape, bits=bits, kernels=kernels, device=CPU)
+    layer.load_rows(0, weight)
+    return layer
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(("bits", "max_error"), [(8, 0.02), (4, 0.13)])
+def test_a_layer_is_near_the_exact_one_also_for_large_rows(bits: int, max_error: float, kernels: str) -> None:
+    """Some rows of activations are a hundred times larger than others."""
+    weight, x = torch.randn(300, 2048), torch.randn(20, 2048)
+    x[7:12] *= 100
+    exact = x @ weight.t()
+
+    error = (quantize(weight, bits, KERNELS[kernels])(x) - exact).norm(dim=1) / exact.norm(dim=1)
+
+    assert error.min() > 0 and error.max() < max_error
+
+
+def test_an_outlier_affects_its_own_group_only() -> None:
+    weight, x = torch.randn(64, 512), torch.randn(1, 512)
+    layer, expected = quantize(weight, 8, TorchKernels()), x.clone()
+    x[0, 5] = 1e4
+    exact = x @ weight.t()
+    scale_of_group = 1e4 / 127
+
+    assert (layer(x) - exact).abs().max() < scale_of_group * 256
+    x[0, :256], expected[0, :256] = 0, 0
+    assert torch.equal(layer(x), layer(expected))
+
+
+def test_an_outlier_affects_its_own_row_only() -> None:
+    weight, x = torch.randn(64, 256), torch.randn(4, 256)
+    layer = quantize(weight, 8, TorchKernels())
+    expected = layer(x)
+    x[2, 5] = 1e4
+
+    assert torch.equal(layer(x)[[0, 1, 3]], expected[[0, 1, 3]])
+    assert not torch.equal(layer(x)[2], expected[2])
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_numbers_that_8_and_4_bits_can_represent_are_exact(kernels: str) -> None:
+    def dequantized(weight: Tensor, bits: int) -> Tensor:
+        return quantize(weight, bits, KERNELS[kernels])(torch.eye(128)).t()
+
+    codes = torch.randint(-127, 128, (40, 128)).float()
+    codes[:, 0] = 127
+    assert torch.allclose(dequantized(codes / 8, 8), codes / 8, rtol=1e-6)
+    codes = torch.randint(-7, 8, (40, 128)).float()
+    codes[:, ::64] = -8
+    assert torch.allclose(dequantized(codes / 4, 4), codes / 4, rtol=1e-6)
+    assert not torch.allclose(dequantized(codes + 0.3, 4), codes + 0.3, rtol=1e-2)
+
+
+@PRECISIONS
+def test_loading_into_quantized_layers_is_loading_and_then_quantizing(tmp_path: Path, name: str) -> None:
+    write_checkpoint(tmp_path)
+    precision = choose_precision(name, CPU, is_small=True)
+    loaded, exact = load_model(tmp_path, precision), load_model(tmp_path, "fp32")
+    layers = {path: layer for path, layer in loaded.named_modules() if isinstance(layer, QuantizedLinear)}
+
+    assert len(layers) == len([layer for layer in exact.modules() if isinstance(layer, Linear)])
+    for path, layer in layers.items():
+        original = exact.get_submodule(path)
+        assert isinstance(original, DenseLinear)
+        bits = precision.bits["decoder" if path.startswith("language_model.") else "lm_head"]
+        expected = quantize(original.weight, bits, precision.kernels)
+        assert torch.equal(layer.packed, expected.packed) and torch.equal(layer.scales, expected.scales)
+        if original.bias is None:
+            assert layer.bias is None
+        else:
+            assert layer.bias is not None and torch.equal(layer.bias, original.bias)
+
+
+@PRECISIONS
+def test_a_tied_lm_head_is_the_embedding_table(tmp_path: Path, name: str) -> None:
+    write_checkpoint(tmp_path, **LLAVA_INTERLEAVE)
+    model = load_model(tmp_path, choose_precision(name, CPU, is_small=True))
+
+    assert model.lm_head.weight is model.language_model.embed_tokens.weight
+    assert isinstance(model.get_submodule("language_model.layers.0.mlp.down_proj"), QuantizedLinear)
