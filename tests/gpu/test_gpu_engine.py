@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from llava_worker.engine import ImageSpan, Sequence, StepOutput
-from llava_worker.engine.core.in_flight_step import InFlightStep
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.sequence import Pixels
 from llava_worker.engine.engine import Engine
+from llava_worker.engine.model_runner import InFlightStep
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.engine.startup.model_info import ModelInfo

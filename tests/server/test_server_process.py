@@ -1,4 +1,4 @@
-"""``python -m llava_server`` as a process: how it starts, drains and leaves, and what it never imports."""
+"""``python -m llava_server`` as a process: startup errors, draining, its two ports, and its imports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Launch = Callable[..., "Process"]
 
 
 class Process:
-    """A server process that has said where it listens."""
+    """A server process that listens."""
 
     def __init__(self, url: str, *flags: str) -> None:
         environment = {**os.environ, "LLAVA_REDIS_URL": url, "LLAVA_IMAGE_WORKERS": "1"}
@@ -63,13 +63,13 @@ def ask(process: Process, text: str) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_without_open_answers_ends_with_status_0(launch: Launch, number: signal.Signals) -> None:
+def test_a_signal_without_open_requests_ends_with_status_0(launch: Launch, number: signal.Signals) -> None:
     process = launch()
     process.popen.send_signal(number)
     assert process.wait() == 0
 
 
-def test_sigterm_lets_the_open_stream_finish(launch: Launch, worker: ScriptedWorker) -> None:
+def test_sigterm_lets_an_open_stream_finish(launch: Launch, worker: ScriptedWorker) -> None:
     process = launch()
     with ThreadPoolExecutor(1) as pool:
         streaming = pool.submit(ask, process, "hold")
@@ -85,7 +85,7 @@ def test_sigterm_lets_the_open_stream_finish(launch: Launch, worker: ScriptedWor
     assert process.wait() == 0
 
 
-def test_stream_beyond_the_drains_time_ends_with_an_error_event(
+def test_a_stream_that_exceeds_the_drain_timeout_ends_with_an_error_event(
     launch: Launch, worker: ScriptedWorker
 ) -> None:
     process = launch("--drain-timeout-s", "0.2")
@@ -99,7 +99,7 @@ def test_stream_beyond_the_drains_time_ends_with_an_error_event(
     assert process.wait() == 0
 
 
-def test_busy_port_is_a_clear_error(queue_url: str) -> None:
+def test_a_used_port_is_a_clear_error(queue_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = subprocess.run(
@@ -114,7 +114,7 @@ def test_busy_port_is_a_clear_error(queue_url: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_unreachable_queue_at_start_is_a_clear_error() -> None:
+def test_an_unavailable_queue_at_startup_is_a_clear_error() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "llava_server", "--port", "0", "--redis-url", "redis://127.0.0.1:1/0"],
         capture_output=True,
@@ -136,7 +136,7 @@ def test_server_imports_neither_torch_nor_the_worker() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_metrics_have_a_port_of_their_own_when_it_is_named(launch: Launch, worker: ScriptedWorker) -> None:
+def test_metrics_are_on_the_admin_port_if_there_is_one(launch: Launch, worker: ScriptedWorker) -> None:
     process = launch("--auth", "--admin-port", "0")
     assert process.popen.stdout is not None
     line = process.popen.stdout.readline()
@@ -150,14 +150,14 @@ def test_metrics_have_a_port_of_their_own_when_it_is_named(launch: Launch, worke
     assert process.wait() == 0
 
 
-def test_metrics_on_the_apis_port_need_a_key(launch: Launch) -> None:
+def test_metrics_on_the_api_port_need_a_key(launch: Launch) -> None:
     assert httpx2.get(f"{launch('--auth').url}/metrics").status_code == 401
     process = launch("--no-auth")
     assert "llava_queue_up" in httpx2.get(f"{process.url}/metrics").text
     assert httpx2.get(f"{launch('--no-auth', '--admin-port', '0').url}/metrics").status_code == 404
 
 
-def test_a_taken_admin_port_is_said_with_the_flag_that_changes_it(queue_url: str) -> None:
+def test_a_used_admin_port_is_reported_with_its_flag(queue_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         flags = ["--port", "0", "--admin-port", str(taken.getsockname()[1]), "--redis-url", queue_url]
         command = [sys.executable, "-m", "llava_server", *flags]

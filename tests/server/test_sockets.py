@@ -1,4 +1,4 @@
-"""A server listens where this machine is, of all that its host's name stands for."""
+"""``listen``: picks this machine's address of a host name, and explains failures."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from llava_wire.messages.job import Job
 from llava_wire.messages.sampling_params import SamplingParams
-from llava_worker.slots import has_overflow_slot, sequence_priority
+from llava_worker.worker import has_overflow_slot, sequence_priority
 
 from tests.waiting import async_wait_until
 from tests.worker.job_client import JobClient

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from anyio.abc import TaskGroup
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.commands import IssuedCommand
 from llava_wire.messages.heartbeat import Heartbeat
+from llava_wire.messages.job import Job
 from llava_wire.messages.sampling_params import Grammar
 from llava_wire.worker_side.consumer import JobConsumer
 
@@ -34,12 +35,11 @@ from llava_worker.job_output import JobOutput, JobOutputFactory
 from llava_worker.job_sequence import GrammarError, compile_grammar, make_sequence
 from llava_worker.language.prompt_builder import PromptBuilder, PromptError
 from llava_worker.language.tokenizer import Tokenizer
-from llava_worker.slots import has_overflow_slot, sequence_priority
 
 if TYPE_CHECKING:
     from llava_worker.engine.structured_output.grammar_cache import GrammarCache
 
-__all__ = ["LEAVE_TIMEOUT_S", "Worker"]
+__all__ = ["LEAVE_TIMEOUT_S", "Worker", "has_overflow_slot", "sequence_priority"]
 
 _PROGRESS_S = 1.0  # maximum time between two emits while the engine makes steps; far below any hang timeout
 _RECONCILE_S = 3.0  # repairs states that should not occur, so rarely is enough
@@ -318,3 +318,19 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
     """Return when the event is set or the time is over."""
     with move_on_after(timeout_s):
         await event.wait()
+
+
+def has_overflow_slot(num_jobs: int, num_slots: int) -> bool:
+    """Return whether all slots are taken and an overflow slot is free.
+
+    Without overflow slots, one tenant's burst of requests takes all slots, and the next tenant waits until
+    one of those requests ends. The queue gives an overflow slot only to a tenant that has no job at this
+    worker. The engine computes that job first, preempting the latest of the others if necessary.
+    """
+    return num_slots <= num_jobs < num_slots + max(1, num_slots // 4)
+
+
+def sequence_priority(job: Job, running_jobs: Iterable[Job]) -> int:
+    """Order by the job's own priority, then the first job of a tenant before further jobs."""
+    is_first = all(other.tenant != job.tenant for other in running_jobs)
+    return 2 * job.priority + is_first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Protocol
 
 import anyio
 import msgspec
@@ -12,17 +13,45 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llava_server.errors import ApiError
+from llava_server.generation.collect import CollectedChoice
 from llava_server.generation.disconnect import ClientDisconnected, cancel_on_disconnect
 from llava_server.generation.idle_timer import IdleTimer
 from llava_server.generation.merged_outputs import MergedOutputs
-from llava_server.generation.serializer import Serializer
 from llava_server.generation.sse import KEEPALIVE, SSE_HEADERS
 from llava_server.request_context import context_of
 from llava_server.request_metrics import EventObserver
+from llava_server.response_model import ResponseModel
 
-__all__ = ["EventStream"]
+__all__ = ["EventStream", "Serializer"]
 
 logger = logging.getLogger(__name__)
+
+
+class Serializer(Protocol):
+    """Serializes the events of one request, in order. Bytes are server-sent events of a stream."""
+
+    def begin(self, num_choices: int) -> bytes:
+        """Return what precedes the first event."""
+        ...
+
+    def event(self, index: int, event: Event, event_id: str | None) -> bytes:
+        """Return one event of choice ``index``; empty if nothing can be sent yet.
+
+        ``event_id`` is the position in the stream from which it can be resumed; None where there is none.
+        """
+        ...
+
+    def end(self) -> bytes:
+        """Return what follows the last event."""
+        ...
+
+    def error(self, error: ApiError, request_id: str | None) -> bytes:
+        """Return the last event of a stream that failed."""
+        ...
+
+    def to_response(self, choices: Sequence[CollectedChoice]) -> ResponseModel:
+        """Return the body of a response that is not streamed."""
+        ...
 
 
 class EventStream(Response):

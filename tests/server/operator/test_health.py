@@ -1,14 +1,12 @@
-"""What machines that watch are told."""
+"""/livez, /readyz, /metrics and /v1/models: what they report in each state of the system."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from llava_server.worker_registry import WorkerRegistry
+import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.machine_speed import scaled
-from tests.server.conftest import Serve, Stack
+from tests.server.conftest import OwnStack, Serve, Stack
 from tests.server.scripted_worker import MODEL
 from tests.waiting import wait_until
 
@@ -19,9 +17,7 @@ def test_server_is_ready_once_a_worker_has_been_seen(stack: Stack) -> None:
     assert stack.http.get("/livez").json() == {"status": "ok"}
 
 
-def test_server_without_a_worker_is_alive_but_not_ready_and_says_why(serve: Serve) -> None:
-    import httpx2
-
+def test_server_without_a_worker_is_live_but_not_ready(serve: Serve) -> None:
     server = serve()
     response = httpx2.get(f"{server.url}/readyz", timeout=scaled(30))
     assert response.status_code == 503
@@ -30,9 +26,7 @@ def test_server_without_a_worker_is_alive_but_not_ready_and_says_why(serve: Serv
     assert httpx2.get(f"{server.url}/v1/models", timeout=scaled(30)).json()["data"] == []
 
 
-def test_draining_server_is_not_ready_but_alive_and_refuses_new_requests(
-    own_stack: Callable[..., Stack],
-) -> None:
+def test_draining_server_is_live_but_not_ready_and_rejects_requests(own_stack: OwnStack) -> None:
     stack = own_stack()
     stack.server.services.shutdown.begin()
     assert stack.http.get("/readyz").json()["reasons"] == ["this server is shutting down"]
@@ -42,14 +36,14 @@ def test_draining_server_is_not_ready_but_alive_and_refuses_new_requests(
     assert response.headers["retry-after"] == "1"
 
 
-def test_draining_server_still_serves_in_its_grace(own_stack: Callable[..., Stack]) -> None:
+def test_draining_server_serves_requests_in_its_grace_period(own_stack: OwnStack) -> None:
     stack = own_stack(drain_grace_s=60.0)
     stack.server.services.shutdown.begin()
     assert stack.http.get("/readyz").status_code == 503
     assert stack.works()
 
 
-def test_models_are_described_from_memory(stack: Stack) -> None:
+def test_models_are_listed_and_described(stack: Stack) -> None:
     listed = stack.http.get("/v1/models").json()
     assert listed["object"] == "list"
     model = listed["data"][0]
@@ -70,26 +64,26 @@ def samples(stack: Stack) -> dict[str, float]:
     }
 
 
-def test_answer_moves_the_metrics_that_vllms_dashboards_read(stack: Stack) -> None:
+def test_a_response_updates_the_metrics_that_vllms_dashboards_read(stack: Stack) -> None:
     before = samples(stack)
     assert stack.works()
     after = samples(stack)
 
-    def moved(name: str) -> float:
+    def change(name: str) -> float:
         return after[f"llava_{name}"] - before.get(f"llava_{name}", 0.0)
 
-    assert moved("request_success_total") == 1
-    assert moved("prompt_tokens_total") == 11
-    assert moved("generation_tokens_total") == 2
-    assert moved("time_to_first_token_seconds_count") == 1
-    assert moved("e2e_request_latency_seconds_count") == 1
-    assert moved("inter_token_latency_seconds_count") == 1
+    assert change("request_success_total") == 1
+    assert change("prompt_tokens_total") == 11
+    assert change("generation_tokens_total") == 2
+    assert change("time_to_first_token_seconds_count") == 1
+    assert change("e2e_request_latency_seconds_count") == 1
+    assert change("inter_token_latency_seconds_count") == 1
     assert after["llava_queue_up"] == 1
     assert after["llava_num_workers"] == 1
     assert {"llava_num_requests_running", "llava_num_requests_waiting"} <= after.keys()
 
 
-def test_requests_cannot_make_series(stack: Stack) -> None:
+def test_requests_cannot_create_series(stack: Stack) -> None:
     def count() -> int:
         return sum(
             len(family.samples) for family in text_string_to_metric_families(stack.http.get("/metrics").text)
@@ -104,9 +98,9 @@ def test_requests_cannot_make_series(stack: Stack) -> None:
     assert count() == before
 
 
-def test_refresh_notices_a_lost_queue_and_its_return(own_stack: Callable[..., Stack]) -> None:
+def test_a_refresh_clears_the_queue_error(own_stack: OwnStack) -> None:
     stack = own_stack()
-    registry: WorkerRegistry = stack.server.services.registry
+    registry = stack.server.services.registry
     assert registry.queue_error is None
     registry._set_refresh_error("the queue cannot be reached: test")
     assert wait_until(lambda: registry.queue_error is None)

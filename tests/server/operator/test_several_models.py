@@ -17,8 +17,8 @@ from tests.waiting import wait_until
 GRID = ImageSpec(side=28, tokens_per_tile=4, fit="anyres", grid=((28, 56), (56, 28), (56, 56)))
 
 
-class Two:
-    """A server of the models "plain" and "gridded"."""
+class TwoModels:
+    """A server with a worker of each of the models "plain" and "gridded"."""
 
     def __init__(self, url: str, workers: dict[str, ScriptedWorker]) -> None:
         self.workers = workers
@@ -34,24 +34,24 @@ class Two:
 
 
 @pytest.fixture
-def two(queue_url: str, serve: Serve, request: pytest.FixtureRequest) -> Two:
+def two(queue_url: str, serve: Serve, request: pytest.FixtureRequest) -> TwoModels:
     specs = {"plain": SPEC, "gridded": GRID}
     workers = {name: ScriptedWorker(queue_url, model=name, spec=spec).start() for name, spec in specs.items()}
     for worker in workers.values():
         request.addfinalizer(worker.stop)
-    made = Two(serve().url, workers)
-    request.addfinalizer(made.http.close)
-    wait_until(lambda: made.num_workers() == {"plain": 1, "gridded": 1})
-    return made
+    two = TwoModels(serve().url, workers)
+    request.addfinalizer(two.http.close)
+    wait_until(lambda: two.num_workers() == {"plain": 1, "gridded": 1})
+    return two
 
 
-def test_each_request_goes_to_a_worker_of_its_model(two: Two) -> None:
+def test_each_request_is_run_by_a_worker_of_its_model(two: TwoModels) -> None:
     for name in ("plain", "gridded", "plain"):
         assert text_of(two.chat(name, "say fine")) == "fine"
     assert [len(two.workers[name].assignments) for name in ("plain", "gridded")] == [2, 1]
 
 
-def test_a_model_without_a_worker_is_listed_and_its_requests_may_come_again(two: Two) -> None:
+def test_a_model_without_a_worker_is_listed_and_its_requests_are_a_503(two: TwoModels) -> None:
     two.workers["gridded"].stop()
     wait_until(lambda: two.num_workers() == {"plain": 1, "gridded": 0})
     response = two.chat("gridded", "say fine")
@@ -70,10 +70,10 @@ TILES: list[tuple[str, str, int]] = [
 ]
 
 
-def test_low_detail_is_the_base_view_alone_where_a_model_has_more(two: Two) -> None:
+def test_low_detail_is_one_tile_even_for_a_model_with_a_grid(two: TwoModels) -> None:
     for model, detail, num_tiles in TILES:
-        picture = part(encoded(scene()))
-        picture["image_url"]["detail"] = detail
-        assert two.chat(model, [picture, {"type": "text", "text": "say fine"}]).status_code == 200
+        image_part = part(encoded(scene()))
+        image_part["image_url"]["detail"] = detail
+        assert two.chat(model, [image_part, {"type": "text", "text": "say fine"}]).status_code == 200
         [image] = two.workers[model].assignments[-1].job.images
         assert (image.num_tiles, image.width, image.height) == (num_tiles, 40, 20), (model, detail)

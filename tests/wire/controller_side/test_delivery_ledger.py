@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from llava_wire.controller_side.delivery_ledger import DeliveryLedger
-from llava_wire.controller_side.live_job import LiveJob
+from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob
 from llava_wire.messages.event import ErrorCode, Event
 
 from tests.wire.harness import STOP, make_job

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llava_worker.engine.core.in_flight_step import InFlightStep
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.engine import Engine
-from llava_worker.engine.model_runner import ModelRunner
+from llava_worker.engine.model_runner import InFlightStep, ModelRunner
 from llava_worker.model.config.model_config import read_config, read_image_config
 from llava_worker.model.llava import Llava
 from llava_worker.model.loading.weights import load_weights

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from llava_worker.engine.core.batch import Batch
-from llava_worker.engine.core.in_flight_step import InFlightStep
 from llava_worker.engine.core.scheduler import Chunk
-from llava_worker.engine.model_runner import ModelRunner
+from llava_worker.engine.model_runner import InFlightStep, ModelRunner
 
 
 class SmallRunner(ModelRunner):

@@ -11,12 +11,16 @@ import logging
 import time
 import uuid
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llava_wire.controller_side.live_job import LiveJob
-from llava_wire.messages.event import ErrorCode, Event, decode_event, decode_log, error_event
+import msgspec
 
-__all__ = ["DeliveryLedger", "PendingCancel"]
+from llava_wire.messages.event import ErrorCode, Event, decode_event, decode_log, error_event
+from llava_wire.messages.job import Job
+from llava_wire.redis.connection import Arg
+
+__all__ = ["DeliveryLedger", "LiveJob", "PendingCancel"]
 
 MAX_TAKEN_OVER = 1024
 
@@ -30,6 +34,73 @@ class PendingCancel:
     job_id: str
     tenant: str
     nonce: str
+
+
+class LiveJob:
+    """One job that a controller streams, with everything needed to create it again in an empty Redis.
+
+    ``nonce`` identifies one submission or take-over: a call that is repeated, or that arrives late, is told
+    apart from a call for another reader of the same job. ``epoch`` counts the take-overs of the stream.
+    ``trace`` is the W3C traceparent; it is stored beside the job, whose packed contents do not depend on it.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        pixels: Mapping[str, bytes],
+        *,
+        ttl_s: float,
+        epoch: int = 1,
+        frames: tuple[bytes, ...] = (),
+        nonce: str = "",
+        trace: str = "",
+        is_submitted: bool = True,
+    ) -> None:
+        self.job = job
+        self.pixels = dict(pixels)
+        self.epoch = epoch
+        self.nonce = nonce or uuid.uuid4().hex
+        self.trace = trace
+        self.is_submitted = is_submitted  # False during the first submit, which may still be refused
+        self.frames = list(frames)
+        self.next_offset = sum(len(event.token_ids) for event in decode_log(frames))
+        self.deadline = time.monotonic() + ttl_s
+        self.last_active = time.monotonic()
+        # ID of the last stream entry at the last resync. Entries up to it are in the log already, or void.
+        self.resynced_to = (0, 0)
+
+    @property
+    def remaining_ms(self) -> int:
+        """Milliseconds until the deadline, at least 1."""
+        return max(int((self.deadline - time.monotonic()) * 1000), 1)
+
+    def append(self, payload: bytes, event: Event) -> None:
+        """Add the next frame of the log; ``event`` is what ``payload`` decodes to."""
+        self.frames.append(payload)
+        self.next_offset = event.next_offset
+        self.mark_active()
+
+    def mark_active(self) -> None:
+        self.last_active = time.monotonic()
+
+    def creation_args(self, controller_id: str) -> tuple[Arg, ...]:
+        """The first arguments of the scripts ``submit`` and ``resync``, by which they create the job."""
+        job = self.job
+        digests = " ".join(dict.fromkeys(image.digest for image in job.images))
+        return (
+            job.job_id,
+            controller_id,
+            job.tenant,
+            job.model,
+            job.cost,
+            msgspec.msgpack.encode(job),
+            self.remaining_ms,
+            digests,
+            job.priority,
+            self.nonce,
+            msgspec.msgpack.encode(job.outline),
+            self.trace,
+        )
 
 
 class DeliveryLedger:

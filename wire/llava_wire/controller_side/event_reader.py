@@ -10,8 +10,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Iterator
 
-from llava_wire.controller_side.delivery_ledger import DeliveryLedger
-from llava_wire.controller_side.live_job import LiveJob
+from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob
 from llava_wire.messages.event import ErrorCode, Event
 from llava_wire.redis.connection import UNAVAILABLE, Link, backoff
 from llava_wire.redis.keys import out_key

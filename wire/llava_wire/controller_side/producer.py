@@ -15,10 +15,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from llava_wire.controller_side.delivery_ledger import DeliveryLedger
+from llava_wire.controller_side.delivery_ledger import DeliveryLedger, LiveJob
 from llava_wire.controller_side.event_reader import EventReader
 from llava_wire.controller_side.limits import DEFAULT_TENANT_LIMITS, QueueLimits, TenantLimits, submit_error
-from llava_wire.controller_side.live_job import LiveJob
 from llava_wire.controller_side.queue_status import JobSnapshot, QueuePosition, QueueStats
 from llava_wire.controller_side.sent_images import SentImages
 from llava_wire.errors import DuplicateJob, QueueUnavailable

@@ -20,16 +20,18 @@ import logging
 import time
 
 import torch
+from llava_wire.messages.event import ErrorCode, JobError
 
 from llava_worker.engine.core.block_manager import BlockManager
-from llava_worker.engine.core.in_flight_step import InFlightStep
 from llava_worker.engine.core.scheduler import Chunk, Scheduler
-from llava_worker.engine.core.step_result import StepResult
-from llava_worker.engine.model_runner import ModelRunner
-from llava_worker.engine.oom_retry import launch_with_oom_retry
+from llava_worker.engine.core.step_result import ChunkResult, StepResult
+from llava_worker.engine.model_runner import InFlightStep, ModelRunner, completed
 from llava_worker.engine.speculation.speculative_decoding import SpeculativeDecoding, is_draftable
 
-__all__ = ["AsyncPipeline"]
+__all__ = ["AsyncPipeline", "launch_with_oom_retry"]
+
+_OUT_OF_MEMORY = "the worker's memory is too short for it: try again later, or ask for less"
+
 
 logger = logging.getLogger(__name__)
 
@@ -107,3 +109,30 @@ class AsyncPipeline:
         if self._speculation.expects_drafts(continuing):
             return []
         return self._scheduler.schedule_ahead(continuing)
+
+
+def launch_with_oom_retry(runner: ModelRunner, chunks: list[Chunk]) -> InFlightStep:
+    """Launch a step like ``runner.launch``; split it in halves when out of memory.
+
+    A chunk that does not fit even alone has an INSUFFICIENT_MEMORY result. The memory of the largest step
+    was measured at startup, so this handles what that cannot cover: another program on the same GPU, or
+    fragmentation. The chunks of a step are independent of each other.
+    """
+    try:
+        return runner.launch(chunks)
+    except torch.OutOfMemoryError as error:
+        reason = str(error)
+    # Outside of the handler: its traceback keeps the failed step's tensors alive.
+    runner.release_memory()
+    if len(chunks) == 1:
+        logger.error("seq_id=%s: a step of it alone finds no memory: %s", chunks[0].sequence.seq_id, reason)
+        failure = JobError(ErrorCode.INSUFFICIENT_MEMORY, _OUT_OF_MEMORY)
+        return completed([], [ChunkResult(chunks[0], [], failure)])
+    logger.warning("a step of %d sequences finds no memory, trying halves: %s", len(chunks), reason)
+    half = len(chunks) // 2
+    computed, results = [], []
+    for part in (chunks[:half], chunks[half:]):
+        step = launch_with_oom_retry(runner, part)
+        results += step.read()
+        computed += step.chunks
+    return completed(computed, results)

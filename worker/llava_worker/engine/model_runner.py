@@ -18,7 +18,6 @@ from torch import Tensor
 from llava_worker.engine.core.batch import Batch, FeatureSpan
 from llava_worker.engine.core.block_manager import BlockCopy
 from llava_worker.engine.core.encoder_cache import EncoderCache, ImageKey
-from llava_worker.engine.core.in_flight_step import InFlightStep, completed
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.sequence import Pixels, Sequence
 from llava_worker.engine.core.step_result import ChunkResult
@@ -34,11 +33,40 @@ from llava_worker.model.device_copy import copy_to_device
 from llava_worker.model.gpu.decode_graphs import DecodeGraphs
 from llava_worker.model.llava import Llava
 
-__all__ = ["ModelRunner"]
+__all__ = ["InFlightStep", "ModelRunner", "completed"]
 
 # Tiles per pass of the vision tower: enough to use the machine fully, few enough that its activations stay
 # small compared with the weights.
 MAX_TILES_PER_PASS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class InFlightStep:
+    """``read`` waits for the device and returns a result for each chunk that reaches its sequence's last
+    token.
+
+    Another step can be launched before this one is read if ``token_ids`` is set, int64 [sampled, drafts
+    included] on the device: the sampled tokens, or any token for rows without a valid one.
+    """
+
+    chunks: list[Chunk]
+    read: Callable[[], list[ChunkResult]]
+    sampled: Items[Chunk] = ()
+    token_ids: Tensor | None = None
+
+    def token_ids_for(self, chunks: Items[Chunk]) -> Tensor:
+        """The tokens sampled for the chunks' sequences, none of which has drafts."""
+        assert self.token_ids is not None
+        row_of = {chunk.sequence: row for row, chunk in enumerate(self.sampled)}
+        rows = [row_of[chunk.sequence] for chunk in chunks]
+        if rows == list(range(len(self.token_ids))):
+            return self.token_ids
+        return self.token_ids[copy_to_device(np.array(rows), self.token_ids.device)]
+
+
+def completed(chunks: list[Chunk], results: list[ChunkResult]) -> InFlightStep:
+    """A step whose results are known, and behind which none can be launched before it is read."""
+    return InFlightStep(chunks, lambda: results)
 
 
 class ModelRunner:

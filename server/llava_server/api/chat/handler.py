@@ -24,8 +24,7 @@ from llava_server.errors import ApiError, response_not_found
 from llava_server.generation.collect import CollectedChoice, collect
 from llava_server.generation.disconnect import cancel_on_disconnect
 from llava_server.generation.merged_outputs import MergedOutputs
-from llava_server.generation.serializer import Serializer
-from llava_server.generation.sse_response import EventStream
+from llava_server.generation.sse_response import EventStream, Serializer
 from llava_server.images.errors import ImageError
 from llava_server.images.loader import PreprocessedImage
 from llava_server.lifespan import Services, services_of

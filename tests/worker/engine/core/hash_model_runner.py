@@ -16,10 +16,10 @@ import torch
 from llava_worker.engine import Sequence
 from llava_worker.engine.core.block_manager import BlockCopy
 from llava_worker.engine.core.encoder_cache import EncoderCache
-from llava_worker.engine.core.in_flight_step import InFlightStep
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.step_result import ChunkResult, TokenResult
 from llava_worker.engine.core.step_timer import StepTimer
+from llava_worker.engine.model_runner import InFlightStep
 from llava_worker.engine.sampling.sampled_tokens import count_accepted
 from llava_worker.model.config.image_grid import ImageLayout
 

@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 import torch
 from llava_worker.engine import Sequence, StepOutput
-from llava_worker.engine.core.in_flight_step import InFlightStep
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.step_result import ChunkResult
 from llava_worker.engine.engine import Engine
-from llava_worker.engine.model_runner import ModelRunner
+from llava_worker.engine.model_runner import InFlightStep, ModelRunner
 from llava_worker.engine.startup.build_engine import build_engine
 from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.engine_thread import EngineThread

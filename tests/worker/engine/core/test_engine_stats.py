@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llava_worker.engine.core.in_flight_step import InFlightStep
 from llava_worker.engine.core.scheduler import Chunk
 from llava_worker.engine.core.step_timer import PHASES
 from llava_worker.engine.engine import Engine
-from llava_worker.engine.model_runner import ModelRunner
+from llava_worker.engine.model_runner import InFlightStep, ModelRunner
 
 from tests.worker.checkpoints import Prompt, random_prompt
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
