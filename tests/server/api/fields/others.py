@@ -99,11 +99,13 @@ ROWS: dict[str, Row] = {
     ),
     "DetokenizeRequest.tokens": Differs("/detokenize", {"model": MODEL}, "tokens", ([65], [66], [65, 66])),
     "FileUpload.file": Shown("test_files.py::test_a_file_is_stored_listed_read_and_deleted"),
-    "FileUpload.purpose": Shown("test_files.py::test_another_purpose_is_refused_by_name"),
-    "BatchRequest.input_file_id": Shown("test_batches.py::test_what_a_batch_cannot_be_is_refused_by_name"),
-    "BatchRequest.endpoint": Shown("test_batches.py::test_what_a_batch_cannot_be_is_refused_by_name"),
+    "FileUpload.purpose": Shown("test_files.py::test_another_purpose_is_rejected_with_the_field"),
+    "BatchRequest.input_file_id": Shown(
+        "test_batches.py::test_unsupported_values_are_rejected_with_the_field"
+    ),
+    "BatchRequest.endpoint": Shown("test_batches.py::test_unsupported_values_are_rejected_with_the_field"),
     "BatchRequest.completion_window": Shown(
-        "test_batches.py::test_what_a_batch_cannot_be_is_refused_by_name"
+        "test_batches.py::test_unsupported_values_are_rejected_with_the_field"
     ),
     "BatchRequest.metadata": Shown("test_batches.py::test_the_openai_client_runs_a_batch_from_file_to_file"),
     **{
@@ -141,6 +143,6 @@ QUERIES: dict[str, Shown] = {
         "test_responses_later.py::test_events_are_read_on_after_the_one_that_is_known"
     ),
     "GET /v1/files purpose": Shown("test_files.py::test_a_file_is_stored_listed_read_and_deleted"),
-    "GET /v1/batches after": Shown("test_batches.py::test_pages_of_the_list_join_without_gap"),
-    "GET /v1/batches limit": Shown("test_batches.py::test_pages_of_the_list_join_without_gap"),
+    "GET /v1/batches after": Shown("test_batches.py::test_the_list_is_paged_without_gaps"),
+    "GET /v1/batches limit": Shown("test_batches.py::test_the_list_is_paged_without_gaps"),
 }
