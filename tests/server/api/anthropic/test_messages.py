@@ -86,7 +86,7 @@ def test_the_clients_own_stream_helper_joins_the_text(client: anthropic.Anthropi
     assert (final.stop_reason, final.usage.output_tokens, final.usage.input_tokens) == ("end_turn", 3, 8)
 
 
-def test_pictures_blocks_and_neighbours_of_one_role_reach_the_worker(client: anthropic.Anthropic) -> None:
+def test_images_blocks_and_neighbours_of_one_role_reach_the_worker(client: anthropic.Anthropic) -> None:
     source: Any = {
         "type": "base64",
         "media_type": "image/png",
@@ -276,7 +276,7 @@ def test_an_empty_system_text_and_an_empty_result_are_texts(stack: Stack) -> Non
     assert parts[0] == ("",) and parts[-1] == ("<tool_response></tool_response>",)
 
 
-def test_a_picture_after_a_call_is_refused_and_breaks_nothing(stack: Stack) -> None:
+def test_an_image_after_a_call_is_refused_and_breaks_nothing(stack: Stack) -> None:
     blocks = [
         {"type": "tool_use", "id": "t", "name": "clock", "input": {}},
         {"type": "image", "source": {"type": "url", "url": "data:image/png;base64,x"}},

@@ -113,14 +113,14 @@ def test_queue_with_room_for_some_choices_takes_none(queue_url: str) -> None:
 
 def test_other_choices_wait_for_the_first_one_whose_prompt_they_share(queue_url: str) -> None:
     with running_stack(queue_url) as stack, ThreadPoolExecutor(1) as threads:
-        asked = threads.submit(stack.chat, "silent", n=3)
+        response = threads.submit(stack.chat, "silent", n=3)
         wait_until(lambda: stack.worker.assignments)
         assert stack.works()  # whatever was submitted with the first one would be here by now
         assert len(stack.worker.assignments) == 2
 
         stack.worker.release.set()
 
-        assert len(asked.result().json()["choices"]) == 3
+        assert len(response.result().json()["choices"]) == 3
 
 
 def test_logprobs_have_openais_shape(stack: Stack) -> None:
@@ -141,15 +141,15 @@ def test_logprobs_have_openais_shape(stack: Stack) -> None:
 def test_logprobs_stream_with_their_text(stack: Stack) -> None:
     chunks = stream(stack, "say one two", logprobs=True, n=2)
 
-    told: dict[int, list[str]] = defaultdict(list)
+    tokens_of: dict[int, list[str]] = defaultdict(list)
     for chunk in chunks:
         (choice,) = chunk["choices"]
         if choice["logprobs"]:
             tokens = [token["token"] for token in choice["logprobs"]["content"]]
             assert tokens == [choice["delta"]["content"] or "token_id:0"]
             assert all(token["top_logprobs"] == [] for token in choice["logprobs"]["content"])
-            told[choice["index"]] += tokens
-    assert told == {index: ["one", " two", "token_id:0"] for index in range(2)}
+            tokens_of[choice["index"]] += tokens
+    assert tokens_of == {index: ["one", " two", "token_id:0"] for index in range(2)}
 
 
 def test_nobody_who_did_not_ask_is_told_logprobs(stack: Stack) -> None:

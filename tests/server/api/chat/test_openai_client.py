@@ -48,7 +48,7 @@ def test_stream_helper_ends_with_a_final_completion(client: openai.OpenAI) -> No
         assert stream.get_final_completion().choices[0].message.content == "one two"
 
 
-def test_two_pictures(client: openai.OpenAI) -> None:
+def test_two_images(client: openai.OpenAI) -> None:
     urls = [data_url(encoded(scene(20, 10))), data_url(encoded(scene(10, 20)))]
     completion = client.chat.completions.create(
         model=MODEL,

@@ -36,24 +36,24 @@ def read(stack: Stack, job_id: str, headers: dict[str, str] | None = None, **que
 
 
 def test_an_ended_answer_is_read_again_whole(stack: Stack) -> None:
-    asked = stack.chat("say one two three").json()
-    again = read(stack, asked["id"])
+    first = stack.chat("say one two three").json()
+    again = read(stack, first["id"])
     assert text_of(again) == "one two three"
-    assert again.json()["usage"] == asked["usage"]
+    assert again.json()["usage"] == first["usage"]
     assert again.json()["model"] == MODEL
 
 
 @pytest.mark.parametrize(("start", "rest"), [(0, "one two three"), (1, " two three"), (3, ""), (4, "")])
 def test_a_stream_goes_on_after_the_tokens_that_the_reader_has(stack: Stack, start: int, rest: str) -> None:
-    asked = stack.chat("say one two three").json()
-    by_query = read(stack, asked["id"], stream="true", starting_after=start, include_usage="true")
+    first = stack.chat("say one two three").json()
+    by_query = read(stack, first["id"], stream="true", starting_after=start, include_usage="true")
     by_header = read(
-        stack, asked["id"], {"Last-Event-ID": f"{asked['id']}:{start}"}, stream="true", include_usage="true"
+        stack, first["id"], {"Last-Event-ID": f"{first['id']}:{start}"}, stream="true", include_usage="true"
     )
     for response in (by_query, by_header):
         assert response.headers["content-type"].startswith("text/event-stream")
         assert text_in(response) == rest
-        assert chunks(response)[-1]["usage"] == asked["usage"]
+        assert chunks(response)[-1]["usage"] == first["usage"]
         assert [c["finish_reason"] for chunk in chunks(response) for c in chunk["choices"]][-1] == "stop"
         assert response.text.endswith("data: [DONE]\n\n")
 
@@ -130,12 +130,12 @@ def test_a_kept_answer_to_which_nobody_comes_back_is_cancelled(own_stack: Callab
 def test_a_kept_answer_can_be_cancelled(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack()
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(ask, stack, "go-on", KEY)
+        response = pool.submit(ask, stack, "go-on", KEY)
         wait_until(lambda: stack.worker.assignments)
         job_id = stack.worker.assignments[0].job.job_id
         deleted = stack.http.delete(f"/v1/chat/completions/{job_id}")
         assert (deleted.status_code, deleted.json()["deleted"]) == (200, True)
-        assert asked.result().json()["error"]["code"] == "answer_cancelled"
+        assert response.result().json()["error"]["code"] == "answer_cancelled"
     wait_until(lambda: job_id in stack.worker.refused)
     assert stack.http.delete(f"/v1/chat/completions/{job_id}").status_code == 404
 
@@ -151,8 +151,8 @@ def test_a_deleted_answer_is_gone_with_all_its_choices(stack: Stack) -> None:
 
 
 def test_a_deleted_answer_is_answered_anew_under_its_key(stack: Stack) -> None:
-    asked = ask(stack, "say one", "k-deleted").json()
-    assert stack.http.delete(f"/v1/chat/completions/{asked['id']}").status_code == 200
+    first = ask(stack, "say one", "k-deleted").json()
+    assert stack.http.delete(f"/v1/chat/completions/{first['id']}").status_code == 200
     assert text_of(ask(stack, "say one", "k-deleted")) == "one"
     assert len(stack.worker.assignments) == 2
 
@@ -167,10 +167,10 @@ def test_a_repeated_request_runs_once_and_both_get_its_answer(stack: Stack) -> N
 
 def test_requests_repeated_at_once_run_once(stack: Stack, serve: Serve) -> None:
     with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(ask, stack, "hold", "k3") for _ in range(4)]
+        responses = [pool.submit(ask, stack, "hold", "k3") for _ in range(4)]
         wait_until(lambda: stack.worker.assignments)
         stack.worker.release.set()
-        assert [text_of(each.result()) for each in asked] == ["begun done"] * 4
+        assert [text_of(each.result()) for each in responses] == ["begun done"] * 4
     assert len(stack.worker.assignments) == 1
 
 

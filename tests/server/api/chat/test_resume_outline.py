@@ -29,7 +29,7 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 
 
-def said(response: httpx2.Response) -> list[tuple[int | None, Any]]:
+def events(response: httpx2.Response) -> list[tuple[int | None, Any]]:
     """(tokens so far, choices or usage) of each chunk; the number stands on the last chunk of an event."""
     found: list[tuple[int | None, Any]] = []
     for block in response.text.strip().split("\n\n"):
@@ -41,10 +41,10 @@ def said(response: httpx2.Response) -> list[tuple[int | None, Any]]:
     return found
 
 
-def asked(stack: Stack, text: str, **fields: Any) -> tuple[str, list[tuple[int | None, Any]]]:
-    """The answer's id and all that its undisturbed stream said."""
+def start(stack: Stack, text: str, **fields: Any) -> tuple[str, list[tuple[int | None, Any]]]:
+    """The answer's id and all that its uninterrupted stream sent."""
     response = stack.chat(text, stream=True, stream_options={"include_usage": True}, **fields)
-    return json.loads(response.text.partition("data: ")[2].partition("\n")[0])["id"], said(response)
+    return json.loads(response.text.partition("data: ")[2].partition("\n")[0])["id"], events(response)
 
 
 def read_on(stack: Stack, job_id: str, **query: Any) -> httpx2.Response:
@@ -54,12 +54,12 @@ def read_on(stack: Stack, job_id: str, **query: Any) -> httpx2.Response:
 
 @pytest.mark.parametrize("fields", ASKED.values(), ids=ASKED)
 def test_a_stream_read_on_anywhere_is_the_undisturbed_one(stack: Stack, fields: dict[str, Any]) -> None:
-    job_id, whole = asked(stack, **fields)
+    job_id, whole = start(stack, **fields)
     places = [number for number, (place, _) in enumerate(whole) if place is not None]
     assert len(places) >= 2
     for number in places[:-1]:
-        assert said(read_on(stack, job_id, starting_after=whole[number][0])) == whole[number + 1 :]
-    end = said(read_on(stack, job_id, starting_after=whole[places[-1]][0]))
+        assert events(read_on(stack, job_id, starting_after=whole[number][0])) == whole[number + 1 :]
+    end = events(read_on(stack, job_id, starting_after=whole[places[-1]][0]))
     assert end[-2:] == whole[-2:]  # the end is told even to who has all tokens
 
 
@@ -67,8 +67,8 @@ def test_a_stream_read_on_anywhere_is_the_undisturbed_one(stack: Stack, fields: 
 def test_a_stream_read_from_its_beginning_is_the_undisturbed_one(
     stack: Stack, fields: dict[str, Any]
 ) -> None:
-    job_id, whole = asked(stack, **fields)
-    assert said(read_on(stack, job_id)) == whole
+    job_id, whole = start(stack, **fields)
+    assert events(read_on(stack, job_id)) == whole
 
 
 @pytest.mark.parametrize("fields", ASKED.values(), ids=ASKED)
@@ -81,14 +81,14 @@ def test_the_whole_answer_read_later_is_the_one_that_was_given(stack: Stack, fie
 
 
 def test_without_log_probabilities_none_are_told(stack: Stack) -> None:
-    job_id, _ = asked(stack, "say one two three")
-    told = [choices for _, choices in said(read_on(stack, job_id)) if isinstance(choices, list)]
-    assert all(choices[0]["logprobs"] is None for choices in told)
+    job_id, _ = start(stack, "say one two three")
+    seen = [choices for _, choices in events(read_on(stack, job_id)) if isinstance(choices, list)]
+    assert all(choices[0]["logprobs"] is None for choices in seen)
 
 
 def test_with_log_probabilities_each_token_has_its_own_once(stack: Stack) -> None:
-    job_id, whole = asked(stack, "say one two three", logprobs=True)
+    job_id, whole = start(stack, "say one two three", logprobs=True)
     last = whole[-1][1]["completion_tokens"]
-    rest = said(read_on(stack, job_id, starting_after=2))
-    told = [choices[0]["logprobs"]["content"] for _, choices in rest[:-1] if choices[0]["logprobs"]]
-    assert sum(len(each) for each in told) == last - 2 == 2
+    rest = events(read_on(stack, job_id, starting_after=2))
+    seen = [choices[0]["logprobs"]["content"] for _, choices in rest[:-1] if choices[0]["logprobs"]]
+    assert sum(len(each) for each in seen) == last - 2 == 2

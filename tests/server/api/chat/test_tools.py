@@ -25,7 +25,7 @@ RESULT = {"role": "tool", "tool_call_id": "c1", "content": "18 degrees"}
 NAMED = {"type": "function", "function": {"name": "clock"}}
 
 
-def wanted(stack: Stack) -> dict[str, Any]:
+def tool_grammar(stack: Stack) -> dict[str, Any]:
     """What the worker's grammar says."""
     grammar = stack.worker.assignments[-1].job.sampling.grammar
     assert grammar is not None and grammar.kind == "tools"
@@ -51,13 +51,13 @@ CHOICES: list[tuple[dict[str, Any], str, bool, list[str]]] = [
 def test_the_worker_is_told_what_may_be_called(stack: Stack) -> None:
     for fields, choice, is_parallel, names in CHOICES:
         assert stack.chat("say x", tools=[WEATHER, CLOCK], **fields).status_code == 200, fields
-        told = wanted(stack)
-        assert (told["choice"], told["is_parallel"]) == (choice, is_parallel), fields
-        assert [function["name"] for function in told["functions"]] == names, fields
+        grammar = tool_grammar(stack)
+        assert (grammar["choice"], grammar["is_parallel"]) == (choice, is_parallel), fields
+        assert [function["name"] for function in grammar["functions"]] == names, fields
         schemas = {"weather": CITY, "clock": NO_ARGUMENTS}
-        assert all(function["parameters"] == schemas[function["name"]] for function in told["functions"]), (
-            fields
-        )
+        assert all(
+            function["parameters"] == schemas[function["name"]] for function in grammar["functions"]
+        ), fields
         system = stack.worker.assignments[-1].job.messages[0]
         assert system.role == "system", fields
         assert [name in str(system.parts) for name in ("weather", "clock")] == [
@@ -134,8 +134,8 @@ def test_calls_and_results_of_earlier_turns_reach_the_worker_as_turns(stack: Sta
     assert system.parts[0] == "Be brief." and "weather" in str(system.parts[1])
     assert question == Message("user", ("Weather?",))
     assert call == Message("assistant", (f"{PARIS}\n{PARIS}",))
-    said = ("<tool_response>18 degrees</tool_response>", "<tool_response>rain</tool_response>", "say so")
-    assert results == Message("user", said)
+    parts = ("<tool_response>18 degrees</tool_response>", "<tool_response>rain</tool_response>", "say so")
+    assert results == Message("user", parts)
 
 
 ASKED = {"role": "user", "content": "Weather?"}

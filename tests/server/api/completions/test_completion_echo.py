@@ -17,7 +17,7 @@ FIELDS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 OF_SAY_A = [None, -0.125, -0.25, -0.375, -0.5, -0.625]
 
 
-def told(response: Any, index: int = 0) -> dict[str, Any]:
+def choice_of(response: Any, index: int = 0) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     choice: dict[str, Any] = response.json()["choices"][index]
     assert {len(choice["logprobs"][field]) for field in FIELDS} == {len(choice["logprobs"]["tokens"])}
@@ -36,23 +36,23 @@ def test_a_prompt_of_tokens_is_echoed_as_their_text(stack: Stack) -> None:
 
 
 def test_logprobs_cover_prompt_and_answer_and_are_null_for_the_first_token(stack: Stack) -> None:
-    choice = told(complete(stack, "say a", echo=True, logprobs=1))
+    choice = choice_of(complete(stack, "say a", echo=True, logprobs=1))
     logprobs = choice["logprobs"]
     assert choice["text"] == "say aa"
     assert logprobs["tokens"] == ["token_id:0", *"say a", "a", "token_id:0"]
     assert logprobs["token_logprobs"] == [*OF_SAY_A, -0.5, -0.5]
     assert logprobs["text_offset"] == [0, 0, 1, 2, 3, 4, 5, 6]
     assert logprobs["top_logprobs"][:2] == [None, {"s": -0.125}]
-    assert told(complete(stack, "say a", logprobs=1))["logprobs"]["tokens"] == ["a", "token_id:0"]
+    assert choice_of(complete(stack, "say a", logprobs=1))["logprobs"]["tokens"] == ["a", "token_id:0"]
 
 
 def test_scoring_is_a_prompt_without_an_answer(stack: Stack) -> None:
     """As evaluation harnesses ask: token ids, max_tokens 0, temperature 0."""
     response = complete(stack, [[72, 105], [72]], echo=True, logprobs=1, max_tokens=0, temperature=0)
-    choice = told(response)
+    choice = choice_of(response)
     assert (choice["text"], choice["finish_reason"]) == ("Hi", "length")
     assert choice["logprobs"]["token_logprobs"] == [None, -0.125]
-    assert told(response, 1)["logprobs"]["token_logprobs"] == [None]
+    assert choice_of(response, 1)["logprobs"]["token_logprobs"] == [None]
     usage = response.json()["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (22, 0, 22)
 
@@ -67,16 +67,16 @@ def test_each_of_n_answers_has_the_prompt(stack: Stack) -> None:
     response = complete(stack, ["say a", "say b"], n=2, echo=True, logprobs=0)
     assert texts(response) == ["say aa", "say aa", "say bb", "say bb"]
     for index in range(4):
-        assert told(response, index)["logprobs"]["token_logprobs"][:6] == OF_SAY_A
+        assert choice_of(response, index)["logprobs"]["token_logprobs"][:6] == OF_SAY_A
     assert response.json()["usage"]["prompt_tokens"] == 22
 
 
 @pytest.mark.parametrize("max_tokens", [0, 16])
 def test_a_stream_tells_the_prompt_first_and_joins_to_the_whole(stack: Stack, max_tokens: int) -> None:
-    asked = {"prompt": "say é b", "echo": True, "logprobs": 2, "max_tokens": max_tokens}
-    whole = told(complete(stack, **asked))
+    fields = {"prompt": "say é b", "echo": True, "logprobs": 2, "max_tokens": max_tokens}
+    whole = choice_of(complete(stack, **fields))
     joined: dict[str, Any] = {"text": "", **{field: [] for field in FIELDS}}
-    chunks = chunks_of(complete(stack, stream=True, **asked))
+    chunks = chunks_of(complete(stack, stream=True, **fields))
     assert chunks[0]["choices"][0]["text"] == "say é b"
     for chunk in chunks:
         choice = chunk["choices"][0]

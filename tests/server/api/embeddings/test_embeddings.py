@@ -13,7 +13,7 @@ from tests.server.conftest import OwnStack, Stack
 from tests.server.image_files import encoded, part, scene
 from tests.server.scripted_worker import MODEL
 
-PICTURE = part(encoded(scene()))
+IMAGE = part(encoded(scene()))
 
 
 def embed(stack: Stack, given: Any, **fields: Any) -> httpx2.Response:
@@ -27,8 +27,8 @@ def embed(stack: Stack, given: Any, **fields: Any) -> httpx2.Response:
         (["a", "abc"], [[1, 0], [3, 0]]),
         ([7, 8, 9, 10], [[4, 0]]),
         ([[7], [8, 9]], [[1, 0], [2, 0]]),
-        (PICTURE, [[0, 1]]),
-        (["abcd", PICTURE, "ab"], [[4, 0], [0, 1], [2, 0]]),
+        (IMAGE, [[0, 1]]),
+        (["abcd", IMAGE, "ab"], [[4, 0], [0, 1], [2, 0]]),
         ([str(n) * (n % 7 + 1) for n in range(8)] * 12, [[n % 7 + 1, 0] for n in range(8)] * 12),
     ],
     ids=["text", "texts", "tokens", "lists of tokens", "picture", "texts and picture", "many"],
@@ -75,7 +75,7 @@ INVALID: list[tuple[Any, dict[str, Any], str]] = [
     ([{"type": "text", "text": "a"}], {}, "input[0].type"),
     (["a"] * 2049, {}, "input"),
     ("x" * (1024 * 1024 + 1), {}, "input"),
-    ([PICTURE] * 9, {}, "input"),
+    ([IMAGE] * 9, {}, "input"),
     (["a", part(b"no picture")], {}, "input[1].image_url.url"),
     ("a", {"encoding_format": "int8"}, "encoding_format"),
     ("a", {"dimensions": 8}, "dimensions"),

@@ -67,7 +67,7 @@ def tokenized(place: str, *values: Any, body: dict[str, Any] = IN_TURNS) -> Diff
     return Differs("/tokenize", body, place, values)
 
 
-_PICTURE = {"type": "image_url", "image_url": {"url": ONE}}
+_IMAGE = {"type": "image_url", "image_url": {"url": ONE}}
 _FOLLOWED = {"stream": True, "stream_options": {"include_usage": True}}
 
 ROWS: dict[str, Row] = {
@@ -79,9 +79,7 @@ ROWS: dict[str, Row] = {
     "CompletionRequest.stream": completed("stream", True, False),
     "CompletionRequest.stream_options": completed("stream_options", {"include_usage": True}, {}, **_FOLLOWED),
     "CompletionRequest.user": Hint("/v1/completions", COMPLETED, "user", "u", "u" * 1025),
-    "EmbeddingRequest.input": embedded(
-        "input", "yes", "maybe", ["yes", "maybe"], [5], [[5], [6, 7]], _PICTURE
-    ),
+    "EmbeddingRequest.input": embedded("input", "yes", "maybe", ["yes", "maybe"], [5], [[5], [6, 7]], _IMAGE),
     "EmbeddingRequest.encoding_format": embedded("encoding_format", "float", "base64"),
     "EmbeddingRequest.user": Hint("/v1/embeddings", EMBEDDED, "user", "u", "u" * 1025),
     "TokenizeRequest.prompt": tokenized("prompt", "yes", "no", body=TOKENIZED),

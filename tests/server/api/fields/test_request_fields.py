@@ -104,9 +104,9 @@ def named(name: str) -> Iterator[None]:
 def try_differs(stack: Stack, row: Differs) -> None:
     seen = []
     for value in row.values:
-        response, came = outcome(stack, row.path, changed(row.body, row.place, value))
+        response, result = outcome(stack, row.path, changed(row.body, row.place, value))
         assert response.status_code == 200, response.text
-        seen.append(came)
+        seen.append(result)
     assert len(set(seen)) == len(seen) >= 2
     assert outcome(stack, row.path, changed(row.body, row.place, row.values[-1]))[1] == seen[-1]
 

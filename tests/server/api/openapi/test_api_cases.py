@@ -31,7 +31,7 @@ WEIGHTS = {each: 5 if "requestBody" in DOCUMENT["paths"][each[0]][each[1]] else 
 NOT_OURS = {500, 503}  # the document lists them; nothing here should make them happen
 
 
-def answered(stack: Stack) -> str:
+def stored_chat(stack: Stack) -> str:
     """The id of an answer that is kept."""
     headers = {"idempotency-key": "api-case"}
     body = {"model": MODEL, "messages": [{"role": "user", "content": "say yes"}]}
@@ -39,32 +39,36 @@ def answered(stack: Stack) -> str:
     return job_id
 
 
-def responded(stack: Stack) -> str:
+def stored_response(stack: Stack) -> str:
     response_id: str = stack.http.post("/v1/responses", json={"model": MODEL, "input": "say yes"}).json()[
         "id"
     ]
     return response_id
 
 
-def stored(stack: Stack) -> str:
+def stored_file(stack: Stack) -> str:
     """A key may have so many files only, so one that is there will do."""
     files = stack.http.get("/v1/files").json()["data"]
     file = files[0] if files else upload(stack.http, input_file(request_line("a", "say yes"))).json()
     return str(file["id"])
 
 
-def begun(stack: Stack) -> str:
-    body = {"input_file_id": stored(stack), "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+def created_batch(stack: Stack) -> str:
+    body = {
+        "input_file_id": stored_file(stack),
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
     batch_id: str = stack.http.post("/v1/batches", json=body).json()["id"]
     return batch_id
 
 
 # What a path's parameter may name; looked up anew for each request, since some delete it.
 EXISTING: dict[str, Callable[[Stack], str]] = {
-    "job_id": answered,
-    "response_id": responded,
-    "file_id": stored,
-    "batch_id": begun,
+    "job_id": stored_chat,
+    "response_id": stored_response,
+    "file_id": stored_file,
+    "batch_id": created_batch,
     "model_id": lambda stack: MODEL,
 }
 
@@ -78,23 +82,23 @@ def cases(path: str, method: str) -> st.SearchStrategy[Case[Any]]:
     return st.one_of(*modes)
 
 
-def sent(stack: Stack, case: Case[Any], *, names_one: bool) -> httpx2.Response:
+def send(stack: Stack, case: Case[Any], *, names_one: bool) -> httpx2.Response:
     """The case as a client sends it; with ``names_one`` the path names something that is there."""
     path = case.formatted_path
     if names_one and case.path_parameters:
         path = case.path.format(**{name: EXISTING[name](stack) for name in case.path_parameters})
     query = {name: str(value) for name, value in (case.query or {}).items()}
-    sent = payload(case)
-    headers = {**sendable(case.headers or {}), **sent.pop("headers", {})}
-    return stack.http.request(case.method, path, params=query, headers=headers, **sent)
+    content = payload(case)
+    headers = {**sendable(case.headers or {}), **content.pop("headers", {})}
+    return stack.http.request(case.method, path, params=query, headers=headers, **content)
 
 
 def sendable(headers: Mapping[str, Any]) -> dict[str, str]:
     """Those that a client library lets through at all; what they say may be wrong all the same."""
-    told = {name: str(value) for name, value in headers.items()}
+    values = {name: str(value) for name, value in headers.items()}
     return {
         name: value
-        for name, value in told.items()
+        for name, value in values.items()
         if value == value.strip() and value.isprintable() and value.isascii()
     }
 
@@ -131,7 +135,7 @@ def test_no_request_of_the_document_meets_a_500_or_an_answer_that_is_not_in_it(
     )
     @given(case=cases(path, method), names_one=st.booleans())
     def keeps_its_word(case: Case[Any], names_one: bool) -> None:
-        response = sent(stack, case, names_one=names_one)
+        response = send(stack, case, names_one=names_one)
         seen[response.status_code] += 1
         assert response.status_code in documented - NOT_OURS, (response.status_code, response.text)
         assert violations(response) == []

@@ -21,7 +21,7 @@ CHAT = "/v1/chat/completions"
 CHAT_ID = f"{CHAT}/{{job_id}}"
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "say yes"}]}
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]
-# Read, but told elsewhere (keys, a body's kind and size), or of pages, or of the operator's port.
+# Read, but documented elsewhere (keys, a body's kind and size), or of pages, or of the operator's port.
 ELSEWHERE = {"authorization", "x-api-key", "content-type", "content-length", "if-none-match", "origin"}
 
 
@@ -31,7 +31,7 @@ def read_by(source: str) -> set[str]:
     return {(by_call or by_test).lower() for by_call, by_test in re.findall(reads, source, re.IGNORECASE)}
 
 
-def told_of(method: str, path: str) -> set[str]:
+def headers_of(method: str, path: str) -> set[str]:
     parameters = DOCUMENT["paths"][path][method]["parameters"]
     return {each["name"].lower() for each in parameters if each["in"] == "header"}
 
@@ -40,8 +40,8 @@ def test_every_header_that_is_read_is_in_the_document_and_no_other() -> None:
     folder = Path(llava_server.__file__).parent
     calls_out = folder / "images" / "fetch.py"  # reads another server's answers
     sources = [path.read_text() for path in folder.rglob("*.py") if path != calls_out]
-    told = {name for method, path in OPERATIONS for name in told_of(method, path)}
-    assert set().union(*map(read_by, sources)) == told | ELSEWHERE
+    documented = {name for method, path in OPERATIONS for name in headers_of(method, path)}
+    assert set().union(*map(read_by, sources)) == documented | ELSEWHERE
 
 
 def test_a_header_that_is_read_and_not_in_the_document_would_be_found() -> None:
@@ -57,10 +57,11 @@ def test_a_header_that_is_read_and_not_in_the_document_would_be_found() -> None:
 
 def test_headers_of_requests_stand_where_they_mean_something() -> None:
     places = {
-        name: {place for place in OPERATIONS if name in told_of(*place)} for name in told_of("get", CHAT_ID)
+        name: {place for place in OPERATIONS if name in headers_of(*place)}
+        for name in headers_of("get", CHAT_ID)
     }
-    asked = {("post", CHAT), ("post", "/v1/messages"), ("post", "/v1/responses")}
-    assert {place for place in OPERATIONS if "idempotency-key" in told_of(*place)} == asked
+    with_key = {("post", CHAT), ("post", "/v1/messages"), ("post", "/v1/responses")}
+    assert {place for place in OPERATIONS if "idempotency-key" in headers_of(*place)} == with_key
     assert places["last-event-id"] == {("get", CHAT_ID)}
     assert places["x-request-id"] == set(OPERATIONS)
     assert places["traceparent"] == {place for place in OPERATIONS if place[1].startswith("/v1/")}

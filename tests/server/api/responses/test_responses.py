@@ -92,13 +92,13 @@ def test_a_response_without_a_word_has_an_empty_message(client: openai.OpenAI) -
     assert (response.output_text, len(response.output)) == ("", 1)
 
 
-def test_pictures_and_earlier_items_reach_the_worker(client: openai.OpenAI, stack: Stack) -> None:
+def test_images_and_earlier_items_reach_the_worker(client: openai.OpenAI, stack: Stack) -> None:
     first = client.responses.create(model=MODEL, input="say one")
-    picture: Any = {"type": "input_image", "image_url": data_url(encoded(scene())), "detail": "low"}
+    image: Any = {"type": "input_image", "image_url": data_url(encoded(scene())), "detail": "low"}
     conversation: list[Any] = [
         {"role": "user", "content": "say one"},
         *first.output,
-        {"role": "user", "content": [picture, {"type": "input_text", "text": "and then?"}]},
+        {"role": "user", "content": [image, {"type": "input_text", "text": "and then?"}]},
     ]
     assert client.responses.create(model=MODEL, input=conversation).output_text == (
         "user:say one|assistant:one|user:[40x20]and then?"

@@ -25,8 +25,8 @@ def test_a_text_becomes_its_tokens(stack: Stack) -> None:
 
 
 def test_a_conversation_becomes_the_tokens_that_a_chat_would_have(stack: Stack) -> None:
-    picture = {"role": "user", "content": [part(encoded(scene())), {"type": "text", "text": "Hi"}]}
-    response = stack.http.post("/tokenize", json={"model": MODEL, "messages": [picture]})
+    image = {"role": "user", "content": [part(encoded(scene())), {"type": "text", "text": "Hi"}]}
+    response = stack.http.post("/tokenize", json={"model": MODEL, "messages": [image]})
     assert response.json()["tokens"] == [0, *b"Hi"]
     job = stack.worker.assignments[-1].job
     assert (job.task, job.form, len(job.images)) == ("tokenize", "chat", 1)
