@@ -16,15 +16,14 @@ from tests.machine_speed import scaled
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-NUM_PROMPTS, NUM_EXHAUSTIVE_PROMPTS = 60, 200
+NUM_PROMPTS = 200
 MAX_TOKENS = 32
 TINY = Path(__file__).parents[2] / "worker" / "llava_worker" / "tiny"
 
 
 @pytest.fixture(scope="module")
-def exam(pytestconfig: pytest.Config) -> list[Question]:
-    number = NUM_EXHAUSTIVE_PROMPTS if pytestconfig.getoption("exhaustive") else NUM_PROMPTS
-    found = list(questions(number // 3 + 1, "equality"))[:number]
+def exam() -> list[Question]:
+    found = list(questions(NUM_PROMPTS // 3 + 1, "equality"))[:NUM_PROMPTS]
     assert {len(question.scenes) for question in found} == {0, 1, 2}
     assert {len(question.turns) for question in found} == {1, 2, 3}
     return found

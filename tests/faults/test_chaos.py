@@ -12,7 +12,7 @@ from tests.faults.cluster import Cluster
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
-DURATION_S = float(os.environ.get("LLAVA_CHAOS_S") or 15)
+DURATION_S = float(os.environ.get("LLAVA_CHAOS_S") or 25)
 SEED = int(os.environ.get("LLAVA_CHAOS_SEED") or 1)
 
 

@@ -17,7 +17,7 @@ from tests.server.image_files import data_url, encoded, part, png_claiming, scen
 from tests.server.images.test_image_requests import LEAKS
 from tests.server.scripted_worker import MODEL
 
-NUM_BROKEN, NUM_EXHAUSTIVE_BROKEN = 500, 1000
+NUM_BROKEN = 1000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 SOUND = {name: encoded(scene(64, 48), name) for name in FORMATS}
 
@@ -77,10 +77,10 @@ def in_tokens(url: str) -> tuple[str, dict[str, Any]]:
 ROUTES = [in_a_chat, in_a_response, in_a_message, to_be_counted, to_be_embedded, in_tokens]
 
 
-def test_no_broken_image_makes_an_error_reveal_internals(stack: Stack, pytestconfig: pytest.Config) -> None:
+def test_no_broken_image_makes_an_error_reveal_internals(stack: Stack) -> None:
     """On every route, because each words its errors itself."""
     statuses = Counter[tuple[str, int]]()
-    for number in range(NUM_EXHAUSTIVE_BROKEN if pytestconfig.getoption("exhaustive") else NUM_BROKEN):
+    for number in range(NUM_BROKEN):
         path, body = ROUTES[number // len(FORMATS) % len(ROUTES)](data_url(broken(number)))
         response = stack.http.post(path, json={"model": MODEL, **body})
         statuses[path, response.status_code] += 1
@@ -93,7 +93,7 @@ def test_no_broken_image_makes_an_error_reveal_internals(stack: Stack, pytestcon
             assert not LEAKS.search(json.dumps(error)), (number, error)
     assert stack.works()
     # Otherwise the images are broken too little or too much to test anything.
-    assert all(statuses[path, status] >= 5 for path, _ in statuses for status in (200, 400)), statuses
+    assert all(statuses[path, status] >= 10 for path, _ in statuses for status in (200, 400)), statuses
     assert len(statuses) == 2 * len(ROUTES)
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llava_worker.engine import Sequence
 
 from tests.worker.checkpoints import Prompt, Reference, random_prompt, reference_output
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
+from tests.worker.engine.random_traffic import run_random_traffic
 from tests.worker.engine.seeds import for_each_seed
 
 LENGTH = 20  # output tokens
@@ -125,33 +127,12 @@ def test_random_traffic_keeps_every_answer_and_every_block(
             max_batch_tokens=int(rng.integers(8, 40)),
             encoder_cache_bytes=int(rng.integers(0, 8000)),
         )
-        expected: dict[str, list[int]] = {}
-        answers: dict[str, list[int | None]] = {}
-        to_come = int(rng.integers(5, 25))
-        while to_come or engine.num_sequences:
-            for _ in range(min(to_come, int(rng.integers(0, 4)))):
-                which, seq_id = int(rng.integers(len(prompts))), str(to_come)
-                scope = "ab"[int(rng.integers(2))]
-                engine.add(
-                    make_sequence(
-                        prompts[which],
-                        seq_id=seq_id,
-                        max_new_tokens=LENGTH,
-                        cache_scope=scope,
-                        **sampling[which],
-                    )
-                )
-                expected[seq_id], answers[seq_id] = alone[which], []
-                to_come -= 1
-            if expected and rng.random() < 0.1:
-                aborted = str(rng.choice(list(expected)))
-                engine.abort(aborted)
-                expected.pop(aborted)
-            for output in engine.step():
-                answers[output.seq_id].append(output.token_id)
-            engine.check()
 
-        assert {seq_id: answers[seq_id] for seq_id in expected} == expected
-        assert engine.stats().num_free_blocks == engine.stats().num_blocks
+        def make(which: int, seq_id: str, scope: str) -> Sequence:
+            return make_sequence(
+                prompts[which], seq_id=seq_id, max_new_tokens=LENGTH, cache_scope=scope, **sampling[which]
+            )
 
-    for_each_seed(pytestconfig, run_workload, default=6, exhaustive=25)
+        run_random_traffic(engine, rng, make, alone, num_sequences=int(rng.integers(5, 25)))
+
+    for_each_seed(pytestconfig, run_workload, num_seeds=25)

@@ -64,7 +64,7 @@ def test_a_workload_without_tensors_keeps_every_token_and_every_block(
         )
         traffic.run(engine, max_batch_tokens=shape["max_batch_tokens"])
 
-    for_each_seed(pytestconfig, run_workload, default=200, exhaustive=1000)
+    for_each_seed(pytestconfig, run_workload, num_seeds=1000)
 
 
 @pytest.fixture(scope="module")
@@ -120,4 +120,4 @@ def test_a_workload_of_a_real_model_keeps_every_token_and_every_block(
         )
         traffic.run(engine, max_batch_tokens=shape["max_batch_tokens"])
 
-    for_each_seed(pytestconfig, run_workload, default=40, exhaustive=120)
+    for_each_seed(pytestconfig, run_workload, num_seeds=120)

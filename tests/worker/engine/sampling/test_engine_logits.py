@@ -125,7 +125,7 @@ def test_every_logit_of_a_run_is_transformers(
             assert "mixed" in recorder_of(engine).kinds
             assert engine.stats().num_cached_tokens_total >= longest // block_size * block_size - block_size
 
-    for_each_seed(pytestconfig, run_workload, default=2 * NUM_SIZES, exhaustive=30)
+    for_each_seed(pytestconfig, run_workload, num_seeds=30)
 
 
 def assert_logits_are_the_references(

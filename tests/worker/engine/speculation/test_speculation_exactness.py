@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llava_worker.engine import EngineStats, StepOutput
+from llava_worker.engine import EngineStats, Sequence, StepOutput
 from llava_worker.engine.engine import Engine
 from llava_worker.engine.speculation.drafter import Drafter
 
 from tests.worker.checkpoints import Prompt, random_prompt
 from tests.worker.engine.drafters import EagerDrafter, FixedPriceDrafter, ScriptedDrafter
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
+from tests.worker.engine.random_traffic import run_random_traffic
 from tests.worker.engine.seeds import for_each_seed
 
 LENGTH = 24  # of an answer, in tokens
@@ -215,27 +216,10 @@ def test_random_traffic_keeps_every_answer_and_every_block(
             encoder_cache_bytes=int(rng.integers(0, 8000)),
             drafter=drafters[int(rng.integers(len(drafters)))],
         )
-        expected: dict[str, list[int]] = {}
-        answers: dict[str, list[int | None]] = {}
-        to_come = int(rng.integers(5, 20))
-        while to_come or engine.num_sequences:
-            for _ in range(min(to_come, int(rng.integers(0, 4)))):
-                which = int(rng.integers(len(prompts)))
-                seq_id, scope = f"{which}.{to_come}", "ab"[int(rng.integers(2))]
-                engine.add(
-                    make_sequence(prompts[which], seq_id=seq_id, cache_scope=scope, **options_of(which))
-                )
-                expected[seq_id], answers[seq_id] = alone[which], []
-                to_come -= 1
-            if expected and rng.random() < 0.1:
-                aborted = str(rng.choice(list(expected)))
-                engine.abort(aborted)
-                expected.pop(aborted)
-            for output in engine.step():
-                answers[output.seq_id].append(output.token_id)
-            engine.check()
 
-        assert {seq_id: answers[seq_id] for seq_id in expected} == expected
-        assert engine.stats().num_free_blocks == engine.stats().num_blocks
+        def make(which: int, seq_id: str, scope: str) -> Sequence:
+            return make_sequence(prompts[which], seq_id=seq_id, cache_scope=scope, **options_of(which))
 
-    for_each_seed(pytestconfig, run_workload, default=6, exhaustive=20)
+        run_random_traffic(engine, rng, make, alone, num_sequences=int(rng.integers(5, 20)))
+
+    for_each_seed(pytestconfig, run_workload, num_seeds=20)
