@@ -17,9 +17,9 @@ SECTIONS = {text.partition("\n")[0]: text for text in PAGE.split("\n## ")[1:]}
 def test_every_code_has_a_section_with_its_status_and_a_way_out_and_no_other_has() -> None:
     assert set(SECTIONS) == set(ERRORS)
     for code, kind in ERRORS.items():
-        _, meaning, way_out = SECTIONS[code].strip().split("\n\n")
+        _, meaning, remedy, *_ = SECTIONS[code].strip().split("\n\n")
         assert meaning.startswith(f"Status {kind.status}, `{kind.type}`. "), code
-        assert len(way_out) > 3, code
+        assert len(remedy) > 3, code
 
 
 def test_every_code_of_the_wire_is_an_error_of_the_server() -> None:

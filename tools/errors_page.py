@@ -1,0 +1,235 @@
+"""Write the message lists of docs/errors.md from the source code of server, wire and worker.
+
+    python tools/errors_page.py
+
+The catalogue is read from the syntax tree. A message stays next to the check that raises it, and all messages
+can be reviewed on one page. Text outside the marked parts of the page is written by hand.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_server.errors import ERRORS
+
+__all__ = ["PAGE", "Message", "catalogue", "fill", "messages_of"]
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "errors.md"
+PACKAGES = {
+    "server": ROOT / "server" / "llava_server",
+    "wire": ROOT / "wire" / "llava_wire",
+    "worker": ROOT / "worker" / "llava_worker",
+}
+BEGIN, END = "<!-- messages -->", "<!-- end -->"
+
+
+@dataclass(frozen=True, order=True)
+class Message:
+    """A text that clients can receive; ``template`` has the names of its values in braces."""
+
+    code: str
+    template: str
+    package: str
+
+    @property
+    def status(self) -> int:
+        """The HTTP status of the code."""
+        return ERRORS[self.code].status
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the values in the text."""
+        return tuple(re.findall(r"{(\w+)}", self.template))
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A callable that takes a message: the position of that argument, and the code or its position."""
+
+    message: int
+    code: int | str
+
+
+# Constructors of errors. A function that passes its own parameter to one of them is a carrier, too.
+_CONSTRUCTORS = {
+    "ApiError": Carrier(1, 0),
+    "ImageError": Carrier(1, 0),
+    "JobError": Carrier(1, 0),
+    "PromptError": Carrier(1, 0),
+    "PydanticCustomError": Carrier(1, 0),
+    "invalid_value": Carrier(1, "invalid_value"),
+    "QueueFull": Carrier(0, "queue_full"),
+    "TenantOverLimit": Carrier(0, "rate_limit_exceeded"),
+    "StoreFull": Carrier(0, "storage_full"),
+}
+_PYDANTIC_CODES = {"missing": "missing_required_parameter"}
+
+
+def catalogue() -> list[Message]:
+    """Return every message of the three packages, sorted by code and text."""
+    found = {
+        message
+        for package, folder in PACKAGES.items()
+        for message in messages_of(
+            [path.read_text("utf-8") for path in sorted(folder.rglob("*.py"))], package
+        )
+    }
+    return sorted(found)
+
+
+def messages_of(sources: Iterable[str], package: str) -> set[Message]:
+    """Return the messages in the source files of a package."""
+    modules = [ast.parse(source) for source in sources]
+    calls = [call for module in modules for call in _calls(module)]
+    carriers = _with_wrappers(calls)
+    found = {
+        Message(code, template, package)
+        for call in calls
+        if (carrier := carriers.get(call.name)) and len(call.arguments) > carrier.message
+        for code in call.codes(carrier)
+        for template in call.texts(call.arguments[carrier.message])
+    }
+    return {message for message in found if message.code in ERRORS and " " in message.template}
+
+
+def fill(page: str, messages: list[Message]) -> str:
+    """Return the page with the messages of each code in its section, a heading ``## code``."""
+    sections = page.split("\n## ")
+    for index, section in enumerate(sections[1:], 1):
+        code = section.partition("\n")[0]
+        head, _, rest = section.partition(f"{BEGIN}\n")
+        _, end, tail = rest.partition(END)
+        if not end:
+            raise SystemExit(f"docs/errors.md: section {code} needs a part from {BEGIN} to {END}")
+        lines = [f"- {each.template} *({each.package})*\n" for each in messages if each.code == code]
+        sections[index] = f"{head}{BEGIN}\n\n{''.join(lines)}\n{END}{tail}"
+    return "\n## ".join(sections)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call, with what resolves the names in its arguments."""
+
+    name: str
+    arguments: list[ast.expr]
+    function: str  # that contains the call
+    parameters: list[str]  # of that function, without self
+    assigned: dict[str, list[ast.expr]]  # to names in that function and in the module
+    is_own: bool = False  # StoreFull: because of the tenant's own files or batches
+
+    def codes(self, carrier: Carrier) -> list[str]:
+        """Return the error codes that the call can have."""
+        if self.name == "StoreFull" and self.is_own:
+            return ["too_many_files"]
+        if isinstance(carrier.code, str):
+            return [carrier.code]
+        codes = self.texts(self.arguments[carrier.code])
+        return [_PYDANTIC_CODES.get(code, code) for code in codes]
+
+    def texts(self, value: ast.expr) -> list[str]:
+        """Return the templates of the texts that an expression can have; none if a caller passes it in."""
+        if isinstance(value, ast.Constant):
+            return [value.value] if isinstance(value.value, str) else []
+        if isinstance(value, ast.Attribute):  # ErrorCode.QUEUE_FULL, ErrorCode.QUEUE_FULL.value
+            name = ast.unparse(value).removeprefix("ErrorCode.").removesuffix(".value")
+            return [name.lower()] if name.isupper() else []
+        if isinstance(value, ast.IfExp):
+            return [*self.texts(value.body), *self.texts(value.orelse)]
+        if isinstance(value, ast.Name):
+            return [text for each in self.assigned.get(value.id, ()) for text in self.texts(each)]
+        if isinstance(value, ast.JoinedStr):
+            return ["".join(self._piece(piece) for piece in value.values)]
+        return []
+
+    def _piece(self, piece: ast.expr) -> str:
+        if isinstance(piece, ast.Constant):
+            return str(piece.value)
+        expression: ast.expr = piece.value if isinstance(piece, ast.FormattedValue) else piece
+        if isinstance(expression, ast.Name) and expression.id.strip("_").isupper():
+            texts = self.texts(expression)
+            if texts:
+                return texts[0]
+        names: list[str] = re.findall(r"[A-Za-z_]\w*", ast.unparse(expression))
+        return f"{{{names[-1].strip('_').lower()}}}"
+
+
+def _calls(module: ast.Module) -> Iterator[_Call]:
+    yield from _calls_in(module, "", [], _assigned(module.body))
+
+
+def _calls_in(
+    node: ast.AST, function: str, parameters: list[str], assigned: dict[str, list[ast.expr]]
+) -> Iterator[_Call]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            names = [each.arg for each in child.args.posonlyargs + child.args.args if each.arg != "self"]
+            local = {**assigned, **_assigned(ast.walk(child))}
+            yield from _calls_in(child, child.name, names, local)
+            continue
+        if isinstance(child, ast.Call):
+            name = ast.unparse(child.func).rpartition(".")[2]
+            is_own = any(
+                each.arg == "is_own" and ast.unparse(each.value) == "True" for each in child.keywords
+            )
+            yield _Call(name, _arguments(child), function, parameters, assigned, is_own)
+        if isinstance(child, ast.Tuple) and len(child.elts) == 2:  # a code and a message, in a table
+            yield _Call("ApiError", child.elts, function, parameters, assigned)
+        yield from _calls_in(child, function, parameters, assigned)
+
+
+def _arguments(call: ast.Call) -> list[ast.expr]:
+    named = {keyword.arg: keyword.value for keyword in call.keywords}
+    return [*call.args, *(named[name] for name in ("code", "message") if name in named)]
+
+
+def _assigned(statements: Iterable[ast.AST]) -> dict[str, list[ast.expr]]:
+    found: dict[str, list[ast.expr]] = {}
+    for each in statements:
+        if isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name):
+            found.setdefault(each.targets[0].id, []).append(each.value)
+        elif (
+            isinstance(each, ast.Assign)
+            and isinstance(each.targets[0], ast.Tuple)
+            and isinstance(each.value, ast.Tuple)
+        ):
+            for target, value in zip(each.targets[0].elts, each.value.elts, strict=False):
+                if isinstance(target, ast.Name):
+                    found.setdefault(target.id, []).append(value)
+    return found
+
+
+def _with_wrappers(calls: list[_Call]) -> dict[str, Carrier]:
+    """Return the constructors and the functions that pass a parameter on to one of them."""
+    carriers = dict(_CONSTRUCTORS)
+    while True:
+        before = len(carriers)
+        for call in calls:
+            carrier = carriers.get(call.name)
+            if carrier is None or call.function in carriers or len(call.arguments) <= carrier.message:
+                continue
+            message = ast.unparse(call.arguments[carrier.message])
+            if message in call.parameters:
+                code: int | str = carrier.code
+                if isinstance(code, int):
+                    passed = ast.unparse(call.arguments[code])
+                    code = (
+                        call.parameters.index(passed)
+                        if passed in call.parameters
+                        else "".join(call.codes(carrier)[:1])
+                    )
+                carriers[call.function] = Carrier(call.parameters.index(message), code)
+        if len(carriers) == before:
+            return carriers
+
+
+def main() -> None:
+    PAGE.write_text(fill(PAGE.read_text("utf-8"), catalogue()), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
