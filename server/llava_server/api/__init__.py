@@ -1,1 +1,1 @@
-"""The HTTP API: a package for each API, and what they share: request fields, tools, the handler, OpenAPI."""
+"""The HTTP API: one package per API, and the code they share (request fields, tools, handler, OpenAPI)."""

@@ -1,4 +1,4 @@
-"""Parse a request's body, or report the first thing that is wrong with it as an ApiError."""
+"""Request parsing. The first validation error is reported as an ApiError."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = [
 Model = TypeVar("Model", bound=BaseModel)
 
 _GOOD_KEY = re.compile(r"[!-~]{1,255}")
-MAX_START = 999_999_999  # tokens or events that a reader may have already
-_SHOWN = 60  # characters of a foreign value that an error may repeat
+MAX_START = 999_999_999  # maximum number of tokens or events that a client can skip
+_SHOWN = 60  # maximum number of characters of a client's value in an error message
 _UNSUPPORTED_PARTS = {"input_audio", "audio_url", "file", "video_url", "image_embeds"}
 
 
 def parse_request(model: type[Model], body: bytes) -> Model:
-    """Return the body as a request. Raises ApiError (400) naming the field, the value and what is allowed."""
+    """Parse a request body. Raises ApiError (400) with the field, its value and the allowed values."""
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -39,26 +39,27 @@ def parse_request(model: type[Model], body: bytes) -> Model:
 
 
 def parameter_error(detail: Mapping[str, Any]) -> ApiError:
-    """Return the error for a parameter in a path or a query that FastAPI found invalid."""
+    """Return the error for a path or query parameter that FastAPI's validation rejected."""
     return _as_api_error({**detail, "loc": detail["loc"][1:]}, None)  # without "path" or "query"
 
 
 def idempotency_key(headers: Mapping[str, str]) -> str | None:
-    """The request's ``Idempotency-Key``, None without one. Raises ApiError (400)."""
+    """Return the ``Idempotency-Key`` of a request, or None if there is none. Raises ApiError (400)."""
     key = headers.get("idempotency-key")
     if key is not None and not _GOOD_KEY.fullmatch(key):
+        num_characters = len(key)
         raise ApiError(
             "invalid_value",
-            f"the header Idempotency-Key takes 1 to 255 visible ASCII characters (got {len(key)}): "
-            "a UUID is a good one",
+            "The Idempotency-Key header must consist of 1 to 255 visible ASCII characters "
+            f"(got {num_characters} characters). Use a UUID, for example.",
         )
     return key
 
 
 def convert_request(model: type[Model], fields: Mapping[str, Any], names: Mapping[str, str]) -> Model:
-    """Return the fields of another API's request as a request of type ``model``.
+    """Convert the fields of another API's request to a request of type ``model``.
 
-    Raises ApiError like ``parse_request``; ``names`` maps the model's field names to the other API's.
+    Raises ApiError like ``parse_request``. ``names`` maps field names of the model to those of the other API.
     """
     try:
         return model.model_validate(fields)
@@ -70,21 +71,22 @@ def convert_request(model: type[Model], fields: Mapping[str, Any], names: Mappin
 
 
 def check_num_images(num_images: int, max_images: int, *, param: str) -> None:
-    """Raises ApiError above the limit."""
+    """Raise ApiError if the number of images exceeds the limit."""
     if num_images > max_images:
         raise ApiError(
             "too_many_images",
-            f"the request has {num_images} pictures; the limit is {max_images}",
+            f"The request contains {num_images} images; the limit is {max_images}. Remove images or split "
+            "the request.",
             param=param,
         )
 
 
 def check_text(num_bytes: int, max_text_bytes: int, *, param: str) -> None:
-    """Raises ApiError above the limit."""
+    """Raise ApiError if the size of the text exceeds the limit."""
     if num_bytes > max_text_bytes:
         raise ApiError(
             "context_length_exceeded",
-            f"{param}: {num_bytes} bytes of text; the limit is {max_text_bytes}: shorten the text",
+            f"{param}: the text has {num_bytes} bytes; the limit is {max_text_bytes}. Shorten the text.",
             param=param,
         )
 
@@ -93,37 +95,36 @@ def _as_api_error(detail: Any, model: type[BaseModel] | None) -> ApiError:
     kind, context = detail["type"], detail.get("ctx", {})
     param = context.get("param") or _path(model, (*detail["loc"], *context.get("fields", ())))
     if kind == "json_invalid":
-        return ApiError("invalid_json", f"the body is not valid JSON: {context['error']}")
+        reason = context["error"]
+        return ApiError("invalid_json", f"The request body is not valid JSON: {reason}.")
     if kind == "missing":
-        return ApiError("missing_required_parameter", f"{param} is required", param=param)
-    if kind in ("unsupported_parameter", "unsupported_content"):
+        return ApiError("missing_required_parameter", f"{param} is required.", param=param)
+    if kind in ("unsupported_parameter", "unsupported_content", "invalid_value"):
         return ApiError(kind, detail["msg"], param=param)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _wrong_tag(param, context)
     code = "invalid_type" if kind.endswith("_type") else "invalid_value"
     message = (detail["msg"][:1].lower() + detail["msg"][1:]).replace(" after validation", "")
-    if kind == "invalid_value":
-        return ApiError(code, message, param=param)
-    where = param or "the body"
-    return ApiError(code, f"{where}: {message}{_got(detail.get('input'))}", param=param)
+    where, got = param or "The request body", _got(detail.get("input"))
+    return ApiError(code, f"{where}: {message}{got}.", param=param)
 
 
 def _wrong_tag(param: str | None, context: dict[str, Any]) -> ApiError:
-    """Return the error for a union's discriminator (role, type) that is missing or unknown."""
+    """Return the error for a union with a missing or unknown discriminator (role, type)."""
     named = str(context["discriminator"]).strip("'")
-    field = "type" if named.endswith("()") else named  # told apart by a function of ours
+    field = "type" if named.endswith("()") else named  # a discriminator function
     path = f"{param}.{field}"
     if "tag" not in context:
-        return ApiError("missing_required_parameter", f"{path} is required", param=path)
-    tag, expected = str(context["tag"])[:_SHOWN], context.get("expected_tags", "another")
+        return ApiError("missing_required_parameter", f"{path} is required.", param=path)
+    tag, expected_tags = str(context["tag"])[:_SHOWN], context.get("expected_tags", "the supported values")
     code = "unsupported_content" if tag in _UNSUPPORTED_PARTS | {"function"} else "invalid_value"
-    return ApiError(code, f"{path} is {tag!a}; it must be one of {expected}", param=path)
+    return ApiError(code, f"{path} is {tag!a}, but it must be one of {expected_tags}.", param=path)
 
 
 def _path(model: Any, loc: tuple[int | str, ...]) -> str | None:
-    """Return the place of an error in a body of this type, such as ``messages[0].content[1].image_url.url``.
+    """Return the path of an error in a body of this type, such as ``messages[0].content[1].image_url.url``.
 
-    Pydantic's ``loc`` also has the tag of each union's member, which is not a part of the body.
+    Pydantic's ``loc`` also contains the tags of union members, which are not part of the path.
     """
     path = ""
     for step in loc:
@@ -137,7 +138,7 @@ def _path(model: Any, loc: tuple[int | str, ...]) -> str | None:
 
 
 def _union_members(annotation: Any, discriminator: str = "") -> dict[Any, Any]:
-    """Return the members of a tagged union by their tags; empty for other types."""
+    """Return the members of a tagged union by tag; empty for other types."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         for mark in args[1:]:
@@ -154,7 +155,7 @@ def _union_members(annotation: Any, discriminator: str = "") -> dict[Any, Any]:
 
 
 def _inner_type(annotation: Any, step: int | str) -> Any:
-    """Return the type of a field of a model or of an item; None if it is not known."""
+    """Return the type of a field of a model or of an item of a list or dict; None if it is unknown."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _inner_type(args[0], step)
@@ -168,7 +169,7 @@ def _inner_type(annotation: Any, step: int | str) -> Any:
 
 
 def _split_path(path: str) -> tuple[str, str]:
-    """Return the first field of a path, and the rest."""
+    """Split a path into the first field and the rest."""
     field = re.match(r"[^.\[]*", path)
     end = field.end() if field else 0
     return path[:end], path[end:]

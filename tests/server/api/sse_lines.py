@@ -1,4 +1,4 @@
-"""Server-sent events of a response that has come whole."""
+"""Parsing of the server-sent events in a complete response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["chunks_of", "events_of"]
 
 
 def events_of(response: httpx2.Response) -> list[tuple[str | None, Any]]:
-    """(name, data) of every event but comments; data that is no JSON as it is."""
+    """Return (name, data) of each event except comments. The data is parsed as JSON, except for [DONE]."""
     assert response.headers["content-type"].startswith("text/event-stream"), response.text
     found = []
     for block in response.text.strip().split("\n\n"):
@@ -23,7 +23,7 @@ def events_of(response: httpx2.Response) -> list[tuple[str | None, Any]]:
 
 
 def chunks_of(response: httpx2.Response) -> list[Any]:
-    """The chunks of a chat that ended as it should."""
+    """Return the chunks of a stream that ended with [DONE]."""
     *chunks, done = [data for _, data in events_of(response)]
     assert done == "[DONE]"
     return chunks

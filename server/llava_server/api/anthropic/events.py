@@ -1,4 +1,4 @@
-"""The events of a streamed message; each is named by its ``type``."""
+"""Server-sent events of a streamed message. The SSE event name is the ``type`` field."""
 
 from __future__ import annotations
 
@@ -21,68 +21,79 @@ __all__ = [
     "TextDelta",
 ]
 
-BlockIndex = Annotated[Count, doc("The block's place in the message's content, from 0.", 0)]
+BlockIndex = Annotated[Count, doc("Index of the content block in the message, starting at 0.", 0)]
 
 
 class MessageStart(ResponseModel, kw_only=True):
-    """The message begins."""
+    """Start of the message."""
 
     type: Literal["message_start"] = "message_start"
-    message: Annotated[StartedMessage, doc("The message without content.")]
+    message: Annotated[StartedMessage, doc("The message, with empty content.")]
 
 
 class ContentBlockStart(ResponseModel, kw_only=True):
-    """A block opens."""
+    """Start of a content block."""
 
     type: Literal["content_block_start"] = "content_block_start"
     index: BlockIndex
-    content_block: Annotated[OutputBlock, doc("The block, still empty.", {"type": "text", "text": ""})]
+    content_block: Annotated[
+        OutputBlock, doc("The content block, still empty.", {"type": "text", "text": ""})
+    ]
 
 
 class TextDelta(ResponseModel, tag_field="type", tag="text_delta"):
-    """More of a text."""
+    """New text in a text block."""
 
-    text: Annotated[str, doc("What is new.", "A red")]
+    text: Annotated[str, doc("The new text.", "A red")]
 
 
 class InputJsonDelta(ResponseModel, tag_field="type", tag="input_json_delta"):
-    """More of a tool's arguments."""
+    """New part of a tool's arguments."""
 
-    partial_json: Annotated[str, doc("More of the arguments as JSON; pieces are joined.", '{"city":')]
+    partial_json: Annotated[
+        str, doc("Next part of the arguments. The concatenated parts form a JSON object.", '{"city":')
+    ]
 
 
 class ContentBlockDelta(ResponseModel, kw_only=True):
-    """The open block grows."""
+    """New content in the current block."""
 
     type: Literal["content_block_delta"] = "content_block_delta"
     index: BlockIndex
-    delta: Annotated[TextDelta | InputJsonDelta, doc("What is new.", {"type": "text_delta", "text": "A red"})]
+    delta: Annotated[
+        TextDelta | InputJsonDelta, doc("The new content.", {"type": "text_delta", "text": "A red"})
+    ]
 
 
 class ContentBlockStop(ResponseModel, kw_only=True):
-    """The open block is whole."""
+    """End of the current block."""
 
     type: Literal["content_block_stop"] = "content_block_stop"
     index: BlockIndex
 
 
 class MessageEnd(ResponseModel):
-    """How a message ended."""
+    """The reason why a message ended."""
 
-    stop_reason: Annotated[StopReason, doc("As in a whole message.")]
-    stop_sequence: Annotated[str | None, doc("The one that ended it, else null.", "###")]
+    stop_reason: Annotated[StopReason, doc("Same as in a non-streamed message.")]
+    stop_sequence: Annotated[
+        str | None, doc("The stop sequence that ended the output; null if none did.", "###")
+    ]
 
 
 class MessageDelta(ResponseModel, kw_only=True):
-    """The message has ended."""
+    """End of the message's content."""
 
     type: Literal["message_delta"] = "message_delta"
-    delta: Annotated[MessageEnd, doc("How it ended.", {"stop_reason": "end_turn", "stop_sequence": None})]
-    usage: Annotated[MessageUsage, doc("The tokens that all of it took.")]
+    delta: Annotated[
+        MessageEnd,
+        doc("The reason why the message ended.", {"stop_reason": "end_turn", "stop_sequence": None}),
+    ]
+    usage: Annotated[MessageUsage, doc("Token usage of the whole message.")]
 
 
 class MessageStop(ResponseModel):
-    """Nothing comes any more."""
+    """Last event of the stream."""
 
     type: Literal["message_stop"] = "message_stop"
 

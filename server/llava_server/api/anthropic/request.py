@@ -1,4 +1,4 @@
-"""The requests of /v1/messages and /v1/messages/count_tokens, in Anthropic's shape."""
+"""Requests of /v1/messages and /v1/messages/count_tokens, in Anthropic's format."""
 
 from __future__ import annotations
 
@@ -28,53 +28,56 @@ _MAX_TOOLS = 128
 
 _CACHE: Any = Field(
     None,
-    description="Accepted as a hint: prompts are cached by their content.",
+    description="Accepted as a hint. Prompts are always cached by content.",
     examples=[{"type": "ephemeral"}],
 )
 
 
 class TextBlock(RequestModel):
-    """A piece of text."""
+    """A text block."""
 
     type: Literal["text"] = Field(description="text")
-    text: str = Field(description="Plain text.", examples=["What is in the picture?"])
+    text: str = Field(description="Plain text.", examples=["What is in the image?"])
     cache_control: Any = _CACHE
 
 
 class Base64Source(RequestModel):
-    """A picture's file."""
+    """A base64-encoded image."""
 
     type: Literal["base64"] = Field(description="base64")
     media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp", "image/bmp"] = Field(
-        description="What the file is."
+        description="Media type of the image."
     )
-    data: str = Field(description="The file in base64.", examples=["iVBORw0KGgo..."])
+    data: str = Field(description="Base64-encoded image data.", examples=["iVBORw0KGgo..."])
 
 
 class UrlSource(RequestModel):
-    """A picture's address."""
+    """An image given by its URL."""
 
     type: Literal["url"] = Field(description="url")
-    url: str = Field(description="As a chat's image_url.url.", examples=["data:image/png;base64,iVBO..."])
+    url: str = Field(
+        description="URL of the image; see image_url.url of chat completions.",
+        examples=["data:image/png;base64,iVBO..."],
+    )
 
 
 class ImageBlock(RequestModel):
-    """A picture."""
+    """An image block."""
 
     type: Literal["image"] = Field(description="image")
     source: Annotated[Base64Source | UrlSource, Field(discriminator="type")] = Field(
-        description="The picture itself, or its address."
+        description="Image data or URL."
     )
     cache_control: Any = _CACHE
 
 
 class ToolUseBlock(RequestModel):
-    """A call that an earlier answer made."""
+    """A tool call in an earlier assistant message."""
 
     type: Literal["tool_use"] = Field(description="tool_use")
-    id: CallId = Field(description="Its id in that answer.", examples=["toolu_1"])
-    name: FunctionName = Field(description="The tool's name.", examples=["get_weather"])
-    input: dict[str, Any] = Field(description="Its arguments.", examples=[{"city": "Paris"}])
+    id: CallId = Field(description="ID of the call in the earlier message.", examples=["toolu_1"])
+    name: FunctionName = Field(description="Name of the tool.", examples=["get_weather"])
+    input: dict[str, Any] = Field(description="Arguments of the call.", examples=[{"city": "Paris"}])
     cache_control: Any = _CACHE
 
 
@@ -85,14 +88,16 @@ TextContent = Annotated[
 
 
 class ResultBlock(RequestModel):
-    """What came of a call."""
+    """The result of a tool call."""
 
     type: Literal["tool_result"] = Field(description="tool_result")
-    tool_use_id: CallId = Field(description="The call's id.", examples=["toolu_1"])
+    tool_use_id: CallId = Field(description="ID of the tool call.", examples=["toolu_1"])
     content: TextContent | None = Field(
-        None, description="What the tool gave: text.", examples=["18 degrees"]
+        None, description="Output of the tool. Text only.", examples=["18 degrees"]
     )
-    is_error: bool | None = Field(None, description="Whether the tool failed; the model is told so.")
+    is_error: bool | None = Field(
+        None, description="Whether the tool call failed. The model sees the result as an error."
+    )
     cache_control: Any = _CACHE
 
 
@@ -104,9 +109,11 @@ BlockContent = Annotated[
 
 
 class AnthropicMessage(RequestModel):
-    """A turn."""
+    """A message of the conversation."""
 
-    role: Literal["user", "assistant"] = Field(description="Who speaks; neighbours of one role are joined.")
+    role: Literal["user", "assistant"] = Field(
+        description="Role of the author. Consecutive messages with the same role are merged."
+    )
     content: BlockContent = Field(
         description="Text, or a list of blocks in reading order.", examples=["What can you do?"]
     )
@@ -115,128 +122,149 @@ class AnthropicMessage(RequestModel):
 class AnthropicTool(RequestModel):
     """A function that the model may call."""
 
-    type: Literal["custom"] | None = Field(None, description="custom; tools that a server runs are not done.")
-    name: FunctionName = Field(description="Letters, digits, _ and -, at most 64.", examples=["get_weather"])
+    type: Literal["custom"] | None = Field(None, description="custom. Server tools are not supported.")
+    name: FunctionName = Field(
+        description="Name of the tool: up to 64 letters, digits, underscores and hyphens.",
+        examples=["get_weather"],
+    )
     description: str | None = Field(
         None,
         max_length=4096,
-        description="What it does, for the model, at most 4096 characters.",
+        description="What the tool does, for the model. At most 4096 characters.",
         examples=["The weather in a city."],
     )
     input_schema: Schema = Field(
-        description="Its arguments as a JSON schema of type object.", examples=[{"type": "object"}]
+        description="JSON schema of the arguments. Its type must be object.", examples=[{"type": "object"}]
     )
-    strict: bool | None = Field(None, description="Accepted; every call keeps to its schema.")
+    strict: bool | None = Field(None, description="Accepted. Calls always conform to the schema.")
     cache_control: Any = _CACHE
 
 
 class AnthropicToolChoice(RequestModel):
-    """Whether a tool has to be called."""
+    """How the model may use tools."""
 
-    type: Literal["auto", "any", "tool", "none"] = Field(description="any: some tool; tool: the named one.")
-    name: FunctionName | None = Field(
-        None, description="The tool's name, with type tool.", examples=["get_weather"]
+    type: Literal["auto", "any", "tool", "none"] = Field(
+        description="auto: the model decides; any: the model must call a tool; tool: the model must call the "
+        "named tool; none: the model must not call a tool."
     )
-    disable_parallel_tool_use: bool | None = Field(None, description="One call at most; default false.")
+    name: FunctionName | None = Field(
+        None, description="Name of the tool. Only used with type tool.", examples=["get_weather"]
+    )
+    disable_parallel_tool_use: bool | None = Field(
+        None, description="Whether to limit the output to one tool call. Defaults to false."
+    )
 
 
 class JsonFormat(RequestModel):
-    """JSON of a schema."""
+    """JSON output that conforms to a schema."""
 
     type: Literal["json_schema"] = Field(description="json_schema")
     schema_: Schema = Field(
-        alias="schema", description="A JSON schema of at most 64 KiB.", examples=[{"type": "object"}]
+        alias="schema", description="JSON schema, at most 64 KiB.", examples=[{"type": "object"}]
     )
 
 
 class OutputConfig(RequestModel):
-    """How the answer shall be."""
+    """Options for the output."""
 
-    format: JsonFormat | None = Field(None, description="The answer is JSON of this schema.")
-    effort: None = Field(None, description="Not done; only null: this model does not think.")
+    format: JsonFormat | None = Field(None, description="Format of the output. Defaults to free text.")
+    effort: None = Field(None, description="Not supported, must be null. The model has no reasoning mode.")
 
 
 class AnthropicMetadata(RequestModel):
-    """About a request."""
+    """Metadata of a request."""
 
     user_id: str | None = Field(
-        None, max_length=1024, description="Accepted as a hint; neither used nor kept.", examples=["user-7"]
+        None,
+        max_length=1024,
+        description="Accepted as a hint. Neither used nor stored.",
+        examples=["user-7"],
     )
 
 
 class CountTokensRequest(RequestModel):
-    """A conversation whose prompt is to be counted."""
+    """A conversation to count the tokens of."""
 
     model: str = Field(
-        min_length=1, max_length=256, description="A model of GET /v1/models.", examples=["tiny-llava"]
+        min_length=1,
+        max_length=256,
+        description="Model name, as listed by GET /v1/models.",
+        examples=["tiny-llava"],
     )
     messages: list[AnthropicMessage] = Field(
         min_length=1,
         max_length=_MAX_MESSAGES,
-        description="The conversation so far, oldest first. If the last one is the assistant's, the answer "
-        "goes on from there.",
+        description="Conversation so far, oldest message first. If the last message has the role assistant, "
+        "the model continues it.",
         examples=[[{"role": "user", "content": "What can you do?"}]],
     )
     system: TextContent | None = Field(
         None,
-        description="What the model shall keep in mind; replaces the model's own system sentence.",
+        description="System prompt. Replaces the default system prompt of the model.",
         examples=["Answer in one word."],
     )
     tools: list[AnthropicTool] | None = Field(
         None,
         max_length=_MAX_TOOLS,
-        description=f"Functions that the model may call, at most {_MAX_TOOLS}.",
+        description=f"Tools that the model may call. At most {_MAX_TOOLS}.",
         examples=[[{"name": "get_weather", "input_schema": {"type": "object"}}]],
     )
-    tool_choice: AnthropicToolChoice | None = Field(None, description="Whether one has to be called.")
-    output_config: OutputConfig | None = Field(None, description="How the answer shall be.")
+    tool_choice: AnthropicToolChoice | None = Field(None, description="How the model may use tools.")
+    output_config: OutputConfig | None = Field(None, description="Options for the output.")
     cache_control: Any = _CACHE
-    thinking: Annotated[
-        Any, Unsupported("this model does not think before it answers", ({"type": "disabled"},))
-    ] = None
-    container: Annotated[Any, Unsupported("there are no containers here")] = None
+    thinking: Annotated[Any, Unsupported("This model has no reasoning mode.", ({"type": "disabled"},))] = None
+    container: Annotated[Any, Unsupported("This server has no containers.")] = None
     mcp_servers: Annotated[
-        Any, Unsupported("connect them on your side, and give their tools as tools", ([],))
+        Any, Unsupported("Connect to MCP servers in your client and pass their tools in 'tools'.", ([],))
     ] = None
     context_management: Annotated[
-        Any, Unsupported("shorten messages yourself; they are never cut here", ({},))
+        Any, Unsupported("Shorten 'messages' in your client; the server never truncates them.", ({},))
     ] = None
-    inference_geo: Annotated[Any, Unsupported("this server is where it is")] = None
-    speed: Annotated[Any, Unsupported("use service_tier of the chat API", ("standard",))] = None
-    diagnostics: Annotated[Any, Unsupported("leave it out")] = None
-    user_profile_id: Annotated[Any, Unsupported("leave it out")] = None
-    workspace_id: Annotated[Any, Unsupported("leave it out")] = None
+    inference_geo: Annotated[Any, Unsupported("Inference runs where this server runs.")] = None
+    speed: Annotated[Any, Unsupported("Use service_tier of /v1/chat/completions.", ("standard",))] = None
+    diagnostics: Annotated[Any, Unsupported("Omit it.")] = None
+    user_profile_id: Annotated[Any, Unsupported("Omit it.")] = None
+    workspace_id: Annotated[Any, Unsupported("Omit it.")] = None
 
 
 class MessagesRequest(CountTokensRequest):
-    """A conversation to be answered, in the words of Anthropic's Messages API."""
+    """A request to generate the next message of a conversation."""
 
     max_tokens: int = Field(
-        ge=1, le=MAX_TOKENS, description="Tokens of the answer at most; has to be given.", examples=[128]
+        ge=1, le=MAX_TOKENS, description="Maximum number of output tokens. Required.", examples=[128]
     )
     stop_sequences: list[str] | None = Field(
         None,
         max_length=4,
-        description="Up to 4 strings, each of 1 to 256 characters, that end the answer.",
+        description="Up to 4 strings of 1 to 256 characters. Generation stops before the first match.",
         examples=[["\n"]],
     )
     stream: bool | None = Field(
-        None, description="Send events as they come, with Anthropic's names.", examples=[True]
+        None, description="Whether to stream the response as server-sent events.", examples=[True]
     )
     temperature: float | None = Field(
-        None, ge=0, le=1, description="0 takes the likeliest token; default 1.", examples=[0]
+        None,
+        ge=0,
+        le=1,
+        description="Sampling temperature. 0 selects the most likely token. Defaults to 1.",
+        examples=[0],
     )
     top_p: float | None = Field(
-        None, gt=0, le=1, description="Draw from the likeliest tokens of this mass; default 1.", examples=[1]
+        None,
+        gt=0,
+        le=1,
+        description="Sample from the smallest set of most likely tokens with this total probability. "
+        "Defaults to 1.",
+        examples=[1],
     )
     top_k: int | None = Field(
         None,
         ge=0,
         le=MAX_TOKENS,
-        description="Draw from so many of the likeliest tokens; 0: from all.",
+        description="Sample from the top_k most likely tokens. 0, the default, means all tokens.",
         examples=[40],
     )
-    metadata: AnthropicMetadata | None = Field(None, description="About the request.")
+    metadata: AnthropicMetadata | None = Field(None, description="Metadata of the request.")
     service_tier: Literal["auto", "standard_only"] | None = Field(
-        None, description="Accepted; both are the default tier."
+        None, description="Accepted. Both values select the default tier."
     )

@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's Messages API. Its requests become chats."""
+"""Anthropic's Messages API. Requests are converted to chat requests."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ router = APIRouter(tags=["messages"])
 
 @router.post(
     "/v1/messages",
-    summary="Answer a conversation with pictures, in the words of Anthropic's Messages API",
+    summary="Create a message (Anthropic Messages API)",
 )
 @Operation(
-    "The message, or with stream true its events, named by their type, until message_stop or an error.",
+    "The message, or a stream of events if stream is true. A stream ends with message_stop or an error "
+    "event.",
     Message,
     stream=MessageEvent,
     stream_name="MessageEvent",
@@ -39,7 +40,7 @@ router = APIRouter(tags=["messages"])
     request_headers=("Idempotency-Key",),
 )
 async def create_message(request: Request) -> Response:
-    """If the last message is the assistant's, the answer goes on from there."""
+    """If the last message has the role assistant, the model continues it."""
     handler = RequestHandler(request)
     message, generation = await handler.start(parse_messages_request)
     return await handler.respond(
@@ -49,11 +50,11 @@ async def create_message(request: Request) -> Response:
 
 @router.post(
     "/v1/messages/count_tokens",
-    summary="Count the tokens that a message's prompt would have",
+    summary="Count the tokens of a prompt",
 )
-@Operation("The number of tokens", MessageTokens, error=MessageError, request=CountTokensRequest)
+@Operation("The token count", MessageTokens, error=MessageError, request=CountTokensRequest)
 async def count_tokens(request: Request) -> Response:
-    """Pictures are counted with the places that they take."""
+    """The count includes image tokens."""
     return await cancel_on_disconnect(request.receive, _count_tokens(RequestHandler(request)))
 
 

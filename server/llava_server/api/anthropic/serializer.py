@@ -1,4 +1,4 @@
-"""Serialize events as a message of Anthropic's Messages API: blocks that open, grow and close.
+"""Serialize job events as a message of Anthropic's Messages API.
 
 message_start
   content_block_start   content_block_delta ...   content_block_stop
@@ -42,7 +42,7 @@ __all__ = ["MessagesSerializer"]
 
 
 class MessagesSerializer:
-    """Serializes one message; there is one choice."""
+    """Serializer for one message. A message has exactly one choice."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -50,15 +50,15 @@ class MessagesSerializer:
         self._parser = ToolCallParser(may_call=call_mode(job) is not None)
         self._usage = UsageCounter()
         self._blocks: list[OutputBlock] = []
-        self._arguments = ""  # of the last block if it is a tool call: JSON
+        self._arguments = ""  # JSON arguments of the last block, if it is a tool call
         self._has_begun = False
 
     def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
-        """Return nothing: the first event of a message has the number of prompt tokens, unknown yet."""
+        """Return nothing. The first event contains the number of prompt tokens, which is not known yet."""
         return b""
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:  # noqa: ARG002
-        """Return the message's events for one event of the job."""
+        """Return the message events for one job event."""
         self._usage.observe(index, event)
         data = b"" if self._has_begun else self._start()
         for delta in self._parser.feed(event.text, is_last=event.final is not None):
@@ -69,11 +69,11 @@ class MessagesSerializer:
         return data + self._close() + _encode(events.MessageDelta(delta=end, usage=self._message_usage()))
 
     def end(self) -> bytes:
-        """Return the last event."""
+        """Return the final event."""
         return _encode(events.MessageStop())
 
     def error(self, error: ApiError, request_id: str | None) -> bytes:
-        """Return the error as the last event of the stream."""
+        """Return the error as the final event of the stream."""
         return _encode(to_message_error(error, request_id))
 
     def to_response(self, choices: Sequence[CollectedChoice]) -> Message:
@@ -99,7 +99,7 @@ class MessagesSerializer:
         return _encode(events.MessageStart(message=message))
 
     def _grow(self, delta: OutputDelta) -> bytes:
-        """Extend the open block, or close it and open another."""
+        """Append to the current block, or close it and open a new one."""
         if isinstance(delta, ToolCallStart):
             own_id = call_id(self._job.job_id, 0, delta.index).replace("call_", "toolu_")
             return self._close() + self._open(OutputToolUseBlock(own_id, delta.name, {}))
@@ -136,7 +136,7 @@ class MessagesSerializer:
         return ("stop_sequence" if stopped_by else "end_turn"), stopped_by
 
     def _message_usage(self) -> MessageUsage:
-        """As in Anthropic's API, ``input_tokens`` does not include the cached tokens."""
+        """Return the token usage. As in Anthropic's API, ``input_tokens`` excludes cached tokens."""
         cached = self._usage.num_cached_tokens
         return MessageUsage(
             input_tokens=self._usage.num_prompt_tokens - cached,
@@ -147,7 +147,7 @@ class MessagesSerializer:
 
 
 def _parsed_arguments(text: str) -> dict[str, Any]:
-    """Return a tool call's arguments as an object; empty if max_tokens cut them."""
+    """Return the arguments of a tool call as an object; an empty one if max_tokens truncated them."""
     try:
         arguments: dict[str, Any] = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A request of /v1/messages converted to a chat. Pure functions."""
+"""Conversion of /v1/messages requests to chat requests. Pure functions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from llava_server.api.parse import convert_request, parse_request
 
 __all__ = ["parse_count_request", "parse_messages_request"]
 
-# The names of a chat's fields in this API, for errors.
+# Names of ChatRequest fields in this API, for error messages.
 _NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
 def parse_messages_request(raw: bytes) -> tuple[MessagesRequest, ChatRequest]:
-    """Raises ApiError naming the field, the value and what is allowed."""
+    """Parse a request to create a message. Raises ApiError with the field and its value."""
     request = parse_request(MessagesRequest, raw)
     sampling = {
         "max_tokens": request.max_tokens,
@@ -37,7 +37,7 @@ def parse_messages_request(raw: bytes) -> tuple[MessagesRequest, ChatRequest]:
 
 
 def parse_count_request(raw: bytes) -> tuple[CountTokensRequest, ChatRequest]:
-    """Raises ApiError like ``parse_messages_request``."""
+    """Parse a request to count tokens. Raises ApiError like ``parse_messages_request``."""
     request = parse_request(CountTokensRequest, raw)
     return request, convert_request(ChatRequest, _chat_fields(request), _NAMES)
 
@@ -54,7 +54,7 @@ def _chat_fields(request: CountTokensRequest) -> dict[str, Any]:
         "tool_choice": _tool_choice(request),
         "parallel_tool_calls": not choice.disable_parallel_tool_use if choice else None,
         "response_format": output_format
-        and {"type": "json_schema", "json_schema": {"name": "answer", "schema": output_format.schema_}},
+        and {"type": "json_schema", "json_schema": {"name": "output", "schema": output_format.schema_}},
     }
 
 
@@ -74,7 +74,10 @@ def _messages(request: CountTokensRequest) -> list[dict[str, Any]]:
 
 
 def _add(messages: list[dict[str, Any]], role: str, block: Any) -> None:
-    """A block; neighbours of one role are one message, but results are messages of their own."""
+    """Add a content block. Blocks of consecutive messages with the same role form one message.
+
+    A tool result always becomes a message of its own.
+    """
     if isinstance(block, ResultBlock):
         text = f"{'error: ' if block.is_error else ''}{_text(block.content or '')}"
         messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": text})

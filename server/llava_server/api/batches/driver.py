@@ -1,10 +1,10 @@
-"""Drives batches: claims them from the store, runs their lines, and writes their files.
+"""Batch processing: claim batches from the store, run their requests and write the result files.
 
     BatchStore.claim -> run each line -> BatchStore.record -> two files -> BatchStore.finish
 
-A batch is driven by one server at a time, under a lease. The jobs of a line follow from the batch and the
-line's number: a server that takes a batch over reads the outputs that exist already instead of making new
-ones. A line that cannot run now is retried until the batch expires.
+One server at a time drives a batch, under a lease. The job IDs of a request are derived from the batch and
+the line number, so a server that takes over a batch reads existing outputs instead of generating them again.
+A request that cannot run now is retried until the batch expires.
 """
 
 from __future__ import annotations
@@ -37,26 +37,27 @@ logger = logging.getLogger(__name__)
 
 _MIB = 2**20
 _METRICS_INTERVAL_S = 1.0
-_CLAIM_INTERVAL_S = 5.0  # between two looks for a batch that no server drives
+_CLAIM_INTERVAL_S = 5.0  # time between two attempts to claim a batch
 _RENEW_INTERVAL_S = 1.0
 _RELEASE_TIMEOUT_S = 3.0
-_MAX_BATCHES = 4  # driven at a time
-_NUM_RESULTS_READ = 256  # per call
+_MAX_BATCHES = 4  # maximum number of batches that this server drives at a time
+_NUM_RESULTS_READ = 256  # number of results to read per call
 
 EndReason = Literal["cancelled", "expired", "output_full"]
-_SKIPPED: dict[EndReason, tuple[str, str]] = {  # the error of the lines that were not run to their end
-    "cancelled": ("batch_cancelled", "the batch was cancelled before this request had its answer"),
-    "expired": ("batch_expired", "the batch's window was over before this request had its answer"),
+_SKIPPED: dict[EndReason, tuple[str, str]] = {  # error code and message of requests that did not finish
+    "cancelled": ("batch_cancelled", "The batch was cancelled before this request finished."),
+    "expired": ("batch_expired", "The batch expired before this request finished."),
     "output_full": (
         "batch_output_full",
-        "the batch's answers take all the bytes that they may: make it smaller",
+        "The results of the batch exceed the server's size limit (LLAVA_MAX_BATCH_OUTPUT_MB). "
+        "Split the batch into smaller ones.",
     ),
 }
 
 
 @asynccontextmanager
 async def run_batches(services: Services) -> AsyncIterator[None]:
-    """Drive batches in the background until the block ends or the server begins to shut down."""
+    """Drive batches in the background until the block exits or the server starts to shut down."""
     driver = BatchDriver(services)
     with use_tracer(services.tracer):
         tasks = [asyncio.create_task(driver.run(), name="batches")]
@@ -80,23 +81,24 @@ async def _stop_on_shutdown(driver: BatchDriver, services: Services) -> None:
 
 
 async def _update_metrics(services: Services) -> None:
-    with contextlib.suppress(QueueUnavailable):  # the registry logs it
+    with contextlib.suppress(QueueUnavailable):  # logged by the registry
         services.metrics.set_batches(await services.batches.stats())
 
 
 class BatchDriver:
-    """Claims batches and drives each in a task of its own."""
+    """A driver that claims batches and runs each one in its own task."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._line_runner = LineRunner(services)
-        self._slots = asyncio.Semaphore(services.settings.batch_parallel)  # for the lines of all batches
+        # Shared by the requests of all batches.
+        self._slots = asyncio.Semaphore(services.settings.batch_parallel)
         self._num_batches = 0
         self._changed = services.batches_changed
         self._scope = anyio.CancelScope()
 
     async def run(self) -> None:
-        """Run until cancelled or stopped."""
+        """Claim and drive batches until cancelled or stopped."""
         with self._scope:
             async with anyio.create_task_group() as tasks:
                 while True:
@@ -110,7 +112,7 @@ class BatchDriver:
                         await self._changed.wait()
 
     def stop(self) -> None:
-        """Release the batches that are driven here, so that another server continues them at once."""
+        """Release the batches of this server so that another server can continue them immediately."""
         self._scope.cancel()
 
     async def _claim(self) -> ClaimedBatch | None:
@@ -119,15 +121,15 @@ class BatchDriver:
         try:
             return await self._services.batches.claim()
         except QueueUnavailable:
-            return None  # the registry logs it
+            return None  # logged by the registry
 
     async def _drive(self, claimed: ClaimedBatch) -> None:
         batch_id = claimed.batch.spec.batch_id
-        logger.info("batch %s is driven here", batch_id)
+        logger.info("processing batch %s", batch_id)
         try:
             await BatchRun(self._services, self._line_runner, self._slots, claimed.batch.spec).run()
         except QueueUnavailable as error:
-            logger.warning("batch %s is put aside: %s", batch_id, error)
+            logger.warning("released batch %s: %s", batch_id, error)
         finally:
             self._num_batches -= 1
             with anyio.move_on_after(_RELEASE_TIMEOUT_S, shield=True), contextlib.suppress(QueueUnavailable):
@@ -136,7 +138,7 @@ class BatchDriver:
 
 
 class BatchRun:
-    """One batch that this server drives."""
+    """A batch that this server drives."""
 
     def __init__(
         self, services: Services, line_runner: LineRunner, slots: asyncio.Semaphore, batch: BatchSpec
@@ -147,13 +149,13 @@ class BatchRun:
         self._line_runner = line_runner
         self._slots = slots
         self._batch = batch
-        self._end_reason: EndReason | None = None  # why the batch ends before all lines have run
+        self._end_reason: EndReason | None = None  # set if the batch ends before all requests have run
         self._has_lost_lease = False
         self._queue_error: QueueUnavailable | None = None
         self._running_lines = anyio.CancelScope()
 
     async def run(self) -> None:
-        """Run the batch to its end, unless another server takes it over. Raises QueueUnavailable."""
+        """Run the batch to its end, or until another server takes it over. Raises QueueUnavailable."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._renew_lease)
             try:
@@ -161,13 +163,13 @@ class BatchRun:
             except QueueUnavailable as error:
                 self._queue_error = error
             tasks.cancel_scope.cancel()
-        if self._queue_error is not None:  # raised here: a task group would wrap it
+        if self._queue_error is not None:  # raised here because a task group would wrap it
             raise self._queue_error
 
     async def _run(self) -> None:
         lines = await self._read_lines()
         if lines is None:
-            logger.warning("batch %s failed: its input file is gone", self._batch.batch_id)
+            logger.warning("batch %s failed: its input file no longer exists", self._batch.batch_id)
             await self._finish("failed")
             return
         await self._run_lines(lines)
@@ -175,7 +177,7 @@ class BatchRun:
             await self._write_files(lines)
 
     async def _renew_lease(self) -> None:
-        """Renew the lease and stop the lines when the batch is cancelled, expires or is taken over."""
+        """Renew the lease. Stop the requests if the batch is cancelled, expires or is taken over."""
         while True:
             try:
                 renewed = await self._store.renew(self._batch.batch_id)
@@ -201,7 +203,7 @@ class BatchRun:
         self._running_lines.cancel()
 
     async def _read_lines(self) -> list[InputLine] | None:
-        """Return the lines of the input file, or None if the file does not exist any more."""
+        """Return the lines of the input file, or None if the file no longer exists."""
         tenant = self._batch.tenant
         file = await self._files.find(self._batch.input_file_id, tenant=tenant)
         data = await self._files.read(file, tenant=tenant) if file is not None else None
@@ -223,7 +225,7 @@ class BatchRun:
             raise self._queue_error
 
     async def _run_each(self, remaining: Iterator[InputLine]) -> None:
-        """Run lines one by one; several tasks share the iterator."""
+        """Run requests one after another. Several tasks share the iterator."""
         try:
             for line in remaining:
                 async with self._slots:
@@ -242,7 +244,9 @@ class BatchRun:
             self._lose_lease()
         elif outcome == "too_large":
             custom_id = line.request.custom_id[:60]
-            logger.warning("batch %s: no room for the answer to %r", self._batch.batch_id, custom_id)
+            logger.warning(
+                "batch %s: the result of %r exceeds the output size limit", self._batch.batch_id, custom_id
+            )
             self._end_early("output_full")
 
     async def _record(self, line: InputLine, result: LineResult) -> RecordOutcome:
@@ -258,7 +262,7 @@ class BatchRun:
         return outcome
 
     async def _write_files(self, lines: list[InputLine]) -> None:
-        """Write the output and the error file, in the order of the lines, and end the batch."""
+        """Write the output and error files in line order and end the batch."""
         if self._end_reason is not None:
             await self._skip_unfinished(lines, self._end_reason)
         output, errors = bytearray(), bytearray()
@@ -270,7 +274,7 @@ class BatchRun:
             output_file_id=await self._store_file("output", bytes(output)),
             error_file_id=await self._store_file("error", bytes(errors)),
         )
-        logger.info("batch %s is %s", self._batch.batch_id, state)
+        logger.info("batch %s ended: %s", self._batch.batch_id, state)
 
     async def _skip_unfinished(self, lines: list[InputLine], reason: EndReason) -> None:
         finished = await self._store.finished_lines(self._batch.batch_id)
@@ -281,13 +285,13 @@ class BatchRun:
     async def _results(self, numbers: Iterable[int]) -> AsyncIterator[LineResult]:
         numbers = list(numbers)
         for first in range(0, len(numbers), _NUM_RESULTS_READ):
-            some = numbers[first : first + _NUM_RESULTS_READ]
-            for stored in await self._store.results(self._batch.batch_id, some):
+            part = numbers[first : first + _NUM_RESULTS_READ]
+            for stored in await self._store.results(self._batch.batch_id, part):
                 if stored is not None:
                     yield LineResult.unpack(stored)
 
     async def _store_file(self, kind: str, data: bytes) -> str:
-        """Return the file's ID, empty for no data. Every server that drives the batch makes the same file."""
+        """Return the file's ID, or "" if there is no data. The ID is the same on every server."""
         if not data:
             return ""
         batch_id = self._batch.batch_id

@@ -1,4 +1,4 @@
-"""The JSONL files of a batch: reading and checking the input, and the lines of the output and error files."""
+"""JSONL files of a batch: parsing and validation of the input, and lines of the output and error files."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 _MAX_ISSUES = 50
-_ISSUE_CODES = {"invalid_json": "invalid_json_line"}  # other codes are those of ApiError
+_ISSUE_CODES = {"invalid_json": "invalid_json_line"}  # other codes are the same as in ApiError
 
 
 class InputLine(NamedTuple):
-    """One request of a batch. ``number`` is its line in the input file, from 1."""
+    """A request of a batch. ``number`` is its line number in the input file, starting at 1."""
 
     batch: BatchSpec
     number: int
@@ -38,18 +38,21 @@ class InputLine(NamedTuple):
 
     @property
     def request_id(self) -> str:
-        """The request's ID in the results. It is also its idempotency key: any server makes the same jobs."""
+        """Return the request's ID in the results.
+
+        It is also the idempotency key, so that every server derives the same job IDs.
+        """
         return f"{self.batch.batch_id}:{self.number}"
 
 
 class LineResult(NamedTuple):
-    """The result of one line: a line of the output file or, if it is not completed, of the error file."""
+    """The result of a request: a line of the output file, or of the error file if the request failed."""
 
     is_completed: bool
     text: bytes
 
     def pack(self) -> bytes:
-        """Return the form in which the result is stored until the batch ends."""
+        """Return the encoding in which the result is stored until the batch ends."""
         return (b"+" if self.is_completed else b"-") + self.text
 
     @classmethod
@@ -58,31 +61,31 @@ class LineResult(NamedTuple):
 
 
 def read_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield number (from 1) and text of each line that is not empty."""
+    """Yield the line number (starting at 1) and the text of each non-empty line."""
     for number, text in enumerate(data.split(b"\n"), 1):
         if text.strip():
             yield number, text
 
 
 def check_input(data: bytes, *, max_lines: int, max_line_bytes: int) -> tuple[int, tuple[BatchIssue, ...]]:
-    """Return the number of requests and the errors of the file. The requests' bodies are checked later."""
+    """Return the number of requests and the errors in the file. Request bodies are validated later."""
     issues: list[BatchIssue] = []
-    first_lines: dict[str, int] = {}  # custom_id -> line
+    first_lines: dict[str, int] = {}  # custom_id -> line number
     num_lines = 0
     for number, text in read_lines(data):
         num_lines += 1
         if len(issues) < _MAX_ISSUES:
             issues += _check_line(number, text, first_lines, max_line_bytes)
     if not num_lines:
-        issues.append(BatchIssue("empty_file", "the file has no requests: write one a line"))
+        issues.append(BatchIssue("empty_file", "The file contains no requests. Write one request per line."))
     if num_lines > max_lines:
-        message = f"the file has {num_lines} requests; the limit is {max_lines}: make several batches of it"
+        message = f"The file contains {num_lines} requests; the limit is {max_lines}. Split the file."
         issues.insert(0, BatchIssue("too_many_tasks", message))
     return num_lines, tuple(issues[:_MAX_ISSUES])
 
 
 def completed_result(line: InputLine, body: ResponseModel) -> LineResult:
-    """Return the result of a request with a response."""
+    """Return the result of a request that completed."""
     return LineResult(True, _result_line(line, response=_response(line, 200, body)))
 
 
@@ -93,7 +96,7 @@ def failed_result(line: InputLine, error: ApiError) -> LineResult:
 
 
 def skipped_result(line: InputLine, code: str, message: str) -> LineResult:
-    """Return the result of a request that was not run to its end."""
+    """Return the result of a request that did not run to completion."""
     return LineResult(False, _result_line(line, error={"code": code, "message": message}))
 
 
@@ -116,18 +119,23 @@ def _result_line(
 def _check_line(
     number: int, text: bytes, first_lines: dict[str, int], max_line_bytes: int
 ) -> list[BatchIssue]:
-    if len(text) > max_line_bytes:
+    num_bytes = len(text)
+    if num_bytes > max_line_bytes:
         message = (
-            f"the line has {len(text)} bytes; the limit is {max_line_bytes}: send fewer or smaller pictures"
+            f"The line has {num_bytes} bytes; the limit is {max_line_bytes}. Send fewer or smaller images."
         )
         return [BatchIssue("line_too_long", message, number)]
     try:
         request = parse_request(BatchLine, text)
     except ApiError as error:
         code = _ISSUE_CODES.get(error.code, error.code)
-        return [BatchIssue(code, error.message.replace("the body", "the line"), number, error.param)]
-    first = first_lines.setdefault(request.custom_id, number)
-    if first != number:
-        message = f"custom_id {request.custom_id[:60]!a} is that of line {first} already: give each its own"
+        message = error.message.replace("The request body", "The line")
+        return [BatchIssue(code, message, number, error.param)]
+    first_line = first_lines.setdefault(request.custom_id, number)
+    if first_line != number:
+        custom_id = request.custom_id[:60]
+        message = (
+            f"custom_id {custom_id!a} is already used in line {first_line}. Use a unique ID for each request."
+        )
         return [BatchIssue("duplicate_custom_id", message, number, "custom_id")]
     return []

@@ -1,4 +1,4 @@
-"""Runs the lines of batches: each is a chat request of the batch's tenant, at the lowest priority."""
+"""Execution of batch requests: each one is a chat request of the batch's tenant, at the lowest priority."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _CANCEL_TIMEOUT_S = 5.0
 
 
 class LineRunner:
-    """Runs lines like requests of their tenant, without an HTTP request."""
+    """A runner for batch requests. They run on behalf of their tenant, without an HTTP request."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
     async def run(self, line: InputLine, *, should_cancel: Callable[[], bool]) -> LineResult:
-        """Run a line to its result. It is retried as long as it fails for a temporary reason.
+        """Run a request and return its result. Temporary failures are retried.
 
-        When this is interrupted, the line's jobs are cancelled if ``should_cancel`` returns true; else they
-        go on, and the next run of the line, here or at another server, continues to read them.
+        If this call is interrupted, the jobs are cancelled if ``should_cancel`` returns true. Otherwise they
+        keep running, and the next run of the line, on this server or another one, reads their output.
         """
         while True:
             try:
@@ -58,10 +58,10 @@ class LineRunner:
         """Return the chat completion. Raises ApiError."""
         services, tenant = self._services, line.batch.tenant
         if not services.api_keys.is_active(tenant):
-            raise ApiError("invalid_api_key", "the key that made this batch is revoked")
+            raise ApiError("invalid_api_key", "The API key that created this batch has been revoked.")
         chat = parse_request(ChatRequest, json.dumps(line.request.body).encode())
         if chat.stream:
-            raise ApiError("invalid_value", "stream cannot be true in a batch: leave it out", param="stream")
+            raise ApiError("invalid_value", "stream must not be true in a batch. Remove it.", param="stream")
         await services.rate_limiter.charge_request(tenant)
         job_set = await build_chat_jobs(services, chat, tenant=tenant, idempotency_key=line.request_id)
         jobs = [msgspec.structs.replace(job, priority=LOWEST_PRIORITY) for job in job_set.jobs]
@@ -76,14 +76,14 @@ class LineRunner:
         return ChatSerializer(jobs[0], job_set.model.fingerprint).to_response(choices)
 
     async def _cancel(self, jobs: Sequence[Job]) -> None:
-        """Cancel the jobs, even while the calling task is being cancelled."""
+        """Cancel the jobs, even if the calling task is being cancelled."""
         with anyio.move_on_after(_CANCEL_TIMEOUT_S, shield=True), contextlib.suppress(ApiError):
             for job in jobs:
                 await self._services.controller.cancel(job.job_id, job.tenant)
 
 
 def _is_temporary(error: ApiError) -> bool:
-    """Return whether the same request may succeed later: a full queue, no worker, a limit, a revoked key."""
-    if error.code == "insufficient_memory":  # a 503, but it would fail again
+    """Return whether a retry may succeed, as for a full queue, no worker, a rate limit or a revoked key."""
+    if error.code == "insufficient_memory":  # status 503, but a retry would fail too
         return False
     return error.kind.status in (408, 409, 429, 503) or error.code == "invalid_api_key"

@@ -1,4 +1,4 @@
-"""The requests of /v1/batches, and of the lines in a batch's file."""
+"""Requests of /v1/batches, and the lines of a batch's input file."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ __all__ = ["BatchLine", "BatchRequest"]
 
 
 class BatchRequest(RequestModel):
-    """Chat requests to be answered when nobody else waits."""
+    """A request to create a batch of chat completions."""
 
     input_file_id: str = Field(
         min_length=1,
         max_length=128,
-        description="A file of POST /v1/files with purpose batch: one request a line.",
+        description="ID of a file uploaded with purpose batch. The file contains one request per line.",
         examples=["file-3f1c09a2b44de8715a7c61f02b9d10ee"],
     )
     endpoint: Literal["/v1/chat/completions"] = Field(
-        description="What the lines are requests to; only chats are taken."
+        description="Endpoint for all requests of the batch. Only chat completions are supported."
     )
     completion_window: Literal["24h"] = Field(
-        description="What has no answer after so long is left out, and the batch is expired."
+        description="Time limit. Requests that have not finished by then are skipped, and the batch expires."
     )
     metadata: Metadata | None = Field(
         None,
-        description="Up to 16 pairs with keys of at most 64 and values of at most 512 characters; told back.",
+        description="Up to 16 key-value pairs, with keys of up to 64 and values of up to 512 characters. "
+        "Returned with the batch.",
         examples=[{"run": "7"}],
     )
 
 
 class BatchLine(BaseModel):
-    """One line of the file."""
+    """A line of the input file."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 

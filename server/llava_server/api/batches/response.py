@@ -1,4 +1,4 @@
-"""Batches and lists of them."""
+"""Batch objects and batch lists."""
 
 from __future__ import annotations
 
@@ -12,62 +12,88 @@ from llava_server.response_model import Count, ResponseModel, Timestamp, doc
 __all__ = ["BATCH_ID", "Batch", "BatchCounts", "BatchErrorLine", "BatchErrors", "BatchList"]
 
 BATCH_ID = "batch_3f1c09a2b44de8715a7c61f02b9d10ee"
-_ERROR_LINE = {"code": "invalid_value", "line": 3, "message": "custom_id: is used twice", "param": None}
+_ERROR_LINE = {
+    "code": "invalid_value",
+    "line": 3,
+    "message": "url: input should be '/v1/chat/completions' (got '/v1/embeddings').",
+    "param": None,
+}
 
 
 class BatchErrorLine(ResponseModel):
-    """What is wrong with a line, or with all of the file."""
+    """An error in a line of the input file, or in the file as a whole."""
 
-    code: Annotated[str, doc("For programs, as in other errors.", "invalid_value")]
-    line: Annotated[Count | None, doc("The line, from 1; null: all of the file.", 3)]
-    message: Annotated[str, doc("For people.", "custom_id: field required")]
-    param: Annotated[str | None, doc("The field that is to blame.", "custom_id")]
+    code: Annotated[str, doc("Machine-readable error code.", "invalid_value")]
+    line: Annotated[
+        Count | None, doc("Line number, starting at 1; null if the error concerns the whole file.", 3)
+    ]
+    message: Annotated[
+        str,
+        doc(
+            "Human-readable description of the error.",
+            "custom_id: string should have at least 1 character (got '').",
+        ),
+    ]
+    param: Annotated[str | None, doc("The field that caused the error.", "custom_id")]
 
 
 class BatchErrors(ResponseModel, kw_only=True):
-    """Why a batch has failed before it began."""
+    """Errors in the input file of a batch that failed validation."""
 
     object: Literal["list"] = "list"
-    data: Annotated[list[BatchErrorLine], doc("The first wrong lines.", [_ERROR_LINE], min_length=1)]
+    data: Annotated[list[BatchErrorLine], doc("The first errors of the file.", [_ERROR_LINE], min_length=1)]
 
 
 class BatchCounts(ResponseModel):
-    """How far a batch is."""
+    """Progress of a batch."""
 
-    total: Annotated[Count, doc("Lines of its file.", 100)]
-    completed: Annotated[Count, doc("Lines that are answered.", 40)]
-    failed: Annotated[Count, doc("Lines whose answer is an error.", 1)]
+    total: Annotated[Count, doc("Number of requests in the batch.", 100)]
+    completed: Annotated[Count, doc("Number of requests that completed.", 40)]
+    failed: Annotated[Count, doc("Number of requests that failed.", 1)]
 
 
 _STATUSES = ["validating", "in_progress", "completed", "failed", "expired", "cancelling", "cancelled"]
 
 
 def _when(state: str) -> Meta:
-    return doc(f"When it became {state}, Unix seconds; null: it has not.", 1764241260)
+    return doc(f"Unix timestamp (seconds) of the change to status {state}; null if not reached.", 1764241260)
 
 
 class Batch(ResponseModel, kw_only=True):
-    """A batch of this key."""
+    """A batch of the API key."""
 
-    id: Annotated[str, doc("Of the batch.", BATCH_ID)]
+    id: Annotated[str, doc("ID of the batch.", BATCH_ID)]
     object: Literal["batch"] = "batch"
-    endpoint: Annotated[Literal["/v1/chat/completions"], doc("What its lines are requests to.")] = (
+    endpoint: Annotated[Literal["/v1/chat/completions"], doc("Endpoint for all requests of the batch.")] = (
         "/v1/chat/completions"
     )
-    errors: Annotated[BatchErrors | None, doc("Why it has failed before it began; else null.", None)]
-    input_file_id: Annotated[str, doc("The file of its requests.", FILE_ID)]
-    completion_window: Annotated[Literal["24h"], doc("How long it may take.")] = "24h"
-    status: Annotated[str, doc("Where it stands.", "in_progress", extra_json_schema={"enum": _STATUSES})]
+    errors: Annotated[BatchErrors | None, doc("Errors in the input file; null if the file is valid.", None)]
+    input_file_id: Annotated[str, doc("ID of the input file.", FILE_ID)]
+    completion_window: Annotated[Literal["24h"], doc("Time limit of the batch.")] = "24h"
+    status: Annotated[
+        str, doc("Current status of the batch.", "in_progress", extra_json_schema={"enum": _STATUSES})
+    ]
     output_file_id: Annotated[
-        str | None, doc("The answers, one a line, once it has ended; null without any.", FILE_ID)
+        str | None,
+        doc(
+            "ID of the file with the responses, one per line; null before the end of the batch or if no "
+            "request completed.",
+            FILE_ID,
+        ),
     ]
     error_file_id: Annotated[
         str | None,
-        doc("The lines whose answer is an error, once it has ended; null without any.", FILE_ID),
+        doc(
+            "ID of the file with the failed requests; null before the end of the batch or if no request "
+            "failed.",
+            FILE_ID,
+        ),
     ]
-    created_at: Annotated[Timestamp, doc("When it was made, Unix seconds.", 1764241200)]
+    created_at: Annotated[
+        Timestamp, doc("Unix timestamp (seconds) of the creation of the batch.", 1764241200)
+    ]
     expires_at: Annotated[
-        Timestamp, doc("When what has no answer yet is left out, Unix seconds.", 1764327600)
+        Timestamp, doc("Unix timestamp (seconds) at which unfinished requests are skipped.", 1764327600)
     ]
     in_progress_at: Annotated[Timestamp | None, _when("in_progress")]
     completed_at: Annotated[Timestamp | None, _when("completed")]
@@ -76,16 +102,23 @@ class Batch(ResponseModel, kw_only=True):
     cancelling_at: Annotated[Timestamp | None, _when("cancelling")]
     cancelled_at: Annotated[Timestamp | None, _when("cancelled")]
     request_counts: Annotated[
-        BatchCounts, doc("How far it is.", {"total": 100, "completed": 40, "failed": 1})
+        BatchCounts,
+        doc("Number of requests by outcome.", {"total": 100, "completed": 40, "failed": 1}),
     ]
-    metadata: Annotated[dict[str, str] | None, doc("As it was sent.", {"run": "7"})]
+    metadata: Annotated[dict[str, str] | None, doc("Metadata of the request.", {"run": "7"})]
 
 
 class BatchList(ResponseModel, kw_only=True):
-    """A page of the batches of this key, the latest first."""
+    """A page of the batches of the API key, newest first."""
 
     object: Literal["list"] = "list"
-    data: Annotated[list[Batch], doc("At most limit of them.", [])]
-    has_more: Annotated[bool, doc("Whether a page comes after this one: after=last_id asks for it.")]
-    first_id: Annotated[str | UnsetType, doc("Of the first; left out without any.", BATCH_ID)] = UNSET
-    last_id: Annotated[str | UnsetType, doc("Of the last; left out without any.", BATCH_ID)] = UNSET
+    data: Annotated[list[Batch], doc("Up to limit batches.", [])]
+    has_more: Annotated[
+        bool, doc("Whether there are more batches. Request the next page with after=last_id.")
+    ]
+    first_id: Annotated[
+        str | UnsetType, doc("ID of the first batch; omitted if the list is empty.", BATCH_ID)
+    ] = UNSET
+    last_id: Annotated[
+        str | UnsetType, doc("ID of the last batch; omitted if the list is empty.", BATCH_ID)
+    ] = UNSET

@@ -1,4 +1,4 @@
-"""/v1/batches: files of chat requests, run at the lowest priority."""
+"""/v1/batches: files of chat requests that run at the lowest priority."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ router = APIRouter(prefix="/v1/batches", tags=["batches"])
 _MIB = 2**20
 _WINDOW_S = 86400.0
 _MAX_PAGE = 100
-BatchId = Annotated[str, Path(description="The id of the batch.", max_length=128, examples=[BATCH_ID])]
+BatchId = Annotated[str, Path(description="ID of the batch.", max_length=128, examples=[BATCH_ID])]
 
 
-@router.post("", summary="Begin a batch")
+@router.post("", summary="Create a batch")
 @Operation("The batch", response.Batch, request=BatchRequest)
 async def create_batch(request: Request) -> Response:
-    """The file is judged at once: if a line is wrong the batch has failed, and ``errors`` names the lines."""
+    """The input file is validated immediately. If it is invalid, the batch fails and ``errors`` lists why."""
     services, tenant = services_of(request), context_of(request).tenant
     handler = RequestHandler(request)
     with handler.body() as raw:
@@ -51,7 +51,11 @@ async def create_batch(request: Request) -> Response:
     try:
         data = await services.files.read(file, tenant=tenant)
         if data is None or not await services.files.renew(file.file_id, tenant=tenant):
-            raise ApiError("file_not_found", "the file is gone: store it again", param="input_file_id")
+            raise ApiError(
+                "file_not_found",
+                "The input file no longer exists. Upload it again.",
+                param="input_file_id",
+            )
         check = partial(
             check_input,
             data,
@@ -59,7 +63,7 @@ async def create_batch(request: Request) -> Response:
             max_line_bytes=services.settings.max_body_mb * _MIB,
         )
         num_lines, issues = await asyncio.get_running_loop().run_in_executor(services.parser_threads, check)
-        order = BatchSpec(
+        spec = BatchSpec(
             batch_id=f"batch_{secrets.token_hex(16)}",
             tenant=tenant,
             input_file_id=batch_request.input_file_id,
@@ -70,25 +74,28 @@ async def create_batch(request: Request) -> Response:
             issues=issues,
             trace=traceparent(),
         )
-        await services.batches.create(order, num_lines=num_lines, window_s=_WINDOW_S)
+        await services.batches.create(spec, num_lines=num_lines, window_s=_WINDOW_S)
     except (StoreFull, QueueUnavailable) as error:
         raise from_store_error(error) from error
     if issues:
         services.metrics.batch_ended("failed")
     services.batches_changed.set()
-    return await _current(request, order.batch_id)
+    return await _current(request, spec.batch_id)
 
 
-@router.get("", summary="List the batches")
+@router.get("", summary="List batches")
 @Operation("The batches", BatchList, statuses=(400, 401, 500, 503))
 async def list_batches(
     request: Request,
     after: Annotated[
-        str, Query(description="The last batch of the page before.", max_length=128, examples=[BATCH_ID])
+        str,
+        Query(description="ID of the last batch of the previous page.", max_length=128, examples=[BATCH_ID]),
     ] = "",
-    limit: Annotated[int, Query(ge=1, le=_MAX_PAGE, description="How many batches.", examples=[20])] = 20,
+    limit: Annotated[
+        int, Query(ge=1, le=_MAX_PAGE, description="Maximum number of batches per page.", examples=[20])
+    ] = 20,
 ) -> Response:
-    """Those of this key, the latest first."""
+    """Returns the batches of this API key, newest first."""
     try:
         batches = await services_of(request).batches.list_batches(
             tenant=context_of(request).tenant, after=after, limit=limit + 1
@@ -102,20 +109,20 @@ async def list_batches(
     return JSONResponse(body)
 
 
-@router.get("/{batch_id}", summary="Describe a batch")
+@router.get("/{batch_id}", summary="Retrieve a batch")
 @Operation("The batch", response.Batch, statuses=(400, 401, 404, 500, 503))
 async def get_batch(request: Request, batch_id: BatchId) -> Response:
-    """``request_counts`` tells how far it is; the files are there when it has ended."""
+    """``request_counts`` shows the progress. The result files are available once the batch has ended."""
     return await _current(request, batch_id)
 
 
 @router.post("/{batch_id}/cancel", summary="Cancel a batch")
 @Operation("The batch", response.Batch, statuses=(400, 401, 404, 408, 409, 413, 429, 500, 503))
 async def cancel_batch(request: Request, batch_id: BatchId) -> Response:
-    """What has been answered by then is in the output file. A body is not needed and not read."""
+    """Results of requests that have completed are in the output file. A request body is ignored."""
     batch = await _found(services_of(request).batches.cancel(batch_id, tenant=context_of(request).tenant))
     if batch.state not in ("cancelling", "cancelled"):
-        raise ApiError("batch_has_ended", f"the batch is {batch.state} and cannot be cancelled any more")
+        raise ApiError("batch_has_ended", f"The batch is {batch.state} and can no longer be cancelled.")
     services_of(request).batches_changed.set()
     return JSONResponse(_to_response(batch))
 
@@ -125,28 +132,28 @@ async def _current(request: Request, batch_id: str) -> Response:
     return JSONResponse(_to_response(await _found(found)))
 
 
-async def _found(looking: Awaitable[Batch | None]) -> Batch:
-    """Raises ApiError: 404 if there is none, 503 without the queue."""
+async def _found(lookup: Awaitable[Batch | None]) -> Batch:
+    """Return the batch of a lookup. Raises ApiError: 404 if it does not exist, 503 without the queue."""
     try:
-        batch = await looking
+        batch = await lookup
     except QueueUnavailable as error:
         raise from_store_error(error) from error
     if batch is None:
-        raise ApiError("batch_not_found", "there is no such batch of this key, or its time is over")
+        raise ApiError("batch_not_found", "No batch with this ID exists for this API key, or it has expired.")
     return batch
 
 
 def _to_response(batch: Batch) -> response.Batch:
-    order = batch.spec
-    issues = [BatchErrorLine(issue.code, issue.line, issue.message, issue.param) for issue in order.issues]
+    spec = batch.spec
+    issues = [BatchErrorLine(issue.code, issue.line, issue.message, issue.param) for issue in spec.issues]
     return response.Batch(
-        id=order.batch_id,
+        id=spec.batch_id,
         errors=BatchErrors(data=issues) if issues else None,
-        input_file_id=order.input_file_id,
+        input_file_id=spec.input_file_id,
         status=batch.state,
         output_file_id=batch.output_file_id,
         error_file_id=batch.error_file_id,
-        created_at=order.created_at,
+        created_at=spec.created_at,
         expires_at=batch.expires_at,
         in_progress_at=batch.timestamps.get("in_progress"),
         completed_at=batch.timestamps.get("completed"),
@@ -155,5 +162,5 @@ def _to_response(batch: Batch) -> response.Batch:
         cancelling_at=batch.timestamps.get("cancelling"),
         cancelled_at=batch.timestamps.get("cancelled"),
         request_counts=BatchCounts(batch.num_lines, batch.num_completed, batch.num_failed),
-        metadata=order.metadata,
+        metadata=spec.metadata,
     )

@@ -1,4 +1,4 @@
-"""From a request to its response, the same for every API: parse, build jobs, submit, respond."""
+"""Request handling shared by all APIs: parse, build jobs, submit, respond."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from llava_server.worker_registry import ServedModel
 
 __all__ = ["Generation", "JobSet", "RequestHandler", "build_chat_jobs", "load_image", "queue_headers"]
 
-_PUBLIC_SCOPE = "*"  # owner of images with cache_scope public; no tenant has this name
-_LARGE_BODY_BYTES = 64 * 1024  # larger bodies are parsed in a thread, so that other streams are not delayed
+_PUBLIC_SCOPE = "*"  # owner of images with cache_scope public; never a tenant's name
+_LARGE_BODY_BYTES = 64 * 1024  # larger bodies are parsed in a thread to avoid delaying other streams
 _GRIDS = ("anyres", "hd")
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class JobSet:
-    """The jobs of a request, one for each choice, and the pixels of their images by digest."""
+    """The jobs of a request, one per choice, and the pixels of their images by digest."""
 
     model: ServedModel
     jobs: Sequence[Job]
@@ -54,9 +54,9 @@ class JobSet:
 
 @dataclass(frozen=True)
 class Generation:
-    """A request whose first event has arrived. Its holder closes ``outputs``."""
+    """A request that has produced its first event. The caller must close ``outputs``."""
 
-    job: Job  # of the first choice
+    job: Job  # job of the first choice
     model: ServedModel
     outputs: MergedOutputs
     first: tuple[int, Event]
@@ -67,15 +67,15 @@ class Generation:
 
 
 class RequestHandler:
-    """Handles one request of any API, in four steps.
+    """A handler for one request of any API, in four steps.
 
-        parse        the body becomes a request                (in a thread if it is large)
-        build_jobs   the model is looked up, images are loaded; one job for each choice
-        submit       the jobs are queued; waits for the first event
-        respond      a stream, or one body with the whole output
+        parse        Parse the body (in a thread if it is large).
+        build_jobs   Look up the model, load the images and build one job per choice.
+        submit       Queue the jobs and wait for the first event.
+        respond      Send a stream, or one body with the complete output.
 
-    The status line waits for the first event, so that an error is a proper 4xx or 5xx in a stream too. Every
-    step raises ApiError.
+    The response starts after the first event, so that errors before it have a 4xx or 5xx status even if the
+    client requested a stream. Every step raises ApiError.
     """
 
     def __init__(self, request: Request) -> None:
@@ -89,9 +89,9 @@ class RequestHandler:
         return idempotency_key(self._request.headers)
 
     async def start(self, parse: Callable[[bytes], tuple[T, ChatRequest]]) -> tuple[T, Generation]:
-        """Take the first three steps of a chat; cancelled if the client disconnects.
+        """Run the first three steps for a chat. Cancelled if the client disconnects.
 
-        ``parse`` returns the request in its API's form and as a chat.
+        ``parse`` returns the request in the format of its API and as a chat request.
         """
         return await cancel_on_disconnect(self._request.receive, self._start(parse))
 
@@ -102,17 +102,17 @@ class RequestHandler:
         return request, await self.submit(jobs, is_resumable=self.idempotency_key is not None)
 
     def body(self) -> AbstractContextManager[bytes]:
-        """Return the request's body, whose memory is released at the end of the ``with`` block."""
+        """Return the request's body. Its memory is released when the ``with`` block exits."""
         return self._context.body.consume()
 
     async def parse(self, raw: bytes, parse: Callable[[bytes], T]) -> T:
-        """Return what ``parse`` makes of the body."""
-        # Other sites' web pages can make a browser send forms and plain text here, but not JSON.
+        """Return the result of ``parse`` for the body."""
+        # A web page of another origin can make a browser post forms and plain text here, but not JSON.
         media_type = self._request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             raise ApiError(
                 "unsupported_media_type",
-                "the body must be JSON: send the header Content-Type: application/json",
+                "The request body must be JSON. Set the header Content-Type: application/json.",
             )
         if len(raw) <= _LARGE_BODY_BYTES:
             return parse(raw)
@@ -120,7 +120,7 @@ class RequestHandler:
         return await run(self.services.parser_threads, parse, raw)
 
     async def build_jobs(self, chat: ChatRequest) -> JobSet:
-        """Return the jobs of a chat."""
+        """Return the jobs of a chat request."""
         return await build_chat_jobs(
             self.services, chat, tenant=self.tenant, idempotency_key=self.idempotency_key
         )
@@ -130,7 +130,7 @@ class RequestHandler:
     ) -> Generation:
         """Queue the jobs and wait for the first event of the first one.
 
-        With ``is_resumable`` they outlive the connection. Errors name ``field``, the part of the request.
+        With ``is_resumable`` they continue after a disconnect. Errors refer to the request's ``field``.
         """
         jobs = job_set.jobs
         self._context.job_id = jobs[0].job_id
@@ -141,7 +141,7 @@ class RequestHandler:
                 index, first = await outputs.next()
             if first.final is not None and first.final.error is not None:
                 raise outputs.api_error(index, first.final.error)
-            # The worker of the first choice has computed the prompt by now: the other choices reuse it.
+            # The first choice's worker has computed the prompt by now, so the other choices can reuse it.
             await outputs.submit(jobs[1:], job_set.pixels)
         except BaseException:
             await outputs.aclose()
@@ -156,7 +156,7 @@ class RequestHandler:
         await outputs.aclose()
 
     async def respond(self, generation: Generation, serializer: Serializer, *, is_stream: bool) -> Response:
-        """Return the response; the outputs are closed at its end. Raises ClientDisconnected too."""
+        """Return the response. It closes the outputs at its end. Raises ApiError and ClientDisconnected."""
         if is_stream:
             stream = self._stream(
                 generation.outputs, generation.first, serializer, self._choice_metrics(generation)
@@ -167,14 +167,14 @@ class RequestHandler:
         return JSONResponse(serializer.to_response(choices), headers=generation.queue_headers)
 
     async def collect(self, generation: Generation) -> list[CollectedChoice]:
-        """Return the whole output of every choice, and close the outputs."""
+        """Return the complete output of every choice and close the outputs."""
         try:
             return await collect(generation.outputs, generation.first, self._choice_metrics(generation))
         finally:
             await generation.outputs.aclose()
 
     async def snapshot(self, job_id: str, *, has_events: bool = True) -> JobSnapshot:
-        """Return a stored job as it is now; 404 if this tenant has none with this id."""
+        """Return the current state of a stored job. Raises ApiError 404 if this tenant has no such job."""
         self._context.job_id = job_id
         return await self.services.controller.snapshot(job_id, self.tenant, has_events=has_events)
 
@@ -189,7 +189,7 @@ class RequestHandler:
     ) -> Response:
         """Return the response of a stored job, or its stream after the first ``start`` tokens.
 
-        Its former reader is disconnected. Metrics were recorded the first time.
+        A client that is reading the job is disconnected. Metrics are not recorded again.
         """
         outputs = MergedOutputs(self.services.controller, field=field)
         await outputs.resume(outline, timeout_s=self.services.settings.request_timeout_s)
@@ -203,7 +203,7 @@ class RequestHandler:
         return JSONResponse(serializer.to_response(choices))
 
     async def delete(self, job_id: str) -> None:
-        """Delete a stored job, cancelling it first; 404 if this tenant has none with this id."""
+        """Cancel and delete a stored job. Raises ApiError 404 if this tenant has no such job."""
         if not await self.services.controller.delete(job_id, self.tenant):
             raise response_not_found()
 
@@ -237,9 +237,9 @@ class RequestHandler:
 async def build_chat_jobs(
     services: Services, chat: ChatRequest, *, tenant: str, idempotency_key: str | None
 ) -> JobSet:
-    """Check the chat's size, look up its model, load its images and return its jobs. Raises ApiError.
+    """Check the size of a chat request, look up its model, load its images and return its jobs.
 
-    With an ``idempotency_key`` the same chat has the same jobs on every controller.
+    With an ``idempotency_key``, every controller builds the same jobs for the same request. Raises ApiError.
     """
     _check_size(
         chat, max_text_bytes=services.settings.max_text_kb * 1024, max_images=services.settings.max_images
@@ -255,7 +255,7 @@ async def build_chat_jobs(
 
 
 def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> None:
-    """Check the size against this server's limits. The worker checks the context length. Raises ApiError."""
+    """Raise ApiError if the request exceeds this server's limits. The worker checks the context length."""
     num_bytes, num_images = len(tools_text(chat).encode()), 0
     for message in chat.messages:
         parts = [message.content] if isinstance(message.content, str) else message.content or []
@@ -272,7 +272,7 @@ def _check_size(chat: ChatRequest, *, max_text_bytes: int, max_images: int) -> N
 async def load_image(
     services: Services, source: ImageSource, model: ServedModel, owner: str
 ) -> PreprocessedImage:
-    """Fetch, decode and preprocess an image for the model. Raises ApiError naming the image's field."""
+    """Fetch, decode and preprocess an image for the model. Raises ApiError with the image's field."""
     spec = _base_view(model.image_spec) if source.is_low_detail else model.image_spec
     try:
         return await services.image_loader.load(source.url, spec, tenant=owner)
@@ -281,12 +281,12 @@ async def load_image(
 
 
 def _base_view(spec: ImageSpec) -> ImageSpec:
-    """Return the spec of the whole image as one tile, which is all that detail low needs."""
+    """Return the spec of the image as a single tile, as used for low detail."""
     return msgspec.structs.replace(spec, fit="squash", grid=()) if spec.fit in _GRIDS else spec
 
 
 def queue_headers(position: QueuePosition | None) -> dict[str, str]:
-    """Return the headers that describe the queue as it was when the request came; see docs/reliability.md."""
+    """Return headers with the state of the queue when the request arrived; see docs/reliability.md."""
     if position is None:
         return {}
     headers = {"x-queue-position": str(position.num_ahead)}

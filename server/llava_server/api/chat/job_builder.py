@@ -1,4 +1,4 @@
-"""Build the jobs of a validated request, one for each choice. Pure functions."""
+"""Conversion of a validated request to jobs, one per choice. Pure functions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
     "with_choices",
 ]
 
-# Estimates for fair queueing, no limits.
+# Estimates for fair queueing; not limits.
 _CHARS_PER_TOKEN = 3
 _EXPECTED_OUTPUT_TOKENS = 256
 _SEED_BITS = 63
@@ -53,17 +53,17 @@ _ROLES: dict[str, Role] = {
 
 
 def new_job_id(prefix: str = "chatcmpl") -> str:
-    """Return a random id of 128 bits, which cannot be guessed."""
+    """Return an unpredictable 128-bit ID."""
     return f"{prefix}-{secrets.token_hex(16)}"
 
 
 def job_id_for_key(tenant: str, idempotency_key: str) -> str:
-    """Return the job id of an idempotency key, the same on every controller."""
+    """Return the job ID for an idempotency key. It is the same on every controller."""
     return f"chatcmpl-{_digest(tenant, idempotency_key).hex()[:32]}"
 
 
 class ImageSource(NamedTuple):
-    """An image of a request: the field it is in, its URL, and whether it is sent as the whole image only."""
+    """An image of a request: the field that contains it, its URL and whether it has low detail."""
 
     param: str
     url: str
@@ -71,7 +71,7 @@ class ImageSource(NamedTuple):
 
 
 def image_sources(request: ChatRequest) -> list[ImageSource]:
-    """Return the images of a chat in reading order."""
+    """Return the images of a chat request in reading order."""
     return [
         ImageSource(
             f"messages[{m}].content[{p}].image_url.url", part.image_url.url, part.image_url.detail == "low"
@@ -92,9 +92,9 @@ def to_jobs(
     ttl_s: float,
     idempotency_key: str | None = None,
 ) -> list[Job]:
-    """Return a job for each choice; ``images`` are in the order of ``image_sources``.
+    """Return one job per choice. ``images`` are in the order of ``image_sources``.
 
-    With an ``idempotency_key`` the same request has the same jobs on every controller.
+    With an ``idempotency_key``, every controller builds the same jobs for the same request.
     """
     messages = _messages(request, [image.ref for image in images])
     sampling = to_sampling_params(request, model, request.grammar)
@@ -125,9 +125,9 @@ def raw_job(
     sampling: SamplingParams | None = None,
     task: Task = "answer",
 ) -> Job:
-    """Return a job whose prompt is used without the chat template; an image to be embedded is all of it.
+    """Return a job with a prompt that bypasses the chat template: a text, token IDs, or an image to embed.
 
-    Jobs that generate nothing need no ``sampling``.
+    Jobs that generate no output need no ``sampling``.
     """
     sampling = sampling or SamplingParams(seed=0, max_tokens=1)
     messages = (Message("user", (prompt,)),) if isinstance(prompt, str | ImageRef) else ()
@@ -148,7 +148,7 @@ def raw_job(
 
 
 def with_choices(first: Job, num_choices: int) -> list[Job]:
-    """Return the job, and a copy of it with another seed for each further choice."""
+    """Return the job and one copy with a different seed for each additional choice."""
     others = (
         msgspec.structs.replace(
             first,
@@ -161,12 +161,12 @@ def with_choices(first: Job, num_choices: int) -> list[Job]:
 
 
 def choice_id(first: str, index: int) -> str:
-    """Return the job id of a choice, derived from the first one's: a repeated request has the same ids."""
+    """Return the job ID of a choice, derived from the first job's ID so that retries have the same IDs."""
     return f"{first.partition('-')[0]}-{_digest(first, str(index)).hex()[:32]}"
 
 
 def choice_seed(seed: int, index: int) -> int:
-    """Return the seed of a choice. The first one has the request's, so that its output is that of ``n`` 1."""
+    """Return the seed of a choice. The first choice has the request's seed, so its output matches ``n`` 1."""
     if index == 0:
         return seed
     digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
@@ -178,10 +178,10 @@ def _digest(*parts: str) -> bytes:
 
 
 def _messages(request: ChatRequest, refs: Sequence[ImageRef]) -> tuple[Message, ...]:
-    """Return the messages in the model's roles.
+    """Return the messages with the roles that the model supports.
 
-    Results of tool calls become user messages, joined with the next one; tools are described in the system
-    message.
+    Tool results become user messages and are merged with the next one. The system message describes the
+    tools.
     """
     remaining = iter(refs)
     messages: list[Message] = []
@@ -221,7 +221,7 @@ def _parts(message: ChatMessage, remaining: Iterator[ImageRef]) -> Iterator[str 
 def to_sampling_params(
     request: GenerationRequest, model: ServedModel, grammar: Grammar | None
 ) -> SamplingParams:
-    """Return the request's sampling parameters, with a random seed if it has none."""
+    """Return the request's sampling parameters, with a random seed if the request has none."""
     limit = request.max_output_tokens
     return SamplingParams(
         seed=secrets.randbits(_SEED_BITS) if request.seed is None else request.seed,
@@ -244,7 +244,7 @@ def to_sampling_params(
 
 
 def estimate_cost(messages: Sequence[Message], sampling: SamplingParams, model: ServedModel) -> float:
-    """Estimate the tokens of a job, prompt and output, for fair queueing."""
+    """Return the estimated number of prompt and output tokens of a job, for fair queueing."""
     parts = [part for message in messages for part in message.parts]
     num_chars = sum(len(part) for part in parts if isinstance(part, str))
     num_tiles = sum(part.num_tiles for part in parts if isinstance(part, ImageRef))

@@ -1,4 +1,4 @@
-"""Log-probabilities of output tokens in chat completions and responses."""
+"""Log probabilities of output tokens in chat completions and responses."""
 
 from __future__ import annotations
 
@@ -13,39 +13,41 @@ from llava_server.response_model import ResponseModel, doc
 
 __all__ = ["ChatLogprobs", "Logprob", "TokenLogprob", "token_logprobs", "token_text"]
 
-_MIN_LOGPROB = -9999  # stands for minus infinity, as in OpenAI's API
+_MIN_LOGPROB = -9999  # represents minus infinity, as in OpenAI's API
 Logprob = Annotated[float, Meta(ge=_MIN_LOGPROB, le=0)]
 Byte = Annotated[int, Meta(ge=0, le=255)]
 
 
 class ScoredToken(ResponseModel):
-    """A token and how likely it was."""
+    """A token and its log probability."""
 
-    token: Annotated[str, doc("Its text; one without text is named by its id, as token_id:2.", "red")]
+    token: Annotated[
+        str, doc("Text of the token. A token without text is represented by its ID: token_id:2.", "red")
+    ]
     logprob: Annotated[
         Logprob,
         doc(
-            "The natural logarithm of its probability as the model gave it, before temperature and "
-            "restrictions; -9999 stands for minus infinity.",
+            "Natural logarithm of the probability, computed from the model's logits before temperature and "
+            "other sampling parameters. -9999 represents minus infinity.",
             -0.25,
         ),
     ]
     bytes: Annotated[
         list[Byte],
         doc(
-            "Its text in UTF-8; tokens that are parts of a character are joined by their bytes.",
+            "UTF-8 bytes of the text. If several tokens form one character, concatenate their bytes.",
             [114, 101, 100],
         ),
     ]
 
 
 class TokenLogprob(ScoredToken):
-    """A token of the answer, and the likeliest ones at its place."""
+    """An output token, and the most likely tokens at its position."""
 
     top_logprobs: Annotated[
         list[ScoredToken],
         doc(
-            "The likeliest first, as many as top_logprobs asked for.",
+            "The most likely tokens, most likely first. Their number is set by top_logprobs.",
             [{"token": "red", "logprob": -0.25, "bytes": [114, 101, 100]}],
             max_length=20,
         ),
@@ -53,20 +55,20 @@ class TokenLogprob(ScoredToken):
 
 
 class ChatLogprobs(ResponseModel):
-    """Of the tokens of a choice, or of a chunk."""
+    """Log probabilities of the tokens of a choice or of a chunk."""
 
     content: Annotated[
         list[TokenLogprob],
         doc(
-            "One for each token, the end mark included.",
+            "One entry per token, including the end-of-sequence token.",
             [{"token": "red", "logprob": -0.25, "bytes": [114, 101, 100], "top_logprobs": []}],
         ),
     ]
-    refusal: Annotated[None, doc("Always null: this server has no refusals.")] = None
+    refusal: Annotated[None, doc("Always null. Refusals are not supported.")] = None
 
 
 def token_logprobs(logprobs: Sequence[EventLogprob]) -> list[TokenLogprob]:
-    """Convert the log-probabilities of an event."""
+    """Return the log probabilities of an event in OpenAI's format."""
     return [
         TokenLogprob(
             *_score(token.sampled), top_logprobs=[ScoredToken(*_score(other)) for other in token.top]
@@ -76,7 +78,7 @@ def token_logprobs(logprobs: Sequence[EventLogprob]) -> list[TokenLogprob]:
 
 
 def token_text(score: TokenScore) -> str:
-    """Return a token's text. A token without text, such as the end mark, is named by its id, as in vLLM."""
+    """Return a token's text or, as in vLLM, its ID if it has no text, such as the end-of-sequence token."""
     return score.text.decode(errors="replace") or f"token_id:{score.token_id}"
 
 

@@ -1,6 +1,6 @@
-"""The request of /v1/chat/completions, in OpenAI's form.
+"""The request of /v1/chat/completions, in OpenAI's format.
 
-All bounds are checked here and nowhere later. The requests of most other APIs are converted to a ChatRequest.
+All limits are checked here. The requests of most other APIs are converted to a ChatRequest.
 """
 
 from __future__ import annotations
@@ -60,195 +60,212 @@ _TIERS = {"flex": -1, "priority": 1}
 
 
 class StreamOptions(RequestModel):
-    """How to stream."""
+    """Options for streaming."""
 
     include_usage: bool = Field(
-        False, description="One more chunk before [DONE], without choices, with usage.", examples=[True]
+        False,
+        description="Send the token usage in an additional chunk without choices before [DONE].",
+        examples=[True],
     )
     continuous_usage_stats: bool = Field(
         False,
-        description="Extension, vLLM's: every chunk tells the usage so far; only with include_usage true.",
+        description="Extension, as in vLLM. Send the usage so far in every chunk. Requires include_usage "
+        "true.",
     )
-    include_obfuscation: bool | None = Field(None, description="Accepted; nothing is obfuscated.")
+    include_obfuscation: bool | None = Field(None, description="Accepted. Obfuscation is never added.")
 
     @model_validator(mode="after")
     def _check_options(self) -> StreamOptions:
         if self.continuous_usage_stats and not self.include_usage:
             raise invalid_value(
                 "stream_options.continuous_usage_stats",
-                "stream_options.continuous_usage_stats is only allowed with include_usage true",
+                "stream_options.continuous_usage_stats is only allowed if include_usage is true.",
             )
         return self
 
 
 class SharedFields(BaseModel):
-    """What chats and plain completions have in common, besides how tokens are chosen."""
+    """Fields that chat and text completions share, except for the sampling parameters."""
 
     model: str = Field(
-        min_length=1, max_length=256, description="A model of GET /v1/models.", examples=["tiny-llava"]
+        min_length=1,
+        max_length=256,
+        description="Model name, as listed by GET /v1/models.",
+        examples=["tiny-llava"],
     )
     stop: StopStrings | None = Field(
         None,
-        description="Up to 4 strings, each of 1 to 256 characters; the answer ends before the first.",
+        description="Up to 4 strings of 1 to 256 characters. Generation stops before the first match.",
         examples=[["\n"]],
     )
     stream: bool | None = Field(
-        None, description="Send tokens as server-sent events as they come.", examples=[True]
+        None, description="Whether to stream the response as server-sent events.", examples=[True]
     )
-    stream_options: StreamOptions | None = Field(None, description="Only with stream true.")
+    stream_options: StreamOptions | None = Field(
+        None, description="Options for streaming. Only allowed if stream is true."
+    )
     ignore_eos: bool | None = Field(
-        None, description="Extension: go on past the model's end mark up to max_tokens (for benchmarks)."
+        None,
+        description="Extension. Continue after the end-of-sequence token up to max_tokens, for benchmarks.",
     )
     cache_scope: Literal["tenant", "public"] | None = Field(
         None,
-        description="Extension: public shares computed prompts and pictures with all public requests instead "
-        "of those of this API key. Others can then tell by an answer's speed that somebody sent the same.",
+        description="Extension. tenant (default) shares cached prompts and images within this API key. "
+        "public shares them with all public requests. Other clients can then infer from response times that "
+        "the same content was sent before.",
     )
     priority: int | None = Field(
         None,
         ge=-1,
         le=1,
-        description="Extension, as in vLLM: of waiting requests the one with the lower number goes first; "
-        "-1, 0 (default) or 1.",
+        description="Extension, as in vLLM. Requests with a lower value are scheduled first: -1, 0 (default) "
+        "or 1.",
         examples=[0],
     )
     service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
         None,
-        description="priority goes before, flex behind other requests; auto and default are the same.",
+        description="priority is scheduled before other requests, flex after them. auto is the same as "
+        "default.",
         examples=["flex"],
     )
     user: Hint | None = Field(
         None,
-        description="Accepted as a hint, at most 1024 characters; neither used nor stored.",
+        description="Accepted as a hint, at most 1024 characters. Neither used nor stored.",
         examples=["user-7"],
     )
 
     @property
     def job_priority(self) -> int:
-        """1 before others, -1 behind them, else 0."""
+        """Priority of the job: 1 before other jobs, -1 after them, otherwise 0."""
         return -self.priority if self.priority is not None else _TIERS.get(self.service_tier or "", 0)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """The stop strings, however many."""
+        """Stop strings as a tuple."""
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with the usage."""
+        """Whether to send the usage at the end of a stream."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
     def continuous_usage(self) -> bool:
-        """Whether every chunk has the usage."""
+        """Whether to send the usage in every chunk."""
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     @model_validator(mode="after")
     def _check_shared_fields(self) -> SharedFields:
         if self.stream_options is not None and not self.stream:
-            raise invalid_value("stream_options", "stream_options is only allowed with stream true")
+            raise invalid_value("stream_options", "stream_options is only allowed if stream is true.")
         if self.priority is not None and self.service_tier in _TIERS:
             raise invalid_value(
-                "service_tier", "priority and service_tier both say who goes first: give one of them"
+                "service_tier",
+                "priority and service_tier both set the scheduling priority. Send only one of them.",
             )
         return self
 
 
 class GenerationRequest(SharedFields, SamplingFields):
-    """What every request that generates text has."""
+    """Fields of every request that generates text."""
 
     @property
     def num_logprobs(self) -> int | None:
-        """Number of alternatives to return per token; None without log-probabilities."""
+        """Number of top tokens to return per position; None if log probabilities are not requested."""
         raise NotImplementedError
 
     @property
     def max_output_tokens(self) -> int | None:
-        """Maximum number of output tokens; None: up to the end of the context."""
+        """Maximum number of output tokens; None for the rest of the context."""
         raise NotImplementedError
 
 
 class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputFields, UnsupportedFields):
-    """A conversation to be answered."""
+    """A request to generate the next message of a conversation."""
 
     messages: list[ChatMessage] = Field(
         min_length=1,
         max_length=_MAX_MESSAGES,
-        description="The conversation so far, oldest first; the last one is the question.",
+        description="Conversation so far, oldest message first.",
         examples=[[{"role": "user", "content": "What can you do?"}]],
     )
     max_tokens: int | None = Field(
         None,
         ge=1,
         le=MAX_TOKENS,
-        description="Tokens of the answer at most; default and bound: the rest of the model's context.",
+        description="Maximum number of output tokens. Defaults to the rest of the model's context, which is "
+        "also the upper limit.",
         examples=[128],
     )
     max_completion_tokens: int | None = Field(
-        None, ge=1, le=MAX_TOKENS, description="The newer name of max_tokens.", examples=[128]
+        None, ge=1, le=MAX_TOKENS, description="Newer name of max_tokens.", examples=[128]
     )
     logprobs: bool | None = Field(
-        None, description="Tell each token's log-probability, as the model gave it before anything else."
+        None,
+        description="Whether to return the log probability of each output token, before temperature and "
+        "other sampling parameters.",
     )
     top_logprobs: int | None = Field(
         None,
         ge=0,
         le=20,
-        description="And those of so many likeliest tokens; only with logprobs true.",
+        description="Number of most likely tokens to return per position. Only allowed if logprobs is true.",
         examples=[3],
     )
     continue_final_message: bool | None = Field(
         None,
-        description="Extension, vLLM's: the last message is an answer that has begun, to be gone on with; "
-        "what comes back is the rest. Not together with what the answer must be, nor with tools.",
+        description="Extension, as in vLLM. Continue the last message, which must have the role assistant. "
+        "The response contains only the continuation. Cannot be combined with tools or structured output.",
     )
     add_generation_prompt: bool | None = Field(
-        None, description="Extension, vLLM's: the opposite of continue_final_message; may be left out."
+        None,
+        description="Extension, as in vLLM. Must be the opposite of continue_final_message. Can be omitted.",
     )
     safety_identifier: Hint | None = Field(
         None,
-        description="Accepted as a hint, at most 1024 characters; neither used nor stored.",
+        description="Accepted as a hint, at most 1024 characters. Neither used nor stored.",
         examples=["user-7"],
     )
     prompt_cache_key: Hint | None = Field(
         None,
-        description="Accepted as a hint, at most 1024 characters: prompts are cached by their content.",
+        description="Accepted as a hint, at most 1024 characters. Prompts are always cached by content.",
         examples=["album-3"],
     )
     prompt_cache_retention: Literal["in_memory", "24h"] | None = Field(
-        None, description="Accepted as a hint; computed prompts are kept as long as there is room."
+        None, description="Accepted as a hint. Prompts remain cached until their memory is needed."
     )
     metadata: Metadata | None = Field(
         None,
-        description="Accepted, up to 16 pairs with keys of at most 64 and values of at most 512 characters; "
-        "not stored.",
+        description="Accepted, but not stored. Up to 16 key-value pairs, with keys of up to 64 and values of "
+        "up to 512 characters.",
         examples=[{"run": "7"}],
     )
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many alternatives are told; None without logprobs."""
+        """Number of top tokens to return per position; None if log probabilities are not requested."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def max_output_tokens(self) -> int | None:
-        """Tokens of the answer at most, under whichever name it came."""
+        """Maximum number of output tokens, from max_completion_tokens or max_tokens."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @model_validator(mode="after")
     def _check_fields(self) -> ChatRequest:
-        both = (self.max_tokens, self.max_completion_tokens)
-        if None not in both and both[0] != both[1]:
+        limits = (self.max_tokens, self.max_completion_tokens)
+        if None not in limits and limits[0] != limits[1]:
             raise invalid_value(
                 "max_completion_tokens",
-                f"max_tokens is {both[0]} and max_completion_tokens is {both[1]}: give one of them",
+                f"max_tokens is {self.max_tokens} and max_completion_tokens is {self.max_completion_tokens}. "
+                "Send only one of them.",
             )
         if self.top_logprobs and not self.logprobs:
             raise invalid_value(
                 "top_logprobs",
-                f"top_logprobs is {self.top_logprobs}, which is only allowed with logprobs true",
+                f"top_logprobs is {self.top_logprobs}, but it is only allowed if logprobs is true.",
             )
         self.check_min_tokens(self.max_output_tokens)
         check_tool_results(self.messages)
@@ -261,17 +278,19 @@ class ChatRequest(RequestModel, GenerationRequest, ToolFields, StructuredOutputF
         ):
             raise invalid_value(
                 "add_generation_prompt",
-                "add_generation_prompt must be the opposite of continue_final_message",
+                "add_generation_prompt must be the opposite of continue_final_message.",
             )
         if not self.continue_final_message:
             return
         last = self.messages[-1]
         if not isinstance(last, AssistantMessage) or last.content is None or last.tool_calls:
             raise invalid_value(
-                "continue_final_message", "continue_final_message goes on with a text of the assistant's"
+                "continue_final_message",
+                "continue_final_message requires a last message with the role assistant, with text and "
+                "without tool_calls.",
             )
         if self.grammar is not None:
             raise invalid_value(
                 "continue_final_message",
-                "continue_final_message does not go with tools or with what says what the answer is",
+                "continue_final_message cannot be combined with tools or structured output.",
             )

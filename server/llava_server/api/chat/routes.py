@@ -1,7 +1,7 @@
-"""/v1/chat/completions: OpenAI's chat, into which the requests of most other routes are converted.
+"""/v1/chat/completions: OpenAI's chat API. The requests of most other routes are converted to chat requests.
 
-A completion can be read by the key that requested it, while it is generated and for five minutes after. It
-outlives its connection if it was requested with an ``Idempotency-Key``.
+A completion can be read with the API key that requested it, while it is generated and for five minutes after.
+If the request had an ``Idempotency-Key``, generation continues after the client disconnects.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ __all__ = ["router"]
 router = APIRouter(tags=["chat"])
 
 _NUM_TOKENS = re.compile(r"[0-9]{1,9}", re.ASCII)
-JobId = Annotated[str, Path(description="The id of the completion.", max_length=128, examples=[CHAT_ID])]
+JobId = Annotated[str, Path(description="ID of the completion.", max_length=128, examples=[CHAT_ID])]
 
 
-@router.post("/v1/chat/completions", summary="Answer a conversation with pictures")
+@router.post("/v1/chat/completions", summary="Create a chat completion")
 @Operation(
-    "The answer, or with stream true its chunks, each the data of an event, until [DONE] or an error.",
+    "The completion, or a stream of chunks if stream is true. A stream ends with [DONE] or an error.",
     ChatCompletion,
     stream=ChatCompletionChunk | Error,
     headers=QUEUE,
@@ -44,7 +44,7 @@ JobId = Annotated[str, Path(description="The id of the completion.", max_length=
     request_headers=("Idempotency-Key",),
 )
 async def create_chat_completion(request: Request) -> Response:
-    """The status line waits for the first event, so an error is a proper 4xx or 5xx in streaming mode too."""
+    """The response starts after the first event. Earlier errors have a 4xx or 5xx status, also in streams."""
     handler = RequestHandler(request)
     chat, generation = await handler.start(_parse)
     serializer = ChatSerializer(
@@ -56,9 +56,9 @@ async def create_chat_completion(request: Request) -> Response:
     return await handler.respond(generation, serializer, is_stream=bool(chat.stream))
 
 
-@router.get("/v1/chat/completions/{job_id}", summary="Read an answer on where a connection broke")
+@router.get("/v1/chat/completions/{job_id}", summary="Retrieve or resume a chat completion")
 @Operation(
-    "The answer, or its chunks",
+    "The completion, or a stream of its chunks",
     ChatCompletion,
     stream=ChatCompletionChunk | Error,
     request_headers=("Last-Event-ID",),
@@ -68,22 +68,26 @@ async def read_answer(
     request: Request,
     job_id: JobId,
     stream: Annotated[
-        str, Query(description="true: server-sent events; else the whole answer.", examples=["true"])
+        str,
+        Query(
+            description="true: stream server-sent events; false: return the complete response.",
+            examples=["true"],
+        ),
     ] = "false",
     starting_after: Annotated[
         int | None,
         Query(
             ge=0,
             le=MAX_START,
-            description="Tokens that the reader has; else the header Last-Event-ID.",
+            description="Number of tokens to skip. Overrides the Last-Event-ID header.",
             examples=[12],
         ),
     ] = None,
     include_usage: Annotated[
-        str, Query(description="true: a last chunk tells the tokens.", examples=["true"])
+        str, Query(description="true: send the token usage in the last chunk.", examples=["true"])
     ] = "false",
 ) -> Response:
-    """Only with choices of one: an answer with ``n`` above 1 is read from its own stream alone."""
+    """Returns only the first choice. Streams with ``n`` above 1 cannot be resumed."""
     handler = RequestHandler(request)
     start = _num_received(job_id, starting_after, request.headers.get("last-event-id"))
     job = (await handler.snapshot(job_id, has_events=False)).outline
@@ -93,10 +97,10 @@ async def read_answer(
     return await handler.resume(job, serializer, is_stream=stream == "true", start=start)
 
 
-@router.delete("/v1/chat/completions/{job_id}", summary="Delete an answer")
-@Operation("What was deleted", DeletedChat, statuses=(400, 401, 404, 503))
+@router.delete("/v1/chat/completions/{job_id}", summary="Delete a chat completion")
+@Operation("The deleted completion", DeletedChat, statuses=(400, 401, 404, 503))
 async def delete_answer(request: Request, job_id: JobId) -> Response:
-    """With all its choices. One that is under way is cancelled first; nobody can read it any more."""
+    """Deletes the completion with all its choices. A running request is cancelled first."""
     handler = RequestHandler(request)
     await handler.delete(job_id)
     controller = handler.services.controller
@@ -112,10 +116,13 @@ def _parse(raw: bytes) -> tuple[ChatRequest, ChatRequest]:
 
 
 def _num_received(job_id: str, starting_after: int | None, last_event_id: str | None) -> int:
-    """Return the number of tokens that the client has. Raises ApiError (400)."""
+    """Return the number of tokens that the client has received. Raises ApiError (400)."""
     if starting_after is not None or not last_event_id:
         return starting_after or 0
     event_job_id, _, number = last_event_id.rpartition(":")
     if event_job_id != job_id or not _NUM_TOKENS.fullmatch(number):
-        raise ApiError("invalid_value", "the header Last-Event-ID belongs to another answer")
+        raise ApiError(
+            "invalid_value",
+            "The Last-Event-ID header belongs to another completion. Send the ID of an event of this one.",
+        )
     return int(number)

@@ -1,4 +1,4 @@
-"""Serialize events as OpenAI's chat completions: the chunks of a stream, or one completion."""
+"""Serialize job events as OpenAI chat completions: the chunks of a stream, or one completion."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ __all__ = ["ChatSerializer"]
 
 
 class ChatSerializer:
-    """Serializes one request; ``job`` is the job of its first choice.
+    """Serializer for one request. ``job`` is the job of the first choice.
 
-    The bytes of an event depend only on the job and the events before it: another controller that resumes the
-    stream sends the same.
+    The encoded event depends only on the job and the events so far, so that another controller can resume the
+    stream with identical bytes.
     """
 
     def __init__(
@@ -60,16 +60,16 @@ class ChatSerializer:
         )
 
     def begin(self, num_choices: int) -> bytes:
-        """Return each choice's first chunk, which has the role."""
+        """Return the first chunk of each choice, which contains the role."""
         return b"".join(
             encode_event(self._chunk(ChunkChoice(index, ChatDelta(role="assistant", content=""))))
             for index in range(num_choices)
         )
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
-        """Return the next chunks of a choice; empty if nothing can be sent yet."""
+        """Return the next chunks of a choice, or nothing if no chunk is ready."""
         self._usage.observe(index, event)
-        if self._call_mode is None and not event.logprobs and event.final is None:  # nearly every event
+        if self._call_mode is None and not event.logprobs and event.final is None:  # fast path
             if not event.text:
                 return b""
             return encode_event(
@@ -86,17 +86,17 @@ class ChatSerializer:
         return encode_events([self._chunk(choice) for choice in choices], event_id)
 
     def end(self) -> bytes:
-        """Return the usage, if the client asked for it, and the end mark."""
+        """Return the usage, if requested, and the end-of-stream marker."""
         if not self._usage.in_stream:
             return DONE
         return encode_event(self._chunk(usage=self._usage.total())) + DONE
 
     def error(self, error: ApiError, request_id: str | None) -> bytes:
-        """Return the error as the last event of the stream."""
+        """Return the error as the final event of the stream."""
         return encode_event(to_error(error, request_id))
 
     def to_response(self, choices: Sequence[CollectedChoice]) -> ChatCompletion:
-        """Return all choices as one completion."""
+        """Return a completion with all choices."""
         for index, choice in enumerate(choices):
             self._usage.observe(index, choice.last)
         return ChatCompletion(
@@ -118,7 +118,7 @@ class ChatSerializer:
         )
 
     def _deltas(self, index: int, text: str, *, is_last: bool) -> list[ChatDelta]:
-        """Return what the next text of a choice adds to its message."""
+        """Return the deltas for new text of a choice."""
         deltas = []
         for delta in self._parsers[index].feed(text, is_last=is_last):
             if isinstance(delta, TextDelta):
@@ -135,8 +135,11 @@ class ChatSerializer:
         return deltas
 
     def _finish_reason(self, index: int, reason: FinishReason) -> ChatFinishReason:
-        """As in OpenAI's API, ``tool_calls`` means that the model decided to call: not so if a named function
-        was required."""
+        """Return the finish reason in OpenAI's format.
+
+        ``tool_calls`` means that the model decided to call a tool. If the request named the function, the
+        reason is ``stop``, as in OpenAI's API.
+        """
         if reason is not FinishReason.STOP:
             return "length"
         is_call = self._call_mode in ("auto", "required") and self._parsers[index].num_calls > 0
@@ -145,7 +148,7 @@ class ChatSerializer:
     def _chunk(
         self, choice: ChunkChoice | None = None, usage: CompletionUsage | UnsetType | None = UNSET
     ) -> ChatCompletionChunk:
-        """Return a chunk with a choice, or the one with the ``usage``."""
+        """Return a chunk with the choice or, without one, with the ``usage``."""
         return ChatCompletionChunk(
             id=self._job.job_id,
             created=self._created,
@@ -162,7 +165,7 @@ class ChatSerializer:
 
 
 def _message(deltas: Iterable[ChatDelta]) -> ChatOutputMessage:
-    """Join the deltas of a choice: the message that a client of its stream has in the end."""
+    """Return the message that the concatenated deltas of a choice form."""
     text = ""
     calls: list[MessageToolCall] = []
     for delta in deltas:

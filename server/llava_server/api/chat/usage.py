@@ -1,4 +1,4 @@
-"""The number of tokens of a request, counted from its events."""
+"""Token usage of a request, counted from its events."""
 
 from __future__ import annotations
 
@@ -13,33 +13,39 @@ __all__ = ["CompletionUsage", "UsageCounter"]
 
 
 class PromptTokens(ResponseModel):
-    """More about the prompt's tokens."""
+    """Details of the prompt tokens."""
 
-    cached_tokens: Annotated[Count, doc("Tokens of the prompt that a worker had computed before.", 576)]
+    cached_tokens: Annotated[
+        Count, doc("Number of prompt tokens that were reused from the prefix cache.", 576)
+    ]
 
 
 class CompletionUsage(ResponseModel):
-    """Tokens of all choices together; a prompt counts once, whatever the number of its choices."""
+    """Token usage of all choices. A prompt counts once, regardless of the number of choices."""
 
-    prompt_tokens: Annotated[Count, doc("Tokens of the prompt, a picture's places included.", 612)]
-    completion_tokens: Annotated[Count, doc("Tokens of the answers, their end marks included.", 9)]
-    total_tokens: Annotated[Count, doc("The sum of both.", 621)]
+    prompt_tokens: Annotated[Count, doc("Number of prompt tokens, including image tokens.", 612)]
+    completion_tokens: Annotated[Count, doc("Number of output tokens, including end-of-sequence tokens.", 9)]
+    total_tokens: Annotated[Count, doc("Sum of prompt_tokens and completion_tokens.", 621)]
     prompt_tokens_details: Annotated[
-        PromptTokens, doc("What of the prompt cost nothing.", {"cached_tokens": 576})
+        PromptTokens, doc("Details of the prompt tokens.", {"cached_tokens": 576})
     ]
 
 
 class UsageCounter:
-    """Counts the tokens of one request from the events of all its choices.
+    """Counter for the tokens of one request, over the events of all its choices.
 
-    A prompt counts once, whatever the number of its choices. The end-of-sequence token is an output token.
+    A prompt counts once, regardless of the number of choices. The end-of-sequence token is an output token.
     """
 
     def __init__(
         self, *, choices_per_prompt: int = 0, in_stream: bool = False, in_chunks: bool = False
     ) -> None:
-        """``choices_per_prompt`` 0: all choices have one prompt. ``in_stream``: the stream ends with the
-        usage (``include_usage``); ``in_chunks``: each chunk reports it too (``continuous_usage_stats``)."""
+        """Create a counter.
+
+        ``choices_per_prompt`` 0 means that all choices share one prompt. With ``in_stream``, the stream ends
+        with the usage (``include_usage``). With ``in_chunks``, each chunk has it too
+        (``continuous_usage_stats``).
+        """
         self.in_stream = in_stream
         self._in_chunks = in_chunks
         self._choices_per_prompt = choices_per_prompt
@@ -59,7 +65,7 @@ class UsageCounter:
         return sum(self._outputs.values())
 
     def observe(self, index: int, event: Event) -> None:
-        """Count the next event of choice ``index``."""
+        """Add the next event of choice ``index``."""
         prompt, choice = divmod(index, self._choices_per_prompt) if self._choices_per_prompt else (0, index)
         if event.final is not None and choice == 0:
             self._prompts[prompt] = (event.final.num_prompt_tokens, event.final.num_cached_tokens)
@@ -68,12 +74,12 @@ class UsageCounter:
         self._outputs[index] = event.next_offset
 
     def total(self) -> CompletionUsage:
-        """Return the tokens so far in OpenAI's form."""
+        """Return the usage so far in OpenAI's format."""
         prompt, output = self.num_prompt_tokens, self.num_output_tokens
         return CompletionUsage(prompt, output, prompt + output, PromptTokens(self.num_cached_tokens))
 
     def for_chunk(self) -> CompletionUsage | UnsetType | None:
-        """Return the ``usage`` of a chunk with choices: left out, null, or the tokens so far."""
+        """Return the ``usage`` of a chunk with choices: UNSET, None or the usage so far."""
         if self._in_chunks:
             return self.total()
         return None if self.in_stream else UNSET

@@ -1,4 +1,4 @@
-"""Build the jobs of a completion request: one for each choice of each prompt."""
+"""Conversion of a text completion request to jobs: one per choice of each prompt."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from llava_server.worker_registry import ServedModel
 
 __all__ = ["to_completion_jobs"]
 
-_ECHO_VERSION = 2  # wire version of the job: older workers would leave the prompt out
+_ECHO_VERSION = 2  # wire version of the job; workers with an older version would omit the prompt
 
 
 def to_completion_jobs(
     request: CompletionRequest, model: ServedModel, *, tenant: str, ttl_s: float
 ) -> list[Job]:
-    """Return a job for each choice: those of the first prompt, then those of the second, and so on."""
+    """Return one job per choice, ordered by prompt."""
     sampling = to_sampling_params(request, model, request.grammar)
     jobs: list[Job] = []
     for prompt in request.prompts:

@@ -1,4 +1,4 @@
-"""The request of /v1/completions: prompts that are taken as they stand, without the model's template."""
+"""The request of /v1/completions. Prompts bypass the chat template."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llava_server.api.fields.unsupported import Unsupported
 
 __all__ = ["CompletionRequest"]
 
-_MAX_ANSWERS = 64
+_MAX_TOTAL_CHOICES = 64
 _MAX_PROMPT_TOKENS = 1 << 20
 _DEFAULT_TOKENS = 16
 
@@ -36,58 +36,59 @@ def _prompt_kind(value: Any) -> str:
 Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=_MAX_PROMPT_TOKENS)]
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[str], Field(min_length=1, max_length=_MAX_ANSWERS), Tag("<texts>")]
+    | Annotated[list[str], Field(min_length=1, max_length=_MAX_TOTAL_CHOICES), Tag("<texts>")]
     | Annotated[Tokens, Tag("<tokens>")]
-    | Annotated[list[Tokens], Field(min_length=1, max_length=_MAX_ANSWERS), Tag("<lists>")],
+    | Annotated[list[Tokens], Field(min_length=1, max_length=_MAX_TOTAL_CHOICES), Tag("<lists>")],
     Discriminator(_prompt_kind),
 ]
 
 
 class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields):
-    """Texts to be gone on with."""
+    """A request to continue one or more texts."""
 
     prompt: Prompt = Field(
-        description="A text, a list of texts, a list of token ids, or a list of such lists; with n at most "
-        f"{_MAX_ANSWERS} answers in all. The begin mark is put before texts, and nothing else.",
-        examples=["The picture shows"],
+        description="A text, a list of texts, a list of token IDs, or a list of such lists. The number of "
+        f"prompts times n must not exceed {_MAX_TOTAL_CHOICES}. A beginning-of-sequence token is added to "
+        "texts, but not to token IDs.",
+        examples=["The image shows"],
     )
     max_tokens: int | None = Field(
         None,
         ge=0,
         le=MAX_TOKENS,
-        description=f"Tokens of an answer at most; default {_DEFAULT_TOKENS}, as OpenAI has it. 0 goes with "
-        "echo only: the prompt comes back, with logprobs how likely it is, and nothing is added.",
+        description=f"Maximum number of output tokens per choice. Defaults to {_DEFAULT_TOKENS}, as in "
+        "OpenAI's API. 0 is only allowed with echo and returns the prompt, with its log probabilities if "
+        "requested.",
         examples=[64],
     )
     echo: bool | None = Field(
         None,
-        description="Begin each answer with its prompt; logprobs then tell of the prompt's tokens, too, null "
-        "for the first, and all of the prompt is computed, whatever the cache has of it.",
+        description="Whether to return the prompt before the generated text. With logprobs, the log "
+        "probabilities of the prompt tokens are returned as well (null for the first token). They are "
+        "computed for the whole prompt, without the prefix cache.",
         examples=[True],
     )
     logprobs: int | None = Field(
         None,
         ge=0,
         le=5,
-        description="Tell each token's log-probability and those of so many likeliest ones; 0 to 5. With "
-        "echo those of the prompt, too.",
+        description="Return the log probability of each token and of this number of most likely tokens, 0 to "
+        "5. With echo, prompt tokens are included.",
         examples=[1],
     )
-    suffix: Annotated[
-        Any, Unsupported("this model writes what follows a text, not what stands within one", ("",))
-    ] = None
-    best_of: Annotated[Any, Unsupported("use n and choose among the answers", (1,))] = None
-    prompt_logprobs: Annotated[Any, Unsupported("leave it out", (0, False))] = None
+    suffix: Annotated[Any, Unsupported("The model can only append text to a prompt.", ("",))] = None
+    best_of: Annotated[Any, Unsupported("Use n and select a choice in your client.", (1,))] = None
+    prompt_logprobs: Annotated[Any, Unsupported("Use echo with logprobs.", (0, False))] = None
     add_special_tokens: Annotated[
-        Any, Unsupported("send the prompt as tokens, with those that you want", (True,))
+        Any, Unsupported("Send the prompt as token IDs, including special tokens.", (True,))
     ] = None
     guided_grammar: Annotated[
-        Any, Unsupported("use response_format with a JSON schema, guided_regex or guided_choice")
+        Any, Unsupported("Use response_format with a JSON schema, guided_regex or guided_choice.")
     ] = None
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """One for each answer, or for ``n`` of them."""
+        """Prompts as a list. Each one has ``n`` choices."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
@@ -96,24 +97,28 @@ class CompletionRequest(RequestModel, GenerationRequest, StructuredOutputFields)
 
     @property
     def max_output_tokens(self) -> int:
-        """Tokens of an answer at most."""
+        """Maximum number of output tokens per choice."""
         return _DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many alternatives are told; None without logprobs."""
+        """Number of top tokens to return per position; None if log probabilities are not requested."""
         return self.logprobs
 
     @model_validator(mode="after")
     def _check_fields(self) -> CompletionRequest:
-        num_answers = len(self.prompts) * self.num_choices
-        if num_answers > _MAX_ANSWERS:
+        num_prompts = len(self.prompts)
+        total_choices = num_prompts * self.num_choices
+        if total_choices > _MAX_TOTAL_CHOICES:
             raise invalid_value(
                 "n",
-                f"{len(self.prompts)} prompts with {self.num_choices} answers each are {num_answers}; "
-                f"the limit is {_MAX_ANSWERS}",
+                f"The request has {num_prompts} prompts with {self.num_choices} choices each, "
+                f"{total_choices} in total; the limit is {_MAX_TOTAL_CHOICES}. Send fewer prompts or reduce "
+                "n.",
             )
         if self.max_tokens == 0 and not self.echo:
-            raise invalid_value("max_tokens", "max_tokens is 0, which goes with echo only; give 1 or more")
+            raise invalid_value(
+                "max_tokens", "max_tokens is 0, which is only allowed if echo is true. Set it to 1 or more."
+            )
         self.check_min_tokens(self.max_output_tokens)
         return self

@@ -1,4 +1,4 @@
-"""The response of a plain completion: one text_completion, or the text_completion chunks of a stream."""
+"""Responses of text completions: one text_completion, or a stream of text_completion chunks."""
 
 from __future__ import annotations
 
@@ -16,90 +16,110 @@ _CHOICE = {"index": 0, "text": "A red circle.", "logprobs": None, "finish_reason
 
 
 class TextLogprobs(ResponseModel):
-    """Four lists of one length, an entry for each token; of an echoed prompt its tokens come first."""
+    """Log probabilities as four lists with one entry per token. Tokens of an echoed prompt come first."""
 
     tokens: Annotated[
         list[str],
-        doc("Their texts; a part of a character is named by its bytes, as bytes:\\xf0.", ["A", " red"]),
+        doc(
+            "Texts of the tokens. A part of a character is represented by its bytes: bytes:\\xf0.",
+            ["A", " red"],
+        ),
     ]
     token_logprobs: Annotated[
         list[Logprob | None],
-        doc("Natural logarithms of their probabilities; null for a prompt's first token.", [-0.5, -0.25]),
+        doc(
+            "Natural logarithms of the token probabilities; null for the first token of a prompt.",
+            [-0.5, -0.25],
+        ),
     ]
     top_logprobs: Annotated[
         list[dict[str, Logprob] | None],
         doc(
-            "The likeliest tokens at each place and the one taken; null for a prompt's first token.",
+            "The most likely tokens and the sampled token per position; null for the first token of a "
+            "prompt.",
             [{"A": -0.5}, {" red": -0.25}],
         ),
     ]
-    text_offset: Annotated[list[Count], doc("Where in the text each begins, in characters.", [0, 1])]
+    text_offset: Annotated[
+        list[Count], doc("Start position of each token in the text, in characters.", [0, 1])
+    ]
 
 
 class TextPiece(ResponseModel):
-    """What the whole answer's choices and a stream's have alike."""
+    """Fields that a choice has with and without streaming."""
 
-    index: Annotated[Count, doc("Which answer, from 0: n for the first prompt, then n for the second.", 0)]
+    index: Annotated[
+        Count, doc("Index of the choice, starting at 0: n choices per prompt, in prompt order.", 0)
+    ]
     text: Annotated[
         str,
         doc(
-            "What was written, of a stream what is new; with echo the prompt goes before it.", "A red circle."
+            "Generated text; in a stream, the new text. With echo, it is preceded by the prompt.",
+            "A red circle.",
         ),
     ]
-    logprobs: Annotated[TextLogprobs | None, doc("Null unless logprobs asked for them.", None)]
+    logprobs: Annotated[
+        TextLogprobs | None, doc("Log probabilities of the tokens; null if not requested.", None)
+    ]
 
 
 class TextChoice(TextPiece):
-    """One answer."""
+    """A choice of a text completion."""
 
     finish_reason: Annotated[
         Literal["stop", "length"],
         doc(
-            "stop: the model ended it, or a stop string did; length: max_tokens or the context was used up.",
+            "stop: the model ended its output or a stop string matched; length: the output reached "
+            "max_tokens or the end of the context.",
             "stop",
         ),
     ]
 
 
 class TextChunkChoice(TextPiece):
-    """More of one answer."""
+    """New content of one choice."""
 
     finish_reason: Annotated[
         Literal["stop", "length"] | None,
-        doc("Why the answer ended, in its last chunk; null before.", "stop"),
+        doc("Reason why the choice ended, in its last chunk; null in all other chunks.", "stop"),
     ] = None
 
 
 class TextHead(ResponseModel, kw_only=True):
-    """What a completion and each of its chunks begin with."""
+    """Fields that a text completion and each of its chunks start with."""
 
-    id: Annotated[str, doc("Of the answer.", "cmpl-3f1c09a2b44de8715a7c61f02b9d10ee")]
+    id: Annotated[str, doc("ID of the completion.", "cmpl-3f1c09a2b44de8715a7c61f02b9d10ee")]
     object: Literal["text_completion"] = "text_completion"
-    created: Annotated[Timestamp, doc("When it was written, Unix seconds.", 1764241200)]
-    model: Annotated[str, doc("The model that answered.", "tiny-llava")]
+    created: Annotated[
+        Timestamp, doc("Unix timestamp (seconds) of the creation of the response.", 1764241200)
+    ]
+    model: Annotated[str, doc("Model that generated the completion.", "tiny-llava")]
     system_fingerprint: Annotated[
-        str, doc("Changes with the model's weights or the way they are computed.", "fp_5a7c61f02b")
+        str,
+        doc("Changes if the model's weights or the way they are computed change.", "fp_5a7c61f02b"),
     ]
 
 
 class TextCompletion(TextHead, kw_only=True):
-    """The answers to all prompts."""
+    """A text completion with the choices for all prompts."""
 
-    choices: Annotated[list[TextChoice], doc("n for each prompt.", [_CHOICE], min_length=1)]
-    usage: Annotated[CompletionUsage, doc("The tokens that it took.")]
+    choices: Annotated[
+        list[TextChoice], doc("The choices: n per prompt, in prompt order.", [_CHOICE], min_length=1)
+    ]
+    usage: Annotated[CompletionUsage, doc("Token usage of the request.")]
 
 
 class TextCompletionChunk(TextHead, kw_only=True):
-    """The data of one event; [DONE] ends the stream."""
+    """The data of one event. The stream ends with [DONE]."""
 
     choices: Annotated[
         list[TextChunkChoice],
-        doc("The one that grows; none beside the usage of all.", [_CHOICE], max_length=1),
+        doc("The choice with new content. Empty in the chunk with the total usage.", [_CHOICE], max_length=1),
     ]
     usage: Annotated[
         CompletionUsage | None | UnsetType,
         doc(
-            "With include_usage: the whole in the last chunk, and null before it, or with "
-            "continuous_usage_stats the tokens so far. Left out without include_usage."
+            "Omitted without include_usage. With it, the last chunk has the total usage. All other chunks "
+            "have null, or the usage so far with continuous_usage_stats."
         ),
     ] = UNSET

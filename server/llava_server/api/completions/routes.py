@@ -1,4 +1,4 @@
-"""POST /v1/completions: continue texts, without the model's chat template."""
+"""POST /v1/completions: text completions, without the model's chat template."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["router"]
 router = APIRouter(tags=["completions"])
 
 
-@router.post("/v1/completions", summary="Go on with a text")
+@router.post("/v1/completions", summary="Create a text completion")
 @Operation(
-    "The answers, or with stream true their chunks, each an event's data, until [DONE] or an error.",
+    "The completion, or a stream of chunks if stream is true. A stream ends with [DONE] or an error.",
     TextCompletion,
     stream=TextCompletionChunk | Error,
     headers=QUEUE,
     request=CompletionRequest,
 )
 async def create_completion(request: Request) -> Response:
-    """The prompt is taken as it stands: for models of conversations /v1/chat/completions answers better."""
+    """The chat template is not applied. Chat models give better results with /v1/chat/completions."""
     handler = RequestHandler(request)
     completion, generation = await cancel_on_disconnect(request.receive, _start(handler))
     serializer = CompletionSerializer(completion, generation.job, generation.model)

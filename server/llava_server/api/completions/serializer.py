@@ -1,4 +1,4 @@
-"""Serialize events as OpenAI's plain completions, with their older form of log-probabilities."""
+"""Serialize job events as OpenAI text completions, with their older format of log probabilities."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["CompletionSerializer"]
 
 
 class CompletionSerializer:
-    """Serializes one request; ``job`` is the job of its first choice."""
+    """Serializer for one request. ``job`` is the job of the first choice."""
 
     def __init__(self, request: CompletionRequest, job: Job, model: ServedModel) -> None:
         self._request = request
@@ -44,14 +44,14 @@ class CompletionSerializer:
             in_stream=request.include_usage,
             in_chunks=request.continuous_usage,
         )
-        self._cursors: defaultdict[int, _Cursor] = defaultdict(_Cursor)  # by choice
+        self._cursors: defaultdict[int, _Cursor] = defaultdict(_Cursor)  # per choice
 
     def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
-        """Return nothing: an echoed prompt is in its choice's first event."""
+        """Return nothing. An echoed prompt is part of the choice's first event."""
         return b""
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
-        """Return the next chunks of a choice; empty if nothing can be sent yet."""
+        """Return the next chunks of a choice, or nothing if no chunk is ready."""
         self._usage.observe(index, event)
         choices = []
         if event.prompt:
@@ -64,17 +64,17 @@ class CompletionSerializer:
         return encode_events([self._chunk(choice) for choice in choices], event_id)
 
     def end(self) -> bytes:
-        """Return the usage, if the client asked for it, and the end mark."""
+        """Return the usage, if requested, and the end-of-stream marker."""
         if not self._usage.in_stream:
             return DONE
         return encode_event(self._chunk(usage=self._usage.total())) + DONE
 
     def error(self, error: ApiError, request_id: str | None) -> bytes:
-        """Return the error as the last event of the stream."""
+        """Return the error as the final event of the stream."""
         return encode_event(to_error(error, request_id))
 
     def to_response(self, choices: Sequence[CollectedChoice]) -> TextCompletion:
-        """Return all choices as one completion."""
+        """Return a completion with all choices."""
         for index, choice in enumerate(choices):
             self._usage.observe(index, choice.last)
         return TextCompletion(
@@ -97,7 +97,7 @@ class CompletionSerializer:
     def _chunk(
         self, choice: TextChunkChoice | None = None, usage: CompletionUsage | UnsetType | None = UNSET
     ) -> TextCompletionChunk:
-        """Return a chunk with a choice, or the one with the ``usage``."""
+        """Return a chunk with the choice or, without one, with the ``usage``."""
         return TextCompletionChunk(
             id=self._job.job_id,
             created=self._created,
@@ -108,7 +108,7 @@ class CompletionSerializer:
         )
 
     def _echo(self, index: int, prompt: Sequence[TokenLogprob]) -> str:
-        """Return the prompt as it was sent, or the text of its tokens; empty if it is not echoed."""
+        """Return the echoed prompt: the text of the request, or the decoded token IDs. Empty without echo."""
         if not prompt:
             return ""
         sent = self._request.prompts[index // self._request.num_choices]
@@ -118,7 +118,7 @@ class CompletionSerializer:
     def _logprobs(
         self, index: int, prompt: Sequence[TokenLogprob], output: Sequence[TokenLogprob]
     ) -> TextLogprobs | None:
-        """Return the log-probabilities of the echoed prompt and of the next output tokens."""
+        """Return the log probabilities of the echoed prompt and of new output tokens."""
         if self._request.num_logprobs is None:
             return None
         offsets = [self._cursors[index].move(token.sampled.text) for token in prompt]
@@ -131,19 +131,19 @@ class CompletionSerializer:
             {_name(score): score.logprob for score in (token.sampled, *token.top)} for token in tokens
         ]
         if prompt:
-            logprobs[0] = top[0] = None  # no token precedes it
+            logprobs[0] = top[0] = None  # the first token has no context
         return TextLogprobs([_name(token.sampled) for token in tokens], logprobs, top, offsets)
 
 
 class _Cursor:
-    """The offset of the next token in the text. A character of several tokens counts with its last one."""
+    """The text offset of the next token. A character of several tokens is counted with the last of them."""
 
     def __init__(self, offset: int = 0) -> None:
         self._offset = offset
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def move(self, text: bytes) -> int:
-        """Move past a token; return the offset where it begins."""
+        """Advance past a token and return its start offset."""
         begin = self._offset
         self._offset += len(self._decoder.decode(text))
         return begin
@@ -154,7 +154,7 @@ def _finish_reason(final: Final) -> Literal["stop", "length"]:
 
 
 def _name(score: TokenScore) -> str:
-    """Return a token's name, a key: as in OpenAI's API, each part of a character has its own."""
+    """Return the key of a token. As in OpenAI's API, each part of a character has a separate key."""
     try:
         score.text.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""The request of /v1/embeddings: OpenAI's, and pictures among the texts."""
+"""The request of /v1/embeddings: OpenAI's format, extended by image inputs."""
 
 from __future__ import annotations
 
@@ -50,46 +50,47 @@ EmbeddingInput = str | list[int] | ImagePart
 
 
 class EmbeddingRequest(RequestModel):
-    """Texts and pictures whose vectors are wanted."""
+    """A request to embed texts and images."""
 
     model: str = Field(
-        min_length=1, max_length=256, description="A model of GET /v1/models.", examples=["tiny-llava"]
+        min_length=1,
+        max_length=256,
+        description="Model name, as listed by GET /v1/models.",
+        examples=["tiny-llava"],
     )
     input: Input = Field(
-        description=f"A text, a list of up to {_MAX_INPUTS} texts, a list of token ids, or a list of such "
-        "lists. The begin mark is put before texts, and nothing else. Extension: a picture, alone or among "
-        "texts, as the image_url part of a chat.",
+        description="A text, a list of token IDs, or a list of texts or of token ID lists with up to "
+        f"{_MAX_INPUTS} items. A beginning-of-sequence token is added to texts, but not to token IDs. "
+        "Extension: an input can also be an image, in the format of the image_url part of a chat message.",
         examples=["a red square"],
     )
     encoding_format: Literal["float", "base64"] | None = Field(
         None,
-        description="float, the default: numbers; base64: the same as little-endian 32-bit floats.",
+        description="float (default): numbers; base64: little-endian 32-bit floats.",
         examples=["float"],
     )
     user: Hint | None = Field(
         None,
-        description="Accepted as a hint, at most 1024 characters; neither used nor stored.",
+        description="Accepted as a hint, at most 1024 characters. Neither used nor stored.",
         examples=["user-7"],
     )
-    dimensions: Annotated[
-        Any, Unsupported("the vector has the model's own size, and a part of it means nothing")
-    ] = None
-    truncate_prompt_tokens: Annotated[Any, Unsupported("shorten the text")] = None
+    dimensions: Annotated[Any, Unsupported("Embeddings have a fixed size and cannot be shortened.")] = None
+    truncate_prompt_tokens: Annotated[Any, Unsupported("Shorten the text.")] = None
     add_special_tokens: Annotated[
-        Any, Unsupported("send the text as tokens, with those that you want", (True,))
+        Any, Unsupported("Send the text as token IDs, including special tokens.", (True,))
     ] = None
-    messages: Annotated[Any, Unsupported("send texts or pictures as input")] = None
-    priority: Annotated[Any, Unsupported("leave it out", (0,))] = None
+    messages: Annotated[Any, Unsupported("Send texts or images in 'input'.")] = None
+    priority: Annotated[Any, Unsupported("Omit it.", (0,))] = None
 
     @property
     def fields(self) -> list[str]:
-        """What each of ``inputs`` is called, for errors."""
+        """Field name of each input, for error messages."""
         is_one = not isinstance(self.input, list) or isinstance(self.input[0], int)
         return ["input"] if is_one else [f"input[{index}]" for index in range(len(self.inputs))]
 
     @property
     def inputs(self) -> list[EmbeddingInput]:
-        """One for each vector."""
+        """Inputs as a list, one per embedding."""
         if not isinstance(self.input, list):
             return [self.input]
         if isinstance(self.input[0], int):

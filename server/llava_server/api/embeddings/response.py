@@ -1,4 +1,4 @@
-"""The vectors of a request's inputs."""
+"""Responses of /v1/embeddings."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ Float32 = Annotated[float, Meta(ge=-_MAX_FLOAT32, le=_MAX_FLOAT32)]
 
 
 class Embedding(ResponseModel, kw_only=True):
-    """One input's vector."""
+    """The embedding of one input."""
 
     object: Literal["embedding"] = "embedding"
-    index: Annotated[Count, doc("The input's place, from 0.", 0)]
+    index: Annotated[Count, doc("Index of the input, starting at 0.", 0)]
     embedding: Annotated[
         list[Float32] | str,
         doc(
-            "A vector of length 1: float32 numbers, or with encoding_format base64 their bytes, the lowest "
-            "first.",
+            "Vector of unit length: a list of numbers or, with encoding_format base64, encoded little-endian "
+            "32-bit floats.",
             [0.6, -0.8],
         ),
     ]
 
 
 class EmbeddingUsage(ResponseModel):
-    """The tokens that it took."""
+    """Token usage of the request."""
 
-    prompt_tokens: Annotated[Count, doc("Tokens of all inputs, a picture's places included.", 7)]
-    total_tokens: Annotated[Count, doc("The same: nothing is answered.", 7)]
+    prompt_tokens: Annotated[Count, doc("Number of tokens in all inputs, including image tokens.", 7)]
+    total_tokens: Annotated[Count, doc("Same as prompt_tokens.", 7)]
 
 
 class EmbeddingList(ResponseModel, kw_only=True):
-    """A vector for each input, in their order."""
+    """The embeddings of all inputs, in input order."""
 
     object: Literal["list"] = "list"
     data: Annotated[
         list[Embedding],
         doc(
-            "As many as there are inputs.",
+            "One embedding per input.",
             [{"object": "embedding", "index": 0, "embedding": [0.6, -0.8]}],
             min_length=1,
         ),
     ]
-    model: Annotated[str, doc("The model that made them.", "tiny-llava")]
-    usage: Annotated[EmbeddingUsage, doc("The tokens of its inputs.")]
+    model: Annotated[str, doc("Model that computed the embeddings.", "tiny-llava")]
+    usage: Annotated[EmbeddingUsage, doc("Token usage of the request.")]

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: the model's vectors of texts and images, each computed by one job."""
+"""POST /v1/embeddings: embeddings of texts and images. Each input is one job."""
 
 from __future__ import annotations
 
@@ -29,15 +29,19 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["embeddings"])
 
-# Jobs of one request in the queue at a time: fills a worker's batch, far below the limit of an API key.
+# Maximum number of queued jobs per request: fills a worker's batch, and is far below the limit of an API key.
 _MAX_PARALLEL_JOBS = 32
 
 
-@router.post("/v1/embeddings", summary="Vectors of texts and pictures")
-@Operation("The vectors", EmbeddingList, headers=QUEUE, request=EmbeddingRequest)
+@router.post("/v1/embeddings", summary="Create embeddings of texts and images")
+@Operation("The embeddings", EmbeddingList, headers=QUEUE, request=EmbeddingRequest)
 async def create_embeddings(request: Request) -> Response:
-    """Of length 1. Of a text the decoder's last hidden state at its last token; of a picture the mean of its
-    projected patch features. The two are not comparable with each other, and no model was trained for it."""
+    """Returns vectors of unit length.
+
+    The embedding of a text is the decoder's last hidden state at the last token. The embedding of an image is
+    the mean of its projected patch features. Text and image embeddings are not comparable with each other,
+    and the models were not trained for embeddings.
+    """
     return await cancel_on_disconnect(request.receive, _create_embeddings(RequestHandler(request)))
 
 
@@ -72,7 +76,7 @@ def _check_sizes(settings: Settings, inputs: list[EmbeddingInput]) -> None:
 async def _build_jobs(
     handler: RequestHandler, request: EmbeddingRequest, model: ServedModel
 ) -> tuple[list[Job], dict[str, bytes]]:
-    """Return a job for each input, and the pixels of the images by digest."""
+    """Return one job per input, and the pixels of the images by digest."""
     ttl_s = handler.services.settings.request_timeout_s
     jobs: list[Job] = []
     pixels: dict[str, bytes] = {}

@@ -1,1 +1,1 @@
-"""Request fields that several APIs share."""
+"""Request fields shared by several APIs."""

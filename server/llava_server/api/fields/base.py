@@ -1,4 +1,4 @@
-"""The base of all request models, and the error for fields that contradict each other."""
+"""The base class of all request models, and errors for conflicting fields."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ __all__ = ["RequestModel", "invalid_value", "text_or_list"]
 
 
 class RequestModel(BaseModel):
-    """A request or a part of one: "5" is not 5. Unknown fields are ignored: clients send their own."""
+    """A request or a part of one.
+
+    Types are not coerced ("5" is not 5). Unknown fields are ignored, because clients send extra fields.
+    """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 def text_or_list(value: Any) -> str:
-    """Return the tag of a union's member: a string or a list.
+    """Return the discriminator of a union: a string or a list.
 
-    Without a discriminator, pydantic would report the errors of both members.
+    Without a discriminator, pydantic would report the errors of both union members.
     """
     return "<plain>" if isinstance(value, str) else "<list>"
 
 
 def invalid_value(param: str, message: str) -> PydanticCustomError:
-    """Return an error that names another field than the validated one, with a message of its own."""
+    """Return a validation error for the field ``param`` with a custom message."""
     return PydanticCustomError("invalid_value", "{message}", {"message": message, "param": param})

@@ -1,4 +1,4 @@
-"""The turns of a chat request: texts, pictures, calls of functions and what came of them."""
+"""Messages of a chat request: text, images, tool calls and tool results."""
 
 from __future__ import annotations
 
@@ -40,36 +40,37 @@ CallId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 class TextPart(RequestModel):
-    """A piece of text."""
+    """A text part."""
 
     type: Literal["text"] = Field(description="text")
     text: str = Field(
-        description="Plain text. Words such as <image> or </s> in it mean nothing special.",
-        examples=["What is in the picture?"],
+        description="Plain text. Special tokens such as <image> or </s> are treated as text.",
+        examples=["What is in the image?"],
     )
 
 
 class ImageUrl(RequestModel):
-    """Where a picture is."""
+    """The URL of an image, and its level of detail."""
 
     url: str = Field(
-        description="The picture itself: data:image/png;base64,... (JPEG, PNG, WEBP, GIF, BMP; first frame).",
+        description="Image as a data URL: data:image/png;base64,... Supported formats are JPEG, PNG, WEBP, "
+        "GIF and BMP. Only the first frame is used.",
         examples=["data:image/png;base64,iVBORw0KGgo..."],
     )
     detail: Literal["auto", "low", "high"] | None = Field(
         None,
-        description="How closely to look. low: only all of the picture at once, in the model's one "
-        "resolution, for the fewest tokens; high and auto (default): also its parts, where the model does "
-        "that (LLaVA-1.6). LLaVA-1.5 has one resolution, so there all are the same.",
+        description="Level of detail. low: encode the whole image as a single tile, which needs the fewest "
+        "tokens. high and auto (default): also encode tiles at higher resolution if the model supports it "
+        "(LLaVA-1.6). LLaVA-1.5 has a single resolution, so the value has no effect.",
         examples=["low"],
     )
 
 
 class ImagePart(RequestModel):
-    """A picture."""
+    """An image part."""
 
     type: Literal["image_url"] = Field(description="image_url")
-    image_url: ImageUrl = Field(description="The picture and how closely to look at it.")
+    image_url: ImageUrl = Field(description="URL of the image, and its level of detail.")
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
@@ -81,73 +82,82 @@ Content = Annotated[
 
 def _only_text(content: str | list[TextPart | ImagePart]) -> str | list[TextPart | ImagePart]:
     if not isinstance(content, str) and any(isinstance(part, ImagePart) for part in content):
-        raise PydanticCustomError("unsupported_content", "pictures belong into user messages")
+        raise PydanticCustomError("unsupported_content", "Images are only allowed in user messages.")
     return content
 
 
 TextContent = Annotated[Content, AfterValidator(_only_text)]
 
 _CONTENT = "Text, or a list of parts in reading order."
-_NAME: Any = Field(None, description="Accepted; the model's prompt has no place for names.", examples=["Ada"])
+_NAME: Any = Field(None, description="Accepted, but not included in the prompt.", examples=["Ada"])
 
 
 class SystemMessage(RequestModel):
-    """What the model shall keep in mind; replaces the model's own system sentence."""
+    """A system message. Replaces the default system prompt of the model."""
 
-    role: Literal["system", "developer"] = Field(description="Who speaks; both mean the same.")
+    role: Literal["system", "developer"] = Field(
+        description="Role of the author. system and developer are equivalent."
+    )
     content: TextContent = Field(description=_CONTENT, examples=["Answer in one word."])
     name: str | None = _NAME
 
 
 class UserMessage(RequestModel):
-    """A question, with pictures where they belong in the text."""
+    """A user message with text and images."""
 
-    role: Literal["user"] = Field(description="Who speaks.")
+    role: Literal["user"] = Field(description="Role of the author.")
     content: Content = Field(description=_CONTENT, examples=["What can you do?"])
     name: str | None = _NAME
 
 
 class FunctionCall(RequestModel):
-    """Which function, and with what."""
+    """The function and the arguments of a tool call."""
 
-    name: FunctionName = Field(description="The function's name.", examples=["get_weather"])
-    arguments: str = Field(description="Its arguments as JSON in a string.", examples=['{"city": "Paris"}'])
+    name: FunctionName = Field(description="Name of the function.", examples=["get_weather"])
+    arguments: str = Field(description="JSON-encoded arguments.", examples=['{"city": "Paris"}'])
 
 
 class ToolCall(RequestModel):
-    """A call that an earlier answer made."""
+    """A tool call in an earlier assistant message."""
 
-    id: CallId = Field(description="Its id in that answer.", examples=["call_1"])
-    type: Literal["function"] = Field(description="function; there are no other kinds here.")
-    function: FunctionCall = Field(description="What was called.")
+    id: CallId = Field(description="ID of the call in the earlier message.", examples=["call_1"])
+    type: Literal["function"] = Field(description="Must be function.")
+    function: FunctionCall = Field(description="Function and arguments.")
 
 
 class AssistantMessage(RequestModel):
-    """An earlier answer: text, or calls of functions, or both."""
+    """An earlier assistant message with text, tool calls or both."""
 
-    role: Literal["assistant"] = Field(description="Who speaks.")
+    role: Literal["assistant"] = Field(description="Role of the author.")
     content: TextContent | None = Field(
-        None, description="Its text; may be left out beside tool_calls.", examples=["I see a red circle."]
+        None,
+        description="Content of the message. Can be omitted if there are tool_calls.",
+        examples=["I see a red circle."],
     )
     name: str | None = _NAME
     refusal: str | None = Field(
-        None, description="Accepted; nothing here refuses, so it is not shown.", examples=["I cannot."]
+        None, description="Accepted, but not included in the prompt.", examples=["I cannot."]
     )
-    audio: Any = Field(None, description="Not done; only null.", examples=[None])
+    audio: Any = Field(None, description="Not supported, must be null.", examples=[None])
     tool_calls: list[ToolCall] | None = Field(
         None,
         max_length=_MAX_CALLS,
-        description=f"The calls that it made, at most {_MAX_CALLS}.",
+        description=f"Tool calls of the message. At most {_MAX_CALLS}.",
         examples=[[{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]],
     )
-    function_call: Any = Field(None, description="Not done; only null. Use tool_calls.", examples=[None])
+    function_call: Any = Field(
+        None, description="Not supported, must be null. Use tool_calls.", examples=[None]
+    )
 
     @field_validator("function_call", "audio")
     @classmethod
     def _only_null(cls, value: Any) -> Any:
         if value is None:
             return value
-        raise PydanticCustomError("unsupported_parameter", "only null is supported here: use tool_calls")
+        raise PydanticCustomError(
+            "unsupported_parameter",
+            "function_call and audio are not supported and must be null. Use tool_calls for function calls.",
+        )
 
     @model_validator(mode="after")
     def _check_content(self) -> AssistantMessage:
@@ -157,11 +167,11 @@ class AssistantMessage(RequestModel):
 
 
 class ToolMessage(RequestModel):
-    """What came of a call."""
+    """The result of a tool call."""
 
-    role: Literal["tool"] = Field(description="Who speaks.")
+    role: Literal["tool"] = Field(description="Role of the author.")
     content: TextContent = Field(description=_CONTENT, examples=["18 degrees, sunny"])
-    tool_call_id: CallId = Field(description="The call's id.", examples=["call_1"])
+    tool_call_id: CallId = Field(description="ID of the tool call.", examples=["call_1"])
 
 
 ChatMessage = Annotated[
@@ -170,27 +180,31 @@ ChatMessage = Annotated[
 
 
 def check_tool_results(messages: list[ChatMessage]) -> None:
-    """Check that each tool call is followed by its result, and that each result has its call."""
+    """Raise an error unless each tool call is followed by its result, and each result belongs to a call."""
     open_ids: list[str] = []
     for index, message in enumerate(messages):
         if isinstance(message, ToolMessage):
             if message.tool_call_id not in open_ids:
+                tool_call_id = message.tool_call_id[:60]
                 raise invalid_value(
                     f"messages[{index}].tool_call_id",
-                    f"messages[{index}].tool_call_id is {message.tool_call_id[:60]!a}, and no tool_calls "
-                    "before it wait for that one",
+                    f"messages[{index}].tool_call_id is {tool_call_id!a}, but no preceding tool call with "
+                    "this ID is waiting for a result.",
                 )
             open_ids.remove(message.tool_call_id)
         elif open_ids:
+            tool_call_id = open_ids[0][:60]
             raise invalid_value(
                 f"messages[{index}]",
-                f"messages[{index}] comes before the result of call {open_ids[0][:60]!a}: send a message "
-                "of role tool first",
+                f"messages[{index}] precedes the result of tool call {tool_call_id!a}. Send a message with "
+                "the role tool first.",
             )
         elif isinstance(message, AssistantMessage):
             open_ids = [call.id for call in message.tool_calls or ()]
     if open_ids:
+        tool_call_id = open_ids[0][:60]
         raise invalid_value(
             "messages",
-            f"the call {open_ids[0][:60]!a} has no result: send a message of role tool with its id",
+            f"The tool call {tool_call_id!a} has no result. Send a message with the role tool and this "
+            "tool_call_id.",
         )

@@ -1,7 +1,7 @@
-"""The request's fields about what the answer must be: OpenAI's ``response_format`` and vLLM's names for more.
+"""Fields that constrain the output: OpenAI's ``response_format`` and vLLM's extensions.
 
-Each field is parsed alone here; ``grammar`` is what they come to. Whether a schema can be kept to is for the
-worker to say, who has the grammar library: that is a 400 too.
+Each field is parsed separately, and ``grammar`` combines them. Workers have the grammar library, so they
+reject schemas that are not supported, with status 400.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MAX_SCHEMA_BYTES = 64 << 10
-_MAX_SCHEMA_DEPTH = 64  # of JSON; a level of a schema takes two
+_MAX_SCHEMA_DEPTH = 64  # in JSON levels; a level of a schema takes two
 _MAX_REGEX_CHARS = 8192
 _MAX_CHOICES = 1000
 
@@ -34,11 +34,14 @@ def _check_schema_size(schema: dict[str, Any]) -> dict[str, Any]:
     num_bytes = len(_as_text(schema).encode())
     if num_bytes > MAX_SCHEMA_BYTES:
         raise PydanticCustomError(
-            "invalid_value", f"the schema has {num_bytes} bytes; the limit is {MAX_SCHEMA_BYTES}"
+            "invalid_value",
+            f"The schema has {num_bytes} bytes; the limit is {MAX_SCHEMA_BYTES}. Simplify the schema.",
         )
     if _depth(schema) > _MAX_SCHEMA_DEPTH:
         raise PydanticCustomError(
-            "invalid_value", f"the schema nests more than {_MAX_SCHEMA_DEPTH} objects and lists: use $defs"
+            "invalid_value",
+            f"The schema has more than {_MAX_SCHEMA_DEPTH} levels of nested objects and arrays. Use $defs to "
+            "reduce the nesting.",
         )
     return schema
 
@@ -50,51 +53,52 @@ Choices = Annotated[list[Choice], Field(min_length=1, max_length=_MAX_CHOICES)]
 
 
 class JsonSchemaFormat(RequestModel):
-    """A JSON schema with a name."""
+    """A named JSON schema."""
 
     name: str = Field(
         pattern=r"^[a-zA-Z0-9_-]{1,64}$",
-        description="Letters, digits, _ and -, at most 64.",
+        description="Name of the schema: up to 64 letters, digits, underscores and hyphens.",
         examples=["scene"],
     )
     schema_: Schema = Field(
-        alias="schema", description="A JSON schema of at most 64 KiB.", examples=[{"type": "object"}]
+        alias="schema", description="JSON schema, at most 64 KiB.", examples=[{"type": "object"}]
     )
     description: str | None = Field(
         None,
-        description="Accepted; the model's prompt is left as it is.",
-        examples=["What is in the picture."],
+        description="Accepted, but not included in the prompt.",
+        examples=["The contents of the image."],
     )
-    strict: bool | None = Field(None, description="Accepted; every answer keeps to the schema.")
+    strict: bool | None = Field(None, description="Accepted. The output always conforms to the schema.")
 
 
 class ResponseFormat(RequestModel):
-    """What the answer must be."""
+    """The format of the output."""
 
-    type: Literal["text", "json_object", "json_schema"] = Field(description="Of which kind the answer is.")
-    json_schema: JsonSchemaFormat | None = Field(None, description="The schema, with type json_schema.")
+    type: Literal["text", "json_object", "json_schema"] = Field(description="Type of the output.")
+    json_schema: JsonSchemaFormat | None = Field(None, description="Schema; required with type json_schema.")
 
     @model_validator(mode="after")
     def _check_json_schema(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            there = "is missing" if self.json_schema is None else "is given"
+            problem = "is missing" if self.json_schema is None else "is set"
             raise invalid_value(
-                "response_format.json_schema", f"response_format.type is {self.type} and json_schema {there}"
+                "response_format.json_schema",
+                f"response_format.type is {self.type}, but json_schema {problem}.",
             )
         return self
 
 
 class StructuredOutputs(RequestModel):
-    """vLLM's name for the same."""
+    """vLLM's format for structured output."""
 
     model_config = ConfigDict(extra="forbid")
 
     json_: Schema | None = Field(
-        None, alias="json", description="As guided_json.", examples=[{"type": "object"}]
+        None, alias="json", description="Same as guided_json.", examples=[{"type": "object"}]
     )
-    regex: Regex | None = Field(None, description="As guided_regex.", examples=["[a-z]+"])
-    choice: Choices | None = Field(None, description="As guided_choice.", examples=[["yes", "no"]])
-    json_object: bool | None = Field(None, description="As response_format json_object.")
+    regex: Regex | None = Field(None, description="Same as guided_regex.", examples=["[a-z]+"])
+    choice: Choices | None = Field(None, description="Same as guided_choice.", examples=[["yes", "no"]])
+    json_object: bool | None = Field(None, description="Same as response_format with type json_object.")
 
     @property
     def grammars(self) -> dict[str, Grammar]:
@@ -104,44 +108,55 @@ class StructuredOutputs(RequestModel):
 
 
 class StructuredOutputFields(BaseModel):
-    """At most one of them may ask for something."""
+    """Fields that constrain the output. At most one of them can be used."""
 
     response_format: ResponseFormat | None = Field(
         None,
-        description="The answer is text as it comes, a JSON object, or JSON that keeps to a schema.",
+        description="Format of the output: free text (default), a JSON object, or JSON that conforms to a "
+        "schema.",
         examples=[{"type": "json_object"}],
     )
     guided_json: Schema | None = Field(
-        None, description="Extension: the answer keeps to this JSON schema.", examples=[{"type": "object"}]
+        None,
+        description="Extension. The output conforms to this JSON schema.",
+        examples=[{"type": "object"}],
     )
     guided_regex: Regex | None = Field(
         None,
-        description="Extension: the whole answer matches this regular expression (Rust's, no look-around).",
+        description="Extension. The whole output matches this regular expression (Rust syntax, no "
+        "look-around).",
         examples=["[a-z]+"],
     )
     guided_choice: Choices | None = Field(
-        None, description="Extension: the answer is one of these strings.", examples=[["yes", "no"]]
+        None, description="Extension. The output is one of these strings.", examples=[["yes", "no"]]
     )
     structured_outputs: StructuredOutputs | None = Field(
-        None, description="Extension, vLLM's: one of json, regex, choice and json_object."
+        None, description="Extension, as in vLLM. One of json, regex, choice and json_object."
     )
 
     @property
     def grammar(self) -> Grammar | None:
-        """Return the grammar of the output; None if any text is valid."""
+        """Grammar of the output; None if it is not constrained."""
         return next(iter(self._grammars_by_field().values()), None)
 
     @model_validator(mode="after")
     def _check_one_grammar(self) -> StructuredOutputFields:
         names = list(self._grammars_by_field())
         if len(names) > 1:
-            raise invalid_value(names[1], f"{names[0]} and {names[1]} both say what the answer is: give one")
+            first, second = names[:2]
+            raise invalid_value(
+                second, f"{first} and {second} both constrain the output. Send only one of them."
+            )
         if names and getattr(self, "ignore_eos", None):
-            raise invalid_value("ignore_eos", f"ignore_eos goes on past the end that {names[0]} decides")
+            field = names[0]
+            raise invalid_value(
+                "ignore_eos",
+                f"ignore_eos cannot be combined with {field}, which determines where the output ends.",
+            )
         return self
 
     def _grammars_by_field(self) -> dict[str, Grammar]:
-        """Return the grammars that the request asks for, by the field that does."""
+        """Return the grammars of the request by field name."""
         grammars = _grammars("guided_", self.guided_json, self.guided_regex, self.guided_choice)
         if self.structured_outputs is not None:
             grammars |= self.structured_outputs.grammars
@@ -176,7 +191,7 @@ def _as_text(value: Any) -> str:
 
 
 def _depth(value: Any) -> int:
-    """Objects and lists within each other, itself included."""
+    """Return the number of nested objects and lists, including the outermost one."""
     depth, level = 0, [value]
     while level := [inner for inner in level if isinstance(inner, dict | list)]:
         level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]

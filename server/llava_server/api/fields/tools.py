@@ -1,4 +1,4 @@
-"""The request's fields about tools, and the grammar of their calls."""
+"""Fields for tool calls, and the grammar of the calls."""
 
 from __future__ import annotations
 
@@ -20,72 +20,78 @@ _MAX_TOOLS = 128
 
 def _check_object_schema(schema: dict[str, Any]) -> dict[str, Any]:
     if schema.get("type", "object") != "object":
-        raise PydanticCustomError("invalid_value", "the parameters of a function are of type object")
+        raise PydanticCustomError(
+            "invalid_value", "The parameters of a function must be a JSON schema of type object."
+        )
     return schema
 
 
 class Function(RequestModel):
-    """A function that the model may ask for; the caller runs it."""
+    """A function that the model can call. The client runs it."""
 
-    name: FunctionName = Field(description="Letters, digits, _ and -, at most 64.", examples=["get_weather"])
+    name: FunctionName = Field(
+        description="Name of the function: up to 64 letters, digits, underscores and hyphens.",
+        examples=["get_weather"],
+    )
     description: str | None = Field(
         None,
         max_length=4096,
-        description="What it does, for the model, at most 4096 characters.",
+        description="What the function does, for the model. At most 4096 characters.",
         examples=["The weather in a city."],
     )
     parameters: Annotated[Schema, AfterValidator(_check_object_schema)] | None = Field(
         None,
-        description="Its arguments as a JSON schema of type object; left out: it takes none.",
+        description="JSON schema of the arguments. Its type must be object. Omit it for a function without "
+        "arguments.",
         examples=[{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}],
     )
-    strict: bool | None = Field(None, description="Accepted; every call keeps to its schema.")
+    strict: bool | None = Field(None, description="Accepted. Calls always conform to the schema.")
 
     @property
     def arguments_schema(self) -> dict[str, Any]:
-        """Return the JSON schema of a call's ``arguments``."""
+        """JSON schema of a call's ``arguments``."""
         if self.parameters is None:
             return {"type": "object", "properties": {}, "additionalProperties": False}
         return {"type": "object", **self.parameters}
 
 
 class FunctionTool(RequestModel):
-    """A tool; all tools are functions."""
+    """A tool. All tools are functions."""
 
-    type: Literal["function"] = Field(description="function; there are no other kinds here.")
-    function: Function = Field(description="The function.")
+    type: Literal["function"] = Field(description="Must be function.")
+    function: Function = Field(description="Definition of the function.")
 
 
 class ChosenFunction(RequestModel):
-    """A function by its name."""
+    """A reference to a function."""
 
-    name: FunctionName = Field(description="The function's name.", examples=["get_weather"])
+    name: FunctionName = Field(description="Name of the function.", examples=["get_weather"])
 
 
 class NamedChoice(RequestModel):
-    """One function has to be called."""
+    """A tool choice that requires a call of a specific function."""
 
     type: Literal["function"] = Field(description="function")
-    function: ChosenFunction = Field(description="Which one.")
+    function: ChosenFunction = Field(description="Function that the model must call.")
 
 
 class AllowedTools(RequestModel):
-    """Some of the tools."""
+    """A subset of the tools, and whether the model must call one of them."""
 
-    mode: Literal["auto", "required"] = Field(description="As tool_choice, among these tools.")
+    mode: Literal["auto", "required"] = Field(description="auto or required, as in tool_choice.")
     tools: list[NamedChoice] = Field(
         min_length=1,
         max_length=_MAX_TOOLS,
-        description="The tools that may be called.",
+        description="Tools that the model may call.",
         examples=[[{"type": "function", "function": {"name": "get_weather"}}]],
     )
 
 
 class AllowedChoice(RequestModel):
-    """Only some of the tools may be called."""
+    """A tool choice that restricts calls to a subset of the tools."""
 
     type: Literal["allowed_tools"] = Field(description="allowed_tools")
-    allowed_tools: AllowedTools = Field(description="Which ones, and whether they have to be.")
+    allowed_tools: AllowedTools = Field(description="The allowed tools and the mode.")
 
 
 def _choice_kind(value: Any) -> str:
@@ -104,28 +110,28 @@ ToolChoice = Annotated[
 
 
 class ToolFields(BaseModel):
-    """Functions, and whether they have to be called."""
+    """Tools, and how the model may use them."""
 
     tools: list[FunctionTool] | None = Field(
         None,
         max_length=_MAX_TOOLS,
-        description=f"Functions that the model may call, at most {_MAX_TOOLS} and 64 KiB of schemas. They "
-        "are told in the prompt, and a grammar holds every call to its schema.",
+        description=f"Functions that the model may call. At most {_MAX_TOOLS}, with 64 KiB of schemas. They "
+        "are described in the prompt. Calls always conform to the schemas.",
         examples=[[{"type": "function", "function": {"name": "get_weather"}}]],
     )
     tool_choice: ToolChoice | None = Field(
         None,
-        description="auto (default): text or calls; none: text; required: calls; a function: that one; "
-        "allowed_tools: some of them.",
+        description="auto (default): the model decides; none: no calls; required: at least one call; a "
+        "function: a call of this function; allowed_tools: calls of a subset of the tools.",
         examples=["auto"],
     )
     parallel_tool_calls: bool | None = Field(
-        None, description="Whether one answer may make several calls (at most 16); default true."
+        None, description="Whether the output may contain several calls, at most 16. Defaults to true."
     )
 
     @property
     def callable_functions(self) -> list[Function]:
-        """Return the functions that the model may call."""
+        """Functions that the model may call."""
         functions = [tool.function for tool in self.tools or ()]
         choice = self.tool_choice
         if choice == "none":
@@ -139,7 +145,7 @@ class ToolFields(BaseModel):
 
     @property
     def call_mode(self) -> Literal["auto", "required", "named"]:
-        """Return whether a function has to be called; meaningful only if some are callable."""
+        """Whether the model must call a function. Only meaningful if there are callable functions."""
         if isinstance(self.tool_choice, NamedChoice):
             return "named"
         if isinstance(self.tool_choice, AllowedChoice):
@@ -148,7 +154,7 @@ class ToolFields(BaseModel):
 
     @property
     def tool_grammar(self) -> Grammar | None:
-        """Return the grammar of tool calls; None if there are no functions to call."""
+        """Grammar of tool calls; None if there are no callable functions."""
         if not self.callable_functions:
             return None
         functions = [
@@ -163,26 +169,31 @@ class ToolFields(BaseModel):
     def _check_tools(self) -> ToolFields:
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
-            duplicate = next(name for name in names if names.count(name) > 1)
-            raise invalid_value("tools", f"tools has two functions with the name {duplicate!r}")
+            duplicate_name = next(name for name in names if names.count(name) > 1)
+            raise invalid_value(
+                "tools",
+                f"tools contains two functions with the name {duplicate_name!r}. Rename one of them.",
+            )
         for name in _chosen_names(self.tool_choice):
             if name not in names:
                 raise invalid_value(
-                    "tool_choice", f"tool_choice names {name!r}, which is not among the tools"
+                    "tool_choice", f"tool_choice refers to the function {name!r}, which is not in tools."
                 )
         if self.tool_choice == "required" and not names:
-            raise invalid_value("tool_choice", "tool_choice is required, but there are no tools")
+            raise invalid_value("tool_choice", "tool_choice is 'required', but the request has no tools.")
         grammar = self.tool_grammar
         num_bytes = len(grammar.text.encode()) if grammar else 0
         if num_bytes > MAX_SCHEMA_BYTES:
             raise invalid_value(
-                "tools", f"the tools' schemas have {num_bytes} bytes; the limit is {MAX_SCHEMA_BYTES}"
+                "tools",
+                f"The schemas in tools have {num_bytes} bytes; the limit is {MAX_SCHEMA_BYTES}. Simplify the "
+                "schemas or send fewer tools.",
             )
         return self
 
 
 def _chosen_names(choice: str | NamedChoice | AllowedChoice | None) -> list[str]:
-    """Return the functions that a ``tool_choice`` names."""
+    """Return the names of the functions in ``tool_choice``."""
     if isinstance(choice, NamedChoice):
         return [choice.function.name]
     if isinstance(choice, AllowedChoice):

@@ -1,7 +1,7 @@
-"""OpenAI's fields (and vLLM's extensions) that this server knows and does not support.
+"""Known fields of OpenAI's API and vLLM's extensions that this server does not support.
 
-Ignoring such a field would return another output than the client asked for: a value other than the neutral
-ones is an error that names the field. Unknown fields are ignored: clients send extras of their own.
+Ignoring such a field would silently change the output. A value that is not neutral is therefore an error that
+names the field. Unknown fields are ignored, because clients send extra fields.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pydantic_core import CoreSchema, PydanticCustomError
 __all__ = ["Unsupported", "UnsupportedFields"]
 
 
-_ALL_ANSWERS = "use n and choose among the answers"
-_NO_FUNCTIONS = "use tools and tool_choice"
-_NO_GRAMMAR = "use response_format with a JSON schema, guided_regex or guided_choice"
-_TEXT_ONLY = "this model reads text and pictures and writes text"
+_ALL_CHOICES = "Use n and select a choice in your client."
+_NO_FUNCTIONS = "Use tools and tool_choice."
+_NO_GRAMMAR = "Use response_format with a JSON schema, guided_regex or guided_choice."
+_TEXT_ONLY = "The model accepts text and images and generates text."
 
 
 @dataclass(frozen=True, eq=False)  # typing would merge equal annotations, and 0 equals False
 class Unsupported:
-    """Annotation of a field that takes null and ``neutral`` values, and what to use ``instead``.
+    """Annotation of an unsupported field, with the ``remedy`` for its error message.
 
-    A neutral value asks for what the server does anyway.
+    null and ``neutral`` values are accepted. A neutral value requests the default behavior of the server.
     """
 
-    instead: str
+    remedy: str
     neutral: tuple[Any, ...] = ()
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -39,7 +39,7 @@ class Unsupported:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         allowed = ", ".join(["null", *map(_as_json, self.neutral)])
-        description = f"Not done; only {allowed}. Otherwise: {self.instead}."
+        description = f"Not supported. Accepted values: {allowed}. {self.remedy}"
         return {**handler(schema), "description": description, "examples": list(self.neutral[:1]) or [None]}
 
     def _check(self, value: Any, info: ValidationInfo) -> Any:
@@ -47,39 +47,43 @@ class Unsupported:
             return value
         raise PydanticCustomError(
             "unsupported_parameter",
-            "{name} is not supported by this server: {way_out}",
-            {"name": str(info.field_name), "way_out": self.instead},
+            "{name} is not supported. {remedy}",
+            {"name": str(info.field_name), "remedy": self.remedy},
         )
 
 
 class UnsupportedFields(BaseModel):
-    """The unsupported fields of a chat. Any: their values are not parsed."""
+    """Unsupported fields of a chat request. They have type Any because their values are not parsed."""
 
-    best_of: Annotated[Any, Unsupported(_ALL_ANSWERS, (1,))] = None
+    best_of: Annotated[Any, Unsupported(_ALL_CHOICES, (1,))] = None
     functions: Annotated[Any, Unsupported(_NO_FUNCTIONS, ([],))] = None
     function_call: Annotated[Any, Unsupported(_NO_FUNCTIONS, ("none", "auto"))] = None
     guided_grammar: Annotated[Any, Unsupported(_NO_GRAMMAR)] = None
-    prompt_logprobs: Annotated[Any, Unsupported("leave it out", (0, False))] = None
-    bad_words: Annotated[Any, Unsupported("use logit_bias with the words' tokens", ([],))] = None
-    modalities: Annotated[Any, Unsupported(_TEXT_ONLY, (["text"],))] = None
-    audio: Annotated[Any, Unsupported(_TEXT_ONLY)] = None
-    prediction: Annotated[Any, Unsupported("leave it out")] = None
-    web_search_options: Annotated[Any, Unsupported("put what you found into the prompt")] = None
-    reasoning_effort: Annotated[
-        Any, Unsupported("this model does not think before it answers", ("none",))
-    ] = None
-    verbosity: Annotated[Any, Unsupported("ask for a short or a long answer in the prompt", ("medium",))] = (
+    prompt_logprobs: Annotated[Any, Unsupported("Use echo and logprobs of /v1/completions.", (0, False))] = (
         None
     )
-    store: Annotated[Any, Unsupported("answers are not stored; keep them on your side", (False,))] = None
-    chat_template: Annotated[Any, Unsupported("templates are part of the served model")] = None
-    chat_template_kwargs: Annotated[Any, Unsupported("templates are part of the served model", ({},))] = None
-    moderation: Annotated[Any, Unsupported("judge texts on your side")] = None
-    prompt_cache_options: Annotated[
-        Any, Unsupported("leave it out: prompts are cached by their content", ({},))
+    bad_words: Annotated[Any, Unsupported("Use logit_bias with the token IDs of the words.", ([],))] = None
+    modalities: Annotated[Any, Unsupported(_TEXT_ONLY, (["text"],))] = None
+    audio: Annotated[Any, Unsupported(_TEXT_ONLY)] = None
+    prediction: Annotated[Any, Unsupported("Omit it.")] = None
+    web_search_options: Annotated[Any, Unsupported("Add search results to the prompt.")] = None
+    reasoning_effort: Annotated[Any, Unsupported("This model has no reasoning mode.", ("none",))] = None
+    verbosity: Annotated[Any, Unsupported("Ask for a short or long response in the prompt.", ("medium",))] = (
+        None
+    )
+    store: Annotated[
+        Any, Unsupported("Chat completions are not stored permanently. Store them in your client.", (False,))
     ] = None
-    echo: Annotated[Any, Unsupported("leave it out", (False,))] = None
-    image_embeds: Annotated[Any, Unsupported("send pictures as image_url parts")] = None
+    chat_template: Annotated[Any, Unsupported("The served model determines the template.")] = None
+    chat_template_kwargs: Annotated[Any, Unsupported("The served model determines the template.", ({},))] = (
+        None
+    )
+    moderation: Annotated[Any, Unsupported("Moderate texts in your client.")] = None
+    prompt_cache_options: Annotated[
+        Any, Unsupported("Omit it. Prompts are always cached by content.", ({},))
+    ] = None
+    echo: Annotated[Any, Unsupported("Omit it.", (False,))] = None
+    image_embeds: Annotated[Any, Unsupported("Send images as image_url parts.")] = None
 
 
 def _as_json(value: Any) -> str:
@@ -87,5 +91,5 @@ def _as_json(value: Any) -> str:
 
 
 def _is_same(value: Any, neutral: Any) -> bool:
-    """Equality as JSON sees it: 1 and 1.0 are the same, 1 and true are not."""
+    """Compare two values as JSON: 1 and 1.0 are equal, 1 and true are not."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)

@@ -1,4 +1,4 @@
-"""A file sent as multipart/form-data, from a body that the door has read already."""
+"""Parser for a file uploaded as multipart/form-data, from a request body that is already in memory."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _MAX_NAME = 255
 
 
 class FileUpload(BaseModel):
-    """A file for a batch."""
+    """A file upload for a batch."""
 
     file: bytes = Field(
-        description="JSONL: one request a line, see docs/batches.md.", examples=["requests.jsonl"]
+        description="JSONL file with one request per line; see docs/batches.md.", examples=["requests.jsonl"]
     )
-    purpose: Literal["batch"] = Field(description="What it is for.")
+    purpose: Literal["batch"] = Field(description="Purpose of the file. Must be batch.")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """The file of a form, and its other fields."""
+    """The file of a form, and the other fields."""
 
     name: str
     data: bytes
@@ -38,22 +38,30 @@ class Upload:
 
 
 async def parse_upload(headers: Headers, body: bytes) -> Upload:
-    """Raises ApiError (400, 415)."""
+    """Parse a form with a file. Raises ApiError (400, 415)."""
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        raise ApiError("unsupported_media_type", "send the file as multipart/form-data, in the field 'file'")
+        raise ApiError(
+            "unsupported_media_type",
+            "The request must be multipart/form-data. Send the file in the field 'file'.",
+        )
     parser = MultiPartParser(
         headers, _once(body), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
     )
-    parser.spool_max_size = len(body) + 1  # in memory: there may be no disk to write to
+    parser.spool_max_size = len(body) + 1  # keep the file in memory: the disk may be read-only
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, UnicodeDecodeError) as error:
-        text = getattr(error, "message", "it has no boundary, or names that are no text")
-        raise ApiError("invalid_value", f"the form cannot be read: {text[:200]}") from error
+        text = getattr(error, "message", "the boundary is missing or a field name is not valid text")
+        reason = text[:200].rstrip(".")
+        raise ApiError("invalid_value", f"The form could not be parsed: {reason}.") from error
     try:
         file = form.get("file")
         if not isinstance(file, UploadFile):
-            raise ApiError("missing_required_parameter", "the form needs a file named 'file'", param="file")
+            raise ApiError(
+                "missing_required_parameter",
+                "The form contains no file. Send the file in the field 'file'.",
+                param="file",
+            )
         fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
         return Upload((file.filename or "file")[:_MAX_NAME], await file.read(), fields)
     finally:

@@ -1,4 +1,4 @@
-"""Stored files, lists of them, and deleted ones."""
+"""File objects, file lists and the result of a deletion."""
 
 from __future__ import annotations
 
@@ -24,38 +24,46 @@ _FILE = {
 
 
 class StoredFile(ResponseModel, kw_only=True):
-    """A file of this key."""
+    """A file of the API key."""
 
-    id: Annotated[str, doc("Of the file.", FILE_ID)]
+    id: Annotated[str, doc("ID of the file.", FILE_ID)]
     object: Literal["file"] = "file"
-    bytes: Annotated[int, doc("Its size in bytes.", 2048, ge=0, le=2**40)]
-    created_at: Annotated[Timestamp, doc("When it was stored, Unix seconds.", 1764241200)]
-    expires_at: Annotated[Timestamp, doc("When it will be gone, Unix seconds.", 1764846000)]
-    filename: Annotated[str, doc("As it was sent.", "requests.jsonl")]
+    bytes: Annotated[int, doc("Size of the file in bytes.", 2048, ge=0, le=2**40)]
+    created_at: Annotated[Timestamp, doc("Unix timestamp (seconds) of the upload.", 1764241200)]
+    expires_at: Annotated[
+        Timestamp, doc("Unix timestamp (seconds) at which the file is deleted.", 1764846000)
+    ]
+    filename: Annotated[str, doc("Name of the uploaded file.", "requests.jsonl")]
     purpose: Annotated[
         str,
         doc(
-            "batch: requests; batch_output: what a batch made of them.",
+            "batch: requests of a batch; batch_output: results of a batch.",
             "batch",
             extra_json_schema={"enum": ["batch", "batch_output"]},
         ),
     ]
-    status: Annotated[Literal["processed"], doc("processed: it can be used at once.")] = "processed"
+    status: Annotated[Literal["processed"], doc("Always processed. The file can be used immediately.")] = (
+        "processed"
+    )
 
 
 class FileList(ResponseModel, kw_only=True):
-    """The files of this key, the latest first."""
+    """The files of the API key, newest first."""
 
     object: Literal["list"] = "list"
-    data: Annotated[list[StoredFile], doc("All of them.", [_FILE])]
-    has_more: Annotated[AlwaysFalse, doc("Always false: all are told at once.")] = False
-    first_id: Annotated[str | UnsetType, doc("Of the first; left out without any.", FILE_ID)] = UNSET
-    last_id: Annotated[str | UnsetType, doc("Of the last; left out without any.", FILE_ID)] = UNSET
+    data: Annotated[list[StoredFile], doc("All files.", [_FILE])]
+    has_more: Annotated[AlwaysFalse, doc("Always false. The list is never paged.")] = False
+    first_id: Annotated[
+        str | UnsetType, doc("ID of the first file; omitted if the list is empty.", FILE_ID)
+    ] = UNSET
+    last_id: Annotated[
+        str | UnsetType, doc("ID of the last file; omitted if the list is empty.", FILE_ID)
+    ] = UNSET
 
 
 class DeletedFile(ResponseModel):
-    """What was deleted."""
+    """The result of deleting a file."""
 
-    id: Annotated[str, doc("Of the file.", FILE_ID)]
+    id: Annotated[str, doc("ID of the file.", FILE_ID)]
     object: Literal["file"] = "file"
-    deleted: Annotated[AlwaysTrue, doc("Always true: else the answer is an error.")] = True
+    deleted: Annotated[AlwaysTrue, doc("Always true. Failures are reported as errors.")] = True

@@ -1,4 +1,4 @@
-"""/v1/files: what batches are made of and what they make. Each file is its key's own, for a week."""
+"""/v1/files: input and output files of batches. A file is private to its API key and expires after a week."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ router = APIRouter(prefix="/v1/files", tags=["batches"])
 FileId = Annotated[
     str,
     Path(
-        description="The id of the file.",
+        description="ID of the file.",
         max_length=128,
         examples=["file-3f1c09a2b44de8715a7c61f02b9d10ee"],
     ),
 ]
 
 
-@router.post("", summary="Store a file for a batch")
+@router.post("", summary="Upload a file for a batch")
 @Operation("The file", response.StoredFile, request=FileUpload, request_type="multipart/form-data")
 async def upload_file(request: Request) -> Response:
-    """JSONL, one request a line; at most as large as any request's body."""
+    """The file is JSONL with one request per line. The limit on the size of request bodies applies."""
     services = services_of(request)
     with context_of(request).body.consume() as body:
         upload = await parse_upload(request.headers, body)
         if upload.fields.get("purpose") != "batch":
-            got = upload.fields.get("purpose", "none")[:60]
-            raise ApiError("invalid_value", f"purpose must be 'batch' (got {got!a})", param="purpose")
+            purpose = upload.fields.get("purpose", "none")[:60]
+            raise ApiError("invalid_value", f"purpose must be 'batch' (got {purpose!a}).", param="purpose")
         file = StoredFile(
             file_id=f"file-{secrets.token_hex(16)}",
             name=upload.name,
@@ -59,15 +59,15 @@ async def upload_file(request: Request) -> Response:
     return JSONResponse(_to_response(await stored_file(request, file.file_id)))
 
 
-@router.get("", summary="List the files")
+@router.get("", summary="List files")
 @Operation("The files", FileList, statuses=(400, 401, 500, 503))
 async def list_files(
     request: Request,
     purpose: Annotated[
-        str | None, Query(description="Only those of this purpose.", max_length=64, examples=["batch"])
+        str | None, Query(description="Only list files with this purpose.", max_length=64, examples=["batch"])
     ] = None,
 ) -> Response:
-    """Those of this key, the latest first, all at once."""
+    """Returns all files of this API key, newest first."""
     try:
         files = await services_of(request).files.list_files(tenant=context_of(request).tenant)
     except QueueUnavailable as error:
@@ -78,17 +78,22 @@ async def list_files(
     return JSONResponse(body)
 
 
-@router.get("/{file_id}", summary="Describe a file")
+@router.get("/{file_id}", summary="Retrieve a file")
 @Operation("The file", response.StoredFile, statuses=(400, 401, 404, 500, 503))
 async def get_file(request: Request, file_id: FileId) -> Response:
-    """``expires_at`` is when it will be gone."""
+    """Returns the metadata of the file. The file is deleted at ``expires_at``."""
     return JSONResponse(_to_response(await stored_file(request, file_id)))
 
 
-@router.get("/{file_id}/content", summary="Read a file")
-@Operation("The bytes", "application/octet-stream", statuses=(400, 401, 404, 500, 503), headers=DOWNLOAD)
+@router.get("/{file_id}/content", summary="Download the content of a file")
+@Operation(
+    "The content of the file",
+    "application/octet-stream",
+    statuses=(400, 401, 404, 500, 503),
+    headers=DOWNLOAD,
+)
 async def read_file(request: Request, file_id: FileId) -> Response:
-    """As a download: a browser shows nothing of it."""
+    """The response is an attachment, so browsers download it instead of displaying it."""
     file = await stored_file(request, file_id)
     try:
         data = await services_of(request).files.read(file, tenant=context_of(request).tenant)
@@ -101,20 +106,20 @@ async def read_file(request: Request, file_id: FileId) -> Response:
 
 
 @router.delete("/{file_id}", summary="Delete a file")
-@Operation("What was deleted", DeletedFile, statuses=(400, 401, 404, 500, 503))
+@Operation("The deleted file", DeletedFile, statuses=(400, 401, 404, 500, 503))
 async def delete_file(request: Request, file_id: FileId) -> Response:
-    """A batch under way goes on; if another controller has to take it over, it fails for want of its file."""
+    """Running batches with this input file continue, but fail if another controller has to take them over."""
     try:
-        is_gone = await services_of(request).files.remove(file_id, tenant=context_of(request).tenant)
+        is_deleted = await services_of(request).files.remove(file_id, tenant=context_of(request).tenant)
     except QueueUnavailable as error:
         raise from_store_error(error) from error
-    if not is_gone:
+    if not is_deleted:
         raise _not_found()
     return JSONResponse(DeletedFile(file_id))
 
 
 async def stored_file(request: Request, file_id: str) -> StoredFile:
-    """The asker's own file. Raises ApiError (404, 503)."""
+    """Return a file of the request's API key. Raises ApiError (404, 503)."""
     try:
         file = await services_of(request).files.find(file_id, tenant=context_of(request).tenant)
     except QueueUnavailable as error:
@@ -136,4 +141,4 @@ def _to_response(file: StoredFile) -> response.StoredFile:
 
 
 def _not_found() -> ApiError:
-    return ApiError("file_not_found", "there is no such file of this key, or its time is over")
+    return ApiError("file_not_found", "No file with this ID exists for this API key, or it has expired.")

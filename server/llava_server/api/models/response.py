@@ -1,4 +1,4 @@
-"""Models that are or were served."""
+"""Model objects and the model list."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ __all__ = ["Model", "ModelList"]
 
 
 class Capabilities(ResponseModel):
-    """What a model can do."""
+    """Capabilities of a model."""
 
-    vision: Annotated[AlwaysTrue, doc("It sees pictures: all models here do.")] = True
+    vision: Annotated[AlwaysTrue, doc("Whether the model accepts images. Always true.")] = True
 
 
 class Model(ResponseModel, kw_only=True):
-    """A model that had a worker since this server started."""
+    """A model that has had a worker since this server started."""
 
-    id: Annotated[str, doc("Its name in requests.", "tiny-llava")]
+    id: Annotated[str, doc("Name of the model.", "tiny-llava")]
     object: Literal["model"] = "model"
-    created: Annotated[Timestamp, doc("When this server saw it first, Unix seconds.", 1764241200)]
+    created: Annotated[
+        Timestamp, doc("Unix timestamp (seconds) when this server first found a worker.", 1764241200)
+    ]
     owned_by: Literal["llava-serve"] = "llava-serve"
-    max_model_len: Annotated[Count, doc("Tokens of prompt and answer that it takes at most.", 4096)]
-    num_workers: Annotated[Count, doc("Workers that serve it now; 0: none answers.", 1)]
-    capabilities: Annotated[Capabilities, doc("What it can do.")]
+    max_model_len: Annotated[Count, doc("Maximum number of prompt and output tokens.", 4096)]
+    num_workers: Annotated[Count, doc("Number of workers that currently serve the model.", 1)]
+    capabilities: Annotated[Capabilities, doc("Capabilities of the model.")]
 
 
 _MODEL = {
@@ -39,7 +41,7 @@ _MODEL = {
 
 
 class ModelList(ResponseModel, kw_only=True):
-    """Every model that had a worker since this server started."""
+    """All models that have had a worker since this server started."""
 
     object: Literal["list"] = "list"
-    data: Annotated[list[Model], doc("In the order of their names.", [_MODEL])]
+    data: Annotated[list[Model], doc("The models, sorted by name.", [_MODEL])]

@@ -1,4 +1,4 @@
-"""GET /v1/models: answered from memory, so that clients that list models first do not wait for the queue."""
+"""GET /v1/models. Served from memory, so that clients that list models first do not wait for the queue."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
-ModelId = Annotated[str, Path(description="The name of the model.", examples=["tiny-llava"])]
+ModelId = Annotated[str, Path(description="Name of the model.", examples=["tiny-llava"])]
 
 
-@router.get("", summary="List the models")
+@router.get("", summary="List models")
 @Operation("The models", ModelList, statuses=(401, 500))
 async def list_models(request: Request) -> Response:
-    """Every model that had a worker since this server started; ``num_workers`` 0 means none at the moment."""
+    """Returns all models that have had a worker since this server started.
+
+    A model with ``num_workers`` 0 has no worker at the moment.
+    """
     registry = services_of(request).registry
     return JSONResponse(ModelList(data=[_to_response(model, registry) for model in registry.models]))
 
 
-@router.get("/{model_id:path}", summary="Describe one model")
+@router.get("/{model_id:path}", summary="Retrieve a model")
 @Operation("The model", Model, statuses=(401, 404, 500))
 async def get_model(model_id: ModelId, request: Request) -> Response:
-    """Model names may hold slashes."""
+    """The name of the model may contain slashes."""
     registry = services_of(request).registry
     return JSONResponse(_to_response(registry.get(model_id), registry))
 

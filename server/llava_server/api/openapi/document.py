@@ -1,7 +1,7 @@
 """The OpenAPI document, built from the app's routes.
 
-Routes read and write bodies themselves, so FastAPI knows only their paths, parameters and summaries. The
-decorator Operation attaches the rest to a route's function; ``build_document`` puts both together.
+Routes read and write bodies themselves, so FastAPI only has their paths, parameters and summaries. The
+decorator Operation attaches the rest to a route's function. ``build_document`` combines both.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 _JSON, _EVENTS = "application/json", "text/event-stream"
 ERROR_STATUSES = (400, 401, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 _MEANINGS = {
-    400: "The request is wrong",
-    401: "A valid key is needed",
-    404: "There is no such thing",
-    408: "It took too long to come or to begin",
-    409: "It is not possible as things stand",
-    413: "The body is too large",
-    415: "The body is of a wrong kind",
-    429: "The key is over a limit",
-    500: "Something broke here",
-    503: "Not now",
-    504: "It took too long",
+    400: "Invalid request.",
+    401: "Missing or invalid API key.",
+    404: "Not found.",
+    408: "Timeout while receiving or queueing the request.",
+    409: "Conflict with the current state.",
+    413: "Request body too large.",
+    415: "Unsupported media type.",
+    429: "Limit of the API key exceeded.",
+    500: "Internal error.",
+    503: "Temporarily unavailable.",
+    504: "Deadline exceeded.",
 }
 _SECURITY = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "The key, as OpenAI's clients send it: Authorization: Bearer KEY.",
+        "description": "API key as sent by OpenAI clients: Authorization: Bearer KEY.",
     },
     "x-api-key": {
         "type": "apiKey",
         "in": "header",
         "name": "x-api-key",
-        "description": "The key, as Anthropic's clients send it. Two keys that differ are refused.",
+        "description": "API key as sent by Anthropic clients. A request with two different keys is rejected.",
     },
 }
 
 
 @dataclass(frozen=True)
 class Operation:
-    """Decorator of a route's function: the bodies and headers of its requests and responses.
+    """Decorator for a route's function that describes the bodies and headers of its requests and responses.
 
-    ``response`` is the model of a successful response, or the media type of bytes. ``stream``: the model of a
-    stream's events, or a union of models; with a ``stream_name`` the union is a component of its own.
-    ``headers`` are sent in addition to those of every response. ``statuses`` are the errors with the body
-    ``error``; ``other_responses`` have another body: model and description by status.
+    ``response`` is the model of a successful response, or a media type for bytes. ``stream`` is the model of
+    a stream's events, or a union of models; with ``stream_name``, the union becomes a named component.
+    ``headers`` are sent in addition to the headers of every response. ``statuses`` are the errors with the
+    body ``error``. ``other_responses`` maps other statuses to the model and description of their body.
     """
 
     description: str
@@ -80,22 +80,22 @@ class Operation:
         return endpoint
 
     def models(self) -> list[Model]:
-        """Return all models of the bodies."""
+        """Return the models of all bodies."""
         others = [model for model, _ in self.other_responses.values()]
         models = [self.request, self.response, *self._events(), self.error, *others]
         return [model for model in models if isinstance(model, type)]
 
     def request_body(self) -> Schema | None:
-        """Return the ``requestBody`` of the document."""
+        """Return the document's ``requestBody``."""
         if self.request is None:
             return None
         return {"required": True, "content": {self.request_type: {"schema": ref(self.request.__name__)}}}
 
     def responses(self, method: str) -> dict[str, Schema]:
-        """Return the ``responses`` of the document."""
+        """Return the document's ``responses``."""
         found = {200: (self.description, self._content())}
         for status in self.statuses:
-            found[status] = (f"{_MEANINGS[status]}: error.code says why.", _json(self.error))
+            found[status] = (f"{_MEANINGS[status]} See error.code for the reason.", _json(self.error))
         for status, (model, description) in self.other_responses.items():
             found[status] = (description, _json(model))
         stream_headers = STREAM if self.stream is not None else ()
@@ -110,7 +110,7 @@ class Operation:
         return responses
 
     def stream_component(self, schemas: Mapping[str, Schema]) -> Schema:
-        """Return the schema of a union with a name, whose members are told apart by their ``type``."""
+        """Return the schema of a named union whose members are distinguished by their ``type``."""
         mapping = {}
         for model in self._events():
             kind = schemas[model.__name__]["properties"]["type"]
@@ -118,7 +118,7 @@ class Operation:
                 mapping[value] = ref(model.__name__)["$ref"]
         return {
             "title": self.stream_name,
-            "description": "The data of one event, whose name is its type.",
+            "description": "The data of one event. The event name is the type.",
             "oneOf": [ref(model.__name__) for model in self._events()],
             "discriminator": {"propertyName": "type", "mapping": mapping},
         }
@@ -127,7 +127,7 @@ class Operation:
         return () if self.stream is None else get_args(self.stream) or (self.stream,)
 
     def _content(self) -> dict[str, Schema]:
-        """Return the content of the successful response by media type."""
+        """Return the content of a successful response by media type."""
         if isinstance(self.response, str):
             schema = {"type": "string"}
             is_text = self.response.startswith("text/")
@@ -142,7 +142,7 @@ class Operation:
 def build_document(app: FastAPI, routers: Iterable[APIRouter], *, needs_key: Callable[[str], bool]) -> Schema:
     """Build the OpenAPI document of an app that includes these routers.
 
-    ``needs_key`` tells for a path whether requests need an API key.
+    ``needs_key`` returns whether requests to a path need an API key.
     """
     document: Schema = app.openapi()
     operations = {

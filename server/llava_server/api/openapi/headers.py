@@ -1,6 +1,6 @@
-"""The headers that this server reads and sends, for the OpenAPI document: meaning, unit, bound and example.
+"""Request and response headers for the OpenAPI document, with their meaning, unit, limits and an example.
 
-``tests/server/api/openapi/test_headers.py`` compares the lists with real requests and responses.
+``tests/server/api/openapi/test_headers.py`` compares them with real requests and responses.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ __all__ = ["DOWNLOAD", "HEADERS", "QUEUE", "STREAM", "header_parameter", "header
 
 Schema = dict[str, Any]
 
-QUEUE = ("x-queue-position", "x-queue-estimate-s")  # of responses that are generated
-STREAM = ("cache-control", "x-accel-buffering")  # of server-sent events
+QUEUE = ("x-queue-position", "x-queue-estimate-s")  # generated responses
+STREAM = ("cache-control", "x-accel-buffering")  # server-sent events
 DOWNLOAD = ("content-disposition", "x-content-type-options")
 _LIMITS = tuple(
     f"x-ratelimit-{what}-{unit}"
     for unit in ("requests", "tokens")
     for what in ("limit", "remaining", "reset")
 )
-_WAITS = (408, 429, 503)  # whose errors may say when to retry
-_HINTED = {kind.status for kind in ERRORS.values() if kind.should_retry is not None}
+_RETRY_AFTER_STATUSES = (408, 429, 503)
+_SHOULD_RETRY_STATUSES = {kind.status for kind in ERRORS.values() if kind.should_retry is not None}
 _INT32 = 2**31 - 1
 _MAX_WAIT_S = 86_400
 
 
-def _number(description: str, example: float, *, most: int = _INT32, kind: str = "integer") -> Schema:
-    schema = {"type": kind, "minimum": 0, "maximum": most, "examples": [example]}
+def _number(description: str, example: float, *, maximum: int = _INT32, kind: str = "integer") -> Schema:
+    schema = {"type": kind, "minimum": 0, "maximum": maximum, "examples": [example]}
     return {"description": description, "schema": schema}
 
 
@@ -37,75 +37,85 @@ def _text(description: str, example: str, **bounds: Any) -> Schema:
     return {"description": description, "schema": {"type": "string", **bounds, "examples": [example]}}
 
 
-_RESET = "Until all of them are there again, as 350ms, 6s or 1m30s."
+_RESET = "Time until the limit is fully reset, as in 350ms, 6s or 1m30s."
 _DURATION = r"^(\d+ms|\d+s|\d+m\d+s)$"
 _REQUEST_ID = r"^[A-Za-z0-9_-]{1,64}$"
 
-# The headers of responses, by name.
+# Response headers by name.
 HEADERS: Mapping[str, Schema] = {
     "x-request-id": _text(
-        "The request's id in this server's log and in errors.",
+        "ID of the request in server logs and error messages.",
         "req-9855bf8261138516bd52469d",
         pattern=_REQUEST_ID,
     ),
-    "retry-after": _number("When to come again, seconds; where waiting helps.", 2, most=_MAX_WAIT_S),
-    "retry-after-ms": _number("The same, milliseconds.", 1500, most=_MAX_WAIT_S * 1000),
+    "retry-after": _number(
+        "Time to wait before a retry, in seconds. Only sent if a retry can succeed.", 2, maximum=_MAX_WAIT_S
+    ),
+    "retry-after-ms": _number(
+        "Time to wait before a retry, in milliseconds.", 1500, maximum=_MAX_WAIT_S * 1000
+    ),
     "x-should-retry": _text(
-        "Whether the same request may succeed if it is sent again; left out where the status says it.",
+        "Whether a retry of the same request can succeed. Omitted if this follows from the status.",
         "false",
         enum=["true", "false"],
     ),
-    "www-authenticate": _text("How to send a key.", "Bearer", enum=["Bearer"]),
+    "www-authenticate": _text("Authentication scheme for API keys.", "Bearer", enum=["Bearer"]),
     "x-queue-position": _number(
-        "Requests that were waiting before this one when it came; left out where it joined an answer under "
-        "way.",
+        "Number of requests that were ahead in the queue when this request arrived. Omitted if the request "
+        "joined a response that was already being generated.",
         3,
     ),
     "x-queue-estimate-s": _number(
-        "How long it would have to wait, as estimated when it came, seconds; left out where nobody knows.",
+        "Estimated queueing time in seconds when the request arrived. Omitted if there is no estimate.",
         1.25,
         kind="number",
     ),
-    "x-ratelimit-limit-requests": _number("Requests a minute of this key; left out without a limit.", 60),
-    "x-ratelimit-remaining-requests": _number("Requests that are left of them now.", 59),
+    "x-ratelimit-limit-requests": _number(
+        "Maximum number of requests per minute for this API key. Omitted if unlimited.", 60
+    ),
+    "x-ratelimit-remaining-requests": _number("Number of requests left before the limit is reached.", 59),
     "x-ratelimit-reset-requests": _text(_RESET, "1s", pattern=_DURATION),
     "x-ratelimit-limit-tokens": _number(
-        "Tokens a minute of this key, of prompts and answers; left out without a limit.", 100_000
+        "Maximum number of prompt and output tokens per minute for this API key. Omitted if unlimited.",
+        100_000,
     ),
-    "x-ratelimit-remaining-tokens": _number("Tokens that are left of them now.", 99_400),
+    "x-ratelimit-remaining-tokens": _number("Number of tokens left before the limit is reached.", 99_400),
     "x-ratelimit-reset-tokens": _text(_RESET, "360ms", pattern=_DURATION),
     "cache-control": _text(
-        "Of a stream: no proxy may keep or change it.",
+        "For streams: proxies must not cache or transform the response.",
         "no-cache, no-transform",
         const="no-cache, no-transform",
     ),
-    "x-accel-buffering": _text("Of a stream: nginx must not collect it.", "no", const="no"),
+    "x-accel-buffering": _text("For streams: nginx must not buffer the response.", "no", const="no"),
     "content-disposition": _text(
-        "A browser stores the file and shows nothing of it.", "attachment", const="attachment"
+        "Browsers download the file instead of displaying it.", "attachment", const="attachment"
     ),
-    "x-content-type-options": _text("A browser must not guess what the file is.", "nosniff", const="nosniff"),
+    "x-content-type-options": _text(
+        "Browsers must not detect the media type from the content.", "nosniff", const="nosniff"
+    ),
 }
 
-# The headers of requests other than the key and Content-Type, by name.
+# Request headers by name, except for the API key and Content-Type.
 _REQUEST_HEADERS: Mapping[str, Schema] = {
     "X-Request-Id": _text(
-        "An id of your own for the log and for errors, at most 64 of A-Z a-z 0-9 _ -; another is replaced.",
+        "Request ID for logs and error messages: up to 64 of A-Z a-z 0-9 _ -. An invalid ID is replaced.",
         "my-request-1",
         pattern=_REQUEST_ID,
     ),
     "traceparent": _text(
-        "The caller's span in W3C's form, at most 55 characters; read where the server traces.",
+        "W3C trace context of the caller, at most 55 characters. Only used if tracing is enabled.",
         "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         maxLength=55,
     ),
     "Idempotency-Key": _text(
-        "1 to 255 visible ASCII characters, such as a UUID. The same request with the same key gets the same "
-        "answer, made once, which outlives its connection and can be read for five minutes.",
+        "1 to 255 visible ASCII characters, such as a UUID. A retry with the same key returns the same "
+        "response, which is generated once. Generation continues after a disconnect, and the response can be "
+        "read for five minutes.",
         "0b9c2f4e-6f1d-4a57-9f0e-3f1c09a2b44d",
         pattern="^[!-~]{1,255}$",
     ),
     "Last-Event-ID": _text(
-        "The id of the last event that came whole, {id}:{tokens so far}; starting_after goes before it.",
+        "ID of the last complete event: {id}:{number of tokens so far}. Overridden by starting_after.",
         "chatcmpl-3f1c09a2b44de8715a7c61f02b9d10ee:12",
         pattern="^.{1,128}:[0-9]{1,9}$",
     ),
@@ -113,15 +123,15 @@ _REQUEST_HEADERS: Mapping[str, Schema] = {
 
 
 def header_parameter(name: str) -> Schema:
-    """Return a header of requests as a parameter of an operation."""
+    """Return a request header as a parameter of an operation."""
     return {"name": name, "in": "header", "required": False, **_REQUEST_HEADERS[name]}
 
 
 def headers_of(method: str, status: int) -> list[str]:
-    """Return the names of the headers that any response of this method and status may have."""
+    """Return the names of all headers that a response with this method and status may have."""
     names = ["x-request-id"]
-    names += _LIMITS if method == "post" and status != 401 else ()  # without a key no limits
-    names += ("retry-after", "retry-after-ms") if status in _WAITS else ()
-    names += ("x-should-retry",) if status in _HINTED else ()
+    names += _LIMITS if method == "post" and status != 401 else ()  # limits apply per API key
+    names += ("retry-after", "retry-after-ms") if status in _RETRY_AFTER_STATUSES else ()
+    names += ("x-should-retry",) if status in _SHOULD_RETRY_STATUSES else ()
     names += ("www-authenticate",) if status == 401 else ()
     return names

@@ -19,13 +19,13 @@ _REF = "#/components/schemas/"
 
 
 def ref(name: str) -> Schema:
-    """Return a reference to the component of this name."""
+    """Return a reference to the component with this name."""
     return {"$ref": f"{_REF}{name}"}
 
 
-@cache  # once in a process, however many apps it has; nothing changes the result
+@cache  # shared by all apps in a process
 def component_schemas(models: tuple[Model, ...]) -> Mapping[str, Schema]:
-    """Return the schemas of the models and of all that they contain, by name.
+    """Return the schemas of the models and of all models they contain, by name.
 
     Raises ValueError if two different models have the same name.
     """
@@ -45,7 +45,7 @@ def component_schemas(models: tuple[Model, ...]) -> Mapping[str, Schema]:
 
 
 def _response_schemas(models: Sequence[type[ResponseModel]]) -> dict[str, Schema]:
-    """Return the schemas of response models: constants describe themselves, no other field is allowed.
+    """Return the schemas of response models. Constants get a description, and extra fields are not allowed.
 
     A field is required unless it can be UNSET.
     """
@@ -68,7 +68,7 @@ def _response_schemas(models: Sequence[type[ResponseModel]]) -> dict[str, Schema
 
 
 def _examples(schema: Schema, schemas: Mapping[str, Schema]) -> list[Any]:
-    """Return the one example that a schema implies; none if it allows any value of a type."""
+    """Return the example that a schema implies, as a list; empty if it allows any value of a type."""
     if "examples" in schema:
         return list(schema["examples"][:1])
     if "$ref" in schema:
@@ -82,6 +82,6 @@ def _examples(schema: Schema, schemas: Mapping[str, Schema]) -> list[Any]:
 
 
 def _example_object(schema: Schema, schemas: Mapping[str, Schema]) -> dict[str, Any]:
-    """Return an object with the required fields, or with the first field."""
+    """Return an example object with the required fields or, if there are none, with the first field."""
     names = schema.get("required") or list(schema["properties"])[:1]
     return {name: _examples(schema["properties"][name], schemas)[0] for name in names}

@@ -1,4 +1,4 @@
-"""The events of a streamed response; each is named by its ``type``."""
+"""Server-sent events of a streamed response. The SSE event name is the ``type`` field."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ __all__ = [
 ]
 
 # Assigned when the event is emitted.
-SequenceNumber = Annotated[Count, doc("Its number, from 0; starting_after takes it.", 4)]
-OutputIndex = Annotated[Count, doc("The item's place in the output, from 0.", 0)]
-ItemId = Annotated[str, doc("The item.", "msg_3f1c09a2b44de8715a7c61f02b9d10ee_0")]
-ContentIndex = Annotated[Literal[0], doc("Always 0: a message has one text.")]
+SequenceNumber = Annotated[
+    Count, doc("Sequence number of the event, starting at 0. Can be used as starting_after.", 4)
+]
+OutputIndex = Annotated[Count, doc("Index of the item in the output, starting at 0.", 0)]
+ItemId = Annotated[str, doc("ID of the item.", "msg_3f1c09a2b44de8715a7c61f02b9d10ee_0")]
+ContentIndex = Annotated[Literal[0], doc("Always 0. A message has one content part.")]
 StatusEventType = Literal[
     "response.created",
     "response.in_progress",
@@ -43,78 +45,86 @@ PartEventType = Literal["response.content_part.added", "response.content_part.do
 
 
 class ResponseStatusEvent(ResponseModel, kw_only=True):
-    """The response comes to another status; the last three end the stream."""
+    """A change of the response's status. The last three types end the stream."""
 
-    type: Annotated[StatusEventType, doc("The status, but for response.created.", "response.created")]
+    type: Annotated[
+        StatusEventType, doc("Type of the event. It contains the new status.", "response.created")
+    ]
     sequence_number: SequenceNumber = 0
-    response: Annotated[Response, doc("The response as it is then.")]
+    response: Annotated[Response, doc("The response at the time of the event.")]
 
 
 class OutputItemEvent(ResponseModel, kw_only=True):
-    """An item opens, or it is whole."""
+    """Start or end of an output item."""
 
-    type: Annotated[Literal["response.output_item.added", "response.output_item.done"], doc("Which.")]
+    type: Annotated[
+        Literal["response.output_item.added", "response.output_item.done"], doc("Start or end of the item.")
+    ]
     sequence_number: SequenceNumber = 0
     output_index: OutputIndex
-    item: Annotated[OutputItem, doc("The item as it is then.", MESSAGE_EXAMPLE)]
+    item: Annotated[OutputItem, doc("The item at the time of the event.", MESSAGE_EXAMPLE)]
 
 
 class ContentPartEvent(ResponseModel, kw_only=True):
-    """A message's text opens, or it is whole."""
+    """Start or end of the content part of a message."""
 
-    type: Annotated[PartEventType, doc("Which.")]
+    type: Annotated[PartEventType, doc("Start or end of the content part.")]
     sequence_number: SequenceNumber = 0
     output_index: OutputIndex
     item_id: ItemId
     content_index: ContentIndex = 0
-    part: Annotated[OutputText, doc("The text as it is then.", TEXT_EXAMPLE)]
+    part: Annotated[OutputText, doc("The content part at the time of the event.", TEXT_EXAMPLE)]
 
 
 class OutputTextDelta(ResponseModel, kw_only=True):
-    """More of a text."""
+    """New text of a message."""
 
     type: Literal["response.output_text.delta"] = "response.output_text.delta"
     sequence_number: SequenceNumber = 0
     output_index: OutputIndex
     item_id: ItemId
     content_index: ContentIndex = 0
-    delta: Annotated[str, doc("What is new.", "A red")]
-    logprobs: Annotated[list[TokenLogprob], doc("Of its tokens; empty unless include asked for them.", [])]
+    delta: Annotated[str, doc("The new text.", "A red")]
+    logprobs: Annotated[
+        list[TokenLogprob], doc("Log probabilities of the new tokens; empty if not requested.", [])
+    ]
 
 
 class OutputTextDone(ResponseModel, kw_only=True):
-    """A text is whole."""
+    """End of a message's text."""
 
     type: Literal["response.output_text.done"] = "response.output_text.done"
     sequence_number: SequenceNumber = 0
     output_index: OutputIndex
     item_id: ItemId
     content_index: ContentIndex = 0
-    text: Annotated[str, doc("All of it.", "A red circle.")]
+    text: Annotated[str, doc("The complete text.", "A red circle.")]
     logprobs: Annotated[
-        list[TokenLogprob], doc("Of all its tokens; empty unless include asked for them.", [])
+        list[TokenLogprob], doc("Log probabilities of all tokens; empty if not requested.", [])
     ]
 
 
 class ArgumentsDelta(ResponseModel, kw_only=True):
-    """More of a call's arguments."""
+    """New part of a call's arguments."""
 
     type: Literal["response.function_call_arguments.delta"] = "response.function_call_arguments.delta"
     sequence_number: SequenceNumber = 0
     output_index: OutputIndex
     item_id: ItemId
-    delta: Annotated[str, doc("What is new; pieces are joined.", '{"city":')]
+    delta: Annotated[
+        str, doc("Next part of the arguments. The concatenated parts form a JSON object.", '{"city":')
+    ]
 
 
 class ArgumentsDone(ResponseModel, kw_only=True):
-    """A call's arguments are whole."""
+    """End of a call's arguments."""
 
     type: Literal["response.function_call_arguments.done"] = "response.function_call_arguments.done"
     sequence_number: SequenceNumber = 0
     output_index: OutputIndex
     item_id: ItemId
-    name: Annotated[str, doc("The function.", "get_weather")]
-    arguments: Annotated[str, doc("All of them, as JSON.", '{"city":"Paris"}')]
+    name: Annotated[str, doc("Name of the function.", "get_weather")]
+    arguments: Annotated[str, doc("The complete JSON-encoded arguments.", '{"city":"Paris"}')]
 
 
 ResponseEvent = (

@@ -1,4 +1,4 @@
-"""What /v1/responses takes as input: messages, calls of functions and what came of them."""
+"""Input items of /v1/responses: messages, function calls and their results."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ __all__ = ["CallItem", "Input", "InputImage", "MessageItem", "ResultItem"]
 
 _MAX_ITEMS = 1024
 _MAX_PARTS = 256
-_STATUS: Any = Field(None, description="Accepted; it makes no difference.", examples=["completed"])
+_STATUS: Any = Field(None, description="Accepted, but ignored.", examples=["completed"])
 
 
 class InputText(RequestModel):
-    """A piece of text."""
+    """A text part."""
 
-    type: Literal["input_text", "output_text"] = Field(description="Of a question, or of an earlier answer.")
-    text: str = Field(description="Plain text.", examples=["What is in the picture?"])
+    type: Literal["input_text", "output_text"] = Field(
+        description="input_text for input, output_text for an earlier output."
+    )
+    text: str = Field(description="Plain text.", examples=["What is in the image?"])
 
 
 class InputImage(RequestModel):
-    """A picture."""
+    """An image part."""
 
     type: Literal["input_image"] = Field(description="input_image")
     image_url: str = Field(
-        description="The picture itself: data:image/png;base64,...",
+        description="Image as a data URL: data:image/png;base64,...",
         examples=["data:image/png;base64,iVBO..."],
     )
     detail: Literal["auto", "low", "high"] | None = Field(
-        None, description="How closely to look, as in a chat's image_url.detail."
+        None, description="Level of detail; see image_url.detail of chat completions."
     )
 
 
@@ -44,36 +46,34 @@ InputContent = Annotated[
 
 
 class MessageItem(RequestModel):
-    """Something that was said."""
+    """A message of the conversation."""
 
-    type: Literal["message"] = Field("message", description="message; may be left out.")
-    role: Literal["user", "assistant", "system", "developer"] = Field(description="Who speaks.")
+    type: Literal["message"] = Field("message", description="message. Can be omitted.")
+    role: Literal["user", "assistant", "system", "developer"] = Field(description="Role of the author.")
     content: InputContent = Field(description="Text, or a list of parts in reading order.", examples=["Hi"])
-    id: str | None = Field(None, description="Accepted; it makes no difference.", examples=["msg_1"])
+    id: str | None = Field(None, description="Accepted, but ignored.", examples=["msg_1"])
     status: str | None = _STATUS
-    phase: str | None = Field(
-        None, description="Accepted; it makes no difference.", examples=["final_answer"]
-    )
+    phase: str | None = Field(None, description="Accepted, but ignored.", examples=["final_answer"])
 
 
 class CallItem(RequestModel):
-    """A call of a function that an earlier answer made."""
+    """A function call of an earlier output."""
 
     type: Literal["function_call"] = Field(description="function_call")
-    call_id: CallId = Field(description="Its id in that answer.", examples=["call_1"])
-    name: FunctionName = Field(description="The function's name.", examples=["get_weather"])
-    arguments: str = Field(description="Its arguments as JSON in a string.", examples=['{"city": "Paris"}'])
-    id: str | None = Field(None, description="Accepted; it makes no difference.", examples=["msg_1"])
+    call_id: CallId = Field(description="ID of the call in the earlier output.", examples=["call_1"])
+    name: FunctionName = Field(description="Name of the function.", examples=["get_weather"])
+    arguments: str = Field(description="JSON-encoded arguments.", examples=['{"city": "Paris"}'])
+    id: str | None = Field(None, description="Accepted, but ignored.", examples=["msg_1"])
     status: str | None = _STATUS
 
 
 class ResultItem(RequestModel):
-    """What came of a call."""
+    """The result of a function call."""
 
     type: Literal["function_call_output"] = Field(description="function_call_output")
-    call_id: CallId = Field(description="The call's id.", examples=["call_1"])
-    output: InputContent = Field(description="What the function gave: text.", examples=["18 degrees"])
-    id: str | None = Field(None, description="Accepted; it makes no difference.", examples=["msg_1"])
+    call_id: CallId = Field(description="ID of the function call.", examples=["call_1"])
+    output: InputContent = Field(description="Output of the function. Text only.", examples=["18 degrees"])
+    id: str | None = Field(None, description="Accepted, but ignored.", examples=["msg_1"])
     status: str | None = _STATUS
 
 

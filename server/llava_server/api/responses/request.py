@@ -1,4 +1,4 @@
-"""The request of /v1/responses, in OpenAI's shape, and the chat that it comes to."""
+"""The request of /v1/responses, in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -18,133 +18,158 @@ __all__ = ["ResponseRequest", "ResponseTool"]
 
 _LOGPROBS = "message.output_text.logprobs"
 _MAX_TOOLS = 128
-_NOT_STORED = "send the whole conversation as input: conversations are not stored"
-_TEXT_ONLY = "this model reads text and pictures and writes text"
+_NOT_STORED = "Conversations are not stored. Send the whole conversation as input."
+_TEXT_ONLY = "The model accepts text and images and generates text."
 
 
 class ResponseTool(RequestModel):
-    """A function that the model may call."""
+    """A function that the model can call. The client runs it."""
 
-    type: Literal["function"] = Field(description="function; there are no other kinds here.")
-    name: FunctionName = Field(description="Letters, digits, _ and -, at most 64.", examples=["get_weather"])
+    type: Literal["function"] = Field(description="Must be function.")
+    name: FunctionName = Field(
+        description="Name of the function: up to 64 letters, digits, underscores and hyphens.",
+        examples=["get_weather"],
+    )
     description: str | None = Field(
         None,
         max_length=4096,
-        description="What it does, for the model, at most 4096 characters.",
+        description="What the function does, for the model. At most 4096 characters.",
         examples=["The weather in a city."],
     )
     parameters: Schema | None = Field(
         None,
-        description="Its arguments as a JSON schema of type object, at most 64 KiB.",
+        description="JSON schema of the arguments, at most 64 KiB. Its type must be object.",
         examples=[{"type": "object"}],
     )
-    strict: bool | None = Field(None, description="Accepted; every call keeps to its schema.")
+    strict: bool | None = Field(None, description="Accepted. Calls always conform to the schema.")
 
 
 class ResponseTextFormat(RequestModel):
-    """What the text must be."""
+    """The format of the text output."""
 
-    type: Literal["text", "json_object", "json_schema"] = Field(description="Of which kind it is.")
+    type: Literal["text", "json_object", "json_schema"] = Field(description="Type of the output.")
     name: str | None = Field(
-        None, description="The schema's name, 1 to 64 letters, digits, _ and -.", examples=["scene"]
+        None,
+        description="Name of the schema: up to 64 letters, digits, underscores and hyphens.",
+        examples=["scene"],
     )
     schema_: Schema | None = Field(
-        None, alias="schema", description="A JSON schema of at most 64 KiB.", examples=[{"type": "object"}]
+        None,
+        alias="schema",
+        description="JSON schema, at most 64 KiB.",
+        examples=[{"type": "object"}],
     )
     description: str | None = Field(
         None,
-        description="Accepted; the model's prompt is left as it is.",
-        examples=["What is in the picture."],
+        description="Accepted, but not included in the prompt.",
+        examples=["The contents of the image."],
     )
-    strict: bool | None = Field(None, description="Accepted; every answer keeps to the schema.")
+    strict: bool | None = Field(None, description="Accepted. The output always conforms to the schema.")
 
 
 class TextOptions(RequestModel):
-    """How the text shall be."""
+    """Options for the text output."""
 
     format: ResponseTextFormat | None = Field(
-        None, description="Free text (default), JSON, or JSON of a schema."
+        None, description="Format of the output: free text (default) or JSON, optionally with a schema."
     )
     verbosity: Literal["medium"] | None = Field(
-        None, description="Only medium: ask for a short or a long answer in the input."
+        None, description="Must be medium. Ask for a short or long response in the input."
     )
 
 
 class ResponseStreamOptions(RequestModel):
-    """How to stream."""
+    """Options for streaming."""
 
-    include_obfuscation: bool | None = Field(None, description="Accepted; nothing is obfuscated.")
+    include_obfuscation: bool | None = Field(None, description="Accepted. Obfuscation is never added.")
 
 
 class ResponseRequest(RequestModel):
-    """A conversation to be answered, in the words of the Responses API."""
+    """A request to generate a response."""
 
     model: str = Field(
-        min_length=1, max_length=256, description="A model of GET /v1/models.", examples=["tiny-llava"]
+        min_length=1,
+        max_length=256,
+        description="Model name, as listed by GET /v1/models.",
+        examples=["tiny-llava"],
     )
     input: Input = Field(
-        description="A question, or the conversation so far as a list of items, oldest first.",
+        description="A text, or the conversation so far as a list of items, oldest first.",
         examples=["What can you do?"],
     )
     instructions: str | None = Field(
         None,
-        description="What the model shall keep in mind: a system message before the input.",
+        description="System prompt. Inserted as a system message before the input.",
         examples=["Answer in one word."],
     )
     max_output_tokens: int | None = Field(
         None,
         ge=1,
         le=MAX_TOKENS,
-        description="Tokens of the answer at most; default and bound: the rest of the model's context.",
+        description="Maximum number of output tokens. Defaults to the rest of the model's context, which is "
+        "also the upper limit.",
         examples=[128],
     )
     temperature: float | None = Field(
-        None, ge=0, le=2, description="0 takes the likeliest token; default 1.", examples=[0]
+        None,
+        ge=0,
+        le=2,
+        description="Sampling temperature. 0 selects the most likely token. Defaults to 1.",
+        examples=[0],
     )
     top_p: float | None = Field(
-        None, gt=0, le=1, description="Draw from the likeliest tokens of this mass; default 1.", examples=[1]
+        None,
+        gt=0,
+        le=1,
+        description="Sample from the smallest set of most likely tokens with this total probability. "
+        "Defaults to 1.",
+        examples=[1],
     )
     top_logprobs: int | None = Field(
         None,
         ge=0,
         le=20,
-        description="So many of the likeliest tokens at each place; only with message.output_text.logprobs "
-        "in include.",
+        description="Number of most likely tokens to return per position. Only allowed if include contains "
+        "message.output_text.logprobs.",
         examples=[3],
     )
     include: list[str] | None = Field(
         None,
         max_length=16,
-        description="message.output_text.logprobs tells log-probabilities; nothing else is there to be told.",
+        description="Additional output. Only message.output_text.logprobs is supported.",
         examples=[["message.output_text.logprobs"]],
     )
     stream: bool | None = Field(
-        None, description="Send events as they come, with OpenAI's names.", examples=[True]
+        None, description="Whether to stream the response as server-sent events.", examples=[True]
     )
-    stream_options: ResponseStreamOptions | None = Field(None, description="Only with stream true.")
-    text: TextOptions | None = Field(None, description="What the text must be.")
+    stream_options: ResponseStreamOptions | None = Field(
+        None, description="Options for streaming. Only allowed if stream is true."
+    )
+    text: TextOptions | None = Field(None, description="Options for the text output.")
     tools: list[ResponseTool] | None = Field(
         None,
         max_length=_MAX_TOOLS,
-        description=f"Functions that the model may call, at most {_MAX_TOOLS}.",
+        description=f"Functions that the model may call. At most {_MAX_TOOLS}.",
         examples=[[{"type": "function", "name": "get_weather"}]],
     )
     tool_choice: Any = Field(
         None,
-        description="auto (default), none, required, a function as {type, name}, or allowed_tools as "
-        "{type, mode, tools}.",
+        description="auto (default), none, required, a function as {type, name}, or a subset of the tools as "
+        "{type, mode, tools} with type allowed_tools.",
         examples=["auto"],
     )
     parallel_tool_calls: bool | None = Field(
-        None, description="Whether one answer may make several calls (at most 16); default true."
+        None, description="Whether the output may contain several calls, at most 16. Defaults to true."
     )
     service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
-        None, description="priority goes before, flex behind other requests; auto and default are the same."
+        None,
+        description="priority is scheduled before other requests, flex after them. auto is the same as "
+        "default.",
     )
     metadata: Metadata | None = Field(
         None,
-        description="Up to 16 pairs, keys of at most 64 and values of at most 512 characters; given back "
-        "with the answer.",
+        description="Up to 16 key-value pairs, with keys of up to 64 and values of up to 512 characters. "
+        "Returned with the response.",
         examples=[{"run": "7"}],
     )
     user: Hint | None = Field(
@@ -161,37 +186,38 @@ class ResponseRequest(RequestModel):
     )
     store: bool | None = Field(
         None,
-        description="Unless false, GET /v1/responses/{id} gives the response while it is made and for five "
-        "minutes after.",
+        description="Whether the response can be read with GET /v1/responses/{id} while it is generated and "
+        "for five minutes after. Defaults to true.",
         examples=[True],
     )
     background: bool | None = Field(
         None,
-        description="Answer at once with a queued response, which is made whether or not anybody reads it; "
-        "not with store false.",
+        description="Whether to return a queued response immediately and generate it in the background, even "
+        "if no client reads it. Not allowed if store is false.",
         examples=[True],
     )
     previous_response_id: Annotated[Any, Unsupported(_NOT_STORED)] = None
     conversation: Annotated[Any, Unsupported(_NOT_STORED)] = None
-    background_options: Annotated[Any, Unsupported("leave it out", ({},))] = None
+    background_options: Annotated[Any, Unsupported("Omit it.", ({},))] = None
     max_tool_calls: Annotated[
-        Any, Unsupported("it counts calls of tools that a server runs, and this one runs none")
+        Any, Unsupported("It limits calls of server tools, and this server has none.")
     ] = None
-    prompt: Annotated[Any, Unsupported("send the text as input: templates are not stored")] = None
-    reasoning: Annotated[
-        Any, Unsupported("this model does not think before it answers", ({}, {"effort": "none"}))
-    ] = None
-    truncation: Annotated[Any, Unsupported("shorten input yourself; it is never cut here", ("disabled",))] = (
+    prompt: Annotated[Any, Unsupported("Prompt templates are not stored. Send the text as input.")] = None
+    reasoning: Annotated[Any, Unsupported("This model has no reasoning mode.", ({}, {"effort": "none"}))] = (
         None
     )
-    context_management: Annotated[Any, Unsupported("shorten input yourself; it is never cut here", ([],))] = (
-        None
-    )
-    moderation: Annotated[Any, Unsupported("judge texts on your side")] = None
+    truncation: Annotated[
+        Any,
+        Unsupported("Shorten the input in your client; the server never truncates it.", ("disabled",)),
+    ] = None
+    context_management: Annotated[
+        Any, Unsupported("Shorten the input in your client; the server never truncates it.", ([],))
+    ] = None
+    moderation: Annotated[Any, Unsupported("Moderate texts in your client.")] = None
     prompt_cache_options: Annotated[
-        Any, Unsupported("leave it out: prompts are cached by their content", ({},))
+        Any, Unsupported("Omit it. Prompts are always cached by content.", ({},))
     ] = None
-    access_programs: Annotated[Any, Unsupported("leave it out")] = None
+    access_programs: Annotated[Any, Unsupported("Omit it.")] = None
     image: Annotated[Any, Unsupported(_TEXT_ONLY)] = None
     modalities: Annotated[Any, Unsupported(_TEXT_ONLY, (["text"],))] = None
 
@@ -201,23 +227,26 @@ class ResponseRequest(RequestModel):
         for name in value or ():
             if name != _LOGPROBS:
                 raise PydanticCustomError(
-                    "unsupported_parameter", "include can tell {known} and nothing else", {"known": _LOGPROBS}
+                    "unsupported_parameter", "include only supports {supported}.", {"supported": _LOGPROBS}
                 )
         return value
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many alternatives are told; None without log-probabilities."""
+        """Number of top tokens to return per position; None if log probabilities are not requested."""
         return (self.top_logprobs or 0) if _LOGPROBS in (self.include or ()) else None
 
     @model_validator(mode="after")
     def _check_fields(self) -> ResponseRequest:
         if self.stream_options is not None and not self.stream:
-            raise invalid_value("stream_options", "stream_options is only allowed with stream true")
+            raise invalid_value("stream_options", "stream_options is only allowed if stream is true.")
         if self.background and self.store is False:
             raise invalid_value(
-                "background", "background is not allowed with store false: nobody could read it"
+                "background",
+                "background is not allowed if store is false, because the response could not be read.",
             )
         if self.top_logprobs and self.num_logprobs is None:
-            raise invalid_value("top_logprobs", f"top_logprobs is only allowed with include [{_LOGPROBS!r}]")
+            raise invalid_value(
+                "top_logprobs", f"top_logprobs is only allowed if include contains {_LOGPROBS!r}."
+            )
         return self

@@ -1,7 +1,7 @@
-"""/v1/responses: OpenAI's Responses API. Its requests are converted into chats.
+"""/v1/responses: OpenAI's Responses API. Requests are converted to chat requests.
 
-A stored response can be read while it is generated and for five minutes after, by the key that requested it,
-on any controller. A background response is generated even if no client reads it.
+A stored response can be read on any controller while it is generated and for five minutes after, with the API
+key that requested it. A background response is generated even if no client reads it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ router = APIRouter(tags=["responses"])
 ResponseId = Annotated[
     str,
     Path(
-        description="The id of the response.",
+        description="ID of the response.",
         max_length=128,
         examples=["resp_3f1c09a2b44de8715a7c61f02b9d10ee"],
     ),
@@ -44,10 +44,10 @@ ResponseId = Annotated[
 
 @router.post(
     "/v1/responses",
-    summary="Answer a conversation with pictures, in the words of the Responses API",
+    summary="Create a response",
 )
 @Operation(
-    "The response, or with stream true its events, named by their type, until the one that has it whole.",
+    "The response, or a stream of events if stream is true. The last event contains the complete response.",
     response.Response,
     stream=ResponseEvent,
     stream_name="ResponseEvent",
@@ -56,7 +56,7 @@ ResponseId = Annotated[
     request_headers=("Idempotency-Key",),
 )
 async def create_response(request: Request) -> Response:
-    """No conversation is stored: send all of it as input, items of earlier outputs included."""
+    """Conversations are not stored. Send the whole conversation as input, including earlier output items."""
     handler = RequestHandler(request)
     is_stream, serializer, generation = await cancel_on_disconnect(request.receive, _start(handler))
     if generation is None:
@@ -65,7 +65,7 @@ async def create_response(request: Request) -> Response:
 
 
 async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Generation | None]:
-    """Return whether to stream, the serializer, and None for a background job that is only queued."""
+    """Return whether to stream, the serializer, and the generation (None for a queued background job)."""
     with handler.body() as raw:
         request, chat = await handler.parse(raw, parse_response_request)
         job_set = await handler.build_jobs(chat)
@@ -83,9 +83,9 @@ async def _start(handler: RequestHandler) -> tuple[bool, ResponsesSerializer, Ge
     return bool(request.stream), serializer, generation
 
 
-@router.get("/v1/responses/{response_id}", summary="Read a response while it is made, or later")
+@router.get("/v1/responses/{response_id}", summary="Retrieve or resume a response")
 @Operation(
-    "The response, or its events",
+    "The response, or a stream of its events",
     response.Response,
     stream=ResponseEvent,
     stream_name="ResponseEvent",
@@ -95,19 +95,23 @@ async def read_response(
     request: Request,
     response_id: ResponseId,
     stream: Annotated[
-        str, Query(description="true: its events, from the first one on.", examples=["true"])
+        str,
+        Query(
+            description="true: stream the events from the start; false: return the current response.",
+            examples=["true"],
+        ),
     ] = "false",
     starting_after: Annotated[
         int | None,
         Query(
             ge=0,
             le=MAX_START,
-            description="With stream true: the sequence_number of the last event known.",
+            description="sequence_number of the last event received. Only used if stream is true.",
             examples=[4],
         ),
     ] = None,
 ) -> Response:
-    """As far as it is made. With stream true its events come to this reader and to no other any more."""
+    """Returns the response generated so far. A new stream disconnects a client that reads an earlier one."""
     handler = RequestHandler(request)
     is_stream = stream == "true"
     job = await _snapshot(handler, response_id, has_events=not is_stream)
@@ -124,7 +128,7 @@ async def read_response(
 @router.post("/v1/responses/{response_id}/cancel", summary="Cancel a response")
 @Operation("The response", response.Response, statuses=(400, 401, 404, 503))
 async def cancel_response(request: Request, response_id: ResponseId) -> Response:
-    """Gives the response as it is then; one that is over already stays as it is."""
+    """Returns the response after the cancellation. A response that has ended is not changed."""
     handler = RequestHandler(request)
     job_id = (await _snapshot(handler, response_id, has_events=False)).outline.job_id
     await handler.services.controller.cancel(job_id, handler.tenant)
@@ -132,21 +136,21 @@ async def cancel_response(request: Request, response_id: ResponseId) -> Response
 
 
 @router.delete("/v1/responses/{response_id}", summary="Delete a response")
-@Operation("What was deleted", DeletedResponse, statuses=(400, 401, 404, 503))
+@Operation("The deleted response", DeletedResponse, statuses=(400, 401, 404, 503))
 async def delete_response(request: Request, response_id: ResponseId) -> Response:
-    """It cannot be read any more, by nobody. One that is not over is cancelled first."""
+    """The response can no longer be read. A response that is in progress is cancelled first."""
     handler = RequestHandler(request)
     await handler.delete((await _snapshot(handler, response_id, has_events=False)).outline.job_id)
     return JSONResponse(DeletedResponse(response_id))
 
 
 async def _snapshot(handler: RequestHandler, response_id: str, *, has_events: bool = True) -> JobSnapshot:
-    """Return a stored response's job. Raises ApiError (404)."""
+    """Return the job of a stored response. Raises ApiError (404)."""
     number = response_id.removeprefix("resp_")
     if number == response_id:
         raise response_not_found()
     job = await handler.snapshot(f"chatcmpl-{number}", has_events=has_events)
-    if not job.outline.note:  # a chat, or a response with store false
+    if not job.outline.note:  # a chat completion, or a response with store false
         raise response_not_found()
     return job
 

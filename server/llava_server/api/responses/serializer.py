@@ -1,4 +1,4 @@
-"""Serialize events as a response of OpenAI's Responses API: items that open, grow and close.
+"""Serialize job events as a response of OpenAI's Responses API.
 
 response.created, response.in_progress
   response.output_item.added
@@ -56,10 +56,10 @@ __all__ = ["ResponsesSerializer", "with_note"]
 
 
 class ResponsesSerializer:
-    """Serializes one response; there is one choice. A complete response is what its stream ends with."""
+    """Serializer for one response. A response has one choice. The stream ends with the complete response."""
 
     def __init__(self, job: Job, *, created_at: float | None = None, starting_after: int = -1) -> None:
-        """``job`` comes from ``with_note``. A stream has the events after number ``starting_after``."""
+        """Create a serializer for a job from ``with_note``. Skips events up to number ``starting_after``."""
         echo = msgspec.json.decode(job.note, type=ResponseEcho)
         self._job = job
         self._response = Response(
@@ -72,10 +72,10 @@ class ResponsesSerializer:
         self._starting_after = starting_after
         self._parser = ToolCallParser(may_call=call_mode(job) is not None)
         self._usage = UsageCounter()
-        self._message: OutputMessage | None = None  # the open item, if it is one
-        self._call: OutputFunctionCall | None = None  # the open item, if it is one
+        self._message: OutputMessage | None = None  # the current item, if it is a message
+        self._call: OutputFunctionCall | None = None  # the current item, if it is a call
         self._num_events = 0
-        self._encoded: list[bytes] = []  # events to be returned
+        self._encoded: list[bytes] = []  # events to return
 
     def begin(self, num_choices: int) -> bytes:  # noqa: ARG002
         """Return the first two events."""
@@ -84,7 +84,7 @@ class ResponsesSerializer:
         return self._take()
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:  # noqa: ARG002
-        """Return the response's events for one event of the job."""
+        """Return the response events for one job event."""
         self._usage.observe(index, event)
         logprobs = token_logprobs(event.logprobs)
         deltas = self._parser.feed(event.text, is_last=event.final is not None)
@@ -98,11 +98,11 @@ class ResponsesSerializer:
         return self._take()
 
     def end(self) -> bytes:
-        """Return nothing: the last event of a response belongs to the last event of its job."""
+        """Return nothing. The job's last event already completes the response."""
         return b""
 
     def error(self, error: ApiError, request_id: str | None) -> bytes:  # noqa: ARG002
-        """Return the failed response as the last event of the stream."""
+        """Return the failed response as the final event of the stream."""
         self._fail(error.message)
         self._emit_status("response.failed")
         return self._take()
@@ -116,7 +116,7 @@ class ResponsesSerializer:
         return self._response
 
     def snapshot(self, state: str, job_events: Sequence[Event]) -> Response:
-        """Return the response after these events of its job; ``state`` is the job's state in the queue."""
+        """Return the response after these job events. ``state`` is the state of the job in the queue."""
         for event in job_events:
             self.event(0, event, None)
         final = job_events[-1].final if job_events else None
@@ -129,7 +129,7 @@ class ResponsesSerializer:
         return self._response
 
     def _grow(self, delta: OutputDelta, logprobs: list[TokenLogprob]) -> None:
-        """Extend the open item, or close it and open another."""
+        """Append to the current item, or close it and open a new one."""
         if isinstance(delta, TextDelta):
             message = self._message or self._open_message()
             [part] = message.content
@@ -174,7 +174,7 @@ class ResponsesSerializer:
         )
 
     def _close(self, status: Literal["completed", "incomplete"]) -> None:
-        """Close the open item, if there is one."""
+        """Close the current item, if there is one."""
         if self._message is not None:
             self._close_text(self._message)
         elif self._call is not None:
@@ -240,7 +240,7 @@ class ResponsesSerializer:
         self._emit(events.ResponseStatusEvent(type=event_type, response=self._response))
 
     def _emit(self, event: events.ResponseEvent) -> None:
-        """Number an event and encode it now: the items and the response in it change later."""
+        """Number an event and encode it immediately, because its items and response change later."""
         event.sequence_number = self._num_events
         self._num_events += 1
         if event.sequence_number > self._starting_after:
@@ -260,7 +260,7 @@ class ResponsesSerializer:
 
 
 def with_note(job: Job, request: ResponseRequest) -> Job:
-    """Return the job with a note of what its response repeats of the request, for any controller."""
+    """Return the job with a note for any controller: the fields that its response copies from the request."""
     echo = msgspec.to_builtins(_echo(request, job))
     note = json.dumps(echo, separators=(",", ":"))
     return msgspec.structs.replace(job, note=note, is_background=bool(request.background))

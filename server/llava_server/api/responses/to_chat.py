@@ -1,4 +1,4 @@
-"""A request of /v1/responses converted to a chat. Pure functions."""
+"""Conversion of /v1/responses requests to chat requests. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from llava_server.api.responses.request import ResponseRequest
 
 __all__ = ["parse_response_request"]
 
-# The names of a chat's fields in this API, for errors.
+# Names of ChatRequest fields in this API, for error messages.
 _NAMES = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text.format"}
 
 
 def parse_response_request(raw: bytes) -> tuple[ResponseRequest, ChatRequest]:
-    """Raises ApiError naming the field, the value and what is allowed."""
+    """Parse a request. Raises ApiError with the field, its value and the allowed values."""
     request = parse_request(ResponseRequest, raw)
     fields = {
         "model": request.model,
@@ -52,7 +52,7 @@ def _messages(request: ResponseRequest) -> list[dict[str, Any]]:
 
 
 def _add_message(messages: list[dict[str, Any]], item: MessageItem) -> None:
-    """Instructions and a system message after them are one."""
+    """Add a message. A system message directly after the instructions is merged with them."""
     role = "system" if item.role == "developer" else item.role
     is_second = role == "system" and [message["role"] for message in messages] == ["system"]
     if is_second and isinstance(item.content, str):
@@ -62,7 +62,7 @@ def _add_message(messages: list[dict[str, Any]], item: MessageItem) -> None:
 
 
 def _add_call(messages: list[dict[str, Any]], item: CallItem) -> None:
-    """Calls in a row, and the text before them, are one answer."""
+    """Add a function call. Consecutive calls and the text before them form one message."""
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": None})
     function = {"name": item.name, "arguments": item.arguments}

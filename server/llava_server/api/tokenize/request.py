@@ -1,4 +1,4 @@
-"""The requests of /tokenize and /detokenize, named as in vLLM."""
+"""Requests of /tokenize and /detokenize, with vLLM's field names."""
 
 from __future__ import annotations
 
@@ -18,43 +18,57 @@ _MAX_TOKENS = 1 << 20
 _MAX_MESSAGES = 1024
 
 _MODEL: Any = Field(
-    min_length=1, max_length=256, description="A model of GET /v1/models.", examples=["tiny-llava"]
+    min_length=1,
+    max_length=256,
+    description="Model name, as listed by GET /v1/models.",
+    examples=["tiny-llava"],
 )
 
 
 class TokenizeRequest(RequestModel, ToolFields):
-    """A text, or a conversation as the model would see it."""
+    """A request to tokenize a text or a conversation."""
 
     model: str = _MODEL
     prompt: str | None = Field(
-        None, description="A text; the begin mark is put before it.", examples=["What is this?"]
+        None,
+        description="Text to tokenize. A beginning-of-sequence token is added.",
+        examples=["What is this?"],
     )
     messages: list[ChatMessage] | None = Field(
         None,
         min_length=1,
         max_length=_MAX_MESSAGES,
-        description="A conversation, in place of a text: what a chat would make of it, pictures included.",
+        description="Conversation to tokenize instead of a text. The chat template is applied and images are "
+        "included.",
         examples=[[{"role": "user", "content": "What can you do?"}]],
     )
-    continue_final_message: bool | None = Field(None, description="As in a chat; only with messages.")
-    add_generation_prompt: bool | None = Field(None, description="As in a chat; only with messages.")
-    add_special_tokens: Annotated[Any, Unsupported("leave the first token away", (True,))] = None
-    return_token_strs: Annotated[Any, Unsupported("send single tokens to /detokenize", (False,))] = None
-    chat_template: Annotated[Any, Unsupported("templates are part of the served model")] = None
-    chat_template_kwargs: Annotated[Any, Unsupported("templates are part of the served model", ({},))] = None
+    continue_final_message: bool | None = Field(
+        None, description="Same as in chat completions. Only allowed with messages."
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="Same as in chat completions. Only allowed with messages."
+    )
+    add_special_tokens: Annotated[Any, Unsupported("Remove the first token in your client.", (True,))] = None
+    return_token_strs: Annotated[Any, Unsupported("Send tokens to /detokenize one at a time.", (False,))] = (
+        None
+    )
+    chat_template: Annotated[Any, Unsupported("The served model determines the template.")] = None
+    chat_template_kwargs: Annotated[Any, Unsupported("The served model determines the template.", ({},))] = (
+        None
+    )
 
     @model_validator(mode="after")
     def _check_prompt_or_messages(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
-            raise invalid_value("prompt", "give either prompt or messages")
+            raise invalid_value("prompt", "Either prompt or messages is required, but not both.")
         return self
 
 
 class DetokenizeRequest(RequestModel):
-    """Tokens whose text is wanted."""
+    """A request to convert tokens to text."""
 
     model: str = _MODEL
     tokens: Annotated[list[TokenId], Field(min_length=1, max_length=_MAX_TOKENS)] = Field(
-        description="Token ids, at least one; special tokens and ids that the model lacks have no text.",
+        description="Token IDs, at least one. Special tokens and unknown IDs are skipped.",
         examples=[[1, 42]],
     )

@@ -1,4 +1,4 @@
-"""The tokens of a text, and the text of tokens."""
+"""Responses of /tokenize and /detokenize."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ __all__ = ["Detokenized", "Tokenized"]
 
 
 class Tokenized(ResponseModel):
-    """The tokens of a text or a conversation."""
+    """Tokens of a text or a conversation."""
 
-    count: Annotated[Count, doc("How many there are.", 3)]
-    max_model_len: Annotated[Count, doc("Tokens of prompt and answer that the model takes at most.", 4096)]
+    count: Annotated[Count, doc("Number of tokens.", 3)]
+    max_model_len: Annotated[Count, doc("Maximum number of prompt and output tokens of the model.", 4096)]
     tokens: Annotated[
         list[Count],
-        doc("Their ids; a picture is its token as many times as it takes places.", [1, 15043, 29889]),
+        doc("Token IDs. An image is a sequence of repeated image tokens.", [1, 15043, 29889]),
     ]
     token_strs: Annotated[None, doc("Always null.")] = None
 
 
 class Detokenized(ResponseModel):
-    """The text of tokens."""
+    """Text of a sequence of tokens."""
 
     prompt: Annotated[str, doc("The text.", "Hello.")]

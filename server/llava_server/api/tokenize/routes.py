@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: computed by a worker, which has the tokenizer, without its engine."""
+"""POST /tokenize and /detokenize. Processed by a worker's tokenizer, without the engine."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ __all__ = ["count_chat_tokens", "router"]
 router = APIRouter(tags=["tokens"])
 
 
-@router.post("/tokenize", summary="The tokens of a text or a conversation")
+@router.post("/tokenize", summary="Tokenize a text or a conversation")
 @Operation("The tokens", Tokenized, request=TokenizeRequest)
 async def tokenize(request: Request) -> Response:
-    """A picture stands in the tokens as many times the model's picture token as it takes places."""
+    """The prompt contains one image token for each position that an image occupies."""
     return await cancel_on_disconnect(request.receive, _tokenize(RequestHandler(request)))
 
 
-@router.post("/detokenize", summary="The text of tokens")
+@router.post("/detokenize", summary="Convert tokens to text")
 @Operation("The text", Detokenized, request=DetokenizeRequest)
 async def detokenize(request: Request) -> Response:
-    """Special tokens have no text; bytes that are no whole character become U+FFFD."""
+    """Special tokens are skipped. Incomplete UTF-8 sequences are replaced with U+FFFD."""
     return await cancel_on_disconnect(request.receive, _detokenize(RequestHandler(request)))
 
 
 async def count_chat_tokens(handler: RequestHandler, chat: ChatRequest) -> int:
-    """Return the number of tokens of a chat's prompt. Raises ApiError."""
+    """Return the number of tokens in a chat's prompt. Raises ApiError."""
     event = await _run(handler, _without_output(await handler.build_jobs(chat)), field="messages")
     return len(event.token_ids)
 
@@ -87,7 +87,7 @@ async def _raw_job_set(
 
 
 def _without_output(job_set: JobSet) -> JobSet:
-    """Return the first job as one that only tokenizes its prompt."""
+    """Return the first job as a job that only tokenizes its prompt."""
     job: Job = job_set.jobs[0]
     sampling = replace(job.sampling, grammar=None, max_tokens=1)
     job = replace(job, job_id=new_job_id("tok"), sampling=sampling, task="tokenize")
@@ -95,7 +95,7 @@ def _without_output(job_set: JobSet) -> JobSet:
 
 
 async def _run(handler: RequestHandler, job_set: JobSet, *, field: str) -> Event:
-    """Return the only event of a job that generates nothing."""
+    """Return the only event of a job that generates no output."""
     generation = await handler.submit(job_set, field=field)
     await generation.outputs.aclose()
     return generation.first[1]

@@ -1,1 +1,1 @@
-"""Tool calls: the prompt that describes tools and the parser of a model's calls."""
+"""Tool calls: the prompt that describes tools, and the parser for a model's calls."""

@@ -1,11 +1,11 @@
-"""Parse a model's output into text and tool calls while it is generated.
+"""Streaming parser that splits a model's output into text and tool calls.
 
     text                             ->  TextDelta(text)
     <tool_call>{"name": "f",         ->  ToolCallStart(0, "f")
     "arguments": {...}}</tool_call>  ->  ToolCallDelta(0, piece) ...
 
-The grammar allows an output to be either text or calls, and a call in no other form. A piece of arguments is
-returned as soon as it arrives; their end is found by counting brackets outside of strings.
+The grammar restricts an output to either text or calls in this format. A part of the arguments is returned as
+soon as it arrives. Their end is found by counting brackets outside of strings.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _HEAD = re.compile(r'\{"name": "([a-zA-Z0-9_-]+)", "arguments": ')
 
 
 class TextDelta(msgspec.Struct, frozen=True):
-    """Text for the user."""
+    """A part of the output text."""
 
     text: str
 
 
 class ToolCallStart(msgspec.Struct, frozen=True):
-    """A call begins; its arguments follow. ``index`` counts the calls of the output from 0."""
+    """The start of a tool call. ``index`` counts the calls of the output from 0."""
 
     index: int
     name: str
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True):
-    """More of the arguments of call ``index``: a piece of JSON."""
+    """A part of the JSON arguments of call ``index``."""
 
     index: int
     arguments: str
@@ -57,7 +57,7 @@ OutputDelta = TextDelta | ToolCallStart | ToolCallDelta
 
 
 def call_mode(job: Job) -> str | None:
-    """Return whether tools have to be called ("auto", "required", "named"); None without tools."""
+    """Return how the model may use tools ("auto", "required", "named"); None without tools."""
     grammar = job.sampling.grammar
     if grammar is None or grammar.kind != "tools":
         return None
@@ -65,17 +65,17 @@ def call_mode(job: Job) -> str | None:
 
 
 def call_id(job_id: str, choice: int, number: int) -> str:
-    """Return the id of call ``number`` of a choice: the same on every controller and in every API."""
+    """Return the ID of call ``number`` of a choice. It is the same on every controller and in every API."""
     return f"call_{hashlib.sha256(f'{job_id} {choice} {number}'.encode()).hexdigest()[:24]}"
 
 
 class ToolCallParser:
-    """Parses the output of one choice. The joined result does not depend on how the output is cut."""
+    """Parser for the output of one choice. The joined deltas do not depend on how the output is split."""
 
     def __init__(self, *, may_call: bool = True) -> None:
-        """Without ``may_call`` all output is text."""
+        """Create a parser. Without ``may_call``, all output is text."""
         self.num_calls = 0
-        self._pending = ""  # received and not returned yet
+        self._pending = ""  # received but not yet returned
         self._state: Literal["start", "text", "head", "arguments", "between"] = (
             "start" if may_call else "text"
         )
@@ -84,9 +84,9 @@ class ToolCallParser:
         self._is_escaped = False
 
     def feed(self, text: str, *, is_last: bool = False) -> list[OutputDelta]:
-        """Return what the next piece of the output adds.
+        """Return the deltas for the next part of the output.
 
-        Text that may begin a call is held back; with ``is_last`` it is returned as text.
+        Text that may be the start of a call is held back; with ``is_last``, it is returned as text.
         """
         self._pending += text
         deltas: list[OutputDelta] = []
@@ -145,7 +145,7 @@ class ToolCallParser:
         return []
 
     def _closes(self, character: str) -> bool:
-        """Return whether the arguments' object ends with this character."""
+        """Return whether this character ends the arguments object."""
         if self._is_in_string:
             if self._is_escaped:
                 self._is_escaped = False

@@ -1,7 +1,7 @@
-"""The prompt's text of functions, calls and results. ``parser`` parses the calls of an output.
+"""Prompt text for functions, calls and results. ``parser`` parses the calls in an output.
 
-All models get the form that Hermes and Qwen models were trained with. A grammar constrains calls to it
-(``Grammar`` of the wire), so that a model that was not trained with tools can call them too.
+All models use the format that Hermes and Qwen models were trained with. A grammar enforces the format
+(``Grammar`` in llava_wire), so that models that were not trained with tools can call them too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INSTRUCTIONS = {
 
 
 def tools_text(request: ToolFields) -> str:
-    """Return the system message's description of the functions that may be called; empty without any."""
+    """Return the description of the callable functions for the system message; empty if there are none."""
     functions = request.callable_functions
     if not functions:
         return ""
@@ -37,7 +37,7 @@ def tools_text(request: ToolFields) -> str:
 
 
 def calls_text(calls: Sequence[ToolCall]) -> str:
-    """Return the tool calls of an earlier output as the model wrote them."""
+    """Return the tool calls of an earlier output in the format that the model generated."""
     return "\n".join(
         f'{CALL_BEGIN}{{"name": {json.dumps(call.function.name)}, "arguments": '
         f"{call.function.arguments}}}{CALL_END}"
@@ -46,7 +46,7 @@ def calls_text(calls: Sequence[ToolCall]) -> str:
 
 
 def result_text(text: str) -> str:
-    """Return a call's result as part of a user message."""
+    """Return the result of a call as a part of a user message."""
     return f"<tool_response>{text}</tool_response>"
 
 

@@ -1,4 +1,4 @@
-"""/v1/messages as Anthropic's own client reads it: whole, streamed, with tools, counted, and its errors."""
+"""/v1/messages with Anthropic's client: complete and streamed messages, tools, token counts and errors."""
 
 from __future__ import annotations
 
@@ -30,19 +30,23 @@ def client(stack: Stack) -> Iterator[anthropic.Anthropic]:
         yield client
 
 
-def said(text: str) -> list[Any]:
+def user_message(text: str) -> list[Any]:
     return [{"role": "user", "content": text}]
 
 
 def ask(stack: Stack, text: str = "say yes", **fields: Any) -> Any:
     return stack.http.post(
-        "/v1/messages", json={"model": MODEL, "max_tokens": 9, "messages": said(text), **fields}
+        "/v1/messages", json={"model": MODEL, "max_tokens": 9, "messages": user_message(text), **fields}
     )
 
 
-def test_the_client_reads_a_whole_message(client: anthropic.Anthropic, stack: Stack) -> None:
+def test_the_client_receives_a_complete_message(client: anthropic.Anthropic, stack: Stack) -> None:
     message = client.messages.create(
-        model=MODEL, max_tokens=9, system="Be brief.", messages=said("say one two"), stop_sequences=["x"]
+        model=MODEL,
+        max_tokens=9,
+        system="Be brief.",
+        messages=user_message("say one two"),
+        stop_sequences=["x"],
     )
     [block] = message.content
     assert block.type == "text" and block.text == "one two"
@@ -55,16 +59,16 @@ def test_the_client_reads_a_whole_message(client: anthropic.Anthropic, stack: St
     assert message.id == job.job_id.replace("chatcmpl-", "msg_")
 
 
-def test_a_cut_message_says_max_tokens(client: anthropic.Anthropic) -> None:
+def test_a_truncated_message_has_stop_reason_max_tokens(client: anthropic.Anthropic) -> None:
     assert (
-        client.messages.create(model=MODEL, max_tokens=2, messages=said("count 2")).stop_reason
+        client.messages.create(model=MODEL, max_tokens=2, messages=user_message("count 2")).stop_reason
         == "max_tokens"
     )
 
 
-def test_a_stream_has_anthropics_events_in_their_order(client: anthropic.Anthropic, stack: Stack) -> None:
+def test_a_stream_has_anthropics_events_in_order(client: anthropic.Anthropic, stack: Stack) -> None:
     events = list(
-        client.messages.create(model=MODEL, max_tokens=9, messages=said("say one two"), stream=True)
+        client.messages.create(model=MODEL, max_tokens=9, messages=user_message("say one two"), stream=True)
     )
     assert [event.type for event in events] == [
         "message_start",
@@ -79,14 +83,14 @@ def test_a_stream_has_anthropics_events_in_their_order(client: anthropic.Anthrop
     assert all(name == data["type"] for name, data in events_of(ask(stack, stream=True)))
 
 
-def test_the_clients_own_stream_helper_joins_the_text(client: anthropic.Anthropic) -> None:
-    with client.messages.stream(model=MODEL, max_tokens=9, messages=said("say one two")) as stream:
+def test_the_clients_stream_helper_joins_the_text(client: anthropic.Anthropic) -> None:
+    with client.messages.stream(model=MODEL, max_tokens=9, messages=user_message("say one two")) as stream:
         assert "".join(stream.text_stream) == "one two"
         final = stream.get_final_message()
     assert (final.stop_reason, final.usage.output_tokens, final.usage.input_tokens) == ("end_turn", 3, 8)
 
 
-def test_images_blocks_and_neighbours_of_one_role_reach_the_worker(client: anthropic.Anthropic) -> None:
+def test_images_and_merged_messages_of_one_role_reach_the_worker(client: anthropic.Anthropic) -> None:
     source: Any = {
         "type": "base64",
         "media_type": "image/png",
@@ -109,16 +113,18 @@ def test_images_blocks_and_neighbours_of_one_role_reach_the_worker(client: anthr
     assert text.type == "text" and text.text == "user:[40x20]this|assistant:one|user:and then?"
 
 
-def test_a_begun_answer_is_gone_on_with(client: anthropic.Anthropic, stack: Stack) -> None:
-    begun: list[Any] = [*said("Hi"), {"role": "assistant", "content": "say more"}]
-    message = client.messages.create(model=MODEL, max_tokens=9, messages=begun)
+def test_a_final_assistant_message_is_continued(client: anthropic.Anthropic, stack: Stack) -> None:
+    messages: list[Any] = [*user_message("Hi"), {"role": "assistant", "content": "say more"}]
+    message = client.messages.create(model=MODEL, max_tokens=9, messages=messages)
     assert message.content[0].type == "text" and message.content[0].text == "more"
     assert stack.worker.assignments[-1].job.form == "continued"
 
 
-def test_tools_are_used_and_their_results_go_back(client: anthropic.Anthropic, stack: Stack) -> None:
+def test_tool_calls_are_returned_and_their_results_reach_the_worker(
+    client: anthropic.Anthropic, stack: Stack
+) -> None:
     message = client.messages.create(
-        model=MODEL, max_tokens=99, messages=said(f"say {PARIS}\n{NOW}"), tools=[WEATHER, CLOCK]
+        model=MODEL, max_tokens=99, messages=user_message(f"say {PARIS}\n{NOW}"), tools=[WEATHER, CLOCK]
     )
     first, second = message.content
     assert first.type == "tool_use" and second.type == "tool_use"
@@ -129,23 +135,23 @@ def test_tools_are_used_and_their_results_go_back(client: anthropic.Anthropic, s
         {"type": "text", "text": "say so"},
     ]
     conversation: list[Any] = [
-        *said("Weather?"),
+        *user_message("Weather?"),
         {"role": "assistant", "content": message.content},
         {"role": "user", "content": results},
     ]
     client.messages.create(model=MODEL, max_tokens=9, messages=conversation, tools=[WEATHER])
-    told = stack.worker.assignments[-1].job.messages
-    assert told[2].parts == (f"{PARIS}\n{NOW}",)
-    assert told[3].parts == (
+    sent = stack.worker.assignments[-1].job.messages
+    assert sent[2].parts == (f"{PARIS}\n{NOW}",)
+    assert sent[3].parts == (
         "<tool_response>18 degrees</tool_response>",
         "<tool_response>error: broken</tool_response>",
         "say so",
     )
 
 
-def test_streamed_tool_use_joins_to_its_input(client: anthropic.Anthropic) -> None:
+def test_the_parts_of_a_streamed_tool_call_form_its_input(client: anthropic.Anthropic) -> None:
     with client.messages.stream(
-        model=MODEL, max_tokens=99, messages=said(f"say {PARIS}"), tools=[WEATHER]
+        model=MODEL, max_tokens=99, messages=user_message(f"say {PARIS}"), tools=[WEATHER]
     ) as stream:
         final = stream.get_final_message()
     [block] = final.content
@@ -172,10 +178,13 @@ def test_tool_choice_reaches_the_worker(
 
 
 def test_tokens_are_counted_by_a_worker(client: anthropic.Anthropic, stack: Stack) -> None:
-    counted = client.messages.count_tokens(model=MODEL, messages=said("four"), system="sys")
+    counted = client.messages.count_tokens(model=MODEL, messages=user_message("four"), system="sys")
     assert counted.input_tokens == len("foursys")
     assert stack.worker.assignments[-1].job.task == "tokenize"
-    assert client.messages.count_tokens(model=MODEL, messages=said("four"), tools=[WEATHER]).input_tokens > 7
+    assert (
+        client.messages.count_tokens(model=MODEL, messages=user_message("four"), tools=[WEATHER]).input_tokens
+        > 7
+    )
 
 
 ERRORS: list[tuple[str, type[anthropic.APIStatusError], str]] = [
@@ -186,19 +195,19 @@ ERRORS: list[tuple[str, type[anthropic.APIStatusError], str]] = [
 
 @pytest.mark.parametrize("is_stream", [False, True])
 @pytest.mark.parametrize(("text", "expected", "kind"), ERRORS)
-def test_failures_are_its_own_exception_classes(
+def test_failures_raise_the_clients_exception_classes(
     client: anthropic.Anthropic, text: str, expected: Any, kind: str, is_stream: bool
 ) -> None:
     with pytest.raises(expected) as caught:
-        client.messages.create(model=MODEL, max_tokens=9, messages=said(text), stream=is_stream)
+        client.messages.create(model=MODEL, max_tokens=9, messages=user_message(text), stream=is_stream)
     body: Any = caught.value.body
     assert (body["type"], body["error"]["type"]) == ("error", kind)
     assert body["request_id"] == caught.value.response.headers["x-request-id"]
 
 
-def test_failure_in_mid_stream_raises(client: anthropic.Anthropic) -> None:
+def test_a_failure_during_a_stream_raises_an_exception(client: anthropic.Anthropic) -> None:
     stream = client.messages.create(
-        model=MODEL, max_tokens=9, messages=said("break internal_error"), stream=True
+        model=MODEL, max_tokens=9, messages=user_message("break internal_error"), stream=True
     )
     with pytest.raises(anthropic.APIStatusError, match="scripted failure"):
         list(stream)
@@ -218,13 +227,13 @@ EFFECTS: list[tuple[dict[str, Any], Any, Any]] = [
 ]
 
 
-def test_field_changes_the_job(stack: Stack) -> None:
+def test_a_field_changes_the_job(stack: Stack) -> None:
     for fields, seen, value in EFFECTS:
         assert ask(stack, **fields).status_code == 200, fields
         assert seen(stack.worker.assignments[-1].job) == value, fields
 
 
-def test_every_field_of_anthropic_is_known() -> None:
+def test_every_field_of_anthropics_api_is_known() -> None:
     assert set(MessageCreateParamsBase.__annotations__) <= set(MessagesRequest.model_fields)
     assert set(MessageCountTokensParams.__annotations__) <= set(CountTokensRequest.model_fields)
 
@@ -255,7 +264,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-def test_what_cannot_be_answered_is_a_400_that_names_the_field(stack: Stack) -> None:
+def test_an_invalid_request_is_a_400_that_names_the_field(stack: Stack) -> None:
     for fields, param, words in INVALID:
         response = ask(stack, **fields)
         error = response.json()["error"]
@@ -263,11 +272,11 @@ def test_what_cannot_be_answered_is_a_400_that_names_the_field(stack: Stack) -> 
         assert words in error["message"].lower(), fields
 
 
-def test_an_empty_system_text_and_an_empty_result_are_texts(stack: Stack) -> None:
+def test_an_empty_system_prompt_and_an_empty_tool_result_are_valid(stack: Stack) -> None:
     use = {"type": "tool_use", "id": "t", "name": "clock", "input": {}}
     result = {"type": "tool_result", "tool_use_id": "t"}
     turns = [
-        *said("Hi"),
+        *user_message("Hi"),
         {"role": "assistant", "content": [use]},
         {"role": "user", "content": [result]},
     ]
@@ -276,10 +285,10 @@ def test_an_empty_system_text_and_an_empty_result_are_texts(stack: Stack) -> Non
     assert parts[0] == ("",) and parts[-1] == ("<tool_response></tool_response>",)
 
 
-def test_an_image_after_a_call_is_refused_and_breaks_nothing(stack: Stack) -> None:
+def test_an_image_in_an_assistant_message_is_rejected(stack: Stack) -> None:
     blocks = [
         {"type": "tool_use", "id": "t", "name": "clock", "input": {}},
         {"type": "image", "source": {"type": "url", "url": "data:image/png;base64,x"}},
     ]
-    response = ask(stack, messages=[*said("Hi"), {"role": "assistant", "content": blocks}])
+    response = ask(stack, messages=[*user_message("Hi"), {"role": "assistant", "content": blocks}])
     assert (response.status_code, response.json()["error"]["code"]) == (400, "unsupported_content")

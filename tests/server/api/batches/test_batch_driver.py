@@ -1,4 +1,4 @@
-"""What delays the lines of a batch (limits, no worker, a revoked key), and what ends a batch early."""
+"""Batch processing: what delays requests (limits, no worker, a revoked key) and what ends a batch early."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def tenant(own_stack: OwnStack) -> Iterator[tuple[Stack, httpx2.Client]]:
-    """A stack, and a client whose key is valid once ``add_key`` has stored it."""
+    """A stack, and a client with an API key that becomes valid when ``add_key`` stores it."""
     stack = own_stack(api_keys="some-other-key", batch_parallel=2)
     headers = {"authorization": f"Bearer {KEYS[0]}"}
     with httpx2.Client(base_url=stack.server.url, headers=headers, timeout=scaled(30)) as http:
@@ -44,14 +44,14 @@ def tenant(own_stack: OwnStack) -> Iterator[tuple[Stack, httpx2.Client]]:
 
 
 async def add_key(url: str, **limits: int) -> str:
-    """Store the client's key and return its digest."""
+    """Store the client's API key and return its digest."""
     digest = key_digest(KEYS[0])
     async with aclosing(ApiKeyStore(url)) as store:
         await store.add(ApiKey(digest=digest, name="tenant", created_at=1.0, limits=KeyLimits(**limits)))
     return digest
 
 
-async def test_a_keys_limit_of_jobs_holds_for_its_batches(
+async def test_the_job_limit_of_a_key_applies_to_its_batches(
     tenant: tuple[Stack, httpx2.Client], queue_url: str
 ) -> None:
     stack, http = tenant
@@ -72,7 +72,7 @@ async def test_a_keys_limit_of_jobs_holds_for_its_batches(
     assert completions(http, batch) == {"slow": "begun done", "a": "yes", "b": "yes"}
 
 
-async def test_no_further_line_of_a_revoked_key_runs(
+async def test_no_more_lines_run_after_the_key_is_revoked(
     tenant: tuple[Stack, httpx2.Client], queue_url: str
 ) -> None:
     stack, http = tenant
@@ -89,7 +89,7 @@ async def test_no_further_line_of_a_revoked_key_runs(
     name = f"{PREFIX}batch:{batch['id']}"
     with redis.Redis.from_url(queue_url) as client:
         wait_until(lambda: client.hget(name, "completed") == b"2")
-        client.hset(name, "ends", 1)  # as if a day had passed
+        client.hset(name, "ends", 1)  # simulates the end of the 24-hour window
         wait_until(lambda: client.hget(name, "state") == b"expired")
     assert [assignment.job.messages[-1].parts[0] for assignment in stack.worker.assignments] == ["hold"] * 2
 
@@ -111,7 +111,7 @@ def test_lines_wait_for_a_worker(serve: Serve, queue_url: str) -> None:
             worker.stop()
 
 
-def test_results_over_the_limit_end_the_batch_with_those_before(own_stack: OwnStack) -> None:
+def test_a_batch_that_exceeds_the_output_limit_ends_with_the_results_so_far(own_stack: OwnStack) -> None:
     stack = own_stack(max_batch_output_mb=1, batch_parallel=1)
     long = "x" * 600_000
     batch = wait_for_end(
@@ -127,7 +127,7 @@ def test_a_batch_without_its_input_file_fails(own_stack: OwnStack) -> None:
     stack = own_stack()
     running = create_batch(stack.http, input_file(request_line("a", "hold")))
     wait_until(lambda: stack.worker.assignments)
-    # This one waits: a tenant's batches run one by one.
+    # Has to wait, because the batches of a tenant run one after another.
     batch = create_batch(stack.http, input_file(request_line("a", "say yes")))
     stack.http.delete(f"/v1/files/{batch['input_file_id']}")
     stack.worker.release.set()
@@ -142,7 +142,7 @@ def test_the_driver_survives_the_loss_of_the_queue(valkey: Valkey) -> None:
         valkey.kill()
         stack.worker.release.set()
         wait_until(lambda: stack.http.get("/readyz").status_code == 503)
-        valkey.start()  # empty: the batch is lost, but not the driver
+        valkey.start()  # empty: the batch is lost, but the driver keeps running
         wait_until(lambda: stack.http.get("/readyz").status_code == 200)
         wait_until(lambda: stack.works())
         batch = create_batch(stack.http, input_file(request_line("b", "say yes")))

@@ -1,4 +1,4 @@
-"""/metrics: the state of running batches, and counts of their results."""
+"""Metrics of batches: the state of running batches and the number of results."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def test_metrics_show_the_lines_of_a_running_batch_and_its_end(
 
 def test_a_batch_with_an_invalid_file_counts_as_failed(stack: Stack) -> None:
     before = stack.server.metric("llava_batches_ended_total", state="failed")
-    assert create_batch(stack.http, b"no json")["status"] == "failed"
+    assert create_batch(stack.http, b"not JSON")["status"] == "failed"
     assert stack.server.metric("llava_batches_ended_total", state="failed") == before + 1
     assert stack.server.metric("llava_batch_lines", state="waiting") == 0

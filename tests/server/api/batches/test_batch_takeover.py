@@ -1,4 +1,4 @@
-"""A batch outlives the server that drives it: another one takes over, and each line runs once."""
+"""Takeover of a batch: another server continues it, and each line runs once."""
 
 from __future__ import annotations
 

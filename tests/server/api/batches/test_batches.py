@@ -1,4 +1,4 @@
-"""/v1/batches: each line runs once, at the lowest priority, and the files have its results."""
+"""/v1/batches: each line runs once, at the lowest priority. Its result is in the output or error file."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_cancelled_batch_has_its_results_and_an_error_for_each_other_line(stac
         ("slow", "batch_cancelled"),
         ("never", "batch_cancelled"),
     }
-    wait_until(lambda: stack.worker.refused)  # its jobs do not go on
+    wait_until(lambda: stack.worker.refused)  # the jobs of the batch are stopped
 
 
 def test_a_batch_that_has_ended_cannot_be_cancelled(stack: Stack) -> None:
@@ -158,7 +158,7 @@ def test_a_batch_expires_at_the_end_of_its_window(stack: Stack) -> None:
     )
     wait_until(lambda: stack.http.get(f"/v1/batches/{batch['id']}").json()["request_counts"]["completed"])
     url = stack.server.services.settings.redis_url.get_secret_value()
-    with redis.Redis.from_url(url) as client:  # as if a day had passed
+    with redis.Redis.from_url(url) as client:  # simulates the end of the 24-hour window
         client.hset(f"{PREFIX}batch:{batch['id']}", "ends", 1)
     batch = wait_for_end(stack.http, batch)
     assert (batch["status"], completions(stack.http, batch)) == ("expired", {"quick": "yes"})
@@ -166,7 +166,7 @@ def test_a_batch_expires_at_the_end_of_its_window(stack: Stack) -> None:
     assert (error["custom_id"], error["response"], error["error"]["code"]) == ("slow", None, "batch_expired")
 
 
-def test_another_key_finds_no_batch(own_stack: OwnStack) -> None:
+def test_a_batch_is_not_visible_to_other_keys(own_stack: OwnStack) -> None:
     stack = own_stack(api_keys=",".join(KEYS))
     with tenant_clients(stack) as (alice, bob):
         batch = wait_for_end(alice, create_batch(alice, input_file(request_line("a", "say yes"))))
@@ -209,11 +209,11 @@ def test_a_batch_delays_an_interactive_request_by_one_job_at_most(own_stack: Own
     )
     wait_until(lambda: stack.worker.assignments)
     with ThreadPoolExecutor(1) as pool:
-        wait_until(lambda: num_waiting(stack) == 7)  # the driver's share, less the one that runs
-        asking = pool.submit(stack.chat, "say interactive")
+        wait_until(lambda: num_waiting(stack) == 7)  # the driver's limit minus the running job
+        pending = pool.submit(stack.chat, "say interactive")
         wait_until(lambda: num_waiting(stack) == 8)
         stack.worker.release.set()
-        assert text_of(asking.result()) == "interactive"
+        assert text_of(pending.result()) == "interactive"
     texts = [str(each.job.messages[-1].parts[0]) for each in stack.worker.assignments]
     assert texts.index("say interactive") == 1
     assert wait_for_end(stack.http, batch)["request_counts"]["completed"] == 30

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: answers, streams, errors and clients that leave."""
+"""POST /v1/chat/completions: complete responses, streams, errors and disconnects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ USAGE = {
 
 
 def lines_of(stack: Stack, content: str, **fields: Any) -> list[str]:
-    """The lines of a stream, without empty ones."""
+    """Return the non-empty lines of a stream."""
     response = stack.chat(content, stream=True, **fields)
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -36,12 +36,12 @@ def chunks_of(lines: list[str]) -> list[Any]:
     return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
 
 
-def test_answer_has_openais_shape(stack: Stack) -> None:
-    answer = stack.chat("say one two three").json()
+def test_a_completion_has_openais_format(stack: Stack) -> None:
+    completion = stack.chat("say one two three").json()
     job = stack.worker.assignments[-1].job
-    assert answer.pop("created") > 1_700_000_000
-    assert answer.pop("system_fingerprint").startswith("fp_")
-    assert answer == {
+    assert completion.pop("created") > 1_700_000_000
+    assert completion.pop("system_fingerprint").startswith("fp_")
+    assert completion == {
         "id": job.job_id,
         "object": "chat.completion",
         "model": MODEL,
@@ -60,12 +60,12 @@ def test_answer_has_openais_shape(stack: Stack) -> None:
     assert len(job.job_id) == len("chatcmpl-") + 32
 
 
-def test_answer_cut_by_its_limit_says_length(stack: Stack) -> None:
+def test_a_completion_that_reaches_its_limit_has_finish_reason_length(stack: Stack) -> None:
     choice = stack.chat("count 3").json()["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("1 2 3", "length")
 
 
-def test_stream_is_role_then_texts_then_reason_then_done(stack: Stack) -> None:
+def test_a_stream_has_the_role_the_text_the_finish_reason_and_done(stack: Stack) -> None:
     lines = lines_of(stack, "say one two three")
     chunks = chunks_of(lines)
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
@@ -80,14 +80,14 @@ def test_stream_is_role_then_texts_then_reason_then_done(stack: Stack) -> None:
     assert lines[-1] == "data: [DONE]"
 
 
-def test_stream_events_carry_job_and_offset(stack: Stack) -> None:
+def test_event_ids_contain_the_job_id_and_the_token_offset(stack: Stack) -> None:
     lines = lines_of(stack, "say one two three")
     job_id = stack.worker.assignments[-1].job.job_id
     ids = [line for line in lines if line.startswith("id: ")]
     assert ids == [f"id: {job_id}:{offset}" for offset in (1, 2, 3, 4)]
 
 
-def test_whole_answer_in_one_event_streams_too_and_its_id_is_on_the_last_chunk(stack: Stack) -> None:
+def test_an_output_in_one_event_is_streamed_with_its_id_on_the_last_chunk(stack: Stack) -> None:
     lines = lines_of(stack, "say-all a b c")
     chunks = chunks_of(lines)
     assert [line.rpartition(":")[2] for line in lines if line.startswith("id: ")] == ["3"]
@@ -95,14 +95,14 @@ def test_whole_answer_in_one_event_streams_too_and_its_id_is_on_the_last_chunk(s
     assert [chunk["choices"][0]["delta"].get("content") for chunk in chunks] == ["", "a b c", None]
 
 
-def test_usage_comes_once_and_last_if_asked_for(stack: Stack) -> None:
+def test_requested_usage_is_sent_once_at_the_end(stack: Stack) -> None:
     chunks = chunks_of(lines_of(stack, "say one two three", stream_options={"include_usage": True}))
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"] == USAGE
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
 
 
-def test_text_beyond_ascii_survives_both_ways(stack: Stack) -> None:
+def test_non_ascii_text_is_preserved_with_and_without_streaming(stack: Stack) -> None:
     text = 'Grüße 你好 🦙 "quoted" \u2028 end'
     assert text_of(stack.chat(f"say-all {text}")) == text
     chunks = chunks_of(lines_of(stack, f"say-all {text}"))
@@ -120,7 +120,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-def test_failure_before_the_first_token_is_an_http_status_in_both_modes(
+def test_a_failure_before_the_first_token_is_an_http_error_with_and_without_streaming(
     stack: Stack, is_stream: bool
 ) -> None:
     for code, status in FAILURES.items():
@@ -141,13 +141,13 @@ def test_failure_before_the_first_token_is_an_http_status_in_both_modes(
         (ErrorCode.INTERNAL_ERROR, None, None),
     ],
 )
-def test_an_error_names_the_field_that_the_worker_blames(
+def test_an_error_has_the_field_that_the_worker_reports(
     code: ErrorCode, field: str | None, param: str | None
 ) -> None:
     assert from_job_error(JobError(code, "no", field), "messages").param == param
 
 
-def test_failure_in_mid_stream_is_an_error_event_without_done(stack: Stack) -> None:
+def test_a_failure_during_a_stream_is_an_error_event_without_done(stack: Stack) -> None:
     lines = lines_of(stack, "break worker_crashed")
     assert json.loads(lines[-1][6:])["error"]["code"] == "worker_crashed"
     assert "data: [DONE]" not in lines
@@ -155,12 +155,12 @@ def test_failure_in_mid_stream_is_an_error_event_without_done(stack: Stack) -> N
     assert stack.works()
 
 
-def test_failure_in_mid_answer_is_a_status_without_stream(stack: Stack) -> None:
+def test_a_failure_during_generation_is_an_http_error_without_streaming(stack: Stack) -> None:
     response = stack.chat("break internal_error")
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
 
 
-def test_client_that_leaves_a_stream_cancels_its_job(stack: Stack) -> None:
+def test_disconnecting_from_a_stream_cancels_the_job(stack: Stack) -> None:
     body = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "go-on"}]}
     with stack.http.stream("POST", "/v1/chat/completions", json=body) as response:
         assert response.status_code == 200
@@ -170,7 +170,7 @@ def test_client_that_leaves_a_stream_cancels_its_job(stack: Stack) -> None:
     assert stack.works()
 
 
-def test_client_that_leaves_before_the_first_token_cancels_its_job(stack: Stack) -> None:
+def test_disconnecting_before_the_first_token_cancels_the_job(stack: Stack) -> None:
     url = stack.http.base_url
     body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "silent"}]}).encode()
     head = (
@@ -186,7 +186,7 @@ def test_client_that_leaves_before_the_first_token_cancels_its_job(stack: Stack)
     wait_until(lambda: stack.worker.assignments[-1].job.job_id in stack.worker.refused)
 
 
-def test_client_that_stays_is_not_cancelled(stack: Stack) -> None:
+def test_the_job_of_a_connected_client_is_not_cancelled(stack: Stack) -> None:
     cancelled = stack.server.metric("llava_requests_cancelled_total")
     assert stack.works()
     lines_of(stack, "say a b")
@@ -194,7 +194,7 @@ def test_client_that_stays_is_not_cancelled(stack: Stack) -> None:
     assert not stack.worker.refused & {assignment.job.job_id for assignment in stack.worker.assignments}
 
 
-def test_silent_stream_gets_keepalive_comments(own_stack: Callable[..., Stack]) -> None:
+def test_an_idle_stream_sends_keepalive_comments(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack(keepalive_s=0.05)
     body = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "hold"}]}
     with stack.http.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -204,7 +204,7 @@ def test_silent_stream_gets_keepalive_comments(own_stack: Callable[..., Stack]) 
         assert list(lines)[-2:] == ["data: [DONE]", ""]
 
 
-def test_request_that_no_worker_takes_in_time_is_a_408_that_invites_a_retry(
+def test_a_request_that_no_worker_takes_in_time_is_a_408_that_should_be_retried(
     own_stack: Callable[..., Stack],
 ) -> None:
     stack = own_stack(queue_timeout_s=0.1)
@@ -213,14 +213,16 @@ def test_request_that_no_worker_takes_in_time_is_a_408_that_invites_a_retry(
     assert response.headers["x-should-retry"] == "true"
 
 
-def test_request_over_its_whole_life_is_a_504_that_does_not(own_stack: Callable[..., Stack]) -> None:
+def test_a_request_that_exceeds_its_deadline_is_a_504_that_should_not_be_retried(
+    own_stack: Callable[..., Stack],
+) -> None:
     stack = own_stack(request_timeout_s=0.3)
     response = stack.chat("hold")
     assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
     assert response.headers["x-should-retry"] == "false"
 
 
-def test_many_streams_at_once_do_not_mix(stack: Stack) -> None:
+def test_concurrent_requests_receive_their_own_outputs(stack: Stack) -> None:
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda n: text_of(stack.chat(f"count {n}")), range(1, 17)))
-    assert answers == [" ".join(str(i) for i in range(1, n + 1)) for n in range(1, 17)]
+        texts = list(pool.map(lambda n: text_of(stack.chat(f"count {n}")), range(1, 17)))
+    assert texts == [" ".join(str(i) for i in range(1, n + 1)) for n in range(1, 17)]

@@ -1,4 +1,4 @@
-"""Several answers to one request, and what each token's probability was."""
+"""Requests with several choices, and token log probabilities."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ def stream(stack: Stack, content: str, **fields: Any) -> list[Any]:
     return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
 
 
-def test_four_choices_have_seeds_of_their_own_that_follow_from_the_requests(stack: Stack) -> None:
-    answer = stack.chat("seed", n=4, seed=11).json()
-    again = stack.chat("seed", n=4, seed=11).json()
+def test_each_choice_has_a_seed_derived_from_the_seed_of_the_request(stack: Stack) -> None:
+    completion = stack.chat("seed", n=4, seed=11).json()
+    repeated = stack.chat("seed", n=4, seed=11).json()
 
-    texts = [choice["message"]["content"] for choice in answer["choices"]]
-    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    texts = [choice["message"]["content"] for choice in completion["choices"]]
+    assert [choice["index"] for choice in completion["choices"]] == [0, 1, 2, 3]
     assert texts == [str(choice_seed(11, index)) for index in range(4)]
     assert texts[0] == "11"
     assert len(set(texts)) == 4
-    assert [choice["message"]["content"] for choice in again["choices"]] == texts
+    assert [choice["message"]["content"] for choice in repeated["choices"]] == texts
 
 
-def test_derived_seeds_fit_the_wire() -> None:
+def test_derived_seeds_fit_into_the_wire_format() -> None:
     assert all(0 <= choice_seed(seed, 1) < 2**63 for seed in range(-100, 100))
 
 
-def test_usage_counts_the_prompt_once_and_every_choices_tokens(stack: Stack) -> None:
+def test_usage_counts_the_prompt_once_and_the_tokens_of_every_choice(stack: Stack) -> None:
     one = stack.chat("say a b c").json()["usage"]
     three = stack.chat("say a b c", n=3).json()["usage"]
 
@@ -45,14 +45,14 @@ def test_usage_counts_the_prompt_once_and_every_choices_tokens(stack: Stack) -> 
     assert three["total_tokens"] == three["prompt_tokens"] + three["completion_tokens"]
 
 
-def test_streamed_choices_add_up_to_the_whole_ones(stack: Stack) -> None:
+def test_streamed_choices_match_the_complete_ones(stack: Stack) -> None:
     chunks = stream(stack, "seed", n=3, seed=5, stream_options={"include_usage": True})
 
     texts: dict[int, str] = defaultdict(str)
     roles, reasons = [], {}
     for chunk in chunks[:-1]:
         (choice,) = chunk["choices"]
-        assert choice["index"] not in reasons, "nothing comes after a choice's end"
+        assert choice["index"] not in reasons, "a chunk follows the end of its choice"
         texts[choice["index"]] += choice["delta"].get("content", "")
         roles += [choice["index"]] if "role" in choice["delta"] else []
         if choice["finish_reason"]:
@@ -64,12 +64,12 @@ def test_streamed_choices_add_up_to_the_whole_ones(stack: Stack) -> None:
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 
-def test_streams_of_several_choices_have_no_places_to_resume_from(stack: Stack) -> None:
+def test_a_stream_with_several_choices_has_no_event_ids(stack: Stack) -> None:
     assert "\nid:" not in stack.chat("say a", n=2, stream=True).text
     assert "id:" in stack.chat("say a", stream=True).text
 
 
-def test_client_that_leaves_cancels_every_choice(stack: Stack) -> None:
+def test_disconnecting_cancels_every_choice(stack: Stack) -> None:
     with stack.http.stream(
         "POST",
         "/v1/chat/completions",
@@ -81,20 +81,20 @@ def test_client_that_leaves_cancels_every_choice(stack: Stack) -> None:
         },
     ) as response:
         next(response.iter_lines())
-        wait_until(lambda: len(going_on(stack)) == 3)
-    jobs = going_on(stack)
+        wait_until(lambda: len(running_jobs(stack)) == 3)
+    jobs = running_jobs(stack)
 
     wait_until(lambda: jobs <= stack.worker.refused)
     assert stack.works()
 
 
-def going_on(stack: Stack) -> set[str]:
+def running_jobs(stack: Stack) -> set[str]:
     assignments = [one for one in stack.worker.assignments if "go-on" in str(one.job.messages)]
     return {one.job.job_id for one in assignments}
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-def test_choice_that_fails_fails_the_request(stack: Stack, is_stream: bool) -> None:
+def test_a_failed_choice_fails_the_request(stack: Stack, is_stream: bool) -> None:
     response = stack.chat("break internal_error", n=2, stream=is_stream)
 
     assert (response.status_code == 200) == is_stream
@@ -102,20 +102,20 @@ def test_choice_that_fails_fails_the_request(stack: Stack, is_stream: bool) -> N
     assert stack.works()
 
 
-def test_queue_with_room_for_some_choices_takes_none(queue_url: str) -> None:
+def test_a_request_is_rejected_if_only_some_of_its_choices_fit_into_the_queue(queue_url: str) -> None:
     with running_stack(queue_url, max_tenant_jobs=3) as stack:
-        refused = stack.chat("hold", n=4)
+        response = stack.chat("hold", n=4)
 
-        assert refused.status_code == 429
+        assert response.status_code == 429
         wait_until(stack.works)
         assert stack.server.services.controller.num_open == 0
 
 
-def test_other_choices_wait_for_the_first_one_whose_prompt_they_share(queue_url: str) -> None:
+def test_other_choices_wait_until_the_first_one_has_computed_the_prompt(queue_url: str) -> None:
     with running_stack(queue_url) as stack, ThreadPoolExecutor(1) as threads:
         response = threads.submit(stack.chat, "silent", n=3)
         wait_until(lambda: stack.worker.assignments)
-        assert stack.works()  # whatever was submitted with the first one would be here by now
+        assert stack.works()  # jobs submitted together with the first one would have arrived by now
         assert len(stack.worker.assignments) == 2
 
         stack.worker.release.set()
@@ -123,13 +123,13 @@ def test_other_choices_wait_for_the_first_one_whose_prompt_they_share(queue_url:
         assert len(response.result().json()["choices"]) == 3
 
 
-def test_logprobs_have_openais_shape(stack: Stack) -> None:
-    answer = stack.chat("say grün yes", logprobs=True, top_logprobs=2).json()
+def test_logprobs_have_openais_format(stack: Stack) -> None:
+    completion = stack.chat("say grün yes", logprobs=True, top_logprobs=2).json()
 
-    logprobs = answer["choices"][0]["logprobs"]
+    logprobs = completion["choices"][0]["logprobs"]
     assert logprobs["refusal"] is None
     assert [token["token"] for token in logprobs["content"]] == ["grün", " yes", "token_id:0"]
-    assert len(logprobs["content"]) == answer["usage"]["completion_tokens"]
+    assert len(logprobs["content"]) == completion["usage"]["completion_tokens"]
     first = logprobs["content"][0]
     assert (first["logprob"], first["bytes"]) == (-0.5, [103, 114, 195, 188, 110])
     assert first["top_logprobs"] == [
@@ -138,7 +138,7 @@ def test_logprobs_have_openais_shape(stack: Stack) -> None:
     ]
 
 
-def test_logprobs_stream_with_their_text(stack: Stack) -> None:
+def test_logprobs_are_streamed_with_their_text(stack: Stack) -> None:
     chunks = stream(stack, "say one two", logprobs=True, n=2)
 
     tokens_of: dict[int, list[str]] = defaultdict(list)
@@ -152,7 +152,7 @@ def test_logprobs_stream_with_their_text(stack: Stack) -> None:
     assert tokens_of == {index: ["one", " two", "token_id:0"] for index in range(2)}
 
 
-def test_nobody_who_did_not_ask_is_told_logprobs(stack: Stack) -> None:
+def test_logprobs_are_null_unless_requested(stack: Stack) -> None:
     assert stack.chat("say one").json()["choices"][0]["logprobs"] is None
     chunks = stream(stack, "say one")
     assert all(choice["logprobs"] is None for chunk in chunks for choice in chunk["choices"])

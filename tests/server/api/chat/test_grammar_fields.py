@@ -1,4 +1,4 @@
-"""What the answer must be: response_format and its relatives, from HTTP to the worker's job."""
+"""Structured output: response_format and related fields, from the HTTP request to the worker's job."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"response_format": "json"}, "response_format", "object"),
     ({"response_format": {"type": "xml"}}, "response_format.type", "json_object"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
-    ({"response_format": JSON_SCHEMA | {"type": "text"}}, "response_format.json_schema", "is given"),
+    ({"response_format": JSON_SCHEMA | {"type": "text"}}, "response_format.json_schema", "is set"),
     (format_of(True), "response_format.json_schema.schema", "object"),
     (format_of([]), "response_format.json_schema.schema", "object"),
     (format_of(SCHEMA, "a b"), "response_format.json_schema.name", "a b"),
@@ -67,13 +67,13 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-def test_what_the_answer_must_be_reaches_the_worker_as_asked(stack: Stack) -> None:
+def test_structured_output_fields_reach_the_worker(stack: Stack) -> None:
     for fields, grammar in VALID:
         assert stack.chat("say x", **fields).status_code == 200, fields
         assert stack.worker.assignments[-1].job.sampling.grammar == grammar, fields
 
 
-def test_what_cannot_be_meant_is_a_400_that_names_the_field(stack: Stack) -> None:
+def test_invalid_structured_output_is_a_400_that_names_the_field(stack: Stack) -> None:
     for fields, param, word in INVALID:
         num_jobs = len(stack.worker.assignments)
         response = stack.chat("say x", **fields)
@@ -83,7 +83,7 @@ def test_what_cannot_be_meant_is_a_400_that_names_the_field(stack: Stack) -> Non
         assert len(stack.worker.assignments) == num_jobs, fields
 
 
-def test_a_schema_at_the_limits_is_taken(stack: Stack) -> None:
+def test_a_schema_at_the_limits_is_accepted(stack: Stack) -> None:
     text = len(json.dumps({"title": ""}, separators=(",", ":")))
     assert stack.chat("say x", **format_of({"title": "x" * (65536 - text)})).status_code == 200
     assert stack.chat("say x", **format_of(nested(64))).status_code == 200

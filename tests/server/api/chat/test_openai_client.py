@@ -23,7 +23,7 @@ def say(text: str) -> list[openai.types.chat.ChatCompletionMessageParam]:
     return [{"role": "user", "content": text}]
 
 
-def test_answer(client: openai.OpenAI) -> None:
+def test_completion(client: openai.OpenAI) -> None:
     completion = client.chat.completions.create(model=MODEL, messages=say("say one two"))
     assert completion.choices[0].message.content == "one two"
     assert completion.choices[0].finish_reason == "stop"
@@ -73,7 +73,7 @@ def test_models(client: openai.OpenAI) -> None:
         client.models.retrieve("other")
 
 
-def test_async_answer_and_stream(stack: Stack) -> None:
+def test_async_completion_and_stream(stack: Stack) -> None:
     async def ask() -> tuple[str | None, str]:
         async with openai.AsyncOpenAI(
             base_url=f"{stack.server.url}/v1", api_key="none", max_retries=0
@@ -96,7 +96,9 @@ ERRORS = {
 
 @pytest.mark.parametrize("is_stream", [False, True])
 @pytest.mark.parametrize("text", ERRORS)
-def test_failures_are_its_own_exception_classes(client: openai.OpenAI, text: str, is_stream: bool) -> None:
+def test_failures_raise_the_clients_exception_classes(
+    client: openai.OpenAI, text: str, is_stream: bool
+) -> None:
     expected, code = ERRORS[text]
     with pytest.raises(expected) as caught:
         client.chat.completions.create(model=MODEL, messages=say(text), stream=is_stream)
@@ -105,7 +107,9 @@ def test_failures_are_its_own_exception_classes(client: openai.OpenAI, text: str
     assert caught.value.request_id == caught.value.body["request_id"]
 
 
-def test_unknown_model_and_bad_field_are_its_own_exception_classes(client: openai.OpenAI) -> None:
+def test_an_unknown_model_and_an_invalid_field_raise_the_clients_exception_classes(
+    client: openai.OpenAI,
+) -> None:
     with pytest.raises(openai.NotFoundError) as not_found:
         client.chat.completions.create(model="gpt-4o", messages=say("hi"))
     assert (not_found.value.code, not_found.value.param) == ("model_not_found", "model")
@@ -114,14 +118,14 @@ def test_unknown_model_and_bad_field_are_its_own_exception_classes(client: opena
     assert bad.value.param == "max_tokens"
 
 
-def test_failure_in_mid_stream_raises_and_ends_the_stream(client: openai.OpenAI) -> None:
+def test_a_failure_during_a_stream_raises_an_exception_and_ends_the_stream(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(model=MODEL, messages=say("break internal_error"), stream=True)
     texts = []
     with pytest.raises(openai.APIError, match="scripted failure"):
         texts += [chunk.choices[0].delta.content for chunk in stream]
 
 
-def test_wrong_key_is_an_authentication_error(own_stack: Callable[..., Stack]) -> None:
+def test_an_invalid_key_is_an_authentication_error(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack(api_keys=("correct-key-1",))
     for key, works in (("wrong-key-1", False), ("correct-key-1", True)):
         with openai.OpenAI(base_url=f"{stack.server.url}/v1", api_key=key, max_retries=0) as client:

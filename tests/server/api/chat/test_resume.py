@@ -1,4 +1,4 @@
-"""Answers that outlive their connection: read on by offset, from the beginning, twice, or given up."""
+"""Completions that outlive their connection: resumed at an offset, read again, repeated or cancelled."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read(stack: Stack, job_id: str, headers: dict[str, str] | None = None, **que
     return stack.http.get(f"/v1/chat/completions/{job_id}", params=query, headers=headers)
 
 
-def test_an_ended_answer_is_read_again_whole(stack: Stack) -> None:
+def test_a_finished_completion_can_be_read_again(stack: Stack) -> None:
     first = stack.chat("say one two three").json()
     again = read(stack, first["id"])
     assert text_of(again) == "one two three"
@@ -44,7 +44,7 @@ def test_an_ended_answer_is_read_again_whole(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(("start", "rest"), [(0, "one two three"), (1, " two three"), (3, ""), (4, "")])
-def test_a_stream_goes_on_after_the_tokens_that_the_reader_has(stack: Stack, start: int, rest: str) -> None:
+def test_a_stream_resumes_after_the_tokens_that_the_client_has(stack: Stack, start: int, rest: str) -> None:
     first = stack.chat("say one two three").json()
     by_query = read(stack, first["id"], stream="true", starting_after=start, include_usage="true")
     by_header = read(
@@ -58,7 +58,7 @@ def test_a_stream_goes_on_after_the_tokens_that_the_reader_has(stack: Stack, sta
         assert response.text.endswith("data: [DONE]\n\n")
 
 
-def test_a_place_in_the_middle_of_an_event_is_refused(stack: Stack) -> None:
+def test_an_offset_within_an_event_is_rejected(stack: Stack) -> None:
     job_id = stack.chat("say-all one two three").json()["id"]
     response = read(stack, job_id, stream="true", starting_after=1)
     assert "no event ends at token 1" in response.text
@@ -66,24 +66,24 @@ def test_a_place_in_the_middle_of_an_event_is_refused(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("text", ["-1", "x", "1.5", "9" * 10])
-def test_a_place_that_is_no_number_is_refused(stack: Stack, text: str) -> None:
+def test_an_invalid_offset_is_rejected(stack: Stack, text: str) -> None:
     job_id = stack.chat("say one").json()["id"]
     response = read(stack, job_id, stream="true", starting_after=text)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "starting_after")
 
 
-def test_the_event_id_of_another_answer_is_refused(stack: Stack) -> None:
+def test_the_event_id_of_another_completion_is_rejected(stack: Stack) -> None:
     job_id = stack.chat("say one").json()["id"]
     response = read(stack, job_id, {"Last-Event-ID": "chatcmpl-other:3"}, stream="true")
     assert response.status_code == 400
 
 
-def test_an_unknown_answer_is_not_found(stack: Stack) -> None:
+def test_an_unknown_completion_is_not_found(stack: Stack) -> None:
     for response in (read(stack, "chatcmpl-unknown"), stack.http.delete("/v1/chat/completions/chatcmpl-x")):
         assert (response.status_code, response.json()["error"]["code"]) == (404, "answer_not_found")
 
 
-def test_an_answer_belongs_to_the_key_that_asked_for_it(own_stack: Callable[..., Stack]) -> None:
+def test_a_completion_is_only_visible_to_its_api_key(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack(api_keys="key-of-alice,key-of-mallory")
     alice, mallory = ({"Authorization": f"Bearer key-of-{name}"} for name in ("alice", "mallory"))
     stack.http.headers.update(alice)
@@ -93,7 +93,7 @@ def test_an_answer_belongs_to_the_key_that_asked_for_it(own_stack: Callable[...,
     assert read(stack, job_id).status_code == 200
 
 
-def test_a_kept_answer_goes_on_without_its_reader(own_stack: Callable[..., Stack]) -> None:
+def test_a_resumable_completion_continues_after_a_disconnect(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack()
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hold"}], "stream": True}
     with stack.http.stream(
@@ -108,7 +108,9 @@ def test_a_kept_answer_goes_on_without_its_reader(own_stack: Callable[..., Stack
     assert stack.worker.refused == set()
 
 
-def test_an_answer_that_is_not_kept_ends_with_its_reader(own_stack: Callable[..., Stack]) -> None:
+def test_a_completion_that_is_not_resumable_is_cancelled_after_a_disconnect(
+    own_stack: Callable[..., Stack],
+) -> None:
     stack = own_stack()
     body = {"model": MODEL, "messages": [{"role": "user", "content": "go-on"}], "stream": True}
     with stack.http.stream("POST", "/v1/chat/completions", json=body) as first:
@@ -117,7 +119,7 @@ def test_an_answer_that_is_not_kept_ends_with_its_reader(own_stack: Callable[...
     assert read(stack, job_id).status_code == 404
 
 
-def test_a_kept_answer_to_which_nobody_comes_back_is_cancelled(own_stack: Callable[..., Stack]) -> None:
+def test_a_resumable_completion_is_cancelled_if_no_client_reconnects(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack(orphan_grace_s=0.2)
     body = {"model": MODEL, "messages": [{"role": "user", "content": "go-on"}], "stream": True}
     with stack.http.stream(
@@ -127,7 +129,7 @@ def test_a_kept_answer_to_which_nobody_comes_back_is_cancelled(own_stack: Callab
     wait_until(lambda: job_id in stack.worker.refused)
 
 
-def test_a_kept_answer_can_be_cancelled(own_stack: Callable[..., Stack]) -> None:
+def test_a_resumable_completion_can_be_cancelled(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack()
     with ThreadPoolExecutor(1) as pool:
         response = pool.submit(ask, stack, "go-on", KEY)
@@ -140,7 +142,7 @@ def test_a_kept_answer_can_be_cancelled(own_stack: Callable[..., Stack]) -> None
     assert stack.http.delete(f"/v1/chat/completions/{job_id}").status_code == 404
 
 
-def test_a_deleted_answer_is_gone_with_all_its_choices(stack: Stack) -> None:
+def test_deleting_a_completion_deletes_all_its_choices(stack: Stack) -> None:
     job_id = stack.chat("say one", n=3).json()["id"]
     choices = [assignment.job.job_id for assignment in stack.worker.assignments]
     assert all(read(stack, name).status_code == 200 for name in choices)
@@ -150,14 +152,14 @@ def test_a_deleted_answer_is_gone_with_all_its_choices(stack: Stack) -> None:
     assert stack.http.delete(f"/v1/chat/completions/{job_id}").status_code == 404
 
 
-def test_a_deleted_answer_is_answered_anew_under_its_key(stack: Stack) -> None:
+def test_a_deleted_completion_is_generated_again_for_the_same_idempotency_key(stack: Stack) -> None:
     first = ask(stack, "say one", "k-deleted").json()
     assert stack.http.delete(f"/v1/chat/completions/{first['id']}").status_code == 200
     assert text_of(ask(stack, "say one", "k-deleted")) == "one"
     assert len(stack.worker.assignments) == 2
 
 
-def test_a_repeated_request_runs_once_and_both_get_its_answer(stack: Stack) -> None:
+def test_a_repeated_request_runs_once_and_returns_the_same_completion(stack: Stack) -> None:
     first, again = ask(stack, "seed", "k1"), ask(stack, "seed", "k1")
     assert text_of(first) == text_of(again)
     assert first.json()["id"] == again.json()["id"]
@@ -165,7 +167,7 @@ def test_a_repeated_request_runs_once_and_both_get_its_answer(stack: Stack) -> N
     assert text_of(ask(stack, "seed", "k2")) != text_of(first)
 
 
-def test_requests_repeated_at_once_run_once(stack: Stack, serve: Serve) -> None:
+def test_concurrent_repeated_requests_run_once(stack: Stack, serve: Serve) -> None:
     with ThreadPoolExecutor(4) as pool:
         responses = [pool.submit(ask, stack, "hold", "k3") for _ in range(4)]
         wait_until(lambda: stack.worker.assignments)
@@ -174,14 +176,14 @@ def test_requests_repeated_at_once_run_once(stack: Stack, serve: Serve) -> None:
     assert len(stack.worker.assignments) == 1
 
 
-def test_another_request_under_the_same_key_is_a_conflict(stack: Stack) -> None:
+def test_a_different_request_with_the_same_key_is_a_conflict(stack: Stack) -> None:
     assert ask(stack, "say one", "k4").status_code == 200
     for fields in ({"temperature": 0.5}, {"max_tokens": 7}):
-        refused = ask(stack, "say one", "k4", **fields)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "idempotency_conflict")
+        response = ask(stack, "say one", "k4", **fields)
+        assert (response.status_code, response.json()["error"]["code"]) == (409, "idempotency_conflict")
 
 
-def test_a_key_is_its_tenants_own(own_stack: Callable[..., Stack]) -> None:
+def test_idempotency_keys_are_separate_for_each_tenant(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack(api_keys="key-of-alice,key-of-bobby")
     for name in ("alice", "bobby"):
         stack.http.headers["Authorization"] = f"Bearer key-of-{name}"
@@ -189,7 +191,7 @@ def test_a_key_is_its_tenants_own(own_stack: Callable[..., Stack]) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "a b", "k" * 256])
-def test_a_key_that_is_none_is_refused(stack: Stack, key: str) -> None:
+def test_an_invalid_idempotency_key_is_rejected(stack: Stack, key: str) -> None:
     assert ask(stack, "say one", key).status_code == 400
 
 

@@ -1,4 +1,4 @@
-"""A stream that is read on is written as the undisturbed one: log-probabilities, calls, counts."""
+"""A resumed stream equals the uninterrupted one: log probabilities, tool calls and usage."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CLOCK = {"type": "function", "function": {"name": "clock"}}
 PARIS = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'
 NOW = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
 
-ASKED: dict[str, dict[str, Any]] = {
+REQUESTS: dict[str, dict[str, Any]] = {
     "log-probabilities": {"text": "say one two three four", "logprobs": True, "top_logprobs": 2},
     "calls": {"text": f"say {PARIS}\n{NOW}", "tools": [WEATHER, CLOCK]},
     "calls with log-probabilities": {"text": f"say {PARIS}", "tools": [WEATHER], "logprobs": True},
-    "a call by name": {
+    "named call": {
         "text": f"say {NOW}",
         "tools": [WEATHER, CLOCK],
         "tool_choice": {"type": "function", "function": {"name": "clock"}},
@@ -30,65 +30,70 @@ ASKED: dict[str, dict[str, Any]] = {
 
 
 def events(response: httpx2.Response) -> list[tuple[int | None, Any]]:
-    """(tokens so far, choices or usage) of each chunk; the number stands on the last chunk of an event."""
+    """Return the token offset and the choices or usage of each chunk.
+
+    Only the last chunk of an event has an offset.
+    """
     found: list[tuple[int | None, Any]] = []
     for block in response.text.strip().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines())
         if fields["data"] != "[DONE]":
             chunk = json.loads(fields["data"])
-            place = int(fields["id"].rpartition(":")[2]) if "id" in fields else None
-            found.append((place, chunk["choices"] or chunk["usage"]))
+            offset = int(fields["id"].rpartition(":")[2]) if "id" in fields else None
+            found.append((offset, chunk["choices"] or chunk["usage"]))
     return found
 
 
 def start(stack: Stack, text: str, **fields: Any) -> tuple[str, list[tuple[int | None, Any]]]:
-    """The answer's id and all that its uninterrupted stream sent."""
+    """Return the completion's ID and the chunks of its uninterrupted stream."""
     response = stack.chat(text, stream=True, stream_options={"include_usage": True}, **fields)
     return json.loads(response.text.partition("data: ")[2].partition("\n")[0])["id"], events(response)
 
 
-def read_on(stack: Stack, job_id: str, **query: Any) -> httpx2.Response:
+def resume(stack: Stack, job_id: str, **query: Any) -> httpx2.Response:
     path = f"/v1/chat/completions/{job_id}"
     return stack.http.get(path, params={"stream": "true", "include_usage": "true", **query})
 
 
-@pytest.mark.parametrize("fields", ASKED.values(), ids=ASKED)
-def test_a_stream_read_on_anywhere_is_the_undisturbed_one(stack: Stack, fields: dict[str, Any]) -> None:
-    job_id, whole = start(stack, **fields)
-    places = [number for number, (place, _) in enumerate(whole) if place is not None]
-    assert len(places) >= 2
-    for number in places[:-1]:
-        assert events(read_on(stack, job_id, starting_after=whole[number][0])) == whole[number + 1 :]
-    end = events(read_on(stack, job_id, starting_after=whole[places[-1]][0]))
-    assert end[-2:] == whole[-2:]  # the end is told even to who has all tokens
-
-
-@pytest.mark.parametrize("fields", ASKED.values(), ids=ASKED)
-def test_a_stream_read_from_its_beginning_is_the_undisturbed_one(
+@pytest.mark.parametrize("fields", REQUESTS.values(), ids=REQUESTS)
+def test_a_stream_resumed_after_any_event_equals_the_uninterrupted_one(
     stack: Stack, fields: dict[str, Any]
 ) -> None:
     job_id, whole = start(stack, **fields)
-    assert events(read_on(stack, job_id)) == whole
+    resume_points = [number for number, (offset, _) in enumerate(whole) if offset is not None]
+    assert len(resume_points) >= 2
+    for number in resume_points[:-1]:
+        assert events(resume(stack, job_id, starting_after=whole[number][0])) == whole[number + 1 :]
+    end = events(resume(stack, job_id, starting_after=whole[resume_points[-1]][0]))
+    assert end[-2:] == whole[-2:]  # a client that has all tokens still receives the end of the stream
 
 
-@pytest.mark.parametrize("fields", ASKED.values(), ids=ASKED)
-def test_the_whole_answer_read_later_is_the_one_that_was_given(stack: Stack, fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize("fields", REQUESTS.values(), ids=REQUESTS)
+def test_a_stream_read_from_the_start_equals_the_uninterrupted_one(
+    stack: Stack, fields: dict[str, Any]
+) -> None:
+    job_id, whole = start(stack, **fields)
+    assert events(resume(stack, job_id)) == whole
+
+
+@pytest.mark.parametrize("fields", REQUESTS.values(), ids=REQUESTS)
+def test_a_completion_that_is_read_later_equals_the_original(stack: Stack, fields: dict[str, Any]) -> None:
     text, others = fields["text"], {name: value for name, value in fields.items() if name != "text"}
-    given = stack.chat(text, **others).json()
-    later = stack.http.get(f"/v1/chat/completions/{given['id']}").json()
-    assert later["choices"] == given["choices"]
-    assert (later["usage"], later["model"]) == (given["usage"], MODEL)
+    original = stack.chat(text, **others).json()
+    later = stack.http.get(f"/v1/chat/completions/{original['id']}").json()
+    assert later["choices"] == original["choices"]
+    assert (later["usage"], later["model"]) == (original["usage"], MODEL)
 
 
-def test_without_log_probabilities_none_are_told(stack: Stack) -> None:
+def test_a_resumed_stream_has_no_log_probabilities_unless_requested(stack: Stack) -> None:
     job_id, _ = start(stack, "say one two three")
-    seen = [choices for _, choices in events(read_on(stack, job_id)) if isinstance(choices, list)]
+    seen = [choices for _, choices in events(resume(stack, job_id)) if isinstance(choices, list)]
     assert all(choices[0]["logprobs"] is None for choices in seen)
 
 
-def test_with_log_probabilities_each_token_has_its_own_once(stack: Stack) -> None:
+def test_a_resumed_stream_has_the_log_probability_of_each_token_once(stack: Stack) -> None:
     job_id, whole = start(stack, "say one two three", logprobs=True)
     last = whole[-1][1]["completion_tokens"]
-    rest = events(read_on(stack, job_id, starting_after=2))
+    rest = events(resume(stack, job_id, starting_after=2))
     seen = [choices[0]["logprobs"]["content"] for _, choices in rest[:-1] if choices[0]["logprobs"]]
     assert sum(len(each) for each in seen) == last - 2 == 2

@@ -1,4 +1,4 @@
-"""Each sampling field reaches the worker as asked, or is refused with its name, value and limit."""
+"""Sampling fields reach the worker, or are rejected with the field's name, value and limit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from tests.server.conftest import Stack
 from tests.server.scripted_worker import MODEL
 
-# field, as sent, as the worker gets it
+# field, value in the request, name in the job, value in the job
 VALID: list[tuple[str, Any, str, Any]] = [
     ("temperature", 2, "temperature", 2.0),
     ("temperature", -0.0, "temperature", 0.0),
@@ -38,7 +38,7 @@ def test_field_reaches_the_worker(stack: Stack) -> None:
         assert getattr(stack.worker.assignments[-1].job.sampling, name) == expected, (field, value)
 
 
-def test_fields_that_are_null_change_nothing(stack: Stack) -> None:
+def test_null_fields_have_no_effect(stack: Stack) -> None:
     stack.chat("say x", seed=1)
     stack.chat("say x", seed=1, **{field: None for field, *_ in VALID})
     first, second = (assignment.job.sampling for assignment in stack.worker.assignments[-2:])
@@ -52,7 +52,7 @@ def test_cache_scope_reaches_the_worker(stack: Stack) -> None:
 
 
 NAN, INF = float("nan"), float("inf")
-# fields -> (param, words of the message)
+# fields, param of the error, words of its message
 OUT_OF_BOUNDS: list[tuple[dict[str, Any], str, str]] = [
     ({"cache_scope": "all"}, "cache_scope", "'tenant' or 'public'"),
     ({"top_k": -2}, "top_k", "greater than or equal to -1 (got -2)"),
@@ -73,7 +73,7 @@ OUT_OF_BOUNDS: list[tuple[dict[str, Any], str, str]] = [
     ({"logit_bias": {"5": 100.5}}, "logit_bias.5", "less than or equal to 100 (got 100.5)"),
     ({"logit_bias": {"5": NAN}}, "logit_bias.5", "finite"),
     ({"logit_bias": {"5": "1"}}, "logit_bias.5", "valid number (got '1')"),
-    ({"logit_bias": {"five": 1}}, "logit_bias", "the key 'five'; keys are token ids"),
+    ({"logit_bias": {"five": 1}}, "logit_bias", "the key 'five'. Keys must be token IDs"),
     ({"logit_bias": {"05": 1}}, "logit_bias", "'05'"),
     ({"logit_bias": {"-1": 1}}, "logit_bias", "'-1'"),
     ({"logit_bias": {"\u0665": 1}}, "logit_bias", r"'\u0665'"),
@@ -83,7 +83,7 @@ OUT_OF_BOUNDS: list[tuple[dict[str, Any], str, str]] = [
     ({"logit_bias": [1]}, "logit_bias", "object"),
     ({"min_tokens": -1}, "min_tokens", "got -1"),
     ({"min_tokens": 2**63}, "min_tokens", "2147483647"),
-    ({"min_tokens": 6, "max_tokens": 5}, "min_tokens", "min_tokens is 6; max_tokens is only 5"),
+    ({"min_tokens": 6, "max_tokens": 5}, "min_tokens", "min_tokens is 6; max_tokens is 5"),
     ({"stop_token_ids": [-1]}, "stop_token_ids[0]", "got -1"),
     ({"stop_token_ids": [1, 2**31]}, "stop_token_ids[1]", "2147483647"),
     ({"stop_token_ids": list(range(17))}, "stop_token_ids", "at most 16"),
@@ -91,7 +91,7 @@ OUT_OF_BOUNDS: list[tuple[dict[str, Any], str, str]] = [
     ({"logprobs": 1}, "logprobs", "boolean"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20 (got 21)"),
     ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", "got -1"),
-    ({"top_logprobs": 5}, "top_logprobs", "top_logprobs is 5, which is only allowed with logprobs true"),
+    ({"top_logprobs": 5}, "top_logprobs", "top_logprobs is 5, but it is only allowed if logprobs is true"),
     ({"n": 0}, "n", "greater than or equal to 1 (got 0)"),
     ({"n": 17}, "n", "less than or equal to 16 (got 17)"),
     ({"n": 2**63}, "n", "less than or equal to 16"),
@@ -99,7 +99,7 @@ OUT_OF_BOUNDS: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-def test_value_out_of_bounds_is_a_clear_400_and_the_next_request_works(stack: Stack) -> None:
+def test_an_out_of_bounds_value_is_a_400_and_the_next_request_works(stack: Stack) -> None:
     for fields, param, words in OUT_OF_BOUNDS:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "say x"}], **fields}
         response = stack.http.post(

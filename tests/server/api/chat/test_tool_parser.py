@@ -1,4 +1,4 @@
-"""Taking an answer apart: the same pieces however the text was cut, and no string of JSON ends a call."""
+"""The tool call parser: its result does not depend on how the output is split."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def parse(*texts: str) -> tuple[str, list[tuple[str, str]]]:
 
 
 TRICKY = '{"a":"}</tool_call>\\\\\\"}{","b":[{"c":{}}],"d":"\\\\"}'
-ANSWERS = {
+OUTPUTS = {
     "a red circle": ("a red circle", []),
     "": ("", []),
     "<": ("<", []),
@@ -45,30 +45,30 @@ ANSWERS = {
     call("f", "{}"): ("", [("f", "{}")]),
     call("get-it_2", TRICKY): ("", [("get-it_2", TRICKY)]),
     call("f", '{"x":1}') + "\n" + call("g", TRICKY): ("", [("f", '{"x":1}'), ("g", TRICKY)]),
-    call("f", '{"x":1}')[: -len("1}}</tool_call>")]: ("", [("f", '{"x":')]),  # cut by max_tokens
+    call("f", '{"x":1}')[: -len("1}}</tool_call>")]: ("", [("f", '{"x":')]),  # truncated by max_tokens
 }
 
 
-def test_an_answer_is_text_or_calls() -> None:
-    for text in ANSWERS:
-        assert parse(text) == ANSWERS[text], text
+def test_an_output_is_text_or_calls() -> None:
+    for text in OUTPUTS:
+        assert parse(text) == OUTPUTS[text], text
 
 
-@pytest.mark.parametrize("text", ANSWERS)
+@pytest.mark.parametrize("text", OUTPUTS)
 @given(data=st.data())
-def test_pieces_do_not_depend_on_how_the_text_came(text: str, data: st.DataObject) -> None:
+def test_the_result_does_not_depend_on_how_the_output_is_split(text: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    assert parse(*[text[a:b] for a, b in pairwise([0, *cuts, len(text)])]) == ANSWERS[text]
-    assert parse(*text) == ANSWERS[text]
+    assert parse(*[text[a:b] for a, b in pairwise([0, *cuts, len(text)])]) == OUTPUTS[text]
+    assert parse(*text) == OUTPUTS[text]
 
 
 @given(arguments=st.dictionaries(st.text(), st.text() | st.lists(st.text()) | st.none()))
-def test_arguments_of_any_strings_come_through(arguments: dict[str, object]) -> None:
+def test_arguments_with_any_strings_are_preserved(arguments: dict[str, object]) -> None:
     text = json.dumps(arguments)
     assert parse(*(call("f", text) + "\n" + call("g", "{}"))) == ("", [("f", text), ("g", "{}")])
 
 
-def test_arguments_leave_as_they_come() -> None:
+def test_arguments_are_returned_as_soon_as_they_arrive() -> None:
     parser = ToolCallParser()
     deltas = parser.feed('<tool_call>{"name": "f", "arguments": {"ci')
     assert deltas == [ToolCallStart(0, "f"), ToolCallDelta(0, '{"ci')]

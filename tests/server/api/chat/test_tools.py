@@ -1,4 +1,4 @@
-"""Functions that the model may call: what the worker is told, and how calls come back, whole and streamed."""
+"""Tool calls: the functions that reach the worker, and the calls in complete and streamed responses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMED = {"type": "function", "function": {"name": "clock"}}
 
 
 def tool_grammar(stack: Stack) -> dict[str, Any]:
-    """What the worker's grammar says."""
+    """Return the tool grammar of the worker's last job."""
     grammar = stack.worker.assignments[-1].job.sampling.grammar
     assert grammar is not None and grammar.kind == "tools"
     return dict(json.loads(grammar.text))
@@ -48,7 +48,7 @@ CHOICES: list[tuple[dict[str, Any], str, bool, list[str]]] = [
 ]
 
 
-def test_the_worker_is_told_what_may_be_called(stack: Stack) -> None:
+def test_the_callable_functions_reach_the_worker(stack: Stack) -> None:
     for fields, choice, is_parallel, names in CHOICES:
         assert stack.chat("say x", tools=[WEATHER, CLOCK], **fields).status_code == 200, fields
         grammar = tool_grammar(stack)
@@ -66,14 +66,14 @@ def test_the_worker_is_told_what_may_be_called(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"tools": []}, {"tools": [WEATHER], "tool_choice": "none"}])
-def test_without_functions_to_call_nothing_is_told(stack: Stack, fields: dict[str, Any]) -> None:
+def test_without_callable_functions_the_job_has_no_tools(stack: Stack, fields: dict[str, Any]) -> None:
     assert stack.chat(f"say {PARIS}", **fields).json()["choices"][0]["message"]["content"] == PARIS
     job = stack.worker.assignments[-1].job
     assert job.sampling.grammar is None
     assert [message.role for message in job.messages] == ["user"]
 
 
-def test_calls_come_back_as_tool_calls(stack: Stack) -> None:
+def test_calls_in_the_output_become_tool_calls(stack: Stack) -> None:
     choice = stack.chat(f"say {PARIS}\n{NOW}", tools=[WEATHER, CLOCK]).json()["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] is None
@@ -84,20 +84,20 @@ def test_calls_come_back_as_tool_calls(stack: Stack) -> None:
     assert first["id"].startswith("call_") and first["id"] != second["id"]
 
 
-def test_a_text_beside_functions_is_a_text(stack: Stack) -> None:
+def test_an_output_without_calls_is_text(stack: Stack) -> None:
     choice = stack.chat("say hello there", tools=[WEATHER]).json()["choices"][0]
     assert choice["finish_reason"] == "stop"
     assert choice["message"] == {"role": "assistant", "content": "hello there", "refusal": None}
 
 
-def test_a_call_ordered_by_name_ends_with_stop_as_openai_says(stack: Stack) -> None:
+def test_a_named_call_has_finish_reason_stop_as_in_openais_api(stack: Stack) -> None:
     choice = stack.chat(f"say {NOW}", tools=[CLOCK], tool_choice=NAMED).json()["choices"][0]
     assert choice["finish_reason"] == "stop"
     assert choice["message"]["tool_calls"][0]["function"]["name"] == "clock"
 
 
 @pytest.mark.parametrize("verb", ["say", "say-all"])
-def test_streamed_calls_join_to_the_whole_ones(stack: Stack, verb: str) -> None:
+def test_streamed_calls_match_the_complete_ones(stack: Stack, verb: str) -> None:
     question = f"{verb} {PARIS}\n{NOW}"
     chunks = chunks_of(stack.chat(question, tools=[WEATHER, CLOCK], stream=True))
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
@@ -114,13 +114,13 @@ def test_streamed_calls_join_to_the_whole_ones(stack: Stack, verb: str) -> None:
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
-def test_streamed_text_beside_functions_is_text(stack: Stack) -> None:
+def test_a_streamed_output_without_calls_is_text(stack: Stack) -> None:
     chunks = chunks_of(stack.chat("say <tool for you", tools=[WEATHER], stream=True))
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     assert (text, chunks[-1]["choices"][0]["finish_reason"]) == ("<tool for you", "stop")
 
 
-def test_calls_and_results_of_earlier_turns_reach_the_worker_as_turns(stack: Stack) -> None:
+def test_earlier_calls_and_results_reach_the_worker_as_messages(stack: Stack) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Weather?"},
@@ -138,8 +138,8 @@ def test_calls_and_results_of_earlier_turns_reach_the_worker_as_turns(stack: Sta
     assert results == Message("user", parts)
 
 
-ASKED = {"role": "user", "content": "Weather?"}
-ANSWERED = {"role": "assistant", "tool_calls": [CALL]}
+QUESTION = {"role": "user", "content": "Weather?"}
+CALL_MESSAGE = {"role": "assistant", "tool_calls": [CALL]}
 INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type", "'function'"),
     ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
@@ -167,20 +167,28 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "tool_choice.function", "required"),
     ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "tools", "response_format"),
     ({"tools": [WEATHER], "ignore_eos": True}, "ignore_eos", "tools"),
-    ({"messages": [ASKED, RESULT]}, "messages[1].tool_call_id", "'c1'"),
-    ({"messages": [ASKED, ANSWERED, ASKED]}, "messages[2]", "before the result of call 'c1'"),
-    ({"messages": [ASKED, ANSWERED]}, "messages", "has no result"),
-    ({"messages": [ASKED, ANSWERED, RESULT, RESULT]}, "messages[3].tool_call_id", "wait for that"),
-    ({"messages": [ASKED, {"role": "assistant"}, ASKED]}, "messages[1].content", "required"),
+    ({"messages": [QUESTION, RESULT]}, "messages[1].tool_call_id", "'c1'"),
     (
-        {"messages": [ASKED, {"role": "assistant", "content": "x", "function_call": {}}, ASKED]},
+        {"messages": [QUESTION, CALL_MESSAGE, QUESTION]},
+        "messages[2]",
+        "precedes the result of tool call 'c1'",
+    ),
+    ({"messages": [QUESTION, CALL_MESSAGE]}, "messages", "has no result"),
+    (
+        {"messages": [QUESTION, CALL_MESSAGE, RESULT, RESULT]},
+        "messages[3].tool_call_id",
+        "waiting for a result",
+    ),
+    ({"messages": [QUESTION, {"role": "assistant"}, QUESTION]}, "messages[1].content", "required"),
+    (
+        {"messages": [QUESTION, {"role": "assistant", "content": "x", "function_call": {}}, QUESTION]},
         "messages[1].function_call",
         "tool_calls",
     ),
 ]
 
 
-def test_what_cannot_be_called_is_a_400_that_names_the_field(stack: Stack) -> None:
+def test_an_invalid_tool_field_is_a_400_that_names_the_field(stack: Stack) -> None:
     for fields, param, words in INVALID:
         response = stack.chat("say x", **fields)
         error = response.json()["error"]
@@ -188,7 +196,7 @@ def test_what_cannot_be_called_is_a_400_that_names_the_field(stack: Stack) -> No
         assert words in error["message"], fields
 
 
-def test_what_is_told_of_functions_counts_as_text(own_stack: Callable[..., Stack]) -> None:
+def test_function_descriptions_count_towards_the_text_limit(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack(max_text_kb=1)
     assert stack.chat("say x", tools=[WEATHER]).status_code == 200
     wordy = {"type": "function", "function": {"name": "f", "description": "x" * 1024}}
@@ -196,5 +204,5 @@ def test_what_is_told_of_functions_counts_as_text(own_stack: Callable[..., Stack
     assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
-def test_a_result_may_be_the_question() -> None:
-    ChatRequest.model_validate({"model": MODEL, "messages": [ASKED, ANSWERED, RESULT]})
+def test_the_last_message_can_be_a_tool_result() -> None:
+    ChatRequest.model_validate({"model": MODEL, "messages": [QUESTION, CALL_MESSAGE, RESULT]})

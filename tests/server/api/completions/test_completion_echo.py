@@ -1,4 +1,4 @@
-"""Echoed prompts: as text, with log-probabilities of their own tokens, without an answer, streamed."""
+"""Echoed prompts: text, log probabilities, scoring without output, and streaming."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.server.api.sse_lines import chunks_of
 from tests.server.conftest import Stack
 
 FIELDS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-# The scripted worker's k-th token has -k/8, and the begin mark is the first.
-OF_SAY_A = [None, -0.125, -0.25, -0.375, -0.5, -0.625]
+# Log probabilities of the prompt. The scripted worker assigns -k/8 to token k; token 0 begins the sequence.
+SAY_A_LOGPROBS = [None, -0.125, -0.25, -0.375, -0.5, -0.625]
 
 
 def choice_of(response: Any, index: int = 0) -> dict[str, Any]:
@@ -31,23 +31,23 @@ def test_echo_begins_with_the_prompt(stack: Stack) -> None:
     assert [chunk["choices"][0]["text"] for chunk in chunks] == ["say a", "a", ""]
 
 
-def test_a_prompt_of_tokens_is_echoed_as_their_text(stack: Stack) -> None:
+def test_a_prompt_of_token_ids_is_echoed_as_text(stack: Stack) -> None:
     assert texts(complete(stack, [[0, 72, 105], [233]], echo=True)) == ["Hi0 72 105", "é233"]
 
 
-def test_logprobs_cover_prompt_and_answer_and_are_null_for_the_first_token(stack: Stack) -> None:
+def test_logprobs_cover_prompt_and_output_and_are_null_for_the_first_token(stack: Stack) -> None:
     choice = choice_of(complete(stack, "say a", echo=True, logprobs=1))
     logprobs = choice["logprobs"]
     assert choice["text"] == "say aa"
     assert logprobs["tokens"] == ["token_id:0", *"say a", "a", "token_id:0"]
-    assert logprobs["token_logprobs"] == [*OF_SAY_A, -0.5, -0.5]
+    assert logprobs["token_logprobs"] == [*SAY_A_LOGPROBS, -0.5, -0.5]
     assert logprobs["text_offset"] == [0, 0, 1, 2, 3, 4, 5, 6]
     assert logprobs["top_logprobs"][:2] == [None, {"s": -0.125}]
     assert choice_of(complete(stack, "say a", logprobs=1))["logprobs"]["tokens"] == ["a", "token_id:0"]
 
 
-def test_scoring_is_a_prompt_without_an_answer(stack: Stack) -> None:
-    """As evaluation harnesses ask: token ids, max_tokens 0, temperature 0."""
+def test_a_prompt_can_be_scored_without_generating_output(stack: Stack) -> None:
+    """Evaluation harnesses send token IDs with max_tokens 0 and temperature 0."""
     response = complete(stack, [[72, 105], [72]], echo=True, logprobs=1, max_tokens=0, temperature=0)
     choice = choice_of(response)
     assert (choice["text"], choice["finish_reason"]) == ("Hi", "length")
@@ -57,22 +57,24 @@ def test_scoring_is_a_prompt_without_an_answer(stack: Stack) -> None:
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (22, 0, 22)
 
 
-def test_an_echo_without_answer_and_logprobs_is_the_prompt(stack: Stack) -> None:
+def test_an_echo_without_output_and_logprobs_is_the_prompt(stack: Stack) -> None:
     choice = complete(stack, "say a", echo=True, max_tokens=0).json()["choices"][0]
     assert (choice["text"], choice["logprobs"]) == ("say a", None)
-    assert stack.worker.assignments[-1].job.cost < 16  # an answer's expected length is no part of it
+    assert stack.worker.assignments[-1].job.cost < 16  # excludes the default estimate for the output
 
 
-def test_each_of_n_answers_has_the_prompt(stack: Stack) -> None:
+def test_each_choice_contains_the_prompt(stack: Stack) -> None:
     response = complete(stack, ["say a", "say b"], n=2, echo=True, logprobs=0)
     assert texts(response) == ["say aa", "say aa", "say bb", "say bb"]
     for index in range(4):
-        assert choice_of(response, index)["logprobs"]["token_logprobs"][:6] == OF_SAY_A
+        assert choice_of(response, index)["logprobs"]["token_logprobs"][:6] == SAY_A_LOGPROBS
     assert response.json()["usage"]["prompt_tokens"] == 22
 
 
 @pytest.mark.parametrize("max_tokens", [0, 16])
-def test_a_stream_tells_the_prompt_first_and_joins_to_the_whole(stack: Stack, max_tokens: int) -> None:
+def test_a_stream_starts_with_the_prompt_and_matches_the_complete_response(
+    stack: Stack, max_tokens: int
+) -> None:
     fields = {"prompt": "say é b", "echo": True, "logprobs": 2, "max_tokens": max_tokens}
     whole = choice_of(complete(stack, **fields))
     joined: dict[str, Any] = {"text": "", **{field: [] for field in FIELDS}}
@@ -87,7 +89,7 @@ def test_a_stream_tells_the_prompt_first_and_joins_to_the_whole(stack: Stack, ma
     assert chunks[-1]["choices"][0]["finish_reason"] == whole["finish_reason"]
 
 
-def test_an_older_worker_must_not_run_an_echo_but_all_else(stack: Stack) -> None:
+def test_only_jobs_with_echo_require_a_newer_worker(stack: Stack) -> None:
     complete(stack, "say a", echo=True)
     complete(stack, "say a", logprobs=1)
     echoed, plain = (assignment.job for assignment in stack.worker.assignments[-2:])
@@ -95,7 +97,7 @@ def test_an_older_worker_must_not_run_an_echo_but_all_else(stack: Stack) -> None
     assert (plain.is_echoed, plain.version) == (False, 1)
 
 
-def test_parts_of_a_character_have_names_of_their_own_and_count_as_one() -> None:
+def test_parts_of_a_character_have_separate_names_and_count_as_one_character() -> None:
     cursor, parts = _Cursor(), [b"a", b"\xc3", b"\xa9", b"b"]
     assert [cursor.move(part) for part in parts] == [0, 1, 1, 2]
     names = [_name(TokenScore(5, part, 0.0)) for part in (*parts, "é".encode(), b"")]

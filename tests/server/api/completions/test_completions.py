@@ -1,4 +1,4 @@
-"""Plain completions: prompts as they stand, several at once, echoed, with log-probabilities, streamed."""
+"""Text completions: prompts without a template, several prompts, log probabilities and streaming."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def texts(response: httpx2.Response) -> list[str]:
     return [choice["text"] for choice in response.json()["choices"]]
 
 
-def test_completion_has_openais_shape_and_goes_without_a_template(stack: Stack) -> None:
-    answer = complete(stack).json()
+def test_a_text_completion_has_openais_format_and_uses_no_template(stack: Stack) -> None:
+    completion = complete(stack).json()
     job = stack.worker.assignments[-1].job
     assert (job.form, job.messages[0].parts, job.sampling.max_tokens) == ("raw", ("say one two",), 16)
-    assert answer.pop("created") > 1_700_000_000
-    assert answer.pop("system_fingerprint").startswith("fp_")
-    usage = answer.pop("usage")
+    assert completion.pop("created") > 1_700_000_000
+    assert completion.pop("system_fingerprint").startswith("fp_")
+    usage = completion.pop("usage")
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (11, 3, 14)
     choice = {"index": 0, "text": "one two", "logprobs": None, "finish_reason": "stop"}
-    assert answer == {"id": job.job_id, "object": "text_completion", "model": MODEL, "choices": [choice]}
+    assert completion == {"id": job.job_id, "object": "text_completion", "model": MODEL, "choices": [choice]}
     assert job.job_id.startswith("cmpl-")
 
 
@@ -45,22 +45,22 @@ PROMPTS: list[tuple[Any, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("prompt", "answers"), PROMPTS, ids=str)
-def test_prompts_are_answered_in_their_order(stack: Stack, prompt: Any, answers: list[str]) -> None:
-    assert texts(complete(stack, prompt)) == answers
-    assert complete(stack, prompt).json()["usage"]["prompt_tokens"] == 11 * len(answers)
+@pytest.mark.parametrize(("prompt", "expected"), PROMPTS, ids=str)
+def test_choices_are_in_prompt_order(stack: Stack, prompt: Any, expected: list[str]) -> None:
+    assert texts(complete(stack, prompt)) == expected
+    assert complete(stack, prompt).json()["usage"]["prompt_tokens"] == 11 * len(expected)
 
 
-def test_each_prompt_has_n_answers_and_counts_once(stack: Stack) -> None:
+def test_each_prompt_has_n_choices_and_counts_once(stack: Stack) -> None:
     response = complete(stack, ["say a", "say b"], n=2)
     assert texts(response) == ["a", "a", "b", "b"]
     assert [choice["index"] for choice in response.json()["choices"]] == [0, 1, 2, 3]
     assert response.json()["usage"]["prompt_tokens"] == 22
     seeds = [assignment.job.sampling.seed for assignment in stack.worker.assignments[-4:]]
-    assert len(set(seeds)) == 2  # each prompt is answered as if it were alone
+    assert len(set(seeds)) == 2  # the prompts do not affect each other
 
 
-def test_log_probabilities_have_the_older_form(stack: Stack) -> None:
+def test_log_probabilities_have_the_older_format(stack: Stack) -> None:
     logprobs = complete(stack, logprobs=2).json()["choices"][0]["logprobs"]
     assert logprobs["tokens"] == ["one", " two", "token_id:0"]
     assert logprobs["token_logprobs"] == [-0.5] * 3
@@ -69,7 +69,7 @@ def test_log_probabilities_have_the_older_form(stack: Stack) -> None:
     assert complete(stack).json()["choices"][0]["logprobs"] is None
 
 
-def test_streamed_texts_join_to_the_whole_ones(stack: Stack) -> None:
+def test_streamed_texts_match_the_complete_ones(stack: Stack) -> None:
     chunks = chunks_of(
         complete(stack, ["say a b", "say c"], stream=True, stream_options={"include_usage": True})
     )
@@ -94,16 +94,16 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ["a"] * 33, "n": 2}, "n", "the limit is 64"),
     ({"logprobs": 6}, "logprobs", "got 6"),
     ({"logprobs": True}, "logprobs", "integer"),
-    ({"max_tokens": 0}, "max_tokens", "echo only"),
+    ({"max_tokens": 0}, "max_tokens", "echo is true"),
     ({"max_tokens": -1, "echo": True}, "max_tokens", "got -1"),
-    ({"max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens", "only 0"),
-    ({"min_tokens": 17}, "min_tokens", "only 16"),
+    ({"max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens", "max_tokens is 0"),
+    ({"min_tokens": 17}, "min_tokens", "max_tokens is 16"),
     ({"prompt": "x" * (1024 * 1024 + 1)}, "prompt", "1048576"),
     ({"prompt": "refuse context_length_exceeded"}, "prompt", "scripted failure"),
 ]
 
 
-def test_what_cannot_be_completed_is_a_400_that_names_the_field(stack: Stack) -> None:
+def test_an_invalid_request_is_a_400_that_names_the_field(stack: Stack) -> None:
     for fields, param, words in INVALID:
         response = complete(stack, **fields)
         error = response.json()["error"]
@@ -111,11 +111,11 @@ def test_what_cannot_be_completed_is_a_400_that_names_the_field(stack: Stack) ->
         assert words in error["message"], fields
 
 
-def test_every_field_of_openai_is_known() -> None:
+def test_every_field_of_openais_api_is_known() -> None:
     assert set(CompletionCreateParamsBase.__annotations__) <= set(CompletionRequest.model_fields)
 
 
-def test_bodies_that_are_no_json_are_refused_as_in_a_chat(stack: Stack) -> None:
+def test_bodies_that_are_not_json_are_rejected(stack: Stack) -> None:
     for path in ("/v1/completions", "/tokenize", "/detokenize"):
         assert stack.http.post(path, content=b"{").status_code == 415
         response = stack.http.post(path, content=b"{", headers={"content-type": "application/json"})

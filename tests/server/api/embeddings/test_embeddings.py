@@ -1,4 +1,4 @@
-"""/v1/embeddings: one job for each input, their vectors in the inputs' order, in OpenAI's shape."""
+"""/v1/embeddings: one job per input, results in input order, OpenAI's response format."""
 
 from __future__ import annotations
 
@@ -31,11 +31,9 @@ def embed(stack: Stack, given: Any, **fields: Any) -> httpx2.Response:
         (["abcd", IMAGE, "ab"], [[4, 0], [0, 1], [2, 0]]),
         ([str(n) * (n % 7 + 1) for n in range(8)] * 12, [[n % 7 + 1, 0] for n in range(8)] * 12),
     ],
-    ids=["text", "texts", "tokens", "lists of tokens", "picture", "texts and picture", "many"],
+    ids=["text", "texts", "tokens", "lists of tokens", "image", "texts and image", "many"],
 )
-def test_every_input_has_its_vector_in_its_place(
-    stack: Stack, given: Any, vectors: list[list[float]]
-) -> None:
+def test_embeddings_are_in_input_order(stack: Stack, given: Any, vectors: list[list[float]]) -> None:
     response = embed(stack, given)
     body = response.json()
     assert [each["embedding"] for each in body["data"]] == vectors
@@ -48,20 +46,20 @@ def test_every_input_has_its_vector_in_its_place(
     assert {(each.job.task, each.job.form) for each in stack.worker.assignments} == {("embed", "raw")}
 
 
-def test_openais_client_reads_the_packed_form_that_it_asks_for(stack: Stack) -> None:
+def test_openais_client_decodes_base64_embeddings(stack: Stack) -> None:
     with openai.OpenAI(base_url=f"{stack.server.url}/v1", api_key="none", max_retries=0) as client:
-        answer = client.embeddings.create(model=MODEL, input=["abc", "a"], user="user-7")
-    assert [each.embedding for each in answer.data] == [[3, 0], [1, 0]]
+        embeddings = client.embeddings.create(model=MODEL, input=["abc", "a"], user="user-7")
+    assert [each.embedding for each in embeddings.data] == [[3, 0], [1, 0]]
     assert isinstance(embed(stack, "abc", encoding_format="base64").json()["data"][0]["embedding"], str)
 
 
-def test_the_same_numbers_come_in_both_forms(stack: Stack) -> None:
+def test_both_encoding_formats_have_the_same_numbers(stack: Stack) -> None:
     with openai.OpenAI(base_url=f"{stack.server.url}/v1", api_key="none", max_retries=0) as client:
-        told = [
+        vectors = [
             client.embeddings.create(model=MODEL, input="abcde", encoding_format=form).data[0].embedding
             for form in ("float", openai.omit)
         ]
-    assert told == [[5, 0], [5, 0]]
+    assert vectors == [[5, 0], [5, 0]]
 
 
 INVALID: list[tuple[Any, dict[str, Any], str]] = [
@@ -76,7 +74,7 @@ INVALID: list[tuple[Any, dict[str, Any], str]] = [
     (["a"] * 2049, {}, "input"),
     ("x" * (1024 * 1024 + 1), {}, "input"),
     ([IMAGE] * 9, {}, "input"),
-    (["a", part(b"no picture")], {}, "input[1].image_url.url"),
+    (["a", part(b"not an image")], {}, "input[1].image_url.url"),
     ("a", {"encoding_format": "int8"}, "encoding_format"),
     ("a", {"dimensions": 8}, "dimensions"),
     ("a", {"truncate_prompt_tokens": 8}, "truncate_prompt_tokens"),
@@ -90,26 +88,28 @@ INVALID: list[tuple[Any, dict[str, Any], str]] = [
 ]
 
 
-def test_what_has_no_vector_is_refused_by_name(stack: Stack) -> None:
+def test_an_invalid_request_is_a_400_that_names_the_field(stack: Stack) -> None:
     for given, fields, param in INVALID:
         response = embed(stack, given, **fields)
         assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
 
 
-def test_neutral_values_of_refused_fields_change_nothing(stack: Stack) -> None:
+def test_neutral_values_of_unsupported_fields_have_no_effect(stack: Stack) -> None:
     assert embed(stack, "a", dimensions=None, add_special_tokens=True, priority=0).status_code == 200
 
 
-def test_a_model_that_nobody_serves_is_not_found(stack: Stack) -> None:
+def test_a_model_that_no_worker_serves_is_not_found(stack: Stack) -> None:
     assert embed(stack, "a", model="none").json()["error"]["code"] == "model_not_found"
 
 
-def test_embeddings_need_a_key_and_count_against_its_minute(own_stack: OwnStack, queue_url: str) -> None:
+def test_embeddings_need_an_api_key_and_count_towards_its_token_limit(
+    own_stack: OwnStack, queue_url: str
+) -> None:
     stack = own_stack(auth=True)
     assert embed(stack, "a").status_code == 401
     stack.http.headers["Authorization"] = f"Bearer {ApiKeyCli(queue_url).create('--tokens-per-min', '100')}"
     assert embed(stack, "x" * 40).status_code == 200
-    left = int(embed(stack, "x").headers["x-ratelimit-remaining-tokens"])
-    assert 40 < left < 65
-    refused = embed(stack, "x" * 270)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    remaining = int(embed(stack, "x").headers["x-ratelimit-remaining-tokens"])
+    assert 40 < remaining < 65
+    rejected = embed(stack, "x" * 270)
+    assert (rejected.status_code, rejected.json()["error"]["code"]) == (429, "rate_limit_exceeded")

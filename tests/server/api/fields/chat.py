@@ -1,14 +1,14 @@
-"""The parts of a chat. The fields of the request itself are in ``test_field_coverage``."""
+"""Rows for the parts of a chat request. The fields of the request itself are in ``test_field_coverage``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tests.server.api.fields.rows import Differs, Row, Shown, Talk, changed
+from tests.server.api.fields.rows import CoveredElsewhere, Differs, Row, RowBuilder, changed
 from tests.server.image_files import data_url, encoded, scene
 from tests.server.scripted_worker import MODEL
 
-__all__ = ["CHAT", "ROWS", "TALK", "TOOLS"]
+__all__ = ["CHAT", "ROWS", "CONVERSATION", "TOOLS"]
 
 ONE, OTHER = data_url(encoded(scene())), data_url(encoded(scene(20, 40)))
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -17,7 +17,7 @@ TOOLS: list[dict[str, Any]] = [
 ]
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "say yes"}]}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-TALK: dict[str, Any] = {
+CONVERSATION: dict[str, Any] = {
     "model": MODEL,
     "tools": TOOLS,
     "messages": [
@@ -35,23 +35,23 @@ TALK: dict[str, Any] = {
     ],
 }
 _PATH = "/v1/chat/completions"
-_ABOUT = Talk(_PATH, TALK)
-talk, hint, only = _ABOUT.differs, _ABOUT.hint, _ABOUT.only
+_BUILDER = RowBuilder(_PATH, CONVERSATION)
+differs, hint, only = _BUILDER.differs, _BUILDER.hint, _BUILDER.only
 
 
-def of(field: str, whole: Any, place: str, *values: Any) -> Differs:
-    """In a plain chat with that field."""
-    return Differs(_PATH, {**CHAT, field: whole}, place, values)
+def with_field(field: str, whole: Any, location: str, *values: Any) -> Differs:
+    """Return a row about a plain chat with this field."""
+    return Differs(_PATH, {**CHAT, field: whole}, location, values)
 
 
-NAMED = {**TALK, "tool_choice": {"type": "function", "function": {"name": "f"}}}
+NAMED = {**CONVERSATION, "tool_choice": {"type": "function", "function": {"name": "f"}}}
 FIRST = {"type": "function", "function": {"name": "f"}}
 SECOND = {"type": "function", "function": {"name": "g"}}
 ALLOWED = {
-    **TALK,
+    **CONVERSATION,
     "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [FIRST]}},
 }
-FORMED = {
+FORMATTED = {
     **CHAT,
     "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": CITY}},
 }
@@ -60,43 +60,45 @@ OBJECT = {"type": "object"}
 
 ROWS: dict[str, Row] = {
     "SystemMessage.role": hint("messages[0].role", "developer", "nonsense"),
-    "SystemMessage.content": talk("messages[0].content", "Be brief.", "Be long."),
+    "SystemMessage.content": differs("messages[0].content", "Be brief.", "Be long."),
     "SystemMessage.name": hint("messages[0].name", "Ada", 5),
     "UserMessage.role": only("messages[4].role"),
-    "UserMessage.content": talk("messages[4].content", "say yes", "say no"),
+    "UserMessage.content": differs("messages[4].content", "say yes", "say no"),
     "UserMessage.name": hint("messages[4].name", "Ada", 5),
     "AssistantMessage.role": only("messages[2].role"),
-    "AssistantMessage.content": talk("messages[2].content", "Let me see.", "Wait.", None),
+    "AssistantMessage.content": differs("messages[2].content", "Let me see.", "Wait.", None),
     "AssistantMessage.name": hint("messages[2].name", "Ada", 5),
     "AssistantMessage.refusal": hint("messages[2].refusal", "I cannot.", 5),
     "AssistantMessage.audio": hint("messages[2].audio", None, {"id": "a"}),
     "AssistantMessage.function_call": hint("messages[2].function_call", None, {"name": "f"}),
-    "AssistantMessage.tool_calls": talk(
+    "AssistantMessage.tool_calls": differs(
         "messages[2].tool_calls", [CALL], [changed(CALL, "function.arguments", '{"city": "Paris"}')]
     ),
     "ToolCall.id": only("messages[2].tool_calls[0].id", "d", param="messages[3].tool_call_id"),
     "ToolCall.type": only("messages[2].tool_calls[0].type"),
-    "ToolCall.function": talk(
+    "ToolCall.function": differs(
         "messages[2].tool_calls[0].function", CALL["function"], {"name": "g", "arguments": "{}"}
     ),
-    "FunctionCall.name": talk("messages[2].tool_calls[0].function.name", "f", "g"),
-    "FunctionCall.arguments": talk("messages[2].tool_calls[0].function.arguments", "{}", '{"city": "Rome"}'),
+    "FunctionCall.name": differs("messages[2].tool_calls[0].function.name", "f", "g"),
+    "FunctionCall.arguments": differs(
+        "messages[2].tool_calls[0].function.arguments", "{}", '{"city": "Rome"}'
+    ),
     "ToolMessage.role": only("messages[3].role"),
-    "ToolMessage.content": talk("messages[3].content", "18 degrees", "19 degrees"),
+    "ToolMessage.content": differs("messages[3].content", "18 degrees", "19 degrees"),
     "ToolMessage.tool_call_id": only("messages[3].tool_call_id", "d"),
     "TextPart.type": only("messages[1].content[1].type"),
-    "TextPart.text": talk("messages[1].content[1].text", "What is it?", "Who is it?"),
+    "TextPart.text": differs("messages[1].content[1].text", "What is it?", "Who is it?"),
     "ImagePart.type": only("messages[1].content[0].type"),
-    "ImagePart.image_url": talk("messages[1].content[0].image_url", {"url": ONE}, {"url": OTHER}),
-    "ImageUrl.url": talk("messages[1].content[0].image_url.url", ONE, OTHER),
-    "ImageUrl.detail": Shown(
+    "ImagePart.image_url": differs("messages[1].content[0].image_url", {"url": ONE}, {"url": OTHER}),
+    "ImageUrl.url": differs("messages[1].content[0].image_url.url", ONE, OTHER),
+    "ImageUrl.detail": CoveredElsewhere(
         "test_several_models.py::test_low_detail_is_one_tile_even_for_a_model_with_a_grid"
     ),
     "FunctionTool.type": only("tools[0].type"),
-    "FunctionTool.function": talk("tools[0].function", TOOLS[0]["function"], {"name": "h"}),
-    "Function.name": talk("tools[0].function.name", "f", "h"),
-    "Function.description": talk("tools[0].function.description", "The weather.", "The time."),
-    "Function.parameters": talk("tools[0].function.parameters", CITY, OBJECT),
+    "FunctionTool.function": differs("tools[0].function", TOOLS[0]["function"], {"name": "h"}),
+    "Function.name": differs("tools[0].function.name", "f", "h"),
+    "Function.description": differs("tools[0].function.description", "The weather.", "The time."),
+    "Function.parameters": differs("tools[0].function.parameters", CITY, OBJECT),
     "Function.strict": hint("tools[0].function.strict", True, "yes"),
     "NamedChoice.type": only("tool_choice.type", body=NAMED),
     "NamedChoice.function": Differs(_PATH, NAMED, "tool_choice.function", ({"name": "f"}, {"name": "g"})),
@@ -112,21 +114,25 @@ ROWS: dict[str, Row] = {
     "AllowedTools.tools": Differs(
         _PATH, ALLOWED, "tool_choice.allowed_tools.tools", ([FIRST], [SECOND], [FIRST, SECOND])
     ),
-    "ResponseFormat.type": of("response_format", {}, "response_format.type", "text", "json_object"),
+    "ResponseFormat.type": with_field("response_format", {}, "response_format.type", "text", "json_object"),
     "ResponseFormat.json_schema": Differs(
         _PATH,
-        FORMED,
+        FORMATTED,
         "response_format.json_schema",
         ({"name": "x", "schema": CITY}, {"name": "x", "schema": OBJECT}),
     ),
-    "JsonSchemaFormat.name": hint("response_format.json_schema.name", "y", "no name", FORMED),
-    "JsonSchemaFormat.schema": Differs(_PATH, FORMED, "response_format.json_schema.schema", (CITY, OBJECT)),
-    "JsonSchemaFormat.description": hint("response_format.json_schema.description", "A city.", 5, FORMED),
-    "JsonSchemaFormat.strict": hint("response_format.json_schema.strict", True, "yes", FORMED),
-    "StructuredOutputs.json": of("structured_outputs", {}, "structured_outputs.json", CITY, OBJECT),
-    "StructuredOutputs.regex": of("structured_outputs", {}, "structured_outputs.regex", "a", "b"),
-    "StructuredOutputs.choice": of("structured_outputs", {}, "structured_outputs.choice", ["a"], ["b"]),
-    "StructuredOutputs.json_object": of(
+    "JsonSchemaFormat.name": hint("response_format.json_schema.name", "y", "no name", FORMATTED),
+    "JsonSchemaFormat.schema": Differs(
+        _PATH, FORMATTED, "response_format.json_schema.schema", (CITY, OBJECT)
+    ),
+    "JsonSchemaFormat.description": hint("response_format.json_schema.description", "A city.", 5, FORMATTED),
+    "JsonSchemaFormat.strict": hint("response_format.json_schema.strict", True, "yes", FORMATTED),
+    "StructuredOutputs.json": with_field("structured_outputs", {}, "structured_outputs.json", CITY, OBJECT),
+    "StructuredOutputs.regex": with_field("structured_outputs", {}, "structured_outputs.regex", "a", "b"),
+    "StructuredOutputs.choice": with_field(
+        "structured_outputs", {}, "structured_outputs.choice", ["a"], ["b"]
+    ),
+    "StructuredOutputs.json_object": with_field(
         "structured_outputs", {}, "structured_outputs.json_object", True, False
     ),
     "StreamOptions.include_usage": Differs(_PATH, STREAMED, "stream_options.include_usage", (True, False)),

@@ -1,7 +1,8 @@
-"""What a row says of a field, and how it is tried.
+"""Rows that describe the effect of a request field, and helpers to test them.
 
-A row is kept under "Model.field" of the document, and names the place where the field stands in a body of a
-route. What a request comes to is compared whole: its job as the worker gets it, and the answer.
+The key of a row is "Model.field" of the OpenAPI document. A row has a request body and the location of the
+field in it. The outcome of a request is compared as a whole: the job that the worker receives, and the
+response.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ __all__ = [
     "Hint",
     "Only",
     "Row",
-    "Shown",
-    "Taken",
-    "Talk",
+    "CoveredElsewhere",
+    "Ignored",
+    "RowBuilder",
     "changed",
     "outcome",
     "owners",
@@ -36,76 +37,76 @@ __all__ = [
 
 ABSENT = "(absent)"
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
-_VOLATILE = re.compile(r"[0-9a-f]{16,}|\b1[0-9]{9}(\.\d+)?\b")  # ids and times
+_VOLATILE = re.compile(r"[0-9a-f]{16,}|\b1[0-9]{9}(\.\d+)?\b")  # IDs and timestamps
 
 
 class Differs(NamedTuple):
-    """Each value comes to something else."""
+    """A field for which each value has a different outcome."""
 
     path: str
     body: dict[str, Any]
-    place: str
+    location: str
     values: tuple[Any, ...]
 
 
 class Hint(NamedTuple):
-    """Taken without any difference; what is no such value is refused by name."""
+    """A field without effect that is validated: ``accepted`` is valid and ``rejected`` is an error."""
 
     path: str
     body: dict[str, Any]
-    place: str
-    taken: Any
-    refused: Any
+    location: str
+    accepted: Any
+    rejected: Any
 
 
-class Taken(NamedTuple):
-    """Taken without any difference, whatever it is."""
+class Ignored(NamedTuple):
+    """A field without effect that accepts any value."""
 
     path: str
     body: dict[str, Any]
-    place: str
-    taken: Any
+    location: str
+    accepted: Any
 
 
 class Only(NamedTuple):
-    """The body's own value is answered and another refused, at ``param``: the place, unless it is said."""
+    """A field that only accepts the body's value. Another value is an error at ``param`` or the location."""
 
     path: str
     body: dict[str, Any]
-    place: str
-    refused: Any
+    location: str
+    rejected: Any
     param: str = ""
 
 
-class Shown(NamedTuple):
-    """A test elsewhere, as file::name, which speaks of the field."""
+class CoveredElsewhere(NamedTuple):
+    """A field that another test covers. ``test`` is file::name."""
 
     test: str
 
 
-Row = Differs | Hint | Taken | Only | Shown
+Row = Differs | Hint | Ignored | Only | CoveredElsewhere
 
 
-class Talk(NamedTuple):
-    """Rows of one route; about ``body``, unless they name another."""
+class RowBuilder(NamedTuple):
+    """Builder for the rows of one route. ``body`` is the default body."""
 
     path: str
     body: dict[str, Any]
 
-    def differs(self, place: str, *values: Any) -> Differs:
-        return Differs(self.path, self.body, place, values)
+    def differs(self, location: str, *values: Any) -> Differs:
+        return Differs(self.path, self.body, location, values)
 
-    def hint(self, place: str, taken: Any, refused: Any, body: dict[str, Any] | None = None) -> Hint:
-        return Hint(self.path, self.body if body is None else body, place, taken, refused)
+    def hint(self, location: str, accepted: Any, rejected: Any, body: dict[str, Any] | None = None) -> Hint:
+        return Hint(self.path, self.body if body is None else body, location, accepted, rejected)
 
     def only(
-        self, place: str, refused: Any = "nonsense", body: dict[str, Any] | None = None, param: str = ""
+        self, location: str, rejected: Any = "nonsense", body: dict[str, Any] | None = None, param: str = ""
     ) -> Only:
-        return Only(self.path, self.body if body is None else body, place, refused, param)
+        return Only(self.path, self.body if body is None else body, location, rejected, param)
 
 
 def unsupported_fields(model: type[BaseModel]) -> dict[str, Unsupported]:
-    """Return the fields of a request that the server knows and does not support."""
+    """Return the unsupported fields of a request model."""
     return {
         name: mark
         for name, field in model.model_fields.items()
@@ -114,14 +115,14 @@ def unsupported_fields(model: type[BaseModel]) -> dict[str, Unsupported]:
     }
 
 
-def steps(place: str) -> list[str | int]:
-    return [name or int(number) for name, number in _STEP.findall(place)]
+def steps(location: str) -> list[str | int]:
+    return [name or int(number) for name, number in _STEP.findall(location)]
 
 
-def changed(body: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
-    """A copy with that value in the place."""
+def changed(body: dict[str, Any], location: str, value: Any) -> dict[str, Any]:
+    """Return a copy of the body with a different value."""
     body = inner = copy.deepcopy(body)
-    *before, last = steps(place)
+    *before, last = steps(location)
     for step in before:
         inner = inner[step]  # type: ignore[index]
     if value == ABSENT:
@@ -131,28 +132,28 @@ def changed(body: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
     return body
 
 
-def owners(path: str, place: str) -> set[str]:
-    """The models of the document that have the place's last name where the place says."""
-    *before, last = steps(place)
-    held = alternatives(REQUEST_SCHEMAS[path])
+def owners(path: str, location: str) -> set[str]:
+    """Return the names of the models in the document that have the field at this location of a request."""
+    *before, last = steps(location)
+    schemas = alternatives(REQUEST_SCHEMAS[path])
     for step in before:
-        held = [
+        schemas = [
             branch
-            for schema in held
+            for schema in schemas
             for branch in alternatives(schema.get("items" if isinstance(step, int) else "properties", {}))
             if isinstance(step, int)
         ] or [
             branch
-            for schema in held
+            for schema in schemas
             if step in schema.get("properties", {})
             for branch in alternatives(schema["properties"][step])
         ]
-    found = [schema for schema in held if last in schema.get("properties", {})]
+    found = [schema for schema in schemas if last in schema.get("properties", {})]
     return {name for name, schema in SCHEMAS.items() if any(schema is each for each in found)}
 
 
 def outcome(stack: Stack, path: str, body: dict[str, Any]) -> tuple[httpx2.Response, str]:
-    """The answer, and all that came of the request, without what is never the same."""
+    """Return the response, and the status, response and jobs as text without IDs and timestamps."""
     stack.worker.assignments.clear()
     response = stack.http.post(path, json=body)
     jobs = sorted(_described(each.job, has_seed="seed" in body) for each in stack.worker.assignments)

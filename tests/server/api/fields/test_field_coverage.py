@@ -1,6 +1,7 @@
-"""No field of a chat request is ignored: each has a row here that shows its effect, its bound or its refusal.
+"""Each field of a chat request has a row here that covers its effect, its limits or its rejection.
 
-A field that is added without a row fails the first test, and so does one that OpenAI adds and we do not know.
+A new field without a row fails the first test. A new field in OpenAI's API that this server does not know
+fails the second one.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 class Effect(NamedTuple):
-    """Fields, and what of the job they change, with the value that it has then."""
+    """Fields of a request, and the value of the job that they change."""
 
     fields: dict[str, Any]
     seen: Callable[[Job], Any]
     value: Any
 
 
-def sampled(name: str, sent: Any, got: Any, **beside: Any) -> Effect:
-    fields = {**beside, name: sent}
-    return Effect(fields, lambda job: getattr(job.sampling, JOB_NAMES.get(name, name)), got)
+def sampled(name: str, sent: Any, received: Any, **others: Any) -> Effect:
+    fields = {**others, name: sent}
+    return Effect(fields, lambda job: getattr(job.sampling, JOB_NAMES.get(name, name)), received)
 
 
 JOB_NAMES = {
@@ -46,7 +47,7 @@ JSON_OBJECT = Grammar("json_object")
 
 
 def calls(name: str) -> Callable[[Job], Any]:
-    """What the grammar says of calls; None where there is none."""
+    """Return a function that reads a value of a job's tool grammar; None if the job has none."""
 
     def seen(job: Job) -> Any:
         grammar = job.sampling.grammar
@@ -104,10 +105,10 @@ ON_THE_JOB: dict[str, Effect] = {
     "add_generation_prompt": Effect({"add_generation_prompt": True}, lambda job: job.form, "chat"),
 }
 
-# Fields whose effect is seen in the answer, in a test of its own below.
-IN_THE_ANSWER = {"n", "stream", "stream_options"}
+# Fields with an effect on the response. Each has a test below.
+IN_THE_RESPONSE = {"n", "stream", "stream_options"}
 
-# Accepted and documented as having no effect; bounded all the same. Field -> (taken, refused).
+# Fields that are validated but have no effect. Field -> (accepted value, rejected value).
 HINTS: dict[str, tuple[Any, Any]] = {
     "user": ("u" * 1024, "u" * 1025),
     "safety_identifier": ("u" * 1024, "u" * 1025),
@@ -118,15 +119,15 @@ HINTS: dict[str, tuple[Any, Any]] = {
 
 
 def test_every_field_has_a_row() -> None:
-    covered = [*ON_THE_JOB, *IN_THE_ANSWER, *HINTS, *unsupported_fields(ChatRequest)]
+    covered = [*ON_THE_JOB, *IN_THE_RESPONSE, *HINTS, *unsupported_fields(ChatRequest)]
     assert sorted(covered) == sorted(ChatRequest.model_fields)
 
 
-def test_every_field_of_openai_is_known() -> None:
+def test_every_field_of_openais_api_is_known() -> None:
     assert set(CompletionCreateParamsBase.__annotations__) <= set(ChatRequest.model_fields)
 
 
-def test_field_changes_the_job(stack: Stack) -> None:
+def test_a_field_changes_the_job(stack: Stack) -> None:
     body = {"model": MODEL, "messages": [USER]}
     for name, effect in ON_THE_JOB.items():
         stack.http.post("/v1/chat/completions", json=body)
@@ -138,15 +139,15 @@ def test_field_changes_the_job(stack: Stack) -> None:
             assert effect.seen(plain) != effect.value, name
 
 
-def test_n_gives_so_many_choices(stack: Stack) -> None:
+def test_n_sets_the_number_of_choices(stack: Stack) -> None:
     assert len(stack.chat("say yes", n=3).json()["choices"]) == 3
 
 
-def test_stream_gives_events(stack: Stack) -> None:
+def test_stream_true_sends_events(stack: Stack) -> None:
     assert events_of(stack.chat("say yes", stream=True))[-1] == (None, "[DONE]")
 
 
-def test_usage_is_told_at_the_end_or_with_every_chunk(stack: Stack) -> None:
+def test_usage_is_sent_at_the_end_or_with_every_chunk(stack: Stack) -> None:
     def usages(**options: bool) -> list[Any]:
         response = stack.chat("say a b c", stream=True, stream_options=options)
         return [data.get("usage") for _, data in events_of(response) if data != "[DONE]"]
@@ -169,14 +170,14 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_fields_that_contradict_each_other_are_an_error(stack: Stack) -> None:
+def test_conflicting_fields_are_an_error(stack: Stack) -> None:
     for fields, param in CONTRADICTIONS:
         response = stack.chat("say yes", **fields)
         assert response.status_code == 400, fields
         assert response.json()["error"]["param"].startswith(param), fields
 
 
-def test_an_answer_to_continue_goes_with_no_grammar(stack: Stack) -> None:
+def test_continue_final_message_cannot_be_combined_with_a_grammar(stack: Stack) -> None:
     messages = [USER, {"role": "assistant", "content": "one"}]
     fields = {"messages": messages, "continue_final_message": True, "guided_choice": ["a"]}
     assert stack.chat(**fields).json()["error"]["param"] == "continue_final_message"

@@ -1,6 +1,6 @@
-"""No field of any request is ignored: each field, parameter and form field of the OpenAPI document has a row.
+"""Each field of any request in the OpenAPI document has a row. So do query parameters and form fields.
 
-A field that is added without a row fails, and so does a row whose place is not that field's.
+A new field without a row fails, and so does a row whose location does not belong to its field.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import pytest
 from tests.server.api.fields import chat, messages, others, responses
 from tests.server.api.fields.rows import (
     ABSENT,
+    CoveredElsewhere,
     Differs,
     Hint,
+    Ignored,
     Only,
     Row,
-    Shown,
-    Taken,
     changed,
     outcome,
     owners,
@@ -33,7 +33,7 @@ from tests.server.conftest import Stack
 from tests.server.openapi_document import DOCUMENT, REQUEST_SCHEMAS, SCHEMAS, referenced_schemas
 
 ROWS: dict[str, Row] = {**chat.ROWS, **responses.ROWS, **messages.ROWS, **others.ROWS}
-# Values that differ from the neutral one by less than an unknown value does.
+# Values of unsupported fields that are similar to the neutral value.
 PARTLY_NEUTRAL: dict[str, Any] = {"modalities": ["text", "audio"], "reasoning_effort": "high"}
 UNSUPPORTED = [(model, name) for model, fields in others.UNSUPPORTED.items() for name in fields]
 SHARED = [
@@ -45,13 +45,13 @@ SHARED = [
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]
 
 
-def in_place(place: str) -> list[tuple[str, str, str]]:
-    """(method, path, name) of every parameter that stands in a path or in a query."""
+def parameters_in(location: str) -> list[tuple[str, str, str]]:
+    """Return (method, path, name) of every path or query parameter."""
     return [
         (method, path, each["name"])
         for method, path in OPERATIONS
         for each in DOCUMENT["paths"][path][method].get("parameters", ())
-        if each["in"] == place
+        if each["in"] == location
     ]
 
 
@@ -69,32 +69,34 @@ def test_every_field_of_every_request_has_one_row() -> None:
     assert sorted(rows) == sorted(fields)
 
 
-def test_everything_in_a_query_has_a_row() -> None:
-    assert {f"{method.upper()} {path} {name}" for method, path, name in in_place("query")} == (
+def test_every_query_parameter_has_a_row() -> None:
+    assert {f"{method.upper()} {path} {name}" for method, path, name in parameters_in("query")} == (
         others.QUERIES.keys()
     )
-    places = {
+    locations = {
         each["in"] for method, path in OPERATIONS for each in DOCUMENT["paths"][path][method]["parameters"]
     }
-    assert places == {"query", "path", "header"}  # of headers: test_headers.py
+    assert locations == {"query", "path", "header"}  # headers are covered by test_headers.py
 
 
 @pytest.mark.parametrize("model", sorted({name.partition(".")[0] for name in ROWS}))
-def test_a_field_does_what_its_row_says(stack: Stack, model: str) -> None:
+def test_a_field_behaves_as_described_by_its_row(stack: Stack, model: str) -> None:
     for name, row in ROWS.items():
         owner, _, field = name.partition(".")
-        if owner != model or isinstance(row, Shown):
+        if owner != model or isinstance(row, CoveredElsewhere):
             continue
         with named(name):
-            assert row.place.rpartition(".")[2] == field or isinstance(row, Only) and row.refused == ABSENT
-            if row.place.rpartition(".")[2] == field:
-                assert model in owners(row.path, row.place)
+            assert (
+                row.location.rpartition(".")[2] == field or isinstance(row, Only) and row.rejected == ABSENT
+            )
+            if row.location.rpartition(".")[2] == field:
+                assert model in owners(row.path, row.location)
             TRY[type(row)](stack, row)
 
 
 @contextmanager
 def named(name: str) -> Iterator[None]:
-    """Add the name of the field to a failure."""
+    """Add the name of the field to assertion errors."""
     try:
         yield
     except AssertionError as error:
@@ -104,34 +106,34 @@ def named(name: str) -> Iterator[None]:
 def try_differs(stack: Stack, row: Differs) -> None:
     seen = []
     for value in row.values:
-        response, result = outcome(stack, row.path, changed(row.body, row.place, value))
+        response, result = outcome(stack, row.path, changed(row.body, row.location, value))
         assert response.status_code == 200, response.text
         seen.append(result)
     assert len(set(seen)) == len(seen) >= 2
-    assert outcome(stack, row.path, changed(row.body, row.place, row.values[-1]))[1] == seen[-1]
+    assert outcome(stack, row.path, changed(row.body, row.location, row.values[-1]))[1] == seen[-1]
 
 
-def try_taken(stack: Stack, row: Taken | Hint) -> None:
+def try_ignored(stack: Stack, row: Ignored | Hint) -> None:
     response, plain = outcome(stack, row.path, row.body)
     assert response.status_code == 200, response.text
-    assert outcome(stack, row.path, changed(row.body, row.place, row.taken))[1] == plain
+    assert outcome(stack, row.path, changed(row.body, row.location, row.accepted))[1] == plain
 
 
 def try_hint(stack: Stack, row: Hint) -> None:
-    try_taken(stack, row)
-    refused_by_name(stack, row.path, changed(row.body, row.place, row.refused), row.place)
+    try_ignored(stack, row)
+    check_rejected(stack, row.path, changed(row.body, row.location, row.rejected), row.location)
 
 
 def try_only(stack: Stack, row: Only) -> None:
     response, _ = outcome(stack, row.path, row.body)
     assert response.status_code == 200, response.text
-    refused_by_name(stack, row.path, changed(row.body, row.place, row.refused), row.param or row.place)
+    check_rejected(stack, row.path, changed(row.body, row.location, row.rejected), row.param or row.location)
 
 
-TRY: dict[type, Any] = {Differs: try_differs, Taken: try_taken, Hint: try_hint, Only: try_only}
+TRY: dict[type, Any] = {Differs: try_differs, Ignored: try_ignored, Hint: try_hint, Only: try_only}
 
 
-def refused_by_name(stack: Stack, path: str, body: dict[str, Any], param: str) -> None:
+def check_rejected(stack: Stack, path: str, body: dict[str, Any], param: str) -> None:
     response = stack.http.post(path, json=body)
     error = response.json()["error"]
     assert response.status_code == 400, response.text
@@ -139,8 +141,8 @@ def refused_by_name(stack: Stack, path: str, body: dict[str, Any], param: str) -
     assert (named[0], wanted[-1] in named) == (wanted[0], True), error
 
 
-def names(place: str) -> list[str]:
-    return re.findall(r"[^.\[\]]+", place)
+def names(location: str) -> list[str]:
+    return re.findall(r"[^.\[\]]+", location)
 
 
 def test_a_field_of_sampling_or_grammar_changes_the_job(stack: Stack) -> None:
@@ -172,20 +174,20 @@ def test_an_unsupported_field_is_an_error_that_names_it_unless_its_value_is_neut
 def test_a_model_that_is_not_served_is_not_found(stack: Stack) -> None:
     for path, body in others.REQUESTS.values():
         assert stack.http.post(path, json=body).status_code == 200, path
-        response = stack.http.post(path, json={**body, "model": "nobody"})
+        response = stack.http.post(path, json={**body, "model": "unknown"})
         assert (response.status_code, response.json()["error"]["param"]) == (404, "model"), path
 
 
-def test_a_path_names_what_it_is_about(stack: Stack) -> None:
-    for method, path, name in in_place("path"):
+def test_a_path_parameter_must_refer_to_an_existing_object(stack: Stack) -> None:
+    for method, path, name in parameters_in("path"):
         found = stack.http.request(method, path.replace(f"{{{name}}}", EXISTING[name](stack)))
-        missing = stack.http.request(method, path.replace(f"{{{name}}}", "nobody"))
+        missing = stack.http.request(method, path.replace(f"{{{name}}}", "unknown"))
         assert (found.status_code in (200, 409), missing.status_code) == (True, 404), (method, path)
 
 
 def test_a_test_that_a_row_names_exists_and_contains_the_field() -> None:
     for name, row in {**ROWS, **others.QUERIES}.items():
-        if isinstance(row, Shown):
+        if isinstance(row, CoveredElsewhere):
             field = name.rpartition(".")[2].rpartition(" ")[2]
             file, _, function = row.test.partition("::")
             assert re.search(rf"\b{field}\b", source_of(file)[function]), name
@@ -193,7 +195,7 @@ def test_a_test_that_a_row_names_exists_and_contains_the_field() -> None:
 
 @cache
 def source_of(file: str) -> dict[str, str]:
-    """The source of each test of a file, decorators included."""
+    """Return the source of each test in a file by name, including its decorators."""
     (path,) = Path(__file__).parents[2].rglob(file)
     text = path.read_text()
     return {

@@ -1,4 +1,4 @@
-"""/v1/files: files are stored in chunks, limited, and visible to their tenant only."""
+"""/v1/files: files are stored in chunks, limited in number and size, and visible to their tenant only."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_bytes_of_a_key_and_of_all_keys_are_limited_and_deleted_files_do_not
             assert client.get(f"{PREFIX}file_bytes") == b"700000"
 
 
-def test_another_key_finds_no_file(own_stack: OwnStack) -> None:
+def test_a_file_is_not_visible_to_other_keys(own_stack: OwnStack) -> None:
     stack = own_stack(api_keys=",".join(KEYS))
     with tenant_clients(stack) as (alice, bob):
         stored = upload(alice, b"mine").json()
@@ -95,7 +95,7 @@ def test_another_key_finds_no_file(own_stack: OwnStack) -> None:
         assert alice.get(f"{path}/content").content == b"mine"
 
 
-def test_another_server_has_the_file(stack: Stack, serve: Serve) -> None:
+def test_a_file_can_be_read_from_another_server(stack: Stack, serve: Serve) -> None:
     stored = upload(stack.http, b"shared").json()
     url = stack.server.services.settings.redis_url.get_secret_value()
     other = serve(redis_url=url, auth=False)

@@ -1,5 +1,4 @@
-"""The OpenAPI document keeps its word: requests made from it meet no 500, and no answer with another status,
-body, event or header than it lists.
+"""Random requests from the OpenAPI document. Each response has a documented status, body, events and headers.
 
 pytest tests/server/api/openapi/test_api_cases.py --api-cases 2000     # 2,000 requests over all routes
 """
@@ -28,11 +27,11 @@ from tests.server.scripted_worker import MODEL
 API = schemathesis.openapi.from_dict(DOCUMENT)
 OPERATIONS = sorted((path, method) for path, methods in DOCUMENT["paths"].items() for method in methods)
 WEIGHTS = {each: 5 if "requestBody" in DOCUMENT["paths"][each[0]][each[1]] else 1 for each in OPERATIONS}
-NOT_OURS = {500, 503}  # the document lists them; nothing here should make them happen
+UNEXPECTED = {500, 503}  # documented, but nothing in these tests causes them
 
 
 def stored_chat(stack: Stack) -> str:
-    """The id of an answer that is kept."""
+    """Return the ID of a stored completion."""
     headers = {"idempotency-key": "api-case"}
     body = {"model": MODEL, "messages": [{"role": "user", "content": "say yes"}]}
     job_id: str = stack.http.post("/v1/chat/completions", json=body, headers=headers).json()["id"]
@@ -47,7 +46,7 @@ def stored_response(stack: Stack) -> str:
 
 
 def stored_file(stack: Stack) -> str:
-    """A key may have so many files only, so one that is there will do."""
+    """Return the ID of a file. Existing files are reused because their number is limited."""
     files = stack.http.get("/v1/files").json()["data"]
     file = files[0] if files else upload(stack.http, input_file(request_line("a", "say yes"))).json()
     return str(file["id"])
@@ -63,7 +62,7 @@ def created_batch(stack: Stack) -> str:
     return batch_id
 
 
-# What a path's parameter may name; looked up anew for each request, since some delete it.
+# Creates an object for each path parameter. Called for each request, since some requests delete the object.
 EXISTING: dict[str, Callable[[Stack], str]] = {
     "job_id": stored_chat,
     "response_id": stored_response,
@@ -74,7 +73,7 @@ EXISTING: dict[str, Callable[[Stack], str]] = {
 
 
 def cases(path: str, method: str) -> st.SearchStrategy[Case[Any]]:
-    """Requests as the document allows them, and such as it does not."""
+    """Return a strategy for valid and invalid requests according to the document."""
     operation = API[path][method]
     modes = [operation.as_strategy(generation_mode=GenerationMode("positive"))]
     if operation.body or operation.path_parameters or operation.query:
@@ -82,10 +81,10 @@ def cases(path: str, method: str) -> st.SearchStrategy[Case[Any]]:
     return st.one_of(*modes)
 
 
-def send(stack: Stack, case: Case[Any], *, names_one: bool) -> httpx2.Response:
-    """The case as a client sends it; with ``names_one`` the path names something that is there."""
+def send(stack: Stack, case: Case[Any], *, uses_existing: bool) -> httpx2.Response:
+    """Send a case. With ``uses_existing``, path parameters refer to existing objects."""
     path = case.formatted_path
-    if names_one and case.path_parameters:
+    if uses_existing and case.path_parameters:
         path = case.path.format(**{name: EXISTING[name](stack) for name in case.path_parameters})
     query = {name: str(value) for name, value in (case.query or {}).items()}
     content = payload(case)
@@ -94,7 +93,7 @@ def send(stack: Stack, case: Case[Any], *, names_one: bool) -> httpx2.Response:
 
 
 def sendable(headers: Mapping[str, Any]) -> dict[str, str]:
-    """Those that a client library lets through at all; what they say may be wrong all the same."""
+    """Return the headers that an HTTP client can send. Their values may still be invalid."""
     values = {name: str(value) for name, value in headers.items()}
     return {
         name: value
@@ -111,14 +110,14 @@ def payload(case: Case[Any]) -> dict[str, Any]:
         form = {name: str(value) for name, value in body.items() if name != "file"}
         return {"data": form, "files": {"file": ("requests.jsonl", str(body.get("file")).encode())}}
     if isinstance(body, dict) and isinstance(body.get("model"), str):
-        body = {**body, "model": MODEL}  # or nothing would come further than to "no such model"
+        body = {**body, "model": MODEL}  # otherwise most requests would fail with model_not_found
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return {"content": content, "headers": {"content-type": "application/json"}}
 
 
-@pytest.mark.timeout(900)  # for the long form
+@pytest.mark.timeout(900)  # for a large --api-cases
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_no_request_of_the_document_meets_a_500_or_an_answer_that_is_not_in_it(
+def test_every_response_to_a_random_request_is_documented(
     stack: Stack, path: str, method: str, pytestconfig: pytest.Config
 ) -> None:
     num_cases = max(3, pytestconfig.getoption("--api-cases") * WEIGHTS[path, method] // sum(WEIGHTS.values()))
@@ -133,16 +132,16 @@ def test_no_request_of_the_document_meets_a_500_or_an_answer_that_is_not_in_it(
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=cases(path, method), names_one=st.booleans())
-    def keeps_its_word(case: Case[Any], names_one: bool) -> None:
-        response = send(stack, case, names_one=names_one)
+    @given(case=cases(path, method), uses_existing=st.booleans())
+    def check_response(case: Case[Any], uses_existing: bool) -> None:
+        response = send(stack, case, uses_existing=uses_existing)
         seen[response.status_code] += 1
-        assert response.status_code in documented - NOT_OURS, (response.status_code, response.text)
+        assert response.status_code in documented - UNEXPECTED, (response.status_code, response.text)
         assert violations(response) == []
         if response.status_code != 200:
             assert response.json()["error"]["code"] != "internal_error"
 
-    keeps_its_word()
+    check_response()
     assert seen.keys() & {200, 400, 404}
 
 
@@ -154,20 +153,18 @@ def test_no_request_of_the_document_meets_a_500_or_an_answer_that_is_not_in_it(
         ("GET", f"/v1/batches?after={'x' * 129}", "after"),
     ],
 )
-def test_a_name_that_is_too_long_is_a_400_in_the_shape_of_all_errors(
-    stack: Stack, method: str, path: str, param: str
-) -> None:
+def test_a_parameter_that_is_too_long_is_a_400(stack: Stack, method: str, path: str, param: str) -> None:
     response = stack.http.request(method, path)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (400, "invalid_value", param)
     assert "128 characters" in error["message"] and len(error["message"]) < 200
 
 
-def test_every_path_parameter_can_name_something_that_is_there(stack: Stack) -> None:
+def test_every_path_parameter_can_refer_to_an_existing_object(stack: Stack) -> None:
     names = {each["name"] for path, method in OPERATIONS for each in parameters(path, method, "path")}
     assert names == EXISTING.keys()
 
 
-def parameters(path: str, method: str, place: str) -> list[dict[str, Any]]:
+def parameters(path: str, method: str, location: str) -> list[dict[str, Any]]:
     found = DOCUMENT["paths"][path][method].get("parameters", [])
-    return [each for each in found if each["in"] == place]
+    return [each for each in found if each["in"] == location]

@@ -1,4 +1,4 @@
-"""docs/errors.md has a section for every code, and each error names its own."""
+"""docs/errors.md has a section for each error code, and each error links to its section."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGE = (ROOT / "docs" / "errors.md").read_text("utf-8")
 SECTIONS = {text.partition("\n")[0]: text for text in PAGE.split("\n## ")[1:]}
 
 
-def test_every_code_has_a_section_with_its_status_and_a_way_out_and_no_other_has() -> None:
+def test_every_error_code_has_a_section_with_its_status_and_a_remedy() -> None:
     assert set(SECTIONS) == set(ERRORS)
     for code, kind in ERRORS.items():
         _, meaning, remedy, *_ = SECTIONS[code].strip().split("\n\n")
@@ -26,7 +26,7 @@ def test_every_code_of_the_wire_is_an_error_of_the_server() -> None:
     assert {code.value for code in ErrorCode} <= set(ERRORS)
 
 
-def test_an_error_names_its_section() -> None:
+def test_an_error_links_to_its_section() -> None:
     for code in ERRORS:
         path, _, anchor = to_error(ApiError(code, "text"), None).error.doc.partition("#")
         assert (ROOT / path).is_file() and anchor == code

@@ -1,4 +1,4 @@
-"""The OpenAPI document: every field and parameter says what it means, its bounds and an example."""
+"""Every field and parameter in the OpenAPI document has a description, limits and an example."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Field = tuple[str, dict[str, Any]]
 
 
 def fields(schemas: dict[str, Any]) -> Iterator[Field]:
-    """(name, schema) of every field of every model, and of objects that stand inside of them."""
+    """Yield (name, schema) of every field of every model, including fields of nested objects."""
     for name, schema in schemas.items():
         for field, inner in schema.get("properties", {}).items():
             yield f"{name}.{field}", inner
@@ -27,7 +27,7 @@ def fields(schemas: dict[str, Any]) -> Iterator[Field]:
 
 
 def parameters() -> Iterator[Field]:
-    """What stands in paths and queries; what it means is beside its schema."""
+    """Yield (name, schema) of every parameter. The schema includes the parameter's description."""
     for path, methods in DOCUMENT["paths"].items():
         for method, operation in methods.items():
             for each in operation.get("parameters", ()):
@@ -47,15 +47,15 @@ def without_example(fields: list[Field]) -> list[str]:
 
 
 def unbounded(fields: list[Field]) -> list[str]:
-    """Numbers without a least or a greatest value, also within lists and maps."""
-    least, most = {"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}
+    """Return the names of numbers without a minimum or a maximum, including items of lists and maps."""
+    minimums, maximums = {"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}
     return [
         name
         for name, schema in fields
         for inner in items(schema)
         if inner.get("type") in ("integer", "number")
         and "const" not in inner
-        and not (least & set(inner) and most & set(inner))
+        and not (minimums & set(inner) and maximums & set(inner))
     ]
 
 
@@ -71,7 +71,7 @@ def items(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 yield from items(branch[name])
 
 
-def test_there_is_much_to_be_said() -> None:
+def test_the_document_lists_the_fields_of_all_models() -> None:
     assert len(EVERYTHING) > 300
     assert {"ErrorDetail.retry_after_ms", "get /v1/batches limit", "Function.name"} <= dict(EVERYTHING).keys()
 
@@ -88,7 +88,7 @@ def test_every_example_is_valid() -> None:
     assert [(name, errors) for name, schema in EVERYTHING if (errors := example_errors(schema))] == []
 
 
-def test_an_invalid_example_is_found() -> None:
+def test_an_invalid_example_is_detected() -> None:
     assert example_errors({"type": "integer", "examples": [1, "x"]}) == ["$: 'x' is not of type 'integer'"]
 
 
@@ -96,7 +96,7 @@ def test_every_number_is_bounded() -> None:
     assert unbounded(EVERYTHING) == []
 
 
-def test_a_field_without_description_example_or_bound_is_found() -> None:
+def test_a_field_without_description_example_or_limits_is_detected() -> None:
     for schema in (
         {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]},
         {"type": "array", "items": {"type": "number", "maximum": 1}},
@@ -113,7 +113,7 @@ def test_every_model_and_every_route_is_described() -> None:
     assert all(operation.get("summary") and operation.get("description") for operation in operations)
 
 
-def test_every_request_is_an_object_of_the_document() -> None:
+def test_every_request_body_is_a_component_of_the_document() -> None:
     for path, operations in DOCUMENT["paths"].items():
         if "post" in operations and path not in WITHOUT_BODY:
             (content,) = operations["post"]["requestBody"]["content"].values()
@@ -121,7 +121,7 @@ def test_every_request_is_an_object_of_the_document() -> None:
 
 
 def test_two_models_with_one_name_are_an_error() -> None:
-    """One of them would be missing from the document."""
+    """Without the error, one of them would be missing from the document."""
 
     class Error(ResponseModel):
         text: str

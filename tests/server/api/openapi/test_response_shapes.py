@@ -1,8 +1,9 @@
-"""Real responses of every route, whole and streamed, are what the OpenAPI document says, and nothing more.
+"""Responses of every route, complete and streamed, match the OpenAPI document and have no other fields.
 
-They are also what the types of the ``openai`` and ``anthropic`` packages say, read strictly: those clients
-accept a missing field as None and keep a value of a wrong type. ``Stack.http`` of all server tests checks
-responses against the document too (``conftest.py``); here is every route at least once, with its streams.
+They also match the types of the ``openai`` and ``anthropic`` packages in strict mode. Without it, those
+clients accept a missing field as None and a value of the wrong type. ``Stack.http`` checks the responses in
+all server tests against the document (``conftest.py``); the tests here cover each route and its streams at
+least once.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ LOGPROBS = "message.output_text.logprobs"
 FORMAT = {"type": "json_schema", "name": "scene", "schema": CITY, "strict": True}
 CONTINUOUS = {"include_usage": True, "continuous_usage_stats": True}
 
-# Requests whose responses differ in form, by route; each is sent with and without ``stream``.
+# Requests by route, for all variants of a response. Each is sent with and without ``stream``.
 GENERATING: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", chat()),
     ("/v1/chat/completions", chat("count 2", n=3, service_tier="flex")),
@@ -95,40 +96,40 @@ OTHER: list[tuple[str, dict[str, Any]]] = [
 ]
 ROUTES = sorted({path for path, _ in [*GENERATING, *OTHER]})
 
-# By route: the vendor's types of a whole response and of the data of an event.
+# By route: the vendor's types of a complete response and of the data of an event.
 VENDOR_TYPES: dict[str, tuple[Any, Any]] = {
     "/v1/chat/completions": (chat_types.ChatCompletion, chat_types.ChatCompletionChunk),
     "/v1/completions": (openai.types.Completion, openai.types.Completion),
     "/v1/messages": (anthropic.types.Message, anthropic.types.RawMessageStreamEvent),
     "/v1/responses": (response_types.Response, response_types.ResponseStreamEvent),
 }
-# Null in OpenAI's own responses too, though not in its types: a text's finish reason before its end, and the
-# log-probability of a prompt's first token.
+# Fields that are null in OpenAI's responses, although its types do not allow it: the finish reason of a text
+# that has not ended, and the log probability of the first prompt token.
 NULLS = re.compile(r"choices\.0\.finish_reason|choices\.\d\.logprobs\.(token|top)_logprobs\.0")
 
 
-@cache  # the adapters are large
+@cache  # adapters are expensive to build
 def adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
 def vendor_errors(kind: Any, value: Any) -> list[str]:
-    """What a vendor's type does not allow of a value."""
+    """Return the errors that a vendor's type reports for a value."""
     try:
         adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
         found = [(".".join(map(str, detail["loc"])), detail) for detail in error.errors()]
         may_be_null = kind is openai.types.Completion
         return [
-            f"{place}: {detail['msg']}"
-            for place, detail in found
-            if not (may_be_null and detail["input"] is None and NULLS.fullmatch(place))
+            f"{location}: {detail['msg']}"
+            for location, detail in found
+            if not (may_be_null and detail["input"] is None and NULLS.fullmatch(location))
         ]
     return []
 
 
 @pytest.mark.parametrize("route", VENDOR_TYPES)
-def test_a_generated_response_is_of_the_documents_and_of_its_vendors_types(stack: Stack, route: str) -> None:
+def test_a_generated_response_matches_the_document_and_the_vendors_types(stack: Stack, route: str) -> None:
     whole_type, event_type = VENDOR_TYPES[route]
     for body in [body for path, body in GENERATING if path == route]:
         whole = stack.http.post(route, json=body)
@@ -142,13 +143,13 @@ def test_a_generated_response_is_of_the_documents_and_of_its_vendors_types(stack
         assert len(events) > 1, body
 
 
-def test_any_other_response_is_what_the_document_says(stack: Stack) -> None:
+def test_other_responses_match_the_document(stack: Stack) -> None:
     for path, body in OTHER:
         assert violations(stack.http.post(path, json=body)) == [], (path, body)
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_an_error_is_what_the_document_says(stack: Stack, path: str) -> None:
+def test_an_error_matches_the_document(stack: Stack, path: str) -> None:
     for body in (b"{", b'{"model": 7}', b'{"model": "other"}'):
         for headers in ({"content-type": "application/json"}, {"content-type": "text/plain"}):
             response = stack.http.post(path, content=body, headers=headers)
@@ -156,7 +157,7 @@ def test_an_error_is_what_the_document_says(stack: Stack, path: str) -> None:
             assert violations(response) == [], body
 
 
-def test_what_else_a_vendor_has_is_of_its_types(stack: Stack) -> None:
+def test_other_responses_match_the_vendors_types(stack: Stack) -> None:
     http = stack.http
     failed = create_batch(http, b"no JSON")
     count = {"model": MODEL, "messages": chat()["messages"]}
@@ -175,28 +176,28 @@ def test_what_else_a_vendor_has_is_of_its_types(stack: Stack) -> None:
         assert vendor_errors(kind, response.json()) == [], kind
 
 
-def test_a_missing_and_a_wrong_field_are_errors_of_a_vendors_type(stack: Stack) -> None:
+def test_a_missing_field_and_a_wrong_type_violate_a_vendors_type(stack: Stack) -> None:
     model = stack.http.get(f"/v1/models/{MODEL}").json()
     assert vendor_errors(openai.types.Model, {**model, "created": "1"})
     assert vendor_errors(openai.types.Model, {k: v for k, v in model.items() if k != "owned_by"})
 
 
-def test_what_is_kept_is_told_as_the_document_says(stack: Stack) -> None:
+def test_stored_responses_match_the_document(stack: Stack) -> None:
     http = stack.http
-    key = {"Idempotency-Key": "kept-as-documented"}
+    key = {"Idempotency-Key": "stored-as-documented"}
     job_id = http.post("/v1/chat/completions", json=chat(), headers=key).json()["id"]
     own_id = http.post("/v1/responses", json=response(CALL, tools=ITEMS)).json()["id"]
     conflict = http.post("/v1/chat/completions", json=chat("say other"), headers=key)
-    answers = [conflict]
+    received = [conflict]
     for path in (f"/v1/chat/completions/{job_id}", f"/v1/responses/{own_id}"):
-        answers += [http.get(path), http.get(path, params={"stream": "true", "starting_after": 1})]
-        answers += [http.post(f"{path}/cancel")] if "responses" in path else []
-        answers += [http.delete(path), http.get(path)]
-    assert [each.status_code for each in answers] == [409, 200, 200, 200, 404, 200, 200, 200, 200, 404]
-    assert [violations(each) for each in answers] == [[]] * len(answers)
+        received += [http.get(path), http.get(path, params={"stream": "true", "starting_after": 1})]
+        received += [http.post(f"{path}/cancel")] if "responses" in path else []
+        received += [http.delete(path), http.get(path)]
+    assert [each.status_code for each in received] == [409, 200, 200, 200, 404, 200, 200, 200, 200, 404]
+    assert [violations(each) for each in received] == [[]] * len(received)
 
 
-def test_files_batches_models_and_health_are_told_as_the_document_says(stack: Stack) -> None:
+def test_files_batches_models_and_health_match_the_document(stack: Stack) -> None:
     http = stack.http
     batch = wait_for_end(
         http,
@@ -206,7 +207,7 @@ def test_files_batches_models_and_health_are_told_as_the_document_says(stack: St
     )
     failed = create_batch(http, b"no JSON")
     file_id = upload(http, b"x").json()["id"]
-    answers = [
+    received = [
         upload(http, b"x"),
         upload(http, b"x", purpose="other"),
         *(
@@ -222,21 +223,21 @@ def test_files_batches_models_and_health_are_told_as_the_document_says(stack: St
         *(http.get(path) for path in ("/v1/models", f"/v1/models/{MODEL}", "/v1/models/x")),
         *(http.get(path) for path in ("/livez", "/readyz", "/metrics")),
     ]
-    assert [violations(each) for each in answers] == [[]] * len(answers)
+    assert [violations(each) for each in received] == [[]] * len(received)
     assert (batch["status"], failed["status"]) == ("completed", "failed")
 
 
-def test_a_server_that_is_not_ready_says_so_as_documented(serve: Serve) -> None:
+def test_the_readiness_response_of_an_unready_server_matches_the_document(serve: Serve) -> None:
     with httpx2.Client(base_url=serve().url) as http:
-        answer = http.get("/readyz")
-    assert (answer.status_code, violations(answer)) == (503, [])
+        response = http.get("/readyz")
+    assert (response.status_code, violations(response)) == (503, [])
 
 
-def test_every_answer_of_the_document_has_a_schema() -> None:
+def test_every_documented_response_has_a_schema() -> None:
     for path, operations in DOCUMENT["paths"].items():
         for method, operation in operations.items():
-            for status, answer in operation["responses"].items():
-                for media_type, content in answer["content"].items():
+            for status, documented in operation["responses"].items():
+                for media_type, content in documented["content"].items():
                     is_bytes = media_type in ("text/plain", "application/octet-stream")
                     assert is_bytes or "$ref" in str(content["schema"]), (path, method, status, media_type)
 
@@ -266,35 +267,35 @@ CHAT = {
 
 
 def paths_of(value: Any, *steps: Any) -> list[tuple[Any, ...]]:
-    """Of every object in a value."""
+    """Return the paths of all objects in a value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     found = [path for step, each in inner for path in paths_of(each, *steps, step)]
     return [steps, *found] if isinstance(value, dict) else found
 
 
-def test_an_added_a_missing_and_a_null_field_are_found_at_every_place() -> None:
+def test_added_missing_and_null_fields_are_detected_in_every_object() -> None:
     schema = {"$ref": "#/components/schemas/ChatCompletion"}
     assert violations_of(CHAT, schema) == []
     for path in paths_of(CHAT):
         for change in ("add", "drop", "null"):
             wrong = copy.deepcopy(CHAT)
-            place: Any = wrong
+            target: Any = wrong
             for step in path:
-                place = place[step]
-            first = next(iter(place))
+                target = target[step]
+            first = next(iter(target))
             if change == "add":
-                place["x_new"] = 1
+                target["x_new"] = 1
             elif change == "drop":
-                del place[first]
+                del target[first]
             else:
-                place[first] = None
+                target[first] = None
             assert violations_of(wrong, schema) != [], (path, change)
 
 
-def test_an_answer_in_another_head_is_found(stack: Stack) -> None:
-    answer = stack.http.get("/v1/models")
-    answer.headers["x-new"] = "1"
-    assert violations(answer) == ["header x-new is not in the document"]
-    answer = stack.http.get("/v1/models")
-    answer.status_code = 418
-    assert violations(answer) == ["status 418 is not in the document"]
+def test_undocumented_headers_and_statuses_are_detected(stack: Stack) -> None:
+    response = stack.http.get("/v1/models")
+    response.headers["x-new"] = "1"
+    assert violations(response) == ["header x-new is not in the document"]
+    response = stack.http.get("/v1/models")
+    response.status_code = 418
+    assert violations(response) == ["status 418 is not in the document"]

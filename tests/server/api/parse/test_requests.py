@@ -1,4 +1,4 @@
-"""What a request may say: every wrong value is one clear 400 that names the field; the next request works."""
+"""An invalid value in a request is a 400 with a clear message that names the field."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.server.scripted_worker import MODEL
 
 USER = {"role": "user", "content": "say yes"}
 
-# fields -> (code, param, words of the message)
+# fields, code and param of the error, words of its message
 WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "max_tokens 0": ({"max_tokens": 0}, "invalid_value", "max_tokens", "greater than or equal to 1 (got 0)"),
     "max_tokens negative": ({"max_tokens": -1}, "invalid_value", "max_tokens", "got -1"),
@@ -31,7 +31,7 @@ WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {"max_tokens": 1, "max_completion_tokens": 2},
         "invalid_value",
         "max_completion_tokens",
-        "give one of them",
+        "Send only one of them",
     ),
     "temperature -0.1": ({"temperature": -0.1}, "invalid_value", "temperature", "got -0.1"),
     "temperature 2.1": ({"temperature": 2.1}, "invalid_value", "temperature", "less than or equal to 2"),
@@ -42,7 +42,7 @@ WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "seed 2**63": ({"seed": 2**63}, "invalid_value", "seed", "less than"),
     "seed text": ({"seed": "1"}, "invalid_type", "seed", "integer"),
     "stop empty": ({"stop": ""}, "invalid_value", "stop", "at least 1 character"),
-    "stop with an empty one": ({"stop": ["a", ""]}, "invalid_value", "stop[1]", "at least 1 character"),
+    "stop with an empty string": ({"stop": ["a", ""]}, "invalid_value", "stop[1]", "at least 1 character"),
     "five stops": ({"stop": ["a"] * 5}, "invalid_value", "stop", "at most 4"),
     "stop number": ({"stop": 5}, "invalid_type", "stop", "array"),
     "stream text": ({"stream": "yes"}, "invalid_type", "stream", "boolean"),
@@ -50,7 +50,7 @@ WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {"stream_options": {}},
         "invalid_value",
         "stream_options",
-        "stream true",
+        "stream is true",
     ),
     "user number": ({"user": 5}, "invalid_type", "user", "string"),
     "metadata of numbers": ({"metadata": {"a": 1}}, "invalid_type", "metadata.a", "string"),
@@ -130,7 +130,7 @@ WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "messages[0].content[0].image_url",
         "object",
     ),
-    "picture of the system": (
+    "image in a system message": (
         {
             "messages": [
                 {"role": "system", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
@@ -162,7 +162,7 @@ WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
 }
 
 
-def test_wrong_field_is_a_clear_400_and_the_next_request_works(stack: Stack) -> None:
+def test_an_invalid_field_is_a_400_and_the_next_request_works(stack: Stack) -> None:
     for name, (fields, code, param, words) in WRONG_FIELDS.items():
         response = post_json(stack, {"model": MODEL, "messages": [USER], **fields})
         error = response.json()["error"]
@@ -173,7 +173,7 @@ def test_wrong_field_is_a_clear_400_and_the_next_request_works(stack: Stack) -> 
         assert stack.works(), name
 
 
-def test_required_field_is_named_when_missing(stack: Stack) -> None:
+def test_a_missing_required_field_is_named(stack: Stack) -> None:
     for missing in ("model", "messages"):
         body = {"model": MODEL, "messages": [USER]}
         del body[missing]
@@ -192,7 +192,7 @@ NOT_JSON = {
 }
 
 
-def test_broken_json_is_a_400_and_the_next_request_works(stack: Stack) -> None:
+def test_invalid_json_is_a_400_and_the_next_request_works(stack: Stack) -> None:
     for name, body in NOT_JSON.items():
         response = post_raw(stack, body)
         error = response.json()["error"]
@@ -201,13 +201,13 @@ def test_broken_json_is_a_400_and_the_next_request_works(stack: Stack) -> None:
         assert stack.works(), name
 
 
-def test_json_that_is_no_object_is_a_400(stack: Stack) -> None:
+def test_json_that_is_not_an_object_is_a_400(stack: Stack) -> None:
     for body in (b"[]", b"5", b'"text"', b"null"):
         response = post_raw(stack, body)
         assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_type"), body
 
 
-def test_other_content_types_are_refused_so_that_foreign_pages_cannot_post(stack: Stack) -> None:
+def test_other_content_types_are_rejected_so_that_foreign_pages_cannot_post(stack: Stack) -> None:
     body = json.dumps({"model": MODEL, "messages": [USER]}).encode()
     for media_type in ("text/plain", "application/x-www-form-urlencoded", ""):
         response = post_raw(stack, body, media_type)
@@ -215,11 +215,11 @@ def test_other_content_types_are_refused_so_that_foreign_pages_cannot_post(stack
     assert post_raw(stack, body, "application/json; charset=utf-8").status_code == 200
 
 
-def test_neutral_number_is_no_boolean(stack: Stack) -> None:
+def test_a_boolean_is_not_accepted_as_a_number(stack: Stack) -> None:
     assert stack.chat(n=True).status_code == 400
 
 
-def test_fields_that_nobody_knows_are_ignored(stack: Stack) -> None:
+def test_unknown_fields_are_ignored(stack: Stack) -> None:
     response = stack.chat(
         "say yes", librechat_extra={"a": [1]}, user="u", metadata={"k": "v"}, service_tier="auto"
     )
@@ -235,14 +235,14 @@ def test_every_field_is_described_in_the_openapi_document(stack: Stack) -> None:
     assert body["content"]["application/json"]["schema"]["$ref"].endswith("/ChatRequest")
 
 
-def test_sampling_reaches_the_worker_as_asked(stack: Stack) -> None:
+def test_sampling_parameters_reach_the_worker(stack: Stack) -> None:
     stack.chat("say x", temperature=0, top_p=0.5, max_tokens=7, stop=["a", "b"], seed=-5, ignore_eos=True)
     sampling = stack.worker.assignments[-1].job.sampling
     assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (0.0, 0.5, 7)
     assert (sampling.stop, sampling.seed, sampling.ignore_eos) == (("a", "b"), -5, True)
 
 
-def test_absent_sampling_gets_openais_defaults_and_a_fresh_seed(stack: Stack) -> None:
+def test_missing_sampling_parameters_have_openais_defaults_and_a_random_seed(stack: Stack) -> None:
     stack.chat("say x")
     stack.chat("say x", stop="one", max_completion_tokens=3)
     first, second = (assignment.job.sampling for assignment in stack.worker.assignments[-2:])
@@ -251,12 +251,12 @@ def test_absent_sampling_gets_openais_defaults_and_a_fresh_seed(stack: Stack) ->
     assert first.seed != second.seed
 
 
-def test_limit_beyond_the_context_means_the_rest_of_the_context(stack: Stack) -> None:
+def test_a_token_limit_beyond_the_context_is_reduced_to_the_context_length(stack: Stack) -> None:
     assert stack.chat("say x", max_tokens=2**31 - 1).status_code == 200
     assert stack.worker.assignments[-1].job.sampling.max_tokens == 4096
 
 
-def test_unknown_model_is_a_404_that_lists_the_served_ones(stack: Stack) -> None:
+def test_an_unknown_model_is_a_404_that_lists_the_served_models(stack: Stack) -> None:
     response = stack.chat(model="gpt-4o")
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")

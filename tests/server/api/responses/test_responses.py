@@ -1,4 +1,4 @@
-"""/v1/responses as OpenAI's own client reads it: whole, streamed, with functions; and what is refused."""
+"""/v1/responses with OpenAI's client: complete and streamed responses, function calls and errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ask(stack: Stack, question: Any = "say yes", **fields: Any) -> Any:
     return stack.http.post("/v1/responses", json={"model": MODEL, "input": question, **fields})
 
 
-def test_the_client_reads_a_whole_response(client: openai.OpenAI, stack: Stack) -> None:
+def test_the_client_receives_a_complete_response(client: openai.OpenAI, stack: Stack) -> None:
     response = client.responses.create(
         model=MODEL, input="say one two", instructions="Be brief.", metadata={"run": "7"}, temperature=0
     )
@@ -51,7 +51,7 @@ def test_the_client_reads_a_whole_response(client: openai.OpenAI, stack: Stack) 
     assert response.id == job.job_id.replace("chatcmpl-", "resp_")
 
 
-def test_a_cut_response_is_incomplete(client: openai.OpenAI) -> None:
+def test_a_truncated_response_is_incomplete(client: openai.OpenAI) -> None:
     response = client.responses.create(model=MODEL, input="count 2", max_output_tokens=2)
     assert (response.status, response.output_text) == ("incomplete", "1 2")
     assert response.incomplete_details is not None
@@ -72,7 +72,7 @@ TEXT_EVENTS = [
 ]
 
 
-def test_a_stream_has_openais_events_in_their_order(client: openai.OpenAI, stack: Stack) -> None:
+def test_a_stream_has_openais_events_in_order(client: openai.OpenAI, stack: Stack) -> None:
     events = list(client.responses.create(model=MODEL, input="say one two", stream=True))
     assert [event.type for event in events] == TEXT_EVENTS
     assert [event.sequence_number for event in events] == list(range(len(events)))
@@ -82,12 +82,12 @@ def test_a_stream_has_openais_events_in_their_order(client: openai.OpenAI, stack
     assert all(name == data["type"] for name, data in events_of(ask(stack, stream=True)))
 
 
-def test_the_clients_own_stream_helper_joins_the_text(client: openai.OpenAI) -> None:
+def test_the_clients_stream_helper_joins_the_text(client: openai.OpenAI) -> None:
     with client.responses.stream(model=MODEL, input="say one two") as stream:
         assert stream.get_final_response().output_text == "one two"
 
 
-def test_a_response_without_a_word_has_an_empty_message(client: openai.OpenAI) -> None:
+def test_a_response_without_text_has_an_empty_message(client: openai.OpenAI) -> None:
     response = client.responses.create(model=MODEL, input="say ")
     assert (response.output_text, len(response.output)) == ("", 1)
 
@@ -105,7 +105,9 @@ def test_images_and_earlier_items_reach_the_worker(client: openai.OpenAI, stack:
     )
 
 
-def test_calls_are_items_of_their_own_and_results_go_back(client: openai.OpenAI, stack: Stack) -> None:
+def test_calls_are_separate_items_and_their_results_reach_the_worker(
+    client: openai.OpenAI, stack: Stack
+) -> None:
     response = client.responses.create(model=MODEL, input=f"say {PARIS}\n{NOW}", tools=[WEATHER, CLOCK])
     first, second = response.output
     assert first.type == "function_call" and second.type == "function_call"
@@ -116,9 +118,9 @@ def test_calls_are_items_of_their_own_and_results_go_back(client: openai.OpenAI,
     ]
     conversation: list[Any] = [{"role": "user", "content": "Weather?"}, first, second, *results]
     client.responses.create(model=MODEL, input=conversation, tools=[WEATHER])
-    _, question, calls, told = stack.worker.assignments[-1].job.messages
+    _, question, calls, outputs = stack.worker.assignments[-1].job.messages
     assert (question.parts, calls.parts) == (("Weather?",), (f"{PARIS}\n{NOW}",))
-    assert told.parts == (
+    assert outputs.parts == (
         "<tool_response>of clock</tool_response>",
         "<tool_response>of weather</tool_response>",
     )
@@ -139,7 +141,7 @@ def test_streamed_calls_have_their_events(client: openai.OpenAI) -> None:
     assert "response.output_text.delta" not in kinds
 
 
-def test_a_response_that_breaks_says_so_and_ends(client: openai.OpenAI) -> None:
+def test_a_failed_response_reports_its_error_and_ends(client: openai.OpenAI) -> None:
     events = list(client.responses.create(model=MODEL, input="break internal_error", stream=True))
     assert events[-1].type == "response.failed"
     assert events[-1].response.error is not None
@@ -148,7 +150,7 @@ def test_a_response_that_breaks_says_so_and_ends(client: openai.OpenAI) -> None:
         client.responses.create(model=MODEL, input="refuse internal_error", stream=True)
 
 
-def test_log_probabilities_come_with_the_text(client: openai.OpenAI) -> None:
+def test_log_probabilities_are_returned_with_the_text(client: openai.OpenAI) -> None:
     response = client.responses.create(
         model=MODEL, input="say one two", include=["message.output_text.logprobs"], top_logprobs=2
     )
@@ -183,13 +185,13 @@ EFFECTS: list[tuple[dict[str, Any], Any, Any]] = [
 ]
 
 
-def test_field_changes_the_job(stack: Stack) -> None:
+def test_a_field_changes_the_job(stack: Stack) -> None:
     for fields, seen, value in EFFECTS:
         assert ask(stack, **fields).status_code == 200, fields
         assert seen(stack.worker.assignments[-1].job) == value, fields
 
 
-def test_every_field_of_openai_is_known() -> None:
+def test_every_field_of_openais_api_is_known() -> None:
     assert set(ResponseCreateParamsBase.__annotations__) <= set(ResponseRequest.model_fields)
 
 
@@ -213,10 +215,10 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
         "input[0].tool_call_id",
         "c",
     ),
-    ({"include": ["reasoning.encrypted_content"]}, "include", "nothing else"),
+    ({"include": ["reasoning.encrypted_content"]}, "include", "only supports"),
     ({"top_logprobs": 2}, "top_logprobs", "include"),
-    ({"stream_options": {}}, "stream_options", "stream true"),
-    ({"background": True, "store": False}, "background", "store false"),
+    ({"stream_options": {}}, "stream_options", "stream is true"),
+    ({"background": True, "store": False}, "background", "store is false"),
     ({"store": "yes"}, "store", "boolean"),
     ({"text": {"format": {"type": "json_schema"}}}, "text.format.json_schema.name", "required"),
     ({"text": {"verbosity": "low"}}, "text.verbosity", "medium"),
@@ -231,7 +233,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-def test_what_cannot_be_answered_is_an_error_that_names_the_field(stack: Stack) -> None:
+def test_an_invalid_request_is_an_error_that_names_the_field(stack: Stack) -> None:
     for fields, param, words in INVALID:
         response = ask(stack, **fields)
         error = response.json()["error"]

@@ -1,4 +1,4 @@
-"""Responses that are read later than they were asked for: stored, in the background, cancelled."""
+"""Stored responses: read later, generated in the background, cancelled and deleted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read(stack: Stack, response_id: str, **query: Any) -> Any:
     return stack.http.get(f"/v1/responses/{response_id}", params=query)
 
 
-def ended(client: openai.OpenAI, response_id: str) -> Any:
+def wait_for_end(client: openai.OpenAI, response_id: str) -> Any:
     wait_until(lambda: client.responses.retrieve(response_id).status not in ("queued", "in_progress"))
     return client.responses.retrieve(response_id)
 
@@ -46,32 +46,32 @@ def ended(client: openai.OpenAI, response_id: str) -> Any:
     ],
     ids=str,
 )
-def test_a_stored_response_is_read_as_it_was_told(stack: Stack, fields: dict[str, Any]) -> None:
-    told = ask(stack, "say one two three", **fields).json()
-    found = read(stack, told["id"]).json()
-    assert abs(found.pop("created_at") - told.pop("created_at")) <= 1
-    assert found == told and told["store"] is True
+def test_a_stored_response_equals_the_original(stack: Stack, fields: dict[str, Any]) -> None:
+    original = ask(stack, "say one two three", **fields).json()
+    stored = read(stack, original["id"]).json()
+    assert abs(stored.pop("created_at") - original.pop("created_at")) <= 1
+    assert stored == original and original["store"] is True
 
 
-def test_a_response_in_the_background_is_queued_made_and_read(client: openai.OpenAI, stack: Stack) -> None:
-    begun = client.responses.create(model=MODEL, input="hold", background=True)
-    assert (begun.status, begun.output_text, begun.background) == ("queued", "", True)
-    wait_until(lambda: client.responses.retrieve(begun.id).output_text == "begun ")
-    assert client.responses.retrieve(begun.id).status == "in_progress"
+def test_a_background_response_is_queued_generated_and_read(client: openai.OpenAI, stack: Stack) -> None:
+    created = client.responses.create(model=MODEL, input="hold", background=True)
+    assert (created.status, created.output_text, created.background) == ("queued", "", True)
+    wait_until(lambda: client.responses.retrieve(created.id).output_text == "begun ")
+    assert client.responses.retrieve(created.id).status == "in_progress"
     stack.worker.release.set()
-    response = ended(client, begun.id)
+    response = wait_for_end(client, created.id)
     assert (response.status, response.output_text) == ("completed", "begun done")
     assert response.usage is not None and response.usage.output_tokens == 3
 
 
-def test_a_background_that_breaks_says_so_when_it_is_read(client: openai.OpenAI) -> None:
-    begun = client.responses.create(model=MODEL, input="break internal_error", background=True)
-    response = ended(client, begun.id)
+def test_a_failed_background_response_reports_its_error(client: openai.OpenAI) -> None:
+    created = client.responses.create(model=MODEL, input="break internal_error", background=True)
+    response = wait_for_end(client, created.id)
     assert response.status == "failed"
     assert response.error is not None and "scripted failure" in response.error.message
 
 
-def test_events_are_read_on_after_the_one_that_is_known(client: openai.OpenAI, stack: Stack) -> None:
+def test_events_are_resumed_after_a_sequence_number(client: openai.OpenAI, stack: Stack) -> None:
     whole = events_of(ask(stack, "say one two three", stream=True))
     response_id = whole[0][1]["response"]["id"]
     for start in (0, 4, len(whole) - 2, len(whole) + 5):
@@ -82,15 +82,15 @@ def test_events_are_read_on_after_the_one_that_is_known(client: openai.OpenAI, s
         assert [event.type for event in stream] == [name for name, _ in whole]
 
 
-def test_a_background_stream_goes_on_without_its_reader(client: openai.OpenAI, stack: Stack) -> None:
+def test_a_background_response_continues_after_a_disconnect(client: openai.OpenAI, stack: Stack) -> None:
     with client.responses.create(model=MODEL, input="hold", background=True, stream=True) as stream:
         first = next(iter(stream))
         assert first.type == "response.created"
     stack.worker.release.set()
-    assert ended(client, first.response.id).output_text == "begun done"
+    assert wait_for_end(client, first.response.id).output_text == "begun done"
 
 
-def test_a_stream_in_the_foreground_ends_with_its_reader(client: openai.OpenAI, stack: Stack) -> None:
+def test_a_foreground_response_is_cancelled_after_a_disconnect(client: openai.OpenAI, stack: Stack) -> None:
     with client.responses.create(model=MODEL, input="go-on", stream=True) as stream:
         first = next(iter(stream))
         assert first.type == "response.created"
@@ -98,20 +98,20 @@ def test_a_stream_in_the_foreground_ends_with_its_reader(client: openai.OpenAI, 
     assert client.responses.retrieve(first.response.id).status == "cancelled"
 
 
-def test_a_cancelled_response_ends_and_says_so(client: openai.OpenAI, stack: Stack) -> None:
-    begun = client.responses.create(model=MODEL, input="go-on", background=True)
-    wait_until(lambda: client.responses.retrieve(begun.id).status == "in_progress")
-    assert client.responses.cancel(begun.id).status == "cancelled"
+def test_a_cancelled_response_has_status_cancelled(client: openai.OpenAI, stack: Stack) -> None:
+    created = client.responses.create(model=MODEL, input="go-on", background=True)
+    wait_until(lambda: client.responses.retrieve(created.id).status == "in_progress")
+    assert client.responses.cancel(created.id).status == "cancelled"
     wait_until(lambda: len(stack.worker.refused) == 1)
-    assert client.responses.retrieve(begun.id).status == "cancelled"
+    assert client.responses.retrieve(created.id).status == "cancelled"
 
 
-def test_what_is_over_is_not_cancelled_any_more(client: openai.OpenAI) -> None:
+def test_cancelling_a_completed_response_has_no_effect(client: openai.OpenAI) -> None:
     response = client.responses.create(model=MODEL, input="say yes")
     assert client.responses.cancel(response.id).status == "completed"
 
 
-def test_nothing_is_read_that_is_not_stored_or_no_response(stack: Stack) -> None:
+def test_only_stored_responses_can_be_read(stack: Stack) -> None:
     unstored = ask(stack, "say yes", store=False).json()
     assert unstored["store"] is False
     chat = stack.chat("say yes").json()["id"]
@@ -125,13 +125,13 @@ def test_nothing_is_read_that_is_not_stored_or_no_response(stack: Stack) -> None
 
 
 @pytest.mark.parametrize("start", ["-1", "x", "1e3", ""])
-def test_a_number_that_is_none_is_refused(stack: Stack, start: str) -> None:
+def test_an_invalid_sequence_number_is_rejected(stack: Stack, start: str) -> None:
     response_id = ask(stack, "say yes").json()["id"]
     error = read(stack, response_id, stream="true", starting_after=start).json()["error"]
     assert (error["code"], error["param"]) == ("invalid_value", "starting_after")
 
 
-def test_a_deleted_response_is_gone(client: openai.OpenAI, stack: Stack) -> None:
+def test_a_deleted_response_is_not_found(client: openai.OpenAI, stack: Stack) -> None:
     response_id = client.responses.create(model=MODEL, input="say yes").id
     deleted = stack.http.delete(f"/v1/responses/{response_id}")
     assert (deleted.status_code, deleted.json()) == (
@@ -143,15 +143,15 @@ def test_a_deleted_response_is_gone(client: openai.OpenAI, stack: Stack) -> None
             call(response_id)
 
 
-def test_a_response_that_is_deleted_while_it_is_made_ends(client: openai.OpenAI, stack: Stack) -> None:
-    begun = client.responses.create(model=MODEL, input="go-on", background=True)
-    wait_until(lambda: client.responses.retrieve(begun.id).status == "in_progress")
-    client.responses.delete(begun.id)
+def test_deleting_a_response_in_progress_cancels_it(client: openai.OpenAI, stack: Stack) -> None:
+    created = client.responses.create(model=MODEL, input="go-on", background=True)
+    wait_until(lambda: client.responses.retrieve(created.id).status == "in_progress")
+    client.responses.delete(created.id)
     wait_until(lambda: len(stack.worker.refused) == 1)
-    assert read(stack, begun.id).status_code == 404
+    assert read(stack, created.id).status_code == 404
 
 
-def test_another_key_finds_no_response(own_stack: OwnStack) -> None:
+def test_a_response_is_not_visible_to_other_keys(own_stack: OwnStack) -> None:
     stack = own_stack(api_keys="first-key-0123456789,other-key-0123456789")
     mine, others = ({"Authorization": f"Bearer {key}-key-0123456789"} for key in ("first", "other"))
     body = {"model": MODEL, "input": "go-on", "background": True}
@@ -162,11 +162,11 @@ def test_another_key_finds_no_response(own_stack: OwnStack) -> None:
     assert cancelled.json()["status"] == "cancelled"
 
 
-def test_another_controller_reads_and_ends_it(stack: Stack, serve: Serve) -> None:
-    begun = ask(stack, "hold", background=True).json()
+def test_another_controller_reads_and_cancels_a_response(stack: Stack, serve: Serve) -> None:
+    created = ask(stack, "hold", background=True).json()
     url = serve(redis_url=stack.server.services.settings.redis_url).url
     with httpx2.Client(base_url=url, timeout=scaled(60)) as other:
-        path = f"/v1/responses/{begun['id']}"
+        path = f"/v1/responses/{created['id']}"
         wait_until(lambda: other.get(path).json()["status"] == "in_progress")
         assert other.post(f"{path}/cancel").json()["status"] == "cancelled"
-    assert read(stack, begun["id"]).json()["status"] == "cancelled"
+    assert read(stack, created["id"]).json()["status"] == "cancelled"

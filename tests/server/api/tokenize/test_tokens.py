@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize: a worker's answer, in vLLM's shape."""
+"""/tokenize and /detokenize, in vLLM's format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.server.scripted_worker import MODEL
 USER = {"role": "user", "content": "Hi"}
 
 
-def test_a_text_becomes_its_tokens(stack: Stack) -> None:
+def test_a_text_is_tokenized(stack: Stack) -> None:
     response = stack.http.post("/tokenize", json={"model": MODEL, "prompt": "aé"})
     assert response.json() == {
         "count": 3,
@@ -24,7 +24,7 @@ def test_a_text_becomes_its_tokens(stack: Stack) -> None:
     assert (job.task, job.form) == ("tokenize", "raw")
 
 
-def test_a_conversation_becomes_the_tokens_that_a_chat_would_have(stack: Stack) -> None:
+def test_a_conversation_has_the_tokens_of_a_chat_prompt(stack: Stack) -> None:
     image = {"role": "user", "content": [part(encoded(scene())), {"type": "text", "text": "Hi"}]}
     response = stack.http.post("/tokenize", json={"model": MODEL, "messages": [image]})
     assert response.json()["tokens"] == [0, *b"Hi"]
@@ -32,7 +32,7 @@ def test_a_conversation_becomes_the_tokens_that_a_chat_would_have(stack: Stack) 
     assert (job.task, job.form, len(job.images)) == ("tokenize", "chat", 1)
 
 
-def test_functions_and_begun_answers_are_counted_too(stack: Stack) -> None:
+def test_functions_and_continued_messages_are_included(stack: Stack) -> None:
     body = {"model": MODEL, "messages": [USER]}
     plain = stack.http.post("/tokenize", json=body).json()["count"]
     assert stack.http.post("/tokenize", json={**body, "tools": [WEATHER]}).json()["count"] > plain
@@ -41,7 +41,7 @@ def test_functions_and_begun_answers_are_counted_too(stack: Stack) -> None:
     assert stack.worker.assignments[-1].job.form == "continued"
 
 
-def test_tokens_become_their_text(stack: Stack) -> None:
+def test_tokens_are_converted_to_text(stack: Stack) -> None:
     response = stack.http.post("/detokenize", json={"model": MODEL, "tokens": list(map(ord, "aé"))})
     assert response.json() == {"prompt": "aé"}
     assert stack.worker.assignments[-1].job.task == "detokenize"
@@ -63,7 +63,7 @@ INVALID: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-def test_what_is_no_text_and_no_tokens_is_a_400(stack: Stack) -> None:
+def test_an_invalid_request_is_a_400_that_names_the_field(stack: Stack) -> None:
     for path, fields, param in INVALID:
         response = stack.http.post(path, json={"model": MODEL, **fields})
         assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
