@@ -8,7 +8,7 @@ from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from torch import Tensor
 
 BLOCK_SIZE, NUM_BLOCKS = 4, 40
-LAYER = 1  # of two layers; the contents of the other layer must not affect the result
+LAYER = 1  # the second of two layers; the first one must not affect the result
 
 CPU = torch.device("cpu")
 

@@ -25,8 +25,8 @@ class Llava(nn.Module):
 
     The model runner calls `encode` and `assemble` for new images and `embed` for the token IDs, and
     overwrites the rows of image tokens with image features. Then it calls the model, and `logits` for the
-    rows to sample from. With tensor parallelism this is the model of the first rank, and ``config`` describes
-    its shard. The other ranks have only their shard of the decoder layers.
+    rows to sample from. With tensor parallelism, this is the model of the first rank, and ``config``
+    describes its shard. The other ranks have only their shard of the decoder layers.
     """
 
     def __init__(

@@ -57,7 +57,10 @@ class CopyCommand(msgspec.Struct, tag="copy", frozen=True):
 
 
 class StepCommand(msgspec.Struct, tag="step", frozen=True):
-    """A command to run a forward pass. Tensors follow by broadcast; ``width`` is that of the block tables."""
+    """A command to run a forward pass. Its tensors are sent by broadcast.
+
+    ``width`` is the number of columns of the block tables.
+    """
 
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]

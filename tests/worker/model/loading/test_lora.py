@@ -1,4 +1,4 @@
-"""LoRA adapters and replacement tensors are merged into a base model; pickle files require permission."""
+"""LoRA adapters and replacement tensors are merged into a base model. Pickle files are opt-in."""
 
 from __future__ import annotations
 

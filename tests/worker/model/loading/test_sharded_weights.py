@@ -99,6 +99,6 @@ def test_a_wrong_shape_is_rejected_with_the_unsharded_shape(folder: Path) -> Non
         ranks=TensorParallel(0, 4),
     )
     with pytest.raises(
-        ValueError, match=r"mlp.gate_proj.weight is \[80, 48\] of float32, expected floats \[160, 48\]"
+        ValueError, match=r"mlp.gate_proj.weight is float32 \[80, 48\], expected float \[160, 48\]"
     ):
         load_weights(model, folder)

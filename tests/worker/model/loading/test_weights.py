@@ -133,7 +133,7 @@ def test_tensors_with_a_wrong_shape_or_dtype_are_listed(
     rewrite(folder, lambda tensors: tensors | wrong)
 
     with pytest.raises(
-        CheckpointError, match=r"1 mismatched \(language_model.model.norm.weight is .* expected floats \[48\]"
+        CheckpointError, match=r"1 mismatched \(language_model.model.norm.weight is .* expected float \[48\]"
     ):
         load_model(folder)
 

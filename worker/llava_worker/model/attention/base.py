@@ -1,8 +1,8 @@
 """The attention interface: the metadata that backends receive and the methods that the decoder calls.
 
 The batch of a forward pass is packed: the tokens of all rows are concatenated without padding. A row consists
-of the new tokens of one sequence. Rows of one token (decodes) are first, followed by short rows (the last
-token of a sequence and its draft tokens) and by prompt chunks.
+of the new tokens of one sequence. Decodes (rows of one token) come first, followed by short rows (the last
+token of a sequence and its draft tokens) and prompt chunks.
 
     tokens        | a | b | c  c  c  c | d  d |         query_lens    (1, 1, 4, 2)
     context         9  33            4    70            context_lens  (9, 33, 4, 70)
@@ -42,7 +42,7 @@ class AttentionMetadata:
 
 @dataclass(frozen=True, slots=True)
 class DecodeMetadata:
-    """The rows of a decode-only pass, described by tensors only so that a CUDA graph can be replayed."""
+    """The rows of a decode-only pass. All fields are tensors, so that a CUDA graph can be replayed."""
 
     slot_mapping: Tensor  # int64 [rows]
     context_lens: Tensor  # int32 [rows]
@@ -66,7 +66,7 @@ class AttentionPlan(ABC):
     def rope_and_attend(
         self, layer: int, qkv: Tensor, rotation: Rotation, *, kv_heads: int, window: int | None = None
     ) -> Tensor:
-        """Apply RoPE to q and k, and `attend`. qkv [tokens, heads + 2 * kv_heads, head_dim] is q, k, v."""
+        """Apply RoPE to q and k, then `attend`; qkv [tokens, heads + 2 * kv_heads, head_dim] is q, k, v."""
         q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
         return self.attend(layer, rotation.apply(q), rotation.apply(k), v, window=window)
 

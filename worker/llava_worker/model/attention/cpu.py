@@ -1,4 +1,6 @@
-"""CPU attention in C++ kernels that read the KV cache in place. fp32 prompts are computed as in `sdpa`.
+"""CPU attention in C++ kernels that read the KV cache in place.
+
+Prompts that the C++ kernels do not support, such as fp32 prompts, are computed as in `sdpa`.
 
 A short row (the last token of a sequence and its draft tokens) is computed as multiple rows of one token over
 the same blocks. All keys and values are written before any are read. Draft tokens are therefore verified with

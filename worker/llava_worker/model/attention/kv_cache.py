@@ -42,7 +42,7 @@ class KVCacheSpec:
     num_layers: int
     num_kv_heads: int
     head_dim: int
-    dtype: torch.dtype  # dtype of keys and values that are written and read
+    dtype: torch.dtype  # dtype of keys and values on write and read
     is_int8: bool = False  # stored as int8 instead of ``dtype``
 
     @classmethod

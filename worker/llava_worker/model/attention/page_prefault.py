@@ -25,7 +25,7 @@ def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return a zero CPU tensor with no pages faulted in. Raises OSError or OverflowError if too large."""
     memory = mmap.mmap(-1, prod(shape) * dtype.itemsize)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # kernels without huge pages
+        with suppress(OSError):  # the operating system does not support huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(*shape)
 

@@ -48,7 +48,7 @@ class QueryRows:
 class PagedKernel(ABC):
     """An attention kernel for a 16-bit or 32-bit KV cache."""
 
-    name: str  # for logs
+    name: str  # used in logs
     block_size: int  # tokens per block, as the kernel requires
 
     @abstractmethod

@@ -52,7 +52,7 @@ HD_SHAPES = (*((n, 1) for n in range(1, 7)), *((1, n) for n in range(2, 7)), (2,
 class ImagePlan:
     """The mapping of one image's tiles to tokens.
 
-    The grid has ``rows`` x ``columns`` tiles. Its patches [top, bottom) x [left, right) contain the image,
+    The grid has ``rows`` x ``columns`` tiles. Its patches [top, bottom) x [left, right) contain the image;
     the others are padding. Without a grid, ``num_tiles`` is 1 and all other grid fields are 0.
     """
 
@@ -103,9 +103,10 @@ class ImageLayout:
         return math.isqrt(self.tokens_per_tile)
 
     def plan(self, width: int, height: int) -> ImagePlan:
-        """Return the plan for an image of this original size in pixels, or of only the base view for 0 x 0.
+        """Return the plan for an image of this original size in pixels.
 
-        With a grid, raises ValueError for any other size with a side below 1 pixel.
+        The plan for a size of 0 x 0 has only the base view. With a grid, any other size with a side below 1
+        raises ValueError.
         """
         if not self.has_grid or width == height == 0:
             return ImagePlan(num_tiles=1, num_tokens=self.tokens_per_tile)

@@ -207,11 +207,11 @@ class ImageConfig(ConfigPart):
 
     @property
     def fit(self) -> OneTileFit:
-        """The method of making images square if config.json does not specify one.
+        """The default method for making images square, used if config.json does not specify one.
 
-        LLaVA-1.5 was trained on padded images, although the file of its image processor does not specify it.
-        A file with both height and width belongs to SigLIP or a similar tower, which squashes images to that
-        size.
+        LLaVA-1.5 was trained on padded images, although its image processor configuration does not specify
+        it. A file with both height and width belongs to SigLIP or a similar tower, which squashes images to
+        that size.
         """
         if self.do_pad:
             return "pad"

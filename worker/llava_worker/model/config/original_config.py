@@ -26,7 +26,7 @@ SIGLIP_SO400M_384 = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden
     "patch_size": 14,
 }
 
-# By the last component of the name, because some checkpoints contain a local path of their author.
+# Keys are the last component of the name, because some checkpoints contain a local path of their author.
 _TOWERS = {
     "clip-vit-large-patch14": CLIP_L_224,
     "clip-vit-large-patch14-336": CLIP_L_336,

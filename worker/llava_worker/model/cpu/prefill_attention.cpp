@@ -6,7 +6,8 @@
 // Blocks of keys begin at multiples of KEYS, so the result of a query is bitwise identical for any division of the
 // prompt into chunks. Only slots in the context of the sequence are read.
 //
-// There is no AVX2 version: with half the registers and no bf16 instructions, it took three times as long as torch.
+// There is no AVX2 version: with half the registers and bf16 elements widened individually, it took three times as long
+// as torch.
 #ifdef __AVX512F__
 #include <algorithm>
 #include <cmath>

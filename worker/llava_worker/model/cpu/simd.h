@@ -146,7 +146,7 @@ INLINE float horizontal_max(f32x16 v) {
   return lanes[0];
 }
 
-// e^x with an error of at most 2 ULP, computed as 2^n times a polynomial in the remainder.
+// e^x with an error of at most 2 ULP, computed as 2^n times a polynomial over half an octave on either side of 0.
 INLINE f32x16 approx_exp(f32x16 x) {
   x = x < -87.0f ? broadcast(-87.0f) : x;
   x = x > 88.0f ? broadcast(88.0f) : x;  // a NaN stays NaN

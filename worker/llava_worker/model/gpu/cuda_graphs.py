@@ -58,7 +58,7 @@ def try_capture(graphs: _G, name: str) -> _G | None:
 def capture_sizes(max_size: int) -> list[int]:
     """Return the batch sizes to capture: 1, 2, 4, 8, 16, 24, ..., ``max_size``.
 
-    The step is 8 up to a size of 64, and at most a quarter of the size above.
+    The difference is 8 up to a size of 64, and at most a quarter of the size beyond that.
     """
     sizes, size = [], 1
     while size < max_size:

@@ -1,4 +1,4 @@
-"""CUDA graphs for decode steps, which replace hundreds of kernel launches per step by one.
+"""CUDA graphs for decode steps, which replace hundreds of kernel launches per step with a single one.
 
 Unused rows of a graph are copies of the first row of the step and write the same values to the same slots of
 the KV cache.

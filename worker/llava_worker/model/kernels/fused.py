@@ -113,7 +113,8 @@ def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
         logger.info("RMSNorm, RoPE, cache write and SiLU kernels: fused Triton kernels")
         return FusedKernels()
     logger.warning(
-        "RMSNorm, RoPE, cache write and SiLU kernels: torch, because the Triton kernels failed: %s", fault
+        "RMSNorm, RoPE, cache write and SiLU kernels: torch, because Triton kernels failed a self-test: %s",
+        fault,
     )
     return TorchKernels()
 

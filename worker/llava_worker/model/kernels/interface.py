@@ -92,7 +92,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate pairs (x[i], x[i + half]) of x [tokens, heads, 2 * half] by cos, sin [tokens, 1, half]."""
+        """Rotate pairs (x[i], x[i + half]) of x [tokens, heads, 2 * half]; cos and sin [tokens, 1, half]."""
 
     def rope_and_cache(
         self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor

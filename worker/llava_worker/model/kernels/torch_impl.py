@@ -10,8 +10,7 @@ from llava_worker.model.kernels.interface import INT4_GROUP, PANEL_OUTPUTS, Kern
 
 __all__ = ["TorchKernels", "quantize_rows"]
 
-# Outputs per int4 product: large enough for efficient calls, small enough for little memory for unpacked
-# weights.
+# Outputs per int4 product: large enough for efficiency, small enough to limit the memory of unpacked weights.
 _UNPACKED_OUTPUTS = 1024
 
 
@@ -41,7 +40,7 @@ class TorchKernels(Kernels):
     def pack_weight(self, rows: Tensor, first: int, weight: QuantizedWeight) -> None:
         rows = F.pad(rows.float(), (0, weight.padded_in_features - weight.in_features))
         outputs = torch.arange(first, first + len(rows), device=rows.device)
-        packed = weight.packed.view(weight.num_panels * PANEL_OUTPUTS, -1)  # by output
+        packed = weight.packed.view(weight.num_panels * PANEL_OUTPUTS, -1)  # one row per output
         if weight.bits == 8:
             codes, scale = quantize_rows(rows)
             weight.scales[outputs] = scale[:, 0]
@@ -80,8 +79,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     either.
     """
     top = x.abs().amax(1, keepdim=True)
-    # The dividend is a tensor, because torch divides a Python number by multiplying with the reciprocal,
-    # which rounds twice.
+    # The dividend is a tensor. For a Python number, torch multiplies by the reciprocal, which rounds twice.
     factor = torch.where(top > 0, torch.tensor(127.0, device=x.device) / top, 0.0)
     return (x * factor).nan_to_num().round(), top / 127.0
 

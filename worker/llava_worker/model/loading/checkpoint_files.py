@@ -69,7 +69,7 @@ class StoredTensor:
 
     @property
     def description(self) -> str:
-        return f"{list(self.shape)} of {str(self.dtype).removeprefix('torch.')}"
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
 
 
 def find_weights(folder: Path) -> list[Path]:

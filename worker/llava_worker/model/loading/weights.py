@@ -47,7 +47,7 @@ def load_weights(
     folder of the base model if ``folder`` contains an adapter. With ``is_whole`` false, ``model`` has only
     some modules of the checkpoint, and the tensors of other modules are ignored.
 
-    Raises CheckpointError if tensors are missing, unexpected, duplicate or have a wrong shape, or if a file
+    Raises CheckpointError if tensors are missing, unexpected, duplicate or wrongly shaped, or if a file
     is missing, corrupt, or a pickle file while ``allow_pickle`` is false. The message lists the tensors or
     the file.
     """
@@ -107,7 +107,7 @@ class _Target:
 
 @dataclass
 class _LoadPlan:
-    """The stored tensor for each target, validated before any tensor is read."""
+    """A plan that assigns a stored tensor to each target and is validated before any tensor is read."""
 
     targets: dict[str, _Target]  # by canonical name
     adapter: Adapter
@@ -127,7 +127,7 @@ class _LoadPlan:
                 self._sources[name] = tensor
                 if tensor.shape != self.targets[name].shape or not tensor.is_plain:
                     shape = list(self.targets[name].shape)
-                    self._wrong.append(f"{tensor.name} is {tensor.description}, expected floats {shape}")
+                    self._wrong.append(f"{tensor.name} is {tensor.description}, expected float {shape}")
             elif name in self.targets or (self.is_whole and not is_unused(name, self.targets)):
                 self._unexpected.append(tensor.name)
 

@@ -48,11 +48,11 @@ class W8A8Format(ABC):
 
     @abstractmethod
     def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
-        """Return x w^T [rows, outputs] for codes x [rows, inputs] and w [outputs, inputs], scaled."""
+        """Return the scaled product x w^T [rows, outputs] of codes x [rows, inputs], w [outputs, inputs]."""
 
     @staticmethod
     def reference(x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
-        """Compute `matmul` exactly and return it in fp32."""
+        """Return the result of `matmul`, computed in fp64 and rounded to fp32."""
         return ((x.double() @ w.double().t()) * x_scales * w_scales.t()).float()
 
 
@@ -81,7 +81,7 @@ class Fp8Format(W8A8Format):
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         top = x.abs().amax(1, keepdim=True)
         factor = torch.where(top > 0, _FP8_MAX / top, 0.0)
-        return (x * factor).to(self.dtype), top / _FP8_MAX  # one ulp above the maximum is rounded to it
+        return (x * factor).to(self.dtype), top / _FP8_MAX  # 1 ULP above the maximum is rounded down
 
     def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
         y: Tensor = torch._scaled_mm(x, w.t(), x_scales, w_scales.t(), out_dtype=torch.bfloat16)
