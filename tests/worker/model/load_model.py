@@ -1,4 +1,4 @@
-"""Loading of checkpoints as models on the CPU."""
+"""Helpers that load checkpoints on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The LLaVA model: tensors in, tensors out, independent of sequences, scheduler and queue.
+"""The LLaVA model. It operates on tensors and is independent of sequences, the scheduler and the queue.
 
 Each module imports only from the rows below it:
 

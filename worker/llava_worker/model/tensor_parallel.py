@@ -49,7 +49,10 @@ class CacheCommand(msgspec.Struct, tag="cache", frozen=True):
 
 
 class CopyCommand(msgspec.Struct, tag="copy", frozen=True):
-    """A command to copy ``num_rows`` slots of the KV cache, from ``first`` onward to ``target`` onward."""
+    """A command to copy ``num_rows`` consecutive slots of the KV cache.
+
+    ``first`` is the first slot to read, and ``target`` is the first slot to write.
+    """
 
     first: int
     target: int

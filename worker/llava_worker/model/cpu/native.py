@@ -1,4 +1,4 @@
-"""Python interface of the C++ kernels. Results equal those of torch's kernels up to rounding.
+"""Python interface to the C++ kernels. Results equal those of torch's kernels up to rounding.
 
 Operations on tensors that a C++ kernel does not support, such as other dtypes, are computed by torch's
 kernels.

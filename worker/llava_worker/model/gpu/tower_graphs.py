@@ -1,4 +1,6 @@
-"""CUDA graphs for vision tower and projector. For few tiles, launches take longer than the computation.
+"""CUDA graphs for the vision tower and the projector.
+
+With few tiles, kernel launches take longer than the computation.
 
 Tiles are independent of each other. If a graph has more tiles than needed, it also encodes the stale contents
 of the unused tiles, and these features are discarded.

@@ -83,7 +83,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Return x [..., size] over its root mean square, rounded to the dtype of x, times weight [size]."""
+        """Return x [..., size] divided by its RMS, rounded to the dtype of x, times weight [size]."""
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Return the `rms_norm` of x + residual, and the sum, which is the new residual."""
