@@ -1,4 +1,4 @@
-"""Tests that need an NVIDIA GPU; elsewhere they are not collected."""
+"""Fixtures and the marker for tests that require an NVIDIA GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each attention kernel that this GPU supports agrees with the reference, with real models' heads."""
+"""All attention kernels that this GPU supports agree with the reference for real head configurations."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_kernel_agrees_with_the_reference(
     kernel: PagedKernel, device: torch.device, dtype: torch.dtype, heads: str
 ) -> None:
     if dtype == torch.float32 and not isinstance(kernel, TritonKernel):
-        pytest.skip("FlashAttention computes in 16 bits")
+        pytest.skip("FlashAttention supports only 16-bit dtypes")
     num_heads, kv_heads, head_dim = HEADS[heads]
     block_size = max(64, kernel.block_size)
     for rows in BATCHES.values():
@@ -57,7 +57,7 @@ def test_a_kernel_agrees_with_the_reference(
 
 
 @torch.inference_mode()
-def test_a_captured_kernel_follows_its_inputs(kernel: PagedKernel, device: torch.device) -> None:
+def test_a_captured_kernel_uses_the_current_inputs(kernel: PagedKernel, device: torch.device) -> None:
     torch.manual_seed(0)
     block_size, backend = max(64, kernel.block_size), PagedBackend(kernel)
     cache = random_cache(8, 64, torch.float16, block_size=block_size, device=device)

@@ -1,4 +1,4 @@
-"""The bundled model has the output of a CPU in fp32 on a GPU, in all precisions and with CUDA graphs."""
+"""Outputs of the bundled model on a GPU, in all precisions and with CUDA graphs, match fp32 on a CPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.worker.sampling_params import greedy
 
 TINY = Path(llava_worker.__file__).parent / "tiny"
 NUM_PROMPTS, NUM_TOKENS = 12, 12
-# Tolerances for the log-probability of a likely token; what each precision loses is measured elsewhere.
+# Tolerances for the log-probability of a likely token. Benchmarks measure the exact loss of each precision.
 TOLERANCE = {
     "fp32": 1e-3,
     "fp16": 0.1,
@@ -38,7 +38,7 @@ TOLERANCE = {
 LIKELY = -3.0
 USE_CUDA_GRAPHS = pytest.mark.parametrize("use_cuda_graphs", [True, False], ids=["graphs", "eager"])
 
-Outputs = dict[str, list[StepOutput]]  # by sequence
+Outputs = dict[str, list[StepOutput]]  # by sequence ID
 
 
 def build(**options: Any) -> tuple[Engine, ModelInfo]:
@@ -46,7 +46,7 @@ def build(**options: Any) -> tuple[Engine, ModelInfo]:
 
 
 def make_sequences(info: ModelInfo, *, num_tokens: int) -> list[Sequence]:
-    """Random words around images of two colors."""
+    """Return sequences with random tokens and up to two images of two colors each."""
     rng = np.random.default_rng(0)
     sequences: list[Sequence] = []
     for index in range(NUM_PROMPTS):
@@ -97,7 +97,7 @@ def reference() -> Outputs:
 
 
 @USE_CUDA_GRAPHS
-def test_in_fp32_the_tokens_are_those_of_a_cpu(reference: Outputs, use_cuda_graphs: bool) -> None:
+def test_fp32_tokens_equal_those_of_a_cpu(reference: Outputs, use_cuda_graphs: bool) -> None:
     outputs, engine = generate(
         num_tokens=NUM_TOKENS, precision="fp32", device="cuda", use_cuda_graphs=use_cuda_graphs
     )
@@ -117,8 +117,8 @@ def test_async_scheduling_does_not_change_the_output(use_cuda_graphs: bool) -> N
     assert [own[-1].finish for own in outputs.values()] == [own[-1].finish for own in expected.values()]
 
 
-def test_launching_a_step_ahead_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For all kinds of sampling: torch raises if an operation would wait."""
+def test_launching_a_step_ahead_does_not_synchronize_with_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch raises an error if an operation synchronizes. All kinds of sampling are tested."""
     engine, info = build(device="cuda")
     launch = engine._runner.launch
     num_ahead = 0
@@ -150,11 +150,11 @@ def test_launching_a_step_ahead_never_waits_for_the_device(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
-def test_likely_first_tokens_are_about_as_likely_as_on_a_cpu_in_fp32(
+def test_logprobs_of_likely_first_tokens_are_close_to_fp32_on_a_cpu(
     reference: Outputs, precision: str
 ) -> None:
     if precision not in precisions_on(torch.device("cuda:0")):
-        pytest.skip("bitsandbytes is not installed, or the GPU does not support it")
+        pytest.skip("the GPU or the installed packages do not support this precision")
     outputs, _ = generate(num_tokens=1, precision=precision, device="cuda")
 
     for name, own in outputs.items():
@@ -166,7 +166,7 @@ def test_likely_first_tokens_are_about_as_likely_as_on_a_cpu_in_fp32(
 
 
 @torch.inference_mode()
-def test_vision_tower_graphs_give_the_computed_features() -> None:
+def test_vision_tower_graphs_return_the_features_of_eager_execution() -> None:
     engine, info = build(device="cuda", precision="fp16")
     runner = engine._runner
     assert runner.encode != runner.model.encode
@@ -177,7 +177,7 @@ def test_vision_tower_graphs_give_the_computed_features() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "w4a16"])
-def test_decode_graphs_give_about_the_computed_logprobs(precision: str) -> None:
+def test_decode_graphs_return_logprobs_close_to_eager_execution(precision: str) -> None:
     captured, engine = generate(num_tokens=2, precision=precision, device="cuda")
     computed, _ = generate(num_tokens=2, precision=precision, device="cuda", use_cuda_graphs=False)
 

@@ -1,4 +1,4 @@
-"""The fused kernels are selected on this GPU, and agree with torch's with real models' sizes."""
+"""The fused kernels are selected on this GPU and agree with torch's for the sizes of real models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4}
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("rows", [1, 17, 640])
 @pytest.mark.parametrize(("hidden", "inner", "heads"), [(4096, 11008, 32), (5120, 13824, 40)])
-def test_they_are_selected_and_agree_with_torch(
+def test_fused_kernels_are_selected_and_agree_with_torch(
     device: torch.device, dtype: torch.dtype, rows: int, hidden: int, inner: int, heads: int
 ) -> None:
     fused = choose_kernels(dtype, device)

@@ -1,4 +1,4 @@
-"""Products in 8 bits on this GPU are those of the definition, with real models' sizes and in a CUDA graph."""
+"""8-bit products on this GPU equal the reference for the sizes of real models, also in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llava_worker.model.quantization.w8a8 import W8A8_FORMATS
 @pytest.mark.parametrize("name", W8A8_FORMATS)
 @pytest.mark.parametrize("rows", [1, 8, 17, 128, 613])
 @pytest.mark.parametrize(("outputs", "inputs"), [(12288, 4096), (4096, 11008), (27648, 5120)])
-def test_they_are_correct_computed_and_captured(
+def test_products_are_correct_with_and_without_a_cuda_graph(
     device: torch.device, name: str, rows: int, outputs: int, inputs: int
 ) -> None:
     if name not in precisions_on(device):

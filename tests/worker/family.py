@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from llava_worker.model.config.image_grid import ImageLayout, best_resolution, fitted_size
+from llava_worker.model.config.image_grid import ImageLayout, best_resolution, size_on_canvas
 from llava_worker.model.config.model_config import read_config
 
 from tests.worker.checkpoints import (
@@ -187,7 +187,7 @@ def _hd_features(
     """The global view, then each row of patches that show a pixel of the picture, and the row's end."""
     canvas = best_resolution(size, layout.grid)
     shown = np.zeros(canvas[::-1], dtype=bool)
-    (width, height), side = fitted_size(size, canvas), layout.side
+    (width, height), side = size_on_canvas(size, canvas), layout.side
     left, top = (canvas[0] - width) // 2, (canvas[1] - height) // 2
     shown[top : top + height, left : left + width] = True
     rows, patch = list(features[0]), side // layout.patches_per_side

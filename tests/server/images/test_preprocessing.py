@@ -21,7 +21,7 @@ from llava_server.images.decoder_process import preprocess
 from llava_server.images.errors import ImageLimits
 from llava_server.images.resize import ResizeMode, resize
 from llava_wire.messages.heartbeat import ImageSpec
-from llava_worker.model.config.image_grid import ImageLayout, best_resolution, fitted_size
+from llava_worker.model.config.image_grid import ImageLayout, best_resolution, size_on_canvas
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -60,7 +60,7 @@ def original_anyres(image: Image.Image, side: int, grid: tuple[tuple[int, int], 
         if effective > most or (effective == most and wasted < least):
             best, most, least = (across, down), effective, wasted
     assert best is not None
-    inner = fitted_size(image.size, best)
+    inner = size_on_canvas(image.size, best)
     canvas = np.zeros((best[1], best[0], 3), np.uint8)
     top, left = (best[1] - inner[1]) // 2, (best[0] - inner[0]) // 2
     resized = np.asarray(image.resize(inner, Image.Resampling.BICUBIC))
@@ -180,7 +180,7 @@ def test_worker_expects_as_many_tiles_as_the_server_makes(
 @given(st.tuples(st.integers(1, 900), st.integers(1, 900)))
 def test_server_and_worker_place_the_image_equally(size: tuple[int, int]) -> None:
     canvas = best_resolution(size, GRID)
-    inner = fitted_size(size, canvas)
+    inner = size_on_canvas(size, canvas)
     tiles = resize(Image.new("RGB", size, "white"), side=SIDE, mode="anyres", background=(0, 0, 0), grid=GRID)
     grid_tiles = np.asarray(tiles)[SIDE:].reshape(canvas[1] // SIDE, canvas[0] // SIDE, SIDE, SIDE, 3)
     whole = grid_tiles.transpose(0, 2, 1, 3, 4).reshape(canvas[1], canvas[0], 3)

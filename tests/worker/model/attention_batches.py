@@ -1,4 +1,4 @@
-"""Random batches over a paged KV cache whose blocks are in random order, for tests of attention."""
+"""Random batches for attention tests, over a paged KV cache with blocks in random order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llava_worker.model.attention.kv_cache import KVCache, KVCacheSpec
 from torch import Tensor
 
 BLOCK_SIZE, NUM_BLOCKS = 4, 40
-LAYER = 1  # of two: the other one's contents must not matter
+LAYER = 1  # the second of two layers; the first one must not affect the result
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def random_qkv(
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
 ) -> list[Tensor]:
-    """q, k and v [tokens, heads, head_dim] as the decoder makes them: parts of one tensor's rows."""
+    """Return q, k and v [tokens, heads, head_dim] as slices of one tensor, as in the decoder."""
     qkv = random_tensor(num_tokens, heads + 2 * kv_heads, head_dim, dtype=dtype, device=device)
     return list(torch.split(qkv, [heads, kv_heads, kv_heads], dim=1))
 
@@ -40,7 +40,7 @@ def random_cache(
     block_size: int = BLOCK_SIZE,
     device: torch.device = CPU,
 ) -> KVCache:
-    """A cache of two layers with random contents in every slot."""
+    """Return a cache of two layers with random contents in all slots."""
     spec = KVCacheSpec(NUM_BLOCKS, block_size, 2, kv_heads, head_dim, dtype, is_int8)
     cache = KVCache(spec, device)
     shape = (spec.num_tokens, kv_heads, head_dim)
@@ -53,7 +53,7 @@ def random_cache(
 def make_metadata(
     rows: list[tuple[int, int]], *, block_size: int = BLOCK_SIZE, device: torch.device = CPU
 ) -> AttentionMetadata:
-    """Rows of (new tokens, context length), decodes first, in blocks at random positions."""
+    """Return the metadata of ``rows`` (new tokens, context length), decodes first, in random blocks."""
     rows = sorted(rows, key=lambda row: row[0] > 1)
     blocks = torch.randperm(NUM_BLOCKS).tolist()
     tables = [[blocks.pop() for _ in range(-(-context // block_size))] for _, context in rows]

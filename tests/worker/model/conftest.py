@@ -6,5 +6,5 @@ import torch
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Matrices this small gain nothing from a second thread and lose much where cores are shared."""
+    """Use one thread. More threads do not help with small matrices and are slow on shared cores."""
     torch.set_num_threads(1)

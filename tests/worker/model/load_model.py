@@ -1,4 +1,4 @@
-"""Loads a checkpoint as a model on the CPU."""
+"""Helpers that load checkpoints on the CPU."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ def load_model(
     return model
 
 
-def assert_same_weights(one: Llava, other: Llava) -> None:
-    """To the bit."""
-    ours, theirs = one.state_dict(), other.state_dict()
-    assert ours.keys() == theirs.keys()
-    different = [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])]
+def assert_same_weights(actual: Llava, expected: Llava) -> None:
+    """Assert that the weights of both models are bitwise identical."""
+    actual_weights, expected_weights = actual.state_dict(), expected.state_dict()
+    assert actual_weights.keys() == expected_weights.keys()
+    different = [
+        name for name, tensor in actual_weights.items() if not torch.equal(tensor, expected_weights[name])
+    ]
     assert not different

@@ -1,4 +1,4 @@
-"""A paged attention kernel that runs anywhere, slowly: the definition of attention, token by token."""
+"""A slow paged attention kernel for any device that computes attention token by token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our logits equal transformers' in fp32, for any division of prompts into chunks and in any batch."""
+"""fp32 logits equal those of transformers for any division of prompts into chunks and in any batch."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def rope(rope_type: str, **options: Any) -> dict[str, Any]:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grouped queries": {},
-    "as many key heads as heads": {"text": {"num_key_value_heads": 4}},
-    "one key head, wide heads": {"text": {"num_key_value_heads": 1, "head_dim": 20}},
+    "multi-head attention": {"text": {"num_key_value_heads": 4}},
+    "one KV head, custom head size": {"text": {"num_key_value_heads": 1, "head_dim": 20}},
     "biases everywhere": {"text": {"attention_bias": True, "mlp_bias": True}},
     "tied embeddings": {"text": {"tie_word_embeddings": True}},
-    "other rope base": {"text": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}},
+    "custom rope base": {"text": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}},
     "linear rope scaling": {"text": rope("linear", factor=2.5)},
-    "dynamic rope scaling, within the trained length": {"text": rope("dynamic", factor=2.0)},
+    "dynamic rope scaling within the trained length": {"text": rope("dynamic", factor=2.0)},
     "llama 3 rope scaling": {
         "text": rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
         | {"max_position_embeddings": 64}
     },
     "yarn rope scaling": {"text": rope("yarn", factor=4.0, original_max_position_embeddings=16)},
-    "yarn with a scale of its own": {
+    "yarn with an attention factor": {
         "text": rope("yarn", factor=4.0, original_max_position_embeddings=16, attention_factor=1.3)
     },
-    "yarn with two scales, not cut to whole dimensions": {
+    "yarn with mscale and without truncation": {
         "text": rope(
             "yarn",
             factor=4.0,
@@ -66,7 +66,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "mistral with a sliding window": {"text": MISTRAL},
     "qwen2": {"text": {"model_type": "qwen2"}},
-    "qwen2, its last layer with a window": {
+    "qwen2 with a window in the last layer": {
         "text": {
             "model_type": "qwen2",
             "use_sliding_window": True,
@@ -74,7 +74,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "max_window_layers": 1,
         }
     },
-    "qwen2, windows by name": {
+    "qwen2 with layer types": {
         "text": {
             "model_type": "qwen2",
             "use_sliding_window": True,
@@ -91,14 +91,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "1.6, grouped queries": NEXT | {"text": {"num_key_value_heads": 1}},
     "1.6, mistral": LLAVA_NEXT_MISTRAL,
     "features with class token": {"vision_feature_select_strategy": "full"},
-    "features of several layers": {"vision_feature_layer": [0, 2, -1]},
-    "last layer's features": {"vision_feature_layer": -1},
+    "features from several layers": {"vision_feature_layer": [0, 2, -1]},
+    "features from the last layer": {"vision_feature_layer": -1},
     "gelu tower, no projector bias": {"vision": {"hidden_act": "gelu"}, "multimodal_projector_bias": False},
 }
 
 
 class Forward:
-    """The model over a paged KV cache whose blocks are assigned in random order."""
+    """A model and a paged KV cache with blocks assigned in random order."""
 
     def __init__(self, folder: Path, prompts: list[Prompt]) -> None:
         self.model = load_model(folder)
@@ -107,7 +107,7 @@ class Forward:
         needed = [-(-len(prompt.token_ids) // BLOCK_SIZE) for prompt in prompts]
         spec = KVCacheSpec.for_model(text, num_blocks=sum(needed), block_size=BLOCK_SIZE, dtype=torch.float32)
         self.cache = KVCache(spec, CPU)
-        for layer in range(text.num_hidden_layers):  # shows in the logits if read before it is written
+        for layer in range(text.num_hidden_layers):  # makes reads before writes visible in the logits
             stored = self.cache.layer(layer)
             stored.keys.fill_(torch.nan)
             stored.values.fill_(torch.nan)
@@ -125,7 +125,7 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(self, chunks: list[tuple[int, int, int]]) -> list[torch.Tensor]:
-        """Return the logits of each chunk (prompt, start, end) of tokens; chunks of one token come first."""
+        """Return the logits of each chunk (prompt, start, end). Chunks of one token must be first."""
         positions = torch.cat([torch.arange(start, end) for _, start, end in chunks])
         prompt_of_token = [prompt for prompt, start, end in chunks for _ in range(start, end)]
         slots = [
@@ -202,7 +202,7 @@ def test_logits_do_not_depend_on_chunks_or_batches(
         torch.testing.assert_close(torch.cat(parts), reference_logits(reference, prompt), atol=1e-4, rtol=0)
 
 
-def test_a_nan_in_one_sequence_does_not_reach_others(saved: tuple[Path, Reference]) -> None:
+def test_a_nan_in_one_sequence_does_not_affect_others(saved: tuple[Path, Reference]) -> None:
     folder, reference = saved
     rng = np.random.default_rng(3)
     layout = read_config(folder).image_layout()
@@ -221,7 +221,7 @@ def test_a_nan_in_one_sequence_does_not_reach_others(saved: tuple[Path, Referenc
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_hd_equals_a_plain_slow_implementation_of_the_paper(tmp_path: Path, number: int) -> None:
+def test_hd_equals_a_simple_implementation_of_the_paper(tmp_path: Path, number: int) -> None:
     member = make_member("1.5-HD", number, tmp_path)
     rng = np.random.default_rng(7)
     prompts = [random_prompt(rng, num_images=n, layout=member.image_layout) for n in (1, 2)]

@@ -1,4 +1,4 @@
-"""A model that does not fit is refused before anything is loaded, with what would fit."""
+"""A model that does not fit into memory is rejected before loading, with settings that would fit."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ IMAGE = ImageConfig()
 LLAVA_7B = ModelConfig(model_type="llava")
 
 
-def model_of(num_bytes: int) -> ModelConfig:
-    """A model whose weights take ``num_bytes`` in fp32, nearly all of it in the embedding table."""
+def make_config(num_bytes: int) -> ModelConfig:
+    """Return a model with fp32 weights of ``num_bytes``, nearly all of them in the embedding table."""
     text = {"vocab_size": num_bytes // 4 // 1024, "hidden_size": 1024, "num_hidden_layers": 1}
     return ModelConfig.model_validate(
         {"model_type": "llava", "text_config": text | {"tie_word_embeddings": True}}
@@ -42,30 +42,30 @@ def test_quantized_weights_take_less_memory() -> None:
 
 
 def test_a_model_that_fits_passes() -> None:
-    require_memory(model_of(1 << 26), IMAGE, precision="fp32", device=CPU, cache_bytes=1 << 20)
+    require_memory(make_config(1 << 26), IMAGE, precision="fp32", device=CPU, cache_bytes=1 << 20)
 
 
-def test_a_model_that_is_too_large_is_refused_with_what_would_fit() -> None:
+def test_a_model_that_is_too_large_is_rejected_with_alternatives() -> None:
     free = available_bytes(CPU)
     assert free is not None
 
     with pytest.raises(
-        InsufficientMemory, match=r"in fp32 and the KV cache 0.0 GiB, but cpu has .* fits is bf16"
+        InsufficientMemory, match=r"in fp32 and the KV cache 0.0 GiB, but cpu has .* Use precision bf16"
     ):
-        require_memory(model_of(int(free * 1.2)), IMAGE, precision="fp32", device=CPU, cache_bytes=1)
-    with pytest.raises(InsufficientMemory, match="nothing fits"):
-        require_memory(model_of(5 * free), IMAGE, precision="fp32", device=CPU, cache_bytes=1)
-    with pytest.raises(InsufficientMemory, match="what fits is a KV cache of"):
-        require_memory(model_of(1 << 26), IMAGE, precision="bf16", device=CPU, cache_bytes=2 * free)
+        require_memory(make_config(int(free * 1.2)), IMAGE, precision="fp32", device=CPU, cache_bytes=1)
+    with pytest.raises(InsufficientMemory, match="Use a smaller model"):
+        require_memory(make_config(5 * free), IMAGE, precision="fp32", device=CPU, cache_bytes=1)
+    with pytest.raises(InsufficientMemory, match="Use a KV cache of"):
+        require_memory(make_config(1 << 26), IMAGE, precision="bf16", device=CPU, cache_bytes=2 * free)
 
 
-def test_a_device_with_unknown_memory_is_no_limit() -> None:
+def test_a_device_with_unknown_memory_is_not_limited() -> None:
     meta = torch.device("meta")
     assert available_bytes(meta) is None
     require_memory(LLAVA_7B, IMAGE, precision="fp32", device=meta, cache_bytes=1 << 60)
 
 
-def test_a_containers_limit_counts_and_its_page_cache_is_free(tmp_path: Path) -> None:
+def test_the_container_limit_applies_and_page_cache_counts_as_free(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 250\n")
@@ -76,7 +76,7 @@ def test_a_containers_limit_counts_and_its_page_cache_is_free(tmp_path: Path) ->
     assert _container_bytes(tmp_path / "elsewhere") is None
 
 
-def test_a_machine_whose_memory_is_unknown_is_no_limit(tmp_path: Path) -> None:
+def test_a_machine_with_unknown_memory_is_not_limited(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    7 kB\n")
 
     assert _machine_bytes(tmp_path / "meminfo") == 7 * 1024

@@ -1,4 +1,4 @@
-"""The peak memory of a computation is known to the byte."""
+"""The peak memory of a computation is measured exactly."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from llava_worker.model.peak_memory import PeakMemory
 
 CPU = torch.device("cpu")
-ROW_BYTES = 4 * 1000  # of a tensor of a thousand numbers
+ROW_BYTES = 4 * 1000  # size of an fp32 tensor with 1,000 elements
 
 
 @pytest.mark.parametrize("is_inference", [True, False])
-def test_the_peak_counts_tensors_alive_at_once_and_not_freed_ones(is_inference: bool) -> None:
+def test_the_peak_counts_only_tensors_that_are_alive_at_the_same_time(is_inference: bool) -> None:
     weight = torch.ones(1000)
     with torch.inference_mode(is_inference), PeakMemory(CPU) as peak:
         first = torch.ones(1000)
-        second = first + weight  # two rows
+        second = first + weight  # 2 rows
         del first
-        third = torch.cat([second, second])  # three
+        third = torch.cat([second, second])  # 3 rows
         del second, third
         for _ in range(10):
             torch.ones(2000)  # one at a time
@@ -28,7 +28,7 @@ def test_the_peak_counts_tensors_alive_at_once_and_not_freed_ones(is_inference: 
     assert peak.num_bytes == 3 * ROW_BYTES
 
 
-def test_views_and_in_place_operations_and_earlier_tensors_are_not_counted() -> None:
+def test_views_in_place_operations_and_earlier_tensors_are_not_counted() -> None:
     before = torch.ones(1000)
     with PeakMemory(CPU) as peak:
         before.view(10, 100).t()[3:5].add_(1)
@@ -50,8 +50,8 @@ def test_an_exception_is_propagated() -> None:
         _ = 1 / 0
 
 
-def test_measuring_and_sizing_do_not_import_torchs_compiler() -> None:
-    """Its import takes two seconds, and many of torch's functions do it."""
+def test_memory_measurement_does_not_import_the_torch_compiler() -> None:
+    """The import takes two seconds, and many torch functions trigger it."""
     program = (
         "import sys, torch\n"
         "from llava_worker.model.config.model_config import ImageConfig, ModelConfig\n"

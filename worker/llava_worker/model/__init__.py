@@ -1,13 +1,13 @@
-"""The model: LLaVA as tensors in, tensors out. It knows no sequences, scheduler or queue.
+"""The LLaVA model. It operates on tensors and is independent of sequences, the scheduler and the queue.
 
-Modules import only from lower rows:
+Each module imports only from the rows below it:
 
     gpu (CUDA graphs), memory_budget
     llava                              vision tower -> projector -> decoder
     decoder, vision_tower
     tensor_parallel
     attention                          backends over the paged KV cache
-    quantization, loading              weight formats and precisions; a checkpoint's files
-    layers, cpu                        linear, RoPE, ...; kernels in C++
-    kernels, config, device_copy       kernels in torch and Triton; config.json
+    quantization, loading              weight formats and precisions; checkpoint files
+    layers, cpu                        linear, RoPE, ...; C++ kernels
+    kernels, config, device_copy       torch and Triton kernels; config.json
 """

@@ -1,8 +1,9 @@
-"""The language model: Llama's decoder, which with biases or a sliding window is Qwen2's and Mistral's, too.
+"""The language model: the Llama decoder, with biases for Qwen2 and a sliding window for Mistral.
 
-It computes packed tokens, [tokens, hidden], of any number of sequences: only attention and RoPE use
-positions. Attributes have the checkpoint's names, so weights are found by name. Modules define ``__call__``
-itself instead of ``forward``: nothing here uses hooks, and a step makes hundreds of calls.
+The input is packed: [tokens, hidden], with the tokens of any number of sequences. Only attention and RoPE
+depend on positions. Attributes have the names that checkpoints use, so that weights are found by name.
+Modules define ``__call__`` instead of ``forward``: hooks are not used, and their overhead would apply to
+hundreds of calls per step.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ __all__ = ["LlamaDecoder"]
 
 
 class LlamaDecoder(nn.Module):
-    """Embeddings in, final hidden states out. ``config`` is one rank's; only the first rank embeds tokens."""
+    """A decoder, or the shard of one rank, that maps embeddings to final hidden states.
+
+    ``config`` describes the shard. Only the first rank embeds tokens.
+    """
 
     def __init__(
         self,
@@ -48,7 +52,7 @@ class LlamaDecoder(nn.Module):
         return self.embed_tokens(token_ids)
 
     def __call__(self, x: Tensor, positions: Tensor, attention: AttentionPlan) -> Tensor:
-        """x [tokens, hidden], positions [tokens] -> [tokens, hidden]."""
+        """Return the final hidden states [tokens, hidden] for x [tokens, hidden] and positions [tokens]."""
         rotation = self.rotary(positions, x.dtype)
         residual: Tensor | None = None
         for layer in self.layers:
@@ -75,7 +79,7 @@ class _Layer(nn.Module):
     def __call__(
         self, x: Tensor, residual: Tensor | None, rotation: Rotation, attention: AttentionPlan
     ) -> tuple[Tensor, Tensor]:
-        """Return the MLP's output and the residual, which the next norm adds to it."""
+        """Return the MLP output and the residual. The next norm adds them."""
         x, residual = self.input_layernorm(x, residual)
         x = self.self_attn(x, rotation, attention)
         x, residual = self.post_attention_layernorm(x, residual)
@@ -105,13 +109,13 @@ class _Attention(nn.Module):
             has_bias=config.has_qkv_bias,
             rows=ranks.shard,
         )
-        has_bias = config.attention_bias and ranks.is_first  # added once
+        has_bias = config.attention_bias and ranks.is_first  # all-reduce must add it once
         o = LinearShape.plain(q_size, config.hidden_size, has_bias=has_bias, columns=ranks.shard)
         self.qkv_proj = precision.linear(qkv, device, "decoder")
         self.o_proj = precision.linear(o, device, "decoder")
 
     def __call__(self, x: Tensor, rotation: Rotation, attention: AttentionPlan) -> Tensor:
-        """x [tokens, hidden] -> [tokens, hidden]."""
+        """Return the attention output [tokens, hidden] for x [tokens, hidden]."""
         qkv = self.qkv_proj(x).view(len(x), -1, self._head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
         out = attention.rope_and_attend(  # [tokens, heads, head_dim]
             self._index, qkv, rotation, kv_heads=self._kv_heads, window=self._window
@@ -138,7 +142,7 @@ class _Mlp(nn.Module):
 
 
 class _RMSNorm(nn.Module):
-    """Computed in fp32 and rounded before the weight is applied, as the checkpoints were trained."""
+    """RMSNorm, computed in fp32 and rounded before the weight is applied, as in training."""
 
     def __init__(self, size: int, eps: float, precision: Precision, device: torch.device) -> None:
         super().__init__()
@@ -148,7 +152,7 @@ class _RMSNorm(nn.Module):
         self._kernels = precision.kernels
 
     def __call__(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the norm of x + residual, and that sum; both [tokens, hidden]."""
+        """Return the norm of x + residual and the sum itself, both [tokens, hidden]."""
         if residual is None:
             return self._kernels.rms_norm(x, self.weight, self._eps), x
         return self._kernels.add_rms_norm(x, residual, self.weight, self._eps)

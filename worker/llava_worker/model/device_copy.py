@@ -13,7 +13,7 @@ __all__ = ["HostCopy", "copy_to_device"]
 
 
 def copy_to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Return the array on the device. A GPU reads it from pinned memory, asynchronously."""
+    """Copy the array to the device. Copies to a GPU are asynchronous and use pinned memory."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         tensor = tensor.pin_memory()
@@ -21,21 +21,21 @@ def copy_to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 class HostCopy:
-    """A copy of tensors to the host, enqueued after the device's pending work; a no-op on a CPU."""
+    """A copy of tensors to the host, enqueued after the pending work of the device. A no-op on a CPU."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """Enqueue the copy of ``tensors``, which are on one device."""
+        """Enqueue the copy of ``tensors``, which must be on the same device."""
         self._tensors = list(tensors)
         self._done: torch.cuda.Event | None = None
         device = self._tensors[0].device
         if device.type == "cuda":
             self._tensors = [_copy_to_pinned(tensor) for tensor in tensors]
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            # Of the tensors' device, which may differ from the process's current one.
+            # The device of the tensors may differ from the current device of the process.
             self._done.record(torch.cuda.current_stream(device))
 
     def wait(self) -> list[Tensor]:
-        """Return the tensors on the host. Block until the copy is done, not for work enqueued after it."""
+        """Wait for the copy, but not for work enqueued after it, and return the tensors on the host."""
         if self._done is not None:
             self._done.synchronize()
         return self._tensors

@@ -1,4 +1,4 @@
-"""LLaVA: a vision tower whose projected features take the place of image tokens in a decoder's prompt."""
+"""LLaVA: projected features of a vision tower replace the image tokens in the decoder's prompt."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["Llava"]
 
 
 class Llava(nn.Module):
-    """Vision tower, projector and decoder; created with undefined weights, which `load_weights` loads.
+    """Vision tower, projector and decoder. Weights are uninitialized until `load_weights` loads them.
 
-    The model runner calls `encode` and `assemble` for new images, `embed` for the token IDs, writes the
-    features over the image tokens' rows, calls the model, then `logits` for the rows to sample from. With
-    several ``ranks`` this is the first, and ``config`` its share: the others hold only their shard of the
-    decoder's layers.
+    The model runner calls `encode` and `assemble` for new images and `embed` for the token IDs, and
+    overwrites the rows of image tokens with image features. Then it calls the model, and `logits` for the
+    rows to sample from. With tensor parallelism, this is the model of the first rank, and ``config``
+    describes its shard. The other ranks have only their shard of the decoder layers.
     """
 
     def __init__(
@@ -53,7 +53,8 @@ class Llava(nn.Module):
         if config.has_image_newline:
             newline = torch.empty(text.hidden_size, dtype=precision.dtype, device=device)
             self.image_newline = nn.Parameter(newline, requires_grad=False)
-        # Divided on the CPU: on "meta", used to measure models, torch would import its compiler for it.
+        # Divided on the CPU. On the meta device, which is used to measure models, torch would import its
+        # compiler for a division.
         mean, std = torch.tensor(image.image_mean), torch.tensor(image.image_std)
         self._pixel_mean = (mean.view(3, 1, 1) / image.rescale_factor).to(device)
         self._pixel_std = (std.view(3, 1, 1) / image.rescale_factor).to(device)
@@ -68,7 +69,7 @@ class Llava(nn.Module):
         return lm_head
 
     def encode(self, tiles: Tensor) -> Tensor:
-        """Pixels, uint8 [tiles, side, side, 3] -> decoder embeddings [tiles, tokens_per_tile, hidden]."""
+        """Encode tiles, uint8 [tiles, side, side, 3], to embeddings [tiles, tokens_per_tile, hidden]."""
         pixels = (tiles.permute(0, 3, 1, 2).float() - self._pixel_mean) / self._pixel_std
         features = self.vision_tower(pixels.to(self.dtype))  # [tiles, positions, feature_size]
         if self.config.drops_first_feature:
@@ -76,10 +77,11 @@ class Llava(nn.Module):
         return self.multi_modal_projector(features)
 
     def assemble(self, features: Tensor, plan: ImagePlan) -> Tensor:
-        """One image's tiles [tiles, tokens_per_tile, hidden] -> its rows in the prompt [tokens, hidden].
+        """Arrange the tiles of an image, [tiles, tokens_per_tile, hidden], as prompt rows [tokens, hidden].
 
-        Without a grid that is its one tile; else the base view, then the grid's patches without padding, a
-        newline after each row.
+        Without a grid, the rows are those of the single tile. With a grid, the base view comes first,
+        followed by the patches of the grid without padding and with a newline embedding after each row of
+        patches.
         """
         if not plan.rows:
             return features.flatten(0, 1)
@@ -95,7 +97,7 @@ class Llava(nn.Module):
         return self.language_model.embed(token_ids)
 
     def __call__(self, x: Tensor, positions: Tensor, attention: AttentionPlan) -> Tensor:
-        """x [tokens, hidden], positions [tokens] -> hidden states [tokens, hidden]."""
+        """Return the hidden states [tokens, hidden] for x [tokens, hidden] and positions [tokens]."""
         return self.language_model(x, positions, attention)
 
     def logits(self, hidden: Tensor) -> Tensor:  # [rows, hidden] -> fp32 [rows, vocab]
@@ -103,10 +105,10 @@ class Llava(nn.Module):
 
 
 class _Projector(nn.Module):
-    """Linear layers with an activation between, from the vision tower's width to the decoder's.
+    """Linear layers with activations in between, from the width of the vision tower to the decoder's.
 
-    LLaVA-1.5 has two ("mlp2x_gelu"), LLaVA-v1 one ("linear"), "identity" none. Their names are linear_1,
-    linear_2, ...
+    LLaVA-1.5 has two layers ("mlp2x_gelu"), LLaVA-v1 has one ("linear") and "identity" has none. The layers
+    are named linear_1, linear_2, ...
     """
 
     def __init__(self, config: ModelConfig, precision: Precision, device: torch.device) -> None:

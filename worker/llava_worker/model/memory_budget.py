@@ -1,4 +1,4 @@
-"""Memory estimates: whether a model fits on a device, before it is loaded."""
+"""Memory estimates that determine, before loading, whether a model fits on a device."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["WORKING_BYTES", "InsufficientMemory", "available_bytes", "require_me
 
 _GIB = 1 << 30
 _META = torch.device("meta")
-# Beside weights and KV cache: a step's activations and torch's own memory. A low estimate: it is worse to
-# refuse a model that fits than to load one that then fails.
+# Memory in addition to weights and KV cache: activations and torch itself. The estimate is deliberately low,
+# because rejecting a model that fits is worse than failing after loading one that does not.
 WORKING_BYTES = 256 << 20
 
 
 class InsufficientMemory(ValueError):
-    """The model does not fit; the message says what would fit."""
+    """The model does not fit into memory. The message lists settings that would fit."""
 
 
 def require_memory(
     config: ModelConfig, image: ImageConfig, *, precision: str, device: torch.device, cache_bytes: int
 ) -> None:
-    """Raise InsufficientMemory if weights and KV cache need more than the device has free."""
+    """Raise InsufficientMemory if weights and KV cache need more memory than the device has free."""
     free = available_bytes(device)
     weights = weight_bytes(config, image, precision, device)
     if free is None or weights + cache_bytes + WORKING_BYTES <= free:
@@ -36,31 +36,35 @@ def require_memory(
     others = {
         name: weight_bytes(config, image, name, device) for name in precisions_on(device) if name != precision
     }
-    fitting = [
-        f"{name} with weights of {_gib(size)}"
+    options = [
+        f"precision {name} (weights: {_gib(size)})"
         for name, size in others.items()
         if size < weights and size + cache_bytes + WORKING_BYTES <= free
     ]
     if weights + WORKING_BYTES < free:
-        fitting.append(f"a KV cache of {_gib(free - weights - WORKING_BYTES)}")
+        options.append(f"a KV cache of {_gib(free - weights - WORKING_BYTES)}")
+    remedy = (
+        f"Use {' or '.join(options)}." if options else "Use a smaller model or a device with more memory."
+    )
+    weights_gib, cache_gib, free_gib = _gib(weights), _gib(cache_bytes), _gib(free)
     raise InsufficientMemory(
-        f"the weights take {_gib(weights)} in {precision} and the KV cache {_gib(cache_bytes)}, but {device} "
-        f"has {_gib(free)} free: {'what fits is ' + ' or '.join(fitting) if fitting else 'nothing fits'}"
+        f"The weights need {weights_gib} in {precision} and the KV cache {cache_gib}, but {device} has "
+        f"{free_gib} free. {remedy}"
     )
 
 
-@cache  # called several times during startup, and each call builds a model
+@cache  # called several times during startup; each call creates a model
 def weight_bytes(
     config: ModelConfig, image: ImageConfig, precision: str, device: torch.device = _META
 ) -> int:
-    """Return the size of the model's parameters and buffers, by building it on the meta device."""
+    """Return the size of parameters and buffers in bytes. The model is created on the meta device."""
     resolved = choose_precision(precision, device if device.type == "cuda" else _META)
     model = Llava(config, image, precision=resolved, device=_META)
     return sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Return the free memory of the GPU, or of the machine and this container; None if unknown."""
+    """Return the free memory in bytes of the GPU, or of the machine and container; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
@@ -78,7 +82,7 @@ def _machine_bytes(path: Path = Path("/proc/meminfo")) -> int | None:
 
 
 def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the memory left in the control group, None without a limit. The page cache counts as free."""
+    """Return the bytes left in the cgroup, or None without a limit. The page cache counts as free."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())

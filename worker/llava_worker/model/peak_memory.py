@@ -1,8 +1,8 @@
-"""The peak memory of a computation, beside what was allocated before it.
+"""Measurement of the peak memory of a computation, excluding memory allocated before it.
 
-On a GPU the allocator keeps that count. On a CPU the storages of tensors are counted: exact to the byte and
-the same on every machine, unlike the process's resident size. Memory that a kernel allocates and frees within
-one call is not counted, and must be allowed for.
+On a GPU, torch's allocator reports the peak. On a CPU, the storages of tensors are counted. Unlike the
+resident set size of the process, this count is exact to the byte and the same on every machine. It excludes
+memory that a kernel allocates and frees within one call, so callers must add a margin.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["PeakMemory"]
 
 
 class PeakMemory:
-    """``with PeakMemory(device) as peak: ...``, then ``peak.num_bytes``."""
+    """A context manager: after ``with PeakMemory(device) as peak: ...``, read ``peak.num_bytes``."""
 
     def __init__(self, device: torch.device) -> None:
         self.num_bytes = 0
@@ -42,15 +42,15 @@ class PeakMemory:
         if self._counter is not None:
             self._counter.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
             self.num_bytes = self._counter.peak
-        elif error is None:  # after one the device may not respond
+        elif error is None:  # after an error the device may not respond
             torch.cuda.synchronize(self._device)
             self.num_bytes = torch.cuda.max_memory_allocated(self._device) - self._before
 
 
 class _TensorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the storages of all tensors that operations return, until they are freed.
+    """A counter of the live storages of all tensors that operations return.
 
-    Tensors from before are not counted: their storages are known from being an operation's argument first.
+    Tensors created earlier are not counted, because they are first seen as arguments of an operation.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,7 +62,7 @@ class _TensorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Return False: for True torch would import its compiler, which takes two seconds."""
+        """Return False. True would make torch import its compiler, which takes two seconds."""
         return False
 
     def __torch_dispatch__(

@@ -1,9 +1,10 @@
-"""Tensor parallelism: one decoder over several processes (ranks), each with a shard of every layer.
+"""Tensor parallelism: one decoder sharded over several processes (ranks).
 
-A rank has its share of each layer's attention heads and of the MLP's inner width. The first rank leads: it
-alone embeds tokens and images, samples, and knows sequences. Before each forward pass it sends the other
-ranks a command, numbers through a pipe (which never blocks the leader), tensors by torch.distributed (NCCL
-between GPUs, gloo between CPUs). Within the pass the ranks add up their partial results by all-reduce.
+Each rank holds a share of the attention heads and of the MLP's intermediate size in every layer. The first
+rank is the leader: it embeds tokens and images, samples, and manages sequences. Before each forward pass, it
+sends a command to the other ranks. Numbers are sent through a pipe, which never blocks the leader, and
+tensors through torch.distributed (NCCL for GPUs, Gloo for CPUs). During the pass, all-reduce adds the partial
+results of the ranks.
 """
 
 from __future__ import annotations
@@ -37,18 +38,21 @@ _LENGTH_BYTES = 4
 
 
 class RankFailed(RuntimeError):
-    """The ranks are out of step: no further forward pass is possible."""
+    """The ranks are out of sync, and no further forward pass is possible."""
 
 
 class CacheCommand(msgspec.Struct, tag="cache", frozen=True):
-    """Allocate a KV cache of this size in place of the current one."""
+    """A command to replace the KV cache with a new one of this size."""
 
     num_blocks: int
     block_size: int
 
 
 class CopyCommand(msgspec.Struct, tag="copy", frozen=True):
-    """Copy ``num_rows`` slots of the KV cache, from slot ``first`` on to slot ``target`` on."""
+    """A command to copy ``num_rows`` consecutive slots of the KV cache.
+
+    ``first`` is the first slot to read, and ``target`` is the first slot to write.
+    """
 
     first: int
     target: int
@@ -56,7 +60,10 @@ class CopyCommand(msgspec.Struct, tag="copy", frozen=True):
 
 
 class StepCommand(msgspec.Struct, tag="step", frozen=True):
-    """Run a forward pass; its tensors follow by broadcast. ``width`` is the width of the block tables."""
+    """A command to run a forward pass. Its tensors are sent by broadcast.
+
+    ``width`` is the number of columns of the block tables.
+    """
 
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]
@@ -68,7 +75,7 @@ RankCommand = CacheCommand | CopyCommand | StepCommand
 
 
 class TensorParallel:
-    """This process's rank; ``followers`` are the leader's pipes to the other ranks."""
+    """The rank of this process. ``followers`` are the leader's pipes to the other ranks."""
 
     def __init__(self, index: int = 0, size: int = 1, followers: Sequence[BinaryIO] = ()) -> None:
         self.size = size
@@ -80,7 +87,7 @@ class TensorParallel:
         return self.shard.index == 0
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """Add up ``x`` over all ranks, in place."""
+        """Sum ``x`` over all ranks in place and return it."""
         if self.size > 1:
             dist.all_reduce(x)
         return x
@@ -92,7 +99,7 @@ class TensorParallel:
         self._send(CopyCommand(first, target, num_rows))
 
     def send_step(self, x: Tensor, positions: Tensor, metadata: AttentionMetadata) -> None:
-        """Send the input of the first layer, x [tokens, hidden], and positions [tokens]."""
+        """Send the input of the first layer, x [tokens, hidden], and the positions [tokens]."""
         if not self._followers:
             return
         tables = metadata.block_tables
@@ -104,9 +111,9 @@ class TensorParallel:
 
     @contextmanager
     def collective_step(self) -> Iterator[None]:
-        """Raise RankFailed for an out-of-memory error where other ranks wait in the middle of the step.
+        """Convert an out-of-memory error to RankFailed if there are other ranks.
 
-        Such a step cannot be retried with a smaller batch.
+        The other ranks wait in the middle of the step, so it cannot be retried with a smaller batch.
         """
         try:
             yield
@@ -114,7 +121,7 @@ class TensorParallel:
             if self.size == 1:
                 raise
             raise RankFailed(
-                f"no memory in a step of {self.size} ranks, which none can leave: {error}"
+                f"A step across {self.size} ranks ran out of memory and cannot be retried: {error}"
             ) from error
 
     def _send(self, command: RankCommand) -> None:
@@ -127,13 +134,13 @@ SINGLE_RANK = TensorParallel()
 
 
 def send_frame(pipe: BinaryIO, frame: bytes) -> None:
-    """Write the frame's length, then the frame."""
+    """Write the length of the frame, 4 bytes in little-endian order, followed by the frame."""
     pipe.write(len(frame).to_bytes(_LENGTH_BYTES, "little") + frame)
     pipe.flush()
 
 
 def read_frame(pipe: BinaryIO) -> bytes | None:
-    """Return the next frame, or None at the end of the pipe."""
+    """Return the next frame, or None if the pipe is closed."""
     head = pipe.read(_LENGTH_BYTES)
     frame = pipe.read(int.from_bytes(head, "little"))
     return frame if len(head) == _LENGTH_BYTES else None
@@ -142,7 +149,7 @@ def read_frame(pipe: BinaryIO) -> bytes | None:
 def receive_step(
     command: StepCommand, hidden_size: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, AttentionMetadata]:
-    """Receive what the leader passed to `TensorParallel.send_step`."""
+    """Receive the x, positions and metadata that the leader sent with `TensorParallel.send_step`."""
     num_tokens, num_rows = sum(command.query_lens), len(command.query_lens)
     packed = torch.empty(2 * num_tokens + num_rows * command.width, dtype=torch.int64, device=device)
     dist.broadcast(packed, 0)

@@ -1,7 +1,8 @@
-"""The vision tower, CLIP's or SigLIP's: images in, the hidden states that the projector reads out.
+"""The vision tower (CLIP or SigLIP), which maps images to the hidden states that the projector reads.
 
-SigLIP has no class token and no norm before its layers, but a bias in the patch embedding. Layers above the
-highest one that is read are not built: LLaVA-1.5 reads the last but one.
+SigLIP differs from CLIP: it has a bias in the patch embedding, but no class token and no norm before the
+first layer. Layers above the last one whose output is used are not created: LLaVA-1.5 reads the
+second-to-last layer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ __all__ = ["VisionTower"]
 
 
 class VisionTower(nn.Module):
-    """``feature_layers`` are indices of hidden states; 0 is the first layer's input."""
+    """A vision tower that returns the hidden states with the indices ``feature_layers``.
+
+    Index 0 is the input of the first layer.
+    """
 
     def __init__(
         self, config: VisionConfig, feature_layers: list[int], *, precision: Precision, device: torch.device
@@ -33,9 +37,10 @@ class VisionTower(nn.Module):
         self.encoder = _Encoder(config, max(feature_layers), precision, device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Normalized pixels [tiles, 3, side, side] -> features [tiles, positions, hidden * feature layers].
+        """Encode normalized pixels [tiles, 3, side, side].
 
-        The first position is the class token, if the tower has one; the others are the patches, row by row.
+        Returns features [tiles, positions, hidden * feature layers]. The class token, if the tower has one,
+        is at the first position, followed by the patches, row by row.
         """
         x = self.embeddings(pixels)  # [tiles, positions, hidden]
         if self.pre_layrnorm is not None:
@@ -52,7 +57,7 @@ class _Encoder(nn.Module):
         self.layers = nn.ModuleList([_Layer(config, precision, device) for _ in range(num_layers)])
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        """Return the hidden states before the first layer and after each; all [tiles, positions, hidden]."""
+        """Return the input of the first layer and all layer outputs, [tiles, positions, hidden] each."""
         states = [x]
         for layer in self.layers:
             states.append(layer(states[-1]))

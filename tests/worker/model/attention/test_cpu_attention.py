@@ -27,14 +27,14 @@ KERNELS = native_kernels()
 IS_INT8 = pytest.mark.parametrize("is_int8", [False, True], ids=["exact", "int8"])
 needs_prefill_kernel = pytest.mark.skipif(
     KERNELS is None or not KERNELS.uses_prefill_attention(torch.bfloat16),
-    reason="torch's attention is faster here",
+    reason="torch's attention is faster on this CPU",
 )
 
 
 @pytest.fixture(scope="module")
 def backend() -> CpuBackend:
     if KERNELS is None:
-        pytest.skip("no C++ kernels on this machine")
+        pytest.skip("C++ kernels are not available on this machine")
     return CpuBackend(KERNELS)
 
 
@@ -64,7 +64,7 @@ def test_rows_of_any_kind_agree_with_the_reference(
 
 
 @IS_INT8
-def test_a_row_is_the_same_to_the_bit_in_any_batch(backend: CpuBackend, is_int8: bool) -> None:
+def test_a_row_is_bitwise_identical_in_any_batch(backend: CpuBackend, is_int8: bool) -> None:
     torch.manual_seed(0)
     cache = random_cache(2, 32, is_int8=is_int8)
     batch = make_metadata([(1, context) for context in (38, 1, 20, 7)])
@@ -81,10 +81,8 @@ def test_a_row_is_the_same_to_the_bit_in_any_batch(backend: CpuBackend, is_int8:
 
 
 @IS_INT8
-def test_a_token_is_the_same_to_the_bit_with_draft_tokens_after_it(
-    backend: CpuBackend, is_int8: bool
-) -> None:
-    """Whatever the draft tokens are: the last one is a NaN here."""
+def test_a_token_is_bitwise_identical_with_draft_tokens_after_it(backend: CpuBackend, is_int8: bool) -> None:
+    """The result does not depend on the draft tokens, even if the last one contains a NaN."""
     torch.manual_seed(0)
     cache = random_cache(2, 32, is_int8=is_int8)
     batch = make_metadata([(4, 23)])
@@ -114,10 +112,10 @@ def test_a_nan_of_another_row_is_not_read(backend: CpuBackend) -> None:
     out = attend(backend, make_metadata([(1, 30), (1, 9)]), cache, qkv)
 
     assert out[1].isfinite().all()
-    assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()  # only the head that sees it
+    assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()  # only the head with the NaN
 
 
-LONG_BLOCK_SIZE = 16  # for a cache of 640 tokens
+LONG_BLOCK_SIZE = 16  # tokens per block, for a cache of 640 tokens
 
 
 def long_prompt(
@@ -155,7 +153,7 @@ def test_long_prompts_in_bf16_agree_with_the_reference(
 
 @needs_prefill_kernel
 @IS_INT8
-def test_a_prompt_is_the_same_to_the_bit_in_any_chunks(backend: CpuBackend, is_int8: bool) -> None:
+def test_a_prompt_is_bitwise_identical_for_any_chunks(backend: CpuBackend, is_int8: bool) -> None:
     torch.manual_seed(0)
     batch, cache, qkv = long_prompt(300, 300, is_int8=is_int8)
     whole = attend(backend, batch, cache, qkv)
@@ -169,7 +167,7 @@ def test_a_prompt_is_the_same_to_the_bit_in_any_chunks(backend: CpuBackend, is_i
 
 @needs_prefill_kernel
 def test_a_prompt_reads_nothing_beyond_its_context(backend: CpuBackend) -> None:
-    """Its last block has unused slots, and another sequence's block is next to it."""
+    """Unused slots of the last block and slots of other blocks are not read."""
     torch.manual_seed(0)
     metadata, cache, qkv = long_prompt(150, 150)
     stored = cache.layer(LAYER)
@@ -194,7 +192,7 @@ def test_large_scores_do_not_overflow_the_softmax(backend: CpuBackend) -> None:
     torch.testing.assert_close(actual, expected, rtol=5e-2, atol=5e-2)
 
 
-def test_it_is_selected_with_the_c_kernels_only(backend: CpuBackend) -> None:
+def test_the_cpu_backend_is_selected_only_with_cpp_kernels(backend: CpuBackend) -> None:
     text = read_config(TINY).text_config
     assert KERNELS is not None
     assert isinstance(choose_backend(Precision("bf16", torch.bfloat16, KERNELS), text, CPU), CpuBackend)

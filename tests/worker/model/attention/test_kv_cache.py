@@ -1,4 +1,4 @@
-"""Keys and values are read back as written: exactly, or rounded to 8 bits with one scale per row."""
+"""A KV cache returns the written keys and values, exactly or quantized to int8 with one scale per row."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_an_exact_cache_returns_what_was_written() -> None:
         assert torch.equal(keys, k) and torch.equal(values, v)
 
 
-def test_an_int8_cache_is_off_by_half_a_step_of_each_row_at_most() -> None:
+def test_the_error_of_an_int8_cache_is_at_most_half_a_step() -> None:
     for scale in (1e-35, 1e-4, 1.0, 1e4, 1e30):
         cache, slots = make_cache(is_int8=True), torch.tensor([9, 2, 14])
         k, v = random_rows(3, 1) * scale, random_rows(3, 2) * scale
-        k[1, 0] *= 1e3  # must not affect its neighbours
+        k[1, 0] *= 1e3  # must not affect other rows
         v[2] = 0
 
         cache.write(1, slots, k, v)
@@ -57,7 +57,7 @@ def test_an_int8_cache_is_off_by_half_a_step_of_each_row_at_most() -> None:
             assert not torch.equal(actual, written)
 
 
-def test_int8_rows_are_rounded_to_the_models_dtype_once() -> None:
+def test_int8_rows_are_rounded_to_the_model_dtype_only_once() -> None:
     k, slots = random_rows(16) * torch.logspace(-6, 3, 16)[:, None, None], torch.arange(16)
     for dtype in (torch.bfloat16, torch.float16):
         wide, narrow = make_cache(is_int8=True), make_cache(is_int8=True, dtype=dtype)
@@ -67,7 +67,7 @@ def test_int8_rows_are_rounded_to_the_models_dtype_once() -> None:
         assert torch.equal(narrow.gather(0, slots)[0], wide.gather(0, slots)[0].to(dtype))
 
 
-def test_a_number_that_is_not_finite_spoils_its_own_int8_row_only() -> None:
+def test_a_value_that_is_not_finite_affects_only_its_int8_row() -> None:
     for bad in (torch.nan, torch.inf, -torch.inf):
         cache, k = make_cache(is_int8=True), random_rows(2)
         k[0, 1, 5] = bad
@@ -112,7 +112,7 @@ def test_int8_halves_the_memory_of_llava_1_5_including_scales() -> None:
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_copied_rows_are_equal_and_all_others_unchanged(is_int8: bool, data: st.DataObject) -> None:
-    """Sources may be targets, too: all are read before any is written."""
+    """Sources and targets may overlap, because all sources are read before any target is written."""
     sources = data.draw(st.lists(st.integers(0, 15), max_size=8))
     targets = data.draw(st.permutations(range(16)))[: len(sources)]
     cache = make_cache(is_int8=is_int8)
@@ -127,7 +127,7 @@ def test_copied_rows_are_equal_and_all_others_unchanged(is_int8: bool, data: st.
 
 
 def attend(cuts: list[int], *, is_int8: bool, num_tokens: int = 13, window: int | None = None) -> Tensor:
-    """One sequence in chunks that end at ``cuts``; [tokens, heads, head_dim]."""
+    """Compute one sequence in chunks that end at ``cuts``. Return [tokens, heads, head_dim]."""
     cache, table = make_cache(is_int8=is_int8), torch.tensor([[2, 0, 3, 1]])
     slots = torch.cat([torch.arange(4) + block * 4 for block in table[0].tolist()])
     q, k, v = (
@@ -151,7 +151,7 @@ def test_attention_does_not_depend_on_the_chunks_of_a_prompt(is_int8: bool) -> N
             assert torch.allclose(attend(cuts, is_int8=is_int8, window=window), whole, atol=1e-5)
 
 
-def test_int8_attention_is_near_the_exact_one_and_differs_even_for_a_whole_prompt() -> None:
+def test_int8_attention_is_close_to_exact_attention_and_applies_to_whole_prompts() -> None:
     error = (attend([], is_int8=True) - attend([], is_int8=False)).abs().max()
 
     assert 1e-4 < error < 0.05

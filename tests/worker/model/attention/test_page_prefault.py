@@ -1,4 +1,4 @@
-"""A CPU's KV cache faults in its memory a part at a time, and keeps what has been written."""
+"""A CPU KV cache faults in its memory incrementally and preserves its contents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def resident_bytes() -> int:
 
 
 @IS_INT8
-def test_memory_becomes_resident_as_it_is_prefaulted_and_no_sooner(is_int8: bool) -> None:
+def test_memory_becomes_resident_only_when_it_is_prefaulted(is_int8: bool) -> None:
     before = resident_bytes()
     cache = make_cache(1 << 15, is_int8=is_int8)
     size = cache.spec.num_bytes
@@ -37,7 +37,7 @@ def test_memory_becomes_resident_as_it_is_prefaulted_and_no_sooner(is_int8: bool
 
 
 @IS_INT8
-def test_prefaulting_keeps_what_was_written(is_int8: bool) -> None:
+def test_prefaulting_preserves_the_contents(is_int8: bool) -> None:
     cache, slots = make_cache(1 << 12, is_int8=is_int8), torch.arange(1 << 12)
     cache.prefault(16)
     k, v = torch.randn(2, 1 << 12, 4, 64).bfloat16()
@@ -49,7 +49,7 @@ def test_prefaulting_keeps_what_was_written(is_int8: bool) -> None:
     assert torch.equal(torch.stack(cache.gather(1, slots)), written)
 
 
-def test_a_cache_that_was_never_prefaulted_has_nothing_to_continue() -> None:
+def test_prefaulting_more_has_no_effect_without_an_initial_prefault() -> None:
     assert not make_cache(64).prefault_more()
 
 

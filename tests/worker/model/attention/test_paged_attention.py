@@ -1,7 +1,7 @@
-"""Kernels over a paged cache agree with the reference, or else the reference is used.
+"""Paged attention kernels agree with the reference; if a kernel does not, the reference is used.
 
-Without a GPU the Triton kernel runs in Triton's interpreter, which does not multiply bf16. FlashAttention's
-kernels have no interpreter: they are tested on a GPU only (tests/gpu).
+Without a GPU, the Triton kernel runs in Triton's interpreter, which does not support bf16 products.
+FlashAttention kernels are tested only on a GPU (tests/gpu).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 TEXT = read_config(Path(llava_worker.__file__).parent / "tiny").text_config
 
 needs_interpreter = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="with a GPU the kernel is compiled: tests/gpu tests it there"
+    torch.cuda.is_available(), reason="with a GPU, the compiled kernel is tested in tests/gpu"
 )
 
 
@@ -50,7 +50,7 @@ def triton_kernel() -> TritonKernel:
 
 
 class WrongKernel(ReferenceKernel):
-    """Correct except for the last token of the last row."""
+    """A kernel with a wrong result for the last token of the last row."""
 
     name = "wrong"
 
@@ -68,7 +68,7 @@ class RaisingKernel(ReferenceKernel):
 
 
 def unavailable() -> PagedKernel:
-    raise KernelUnavailable("it was never built")
+    raise KernelUnavailable("the kernel is not installed")
 
 
 batches = st.fixed_dictionaries(
@@ -103,7 +103,7 @@ def assert_agrees_with_reference(kernel: PagedKernel, batch: dict[str, Any]) -> 
 
 @settings(max_examples=25, deadline=None)
 @given(batch=batches)
-def test_a_kernel_gets_the_rows_of_the_batch(batch: dict[str, Any]) -> None:
+def test_a_kernel_receives_the_rows_of_the_batch(batch: dict[str, Any]) -> None:
     assert_agrees_with_reference(ReferenceKernel(), batch)
 
 
@@ -134,12 +134,12 @@ def test_the_triton_kernel_does_not_read_a_nan_of_another_row(triton_kernel: Tri
     out = attend(PagedBackend(triton_kernel), metadata, cache, qkv)
 
     assert out[1:].isfinite().all()
-    assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()  # only the head that sees it
+    assert out[0, 0].isnan().all() and out[0, 1].isfinite().all()  # only the head with the NaN
 
 
 @needs_interpreter
-def test_a_decode_plan_follows_its_tensors(triton_kernel: TritonKernel) -> None:
-    """It is planned once; then the tensors change, as they do when a CUDA graph is replayed."""
+def test_a_decode_plan_uses_the_current_contents_of_its_tensors(triton_kernel: TritonKernel) -> None:
+    """The tensors change after planning, as they do when a CUDA graph is replayed."""
     torch.manual_seed(0)
     cache = random_cache(2, 16)
     first, second = (make_metadata([(1, n) for n in contexts]) for contexts in ([30, 9, 1], [3, 17, 26]))
@@ -162,7 +162,7 @@ def test_a_decode_plan_follows_its_tensors(triton_kernel: TritonKernel) -> None:
         torch.testing.assert_close(actual, attend(SdpaBackend(), metadata, cache, qkv))
 
 
-def test_an_int8_cache_is_attended_by_the_reference() -> None:
+def test_an_int8_cache_uses_the_reference() -> None:
     torch.manual_seed(0)
     cache = random_cache(2, 16, is_int8=True)
     metadata = make_metadata([(1, 30), (5, 9)])
@@ -185,9 +185,9 @@ def test_the_first_kernel_that_passes_is_used_and_the_reasons_are_logged(
         backend = first_passing(candidates, TEXT, torch.float32, CPU)
 
     assert backend.name == "reference"
-    assert "raising is there but of no use: RuntimeError: no kernel image" in caplog.text
-    assert "wrong is there but of no use: its answer is" in caplog.text
-    assert "attention: reference; it was never built; raising failed its trial" in caplog.text
+    assert "raising failed its self-test: RuntimeError: no kernel image" in caplog.text
+    assert "wrong failed its self-test: the maximum error is" in caplog.text
+    assert "attention: reference; the kernel is not installed; raising failed its self-test" in caplog.text
 
 
 def test_without_a_kernel_that_passes_the_reference_is_used_and_logged(
@@ -196,10 +196,10 @@ def test_without_a_kernel_that_passes_the_reference_is_used_and_logged(
     backend = first_passing(iter([unavailable, WrongKernel]), TEXT, torch.float32, CPU)
 
     assert isinstance(backend, SdpaBackend)
-    assert "attention: sdpa, which gathers what it reads and is slow; it was never built" in caplog.text
+    assert "sdpa, which gathers the KV cache and is slow; the kernel is not installed" in caplog.text
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="it may be installed")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="flash-attn may be installed on a machine with a GPU")
 def test_a_missing_flash_attn_is_reported() -> None:
     with pytest.raises(
         KernelUnavailable, match="flash-attn cannot be imported: No module named 'flash_attn'"
@@ -207,8 +207,8 @@ def test_a_missing_flash_attn_is_reported() -> None:
         FlashAttnKernel()
 
 
-def test_torchs_kernel_has_the_signature_that_we_call() -> None:
-    """It runs on GPUs only, and raises elsewhere."""
+def test_the_torch_kernel_has_the_expected_signature() -> None:
+    """Without a GPU, the kernel raises after its arguments are accepted."""
     kernel = VarlenKernel()
     q, blocks = torch.zeros(1, 2, 16), torch.zeros(1, kernel.block_size, 2, 16)
     lens = torch.tensor([0, 1], dtype=torch.int32)
@@ -218,7 +218,7 @@ def test_torchs_kernel_has_the_signature_that_we_call() -> None:
         kernel.attend(q, blocks, blocks, rows, None)
 
 
-def test_rows_of_one_token_are_a_kernel_call_of_their_own() -> None:
+def test_decodes_are_passed_in_a_separate_kernel_call() -> None:
     class RecordingKernel(ReferenceKernel):
         max_queries: list[int] = []
 

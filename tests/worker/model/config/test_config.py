@@ -1,4 +1,4 @@
-"""config.json determines the model; absent fields have transformers' defaults."""
+"""config.json determines the model, and missing fields have the defaults of transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llava_worker.model.config.model_config import (
 )
 from transformers import AutoConfig
 
-# llava-hf/llava-1.5-7b-hf's config.json.
+# config.json of llava-hf/llava-1.5-7b-hf.
 LLAVA_1_5_7B: dict[str, Any] = {
     "architectures": ["LlavaForConditionalGeneration"],
     "ignore_index": -100,
@@ -68,17 +68,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_defaults_are_those_of_transformers(tmp_path: Path, name: str) -> None:
-    ours = read_config(write(tmp_path, **CONFIGS[name]))
-    theirs = AutoConfig.from_pretrained(tmp_path)
+    actual = read_config(write(tmp_path, **CONFIGS[name]))
+    expected = AutoConfig.from_pretrained(tmp_path)
 
-    for field in type(ours.text_config).model_fields.keys() & vars(theirs.text_config).keys() - {
+    for field in type(actual.text_config).model_fields.keys() & vars(expected.text_config).keys() - {
         "layer_types"
     }:
-        assert getattr(ours.text_config, field) == getattr(theirs.text_config, field), field
-    for field in type(ours.vision_config).model_fields:
-        assert getattr(ours.vision_config, field) == getattr(theirs.vision_config, field), field
-    assert ours.image_token_id == theirs.image_token_index
-    assert ours.text_config.rope.rope_theta == theirs.text_config.rope_parameters["rope_theta"]
+        assert getattr(actual.text_config, field) == getattr(expected.text_config, field), field
+    for field in type(actual.vision_config).model_fields:
+        assert getattr(actual.vision_config, field) == getattr(expected.vision_config, field), field
+    assert actual.image_token_id == expected.image_token_index
+    assert actual.text_config.rope.rope_theta == expected.text_config.rope_parameters["rope_theta"]
 
 
 def test_published_llava_is_vicuna_behind_clip_with_576_tokens(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_published_llava_is_vicuna_behind_clip_with_576_tokens(tmp_path: Path) -
     assert config.feature_layers == [23]
 
 
-def test_the_older_spelling_of_rope_is_read(tmp_path: Path) -> None:
+def test_the_older_spelling_of_rope_parameters_is_supported(tmp_path: Path) -> None:
     text = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}
     rope = read_config(write(tmp_path, model_type="llava", text_config=text)).text_config.rope
 
@@ -104,23 +104,26 @@ def test_the_older_spelling_of_rope_is_read(tmp_path: Path) -> None:
         ({"model_type": "llava", "text_config": {"rope_scaling": {"type": "longrope"}}}, "rope_type"),
         ({"model_type": "llava", "vision_feature_layer": -40}, "vision_feature_layer -40"),
         ({"model_type": "llava", "text_config": [1], "vision_config": 3}, "text_config.*vision_config"),
-        ({"model_type": "llava_next", "vision_feature_select_strategy": "full"}, "577 tokens is no square"),
+        (
+            {"model_type": "llava_next", "vision_feature_select_strategy": "full"},
+            "577 tokens; image grids require a square number",
+        ),
         ({}, "model_type"),
     ],
 )
-def test_an_unsupported_model_is_refused_with_the_difference(
+def test_an_unsupported_model_is_rejected_with_the_field_name(
     tmp_path: Path, values: dict[str, Any], difference: str
 ) -> None:
     with pytest.raises(CheckpointError, match=difference):
         read_config(write(tmp_path, **values))
 
 
-def test_a_folder_without_configuration_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_configuration_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="config.json does not exist"):
         read_config(tmp_path)
 
 
-def test_a_file_that_is_not_a_json_object_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_json_object_is_rejected(tmp_path: Path) -> None:
     for text in ("{", "[]"):
         (tmp_path / "config.json").write_text(text)
 
@@ -128,7 +131,7 @@ def test_a_file_that_is_not_a_json_object_is_refused(tmp_path: Path) -> None:
             read_config(tmp_path)
 
 
-def test_end_of_sequence_tokens_come_from_the_generation_config_first(tmp_path: Path) -> None:
+def test_the_generation_config_takes_precedence_for_end_of_sequence_tokens(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, model_type="llava", text_config={"eos_token_id": 7}))
     assert read_eos_ids(tmp_path, config) == {7}
 
@@ -139,14 +142,14 @@ def test_end_of_sequence_tokens_come_from_the_generation_config_first(tmp_path: 
     assert read_eos_ids(tmp_path, config) == {7}
 
 
-def test_the_default_end_of_sequence_token_is_llamas(tmp_path: Path) -> None:
+def test_the_default_end_of_sequence_token_is_that_of_llama(tmp_path: Path) -> None:
     write(tmp_path, "generation_config.json", eos_token_id=None)
     config = read_config(write(tmp_path, model_type="llava", text_config={"eos_token_id": None}))
 
     assert read_eos_ids(tmp_path, config) == {2}
 
 
-def test_an_invalid_image_processor_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_image_processor_is_rejected(tmp_path: Path) -> None:
     write(tmp_path, "preprocessor_config.json", image_mean="grey")
 
     with pytest.raises(CheckpointError, match="image_mean"):
@@ -164,7 +167,7 @@ def test_the_image_processor_is_read_from_either_file(tmp_path: Path) -> None:
     assert read_image_config(tmp_path).image_mean == (0.5, 0.5, 0.5)
 
 
-# Image processors of published checkpoints: the fields that decide how an image becomes square.
+# Image processors of published checkpoints: the fields that determine how an image becomes square.
 LLAVA_1_5_HF: dict[str, Any] = {
     "image_processor_type": "CLIPImageProcessor",
     "size": {"shortest_edge": 336},
@@ -189,7 +192,7 @@ LLAVA_INTERLEAVE_HF: dict[str, Any] = {
     ],
     ids=["1.5", "1.5, not padded", "interleave", "interleave, padded", "one length", "one side"],
 )
-def test_how_an_image_becomes_square_is_read_from_the_image_processor(
+def test_the_image_processor_determines_how_an_image_becomes_square(
     tmp_path: Path, values: dict[str, Any], fit: str
 ) -> None:
     config = read_config(write(tmp_path, model_type="llava"))
@@ -198,7 +201,7 @@ def test_how_an_image_becomes_square_is_read_from_the_image_processor(
     assert image.fit == config.image_layout(image.fit).fit == fit
 
 
-def test_without_an_image_processor_the_towers_type_decides(tmp_path: Path) -> None:
+def test_without_an_image_processor_the_tower_type_determines_the_fit(tmp_path: Path) -> None:
     for tower, fit in (("clip_vision_model", "pad"), ("siglip_vision_model", "squash")):
         config = read_config(write(tmp_path, model_type="llava", vision_config={"model_type": tower}))
 

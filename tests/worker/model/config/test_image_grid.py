@@ -1,4 +1,4 @@
-"""Tiles and tokens of an image: transformers' numbers for LLaVA-1.6, the paper's rules for LLaVA-1.5-HD."""
+"""Tiles and tokens of images match transformers for LLaVA-1.6 and the paper for LLaVA-1.5-HD."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llava_worker.model.config.image_grid import HD_SHAPES, ImageLayout, best_resolution, fitted_size
+from llava_worker.model.config.image_grid import HD_SHAPES, ImageLayout, best_resolution, size_on_canvas
 from llava_worker.model.llava import Llava
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
@@ -36,7 +36,7 @@ def transformers_tokens(width: int, height: int) -> int:
 
 @settings(max_examples=300, deadline=None)
 @given(size=SIZES)
-def test_tiles_and_tokens_of_1_6_are_those_of_transformers(size: tuple[int, int]) -> None:
+def test_tiles_and_tokens_of_llava_1_6_equal_those_of_transformers(size: tuple[int, int]) -> None:
     width, height = size
     plan = ANYRES.plan(width, height)
     canvas_height, canvas_width = select_best_resolution((height, width), PINPOINTS)
@@ -56,10 +56,10 @@ def test_an_image_is_resized_for_its_canvas_as_in_transformers(size: tuple[int, 
 
     expected = output_size(image, canvas[::-1], input_data_format="channels_first")
 
-    assert fitted_size(size, canvas) == expected[::-1]
+    assert size_on_canvas(size, canvas) == expected[::-1]
 
 
-def test_the_papers_grids_have_up_to_six_tiles_and_an_image_gets_the_smallest_that_keeps_it() -> None:
+def test_hd_grids_have_up_to_six_tiles_and_the_smallest_lossless_one_is_selected() -> None:
     assert max(columns * rows for columns, rows in HD_SHAPES) == 6
     assert len(set(HD_SHAPES)) == len(HD_SHAPES) == 14
     assert all(shape[::-1] in HD_SHAPES for shape in HD_SHAPES)
@@ -69,10 +69,10 @@ def test_the_papers_grids_have_up_to_six_tiles_and_an_image_gets_the_smallest_th
 
 @settings(max_examples=200, deadline=None)
 @given(size=SIZES)
-def test_hd_drops_exactly_the_patches_that_show_only_padding(size: tuple[int, int]) -> None:
+def test_hd_drops_exactly_the_patches_that_contain_only_padding(size: tuple[int, int]) -> None:
     plan = HD.plan(*size)
     canvas = best_resolution(size, HD.grid)
-    inner = fitted_size(size, canvas)
+    inner = size_on_canvas(size, canvas)
     for total, shown, first, last in (
         (canvas[0], inner[0], plan.left, plan.right),
         (canvas[1], inner[1], plan.top, plan.bottom),
@@ -82,7 +82,7 @@ def test_hd_drops_exactly_the_patches_that_show_only_padding(size: tuple[int, in
         assert seen == list(range(first, last))
 
 
-def test_assembled_features_equal_a_plain_slow_reference() -> None:
+def test_assembled_features_equal_a_simple_reference() -> None:
     for layout in (ANYRES, HD):
         for size in ((500, 300), (300, 500), (100, 100), (1500, 120), (33, 900)):
             plan = layout.plan(*size)
@@ -109,12 +109,12 @@ def test_without_a_grid_an_image_of_any_size_is_one_tile() -> None:
     assert (plan.num_tiles, plan.num_tokens, plan.rows) == (1, 577, 0)
 
 
-def test_impossible_layouts_and_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\[\(300, 336\)\] is not made of tiles of 336"):
+def test_invalid_layouts_and_sizes_are_rejected() -> None:
+    with pytest.raises(ValueError, match=r"\[\(300, 336\)\] is not supported; .* the tile size, 336"):
         ImageLayout(336, 576, fit="anyres", grid=((300, 336),))
-    with pytest.raises(ValueError, match="is not made of tiles"):
+    with pytest.raises(ValueError, match=r"Image grid \[\] is not supported"):
         ImageLayout(336, 576, fit="anyres")
-    with pytest.raises(ValueError, match="577 tokens is no square"):
+    with pytest.raises(ValueError, match="577 tokens; image grids require a square number"):
         ImageLayout(336, 577, fit="anyres", grid=((336, 336),))
     with pytest.raises(ValueError, match="0x5 pixels"):
         ANYRES.plan(0, 5)

@@ -1,4 +1,4 @@
-"""The C++ kernels agree with torch's, in every variant that this machine can run."""
+"""The C++ kernels agree with torch's in all variants that this machine supports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from torch import Tensor
 
 CPU = torch.device("cpu")
 TORCH = TorchKernels()
-# Rows, inputs, outputs: one of each; partial tiles and panels; several of both; a decoder's layer; a prompt.
+# (rows, inputs, outputs): minimum, partial tiles and panels, several tiles and panels, a decoder layer, a
+# prompt.
 SHAPES = [
     *((1, 1, 1), (1, 64, 32), (2, 100, 33), (12, 48, 80), (17, 130, 31), (26, 256, 97), (3, 704, 256)),
     *((32, 512, 64), (113, 650, 161)),
@@ -42,7 +43,7 @@ def runnable_variants() -> list[str]:
 @pytest.fixture(scope="module", params=runnable_variants() or [""])
 def native(request: pytest.FixtureRequest) -> NativeKernels:
     if not request.param:
-        pytest.skip("the processor has no AVX2")
+        pytest.skip("the CPU does not support AVX2")
     try:
         return NativeKernels(load(request.param), request.param)
     except NativeKernelsUnavailable as error:
@@ -76,17 +77,17 @@ def test_quantized_layers_agree_with_torch(native: NativeKernels, bits: int) -> 
     for rows, inputs, outputs in SHAPES:
         weight = random(outputs, inputs, seed=2)
         for bias in (None, random(outputs, seed=3)):
-            ours, torchs = (make_layer(kernels, bits, weight, bias) for kernels in (native, TORCH))
-            assert torch.equal(ours.scales, torchs.scales)
+            actual, expected = (make_layer(kernels, bits, weight, bias) for kernels in (native, TORCH))
+            assert torch.equal(actual.scales, expected.scales)
             for dtype in DTYPES:
                 x = random(rows, inputs, dtype=dtype, seed=1)
-                assert_close(ours(x), torchs(x))
+                assert_close(actual(x), expected(x))
 
 
 @BITS
-def test_a_row_is_the_same_to_the_bit_in_any_batch(native: NativeKernels, bits: int) -> None:
+def test_a_row_is_bitwise_identical_in_any_batch(native: NativeKernels, bits: int) -> None:
     layer = make_layer(native, bits, random(70, 200, seed=1), random(70, seed=2))
-    x = random(29, 200, seed=3)  # many rows take another path than one in some variants
+    x = random(29, 200, seed=3)  # some variants use a different code path for many rows
 
     together = layer(x)
 
@@ -95,7 +96,7 @@ def test_a_row_is_the_same_to_the_bit_in_any_batch(native: NativeKernels, bits: 
 
 
 @BITS
-def test_rows_may_be_loaded_in_any_chunks(native: NativeKernels, bits: int) -> None:
+def test_a_weight_can_be_loaded_in_any_chunks_of_rows(native: NativeKernels, bits: int) -> None:
     weight = random(75, 90)
     for kernels in (native, TORCH):
         layer = make_layer(kernels, bits, torch.zeros_like(weight))
@@ -109,7 +110,7 @@ def test_rows_may_be_loaded_in_any_chunks(native: NativeKernels, bits: int) -> N
 
 
 @BITS
-def test_a_number_that_is_not_finite_spoils_its_own_row_only(native: NativeKernels, bits: int) -> None:
+def test_a_value_that_is_not_finite_affects_only_its_row(native: NativeKernels, bits: int) -> None:
     for kernels in (native, TORCH):
         layer = make_layer(kernels, bits, random(40, 70))
         x = random(15, 70)
@@ -124,7 +125,7 @@ def test_a_number_that_is_not_finite_spoils_its_own_row_only(native: NativeKerne
 
 
 @BITS
-def test_a_row_of_zeros_gives_the_bias(native: NativeKernels, bits: int) -> None:
+def test_the_output_for_a_row_of_zeros_is_the_bias(native: NativeKernels, bits: int) -> None:
     bias = random(40, seed=2)
     weight = random(40, 70)
     weight[5] = 0
@@ -135,7 +136,7 @@ def test_a_row_of_zeros_gives_the_bias(native: NativeKernels, bits: int) -> None
         assert not torch.equal(y[1], bias)
 
 
-def test_bf16_layers_are_exact_to_rounding(native: NativeKernels) -> None:
+def test_bf16_layers_are_exact_up_to_rounding(native: NativeKernels) -> None:
     for rows, inputs, outputs in (*SHAPES, (8, 96, 3), (16, 2048, 65)):
         x, weight = (random(n, inputs, dtype=torch.bfloat16, seed=n) for n in (rows, outputs))
         for bias in (None, random(outputs, dtype=torch.bfloat16)):
@@ -153,7 +154,7 @@ def test_row_kernels_agree_with_torch(native: NativeKernels) -> None:
             assert_close(native.silu_and_mul(x), TORCH.silu_and_mul(x))
             assert_close(native.quick_gelu(x), TORCH.quick_gelu(x))
             wide = random(5, 3 * 2 * size + 7, dtype=dtype)
-            heads = wide[:, : 3 * 2 * size].view(5, 3, 2 * size)  # a part of wider rows
+            heads = wide[:, : 3 * 2 * size].view(5, 3, 2 * size)  # strided rows
             angles = random(5, 1, size, seed=2)
             cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
             assert_close(native.rope(heads, cos, sin), TORCH.rope(heads, cos, sin))
@@ -175,30 +176,30 @@ def test_vision_attention_agrees_with_torch(native: NativeKernels) -> None:
             for key in (
                 k,
                 k.transpose(1, 2).contiguous().transpose(1, 2),
-            ):  # with the values' strides, or not
+            ):  # with and without the strides of the values
                 assert_close(native.vision_attention(q, key, v), TORCH.vision_attention(q, key, v))
 
 
-def test_another_dtype_is_refused_or_passed_to_torch(native: NativeKernels) -> None:
+def test_other_dtypes_are_rejected_or_computed_by_torch(native: NativeKernels) -> None:
     x, weight = random(2, 64, dtype=torch.float16), random(3, 64, dtype=torch.float16)
 
     assert torch.equal(native.linear(x, weight, None), TORCH.linear(x, weight, None))
-    with pytest.raises(TypeError, match=r"bf16 and fp32, not in torch.float16"):
+    with pytest.raises(TypeError, match=r"bf16 and fp32, not torch.float16"):
         native.rms_norm(x, weight[0], 1e-5)
 
 
-def test_a_machine_without_the_instructions_gets_the_reason() -> None:
+def test_a_machine_without_the_required_instructions_is_reported() -> None:
     assert variant_for({"avx2": True, "fma3": True}) == "avx2"
-    with pytest.raises(NativeKernelsUnavailable, match="no AVX2"):
+    with pytest.raises(NativeKernelsUnavailable, match="does not support AVX2"):
         variant_for({"avx2": False, "fma3": True})
-    with pytest.raises(NativeKernelsUnavailable, match="no AVX2"):
+    with pytest.raises(NativeKernelsUnavailable, match="does not support AVX2"):
         variant_for({})  # another architecture
 
 
 @pytest.mark.parametrize(
-    ("compiler", "reason"), [("no-such-compiler", "no-such-compiler"), ("false", "does not compile them")]
+    ("compiler", "reason"), [("no-such-compiler", "no-such-compiler"), ("false", "false failed: ")]
 )
-def test_a_failed_compilation_gives_the_reason_and_leaves_nothing(
+def test_a_failed_compilation_is_reported_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, reason: str
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
@@ -207,7 +208,7 @@ def test_a_failed_compilation_gives_the_reason_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_library_is_loaded_from_a_folder_that_others_may_write_to(tmp_path: Path) -> None:
+def test_no_library_is_loaded_from_a_folder_that_other_users_can_write_to(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    with pytest.raises(NativeKernelsUnavailable, match="others may write there"):
+    with pytest.raises(NativeKernelsUnavailable, match="is owned or writable by another user"):
         load("avx2", tmp_path)

@@ -1,6 +1,6 @@
-"""The fused kernels agree with torch's for any shape, or else torch's are used.
+"""The fused kernels agree with torch's for all shapes; if they do not, torch's kernels are used.
 
-Without a GPU they run in Triton's interpreter, which rounds to bf16 differently than GPUs do.
+Without a GPU, they run in Triton's interpreter, which rounds to bf16 differently from GPUs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
 TORCH = TorchKernels()
 
 pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="with a GPU the kernels are compiled: tests/gpu tests them there"
+    torch.cuda.is_available(), reason="with a GPU, the compiled kernels are tested in tests/gpu"
 )
 
 
@@ -60,7 +60,9 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(shape=shapes)
-def test_norms_with_and_without_a_residual_are_torchs(fused: FusedKernels, shape: dict[str, Any]) -> None:
+def test_norms_with_and_without_a_residual_agree_with_torch(
+    fused: FusedKernels, shape: dict[str, Any]
+) -> None:
     torch.manual_seed(shape["seed"])
     x, residual = torch.randn(2, shape["rows"], shape["size"]).to(shape["dtype"]) * 3
     weight = torch.randn(shape["size"]).to(shape["dtype"])
@@ -68,12 +70,12 @@ def test_norms_with_and_without_a_residual_are_torchs(fused: FusedKernels, shape
     normed, total = fused.add_rms_norm(x, residual, weight, 1e-5)
     expected, expected_total = TORCH.add_rms_norm(x, residual, weight, 1e-5)
     assert_close(normed, expected)
-    assert torch.equal(total, expected_total)  # to the bit: it passes through all layers
+    assert torch.equal(total, expected_total)  # exact, because the residual is passed through all layers
 
 
 @settings(max_examples=30, deadline=None)
 @given(shape=shapes)
-def test_silu_and_mul_is_torchs(fused: FusedKernels, shape: dict[str, Any]) -> None:
+def test_silu_and_mul_agrees_with_torch(fused: FusedKernels, shape: dict[str, Any]) -> None:
     torch.manual_seed(shape["seed"])
     x = torch.randn(shape["rows"], 2 * shape["size"]).to(shape["dtype"]) * 3
     assert_close(fused.silu_and_mul(x), TORCH.silu_and_mul(x))
@@ -81,7 +83,7 @@ def test_silu_and_mul_is_torchs(fused: FusedKernels, shape: dict[str, Any]) -> N
 
 @settings(max_examples=30, deadline=None)
 @given(shape=shapes)
-def test_rope_is_torchs_also_for_a_part_of_wider_rows(fused: FusedKernels, shape: dict[str, Any]) -> None:
+def test_rope_agrees_with_torch_for_strided_rows(fused: FusedKernels, shape: dict[str, Any]) -> None:
     torch.manual_seed(shape["seed"])
     heads, half, rows = shape["heads"], min(shape["size"], 64), shape["rows"]
     wide = torch.randn(rows, (heads + 5) * 2 * half).to(shape["dtype"])
@@ -107,7 +109,7 @@ qkv_shapes = st.fixed_dictionaries(
 
 @settings(max_examples=25, deadline=None)
 @given(shape=qkv_shapes)
-def test_rope_and_cache_is_torchs_and_writes_to_no_other_slot(
+def test_rope_and_cache_agrees_with_torch_and_writes_only_to_its_slots(
     fused: FusedKernels, shape: dict[str, Any]
 ) -> None:
     torch.manual_seed(shape["seed"])
@@ -131,7 +133,7 @@ def test_rope_and_cache_is_torchs_and_writes_to_no_other_slot(
     assert (keys[is_other] == 9).all() and (values[is_other] == 9).all()
 
 
-def test_a_nan_spoils_its_own_head_only(fused: FusedKernels) -> None:
+def test_a_nan_affects_only_its_head(fused: FusedKernels) -> None:
     qkv, (keys, values) = torch.ones(1, 4, 4), torch.zeros(2, 1, 1, 4)
     qkv[0, 1, 0] = qkv[0, 3, 2] = torch.nan
     angles, slots = torch.full((1, 1, 2), 0.5), torch.tensor([0])
@@ -140,8 +142,8 @@ def test_a_nan_spoils_its_own_head_only(fused: FusedKernels) -> None:
     assert values[0, 0].isnan().tolist() == [False, False, True, False]
 
 
-def test_a_plan_with_rope_and_cache_attends_as_the_reference(fused: FusedKernels) -> None:
-    """Decodes and a prompt's end, with a window; afterwards the caches are equal, too."""
+def test_a_plan_with_rope_and_cache_agrees_with_the_reference(fused: FusedKernels) -> None:
+    """The batch has decodes and the end of a prompt, with a window. The caches are compared too."""
     torch.manual_seed(0)
     metadata, qkv = make_metadata([(1, 9), (1, 30), (5, 21)]), torch.randn(7, 10, 16)
     angles = torch.randn(7, 1, 8)
@@ -161,14 +163,14 @@ def test_a_plan_with_rope_and_cache_attends_as_the_reference(fused: FusedKernels
         torch.testing.assert_close(stored, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_a_nan_spoils_its_own_row_only(fused: FusedKernels) -> None:
+def test_a_nan_affects_only_its_row(fused: FusedKernels) -> None:
     x = torch.randn(3, 40)
     x[1, 7] = torch.nan
     normed = fused.rms_norm(x, torch.ones(40), 1e-5)
     assert normed[1].isnan().all() and normed[[0, 2]].isfinite().all()
 
 
-def test_a_decoder_with_fused_kernels_has_torchs_logits(fused: FusedKernels, tmp_path: Path) -> None:
+def test_a_decoder_with_fused_kernels_has_the_logits_of_torch(fused: FusedKernels, tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     token_ids = torch.tensor(random_prompt(np.random.default_rng(0), num_images=0).token_ids)
     num = len(token_ids)
@@ -181,7 +183,7 @@ def test_a_decoder_with_fused_kernels_has_torchs_logits(fused: FusedKernels, tmp
 
 
 class WrongGate(FusedKernels):
-    """Wrong in the last number of a row."""
+    """Kernels with a wrong gate in the last element of each row."""
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
         out = super().silu_and_mul(x)
@@ -190,7 +192,7 @@ class WrongGate(FusedKernels):
 
 
 class WrongSlots(FusedKernels):
-    """Writes to the next slots."""
+    """Kernels that write to the wrong slots."""
 
     def rope_and_cache(
         self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor
@@ -203,15 +205,17 @@ class Raising(FusedKernels):
         raise RuntimeError("no kernel image is available for execution on the device")
 
 
-def test_the_self_test_passes_and_finds_faults(fused: FusedKernels) -> None:
+def test_the_self_test_passes_and_detects_errors(fused: FusedKernels) -> None:
     for dtype in TOLERANCE:
         assert self_test(fused, dtype, CPU) is None
-        assert (self_test(WrongGate(), dtype, CPU) or "").startswith("silu_and_mul is ")
-        assert (self_test(WrongSlots(), dtype, CPU) or "").startswith("rope_and_cache is ")
+        assert (self_test(WrongGate(), dtype, CPU) or "").startswith("the maximum error of silu_and_mul is ")
+        assert (self_test(WrongSlots(), dtype, CPU) or "").startswith(
+            "the maximum error of rope_and_cache is "
+        )
         assert self_test(Raising(), dtype, CPU) == (
             "RuntimeError: no kernel image is available for execution on the device"
         )
 
 
-def test_without_a_gpu_torchs_kernels_are_used() -> None:
+def test_without_a_gpu_torch_kernels_are_used() -> None:
     assert type(choose_kernels(torch.float32, CPU)) is TorchKernels

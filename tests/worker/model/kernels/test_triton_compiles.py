@@ -1,6 +1,6 @@
-"""The Triton kernels compile to machine code for NVIDIA's GPUs, which needs no GPU.
+"""The Triton kernels compile to machine code for NVIDIA GPUs. Compilation does not require a GPU.
 
-They are compiled in a process of its own, because the tests' process interprets them.
+They are compiled in a separate process, because the test process uses Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ compile_fused("bf16", 90)
 
 
 @pytest.mark.e2e
-def test_they_compile_for_ampere_and_hopper_and_use_their_tensor_cores(tmp_path: Path) -> None:
+def test_kernels_compile_for_ampere_and_hopper_and_use_tensor_cores(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install triton")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
 
@@ -79,7 +79,7 @@ def test_they_compile_for_ampere_and_hopper_and_use_their_tensor_cores(tmp_path:
     assert [line[:4] for line in lines] == [
         ["paged_attention", "80", "True", "True"],
         ["paged_attention", "90", "True", "True"],
-        ["paged_attention", "80", "True", "False"],  # fp32 is not rounded for them
+        ["paged_attention", "80", "True", "False"],  # fp32 inputs are not rounded to TF32
         ["int4_linear", "80", "True", "True"],
         ["int4_linear", "90", "True", "True"],
         *[
@@ -88,4 +88,6 @@ def test_they_compile_for_ampere_and_hopper_and_use_their_tensor_cores(tmp_path:
             for name in ("rms_norm", "silu_and_mul", "rope", "rope_and_cache")
         ],
     ]
-    assert max(int(line[4]) for line in lines) <= 96 << 10  # bytes of shared memory that all such GPUs have
+    assert (
+        max(int(line[4]) for line in lines) <= 96 << 10
+    )  # bytes of shared memory available on all these GPUs

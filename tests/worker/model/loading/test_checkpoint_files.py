@@ -1,4 +1,4 @@
-"""A broken checkpoint file is refused before a tensor is read from it."""
+"""A corrupt checkpoint file is rejected before any tensor is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "a.safetensors"
 
 
-def test_rows_are_those_that_were_saved(path: Path) -> None:
+def test_rows_are_read_as_they_were_saved(path: Path) -> None:
     tensors = {"a": torch.randn(5, 2, 3), "b": torch.randn(7).bfloat16(), "c": torch.arange(4)}
     save_file(tensors, path)
 
@@ -37,28 +37,28 @@ def test_rows_are_those_that_were_saved(path: Path) -> None:
     assert [stored[name].is_plain for name in "abc"] == [True, True, False]
 
 
-def test_an_invalid_header_is_refused(path: Path) -> None:
+def test_an_invalid_header_is_rejected(path: Path) -> None:
     headers: list[tuple[object, str]] = [
-        (b"{", "no JSON object"),
-        (3, "no JSON object"),
-        ({"a": ENTRY | {"dtype": "F3"}}, "in a way that is unknown here"),
-        ({"a": {"shape": [2]}}, "in a way that is unknown here"),
-        ({"a": ENTRY | {"shape": [2, 4]}}, "contradicts its shape"),
-        ({"a": ENTRY | {"shape": [-2, -3]}}, "contradicts its shape"),
-        ({"a": ENTRY | {"data_offsets": [-24, 0]}}, "contradicts its shape"),
-        ({"a": ENTRY | {"data_offsets": [8, 32]}}, "lies beyond its end"),
+        (b"{", "not a JSON object"),
+        (3, "not a JSON object"),
+        ({"a": ENTRY | {"dtype": "F3"}}, "the header entry of 'a' is not supported"),
+        ({"a": {"shape": [2]}}, "the header entry of 'a' is not supported"),
+        ({"a": ENTRY | {"shape": [2, 4]}}, "does not match its shape"),
+        ({"a": ENTRY | {"shape": [-2, -3]}}, "does not match its shape"),
+        ({"a": ENTRY | {"data_offsets": [-24, 0]}}, "does not match its shape"),
+        ({"a": ENTRY | {"data_offsets": [8, 32]}}, "extends beyond the end of the file"),
     ]
     for header, reason in headers:
-        message = rf"a.safetensors is broken or was not copied whole: .*{reason}"
+        message = rf"a.safetensors is corrupt or incomplete: .*{reason}"
         with pytest.raises(CheckpointError, match=message):
             read_file(write(path, header), allow_pickle=False)
 
 
-def test_a_file_shorter_than_its_header_is_refused(path: Path) -> None:
+def test_a_file_shorter_than_its_header_is_rejected(path: Path) -> None:
     for content in (b"", b"1234", (1 << 40).to_bytes(8, "little")):
         path.write_bytes(content)
 
-        with pytest.raises(CheckpointError, match="its header is longer than the file"):
+        with pytest.raises(CheckpointError, match="the header is longer than the file"):
             read_file(path, allow_pickle=False)
 
 
@@ -66,10 +66,10 @@ def test_a_file_that_is_truncated_while_it_is_read_is_detected(path: Path) -> No
     (tensor,) = read_file(write(path, {"a": ENTRY}), allow_pickle=False)
     path.write_bytes(path.read_bytes()[:-4])
 
-    with pytest.raises(CheckpointError, match="it ended while it was read"):
+    with pytest.raises(CheckpointError, match="the file became shorter while it was being read"):
         tensor.read(0, 2)
 
 
-def test_a_file_that_does_not_exist_is_named(path: Path) -> None:
+def test_a_missing_file_is_named_in_the_error(path: Path) -> None:
     with pytest.raises(CheckpointError, match="a.safetensors does not exist"):
         read_file(path, allow_pickle=False)

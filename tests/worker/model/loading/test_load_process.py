@@ -1,4 +1,4 @@
-"""Loading in a process of its own: its peak memory, what a killed load leaves, and its progress."""
+"""Loading in a separate process: peak memory, cleanup after a kill, and progress."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ LOADER = textwrap.dedent("""
     from llava_worker.model.quantization.precision import choose_precision
 
     def peak():
-        # Not getrusage's, which starts with the peak of the parent process.
+        # getrusage is not used, because it includes the peak of the parent process.
         status = dict(line.split(":", 1) for line in open("/proc/self/status"))
         return int(status["VmHWM"].split()[0]) * 1024
 
-    def wait_half_way(done, total, num_tensors):
+    def wait_halfway(done, total, num_tensors):
         if sys.argv[3] == "wait" and done > total / 2:
             print("half", flush=True)
             sys.stdin.read()
@@ -41,14 +41,14 @@ LOADER = textwrap.dedent("""
     precision = choose_precision(sys.argv[2], cpu)
     before = peak()
     model = Llava(read_config(folder), read_image_config(folder), precision=precision, device=cpu)
-    load_weights(model, folder, on_progress=wait_half_way)
+    load_weights(model, folder, on_progress=wait_halfway)
     print(peak() - before - sum(parameter.nbytes for parameter in model.parameters()), flush=True)
 """)
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 MB in fp32."""
+    """A checkpoint of 300 MB in fp32."""
     folder = tmp_path_factory.mktemp("large")
     write_checkpoint(
         folder,
@@ -68,18 +68,18 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 @pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
 def test_loading_needs_little_more_memory_than_the_weights(large: Path, precision: str) -> None:
-    """A chunk is 8 MiB of the file, in fp32, with its conversions; the weights are 57 to 156 MiB."""
+    """Chunks are 8 MiB of fp32 data, plus conversions. The weights are 57 to 156 MiB."""
     command = [sys.executable, "-c", LOADER, str(large), precision, "run"]
 
     done = subprocess.run(command, check=True, capture_output=True, text=True)
 
-    assert int(done.stdout) < 48 << 20  # 15 to 20 MiB as a rule
+    assert int(done.stdout) < 48 << 20  # typically 15 to 20 MiB
 
 
 @pytest.mark.e2e
-def test_a_load_killed_half_way_leaves_nothing(large: Path, tmp_path: Path) -> None:
+def test_a_load_that_is_killed_halfway_leaves_no_files(large: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in large.iterdir()}
-    cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # compiled kernels may stay
+    cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # compiled kernels remain there
     process = subprocess.Popen(
         [sys.executable, "-c", LOADER, str(large), "bf16", "wait"],
         stdin=subprocess.PIPE,
@@ -109,6 +109,8 @@ def test_progress_is_reported_in_bytes_and_tensors(tmp_path: Path) -> None:
     load_weights(model, tmp_path, on_progress=lambda *numbers: progress.append(numbers))
 
     dones, totals, counts = zip(*progress, strict=True)
-    assert set(totals) == {2 * sum(parameter.nbytes for parameter in model.parameters())}  # fp32 in the file
+    assert set(totals) == {
+        2 * sum(parameter.nbytes for parameter in model.parameters())
+    }  # the file contains fp32
     assert list(dones) == sorted(set(dones)) and dones[-1] == totals[0]
     assert list(counts) == list(range(1, len(counts) + 1))

@@ -1,4 +1,4 @@
-"""LoRA adapters merged into a base model, replaced tensors, and pickled files only on request."""
+"""LoRA adapters and replacement tensors are merged into a base model. Pickle files are opt-in."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def adapter(base: Path, tmp_path: Path) -> Path:
 
 
 def write_merged(base: Path, adapter: Path, target: Path, scale: float) -> Path:
-    """Write the base with the adapter merged, as a whole checkpoint."""
+    """Write a complete checkpoint: the base model with the adapter merged."""
     tensors = load_file(base / "model.safetensors")
     lora = load_file(adapter / "adapter_model.safetensors")
     for name in MATRICES:
@@ -63,14 +63,14 @@ def test_an_adapter_is_merged_into_its_base(
     assert any(not torch.equal(tensor, expected[name]) for name, tensor in load(base).items())
 
 
-def test_an_adapter_without_config_json_uses_its_bases(base: Path, adapter: Path) -> None:
+def test_an_adapter_without_config_json_uses_the_config_of_its_base(base: Path, adapter: Path) -> None:
     (adapter / "config.json").unlink()
     config = EngineConfig(adapter, base=base, precision="fp32", device="cpu")
 
     assert build_engine(config)[1].tokens_per_tile == 4
 
 
-def test_a_projector_alone_replaces_its_bases(base: Path, adapter: Path) -> None:
+def test_a_folder_with_only_a_projector_replaces_that_of_its_base(base: Path, adapter: Path) -> None:
     replaced = load_file(adapter / "non_lora_trainables.safetensors")
     projector = {name.removeprefix("base_model.model."): tensor for name, tensor in replaced.items()}
     save_file(projector, adapter / "mm_projector.safetensors")
@@ -83,16 +83,19 @@ def test_a_projector_alone_replaces_its_bases(base: Path, adapter: Path) -> None
 
 
 def test_base_and_adapter_require_each_other(base: Path, adapter: Path) -> None:
-    with pytest.raises(CheckpointError, match="adapts another model: give that one's folder as base"):
+    with pytest.raises(CheckpointError, match="contains only an adapter. Set base_model to"):
         load(adapter)
-    with pytest.raises(CheckpointError, match="holds no adapter"):
+    with pytest.raises(CheckpointError, match="contains no adapter"):
         load(base, base=base)
 
 
-def test_an_adapter_that_cannot_be_merged_is_refused(base: Path, adapter: Path) -> None:
+def test_an_adapter_that_cannot_be_merged_is_rejected(base: Path, adapter: Path) -> None:
     for values, reason in (
-        ({"r": RANK, "lora_alpha": ALPHA, "use_dora": True}, "use_dora, which cannot be merged"),
-        ({"r": RANK}, "does not describe a LoRA adapter"),
+        (
+            {"r": RANK, "lora_alpha": ALPHA, "use_dora": True},
+            "sets use_dora. Adapters with these options cannot be merged",
+        ),
+        ({"r": RANK}, "is not a valid LoRA configuration"),
     ):
         (adapter / "adapter_config.json").write_text(json.dumps(values))
 
@@ -100,15 +103,17 @@ def test_an_adapter_that_cannot_be_merged_is_refused(base: Path, adapter: Path) 
             load(adapter, base=base)
 
 
-def test_an_adapter_for_another_model_is_refused_by_name(base: Path, adapter: Path) -> None:
+def test_an_adapter_for_another_model_is_rejected_with_the_tensor_names(base: Path, adapter: Path) -> None:
     path = adapter / "adapter_model.safetensors"
     lora = load_file(path)
     save_file({name.replace("layers.0", "layers.7"): tensor for name, tensor in lora.items()}, path)
-    with pytest.raises(CheckpointError, match="of an adapter for nothing .*layers.7.self_attn.q_proj"):
+    with pytest.raises(
+        CheckpointError, match="in the adapter without a matching weight .*layers.7.self_attn.q_proj"
+    ):
         load(adapter, base=base)
 
     save_file({name: tensor for name, tensor in lora.items() if "lora_A" in name}, path)
-    with pytest.raises(CheckpointError, match="no matching pair of matrices"):
+    with pytest.raises(CheckpointError, match="no matching pair of LoRA matrices"):
         load(adapter, base=base)
 
     path.unlink()
@@ -117,7 +122,7 @@ def test_an_adapter_for_another_model_is_refused_by_name(base: Path, adapter: Pa
 
 
 def pickle_instead(path: Path) -> None:
-    """Replace a safetensors file by a pickled one."""
+    """Replace a safetensors file with a pickle file."""
     target = path.with_suffix(".bin")
     if path.name == "model.safetensors":
         target = path.with_name("pytorch_model.bin")
@@ -125,12 +130,12 @@ def pickle_instead(path: Path) -> None:
     path.unlink()
 
 
-def test_pickled_files_are_read_only_if_allowed(base: Path, adapter: Path) -> None:
+def test_pickle_files_are_read_only_if_allowed(base: Path, adapter: Path) -> None:
     expected = load(adapter, base=base)
     for path in [*base.glob("*.safetensors"), *adapter.glob("*.safetensors")]:
         pickle_instead(path)
 
-    with pytest.raises(CheckpointError, match=r"\.bin is a pickled file.*set allow_pickle"):
+    with pytest.raises(CheckpointError, match=r"\.bin is a pickle file.*set allow_pickle"):
         load(adapter, base=base)
     actual = load(adapter, base=base, allow_pickle=True)
 
@@ -138,19 +143,19 @@ def test_pickled_files_are_read_only_if_allowed(base: Path, adapter: Path) -> No
 
 
 class Code:
-    """Prints when it is unpickled."""
+    """An object that prints when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("it ran",)
 
 
-def test_a_pickled_file_with_more_than_weights_is_refused(
+def test_a_pickle_file_with_more_than_weights_is_rejected(
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (base / "model.safetensors").unlink()
     torch.save({"model.norm.weight": Code()}, base / "pytorch_model.bin")
 
-    with pytest.raises(CheckpointError, match="holds no plain weights"):
+    with pytest.raises(CheckpointError, match="does not contain plain weights"):
         load(base, allow_pickle=True)
 
     assert capsys.readouterr().out == ""

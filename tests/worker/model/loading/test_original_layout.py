@@ -1,4 +1,4 @@
-"""The original repository's checkpoints: the same models as llava-hf's, and what llava-hf's layout lacks."""
+"""Checkpoints in the original layout, including options that the llava-hf layout does not support."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.worker.layouts import replace_projector, write_hf, write_original
 from tests.worker.model.load_model import assert_same_weights, load_model
 
 
-def assert_same_model(one: Llava, other: Llava) -> None:
-    """Equal weights in equal architectures have equal logits."""
-    assert_same_weights(one, other)
+def assert_same_model(actual: Llava, expected: Llava) -> None:
+    """Assert that weights and architecture are equal, which implies equal logits."""
+    assert_same_weights(actual, expected)
     for part in ("text_config", "vision_config", "feature_layers", "projector_depth", "is_tied"):
-        assert getattr(one.config, part) == getattr(other.config, part)
-    assert one.config.tokens_per_tile == other.config.tokens_per_tile
-    assert one.config.image_layout() == other.config.image_layout()
+        assert getattr(actual.config, part) == getattr(expected.config, part)
+    assert actual.config.tokens_per_tile == expected.config.tokens_per_tile
+    assert actual.config.image_layout() == expected.config.image_layout()
 
 
 @pytest.mark.parametrize(
@@ -48,24 +48,26 @@ def test_a_model_is_the_same_in_both_layouts(tmp_path: Path, options: dict[str, 
     assert_same_model(load_model(write_hf(whole, tmp_path / "back", like=hf)), expected)
 
 
-def test_a_checkpoint_without_its_vision_tower_requires_its_folder(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_vision_tower_requires_the_tower_folder(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     split = write_original(tmp_path, tmp_path / "split", tower=tmp_path / "tower")
 
-    with pytest.raises(CheckpointError, match="'somewhere/a-small-tower' is not known here: give its folder"):
+    with pytest.raises(
+        CheckpointError, match="'somewhere/a-small-tower' is not recognized. Set vision_tower"
+    ):
         load_model(split)
 
     config = json.loads((split / "config.json").read_text())
     vision = json.loads((tmp_path / "tower" / "config.json").read_text())
     (split / "config.json").write_text(json.dumps(config | {"vision_config": vision}))
-    with pytest.raises(CheckpointError, match="does not hold the weights of its vision tower"):
+    with pytest.raises(CheckpointError, match="does not contain the weights of its vision tower"):
         load_model(split)
 
 
 @pytest.mark.parametrize(
     ("kind", "num_layers"), [("linear", 1), (None, 1), ("identity", 0), ("mlp3x_gelu", 3)]
 )
-def test_projectors_that_llava_hf_lacks_equal_plain_ones(
+def test_projectors_that_llava_hf_does_not_support_equal_a_reference(
     tmp_path: Path, kind: str | None, num_layers: int
 ) -> None:
     reference: Any = write_checkpoint(tmp_path, text={"hidden_size": 24, "num_attention_heads": 2})
@@ -85,7 +87,7 @@ def test_projectors_that_llava_hf_lacks_equal_plain_ones(
     torch.testing.assert_close(actual, x, atol=1e-5, rtol=0)
 
 
-# liuhaotian/llava-v1.5-7b's config.json, without what only training uses.
+# config.json of liuhaotian/llava-v1.5-7b without training options.
 LLAVA_1_5_7B: dict[str, Any] = {
     "architectures": ["LlavaLlamaForCausalLM"],
     "eos_token_id": 2,
@@ -131,7 +133,7 @@ def test_the_published_llava_1_5_is_vicuna_with_clip_and_576_tokens(tmp_path: Pa
 
 def test_the_first_llava_has_one_linear_layer_and_its_own_model_type(tmp_path: Path) -> None:
     values = {"model_type": "llava", "mm_projector_type": None, "mm_use_im_start_end": True}
-    config = read(tmp_path, **values, mm_vision_tower="/disk/of/somebody/clip-vit-large-patch14/")
+    config = read(tmp_path, **values, mm_vision_tower="/home/user/clip-vit-large-patch14/")
 
     assert (config.projector_depth, config.tokens_per_tile, config.mm_use_im_start_end) == (1, 256, True)
 
@@ -167,14 +169,16 @@ def test_siglip_by_name_has_no_class_token_and_its_own_mean_and_std(tmp_path: Pa
         ({"model_type": "llava_mpt"}, "model_type is 'llava_mpt'"),
         ({"mm_projector_type": "resampler"}, "mm_projector_type is 'resampler'"),
         ({"mm_vision_select_feature": "all"}, "mm_vision_select_feature is 'all'"),
-        ({"mm_vision_tower": "eva-clip"}, "'eva-clip' is not known here"),
+        ({"mm_vision_tower": "eva-clip"}, "'eva-clip' is not recognized"),
         ({"image_aspect_ratio": "anyres"}, "mm_patch_merge_type is None"),
         (ANYRES | {"image_grid_pinpoints": [3]}, r"image_grid_pinpoints is \[3\]"),
-        (ANYRES, "image grid .* is not made of tiles"),
-        ({"mm_projector_type": "identity"}, "no projector between features of 1024 and a decoder of 4096"),
+        (ANYRES, "Image grid .* is not supported"),
+        ({"mm_projector_type": "identity"}, "no projector, but its feature size 1024 differs .* 4096"),
     ],
 )
-def test_what_is_not_supported_is_named(tmp_path: Path, values: dict[str, Any], reason: str) -> None:
+def test_unsupported_options_are_named_in_the_error(
+    tmp_path: Path, values: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(CheckpointError, match=reason):
         read(tmp_path, **values)
 
@@ -184,8 +188,8 @@ def test_a_tower_folder_may_contain_a_whole_clip(tmp_path: Path) -> None:
     tower.mkdir()
     vision = {"hidden_size": 1024, "num_hidden_layers": 24, "image_size": 336, "patch_size": 14}
     (tower / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": vision}))
-    (tmp_path / "config.json").write_text(json.dumps(LLAVA_1_5_7B | {"mm_vision_tower": "unheard-of"}))
+    (tmp_path / "config.json").write_text(json.dumps(LLAVA_1_5_7B | {"mm_vision_tower": "unknown-tower"}))
 
     assert read_config(tmp_path, tower).tokens_per_tile == 576
-    with pytest.raises(CheckpointError, match="no folder of a vision tower"):
+    with pytest.raises(CheckpointError, match="Set vision_tower to the folder of a vision tower"):
         read_config(tmp_path, tmp_path / "elsewhere")

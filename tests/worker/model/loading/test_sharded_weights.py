@@ -1,4 +1,4 @@
-"""A tensor-parallel rank loads, and reads, its shard of every matrix; the shards together are the whole."""
+"""Tensor-parallel ranks read only their shard of each matrix, and the shards form the whole model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, index: int, size: int) -> tuple[LlamaDecoder, int]:
-    """A rank's decoder, and the bytes read for it (for the first rank, for the rest of the model too)."""
+    """Return the decoder of a rank and the bytes read, including other modules for the first rank."""
     config, ranks = read_config(folder).shard(size), TensorParallel(index, size)
     precision = choose_precision("fp32", CPU)
     model: nn.Module
@@ -47,7 +47,7 @@ def load(folder: Path, index: int, size: int) -> tuple[LlamaDecoder, int]:
     return loaded, done
 
 
-def test_the_shards_of_all_ranks_are_the_whole(folder: Path) -> None:
+def test_the_shards_of_all_ranks_form_the_whole_model(folder: Path) -> None:
     whole, _ = load(folder, 0, 1)
     shards = [load(folder, index, 2)[0] for index in (0, 1)]
     for number, layer in enumerate(whole.layers):
@@ -63,7 +63,7 @@ def test_the_shards_of_all_ranks_are_the_whole(folder: Path) -> None:
             joined = torch.cat([first.get_parameter(weight), second.get_parameter(weight)], dim=1)
             assert torch.equal(joined, layer.get_parameter(weight))
             assert torch.equal(first.get_parameter(bias), layer.get_parameter(bias))
-            assert second.get_submodule(linear).bias is None  # added once
+            assert second.get_submodule(linear).bias is None  # all-reduce must add it once
 
 
 def test_a_follower_reads_its_shard_of_the_layers_and_the_norms(folder: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_follower_reads_its_shard_of_the_layers_and_the_norms(folder: Path) ->
     assert all_bytes - first == second - norms
 
 
-def test_columns_of_rows_are_those_of_the_file(tmp_path: Path) -> None:
+def test_columns_are_read_as_they_were_saved(tmp_path: Path) -> None:
     matrix = torch.arange(35, dtype=torch.float32).view(7, 5).bfloat16()
     save_file({"a": matrix}, tmp_path / "a.safetensors")
     torch.save({"a": matrix}, tmp_path / "a.bin")
@@ -88,7 +88,7 @@ def test_columns_of_rows_are_those_of_the_file(tmp_path: Path) -> None:
         assert torch.equal(stored.read(0, 7, (0, 5)), matrix)
 
 
-def test_a_wrong_shape_is_refused_with_the_whole_matrix_shape(folder: Path) -> None:
+def test_a_wrong_shape_is_rejected_with_the_unsharded_shape(folder: Path) -> None:
     config = read_config(folder)
     text = config.text_config.model_copy(update={"intermediate_size": 40})
     model = Llava(
@@ -98,5 +98,7 @@ def test_a_wrong_shape_is_refused_with_the_whole_matrix_shape(folder: Path) -> N
         device=CPU,
         ranks=TensorParallel(0, 4),
     )
-    with pytest.raises(ValueError, match=r"mlp.gate_proj.weight is \[80, 48\] of float32, not \[160, 48\]"):
+    with pytest.raises(
+        ValueError, match=r"mlp.gate_proj.weight is float32 \[80, 48\], expected float \[160, 48\]"
+    ):
         load_weights(model, folder)

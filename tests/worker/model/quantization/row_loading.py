@@ -1,4 +1,4 @@
-"""A check that a layer is the same for any chunks of rows that its weight is loaded in."""
+"""An assertion that a layer does not depend on the chunks in which its weight is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ __all__ = ["assert_independent_of_chunks"]
 def assert_independent_of_chunks(
     make: Callable[[int], Linear], weight: Tensor, bias: Tensor, x: Tensor, *, chunk: int
 ) -> None:
-    """``make`` loads ``weight`` that many rows at a time into a layer; the bias is loaded in two parts."""
+    """Assert that a layer is the same whether it is loaded at once or ``chunk`` rows at a time.
+
+    ``make`` returns a layer into which ``weight`` is loaded with this number of rows at a time. The bias is
+    loaded in two parts.
+    """
     layers = [make(num_rows) for num_rows in (len(weight), chunk)]
     for layer in layers:
         layer.load_bias(0, bias[:80])

@@ -1,6 +1,6 @@
-"""Weights in 8 and 4 bits as on a GPU: bitsandbytes', which computes on a CPU too, and W4A16 in Triton.
+"""8-bit and 4-bit weight formats for GPUs: bitsandbytes, which also supports CPUs, and W4A16 in Triton.
 
-Without a GPU the Triton kernel runs in Triton's interpreter.
+Without a GPU, the Triton kernel runs in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 )
 needs_interpreter = pytest.mark.skipif(
     torch.cuda.is_available() or importlib.util.find_spec("triton") is None,
-    reason="Triton's interpreter is for machines without a GPU, and needs triton",
+    reason="Triton's interpreter is used only without a GPU, and requires triton",
 )
 
 
@@ -50,7 +50,7 @@ def bnb_layer(bits: int, shape: LinearShape, weight: Tensor, *, chunk: int) -> L
 
 @needs_bitsandbytes
 @pytest.mark.parametrize(("bits", "max_error"), [(8, 0.02), (4, 0.13)])
-def test_a_layer_is_near_the_exact_one_also_for_rows_with_outliers(bits: int, max_error: float) -> None:
+def test_a_layer_is_close_to_the_exact_layer_for_rows_with_outliers(bits: int, max_error: float) -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(96, 512), torch.randn(20, 512)
     x[7:12, 3] = 60
@@ -63,7 +63,7 @@ def test_a_layer_is_near_the_exact_one_also_for_rows_with_outliers(bits: int, ma
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_layer_is_the_same_for_any_chunks_of_rows(bits: int) -> None:
+def test_a_layer_does_not_depend_on_the_chunks_in_which_it_is_loaded(bits: int) -> None:
     torch.manual_seed(0)
     shape = LinearShape(128, {"q_proj": 80, "k_proj": 40}, has_bias=True)
     weight, bias, x = torch.randn(120, 128), torch.randn(120), torch.randn(5, 128)
@@ -76,7 +76,7 @@ def test_a_layer_is_the_same_for_any_chunks_of_rows(bits: int) -> None:
 
 
 @needs_bitsandbytes
-def test_double_quantized_scales_are_those_of_the_library() -> None:
+def test_double_quantized_scales_equal_those_of_bitsandbytes() -> None:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     torch.manual_seed(0)
@@ -91,8 +91,8 @@ def test_double_quantized_scales_are_those_of_the_library() -> None:
 
 
 @needs_bitsandbytes
-def test_inputs_that_are_not_a_multiple_of_nf4s_block_are_refused() -> None:
-    with pytest.raises(ValueError, match="a layer has 100 inputs, and NF4 takes multiples of 64: use int8"):
+def test_an_input_size_that_is_not_a_multiple_of_the_nf4_block_is_rejected() -> None:
+    with pytest.raises(ValueError, match="A layer has 100 inputs; NF4 requires a multiple of 64. Use int8."):
         BnbNF4Linear(LinearShape.plain(100, 8), dtype=torch.float16, device=CPU)
 
 
@@ -101,7 +101,7 @@ def test_inputs_that_are_not_a_multiple_of_nf4s_block_are_refused() -> None:
     ("name", "layer_type", "max_share"),
     [("int8", BnbInt8Linear, 0.54), ("int4", BnbNF4Linear, 0.30), ("w4a16", QuantizedLinear, 0.30)],
 )
-def test_only_the_decoders_layers_are_quantized_and_their_memory_is_known_before(
+def test_only_decoder_layers_are_quantized_and_their_memory_is_estimated_exactly(
     tmp_path: Path, name: str, layer_type: type[Linear], max_share: float
 ) -> None:
     size = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "vocab_size": 128}
@@ -117,7 +117,7 @@ def test_only_the_decoders_layers_are_quantized_and_their_memory_is_known_before
     num_bytes = weight_bytes(config, image, name, CUDA)
     assert num_bytes == sum(parameter.nbytes for parameter in model.parameters())
     assert num_bytes < max_share * weight_bytes(config, image, "fp16", CUDA)
-    if name != "w4a16":  # whose kernel is tested below
+    if name != "w4a16":  # its kernel is tested below
         down_proj = layers["language_model.layers.0.mlp.down_proj"]
         out = down_proj(torch.randn(3, 1408, dtype=precision.dtype))
         assert out.isfinite().all() and out.abs().max() > 0
@@ -138,17 +138,17 @@ def test_the_triton_kernel_multiplies_by_the_packed_weight(
 ) -> None:
     torch.manual_seed(seed)
     shape = LinearShape.plain(inputs, outputs, has_bias=has_bias)
-    w4a16, torchs = (
+    w4a16, reference = (
         QuantizedLinear(shape, bits=4, kernels=kernels, device=CPU)
         for kernels in (W4A16Kernels(), TorchKernels())
     )
     weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
-    for layer in (w4a16, torchs):
+    for layer in (w4a16, reference):
         layer.load_rows(0, weight)
         if has_bias:
             layer.load_bias(0, bias)
-    # Exactly the quantized weight: the identity's ones are whole numbers.
-    quantized = torchs(torch.eye(inputs)) - torchs(torch.zeros(1, inputs))
+    # The exact quantized weight, because ones and zeros are quantized without error.
+    quantized = reference(torch.eye(inputs)) - reference(torch.zeros(1, inputs))
     x = torch.randn(num_rows, inputs).to(dtype)
 
     y = w4a16(x)

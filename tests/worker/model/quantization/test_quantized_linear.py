@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bits on a CPU: near the exact ones, and the same in any order of loading."""
+"""Layers with 8-bit and 4-bit weights on a CPU are close to exact layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.worker.model.load_model import load_model
 
 CPU = torch.device("cpu")
 PRECISIONS = pytest.mark.parametrize("name", ["int8", "int4"])
-# torch's kernels, and this machine's C++ kernels if it has them.
+# The torch kernels, and the C++ kernels if this machine supports them.
 KERNELS: dict[str, Kernels] = {
     kernels.name: kernels for kernels in (choose_precision("int8", CPU).kernels, TorchKernels())
 }
@@ -33,7 +33,9 @@ def quantize(weight: Tensor, bits: int, kernels: Kernels) -> QuantizedLinear:
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize(("bits", "max_error"), [(8, 0.02), (4, 0.13)])
-def test_a_layer_is_near_the_exact_one_also_for_large_rows(bits: int, max_error: float, kernels: str) -> None:
+def test_a_layer_is_close_to_the_exact_layer_for_large_rows(
+    bits: int, max_error: float, kernels: str
+) -> None:
     """Some rows of activations are a hundred times larger than others."""
     weight, x = torch.randn(300, 2048), torch.randn(20, 2048)
     x[7:12] *= 100
@@ -44,7 +46,7 @@ def test_a_layer_is_near_the_exact_one_also_for_large_rows(bits: int, max_error:
     assert error.min() > 0 and error.max() < max_error
 
 
-def test_an_outlier_affects_its_own_group_only() -> None:
+def test_an_outlier_affects_only_its_group() -> None:
     weight, x = torch.randn(64, 512), torch.randn(1, 512)
     layer, expected = quantize(weight, 8, TorchKernels()), x.clone()
     x[0, 5] = 1e4
@@ -56,7 +58,7 @@ def test_an_outlier_affects_its_own_group_only() -> None:
     assert torch.equal(layer(x), layer(expected))
 
 
-def test_an_outlier_affects_its_own_row_only() -> None:
+def test_an_outlier_affects_only_its_row() -> None:
     weight, x = torch.randn(64, 256), torch.randn(4, 256)
     layer = quantize(weight, 8, TorchKernels())
     expected = layer(x)
@@ -67,7 +69,7 @@ def test_an_outlier_affects_its_own_row_only() -> None:
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_numbers_that_8_and_4_bits_can_represent_are_exact(kernels: str) -> None:
+def test_values_that_8_and_4_bits_can_represent_are_exact(kernels: str) -> None:
     def dequantized(weight: Tensor, bits: int) -> Tensor:
         return quantize(weight, bits, KERNELS[kernels])(torch.eye(128)).t()
 
@@ -81,7 +83,7 @@ def test_numbers_that_8_and_4_bits_can_represent_are_exact(kernels: str) -> None
 
 
 @PRECISIONS
-def test_loading_into_quantized_layers_is_loading_and_then_quantizing(tmp_path: Path, name: str) -> None:
+def test_loading_into_quantized_layers_equals_quantizing_after_loading(tmp_path: Path, name: str) -> None:
     write_checkpoint(tmp_path)
     precision = choose_precision(name, CPU, is_small=True)
     loaded, exact = load_model(tmp_path, precision), load_model(tmp_path, "fp32")

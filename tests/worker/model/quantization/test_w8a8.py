@@ -1,6 +1,6 @@
-"""Weights and activations in 8 bits (W8A8): products, layers and requirements.
+"""8-bit weights and activations (W8A8): products, layers and requirements.
 
-torch computes the products on a CPU, too; tests/gpu tests the same on a GPU.
+Products are computed on a CPU, which torch also supports. tests/gpu contains the tests for a GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.worker.model.load_model import load_model
 from tests.worker.model.quantization.row_loading import assert_independent_of_chunks
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
-MAX_ERROR = {"w8a8": 0.02, "fp8": 0.06}  # relative, of rows of normally distributed numbers
+MAX_ERROR = {"w8a8": 0.02, "fp8": 0.06}  # relative error for normally distributed rows
 FORMATS = pytest.mark.parametrize("name", W8A8_FORMATS)
 
 
@@ -42,7 +42,7 @@ def make_layer(
 
 
 @FORMATS
-def test_products_are_those_of_the_definition(name: str) -> None:
+def test_products_equal_the_reference(name: str) -> None:
     fmt = W8A8_FORMATS[name]
     for num_rows in (1, 16, 17, 33):
         torch.manual_seed(0)
@@ -58,7 +58,7 @@ def test_products_are_those_of_the_definition(name: str) -> None:
 
 
 @FORMATS
-def test_a_layer_is_near_the_exact_one_and_large_rows_do_not_affect_others(name: str) -> None:
+def test_a_layer_is_close_to_the_exact_layer_and_large_rows_do_not_affect_others(name: str) -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(96, 512), torch.randn(20, 512)
     x[7] *= 1000
@@ -72,7 +72,7 @@ def test_a_layer_is_near_the_exact_one_and_large_rows_do_not_affect_others(name:
 
 
 @FORMATS
-def test_a_layer_is_the_same_for_any_chunks_of_rows(name: str) -> None:
+def test_a_layer_does_not_depend_on_the_chunks_in_which_it_is_loaded(name: str) -> None:
     torch.manual_seed(0)
     shape = LinearShape(128, {"q_proj": 80, "k_proj": 48}, has_bias=True)
     weight, bias, x = torch.randn(128, 128), torch.randn(128), torch.randn(2, 3, 128)
@@ -85,7 +85,7 @@ def test_a_layer_is_the_same_for_any_chunks_of_rows(name: str) -> None:
 
 
 @FORMATS
-def test_rows_of_zeros_are_zeros_and_a_row_that_is_not_finite_spoils_no_other(name: str) -> None:
+def test_zero_rows_stay_zero_and_rows_that_are_not_finite_do_not_affect_others(name: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 64)
     x[0], x[1, 3], x[2, 3] = 0, torch.nan, torch.inf
@@ -97,7 +97,7 @@ def test_rows_of_zeros_are_zeros_and_a_row_that_is_not_finite_spoils_no_other(na
 
 
 @FORMATS
-def test_only_the_decoders_layers_are_quantized_and_their_memory_is_known_before(
+def test_only_decoder_layers_are_quantized_and_their_memory_is_estimated_exactly(
     tmp_path: Path, name: str
 ) -> None:
     size = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 4}
@@ -115,42 +115,42 @@ def test_only_the_decoders_layers_are_quantized_and_their_memory_is_known_before
     assert out.dtype == precision.dtype and out.isfinite().all() and out.abs().max() > 0
 
 
-def test_an_older_gpu_is_refused_with_what_it_lacks_and_alternatives() -> None:
+def test_an_older_gpu_is_rejected_with_the_required_capability_and_alternatives() -> None:
     for name, capability, message in (
-        ("fp8", (8, 0), "8.9 or later (Ada and Hopper), and an A100 has 8.0: use w8a8, int8, w4a16 or fp16"),
-        ("w8a8", (7, 5), "8.0 or later (Ampere), and an A100 has 7.5: use int8, w4a16 or fp16"),
+        ("fp8", (8, 0), "8.9 or later (Ada and Hopper); an A100 has 8.0. Use w8a8, int8, w4a16 or fp16."),
+        ("w8a8", (7, 5), "8.0 or later (Ampere); an A100 has 7.5. Use int8, w4a16 or fp16."),
     ):
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(ValueError) as caught:
             require_capability(name, capability, "an A100")
-        assert str(refused.value) == f"precision {name} needs a GPU of compute capability {message}"
+        assert str(caught.value) == f"Precision {name} requires a GPU with compute capability {message}"
 
 
 @FORMATS
-def test_a_gpu_with_the_capability_is_not_refused(name: str) -> None:
+def test_a_gpu_with_the_required_capability_is_accepted(name: str) -> None:
     require_capability(name, W8A8_FORMATS[name].capability, "it", torch_version="2.12.0")
     require_capability(name, (12, 0), "it")
 
 
-def test_fp8_on_ada_requires_a_torch_whose_products_do_not_hang_there() -> None:
-    with pytest.raises(ValueError) as refused:
+def test_fp8_on_ada_requires_a_torch_version_without_hanging_products() -> None:
+    with pytest.raises(ValueError) as caught:
         require_capability("fp8", (8, 9), "an L4", torch_version="2.11.1+cu130")
-    assert str(refused.value) == (
-        "precision fp8 on an L4 needs torch 2.12 or later, and this is 2.11.1+cu130, whose products may hang "
-        "there: install a later one, or use w8a8 or fp16"
+    assert str(caught.value) == (
+        "Precision fp8 on an L4 requires torch 2.12 or later; FP8 products in version 2.11.1+cu130 may hang. "
+        "Upgrade torch, or use w8a8 or fp16."
     )
     require_capability("fp8", (8, 9), "an L4", torch_version="2.12.0+cu130")
     require_capability("fp8", (9, 0), "an H100", torch_version="2.11.1+cu130")
     require_capability("w8a8", (8, 9), "an L4", torch_version="2.11.1+cu130")
 
 
-def test_sizes_that_are_not_a_multiple_of_the_formats_are_refused() -> None:
-    with pytest.raises(ValueError, match="100 inputs and 64 outputs, and products in 8 bits take multiples"):
+def test_sizes_that_the_format_does_not_support_are_rejected() -> None:
+    with pytest.raises(ValueError, match="100 inputs and 64 outputs; 8-bit products require multiples"):
         make_layer("fp8", torch.zeros(64, 100))
     make_layer("w8a8", torch.zeros(64, 104))
 
 
 class WrongFormat(Int8Format):
-    """Wrong in the last of many rows."""
+    """A format with wrong products for rows from 256 onward."""
 
     def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
         y = super().matmul(x, x_scales, w, w_scales)
@@ -160,11 +160,11 @@ class WrongFormat(Int8Format):
 
 class RaisingFormat(Int8Format):
     def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
-        raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED\nat this line")
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED\nsecond line")
 
 
-def test_the_self_test_passes_and_finds_faults() -> None:
+def test_the_self_test_passes_and_detects_errors() -> None:
     for fmt in W8A8_FORMATS.values():
         assert self_test(fmt, CPU) is None
-    assert (self_test(WrongFormat(), CPU) or "").startswith("a product is ")
+    assert (self_test(WrongFormat(), CPU) or "").startswith("the maximum error of a product is ")
     assert self_test(RaisingFormat(), CPU) == "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_SUPPORTED"

@@ -1,13 +1,14 @@
-"""The interface of attention: what a backend is given for a forward pass, and what the decoder calls.
+"""The attention interface: the metadata that backends receive and the methods that the decoder calls.
 
-A forward pass is packed: the tokens of all rows are concatenated without padding. A row is the new tokens of
-one sequence. Rows of one token (decodes) come first, then short rows (a sequence's last token with the draft
-tokens after it), then chunks of prompts.
+The batch of a forward pass is packed: the tokens of all rows are concatenated without padding. A row consists
+of the new tokens of one sequence. Decodes (rows of one token) come first, followed by short rows (the last
+token of a sequence and its draft tokens) and prompt chunks.
 
     tokens        | a | b | c  c  c  c | d  d |         query_lens    (1, 1, 4, 2)
-    seen by last    9  33            4    70            context_lens  (9, 33, 4, 70)
+    context         9  33            4    70            context_lens  (9, 33, 4, 70)
 
-A backend plans once per forward pass (masks, gather indices, kernel metadata) and attends once per layer.
+A backend creates a plan (masks, gather indices, kernel metadata) once per forward pass and computes attention
+once per layer.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ __all__ = ["AttentionBackend", "AttentionMetadata", "AttentionPlan", "DecodeMeta
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
-    """The rows of a forward pass, and where they are in the KV cache.
+    """The rows of a forward pass and their slots in the KV cache.
 
-    ``context_lens`` count all tokens that a row's last token sees, itself included: the new tokens of row i
-    have positions [context_lens[i] - query_lens[i], context_lens[i]) in their sequence.
+    ``context_lens`` counts the tokens of a sequence up to and including the last new token. The new tokens of
+    row i have positions [context_lens[i] - query_lens[i], context_lens[i]) in their sequence.
     """
 
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]
-    num_decodes: int  # leading rows of exactly one token
-    block_tables: Tensor  # int64 [rows, blocks of the longest row], padded with any valid block
+    num_decodes: int  # number of leading rows with exactly one token
+    block_tables: Tensor  # int64 [rows, max blocks per row], padded with any valid block
     slot_mapping: Tensor  # int64 [tokens], the slot of each new token's key and value
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeMetadata:
-    """Rows of one token each, described by tensors alone: a CUDA graph replays with their new contents."""
+    """The rows of a decode-only pass. All fields are tensors, so that a CUDA graph can be replayed."""
 
     slot_mapping: Tensor  # int64 [rows]
     context_lens: Tensor  # int32 [rows]
-    block_tables: Tensor  # int32 [rows, blocks of the longest possible context]
+    block_tables: Tensor  # int32 [rows, blocks of the maximum context length]
 
 
 class AttentionPlan(ABC):
@@ -53,32 +54,34 @@ class AttentionPlan(ABC):
 
     @abstractmethod
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
-        """Write the new keys and values to the cache, then attend causally over each row's context.
+        """Write the new keys and values to the cache and compute causal attention over each row's context.
 
-        A token sees itself and all tokens before it; with a ``window``, at most that many, itself included.
+        A token attends to itself and all previous tokens of its sequence. With a ``window``, it attends to at
+        most that many tokens, including itself.
 
-        q [tokens, heads, head_dim]; k and v [tokens, kv_heads, head_dim]; returns the shape of q.
+        Shapes: q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim]. The result has the shape of
+        q.
         """
 
     def rope_and_attend(
         self, layer: int, qkv: Tensor, rotation: Rotation, *, kv_heads: int, window: int | None = None
     ) -> Tensor:
-        """Rotate q and k, then `attend`; qkv [tokens, heads + 2 * kv_heads, head_dim] is q, k, v in order."""
+        """Apply RoPE to q and k, then `attend`; qkv [tokens, heads + 2 * kv_heads, head_dim] is q, k, v."""
         q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
         return self.attend(layer, rotation.apply(q), rotation.apply(k), v, window=window)
 
 
 class AttentionBackend(ABC):
-    """A way to attend over a paged cache with blocks of ``block_size`` tokens."""
+    """An attention implementation for a paged KV cache with blocks of ``block_size`` tokens."""
 
     name = "sdpa"
     block_size = 16
 
     @abstractmethod
     def plan(self, metadata: AttentionMetadata, cache: KVCache) -> AttentionPlan:
-        """Prepare what is the same for all layers of a forward pass."""
+        """Prepare the data shared by all layers of a forward pass."""
 
     def decode_plan(self, metadata: DecodeMetadata, cache: KVCache) -> AttentionPlan | None:
-        """Prepare a forward pass of decodes without waiting for the device; None if not supported."""
+        """Prepare a decode-only pass without synchronizing with the device. Return None if not supported."""
         del metadata, cache
         return None

@@ -1,8 +1,10 @@
-"""Attention for CPUs, in C++ that reads the cache in place; prompts in fp32 as in `sdpa`.
+"""CPU attention in C++ kernels that read the KV cache in place.
 
-A short row (a sequence's last token with the draft tokens after it) is computed as that many rows of one
-token over the same blocks, all written before any is read. So draft tokens are verified by the arithmetic of
-decoding.
+Prompts that the C++ kernels do not support, such as fp32 prompts, are computed as in `sdpa`.
+
+A short row (the last token of a sequence and its draft tokens) is computed as multiple rows of one token over
+the same blocks. All keys and values are written before any are read. Draft tokens are therefore verified with
+exactly the arithmetic of decoding.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from llava_worker.model.cpu.native import NativeKernels
 
 __all__ = ["CpuBackend"]
 
-_LANES = 16  # head_dim must be a multiple
-_MAX_SHORT_ROW = 16  # tokens; a longer row shares what it reads among its tokens
+_LANES = 16  # head_dim must be a multiple of this
+_MAX_SHORT_ROW = 16  # tokens; for longer rows, sharing the reads of keys and values among tokens is faster
 
 
 class CpuBackend(AttentionBackend):
@@ -51,7 +53,7 @@ class _CpuPlan(AttentionPlan):
     def __init__(
         self, metadata: AttentionMetadata, num_short: int, cache: KVCache, kernels: NativeKernels
     ) -> None:
-        """``num_short`` leading rows are computed token by token."""
+        """Create a plan in which the first ``num_short`` rows are computed token by token."""
         self._slot_mapping = metadata.slot_mapping
         self._cache = cache
         self._kernels = kernels
@@ -81,7 +83,7 @@ class _CpuPlan(AttentionPlan):
 
 
 class _SplitPlan(AttentionPlan):
-    """One plan for the first ``num_tokens`` tokens and one for the others."""
+    """A combination of a plan for the first ``num_tokens`` tokens and one for the others."""
 
     def __init__(self, num_tokens: int, first: AttentionPlan, others: AttentionPlan) -> None:
         self._num_tokens = num_tokens
@@ -95,7 +97,7 @@ class _SplitPlan(AttentionPlan):
 
 
 def _prompts(metadata: AttentionMetadata, num_short: int) -> Iterator[tuple[slice, Tensor, int]]:
-    """Yield tokens, block table and context length of each row after the short ones."""
+    """Yield the token range, block table and context length of each row after the short rows."""
     start = sum(metadata.query_lens[:num_short])
     for row in range(num_short, len(metadata.query_lens)):
         end = start + metadata.query_lens[row]
@@ -104,7 +106,7 @@ def _prompts(metadata: AttentionMetadata, num_short: int) -> Iterator[tuple[slic
 
 
 def _split(metadata: AttentionMetadata, num: int) -> tuple[AttentionMetadata, AttentionMetadata]:
-    """Split into the first ``num`` rows and the others."""
+    """Split the metadata into that of the first ``num`` rows and that of the others."""
     num_tokens = sum(metadata.query_lens[:num])
     first = replace(
         metadata,

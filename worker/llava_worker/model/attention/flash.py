@@ -1,7 +1,6 @@
-"""FlashAttention's kernels over the paged cache: those of the flash-attn package and those inside torch.
+"""FlashAttention kernels for the paged KV cache, from the flash-attn package and from torch.
 
-Neither is imported before it is used. Both require 16-bit numbers, a GPU of the Ampere generation or later,
-and blocks of 256 tokens.
+Both are imported lazily. They require 16-bit dtypes, an Ampere or later GPU, and blocks of 256 tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from llava_worker.model.attention.paged import KernelUnavailable, PagedKernel, Q
 
 __all__ = ["FlashAttnKernel", "VarlenKernel"]
 
-_BLOCK_SIZE = 256  # tokens per block, FlashAttention 2's requirement
+_BLOCK_SIZE = 256  # tokens per block, as FlashAttention 2 requires
 
 
 class FlashAttnKernel(PagedKernel):
@@ -26,10 +25,10 @@ class FlashAttnKernel(PagedKernel):
     block_size = _BLOCK_SIZE
 
     def __init__(self) -> None:
-        """Raises KernelUnavailable."""
+        """Import the kernel. Raises KernelUnavailable."""
         try:
             from flash_attn import flash_attn_varlen_func
-        except (ImportError, OSError) as error:  # built for another torch, it fails at its symbols
+        except (ImportError, OSError) as error:  # OSError: built for another version of torch
             raise KernelUnavailable(f"flash-attn cannot be imported: {error}") from error
         self._function: Callable[..., Any] = flash_attn_varlen_func
 
@@ -50,19 +49,19 @@ class FlashAttnKernel(PagedKernel):
 
 
 class VarlenKernel(PagedKernel):
-    """The kernel inside torch, which reads a paged cache in versions after 2.10."""
+    """The kernel in torch, which supports a paged cache in versions after 2.10."""
 
     name = "torch's varlen_attn"
     block_size = _BLOCK_SIZE
 
     def __init__(self) -> None:
-        """Raises KernelUnavailable."""
+        """Import the kernel. Raises KernelUnavailable."""
         try:
             from torch.nn.attention.varlen import varlen_attn
         except ImportError as error:
-            raise KernelUnavailable("this torch has no varlen_attn") from error
+            raise KernelUnavailable("this version of torch has no varlen_attn") from error
         if not {"block_table", "seqused_k", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys():
-            raise KernelUnavailable("the varlen_attn of this torch does not read a paged cache")
+            raise KernelUnavailable("varlen_attn in this version of torch does not support a paged cache")
         self._function: Callable[..., Any] = varlen_attn
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
@@ -83,5 +82,5 @@ class VarlenKernel(PagedKernel):
 
 
 def _window_size(window: int | None) -> tuple[int, int]:
-    """FlashAttention's window: tokens seen to the left and to the right; -1 is all."""
+    """Return FlashAttention's window size: the tokens to the left and to the right, -1 for all."""
     return (-1 if window is None else window - 1, 0)

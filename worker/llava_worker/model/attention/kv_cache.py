@@ -1,15 +1,15 @@
-"""The paged KV cache: keys and values of all tokens that running sequences may still attend to.
+"""The paged KV cache: keys and values of all tokens that running sequences can attend to.
 
-A row is the head_dim numbers of one head of one token. It is stored as computed, or in 8 bits at half the
-memory of 16 and at a small, measured loss (docs/engine.md):
+A row consists of the head_dim values of one head of one token. It is stored in the compute dtype or in int8.
+An int8 cache needs half the memory of a 16-bit cache, with a small, measured loss of accuracy
+(docs/engine.md):
 
-    row = codes * scale     codes int8 in [-127, 127]
-                            scale = largest magnitude of the row / 127, rounded to a bf16 number, stored in
-                            fp32
+    row = codes * scale     codes: int8 in [-127, 127]
+                            scale: largest magnitude of the row / 127, rounded to bf16, stored in fp32
 
-Codes are exact in bf16 too, so a bf16 row is rounded once, in the product, as if computed in fp32. A stored
-row depends on nothing but its own numbers: not on the batch or the chunk of a prompt that it was written
-with.
+Codes and scales are exact in bf16, so dequantization to bf16 rounds only once, in the product, as if computed
+in fp32. A stored row depends only on its own values, not on the batch or prompt chunk in which it was
+written.
 """
 
 from __future__ import annotations
@@ -28,24 +28,22 @@ from llava_worker.model.kernels.interface import LayerCache
 __all__ = ["KVCache", "KVCacheSpec"]
 
 _MAX_CODE = 127
-_SCALE_DTYPE = torch.float32  # its bytes are few beside head_dim codes, and no model exceeds its range
-_MIN_SCALE = torch.finfo(_SCALE_DTYPE).tiny  # for a row of zeros, so that nothing is divided by zero
-_CHUNKS_AT_ONCE = (
-    4  # of memory, prefaulted in one call: 2 ms as a rule, 25 ms where the host allocates slowly
-)
+_SCALE_DTYPE = torch.float32  # small compared with head_dim codes; its range is sufficient for all models
+_MIN_SCALE = torch.finfo(_SCALE_DTYPE).tiny  # avoids division by zero for a row of zeros
+_CHUNKS_AT_ONCE = 4  # memory chunks per prefault call: typically 2 ms, or 25 ms on hosts with slow allocation
 
 
 @dataclass(frozen=True, slots=True)
 class KVCacheSpec:
-    """Size and format of a KV cache."""
+    """The size and format of a KV cache."""
 
     num_blocks: int
     block_size: int  # tokens per block
     num_layers: int
     num_kv_heads: int
     head_dim: int
-    dtype: torch.dtype  # of the keys and values that are written and read
-    is_int8: bool = False  # stored in 8 bits instead of ``dtype``
+    dtype: torch.dtype  # dtype of keys and values on write and read
+    is_int8: bool = False  # stored as int8 instead of ``dtype``
 
     @classmethod
     def for_model(
@@ -63,7 +61,7 @@ class KVCacheSpec:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that fit, one per slot."""
+        """The capacity in tokens: one per slot."""
         return self.num_blocks * self.block_size
 
     @property
@@ -78,19 +76,19 @@ class KVCacheSpec:
         return self.num_blocks * self.bytes_per_block
 
     def within(self, max_bytes: int) -> KVCacheSpec:
-        """Return the same with as many of its blocks as fit into ``max_bytes``."""
+        """Return a copy with the number of blocks reduced to fit into ``max_bytes``."""
         return replace(self, num_blocks=min(self.num_blocks, max(0, max_bytes) // self.bytes_per_block))
 
 
 class KVCache:
-    """Slots of one token each; block ``b`` is slots [b * block_size, (b + 1) * block_size).
+    """A KV cache with one token per slot. Block ``b`` has slots [b * block_size, (b + 1) * block_size).
 
-    The block manager knows who owns which block; here blocks have no owner. A slot's content is undefined
-    until written. In an int8 cache a row with a NaN or an infinity is read as all NaN.
+    The block manager assigns blocks to sequences; the cache does not track owners. The content of a slot is
+    undefined until it is written. In an int8 cache, a row with a NaN or an infinity is read as all NaN.
     """
 
     def __init__(self, spec: KVCacheSpec, device: torch.device) -> None:
-        """Allocate the cache. On a GPU the memory is taken now, on a CPU when it is first written."""
+        """Allocate the cache. CPU memory is allocated lazily by the operating system, on the first write."""
         self.spec = spec
         self.dtype = spec.dtype
         self.num_blocks = spec.num_blocks
@@ -105,9 +103,9 @@ class KVCache:
         return self._scales is not None
 
     def prefault(self, num_slots: int) -> None:
-        """Fault in the memory of the first slots, before any is written; on a CPU only.
+        """Fault in the memory of the first ``num_slots`` slots of a CPU cache, before any slot is written.
 
-        Writing to a slot whose pages are not faulted in waits for the operating system.
+        A write to pages that are not faulted in waits for the operating system.
         """
         for stored in self._tensors():
             if stored.device.type == "cpu":
@@ -115,9 +113,9 @@ class KVCache:
                 self._unfaulted = chain(self._unfaulted, prefault_columns(stored.flatten(0, 1), num_slots))
 
     def prefault_more(self) -> bool:
-        """Fault in some of the remaining memory, in a few milliseconds, keeping its contents.
+        """Fault in part of the remaining memory, in a few milliseconds, and preserve its contents.
 
-        Return False once all memory is faulted in.
+        Returns False once all memory is faulted in.
         """
         return bool(list(islice(self._unfaulted, _CHUNKS_AT_ONCE)))
 
@@ -129,7 +127,7 @@ class KVCache:
         return LayerCache(keys, values, self.block_size, *self._scales[layer])
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Write keys and values of tokens, [tokens, kv_heads, head_dim] each, to slots, int64 [tokens]."""
+        """Write keys and values, [tokens, kv_heads, head_dim] each, to ``slots``, int64 [tokens]."""
         rows = self._rows[layer]  # [2, slots, kv_heads, head_dim]
         if self._scales is None:
             rows[0].index_copy_(0, slots, k)
@@ -140,8 +138,8 @@ class KVCache:
         self._scales[layer].index_copy_(1, slots, scales)
 
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Read keys and values of slots, int64 of any shape: ``dtype`` [*slots, kv_heads, head_dim] each."""
-        flat = slots.flatten()  # index_select copies whole rows, several times as fast as indexing
+        """Return keys and values, [*slots, kv_heads, head_dim] each, for int64 ``slots`` of any shape."""
+        flat = slots.flatten()  # index_select copies whole rows and is several times faster than indexing
         rows = self._rows[layer].index_select(1, flat)
         if self._scales is not None:
             rows = _dequantize_rows(rows, self._scales[layer].index_select(1, flat), self.dtype)
@@ -149,7 +147,7 @@ class KVCache:
         return k, v
 
     def copy_rows(self, sources: Tensor, targets: Tensor) -> None:
-        """Copy slots ``sources`` to slots ``targets`` in every layer; int64 [n] each. All are read first."""
+        """Copy slots ``sources`` to ``targets``, int64 [n] each, in all layers. Reads precede writes."""
         for stored in self._tensors():
             stored.index_copy_(2, targets, stored.index_select(2, sources))
 
@@ -164,13 +162,13 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
 
 
 def _quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [..., head_dim] -> int8 codes of that shape and fp32 scales [...]."""
+    """Quantize rows [..., head_dim] to int8 codes of the same shape and fp32 scales [...]."""
     wide = rows.to(_SCALE_DTYPE)
     scales = (wide.abs().amax(-1) / _MAX_CODE).bfloat16().float().clamp_min(_MIN_SCALE)
     return (wide / scales[..., None]).round_().clamp_(-_MAX_CODE, _MAX_CODE).to(torch.int8), scales
 
 
 def _dequantize_rows(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """Codes [..., head_dim] times scales [...], in ``dtype``."""
-    product = dtype if dtype == torch.bfloat16 else torch.float32  # fp16 has too little range
+    """Return codes [..., head_dim] times scales [...] in ``dtype``."""
+    product = dtype if dtype == torch.bfloat16 else torch.float32  # the range of fp16 is too small
     return codes.to(product).mul_(scales[..., None].to(product)).to(dtype)

@@ -1,8 +1,8 @@
-"""Large CPU allocations whose pages are faulted in a part at a time.
+"""Large CPU allocations that are faulted in incrementally.
 
-Linux allocates a page when it is first written. On a virtual machine whose host has to allocate it too, that
-may run at 0.3 GB/s (docs/LOG.md), so it is done before requests need the memory and while there is nothing
-else to do.
+Linux allocates a page on the first write to it. On virtual machines, where the host also has to allocate the
+page, this can be as slow as 0.3 GB/s (docs/LOG.md). Pages are therefore faulted in while the worker is idle,
+before requests need the memory.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _PAGE_BYTES = mmap.PAGESIZE
 
 
 def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return CPU zeros whose pages are not faulted in. Raises OSError or OverflowError if too large."""
+    """Return a zero CPU tensor with no pages faulted in. Raises OSError or OverflowError if too large."""
     memory = mmap.mmap(-1, prod(shape) * dtype.itemsize)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # kernels without huge pages
+        with suppress(OSError):  # the operating system does not support huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(*shape)
 
 
 def prefault_columns(rows: Tensor, start: int) -> Iterator[Tensor]:
-    """Fault in rows [rows, columns, ...] from column ``start`` on, one chunk of one row per item.
+    """Fault in ``rows`` [rows, columns, ...] from column ``start`` onward, one chunk of one row per item.
 
-    Chunks alternate between the rows. Contents stay as they are.
+    Chunks alternate between rows. The contents are not changed.
     """
     raw = rows.flatten(1).view(torch.uint8)
     first = start * (raw.shape[1] // rows.shape[1])

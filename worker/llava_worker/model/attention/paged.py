@@ -1,7 +1,8 @@
-"""Attention by kernels that read the paged cache in place, through each row's block table.
+"""Attention kernels that read the paged KV cache in place, through the block tables of the rows.
 
-A kernel gets rows of queries and their block tables; rows of one token and of many differ in their lengths
-only. Rows of one token are passed in a call of their own: kernels split long contexts for these.
+A kernel receives rows of queries and their block tables. Decodes and prompt chunks differ only in the number
+of queries, but decodes are passed in a separate call, because kernels split long contexts for rows of one
+token.
 """
 
 from __future__ import annotations
@@ -29,37 +30,37 @@ __all__ = ["KernelUnavailable", "PagedBackend", "PagedKernel", "QueryRows"]
 
 
 class KernelUnavailable(Exception):
-    """The kernel cannot be used here; the message says why."""
+    """The kernel cannot be used on this machine. The message contains the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueryRows:
-    """Rows of one kernel call. A token sees all tokens of its row before it, and itself."""
+    """The rows of one kernel call. A token attends to itself and the previous tokens of its sequence."""
 
-    starts: Tensor  # int32 [rows + 1], the index of each row's first token, and the end of the last row
-    contexts: Tensor  # int32 [rows], tokens that the row's last token sees, itself included
+    starts: Tensor  # int32 [rows + 1], index of the first token of each row, then the end of the last row
+    contexts: Tensor  # int32 [rows], context length up to and including the last token of the row
     context_starts: Tensor  # int32 [rows + 1], cumulative sums of ``contexts``
     tables: Tensor  # int32 [rows, blocks]
-    max_query: int  # tokens of the longest row
-    max_context: int  # an upper bound of ``contexts``
+    max_query: int  # number of tokens of the longest row
+    max_context: int  # upper bound of ``contexts``
 
 
 class PagedKernel(ABC):
-    """An attention kernel over a cache in 16 or 32 bits."""
+    """An attention kernel for a 16-bit or 32-bit KV cache."""
 
-    name: str  # for logs
+    name: str  # used in logs
     block_size: int  # tokens per block, as the kernel requires
 
     @abstractmethod
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, rows: QueryRows, window: int | None) -> Tensor:
-        """Attend as `AttentionPlan.attend`; the cache holds the rows' keys and values already.
+        """Compute attention as `AttentionPlan.attend` does, after the new keys and values are written.
 
-        q [tokens, heads, head_dim]; keys and values [blocks, block_size, kv_heads, head_dim].
+        Shapes: q [tokens, heads, head_dim]; keys and values [blocks, block_size, kv_heads, head_dim].
         """
 
 
 class PagedBackend(AttentionBackend):
-    """Attention by a `PagedKernel`, or by the reference for an int8 cache, which the kernels do not read."""
+    """A backend that uses a `PagedKernel`, or the SDPA reference for an int8 cache."""
 
     def __init__(self, kernel: PagedKernel) -> None:
         self.block_size = kernel.block_size
@@ -98,7 +99,7 @@ class _PagedPlan(AttentionPlan):
         slot_mapping: Tensor,
         parts: list[tuple[slice, QueryRows]],
     ) -> None:
-        """``parts`` are consecutive spans of the packed tokens with the rows in them."""
+        """Create a plan. ``parts`` are consecutive spans of the packed tokens, with their rows."""
         self._kernel = kernel
         self._cache = cache
         self._slot_mapping = slot_mapping
@@ -112,13 +113,13 @@ class _PagedPlan(AttentionPlan):
     def rope_and_attend(
         self, layer: int, qkv: Tensor, rotation: Rotation, *, kv_heads: int, window: int | None = None
     ) -> Tensor:
-        del kv_heads  # the cache's
+        del kv_heads  # known from the cache
         stored = self._cache.layer(layer)
         q = rotation.rope_and_cache(qkv, stored.keys, stored.values, self._slot_mapping)
         return self._attend(q, stored.keys, stored.values, window)
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
-        """keys and values [slots, kv_heads, head_dim]."""
+        """Compute attention. Shape of keys and values: [slots, kv_heads, head_dim]."""
         shape = (self._cache.num_blocks, self._cache.block_size, *keys.shape[1:])
         keys, values = keys.view(shape), values.view(shape)
         outs = [self._kernel.attend(q[span], keys, values, rows, window) for span, rows in self._parts]
@@ -126,7 +127,7 @@ class _PagedPlan(AttentionPlan):
 
 
 def _query_rows(metadata: AttentionMetadata, first: int, last: int) -> tuple[slice, QueryRows]:
-    """Return the tokens of rows [first, last), and the rows."""
+    """Return the token span of rows [first, last), and these rows as `QueryRows`."""
     lens, contexts = metadata.query_lens[first:last], metadata.context_lens[first:last]
     num, device = len(lens), metadata.block_tables.device
     # One small copy to the device instead of three.

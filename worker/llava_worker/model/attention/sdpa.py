@@ -1,7 +1,7 @@
-"""The reference attention: any device, torch's own scaled_dot_product_attention over gathered slots.
+"""The reference attention for any device: torch's scaled_dot_product_attention over gathered slots.
 
-Decodes are computed by one padded call, each chunk of a prompt by a call of its own. Another row's slots are
-never read, not even under a mask: a masked NaN would still be a NaN after multiplication by 0.
+All decodes are computed in one padded call, and each prompt chunk in a separate call. Slots of other rows are
+never read, not even under a mask, because a masked NaN multiplied by 0 is still a NaN.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _SdpaPlan(AttentionPlan):
     def __init__(self, metadata: AttentionMetadata, cache: KVCache) -> None:
         self._metadata = metadata
         self._cache = cache
-        self._by_window: dict[int | None, _WindowPlan] = {}  # layers differ in their window only
+        self._by_window: dict[int | None, _WindowPlan] = {}  # layers differ only in their window
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
         self._cache.write(layer, self._metadata.slot_mapping, k, v)
@@ -37,7 +37,7 @@ class _SdpaPlan(AttentionPlan):
 
 
 class _Layer(NamedTuple):
-    """One layer of a cache."""
+    """One layer of a KV cache."""
 
     cache: KVCache
     number: int
@@ -47,7 +47,7 @@ class _Layer(NamedTuple):
 
 
 class _WindowPlan:
-    """What the rows read from the cache, for all layers with the same window."""
+    """The slots and masks of the rows, shared by all layers with the same window."""
 
     def __init__(self, metadata: AttentionMetadata, block_size: int, window: int | None) -> None:
         self._num_decodes = metadata.num_decodes
@@ -58,14 +58,14 @@ class _WindowPlan:
         ]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: _Layer) -> Tensor:
-        """q, k and v of the new tokens; k and v are in the layer's cache already."""
+        """Compute attention for q, k and v of the new tokens, after k and v are written to the cache."""
         out = torch.empty_like(q)
         if self._decodes is not None:
             out[: self._num_decodes] = self._decodes.attend(q[: self._num_decodes], layer)
         for prefill in self._prefills:
             new = prefill.tokens
-            # A whole prompt's keys need not be read back, unless the cache has rounded them: the result must
-            # not depend on how a prompt is divided into chunks.
+            # The keys of a whole prompt need not be read back, unless the cache is quantized: the result must
+            # not depend on the division of a prompt into chunks.
             if prefill.is_whole and not layer.cache.is_int8:
                 out[new] = prefill.attend(q[new], k[new], v[new])
             else:
@@ -76,7 +76,7 @@ class _WindowPlan:
 class _Decodes:
     """All rows of one token, padded to the longest context.
 
-    Padding repeats the first slot that the row sees, so that only the row's own slots are read.
+    The padding repeats the first slot of the row's context, so that only slots of the same row are read.
     """
 
     def __init__(self, metadata: AttentionMetadata, block_size: int, window: int | None) -> None:
@@ -96,14 +96,14 @@ class _Decodes:
         num_rows, num_heads, head_dim = q.shape
         keys, values = layer.gather(self._slots)  # [rows, longest, kv_heads, head_dim]
         num_kv_heads = keys.shape[2]
-        # The query heads of one key head take the dimension of query positions: no key is repeated.
+        # The query heads of a KV head use the dimension of query positions, so that keys are not repeated.
         grouped = q.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
         k, v = keys.transpose(1, 2), values.transpose(1, 2)  # [rows, kv_heads, longest, head_dim]
         return scaled_dot_product_attention(grouped, k, v, attn_mask=self._mask).reshape(q.shape)
 
 
 class _Prefill:
-    """A chunk of one prompt: each query sees the tokens before it and itself."""
+    """A chunk of one prompt. Each query attends to itself and the previous tokens."""
 
     def __init__(self, metadata: AttentionMetadata, row: int, block_size: int, window: int | None) -> None:
         first = sum(metadata.query_lens[:row])
@@ -121,7 +121,7 @@ class _Prefill:
             self._mask &= positions > positions[-num_new:, None] - window
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [new, heads, head_dim]; k and v [context, kv_heads, head_dim]."""
+        """Compute attention for q [new, heads, head_dim] and k, v [context, kv_heads, head_dim]."""
         out = scaled_dot_product_attention(
             q.transpose(0, 1)[None],
             k.transpose(0, 1)[None],
@@ -134,5 +134,5 @@ class _Prefill:
 
 
 def _slots_of(tables: Tensor, positions: Tensor, block_size: int) -> Tensor:
-    """Map token positions [rows, n] to slots of that shape; tables [rows, blocks]."""
+    """Map token positions [rows, n] to slots [rows, n] with the block tables [rows, blocks]."""
     return tables.gather(1, positions // block_size) * block_size + positions % block_size

@@ -1,4 +1,4 @@
-"""Selects the attention backend for a model: the fastest that is installed and passes a self-test."""
+"""Selection of the attention backend: the fastest one that is installed and passes a self-test."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from llava_worker.model.quantization.precision import Precision
 
 __all__ = ["choose_backend", "first_passing"]
 
-_AMPERE = (8, 0)  # FlashAttention 2's minimum compute capability
+_AMPERE = (8, 0)  # minimum compute capability of FlashAttention 2
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 logger = logging.getLogger(__name__)
 
 
 def choose_backend(precision: Precision, text: TextConfig, device: torch.device) -> AttentionBackend:
-    """Return the fastest backend for this model on this device; log which one and why."""
+    """Return the fastest backend for this model and device, and log the selection."""
     if isinstance(precision.kernels, NativeKernels):
         return CpuBackend(precision.kernels)
     if device.type != "cuda":
@@ -42,10 +42,10 @@ def first_passing(
     dtype: torch.dtype,
     device: torch.device,
 ) -> AttentionBackend:
-    """Return the first kernel that is available and agrees with the reference, else the reference.
+    """Return the first kernel that is available and matches the reference, or else the reference.
 
-    An installed package may have been built for another torch or another GPU, and then return wrong results.
-    So each kernel is tested first, with this model's heads.
+    A package that was built for another version of torch or another GPU may return wrong results. Each kernel
+    is therefore tested with the head counts and sizes of this model.
     """
     reasons: list[str] = []
     for make in candidates:
@@ -59,9 +59,9 @@ def first_passing(
         if fault is None:
             logger.info("attention: %s%s", kernel.name, f"; {'; '.join(reasons)}" if reasons else "")
             return backend
-        logger.warning("attention: %s is there but of no use: %s", kernel.name, fault)
-        reasons.append(f"{kernel.name} failed its trial")
-    logger.warning("attention: sdpa, which gathers what it reads and is slow; %s", "; ".join(reasons))
+        logger.warning("attention: %s failed its self-test: %s", kernel.name, fault)
+        reasons.append(f"{kernel.name} failed its self-test")
+    logger.warning("attention: sdpa, which gathers the KV cache and is slow; %s", "; ".join(reasons))
     return SdpaBackend()
 
 
@@ -76,9 +76,9 @@ def _candidates(dtype: torch.dtype, capability: tuple[int, int]) -> Iterator[Cal
 def _self_test(
     backend: PagedBackend, text: TextConfig, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    """Compare with the reference on a small batch: decodes, a prompt and the end of one.
+    """Compare the backend with the reference on a batch of decodes, a prompt and the end of a prompt.
 
-    Return what is wrong, or None.
+    Returns a description of the error, or None if the backend passes.
     """
     size = backend.block_size
     contexts, num_new = (3, size + 2, size - 1, 2 * size + 2), (1, 1, size - 1, size // 2)
@@ -104,9 +104,9 @@ def _self_test(
         expected = reference.attend(0, q, k, v, window=window)
         try:
             actual = backend.plan(metadata, cache).attend(0, q, k, v, window=window)
-        except Exception as error:  # logged: whatever a third-party kernel raises, another one is used
+        except Exception as error:  # logged by the caller, which then uses another kernel
             return f"{type(error).__name__}: {error}"
         max_error = float((actual.float() - expected.float()).abs().max())
         if not max_error <= _TOLERANCE[dtype]:
-            return f"its answer is {max_error:.3g} off"
+            return f"the maximum error is {max_error:.3g}"
     return None

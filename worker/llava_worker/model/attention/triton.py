@@ -1,4 +1,4 @@
-"""Paged attention by our own Triton kernel, where FlashAttention supports neither the GPU nor the dtype."""
+"""Paged attention in Triton, for GPUs and dtypes that FlashAttention does not support."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from llava_worker.model.attention.paged import KernelUnavailable, PagedKernel, Q
 
 __all__ = ["TritonKernel"]
 
-_MIN_DOT = 16  # rows and columns of the smallest product that tensor cores compute
-_LANES = 64  # query heads times tokens that one program computes in a long row
+_MIN_DOT = 16  # minimum rows and columns of a tensor core product
+_LANES = 64  # query heads times tokens per program in a long row
 
 
 class TritonKernel(PagedKernel):
@@ -20,7 +20,7 @@ class TritonKernel(PagedKernel):
     block_size = 16
 
     def __init__(self) -> None:
-        """Raises KernelUnavailable."""
+        """Import the kernel. Raises KernelUnavailable if Triton is not installed."""
         if importlib.util.find_spec("triton") is None:
             raise KernelUnavailable("triton is not installed")
         from llava_worker.model.attention.triton_paged_attention import paged_attention
@@ -46,7 +46,7 @@ class TritonKernel(PagedKernel):
             BLOCK_SIZE=block_size,
             QUERIES=queries,
             M=max(_MIN_DOT, _next_power_of_two(queries * group)),
-            N=32 if q.dtype == torch.float32 else 64,  # so that two stages fit into shared memory
+            N=32 if q.dtype == torch.float32 else 64,  # two pipeline stages must fit into shared memory
             D=max(_MIN_DOT, _next_power_of_two(head_dim)),
         )
         return out

@@ -1,6 +1,6 @@
-"""The Triton kernel of paged attention, for NVIDIA GPUs of any generation that Triton supports.
+"""The Triton kernel for paged attention, for all NVIDIA GPUs that Triton supports and for its interpreter.
 
-Import it only to launch it: the module requires the triton package. Triton's interpreter runs it too.
+The module requires the triton package; import it only to launch the kernel.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ __all__ = ["paged_attention"]
 def paged_attention(
     out,  # [tokens, heads, head_dim]
     q,  # [tokens, heads, head_dim]
-    keys,  # [slots, kv_heads, head_dim], as are values
+    keys,  # [slots, kv_heads, head_dim], same for values
     values,
     starts,  # int32 [rows + 1]
     contexts,  # int32 [rows]
     tables,  # int32 [rows, blocks]
     scale,
-    q_stride,  # numbers from one token to the next
+    q_stride,  # elements between consecutive tokens
     table_stride,
-    WINDOW: tl.constexpr,  # tokens that a token sees, itself included; 0: all before it
+    WINDOW: tl.constexpr,  # context length in tokens, including the token itself; 0: unlimited
     KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,  # query heads per key head
+    GROUP: tl.constexpr,  # query heads per KV head
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    QUERIES: tl.constexpr,  # tokens of a row per program
+    QUERIES: tl.constexpr,  # query tokens per program
     M: tl.constexpr,  # >= QUERIES * GROUP
-    N: tl.constexpr,  # positions of the context per iteration
+    N: tl.constexpr,  # context positions per iteration
     D: tl.constexpr,  # >= HEAD_DIM
 ):
-    """Programs (row, part of its tokens, key head): online softmax over the context."""
+    """Compute attention for one row, QUERIES of its tokens and one KV head, with online softmax."""
     row, part, kv_head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start = tl.load(starts + row)
     num_new = tl.load(starts + row + 1) - start
@@ -62,7 +62,7 @@ def paged_attention(
         block = tl.load(tables + row * table_stride + position // BLOCK_SIZE, mask=position < end, other=0)
         slot = block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE
         kv_offset = (slot[:, None] * KV_HEADS + kv_head) * HEAD_DIM + dim[None, :]
-        kv_mask = (position < end)[:, None] & (dim[None, :] < HEAD_DIM)  # other slots may hold anything
+        kv_mask = (position < end)[:, None] & (dim[None, :] < HEAD_DIM)  # other slots have undefined contents
         key = tl.load(keys + kv_offset, mask=kv_mask, other=0.0)
         value = tl.load(values + kv_offset, mask=kv_mask, other=0.0)
         score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
@@ -74,13 +74,13 @@ def paged_attention(
 
 @triton.jit
 def _update(score, value, position, query_position, WINDOW: tl.constexpr, row_max, row_sum, acc):
-    """Add N positions of the context to the softmax; ``row_sum`` and ``acc`` are scaled by e ** -row_max."""
+    """Add N context positions to the online softmax. ``row_sum`` and ``acc`` are scaled by e ** -row_max."""
     is_seen = position[None, :] <= query_position[:, None]
     if WINDOW > 0:
         is_seen = is_seen & (position[None, :] > query_position[:, None] - WINDOW)
     score = tl.where(is_seen, score, float("-inf"))
     new_max = tl.maximum(row_max, tl.max(score, 1))
-    base = tl.where(new_max == float("-inf"), 0.0, new_max)  # nothing seen so far
+    base = tl.where(new_max == float("-inf"), 0.0, new_max)  # all positions masked so far
     weight = tl.exp(score - base[:, None])
     rescale = tl.exp(row_max - base)
     row_sum = row_sum * rescale + tl.sum(weight, 1)

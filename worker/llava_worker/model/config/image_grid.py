@@ -1,22 +1,25 @@
-"""Tiles and tokens of an image, from its size alone; without torch, because the prompt builder uses it, too.
+"""Numbers of tiles and tokens of an image, computed from the image size.
 
-    fit                tiles of an image                  tokens
-    pad, crop, squash  the image, square                  tokens_per_tile
-    anyres             base view, then the grid row by    base view, then the grid's rows of patches joined,
-                       row                                padding removed, one newline after each row
-    hd                 the same tiles                     the same, with padding removed by whole patches
+The module does not import torch, because the prompt builder uses it too.
 
-Tiles of ``anyres`` and ``hd`` for an upright image of ``width`` x ``height`` must be made as follows:
+    fit                tiles                          tokens
+    pad, crop, squash  the square image               tokens_per_tile
+    anyres             base view, then the grid       base view, then the patches of the grid in rows, without
+                       tiles in row-major order       padding, with one newline token after each row
+    hd                 same as anyres                 same as anyres, but only all-padding patches are removed
 
-1.  The base view is first: the whole image squashed to side x side, without padding.
-2.  The canvas is the resolution of ``grid`` that keeps most of the image's pixels (`best_resolution`).
-3.  The image is resized to the canvas keeping its aspect ratio (`fitted_size`) and pasted into its middle, at
-    floor((canvas - image) / 2); the rest is black.
-4.  The canvas is divided into tiles of side x side, row by row from the upper left.
+Tiles for ``anyres`` and ``hd`` must be created as follows from an image of ``width`` x ``height`` pixels,
+after its EXIF orientation is applied:
 
-The rules are LLaVA-1.6's. ``hd`` is LLaVA-1.5-HD as its paper describes it (arXiv 2310.03744, appendix A.1):
-up to six tiles, and a feature is dropped only if its patch shows nothing but padding. It is experimental: no
-checkpoint was published to compare with, and the paper leaves open how the global view is made.
+1.  The first tile is the base view: the whole image squashed to side x side, without padding.
+2.  The canvas is the resolution in ``grid`` that preserves the most pixels of the image (`best_resolution`).
+3.  The image is resized to the canvas with its aspect ratio preserved (`size_on_canvas`) and centered, at
+    floor((canvas - image) / 2). The remaining pixels are black.
+4.  The canvas is divided into tiles of side x side in row-major order.
+
+These are the rules of LLaVA-1.6. ``hd`` is LLaVA-1.5-HD as described in its paper (arXiv 2310.03744, appendix
+A.1): up to six tiles, and a feature is dropped only if its patch contains only padding. It is experimental:
+no checkpoint was published for comparison, and the paper does not specify how to create the global view.
 """
 
 from __future__ import annotations
@@ -34,23 +37,23 @@ __all__ = [
     "ImagePlan",
     "Resolution",
     "best_resolution",
-    "fitted_size",
+    "size_on_canvas",
 ]
 
 OneTileFit = Literal["pad", "crop", "squash"]
 Fit = Literal["pad", "crop", "squash", "anyres", "hd"]
 Resolution = tuple[int, int]  # width, height, in pixels
 
-# The grids of LLaVA-1.5-HD's paper, (columns, rows).
+# The grids in the LLaVA-1.5-HD paper, as (columns, rows).
 HD_SHAPES = (*((n, 1) for n in range(1, 7)), *((1, n) for n in range(2, 7)), (2, 2), (2, 3), (3, 2))
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePlan:
-    """How one image's tiles become tokens.
+    """The mapping of one image's tiles to tokens.
 
-    The grid has ``rows`` x ``columns`` tiles; its patches [top, bottom) x [left, right) show the image.
-    Without a grid ``num_tiles`` is 1 and the grid's numbers are 0.
+    The grid has ``rows`` x ``columns`` tiles. Its patches [top, bottom) x [left, right) contain the image;
+    the others are padding. Without a grid, ``num_tiles`` is 1 and all other grid fields are 0.
     """
 
     num_tiles: int
@@ -65,10 +68,11 @@ class ImagePlan:
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """How one model divides images into tiles. ``grid`` has the possible canvases, (width, height) in pixels.
+    """The rules by which a model divides images into tiles.
 
-    Raises ValueError for an impossible layout: a canvas that is not a multiple of the tile, or a grid of
-    tiles whose patches are not a square.
+    ``side`` is the tile size in pixels, and ``grid`` contains the possible canvas sizes, (width, height) in
+    pixels. Raises ValueError if a canvas size is not a multiple of the tile size, or if there is a grid and
+    ``tokens_per_tile`` is not a square number.
     """
 
     side: int
@@ -80,9 +84,15 @@ class ImageLayout:
         if not self.has_grid:
             return
         if not self.grid or any(n <= 0 or n % self.side for canvas in self.grid for n in canvas):
-            raise ValueError(f"image grid {list(self.grid)} is not made of tiles of {self.side} pixels")
+            resolutions = list(self.grid)
+            raise ValueError(
+                f"Image grid {resolutions} is not supported; widths and heights must be positive multiples "
+                f"of the tile size, {self.side} pixels."
+            )
         if self.patches_per_side**2 != self.tokens_per_tile:
-            raise ValueError(f"a tile of {self.tokens_per_tile} tokens is no square, as image grids need it")
+            raise ValueError(
+                f"A tile has {self.tokens_per_tile} tokens; image grids require a square number of tokens."
+            )
 
     @property
     def has_grid(self) -> bool:
@@ -93,14 +103,15 @@ class ImageLayout:
         return math.isqrt(self.tokens_per_tile)
 
     def plan(self, width: int, height: int) -> ImagePlan:
-        """Plan an image of that original size in pixels; 0 x 0 is an image of the base view only.
+        """Return the plan for an image of this original size in pixels.
 
-        Raises ValueError if a grid needs a size.
+        The plan for a size of 0 x 0 has only the base view. With a grid, any other size with a side below 1
+        raises ValueError.
         """
         if not self.has_grid or width == height == 0:
             return ImagePlan(num_tiles=1, num_tokens=self.tokens_per_tile)
         if width < 1 or height < 1:
-            raise ValueError(f"a picture of {width}x{height} pixels")
+            raise ValueError(f"The image has {width}x{height} pixels; both sides must be at least 1 pixel.")
         canvas = best_resolution((width, height), self.grid)
         unpad = self._unpad_hd if self.fit == "hd" else self._unpad_anyres
         (left, right), (top, bottom) = unpad((width, height), canvas)
@@ -118,14 +129,16 @@ class ImageLayout:
         )
 
     def num_tokens(self, width: int, height: int) -> int:
-        """Return the tokens in a prompt of an image of that original size."""
+        """Return the number of prompt tokens for an image of this original size in pixels."""
         return self.plan(width, height).num_tokens
 
     def _unpad_anyres(self, size: Resolution, canvas: Resolution) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return columns and rows of patches without padding: half of it on either side, in whole patches.
+        """Return the ranges of patch columns and rows that remain after removing the padding.
 
-        transformers rounds to seven decimals before it rounds down to whole patches; the original does not.
-        They differ only where floating point falls just short of a whole number.
+        Half of the padding, rounded down to whole patches, is removed from each side. As in transformers,
+        sizes are rounded to seven decimals before they are rounded down to whole patches. The original code
+        omits the first rounding, which differs only if a floating-point result is slightly below a whole
+        number.
         """
         width, height = size
         across, down = (n // self.side * self.patches_per_side for n in canvas)
@@ -136,29 +149,32 @@ class ImageLayout:
         return (padding, across - padding), (0, down)
 
     def _unpad_hd(self, size: Resolution, canvas: Resolution) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the columns and rows of patches with at least one pixel of the image."""
+        """Return the ranges of patch columns and rows that contain at least one pixel of the image."""
         patch = self.side / self.patches_per_side
         spans = []
-        for total, inner in zip(canvas, fitted_size(size, canvas), strict=True):
+        for total, inner in zip(canvas, size_on_canvas(size, canvas), strict=True):
             start = (total - inner) // 2
             spans.append((math.floor(start / patch), math.ceil((start + inner) / patch)))
         return spans[0], spans[1]
 
 
 def best_resolution(size: Resolution, grid: tuple[Resolution, ...]) -> Resolution:
-    """Return the canvas that keeps most pixels of the image; of equals the least padded, then the first."""
+    """Return the canvas size that preserves the most pixels of the image.
+
+    Ties are resolved by the least padding, then by the order in ``grid``.
+    """
     width, height = size
 
     def score(canvas: Resolution) -> tuple[int, int]:
         scale = min(canvas[0] / width, canvas[1] / height)
-        kept = min(int(width * scale) * int(height * scale), width * height)
-        return kept, kept - canvas[0] * canvas[1]
+        preserved = min(int(width * scale) * int(height * scale), width * height)
+        return preserved, preserved - canvas[0] * canvas[1]
 
     return max(grid, key=score)
 
 
-def fitted_size(size: Resolution, canvas: Resolution) -> Resolution:
-    """Return the image's size on its canvas: as large as fits, aspect ratio kept, fractions rounded up."""
+def size_on_canvas(size: Resolution, canvas: Resolution) -> Resolution:
+    """Return the largest size that fits on the canvas with the aspect ratio preserved, rounded up."""
     (width, height), (across, down) = size, canvas
     if across / width < down / height:
         return across, min(math.ceil(height * (across / width)), down)

@@ -1,8 +1,9 @@
-"""A checkpoint's configuration, read from its folder: config.json and the files of its image processor.
+"""Checkpoint configuration, read from config.json and the files of the image processor.
 
-The type of model follows from config.json alone, never from the folder's name. Both layouts, llava-hf's and
-the original's, become the same `ModelConfig`. Defaults are transformers', which it omits when it writes a
-file: llava-hf's own config.json contains four fields of Vicuna and means Vicuna-7B.
+The model type is determined by config.json, never by the name of the folder. Both the llava-hf layout and the
+original layout are parsed into the same `ModelConfig`. Defaults are those of transformers, which omits
+default values when it writes a file: the config.json published by llava-hf describes Vicuna-7B with only four
+fields.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ _NEXT_PINPOINTS = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
 
 
 class CheckpointError(ValueError):
-    """The folder has no supported checkpoint; the message says what is wrong with which file."""
+    """The folder contains no supported checkpoint. The message names the file and the problem."""
 
 
 class VisionConfig(ConfigPart):
-    """The vision tower, CLIP's or SigLIP's."""
+    """Configuration of the vision tower (CLIP or SigLIP)."""
 
     model_type: Literal["clip_vision_model", "siglip_vision_model"] = "clip_vision_model"
     hidden_size: int = 768
@@ -71,14 +72,15 @@ class VisionConfig(ConfigPart):
 
     @property
     def num_positions(self) -> int:
-        """The class token, if the tower has one, and the patches."""
+        """The number of patches, plus one if the tower has a class token."""
         return self.num_patches + self.has_class_token
 
 
 class ModelConfig(ConfigPart):
-    """A LLaVA model: vision tower, projector, decoder, and how images become tiles and tokens.
+    """Configuration of a LLaVA model: vision tower, projector, decoder, and the image layout.
 
-    If ``image_aspect_ratio`` is None, the image processor's file decides whether images are padded.
+    If ``image_aspect_ratio`` is None, the configuration of the image processor determines whether images are
+    padded.
     """
 
     model_type: Literal["llava", "llava_next"]
@@ -86,7 +88,7 @@ class ModelConfig(ConfigPart):
     vision_config: VisionConfig = Field(default_factory=lambda: VisionConfig.model_validate(CLIP_L_336))
     image_token_id: int = Field(default=32000, alias="image_token_index")
     projector_hidden_act: Activation = "gelu"
-    projector_depth: int = Field(default=2, ge=0)  # linear layers with activations between; 0 is identity
+    projector_depth: int = Field(default=2, ge=0)  # number of linear layers; 0 is identity
     multimodal_projector_bias: bool = True
     vision_feature_layer: int | tuple[int, ...] = -2
     vision_feature_select_strategy: Literal["default", "full"] = "default"
@@ -94,7 +96,7 @@ class ModelConfig(ConfigPart):
     image_aspect_ratio: str | None = None
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None  # (height, width) in pixels
     mm_use_im_start_end: bool = False
-    vision_tower_name: str | None = None  # the original layout's, whose files may lack the tower
+    vision_tower_name: str | None = None  # original layout only; its files may not include the tower
 
     @model_validator(mode="before")
     @classmethod
@@ -105,7 +107,7 @@ class ModelConfig(ConfigPart):
         return values
 
     def shard(self, num_ranks: int) -> ModelConfig:
-        """Return each rank's configuration. Raises ValueError if the decoder cannot be sharded so."""
+        """Return the configuration of one rank. Raises ValueError if the decoder cannot be sharded."""
         return self.model_copy(update={"text_config": self.text_config.shard(num_ranks)})
 
     @model_validator(mode="after")
@@ -113,13 +115,15 @@ class ModelConfig(ConfigPart):
         num_layers = self.vision_config.num_hidden_layers
         for layer in self._feature_layers:
             if not -num_layers - 1 <= layer <= num_layers:
-                raise ValueError(f"vision_feature_layer {layer} of a tower with {num_layers} layers")
+                raise ValueError(
+                    f"vision_feature_layer {layer} is out of range; the vision tower has {num_layers} layers."
+                )
         if not self.projector_depth and self.feature_size != self.text_config.hidden_size:
             raise ValueError(
-                f"no projector between features of {self.feature_size} and a decoder of "
-                f"{self.text_config.hidden_size}"
+                f"The model has no projector, but its feature size {self.feature_size} differs from the "
+                f"decoder's hidden size {self.text_config.hidden_size}."
             )
-        _ = self.image_layout()  # raises for an impossible grid
+        _ = self.image_layout()  # raises ValueError for an unsupported grid
         return self
 
     @property
@@ -134,17 +138,17 @@ class ModelConfig(ConfigPart):
 
     @property
     def feature_layers(self) -> list[int]:
-        """The tower's hidden states that the projector reads, concatenated; 0 is the first layer's input."""
+        """Indices of the hidden states that the projector reads. Index 0 is the input of the first layer."""
         return [layer % (self.vision_config.num_hidden_layers + 1) for layer in self._feature_layers]
 
     @property
     def feature_size(self) -> int:
-        """The projector's input width."""
+        """The input width of the projector: the size of the concatenated hidden states."""
         return self.vision_config.hidden_size * len(self._feature_layers)
 
     @property
     def drops_first_feature(self) -> bool:
-        """Whether the tower's first position, usually the class token, is dropped."""
+        """Whether the first position of the tower's output, usually the class token, is dropped."""
         return self.vision_feature_select_strategy == "default"
 
     @property
@@ -153,11 +157,11 @@ class ModelConfig(ConfigPart):
 
     @property
     def has_image_newline(self) -> bool:
-        """Whether a learned feature ends each row of an image's patches."""
+        """Whether a learned newline embedding follows each row of patches."""
         return self.image_layout().has_grid
 
     def image_layout(self, fit: OneTileFit = "pad") -> ImageLayout:
-        """Return how images become tiles and tokens; ``fit`` applies if config.json does not say."""
+        """Return the image layout. ``fit`` is the default if config.json does not specify one."""
         side, tokens = self.vision_config.image_size, self.tokens_per_tile
         return ImageLayout(side, tokens, fit=self._fit(fit), grid=self._grid(side))
 
@@ -170,7 +174,7 @@ class ModelConfig(ConfigPart):
             return default
         if self.image_aspect_ratio == "pad":
             return "pad"
-        # The original leaves it to the tower's own processor: CLIP's crops the center, SigLIP's squashes.
+        # The original code uses the tower's image processor: CLIP crops the center, SigLIP squashes.
         return "crop" if self.vision_config.has_class_token else "squash"
 
     def _grid(self, side: int) -> tuple[Resolution, ...]:
@@ -183,27 +187,31 @@ class ModelConfig(ConfigPart):
 
 
 class ImageSize(ConfigPart):
-    """The image processor's target size in pixels, if its file has both sides."""
+    """Target size of the image processor in pixels. A side that the file omits is None."""
 
     height: int | None = None
     width: int | None = None
 
 
 class ImageConfig(ConfigPart):
-    """preprocessor_config.json. ``do_pad`` is None if the file has none, as in llava-hf's own checkpoints."""
+    """Configuration of the image processor.
+
+    ``do_pad`` is None if the file does not contain it, as in the checkpoints published by llava-hf.
+    """
 
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     rescale_factor: float = 1 / 255
     do_pad: bool | None = None
-    size: ImageSize | int | None = None  # an int is the shortest edge
+    size: ImageSize | int | None = None  # an int is the length of the shortest edge
 
     @property
     def fit(self) -> OneTileFit:
-        """How an image becomes square, unless config.json says so.
+        """The default method for making images square, used if config.json does not specify one.
 
-        LLaVA-1.5 was trained on padded images, even if its image processor's file does not say so. A file
-        with both height and width is SigLIP's or similar: it squashes images to that size.
+        LLaVA-1.5 was trained on padded images, although its image processor configuration does not specify
+        it. A file with both height and width belongs to SigLIP or a similar tower, which squashes images to
+        that size.
         """
         if self.do_pad:
             return "pad"
@@ -213,30 +221,33 @@ class ImageConfig(ConfigPart):
 
 
 def read_config(folder: Path, vision_tower: Path | None = None) -> ModelConfig:
-    """Read the model's configuration; an original checkpoint may need its vision tower's folder.
+    """Read the configuration of a model.
 
-    Raises CheckpointError if there is none or it is not supported.
+    ``vision_tower`` is the folder of the vision tower, which a checkpoint in the original layout may require.
+    Raises CheckpointError if config.json is missing or the model is not supported.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist: {folder} is not a model folder")
+        raise CheckpointError(f"{path} does not exist. {folder} is not a model folder.")
     values = _read_json(path)
     tower = None if vision_tower is None else _read_json(vision_tower / "config.json")
     if vision_tower is not None and not tower:
-        raise CheckpointError(f"{vision_tower / 'config.json'} does not exist: no folder of a vision tower")
+        missing = vision_tower / "config.json"
+        raise CheckpointError(f"{missing} does not exist. Set vision_tower to the folder of a vision tower.")
     try:
         return ModelConfig.model_validate(to_hf_config(values, tower) if is_original(values) else values)
     except ValueError as error:
         reason = _describe(error) if isinstance(error, ValidationError) else error
-        raise CheckpointError(f"{path} is not a LLaVA model that can be served: {reason}") from error
+        raise CheckpointError(f"{path} does not describe a supported LLaVA model. {reason}") from error
 
 
 def read_image_config(
     folder: Path, vision_tower: Path | None = None, *, vision: VisionConfig | None = None
 ) -> ImageConfig:
-    """Read how images are preprocessed, from preprocessor_config.json or the newer processor_config.json.
+    """Read the image processor's configuration from preprocessor_config.json or processor_config.json.
 
-    Original checkpoints have these files in the tower's folder. Without any, ``vision`` decides.
+    Checkpoints in the original layout have the file in the folder of the tower. If there is no file, defaults
+    for the type of ``vision`` are returned. Raises CheckpointError if the configuration is invalid.
     """
     values = _image_processor(folder)
     if not values and vision_tower is not None:
@@ -248,13 +259,14 @@ def read_image_config(
     try:
         return ImageConfig.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
+        reason = _describe(error)
         raise CheckpointError(
-            f"the image processor's configuration in {folder}: {_describe(error)}"
+            f"The image processor's configuration in {folder} is invalid. {reason}"
         ) from error
 
 
 def read_eos_ids(folder: Path, config: ModelConfig) -> frozenset[int]:
-    """Read the end-of-sequence tokens: generation_config.json's, else the decoder's."""
+    """Read the end-of-sequence token IDs from generation_config.json, or else from the decoder's config."""
     eos = _read_json(folder / "generation_config.json").get("eos_token_id")
     if eos is None:
         eos = config.text_config.eos_token_id
@@ -269,17 +281,22 @@ def _image_processor(folder: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Read an object from a file; empty if the file does not exist."""
+    """Return the JSON object in the file, or an empty one if the file does not exist."""
     if not path.is_file():
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
+        raise CheckpointError(f"{path} does not contain a JSON object.")
     return values
 
 
 def _describe(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+    """Return one sentence per problem, with the path of the field if there is one."""
+    problems = []
+    for item in error.errors():
+        field, message = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")
+        problems.append((f"{field}: {message}" if field else message).removesuffix(".") + ".")
+    return " ".join(problems)

@@ -1,7 +1,8 @@
-"""The original repository's config.json (``liuhaotian/*`` and derivatives), translated to llava-hf's layout.
+"""Translation of the original LLaVA config.json (``liuhaotian/*`` and derivatives) to the llava-hf layout.
 
-The file is the decoder's own configuration with some ``mm_`` keys; it contains only the name of the vision
-tower. The tower's configuration comes from the tower's folder, or from the table of known names here.
+The original file is the configuration of the decoder with additional ``mm_`` keys. It contains only the name
+of the vision tower. The configuration of the tower is read from the tower's folder or from the table in this
+module.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SIGLIP_SO400M_384 = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden
     "patch_size": 14,
 }
 
-# By the last part of the name: some checkpoints contain a path of the trainer's disk.
+# Keys are the last component of the name, because some checkpoints contain a local path of their author.
 _TOWERS = {
     "clip-vit-large-patch14": CLIP_L_224,
     "clip-vit-large-patch14-336": CLIP_L_336,
@@ -33,35 +34,37 @@ _TOWERS = {
 }
 _DECODERS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
 _MLP = re.compile(r"mlp(\d+)x_gelu")
-# How LLaVA-1.6 merges features; transformers supports no other.
+# The method by which LLaVA-1.6 merges patch features, and the only one that transformers supports.
 _PATCH_MERGE_TYPE = "spatial_unpad"
 
 
 def is_original(values: dict[str, Any]) -> bool:
-    """Whether config.json has the original layout; llava-hf's describes the tower instead of naming it."""
+    """Return whether config.json has the original layout, which contains the name of the vision tower."""
     return "mm_vision_tower" in values
 
 
 def to_hf_config(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the same model's config.json in llava-hf's layout; ``tower`` is the tower's own config.json.
+    """Translate config.json to the llava-hf layout. ``tower`` is the config.json of the vision tower.
 
-    Raises ValueError for what is not supported.
+    Raises ValueError if an option is not supported.
     """
     kind = values.get("model_type")
     if kind not in _DECODERS:
-        raise ValueError(f"model_type is {kind!r}; of the original's, {', '.join(_DECODERS)} are served")
+        supported = ", ".join(_DECODERS)
+        raise ValueError(f"model_type is {kind!r}; supported values are {supported}.")
     vision = _vision(values, tower)
     has_class_token = vision.get("model_type", "clip_vision_model") == "clip_vision_model"
     is_anyres = values.get("image_aspect_ratio") == "anyres"
-    if is_anyres and values.get("mm_patch_merge_type", "flat") != _PATCH_MERGE_TYPE:
+    merge_type = values.get("mm_patch_merge_type")
+    if is_anyres and merge_type != _PATCH_MERGE_TYPE:
         raise ValueError(
-            f"mm_patch_merge_type is {values.get('mm_patch_merge_type')!r}; {_PATCH_MERGE_TYPE} is served"
+            f"mm_patch_merge_type is {merge_type!r}; the supported value is {_PATCH_MERGE_TYPE}."
         )
     return {
         "model_type": "llava_next" if is_anyres else "llava",
         "text_config": values | {"model_type": _DECODERS[kind]},
         "vision_config": vision,
-        # There, an image is a marker outside of the vocabulary; any ID can take its place.
+        # The original layout has no image token in the vocabulary, so any ID can be used.
         "image_token_index": 0,
         "projector_depth": _projector_depth(values.get("mm_projector_type") or "linear"),
         "vision_feature_layer": values.get("mm_vision_select_layer", -2),
@@ -84,7 +87,7 @@ def _vision(values: dict[str, Any], tower: dict[str, Any] | None) -> dict[str, A
     name = str(values["mm_vision_tower"])
     known = _TOWERS.get(name.rstrip("/").rpartition("/")[2])
     if known is None:
-        raise ValueError(f"the vision tower {name!r} is not known here: give its folder as vision_tower")
+        raise ValueError(f"Vision tower {name!r} is not recognized. Set vision_tower to the tower's folder.")
     return known
 
 
@@ -93,23 +96,30 @@ def _projector_depth(kind: str) -> int:
         return int(kind == "linear")
     match = _MLP.fullmatch(kind)
     if match is None:
-        raise ValueError(f"mm_projector_type is {kind!r}; linear, identity and mlp2x_gelu are served")
+        raise ValueError(
+            f"mm_projector_type is {kind!r}; supported values are linear, identity and mlp<depth>x_gelu, for "
+            "example mlp2x_gelu."
+        )
     return int(match[1])
 
 
 def _strategy(values: dict[str, Any], has_class_token: bool) -> str:
     feature = values.get("mm_vision_select_feature", "patch")
     if feature not in ("patch", "cls_patch"):
-        raise ValueError(f"mm_vision_select_feature is {feature!r}; patch and cls_patch are served")
+        raise ValueError(
+            f"mm_vision_select_feature is {feature!r}; supported values are patch and cls_patch."
+        )
     return "default" if feature == "patch" and has_class_token else "full"
 
 
 def _pinpoints(values: dict[str, Any]) -> list[tuple[int, int]]:
-    """Return (height, width) as llava-hf has it; the original has (width, height), sometimes as a string."""
+    """Convert the pinpoints from (width, height) pairs, sometimes a string, to (height, width) pairs."""
     pinpoints = values.get("image_grid_pinpoints")
     if isinstance(pinpoints, str):
         pinpoints = ast.literal_eval(pinpoints)
     try:
         return [(height, width) for width, height in pinpoints or ()]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"image_grid_pinpoints is {pinpoints!r}, not a list of [width, height]") from error
+        raise ValueError(
+            f"image_grid_pinpoints is {pinpoints!r}; it must be a list of [width, height] pairs."
+        ) from error

@@ -1,4 +1,4 @@
-"""The decoder's configuration: Llama, Mistral or Qwen2, depending on ``model_type``."""
+"""Configuration of the decoder: Llama, Mistral or Qwen2, depending on ``model_type``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Activation", "ConfigPart", "RopeConfig", "TextConfig"]
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "silu", "relu"]
 
-# Defaults of transformers' classes, which it omits when it writes a file.
+# Defaults of transformers, which omits default values when it writes a file.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048},
     "mistral": {
@@ -30,22 +30,22 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 class ConfigPart(BaseModel):
-    """Base class of configurations. Unknown keys are ignored: files contain much that only training uses."""
+    """Base class of configurations. Unknown keys, such as training options, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
 class RopeConfig(ConfigPart):
-    """RoPE and its scaling to longer contexts.
+    """Configuration of RoPE and of its scaling to longer contexts.
 
-    "linear" divides positions by ``factor``; "llama3" and "yarn" do so for low frequencies only; "dynamic"
-    changes nothing up to ``max_position_embeddings``, the maximum context here.
+    "linear" divides positions by ``factor``. "llama3" and "yarn" do so for low frequencies only. "dynamic"
+    has no effect, because it applies only beyond ``max_position_embeddings``, the maximum context length.
     """
 
     rope_type: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
     rope_theta: float = 10000.0
     factor: float = 1.0
-    original_max_position_embeddings: int = 0  # by default the decoder's
+    original_max_position_embeddings: int = 0  # default: max_position_embeddings of the decoder
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
@@ -58,7 +58,7 @@ class RopeConfig(ConfigPart):
 
 
 class TextConfig(ConfigPart):
-    """The decoder."""
+    """Configuration of the decoder."""
 
     model_type: Literal["llama", "mistral", "qwen2"] = "llama"
     vocab_size: int = 32000
@@ -71,7 +71,7 @@ class TextConfig(ConfigPart):
     hidden_act: Activation = "silu"
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
-    attention_bias: bool = False  # Llama's: all four projections have one
+    attention_bias: bool = False  # Llama only, for all four projections
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     eos_token_id: int | tuple[int, ...] = 2
@@ -84,10 +84,10 @@ class TextConfig(ConfigPart):
     @model_validator(mode="before")
     @classmethod
     def _derive(cls, values: Any) -> Any:
-        """Fill in the architecture's defaults, and derive absent head counts and sizes from others."""
+        """Add the defaults of the architecture, and derive missing head counts and sizes."""
         if not isinstance(values, dict):
             return values
-        # A null sliding_window means none; any other null means the default.
+        # null disables sliding_window. For all other fields, null means the default.
         has_no_window = "sliding_window" in values and values["sliding_window"] is None
         values = {key: value for key, value in values.items() if value is not None}
         kind = str(values.get("model_type", "llama"))
@@ -103,22 +103,25 @@ class TextConfig(ConfigPart):
         return values
 
     def shard(self, num: int) -> TextConfig:
-        """Return the configuration of each of ``num`` ranks: a share of the heads and of the inner width.
+        """Return the configuration of one of ``num`` ranks, with its share of heads and intermediate size.
 
-        Raises ValueError if they are not multiples of ``num``.
+        Raises ValueError if they are not divisible by ``num``.
         """
         sizes = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-        odd = [f"{name} {getattr(self, name)}" for name in sizes if getattr(self, name) % num]
-        if odd:
+        indivisible = ", ".join(
+            f"{name} {getattr(self, name)}" for name in sizes if getattr(self, name) % num
+        )
+        if indivisible:
+            supported = ", ".join(map(str, self.possible_ranks))
             raise ValueError(
-                f"the model cannot be divided over {num} ranks: {num} does not divide {', '.join(odd)}; "
-                f"what fits is tensor_parallel {', '.join(map(str, self.possible_ranks))}"
+                f"The model cannot be sharded across {num} ranks: {num} does not divide {indivisible}. "
+                f"Supported values of tensor_parallel: {supported}."
             )
         return self.model_copy(update={name: getattr(self, name) // num for name in sizes})
 
     @property
     def possible_ranks(self) -> list[int]:
-        """Numbers of ranks that the decoder can be sharded over."""
+        """All numbers of ranks across which the decoder can be sharded, in ascending order."""
         common = math.gcd(self.num_attention_heads, self.num_key_value_heads, self.intermediate_size)
         return [num for num in range(1, common + 1) if common % num == 0]
 
@@ -128,7 +131,7 @@ class TextConfig(ConfigPart):
 
     @property
     def sliding_windows(self) -> list[int | None]:
-        """Tokens that a token sees in each layer, itself included; None is all."""
+        """The attention window of each layer in tokens, including the token itself; None is unlimited."""
         return [self.sliding_window if self._is_sliding(i) else None for i in range(self.num_hidden_layers)]
 
     def _is_sliding(self, layer: int) -> bool:
@@ -140,7 +143,7 @@ class TextConfig(ConfigPart):
 
 
 def _rope(values: dict[str, Any]) -> Any:
-    """Merge the two spellings of RoPE's parameters; its base is inside or outside of them."""
+    """Merge the two spellings of the RoPE parameters. ``rope_theta`` may be inside or outside of them."""
     rope = values.get("rope_parameters", values.get("rope_scaling", {}))
     if not isinstance(rope, dict):
         return rope

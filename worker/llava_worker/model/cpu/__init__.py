@@ -1,1 +1,1 @@
-"""Kernels in C++ for CPUs, how they are compiled, and how they are called. README.md explains them."""
+"""C++ kernels for CPUs, with the code that compiles and calls them. See README.md."""

@@ -1,10 +1,10 @@
-// The products of quantized_linear.cpp for many rows in AMX tile registers: 32 rows by 32 outputs by 64 inputs in
-// four instructions, several times the speed of vectors.
+// The matrix products of quantized_linear.cpp for many rows, computed with AMX tile registers. Four instructions
+// multiply 32 rows by 32 outputs over 64 inputs, which is several times faster than SIMD vectors.
 //
-// A panel has the layout that the tile instruction requires, and integer sums are exact, so results equal those of
-// the vectors to the bit. x is stored tile by tile: rows of a prompt are often a multiple of 2 KiB long, and sixteen
-// of them would share two sets of the cache. For some rows and panels at a time, each group's sums are scaled in a
-// buffer in the L1 cache.
+// Panels already have the layout that the tile instruction requires. Integer sums are exact, so results are bitwise
+// identical to those of the vector code. x is stored tile by tile, because the length of a row is often a multiple of
+// 2 KiB, and sixteen such rows would share two sets of the L1 cache. The integer sums of each group are scaled and
+// accumulated in a buffer that fits into the L1 cache.
 #pragma once
 #ifdef __AMX_INT8__
 
@@ -15,16 +15,16 @@
 
 #include "quantization.h"
 
-constexpr int MIN_AMX_ROWS = 16;  // with fewer, most of a tile would be zeros
+constexpr int MIN_AMX_ROWS = 16;  // with fewer rows, most of a tile would be padding
 
 namespace tiles {
 
-constexpr int SIDE = 32;    // rows and outputs of a square: two by two tiles
-constexpr int DEPTH = 64;   // inputs of a tile
-constexpr int SQUARES = 2;  // squares of rows computed together
-constexpr int PANELS = 2;   // panels computed together
+constexpr int SIDE = 32;    // rows and outputs of a square of 2x2 tiles
+constexpr int DEPTH = 64;   // inputs per tile
+constexpr int SQUARES = 2;  // squares of rows per iteration
+constexpr int PANELS = 2;   // panels per iteration
 
-// x in 8 bits, rows padded with zeros to whole squares.
+// x quantized to 8 bits, with rows padded with zeros to whole squares.
 struct Inputs {
   const int8_t* codes;    // [rows / 16][padded / 64][16][64]
   const float* scales;    // [rows][groups]
@@ -39,8 +39,8 @@ struct alignas(64) Config {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// products [32][32] = x times the weights of a panel, [inputs / 4][32][4]; x is tiles of 16 rows, and the tiles of
-// the next 16 rows, ``next`` inputs further on.
+// Computes products [32][32] of x and the weights of a panel, [inputs / 4][32][4]. x consists of tiles of 16 rows;
+// the tiles of the next 16 rows are at an offset of ``next`` inputs.
 INLINE void multiply_square(const int8_t* x, int64_t next, const uint8_t* weights, int64_t inputs, int32_t* products) {
   _tile_zero(0);
   _tile_zero(1);
@@ -63,7 +63,7 @@ INLINE void multiply_square(const int8_t* x, int64_t next, const uint8_t* weight
   _tile_stored(3, products + 16 * SIDE + 16, 4 * SIDE);
 }
 
-// out [32][32] += a group's products, scaled.
+// Adds the scaled products of a group to out [32][32].
 template <int BITS>
 INLINE void add_group(const QuantizedWeight& w, int64_t panel, int g, const Inputs& x, int64_t row,
                       const int32_t* products, float* out) {
@@ -84,7 +84,7 @@ INLINE void add_group(const QuantizedWeight& w, int64_t panel, int g, const Inpu
   }
 }
 
-// Unpacks a panel's 4-bit weights to one byte each, the layout of 8-bit weights.
+// Unpacks the 4-bit weights of a panel to one byte each, in the layout of 8-bit weights.
 INLINE const uint8_t* unpack_int4(const QuantizedWeight& w, int64_t panel, uint8_t* buffer) {
   const uint8_t* from = w.packed + panel * w.padded * PANEL_OUTPUTS / 2;
   for (int64_t i = 0; i < w.padded * PANEL_OUTPUTS / 2; i += 64) {
@@ -128,7 +128,7 @@ void multiply_panels(const QuantizedWeight& w, const Inputs& x, int64_t first, i
 
 }  // namespace tiles
 
-// Linux grants a process the use of tile registers on request (Documentation/arch/x86/xstate.rst).
+// Requests permission to use tile registers, as Linux requires (Documentation/arch/x86/xstate.rst).
 inline bool is_amx_permitted() {
   constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
   static const bool granted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;

@@ -1,7 +1,7 @@
-// y = x W^T + b in bf16 for a few rows, with the weight as in the checkpoint: [outputs][inputs].
+// y = x W^T + b in bf16 for a few rows, with the weight in the layout of the checkpoint: [outputs][inputs].
 //
-// A library's product is made for many rows, and for one row reads memory at half its speed. Here each weight is read
-// once, in order, and multiplied by up to ROWS rows while it is in a register.
+// Library kernels are optimized for many rows, and reach only half of the memory bandwidth for one row. This kernel
+// reads each weight once, sequentially, and multiplies it by up to ROWS rows while it is in a register.
 #include <algorithm>
 
 #include "simd.h"
@@ -9,7 +9,7 @@
 #ifdef __AVX512BF16__
 namespace {
 
-constexpr int ROWS = 6, OUTPUTS = 4;  // 24 sums in 32 registers
+constexpr int ROWS = 6, OUTPUTS = 4;  // 24 of 32 registers hold accumulators
 
 INLINE __m512bh load_masked(const bf16* from, __mmask32 mask) { return (__m512bh)_mm512_maskz_loadu_epi16(mask, from); }
 
@@ -28,7 +28,7 @@ void dot(const bf16* x, const bf16* w, int64_t inputs, const bf16* bias, bf16* y
   };
   int64_t full = inputs / 32 * 32;
   for (int64_t k = 0; k < full; k += 32) {
-    // Prefetch the next rows: a row is about a page, and the hardware prefetcher stops at a page's end.
+    // Prefetch the next rows of W. A row is about one page long, and the hardware prefetcher stops at page boundaries.
     for (int o = 0; o < O; o++) __builtin_prefetch(w + (O + o) * inputs + k);
     step(k, ~__mmask32(0));
   }

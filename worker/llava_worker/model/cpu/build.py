@@ -1,10 +1,11 @@
-"""Compiles the C++ kernels of this folder for the machine, once, and loads the compiled library.
+"""Compilation and loading of the C++ kernels in this folder.
 
-    python -m llava_worker.model.cpu.build     compiles for every variant of machine into the package's own
-                                               folder, for container images without a compiler
+    python -m llava_worker.model.cpu.build     compiles all variants into the package folder, for container
+                                               images without a compiler
 
-A library is searched beside the sources, then in the user's cache. Its name contains a digest of the sources
-and of the compiler flags, so an outdated library is never loaded.
+A compiled library is searched for in the package folder, then in the user's cache folder. If there is none,
+it is compiled into the cache folder. Its name contains a digest of the sources and the compiler flags, so
+that an outdated library is never loaded.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _SOURCES = Path(__file__).parent
 _FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
-# Compiler flags of each variant, the best variant first.
+# Compiler flags of each variant, in order of preference.
 VARIANTS = {
     "amx": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8"),
     "avx512_bf16": (*_AVX512, "-mavx512bf16"),
@@ -47,21 +48,22 @@ _REQUIRED_CAPABILITIES = {
 
 
 class NativeKernelsUnavailable(RuntimeError):
-    """This machine cannot have the C++ kernels; the message says why."""
+    """The C++ kernels cannot be used on this machine. The message contains the reason."""
 
 
 def variant_for(capabilities: dict[str, bool]) -> str:
-    """Return the best variant for a machine with these capabilities. Raises NativeKernelsUnavailable."""
+    """Return the best variant for these CPU capabilities. Raises NativeKernelsUnavailable."""
     for variant, required in _REQUIRED_CAPABILITIES.items():
         if all(capabilities.get(name, False) for name in required):
             return variant
-    raise NativeKernelsUnavailable("the processor has no AVX2")
+    raise NativeKernelsUnavailable("the CPU does not support AVX2")
 
 
 def load(variant: str, cache: Path | None = None) -> ctypes.CDLL:
-    """Load the compiled kernels, compiling them if needed; ``cache`` is the user's by default.
+    """Load the kernels, and compile them first if necessary.
 
-    Raises NativeKernelsUnavailable if there is no library and none can be compiled.
+    ``cache`` is the folder for compiled libraries, by default the user's cache folder. Raises
+    NativeKernelsUnavailable if there is no library and compilation fails.
     """
     name = _file_name(variant)
     if (_SOURCES / name).is_file():
@@ -70,25 +72,25 @@ def load(variant: str, cache: Path | None = None) -> ctypes.CDLL:
     _make_private(folder)
     path = folder / name
     if not path.is_file():
-        logger.info("compiling the kernels for %s into %s, once", variant, path)
+        logger.info("compiling the C++ kernels for %s into %s", variant, path)
         compile_to(path, variant)
     return ctypes.CDLL(str(path))
 
 
 def compile_to(path: Path, variant: str) -> None:
-    """Compile the kernels to ``path``, atomically. Raises NativeKernelsUnavailable with the reason."""
+    """Compile the kernels to ``path`` atomically. Raises NativeKernelsUnavailable if compilation fails."""
     name = os.environ.get("CXX") or "g++"
     compiler = shutil.which(name)
     if compiler is None:
-        raise NativeKernelsUnavailable(f"there is no {name} to compile them with")
+        raise NativeKernelsUnavailable(f"the compiler {name} was not found")
     sources = [str(source) for source in sorted(_SOURCES.glob("*.cpp"))]
-    # Under another name first, so that no other process loads an incomplete file.
+    # Compile to a temporary file and rename it, so that no process loads an incomplete library.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         compiled = Path(folder) / path.name
         command = [compiler, *_FLAGS, *VARIANTS[variant], *sources, "-o", str(compiled)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise NativeKernelsUnavailable(f"{compiler} does not compile them: {done.stderr.strip()[:500]}")
+            raise NativeKernelsUnavailable(f"{compiler} failed: {done.stderr.strip()[:500]}")
         compiled.replace(path)
 
 
@@ -105,18 +107,18 @@ def _user_cache() -> Path:
 
 
 def _make_private(folder: Path) -> None:
-    """Create the folder for libraries. Raises NativeKernelsUnavailable if other users may write to it."""
+    """Create the cache folder. Raises NativeKernelsUnavailable if other users can write to it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
     except OSError as error:
-        raise NativeKernelsUnavailable(f"there is no folder to keep them in: {error}") from error
+        raise NativeKernelsUnavailable(f"the cache folder cannot be created: {error}") from error
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise NativeKernelsUnavailable(f"{folder} belongs to others, or others may write there")
+        raise NativeKernelsUnavailable(f"{folder} is owned or writable by another user")
 
 
 def capabilities() -> dict[str, bool]:
-    """Return this machine's capabilities by torch's names; empty on other architectures."""
+    """Return the CPU capabilities by the names that torch uses; empty on unsupported architectures."""
     return {
         name: bool(value) for name, value in torch.cpu.get_capabilities().items() if value in (True, False)
     }

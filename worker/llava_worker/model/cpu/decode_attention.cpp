@@ -1,7 +1,7 @@
-// Attention of one query per row over the paged KV cache, read in place.
+// Attention for one query per row, which reads the paged KV cache in place.
 //
-// A thread computes some of a row's key heads over its context, TOKENS positions at a time: scores, then the online
-// softmax, then values. Memory is read once.
+// Each task computes some KV heads of one row over its context, TOKENS positions at a time: scores, online softmax,
+// weighted values. Keys and values are read from memory once.
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int TOKENS = 32;
 
-// T: the type of queries and results. K: the type of keys and values, T or int8 with one scale per head of a slot.
+// T: type of queries and results. K: type of keys and values, either T or int8 with one scale per head and slot.
 template <class T, class K>
 struct Arguments {
   const T* q;  // [rows][heads][size]
@@ -35,7 +35,7 @@ INLINE float scale_of(const float* scales, int64_t position, const int8_t*) { re
 
 template <class K>
 INLINE float dot(const float* q, const K* key, int64_t size) {
-  f32x16 a{}, b{};  // two sums, whose additions overlap
+  f32x16 a{}, b{};  // two accumulators, for instruction-level parallelism
   int64_t k = 0;
   for (; k + 32 <= size; k += 32) {
     a += load(q + k) * load(key + k);
@@ -45,7 +45,7 @@ INLINE float dot(const float* q, const K* key, int64_t size) {
   return horizontal_sum(a + b);
 }
 
-// The type of queries beside keys K: bf16 if one instruction multiplies pairs of both, else fp32.
+// The type to which queries are converted: bf16 if there is a bf16 dot-product instruction for keys K, else fp32.
 template <class T, class K>
 struct QueryType {
   using type = float;
@@ -70,12 +70,12 @@ INLINE float dot(const bf16* q, const bf16* key, int64_t size) {
 }
 #endif
 
-// A slot is about a page, and the hardware prefetcher stops at a page's end.
+// A slot is about one page long, and the hardware prefetcher stops at page boundaries.
 INLINE void prefetch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)from + i, 0, 2);
 }
 
-// to += p[0] * values[starts[0]] + ..., with the sums of up to 128 numbers in registers.
+// to += p[0] * values[starts[0]] + ..., with up to 128 accumulators in registers.
 template <int LANES, class K>
 INLINE void add_columns(float* to, const float* p, const K* values, const int64_t* starts, int64_t num) {
   f32x16 sums[LANES];
@@ -85,7 +85,7 @@ INLINE void add_columns(float* to, const float* p, const K* values, const int64_
   for (int i = 0; i < LANES; i++) store(to + i * 16, sums[i]);
 }
 
-// Sums of weighted values, in order of the dimensions.
+// Sums of weighted values, stored in the order of the dimensions.
 template <class T, class K>
 struct InOrder {
   static void add(float* to, const float* p, const K* values, const int64_t* starts, int64_t num, int64_t size) {
@@ -102,7 +102,7 @@ template <class T, class K>
 struct ValueSums : InOrder<T, K> {};
 
 #ifdef __AVX512BF16__
-// Two tokens at a time: to += p[0] * values[starts[0]] + p[1] * values[starts[1]] ...; ``num`` is even.
+// to += p[0] * values[starts[0]] + p[1] * values[starts[1]] ..., two tokens at a time. ``num`` is even.
 template <int WIDTH>
 INLINE void add_pairs(float* to, const bf16* p, const bf16* values, const int64_t* starts, int64_t num) {
   f32x16 sums[WIDTH][2];
@@ -119,8 +119,8 @@ INLINE void add_pairs(float* to, const bf16* p, const bf16* values, const int64_
   for (int i = 0; i < WIDTH * 2; i++) store(to + i * 16, sums[i / 2][i % 2]);
 }
 
-// Interleaving two rows moves the first four of each eight numbers to one vector and the others to the next; sums
-// stay in that order until store_result.
+// Interleaving two rows moves the first four of each eight elements to one vector and the others to the next. Sums
+// are stored in this order until store_result restores the order of the dimensions.
 template <>
 struct ValueSums<bf16, bf16> {
   static void add(float* to, const float* p, const bf16* values, const int64_t* starts, int64_t num, int64_t size) {
@@ -146,13 +146,13 @@ struct ValueSums<bf16, bf16> {
 };
 #endif
 
-// One query head's softmax and weighted values so far.
+// The softmax and the accumulated weighted values of one query head.
 struct HeadState {
   OnlineSoftmax softmax;
   float* values;  // [size], weighted by e^(score - max)
 };
 
-// A row's key heads [first, last) and all query heads of each.
+// KV heads [first, last) of one row, with all their query heads.
 template <class T, class K>
 struct HeadGroup {
   const Arguments<T, K>& args;
@@ -213,7 +213,8 @@ void decode(const Arguments<T, K>& args, int threads) {
 
 }  // namespace
 
-// ``size`` of a head is a multiple of 16; ``window`` 0 is none. Scales are null unless keys and values are int8.
+// The head size ``size`` is a multiple of 16. A ``window`` of 0 is none. Scales are null unless keys and values are
+// int8.
 extern "C" void decode_attention(int is_bf16, const void* q, int64_t q_stride, const void* keys, const void* values,
                                  const float* key_scales, const float* value_scales, const int64_t* tables,
                                  const int64_t* contexts, int64_t rows, int64_t heads, int64_t kv_heads, int64_t size,

@@ -1,6 +1,7 @@
-"""The C++ kernels on tensors: the same results as torch's, to rounding.
+"""Python interface to the C++ kernels. Results equal those of torch's kernels up to rounding.
 
-A tensor that a kernel does not support (another dtype or device) is passed to torch's kernels.
+Operations on tensors that a C++ kernel does not support, such as other dtypes, are computed by torch's
+kernels.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ __all__ = ["NativeKernels", "native_kernels"]
 
 logger = logging.getLogger(__name__)
 
-# Up to so many rows our bf16 kernel reads a weight faster than torch's product, which wins with more.
+# Up to this number of rows, the C++ kernel for bf16 is faster than torch's product.
 _MAX_BF16_ROWS = 6
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-# Parameters of the functions, in the order of the C++ declarations; the last is the number of threads.
+# Parameter types in the order of the C++ declarations. The last parameter is the number of threads.
 _SIGNATURES: dict[str, list[Any]] = {
     "quantized_linear": [
         *(_INT, _INT, _POINTER, _LONG, _LONG),  # bits, is_bf16, x, rows, inputs
@@ -60,17 +61,17 @@ _SIGNATURES: dict[str, list[Any]] = {
 
 @cache
 def native_kernels() -> NativeKernels | None:
-    """Return this machine's kernels, compiled at the first call; None and a warning if it has none."""
+    """Return the C++ kernels, compiled on first use. Return None and log a warning if unavailable."""
     try:
         variant = variant_for(capabilities())
         return NativeKernels(load(variant), variant)
     except (NativeKernelsUnavailable, OSError) as error:
-        logger.warning("no kernels of our own on this machine, torch's serve instead: %s", error)
+        logger.warning("C++ kernels are unavailable, using torch kernels instead: %s", error)
         return None
 
 
 class NativeKernels(Kernels):
-    """``library`` is compiled as ``variant``, a key of `build.VARIANTS`."""
+    """Kernels in C++. ``library`` was compiled for ``variant``, a key of `build.VARIANTS`."""
 
     def __init__(self, library: ctypes.CDLL, variant: str) -> None:
         self._variant = variant
@@ -155,10 +156,10 @@ class NativeKernels(Kernels):
     def decode_attention(
         self, q: Tensor, stored: LayerCache, tables: Tensor, contexts: Tensor, window: int, *, out: Tensor
     ) -> None:
-        """Attend with one query per row over its context, as `AttentionPlan.attend`; ``window`` 0 is none.
+        """Compute attention for one query per row, as `AttentionPlan.attend` does. A ``window`` of 0 is none.
 
-        q and out [rows, heads, head_dim], head_dim a multiple of 16; int64 tables [rows, blocks] and contexts
-        [rows].
+        Shapes: q and out [rows, heads, head_dim], with head_dim a multiple of 16; tables int64 [rows,
+        blocks]; contexts int64 [rows].
         """
         rows, heads, size = q.shape
         if q.stride()[1:] != (size, 1):
@@ -169,9 +170,9 @@ class NativeKernels(Kernels):
         self._call("decode_attention", _is_bf16(q), *pointers, *shape, size**-0.5, out)
 
     def uses_prefill_attention(self, dtype: torch.dtype) -> bool:
-        """Whether `prefill_attention` supports queries of this dtype and is faster than torch's attention.
+        """Return whether `prefill_attention` supports this dtype and is faster than torch's attention.
 
-        On processors with AMX torch multiplies prompts with it, and this kernel would not.
+        On CPUs with AMX, torch's attention uses AMX for prompts, and this kernel does not.
         """
         return dtype == torch.bfloat16 and "prefill_attention" in self._functions and self._variant != "amx"
 
@@ -186,10 +187,10 @@ class NativeKernels(Kernels):
         is_causal: bool = True,
         out: Tensor,
     ) -> None:
-        """Attend with the last len(q) tokens of a sequence of ``context`` tokens, as `AttentionPlan.attend`.
+        """Compute attention for the last len(q) of ``context`` tokens, as `AttentionPlan.attend` does.
 
-        q and out bf16 [tokens, heads, head_dim], head_dim a multiple of 16; table int64 [blocks]; ``window``
-        0 is none.
+        Shapes: q and out bf16 [tokens, heads, head_dim], with head_dim a multiple of 16; table int64
+        [blocks]. A ``window`` of 0 is none.
         """
         tokens, heads, size = q.shape
         if q.stride()[1:] != (size, 1):
@@ -200,7 +201,7 @@ class NativeKernels(Kernels):
         self._call("prefill_attention", q, q.stride(0), *cached, table.contiguous(), *shape, size**-0.5, out)
 
     def _call(self, name: str, *arguments: Tensor | float | None) -> None:
-        """Call with tensors as pointers, and torch's number of threads as the last argument."""
+        """Call a C++ function with tensors as pointers, and with the number of torch threads at the end."""
         pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
         self._functions[name](*pointers, torch.get_num_threads())
 
@@ -213,5 +214,5 @@ def _function(library: ctypes.CDLL, name: str, signature: list[Any]) -> Callable
 
 def _is_bf16(x: Tensor) -> int:
     if x.dtype not in (torch.bfloat16, torch.float32):
-        raise TypeError(f"the kernels compute in bf16 and fp32, not in {x.dtype}")
+        raise TypeError(f"The C++ kernels support bf16 and fp32, not {x.dtype}.")
     return int(x.dtype == torch.bfloat16)

@@ -1,4 +1,4 @@
-// Online softmax: the running maximum and sum of scores that arrive in blocks.
+// Online softmax: the running maximum and sum of scores that are processed in blocks.
 #pragma once
 
 #include <algorithm>
@@ -9,14 +9,14 @@
 struct OnlineSoftmax {
   float max = -INFINITY, sum = 0;
 
-  // Turns a block of ``num`` scores, a multiple of 16, into weights e^(score - max); masked scores are -infinity.
-  // Rescales ``values`` [size], the weighted sum so far, to the new maximum.
+  // Computes the weights e^(score - max) of ``num`` scores (a multiple of 16). Masked scores are -infinity. Rescales
+  // ``values`` [size], the accumulated weighted sum, to the new maximum.
   template <class W>
   void update(const float* scores, int64_t num, W* weights, float* values, int64_t size) {
     f32x16 block_max = broadcast(-INFINITY);
     for (int64_t k = 0; k < num; k += 16) block_max = maximum(load(scores + k), block_max);
     float new_max = std::max(max, horizontal_max(block_max));
-    if (!(new_max > -INFINITY)) new_max = 0;  // all are masked
+    if (!(new_max > -INFINITY)) new_max = 0;  // all scores are masked
     f32x16 block_sum{};
     for (int64_t k = 0; k < num; k += 16) {
       f32x16 s = load(scores + k);

@@ -1,12 +1,13 @@
-// Attention of many queries of one sequence in bf16: a prompt's chunk over the paged KV cache, or an image's patches
-// over each other.
+// Attention for many queries of one sequence in bf16: a prompt chunk over the paged KV cache, or the patches of an
+// image.
 //
-// KEYS positions at a time are repacked so that one instruction multiplies pairs of numbers for sixteen keys, or for
-// sixteen dimensions of values; then QUERIES queries at a time are computed over them: scores, online softmax,
-// values. Blocks of keys begin at multiples of KEYS, so a query's result is the same, to the bit, for any division of
-// its prompt into chunks. Only slots that the sequence sees are read.
+// KEYS positions at a time are repacked so that one instruction multiplies pairs of elements for sixteen keys, or for
+// sixteen dimensions of values. Then QUERIES queries at a time are processed: scores, online softmax, weighted values.
+// Blocks of keys begin at multiples of KEYS, so the result of a query is bitwise identical for any division of the
+// prompt into chunks. Only slots in the context of the sequence are read.
 //
-// Not for AVX2: with half of the registers, and numbers widened one by one, it took three times as long as torch.
+// There is no AVX2 version: with half the registers and bf16 elements widened individually, it took three times as long
+// as torch.
 #ifdef __AVX512F__
 #include <algorithm>
 #include <cmath>
@@ -18,13 +19,13 @@
 namespace {
 
 constexpr int KEYS = 128;
-constexpr int QUERIES = 12;  // 24 sums, 2 keys and a pair of query numbers in 32 registers
+constexpr int QUERIES = 12;  // 24 accumulators, 2 keys and a pair of query elements in 32 registers
 
-// K: the type of keys and values, bf16 or int8 with one scale per head of a slot.
+// K: type of keys and values, bf16 or int8 with one scale per head and slot.
 template <class K>
 struct Arguments {
-  const bf16* q;  // [queries][heads][size], tokens are q_stride apart
-  const K *keys, *values;                  // [slots][kv_heads][size], slots are kv_stride apart
+  const bf16* q;  // [queries][heads][size], with a token stride of q_stride
+  const K *keys, *values;                  // [slots][kv_heads][size], with a slot stride of kv_stride
   const float *key_scales, *value_scales;  // [slots][kv_heads]; int8 only
   const int64_t* table;
   bf16* out;  // [queries][heads][size]
@@ -33,7 +34,7 @@ struct Arguments {
   bool is_causal;
 
   int64_t slot(int64_t position) const { return table[position / block_size] * block_size + position % block_size; }
-  // Query ``i`` sees keys [first, last).
+  // Query ``i`` attends to keys [first(i), last(i)).
   int64_t last(int64_t i) const { return is_causal ? context - queries + i + 1 : context; }
   int64_t first(int64_t i) const { return window > 0 ? std::max<int64_t>(0, last(i) - window) : 0; }
 };
@@ -49,10 +50,10 @@ INLINE float scale_at(const float* scales, int64_t row, const int8_t*) { return 
 
 INLINE uint32_t pair(bf16 low, bf16 high) { return uint32_t(low.bits) | uint32_t(high.bits) << 16; }
 
-// KEYS keys and values of one head; 0 beyond the context.
+// KEYS keys and values of one head, with zeros beyond the context.
 struct PackedBlock {
-  std::vector<uint32_t> keys;    // [KEYS / 16][size / 2][16]: pairs of numbers of sixteen keys
-  std::vector<uint32_t> values;  // [KEYS / 2][size]: pairs of values
+  std::vector<uint32_t> keys;    // [KEYS / 16][size / 2][16]: pairs of elements of sixteen keys
+  std::vector<uint32_t> values;  // [KEYS / 2][size]: pairs of elements of two values
 
   template <class K>
   void fill(const Arguments<K>& args, int64_t head, int64_t begin) {
@@ -73,7 +74,7 @@ struct PackedBlock {
   }
 };
 
-// scores [R][KEYS] of the first ``num`` keys, rounded up to 32.
+// Computes scores [R][KEYS] for the first ``num`` keys, rounded up to a multiple of 32.
 template <int R>
 void score(const bf16* q, int64_t q_stride, const uint32_t* keys, int64_t pairs, int64_t num, float* scores) {
   for (int64_t v = 0; v * 16 < num; v += 2) {
@@ -92,7 +93,7 @@ void score(const bf16* q, int64_t q_stride, const uint32_t* keys, int64_t pairs,
   }
 }
 
-// to [R][size] += weights [R][KEYS] times the values of the first ``num`` keys.
+// to [R][size] += weights [R][KEYS] times the values of the first ``num`` positions.
 template <int R, int WIDTH>
 INLINE void add_columns(const uint32_t* weights, const uint32_t* values, int64_t size, int64_t num, float* to) {
   f32x16 sums[R][WIDTH];
@@ -108,7 +109,7 @@ INLINE void add_columns(const uint32_t* weights, const uint32_t* values, int64_t
     for (int i = 0; i < WIDTH; i++) store(to + r * size + i * 16, sums[r][i]);
 }
 
-// One query head's softmax and weighted values so far, of all queries.
+// The softmax and the accumulated weighted values of one query head, for all queries.
 struct HeadState {
   std::vector<OnlineSoftmax> softmax;  // [queries]
   std::vector<float> values;           // [queries][size]
@@ -116,7 +117,7 @@ struct HeadState {
   HeadState(int64_t queries, int64_t size) : softmax(queries), values(queries * size) {}
 };
 
-// Multiplies the first ``num`` scores by ``scale`` and masks those outside of [first, last).
+// Multiplies the first ``num`` scores by ``scale`` and masks positions outside of [first, last).
 void mask(float* scores, int64_t num, float scale, int64_t first, int64_t last) {
   i32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (int64_t k = 0; k < num; k += 16) {
@@ -126,7 +127,7 @@ void mask(float* scores, int64_t num, float scale, int64_t first, int64_t last) 
   }
 }
 
-// Computes queries [i, i + R) over the block of keys from ``begin`` on.
+// Processes queries [i, i + R) with the block of keys that starts at position ``begin``.
 template <int R, class K>
 void process_queries(const Arguments<K>& args, int64_t head, int64_t i, int64_t begin, const PackedBlock& packed,
                      HeadState& state) {
@@ -157,7 +158,7 @@ ProcessQueries<K> process_queries_for(int rows, std::integer_sequence<int, R...>
   return table[rows - 1];
 }
 
-// Computes the query heads of key head ``kv_head`` for every ``parts``-th tile of queries from ``part`` on.
+// Computes the query heads of KV head ``kv_head`` for every ``parts``-th tile of queries, starting with ``part``.
 template <class K>
 void attend(const Arguments<K>& args, int64_t kv_head, int64_t part, int64_t parts) {
   int64_t per_kv = args.heads / args.kv_heads, tiles = (args.queries + QUERIES - 1) / QUERIES;
@@ -190,7 +191,8 @@ void attend_all(const Arguments<K>& args, int threads) {
 
 }  // namespace
 
-// ``size`` of a head is a multiple of 16; ``window`` 0 is none. Scales are null unless keys and values are int8.
+// The head size ``size`` is a multiple of 16. A ``window`` of 0 is none. Scales are null unless keys and values are
+// int8.
 extern "C" void prefill_attention(const void* q, int64_t q_stride, const void* keys, const void* values,
                                   int64_t kv_stride, const float* key_scales, const float* value_scales,
                                   const int64_t* table, int64_t queries, int64_t context, int64_t heads,

@@ -1,4 +1,4 @@
-// The format of weights in 8 or 4 bits, the quantization of x to 8 bits, and the scaling of outputs.
+// The format of 8-bit and 4-bit weights, the quantization of x to 8 bits, and the scaling of outputs.
 #pragma once
 
 #include <algorithm>
@@ -11,16 +11,16 @@ constexpr int INT4_GROUP = 64;  // inputs per scale of 4-bit weights
 struct QuantizedWeight {
   const uint8_t* packed;
   const void* scales;  // 8 bits: fp32 [outputs]; 4 bits: bf16 [panels][groups][32]
-  int64_t outputs, padded;  // inputs with padding, a multiple of 4
+  int64_t outputs, padded;  // padded: number of inputs with padding, a multiple of 4
   int group_size;           // inputs per scale of x; the last group may be smaller
   int groups() const { return int((padded + group_size - 1) / group_size); }
 };
 
-inline f32x16 group_scale(const QuantizedWeight& w, int64_t panel, int g, int half) {  // of 4-bit weights
+inline f32x16 group_scale(const QuantizedWeight& w, int64_t panel, int g, int half) {  // for 4-bit weights
   return load((const bf16*)w.scales + (panel * w.groups() + g) * PANEL_OUTPUTS + half * 16);
 }
 
-// Quantizes the ``size`` inputs of a group, with zeros up to ``padded``; returns their scale.
+// Quantizes the ``size`` inputs of a group and pads the codes with zeros to ``padded``. Returns the scale.
 template <class T>
 float quantize_group(const T* x, int64_t size, int64_t padded, int8_t* codes) {
   f32x16 lane_max{}, non_finite{};
@@ -28,7 +28,7 @@ float quantize_group(const T* x, int64_t size, int64_t padded, int8_t* codes) {
   int rest = int(size - full);
   auto scan = [&](f32x16 v) {
     lane_max = maximum(absolute(v), lane_max);
-    non_finite += v - v;  // 0, or NaN for an infinity or a NaN, which makes the scale NaN
+    non_finite += v - v;  // NaN for an infinity or a NaN, so that the scale is NaN; otherwise 0
   };
   for (int64_t k = 0; k < full; k += 16) scan(load(x + k));
   if (rest) scan(load_partial(x + full, rest));
@@ -42,7 +42,7 @@ float quantize_group(const T* x, int64_t size, int64_t padded, int8_t* codes) {
   return max_abs / 127.0f + horizontal_sum(non_finite);
 }
 
-// Quantizes a row of x, [padded]; scale and sum of each group are stored ``stride`` apart.
+// Quantizes a row of x to codes [padded]. The scales and sums of the groups are stored with a stride of ``stride``.
 template <class T>
 void quantize_row(const T* x, int64_t size, const QuantizedWeight& w, int8_t* codes, float* scales, int32_t* sums,
                   int stride) {
@@ -56,7 +56,7 @@ void quantize_row(const T* x, int64_t size, const QuantizedWeight& w, int8_t* co
   }
 }
 
-// Scales a row's sums over all groups, adds the bias, and stores 16 outputs from ``first`` on.
+// Applies the weight scales (8 bits) to the sums of a row, adds the bias, and stores up to 16 outputs from ``first``.
 template <int BITS, class T>
 INLINE void store_outputs(const QuantizedWeight& w, int64_t first, f32x16 sums, const float* bias, T* row) {
   int count = int(std::min<int64_t>(16, w.outputs - first));

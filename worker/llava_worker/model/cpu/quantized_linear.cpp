@@ -1,14 +1,15 @@
-// y = x W^T + b with W in 8 or 4 bits and x quantized to 8 bits; sums within a group are exact 32-bit integers.
+// y = x W^T + b with 8-bit or 4-bit W and x quantized to 8 bits. Sums within a group are exact 32-bit integers.
 //
-// A group is a range of one row's inputs with one scale: an outlier reduces the precision of its own group only.
+// A group is a range of inputs of one row with a common scale, so an outlier reduces the precision of its group only.
 //
-// Weights are stored in panels of 32 outputs; within a panel, four inputs of one output are adjacent, as the
-// dot-product instruction requires: [outputs / 32][inputs / 4][32][4] bytes. They are unsigned, as one operand of the
-// instruction must be; the zero point's contribution, zero point times the row's sum, is subtracted beforehand. With
-// 4-bit weights, output i (low half) and output 16 + i (high half) of a panel share a byte.
+// Weights are packed in panels of 32 outputs. Within a panel, four inputs of one output are adjacent, as the
+// dot-product instruction requires: [outputs / 32][inputs / 4][32][4] bytes. Weights are stored as unsigned bytes with
+// a zero point, because one operand of the instruction must be unsigned. Accumulators start with the correction: minus
+// the zero point times the sum of the group's inputs. With 4-bit weights, outputs i (low half) and 16 + i (high half)
+// of a panel share a byte.
 //
 // x is quantized into tiles of at most MAX_TILE_ROWS rows, [inputs / 4][rows][4] bytes. A panel stays in the L2 cache
-// while all tiles are multiplied by it, so weights are read from memory once for any number of rows.
+// while it is multiplied with all tiles, so weights are read from memory once for any number of rows.
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -19,11 +20,11 @@
 namespace {
 
 #ifdef __AVX512F__
-constexpr int MAX_TILE_ROWS = 12, FEW_ROWS = 4;  // 24 sums, 2 weights and an input in 32 registers
+constexpr int MAX_TILE_ROWS = 12, FEW_ROWS = 4;  // 24 accumulators, 2 weights and an input in 32 registers
 #else
 constexpr int MAX_TILE_ROWS = 3, FEW_ROWS = 1;
 #endif
-constexpr int64_t PREFETCH_BYTES = 4096;  // ahead
+constexpr int64_t PREFETCH_BYTES = 4096;  // prefetch distance
 
 struct RowTile {
   int first, rows;
@@ -43,8 +44,8 @@ void quantize(const T* x, int64_t size, const QuantizedWeight& w, const RowTile&
 
 // --- products ---
 
-// Prefetches into the L2 cache: the hardware prefetcher stops at a page's end, and a prefetch into the L1 cache would
-// occupy one of its few fill buffers.
+// Prefetches into the L2 cache, because the hardware prefetcher stops at page boundaries. A prefetch into the L1 cache
+// would occupy one of its few fill buffers.
 INLINE void prefetch(const uint8_t* from) { __builtin_prefetch(from + PREFETCH_BYTES, 0, 2); }
 
 template <int BITS>
@@ -110,8 +111,8 @@ Multiply<T> multiply_for(int rows, std::integer_sequence<int, R...>) {
   return table[rows - 1];
 }
 
-// Multiplies panels [first, end) by all rows; for few rows two panels at a time, so that two streams of weights are
-// read.
+// Multiplies panels [first, end) by all rows of a tile. For few rows, two panels are processed at a time, so that two
+// streams of weights are read concurrently.
 template <int BITS, class T>
 void multiply_panels(const QuantizedWeight& w, const RowTile& tile, int64_t first, int64_t end, const float* bias,
                      T* y) {

@@ -1,7 +1,7 @@
-// The operations between matrix products (RMS norm, RoPE, activations), each in one pass over its rows; torch takes
-// up to five.
+// The operations between matrix products (RMSNorm, RoPE, activations), each in one pass over the rows. torch needs up
+// to five passes.
 //
-// Sums are in fp32; a value is rounded to its type where torch rounds it.
+// Computation is in fp32, and intermediate results are rounded to the type of the tensor as in torch.
 #include <algorithm>
 #include <cmath>
 
@@ -107,7 +107,7 @@ void quick_gelu_rows(const T* x, int64_t rows, int64_t size, T* y, int threads) 
 
 }  // namespace
 
-// All take rows of bf16 or fp32 numbers; the result is contiguous and has the same type.
+// All functions accept rows of bf16 or fp32 values. The result is contiguous and has the same type.
 
 extern "C" void rms_norm(int is_bf16, const void* x, const void* weight, float eps, int64_t rows, int64_t size,
                          void* y, int threads) {
@@ -115,7 +115,7 @@ extern "C" void rms_norm(int is_bf16, const void* x, const void* weight, float e
   else rms_norm_rows((const float*)x, (const float*)weight, eps, rows, size, (float*)y, threads);
 }
 
-// x [rows][heads][2 * half] with ``stride`` numbers between rows; cos and sin [rows][half].
+// x [rows][heads][2 * half], with a row stride of ``stride`` elements; cos and sin [rows][half].
 extern "C" void rope(int is_bf16, const void* x, int64_t stride, const void* cos, const void* sin, int64_t rows,
                      int64_t heads, int64_t half, void* y, int threads) {
   if (is_bf16)

@@ -1,7 +1,7 @@
-// SIMD vectors of sixteen lanes on AVX-512 or AVX2.
+// SIMD vectors of sixteen lanes for AVX-512 and AVX2.
 //
-// Vectors are GCC's vector types, which the compiler splits in two for AVX2. Only instructions that the language
-// cannot express are wrapped here, each for both instruction sets.
+// Vectors use the vector extensions of GCC, which splits them in two for AVX2. This file wraps only instructions that
+// the extensions cannot express, for both instruction sets.
 #pragma once
 
 #include <immintrin.h>
@@ -36,7 +36,7 @@ INLINE void write(T* to, V v) {
 
 INLINE f32x16 broadcast(float x) { return f32x16{} + x; }
 
-// --- numbers in memory, fp32 or bf16 ---
+// --- loads and stores, fp32 or bf16 ---
 
 INLINE f32x16 load(const float* from) { return read<f32x16>(from); }
 
@@ -70,14 +70,14 @@ INLINE u16x16 to_bf16(f32x16 v) {
 INLINE void store(float* to, f32x16 v) { write(to, v); }
 INLINE void store(bf16* to, f32x16 v) { write(to, to_bf16(v)); }
 
-// Rounds to the type and returns fp32, where torch rounds between two operations.
+// Rounds to the type of the pointer and converts back to fp32, as torch does between two operations.
 INLINE f32x16 round_to_type(const float*, f32x16 v) { return v; }
 INLINE f32x16 round_to_type(const bf16*, f32x16 v) {
   return (f32x16)(__builtin_convertvector(to_bf16(v), u32x16) << 16);
 }
 
 template <class T>
-INLINE f32x16 load_partial(const T* from, int count) {  // zeros beyond count
+INLINE f32x16 load_partial(const T* from, int count) {  // lanes from count onward are 0
   T lanes[16] = {};
   std::memcpy(lanes, from, count * sizeof(T));
   return load(lanes);
@@ -104,7 +104,7 @@ INLINE f32x16 maximum(f32x16 a, f32x16 b) { return a > b ? a : b; }
 
 INLINE f32x16 absolute(f32x16 v) { return (f32x16)((u32x16)v & 0x7fffffffu); }
 
-// To the nearest integer, ties to even.
+// Rounds to the nearest integer, ties to even.
 INLINE i32x16 round_to_int(f32x16 v) {
 #ifdef __AVX512F__
   return (i32x16)_mm512_cvtps_epi32((__m512)v);
@@ -116,7 +116,7 @@ INLINE i32x16 round_to_int(f32x16 v) {
 #endif
 }
 
-// Of integers that fit into a byte.
+// Converts integers, which must be in the range of int8.
 INLINE i8x16 to_int8(i32x16 v) {
 #ifdef __AVX512F__
   return (i8x16)_mm512_cvtepi32_epi8((__m512i)v);
@@ -146,7 +146,7 @@ INLINE float horizontal_max(f32x16 v) {
   return lanes[0];
 }
 
-// e^x within 2 units in the last place: 2^n times a polynomial on half an octave to either side.
+// e^x with an error of at most 2 ULP, computed as 2^n times a polynomial over half an octave on either side of 0.
 INLINE f32x16 approx_exp(f32x16 x) {
   x = x < -87.0f ? broadcast(-87.0f) : x;
   x = x > 88.0f ? broadcast(88.0f) : x;  // a NaN stays NaN
@@ -165,12 +165,12 @@ INLINE f32x16 approx_exp(f32x16 x) {
   return p * (f32x16)((n + 127) << 23);
 }
 
-// acc[i] += w[4i] a[0] + ... + w[4i + 3] a[3]: unsigned bytes w times the four signed bytes of ``a``.
+// acc[i] += w[4i] a[0] + ... + w[4i + 3] a[3], for unsigned bytes ``w`` and the four signed bytes of ``a``.
 INLINE i32x16 dot4_u8_s8(i32x16 acc, u8x64 w, int32_t a) {
 #ifdef __AVX512VNNI__
   return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(a));
 #else
-  // In 16 bits: the instruction that adds byte products in pairs would saturate.
+  // Uses 16-bit products, because the AVX2 instruction for byte products (vpmaddubsw) saturates.
   __m256i both = _mm256_set1_epi32(a), halves[2], sums[2];
   __m256i odd = _mm256_srai_epi16(both, 8), even = _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8);
   std::memcpy(halves, &w, sizeof halves);
@@ -185,7 +185,7 @@ INLINE i32x16 dot4_u8_s8(i32x16 acc, u8x64 w, int32_t a) {
 #endif
 }
 
-// acc[i] += p[2i] a[0] + p[2i + 1] a[1]: bf16 numbers, two per lane.
+// acc[i] += p[2i] a[0] + p[2i + 1] a[1], for bf16 values, two per lane.
 INLINE f32x16 dot2_bf16(f32x16 acc, u32x16 p, uint32_t a) {
 #ifdef __AVX512BF16__
   return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)p, (__m512bh)_mm512_set1_epi32(int(a)));

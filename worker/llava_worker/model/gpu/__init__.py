@@ -1,1 +1,1 @@
-"""CUDA graphs of decode steps and of the vision tower."""
+"""CUDA graphs for decode steps and for the vision tower."""

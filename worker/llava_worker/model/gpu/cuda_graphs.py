@@ -1,7 +1,7 @@
-"""CUDA graphs: operations captured once and replayed with one launch.
+"""CUDA graphs: sequences of operations that are captured once and replayed with a single launch.
 
-A graph reads its inputs from tensors at fixed addresses and has a fixed batch size. So there is one graph for
-each of some batch sizes, and a batch uses the smallest that holds it.
+A graph has a fixed batch size and reads its inputs from fixed addresses. Graphs are therefore captured for
+several batch sizes, and a batch uses the smallest graph that is large enough.
 """
 
 from __future__ import annotations
@@ -24,39 +24,42 @@ __all__ = [
 ]
 
 Replay = Callable[[], object]
-# Runs a computation once and returns its result with a function that computes it again, in place.
+# Runs a computation and returns its result and a function that updates the result in place.
 GraphCapture = Callable[[Callable[[], Tensor]], tuple[Tensor, Replay]]
 
 logger = logging.getLogger(__name__)
 
-_WARMUP_RUNS = 2  # before a capture: libraries select kernels and allocate workspaces in their first calls
+_WARMUP_RUNS = 2  # before capture: libraries select kernels and allocate workspaces on the first calls
 
 
 class NotCapturable(RuntimeError):
-    """An operation would have to wait for the device; the message says which."""
+    """An operation synchronizes with the device. The message names the operation."""
 
 
 class _Graphs(Protocol):
     def capture_all(self) -> None:
-        """Raises RuntimeError if an operation waits for the device or memory is insufficient."""
+        """Capture all graphs. Raises RuntimeError if capture fails or memory is insufficient."""
 
 
 _G = TypeVar("_G", bound=_Graphs)
 
 
 def try_capture(graphs: _G, name: str) -> _G | None:
-    """Capture the graphs and return them, or None if that fails; log which and why."""
+    """Capture the graphs and return them, or None if capture fails. Log the result."""
     try:
         graphs.capture_all()
     except RuntimeError as error:
-        logger.warning("%s is not recorded, which makes it slower: %s", name, error)
+        logger.warning("CUDA graph capture failed for %s, which will be slower: %s", name, error)
         return None
-    logger.info("%s is recorded", name)
+    logger.info("captured CUDA graphs for %s", name)
     return graphs
 
 
 def capture_sizes(max_size: int) -> list[int]:
-    """Return 1, 2, 4, 8, then steps of an eighth of a size or less; ``max_size`` is the last."""
+    """Return the batch sizes to capture: 1, 2, 4, 8, 16, 24, ..., ``max_size``.
+
+    The difference is 8 up to a size of 64, and at most a quarter of the size beyond that.
+    """
     sizes, size = [], 1
     while size < max_size:
         sizes.append(size)
@@ -65,7 +68,7 @@ def capture_sizes(max_size: int) -> list[int]:
 
 
 def cuda_graph_capture(device: torch.device) -> GraphCapture:
-    """Return a capture whose graphs share their memory: a result must be used before the next replay."""
+    """Return a capture function. Its graphs share memory: use a result before the next replay."""
     pool = torch.cuda.graph_pool_handle()
 
     def capture(compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
@@ -84,6 +87,6 @@ def cuda_graph_capture(device: torch.device) -> GraphCapture:
 
 
 def eager_capture(compute: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-    """Capture nothing and compute again at each replay, for devices without graphs."""
+    """Compute without capture, and recompute on each replay, for devices without CUDA graphs."""
     out = compute()
     return out, lambda: out.copy_(compute())

@@ -1,6 +1,7 @@
-"""Decode steps as CUDA graphs: a step's hundreds of kernel launches become one.
+"""CUDA graphs for decode steps, which replace hundreds of kernel launches per step with a single one.
 
-Unused rows of a graph repeat the step's first row, and write to the KV cache what that one writes.
+Unused rows of a graph are copies of the first row of the step and write the same values to the same slots of
+the KV cache.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["DecodeGraphs"]
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """Input tensors of the largest graph; smaller graphs use their first rows."""
+    """The input tensors of the largest graph. Smaller graphs use the first rows."""
 
     token_ids: Tensor  # int64 [rows]
     positions: Tensor  # int64 [rows]
@@ -33,7 +34,7 @@ class _Inputs:
         return _Inputs(self.token_ids[:num], self.positions[:num], metadata)
 
     def fill(self, token_ids: Tensor, positions: Tensor, slots: Tensor, tables: Tensor) -> None:
-        """Copy a step's rows, and its first row to the rows beyond them."""
+        """Copy the rows of a step, and its first row to all unused rows."""
         _fill(self.token_ids, token_ids)
         _fill(self.positions, positions)
         _fill(self.metadata.slot_mapping, slots)
@@ -42,7 +43,7 @@ class _Inputs:
 
 
 class DecodeGraphs:
-    """Graphs over one model and one KV cache. Capturing writes to the cache: capture while it is empty."""
+    """Graphs for a model and a KV cache. Capture writes to the cache, so the cache must be empty."""
 
     def __init__(
         self,
@@ -64,22 +65,22 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def capture_all(self) -> None:
-        """Capture the largest graph first: the others reuse its memory. Raises NotCapturable."""
+        """Capture all graphs, the largest first, so that others reuse its memory. Raises NotCapturable."""
         inputs = self._make_inputs(self._sizes[-1])
         for size in reversed(self._sizes):
             own = inputs.first(size)
             plan = self._backend.decode_plan(own.metadata, self._cache)
             if plan is None:
-                raise NotCapturable(f"attention by {self._backend.name} cannot be")
+                raise NotCapturable(f"{self._backend.name} attention does not support CUDA graphs")
             out, replay = self._capture(lambda own=own: self._compute(own))  # type: ignore[misc]
             self._graphs[size] = (own, out, replay)
 
     @torch.inference_mode()
     def logits(self, token_ids: Tensor, positions: Tensor, slots: Tensor, tables: Tensor) -> Tensor | None:
-        """Return the logits after one token of each row, fp32 [rows, vocab], valid until the next call.
+        """Return the logits for one token per row, fp32 [rows, vocab], which are valid until the next call.
 
-        token_ids, positions and slots int64 [rows]; tables int64 [rows, blocks]. None if there are more rows
-        than any graph has.
+        Shapes: token_ids, positions and slots int64 [rows]; tables int64 [rows, blocks]. Returns None if no
+        graph is large enough.
         """
         num = len(token_ids)
         index = bisect_left(self._sizes, num)
@@ -91,7 +92,8 @@ class DecodeGraphs:
         return out[:num]
 
     def _compute(self, inputs: _Inputs) -> Tensor:  # fp32 [rows, vocab]
-        # The plan is part of the graph: what it derives from the inputs must be computed at each replay.
+        # The plan is captured too, because it derives tensors from the inputs that must be updated on each
+        # replay.
         plan = self._backend.decode_plan(inputs.metadata, self._cache)
         assert plan is not None
         x = self._model.embed(inputs.token_ids)

@@ -1,7 +1,9 @@
-"""The vision tower and projector as CUDA graphs: for few tiles the launches take longer than the computation.
+"""CUDA graphs for the vision tower and the projector.
 
-Tiles are independent of each other. So a graph of more tiles than needed computes the others' stale contents,
-whose features are discarded.
+With few tiles, kernel launches take longer than the computation.
+
+Tiles are independent of each other. If a graph has more tiles than needed, it also encodes the stale contents
+of the unused tiles, and these features are discarded.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ __all__ = ["TowerGraphs"]
 
 
 class TowerGraphs:
-    """Graphs over one model. They share one input tensor, of which each reads the first tiles."""
+    """Graphs for a model. They share one input tensor, and each graph reads its first tiles."""
 
     def __init__(self, model: Llava, capture: GraphCapture, *, max_tiles: int) -> None:
         self._model = model
@@ -30,14 +32,14 @@ class TowerGraphs:
 
     @torch.inference_mode()
     def capture_all(self) -> None:
-        """Capture the largest graph first: the others reuse its memory."""
+        """Capture all graphs, the largest first, so that others reuse its memory."""
         for size in reversed(self._sizes):
             tiles = self._tiles[:size]
             self._graphs[size] = self._capture(lambda tiles=tiles: self._model.encode(tiles))  # type: ignore[misc]
 
     @torch.inference_mode()
     def encode(self, tiles: Tensor) -> Tensor:
-        """As `Llava.encode`; computed without a graph if there are more tiles than any graph has."""
+        """Encode tiles as `Llava.encode` does, with a graph if one is large enough."""
         num = len(tiles)
         index = bisect_left(self._sizes, num)
         if index == len(self._sizes) or not self._graphs:

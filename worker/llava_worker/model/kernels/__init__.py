@@ -1,1 +1,1 @@
-"""Kernels of a forward pass behind one interface: in torch, fused in Triton, and W4A16 in Triton."""
+"""Kernels of a forward pass behind a common interface: torch, fused Triton and W4A16 Triton kernels."""

@@ -1,4 +1,4 @@
-"""Fused Triton kernels for GPUs: residual add with norm, RoPE with the KV cache write, SiLU gate."""
+"""Fused Triton kernels for GPUs: residual add and RMSNorm, RoPE and KV cache write, SiLU and multiply."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from llava_worker.model.kernels.torch_impl import TorchKernels
 
 __all__ = ["FusedKernels", "choose_kernels", "self_test"]
 
-_GATE_WIDTH = 1024  # numbers of a row per program
-_HEADS_PER_PROGRAM = 8  # so that a single token occupies more than one multiprocessor
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # of 1, or of a larger number
+_GATE_WIDTH = 1024  # elements of a row per program
+_HEADS_PER_PROGRAM = 8  # small enough for a single token to use more than one multiprocessor
+# Maximum error: absolute for magnitudes below 1, relative above.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 logger = logging.getLogger(__name__)
 
 
 class FusedKernels(TorchKernels):
-    """Matrix products are torch's."""
+    """Triton kernels for row operations; matrix products are computed by torch."""
 
     @property
     def name(self) -> str:
@@ -99,27 +100,28 @@ class FusedKernels(TorchKernels):
         return out
 
 
-@cache  # called once per precision whose memory is estimated
+@cache  # called for each precision for which memory is estimated
 def choose_kernels(dtype: torch.dtype, device: torch.device) -> Kernels:
-    """Return the fused kernels if they pass a self-test on this device, else torch's; log which and why."""
-    if device.type != "cuda" or not torch.cuda.is_available():  # memory of an absent GPU may be estimated
+    """Return the fused kernels if they pass a self-test on this device, or else torch's; log the choice."""
+    if device.type != "cuda" or not torch.cuda.is_available():  # memory estimate for an absent GPU
         return TorchKernels()
     if importlib.util.find_spec("triton") is None:
-        logger.info("norms, rotation, cache writes and gates: torch; Triton is not installed")
+        logger.info("RMSNorm, RoPE, cache write and SiLU kernels: torch, because Triton is not installed")
         return TorchKernels()
     fault = self_test(FusedKernels(), dtype, device)
     if fault is None:
-        logger.info("norms, rotation, cache writes and gates: fused, in Triton")
+        logger.info("RMSNorm, RoPE, cache write and SiLU kernels: fused Triton kernels")
         return FusedKernels()
     logger.warning(
-        "norms, rotation, cache writes and gates: torch; Triton's are there but of no use: %s", fault
+        "RMSNorm, RoPE, cache write and SiLU kernels: torch, because Triton kernels failed a self-test: %s",
+        fault,
     )
     return TorchKernels()
 
 
 @torch.inference_mode()
 def self_test(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Compare the kernels with torch's on small inputs. Return what is wrong, or None."""
+    """Compare the kernels with torch's on small inputs. Return a description of the error, or None."""
     noise = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -146,8 +148,8 @@ def self_test(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> str
             pairs = zip(case(kernels), case(TorchKernels()), strict=True)
             error = max(_max_error(actual.float(), expected.float()) for actual, expected in pairs)
             if not error <= _TOLERANCE[dtype]:
-                return f"{name} is {error:.3g} off"
-    except Exception as error:  # logged: whatever a compiler raises, torch's own kernels are used
+                return f"the maximum error of {name} is {error:.3g}"
+    except Exception as error:  # logged by the caller, which then uses torch's kernels
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -1,4 +1,4 @@
-"""The interface of a forward pass's kernels, implemented in torch, in C++ (CPU) and in Triton (GPU)."""
+"""The interface of the kernels of a forward pass, implemented in torch, C++ (CPU) and Triton (GPU)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 __all__ = ["INT4_GROUP", "INT8_GROUP", "PANEL_OUTPUTS", "Kernels", "LayerCache", "QuantizedWeight"]
 
-PANEL_OUTPUTS = 32  # outputs that are stored together
+PANEL_OUTPUTS = 32  # outputs per panel of a packed weight
 INT4_GROUP = (
-    64  # inputs per scale of an int4 weight and of its x; inputs are padded to a multiple, in int8 too
+    64  # inputs per scale of an int4 weight and of its x; inputs are also padded to a multiple for int8
 )
-INT8_GROUP = 256  # inputs per scale of x beside an int8 weight, which has one scale per output
+INT8_GROUP = 256  # inputs per scale of x for an int8 weight; the weight itself has one scale per output
 
 
 class LayerCache(NamedTuple):
-    """One layer of a paged KV cache as stored. Scales are None unless keys and values are int8."""
+    """The stored tensors of one layer of a paged KV cache. Scales are None unless the cache is int8."""
 
     keys: Tensor  # [slots, kv_heads, head_dim]
     values: Tensor  # [slots, kv_heads, head_dim]
@@ -30,11 +30,11 @@ class LayerCache(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """W [out_features, in_features] in 8 or 4 bits per number: W = scale * code.
+    """A weight W [out_features, in_features] quantized to 8 or 4 bits: W = scale * code.
 
-    Codes are whole numbers from -127 to 127 (8 bits) or from -8 to 7 (4 bits). ``packed`` is uint8 [panels,
-    PANEL_OUTPUTS * padded_in_features * bits / 8]; the order of its bytes is the kernels'. ``scales`` are
-    fp32 [out_features] for 8 bits and bf16 [panels, groups, PANEL_OUTPUTS] for 4.
+    Codes are integers from -127 to 127 (8 bits) or from -8 to 7 (4 bits). ``packed`` is uint8 [panels,
+    PANEL_OUTPUTS * padded_in_features * bits / 8], with a byte order that depends on the kernels. ``scales``
+    is fp32 [out_features] for 8 bits and bf16 [panels, groups, PANEL_OUTPUTS] for 4 bits.
     """
 
     bits: int
@@ -49,7 +49,7 @@ class QuantizedWeight:
 
     @property
     def group_size(self) -> int:
-        """Inputs per scale of x; the last group may be smaller."""
+        """Number of inputs per scale of x. The last group may be smaller."""
         return INT4_GROUP if self.bits == 4 else INT8_GROUP
 
     @property
@@ -58,34 +58,35 @@ class QuantizedWeight:
 
 
 class Kernels(ABC):
-    """All tensors of one call have one dtype and device, unless stated otherwise."""
+    """Base class of kernels. All tensors of a call have the same dtype and device, unless noted otherwise."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """For logs."""
+        """The name used in logs."""
 
     @abstractmethod
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x [..., inputs] W^T + b, with W [outputs, inputs]."""
+        """Return x W^T + b, with x [..., inputs] and W [outputs, inputs]."""
 
     @abstractmethod
     def quantized_linear(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
-        """As `linear`; bias is fp32. Each group of a row of x is rounded to 8 bits with its own scale.
+        """Return x W^T + b for a quantized W and an fp32 b.
 
-        Rows are independent: a row's result is the same, to the bit, in any batch.
+        Each row of x is quantized to 8 bits with one scale per group. Rows are independent: the result of a
+        row is bitwise identical in every batch.
         """
 
     @abstractmethod
     def pack_weight(self, rows: Tensor, first: int, weight: QuantizedWeight) -> None:
-        """Quantize rows [first, first + len(rows)) of W, of any dtype, and write them to ``weight``."""
+        """Quantize ``rows`` (any dtype) and write them to ``weight`` as rows from ``first`` onward."""
 
     @abstractmethod
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x [..., size] over the root of its mean square, rounded to x's dtype, times weight [size]."""
+        """Return x [..., size] divided by its RMS, rounded to the dtype of x, times weight [size]."""
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Return `rms_norm` of x + residual, and that sum: the new residual."""
+        """Return the `rms_norm` of x + residual, and the sum, which is the new residual."""
         total = x + residual
         return self.rms_norm(total, weight, eps), total
 
@@ -96,10 +97,11 @@ class Kernels(ABC):
     def rope_and_cache(
         self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor
     ) -> Tensor:
-        """Rotate q and k, write k and v to the cache, and return q [tokens, heads, head_dim].
+        """Apply RoPE to q and k, write k and v to the cache, and return q [tokens, heads, head_dim].
 
-        qkv [tokens, heads + 2 * kv_heads, head_dim] is q, k, v in this order. k and v go to ``slots``, int64
-        [tokens], of keys and values [slots, kv_heads, head_dim]. Identical tokens may share a slot.
+        qkv [tokens, heads + 2 * kv_heads, head_dim] is q, k and v in this order. k and v are written to the
+        ``slots``, int64 [tokens], of keys and values [slots, kv_heads, head_dim]. Identical tokens may have
+        the same slot.
         """
         kv_heads = keys.shape[1]
         q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
@@ -109,12 +111,12 @@ class Kernels(ABC):
 
     @abstractmethod
     def silu_and_mul(self, x: Tensor) -> Tensor:
-        """silu(left half) * right half of x [..., 2 * size]."""
+        """Return silu(left half) * right half for x [..., 2 * size]."""
 
     @abstractmethod
     def quick_gelu(self, x: Tensor) -> Tensor:
-        """x * sigmoid(1.702 x)."""
+        """Return x * sigmoid(1.702 x)."""
 
     @abstractmethod
     def vision_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention without a mask within each tile; all [tiles, positions, heads, head_dim]."""
+        """Compute attention without a mask within each tile; q, k, v [tiles, positions, heads, head_dim]."""

@@ -1,4 +1,4 @@
-"""The kernels in torch: the reference on every device, and the fallback where nothing is faster."""
+"""Kernels in torch: the reference on all devices, and the fallback if no faster kernel is available."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from llava_worker.model.kernels.interface import INT4_GROUP, PANEL_OUTPUTS, Kern
 
 __all__ = ["TorchKernels", "quantize_rows"]
 
-# Outputs whose int4 weights are unpacked at once: much work per call, and little memory beside the weight.
+# Outputs per int4 product: large enough for efficiency, small enough to limit the memory of unpacked weights.
 _UNPACKED_OUTPUTS = 1024
 
 
 class TorchKernels(Kernels):
-    """Weights are packed row by row: [panels * PANEL_OUTPUTS, padded_in_features * bits / 8].
+    """Kernels in torch, with weights packed row by row.
 
-    8-bit codes are signed bytes. 4-bit codes, plus 8: input i is in the low half of byte i, input
-    padded_in_features / 2 + i in its high half.
+    The shape of packed weights is [panels * PANEL_OUTPUTS, padded_in_features * bits / 8]. 8-bit codes are
+    signed bytes. 4-bit codes have an offset of 8: the low half of byte i contains input i, and the high half
+    contains input padded_in_features / 2 + i.
     """
 
     @property
@@ -39,7 +40,7 @@ class TorchKernels(Kernels):
     def pack_weight(self, rows: Tensor, first: int, weight: QuantizedWeight) -> None:
         rows = F.pad(rows.float(), (0, weight.padded_in_features - weight.in_features))
         outputs = torch.arange(first, first + len(rows), device=rows.device)
-        packed = weight.packed.view(weight.num_panels * PANEL_OUTPUTS, -1)  # by output
+        packed = weight.packed.view(weight.num_panels * PANEL_OUTPUTS, -1)  # one row per output
         if weight.bits == 8:
             codes, scale = quantize_rows(rows)
             weight.scales[outputs] = scale[:, 0]
@@ -72,12 +73,13 @@ class TorchKernels(Kernels):
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize fp32 [rows, n] to codes from -127 to 127, still fp32, and scales [rows, 1].
+    """Quantize fp32 [rows, n] to fp32 codes from -127 to 127 and fp32 scales [rows, 1].
 
-    A row with an infinity or a NaN gets a scale that is not finite, so that its result is not finite either.
+    The scale of a row with an infinity or a NaN is not finite, so that results of the row are not finite
+    either.
     """
     top = x.abs().amax(1, keepdim=True)
-    # Divide a tensor: torch divides a Python number through a reciprocal, which rounds twice.
+    # The dividend is a tensor. For a Python number, torch multiplies by the reciprocal, which rounds twice.
     factor = torch.where(top > 0, torch.tensor(127.0, device=x.device) / top, 0.0)
     return (x * factor).nan_to_num().round(), top / 127.0
 
@@ -85,8 +87,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def _quantize_int4(x: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize fp32 [rows, groups, INT4_GROUP] to codes from -8 to 7 and bf16 scales [rows, groups].
 
-    First the largest magnitude becomes -8, the end of the range with one step more. Then the scale is
-    replaced by the one that fits these codes best in the least-squares sense.
+    The codes are computed with the scale that maps the value with the largest magnitude to -8, the longer end
+    of the range. The scale is then replaced by the least-squares optimum for these codes.
     """
     end = x.gather(2, x.abs().argmax(2, keepdim=True))
     codes = _int4_codes(x, (end / -8.0).bfloat16()).double()
@@ -100,7 +102,7 @@ def _int4_codes(x: Tensor, scale: Tensor) -> Tensor:
     return (x * torch.where(wide != 0, 1.0 / wide, 0.0)).round().clamp(-8, 7)
 
 
-# Of each group of inputs: codes [rows, group_size] and scales [rows, 1].
+# Codes [rows, group_size] and scales [rows, 1] of each group of inputs.
 _Groups = list[tuple[Tensor, Tensor]]
 
 

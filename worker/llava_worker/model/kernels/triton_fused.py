@@ -1,7 +1,7 @@
-"""Triton kernels of the row operations between two matrix products, each in one pass over memory.
+"""Triton kernels for the row operations between matrix products, each in one pass over memory.
 
-They round where torch's operations do, except in `rope_and_cache` and `rope`, whose products are rounded once
-instead of twice. Import them only to launch them: the module requires the triton package.
+Intermediate results are rounded as in torch, except in `rope_and_cache` and `rope`, which round once instead
+of twice. The module requires the triton package; import it only to launch the kernels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def rms_norm(
     HAS_RESIDUAL: tl.constexpr,
     N: tl.constexpr,  # >= size
 ):
-    """One program per row."""
+    """Compute the RMSNorm of one row per program, after adding the residual if HAS_RESIDUAL."""
     column = tl.arange(0, N)
     mask = column < size
     offset = tl.program_id(0).to(tl.int64) * size + column
@@ -48,7 +48,7 @@ def silu_and_mul(
     size,
     N: tl.constexpr,
 ):
-    """Programs (row, N of its numbers)."""
+    """Compute silu(left half) * right half for N elements of one row per program."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * N + tl.arange(0, N)
     mask = column < size
@@ -62,8 +62,8 @@ def silu_and_mul(
 @triton.jit
 def rope(
     out,  # [tokens, heads, 2 * half]
-    x,  # the same with x_stride numbers from one token to the next
-    cos,  # [tokens, half], as is sin
+    x,  # [tokens, heads, 2 * half], with x_stride elements between tokens
+    cos,  # [tokens, half], same for sin
     sin,
     x_stride,
     HEADS: tl.constexpr,
@@ -71,7 +71,7 @@ def rope(
     H: tl.constexpr,  # >= HEADS
     N: tl.constexpr,  # >= HALF
 ):
-    """One program per token: the same angles for all heads."""
+    """Rotate all heads of one token per program."""
     token = tl.program_id(0).to(tl.int64)
     head, dim = tl.arange(0, H)[:, None], tl.arange(0, N)[None, :]
     mask = (head < HEADS) & (dim < HALF)
@@ -91,10 +91,10 @@ def rope(
 @triton.jit
 def rope_and_cache(
     q,  # [tokens, HEADS, 2 * HALF]
-    keys,  # [slots, KV_HEADS, 2 * HALF], as are values
+    keys,  # [slots, KV_HEADS, 2 * HALF], same for values
     values,
-    qkv,  # [tokens, HEADS + 2 * KV_HEADS, 2 * HALF] with qkv_stride numbers from one token to the next
-    cos,  # [tokens, HALF], as is sin
+    qkv,  # [tokens, HEADS + 2 * KV_HEADS, 2 * HALF], with qkv_stride elements between tokens
+    cos,  # [tokens, HALF], same for sin
     sin,
     slots,  # int64 [tokens]
     qkv_stride,
@@ -104,7 +104,7 @@ def rope_and_cache(
     H: tl.constexpr,  # heads per program
     N: tl.constexpr,  # >= HALF
 ):
-    """Programs (token, H of its heads): each head is read once and written to q, keys or values."""
+    """Rotate H heads of one token per program, and write each head to q, keys or values."""
     token = tl.program_id(0).to(tl.int64)
     head, dim = tl.program_id(1) * H + tl.arange(0, H)[:, None], tl.arange(0, N)[None, :]
     is_dim = dim < HALF

@@ -1,6 +1,6 @@
-"""The Triton kernel of linear layers with int4 weights (W4A16).
+"""The Triton kernel for linear layers with int4 weights (W4A16), for GPUs and for Triton's interpreter.
 
-Import it only to launch it: the module requires the triton package. Triton's interpreter runs it too.
+The module requires the triton package; import it only to launch the kernel.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ __all__ = ["int4_linear"]
 def int4_linear(
     y,  # [rows, outputs]
     x,  # [rows, inputs]
-    packed,  # uint8 [lanes, half]: input i in the low half of a byte, half + i in the high half, both plus 8
+    packed,  # uint8 [lanes, half]: input i in the low half, input half + i in the high half, both plus 8
     scales,  # bf16 [lanes / PANEL, groups, PANEL]
     bias,  # fp32 [outputs]
     rows,
     inputs,
     outputs,
-    half,  # bytes per row of W; inputs beyond the last are padding
+    half,  # bytes per row of W, including padding
     HAS_BIAS: tl.constexpr,
     GROUP: tl.constexpr,  # inputs per scale
     PANEL: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
-    K: tl.constexpr,  # bytes per iteration, all of one group
+    K: tl.constexpr,  # bytes per iteration, within one group
 ):
-    """y = x W^T + b for M rows and N outputs; a group's scale applies to its part of the sum."""
+    """Compute M rows and N outputs of y = x W^T + b. The partial sum of each group is scaled."""
     row = (tl.program_id(0) * M + tl.arange(0, M))[:, None]
     lane = tl.program_id(1) * N + tl.arange(0, N)
     is_lane = lane < outputs

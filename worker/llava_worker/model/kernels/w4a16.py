@@ -1,4 +1,4 @@
-"""W4A16: weights in 4 bits, activations in 16, by a Triton kernel that unpacks as it multiplies."""
+"""W4A16: 4-bit weights and 16-bit activations, in a Triton kernel that dequantizes during the product."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from llava_worker.model.kernels.torch_impl import TorchKernels
 
 __all__ = ["W4A16Kernels"]
 
-_MIN_ROWS, _MAX_ROWS = 16, 64  # rows of x per program; tensor cores compute at least 16
-_WIDE = 128  # outputs per program for many rows; for few rows one panel, so that there are more programs
+_MIN_ROWS, _MAX_ROWS = 16, 64  # rows of x per program; 16 is the minimum for tensor cores
+_WIDE = 128  # outputs per program for many rows; few rows use one panel, for more programs
 
 
 class W4A16Kernels(TorchKernels):
-    """Weights are packed as in `TorchKernels`; activations are not rounded."""
+    """Kernels with weights packed as in `TorchKernels` and activations that are not quantized."""
 
     def __init__(self) -> None:
-        """Raises ValueError if Triton is not installed."""
+        """Check the requirements. Raises ValueError if Triton is not installed."""
         if importlib.util.find_spec("triton") is None:
-            raise ValueError("precision w4a16 needs Triton: pip install triton, or use fp16 or bf16")
+            raise ValueError("Precision w4a16 requires Triton. Run pip install triton, or use fp16 or bf16.")
 
     @property
     def name(self) -> str:
         return "Triton"
 
     def quantized_linear(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
-        """As `linear`, with an int4 W and an fp32 bias."""
+        """Return x W^T + b for an int4 W and an fp32 b."""
         from llava_worker.model.kernels.triton_int4_linear import int4_linear
 
         rows = x.reshape(-1, x.shape[-1]).contiguous()

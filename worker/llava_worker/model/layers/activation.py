@@ -1,4 +1,4 @@
-"""Activation functions by the names that config.json uses."""
+"""Activation functions by their names in config.json."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _Function = Callable[[Tensor], Tensor]
 
 
 def activation(name: str, kernels: Kernels) -> _Function:
-    """Return the function of that name, which the configuration has validated."""
+    """Return the activation function with this name. The configuration has validated the name."""
     return kernels.quick_gelu if name == "quick_gelu" else _BY_NAME[name]
 
 
 def gated_activation(name: str, kernels: Kernels) -> _Function:
-    """Return activation(left half) * right half, [..., 2 * size] -> [..., size]."""
+    """Return a function that maps [..., 2 * size] to activation(left half) * right half, [..., size]."""
     if name == "silu":
         return kernels.silu_and_mul
     function = activation(name, kernels)

@@ -1,7 +1,7 @@
-"""The interface of linear layers, and the layer whose weight is stored in the compute dtype.
+"""The interface of linear layers, and the layer with a weight in the compute dtype.
 
-A weight is loaded by rows (outputs): fused projections put their parts below each other, and a quantized
-layer quantizes each row when it arrives, before the next is read.
+Weights are loaded by rows (outputs). Fused projections concatenate the rows of their parts, and quantized
+layers quantize rows during loading.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Shard:
     num: int = 1
 
     def first(self, width: int) -> int:
-        """Return where it begins in the stored matrix; ``width`` is the shard's own."""
+        """Return the start of this shard in the stored matrix. ``width`` is the size of one shard."""
         return self.index * width
 
 
@@ -35,10 +35,11 @@ UNSHARDED = Shard()
 
 @dataclass(frozen=True, slots=True)
 class LinearShape:
-    """The shape of a linear layer; ``parts`` maps the fused projections, in output order, to their widths.
+    """The shape of a linear layer. ``parts`` maps fused projections, in output order, to their widths.
 
-    A plain layer has one part with an empty name. Widths are the shard's: the checkpoint's matrix of each
-    part has ``rows.num`` times the outputs and ``columns.num`` times the inputs.
+    A layer without fused projections has one part with an empty name. Sizes are those of one shard: the
+    stored matrix of each part has ``rows.num`` times as many outputs and ``columns.num`` times as many
+    inputs.
     """
 
     in_features: int
@@ -59,7 +60,7 @@ class LinearShape:
 
 
 class Linear(nn.Module, ABC):
-    """y = x W^T + b; W is loaded a few rows at a time."""
+    """A linear layer y = x W^T + b that is loaded a few rows of W at a time."""
 
     bias: nn.Parameter | None
 
@@ -73,10 +74,10 @@ class Linear(nn.Module, ABC):
 
     @abstractmethod
     def load_rows(self, start: int, rows: Tensor) -> None:
-        """Store rows [start, start + len(rows)) of W; rows [n, in_features]."""
+        """Store ``rows`` [n, in_features] as rows [start, start + n) of W."""
 
     def load_bias(self, start: int, values: Tensor) -> None:
-        """Store outputs [start, start + len(values)) of the bias; values [n]."""
+        """Store ``values`` [n] as elements [start, start + n) of the bias."""
         assert self.bias is not None
         self.bias[start : start + len(values)].copy_(values)
 
@@ -89,7 +90,7 @@ def empty_bias(shape: LinearShape, dtype: torch.dtype, device: torch.device) -> 
 
 
 class DenseLinear(Linear):
-    """The weight is stored in the dtype of the computation."""
+    """A linear layer with a weight in the compute dtype."""
 
     def __init__(
         self, shape: LinearShape, *, kernels: Kernels, dtype: torch.dtype, device: torch.device

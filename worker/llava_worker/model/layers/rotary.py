@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoPE), with the scaling methods of Llama, Llama 3 and YaRN."""
+"""Rotary position embedding (RoPE) with linear, Llama 3 and YaRN scaling."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ __all__ = ["Rotation", "RotaryEmbedding"]
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Cosine and sine of the angles of one forward pass's tokens, the same for all layers."""
+    """The cosine and sine of the RoPE angles of a forward pass, shared by all layers."""
 
     cos: Tensor  # [tokens, 1, head_dim / 2]
     sin: Tensor  # [tokens, 1, head_dim / 2]
     kernels: Kernels
 
     def apply(self, x: Tensor) -> Tensor:  # [tokens, heads, head_dim]
-        """Rotate each pair (x[i], x[i + head_dim / 2]): Llama's layout of pairs."""
+        """Rotate each pair (x[i], x[i + head_dim / 2]), the pair layout of Llama."""
         return self.kernels.rope(x, self.cos, self.sin)
 
     def rope_and_cache(self, qkv: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> Tensor:
-        """As `Kernels.rope_and_cache`."""
+        """Call `Kernels.rope_and_cache` with these angles."""
         return self.kernels.rope_and_cache(qkv, self.cos, self.sin, keys, values, slots)
 
 
 class RotaryEmbedding:
-    """A decoder's frequencies. Angles are computed in fp32 whatever the model's dtype."""
+    """The RoPE frequencies of a decoder. Angles are computed in fp32 for all model dtypes."""
 
     def __init__(self, config: TextConfig, kernels: Kernels, device: torch.device) -> None:
         rope = config.rope
@@ -55,17 +55,16 @@ class RotaryEmbedding:
 
 
 def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
-    """Llama 3.1's scaling: low frequencies are divided, high ones kept, with a ramp between."""
-    rotations = (
-        rope.original_max_position_embeddings * frequencies / (2 * math.pi)
-    )  # over the trained context
+    """Apply Llama 3.1 scaling: divide low frequencies by the factor, with a ramp to unscaled high ones."""
+    # Number of full rotations over the trained context.
+    rotations = rope.original_max_position_embeddings * frequencies / (2 * math.pi)
     ramp = (rotations - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    kept = ramp.clamp(0, 1)
-    return frequencies * (kept + (1 - kept) / rope.factor)
+    unscaled = ramp.clamp(0, 1)
+    return frequencies * (unscaled + (1 - unscaled) / rope.factor)
 
 
 def _yarn(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
-    """YaRN's scaling (arXiv 2309.00071): as Llama 3.1's, with the ramp along the dimensions."""
+    """Apply YaRN scaling (arXiv 2309.00071): like Llama 3.1, but the ramp is linear in the dimension."""
 
     def dimension(num_rotations: float) -> float:
         length = rope.original_max_position_embeddings
@@ -76,12 +75,12 @@ def _yarn(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
     width = high - low or 0.001
-    kept = 1 - ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
-    return frequencies * (kept + (1 - kept) / rope.factor)
+    unscaled = 1 - ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+    return frequencies * (unscaled + (1 - unscaled) / rope.factor)
 
 
 def _yarn_scale(rope: RopeConfig) -> float:
-    """YaRN's attention factor: how much rotated queries and keys grow with the context's length."""
+    """Return YaRN's attention factor, by which cos and sin are multiplied."""
     if rope.attention_factor is not None:
         return rope.attention_factor
 

@@ -1,8 +1,8 @@
-"""A checkpoint's files: their tensors are listed first and read later, some rows at a time.
+"""Checkpoint files. Tensors are listed first and read later, a few rows at a time.
 
-safetensors files are read, not memory-mapped: mapped pages count as this process's memory once touched, so a
-load would appear, and under a memory limit be, twice its size. Pickled files can run code when they are read;
-they are opened only if the caller allows it, and then as weights only.
+safetensors files are read instead of memory-mapped. Mapped pages count toward the memory of the process once
+they are accessed, so loading would need twice the memory under a memory limit. Pickle files can execute code
+when they are loaded; they are opened only if the caller allows it, and with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["PICKLED", "StoredTensor", "find_weights", "read_file"]
 PICKLED = (".bin", ".pt", ".pth")
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLES = ("model.safetensors", "pytorch_model.bin")
-_MAX_HEADER_BYTES = 100 << 20  # the format's own limit
+_MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors format
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -44,14 +44,14 @@ _PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class ReadRows(Protocol):
-    """Read rows [start, end) of the first dimension; optionally columns [first, last) of a matrix."""
+    """A function that reads rows [start, end) of a tensor, or ``columns`` [first, last) of these rows."""
 
     def __call__(self, start: int, end: int, columns: tuple[int, int] | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in a file."""
+    """A tensor in a checkpoint file."""
 
     name: str
     shape: tuple[int, ...]
@@ -64,32 +64,34 @@ class StoredTensor:
 
     @property
     def is_plain(self) -> bool:
-        """Whether its numbers need no scale, as FP8 and integers would."""
+        """Whether the values can be used without a scale, unlike FP8 and integer values."""
         return self.dtype in _PLAIN_DTYPES
 
     @property
     def description(self) -> str:
-        return f"{list(self.shape)} of {str(self.dtype).removeprefix('torch.')}"
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
 
 
 def find_weights(folder: Path) -> list[Path]:
-    """Return the files of an index, else the single file; safetensors if there are both."""
+    """Return the files listed in the index, or the single file. safetensors takes precedence over pickle."""
     for name in _INDICES:
         if (folder / name).is_file():
             return _files_of_index(folder / name)
     for name in _SINGLES:
         if (folder / name).is_file():
             return [folder / name]
-    raise CheckpointError(f"{folder / _SINGLES[0]} does not exist; the folder is not complete")
+    path = folder / _SINGLES[0]
+    raise CheckpointError(f"{path} does not exist. The model folder is incomplete.")
 
 
 def read_file(path: Path, *, allow_pickle: bool) -> list[StoredTensor]:
-    """List the tensors of one file in the order of their bytes, so that the disk is read front to back.
+    """List the tensors of a file in the order of their data, so that the file is read sequentially.
 
-    Raises CheckpointError for a file that is absent, broken, or pickled and not allowed.
+    Raises CheckpointError if the file is missing or corrupt, or is a pickle file and ``allow_pickle`` is
+    false.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; the folder is not complete")
+        raise CheckpointError(f"{path} does not exist. The model folder is incomplete.")
     if path.suffix in PICKLED:
         return _read_pickled(path, allow_pickle)
     header, start = _read_header(path)
@@ -101,40 +103,40 @@ def _files_of_index(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if any(Path(name).name != name for name in names):
-            raise ValueError("a file that it names is not beside it")
+            raise ValueError("it names a file outside of its folder")
         return [index.parent / name for name in sorted(names)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not an index of weight files: {error!r}") from error
+        raise CheckpointError(f"{index} is not a valid index of weight files: {error!r}.") from error
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the file's description of its tensors, and the offset of their data."""
+    """Return the header of a safetensors file, and the offset of the data in bytes."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
-            raise _broken(path, "its header is longer than the file")
+            raise _corrupt(path, "the header is longer than the file")
         text = file.read(length)
     try:
         header = dict(json.loads(text))
     except (ValueError, TypeError) as error:
-        raise _broken(path, f"its header is no JSON object: {error}") from error
+        raise _corrupt(path, f"the header is not a JSON object: {error}") from error
     header.pop("__metadata__", None)
     return header, 8 + length
 
 
 def _stored_tensor(path: Path, start: int, name: str, entry: Any) -> tuple[int, StoredTensor]:
-    """Return the offset of a tensor's bytes, checked against the file's size, and the tensor."""
+    """Return the offset of a tensor's data, validated against the size of the file, and the tensor."""
     try:
         dtype, shape = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
         begin, end = (int(n) for n in entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
-        raise _broken(path, f"it describes {name!r} in a way that is unknown here: {error!r}") from error
+        raise _corrupt(path, f"the header entry of {name!r} is not supported: {error!r}") from error
     num_bytes = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or begin < 0 or end - begin != num_bytes:
-        raise _broken(path, f"the size of {name!r} contradicts its shape")
+        raise _corrupt(path, f"the size of {name!r} does not match its shape")
     if start + end > path.stat().st_size:
-        raise _broken(path, f"{name!r} lies beyond its end")
+        raise _corrupt(path, f"{name!r} extends beyond the end of the file")
     return begin, StoredTensor(name, shape, dtype, _RowReader(path, start + begin, shape, dtype))
 
 
@@ -158,7 +160,7 @@ class _RowReader:
         return rows
 
     def _read(self, offsets: list[int], target: Tensor) -> None:
-        """Fill the target with equal parts from each offset."""
+        """Fill ``target`` with parts of equal size, one read from each offset."""
         buffer = memoryview(target.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         num_bytes = len(buffer) // max(1, len(offsets))
         with self.path.open("rb", buffering=0) as file:
@@ -168,24 +170,24 @@ class _RowReader:
 
     def _fill(self, file: FileIO, buffer: memoryview) -> None:
         done = 0
-        while done < len(buffer):  # one read returns at most 2 GiB, possibly less
+        while done < len(buffer):  # a read returns at most 2 GiB
             num = file.readinto(buffer[done:])
             if not num:
-                raise _broken(self.path, "it ended while it was read")
+                raise _corrupt(self.path, "the file became shorter while it was being read")
             done += num
 
 
 def _read_pickled(path: Path, allow_pickle: bool) -> list[StoredTensor]:
     if not allow_pickle:
         raise CheckpointError(
-            f"{path} is a pickled file, which can carry code: convert it to safetensors, or, if you trust "
-            "where it comes from, set allow_pickle"
+            f"{path} is a pickle file, which can execute code when it is loaded. Convert it to safetensors "
+            "or, if you trust its source, set allow_pickle."
         )
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         items = [(name, tensor) for name, tensor in tensors.items() if isinstance(tensor, Tensor)]
-    except Exception as error:  # a broken pickle can fail in any way
-        raise CheckpointError(f"{path} holds no plain weights: {error}") from error
+    except Exception as error:  # a corrupt pickle can raise any exception
+        raise CheckpointError(f"{path} does not contain plain weights: {error}") from error
     return [
         StoredTensor(name, tuple(tensor.shape), tensor.dtype, _row_slices(tensor)) for name, tensor in items
     ]
@@ -199,5 +201,5 @@ def _row_slices(tensor: Tensor) -> ReadRows:
     return read
 
 
-def _broken(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{path} is broken or was not copied whole: {reason}")
+def _corrupt(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path} is corrupt or incomplete: {reason}.")

@@ -1,9 +1,9 @@
-"""Adapter folders: LoRA weights and replaced tensors, merged into the base model while that is loaded.
+"""Adapter folders: LoRA weights and replacement tensors, merged into the base model during loading.
 
     adapter_config.json, adapter_model.*     LoRA: W + scale * B A
-    non_lora_trainables.*, mm_projector.*    tensors that replace or extend the base model's
+    non_lora_trainables.*, mm_projector.*    tensors that replace or extend those of the base model
 
-The original repository writes both; config.json in the same folder describes the whole model.
+The original LLaVA repository writes both kinds. config.json in the same folder describes the merged model.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _CONFIG = "adapter_config.json"
 _REPLACEMENT_FILES = ("non_lora_trainables", "mm_projector")
 _SUFFIXES = (".safetensors", ".bin")
 _LORA_NAME = re.compile(r"(.+)\.lora_(A|B)(?:\.default)?\.weight")
-# Options of peft whose adapters are more than W + scale * B A.
+# PEFT options for adapters that are not of the form W + scale * B A.
 _UNSUPPORTED_OPTIONS = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layer_replication")
 
 
 @dataclass(frozen=True, slots=True)
 class LoraWeight:
-    """The low-rank update of one matrix: ``scale`` * ``b`` ``a``, with b [out, rank] and a [rank, in]."""
+    """The low-rank update of one matrix: ``scale`` * ``b`` @ ``a``, with b [out, rank] and a [rank, in]."""
 
     a: StoredTensor
     b: StoredTensor
@@ -42,11 +42,14 @@ class LoraWeight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the matrix it updates."""
+        """The shape of the matrix that is updated."""
         return (self.b.shape[0], self.a.shape[1])
 
     def merge(self, rows: Tensor, start: int, columns: tuple[int, int] | None = None) -> Tensor:
-        """Merge into rows [start, start + len(rows)) of the matrix, or ``columns`` of them; returns fp32."""
+        """Return rows [start, start + len(rows)) with the update added, in fp32.
+
+        If ``columns`` is given, ``rows`` contains only these columns.
+        """
         a = self.a.read(0, self.a.shape[0], columns).float()
         b = self.b.read(start, start + len(rows)).float()
         return torch.addmm(rows.float(), b, a, alpha=self.scale)
@@ -54,10 +57,10 @@ class LoraWeight:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter's tensors."""
+    """The tensors of an adapter."""
 
     lora: dict[str, LoraWeight]  # by the canonical name of the matrix
-    replaced: list[StoredTensor]  # with the names of their files
+    replaced: list[StoredTensor]  # named as in their files
 
 
 def is_adapter(folder: Path) -> bool:
@@ -65,7 +68,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def read_adapter(folder: Path, *, allow_pickle: bool) -> Adapter:
-    """Read the folder's adapter. Raises CheckpointError for an adapter that cannot be merged."""
+    """Read the adapter in the folder. Raises CheckpointError if it cannot be merged."""
     lora: dict[str, LoraWeight] = {}
     replaced: list[StoredTensor] = []
     if (folder / _CONFIG).is_file():
@@ -80,7 +83,7 @@ def read_adapter(folder: Path, *, allow_pickle: bool) -> Adapter:
 def _pair(
     folder: Path, stored: list[StoredTensor], scale: float
 ) -> tuple[dict[str, LoraWeight], list[StoredTensor]]:
-    """Return the pairs of LoRA matrices, by canonical name, and the other tensors."""
+    """Return the LoRA weights by canonical name, and the other tensors."""
     pairs: dict[str, dict[str, StoredTensor]] = {}
     others = []
     for tensor in stored:
@@ -92,7 +95,9 @@ def _pair(
     lora = {}
     for name, pair in pairs.items():
         if pair.keys() != {"A", "B"} or not _is_compatible(pair["A"], pair["B"]):
-            raise CheckpointError(f"the adapter in {folder} has no matching pair of matrices for {name}")
+            raise CheckpointError(
+                f"The adapter in {folder} has no matching pair of LoRA matrices for {name}."
+            )
         lora[name] = LoraWeight(pair["A"], pair["B"], scale)
     return lora, others
 
@@ -106,10 +111,10 @@ def _read_scale(path: Path) -> float:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         rank, alpha = int(values["r"]), float(values["lora_alpha"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} does not describe a LoRA adapter: {error!r}") from error
-    unsupported = [key for key in _UNSUPPORTED_OPTIONS if values.get(key)]
+        raise CheckpointError(f"{path} is not a valid LoRA configuration: {error!r}.") from error
+    unsupported = ", ".join(key for key in _UNSUPPORTED_OPTIONS if values.get(key))
     if unsupported:
-        raise CheckpointError(f"{path} sets {', '.join(unsupported)}, which cannot be merged here")
+        raise CheckpointError(f"{path} sets {unsupported}. Adapters with these options cannot be merged.")
     return alpha / (math.sqrt(rank) if values.get("use_rslora") else rank)
 
 
@@ -126,5 +131,6 @@ def _find_file(folder: Path, stem: str) -> Path | None:
 def _require_file(folder: Path, stem: str) -> Path:
     path = _find_file(folder, stem)
     if path is None:
-        raise CheckpointError(f"{folder / stem}.safetensors does not exist; the folder is not complete")
+        missing = folder / f"{stem}.safetensors"
+        raise CheckpointError(f"{missing} does not exist. The adapter folder is incomplete.")
     return path

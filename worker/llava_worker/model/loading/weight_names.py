@@ -1,12 +1,12 @@
-"""The names of tensors in all supported checkpoint layouts, translated to canonical names.
+"""Translation of tensor names in all supported checkpoint layouts to canonical names.
 
-A canonical name is the tensor's attribute path in our model, with one name for each part of a fused layer
+The canonical name of a tensor is its attribute path in `Llava`. Each part of a fused layer has its own name
 (q_proj, k_proj, v_proj).
 
     llava-hf as published     language_model.model.*  vision_tower.vision_model.*      multi_modal_projector.*
-    transformers 5's modules  the same with the prefix "model.", the tower without "vision_model."
-    the original              model.layers.* ...      model.vision_tower.vision_tower.* model.mm_projector.*
-    a tower's own folder                              vision_model.* or embeddings.* ...
+    transformers 5 modules    the same with the prefix "model.", the tower without "vision_model."
+    original LLaVA            model.layers.* ...      model.vision_tower.vision_tower.* model.mm_projector.*
+    separate tower folder                             vision_model.* or embeddings.* ...
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ _TOWER_PREFIXES = (
     ("post_layernorm.", "vision_tower.post_layernorm."),
     ("head.", "vision_tower.head."),
 )
-# The original's projector is a torch Sequential with linear layers at even indices, or one linear layer.
+# The projector of the original layout is a Sequential with linear layers at even indices, or one linear
+# layer.
 _ORIGINAL_PROJECTOR = re.compile(r"model\.mm_projector\.(?:(\d*[02468])\.)?(weight|bias)")
 
-# Canonical names of tensors that some files contain and no model uses: constants, modules after the tower's
-# last used layer, and the LM head if it is the embedding table; then the text halves of CLIP and SigLIP.
+# Canonical names of tensors that some files contain but the model does not use: constants, modules after the
+# last layer used in the vision tower, an LM head tied to the embedding table, and the text models of CLIP and
+# SigLIP.
 _UNUSED = re.compile(
     r".*\.rotary_emb\.inv_freq|vision_tower\.embeddings\.position_ids"
     r"|vision_tower\.post_layernorm\.(weight|bias)|vision_tower\.head\..*|lm_head\.weight"
@@ -56,8 +58,8 @@ _TOWER_LAYER = re.compile(r"vision_tower\.encoder\.layers\.\d+\.")
 
 
 def canonical_name(name: str) -> str:
-    """Translate the name of a tensor in a model's folder; unknown names are returned unchanged."""
-    name = name.removeprefix("base_model.model.")  # peft's
+    """Translate the name of a tensor in a model folder. Unknown names are returned unchanged."""
+    name = name.removeprefix("base_model.model.")  # PEFT
     name = name.removeprefix("model.") if name.startswith("model.model.") else name
     projector = _ORIGINAL_PROJECTOR.fullmatch(name)
     if projector is not None:
@@ -66,12 +68,12 @@ def canonical_name(name: str) -> str:
 
 
 def canonical_tower_name(name: str) -> str:
-    """Translate the name of a tensor in the folder of a vision tower, or of a whole CLIP or SigLIP."""
+    """Translate the name of a tensor in a folder with a vision tower or a complete CLIP or SigLIP model."""
     return _by_prefix(name, _TOWER_PREFIXES)
 
 
 def is_unused(name: str, parameters: Iterable[str]) -> bool:
-    """Whether a tensor of this canonical name, which is not one of ``parameters``, may be ignored."""
+    """Return whether a tensor with this canonical name, which is not in ``parameters``, can be ignored."""
     layer = _TOWER_LAYER.match(name)
     if layer is not None:
         return not any(parameter.startswith(layer[0]) for parameter in parameters)

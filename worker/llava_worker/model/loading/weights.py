@@ -1,8 +1,8 @@
-"""Loads a checkpoint's weights into a model, a few rows of one tensor at a time.
+"""Loading of checkpoint weights into a model, a few rows of one tensor at a time.
 
-The model's parameters determine which tensors are needed, under the canonical names of `weight_names`. Each
-must be in the files, and every other tensor must be known as unused. Nothing is written outside of the model:
-a load that is killed leaves nothing behind.
+The parameters of the model determine the required tensors, by the canonical names of `weight_names`. The
+files must contain all of them, and no other tensors except those known to be unused. Loading writes no files,
+so a killed process leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ __all__ = ["Progress", "load_weights"]
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, int], object]  # bytes loaded, bytes in total, tensors begun
+Progress = Callable[[int, int, int], object]  # bytes loaded, total bytes, tensors started
 
-# Read at once: enough for a disk's full speed, and little beside any model.
+# Bytes per read: large enough for the full speed of a disk, small compared with any model.
 _CHUNK_BYTES = 8 << 20
 
 
@@ -43,12 +43,13 @@ def load_weights(
 ) -> None:
     """Load every parameter of ``model`` from the files in ``folder``.
 
-    ``vision_tower`` is the folder of a tower that ``folder`` lacks; ``base`` is the model that ``folder``
-    adapts, if it has an adapter. With ``is_whole`` false the model has only some of the checkpoint's modules;
-    the others' tensors are ignored.
+    ``vision_tower`` is the folder of the vision tower if ``folder`` does not contain it. ``base`` is the
+    folder of the base model if ``folder`` contains an adapter. With ``is_whole`` false, ``model`` has only
+    some modules of the checkpoint, and the tensors of other modules are ignored.
 
-    Raises CheckpointError that lists missing, unexpected (or duplicate) and wrongly shaped tensors, or names
-    a file that is absent, broken or, without ``allow_pickle``, pickled.
+    Raises CheckpointError if tensors are missing, unexpected, duplicate or wrongly shaped, or if a file
+    is missing, corrupt, or a pickle file while ``allow_pickle`` is false. The message lists the tensors or
+    the file.
     """
     adapter = _read_adapter(folder, base, allow_pickle)
     plan = _LoadPlan(dict(_targets(model)), adapter, is_whole)
@@ -67,11 +68,13 @@ def _read_folder(folder: Path, allow_pickle: bool) -> list[StoredTensor]:
 
 def _read_adapter(folder: Path, base: Path | None, allow_pickle: bool) -> Adapter:
     if base is None and is_adapter(folder) and not _has_weights(folder):
-        raise CheckpointError(f"{folder} adapts another model: give that one's folder as base")
+        raise CheckpointError(
+            f"{folder} contains only an adapter. Set base_model to the folder of its base model."
+        )
     if base is None:
         return Adapter({}, [])
     if not is_adapter(folder):
-        raise CheckpointError(f"a base is given, {base}, but {folder} holds no adapter")
+        raise CheckpointError(f"{folder} contains no adapter, but base_model is set to {base}.")
     return read_adapter(folder, allow_pickle=allow_pickle)
 
 
@@ -84,14 +87,14 @@ def _has_weights(folder: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Where a stored tensor is loaded: all or part of a parameter.
+    """The destination of a stored tensor: a parameter or part of one.
 
-    ``shape`` is the stored tensor's. Only its ``num_rows`` rows from ``first_row`` on are loaded, and of
-    these only ``columns``, if given.
+    ``shape`` is the shape of the stored tensor. Only ``num_rows`` rows, starting at ``first_row``, are
+    loaded, or the ``columns`` [first, last) of these rows if given.
     """
 
     shape: tuple[int, ...]
-    load: Callable[[int, Tensor], object]  # (first row, counted from ``first_row``; rows), converts the dtype
+    load: Callable[[int, Tensor], object]  # (row offset from ``first_row``, rows); converts the dtype
     num_rows: int
     first_row: int = 0
     columns: tuple[int, int] | None = None
@@ -104,7 +107,7 @@ class _Target:
 
 @dataclass
 class _LoadPlan:
-    """The stored tensor for each target, validated before any tensor is read."""
+    """A plan that assigns a stored tensor to each target and is validated before any tensor is read."""
 
     targets: dict[str, _Target]  # by canonical name
     adapter: Adapter
@@ -114,7 +117,7 @@ class _LoadPlan:
     _wrong: list[str] = field(default_factory=list)
 
     def add(self, stored: list[StoredTensor], name_of: Callable[[str], str]) -> None:
-        """Add tensors for the targets that have no source from an earlier call."""
+        """Add tensors. Targets that have a source from an earlier call are skipped."""
         earlier = set(self._sources)
         for tensor in stored:
             name = name_of(tensor.name)
@@ -124,18 +127,18 @@ class _LoadPlan:
                 self._sources[name] = tensor
                 if tensor.shape != self.targets[name].shape or not tensor.is_plain:
                     shape = list(self.targets[name].shape)
-                    self._wrong.append(f"{tensor.name} is {tensor.description}, not {shape} of floats")
+                    self._wrong.append(f"{tensor.name} is {tensor.description}, expected float {shape}")
             elif name in self.targets or (self.is_whole and not is_unused(name, self.targets)):
                 self._unexpected.append(tensor.name)
 
     def validate(self, folder: Path, *, has_tower: bool) -> None:
-        """Raise CheckpointError if the files do not fit the model."""
+        """Raise CheckpointError if the files do not match the model."""
         missing = sorted(self.targets.keys() - self._sources.keys())
         tower = [name for name in self.targets if name.startswith("vision_tower.")]
         if tower and not has_tower and missing == sorted(tower):
             raise CheckpointError(
-                f"{folder} does not hold the weights of its vision tower: give the tower's own folder as "
-                "vision_tower"
+                f"{folder} does not contain the weights of its vision tower. Set vision_tower to the folder "
+                "that contains them."
             )
         unmatched = sorted(
             name
@@ -143,14 +146,15 @@ class _LoadPlan:
             if (name not in self.targets and self.is_whole)
             or (name in self.targets and lora.shape != self.targets[name].shape)
         )
-        problems = {"missing": missing, "unexpected": self._unexpected, "wrong": self._wrong}
-        problems["of an adapter for nothing"] = unmatched
+        problems = {"missing": missing, "unexpected": self._unexpected, "mismatched": self._wrong}
+        problems["in the adapter without a matching weight"] = unmatched
         found = [f"{len(names)} {kind} ({_join(names)})" for kind, names in problems.items() if names]
         if found:
-            raise CheckpointError(f"the weights in {folder} do not fit config.json: {'; '.join(found)}")
+            differences = "; ".join(found)
+            raise CheckpointError(f"The tensors in {folder} do not match config.json: {differences}.")
 
     def run(self, on_progress: Progress | None) -> None:
-        """Load all tensors."""
+        """Load all tensors into their targets."""
         total = sum(
             self.targets[name].num_elements * tensor.dtype.itemsize for name, tensor in self._sources.items()
         )
@@ -162,7 +166,7 @@ class _LoadPlan:
                     on_progress(done, total, count)
 
     def _load_tensor(self, name: str, tensor: StoredTensor) -> Iterator[int]:
-        """Load a tensor in chunks; yield the bytes of each."""
+        """Load a tensor in chunks and yield the size of each in bytes."""
         target = self.targets[name]
         num_rows = target.num_rows
         step = max(1, _CHUNK_BYTES * num_rows // max(1, target.num_elements * tensor.dtype.itemsize))
@@ -170,7 +174,7 @@ class _LoadPlan:
             yield self._load_chunk(name, tensor, start, min(start + step, num_rows))
 
     def _load_chunk(self, name: str, tensor: StoredTensor, start: int, end: int) -> int:
-        # A function of its own, so that a chunk is freed before the next is read.
+        # A separate function, so that each chunk is freed before the next one is read.
         target = self.targets[name]
         first = target.first_row + start
         rows = tensor.read(first, target.first_row + end, target.columns)
@@ -180,8 +184,8 @@ class _LoadPlan:
 
 
 def _targets(model: nn.Module) -> Iterator[tuple[str, _Target]]:
-    """Yield the model's parameters, and the parts of fused ones, by canonical name."""
-    seen: set[Tensor] = set()  # a tied table is loaded once, under its first name
+    """Yield the targets for all parameters and parts of fused parameters, by canonical name."""
+    seen: set[Tensor] = set()  # a tied embedding table is loaded once, under its first name
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         parameters = [(prefix + name, tensor) for name, tensor in module.named_parameters(recurse=False)]
@@ -201,7 +205,7 @@ def _linear_targets(path: str, linear: Linear) -> Iterator[tuple[str, _Target]]:
     columns = None
     if column_shard.num > 1:
         columns = (column_shard.first(size), column_shard.first(size) + size)
-    first = 0  # the part's first row in the fused weight
+    first = 0  # first row of the part in the fused weight
     for part, width in shape.parts.items():
         name, stored = f"{parent}.{part}" if part else path, width * rows.num
         load, stored_first = _from_row(first, linear.load_rows), rows.first(width)

@@ -1,1 +1,1 @@
-"""Quantization formats of weights and activations."""
+"""Quantization formats for weights and activations."""

@@ -1,7 +1,7 @@
-"""Linear layers of bitsandbytes: LLM.int8(), and NF4 with double quantization.
+"""Linear layers based on bitsandbytes: LLM.int8(), and NF4 with double quantization.
 
-Rows are quantized as they arrive, so the original weight is never in memory as a whole. The library is
-imported when the first layer is used; it saves memory rather than time.
+These formats save memory rather than time. Rows are quantized during loading, so the original weight is never
+entirely in memory. The library is imported when the first layer is used.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ __all__ = ["BnbInt8Linear", "BnbNF4Linear", "has_bitsandbytes", "require_bitsand
 
 # Columns of x with a larger magnitude are multiplied in 16 bits (LLM.int8(), arXiv 2208.07339).
 _OUTLIER_THRESHOLD = 6.0
-_BLOCK = 64  # numbers per scale in NF4
-_SCALES_BLOCK = 256  # scales per scale of scales
+_BLOCK = 64  # weights per scale in NF4
+_SCALES_BLOCK = 256  # scales per second-level scale
 
 
 def has_bitsandbytes() -> bool:
@@ -27,23 +27,23 @@ def has_bitsandbytes() -> bool:
 
 
 def require_bitsandbytes(precision: str) -> None:
-    """Raise ValueError with what to install if it is not installed."""
+    """Raise ValueError if bitsandbytes is not installed."""
     if not has_bitsandbytes():
         raise ValueError(
-            f"precision {precision} on a GPU needs bitsandbytes: pip install 'bitsandbytes>=0.49'; "
-            "w8a8 and w4a16 do without"
+            f"Precision {precision} on a GPU requires bitsandbytes. Run pip install 'bitsandbytes>=0.49', or "
+            "use w8a8 or w4a16."
         )
 
 
 class BnbInt8Linear(Linear):
-    """W and x in 8 bits with one scale per row each, except for outliers in x."""
+    """A layer with W and x in int8, with one scale per row, and with outliers of x in 16 bits."""
 
     def __init__(self, shape: LinearShape, *, device: torch.device) -> None:
         super().__init__(shape)
         codes = torch.zeros(shape.out_features, shape.in_features, dtype=torch.int8, device=device)
         self.codes = nn.Parameter(codes, requires_grad=False)
         self.scales = nn.Parameter(torch.zeros(shape.out_features, device=device), requires_grad=False)
-        self.bias = empty_bias(shape, torch.float16, device)  # the library's compute dtype
+        self.bias = empty_bias(shape, torch.float16, device)  # the compute dtype of bitsandbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         import bitsandbytes as bnb
@@ -63,14 +63,14 @@ class BnbInt8Linear(Linear):
 
 
 class BnbNF4Linear(Linear):
-    """W in NF4, unpacked to x's dtype as it is multiplied."""
+    """A layer with W in NF4, dequantized to the dtype of x during the product."""
 
     def __init__(self, shape: LinearShape, *, dtype: torch.dtype, device: torch.device) -> None:
-        """Raises ValueError if the inputs are not a multiple of NF4's block."""
+        """Create a layer. Raises ValueError if ``in_features`` is not a multiple of the NF4 block size."""
         super().__init__(shape)
         if shape.in_features % _BLOCK:
             raise ValueError(
-                f"a layer has {shape.in_features} inputs, and NF4 takes multiples of {_BLOCK}: use int8"
+                f"A layer has {shape.in_features} inputs; NF4 requires a multiple of {_BLOCK}. Use int8."
             )
         self._row_blocks = shape.in_features // _BLOCK
         num_blocks = shape.out_features * self._row_blocks
@@ -83,7 +83,7 @@ class BnbNF4Linear(Linear):
         self.bias = empty_bias(shape, dtype, device)
         self._dtype = dtype
         self._num_loaded = 0
-        self._fp32_scales: Tensor | None = None  # fp32 scales while rows are loaded
+        self._fp32_scales: Tensor | None = None  # only during loading
         self._state: Any = None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class BnbNF4Linear(Linear):
             self._fp32_scales, self._num_loaded = None, 0
 
     def _quantize_scales(self, scales: Tensor) -> None:
-        """Quantize the scales relative to their mean, which requires all of them."""
+        """Quantize all scales relative to their mean."""
         from bitsandbytes.functional import QuantState, get_4bit_type, quantize_blockwise
 
         mean = scales.mean()

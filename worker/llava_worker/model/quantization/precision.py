@@ -1,4 +1,4 @@
-"""Precisions: the compute dtype of a model and the format of its weights."""
+"""Precisions: combinations of a compute dtype and a weight format."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ logger = logging.getLogger(__name__)
 Role = Literal["vision_tower", "projector", "decoder", "lm_head"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Bits per weight by the layer's role, on a CPU. Only the decoder's layers, which are read for every token,
-# have four: what the others would save is small beside the accuracy they would lose (docs/precision.md).
+# Bits per weight on a CPU, by the role of the layer. Only decoder layers, which are read for every token, use
+# 4 bits. For other layers the memory savings would not justify the loss of accuracy (docs/precision.md).
 _CPU_BITS: dict[str, dict[Role, int]] = {
     "int8": {"vision_tower": 8, "projector": 8, "decoder": 8, "lm_head": 8},
     "int4": {"vision_tower": 8, "projector": 8, "decoder": 4, "lm_head": 8},
 }
-# On a GPU, where 16 bits are fast: the decoder's layers only.
+# On a GPU, where 16-bit products are fast, only decoder layers are quantized.
 _GPU_BITS: dict[str, dict[Role, int]] = {
     "int8": {"decoder": 8},
     "int4": {"decoder": 4},
@@ -54,19 +54,20 @@ _GPU_BITS: dict[str, dict[Role, int]] = {
 }
 _CPU_PRECISIONS = (*_DTYPES, *_CPU_BITS)
 PRECISIONS = (*_DTYPES, *_GPU_BITS)
-_UNKNOWN_CAPABILITY = (99, 0)  # of a GPU that is not in this machine: assume everything
+_UNKNOWN_CAPABILITY = (99, 0)  # for a GPU that is not in this machine: assume that it supports all precisions
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """How a model is computed and stored.
+    """The compute dtype, kernels and weight formats of a model.
 
-    Layers whose role is in ``bits`` have quantized weights: bitsandbytes' if ``is_bitsandbytes``, else in the
-    format ``w8a8`` if given, else our own for ``weight_kernels`` (by default ``kernels``).
+    Layers with a role in ``bits`` have quantized weights: in a bitsandbytes format if ``is_bitsandbytes`` is
+    true, else in the format ``w8a8`` if given, else in the packed format of ``weight_kernels`` (default:
+    ``kernels``).
     """
 
     name: str
-    dtype: torch.dtype  # of activations, the KV cache and weights that are not quantized
+    dtype: torch.dtype  # dtype of activations, KV cache and unquantized weights
     kernels: Kernels = field(default_factory=TorchKernels)
     bits: Mapping[Role, int] = field(default_factory=dict)
     is_bitsandbytes: bool = False
@@ -75,19 +76,20 @@ class Precision:
 
     @property
     def is_capturable(self) -> bool:
-        """Whether a step can be a CUDA graph. LLM.int8() waits for the device to find a row's outliers."""
+        """Whether CUDA graphs are supported. LLM.int8() synchronizes with the device to find outliers."""
         return not (self.is_bitsandbytes and 8 in self.bits.values())
 
     def require_shardable(self) -> None:
-        """Raise ValueError if weights are quantized: a shard would cut groups that share a scale."""
+        """Raise ValueError if weights are quantized, because sharding would split quantization groups."""
         if self.bits:
+            supported = ", ".join(_DTYPES)
             raise ValueError(
-                f"precision {self.name} cannot be divided over several ranks: use one of "
-                f"{', '.join(_DTYPES)}, or tensor_parallel 1"
+                f"Precision {self.name} does not support tensor parallelism. Use one of {supported}, or set "
+                "tensor_parallel to 1."
             )
 
     def linear(self, shape: LinearShape, device: torch.device, role: Role) -> Linear:
-        """Create a linear layer, without values yet, in this precision's weight format."""
+        """Create an uninitialized linear layer with the weight format of this precision."""
         bits = self.bits.get(role)
         if bits is None:
             return self.dense_linear(shape, device)
@@ -101,27 +103,28 @@ class Precision:
         return QuantizedLinear(shape, bits=bits, kernels=kernels, device=device)
 
     def dense_linear(self, shape: LinearShape, device: torch.device) -> DenseLinear:
-        """Create a linear layer whose weight is stored in ``dtype``."""
+        """Create an uninitialized linear layer with a weight in ``dtype``."""
         return DenseLinear(shape, kernels=self.kernels, dtype=self.dtype, device=device)
 
 
 def choose_precision(name: str, device: torch.device, *, is_small: bool = False) -> Precision:
-    """Return the precision of that name; "auto" is bf16 if the device has instructions for it, else fp32.
+    """Return the precision with this name. Raises ValueError if the device does not support it.
 
-    On a CPU a model that ``is_small`` is computed in fp32, which is exact and hardly slower; in int8 and
-    int4, what is not a weight. Raises ValueError for an unknown name or one that the device does not support.
+    The name "auto" selects bf16 if the device has bf16 instructions, or else fp16 on a GPU and fp32 on other
+    devices. On a CPU, a model that ``is_small`` uses fp32, which is exact and hardly slower: as the precision
+    that "auto" selects, and as the compute dtype of int8 and int4.
     """
     if name == "auto":
         name, reason = _auto(device, is_small)
-        logger.info("precision auto: %s, because %s", name, reason)
+        logger.info("precision auto: selected %s because %s", name, reason)
     if name not in PRECISIONS:
-        raise ValueError(f"precision is {name!r}; it must be one of auto, {', '.join(PRECISIONS)}")
+        supported = ", ".join(PRECISIONS)
+        raise ValueError(f"Precision {name!r} is not supported. Use one of auto, {supported}.")
     if device.type == "cuda" and name in _GPU_BITS:
         return _quantized_on_gpu(name, device)
     if name not in precisions_on(device):
-        raise ValueError(
-            f"precision {name} cannot be had on {device}: use one of auto, {', '.join(precisions_on(device))}"
-        )
+        available = ", ".join(precisions_on(device))
+        raise ValueError(f"Precision {name} is not available on {device}. Use one of auto, {available}.")
     if name in _CPU_BITS:
         dtype = torch.float32 if is_small or not _has_bf16() else torch.bfloat16
         return Precision(name, dtype, _native_or_fused(device), _CPU_BITS[name])
@@ -131,7 +134,7 @@ def choose_precision(name: str, device: torch.device, *, is_small: bool = False)
 
 
 def precisions_on(device: torch.device) -> tuple[str, ...]:
-    """Return the precisions that the device supports with what is installed."""
+    """Return the precisions that the device and the installed packages support."""
     if device.type in ("cpu", "meta"):
         return _CPU_PRECISIONS
     if device.type != "cuda":
@@ -157,16 +160,16 @@ def _quantized_on_gpu(name: str, device: torch.device) -> Precision:
     return Precision(name, dtype, choose_kernels(dtype, device), bits, is_bitsandbytes=True)
 
 
-@cache  # called once per precision whose memory is estimated
+@cache  # called for each precision for which memory is estimated
 def _require_w8a8(name: str, device: torch.device) -> None:
-    """Raise ValueError if the GPU does not support the format; a GPU of another machine is not checked."""
+    """Raise ValueError if the GPU does not support the format. An absent GPU is not checked."""
     if not torch.cuda.is_available():
         return
     gpu = f"{device} ({torch.cuda.get_device_name(device)})"
     require_capability(name, torch.cuda.get_device_capability(device), gpu)
     fault = self_test(W8A8_FORMATS[name], device)
     if fault is not None:
-        raise ValueError(f"precision {name} fails its trial on {gpu}: {fault}; use int8, w4a16 or fp16")
+        raise ValueError(f"Precision {name} failed its self-test on {gpu}: {fault}. Use int8, w4a16 or fp16.")
 
 
 def _native_or_fused(device: torch.device) -> Kernels:
@@ -175,15 +178,15 @@ def _native_or_fused(device: torch.device) -> Kernels:
 
 
 def _auto(device: torch.device, is_small: bool) -> tuple[str, str]:
-    """Return the name of the precision for "auto", and the reason."""
+    """Return the name of the precision that "auto" selects, and the reason."""
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16", "the GPU computes in it"
-        return "fp16", "the GPU has no bf16"
+            return "bf16", "the GPU supports it"
+        return "fp16", "the GPU does not support bf16"
     if is_small:
         return "fp32", "the model is small"
     if device.type == "cpu" and _has_bf16():
-        return "bf16", "the CPU has avx512_bf16"
+        return "bf16", "the CPU supports avx512_bf16"
     return "fp32", f"this {device.type} device has no bf16 instructions"
 
 

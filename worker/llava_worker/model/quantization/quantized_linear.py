@@ -1,4 +1,4 @@
-"""The linear layer with a weight in 8 or 4 bits for our own kernels: on a CPU, or W4A16 on a GPU."""
+"""The linear layer with an int8 or int4 weight for CPUs, or with an int4 weight (W4A16) for GPUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["QuantizedLinear"]
 
 
 class QuantizedLinear(Linear):
-    """Rows are quantized as they arrive: beside the weight, only the rows being read take memory."""
+    """A layer that quantizes rows during loading, so that the original weight is never entirely in memory."""
 
     def __init__(self, shape: LinearShape, *, bits: int, kernels: Kernels, device: torch.device) -> None:
         super().__init__(shape)

@@ -1,7 +1,7 @@
-"""W8A8: weights and activations in 8 bits, INT8 or FP8, multiplied by a GPU's tensor cores.
+"""W8A8: 8-bit weights and activations (INT8 or FP8), multiplied by the tensor cores of a GPU.
 
-Each row of W has one scale, computed when it is loaded, and each row of x one, computed in every step. The
-matrix products are torch's, which computes them on a CPU too (in the tests).
+Rows of W are quantized during loading and rows of x in each step, with one scale per row. torch computes the
+matrix products; tests also run them on a CPU.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ __all__ = ["Int8Format", "W8A8_FORMATS", "W8A8Format", "W8A8Linear", "require_ca
 
 Capability = tuple[int, int]
 
-_FP8_MAX = 448.0  # the largest float8_e4m3fn
-_MIN_INT8_ROWS = 32  # torch's INT8 product requires more than 16 rows of x on a GPU
-# Before 2.12 torch cleared the workspace of Ada's FP8 product outside of the stream (pytorch issue 177651):
-# in a CUDA graph, or concurrently with other streams, the product may hang.
+_FP8_MAX = 448.0  # largest value of float8_e4m3fn
+_MIN_INT8_ROWS = 32  # on a GPU, INT8 products in torch require more than 16 rows of x
+# Before version 2.12, torch cleared the workspace of FP8 products on Ada outside of the stream (pytorch issue
+# 177651). The product may hang in a CUDA graph or concurrently with other streams.
 _ADA, _ADA_MIN_TORCH = (8, 9), "2.12"
-# Numbers of rows for the self-test. Above 256, torch pads the scales unless rows are a multiple of it
-# (pytorch issue 133334).
+# Numbers of rows in the self-test. Above 256 rows, torch pads the scales unless the number of rows is a
+# multiple of 256 (pytorch issue 133334).
 _TEST_ROWS = (1, 40, 300)
-_TOLERANCE = 0.02  # relative to a product's largest number; FP8's is computed in bf16
+_TOLERANCE = 0.02  # relative to the largest element of the product; FP8 products are rounded to bf16
 
 
 class W8A8Format(ABC):
     """An 8-bit format of weights and activations."""
 
     dtype: torch.dtype
-    capability: Capability  # the minimum compute capability
-    gpus: str  # the first generations that have it
-    multiple: int  # sizes of W must be multiples of this
+    capability: Capability  # minimum compute capability
+    gpus: str  # first GPU generations with this capability
+    multiple: int  # both sizes of W must be multiples of this
 
     @abstractmethod
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantize fp32 [rows, n] to codes and each row's scale, fp32 [rows, 1].
+        """Quantize fp32 [rows, n] to codes and scales, fp32 [rows, 1].
 
-        The products of a row with an infinity or a NaN are not finite either.
+        Products of a row with an infinity or a NaN are not finite.
         """
 
     @abstractmethod
     def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
-        """Multiply codes x [rows, inputs] by codes w [outputs, inputs] as `reference` does."""
+        """Return the scaled product x w^T [rows, outputs] of codes x [rows, inputs], w [outputs, inputs]."""
 
     @staticmethod
     def reference(x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
-        """Return x w^T [rows, outputs] in fp32."""
+        """Return the result of `matmul`, computed in fp64 and rounded to fp32."""
         return ((x.double() @ w.double().t()) * x_scales * w_scales.t()).float()
 
 
@@ -81,7 +81,7 @@ class Fp8Format(W8A8Format):
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         top = x.abs().amax(1, keepdim=True)
         factor = torch.where(top > 0, _FP8_MAX / top, 0.0)
-        return (x * factor).to(self.dtype), top / _FP8_MAX  # one ulp above the maximum is rounded to it
+        return (x * factor).to(self.dtype), top / _FP8_MAX  # 1 ULP above the maximum is rounded down
 
     def matmul(self, x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Tensor:
         y: Tensor = torch._scaled_mm(x, w.t(), x_scales, w_scales.t(), out_dtype=torch.bfloat16)
@@ -95,12 +95,12 @@ class W8A8Linear(Linear):
     def __init__(
         self, shape: LinearShape, fmt: W8A8Format, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """``dtype`` is the bias's. Raises ValueError for a layer whose sizes the products do not support."""
+        """Create a layer with a bias in ``dtype``. Raises ValueError if the shape is not supported."""
         super().__init__(shape)
         if shape.in_features % fmt.multiple or shape.out_features % fmt.multiple:
             raise ValueError(
-                f"a layer has {shape.in_features} inputs and {shape.out_features} outputs, and products in "
-                f"8 bits take multiples of {fmt.multiple}: use int8, bf16 or fp16"
+                f"A layer has {shape.in_features} inputs and {shape.out_features} outputs; 8-bit products "
+                f"require multiples of {fmt.multiple}. Use int8, bf16 or fp16."
             )
         codes = torch.zeros(shape.out_features, shape.in_features, dtype=fmt.dtype, device=device)
         self.codes = nn.Parameter(codes, requires_grad=False)
@@ -124,26 +124,27 @@ class W8A8Linear(Linear):
 def require_capability(
     precision: str, capability: Capability, gpu: str, *, torch_version: str = torch.__version__
 ) -> None:
-    """Raise ValueError if the GPU, or torch on it, does not support the format, with alternatives."""
+    """Raise ValueError if the GPU or this version of torch does not support the precision."""
     required = W8A8_FORMATS[precision].capability
     if capability >= required:
         if precision == "fp8" and capability == _ADA and TorchVersion(torch_version) < _ADA_MIN_TORCH:
             raise ValueError(
-                f"precision fp8 on {gpu} needs torch {_ADA_MIN_TORCH} or later, and this is "
-                f"{torch_version}, whose products may hang there: install a later one, or use w8a8 or fp16"
+                f"Precision fp8 on {gpu} requires torch {_ADA_MIN_TORCH} or later; FP8 products in version "
+                f"{torch_version} may hang. Upgrade torch, or use w8a8 or fp16."
             )
         return
     others = [name for name, fmt in W8A8_FORMATS.items() if capability >= fmt.capability]
+    alternatives = ", ".join([*others, "int8", "w4a16"])
+    generations, minimum, actual = W8A8_FORMATS[precision].gpus, _dotted(required), _dotted(capability)
     raise ValueError(
-        f"precision {precision} needs a GPU of compute capability {_dotted(required)} or later "
-        f"({W8A8_FORMATS[precision].gpus}), and {gpu} has {_dotted(capability)}: use "
-        f"{', '.join([*others, 'int8', 'w4a16'])} or fp16"
+        f"Precision {precision} requires a GPU with compute capability {minimum} or later ({generations}); "
+        f"{gpu} has {actual}. Use {alternatives} or fp16."
     )
 
 
 @torch.inference_mode()
 def self_test(fmt: W8A8Format, device: torch.device) -> str | None:
-    """Compare products on this device with the reference. Return what is wrong, or None."""
+    """Compare products on this device with the reference. Return a description of the error, or None."""
     noise = torch.Generator().manual_seed(0)
     w, w_scales = fmt.quantize(torch.randn(96, 160, generator=noise).to(device))
     for num in _TEST_ROWS:
@@ -151,11 +152,11 @@ def self_test(fmt: W8A8Format, device: torch.device) -> str | None:
         expected = fmt.reference(x, x_scales, w, w_scales)
         try:
             actual = fmt.matmul(x, x_scales, w, w_scales)
-        except Exception as error:  # reported to the caller: whatever a kernel raises, other formats work
+        except Exception as error:  # returned to the caller, which reports it
             return f"{type(error).__name__}: {str(error).splitlines()[0]}"
         max_error = float((actual.float() - expected).abs().max() / expected.abs().max())
         if not max_error <= _TOLERANCE:
-            return f"a product is {max_error:.3g} off"
+            return f"the maximum error of a product is {max_error:.3g}"
     return None
 
 
