@@ -1,1 +1,1 @@
-"""Generation: submit jobs, follow their events and write them as server-sent events."""
+"""Job submission, and the output events as responses or server-sent events."""
