@@ -13,7 +13,7 @@ from llava_worker.settings import load_settings
 TINY = Path(llava_worker.__file__).parent / "tiny"
 
 
-def test_code_that_lies_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     """As transformers would run it: named by ``auto_map``, found beside the configuration."""
     for file in TINY.iterdir():
         (tmp_path / file.name).symlink_to(file)

@@ -70,17 +70,17 @@ def outcome(how: str) -> dict[str, str]:
 
 
 @linux
-def test_a_confined_process_can_decode_and_nothing_else() -> None:
+def test_a_sandboxed_process_cannot_make_other_system_calls() -> None:
     assert set(outcome("confined").values()) == {"EPERM"}
 
 
 @linux
-def test_a_free_process_can_do_all_of_it() -> None:
+def test_a_process_without_a_sandbox_can_make_all_system_calls() -> None:
     assert set(outcome("free").values()) == {"done"}
 
 
 @linux
-def test_calls_of_another_architecture_end_the_process() -> None:
+def test_system_calls_of_another_architecture_kill_the_process() -> None:
     program = (
         "import ctypes, sys; sys.path.append(sys.argv[1]);"
         "from llava_server.images.sandbox import enter_sandbox; enter_sandbox();"
@@ -91,7 +91,7 @@ def test_calls_of_another_architecture_end_the_process() -> None:
 
 
 @linux
-def test_a_child_of_the_pool_has_no_environment_no_files_and_no_system_calls() -> None:
+def test_a_process_of_the_pool_has_no_environment_no_files_and_a_seccomp_filter() -> None:
     async def look() -> None:
         pool = DecoderPool(num_processes=1, limits=ImageLimits())
         await pool.start()
@@ -108,16 +108,16 @@ def test_a_child_of_the_pool_has_no_environment_no_files_and_no_system_calls() -
     asyncio.run(look())
 
 
-def test_a_system_without_a_list_is_named_and_goes_on() -> None:
+def test_an_unsupported_machine_is_reported_and_not_an_error() -> None:
     assert "riscv64" in str(enter_sandbox("riscv64"))
 
 
-def test_both_lists_hold_the_same_calls() -> None:
+def test_both_lists_have_the_same_system_calls() -> None:
     (_, first), (_, second) = _MACHINES.values()
     assert first.keys() == second.keys()
 
 
-def test_a_weak_child_is_said_once_in_the_log(
+def test_a_missing_sandbox_is_logged_only_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weak = "import sys; sys.path.append(sys.argv[1]); from llava_server.images import decoder_process; "

@@ -52,7 +52,7 @@ def numbers() -> dict[str, tuple[str, LeafSchema]]:
 NUMBERS = numbers()
 
 
-def test_the_numbers_are_found_in_all_routes_and_nested_ones_too() -> None:
+def test_numbers_are_found_on_all_routes_including_nested_ones() -> None:
     assert len(NUMBERS) >= 44
     assert {path for path, _ in NUMBERS.values()} == REQUESTS.keys()
     assert {
@@ -96,7 +96,7 @@ def body(path: str, place: LeafSchema, text: str) -> str:
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_a_number_is_answered_within_its_bounds_and_refused_by_name_beyond(stack: Stack, name: str) -> None:
+def test_a_number_is_accepted_within_its_bounds_and_rejected_by_name_outside(stack: Stack, name: str) -> None:
     path, place = NUMBERS[name]
     wrong = []
     for text in values(place.schema):
@@ -117,7 +117,7 @@ def test_a_number_is_answered_within_its_bounds_and_refused_by_name_beyond(stack
 
 
 @pytest.mark.parametrize("depth", [100, 10_000, 200_000])
-def test_json_of_any_depth_is_refused_and_not_followed(stack: Stack, depth: int) -> None:
+def test_deeply_nested_json_is_rejected(stack: Stack, depth: int) -> None:
     for opening, closing in (("[", "]"), ('{"a":', "}")):
         text = f'{{"model": "{MODEL}", "messages": {opening * depth}1{closing * depth}}}'
         response = stack.http.post(

@@ -30,7 +30,9 @@ def stream_of(queue: Any) -> str:
     return f"{{lv}}:out:{controller_id.decode()}"
 
 
-def test_announcements_that_are_none_hide_no_other(own_stack: OwnStack, queue: Any, serve: Serve) -> None:
+def test_malformed_heartbeats_do_not_hide_other_workers(
+    own_stack: OwnStack, queue: Any, serve: Serve
+) -> None:
     stack = own_stack()
     for number, announcement in enumerate(MALFORMED):
         queue.zadd("{lv}:workers", {f"rogue-{number}": time.time() * 1000 + 600_000})
@@ -40,7 +42,7 @@ def test_announcements_that_are_none_hide_no_other(own_stack: OwnStack, queue: A
     assert stack.works()
 
 
-def test_events_that_are_none_disturb_no_stream(own_stack: OwnStack, queue: Any) -> None:
+def test_malformed_events_do_not_disturb_other_streams(own_stack: OwnStack, queue: Any) -> None:
     stack, dice = own_stack(), random.Random(1)
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(stack.chat, "hold")
@@ -55,9 +57,7 @@ def test_events_that_are_none_disturb_no_stream(own_stack: OwnStack, queue: Any)
 
 
 @pytest.mark.parametrize("payload", MALFORMED, ids=range(len(MALFORMED)))
-def test_an_answer_whose_worker_writes_nonsense_ends_and_no_other(
-    own_stack: OwnStack, queue: Any, payload: bytes
-) -> None:
+def test_a_malformed_event_fails_only_its_own_stream(own_stack: OwnStack, queue: Any, payload: bytes) -> None:
     stack = own_stack()
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(stack.chat, "hold")

@@ -63,7 +63,7 @@ def ask(process: Process, text: str) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_without_open_requests_ends_with_status_0(launch: Launch, number: signal.Signals) -> None:
+def test_a_signal_without_open_requests_exits_with_status_0(launch: Launch, number: signal.Signals) -> None:
     process = launch()
     process.popen.send_signal(number)
     assert process.wait() == 0
@@ -99,7 +99,7 @@ def test_a_stream_that_exceeds_the_drain_timeout_ends_with_an_error_event(
     assert process.wait() == 0
 
 
-def test_a_used_port_is_a_clear_error(queue_url: str) -> None:
+def test_a_port_in_use_is_a_clear_error(queue_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = subprocess.run(
@@ -150,14 +150,14 @@ def test_metrics_are_on_the_admin_port_if_there_is_one(launch: Launch, worker: S
     assert process.wait() == 0
 
 
-def test_metrics_on_the_api_port_need_a_key(launch: Launch) -> None:
+def test_metrics_on_the_api_port_require_a_key(launch: Launch) -> None:
     assert httpx2.get(f"{launch('--auth').url}/metrics").status_code == 401
     process = launch("--no-auth")
     assert "llava_queue_up" in httpx2.get(f"{process.url}/metrics").text
     assert httpx2.get(f"{launch('--no-auth', '--admin-port', '0').url}/metrics").status_code == 404
 
 
-def test_a_used_admin_port_is_reported_with_its_flag(queue_url: str) -> None:
+def test_an_admin_port_in_use_is_reported_with_its_flag(queue_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         flags = ["--port", "0", "--admin-port", str(taken.getsockname()[1]), "--redis-url", queue_url]
         command = [sys.executable, "-m", "llava_server", *flags]

@@ -17,14 +17,16 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", found)
 
 
-def test_of_several_machines_under_one_name_it_takes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_address_of_this_machine_is_selected_if_a_name_has_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     resolve_to(monkeypatch, ELSEWHERE, "127.0.0.1")
     with listen("server-admin", 0, flag="--admin-port") as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
 
 
 @pytest.mark.parametrize("addresses", [(ELSEWHERE,), ()])
-def test_a_name_of_other_machines_is_refused(
+def test_a_name_without_a_local_address_is_rejected(
     monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]
 ) -> None:
     resolve_to(monkeypatch, *addresses)
@@ -32,6 +34,6 @@ def test_a_name_of_other_machines_is_refused(
         listen("server-admin", 9000, flag="--admin-port")
 
 
-def test_a_name_that_nobody_knows_is_refused() -> None:
+def test_an_unknown_name_is_rejected() -> None:
     with pytest.raises(ListenError, match=r"cannot listen on nobody\.invalid:9000"):
         listen("nobody.invalid", 9000, flag="--admin-port")

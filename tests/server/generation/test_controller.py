@@ -106,7 +106,7 @@ async def test_cancelling_without_the_queue_does_not_raise() -> None:
     assert controller.num_open == 0
 
 
-async def test_a_defect_while_following_fails_every_stream_and_the_process() -> None:
+async def test_an_exception_while_following_fails_every_stream_and_the_controller() -> None:
     producer = ScriptedProducer()
     controller = make(producer)
     output = await controller.submit(JOB, {})
@@ -140,7 +140,7 @@ def anyio_backend() -> str:
 pytestmark = pytest.mark.anyio
 
 
-def test_a_lost_queue_is_a_503_until_it_is_back(valkey: Valkey) -> None:
+def test_an_unavailable_queue_returns_503_until_it_is_available_again(valkey: Valkey) -> None:
     with running_stack(f"unix://{valkey.socket}") as stack:
         assert stack.works()
         valkey.kill()

@@ -62,7 +62,7 @@ def test_a_timer_stopped_in_time_never_fires(loop: ManualClockLoop) -> None:
     assert timeouts == []
 
 
-def test_time_counts_from_the_last_start(loop: ManualClockLoop) -> None:
+def test_the_timeout_is_measured_from_the_last_start(loop: ManualClockLoop) -> None:
     timeouts: list[float] = []
     timer = loop.make_timer(10, timeouts)
     for _ in range(3):

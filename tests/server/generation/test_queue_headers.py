@@ -39,7 +39,7 @@ def test_every_api_has_the_headers(stack: Stack) -> None:
     ],
     ids=str,
 )
-def test_unknown_values_are_left_out(position: QueuePosition | None, headers: dict[str, str]) -> None:
+def test_unknown_values_are_omitted(position: QueuePosition | None, headers: dict[str, str]) -> None:
     assert queue_headers(position) == headers
 
 

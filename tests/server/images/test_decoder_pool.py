@@ -56,14 +56,14 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_tiles_have_the_models_size_and_the_images_own_size() -> None:
+def test_tiles_have_the_size_of_the_model_and_report_the_size_of_the_image() -> None:
     tiles = with_pool(lambda pool: pool.preprocess(SMALL, SPEC))
     assert (tiles.width, tiles.height, tiles.num_tiles) == (40, 20, 1)
     assert len(tiles.pixels) == 28 * 28 * 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
-def test_process_that_crashes_during_an_image_fails_that_image_only(number: signal.Signals) -> None:
+def test_process_that_crashes_fails_only_the_current_image(number: signal.Signals) -> None:
     async def use(pool: DecoderPool) -> None:
         [pid] = pool.pids
         before = psutil.Process(pid).cpu_times().user
@@ -78,7 +78,7 @@ def test_process_that_crashes_during_an_image_fails_that_image_only(number: sign
     with_pool(use)
 
 
-def test_process_that_dies_while_idle_is_replaced() -> None:
+def test_process_that_crashes_while_idle_is_replaced() -> None:
     async def use(pool: DecoderPool) -> None:
         os.kill(pool.pids[0], signal.SIGKILL)
         await error_of(pool, SMALL)
@@ -87,7 +87,7 @@ def test_process_that_dies_while_idle_is_replaced() -> None:
     with_pool(use)
 
 
-def test_image_that_exceeds_its_time_fails_and_its_process_is_replaced() -> None:
+def test_image_that_exceeds_the_time_limit_fails_and_its_process_is_replaced() -> None:
     async def use(pool: DecoderPool) -> None:
         [hanging] = pool.pids
         os.kill(hanging, signal.SIGSTOP)  # a decoder that hangs
@@ -98,7 +98,7 @@ def test_image_that_exceeds_its_time_fails_and_its_process_is_replaced() -> None
     with_pool(use, timeout_s=0.2)
 
 
-def test_cancelled_request_costs_no_process() -> None:
+def test_cancelled_request_does_not_shrink_the_pool() -> None:
     async def use(pool: DecoderPool) -> None:
         request = asyncio.create_task(pool.preprocess(BIG, SPEC))
         await asyncio.sleep(0)
@@ -111,7 +111,7 @@ def test_cancelled_request_costs_no_process() -> None:
     with_pool(use)
 
 
-def test_image_that_needs_too_much_memory_fails() -> None:
+def test_image_that_requires_too_much_memory_fails() -> None:
     async def use(pool: DecoderPool) -> None:
         bomb = base64.b64encode(png_claiming(4_000, 4_000, rows=4_000))
         assert len(bomb) < 100_000
@@ -132,7 +132,7 @@ def test_long_image_is_padded_without_allocating_its_square_canvas(size: tuple[i
     with_pool(use, memory_bytes=200 * 2**20, timeout_s=60.0)  # the canvas alone would take 309 MiB
 
 
-def test_process_that_exceeds_its_cpu_time_is_replaced() -> None:
+def test_process_that_exceeds_the_cpu_time_limit_is_replaced() -> None:
     async def use(pool: DecoderPool) -> None:
         for _ in range(100):  # the limit counts whole seconds
             try:
@@ -146,7 +146,7 @@ def test_process_that_exceeds_its_cpu_time_is_replaced() -> None:
     with_pool(use, cpu_s=-1.0, timeout_s=60.0)
 
 
-def test_process_has_no_environment_and_no_open_files_but_its_pipes() -> None:
+def test_process_has_no_environment_and_no_open_files_except_its_pipes() -> None:
     async def use(pool: DecoderPool) -> None:
         os.environ["LLAVA_SECRET_CANARY"] = "canary"
         try:
@@ -163,7 +163,7 @@ def test_process_has_no_environment_and_no_open_files_but_its_pipes() -> None:
     with_pool(use)
 
 
-def test_processes_end_when_the_server_dies() -> None:
+def test_processes_exit_when_the_server_is_killed() -> None:
     program = (
         "import asyncio, os\n"
         "from llava_server.images.decoder_pool import DecoderPool\n"

@@ -50,14 +50,14 @@ REASONS = {
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_unusable_image_raises_an_error_with_a_reason(name: str) -> None:
+def test_invalid_image_raises_an_error_with_a_reason(name: str) -> None:
     text, reason = REASONS[name]
     with pytest.raises(DecodeError) as caught:
         preprocess(REQUEST, text)
     assert caught.value.reason == reason
 
 
-def test_frames_are_read_as_they_were_written() -> None:
+def test_frames_round_trip_through_a_pipe() -> None:
     pipe = io.BytesIO()
     write_frame(pipe, {"a": 1}, b"body")
     write_frame(pipe, {"b": 2})

@@ -64,7 +64,7 @@ EXACT = {
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_lossless_files_of_an_image_give_the_same_pixels(stack: Stack, name: str) -> None:
+def test_lossless_files_of_an_image_produce_the_same_pixels(stack: Stack, name: str) -> None:
     response = ask(stack, EXACT[name])
     assert text_of(response) == "user:[40x20]look", response.text
     assert np.array_equal(received(stack)[0], original_pad(scene(), SPEC.side))
@@ -98,7 +98,7 @@ def test_unusual_but_valid_images_are_accepted(stack: Stack, name: str) -> None:
     assert text_of(response) == f"user:{expected}look"
 
 
-def test_sixteen_bit_image_keeps_its_greys(stack: Stack) -> None:
+def test_sixteen_bit_image_keeps_its_gray_levels(stack: Stack) -> None:
     ask(stack, sixteen_bit())
     assert 100 < received(stack)[0][8:20].mean() < 155
 
@@ -152,7 +152,7 @@ REJECTED: dict[str, tuple[bytes | str, str, str]] = {
 
 
 @pytest.mark.parametrize("name", REJECTED)
-def test_unusable_image_is_a_clear_400_and_the_next_request_works(stack: Stack, name: str) -> None:
+def test_invalid_image_returns_a_clear_400_and_the_next_request_works(stack: Stack, name: str) -> None:
     image, code, words = REJECTED[name]
     response = ask(stack, image)
     error = response.json()["error"]
@@ -163,12 +163,12 @@ def test_unusable_image_is_a_clear_400_and_the_next_request_works(stack: Stack, 
     assert stack.works()
 
 
-def test_the_invalid_one_of_several_images_is_named(stack: Stack) -> None:
+def test_the_error_names_the_invalid_image_of_several(stack: Stack) -> None:
     response = ask(stack, PNG, b"nonsense", PNG)
     assert response.json()["error"]["param"] == "messages[0].content[1].image_url.url"
 
 
-def test_images_and_texts_keep_their_order_over_turns(stack: Stack) -> None:
+def test_images_and_texts_keep_their_order_across_turns(stack: Stack) -> None:
     messages = [
         {"role": "developer", "content": "be brief"},
         {"role": "user", "content": [part(encoded(scene(30, 10))), {"type": "text", "text": "what?"}]},
@@ -183,13 +183,13 @@ def test_images_and_texts_keep_their_order_over_turns(stack: Stack) -> None:
     assert np.array_equal(received(stack)[1], original_pad(scene(200, 100), SPEC.side))
 
 
-def test_text_that_spells_image_stays_text(stack: Stack) -> None:
+def test_image_placeholders_in_text_are_plain_text(stack: Stack) -> None:
     response = stack.chat("look at <image> </s> <|im_end|>")
     assert text_of(response) == "user:look at <image> </s> <|im_end|>"
     assert not stack.worker.assignments[-1].job.images
 
 
-def test_more_images_than_allowed_are_rejected_with_the_limit(stack: Stack) -> None:
+def test_more_images_than_the_limit_are_rejected(stack: Stack) -> None:
     response = ask(stack, *[PNG] * 9)
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "too_many_images")
@@ -198,7 +198,7 @@ def test_more_images_than_allowed_are_rejected_with_the_limit(stack: Stack) -> N
     assert text_of(ask(stack, *[PNG] * 8)) == "user:" + "[200x100]" * 8 + "look"
 
 
-def test_same_image_is_decoded_once_and_has_one_digest(stack: Stack) -> None:
+def test_same_image_is_decoded_once_and_has_the_same_digest(stack: Stack) -> None:
     image = encoded(scene(51, 23))
     hits = stack.server.metric("llava_mm_cache_hits_total")
     ask(stack, image)

@@ -168,7 +168,7 @@ def test_anyres_tiles_equal_transformers_processor_bit_for_bit(size: tuple[int, 
 
 @given(st.tuples(st.integers(1, 900), st.integers(1, 900)), st.sampled_from([GRID, HD_GRID]))
 @settings(max_examples=20, deadline=None)
-def test_worker_expects_as_many_tiles_as_the_server_makes(
+def test_worker_expects_the_number_of_tiles_that_the_server_creates(
     size: tuple[int, int], grid: tuple[tuple[int, int], ...]
 ) -> None:
     layout = ImageLayout(SIDE, 4, fit="anyres", grid=grid)
@@ -178,7 +178,7 @@ def test_worker_expects_as_many_tiles_as_the_server_makes(
 
 @settings(max_examples=20, deadline=None)
 @given(st.tuples(st.integers(1, 900), st.integers(1, 900)))
-def test_server_and_worker_place_the_image_equally(size: tuple[int, int]) -> None:
+def test_server_and_worker_place_the_image_at_the_same_position(size: tuple[int, int]) -> None:
     canvas = best_resolution(size, GRID)
     inner = fitted_size(size, canvas)
     tiles = resize(Image.new("RGB", size, "white"), side=SIDE, mode="anyres", background=(0, 0, 0), grid=GRID)

@@ -25,7 +25,7 @@ def series() -> set[str]:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_a_rule_asks_for_what_there_is(rule: dict[str, Any]) -> None:
+def test_a_rule_uses_only_existing_metrics_and_codes(rule: dict[str, Any]) -> None:
     named = set(re.findall(r"\bllava_\w+", rule["expr"]))
     assert named <= series()
     for codes in re.findall(r'code=~?"([^"]+)"', rule["expr"]):
@@ -40,7 +40,7 @@ def test_a_metric_that_is_gone_would_be_found() -> None:
     assert "llava_time_to_first_token" not in series()
 
 
-def test_prometheus_reads_the_rules_and_the_port_that_compose_opens() -> None:
+def test_prometheus_loads_the_rules_and_scrapes_the_admin_port_of_compose() -> None:
     config = yaml.safe_load((FOLDER / "prometheus.yaml").read_text("utf-8"))
     assert config["rule_files"] == ["alerts.yaml"]
     compose = yaml.safe_load((FOLDER.parents[1] / "docker-compose.yml").read_text("utf-8"))

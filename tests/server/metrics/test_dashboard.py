@@ -28,7 +28,7 @@ def series() -> set[str]:
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
-def test_a_panel_asks_for_what_there_is(panel: dict[str, Any]) -> None:
+def test_a_panel_uses_only_existing_metrics_and_labels(panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
         named = set(re.findall(r"\bllava_\w+", target["expr"]))
         assert named
@@ -43,6 +43,6 @@ def test_a_metric_that_is_gone_would_be_found() -> None:
     assert "llava_engine_steps" not in series()
 
 
-def test_panels_lie_side_by_side_and_have_names_of_their_own() -> None:
+def test_panels_have_distinct_positions_and_titles() -> None:
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in PANELS]
     assert len(set(places)) == len(PANELS) == len({panel["title"] for panel in PANELS})

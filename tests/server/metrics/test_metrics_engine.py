@@ -82,9 +82,7 @@ def ask(server: Server) -> int:
     return int(response.json()["usage"]["completion_tokens"])
 
 
-def test_two_workers_have_their_own_series_until_each_is_gone(
-    serve: Serve, start_worker: StartWorker
-) -> None:
+def test_each_worker_has_its_own_series_until_it_exits(serve: Serve, start_worker: StartWorker) -> None:
     killed, stopped = start_worker(lease_s=1), start_worker(lease_s=1)
     server = serve(lease_s=1.0)
     wait_until(lambda: len(workers_in(scrape(server))) == 2)
@@ -99,9 +97,7 @@ def test_two_workers_have_their_own_series_until_each_is_gone(
     wait_until(lambda: not workers_in(scrape(server)))
 
 
-def test_statistics_of_another_version_are_read_as_far_as_they_are_known(
-    serve: Serve, queue_url: str
-) -> None:
+def test_unknown_statistics_of_another_version_are_ignored(serve: Serve, queue_url: str) -> None:
     announce(queue_url, "newer", num_steps_total=3, num_wonders_total=9)
     series = scrape(serve())
     assert {name: value for (name, worker), value in series.items() if worker} == {"steps_total": 3}
@@ -114,7 +110,7 @@ def test_a_worker_that_sends_no_statistics_has_no_series(serve: Serve, queue_url
     assert server.metric("llava_num_workers", model_name="m") == 1
 
 
-def test_workers_beyond_the_bound_are_counted_but_have_no_series(
+def test_workers_above_the_limit_are_counted_but_have_no_series(
     serve: Serve, queue_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_metrics, "MAX_WORKERS", 2)
@@ -124,7 +120,7 @@ def test_workers_beyond_the_bound_are_counted_but_have_no_series(
     assert series["workers_hidden", ""] == 1
 
 
-def test_numbers_that_cannot_be_renewed_are_not_shown(valkey: Valkey, serve: Serve) -> None:
+def test_stale_statistics_are_not_exported(valkey: Valkey, serve: Serve) -> None:
     url = f"unix://{valkey.socket}"
     announce(url, "a", num_steps_total=1)
     server = serve(redis_url=url)

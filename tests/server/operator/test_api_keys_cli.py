@@ -12,7 +12,7 @@ from tests.server.api_key_cli import ApiKeyCli, chat_with_key
 from tests.server.conftest import OwnStack
 
 
-def test_a_key_is_printed_once_and_not_stored_in_redis(
+def test_a_key_is_printed_only_once_and_not_stored_in_redis(
     own_stack: OwnStack, api_key_cli: ApiKeyCli, queue_url: str
 ) -> None:
     stack = own_stack(auth=True)

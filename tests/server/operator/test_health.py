@@ -11,7 +11,7 @@ from tests.server.scripted_worker import MODEL
 from tests.waiting import wait_until
 
 
-def test_server_is_ready_once_a_worker_has_been_seen(stack: Stack) -> None:
+def test_server_is_ready_once_a_worker_has_registered(stack: Stack) -> None:
     response = stack.http.get("/readyz")
     assert response.json() == {"status": "ready", "models": [MODEL]}
     assert stack.http.get("/livez").json() == {"status": "ok"}
@@ -36,7 +36,7 @@ def test_draining_server_is_live_but_not_ready_and_rejects_requests(own_stack: O
     assert response.headers["retry-after"] == "1"
 
 
-def test_draining_server_serves_requests_in_its_grace_period(own_stack: OwnStack) -> None:
+def test_draining_server_serves_requests_during_the_grace_period(own_stack: OwnStack) -> None:
     stack = own_stack(drain_grace_s=60.0)
     stack.server.services.shutdown.begin()
     assert stack.http.get("/readyz").status_code == 503
@@ -64,7 +64,7 @@ def samples(stack: Stack) -> dict[str, float]:
     }
 
 
-def test_a_response_updates_the_metrics_that_vllms_dashboards_read(stack: Stack) -> None:
+def test_a_response_updates_the_metrics_that_vllm_dashboards_use(stack: Stack) -> None:
     before = samples(stack)
     assert stack.works()
     after = samples(stack)
@@ -83,7 +83,7 @@ def test_a_response_updates_the_metrics_that_vllms_dashboards_read(stack: Stack)
     assert {"llava_num_requests_running", "llava_num_requests_waiting"} <= after.keys()
 
 
-def test_requests_cannot_create_series(stack: Stack) -> None:
+def test_requests_cannot_create_new_series(stack: Stack) -> None:
     def count() -> int:
         return sum(
             len(family.samples) for family in text_string_to_metric_families(stack.http.get("/metrics").text)
