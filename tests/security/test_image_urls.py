@@ -1,4 +1,4 @@
-"""URLs and addresses that are not what they seem: none of them is addresses."""
+"""Ambiguous URLs and disguised internal addresses: none of them is contacted."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def test_an_ambiguous_url_contacts_no_host(url: str) -> None:
     outcome = await fetch(url, {"/a": ok_response(IMAGE)}, allow_http=True)
     addresses = [address for address in outcome.addresses if address != PUBLIC_ADDRESS]
     assert addresses == []
-    # The fragment is the one part of these that a strict reader may drop without doubt.
+    # This URL is unambiguous: the part after # is a fragment, which is dropped.
     if url != "https://pictures.example#@127.0.0.1/a":
         assert isinstance(outcome.result, str)
         assert outcome.addresses == []
@@ -114,7 +114,7 @@ def test_the_host_of_a_parsed_url_is_always_a_plain_name(rest: str) -> None:
         assert not set(parsed.host) - set("abcdefghijklmnopqrstuvwxyz0123456789.-")
         assert not set(parsed.target) & set("\\ \t\r\n#")
         with pytest.raises(OSError):
-            socket.inet_aton(parsed.host)  # takes all of the numeric forms
+            socket.inet_aton(parsed.host)  # accepts all numeric forms of an address
 
 
 NOT_PUBLIC = [
@@ -142,7 +142,7 @@ async def test_a_name_with_an_internal_address_is_not_contacted(address: str) ->
         f"https://{HOST}/a", {"/a": ok_response(IMAGE)}, resolver=Resolver(pictures_example=[[address]])
     )
     assert (outcome.addresses, outcome.host.requests) == ([], [])
-    assert "cannot be reached" in str(outcome.result)
+    assert "unreachable" in str(outcome.result)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A server that requires API keys: requests without one, and pages of other sites."""
+"""A server that requires API keys rejects requests without a valid key and from other sites' pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def locked(valkey_socket: Path) -> Iterator[Stack]:
 
 
 def status_of(stack: Stack, request: str) -> int:
-    """Return the status of a request that is sent as it is written."""
+    """Send a raw request and return the status of the response."""
     return int(status_line(stack, request.encode("latin-1")).split(b" ", 2)[1])
 
 
@@ -95,7 +95,7 @@ def test_two_different_keys_in_one_request_are_rejected(locked: Stack, second: s
         response = locked.http.get("/v1/models", headers=headers)
         error = response.json()["error"]
         assert (response.status_code, error["code"]) == (401, "invalid_api_key")
-        assert "Authorization and x-api-key hold different keys" in error["message"]
+        assert "Authorization and x-api-key contain different API keys" in error["message"]
         assert KEY not in response.text
 
 
@@ -154,7 +154,7 @@ def test_no_path_escapes_the_playground_folder(stack: Stack, path: str) -> None:
 
 @pytest.fixture
 def unfinished_requests(stack: Stack) -> Iterator[None]:
-    """200 connections that have begun a request and send no more."""
+    """200 connections with an incomplete request that send no more data."""
     with ExitStack() as connections:
         for _ in range(200):
             connection = connections.enter_context(connect(stack))

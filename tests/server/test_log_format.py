@@ -1,4 +1,4 @@
-"""JsonFormatter: one line of JSON for each record, whatever the message contains."""
+"""JsonFormatter writes one line of JSON per record, regardless of the content of the message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The controller with a failing queue: a scripted producer does what no real queue does on demand."""
+"""The controller with a failing queue, simulated by a scripted producer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LAST = Event(0, (1,), "all", Final(reason=FinishReason.STOP))
 
 
 class ScriptedProducer:
-    """Delivers what the test puts into ``batches``; an exception in it is raised."""
+    """A producer that delivers the batches in ``batches`` and raises the exceptions in it."""
 
     def __init__(self) -> None:
         self.batches: asyncio.Queue[list[tuple[str, Event]] | Exception] = asyncio.Queue()
@@ -153,9 +153,9 @@ def test_an_unavailable_queue_returns_503_until_it_is_available_again(valkey: Va
         assert stack.http.get("/v1/models").json()["data"]
         valkey.start()
         wait_until(lambda: stack.http.get("/readyz").status_code == 200)
-        wait_until(lambda: is_answered(stack))
+        wait_until(lambda: can_chat(stack))
 
 
-def is_answered(stack: Stack) -> bool:
+def can_chat(stack: Stack) -> bool:
     response = stack.chat("say back")
     return response.status_code == 200 and text_of(response) == "back"

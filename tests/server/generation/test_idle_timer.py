@@ -1,4 +1,4 @@
-"""IdleTimer: calls its callback at exactly the right times, however often it is started and stopped."""
+"""IdleTimer calls its callback at the right times, even if it is started and stopped many times."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ManualClockLoop(asyncio.SelectorEventLoop):
         self.run_forever()
 
     def make_timer(self, seconds: float, timeouts: list[float]) -> IdleTimer:
-        """A timer that appends the time of each timeout to ``timeouts``."""
+        """Return a timer that appends the time of each timeout to ``timeouts``."""
 
         async def make() -> IdleTimer:
             return IdleTimer(seconds, lambda: timeouts.append(self.now))

@@ -1,4 +1,4 @@
-"""Requests that the queue rejects, and the order in which workers get those it accepts."""
+"""Requests that the queue rejects, and the order in which workers receive accepted requests."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def test_a_model_without_a_live_worker_returns_503_and_is_still_listed(own_stack
 
 
 def order_served(stack: Stack, *batches: tuple[str, str, int]) -> list[str]:
-    """The words of requests in the order in which a worker gets them.
+    """Return the words of requests in the order in which a worker receives them.
 
-    ``batches`` are (key, word, number of requests); each is queued before the next one.
+    ``batches`` are (key, word, number of requests). All requests of a batch are queued before the next batch.
     """
     stack.worker.stop_pulling()
     controller = stack.server.services.controller
@@ -113,10 +113,10 @@ def test_a_keys_priority_is_sent_with_its_jobs(own_stack: OwnStack, api_key_cli:
     assert [assignment.job.priority for assignment in stack.worker.assignments] == [0, 1, -1]
 
 
-@pytest.mark.parametrize(("weight", "most", "least"), [("4", 9, 7), ("1", 6, 4)])
+@pytest.mark.parametrize(("weight", "maximum", "minimum"), [("4", 9, 7), ("1", 6, 4)])
 def test_a_keys_weight_is_its_share_of_a_busy_model(
-    own_stack: OwnStack, api_key_cli: ApiKeyCli, weight: str, most: int, least: int
+    own_stack: OwnStack, api_key_cli: ApiKeyCli, weight: str, maximum: int, minimum: int
 ) -> None:
     light, heavy = api_key_cli.create(), api_key_cli.create("--weight", weight)
     order = order_served(own_stack(auth=True), (light, "light", 20), (heavy, "heavy", 20))
-    assert least <= order[:10].count("heavy") <= most
+    assert minimum <= order[:10].count("heavy") <= maximum

@@ -1,4 +1,4 @@
-"""Decoder processes: isolated, limited, and replaced when one crashes; a crash fails one image only."""
+"""Decoder processes are isolated and limited. A crash fails only one image, and the process is replaced."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 SPEC = ImageSpec(side=28)
 SMALL = base64.b64encode(encoded(scene()))
-# 16 million random pixels: enough work that there is time to kill in the middle
+# 16 million random pixels, so that decoding takes long enough to kill the process in the meantime
 NOISE = Image.frombytes("L", (1000, 1000), os.urandom(10**6)).resize((4000, 4000), Image.Resampling.NEAREST)
 BIG = base64.b64encode(encoded(NOISE, "BMP"))
 
@@ -90,9 +90,9 @@ def test_process_that_crashes_while_idle_is_replaced() -> None:
 def test_image_that_exceeds_the_time_limit_fails_and_its_process_is_replaced() -> None:
     async def use(pool: DecoderPool) -> None:
         [hanging] = pool.pids
-        os.kill(hanging, signal.SIGSTOP)  # a decoder that hangs
+        os.kill(hanging, signal.SIGSTOP)  # simulates a hanging decoder
         error = await error_of(pool, SMALL)
-        assert "longer than 0.2 s" in error.message
+        assert "longer than 0.2 seconds" in error.message
         await until(lambda: pool.pids and pool.pids != [hanging])
 
     with_pool(use, timeout_s=0.2)
@@ -129,7 +129,7 @@ def test_long_image_is_padded_without_allocating_its_square_canvas(size: tuple[i
         tiles = await pool.preprocess(base64.b64encode(png_claiming(*size, rows=size[1])), SPEC)
         assert (tiles.width, tiles.height) == size
 
-    with_pool(use, memory_bytes=200 * 2**20, timeout_s=60.0)  # the canvas alone would take 309 MiB
+    with_pool(use, memory_bytes=200 * 2**20, timeout_s=60.0)  # the canvas alone would need 309 MiB
 
 
 def test_process_that_exceeds_the_cpu_time_limit_is_replaced() -> None:
@@ -138,10 +138,10 @@ def test_process_that_exceeds_the_cpu_time_limit_is_replaced() -> None:
             try:
                 await pool.preprocess(BIG, SPEC)
             except ImageError as error:  # noqa: PERF203
-                assert "processor time" in error.message
+                assert "CPU time limit" in error.message
                 break
         else:
-            raise AssertionError("the limit did not bite")
+            raise AssertionError("the CPU time limit had no effect")
 
     with_pool(use, cpu_s=-1.0, timeout_s=60.0)
 

@@ -1,4 +1,4 @@
-"""Preprocessing equals the original LLaVA's and transformers' processors, bit for bit."""
+"""Preprocessing is bit-identical to the original LLaVA and to transformers' processors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def original_pad(image: Image.Image, side: int) -> Pixels:
-    """LLaVA's ``expand2square``, then CLIP's resize (its center crop does nothing to a square)."""
+    """Apply LLaVA's ``expand2square`` and CLIP's resize. CLIP's center crop has no effect on a square."""
     width, height = image.size
     square = image
     if width > height:
@@ -49,7 +49,7 @@ def original_pad(image: Image.Image, side: int) -> Pixels:
 
 
 def processed(processor: Any, image: Image.Image) -> Pixels:
-    """The pixels of a transformers processor, which must not rescale or normalize them."""
+    """Return the pixels of a transformers processor that does not rescale or normalize."""
     pixels: Pixels = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     return pixels
 

@@ -1,4 +1,4 @@
-"""The workers' engines on /metrics: each live worker's numbers, and nobody else's."""
+"""Engine metrics on /metrics: /metrics has the statistics of each live worker and of no other worker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Series: TypeAlias = dict[tuple[str, str], float]  # (name, worker) -> value
 
 
 def scrape(server: Server) -> Series:
-    """The engines' series but those by phase or part."""
+    """Return the engine series, except those with a phase or part label."""
     text = httpx2.get(f"{server.url}/metrics", timeout=scaled(30)).text
     return {
         (sample.name.removeprefix("llava_engine_"), sample.labels.get("worker", "")): sample.value
@@ -44,7 +44,7 @@ def workers_in(series: Series) -> set[str]:
 
 
 def announce(url: str, *names: str, **stats: float) -> None:
-    """Workers that say this once and then nothing for a minute."""
+    """Register workers that send one heartbeat, which is valid for a minute."""
 
     async def announce_all() -> None:
         for started_at, name in enumerate(names):
@@ -76,7 +76,7 @@ def start_worker(queue_url: str, tmp_path: Path) -> Iterator[StartWorker]:
 
 
 def ask(server: Server) -> int:
-    """Tokens of one answer, none of which is the end of it."""
+    """Send a chat request and return the number of generated tokens."""
     body = {"model": "echo", "messages": [{"role": "user", "content": "Hi?"}], "max_tokens": 5}
     response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=scaled(30))
     return int(response.json()["usage"]["completion_tokens"])
@@ -87,8 +87,8 @@ def test_each_worker_has_its_own_series_until_it_exits(serve: Serve, start_worke
     server = serve(lease_s=1.0)
     wait_until(lambda: len(workers_in(scrape(server))) == 2)
 
-    asked = sum(ask(server) for _ in range(3))
-    wait_until(lambda: total("generated_tokens_total", scrape(server)) == asked == 15)
+    num_tokens = sum(ask(server) for _ in range(3))
+    wait_until(lambda: total("generated_tokens_total", scrape(server)) == num_tokens == 15)
     assert total("steps_total", scrape(server)) == 15
 
     killed.kill()
@@ -138,7 +138,7 @@ def test_every_statistic_of_the_engine_has_a_metric() -> None:
 def test_every_metric_is_in_the_documentation() -> None:
     page = (Path(__file__).parents[3] / "docs" / "engine.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
-    told = {name for row in rows for name in re.findall(r"`([a-z_]+)", row)}
+    documented = {name for row in rows for name in re.findall(r"`([a-z_]+)", row)}
     gauges = {name for name, _ in engine_metrics.GAUGES.values()}
     counters = {f"{name}_total" for name, _ in engine_metrics.COUNTERS.values()}
-    assert gauges | counters | {"phase_seconds_total", "start_seconds", "workers_hidden"} <= told
+    assert gauges | counters | {"phase_seconds_total", "start_seconds", "workers_hidden"} <= documented

@@ -1,4 +1,4 @@
-"""AuthMiddleware and ApiKeys: which requests need a key, which keys are valid, and what tenants share."""
+"""AuthMiddleware and ApiKeys: paths that require a key, valid keys, and the separation of tenants."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def keyed(own_stack: OwnStack) -> Stack:
 
 
 def status_with_key(stack: Stack, key: str) -> int:
-    """The status of a request that no worker has to answer."""
+    """Return the status of a request that needs no worker."""
     url = f"{stack.server.url}/v1/models"
     return httpx2.get(url, headers=bearer(key), timeout=scaled(30)).status_code
 
@@ -60,9 +60,9 @@ def test_invalid_credentials_return_401_in_openais_format(keyed: Stack) -> None:
 def test_tenants_do_not_share_images(keyed: Stack) -> None:
     for key in (KEY, OTHER_KEY, KEY):
         assert chat_with_key(keyed.server.url, key, IMAGE).status_code == 200
-    first, other, again = (assignment.job for assignment in keyed.worker.assignments)
-    assert first.tenant == again.tenant != other.tenant
-    assert first.images[0].digest == again.images[0].digest != other.images[0].digest
+    first, other, second = (assignment.job for assignment in keyed.worker.assignments)
+    assert first.tenant == second.tenant != other.tenant
+    assert first.images[0].digest == second.images[0].digest != other.images[0].digest
     assert KEY not in repr(first)
 
 

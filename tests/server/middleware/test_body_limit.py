@@ -1,4 +1,4 @@
-"""BodyLimitMiddleware: limits of open requests, of bodies, and of the time in which they arrive."""
+"""BodyLimitMiddleware: limits on open requests, body sizes and upload times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of the router and unhandled exceptions are responses in OpenAI's format."""
+"""Router errors and unhandled exceptions are returned in OpenAI's format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RequestIdMiddleware: the request's ID in the response, and the request's line in the log."""
+"""RequestIdMiddleware: the request ID in the response, and the log line of the request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several models behind one server, each with workers of its own."""
+"""A server with several models, each with its own workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GRID = ImageSpec(side=28, tokens_per_tile=4, fit="anyres", grid=((28, 56), (56, 
 
 
 class TwoModels:
-    """A server with a worker of each of the models "plain" and "gridded"."""
+    """A server with one worker for each of the models "plain" and "gridded"."""
 
     def __init__(self, url: str, workers: dict[str, ScriptedWorker]) -> None:
         self.workers = workers

@@ -1,4 +1,4 @@
-"""The playground's files come with a strict policy and are asked for again by ETag."""
+"""The files of the playground have a strict content security policy and are revalidated by ETag."""
 
 from __future__ import annotations
 
