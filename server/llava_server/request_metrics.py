@@ -52,7 +52,9 @@ class Metrics:
             _TTFT_S,
         )
         self._inter_token_latency = histogram(
-            "inter_token_latency_seconds", "Time between two tokens of a request, in seconds.", _TOKEN_S
+            "inter_token_latency_seconds",
+            "Time between two consecutive tokens of a request, in seconds.",
+            _TOKEN_S,
         )
         self._request_latency = histogram(
             "e2e_request_latency_seconds",
@@ -101,7 +103,7 @@ class Metrics:
         self._batches = gauge("batches", "Number of unfinished batches of all API keys.", ("state",))
         self._batch_lines = gauge("batch_lines", "Number of lines in unfinished batches.", ("state",))
         self._ended_batches = counter(
-            "batches_ended", "Number of batches that this controller completed or ended.", ("state",)
+            "batches_ended", "Number of batches that ended on this controller, by final state.", ("state",)
         )
         self._ended_lines = counter(
             "batch_lines_ended", "Number of batch results that this controller wrote.", ("outcome",)

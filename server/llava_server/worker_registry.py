@@ -23,7 +23,7 @@ __all__ = ["ServedModel", "WorkerRegistry"]
 logger = logging.getLogger(__name__)
 
 _STALE_S = 5.0  # the queue is considered unavailable if the last refresh is older
-_MIN_REFRESH_S = 0.25  # minimum interval of the refreshes for models without workers
+_MIN_REFRESH_S = 0.25  # minimum interval between refreshes for models without workers
 _RETRY_AFTER_S = 5.0
 
 

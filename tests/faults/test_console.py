@@ -69,7 +69,7 @@ def test_a_healthy_system_is_found_healthy(cluster: Cluster) -> None:
     found = run(cluster, "doctor")
     assert found.returncode == 0, found.stdout
     assert "append-only file on" in found.stdout
-    assert "BAD" not in found.stdout
+    assert "FAIL" not in found.stdout
 
 
 def test_an_evicting_queue_is_found_bad(cluster: Cluster) -> None:

@@ -1,1 +1,1 @@
-"""Job submission, and the output events as responses or server-sent events."""
+"""Generation: job submission, event distribution and streaming responses."""

@@ -159,7 +159,7 @@ class Controller:
         return snapshot
 
     async def cancel(self, job_id: str, tenant: str) -> bool:
-        """Cancel a job, also one that another connection streams. Return whether it was running.
+        """Cancel a job, even if another connection streams it. Return whether it was running.
 
         Raises ApiError (503).
         """

@@ -88,7 +88,7 @@ class MergedOutputs:
         return item
 
     def wake(self) -> None:
-        """Wake the reader although there is no event."""
+        """Wake the reader even though no event has arrived."""
         self._event_arrived.set()
 
     def api_error(self, index: int, error: JobError) -> ApiError:
@@ -105,7 +105,7 @@ class MergedOutputs:
         self._queues.append(queue)
 
     def _get_nowait(self) -> tuple[int, Event] | None:
-        """Return the next event in round-robin order, or None until ``_event_arrived`` is set."""
+        """Return the next event in round-robin order, or None. ``_event_arrived`` signals the next event."""
         self._event_arrived.clear()
         for index in list(self._unfinished):
             event = self._queues[index].get_nowait()

@@ -82,7 +82,8 @@ class OutputQueue:
         if now > self.last_event_deadline:
             timeout_s = self._timeout_s
             return ApiError(
-                "deadline_exceeded", f"The response was not complete within {timeout_s:g} seconds."
+                "deadline_exceeded",
+                f"The response was not complete within {timeout_s:g} seconds. Reduce max_tokens.",
             )
         if not self.has_begun and now > self.first_event_deadline:
             return ApiError(

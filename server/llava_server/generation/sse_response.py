@@ -152,7 +152,7 @@ class EventStream(Response):
 
 
 def _missing_part(event: Event, start: int) -> Event | None:
-    """Return the part of an event that is missing at a client with ``start`` tokens, or None.
+    """Return the part of an event that a client with ``start`` tokens is missing, or None.
 
     A final event is always sent, because a client with all tokens may not have received the finish reason.
     Raises ApiError if ``start`` is inside the event.

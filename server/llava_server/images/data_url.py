@@ -53,6 +53,7 @@ def _as_ascii(text: str, max_bytes: int) -> bytes:
         )
     if not text.isascii():
         raise ImageError(
-            "invalid_image_url", "the base64 text contains characters other than A-Z a-z 0-9 + / =."
+            "invalid_image_url",
+            "the base64 text contains characters other than A-Z a-z 0-9 + / =. Encode the file as base64.",
         )
     return text.encode("ascii")

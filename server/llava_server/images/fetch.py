@@ -79,7 +79,9 @@ class ImageFetcher:
             return await asyncio.wait_for(self._follow_redirects(image_url), rules.timeout_s)
         except asyncio.TimeoutError as error:
             raise ImageError(
-                "invalid_image_url", f"the image could not be fetched within {rules.timeout_s:g} seconds."
+                "invalid_image_url",
+                f"the image could not be fetched within {rules.timeout_s:g} seconds. "
+                "Retry, or send the image as data:image/png;base64,...",
             ) from error
         except (
             httpcore2.NetworkError,
@@ -88,7 +90,7 @@ class ImageFetcher:
             OSError,
         ) as error:
             raise ImageError(
-                "invalid_image_url", "the image host is unreachable or closed the connection."
+                "invalid_image_url", "the image host is unreachable or closed the connection. Check the URL."
             ) from error
 
     async def _follow_redirects(self, url: ImageUrl) -> bytes:
@@ -98,7 +100,10 @@ class ImageFetcher:
                 if isinstance(result, bytes):
                     return result
                 url = result
-        raise ImageError("invalid_image_url", f"the image host redirected more than {_MAX_REDIRECTS} times.")
+        raise ImageError(
+            "invalid_image_url",
+            f"the image host redirected more than {_MAX_REDIRECTS} times. Use the final URL.",
+        )
 
     async def _get(self, url: ImageUrl) -> bytes | ImageUrl:
         """Return the file, or the URL of a redirect."""
@@ -117,7 +122,8 @@ class ImageFetcher:
                 return redirect_target(url, location, allow_http=self._rules.allow_http)
             if response.status != 200:
                 raise ImageError(
-                    "invalid_image_url", f"the image host responded with status {response.status}."
+                    "invalid_image_url",
+                    f"the image host responded with status {response.status}. Check the URL.",
                 )
             return await self._read(response, received.get(b"content-length", b""))
 
@@ -133,7 +139,10 @@ class ImageFetcher:
     def _check_size(self, num_bytes: int) -> None:
         rules = self._rules
         if num_bytes > rules.max_bytes:
-            raise ImageError("image_too_large", f"the image exceeds the limit of {rules.max_bytes} bytes.")
+            raise ImageError(
+                "image_too_large",
+                f"the image exceeds the limit of {rules.max_bytes} bytes. Use a smaller file.",
+            )
 
     async def _public_addresses(self, url: ImageUrl) -> list[str]:
         """Return the addresses of the host. Raises ImageError unless all are public: a mix is an attack."""
@@ -145,7 +154,9 @@ class ImageFetcher:
             )
         addresses = await self._resolver(url.host, url.port)
         if not addresses or not all(is_public(address) for address in addresses):
-            raise ImageError("invalid_image_url", "the image host is unreachable or closed the connection.")
+            raise ImageError(
+                "invalid_image_url", "the image host is unreachable or closed the connection. Check the URL."
+            )
         return addresses
 
 

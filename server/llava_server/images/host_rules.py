@@ -82,7 +82,9 @@ def redirect_target(url: ImageUrl, location: str, *, allow_http: bool) -> ImageU
         joined = ""
     target = parse_image_url(joined, allow_http=allow_http)
     if url.scheme == "https" and target.scheme == "http":
-        raise ImageError("invalid_image_url", "the image host redirected from https to http.")
+        raise ImageError(
+            "invalid_image_url", "the image host redirected from https to http. Use the final https:// URL."
+        )
     return target
 
 

@@ -95,7 +95,8 @@ class BodyLimitMiddleware:
             return await asyncio.wait_for(self._receive_all(body, receive), limits.timeout_s)
         except asyncio.TimeoutError:
             raise ApiError(
-                "request_timeout", f"The request body was not received within {limits.timeout_s:g} seconds."
+                "request_timeout",
+                f"The request body was not received within {limits.timeout_s:g} seconds. Retry.",
             ) from None
 
     async def _receive_all(self, body: RequestBody, receive: Receive) -> bool:

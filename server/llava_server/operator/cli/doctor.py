@@ -17,7 +17,7 @@ _MIN_VERSIONS = {"redis": (6, 2), "valkey": (7, 2)}
 _MAX_PING_S = 0.05
 _MAX_CLOCK_DIFFERENCE_S = 60.0
 _FULL = 0.9  # fraction of maxmemory
-_LABELS = {"ok": "[green]ok  [/]", "warning": "[yellow]hint[/]", "error": "[red]BAD [/]"}
+_LABELS = {"ok": "[green]ok  [/]", "warning": "[yellow]warn[/]", "error": "[red]FAIL[/]"}
 
 
 @dataclass(frozen=True)
