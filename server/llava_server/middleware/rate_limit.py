@@ -53,7 +53,7 @@ class RateLimiter:
     async def reconcile_tokens(self, tenant: str, *, estimated: float, used: int) -> None:
         """Replace an estimate charged by ``charge_tokens`` with the number of tokens used.
 
-        If Redis is unavailable, the estimate remains charged until the minute has passed.
+        If Redis is unavailable, the estimate remains charged until the limit has refilled.
         """
         limits = self.limits(tenant)
         if limits.tokens_per_min and self._store is not None:
