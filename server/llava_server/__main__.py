@@ -30,7 +30,7 @@ __all__ = ["main"]
 logger = logging.getLogger("llava_server")
 
 _MAX_HEADER_BYTES = 32 * 1024
-_FLUSH_TIMEOUT_S = 2  # time to send the final bytes of responses that the drain timeout ended
+_FLUSH_TIMEOUT_S = 2  # time for aborted responses to send their final bytes after the drain timeout
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
 

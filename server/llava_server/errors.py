@@ -108,7 +108,7 @@ class ApiError(Exception):
 
 
 def error_headers(error: ApiError) -> dict[str, str]:
-    """Return the response headers for authentication and for when to retry."""
+    """Return the response headers that control authentication and retries."""
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))

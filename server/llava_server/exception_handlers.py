@@ -25,7 +25,7 @@ async def _handle_api_error(request: Request, error: ApiError) -> Response:
 
 
 async def _handle_router_error(request: Request, error: HTTPException) -> Response:
-    """Handle 404 and 405 of the router, the only source of HTTPException."""
+    """Handle the router's 404 and 405 errors. No other code raises HTTPException."""
     if error.status_code == 405:
         allowed_methods = (error.headers or {}).get("Allow", "another method")
         api_error = ApiError(

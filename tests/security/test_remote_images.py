@@ -1,4 +1,4 @@
-"""Image URLs: only allowed hosts and public addresses are contacted, also after redirects."""
+"""Image URLs: only allowed hosts and public addresses are contacted, even after redirects."""
 
 from __future__ import annotations
 

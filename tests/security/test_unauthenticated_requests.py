@@ -1,4 +1,4 @@
-"""A server that requires API keys rejects requests without a valid key and from other sites' pages."""
+"""A server with API keys serves only public paths without a valid key, and sends no CORS headers."""
 
 from __future__ import annotations
 

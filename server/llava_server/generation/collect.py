@@ -1,4 +1,4 @@
-"""Collect the complete output of a request without streaming."""
+"""Collect the complete output of a non-streaming request."""
 
 from __future__ import annotations
 

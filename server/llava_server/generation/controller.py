@@ -53,7 +53,7 @@ _ALL_EVENTS = 2**31  # skips all events, so that a snapshot contains no log
 
 
 class TokenLimiter(Protocol):
-    """The limits of each tenant, and the accounting of the tokens of its jobs."""
+    """The limits of each tenant and the accounting of its tokens."""
 
     def limits(self, tenant: str) -> KeyLimits: ...
 
@@ -65,7 +65,7 @@ class TokenLimiter(Protocol):
 
 
 class Controller:
-    """Submission of jobs and distribution of their events. ``run`` must be running to submit jobs."""
+    """A controller that submits jobs and distributes their events. ``run`` must be running meanwhile."""
 
     def __init__(
         self,

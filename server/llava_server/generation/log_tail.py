@@ -1,4 +1,4 @@
-"""Tailing of the event log of a job that another connection streams.
+"""Tail the event log of a job that another connection streams.
 
 Each read of the log also keeps the job alive if the other connection has ended; see
 ``JobProducer.cancel_unread``.

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Serializer(Protocol):
-    """A serializer for the output of one request in one API's format. Bytes are server-sent events."""
+    """A serializer for the output of a request in the format of one API. Bytes are server-sent events."""
 
     def begin(self, num_choices: int) -> bytes:
         """Return the server-sent events before the first event of the job."""
@@ -50,7 +50,7 @@ class Serializer(Protocol):
         ...
 
     def to_response(self, choices: Sequence[CollectedChoice]) -> ResponseModel:
-        """Return the body of a response without streaming."""
+        """Return the body of a non-streaming response."""
         ...
 
 

@@ -142,7 +142,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _restrict_process(*, memory_bytes: int) -> str | None:
-    """Set the resource limits of this process and enter the sandbox. Return the reason if that fails."""
+    """Set the resource limits of this process and enter the sandbox.
+
+    Return None, or the reason if the sandbox is not available.
+    """
     Image.MAX_IMAGE_PIXELS = None  # _check_size enforces the limit on the header
     warnings.simplefilter("ignore")
     _load_plugins()

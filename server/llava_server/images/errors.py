@@ -30,7 +30,7 @@ class ImageLimits:
 
 
 class ImageError(Exception):
-    """An error of one image. ``code`` is one of the server's error codes.
+    """An error in one image. ``code`` is one of the server's error codes.
 
     The API puts the path of the field in front of ``message``, which therefore starts in lower case.
     """

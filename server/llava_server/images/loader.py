@@ -57,7 +57,10 @@ class ImageCache:
 
 
 class ImageLoader:
-    """A loader for single images. A request that awaits one ``load`` at a time uses one decoder process."""
+    """A loader for the images of requests.
+
+    ``load`` handles one image, so a request that awaits one call at a time uses at most one decoder process.
+    """
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ LAST = Event(0, (1,), "all", Final(reason=FinishReason.STOP))
 
 
 class ScriptedProducer:
-    """A producer that delivers the batches in ``batches`` and raises the exceptions in it."""
+    """A producer that yields the items of ``batches`` and raises those that are exceptions."""
 
     def __init__(self) -> None:
         self.batches: asyncio.Queue[list[tuple[str, Event]] | Exception] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""The functions of the decoder process, called in the test process, and the frames on its pipes."""
+"""The functions of the decoder process, called directly, and its pipe frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engine metrics on /metrics: /metrics has the statistics of each live worker and of no other worker."""
+"""Engine metrics: /metrics exports the statistics of all live workers and of no others."""
 
 from __future__ import annotations
 
