@@ -18,7 +18,7 @@ def converse(page: Page, model: str) -> None:
     """A short conversation about an example picture."""
     page.get_by_label("Model").select_option(model)
     page.get_by_role("button", name="A red heart").click()
-    expect(page.get_by_label("Pictures to send").get_by_role("img")).to_have_count(1)
+    expect(page.get_by_label("Images to send").get_by_role("img")).to_have_count(1)
     for number, question in enumerate(QUESTIONS):
         field = page.get_by_label("Your question")
         field.fill(question)

@@ -1,1 +1,1 @@
-"""The controller: OpenAI-style HTTP on one side, the job queue on the other. It has no model and no torch."""
+"""The controller: serves the OpenAI-compatible HTTP API and submits jobs to the queue, without torch."""

@@ -1,4 +1,4 @@
-"""``python -m llava_server``: serve until SIGTERM, finish the open requests, exit with status 0."""
+"""``python -m llava_server``: serve until SIGTERM, finish the open requests and exit with status 0."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ __all__ = ["main"]
 logger = logging.getLogger("llava_server")
 
 _MAX_HEADER_BYTES = 32 * 1024
-_FLUSH_TIMEOUT_S = 2  # for responses that were ended by the drain timeout to reach their clients
+_FLUSH_TIMEOUT_S = 2  # time for aborted responses to send their final bytes after the drain timeout
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Return the exit status: 0 after a shutdown, 1 failed or could not start, 2 invalid settings."""
+    """Return the exit status: 0 after a graceful shutdown, 1 after a failure, 2 for invalid settings."""
     settings = load_settings(sys.argv[1:] if args is None else args)
     configure_logging(settings.log_level, settings.log_format)
     with contextlib.ExitStack() as stack:
@@ -44,14 +44,15 @@ def main(args: Sequence[str] | None = None) -> int:
             listener = stack.enter_context(listen(settings.host, settings.port, flag="--port"))
             admin = _admin_listener(settings, stack)
             if settings.otel:
-                open_tracing("llava-server").shutdown()  # reports missing packages now, in one line
+                open_tracing("llava-server").shutdown()  # report missing packages here, in one line
             asyncio.run(_check_queue(settings))
         except (ListenError, TracingUnavailable) as error:
             sys.stderr.write(f"llava-server: {error}\n")
             return _EXIT_USAGE
         except QueueUnavailable as error:
             sys.stderr.write(
-                f"llava-server: no queue: {error}; start Redis or Valkey, or set LLAVA_REDIS_URL\n"
+                "llava-server: Cannot reach the job queue. Start Redis or Valkey, or set LLAVA_REDIS_URL. "
+                f"Reason: {error}\n"
             )
             return _EXIT_FAILED
         server = DrainingServer(settings, admin)
@@ -60,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 class DrainingServer(uvicorn.Server):
-    """A uvicorn server that drains on SIGTERM: it serves health checks until the open requests are done."""
+    """A uvicorn server that drains on SIGTERM: it serves health checks until all open requests finish."""
 
     def __init__(self, settings: Settings, admin: socket.socket | None) -> None:
         self._shutdown = GracefulShutdown(grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s)
@@ -88,12 +89,12 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         if self.started and sockets:
             self.has_served = True
-            sys.stdout.write(f"llava-server listens on {url_of(self._settings.host, sockets[0])}\n")
+            sys.stdout.write(f"llava-server is listening on {url_of(self._settings.host, sockets[0])}\n")
             if self._admin_listener is not None:
                 self._admin = AdminServer(self._services)
                 self._admin_task = asyncio.create_task(self._admin.serve([self._admin_listener]))
                 admin_url = url_of(self._settings.admin_host, self._admin_listener)
-                sys.stdout.write(f"llava-server admin listens on {admin_url}\n")
+                sys.stdout.write(f"llava-server admin is listening on {admin_url}\n")
             sys.stdout.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -102,8 +103,8 @@ class DrainingServer(uvicorn.Server):
             await self._admin_task
         await super().shutdown(sockets)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's)
-        """Begin to drain. Ctrl-C while draining exits at once."""
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's signature)
+        """Start draining. A second Ctrl-C exits immediately."""
         if self._shutdown.is_draining and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
         self._shutdown.begin()
@@ -116,9 +117,9 @@ class DrainingServer(uvicorn.Server):
         if self.failure:
             return True
         if self._shutdown.is_timed_out:
-            logger.warning("%d answers are not done and are ended", controller.num_open)
+            logger.warning("drain timeout reached, aborting %d open responses", controller.num_open)
             controller.fail_all(
-                ApiError("shutting_down", "this server had to leave before the answer was done")
+                ApiError("shutting_down", "The server shut down before the response was complete. Retry.")
             )
             return True
         return self._shutdown.rejects_requests and controller.num_open == 0
@@ -129,7 +130,7 @@ class DrainingServer(uvicorn.Server):
 
 
 async def _check_queue(settings: Settings) -> None:
-    """Raises QueueUnavailable here, where it is reported in one line, and not during the app's startup."""
+    """Raise QueueUnavailable before the app starts, so that ``main`` can report it in one line."""
     producer = await JobProducer.connect(settings.redis_url.get_secret_value())
     await producer.aclose()
 

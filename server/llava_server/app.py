@@ -1,4 +1,4 @@
-"""The app: its middlewares in the order in which a request passes them, its routes and its lifespan."""
+"""The FastAPI app: middleware in request order, routes and lifespan."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _ROUTES = (
 
 
 def create_app(settings: Settings, shutdown: GracefulShutdown | None = None) -> FastAPI:
-    """Make the app. It opens connections, processes and tasks only when its lifespan begins."""
+    """Create the app. Its lifespan opens the connections and starts the processes and tasks."""
     metrics = Metrics()
     shutdown = shutdown or GracefulShutdown(
         grace_s=settings.drain_grace_s, timeout_s=settings.drain_timeout_s
@@ -74,7 +74,7 @@ def create_app(settings: Settings, shutdown: GracefulShutdown | None = None) -> 
 
     app = FastAPI(
         title="llava-serve",
-        summary="OpenAI-style chat about pictures, answered by LLaVA.",
+        summary="OpenAI-compatible inference server for LLaVA vision-language models.",
         version=_version(),
         lifespan=lifespan,
         middleware=[
@@ -107,5 +107,5 @@ def _include_routes(app: FastAPI, settings: Settings) -> None:
 def _version() -> str:
     try:
         return version("llava-serve")
-    except PackageNotFoundError:  # run from a source tree that was never installed
+    except PackageNotFoundError:  # run from a source tree that is not installed
         return "0.0.0"

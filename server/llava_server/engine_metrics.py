@@ -1,8 +1,8 @@
-"""Metrics of the workers' engines: the statistics in the heartbeats, read at each scrape.
+"""Engine metrics of the workers, read from their heartbeats at each scrape.
 
-Nothing is stored here. The series of a worker end with it; a restarted worker has another name and begins at
-zero, as Prometheus' ``rate`` and ``sum`` expect. The tables below and the live workers decide which series
-exist, never the content of a heartbeat: unknown statistics are ignored, missing ones have no series.
+Nothing is stored here. A worker's series end when it exits. A restarted worker has a new name and starts at
+zero, as Prometheus' ``rate`` and ``sum`` expect. The set of series depends only on the tables below and the
+live workers: unknown statistics in a heartbeat are ignored, and missing ones have no series.
 """
 
 from __future__ import annotations
@@ -19,30 +19,39 @@ from llava_server.worker_registry import WorkerRegistry
 
 __all__ = ["COUNTERS", "GAUGES", "MAX_WORKERS", "PHASES", "STARTS", "EngineCollector"]
 
-MAX_WORKERS = 256  # the number of workers that have series
+MAX_WORKERS = 256  # maximum number of workers with series
 
 # statistic in the heartbeat -> (metric name without llava_engine_, help)
 GAUGES = {
-    "num_waiting": ("sequences_waiting", "Sequences in the worker that hold no memory yet."),
-    "num_running": ("sequences_running", "Sequences that hold blocks of the KV cache."),
-    "num_blocks": ("kv_blocks", "Blocks of the KV cache."),
-    "num_free_blocks": ("kv_blocks_free", "Of these, blocks to be had at once; remembered prefixes too."),
-    "image_cache_bytes": ("image_cache_bytes", "Picture features kept for the next request."),
+    "num_waiting": ("sequences_waiting", "Number of sequences that have no KV cache blocks yet."),
+    "num_running": ("sequences_running", "Number of sequences that hold KV cache blocks."),
+    "num_blocks": ("kv_blocks", "Total number of KV cache blocks."),
+    "num_free_blocks": (
+        "kv_blocks_free",
+        "Number of KV cache blocks that can be allocated, including blocks of cached prefixes.",
+    ),
+    "image_cache_bytes": ("image_cache_bytes", "Size of the image feature cache, in bytes."),
 }
 COUNTERS = {
-    "num_steps_total": ("steps", "Forward passes."),
-    "num_batched_sequences_total": ("batched_sequences", "Sequences in a step, added up over the steps."),
-    "num_prefill_tokens_total": ("prefill_tokens", "Prompt tokens that went through the model."),
-    "num_decode_tokens_total": ("decode_tokens", "Answer tokens that went through the model."),
-    "num_generated_tokens_total": ("generated_tokens", "Tokens chosen."),
-    "num_cached_tokens_total": ("prefix_cache_hit_tokens", "Tokens found in the prefix cache."),
-    "num_preemptions_total": ("preemptions", "Sequences that lost their blocks to older ones."),
-    "num_draft_tokens_total": ("draft_tokens", "Tokens guessed ahead."),
-    "num_accepted_tokens_total": ("accepted_tokens", "Of these, tokens guessed right."),
-    "num_encoded_images_total": ("encoded_images", "Pictures that went through the vision tower."),
-    "num_image_cache_hits_total": ("image_cache_hits", "Pictures whose features were still there."),
-    "num_image_cache_misses_total": ("image_cache_misses", "Pictures that had to be encoded."),
-    "num_image_cache_evictions_total": ("image_cache_evictions", "Pictures dropped to make room."),
+    "num_steps_total": ("steps", "Number of engine steps (forward passes)."),
+    "num_batched_sequences_total": ("batched_sequences", "Sum of the batch sizes of all steps."),
+    "num_prefill_tokens_total": ("prefill_tokens", "Number of prompt tokens computed."),
+    "num_decode_tokens_total": ("decode_tokens", "Number of tokens computed in decode steps."),
+    "num_generated_tokens_total": ("generated_tokens", "Number of tokens sampled."),
+    "num_cached_tokens_total": (
+        "prefix_cache_hit_tokens",
+        "Number of prompt tokens found in the prefix cache.",
+    ),
+    "num_preemptions_total": ("preemptions", "Number of sequences preempted by older sequences."),
+    "num_draft_tokens_total": ("draft_tokens", "Number of draft tokens proposed."),
+    "num_accepted_tokens_total": ("accepted_tokens", "Number of draft tokens accepted."),
+    "num_encoded_images_total": ("encoded_images", "Number of images encoded by the vision tower."),
+    "num_image_cache_hits_total": ("image_cache_hits", "Number of image feature cache hits."),
+    "num_image_cache_misses_total": ("image_cache_misses", "Number of image feature cache misses."),
+    "num_image_cache_evictions_total": (
+        "image_cache_evictions",
+        "Number of images evicted from the image feature cache.",
+    ),
 }
 PHASES = {
     "schedule_s_total": "schedule",
@@ -64,19 +73,19 @@ _Family: TypeAlias = GaugeMetricFamily | CounterMetricFamily
 
 @dataclass(frozen=True)
 class EngineCollector(Collector):
-    """Creates the series at each scrape. Above ``MAX_WORKERS`` workers, only the oldest have series."""
+    """A collector that creates the series at each scrape, for the ``MAX_WORKERS`` oldest workers at most."""
 
     registry: WorkerRegistry
 
     def describe(self) -> list[GaugeMetricFamily]:
-        """Return nothing: the default would collect before there is a worker."""
+        """Return an empty list; the default implementation would collect at registration."""
         return []
 
     def collect(self) -> Iterator[_Family]:
         heartbeats = sorted(self.registry.heartbeats, key=lambda beat: (beat.started_at, beat.worker_id))
         yield GaugeMetricFamily(
             "llava_engine_workers_hidden",
-            f"Live workers without series here: more than {MAX_WORKERS}.",
+            f"Number of live workers without series, because there are more than {MAX_WORKERS}.",
             max(0, len(heartbeats) - MAX_WORKERS),
         )
         heartbeats = heartbeats[:MAX_WORKERS]
@@ -89,17 +98,21 @@ class EngineCollector(Collector):
                 CounterMetricFamily(f"llava_engine_{name}", text, labels=_LABELS), heartbeats, {stat: ()}
             )
         phases = CounterMetricFamily(
-            "llava_engine_phase_seconds", "Host time in the phases of a step.", labels=(*_LABELS, "phase")
+            "llava_engine_phase_seconds",
+            "Host time spent in each phase of the engine step, in seconds.",
+            labels=(*_LABELS, "phase"),
         )
         yield _with_samples(phases, heartbeats, {stat: (phase,) for stat, phase in PHASES.items()})
         starts = GaugeMetricFamily(
-            "llava_engine_start_seconds", "Until the model was ready.", labels=(*_LABELS, "part")
+            "llava_engine_start_seconds",
+            "Duration of each part of the worker's startup, in seconds.",
+            labels=(*_LABELS, "part"),
         )
         yield _with_samples(starts, heartbeats, {stat: (part,) for stat, part in STARTS.items()})
 
 
 def _with_samples(family: _Family, heartbeats: list[Heartbeat], stats: dict[str, tuple[str, ...]]) -> _Family:
-    """Add a sample for each statistic that a worker sends; ``stats`` maps them to their own labels."""
+    """Add one sample per worker and statistic; ``stats`` maps each statistic to its additional labels."""
     for beat in heartbeats:
         for stat, labels in stats.items():
             if stat in beat.stats:

@@ -1,4 +1,4 @@
-"""The bodies of error responses, in OpenAI's and in Anthropic's form."""
+"""Error response bodies in OpenAI's and Anthropic's formats."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ANTHROPIC_TYPES: dict[int, AnthropicErrorType] = {
     503: "overloaded_error",
     504: "timeout_error",
 }
-_PAGE = "docs/errors.md"  # a section for each code
+_PAGE = "docs/errors.md"  # has one section per error code
 _EXAMPLE = {
     "message": "top_p: input should be less than or equal to 1 (got 2)",
     "type": "invalid_request_error",
@@ -40,55 +40,58 @@ _EXAMPLE = {
 }
 RequestId = Annotated[
     Annotated[str, Meta(max_length=64)] | None,
-    doc("The id in this server's log, as in x-request-id.", _EXAMPLE["request_id"]),
+    doc("The request ID, as in the server's log and the X-Request-Id header.", _EXAMPLE["request_id"]),
 ]
 RetryAfterMs = Annotated[int, Meta(ge=0, le=86_400_000)]
 
 
 class ErrorFields(ResponseModel, kw_only=True):
-    """What both forms report, in their order."""
+    """The fields of both formats, in their order."""
 
-    message: Annotated[str, doc("For people: what, the value, the limit.", _EXAMPLE["message"])]
+    message: Annotated[
+        str, doc("A description for humans: what happened, the value and the limit.", _EXAMPLE["message"])
+    ]
     type: str
-    param: Annotated[str | None, doc("The field that is to blame.", "top_p")]
+    param: Annotated[str | None, doc("The request field that caused the error.", "top_p")]
     code: Annotated[
         str,
         doc(
-            "For programs; never changes its status. docs/errors.md has a section for each.",
+            "A machine-readable error code. Each code always has the same HTTP status; docs/errors.md "
+            "describes all codes.",
             _EXAMPLE["code"],
             extra_json_schema={"enum": sorted(ERRORS)},
         ),
     ]
     request_id: RequestId
-    doc: Annotated[str, doc("The page that says more.", _EXAMPLE["doc"])]
+    doc: Annotated[str, doc("The documentation of this error code.", _EXAMPLE["doc"])]
     retry_after_ms: Annotated[
         RetryAfterMs | UnsetType,
-        doc("When to come again, milliseconds; only where waiting helps.", 1500),
+        doc("Time to wait before a retry, in milliseconds. Absent if waiting does not help.", 1500),
     ] = UNSET
 
 
 class ErrorDetail(ErrorFields, kw_only=True):
-    """What is wrong."""
+    """The details of an error."""
 
-    type: Annotated[ErrorType, doc("The kind of error, in OpenAI's words.", _EXAMPLE["type"])]
+    type: Annotated[ErrorType, doc("The error type, as defined by OpenAI.", _EXAMPLE["type"])]
 
 
 class Error(ResponseModel):
-    """Why there is no answer."""
+    """An error response in OpenAI's format."""
 
     error: Annotated[ErrorDetail, doc("The error.", _EXAMPLE)]
 
 
 class MessageErrorDetail(ErrorFields, kw_only=True):
-    """What is wrong, its kind in Anthropic's words."""
+    """The details of an error, with Anthropic's error type."""
 
     type: Annotated[
-        AnthropicErrorType, doc("The kind of error, in Anthropic's words.", "invalid_request_error")
+        AnthropicErrorType, doc("The error type, as defined by Anthropic.", "invalid_request_error")
     ]
 
 
 class MessageError(ResponseModel, kw_only=True):
-    """Why there is no message; in a stream the last event."""
+    """An error response in Anthropic's format; in a stream, the last event."""
 
     type: Literal["error"] = "error"
     error: Annotated[MessageErrorDetail, doc("The error.", _EXAMPLE)]
@@ -96,7 +99,7 @@ class MessageError(ResponseModel, kw_only=True):
 
 
 def to_error(error: ApiError, request_id: str | None) -> Error:
-    """Return the body in OpenAI's form."""
+    """Return the response body in OpenAI's format."""
     return Error(
         ErrorDetail(
             message=error.message,
@@ -111,7 +114,7 @@ def to_error(error: ApiError, request_id: str | None) -> Error:
 
 
 def to_message_error(error: ApiError, request_id: str | None) -> MessageError:
-    """Return the body in Anthropic's form; fields that Anthropic does not have are added to it."""
+    """Return the response body in Anthropic's format, with this server's additional fields."""
     status = error.kind.status
     kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if 400 <= status < 500 else "api_error")
     detail = to_error(error, request_id).error

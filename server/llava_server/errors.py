@@ -1,6 +1,6 @@
-"""Every error code of this server, with its HTTP status. ``error_response.py`` has the bodies.
+"""The error codes of this server and their HTTP statuses. ``error_response.py`` defines the bodies.
 
-A code is for programs and never changes its status; the message of an ApiError is for people.
+Programs match on the code, which always has the same status. The message of an ApiError is for humans.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ ErrorType = Literal["invalid_request_error", "authentication_error", "rate_limit
 
 @dataclass(frozen=True)
 class ErrorKind:
-    """The HTTP form of an error code. ``should_retry`` None leaves retries to the client's own rules."""
+    """The HTTP status and type of an error code.
+
+    ``should_retry`` is sent as ``x-should-retry``; None sends no header and leaves retries to the client.
+    """
 
     status: int
     type: ErrorType
@@ -40,7 +43,7 @@ _INVALID: ErrorType = "invalid_request_error"
 _SERVER: ErrorType = "server_error"
 
 ERRORS: dict[str, ErrorKind] = {
-    # the request
+    # invalid requests
     "invalid_json": ErrorKind(400, _INVALID),
     "invalid_value": ErrorKind(400, _INVALID),
     "invalid_type": ErrorKind(400, _INVALID),
@@ -81,7 +84,7 @@ ERRORS: dict[str, ErrorKind] = {
     "shutting_down": ErrorKind(503, _SERVER),
     "worker_outdated": ErrorKind(503, _SERVER, should_retry=True),
     "queue_timeout": ErrorKind(408, _SERVER, should_retry=True),
-    # failures of the system; most would fail again
+    # system failures; most would recur on a retry
     "deadline_exceeded": ErrorKind(504, _SERVER, should_retry=False),
     "insufficient_memory": ErrorKind(503, _SERVER, should_retry=False),
     "worker_crashed": ErrorKind(500, _SERVER, should_retry=False),
@@ -91,7 +94,7 @@ ERRORS: dict[str, ErrorKind] = {
 
 
 class ApiError(Exception):
-    """An error response. ``message`` has what happened, the value, the limit and what to do."""
+    """An error response. ``message`` states what happened, the value, the limit and the remedy."""
 
     def __init__(
         self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
@@ -105,7 +108,7 @@ class ApiError(Exception):
 
 
 def error_headers(error: ApiError) -> dict[str, str]:
-    """Return the headers that tell a client whether and when to retry."""
+    """Return the response headers that control authentication and retries."""
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
@@ -118,14 +121,16 @@ def error_headers(error: ApiError) -> dict[str, str]:
 
 
 def response_not_found() -> ApiError:
-    """Return the error for an ID with which no response is stored for this API key."""
-    return ApiError("answer_not_found", "there is no such answer of this key, or its minutes are over")
+    """Return the error for a response ID that does not exist for the API key."""
+    return ApiError(
+        "answer_not_found", "No response with this ID exists for this API key, or it has expired."
+    )
 
 
 def from_job_error(error: JobError, field: str) -> ApiError:
-    """Return a worker's error as an ApiError: every ErrorCode of the wire is a code of ``ERRORS``.
+    """Convert a worker's error; every ErrorCode of the wire protocol is also a code in ``ERRORS``.
 
-    ``field`` is the field of the request that the job was made of.
+    ``field`` is the request field that holds the prompt.
     """
     is_about_input = error.code in (ErrorCode.CONTEXT_LENGTH_EXCEEDED, ErrorCode.INVALID_REQUEST)
     param = error.param or (field if is_about_input else None)
@@ -133,21 +138,23 @@ def from_job_error(error: JobError, field: str) -> ApiError:
 
 
 def from_wire_error(error: DuplicateJob | QueueFull | TenantOverLimit | QueueUnavailable) -> ApiError:
-    """Return the error of a job that the queue did not accept."""
+    """Return the error for a job that the queue rejected."""
     if isinstance(error, DuplicateJob):
         return ApiError(
             "idempotency_conflict",
-            "this Idempotency-Key was used for another request: use a new one for each request",
+            "This Idempotency-Key was already used for a different request. Use a new key for each request.",
         )
     if isinstance(error, TenantOverLimit):
         return ApiError("rate_limit_exceeded", str(error), retry_after_s=error.retry_after_s)
     if isinstance(error, QueueFull):
         return ApiError("queue_full", str(error), retry_after_s=error.retry_after_s)
-    return ApiError("queue_unavailable", "the job queue cannot be reached", retry_after_s=error.retry_after_s)
+    return ApiError(
+        "queue_unavailable", "The job queue is unavailable. Retry.", retry_after_s=error.retry_after_s
+    )
 
 
 def from_store_error(error: StoreFull | QueueUnavailable) -> ApiError:
-    """Return the error of a file or batch that the store did not accept."""
+    """Return the error for a file or batch that the store rejected."""
     if isinstance(error, QueueUnavailable):
         return from_wire_error(error)
     if error.is_own:

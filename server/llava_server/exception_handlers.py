@@ -1,4 +1,4 @@
-"""The app's exception handlers: exceptions of routes and of the router as error responses."""
+"""Exception handlers that convert exceptions from routes and the router to error responses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llava_server.middleware.error_handler import error_response
 
 __all__ = ["EXCEPTION_HANDLERS"]
 
-_CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the log shows it
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status; appears only in the log
 
 
 async def _handle_api_error(request: Request, error: ApiError) -> Response:
@@ -25,12 +25,15 @@ async def _handle_api_error(request: Request, error: ApiError) -> Response:
 
 
 async def _handle_router_error(request: Request, error: HTTPException) -> Response:
-    """The router's own 404 and 405. Nothing else raises HTTPException."""
+    """Handle the router's 404 and 405 errors. No other code raises HTTPException."""
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "other methods")
-        api_error = ApiError("method_not_allowed", f"{request.method} is not possible here; use {allowed}")
+        allowed_methods = (error.headers or {}).get("Allow", "another method")
+        api_error = ApiError(
+            "method_not_allowed",
+            f"The method {request.method} is not allowed for this URL. Use {allowed_methods}.",
+        )
     elif error.status_code == 404:
-        api_error = ApiError("unknown_url", "there is nothing at this address; see /docs for what there is")
+        api_error = ApiError("unknown_url", "This URL does not exist. See /docs for the API.")
     else:
         raise error
     response = error_response(request.scope, api_error)
@@ -39,7 +42,7 @@ async def _handle_router_error(request: Request, error: HTTPException) -> Respon
 
 
 async def _handle_invalid_parameter(request: Request, error: RequestValidationError) -> Response:
-    """An invalid path or query parameter. Bodies are parsed by ``api.parse``."""
+    """Handle an invalid path or query parameter. Bodies are parsed by ``api.parse``."""
     return error_response(request.scope, parameter_error(error.errors()[0]))
 
 

@@ -1,4 +1,4 @@
-"""The services that live as long as the app: opened in one place, closed in reverse order."""
+"""Services with the lifetime of the app. They are closed in the reverse order of their creation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = ["Services", "attach_services", "open_services", "services_of", "servi
 logger = logging.getLogger(__name__)
 
 _REGISTRY_REFRESH_S = 1.0
-_KEYS_REFRESH_S = 3.0  # how long a revoked key stays valid; new keys are looked up when they are first used
+_KEYS_REFRESH_S = 3.0  # a revoked key stays valid for this long; new keys are looked up on first use
 _MIB = 2**20
 _DAY_S = 86400.0
 _BATCH_LEASE_S = 5.0  # a server that does not renew its lease on a batch for this long loses the batch
@@ -50,7 +50,7 @@ _BATCH_LEASE_S = 5.0  # a server that does not renew its lease on a batch for th
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Everything that routes and background tasks share."""
+    """The objects that routes and background tasks share."""
 
     settings: Settings
     metrics: Metrics
@@ -61,7 +61,7 @@ class Services:
     registry: WorkerRegistry
     controller: Controller
     image_loader: ImageLoader
-    parser_threads: ThreadPoolExecutor  # for bodies too large to be parsed in the event loop
+    parser_threads: ThreadPoolExecutor  # for bodies too large to parse in the event loop
     files: FileStore
     batches: BatchStore
     batches_changed: asyncio.Event = field(default_factory=asyncio.Event)  # wakes the batch driver
@@ -70,7 +70,7 @@ class Services:
 
 
 def attach_services(app: FastAPI, services: Services) -> None:
-    """Make the services available to the app's routes."""
+    """Store the services in the app's state, for its routes."""
     app.state.services = services
 
 
@@ -80,10 +80,10 @@ def services_of(request: Request) -> Services:
 
 
 def services_of_app(app: FastAPI) -> Services:
-    """Raises RuntimeError before the app has started."""
+    """Return the services of an app. Raise RuntimeError before the app has started."""
     services = getattr(app.state, "services", None)
     if not isinstance(services, Services):
-        raise RuntimeError("the services of an app exist only while its lifespan runs")
+        raise RuntimeError("The app has no services: its lifespan has not started.")
     return services
 
 
@@ -96,7 +96,7 @@ async def open_services(
     rate_limiter: RateLimiter,
     tracer: Tracer | None,
 ) -> AsyncIterator[Services]:
-    """Connect to the queue, start the image decoders and the periodic tasks. Raises QueueUnavailable."""
+    """Connect to the queue and start the image decoders and periodic tasks. Raises QueueUnavailable."""
     url = settings.redis_url.get_secret_value()
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(aclosing(await _connect(url, settings)))
@@ -218,6 +218,6 @@ async def _background_tasks(
 
 def _warn_about_access(api_keys: ApiKeys) -> None:
     if not api_keys.is_required:
-        logger.warning("no API key is asked: whoever reaches this port may use it")
+        logger.warning("authentication is disabled: any client that can connect to this port can use the API")
     elif not api_keys.num_keys:
-        logger.warning("there is no API key yet, so nobody may ask: make one with 'llava-serve keys create'")
+        logger.warning("no API key exists: create one with 'llava-serve keys create'")

@@ -1,6 +1,6 @@
-"""Log formats: text, or one JSON object per line. No line holds prompts, images, URLs or keys.
+"""Log formats: text, or one JSON object per line. Log lines never contain prompts, images, URLs or keys.
 
-The ``fields`` of a record, a dict passed as ``extra``, become fields of the JSON object.
+A ``fields`` dict passed in ``extra`` adds fields to the JSON object.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as one line of ASCII JSON, which cannot forge lines or control a terminal."""
+    """A formatter for one line of ASCII JSON per record, with line breaks and control characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(level: str, log_format: LogFormat) -> None:
-    """Log everything to stderr."""
+    """Send all log records to stderr in the given format."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler])

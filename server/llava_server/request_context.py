@@ -1,6 +1,6 @@
-"""The state of one HTTP request: what the middlewares record about it and routes read.
+"""Per-request state, written by the middleware and read by the routes.
 
-RequestIdMiddleware creates the context; ``context_of`` is the only access to it.
+RequestIdMiddleware creates the context; all other code gets it through ``context_of``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _KEY = "llava_server.context"
 
 
 class RequestBody:
-    """The bytes of a request's body. ``on_release`` is called with their number once they are dropped."""
+    """The body of a request. ``on_release`` is called with the number of bytes when they are dropped."""
 
     def __init__(self, on_release: Callable[[int], None]) -> None:
         self._on_release = on_release
@@ -41,25 +41,25 @@ class RequestBody:
             self.release()
 
     def release(self) -> None:
-        """Drop the bytes. Calling it again has no effect."""
+        """Drop the bytes. Further calls have no effect."""
         self._on_release(self.num_bytes)
         self._parts, self.num_bytes = [], 0
 
 
 @dataclass(slots=True, repr=False)
 class RequestContext:
-    """One HTTP request. Reading ``tenant`` or ``body`` before it is set raises AttributeError."""
+    """The state of an HTTP request. Reading ``tenant`` or ``body`` before it is set raises AttributeError."""
 
     request_id: str
     arrived_at: float  # time.monotonic()
     metrics: Metrics
     tenant: str = field(init=False)  # set by AuthMiddleware
     body: RequestBody = field(init=False)  # set by BodyLimitMiddleware for each POST
-    job_id: str | None = None  # set by the route once it has a job
+    job_id: str | None = None  # set by the route after it has submitted a job
     error_code: str | None = None
 
     def record_error(self, error: ApiError) -> None:
-        """Count the error that the response reports and name it in the request's log line."""
+        """Count the error in the metrics and add its code to the request's log line."""
         self.error_code = error.code
         self.metrics.request_failed(error.code)
 

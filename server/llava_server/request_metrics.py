@@ -1,7 +1,7 @@
-"""The Prometheus metrics of this process: vLLM's names, units and buckets with the prefix ``llava_``.
+"""The Prometheus metrics of this process. Names, units and buckets are vLLM's, with the prefix ``llava_``.
 
-One registry per app. Labels come from closed sets (served models, error codes, finish reasons), never from a
-request, so that a client cannot increase the number of series.
+Each app has its own registry. Label values come from closed sets (served models, error codes, finish
+reasons), never from a request, so that a client cannot increase the number of series.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000,
 
 
 class Metrics:
-    """Every metric of this process; each is updated through one method or attribute."""
+    """All metrics of this process. Each is updated through one method or attribute."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -47,56 +47,80 @@ class Metrics:
             return Gauge(f"llava_{name}", text, labels, registry=registry)
 
         self._time_to_first_token = histogram(
-            "time_to_first_token_seconds", "From the request's arrival to its first event.", _TTFT_S
+            "time_to_first_token_seconds",
+            "Time from the arrival of a request to its first token, in seconds.",
+            _TTFT_S,
         )
         self._inter_token_latency = histogram(
-            "inter_token_latency_seconds", "Between two events of a request, per token.", _TOKEN_S
+            "inter_token_latency_seconds",
+            "Time between two consecutive tokens of a request, in seconds.",
+            _TOKEN_S,
         )
         self._request_latency = histogram(
-            "e2e_request_latency_seconds", "From arrival to the last event.", _REQUEST_S
+            "e2e_request_latency_seconds",
+            "Time from the arrival of a request to its last token, in seconds.",
+            _REQUEST_S,
         )
         self._request_prompt_tokens = histogram(
-            "request_prompt_tokens", "Prompt tokens per request.", _TOKENS
+            "request_prompt_tokens", "Number of prompt tokens per request.", _TOKENS
         )
         self._request_generation_tokens = histogram(
-            "request_generation_tokens", "Answer tokens per request.", _TOKENS
+            "request_generation_tokens", "Number of generated tokens per request.", _TOKENS
         )
-        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens of finished requests.", model)
+        self._prompt_tokens = counter("prompt_tokens", "Number of prompt tokens of finished requests.", model)
         self._cached_tokens = counter(
-            "prompt_tokens_cached", "Prompt tokens taken from a worker's cache.", model
+            "prompt_tokens_cached",
+            "Number of prompt tokens of finished requests that were found in a prefix cache.",
+            model,
         )
-        self._generation_tokens = counter("generation_tokens", "Answer tokens.", model)
+        self._generation_tokens = counter(
+            "generation_tokens", "Number of generated tokens of finished requests.", model
+        )
         self._success = counter(
-            "request_success", "Requests answered to their end.", ("model_name", "finished_reason")
+            "request_success",
+            "Number of requests that finished without an error.",
+            ("model_name", "finished_reason"),
         )
-        self._errors = counter("request_errors", "Requests answered with an error.", ("code",))
-        self._cancelled = counter("requests_cancelled", "Requests whose client left.")
-        self._image_cache_queries = counter("mm_cache_queries", "Pictures looked up among the fitted ones.")
-        self._image_cache_hits = counter("mm_cache_hits", "Pictures found there.")
+        self._errors = counter("request_errors", "Number of requests that failed with an error.", ("code",))
+        self._cancelled = counter(
+            "requests_cancelled", "Number of requests cancelled because the client disconnected."
+        )
+        self._image_cache_queries = counter(
+            "mm_cache_queries", "Number of lookups in the cache of preprocessed images."
+        )
+        self._image_cache_hits = counter(
+            "mm_cache_hits", "Number of hits in the cache of preprocessed images."
+        )
         self.image_seconds = Histogram(
             "llava_image_decode_seconds",
-            "To decode and fit one picture, waiting for a child included.",
+            "Time to decode and preprocess one image, including the wait for a decoder process, in seconds.",
             buckets=_TTFT_S[:16],
             registry=registry,
         )
-        self._running = gauge("num_requests_running", "Jobs held by workers.")
-        self._waiting = gauge("num_requests_waiting", "Jobs waiting for a worker.", model)
-        self._workers = gauge("num_workers", "Live workers.", model)
-        self._batches = gauge("batches", "Unfinished batches of everybody.", ("state",))
-        self._batch_lines = gauge("batch_lines", "Lines of unfinished batches.", ("state",))
-        self._ended_batches = counter("batches_ended", "Batches that this controller ended.", ("state",))
-        self._ended_lines = counter("batch_lines_ended", "Results that it wrote.", ("outcome",))
-        self.open_requests = gauge("num_open_requests", "Chat requests open on this controller.")
-        self.queue_up = gauge("queue_up", "1 while the queue answers.")
+        self._running = gauge("num_requests_running", "Number of jobs assigned to workers.")
+        self._waiting = gauge("num_requests_waiting", "Number of jobs waiting for a worker.", model)
+        self._workers = gauge("num_workers", "Number of live workers that accept jobs.", model)
+        self._batches = gauge("batches", "Number of unfinished batches of all API keys.", ("state",))
+        self._batch_lines = gauge("batch_lines", "Number of lines in unfinished batches.", ("state",))
+        self._ended_batches = counter(
+            "batches_ended", "Number of batches that ended on this controller, by final state.", ("state",)
+        )
+        self._ended_lines = counter(
+            "batch_lines_ended", "Number of batch results that this controller wrote.", ("outcome",)
+        )
+        self.open_requests = gauge(
+            "num_open_requests", "Number of POST requests that this controller is processing."
+        )
+        self.queue_up = gauge("queue_up", "1 if the job queue is reachable, otherwise 0.")
         self.jobs_reaped = counter(
-            "jobs_reaped", "Jobs taken back from dead or hung workers by this controller."
+            "jobs_reaped", "Number of jobs that this controller reclaimed from lost or hung workers."
         )
 
     def observe_first_token(self, model: str, seconds: float) -> None:
         self._time_to_first_token.labels(model).observe(seconds)
 
     def inter_token_latency(self, model: str) -> Histogram:
-        """Return the histogram that observes the seconds between two tokens of a response."""
+        """Return the histogram of the seconds between two tokens of a response."""
         return self._inter_token_latency.labels(model)
 
     def request_finished(
@@ -132,7 +156,7 @@ class Metrics:
     def set_queue(
         self, *, num_running: int, num_waiting: dict[str, int], num_workers: dict[str, int]
     ) -> None:
-        """Set the queue's gauges; the mappings are by model."""
+        """Set the queue's gauges. The keys of the mappings are model names."""
         self.queue_up.set(1)
         self._running.set(num_running)
         for gauge, values in ((self._waiting, num_waiting), (self._workers, num_workers)):
@@ -140,7 +164,7 @@ class Metrics:
                 gauge.labels(model).set(value)
 
     def set_batches(self, stats: BatchStats) -> None:
-        """Set the gauges of all unfinished batches; every controller reports the same values."""
+        """Set the gauges for unfinished batches. Every controller reports the same values."""
         for state in _BATCH_STATES:
             self._batches.labels(state).set(stats.num_batches.get(state, 0))
         for state, number in (
@@ -157,32 +181,32 @@ class Metrics:
         self._ended_lines.labels("completed" if is_completed else "failed").inc()
 
     def exposition(self) -> bytes:
-        """Prometheus text format 0.0.4."""
+        """Return all metrics in Prometheus text format 0.0.4."""
         return generate_latest(self.registry)
 
 
 class EventObserver(Protocol):
-    """Observes every event of one choice, in order."""
+    """An observer of the events of one choice, in order."""
 
     def observe(self, event: Event) -> None: ...
 
 
 class NoMetrics:
-    """Observes output that is read a second time or in a batch, and records nothing."""
+    """An observer that records nothing, for batches and for output that was already observed once."""
 
     def observe(self, event: Event) -> None:
         pass
 
 
 class ChoiceMetrics:
-    """Records the latencies and token counts of one choice."""
+    """An observer that records the latencies and token counts of one choice."""
 
     def __init__(self, metrics: Metrics, model: str, *, arrived_at: float) -> None:
         self._metrics = metrics
         self._model = model
         self._arrived_at = arrived_at  # time.monotonic()
         self._last_event_at: float | None = None
-        self._inter_token_latency = metrics.inter_token_latency(model)  # looked up once: used for every token
+        self._inter_token_latency = metrics.inter_token_latency(model)  # cached: used for every token
 
     def observe(self, event: Event) -> None:
         now = time.monotonic()

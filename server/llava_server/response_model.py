@@ -1,7 +1,7 @@
-"""Response bodies. Each response, chunk and event is declared once, as a ResponseModel.
+"""The base class of all response bodies, chunks and events.
 
-Routes and serializers build and encode these objects, and the OpenAPI document describes them
-(``api/openapi/document.py``). A field that may be left out has the default UNSET.
+Routes and serializers create and encode ResponseModel objects; ``api/openapi/document.py`` generates the
+OpenAPI document from the same classes. An optional field has the default UNSET.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Timestamp = Annotated[int, Meta(ge=0, le=_MAX_TIMESTAMP)]  # Unix seconds
 
 
 class ResponseModel(msgspec.Struct):
-    """A response body or a part of one."""
+    """Base class for response bodies and their parts."""
 
 
 class JSONResponse(Response):

@@ -1,6 +1,6 @@
-"""The settings of the server process: defaults, ``LLAVA_*`` variables, then flags; validated at startup.
+"""The settings of the server process, read from ``LLAVA_*`` variables and flags and validated at startup.
 
-``python -m llava_server --help`` lists every flag.
+Flags override variables. ``python -m llava_server --help`` lists every flag.
 """
 
 from __future__ import annotations
@@ -22,93 +22,179 @@ _MIN_KEY_LENGTH = 8
 
 
 class Settings(ServiceSettings):
-    """What a controller may be told from outside."""
+    """The settings of one controller."""
 
     program: ClassVar[str] = "llava-server"
     model_config = SettingsConfigDict(cli_prog_name="python -m llava_server")
 
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every network card.")
-    port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes any free one.")
-    admin_host: str = Field("127.0.0.1", description="Address of the operator's port; it asks for no key.")
+    host: str = Field("127.0.0.1", description="Address to listen on. 0.0.0.0 listens on all interfaces.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on. 0 selects any free port.")
+    admin_host: str = Field(
+        "127.0.0.1", description="Address of the admin port. The admin port does not require an API key."
+    )
     admin_port: int | None = Field(
         None,
         ge=0,
         le=65535,
-        description="Port for /metrics, health and /workers; none: /metrics is on the API's, behind a key.",
+        description="TCP port for /metrics, health checks and /workers. Without it, the API port serves "
+        "/metrics, which then requires an API key.",
     )
-    auth: bool = Field(True, description="Ask for API keys; without, whoever reaches the port may ask.")
+    auth: bool = Field(
+        True,
+        description="Require an API key. If disabled, any client that can reach the port can use the API.",
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Keys besides those of 'llava-serve keys', separated by commas."
+        (), description="API keys in addition to those of 'llava-serve keys', separated by commas."
     )
-    api_keys_file: Path | None = Field(None, description="File with one API key a line (a secret).")
+    api_keys_file: Path | None = Field(None, description="File with one API key per line (a secret).")
 
-    max_body_mb: int = Field(32, ge=1, le=128, description="Largest request body, MiB.")
+    max_body_mb: int = Field(32, ge=1, le=128, description="Maximum size of a request body, in MiB.")
     max_inflight_body_mb: int = Field(
-        512, ge=1, le=65536, description="Bodies of all open requests together, MiB; above: 503."
+        512,
+        ge=1,
+        le=65536,
+        description="Maximum total size of the bodies of all open requests, in MiB. "
+        "Requests above the limit fail with 503.",
     )
-    body_timeout_s: float = Field(60.0, gt=0, le=3600, description="Time for a request body to arrive, s.")
+    body_timeout_s: float = Field(
+        60.0, gt=0, le=3600, description="Maximum time to receive a request body, in seconds."
+    )
     max_open_requests: int = Field(
-        1024, ge=1, le=100_000, description="Chat requests open at once; above: 503."
+        1024,
+        ge=1,
+        le=100_000,
+        description="Maximum number of open POST requests. Requests above the limit fail with 503.",
     )
-    max_text_kb: int = Field(1024, ge=1, le=65536, description="Text of one request, KiB.")
-    max_images: int = Field(8, ge=0, le=64, description="Pictures of one request.")
-    max_image_mb: int = Field(20, ge=1, le=128, description="One picture's file, MiB.")
-    max_image_mp: int = Field(40, ge=1, le=178, description="One picture's size, million pixels.")
-    image_workers: int = Field(2, ge=1, le=64, description="Child processes that decode pictures.")
-    image_cache_mb: int = Field(64, ge=0, le=65536, description="Fitted pictures kept in memory, MiB.")
+    max_text_kb: int = Field(
+        1024, ge=1, le=65536, description="Maximum size of the text of one request, in KiB."
+    )
+    max_images: int = Field(8, ge=0, le=64, description="Maximum number of images per request.")
+    max_image_mb: int = Field(20, ge=1, le=128, description="Maximum file size of one image, in MiB.")
+    max_image_mp: int = Field(40, ge=1, le=178, description="Maximum size of one image, in million pixels.")
+    image_workers: int = Field(2, ge=1, le=64, description="Number of image decoder processes.")
+    image_cache_mb: int = Field(
+        64, ge=0, le=65536, description="Maximum size of the cache of preprocessed images, in MiB."
+    )
 
     image_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Hosts that pictures may be fetched from, separated by commas: name, *.name, name:port; "
-        "none: no picture is fetched.",
+        description="Hosts from which images may be fetched, separated by commas: name, *.name or name:port. "
+        "If empty, fetching is disabled.",
     )
-    image_allow_http: bool = Field(False, description="Fetch pictures by http:// too.")
-    image_fetch_timeout_s: float = Field(10.0, gt=0, le=120, description="Time to fetch one picture, s.")
+    image_allow_http: bool = Field(False, description="Allow http:// image URLs in addition to https://.")
+    image_fetch_timeout_s: float = Field(
+        10.0, gt=0, le=120, description="Maximum time to fetch one image, in seconds."
+    )
 
-    max_queued: int = Field(1024, ge=1, le=1_000_000, description="Jobs waiting for a worker; above: 503.")
+    max_queued: int = Field(
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="Maximum number of jobs waiting for a worker, per model. "
+        "Requests above the limit fail with 503.",
+    )
     max_queued_tokens: int = Field(
-        10_000_000, ge=1, le=10**12, description="Tokens that waiting jobs may take together; above: 503."
+        10_000_000,
+        ge=1,
+        le=10**12,
+        description="Maximum estimated number of tokens of all waiting jobs, per model. "
+        "Requests above the limit fail with 503.",
     )
     max_tenant_jobs: int = Field(
-        256, ge=1, le=1_000_000, description="Jobs of one API key, waiting or running; above: 429."
+        256,
+        ge=1,
+        le=1_000_000,
+        description="Maximum number of waiting and running jobs per API key. "
+        "Requests above the limit fail with 429.",
     )
     max_tenant_tokens: int = Field(
-        10_000_000, ge=1, le=10**12, description="Tokens that one API key's jobs may take; above: 429."
+        10_000_000,
+        ge=1,
+        le=10**12,
+        description="Maximum estimated number of tokens of the waiting and running jobs of one API key. "
+        "Requests above the limit fail with 429.",
     )
-    file_days: float = Field(7.0, gt=0, le=365, description="How long files and batches are kept, days.")
-    max_files: int = Field(100, ge=1, le=10_000, description="Files of one API key; above: 429.")
+    file_days: float = Field(7.0, gt=0, le=365, description="Retention time of files and batches, in days.")
+    max_files: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="Maximum number of files per API key. Uploads above the limit fail with 429.",
+    )
     max_files_mb: int = Field(
-        128, ge=1, le=65536, description="Files of one API key together, MiB of Redis's memory; above: 429."
+        128,
+        ge=1,
+        le=65536,
+        description="Maximum total size of the files of one API key, in MiB of Redis memory. "
+        "Uploads above the limit fail with 429.",
     )
     max_all_files_mb: int = Field(
-        256, ge=1, le=1 << 20, description="Everybody's files together, MiB of Redis's memory; above: 503."
+        256,
+        ge=1,
+        le=1 << 20,
+        description="Maximum total size of the files of all API keys, in MiB of Redis memory. "
+        "Uploads above the limit fail with 503.",
     )
-    max_batches: int = Field(16, ge=1, le=1000, description="Unfinished batches of one API key; above: 429.")
-    max_batch_lines: int = Field(10_000, ge=1, le=100_000, description="Requests of one batch.")
-    max_batch_output_mb: int = Field(64, ge=1, le=1024, description="Answers of one batch together, MiB.")
+    max_batches: int = Field(
+        16,
+        ge=1,
+        le=1000,
+        description="Maximum number of unfinished batches per API key. "
+        "Batches above the limit fail with 429.",
+    )
+    max_batch_lines: int = Field(
+        10_000, ge=1, le=100_000, description="Maximum number of requests per batch."
+    )
+    max_batch_output_mb: int = Field(
+        64, ge=1, le=1024, description="Maximum total size of the results of one batch, in MiB."
+    )
     batch_parallel: int = Field(
-        8, ge=1, le=1024, description="Requests of batches that a controller has in the queue at once."
+        8,
+        ge=1,
+        le=1024,
+        description="Maximum number of batch requests that one controller has in the queue at a time.",
     )
-    request_timeout_s: float = Field(600.0, gt=0, le=86400, description="A request's whole life, s.")
-    queue_timeout_s: float = Field(300.0, gt=0, le=86400, description="Wait for a request's first token, s.")
+    request_timeout_s: float = Field(
+        600.0, gt=0, le=86400, description="Maximum time from submission to the last token, in seconds."
+    )
+    queue_timeout_s: float = Field(
+        300.0, gt=0, le=86400, description="Maximum time from submission to the first token, in seconds."
+    )
     send_timeout_s: float = Field(
-        60.0, gt=0, le=3600, description="A reader that takes nothing so long is cut, s."
+        60.0,
+        gt=0,
+        le=3600,
+        description="Maximum time for a client to read the next part of a stream, in seconds. "
+        "The connection is then closed.",
     )
     keepalive_s: float = Field(
-        10.0, gt=0, le=3600, description="A comment on a silent stream every so often, s."
+        10.0,
+        gt=0,
+        le=3600,
+        description="Interval between keepalive comments on a stream without output, in seconds.",
     )
 
     orphan_grace_s: float = Field(
-        30.0, gt=0, le=3600, description="A kept answer without a reader is cancelled after so long, s."
+        30.0,
+        gt=0,
+        le=3600,
+        description="Time for the client of a resumable response to reconnect, in seconds. "
+        "The response is then cancelled.",
     )
 
     drain_timeout_s: float = Field(
-        120.0, ge=0, le=86400, description="After SIGTERM: time for open answers, s."
+        120.0,
+        ge=0,
+        le=86400,
+        description="Maximum time for open requests to finish after SIGTERM, in seconds.",
     )
     drain_grace_s: float = Field(
-        0.0, ge=0, le=600, description="After SIGTERM: new requests are still taken for so long, s."
+        0.0,
+        ge=0,
+        le=600,
+        description="Time during which new requests are accepted after SIGTERM, in seconds.",
     )
-    log_format: LogFormat = Field("text", description="Lines for people, or JSON, one object a line.")
+    log_format: LogFormat = Field("text", description="Log format: text, or one JSON object per line.")
 
     @field_validator("api_keys", "image_hosts", mode="before")
     @classmethod
@@ -124,7 +210,7 @@ class Settings(ServiceSettings):
         for host in hosts:
             if not HOST_RULE.fullmatch(host):
                 raise ValueError(
-                    f"{host!r} is not a host's name, *.name or name:port; addresses are not taken"
+                    f"{host!r} is not a host name, *.name or name:port; IP addresses are not supported"
                 )
         return hosts
 
@@ -132,10 +218,10 @@ class Settings(ServiceSettings):
     @classmethod
     def _check_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if any(len(key.get_secret_value()) < _MIN_KEY_LENGTH for key in value):
-            raise ValueError(f"each key needs at least {_MIN_KEY_LENGTH} characters")
+            raise ValueError(f"each API key must have at least {_MIN_KEY_LENGTH} characters")
         return value
 
 
 def load_settings(arguments: Sequence[str]) -> Settings:
-    """Read the server's settings. Exit with status 2 and a message if a value is invalid."""
+    """Read the settings of the server. Exit with status 2 and an error message if a value is invalid."""
     return Settings.load(arguments)

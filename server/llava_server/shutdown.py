@@ -1,4 +1,4 @@
-"""Graceful shutdown: after SIGTERM readiness is 503, open requests finish, then the process exits."""
+"""Graceful shutdown: after SIGTERM, ``/readyz`` returns 503, open requests finish and the process exits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _POLL_S = 0.1
 
 
 class GracefulShutdown:
-    """Whether this process is shutting down, and in which phase. It cannot be revoked."""
+    """The shutdown state of this process. A shutdown cannot be revoked."""
 
     def __init__(self, *, grace_s: float, timeout_s: float) -> None:
         self._grace_s = grace_s
@@ -19,12 +19,12 @@ class GracefulShutdown:
         self._begun_at: float | None = None
 
     def begin(self) -> None:
-        """Safe to call from a signal handler, from any thread and more than once."""
+        """Start the shutdown. Safe to call from signal handlers, from any thread and repeatedly."""
         if self._begun_at is None:
             self._begun_at = time.monotonic()
 
     async def wait_begun(self) -> None:
-        """Return once the shutdown has begun. It polls: a signal handler cannot wake a task."""
+        """Wait until the shutdown has begun. Polls, because a signal handler cannot wake a task."""
         while not self.is_draining:
             await asyncio.sleep(_POLL_S)
 
@@ -34,12 +34,12 @@ class GracefulShutdown:
 
     @property
     def rejects_requests(self) -> bool:
-        """Whether the grace period is over in which load balancers notice and new requests are served."""
+        """Whether new requests are rejected: the grace period for load balancers has ended."""
         return self._elapsed() >= self._grace_s
 
     @property
     def is_timed_out(self) -> bool:
-        """Whether the time for open requests is over."""
+        """Whether the drain timeout for open requests has expired."""
         return self._elapsed() >= self._grace_s + self._timeout_s
 
     def _elapsed(self) -> float:

@@ -1,4 +1,4 @@
-"""Listening sockets, with clear errors."""
+"""Listening sockets with readable error messages."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _BACKLOG = 2048
 
 
 class ListenError(Exception):
-    """The address is not available. The message says why and what to do."""
+    """The address is not available. The message has the reason and the remedy."""
 
 
 def listen(host: str, port: int, *, flag: str) -> socket.socket:
     """Listen on the first address of ``host`` that belongs to this machine.
 
-    Raises ListenError, whose message names ``flag`` as the way to choose another port.
+    Raises ListenError; the message names ``flag`` as the option that selects another port.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    last_error = OSError("the name has no address")
+    last_error = OSError("the host name has no address")
     try:
         addresses = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
     except OSError as error:
@@ -41,7 +41,7 @@ def listen(host: str, port: int, *, flag: str) -> socket.socket:
 
 
 def url_of(host: str, listener: socket.socket) -> str:
-    """Return the URL of the socket on this machine."""
+    """Return the URL under which this machine can reach the socket."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
     host = f"[{host}]" if ":" in host and not host.startswith("[") else host
     return f"http://{host}:{listener.getsockname()[1]}"
@@ -50,12 +50,12 @@ def url_of(host: str, listener: socket.socket) -> str:
 def _reason(host: str, port: int, flag: str, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
-            f"port {port} is taken on {host}: "
-            f"stop the program that uses it, or choose another with {flag} (0 takes any free one)"
+            f"Port {port} on {host} is already in use. Stop the program that uses it, "
+            f"or select another port with {flag} (0 selects any free port)."
         )
     if error.errno == errno.EACCES:
         return (
-            f"not allowed to listen on {host}:{port}: ports below 1024 need rights; "
-            f"choose another with {flag}"
+            f"Permission denied to listen on {host}:{port}. Ports below 1024 require privileges; "
+            f"select another port with {flag}."
         )
-    return f"cannot listen on {host}:{port}: {error}"
+    return f"Cannot listen on {host}:{port}: {error}."

@@ -1,19 +1,18 @@
-"""OpenTelemetry spans of requests and batch lines. Nothing of it is imported unless ``otel`` is set.
+"""OpenTelemetry spans for requests and batch lines. OpenTelemetry is imported only if ``otel`` is set.
 
-    POST /v1/...          the whole request, from its first byte to the last of the response; child of the
-                          client's span. Started by TracingMiddleware.
+    POST /v1/...          the request, from its first byte to the last byte of the response; child of the
+                          client's span, started by TracingMiddleware
       pictures            fetch, decode and preprocess the images
       submit              charge the rate limits and submit the job
-        (the worker's)    linked by the ``traceparent`` that is sent with the job
+        (worker spans)    connected by the ``traceparent`` that is sent with the job
       first event         wait for the worker's first event
 
-    batch line            from the line's turn until its result is stored; a trace of its own, linked to the
-                          request that created the batch: a batch may take a day and have thousands of lines
+    batch line            one line of a batch, until its result is stored; a separate trace with a link to
+                          the request that created the batch, because a batch can run for a day
       pictures, submit    as above
 
-The tracer is a context variable, like the current span: code that runs in a request or a batch line needs no
-tracer argument, and code outside of them creates no spans. Attributes hold sizes and our own names, never
-content.
+The tracer is a context variable, like the current span. Code that runs in a request or a batch line needs no
+tracer argument; other code creates no spans. Attributes contain sizes and identifiers, never content.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ _tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 
 
 class Tracing:
-    """The process's tracer; None until ``open`` and for good where tracing is disabled."""
+    """The tracer of the process. ``tracer`` is None before ``open``, and always if tracing is disabled."""
 
     def __init__(self) -> None:
         self.tracer: Tracer | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Export spans while open. Raises TracingUnavailable."""
+        """Export spans inside the block. Raises TracingUnavailable."""
         provider = open_tracing("llava-server")
         self.tracer = provider.get_tracer(SCOPE)
         try:
@@ -54,7 +53,7 @@ class Tracing:
 
 @contextmanager
 def use_tracer(tracer: Tracer | None) -> Iterator[None]:
-    """Make this the tracer of the code in the block and of the tasks created in it."""
+    """Set the tracer for the code in the block and for tasks created in it."""
     token = _tracer.set(tracer)
     try:
         yield
@@ -63,13 +62,13 @@ def use_tracer(tracer: Tracer | None) -> Iterator[None]:
 
 
 def span(name: str, **attributes: int | str) -> AbstractContextManager[object]:
-    """Start a child of the current span, if there is a tracer. ``_`` in attribute names becomes a dot."""
+    """Start a child of the current span if there is a tracer. ``_`` in attribute names becomes a dot."""
     tracer = _tracer.get()
     return nullcontext() if tracer is None else _start_span(tracer, name, attributes)
 
 
 def linked_span(name: str, parent: str, **attributes: int | str) -> AbstractContextManager[object]:
-    """Start a trace of its own, linked to the span that ``parent`` (a ``traceparent`` or empty) names."""
+    """Start a new trace with a link to the span in ``parent``, a ``traceparent`` or an empty string."""
     tracer = _tracer.get()
     if tracer is None:
         return nullcontext()
@@ -82,7 +81,7 @@ def linked_span(name: str, parent: str, **attributes: int | str) -> AbstractCont
 
 
 def set_error_type(code: str) -> None:
-    """Set the error of the current span where the error is a result and not raised any further."""
+    """Set the error type of the current span, for an error that is returned instead of raised."""
     if _tracer.get() is not None:
         from opentelemetry.trace import get_current_span
 
@@ -90,7 +89,7 @@ def set_error_type(code: str) -> None:
 
 
 def traceparent() -> str:
-    """Return the current span in W3C format; empty without a tracer."""
+    """Return the current span as a W3C ``traceparent``, or an empty string without a tracer."""
     if _tracer.get() is None:
         return ""
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -110,6 +109,6 @@ def _start_span(
     ) as started:
         try:
             yield started
-        except BaseException as error:  # the class only: the message may quote the request
+        except BaseException as error:  # only the class: the message may contain request content
             started.set_attribute("error.type", type(error).__name__)
             raise

@@ -1,7 +1,7 @@
 """The registry of live workers and served models: a copy of the workers' heartbeats, refreshed every second.
 
-Readers never wait for Redis: ``GET /v1/models`` is answered from this copy. A model stays known once a worker
-has served it, so that "no worker at the moment" (503, retry) differs from "no such model" (404).
+Readers such as ``GET /v1/models`` use the copy and do not wait for Redis. A model stays registered after its
+last worker has exited, so that requests for it fail with 503 (retry) and not with 404 (unknown model).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ __all__ = ["ServedModel", "WorkerRegistry"]
 
 logger = logging.getLogger(__name__)
 
-_STALE_S = 5.0  # the queue counts as unavailable if the last refresh is older
-_MIN_REFRESH_S = 0.25  # a request for a model without workers refreshes, but not more often than this
+_STALE_S = 5.0  # the queue is considered unavailable if the last refresh is older
+_MIN_REFRESH_S = 0.25  # minimum interval between refreshes for models without workers
 _RETRY_AFTER_S = 5.0
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model as its newest worker announces it."""
+    """A model as announced by its most recently started worker."""
 
     name: str
     image_spec: ImageSpec
@@ -39,13 +39,13 @@ class ServedModel:
 
     @property
     def fingerprint(self) -> str:
-        """The ``system_fingerprint``: it changes when the same seed may give another output."""
+        """The ``system_fingerprint``, which changes if the same seed may produce a different output."""
         text = f"{self.name}/{self.precision}/{self.context_length}/{self.image_spec}"
         return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 class WorkerRegistry:
-    """Written by ``refresh`` only; read by every request."""
+    """The live workers and served models. Only ``refresh`` changes them; every request reads them."""
 
     def __init__(self, producer: JobProducer, metrics: Metrics) -> None:
         self._producer = producer
@@ -54,24 +54,24 @@ class WorkerRegistry:
         self._num_workers: dict[str, int] = {}  # by model
         self._heartbeats: list[Heartbeat] = []
         self._refreshed_at: float | None = None  # time.monotonic()
-        self._refresh_error: str | None = "the queue has not been looked at yet"
+        self._refresh_error: str | None = "The connection to the job queue has not been checked yet."
 
     @property
     def models(self) -> list[ServedModel]:
-        """Every model seen since this process started, by name."""
+        """All models that were served since this process started, sorted by name."""
         return [self._models[name] for name in sorted(self._models)]
 
     @property
     def heartbeats(self) -> list[Heartbeat]:
-        """The latest heartbeats of the live workers with a model; empty while the queue is unavailable."""
+        """The latest heartbeats of live workers with a model; empty while the queue is unavailable."""
         return [] if self.queue_error else self._heartbeats
 
     @property
     def queue_error(self) -> str | None:
-        """Why the queue is unavailable, or None."""
+        """The reason that the queue is unavailable, or None."""
         if self._refresh_error is None and self._refreshed_at is not None:
             age_s = time.monotonic() - self._refreshed_at
-            return f"the queue has not answered for {age_s:.0f} s" if age_s > _STALE_S else None
+            return f"The job queue has not responded for {age_s:.0f} seconds." if age_s > _STALE_S else None
         return self._refresh_error
 
     def num_workers(self, model: str) -> int:
@@ -79,7 +79,7 @@ class WorkerRegistry:
         return self._num_workers.get(model, 0)
 
     async def find(self, name: str) -> ServedModel:
-        """Return a model that a live worker serves. Raises ApiError: 404 if unknown, 503 without a worker."""
+        """Return a model that has a live worker. Raises ApiError: 404 if unknown, 503 without a worker."""
         if not self.num_workers(name) and self._age_s() > _MIN_REFRESH_S:
             await self.refresh()  # the worker may have started since the last refresh
         model = self._models.get(name)
@@ -90,8 +90,8 @@ class WorkerRegistry:
         if not self.num_workers(name):
             raise ApiError(
                 "no_worker",
-                f"no worker serves {name!r} at the moment: come again shortly, or start one with "
-                "'llava-serve worker'",
+                f"No worker currently serves the model {name!r}. Retry later, or start a worker with "
+                "'llava-serve worker'.",
                 param="model",
                 retry_after_s=_RETRY_AFTER_S,
             )
@@ -108,12 +108,12 @@ class WorkerRegistry:
         return self._models[name].fingerprint if name in self._models else None
 
     async def refresh(self) -> None:
-        """Read the heartbeats. An unavailable queue is recorded as ``queue_error``, not raised."""
+        """Read the heartbeats. If the queue is unavailable, set ``queue_error`` instead of raising."""
         try:
             heartbeats = await self._producer.heartbeats()
             stats = await self._producer.stats(heartbeats)
         except QueueUnavailable as error:
-            self._set_refresh_error(f"the queue cannot be reached: {error}")
+            self._set_refresh_error(f"The job queue is unavailable: {error}")
             return
         self._set_refresh_error(None)
         self._refreshed_at = time.monotonic()
@@ -144,7 +144,7 @@ class WorkerRegistry:
         if error and self._refresh_error is None:
             logger.warning("%s", error)
         if error is None and self._refresh_error and self._refreshed_at is not None:
-            logger.info("the queue answers again")
+            logger.info("the job queue is available again")
         if error:
             self._metrics.queue_up.set(0)
         self._refresh_error = error
@@ -153,7 +153,9 @@ class WorkerRegistry:
         return float("inf") if self._refreshed_at is None else time.monotonic() - self._refreshed_at
 
     def _not_found(self, name: str) -> ApiError:
-        served = ", ".join(sorted(self._models)) or "none yet"
+        model_name, served_models = name[:64], ", ".join(sorted(self._models)) or "none"
         return ApiError(
-            "model_not_found", f"model {name[:64]!a} is not served here; served: {served}", param="model"
+            "model_not_found",
+            f"The model {model_name!a} does not exist. Available models: {served_models}.",
+            param="model",
         )

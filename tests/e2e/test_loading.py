@@ -53,7 +53,7 @@ class Port:
 def operating(queue_url: str, folder: Path) -> Iterator[Port]:
     folder.mkdir(exist_ok=True)
     with running_controller(queue_url, folder, admin_port=0, lease_s=1) as site:
-        found = re.search(r"admin listens on (\S+)", site.log)
+        found = re.search(r"admin is listening on (\S+)", site.log)
         assert found, site.log
         port = Port(site, found[1])
         with port.http:

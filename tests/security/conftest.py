@@ -1,4 +1,4 @@
-"""The stack that the server's own tests use."""
+"""Fixtures of the server tests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Hosts that serve images, real servers on loopback, and a network where public addresses lead to them.
+"""Image hosts on loopback, and a network backend that connects to them instead of public addresses.
 
-The fetcher refuses loopback addresses, so the tests resolve names to public ones. ``Network`` records each
-address that the fetcher connects to.
+The fetcher rejects loopback addresses, so the tests resolve names to public addresses. ``Network`` records
+the addresses that the fetcher connects to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TLS = Path(__file__).parents[1] / "data" / "tls"
 PUBLIC_ADDRESS = "93.184.216.34"
 HOST = "pictures.example"
 
-Route = bytes | list[bytes]  # a response, or its pieces with a pause between
+Route = bytes | list[bytes]  # a response, or the parts of a response that never ends
 
 
 def http_response(status: int, body: bytes = b"", **headers: str) -> bytes:
@@ -37,7 +37,7 @@ def redirect(location: str) -> bytes:
 
 
 class ImageHost:
-    """A server on loopback that responds by path; ``requests`` holds the heads that it received."""
+    """A server on loopback with one response per path. ``requests`` are the received request heads."""
 
     def __init__(self, routes: dict[str, Route], *, is_tls: bool = True) -> None:
         self.requests: list[str] = []
@@ -76,7 +76,7 @@ class ImageHost:
                 self.num_sent_bytes += len(piece)
                 await asyncio.sleep(0)
             if not isinstance(route, bytes):
-                await reader.read()  # until the client gives up
+                await reader.read()  # wait until the client disconnects
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             pass
         finally:
@@ -84,7 +84,7 @@ class ImageHost:
 
 
 class Network(httpcore2.AsyncNetworkBackend):
-    """A network where every address leads to ``host``; ``addresses`` are those that were connected to."""
+    """A network backend that connects all addresses to ``host`` and records them in ``addresses``."""
 
     def __init__(self, host: ImageHost) -> None:
         self.addresses: list[tuple[str, int]] = []
@@ -104,7 +104,7 @@ class Network(httpcore2.AsyncNetworkBackend):
 
 
 class Resolver:
-    """A resolver; each look-up of a name returns its next result, and the last one for ever."""
+    """A resolver with a list of results per name. Each lookup returns the next one; the last one repeats."""
 
     def __init__(self, **results: list[list[str]]) -> None:
         self.num_lookups = 0
@@ -121,10 +121,10 @@ def trusting_context() -> ssl.SSLContext:
 
 
 class FetchOutcome:
-    """What one fetch returned and whom it contacted."""
+    """The result of a fetch, and the hosts that it contacted."""
 
     def __init__(self, result: bytes | str, host: ImageHost, network: Network, resolver: Resolver) -> None:
-        self.result = result  # the file, or the error's message
+        self.result = result  # the file, or the error message
         self.host = host
         self.addresses = [address for address, _ in network.addresses]
         self.ports = [port for _, port in network.addresses]

@@ -1,4 +1,4 @@
-"""Requests as no client library would send them."""
+"""Raw HTTP requests that client libraries do not send."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def connect(stack: Stack) -> socket.socket:
 
 
 def status_line(stack: Stack, request: bytes) -> bytes:
-    """Return the first line of the response; b"closed" if the connection is closed without one."""
+    """Return the status line of the response, or b"closed" if the connection is closed without one."""
     with connect(stack) as connection:
         try:
             connection.sendall(request)

@@ -1,4 +1,4 @@
-"""What a checkpoint may bring beside its numbers: nothing of it is run."""
+"""Code in a checkpoint is never executed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from llava_worker.settings import load_settings
 TINY = Path(llava_worker.__file__).parent / "tiny"
 
 
-def test_code_that_lies_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    """As transformers would run it: named by ``auto_map``, found beside the configuration."""
+def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
+    """The checkpoint names its code in ``auto_map``, which transformers would execute."""
     for file in TINY.iterdir():
         (tmp_path / file.name).symlink_to(file)
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
-        told = json.loads((TINY / name).read_text())
+        config = json.loads((TINY / name).read_text())
         names = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoProcessor")
-        told |= {"auto_map": {each: "rogue.Thing" for each in names}, "trust_remote_code": True}
+        config |= {"auto_map": {each: "rogue.Thing" for each in names}, "trust_remote_code": True}
         (tmp_path / name).unlink()
-        (tmp_path / name).write_text(json.dumps(told))
+        (tmp_path / name).write_text(json.dumps(config))
     (tmp_path / "rogue.py").write_text(f"open({str(tmp_path / 'was_here')!r}, 'w')\nclass Thing: ...\n")
 
     model = open_model(load_settings(["--model", str(tmp_path), "--device", "cpu"]))

@@ -1,4 +1,4 @@
-"""A picture child that is taken over: what it may still ask of the kernel."""
+"""The system calls that remain available to a compromised image decoder process."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from llava_wire.messages.heartbeat import ImageSpec
 from tests.machine_speed import scaled
 from tests.server.image_files import encoded, scene
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="seccomp requires Linux")
 
-# Each must succeed in a free process, or its failure in a confined one would say nothing.
+# Each call must succeed without the sandbox; otherwise its failure in the sandbox would prove nothing.
 ATTEMPTS = """
 import ctypes, errno, json, mmap, os, resource, signal, socket, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -29,40 +29,41 @@ attempts = {
     "open a file": lambda: os.open("/etc/passwd", os.O_RDONLY),
     "list a folder": lambda: os.listdir("/"),
     "write a file": lambda: os.open("/tmp", os.O_TMPFILE | os.O_RDWR),
-    "look at a path": lambda: os.stat("/"),
+    "stat a path": lambda: os.stat("/"),
     "open a TCP socket": lambda: socket.socket(),
     "open a unix socket": lambda: socket.socket(socket.AF_UNIX),
     "open a datagram socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
-    "make a pair of sockets": lambda: socket.socketpair(),
-    "make a pipe": lambda: os.pipe(),
+    "create a socket pair": lambda: socket.socketpair(),
+    "create a pipe": lambda: os.pipe(),
     "fork": lambda: os.fork() or os._exit(0),
-    "signal another": lambda: os.kill(os.getppid(), 0),
-    "map memory that can be run": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC),
-    "limit another": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CORE),
-    "become another": lambda: os.setuid(os.getuid()),
-    "have a memory file": lambda: os.memfd_create("x"),
-    "change folder": lambda: os.chdir("/"),
+    "signal another process": lambda: os.kill(os.getppid(), 0),
+    "map executable memory": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC),
+    "limit another process": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CORE),
+    "change the user": lambda: os.setuid(os.getuid()),
+    "create a memory file": lambda: os.memfd_create("x"),
+    "change the working directory": lambda: os.chdir("/"),
 }
-if sys.argv[1] == "confined":
+if sys.argv[1] == "sandboxed":
     sys.path.append(sys.argv[2])
     from llava_server.images.sandbox import enter_sandbox
     assert enter_sandbox() is None
-outcome = {}
+results = {}
 for name, attempt in attempts.items():
     try:
         attempt()
     except OSError as error:
-        outcome[name] = errno.errorcode[error.errno]
+        results[name] = errno.errorcode[error.errno]
     else:
-        outcome[name] = "done"
-still = mmap.mmap(-1, 1 << 20), bytearray(1 << 24), os.urandom(8), resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps(outcome))
+        results[name] = "ok"
+allowed = mmap.mmap(-1, 1 << 20), bytearray(1 << 24), os.urandom(8), resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps(results))
 """
 SOURCE = str(Path(decoder_process.__file__).parents[2])
 
 
-def outcome(how: str) -> dict[str, str]:
-    command = [sys.executable, "-I", "-c", ATTEMPTS, how, SOURCE]
+def run_attempts(mode: str) -> dict[str, str]:
+    """Return the result of each attempt: "ok" or the name of an errno. ``mode`` is "sandboxed" or "free"."""
+    command = [sys.executable, "-I", "-c", ATTEMPTS, mode, SOURCE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=scaled(60), check=True, env={})
     found = json.loads(done.stdout.splitlines()[-1])
     assert isinstance(found, dict)
@@ -70,29 +71,29 @@ def outcome(how: str) -> dict[str, str]:
 
 
 @linux
-def test_a_confined_process_can_decode_and_nothing_else() -> None:
-    assert set(outcome("confined").values()) == {"EPERM"}
+def test_a_sandboxed_process_cannot_make_other_system_calls() -> None:
+    assert set(run_attempts("sandboxed").values()) == {"EPERM"}
 
 
 @linux
-def test_a_free_process_can_do_all_of_it() -> None:
-    assert set(outcome("free").values()) == {"done"}
+def test_a_process_without_a_sandbox_can_make_all_system_calls() -> None:
+    assert set(run_attempts("free").values()) == {"ok"}
 
 
 @linux
-def test_calls_of_another_architecture_end_the_process() -> None:
+def test_system_calls_of_another_architecture_kill_the_process() -> None:
     program = (
         "import ctypes, sys; sys.path.append(sys.argv[1]);"
         "from llava_server.images.sandbox import enter_sandbox; enter_sandbox();"
-        "ctypes.CDLL(None).syscall(0x40000000 + 39)"  # getpid of x32
+        "ctypes.CDLL(None).syscall(0x40000000 + 39)"  # getpid in the x32 ABI
     )
     done = subprocess.run([sys.executable, "-I", "-c", program, SOURCE], timeout=scaled(60), check=False)
     assert done.returncode == (-31 if "x86_64" in sys.implementation._multiarch else 0)  # SIGSYS
 
 
 @linux
-def test_a_child_of_the_pool_has_no_environment_no_files_and_no_system_calls() -> None:
-    async def look() -> None:
+def test_a_process_of_the_pool_has_no_environment_no_files_and_a_seccomp_filter() -> None:
+    async def check() -> None:
         pool = DecoderPool(num_processes=1, limits=ImageLimits())
         await pool.start()
         try:
@@ -105,24 +106,24 @@ def test_a_child_of_the_pool_has_no_environment_no_files_and_no_system_calls() -
         finally:
             await pool.aclose()
 
-    asyncio.run(look())
+    asyncio.run(check())
 
 
-def test_a_system_without_a_list_is_named_and_goes_on() -> None:
+def test_an_unsupported_machine_is_reported_and_not_an_error() -> None:
     assert "riscv64" in str(enter_sandbox("riscv64"))
 
 
-def test_both_lists_hold_the_same_calls() -> None:
+def test_both_lists_have_the_same_system_calls() -> None:
     (_, first), (_, second) = _MACHINES.values()
     assert first.keys() == second.keys()
 
 
-def test_a_weak_child_is_said_once_in_the_log(
+def test_a_missing_sandbox_is_logged_only_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weak = "import sys; sys.path.append(sys.argv[1]); from llava_server.images import decoder_process; "
-    weak += "decoder_process.enter_sandbox = lambda: 'no list'; decoder_process.main()"
-    monkeypatch.setattr("llava_server.images.decoder_pool._PROGRAM", weak)
+    program = "import sys; sys.path.append(sys.argv[1]); from llava_server.images import decoder_process; "
+    program += "decoder_process.enter_sandbox = lambda: 'no list'; decoder_process.main()"
+    monkeypatch.setattr("llava_server.images.decoder_pool._PROGRAM", program)
 
     async def start() -> None:
         pool = DecoderPool(num_processes=2, limits=ImageLimits())
@@ -131,4 +132,4 @@ def test_a_weak_child_is_said_once_in_the_log(
 
     asyncio.run(start())
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == ["picture children are less confined than they could be: no list"]
+    assert lines == ["image decoders run without the seccomp sandbox: no list"]

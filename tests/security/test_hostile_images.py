@@ -1,4 +1,4 @@
-"""Images made to break the decoder, to fill memory, or to make an error reveal too much."""
+"""Images crafted to crash the decoder, to exhaust memory, or to make an error reveal internals."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from tests.server.scripted_worker import MODEL
 
 NUM_BROKEN = 1000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-SOUND = {name: encoded(scene(64, 48), name) for name in FORMATS}
+VALID_FILES = {name: encoded(scene(64, 48), name) for name in FORMATS}
 
 
 def broken(number: int) -> bytes:
-    """The same for the same number: bytes flipped, cut out, doubled, or the end cut off."""
-    dice = random.Random(number)
-    raw = bytearray(SOUND[FORMATS[number % len(FORMATS)]])
-    for _ in range(dice.choice((1, 2, 5, 40))):
-        at = dice.randrange(len(raw)) if dice.random() < 0.6 else dice.randrange(min(64, len(raw)))
-        length = dice.choice((1, 1, 2, 4, 16))
-        match dice.randrange(5):
+    """Return a broken image that depends only on ``number``: bytes are changed, removed or repeated."""
+    rng = random.Random(number)
+    raw = bytearray(VALID_FILES[FORMATS[number % len(FORMATS)]])
+    for _ in range(rng.choice((1, 2, 5, 40))):
+        at = rng.randrange(len(raw)) if rng.random() < 0.6 else rng.randrange(min(64, len(raw)))
+        length = rng.choice((1, 1, 2, 4, 16))
+        match rng.randrange(5):
             case 0:
-                raw[at] ^= 1 << dice.randrange(8)
+                raw[at] ^= 1 << rng.randrange(8)
             case 1:
-                raw[at : at + length] = dice.randbytes(length)
+                raw[at : at + length] = rng.randbytes(length)
             case 2:
                 raw[at : at + length] = b"\xff" * length
             case 3 if len(raw) > 64:
                 del raw[at : at + length]
             case _:
                 raw[at:at] = raw[at : at + length]
-    if dice.random() < 0.1:  # the head of one format before the rest of another
-        length = dice.choice((2, 4, 8, 16, 32))
-        raw[:length] = SOUND[dice.choice(FORMATS)][:length]
-    return bytes(raw[: dice.randrange(1, len(raw))] if dice.random() < 0.2 else raw)
+    if rng.random() < 0.1:  # combine the signature of one format with the rest of another
+        length = rng.choice((2, 4, 8, 16, 32))
+        raw[:length] = VALID_FILES[rng.choice(FORMATS)][:length]
+    return bytes(raw[: rng.randrange(1, len(raw))] if rng.random() < 0.2 else raw)
 
 
 def in_a_chat(url: str) -> tuple[str, dict[str, Any]]:
@@ -78,7 +78,7 @@ ROUTES = [in_a_chat, in_a_response, in_a_message, to_be_counted, to_be_embedded,
 
 
 def test_no_broken_image_makes_an_error_reveal_internals(stack: Stack) -> None:
-    """On every route, because each words its errors itself."""
+    """All routes are tested, because each creates its own errors."""
     statuses = Counter[tuple[str, int]]()
     for number in range(NUM_BROKEN):
         path, body = ROUTES[number // len(FORMATS) % len(ROUTES)](data_url(broken(number)))
@@ -92,12 +92,12 @@ def test_no_broken_image_makes_an_error_reveal_internals(stack: Stack) -> None:
             assert error["code"] in ("invalid_image", "image_too_large"), (number, error)
             assert not LEAKS.search(json.dumps(error)), (number, error)
     assert stack.works()
-    # Otherwise the images are broken too little or too much to test anything.
+    # Both outcomes must be frequent; otherwise the images are broken too little or too much.
     assert all(statuses[path, status] >= 10 for path, _ in statuses for status in (200, 400)), statuses
     assert len(statuses) == 2 * len(ROUTES)
 
 
-def test_a_pillow_sentence_would_have_been_found() -> None:
+def test_the_pattern_matches_a_message_of_pillow() -> None:
     assert LEAKS.search("cannot identify image file <_io.BytesIO object at 0x7f8a2c0b3d60>")
 
 
@@ -125,7 +125,7 @@ def jpeg_claiming(width: int, height: int) -> bytes:
 
 BOMBS = {
     "png": png_claiming(16_000, 16_000, rows=16_000),
-    "png, a row": png_claiming(2_000_000_000, 1),
+    "png, one row": png_claiming(2_000_000_000, 1),
     "webp": webp_claiming(16_383, 16_383),
     "gif": gif_claiming(65_535, 65_535),
     "bmp": bmp_claiming(30_000, 30_000),
@@ -133,7 +133,7 @@ BOMBS = {
 }
 
 
-def test_a_bomb_is_refused_by_its_header_and_costs_no_decoder_process(
+def test_a_bomb_is_rejected_by_its_header_without_losing_a_decoder_process(
     own_stack: Callable[..., Stack],
 ) -> None:
     stack = own_stack()
@@ -145,8 +145,8 @@ def test_a_bomb_is_refused_by_its_header_and_costs_no_decoder_process(
         assert pool.pids == before, name
 
 
-def test_a_bomb_within_the_limits_is_bounded_by_the_decoders_memory(stack: Stack) -> None:
-    """39 million pixels in 39 kB: allowed by its size, and no more than its size is spent on it."""
+def test_a_bomb_within_the_size_limit_cannot_exceed_the_decoders_memory(stack: Stack) -> None:
+    """The image has 39 million pixels in 39 kB, which is within the size limit."""
     response = stack.chat([part(png_claiming(6_000, 6_500, rows=6_500)), {"type": "text", "text": "look"}])
     assert response.status_code in (200, 400)
     assert stack.works()
@@ -168,16 +168,16 @@ UNWANTED = {
 
 
 @pytest.mark.parametrize("name", UNWANTED)
-def test_formats_with_a_long_history_are_not_opened(stack: Stack, name: str) -> None:
+def test_unsupported_formats_are_not_opened(stack: Stack, name: str) -> None:
     response = stack.chat([part(UNWANTED[name]), {"type": "text", "text": "look"}])
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "invalid_image")
-    assert "not a picture of a known format" in error["message"]
+    assert "not an image in a supported format" in error["message"]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 99), (1, 101), (65_535, 1), (1, 65_535), (52_800, 44)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA"])
-def test_odd_shapes_and_modes_are_answered_or_refused_and_the_next_request_works(
+def test_unusual_shapes_and_modes_are_accepted_or_rejected_and_the_next_request_works(
     stack: Stack, size: tuple[int, int], mode: str
 ) -> None:
     image = encoded(Image.new(mode, size))
@@ -187,7 +187,7 @@ def test_odd_shapes_and_modes_are_answered_or_refused_and_the_next_request_works
     assert stack.works()
 
 
-def test_of_an_animation_of_thousands_of_frames_one_is_decoded(stack: Stack) -> None:
+def test_only_the_first_frame_of_a_long_animation_is_decoded(stack: Stack) -> None:
     first = encoded(scene(), "GIF")
     header, frame = first[: first.index(b",")], first[first.index(b",") : -1]
     response = stack.chat([part(header + frame * 5_000 + b";"), {"type": "text", "text": "look"}])
@@ -198,7 +198,7 @@ def test_of_an_animation_of_thousands_of_frames_one_is_decoded(stack: Stack) -> 
     assert animated == still
 
 
-def test_a_url_that_claims_to_be_an_image_is_judged_by_its_bytes(stack: Stack) -> None:
+def test_the_media_type_of_a_data_url_is_not_trusted(stack: Stack) -> None:
     content = [part(data_url(b"<script>alert(1)</script>", "image/svg+xml")), {"type": "text", "text": "x"}]
     response = stack.chat(content)
     assert response.status_code == 400

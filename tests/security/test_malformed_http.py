@@ -1,4 +1,4 @@
-"""Requests that are malformed or excessive HTTP, or that try to fill the metrics."""
+"""Malformed or excessive HTTP requests, and requests that try to create many metric series."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tests.server.conftest import Stack
     [b"x-long: " + b"a" * 2**20, b"\r\n".join(b"x-%d: a" % number for number in range(100_000))],
     ids=["long", "many"],
 )
-def test_headers_without_end_are_not_read_to_their_end(stack: Stack, headers: bytes) -> None:
+def test_oversized_headers_are_not_read_completely(stack: Stack, headers: bytes) -> None:
     line = status_line(stack, b"GET /livez HTTP/1.1\r\nhost: x\r\n" + headers + b"\r\n\r\n")
     assert line == b"closed" or line.split()[1].startswith(b"4"), line
     assert status_line(stack, b"GET /livez HTTP/1.1\r\nhost: x\r\nx-a: b\r\n\r\n").endswith(b"200 OK")
 
 
-def test_a_thousand_ranges_are_one_file(stack: Stack) -> None:
+def test_a_thousand_ranges_return_the_file_once(stack: Stack) -> None:
     plain = stack.http.get("/playground/app.js")
     ranges = {"range": "bytes=" + ",".join(f"{n}-" for n in range(1000))}
     response = stack.http.get("/playground/app.js", headers=ranges)
     assert (response.status_code, response.content) == (200, plain.content)
 
 
-def test_model_names_that_nobody_serves_make_no_series(stack: Stack) -> None:
+def test_unknown_model_names_create_no_series(stack: Stack) -> None:
     def num_series() -> int:
         return sum(not line.startswith("#") for line in stack.http.get("/metrics").text.splitlines())
 
@@ -37,5 +37,5 @@ def test_model_names_that_nobody_serves_make_no_series(stack: Stack) -> None:
         assert stack.http.get(f"/v1/models/model-{number}").status_code == 404
         assert stack.http.get(f"/nowhere/{number}").status_code == 404
     assert stack.chat(model="\x00\n\"}{'").status_code == 404
-    assert num_series() - before <= 2  # of the kinds of errors that came for the first time
+    assert num_series() - before <= 2  # for error codes that occur for the first time
     assert "model-7" not in stack.http.get("/metrics").text

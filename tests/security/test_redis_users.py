@@ -1,4 +1,4 @@
-"""deploy/users.acl: controllers and workers do their work with it, and nothing else."""
+"""deploy/users.acl gives controllers and workers only the permissions that they need."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROLES = ("admin", "server", "worker")
 
 @pytest.fixture
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The socket of a Valkey with the file's users; each one's password is its name."""
+    """The socket of a Valkey server with the users of the ACL file. Each password is the user's name."""
     folder = tmp_path_factory.mktemp("acl")
     users = FILE.read_text("utf-8")
     for role in ROLES:
@@ -44,7 +44,7 @@ def client(socket: Path, role: str) -> redis.Redis:
     return redis.Redis(unix_socket_path=str(socket), username=role, password=role)
 
 
-def test_a_request_is_answered_although_each_role_may_do_its_own_work_only(guarded: Path) -> None:
+def test_requests_work_with_the_restricted_redis_users(guarded: Path) -> None:
     worker = ScriptedWorker(f"unix://worker:worker@{guarded}").start()
     server = Server(Settings(redis_url=f"unix://server:server@{guarded}", image_workers=1))
     try:
@@ -78,13 +78,13 @@ FORBIDDEN_TO_ALL = [
 
 
 @pytest.mark.parametrize("role", ["server", "worker"])
-def test_no_role_may_rule_the_server_or_touch_what_is_not_ours(guarded: Path, role: str) -> None:
+def test_no_role_can_run_admin_commands_or_access_foreign_keys(guarded: Path, role: str) -> None:
     for command in FORBIDDEN_TO_ALL:
         with pytest.raises(redis.exceptions.NoPermissionError):
             client(guarded, role).execute_command(*command)
 
 
-def test_a_worker_cannot_make_itself_a_key_nor_see_what_is_the_controllers(guarded: Path) -> None:
+def test_a_worker_cannot_access_api_keys_or_controller_data(guarded: Path) -> None:
     worker, server = client(guarded, "worker"), client(guarded, "server")
     for name in (f"{PREFIX}keys", f"{PREFIX}rate:tenant", f"{PREFIX}beats:controller"):
         for command in (
@@ -98,6 +98,6 @@ def test_a_worker_cannot_make_itself_a_key_nor_see_what_is_the_controllers(guard
         assert server.hset(name, "field", "value") == 1
 
 
-def test_a_client_without_a_name_has_no_access(guarded: Path) -> None:
+def test_a_client_without_a_user_name_has_no_access(guarded: Path) -> None:
     with pytest.raises(redis.exceptions.AuthenticationError):
         redis.Redis(unix_socket_path=str(guarded)).ping()

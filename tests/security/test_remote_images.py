@@ -1,4 +1,4 @@
-"""Images by URL: only listed hosts, only public addresses, and nothing that turns one into the other."""
+"""Image URLs: only allowed hosts and public addresses are contacted, even after redirects."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ IMAGE = b"the bytes of an image"
 METADATA_ADDRESS = "169.254.169.254"
 
 
-async def test_an_image_of_a_listed_host_is_fetched_by_its_address_under_its_name() -> None:
+async def test_an_image_is_fetched_from_the_checked_address_with_the_host_name() -> None:
     outcome = await fetch(f"https://{HOST}/a.png?size=1", {"/a.png?size=1": ok_response(IMAGE)})
     assert outcome.result == IMAGE
     assert (outcome.addresses, outcome.ports, outcome.resolver.num_lookups) == ([PUBLIC_ADDRESS], [443], 1)
@@ -44,14 +44,14 @@ async def test_an_image_of_a_listed_host_is_fetched_by_its_address_under_its_nam
     assert "authorization" not in outcome.host.requests[0].lower()
 
 
-async def test_nothing_is_fetched_unless_a_host_is_listed() -> None:
+async def test_nothing_is_fetched_unless_a_host_is_allowed() -> None:
     outcome = await fetch(f"https://{HOST}/a.png", {"/a.png": ok_response(IMAGE)}, hosts=frozenset())
-    assert "off by default" in str(outcome.result)
+    assert "does not fetch remote images" in str(outcome.result)
     assert (outcome.addresses, outcome.resolver.num_lookups) == ([], 0)
 
 
 @pytest.mark.parametrize(
-    ("rule", "url", "is_taken"),
+    ("rule", "url", "is_allowed"),
     [
         (HOST, f"https://{HOST}:8443/a", False),
         (f"{HOST}:8443", f"https://{HOST}:8443/a", True),
@@ -64,27 +64,27 @@ async def test_nothing_is_fetched_unless_a_host_is_listed() -> None:
         (HOST, f"https://{HOST.upper()}/a", True),
     ],
 )
-async def test_a_rule_names_host_and_port(rule: str, url: str, is_taken: bool) -> None:
+async def test_a_rule_matches_host_and_port(rule: str, url: str, is_allowed: bool) -> None:
     outcome = await fetch(url, {"/a": ok_response(IMAGE)}, hosts=frozenset({rule}))
-    assert (outcome.result == IMAGE) == is_taken
-    assert bool(outcome.addresses) == is_taken
+    assert (outcome.result == IMAGE) == is_allowed
+    assert bool(outcome.addresses) == is_allowed
 
 
 @pytest.mark.parametrize("results", [[[PUBLIC_ADDRESS, "127.0.0.1"]], [["::1", PUBLIC_ADDRESS]], [[]]])
-async def test_a_mixed_result_of_the_resolver_is_refused_whole(results: list[list[str]]) -> None:
+async def test_a_host_with_public_and_internal_addresses_is_rejected(results: list[list[str]]) -> None:
     outcome = await fetch(
         f"https://{HOST}/a", {"/a": ok_response(IMAGE)}, resolver=Resolver(pictures_example=results)
     )
     assert outcome.addresses == []
 
 
-async def test_a_name_that_changes_its_address_is_contacted_where_it_was_checked() -> None:
+async def test_a_name_that_changes_its_address_is_contacted_at_the_checked_address() -> None:
     resolver = Resolver(pictures_example=[[PUBLIC_ADDRESS], ["127.0.0.1"]])
     outcome = await fetch(f"https://{HOST}/a", {"/a": ok_response(IMAGE)}, resolver=resolver)
     assert (outcome.result, outcome.addresses, resolver.num_lookups) == (IMAGE, [PUBLIC_ADDRESS], 1)
 
 
-async def test_a_name_that_changes_its_address_between_two_hops_is_checked_again() -> None:
+async def test_a_name_is_checked_again_after_a_redirect() -> None:
     resolver = Resolver(pictures_example=[[PUBLIC_ADDRESS], ["127.0.0.1"]])
     outcome = await fetch(
         f"https://{HOST}/a", {"/a": redirect("/b"), "/b": ok_response(IMAGE)}, resolver=resolver
@@ -93,7 +93,7 @@ async def test_a_name_that_changes_its_address_between_two_hops_is_checked_again
     assert (outcome.addresses, len(outcome.host.requests)) == ([PUBLIC_ADDRESS], 1)
 
 
-async def test_a_redirect_within_the_rules_is_followed() -> None:
+async def test_a_redirect_to_an_allowed_host_is_followed() -> None:
     routes: dict[str, Route] = {
         "/a": redirect("https://cdn.pictures.example/b?c"),
         "/b?c": ok_response(IMAGE),
@@ -118,7 +118,7 @@ async def test_a_redirect_within_the_rules_is_followed() -> None:
         "file:///etc/passwd",
     ],
 )
-async def test_a_redirect_out_of_the_rules_is_not_followed(location: str) -> None:
+async def test_a_redirect_that_violates_the_rules_is_not_followed(location: str) -> None:
     outcome = await fetch(
         f"https://{HOST}/a", {"/a": redirect(location), "/b": ok_response(IMAGE)}, allow_http=True
     )
@@ -136,54 +136,54 @@ async def test_three_redirects_are_followed_and_four_are_not() -> None:
     assert len(outcome.host.requests) == 4
 
 
-async def test_plain_http_needs_to_be_allowed() -> None:
+async def test_plain_http_must_be_enabled() -> None:
     url = f"http://{HOST}/a"
-    refused = await fetch(url, {"/a": ok_response(IMAGE)}, is_tls=False)
-    assert ("https:// only" in str(refused.result), refused.addresses) == (True, [])
+    rejected = await fetch(url, {"/a": ok_response(IMAGE)}, is_tls=False)
+    assert ("Use an https:// URL" in str(rejected.result), rejected.addresses) == (True, [])
     allowed = await fetch(url, {"/a": ok_response(IMAGE)}, is_tls=False, allow_http=True)
     assert (allowed.result, allowed.ports) == (IMAGE, [80])
 
 
-async def test_a_certificate_of_another_name_or_of_an_unknown_authority_is_refused() -> None:
+async def test_a_certificate_with_a_wrong_name_or_an_unknown_authority_is_rejected() -> None:
     other = await fetch("https://a.wild.example/a", {"/a": ok_response(IMAGE)})
     unknown = await fetch(f"https://{HOST}/a", {"/a": ok_response(IMAGE)}, tls=ssl.create_default_context())
     assert [other.host.requests, unknown.host.requests] == [[], []]
     assert isinstance(other.result, str) and isinstance(unknown.result, str)
 
 
-async def test_a_body_over_the_limit_is_given_up_whatever_its_header_says() -> None:
+async def test_a_body_above_the_limit_is_rejected_even_without_a_content_length() -> None:
     flood: list[bytes] = [http_response(200), *[bytes(65536)] * 4096]
     outcome = await fetch(f"https://{HOST}/a", {"/a": flood}, max_bytes=100_000)
-    assert "the limit" in str(outcome.result)
+    assert "exceeds the limit" in str(outcome.result)
     assert outcome.host.num_sent_bytes < 64 * 2**20
-    lying: dict[str, Route] = {"/a": http_response(200, content_length="100001")}
-    announced = await fetch(f"https://{HOST}/a", lying, max_bytes=100_000)
-    assert "the limit" in str(announced.result)
-    just = await fetch(f"https://{HOST}/a", {"/a": ok_response(bytes(100_000))}, max_bytes=100_000)
-    assert just.result == bytes(100_000)
+    too_long: dict[str, Route] = {"/a": http_response(200, content_length="100001")}
+    announced = await fetch(f"https://{HOST}/a", too_long, max_bytes=100_000)
+    assert "exceeds the limit" in str(announced.result)
+    allowed = await fetch(f"https://{HOST}/a", {"/a": ok_response(bytes(100_000))}, max_bytes=100_000)
+    assert allowed.result == bytes(100_000)
 
 
-async def test_a_host_that_never_finishes_is_given_up() -> None:
+async def test_a_host_that_never_finishes_times_out() -> None:
     outcome = await fetch(
         f"https://{HOST}/a", {"/a": [http_response(200, content_length="10"), b"x"]}, timeout_s=scaled(0.3)
     )
-    assert "did not arrive" in str(outcome.result)
+    assert "could not be fetched within" in str(outcome.result)
 
 
 @pytest.mark.parametrize("status", [204, 206, 304, 401, 404, 500])
-async def test_only_a_200_is_an_image(status: int) -> None:
+async def test_only_status_200_is_accepted(status: int) -> None:
     outcome = await fetch(f"https://{HOST}/a", {"/a": http_response(status, content_length="0")})
     assert str(status) in str(outcome.result)
 
 
-async def test_a_host_that_breaks_off_is_refused_without_quoting_it() -> None:
+async def test_an_invalid_response_of_a_host_is_rejected_and_not_quoted() -> None:
     broken: dict[str, Route] = {"/a": b"secret words instead of HTTP\r\n\r\n"}
     outcome = await fetch(f"https://{HOST}/a", broken)
-    assert "broke off" in str(outcome.result)
+    assert "closed the connection" in str(outcome.result)
     assert "secret" not in str(outcome.result)
 
 
-def test_a_server_as_it_comes_contacts_no_host(own_stack: Callable[..., Stack]) -> None:
+def test_a_server_with_default_settings_contacts_no_host(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack()
     with socket.create_server(("127.0.0.1", 0)) as inner:
         inner.setblocking(False)
@@ -197,7 +197,7 @@ def test_a_server_as_it_comes_contacts_no_host(own_stack: Callable[..., Stack]) 
             inner.accept()
 
 
-def test_a_fetched_image_is_answered_like_one_that_was_sent(own_stack: Callable[..., Stack]) -> None:
+def test_a_fetched_image_is_processed_like_an_inline_image(own_stack: Callable[..., Stack]) -> None:
     stack = own_stack(image_hosts=HOST, image_allow_http=True)
     image = encoded(scene(60, 30))
 
@@ -220,7 +220,7 @@ def test_a_fetched_image_is_answered_like_one_that_was_sent(own_stack: Callable[
     assert by_url == by_value
 
 
-def test_a_url_is_in_no_log(own_stack: Callable[..., Stack], caplog: pytest.LogCaptureFixture) -> None:
+def test_image_urls_are_not_logged(own_stack: Callable[..., Stack], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     stack = own_stack(image_hosts=HOST)
     stack.chat([part("https://evil.test/canary-in-the-url?key=canary"), {"type": "text", "text": "look"}])
@@ -228,5 +228,7 @@ def test_a_url_is_in_no_log(own_stack: Callable[..., Stack], caplog: pytest.LogC
     def lines() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.name.startswith("llava_")]
 
-    wait_until(lambda: any("error=invalid_image_url" in line for line in lines()))  # behind the answer
+    wait_until(
+        lambda: any("error=invalid_image_url" in line for line in lines())
+    )  # logged after the response
     assert not [line for line in lines() if "canary" in line]

@@ -1,4 +1,4 @@
-"""A worker that was taken over may write into the queue what it likes: controllers log it and go on."""
+"""Controllers log and ignore malformed data that a compromised worker writes to the queue."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ def queue(queue_url: str) -> Iterator[Any]:
 
 
 def stream_of(queue: Any) -> str:
-    """The stream of events of the one controller."""
+    """Return the key of the event stream of the only controller."""
     (controller_id,) = queue.zrange("{lv}:controllers", 0, -1)
     return f"{{lv}}:out:{controller_id.decode()}"
 
 
-def test_announcements_that_are_none_hide_no_other(own_stack: OwnStack, queue: Any, serve: Serve) -> None:
+def test_malformed_heartbeats_do_not_hide_other_workers(
+    own_stack: OwnStack, queue: Any, serve: Serve
+) -> None:
     stack = own_stack()
     for number, announcement in enumerate(MALFORMED):
         queue.zadd("{lv}:workers", {f"rogue-{number}": time.time() * 1000 + 600_000})
         queue.set(f"{{lv}}:heartbeat:rogue-{number}", announcement, ex=600)
-    second = serve()  # knows of no worker yet
+    second = serve()  # has not seen any worker yet
     wait_until(lambda: stack.http.get(f"{second.url}/readyz").status_code == 200)
     assert stack.works()
 
 
-def test_events_that_are_none_disturb_no_stream(own_stack: OwnStack, queue: Any) -> None:
-    stack, dice = own_stack(), random.Random(1)
+def test_malformed_events_do_not_disturb_other_streams(own_stack: OwnStack, queue: Any) -> None:
+    stack, rng = own_stack(), random.Random(1)
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(stack.chat, "hold")
         wait_until(lambda: queue.exists(stream_of(queue)))
         job_id = stack.worker.assignments[-1].job.job_id
-        for name in (b"", b"\xff\xfe 0", b"no place", b"job -1", b"job " + b"9" * 400, dice.randbytes(30)):
-            queue.xadd(stream_of(queue), {name: dice.randbytes(30)})
-        queue.xadd(stream_of(queue), {f"{job_id} ?": b"", "nobody 0": b"\xc1"})
+        for name in (b"", b"\xff\xfe 0", b"no offset", b"job -1", b"job " + b"9" * 400, rng.randbytes(30)):
+            queue.xadd(stream_of(queue), {name: rng.randbytes(30)})
+        queue.xadd(stream_of(queue), {f"{job_id} ?": b"", "unknown 0": b"\xc1"})
         stack.worker.release.set()
         assert text_of(held.result()) == "begun done"
     assert stack.works()
 
 
 @pytest.mark.parametrize("payload", MALFORMED, ids=range(len(MALFORMED)))
-def test_an_answer_whose_worker_writes_nonsense_ends_and_no_other(
-    own_stack: OwnStack, queue: Any, payload: bytes
-) -> None:
+def test_a_malformed_event_fails_only_its_own_stream(own_stack: OwnStack, queue: Any, payload: bytes) -> None:
     stack = own_stack()
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(stack.chat, "hold")

@@ -1,4 +1,4 @@
-"""What must not stand in the source at all, found by reading it."""
+"""Static checks for constructs that are banned in the source code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.test_architecture import ROOT, sources
 SERVED = [path for path in sources() if path.relative_to(ROOT).parts[0] not in ("tools", "bench")]
 BANNED_MODULES = {"pickle", "dill", "marshal", "shelve", "cloudpickle", "yaml", "xml"}
 BANNED_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load"}
-# A pickled checkpoint is read only if its owner sets allow_pickle, and then by torch's own restricted reader.
+# Pickled checkpoints require the setting allow_pickle and are loaded by torch's restricted unpickler.
 ALLOWED = {("worker/llava_worker/model/loading/checkpoint_files.py", "torch.load")}
 
 
@@ -29,7 +29,7 @@ def banned(source: str) -> set[str]:
     return found
 
 
-def test_nothing_in_the_tree_turns_bytes_into_code() -> None:
+def test_no_module_executes_data_as_code() -> None:
     found = {
         (str(path.relative_to(ROOT)), name) for path in SERVED for name in banned(path.read_text("utf-8"))
     }
@@ -40,12 +40,12 @@ def test_nothing_in_the_tree_turns_bytes_into_code() -> None:
     "source",
     ["import pickle", "from yaml import load", "eval('1')", "torch.load(f)", "run(x, shell=True)"],
 )
-def test_each_of_these_would_be_found(source: str) -> None:
+def test_each_banned_construct_is_found(source: str) -> None:
     assert banned(source)
 
 
 def checks_of_input(source: str) -> list[str]:
-    """Asserts that say more than what a type checker wants to hear; ``python -O`` leaves them out."""
+    """Return the asserts that are not just hints for the type checker. ``python -O`` removes asserts."""
     return [
         ast.unparse(node)
         for node in ast.walk(ast.parse(source))
@@ -55,10 +55,10 @@ def checks_of_input(source: str) -> list[str]:
     ]
 
 
-def test_no_check_of_the_door_vanishes_under_optimisation() -> None:
-    doors = [path for path in SERVED if path.relative_to(ROOT).parts[0] in ("wire", "server")]
-    assert {str(path): found for path in doors if (found := checks_of_input(path.read_text("utf-8")))} == {}
+def test_input_checks_do_not_use_assert() -> None:
+    paths = [path for path in SERVED if path.relative_to(ROOT).parts[0] in ("wire", "server")]
+    assert {str(path): found for path in paths if (found := checks_of_input(path.read_text("utf-8")))} == {}
 
 
-def test_a_check_by_assert_would_be_found() -> None:
+def test_a_check_with_assert_is_found() -> None:
     assert checks_of_input("assert size < 10, 'too large'")

@@ -1,4 +1,4 @@
-"""A server that requires API keys: requests without one, and pages of other sites."""
+"""A server with API keys serves only public paths without a valid key, and sends no CORS headers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def locked(valkey_socket: Path) -> Iterator[Stack]:
 
 
 def status_of(stack: Stack, request: str) -> int:
-    """Return the status of a request that is sent as it is written."""
+    """Send a raw request and return the status of the response."""
     return int(status_line(stack, request.encode("latin-1")).split(b" ", 2)[1])
 
 
@@ -33,7 +33,7 @@ def paths(stack: Stack) -> set[str]:
     return routes | set(stack.server.app.openapi()["paths"])
 
 
-def test_without_a_key_nothing_answers_but_the_listed_few(locked: Stack) -> None:
+def test_without_a_key_only_public_paths_are_served(locked: Stack) -> None:
     for path in paths(locked) - PUBLIC:
         for method in METHODS:
             assert locked.http.request(method, path.replace("{", "").replace("}", "")).status_code == 401
@@ -61,7 +61,7 @@ TRICKS = [
 
 
 @pytest.mark.parametrize("host", ["x", "x/livez?", "localhost/livez#", "x\\livez", "livez", ""])
-def test_no_spelling_of_path_or_host_gets_past_authentication(locked: Stack, host: str) -> None:
+def test_no_spelling_of_path_or_host_bypasses_authentication(locked: Stack, host: str) -> None:
     for target in TRICKS:
         status = status_of(locked, f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
         assert status in (400, 401), (target, status)
@@ -82,20 +82,20 @@ def test_with_the_key_the_same_request_is_served(locked: Stack) -> None:
         {"x-api-key": KEY, "authorization": "Basic bm9ib2R5"},
     ],
 )
-def test_a_key_opens_every_route_in_either_header(locked: Stack, headers: dict[str, str]) -> None:
+def test_a_key_is_accepted_in_either_header_on_all_routes(locked: Stack, headers: dict[str, str]) -> None:
     for path in paths(locked):
         for method in ("GET", "POST"):
             assert locked.http.request(method, path, headers=headers).status_code != 401, path
 
 
 @pytest.mark.parametrize("second", ["other", "x-api-key", KEY + "x"])
-def test_two_different_keys_are_refused_for_being_two(locked: Stack, second: str) -> None:
+def test_two_different_keys_in_one_request_are_rejected(locked: Stack, second: str) -> None:
     for bearer, own in ((KEY, second), (second, KEY)):
         headers = {"authorization": f"Bearer {bearer}", "x-api-key": own}
         response = locked.http.get("/v1/models", headers=headers)
         error = response.json()["error"]
         assert (response.status_code, error["code"]) == (401, "invalid_api_key")
-        assert "Authorization and x-api-key hold different keys" in error["message"]
+        assert "Authorization and x-api-key contain different API keys" in error["message"]
         assert KEY not in response.text
 
 
@@ -115,12 +115,12 @@ def test_two_different_keys_are_refused_for_being_two(locked: Stack, second: str
         {"x-forwarded-for": "127.0.0.1", "x-original-url": "/livez", "x-rewrite-url": "/livez"},
     ],
 )
-def test_what_is_nearly_a_key_is_none(locked: Stack, headers: dict[str, str]) -> None:
+def test_almost_valid_keys_are_rejected(locked: Stack, headers: dict[str, str]) -> None:
     encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     assert locked.http.get("/v1/models", headers=encoded).status_code == 401
 
 
-def test_no_route_takes_an_address_to_call(locked: Stack) -> None:
+def test_no_route_accepts_a_url_to_call(locked: Stack) -> None:
     words = ("register", "webhook", "callback", "proxy", "fetch", "worker_url")
     document = locked.server.app.openapi()
     found = [path for path in paths(locked) if any(word in path for word in words)]
@@ -134,7 +134,7 @@ def test_no_route_takes_an_address_to_call(locked: Stack) -> None:
     assert not [name for name in parameters if "url" in name or name in words]
 
 
-def test_another_sites_page_is_given_no_right_to_read(locked: Stack) -> None:
+def test_pages_of_other_sites_get_no_cors_headers(locked: Stack) -> None:
     headers = {"origin": "https://evil.test", "access-control-request-method": "POST"}
     for path in ("/v1/chat/completions", "/v1/models", "/livez", "/"):
         for method in ("OPTIONS", "GET", "POST"):
@@ -148,13 +148,13 @@ FILES += ["/playground/."]
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_no_path_leads_out_of_the_playgrounds_folder(stack: Stack, path: str) -> None:
+def test_no_path_escapes_the_playground_folder(stack: Stack, path: str) -> None:
     assert status_of(stack, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") == 404
 
 
 @pytest.fixture
 def unfinished_requests(stack: Stack) -> Iterator[None]:
-    """200 connections that have begun a request and send no more."""
+    """200 connections with an incomplete request that send no more data."""
     with ExitStack() as connections:
         for _ in range(200):
             connection = connections.enter_context(connect(stack))
@@ -162,7 +162,5 @@ def unfinished_requests(stack: Stack) -> Iterator[None]:
         yield
 
 
-def test_connections_that_never_finish_their_request_hold_up_no_other(
-    stack: Stack, unfinished_requests: None
-) -> None:
+def test_unfinished_requests_do_not_block_other_requests(stack: Stack, unfinished_requests: None) -> None:
     assert stack.works()

@@ -1,4 +1,4 @@
-"""API keys in tests: the command line that makes them, and requests that send them."""
+"""Helpers for API keys: the command line that creates them, and requests that send them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ApiKeyCli", "bearer", "chat_with_key"]
 
 
 class ApiKeyCli:
-    """``llava-serve keys`` on one queue."""
+    """The command ``llava-serve keys`` for one queue."""
 
     def __init__(self, url: str) -> None:
         self._url = url

@@ -1,4 +1,4 @@
-"""Batches in tests: make input files, create batches, wait for their end and read their results."""
+"""Helpers for batches: create input files and batches, wait for them and read their results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KEYS = ("alice-key-1", "bob-key-22")
 
 @contextlib.contextmanager
 def tenant_clients(stack: Stack) -> Iterator[tuple[httpx2.Client, httpx2.Client]]:
-    """Two clients with different API keys."""
+    """Yield two clients with different API keys."""
     alice, bob = ({"authorization": f"Bearer {key}"} for key in KEYS)
     with (
         httpx2.Client(base_url=stack.server.url, headers=alice, timeout=scaled(30)) as first,
@@ -43,7 +43,7 @@ def tenant_clients(stack: Stack) -> Iterator[tuple[httpx2.Client, httpx2.Client]
 
 
 def request_line(custom_id: str, text: str, **fields: Any) -> dict[str, Any]:
-    """One request of an input file; ``text`` is a command for the scripted worker."""
+    """Return a request of an input file. ``text`` is a command for the scripted worker."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
 
@@ -86,7 +86,7 @@ def read_results(http: httpx2.Client, file_id: str | None) -> list[dict[str, Any
 
 
 def completions(http: httpx2.Client, batch: dict[str, Any]) -> dict[str, str]:
-    """Return the texts of the output file by ``custom_id``; fails if one is there twice."""
+    """Return the texts in the output file by ``custom_id``. Fails on duplicate IDs."""
     lines = read_results(http, batch["output_file_id"])
     texts = {
         line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in lines

@@ -1,4 +1,4 @@
-"""A real Valkey, a real HTTP server in a thread, and a scripted worker between them."""
+"""Fixtures: a real Valkey, a real HTTP server in a thread, and a scripted worker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _databases = itertools.count()
 
 
 class Valkey:
-    """A server of our own on a unix socket; it may be killed and started again, empty."""
+    """A Valkey server on a unix socket. It can be killed and restarted with empty databases."""
 
     def __init__(self, folder: Path) -> None:
         self.socket = folder / "s"
@@ -60,7 +60,7 @@ def valkey_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """One that the test may kill."""
+    """A Valkey server that the test may kill."""
     valkey = Valkey(tmp_path_factory.mktemp("valkey"))
     valkey.start()
     yield valkey
@@ -69,17 +69,17 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 @pytest.fixture
 def queue_url(valkey_socket: Path) -> str:
-    """An empty queue."""
+    """The URL of an empty queue."""
     return f"unix://{valkey_socket}?db={next(_databases)}"
 
 
 class Server:
-    """The app behind uvicorn in a thread."""
+    """The app on uvicorn in a thread."""
 
     def __init__(self, settings: Settings) -> None:
         self.app: FastAPI = create_app(settings)
-        # By its protocol's name: only then asyncio sends an answer's body at once, and not when the head has
-        # been acknowledged, which takes the other side 40 ms.
+        # The explicit IPPROTO_TCP makes asyncio set TCP_NODELAY. Otherwise the body of a response is delayed
+        # until the client acknowledges the headers, after 40 ms.
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen()
@@ -115,7 +115,7 @@ OwnStack = Callable[..., "Stack"]
 
 @pytest.fixture
 def serve(queue_url: str) -> Iterator[Serve]:
-    """``serve(setting=...)`` starts one more server on this test's queue."""
+    """``serve(setting=...)`` starts an additional server on the queue of this test."""
     with contextlib.ExitStack() as stack:
 
         def start(**settings: Any) -> Server:
@@ -129,7 +129,7 @@ def serve(queue_url: str) -> Iterator[Serve]:
 
 
 class Stack:
-    """A server, a worker that it has seen, and a client of the server."""
+    """A server, a worker that is registered with it, and an HTTP client of the server."""
 
     def __init__(self, server: Server, worker: ScriptedWorker, http: httpx2.Client) -> None:
         self.server = server
@@ -137,32 +137,32 @@ class Stack:
         self.http = http
 
     def chat(self, content: Any = "say yes", **fields: Any) -> httpx2.Response:
-        """One request; ``content`` is the user's message."""
+        """Send a chat request with ``content`` as the user message."""
         body = {"model": MODEL, "messages": [{"role": "user", "content": content}], **fields}
         return self.http.post("/v1/chat/completions", json=body)
 
     def works(self) -> bool:
-        """Whether the next plain request gets its answer."""
+        """Return whether a plain request gets the expected response."""
         response = self.chat("say fine")
         return response.status_code == 200 and text_of(response) == "fine"
 
 
 def connect(stack: Stack) -> socket.socket:
-    """Open a TCP connection to the stack's server."""
+    """Open a TCP connection to the server of the stack."""
     url = stack.http.base_url
     assert url.port is not None
     return socket.create_connection((url.host, url.port))
 
 
 def text_of(response: httpx2.Response) -> str:
-    """A completion's text."""
+    """Return the text of a chat completion."""
     text = response.json()["choices"][0]["message"]["content"]
     assert isinstance(text, str)
     return text
 
 
 def check_against_document(response: httpx2.Response) -> None:
-    """An answer of any test is what the OpenAPI document says; of streams this looks at the head alone."""
+    """Check any response of a test against the OpenAPI document. Only the head of a stream is checked."""
     if not operation_of(response.request.method, response.request.url.path):
         return
     if not response.headers["content-type"].startswith("text/event-stream"):
@@ -184,7 +184,7 @@ def running_stack(url: str, *, capacity: int = 64, **settings: Any) -> Iterator[
             stack = Stack(server, worker, http)
             yield stack
     finally:
-        worker = stack.worker if stack else worker  # a test may have put another in its place
+        worker = stack.worker if stack else worker  # the test may have replaced the worker
         worker.release.set()
         server.stop()
         worker.stop()
@@ -198,7 +198,7 @@ def shared_stack(valkey_socket: Path) -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(shared_stack: Stack) -> Iterator[Stack]:
-    """The module's stack, with a clean worker; nothing may be left open by a test."""
+    """The stack of the module with a clean worker. A test must not leave requests open."""
     shared_stack.worker.release.clear()
     shared_stack.worker.assignments.clear()
     shared_stack.worker.refused.clear()
@@ -223,7 +223,7 @@ def api_key_cli(queue_url: str) -> ApiKeyCli:
 
 @pytest.fixture
 def own_stack(queue_url: str) -> Iterator[OwnStack]:
-    """``own_stack(setting=...)`` starts a stack for this test alone."""
+    """``own_stack(setting=...)`` starts a stack for this test only."""
     with contextlib.ExitStack() as stack:
         yield lambda **settings: stack.enter_context(running_stack(queue_url, **settings))
 

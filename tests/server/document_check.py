@@ -1,4 +1,4 @@
-"""Check responses against the OpenAPI document: status, headers, and the body or each event."""
+"""Checks of responses against the OpenAPI document: the status, the headers, and the body or each event."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tests.server.openapi_document import DOCUMENT
 
 __all__ = ["violations", "violations_of", "operation_of"]
 
-# Headers of every HTTP response; the document leaves them out.
+# Headers of every HTTP response, which the document omits.
 PLAIN = {"content-type", "content-length", "date", "server", "connection", "transfer-encoding"}
 
 
 def violations(response: httpx2.Response) -> list[str]:
-    """Return how a complete response violates the document; empty if it does not."""
+    """Return all violations of the document in a complete response."""
     operation = operation_of(response.request.method, response.request.url.path)
     if operation is None:
-        return ["the document has no such route"]
+        return ["the route is not in the document"]
     documented_response = operation["responses"].get(str(response.status_code))
     if documented_response is None:
         return [f"status {response.status_code} is not in the document"]
@@ -34,7 +34,7 @@ def violations(response: httpx2.Response) -> list[str]:
 
 
 def violations_of(value: Any, schema: dict[str, Any]) -> list[str]:
-    """Return how a value violates a schema of the document."""
+    """Return all violations of a schema in a value."""
     return [
         f"{error.json_path}: {error.message[:300]}"
         for error in _validator(json.dumps(schema)).iter_errors(value)
@@ -42,7 +42,7 @@ def violations_of(value: Any, schema: dict[str, Any]) -> list[str]:
 
 
 def operation_of(method: str, path: str) -> dict[str, Any] | None:
-    """Return the document's operation of a request, or None."""
+    """Return the operation of the document for a request, or None."""
     for pattern, operations in _PATHS:
         if pattern.fullmatch(path) and method.lower() in operations:
             operation: dict[str, Any] = operations[method.lower()]

@@ -1,4 +1,4 @@
-"""The OpenAPI document for tests, and functions that walk its schemas."""
+"""The OpenAPI document, and functions that traverse its schemas."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 DOCUMENT: dict[str, Any] = create_app(Settings(auth=False)).openapi_schema or {}
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
-# The request schema of every route that has one, by path.
+# The request schemas by path.
 REQUEST_SCHEMAS: dict[str, dict[str, Any]] = {
     path: content["schema"]
     for path, methods in DOCUMENT["paths"].items()
@@ -30,14 +30,17 @@ REQUEST_SCHEMAS: dict[str, dict[str, Any]] = {
 
 
 class LeafSchema(NamedTuple):
-    """The schema of a scalar in a body. ``steps`` are names, "[]" for list items and "{}" for map values."""
+    """The schema of a scalar in a body.
+
+    ``steps`` are field names, "[]" for list items and "{}" for map values.
+    """
 
     steps: tuple[str, ...]
     schema: dict[str, Any]
 
 
 def referenced_schemas(value: Any) -> set[str]:
-    """Return the names of all schemas that a part of the document refers to, at any depth."""
+    """Return the names of all schemas that a part of the document refers to, directly or indirectly."""
     names: set[str] = set()
     todo = [value]
     while todo:
@@ -57,14 +60,14 @@ def resolve(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def alternatives(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the schemas that a value may match, null included; references are resolved."""
+    """Return the schemas that a value may match, including null. References are resolved."""
     schema = resolve(schema)
     inner = [*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ())]
     return [branch for part in inner for branch in alternatives(part)] if inner else [schema]
 
 
 def leaf_schemas(schema: dict[str, Any], steps: tuple[str, ...] = ()) -> Iterator[LeafSchema]:
-    """Yield the schema of every scalar of a body."""
+    """Yield the schema of every scalar in a body."""
     for branch in alternatives(schema):
         if branch.get("type") == "object":
             for name, inner in branch.get("properties", {}).items():

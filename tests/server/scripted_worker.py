@@ -1,22 +1,21 @@
-"""A worker on the real queue (JobConsumer, real Valkey) whose behavior the last message names.
+"""A worker on a real queue (JobConsumer and Valkey). The last message of a job selects the behavior:
 
-"say one two three"     answers "one two three", a token a word, stop
-"say-all ..."           the same in one single event
-"seed"                  answers the job's seed
-"count N"               answers "1 2 ... N", finish reason length
-"refuse CODE"           fails before the first token with that ErrorCode
-"break CODE"            says "half " and fails
-"go-on"                 a token every few milliseconds until it is refused
-"silent"                nothing until ``release`` is set, then "done"
-"hold"                  "begun " at once, the rest ("done") when ``release`` is set
-anything else           answers with the messages as it received them
+"say one two three"     outputs "one two three" with one token per word, finish reason stop
+"say-all ..."           the same in a single event
+"seed"                  outputs the job's seed
+"count N"               outputs "1 2 ... N", finish reason length
+"refuse CODE"           fails before the first token with this ErrorCode
+"break CODE"            outputs "half " and then fails with this ErrorCode
+"go-on"                 outputs a token every few milliseconds until the queue rejects an event
+"silent"                outputs nothing until ``release`` is set, then "done"
+"hold"                  outputs "begun " immediately, and "done" when ``release`` is set
+anything else           outputs the messages as received
 
-Where log-probabilities are asked for, a piece of text is its first token's; the k-th alternative to token t
-is token t + k with one less each. A prompt to be tokenized is its text's bytes (with 0 for each picture), and
-tokens become the characters of those numbers, if they are below the surrogates. What is to be embedded gets
-the vector (its length in bytes or tokens, its pictures). A prompt that is to be echoed has a begin mark and a
-token for each character, or the tokens that were sent, each the character of its number. Who wants no token
-gets none.
+Log-probabilities: all text of an event belongs to its first token. The k-th alternative to token t is token
+t + k, with a log-probability that is lower by k. Tokenization: the token IDs of a prompt are its UTF-8 bytes,
+and 0 for each image. Detokenization: a token ID below the surrogates becomes the character with this number.
+Embedding: the vector is (length in bytes or tokens, number of images). Echo: a prompt has a begin token and
+one token per character, or the token IDs of the request. A job with ``max_tokens`` 0 gets no tokens.
 """
 
 from __future__ import annotations
@@ -48,8 +47,11 @@ _PROMPT_TOKENS, _CACHED_TOKENS = 11, 3
 
 
 class ScriptedWorker:
-    """Runs in a thread until ``stop``. ``assignments`` are those it pulled, ``refused`` the jobs whose events
-    the queue refused."""
+    """A worker in a thread, which runs until ``stop``.
+
+    ``assignments`` are the assignments that it has pulled; ``refused`` are the IDs of the jobs with an event
+    that the queue rejected.
+    """
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class ScriptedWorker:
         assert not self._thread.is_alive()
 
     def stop_pulling(self) -> None:
-        """Stop, but stay announced as live for a minute: jobs are accepted and wait."""
+        """Stop, but remain registered as live for a minute, so that jobs are accepted and wait."""
         self.stop()
 
         async def announce() -> None:
@@ -130,13 +132,13 @@ class ScriptedWorker:
                     _, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for assignment in await consumer.pull(self._heartbeat.capacity - len(running)):
                     self.assignments.append(assignment)
-                    running.add(asyncio.create_task(self._answer(consumer, assignment)))
+                    running.add(asyncio.create_task(self._generate(consumer, assignment)))
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def _answer(self, consumer: JobConsumer, assignment: Assignment) -> None:
+    async def _generate(self, consumer: JobConsumer, assignment: Assignment) -> None:
         if assignment.job.task != "answer" or assignment.job.sampling.max_tokens == 0:
             await self._run_task(consumer, assignment)
             return
@@ -207,7 +209,7 @@ class _Writer:
         self._is_begun = self._offset > 0
 
     async def write(self, text: str, *, tokens: int = 1, final: Final | None = None) -> bool:
-        """False if the job is not ours any more."""
+        """Send an event. Return False if the job is no longer assigned to this worker."""
         job_id = self._assignment.job.job_id
         logprobs = self._logprobs(text, tokens)
         event = Event(
@@ -260,15 +262,15 @@ def _echo(assignment: Assignment) -> tuple[TokenLogprob, ...]:
     texts = [_character(token_id).encode() if token_id else b"" for token_id in token_ids]
     return tuple(
         TokenLogprob(
-            TokenScore(token_id, text, -place / 8),
-            tuple(TokenScore(token_id + k, text, -place / 8 - k) for k in range(num_top)),
+            TokenScore(token_id, text, -position / 8),
+            tuple(TokenScore(token_id + k, text, -position / 8 - k) for k in range(num_top)),
         )
-        for place, (token_id, text) in enumerate(zip(token_ids, texts, strict=True))
+        for position, (token_id, text) in enumerate(zip(token_ids, texts, strict=True))
     )
 
 
 def _character(token_id: int) -> str:
-    """Of any token, also one that is no character's number."""
+    """Return the character of a token, or "?" for numbers without a character."""
     return chr(token_id) if token_id < 0xD800 else "?"
 
 

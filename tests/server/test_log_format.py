@@ -1,4 +1,4 @@
-"""JsonFormatter: one line of JSON for each record, whatever the message contains."""
+"""JsonFormatter writes one line of JSON per record, regardless of the content of the message."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_line_is_one_object_with_the_records_fields() -> None:
     assert line["time"][10] == "T"
 
 
-def test_no_message_can_begin_another_line_or_control_a_terminal() -> None:
+def test_no_message_can_start_a_new_line_or_control_a_terminal() -> None:
     for hostile in ("\n", "\r\n", "\x1b[2J", "\u2028", "\x85", "\x00", '"}\n{"level":"info'):
         text = formatted("received %s", hostile)
         assert text.isascii() and text.isprintable(), hostile

@@ -1,4 +1,4 @@
-"""``python -m llava_server`` as a process: startup errors, draining, its two ports, and its imports."""
+"""``python -m llava_server`` as a process: startup errors, draining, the two ports, and imports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Launch = Callable[..., "Process"]
 
 
 class Process:
-    """A server process that listens."""
+    """A running server process."""
 
     def __init__(self, url: str, *flags: str) -> None:
         environment = {**os.environ, "LLAVA_REDIS_URL": url, "LLAVA_IMAGE_WORKERS": "1"}
@@ -31,7 +31,7 @@ class Process:
         self.popen = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         assert self.popen.stdout is not None
         line = self.popen.stdout.readline()
-        assert line.startswith("llava-server listens on http://127.0.0.1:"), line
+        assert line.startswith("llava-server is listening on http://127.0.0.1:"), line
         self.url = line.split()[-1]
 
     def wait(self) -> int:
@@ -63,7 +63,7 @@ def ask(process: Process, text: str) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_without_open_requests_ends_with_status_0(launch: Launch, number: signal.Signals) -> None:
+def test_a_signal_without_open_requests_exits_with_status_0(launch: Launch, number: signal.Signals) -> None:
     process = launch()
     process.popen.send_signal(number)
     assert process.wait() == 0
@@ -79,9 +79,9 @@ def test_sigterm_lets_an_open_stream_finish(launch: Launch, worker: ScriptedWork
         assert httpx2.get(f"{process.url}/livez", timeout=scaled(60)).status_code == 200
         assert ask(process, "say no").json()["error"]["code"] == "shutting_down"
         worker.release.set()
-        answer = streaming.result()
-    assert "done" in answer.text
-    assert answer.text.endswith("data: [DONE]\n\n")
+        response = streaming.result()
+    assert "done" in response.text
+    assert response.text.endswith("data: [DONE]\n\n")
     assert process.wait() == 0
 
 
@@ -93,15 +93,15 @@ def test_a_stream_that_exceeds_the_drain_timeout_ends_with_an_error_event(
         streaming = pool.submit(ask, process, "hold")
         wait_until(lambda: worker.assignments)
         process.popen.terminate()
-        answer = streaming.result()
-    assert '"code":"shutting_down"' in answer.text
-    assert "[DONE]" not in answer.text
+        response = streaming.result()
+    assert '"code":"shutting_down"' in response.text
+    assert "[DONE]" not in response.text
     assert process.wait() == 0
 
 
-def test_a_used_port_is_a_clear_error(queue_url: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_a_port_in_use_is_a_clear_error(queue_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         done = subprocess.run(
             [sys.executable, "-m", "llava_server", "--port", str(port), "--redis-url", queue_url],
             capture_output=True,
@@ -109,7 +109,7 @@ def test_a_used_port_is_a_clear_error(queue_url: str) -> None:
             check=False,
         )
     assert done.returncode == 2
-    assert f"port {port} is taken" in done.stderr
+    assert f"Port {port} on 127.0.0.1 is already in use" in done.stderr
     assert "--port" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -140,7 +140,7 @@ def test_metrics_are_on_the_admin_port_if_there_is_one(launch: Launch, worker: S
     process = launch("--auth", "--admin-port", "0")
     assert process.popen.stdout is not None
     line = process.popen.stdout.readline()
-    assert line.startswith("llava-server admin listens on http://127.0.0.1:"), line
+    assert line.startswith("llava-server admin is listening on http://127.0.0.1:"), line
     admin = line.split()[-1]
     wait_until(lambda: httpx2.get(f"{admin}/readyz").status_code == 200)
     assert "llava_num_workers" in httpx2.get(f"{admin}/metrics").text
@@ -150,16 +150,16 @@ def test_metrics_are_on_the_admin_port_if_there_is_one(launch: Launch, worker: S
     assert process.wait() == 0
 
 
-def test_metrics_on_the_api_port_need_a_key(launch: Launch) -> None:
+def test_metrics_on_the_api_port_require_a_key(launch: Launch) -> None:
     assert httpx2.get(f"{launch('--auth').url}/metrics").status_code == 401
     process = launch("--no-auth")
     assert "llava_queue_up" in httpx2.get(f"{process.url}/metrics").text
     assert httpx2.get(f"{launch('--no-auth', '--admin-port', '0').url}/metrics").status_code == 404
 
 
-def test_a_used_admin_port_is_reported_with_its_flag(queue_url: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        flags = ["--port", "0", "--admin-port", str(taken.getsockname()[1]), "--redis-url", queue_url]
+def test_an_admin_port_in_use_is_reported_with_its_flag(queue_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        flags = ["--port", "0", "--admin-port", str(listener.getsockname()[1]), "--redis-url", queue_url]
         command = [sys.executable, "-m", "llava_server", *flags]
         result = subprocess.run(command, capture_output=True, text=True, timeout=scaled(60), check=False)
     assert result.returncode == 2

@@ -1,4 +1,4 @@
-"""The server's settings: sources, checks and error messages; secrets are never printed."""
+"""The settings of the server: sources, validation and error messages. Secrets are never printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``listen``: picks this machine's address of a host name, and explains failures."""
+"""``listen`` selects the local address of a host name and reports failures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import pytest
 from llava_server.sockets import ListenError, listen
 
-ELSEWHERE = "192.0.2.1"  # RFC 5737: nobody's
+REMOTE_ADDRESS = "192.0.2.1"  # reserved for documentation (RFC 5737)
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
@@ -17,21 +17,23 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", found)
 
 
-def test_of_several_machines_under_one_name_it_takes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    resolve_to(monkeypatch, ELSEWHERE, "127.0.0.1")
+def test_the_address_of_this_machine_is_selected_if_a_name_has_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolve_to(monkeypatch, REMOTE_ADDRESS, "127.0.0.1")
     with listen("server-admin", 0, flag="--admin-port") as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
 
 
-@pytest.mark.parametrize("addresses", [(ELSEWHERE,), ()])
-def test_a_name_of_other_machines_is_refused(
+@pytest.mark.parametrize("addresses", [(REMOTE_ADDRESS,), ()])
+def test_a_name_without_a_local_address_is_rejected(
     monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]
 ) -> None:
     resolve_to(monkeypatch, *addresses)
-    with pytest.raises(ListenError, match="cannot listen on server-admin:9000"):
+    with pytest.raises(ListenError, match="Cannot listen on server-admin:9000"):
         listen("server-admin", 9000, flag="--admin-port")
 
 
-def test_a_name_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(ListenError, match=r"cannot listen on nobody\.invalid:9000"):
-        listen("nobody.invalid", 9000, flag="--admin-port")
+def test_an_unknown_name_is_rejected() -> None:
+    with pytest.raises(ListenError, match=r"Cannot listen on unknown\.invalid:9000"):
+        listen("unknown.invalid", 9000, flag="--admin-port")

@@ -1,1 +1,1 @@
-"""Generation: submit jobs, follow their events and write them as server-sent events."""
+"""Generation: job submission, event distribution and streaming responses."""

@@ -1,4 +1,4 @@
-"""Collect the whole output of a request that is not streamed."""
+"""Collect the complete output of a non-streaming request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CollectedChoice:
     prompt: tuple[TokenLogprob, ...] = ()
 
     def add(self, event: Event) -> None:
-        """Append the next event."""
+        """Add the next event."""
         self.parts.append(event.text)
         self.logprobs += event.logprobs
         self.last = event
@@ -35,16 +35,19 @@ class CollectedChoice:
 
     @property
     def final(self) -> Final:
-        """The end of the job. Raises ValueError before its last event."""
+        """The final status of the job. Raises ValueError before its last event."""
         if self.last.final is None:
-            raise ValueError("the choice has not ended")
+            raise ValueError("The choice is not finished.")
         return self.last.final
 
 
 async def collect(
     outputs: MergedOutputs, first: tuple[int, Event] | None, observers: Sequence[EventObserver]
 ) -> list[CollectedChoice]:
-    """Read the outputs to their end; ``first`` is an event read before. Raises ApiError if a job failed."""
+    """Read all outputs to the end. ``first`` is an event that was already read.
+
+    Raises ApiError if a job failed.
+    """
     choices = [CollectedChoice() for _ in range(len(outputs))]
     index, event = first or await outputs.next()
     while True:

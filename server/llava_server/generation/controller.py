@@ -1,19 +1,19 @@
-"""The controller: every job whose output a client of this process reads.
+"""The controller: manages all jobs whose output is read by clients of this process.
 
     handler  --submit-->  Controller      --submit-->  JobProducer (Redis)
     handler  <---get----  OutputQueue <--put-- Controller.run  <--follow--  JobProducer
 
-A job here is in one of three places:
+Each job is in one of three collections:
 
-- ``_open``: this process streams it. ``run`` puts its events into its OutputQueue.
-- ``_detached``: it is resumable and its client has disconnected. It is cancelled unless a client returns
-  within the grace period.
-- ``_tails``: another connection, here or at another server, streams it. A task copies the events from the
-  job's log into a second OutputQueue, and takes the stream over if the other connection ends.
+- ``_open``: this process streams the job. ``run`` puts its events into its OutputQueue.
+- ``_detached``: the job is resumable and its client has disconnected. The job is cancelled unless a client
+  reconnects within the grace period.
+- ``_tails``: another connection, to this or another server, streams the job. A task copies the events from
+  the job's log into a second OutputQueue and takes over the stream if the other connection ends.
 
-Invariant: an OutputQueue is in ``_open`` from before its job is submitted until it is finished or closed. A
-job whose queue is closed before the end is cancelled, or detached if it is resumable. A slow client costs
-memory for its text only, which is bounded by the length of the output; following waits for no client.
+Invariant: an OutputQueue is in ``_open`` from before its job is submitted until it is finished or closed. If
+its queue is closed early, the job is cancelled, or detached if it is resumable. ``run`` never waits for a
+client. A slow client costs only memory for its text, which is bounded by the length of the output.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ __all__ = ["LOWEST_PRIORITY", "Controller", "TokenLimiter"]
 logger = logging.getLogger(__name__)
 
 LOWEST_PRIORITY, _HIGHEST_PRIORITY = -1, 1
-_INTERVAL_S = 1.0  # between two checks for dead workers, and for jobs past a deadline
+_INTERVAL_S = 1.0  # between two checks for lost workers and expired deadlines
 _CANCEL_TIMEOUT_S = 5.0
-_ALL_EVENTS = 2**31  # a number of known events for which a snapshot holds no log
+_ALL_EVENTS = 2**31  # skips all events, so that a snapshot contains no log
 
 
 class TokenLimiter(Protocol):
-    """The limits of each tenant, and the tokens that its jobs are charged for."""
+    """The limits of each tenant and the accounting of its tokens."""
 
     def limits(self, tenant: str) -> KeyLimits: ...
 
     async def charge_tokens(self, tenant: str, num_tokens: float) -> None:
-        """Raises ApiError (429, 503)."""
+        """Charge the tenant's token limit. Raises ApiError (429, 503)."""
         ...
 
     async def reconcile_tokens(self, tenant: str, *, estimated: float, used: int) -> None: ...
 
 
 class Controller:
-    """Submits jobs and distributes their events. ``run`` must be running while jobs are submitted."""
+    """A controller that submits jobs and distributes their events. ``run`` must be running meanwhile."""
 
     def __init__(
         self,
@@ -83,11 +83,11 @@ class Controller:
         self._open: dict[str, OutputQueue] = {}  # by job ID
         self._detached = DetachedJobs(producer, metrics, grace_s=orphan_grace_s)
         self._tails: dict[OutputQueue, asyncio.Task[None]] = {}
-        self.failure: str | None = None  # why this process must be restarted
+        self.failure: str | None = None  # the reason that this process must be restarted
 
     @property
     def num_open(self) -> int:
-        """The number of outputs that clients of this process read."""
+        """The number of outputs that clients of this process are reading."""
         return len(self._open) + len(self._tails)
 
     async def submit(
@@ -99,11 +99,11 @@ class Controller:
         is_resumable: bool = False,
         add_key_priority: bool = True,
     ) -> OutputQueue:
-        """Submit a job. Raises ApiError (409, 429, 503). The caller must close the queue.
+        """Submit a job and return its queue, which the caller must close. Raises ApiError (409, 429, 503).
 
-        A resumable job outlives its client by the grace period, a background job for good. If the very same
-        resumable job is known already, its one output is read here too. ``add_key_priority`` adds the
-        priority of the tenant's API key to the job's.
+        When its client disconnects, a resumable job runs until the grace period ends, and a background job
+        until it is finished. If an identical resumable job already exists, the returned queue reads the
+        output of that job. ``add_key_priority`` adds the priority of the tenant's API key to the job's.
         """
         is_resumable = is_resumable or job.is_background
         limits = self._limiter.limits(job.tenant)
@@ -127,9 +127,9 @@ class Controller:
     async def resume(
         self, job: Job, *, timeout_s: float, event_arrived: asyncio.Event | None = None
     ) -> OutputQueue:
-        """Take over the stream of a known job, from its first event on; another reader gets an error.
+        """Take over the stream of an existing job, from its first event. Another reader gets an error.
 
-        Raises ApiError: 404 if this tenant has no such job (any more), 503 without the queue.
+        Raises ApiError: 404 if the tenant has no such job or it has expired, 503 if the queue is unavailable.
         """
         job_id = job.job_id
         output = self._new_queue(job, timeout_s, is_resumable=True, event_arrived=event_arrived)
@@ -137,10 +137,10 @@ class Controller:
             events = await self._producer.attach(job_id, tenant=job.tenant)
         if events is None:
             raise response_not_found()
-        # No await from here on: events after these must find the new queue in ``_open``.
+        # No await below: the events that follow must find the new queue in ``_open``.
         previous = self._open.pop(job_id, None)
         if previous is not None:
-            previous.put(ApiError("stream_taken_over", "another connection reads this answer on"))
+            previous.put(ApiError("stream_taken_over", "Another connection has taken over this stream."))
         self._detached.discard(job_id)
         for event in events:
             output.put(event)
@@ -150,7 +150,7 @@ class Controller:
         return output
 
     async def snapshot(self, job_id: str, tenant: str, *, has_events: bool = True) -> JobSnapshot:
-        """Return the output so far without taking the stream over. Raises ApiError as ``resume`` does."""
+        """Return the output so far without taking over the stream. Raises the same errors as ``resume``."""
         num_events = 0 if has_events else _ALL_EVENTS
         with _queue_errors():
             snapshot = await self._producer.snapshot(job_id, tenant=tenant, num_events=num_events)
@@ -159,22 +159,25 @@ class Controller:
         return snapshot
 
     async def cancel(self, job_id: str, tenant: str) -> bool:
-        """Cancel a job, whoever streams it. Return whether it was running. Raises ApiError (503)."""
+        """Cancel a job, even if another connection streams it. Return whether it was running.
+
+        Raises ApiError (503).
+        """
         with _queue_errors():
             is_cancelled = await self._producer.cancel(job_id, tenant=tenant)
         if is_cancelled:
             self._detached.discard(job_id)
             if (output := self._open.get(job_id)) is not None:
-                output.put(ApiError("answer_cancelled", "this answer was cancelled"))
+                output.put(ApiError("answer_cancelled", "The response was cancelled."))
         return is_cancelled
 
     async def delete(self, job_id: str, tenant: str) -> bool:
-        """Delete a job and its output. Return whether there was one. Raises ApiError (503)."""
+        """Delete a job and its output. Return whether it existed. Raises ApiError (503)."""
         with _queue_errors():
             return await self._producer.delete(job_id, tenant=tenant)
 
     async def close(self, output: OutputQueue) -> None:
-        """Close a queue: see ``OutputQueue.aclose``."""
+        """Close a queue; see ``OutputQueue.aclose``."""
         if (tail := self._tails.pop(output, None)) is not None:
             tail.cancel()
             await asyncio.gather(tail, return_exceptions=True)
@@ -191,13 +194,13 @@ class Controller:
             await self._cancel(output)
 
     def fail_all(self, error: ApiError) -> None:
-        """End every open stream with this error."""
+        """End all open streams with the given error."""
         for output in (*self._open.values(), *self._tails):
             if not output.is_finished:
                 output.put(error)
 
     async def run(self) -> None:
-        """Distribute events, reclaim jobs of dead workers and enforce deadlines, until cancelled."""
+        """Distribute events, reclaim jobs from lost workers and enforce deadlines until cancelled."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._follow)
@@ -205,9 +208,9 @@ class Controller:
                 tasks.start_soon(run_periodically, _INTERVAL_S, self._enforce_deadlines)
                 tasks.start_soon(run_periodically, _INTERVAL_S, self._detached.cancel_expired)
         except Exception as error:
-            logger.exception("the controller cannot go on")
-            self.failure = f"the controller's loop ended: {type(error).__name__}"
-            self.fail_all(ApiError("internal_error", "this server broke down; ask again"))
+            logger.exception("the controller loop failed")
+            self.failure = f"The controller loop failed with {type(error).__name__}. Restart the server."
+            self.fail_all(ApiError("internal_error", "The server failed with an internal error. Retry."))
 
     async def _follow(self) -> None:
         async for batch in self._producer.follow():
@@ -223,7 +226,7 @@ class Controller:
         except QueueUnavailable:
             return  # the registry logs it
         if num_jobs:
-            logger.warning("%d jobs taken back from dead or hung workers", num_jobs)
+            logger.warning("%d jobs reclaimed from lost or hung workers", num_jobs)
             self._metrics.jobs_reaped.inc(num_jobs)
 
     async def _enforce_deadlines(self) -> None:
@@ -249,7 +252,7 @@ class Controller:
     async def _submit(
         self, output: OutputQueue, job: Job, pixels: Mapping[str, bytes], limits: KeyLimits
     ) -> None:
-        self._open[job.job_id] = output  # first: an event may arrive before ``submit`` returns
+        self._open[job.job_id] = output  # before ``submit``: an event may arrive before it returns
         is_submitted = False
         try:
             await self._limiter.charge_tokens(job.tenant, job.cost)
@@ -258,12 +261,12 @@ class Controller:
             output.queue_position = await self._producer.submit(job, pixels, tenant_limits, traceparent())
             is_submitted = True
         finally:
-            if not is_submitted:  # the producer ensures that such a job does not run
+            if not is_submitted:  # the producer guarantees that the job does not run
                 del self._open[job.job_id]
                 await self._reconcile_tokens(output)
 
     async def _reconcile_tokens(self, output: OutputQueue) -> None:
-        """Replace the estimate that was charged by the tokens used; zero for a job that never ran."""
+        """Replace the charged estimate with the number of tokens used, which is 0 if the job did not run."""
         if output.num_charged_tokens:
             await self._limiter.reconcile_tokens(
                 output.tenant, estimated=output.num_charged_tokens, used=output.num_used_tokens
@@ -271,7 +274,7 @@ class Controller:
             output.num_charged_tokens = 0.0
 
     async def _tail(self, output: OutputQueue) -> None:
-        """Copy the events of a job that another connection streams; take it over if that one ends."""
+        """Copy the events of a job that another connection streams; take over the stream if that one ends."""
         num_events = await tail_log(self._producer, output)
         while num_events is not None:
             try:
@@ -282,23 +285,23 @@ class Controller:
             self._open[output.job_id] = output
             del self._tails[output]
             if events is None:
-                output.put(ApiError("answer_cancelled", "this answer was cancelled: ask again"))
+                output.put(ApiError("answer_cancelled", "The response was cancelled. Retry."))
             for event in (events or [])[num_events:]:
                 output.put(event)
             return
 
     async def _cancel(self, output: OutputQueue) -> None:
-        """Cancel the job, even while the calling task is being cancelled."""
+        """Cancel the job, even if the calling task is being cancelled."""
         with anyio.move_on_after(_CANCEL_TIMEOUT_S, shield=True):
             try:
                 await self._producer.cancel(output.job_id, tenant=output.tenant)
             except QueueUnavailable:
-                logger.warning("job %s could not be cancelled: the queue cannot be reached", output.job_id)
+                logger.warning("job %s could not be cancelled: the job queue is unavailable", output.job_id)
 
 
 @contextmanager
 def _queue_errors() -> Iterator[None]:
-    """Raise ApiError (503) if the queue is unavailable."""
+    """Convert QueueUnavailable to ApiError (503)."""
     try:
         yield
     except QueueUnavailable as error:

@@ -1,4 +1,4 @@
-"""Cancel work when the client of a request disconnects."""
+"""Cancellation of work when the client of a request disconnects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A timeout that can be started and stopped for every token at almost no cost."""
+"""A timeout that is cheap enough to start and stop for every token."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["IdleTimer"]
 
 
 class IdleTimer:
-    """Calls ``on_timeout`` every ``seconds`` while it runs.
+    """A timer that calls ``on_timeout`` every ``seconds`` while it is running.
 
-    Starting and stopping only assign a time. One event-loop timer checks it, and is set again when it fires
-    too early. Call ``close`` in the end.
+    Starting and stopping only assign a time. A single event-loop timer checks it and is rescheduled if it
+    fires too early. Call ``close`` at the end.
     """
 
     def __init__(self, seconds: float, on_timeout: Callable[[], None]) -> None:
-        """``on_timeout`` is called in the event loop and must not raise."""
+        """Create a stopped timer. ``on_timeout`` is called in the event loop and must not raise."""
         self._loop = asyncio.get_running_loop()
         self._seconds = seconds
         self._on_timeout = on_timeout
@@ -25,7 +25,7 @@ class IdleTimer:
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Start, or start again from now."""
+        """Start or restart the timer."""
         self._started_at = self._loop.time()
         if self._handle is None:
             self._handle = self._loop.call_later(self._seconds, self._check)
@@ -34,7 +34,7 @@ class IdleTimer:
         self._started_at = math.inf
 
     def close(self) -> None:
-        """Stop and cancel the event loop's timer."""
+        """Stop the timer and cancel its event-loop timer."""
         self.stop()
         if self._handle is not None:
             self._handle.cancel()

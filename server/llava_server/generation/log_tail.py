@@ -1,6 +1,6 @@
 """Tail the event log of a job that another connection streams.
 
-Each read of the log also keeps the job alive when the other connection is gone, see
+Each read of the log also keeps the job alive if the other connection has ended; see
 ``JobProducer.cancel_unread``.
 """
 
@@ -21,10 +21,10 @@ _MAX_MISSES = 20  # polls without a log: the other connection may not have submi
 
 
 async def tail_log(producer: JobProducer, output: OutputQueue) -> int | None:
-    """Copy the job's events into ``output`` until the last one.
+    """Copy the job's events into ``output`` up to the last one, and return None.
 
-    If no connection streams the job any more, return the number of events copied so far: the caller can take
-    the stream over from there.
+    If no connection streams the job any more, return the number of events copied so far. The caller can then
+    take over the stream at that event.
     """
     num_events = offset = num_misses = 0
     while not output.is_finished:
@@ -37,7 +37,11 @@ async def tail_log(producer: JobProducer, output: OutputQueue) -> int | None:
             continue
         num_misses += snapshot is None
         if (snapshot and snapshot.state == "cancelled") or num_misses > _MAX_MISSES:
-            output.put(ApiError("answer_cancelled", "this answer's first reader has cancelled it: ask again"))
+            output.put(
+                ApiError(
+                    "answer_cancelled", "The client that sent this request first has cancelled it. Retry."
+                )
+            )
             return None
         for event in snapshot.events if snapshot else ():
             output.put(event)

@@ -1,4 +1,4 @@
-"""The choices of one request: the output queues of n jobs, read as one stream of (index, event)."""
+"""The output queues of all choices of a request, merged into one stream of (index, event)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["MergedOutputs"]
 
 
 class MergedOutputs:
-    """Reads all choices of a request, for one coroutine. Close it in the end.
+    """The merged outputs of all choices of a request, read by one coroutine that must close them.
 
-    ``field`` is the request's field that the jobs are made of, or one for each job; errors name it.
+    ``field`` is the request field that holds the prompt, or one field per job. Errors name it.
     """
 
     def __init__(
@@ -32,19 +32,19 @@ class MergedOutputs:
         self._is_resumable = is_resumable
         self._queues: list[OutputQueue] = []
         self._event_arrived = asyncio.Event()  # in any of the queues
-        self._unfinished: deque[int] = deque()  # indices of choices, in the order in which they are read next
+        self._unfinished: deque[int] = deque()  # indices of choices, least recently read first
 
     def __len__(self) -> int:
         return len(self._queues)
 
     @property
     def job_id(self) -> str:
-        """The first choice's job ID, which is the ID of the request."""
+        """The job ID of the first choice, which is the ID of the response."""
         return self._queues[0].job_id
 
     @property
     def queue_position(self) -> QueuePosition | None:
-        """The first choice's position when it was submitted; None if its job was running already."""
+        """The queue position of the first choice at submission, or None if its job already existed."""
         return self._queues[0].queue_position
 
     @property
@@ -55,7 +55,10 @@ class MergedOutputs:
     async def submit(
         self, jobs: Sequence[Job], pixels: Mapping[str, bytes], *, add_key_priority: bool = True
     ) -> None:
-        """Add choices. Raises ApiError as ``Controller.submit`` does; jobs before that one are submitted."""
+        """Submit the jobs as choices. Raises the same errors as ``Controller.submit``.
+
+        The jobs before a failed one remain submitted.
+        """
         for job in jobs:
             with span("submit"):
                 queue = await self._controller.submit(
@@ -68,32 +71,32 @@ class MergedOutputs:
             self._add(queue)
 
     async def resume(self, job: Job, *, timeout_s: float) -> None:
-        """Add a choice whose job exists already. Raises ApiError as ``Controller.resume`` does."""
+        """Add a choice with an existing job. Raises the same errors as ``Controller.resume``."""
         self._add(await self._controller.resume(job, timeout_s=timeout_s, event_arrived=self._event_arrived))
 
     async def next(self) -> tuple[int, Event]:
-        """Wait for the next event of any choice. Raises ApiError if one of them cannot continue."""
+        """Wait for the next event of any choice. Raises ApiError if a choice cannot continue."""
         while (item := self._get_nowait()) is None:
             await self._event_arrived.wait()
         return item
 
     async def next_or_woken(self) -> tuple[int, Event] | None:
-        """Wait like ``next``, but return None if ``wake`` is called first."""
+        """Wait for the next event as ``next`` does, but return None if ``wake`` is called first."""
         if (item := self._get_nowait()) is None:
             await self._event_arrived.wait()
             item = self._get_nowait()
         return item
 
     def wake(self) -> None:
-        """Wake the reader without an event."""
+        """Wake the reader even though no event has arrived."""
         self._event_arrived.set()
 
     def api_error(self, index: int, error: JobError) -> ApiError:
-        """Return the response for the failure of a choice."""
+        """Return the API error for a failed choice."""
         return from_job_error(error, self._field if isinstance(self._field, str) else self._field[index])
 
     async def aclose(self) -> None:
-        """Close all queues, which cancels the jobs that have not ended."""
+        """Close all queues, which cancels or detaches the unfinished jobs."""
         for queue in self._queues:
             await queue.aclose()
 
@@ -102,7 +105,7 @@ class MergedOutputs:
         self._queues.append(queue)
 
     def _get_nowait(self) -> tuple[int, Event] | None:
-        """Return the next event, choices in turn. After None, ``_event_arrived`` announces the next one."""
+        """Return the next event in round-robin order, or None. ``_event_arrived`` signals the next event."""
         self._event_arrived.clear()
         for index in list(self._unfinished):
             event = self._queues[index].get_nowait()

@@ -1,4 +1,4 @@
-"""The events of one job, queued for the coroutine that writes them to a client."""
+"""A queue between the controller and the coroutine that writes a job's output to a client."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from llava_server.errors import ApiError
 
 __all__ = ["OutputQueue"]
 
-_DEADLINE_SLACK_S = 5.0  # Redis ends an overdue job itself; this is for when it cannot
+_DEADLINE_SLACK_S = 5.0  # added to the job's deadline, which is normally enforced through Redis
 
 
 class OutputQueue:
-    """The events of one job, in order. The controller puts them, one coroutine gets them.
+    """The events of one job, in order. The controller puts them and one coroutine gets them.
 
-    ``event_arrived`` is set at each event; queues that are read together share one. ``is_resumable``: the job
-    outlives its client for a while; with ``is_background`` for good.
+    ``event_arrived`` is set for each event; queues that are read together share one. If ``is_resumable``, the
+    job continues for the grace period after its client has disconnected; if ``is_background``, until it is
+    finished.
     """
 
     def __init__(
@@ -41,10 +42,10 @@ class OutputQueue:
         self.is_resumable = is_resumable
         self.is_background = is_background
         self.has_begun = False  # whether a worker has started the job
-        self.is_finished = False  # whether the last event was put, not necessarily read
+        self.is_finished = False  # whether the last event was put (it may not have been read yet)
         self.queue_position: QueuePosition | None = None  # when the job was submitted
-        self.num_charged_tokens = 0.0  # charged to the tenant's rate limit at submission
-        self.num_used_tokens = 0  # prompt and output, once finished
+        self.num_charged_tokens = 0.0  # estimate charged to the tenant's rate limit at submission
+        self.num_used_tokens = 0  # prompt and output tokens; set by the last event
         self.first_event_deadline = time.monotonic() + queue_timeout_s
         self.last_event_deadline = time.monotonic() + timeout_s + _DEADLINE_SLACK_S
         self._timeout_s = timeout_s
@@ -61,14 +62,14 @@ class OutputQueue:
         self._event_arrived.set()
 
     async def get(self) -> Event:
-        """Wait for the next event. Raises ApiError if this server cannot continue the stream."""
+        """Wait for the next event. Raises ApiError if the stream cannot continue."""
         while (event := self.get_nowait()) is None:
             self._event_arrived.clear()
             await self._event_arrived.wait()
         return event
 
     def get_nowait(self) -> Event | None:
-        """Return the next event, or None if there is none yet. Raises ApiError as ``get`` does."""
+        """Return the next event, or None if the queue is empty. Raises the same errors as ``get``."""
         if not self._events:
             return None
         event = self._events.popleft()
@@ -77,15 +78,21 @@ class OutputQueue:
         return event
 
     def timeout_error(self, now: float) -> ApiError | None:
-        """Return the error of a job that has exceeded a deadline at ``now``, or None."""
+        """Return the error for a deadline that has passed at ``now``, or None."""
         if now > self.last_event_deadline:
-            return ApiError("deadline_exceeded", f"the answer was not done within {self._timeout_s:g} s")
+            timeout_s = self._timeout_s
+            return ApiError(
+                "deadline_exceeded",
+                f"The response was not complete within {timeout_s:g} seconds. Reduce max_tokens.",
+            )
         if not self.has_begun and now > self.first_event_deadline:
             return ApiError(
-                "queue_timeout", "no worker came to this request in time: come again", retry_after_s=1.0
+                "queue_timeout",
+                "No worker started this request before the queue timeout. Retry.",
+                retry_after_s=1.0,
             )
         return None
 
     async def aclose(self) -> None:
-        """Stop reading; cancel the job unless it has ended or is resumable. A second call does nothing."""
+        """Stop reading. Cancel the job unless it has ended or is resumable. Further calls have no effect."""
         await self._close(self)

@@ -1,4 +1,4 @@
-"""The HTTP response that streams a request's output as server-sent events."""
+"""An HTTP response that streams the output of a request as server-sent events."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ logger = logging.getLogger(__name__)
 
 
 class Serializer(Protocol):
-    """Serializes the events of one request, in order. Bytes are server-sent events of a stream."""
+    """A serializer for the output of a request in the format of one API. Bytes are server-sent events."""
 
     def begin(self, num_choices: int) -> bytes:
-        """Return what precedes the first event."""
+        """Return the server-sent events before the first event of the job."""
         ...
 
     def event(self, index: int, event: Event, event_id: str | None) -> bytes:
-        """Return one event of choice ``index``; empty if nothing can be sent yet.
+        """Serialize an event of the choice ``index``. Return empty bytes if there is nothing to send yet.
 
-        ``event_id`` is the position in the stream from which it can be resumed; None where there is none.
+        ``event_id`` is the position at which the stream can be resumed, or None if it cannot be resumed.
         """
         ...
 
     def end(self) -> bytes:
-        """Return what follows the last event."""
+        """Return the server-sent events after the last event of the job."""
         ...
 
     def error(self, error: ApiError, request_id: str | None) -> bytes:
-        """Return the last event of a stream that failed."""
+        """Return the last event of a failed stream."""
         ...
 
     def to_response(self, choices: Sequence[CollectedChoice]) -> ResponseModel:
-        """Return the body of a response that is not streamed."""
+        """Return the body of a non-streaming response."""
         ...
 
 
 class EventStream(Response):
-    """Streams the outputs as server-sent events and closes them in the end.
+    """A response that streams the outputs as server-sent events and then closes them.
 
-    Its status is 200: make it once the first event has arrived without an error. After ``keepalive_s``
-    seconds without an event it sends a comment. It disconnects a client that reads nothing for
-    ``send_timeout_s`` seconds. ``start`` is the number of tokens that a resuming client has: only what
-    follows is sent.
+    The status is always 200, so create the response only after the first event has arrived without an error.
+    After ``keepalive_s`` seconds without an event, a comment is sent. A client that reads nothing for
+    ``send_timeout_s`` seconds is disconnected. ``start`` is the number of tokens that a resuming client has
+    already received; only the tokens after them are sent.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class EventStream(Response):
         self._serializer = serializer
         self._observers = observers
         self._start = start
-        # A stream of several jobs cannot be resumed: no event ID is a position in all of them.
+        # A stream of several jobs cannot be resumed: an event ID is a position in one job only.
         self._resumable_job_id = outputs.job_id if len(outputs) == 1 else None
         self._stalled = anyio.CancelScope()  # cancelled when the client stops reading
         self._keepalive_timer = IdleTimer(keepalive_s, outputs.wake)
@@ -91,7 +91,7 @@ class EventStream(Response):
         try:
             await cancel_on_disconnect(receive, self._stream_until_stalled(scope, send))
         except ClientDisconnected:
-            logger.info("client of job %s left", self._outputs.job_id)
+            logger.info("client of job %s disconnected", self._outputs.job_id)
         finally:
             self._keepalive_timer.close()
             self._send_timer.close()
@@ -101,7 +101,7 @@ class EventStream(Response):
         with self._stalled:
             await self._stream(scope, send)
         if self._stalled.cancelled_caught:
-            logger.warning("reader of job %s stands still and is cut", self._outputs.job_id)
+            logger.warning("client of job %s stopped reading, connection closed", self._outputs.job_id)
 
     async def _stream(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -116,14 +116,14 @@ class EventStream(Response):
         await self._send(send, last, more=False)
 
     async def _send_events(self, send: Send) -> bytes:
-        """Send every event but the last, whose bytes are returned. Raises ApiError."""
+        """Send all events except the last and return the bytes of the last. Raises ApiError."""
         while True:
             index, event = await self._next_event(send)
             self._observers[index].observe(event)
             if event.final is not None and event.final.error is not None:
                 raise self._outputs.api_error(index, event.final.error)
             missing = _missing_part(event, self._start)
-            # The serializer follows the whole output: it also gets what the client has.
+            # The serializer needs the complete output, including the part that the client already has.
             data = self._serializer.event(index, missing or event, self._event_id(event))
             if self._outputs.is_finished:
                 return data + self._serializer.end()
@@ -131,7 +131,7 @@ class EventStream(Response):
                 await self._send(send, data)
 
     async def _next_event(self, send: Send) -> tuple[int, Event]:
-        """Wait for the next event and send comments meanwhile."""
+        """Wait for the next event, sending keepalive comments in the meantime."""
         if self._first is not None:
             first, self._first = self._first, None
             return first
@@ -142,7 +142,7 @@ class EventStream(Response):
         return item
 
     def _event_id(self, event: Event) -> str | None:
-        """Return the position from which the stream can be resumed after this event."""
+        """Return the ID of the position after this event, or None if the stream cannot be resumed."""
         return f"{self._resumable_job_id}:{event.next_offset}" if self._resumable_job_id else None
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
@@ -152,17 +152,18 @@ class EventStream(Response):
 
 
 def _missing_part(event: Event, start: int) -> Event | None:
-    """Return the part of an event that a client with ``start`` tokens lacks, or None.
+    """Return the part of an event that a client with ``start`` tokens is missing, or None.
 
-    A final event is always sent: the client may have all tokens without knowing that they are all. Raises
-    ApiError if the client's tokens end inside the event.
+    A final event is always sent, because a client with all tokens may not have received the finish reason.
+    Raises ApiError if ``start`` is inside the event.
     """
     if event.offset >= start:
         return event
     if event.next_offset > start:
         raise ApiError(
             "invalid_value",
-            f"no event ends at token {start}: use the number in the id of the last event that came whole",
+            f"No event ends at token {start}. Use the number in the ID of the last event that was received "
+            "completely.",
             param="starting_after",
         )
     return msgspec.structs.replace(event, text="", logprobs=()) if event.final else None

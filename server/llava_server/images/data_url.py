@@ -1,4 +1,4 @@
-"""Parse data: URLs. Remote URLs are fetched by ``fetch``."""
+"""Parser for data: URLs. Remote URLs are fetched by ``fetch``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from llava_server.images.errors import ImageError
 
 __all__ = ["EncodedImage", "parse_data_url"]
 
-_MAX_QUOTED = 40  # characters of the client's text in an error
+_MAX_QUOTED = 40  # maximum number of characters of client text in an error
 
 
 class EncodedImage(NamedTuple):
-    """An image as it was received: base64 text, not decoded or checked yet, and the media type it claims."""
+    """An image as received: the declared media type, and base64 text that is not decoded or checked yet."""
 
     media_type: str
     base64: bytes
@@ -21,32 +21,39 @@ class EncodedImage(NamedTuple):
 def parse_data_url(url: str, *, max_bytes: int) -> EncodedImage:
     """Parse ``data:[<type>][;parameter...];base64,<text>``. Raises ImageError.
 
-    ``max_bytes`` is the limit of the decoded file; it is checked on the length of the text.
+    ``max_bytes`` limits the size of the decoded file. It is compared with the length of the text.
     """
     if url[:5].lower() != "data:":
         raise ImageError(
-            "invalid_image_url", "not a data: URL; send the picture as data:image/png;base64,..."
+            "invalid_image_url", "the URL is not a data: URL. Send the image as data:image/png;base64,..."
         )
     head, comma, text = url[5:].partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise ImageError(
-            "invalid_image_url", "the data: URL is not base64; it must read data:image/png;base64,..."
+            "invalid_image_url", "the data: URL is not base64. Send the image as data:image/png;base64,..."
         )
     media_type = head[: -len(";base64")].partition(";")[0].strip().lower()
     if media_type and not media_type.startswith("image/") and media_type != "application/octet-stream":
+        quoted_type = media_type[:_MAX_QUOTED]
         raise ImageError(
-            "invalid_image_url", f"a picture is needed, not {media_type[:_MAX_QUOTED]!a}; use data:image/..."
+            "invalid_image_url",
+            f"the media type {quoted_type!a} is not an image type. Use data:image/png;base64,...",
         )
     return EncodedImage(media_type, _as_ascii(text, max_bytes))
 
 
 def _as_ascii(text: str, max_bytes: int) -> bytes:
     if not text:
-        raise ImageError("invalid_image", "the picture is empty: there is nothing after base64,")
-    if len(text) * 3 // 4 > max_bytes + 2:  # padding: at most two bytes less than the text's length says
+        raise ImageError("invalid_image", "the image is empty: the data: URL has no data after 'base64,'.")
+    num_bytes = len(text) * 3 // 4
+    if num_bytes > max_bytes + 2:  # the padding can account for two bytes
         raise ImageError(
-            "image_too_large", f"the picture has about {len(text) * 3 // 4} bytes; the limit is {max_bytes}"
+            "image_too_large",
+            f"the image has about {num_bytes} bytes; the limit is {max_bytes}. Send a smaller file.",
         )
     if not text.isascii():
-        raise ImageError("invalid_image_url", "the base64 text holds characters outside A-Z a-z 0-9 + / =")
+        raise ImageError(
+            "invalid_image_url",
+            "the base64 text contains characters other than A-Z a-z 0-9 + / =. Encode the file as base64.",
+        )
     return text.encode("ascii")

@@ -1,9 +1,9 @@
-"""The pool of decoder processes: started ahead, one image at a time each, replaced on any doubt.
+"""A pool of prestarted decoder processes. Each decodes one image at a time.
 
-A process is replaced when it crashes, exceeds its time, is interrupted in the middle of an image, or has
-decoded its number of images. A thread waits for each pipe, so neither a large image nor a slow start blocks
-the event loop. Invariant: every process is idle, decoding exactly one image, or being replaced; ``aclose``
-leaves none.
+A process is replaced if it crashes, exceeds its time limit, is interrupted during an image, or has decoded
+``_IMAGES_PER_PROCESS`` images. Threads do the pipe I/O, so that neither large images nor slow starts block
+the event loop. Invariant: every process is idle, decoding exactly one image, or being replaced. ``aclose``
+terminates all of them.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ _SOURCE_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class ImageTiles:
-    """An image preprocessed for a model. ``pixels`` are ``num_tiles * side * side * 3`` bytes of RGB;
-    ``width`` and ``height`` are the original's."""
+    """An image preprocessed for a model. ``pixels`` has ``num_tiles * side * side * 3`` bytes of RGB data.
+
+    ``width`` and ``height`` are those of the original image.
+    """
 
     __slots__ = ("height", "num_tiles", "pixels", "width")
 
@@ -47,35 +49,38 @@ class ImageTiles:
 
 
 class DecoderPool:
-    """``num_processes`` processes that turn base64 text into tiles. Call ``start`` and ``aclose``."""
+    """A pool of ``num_processes`` processes that convert base64 text to tiles.
+
+    Call ``start`` before use and ``aclose`` at the end.
+    """
 
     def __init__(self, *, num_processes: int, limits: ImageLimits) -> None:
         self._num_processes = num_processes
         self._limits = limits
-        self._idle: asyncio.LifoQueue[_DecoderProcess] = asyncio.LifoQueue()  # the last used one first
+        self._idle: asyncio.LifoQueue[_DecoderProcess] = asyncio.LifoQueue()  # most recently used first
         self._processes: set[_DecoderProcess] = set()
         self._replacing: set[asyncio.Task[None]] = set()
-        # Twice as many threads as processes: a process that is being replaced still has its reader.
+        # Two threads per process: when a process is replaced, the old one's reader may still be blocked.
         self._threads = ThreadPoolExecutor(2 * num_processes, thread_name_prefix="image")
         self._is_closed = False
         self._has_warned = False
 
     @property
     def pids(self) -> list[int]:
-        """The IDs of the running processes."""
+        """The process IDs of the running processes, sorted."""
         return sorted(process.pid for process in self._processes)
 
     async def start(self) -> None:
-        """Return when every process is ready. Raises RuntimeError if one cannot start."""
+        """Start all processes and wait until they are ready. Raises RuntimeError if one cannot start."""
         await asyncio.gather(*(self._add_process() for _ in range(self._num_processes)))
 
     async def preprocess(self, base64: bytes, spec: ImageSpec) -> ImageTiles:
-        """Decode and preprocess one image; wait while all processes are busy. Raises ImageError."""
+        """Decode and preprocess one image, after waiting for an idle process. Raises ImageError."""
         process = await self._idle.get()
         try:
             head, pixels = await self._request(process, base64, spec)
         except BaseException:
-            self._replace(process)  # its pipe may be in the middle of a frame
+            self._replace(process)  # its pipe may contain a partial frame
             raise
         if process.num_images >= _IMAGES_PER_PROCESS:
             self._replace(process)
@@ -89,7 +94,7 @@ class DecoderPool:
         return ImageTiles(pixels, num_tiles=num_tiles, width=int(head["width"]), height=int(head["height"]))
 
     async def aclose(self) -> None:
-        """End every process, whatever it is doing."""
+        """Kill all processes, including busy ones."""
         self._is_closed = True
         for task in self._replacing:
             task.cancel()
@@ -112,10 +117,16 @@ class DecoderPool:
         try:
             return await asyncio.wait_for(response, self._limits.timeout_s)
         except asyncio.TimeoutError as error:
-            logger.warning("picture child %d killed: over its %g s", process.pid, self._limits.timeout_s)
+            logger.warning(
+                "image decoder %d killed: exceeded its time limit of %g s",
+                process.pid,
+                self._limits.timeout_s,
+            )
             raise image_error("timeout", {}, self._limits) from error
         except (BrokenFrame, OSError) as error:
-            logger.warning("picture child %d died over a picture of %d bytes", process.pid, len(base64))
+            logger.warning(
+                "image decoder %d crashed on an image of %d base64 bytes", process.pid, len(base64)
+            )
             raise image_error("crashed", {}, self._limits) from error
 
     async def _add_process(self) -> None:
@@ -124,7 +135,7 @@ class DecoderPool:
         self._processes.add(process)
         if process.sandbox_error and not self._has_warned:
             self._has_warned = True
-            logger.warning("picture children are less confined than they could be: %s", process.sandbox_error)
+            logger.warning("image decoders run without the seccomp sandbox: %s", process.sandbox_error)
         if self._is_closed:
             self._kill(process)
         else:
@@ -142,17 +153,17 @@ class DecoderPool:
             try:
                 return await self._add_process()
             except (RuntimeError, OSError):  # noqa: PERF203
-                logger.exception("a picture child cannot start; trying again in 1 s")
+                logger.exception("an image decoder cannot start, retrying in 1 s")
                 await asyncio.sleep(1.0)
 
     def _kill(self, process: _DecoderProcess) -> None:
         self._processes.discard(process)
         process.kill()
-        self._threads.submit(process.wait)  # the kernel may take a while to free a gigabyte
+        self._threads.submit(process.wait)  # in a thread: the kernel may need time to free a gigabyte
 
 
 class _DecoderProcess:
-    """One process and its two pipes. The constructor blocks until the process is ready."""
+    """A decoder process and its two pipes. The constructor blocks until the process is ready."""
 
     def __init__(self, memory_bytes: int) -> None:
         self.num_images = 0
@@ -163,11 +174,11 @@ class _DecoderProcess:
             stderr=subprocess.DEVNULL,
             env={},
             cwd="/",
-            start_new_session=True,  # Ctrl-C must reach the server only, which finishes open requests first
+            start_new_session=True,  # Ctrl-C must not reach the process while the server drains
         )
         try:
             if (frame := self._read()) is None:
-                raise RuntimeError("a picture child ended before it was ready")
+                raise RuntimeError("An image decoder process exited before it was ready.")
         except BaseException:
             self.kill()
             self.wait()
@@ -179,24 +190,24 @@ class _DecoderProcess:
         return self._process.pid
 
     def request(self, head: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
-        """Send one image and block until the response. Raises BrokenFrame or OSError if the process dies."""
+        """Send one image and block until the response. Raises BrokenFrame or OSError if the process exits."""
         write_frame(cast(BinaryIO, self._process.stdin), head, body)
         frame = self._read()
         if frame is None:
-            raise BrokenFrame("the child ended before its answer")
+            raise BrokenFrame("The decoder process exited before its response.")
         self.num_images += 1
         return frame
 
     def kill(self) -> None:
-        """End the process. A thread blocked in ``request`` gets BrokenFrame or OSError."""
+        """Kill the process. A thread blocked in ``request`` gets BrokenFrame or OSError."""
         self._process.kill()
 
     def wait(self) -> None:
-        """Wait for the end of a killed process and close its pipes."""
+        """Wait until the killed process has exited, and close its pipes."""
         self._process.wait()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(OSError):  # buffered bytes have no reader any more
+        with contextlib.suppress(OSError):  # flushing buffered bytes fails without a reader
             self._process.stdin.close()
         self._process.stdout.close()
 

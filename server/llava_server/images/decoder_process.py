@@ -1,9 +1,9 @@
-"""The program of a decoder process, which decodes untrusted images and has nothing worth stealing.
+"""The program of a decoder process, which decodes untrusted images in isolation.
 
-It has no environment, no files but its two pipes, and limited memory and CPU time. It cannot open anything:
-the limit of open files is what is open already, and ``sandbox`` blocks the system calls where the kernel
-supports it. It reads requests from stdin and writes responses to stdout until stdin ends, which also happens
-when the server exits. An image that crashes it fails alone.
+The process has no environment variables, no open files except its standard streams, and limited memory and
+CPU time. It cannot open files: RLIMIT_NOFILE allows none, and ``sandbox`` blocks the system calls where the
+kernel supports it. It reads requests from stdin and writes responses to stdout until stdin is closed, which
+also happens when the server exits. An image that crashes the process affects no other image.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ from llava_server.images.sandbox import enter_sandbox
 __all__ = ["FORMATS", "DecodeError", "main", "preprocess"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-_LATE_PLUGINS = (MpoImagePlugin, WebPImagePlugin)  # preinit() leaves them out; some phones' JPEGs are MPO
+_LATE_PLUGINS = (MpoImagePlugin, WebPImagePlugin)  # preinit() omits them; some phones write JPEGs as MPO
 _ORIENTATION = 0x0112
 
 
 class DecodeError(Exception):
-    """An image that cannot be used. ``reason`` is our own word: Pillow's texts may show addresses."""
+    """An image that cannot be decoded.
+
+    ``reason`` is one of this module's own words, because Pillow's messages may leak addresses.
+    """
 
     def __init__(self, reason: str, **numbers: int) -> None:
         super().__init__(reason)
@@ -61,7 +64,7 @@ def preprocess(request: dict[str, Any], text: bytes) -> tuple[Image.Image, int, 
 
 
 def main() -> None:
-    """Respond to requests until stdin ends. The first frame reports that the process is ready."""
+    """Serve requests until stdin is closed. The first frame reports that the process is ready."""
     sandbox_error = _restrict_process(memory_bytes=int(sys.argv[2]))
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     write_frame(stdout, {"ready": True, "sandbox_error": sandbox_error})
@@ -98,7 +101,7 @@ def _open(file: bytes, request: dict[str, Any]) -> Image.Image:
         raise DecodeError("damaged" if _has_known_signature(file) else "not_an_image") from error
     except MemoryError as error:
         raise DecodeError("out_of_memory") from error
-    except Exception as error:  # as above
+    except Exception as error:  # Pillow's decoders raise exceptions of any class
         raise DecodeError("damaged") from error
     _check_size(image.width, image.height, request)
     return image
@@ -112,7 +115,7 @@ def _check_size(width: int, height: int, request: dict[str, Any]) -> None:
 
 
 def _webp_size(file: bytes) -> tuple[int, int] | None:
-    """Return width and height from a WEBP header (RFC 9649); None if the file has none or a part of one."""
+    """Return the size in a WEBP header (RFC 9649), or None if the header is absent or truncated."""
     if file[:4] != b"RIFF" or file[8:12] != b"WEBP" or len(file) < 30:
         return None
     if file[12:16] == b"VP8X":
@@ -126,12 +129,12 @@ def _webp_size(file: bytes) -> tuple[int, int] | None:
 
 
 def _has_known_signature(file: bytes) -> bool:
-    """Return whether the first bytes name a supported format: such a file is damaged, not of another kind."""
+    """Return whether the file starts with the signature of a supported format."""
     return file.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM")) or file[8:12] == b"WEBP"
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; 1 (upright) if the EXIF block is absent or broken."""
+    """Return the EXIF orientation, or 1 (upright) if the EXIF block is absent or broken."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # the EXIF parser raises exceptions of any class
@@ -139,8 +142,11 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _restrict_process(*, memory_bytes: int) -> str | None:
-    """Set the limits of this process and enter the sandbox. Return None or why there is no sandbox."""
-    Image.MAX_IMAGE_PIXELS = None  # our own limit is checked on the header
+    """Set the resource limits of this process and enter the sandbox.
+
+    Return None, or the reason if the sandbox is not available.
+    """
+    Image.MAX_IMAGE_PIXELS = None  # _check_size enforces the limit on the header
     warnings.simplefilter("ignore")
     _load_plugins()
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
@@ -151,7 +157,7 @@ def _restrict_process(*, memory_bytes: int) -> str | None:
 
 
 def _load_plugins() -> None:
-    """Preprocess one image of every kind: what Pillow imports at first use must be imported now."""
+    """Preprocess one image of every kind, so that Pillow's lazy imports happen before files are blocked."""
     Image.preinit()
     exif = Image.Exif()
     exif[_ORIENTATION] = 6
@@ -167,7 +173,7 @@ def _load_plugins() -> None:
 
 
 def _limit_cpu_time(seconds: float) -> None:
-    """Set the CPU time of the next image. The kernel's limit counts from the start of the process."""
+    """Limit the CPU time of the next image. RLIMIT_CPU counts from the start of the process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit = math.ceil(used.ru_utime + used.ru_stime + seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))

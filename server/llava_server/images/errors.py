@@ -1,4 +1,4 @@
-"""Errors and limits of images. Messages hold no text of a decoder, which may show addresses or paths."""
+"""Image errors and limits. Messages never contain decoder output, which may leak addresses or paths."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["ImageError", "ImageLimits", "image_error"]
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """The limits of one image."""
+    """The limits for one image."""
 
     max_pixels: int = 40_000_000
     max_side: int = 16_384  # pixels
     max_ratio: int = 100  # longer side to shorter side
     cpu_s: float = 5.0  # CPU time in the decoder process
-    timeout_s: float = 30.0  # wall time in the decoder process; long, as workers may use every core
-    memory_bytes: int = 2**30  # address space of a decoder process
+    timeout_s: float = 30.0  # wall time in the decoder process; generous, since workers may use all cores
+    memory_bytes: int = 2**30  # address space of one decoder process
 
     def for_decoder(self) -> dict[str, Any]:
-        """Return the limits that the decoder process checks itself."""
+        """Return the limits that the decoder process enforces itself."""
         return {
             "max_pixels": self.max_pixels,
             "max_side": self.max_side,
@@ -30,7 +30,10 @@ class ImageLimits:
 
 
 class ImageError(Exception):
-    """An image that cannot be used. ``code`` is one of the server's error codes."""
+    """An error in one image. ``code`` is one of the server's error codes.
+
+    The API puts the path of the field in front of ``message``, which therefore starts in lower case.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -38,42 +41,49 @@ class ImageError(Exception):
         self.message = message
 
 
-_FORMATS = "JPEG, PNG, WEBP, GIF and BMP are taken"
+_FORMATS = "JPEG, PNG, WEBP, GIF and BMP"
 
 
 def image_error(reason: str, numbers: dict[str, Any], limits: ImageLimits) -> ImageError:
-    """Return the error for a decoder's one-word ``reason``; ``numbers`` are the image's width and height."""
+    """Return the error for a decoder's one-word ``reason``. ``numbers`` has the image's width and height."""
     size = f"{numbers.get('width')} x {numbers.get('height')} pixels"
+    memory_mib = limits.memory_bytes // 2**20
     code, message = {
         "bad_base64": (
             "invalid_image_url",
-            "the base64 text is broken: only A-Z a-z 0-9 + / with = padding, without spaces or line breaks",
+            "the base64 text is invalid. Use only A-Z a-z 0-9 + / with = as padding, without spaces or line "
+            "breaks.",
         ),
-        "not_an_image": ("invalid_image", f"the bytes are not a picture of a known format; {_FORMATS}"),
+        "not_an_image": (
+            "invalid_image",
+            f"the data is not an image in a supported format. Supported formats: {_FORMATS}.",
+        ),
         "damaged": (
             "invalid_image",
-            f"the picture is damaged or cut off and cannot be decoded; save it again ({_FORMATS})",
+            "the image is damaged or truncated and cannot be decoded. Save it again. "
+            f"Supported formats: {_FORMATS}.",
         ),
         "too_large": (
             "image_too_large",
-            f"the picture has {size}; the limits are {limits.max_pixels} pixels "
-            f"and {limits.max_side} a side: scale it down",
+            f"the image has {size}; the limits are {limits.max_pixels} pixels in total and "
+            f"{limits.max_side} pixels per side. Scale the image down.",
         ),
         "too_narrow": (
             "invalid_image",
-            f"the picture has {size}; one side may be at most {limits.max_ratio} times the other: crop it",
+            f"the image has {size}; the limit of the aspect ratio is {limits.max_ratio}:1. Crop the image.",
         ),
         "out_of_memory": (
             "image_too_large",
-            f"decoding the picture needs more than {limits.memory_bytes // 2**20} MiB: scale it down",
+            f"decoding the image requires more than {memory_mib} MiB of memory. Scale the image down.",
         ),
         "timeout": (
             "invalid_image",
-            f"decoding the picture took longer than {limits.timeout_s:g} s: scale it down or save it again",
+            f"decoding the image took longer than {limits.timeout_s:g} seconds. "
+            "Scale the image down or save it again.",
         ),
         "crashed": (
             "invalid_image",
-            "the picture's decoder broke down over it, or ran out of processor time: save it again as PNG",
+            "the decoder crashed or exceeded its CPU time limit on this image. Save the image again as PNG.",
         ),
     }[reason]
     return ImageError(code, message)

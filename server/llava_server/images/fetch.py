@@ -1,7 +1,8 @@
-"""Fetch images by URL from allowed hosts only: resolve once, check every address, connect to that address.
+"""Fetch images by URL from allowed hosts: resolve the name once, check all addresses, connect to one of them.
 
-Disabled unless a host is allowed. Each redirect passes the same checks. The response of an allowed host is as
-untrusted as an upload, and a second lookup of its name could give an internal address: there is none.
+Fetching is disabled unless a host is allowed. Every redirect passes the same checks. A name is never resolved
+a second time, because the second lookup could return an internal address. The response of an allowed host is
+as untrusted as an upload.
 """
 
 from __future__ import annotations
@@ -22,34 +23,34 @@ __all__ = ["FetchRules", "ImageFetcher", "Resolver", "is_remote", "resolve"]
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 _MAX_REDIRECTS = 3
-_MAX_FETCHES = 32  # concurrently in this process; further ones wait
+_MAX_FETCHES = 32  # concurrent fetches in this process; others wait
 _CONNECT_S = 5.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(frozen=True)
 class FetchRules:
-    """What may be fetched. ``hosts`` are ``name`` or ``*.name``, each with an optional ``:port``."""
+    """The rules for fetching. Each of ``hosts`` is ``name`` or ``*.name`` with an optional ``:port``."""
 
     hosts: frozenset[str] = frozenset()
     allow_http: bool = False
-    timeout_s: float = 10.0  # for one image, redirects included
+    timeout_s: float = 10.0  # for one image, including redirects
     max_bytes: int = 20 * 2**20
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Return every address of the name from the system's resolver."""
+    """Return all addresses of a host from the system resolver."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 def is_remote(url: str) -> bool:
-    """Return whether the URL is one to fetch."""
+    """Return whether the URL has the scheme http or https."""
     return url[:8].lower().startswith(("http://", "https://"))
 
 
 class ImageFetcher:
-    """Fetches images for the whole process, with a resolver and a network that tests replace."""
+    """The image fetcher of the process. Tests replace the resolver and the network."""
 
     def __init__(
         self,
@@ -66,19 +67,21 @@ class ImageFetcher:
         self._slots = asyncio.Semaphore(_MAX_FETCHES)
 
     async def fetch(self, url: str) -> bytes:
-        """Return the file. Raises ImageError, whose message reveals nothing about internal networks."""
+        """Return the file. Raises ImageError; the message reveals nothing about internal networks."""
         if not self._rules.hosts:
             raise ImageError(
                 "invalid_image_url",
-                "remote pictures are off by default: this server fetches nothing; "
-                "send the picture itself as data:image/png;base64,...",
+                "this server does not fetch remote images. Send the image as data:image/png;base64,...",
             )
-        image_url = parse_image_url(url, allow_http=self._rules.allow_http)
+        rules = self._rules
+        image_url = parse_image_url(url, allow_http=rules.allow_http)
         try:
-            return await asyncio.wait_for(self._follow_redirects(image_url), self._rules.timeout_s)
+            return await asyncio.wait_for(self._follow_redirects(image_url), rules.timeout_s)
         except asyncio.TimeoutError as error:
             raise ImageError(
-                "invalid_image_url", f"the picture did not arrive within {self._rules.timeout_s:g} s"
+                "invalid_image_url",
+                f"the image could not be fetched within {rules.timeout_s:g} seconds. "
+                "Retry, or send the image as data:image/png;base64,...",
             ) from error
         except (
             httpcore2.NetworkError,
@@ -87,7 +90,7 @@ class ImageFetcher:
             OSError,
         ) as error:
             raise ImageError(
-                "invalid_image_url", "the picture's host cannot be reached or broke off"
+                "invalid_image_url", "the image host is unreachable or closed the connection. Check the URL."
             ) from error
 
     async def _follow_redirects(self, url: ImageUrl) -> bytes:
@@ -98,11 +101,12 @@ class ImageFetcher:
                     return result
                 url = result
         raise ImageError(
-            "invalid_image_url", f"the picture's host redirects more than {_MAX_REDIRECTS} times"
+            "invalid_image_url",
+            f"the image host redirected more than {_MAX_REDIRECTS} times. Use the final URL.",
         )
 
     async def _get(self, url: ImageUrl) -> bytes | ImageUrl:
-        """Return the file, or the URL to which the host redirects."""
+        """Return the file, or the URL of a redirect."""
         network = _PinnedNetwork(self._network, await self._public_addresses(url))
         headers = [("host", url.authority), ("accept", "image/*"), ("accept-encoding", "identity")]
         target = httpcore2.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target)
@@ -118,7 +122,8 @@ class ImageFetcher:
                 return redirect_target(url, location, allow_http=self._rules.allow_http)
             if response.status != 200:
                 raise ImageError(
-                    "invalid_image_url", f"the picture's host answered with status {response.status}"
+                    "invalid_image_url",
+                    f"the image host responded with status {response.status}. Check the URL.",
                 )
             return await self._read(response, received.get(b"content-length", b""))
 
@@ -132,26 +137,31 @@ class ImageFetcher:
         return b"".join(parts)
 
     def _check_size(self, num_bytes: int) -> None:
-        if num_bytes > self._rules.max_bytes:
+        rules = self._rules
+        if num_bytes > rules.max_bytes:
             raise ImageError(
-                "image_too_large", f"the picture has more than {self._rules.max_bytes} bytes, the limit"
+                "image_too_large",
+                f"the image exceeds the limit of {rules.max_bytes} bytes. Use a smaller file.",
             )
 
     async def _public_addresses(self, url: ImageUrl) -> list[str]:
-        """Return the host's addresses. Raises ImageError unless all are public: a mix is an attack."""
+        """Return the addresses of the host. Raises ImageError unless all are public: a mix is an attack."""
         if not url.is_among(self._rules.hosts):
             raise ImageError(
                 "invalid_image_url",
-                f"this server fetches no pictures from {url.authority}; send it as data:image/png;base64,...",
+                f"this server does not fetch images from {url.authority}. "
+                "Send the image as data:image/png;base64,...",
             )
         addresses = await self._resolver(url.host, url.port)
         if not addresses or not all(is_public(address) for address in addresses):
-            raise ImageError("invalid_image_url", "the picture's host cannot be reached or broke off")
+            raise ImageError(
+                "invalid_image_url", "the image host is unreachable or closed the connection. Check the URL."
+            )
         return addresses
 
 
 class _PinnedNetwork(httpcore2.AsyncNetworkBackend):
-    """Connects to the checked addresses, whatever ``host`` is; TLS and the Host header use the name."""
+    """A network backend that connects to the checked addresses. TLS and the Host header use the name."""
 
     def __init__(self, network: httpcore2.AsyncNetworkBackend, addresses: list[str]) -> None:
         self._network = network

@@ -1,7 +1,7 @@
-"""Which image URLs and addresses may be fetched: URLs parsed strictly, and addresses that are really public.
+"""Rules for fetching images: strict parsing of URLs, and the check that an address is public.
 
-A URL that two parsers could read differently is rejected, not repaired. Connections are made to the address
-that an ``ImageUrl``'s host was resolved to, never to the text of the URL.
+A URL that two parsers could interpret differently is rejected. Connections are made only to the addresses
+that the host of an ``ImageUrl`` resolved to, never to an address in the URL.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ __all__ = ["HOST_RULE", "ImageUrl", "is_public", "parse_image_url", "redirect_ta
 
 _MAX_URL_CHARS = 2048
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_NAME = (
-    rf"{_LABEL}(?:\.{_LABEL})*\.(?=[a-z0-9-]*[a-z])(?!0x){_LABEL}"  # a last label of digits is an IPv4 form
-)
-# An allowed host: a name, or *.name for every name below it, with a port if it is not the scheme's default.
+_NAME = rf"{_LABEL}(?:\.{_LABEL})*\.(?=[a-z0-9-]*[a-z])(?!0x){_LABEL}"  # a numeric last label means IPv4
+# An allowed host: a name, or *.name for its subdomains, with a port if it is not the scheme's default.
 HOST_RULE = re.compile(rf"(?:\*\.)?{_NAME}(?::[1-9][0-9]{{0,4}})?")
 _URL = re.compile(
     rf"(?P<scheme>https?)://(?P<host>{_NAME})(?::(?P<port>[1-9][0-9]{{0,4}}))?"
     r"(?P<target>(?:[/?][!$-\[\]_a-z~]*)?)(?:#[!-~]*)?",
-    re.IGNORECASE | re.ASCII,  # without ASCII, the Kelvin sign is a k
+    re.IGNORECASE | re.ASCII,  # without ASCII, the Kelvin sign would match k
 )
 _PORTS = {"http": 80, "https": 443}
 
@@ -33,12 +31,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _IPV4_IN_IPV6 = tuple(
     ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")
 )  # NAT64, local NAT64, IPv4-compatible, IPv4-translated: the last 32 bits are an IPv4 address
-# Public by the registry, but internal: protocol assignments (Oracle's metadata), Azure's host agent.
+# Public according to IANA, but used internally: Oracle's metadata service and Azure's host agent.
 _DENIED = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("168.63.129.16/32"))
 
 
 class ImageUrl(NamedTuple):
-    """A parsed URL; ``host`` is a lower-case DNS name, never an address."""
+    """A parsed image URL. ``host`` is a lower-case DNS name, never an IP address."""
 
     scheme: str
     host: str
@@ -47,7 +45,7 @@ class ImageUrl(NamedTuple):
 
     @property
     def authority(self) -> str:
-        """The Host header; rules with a port are compared with it."""
+        """The value of the Host header, which is compared with the rules."""
         return self.host if self.port == _PORTS[self.scheme] else f"{self.host}:{self.port}"
 
     def is_among(self, rules: frozenset[str]) -> bool:
@@ -59,36 +57,39 @@ class ImageUrl(NamedTuple):
 
 
 def parse_image_url(url: str, *, allow_http: bool) -> ImageUrl:
-    """Parse an image URL. Raises ImageError, whose message quotes nothing of the URL."""
+    """Parse an image URL. Raises ImageError; the message contains no part of the URL."""
     match = _URL.fullmatch(url) if len(url) <= _MAX_URL_CHARS else None
     port = int(match["port"] or _PORTS[match["scheme"].lower()]) if match else 0
     if match is None or port > 65535:
         raise ImageError(
             "invalid_image_url",
-            f"not a plain https:// URL of at most {_MAX_URL_CHARS} ASCII characters with a host's name, "
-            "without user, password, backslash or spaces (percent-encode what is special)",
+            f"the URL is not supported. Use an https:// URL with a host name and at most {_MAX_URL_CHARS} "
+            "ASCII characters, without user name, password, backslashes or spaces. Percent-encode special "
+            "characters.",
         )
     scheme = match["scheme"].lower()
     if scheme == "http" and not allow_http:
-        raise ImageError("invalid_image_url", "pictures are fetched by https:// only")
+        raise ImageError("invalid_image_url", "http:// URLs are not allowed. Use an https:// URL.")
     target = match["target"]
     return ImageUrl(scheme, match["host"].lower(), port, target if target.startswith("/") else f"/{target}")
 
 
 def redirect_target(url: ImageUrl, location: str, *, allow_http: bool) -> ImageUrl:
-    """Return the URL that a redirect names. Raises ImageError for one from https to http."""
+    """Return the target of a redirect. Raises ImageError for a redirect from https to http."""
     try:
         joined = urljoin(f"{url.scheme}://{url.authority}{url.target}", location)
-    except ValueError:  # brackets that are no IPv6 address
+    except ValueError:  # brackets without a valid IPv6 address
         joined = ""
     target = parse_image_url(joined, allow_http=allow_http)
     if url.scheme == "https" and target.scheme == "http":
-        raise ImageError("invalid_image_url", "the picture's host redirects from https to http")
+        raise ImageError(
+            "invalid_image_url", "the image host redirected from https to http. Use the final https:// URL."
+        )
     return target
 
 
 def is_public(text: str) -> bool:
-    """Return whether an address, and each IPv4 address embedded in it, is globally reachable."""
+    """Return whether an IP address, and each IPv4 address embedded in it, is globally reachable."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Load the images of requests: URLs to preprocessed pixels, with a cache so that none is decoded twice."""
+"""Image loading: converts the URLs in requests to preprocessed pixels and caches the results."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from llava_server.request_metrics import Metrics
 
 __all__ = ["ImageCache", "ImageLoader", "PreprocessedImage", "image_digest"]
 
-_PREPROCESSING_VERSION = 1  # raise it when the same image gives other pixels than before
+_PREPROCESSING_VERSION = 1  # increment when preprocessing changes the pixels of an image
 
 
 class PreprocessedImage(NamedTuple):
-    """An image as a job refers to it, and the pixels that are sent with the job."""
+    """A preprocessed image: the reference that a job contains, and the pixels sent with the job."""
 
     ref: ImageRef
     pixels: bytes
 
 
 class ImageCache:
-    """An LRU cache of preprocessed images, bounded by ``max_bytes`` of pixels."""
+    """An LRU cache of preprocessed images with at most ``max_bytes`` of pixels."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -46,7 +46,7 @@ class ImageCache:
         return image
 
     def put(self, key: bytes, image: PreprocessedImage) -> None:
-        """Store the image and evict the least recently used ones. Skip an image larger than the cache."""
+        """Store an image and evict the least recently used ones. Skip an image larger than the cache."""
         if key in self._images or len(image.pixels) > self._max_bytes:
             return
         self._images[key] = image
@@ -57,7 +57,10 @@ class ImageCache:
 
 
 class ImageLoader:
-    """Loads images one at a time: a request that waits for one image holds at most one decoder process."""
+    """A loader for the images of requests.
+
+    ``load`` handles one image, so a request that awaits one call at a time uses at most one decoder process.
+    """
 
     def __init__(
         self,
@@ -100,9 +103,9 @@ class ImageLoader:
 
 
 def image_digest(tiles: ImageTiles, spec: ImageSpec, tenant: str) -> str:
-    """Return the ID of the pixels on the wire and in caches.
+    """Return the ID of an image's pixels for the wire protocol and the caches.
 
-    It is keyed by the tenant, so that no tenant can find out by timing which images another one has sent.
+    The digest is keyed by the tenant, so that a tenant cannot detect by timing which images others have sent.
     """
     return _keyed_digest(
         tenant,
@@ -117,7 +120,7 @@ def _cache_key(encoded: EncodedImage, spec: ImageSpec, tenant: str) -> bytes:
 
 
 def _keyed_digest(tenant: str, *parts: bytes) -> bytes:
-    """Hash the parts, each preceded by its length, so that no two lists of parts give the same input."""
+    """Hash the parts, each preceded by its length, so that different lists of parts never collide."""
     digest = hmac.new(f"llava-picture-{_PREPROCESSING_VERSION}:{tenant}".encode(), digestmod=hashlib.sha256)
     for part in parts:
         digest.update(struct.pack(">Q", len(part)))

@@ -1,11 +1,11 @@
 """Messages on the pipes between the server and a decoder process: a small JSON head and raw bytes.
 
-    ready     {"ready", "sandbox_error": why the process is not fully sandboxed, or null}
+    ready     {"ready", "sandbox_error": the reason that the process is not sandboxed, or null}
     request   {"side", "fit", "background", "grid", "max_pixels", "max_side", "max_ratio", "cpu_s"} + base64
     response  {"width", "height"} + tiles of side * side * 3 bytes of RGB
-              {"error": reason, ...numbers} + nothing
+              {"error": reason, ...numbers}, without raw bytes
 
-Neither side reads more than ``MAX_FRAME_BYTES``, whatever length the other announces.
+Both sides reject frames larger than ``MAX_FRAME_BYTES``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LENGTHS = struct.Struct(">II")  # head, body
 
 
 class BrokenFrame(Exception):
-    """The other side has exited or broken the protocol."""
+    """The other process has exited or violated the protocol."""
 
 
 def write_frame(pipe: BinaryIO, head: dict[str, Any], body: bytes = b"") -> None:
@@ -33,19 +33,19 @@ def write_frame(pipe: BinaryIO, head: dict[str, Any], body: bytes = b"") -> None
 
 
 def read_frame(pipe: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    """Return the next frame, or None at the end of the pipe. Raises BrokenFrame if it ends inside one."""
+    """Return the next frame, or None at the end of the pipe. Raises BrokenFrame for a partial frame."""
     lengths = pipe.read(_LENGTHS.size)
     if not lengths:
         return None
     if len(lengths) < _LENGTHS.size:
-        raise BrokenFrame("the pipe ended inside a frame")
+        raise BrokenFrame("The pipe ended inside a frame.")
     head_bytes, body_bytes = _LENGTHS.unpack(lengths)
-    if head_bytes + body_bytes > MAX_FRAME_BYTES:
-        raise BrokenFrame(f"a frame of {head_bytes + body_bytes} bytes; the limit is {MAX_FRAME_BYTES}")
+    if (num_bytes := head_bytes + body_bytes) > MAX_FRAME_BYTES:
+        raise BrokenFrame(f"The frame has {num_bytes} bytes; the limit is {MAX_FRAME_BYTES}.")
     head, body = pipe.read(head_bytes), pipe.read(body_bytes)
     if len(head) < head_bytes or len(body) < body_bytes:
-        raise BrokenFrame("the pipe ended inside a frame")
+        raise BrokenFrame("The pipe ended inside a frame.")
     try:
         return dict(json.loads(head)), body
     except ValueError as error:
-        raise BrokenFrame("the head of a frame is not JSON") from error
+        raise BrokenFrame("The head of the frame is not JSON.") from error

@@ -1,9 +1,12 @@
-"""Preprocess an image for a model exactly as the original LLaVA does, bit for bit.
+"""Image preprocessing that is bit-identical to the original LLaVA.
 
-"pad" is LLaVA-1.5's ``expand2square`` + CLIP's resize; "crop" is CLIP's own resize of the shorter side
-and centre cut (``CLIPImageProcessor``, PIL path); "squash" is SigLIP's resize of both sides
-(``SiglipImageProcessor``, PIL path); "anyres" is LLaVA-1.6's ``process_anyres_image``, and "hd" cuts the same
-tiles for LLaVA-1.5-HD (experimental). All resample with PIL's bicubic filter.
+- "pad": LLaVA-1.5's ``expand2square`` and CLIP's resize
+- "crop": CLIP's resize of the shorter side and center crop (``CLIPImageProcessor``, PIL path)
+- "squash": SigLIP's resize of both sides (``SiglipImageProcessor``, PIL path)
+- "anyres": LLaVA-1.6's ``process_anyres_image``
+- "hd": the same tiles for LLaVA-1.5-HD (experimental)
+
+All modes resample with PIL's bicubic filter.
 """
 
 from __future__ import annotations
@@ -33,9 +36,10 @@ _TO_UPRIGHT = {
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB with ``Image.convert``, like the original: alpha is dropped, not blended.
+    """Convert any mode to 8-bit RGB with ``Image.convert``, as the original does.
 
-    16-bit grey is the exception: PIL would clip it to white, so it is scaled by 1/257 (65535 becomes 255).
+    Alpha is dropped, not blended. 16-bit grayscale is scaled by 1/257 (65535 becomes 255), because PIL would
+    clip it to white.
     """
     if image.mode.startswith("I"):
         image = image.point(lambda value: value * (1 / 257) + 0.5).convert("L")
@@ -43,7 +47,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def apply_orientation(image: Image.Image, orientation: int) -> Image.Image:
-    """Rotate or flip the image upright by its EXIF orientation (1..8); other values change nothing."""
+    """Rotate or flip the image upright by its EXIF orientation (1 to 8). Other values are ignored."""
     method = _TO_UPRIGHT.get(orientation)
     return image if method is None else image.transpose(method)
 
@@ -56,9 +60,9 @@ def resize(
     background: tuple[int, int, int],
     grid: Sequence[tuple[int, int]] = (),
 ) -> Image.Image:
-    """Return the tiles of an RGB image, ``side`` x ``side`` pixels each, one below the other.
+    """Return the tiles of an RGB image, each ``side`` x ``side`` pixels, stacked vertically.
 
-    "pad", "crop" and "squash" make one tile. The other modes choose one of the canvas sizes in ``grid``,
+    "pad", "crop" and "squash" produce one tile. The other modes select one of the canvas sizes in ``grid``,
     (width, height) in pixels, which are multiples of ``side``.
     """
     if mode == "pad":
@@ -71,10 +75,11 @@ def resize(
 
 
 def _pad(image: Image.Image, side: int, background: tuple[int, int, int]) -> Image.Image:
-    """Center the image on a square canvas of its longer side (rounded up and left) and resize that.
+    """Center the image on a square canvas of its longer side (rounding up and left) and resize the canvas.
 
-    PIL resizes rows first and columns second, with 8-bit values in between. The row pass strip by strip gives
-    the same bits as on the whole canvas, which would need a gigabyte for 16384 x 2000 pixels.
+    PIL resizes horizontally first and vertically second, with 8-bit values in between. A horizontal pass over
+    strips of rows gives the same bits as a pass over the whole canvas, which would need a gigabyte for an
+    image of 16384 x 2000 pixels.
     """
     width, height = image.size
     long = max(width, height)
@@ -102,7 +107,7 @@ def _squash(image: Image.Image, side: int) -> Image.Image:
 
 
 def _split_into_tiles(image: Image.Image, side: int, grid: Sequence[tuple[int, int]]) -> Image.Image:
-    """Return the whole image squashed to one tile, then the tiles of its canvas, row by row."""
+    """Return the whole image squashed to one tile, followed by the tiles of its canvas in row-major order."""
     canvas = _fit_on_canvas(image, _best_canvas(image.size, grid))
     columns, rows = canvas.width // side, canvas.height // side
     tiles = Image.new("RGB", (side, side * (1 + columns * rows)))
@@ -114,7 +119,7 @@ def _split_into_tiles(image: Image.Image, side: int, grid: Sequence[tuple[int, i
 
 
 def _fit_on_canvas(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale the image to fit, keeping its aspect ratio, and center it on a black canvas."""
+    """Scale the image to the canvas size, preserving its aspect ratio, and center it on black."""
     x_scale, y_scale = size[0] / image.width, size[1] / image.height
     if x_scale < y_scale:
         scaled = (size[0], min(math.ceil(image.height * x_scale), size[1]))
@@ -127,7 +132,10 @@ def _fit_on_canvas(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _best_canvas(size: tuple[int, int], grid: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Return the canvas that keeps most of the image's pixels; of several the smallest, then the first."""
+    """Return the canvas that preserves the most pixels of the image.
+
+    Among equal canvases, return the smallest, then the first.
+    """
     width, height = size
 
     def score(canvas: tuple[int, int]) -> tuple[int, int]:

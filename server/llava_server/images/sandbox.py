@@ -1,7 +1,7 @@
-"""A seccomp sandbox: only the few system calls that decoding needs; no files, sockets, programs or threads.
+"""A seccomp sandbox that allows only the system calls for decoding: no files, sockets, programs or threads.
 
-A call that is not listed fails with EPERM, so that a library that tries one fails like any damaged image. The
-filter cannot be removed again. Where the system has none, ``enter_sandbox`` returns the reason.
+Other system calls fail with EPERM, so that a library that uses one raises an error, as for a damaged image.
+The filter cannot be removed. If the system does not support it, ``enter_sandbox`` returns the reason.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ _PROT_EXEC = 4
 
 # linux/filter.h and linux/seccomp.h
 _LOAD, _RETURN, _IF_EQUAL, _IF_ANY_BIT, _IF_AT_LEAST = 0x20, 0x06, 0x15, 0x45, 0x35
-_ALLOW, _FORBID, _KILL = 0x7FFF0000, 0x00050001, 0x80000000  # FORBID: EPERM
-_NUMBER, _ARCH, _FIRST_ARGUMENT, _THIRD_ARGUMENT = 0, 4, 16, 32  # offsets; low words, little endian
+_ALLOW, _FORBID, _KILL = 0x7FFF0000, 0x00050001, 0x80000000  # _FORBID: fail with EPERM
+_NUMBER, _ARCH, _FIRST_ARGUMENT, _THIRD_ARGUMENT = 0, 4, 16, 32  # offsets of the low words, little-endian
 _X32_BIT = 0x40000000
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 
@@ -90,10 +90,10 @@ class _Program(ctypes.Structure):
 
 
 def enter_sandbox(machine: str | None = None) -> str | None:
-    """Restrict this process for the rest of its life. Return None, or why it is not restricted."""
+    """Restrict this process until it exits. Return None, or the reason if that is not possible."""
     machine = platform.machine() if machine is None else machine
     if sys.platform != "linux" or machine not in _MACHINES:
-        return f"there is no list of system calls for {sys.platform} on {machine}"
+        return f"no list of system calls for {sys.platform} on {machine}"
     instructions = _filter(*_MACHINES[machine])
     buffer = ctypes.create_string_buffer(instructions)
     program = _Program(len(instructions) // 8, ctypes.addressof(buffer))
@@ -107,18 +107,18 @@ def enter_sandbox(machine: str | None = None) -> str | None:
 
 
 def _filter(arch: int, numbers: dict[str, int]) -> bytes:
-    """Return the BPF program, 8 bytes per instruction. A jump is the number of instructions to skip."""
+    """Return the BPF program, with 8 bytes per instruction. A jump is the number of instructions to skip."""
     plain = [number for name, number in numbers.items() if name not in ("mmap", "mprotect", "prlimit64")]
     program = [
         _instruction(_LOAD, _ARCH),
-        _instruction(_IF_EQUAL, arch, if_false=2),  # another architecture's calls have other numbers
+        _instruction(_IF_EQUAL, arch, if_false=2),  # system call numbers depend on the architecture
         _instruction(_LOAD, _NUMBER),
-        _instruction(_IF_AT_LEAST, _X32_BIT, if_false=1),  # and x86_64 has a second set of its own
+        _instruction(_IF_AT_LEAST, _X32_BIT, if_false=1),  # the x32 ABI of x86_64 has its own numbers
         _instruction(_RETURN, _KILL),
     ]
     for number in plain:
         program += [_instruction(_IF_EQUAL, number, if_false=1), _instruction(_RETURN, _ALLOW)]
-    for name in ("mmap", "mprotect"):  # memory, but none that could be run
+    for name in ("mmap", "mprotect"):  # deny executable memory
         program += [
             _instruction(_IF_EQUAL, numbers[name], if_false=4),
             _instruction(_LOAD, _THIRD_ARGUMENT),
@@ -126,7 +126,7 @@ def _filter(arch: int, numbers: dict[str, int]) -> bytes:
             _instruction(_RETURN, _FORBID),
             _instruction(_RETURN, _ALLOW),
         ]
-    program += [  # its own limits, not those of others
+    program += [  # prlimit64 for this process only
         _instruction(_IF_EQUAL, numbers["prlimit64"], if_false=3),
         _instruction(_LOAD, _FIRST_ARGUMENT),
         _instruction(_IF_EQUAL, 0, if_false=1),

@@ -1,1 +1,1 @@
-"""Middleware, outermost first: request ID, errors, tracing, authentication, body limits."""
+"""Middleware, outermost first: request ID, tracing, errors, authentication, rate limits, body limits."""

@@ -1,8 +1,8 @@
-"""Authentication: an API key identifies a tenant. Nothing else in the server ever sees a key.
+"""Authentication: an API key identifies a tenant. No other part of the server has access to the keys.
 
-Every path needs a key except the public ones listed here, compared with the path that the router itself uses:
-a new route is closed until it is listed. Keys come from the settings and from the store in Redis, of which
-this process keeps a copy; while Redis is unavailable the copy stays valid.
+All paths require a key except the public paths listed here, so a new route is protected by default. Paths are
+compared in the form that the router uses. Keys come from the settings and from the store in Redis. This
+process caches the store, and the cache remains valid while Redis is unavailable.
 """
 
 from __future__ import annotations
@@ -28,26 +28,24 @@ logger = logging.getLogger(__name__)
 
 ANONYMOUS = "anonymous"  # the tenant of requests without a key
 _PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
-_PUBLIC_FOLDER = "/playground/"  # static files; the page itself asks for the key
+_PUBLIC_FOLDER = "/playground/"  # static files; the page prompts the user for the key
 _TENANT_HEX_DIGITS = 16
-_MIN_REFRESH_S = (
-    0.25  # an unknown key may be new: the store is read again for it, but not more often than this
-)
+_MIN_REFRESH_S = 0.25  # minimum interval between refreshes for unknown keys, which may be new
 _NO_LIMITS = KeyLimits()
 
 
 def key_digest(key: str) -> str:
-    """Return the SHA-256 of a key: the only form in which keys are stored."""
+    """Return the SHA-256 hash of a key. Keys are stored only in this form."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def tenant_of(digest: str) -> str:
-    """Return the tenant's name: a prefix of the digest, too short to reconstruct the digest or the key."""
+    """Return the tenant's name: a prefix of the digest, from which neither digest nor key can be derived."""
     return digest[:_TENANT_HEX_DIGITS]
 
 
 class ApiKeys:
-    """The valid keys, as SHA-256 digests, and the limits of each."""
+    """The valid API keys, as SHA-256 digests, and their limits."""
 
     def __init__(self, keys: Iterable[str], *, is_required: bool) -> None:
         self.is_required = is_required
@@ -65,20 +63,20 @@ class ApiKeys:
         return len(self._from_settings | self._from_store)
 
     def attach(self, store: ApiKeyStore) -> None:
-        """Accept the keys of this store too. Call ``refresh`` every few seconds."""
+        """Also accept the keys in this store. ``refresh`` must then be called every few seconds."""
         self._store = store
 
     def limits(self, tenant: str) -> KeyLimits:
-        """Return the tenant's limits. Keys from the settings have none of their own."""
+        """Return the tenant's limits. Keys from the settings have the default limits."""
         return self._limits.get(tenant, _NO_LIMITS)
 
     def is_active(self, tenant: str) -> bool:
-        """Return whether the tenant still has a key; for work without a request, such as a batch."""
+        """Return whether the tenant still has a valid key; for background work such as batches."""
         digests = self._from_settings | self._from_store
         return not self.is_required or any(tenant_of(digest) == tenant for digest in digests)
 
     async def find_tenant(self, key: str) -> str | None:
-        """Return the key's tenant, or None for an unknown key."""
+        """Return the tenant of the key, or None if the key is unknown."""
         digest = key_digest(key)
         if not self._is_known(digest):
             async with self._refreshing:  # concurrent requests share one refresh
@@ -87,7 +85,7 @@ class ApiKeys:
         return tenant_of(digest) if self._is_known(digest) else None
 
     async def refresh(self) -> None:
-        """Read the store. If Redis does not answer, keep the known keys and log it once."""
+        """Read the store. If Redis is unavailable, keep the cached keys and log one warning."""
         if self._store is None:
             return
         self._refreshed_at = time.monotonic()
@@ -95,7 +93,7 @@ class ApiKeys:
             changes = await self._store.read(self._store_version)
         except QueueUnavailable as error:
             if not self._is_store_unavailable:
-                logger.warning("API keys cannot be looked up, those known so far are kept: %s", error)
+                logger.warning("API keys cannot be refreshed, the cached keys remain valid: %s", error)
             self._is_store_unavailable = True
             return
         self._is_store_unavailable = False
@@ -105,12 +103,12 @@ class ApiKeys:
             self._limits = {tenant_of(key.digest): key.limits for key in keys}
 
     def _is_known(self, digest: str) -> bool:
-        # A hash lookup need not take constant time: who can choose digests that nearly match has the key.
+        # The lookup need not take constant time: an attacker cannot choose the digest of a key.
         return digest in self._from_settings or digest in self._from_store
 
 
 class AuthMiddleware:
-    """Puts the tenant into the request's context, or answers 401."""
+    """Middleware that stores the tenant in the request context, or responds with 401."""
 
     def __init__(self, app: ASGIApp, *, keys: ApiKeys) -> None:
         self._app = app
@@ -134,24 +132,24 @@ class AuthMiddleware:
         if len(keys) > 1:
             raise ApiError(
                 "invalid_api_key",
-                "the headers Authorization and x-api-key hold different keys: send one of them, or the same",
+                "The headers Authorization and x-api-key contain different API keys. Send only one of them.",
             )
         tenant = await self._keys.find_tenant(keys.pop()) if keys else None
         if tenant is None:
             raise ApiError(
                 "invalid_api_key",
-                "a valid API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
+                "A valid API key is required. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'.",
             )
         return tenant
 
 
 def is_public(path: str) -> bool:
-    """Return whether the path needs no key."""
+    """Return whether the path can be used without a key."""
     return path in _PUBLIC_PATHS or (path.startswith(_PUBLIC_FOLDER) and ".." not in path)
 
 
 def _keys_in(headers: Headers) -> set[str]:
-    """Return the keys of a request: OpenAI's clients send a bearer token, Anthropic's ``x-api-key``."""
+    """Return the keys of a request. OpenAI's clients send a bearer token, Anthropic's send ``x-api-key``."""
     keys = {key.strip() for key in headers.getlist("x-api-key")}
     for authorization in headers.getlist("authorization"):
         scheme, _, key = authorization.partition(" ")

@@ -1,7 +1,7 @@
-"""Middleware that reads request bodies: limits their size and upload time, and the number of open requests.
+"""Middleware that reads request bodies and limits their size, upload time and the number of open requests.
 
-Bodies are read here and nowhere else, counted while they arrive. A route consumes the body once and drops it
-as soon as it is parsed, so that a long stream does not hold its upload in memory.
+No other code reads bodies, so all bytes are counted as they arrive. A route consumes the body once and drops
+it as soon as it is parsed, so that a long stream does not hold its upload in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RETRY_AFTER_S = 1.0
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """Limits of BodyLimitMiddleware; ``max_inflight_bytes`` is for the bodies of all requests together."""
+    """The limits of BodyLimitMiddleware. ``max_inflight_bytes`` limits the total size of all bodies."""
 
     max_open_requests: int
     max_body_bytes: int
@@ -34,7 +34,7 @@ class BodyLimits:
 
 
 class BodyLimitMiddleware:
-    """Rejects a POST early or puts its RequestBody into the request's context."""
+    """Middleware that rejects a POST early or stores its RequestBody in the request context."""
 
     def __init__(
         self, app: ASGIApp, *, limits: BodyLimits, shutdown: GracefulShutdown, metrics: Metrics
@@ -72,15 +72,16 @@ class BodyLimitMiddleware:
         self._num_inflight_bytes -= num_bytes
 
     def _check_before_reading(self, scope: Scope) -> None:
-        """Raises ApiError (413, 503)."""
+        """Check the limits that do not need the body. Raises ApiError (413, 503)."""
         if self._shutdown.rejects_requests:
             raise ApiError(
-                "shutting_down", "this server is shutting down; ask again", retry_after_s=_RETRY_AFTER_S
+                "shutting_down", "The server is shutting down. Retry.", retry_after_s=_RETRY_AFTER_S
             )
-        if self._num_open_requests > self._limits.max_open_requests:
+        limits = self._limits
+        if self._num_open_requests > limits.max_open_requests:
             raise ApiError(
                 "overloaded",
-                f"{self._limits.max_open_requests} requests are open, which is the limit; come again shortly",
+                f"The server has reached its limit of {limits.max_open_requests} open requests. Retry later.",
                 retry_after_s=_RETRY_AFTER_S,
             )
         length = Headers(scope=scope).get("content-length", "")
@@ -88,12 +89,14 @@ class BodyLimitMiddleware:
             self._check_size(int(length))
 
     async def _read(self, body: RequestBody, receive: Receive) -> bool:
-        """Return whether the body is complete; False if the client disconnected. Raises ApiError."""
+        """Read the body. Return False if the client disconnected before the end. Raises ApiError."""
+        limits = self._limits
         try:
-            return await asyncio.wait_for(self._receive_all(body, receive), self._limits.timeout_s)
+            return await asyncio.wait_for(self._receive_all(body, receive), limits.timeout_s)
         except asyncio.TimeoutError:
             raise ApiError(
-                "request_timeout", f"the body did not arrive within {self._limits.timeout_s:g} s"
+                "request_timeout",
+                f"The request body was not received within {limits.timeout_s:g} seconds. Retry.",
             ) from None
 
     async def _receive_all(self, body: RequestBody, receive: Receive) -> bool:
@@ -107,16 +110,19 @@ class BodyLimitMiddleware:
             self._check_size(body.num_bytes)
             if self._num_inflight_bytes > self._limits.max_inflight_bytes:
                 raise ApiError(
-                    "overloaded", "too many uploads at once; come again shortly", retry_after_s=_RETRY_AFTER_S
+                    "overloaded",
+                    "The server has too many concurrent uploads. Retry later.",
+                    retry_after_s=_RETRY_AFTER_S,
                 )
             if not message.get("more_body", False):
                 return True
 
     def _check_size(self, num_bytes: int) -> None:
-        """Raises ApiError (413)."""
-        if num_bytes > self._limits.max_body_bytes:
+        """Check the size of the body. Raises ApiError (413)."""
+        limits = self._limits
+        if num_bytes > limits.max_body_bytes:
             raise ApiError(
                 "request_too_large",
-                f"the body is larger than {self._limits.max_body_bytes} bytes: "
-                "send fewer or smaller pictures",
+                f"The request body exceeds the limit of {limits.max_body_bytes} bytes. "
+                "Send fewer or smaller images.",
             )

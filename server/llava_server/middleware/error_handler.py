@@ -1,4 +1,4 @@
-"""Errors as HTTP responses, and the middleware that turns unhandled exceptions into them."""
+"""Error responses, and the middleware that converts unhandled exceptions to them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["ServerErrorMiddleware", "error_response", "send_error"]
 
 logger = logging.getLogger(__name__)
 
-_ANTHROPIC_PATHS = "/v1/messages"  # errors are written in Anthropic's format there
+_ANTHROPIC_PATHS = "/v1/messages"  # prefix of the paths with errors in Anthropic's format
 
 
 def error_response(scope: Scope, error: ApiError) -> Response:
-    """Record the error in the request's context and return its response."""
+    """Record the error in the request context and return its response."""
     context = context_of(scope)
     context.record_error(error)
     to_body = to_message_error if scope["path"].startswith(_ANTHROPIC_PATHS) else to_error
@@ -28,7 +28,7 @@ def error_response(scope: Scope, error: ApiError) -> Response:
 
 
 async def send_error(scope: Scope, send: Send, error: ApiError) -> None:
-    """Send the whole error response from a middleware."""
+    """Send a complete error response from a middleware."""
 
     async def no_body() -> Message:
         return {"type": "http.disconnect"}
@@ -37,7 +37,7 @@ async def send_error(scope: Scope, send: Send, error: ApiError) -> None:
 
 
 class ServerErrorMiddleware:
-    """Answers an unhandled exception with a 500 that has the request's ID; the traceback is only logged."""
+    """Middleware that logs unhandled exceptions and responds with 500 and the request ID."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -60,8 +60,8 @@ class ServerErrorMiddleware:
             await send_error(scope, send, error)
         except Exception:
             if is_response_started:
-                raise  # the HTTP server closes the connection: the response cannot be changed any more
+                raise  # too late for an error response: the HTTP server closes the connection
             request_id = context_of(scope).request_id
-            logger.exception("unforeseen failure, request_id=%s", request_id)
-            message = f"something broke on our side; its trace is logged under {request_id}"
+            logger.exception("unhandled exception, request_id=%s", request_id)
+            message = f"Internal server error. The server's log has the traceback under {request_id}."
             await send_error(scope, send, ApiError("internal_error", message))

@@ -1,7 +1,7 @@
-"""Rate limits: requests and tokens per minute of each API key, and the ``x-ratelimit-*`` headers.
+"""Rate limits on requests and tokens per minute for each API key, and the ``x-ratelimit-*`` headers.
 
-A request is charged before its body is read; its tokens when its job is submitted, by the same estimate that
-fair queueing uses, and reconciled with the tokens used when it ends.
+A request is charged before its body is read. Its tokens are charged when its job is submitted, with the same
+estimate that fair queueing uses; the estimate is replaced with the actual number when the job ends.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["RateLimitMiddleware", "RateLimiter"]
 
 
 class RateLimiter:
-    """Charges tenants in a store that all servers share. Tenants without rate limits cost no Redis call."""
+    """A rate limiter on a store that all servers share. Tenants without rate limits need no Redis call."""
 
     def __init__(self, keys: ApiKeys) -> None:
         self._keys = keys
         self._store: RateLimitStore | None = None
-        self._allowances: dict[str, RateLimitStatus] = {}  # the latest by tenant; only tenants with limits
+        self._allowances: dict[str, RateLimitStatus] = {}  # latest status by tenant; only tenants with limits
 
     def attach(self, store: RateLimitStore) -> None:
-        """Enforce limits from now on."""
+        """Set the store, which enables the limits."""
         self._store = store
 
     def limits(self, tenant: str) -> KeyLimits:
@@ -39,19 +39,22 @@ class RateLimiter:
         return self._keys.limits(tenant)
 
     async def charge_request(self, tenant: str) -> None:
-        """Raises ApiError: 429 over the limit, 503 if Redis does not answer."""
+        """Charge one request. Raises ApiError: 429 above the limit, 503 if Redis is unavailable."""
         limits = self.limits(tenant)
         if limits.requests_per_min or limits.tokens_per_min:
             await self._charge(tenant, limits, requests=1)
 
     async def charge_tokens(self, tenant: str, num_tokens: float) -> None:
-        """Raises ApiError as ``charge_request`` does."""
+        """Charge an estimated number of tokens. Raises the same errors as ``charge_request``."""
         limits = self.limits(tenant)
         if limits.tokens_per_min:
             await self._charge(tenant, limits, tokens=math.ceil(num_tokens))
 
     async def reconcile_tokens(self, tenant: str, *, estimated: float, used: int) -> None:
-        """Replace an estimate that ``charge_tokens`` charged. Without Redis the end of the minute does it."""
+        """Replace an estimate charged by ``charge_tokens`` with the number of tokens used.
+
+        If Redis is unavailable, the estimate remains charged until the limit has refilled.
+        """
         limits = self.limits(tenant)
         if limits.tokens_per_min and self._store is not None:
             try:
@@ -61,7 +64,7 @@ class RateLimiter:
                 return
 
     def headers(self, tenant: str) -> dict[str, str]:
-        """Return OpenAI's ``x-ratelimit-*`` headers as of the tenant's latest charge; none without limits."""
+        """Return OpenAI's ``x-ratelimit-*`` headers after the tenant's last charge; empty without limits."""
         limits, allowance = self.limits(tenant), self._allowances.get(tenant)
         headers: dict[str, str] = {}
         if allowance is None:
@@ -78,7 +81,7 @@ class RateLimiter:
 
     async def _charge(self, tenant: str, limits: KeyLimits, *, requests: int = 0, tokens: int = 0) -> None:
         if self._store is None:
-            raise RuntimeError("a request came before the app had started")
+            raise RuntimeError("A request was charged before the app had started.")
         try:
             allowance = await self._store.charge(tenant, limits, requests=requests, tokens=tokens)
         except QueueUnavailable as error:
@@ -88,13 +91,14 @@ class RateLimiter:
             limit = f"{limits.tokens_per_min} tokens" if tokens else f"{limits.requests_per_min} requests"
             raise ApiError(
                 "rate_limit_exceeded",
-                f"this key may use {limit} a minute, and has: come again in {allowance.wait_s:.1f} s",
+                f"This API key has reached its limit of {limit} per minute. "
+                f"Retry in {allowance.wait_s:.1f} seconds.",
                 retry_after_s=allowance.wait_s,
             )
 
 
 class RateLimitMiddleware:
-    """Charges each POST and adds the headers to its response. Runs after AuthMiddleware."""
+    """Middleware that charges each POST and adds the headers to its response. Runs after AuthMiddleware."""
 
     def __init__(self, app: ASGIApp, *, limiter: RateLimiter) -> None:
         self._app = app

@@ -23,7 +23,7 @@ _METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"
 
 
 class TracingMiddleware:
-    """Traces each request below ``/v1/``; see ``llava_server.tracing`` for the spans inside."""
+    """Middleware that traces each request under ``/v1/``; ``llava_server.tracing`` lists the child spans."""
 
     def __init__(self, app: ASGIApp, *, tracing: Tracing) -> None:
         self._app = app
@@ -55,7 +55,7 @@ def _request_span(tracer: Tracer, scope: Scope) -> Iterator[Span]:
 
 
 def _set_attributes(span: Span, method: str, scope: Scope) -> None:
-    """Set what is known only at the end of the request. The route's own path, never the client's string."""
+    """Set the attributes that are known only at the end of the request."""
     context, route = context_of(scope), route_path(scope)
     span.update_name(f"{method} {route}")
     attributes = {

@@ -1,1 +1,1 @@
-"""The operator's port: health, metrics and commands to workers."""
+"""The admin port: health checks, metrics and worker commands."""

@@ -1,4 +1,4 @@
-"""GET /livez, /readyz and /metrics."""
+"""Routes for GET /livez, /readyz and /metrics."""
 
 from __future__ import annotations
 
@@ -20,11 +20,19 @@ metrics_router = APIRouter(tags=["health"])
 
 @router.get(
     "/livez",
-    summary="Is the process of any use?",
+    summary="Liveness check",
 )
-@Operation("It is", Live, statuses=(), other_responses={500: (Failed, "It is of none: restart it.")})
+@Operation(
+    "The process is alive",
+    Live,
+    statuses=(),
+    other_responses={500: (Failed, "The process has failed and must be restarted.")},
+)
 async def livez(request: Request) -> Response:
-    """200 while the controller's loop runs, also without a queue or while draining; 500: restart it."""
+    """Return 200 while the controller loop is running, and 500 if the process must be restarted.
+
+    The check also passes while the job queue is unavailable or the server is draining.
+    """
     failure = services_of(request).controller.failure
     if failure:
         return JSONResponse(Failed(reasons=[failure]), 500)
@@ -33,14 +41,19 @@ async def livez(request: Request) -> Response:
 
 @router.get(
     "/readyz",
-    summary="Should requests be sent here?",
+    summary="Readiness check",
 )
-@Operation("Yes", Ready, statuses=(), other_responses={503: (NotReady, "Not now; the reasons are listed.")})
+@Operation(
+    "The server accepts requests",
+    Ready,
+    statuses=(),
+    other_responses={503: (NotReady, "The server is not ready. The body lists the reasons.")},
+)
 async def readyz(request: Request) -> Response:
-    """503 with the reasons while draining, without the queue, and until the first worker has been seen.
+    """Return 503 with the reasons while the server should not receive requests.
 
-    Workers that go later do not make this server unready: its 503 with Retry-After says more than a closed
-    door.
+    The reasons are: the server is draining, the job queue is unavailable, or no worker has registered yet.
+    The server stays ready if all workers exit later, so that clients receive its 503 with Retry-After.
     """
     services = services_of(request)
     reasons = _reasons(services)
@@ -49,22 +62,22 @@ async def readyz(request: Request) -> Response:
     return JSONResponse(Ready(models=[model.name for model in services.registry.models]))
 
 
-@metrics_router.get("/metrics", summary="Numbers for Prometheus")
+@metrics_router.get("/metrics", summary="Prometheus metrics")
 @Operation(
     "Successful Response",
     "text/plain",
     statuses=(),
-    other_responses={401: (Error, "A valid key is needed.")},
+    other_responses={401: (Error, "A valid API key is required.")},
 )
 async def metrics(request: Request) -> Response:
-    """Text format 0.0.4; names as vLLM's with the prefix llava_."""
+    """Return all metrics in Prometheus text format 0.0.4. The names are vLLM's, with the prefix llava_."""
     return Response(services_of(request).metrics.exposition(), media_type="text/plain; version=0.0.4")
 
 
 def _reasons(services: Services) -> list[str]:
-    reasons = ["this server is shutting down"] if services.shutdown.is_draining else []
+    reasons = ["The server is shutting down."] if services.shutdown.is_draining else []
     reasons += [error] if (error := services.registry.queue_error) else []
     reasons += [failure] if (failure := services.controller.failure) else []
     if not services.registry.models:
-        reasons.append("no worker has been seen yet")
+        reasons.append("No worker has registered yet.")
     return reasons

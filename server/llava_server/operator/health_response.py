@@ -1,4 +1,4 @@
-"""The responses of the health endpoints."""
+"""Response bodies of the health endpoints."""
 
 from __future__ import annotations
 
@@ -10,27 +10,40 @@ __all__ = ["Failed", "Live", "NotReady", "Ready"]
 
 
 class Live(ResponseModel):
-    """The process is of use."""
+    """The process is alive."""
 
     status: Literal["ok"] = "ok"
 
 
 class Failed(ResponseModel, kw_only=True):
-    """The process is of no use any more: restart it."""
+    """The process has failed and must be restarted."""
 
     status: Literal["failed"] = "failed"
-    reasons: Annotated[list[str], doc("What ended its loop.", ["the loop has ended"], min_length=1)]
+    reasons: Annotated[
+        list[str],
+        doc(
+            "The errors that stopped the controller loop.",
+            ["the loop has ended"],
+            min_length=1,
+        ),
+    ]
 
 
 class Ready(ResponseModel, kw_only=True):
-    """Requests may be sent here."""
+    """The server accepts requests."""
 
     status: Literal["ready"] = "ready"
-    models: Annotated[list[str], doc("The models that have been seen.", ["tiny-llava"], min_length=1)]
+    models: Annotated[
+        list[str],
+        doc("The models that were served since the server started.", ["tiny-llava"], min_length=1),
+    ]
 
 
 class NotReady(ResponseModel, kw_only=True):
-    """No requests should be sent here now."""
+    """The server is not ready for requests."""
 
     status: Literal["not ready"] = "not ready"
-    reasons: Annotated[list[str], doc("Why, for people.", ["no worker has been seen yet"], min_length=1)]
+    reasons: Annotated[
+        list[str],
+        doc("The reasons, for humans.", ["no worker has been seen yet"], min_length=1),
+    ]

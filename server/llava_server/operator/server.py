@@ -1,6 +1,7 @@
-"""The operator's own port: metrics, health and workers, never the API. On loopback by default.
+"""The admin server: metrics, health checks and worker commands, on a separate port without the API.
 
-It shares the services of the app in the same process and asks for no key: the network decides who reaches it.
+It shares the services of the app in the same process. It does not require an API key, so access must be
+restricted by the network; by default it listens on loopback.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["AdminServer", "create_admin_app"]
 
 
 def create_admin_app(services: Services) -> FastAPI:
-    """Make the operator's app on services that are open already."""
+    """Create the admin app from services that are already open."""
     admin = FastAPI(
         title="llava-serve admin",
         middleware=[
@@ -40,7 +41,7 @@ def create_admin_app(services: Services) -> FastAPI:
 
 
 class AdminServer(uvicorn.Server):
-    """Runs in the event loop of the API's server, which handles the signals."""
+    """A uvicorn server in the event loop of the API server, which handles the signals."""
 
     def __init__(self, services: Services) -> None:
         super().__init__(

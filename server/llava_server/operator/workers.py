@@ -1,7 +1,7 @@
-"""/workers on the operator's port: the live workers, and commands that load or unload their models.
+"""Routes for /workers on the admin port: the live workers, and commands that load or unload models.
 
-A worker reads a command with its next heartbeat and may run it for minutes. The response waits for the
-command ``wait_s`` at most; afterwards its status is in the worker's description, at every server.
+A worker reads a command with its next heartbeat, and a command can run for minutes. The response waits up to
+``wait_s`` for the command. Later, every server shows the command's status in the worker's description.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ router = APIRouter(prefix="/workers", tags=["workers"])
 _MAX_BODY_BYTES = 65536
 _POLL_S = 0.1
 WorkerId = Annotated[str, Path(max_length=512)]
-WaitS = Annotated[float, Query(ge=0, le=30, description="Most time to wait for what comes of it, s.")]
+WaitS = Annotated[float, Query(ge=0, le=30, description="Maximum time to wait for the command, in seconds.")]
 
 
 class LoadRequest(BaseModel):
@@ -52,7 +52,7 @@ class Command(ResponseModel):
 
 
 class Worker(ResponseModel):
-    """A live worker, with a model or without one."""
+    """A live worker, with or without a model."""
 
     id: str
     model: str | None
@@ -63,7 +63,7 @@ class Worker(ResponseModel):
     capacity: int
     num_running: int
     started_at: float
-    order: Command | None  # a command is called "order" in the API
+    order: Command | None  # the API calls a command "order"
     stats: dict[str, float]
 
 
@@ -75,27 +75,27 @@ class WorkerList(ResponseModel):
 
 @router.get("", response_model=None)
 async def list_workers(request: Request) -> Response:
-    """Every live worker, with a model or without."""
+    """Return all live workers, with or without a model."""
     workers = await _live_workers(services_of(request))
     return JSONResponse(WorkerList([_to_response(worker) for worker in workers]))
 
 
 @router.get("/{worker_id}", response_model=None)
 async def get_worker(request: Request, worker_id: WorkerId) -> Response:
-    """One of them. Raises ApiError (404)."""
+    """Return one live worker. Raises ApiError (404)."""
     return JSONResponse(_to_response(await _find(services_of(request), worker_id)))
 
 
 @router.post("/{worker_id}/unload", response_model=None)
 async def unload(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Response:
-    """The worker hands on what runs, lets its model go, and waits without one."""
+    """Send a worker the command to unload its model. Its running requests are resumed on other workers."""
     _check_origin(request)
     return await _run_command(services_of(request), worker_id, ModelCommand(), wait_s)
 
 
 @router.post("/{worker_id}/load", response_model=None)
 async def load(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Response:
-    """The same, and then it opens the model and serves it."""
+    """Send a worker the command to unload its model, and then to load and serve another one."""
     _check_origin(request)
     load_request = parse_request(LoadRequest, await _read_body(request))
     command = ModelCommand(model=load_request.model, precision=load_request.precision)
@@ -103,7 +103,7 @@ async def load(request: Request, worker_id: WorkerId, wait_s: WaitS = 5.0) -> Re
 
 
 async def _run_command(services: Services, worker_id: str, command: ModelCommand, wait_s: float) -> Response:
-    """Send a command and wait for it: 200 once it is done, 202 after ``wait_s``. Raises ApiError."""
+    """Send a command and wait for it. Return 200 if it is done, or 202 after ``wait_s``. Raises ApiError."""
     deadline = time.monotonic() + wait_s
     command_id = await _send(services, worker_id, command)
     while True:
@@ -112,7 +112,7 @@ async def _run_command(services: Services, worker_id: str, command: ModelCommand
         if status is not None and status.state == "refused":
             raise ApiError("order_refused", status.message)
         if status is not None and status.state == "failed":
-            raise ApiError("load_failed", f"the worker is without a model now: {status.message}")
+            raise ApiError("load_failed", f"The command failed and the worker has no model: {status.message}")
         if status is not None and status.state == "done":
             return JSONResponse(_to_response(worker, command_id))
         if time.monotonic() >= deadline or services.shutdown.is_draining:
@@ -133,7 +133,8 @@ async def _send(services: Services, worker_id: str, command: ModelCommand) -> st
     if not is_accepted:
         raise ApiError(
             "worker_has_order",
-            f"the worker has another order, {command_id}, that is not done: see GET /workers/{worker_id}",
+            f"The worker has an unfinished command with the ID {command_id}. "
+            f"See GET /workers/{worker_id} and retry.",
             retry_after_s=5.0,
         )
     return command_id
@@ -154,17 +155,23 @@ async def _find(services: Services, worker_id: str) -> WorkerStatus:
 
 
 def _not_found(worker_id: str) -> ApiError:
-    return ApiError("worker_not_found", f"no worker {worker_id[:64]!a} is alive: see GET /workers")
+    quoted_id = worker_id[:64]
+    return ApiError(
+        "worker_not_found", f"No live worker has the ID {quoted_id!a}. See GET /workers for all workers."
+    )
 
 
 def _status_of(worker: WorkerStatus, command_id: str) -> CommandStatus | None:
-    """Return the status that the worker reports for this command, or None before it has read it."""
+    """Return the status that the worker reports for a command, or None if it has not read the command yet."""
     status = worker.heartbeat.command
     return status if status is not None and status.command_id == command_id else None
 
 
 def _to_response(worker: WorkerStatus, command_id: str = "") -> Worker:
-    """``command_id`` is the command to describe; by default a pending one, else the last one."""
+    """Return the description of a worker.
+
+    ``command_id`` is the command to include; the default is a pending command, or else the last one.
+    """
     beat = worker.heartbeat
     return Worker(
         id=beat.worker_id,
@@ -198,9 +205,11 @@ def _command_response(worker: WorkerStatus, command_id: str) -> Command | None:
 
 
 def _check_origin(request: Request) -> None:
-    """Reject requests of web pages: this port asks for no key, and the operator's browser can reach it."""
+    """Reject requests from web pages: this port requires no key, and the operator's browser can reach it."""
     if "origin" in request.headers:
-        raise ApiError("invalid_request", "orders are not taken from web pages: leave out the header Origin")
+        raise ApiError(
+            "invalid_request", "Commands from web pages are not accepted. Remove the header Origin."
+        )
 
 
 async def _read_body(request: Request) -> bytes:
@@ -208,5 +217,7 @@ async def _read_body(request: Request) -> bytes:
     async for part in request.stream():
         body += part
         if len(body) > _MAX_BODY_BYTES:
-            raise ApiError("request_too_large", f"the body is larger than {_MAX_BODY_BYTES} bytes")
+            raise ApiError(
+                "request_too_large", f"The request body exceeds the limit of {_MAX_BODY_BYTES} bytes."
+            )
     return body

@@ -1,1 +1,1 @@
-"""The browser playground: static files and the routes that serve them."""
+"""The browser playground: static files, and the routes that serve them."""

@@ -1,9 +1,10 @@
-// The server's HTTP API: models, and one streamed chat completion. Every failure becomes an ApiError with a sentence.
+// Client for the server's HTTP API: models and streamed chat completions. All failures are thrown as ApiError with a
+// message for the user.
 
 import { readEvents } from "./sse.js";
 
 export class ApiError extends Error {
-  /** @param {number} status HTTP status, 0 where there was none */
+  /** @param {number} status HTTP status, or 0 without a response */
   constructor(message, status = 0) {
     super(message);
     this.name = "ApiError";
@@ -11,7 +12,7 @@ export class ApiError extends Error {
   }
 }
 
-/** The names of the served models. */
+/** Returns the names of the served models. */
 export async function fetchModels(key) {
   const response = await call("/v1/models", { headers: headers(key) });
   const listing = await response.json();
@@ -19,8 +20,8 @@ export async function fetchModels(key) {
 }
 
 /**
- * Yields the chunks of a streamed answer. Ends normally only if the server message the answer is complete.
- * @throws {ApiError} also for an error event in mid-stream; a DOMException named AbortError if aborted
+ * Yields the chunks of a streamed response. Returns only after the server has sent [DONE].
+ * @throws {ApiError} also for an error event in the stream; a DOMException named AbortError if aborted
  */
 export async function* streamChat(body, key, signal) {
   const response = await call("/v1/chat/completions", {
@@ -38,9 +39,9 @@ export async function* streamChat(body, key, signal) {
     }
   } catch (error) {
     if (error instanceof ApiError || error.name === "AbortError") throw error;
-    throw new ApiError("The connection broke in the middle of the answer. Try again.");
+    throw new ApiError("The connection was lost during the response. Try again.");
   }
-  throw new ApiError("The answer broke off: the server closed the connection before it was complete.");
+  throw new ApiError("The server closed the connection before the response was complete. Try again.");
 }
 
 function headers(key) {
@@ -53,7 +54,7 @@ async function call(path, init) {
     response = await fetch(path, init);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(`The server at ${location.host} does not answer. Is it running?`);
+    throw new ApiError(`Cannot reach the server at ${location.host}. Is it running?`);
   }
   if (!response.ok) throw await errorOf(response);
   return response;
@@ -64,18 +65,18 @@ async function errorOf(response) {
   try {
     message = (await response.json()).error.message;
   } catch {
-    // No OpenAI-shaped body: a proxy spoke, not the server. The status is all there is to say.
+    // The response is not from this server but from a proxy: the body has no OpenAI error.
   }
   const wait = Number(response.headers.get("Retry-After"));
-  const text = sentence(message || `The server refused with status ${response.status}.`);
+  const text = sentence(message || `The request failed with status ${response.status}.`);
   const hint = wait > 0 ? ` Try again in ${wait} ${wait === 1 ? "second" : "seconds"}.` : "";
   return new ApiError(text + hint, response.status);
 }
 
-/** The server's messages begin in lower case and end without a stop; people read sentences. */
+/** Capitalizes the first word of a message and adds a final period, if they are missing. */
 function sentence(message) {
   const text = String(message || "something went wrong").trim();
-  const isWord = /^[a-z]+[ ,]/.test(text); // not the name of a field
+  const isWord = /^[a-z]+[ ,]/.test(text); // not a field name
   const start = isWord ? text.charAt(0).toUpperCase() + text.slice(1) : text;
   return /[.!?…]$/.test(start) ? start : `${start}.`;
 }

@@ -1,4 +1,4 @@
-// The playground: brings the page's parts together. The conversation is a list of turns; one answer at a time.
+// The playground app. A conversation is a list of turns; only one response is generated at a time.
 
 import { ApiError, fetchModels, streamChat } from "./api.js";
 import { byId as $, element } from "./dom.js";
@@ -10,12 +10,12 @@ import { Turn } from "./turn.js";
 
 const MODELS_RETRY_MS = 3000;
 const IDEAS = ["Describe the picture in one sentence.", "How many objects are there?", "What does the text say?"];
-const STOPPED = ["stopped", "You stopped this answer"];
-const REMARKS = { length: ["cut off", "The answer reached the longest length that the settings or the model allow"] };
+const STOPPED = ["stopped", "You stopped this response"];
+const REMARKS = { length: ["truncated", "The response reached the length limit of the settings or the model"] };
 
 const tray = new Tray($("thumbs"), { onChange: showIdeas, onReject: notify });
 let turns = [];
-let running = null; // AbortController of the answer that is being streamed
+let running = null; // AbortController of the response that is being streamed
 
 function notify(message) {
   $("notice").textContent = message;
@@ -48,7 +48,7 @@ function askForKey() {
 
 async function ask(question) {
   if (running || question.trim() === "") return;
-  if (!selectedModel()) return notify("No model is running yet. As soon as a worker has loaded one, you can ask.");
+  if (!selectedModel()) return notify("No model is running yet. Wait until a worker has loaded a model.");
   notify("");
   const turn = new Turn({ question: question.trim(), images: tray.take(), onEnlarge: enlarge });
   turns.push(turn);
@@ -57,13 +57,13 @@ async function ask(question) {
   fitQuestion();
   $("welcome").hidden = true;
   showIdeas();
-  await answer(turn);
+  await respond(turn);
 }
 
-/** Streams the answer to a turn; every way out ends the turn and frees the page for the next question. */
-async function answer(turn) {
+/** Streams the response to a turn. In all cases, ends the turn and re-enables the form. */
+async function respond(turn) {
   if (running) return;
-  const earlier = turns.slice(0, turns.indexOf(turn)).filter((earlierTurn) => earlierTurn.isAnswered);
+  const earlier = turns.slice(0, turns.indexOf(turn)).filter((earlierTurn) => earlierTurn.isComplete);
   turn.begin();
   const request = requestFor([...earlier, turn]);
   running = new AbortController();
@@ -72,7 +72,7 @@ async function answer(turn) {
   try {
     const reason = await stream(turn, request);
     turn.end(request, REMARKS[reason]);
-    announce(`Answer: ${turn.answer}`);
+    announce(`Response: ${turn.response}`);
   } catch (error) {
     if (error.name === "AbortError") {
       turn.end(request, STOPPED);
@@ -99,8 +99,8 @@ async function stream(turn, request) {
 
 function fail(turn, request, error) {
   if (!(error instanceof ApiError)) console.error(error);
-  const message = error instanceof ApiError ? error.message : "The page made a mistake: its console says more.";
-  turn.fail(request, message, () => answer(turn));
+  const message = error instanceof ApiError ? error.message : "Internal error of this page. See the browser console.";
+  turn.fail(request, message, () => respond(turn));
   announce("");
   if (error.status === 401) askForKey();
 }
@@ -116,11 +116,11 @@ function requestFor(included) {
 function showRunning(isRunning) {
   $("send").hidden = isRunning;
   $("stop").hidden = !isRunning;
-  if (isRunning) announce("Answering.");
+  if (isRunning) announce("Generating a response.");
   focusQuestion();
 }
 
-/** Not on touch screens: there the keyboard would cover what the reader looks at. */
+/** Focuses the question, except on touch screens, where the keyboard would cover the conversation. */
 function focusQuestion() {
   if (matchMedia("(pointer: fine)").matches) $("question").focus({ preventScroll: true });
 }

@@ -1,6 +1,6 @@
-// Making elements. Data enters the page through textContent and properties only, never as HTML.
+// DOM helpers. Data is inserted only through textContent and properties, never as HTML.
 
-/** An element with properties and children (nodes, or strings as text). */
+/** Creates an element with the given properties and children (nodes, or strings as text). */
 export function element(tag, properties = {}, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
   node.append(...children);

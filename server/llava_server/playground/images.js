@@ -1,35 +1,35 @@
-// Reads image files for a question and scales down only what the server would reject.
+// Reads image files for a question. Only images that the server would reject are scaled down.
 
-const SENT_AS_THEY_ARE = new Set(["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"]);
-const MAX_BYTES = 8_000_000; // base64 adds a third; the server takes about 20 MB per image and 32 MB a request
-const MAX_SIDE = 4096; // a model sees a few hundred pixels: nothing is lost
+const SUPPORTED_TYPES = new Set(["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"]);
+const MAX_BYTES = 8_000_000; // base64 adds a third; the server accepts about 20 MB per image and 32 MB per request
+const MAX_SIDE = 4096; // far above the few hundred pixels that models use
 
 let numImages = 0;
 
 /**
  * @typedef {object} ImageFile
- * @property {string} name   file name, for people
- * @property {string} url    data: URL, as it is sent
- * @property {string} preview  blob: URL, for this page; releaseImage() frees it
- * @property {boolean} isFile  the file called name holds exactly these bytes
+ * @property {string} name   file name, for display
+ * @property {string} url    data: URL for the request
+ * @property {string} preview  blob: URL for this page; released by releaseImage()
+ * @property {boolean} isFile  whether the user's file with this name contains exactly the sent bytes
  */
 
-/** @returns {Promise<ImageFile>} @throws {Error} with a message for people, if the browser cannot decode it */
+/** @returns {Promise<ImageFile>} @throws {Error} with a message for the user if the browser cannot decode the file */
 export async function readImage(file, { isFile = true } = {}) {
-  const name = file.name || "picture";
+  const name = file.name || "image";
   const preview = URL.createObjectURL(file);
   try {
     const { width, height } = await decoded(preview);
-    const fits = file.size <= MAX_BYTES && SENT_AS_THEY_ARE.has(file.type);
+    const fits = file.size <= MAX_BYTES && SUPPORTED_TYPES.has(file.type);
     const bytes = fits ? file : await reencoded(file, width, height);
     return { id: ++numImages, name, width, height, preview, url: await dataUrl(bytes), isFile: fits && isFile };
   } catch {
     URL.revokeObjectURL(preview);
-    throw new Error(`“${name}” is not a picture that this browser can read. Use JPEG, PNG, WebP, GIF or BMP.`);
+    throw new Error(`“${name}” is not an image that this browser can read. Use JPEG, PNG, WebP, GIF or BMP.`);
   }
 }
 
-/** Call it when no element shows the image any more. */
+/** Releases the preview. Call it when no element shows the image any more. */
 export function releaseImage(image) {
   URL.revokeObjectURL(image.preview);
 }

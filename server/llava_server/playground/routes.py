@@ -1,4 +1,4 @@
-"""GET /: the playground, static files that are read once and served with a strict content policy."""
+"""Routes for the playground: static files, read once and served with a strict content security policy."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _MEDIA_TYPES = {
 _HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; object-src 'none'",
-    "cache-control": "no-cache",  # revalidate each time by ETag
+    "cache-control": "no-cache",  # revalidate by ETag on each request
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
 
 
 class StaticFile(NamedTuple):
-    """A file in memory; ``etag`` is a hash of its content."""
+    """A static file in memory. ``etag`` is a hash of its content."""
 
     content: bytes
     media_type: str
@@ -55,7 +55,7 @@ async def asset(name: str, request: Request) -> Response:
 def _file_response(request: Request, name: str) -> Response:
     file = _files().get(name)
     if file is None:
-        raise ApiError("unknown_url", "there is no such file in the playground")
+        raise ApiError("unknown_url", "The playground has no file with this name.")
     headers = {**_HEADERS, "etag": file.etag}
     if request.headers.get("if-none-match") == file.etag:
         return Response(status_code=304, headers=headers)
@@ -64,7 +64,7 @@ def _file_response(request: Request, name: str) -> Response:
 
 @cache
 def _files() -> dict[str, StaticFile]:
-    """Return all files by name. A client's name is only looked up here, never opened."""
+    """Return all files by name. A name from a client is only a dict key and never a path to open."""
     static_files = {}
     for entry in (files("llava_server") / "playground").iterdir():
         media_type = _MEDIA_TYPES.get("." + entry.name.rpartition(".")[2])

@@ -1,4 +1,4 @@
-// Keeps the newest words in view, but never pulls the page away from someone who scrolled up to read.
+// Keeps the end of the conversation in view unless the user has scrolled up.
 
 const NEAR_END_PX = 80;
 
@@ -7,7 +7,7 @@ let isFollowing = true;
 
 const distance = () => document.documentElement.scrollHeight - innerHeight - scrollY;
 
-/** @param {HTMLButtonElement} jump  shown while the end is out of view */
+/** Starts following the end. @param {HTMLButtonElement} jump  shown while the end is out of view */
 export function followEnd(jump) {
   button = jump;
   addEventListener(
@@ -21,7 +21,7 @@ export function followEnd(jump) {
   button.addEventListener("click", () => scrollToEnd({ force: true }));
 }
 
-/** Call it after the page grew. force: the reader just asked for the end. */
+/** Scrolls to the end after the page has grown. force: scroll even if the user has scrolled up. */
 export function scrollToEnd({ force = false } = {}) {
   if (!force && !isFollowing) return;
   isFollowing = true;

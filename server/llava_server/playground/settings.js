@@ -1,4 +1,4 @@
-// What the user chose: model, sampling and API key. Kept for this tab only; the key never leaves sessionStorage.
+// The user's settings: model, sampling and API key. They are stored for this tab only, in sessionStorage.
 
 import { byId as field } from "./dom.js";
 
@@ -7,7 +7,7 @@ const KEY = "llava.key";
 const MODEL = "llava.model";
 
 
-/** Shows the stored choices and keeps every later one. */
+/** Shows the stored settings and stores every change. */
 export function watchSettings() {
   for (const [id, standard] of Object.entries(DEFAULTS)) {
     field(id).value = sessionStorage.getItem(`llava.${id}`) ?? standard;
@@ -31,12 +31,12 @@ function showTemperature() {
   field("temperature-value").value = field("temperature").value;
 }
 
-/** The part of a request that the settings decide; what is left empty is left to the server. */
+/** Returns the sampling parameters of a request. Empty fields are omitted, so that the server's defaults apply. */
 export function sampling() {
-  const chosen = { temperature: Number(field("temperature").value) };
+  const parameters = { temperature: Number(field("temperature").value) };
   const maxTokens = Number(field("max-tokens").value);
-  if (field("max-tokens").value.trim() !== "") chosen.max_tokens = maxTokens;
-  return chosen;
+  if (field("max-tokens").value.trim() !== "") parameters.max_tokens = maxTokens;
+  return parameters;
 }
 
 export function systemMessage() {
@@ -47,7 +47,7 @@ export function selectedModel() {
   return field("model").value;
 }
 
-/** Fills the picker and keeps the choice where the model is still served. */
+/** Fills the model list and keeps the selected model if it is still served. */
 export function showModels(names) {
   const picker = field("model");
   const wanted = picker.value || sessionStorage.getItem(MODEL);

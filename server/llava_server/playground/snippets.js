@@ -1,5 +1,5 @@
-// A request as text to paste: a curl command for a POSIX shell, or a program for the openai package.
-// Small images are part of the text; large ones are read from their files, so that it stays readable.
+// Converts a request to a curl command for a POSIX shell or to a Python program for the openai package.
+// Small images are inlined; large ones are read from their files to keep the text readable.
 
 const INLINE_CHARS = 100_000;
 
@@ -12,14 +12,14 @@ export function asCurl(request, origin) {
   const lines = [];
   for (const { image, number } of files.values()) {
     const prefix = `data:${mediaType(image)};base64`;
-    lines.push(`PICTURE_${number}="${prefix},$(base64 < ${shellQuoted(image.name)} | tr -d '\\n')"`);
+    lines.push(`IMAGE_${number}="${prefix},$(base64 < ${shellQuoted(image.name)} | tr -d '\\n')"`);
   }
   lines.push(`curl -N ${shellQuoted(`${origin}/v1/chat/completions`)} \\`);
   if (request.usesKey) lines.push('  -H "Authorization: Bearer $LLAVA_API_KEY" \\');
   lines.push("  -H 'Content-Type: application/json' \\");
-  lines.push(`  --data-binary @- <<${files.size ? "JSON" : "'JSON'"}`); // unquoted: the shell fills in $PICTURE_1
+  lines.push(`  --data-binary @- <<${files.size ? "JSON" : "'JSON'"}`); // unquoted: the shell expands $IMAGE_1
   const leaf = (value) =>
-    files.has(value) ? `"$PICTURE_${files.get(value).number}"` : escaped(JSON.stringify(value));
+    files.has(value) ? `"$IMAGE_${files.get(value).number}"` : escaped(JSON.stringify(value));
   lines.push(literal(request.body, leaf, "", "  "), "JSON");
   return `${lines.join("\n")}\n`;
 }
@@ -47,14 +47,14 @@ export function asPython(request, origin) {
 
 const IMAGE_FUNCTION = [
   "",
-  "def picture(path: str, kind: str) -> str:",
+  "def image_url(path: str, media_type: str) -> str:",
   '    with open(path, "rb") as file:',
-  '        return f"data:{kind};base64,{base64.b64encode(file.read()).decode()}"',
+  '        return f"data:{media_type};base64,{base64.b64encode(file.read()).decode()}"',
   "",
   "",
 ];
 
-/** Maps data: URLs to the image and its number, for the images that are read from their files. */
+/** Maps data: URLs to the image and its number for all images that the snippet reads from files. */
 function filesOf({ images }) {
   const files = new Map();
   const numChars = images.reduce((sum, image) => sum + image.url.length, 0);
@@ -77,12 +77,12 @@ function shellQuoted(text) {
 function pythonLeaf(value, files) {
   if (value === true) return "True";
   if (value === false) return "False";
-  if (!files.has(value)) return JSON.stringify(value); // a JSON string or number is also a Python one
+  if (!files.has(value)) return JSON.stringify(value); // JSON strings and numbers are valid Python
   const { image } = files.get(value);
-  return `picture(${JSON.stringify(image.name)}, ${JSON.stringify(mediaType(image))})`;
+  return `image_url(${JSON.stringify(image.name)}, ${JSON.stringify(mediaType(image))})`;
 }
 
-/** Objects and arrays as JSON and Python both write them; leaf() writes everything else. */
+/** Formats objects and arrays, whose syntax is the same in JSON and Python. leaf() formats all other values. */
 function literal(value, leaf, indent, step) {
   if (typeof value !== "object") return leaf(value);
   const deeper = indent + step;

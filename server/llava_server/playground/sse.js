@@ -1,8 +1,8 @@
-// Server-sent events out of a fetch body. EventSource is of no use here: it cannot POST.
+// Parser for server-sent events in a fetch body. EventSource does not support POST.
 
 /**
- * Yields the data of each event; comments (pings) and other fields are left out.
- * Lines may end in LF, CR LF or CR, and characters and lines may be cut anywhere by the network.
+ * Yields the data of each event. Comments (keepalives) and other fields are skipped.
+ * Lines may end in LF, CR LF or CR. Chunks may end inside a line or a UTF-8 character.
  * @param {ReadableStream<Uint8Array>} body
  */
 export async function* readEvents(body) {
@@ -14,7 +14,7 @@ export async function* readEvents(body) {
     for (;;) {
       const { value, done } = await reader.read();
       pending += done ? decoder.decode() : decoder.decode(value, { stream: true });
-      const lines = pending.split(/\r\n|\n|\r(?!$)/); // a CR at the end may be half of a CR LF: wait for more
+      const lines = pending.split(/\r\n|\n|\r(?!$)/); // a final CR may be the first half of a CR LF
       pending = lines.pop();
       for (const line of lines) {
         if (line === "") {
@@ -24,9 +24,9 @@ export async function* readEvents(body) {
           data.push(line.slice(line[5] === " " ? 6 : 5));
         }
       }
-      if (done) return; // an event without its blank line is incomplete: not an event
+      if (done) return; // an event without a final blank line is incomplete and is dropped
     }
   } finally {
-    reader.cancel().catch(() => {}); // the body may have failed already; the reader's error was thrown above
+    reader.cancel().catch(() => {}); // fails if the body has already failed, which read() has reported
   }
 }

@@ -1,4 +1,4 @@
-// The images of the next question: dropped, pasted or chosen.
+// The images of the next question, added by drag and drop, paste or file selection.
 
 import { element } from "./dom.js";
 import { releaseImage, readImage } from "./images.js";
@@ -9,7 +9,7 @@ export class Tray {
   #onReject;
   #images = [];
 
-  /** onChange() is called after each change; onReject(message) after files were added, empty if all are images. */
+  /** onChange() is called after each change, onReject(message) after files are added. No error: message is empty. */
   constructor(list, { onChange, onReject }) {
     this.#list = list;
     this.#onChange = onChange;
@@ -20,7 +20,7 @@ export class Tray {
     return this.#images;
   }
 
-  /** Returns the images and empties the tray; the caller releases them. */
+  /** Returns the images and clears the tray. The caller must release the images. */
   take() {
     const images = this.#images;
     this.#images = [];
@@ -32,7 +32,7 @@ export class Tray {
     this.take().forEach(releaseImage);
   }
 
-  /** Reads files one after another, so that they keep their order. */
+  /** Reads the files sequentially to preserve their order. */
   async add(files, options) {
     const errors = [];
     for (const file of files) {
@@ -46,21 +46,21 @@ export class Tray {
     this.#onReject(errors.join(" "));
   }
 
-  /** Adds one of the server's example images. */
+  /** Adds an example image from the server. */
   async addFrom(url) {
     const blob = await (await fetch(url)).blob();
     await this.add([new File([blob], url.split("/").pop(), { type: blob.type })], { isFile: false });
   }
 
-  /** Accepts images from the whole window; the curtain is shown while one is dragged over it. */
+  /** Accepts images from the whole window. The curtain is visible while a file is dragged over the window. */
   listen({ input, curtain }) {
     input.addEventListener("change", async () => {
       await this.add([...input.files]);
-      input.value = ""; // the same file can be chosen again
+      input.value = ""; // allows the same file to be selected again
     });
     addEventListener("paste", (event) => {
       const files = [...(event.clipboardData?.files ?? [])];
-      if (!files.length) return; // text: the field takes it
+      if (!files.length) return; // text is pasted into the focused field
       event.preventDefault();
       this.add(files, { isFile: false });
     });
@@ -69,14 +69,14 @@ export class Tray {
       curtain.hidden = ![...(event.dataTransfer?.types ?? [])].includes("Files");
     });
     addEventListener("dragleave", (event) => {
-      if (!event.relatedTarget) curtain.hidden = true; // left the window, not just an element
+      if (!event.relatedTarget) curtain.hidden = true; // the pointer left the window, not just an element
     });
     addEventListener("drop", (event) => {
       event.preventDefault();
       curtain.hidden = true;
       const files = [...(event.dataTransfer?.files ?? [])];
       if (files.length) this.add(files);
-      else this.#onReject("That was not a file. Save the picture first, or copy it and paste it here.");
+      else this.#onReject("This is not a file. Save the image and drop the file, or copy and paste the image.");
     });
   }
 

@@ -1,16 +1,16 @@
-// One question with its answer: the elements, and how they change while tokens come.
+// One question and its response: creates the elements and updates them while tokens arrive.
 
 import { element } from "./dom.js";
 import { asCurl, asPython } from "./snippets.js";
 
-const INCOMPLETE = ["incomplete", "The answer broke off; it is not part of the conversation"];
+const INCOMPLETE = ["incomplete", "The response was interrupted and is not part of the conversation"];
 
 export class Turn {
   #text = document.createTextNode("");
-  #body = element("p", { className: "answer-text" }, this.#text);
+  #body = element("p", { className: "response-text" }, this.#text);
   #facts = element("p", { className: "facts" });
   #actions = element("div", { className: "actions" });
-  #answer = element("div", { className: "answer" }, this.#body);
+  #response = element("div", { className: "response" }, this.#body);
   #failure = null;
   #startedAt = 0;
   #firstAt = 0;
@@ -32,24 +32,24 @@ export class Turn {
     const questionElement = element("div", { className: "question" });
     if (buttons.length) questionElement.append(element("div", { className: "images" }, ...buttons));
     questionElement.append(element("p", { className: "question-text", textContent: question }));
-    this.element = element("li", { className: "turn" }, questionElement, this.#answer);
+    this.element = element("li", { className: "turn" }, questionElement, this.#response);
   }
 
-  get answer() {
+  get response() {
     return this.#text.data;
   }
 
-  /** A turn whose answer failed is not part of the conversation that the model sees. */
-  get isAnswered() {
-    return this.#failure === null && this.answer !== "";
+  /** Whether the turn is part of the conversation that is sent to the model; failed turns are not. */
+  get isComplete() {
+    return this.#failure === null && this.response !== "";
   }
 
-  /** The messages of this turn; the answer is left out while there is none. */
+  /** Returns the messages of this turn: the question, and the response if there is one. */
   messages() {
     const text = { type: "text", text: this.question };
     const parts = this.images.map(({ url }) => ({ type: "image_url", image_url: { url } }));
     const user = { role: "user", content: parts.length ? [...parts, text] : this.question };
-    return this.answer ? [user, { role: "assistant", content: this.answer }] : [user];
+    return this.response ? [user, { role: "assistant", content: this.response }] : [user];
   }
 
   begin() {
@@ -58,12 +58,12 @@ export class Turn {
     this.#usage = null;
     this.#numPieces = this.#firstAt = 0;
     this.#text.data = "";
-    this.#answer.replaceChildren(this.#body);
-    this.#answer.setAttribute("aria-busy", "true");
+    this.#response.replaceChildren(this.#body);
+    this.#response.setAttribute("aria-busy", "true");
     this.#startedAt = performance.now();
   }
 
-  /** Appends one chunk of the stream. */
+  /** Appends a chunk of the stream. */
   append(chunk) {
     if (chunk.usage) this.#usage = chunk.usage;
     const piece = chunk.choices?.[0]?.delta?.content;
@@ -75,21 +75,21 @@ export class Turn {
     this.#showFacts();
   }
 
-  /** @param {[string, string]=} remark  why the answer is not whole: a word, and a sentence */
+  /** @param {[string, string]=} remark  the reason that the response is incomplete: a label and a tooltip */
   end(request, remark) {
-    this.#answer.removeAttribute("aria-busy");
-    if (this.answer === "" && !remark) this.#body.append(element("em", { textContent: "(an empty answer)" }));
+    this.#response.removeAttribute("aria-busy");
+    if (this.response === "" && !remark) this.#body.append(element("em", { textContent: "(empty response)" }));
     this.#showFacts(remark);
     this.#offerCopies(request);
   }
 
   fail(request, message, onRetry) {
     this.end(request, INCOMPLETE);
-    const again = element("button", { type: "button", className: "quiet", textContent: "Try again" });
-    again.addEventListener("click", onRetry);
-    this.#failure = element("div", { className: "failure", role: "alert" }, element("p", { textContent: message }), again);
-    this.#facts.hidden = this.answer === "";
-    this.#answer.insertBefore(this.#failure, this.#actions);
+    const retry = element("button", { type: "button", className: "quiet", textContent: "Try again" });
+    retry.addEventListener("click", onRetry);
+    this.#failure = element("div", { className: "failure", role: "alert" }, element("p", { textContent: message }), retry);
+    this.#facts.hidden = this.response === "";
+    this.#response.insertBefore(this.#failure, this.#actions);
   }
 
   #showFacts(remark) {
@@ -97,42 +97,42 @@ export class Turn {
     const spans = facts.map(([text, title]) => element("span", { textContent: text, title }));
     this.#facts.replaceChildren(...spans);
     this.#facts.hidden = false;
-    if (!this.#facts.isConnected) this.#answer.append(this.#facts);
+    if (!this.#facts.isConnected) this.#response.append(this.#facts);
   }
 
   #timing() {
     if (!this.#firstAt) return [];
-    const facts = [[`first token ${duration(this.#firstAt - this.#startedAt)}`, "Time to the first token, seen from this page"]];
+    const facts = [[`first token ${duration(this.#firstAt - this.#startedAt)}`, "Time to the first token, measured by this page"]];
     const numTokens = this.#usage?.completion_tokens ?? this.#numPieces;
     const seconds = (this.#lastAt - this.#firstAt) / 1000;
     if (numTokens > 1 && seconds > 0.02) {
       const rate = (numTokens - 1) / seconds;
       const shown = rate < 10 ? rate.toFixed(1) : String(Math.round(rate));
-      facts.push([`${this.#usage ? "" : "≈ "}${shown} tokens/s`, "Tokens per second after the first one"]);
+      facts.push([`${this.#usage ? "" : "≈ "}${shown} tokens/s`, "Tokens per second after the first token"]);
     }
     return facts;
   }
 
   #counts() {
     if (!this.#usage) return this.#numPieces ? [[`≈ ${this.#numPieces} tokens`, "Counted by this page"]] : [];
-    const { prompt_tokens: read, completion_tokens: written } = this.#usage;
-    return [[`${read} tokens in · ${written} out`, "Tokens read (pictures included) and tokens written"]];
+    const { prompt_tokens: input, completion_tokens: output } = this.#usage;
+    return [[`${input} tokens in · ${output} out`, "Prompt tokens, including images, and generated tokens"]];
   }
 
   #offerCopies(request) {
     const copies = [
-      ["Copy answer", () => this.answer],
+      ["Copy response", () => this.response],
       ["Copy as curl", () => asCurl(request, location.origin)],
       ["Copy as Python", () => asPython(request, location.origin)],
     ];
     this.#actions.replaceChildren(
-      ...copies.slice(this.answer ? 0 : 1).map(([label, text]) => {
+      ...copies.slice(this.response ? 0 : 1).map(([label, text]) => {
         const button = element("button", { type: "button", className: "quiet small", textContent: label });
         button.addEventListener("click", () => copy(button, label, text()));
         return button;
       }),
     );
-    this.#answer.append(this.#actions);
+    this.#response.append(this.#actions);
   }
 }
 
@@ -142,7 +142,7 @@ function duration(ms) {
 
 async function copy(button, label, text) {
   const copied = await toClipboard(text);
-  button.textContent = copied ? "Copied" : "Copying is not allowed here";
+  button.textContent = copied ? "Copied" : "Copying is not allowed";
   setTimeout(() => {
     button.textContent = label;
   }, 1500);
@@ -153,7 +153,7 @@ async function toClipboard(text) {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // No clipboard API without https or localhost: select the text in a field and ask the old way.
+    // The clipboard API requires https or localhost; fall back to execCommand with the text selected in a field.
     const field = element("textarea", { value: text, className: "sr-only" });
     document.body.append(field);
     field.select();

@@ -54,15 +54,15 @@ def drop(page: Page, *files: tuple[str, str, bytes]) -> None:
         contents,
     )
     page.dispatch_event("main", "dragover", {"dataTransfer": transfer})
-    expect(page.get_by_text("Drop the picture anywhere")).to_be_visible()
+    expect(page.get_by_text("Drop the image anywhere")).to_be_visible()
     page.dispatch_event("main", "drop", {"dataTransfer": transfer})
-    expect(page.get_by_text("Drop the picture anywhere")).to_be_hidden()
+    expect(page.get_by_text("Drop the image anywhere")).to_be_hidden()
 
 
 def drop_picture(page: Page, name: str = "scene.png", content: bytes | None = None) -> None:
     """Drops a PNG and waits for its thumbnail."""
     drop(page, (name, "image/png", content or scene()))
-    expect(page.get_by_label("Pictures to send").get_by_role("img", name=name, exact=True)).to_be_visible()
+    expect(page.get_by_label("Images to send").get_by_role("img", name=name, exact=True)).to_be_visible()
 
 
 def ask(page: Page, question: str) -> None:
@@ -75,7 +75,7 @@ def ask(page: Page, question: str) -> None:
 
 def answer(page: Page) -> Locator:
     """The newest answer's text."""
-    return page.locator(".turn").last.locator(".answer-text")
+    return page.locator(".turn").last.locator(".response-text")
 
 
 def finished(page: Page) -> str:

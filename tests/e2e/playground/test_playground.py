@@ -103,19 +103,19 @@ def test_new_chat_forgets_everything(playground: Page) -> None:
     expect(answer(playground)).to_have_text(re.compile(r"\w"))
     playground.get_by_role("button", name="New chat").click()
     expect(playground.locator(".turn")).to_have_count(0)
-    expect(playground.get_by_role("heading", name="Ask about a picture")).to_be_visible()
+    expect(playground.get_by_role("heading", name="Ask about an image")).to_be_visible()
     with playground.expect_request(CHAT) as asked:
         ask(playground, "Hello?")
     assert sent(asked.value)["messages"] == [{"role": "user", "content": "Hello?"}]
 
 
 def test_pictures_are_chosen_removed_and_sent_in_order(playground: Page) -> None:
-    playground.get_by_label("Choose pictures").set_input_files(
+    playground.get_by_label("Choose images").set_input_files(
         [FilePayload(name=name, mimeType="image/png", buffer=scene()) for name in ("a.png", "b.png")]
     )
     drop_picture(playground, "c.png", noise(8))
     playground.get_by_role("button", name="Remove a.png").click()
-    shown = playground.get_by_label("Pictures to send").get_by_role("img")
+    shown = playground.get_by_label("Images to send").get_by_role("img")
     assert [image.get_attribute("alt") for image in shown.all()] == ["b.png", "c.png"]
     with playground.expect_request(CHAT) as asked:
         playground.get_by_role("button", name="Describe the picture in one sentence.").click()
@@ -132,7 +132,7 @@ def test_pasted_picture_is_taken_and_pasted_text_is_left_to_the_field(playground
         const paste = new ClipboardEvent("paste", { clipboardData, bubbles: true, cancelable: true });
         return document.dispatchEvent(paste);
     }"""
-    thumbnails = playground.get_by_label("Pictures to send").get_by_role("img")
+    thumbnails = playground.get_by_label("Images to send").get_by_role("img")
     assert playground.evaluate(paste, ["text/plain", "a question"]) is True, "not prevented"
     expect(thumbnails).to_have_count(0)
     assert playground.evaluate(paste, ["image/png", scene().decode("latin-1")]) is False
@@ -142,7 +142,7 @@ def test_pasted_picture_is_taken_and_pasted_text_is_left_to_the_field(playground
 def test_bundled_model_answers_about_an_example_picture(page: Page, tiny_server: str) -> None:
     page.goto(tiny_server)
     page.get_by_role("button", name="the word MUSIC").click()
-    expect(page.get_by_label("Pictures to send").get_by_role("img")).to_have_count(1)
+    expect(page.get_by_label("Images to send").get_by_role("img")).to_have_count(1)
     ask(page, "What colour is the circle?")
     assert "red" in finished(page).lower()
 
@@ -150,9 +150,9 @@ def test_bundled_model_answers_about_an_example_picture(page: Page, tiny_server:
 def test_what_is_no_picture_is_refused_in_a_sentence(playground: Page) -> None:
     drop(playground, ("notes.txt", "text/plain", b"hello"), ("broken.png", "image/png", b"\x89PNG"))
     notice = playground.locator("#notice")
-    expect(notice).to_contain_text("“notes.txt” is not a picture")
-    expect(notice).to_contain_text("“broken.png” is not a picture")
-    expect(playground.get_by_label("Pictures to send").get_by_role("img")).to_have_count(0)
+    expect(notice).to_contain_text("“notes.txt” is not an image")
+    expect(notice).to_contain_text("“broken.png” is not an image")
+    expect(playground.get_by_label("Images to send").get_by_role("img")).to_have_count(0)
     drop_picture(playground)
     expect(notice).to_be_hidden()
 
@@ -171,7 +171,7 @@ def test_only_a_picture_over_eight_megabytes_is_made_smaller(playground: Page) -
 def test_settings_reach_the_request(playground: Page) -> None:
     playground.get_by_role("button", name="Settings").click()
     playground.get_by_label("Temperature").fill("0.7")
-    playground.get_by_label("Longest answer").fill("5")
+    playground.get_by_label("Maximum response length").fill("5")
     playground.get_by_label("System message").fill("Be brief.")
     playground.keyboard.press("Escape")
     with playground.expect_request(CHAT) as asked:
@@ -180,7 +180,7 @@ def test_settings_reach_the_request(playground: Page) -> None:
     assert (body["temperature"], body["max_tokens"]) == (0.7, 5)
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     finished(playground)
-    expect(playground.locator(".facts")).to_contain_text("cut off")
+    expect(playground.locator(".facts")).to_contain_text("truncated")
 
 
 def test_untouched_settings_leave_the_length_and_the_system_message_to_the_server(playground: Page) -> None:

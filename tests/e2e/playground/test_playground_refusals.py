@@ -109,7 +109,7 @@ def test_connection_closed_in_mid_answer_is_not_taken_for_a_success(playground: 
         CHAT, lambda route: route.fulfill(content_type="text/event-stream", body=f"data: {chunk}\n\n")
     )
     ask(playground, "Hello?")
-    expect(playground.get_by_role("alert")).to_contain_text("The answer broke off")
+    expect(playground.get_by_role("alert")).to_contain_text("The server closed the connection")
     expect(answer(playground)).to_have_text("half an")
 
 
@@ -117,7 +117,7 @@ def test_server_that_is_gone_is_named(playground: Page, site: ControllerProcess)
     expect(playground.get_by_label("Model")).to_be_enabled()
     playground.route(CHAT, lambda route: route.abort("connectionrefused"))
     ask(playground, "Hello?")
-    expect(playground.get_by_role("alert")).to_contain_text(f"The server at {site.url[7:]} does not answer.")
+    expect(playground.get_by_role("alert")).to_contain_text(f"Cannot reach the server at {site.url[7:]}.")
 
 
 def test_question_waits_for_a_model_and_the_model_appears_by_itself(
@@ -142,10 +142,10 @@ def test_key_is_asked_for_kept_in_the_tab_and_never_copied(
     page: Page, guarded_site: ControllerProcess
 ) -> None:
     page.goto(guarded_site.url)
-    page.get_by_label("This server asks for an API key").fill(KEY)
+    page.get_by_label("This server requires an API key").fill(KEY)
     page.get_by_role("button", name="Use key").click()
     expect(page.get_by_label("Model")).to_be_enabled()
-    expect(page.get_by_label("This server asks for an API key")).to_be_hidden()
+    expect(page.get_by_label("This server requires an API key")).to_be_hidden()
     ask(page, "Hello?")
     assert finished(page)
     assert page.evaluate("sessionStorage['llava.key']") == KEY
@@ -161,7 +161,7 @@ def test_key_is_asked_for_kept_in_the_tab_and_never_copied(
 
 def test_wrong_key_is_asked_for_again(page: Page, guarded_site: ControllerProcess) -> None:
     page.goto(guarded_site.url)
-    field = page.get_by_label("This server asks for an API key")
+    field = page.get_by_label("This server requires an API key")
     field.fill("wrong-key")
     with page.expect_response("**/v1/models") as answered:
         page.get_by_role("button", name="Use key").click()
@@ -172,13 +172,13 @@ def test_wrong_key_is_asked_for_again(page: Page, guarded_site: ControllerProces
 
 def test_server_without_keys_asks_for_none(playground: Page) -> None:
     expect(playground.get_by_label("Model")).to_be_enabled()
-    expect(playground.get_by_label("This server asks for an API key")).to_be_hidden()
+    expect(playground.get_by_label("This server requires an API key")).to_be_hidden()
 
 
 def test_picture_opens_large_and_closes(playground: Page) -> None:
     drop_picture(playground, "scene.png", scene())
     ask(playground, "What is this?")
     playground.get_by_role("button", name="scene.png, 64 × 48").click()
-    expect(playground.get_by_role("dialog", name="Picture")).to_be_visible()
-    playground.get_by_role("button", name="Close the picture").click()
-    expect(playground.get_by_role("dialog", name="Picture")).to_be_hidden()
+    expect(playground.get_by_role("dialog", name="Image")).to_be_visible()
+    playground.get_by_role("button", name="Close the image").click()
+    expect(playground.get_by_role("dialog", name="Image")).to_be_hidden()

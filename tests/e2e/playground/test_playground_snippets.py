@@ -100,7 +100,7 @@ def test_copied_texts_take_the_key_from_the_environment(
 ) -> None:
     prefer_short_answers(page)
     page.goto(guarded_site.url)
-    page.get_by_label("This server asks for an API key").fill(KEY)
+    page.get_by_label("This server requires an API key").fill(KEY)
     page.get_by_role("button", name="Use key").click()
     ask(page, "Hello?")
     shown = finished(page)

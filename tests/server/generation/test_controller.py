@@ -1,4 +1,4 @@
-"""The controller with a failing queue: a scripted producer does what no real queue does on demand."""
+"""The controller with a failing queue, simulated by a scripted producer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LAST = Event(0, (1,), "all", Final(reason=FinishReason.STOP))
 
 
 class ScriptedProducer:
-    """Delivers what the test puts into ``batches``; an exception in it is raised."""
+    """A producer that yields the items of ``batches`` and raises those that are exceptions."""
 
     def __init__(self) -> None:
         self.batches: asyncio.Queue[list[tuple[str, Event]] | Exception] = asyncio.Queue()
@@ -106,7 +106,7 @@ async def test_cancelling_without_the_queue_does_not_raise() -> None:
     assert controller.num_open == 0
 
 
-async def test_a_defect_while_following_fails_every_stream_and_the_process() -> None:
+async def test_an_exception_while_following_fails_every_stream_and_the_controller() -> None:
     producer = ScriptedProducer()
     controller = make(producer)
     output = await controller.submit(JOB, {})
@@ -140,7 +140,7 @@ def anyio_backend() -> str:
 pytestmark = pytest.mark.anyio
 
 
-def test_a_lost_queue_is_a_503_until_it_is_back(valkey: Valkey) -> None:
+def test_an_unavailable_queue_returns_503_until_it_is_available_again(valkey: Valkey) -> None:
     with running_stack(f"unix://{valkey.socket}") as stack:
         assert stack.works()
         valkey.kill()
@@ -153,9 +153,9 @@ def test_a_lost_queue_is_a_503_until_it_is_back(valkey: Valkey) -> None:
         assert stack.http.get("/v1/models").json()["data"]
         valkey.start()
         wait_until(lambda: stack.http.get("/readyz").status_code == 200)
-        wait_until(lambda: is_answered(stack))
+        wait_until(lambda: can_chat(stack))
 
 
-def is_answered(stack: Stack) -> bool:
+def can_chat(stack: Stack) -> bool:
     response = stack.chat("say back")
     return response.status_code == 200 and text_of(response) == "back"

@@ -1,4 +1,4 @@
-"""IdleTimer: calls its callback at exactly the right times, however often it is started and stopped."""
+"""IdleTimer calls its callback at the right times, even if it is started and stopped many times."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ManualClockLoop(asyncio.SelectorEventLoop):
         self.run_forever()
 
     def make_timer(self, seconds: float, timeouts: list[float]) -> IdleTimer:
-        """A timer that appends the time of each timeout to ``timeouts``."""
+        """Return a timer that appends the time of each timeout to ``timeouts``."""
 
         async def make() -> IdleTimer:
             return IdleTimer(seconds, lambda: timeouts.append(self.now))
@@ -62,7 +62,7 @@ def test_a_timer_stopped_in_time_never_fires(loop: ManualClockLoop) -> None:
     assert timeouts == []
 
 
-def test_time_counts_from_the_last_start(loop: ManualClockLoop) -> None:
+def test_the_timeout_is_measured_from_the_last_start(loop: ManualClockLoop) -> None:
     timeouts: list[float] = []
     timer = loop.make_timer(10, timeouts)
     for _ in range(3):

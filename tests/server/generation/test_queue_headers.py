@@ -1,4 +1,4 @@
-"""``x-queue-*``: the queue's length at the time of the request, in the headers of its response."""
+"""The ``x-queue-*`` response headers: the position of the request in the queue and the estimated wait."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def test_every_api_has_the_headers(stack: Stack) -> None:
     ],
     ids=str,
 )
-def test_unknown_values_are_left_out(position: QueuePosition | None, headers: dict[str, str]) -> None:
+def test_unknown_values_are_omitted(position: QueuePosition | None, headers: dict[str, str]) -> None:
     assert queue_headers(position) == headers
 
 
 def test_a_request_that_joins_a_running_job_has_no_position(stack: Stack) -> None:
-    headers = {"Idempotency-Key": "one-place-for-two"}
+    headers = {"Idempotency-Key": "one-job-for-two-requests"}
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hold"}]}
     with ThreadPoolExecutor(2) as pool:
         path = "/v1/chat/completions"

@@ -1,4 +1,4 @@
-"""Requests that the queue rejects, and the order in which workers get those it accepts."""
+"""Requests that the queue rejects, and the order in which workers receive accepted requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 KEY, OTHER_KEY = "key-of-tenant-a", "key-of-tenant-b"
 
 
-def test_a_full_queue_is_a_503_that_says_when_to_retry(own_stack: OwnStack) -> None:
+def test_a_full_queue_returns_503_with_a_retry_time(own_stack: OwnStack) -> None:
     stack = own_stack(max_queued=1)
     stack.worker.stop_pulling()
     with ThreadPoolExecutor(1) as pool:
@@ -33,7 +33,7 @@ def test_a_full_queue_is_a_503_that_says_when_to_retry(own_stack: OwnStack) -> N
         assert text_of(waiting.result()) == "first"
 
 
-def test_a_tenant_over_its_jobs_gets_a_429_while_others_are_served(own_stack: OwnStack) -> None:
+def test_a_tenant_at_its_job_limit_gets_429_while_others_are_served(own_stack: OwnStack) -> None:
     stack = own_stack(api_keys=(KEY, OTHER_KEY), max_tenant_jobs=1)
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(chat_with_key, stack.server.url, KEY, "hold")
@@ -47,7 +47,7 @@ def test_a_tenant_over_its_jobs_gets_a_429_while_others_are_served(own_stack: Ow
         assert held.result().status_code == 200
 
 
-def test_a_keys_own_limit_of_jobs_does_not_limit_another_key(
+def test_the_job_limit_of_one_key_does_not_affect_another_key(
     own_stack: OwnStack, api_key_cli: ApiKeyCli
 ) -> None:
     stack = own_stack(auth=True)
@@ -63,7 +63,7 @@ def test_a_keys_own_limit_of_jobs_does_not_limit_another_key(
         assert held.result().status_code == 200
 
 
-def test_a_model_without_a_live_worker_is_a_503_and_still_listed(own_stack: OwnStack) -> None:
+def test_a_model_without_a_live_worker_returns_503_and_is_still_listed(own_stack: OwnStack) -> None:
     stack = own_stack()
     stack.worker.stop()
     wait_until(lambda: stack.server.services.registry.num_workers(MODEL) == 0)
@@ -77,9 +77,9 @@ def test_a_model_without_a_live_worker_is_a_503_and_still_listed(own_stack: OwnS
 
 
 def order_served(stack: Stack, *batches: tuple[str, str, int]) -> list[str]:
-    """The words of requests in the order in which a worker gets them.
+    """Return the words of requests in the order in which a worker receives them.
 
-    ``batches`` are (key, word, number of requests); each is queued before the next one.
+    ``batches`` are (key, word, number of requests). All requests of a batch are queued before the next batch.
     """
     stack.worker.stop_pulling()
     controller = stack.server.services.controller
@@ -96,7 +96,7 @@ def order_served(stack: Stack, *batches: tuple[str, str, int]) -> list[str]:
 
 
 @pytest.mark.parametrize("is_same_key", [False, True])
-def test_one_keys_many_requests_do_not_delay_another_key_but_itself(
+def test_many_requests_of_one_key_delay_only_that_key(
     own_stack: OwnStack, api_key_cli: ApiKeyCli, is_same_key: bool
 ) -> None:
     busy = api_key_cli.create()
@@ -113,10 +113,10 @@ def test_a_keys_priority_is_sent_with_its_jobs(own_stack: OwnStack, api_key_cli:
     assert [assignment.job.priority for assignment in stack.worker.assignments] == [0, 1, -1]
 
 
-@pytest.mark.parametrize(("weight", "most", "least"), [("4", 9, 7), ("1", 6, 4)])
+@pytest.mark.parametrize(("weight", "maximum", "minimum"), [("4", 9, 7), ("1", 6, 4)])
 def test_a_keys_weight_is_its_share_of_a_busy_model(
-    own_stack: OwnStack, api_key_cli: ApiKeyCli, weight: str, most: int, least: int
+    own_stack: OwnStack, api_key_cli: ApiKeyCli, weight: str, maximum: int, minimum: int
 ) -> None:
     light, heavy = api_key_cli.create(), api_key_cli.create("--weight", weight)
     order = order_served(own_stack(auth=True), (light, "light", 20), (heavy, "heavy", 20))
-    assert least <= order[:10].count("heavy") <= most
+    assert minimum <= order[:10].count("heavy") <= maximum

@@ -1,4 +1,4 @@
-"""Decoder processes: isolated, limited, and replaced when one crashes; a crash fails one image only."""
+"""Decoder processes are isolated and limited. A crash fails only one image, and the process is replaced."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 SPEC = ImageSpec(side=28)
 SMALL = base64.b64encode(encoded(scene()))
-# 16 million random pixels: enough work that there is time to kill in the middle
+# 16 million random pixels, so that decoding takes long enough to kill the process in the meantime
 NOISE = Image.frombytes("L", (1000, 1000), os.urandom(10**6)).resize((4000, 4000), Image.Resampling.NEAREST)
 BIG = base64.b64encode(encoded(NOISE, "BMP"))
 
@@ -56,14 +56,14 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_tiles_have_the_models_size_and_the_images_own_size() -> None:
+def test_tiles_have_the_size_of_the_model_and_report_the_size_of_the_image() -> None:
     tiles = with_pool(lambda pool: pool.preprocess(SMALL, SPEC))
     assert (tiles.width, tiles.height, tiles.num_tiles) == (40, 20, 1)
     assert len(tiles.pixels) == 28 * 28 * 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
-def test_process_that_crashes_during_an_image_fails_that_image_only(number: signal.Signals) -> None:
+def test_process_that_crashes_fails_only_the_current_image(number: signal.Signals) -> None:
     async def use(pool: DecoderPool) -> None:
         [pid] = pool.pids
         before = psutil.Process(pid).cpu_times().user
@@ -78,7 +78,7 @@ def test_process_that_crashes_during_an_image_fails_that_image_only(number: sign
     with_pool(use)
 
 
-def test_process_that_dies_while_idle_is_replaced() -> None:
+def test_process_that_crashes_while_idle_is_replaced() -> None:
     async def use(pool: DecoderPool) -> None:
         os.kill(pool.pids[0], signal.SIGKILL)
         await error_of(pool, SMALL)
@@ -87,18 +87,18 @@ def test_process_that_dies_while_idle_is_replaced() -> None:
     with_pool(use)
 
 
-def test_image_that_exceeds_its_time_fails_and_its_process_is_replaced() -> None:
+def test_image_that_exceeds_the_time_limit_fails_and_its_process_is_replaced() -> None:
     async def use(pool: DecoderPool) -> None:
         [hanging] = pool.pids
-        os.kill(hanging, signal.SIGSTOP)  # a decoder that hangs
+        os.kill(hanging, signal.SIGSTOP)  # simulates a hanging decoder
         error = await error_of(pool, SMALL)
-        assert "longer than 0.2 s" in error.message
+        assert "longer than 0.2 seconds" in error.message
         await until(lambda: pool.pids and pool.pids != [hanging])
 
     with_pool(use, timeout_s=0.2)
 
 
-def test_cancelled_request_costs_no_process() -> None:
+def test_cancelled_request_does_not_shrink_the_pool() -> None:
     async def use(pool: DecoderPool) -> None:
         request = asyncio.create_task(pool.preprocess(BIG, SPEC))
         await asyncio.sleep(0)
@@ -111,7 +111,7 @@ def test_cancelled_request_costs_no_process() -> None:
     with_pool(use)
 
 
-def test_image_that_needs_too_much_memory_fails() -> None:
+def test_image_that_requires_too_much_memory_fails() -> None:
     async def use(pool: DecoderPool) -> None:
         bomb = base64.b64encode(png_claiming(4_000, 4_000, rows=4_000))
         assert len(bomb) < 100_000
@@ -129,24 +129,24 @@ def test_long_image_is_padded_without_allocating_its_square_canvas(size: tuple[i
         tiles = await pool.preprocess(base64.b64encode(png_claiming(*size, rows=size[1])), SPEC)
         assert (tiles.width, tiles.height) == size
 
-    with_pool(use, memory_bytes=200 * 2**20, timeout_s=60.0)  # the canvas alone would take 309 MiB
+    with_pool(use, memory_bytes=200 * 2**20, timeout_s=60.0)  # the canvas alone would need 309 MiB
 
 
-def test_process_that_exceeds_its_cpu_time_is_replaced() -> None:
+def test_process_that_exceeds_the_cpu_time_limit_is_replaced() -> None:
     async def use(pool: DecoderPool) -> None:
         for _ in range(100):  # the limit counts whole seconds
             try:
                 await pool.preprocess(BIG, SPEC)
             except ImageError as error:  # noqa: PERF203
-                assert "processor time" in error.message
+                assert "CPU time limit" in error.message
                 break
         else:
-            raise AssertionError("the limit did not bite")
+            raise AssertionError("the CPU time limit had no effect")
 
     with_pool(use, cpu_s=-1.0, timeout_s=60.0)
 
 
-def test_process_has_no_environment_and_no_open_files_but_its_pipes() -> None:
+def test_process_has_no_environment_and_no_open_files_except_its_pipes() -> None:
     async def use(pool: DecoderPool) -> None:
         os.environ["LLAVA_SECRET_CANARY"] = "canary"
         try:
@@ -163,7 +163,7 @@ def test_process_has_no_environment_and_no_open_files_but_its_pipes() -> None:
     with_pool(use)
 
 
-def test_processes_end_when_the_server_dies() -> None:
+def test_processes_exit_when_the_server_is_killed() -> None:
     program = (
         "import asyncio, os\n"
         "from llava_server.images.decoder_pool import DecoderPool\n"

@@ -1,4 +1,4 @@
-"""What a decoder process returns, called in this process, and the frames on its pipes."""
+"""The functions of the decoder process, called directly, and its pipe frames."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def webp(kind: bytes, header: bytes) -> bytes:
 REASONS = {
     "bad base64": (b"***", "bad_base64"),
     "text": (base64.b64encode(b"hello"), "not_an_image"),
-    "cut off": (base64.b64encode(encoded(scene())[:80]), "damaged"),
+    "truncated": (base64.b64encode(encoded(scene())[:80]), "damaged"),
     "png header": (base64.b64encode(b"\x89PNG\r\n\x1a\n"), "damaged"),
     "too many pixels": (base64.b64encode(png_claiming(1_001, 1_000)), "too_large"),
     "too long": (base64.b64encode(png_claiming(2_001, 100)), "too_large"),
@@ -50,14 +50,14 @@ REASONS = {
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_unusable_image_raises_an_error_with_a_reason(name: str) -> None:
+def test_invalid_image_raises_an_error_with_a_reason(name: str) -> None:
     text, reason = REASONS[name]
     with pytest.raises(DecodeError) as caught:
         preprocess(REQUEST, text)
     assert caught.value.reason == reason
 
 
-def test_frames_are_read_as_they_were_written() -> None:
+def test_frames_round_trip_through_a_pipe() -> None:
     pipe = io.BytesIO()
     write_frame(pipe, {"a": 1}, b"body")
     write_frame(pipe, {"b": 2})

@@ -34,7 +34,7 @@ def test_digest_differs_by_tenant_size_spec_and_pixels() -> None:
     assert len(digests) == 6
 
 
-def test_cache_evicts_the_least_recently_used_beyond_its_bytes() -> None:
+def test_cache_above_its_size_limit_evicts_the_least_recently_used_image() -> None:
     cache = ImageCache(30)
     cache.put(b"a", preprocessed(12))
     cache.put(b"b", preprocessed(12))

@@ -1,4 +1,4 @@
-"""Unusual and broken images in requests: each is preprocessed correctly or rejected with a clear error."""
+"""Unusual and broken images in requests are preprocessed correctly or rejected with a clear error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ask(stack: Stack, *images: bytes | str) -> httpx2.Response:
 
 
 def received(stack: Stack) -> list[Pixels]:
-    """The tiles of the last request, in order, as the worker received them."""
+    """Return the tiles of the last request as the worker received them, in order."""
     assignment = stack.worker.assignments[-1]
     shape = (SPEC.side, SPEC.side, 3)
     return [
@@ -64,7 +64,7 @@ EXACT = {
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_lossless_files_of_an_image_give_the_same_pixels(stack: Stack, name: str) -> None:
+def test_lossless_files_of_an_image_produce_the_same_pixels(stack: Stack, name: str) -> None:
     response = ask(stack, EXACT[name])
     assert text_of(response) == "user:[40x20]look", response.text
     assert np.array_equal(received(stack)[0], original_pad(scene(), SPEC.side))
@@ -73,11 +73,11 @@ def test_lossless_files_of_an_image_give_the_same_pixels(stack: Stack, name: str
 ACCEPTED: dict[str, tuple[bytes | str, str]] = {
     "1x1": (encoded(scene(1, 1)), "[1x1]"),
     "jpeg": (encoded(scene(), "JPEG"), "[40x20]"),
-    "grey jpeg": (encoded(scene().convert("L"), "JPEG"), "[40x20]"),
+    "grayscale jpeg": (encoded(scene().convert("L"), "JPEG"), "[40x20]"),
     "cmyk jpeg": (encoded(scene().convert("CMYK"), "JPEG"), "[40x20]"),
     "progressive jpeg": (encoded(scene(), "JPEG", progressive=True), "[40x20]"),
-    "16-bit grey": (sixteen_bit(), "[40x20]"),
-    "grey with alpha": (encoded(scene().convert("LA"), "PNG"), "[40x20]"),
+    "16-bit grayscale": (sixteen_bit(), "[40x20]"),
+    "grayscale with alpha": (encoded(scene().convert("LA"), "PNG"), "[40x20]"),
     "black and white": (encoded(scene().convert("1"), "PNG"), "[40x20]"),
     "palette with transparency": (encoded(scene().convert("P"), "PNG", transparency=b"\x00\x10"), "[40x20]"),
     "broken exif": (encoded(scene(), "PNG", exif=b"Exif\x00\x00II*\x00garbage"), "[40x20]"),
@@ -98,7 +98,7 @@ def test_unusual_but_valid_images_are_accepted(stack: Stack, name: str) -> None:
     assert text_of(response) == f"user:{expected}look"
 
 
-def test_sixteen_bit_image_keeps_its_greys(stack: Stack) -> None:
+def test_sixteen_bit_image_keeps_its_gray_levels(stack: Stack) -> None:
     ask(stack, sixteen_bit())
     assert 100 < received(stack)[0][8:20].mean() < 155
 
@@ -106,28 +106,28 @@ def test_sixteen_bit_image_keeps_its_greys(stack: Stack) -> None:
 PNG, JPEG = encoded(scene(200, 100)), encoded(scene(200, 100), "JPEG")
 
 REJECTED: dict[str, tuple[bytes | str, str, str]] = {
-    "text": (b"this is no image", "invalid_image", "JPEG, PNG, WEBP, GIF and BMP"),
+    "text": (b"this is not an image", "invalid_image", "JPEG, PNG, WEBP, GIF and BMP"),
     "empty": ("data:image/png;base64,", "invalid_image", "empty"),
-    "pdf": (b"%PDF-1.7 ...", "invalid_image", "not a picture"),
-    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "invalid_image", "not a picture"),
-    "tiff, a format with a long history": (encoded(scene(), "TIFF"), "invalid_image", "not a picture"),
-    "truncated png": (PNG[: len(PNG) // 2], "invalid_image", "damaged or cut off"),
-    "truncated jpeg": (JPEG[: len(JPEG) // 2], "invalid_image", "damaged or cut off"),
-    "truncated webp": (encoded(scene(), "WEBP")[:60], "invalid_image", "damaged or cut off"),
-    "truncated gif": (encoded(scene(200, 100), "GIF")[:60], "invalid_image", "damaged or cut off"),
-    "header only": (PNG[:8], "invalid_image", "damaged or cut off"),
-    "flipped bytes": (PNG[:60] + bytes(b ^ 0x55 for b in PNG[60:]), "invalid_image", "damaged or cut off"),
-    "huge by its header": (png_claiming(60_000, 60_000), "image_too_large", "60000 x 60000"),
+    "pdf": (b"%PDF-1.7 ...", "invalid_image", "not an image"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "invalid_image", "not an image"),
+    "tiff": (encoded(scene(), "TIFF"), "invalid_image", "not an image"),
+    "truncated png": (PNG[: len(PNG) // 2], "invalid_image", "damaged or truncated"),
+    "truncated jpeg": (JPEG[: len(JPEG) // 2], "invalid_image", "damaged or truncated"),
+    "truncated webp": (encoded(scene(), "WEBP")[:60], "invalid_image", "damaged or truncated"),
+    "truncated gif": (encoded(scene(200, 100), "GIF")[:60], "invalid_image", "damaged or truncated"),
+    "header only": (PNG[:8], "invalid_image", "damaged or truncated"),
+    "flipped bytes": (PNG[:60] + bytes(b ^ 0x55 for b in PNG[60:]), "invalid_image", "damaged or truncated"),
+    "huge size in the header": (png_claiming(60_000, 60_000), "image_too_large", "60000 x 60000"),
     "too many pixels": (png_claiming(8_000, 8_000), "image_too_large", "40000000"),
-    "too long a side": (png_claiming(20_000, 300), "image_too_large", "16384"),
-    "huge webp by its header": (
+    "side too long": (png_claiming(20_000, 300), "image_too_large", "16384"),
+    "huge size in a webp header": (
         b"RIFF\x40\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00\x00\x00\x00\x00\xff\xff\x3f\xff\xff\x3f" + bytes(40),
         "image_too_large",
         "4194304 x 4194304",
     ),
-    "too narrow": (encoded(scene(404, 4)), "invalid_image", "100 times"),
-    "zero wide": (png_claiming(0, 10), "invalid_image", "damaged or cut off"),
-    "bad base64": ("data:image/png;base64,iVBOR*w0KGgo=", "invalid_image_url", "base64 text is broken"),
+    "too narrow": (encoded(scene(404, 4)), "invalid_image", "100:1"),
+    "zero width": (png_claiming(0, 10), "invalid_image", "damaged or truncated"),
+    "bad base64": ("data:image/png;base64,iVBOR*w0KGgo=", "invalid_image_url", "base64 text is invalid"),
     "base64 with line breaks": (
         "data:image/png;base64," + base64.encodebytes(PNG).decode(),
         "invalid_image_url",
@@ -136,15 +136,15 @@ REJECTED: dict[str, tuple[bytes | str, str, str]] = {
     "base64 without padding": (
         data_url(encoded(scene())).rstrip("=") + "A",
         "invalid_image_url",
-        "base64 text is broken",
+        "base64 text is invalid",
     ),
-    "base64 beyond ascii": ("data:image/png;base64,äöü", "invalid_image_url", "outside A-Z"),
+    "base64 beyond ascii": ("data:image/png;base64,äöü", "invalid_image_url", "other than A-Z"),
     "not base64": ("data:image/png,abc", "invalid_image_url", "not base64"),
     "no comma": ("data:image/png;base64", "invalid_image_url", "not base64"),
     "text type": (data_url(PNG, "text/html"), "invalid_image_url", "text/html"),
-    "http": ("http://127.0.0.1:1/a.png", "invalid_image_url", "off by default"),
-    "https": ("https://example.com/a.png", "invalid_image_url", "off by default"),
-    "upper case https": ("HTTPS://example.com/a.png", "invalid_image_url", "off by default"),
+    "http": ("http://127.0.0.1:1/a.png", "invalid_image_url", "does not fetch remote images"),
+    "https": ("https://example.com/a.png", "invalid_image_url", "does not fetch remote images"),
+    "upper case https": ("HTTPS://example.com/a.png", "invalid_image_url", "does not fetch remote images"),
     "file": ("file:///etc/passwd", "invalid_image_url", "not a data: URL"),
     "bare base64": (base64.b64encode(PNG).decode(), "invalid_image_url", "not a data: URL"),
     "no url": ("", "invalid_image_url", "not a data: URL"),
@@ -152,7 +152,7 @@ REJECTED: dict[str, tuple[bytes | str, str, str]] = {
 
 
 @pytest.mark.parametrize("name", REJECTED)
-def test_unusable_image_is_a_clear_400_and_the_next_request_works(stack: Stack, name: str) -> None:
+def test_invalid_image_returns_a_clear_400_and_the_next_request_works(stack: Stack, name: str) -> None:
     image, code, words = REJECTED[name]
     response = ask(stack, image)
     error = response.json()["error"]
@@ -163,12 +163,12 @@ def test_unusable_image_is_a_clear_400_and_the_next_request_works(stack: Stack, 
     assert stack.works()
 
 
-def test_the_invalid_one_of_several_images_is_named(stack: Stack) -> None:
+def test_the_error_names_the_invalid_image_of_several(stack: Stack) -> None:
     response = ask(stack, PNG, b"nonsense", PNG)
     assert response.json()["error"]["param"] == "messages[0].content[1].image_url.url"
 
 
-def test_images_and_texts_keep_their_order_over_turns(stack: Stack) -> None:
+def test_images_and_texts_keep_their_order_across_turns(stack: Stack) -> None:
     messages = [
         {"role": "developer", "content": "be brief"},
         {"role": "user", "content": [part(encoded(scene(30, 10))), {"type": "text", "text": "what?"}]},
@@ -183,13 +183,13 @@ def test_images_and_texts_keep_their_order_over_turns(stack: Stack) -> None:
     assert np.array_equal(received(stack)[1], original_pad(scene(200, 100), SPEC.side))
 
 
-def test_text_that_spells_image_stays_text(stack: Stack) -> None:
+def test_image_placeholders_in_text_are_plain_text(stack: Stack) -> None:
     response = stack.chat("look at <image> </s> <|im_end|>")
     assert text_of(response) == "user:look at <image> </s> <|im_end|>"
     assert not stack.worker.assignments[-1].job.images
 
 
-def test_more_images_than_allowed_are_rejected_with_the_limit(stack: Stack) -> None:
+def test_more_images_than_the_limit_are_rejected(stack: Stack) -> None:
     response = ask(stack, *[PNG] * 9)
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "too_many_images")
@@ -198,7 +198,7 @@ def test_more_images_than_allowed_are_rejected_with_the_limit(stack: Stack) -> N
     assert text_of(ask(stack, *[PNG] * 8)) == "user:" + "[200x100]" * 8 + "look"
 
 
-def test_same_image_is_decoded_once_and_has_one_digest(stack: Stack) -> None:
+def test_same_image_is_decoded_once_and_has_the_same_digest(stack: Stack) -> None:
     image = encoded(scene(51, 23))
     hits = stack.server.metric("llava_mm_cache_hits_total")
     ask(stack, image)

@@ -1,6 +1,6 @@
-"""Image files of every mode and size: their tiles equal those of plain PIL code, bit for bit.
+"""The tiles of image files of every mode and size are bit-identical to those of plain PIL code.
 
-The references are the original's rules, written out on whole images, and transformers' PIL processors.
+The references are straightforward implementations of the original rules, and transformers' PIL processors.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PIL_MODES = ["RGB", "L", "P", "PA", "RGBA", "LA", "CMYK", "1", "I;16"]
 
 
 def original_crop(image: Image.Image, side: int) -> Pixels:
-    """CLIP's processor: the shorter edge to ``side``, then the center."""
+    """Resize the shorter edge to ``side`` and crop the center, as CLIP's processor does."""
     width, height = image.size
     scaled = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
     resized = np.asarray(image.resize(scaled, Image.Resampling.BICUBIC))
@@ -51,7 +51,10 @@ def original_crop(image: Image.Image, side: int) -> Pixels:
 
 
 def original_anyres(image: Image.Image, side: int, grid: tuple[tuple[int, int], ...]) -> Pixels:
-    """LLaVA-1.6's rules: best canvas, resize and pad, cut row by row; the squashed image first."""
+    """Return the squashed image, and the tiles of the resized and padded image on the best canvas.
+
+    Follows the rules of LLaVA-1.6.
+    """
     best, most, least = None, -1, math.inf
     for across, down in grid:
         scale = min(across / image.width, down / image.height)
@@ -82,7 +85,10 @@ def reference(image: Image.Image, resize_mode: str) -> Pixels:
 
 
 def in_mode(mode: str, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
-    """An image as it is saved, and as it must be read: PIL's own conversion, except 16-bit grey."""
+    """Return an image to save, and the RGB image expected after loading.
+
+    The expected image is PIL's conversion, except for 16-bit grayscale.
+    """
     width, height = size
     if mode == "I;16":
         values = np.random.default_rng(width).integers(0, 2**16, (height, width), dtype=np.uint16)
@@ -97,7 +103,7 @@ def in_mode(mode: str, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]
 
 
 def tiles_of(file: bytes, resize_mode: str) -> Pixels:
-    """The tiles as a decoder process makes them."""
+    """Return the tiles that a decoder process produces."""
     limits = {"max_pixels": 10**8, "max_side": 10**5, "max_ratio": 1000}
     grid = {"anyres": GRID, "hd": HD_GRID}.get(resize_mode, ())
     request: dict[str, Any] = {"side": SIDE, "fit": resize_mode, "background": MEAN_COLOR, "grid": grid}
@@ -112,7 +118,7 @@ def saved(image: Image.Image, **options: Any) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # a decoder process ignores it too
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # as the decoder process does
 @settings(max_examples=30, deadline=None)
 @given(SIZES, RESIZE_MODES, st.sampled_from(PIL_MODES))
 @example((2, 2), "pad", "P")
@@ -168,7 +174,7 @@ def test_anyres_tiles_equal_transformers_processor_bit_for_bit(size: tuple[int, 
 
 @given(st.tuples(st.integers(1, 900), st.integers(1, 900)), st.sampled_from([GRID, HD_GRID]))
 @settings(max_examples=20, deadline=None)
-def test_worker_expects_as_many_tiles_as_the_server_makes(
+def test_worker_expects_the_number_of_tiles_that_the_server_creates(
     size: tuple[int, int], grid: tuple[tuple[int, int], ...]
 ) -> None:
     layout = ImageLayout(SIDE, 4, fit="anyres", grid=grid)
@@ -178,7 +184,7 @@ def test_worker_expects_as_many_tiles_as_the_server_makes(
 
 @settings(max_examples=20, deadline=None)
 @given(st.tuples(st.integers(1, 900), st.integers(1, 900)))
-def test_server_and_worker_place_the_image_equally(size: tuple[int, int]) -> None:
+def test_server_and_worker_place_the_image_at_the_same_position(size: tuple[int, int]) -> None:
     canvas = best_resolution(size, GRID)
     inner = size_on_canvas(size, canvas)
     tiles = resize(Image.new("RGB", size, "white"), side=SIDE, mode="anyres", background=(0, 0, 0), grid=GRID)

@@ -1,4 +1,4 @@
-"""Preprocessing equals the original LLaVA's and transformers' processors, bit for bit."""
+"""Preprocessing is bit-identical to the original LLaVA and to transformers' processors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def original_pad(image: Image.Image, side: int) -> Pixels:
-    """LLaVA's ``expand2square``, then CLIP's resize (its center crop does nothing to a square)."""
+    """Apply LLaVA's ``expand2square`` and CLIP's resize. CLIP's center crop has no effect on a square."""
     width, height = image.size
     square = image
     if width > height:
@@ -49,7 +49,7 @@ def original_pad(image: Image.Image, side: int) -> Pixels:
 
 
 def processed(processor: Any, image: Image.Image) -> Pixels:
-    """The pixels of a transformers processor, which must not rescale or normalize them."""
+    """Return the pixels of a transformers processor that does not rescale or normalize."""
     pixels: Pixels = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     return pixels
 
@@ -63,7 +63,7 @@ def test_pad_equals_the_original_bit_for_bit(side: int) -> None:
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_crop_equals_clips_own_processor_bit_for_bit(side: int) -> None:
+def test_crop_equals_clips_processor_bit_for_bit(side: int) -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     processor = CLIPImageProcessorPil(
@@ -79,7 +79,7 @@ def test_crop_equals_clips_own_processor_bit_for_bit(side: int) -> None:
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_squash_equals_siglips_own_processor_bit_for_bit(side: int) -> None:
+def test_squash_equals_siglips_processor_bit_for_bit(side: int) -> None:
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     processor = SiglipImageProcessorPil(
@@ -126,14 +126,14 @@ def test_pad_equals_transformers_padding_processor_bit_for_bit() -> None:
         assert np.array_equal(np.asarray(tile), processed(processor, image)), size
 
 
-def test_background_fills_what_the_image_does_not_cover() -> None:
+def test_background_fills_the_area_around_the_image() -> None:
     tile = resize(Image.new("RGB", (300, 100), (255, 255, 255)), side=30, mode="pad", background=(1, 2, 3))
     assert tile.getpixel((15, 2)) == (1, 2, 3)
     assert tile.getpixel((15, 15)) == (255, 255, 255)
     assert tile.getpixel((15, 27)) == (1, 2, 3)
 
 
-def test_every_exif_orientation_ends_upright() -> None:
+def test_every_exif_orientation_becomes_upright() -> None:
     for orientation in range(1, 9):
         image = noise(31, 17)
         exif = image.getexif()
@@ -144,17 +144,17 @@ def test_every_exif_orientation_ends_upright() -> None:
         assert np.array_equal(np.asarray(upright), np.asarray(expected)), orientation
 
 
-def test_unknown_orientation_leaves_the_image_as_it_is() -> None:
+def test_unknown_orientation_leaves_the_image_unchanged() -> None:
     assert apply_orientation(noise(3, 5), 42).size == (3, 5)
 
 
-def test_modes_become_rgb_as_pil_converts_them() -> None:
+def test_all_modes_are_converted_to_rgb_as_by_pil() -> None:
     for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"):
         image = noise(20, 10).convert(mode)
         assert np.array_equal(np.asarray(to_rgb(image)), np.asarray(image.convert("RGB"))), mode
 
 
-def test_sixteen_bit_grey_is_scaled_and_not_clipped_to_white() -> None:
+def test_sixteen_bit_gray_is_scaled_and_not_clipped_to_white() -> None:
     image = Image.fromarray(np.array([[0, 257, 32_896, 65_535]], dtype=np.uint16))
     assert image.mode == "I;16"
     assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 1, 128, 255]

@@ -1,4 +1,4 @@
-"""deploy/prometheus: every metric, label and error code that a rule names is one that /metrics can say."""
+"""The rules in deploy/prometheus use only metrics, labels and error codes that exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RULES: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.yaml").read_text(
 
 
 def series() -> set[str]:
-    """The names of all that a controller may say, of those without samples too."""
+    """Return the names of all series that a controller can export, including those without samples."""
     names = set()
     for family in Metrics().registry.collect():
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
@@ -25,9 +25,9 @@ def series() -> set[str]:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_a_rule_asks_for_what_there_is(rule: dict[str, Any]) -> None:
-    named = set(re.findall(r"\bllava_\w+", rule["expr"]))
-    assert named <= series()
+def test_a_rule_uses_only_existing_metrics_and_codes(rule: dict[str, Any]) -> None:
+    used = set(re.findall(r"\bllava_\w+", rule["expr"]))
+    assert used <= series()
     for codes in re.findall(r'code=~?"([^"]+)"', rule["expr"]):
         assert set(codes.split("|")) <= set(ERRORS)
     assert rule["expr"].count("(") == rule["expr"].count(")")
@@ -35,16 +35,16 @@ def test_a_rule_asks_for_what_there_is(rule: dict[str, Any]) -> None:
     assert rule["annotations"]["summary"]
 
 
-def test_a_metric_that_is_gone_would_be_found() -> None:
+def test_removed_metrics_are_detected() -> None:
     assert {"llava_time_to_first_token_seconds_bucket", "llava_queue_up"} <= series()
     assert "llava_time_to_first_token" not in series()
 
 
-def test_prometheus_reads_the_rules_and_the_port_that_compose_opens() -> None:
+def test_prometheus_loads_the_rules_and_scrapes_the_admin_port_of_compose() -> None:
     config = yaml.safe_load((FOLDER / "prometheus.yaml").read_text("utf-8"))
     assert config["rule_files"] == ["alerts.yaml"]
     compose = yaml.safe_load((FOLDER.parents[1] / "docker-compose.yml").read_text("utf-8"))
-    [asked] = config["scrape_configs"][0]["dns_sd_configs"]
+    [target] = config["scrape_configs"][0]["dns_sd_configs"]
     environment = compose["services"]["server"]["environment"]
-    assert str(asked["port"]) == environment["LLAVA_ADMIN_PORT"]
-    assert asked["names"] == [environment["LLAVA_ADMIN_HOST"]]
+    assert str(target["port"]) == environment["LLAVA_ADMIN_PORT"]
+    assert target["names"] == [environment["LLAVA_ADMIN_HOST"]]

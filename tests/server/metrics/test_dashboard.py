@@ -1,4 +1,4 @@
-"""deploy/grafana: every metric and label that the dashboard asks for is one that /metrics can say."""
+"""The dashboard in deploy/grafana uses only metrics and labels that exist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABELS = {"le", "model_name", "finished_reason", "code", "worker", "phase", "sta
 
 
 def series() -> set[str]:
-    """The names of all that a controller may say, of its workers' engines too."""
+    """Return the names of all series that a controller can export, including those of the engines."""
     names = {f"llava_engine_{name}" for name, _ in GAUGES.values()}
     names |= {f"llava_engine_{name}_total" for name, _ in COUNTERS.values()}
     names.add("llava_engine_phase_seconds_total")
@@ -28,21 +28,21 @@ def series() -> set[str]:
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
-def test_a_panel_asks_for_what_there_is(panel: dict[str, Any]) -> None:
+def test_a_panel_uses_only_existing_metrics_and_labels(panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
-        named = set(re.findall(r"\bllava_\w+", target["expr"]))
-        assert named
-        assert named <= series()
+        used = set(re.findall(r"\bllava_\w+", target["expr"]))
+        assert used
+        assert used <= series()
         for labels in re.findall(r"by \(([^)]*)\)", target["expr"]):
             assert set(labels.split(", ")) <= LABELS
         assert target["expr"].count("(") == target["expr"].count(")")
 
 
-def test_a_metric_that_is_gone_would_be_found() -> None:
+def test_removed_metrics_are_detected() -> None:
     assert "llava_time_to_first_token" not in series()
     assert "llava_engine_steps" not in series()
 
 
-def test_panels_lie_side_by_side_and_have_names_of_their_own() -> None:
-    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in PANELS]
-    assert len(set(places)) == len(PANELS) == len({panel["title"] for panel in PANELS})
+def test_panels_have_distinct_positions_and_titles() -> None:
+    positions = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in PANELS]
+    assert len(set(positions)) == len(PANELS) == len({panel["title"] for panel in PANELS})

@@ -1,4 +1,4 @@
-"""The workers' engines on /metrics: each live worker's numbers, and nobody else's."""
+"""Engine metrics: /metrics exports the statistics of all live workers and of no others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Series: TypeAlias = dict[tuple[str, str], float]  # (name, worker) -> value
 
 
 def scrape(server: Server) -> Series:
-    """The engines' series but those by phase or part."""
+    """Return the engine series, except those with a phase or part label."""
     text = httpx2.get(f"{server.url}/metrics", timeout=scaled(30)).text
     return {
         (sample.name.removeprefix("llava_engine_"), sample.labels.get("worker", "")): sample.value
@@ -44,7 +44,7 @@ def workers_in(series: Series) -> set[str]:
 
 
 def announce(url: str, *names: str, **stats: float) -> None:
-    """Workers that say this once and then nothing for a minute."""
+    """Register workers that send one heartbeat, which is valid for a minute."""
 
     async def announce_all() -> None:
         for started_at, name in enumerate(names):
@@ -76,21 +76,19 @@ def start_worker(queue_url: str, tmp_path: Path) -> Iterator[StartWorker]:
 
 
 def ask(server: Server) -> int:
-    """Tokens of one answer, none of which is the end of it."""
+    """Send a chat request and return the number of generated tokens."""
     body = {"model": "echo", "messages": [{"role": "user", "content": "Hi?"}], "max_tokens": 5}
     response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=scaled(30))
     return int(response.json()["usage"]["completion_tokens"])
 
 
-def test_two_workers_have_their_own_series_until_each_is_gone(
-    serve: Serve, start_worker: StartWorker
-) -> None:
+def test_each_worker_has_its_own_series_until_it_exits(serve: Serve, start_worker: StartWorker) -> None:
     killed, stopped = start_worker(lease_s=1), start_worker(lease_s=1)
     server = serve(lease_s=1.0)
     wait_until(lambda: len(workers_in(scrape(server))) == 2)
 
-    asked = sum(ask(server) for _ in range(3))
-    wait_until(lambda: total("generated_tokens_total", scrape(server)) == asked == 15)
+    num_tokens = sum(ask(server) for _ in range(3))
+    wait_until(lambda: total("generated_tokens_total", scrape(server)) == num_tokens == 15)
     assert total("steps_total", scrape(server)) == 15
 
     killed.kill()
@@ -99,9 +97,7 @@ def test_two_workers_have_their_own_series_until_each_is_gone(
     wait_until(lambda: not workers_in(scrape(server)))
 
 
-def test_statistics_of_another_version_are_read_as_far_as_they_are_known(
-    serve: Serve, queue_url: str
-) -> None:
+def test_unknown_statistics_of_another_version_are_ignored(serve: Serve, queue_url: str) -> None:
     announce(queue_url, "newer", num_steps_total=3, num_wonders_total=9)
     series = scrape(serve())
     assert {name: value for (name, worker), value in series.items() if worker} == {"steps_total": 3}
@@ -114,7 +110,7 @@ def test_a_worker_that_sends_no_statistics_has_no_series(serve: Serve, queue_url
     assert server.metric("llava_num_workers", model_name="m") == 1
 
 
-def test_workers_beyond_the_bound_are_counted_but_have_no_series(
+def test_workers_above_the_limit_are_counted_but_have_no_series(
     serve: Serve, queue_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_metrics, "MAX_WORKERS", 2)
@@ -124,7 +120,7 @@ def test_workers_beyond_the_bound_are_counted_but_have_no_series(
     assert series["workers_hidden", ""] == 1
 
 
-def test_numbers_that_cannot_be_renewed_are_not_shown(valkey: Valkey, serve: Serve) -> None:
+def test_stale_statistics_are_not_exported(valkey: Valkey, serve: Serve) -> None:
     url = f"unix://{valkey.socket}"
     announce(url, "a", num_steps_total=1)
     server = serve(redis_url=url)
@@ -142,7 +138,7 @@ def test_every_statistic_of_the_engine_has_a_metric() -> None:
 def test_every_metric_is_in_the_documentation() -> None:
     page = (Path(__file__).parents[3] / "docs" / "engine.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
-    told = {name for row in rows for name in re.findall(r"`([a-z_]+)", row)}
+    documented = {name for row in rows for name in re.findall(r"`([a-z_]+)", row)}
     gauges = {name for name, _ in engine_metrics.GAUGES.values()}
     counters = {f"{name}_total" for name, _ in engine_metrics.COUNTERS.values()}
-    assert gauges | counters | {"phase_seconds_total", "start_seconds", "workers_hidden"} <= told
+    assert gauges | counters | {"phase_seconds_total", "start_seconds", "workers_hidden"} <= documented

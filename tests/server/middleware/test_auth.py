@@ -1,4 +1,4 @@
-"""AuthMiddleware and ApiKeys: which requests need a key, which keys are valid, and what tenants share."""
+"""AuthMiddleware and ApiKeys: paths that require a key, valid keys, and the separation of tenants."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def keyed(own_stack: OwnStack) -> Stack:
 
 
 def status_with_key(stack: Stack, key: str) -> int:
-    """The status of a request that no worker has to answer."""
+    """Return the status of a request that needs no worker."""
     url = f"{stack.server.url}/v1/models"
     return httpx2.get(url, headers=bearer(key), timeout=scaled(30)).status_code
 
 
-def test_every_route_but_the_public_ones_needs_a_key(keyed: Stack) -> None:
+def test_all_routes_except_the_public_ones_require_a_key(keyed: Stack) -> None:
     public = {"/", "/playground/{name}", "/livez", "/readyz", "/docs", "/openapi.json"}
     paths = {route.path for route in keyed.server.app.routes if isinstance(route, Route)}
     paths |= set(keyed.server.app.openapi()["paths"])
@@ -47,7 +47,7 @@ def test_every_route_but_the_public_ones_needs_a_key(keyed: Stack) -> None:
     assert keyed.http.get("/livez").status_code == 200
 
 
-def test_invalid_credentials_are_a_401_in_openais_format(keyed: Stack) -> None:
+def test_invalid_credentials_return_401_in_openais_format(keyed: Stack) -> None:
     for header in (None, "Bearer", f"Basic {KEY}", "Bearer wrong", KEY):
         headers = {} if header is None else {"authorization": header}
         response = keyed.http.get("/v1/models", headers=headers)
@@ -60,13 +60,13 @@ def test_invalid_credentials_are_a_401_in_openais_format(keyed: Stack) -> None:
 def test_tenants_do_not_share_images(keyed: Stack) -> None:
     for key in (KEY, OTHER_KEY, KEY):
         assert chat_with_key(keyed.server.url, key, IMAGE).status_code == 200
-    first, other, again = (assignment.job for assignment in keyed.worker.assignments)
-    assert first.tenant == again.tenant != other.tenant
-    assert first.images[0].digest == again.images[0].digest != other.images[0].digest
+    first, other, second = (assignment.job for assignment in keyed.worker.assignments)
+    assert first.tenant == second.tenant != other.tenant
+    assert first.images[0].digest == second.images[0].digest != other.images[0].digest
     assert KEY not in repr(first)
 
 
-def test_public_images_are_shared_with_public_ones_of_every_tenant_and_no_others(keyed: Stack) -> None:
+def test_tenants_share_public_images_and_no_others(keyed: Stack) -> None:
     for key in (KEY, OTHER_KEY):
         for scope in ("public", "tenant"):
             assert chat_with_key(keyed.server.url, key, IMAGE, cache_scope=scope).status_code == 200
@@ -82,7 +82,7 @@ def test_without_authentication_every_request_is_anonymous(stack: Stack) -> None
     assert stack.worker.assignments[-1].job.tenant == ANONYMOUS
 
 
-def test_api_keys_holds_digests_only() -> None:
+def test_api_keys_stores_only_digests() -> None:
     keys = ApiKeys([KEY], is_required=True)
     assert KEY not in repr(vars(keys))
     assert asyncio.run(keys.find_tenant(KEY)) is not None

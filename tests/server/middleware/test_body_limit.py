@@ -1,4 +1,4 @@
-"""BodyLimitMiddleware: limits of open requests, of bodies, and of the time in which they arrive."""
+"""BodyLimitMiddleware: limits on open requests, body sizes and upload times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def status_line(connection: socket.socket) -> bytes:
     return connection.recv(65536).partition(b"\r\n")[0]
 
 
-def test_too_many_open_requests_are_a_503(own_stack: OwnStack) -> None:
+def test_too_many_open_requests_return_503(own_stack: OwnStack) -> None:
     stack = own_stack(max_open_requests=1)
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(stack.chat, "hold")
@@ -29,7 +29,7 @@ def test_too_many_open_requests_are_a_503(own_stack: OwnStack) -> None:
     assert stack.works()
 
 
-def test_a_body_over_the_limit_is_a_413_before_it_has_arrived(own_stack: OwnStack) -> None:
+def test_a_body_above_the_limit_returns_413_before_it_has_arrived(own_stack: OwnStack) -> None:
     stack = own_stack(max_body_mb=1)
     with connect(stack) as connection:
         connection.sendall(HEAD + b"Content-Length: 99999999\r\n\r\n{")
@@ -47,14 +47,14 @@ def test_a_body_over_the_limit_is_a_413_before_it_has_arrived(own_stack: OwnStac
     assert stack.works()
 
 
-def test_the_bodies_of_all_requests_together_are_limited(own_stack: OwnStack) -> None:
+def test_the_total_size_of_all_request_bodies_is_limited(own_stack: OwnStack) -> None:
     stack = own_stack(max_body_mb=2, max_inflight_body_mb=1)
     response = stack.chat("x" * (1024 * 1024 + 10))
     assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
     assert stack.works()
 
 
-def test_a_body_does_not_count_any_more_once_it_is_parsed(own_stack: OwnStack) -> None:
+def test_a_parsed_body_no_longer_counts_toward_the_limit(own_stack: OwnStack) -> None:
     stack = own_stack(max_body_mb=1, max_inflight_body_mb=1)
     padding = [{"type": "text", "text": "x" * 600_000}]
     with ThreadPoolExecutor(1) as pool:
@@ -65,14 +65,14 @@ def test_a_body_does_not_count_any_more_once_it_is_parsed(own_stack: OwnStack) -
         assert held.result().status_code == 200
 
 
-def test_a_body_that_does_not_arrive_in_time_is_a_408(own_stack: OwnStack) -> None:
+def test_a_body_that_does_not_arrive_in_time_returns_408(own_stack: OwnStack) -> None:
     stack = own_stack(body_timeout_s=0.1)
     with connect(stack) as connection:
         connection.sendall(HEAD + b"Content-Length: 10\r\n\r\n{")
         assert b" 408 " in status_line(connection)
 
 
-def test_headers_without_an_end_are_limited(stack: Stack) -> None:
+def test_endless_headers_are_rejected(stack: Stack) -> None:
     with connect(stack) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nX: " + b"x" * 100_000)
         assert b" 400 " in status_line(connection)

@@ -1,4 +1,4 @@
-"""Errors of the router and unhandled exceptions are responses in OpenAI's format."""
+"""Router errors and unhandled exceptions are returned in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.server.conftest import OwnStack, Stack
 
 
-def test_unknown_urls_and_methods_are_answered_in_openais_format(stack: Stack) -> None:
+def test_unknown_urls_and_methods_return_errors_in_openais_format(stack: Stack) -> None:
     unknown = stack.http.get("/v1/nothing")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_url")
     wrong_method = stack.http.get("/v1/chat/completions")
@@ -15,7 +15,7 @@ def test_unknown_urls_and_methods_are_answered_in_openais_format(stack: Stack) -
     assert wrong_method.headers["allow"] == "POST"
 
 
-def test_an_unhandled_exception_is_a_500_with_an_id_and_without_details(
+def test_an_unhandled_exception_returns_500_with_an_id_and_without_details(
     own_stack: OwnStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     stack = own_stack()

@@ -1,4 +1,4 @@
-"""Rate limits of API keys: requests and tokens per minute, shared by all servers, and their headers."""
+"""Rate limits on requests and tokens per minute, which all servers share, and their headers."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def test_tokens_are_charged_by_estimate_and_reconciled_with_the_tokens_used(
     first = chat_with_key(url, key, max_tokens=900)
     assert first.status_code == 200
     used = first.json()["usage"]["total_tokens"]
-    second = chat_with_key(url, key, max_tokens=900)  # over the limit together with the first one's estimate
+    second = chat_with_key(url, key, max_tokens=900)  # above the limit if the first estimate remained
     assert second.status_code == 200
     assert int(second.headers["x-ratelimit-remaining-tokens"]) >= 1000 - 2 * used - 1
     rejected = chat_with_key(url, key, max_tokens=4000)
     assert (rejected.status_code, rejected.json()["error"]["code"]) == (429, "rate_limit_exceeded")
-    assert "1000 tokens a minute" in rejected.json()["error"]["message"]
+    assert "1000 tokens per minute" in rejected.json()["error"]["message"]

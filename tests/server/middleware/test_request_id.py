@@ -1,4 +1,4 @@
-"""RequestIdMiddleware: the request's ID in the response, and the request's line in the log."""
+"""RequestIdMiddleware: the request ID in the response, and the log line of the request."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.waiting import wait_until
 KEY = "key-of-tenant-a"
 
 
-def test_an_id_that_is_not_plain_is_replaced(stack: Stack) -> None:
+def test_an_invalid_request_id_is_replaced(stack: Stack) -> None:
     for given in ("a" * 65, "with space", "semi;colon", "ümlaut".encode().decode("latin-1"), ""):
         response = stack.http.get("/livez", headers=[(b"x-request-id", given.encode("latin-1"))])
         assert re.fullmatch(r"req-[0-9a-f]{24}", response.headers["x-request-id"]), given
 
 
-def test_a_plain_id_is_used_in_header_and_error(stack: Stack) -> None:
+def test_a_valid_request_id_is_used_in_header_and_error(stack: Stack) -> None:
     response = stack.http.get("/nowhere", headers={"x-request-id": "my-id_1"})
     assert response.headers["x-request-id"] == response.json()["error"]["request_id"] == "my-id_1"
 
@@ -48,7 +48,7 @@ def test_the_log_line_has_the_requests_ids_and_no_content(
     assert "canary" not in json.dumps(line)
 
 
-def test_logs_hold_neither_prompt_nor_key_nor_image(
+def test_logs_contain_no_prompts_keys_or_images(
     own_stack: OwnStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")

@@ -1,4 +1,4 @@
-"""``llava-serve keys``: what it prints, what it stores and how it fails."""
+"""``llava-serve keys``: output, stored data and errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.server.api_key_cli import ApiKeyCli, chat_with_key
 from tests.server.conftest import OwnStack
 
 
-def test_a_key_is_printed_once_and_not_stored_in_redis(
+def test_a_key_is_printed_only_once_and_not_stored_in_redis(
     own_stack: OwnStack, api_key_cli: ApiKeyCli, queue_url: str
 ) -> None:
     stack = own_stack(auth=True)
@@ -34,7 +34,7 @@ def test_a_key_is_printed_once_and_not_stored_in_redis(
     [
         (("create", "bell\a"), "printable"),
         (("revoke", "abc"), "too short"),
-        (("revoke", "0123456789abcdef"), "0 keys have the id"),
+        (("revoke", "0123456789abcdef"), "0 keys match the ID"),
     ],
 )
 def test_invalid_arguments_fail_with_a_message(

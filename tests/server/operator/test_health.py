@@ -1,4 +1,4 @@
-"""/livez, /readyz, /metrics and /v1/models: what they report in each state of the system."""
+"""Responses of /livez, /readyz, /metrics and /v1/models in each state of the system."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.server.scripted_worker import MODEL
 from tests.waiting import wait_until
 
 
-def test_server_is_ready_once_a_worker_has_been_seen(stack: Stack) -> None:
+def test_server_is_ready_once_a_worker_has_registered(stack: Stack) -> None:
     response = stack.http.get("/readyz")
     assert response.json() == {"status": "ready", "models": [MODEL]}
     assert stack.http.get("/livez").json() == {"status": "ok"}
@@ -21,7 +21,7 @@ def test_server_without_a_worker_is_live_but_not_ready(serve: Serve) -> None:
     server = serve()
     response = httpx2.get(f"{server.url}/readyz", timeout=scaled(30))
     assert response.status_code == 503
-    assert response.json()["reasons"] == ["no worker has been seen yet"]
+    assert response.json()["reasons"] == ["No worker has registered yet."]
     assert httpx2.get(f"{server.url}/livez", timeout=scaled(30)).status_code == 200
     assert httpx2.get(f"{server.url}/v1/models", timeout=scaled(30)).json()["data"] == []
 
@@ -29,14 +29,14 @@ def test_server_without_a_worker_is_live_but_not_ready(serve: Serve) -> None:
 def test_draining_server_is_live_but_not_ready_and_rejects_requests(own_stack: OwnStack) -> None:
     stack = own_stack()
     stack.server.services.shutdown.begin()
-    assert stack.http.get("/readyz").json()["reasons"] == ["this server is shutting down"]
+    assert stack.http.get("/readyz").json()["reasons"] == ["The server is shutting down."]
     assert stack.http.get("/livez").status_code == 200
     response = stack.chat("say yes")
     assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")
     assert response.headers["retry-after"] == "1"
 
 
-def test_draining_server_serves_requests_in_its_grace_period(own_stack: OwnStack) -> None:
+def test_draining_server_serves_requests_during_the_grace_period(own_stack: OwnStack) -> None:
     stack = own_stack(drain_grace_s=60.0)
     stack.server.services.shutdown.begin()
     assert stack.http.get("/readyz").status_code == 503
@@ -54,7 +54,7 @@ def test_models_are_listed_and_described(stack: Stack) -> None:
 
 
 def samples(stack: Stack) -> dict[str, float]:
-    """The metrics without labels but the model's."""
+    """Return the values of the metrics without labels or with the labels of the model."""
     text = stack.http.get("/metrics").text
     return {
         sample.name: sample.value
@@ -64,7 +64,7 @@ def samples(stack: Stack) -> dict[str, float]:
     }
 
 
-def test_a_response_updates_the_metrics_that_vllms_dashboards_read(stack: Stack) -> None:
+def test_a_response_updates_the_metrics_that_vllm_dashboards_use(stack: Stack) -> None:
     before = samples(stack)
     assert stack.works()
     after = samples(stack)
@@ -83,7 +83,7 @@ def test_a_response_updates_the_metrics_that_vllms_dashboards_read(stack: Stack)
     assert {"llava_num_requests_running", "llava_num_requests_waiting"} <= after.keys()
 
 
-def test_requests_cannot_create_series(stack: Stack) -> None:
+def test_requests_cannot_create_new_series(stack: Stack) -> None:
     def count() -> int:
         return sum(
             len(family.samples) for family in text_string_to_metric_families(stack.http.get("/metrics").text)
@@ -102,5 +102,5 @@ def test_a_refresh_clears_the_queue_error(own_stack: OwnStack) -> None:
     stack = own_stack()
     registry = stack.server.services.registry
     assert registry.queue_error is None
-    registry._set_refresh_error("the queue cannot be reached: test")
+    registry._set_refresh_error("The job queue is unavailable: test")
     assert wait_until(lambda: registry.queue_error is None)

@@ -1,4 +1,4 @@
-"""Several models behind one server, each with workers of its own."""
+"""A server with several models, each with its own workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GRID = ImageSpec(side=28, tokens_per_tile=4, fit="anyres", grid=((28, 56), (56, 
 
 
 class TwoModels:
-    """A server with a worker of each of the models "plain" and "gridded"."""
+    """A server with one worker for each of the models "plain" and "gridded"."""
 
     def __init__(self, url: str, workers: dict[str, ScriptedWorker]) -> None:
         self.workers = workers
@@ -51,7 +51,7 @@ def test_each_request_is_run_by_a_worker_of_its_model(two: TwoModels) -> None:
     assert [len(two.workers[name].assignments) for name in ("plain", "gridded")] == [2, 1]
 
 
-def test_a_model_without_a_worker_is_listed_and_its_requests_are_a_503(two: TwoModels) -> None:
+def test_a_model_without_a_worker_is_listed_and_its_requests_return_503(two: TwoModels) -> None:
     two.workers["gridded"].stop()
     wait_until(lambda: two.num_workers() == {"plain": 1, "gridded": 0})
     response = two.chat("gridded", "say fine")
@@ -70,7 +70,7 @@ TILES: list[tuple[str, str, int]] = [
 ]
 
 
-def test_low_detail_is_one_tile_even_for_a_model_with_a_grid(two: TwoModels) -> None:
+def test_low_detail_uses_one_tile_even_for_a_model_with_a_grid(two: TwoModels) -> None:
     for model, detail, num_tiles in TILES:
         image_part = part(encoded(scene()))
         image_part["image_url"]["detail"] = detail

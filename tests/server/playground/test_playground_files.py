@@ -1,4 +1,4 @@
-"""The playground's files come with a strict policy and are asked for again by ETag."""
+"""The files of the playground have a strict content security policy and are revalidated by ETag."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.server.conftest import Stack
 
 
-def test_page_forbids_everything_that_is_not_ours(stack: Stack) -> None:
+def test_page_has_a_strict_content_security_policy(stack: Stack) -> None:
     response = stack.http.get("/")
     policy = response.headers["content-security-policy"]
     assert response.headers["content-type"].startswith("text/html")
@@ -18,7 +18,7 @@ def test_page_forbids_everything_that_is_not_ours(stack: Stack) -> None:
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
-def test_every_file_that_the_page_names_is_served_with_its_type(stack: Stack) -> None:
+def test_every_file_that_the_page_references_is_served_with_its_type(stack: Stack) -> None:
     names = set(re.findall(r'(?:src|href)="(/playground/[^"]+)"', stack.http.get("/").text))
     assert names
     types = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
@@ -28,7 +28,7 @@ def test_every_file_that_the_page_names_is_served_with_its_type(stack: Stack) ->
         assert response.headers["content-type"].startswith(types["." + name.rpartition(".")[2]])
 
 
-def test_unchanged_file_is_a_304(stack: Stack) -> None:
+def test_unchanged_file_returns_304(stack: Stack) -> None:
     etag = stack.http.get("/").headers["etag"]
     assert stack.http.get("/", headers={"if-none-match": etag}).status_code == 304
     assert stack.http.get("/", headers={"if-none-match": '"other"'}).status_code == 200

@@ -1,1 +1,1 @@
-"""Commands: ``python -m llava_server.operator.cli top|doctor|dlq``. They read the queue, not a server."""
+"""Operator commands: ``python -m llava_server.operator.cli top|doctor|dlq``. They connect to Redis."""

@@ -1,4 +1,4 @@
-"""The operator's commands. Exit status: 0 ok, 1 a problem was found, 2 wrong usage, 69 no queue."""
+"""Operator commands. Exit status: 0 success, 1 problem found, 2 usage error, 69 queue unavailable."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ app = typer.Typer(
     name="llava-serve", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 dead_letter_commands = typer.Typer(
-    name="dlq", help="Requests that killed the workers that ran them.", no_args_is_help=True
+    name="dlq",
+    help="Inspect and replay dead letters: requests that crashed workers.",
+    no_args_is_help=True,
 )
 app.add_typer(dead_letter_commands)
 
 RedisUrl = Annotated[
     str,
-    typer.Option("--redis-url", envvar="LLAVA_REDIS_URL", help="The queue: redis://, rediss:// or unix://."),
+    typer.Option(
+        "--redis-url", envvar="LLAVA_REDIS_URL", help="URL of the queue: redis://, rediss:// or unix://."
+    ),
 ]
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 
@@ -41,15 +45,15 @@ DEFAULT_URL = "redis://127.0.0.1:6379/0"
 @app.command("top")
 def top(
     redis_url: RedisUrl = DEFAULT_URL,
-    once: Annotated[bool, typer.Option("--once", help="Print one moment and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print the current state and exit.")] = False,
 ) -> None:
-    """Watch workers, streams and queues; Ctrl-C ends."""
+    """Show workers, streams and queues, refreshed every second. Press Ctrl-C to exit."""
     _run_with_inspector(redis_url, lambda inspector: watch(inspector, Console(), is_once=once))
 
 
 @app.command("doctor")
 def doctor(redis_url: RedisUrl = DEFAULT_URL) -> None:
-    """Check what the queue's server, the clocks and the fleet should be; status 1 if something is wrong."""
+    """Check the Redis server, the clocks, the workers and the controllers. Exit with status 1 on an error."""
 
     async def check(inspector: Inspector) -> bool:
         return print_findings(await run_checks(inspector), Console())
@@ -59,23 +63,23 @@ def doctor(redis_url: RedisUrl = DEFAULT_URL) -> None:
 
 @dead_letter_commands.command("show")
 def show(redis_url: RedisUrl = DEFAULT_URL) -> None:
-    """List them, the latest first: when, what, why."""
+    """List the dead letters with time, job ID and reason, newest first."""
     _run_with_inspector(redis_url, lambda inspector: dead_letters.show(inspector, Console()))
 
 
 @dead_letter_commands.command("replay")
 def replay(
-    job_id: Annotated[str, typer.Argument(help="The job's id, as 'show' prints it.")],
+    job_id: Annotated[str, typer.Argument(help="Job ID, as printed by 'show'.")],
     redis_url: RedisUrl = DEFAULT_URL,
 ) -> None:
-    """Run one of them again under a new id and print its answer; it may kill workers again."""
+    """Run a dead letter again with a new job ID and print its output. It may crash workers again."""
     raise SystemExit(
         _run_with_inspector(redis_url, lambda inspector: dead_letters.replay(inspector, redis_url, job_id))
     )
 
 
 def _run_with_inspector(url: str, command: Callable[[Inspector], Awaitable[T]]) -> T:
-    """Run a command with a connection. Exit with a message if Redis does not answer."""
+    """Run a command with a connection to Redis. Exit with an error message if Redis is unavailable."""
 
     async def run() -> T:
         async with aclosing(Inspector(url)) as inspector:
@@ -84,7 +88,7 @@ def _run_with_inspector(url: str, command: Callable[[Inspector], Awaitable[T]]) 
     try:
         return asyncio.run(run())
     except QueueUnavailable as error:
-        sys.stderr.write(f"llava-serve: {error}; is --redis-url right?\n")
+        sys.stderr.write(f"llava-serve: Cannot reach the job queue. Check --redis-url. Reason: {error}\n")
         raise SystemExit(_EXIT_NO_QUEUE) from None
     except KeyboardInterrupt:
         raise SystemExit(0) from None

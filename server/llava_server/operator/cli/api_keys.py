@@ -1,7 +1,7 @@
 """``llava-serve keys``: create, list and revoke API keys, for all servers on the same Redis.
 
-A key is printed once, when it is created; only its hash is stored. Its ID is a prefix of that hash, which is
-also the tenant's name in logs.
+A key is printed only once, when it is created; the store has only its hash. The ID of a key is a prefix of
+the hash, and is also the tenant's name in logs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _EXIT_USAGE = 2
 
 app = typer.Typer(
     name="llava-serve keys",
-    help="API keys. The Redis is that of $LLAVA_REDIS_URL or $LLAVA_REDIS_URL_FILE.",
+    help="Manage API keys in the Redis server at $LLAVA_REDIS_URL or $LLAVA_REDIS_URL_FILE.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,18 +43,34 @@ app = typer.Typer(
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="For people: whose key, or what for.")],
-    requests_per_min: Annotated[int | None, typer.Option(min=1, max=10**9, help="Else no limit.")] = None,
-    tokens_per_min: Annotated[int | None, typer.Option(min=1, max=10**9, help="Else no limit.")] = None,
-    max_jobs: Annotated[
-        int | None, typer.Option(min=1, max=10**6, help="Waiting and running; else LLAVA_MAX_TENANT_JOBS.")
+    name: Annotated[str, typer.Argument(help="Name of the key, for example its owner or purpose.")],
+    requests_per_min: Annotated[
+        int | None,
+        typer.Option(min=1, max=10**9, help="Maximum number of requests per minute. Default: no limit."),
     ] = None,
-    priority: Annotated[int, typer.Option(min=-1, max=1, help="1 goes first, -1 last.")] = 0,
-    weight: Annotated[float, typer.Option(min=0.01, max=100, help="Share of a busy model.")] = 1.0,
+    tokens_per_min: Annotated[
+        int | None,
+        typer.Option(min=1, max=10**9, help="Maximum number of tokens per minute. Default: no limit."),
+    ] = None,
+    max_jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=10**6,
+            help="Maximum number of waiting and running jobs. Default: LLAVA_MAX_TENANT_JOBS of the server.",
+        ),
+    ] = None,
+    priority: Annotated[
+        int, typer.Option(min=-1, max=1, help="Priority of the key's requests: 1 is highest, -1 is lowest.")
+    ] = 0,
+    weight: Annotated[
+        float,
+        typer.Option(min=0.01, max=100, help="Relative share of a busy model, compared with other keys."),
+    ] = 1.0,
 ) -> None:
-    """Make a key and print it, this once."""
+    """Create an API key and print it. The key cannot be displayed again."""
     if not name.isprintable() or not 1 <= len(name) <= 100:
-        _fail(f"name {name!r} is not 1 to 100 printable characters", _EXIT_USAGE)
+        _fail(f"The name {name!r} does not consist of 1 to 100 printable characters.", _EXIT_USAGE)
     key = f"lv-{secrets.token_urlsafe(_KEY_BYTES)}"
     limits = KeyLimits(
         requests_per_min=requests_per_min,
@@ -65,15 +81,15 @@ def create(
     )
     entry = ApiKey(digest=key_digest(key), name=name, created_at=time.time(), limits=limits)
     _with_store(lambda store: store.add(entry))
-    typer.echo(f"key {tenant_of(entry.digest)} for {name}; it is shown only now:", err=True)
+    typer.echo(f"Created key {tenant_of(entry.digest)} for {name}. It is displayed only once:", err=True)
     typer.echo(key)
 
 
 @app.command("list")
 def list_keys(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """List the keys by id; none can be shown again."""
+    """List the ID, creation date, name and limits of each key."""
     for key in _all_keys():
         limits = msgspec.structs.asdict(key.limits)
         if as_json:
@@ -85,15 +101,21 @@ def list_keys(
 
 
 @app.command()
-def revoke(key_id: Annotated[str, typer.Argument(help="As 'list' shows it.")]) -> None:
-    """Revoke a key: requests that it has open go on, new ones are refused."""
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="ID of the key, as printed by 'list', or a prefix of it.")],
+) -> None:
+    """Revoke a key. Open requests continue; new requests are rejected."""
     if len(key_id) < _MIN_ID_DIGITS:
-        _fail(f"id {key_id!r} is too short: give at least {_MIN_ID_DIGITS} of its digits", _EXIT_USAGE)
+        _fail(f"The ID {key_id!r} is too short. Give at least {_MIN_ID_DIGITS} digits.", _EXIT_USAGE)
     found = [key for key in _all_keys() if tenant_of(key.digest).startswith(key_id)]
     if len(found) != 1:
-        _fail(f"{len(found)} keys have the id {key_id!r}: 'llava-serve keys list' shows them", _EXIT_FAILED)
+        num_found = len(found)
+        _fail(
+            f"{num_found} keys match the ID {key_id!r}. List all keys with 'llava-serve keys list'.",
+            _EXIT_FAILED,
+        )
     _with_store(lambda store: store.remove(found[0].digest))
-    typer.echo(f"revoked {tenant_of(found[0].digest)} ({found[0].name})", err=True)
+    typer.echo(f"Revoked key {tenant_of(found[0].digest)} ({found[0].name}).", err=True)
 
 
 def _all_keys() -> list[ApiKey]:
@@ -110,7 +132,10 @@ def _with_store(use: Callable[[ApiKeyStore], Awaitable[T]]) -> T:
     try:
         return asyncio.run(run())
     except QueueUnavailable as error:
-        _fail(f"{error}; start Redis or Valkey, or set LLAVA_REDIS_URL", _EXIT_FAILED)
+        _fail(
+            f"Cannot reach the job queue. Start Redis or Valkey, or set LLAVA_REDIS_URL. Reason: {error}",
+            _EXIT_FAILED,
+        )
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""``llava-serve dlq``: dead letters, the requests that crashed every worker that ran them."""
+"""``llava-serve dlq``: dead letters, which are requests that repeatedly crashed workers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _EXIT_FAILED = 1
 
 
 async def show(inspector: Inspector, console: Console) -> None:
-    """Print one per line, so that other tools can read them too."""
+    """Print all dead letters, one per line."""
     letters = await inspector.dead_letters()
     if not letters:
-        console.print("no dead letters")
+        console.print("No dead letters.")
     for letter in letters:
-        died = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(letter.created_at))
-        kept = "" if letter.job else "; the request was too large to be kept"
+        created = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(letter.created_at))
+        note = "" if letter.job else "; the request was too large to store"
         console.print(
-            f"{died}  {letter.job_id}  model={letter.model} tenant={letter.tenant}: "
-            f"{letter.num_crashes} crashes, the last at token {letter.num_tokens}: {letter.reason}{kept}",
+            f"{created}  {letter.job_id}  model={letter.model} tenant={letter.tenant}: "
+            f"{letter.num_crashes} crashes, the last at token {letter.num_tokens}: {letter.reason}{note}",
             soft_wrap=True,
             markup=False,
             highlight=False,
@@ -60,12 +60,12 @@ async def replay(inspector: Inspector, url: str, job_id: str) -> int:
 
 async def _reason_against_replay(inspector: Inspector, letters: list[DeadLetter]) -> str | None:
     if not letters:
-        return "no such dead letter; 'llava-serve dlq show' lists them"
+        return "No dead letter has this job ID. List all dead letters with 'llava-serve dlq show'."
     job = letters[0].job
     if job is None:
-        return "the request was too large to be kept: ask its sender for it"
+        return "The request was too large to store. Get it from its sender."
     if len(await inspector.stored_images(job)) < len({image.digest for image in job.images}):
-        return "its pictures are gone, they are kept for minutes only: ask its sender for it"
+        return "The images of the request have expired. Get the request from its sender."
     return None
 
 
@@ -78,7 +78,7 @@ async def _print_output(producer: JobProducer, job_id: str) -> int:
 
 
 async def _reap(producer: JobProducer) -> None:
-    """Renew this process's lease: it is the controller of the job."""
+    """Renew the lease of this process, which acts as the controller of the job."""
     with contextlib.suppress(QueueUnavailable):
         await producer.reap()
 

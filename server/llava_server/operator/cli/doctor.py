@@ -1,4 +1,4 @@
-"""``llava-serve doctor``: checks the Redis server, the clocks and the live processes."""
+"""``llava-serve doctor``: checks of the Redis server, the clocks and the live processes."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ __all__ = ["Finding", "check", "print_findings", "run_checks"]
 _MIN_VERSIONS = {"redis": (6, 2), "valkey": (7, 2)}
 _MAX_PING_S = 0.05
 _MAX_CLOCK_DIFFERENCE_S = 60.0
-_FULL = 0.9  # share of maxmemory
-_LABELS = {"ok": "[green]ok  [/]", "warning": "[yellow]hint[/]", "error": "[red]BAD [/]"}
+_FULL = 0.9  # fraction of maxmemory
+_LABELS = {"ok": "[green]ok  [/]", "warning": "[yellow]warn[/]", "error": "[red]FAIL[/]"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check. An "error" breaks the guarantees of the system."""
+    """The result of one check. The level "error" means that the system's guarantees do not hold."""
 
     level: Literal["ok", "warning", "error"]
     text: str
 
 
 async def run_checks(inspector: Inspector) -> list[Finding]:
-    """Check everything. Raises QueueUnavailable."""
+    """Run all checks. Raises QueueUnavailable."""
     return check(await inspector.server_info(), await inspector.status()) + [_gpu()]
 
 
 def check(info: dict[str, Any], status: SystemStatus) -> list[Finding]:
-    """Check the Redis server's ``info`` and the live processes."""
+    """Check the output of Redis's INFO command and the live processes."""
     return [
         _version(info),
         _policy(info),
@@ -47,7 +47,7 @@ def check(info: dict[str, Any], status: SystemStatus) -> list[Finding]:
 
 
 def print_findings(findings: list[Finding], console: Console) -> bool:
-    """Print the findings. Return whether there is no error."""
+    """Print the findings. Return whether none of them is an error."""
     for finding in findings:
         console.print(f"{_LABELS[finding.level]} {escape(finding.text)}", soft_wrap=True, highlight=False)
     return all(finding.level != "error" for finding in findings)
@@ -76,12 +76,12 @@ def _persistence(info: dict[str, Any]) -> Finding:
     if info.get("aof_enabled"):
         if info.get("aof_last_write_status", "ok") != "ok":
             return Finding(
-                "error", "the append-only file cannot be written: look at the server's log and disk"
+                "error", "the append-only file cannot be written; check the Redis server's log and disk"
             )
         return Finding("ok", "append-only file on: jobs survive a restart of the queue")
     return Finding(
         "warning",
-        "append-only file off: jobs with a live controller survive a restart of the queue, others do not; "
+        "append-only file off: only jobs with a live controller survive a restart of the queue; "
         "set appendonly yes",
     )
 
@@ -89,19 +89,24 @@ def _persistence(info: dict[str, Any]) -> Finding:
 def _memory(info: dict[str, Any]) -> Finding:
     used, limit = int(info["used_memory"]), int(info.get("maxmemory") or 0)
     if not limit:
-        return Finding("warning", f"{used >> 20} MiB used, no maxmemory: set one below what the machine has")
+        return Finding(
+            "warning", f"{used >> 20} MiB used, no limit; set maxmemory below the memory of the machine"
+        )
     if used > limit * _FULL:
         return Finding(
-            "error", f"{used >> 20} of {limit >> 20} MiB used: soon nothing is taken; raise maxmemory"
+            "error",
+            f"{used >> 20} of {limit >> 20} MiB used: new jobs will soon be rejected; increase maxmemory",
         )
     return Finding("ok", f"{used >> 20} of {limit >> 20} MiB used")
 
 
 def _ping(info: dict[str, Any]) -> Finding:
-    text = f"answers in {info['ping_s'] * 1000:.1f} ms"
+    text = f"response time {info['ping_s'] * 1000:.1f} ms"
     if info["ping_s"] < _MAX_PING_S:
         return Finding("ok", text)
-    return Finding("warning", f"{text}: every token passes here; bring the queue nearer to the workers")
+    return Finding(
+        "warning", f"{text}: this delays every token; reduce the latency between the queue and the workers"
+    )
 
 
 def _clock(info: dict[str, Any]) -> Finding:
@@ -110,7 +115,7 @@ def _clock(info: dict[str, Any]) -> Finding:
         return Finding("ok", f"clocks differ by {abs(ahead_s):.1f} s")
     return Finding(
         "warning",
-        f"the queue's clock is {ahead_s:+.0f} s from this one: nothing breaks, logs will not line up",
+        f"the queue's clock differs from this machine's by {ahead_s:+.0f} s: log timestamps will not match",
     )
 
 
@@ -118,20 +123,20 @@ def _processes(status: SystemStatus) -> list[Finding]:
     findings = [
         Finding("ok", f"{len(status.workers)} workers")
         if status.workers
-        else Finding("error", "no worker: start one with 'llava-serve worker'"),
+        else Finding("error", "no worker; start one with 'llava-serve worker'"),
         Finding("ok", f"{len(status.controllers)} controllers")
         if status.controllers
-        else Finding("error", "no controller: start one with 'llava-serve server'"),
+        else Finding("error", "no controller; start one with 'llava-serve server'"),
     ]
     for worker in status.workers:
         if worker.num_tokens and worker.overdue_s:
             name = worker.heartbeat.worker_id
             findings.append(
-                Finding("error", f"worker {name} makes no progress with {len(worker.num_tokens)} jobs")
+                Finding("error", f"worker {name} makes no progress on {len(worker.num_tokens)} jobs")
             )
     if status.num_dead_letters:
         findings.append(
-            Finding("warning", f"{status.num_dead_letters} dead letters: see 'llava-serve dlq show'")
+            Finding("warning", f"{status.num_dead_letters} dead letters; see 'llava-serve dlq show'")
         )
     return findings
 
@@ -141,6 +146,6 @@ def _gpu() -> Finding:
         return Finding("ok", "no NVIDIA GPU on this machine: workers here run on the CPU")
     if importlib.util.find_spec("torch") is None:
         return Finding(
-            "warning", "there is an NVIDIA GPU, but no torch here: pip install 'llava-serve[worker]'"
+            "warning", "NVIDIA GPU found, but torch is not installed; pip install 'llava-serve[worker]'"
         )
     return Finding("ok", "NVIDIA driver found")

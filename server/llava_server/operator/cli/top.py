@@ -1,4 +1,4 @@
-"""``llava-serve top``: workers, queues and streams on one screen, refreshed every second."""
+"""``llava-serve top``: a screen with workers, queues and streams, refreshed every second."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _TOKENS_STAT = "num_generated_tokens_total"
 
 
 class TokenRates:
-    """Tokens per second of each worker between two updates."""
+    """The number of tokens per second of each worker between two updates."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[float, float]] = {}  # worker -> time, total tokens
         self.per_s: dict[str, float] = {}
 
     def update(self, status: SystemStatus, now: float) -> None:
-        """``now`` is the time of a monotonic clock."""
+        """Compute the rates since the last update. ``now`` is the time of a monotonic clock."""
         for worker in status.workers:
             name, tokens = worker.heartbeat.worker_id, worker.heartbeat.stats.get(_TOKENS_STAT, 0.0)
             last_time, last_tokens = self._last.get(name, (now, tokens))
@@ -51,7 +51,7 @@ async def watch(inspector: Inspector, console: Console, *, is_once: bool) -> Non
 
 
 def render(status: SystemStatus, rates: TokenRates) -> Group:
-    """Return the whole screen."""
+    """Return the complete screen."""
     return Group(_workers(status, rates), _queues(status), _streams(status))
 
 
@@ -68,13 +68,13 @@ def _workers(status: SystemStatus, rates: TokenRates) -> Table:
         elif worker.num_tokens and worker.overdue_s:
             state = f"no progress, {worker.overdue_s:.0f} s overdue"
         rate = f"{rates.per_s[beat.worker_id]:.0f}" if beat.worker_id in rates.per_s else "-"
-        held = f"{len(worker.num_tokens)}/{beat.capacity}"
-        table.add_row(escape(beat.worker_id), escape(beat.model), escape(beat.device), held, rate, state)
+        streams = f"{len(worker.num_tokens)}/{beat.capacity}"
+        table.add_row(escape(beat.worker_id), escape(beat.model), escape(beat.device), streams, rate, state)
     return table
 
 
 def _queues(status: SystemStatus) -> Table:
-    table = Table("waiting for", "high", "normal", "low", "suspects", "tokens", expand=True)
+    table = Table("waiting for", "high", "normal", "low", "quarantined", "tokens", expand=True)
     for model, depth in status.queues.items():
         numbers = (depth.num_high, depth.num_normal, depth.num_low, depth.num_quarantined, depth.cost)
         table.add_row(escape(model), *map(str, numbers))

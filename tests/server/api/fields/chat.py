@@ -92,7 +92,7 @@ ROWS: dict[str, Row] = {
     "ImagePart.image_url": differs("messages[1].content[0].image_url", {"url": ONE}, {"url": OTHER}),
     "ImageUrl.url": differs("messages[1].content[0].image_url.url", ONE, OTHER),
     "ImageUrl.detail": CoveredElsewhere(
-        "test_several_models.py::test_low_detail_is_one_tile_even_for_a_model_with_a_grid"
+        "test_several_models.py::test_low_detail_uses_one_tile_even_for_a_model_with_a_grid"
     ),
     "FunctionTool.type": only("tools[0].type"),
     "FunctionTool.function": differs("tools[0].function", TOOLS[0]["function"], {"name": "h"}),

@@ -228,7 +228,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"max_output_tokens": 0}, "max_output_tokens", "got 0"),
     ({"temperature": 3}, "temperature", "got 3"),
     ({"metadata": {"k": 5}}, "metadata.k", "string"),
-    ({"model": "gpt-4o"}, "model", "not served"),
+    ({"model": "gpt-4o"}, "model", "does not exist"),
     ({"input": "refuse context_length_exceeded"}, "input", "scripted failure"),
 ]
 
