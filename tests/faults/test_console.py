@@ -49,7 +49,7 @@ def add_dead_letter(cluster: Cluster, job_id: str, job: Job | None) -> None:
         "worker": "w",
         "crashes": 3,
         "tokens": 12,
-        "reason": "its worker ended",
+        "reason": "worker lease expired",
         "payload": msgspec.msgpack.encode(job) if job else b"",
     }
     cluster.redis.xadd(f"{PREFIX}dlq", fields)
@@ -114,7 +114,7 @@ def test_a_dead_letter_is_shown_and_answered_when_it_runs_again(cluster: Cluster
     add_dead_letter(cluster, job.job_id, job)
     add_dead_letter(cluster, "chatcmpl-large", None)
     shown = run(cluster, "dlq", "show").stdout
-    assert "chatcmpl-dead  model=echo tenant=t: 3 crashes, the last at token 12: its worker ended\n" in shown
+    assert "chatcmpl-dead  model=echo tenant=t: 3 crashes, the last at token 12: worker lease expired\n" in shown
     replayed = run(cluster, "dlq", "replay", job.job_id)
     assert (replayed.returncode, replayed.stdout) == (0, echo_text(story(1), max_tokens=30) + "\n")
     assert "too large to be kept" in run(cluster, "dlq", "replay", "chatcmpl-large").stderr

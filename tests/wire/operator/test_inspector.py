@@ -59,7 +59,7 @@ async def test_a_dead_letter_has_the_request_and_the_reason(harness: Harness, in
         await producer.reap()
     (letter,) = await inspector.dead_letters()
     assert letter.job == job
-    assert (letter.worker_id, letter.num_crashes, letter.reason) == ("c", 3, "its worker ended")
+    assert (letter.worker_id, letter.num_crashes, letter.reason) == ("c", 3, "worker lease expired")
     assert letter.created_at > 1e9
     assert await inspector.stored_images(job) == {image.digest: tiles}
 

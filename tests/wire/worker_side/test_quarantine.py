@@ -69,7 +69,7 @@ async def test_a_job_that_crashes_alone_ends_and_the_others_continue(harness: Ha
     await worker.emit([frame(assignment, 0, 1, final=STOP)])
     assert await client.receives_end(other) == STOP
     (letter,) = harness.dead_letters()
-    assert (letter["job"], letter["reason"]) == (crashing.job_id, "its worker ended")
+    assert (letter["job"], letter["reason"]) == (crashing.job_id, "worker lease expired")
 
 
 async def test_a_quarantined_job_that_runs_past_its_last_crash_is_cleared(harness: Harness) -> None:
