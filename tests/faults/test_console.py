@@ -114,7 +114,8 @@ def test_a_dead_letter_is_shown_and_answered_when_it_runs_again(cluster: Cluster
     add_dead_letter(cluster, job.job_id, job)
     add_dead_letter(cluster, "chatcmpl-large", None)
     shown = run(cluster, "dlq", "show").stdout
-    assert "chatcmpl-dead  model=echo tenant=t: 3 crashes, the last at token 12: worker lease expired\n" in shown
+    crashes = "3 crashes, the last at token 12: worker lease expired"
+    assert f"chatcmpl-dead  model=echo tenant=t: {crashes}\n" in shown
     replayed = run(cluster, "dlq", "replay", job.job_id)
     assert (replayed.returncode, replayed.stdout) == (0, echo_text(story(1), max_tokens=30) + "\n")
     assert "too large to be kept" in run(cluster, "dlq", "replay", "chatcmpl-large").stderr
@@ -134,5 +135,5 @@ def test_without_a_queue_each_command_says_so() -> None:
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=scaled(60))
         assert done.returncode == 69
-        assert "is --redis-url right?" in done.stderr
+        assert "Redis is unavailable" in done.stderr
         assert "Traceback" not in done.stderr

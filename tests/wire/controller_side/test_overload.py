@@ -68,7 +68,7 @@ async def test_low_priority_work_that_has_waited_long_is_served_in_a_flood_of_ur
 async def test_a_queue_is_full_by_cost_as_well_as_by_number(harness: Harness) -> None:
     producer = await harness.producer(max_queued_cost=25.0)
     await submit(producer, 2, cost=10.0)
-    with pytest.raises(QueueFull, match="takes 20 tokens, this request 10 more; the limit is 25"):
+    with pytest.raises(QueueFull, match="use 20 tokens and this request needs 10; the limit is 25 tokens"):
         await submit(producer, 1, cost=10.0)
     await submit(producer, 1, cost=5.0)
 
@@ -101,7 +101,7 @@ async def test_a_tenants_tokens_are_limited_without_effect_on_others(harness: Ha
     producer, consumer = await harness.producer(max_tenant_cost=25.0), await harness.consumer()
     await harness.running(producer, consumer)  # running counts as well as waiting
     await submit(producer, 1)
-    with pytest.raises(TenantOverLimit, match="take 20 tokens, this one 10 more; the limit is 25"):
+    with pytest.raises(TenantOverLimit, match="use 20 tokens and this request needs 10; the limit is 25"):
         await submit(producer, 1)
     await submit(producer, 1, tenant="bob")
 
@@ -111,7 +111,7 @@ async def test_a_tenants_own_limits_replace_the_common_ones(harness: Harness) ->
     await submit(producer, 3, TenantLimits(max_jobs=3))
     with pytest.raises(TenantOverLimit, match="the limit is 3"):
         await submit(producer, 1, TenantLimits(max_jobs=3))
-    with pytest.raises(TenantOverLimit, match="take 30 tokens"):
+    with pytest.raises(TenantOverLimit, match="use 30 tokens"):
         await submit(producer, 1, TenantLimits(max_jobs=9, max_cost=35.0))
 
 

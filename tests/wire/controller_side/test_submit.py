@@ -123,7 +123,7 @@ async def test_images_beyond_the_byte_budget_are_refused(harness: Harness) -> No
     producer = await harness.producer(max_pixel_bytes=20)
     (first, first_tiles), (second, second_tiles) = make_image("cat"), make_image("dog")
     await producer.submit(make_job(first), {first.digest: first_tiles})
-    with pytest.raises(QueueFull, match="12 bytes of 20"):
+    with pytest.raises(QueueFull, match="12 of 20 bytes"):
         await producer.submit(make_job(second), {second.digest: second_tiles})
     await producer.submit(make_job(first), {first.digest: first_tiles})  # takes no more room
 

@@ -211,7 +211,7 @@ async def test_images_lost_after_a_take_over_end_the_job(harness: Harness) -> No
     assert await consumer._pull(1) == []
     final = await client.receives_end(job)
     assert final.error
-    assert "pictures" in final.error.message
+    assert "images of this request are no longer stored" in final.error.message
 
 
 async def test_a_job_past_its_deadline_ends_with_an_error_and_is_cancelled(harness: Harness) -> None:

@@ -140,7 +140,7 @@ class FaultMachine(RuleBasedStateMachine):
         if error and error.code is ErrorCode.WORKER_CRASHED:
             assert self.num_reaps >= 3
         elif error:  # a controller that took a stream over after its pixels were lost
-            assert "pictures of this job are lost" in error.message
+            assert "images of this request are no longer stored" in error.message
             assert self.has_lost_image
 
     @rule(pick=picks)

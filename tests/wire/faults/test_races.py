@@ -122,7 +122,7 @@ async def test_images_that_redis_keeps_dropping_are_refused(harness: Harness) ->
         return [b"pixels", [image.digest.encode()]] if name == "submit" else await script(name, *args)
 
     wrap_scripts(producer, call)
-    with pytest.raises(QueueUnavailable, match="more memory"):
+    with pytest.raises(QueueUnavailable, match="Increase maxmemory"):
         await producer.submit(make_job(image), {image.digest: tiles})
 
 

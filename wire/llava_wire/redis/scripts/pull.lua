@@ -63,20 +63,20 @@ local function serve_quarantine()
   if #held == 2 and tonumber(redis.call('HGET', key('job', held[1]), 'doubts') or 0) >= QUARANTINE_CRASHES then
     return true
   end
-  local chosen = key('ward', model)
+  local draining_worker = key('ward', model)
   while #held == 0 do
     local first = redis.call('ZPOPMIN', key(QUARANTINE, model))
     if #first == 0 then return false end
     assign(first[1], ARGV[6])
     if #assigned > 0 then
-      redis.call('DEL', chosen)
+      redis.call('DEL', draining_worker)
       return true
     end
   end
   if redis.call('EXISTS', key(QUARANTINE, model)) == 0 then return false end
-  redis.call('SET', chosen, worker, 'PX', lease, 'NX')
-  if redis.call('GET', chosen) ~= worker then return false end
-  redis.call('PEXPIRE', chosen, lease)
+  redis.call('SET', draining_worker, worker, 'PX', lease, 'NX')
+  if redis.call('GET', draining_worker) ~= worker then return false end
+  redis.call('PEXPIRE', draining_worker, lease)
   return true
 end
 
