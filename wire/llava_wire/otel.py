@@ -21,10 +21,10 @@ class TracingUnavailable(Exception):
 
 
 def open_tracing(service: str) -> TracerProvider:
-    """Return a provider that exports spans in batches with OTLP over HTTP. Raise TracingUnavailable.
+    """Return a provider that exports spans in batches with OTLP over HTTP.
 
     The service name is ``service``, unless OTEL_SERVICE_NAME is set. The caller must call ``shutdown``, which
-    exports the remaining spans.
+    exports the remaining spans. Raise TracingUnavailable if a package is missing.
     """
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

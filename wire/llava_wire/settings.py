@@ -25,8 +25,7 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 class ServiceSettings(BaseSettings):
     """The settings of one process. A subclass adds fields and sets ``program``, the prefix of error lines.
 
-    If a secret field ``<name>`` has a companion field ``<name>_file``, that is the path of a file with the
-    secret.
+    A field ``<name>_file`` next to a secret field ``<name>`` is the path of a file that contains the secret.
     """
 
     program: ClassVar[str]

@@ -267,8 +267,7 @@ class DeliveryLedger:
     def apply_resync(
         self, live: LiveJob, controller_id: str, state: bytes, tail: list[bytes], last_entry: tuple[int, int]
     ) -> bool:
-        """Continue a job from the reply of the script ``resync``; return False if the reply no longer
-        applies.
+        """Apply the reply of the script ``resync`` to a job; return False if it no longer applies.
 
         ``tail`` has the frames in the log after the delivered ones; ``last_entry`` is the ID of the last
         stream entry that they cover.

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class EventReader:
-    """Reader of one controller's event stream into its ledger. Calls of ``poll`` must not overlap.
+    """A reader that copies one controller's event stream to its ledger. Calls of ``poll`` must not overlap.
 
     ``link`` is for commands; the blocking read uses a separate connection. ``check_interval_s`` is the idle
     time of a live job after which it is compared with Redis, in case a stream entry was lost.
@@ -59,7 +59,7 @@ class EventReader:
                 yield self._ledger.take_ready()
 
     async def poll(self, block_ms: int | None) -> None:
-        """Wait up to ``block_ms`` for frames (None: do not wait). Raise one of ``UNAVAILABLE``."""
+        """Wait up to ``block_ms`` for frames (None: do not wait). Raise one of ``UNAVAILABLE`` on failure."""
         await self.identify_server()
         await self._send_pending_cancels()
         await self._check_idle_jobs()
@@ -129,7 +129,7 @@ class EventReader:
             return
         job_id = live.job.job_id
         pairs = [arg for digest in digests for arg in (digest, live.pixels[digest])]
-        self._ledger.request_resync(job_id)  # repeats if this call fails
+        self._ledger.request_resync(job_id)  # remains requested if the next call fails
         await self._link.script("supply_images", job_id, live.remaining_ms, *pairs)
         self._ledger.finish_resync(live, controller_id)
 

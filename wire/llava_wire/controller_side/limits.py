@@ -9,7 +9,7 @@ from llava_wire.messages.job import Job
 
 __all__ = ["DEFAULT_TENANT_LIMITS", "QueueLimits", "TenantLimits", "submit_error"]
 
-_DEFAULT_RETRY_S = 5.0  # used if no job ended in the last minute, so that there is no service rate
+_DEFAULT_RETRY_S = 5.0  # used if no job ended in the last minute and the service rate is unknown
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
 
 

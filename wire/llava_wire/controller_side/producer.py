@@ -42,7 +42,10 @@ _job_decoder = msgspec.msgpack.Decoder(Job)
 
 
 class JobProducer:
-    """A controller's connection to the queue. Events are delivered only while ``follow`` is running."""
+    """A controller's connection to the queue. Events are delivered only while ``follow`` is running.
+
+    All calls except ``follow`` raise QueueUnavailable if Redis is unavailable.
+    """
 
     def __init__(
         self,
@@ -117,10 +120,10 @@ class JobProducer:
         """Add a job to the queue. ``follow`` yields its events, possibly before this call returns.
 
         ``pixels`` has the tiles of every image in the job, by digest; images that Redis has are not sent
-        again. ``trace`` is passed to the workers. The call may be repeated with the same job; only the first
-        call returns the position. Raise QueueFull, TenantOverLimit, QueueUnavailable, DuplicateJob, or
-        AlreadySubmitted if another controller has the job or it has ended. After an error, the job does not
-        run for this controller; it is cancelled once Redis is available.
+        again. ``trace`` is passed to the workers. The call may be repeated with the same job, and only the
+        first call returns the position. Raise QueueFull, TenantOverLimit, QueueUnavailable or DuplicateJob.
+        Raise AlreadySubmitted if another controller has the job or if it has ended. After an error, the job
+        does not run for this controller, or is cancelled once Redis is available.
         """
         pixels = {image.digest: pixels[image.digest] for image in job.images}
         live = self._find(job)
@@ -147,7 +150,7 @@ class JobProducer:
     async def cancel(self, job_id: str, *, tenant: str) -> bool:
         """End a job without further events; return whether it was live.
 
-        Raise QueueUnavailable; the job is then cancelled once Redis is available.
+        If the call raises QueueUnavailable, the job is cancelled once Redis is available.
         """
         live = self._ledger.find(job_id)
         if self._ledger.was_taken_over(job_id) or (live and live.job.tenant != tenant):
@@ -163,8 +166,8 @@ class JobProducer:
     async def cancel_unread(self, job_id: str, *, tenant: str) -> bool:
         """Cancel a job that no client of this controller reads; return whether it is no longer live.
 
-        Return False if another reader took a snapshot within ``RECENT_READ_S`` or has attached to the job.
-        Raise QueueUnavailable; the job may still be cancelled then, but not for a later reader.
+        Return False if another reader took a snapshot within ``RECENT_READ_S`` or has attached to the job. If
+        the call raises QueueUnavailable, the job may still be cancelled, but not for a later reader.
         """
         live, recent_ms = self._ledger.find(job_id), int(RECENT_READ_S * 1000)
         nonce = live.nonce if live else ""
@@ -178,19 +181,17 @@ class JobProducer:
     async def delete(self, job_id: str, *, tenant: str) -> bool:
         """Delete a job and its output; return False if the tenant has no such job.
 
-        An unfinished job is cancelled first, and its stream on any controller gets a final error event. Raise
-        QueueUnavailable.
+        An unfinished job is cancelled first, and its stream on any controller gets a final error event.
         """
         return bool(await self._call("delete", job_id, tenant, uuid.uuid4().hex))
 
     async def snapshot(
         self, job_id: str, *, tenant: str, num_events: int = 0, offset: int = 0
     ) -> JobSnapshot | None:
-        """Return the state of a job and its events, without the first ``num_events``, which end at
-        ``offset``.
+        """Return the state of a job and its events after the first ``num_events``, which end at ``offset``.
 
         The stream stays with its controller. Return None if the job does not exist or belongs to another
-        tenant. Raise QueueUnavailable.
+        tenant.
         """
         if not (reply := await self._call("snapshot", job_id, tenant, num_events)):
             return None
@@ -212,7 +213,7 @@ class JobProducer:
         """Take over a stream: return the events so far; ``follow`` yields the next ones.
 
         Return None if the job is cancelled, has expired, does not exist, or belongs to another tenant. A
-        controller that still streams the job gets a final error event. Raise QueueUnavailable.
+        controller that still streams the job gets a final error event.
         """
         nonce = uuid.uuid4().hex
         reply = await self._call("attach", job_id, tenant, self.controller_id, nonce)
@@ -236,12 +237,12 @@ class JobProducer:
         return decode_log(frames)
 
     async def heartbeats(self) -> list[Heartbeat]:
-        """Return the heartbeats of the live workers. Raise QueueUnavailable."""
+        """Return the heartbeats of the live workers."""
         reply = await self._call("stats")
         return read_heartbeats(reply[2])
 
     async def reap(self) -> int:
-        """Requeue the jobs of dead and hung workers; return the number of jobs. Raise QueueUnavailable.
+        """Requeue the jobs of dead and hung workers; return the number of jobs.
 
         Call it once per second: it also shows that this controller is alive, and detects data loss in Redis.
         """
@@ -254,7 +255,7 @@ class JobProducer:
         return int(num_requeued)
 
     async def stats(self, heartbeats: Sequence[Heartbeat] | None = None) -> QueueStats:
-        """Return statistics for all models with a worker or a live job here. Raise QueueUnavailable.
+        """Return statistics for all models with a worker or with a live job on this controller.
 
         ``heartbeats`` are read from Redis unless the caller passes them.
         """
@@ -266,7 +267,7 @@ class JobProducer:
         return QueueStats(num_waiting, running, len(workers), controllers, dead_letters, num_live)
 
     async def ping(self) -> None:
-        """Check the connection. Raise QueueUnavailable."""
+        """Check the connection to Redis."""
         try:
             await self._link.command("PING")
         except UNAVAILABLE as error:

@@ -12,13 +12,12 @@ __all__ = ["Assignment"]
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """A job that a worker has pulled. ``assignment_id`` is a fencing token: only its holder may write to the
-    log.
+    """A job that a worker has pulled.
 
-    ``token_ids`` and ``text`` are the output of earlier workers; generation continues at offset
-    ``len(token_ids)``. ``pixels`` maps each digest in ``job.images`` to its tiles. ``remaining_s`` is the
-    time from the pull to the deadline of the job; None if unknown. ``trace`` is the W3C traceparent of the
-    submitter; empty without tracing.
+    ``assignment_id`` is a fencing token: only its holder may write to the log of the job. ``token_ids`` and
+    ``text`` are the output of earlier workers; generation continues at offset ``len(token_ids)``. ``pixels``
+    maps each digest in ``job.images`` to its tiles. ``remaining_s`` is the time from the pull to the deadline
+    of the job; None if unknown. ``trace`` is the W3C traceparent of the submitter; empty without tracing.
     """
 
     job: Job

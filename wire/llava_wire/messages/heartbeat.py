@@ -26,8 +26,8 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     "anyres" (LLaVA-1.6) and "hd" (LLaVA-1.5-HD, experimental) split an image into several tiles. The first
     tile is the whole image squashed to side x side. The others come from the canvas in ``grid``, a list of
     (width, height), that preserves the most pixels of the image; ties go to the least wasted area. The image
-    is resized to fit the canvas with its aspect ratio (fractions of a pixel rounded up), centered (offset
-    rounded down) on black, and cut into tiles row by row.
+    is resized to fit the canvas at its aspect ratio (fractions of a pixel are rounded up), centered on black
+    (the offset is rounded down), and cut into tiles row by row.
     """
 
     side: int
@@ -41,7 +41,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """The heartbeat of one worker, renewed once per second. It expires soon after the worker exits."""
 
     worker_id: str
-    model: str  # empty: no model is loaded, and the fields about the model are meaningless
+    model: str  # empty if no model is loaded; the fields about the model are then unused
     image_spec: ImageSpec
     context_length: int
     capacity: int  # maximum number of concurrent sequences

@@ -76,7 +76,7 @@ class DeadLetter:
 
 
 class Inspector:
-    """A connection for reading the state of the queue. All calls raise QueueUnavailable."""
+    """A reader of the queue's state. All calls raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
         self._link = Link(url, timeout_s=timeout_s, max_connections=2)
@@ -113,7 +113,7 @@ class Inspector:
         return {digest: found for digest, found in zip(digests, tiles, strict=True) if found is not None}
 
     async def server_info(self) -> dict[str, Any]:
-        """Return the reply of INFO with the measured latency ``ping_s`` and offset ``clock_ahead_s``."""
+        """Return the reply of INFO, the measured latency (``ping_s``) and clock skew (``clock_ahead_s``)."""
         before = time.time()
         seconds, microseconds = await self._command("TIME")
         after = time.time()

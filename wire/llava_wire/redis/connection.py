@@ -77,7 +77,7 @@ class Link:
             self._on_connect()
 
     async def command(self, *args: Arg) -> Any:
-        """Return the raw reply of one command. Raise one of ``UNAVAILABLE``."""
+        """Return the raw reply of one command. Raise one of ``UNAVAILABLE`` on failure."""
         task = asyncio.ensure_future(self._redis.execute_command(*args))
         task.add_done_callback(_retrieve_exception)
         try:
@@ -91,7 +91,7 @@ class Link:
         raise exceptions.TimeoutError(f"no reply within {self._timeout_s:g} s")
 
     async def script(self, name: str, *args: Arg) -> Any:
-        """Run ``scripts/{name}.lua`` once. Raise one of ``UNAVAILABLE``."""
+        """Run ``scripts/{name}.lua`` once. Raise one of ``UNAVAILABLE`` on failure."""
         text, sha = _script(name)
         try:
             return await self.command("EVALSHA", sha, 0, *args)
@@ -125,7 +125,8 @@ async def retry_forever(call: Callable[[], Awaitable[Any]]) -> Any:
 async def retry_briefly(call: Callable[[], Awaitable[Any]]) -> Any:
     """Repeat ``call`` for a fraction of a second, and return its result. ``call`` must be idempotent.
 
-    Raise QueueUnavailable. A timeout is not retried because the caller has already waited.
+    Raise QueueUnavailable if all attempts fail. A timeout is not retried because the caller has already
+    waited.
     """
     try:
         for attempt in range(NUM_BRIEF_TRIES - 1):
@@ -138,7 +139,7 @@ async def retry_briefly(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def queue_unavailable(error: Exception) -> QueueUnavailable:
-    """Return the error to raise for one of ``UNAVAILABLE``."""
+    """Return the QueueUnavailable to raise for one of ``UNAVAILABLE``."""
     reason = str(error).rstrip(".")
     return QueueUnavailable(f"Redis is unavailable: {reason}.")
 

@@ -73,7 +73,7 @@ class ClaimedBatch:
 
 @dataclass(frozen=True)
 class BatchStats:
-    """The number of unfinished batches of all tenants by state, and the number of their lines by state."""
+    """The number of unfinished batches of all tenants, by state, and the number of their lines, by state."""
 
     num_batches: dict[str, int]
     num_waiting: int
@@ -82,7 +82,7 @@ class BatchStats:
 
 
 class BatchStore:
-    """A controller's connection to the batches. All calls raise QueueUnavailable."""
+    """The batches in Redis. All calls raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(
         self, url: str, *, keep_s: float, lease_s: float, max_unfinished: int, timeout_s: float = 5.0
@@ -97,7 +97,7 @@ class BatchStore:
         await self._link.aclose()
 
     async def create(self, spec: BatchSpec, *, num_lines: int, window_s: float) -> None:
-        """Store a batch. A batch with issues is stored as failed. Raise StoreFull."""
+        """Store a batch, as failed if it has issues. Raise StoreFull if the tenant has too many batches."""
         state, window_ms = "failed" if spec.issues else "validating", int(window_s * 1000)
         payload = msgspec.msgpack.encode(spec)
         sizes = (num_lines, window_ms, window_ms + self._keep_ms, self._max_unfinished)

@@ -40,7 +40,7 @@ class FileLimits:
 
 
 class FileStore:
-    """A controller's connection to the files. All calls raise QueueUnavailable."""
+    """The files in Redis. All calls raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, ttl_s: float, limits: FileLimits, timeout_s: float = 5.0) -> None:
         self._ttl_ms = int(ttl_s * 1000)
@@ -53,7 +53,7 @@ class FileStore:
     async def add(self, file: StoredFile, data: bytes, *, tenant: str, is_limited: bool = True) -> None:
         """Store a file, which is then visible to all controllers. The same file may be added again.
 
-        Raise StoreFull if ``is_limited``. Batch output is stored without limits.
+        Raise StoreFull if a limit is exceeded. Batch output is stored without limits (``is_limited`` False).
         """
         limits = self._limits
         bounds = (limits.tenant_files, limits.tenant_bytes, limits.bytes) if is_limited else (0, 0, 0)

@@ -1,4 +1,4 @@
-"""Limits on requests and tokens per minute for each tenant, shared by all controllers (Redis clock)."""
+"""Request and token rate limits per tenant, shared by all controllers and based on the Redis clock."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class RateLimitStatus:
 
 
 class RateLimitStore:
-    """Token buckets per tenant for requests and tokens. All calls raise QueueUnavailable.
+    """The token buckets of all tenants. All calls raise QueueUnavailable if Redis is unavailable.
 
-    A charge is repeated if its reply was lost and may then count twice. The error never favors the tenant,
-    and refills within one minute.
+    A charge is repeated if its reply was lost, and may then count twice. The bucket recovers from a double
+    charge within one minute.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:

@@ -32,7 +32,8 @@ OUTDATED = msgspec.msgpack.encode(
         "The worker that received this request is older than the server. Retry after the worker update.",
     )
 )
-# Number of frames in the first script of an emit: few, so that they can be streamed while the rest is sent.
+# Maximum number of frames in the first script of an emit. It is small, so that controllers can stream these
+# tokens while the rest is sent.
 FIRST_FRAMES = 32
 MAX_FRAMES = 500  # maximum in each further script, because Lua unpacks the frames on its stack
 
@@ -51,7 +52,7 @@ class EmitResult:
 
 
 class JobConsumer:
-    """A worker's connection to the queue. Calls of ``pull`` must not overlap, nor calls of ``emit``."""
+    """A worker's connection to the queue. Only one ``pull`` and one ``emit`` may run at a time."""
 
     def __init__(self, url: str, heartbeat: Heartbeat, *, lease_s: float, hang_timeout_s: float) -> None:
         self._heartbeat = heartbeat
@@ -132,7 +133,7 @@ class JobConsumer:
                 self._release([each.job.job_id])
 
     async def send_heartbeat(self, heartbeat: Heartbeat | None = None) -> IssuedCommand | None:
-        """Renew the worker's lease and send its heartbeat, which ``heartbeat`` replaces if given.
+        """Renew the worker's lease and send its heartbeat. A given ``heartbeat`` replaces the previous one.
 
         Return an operator command once, after the previous command has finished. Every heartbeat includes the
         last status from ``report_command``.
