@@ -84,7 +84,7 @@ def _run_with_inspector(url: str, command: Callable[[Inspector], Awaitable[T]]) 
     try:
         return asyncio.run(run())
     except QueueUnavailable as error:
-        sys.stderr.write(f"llava-serve: {error} Check --redis-url.\n")
+        sys.stderr.write(f"llava-serve: {error}; is --redis-url right?\n")
         raise SystemExit(_EXIT_NO_QUEUE) from None
     except KeyboardInterrupt:
         raise SystemExit(0) from None

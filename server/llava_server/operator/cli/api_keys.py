@@ -110,7 +110,7 @@ def _with_store(use: Callable[[ApiKeyStore], Awaitable[T]]) -> T:
     try:
         return asyncio.run(run())
     except QueueUnavailable as error:
-        _fail(f"{error} Start Redis or Valkey, or set LLAVA_REDIS_URL.", _EXIT_FAILED)
+        _fail(f"{error}; start Redis or Valkey, or set LLAVA_REDIS_URL", _EXIT_FAILED)
 
 
 def _fail(message: str, status: int) -> NoReturn:
