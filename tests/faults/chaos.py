@@ -25,7 +25,7 @@ from tests.waiting import async_wait_until
 
 __all__ = ["Chaos", "Outcome"]
 
-_RESPONSE_TIMEOUT_S = 60.0  # much longer than the delay by any fault here
+_RESPONSE_TIMEOUT_S = 60.0  # much longer than the delay that any fault causes
 
 
 @dataclass(frozen=True)

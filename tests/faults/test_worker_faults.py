@@ -49,18 +49,18 @@ async def test_seed_logprobs_and_stop_strings_survive_when_their_worker_is_kille
         sampling = {"temperature": 0.8, "seed": 5, "logprobs": True, **fields}
         return streams.start(url, story("s"), max_tokens=300, **sampling)
 
-    undisturbed = draw()
-    await async_wait_until(lambda: undisturbed.is_finished, "the undisturbed response")
-    assert undisturbed.text != echo_text(story("s"), max_tokens=300)  # not the greedy output
-    stop = undisturbed.text[200:208]
+    reference = draw()
+    await async_wait_until(lambda: reference.is_finished, "the response without faults")
+    assert reference.text != echo_text(story("s"), max_tokens=300)  # not the greedy output
+    stop = reference.text[200:208]
     whole, stopped = draw(), draw(stop=[stop])
     await async_wait_until(lambda: min(whole.num_deltas, stopped.num_deltas) >= 10, "both streams")
     for victim in {cluster.worker_of(stream.job_id) for stream in (whole, stopped)}:
         victim.kill()
     await streams.wait_for_all()
-    assert (whole.text, whole.finish_reason) == (undisturbed.text, "length")
-    assert whole.num_logprobs == undisturbed.num_logprobs == 300
-    assert (stopped.text, stopped.finish_reason) == (undisturbed.text[: undisturbed.text.index(stop)], "stop")
+    assert (whole.text, whole.finish_reason) == (reference.text, "length")
+    assert whole.num_logprobs == reference.num_logprobs == 300
+    assert (stopped.text, stopped.finish_reason) == (reference.text[: reference.text.index(stop)], "stop")
     assert stopped.usage
     assert stopped.num_logprobs == stopped.usage["completion_tokens"] < 300
 

@@ -60,7 +60,7 @@ def heartbeat(worker_id: str, model: str = "m") -> Heartbeat:
 
 
 class Client:
-    """The clients of one controller. Records the events of each job in order."""
+    """The clients of one controller, which record the events of each job in order."""
 
     def __init__(self, producer: JobProducer) -> None:
         self.events: dict[str, list[Event]] = {}

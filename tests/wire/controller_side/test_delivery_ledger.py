@@ -50,7 +50,7 @@ def test_a_duplicate_is_skipped_even_without_tokens(ledger: DeliveryLedger) -> N
     [(2, packed(1, 9)), (0, packed(0, 9)), (1, packed(5, 9))],
     ids=["gap", "different frame", "wrong offset"],
 )
-def test_a_frame_that_does_not_fit_is_not_delivered_and_requests_a_resync(
+def test_an_unexpected_frame_is_not_delivered_and_requests_a_resync(
     ledger: DeliveryLedger, index: int, payload: bytes
 ) -> None:
     ledger.receive("j", 0, packed(0, 1), (1, 0))

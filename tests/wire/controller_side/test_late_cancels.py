@@ -48,7 +48,7 @@ async def test_a_client_that_attaches_before_a_late_cancel_arrives_reads_to_the_
     assert await client.receives_end(job) == STOP
 
 
-async def test_an_unread_job_to_which_no_client_attaches_is_cancelled(harness: Harness) -> None:
+async def test_an_unread_job_is_cancelled_if_no_client_attaches(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     await producer.attach(job.job_id, tenant=job.tenant)
@@ -95,7 +95,7 @@ async def test_the_pending_cancel_of_a_failed_submit_does_not_end_a_job_attached
     assert await client.receives_end(job) == STOP
 
 
-async def test_a_failed_submit_to_which_no_client_attached_never_runs(harness: Harness) -> None:
+async def test_the_job_of_a_failed_submit_never_runs_if_no_client_attaches(harness: Harness) -> None:
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await lose_submit_reply(producer, job)
     await producer._reader.poll(None)

@@ -93,7 +93,7 @@ async def test_redis_out_of_memory_rejects_a_job_and_stores_nothing_of_it(harnes
     assert harness.keys() == before
 
 
-async def test_known_images_are_not_sent_again(harness: Harness) -> None:
+async def test_stored_images_are_not_sent_again(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     image, tiles = make_image("cat")
     await producer.submit(make_job(image), {image.digest: tiles})
@@ -112,7 +112,7 @@ async def test_images_that_redis_has_lost_are_sent_again_with_the_next_job(harne
     assert [each.pixels for each in await consumer.pull(1)] == [{image.digest: tiles}]
 
 
-async def test_a_job_without_its_images_is_an_error_of_the_caller(harness: Harness) -> None:
+async def test_a_submit_without_the_images_of_the_job_raises(harness: Harness) -> None:
     producer, (image, _) = await harness.producer(), make_image("cat")
     with pytest.raises(KeyError):
         await producer.submit(make_job(image), {})

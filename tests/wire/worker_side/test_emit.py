@@ -127,7 +127,7 @@ async def test_an_expired_job_does_not_affect_other_jobs(harness: Harness) -> No
     harness.redis.delete(PREFIX + "job:" + gone.job_id)
     await consumer.emit([frame(one, 0, 1, final=STOP), frame(two, 0, 1, final=STOP)])
     await client.receives_end(job)
-    harness.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire
+    harness.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire later
     harness.redis.delete(PREFIX + "log:" + gone.job_id)
 
 

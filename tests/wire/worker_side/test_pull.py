@@ -168,7 +168,7 @@ async def test_a_job_that_expired_in_the_queue_is_skipped(harness: Harness) -> N
     await producer.submit(job, {})
     harness.redis.delete(PREFIX + "job:" + gone.job_id)
     assert await served(consumer, 4) == [job]
-    harness.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire
+    harness.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire later
 
 
 async def test_a_job_is_requeued_if_its_images_are_lost_between_two_replies(harness: Harness) -> None:

@@ -164,7 +164,7 @@ async def test_a_job_that_expired_while_running_is_not_reaped(harness: Harness) 
     harness.redis.delete(PREFIX + "job:" + job.job_id)
     harness.kill_worker("w1")
     assert await producer.reap() == 0
-    harness.redis.hdel(PREFIX + "tenant:alice", job.job_id)  # would expire
+    harness.redis.hdel(PREFIX + "tenant:alice", job.job_id)  # would expire later
 
 
 async def test_only_heartbeats_of_live_workers_are_returned(harness: Harness) -> None:
