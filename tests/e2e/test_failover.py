@@ -127,7 +127,7 @@ async def test_a_worker_without_a_queue_says_so_and_ends(tmp_path: Path) -> None
     with worker_factory("unix:///nowhere/queue.sock", tmp_path) as start_worker:
         worker = start_worker()
         assert await worker.async_wait() == 69
-        assert "does not answer" in worker.log
+        assert "Redis is unavailable" in worker.log
         assert "Traceback" not in worker.log
 
 

@@ -1,6 +1,6 @@
-"""Chaos with a seed: faults at random moments under steady streams, whose clients must not notice.
+"""Random faults during streaming, which must not change the output that clients receive.
 
-The seed decides which faults are injected, where and in which order; their timing depends on the machine.
+The seed determines the faults, their targets and their order. Their timing depends on the machine.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tests.waiting import async_wait_until
 
 __all__ = ["Chaos", "Outcome"]
 
-_RESPONSE_TIMEOUT_S = 60.0  # far above what any fault here costs
+_RESPONSE_TIMEOUT_S = 60.0  # much longer than the delay that any fault causes
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one client received."""
+    """The response that one client received."""
 
     job_id: str
     text: str
@@ -39,13 +39,13 @@ class Outcome:
     expected: str
 
     @property
-    def is_right(self) -> bool:
+    def is_correct(self) -> bool:
         return (self.text, self.finish_reason) == (self.expected, "length")
 
 
 @dataclass
 class Chaos:
-    """``run`` injects faults for ``duration_s``, repairs the system and waits for the last responses."""
+    """A test run that injects faults for ``duration_s``, repairs the system and waits for all responses."""
 
     cluster: Cluster
     seed: int
@@ -76,9 +76,9 @@ class Chaos:
             "kill a controller": self._kill_controller,
             "drain a controller": self._drain_controller,
             "kill the queue": self._kill_queue,
-            "cut the network": self._cut,
-            "swallow the network": self._swallow,
-            "slow the network": self._slow,
+            "disconnect the network": self._disconnect,
+            "stall the network": self._stall,
+            "slow down the network": self._slow_down,
         }
         while time.monotonic() < self._ends_at:
             name = self._random.choice(list(faults))
@@ -88,9 +88,9 @@ class Chaos:
         self.cluster.front.heal()
         self.cluster.back.heal()
 
-    async def _pause(self, least_s: float, most_s: float) -> None:
-        """Let a fault last."""
-        await asyncio.sleep(self._random.uniform(least_s, most_s))
+    async def _pause(self, min_s: float, max_s: float) -> None:
+        """Wait while a fault persists."""
+        await asyncio.sleep(self._random.uniform(min_s, max_s))
 
     async def _kill_worker(self) -> None:
         worker = self._random.choice(self.cluster.workers)
@@ -126,26 +126,26 @@ class Chaos:
         await self._pause(0.0, 0.5)
         self.cluster.queue.start()
 
-    async def _cut(self) -> None:
+    async def _disconnect(self) -> None:
         path = self._random.choice([self.cluster.front, self.cluster.back])
-        path.cut()
+        path.disconnect()
         await self._pause(0.1, 1.0)
         path.heal()
 
-    async def _swallow(self) -> None:
+    async def _stall(self) -> None:
         path = self._random.choice([self.cluster.front, self.cluster.back])
-        path.swallow()
+        path.stall()
         await self._pause(0.1, 1.5)
         path.heal()
 
-    async def _slow(self) -> None:
+    async def _slow_down(self) -> None:
         path = self._random.choice([self.cluster.front, self.cluster.back])
         path.delay(0.1)
         await self._pause(0.1, 1.0)
         path.heal()
 
     async def _chat(self, http: httpx2.AsyncClient, number: int) -> None:
-        """Run one client: request after request, each complete before the next."""
+        """Run one client, which sends its requests one after another."""
         dice = random.Random(f"{self.seed} {number}")
         turn = 0
         while time.monotonic() < self._ends_at:
@@ -155,8 +155,8 @@ class Chaos:
     async def _respond(
         self, http: httpx2.AsyncClient, name: str, max_tokens: int, dice: random.Random
     ) -> Outcome:
-        """Get one response: repeat the request under its key, or resume the stream where it was cut."""
-        state, give_up_at = StreamState(), time.monotonic() + scaled(_RESPONSE_TIMEOUT_S)
+        """Get one response. Repeat the request with its key, or resume the stream after an interruption."""
+        state, deadline = StreamState(), time.monotonic() + scaled(_RESPONSE_TIMEOUT_S)
         key = {"Idempotency-Key": f"chaos-{self.seed}-{self.cluster.front.port}-{name}"}
         body = {
             "model": "echo",
@@ -169,7 +169,7 @@ class Chaos:
         }
         problems: list[str] = []
         while not state.is_over:
-            assert time.monotonic() < give_up_at, f"no response to {name} in time: {problems[-5:]}"
+            assert time.monotonic() < deadline, f"no response to {name} in time: {problems[-5:]}"
             url = f"{dice.choice(self.cluster.controllers).url}/v1/chat/completions"
             if state.can_resume:
                 state.resume()
@@ -186,17 +186,17 @@ class Chaos:
         return Outcome(state.id, state.text, state.finish_reason, num_tokens, expected)
 
     async def _read(self, http: httpx2.AsyncClient, request: httpx2.Request, state: StreamState) -> str:
-        """Return what interrupted the response, or "ended"."""
+        """Read a response. Return the error that interrupted it, or "ended"."""
         response = None
         try:
             response = await http.send(request, stream=True)
             if response.status_code != 200:
                 error = json.loads(await response.aread())["error"]
-                # A client that was away for longer than the grace repeats the request under its key.
+                # After the grace period, the client repeats the request with its key.
                 is_gone = response.status_code == 404 and request.method == "GET"
                 assert is_gone or response.status_code in (409, 503), error
                 if is_gone:
-                    state.last_event_id = ""  # start again
+                    state.last_event_id = ""  # send the request again
                 await asyncio.sleep(0.2)
                 return str(error)
             async for chunk in response.aiter_bytes():

@@ -1,6 +1,6 @@
-"""A whole system for fault tests: one queue, a path to it for each kind of process, controllers, workers.
+"""A complete system for fault tests: a queue, controllers, workers, and a proxy to the queue for each kind.
 
-A cluster serves several tests; ``restore`` starts what a test killed before the next one begins.
+A cluster is shared by several tests. ``restore`` restarts killed processes before the next test.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.wire.redis_server import RedisServer, binary
 
 __all__ = ["Cluster", "running_cluster"]
 
-# Seconds on an idle machine; on a slow one a live process needs longer to show that it is alive.
+# Seconds on a fast machine. They are scaled on a slow machine, where live processes respond more slowly.
 _LEASE_S = 1.0
 _HANG_TIMEOUT_S = 3.0
 _ORPHAN_GRACE_S = 3.0
@@ -34,7 +34,7 @@ _STEP_S = 0.01
 
 
 class Cluster:
-    """``controllers`` reach the queue through ``front``, ``workers`` through ``back``."""
+    """The processes of one system. ``front`` connects controllers to the queue, ``back`` connects workers."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Cluster:
         return [controller.url for controller in self.controllers]
 
     def restore(self) -> None:
-        """Bring everything back to work and wait until nothing of earlier tests is running."""
+        """Restart all stopped processes, remove all faults, and wait until the system is idle."""
         self.front.heal()
         self.back.heal()
         for process in (*self.workers, *self.controllers):
@@ -108,26 +108,26 @@ class Cluster:
         return found
 
     def has_moved(self, job_id: str, former: WorkerProcess) -> bool:
-        """Whether another worker than ``former`` runs the job; false while it waits in the queue."""
+        """Return whether a worker other than ``former`` runs the job; False while it is queued."""
         worker_id = self.job_field(job_id, "worker")
         return bool(worker_id and worker_id not in former.log)
 
     def num_reaps(self) -> int:
-        """How often the controllers have looked for dead workers; each does so once a second."""
+        """Return how often the controllers have called ``reap``. Each calls it once per second."""
         return sum(int(self.redis.get(name) or 0) for name in self.key_names("beats:"))
 
     def dead_letters(self) -> list[str]:
-        """Return the ids of the jobs in the dead-letter stream."""
+        """Return the IDs of the jobs in the dead-letter stream."""
         letters: list[Any] = self.redis.xrange(f"{PREFIX}dlq") or []
         return [fields[b"job"].decode() for _, fields in letters]
 
     def assert_no_key_leaks(self) -> None:
-        """Each key but the short list has a time to live."""
+        """Check that every key except those in ``PERMANENT`` has a TTL."""
         leaks = {key for key in self.key_names() if self.redis.ttl(key) == -1} - set(PERMANENT)
         assert not leaks
 
     def num_running(self, worker: WorkerProcess) -> float | None:
-        """Return how many sequences a worker's engine has by its heartbeat; None without a heartbeat."""
+        """Return the number of running sequences in a worker's heartbeat; None without a heartbeat."""
         for key in self.key_names("heartbeat:"):
             packed = self.redis.get(key)
             if key.rpartition(":")[2] in worker.log and isinstance(packed, bytes):
@@ -145,7 +145,7 @@ class Cluster:
 
 
 def _as_user(url: str, role: str, acl: str | None) -> str:
-    """Return the URL with that user of ``deploy/users.acl``, if there is an ACL."""
+    """Return the URL with the user of this role in ``deploy/users.acl``, if there is an ACL."""
     return url.replace("redis://", f"redis://{role}:change-{role}-password@") if acl else url
 
 

@@ -1,4 +1,4 @@
-"""One system for all scenarios here; each test finds it healthy and idle, and leaves no key behind."""
+"""Fixtures: one system for all fault tests. It is healthy and idle before each test, and leaks no keys."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A TCP path to the queue that can be cut, swallowed or slowed: the network between processes, for tests.
+"""A TCP proxy to the queue that simulates network faults: disconnects, stalls and delays.
 
-It runs in a thread with an event loop of its own, so that a busy test does not slow it down.
+It runs in a thread with a separate event loop, so that a busy test does not slow it down.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CHUNK = 65536
 
 
 class FaultProxy:
-    """Forwards 127.0.0.1:``port`` to a unix socket. Faults hold until ``heal``."""
+    """A proxy from 127.0.0.1:``port`` to a Unix socket. Faults persist until ``heal`` is called."""
 
     def __init__(self, target: Path) -> None:
         self._target = target
@@ -27,8 +27,8 @@ class FaultProxy:
         self._thread.start()
         self._links: set[asyncio.Task[None]] = set()
         self._delay_s = 0.0
-        self._is_cut = False
-        self._passes: asyncio.Event
+        self._is_disconnected = False
+        self._may_forward: asyncio.Event
         self._server: asyncio.Server
         self.port = self._run(self._open)
 
@@ -36,30 +36,30 @@ class FaultProxy:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def cut(self) -> None:
-        """Every connection breaks, and new ones too."""
-        self._run(self._cut)
+    def disconnect(self) -> None:
+        """Close all connections, and close new ones immediately."""
+        self._run(self._disconnect)
 
-    def lead_to(self, target: Path) -> None:
-        """Another server from now on; connections to the former one break."""
+    def redirect(self, target: Path) -> None:
+        """Forward to another server and close the connections to the previous one."""
         self._target = target
-        self.cut()
+        self.disconnect()
         self.heal()
 
-    def swallow(self) -> None:
-        """A black hole: connections stand, nothing comes through. What was sent arrives after ``heal``."""
-        self._loop.call_soon_threadsafe(self._passes.clear)
+    def stall(self) -> None:
+        """Keep connections open but forward nothing. Data sent meanwhile is forwarded after ``heal``."""
+        self._loop.call_soon_threadsafe(self._may_forward.clear)
 
     def delay(self, seconds: float) -> None:
-        """Each piece that passes takes so much longer, in both directions together."""
+        """Delay each round trip by ``seconds``."""
         self._delay_s = seconds / 2
 
     def heal(self) -> None:
-        self._is_cut, self._delay_s = False, 0.0
-        self._loop.call_soon_threadsafe(self._passes.set)
+        self._is_disconnected, self._delay_s = False, 0.0
+        self._loop.call_soon_threadsafe(self._may_forward.set)
 
     def close(self) -> None:
-        self._run(self._cut)
+        self._run(self._disconnect)
         self._run(self._stop)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(scaled(10))
@@ -72,24 +72,24 @@ class FaultProxy:
         return asyncio.run_coroutine_threadsafe(working(), self._loop).result(scaled(10))
 
     async def _open(self) -> int:
-        self._passes = asyncio.Event()
-        self._passes.set()
+        self._may_forward = asyncio.Event()
+        self._may_forward.set()
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         port = self._server.sockets[0].getsockname()[1]
         assert isinstance(port, int)
         return port
 
     async def _stop(self) -> None:
-        """Ends when all that was accepted is closed: what a stopped loop holds warns in a later test."""
+        """Stop after all connections are closed. Otherwise their warnings would appear in a later test."""
         for listening in self._server.sockets:
             self._loop.remove_reader(listening.fileno())
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(others)
-        self._server.close()  # not sooner: asyncio loses what is just being accepted then
-        await asyncio.sleep(0)  # aborted connections close their sockets in the loop's next round
+        self._server.close()  # last, because asyncio would leak a connection that is being accepted
+        await asyncio.sleep(0)  # aborted connections close their sockets in the next iteration of the loop
 
-    async def _cut(self) -> None:
-        self._is_cut = True
+    async def _disconnect(self) -> None:
+        self._is_disconnected = True
         for link in self._links:
             link.cancel()
 
@@ -98,10 +98,10 @@ class FaultProxy:
         assert task
         self._links.add(task)
         try:
-            if not self._is_cut:
+            if not self._is_disconnected:
                 await self._link(reader, writer)
         except (OSError, asyncio.CancelledError):
-            pass  # either side is gone, or we are: the other side must hear of it
+            pass  # one side has closed the connection, or disconnect() was called
         finally:
             self._links.discard(task)
             writer.transport.abort()
@@ -115,7 +115,7 @@ class FaultProxy:
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            far_writer.transport.abort()  # first: a cut may come while the pumps end
+            far_writer.transport.abort()  # before the awaits below, which may be cancelled
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
@@ -124,6 +124,6 @@ class FaultProxy:
         while data := await reader.read(_CHUNK):
             if self._delay_s:
                 await asyncio.sleep(self._delay_s)
-            await self._passes.wait()
+            await self._may_forward.wait()
             writer.write(data)
             await writer.drain()

@@ -1,4 +1,4 @@
-"""Clients of a fault test: each reads one streamed response and records what it received."""
+"""Streaming clients for fault tests. Each reads one response and records what it receives."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MAX_TOKENS = 120
 
 
 def story(number: int | str) -> str:
-    """Return a prompt."""
+    """Return a prompt that depends on ``number``."""
     return f"Tell story number {number}."
 
 
 class Stream:
-    """One response; ``error`` is how it failed, by the server or the transport."""
+    """One streamed response. ``error`` is the error from the server or the transport."""
 
     def __init__(self, prompt: str, max_tokens: int) -> None:
         self.prompt = prompt
@@ -53,14 +53,14 @@ class Stream:
         return self.task is not None and self.task.done()
 
     def assert_complete(self) -> None:
-        """The text and the usage are those of a response that nothing disturbed."""
+        """Check that the text and the usage are those of a response without faults."""
         assert (self.error, self.has_done_event, self.finish_reason) == (None, True, "length")
         assert self.text == echo_text(self.prompt, max_tokens=self.max_tokens)
         assert self.usage
         assert self.usage["completion_tokens"] == self.max_tokens
 
     async def read(self, response: httpx2.Response) -> None:
-        """Read to the end. Raises what the transport raises."""
+        """Read the response to the end. Transport errors propagate."""
         self.status, self.headers = response.status_code, response.headers
         if response.status_code != 200:
             await response.aread()
@@ -89,7 +89,7 @@ class Stream:
 
 
 class Streams:
-    """Starts streams; a broken connection is an error of its stream."""
+    """A factory for streams. Connection errors are recorded in the stream."""
 
     def __init__(self, http: httpx2.AsyncClient) -> None:
         self.http = http
@@ -120,11 +120,11 @@ class Streams:
         return stream
 
     def start_many(self, urls: Sequence[str], number: int, **fields: Any) -> list[Stream]:
-        """Start streams with prompts of their own, distributed over the servers."""
+        """Start streams with different prompts, distributed over the servers."""
         return [self.start(urls[index % len(urls)], story(index), **fields) for index in range(number)]
 
     def resume(self, url: str, stream: Stream, **query: str) -> Stream:
-        """Start the rest of a stream that was interrupted."""
+        """Resume a stream that was interrupted; return a new stream with the rest."""
         parameters = {"stream": "true", "include_usage": "true", **query}
         headers = {"Last-Event-ID": stream.last_id} if stream.last_id else {}
         path = f"{url}/v1/chat/completions/{stream.job_id}"
@@ -134,7 +134,7 @@ class Streams:
 
     async def wait_for_all(self) -> None:
         await async_wait_until(
-            lambda: all(stream.is_finished for stream in self.all), "every stream's end", timeout_s=60
+            lambda: all(stream.is_finished for stream in self.all), "the end of all streams", timeout_s=60
         )
 
     async def close(self) -> None:

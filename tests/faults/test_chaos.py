@@ -1,4 +1,4 @@
-"""A quarter of a minute of chaos; ``LLAVA_CHAOS_S=600 LLAVA_CHAOS_SEED=7`` make it longer and different."""
+"""Random faults for 25 seconds. Set LLAVA_CHAOS_S=600 and LLAVA_CHAOS_SEED=7 for a longer, different run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SEED = int(os.environ.get("LLAVA_CHAOS_SEED") or 1)
 
 
 @pytest.mark.timeout(180 + DURATION_S)
-async def test_chaos_changes_no_text_and_leaves_nothing_behind(cluster: Cluster) -> None:
+async def test_random_faults_change_no_text_and_leave_nothing_behind(cluster: Cluster) -> None:
     chaos = Chaos(cluster, SEED, DURATION_S)
     await chaos.run()
     print(f"seed {SEED}: {len(chaos.outcomes)} responses, {len(chaos.faults)} faults: {chaos.faults}")  # noqa: T201
-    assert [outcome for outcome in chaos.outcomes if not outcome.is_right] == []
+    assert [outcome for outcome in chaos.outcomes if not outcome.is_correct] == []
     job_ids = {outcome.job_id for outcome in chaos.outcomes}
     assert len(job_ids) == len(chaos.outcomes) >= chaos.num_clients
     cluster.restore()
@@ -32,7 +32,7 @@ async def test_chaos_changes_no_text_and_leaves_nothing_behind(cluster: Cluster)
 
 
 def assert_no_process_has_grown(cluster: Cluster) -> None:
-    """Each process has about as many open files and as much memory as one that was just started."""
+    """Check that the open files and memory of each process are close to those of a new process."""
     processes = [*cluster.controllers, *cluster.workers]
     old = {process: psutil.Process(process.pid) for process in processes}
     num_files = {process: measured.num_fds() for process, measured in old.items()}

@@ -1,4 +1,4 @@
-"""The operator's commands on a running system."""
+"""Operator commands on a running system."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def add_dead_letter(cluster: Cluster, job_id: str, job: Job | None) -> None:
         "worker": "w",
         "crashes": 3,
         "tokens": 12,
-        "reason": "its worker ended",
+        "reason": "worker lease expired",
         "payload": msgspec.msgpack.encode(job) if job else b"",
     }
     cluster.redis.xadd(f"{PREFIX}dlq", fields)
@@ -65,14 +65,14 @@ async def test_top_shows_workers_and_streams(cluster: Cluster, streams: Streams)
     assert stream.job_id in shown.stdout
 
 
-def test_a_healthy_system_is_found_healthy(cluster: Cluster) -> None:
+def test_doctor_passes_on_a_healthy_system(cluster: Cluster) -> None:
     found = run(cluster, "doctor")
     assert found.returncode == 0, found.stdout
     assert "append-only file on" in found.stdout
     assert "FAIL" not in found.stdout
 
 
-def test_an_evicting_queue_is_found_bad(cluster: Cluster) -> None:
+def test_doctor_reports_an_eviction_policy(cluster: Cluster) -> None:
     cluster.redis.config_set("maxmemory-policy", "allkeys-lru")
     try:
         found = run(cluster, "doctor")
@@ -83,7 +83,7 @@ def test_an_evicting_queue_is_found_bad(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fact", "kind", "text"),
+    ("info", "level", "text"),
     [
         ({"redis_version": "6.0.1"}, "error", "use 6.2 or newer"),
         ({"valkey_version": "7.0.0"}, "error", "use 7.2 or newer"),
@@ -95,14 +95,14 @@ def test_an_evicting_queue_is_found_bad(cluster: Cluster) -> None:
         ({"clock_ahead_s": -300.0}, "warning", "-300 s"),
     ],
 )
-def test_each_thing_that_is_wrong_is_named(fact: dict[str, Any], kind: str, text: str) -> None:
+def test_doctor_reports_each_problem(info: dict[str, Any], level: str, text: str) -> None:
     usual = {finding.text for finding in check(GOOD, NO_WORKERS)}
-    (found,) = [finding for finding in check(GOOD | fact, NO_WORKERS) if finding.text not in usual]
-    assert found.level == kind
+    (found,) = [finding for finding in check(GOOD | info, NO_WORKERS) if finding.text not in usual]
+    assert found.level == level
     assert text in found.text
 
 
-def test_a_dead_letter_is_shown_and_answered_when_it_runs_again(cluster: Cluster) -> None:
+def test_a_dead_letter_is_shown_and_can_be_replayed(cluster: Cluster) -> None:
     job = Job(
         job_id="chatcmpl-dead",
         model="echo",
@@ -114,7 +114,8 @@ def test_a_dead_letter_is_shown_and_answered_when_it_runs_again(cluster: Cluster
     add_dead_letter(cluster, job.job_id, job)
     add_dead_letter(cluster, "chatcmpl-large", None)
     shown = run(cluster, "dlq", "show").stdout
-    assert "chatcmpl-dead  model=echo tenant=t: 3 crashes, the last at token 12: its worker ended\n" in shown
+    crashes = "3 crashes, the last at token 12: worker lease expired"
+    assert f"chatcmpl-dead  model=echo tenant=t: {crashes}\n" in shown
     replayed = run(cluster, "dlq", "replay", job.job_id)
     assert (replayed.returncode, replayed.stdout) == (0, echo_text(story(1), max_tokens=30) + "\n")
     assert "too large to store" in run(cluster, "dlq", "replay", "chatcmpl-large").stderr
@@ -122,7 +123,7 @@ def test_a_dead_letter_is_shown_and_answered_when_it_runs_again(cluster: Cluster
     assert (unknown.returncode, "No dead letter has this job ID" in unknown.stderr) == (1, True)
 
 
-def test_without_a_queue_each_command_says_so() -> None:
+def test_every_command_reports_that_redis_is_unavailable() -> None:
     for words in (["top", "--once"], ["doctor"], ["dlq", "show"]):
         command = [
             sys.executable,

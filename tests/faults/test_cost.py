@@ -1,4 +1,4 @@
-"""What the queue costs Redis: commands do not grow with the streams, and an idle system sends hardly any."""
+"""The load on Redis: commands per step do not grow with the streams, and an idle system sends few."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.waiting import async_wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
-# What processes send; Redis counts the commands inside scripts beside them.
+# Commands sent by processes. Redis also counts the commands inside scripts, which are excluded here.
 SENT = ("evalsha", "eval", "xread", "blpop", "ping", "info")
 
 
 @pytest.fixture(scope="module")
-def roomy_cluster() -> Iterator[Cluster]:
+def large_cluster() -> Iterator[Cluster]:
     with running_cluster(
         num_controllers=1,
         num_workers=1,
@@ -33,7 +33,7 @@ def num_commands(cluster: Cluster) -> int:
 
 
 async def commands_per_step(cluster: Cluster, streams: Streams, num_streams: int) -> float:
-    """Count the commands while every stream receives a token in each of 40 steps."""
+    """Return the number of commands per step over 40 steps in which every stream receives a token."""
     cluster.restore()
     started = streams.start_many(cluster.urls, num_streams, max_tokens=4000)
     await async_wait_until(lambda: all(stream.num_deltas > 3 for stream in started), "the streams")
@@ -46,19 +46,19 @@ async def commands_per_step(cluster: Cluster, streams: Streams, num_streams: int
 
 
 async def test_commands_do_not_grow_with_the_number_of_streams(
-    roomy_cluster: Cluster, streams: Streams
+    large_cluster: Cluster, streams: Streams
 ) -> None:
-    """They do once: beyond the first of an emit's two scripts."""
-    few = await commands_per_step(roomy_cluster, streams, 40)
-    many = await commands_per_step(roomy_cluster, streams, 128)
+    """The baseline of 40 streams already needs both scripts of an emit."""
+    few = await commands_per_step(large_cluster, streams, 40)
+    many = await commands_per_step(large_cluster, streams, 128)
     assert many <= few * 1.1
 
 
-async def test_an_idle_system_sends_few_commands(roomy_cluster: Cluster) -> None:
-    """Fewer than five for each process while the controller looks once, each second, for dead workers."""
-    roomy_cluster.restore()
-    await async_wait_until(lambda: not roomy_cluster.key_names("live:"), "the end of every cancel")
-    commands, reaps = num_commands(roomy_cluster), roomy_cluster.num_reaps()
-    await async_wait_until(lambda: roomy_cluster.num_reaps() >= reaps + 4, "four reaps")
-    num_reaps = roomy_cluster.num_reaps() - reaps
-    assert num_commands(roomy_cluster) - commands < 2 * 5 * num_reaps
+async def test_an_idle_system_sends_few_commands(large_cluster: Cluster) -> None:
+    """Each of the two processes sends fewer than five commands per second, the interval of ``reap``."""
+    large_cluster.restore()
+    await async_wait_until(lambda: not large_cluster.key_names("live:"), "the end of all cancellations")
+    commands, reaps = num_commands(large_cluster), large_cluster.num_reaps()
+    await async_wait_until(lambda: large_cluster.num_reaps() >= reaps + 4, "four reaps")
+    num_reaps = large_cluster.num_reaps() - reaps
+    assert num_commands(large_cluster) - commands < 2 * 5 * num_reaps

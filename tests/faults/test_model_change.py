@@ -1,4 +1,4 @@
-"""One model is exchanged for another under load: the old worker completes what it has started."""
+"""A model is replaced by another one under load: the old worker completes its running requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEW = "echo-2"
 
 @pytest.fixture
 def draining_cluster() -> Iterator[Cluster]:
-    """A cluster whose worker completes its sequences before it exits."""
+    """A cluster with a worker that completes its sequences before it exits."""
     with running_cluster(num_controllers=1, num_workers=1, worker={"drain_timeout_s": 600}) as cluster:
         yield cluster
 
@@ -32,7 +32,7 @@ def num_workers(url: str, model: str) -> int:
     return sum(int(listed["num_workers"]) for listed in models if listed["id"] == model)
 
 
-async def test_a_change_of_model_loses_no_request(
+async def test_a_model_change_loses_no_request(
     draining_cluster: Cluster, streams: Streams, tmp_path: Path
 ) -> None:
     cluster = draining_cluster
@@ -53,7 +53,7 @@ async def test_a_change_of_model_loses_no_request(
         assert {cluster.job_field(stream.job_id, "crashes") for stream in started} == {"0"}
         wait_until(lambda: num_workers(controller.url, "echo") == 0, "the end of the old model")
         late = streams.start(controller.url, story("late"))
-        await async_wait_until(lambda: late.is_finished, "a refusal")
+        await async_wait_until(lambda: late.is_finished, "the rejection")
         assert (late.status, late.error["code"]) == (503, "no_worker")
         assert "retry-after" in late.headers
     finally:

@@ -1,4 +1,4 @@
-"""Ten times more requests than fit: as many as fit are served, the others are told when to retry."""
+"""Overload with ten times the capacity: excess requests are rejected with a time to retry."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ NUM_REQUESTS = 100
 
 
 @pytest.fixture
-def narrow_cluster() -> Iterator[Cluster]:
-    """A cluster with little room, whose worker may stand still for as long as the test needs."""
+def small_cluster() -> Iterator[Cluster]:
+    """A cluster with low limits. Leases are long, so that the test can suspend the worker."""
     with running_cluster(
         num_workers=1,
         server={"max_queued": MAX_QUEUED, "max_open_requests": 64, "lease_s": 600, "hang_timeout_s": 600},
@@ -28,28 +28,32 @@ def narrow_cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-async def test_of_ten_times_too_many_requests_each_is_answered_or_refused_with_a_time(
-    narrow_cluster: Cluster, streams: Streams
+async def test_under_overload_each_request_is_completed_or_rejected_with_a_retry_time(
+    small_cluster: Cluster, streams: Streams
 ) -> None:
-    cluster, (worker,) = narrow_cluster, narrow_cluster.workers
-    first = streams.start(cluster.urls[0], story("first"), max_tokens=60)  # the estimates need a rate
+    cluster, (worker,) = small_cluster, small_cluster.workers
+    first = streams.start(
+        cluster.urls[0], story("first"), max_tokens=60
+    )  # provides the service rate for the estimates
     await async_wait_until(lambda: first.is_finished, "a response")
 
     running = streams.start_many(cluster.urls, MAX_RUNNING, max_tokens=400)
     await async_wait_until(lambda: all(stream.num_deltas for stream in running), "running streams")
-    worker.send(signal.SIGSTOP)  # no place becomes free while the requests arrive
+    worker.send(signal.SIGSTOP)  # no slot becomes free while the requests arrive
     others = streams.start_many(cluster.urls, NUM_REQUESTS - MAX_RUNNING, max_tokens=60)
-    num_refused = len(others) - MAX_QUEUED
-    await async_wait_until(lambda: sum(stream.is_finished for stream in others) >= num_refused, "refusals")
+    num_rejected = len(others) - MAX_QUEUED
+    await async_wait_until(
+        lambda: sum(stream.is_finished for stream in others) >= num_rejected, "the rejections"
+    )
     worker.send(signal.SIGCONT)
     await streams.wait_for_all()
 
-    refused = [stream for stream in others if stream.status != 200]
-    assert len(refused) == num_refused
-    for stream in refused:
+    rejected = [stream for stream in others if stream.status != 200]
+    assert len(rejected) == num_rejected
+    for stream in rejected:
         assert (stream.status, stream.error["code"]) == (503, "queue_full")
         assert float(stream.headers["retry-after"]) >= 1
-    for stream in {*running, *others} - {*refused}:
+    for stream in {*running, *others} - {*rejected}:
         stream.assert_complete()
     late = streams.start(cluster.urls[0], story("late"), max_tokens=60)
     await async_wait_until(lambda: late.is_finished, "a response after the overload")

@@ -1,4 +1,4 @@
-"""The broken network of these tests leaves nothing open: what leaks here fails some later test."""
+"""The fault proxy must not leak connections, because a leak makes a later test fail."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-async def _knock(port: int) -> None:
-    """Connects and goes again, until nobody listens."""
+async def _connect_repeatedly(port: int) -> None:
+    """Connect and disconnect in a loop until the port is closed."""
     while True:
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -29,19 +29,19 @@ async def _knock(port: int) -> None:
             writer.write(b"hello")
             await reader.read(10)
         except OSError:
-            pass  # cut
+            pass  # disconnected
         finally:
             writer.transport.abort()
 
 
-async def test_a_path_that_closes_while_clients_come_and_go_leaves_nothing_open(tmp_path: Path) -> None:
+async def test_a_proxy_that_closes_while_clients_connect_leaves_nothing_open(tmp_path: Path) -> None:
     target = tmp_path / "s"
     async with await asyncio.start_unix_server(_echo, target):
         for _ in range(20):
-            path = FaultProxy(target)
-            clients = [asyncio.ensure_future(_knock(path.port)) for _ in range(8)]
+            proxy = FaultProxy(target)
+            clients = [asyncio.ensure_future(_connect_repeatedly(proxy.port)) for _ in range(8)]
             await asyncio.sleep(0.005)
-            await asyncio.to_thread(path.close)
+            await asyncio.to_thread(proxy.close)
             await asyncio.gather(*clients)
-    del path
-    gc.collect()  # here, where a warning names this test
+    del proxy
+    gc.collect()  # so that warnings are attributed to this test

@@ -1,4 +1,4 @@
-"""Streams survive whatever happens to the queue: killed with and without a memory, cut off, silent, slow."""
+"""Streams survive faults of the queue: killed with and without its data, disconnected, stalled, slow."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def restricted_queue() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def forgetful_cluster() -> Iterator[Cluster]:
-    """A cluster whose queue is empty after a restart, with fewer places than streams."""
+def volatile_cluster() -> Iterator[Cluster]:
+    """A cluster with a queue that loses its data in a restart, and with fewer slots than streams."""
     with running_cluster(
         num_workers=2, is_durable=False, worker={"max_num_sequences": 8}, server={"keepalive_s": 0.5}
     ) as cluster:
@@ -48,7 +48,7 @@ async def wait_for_text(streams: list[Stream], number: int) -> None:
     await async_wait_until(lambda: sum(stream.num_deltas >= 10 for stream in streams) >= number, "text")
 
 
-async def test_a_killed_queue_that_remembers_loses_nothing(cluster: Cluster, streams: Streams) -> None:
+async def test_a_killed_durable_queue_loses_nothing(cluster: Cluster, streams: Streams) -> None:
     started = streams.start_many(cluster.urls, NUM_STREAMS)
     await wait_for_text(started, 16)
     cluster.queue.kill()
@@ -58,50 +58,48 @@ async def test_a_killed_queue_that_remembers_loses_nothing(cluster: Cluster, str
         stream.assert_complete()
 
 
-async def test_a_queue_that_comes_back_empty_loses_no_live_stream(
-    forgetful_cluster: Cluster, streams: Streams
+async def test_a_queue_restarted_without_data_loses_no_live_stream(
+    volatile_cluster: Cluster, streams: Streams
 ) -> None:
-    forgetful_cluster.restore()
-    started = streams.start_many(forgetful_cluster.urls, NUM_STREAMS)
+    volatile_cluster.restore()
+    started = streams.start_many(volatile_cluster.urls, NUM_STREAMS)
     await wait_for_text(started, 12)
-    assert sum(stream.num_deltas == 0 for stream in started) > 4  # they wait, and are submitted again too
-    forgetful_cluster.queue.restart(None)
+    assert sum(stream.num_deltas == 0 for stream in started) > 4  # queued jobs are submitted again too
+    volatile_cluster.queue.restart(None)
     await streams.wait_for_all()
     for stream in started:
         stream.assert_complete()
-    forgetful_cluster.assert_no_key_leaks()
-    assert not forgetful_cluster.key_names("tenant:")
+    volatile_cluster.assert_no_key_leaks()
+    assert not volatile_cluster.key_names("tenant:")
 
 
-async def test_a_queue_that_comes_back_older_loses_no_live_stream(
-    forgetful_cluster: Cluster, streams: Streams
+async def test_a_queue_restarted_with_older_data_loses_no_live_stream(
+    volatile_cluster: Cluster, streams: Streams
 ) -> None:
-    forgetful_cluster.restore()
-    started = streams.start_many(forgetful_cluster.urls, 16, max_tokens=200)
+    volatile_cluster.restore()
+    started = streams.start_many(volatile_cluster.urls, 16, max_tokens=200)
     await wait_for_text(started, 8)
-    memory = forgetful_cluster.queue.snapshot()
-    num_then = sum(stream.num_deltas for stream in started)
+    dump = volatile_cluster.queue.snapshot()
+    num_deltas = sum(stream.num_deltas for stream in started)
     await async_wait_until(
-        lambda: sum(stream.num_deltas for stream in started) > num_then + 100, "a later time"
+        lambda: sum(stream.num_deltas for stream in started) > num_deltas + 100, "more text"
     )
-    forgetful_cluster.queue.restart(memory)
+    volatile_cluster.queue.restart(dump)
     await streams.wait_for_all()
     for stream in started:
         stream.assert_complete()
-    forgetful_cluster.assert_no_key_leaks()
+    volatile_cluster.assert_no_key_leaks()
 
 
-async def test_a_queue_cut_off_from_everyone_interrupts_no_stream(
-    forgetful_cluster: Cluster, streams: Streams
-) -> None:
-    cluster = forgetful_cluster
+async def test_a_disconnected_queue_interrupts_no_stream(volatile_cluster: Cluster, streams: Streams) -> None:
+    cluster = volatile_cluster
     cluster.restore()
     started = streams.start_many(cluster.urls, 8, max_tokens=200)
     await wait_for_text(started, 8)
-    cluster.front.cut()
-    cluster.back.cut()
+    cluster.front.disconnect()
+    cluster.back.disconnect()
     await async_wait_until(
-        lambda: all(stream.num_comments for stream in started), "a sign of life on each stream"
+        lambda: all(stream.num_comments for stream in started), "a keepalive comment on each stream"
     )
     cluster.front.heal()
     cluster.back.heal()
@@ -110,23 +108,23 @@ async def test_a_queue_cut_off_from_everyone_interrupts_no_stream(
         stream.assert_complete()
 
 
-async def test_a_black_hole_before_the_queue_ends_nothing_and_refuses_what_is_new(
-    forgetful_cluster: Cluster, streams: Streams
+async def test_a_queue_that_does_not_respond_ends_no_stream_and_rejects_new_requests(
+    volatile_cluster: Cluster, streams: Streams
 ) -> None:
-    cluster = forgetful_cluster
+    cluster = volatile_cluster
     cluster.restore()
     started = streams.start_many(cluster.urls, 8, max_tokens=200)
     await wait_for_text(started, 8)
-    cluster.front.swallow()
-    cluster.back.swallow()
+    cluster.front.stall()
+    cluster.back.stall()
     await async_wait_until(
-        lambda: all(stream.num_comments for stream in started), "a sign of life on each stream"
+        lambda: all(stream.num_comments for stream in started), "a keepalive comment on each stream"
     )
-    refused = streams.start(cluster.controllers[0].url, story("n"))
-    await async_wait_until(lambda: refused.is_finished, "a refusal before the path is healed")
-    assert refused.status == 503
-    assert refused.error["code"] == "queue_unavailable"
-    assert float(refused.headers["retry-after"]) >= 1
+    rejected = streams.start(cluster.controllers[0].url, story("n"))
+    await async_wait_until(lambda: rejected.is_finished, "the rejection while the queue is stalled")
+    assert rejected.status == 503
+    assert rejected.error["code"] == "queue_unavailable"
+    assert float(rejected.headers["retry-after"]) >= 1
     assert all(process.status is None for process in (*cluster.workers, *cluster.controllers))
     cluster.front.heal()
     cluster.back.heal()
@@ -135,11 +133,11 @@ async def test_a_black_hole_before_the_queue_ends_nothing_and_refuses_what_is_ne
         stream.assert_complete()
 
 
-async def test_a_slow_path_to_the_queue_slows_no_stream_down(
-    forgetful_cluster: Cluster, streams: Streams
+async def test_a_slow_path_to_the_queue_does_not_slow_down_streams(
+    volatile_cluster: Cluster, streams: Streams
 ) -> None:
-    """Tokens that wait for a slow emit leave together with the next."""
-    cluster = forgetful_cluster
+    """Tokens that wait during a slow emit are sent together in the next one."""
+    cluster = volatile_cluster
     cluster.restore()
     cluster.back.delay(scaled(0.2))
     cluster.front.delay(scaled(0.2))
@@ -150,26 +148,26 @@ async def test_a_slow_path_to_the_queue_slows_no_stream_down(
         assert stream.num_deltas < stream.max_tokens / 3
 
 
-async def test_a_queue_without_memory_refuses_what_is_new_and_interrupts_no_stream(
+async def test_a_queue_out_of_memory_rejects_new_requests_and_interrupts_no_stream(
     cluster: Cluster, streams: Streams
 ) -> None:
     started = streams.start_many(cluster.urls, 8, max_tokens=300)
     await wait_for_text(started, 8)
     cluster.redis.config_set("maxmemory", 1)
     try:
-        refused = streams.start(cluster.controllers[0].url, story("n"))
-        await async_wait_until(lambda: refused.is_finished, "a refusal")
+        rejected = streams.start(cluster.controllers[0].url, story("n"))
+        await async_wait_until(lambda: rejected.is_finished, "the rejection")
     finally:
         cluster.redis.config_set("maxmemory", 0)
-    assert (refused.status, refused.error["code"]) == (503, "queue_unavailable")
-    streams.all.remove(refused)
+    assert (rejected.status, rejected.error["code"]) == (503, "queue_unavailable")
+    streams.all.remove(rejected)
     await streams.wait_for_all()
     for stream in started:
         stream.assert_complete()
     assert all(process.status is None for process in (*cluster.workers, *cluster.controllers))
 
 
-async def test_each_role_does_with_its_own_rights(streams: Streams) -> None:
+async def test_each_role_needs_only_its_own_permissions(streams: Streams) -> None:
     with running_cluster(num_controllers=2, num_workers=2, acl=ACL) as restricted:
         started = streams.start_many(restricted.urls, 8, max_tokens=300)
         await wait_for_text(started, 8)
@@ -177,7 +175,7 @@ async def test_each_role_does_with_its_own_rights(streams: Streams) -> None:
         await streams.wait_for_all()
         for stream in started:
             stream.assert_complete()
-        stream = streams.start(restricted.controllers[0].url, story("left"), max_tokens=4000)
+        stream = streams.start(restricted.controllers[0].url, story("resumed"), max_tokens=4000)
         await async_wait_until(lambda: stream.num_deltas > 3, "the stream")
         restricted.controllers[0].kill()
         rest = streams.resume(restricted.controllers[1].url, stream)
@@ -187,7 +185,7 @@ async def test_each_role_does_with_its_own_rights(streams: Streams) -> None:
 
 
 @pytest.mark.parametrize("role", ["server", "worker"])
-def test_no_role_may_touch_anything_else(restricted_queue: RedisServer, role: str) -> None:
+def test_no_role_can_access_anything_else(restricted_queue: RedisServer, role: str) -> None:
     socket = str(restricted_queue.socket)
     with redis.Redis(unix_socket_path=socket, username=role, password=f"change-{role}-password") as client:
         for attempt in (

@@ -1,4 +1,4 @@
-"""Failover by hand: a replica of the queue is promoted under live streams, and the address leads there."""
+"""Manual failover: a replica of the queue is promoted during live streams, and the address points to it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def is_connected(replica: RedisServer) -> bool:
-    """Whether it has a primary and has copied it."""
+    """Return whether the replica is connected and in sync with its primary."""
     return bool(replica.client.info("replication")["master_link_status"] == "up")
 
 
@@ -51,7 +51,7 @@ def replicated_cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-async def test_live_streams_go_on_at_a_promoted_replica(
+async def test_live_streams_continue_on_a_promoted_replica(
     replicated_cluster: Cluster, streams: Streams
 ) -> None:
     cluster = replicated_cluster
@@ -61,8 +61,8 @@ async def test_live_streams_go_on_at_a_promoted_replica(
         cluster.queue.kill()
         promoted.client.replicaof("NO", "ONE")
         other.client.replicaof(LOOPBACK, promoted.port)
-        cluster.front.lead_to(promoted.socket)
-        cluster.back.lead_to(promoted.socket)
+        cluster.front.redirect(promoted.socket)
+        cluster.back.redirect(promoted.socket)
         before = {stream: stream.num_deltas for stream in started}
         await async_wait_until(
             lambda: all(s.is_finished or s.num_deltas > number + 20 for s, number in before.items()),
@@ -75,4 +75,4 @@ async def test_live_streams_go_on_at_a_promoted_replica(
         wait_until(lambda: is_connected(other), "the other replica")
         leaks = [key for key in promoted.client.scan_iter("{lv}:log:*") if promoted.client.ttl(key) == -1]
         assert not leaks
-        cluster.queue.start()  # for the end of the fixture
+        cluster.queue.start()  # for the teardown of the fixture

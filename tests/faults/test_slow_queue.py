@@ -1,4 +1,4 @@
-"""An emit never delays a step: the engine goes on while the path to the queue stands still."""
+"""An emit never delays a step: the engine continues while the connection to the queue is stalled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NUM_TOKENS = 100
 
 
 class SteppedEngine(EchoEngine):
-    """An engine that makes one step for each permit."""
+    """An engine that runs one step per permit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def path(queue: str) -> Iterator[FaultProxy]:
 
 @asynccontextmanager
 async def stepped_worker(path: FaultProxy) -> AsyncIterator[SteppedEngine]:
-    """Run a worker whose queue is at the other end of ``path``."""
+    """Run a worker that connects to the queue through ``path``; yield its engine."""
     model, engine = open_model(load_settings(["--model", "echo"])), SteppedEngine()
     consumer = await JobConsumer.connect(path.url, model.heartbeat)
     worker = Worker(
@@ -70,27 +70,27 @@ async def stepped_worker(path: FaultProxy) -> AsyncIterator[SteppedEngine]:
 
 
 async def submit(client: JobClient, engine: SteppedEngine) -> str:
-    """Return the id of a job that has one token."""
+    """Submit a job and wait for its first token; return the job ID."""
     job_id = await client.submit("Tell me.", temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
     engine.permits.release()
     await async_wait_until(lambda: client.events[job_id], "the first token")
     return job_id
 
 
-async def test_no_engine_step_waits_for_the_path_to_the_queue(queue: str, path: FaultProxy) -> None:
+async def test_no_engine_step_waits_for_the_queue(queue: str, path: FaultProxy) -> None:
     async with connect_job_client(queue) as client, stepped_worker(path) as engine:
         job_id = await submit(client, engine)
-        path.swallow()
+        path.stall()
         engine.permits.release(NUM_TOKENS - 1)
         await async_wait_until(lambda: engine.num_steps == NUM_TOKENS, "all steps")
         assert len(client.token_ids(job_id)) == 1
         path.heal()
         await client.wait_for_final(job_id)
         assert len(client.token_ids(job_id)) == NUM_TOKENS
-        assert len(client.events[job_id]) <= 4  # tokens that waited for an emit leave together in the next
+        assert len(client.events[job_id]) <= 4  # waiting tokens are sent together in the next emit
 
 
-async def test_without_delay_each_token_is_emitted_by_itself(queue: str, path: FaultProxy) -> None:
+async def test_each_token_is_emitted_separately_without_delay(queue: str, path: FaultProxy) -> None:
     async with connect_job_client(queue) as client, stepped_worker(path) as engine:
         job_id = await submit(client, engine)
         for number in range(2, NUM_TOKENS + 1):

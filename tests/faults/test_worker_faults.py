@@ -1,4 +1,4 @@
-"""Streams survive whatever happens to their workers: killed, frozen, hung, stopped, given up alive."""
+"""Streams survive faults of their workers: killed, frozen, hung, stopped, or declared lost while alive."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ async def start(cluster: Cluster, streams: Streams, number: int, **fields: Any) 
     return started
 
 
-async def test_eight_streams_survive_the_kill_of_their_worker(cluster: Cluster, streams: Streams) -> None:
+async def test_streams_survive_when_their_worker_is_killed(cluster: Cluster, streams: Streams) -> None:
     started = await start(cluster, streams, 8, max_tokens=300)
     job_id = started[0].job_id
     num_reaps = cluster.num_reaps()
     cluster.worker_of(job_id).kill()
     await async_wait_until(lambda: cluster.job_field(job_id, "crashes") == "1", "the end of the lease")
-    # Each controller looks for expired leases once a second; one look may be under way at either end.
+    # Each controller calls reap once per second; the interval may include one more call at each end.
     assert cluster.num_reaps() - num_reaps <= len(cluster.controllers) * (cluster.lease_s + 2)
     await streams.wait_for_all()
     for stream in started:
         stream.assert_complete()
 
 
-async def test_seed_log_probabilities_and_stop_strings_survive_the_kill_of_a_worker(
+async def test_seed_logprobs_and_stop_strings_survive_when_their_worker_is_killed(
     cluster: Cluster, streams: Streams
 ) -> None:
     url = cluster.controllers[0].url
@@ -49,23 +49,23 @@ async def test_seed_log_probabilities_and_stop_strings_survive_the_kill_of_a_wor
         sampling = {"temperature": 0.8, "seed": 5, "logprobs": True, **fields}
         return streams.start(url, story("s"), max_tokens=300, **sampling)
 
-    undisturbed = draw()
-    await async_wait_until(lambda: undisturbed.is_finished, "the undisturbed response")
-    assert undisturbed.text != echo_text(story("s"), max_tokens=300)  # it is not the greedy one
-    stop = undisturbed.text[200:208]
+    reference = draw()
+    await async_wait_until(lambda: reference.is_finished, "the response without faults")
+    assert reference.text != echo_text(story("s"), max_tokens=300)  # not the greedy output
+    stop = reference.text[200:208]
     whole, stopped = draw(), draw(stop=[stop])
     await async_wait_until(lambda: min(whole.num_deltas, stopped.num_deltas) >= 10, "both streams")
     for victim in {cluster.worker_of(stream.job_id) for stream in (whole, stopped)}:
         victim.kill()
     await streams.wait_for_all()
-    assert (whole.text, whole.finish_reason) == (undisturbed.text, "length")
-    assert whole.num_logprobs == undisturbed.num_logprobs == 300
-    assert (stopped.text, stopped.finish_reason) == (undisturbed.text[: undisturbed.text.index(stop)], "stop")
+    assert (whole.text, whole.finish_reason) == (reference.text, "length")
+    assert whole.num_logprobs == reference.num_logprobs == 300
+    assert (stopped.text, stopped.finish_reason) == (reference.text[: reference.text.index(stop)], "stop")
     assert stopped.usage
     assert stopped.num_logprobs == stopped.usage["completion_tokens"] < 300
 
 
-async def test_a_frozen_worker_loses_its_streams_and_is_not_heard_when_it_thaws(
+async def test_a_frozen_worker_loses_its_streams_and_its_late_events_are_rejected(
     cluster: Cluster, streams: Streams
 ) -> None:
     started = await start(cluster, streams, 6, max_tokens=300)
@@ -80,10 +80,10 @@ async def test_a_frozen_worker_loses_its_streams_and_is_not_heard_when_it_thaws(
     assert frozen.status is None
 
 
-async def test_a_worker_whose_engine_hangs_ends_and_its_streams_go_on(
+async def test_a_worker_with_a_hung_engine_exits_and_its_streams_continue(
     cluster: Cluster, streams: Streams
 ) -> None:
-    """The thread that sends heartbeats lives on; only progress counts."""
+    """Heartbeats continue from another thread, so only missing progress reveals the fault."""
     good = await start(cluster, streams, 6, max_tokens=400)
     bad = streams.start(cluster.controllers[0].url, f"{story('h')} [[hang at 20]]")
     await async_wait_until(lambda: bad.num_deltas >= 5, "the stream")
@@ -91,11 +91,11 @@ async def test_a_worker_whose_engine_hangs_ends_and_its_streams_go_on(
     await async_wait_until(lambda: hung.status is not None, "the watchdog")
     assert hung.status == 70
     assert bad.task
-    bad.task.cancel()  # else it hangs the next worker at the same token
+    bad.task.cancel()  # else the request hangs the next worker at the same token
     await streams.wait_for_all()
     for stream in good:
         stream.assert_complete()
-    for worker in cluster.workers:  # one may hold it already, and end in the middle of the next test
+    for worker in cluster.workers:  # one may hold the job already, and would exit during the next test
         worker.kill()
 
 
@@ -115,7 +115,9 @@ async def test_a_rolling_restart_of_all_workers_fails_no_request(cluster: Cluste
         stream.assert_complete()
 
 
-async def test_a_worker_given_up_alive_is_heard_no_more(cluster: Cluster, streams: Streams) -> None:
+async def test_events_of_a_live_worker_are_rejected_after_it_was_declared_lost(
+    cluster: Cluster, streams: Streams
+) -> None:
     started = await start(cluster, streams, 6, max_tokens=300)
     abandoned = cluster.worker_of(started[0].job_id)
     worker_id = cluster.job_field(started[0].job_id, "worker")
@@ -123,7 +125,7 @@ async def test_a_worker_given_up_alive_is_heard_no_more(cluster: Cluster, stream
     is_refused = threading.Event()
 
     def keep_the_lease_expired() -> None:
-        """Expire it far more often than each step renews it, so that every look finds it expired."""
+        """Expire the lease much more often than the worker renews it, so that every reap finds it expired."""
         while not is_refused.is_set():
             cluster.redis.zadd(f"{PREFIX}workers", {worker_id: 1})
 
@@ -139,26 +141,28 @@ async def test_a_worker_given_up_alive_is_heard_no_more(cluster: Cluster, stream
     assert abandoned.status is None
 
 
-async def test_one_poisonous_request_dies_alone_and_harms_nobody(cluster: Cluster, streams: Streams) -> None:
+async def test_a_request_that_crashes_workers_fails_and_others_complete(
+    cluster: Cluster, streams: Streams
+) -> None:
     url = cluster.controllers[0].url
     good = [streams.start(url, story(index), max_tokens=200) for index in range(15)]
     bad = streams.start(url, f"{story('p')} [[crash at 30]]", max_tokens=200)
-    num_deaths = 0
+    num_crashes = 0
     while not (bad.is_finished and all(stream.is_finished for stream in good)):
         for worker in cluster.workers:
             if worker.status is not None:
-                num_deaths += 1
+                num_crashes += 1
                 worker.start()
         await async_wait_until(
             lambda: (
                 all(stream.is_finished for stream in streams.all)
                 or any(worker.status is not None for worker in cluster.workers)
             ),
-            "an end",
+            "the end of all streams or of a worker",
             timeout_s=60,
         )
     for stream in good:
         stream.assert_complete()
     assert bad.error["code"] == "worker_crashed"
-    assert num_deaths <= 3
+    assert num_crashes <= 3
     assert cluster.dead_letters() == [bad.job_id]

@@ -78,4 +78,4 @@ def test_a_secret_given_twice_or_unreadable_is_rejected(
     (tmp_path / "url").write_text("redis://host")
     with pytest.raises(SystemExit):
         load_settings(["--redis-url-file", str(tmp_path / "url"), "--redis-url", "redis://other"])
-    assert "give one" in capsys.readouterr().err
+    assert "Set only one" in capsys.readouterr().err

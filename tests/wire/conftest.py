@@ -21,7 +21,7 @@ def anyio_backend() -> str:
 def running(kind: str) -> Iterator[RedisServer]:
     program = binary(kind)
     if not program:
-        pytest.skip(f"{kind}: no such server on this machine")
+        pytest.skip(f"{kind} is not installed")
     folder = Path(tempfile.mkdtemp(prefix="lv"))  # tmp_path is too long for a socket
     server = RedisServer(program, folder)
     server.start()
@@ -38,14 +38,14 @@ def shared_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
 
 @pytest.fixture(params=KINDS)
 def killable_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """A server of the test's own, which it may kill and restart."""
+    """A private server that the test may kill and restart."""
     with running(request.param) as server:
         yield server
 
 
 @pytest.fixture
 def server(shared_server: RedisServer) -> RedisServer:
-    """The shared server, emptied."""
+    """The shared server without data."""
     shared_server.client.flushall()
     return shared_server
 

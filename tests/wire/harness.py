@@ -1,4 +1,4 @@
-"""Controllers, workers and clients around one Redis server."""
+"""A test harness with controllers, workers and clients on one Redis server."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def heartbeat(worker_id: str, model: str = "m") -> Heartbeat:
 
 
 class Client:
-    """The clients of one controller: the events of each job, in the order of ``follow``."""
+    """The clients of one controller, which record the events of each job in order."""
 
     def __init__(self, producer: JobProducer) -> None:
         self.events: dict[str, list[Event]] = {}
@@ -93,7 +93,7 @@ class Client:
 
 
 class Harness:
-    """Creates controllers, workers and clients, and closes them all."""
+    """A factory for controllers, workers and clients, which it closes at the end."""
 
     def __init__(self, server: RedisServer) -> None:
         self.server = server
@@ -126,17 +126,17 @@ class Harness:
         return job, assignment
 
     def kill_worker(self, worker_id: str) -> None:
-        """As if the worker had sent no heartbeat for a lease, while controllers reap each second."""
+        """Simulate a worker without a heartbeat for a lease, while controllers call ``reap`` every second."""
         self.redis.set(PREFIX + "reaped", "1", px=60_000)
         self.redis.zadd(PREFIX + "workers", {worker_id: 1})
 
     def hang_worker(self, worker_id: str) -> None:
-        """As if the worker had sent heartbeats, but made no progress."""
+        """Simulate a worker that sends heartbeats but makes no progress."""
         self.redis.set(PREFIX + "reaped", "1", px=60_000)
         self.redis.zadd(PREFIX + "progress", {worker_id: 1})
 
     def kill_controller(self, controller_id: str) -> None:
-        """As if the controller had not called ``reap`` for the grace time of orphans."""
+        """Simulate a controller that has not called ``reap`` for the orphan grace period."""
         self.redis.set(PREFIX + "reaped", "1", px=60_000)
         self.redis.zadd(PREFIX + "controllers", {controller_id: 1})
 
@@ -144,12 +144,12 @@ class Harness:
         return {key.decode() for key in self.redis.scan_iter(f"{PREFIX}{kind}*")}
 
     def members(self, name: str) -> list[str]:
-        """The members of a sorted set, in its order."""
+        """Return the members of a sorted set in order."""
         members = self.redis.zrange(PREFIX + name, 0, -1)
         return [member.decode() for member in members if isinstance(member, bytes)]
 
     def dead_letters(self) -> list[dict[str, str]]:
-        """The entries of the dead-letter stream without their payloads."""
+        """Return the entries of the dead-letter stream without their payloads."""
         entries: Any = self.redis.xrange(PREFIX + "dlq")
         return [
             {name.decode(): value.decode() for name, value in fields.items() if name != b"payload"}
@@ -161,7 +161,7 @@ class Harness:
             await (part.close() if isinstance(part, Client) else part.aclose())
 
     async def check_nothing_leaks(self) -> None:
-        """Every key but the permanent ones has a time to live; once all have died, one reap cleans up."""
+        """Check that non-permanent keys have a TTL and that one reap cleans up after all participants."""
         leaks = {key for key in self.keys() if self.redis.ttl(key) == -1} - set(PERMANENT)
         assert not leaks
         for worker_id in self.members("workers"):
@@ -189,9 +189,9 @@ class Harness:
         assert int(self.redis.get(PREFIX + "pixel_bytes") or 0) == stored
 
 
-def wrap_scripts(party: JobProducer | JobConsumer, call: ScriptWrapper) -> Callable[[], None]:
-    """Run the scripts of a controller or worker as ``call(script, name, *args)``; return what undoes it."""
-    link = party._link
+def wrap_scripts(participant: JobProducer | JobConsumer, call: ScriptWrapper) -> Callable[[], None]:
+    """Run the scripts of a controller or worker as ``call(script, name, *args)``; return an undo function."""
+    link = participant._link
     script = link.script
 
     async def wrapped(name: str, *args: Arg) -> Any:
@@ -205,8 +205,10 @@ def wrap_scripts(party: JobProducer | JobConsumer, call: ScriptWrapper) -> Calla
     return restore
 
 
-def before_script(party: JobProducer | JobConsumer, name: str, action: Callable[[], Awaitable[Any]]) -> None:
-    """Once, run ``action`` while the call of this script is on its way to Redis."""
+def before_script(
+    participant: JobProducer | JobConsumer, name: str, action: Callable[[], Awaitable[Any]]
+) -> None:
+    """Run ``action`` once, before the next call of this script reaches Redis."""
 
     async def call(script: Script, called: str, *args: Arg) -> Any:
         if called == name:
@@ -214,11 +216,13 @@ def before_script(party: JobProducer | JobConsumer, name: str, action: Callable[
             await action()
         return await script(called, *args)
 
-    restore = wrap_scripts(party, call)
+    restore = wrap_scripts(participant, call)
 
 
-def after_script(party: JobProducer | JobConsumer, name: str, action: Callable[[], Awaitable[Any]]) -> None:
-    """Once, run ``action`` while the reply of this script is on its way back."""
+def after_script(
+    participant: JobProducer | JobConsumer, name: str, action: Callable[[], Awaitable[Any]]
+) -> None:
+    """Run ``action`` once, before the reply of the next call of this script is returned."""
 
     async def call(script: Script, called: str, *args: Arg) -> Any:
         reply = await script(called, *args)
@@ -227,11 +231,11 @@ def after_script(party: JobProducer | JobConsumer, name: str, action: Callable[[
             await action()
         return reply
 
-    restore = wrap_scripts(party, call)
+    restore = wrap_scripts(participant, call)
 
 
 async def check_starts_over(job: Job, producer: JobProducer, consumer: JobConsumer, client: Client) -> None:
-    """Submitted again, the job starts without tokens and its client receives the new output only."""
+    """Submit the job again and check that it starts without tokens and its client gets only new output."""
     client.events.clear()
     await producer.submit(job, {})
     (again,) = await consumer.pull(1)

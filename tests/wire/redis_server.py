@@ -1,4 +1,4 @@
-"""A Redis or Valkey of our own on a unix socket: started, killed, and brought back with an older memory."""
+"""A Redis or Valkey server for tests on a Unix socket, which can be killed and restarted with older data."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ KINDS = ("valkey", "redis")
 
 
 def binary(kind: str) -> str | None:
-    """The program of this kind, None if this machine lacks it."""
+    """Return the path of the server program; None if it is not installed."""
     return str(get_binary_path()) if kind == "valkey" else shutil.which("redis-server")
 
 
 class RedisServer:
-    """One server process; ``folder`` must be short, for it holds the socket. A durable one writes a log of
-    every command and remembers over a kill; the others forget."""
+    """A server process with its socket in ``folder``, which must have a short path.
+
+    A durable server logs every command to disk and keeps its data when it is killed; other servers lose it.
+    """
 
     def __init__(self, program: str, folder: Path, *, is_durable: bool = False, port: int = 0) -> None:
         self._program = program
         self._is_durable = is_durable
-        self.port = port  # beside the socket; replicas have no other way in
+        self.port = port  # in addition to the socket, for replicas
         self._folder = folder
         self.socket = self._socket = folder / "s"
         self._dump = folder / "dump.rdb"
@@ -41,7 +43,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def restrict(self, acl: str) -> None:
-        """Users as in an ACL file; commands of this object go on as its ``admin``."""
+        """Create the users in an ACL file. ``client`` then connects as the user ``admin``."""
         for line in acl.splitlines():
             words = line.split()
             if words and words[0] == "user" and words[1] != "default":
@@ -64,10 +66,10 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
         )
-        wait_until(self._answers, "the server's start")
+        wait_until(self._is_ready, "the server start")
 
     def kill(self) -> None:
-        """SIGKILL: nothing is written any more."""
+        """Kill the process without writing its data."""
         assert self._process
         self._process.kill()
         self._process.wait()
@@ -75,7 +77,7 @@ class RedisServer:
         self.client.close()
 
     def pause(self) -> None:
-        """Alive, connected and silent, like the far side of a black hole."""
+        """Suspend the process: it stays connected but does not reply."""
         assert self._process
         os.kill(self._process.pid, signal.SIGSTOP)
 
@@ -84,29 +86,29 @@ class RedisServer:
         os.kill(self._process.pid, signal.SIGCONT)
 
     def snapshot(self) -> bytes:
-        """Everything, as of now."""
+        """Return a dump of the current data."""
         self.client.save()
         return self._dump.read_bytes()
 
-    def restart(self, memory: bytes | None) -> None:
-        """Kill and start again, remembering ``memory`` or nothing."""
+    def restart(self, dump: bytes | None) -> None:
+        """Kill the server and start it with the data in ``dump``, or without data."""
         self.kill()
         self._dump.unlink(missing_ok=True)
-        if memory is not None:
-            self._dump.write_bytes(memory)
+        if dump is not None:
+            self._dump.write_bytes(dump)
         self.start()
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         try:
             return bool(self.client.ping())
-        except redis.ConnectionError:  # not there yet, or still loading
+        except redis.ConnectionError:  # still starting or loading
             return False
 
 
 @contextmanager
 def running_redis() -> Iterator[str]:
     """Run an empty server that stores nothing on disk. Yield its URL."""
-    with tempfile.TemporaryDirectory(prefix="lv", dir="/tmp") as folder:  # a socket's path must be short
+    with tempfile.TemporaryDirectory(prefix="lv", dir="/tmp") as folder:  # the path of a socket must be short
         server = RedisServer(find_redis_binary(), Path(folder))
         server.start()
         try:

@@ -49,7 +49,7 @@ def test_invalid_values_end_the_process_with_their_names_and_the_allowed_values(
         (["--conversation", "nobody"], ["LLAVA_CONVERSATION", "nobody", "vicuna_v1"]),
         (["--redis-url", "http://:secret@x"], ["--redis-url", "redis://"]),
         (["--redis-url-file", "/nowhere"], ["redis_url_file", "cannot read /nowhere"]),
-        (["--redis-url-file", "/x", "--redis-url", "redis://x"], ["give one"]),
+        (["--redis-url-file", "/x", "--redis-url", "redis://x"], ["Set only one"]),
     ):
         with pytest.raises(SystemExit) as raised:
             load_settings(arguments)

@@ -1,12 +1,12 @@
-"""Exceptions of this package. Errors of Redis itself become ``QueueUnavailable`` (``redis/connection.py``).
+"""Exceptions of this package. Redis errors are raised as ``QueueUnavailable`` (``redis/connection.py``).
 
 WireError
 ├── QueueUnavailable       Redis cannot be reached: 503
-├── DuplicateJob           the job ID is in use for a job with other contents
-├── AlreadySubmitted       the same job was submitted through another controller, or has ended
+├── DuplicateJob           a job with the same ID but different contents exists
+├── AlreadySubmitted       the job was submitted through another controller, or has ended
 ├── QueueFull              the model's queue is full: 503
-├── StoreFull              no room for a file or a batch: 429, or 503 if other tenants use it
-└── TenantOverLimit        the tenant has reached its limit of live jobs: 429
+├── StoreFull              no room for a file or a batch: 429, or 503 if other tenants use the space
+└── TenantOverLimit        the tenant has reached a limit on live jobs: 429
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class WireError(Exception):
 
 
 class DuplicateJob(WireError):
-    """A job with this ID, but with other contents, exists already."""
+    """A job with the same ID but different contents already exists."""
 
 
 class AlreadySubmitted(WireError):
-    """This very job is live, or ended minutes ago: use ``snapshot`` or ``attach``."""
+    """The same job is live or ended minutes ago. Use ``snapshot`` or ``attach``."""
 
 
 class QueueUnavailable(WireError):
-    """Redis did not answer in time; ``retry_after_s`` is when to retry."""
+    """Redis is unavailable. Retry after ``retry_after_s``."""
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
@@ -43,7 +43,7 @@ class QueueUnavailable(WireError):
 
 
 class QueueFull(WireError):
-    """The queue is full; ``retry_after_s`` is when there should be room."""
+    """The queue is full. ``retry_after_s`` is the estimated time until it has room."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
@@ -51,7 +51,7 @@ class QueueFull(WireError):
 
 
 class TenantOverLimit(WireError):
-    """The tenant has too many live jobs; ``retry_after_s`` is when one should have ended."""
+    """The tenant has too many live jobs. ``retry_after_s`` is the estimated time until one ends."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
@@ -59,7 +59,7 @@ class TenantOverLimit(WireError):
 
 
 class StoreFull(WireError):
-    """There is no room for a file or a batch; ``is_own``: because of the tenant's own files or batches."""
+    """There is no room for a file or batch. ``is_own``: the tenant's own files or batches use the space."""
 
     def __init__(self, message: str, *, is_own: bool) -> None:
         super().__init__(message)

@@ -1,7 +1,7 @@
-"""Where a process's OpenTelemetry spans go, the same for controllers and workers; the package is optional.
+"""OpenTelemetry export for controllers and workers; the OpenTelemetry packages are optional.
 
-OpenTelemetry's own variables, ``OTEL_*``, say where to, how many and under which name. The wire makes no
-spans; it carries a ``traceparent`` from who submits a job to the worker.
+The standard ``OTEL_*`` variables configure the endpoint, sampling and service name. This package creates no
+spans; it passes a ``traceparent`` from the submitter of a job to the worker.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ if TYPE_CHECKING:
 
 __all__ = ["SCOPE", "TracingUnavailable", "open_tracing"]
 
-SCOPE = "llava_serve"  # what the spans say made them
+SCOPE = "llava_serve"  # instrumentation scope of the spans
 
 
 class TracingUnavailable(Exception):
-    """Traces are asked for and cannot be made; the message says what to install."""
+    """Tracing is enabled, but a package is missing. The message has the install command."""
 
 
 def open_tracing(service: str) -> TracerProvider:
-    """Spans of ``service`` (or of OTEL_SERVICE_NAME) go to a collector by OTLP over HTTP, in batches.
+    """Return a provider that exports spans in batches with OTLP over HTTP.
 
-    Whoever has it must ``shutdown`` it, which sends what is left. Raises TracingUnavailable.
+    The service name is ``service``, unless OTEL_SERVICE_NAME is set. The caller must call ``shutdown``, which
+    exports the remaining spans. Raise TracingUnavailable if a package is missing.
     """
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -32,7 +33,7 @@ def open_tracing(service: str) -> TracerProvider:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise TracingUnavailable(
-            f"traces are asked for (LLAVA_OTEL) and {error.name} is missing: pip install 'llava-serve[otel]'"
+            f"LLAVA_OTEL is enabled, but {error.name} is not installed. Run pip install 'llava-serve[otel]'."
         ) from error
     named = Resource.create({"service.name": service}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=named, shutdown_on_exit=False)

@@ -1,7 +1,7 @@
-"""Settings that every process on the queue has: read from ``LLAVA_*`` variables, then from flags.
+"""Settings shared by the server and the worker, read from ``LLAVA_*`` variables and command-line flags.
 
-``ServiceSettings`` is the base class of the server's and the worker's settings. Secrets may come from files
-(``LLAVA_REDIS_URL_FILE`` for ``redis_url``), as Docker and Kubernetes mount them, and are never printed.
+``ServiceSettings`` is the base class of the settings of both programs. Secrets can be read from files, as
+mounted by Docker and Kubernetes (``LLAVA_REDIS_URL_FILE`` for ``redis_url``), and are never printed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 class ServiceSettings(BaseSettings):
     """The settings of one process. A subclass adds fields and sets ``program``, the prefix of error lines.
 
-    A field ``<name>_file`` next to a secret field ``<name>`` is the path of a file that holds the secret.
+    A field ``<name>_file`` next to a secret field ``<name>`` is the path of a file that contains the secret.
     """
 
     program: ClassVar[str]
@@ -41,24 +41,33 @@ class ServiceSettings(BaseSettings):
     )
 
     redis_url: SecretStr = Field(
-        SecretStr("redis://127.0.0.1:6379/0"), description="Redis or Valkey: redis://, rediss:// or unix://."
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="URL of Redis or Valkey: redis://, rediss:// or unix://.",
     )
-    redis_url_file: Path | None = Field(None, description="File that holds the Redis URL (a secret).")
-    lease_s: float = Field(5.0, gt=0, le=600, description="A worker silent for so long is dead, s.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    redis_url_file: Path | None = Field(None, description="File that contains the Redis URL (a secret).")
+    lease_s: float = Field(
+        5.0,
+        gt=0,
+        le=600,
+        description="Time without a heartbeat after which a worker is declared lost, in seconds.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Minimum level of log messages."
+    )
     otel: bool = Field(
-        False, description="Send OpenTelemetry traces by OTLP over HTTP; OTEL_* variables say where to."
+        False,
+        description="Export OpenTelemetry traces with OTLP over HTTP, as configured by the OTEL_* variables.",
     )
 
     @classmethod
     def load(cls, arguments: Sequence[str]) -> Self:
-        """Read variables and flags. Exit with status 2 and one line on stderr for each invalid value."""
+        """Read variables and flags. On errors, print one line per error to stderr and exit with status 2."""
         try:
             return CliApp.run(cls, cli_args=list(arguments))
         except ValidationError as error:
             lines = [f"{cls.program}: {cls._error_line(detail)}" for detail in error.errors()]
             sys.stderr.write("\n".join(lines) + "\n")
-            raise SystemExit(2) from None  # the chained exception would print values, which may be secrets
+            raise SystemExit(2) from None  # a chained exception could print secret values
 
     @model_validator(mode="before")
     @classmethod
@@ -69,7 +78,7 @@ class ServiceSettings(BaseSettings):
             if not path or not _is_secret(field):
                 continue
             if values.get(name):
-                raise ValueError(f"{name} and {name}_file are both given; give one")
+                raise ValueError(f"Both {name} and {name}_file are set. Set only one of them.")
             text = _read_text(name, Path(path))
             is_list = field.annotation is not SecretStr
             read[name] = [part for part in re.split(r"[,\s]+", text) if part] if is_list else text
@@ -84,14 +93,14 @@ class ServiceSettings(BaseSettings):
 
     @classmethod
     def _error_line(cls, detail: Any) -> str:
-        """Describe one of pydantic's error details. The value of a secret field is left out."""
+        """Format one error detail from pydantic, without the value of a secret field."""
         name = "_".join(str(part) for part in detail["loc"])
-        message = str(detail["msg"]).removeprefix("Value error, ")
+        message = str(detail["msg"]).removeprefix("Value error, ").removesuffix(".")
         if not name:
-            return message
+            return f"{message}."
         field = cls.model_fields.get(name)
         got = f" (got {detail.get('input')!r})" if field is None or not _is_secret(field) else ""
-        description = f"; {field.description}" if field else ""
+        description = f". {field.description}" if field else ""
         return f"LLAVA_{name.upper()} / --{name.replace('_', '-')}: {message}{got}{description}"
 
 

@@ -1,4 +1,4 @@
-"""Deleted jobs: nothing of them can be read any more, and none of them comes back."""
+"""Deleted jobs cannot be read and are not created again."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ async def test_nothing_of_a_deleted_job_can_be_read(harness: Harness) -> None:
         assert await producer.snapshot(job.job_id, tenant=job.tenant) is None
         assert await producer.attach(job.job_id, tenant=job.tenant) is None
     assert not harness.redis.exists(f"{PREFIX}log:{job.job_id}")
-    kept = harness.redis.hgetall(f"{PREFIX}job:{job.job_id}")
-    assert not {b"payload", b"outline", b"digests"} & set(kept)
+    stored = harness.redis.hgetall(f"{PREFIX}job:{job.job_id}")
+    assert not {b"payload", b"outline", b"digests"} & set(stored)
 
 
-async def test_an_unknown_job_or_another_tenants_is_not_deleted(harness: Harness) -> None:
+async def test_an_unknown_job_or_a_job_of_another_tenant_is_not_deleted(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     assert await producer.delete(job.job_id, tenant="mallory") is False
@@ -50,7 +50,7 @@ async def test_a_deleted_running_job_ends_for_its_worker_and_its_client(harness:
     assert final.error and final.error.code is ErrorCode.ANSWER_CANCELLED
 
 
-async def test_a_deleted_job_in_the_queue_never_runs(harness: Harness) -> None:
+async def test_a_deleted_queued_job_never_runs(harness: Harness) -> None:
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await producer.submit(job, {})
     assert await producer.delete(job.job_id, tenant=job.tenant) is True
@@ -68,7 +68,7 @@ async def test_a_controller_that_missed_the_end_does_not_create_a_deleted_job_ag
     job, assignment = await harness.running(here, consumer)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     assert await there.delete(job.job_id, tenant=job.tenant) is True
-    client = harness.client(here)  # which now looks after its quiet jobs
+    client = harness.client(here)  # starts the check of idle jobs
     final = await client.receives_end(job)
     assert final.error and final.error.code is ErrorCode.ANSWER_CANCELLED
     assert await consumer._pull(4) == []
@@ -84,12 +84,12 @@ async def test_a_deleted_job_may_be_submitted_again(harness: Harness) -> None:
     await check_starts_over(job, producer, consumer, client)
 
 
-async def test_a_delete_that_is_sent_twice_returns_the_same(harness: Harness) -> None:
+async def test_a_delete_sent_twice_returns_the_same_result(harness: Harness) -> None:
     producer, job = await harness.producer(), make_job()
     await producer.submit(job, {})
 
-    async def lose_the_answer() -> None:
-        raise exceptions.ConnectionError("the answer is lost")
+    async def lose_reply() -> None:
+        raise exceptions.ConnectionError("the reply was lost")
 
-    after_script(producer, "delete", lose_the_answer)
+    after_script(producer, "delete", lose_reply)
     assert await producer.delete(job.job_id, tenant=job.tenant) is True

@@ -1,4 +1,4 @@
-"""The ledger delivers each frame once and in order, and requests a resync for what does not fit."""
+"""The ledger delivers each frame once and in order, and requests a resync for any other frame."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_frames_in_order_are_delivered(ledger: DeliveryLedger) -> None:
     assert not ledger.jobs_to_resync
 
 
-def test_a_duplicate_is_skipped_also_without_tokens(ledger: DeliveryLedger) -> None:
+def test_a_duplicate_is_skipped_even_without_tokens(ledger: DeliveryLedger) -> None:
     for _ in range(2):
         ledger.receive("j", 0, packed(0, text="a"), (1, 0))
         ledger.receive("j", 1, packed(0, 1), (2, 0))
@@ -48,9 +48,9 @@ def test_a_duplicate_is_skipped_also_without_tokens(ledger: DeliveryLedger) -> N
 @pytest.mark.parametrize(
     ("index", "payload"),
     [(2, packed(1, 9)), (0, packed(0, 9)), (1, packed(5, 9))],
-    ids=["a gap", "another lineage", "an offset that does not fit"],
+    ids=["gap", "different frame", "wrong offset"],
 )
-def test_a_frame_that_does_not_fit_is_not_delivered_and_requests_a_resync(
+def test_an_unexpected_frame_is_not_delivered_and_requests_a_resync(
     ledger: DeliveryLedger, index: int, payload: bytes
 ) -> None:
     ledger.receive("j", 0, packed(0, 1), (1, 0))
@@ -60,7 +60,7 @@ def test_a_frame_that_does_not_fit_is_not_delivered_and_requests_a_resync(
     assert ledger.jobs_to_resync == ("j",)
 
 
-def test_entries_from_before_a_resync_are_void(ledger: DeliveryLedger, live: LiveJob) -> None:
+def test_entries_older_than_a_resync_are_ignored(ledger: DeliveryLedger, live: LiveJob) -> None:
     assert ledger.apply_resync(live, ledger.controller_id, b"running", [], (5, 1))
     ledger.receive("j", 0, packed(0, 9), (5, 1))
     assert not ledger.has_ready
@@ -84,20 +84,20 @@ def test_nothing_is_delivered_after_the_end(ledger: DeliveryLedger, live: LiveJo
     assert not ledger.jobs_to_resync
 
 
-def test_a_tail_that_goes_on_after_the_end_is_not_delivered(ledger: DeliveryLedger, live: LiveJob) -> None:
+def test_frames_after_the_end_in_a_log_tail_are_not_delivered(ledger: DeliveryLedger, live: LiveJob) -> None:
     tail = [packed(0, 1, is_end=True), packed(1, 2)]
     ledger.apply_resync(live, ledger.controller_id, b"done", tail, (1, 0))
     assert delivered(ledger) == [(1,)]
     assert not ledger.jobs_to_resync
 
 
-def test_a_dropped_job_loses_also_what_was_ready(ledger: DeliveryLedger) -> None:
+def test_dropping_a_job_discards_its_ready_events(ledger: DeliveryLedger) -> None:
     ledger.receive("j", 0, packed(0, 1), (1, 0))
     ledger.drop("j")
     assert not ledger.take_ready()
 
 
-def test_a_new_reader_gets_only_events_that_were_taken(ledger: DeliveryLedger, live: LiveJob) -> None:
+def test_a_new_reader_gets_only_delivered_events(ledger: DeliveryLedger, live: LiveJob) -> None:
     ledger.receive("j", 0, packed(0, 1), (1, 0))
     ledger.take_ready()
     ledger.receive("j", 1, packed(1, 2), (2, 0))
@@ -105,7 +105,7 @@ def test_a_new_reader_gets_only_events_that_were_taken(ledger: DeliveryLedger, l
     assert [event.token_ids for event in log] == [(1,)]
 
 
-def test_a_resync_under_a_former_identity_changes_nothing(ledger: DeliveryLedger, live: LiveJob) -> None:
+def test_a_resync_under_an_old_controller_id_changes_nothing(ledger: DeliveryLedger, live: LiveJob) -> None:
     former_id = ledger.controller_id
     ledger.change_identity()
     assert not ledger.apply_resync(live, former_id, b"running", [packed(0, 1)], (1, 0))

@@ -1,4 +1,4 @@
-"""A cancel that was meant for one reader, and arrives when another has come, ends nothing."""
+"""A late cancel for an earlier reader does not end a job that another reader has attached to."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_a_client_that_attaches_before_a_late_cancel_arrives_reads_to_the_
     assert await client.receives_end(job) == STOP
 
 
-async def test_an_unread_job_to_which_no_client_attaches_is_cancelled(harness: Harness) -> None:
+async def test_an_unread_job_is_cancelled_if_no_client_attaches(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     await producer.attach(job.job_id, tenant=job.tenant)
@@ -62,10 +62,10 @@ async def test_a_client_that_attaches_just_after_the_cancel_gets_none(harness: H
     client = harness.client(producer)
     logs = []
 
-    async def come_back() -> None:
+    async def attach_again() -> None:
         logs.append(await producer.attach(job.job_id, tenant=job.tenant))
 
-    after_script(producer, "cancel", come_back)
+    after_script(producer, "cancel", attach_again)
     assert await producer.cancel_unread(job.job_id, tenant=job.tenant) is True
     assert logs == [None]
     assert job.job_id not in client.events
@@ -83,24 +83,26 @@ async def test_a_client_of_a_job_cancelled_elsewhere_gets_an_error_when_another_
     assert final.error.code is ErrorCode.ANSWER_CANCELLED
 
 
-async def test_the_pending_cancel_of_a_failed_submit_spares_a_job_attached_since(harness: Harness) -> None:
+async def test_the_pending_cancel_of_a_failed_submit_does_not_end_a_job_attached_since(
+    harness: Harness,
+) -> None:
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await lose_submit_reply(producer, job)
     assert await producer.attach(job.job_id, tenant=job.tenant) == []
-    client = harness.client(producer)  # its first turn cancels what is regretted
+    client = harness.client(producer)  # its first poll sends the pending cancel
     (assignment,) = await consumer.pull(1)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     assert await client.receives_end(job) == STOP
 
 
-async def test_a_failed_submit_to_which_no_client_attached_never_runs(harness: Harness) -> None:
+async def test_the_job_of_a_failed_submit_never_runs_if_no_client_attaches(harness: Harness) -> None:
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await lose_submit_reply(producer, job)
     await producer._reader.poll(None)
     assert await consumer._pull(1) == []
 
 
-async def test_an_attach_whose_reply_was_lost_changes_neither_reader_nor_grace_time(
+async def test_an_attach_with_a_lost_reply_only_delays_the_cancel(
     harness: Harness,
 ) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
@@ -112,16 +114,16 @@ async def test_an_attach_whose_reply_was_lost_changes_neither_reader_nor_grace_t
     assert (await consumer.emit([frame(assignment, 0, 1)])).refused == {job.job_id}
 
 
-async def test_a_job_attached_again_during_a_resync_of_its_former_reader_continues(harness: Harness) -> None:
+async def test_a_job_attached_again_during_a_resync_continues(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     producer._ledger.change_identity()
 
-    async def read_anew() -> None:
+    async def attach_again() -> None:
         producer._ledger.drop(job.job_id)
         await producer.attach(job.job_id, tenant=job.tenant)
 
-    after_script(producer, "resync", read_anew)
+    after_script(producer, "resync", attach_again)
     await producer._reader.poll(None)
     client = harness.client(producer)
     assert (await consumer.emit([frame(assignment, 0, 1, final=STOP)])).refused == set()

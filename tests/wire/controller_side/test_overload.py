@@ -1,4 +1,4 @@
-"""The fair queue and its limits: cost, weights, priorities and their ageing, refusals."""
+"""The fair queue and its limits: cost, weights, priorities, aging and rejected jobs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def submit(
 
 
 async def served(consumer: JobConsumer, number: int) -> list[str]:
-    """The tenants of the next jobs, in the order in which they are assigned."""
+    """Pull jobs; return their tenants in order of assignment."""
     return [assignment.job.tenant for assignment in await consumer.pull(number)]
 
 
@@ -53,7 +53,7 @@ async def test_high_priority_goes_first_and_low_priority_last(harness: Harness) 
     assert await served(consumer, 3) == ["urgent", "normal", "low"]
 
 
-async def test_low_priority_work_that_has_waited_long_is_served_in_a_flood_of_urgent_work(
+async def test_a_low_priority_job_that_has_waited_long_is_served_before_urgent_jobs(
     harness: Harness,
 ) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
@@ -65,15 +65,15 @@ async def test_low_priority_work_that_has_waited_long_is_served_in_a_flood_of_ur
     assert "low" in await served(consumer, 3)
 
 
-async def test_a_queue_is_full_by_cost_as_well_as_by_number(harness: Harness) -> None:
+async def test_a_queue_can_be_full_by_cost(harness: Harness) -> None:
     producer = await harness.producer(max_queued_cost=25.0)
     await submit(producer, 2, cost=10.0)
-    with pytest.raises(QueueFull, match="takes 20 tokens, this request 10 more; the limit is 25"):
+    with pytest.raises(QueueFull, match="use 20 tokens and this request needs 10; the limit is 25 tokens"):
         await submit(producer, 1, cost=10.0)
     await submit(producer, 1, cost=5.0)
 
 
-async def test_a_job_larger_than_the_queue_is_taken_when_nothing_waits(harness: Harness) -> None:
+async def test_a_job_larger_than_the_queue_is_accepted_when_the_queue_is_empty(harness: Harness) -> None:
     producer = await harness.producer(max_queued_cost=25.0, max_tenant_cost=25.0)
     await submit(producer, 1, cost=100.0)
 
@@ -97,33 +97,33 @@ async def test_a_cancelled_job_is_subtracted_from_the_backlog(harness: Harness) 
     assert float(harness.redis.get(PREFIX + "backlog:m") or 0) == 10.0
 
 
-async def test_a_tenants_tokens_are_limited_without_effect_on_others(harness: Harness) -> None:
+async def test_a_token_limit_of_one_tenant_does_not_affect_others(harness: Harness) -> None:
     producer, consumer = await harness.producer(max_tenant_cost=25.0), await harness.consumer()
-    await harness.running(producer, consumer)  # running counts as well as waiting
+    await harness.running(producer, consumer)  # running jobs count too
     await submit(producer, 1)
-    with pytest.raises(TenantOverLimit, match="take 20 tokens, this one 10 more; the limit is 25"):
+    with pytest.raises(TenantOverLimit, match="use 20 tokens and this request needs 10; the limit is 25"):
         await submit(producer, 1)
     await submit(producer, 1, tenant="bob")
 
 
-async def test_a_tenants_own_limits_replace_the_common_ones(harness: Harness) -> None:
+async def test_the_limits_of_a_tenant_replace_the_defaults(harness: Harness) -> None:
     producer = await harness.producer(max_tenant_jobs=1)
     await submit(producer, 3, TenantLimits(max_jobs=3))
     with pytest.raises(TenantOverLimit, match="the limit is 3"):
         await submit(producer, 1, TenantLimits(max_jobs=3))
-    with pytest.raises(TenantOverLimit, match="take 30 tokens"):
+    with pytest.raises(TenantOverLimit, match="use 30 tokens"):
         await submit(producer, 1, TenantLimits(max_jobs=9, max_cost=35.0))
 
 
 async def test_the_measured_rate_determines_when_to_retry(harness: Harness) -> None:
-    """2,000 tokens were served within this second; there is room when 5,000 more are."""
+    """2,000 tokens were served in the last second; the queue has room once 5,000 more are served."""
     producer, consumer = await harness.producer(max_queued=2), await harness.consumer()
     _, assignment = await harness.running(producer, consumer, cost=2000.0)
     await consumer.emit([frame(assignment, 0, 1, final=STOP)])
     await submit(producer, 2, cost=5000.0)
-    with pytest.raises(QueueFull) as refusal:
+    with pytest.raises(QueueFull) as raised:
         await submit(producer, 1)
-    assert 2.0 <= refusal.value.retry_after_s <= 30.0
+    assert 2.0 <= raised.value.retry_after_s <= 30.0
     for bucket in harness.keys("served:"):
         harness.redis.incrbyfloat(bucket, 998_000.0)  # much faster
     with pytest.raises(QueueFull) as sooner:
@@ -135,9 +135,9 @@ async def test_a_submit_returns_the_position_and_the_estimated_wait(harness: Har
     producer, consumer = await harness.producer(), await harness.consumer()
     assert await producer.submit(make_job(), {}) == QueuePosition(0, 0.0)
     assert await producer.submit(make_job(), {}) == QueuePosition(1, None)
-    done, waits = await consumer.pull(2)
+    done, waiting = await consumer.pull(2)
     await consumer.emit([(done, Event(0, (), "", STOP))])
-    await consumer.requeue([waits])
+    await consumer.requeue([waiting])
     position = await producer.submit(make_job(), {})
     assert position
     assert position.num_ahead == 1
@@ -145,7 +145,7 @@ async def test_a_submit_returns_the_position_and_the_estimated_wait(harness: Har
     assert position.wait_s > 0
 
 
-async def test_a_submit_sent_twice_returns_no_other_position(harness: Harness) -> None:
+async def test_a_repeated_submit_returns_no_position(harness: Harness) -> None:
     producer, job = await harness.producer(), make_job()
     await producer.submit(job, {})
     assert await producer.submit(job, {}) is None

@@ -1,4 +1,4 @@
-"""Redis is killed, comes back empty or older, hangs or loses memory; live streams continue correctly."""
+"""Live streams continue correctly when Redis is killed, restarts with old or no data, or hangs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def server(killable_server: RedisServer) -> RedisServer:
     return killable_server
 
 
-@pytest.mark.parametrize("comes_back", ["empty", "as it was", "older"])
-async def test_a_live_stream_survives_a_restart_of_redis(harness: Harness, comes_back: str) -> None:
+@pytest.mark.parametrize("restored_data", ["none", "latest", "older"])
+async def test_a_live_stream_survives_a_restart_of_redis(harness: Harness, restored_data: str) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     client, (image, tiles) = harness.client(producer), make_image("cat")
     job = make_job(image)
@@ -34,11 +34,10 @@ async def test_a_live_stream_survives_a_restart_of_redis(harness: Harness, comes
     older = harness.server.snapshot()
     await consumer.emit([frame(assignment, 1, 2)])
     await client.receives(job, 1, 2)
-    harness.server.restart(
-        {"empty": None, "as it was": harness.server.snapshot(), "older": older}[comes_back]
-    )
+    dumps = {"none": None, "latest": harness.server.snapshot(), "older": older}
+    harness.server.restart(dumps[restored_data])
     refused = (await consumer.emit([frame(assignment, 2, 3)])).refused
-    assert refused == (set() if comes_back == "as it was" else {job.job_id})
+    assert refused == (set() if restored_data == "latest" else {job.job_id})
     if refused:
         await async_wait_until(lambda: harness.redis.llen(PREFIX + "log:" + job.job_id) == 2)
         (assignment,) = await consumer.pull(1)
@@ -61,7 +60,7 @@ async def test_a_queued_job_survives_an_empty_redis(harness: Harness) -> None:
     await client.receives_end(job)
 
 
-async def test_a_restart_before_the_first_read_is_noticed(harness: Harness) -> None:
+async def test_a_restart_before_the_first_read_is_detected(harness: Harness) -> None:
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await producer.submit(job, {})
     harness.server.restart(None)
@@ -72,8 +71,8 @@ async def test_a_restart_before_the_first_read_is_noticed(harness: Harness) -> N
     await client.receives_end(job)
 
 
-async def test_frames_that_a_worker_wrote_before_a_restart_are_adopted(harness: Harness) -> None:
-    """The log continues what the client received: nothing is computed twice."""
+async def test_frames_that_a_worker_wrote_before_a_restart_are_kept(harness: Harness) -> None:
+    """The log extends the delivered frames, so nothing is computed twice."""
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1)])
@@ -89,7 +88,7 @@ async def test_frames_that_a_worker_wrote_before_a_restart_are_adopted(harness: 
 
 
 async def test_frames_that_another_worker_wrote_to_an_older_log_are_not_delivered(harness: Harness) -> None:
-    """The client received 1, 2; in an older Redis another worker wrote 1, 7: what was delivered wins."""
+    """The client received 1, 2. After a restart with older data, another worker wrote 1, 7."""
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     await consumer.emit([frame(assignment, 0, 1)])
@@ -113,7 +112,7 @@ async def test_frames_that_another_worker_wrote_to_an_older_log_are_not_delivere
     assert client.tokens(job) == (3,)
 
 
-async def test_an_emptied_redis_is_noticed_without_a_broken_connection(harness: Harness) -> None:
+async def test_data_loss_is_detected_without_a_broken_connection(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     client = harness.client(producer)
     job, assignment = await harness.running(producer, consumer)
@@ -133,7 +132,7 @@ async def test_an_emptied_redis_is_noticed_without_a_broken_connection(harness: 
     assert client.tokens(job) == (1, 2)
 
 
-async def test_a_job_cancelled_before_redis_lost_memory_does_not_run(harness: Harness) -> None:
+async def test_a_job_cancelled_before_redis_lost_data_does_not_run(harness: Harness) -> None:
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     client = harness.client(producer)
     await producer.submit(job, {})
@@ -159,9 +158,9 @@ async def test_without_redis_a_producer_fails_fast_and_a_worker_waits(harness: H
     harness.server.kill()
     pull = asyncio.create_task(consumer.pull(1))
     for call in (producer.submit(job, {}), producer.reap(), producer.stats(), producer.ping()):
-        with pytest.raises(QueueUnavailable) as refusal:
+        with pytest.raises(QueueUnavailable) as raised:
             await call
-        assert refusal.value.retry_after_s > 0
+        assert raised.value.retry_after_s > 0
     harness.server.start()
     assert await pull == []
 
@@ -175,8 +174,8 @@ async def test_connecting_without_redis_fails(server: RedisServer) -> None:
     server.start()
 
 
-async def test_a_hanging_redis_is_an_unavailable_one(harness: Harness) -> None:
-    """The connection is open and no reply comes: callers get an error, and deadlines are kept."""
+async def test_a_hanging_redis_is_treated_as_unavailable(harness: Harness) -> None:
+    """The connection is open but Redis does not reply: callers get an error, and deadlines still apply."""
     producer, job, late = await harness.producer(timeout_s=0.3), make_job(ttl_s=0.01), make_job()
     client = harness.client(producer)
     harness.server.pause()
@@ -191,7 +190,7 @@ async def test_a_hanging_redis_is_an_unavailable_one(harness: Harness) -> None:
 
 
 async def test_a_job_whose_submit_timed_out_does_not_run(harness: Harness) -> None:
-    """Redis accepted the job, but its reply came too late: the client got a 503, so the job must not run."""
+    """Redis accepted the job, but its reply was late. The client got a 503, so the job must not run."""
     producer, consumer, job = await harness.producer(timeout_s=0.3), await harness.consumer(), make_job()
     harness.client(producer)
     harness.server.pause()
@@ -208,11 +207,11 @@ async def test_a_job_whose_submit_timed_out_does_not_run(harness: Harness) -> No
 async def test_a_cancel_that_redis_did_not_receive_is_sent_later(harness: Harness) -> None:
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await producer.submit(job, {})
-    memory = harness.server.snapshot()
+    dump = harness.server.snapshot()
     harness.server.kill()
     with pytest.raises(QueueUnavailable):
         await producer.cancel(job.job_id, tenant=job.tenant)
-    harness.server.restart(memory)
+    harness.server.restart(dump)
     client = harness.client(producer)
     await async_wait_until(lambda: not harness.redis.zcard(PREFIX + "wait:m"))
     assert await consumer._pull(1) == []

@@ -12,17 +12,17 @@ from tests.wire.harness import STOP, Harness, check_starts_over, frame, make_job
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_job_of_another_controller_is_known_and_not_run_again(harness: Harness) -> None:
+async def test_a_job_submitted_through_another_controller_does_not_run_again(harness: Harness) -> None:
     here, there, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(here, consumer)
     with pytest.raises(AlreadySubmitted):
         await there.submit(job, {})
     assert await consumer._pull(1) == []
-    await there._reader.poll(None)  # and is not cancelled by the one that was refused
+    await there._reader.poll(None)  # the rejected controller does not cancel the job
     assert (await consumer.emit([frame(assignment, 0, 1)])).refused == set()
 
 
-async def test_a_job_that_has_ended_is_known(harness: Harness) -> None:
+async def test_a_job_that_has_ended_cannot_be_submitted_again(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     client = harness.client(producer)
     job, assignment = await harness.running(producer, consumer)
@@ -45,7 +45,7 @@ async def test_a_cancelled_job_may_be_submitted_again(harness: Harness) -> None:
     await check_starts_over(job, producer, consumer, client)
 
 
-async def test_a_snapshot_has_the_new_events_and_leaves_the_stream(harness: Harness) -> None:
+async def test_a_snapshot_returns_new_events_and_does_not_take_over_the_stream(harness: Harness) -> None:
     here, there, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
     client = harness.client(here)
     job, assignment = await harness.running(here, consumer)
@@ -69,7 +69,7 @@ async def test_a_snapshot_of_another_tenants_job_is_none(harness: Harness) -> No
     assert await producer.snapshot("unknown", tenant=job.tenant) is None
 
 
-async def test_an_unread_job_is_cancelled_unless_it_was_snapshot_lately(
+async def test_an_unread_job_is_cancelled_unless_a_snapshot_was_taken_recently(
     harness: Harness,
 ) -> None:
     here, there, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
@@ -82,22 +82,22 @@ async def test_an_unread_job_is_cancelled_unless_it_was_snapshot_lately(
     assert (await consumer.emit([frame(assignment, 1, 2)])).refused == {job.job_id}
 
 
-async def test_a_submit_that_failed_and_is_repeated_is_not_cancelled_for_the_failure(
+async def test_a_repeated_submit_is_not_cancelled_because_the_first_one_failed(
     harness: Harness,
 ) -> None:
-    """The first one's fate is unknown, so it is cancelled when Redis is back; the second one is wanted."""
+    """The first submit may have succeeded, so it is cancelled later. The second submit must still run."""
     producer, consumer, job = await harness.producer(timeout_s=0.2), await harness.consumer(), make_job()
     harness.server.pause()
     with pytest.raises(QueueUnavailable):
         await producer.submit(job, {})
     harness.server.resume()
-    harness.redis.delete(f"{PREFIX}job:{job.job_id}", f"{PREFIX}wait:m")  # it never arrived
+    harness.redis.delete(f"{PREFIX}job:{job.job_id}", f"{PREFIX}wait:m")  # the first submit was lost
     await producer.submit(job, {})
     await producer._reader.poll(None)
     assert [each.job for each in await consumer.pull(1)] == [job]
 
 
-async def test_a_submit_that_failed_but_arrived_does_not_run(harness: Harness) -> None:
+async def test_a_job_does_not_run_if_its_submit_failed_but_reached_redis(harness: Harness) -> None:
     producer, consumer, job = await harness.producer(timeout_s=0.2), await harness.consumer(), make_job()
     harness.server.pause()
     with pytest.raises(QueueUnavailable):

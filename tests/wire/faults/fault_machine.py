@@ -1,8 +1,9 @@
-"""Random faults, in random order, around real servers, and the invariants that must hold.
+"""Random faults in random order on real servers, and the invariants that must hold.
 
-Calls are sent twice, workers are reaped alive and go on writing, controllers die, pixels vanish, Redis is
-killed and comes back empty or old. Each client must receive its output once, complete, from one lineage; no
-job may be assigned to a worker that does not hold it; and when the faults stop, every job must end soon.
+Calls are sent twice, live workers are reaped and continue to write, controllers are killed, images are lost,
+and Redis is killed and restarted with old or no data. Each client must receive its complete output exactly
+once. No job may be assigned to a worker that does not hold it. After the faults stop, every job must end
+soon.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ picks = st.integers(0, 99)
 
 
 class FaultMachine(RuleBasedStateMachine):
-    """Needs a server of its own, which it kills and starts again."""
+    """A state machine that injects faults. It kills and restarts ``server``, which must not be shared."""
 
     def __init__(self, server: RedisServer) -> None:
         super().__init__()
@@ -43,10 +44,10 @@ class FaultMachine(RuleBasedStateMachine):
         self.dead_workers: list[FaultyWorker] = []
         self.dead_producers: list[JobProducer] = []
         self.clients: dict[str, Client] = {}
-        self.memories: list[bytes | None] = [None]
+        self.dumps: list[bytes | None] = [None]
         self.num_assignments = 0
         self.num_reaps = 0
-        self.server_is_new = False
+        self.has_restarted = False
         self.has_lost_image = False
 
     def wait(self, work: Awaitable[T]) -> T:
@@ -68,7 +69,7 @@ class FaultMachine(RuleBasedStateMachine):
         connecting = JobProducer.connect(
             self.server.url,
             check_interval_s=self.check_interval_s,
-            timeout_s=60.0,  # a busy machine is no fault
+            timeout_s=60.0,  # so that a slow machine causes no faults
         )
         producer = self.wait(connecting)
         self._send_twice(producer)
@@ -80,19 +81,19 @@ class FaultMachine(RuleBasedStateMachine):
         self._send_twice(consumer)
         self.workers.append(FaultyWorker(worker_id, consumer))
 
-    def _send_twice(self, party: JobProducer | JobConsumer) -> None:
-        """Run every third script twice, as if the first reply was lost."""
+    def _send_twice(self, participant: JobProducer | JobConsumer) -> None:
+        """Run about every third script twice, as after a lost reply."""
 
         async def maybe_twice(script: Script, name: str, *args: Arg) -> Any:
             if self.random.random() < 0.3:
                 await script(name, *args)
             return await script(name, *args)
 
-        wrap_scripts(party, maybe_twice)
+        wrap_scripts(participant, maybe_twice)
 
     @rule(num_ticks=st.integers(1, 20))
     def run_normally(self, num_ticks: int) -> None:
-        """Normal operation; a little of it follows each fault too, so that faults meet a busy system."""
+        """Operate without faults. Every fault calls this too, so that the next fault hits a busy system."""
         for _ in range(num_ticks):
             chance = self.random.random()
             if chance < 0.15:
@@ -107,7 +108,7 @@ class FaultMachine(RuleBasedStateMachine):
                 self.wait(self.random.choice(self.workers).reconcile())
 
     def _submit(self) -> None:
-        if sum(not client.is_over for client in self.clients.values()) >= MAX_LIVE_JOBS:
+        if sum(not client.is_finished for client in self.clients.values()) >= MAX_LIVE_JOBS:
             return
         producer, (image, tiles) = self.random.choice(self.producers), self._any_image()
         job = make_job(*self.random.choice([[], [image]]), tenant=self.random.choice("ab"))
@@ -131,7 +132,7 @@ class FaultMachine(RuleBasedStateMachine):
         self.wait(producer._reader.poll(None))
         for job_id, event in producer._ledger.take_ready():
             client = self.clients[job_id]
-            if client.producer is producer:  # else its client has moved to another one
+            if client.producer is producer:  # else the client has moved to another controller
                 self._check_error(event)
                 client.receive(event)
 
@@ -139,8 +140,8 @@ class FaultMachine(RuleBasedStateMachine):
         error = event.final and event.final.error
         if error and error.code is ErrorCode.WORKER_CRASHED:
             assert self.num_reaps >= 3
-        elif error:  # a controller that took a stream over after its pixels were lost
-            assert "pictures of this job are lost" in error.message
+        elif error:  # a controller took over a stream after its images were lost
+            assert "images of this request are no longer stored" in error.message
             assert self.has_lost_image
 
     @rule(pick=picks)
@@ -150,7 +151,7 @@ class FaultMachine(RuleBasedStateMachine):
 
     @rule(pick=picks)
     def reap_a_live_worker(self, pick: int) -> None:
-        """It continues to write, and must be refused."""
+        """Reap a worker that continues to write; its events must be rejected."""
         self._expire(self.workers[pick % len(self.workers)])
         self.run_normally(pick % 8)
 
@@ -179,34 +180,34 @@ class FaultMachine(RuleBasedStateMachine):
         self.run_normally(pick % 8)
 
     def _any_client(self) -> Client | None:
-        live = [client for client in self.clients.values() if not client.is_over]
+        live = [client for client in self.clients.values() if not client.is_finished]
         return self.random.choice(live) if live else None
 
     @rule(pick=picks)
     def kill_controller(self, pick: int) -> None:
-        """Its clients go to another one."""
+        """Kill a controller and move its clients to another one."""
         dead = self.producers.pop(pick % len(self.producers))
         self.dead_producers.append(dead)
         self.add_producer()
         for client in self.clients.values():
-            if client.producer is dead and not client.is_over:
+            if client.producer is dead and not client.is_finished:
                 self._attach(client, self.producers[pick % len(self.producers)])
         self.run_normally(pick % 8)
 
     @rule(pick=picks)
     def move_client(self, pick: int) -> None:
-        """A client reconnects, perhaps elsewhere, while its old controller still streams."""
+        """Reconnect a client, possibly to another controller, while the old controller still streams."""
         client = self._any_client()
         if client:
             self._attach(client, self.producers[pick % len(self.producers)])
         self.run_normally(pick % 8)
 
     def _attach(self, client: Client, producer: JobProducer) -> None:
-        if self.server_is_new and producer is not client.producer:
-            # The old controller outlived the restart of Redis: else it is unknown what it had delivered.
-            for _ in range(2):  # one poll to notice, one to resync
+        if self.has_restarted and producer is not client.producer:
+            # First resync the old controller: only it has the frames delivered before the restart.
+            for _ in range(2):  # one poll to detect the restart, one to resync
                 self._poll(client.producer)
-            if client.is_over:
+            if client.is_finished:
                 return
         log = self.wait(producer.attach(client.job.job_id, tenant=client.job.tenant))
         assert log is not None
@@ -223,12 +224,12 @@ class FaultMachine(RuleBasedStateMachine):
 
     @rule(pick=picks)
     def restart_redis(self, pick: int) -> None:
-        """It comes back empty, with an older state, or with its last one."""
-        self.memories.append(self.server.snapshot())
+        """Restart Redis without data, with older data, or with the latest data."""
+        self.dumps.append(self.server.snapshot())
         self.run_normally(pick % 5)
-        self.memories.append(self.server.snapshot())
-        self.server.restart(self.memories[-1 - pick % len(self.memories)])
-        self.server_is_new = True
+        self.dumps.append(self.server.snapshot())
+        self.server.restart(self.dumps[-1 - pick % len(self.dumps)])
+        self.has_restarted = True
         for worker in self.workers:
             worker.is_reconciled = False
         self.run_normally(pick % 8)
@@ -264,7 +265,7 @@ class FaultMachine(RuleBasedStateMachine):
         for round_number in range(ROUNDS_TO_END):
             for producer in self.producers:
                 self._poll(producer)
-            if all(client.is_over for client in self.clients.values()):
+            if all(client.is_finished for client in self.clients.values()):
                 return
             if round_number % 2:
                 for worker in self.dead_workers:
@@ -274,5 +275,5 @@ class FaultMachine(RuleBasedStateMachine):
                 self.wait(worker.reconcile())
                 self._pull(worker)
                 self.wait(worker.work(3))
-        stuck = {job_id: client for job_id, client in self.clients.items() if not client.is_over}
+        stuck = {job_id: client for job_id, client in self.clients.items() if not client.is_finished}
         raise AssertionError(f"stuck: {stuck}")

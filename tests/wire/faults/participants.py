@@ -1,4 +1,4 @@
-"""Participants of the fault runs: workers whose tokens identify their writer, and clients that check them."""
+"""Workers that mark each token with its writer, and clients that check the tokens, for the fault machine."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from llava_wire.messages.job import Job
 from llava_wire.worker_side.consumer import JobConsumer
 
 STOP = Final(reason=FinishReason.STOP)
-POSITIONS = 1000  # token = number of the assignment * POSITIONS + position in the output
+POSITIONS = 1000  # token ID = assignment number * POSITIONS + position in the output
 
 
 class HeldJob:
-    """One assignment of a worker. Its number is unique, so that the writers of a stream can be told apart."""
+    """One assignment of a worker. Its unique number identifies the writer of each token in a stream."""
 
     def __init__(self, assignment: Assignment, number: int, output_length: int) -> None:
         self.assignment = assignment
@@ -24,7 +24,7 @@ class HeldJob:
         self._offset = len(assignment.token_ids)
 
     def next_event(self, num_tokens: int) -> Event:
-        """Up to so many tokens; 0 makes a frame of text alone, as a worker does when a character is whole."""
+        """Return an event with up to ``num_tokens`` tokens; 0 tokens make a frame with text only."""
         end = min(self._offset + num_tokens, self._output_length)
         tokens = tuple(self._number * POSITIONS + position for position in range(self._offset, end))
         event = Event(self._offset, tokens, "x" * len(tokens), STOP if end == self._output_length else None)
@@ -33,13 +33,13 @@ class HeldJob:
 
 
 class FaultyWorker:
-    """A consumer and the jobs that it holds. It may continue after it was reaped."""
+    """A consumer and the jobs that it holds. It may continue after it has been reaped."""
 
     def __init__(self, worker_id: str, consumer: JobConsumer) -> None:
         self.worker_id = worker_id
         self.consumer = consumer
         self.held: dict[str, HeldJob] = {}
-        self.is_reconciled = True  # False: Redis lost memory, and may assign jobs that the worker has dropped
+        self.is_reconciled = True  # False after data loss: Redis may assign jobs that the worker has dropped
 
     def holds(self, job_id: str, assignment_id: str) -> bool:
         held = self.held.get(job_id)
@@ -64,17 +64,17 @@ class FaultyWorker:
 
 @dataclass
 class Client:
-    """One client: the stream of one job, through whichever controller."""
+    """A client that reads the stream of one job through any controller."""
 
     job: Job
     output_length: int
     producer: JobProducer
     events: list[Event] = field(default_factory=list)
-    num_received: int = 0  # events from its present controller, which may begin with known ones
+    num_received: int = 0  # events from the current controller, which may repeat earlier events first
     is_cancelled: bool = False
 
     @property
-    def is_over(self) -> bool:
+    def is_finished(self) -> bool:
         return self.is_cancelled or bool(self.events and self.events[-1].final)
 
     @property
@@ -88,13 +88,13 @@ class Client:
             self.receive(event)
 
     def receive(self, event: Event) -> None:
-        assert not self.is_cancelled, "an event after the cancel"
+        assert not self.is_cancelled, "event after the cancel"
         self.num_received += 1
         if self.num_received <= len(self.events):
-            assert event == self.events[self.num_received - 1], "another lineage than the client saw"
+            assert event == self.events[self.num_received - 1], "event differs from the one received before"
             return
-        assert not self.is_over, "an event after the end"
-        assert event.offset == len(self.tokens), "a gap or a double"
+        assert not self.is_finished, "event after the end"
+        assert event.offset == len(self.tokens), "gap or duplicate"
         self.events.append(event)
         self._check()
 
@@ -102,7 +102,7 @@ class Client:
         assert [token % POSITIONS for token in self.tokens] == list(range(len(self.tokens)))
         writers = [token // POSITIONS for token in self.tokens]
         changes = [writer for i, writer in enumerate(writers) if i == 0 or writers[i - 1] != writer]
-        assert len(changes) == len(set(changes)), "a writer came back after another took over"
+        assert len(changes) == len(set(changes)), "a writer continued after another one took over"
         final = self.events[-1].final
         if final and final.reason is not FinishReason.ERROR:
             assert len(self.tokens) == self.output_length

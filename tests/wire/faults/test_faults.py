@@ -1,4 +1,4 @@
-"""Random faults on each kind of server; ``--exhaustive`` tries 200 new random runs, not a fixed few."""
+"""Random faults on Redis and Valkey. ``--exhaustive`` runs 200 new random cases instead of a fixed few."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_every_stream_survives_random_faults(
             max_examples=NUM_EXHAUSTIVE_RUNS if is_exhaustive else NUM_RUNS,
             stateful_step_count=20,
             deadline=None,
-            derandomize=not is_exhaustive,  # the everyday run is the same each time
-            phases=[phase for phase in Phase if is_exhaustive or phase is not Phase.shrink],  # takes minutes
+            derandomize=not is_exhaustive,  # the default run is reproducible
+            phases=[phase for phase in Phase if is_exhaustive or phase is not Phase.shrink],  # slow
             suppress_health_check=list(HealthCheck),
             print_blob=False,
         ),

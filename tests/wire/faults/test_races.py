@@ -1,4 +1,4 @@
-"""Races: what one coroutine does between the call of another one's script and its reply."""
+"""Races: one coroutine acts between the script call of another one and its reply."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ async def test_a_job_cancelled_during_its_resync_does_not_run(harness: Harness) 
     assert await consumer._pull(1) == []
 
 
-async def test_memory_lost_again_during_a_resync_starts_it_over(harness: Harness) -> None:
+async def test_data_loss_during_a_resync_restarts_the_resync(harness: Harness) -> None:
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await producer.submit(job, {})
     producer._ledger.change_identity()
 
-    async def lose_memory() -> None:
+    async def lose_data() -> None:
         harness.redis.flushall()
         producer._ledger.change_identity()
 
-    after_script(producer, "resync", lose_memory)
+    after_script(producer, "resync", lose_data)
     await producer._reader.poll(None)
     client = harness.client(producer)
     await async_wait_until(lambda: harness.redis.zcard(PREFIX + "wait:m"))
@@ -60,21 +60,21 @@ async def test_memory_lost_again_during_a_resync_starts_it_over(harness: Harness
     assert await client.receives_end(job) == STOP
 
 
-async def test_a_beat_of_a_former_identity_does_not_count(harness: Harness) -> None:
+async def test_a_beat_under_an_old_controller_id_does_not_count(harness: Harness) -> None:
     producer = await harness.producer()
 
-    async def lose_memory() -> None:
+    async def lose_data() -> None:
         producer._ledger.change_identity()
 
-    after_script(producer, "reap", lose_memory)
+    after_script(producer, "reap", lose_data)
     await producer.reap()
-    identity = producer.controller_id
+    controller_id = producer.controller_id
     await producer.reap()
-    assert producer.controller_id == identity
-    await producer._reader.poll(None)  # which removes the former identity
+    assert producer.controller_id == controller_id
+    await producer._reader.poll(None)  # removes the old controller ID
 
 
-async def test_events_of_a_former_identity_are_read_again_under_the_new_one(harness: Harness) -> None:
+async def test_events_under_an_old_controller_id_are_read_again_under_the_new_one(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     client = harness.client(producer)
@@ -84,45 +84,45 @@ async def test_events_of_a_former_identity_are_read_again_under_the_new_one(harn
     assert await client.receives_end(job) == STOP
 
 
-async def test_a_job_that_is_being_submitted_is_not_created_by_a_resync(harness: Harness) -> None:
-    """It may still be refused; a resync knows no limits."""
+async def test_a_resync_does_not_create_a_job_that_is_being_submitted(harness: Harness) -> None:
+    """The submit may still be rejected, but a resync does not check limits."""
     producer = await harness.producer(max_queued=1, check_interval_s=0)
     await producer.submit(make_job(), {})
 
-    async def lose_memory() -> None:
+    async def lose_data() -> None:
         producer._ledger.change_identity()
         await producer._reader.poll(None)
 
-    before_script(producer, "submit", lose_memory)
+    before_script(producer, "submit", lose_data)
     with pytest.raises(QueueFull):
         await producer.submit(make_job(), {})
     assert harness.redis.zcard(PREFIX + "wait:m") == 1
 
 
-async def test_frames_between_the_take_over_and_its_reply_are_not_lost(harness: Harness) -> None:
-    dead, heir, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
-    client = harness.client(heir)
+async def test_frames_between_a_takeover_and_its_reply_are_not_lost(harness: Harness) -> None:
+    dead, successor, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
+    client = harness.client(successor)
     job, assignment = await harness.running(dead, consumer)
 
     async def emit() -> None:
         await consumer.emit([frame(assignment, 0, 1)])
-        await async_wait_until(lambda: heir._reader._position[1] != "0-0")
+        await async_wait_until(lambda: successor._reader._position[1] != "0-0")
 
-    after_script(heir, "attach", emit)
-    assert await heir.attach(job.job_id, tenant=job.tenant) == []
+    after_script(successor, "attach", emit)
+    assert await successor.attach(job.job_id, tenant=job.tenant) == []
     await consumer.emit([frame(assignment, 1, 2, final=STOP)])
     await client.receives_end(job)
     assert client.tokens(job) == (1, 2)
 
 
-async def test_images_that_redis_keeps_dropping_are_refused(harness: Harness) -> None:
+async def test_a_submit_fails_if_redis_keeps_dropping_the_images(harness: Harness) -> None:
     producer, (image, tiles) = await harness.producer(), make_image("cat")
 
     async def call(script: Script, name: str, *args: Arg) -> Any:
         return [b"pixels", [image.digest.encode()]] if name == "submit" else await script(name, *args)
 
     wrap_scripts(producer, call)
-    with pytest.raises(QueueUnavailable, match="more memory"):
+    with pytest.raises(QueueUnavailable, match="Increase maxmemory"):
         await producer.submit(make_job(image), {image.digest: tiles})
 
 
@@ -134,7 +134,7 @@ async def test_a_producer_remembers_a_bounded_number_of_images(harness: Harness)
     assert producer._sent_images.unknown([image.digest]) == []
 
 
-async def test_a_pull_whose_connection_breaks_while_it_waits_is_repeated(harness: Harness) -> None:
+async def test_a_waiting_pull_is_repeated_after_its_connection_breaks(harness: Harness) -> None:
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     pull = asyncio.create_task(consumer.pull(1))
     await async_wait_until(lambda: int(harness.redis.info("clients")["blocked_clients"]) == 1)
@@ -144,7 +144,7 @@ async def test_a_pull_whose_connection_breaks_while_it_waits_is_repeated(harness
     assert [each.job for each in await consumer.pull(1)] == [job]
 
 
-async def test_a_cancelled_command_returns_at_once_and_leaves_the_link_usable(harness: Harness) -> None:
+async def test_a_cancelled_command_returns_immediately_and_leaves_the_link_usable(harness: Harness) -> None:
     link = Link(harness.server.url, timeout_s=60, max_connections=1)
     waiting = asyncio.create_task(link.command("BLPOP", PREFIX + "wake:none", 0))
     await async_wait_until(lambda: int(harness.redis.info("clients")["blocked_clients"]) == 1)
@@ -156,15 +156,15 @@ async def test_a_cancelled_command_returns_at_once_and_leaves_the_link_usable(ha
 
 
 async def test_a_busy_loop_of_commands_can_be_cancelled(harness: Harness) -> None:
-    """A cancellation that coincides with a reply must not be lost: a worker could not be stopped."""
+    """A cancellation that coincides with a reply must not be lost, or a worker could not be stopped."""
     link = Link(harness.server.url, timeout_s=60)
 
-    async def busy() -> None:
+    async def send_commands() -> None:
         while True:
             await link.script("stats", "m")
 
     for num_steps in range(40):
-        task = asyncio.create_task(busy())
+        task = asyncio.create_task(send_commands())
         for _ in range(num_steps):
             await asyncio.sleep(0)
         task.cancel()

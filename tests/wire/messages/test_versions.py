@@ -1,4 +1,4 @@
-"""Server and worker of two versions at one queue: what the older one ignores, and what it must not run."""
+"""Servers and workers of different versions: unknown fields, and jobs that require a newer worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def submitted(harness: Harness, **changes: Any) -> tuple[Job, Any]:
-    """A job in the queue as a newer server would have written it, and what its client sees."""
+    """Submit a job as a newer server would write it; return the job and its client."""
     producer, job = await harness.producer(), make_job()
     client = harness.client(producer)
     await producer.submit(job, {})
@@ -25,8 +25,8 @@ async def submitted(harness: Harness, **changes: Any) -> tuple[Job, Any]:
     return job, client
 
 
-async def test_a_field_that_an_older_worker_does_not_know_is_ignored(harness: Harness) -> None:
-    job, client = await submitted(harness, mood="good")
+async def test_an_older_worker_ignores_an_unknown_field(harness: Harness) -> None:
+    job, client = await submitted(harness, new_field=1)
     consumer = await harness.consumer()
     (assignment,) = await consumer.pull(1)
     assert assignment.job == job
@@ -35,7 +35,7 @@ async def test_a_field_that_an_older_worker_does_not_know_is_ignored(harness: Ha
 
 
 @pytest.mark.parametrize("changes", [{"version": WIRE_VERSION + 1}, {"task": "transcribe"}], ids=str)
-async def test_a_job_that_an_older_worker_must_not_run_ends_and_the_next_is_served(
+async def test_a_job_for_a_newer_worker_fails_and_the_next_job_is_served(
     harness: Harness, changes: dict[str, Any]
 ) -> None:
     job, client = await submitted(harness, **changes)
@@ -48,11 +48,11 @@ async def test_a_job_that_an_older_worker_must_not_run_ends_and_the_next_is_serv
     assert [each.job for each in await consumer.pull(4)] == [other]
 
 
-def test_a_job_has_the_first_version_by_default_so_that_older_workers_run_it() -> None:
+def test_a_job_has_version_1_by_default() -> None:
     assert make_job().version == 1 < WIRE_VERSION
 
 
-async def test_of_several_jobs_only_the_one_that_cannot_be_run_ends(harness: Harness) -> None:
+async def test_only_the_job_that_cannot_run_fails(harness: Harness) -> None:
     first, _ = await submitted(harness)
     newer, client = await submitted(harness, version=WIRE_VERSION + 1)
     last, _ = await submitted(harness)
@@ -61,22 +61,22 @@ async def test_of_several_jobs_only_the_one_that_cannot_be_run_ends(harness: Har
     assert (await client.receives_end(newer)).error
 
 
-def test_an_error_code_of_a_newer_version_is_read_as_an_internal_error() -> None:
+def test_an_unknown_error_code_is_decoded_as_an_internal_error() -> None:
     newer = msgspec.msgpack.encode(
-        [0, [], "", {"reason": "error", "error": {"code": "bored", "message": "no"}}]
+        [0, [], "", {"reason": "error", "error": {"code": "new_code", "message": "no"}}]
     )
     event = msgspec.msgpack.decode(newer, type=Event)
     assert event.final == Final(reason=FinishReason.ERROR, error=JobError(ErrorCode.INTERNAL_ERROR, "no"))
 
 
-def test_further_fields_of_a_newer_workers_event_are_ignored() -> None:
+def test_unknown_fields_in_an_event_are_ignored() -> None:
     newer = msgspec.msgpack.encode([4, [1, 2], "ab", None, [], 7, [], "more", 0.5])
     assert msgspec.msgpack.decode(newer, type=Event) == Event(4, (1, 2), "ab", num_prompt_tokens=7)
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x81\xa6job_id\xa2\xff\xfe"])
 @pytest.mark.parametrize("where", ["job", "log"])
-async def test_a_job_that_cannot_be_decoded_ends_and_stops_no_worker(
+async def test_a_job_that_cannot_be_decoded_fails_without_stopping_the_worker(
     harness: Harness, where: str, payload: bytes
 ) -> None:
     producer, job, second = await harness.producer(), make_job(), make_job()

@@ -1,4 +1,4 @@
-"""An operator's command reaches its worker once, and that worker's heartbeats report its status."""
+"""An operator command reaches its worker once, and the worker's heartbeats report the status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def sender(harness: Harness) -> AsyncIterator[CommandSender]:
 
 
 async def send(sender: CommandSender, command: ModelCommand) -> str:
-    """Send a command that is accepted; return its ID."""
+    """Send a command, check that it is accepted and return its ID."""
     reply = await sender.send("w1", command)
     assert reply is not None
     command_id, is_accepted = reply
@@ -59,7 +59,7 @@ async def test_a_worker_receives_a_command_once_and_it_is_deleted_when_finished(
     assert worker_status.pending_command_id == ""
 
 
-async def test_an_equal_command_is_the_same_command_and_a_different_one_has_to_wait(
+async def test_an_equal_command_is_the_same_command_and_a_different_one_is_rejected(
     harness: Harness, sender: CommandSender
 ) -> None:
     worker = await harness.consumer()
@@ -74,21 +74,21 @@ async def test_an_equal_command_is_the_same_command_and_a_different_one_has_to_w
     assert await worker.send_heartbeat() == IssuedCommand(later, UNLOAD)
 
 
-async def test_a_command_sent_while_one_is_running_is_received_when_that_has_finished(
+async def test_a_command_sent_while_another_is_running_is_received_after_it(
     harness: Harness, sender: CommandSender
 ) -> None:
     worker = await harness.consumer()
     first = await send(sender, LOAD)
     await worker.send_heartbeat()
     worker.report_command(status(first, is_running=True))
-    harness.redis.delete(PREFIX + "order:w1")  # as if Redis had come back empty
+    harness.redis.delete(PREFIX + "order:w1")  # simulates data loss
     second = await send(sender, UNLOAD)
     assert await worker.send_heartbeat() is None
     worker.report_command(status(first))
     assert await worker.send_heartbeat() == IssuedCommand(second, UNLOAD)
 
 
-async def test_a_command_to_a_worker_that_is_gone_is_refused(harness: Harness, sender: CommandSender) -> None:
+async def test_a_command_to_a_lost_worker_is_rejected(harness: Harness, sender: CommandSender) -> None:
     assert await sender.send("w1", LOAD) is None
     worker, other = await harness.consumer(), await harness.consumer("w2")
     await send(sender, LOAD)
@@ -99,7 +99,7 @@ async def test_a_command_to_a_worker_that_is_gone_is_refused(harness: Harness, s
     await worker.deregister()
 
 
-async def test_a_command_is_kept_while_its_worker_sends_heartbeats(
+async def test_a_command_does_not_expire_while_its_worker_sends_heartbeats(
     harness: Harness, sender: CommandSender
 ) -> None:
     worker = await harness.consumer()

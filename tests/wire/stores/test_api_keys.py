@@ -1,4 +1,4 @@
-"""API keys in Redis, as several controllers see them."""
+"""API keys in Redis, shared by several controllers."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ async def read(store: ApiKeyStore, version: str = "") -> tuple[str, list[ApiKey]
     return reply
 
 
-async def test_a_key_added_is_read_back_with_its_limits(store: ApiKeyStore) -> None:
+async def test_an_added_key_is_read_with_its_limits(store: ApiKeyStore) -> None:
     keys = [make_key(1), make_key(2, tokens_per_min=5, priority=-3)]
     for key in reversed(keys):
         await store.add(key)
     assert (await read(store))[1] == keys
 
 
-async def test_a_key_removed_is_gone_and_an_unknown_one_is_not_found(store: ApiKeyStore) -> None:
+async def test_a_removed_key_is_gone_and_an_unknown_key_is_not_found(store: ApiKeyStore) -> None:
     await store.add(make_key(1))
     assert await store.remove(make_key(1).digest)
     assert not await store.remove(make_key(1).digest)
@@ -55,7 +55,7 @@ async def test_keys_that_have_not_changed_are_not_read_again(store: ApiKeyStore)
     assert await store.read(version) is not None
 
 
-async def test_keys_stored_again_after_redis_lost_them_have_another_version(
+async def test_keys_stored_again_after_data_loss_have_another_version(
     store: ApiKeyStore, server: RedisServer
 ) -> None:
     await store.add(make_key(1))

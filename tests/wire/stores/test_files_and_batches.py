@@ -28,7 +28,7 @@ def make_spec(batch_id: str, tenant: str = "alice") -> BatchSpec:
 
 
 def store(harness: Harness) -> BatchStore:
-    """One controller's."""
+    """Return the batch store of one controller."""
     return BatchStore(harness.server.url, keep_s=60, lease_s=5, max_unfinished=8)
 
 
@@ -47,7 +47,7 @@ async def drivers(harness: Harness) -> AsyncIterator[tuple[BatchStore, BatchStor
     await second.aclose()
 
 
-async def test_an_unfinished_upload_is_not_found_and_counts_until_it_expires(
+async def test_an_unfinished_upload_is_not_visible_and_counts_until_it_expires(
     harness: Harness, files: FileStore
 ) -> None:
     await files._call("reserve", "file-1", "alice", 90, b"x", 3, 100, 150)
@@ -55,7 +55,7 @@ async def test_an_unfinished_upload_is_not_found_and_counts_until_it_expires(
     assert await files.list_files(tenant="alice") == []
     assert harness.redis.get(PREFIX + "file_bytes") == b"90"
     for name in ("files", "files:alice"):
-        harness.redis.zadd(PREFIX + name, {"file-1 90": 1})  # as if its ten minutes were over
+        harness.redis.zadd(PREFIX + name, {"file-1 90": 1})  # expires the upload
     await files.add(
         StoredFile(file_id="file-2", name="b", purpose="batch", created_at=2), b"y", tenant="alice"
     )
@@ -79,7 +79,7 @@ async def test_a_driver_that_lost_the_lease_writes_nothing(
     assert await first.claim() is not None
     assert await second.claim() is None
     assert await first.record("b1", 1, b"one", is_completed=True, max_bytes=100) == "recorded"
-    harness.redis.zadd(PREFIX + "batches", {"b1": 1})  # as if the lease had ended
+    harness.redis.zadd(PREFIX + "batches", {"b1": 1})  # expires the lease
     assert await second.claim() is not None
     assert await first.renew("b1") is None
     assert await first.record("b1", 2, b"two", is_completed=True, max_bytes=100) == "not_driver"
@@ -89,7 +89,7 @@ async def test_a_driver_that_lost_the_lease_writes_nothing(
     assert await second.results("b1", [1, 2]) == [b"one", None]
 
 
-async def test_one_batch_of_a_tenant_is_driven_at_a_time_and_others_go_on(
+async def test_one_batch_per_tenant_is_driven_at_a_time_and_other_tenants_continue(
     drivers: tuple[BatchStore, BatchStore],
 ) -> None:
     first, second = drivers

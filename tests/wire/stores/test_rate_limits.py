@@ -1,4 +1,4 @@
-"""Requests and tokens per minute, as several controllers count them."""
+"""Rate limits on requests and tokens, shared by several controllers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.wire.redis_server import RedisServer
 pytestmark = pytest.mark.anyio
 
 MINUTE_MS = 60_000
-LIMITS = KeyLimits(requests_per_min=3, tokens_per_min=600)  # a request per 20 s, 10 tokens per second
+LIMITS = KeyLimits(requests_per_min=3, tokens_per_min=600)  # one request per 20 s, 10 tokens per second
 
 
 @pytest.fixture
@@ -28,13 +28,13 @@ async def store(server: RedisServer) -> AsyncIterator[RateLimitStore]:
 
 
 def age(server: RedisServer, tenant: str, ms: int) -> None:
-    """As if the tenant's last charge had been so much earlier."""
+    """Move the tenant's last charge ``ms`` into the past."""
     server.client.hincrby(f"{PREFIX}rate:{tenant}", "at", -ms)
 
 
 @dataclass
 class Elapsed:
-    """Seconds by Redis's clock; buckets fill meanwhile."""
+    """The elapsed seconds by the Redis clock, during which the buckets fill."""
 
     s: float = 0.0
 
@@ -47,13 +47,13 @@ def measured(server: RedisServer) -> Iterator[Elapsed]:
 
     elapsed, start_s = Elapsed(), now_s()
     yield elapsed
-    elapsed.s = now_s() - start_s + 0.001  # scripts count whole milliseconds
+    elapsed.s = now_s() - start_s + 0.001  # scripts round to milliseconds
 
 
-async def test_requests_over_the_limit_are_refused_and_not_charged(
+async def test_requests_over_the_limit_are_rejected_and_not_charged(
     store: RateLimitStore, server: RedisServer
 ) -> None:
-    other = RateLimitStore(server.url)  # another controller's
+    other = RateLimitStore(server.url)  # store of another controller
     with measured(server) as elapsed:
         for each, remaining in ((store, 2), (other, 1), (store, 0)):
             status = await each.charge("t", LIMITS, requests=1)
@@ -65,7 +65,7 @@ async def test_requests_over_the_limit_are_refused_and_not_charged(
     await other.aclose()
 
 
-async def test_a_third_of_a_minute_refills_a_third_of_the_bucket_and_never_more_than_all(
+async def test_a_bucket_refills_in_proportion_to_time_up_to_its_size(
     store: RateLimitStore, server: RedisServer
 ) -> None:
     for _ in range(3):
@@ -95,7 +95,7 @@ async def test_a_debt_in_tokens_does_not_expire(store: RateLimitStore, server: R
     assert server.client.pttl(f"{PREFIX}rate:t") > MINUTE_MS
 
 
-async def test_an_adjustment_returns_tokens_or_takes_more(store: RateLimitStore, server: RedisServer) -> None:
+async def test_an_adjustment_refunds_or_charges_tokens(store: RateLimitStore, server: RedisServer) -> None:
     with measured(server) as elapsed:
         await store.charge("t", LIMITS, tokens=500)
         returned = await store.adjust("t", LIMITS, tokens=-400)
@@ -104,7 +104,7 @@ async def test_an_adjustment_returns_tokens_or_takes_more(store: RateLimitStore,
     assert (await store.adjust("t", LIMITS, tokens=-10_000)).remaining_tokens == 600
 
 
-async def test_without_a_limit_nothing_is_refused(store: RateLimitStore) -> None:
+async def test_nothing_is_rejected_without_a_limit(store: RateLimitStore) -> None:
     for _ in range(50):
         assert (await store.charge("t", KeyLimits(), requests=1, tokens=10**6)).is_allowed
 

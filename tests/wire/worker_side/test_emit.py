@@ -25,7 +25,7 @@ async def test_events_reach_the_client_whole_and_in_order(harness: Harness) -> N
     assert client.events[job.job_id] == sent
 
 
-async def test_one_emit_may_have_many_streams_and_many_frames_of_one(harness: Harness) -> None:
+async def test_one_emit_may_have_many_streams_and_many_frames_per_stream(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     client = harness.client(producer)
     first, one = await harness.running(producer, consumer)
@@ -37,7 +37,7 @@ async def test_one_emit_may_have_many_streams_and_many_frames_of_one(harness: Ha
     await client.receives_end(second)
 
 
-async def test_one_step_is_one_entry_for_each_controller(harness: Harness) -> None:
+async def test_one_step_adds_one_entry_per_controller(harness: Harness) -> None:
     here, there, consumer = await harness.producer(), await harness.producer(), await harness.consumer()
     held = [(await harness.running(producer, consumer))[1] for producer in (here, here, there)]
     await consumer.emit([frame(assignment, 0, 1) for assignment in held])
@@ -45,8 +45,8 @@ async def test_one_step_is_one_entry_for_each_controller(harness: Harness) -> No
     assert harness.redis.xlen(PREFIX + "out:" + there.controller_id) == 1
 
 
-async def test_an_emit_sent_twice_is_taken_once(harness: Harness) -> None:
-    """Also its frames without tokens, and the end: a repeated call is not mistaken for a fenced worker's."""
+async def test_an_emit_sent_twice_is_applied_once(harness: Harness) -> None:
+    """This includes frames without tokens and the final frame: a repeated call is not rejected as fenced."""
     producer, link = await harness.producer(), Link(harness.server.url, timeout_s=5)
     client, job = harness.client(producer), make_job()
     await producer.submit(job, {})
@@ -88,14 +88,14 @@ async def test_a_gap_requeues_the_job_at_its_position(harness: Harness) -> None:
 
 
 async def test_a_frame_that_was_never_sent_is_a_gap(harness: Harness) -> None:
-    """Redis lost a frame without tokens: offsets fit, numbers do not."""
+    """Redis lost a frame without tokens: the offsets match, but the frame numbers do not."""
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     consumer._frame(assignment, Event(0, (), "lost"))
     assert (await consumer.emit([frame(assignment, 0, 1)])).refused == {job.job_id}
 
 
-async def test_a_refused_stream_does_not_disturb_the_others(harness: Harness) -> None:
+async def test_a_rejected_stream_does_not_affect_other_streams(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     client = harness.client(producer)
     bad, one = await harness.running(producer, consumer)
@@ -104,7 +104,7 @@ async def test_a_refused_stream_does_not_disturb_the_others(harness: Harness) ->
     await client.receives(good, 1)
 
 
-async def test_another_assignment_of_the_same_worker_is_refused(harness: Harness) -> None:
+async def test_another_assignment_of_the_same_worker_is_rejected(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     stale = dataclasses.replace(assignment, assignment_id="0" * 32)
@@ -112,14 +112,14 @@ async def test_another_assignment_of_the_same_worker_is_refused(harness: Harness
     assert (await consumer.emit([frame(assignment, 0, 1)])).refused == set()
 
 
-async def test_an_unknown_job_is_refused(harness: Harness) -> None:
+async def test_an_event_of_an_unknown_job_is_rejected(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     harness.redis.flushall()
     assert (await consumer.emit([frame(assignment, 0, 1)])).refused == {job.job_id}
 
 
-async def test_an_expired_job_does_not_disturb_the_others(harness: Harness) -> None:
+async def test_an_expired_job_does_not_affect_other_jobs(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     client = harness.client(producer)
     gone, one = await harness.running(producer, consumer)
@@ -127,7 +127,7 @@ async def test_an_expired_job_does_not_disturb_the_others(harness: Harness) -> N
     harness.redis.delete(PREFIX + "job:" + gone.job_id)
     await consumer.emit([frame(one, 0, 1, final=STOP), frame(two, 0, 1, final=STOP)])
     await client.receives_end(job)
-    harness.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire by itself
+    harness.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire later
     harness.redis.delete(PREFIX + "log:" + gone.job_id)
 
 

@@ -1,4 +1,4 @@
-"""A worker without a free slot takes the first waiting job of a tenant with no job on it."""
+"""A worker without a free slot pulls the first waiting job of a tenant that has no job on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def full(harness: Harness) -> tuple[JobProducer, JobConsumer]:
-    """A flood of one tenant, two of whose jobs a worker holds."""
+    """Fill the queue with jobs of the tenant "flood" and a worker with two of them."""
     producer, consumer = await harness.producer(), await harness.consumer()
     for _ in range(6):
         await producer.submit(make_job(tenant="flood"), {})
@@ -37,7 +37,7 @@ async def test_a_tenant_with_a_job_on_the_worker_gets_no_overflow_slot(harness: 
     assert await consumer.pull_overflow() == []
 
 
-async def test_overflow_pulls_do_not_change_the_fair_order_of_the_rest(harness: Harness) -> None:
+async def test_overflow_pulls_do_not_change_the_fair_order_of_other_jobs(harness: Harness) -> None:
     producer, consumer = await full(harness)
     for _ in range(3):
         await producer.submit(make_job(tenant="other"), {})
@@ -47,21 +47,21 @@ async def test_overflow_pulls_do_not_change_the_fair_order_of_the_rest(harness: 
     assert [each.job.tenant for each in await consumer.pull(2)] == ["new", "flood"]
 
 
-async def test_a_job_behind_more_urgent_work_gets_no_overflow_slot(harness: Harness) -> None:
+async def test_a_job_behind_a_job_with_higher_priority_gets_no_overflow_slot(harness: Harness) -> None:
     producer, consumer = await full(harness)
     await producer.submit(make_job(tenant="flood", priority=1), {})
     await producer.submit(make_job(tenant="other"), {})
     assert await consumer.pull_overflow() == []
 
 
-async def test_an_emit_reports_whether_an_overflow_job_waits(harness: Harness) -> None:
+async def test_an_emit_returns_whether_an_overflow_job_is_waiting(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     for tenant in ("flood", "flood"):
         await producer.submit(make_job(tenant=tenant), {})
     (held,) = await consumer.pull(1)
     assert await consumer.emit([frame(held, 0, 1)], check_overflow=True) == EmitResult(set())
     await producer.submit(make_job(tenant="other"), {})
-    assert await consumer.emit([frame(held, 1, 2)]) == EmitResult(set())  # it was not asked for
+    assert await consumer.emit([frame(held, 1, 2)]) == EmitResult(set())  # without check_overflow
     result = await consumer.emit([frame(held, 2, 3)], check_overflow=True)
     assert result == EmitResult(set(), has_overflow_waiting=True)
 

@@ -29,7 +29,7 @@ async def test_a_pull_returns_the_job_and_its_images(harness: Harness) -> None:
     assert (assignment.token_ids, assignment.text) == ((), "")
 
 
-async def test_a_pull_returns_the_time_to_the_jobs_deadline(harness: Harness) -> None:
+async def test_a_pull_returns_the_time_until_the_deadline_of_the_job(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     await producer.submit(make_job(ttl_s=60.0), {})
     (assignment,) = await consumer.pull(1)
@@ -37,7 +37,7 @@ async def test_a_pull_returns_the_time_to_the_jobs_deadline(harness: Harness) ->
     assert 0 < assignment.remaining_s <= 60
 
 
-async def test_a_pull_of_an_empty_queue_returns_nothing_after_a_while(harness: Harness) -> None:
+async def test_a_pull_from_an_empty_queue_returns_nothing_after_a_timeout(harness: Harness) -> None:
     consumer = await harness.consumer()
     assert await consumer.pull(4) == []
 
@@ -50,7 +50,7 @@ async def test_a_waiting_pull_is_woken_by_a_submit(harness: Harness) -> None:
     assert [each.job for each in await pull] == [job]
 
 
-async def test_a_pull_that_leaves_work_behind_wakes_the_next_worker(harness: Harness) -> None:
+async def test_a_pull_that_leaves_jobs_in_the_queue_wakes_the_next_worker(harness: Harness) -> None:
     producer, first, second = (
         await harness.producer(),
         await harness.consumer("w1"),
@@ -67,7 +67,7 @@ async def test_a_pull_that_leaves_work_behind_wakes_the_next_worker(harness: Har
     assert harness.redis.llen(PREFIX + "wake:m") == 0
 
 
-async def test_a_worker_gets_jobs_of_its_model_only(harness: Harness) -> None:
+async def test_a_worker_gets_only_jobs_for_its_model(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer(model="other")
     mine = make_job(model="other")
     await producer.submit(make_job(), {})
@@ -75,7 +75,7 @@ async def test_a_worker_gets_jobs_of_its_model_only(harness: Harness) -> None:
     assert await served(consumer, 4) == [mine]
 
 
-async def test_no_job_is_given_to_two_workers(harness: Harness) -> None:
+async def test_no_job_is_assigned_to_two_workers(harness: Harness) -> None:
     producer, first, second = (
         await harness.producer(),
         await harness.consumer("w1"),
@@ -88,7 +88,7 @@ async def test_no_job_is_given_to_two_workers(harness: Harness) -> None:
     assert sorted(job.job_id for job in pulled) == sorted(job.job_id for job in jobs)
 
 
-async def test_a_pull_sent_twice_returns_the_same(harness: Harness) -> None:
+async def test_a_pull_sent_twice_returns_the_same_jobs(harness: Harness) -> None:
     producer, link = await harness.producer(), Link(harness.server.url, timeout_s=5)
     for _ in range(3):
         await producer.submit(make_job(), {})
@@ -100,7 +100,7 @@ async def test_a_pull_sent_twice_returns_the_same(harness: Harness) -> None:
 
 
 async def test_tenants_share_by_cost(harness: Harness) -> None:
-    """Alice's jobs cost half of Bob's, so two of hers are served for each of his."""
+    """Alice's jobs cost half as much as Bob's, so two of hers are served for each of his."""
     producer, consumer = await harness.producer(), await harness.consumer()
     for _ in range(8):
         await producer.submit(make_job(tenant="alice", cost=10.0), {})
@@ -111,7 +111,7 @@ async def test_tenants_share_by_cost(harness: Harness) -> None:
     assert "bob" in order[:2]
 
 
-async def test_a_new_tenant_is_served_next_whatever_is_queued(harness: Harness) -> None:
+async def test_a_new_tenant_is_served_next_regardless_of_the_queue(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     for _ in range(8):
         await producer.submit(make_job(tenant="alice"), {})
@@ -121,7 +121,7 @@ async def test_a_new_tenant_is_served_next_whatever_is_queued(harness: Harness) 
     assert late in await served(consumer, 2)
 
 
-async def test_equals_are_served_in_order_of_arrival(harness: Harness) -> None:
+async def test_jobs_with_equal_scores_are_served_in_order_of_arrival(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     jobs = [make_job(job_id=f"{'zyxwv'[i]}-{i}", tenant=f"tenant {i}", cost=0.0) for i in range(5)]
     for job in jobs:
@@ -129,7 +129,7 @@ async def test_equals_are_served_in_order_of_arrival(harness: Harness) -> None:
     assert await served(consumer, 5) == jobs
 
 
-async def test_a_tenant_alone_is_served_in_order(harness: Harness) -> None:
+async def test_jobs_of_a_single_tenant_are_served_in_order(harness: Harness) -> None:
     producer, consumer, jobs = (
         await harness.producer(),
         await harness.consumer(),
@@ -140,7 +140,7 @@ async def test_a_tenant_alone_is_served_in_order(harness: Harness) -> None:
     assert await served(consumer, 2) + await served(consumer, 2) == jobs
 
 
-async def test_a_job_whose_images_are_missing_waits_for_its_controller_to_send_them(harness: Harness) -> None:
+async def test_a_job_with_missing_images_waits_until_its_controller_sends_them(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     image, tiles = make_image("cat")
     job = make_job(image)
@@ -152,7 +152,7 @@ async def test_a_job_whose_images_are_missing_waits_for_its_controller_to_send_t
     assert [each.pixels for each in await consumer.pull(4)] == [{image.digest: tiles}]
 
 
-async def test_a_job_without_images_does_not_delay_the_others(harness: Harness) -> None:
+async def test_a_job_with_missing_images_does_not_delay_other_jobs(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     image, tiles = make_image("cat")
     await producer.submit(make_job(image), {image.digest: tiles})
@@ -162,17 +162,17 @@ async def test_a_job_without_images_does_not_delay_the_others(harness: Harness) 
     assert await served(consumer, 4) == [other]
 
 
-async def test_a_job_that_expired_in_the_queue_is_passed_over(harness: Harness) -> None:
+async def test_a_job_that_expired_in_the_queue_is_skipped(harness: Harness) -> None:
     producer, consumer, gone, job = await harness.producer(), await harness.consumer(), make_job(), make_job()
     await producer.submit(gone, {})
     await producer.submit(job, {})
     harness.redis.delete(PREFIX + "job:" + gone.job_id)
     assert await served(consumer, 4) == [job]
-    harness.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire by itself
+    harness.redis.hdel(PREFIX + "tenant:alice", gone.job_id)  # would expire later
 
 
-async def test_images_lost_between_two_replies_requeue_the_job(harness: Harness) -> None:
-    """The call was sent twice and the image was dropped in between: the second reply lacks it."""
+async def test_a_job_is_requeued_if_its_images_are_lost_between_two_replies(harness: Harness) -> None:
+    """The call was sent twice and the image was dropped in between, so the second reply lacks it."""
     producer, consumer = await harness.producer(), await harness.consumer()
     image, tiles = make_image("cat")
     await producer.submit(make_job(image), {image.digest: tiles})
@@ -188,24 +188,24 @@ async def test_images_lost_between_two_replies_requeue_the_job(harness: Harness)
     assert not harness.keys("inflight:")
 
 
-async def test_reconcile_requeues_jobs_unknown_to_the_worker(harness: Harness) -> None:
+async def test_reconcile_requeues_assigned_jobs_that_the_worker_does_not_hold(harness: Harness) -> None:
     producer, consumer, job = await harness.producer(), await harness.consumer(), make_job()
     await producer.submit(job, {})
     link = Link(harness.server.url, timeout_s=5)
-    await link.script("pull", "w1", "m", 5000, 30_000, 0, "a" * 32)  # and the reply is lost
+    await link.script("pull", "w1", "m", 5000, 30_000, 0, "a" * 32)  # the reply is lost
     assert await consumer.reconcile([]) == set()
     assert await served(consumer, 4) == [job]
     await link.aclose()
 
 
-async def test_reconcile_leaves_a_pull_in_progress_alone(harness: Harness) -> None:
+async def test_reconcile_does_not_affect_a_pull_in_progress(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     assert await consumer.reconcile([]) == set()  # the worker may not have processed the pull yet
     assert (await consumer.emit([frame(assignment, 0, 1, final=STOP)])).refused == set()
 
 
-async def test_reconcile_requeues_the_last_pulled_job_when_redis_lost_its_end(harness: Harness) -> None:
+async def test_reconcile_requeues_the_last_pulled_job_if_redis_lost_its_end(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     before = {key: harness.redis.dump(key) or b"" for key in harness.keys("") if ":out:" not in key}

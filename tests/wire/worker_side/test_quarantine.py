@@ -1,4 +1,4 @@
-"""Quarantine: a job whose workers crashed twice runs alone, and if it crashes another one it ends."""
+"""Quarantine: after two worker crashes a job runs alone, and it fails after another crash."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def crash(harness: Harness, producer: JobProducer, worker_id: str) -> None
 
 
 async def two_quarantined_jobs(harness: Harness, producer: JobProducer) -> list[Job]:
-    """Two jobs that were both on two workers that crashed."""
+    """Return two jobs that were both running on two workers when these crashed."""
     jobs = [make_job(), make_job()]
     for job in jobs:
         await producer.submit(job, {})
@@ -35,7 +35,7 @@ def frames(assignment: Assignment, number: int) -> list[list[tuple[Assignment, E
     return [[frame(assignment, start + index, index)] for index in range(number)]
 
 
-async def test_one_crash_delays_no_job(harness: Harness) -> None:
+async def test_one_crash_does_not_quarantine_any_job(harness: Harness) -> None:
     producer = await harness.producer()
     for _ in range(2):
         await producer.submit(make_job(), {})
@@ -44,18 +44,18 @@ async def test_one_crash_delays_no_job(harness: Harness) -> None:
     assert len(await (await harness.consumer("second")).pull(4)) == 2
 
 
-async def test_after_two_crashes_each_job_runs_alone(harness: Harness) -> None:
+async def test_each_job_runs_alone_after_two_crashes(harness: Harness) -> None:
     producer = await harness.producer()
     await two_quarantined_jobs(harness, producer)
     await producer.submit(make_job(), {})
     worker = await harness.consumer("third")
     assert len(await worker.pull(4)) == 1
-    assert await worker._pull(4) == []  # neither the other quarantined nor the other
+    assert await worker._pull(4) == []  # neither the other quarantined job nor the new one
     other = await harness.consumer("fourth")
     assert len(await other.pull(4)) == 1
 
 
-async def test_a_job_that_crashes_alone_ends_and_the_others_continue(harness: Harness) -> None:
+async def test_a_job_that_crashes_alone_fails_and_other_jobs_continue(harness: Harness) -> None:
     producer = await harness.producer()
     client = harness.client(producer)
     crashing, other = await two_quarantined_jobs(harness, producer)
@@ -69,7 +69,7 @@ async def test_a_job_that_crashes_alone_ends_and_the_others_continue(harness: Ha
     await worker.emit([frame(assignment, 0, 1, final=STOP)])
     assert await client.receives_end(other) == STOP
     (letter,) = harness.dead_letters()
-    assert (letter["job"], letter["reason"]) == (crashing.job_id, "its worker ended")
+    assert (letter["job"], letter["reason"]) == (crashing.job_id, "worker lease expired")
 
 
 async def test_a_quarantined_job_that_runs_past_its_last_crash_is_cleared(harness: Harness) -> None:
@@ -86,7 +86,7 @@ async def test_a_quarantined_job_that_runs_past_its_last_crash_is_cleared(harnes
     assert len(await worker._pull(4)) == 1
 
 
-async def test_a_cleared_job_makes_room_for_the_next_one_and_continues_later(harness: Harness) -> None:
+async def test_a_cleared_job_yields_to_the_next_quarantined_job_and_continues_later(harness: Harness) -> None:
     producer, worker = await harness.producer(), await harness.consumer("third")
     first, second = await two_quarantined_jobs(harness, producer)
     for job in (first, second):
@@ -101,7 +101,7 @@ async def test_a_cleared_job_makes_room_for_the_next_one_and_continues_later(har
     assert (assignment.job, len(assignment.token_ids)) == (first, 8)
 
 
-async def test_one_busy_worker_at_a_time_runs_empty_for_a_quarantined_job(harness: Harness) -> None:
+async def test_one_busy_worker_at_a_time_drains_for_a_quarantined_job(harness: Harness) -> None:
     producer = await harness.producer()
     busy = [await harness.consumer("b1"), await harness.consumer("b2")]
     running = [await harness.running(producer, consumer) for consumer in busy]
@@ -112,14 +112,14 @@ async def test_one_busy_worker_at_a_time_runs_empty_for_a_quarantined_job(harnes
         await crash(harness, producer, name)
     for _ in range(2):
         await producer.submit(make_job(), {})
-    assert await busy[0]._pull(1) == []  # it runs empty
+    assert await busy[0]._pull(1) == []  # it drains
     assert len(await busy[1]._pull(1)) == 1
     await busy[0].emit([frame(running[0][1], 0, 1, final=STOP)])
     (assignment,) = await busy[0]._pull(4)
     assert assignment.job == quarantined
 
 
-async def test_a_worker_that_runs_alone_is_not_woken_for_quarantined_jobs(harness: Harness) -> None:
+async def test_a_worker_with_a_quarantined_job_is_not_woken(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     await two_quarantined_jobs(harness, producer)
     await consumer.pull(1)

@@ -10,7 +10,7 @@ from tests.wire.harness import STOP, Harness, frame, heartbeat, make_job
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_dead_workers_stream_continues_on_another_one_and_the_first_is_fenced(
+async def test_the_stream_of_a_dead_worker_continues_on_another_and_the_first_is_fenced(
     harness: Harness,
 ) -> None:
     producer, old, new = await harness.producer(), await harness.consumer("w1"), await harness.consumer("w2")
@@ -41,7 +41,7 @@ async def test_a_worker_without_progress_loses_its_jobs(harness: Harness) -> Non
     producer, consumer = await harness.producer(), await harness.consumer()
     job, assignment = await harness.running(producer, consumer)
     harness.hang_worker("w1")
-    await consumer.send_heartbeat()  # its process is alive, its engine is not
+    await consumer.send_heartbeat()  # the process is alive, but the engine hangs
     assert await producer.reap() == 1
     assert (await consumer.emit([frame(assignment, 0, 1)])).refused == {job.job_id}
 
@@ -55,7 +55,7 @@ async def test_a_worker_that_makes_progress_keeps_its_jobs(harness: Harness) -> 
     assert (await consumer.emit([frame(assignment, 0, 1)])).refused == set()
 
 
-async def test_an_idle_worker_does_not_hang(harness: Harness) -> None:
+async def test_an_idle_worker_is_not_considered_hung(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     await consumer.emit([])
     harness.hang_worker("w1")
@@ -76,7 +76,7 @@ async def test_a_reaped_job_keeps_its_position(harness: Harness) -> None:
     assert [each.job for each in await other.pull(4)] == [first, *later]
 
 
-async def test_after_three_crashes_a_job_ends_as_a_dead_letter(harness: Harness) -> None:
+async def test_a_job_becomes_a_dead_letter_after_three_crashes(harness: Harness) -> None:
     producer = await harness.producer()
     client, job = harness.client(producer), make_job()
     await producer.submit(job, {})
@@ -110,14 +110,14 @@ async def test_a_requeue_is_not_counted_as_a_crash(harness: Harness) -> None:
     assert await client.receives_end(job) == STOP
 
 
-async def test_a_requeued_job_is_continued_and_its_old_worker_refused(harness: Harness) -> None:
+async def test_a_requeued_job_continues_and_its_old_worker_is_rejected(harness: Harness) -> None:
     producer, old, new = await harness.producer(), await harness.consumer("w1"), await harness.consumer("w2")
     job, stale = await harness.running(producer, old)
     await old.emit([frame(stale, 0, 1)])
     await old.requeue([stale])
     (assignment,) = await new.pull(1)
     assert assignment.token_ids == (1,)
-    await old.requeue([stale])  # sent again: not the current assignment, nothing moves
+    await old.requeue([stale])  # a repeated call with an outdated assignment has no effect
     assert (await old.emit([frame(stale, 1, 2)])).refused == {job.job_id}
     assert (await new.emit([frame(assignment, 1, 2)])).refused == set()
 
@@ -132,8 +132,8 @@ async def test_a_deregistered_worker_is_not_listed_and_its_jobs_are_requeued(har
     assert harness.redis.hget(PREFIX + "job:" + job.job_id, "crashes") == b"0"
 
 
-async def test_a_job_that_returns_to_its_old_worker_is_first_taken_from_it(harness: Harness) -> None:
-    """The worker was reaped alive and pulls its own job before it noticed: it never holds one job twice."""
+async def test_a_worker_drops_its_old_assignment_before_it_accepts_the_same_job(harness: Harness) -> None:
+    """A live worker was reaped and pulls the same job before it has noticed. It never holds a job twice."""
     producer, consumer = await harness.producer(), await harness.consumer()
     job, _ = await harness.running(producer, consumer)
     harness.kill_worker("w1")
@@ -146,25 +146,25 @@ async def test_a_job_that_returns_to_its_old_worker_is_first_taken_from_it(harne
     assert (await consumer.emit([frame(assignment, 0, 1)])).refused == set()
 
 
-async def test_no_worker_or_controller_is_reaped_right_after_redis_was_away(harness: Harness) -> None:
+async def test_no_worker_or_controller_is_reaped_right_after_a_redis_outage(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     await harness.running(producer, consumer)
     harness.kill_worker("w1")
     harness.hang_worker("w1")
     harness.kill_controller("some controller")
-    harness.redis.delete(PREFIX + "reaped")  # no controller reaped for a lease: Redis was away
+    harness.redis.delete(PREFIX + "reaped")  # no controller has reaped for a lease
     assert await producer.reap() == 0
     harness.kill_worker("w1")
     assert await producer.reap() == 1
 
 
-async def test_a_job_that_expired_at_its_worker_is_not_reaped(harness: Harness) -> None:
+async def test_a_job_that_expired_while_running_is_not_reaped(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     job, _ = await harness.running(producer, consumer)
     harness.redis.delete(PREFIX + "job:" + job.job_id)
     harness.kill_worker("w1")
     assert await producer.reap() == 0
-    harness.redis.hdel(PREFIX + "tenant:alice", job.job_id)  # would expire by itself
+    harness.redis.hdel(PREFIX + "tenant:alice", job.job_id)  # would expire later
 
 
 async def test_only_heartbeats_of_live_workers_are_returned(harness: Harness) -> None:
@@ -179,14 +179,14 @@ async def test_only_heartbeats_of_live_workers_are_returned(harness: Harness) ->
     assert await producer.heartbeats() == [changed]
 
 
-async def test_a_worker_unseen_for_a_lease_is_not_listed(harness: Harness) -> None:
+async def test_a_worker_with_an_expired_lease_is_not_listed(harness: Harness) -> None:
     producer = await harness.producer()
     await harness.consumer("w1", lease_s=0.01)
     await async_wait_until(lambda: not harness.keys("heartbeat:"))
     assert await producer.heartbeats() == []
 
 
-async def test_the_stats_count_what_is_there(harness: Harness) -> None:
+async def test_the_stats_count_jobs_workers_and_controllers(harness: Harness) -> None:
     producer, consumer = await harness.producer(), await harness.consumer()
     await harness.running(producer, consumer)
     await producer.submit(make_job(), {})

@@ -1,1 +1,1 @@
-"""The controller's side of the queue: submit jobs, read events."""
+"""The controller side of the queue: submit jobs and read events."""

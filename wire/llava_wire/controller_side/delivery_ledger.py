@@ -1,8 +1,8 @@
-"""What one controller has delivered: per live job the frames so far, which win over what Redis remembers.
+"""The live jobs of one controller and the frames that it has delivered, which take precedence over Redis.
 
-The ledger does no I/O. ``producer`` adds jobs to it and ``event_reader`` passes in what it reads. A frame is
+The ledger does no I/O: ``producer`` adds jobs and ``event_reader`` adds the frames that it reads. A frame is
 one packed event; its index is its position in the job's log. The ledger accepts each index once and in order,
-so a stream has neither duplicates nor gaps. Jobs whose frames do not fit are resynchronized with Redis.
+so a stream has no duplicates and no gaps. If a frame does not fit, the job is resynchronized with Redis.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PendingCancel:
-    """A cancel to be sent when Redis is available. With a ``nonce`` it applies to that submission only."""
+    """A cancel to send once Redis is available. With a ``nonce``, it applies only to that submission."""
 
     job_id: str
     tenant: str
@@ -37,11 +37,11 @@ class PendingCancel:
 
 
 class LiveJob:
-    """One job that a controller streams, with everything needed to create it again in an empty Redis.
+    """A job that a controller streams, with all data needed to create it again in an empty Redis.
 
-    ``nonce`` identifies one submission or take-over: a call that is repeated, or that arrives late, is told
-    apart from a call for another reader of the same job. ``epoch`` counts the take-overs of the stream.
-    ``trace`` is the W3C traceparent; it is stored beside the job, whose packed contents do not depend on it.
+    ``nonce`` identifies one submission or takeover, so that repeated or late calls do not affect another
+    reader of the same job. ``epoch`` counts the takeovers of the stream. ``trace`` is the W3C traceparent; it
+    is stored separately because the packed job must not depend on it.
     """
 
     def __init__(
@@ -61,21 +61,21 @@ class LiveJob:
         self.epoch = epoch
         self.nonce = nonce or uuid.uuid4().hex
         self.trace = trace
-        self.is_submitted = is_submitted  # False during the first submit, which may still be refused
+        self.is_submitted = is_submitted  # False during the first submit, which may still be rejected
         self.frames = list(frames)
         self.next_offset = sum(len(event.token_ids) for event in decode_log(frames))
         self.deadline = time.monotonic() + ttl_s
         self.last_active = time.monotonic()
-        # ID of the last stream entry at the last resync. Entries up to it are in the log already, or void.
+        # ID of the last stream entry at the last resync. Earlier entries are in the log or no longer apply.
         self.resynced_to = (0, 0)
 
     @property
     def remaining_ms(self) -> int:
-        """Milliseconds until the deadline, at least 1."""
+        """Return the milliseconds until the deadline, at least 1."""
         return max(int((self.deadline - time.monotonic()) * 1000), 1)
 
     def append(self, payload: bytes, event: Event) -> None:
-        """Add the next frame of the log; ``event`` is what ``payload`` decodes to."""
+        """Add the next frame of the log; ``event`` is the decoded ``payload``."""
         self.frames.append(payload)
         self.next_offset = event.next_offset
         self.mark_active()
@@ -84,7 +84,7 @@ class LiveJob:
         self.last_active = time.monotonic()
 
     def creation_args(self, controller_id: str) -> tuple[Arg, ...]:
-        """The first arguments of the scripts ``submit`` and ``resync``, by which they create the job."""
+        """Return the first arguments of the scripts ``submit`` and ``resync``, which create the job."""
         job = self.job
         digests = " ".join(dict.fromkeys(image.digest for image in job.images))
         return (
@@ -104,14 +104,14 @@ class LiveJob:
 
 
 class DeliveryLedger:
-    """The live jobs of one controller and their events that are ready for delivery."""
+    """The live jobs of one controller and the events that are ready for delivery."""
 
     def __init__(self) -> None:
         self._controller_id = uuid.uuid4().hex
-        self._num_beats = 0  # of this identity; Redis must remember it
-        self._former_ids: list[str] = []  # still to be removed from Redis
+        self._num_beats = 0  # sent under the current controller ID; Redis stores the same number
+        self._former_ids: list[str] = []  # to be removed from Redis
         self._live: dict[str, LiveJob] = {}
-        self._to_resync: dict[str, None] = {}  # in the order of the requests
+        self._to_resync: dict[str, None] = {}  # job IDs in request order
         self._pending_cancels: dict[str, PendingCancel] = {}
         self._ready: list[tuple[str, Event]] = []
         self._taken_over: deque[str] = deque(maxlen=MAX_TAKEN_OVER)
@@ -124,11 +124,11 @@ class DeliveryLedger:
 
     @property
     def next_beat(self) -> int:
-        """The number of the next beat under the present identity."""
+        """Return the number of the next beat under the current controller ID."""
         return self._num_beats + 1
 
     def record_beat(self, controller_id: str, beat: int, *, has_lost_memory: bool) -> None:
-        """Count a beat that Redis received; ``has_lost_memory``: it did not remember the one before."""
+        """Count a beat that Redis received. ``has_lost_memory``: Redis did not have the previous beat."""
         if controller_id != self._controller_id:
             return
         self._num_beats = beat
@@ -136,7 +136,10 @@ class DeliveryLedger:
             self.change_identity()
 
     def change_identity(self) -> None:
-        """Redis lost memory: leave the old stream, whose IDs may run backwards, and resync every job."""
+        """Switch to a new controller ID and resync every job, because Redis lost data.
+
+        Entry IDs in the old stream may go backwards after the loss, so it is abandoned.
+        """
         self._former_ids.append(self._controller_id)
         self._controller_id = uuid.uuid4().hex
         self._num_beats = 0
@@ -146,7 +149,7 @@ class DeliveryLedger:
 
     @property
     def former_ids(self) -> tuple[str, ...]:
-        """Former identities that Redis may still know."""
+        """Return the earlier controller IDs that Redis may still have."""
         return tuple(self._former_ids)
 
     def remove_former_id(self, controller_id: str) -> None:
@@ -160,26 +163,26 @@ class DeliveryLedger:
 
     @property
     def models(self) -> set[str]:
-        """The models of the live jobs."""
+        """Return the models of the live jobs."""
         return {live.job.model for live in self._live.values()}
 
     def find(self, job_id: str) -> LiveJob | None:
         return self._live.get(job_id)
 
     def track(self, live: LiveJob) -> None:
-        """Deliver the events of this job from now on."""
+        """Start to deliver the events of this job."""
         self._live[live.job.job_id] = live
 
     def confirm(self, live: LiveJob) -> None:
-        """Redis has accepted the job under this controller."""
+        """Record that Redis has accepted the job under this controller."""
         live.is_submitted = True
         if live.job.job_id in self._taken_over:
             self._taken_over.remove(live.job.job_id)
 
     def reattach(self, live: LiveJob, nonce: str, epoch: int) -> list[Event]:
-        """Give a live job to another reader here; return the events that were delivered so far.
+        """Transfer a live job to another reader on this controller; return the events delivered so far.
 
-        A higher ``epoch`` than the known one means that another controller had the stream meanwhile.
+        A higher ``epoch`` than the recorded one means that another controller had the stream in between.
         """
         live.nonce = nonce
         if epoch > live.epoch:
@@ -189,25 +192,26 @@ class DeliveryLedger:
         return decode_log(live.frames[: len(live.frames) - num_ready])
 
     def drop(self, job_id: str) -> None:
-        """Deliver nothing more of this job, also nothing that is ready."""
+        """Stop delivering this job and discard its events that are ready."""
         self._stop(job_id)
         self._ready = [item for item in self._ready if item[0] != job_id]
 
     def expire(self) -> None:
-        """End the jobs whose deadline has passed."""
+        """Fail the jobs that are past their deadline."""
         now = time.monotonic()
         for live in list(self._live.values()):
             if live.deadline <= now:
-                limit = f"the request was not done within {live.job.ttl_s:g} s: try again later"
-                self.fail(live, ErrorCode.DEADLINE_EXCEEDED, limit)
+                timeout_s = live.job.ttl_s
+                message = f"The request was not completed within {timeout_s:g} seconds. Retry later."
+                self.fail(live, ErrorCode.DEADLINE_EXCEEDED, message)
 
     def fail(self, live: LiveJob, code: ErrorCode, message: str) -> None:
-        """End a job here with a final event that no worker wrote, and cancel it in Redis."""
+        """End a job with an error event from this controller, and cancel it in Redis."""
         self._end(live.job.job_id, code, message)
         self.cancel_later(live.job.job_id, live.job.tenant)
 
     def was_taken_over(self, job_id: str) -> bool:
-        """Whether another controller took over the stream of this job: it must not be cancelled from here."""
+        """Return whether another controller took over the job, so that this one must not cancel it."""
         return job_id in self._taken_over
 
     # Cancels that Redis has not received
@@ -220,17 +224,17 @@ class DeliveryLedger:
         return tuple(self._pending_cancels.values())
 
     def cancel_sent(self, cancel: PendingCancel) -> None:
-        """Redis received this cancel; one that replaced it meanwhile stays pending."""
+        """Remove a cancel that Redis received, unless a newer one has replaced it."""
         if self._pending_cancels.get(cancel.job_id) == cancel:
             del self._pending_cancels[cancel.job_id]
 
     # Delivery
 
     def receive(self, job_id: str, index: int, payload: bytes, entry_id: tuple[int, int]) -> None:
-        """Accept a frame from the stream if it is the next one, skip a duplicate, else request a resync."""
+        """Accept the next frame from the stream. Skip a duplicate; request a resync for any other frame."""
         live = self._live.get(job_id)
         if live is None or job_id in self._to_resync or entry_id <= live.resynced_to:
-            return  # until the resync the stream does not count: it brings the log's tail
+            return  # the resync returns these frames from the log
         if index < len(live.frames) and live.frames[index] == payload:
             return
         self._accept(job_id, index, payload)
@@ -240,14 +244,14 @@ class DeliveryLedger:
         return bool(self._ready)
 
     def take_ready(self) -> list[tuple[str, Event]]:
-        """The events to deliver now, as (job ID, event)."""
+        """Return the (job ID, event) pairs to deliver, and clear them."""
         ready, self._ready = self._ready, []
         return ready
 
     # Resynchronization
 
     def idle_jobs(self, idle_s: float) -> list[LiveJob]:
-        """The submitted jobs of which nothing was received for ``idle_s``."""
+        """Return the submitted jobs that have received nothing for ``idle_s``."""
         before = time.monotonic() - idle_s
         return [live for live in self._live.values() if live.is_submitted and live.last_active <= before]
 
@@ -257,51 +261,53 @@ class DeliveryLedger:
 
     @property
     def jobs_to_resync(self) -> tuple[str, ...]:
-        """The IDs of the live jobs that are to be compared with Redis."""
+        """Return the IDs of the live jobs that must be resynchronized with Redis."""
         return tuple(self._to_resync)
 
     def apply_resync(
         self, live: LiveJob, controller_id: str, state: bytes, tail: list[bytes], last_entry: tuple[int, int]
     ) -> bool:
-        """Continue a job from the reply of the script ``resync``; False if the reply no longer applies.
+        """Apply the reply of the script ``resync`` to a job; return False if it no longer applies.
 
-        ``tail`` are the frames of the log after the delivered ones, ``last_entry`` is the ID of the last
+        ``tail`` has the frames in the log after the delivered ones; ``last_entry`` is the ID of the last
         stream entry that they cover.
         """
         job_id = live.job.job_id
-        if self._live.get(job_id) is not live:  # cancelled meanwhile, and the script created it again
-            self.request_resync(job_id)  # if it is read here again, under a nonce of its own
+        if self._live.get(job_id) is not live:  # it was cancelled, and the script has created it again
+            self.request_resync(job_id)  # for a newer LiveJob with another nonce
             if job_id not in self._live:
                 self.cancel_later(job_id, live.job.tenant, live.nonce)
             return False
         if controller_id != self._controller_id:
-            return False  # memory was lost again, and the job is marked for the next resync
+            return False  # Redis lost data again; the job is marked for the next resync
         self.finish_resync(live, controller_id)
         if state == b"moved":
-            self._end(job_id, ErrorCode.STREAM_TAKEN_OVER, "another connection reads this answer on")
+            self._end(job_id, ErrorCode.STREAM_TAKEN_OVER, "Another connection has taken over this stream.")
             self._taken_over.append(job_id)
         elif state == b"cancelled":
-            self._end(job_id, ErrorCode.ANSWER_CANCELLED, "this answer was cancelled: ask again")
+            self._end(
+                job_id, ErrorCode.ANSWER_CANCELLED, "This response was cancelled. Send the request again."
+            )
         live.resynced_to = last_entry
         for frame in tail:
             self._accept(job_id, len(live.frames), frame)
         return True
 
     def finish_resync(self, live: LiveJob, controller_id: str) -> None:
-        """Redis agrees with the job again, unless the job or the identity changed meanwhile."""
+        """Mark the job as consistent with Redis, unless the job or the controller ID has changed."""
         if self._live.get(live.job.job_id) is live and controller_id == self._controller_id:
             self._to_resync.pop(live.job.job_id, None)
 
     def _accept(self, job_id: str, index: int, payload: bytes) -> None:
-        """Make a frame ready for delivery if it continues what was delivered; else request a resync."""
+        """Make a frame ready for delivery if it continues the delivered frames; else request a resync."""
         live = self._live.get(job_id)
         if live is None:
-            return  # after the end of the job, where no worker may write
+            return  # the job has ended
         try:
             event = decode_event(payload, live.next_offset)
-        except ValueError as error:  # msgspec's, and that of text which is not UTF-8
-            _log.error("job %s ends: what its worker wrote is no event: %s", job_id, error)
-            self.fail(live, ErrorCode.INTERNAL_ERROR, "a worker wrote what is no event: ask again")
+        except ValueError as error:  # from msgspec, or from text that is not UTF-8
+            _log.error("job %s failed: its worker wrote an invalid event: %s", job_id, error)
+            self.fail(live, ErrorCode.INTERNAL_ERROR, "A worker wrote an invalid event. Retry the request.")
             return
         if index != len(live.frames) or event.offset != live.next_offset:
             self.request_resync(job_id)
@@ -316,6 +322,6 @@ class DeliveryLedger:
             self._ready.append((job_id, error_event(code, message, offset=live.next_offset)))
 
     def _stop(self, job_id: str) -> LiveJob | None:
-        """Accept nothing more of this job; what is ready is still delivered."""
+        """Stop accepting frames for this job; events that are ready are still delivered."""
         self._to_resync.pop(job_id, None)
         return self._live.pop(job_id, None)

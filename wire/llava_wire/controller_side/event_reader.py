@@ -1,7 +1,7 @@
-"""The one blocking read of a controller, and the recovery around it.
+"""The blocking read of a controller's event stream, and recovery after Redis failures.
 
-Each poll: check whether Redis was replaced (then: a new identity, and a resync of every job); check idle
-jobs; resync jobs that need it; read new frames. Events for delivery end up in the ledger.
+Each poll checks whether Redis was replaced (if so, it switches to a new controller ID and resyncs every job),
+checks idle jobs, resyncs the jobs that need it, and reads new frames. It adds the events to the ledger.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 class EventReader:
-    """Reads the event stream of one controller into its ledger. ``poll`` must not run twice at once.
+    """A reader that copies one controller's event stream to its ledger. Calls of ``poll`` must not overlap.
 
-    ``link`` is for commands; the blocking read has a connection of its own. ``check_interval_s`` is how long
-    a live job may be idle before Redis is asked whether a notice was lost.
+    ``link`` is for commands; the blocking read uses a separate connection. ``check_interval_s`` is the idle
+    time of a live job after which it is compared with Redis, in case a stream entry was lost.
     """
 
     def __init__(self, url: str, link: Link, ledger: DeliveryLedger, *, check_interval_s: float) -> None:
@@ -36,20 +36,20 @@ class EventReader:
             url, timeout_s=BLOCK_MS / 1000 + 3, max_connections=1, on_connect=self._count_connection
         )
         self._check_interval_s = check_interval_s
-        self._num_connections = 0  # made so far
-        self._known_connection = -1  # the last one whose server was identified
+        self._num_connections = 0  # opened so far
+        self._known_connection = -1  # number of the last connection with an identified server
         self._run_id: str | None = None
-        self._position = ("", "0-0")  # the controller ID whose stream is read, and the last entry read
+        self._position = ("", "0-0")  # controller ID of the stream, and the last entry read
 
     async def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:
-        """Yield batches forever; while Redis is away, only the ends of jobs whose deadline passes."""
+        """Yield batches of events forever. While Redis is unavailable, jobs still fail at their deadline."""
         failures = 0
         while True:
             try:
                 await self.poll(BLOCK_MS)
                 failures = 0
             except UNAVAILABLE as error:
-                self._known_connection = -1  # identify the server before the next read, which may block
+                self._known_connection = -1  # identify the server again before the next blocking read
                 if not failures:
                     _log.warning("redis is unavailable: %s", error)
                 await backoff(failures)
@@ -59,7 +59,7 @@ class EventReader:
                 yield self._ledger.take_ready()
 
     async def poll(self, block_ms: int | None) -> None:
-        """Wait up to ``block_ms`` for frames (None: do not wait). Raises one of ``UNAVAILABLE``."""
+        """Wait up to ``block_ms`` for frames (None: do not wait). Raise one of ``UNAVAILABLE`` on failure."""
         await self.identify_server()
         await self._send_pending_cancels()
         await self._check_idle_jobs()
@@ -68,14 +68,16 @@ class EventReader:
             await self._read(block_ms)
 
     async def identify_server(self) -> None:
-        """Record which server this is; if it is not the one from before, change the identity."""
-        while self._known_connection != self._num_connections:  # twice if the question makes the connection
+        """Record the run ID of the server, and switch to a new controller ID if it has changed."""
+        while self._known_connection != self._num_connections:  # repeats if run_id() opens the connection
             connection = self._num_connections
             run_id = await self._reader.run_id()
             if connection != self._num_connections:
                 continue
             if self._run_id not in (None, run_id):
-                _log.warning("redis is another server now: resynchronising %d jobs", self._ledger.num_live)
+                _log.warning(
+                    "redis was replaced or restarted: resynchronizing %d jobs", self._ledger.num_live
+                )
                 self._ledger.change_identity()
             self._known_connection, self._run_id = connection, run_id
 
@@ -120,14 +122,14 @@ class EventReader:
             await self._supply_images(live, controller_id, [digest.decode() for digest in missing])
 
     async def _supply_images(self, live: LiveJob, controller_id: str, digests: list[str]) -> None:
-        """Send the images that Redis lost. They are not known here if the job was taken over without them."""
+        """Send the images that Redis lost. Fail the job if this controller does not have them."""
         if not all(digest in live.pixels for digest in digests):
-            message = "the pictures of this job are lost: send it again"
+            message = "The images of this request are no longer stored. Send the request again."
             self._ledger.fail(live, ErrorCode.INTERNAL_ERROR, message)
             return
         job_id = live.job.job_id
         pairs = [arg for digest in digests for arg in (digest, live.pixels[digest])]
-        self._ledger.request_resync(job_id)  # until they have arrived
+        self._ledger.request_resync(job_id)  # remains requested if the next call fails
         await self._link.script("supply_images", job_id, live.remaining_ms, *pairs)
         self._ledger.finish_resync(live, controller_id)
 
@@ -140,7 +142,7 @@ class EventReader:
         )
         is_known = self._known_connection == self._num_connections
         if not is_known or controller_id != self._ledger.controller_id:
-            return  # perhaps another server's reply: identify it first; nothing is lost, last_id stays
+            return  # may come from another server: identify it, then read again from the same position
         for entry_id, job_id, index, payload in _notices(reply):
             if index is None:
                 self._ledger.request_resync(job_id)
@@ -158,7 +160,7 @@ def _entry_id(text: bytes) -> tuple[int, int]:
 def _notices(
     reply: list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]],
 ) -> Iterator[tuple[bytes, str, int | None, bytes]]:
-    """(entry ID, job ID, index in the log, payload) of what XREAD returns; no index: resync the job."""
+    """Parse an XREAD reply into (entry ID, job ID, log index, payload). Index None requests a resync."""
     for _, entries in reply or []:
         for entry_id, fields in entries:
             for name, payload in fields.items():
@@ -166,5 +168,5 @@ def _notices(
                     index = None if match[2] == b"?" else int(match[2])
                     yield entry_id, match[1].decode(), index, payload
                 else:
-                    _log.error("the stream of events has something that is none: passed over")
-                    yield entry_id, "", None, b""  # for no job; the entry counts as read
+                    _log.error("skipping an invalid entry in the event stream")
+                    yield entry_id, "", None, b""  # no such job; marks the entry as read

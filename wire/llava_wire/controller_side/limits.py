@@ -1,4 +1,4 @@
-"""Limits of the queue and of one tenant, and the errors that a submit over them raises."""
+"""Limits for the queue and for a tenant, and the errors for jobs that exceed them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from llava_wire.messages.job import Job
 
 __all__ = ["DEFAULT_TENANT_LIMITS", "QueueLimits", "TenantLimits", "submit_error"]
 
-_DEFAULT_RETRY_S = 5.0  # no job ended lately, so there is no rate to estimate from
+_DEFAULT_RETRY_S = 5.0  # used if no job ended in the last minute and the service rate is unknown
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
 
 
 @dataclass(frozen=True)
 class TenantLimits:
-    """``weight`` 3 gets three times the tokens of ``weight`` 1 while both have work waiting. ``max_jobs``
-    limits the waiting and running jobs, ``max_cost`` the sum of their tokens; None: as for any tenant."""
+    """The limits of one tenant. A tenant with ``weight`` 3 gets three times the tokens of one with ``weight``
+    1 while both have waiting jobs. ``max_jobs`` limits the number of waiting and running jobs, ``max_cost``
+    the sum of their tokens; None applies the default for all tenants."""
 
     weight: float = 1.0
     max_jobs: int | None = None
@@ -28,8 +29,9 @@ DEFAULT_TENANT_LIMITS = TenantLimits()
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """``queued`` limits count waiting jobs per model, ``tenant`` limits the waiting and running jobs of one
-    tenant; a cost is in tokens. ``pixel_bytes`` is for all stored images together."""
+    """The limits of the queue. ``queued_*`` limit the waiting jobs per model, ``tenant_*`` the waiting and
+    running jobs per tenant; costs are in tokens. ``pixel_bytes`` limits the total size of all stored
+    images."""
 
     queued_jobs: int
     queued_cost: float
@@ -38,7 +40,7 @@ class QueueLimits:
     pixel_bytes: int
 
     def for_tenant(self, limits: TenantLimits) -> QueueLimits:
-        """Replace the tenant's part by limits of its own."""
+        """Return these limits with the ``tenant_*`` limits of one tenant."""
         return QueueLimits(
             self.queued_jobs,
             self.queued_cost,
@@ -49,39 +51,46 @@ class QueueLimits:
 
 
 def submit_error(job: Job, limits: QueueLimits, reply: list[bytes | int]) -> WireError:
-    """The error for a reply of ``submit`` that is not "ok": which limit, how full, and when to retry."""
+    """Return the error for a reply of the script ``submit`` other than "ok"."""
     kind = reply[0].decode() if isinstance(reply[0], bytes) else ""
     if kind == "duplicate":
-        return DuplicateJob(f"job {job.job_id} is known with other contents")
+        return DuplicateJob(f"Job {job.job_id} already exists with different contents.")
     if kind == "known":
-        return AlreadySubmitted(f"job {job.job_id} has been submitted already")
-    amount, retry_after_s = int(reply[1]), _retry_after_s(int(reply[2]))
+        return AlreadySubmitted(f"Job {job.job_id} has already been submitted.")
+    num_used, retry_after_s = int(reply[1]), _retry_after_s(int(reply[2]))
     if kind == "tenant":
         return TenantOverLimit(
-            f"{amount} requests of this key are waiting or running; the limit is {limits.tenant_jobs}: "
-            "wait for one to end",
+            f"{num_used} requests of this API key are waiting or running; the limit is {limits.tenant_jobs}. "
+            "Wait for one to finish.",
             retry_after_s=retry_after_s,
         )
     if kind == "tenant_cost":
         return TenantOverLimit(
-            f"the requests of this key that are waiting or running take {amount} tokens, this one "
-            f"{job.cost:.0f} more; the limit is {limits.tenant_cost:.0f}: wait for one to end",
+            f"The waiting and running requests of this API key use {num_used} tokens and this request needs "
+            f"{job.cost:.0f}; the limit is {limits.tenant_cost:.0f} tokens. Wait for a request to finish.",
             retry_after_s=retry_after_s,
         )
     if kind == "bytes":
-        message = f"pictures of other requests take {amount} bytes of {limits.pixel_bytes}: try later"
-    elif kind == "heavy":
-        message = (
-            f"what waits for {job.model} takes {amount} tokens, this request {job.cost:.0f} more; "
-            f"the limit is {limits.queued_cost:.0f}: try later"
+        return QueueFull(
+            f"The images of other requests use {num_used} of {limits.pixel_bytes} bytes. There is no room "
+            "for the images of this request. Retry later.",
+            retry_after_s=retry_after_s,
         )
-    else:
-        message = f"{amount} requests wait for {job.model}; the limit is {limits.queued_jobs}: try later"
-    return QueueFull(message, retry_after_s=retry_after_s)
+    if kind == "heavy":
+        return QueueFull(
+            f"The requests waiting for model {job.model} use {num_used} tokens and this request needs "
+            f"{job.cost:.0f}; the limit is {limits.queued_cost:.0f} tokens. Retry later.",
+            retry_after_s=retry_after_s,
+        )
+    return QueueFull(
+        f"{num_used} requests are waiting for model {job.model}; the limit is {limits.queued_jobs}. "
+        "Retry later.",
+        retry_after_s=retry_after_s,
+    )
 
 
 def _retry_after_s(milliseconds: int) -> float:
-    """The estimate within bounds; 0 milliseconds: there is none."""
+    """Return the estimate in seconds, clamped; 0 milliseconds means that there is no estimate."""
     if not milliseconds:
         return _DEFAULT_RETRY_S
     return min(max(milliseconds / 1000, _MIN_RETRY_S), _MAX_RETRY_S)

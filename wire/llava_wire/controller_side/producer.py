@@ -1,8 +1,8 @@
-"""The controller's side of the queue: submit jobs, follow their events, requeue the jobs of dead workers.
+"""The controller side of the queue: submit jobs, follow their events and requeue the jobs of dead workers.
 
-``JobProducer`` fails fast: when Redis does not answer it raises ``QueueUnavailable`` and the caller returns a
-503. Only ``follow`` continues through an outage: what was delivered to a client wins over what Redis
-remembers, so live streams go on even when Redis comes back empty.
+``JobProducer`` fails fast: if Redis is unavailable, it raises ``QueueUnavailable`` and the caller returns a
+503. Only ``follow`` waits until Redis is available again. The events delivered to a client take precedence
+over the state in Redis, so live streams continue even if Redis restarts empty.
 """
 
 from __future__ import annotations
@@ -24,25 +24,28 @@ from llava_wire.errors import DuplicateJob, QueueUnavailable
 from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
 from llava_wire.messages.heartbeat import Heartbeat, read_heartbeats
 from llava_wire.messages.job import Job
-from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, retry_briefly
+from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, queue_unavailable, retry_briefly
 
 __all__ = ["JobProducer"]
 
-MAX_CRASHES = 3  # twice concurrently with other jobs, which may be to blame, and then alone
-RECENT_READ_S = 3.0  # a job that another reader has read so recently is not cancelled as unread
+MAX_CRASHES = 3  # two with other jobs on the worker, which may have caused the crash, and one alone
+RECENT_READ_S = 3.0  # a job that was read within this time is not cancelled as unread
 ORPHAN_GRACE_S = 30.0
 NUM_TRIES = 3
 CRASHED = error_event(
     ErrorCode.WORKER_CRASHED,
-    "workers stopped each time they ran this request, the last one while it ran nothing else: change it "
-    "before trying again",
+    "Every worker that ran this request crashed, the last one while it ran no other request. Change the "
+    "request before you send it again.",
 )
 Pixels: TypeAlias = Mapping[str, bytes]  # by digest
 _job_decoder = msgspec.msgpack.Decoder(Job)
 
 
 class JobProducer:
-    """One controller's connection to the queue. ``follow`` must be running for anything to be delivered."""
+    """A controller's connection to the queue. Events are delivered only while ``follow`` is running.
+
+    All calls except ``follow`` raise QueueUnavailable if Redis is unavailable.
+    """
 
     def __init__(
         self,
@@ -77,12 +80,12 @@ class JobProducer:
         orphan_grace_s: float = ORPHAN_GRACE_S,
         check_interval_s: float = 5.0,
     ) -> JobProducer:
-        """Raises QueueUnavailable if Redis does not answer, within ``timeout_s`` as in every later call.
+        """Connect to the queue. Raise QueueUnavailable if Redis does not respond within ``timeout_s``.
 
-        ``QueueLimits`` documents the ``max_`` limits. ``lease_s`` is the new lease of each worker after a
-        time in which no controller called ``reap``. Jobs of a controller that sent no beat for
-        ``orphan_grace_s`` are cancelled. A job without events for ``check_interval_s`` is compared with
-        Redis.
+        ``timeout_s`` applies to all later calls too. ``QueueLimits`` documents the ``max_*`` limits.
+        ``lease_s`` is the new lease of all workers after a period in which no controller called ``reap``.
+        Jobs of a controller that has not called ``reap`` for ``orphan_grace_s`` are cancelled. A job without
+        events for ``check_interval_s`` is compared with Redis.
         """
         producer = cls(
             url,
@@ -104,7 +107,7 @@ class JobProducer:
 
     @property
     def controller_id(self) -> str:
-        """Random, new with each process, and again each time that Redis has lost memory."""
+        """Return the random ID of this controller, which changes each time Redis loses data."""
         return self._ledger.controller_id
 
     async def submit(
@@ -114,13 +117,13 @@ class JobProducer:
         tenant_limits: TenantLimits = DEFAULT_TENANT_LIMITS,
         trace: str = "",
     ) -> QueuePosition | None:
-        """Put a job into the queue; its events come through ``follow``, perhaps before this returns.
+        """Add a job to the queue. ``follow`` yields its events, possibly before this call returns.
 
-        ``pixels`` holds the tiles of every image of the job, by digest; what Redis has is not sent again.
-        ``trace`` is passed to its workers. The call may be repeated with the same job; the position is
-        returned once. Raises QueueFull, TenantOverLimit, QueueUnavailable, DuplicateJob, and AlreadySubmitted
-        if another controller has the job or it has ended. After an error the job does not run here (or is
-        cancelled when Redis is back).
+        ``pixels`` has the tiles of every image in the job, by digest; images that Redis has are not sent
+        again. ``trace`` is passed to the workers. The call may be repeated with the same job, and only the
+        first call returns the position. Raise QueueFull, TenantOverLimit, QueueUnavailable or DuplicateJob.
+        Raise AlreadySubmitted if another controller has the job or if it has ended. After an error, the job
+        does not run for this controller, or is cancelled once Redis is available.
         """
         pixels = {image.digest: pixels[image.digest] for image in job.images}
         live = self._find(job)
@@ -141,13 +144,13 @@ class JobProducer:
         return QueuePosition.from_reply(*reply[1:]) if len(reply) > 1 else None
 
     def is_live(self, job: Job) -> bool:
-        """Whether this very job is streamed here. Raises DuplicateJob if it is with other contents."""
+        """Return whether this controller streams the job. Raise DuplicateJob if its contents differ."""
         return self._find(job) is not None
 
     async def cancel(self, job_id: str, *, tenant: str) -> bool:
-        """End a job without further events; True if it was live.
+        """End a job without further events; return whether it was live.
 
-        Raises QueueUnavailable; it is then cancelled when Redis is back.
+        If the call raises QueueUnavailable, the job is cancelled once Redis is available.
         """
         live = self._ledger.find(job_id)
         if self._ledger.was_taken_over(job_id) or (live and live.job.tenant != tenant):
@@ -161,33 +164,34 @@ class JobProducer:
             raise
 
     async def cancel_unread(self, job_id: str, *, tenant: str) -> bool:
-        """Cancel a job that no client of this controller reads; True if it is not live any more.
+        """Cancel a job that no client of this controller reads; return whether it is no longer live.
 
-        False if another reader took a snapshot of it within ``RECENT_READ_S`` or attached to it meanwhile.
-        Raises QueueUnavailable; it may then be cancelled all the same, but not for a later reader.
+        Return False if another reader took a snapshot within ``RECENT_READ_S`` or has attached to the job. If
+        the call raises QueueUnavailable, the job may still be cancelled, but not for a later reader.
         """
         live, recent_ms = self._ledger.find(job_id), int(RECENT_READ_S * 1000)
         nonce = live.nonce if live else ""
         if await self._call("cancel", job_id, tenant, self.controller_id, 1, recent_ms, nonce) == 2:
-            self._ledger.request_resync(job_id)  # an attach whose reply was lost may have left another nonce
+            self._ledger.request_resync(job_id)  # an attach with a lost reply may have set another nonce
             return False
-        if live and live.nonce == nonce:  # else it is read here again
+        if live and live.nonce == nonce:  # else a new reader has attached on this controller
             self._ledger.drop(job_id)
         return True
 
     async def delete(self, job_id: str, *, tenant: str) -> bool:
-        """Delete a job and its output, cancelling it first if it has not ended; False if there is none.
+        """Delete a job and its output; return False if the tenant has no such job.
 
-        Its stream, on any controller, gets a final error event. Raises QueueUnavailable.
+        An unfinished job is cancelled first, and its stream on any controller gets a final error event.
         """
         return bool(await self._call("delete", job_id, tenant, uuid.uuid4().hex))
 
     async def snapshot(
         self, job_id: str, *, tenant: str, num_events: int = 0, offset: int = 0
     ) -> JobSnapshot | None:
-        """Return the state of a job and the events after the first ``num_events``, which end at ``offset``.
+        """Return the state of a job and its events after the first ``num_events``, which end at ``offset``.
 
-        The stream stays where it is. None if the job is unknown or another tenant's. Raises QueueUnavailable.
+        The stream stays with its controller. Return None if the job does not exist or belongs to another
+        tenant.
         """
         if not (reply := await self._call("snapshot", job_id, tenant, num_events)):
             return None
@@ -198,26 +202,26 @@ class JobProducer:
         )
 
     def follow(self) -> AsyncIterator[list[tuple[str, Event]]]:
-        """Yield batches of (job ID, event) of all live jobs, forever. Iterate it once at a time.
+        """Yield batches of (job ID, event) for all live jobs, forever. Use only one iterator at a time.
 
-        The events of a job are complete and in order. Every job ends in exactly one final event, unless it
-        was cancelled here.
+        The events of a job are complete and in order. Every job ends with exactly one final event, unless it
+        was cancelled through this object.
         """
         return self._reader.follow()
 
     async def attach(self, job_id: str, *, tenant: str) -> list[Event] | None:
-        """Take over a stream: return the events so far; the next ones come through ``follow``.
+        """Take over a stream: return the events so far; ``follow`` yields the next ones.
 
-        None if the job is unknown (or cancelled, or ended minutes ago) or another tenant's. A controller that
-        still streams the job gets a final error event. Raises QueueUnavailable.
+        Return None if the job is cancelled, has expired, does not exist, or belongs to another tenant. A
+        controller that still streams the job gets a final error event.
         """
         nonce = uuid.uuid4().hex
         reply = await self._call("attach", job_id, tenant, self.controller_id, nonce)
         live = self._ledger.find(job_id)
         if reply == [b"cancelled"]:
-            self._ledger.request_resync(job_id)  # which ends the stream, if it is read here
+            self._ledger.request_resync(job_id)  # ends the stream if this controller has it
             return None
-        if live:  # streamed here already; another controller may have had it meanwhile
+        if live:  # already on this controller; another one may have had it in between
             epoch = reply[1] if reply else 0
             return self._ledger.reattach(live, nonce, epoch) if live.job.tenant == tenant else None
         if not reply:
@@ -229,18 +233,18 @@ class JobProducer:
             live = LiveJob(job, pixels, ttl_s=ttl_s, epoch=epoch, frames=tuple(frames), nonce=nonce)
             self._ledger.track(live)
             self._ledger.confirm(live)
-            self._ledger.request_resync(job_id)  # frames may have come before it was known here
+            self._ledger.request_resync(job_id)  # frames that arrived before track() were dropped
         return decode_log(frames)
 
     async def heartbeats(self) -> list[Heartbeat]:
-        """The heartbeats of the live workers. Raises QueueUnavailable."""
+        """Return the heartbeats of the live workers."""
         reply = await self._call("stats")
         return read_heartbeats(reply[2])
 
     async def reap(self) -> int:
-        """Requeue the jobs of dead and hung workers; return how many. Raises QueueUnavailable.
+        """Requeue the jobs of dead and hung workers; return the number of jobs.
 
-        Call it each second: it is also this controller's own beat, and detects that Redis lost memory.
+        Call it once per second: it also shows that this controller is alive, and detects data loss in Redis.
         """
         controller_id, beat = self.controller_id, self._ledger.next_beat
         payload = msgspec.msgpack.encode(CRASHED)
@@ -251,9 +255,9 @@ class JobProducer:
         return int(num_requeued)
 
     async def stats(self, heartbeats: Sequence[Heartbeat] | None = None) -> QueueStats:
-        """Statistics of the models with a worker or a live job here. Raises QueueUnavailable.
+        """Return statistics for all models with a worker or with a live job on this controller.
 
-        ``heartbeats`` are read unless the caller has just done so.
+        ``heartbeats`` are read from Redis unless the caller passes them.
         """
         if heartbeats is None:
             heartbeats = await self.heartbeats()
@@ -263,14 +267,14 @@ class JobProducer:
         return QueueStats(num_waiting, running, len(workers), controllers, dead_letters, num_live)
 
     async def ping(self) -> None:
-        """Raises QueueUnavailable."""
+        """Check the connection to Redis."""
         try:
             await self._link.command("PING")
         except UNAVAILABLE as error:
-            raise QueueUnavailable(f"redis does not answer: {error}") from error
+            raise queue_unavailable(error) from error
 
     async def aclose(self) -> None:
-        """Close the connections. Streams still live are left for other controllers to attach to."""
+        """Close the connections. Other controllers can attach to the streams that are still live."""
         if not self._ledger.num_live:
             with contextlib.suppress(*UNAVAILABLE):
                 await self._link.script("remove_controller", self.controller_id)
@@ -280,20 +284,22 @@ class JobProducer:
     def _find(self, job: Job) -> LiveJob | None:
         live = self._ledger.find(job.job_id)
         if live and live.job != job:
-            raise DuplicateJob(f"job {job.job_id} is live with other contents")
+            raise DuplicateJob(f"Job {job.job_id} is already running with different contents.")
         return live
 
     async def _submit(self, live: LiveJob, weight: float, limits: QueueLimits) -> list[Any]:
         args = (*live.creation_args(self.controller_id), weight, *astuple(limits))
         digests = self._sent_images.unknown(live.pixels)
-        for _ in range(NUM_TRIES):  # Redis may drop images between two tries
+        for _ in range(NUM_TRIES):  # Redis may drop images between attempts
             pairs = [arg for digest in digests for arg in (digest, live.pixels[digest])]
             reply: list[Any] = await self._call("submit", *args, *pairs)
             if reply[0] != b"pixels":
                 self._sent_images.remember(live.pixels)
                 return reply
             digests = [digest.decode() for digest in reply[1]]
-        raise QueueUnavailable("redis does not keep the pictures: give it more memory")
+        raise QueueUnavailable(
+            "Redis dropped the images of this request before it was queued. Increase maxmemory."
+        )
 
     async def _call(self, name: str, *args: Arg) -> Any:
         return await retry_briefly(lambda: self._link.script(name, *args))

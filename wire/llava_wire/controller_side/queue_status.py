@@ -1,4 +1,4 @@
-"""What a controller can query about the queue: statistics, a job's position, a job's state."""
+"""Queue information for controllers: statistics, and the position and state of a job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["JobSnapshot", "QueuePosition", "QueueStats"]
 
 @dataclass(frozen=True)
 class QueueStats:
-    """Counts of the whole system; only ``num_live`` is of this controller. ``num_waiting`` is per model."""
+    """Counts for the whole system. ``num_waiting`` is per model; ``num_live`` is for this controller only."""
 
     num_waiting: Mapping[str, int]
     num_running: int
@@ -25,23 +25,23 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class QueuePosition:
-    """A job's position at its submission: the number of jobs of its model that were waiting, and how long
-    these should take at the rate of the last minute; None if no job was served in it."""
+    """The position of a job when it was submitted: the number of jobs waiting for the same model, and the
+    estimated time to serve them at the rate of the last minute; None if no job was served in that minute."""
 
     num_ahead: int
     wait_s: float | None
 
     @classmethod
     def from_reply(cls, num_ahead: int, wait_ms: int) -> QueuePosition:
-        """Parse the reply of the script ``submit``, where 0 ms for jobs ahead means no estimate."""
+        """Parse the reply of the script ``submit``. With jobs ahead, 0 ms means that there is no estimate."""
         return cls(num_ahead, None if num_ahead and not wait_ms else wait_ms / 1000)
 
 
 @dataclass(frozen=True)
 class JobSnapshot:
-    """The state of a job (queued, parked, running, done, cancelled, orphaned) and its next events.
+    """The state of a job (queued, parked, running, done, cancelled or orphaned) and its next events.
 
-    ``outline`` is the job without its messages; ``created_at`` is in Unix seconds, by Redis's clock.
+    ``outline`` is the job without its messages. ``created_at`` is in Unix seconds, by the Redis clock.
     """
 
     state: str

@@ -1,4 +1,4 @@
-"""Which images a controller has sent lately, so that it does not send them again."""
+"""The images that a controller has sent recently and need not send again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ MAX_SENT_IMAGES = 4096
 
 
 class SentImages:
-    """An LRU set of digests that Redis probably has. It may drop images; ``submit`` reports those missing."""
+    """An LRU set of digests that Redis probably has. The script ``submit`` reports missing images."""
 
     def __init__(self) -> None:
-        self._digests: OrderedDict[str, None] = OrderedDict()  # the oldest first
+        self._digests: OrderedDict[str, None] = OrderedDict()  # oldest first
 
     def __len__(self) -> int:
         return len(self._digests)

@@ -1,1 +1,1 @@
-"""Messages between controllers and workers: jobs, events, heartbeats, commands. They do not need Redis."""
+"""Messages between controllers and workers, independent of Redis: jobs, events, heartbeats and commands."""

@@ -1,4 +1,4 @@
-"""An assignment: a job that one worker runs, together with the log that it continues."""
+"""Assignments: a job assigned to a worker, with the output that the worker continues."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["Assignment"]
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """A job as pulled. ``assignment_id`` is a fencing token: only its holder may write to the job's log.
+    """A job that a worker has pulled.
 
-    ``token_ids`` and ``text`` are what earlier workers have emitted: continue from there, at offset
-    ``len(token_ids)``. ``pixels`` maps each digest of ``job.images`` to its tiles. ``remaining_s`` is the
-    time from the pull to the job's deadline; None if unknown. ``trace`` is the W3C traceparent of the
-    submitter; empty without tracing.
+    ``assignment_id`` is a fencing token: only its holder may write to the log of the job. ``token_ids`` and
+    ``text`` are the output of earlier workers; generation continues at offset ``len(token_ids)``. ``pixels``
+    maps each digest in ``job.images`` to its tiles. ``remaining_s`` is the time from the pull to the deadline
+    of the job; None if unknown. ``trace`` is the W3C traceparent of the submitter; empty without tracing.
     """
 
     job: Job

@@ -1,6 +1,6 @@
-"""Commands of an operator to a worker, and the status that the worker reports.
+"""Operator commands for workers, and the status that a worker reports.
 
-On the wire a command is called ``order``.
+A command is named ``order`` in Redis keys and message fields.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["CommandStatus", "IssuedCommand", "ModelCommand"]
 
 
 class ModelCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Load this model, or unload (None). ``precision`` None: as in the worker's settings."""
+    """A command to load a model, or to unload it (None). ``precision`` None: use the worker's setting."""
 
     model: str | None = None
     precision: str | None = None
@@ -22,16 +22,16 @@ class ModelCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 @dataclass(frozen=True)
 class IssuedCommand:
-    """A command with the ID under which the worker reports its status."""
+    """A command, and the ID with which the worker reports its status."""
 
     command_id: str
     command: ModelCommand
 
 
 class CommandStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The status of the last command. "refused": nothing was changed; "failed": no model is loaded now.
+    """The status of the last command. "refused": nothing was changed; "failed": no model is loaded.
 
-    ``progress`` is the fraction of the weights that is loaded.
+    ``progress`` is the fraction of the weights that has been loaded.
     """
 
     command_id: str = msgspec.field(name="order_id")

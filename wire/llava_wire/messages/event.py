@@ -1,7 +1,7 @@
-"""Events: the output of a job, as a worker emits it and the job's log stores it.
+"""Events: the output of a job, as emitted by a worker and stored in the log of the job.
 
-Each event carries the token IDs *and* their text: another worker continues from the IDs, another controller
-from the text, and neither needs the other's libraries. The last event of a job has ``final`` set.
+Each event carries token IDs *and* text: another worker continues from the IDs, and a controller streams the
+text without a tokenizer. The last event of a job has ``final`` set.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class FinishReason(str, Enum):
     """Why a job ended."""
 
     STOP = "stop"  # end-of-sequence token or a stop string
-    LENGTH = "length"  # max_tokens or the context is used up
+    LENGTH = "length"  # max_tokens or the context length was reached
     ERROR = "error"
 
 
 class ErrorCode(str, Enum):
-    """What went wrong with a job, for programs; ``JobError.message`` is for people."""
+    """The machine-readable reason why a job failed; ``JobError.message`` is for people."""
 
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     INVALID_REQUEST = "invalid_request"
@@ -41,21 +41,21 @@ class ErrorCode(str, Enum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     WORKER_CRASHED = "worker_crashed"
     INTERNAL_ERROR = "internal_error"
-    WORKER_OUTDATED = "worker_outdated"  # the job is of a newer version than the worker
-    # A controller ends its own stream with these; no worker writes them.
+    WORKER_OUTDATED = "worker_outdated"  # the job requires a newer worker version
+    # Set by a controller that ends its stream; workers do not write these.
     ANSWER_CANCELLED = "answer_cancelled"
     STREAM_TAKEN_OVER = "stream_taken_over"
 
     @classmethod
     def _missing_(cls, value: object) -> ErrorCode:
-        """Read a code of a newer version as an internal error."""
+        """Decode an unknown code from a newer version as an internal error."""
         del value
         return cls.INTERNAL_ERROR
 
 
 class JobError(msgspec.Struct, frozen=True):
-    """A failure. ``message`` has the value, the limit and what to do. ``param`` is the request's field that
-    is wrong; None: the messages, or no field."""
+    """The error of a failed job. ``message`` has the value, the limit and the remedy. ``param`` is the
+    invalid field of the request; None means the messages, or no field."""
 
     code: ErrorCode
     message: str
@@ -66,7 +66,7 @@ class Final(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The end of a job.
 
     ``error`` is set if and only if ``reason`` is ERROR. ``stopped_by`` is the stop string that ended the
-    output; empty if none did. ``vector`` is the embedding: fp32, little-endian, of unit norm.
+    output, else empty. ``vector`` is the embedding: fp32, little-endian, normalized to unit length.
     """
 
     reason: FinishReason
@@ -78,8 +78,8 @@ class Final(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TokenScore(msgspec.Struct, frozen=True, array_like=True):
-    """A token and its log-probability. ``text`` is what it adds to the output: bytes, because a token may
-    hold a part of a character; empty for special tokens."""
+    """A token and its log probability. ``text`` is the text of the token as bytes, because a token may
+    contain part of a character; empty for special tokens."""
 
     token_id: int
     text: bytes
@@ -87,21 +87,22 @@ class TokenScore(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """The sampled token and the most likely tokens at its position, most likely first."""
+    """The sampled token and the most likely tokens at its position, in descending order of probability."""
 
     sampled: TokenScore
     top: tuple[TokenScore, ...] = ()
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
-    """Tokens ``offset .. offset + len(token_ids)`` of the output and the text that they completed.
+    """Tokens ``offset`` to ``offset + len(token_ids)`` of the output, and the text that they complete.
 
-    ``text`` holds whole characters only; it may lag behind the tokens (a character of several tokens, a
-    possible stop string) and catches up in a later event. The end-of-sequence token counts and has no text.
-    ``logprobs`` has one entry for each of ``token_ids`` if the job requests them, else none.
-    ``num_prompt_tokens`` is set in each worker's first event of a job, so that a stream can report it early.
-    ``prompt`` has all tokens of the prompt, in the first event of a job that is echoed and in no other. Each
-    has its log-probability if the job requests them, else 0; that of the first token is 0, too.
+    ``text`` has whole characters only. It may lag behind the tokens, for example within a character of
+    several tokens or a possible stop string, and the rest follows in a later event. The end-of-sequence token
+    is included in ``token_ids`` and has no text. ``logprobs`` has one entry per token ID if the job requests
+    them, else none. ``num_prompt_tokens`` is set in the first event from each worker, so that a stream can
+    report it early. ``prompt`` has all tokens of the prompt; it is set only in the first event of a job with
+    ``is_echoed``. Each entry has its log probability if the job requests them, else 0. The first token always
+    has 0.
     """
 
     offset: int
@@ -114,7 +115,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def next_offset(self) -> int:
-        """The offset of the next event."""
+        """Return the offset of the next event."""
         return self.offset + len(self.token_ids)
 
 
@@ -122,13 +123,13 @@ _decoder = msgspec.msgpack.Decoder(Event)
 
 
 def decode_event(payload: bytes, offset: int) -> Event:
-    """Decode a frame; ``offset`` replaces -1, which the end that ``reap`` writes has."""
+    """Decode a frame. ``offset`` replaces the offset -1 of a final event that ``reap`` has written."""
     event = _decoder.decode(payload)
     return msgspec.structs.replace(event, offset=offset) if event.offset < 0 else event
 
 
 def decode_log(frames: list[bytes] | tuple[bytes, ...], offset: int = 0) -> list[Event]:
-    """Decode a log, or its part after ``offset``, into events with their offsets."""
+    """Decode the frames of a log, or those after ``offset``, into events."""
     events: list[Event] = []
     for frame in frames:
         events.append(decode_event(frame, events[-1].next_offset if events else offset))
@@ -136,5 +137,5 @@ def decode_log(frames: list[bytes] | tuple[bytes, ...], offset: int = 0) -> list
 
 
 def error_event(code: ErrorCode, message: str, *, offset: int = -1) -> Event:
-    """A final event without tokens."""
+    """Return a final event without tokens."""
     return Event(offset, (), "", Final(reason=FinishReason.ERROR, error=JobError(code, message)))

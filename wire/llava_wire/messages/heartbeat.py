@@ -1,4 +1,4 @@
-"""Heartbeats: what a worker announces about itself, its model and how images are preprocessed for it."""
+"""Heartbeats: information about a worker, its model and the image preprocessing that the model needs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ _log = logging.getLogger(__name__)
 
 
 class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """How the server fits a picture for a model, as data: it needs no model code to do it.
+    """The image preprocessing for a model, described as data so that the server needs no model code.
 
-    ``side`` is the tower's input in pixels. ``fit`` "pad" puts the picture on a square canvas of its longer
-    side filled with ``background`` and resizes that (the original LLaVA-1.5); "crop" resizes the shorter side
-    and cuts the centre (CLIP's own); "squash" resizes all of it to a square (SigLIP's own). Resampling is PIL
-    bicubic. A tile becomes ``tokens_per_tile`` tokens.
+    ``side`` is the input size of the vision tower in pixels. ``fit`` is the resize mode: "pad" pads the image
+    to a square with ``background`` and resizes it (the original LLaVA-1.5); "crop" resizes the shorter side
+    and crops the center (CLIP's default); "squash" resizes the image to a square (SigLIP's default).
+    Resampling is PIL bicubic. A tile becomes ``tokens_per_tile`` tokens.
 
-    "anyres" (LLaVA-1.6) and "hd" (LLaVA-1.5-HD, experimental) make several tiles of a picture: first all of
-    it squashed to side x side; then the canvas out of ``grid``, (width, height) each, that keeps most of the
-    picture's pixels and among those wastes least, with the picture on it as large as fits, its shape kept
-    (fractions of a pixel rounded up), in the middle (offset rounded down), black around it; cut row by row.
+    "anyres" (LLaVA-1.6) and "hd" (LLaVA-1.5-HD, experimental) split an image into several tiles. The first
+    tile is the whole image squashed to side x side. The others come from the canvas in ``grid``, a list of
+    (width, height), that preserves the most pixels of the image; ties go to the least wasted area. The image
+    is resized to fit the canvas at its aspect ratio (fractions of a pixel are rounded up), centered on black
+    (the offset is rounded down), and cut into tiles row by row.
     """
 
     side: int
@@ -37,30 +38,30 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
-    """What one worker announces; renewed once a second, and expired soon after the worker is gone."""
+    """The heartbeat of one worker, renewed once per second. It expires soon after the worker exits."""
 
     worker_id: str
-    model: str  # empty: none is loaded, and the fields about the model have no meaning
+    model: str  # empty if no model is loaded; the fields about the model are then unused
     image_spec: ImageSpec
     context_length: int
-    capacity: int  # sequences it runs at once
+    capacity: int  # maximum number of concurrent sequences
     device: str
     precision: str
     is_draining: bool = False
-    started_at: float = 0.0  # Unix seconds, for display; no decision depends on it
-    command: CommandStatus | None = msgspec.field(name="order", default=None)  # an operator's last one
-    stats: dict[str, float] = {}  # of the engine, for display; versions differ in what they count
+    started_at: float = 0.0  # Unix seconds, for display only
+    command: CommandStatus | None = msgspec.field(name="order", default=None)  # status of the last command
+    stats: dict[str, float] = {}  # engine statistics for display; the names depend on the version
 
 
 _decoder = msgspec.msgpack.Decoder(Heartbeat)
 
 
-def read_heartbeats(announcements: Iterable[bytes]) -> list[Heartbeat]:
-    """Decode heartbeats. One that cannot be decoded is logged and skipped, so that it hides no other."""
+def read_heartbeats(payloads: Iterable[bytes]) -> list[Heartbeat]:
+    """Decode heartbeats. A heartbeat that cannot be decoded is logged and skipped."""
     read = []
-    for packed in announcements:
+    for payload in payloads:
         try:
-            read.append(_decoder.decode(packed))
-        except ValueError as error:  # noqa: PERF203 - msgspec's, and that of text which is no UTF-8
-            _log.warning("a worker's announcement cannot be read: %s", error)
+            read.append(_decoder.decode(payload))
+        except ValueError as error:  # noqa: PERF203 - from msgspec, or text that is not UTF-8
+            _log.warning("skipping a heartbeat that cannot be decoded: %s", error)
     return read

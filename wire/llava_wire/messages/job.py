@@ -1,7 +1,7 @@
-"""A job: one request, as the server submits it and a worker runs it.
+"""Jobs: a request as submitted by the server and run by a worker.
 
-It is built once from a validated request and never changes. It carries no pixels and no file formats: an
-image is an ``ImageRef`` to preprocessed tiles that are stored separately.
+A job is built once from a validated request and never changes. It contains no pixels and no encoded files: an
+image is an ``ImageRef`` to preprocessed tiles, which are stored separately.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = [
     "Task",
 ]
 
-WIRE_VERSION = 2  # 2: `Job.is_echoed`
+WIRE_VERSION = 2  # version 2 added `Job.is_echoed`
 
 Role = Literal["system", "user", "assistant"]
 CacheScope = Literal["tenant", "public"]
@@ -32,10 +32,10 @@ Task = Literal["answer", "tokenize", "detokenize", "embed"]
 
 
 class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
-    """An image, preprocessed according to the model's ImageSpec: uint8 RGB tiles, found by ``digest``.
+    """An image preprocessed according to the model's ImageSpec: uint8 RGB tiles, stored under ``digest``.
 
     The tiles are ``num_tiles * side * side * 3`` bytes, row-major HWC, one after another. ``width`` and
-    ``height`` are those of the upright original in pixels; anyres models need them to unpad.
+    ``height`` are the size of the upright original in pixels, which anyres models need to remove the padding.
     """
 
     digest: str
@@ -46,31 +46,31 @@ class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One turn; ``parts`` are texts and images in the order of the request."""
+    """One message of a conversation. ``parts`` has its texts and images in request order."""
 
     role: Role
     parts: tuple[str | ImageRef, ...]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a worker needs to run a request.
+    """A request with all data that a worker needs to run it.
 
-    - ``task``: "answer" generates text; "embed" returns the embedding of a raw prompt or of one image;
-      "tokenize" returns the token IDs of the prompt and "detokenize" the text of ``prompt_ids``. All but
-      "answer" end with one event.
-    - ``form``: "chat" applies the model's template to the messages; "continued" too, and the last message is
-      an output to be continued; "raw" takes the text of the one message as the prompt.
-    - ``prompt_ids``: a prompt in tokens, in place of messages.
-    - ``cost``: in tokens (estimated prompt + images + expected output); the unit of fair queueing.
-    - ``ttl_s``: seconds from the submission to the deadline, the time in the queue included.
-    - ``priority``: of the jobs on a worker, those with a higher one are scheduled first.
-    - ``cache_scope``: "tenant": computed prefixes are shared with jobs of the same tenant; "public": with all
-      public jobs.
-    - ``version``: the lowest WIRE_VERSION of a worker that can run the job, so that older workers run all
-      others. A field that an older worker may ignore is added without a new version.
-    - ``is_background``: the job runs to its end without a reader, even if its controller exits.
-    - ``note``: data of the server, opaque to workers: what it needs to build the response later.
-    - ``is_echoed``: the first event has the prompt's tokens too. The prompt is raw and without images;
+    - ``task``: "answer" generates text. "embed" returns the embedding of a raw prompt or of one image.
+      "tokenize" returns the token IDs of the prompt, "detokenize" the text of ``prompt_ids``. All tasks
+      except "answer" end with a single event.
+    - ``form``: "chat" applies the model's chat template to the messages. "continued" also does, and the
+      output continues the last message. "raw" uses the text of the only message as the prompt.
+    - ``prompt_ids``: a prompt as token IDs, instead of messages.
+    - ``cost``: in tokens (estimated prompt + images + expected output); used by fair queueing.
+    - ``ttl_s``: seconds from submission to the deadline, including the time in the queue.
+    - ``priority``: a worker schedules its jobs with higher priority first.
+    - ``cache_scope``: "tenant" shares cached prefixes with jobs of the same tenant, "public" with all public
+      jobs.
+    - ``version``: the minimum WIRE_VERSION of a worker that can run the job. Older workers can still run
+      other jobs. A field that older workers may ignore does not need a new version.
+    - ``is_background``: the job runs to completion without a reader, even if its controller exits.
+    - ``note``: data that the server needs to build the response later; opaque to workers.
+    - ``is_echoed``: the first event also has the tokens of the prompt. Requires a raw prompt without images;
       ``max_tokens`` may be 0.
     """
 
@@ -93,17 +93,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def outline(self) -> Job:
-        """The job without its prompt: enough to build the response, and stored as long as the output."""
+        """Return the job without its prompt. It is stored with the output to build the response."""
         return msgspec.structs.replace(self, messages=(), prompt_ids=())
 
     @property
     def needs_model(self) -> bool:
-        """Whether the task needs the model; the others need only the tokenizer."""
+        """Return whether the task needs the model; other tasks need only the tokenizer."""
         return self.task in ("answer", "embed")
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
-        """Every image of the conversation, in reading order."""
+        """Return all images of the conversation in order."""
         return tuple(
             part for message in self.messages for part in message.parts if isinstance(part, ImageRef)
         )

@@ -1,4 +1,4 @@
-"""Sampling parameters: the one declaration that the server fills, the wire carries and the engine reads."""
+"""Sampling parameters, shared by the server, the wire protocol and the engine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "tools"]
 
 
 class Grammar(msgspec.Struct, frozen=True):
-    """A structured output: what the generated text must match.
+    """A structured output format that the generated text must match.
 
-    ``text`` is a JSON schema, a regular expression, or a JSON list of strings, according to ``kind``; empty
-    for ``json_object``. For ``tools`` it is JSON with ``choice`` ("auto": text or calls; "required", "named":
-    calls), ``is_parallel`` (several calls) and ``functions``, each a ``name`` and a JSON schema
-    ``parameters``. A call is written ``<tool_call>{"name": "...", "arguments": {...}}</tool_call>``, with a
-    line break between two calls.
+    Depending on ``kind``, ``text`` is a JSON schema, a regular expression, or a JSON list of strings; it is
+    empty for ``json_object``. For ``tools`` it is a JSON object with ``choice`` ("auto": text or calls;
+    "required", "named": calls only), ``is_parallel`` (allow several calls) and ``functions``, each with a
+    ``name`` and a JSON schema ``parameters``. The format of a call is ``<tool_call>{"name": "...",
+    "arguments": {...}}</tool_call>``; calls are separated by a line break.
     """
 
     kind: GrammarKind
@@ -26,34 +26,34 @@ class Grammar(msgspec.Struct, frozen=True):
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Sampling parameters of one job, with the names and meanings of OpenAI's API and vLLM.
+    """Sampling parameters of one job, with the names and semantics of the OpenAI API and vLLM.
 
-    Every default is neutral: it changes nothing. Defaults are not sent, so that older workers read the job.
-    The server checks the ranges; token IDs are checked against the vocabulary by the worker.
+    Every default is neutral, so it has no effect. Defaults are not sent, so that older workers can decode the
+    job. The server validates the ranges; the worker validates token IDs against the vocabulary.
 
-    - ``seed``: any 64-bit integer, taken modulo 2**64. Always set, so that another worker continues the same
-      random draws.
-    - ``max_tokens``: maximum number of generated tokens, at least 1 (0 if the job has ``is_echoed``); None:
-      up to the end of the context.
-    - ``temperature``: 0 to 2; 0 is greedy. Logits are divided by it.
-    - ``top_p``: above 0, at most 1; sample from the most likely tokens whose probabilities sum to it.
-      Neutral: 1.
-    - ``stop``: strings that end the output and are not part of it.
-    - ``ignore_eos``: generate on after the end-of-sequence token.
-    - ``top_k``: sample from that many of the most likely tokens. Neutral: 0, all tokens.
+    - ``seed``: any 64-bit integer, used modulo 2**64. Always set, so that another worker can continue the
+      same random sequence.
+    - ``max_tokens``: maximum number of generated tokens, at least 1 (0 is allowed with ``is_echoed``). None:
+      up to the context length.
+    - ``temperature``: 0 to 2; divides the logits. 0 is greedy sampling.
+    - ``top_p``: above 0, at most 1; sample from the smallest set of most likely tokens with at least this
+      total probability. Neutral: 1.
+    - ``stop``: strings that end the output and are not included in it.
+    - ``ignore_eos``: continue to generate after the end-of-sequence token.
+    - ``top_k``: number of most likely tokens to sample from. Neutral: 0 (all tokens).
     - ``min_p``: 0 to 1; sample only tokens with at least this fraction of the highest probability.
       Neutral: 0.
-    - ``repetition_penalty``: above 0, at most 2; divides the positive logits of tokens in the prompt or the
-      output, and multiplies the negative ones. Neutral: 1.
+    - ``repetition_penalty``: above 0, at most 2; for tokens in the prompt or the output, divides positive
+      logits and multiplies negative logits. Neutral: 1.
     - ``presence_penalty``: -2 to 2; subtracted from the logit of each token in the output. Neutral: 0.
     - ``frequency_penalty``: -2 to 2; subtracted once per occurrence of the token in the output. Neutral: 0.
-    - ``logit_bias``: (token ID, bias) pairs, each ID once; a bias of -100 to 100 is added to the logit.
-    - ``min_tokens``: before that many generated tokens, neither the end-of-sequence token nor any of
-      ``stop_token_ids`` is sampled. Neutral: 0.
-    - ``stop_token_ids``: tokens that end the output and have no text in it.
-    - ``num_logprobs``: alternatives per token for which log-probabilities are returned; 0: only the sampled
-      token's; None: none at all.
-    - ``grammar``: the structured output, if any.
+    - ``logit_bias``: (token ID, bias) pairs with unique IDs; a bias of -100 to 100 is added to the logit.
+    - ``min_tokens``: number of generated tokens before the end-of-sequence token or any of ``stop_token_ids``
+      can be sampled. Neutral: 0.
+    - ``stop_token_ids``: tokens that end the output and add no text to it.
+    - ``num_logprobs``: number of alternatives per token for which log probabilities are returned. 0: only the
+      sampled token. None: no log probabilities.
+    - ``grammar``: the structured output format, if any.
     """
 
     seed: int

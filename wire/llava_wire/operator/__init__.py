@@ -1,1 +1,1 @@
-"""For operators: the state of the queue, and commands to workers."""
+"""Operator access: the state of the queue, and commands to workers."""

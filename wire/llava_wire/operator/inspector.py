@@ -1,7 +1,4 @@
-"""The state of the queue for display: workers and their jobs, dead letters, and the Redis server's own info.
-
-It only reads.
-"""
+"""Read-only access to the state of the queue, for display: workers, jobs, dead letters and server info."""
 
 from __future__ import annotations
 
@@ -12,10 +9,9 @@ from typing import Any
 
 import msgspec
 
-from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import Job
-from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, retry_briefly
+from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, queue_unavailable, retry_briefly
 from llava_wire.redis.keys import PREFIX, blob_key
 
 __all__ = ["DeadLetter", "Inspector", "QueueDepth", "SystemStatus", "WorkerStatus"]
@@ -25,10 +21,10 @@ _MAX_LETTERS = 1000
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """``num_tokens`` is the length of the output per job. ``overdue_s``: how long progress has been overdue.
+    """The status of one worker. ``num_tokens`` maps each job to the length of its output.
 
-    ``pending_command_id`` is the ID of a command that has not finished, else empty; the heartbeat has the
-    status of the last one.
+    ``overdue_s`` is the time for which progress has been overdue. ``pending_command_id`` is the ID of an
+    unfinished command, else empty; the heartbeat has the status of the last command.
     """
 
     heartbeat: Heartbeat
@@ -39,7 +35,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class QueueDepth:
-    """The number of waiting jobs of a model, by priority and in quarantine, and the sum of their tokens."""
+    """The number of jobs waiting for a model by priority and in quarantine, and their total cost."""
 
     num_high: int
     num_normal: int
@@ -50,8 +46,8 @@ class QueueDepth:
 
 @dataclass(frozen=True)
 class SystemStatus:
-    """Everything that is live. ``controllers`` maps IDs to the seconds since the last beat, ``queues`` models
-    to their queues."""
+    """The live workers, controllers and queues. ``controllers`` maps controller IDs to the seconds since the
+    last beat; ``queues`` maps models to their queues."""
 
     workers: tuple[WorkerStatus, ...]
     controllers: Mapping[str, float]
@@ -61,7 +57,7 @@ class SystemStatus:
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A job that crashed the workers that ran it. ``job`` is None if the request was too large to be kept."""
+    """A job that crashed its workers. ``job`` is None if the request was too large to be stored."""
 
     entry_id: str
     job_id: str
@@ -75,12 +71,12 @@ class DeadLetter:
 
     @property
     def created_at(self) -> float:
-        """Unix seconds, by Redis's clock."""
+        """Return the creation time in Unix seconds, by the Redis clock."""
         return int(self.entry_id.partition("-")[0]) / 1000
 
 
 class Inspector:
-    """One connection; every call raises QueueUnavailable if Redis does not answer in time."""
+    """A reader of the queue's state. All calls raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
         self._link = Link(url, timeout_s=timeout_s, max_connections=2)
@@ -89,7 +85,7 @@ class Inspector:
         await self._link.aclose()
 
     async def status(self) -> SystemStatus:
-        """The live workers and controllers, and the queues of the models that the workers serve."""
+        """Return the live workers and controllers, and the queues of the models that the workers serve."""
         workers, _, _, _ = await self._script("status")
         models = sorted({model for row in workers if row[1] and (model := _heartbeat(row).model)})
         workers, controllers, queues, num_letters = await self._script("status", *models)
@@ -104,12 +100,12 @@ class Inspector:
         )
 
     async def dead_letters(self) -> list[DeadLetter]:
-        """The latest first."""
+        """Return the dead letters, newest first."""
         entries = await self._command("XREVRANGE", f"{PREFIX}dlq", "+", "-", "COUNT", _MAX_LETTERS)
         return [_dead_letter(entry_id, fields) for entry_id, fields in entries]
 
     async def stored_images(self, job: Job) -> dict[str, bytes]:
-        """The tiles of those images of the job that are still stored, by digest."""
+        """Return the tiles of the images of a job that are still stored, by digest."""
         digests = list(dict.fromkeys(image.digest for image in job.images))
         if not digests:
             return {}
@@ -117,7 +113,7 @@ class Inspector:
         return {digest: found for digest, found in zip(digests, tiles, strict=True) if found is not None}
 
     async def server_info(self) -> dict[str, Any]:
-        """The reply of INFO, with the measured ``ping_s`` and ``clock_ahead_s`` of Redis's clock."""
+        """Return the reply of INFO, the measured latency (``ping_s``) and clock skew (``clock_ahead_s``)."""
         before = time.time()
         seconds, microseconds = await self._command("TIME")
         after = time.time()
@@ -132,7 +128,7 @@ class Inspector:
         try:
             return await self._link.command(*args)
         except UNAVAILABLE as error:
-            raise QueueUnavailable(f"redis does not answer: {error}") from error
+            raise queue_unavailable(error) from error
 
 
 def _heartbeat(row: list[Any]) -> Heartbeat:

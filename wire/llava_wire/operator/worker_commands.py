@@ -1,7 +1,7 @@
-"""Send a command to a worker: which model to load.
+"""Send commands to workers to load or unload a model.
 
-A worker has one command at a time. It receives it with the reply to a heartbeat, and its heartbeats report
-the status from then on. A command is kept until a minute after the worker's last heartbeat.
+A worker has one command at a time. It receives the command in the reply to a heartbeat and reports the status
+in the following heartbeats. A command expires one minute after the worker's last heartbeat.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["CommandSender"]
 
 
 class CommandSender:
-    """Sends commands to workers. Raises QueueUnavailable if Redis does not answer."""
+    """A sender of worker commands. All calls raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
         self._link = Link(url, timeout_s=timeout_s, max_connections=2)
 
     async def send(self, worker_id: str, command: ModelCommand) -> tuple[str, bool] | None:
-        """Return the ID of the worker's command and whether it is this one; None if no such worker is live.
+        """Return the ID of the worker's pending command and whether it equals ``command``.
 
-        An equal command, sent again before the first one has finished, is the same command. A different one
-        is not accepted until then.
+        Return None if no live worker has this ID. While a command is pending, an equal command returns its ID
+        and a different command is rejected.
         """
         packed = msgspec.msgpack.encode(command)
         command_id = f"order-{uuid.uuid4().hex}"

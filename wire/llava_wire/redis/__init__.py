@@ -1,1 +1,1 @@
-"""Redis: connection, key names and Lua scripts."""
+"""Redis access: connections, key names and Lua scripts."""

@@ -1,7 +1,7 @@
-"""Connections to Redis without hidden retries, and the scripts that run over them.
+"""Connections to Redis without implicit retries, and the execution of scripts.
 
-redis-py repeats a command whose reply was lost. A script may only be repeated as a whole, with *identical*
-arguments, so redis-py's retries are off and each caller repeats whole scripts.
+redis-py repeats a command if its reply was lost. A script may only be repeated as a whole with *identical*
+arguments, so retries in redis-py are disabled and each caller repeats whole scripts.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from redis.backoff import NoBackoff
 
 from llava_wire.errors import QueueUnavailable
 
-__all__ = ["UNAVAILABLE", "Arg", "Link", "backoff", "retry_briefly", "retry_forever"]
+__all__ = ["UNAVAILABLE", "Arg", "Link", "backoff", "queue_unavailable", "retry_briefly", "retry_forever"]
 
 Arg: TypeAlias = str | bytes | int | float
 
 NUM_BRIEF_TRIES = 3
-SHARED_PARTS = ("base", "images", "fair_queue", "jobs")  # each uses the ones before it
-# Errors that mean "Redis is unavailable at the moment". Any other error is a defect and propagates.
+SHARED_PARTS = ("base", "images", "fair_queue", "jobs")  # each part uses only earlier ones
+# Errors that mean that Redis is temporarily unavailable. Any other error is a bug and propagates.
 UNAVAILABLE = (
-    exceptions.ConnectionError,  # also: loading, authentication, a full pool
+    exceptions.ConnectionError,  # includes loading, failed authentication and an exhausted pool
     exceptions.TimeoutError,
     exceptions.ReadOnlyError,  # a primary that has become a replica
     exceptions.MasterDownError,
@@ -43,10 +43,10 @@ UNAVAILABLE = (
 
 
 class Link:
-    """A pool of connections to one Redis; each command gets its reply, or fails, within ``timeout_s``.
+    """A pool of connections to one Redis. Each command returns or fails within ``timeout_s``.
 
-    ``on_connect`` is called for each new connection: from then on, the server may be another one, or the same
-    one with an older state.
+    ``on_connect`` is called for each new connection, after which the server may be a different one or may
+    have an older state.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class Link:
             url,
             max_connections=max_connections,
             protocol=2,
-            socket_timeout=None,  # with one, redis-py swallows cancellation (wait_for of Python < 3.12)
+            socket_timeout=None,  # else redis-py can swallow a cancellation (wait_for in Python < 3.12)
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
-            driver_info=None,  # its default reads package metadata from disk for each connection: 3.5 ms
+            driver_info=None,  # the default reads package metadata from disk for each connection (3.5 ms)
             redis_connect_func=self._connected,
         )
         self._redis: Redis = Redis.from_pool(pool)
@@ -77,7 +77,7 @@ class Link:
             self._on_connect()
 
     async def command(self, *args: Arg) -> Any:
-        """Return the raw reply of one command. Raises one of ``UNAVAILABLE``."""
+        """Return the raw reply of one command. Raise one of ``UNAVAILABLE`` on failure."""
         task = asyncio.ensure_future(self._redis.execute_command(*args))
         task.add_done_callback(_retrieve_exception)
         try:
@@ -88,18 +88,18 @@ class Link:
         if task.done():
             return task.result()
         await _abandon(task)
-        raise exceptions.TimeoutError(f"no answer within {self._timeout_s:g} s")
+        raise exceptions.TimeoutError(f"no reply within {self._timeout_s:g} s")
 
     async def script(self, name: str, *args: Arg) -> Any:
-        """Run ``scripts/{name}.lua`` once. Raises one of ``UNAVAILABLE``."""
+        """Run ``scripts/{name}.lua`` once. Raise one of ``UNAVAILABLE`` on failure."""
         text, sha = _script(name)
         try:
             return await self.command("EVALSHA", sha, 0, *args)
-        except exceptions.NoScriptError:  # a new server, or SCRIPT FLUSH
+        except exceptions.NoScriptError:  # new server, or SCRIPT FLUSH
             return await self.command("EVAL", text, 0, *args)
 
     async def run_id(self) -> str:
-        """The ID of this run of the server; it changes with each restart."""
+        """Return the run ID of the server, which changes with each restart."""
         info = await self.command("INFO", "server")
         return str(info["run_id"])
 
@@ -108,12 +108,12 @@ class Link:
 
 
 async def backoff(attempt: int, *, first_s: float = 0.02, max_s: float = 1.0) -> None:
-    """Wait before a retry: doubling with ``attempt`` (from 0) up to ``max_s``, with jitter."""
+    """Wait before a retry. The delay doubles per ``attempt`` (from 0) up to ``max_s``, with jitter."""
     await asyncio.sleep(random.uniform(0.5, 1.0) * min(max_s, first_s * 2 ** min(attempt, 16)))
 
 
 async def retry_forever(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Return the result of ``call``, repeated until Redis replies; ``call`` must be idempotent."""
+    """Repeat ``call`` until Redis replies, and return its result. ``call`` must be idempotent."""
     attempt = 0
     while True:
         with contextlib.suppress(*UNAVAILABLE):
@@ -123,9 +123,10 @@ async def retry_forever(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def retry_briefly(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Return the result of ``call``, repeated within a fraction of a second; ``call`` must be idempotent.
+    """Repeat ``call`` for a fraction of a second, and return its result. ``call`` must be idempotent.
 
-    Raises QueueUnavailable; without a retry after a timeout, since the caller has waited long enough.
+    Raise QueueUnavailable if all attempts fail. A timeout is not retried because the caller has already
+    waited.
     """
     try:
         for attempt in range(NUM_BRIEF_TRIES - 1):
@@ -134,24 +135,30 @@ async def retry_briefly(call: Callable[[], Awaitable[Any]]) -> Any:
             await backoff(attempt)
         return await call()
     except UNAVAILABLE as error:
-        raise QueueUnavailable(f"redis does not answer: {error}") from error
+        raise queue_unavailable(error) from error
+
+
+def queue_unavailable(error: Exception) -> QueueUnavailable:
+    """Return the QueueUnavailable to raise for one of ``UNAVAILABLE``."""
+    reason = str(error).rstrip(".")
+    return QueueUnavailable(f"Redis is unavailable: {reason}.")
 
 
 async def _abandon(task: asyncio.Task[Any]) -> None:
-    """Cancel a command, which closes its connection: its reply would be taken for the next command's."""
+    """Cancel a command and close its connection, on which a late reply would be read by the next command."""
     task.cancel()
     await asyncio.wait({task})
 
 
 def _retrieve_exception(task: asyncio.Task[Any]) -> None:
-    """Keep asyncio from logging the error of an abandoned command."""
+    """Retrieve the error of an abandoned command, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
 
 
 @cache
 def _script(name: str) -> tuple[str, str]:
-    """The text of a script, with the shared parts in front, and its SHA-1."""
+    """Return the text of a script, prefixed with the shared parts, and its SHA-1."""
     folder = files("llava_wire") / "redis" / "scripts"
     paths = [*(folder / "shared" / f"{part}.lua" for part in SHARED_PARTS), folder / f"{name}.lua"]
     text = "\n".join(path.read_text("utf-8") for path in paths)

@@ -1,51 +1,51 @@
-"""The keys in Redis, all under one hash tag so that a cluster keeps them in one slot.
+"""Redis keys. All keys have the same hash tag, so that a Redis cluster stores them in one slot.
 
-===================== ====== ===================================== =========================================
-key                   type   what; written by                      life
-===================== ====== ===================================== =========================================
-wait:{model}          ZSET   job -> fair score; submit, requeue    the longest of its jobs' lives
+===================== ====== ===================================== ======================================
+key                   type   contents; written by                  expiry
+===================== ====== ===================================== ======================================
+wait:{model}          ZSET   job -> fair score; submit, requeue    with the last of its jobs
 wait-high, wait-low   ZSET   the same for other priorities         as wait
-suspects:{model}      ZSET   the same for those in quarantine      as wait
-since:{model}         ZSET   job -> when it began to wait          as wait
-backlog:{model}       STRING cost of all waiting jobs              as wait
-ward:{model}          STRING worker to run empty for quarantine    a lease
-served:{model}:{n}    STRING cost served in the n-th ten seconds   70 s
-fair:{model}          ZSET   queue, tenant -> next start; submit   1 h after use
-clock:{model}         STRING virtual time of the fair order; pull  1 h after use
-wake:{model}          LIST   one token when there is work          1 min
-job:{job}             HASH   state, payload, owner ...; all        deadline + 5 min; 5 min after the end
-log:{job}             LIST   packed events, the checkpoint; emit   as its job
-tenant:{tenant}       HASH   its live jobs -> cost                 the longest of its jobs' lives
-live:{controller}     SET    the jobs that it streams              the longest of its jobs' lives
-inflight:{worker}     HASH   job -> assignment, route, log length  the longest of its jobs' lives
-heartbeat:{worker}    STRING packed Heartbeat; heartbeat           its lease
-order:{worker}        HASH   its command; command                  1 min after its heartbeat
-out:{controller}      STREAM frames for it; emit, reap             10 min after use, about 10,000 entries
-beats:{controller}    STRING number of its last beat; reap         10 min after use
-blob:{digest}         STRING image tiles; submit, supply_images    the longest of its jobs' lives
-users:{digest}        SET    live jobs that use the image          the longest of its jobs' lives
-rate:{tenant}         HASH   requests, tokens left; rate_limit     until it is full again
-file:{file}           HASH   tenant, size, packed StoredFile       7 days, as set; 10 min during upload
-bytes:{file}          STRING its contents; files                   as its file
-files:{tenant}        ZSET   "file size" -> end of its life        the longest of its files' lives
+suspects:{model}      ZSET   the same for quarantined jobs         as wait
+since:{model}         ZSET   job -> arrival time                   as wait
+backlog:{model}       STRING total cost of all waiting jobs        as wait
+ward:{model}          STRING worker that drains for quarantine     lease
+served:{model}:{n}    STRING cost served in 10-second bucket n     70 s
+fair:{model}          ZSET   queue, tenant -> next start; submit   1 h after last use
+clock:{model}         STRING virtual time of the fair queue; pull  1 h after last use
+wake:{model}          LIST   one element if jobs are waiting       1 min
+job:{job}             HASH   state, payload, owner etc.; all       5 min after the deadline or the end
+log:{job}             LIST   packed events (checkpoint); emit      with its job
+tenant:{tenant}       HASH   live job -> cost                      with the last of its jobs
+live:{controller}     SET    jobs that the controller streams      with the last of its jobs
+inflight:{worker}     HASH   job -> assignment, route, log length  with the last of its jobs
+heartbeat:{worker}    STRING packed Heartbeat; heartbeat           lease
+order:{worker}        HASH   pending command; command              1 min after the last heartbeat
+out:{controller}      STREAM frames to deliver; emit, reap         10 min after use, about 10,000 entries
+beats:{controller}    STRING number of the last beat; reap         10 min after last use
+blob:{digest}         STRING image tiles; submit, supply_images    with the last of its jobs
+users:{digest}        SET    live jobs that use the image          with the last of its jobs
+rate:{tenant}         HASH   requests, tokens left; rate_limit     when the buckets are full
+file:{file}           HASH   tenant, size, packed StoredFile       7 days (setting); 10 min during upload
+bytes:{file}          STRING contents of the file; files           with its file
+files:{tenant}        ZSET   "file size" -> expiry time            with the last of its files
 batch:{batch}         HASH   state, driver, counts; batches        window + 7 days
-results:{batch}       HASH   line -> its result                    as its batch; gone at the end
-batches:{tenant}      ZSET   batch -> when it came                 the longest of its batches' lives
-batching:{tenant}     SET    its unfinished batches                the longest of its batches' lives
-reaped                STRING a controller has reaped; reap         a lease
-workers               ZSET   worker -> end of its lease            permanent; the dead are reaped
-progress              ZSET   worker -> time to show progress by    permanent; the dead are reaped
-controllers           ZSET   controller -> last beat               permanent; the dead are reaped
-pixels                ZSET   "digest size" -> end of its life      permanent; the expired are dropped
-pixel_bytes           STRING sum of those sizes                    permanent
-files                 ZSET   "file size" -> end of its life        permanent; the expired are dropped
-file_bytes            STRING sum of those sizes                    permanent
-batches               ZSET   unfinished batch -> end of its lease  permanent; the ended are dropped
+results:{batch}       HASH   line -> result                        with its batch; deleted when finished
+batches:{tenant}      ZSET   batch -> arrival time                 with the last of its batches
+batching:{tenant}     SET    unfinished batches                    with the last of its batches
+reaped                STRING exists after a recent reap; reap      lease
+workers               ZSET   worker -> end of its lease            permanent; dead workers are removed
+progress              ZSET   worker -> deadline for progress       permanent; dead workers are removed
+controllers           ZSET   controller -> time of last beat       permanent; dead controllers are removed
+pixels                ZSET   "digest size" -> expiry time          permanent; expired entries are removed
+pixel_bytes           STRING sum of the sizes in pixels            permanent
+files                 ZSET   "file size" -> expiry time            permanent; expired entries are removed
+file_bytes            STRING sum of the sizes in files             permanent
+batches               ZSET   unfinished batch -> end of its lease  permanent; finished batches are removed
 keys                  HASH   digest -> packed ApiKey; api_key_add  permanent
 dlq                   STREAM dead letters; reap                    permanent, about 1,000 entries
-===================== ====== ===================================== =========================================
+===================== ====== ===================================== ======================================
 
-The scripts build these names themselves (``scripts/shared/base.lua``); Python needs only those below.
+The scripts build these names with ``key`` in ``scripts/shared/base.lua``; Python uses only the names below.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _NAMES = (
     "keys",
     "dlq",
 )
-# Keys without a time to live; every other key gets one in the script that creates it.
+# Keys without a TTL. Every other key gets a TTL in the script that creates it.
 PERMANENT = tuple(PREFIX + name for name in _NAMES)
 
 

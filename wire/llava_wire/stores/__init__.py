@@ -1,1 +1,1 @@
-"""Stores in Redis: API keys, rate limits, files and batches."""
+"""Data stored in Redis: API keys, rate limits, files and batches."""

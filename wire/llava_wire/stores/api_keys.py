@@ -1,7 +1,7 @@
-"""API keys that all controllers share, stored as hashes, with the limits of each.
+"""API keys and their limits, shared by all controllers. Only hashes of the keys are stored.
 
-A key is 256 random bits, so its plain SHA-256 reveals nothing. The key itself is shown once, when it is
-created, and is not stored in Redis. Controllers keep a copy of all keys and query changes by version.
+A key has 256 random bits, so its unsalted SHA-256 reveals nothing. The key itself is shown once, at creation,
+and is not stored in Redis. Each controller caches all keys and polls for changes by version.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ __all__ = ["ApiKey", "ApiKeyStore", "KeyLimits"]
 
 
 class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The limits of one key; None is no limit of its own.
+    """The limits of one key. None means that the key has no limit of its own.
 
-    ``max_jobs`` counts waiting and running jobs. Among keys that wait for the same model, one with ``weight``
-    2 gets twice the tokens of one with 1. ``priority`` is added to that of each job.
+    ``max_jobs`` limits the number of waiting and running jobs. Among keys with jobs waiting for the same
+    model, a key with ``weight`` 2 gets twice the tokens of a key with ``weight`` 1. ``priority`` is added to
+    the priority of each job.
     """
 
     requests_per_min: int | None = None
@@ -31,7 +32,7 @@ class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """One key. ``digest`` is its SHA-256 in hex, ``name`` is for display, ``created_at`` in Unix seconds."""
+    """An API key: its SHA-256 in hex, a name for display, and the creation time in Unix seconds."""
 
     digest: str
     name: str
@@ -40,21 +41,21 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApiKeyStore:
-    """The keys in Redis. Every call raises QueueUnavailable if Redis does not answer."""
+    """The API keys in Redis. All calls raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
         self._link = Link(url, timeout_s=timeout_s, max_connections=2)
 
     async def add(self, key: ApiKey) -> None:
-        """Add the key, or replace the name and the limits of a known one."""
+        """Add the key, or replace the name and limits of an existing key."""
         await self._call("api_key_add", key.digest, msgspec.msgpack.encode(key), _new_version())
 
     async def remove(self, digest: str) -> bool:
-        """Remove the key; return whether it was there. Controllers refuse it within seconds."""
+        """Remove the key; return whether it existed. Controllers reject it within seconds."""
         return bool(await self._call("api_key_remove", digest, _new_version()))
 
     async def read(self, version: str = "") -> tuple[str, list[ApiKey]] | None:
-        """Return the present version and every key, oldest first; None if ``version`` is the present one."""
+        """Return the current version and all keys, oldest first; None if ``version`` is current."""
         reply = await self._call("api_keys_read", version)
         if reply is None:
             return None

@@ -1,7 +1,7 @@
-"""Batches: their specification, the controller that drives each, and the results of their lines so far.
+"""Batches: their specifications, drivers and results.
 
-A driver is a controller that holds the batch's lease; when that expires another one continues. Each line has
-one result, the first that is recorded.
+The driver of a batch is the controller that holds its lease. When the lease expires, another controller
+continues. Each line has one result, the first one recorded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OUTCOMES: dict[int, RecordOutcome] = {1: "recorded", 0: "duplicate", -1: "not_d
 
 
 class BatchIssue(msgspec.Struct, frozen=True):
-    """Why a batch was not started; ``line`` counts from 1."""
+    """A reason why a batch was not started. ``line`` counts from 1."""
 
     code: str
     message: str
@@ -33,7 +33,7 @@ class BatchIssue(msgspec.Struct, frozen=True):
 
 
 class BatchSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A batch as requested. ``created_at`` is in Unix seconds; ``trace`` is the W3C traceparent of the
+    """A batch as requested. ``created_at`` is in Unix seconds. ``trace`` is the W3C traceparent of the
     request, empty without tracing."""
 
     batch_id: str
@@ -49,8 +49,8 @@ class BatchSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Batch:
-    """The present state of a batch. ``timestamps`` maps each state it was in to when it began, in Unix
-    seconds."""
+    """The current state of a batch. ``timestamps`` maps each state that it has entered to the time of entry,
+    in Unix seconds."""
 
     spec: BatchSpec
     state: str
@@ -65,7 +65,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ClaimedBatch:
-    """A batch that this controller drives. ``remaining_s`` is the time until it expires."""
+    """A batch driven by this controller. ``remaining_s`` is the time until it expires."""
 
     batch: Batch
     remaining_s: float
@@ -73,7 +73,7 @@ class ClaimedBatch:
 
 @dataclass(frozen=True)
 class BatchStats:
-    """The unfinished batches of all tenants: how many per state, and the numbers of their lines."""
+    """The number of unfinished batches of all tenants, by state, and the number of their lines, by state."""
 
     num_batches: dict[str, int]
     num_waiting: int
@@ -82,7 +82,7 @@ class BatchStats:
 
 
 class BatchStore:
-    """One controller's connection. Every call raises QueueUnavailable if Redis does not answer."""
+    """The batches in Redis. All calls raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(
         self, url: str, *, keep_s: float, lease_s: float, max_unfinished: int, timeout_s: float = 5.0
@@ -97,69 +97,70 @@ class BatchStore:
         await self._link.aclose()
 
     async def create(self, spec: BatchSpec, *, num_lines: int, window_s: float) -> None:
-        """Store a batch; one with issues has failed already. Raises StoreFull."""
+        """Store a batch, as failed if it has issues. Raise StoreFull if the tenant has too many batches."""
         state, window_ms = "failed" if spec.issues else "validating", int(window_s * 1000)
         payload = msgspec.msgpack.encode(spec)
         sizes = (num_lines, window_ms, window_ms + self._keep_ms, self._max_unfinished)
         reply = await self._call("create", spec.batch_id, spec.tenant, payload, state, *sizes)
         if reply[0] != b"ok":
+            num_unfinished, limit = reply[1], self._max_unfinished
             raise StoreFull(
-                f"this key has {reply[1]} unfinished batches, and may have {self._max_unfinished}: "
-                "wait for one to end, or cancel one",
+                f"This API key has {num_unfinished} unfinished batches; the limit is {limit}. Wait for a "
+                "batch to finish, or cancel one.",
                 is_own=True,
             )
 
     async def find(self, batch_id: str, *, tenant: str) -> Batch | None:
-        """None if it is unknown, another tenant's, or expired."""
+        """Return a batch; None if it does not exist, has expired, or belongs to another tenant."""
         return _batch(await self._call("read", batch_id, tenant))
 
     async def list_batches(self, *, tenant: str, after: str, limit: int) -> list[Batch]:
-        """The latest first; ``after`` is the ID of the last one of the page before, empty for none."""
+        """Return a page of batches, newest first. ``after`` is the last ID of the previous page, or empty."""
         replies = await self._call("list", "", tenant, after, limit)
         return [batch for reply in replies if (batch := _batch(reply)) is not None]
 
     async def cancel(self, batch_id: str, *, tenant: str) -> Batch | None:
-        """Mark the batch, which its driver ends within seconds unless it has ended; None as in ``find``."""
+        """Request cancellation; the driver ends an unfinished batch within seconds. None as in ``find``."""
         return _batch(await self._call("cancel", batch_id, tenant))
 
     async def claim(self) -> ClaimedBatch | None:
-        """Claim the next batch without a driver, for the duration of the lease."""
+        """Claim the next batch without a driver for the duration of the lease."""
         reply = await self._call("claim", "", self._driver, self._lease_ms)
         batch = _batch(reply[1]) if reply else None
         return ClaimedBatch(batch, reply[2] / 1000) if batch is not None else None
 
     async def renew(self, batch_id: str) -> tuple[str, float] | None:
-        """Renew the lease; return the state and the seconds left, None if another controller drives it."""
+        """Renew the lease. Return the state and the seconds left; None if another controller drives it."""
         reply = await self._call("renew", batch_id, self._driver, self._lease_ms)
         return (reply[0].decode(), reply[1] / 1000) if reply else None
 
     async def finished_lines(self, batch_id: str) -> set[int]:
-        """The lines that have a result."""
+        """Return the numbers of the lines that have a result."""
         return {int(line) for line in await self._call("finished_lines", batch_id, self._driver)}
 
     async def record(
         self, batch_id: str, line: int, data: bytes, *, is_completed: bool, max_bytes: int
     ) -> RecordOutcome:
-        """Store the line's result unless it has one; ``max_bytes`` limits all results of the batch."""
+        """Store the result of a line that has none. ``max_bytes`` limits the total size of the results."""
         outcome = "completed" if is_completed else "failed"
         reply = await self._call("result", batch_id, self._driver, line, outcome, data, max_bytes)
         return _OUTCOMES[reply]
 
     async def results(self, batch_id: str, lines: Sequence[int]) -> list[bytes | None]:
-        """The results of these lines, in their order."""
+        """Return the results of these lines, in the same order."""
         results: list[bytes | None] = await self._call("results", batch_id, self._driver, *lines)
         return results
 
     async def finish(self, batch_id: str, state: str, *, output_file_id: str, error_file_id: str) -> bool:
-        """End the batch; False if another controller drives it."""
+        """End the batch. Return False if another controller is the driver."""
         return bool(await self._call("finish", batch_id, self._driver, state, output_file_id, error_file_id))
 
     async def release(self, batch_id: str) -> None:
-        """Give up the lease: another controller may claim the batch at once."""
+        """Release the lease, so that another controller can claim the batch immediately."""
         await self._call("release", batch_id, self._driver)
 
     async def stats(self) -> BatchStats:
-        """Statistics for /metrics."""
+        """Return statistics for /metrics."""
         rows = [(row[0].decode(), *map(int, row[1:])) for row in await self._call("stats", "")]
         total, completed, failed = (sum(row[column] for row in rows) for column in (1, 2, 3))
         states = dict(Counter(row[0] for row in rows))

@@ -1,7 +1,7 @@
-"""Files that a tenant has uploaded and output files of its batches, with a time to live and limits on bytes.
+"""Uploaded files and batch output files, with expiry and size limits.
 
-They are in Redis, beside the jobs that are made from them, so that any controller serves any file and a batch
-outlives every process. A folder shared by controllers would be a second store to be kept consistent.
+The files are stored in Redis together with the jobs, so that any controller can serve any file and a batch
+survives the restart of any process. A shared folder would be a second store to keep consistent with Redis.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llava_wire.redis.connection import Arg, Link, retry_briefly
 
 __all__ = ["FileLimits", "FileStore", "StoredFile"]
 
-_PART_BYTES = 1 << 20  # per command: Redis serves token streams between two of them
+_PART_BYTES = 1 << 20  # per command, so that Redis can serve token streams between commands
 
 
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +32,7 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class FileLimits:
-    """The limits of one tenant, and ``bytes`` for the files of all tenants together."""
+    """Limits on stored files. ``tenant_*`` apply per tenant, ``bytes`` to the files of all tenants."""
 
     tenant_files: int
     tenant_bytes: int
@@ -40,7 +40,7 @@ class FileLimits:
 
 
 class FileStore:
-    """Every call raises QueueUnavailable if Redis does not answer."""
+    """The files in Redis. All calls raise QueueUnavailable if Redis is unavailable."""
 
     def __init__(self, url: str, *, ttl_s: float, limits: FileLimits, timeout_s: float = 5.0) -> None:
         self._ttl_ms = int(ttl_s * 1000)
@@ -51,9 +51,9 @@ class FileStore:
         await self._link.aclose()
 
     async def add(self, file: StoredFile, data: bytes, *, tenant: str, is_limited: bool = True) -> None:
-        """Store a file; all controllers see it when this returns. The same file may be added again.
+        """Store a file, which is then visible to all controllers. The same file may be added again.
 
-        Raises StoreFull if ``is_limited``. Output of batches is stored in any case.
+        Raise StoreFull if a limit is exceeded. Batch output is stored without limits (``is_limited`` False).
         """
         limits = self._limits
         bounds = (limits.tenant_files, limits.tenant_bytes, limits.bytes) if is_limited else (0, 0, 0)
@@ -67,12 +67,12 @@ class FileStore:
         await self._call("seal", file.file_id, tenant, self._ttl_ms)
 
     async def find(self, file_id: str, *, tenant: str) -> StoredFile | None:
-        """None if it is unknown, another tenant's, or expired."""
+        """Return a file; None if it does not exist, has expired, or belongs to another tenant."""
         reply = await self._call("read", file_id, tenant)
         return _stored_file(reply) if reply else None
 
     async def read(self, file: StoredFile, *, tenant: str) -> bytes | None:
-        """All its bytes; None as in ``find``."""
+        """Return the contents of a file; None as in ``find``."""
         parts: list[bytes] = []
         for first in range(0, max(file.size, 1), _PART_BYTES):
             part = await self._call("part", file.file_id, tenant, first, first + _PART_BYTES - 1)
@@ -82,16 +82,16 @@ class FileStore:
         return b"".join(parts)
 
     async def renew(self, file_id: str, *, tenant: str) -> bool:
-        """Restart its time to live; return whether it was there."""
+        """Restart the TTL of the file; return whether it existed."""
         return bool(await self._call("seal", file_id, tenant, self._ttl_ms))
 
     async def list_files(self, *, tenant: str) -> list[StoredFile]:
-        """The latest first."""
+        """Return the files of a tenant, newest first."""
         files = [_stored_file(reply) for reply in await self._call("list", "", tenant)]
         return sorted(files, key=lambda file: (file.created_at, file.file_id), reverse=True)
 
     async def remove(self, file_id: str, *, tenant: str) -> bool:
-        """Remove the file; return whether it was there."""
+        """Remove the file; return whether it existed."""
         return bool(await self._call("remove", file_id, tenant))
 
     async def _call(self, step: str, *args: Arg) -> Any:
@@ -107,15 +107,17 @@ def _stored_file(reply: list[Any]) -> StoredFile:
 def _store_full(limit: str, used: int, size: int, limits: FileLimits) -> StoreFull:
     if limit == "files":
         return StoreFull(
-            f"this key has {used} files, and may have {limits.tenant_files}: delete some", is_own=True
+            f"This API key has {used} files; the limit is {limits.tenant_files}. Delete some files.",
+            is_own=True,
         )
     if limit == "tenant_bytes":
         return StoreFull(
-            f"this key's files have {used} bytes and this one {size}; the limit is {limits.tenant_bytes}: "
-            "delete some",
+            f"The files of this API key use {used} bytes and this file needs {size}; the limit is "
+            f"{limits.tenant_bytes} bytes. Delete some files.",
             is_own=True,
         )
     return StoreFull(
-        f"all files together have {used} bytes and this one {size}; the limit is {limits.bytes}: try later",
+        f"The stored files use {used} bytes and this file needs {size}; the limit is {limits.bytes} bytes. "
+        "Retry later.",
         is_own=False,
     )

@@ -1,4 +1,4 @@
-"""Requests and tokens of a tenant per minute, counted once for all controllers, by Redis's own clock."""
+"""Request and token rate limits per tenant, shared by all controllers and based on the Redis clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["RateLimitStatus", "RateLimitStore"]
 
 @dataclass(frozen=True)
 class RateLimitStatus:
-    """What is left after a charge. ``wait_s`` is when it would be allowed, 0 if it was."""
+    """The result of a charge. ``wait_s`` is the time until the charge is possible; 0 if it was made."""
 
     remaining_requests: int
     remaining_tokens: int
@@ -24,10 +24,10 @@ class RateLimitStatus:
 
 
 class RateLimitStore:
-    """A token bucket per tenant and unit. Every call raises QueueUnavailable if Redis does not answer.
+    """The token buckets of all tenants. All calls raise QueueUnavailable if Redis is unavailable.
 
-    A charge whose reply was lost is sent again and may count twice: never in the tenant's favour, and made up
-    for after a minute.
+    A charge is repeated if its reply was lost, and may then count twice. The bucket recovers from a double
+    charge within one minute.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
@@ -36,11 +36,11 @@ class RateLimitStore:
     async def charge(
         self, tenant: str, limits: KeyLimits, *, requests: int = 0, tokens: int = 0
     ) -> RateLimitStatus:
-        """Take both from the tenant's buckets, or neither."""
+        """Charge requests and tokens to the tenant's buckets: either both or neither."""
         return await self._call(tenant, limits, requests, tokens, is_adjustment=False)
 
     async def adjust(self, tenant: str, limits: KeyLimits, *, tokens: int) -> RateLimitStatus:
-        """Correct an estimate that was charged: by more tokens, or by less if ``tokens`` is negative."""
+        """Correct an estimated charge by ``tokens``, which is negative for a refund."""
         return await self._call(tenant, limits, 0, tokens, is_adjustment=True)
 
     async def aclose(self) -> None:

@@ -1,1 +1,1 @@
-"""The worker's side of the queue: pull assignments, emit events."""
+"""The worker side of the queue: pull assignments and emit events."""

@@ -1,7 +1,7 @@
-"""The worker's side of the queue: pull jobs, emit their events, show progress, requeue.
+"""The worker side of the queue: pull jobs, emit their events, report progress and requeue jobs.
 
-``JobConsumer`` waits for Redis: once connected, each call repeats its script, with the same arguments, until
-Redis replies. The scripts make that safe: nonces in ``pull``, frame numbers in ``emit``.
+``JobConsumer`` waits for Redis: once connected, each call repeats its script with the same arguments until
+Redis replies. The scripts are idempotent through nonces in ``pull`` and frame numbers in ``emit``.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from typing import Any
 
 import msgspec
 
-from llava_wire.errors import QueueUnavailable
 from llava_wire.messages.assignment import Assignment
 from llava_wire.messages.commands import CommandStatus, IssuedCommand, ModelCommand
 from llava_wire.messages.event import ErrorCode, Event, decode_log, error_event
 from llava_wire.messages.heartbeat import Heartbeat
 from llava_wire.messages.job import WIRE_VERSION, Job
-from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, retry_forever
+from llava_wire.redis.connection import UNAVAILABLE, Arg, Link, queue_unavailable, retry_forever
 from llava_wire.redis.keys import wake_key
 
 __all__ = ["EmitResult", "JobConsumer"]
 
 COMMAND_TIMEOUT_S = 5.0
-WAIT_S = 1  # how long a pull waits for work; also the delay that a lost wake-up costs
+WAIT_S = 1  # maximum time that a pull waits for jobs, which is also the delay after a lost wake-up
 OUTDATED = msgspec.msgpack.encode(
     error_event(
         ErrorCode.WORKER_OUTDATED,
-        "the worker that took this request is older than the server: try again when its update is over",
+        "The worker that received this request is older than the server. Retry after the worker update.",
     )
 )
-# In the first script of an emit: few, so that controllers write these tokens while the rest is sent.
+# Maximum number of frames in the first script of an emit. It is small, so that controllers can stream these
+# tokens while the rest is sent.
 FIRST_FRAMES = 32
-MAX_FRAMES = 500  # in each script after it; Lua unpacks them on its stack
+MAX_FRAMES = 500  # maximum in each further script, because Lua unpacks the frames on its stack
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EmitResult:
-    """``refused`` are the IDs of jobs that are not this worker's any more: it must abort them.
+    """The result of an emit. ``refused`` has the IDs of jobs that this worker no longer owns and must abort.
 
-    ``has_overflow_waiting``: ``pull_overflow`` would return a job. False unless ``emit`` was asked for it.
+    ``has_overflow_waiting``: whether ``pull_overflow`` would return a job. Set only with ``check_overflow``.
     """
 
     refused: set[str]
@@ -52,7 +52,7 @@ class EmitResult:
 
 
 class JobConsumer:
-    """One worker's connection to the queue. ``pull`` and ``emit`` are each called by one task at a time."""
+    """A worker's connection to the queue. Only one ``pull`` and one ``emit`` may run at a time."""
 
     def __init__(self, url: str, heartbeat: Heartbeat, *, lease_s: float, hang_timeout_s: float) -> None:
         self._heartbeat = heartbeat
@@ -63,35 +63,35 @@ class JobConsumer:
         self._waiter = Link(url, timeout_s=WAIT_S + 3, max_connections=1)
         self._held: dict[str, str] = {}  # job ID -> assignment ID
         self._frame_numbers: dict[str, int] = {}  # assignment ID -> number of its last frame
-        # Nonces of the pull in progress, then the assignments that it returned: not yet known to the worker.
+        # Nonces of the pull in progress, then its assignments, which the worker may not have processed yet.
         self._pulling: list[str] = []
-        self._lost: set[str] = set()  # jobs taken from the worker, to be reported by the next emit
-        self._last_command_id = ""  # returned by send_heartbeat
+        self._lost: set[str] = set()  # jobs that the worker has lost, to be reported by the next emit
+        self._last_command_id = ""  # last command that send_heartbeat returned
 
     @classmethod
     async def connect(
         cls, url: str, heartbeat: Heartbeat, *, lease_s: float = 5.0, hang_timeout_s: float = 30.0
     ) -> JobConsumer:
-        """Registers the worker. Raises QueueUnavailable if Redis does not answer this first time."""
+        """Register the worker. Raise QueueUnavailable if Redis is unavailable."""
         consumer = cls(url, heartbeat, lease_s=lease_s, hang_timeout_s=hang_timeout_s)
         try:
             await consumer._renew_lease()
         except UNAVAILABLE as error:
             await consumer.aclose()
-            raise QueueUnavailable(f"redis does not answer: {error}") from error
+            raise queue_unavailable(error) from error
         return consumer
 
     async def pull(self, max_jobs: int) -> list[Assignment]:
-        """Up to ``max_jobs`` jobs in fair order. Waits about a second for the first; [] if none arrives."""
+        """Pull up to ``max_jobs`` jobs in fair order. Wait up to about a second for the first job."""
         assignments = await self._pull(max_jobs)
         if not assignments and await self._wait_for_work():
             assignments = await self._pull(max_jobs)
         return assignments
 
     async def pull_overflow(self) -> list[Assignment]:
-        """For a worker without a free slot: the first waiting job of a tenant with no job on this worker.
+        """Pull the first waiting job of a tenant that has no job on this worker, when no slot is free.
 
-        Returns at most one assignment, without waiting.
+        Return at most one assignment, without waiting.
         """
         return await self._pull(1, is_overflow=True)
 
@@ -101,10 +101,10 @@ class JobConsumer:
         *,
         check_overflow: bool = False,
     ) -> EmitResult:
-        """Append events to the logs of their jobs. An event must start where the last one ended.
+        """Append events to the logs of their jobs. An event must start where the previous event ended.
 
-        Call it once per engine step, and at least once a second while jobs are held, if need be without
-        events: it shows progress. ``check_overflow`` fills ``EmitResult.has_overflow_waiting``.
+        Call it once per engine step, and at least once per second while the worker holds jobs, even without
+        events, because it reports progress. ``check_overflow`` sets ``EmitResult.has_overflow_waiting``.
         """
         model = self._heartbeat.model if check_overflow else ""
         refused, self._lost = self._lost, set()
@@ -125,7 +125,7 @@ class JobConsumer:
         return EmitResult(refused, has_overflow_waiting)
 
     async def requeue(self, assignments: Sequence[Assignment]) -> None:
-        """Return jobs to their positions in the queue, without counting a crash."""
+        """Return jobs to their positions in the queue without counting a crash."""
         pairs = [arg for each in assignments for arg in (each.job.job_id, each.assignment_id)]
         await self._call("requeue", self._worker_id, *pairs)
         for each in assignments:
@@ -133,10 +133,10 @@ class JobConsumer:
                 self._release([each.job.job_id])
 
     async def send_heartbeat(self, heartbeat: Heartbeat | None = None) -> IssuedCommand | None:
-        """Renew the worker's lease and its heartbeat, which changes if a ``heartbeat`` is given.
+        """Renew the worker's lease and send its heartbeat. A given ``heartbeat`` replaces the previous one.
 
-        Returns an operator's command once, and not while the one before is running. Every heartbeat carries
-        the last status from ``report_command``.
+        Return an operator command once, after the previous command has finished. Every heartbeat includes the
+        last status from ``report_command``.
         """
         status = self._heartbeat.command
         self._heartbeat = msgspec.structs.replace(heartbeat or self._heartbeat, command=status)
@@ -150,14 +150,14 @@ class JobConsumer:
         return IssuedCommand(command_id, msgspec.msgpack.decode(packed, type=ModelCommand))
 
     def report_command(self, status: CommandStatus) -> None:
-        """Set what the heartbeats report of the last command from now on."""
+        """Set the command status that the following heartbeats report."""
         self._heartbeat = msgspec.structs.replace(self._heartbeat, command=status)
 
     async def reconcile(self, held: Iterable[str]) -> set[str]:
-        """Compare the jobs that the worker holds with those that Redis has assigned to it.
+        """Compare the jobs that the worker holds with its assignments in Redis.
 
-        Returns the held jobs that are not the worker's any more. Jobs that Redis has assigned to the worker
-        and that it does not hold return to the queue.
+        Return the held jobs that are no longer assigned to the worker. Assigned jobs that the worker does not
+        hold return to the queue.
         """
         pairs = [arg for job_id in held for arg in (job_id, self._held.get(job_id, ""))]
         lost = _job_ids(
@@ -167,7 +167,7 @@ class JobConsumer:
         return lost
 
     async def deregister(self) -> None:
-        """Remove the worker for good; the jobs that it holds return to the queue."""
+        """Remove the worker. The jobs that it holds return to the queue."""
         await self._call("remove_worker", self._worker_id)
 
     async def aclose(self) -> None:
@@ -194,7 +194,7 @@ class JobConsumer:
         finally:
             self._pulling = []
         pixels = {digest.decode(): tiles for digest, tiles in zip(blobs[::2], blobs[1::2], strict=True)}
-        assignments = await self._readable(jobs, pixels, now_ms)
+        assignments = await self._decode(jobs, pixels, now_ms)
         rejected = [each for each in assignments if not self._can_accept(each)]
         if rejected:
             await self.requeue(rejected)
@@ -204,10 +204,8 @@ class JobConsumer:
         self._pulling = [each.assignment_id for each in accepted]
         return accepted
 
-    async def _readable(
-        self, rows: list[list[Any]], pixels: dict[str, bytes], now_ms: int
-    ) -> list[Assignment]:
-        """What this version can decode. Jobs of a newer version end with an error and block no worker."""
+    async def _decode(self, rows: list[list[Any]], pixels: dict[str, bytes], now_ms: int) -> list[Assignment]:
+        """Return the jobs that this version can decode. End the others with an error."""
         assignments: list[Assignment] = []
         frames: list[Arg] = []
         for row in rows:
@@ -221,10 +219,10 @@ class JobConsumer:
         return assignments
 
     def _can_accept(self, assignment: Assignment) -> bool:
-        """False if pixels of the job are missing, or if the worker still runs it under an older assignment.
+        """Return False if images are missing, or if the worker still runs the job under an older assignment.
 
-        The older one was taken from the worker: the next emit reports that, and the worker drops the job
-        before it accepts it again.
+        The older assignment has been revoked. The next emit reports this, and the worker drops the job before
+        it accepts it again.
         """
         job = assignment.job
         if job.job_id in self._held:
@@ -233,11 +231,11 @@ class JobConsumer:
         return all(image.digest in assignment.pixels for image in job.images)
 
     async def _wait_for_work(self) -> bool:
-        """False if there is none after ``WAIT_S``."""
+        """Wait up to ``WAIT_S`` for a wake-up; return whether jobs may be waiting."""
         try:
             return bool(await self._waiter.command("BLPOP", wake_key(self._heartbeat.model), WAIT_S))
         except UNAVAILABLE:
-            return True  # perhaps: the pull that follows waits for Redis
+            return True  # unknown: the pull that follows waits for Redis
 
     def _frame(self, assignment: Assignment, event: Event) -> tuple[Arg, ...]:
         number = self._frame_numbers.get(assignment.assignment_id, 0) + 1
@@ -266,7 +264,7 @@ class JobConsumer:
 
 
 def _parts(events: Sequence[tuple[Assignment, Event]]) -> Iterator[Sequence[tuple[Assignment, Event]]]:
-    """The parts of one emit; at least one, which may be empty."""
+    """Split the events of one emit into one part per script: at least one part, which may be empty."""
     yield events[:FIRST_FRAMES]
     for start in range(FIRST_FRAMES, len(events), MAX_FRAMES):
         yield events[start : start + MAX_FRAMES]
@@ -277,15 +275,20 @@ def _job_ids(reply: list[bytes]) -> set[str]:
 
 
 def _assignment(row: list[Any], pixels: dict[str, bytes], now_ms: int) -> Assignment | None:
-    """None if the job is of a version that this one must not run."""
+    """Decode one job of a pull; return None if this version cannot run it."""
     job_id, assignment_id, _, payload, frames, ends_ms, trace = row
     try:
         job, events = msgspec.msgpack.decode(payload, type=Job), decode_log(frames)
-    except ValueError as error:  # msgspec's, and that of text which is not UTF-8
-        _log.error("job %s cannot be read and ends: %s", job_id.decode(), error)
+    except ValueError as error:  # from msgspec, or from text that is not UTF-8
+        _log.error("job %s failed: it cannot be decoded: %s", job_id.decode(), error)
         return None
     if job.version > WIRE_VERSION:
-        _log.error("job %s is of version %d and ends: we are %d", job_id.decode(), job.version, WIRE_VERSION)
+        _log.error(
+            "job %s failed: it requires wire version %d, this worker has version %d",
+            job_id.decode(),
+            job.version,
+            WIRE_VERSION,
+        )
         return None
     return Assignment(
         job=job,

@@ -1,4 +1,5 @@
 -- api_key_add: add an API key, or replace what is stored for it.
--- ARGV: digest, packed ApiKey, new version: a random word
+-- ARGV: digest, packed ApiKey, new version (a random string)
+-- Uses shared/base.lua: PREFIX.
 local keys = PREFIX .. 'keys'
 redis.call('HSET', keys, ARGV[1], ARGV[2], 'version', ARGV[3])

@@ -1,6 +1,7 @@
--- api_keys_read: all API keys, unless the reader has this version already. Reads only. Versions are random words, so a
--- Redis that lost its memory and was filled again has none of the old ones.
--- ARGV: version that the reader has   Reply: {version, packed ApiKey...}, nil if it is the present one
+-- api_keys_read: return all API keys, unless the caller already has the current version. Read-only. Versions are
+-- random strings, so a Redis that lost its data and was refilled never repeats an old version.
+-- ARGV: version that the caller has   Reply: {version, packed ApiKey...}, nil if that version is current
+-- Uses shared/base.lua: PREFIX.
 local keys = PREFIX .. 'keys'
 local version = redis.call('HGET', keys, 'version') or '-'
 if version == ARGV[1] then return nil end

@@ -1,8 +1,10 @@
--- attach: a controller takes over the stream of a tenant's job. Later frames are routed to it; the reply has the log so
--- far. `owner` is the epoch: it grows with each take-over, so that a controller that missed one can tell. The new nonce
--- makes void every cancel that was meant for former readers and arrives late.
+-- attach: let a controller take over the stream of a tenant's job. Later frames are routed to it; the reply has the
+-- log so far. `owner` is the epoch: it grows with each takeover, so that a controller can detect one that it missed.
+-- The new nonce invalidates late cancels that were meant for earlier readers.
 -- ARGV: job, tenant, controller, nonce
 -- Reply: {}, {'cancelled'} or {state, owner, payload, ttl_ms, log, {digest, bytes...}}
+-- Uses shared/base.lua: key, split, now, request_resync, extend, KEEP_MS, touch_controller; shared/images.lua:
+--   use_images; shared/fair_queue.lua: requeue; shared/jobs.lua: change_owner.
 local id, tenant, controller, nonce = unpack(ARGV)
 local job = key('job', id)
 local state, owner_tenant, old, epoch, payload, digests, ends =
@@ -20,7 +22,7 @@ if state ~= 'done' then
   end
   redis.call('HSET', job, 'nonce', nonce)
   if old ~= controller then
-    epoch = math.max(now, epoch + 1) -- the time, so that it grows even if Redis lost memory
+    epoch = math.max(now, epoch + 1) -- at least the time, so that it grows even if Redis lost data
     redis.call('HSET', job, 'owner', epoch)
     change_owner(id, controller)
     request_resync(old, id)

@@ -1,20 +1,23 @@
--- batches: lists of requests that controllers process one after another. A batch is driven by one controller at a time,
--- under a lease; every write names its driver, so that a driver that lost the lease changes nothing. `batches` holds the
--- unfinished ones by the end of their lease (before the first: when they came), `batching:{tenant}` a tenant's. One batch
--- per tenant is driven at a time, so that no tenant takes every driver.
--- ARGV: step, batch, then by step
---   create: tenant, payload, state, total, window_ms, keep_ms, max_unfinished   Reply: {'ok'} or {'batches', has}
---   read: tenant                  Reply: the hash, empty if it is not the tenant's
---   list: tenant, after, number   Reply: {hash...}, the latest first
---   cancel: tenant                Reply: the hash as in read
---   claim: driver, lease_ms        Reply: {batch, hash, ms left} or {}   (no batch is named)
---   renew: driver, lease_ms       Reply: {state, ms left}, {} if another drives it
---   finished_lines: driver        Reply: the lines that have their result
---   result: driver, line, completed | failed, bytes, max_bytes   Reply: 1, 0 if it had one, -1 not ours, -2 no room
---   results: driver, line...      Reply: their results
---   finish: driver, state, output file, error file   Reply: 1, 0 if another drives it
+-- batches: lists of requests that a controller processes in the background. One controller at a time drives a batch
+-- and holds its lease. Every write names the driver, so a driver that lost the lease changes nothing. `batches` has
+-- the unfinished batches of all tenants ordered by the end of their lease (by arrival before the first lease),
+-- `batching:{tenant}` those of one tenant. Only one batch per tenant is driven at a time, so that no tenant occupies
+-- all drivers.
+-- ARGV: step, batch, then the arguments of the step:
+--   create: tenant, payload, state, total, window_ms, keep_ms, max_unfinished   Reply: {'ok'} or {'batches', number}
+--   read: tenant                  Reply: the hash, empty if the batch does not belong to the tenant
+--   list: tenant, after, number   Reply: {hash...}, newest first
+--   cancel: tenant                Reply: the hash, as for read
+--   claim: driver, lease_ms       Reply: {batch, hash, ms left} or {}   (the batch argument is unused)
+--   renew: driver, lease_ms       Reply: {state, ms left}, {} if another controller drives the batch
+--   finished_lines: driver        Reply: the lines that have a result
+--   result: driver, line, completed | failed, bytes, max_bytes
+--                                 Reply: 1 stored, 0 line already has a result, -1 not the driver, -2 over max_bytes
+--   results: driver, line...      Reply: the results of these lines
+--   finish: driver, state, output file, error file   Reply: 1, 0 if another controller drives the batch
 --   release: driver
---   stats (no batch)              Reply: {{state, lines, completed, failed}...} of the unfinished ones
+--   stats                         Reply: {{state, lines, completed, failed}...}, one per unfinished batch
+-- Uses shared/base.lua: PREFIX, key, now, extend.
 local step, id = ARGV[1], ARGV[2]
 local UNFINISHED = PREFIX .. 'batches'
 local batch, results = key('batch', id), key('results', id)

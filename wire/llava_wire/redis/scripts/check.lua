@@ -1,6 +1,7 @@
--- check: which of a controller's jobs are not as it believes: gone, ended, parked, taken over, or with another number of
--- frames in the log than it has delivered. Finds lost notices; reads only.
+-- check: return the jobs of a controller that differ from the state it expects: missing, ended, parked, taken over, or
+-- with a log length that differs from the number of delivered frames. Detects lost stream entries. Read-only.
 -- ARGV: controller, (job, number of frames)...   Reply: {job...}
+-- Uses shared/base.lua: key.
 local changed = {}
 for i = 2, #ARGV, 2 do
   local state, controller = unpack(redis.call('HMGET', key('job', ARGV[i]), 'state', 'controller'))

@@ -1,12 +1,13 @@
--- command: an operator's command to a worker, about its model. A worker has one command until that has finished; an
--- equal one, so also the same call sent twice, is that command.
--- ARGV: worker, id, packed ModelCommand   Reply: {} no such worker, {'ok' | 'busy', id of its command}
+-- command: store an operator's command for a worker (load or unload a model). A worker has one command at a time. An
+-- equal command, or the same call sent again, returns the pending command.
+-- ARGV: worker, ID, packed ModelCommand   Reply: {} no such worker, {'ok' | 'busy', ID of the pending command}
+-- Uses shared/base.lua: PREFIX, now, key, COMMAND_MS.
 local worker, id, what = unpack(ARGV)
 local lease = redis.call('ZSCORE', PREFIX .. 'workers', worker)
 if not lease or tonumber(lease) <= now then return {} end
 local command = key('order', worker)
-local present, its_what = unpack(redis.call('HMGET', command, 'id', 'what'))
-if present then return {its_what == what and 'ok' or 'busy', present} end
+local pending_id, pending_what = unpack(redis.call('HMGET', command, 'id', 'what'))
+if pending_id then return {pending_what == what and 'ok' or 'busy', pending_id} end
 redis.call('HSET', command, 'id', id, 'what', what)
 redis.call('PEXPIRE', command, COMMAND_MS)
 return {'ok', id}

@@ -1,8 +1,9 @@
--- delete: remove a tenant's job, its log and its outline; only a mark remains that it existed. A job that has not ended
--- is cancelled first, and its controller is told. The mark lives as long as the log would have: a controller that has
--- not received the end must find the job cancelled, not lost, or it would create it again. The same call sent twice
--- finds its nonce; a job of the same ID may begin anew, as after a cancel.
--- ARGV: job, tenant, nonce   Reply: 1 deleted, 0 there is no such job of this tenant
+-- delete: remove a tenant's job with its log and outline. An unfinished job is cancelled first, and its controller
+-- receives a resync request. A tombstone remains for the lifetime of the log: a controller that has not received the
+-- end must find the job cancelled, because it would create a missing job again. A repeated call finds its nonce in the
+-- tombstone. A job with the same ID may be submitted again, as after a cancel.
+-- ARGV: job, tenant, nonce   Reply: 1 deleted, 0 the tenant has no such job
+-- Uses shared/base.lua: key, request_resync; shared/jobs.lua: fence, end_job.
 local id, tenant, nonce = unpack(ARGV)
 local job = key('job', id)
 local state, owner_tenant, owner, former = unpack(redis.call('HMGET', job, 'state', 'tenant', 'controller', 'forgotten'))

@@ -1,14 +1,16 @@
--- files: what a tenant has stored for batches. A file is reserved, written in parts, and visible once it is sealed; an
--- upload that was not sealed expires after UPLOAD_MS. Each step may be sent twice. Bytes are counted when they are
--- reserved: `files` holds 'file size' by end of life, `file_bytes` their sum.
--- ARGV: step, file, tenant, then by step
---   reserve: size, payload, max_files, max_tenant_bytes, max_bytes; a max of 0 is none   Reply: {'ok'} or {limit, has}
---   write: offset, bytes   Reply: 1 if the reservation is still there
---   seal: ttl_ms           Reply: 1 as for write
---   read                   Reply: {payload, size, end of its life} or {}
---   part: first, last      Reply: those bytes, nil if there is no such file
---   list (no file)         Reply: {{payload, size, end of its life}...}
---   remove                 Reply: 1 if it was there
+-- files: store a tenant's files for batches. A file is reserved, written in parts, and visible once it is sealed.
+-- An upload that is not sealed expires after UPLOAD_MS. Every step may be sent twice. Bytes are counted when they are
+-- reserved: `files` has 'file size' ordered by expiry, `file_bytes` the sum of the sizes.
+-- ARGV: step, file, tenant, then the arguments of the step:
+--   reserve: size, payload, max_files, max_tenant_bytes, max_bytes (all 0: unlimited)
+--                          Reply: {'ok'} or {exceeded limit, current use}
+--   write: offset, bytes   Reply: 1 if the reservation still exists, else 0
+--   seal: ttl_ms           Reply: as for write
+--   read                   Reply: {payload, size, expiry time} or {}
+--   part: first, last      Reply: the bytes in this range, nil if the file does not exist
+--   list                   Reply: {{payload, size, expiry time}...}   (the file argument is unused)
+--   remove                 Reply: 1 if the file existed, else 0
+-- Uses shared/base.lua: PREFIX, key, now, extend.
 local step, id, tenant = ARGV[1], ARGV[2], ARGV[3]
 local UPLOAD_MS = 600000
 local ALL, ALL_BYTES, OWN = PREFIX .. 'files', PREFIX .. 'file_bytes', key('files', tenant)

@@ -1,5 +1,7 @@
--- heartbeat: renew a worker's lease and its heartbeat, and return its command. A command that has finished is deleted.
--- ARGV: worker, lease_ms, heartbeat, finished command   Reply: {} or {id, packed ModelCommand}
+-- heartbeat: renew a worker's lease, store its heartbeat and return its pending command. A finished command is
+-- deleted.
+-- ARGV: worker, lease_ms, heartbeat, ID of the finished command or ''   Reply: {} or {ID, packed ModelCommand}
+-- Uses shared/base.lua: key, PREFIX, now, COMMAND_MS.
 local command = key('order', ARGV[1])
 redis.call('ZADD', PREFIX .. 'workers', now + tonumber(ARGV[2]), ARGV[1])
 redis.call('SET', key('heartbeat', ARGV[1]), ARGV[3], 'PX', ARGV[2])

@@ -1,14 +1,17 @@
--- pull: assign up to n jobs, first in the fair order, each under a nonce of the caller, which becomes the assignment
--- ID. The same call sent twice finds its nonces and gives the same reply, so no job is ever assigned to a worker that
--- was not told. A job whose images are missing is parked and its controller told. The queues are emptied in the order
--- of priority; a job that has waited for PROMOTE_MS counts as high. A quarantined job is assigned to a worker that holds
--- nothing, which gets nothing else until the job is cleared; if all workers are busy, one of them is chosen to run empty
--- for it (key `ward`). A worker without a free slot asks for an overflow job: the first one of a tenant with no job on
--- the worker.
+-- pull: assign jobs to a worker in fair order, one per nonce. The nonce becomes the assignment ID. A repeated call
+-- finds its nonces and returns the same reply, so no job stays assigned to a worker that does not know about it. If
+-- the images of a job are missing, the job is parked and its controller receives a resync request. Queues are served
+-- by priority; a job that has waited for PROMOTE_MS counts as high priority. A quarantined job is assigned to a worker
+-- that holds no jobs, and that worker gets no other job until the job is cleared. If all workers are busy, one of them
+-- is selected to finish its jobs first (key `ward`). A worker without a free slot can request an overflow job: the
+-- first job of a tenant that has no job on the worker.
 -- ARGV: worker, model, lease_ms, hang_ms, 1 for an overflow job, nonce...
--- Reply: {{job, assignment, length, payload, log, end of its life, trace}...}, {digest, bytes...}, now
+-- Reply: {{job, assignment, length, payload, log, deadline, trace}...}, {digest, bytes...}, now
+-- Uses shared/base.lua: key, PREFIX, now, split, unpack_slot, request_resync, pack_slot, extend, wake;
+--   shared/images.lua: missing_images; shared/fair_queue.lua: subtract_backlog, QUARANTINE_CRASHES, QUARANTINE,
+--   QUEUES, find_overflow, virtual_time, set_virtual_time, num_queued.
 local PROMOTE_MS = 30000
-local MAX_SKIPPED = 64 -- how many parked or expired jobs one call clears away
+local MAX_SKIPPED = 64 -- maximum number of parked or expired jobs that one call removes from the queues
 local worker, model, lease, hang = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local is_overflow, num_nonces = ARGV[5] == '1', #ARGV - 5
 local slots = key('inflight', worker)
@@ -44,7 +47,7 @@ local function assign(id, assignment)
   local job = key('job', id)
   local controller, length, digests, cost = unpack(redis.call('HMGET', job, 'controller', 'length', 'digests', 'cost'))
   subtract_backlog(model, id, cost or 0)
-  if not digests then return end -- expired while it waited
+  if not digests then return end -- expired in the queue
   if #missing_images(digests) > 0 then
     redis.call('HSET', job, 'state', 'parked')
     return request_resync(controller, id)
@@ -55,25 +58,25 @@ local function assign(id, assignment)
   add_to_reply(id, assignment, tonumber(length))
 end
 
--- Serves the quarantine. Returns true if the worker must get nothing else now.
+-- Assigns a quarantined job if possible. Returns true if the worker must not get any other job in this call.
 local function serve_quarantine()
   if #held == 2 and tonumber(redis.call('HGET', key('job', held[1]), 'doubts') or 0) >= QUARANTINE_CRASHES then
     return true
   end
-  local chosen = key('ward', model)
+  local draining_worker = key('ward', model)
   while #held == 0 do
     local first = redis.call('ZPOPMIN', key(QUARANTINE, model))
     if #first == 0 then return false end
     assign(first[1], ARGV[6])
     if #assigned > 0 then
-      redis.call('DEL', chosen)
+      redis.call('DEL', draining_worker)
       return true
     end
   end
   if redis.call('EXISTS', key(QUARANTINE, model)) == 0 then return false end
-  redis.call('SET', chosen, worker, 'PX', lease, 'NX')
-  if redis.call('GET', chosen) ~= worker then return false end
-  redis.call('PEXPIRE', chosen, lease)
+  redis.call('SET', draining_worker, worker, 'PX', lease, 'NX')
+  if redis.call('GET', draining_worker) ~= worker then return false end
+  redis.call('PEXPIRE', draining_worker, lease)
   return true
 end
 
@@ -98,7 +101,7 @@ local function pop_first()
   end
 end
 
--- Out of order, so that it must not advance virtual time: score 0.
+-- Returns score 0, because a job served out of order must not advance virtual time.
 local function pop_overflow()
   local id, queue = find_overflow(model, held)
   if not id then return nil end
@@ -119,9 +122,9 @@ for _ = 1, num_nonces + MAX_SKIPPED do
 end
 if last > virtual then
   set_virtual_time(model, last)
-  redis.call('ZREMRANGEBYSCORE', key('fair', model), '-inf', last) -- a tenant behind virtual time starts at it
+  redis.call('ZREMRANGEBYSCORE', key('fair', model), '-inf', last) -- these tenants restart at the current virtual time
 end
 if #assigned > 0 and #held == 0 then redis.call('ZADD', PREFIX .. 'progress', now + hang, worker) end
--- A worker that must not take the rest must not be woken by it; and no wake-up led to an overflow pull.
+-- A reserved worker must not be woken for jobs that it cannot take. An overflow pull did not consume a wake-up.
 if not is_reserved and not is_overflow and num_queued(model) > 0 then wake(model) end
 return {assigned, images, now}

@@ -1,8 +1,10 @@
--- rate_limit: take requests and tokens from what a tenant may have, or return when there will be enough. Each is a token
--- bucket that holds one minute's worth and fills evenly. A request larger than the whole bucket is granted when that is
--- full and leaves a debt, so it is never refused forever. An adjustment is applied whatever the level.
+-- rate_limit: charge requests and tokens to a tenant, or return when the charge will be possible. Requests and tokens
+-- each have a token bucket that holds the amount for one minute and fills at a constant rate. A charge larger than the
+-- bucket is granted when the bucket is full and leaves a debt, so that no charge is rejected forever. An adjustment is
+-- applied at any level.
 -- ARGV: tenant, requests per minute (0: no limit), tokens per minute (0: no limit), requests, tokens, 1 to adjust
--- Reply: {requests left, tokens left, ms until it would be granted: 0 if it was}
+-- Reply: {requests left, tokens left, ms until the charge is possible (0 if it was granted)}
+-- Uses shared/base.lua: key, now.
 local bucket, is_adjustment = key('rate', ARGV[1]), ARGV[6] == '1'
 local names, longest, wait = {'requests', 'tokens'}, 60000, 0
 local seen = tonumber(redis.call('HGET', bucket, 'at') or now)

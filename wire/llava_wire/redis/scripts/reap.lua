@@ -1,14 +1,17 @@
--- reap: a controller's beat and the search for dead workers, once a second. The jobs of a worker whose lease has expired,
--- or that holds jobs and shows no progress, return to the queue. One of them may have crashed it: a job whose workers
--- crashed twice runs alone from then on (quarantine), and one that was alone in the last of max_crashes ends, with the
--- payload given by the caller and an entry in the dead-letter stream. Jobs of a controller without a beat for orphan_ms
--- end as orphans, except background jobs, which run to their end and are read from their log. If nothing was reaped for
--- a while, Redis itself was away and received no beat: all workers and controllers get a new lease first. `beat` counts
--- the caller's beats; if Redis does not know the one before it has lost memory.
--- ARGV: controller, beat, max_crashes, orphan_ms, lease_ms, payload   Reply: {jobs requeued, 1 if memory was lost}
+-- reap: record a controller's beat and find dead workers. Called once per second. The jobs of a worker return to the
+-- queue if its lease has expired, or if it holds jobs and makes no progress. Any of these jobs may have crashed the
+-- worker. A job with two worker crashes runs alone from then on (quarantine). A job with max_crashes that was alone on
+-- its last worker ends with the payload passed by the caller and an entry in the dead-letter stream. Jobs of a
+-- controller without a beat for orphan_ms end as orphans, except background jobs, which run to completion and are read
+-- from their log. If no controller has called reap recently, Redis itself was unavailable and received no beats, so
+-- all workers and controllers get a new lease first. `beat` numbers the calls of one controller; if the previous beat
+-- is missing, Redis has lost data.
+-- ARGV: controller, beat, max_crashes, orphan_ms, lease_ms, payload   Reply: {jobs requeued, 1 if data was lost}
+-- Uses shared/base.lua: PREFIX, key, OUT_MS, touch_controller, extend, now, notify, unpack_slot; shared/images.lua:
+--   discount_expired_images; shared/fair_queue.lua: requeue; shared/jobs.lua: append_frame, end_job, fence.
 local controller, beat, max_crashes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local orphan, lease, payload = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
-local MAX_LETTER = 65536 -- bytes of a request that a dead letter keeps
+local MAX_LETTER = 65536 -- maximum size in bytes of a request that is stored in a dead letter
 local workers, progress, controllers = PREFIX .. 'workers', PREFIX .. 'progress', PREFIX .. 'controllers'
 
 local last_beat = tonumber(redis.call('GET', key('beats', controller)) or '0')
@@ -59,12 +62,12 @@ local function release_jobs(worker, reason)
 end
 
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', workers, '-inf', now)) do
-  release_jobs(worker, 'its worker ended')
+  release_jobs(worker, 'worker lease expired')
   redis.call('ZREM', workers, worker)
   redis.call('DEL', key('heartbeat', worker))
 end
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', progress, '-inf', now)) do
-  release_jobs(worker, 'its worker made no progress')
+  release_jobs(worker, 'worker made no progress')
 end
 local function is_background(id)
   local outline = redis.call('HGET', key('job', id), 'outline')

@@ -1,6 +1,7 @@
--- reconcile: repair any disagreement about a worker's jobs. Assignments that Redis has for the worker and that it does
--- not hold return to the queue, except those of a pull in progress (its nonces).
--- ARGV: worker, number of nonces, nonce..., (job, assignment)...   Reply: held jobs that are not the worker's any more
+-- reconcile: resolve differences between the jobs that a worker holds and its assignments in Redis. Assigned jobs that
+-- the worker does not hold return to the queue, except those of a pull in progress (identified by its nonces).
+-- ARGV: worker, number of nonces, nonce..., (job, assignment)...   Reply: held jobs that are no longer assigned to it
+-- Uses shared/base.lua: key, unpack_slot; shared/fair_queue.lua: requeue.
 local slots = key('inflight', ARGV[1])
 local num_nonces = tonumber(ARGV[2])
 local pulling, held, assigned, lost = {}, {}, {}, {}

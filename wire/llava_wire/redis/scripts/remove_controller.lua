@@ -1,6 +1,7 @@
--- remove_controller: a controller ends, or gives up an old identity. Jobs that are still its own had ended before Redis
--- lost memory; they are cancelled.
+-- remove_controller: remove a controller that exits, or the old identity of one. Its remaining jobs had ended before
+-- Redis lost data; they are cancelled.
 -- ARGV: controller
+-- Uses shared/base.lua: key, PREFIX; shared/jobs.lua: fence, end_job.
 local controller = ARGV[1]
 for _, id in ipairs(redis.call('SMEMBERS', key('live', controller))) do
   if redis.call('HGET', key('job', id), 'controller') == controller then

@@ -1,5 +1,6 @@
--- remove_worker: a worker ends. The jobs that it still holds return to the queue.
+-- remove_worker: remove a worker that exits. The jobs that it still holds return to the queue.
 -- ARGV: worker
+-- Uses shared/base.lua: key, unpack_slot, PREFIX; shared/fair_queue.lua: requeue.
 local worker = ARGV[1]
 local slots = key('inflight', worker)
 local flat = redis.call('HGETALL', slots)

@@ -1,6 +1,7 @@
--- requeue: jobs of a draining worker return to their positions in the queue, not counted as crashes. An assignment that
--- is not the current one is left alone, so the call may be sent twice.
+-- requeue: return the jobs of a draining worker to their positions in the queue without counting a crash. Outdated
+-- assignments are skipped, so the call may be sent twice.
 -- ARGV: worker, (job, assignment)...
+-- Uses shared/base.lua: key, unpack_slot; shared/fair_queue.lua: requeue.
 local slots = key('inflight', ARGV[1])
 local count = 0
 for i = 2, #ARGV, 2 do

@@ -1,10 +1,13 @@
--- resync: make Redis agree with what a job's controller has delivered. An unknown job (Redis lost it) is created again,
--- as if it came now. A log that equals or continues the delivered frames is adopted; the reply has its tail. With a
--- shorter or different log the writer is fenced, the log is set to what was delivered and the job is requeued at its
--- position. A job that another controller has taken over since, or that was cancelled, stays so.
+-- resync: make Redis consistent with the frames that a job's controller has delivered. A job that Redis lost is
+-- created again as a new arrival. If the log equals or extends the delivered frames, it is kept and the reply has the
+-- additional frames. If the log is shorter or different, the writer is fenced, the log is replaced by the delivered
+-- frames and the job is requeued at its position. A job that was cancelled or taken over by another controller is left
+-- unchanged.
 -- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, owner, length,
 --   frame...
 -- Reply: {state, {missing digest...}, {frame...}, ID of the last entry in the controller's stream}
+-- Uses shared/base.lua: key, touch_controller; shared/images.lua: missing_images; shared/fair_queue.lua: dequeue,
+--   requeue, arrival_time; shared/jobs.lua: change_owner, fence, create_job, append_frame.
 local id, controller, model, cost = ARGV[1], ARGV[2], ARGV[4], ARGV[5]
 local digests, owner, length = ARGV[8], tonumber(ARGV[13]), ARGV[14]
 local job, log = key('job', id), key('log', id)
@@ -22,12 +25,14 @@ local function tail_of_log()
   return tail
 end
 
-local function last_entry() -- entries of the stream up to this one are in the reply, or void
+-- Returns the ID of the last stream entry. Entries up to it are already in the reply or no longer apply.
+local function last_entry()
   local entry = redis.call('XREVRANGE', key('out', controller), '+', '-', 'COUNT', 1)[1]
   return entry and entry[1] or '0-0'
 end
 
-local function park_without_images() -- the images that must be sent before the job can run
+-- Parks the job if images are missing. Returns the digests that must be sent before it can run.
+local function park_without_images()
   local missing = missing_images(digests)
   if #missing > 0 then
     redis.call('HSET', job, 'state', 'parked')

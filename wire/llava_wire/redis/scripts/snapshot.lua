@@ -1,12 +1,13 @@
--- snapshot: read a job's state and the rest of its log without taking over its stream. It leaves a mark (`peeked`), so
--- that the job is not cancelled as unread. If its controller sends no beats the job is reported as orphaned: the caller
--- may attach to it.
--- ARGV: job, tenant, number of frames known   Reply: {} or {state, outline, {frame...}, end of its life}
+-- snapshot: read a job's state and the rest of its log without taking over its stream. It sets `peeked`, so that the
+-- job is not cancelled as unread. If the job's controller sends no beats, the job is reported as orphaned and the
+-- caller may attach to it.
+-- ARGV: job, tenant, number of frames to skip   Reply: {} or {state, outline, {frame...}, deadline}
+-- Uses shared/base.lua: key, now, PREFIX.
 local id, tenant = ARGV[1], ARGV[2]
 local SILENT_MS = 3000
 local state, owner_tenant, outline, owner, ends =
   unpack(redis.call('HMGET', key('job', id), 'state', 'tenant', 'outline', 'controller', 'ends'))
-if owner_tenant ~= tenant or not outline then return {} end -- without an outline: deleted
+if owner_tenant ~= tenant or not outline then return {} end -- a deleted job has no outline
 redis.call('HSET', key('job', id), 'peeked', now)
 local seen = tonumber(redis.call('ZSCORE', PREFIX .. 'controllers', owner) or '0')
 if state ~= 'done' and state ~= 'cancelled' and now - seen > SILENT_MS then state = 'orphaned' end

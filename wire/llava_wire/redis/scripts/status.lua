@@ -1,7 +1,9 @@
--- status: the workers with their jobs, the controllers and the queues, for display. Reads only.
+-- status: the workers with their jobs, the controllers and the queues, for display. Read-only.
 -- ARGV: model...
--- Reply: {{worker, heartbeat, {job, tokens...}, ms that its progress is overdue, ID of its command or ''}...},
---   {controller, ms since its beat...}, {{waiting by priority: high, normal, low, quarantined, backlog}...}, dead letters
+-- Reply: {{worker, heartbeat, {job, tokens...}, ms for which its progress is overdue, ID of its command or ''}...},
+--   {controller, ms since its last beat...}, {{jobs with high, normal and low priority, quarantined jobs, backlog}...},
+--   number of dead letters
+-- Uses shared/base.lua: PREFIX, now, key, unpack_slot; shared/fair_queue.lua: QUEUES, QUARANTINE.
 local workers, queues = {}, {}
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', PREFIX .. 'workers', '(' .. now, '+inf')) do
   local jobs = {}

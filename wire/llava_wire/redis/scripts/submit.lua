@@ -1,19 +1,22 @@
--- submit: put one job into its model's queue, with the images that it brings. A full queue, a tenant over its limits,
--- too many bytes of images, and missing images are reported before anything of the job is written, with the milliseconds
--- until there should be room (0: unknown). The same call sent twice finds its nonce and returns 'ok' without a position;
--- the same job under another nonce is 'known' (unless it was cancelled: then it begins anew), with other contents a
--- 'duplicate'. `weight` is the tenant's share relative to others.
+-- submit: add a job and its images to the queue for its model. A full queue, a tenant over its limits, too many bytes
+-- of images, and missing images are reported before anything of the job is written, with the estimated milliseconds
+-- until a retry can succeed (0: unknown). A repeated call finds its nonce and returns 'ok' without a position. The
+-- same job under another nonce is 'known', or a 'duplicate' if its contents differ; a cancelled job starts again.
+-- `weight` is the tenant's share relative to other tenants.
 -- ARGV: job, controller, tenant, model, cost, payload, ttl_ms, digests, priority, nonce, outline, trace, weight,
 --   max_queued, max_queued_cost, max_tenant_jobs, max_tenant_cost, max_pixel_bytes, (digest, bytes)...
--- Reply: {'ok', number of waiting jobs, milliseconds until these are served (0: unknown)} or {reason, ...}
+-- Reply: {'ok', number of waiting jobs, milliseconds until they are served (0: unknown)} or {reason, ...}
+-- Uses shared/base.lua: key, KEEP_MS, touch_controller; shared/images.lua: discount_expired_images, PIXEL_BYTES,
+--   PIXELS, discount_image, store_images, missing_images; shared/fair_queue.lua: service_rate, num_waiting,
+--   fair_score, requeue; shared/jobs.lua: create_job.
 local id, controller, tenant, model, cost, payload = unpack(ARGV, 1, 6)
 local ttl, digests, priority, nonce = tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9]), ARGV[10]
 local max_queued, max_queued_cost = tonumber(ARGV[14]), tonumber(ARGV[15])
 local max_tenant_jobs, max_tenant_cost, max_bytes = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
 cost = tonumber(cost)
 
--- Drops images that no live job uses, soonest to expire first, until the new ones fit. Returns nil, or the bytes in use
--- if they do not fit.
+-- Drops images that no live job uses, in order of expiry, until the new images fit. Returns nil, or the number of bytes
+-- in use if they do not fit.
 local function make_room()
   local needed = 0
   for i = 19, #ARGV, 2 do
@@ -35,7 +38,7 @@ local function make_room()
   return used
 end
 
--- Milliseconds until this much cost is served, at the rate of the last minute.
+-- Returns the milliseconds until `load` is served at the rate of the last minute; 0 if the rate is unknown.
 local function time_to_serve(load)
   local rate = service_rate(model)
   return rate and math.ceil(load * 1000 / rate) or 0
@@ -70,7 +73,7 @@ store_images(19, ttl + KEEP_MS)
 local missing = missing_images(digests)
 if #missing > 0 then return {'pixels', missing} end
 
--- No DEL unless needed: without free memory Redis refuses a script at its first write that may allocate.
+-- DEL only if needed: Redis checks for out of memory only at the first write of a script.
 if known then redis.call('DEL', key('job', id), key('log', id)) end
 create_job(fair_score(model, tenant, priority, cost / tonumber(ARGV[13])), 0, 0, 1)
 touch_controller(controller)

@@ -1,5 +1,7 @@
--- supply_images: images sent again for a parked job, which is queued once they are complete.
--- ARGV: job, ttl_ms, (digest, bytes)...   Reply: the digests still missing
+-- supply_images: store images that are sent again for a parked job, and queue the job once all of them are stored.
+-- ARGV: job, ttl_ms, (digest, bytes)...   Reply: the digests that are still missing
+-- Uses shared/base.lua: key, KEEP_MS; shared/images.lua: store_images, missing_images; shared/fair_queue.lua:
+--   requeue.
 local id = ARGV[1]
 local job = key('job', id)
 store_images(3, tonumber(ARGV[2]) + KEEP_MS)

@@ -1,7 +1,7 @@
--- Shared by all scripts: key names, expiry, wake-ups, streams and worker slots. The loader puts the files of this
--- folder in front of every script. All times are Redis's own, in milliseconds.
+-- Helpers for all scripts: key names, expiry, wake-ups, streams and worker slots. The loader prepends the files in
+-- this folder to every script. All times are in milliseconds and come from the Redis clock.
 local PREFIX = '{lv}:'
-local KEEP_MS = 300000 -- how long a job's hash outlives its deadline, so that a late reader still finds the end
+local KEEP_MS = 300000 -- a job's hash outlives its deadline by this time, so that late readers find the final event
 local OUT_MS = 600000
 local COMMAND_MS = 60000
 local clock = redis.call('TIME')
@@ -9,7 +9,7 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local function key(kind, name) return PREFIX .. kind .. ':' .. name end
 
--- Raises the time to live of a key to at least `ttl`; it never shortens it.
+-- Raises the TTL of a key to at least `ttl`; never shortens it.
 local function extend(name, ttl)
   if redis.call('PTTL', name) < ttl then redis.call('PEXPIRE', name, ttl) end
 end
@@ -20,7 +20,7 @@ local function split(text)
   return words
 end
 
--- Wakes one worker that waits for work. One token is enough: a pull that leaves work behind pushes the next.
+-- Wakes one waiting worker. One list element is enough: a pull that leaves jobs in the queue pushes the next one.
 local function wake(model)
   local name = key('wake', model)
   redis.call('LPUSH', name, '1')
@@ -34,13 +34,13 @@ local function notify(controller, fields)
   redis.call('PEXPIRE', name, OUT_MS)
 end
 
--- Asks the controller to resync this job.
+-- Requests a resync of the job from the controller.
 local function request_resync(controller, id) notify(controller, {id .. ' ?', ''}) end
 
 local function touch_controller(controller) redis.call('ZADD', PREFIX .. 'controllers', now, controller) end
 
--- `inflight:{worker}` holds, per job, assignment ID (32) .. controller ID (32) .. log length in tokens .. ':' .. number
--- of the last frame: one HGETALL gives fencing token, route and gap check.
+-- `inflight:{worker}` maps each job to assignment ID (32 characters) .. controller ID (32 characters) .. log length in
+-- tokens .. ':' .. number of the last frame. One HGETALL returns what `emit` needs for fencing, routing and gap checks.
 local function pack_slot(assignment, controller, length, frame)
   return assignment .. controller .. length .. ':' .. frame
 end

@@ -1,8 +1,10 @@
--- The fair queue: start-time fair queueing between tenants, with three priorities per model and a quarantine.
+-- The fair queue: start-time fair queueing between tenants, with three priorities and a quarantine per model.
 --
--- A job waits in one queue of its model, by its priority, ordered by its score in virtual time. Jobs whose workers have
--- crashed QUARANTINE_CRASHES times (`doubts`) since they were last cleared wait in quarantine: they run alone. `since`
--- holds when the normal and low jobs came, for ageing; `backlog` is the cost of all that wait.
+-- A job waits in the queue for its model and priority, ordered by its score in virtual time. `doubts` counts the
+-- worker crashes during a job since it was last cleared; at QUARANTINE_CRASHES the job waits in quarantine and runs
+-- alone. `since` has the arrival times of jobs with normal and low priority, for aging. `backlog` is the cost of all
+-- waiting jobs.
+-- Uses shared/base.lua: key, extend, now, wake.
 local QUEUES = {'wait-high', 'wait', 'wait-low'}
 local QUARANTINE = 'suspects'
 local QUARANTINE_CRASHES = 2
@@ -22,8 +24,8 @@ end
 
 local function num_waiting(model) return num_queued(model) + redis.call('ZCARD', key(QUARANTINE, model)) end
 
--- Virtual time in tokens: the highest score handed out. Each arrival also advances it a little, so that equal jobs are
--- served in order of arrival.
+-- Returns the virtual time in tokens: the highest score served so far. Each arrival also advances it slightly, so that
+-- jobs with equal scores are served in order of arrival.
 local function virtual_time(model) return tonumber(redis.call('GET', key('clock', model)) or '0') end
 
 local function set_virtual_time(model, value)
@@ -38,8 +40,8 @@ local function arrival_time(model)
   return string.format('%.17g', virtual)
 end
 
--- Start-time fair queueing: a tenant's next job starts where its last one of that priority, whose cost is divided by
--- the tenant's weight, ends.
+-- Returns the score of a new job (start-time fair queueing): a tenant's next job starts where its previous job with the
+-- same priority ends. `cost` is already divided by the tenant's weight.
 local function fair_score(model, tenant, priority, cost)
   local fair, member = key('fair', model), queue_of(priority) .. ' ' .. tenant
   local score = math.max(tonumber(arrival_time(model)), tonumber(redis.call('ZSCORE', fair, member) or '0'))
@@ -48,7 +50,7 @@ local function fair_score(model, tenant, priority, cost)
   return string.format('%.17g', score)
 end
 
--- Back to its old position in the queue; `length` is the log's in tokens.
+-- Returns a job to its previous position in the queue. `length` is the length of its log in tokens.
 local function requeue(id, length)
   local job = key('job', id)
   local model, score, cost, priority, doubts =
@@ -67,7 +69,7 @@ local function requeue(id, length)
   wake(model)
 end
 
--- A job has left its queue. The last one to leave resets the sum to exactly zero.
+-- Updates the backlog after a job left its queue. The last job to leave resets the sum to exactly zero.
 local function subtract_backlog(model, id, cost)
   redis.call('ZREM', key('since', model), id)
   if num_waiting(model) == 0 then return redis.call('DEL', key('backlog', model), key('since', model)) end
@@ -81,9 +83,9 @@ local function dequeue(id, model, cost)
   if removed > 0 then subtract_backlog(model, id, cost) end
 end
 
--- The first waiting job, and its queue, of a tenant with no job on a worker. Only the first queue that is not empty
--- counts, since urgent work goes first. `slots` are the worker's, as HGETALL returns them.
-local NUM_CANDIDATES = 64 -- with equal costs the job is among the first
+-- Returns the first waiting job of a tenant that has no job on the worker, and the queue of that job. Searches only the
+-- nonempty queue with the highest priority. `slots` is the worker's `inflight` hash as HGETALL returns it.
+local NUM_CANDIDATES = 64 -- with equal costs, the first job of each tenant is near the front
 local function find_overflow(model, slots)
   for _, name in ipairs(QUEUES) do
     local queue, tenants = key(name, model), {}
@@ -98,14 +100,14 @@ local function find_overflow(model, slots)
   end
 end
 
--- Served cost is counted per ten seconds, to estimate when a refused request may be retried.
+-- Counts the served cost in buckets of ten seconds, from which `service_rate` estimates when to retry.
 local function count_served(model, cost)
   local bucket = key('served', model .. ':' .. math.floor(now / SERVED_MS))
   redis.call('INCRBYFLOAT', bucket, cost)
   redis.call('PEXPIRE', bucket, (NUM_SERVED + 1) * SERVED_MS)
 end
 
--- Cost per second over the last minute; nil if nothing was served.
+-- Returns the served cost per second over the last minute; nil if nothing was served.
 local function service_rate(model)
   local sum, oldest, last = 0, nil, math.floor(now / SERVED_MS)
   for bucket = last, last - NUM_SERVED, -1 do

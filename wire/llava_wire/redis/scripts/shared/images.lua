@@ -1,5 +1,7 @@
--- Preprocessed images, stored once per digest. `pixels` holds 'digest size' by end of life, `pixel_bytes` their sum,
--- `users:{digest}` the live jobs that need an image; without one it may be dropped early to make room.
+-- Preprocessed images, stored once per digest. `pixels` has 'digest size' ordered by expiry, `pixel_bytes` is the sum
+-- of the sizes, and `users:{digest}` has the live jobs that need the image. An image without users may be dropped
+-- early.
+-- Uses shared/base.lua: PREFIX, split, key, now, extend.
 local PIXELS, PIXEL_BYTES = PREFIX .. 'pixels', PREFIX .. 'pixel_bytes'
 
 local function missing_images(digests)
@@ -10,7 +12,7 @@ local function missing_images(digests)
   return missing
 end
 
--- Subtracts an entry of `pixels` from the sum.
+-- Removes an entry from `pixels` and subtracts its size from `pixel_bytes`.
 local function discount_image(entry)
   local _, size = string.match(entry, '^(%S+) (%d+)$')
   if redis.call('ZREM', PIXELS, entry) == 1 then redis.call('DECRBY', PIXEL_BYTES, size) end
@@ -30,7 +32,7 @@ local function extend_image(digest, ttl)
   end
 end
 
--- Stores the (digest, bytes) pairs of ARGV from index `first` on.
+-- Stores the (digest, bytes) pairs in ARGV, starting at index `first`.
 local function store_images(first, ttl)
   for i = first, #ARGV, 2 do
     redis.call('SET', key('blob', ARGV[i]), ARGV[i + 1], 'KEEPTTL')

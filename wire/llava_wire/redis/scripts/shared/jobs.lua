@@ -1,6 +1,8 @@
--- A job's life outside the queue: creation, ownership, log, fencing and end.
+-- Operations on jobs outside the queue: creation, ownership, log, fencing and end.
+-- Uses shared/base.lua: key, unpack_slot, split, KEEP_MS, extend, now, pack_slot; shared/images.lua: use_images;
+--   shared/fair_queue.lua: count_served, dequeue.
 
--- Appends a frame to the job's log and returns its index. Frames are complete and never change.
+-- Appends a frame to the job's log and returns its index. A frame is written whole and never changes.
 local function append_frame(id, payload)
   local name = key('log', id)
   local index = redis.call('RPUSH', name, payload) - 1
@@ -8,7 +10,8 @@ local function append_frame(id, payload)
   return index
 end
 
--- Takes the job from its worker, which is told at its next emit. Returns the log's length in tokens if it ran.
+-- Revokes the job from its worker, whose next emit is rejected for it. Returns the length of the log in tokens if the
+-- job was running.
 local function fence(id)
   local worker = redis.call('HGET', key('job', id), 'worker')
   if not worker or worker == '' then return nil end
@@ -33,7 +36,7 @@ local function end_job(id, state)
   redis.call('PEXPIRE', key('log', id), KEEP_MS)
 end
 
--- Records the job as live, for its tenant and its controller.
+-- Adds the job to the live jobs of its tenant and its controller.
 local function register_live(id, tenant, controller, cost, ttl)
   redis.call('HSET', key('tenant', tenant), id, cost)
   extend(key('tenant', tenant), ttl)
@@ -41,9 +44,10 @@ local function register_live(id, tenant, controller, cost, ttl)
   extend(key('live', controller), ttl)
 end
 
--- Writes all of a job but its position in the queue, from the first twelve arguments of `submit` and `resync`: job,
--- controller, tenant, model, cost, payload, ttl_ms (without KEEP_MS), digests, priority, nonce, outline, trace. `owner`
--- is the epoch: it counts take-overs. `crashes` counts its workers' crashes, `doubts` those since it was last cleared.
+-- Writes everything about a job except its position in the queue, from the first twelve arguments of `submit` and
+-- `resync`: job, controller, tenant, model, cost, payload, ttl_ms (without KEEP_MS), digests, priority, nonce, outline,
+-- trace. `owner` is the epoch, which counts takeovers. `crashes` counts the worker crashes during the job, `doubts`
+-- those since it was last cleared.
 local function create_job(score, crashes, doubts, owner)
   local id, controller, tenant, model, cost, payload, ttl, digests, priority, nonce, outline = unpack(ARGV, 1, 11)
   local job, life = key('job', id), tonumber(ttl) + KEEP_MS
@@ -57,7 +61,7 @@ local function create_job(score, crashes, doubts, owner)
   register_live(id, tenant, controller, cost, life)
 end
 
--- Routes the job's events to `controller` from now on.
+-- Routes all further events of the job to `controller`.
 local function change_owner(id, controller)
   local job = key('job', id)
   local old, worker, tenant, cost = unpack(redis.call('HMGET', job, 'controller', 'worker', 'tenant', 'cost'))
