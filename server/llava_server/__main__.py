@@ -50,10 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"llava-server: {error}\n")
             return _EXIT_USAGE
         except QueueUnavailable as error:
-            sys.stderr.write(
-                "llava-server: Cannot reach the job queue. Start Redis or Valkey, or set LLAVA_REDIS_URL. "
-                f"Reason: {error}\n"
-            )
+            sys.stderr.write(f"llava-server: {error} Start Redis or Valkey, or set LLAVA_REDIS_URL.\n")
             return _EXIT_FAILED
         server = DrainingServer(settings, admin)
         server.run(sockets=[listener])

@@ -113,7 +113,7 @@ class WorkerRegistry:
             heartbeats = await self._producer.heartbeats()
             stats = await self._producer.stats(heartbeats)
         except QueueUnavailable as error:
-            self._set_refresh_error(f"The job queue is unavailable: {error}")
+            self._set_refresh_error(str(error))
             return
         self._set_refresh_error(None)
         self._refreshed_at = time.monotonic()

@@ -23,7 +23,7 @@ class Failed(ResponseModel, kw_only=True):
         list[str],
         doc(
             "The errors that stopped the controller loop.",
-            ["the loop has ended"],
+            ["The event loop has ended."],
             min_length=1,
         ),
     ]
@@ -45,5 +45,5 @@ class NotReady(ResponseModel, kw_only=True):
     status: Literal["not ready"] = "not ready"
     reasons: Annotated[
         list[str],
-        doc("The reasons, for humans.", ["no worker has been seen yet"], min_length=1),
+        doc("The reasons, for humans.", ["No worker has registered yet."], min_length=1),
     ]

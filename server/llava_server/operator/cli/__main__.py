@@ -88,7 +88,7 @@ def _run_with_inspector(url: str, command: Callable[[Inspector], Awaitable[T]]) 
     try:
         return asyncio.run(run())
     except QueueUnavailable as error:
-        sys.stderr.write(f"llava-serve: Cannot reach the job queue. Check --redis-url. Reason: {error}\n")
+        sys.stderr.write(f"llava-serve: {error} Check --redis-url.\n")
         raise SystemExit(_EXIT_NO_QUEUE) from None
     except KeyboardInterrupt:
         raise SystemExit(0) from None

@@ -132,10 +132,7 @@ def _with_store(use: Callable[[ApiKeyStore], Awaitable[T]]) -> T:
     try:
         return asyncio.run(run())
     except QueueUnavailable as error:
-        _fail(
-            f"Cannot reach the job queue. Start Redis or Valkey, or set LLAVA_REDIS_URL. Reason: {error}",
-            _EXIT_FAILED,
-        )
+        _fail(f"{error} Start Redis or Valkey, or set LLAVA_REDIS_URL.", _EXIT_FAILED)
 
 
 def _fail(message: str, status: int) -> NoReturn:
