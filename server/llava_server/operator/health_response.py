@@ -23,7 +23,7 @@ class Failed(ResponseModel, kw_only=True):
         list[str],
         doc(
             "The errors that stopped the controller loop.",
-            ["The event loop has ended."],
+            ["The controller loop failed with RuntimeError. Restart the server."],
             min_length=1,
         ),
     ]
