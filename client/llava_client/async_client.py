@@ -109,10 +109,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         return await self._execute(endpoints.models())
 
     def conversation(self, *, image: Images = None, **options: Unpack[ChatOptions]) -> AsyncConversation:
-        """Create a conversation with the same options for each turn;
-
-        ``image`` is sent with the first question.
-        """
+        """Create a conversation. ``image`` is sent with the first question, ``options`` with each one."""
         return AsyncConversation(self, image=image, options=options)
 
     async def embed(

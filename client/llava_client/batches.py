@@ -38,7 +38,7 @@ _OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 class BatchCounts(ResponseModel):
-    """Numbers of requests in a batch: all, completed, and failed (rejected or not run)."""
+    """The request counts of a batch: all, completed, and failed (rejected or not run)."""
 
     total: int = 0
     completed: int = 0

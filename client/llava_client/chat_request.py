@@ -26,8 +26,8 @@ class ChatOptions(TypedDict, total=False):
     to 100. ``n`` is the number of choices to generate (``Answer.choices``); a stream yields only the text of
     the first. ``logprobs`` and ``top_logprobs`` are returned in ``Answer.choices``.
 
-    ``top_k``, ``min_p``, ``repetition_penalty``, ``min_tokens`` and ``stop_token_ids`` are extensions with
-    the names and meanings of vLLM. ``response_format`` is OpenAI's: {"type": "json_object"}, or a JSON Schema
+    ``top_k``, ``min_p``, ``repetition_penalty``, ``min_tokens`` and ``stop_token_ids`` are extensions that
+    work as in vLLM. ``response_format`` is OpenAI's: {"type": "json_object"}, or a JSON Schema
     that the response must match. ``guided_regex`` and ``guided_choice`` (extensions) restrict the response to
     a regular expression or to a list of strings. ``tools``, ``tool_choice`` and ``parallel_tool_calls`` are
     OpenAI's; calls are returned in ``Choice.tool_calls``. ``service_tier`` "priority" runs before other
@@ -94,7 +94,7 @@ def chat_body(
     """Return the body of a chat request: ``messages`` first, then ``question`` as the next turn.
 
     Raises TypeError if there is no question or message, or if an image or format has no question. Raises
-    ValueError for an unknown format, and ImageError.
+    ValueError for an unknown format and ImageError for an invalid image.
     """
     question = format_question(question, options.get("format"))
     if question is None and options.get("format"):

@@ -116,10 +116,7 @@ class Client(BaseClient[httpx2.Client]):
         return self._execute(endpoints.models())
 
     def conversation(self, *, image: Images = None, **options: Unpack[ChatOptions]) -> Conversation:
-        """Create a conversation with the same options for each turn;
-
-        ``image`` is sent with the first question.
-        """
+        """Create a conversation. ``image`` is sent with the first question, ``options`` with each one."""
         return Conversation(self, image=image, options=options)
 
     def embed(

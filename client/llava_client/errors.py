@@ -55,7 +55,7 @@ _BODY_EXCERPT = 200  # characters of an unrecognized response body to show in a 
 
 
 class LlavaError(Exception):
-    """Base class of the exceptions above. Invalid arguments raise TypeError or ValueError."""
+    """Base class of this package's exceptions. Invalid arguments raise TypeError or ValueError instead."""
 
 
 class ConfigurationError(LlavaError, ValueError):
@@ -154,7 +154,7 @@ class InternalServerError(APIStatusError):
 
 
 class ServiceUnavailableError(InternalServerError):
-    """503: no worker or no queue is currently available."""
+    """503: no worker or queue is currently available."""
 
 
 _CLASSES: dict[int, type[APIStatusError]] = {

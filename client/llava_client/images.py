@@ -34,7 +34,7 @@ _PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
 
 @runtime_checkable
 class PillowImage(Protocol):
-    """The methods of ``PIL.Image.Image`` that are used, so that Pillow is not a dependency."""
+    """The part of the ``PIL.Image.Image`` interface that is used, to avoid a dependency on Pillow."""
 
     @property
     def mode(self) -> str: ...

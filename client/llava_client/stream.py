@@ -25,10 +25,7 @@ __all__ = ["AsyncStream", "Stream"]
 
 
 class StreamOpener(Protocol):
-    """Methods to reopen a broken stream after its last event and to cancel a completion.
-
-    Both raise LlavaError.
-    """
+    """Reopens a broken stream after its last event or cancels a completion. Both raise LlavaError."""
 
     def reopen(self, last_event_id: str) -> httpx2.Response: ...
     def cancel(self, completion_id: str) -> None: ...

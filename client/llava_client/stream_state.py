@@ -89,7 +89,7 @@ class StreamState:
 
     @property
     def can_resume(self) -> bool:
-        """Whether the stream is unfinished and has the event IDs of llava-serve, ``completion:offset``."""
+        """Whether the stream is unfinished and its event IDs have the form ``completion:offset``."""
         return not self.is_over and bool(self.id) and self.last_event_id.rpartition(":")[0] == self.id
 
     def resume(self) -> None:

@@ -78,10 +78,7 @@ class ToolCall(ResponseModel):
 
 
 class Choice(ResponseModel):
-    """One of ``n`` choices. ``logprobs`` is set if it was requested;
-
-    ``tool_calls`` is empty without ``tools``.
-    """
+    """One of ``n`` choices. ``logprobs`` is set on request; ``tool_calls`` is empty without ``tools``."""
 
     text: str
     finish_reason: str | None = None
@@ -183,7 +180,7 @@ class _Choice(ResponseModel):
 
 
 class ChatCompletion(ResponseModel):
-    """The body of a chat completion without streaming."""
+    """The body of a non-streaming chat completion."""
 
     id: str = ""
     model: str = ""
@@ -212,7 +209,7 @@ class ChatChunk(ResponseModel):
 
 
 class Embeddings(ResponseModel):
-    """Embeddings of length 1, one per input and in the order of the inputs: [num inputs][hidden size].
+    """Unit-length embeddings, one per input in input order: [num inputs][hidden size].
 
     Text and image embeddings are not comparable.
     """

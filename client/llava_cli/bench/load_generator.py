@@ -36,7 +36,7 @@ OnSample = Callable[[Sample], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The results of a plan as it was executed. ``samples`` is in the order in which the requests ended."""
+    """The results of an executed plan. ``samples`` is in the order in which the requests ended."""
 
     plan: Plan
     base_url: str
@@ -196,7 +196,7 @@ def _with_usage(sample: Sample, stream: AsyncStream, *, num_pieces: int) -> Samp
 
 
 async def _closed_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[PlannedConversation]) -> None:
-    """Run ``plan.concurrency`` users. Each starts a conversation when its previous one has ended."""
+    """Simulate ``plan.concurrency`` users. Each starts a conversation when its previous one has ended."""
 
     def due_conversations() -> Iterator[PlannedConversation]:
         for conversation in itertools.islice(planned, plan.num_requests):
@@ -231,7 +231,7 @@ async def _open_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[Plann
 async def _poisson_arrivals(
     runner: _RequestRunner, plan: Plan, planned: Iterator[PlannedConversation]
 ) -> AsyncIterator[tuple[PlannedConversation, float]]:
-    """Yield each conversation with its due time at that time. Intervals are exponentially distributed."""
+    """Yield each conversation and its due time once it is due. Intervals are exponentially distributed."""
     intervals = random.Random(f"{plan.seed}/arrivals")
     due_s = 0.0
     for conversation in itertools.islice(planned, plan.num_requests):

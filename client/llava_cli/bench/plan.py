@@ -56,7 +56,7 @@ class Plan:
         if self.num_requests is None and self.duration_s is None:
             raise ValueError("The load has no end. Set num_requests or duration_s.")
         if self.rate is None and self.concurrency is None:
-            raise ValueError("The load has no pace. Set concurrency, rate or both.")
+            raise ValueError("The load has neither a concurrency nor a rate. Set concurrency, rate or both.")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class PlannedConversation:
 
 
 def conversations(plan: Plan) -> Iterator[PlannedConversation]:
-    """Yield the warm-up conversation (index 0), then endless measured conversations. All are different."""
+    """Yield the warm-up conversation (index 0), then an endless series of measured ones. All differ."""
     generator = None if plan.pictures is Pictures.NONE else ImageGenerator(plan.width, plan.height)
     for index in itertools.count():
         rng = random.Random(f"{plan.seed}/{index}")

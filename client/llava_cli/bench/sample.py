@@ -49,10 +49,7 @@ class Sample:
 
 
 def error_kind(error: LlavaError) -> str:
-    """Return the kind of error:
-
-    ``http_429``, ``timeout``, ``broken_off``, ``no_connection``, ``error_event``.
-    """
+    """Return ``timeout``, ``broken_off``, ``no_connection``, ``error_event``, or a status as ``http_429``."""
     if isinstance(error, APIStatusError):
         return f"http_{error.status_code}"
     if isinstance(error, APITimeoutError):

@@ -76,7 +76,7 @@ def _wait_for_end(client: Client, batch_id: str) -> Batch:
 def _describe(batch: Batch) -> str:
     counts = batch.request_counts
     failed = f", {counts.failed} failed" if counts.failed else ""
-    return f"{batch.status}: {counts.completed} of {counts.total} completed{failed}"
+    return f"{batch.status}: {counts.completed} of {counts.total} requests succeeded{failed}"
 
 
 def _write(client: Client, ended: Batch, output: Path) -> None:

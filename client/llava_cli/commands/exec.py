@@ -14,17 +14,17 @@ __all__ = ["dlq", "doctor", "keys", "server", "top", "worker"]
 
 
 def server(context: typer.Context) -> None:
-    """Run the HTTP server. Its --help lists the flags."""
+    """Run the HTTP server. Use --help to list its flags."""
     _exec("server", "llava_server", context.args)
 
 
 def keys(context: typer.Context) -> None:
-    """Create, list and revoke API keys. Its --help lists the commands."""
+    """Create, list and revoke API keys. Use --help to list its commands."""
     _exec("server", "llava_server.operator.cli.api_keys", context.args)
 
 
 def worker(context: typer.Context) -> None:
-    """Run one worker. Its --help lists the flags."""
+    """Run one worker. Use --help to list its flags."""
     _exec("worker", "llava_worker", context.args)
 
 

@@ -51,7 +51,10 @@ class Child:
         self._reader: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start or restart it. Call from the main thread: the death signal is tied to the calling thread."""
+        """Start or restart the program.
+
+        Call from the main thread, because the parent death signal is tied to the thread that starts the program.
+        """
         await self.aclose()
         # Not asyncio.subprocess.PIPE: its wait() returns only after every holder of the pipe has closed it.
         read_end, write_end = os.pipe()
@@ -87,7 +90,7 @@ class Child:
         return status
 
     async def stop(self, kill_now: asyncio.Event) -> None:
-        """Send SIGTERM; after the grace period or when ``kill_now`` is set, SIGKILL its process group."""
+        """Send SIGTERM, then SIGKILL to the process group after the grace period or ``kill_now``."""
         if self._process is None or self._process.returncode is not None:
             return
         process, _ = self._running()

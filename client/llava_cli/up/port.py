@@ -1,4 +1,4 @@
-"""Check of the listen address before anything is started, which reports the process that uses it."""
+"""Check whether the listen address is free; if not, find the process that uses it."""
 
 from __future__ import annotations
 

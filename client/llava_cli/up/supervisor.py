@@ -1,4 +1,4 @@
-"""Supervision of the children of ``llava-serve up``: restarts them and stops them in order.
+"""Supervision of the children of ``llava-serve up``: restarts and orderly shutdown.
 
 Before ``enable_restarts`` is called, any exit is final, because restarting a program that cannot start does
 not help. Afterwards, a child that exits is restarted with increasing delays until its restart budget is

@@ -1,6 +1,6 @@
 """``llava-serve up``: runs Redis, a server and workers on this machine and stops them together.
 
-    check the extras, the port, the Redis  ->  plan  ->  start [redis] [workers] [server]
+    check extras, port and Redis  ->  plan  ->  start [redis] [workers] [server]
     ->  wait for /readyz  ->  panel  ->  watch until Ctrl-C or SIGTERM  ->  stop [server] [workers] [redis]
 
 A second Ctrl-C kills the processes that are still running.
@@ -44,10 +44,10 @@ def up(
         ),
     ] = "tiny",
     workers: Annotated[int, typer.Option(min=1, max=64, help="Number of worker processes.")] = 1,
-    precision: Annotated[str, typer.Option(help="Data type of the worker: auto, fp32, bf16, ...")] = "auto",
-    device: Annotated[str, typer.Option(help="Device of the workers: auto, cpu, cuda, ...")] = "auto",
+    precision: Annotated[str, typer.Option(help="Data type: auto, fp32, bf16, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, ...")] = "auto",
     gpus: Annotated[
-        str | None, typer.Option(help="GPUs to run one worker each: 'all', or a list such as '0,1'.")
+        str | None, typer.Option(help="GPUs, with one worker per GPU: 'all', or a list such as '0,1'.")
     ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="Model name in the API.")] = None,
     host: Annotated[

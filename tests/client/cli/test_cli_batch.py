@@ -32,7 +32,7 @@ def test_a_batch_writes_its_results_and_failures_set_the_exit_code(stack: Stack,
     url_option = ["--base-url", stack.server.url]
     done = runner.invoke(app, ["batch", str(tmp_path / "all.jsonl"), *url_option])
     assert (done.exit_code, result_statuses(tmp_path / "all.results.jsonl")) == (1, {"good": 200, "bad": 400})
-    assert "completed: 1 of 2 completed, 1 failed" in done.stderr
+    assert "completed: 1 of 2 requests succeeded, 1 failed" in done.stderr
     done = runner.invoke(
         app, ["batch", str(tmp_path / "good.jsonl"), "-o", str(tmp_path / "out"), *url_option]
     )

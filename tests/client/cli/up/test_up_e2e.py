@@ -54,7 +54,7 @@ class Running:
             return client.chat("Say something", max_tokens=5).text
 
 
-def are_gone(processes: list[psutil.Process]) -> bool:
+def have_exited(processes: list[psutil.Process]) -> bool:
     return all(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in processes)
 
 
@@ -85,7 +85,7 @@ def test_up_starts_serves_a_request_and_leaves_nothing_behind() -> None:
         assert [path.name[:18] for path in up.folder.iterdir()] == ["llava-serve-redis-"]
         up.process.send_signal(signal.SIGINT)
         assert up.process.wait(scaled(60)) == 0
-        wait_until(lambda: are_gone(processes), "all processes to exit")
+        wait_until(lambda: have_exited(processes), "all processes to exit")
         assert list(up.folder.iterdir()) == []
 
 
@@ -96,7 +96,7 @@ def test_sigterm_during_a_response_stops_gracefully() -> None:
             assert stream.answer().finish_reason
         processes = up.processes()
         assert up.process.wait(scaled(60)) == 0
-        wait_until(lambda: are_gone(processes), "all processes to exit")
+        wait_until(lambda: have_exited(processes), "all processes to exit")
 
 
 @pytest.mark.parametrize("is_nohup", [False, True])
@@ -119,7 +119,7 @@ def test_killing_the_parent_kills_all_processes() -> None:
         processes = up.processes()
         assert sum("llava_worker" in " ".join(process.cmdline()) for process in processes) == 2
         up.process.kill()
-        wait_until(lambda: are_gone(processes), "all processes to exit")
+        wait_until(lambda: have_exited(processes), "all processes to exit")
 
 
 def test_a_host_other_than_loopback_requires_the_printed_key() -> None:
@@ -163,5 +163,5 @@ def test_a_crashed_process_is_restarted_and_requests_succeed(shared_up: Running,
     assert shared_up.ask()
     killed = shared_up.child(part)
     killed.kill()
-    wait_until(lambda: are_gone([killed]), "the killed process to exit")
+    wait_until(lambda: have_exited([killed]), "the killed process to exit")
     assert shared_up.ask(max_retries=8)

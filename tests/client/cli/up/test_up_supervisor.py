@@ -57,7 +57,7 @@ def run_scenario(
     return asyncio.run(run())
 
 
-def is_gone(pid: int) -> bool:
+def has_exited(pid: int) -> bool:
     """Whether a process has exited. Zombies count as exited, because their parent may be gone."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
@@ -108,7 +108,7 @@ def test_a_child_that_exits_after_startup_is_restarted() -> None:
 
     harness = run_scenario(scenario)
     assert harness.events == ["worker-1 was killed by SIGKILL; restarting in 0 s"]
-    assert is_gone(int(harness.lines[1][1]))
+    assert has_exited(int(harness.lines[1][1]))
 
 
 def test_a_child_that_exceeds_the_restart_budget_is_a_failure() -> None:
@@ -164,7 +164,7 @@ def test_a_child_that_ignores_sigterm_is_killed_with_its_process_group(trigger: 
             harness.kill_now.set()
 
     harness = run_scenario(scenario)
-    wait_until(lambda: is_gone(int(harness.lines[0][1])), "the grandchild to exit")
+    wait_until(lambda: has_exited(int(harness.lines[0][1])), "the grandchild to exit")
 
 
 def test_children_do_not_receive_ctrl_c_from_the_terminal() -> None:
@@ -196,9 +196,9 @@ def test_children_are_killed_together_with_their_parent(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
-        assert not is_gone(child)
+        assert not has_exited(child)
         process.kill()
-    wait_until(lambda: is_gone(child), "the child to exit")
+    wait_until(lambda: has_exited(child), "the child to exit")
 
 
 @pytest.mark.parametrize(
