@@ -53,7 +53,7 @@ class Child:
     async def start(self) -> None:
         """Start or restart the program.
 
-        Call from the main thread, because the parent death signal is tied to the thread that starts the program.
+        Call from the main thread, because the parent death signal is tied to the calling thread.
         """
         await self.aclose()
         # Not asyncio.subprocess.PIPE: its wait() returns only after every holder of the pipe has closed it.
