@@ -28,7 +28,7 @@ async def _problem() -> str | None:
     host = socket.gethostname()  # worker IDs begin with the host name of the container
     if any(worker.worker_id.startswith(f"{host}-") for worker in workers):
         return None
-    return f"No worker on {host} sends heartbeats. It is loading its model or hangs."
+    return f"No worker on {host} sends heartbeats. It is still loading its model, or it hangs."
 
 
 if __name__ == "__main__":
