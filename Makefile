@@ -1,10 +1,10 @@
-# One word each: up, test, check, format, bench, train, clean. Every target makes what it needs.
+# Targets: up, test, test-fast, check, format, bench, train, eval, clean. Each installs what it needs.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
-# Without an NVIDIA GPU the CPU build of torch saves a download of some gigabytes.
+# Without an NVIDIA GPU, the CPU build of torch saves a download of several gigabytes.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
 
@@ -14,8 +14,8 @@ HAS_GPU   := $(shell command -v nvidia-smi 2>/dev/null)
 up: $(VENV)/.up
 	@$(BIN)/llava-serve up $(ARGS)
 
-# Many tests wait for processes and clocks, so two run at a time; each computes with one thread, for two would
-# wait for each other's cores.
+# Many tests wait for processes and clocks, so two run in parallel. Each uses one compute thread, because two
+# multithreaded processes would compete for the same cores.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
@@ -45,8 +45,8 @@ clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist build bench/work
 
 $(VENV)/.torch: constraints.txt
-	@echo "making $(VENV) (once; about a minute)"
-	@$(PYTHON) -c 'import sys; sys.exit("llava-serve needs Python 3.10 or newer; this is " + sys.version.split()[0] + ": make PYTHON=python3.12 up") if sys.version_info < (3, 10) else None'
+	@echo "creating $(VENV) (once; takes about a minute)"
+	@$(PYTHON) -c 'import sys; sys.exit("llava-serve requires Python 3.10 or newer, but this is " + sys.version.split()[0] + ". Run: make PYTHON=python3.12 up") if sys.version_info < (3, 10) else None'
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(HAS_GPU),)
 	$(PIP) install -q $(TORCH)+cpu --extra-index-url $(CPU_INDEX) --retries 1 -c constraints.txt 2>/dev/null || $(PIP) install -q $(TORCH) -c constraints.txt
@@ -59,8 +59,8 @@ $(VENV)/.up: $(VENV)/.torch pyproject.toml
 	$(PIP) install -q -c constraints.txt -e '.[all]'
 	@touch $@
 
-# Of what LiteLLM asks for, the dev extra has all that talking to us imports. It goes without boto3, whose botocore wants
-# an older python-dateutil than ours.
+# LiteLLM is installed without its dependencies, because boto3's botocore requires an older python-dateutil than this
+# project. The dev extra contains the dependencies that LiteLLM imports to call llava-serve.
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	$(PIP) install -q -c constraints.txt --no-deps litellm

@@ -1,7 +1,7 @@
-"""The worker image's health check: status 0 while the worker of this container announces itself on the queue.
+"""Health check of the worker image. It exits with status 0 while the container's worker sends heartbeats.
 
-A worker has no port to ask. It renews its announcement each second, and it begins when the model is loaded;
-both ends of that are what ``docker compose up --wait`` and ``depends_on`` want to know.
+A worker has no port to check. It sends a heartbeat every second once its model is loaded, so the check also
+works for ``docker compose up --wait`` and ``depends_on``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llava_wire.errors import QueueUnavailable
 from llava_worker.settings import load_settings
 
 
-async def _complaint() -> str | None:
+async def _problem() -> str | None:
     url = load_settings([]).redis_url.get_secret_value()
     try:
         producer = await JobProducer.connect(url)
@@ -25,11 +25,11 @@ async def _complaint() -> str | None:
             await producer.aclose()
     except QueueUnavailable as error:
         return str(error)
-    host = socket.gethostname()  # a container's own name begins its worker's id
+    host = socket.gethostname()  # worker IDs begin with the host name of the container
     if any(worker.worker_id.startswith(f"{host}-") for worker in workers):
         return None
-    return f"no worker on {host} announces itself: it loads its model, or hangs"
+    return f"No worker on {host} sends heartbeats. It is still loading its model, or it hangs."
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(_complaint()))
+    sys.exit(asyncio.run(_problem()))

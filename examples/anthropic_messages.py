@@ -1,6 +1,6 @@
-"""The same with Anthropic's client: python examples/anthropic_messages.py PICTURE QUESTION
+"""Ask about an image with Anthropic's client: python examples/anthropic_messages.py IMAGE QUESTION
 
-Server and key are Anthropic's own variables: ANTHROPIC_BASE_URL=http://127.0.0.1:8000, ANTHROPIC_API_KEY.
+The client reads ANTHROPIC_BASE_URL (such as http://127.0.0.1:8000) and ANTHROPIC_API_KEY.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ with Anthropic() as client:
         ],
         extra_body={"temperature": 0},
     )
-    with stream as answer:
-        for text in answer.text_stream:
+    with stream as response:
+        for text in response.text_stream:
             print(text, end="", flush=True)
 print()

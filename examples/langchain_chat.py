@@ -1,6 +1,6 @@
-"""The same with LangChain's ChatOpenAI: python examples/langchain_chat.py PICTURE QUESTION
+"""Ask about an image with LangChain's ChatOpenAI: python examples/langchain_chat.py IMAGE QUESTION
 
-The server and the key are OpenAI's own variables: OPENAI_BASE_URL=http://127.0.0.1:8000/v1, OPENAI_API_KEY.
+The client reads OPENAI_BASE_URL (such as http://127.0.0.1:8000/v1) and OPENAI_API_KEY.
 """
 
 from __future__ import annotations

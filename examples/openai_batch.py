@@ -1,7 +1,7 @@
-"""Questions about a picture in one batch: python examples/openai_batch.py PICTURE QUESTION [QUESTION ...]
+"""Ask about an image in a batch: python examples/openai_batch.py IMAGE QUESTION [QUESTION ...]
 
-A batch waits behind all other requests, and goes on if this program ends. The server and the key are OpenAI's
-own variables: OPENAI_BASE_URL=http://127.0.0.1:8000/v1, OPENAI_API_KEY.
+A batch has lower priority than all other requests and continues if this program exits. The client reads
+OPENAI_BASE_URL (such as http://127.0.0.1:8000/v1) and OPENAI_API_KEY.
 """
 
 from __future__ import annotations
@@ -35,6 +35,6 @@ with OpenAI() as client:
         time.sleep(0.1)
         batch = client.batches.retrieve(batch.id)
     if batch.output_file_id is None:
-        sys.exit(f"the batch is {batch.status}: {batch.errors or batch.request_counts}")
-    for answered in client.files.content(batch.output_file_id).text.splitlines():
-        print(json.loads(answered)["response"]["body"]["choices"][0]["message"]["content"])
+        sys.exit(f"The batch is {batch.status}: {batch.errors or batch.request_counts}")
+    for result in client.files.content(batch.output_file_id).text.splitlines():
+        print(json.loads(result)["response"]["body"]["choices"][0]["message"]["content"])

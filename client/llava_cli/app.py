@@ -20,7 +20,7 @@ _FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_op
 
 app = typer.Typer(
     name="llava-serve",
-    help="Serve LLaVA and ask it about pictures.",
+    help="Serve LLaVA and ask questions about images.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
@@ -42,5 +42,5 @@ app.command("dlq", context_settings=_FORWARDED)(dlq)
 
 
 def main() -> None:
-    """Run the command line and end the process with a documented exit code."""
+    """Run the command line and exit with a documented exit code."""
     app()

@@ -1,4 +1,4 @@
-"""How a command fails: one line on stderr and an exit code that a script can rely on."""
+"""Error output of the commands: one line on stderr and an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ EXIT_BUSY = 5
 EXIT_INTERRUPTED = 130
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 failed; 2 wrong usage or an unreadable picture; 3 no connection, or it broke; "
-    "4 API key missing or refused; 5 busy, try later; 130 stopped by Ctrl-C."
+    "Exit codes: 0 success; 1 failure; 2 invalid usage or unreadable image; 3 connection failed or lost; "
+    "4 API key missing or rejected; 5 server busy, retry later; 130 interrupted by Ctrl-C."
 )
 
-# First match wins, so a subclass stands before its base.
+# The first match wins, so a subclass must precede its base class.
 _CODES: tuple[tuple[type[LlavaError], int], ...] = (
     (ConfigurationError, EXIT_USAGE),
     (ImageError, EXIT_USAGE),
@@ -60,14 +60,14 @@ _CODES: tuple[tuple[type[LlavaError], int], ...] = (
 
 
 def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
-    """Say why in one line and end the command."""
+    """Print ``message`` as one line on stderr and exit with ``code``."""
     typer.echo(f"llava-serve: {sanitize(' '.join(message.split()))}", err=True)
     raise typer.Exit(code)
 
 
 @contextmanager
 def handle_errors() -> Iterator[None]:
-    """Turn the exceptions of a command into one line on stderr and an exit code."""
+    """Convert the exceptions of a command into one line on stderr and an exit code."""
     try:
         yield
     except LlavaError as exc:
@@ -76,11 +76,12 @@ def handle_errors() -> Iterator[None]:
         typer.echo(err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
-        # `ask ... | head -1`: the reader has enough. Python would complain when it flushes stdout at exit.
+        # `ask ... | head -1` closes the pipe early. Redirect stdout, or flushing it at exit would print an
+        # error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(EXIT_FAILED) from None
 
 
 def exit_code(error: LlavaError) -> int:
-    """The documented exit code of ``error``."""
+    """Return the documented exit code for ``error``."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), EXIT_FAILED)

@@ -1,4 +1,4 @@
-"""Which optional parts are installed. Nothing is imported to find out."""
+"""Detection of optional dependencies without importing them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 
 __all__ = ["install_line", "missing_modules"]
 
-# Names as they are imported, which for some is not the name on PyPI.
+# Import names, which can differ from the names on PyPI.
 _MODULES = {
     "server": ("redis", "msgspec", "pydantic_settings", "fastapi", "uvicorn", "PIL"),
     "worker": ("redis", "msgspec", "pydantic_settings", "numpy", "torch", "tokenizers", "safetensors"),
@@ -21,5 +21,5 @@ def missing_modules(extra: str, *, model: str = "") -> list[str]:
 
 
 def install_line(*extras: str) -> str:
-    """The command that installs ``extras``."""
+    """Return the command that installs ``extras``."""
     return f"pip install 'llava-serve[{','.join(extras)}]'"

@@ -1,4 +1,4 @@
-"""Options that several commands have in common, written once."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -27,38 +27,47 @@ __all__ = [
 
 BaseUrl = Annotated[
     str | None,
-    typer.Option("--base-url", help="The server; else $LLAVA_BASE_URL, else http://127.0.0.1:8000."),
+    typer.Option("--base-url", help="Server URL. Default: $LLAVA_BASE_URL, or http://127.0.0.1:8000."),
 ]
-ApiKey = Annotated[str | None, typer.Option("--api-key", help="Better: set $LLAVA_API_KEY.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--api-key", help="API key. Default: $LLAVA_API_KEY, which is safer than a flag."),
+]
 ModelName = Annotated[
-    str | None, typer.Option("--model", "-m", help="Else the first one that the server lists.")
+    str | None,
+    typer.Option("--model", "-m", help="Model name. Default: the first model that the server lists."),
 ]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="The longest answer, in tokens.")]
-Temperature = Annotated[float | None, typer.Option("--temperature", "-t", help="0: the likeliest words.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="The same seed draws the same answer.")]
-System = Annotated[str | None, typer.Option("--system", help="Replaces the model's own system text.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Maximum number of tokens to generate.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", "-t", help="Sampling temperature. 0 selects the most likely token."),
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Sampling seed for reproducible output.")]
+System = Annotated[str | None, typer.Option("--system", help="System prompt. Replaces the model's default.")]
 Format = Annotated[
-    FormatName | None, typer.Option("--format", help="The kind of answer, in LLaVA-1.5's own words for it.")
+    FormatName | None,
+    typer.Option("--format", help="Response format. Adds an instruction that LLaVA-1.5 was trained on."),
 ]
 JsonSchema = Annotated[
     Path | None,
-    typer.Option("--json-schema", metavar="FILE", help="The answer is JSON that keeps to this schema."),
+    typer.Option("--json-schema", metavar="FILE", help="JSON Schema that the response must match."),
 ]
 Regex = Annotated[
-    str | None, typer.Option("--regex", help="The whole answer matches this regular expression.")
+    str | None, typer.Option("--regex", help="Regular expression that the whole response must match.")
 ]
 Choice = Annotated[
-    list[str] | None, typer.Option("--choice", help="The answer is one of these: repeat the option.")
+    list[str] | None, typer.Option("--choice", help="Allowed response. Repeat the option for each choice.")
 ]
 
 
 def schema_format(file: Path | None) -> dict[str, Any] | None:
-    """The request's ``response_format`` for a schema's file. Raises typer.BadParameter."""
+    """Return the ``response_format`` field for a JSON Schema file. Raises typer.BadParameter."""
     if file is None:
         return None
     try:
         schema = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"--json-schema {str(file)!r} cannot be read as JSON: {error}") from error
+        schema_path = str(file)
+        raise typer.BadParameter(f"Cannot read {schema_path!r} as JSON: {error}.") from error
     name = re.sub(r"[^a-zA-Z0-9_-]", "-", file.stem)[:64] or "schema"
     return {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}

@@ -1,4 +1,4 @@
-"""Text from elsewhere on the user's terminal."""
+"""Safe terminal output for text from models and servers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import sys
 
 __all__ = ["print_delta", "sanitize"]
 
-# A picture can talk a model into any characters, and a terminal obeys some: keep line ends and tabs, show
-# the rest of C0, DEL and C1 as replacement characters.
+# An image can make a model emit any characters, including terminal escape sequences. Newlines and tabs are
+# kept; all other C0 and C1 control characters and DEL are shown as replacement characters.
 _HARMLESS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
 def print_delta(delta: str) -> None:
-    """Show a piece of an answer at once. A pipe or a file gets it unchanged."""
+    """Write a piece of a response immediately. Pipes and files receive it unchanged."""
     sys.stdout.write(sanitize(delta) if sys.stdout.isatty() else delta)
     sys.stdout.flush()
 

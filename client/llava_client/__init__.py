@@ -1,4 +1,4 @@
-"""The Python client of llava-serve: ask questions about pictures over HTTP.
+"""Python client for llava-serve: ask questions about images over HTTP.
 
     from llava_client import Client
 

@@ -1,8 +1,8 @@
-"""Response formats: sentences that LLaVA-1.5 was trained to obey, on a line of their own after the question.
+"""Response formats: instructions that LLaVA-1.5 was trained to follow, on a separate line after the question.
 
-From Tables 7 and 8 of the paper (arXiv 2310.03744) and the evaluation scripts of the original; "unanswerable"
-is two sentences there, and that they stand on two lines is our reading. "sentence" is another name for
-"caption". A model other than LLaVA-1.5 takes them for plain instructions.
+They come from Tables 7 and 8 of the paper (arXiv 2310.03744) and the evaluation scripts of the LLaVA
+repository. "unanswerable" consists of two sentences there; this module puts them on two lines. "sentence" is
+another name for "caption". Other models treat the formats as ordinary instructions.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ FORMATS: dict[FormatName, str] = {
 
 
 def format_question(question: str | None, name: FormatName | None) -> str | None:
-    """The question with its format after it, or None. A caption needs no question. Raises ValueError."""
+    """Return the question followed by its format, or None. A caption needs no question. Raises ValueError."""
     if name is None:
         return question
     if name not in FORMATS:
-        raise ValueError(f"format is {name!r}; it must be one of {', '.join(get_args(FormatName))}")
+        names = ", ".join(get_args(FormatName))
+        raise ValueError(f"Unknown format {name!r}. Use one of {names}.")
     if not question:
         return FORMATS[name] if question == "" or FORMATS[name] == _CAPTION else None
     return f"{question}\n{FORMATS[name]}"

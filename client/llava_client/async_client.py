@@ -1,4 +1,4 @@
-"""``AsyncClient``, for asyncio; ``client`` has the blocking one and describes how both are built."""
+"""``AsyncClient``, for asyncio. The module ``client`` describes the structure of both clients."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ T = TypeVar("T")
 
 
 class AsyncClient(BaseClient[httpx2.AsyncClient]):
-    """The same as ``Client``, awaited, on asyncio. Picture files are read in a thread.
+    """``Client`` for asyncio. Image files are read in a thread.
 
-    ``answer = await client.chat(...)``; ``stream = await client.stream(...)`` and then ``async for``.
+    Use ``await client.chat(...)``, or ``stream = await client.stream(...)`` and then ``async for``.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[ChatOptions],
     ) -> Answer:
-        """Ask and wait for the whole answer; arguments and errors as ``Client.chat``."""
+        """Return the complete response. Arguments and errors are those of ``Client.chat``."""
         body = await self._body(question, image, messages, options)
         request = self._chat_request(body, options, is_stream=False)
 
@@ -94,7 +94,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         on_close: Callable[[str], None] | None = None,
         **options: Unpack[ChatOptions],
     ) -> AsyncStream:
-        """Ask and get the answer piece by piece; arguments and errors as ``Client.stream``."""
+        """Stream the response. Arguments and errors are those of ``Client.stream``."""
         body = await self._body(question, image, messages, options)
         request = self._chat_request(body, options, is_stream=True)
         opener = _StreamOpener(self, options)
@@ -105,17 +105,17 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         return await self._with_retries(attempt)
 
     async def models(self) -> list[Model]:
-        """The models that the server has now. Raises APIConnectionError, APIError."""
+        """Return the models that the server lists. Raises APIConnectionError, APIError."""
         return await self._execute(endpoints.models())
 
     def conversation(self, *, image: Images = None, **options: Unpack[ChatOptions]) -> AsyncConversation:
-        """A talk of several turns with the same options; ``image`` goes with the first question."""
+        """Create a conversation. ``image`` is sent with the first question, ``options`` with each one."""
         return AsyncConversation(self, image=image, options=options)
 
     async def embed(
         self, text: str | Sequence[str] | None = None, *, image: Images = None, model: str | None = None
     ) -> Embeddings:
-        """The vectors of texts, or of pictures; arguments and errors as ``Client.embed``."""
+        """Return the embeddings of texts or images. Arguments and errors are those of ``Client.embed``."""
         body = await asyncio.to_thread(endpoints.embed_body, text, image, model)
         return await self._execute(endpoints.embed(await self._with_model(body)))
 
@@ -126,27 +126,27 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         messages: Sequence[Mapping[str, Any]] | None = None,
         model: str | None = None,
     ) -> list[int]:
-        """Token ids; arguments and errors as ``Client.tokenize``."""
+        """Return token IDs. Arguments and errors are those of ``Client.tokenize``."""
         body = endpoints.tokenize_body(text, messages, model)
         return await self._execute(endpoints.tokenize(await self._with_model(body)))
 
     async def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
-        """The text of token ids; errors as ``Client.detokenize``."""
+        """Return the text of token IDs. Raises the errors of ``Client.detokenize``."""
         body = endpoints.detokenize_body(tokens, model)
         return await self._execute(endpoints.detokenize(await self._with_model(body)))
 
     async def retrieve_answer(self, answer_id: str) -> Answer:
-        """An answer under way or over; errors as ``Client.retrieve_answer``."""
+        """Return a running or recent response. Raises the errors of ``Client.retrieve_answer``."""
         return await self._execute(endpoints.retrieve_answer(answer_id))
 
     async def delete_answer(self, answer_id: str) -> None:
-        """Cancel and forget an answer; errors as ``Client.delete_answer``."""
+        """Cancel and delete a response. Raises the errors of ``Client.delete_answer``."""
         await self._execute(endpoints.delete_answer(answer_id))
 
     async def submit_batch(
         self, requests: BatchRequests, *, metadata: Mapping[str, str] | None = None
     ) -> Batch:
-        """Have many chats answered; arguments and errors as ``Client.submit_batch``."""
+        """Submit a batch of chat requests. Arguments and errors are those of ``Client.submit_batch``."""
         requests = requests if isinstance(requests, (str, bytes, os.PathLike)) else list(requests)
         model = await self._model() if lacks_model(requests) else None
         data = await asyncio.to_thread(batch_file, requests, model)
@@ -154,15 +154,18 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         return (await self._execute(endpoints.create_batch(file_id, metadata))).checked()
 
     async def retrieve_batch(self, batch_id: str) -> Batch:
-        """How far a batch is; errors as ``Client.retrieve_batch``."""
+        """Return the state of a batch. Raises the errors of ``Client.retrieve_batch``."""
         return await self._execute(endpoints.retrieve_batch(batch_id))
 
     async def cancel_batch(self, batch_id: str) -> Batch:
-        """Stop a batch; errors as ``Client.cancel_batch``."""
+        """Cancel a batch. Raises the errors of ``Client.cancel_batch``."""
         return await self._execute(endpoints.cancel_batch(batch_id))
 
     async def follow_batch(self, batch_id: str, *, poll_s: float = 1.0) -> AsyncIterator[Batch]:
-        """The batch now and after each change, until it is over; errors as ``Client.follow_batch``."""
+        """Yield the batch now and after each change until it ends.
+
+        Raises the errors of ``Client.follow_batch``.
+        """
         last: Batch | None = None
         while last is None or not last.is_over:
             if last is not None:
@@ -173,7 +176,7 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
             last = batch
 
     async def batch_results(self, batch_id: str, *, poll_s: float = 1.0) -> AsyncIterator[BatchResult]:
-        """Wait for the end, then the answers and the errors; errors as ``Client.batch_results``."""
+        """Yield the results after the batch has ended. Raises the errors of ``Client.batch_results``."""
         *_, batch = [batch async for batch in self.follow_batch(batch_id, poll_s=poll_s)]
         for file_id in filter(None, (batch.checked().output_file_id, batch.error_file_id)):
             for result in read_results(await self._execute(endpoints.download(file_id))):

@@ -1,4 +1,4 @@
-"""What both clients have in common: settings, requests, retries, the default model. Sends nothing."""
+"""Base class of both clients: settings, requests, retries and the default model. Does no I/O."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import httpx2
 
-from llava_client.chat_request import CHAT_PATH, ChatOptions, answer_path
+from llava_client.chat_request import CHAT_PATH, ChatOptions, completion_path
 from llava_client.connection import Connection
 from llava_client.endpoints import ApiRequest
 from llava_client.errors import APIStatusError, LlavaError
@@ -16,16 +16,16 @@ from llava_client.retries import RetryPolicy, RetryState
 
 __all__ = ["DEFAULT_MAX_RETRIES", "DEFAULT_TIMEOUT", "BaseClient"]
 
-# A long answer on a slow machine is silent for minutes; a server that is there accepts within seconds.
+# A slow server may send no data for minutes, but a running server accepts connections within seconds.
 DEFAULT_TIMEOUT = httpx2.Timeout(600.0, connect=5.0)
 DEFAULT_MAX_RETRIES = 2
-_CANCEL_TIMEOUT_S = 2.0  # the caller is closing the stream and should not be held up
+_CANCEL_TIMEOUT_S = 2.0  # short, because the caller waits for the stream to close
 
 Http = TypeVar("Http", httpx2.Client, httpx2.AsyncClient)
 
 
 class BaseClient(Generic[Http]):
-    """Build requests. Hold the model to use when the caller names none, once it is known."""
+    """Builds requests and caches the default model, which is used when the caller specifies none."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class BaseClient(Generic[Http]):
         """Build the request that continues a stream after an event."""
         return self._http.build_request(
             "GET",
-            self._connection.url(answer_path(last_event_id.rpartition(":")[0])),
+            self._connection.url(completion_path(last_event_id.rpartition(":")[0])),
             params={"stream": "true", "include_usage": "true"},
             headers={**self._connection.headers, "Last-Event-ID": last_event_id},
             timeout=self._read_timeout(options),
@@ -92,13 +92,13 @@ class BaseClient(Generic[Http]):
     def _cancel_request(self, completion_id: str) -> httpx2.Request:
         return self._http.build_request(
             "DELETE",
-            self._connection.url(answer_path(completion_id)),
+            self._connection.url(completion_path(completion_id)),
             headers=self._connection.headers,
             timeout=_CANCEL_TIMEOUT_S,
         )
 
     def _resume_retries(self) -> RetryState:
-        """Allow three times as many as for a new request: a server needs seconds to restart."""
+        """Return three times the retries of a new request, because a restart of the server takes seconds."""
         return RetryState(self._retry_policy, self._max_retries * 3)
 
     def _read_timeout(self, options: ChatOptions) -> httpx2.Timeout:
@@ -106,6 +106,6 @@ class BaseClient(Generic[Http]):
         return self._timeout if timeout is None else httpx2.Timeout(timeout)
 
     def _reset_model_after(self, failure: LlavaError) -> None:
-        """Look the default model up again next time if the server no longer has it."""
+        """Clear the cached default model if the server no longer has it."""
         if isinstance(failure, APIStatusError) and failure.status_code == 404:
             self._default_model = None

@@ -1,4 +1,4 @@
-"""Batches: their input file, their state and their results. Does no I/O but reading a given input file."""
+"""Input files, states and results of batches. The only I/O is reading a given input file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 class BatchCounts(ResponseModel):
-    """Requests of a batch: all, answered, and refused or not come to."""
+    """The request counts of a batch: all, completed, and failed (rejected or not run)."""
 
     total: int = 0
     completed: int = 0
@@ -46,7 +46,7 @@ class BatchCounts(ResponseModel):
 
 
 class BatchIssue(ResponseModel):
-    """What is wrong with a batch's file; ``line`` counts from 1."""
+    """A problem with the input file of a batch. ``line`` starts at 1."""
 
     message: str = ""
     code: str = ""
@@ -59,7 +59,7 @@ class _Issues(ResponseModel):
 
 
 class Batch(ResponseModel):
-    """A batch as it was when the server was asked; the names are OpenAI's, times are Unix seconds."""
+    """The state of a batch when it was retrieved. Field names follow OpenAI; times are Unix seconds."""
 
     id: str
     status: str
@@ -73,29 +73,30 @@ class Batch(ResponseModel):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing changes any more: completed, failed, expired or cancelled."""
+        """Whether the batch has ended: completed, failed, expired or cancelled."""
         return self.status in _OVER
 
     @property
     def issues(self) -> tuple[BatchIssue, ...]:
-        """Why the file was refused, the first 50; empty unless ``status`` is "failed"."""
+        """The first 50 problems with the input file; empty unless ``status`` is "failed"."""
         return self.errors.data if self.errors else ()
 
     def checked(self) -> Batch:
-        """Itself. Raises APIError if it has failed: then none of its requests has a result."""
+        """Return this batch. Raises APIError if it failed, in which case no request has a result."""
         if self.status != "failed":
             return self
-        reasons = "; ".join(
-            f"line {issue.line}: {issue.message}" if issue.line else issue.message
+        reasons = " ".join(
+            f"Line {issue.line}: {issue.message}" if issue.line else issue.message
             for issue in self.issues[:3]
         )
-        raise APIError(f"{self.id} has failed: {reasons or 'its input file is gone'}", body=self.model_dump())
+        reasons = reasons or "The input file no longer exists."
+        raise APIError(f"Batch {self.id} failed. {reasons}", body=self.model_dump())
 
 
 class BatchResult(ResponseModel):
-    """What came of one request: its ``answer``, or the ``error`` in place of it.
+    """The result of one request: an ``answer`` or an ``error``.
 
-    ``raw`` is the line of the server's file.
+    ``raw`` is the decoded line of the server's file.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -114,23 +115,24 @@ def batch_request(
     messages: Sequence[Mapping[str, Any]] | None = None,
     **options: Unpack[ChatOptions],
 ) -> dict[str, Any]:
-    """One request for ``Client.submit_batch``; the other arguments, and what is raised, as ``Client.chat``.
+    """Return a request for ``Client.submit_batch``.
 
-    ``custom_id`` names its result and is the batch's only one of that name.
+    ``custom_id`` identifies the result and must be unique within the batch. The other arguments and the
+    errors are those of ``Client.chat``.
     """
     body = chat_body(question, image, messages, options)
     return {"custom_id": custom_id, "method": "POST", "url": CHAT_PATH, "body": body}
 
 
 def lacks_model(requests: BatchRequests) -> bool:
-    """Whether a request names no model; a file is sent as it is."""
+    """Whether any request specifies no model. Files are sent unchanged and not inspected."""
     if isinstance(requests, (str, os.PathLike, bytes)):
         return False
     return any("model" not in request.get("body", {}) for request in requests)
 
 
 def batch_file(requests: BatchRequests, model: str | None) -> bytes:
-    """The JSONL to upload; ``model`` is for requests that name none. Raises OSError."""
+    """Return the JSONL to upload. ``model`` is added to requests that specify none. Raises OSError."""
     if isinstance(requests, bytes):
         return requests
     if isinstance(requests, (str, os.PathLike)):
@@ -140,7 +142,7 @@ def batch_file(requests: BatchRequests, model: str | None) -> bytes:
 
 
 def read_results(data: bytes) -> Iterator[BatchResult]:
-    """The lines of an output or error file, in their order."""
+    """Yield the results in an output or error file, in order."""
     for line in data.splitlines():
         yield _parse_result(json.loads(line))
 

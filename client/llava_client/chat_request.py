@@ -1,4 +1,4 @@
-"""A chat request's body from what the caller gave. Pure: sends nothing; reads only picture files."""
+"""Bodies of chat requests. The only I/O is reading image files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import quote
 from llava_client.answer_formats import FormatName, format_question
 from llava_client.images import Images, image_parts
 
-__all__ = ["CHAT_PATH", "MODELS_PATH", "ChatOptions", "answer_path", "chat_body", "user_message"]
+__all__ = ["CHAT_PATH", "MODELS_PATH", "ChatOptions", "chat_body", "completion_path", "user_message"]
 
 CHAT_PATH = "/v1/chat/completions"
 MODELS_PATH = "/v1/models"
@@ -18,23 +18,25 @@ _NOT_SENT = frozenset({"system", "format", "timeout", "extra_body", "idempotency
 
 
 class ChatOptions(TypedDict, total=False):
-    """How to answer; None means the same as leaving it out.
+    """Options of a chat request. None is equivalent to omitting an option.
 
-    ``model`` None is the first one that the server lists. ``system`` replaces the model's own system text.
-    ``format`` asks for a kind of answer in the words that LLaVA-1.5 was trained with (``formats``).
-    ``temperature`` 0 always takes the likeliest token. ``logit_bias`` is token id -> -100 to 100.
-    ``n`` asks for so many answers (``Answer.choices``), of which a stream yields the first one's text.
-    ``logprobs`` and ``top_logprobs`` come in ``Answer.choices``. ``top_k``, ``min_p``,
-    ``repetition_penalty``, ``min_tokens`` and ``stop_token_ids`` are extensions of this server and vLLM's.
-    ``response_format`` is OpenAI's: {"type": "json_object"}, or a JSON schema that the answer keeps to;
-    ``guided_regex`` and ``guided_choice`` (extensions) hold it to an expression or to one of some strings.
-    ``tools``, ``tool_choice`` and ``parallel_tool_calls`` are OpenAI's; calls come in ``Choice.tool_calls``.
-    ``service_tier`` "priority" goes before and "flex" behind other requests. ``continue_final_message``
-    (extension) goes on with the answer that ``messages`` ends with. ``cache_scope`` (extension) "public"
-    shares computed prompts with others.
-    ``timeout`` (seconds) is the longest silence allowed. Requests with the same ``idempotency_key`` are one
-    request, answered once; None makes a new key for each call, so that its own retries are safe.
-    ``extra_body`` goes into the request as it is, for fields that this client does not know.
+    ``model`` defaults to the first model that the server lists. ``system`` replaces the default system
+    prompt. ``format`` adds an instruction that LLaVA-1.5 was trained on (``llava_client.FORMATS``).
+    ``temperature`` 0 always selects the most likely token. ``logit_bias`` maps token IDs to values from -100
+    to 100. ``n`` is the number of choices to generate (``Answer.choices``); a stream yields only the text of
+    the first. ``logprobs`` and ``top_logprobs`` are returned in ``Answer.choices``.
+
+    ``top_k``, ``min_p``, ``repetition_penalty``, ``min_tokens`` and ``stop_token_ids`` are extensions that
+    work as in vLLM. ``response_format`` is OpenAI's: {"type": "json_object"}, or a JSON Schema
+    that the response must match. ``guided_regex`` and ``guided_choice`` (extensions) restrict the response to
+    a regular expression or to a list of strings. ``tools``, ``tool_choice`` and ``parallel_tool_calls`` are
+    OpenAI's; calls are returned in ``Choice.tool_calls``. ``service_tier`` "priority" runs before other
+    requests and "flex" after them. ``continue_final_message`` (extension) continues the last assistant
+    message in ``messages``. ``cache_scope`` (extension) "public" shares cached prompts with other API keys.
+
+    ``timeout`` is the maximum time without data, in seconds. Requests with the same ``idempotency_key`` run
+    only once; by default, each call uses a new key, which makes its retries safe. ``extra_body`` is merged
+    into the request body, for fields that this client does not support.
     """
 
     model: str | None
@@ -70,13 +72,13 @@ class ChatOptions(TypedDict, total=False):
     extra_body: Mapping[str, Any] | None
 
 
-def answer_path(completion_id: str) -> str:
-    """Where an answer can be read on, and cancelled."""
+def completion_path(completion_id: str) -> str:
+    """Return the path for resuming, retrieving or deleting a completion."""
     return f"{CHAT_PATH}/{quote(completion_id, safe='')}"
 
 
 def user_message(text: str, image: Images = None) -> dict[str, Any]:
-    """A user's turn with its pictures before its text, for ``messages=[...]``. Raises ImageError."""
+    """Return a user message with the images before the text, for ``messages=[...]``. Raises ImageError."""
     parts = image_parts(image)
     if not parts:
         return {"role": "user", "content": text}
@@ -89,18 +91,21 @@ def chat_body(
     messages: Sequence[Mapping[str, Any]] | None,
     options: ChatOptions,
 ) -> dict[str, Any]:
-    """The JSON of a chat request: ``messages`` first, then ``question`` as the next turn.
+    """Return the body of a chat request: ``messages`` first, then ``question`` as the next turn.
 
-    Raises TypeError: nothing was asked, or a picture or a format has no question; ValueError: a format that
-    does not exist. Raises ImageError.
+    Raises TypeError if there is no question or message, or if an image or format has no question. Raises
+    ValueError for an unknown format and ImageError for an invalid image.
     """
     question = format_question(question, options.get("format"))
     if question is None and options.get("format"):
-        raise TypeError(f"format={options.get('format')!r} goes with a question: give one")
+        name = options.get("format")
+        raise TypeError(f"format={name!r} requires a question.")
     if question is None and not messages:
-        raise TypeError("nothing to ask: give a question, or messages=[...]")
+        raise TypeError("The request is empty. Pass a question or messages=[...].")
     if question is None and image is not None:
-        raise TypeError("image= goes with a question: put it into a message with user_message(text, image)")
+        raise TypeError(
+            "image= requires a question. To add an image to a message, use user_message(text, image)."
+        )
     turns: list[Mapping[str, Any]] = list(messages or [])
     if system := options.get("system"):
         turns.insert(0, {"role": "system", "content": system})

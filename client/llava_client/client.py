@@ -1,7 +1,7 @@
-"""``Client``, which blocks.
+"""``Client``, the blocking client.
 
-Building requests, parsing responses and streams, and deciding about retries happen in modules that do no I/O.
-Only sending and waiting are here and, for asyncio, in ``async_client``.
+Modules without I/O build requests, parse responses and streams, and decide on retries. Only sending and
+waiting happen here and, for asyncio, in ``async_client``.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ T = TypeVar("T")
 
 
 class Client(BaseClient[httpx2.Client]):
-    """Asks a llava-serve (or any OpenAI-style) server, blocking. Safe to share between threads.
+    """A blocking client for llava-serve and other OpenAI-compatible servers. Safe to share between threads.
 
-    ``base_url`` None is $LLAVA_BASE_URL, else http://127.0.0.1:8000; ``api_key`` None is $LLAVA_API_KEY.
-    ``timeout`` in seconds bounds each silence, not the whole answer. ``max_retries`` bounds the tries after
-    the first; ``retry_policy`` says how long to wait between. An ``http_client`` stays yours to close.
+    ``base_url`` defaults to $LLAVA_BASE_URL, or http://127.0.0.1:8000; ``api_key`` defaults to
+    $LLAVA_API_KEY. ``timeout`` limits the time without data, in seconds, not the total time. ``max_retries``
+    is the maximum number of retries per request; ``retry_policy`` determines the delays. The client does not
+    close an ``http_client`` that is passed in.
     """
 
     def __init__(
@@ -82,10 +83,10 @@ class Client(BaseClient[httpx2.Client]):
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[ChatOptions],
     ) -> Answer:
-        """Ask and wait for the whole answer; ``ChatOptions`` explains the other arguments.
+        """Return the complete response to a question. ``ChatOptions`` describes the other arguments.
 
-        ``messages`` are earlier turns, OpenAI-style; ``question`` (with ``image``) is the next one.
-        Raises TypeError (nothing asked), ImageError, APIConnectionError, APIError.
+        ``messages`` are earlier turns in OpenAI's format; ``question`` (with ``image``) is the next turn.
+        Raises TypeError (no question or messages), ImageError, APIConnectionError, APIError.
         """
         body = self._with_model(chat_body(question, image, messages, options))
         request = self._chat_request(body, options, is_stream=False)
@@ -100,10 +101,10 @@ class Client(BaseClient[httpx2.Client]):
         on_close: Callable[[str], None] | None = None,
         **options: Unpack[ChatOptions],
     ) -> Stream:
-        """Ask and get the answer piece by piece. Returns at the first event: what is refused is refused here.
+        """Stream the response to a question. Returns at the first event, so a rejected request raises here.
 
-        ``on_close`` is called once with the text so far, however the stream ends. Raises as ``chat`` does;
-        later, from the stream itself, StreamInterrupted and APIError.
+        ``on_close`` is called once with the text received so far, however the stream ends. Raises the errors
+        of ``chat``; iterating over the stream may raise StreamInterrupted and APIError.
         """
         body = self._with_model(chat_body(question, image, messages, options))
         request = self._chat_request(body, options, is_stream=True)
@@ -111,19 +112,19 @@ class Client(BaseClient[httpx2.Client]):
         return self._with_retries(lambda: Stream(self._send(request), on_close, opener=opener).begin())
 
     def models(self) -> list[Model]:
-        """The models that the server has now. Raises APIConnectionError, APIError."""
+        """Return the models that the server lists. Raises APIConnectionError, APIError."""
         return self._execute(endpoints.models())
 
     def conversation(self, *, image: Images = None, **options: Unpack[ChatOptions]) -> Conversation:
-        """A talk of several turns with the same options; ``image`` goes with the first question."""
+        """Create a conversation. ``image`` is sent with the first question, ``options`` with each one."""
         return Conversation(self, image=image, options=options)
 
     def embed(
         self, text: str | Sequence[str] | None = None, *, image: Images = None, model: str | None = None
     ) -> Embeddings:
-        """The vectors of one or more texts, or of one or more pictures; at most 2048 at once.
+        """Return the embeddings of texts or images, at most 2,048 per call.
 
-        Raises TypeError (both, or neither), ImageError, APIConnectionError, APIError.
+        Raises TypeError (both or neither), ImageError, APIConnectionError, APIError.
         """
         body = endpoints.embed_body(text, image, model)
         return self._execute(endpoints.embed(self._with_model(body)))
@@ -135,35 +136,36 @@ class Client(BaseClient[httpx2.Client]):
         messages: Sequence[Mapping[str, Any]] | None = None,
         model: str | None = None,
     ) -> list[int]:
-        """The token ids of a text, or of a conversation as the model would see it, pictures included.
+        """Return the token IDs of a text, or of the prompt for ``messages`` including its images.
 
-        Raises TypeError (both, or neither), APIConnectionError, APIError.
+        Raises TypeError (both or neither), APIConnectionError, APIError.
         """
         body = endpoints.tokenize_body(text, messages, model)
         return self._execute(endpoints.tokenize(self._with_model(body)))
 
     def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
-        """The text of token ids; special tokens have none. Raises APIConnectionError, APIError."""
+        """Return the text of token IDs. Special tokens have no text. Raises APIConnectionError, APIError."""
         body = endpoints.detokenize_body(tokens, model)
         return self._execute(endpoints.detokenize(self._with_model(body)))
 
     def retrieve_answer(self, answer_id: str) -> Answer:
-        """An answer asked for by this key, waited for if it is under way; until five minutes after its end.
+        """Return a response that was requested with this API key. Waits until it is complete.
 
-        Not with ``n`` above 1. Raises APIConnectionError, APIError: NotFoundError if there is none.
+        Responses are available until five minutes after their end, and only with ``n`` = 1. Raises
+        APIConnectionError, APIError (NotFoundError for an unknown ID).
         """
         return self._execute(endpoints.retrieve_answer(answer_id))
 
     def delete_answer(self, answer_id: str) -> None:
-        """Cancel an answer if it is under way, and forget it with all its choices. Raises as above."""
+        """Cancel and delete a response with all its choices. Raises the errors of ``retrieve_answer``."""
         self._execute(endpoints.delete_answer(answer_id))
 
     def submit_batch(self, requests: BatchRequests, *, metadata: Mapping[str, str] | None = None) -> Batch:
-        """Have many chats answered when nobody else waits, within 24 hours; returns when they are stored.
+        """Submit chat requests to run at low priority within 24 hours. Returns once they are stored.
 
-        ``requests`` are made by ``batch_request``, or are a JSONL file, as a path or as its bytes.
-        Raises OSError (no such file), APIConnectionError, APIError; the latter also for a file with wrong
-        lines, by number: then none of them runs.
+        ``requests`` are results of ``batch_request``, or a JSONL file as a path or bytes. Raises OSError (the
+        file cannot be read), APIConnectionError, APIError. If the file has invalid lines, the APIError lists
+        them and none of the requests runs.
         """
         requests = requests if isinstance(requests, (str, bytes, os.PathLike)) else list(requests)
         model = self._model() if lacks_model(requests) else None
@@ -171,17 +173,23 @@ class Client(BaseClient[httpx2.Client]):
         return self._execute(endpoints.create_batch(file_id, metadata)).checked()
 
     def retrieve_batch(self, batch_id: str) -> Batch:
-        """How far a batch is. Raises APIConnectionError, APIError: NotFoundError if there is none."""
+        """Return the state of a batch.
+
+        Raises APIConnectionError, APIError (NotFoundError if it does not exist).
+        """
         return self._execute(endpoints.retrieve_batch(batch_id))
 
     def cancel_batch(self, batch_id: str) -> Batch:
-        """Stop a batch; what it has answered stays. Raises as above; ConflictError if it is over."""
+        """Cancel a batch but keep its results.
+
+        Raises the errors of ``retrieve_batch``, and ConflictError if the batch has ended.
+        """
         return self._execute(endpoints.cancel_batch(batch_id))
 
     def follow_batch(self, batch_id: str, *, poll_s: float = 1.0) -> Iterator[Batch]:
-        """The batch now and after each change, until it is over; looks every ``poll_s`` seconds.
+        """Yield the batch now and after each change until it ends. Polls every ``poll_s`` seconds.
 
-        To stop reading does not stop the batch. Raises as ``retrieve_batch``.
+        Closing the iterator does not cancel the batch. Raises the errors of ``retrieve_batch``.
         """
         last: Batch | None = None
         while last is None or not last.is_over:
@@ -193,9 +201,9 @@ class Client(BaseClient[httpx2.Client]):
             last = batch
 
     def batch_results(self, batch_id: str, *, poll_s: float = 1.0) -> Iterator[BatchResult]:
-        """Wait for the batch's end; then its answers in the order of the requests, then its errors.
+        """Wait until the batch ends, then yield its responses in request order, followed by its errors.
 
-        Raises as ``retrieve_batch``, and APIError for a batch that has failed.
+        Raises the errors of ``retrieve_batch``, and APIError if the batch failed.
         """
         *_, batch = self.follow_batch(batch_id, poll_s=poll_s)
         for file_id in filter(None, (batch.checked().output_file_id, batch.error_file_id)):

@@ -1,4 +1,4 @@
-"""A conversation of several turns, which sends the earlier turns with each question."""
+"""Conversations, which send all earlier turns with each question."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["AsyncConversation", "Conversation"]
 
 
 class ChatClient(Protocol):
-    """What a conversation needs of ``Client``."""
+    """The methods of ``Client`` that a conversation uses."""
 
     def chat(self, *, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]) -> Answer: ...
 
@@ -32,7 +32,7 @@ class ChatClient(Protocol):
 
 
 class AsyncChatClient(Protocol):
-    """What a conversation needs of ``AsyncClient``."""
+    """The methods of ``AsyncClient`` that a conversation uses."""
 
     async def chat(
         self, *, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
@@ -48,9 +48,10 @@ class AsyncChatClient(Protocol):
 
 
 class _ConversationHistory:
-    """The turns so far. A question is added only together with its answer, so a failed turn is not recorded.
+    """The turns of a conversation.
 
-    Of an answer that was stopped, the part that was received is recorded.
+    A question is recorded only together with its response, so a failed turn is not recorded. If a response is
+    stopped early, the part that was received is recorded.
     """
 
     def __init__(self, image: Images, options: ChatOptions) -> None:
@@ -60,29 +61,29 @@ class _ConversationHistory:
         self._options: ChatOptions = {**options, "format": None}  # _next_turn applies it
 
     def reset(self) -> None:
-        """Forget all turns, and a picture that was waiting for its question."""
+        """Remove all turns and any image added for the next question."""
         self.messages.clear()
         self._image = None
 
     def show(self, image: Images) -> None:
-        """Put ``image`` beside the next question."""
+        """Add ``image`` to the next question."""
         self._image = image
 
     def _next_turn(self, question: str, image: Images) -> tuple[list[dict[str, Any]], Callable[[str], None]]:
-        """Return the messages to send and a function that records the turn with the answer's text."""
+        """Return the messages to send and a function that records the turn with the response text."""
         text = format_question(question, self._format) or question
         turn = user_message(text, self._image if image is None else image)
 
-        def record(answer: str) -> None:
-            if answer:
+        def record(response: str) -> None:
+            if response:
                 self._image = None
-                self.messages += [turn, {"role": "assistant", "content": answer}]
+                self.messages += [turn, {"role": "assistant", "content": response}]
 
         return [*self.messages, turn], record
 
 
 class Conversation(_ConversationHistory):
-    """Made by ``Client.conversation``; ``messages`` holds the turns, OpenAI-style."""
+    """A conversation, created by ``Client.conversation``. ``messages`` holds the turns in OpenAI's format."""
 
     def __init__(
         self, client: ChatClient, *, image: Images = None, options: ChatOptions | None = None
@@ -91,20 +92,20 @@ class Conversation(_ConversationHistory):
         self._client = client
 
     def ask(self, question: str, image: Images = None) -> Answer:
-        """The next turn, answered whole. Raises as ``Client.chat`` does; then nothing is remembered."""
+        """Send the next question. Raises as ``Client.chat``; a failed turn is not recorded."""
         messages, record = self._next_turn(question, image)
         answer = self._client.chat(messages=messages, **self._options)
         record(answer.text)
         return answer
 
     def stream(self, question: str, image: Images = None) -> Stream:
-        """The next turn, piece by piece. It is remembered when the stream closes."""
+        """Send the next question and stream the response. The turn is recorded when the stream closes."""
         messages, record = self._next_turn(question, image)
         return self._client.stream(messages=messages, on_close=record, **self._options)
 
 
 class AsyncConversation(_ConversationHistory):
-    """Made by ``AsyncClient.conversation``; the same as ``Conversation``, awaited."""
+    """``Conversation`` for asyncio, created by ``AsyncClient.conversation``."""
 
     def __init__(
         self, client: AsyncChatClient, *, image: Images = None, options: ChatOptions | None = None
@@ -113,13 +114,13 @@ class AsyncConversation(_ConversationHistory):
         self._client = client
 
     async def ask(self, question: str, image: Images = None) -> Answer:
-        """The next turn, answered whole. Raises as ``Client.chat`` does; then nothing is remembered."""
+        """Send the next question. Raises as ``Client.chat``; a failed turn is not recorded."""
         messages, record = self._next_turn(question, image)
         answer = await self._client.chat(messages=messages, **self._options)
         record(answer.text)
         return answer
 
     async def stream(self, question: str, image: Images = None) -> AsyncStream:
-        """The next turn, piece by piece. It is remembered when the stream closes."""
+        """Send the next question and stream the response. The turn is recorded when the stream closes."""
         messages, record = self._next_turn(question, image)
         return await self._client.stream(messages=messages, on_close=record, **self._options)

@@ -1,4 +1,4 @@
-"""One function per endpoint: the request to send, and how its response is parsed. Sends nothing."""
+"""One function per endpoint, which returns the request and the parser of its response. Does no I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx2
 
 from llava_client.batches import Batch
-from llava_client.chat_request import CHAT_PATH, MODELS_PATH, answer_path
+from llava_client.chat_request import CHAT_PATH, MODELS_PATH, completion_path
 from llava_client.images import Images, image_parts
 from llava_client.parse_response import (
     parse,
@@ -51,7 +51,7 @@ T = TypeVar("T")
 class ApiRequest(Generic[T]):
     """A request and the function that parses its response, which raises APIError.
 
-    ``is_retryable``: whether the request may be sent again when no response was received.
+    ``is_retryable`` is whether the request may be sent again if no response was received.
     """
 
     method: str
@@ -62,7 +62,7 @@ class ApiRequest(Generic[T]):
     is_retryable: bool = True
 
     def content(self) -> dict[str, Any]:
-        """The arguments of ``httpx2.Client.build_request`` for the body."""
+        """Return the arguments of ``httpx2.Client.build_request`` for the body."""
         if self.file is not None:
             return {"files": {"file": ("requests.jsonl", self.file)}, "data": {"purpose": "batch"}}
         return {} if self.body is None else {"json": self.body}
@@ -77,9 +77,9 @@ def default_model() -> ApiRequest[str]:
 
 
 def embed_body(text: str | Sequence[str] | None, image: Images, model: str | None) -> dict[str, Any]:
-    """Raises TypeError for texts and pictures together, or neither; ImageError."""
+    """Return the body of an embeddings request. Raises TypeError (both or neither input) and ImageError."""
     if (text is None) == (image is None):
-        raise TypeError("give either texts or image=: their vectors are not comparable with each other")
+        raise TypeError("Pass either text or image=. Text and image embeddings are not comparable.")
     inputs = image_parts(image) if text is None else text
     return {
         "input": inputs if isinstance(inputs, str) else list(inputs),
@@ -95,9 +95,9 @@ def embed(body: Mapping[str, Any]) -> ApiRequest[Embeddings]:
 def tokenize_body(
     text: str | None, messages: Sequence[Mapping[str, Any]] | None, model: str | None
 ) -> dict[str, Any]:
-    """Raises TypeError."""
+    """Return the body of a tokenize request. Raises TypeError (both or neither input)."""
     if (text is None) == (messages is None):
-        raise TypeError("give either a text or messages=[...]")
+        raise TypeError("Pass either text or messages=[...].")
     prompt = {"messages": list(messages)} if messages is not None else {"prompt": text}
     return {**prompt, **_model_field(model)}
 
@@ -115,11 +115,11 @@ def detokenize(body: Mapping[str, Any]) -> ApiRequest[str]:
 
 
 def retrieve_answer(answer_id: str) -> ApiRequest[Answer]:
-    return ApiRequest("GET", answer_path(answer_id), read_answer)
+    return ApiRequest("GET", completion_path(answer_id), read_answer)
 
 
 def delete_answer(answer_id: str) -> ApiRequest[None]:
-    return ApiRequest("DELETE", answer_path(answer_id), _read_deleted)
+    return ApiRequest("DELETE", completion_path(answer_id), _read_deleted)
 
 
 def upload(data: bytes) -> ApiRequest[str]:
@@ -131,7 +131,7 @@ def download(file_id: str) -> ApiRequest[bytes]:
 
 
 def create_batch(file_id: str, metadata: Mapping[str, str] | None) -> ApiRequest[Batch]:
-    """Not retryable: a second batch would run every request twice."""
+    """Return the request that creates a batch. A retry could run every request twice, so it is disabled."""
     body: dict[str, Any] = {"input_file_id": file_id, "endpoint": CHAT_PATH, "completion_window": "24h"}
     if metadata is not None:
         body["metadata"] = dict(metadata)

@@ -1,13 +1,13 @@
-"""Everything that this package raises, and how a server's answer becomes one of them.
+"""The exceptions of this package and their construction from HTTP responses.
 
 LlavaError
-├── ConfigurationError            a base URL that is none (also a ValueError)
-├── ImageError                    a picture that cannot be sent (also a ValueError); nothing was sent
-├── APIConnectionError            no answer: refused, reset, unknown host
-│   ├── APITimeoutError           no answer in time
-│   └── StreamInterrupted         the answer stopped in the middle; ``text`` is what had come
-└── APIError                      the server said no; an error in mid-stream is exactly this class
-    └── APIStatusError            ... by an HTTP status
+├── ConfigurationError            invalid base URL (also a ValueError)
+├── ImageError                    invalid image (also a ValueError); nothing was sent
+├── APIConnectionError            no response: connection refused or reset, unknown host
+│   ├── APITimeoutError           no response in time
+│   └── StreamInterrupted         stream ended early; ``text`` is the part received
+└── APIError                      error from the server; this class itself for errors within a stream
+    └── APIStatusError            response with an error status
         ├── BadRequestError           400
         ├── AuthenticationError       401
         ├── PermissionDeniedError     403
@@ -51,31 +51,31 @@ __all__ = [
     "status_error",
 ]
 
-_BODY_EXCERPT = 200  # characters of a foreign answer worth showing in a message
+_BODY_EXCERPT = 200  # characters of an unrecognized response body to show in a message
 
 
 class LlavaError(Exception):
-    """The root of the tree: ``except LlavaError`` catches all that this package raises on purpose."""
+    """Base class of this package's exceptions. Invalid arguments raise TypeError or ValueError instead."""
 
 
 class ConfigurationError(LlavaError, ValueError):
-    """A setting of the client is wrong; raised when the client is made."""
+    """A client setting is invalid. Raised when the client is created."""
 
 
 class ImageError(LlavaError, ValueError):
-    """A picture that cannot be read or recognised. Raised before anything is sent."""
+    """An image cannot be read or its format is not recognized. Raised before anything is sent."""
 
 
 class APIConnectionError(LlavaError):
-    """The server gave no answer; ``__cause__`` is the transport's own error."""
+    """No response was received. ``__cause__`` is the exception of the HTTP library."""
 
 
 class APITimeoutError(APIConnectionError):
-    """The server was silent for longer than ``timeout``. Not tried again by the client."""
+    """The server sent no data for longer than ``timeout``. The client does not retry."""
 
 
 class StreamInterrupted(APIConnectionError):
-    """A stream ended before its last event. ``text`` holds what had been received until then."""
+    """A stream ended before its last event. ``text`` holds the text received until then."""
 
     def __init__(self, message: str, *, text: str = "") -> None:
         super().__init__(message)
@@ -83,9 +83,9 @@ class StreamInterrupted(APIConnectionError):
 
 
 class APIError(LlavaError):
-    """The server refused or failed. ``code`` is for programs, ``message`` for people.
+    """The server rejected the request or failed. ``code`` is for programs, ``message`` for people.
 
-    ``request_id`` finds the request in the server's logs; ``body`` is the decoded answer (or its text).
+    ``request_id`` identifies the request in the server's logs; ``body`` is the decoded response or its text.
     """
 
     def __init__(self, message: str, *, body: object = None, request_id: str | None = None) -> None:
@@ -103,8 +103,11 @@ class APIError(LlavaError):
 
 
 class APIStatusError(APIError):
-    """An answer with an error status. ``retry_after_s`` is the wait that the server asked for, if it did;
-    ``should_retry`` is what it said about asking again at all, None if nothing."""
+    """A response with an error status.
+
+    ``retry_after_s`` is the delay that the server requested, or None. ``should_retry`` is whether the server
+    recommends a retry, or None if it did not specify that.
+    """
 
     def __init__(
         self,
@@ -123,27 +126,27 @@ class APIStatusError(APIError):
 
 
 class BadRequestError(APIStatusError):
-    """400: the request is wrong; ``param`` names the field."""
+    """400: the request is invalid; ``param`` names the field."""
 
 
 class AuthenticationError(APIStatusError):
-    """401: no API key, or one that the server does not know."""
+    """401: the API key is missing or not recognized."""
 
 
 class PermissionDeniedError(APIStatusError):
-    """403: the key is known and may not do this."""
+    """403: the API key does not have permission."""
 
 
 class NotFoundError(APIStatusError):
-    """404: no such model or no such address."""
+    """404: the model or resource does not exist."""
 
 
 class ConflictError(APIStatusError):
-    """409: the request collides with another one."""
+    """409: the request conflicts with another one."""
 
 
 class RateLimitError(APIStatusError):
-    """429: this key has too much in the queue, or the queue is full."""
+    """429: the API key has exceeded a limit, or the queue is full."""
 
 
 class InternalServerError(APIStatusError):
@@ -151,7 +154,7 @@ class InternalServerError(APIStatusError):
 
 
 class ServiceUnavailableError(InternalServerError):
-    """503: no worker or no queue at the moment."""
+    """503: no worker or queue is currently available."""
 
 
 _CLASSES: dict[int, type[APIStatusError]] = {
@@ -167,7 +170,7 @@ _SHOULD_RETRY = {"true": True, "false": False}
 
 
 def status_error(response: httpx2.Response) -> APIStatusError:
-    """The error that a response with a bad status stands for; its body must have been read."""
+    """Return the exception for an error response, whose body must have been read."""
     body = _decoded(response)
     default = InternalServerError if response.status_code >= 500 else APIStatusError
     return _CLASSES.get(response.status_code, default)(
@@ -181,8 +184,8 @@ def status_error(response: httpx2.Response) -> APIStatusError:
 
 
 def api_error(body: object, *, request_id: str | None = None) -> APIError:
-    """The error that an ``{"error": ...}`` object inside a stream stands for."""
-    return APIError(_message(body, fallback="the server reported an error"), body=body, request_id=request_id)
+    """Return the exception for an ``{"error": ...}`` object within a stream."""
+    return APIError(_message(body, fallback="The server reported an error"), body=body, request_id=request_id)
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float | None:
@@ -196,22 +199,24 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
 
 @contextmanager
 def connection_errors(base_url: str) -> Iterator[None]:
-    """The one place where the transport's exceptions become ours."""
+    """Convert the exceptions of the HTTP library into those of this package."""
     try:
         yield
     except httpx2.ConnectTimeout as exc:
-        raise APIConnectionError(f"{base_url} did not accept a connection in time") from exc
+        raise APIConnectionError(
+            f"{base_url} did not accept a connection in time. Check that the server is running."
+        ) from exc
     except httpx2.TimeoutException as exc:
-        raise APITimeoutError(f"{base_url} did not answer in time: raise timeout=") from exc
+        raise APITimeoutError(f"{base_url} did not respond in time. Increase the timeout.") from exc
     except httpx2.RequestError as exc:
         reason = str(exc) or type(exc).__name__
-        raise APIConnectionError(f"cannot reach {base_url}: {reason}") from exc
+        raise APIConnectionError(f"Cannot reach {base_url}: {reason}.") from exc
 
 
 def _decoded(response: httpx2.Response) -> object:
     try:
         return response.json()
-    except ValueError:  # a proxy's HTML page, say
+    except ValueError:  # for example an HTML page from a proxy
         return response.text
 
 
@@ -224,7 +229,7 @@ def _message(body: object, *, fallback: str) -> str:
     if message := _text(_error_fields(body).get("message")):
         return message
     excerpt = " ".join(body.split())[:_BODY_EXCERPT] if isinstance(body, str) else ""
-    return f"{fallback}: {excerpt}" if excerpt else fallback
+    return f"{fallback}: {excerpt}" if excerpt else f"{fallback}."
 
 
 def _non_negative(value: str | None) -> float | None:

@@ -1,8 +1,8 @@
-"""Pictures in every form a caller may hold, as the URL that a chat message carries.
+"""Conversion of images into the URLs that chat messages contain.
 
-A path, a ``pathlib.Path``, the bytes of a picture file, a PIL image, or a string that begins with ``data:``,
-``http://`` or ``https://``. The kind of a file is told from its first bytes, never from its name. URLs go to
-the server as they are: whether it fetches foreign ones is the server's rule.
+An image is a path, a ``pathlib.Path``, the bytes of an image file, a PIL image, or a string that begins with
+``data:``, ``http://`` or ``https://``. The type of a file is detected from its first bytes, never from its
+name. URLs are sent unchanged; the server decides whether to fetch them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ _SIGNATURES = (
     (b"II*\x00", "image/tiff"),
     (b"MM\x00*", "image/tiff"),
 )
-_PNG_MODES = frozenset(
-    {"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"}
-)  # what Pillow writes as PNG unchanged
+# The modes that Pillow writes as PNG without conversion.
+_PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
 
 
 @runtime_checkable
 class PillowImage(Protocol):
-    """As much of ``PIL.Image.Image`` as is needed, so that Pillow is no dependency."""
+    """The part of the ``PIL.Image.Image`` interface that is used, to avoid a dependency on Pillow."""
 
     @property
     def mode(self) -> str: ...
@@ -49,10 +48,7 @@ Images: TypeAlias = "ImageInput | Sequence[ImageInput] | None"
 
 
 def image_parts(images: Images) -> list[dict[str, Any]]:
-    """The ``image_url`` parts of a message, for one picture, several or none.
-
-    Raises ImageError: with what is wrong with which picture; no part of the list is used then.
-    """
+    """Return the ``image_url`` parts of a message for zero or more images. Raises ImageError."""
     if images is None:
         return []
     several = images if isinstance(images, (list, tuple)) else [cast(ImageInput, images)]
@@ -60,23 +56,24 @@ def image_parts(images: Images) -> list[dict[str, Any]]:
 
 
 def image_url(image: ImageInput) -> str:
-    """``image`` as a URL: itself if it is one, else a ``data:`` URL with the bytes. Raises ImageError."""
+    """Return ``image`` if it is a URL, otherwise a ``data:`` URL with its bytes. Raises ImageError."""
     if isinstance(image, str) and image.lower().startswith(_URL_PREFIXES):
         return image
     if isinstance(image, (str, os.PathLike)):
-        return _data_url(_read(image), name=os.fspath(image))
+        return _data_url(_read(image), name=f"Image {os.fspath(image)!r}")
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return _data_url(bytes(image), name=f"a picture of {len(bytes(image))} bytes")
+        return _data_url(bytes(image), name=f"Image of {len(bytes(image))} bytes")
     if isinstance(image, PillowImage):
-        return _data_url(_encoded(image), name="a PIL image")
+        return _data_url(_encoded(image), name="PIL image")
+    type_name = type(image).__name__
     raise ImageError(
-        f"a picture of type {type(image).__name__} is not known: "
-        "give a path, the bytes of a picture file, a PIL image or a URL"
+        f"Image of type {type_name} is not supported. Pass a path, the bytes of an image file, a PIL image "
+        "or a URL."
     )
 
 
 def media_type(data: bytes) -> str | None:
-    """The media type that a picture file's first bytes tell; None if they tell none."""
+    """Return the media type detected from the first bytes of an image file, or None."""
     for signature, name in _SIGNATURES:
         if data.startswith(signature):
             return name
@@ -90,25 +87,27 @@ def media_type(data: bytes) -> str | None:
 def _read(path: str | os.PathLike[str]) -> bytes:
     try:
         return Path(path).read_bytes()
-    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
+    except (OSError, ValueError) as exc:  # ValueError: the name contains NUL
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise ImageError(f"cannot read the picture {os.fspath(path)!r}: {reason}") from exc
+        name = os.fspath(path)
+        raise ImageError(f"Cannot read image {name!r}: {reason}.") from exc
 
 
 def _data_url(data: bytes, *, name: str) -> str:
     if not data:
-        raise ImageError(f"{name} is empty: give the bytes of a picture file")
+        raise ImageError(f"{name} is empty. Pass the bytes of an image file.")
     kind = media_type(data)
     if kind is None:
+        first_bytes = data[:8]
         raise ImageError(
-            f"{name} is not a picture file, it begins with {data[:8]!r}: "
-            "use PNG, JPEG, WebP, GIF, BMP or TIFF"
+            f"{name} is not an image file; it begins with {first_bytes!r}. Use PNG, JPEG, WebP, GIF, BMP or "
+            "TIFF."
         )
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _encoded(image: PillowImage) -> bytes:
-    """A lossless file with the orientation kept, so that the server turns it as it would the original."""
+    """Return a lossless file with the EXIF orientation, so that the server rotates it like the original."""
     buffer = io.BytesIO()
     writable = image if image.mode in _PNG_MODES else image.convert("RGB")
     writable.save(buffer, format="PNG", exif=image.getexif())

@@ -1,4 +1,4 @@
-"""Parse complete HTTP responses into values, or raise APIError. The body has been read before."""
+"""Parsing of complete HTTP responses. The body must have been read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def read_answer(response: httpx2.Response) -> Answer:
-    """The answer of a chat completion. Raises APIError."""
+    """Parse a chat completion. Raises APIError."""
     completion = parse(response, ChatCompletion)
     choices = [choice.choice() for choice in sorted(completion.choices, key=lambda choice: choice.index)]
     return Answer(
@@ -31,20 +31,20 @@ def read_answer(response: httpx2.Response) -> Answer:
 
 
 def read_models(response: httpx2.Response) -> list[Model]:
-    """The models of a listing, in the server's order. Raises APIError."""
+    """Parse a model list, in the server's order. Raises APIError."""
     return parse(response, ModelList).models()
 
 
 def read_default_model(response: httpx2.Response) -> str:
-    """The id of the first model of a listing. Raises APIError if it is empty."""
+    """Return the ID of the first model in a model list. Raises APIError if the list is empty."""
     models = read_models(response)
     if not models:
-        raise APIError(f"{response.url} lists no model: start a worker, or name a model with model=")
+        raise APIError(f"{response.url} lists no models. Start a worker, or specify a model with model=.")
     return models[0].id
 
 
 def read_embeddings(response: httpx2.Response) -> Embeddings:
-    """The vectors in the order of what was sent. Raises APIError."""
+    """Parse embeddings, in the order of the inputs. Raises APIError."""
     embeddings = parse(response, EmbeddingList)
     ordered = sorted(embeddings.data, key=lambda embedding: embedding.index)
     return Embeddings(
@@ -68,6 +68,6 @@ def parse(response: httpx2.Response, model: type[T]) -> T:
         return model.model_validate_json(raise_for_status(response).content)
     except ValidationError as exc:
         raise APIError(
-            f"{response.url} answered with something that is no {model.__name__}: is the base URL right?",
+            f"The response from {response.url} is not a valid {model.__name__}. Check the base URL.",
             body=response.text,
         ) from exc

@@ -1,7 +1,8 @@
-"""When a failed request is retried, and after which delay. Does no I/O and does not wait.
+"""Retry decisions: whether a failed request is retried, and after which delay. Does no I/O and does not wait.
 
-What the server states takes precedence (``x-should-retry``, ``retry-after-ms``, ``Retry-After``). Otherwise
-the delay doubles with each retry, with jitter, so that clients that failed together do not retry together.
+The headers ``x-should-retry``, ``retry-after-ms`` and ``Retry-After`` of a response take precedence.
+Otherwise the delay doubles with each retry, with jitter, so that clients that failed together do not retry
+together.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ __all__ = ["RetryPolicy", "RetryState"]
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How long to wait before the next try.
+    """The delays between retries.
 
-    A stated delay above ``max_stated_delay_s`` is not slept: the error goes to the caller, who can decide.
-    ``jitter`` is the share of a computed wait that chance may take away.
+    If the server requests a delay above ``max_stated_delay_s``, the error is raised instead. ``jitter`` is
+    the maximum fraction by which a computed delay is randomly shortened.
     """
 
-    statuses: frozenset[int] = frozenset({408, 409, 429})  # and every 5xx
+    statuses: frozenset[int] = frozenset({408, 409, 429})  # in addition to 5xx
     initial_delay_s: float = 0.5
     max_delay_s: float = 8.0
     jitter: float = 0.25
     max_stated_delay_s: float = 120.0
 
     def is_retryable(self, status_code: int) -> bool:
-        """Whether a later try of the same request may end otherwise."""
+        """Whether a retry of the same request may succeed."""
         return status_code in self.statuses or status_code >= 500
 
     def delay_s(self, num_failures: int, stated_s: float | None = None) -> float | None:
-        """Seconds to wait after the ``num_failures``-th failure (1 = the first); None: do not try again."""
+        """Return the delay after the ``num_failures``-th failure (starting at 1), or None for no retry."""
         if stated_s is not None:
             return stated_s if stated_s <= self.max_stated_delay_s else None
         delay_s = min(self.initial_delay_s * 2.0 ** (num_failures - 1), self.max_delay_s)
@@ -58,7 +59,7 @@ class RetryState:
             if not (is_retryable if failure.should_retry is None else failure.should_retry):
                 return None
             return self._policy.delay_s(self._num_failures, failure.retry_after_s)
-        # Not after a timeout: a retry would only double the time that the caller waits.
+        # Timeouts are not retried, because a retry would double the time that the caller waits.
         if isinstance(failure, APIConnectionError) and not isinstance(failure, APITimeoutError):
             return self._policy.delay_s(self._num_failures)
         return None

@@ -1,8 +1,8 @@
-"""Server-sent events from bytes that the network cut anywhere: within a line, a CRLF or a character.
+"""Decoding of server-sent events. Chunks may be split anywhere: within a line, a CRLF or a character.
 
-Follows the HTML standard's event stream (https://html.spec.whatwg.org/multipage/server-sent-events.html):
-three kinds of line ends, comments, a byte order mark at the start, several ``data`` lines, an ``id`` that
-stays until the next one. Reads nothing itself; whoever owns the connection feeds it.
+Implements the HTML standard (https://html.spec.whatwg.org/multipage/server-sent-events.html): three kinds of
+line endings, comments, a byte order mark at the start, multiple ``data`` lines, and an ``id`` that remains in
+effect until the next one. Does no I/O; the owner of the connection feeds it bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class ServerSentEvent:
-    """One event; ``id`` is the last one given in the stream, perhaps by an earlier event."""
+    """One event. ``id`` is the latest ID in the stream, possibly from an earlier event."""
 
     data: str
     event: str = "message"
@@ -26,19 +26,21 @@ class ServerSentEvent:
 
 
 class SSEDecoder:
-    """Holds the unfinished line and the unfinished event between two chunks; an event that the end of the
-    stream cuts off is never given out, as the standard wants."""
+    """An incremental decoder, which buffers incomplete lines and events between chunks.
+
+    As the standard requires, an event that is incomplete at the end of the stream is discarded.
+    """
 
     def __init__(self) -> None:
         self._buffer = b""
         self._is_at_start = True
-        self._skips_newline = False  # the chunk before ended in CR: a LF now belongs to it
+        self._skips_newline = False  # the previous chunk ended in CR, so a leading LF belongs to it
         self._data: list[str] = []
         self._event = ""
         self._id = ""
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
-        """The events that ``chunk`` completes, in order."""
+        """Return the events that ``chunk`` completes, in order."""
         if not chunk:
             return []
         if self._skips_newline and chunk.startswith(b"\n"):
@@ -61,7 +63,7 @@ class SSEDecoder:
     def _line(self, line: str) -> ServerSentEvent | None:
         if not line:
             return self._dispatch()
-        field, _, value = line.partition(":")  # a comment has an empty field name and falls through
+        field, _, value = line.partition(":")  # a comment has an empty field name, which is ignored
         value = value.removeprefix(" ")
         if field == "data":
             self._data.append(value)

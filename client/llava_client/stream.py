@@ -1,8 +1,8 @@
 """A streamed response: an iterator of text deltas that is also a context manager.
 
 ``Stream`` and ``AsyncStream`` feed the bytes of an HTTP response into a ``StreamState``, which parses them,
-and always close the response. When the connection breaks in mid-stream, the ``StreamOpener`` opens
-another one after the last event received, so that iteration continues without a gap.
+and always close the response. If the connection breaks, the ``StreamOpener`` opens another one that starts
+after the last received event, so that iteration continues without a gap.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["AsyncStream", "Stream"]
 
 
 class StreamOpener(Protocol):
-    """Reopen a broken stream after its last event, or cancel a completion. Both raise LlavaError."""
+    """Reopens a broken stream after its last event or cancels a completion. Both raise LlavaError."""
 
     def reopen(self, last_event_id: str) -> httpx2.Response: ...
     def cancel(self, completion_id: str) -> None: ...
@@ -39,7 +39,7 @@ class AsyncStreamOpener(Protocol):
 
 
 class BaseStream:
-    """The properties and checks that both kinds of stream have in common."""
+    """Properties and checks shared by both kinds of stream."""
 
     def __init__(self, response: httpx2.Response, on_close: Callable[[str], None] | None = None) -> None:
         self._response = response
@@ -48,40 +48,39 @@ class BaseStream:
 
     @property
     def text(self) -> str:
-        """All deltas so far, joined."""
+        """The text received so far."""
         return self._state.text
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the answer ended, "stop" or "length"; None until then."""
+        """Why generation ended, "stop" or "length"; None before the end."""
         return self._state.finish_reason
 
     @property
     def usage(self) -> Usage | None:
-        """Token counts; None until the end."""
+        """Token counts; None before the end."""
         return self._state.usage
 
     @property
     def id(self) -> str:
-        """The completion's id; empty before the first event."""
+        """The completion ID; empty before the first event."""
         return self._state.id
 
     @property
     def model(self) -> str:
-        """The model that answers."""
+        """The model that generates the response."""
         return self._state.model
 
     @property
     def request_id(self) -> str | None:
-        """The HTTP request's id in the server's logs."""
+        """The ID of the HTTP request in the server's logs."""
         return self._state.request_id
 
     def _check_content_type(self) -> None:
-        found = self._response.headers.get("content-type", "nothing")
-        if not found.startswith("text/event-stream"):
-            raise APIError(
-                f"{self._response.url} answered with {found}, not an event stream: is the base URL right?"
-            )
+        content_type = self._response.headers.get("content-type", "no content type")
+        if not content_type.startswith("text/event-stream"):
+            url = self._response.url
+            raise APIError(f"{url} returned {content_type} instead of an event stream. Check the base URL.")
 
     def _run_on_close(self) -> None:
         on_close, self._on_close = self._on_close, None
@@ -104,10 +103,10 @@ class BaseStream:
 
 
 class Stream(BaseStream):
-    """Yields the answer's text in pieces as they come.
+    """An iterator of the response's text deltas, created by ``Client.stream``.
 
-    Closing early (``close()``, or leaving the ``with`` block) cancels the answer on the server. A failure is
-    raised after the deltas that came before it. Get one from ``Client.stream``.
+    Closing it early (``close()`` or leaving the ``with`` block) cancels the response on the server. A failure
+    is raised after the deltas that were received before it.
     """
 
     def __init__(
@@ -150,16 +149,16 @@ class Stream(BaseStream):
         self.close()
 
     def answer(self) -> Answer:
-        """Read to the end and return the whole answer. Raises what iterating would raise."""
+        """Read to the end and return the complete response. Raises the errors of iteration."""
         for _ in self:
             pass
         return self._state.answer()
 
     def close(self) -> None:
-        """Close the connection. Does nothing when the stream is over."""
+        """Close the connection and cancel an unfinished response."""
         self._response.close()
         if completion_id := self._end_unfinished():
-            with suppress(LlavaError):  # the server cancels it by itself a little later
+            with suppress(LlavaError):  # without it, the server cancels shortly after the disconnect
                 self._opener.cancel(completion_id)
         self._run_on_close()
 
@@ -185,7 +184,7 @@ class Stream(BaseStream):
             self._state.feed(chunk)
 
     def _reconnect(self, cause: Exception | None) -> None:
-        """Continue on another connection if the stream can be resumed; otherwise end it."""
+        """Continue on a new connection if the stream can be resumed; otherwise end it."""
         self._response.close()
         if not self._state.can_resume:
             self._state.end(cause)
@@ -200,7 +199,7 @@ class Stream(BaseStream):
 
 
 class AsyncStream(BaseStream):
-    """The same as ``Stream``, with ``async for`` and ``async with``. Get one from ``AsyncClient.stream``."""
+    """``Stream`` for ``async for`` and ``async with``, created by ``AsyncClient.stream``."""
 
     def __init__(
         self,
@@ -242,16 +241,16 @@ class AsyncStream(BaseStream):
         await self.aclose()
 
     async def answer(self) -> Answer:
-        """Read to the end and return the whole answer. Raises what iterating would raise."""
+        """Read to the end and return the complete response. Raises the errors of iteration."""
         async for _ in self:
             pass
         return self._state.answer()
 
     async def aclose(self) -> None:
-        """Close the connection. Does nothing when the stream is over."""
+        """Close the connection and cancel an unfinished response."""
         await self._response.aclose()
         if completion_id := self._end_unfinished():
-            with suppress(LlavaError):  # the server cancels it by itself a little later
+            with suppress(LlavaError):  # without it, the server cancels shortly after the disconnect
                 await self._opener.cancel(completion_id)
         self._run_on_close()
 
@@ -279,7 +278,7 @@ class AsyncStream(BaseStream):
             self._state.feed(chunk)
 
     async def _reconnect(self, cause: Exception | None) -> None:
-        """Continue on another connection if the stream can be resumed; otherwise end it."""
+        """Continue on a new connection if the stream can be resumed; otherwise end it."""
         await self._response.aclose()
         if not self._state.can_resume:
             self._state.end(cause)

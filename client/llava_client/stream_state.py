@@ -1,7 +1,7 @@
-"""The state of a streamed response: what its events add up to. Does no I/O: the stream feeds it bytes.
+"""The state of a streamed response, accumulated from its events. Does no I/O; the stream feeds it bytes.
 
-A broken stream is resumed after ``last_event_id``. The server then sends the text after that event again;
-the part that had been received before is dropped here.
+A broken stream is resumed after ``last_event_id``. The server then resends the text after that event, and the
+part that was already received is dropped here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DONE = "[DONE]"
 
 @dataclass
 class _ChoiceState:
-    """What has been received of one choice."""
+    """The received part of one choice."""
 
     text: str = ""
     finish_reason: str | None = None
@@ -35,9 +35,10 @@ class _ChoiceState:
 
 
 class StreamState:
-    """What has been received so far. It is over after ``[DONE]``, an error event, or the end of the bytes.
+    """The received part of a response.
 
-    Text, deltas and finish reason are those of the first choice; ``answer`` has all choices.
+    The stream ends with ``[DONE]``, an error event or the end of the bytes. Text, deltas and finish reason
+    belong to the first choice; ``answer`` returns all choices.
     """
 
     def __init__(self, request_id: str | None = None) -> None:
@@ -53,7 +54,7 @@ class StreamState:
         self._deltas: list[str] = []
         self._first = _ChoiceState()
         self._choices = {0: self._first}  # by index
-        # Of the first choice:
+        # State of the first choice:
         self._after_last_id = _ChoiceState()  # received since the last event ID
         self._replayed = _ChoiceState()  # received before the reconnect and about to be sent again
         self._tool_calls_at_last_id: dict[int, ToolCall] = {}
@@ -67,7 +68,7 @@ class StreamState:
         return self._first.finish_reason
 
     def feed(self, chunk: bytes) -> None:
-        """Take in the next bytes of the body; what follows the last event is ignored."""
+        """Process the next bytes of the body. Events after the end of the stream are ignored."""
         for event in self._decoder.feed(chunk):
             if not self.is_over:
                 self._handle_event(event)
@@ -75,36 +76,37 @@ class StreamState:
     def end(self, cause: Exception | None = None) -> None:
         """End the stream because the connection was closed or failed with ``cause``.
 
-        Before ``[DONE]`` that is a failure, StreamInterrupted.
+        Before ``[DONE]``, the failure is StreamInterrupted.
         """
         if not self.is_over:
             reason = (str(cause) or type(cause).__name__) if cause else "the connection was closed"
+            reason, num_characters = reason.rstrip("."), len(self.text)
             failure = StreamInterrupted(
-                f"the answer broke off after {len(self.text)} characters: {reason}", text=self.text
+                f"The stream was interrupted after {num_characters} characters: {reason}.", text=self.text
             )
             failure.__cause__ = cause
             self._finish(failure)
 
     @property
     def can_resume(self) -> bool:
-        """Whether the stream is not over and has event IDs of llava-serve's form, ``completion:offset``."""
+        """Whether the stream is unfinished and its event IDs have the form ``completion:offset``."""
         return not self.is_over and bool(self.id) and self.last_event_id.rpartition(":")[0] == self.id
 
     def resume(self) -> None:
-        """Expect the bytes of a new connection, which begin after ``last_event_id``."""
+        """Prepare for the bytes of a new connection, which begin after ``last_event_id``."""
         self._decoder = SSEDecoder()
-        # `_after_last_id` is not cleared: the new connection may break before all of it has been sent again.
+        # `_after_last_id` is not cleared: the new connection may break before all of it has been resent.
         after = self._after_last_id
         self._replayed = _ChoiceState(text=after.text, logprobs=list(after.logprobs or []))
         self._first.tool_calls = dict(self._tool_calls_at_last_id)
 
     def take_deltas(self) -> list[str]:
-        """The deltas since the last call."""
+        """Return the deltas since the last call."""
         deltas, self._deltas = self._deltas, []
         return deltas
 
     def answer(self) -> Answer:
-        """All that was received, as one value."""
+        """Return everything received so far."""
         return Answer(
             text=self.text,
             finish_reason=self.finish_reason,
@@ -123,7 +125,9 @@ class StreamState:
         try:
             chunk = ChatChunk.model_validate_json(event.data)
         except ValidationError as exc:
-            failure = APIError("the stream holds an event that is no chat chunk", body=event.data)
+            failure = APIError(
+                "The stream contains an event that is not a chat completion chunk.", body=event.data
+            )
             failure.__cause__ = exc
             self._finish(failure)
             return
@@ -158,7 +162,7 @@ class StreamState:
     def _drop_replayed(
         self, delta: str, logprobs: list[TokenLogprob] | None
     ) -> tuple[str, list[TokenLogprob] | None]:
-        """Return the part of a chunk that had not been received before the reconnect."""
+        """Return the part of a chunk that was not received before the reconnect."""
         num_chars = min(len(self._replayed.text), len(delta))
         self._replayed.text = self._replayed.text[num_chars:]
         self._after_last_id.text += delta[num_chars:]

@@ -1,4 +1,4 @@
-"""What the server answers, as values. The outer shape is OpenAI's; unknown fields are ignored."""
+"""Response types. Their structure follows OpenAI's API; unknown fields are ignored."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class ResponseModel(BaseModel):
-    """Base class of values in responses: frozen, unknown fields ignored."""
+    """Base class of response types: frozen, with unknown fields ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -41,7 +41,7 @@ class _PromptDetails(ResponseModel):
 
 
 class Usage(ResponseModel):
-    """Tokens counted by the server: the prompt's (pictures included) and the answer's."""
+    """Token counts of the prompt (including images) and of the completion."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -50,13 +50,13 @@ class Usage(ResponseModel):
 
     @property
     def cached_tokens(self) -> int:
-        """Prompt tokens that the worker had computed before."""
+        """Number of prompt tokens that were found in the worker's cache."""
         details = self.prompt_tokens_details
         return (details.cached_tokens or 0) if details else 0
 
 
 class TokenScore(ResponseModel):
-    """A token and its log-probability; ``bytes`` because a token may hold a part of a character."""
+    """A token and its log probability. ``bytes`` is exact even if the token is only part of a character."""
 
     token: str
     logprob: float
@@ -64,13 +64,13 @@ class TokenScore(ResponseModel):
 
 
 class TokenLogprob(TokenScore):
-    """The token that was chosen, and the likeliest ones at its place (``top_logprobs=...``)."""
+    """The sampled token and the most likely tokens at its position (``top_logprobs=...``)."""
 
     top_logprobs: list[TokenScore] = Field(default_factory=list)
 
 
 class ToolCall(ResponseModel):
-    """A function that the model wants called; ``arguments`` is JSON in a string."""
+    """A function call requested by the model. ``arguments`` is a JSON string."""
 
     id: str = ""
     name: str = ""
@@ -78,8 +78,7 @@ class ToolCall(ResponseModel):
 
 
 class Choice(ResponseModel):
-    """One of ``n`` answers; ``logprobs`` are its tokens' where they were asked for, ``tool_calls`` the
-    functions that it calls where ``tools`` were given."""
+    """One of ``n`` choices. ``logprobs`` is set on request; ``tool_calls`` is empty without ``tools``."""
 
     text: str
     finish_reason: str | None = None
@@ -88,11 +87,11 @@ class Choice(ResponseModel):
 
 
 class Answer(ResponseModel):
-    """A whole answer; ``str(answer)`` is its text.
+    """A complete response. ``str(answer)`` is its text.
 
-    ``finish_reason`` is "stop" (the model ended) or "length" (``max_tokens`` or the context did).
-    ``choices`` are all answers where ``n`` asked for several; text and finish reason are the first one's.
-    ``id`` names the completion, ``request_id`` the HTTP request in the server's logs.
+    ``finish_reason`` is "stop" (the model ended the response) or "length" (``max_tokens`` or the context
+    limit was reached). ``choices`` contains all ``n`` choices; ``text`` and ``finish_reason`` are those of
+    the first. ``id`` identifies the completion, ``request_id`` the HTTP request in the server's logs.
     """
 
     text: str
@@ -108,7 +107,7 @@ class Answer(ResponseModel):
 
 
 class Model(ResponseModel):
-    """A model that the server lists; ``details`` holds what else the server says about it."""
+    """A model listed by the server. ``details`` holds its other fields."""
 
     id: str
     owned_by: str = ""
@@ -124,7 +123,7 @@ class ModelList(BaseModel):
     data: list[dict[str, Any]]
 
     def models(self) -> list[Model]:
-        """The models in the server's order; fields that are not ours go into ``details``."""
+        """Return the models in the server's order. Fields without an attribute go into ``details``."""
         known = {"id", "owned_by", "object", "created"}
         return [
             Model(
@@ -142,7 +141,7 @@ class _Function(ResponseModel):
 
 
 class _ToolCall(ResponseModel):
-    """A tool call, or one piece of it in a stream, where ID and name may come only once."""
+    """A tool call, or a piece of one in a stream, where the ID and name may be sent only once."""
 
     index: int = 0
     id: str | None = None
@@ -181,7 +180,7 @@ class _Choice(ResponseModel):
 
 
 class ChatCompletion(ResponseModel):
-    """The body of a chat completion that was not streamed."""
+    """The body of a non-streaming chat completion."""
 
     id: str = ""
     model: str = ""
@@ -197,9 +196,9 @@ class _ChunkChoice(ResponseModel):
 
 
 class ChatChunk(ResponseModel):
-    """One event of a streamed chat completion; the last one may have no choice, only the usage.
+    """One event of a streamed chat completion. The last one may contain only the usage.
 
-    ``error`` is set when the answer failed in the middle; nothing comes after it.
+    ``error`` is set if generation failed; no event follows it.
     """
 
     id: str = ""
@@ -210,9 +209,9 @@ class ChatChunk(ResponseModel):
 
 
 class Embeddings(ResponseModel):
-    """Vectors of length 1, one for each text or picture and in their order: [num inputs][hidden size].
+    """Unit-length embeddings, one per input in input order: [num inputs][hidden size].
 
-    A text's and a picture's are not comparable with each other.
+    Text and image embeddings are not comparable.
     """
 
     vectors: tuple[tuple[float, ...], ...]
@@ -261,6 +260,6 @@ class FileStored(ResponseModel):
 
 
 class Deleted(ResponseModel):
-    """The body of a deletion."""
+    """The body of a response to a deletion."""
 
     id: str

@@ -1,4 +1,4 @@
-"""``Client`` and ``AsyncClient`` behind one blocking interface: each test is written once for both."""
+"""``Client`` and ``AsyncClient`` with the same blocking interface, so that each test covers both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["AnyClient", "BlockingAsyncClient", "SyncClient"]
 
 
 class SyncClient:
-    """``Client`` itself."""
+    """A wrapper of ``Client``."""
 
     kind = "sync"
 
@@ -31,7 +31,7 @@ class SyncClient:
 
 
 class BlockingAsyncClient:
-    """``AsyncClient``, each call run to its end on an event loop of its own."""
+    """A wrapper of ``AsyncClient`` that runs each call to completion on its own event loop."""
 
     kind = "async"
 
@@ -52,7 +52,7 @@ class BlockingAsyncClient:
         return BlockingConversation(self.client.conversation(**options), self._loop)
 
     def __getattr__(self, name: str) -> Any:
-        """Wrap any other method: run coroutines to their end, turn async iterators into iterators."""
+        """Wrap any other method: run coroutines to completion and convert async iterators to iterators."""
         method = getattr(self.client, name)
 
         def call(*args: Any, **options: Any) -> Any:

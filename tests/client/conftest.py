@@ -1,4 +1,4 @@
-"""Fixtures of the client's tests."""
+"""Fixtures for the client tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def server() -> Iterator[ScriptedServer]:
 
 @pytest.fixture(params=["sync", "async"])
 def make_client(request: pytest.FixtureRequest, server: ScriptedServer) -> Iterator[MakeClient]:
-    """Make clients of either kind for the scripted server, without a delay between retries by default."""
+    """A factory of clients of either kind. By default, there is no delay between retries."""
     clients: list[AnyClient] = []
 
     def make(base_url: str | None = None, **options: Any) -> AnyClient:
@@ -53,7 +53,7 @@ def client(make_client: MakeClient) -> AnyClient:
 
 @pytest.fixture(autouse=True, scope="module")
 def clean_environment() -> Iterator[None]:
-    """Remove the settings of whoever runs the tests."""
+    """Remove the settings of the user who runs the tests."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name in (
             "LLAVA_BASE_URL",

@@ -1,6 +1,6 @@
-"""A real HTTP server whose responses are scripted: one responder for each request.
+"""A real HTTP server with scripted responses: one responder per request.
 
-It stands in for llava-serve, and for broken networks and proxies; nothing of the client is replaced.
+It simulates llava-serve, broken networks and proxies, so that the client is tested without mocks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ USAGE = {
 
 @dataclass
 class RecordedRequest:
-    """What the client sent."""
+    """A request received from the client."""
 
     method: str
     path: str
@@ -45,7 +45,7 @@ class RecordedRequest:
 
 @dataclass
 class ScriptedServer:
-    """The requests so far and the responders of the next ones. By default a chat is completed."""
+    """The requests so far and the responders for the next ones. The default responder completes a chat."""
 
     url: str = ""
     requests: list[RecordedRequest] = field(default_factory=list)
@@ -54,7 +54,7 @@ class ScriptedServer:
     models: list[str] = field(default_factory=lambda: ["tiny-llava"])
 
     def script(self, *responders: Responder) -> None:
-        """Answer the next requests to the chat endpoint this way, in order."""
+        """Use ``responders`` for the next requests to the chat endpoint, in order."""
         self.responders.extend(responders)
 
     @property
@@ -84,7 +84,7 @@ def send(
 
 
 def completes(handler: BaseHTTPRequestHandler) -> None:
-    """Send a whole completion, or the stream of it if the request asks for a stream."""
+    """Send a complete chat completion, or a stream if the request has ``stream``."""
     body = handler.request_body  # type: ignore[attr-defined]
     if body.get("stream"):
         streams(*stream_events())(handler)
@@ -105,12 +105,12 @@ def returns_error(status: int, message: str = "no", *, code: str | None = None, 
 
 
 def returns(status: int, body: bytes, kind: str) -> Responder:
-    """Send any bytes, as a proxy or a wrong address would."""
+    """Send arbitrary bytes, like a proxy or an unrelated server."""
     return lambda handler: send(handler, status, body, kind)
 
 
 def closes_connection(handler: BaseHTTPRequestHandler) -> None:
-    """Close the connection, not by a reset, which would discard what the client has not read yet."""
+    """Close the connection without a reset, which would discard unread data."""
     handler.connection.shutdown(socket.SHUT_RDWR)
     handler.close_connection = True
 
@@ -136,7 +136,7 @@ def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, 
 
 
 def stream_events() -> list[bytes]:
-    """The events of a whole streamed answer, with a keep-alive comment between."""
+    """Return the events of a complete streamed response, including a keep-alive comment."""
     texts = [event(chunk({"content": delta}), i) for i, delta in enumerate(DELTAS, 1)]
     return [
         event(chunk({"role": "assistant", "content": ""})),
@@ -170,7 +170,7 @@ def streams(*pieces: bytes, then: Responder | None = None) -> Responder:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # headers and body are two writes
+    disable_nagle_algorithm = True  # headers and body are separate writes
     scripted: ScriptedServer
     request_body: Any = None
 
@@ -203,12 +203,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.scripted.requests.append(RecordedRequest(self.command, self.path, headers, body))
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep stderr for the tests."""
+        """Do not log to stderr."""
 
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that disconnect early, which some tests do on purpose."""
+        """Ignore clients that disconnect early, as some tests do."""
 
 
 @contextmanager

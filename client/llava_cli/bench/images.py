@@ -1,8 +1,8 @@
-"""Generate PNG files without an imaging library, any number of them and no two alike.
+"""PNG images generated without an imaging library; each seed gives a different image.
 
-The pixels are indices into a palette (the PNG specification's colour type 3, https://www.w3.org/TR/png/), and
-only the palette differs between images. So the pattern is compressed once and a further image costs almost
-nothing, although all of its pixels have other colours.
+The pixels are indices into a palette (color type 3 of the PNG specification, https://www.w3.org/TR/png/), and
+only the palette differs between images. The pattern is compressed once, so another image costs almost nothing
+although all of its pixels have different colors.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import zlib
 __all__ = ["ImageGenerator"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_COLOURS = 256
-_NUM_STOPS = 9  # colours between which a palette runs
+_COLORS = 256
+_NUM_STOPS = 9  # number of random colors that a palette interpolates between
 
 
 class ImageGenerator:
-    """Generates PNG files of one size. The same seed gives the same file."""
+    """A generator of PNG files of one size. The same seed gives the same file."""
 
     def __init__(self, width: int, height: int) -> None:  # in pixels
         self._header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
@@ -35,13 +35,13 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _rows(width: int, height: int) -> bytes:
-    """Waves with grain, so that a file is as large as a photo's. Each row begins with its filter, 0."""
-    wave = bytes(int(60 * math.sin(x / 37) + 40 * math.sin(x / 11) + x / 5) % _COLOURS for x in range(width))
+    """Return waves with noise, so that a file is as large as a photo. Each row begins with filter type 0."""
+    wave = bytes(int(60 * math.sin(x / 37) + 40 * math.sin(x / 11) + x / 5) % _COLORS for x in range(width))
     grain = random.Random(0)
     rows = []
     for y in range(height):
         shift = int(70 * math.sin(y / 29) + 30 * math.sin(y / 7) + y / 4)
-        row = wave.translate(bytes((index + shift) % _COLOURS for index in range(_COLOURS)))
+        row = wave.translate(bytes((index + shift) % _COLORS for index in range(_COLORS)))
         mask = int.from_bytes(b"\x01" * width, "big")
         noisy = int.from_bytes(row, "big") ^ (grain.getrandbits(8 * width) & mask)
         rows.append(b"\0" + noisy.to_bytes(width, "big"))
@@ -49,13 +49,13 @@ def _rows(width: int, height: int) -> bytes:
 
 
 def _palette(seed: int) -> bytes:
-    """256 colours that run smoothly from one random colour to the next."""
+    """Return 256 colors, interpolated between random colors."""
     rng = random.Random(seed)
-    stops = [[rng.randrange(_COLOURS) for _ in range(3)] for _ in range(_NUM_STOPS)]
-    colours = bytearray()
-    for index in range(_COLOURS):
-        position = index / _COLOURS * (_NUM_STOPS - 1)
+    stops = [[rng.randrange(_COLORS) for _ in range(3)] for _ in range(_NUM_STOPS)]
+    colors = bytearray()
+    for index in range(_COLORS):
+        position = index / _COLORS * (_NUM_STOPS - 1)
         before, share = int(position), position % 1
         pairs = zip(stops[before], stops[before + 1], strict=True)
-        colours += bytes(round(a + (b - a) * share) for a, b in pairs)
-    return bytes(colours)
+        colors += bytes(round(a + (b - a) * share) for a, b in pairs)
+    return bytes(colors)

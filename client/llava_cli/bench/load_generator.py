@@ -1,8 +1,8 @@
-"""The load generator: run a plan's conversations on a server and record when each piece of text arrives.
+"""The load generator: runs the conversations of a plan and records when each piece of text arrives.
 
     warm up (one request, not measured)  ->  closed loop, or open loop with a rate  ->  Run
 
-Nothing is retried: an error is a result.
+Failed requests are not retried, because errors are part of the result.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llava_cli.bench.sample import Sample, error_kind
 
 __all__ = ["DEFAULT_TIMEOUT_S", "Run", "run_load"]
 
-DEFAULT_TIMEOUT_S = 600.0  # between two pieces of a response
+DEFAULT_TIMEOUT_S = 600.0  # maximum time between two pieces of a response
 _UNKNOWN_FIELD = (400, 422)  # statuses for a request field that a server does not support
 
 OnSample = Callable[[Sample], None]
@@ -36,7 +36,7 @@ OnSample = Callable[[Sample], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The results of a plan as it was executed. ``samples`` are in the order in which requests ended."""
+    """The results of an executed plan. ``samples`` is in the order in which the requests ended."""
 
     plan: Plan
     base_url: str
@@ -57,9 +57,10 @@ async def run_load(
     is_warming_up: bool = True,
     on_sample: OnSample | None = None,
 ) -> Run:
-    """Execute ``plan`` and call ``on_sample`` after each request. ``model`` None is the first that is listed.
+    """Execute ``plan`` and call ``on_sample`` after each request.
 
-    Raises LlavaError if the server cannot be reached, lists no model or refuses the warm-up request.
+    ``model`` defaults to the first model that the server lists. Raises LlavaError if the server cannot be
+    reached, lists no model or rejects the warm-up request.
     """
     connection = Connection.resolve(base_url, api_key)
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
@@ -92,14 +93,14 @@ async def run_load(
 async def _first_model(client: AsyncClient) -> str:
     models = await client.models()
     if not models:
-        raise LlavaError(f"{client.base_url} lists no model: start a worker, or name a model")
+        raise LlavaError(f"{client.base_url} lists no models. Start a worker or specify a model.")
     return models[0].id
 
 
 async def _warm_up(
     client: AsyncClient, plan: Plan, model: str, conversation: PlannedConversation
 ) -> tuple[Plan, Sample]:
-    """Send one request, again without ``ignore_eos`` if the server refuses the field. Raises LlavaError."""
+    """Send one request; repeat it without ``ignore_eos`` if the server rejects it. Raises LlavaError."""
     one_turn = replace(conversation, questions=conversation.questions[:1])
     while True:
         runner = _RequestRunner(client, plan, model, None)
@@ -108,18 +109,18 @@ async def _warm_up(
         failure = runner.failure
         if failure is None:
             return plan, runner.samples[0]
-        is_refusal = isinstance(failure, APIStatusError) and failure.status_code in _UNKNOWN_FIELD
-        if not (plan.ignore_eos and is_refusal):
+        is_rejection = isinstance(failure, APIStatusError) and failure.status_code in _UNKNOWN_FIELD
+        if not (plan.ignore_eos and is_rejection):
             raise failure
         plan = replace(plan, ignore_eos=False)
 
 
 class _RequestRunner:
-    """Run conversations and collect a sample of each request."""
+    """Runs conversations and collects one sample per request."""
 
     def __init__(self, client: AsyncClient, plan: Plan, model: str, on_sample: OnSample | None) -> None:
         self.samples: list[Sample] = []
-        self.failure: LlavaError | None = None  # the last one
+        self.failure: LlavaError | None = None  # the most recent one
         self._client = client
         self._on_sample = on_sample
         self._options: ChatOptions = {"model": model, "max_tokens": plan.max_tokens, "temperature": 0}
@@ -128,7 +129,7 @@ class _RequestRunner:
         self._began = 0.0
 
     def restart(self) -> float:
-        """Set the clock to zero. Return the moment, of ``time.perf_counter``."""
+        """Reset the clock to zero. Return the current value of ``time.perf_counter``."""
         self._began = time.perf_counter()
         return self._began
 
@@ -137,7 +138,7 @@ class _RequestRunner:
         return time.perf_counter() - self._began
 
     async def run(self, conversation: PlannedConversation, *, due_s: float | None = None) -> None:
-        """Send all turns of a conversation; a failed one ends it. ``due_s`` None is now."""
+        """Run all turns of a conversation; stop after a failed turn. ``due_s`` defaults to now."""
         messages: list[dict[str, Any]] = []
         for turn in range(len(conversation.questions)):
             messages.append(conversation.message(turn))
@@ -165,7 +166,7 @@ class _RequestRunner:
             self.failure = failure
             sample = replace(sample, error=error_kind(failure), message=str(failure))
         if sample.is_complete and not arrivals_s:
-            sample = replace(sample, error="no_text", message="the answer was complete and empty")
+            sample = replace(sample, error="no_text", message="The response completed without text.")
         gaps = tuple(later - earlier for earlier, later in itertools.pairwise(arrivals_s))
         ttft_s = arrivals_s[0] - due_s if arrivals_s else None
         return replace(sample, total_s=self.now_s() - due_s, ttft_s=ttft_s, gaps_s=gaps), text
@@ -176,13 +177,14 @@ class _RequestRunner:
                 now_s = self.now_s()
                 arrivals_s.append(now_s)
         except StreamInterrupted as failure:
-            # Some servers send no [DONE] and close after the finish reason; the response is complete then.
+            # Some servers close the connection after the finish reason without [DONE]. The response is
+            # complete.
             if stream.finish_reason is None or failure.__cause__ is not None:
                 raise
 
 
 def _with_usage(sample: Sample, stream: AsyncStream, *, num_pieces: int) -> Sample:
-    """Add the server's token counts and finish reason; without counts, a piece is counted as a token."""
+    """Add the server's token counts and finish reason. Without counts, each piece counts as one token."""
     usage = stream.usage
     return replace(
         sample,
@@ -194,15 +196,15 @@ def _with_usage(sample: Sample, stream: AsyncStream, *, num_pieces: int) -> Samp
 
 
 async def _closed_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[PlannedConversation]) -> None:
-    """Run ``plan.concurrency`` users, each of whom starts a conversation when the last one has ended."""
+    """Simulate ``plan.concurrency`` users. Each starts a conversation when its previous one has ended."""
 
-    def until_the_end() -> Iterator[PlannedConversation]:
+    def due_conversations() -> Iterator[PlannedConversation]:
         for conversation in itertools.islice(planned, plan.num_requests):
             if plan.duration_s is not None and runner.now_s() >= plan.duration_s:
                 return
             yield conversation
 
-    queue = until_the_end()
+    queue = due_conversations()
 
     async def user() -> None:
         for conversation in queue:
@@ -214,7 +216,7 @@ async def _closed_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[Pla
 
 
 async def _open_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[PlannedConversation]) -> None:
-    """Start conversations at the plan's rate, whether earlier ones have ended or not."""
+    """Start conversations at the plan's rate, regardless of whether earlier ones have ended."""
     limit = asyncio.Semaphore(plan.concurrency) if plan.concurrency else nullcontext()
 
     async def run(conversation: PlannedConversation, due_s: float) -> None:
@@ -229,7 +231,7 @@ async def _open_loop(runner: _RequestRunner, plan: Plan, planned: Iterator[Plann
 async def _poisson_arrivals(
     runner: _RequestRunner, plan: Plan, planned: Iterator[PlannedConversation]
 ) -> AsyncIterator[tuple[PlannedConversation, float]]:
-    """Yield each conversation when it is due, with that time; intervals are exponentially distributed."""
+    """Yield each conversation and its due time once it is due. Intervals are exponentially distributed."""
     intervals = random.Random(f"{plan.seed}/arrivals")
     due_s = 0.0
     for conversation in itertools.islice(planned, plan.num_requests):

@@ -1,4 +1,4 @@
-"""The parameters of a load and the conversations that they determine. Sends nothing."""
+"""The parameters of a load and the conversations generated from them. Does no I/O."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Pictures", "Plan", "PlannedConversation", "conversations"]
 
 
 class Pictures(str, Enum):
-    """Which pictures go with the questions: one of its own with each, one for all, or none."""
+    """Images of the conversations: a new one for each, the same one for all, or none."""
 
     NEW = "new"
     SAME = "same"
@@ -27,14 +27,16 @@ class Pictures(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A load. It ends after ``num_requests`` talks, or starts none after ``duration_s``; None: no such limit.
+    """The parameters of a load.
 
-    Without ``rate``, ``concurrency`` talks go on at any time, and one that ends makes room for the next. With
-    ``rate`` (talks a second) they arrive at random moments, whether earlier ones have ended or not, and
-    ``concurrency`` (None: any number) is the most that are let in at once; the wait counts.
+    It ends after ``num_requests`` conversations, and no conversation starts after ``duration_s`` seconds.
+    None disables a limit. Without ``rate``, ``concurrency`` conversations run at any time: when one ends, the
+    next one starts. With ``rate`` (conversations per second), they arrive at random times, regardless of
+    whether earlier ones have ended. ``concurrency`` then limits how many run at once (None means no limit),
+    and the latency includes the time spent waiting for that limit.
 
-    A talk is ``num_turns`` questions, each with the answers before it; its picture goes with the first.
-    ``ignore_eos`` asks for answers of exactly ``max_tokens``; not every server takes the field.
+    A conversation has ``num_turns`` questions. Each request includes the previous turns; the image is part of
+    the first question. ``ignore_eos`` requests exactly ``max_tokens`` tokens; not every server supports it.
     """
 
     num_requests: int | None = 32
@@ -44,7 +46,7 @@ class Plan:
     pictures: Pictures = Pictures.NEW
     width: int = 640  # pixels
     height: int = 480
-    num_words: int = 24  # of each question
+    num_words: int = 24  # per question
     max_tokens: int = 64
     num_turns: int = 1
     ignore_eos: bool = True
@@ -52,14 +54,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.num_requests is None and self.duration_s is None:
-            raise ValueError("a load without an end: give num_requests or duration_s")
+            raise ValueError("The load has no end. Set num_requests or duration_s.")
         if self.rate is None and self.concurrency is None:
-            raise ValueError("all at once or one by one? give concurrency, rate or both")
+            raise ValueError("The load has neither a concurrency nor a rate. Set concurrency, rate or both.")
 
 
 @dataclass(frozen=True)
 class PlannedConversation:
-    """The questions of one conversation, and the image (a PNG file) of the first question."""
+    """The questions of one conversation and the image (a PNG file) of its first question."""
 
     index: int
     questions: tuple[str, ...]
@@ -71,7 +73,7 @@ class PlannedConversation:
 
 
 def conversations(plan: Plan) -> Iterator[PlannedConversation]:
-    """Yield the warm-up conversation, index 0, then without end those that are measured. No two are equal."""
+    """Yield the warm-up conversation (index 0), then an endless series of measured ones. All differ."""
     generator = None if plan.pictures is Pictures.NONE else ImageGenerator(plan.width, plan.height)
     for index in itertools.count():
         rng = random.Random(f"{plan.seed}/{index}")
@@ -82,5 +84,5 @@ def conversations(plan: Plan) -> Iterator[PlannedConversation]:
 
 
 def _question(rng: random.Random, num_words: int, index: int) -> str:
-    """Return random words and, last, the index: questions differ, but not in their first words."""
+    """Return random words followed by the index, which makes every question unique."""
     return " ".join(rng.choices(WORDS, k=num_words)) + f" ({index})?"

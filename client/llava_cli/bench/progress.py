@@ -1,4 +1,4 @@
-"""How far a load is: one line that changes, on a terminal; nothing anywhere else."""
+"""The progress line of a running load, shown only on a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Owns the line; a context manager."""
+    """A context manager that shows the progress line."""
 
     def __init__(self, plan: Plan, console: Console | None = None) -> None:
         self._plan = plan
@@ -40,7 +40,7 @@ class Progress:
             self._status.stop()
 
     def count(self, sample: Sample) -> None:
-        """One more request has ended."""
+        """Count a request that has ended and update the line."""
         if self._began is None:
             self._began = time.perf_counter() - sample.due_s - sample.total_s
         self._num_complete += sample.is_complete
@@ -54,7 +54,7 @@ class Progress:
     def _line(self, elapsed_s: float) -> str:
         limit = self._plan.num_requests
         of = "" if limit is None else f" of {limit * self._plan.num_turns}"
-        line = f"{self._num_complete}{of} answered, {self._num_tokens / max(elapsed_s, 1e-9):.3g} tokens/s"
+        line = f"{self._num_complete}{of} completed, {self._num_tokens / max(elapsed_s, 1e-9):.3g} tokens/s"
         if self._ttfts_s:
             line += f", first token after {duration(percentile(self._ttfts_s, 50))} (p50)"
         return line + (f", {self._num_failed} failed" if self._num_failed else "")

@@ -1,4 +1,4 @@
-"""What the questions of a load are made of: common words, one token each in most vocabularies."""
+"""Common words for generated questions. Each is one token in most vocabularies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run as text for people and as JSON for programs. Pure: writes no file."""
+"""Reports of a run: text for people and JSON for programs. Does no I/O."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from llava_cli.bench.svg_plot import duration
 
 __all__ = ["as_json", "as_text", "describe"]
 
-_FORMAT = 1  # of the JSON; raised when a field changes its meaning
+_FORMAT = 1  # version of the JSON format; incremented when the meaning of a field changes
 _ROWS = (
     ("ttft_s", "time to first token"),
-    ("tpot_s", "time per token after it"),
+    ("tpot_s", "time per output token"),
     ("gap_s", "gap between pieces"),
-    ("total_s", "whole answer"),
+    ("total_s", "total time"),
 )
 
 
 def as_json(run: Run, summary: Mapping[str, Any]) -> str:
-    """Everything, each request included; the times in seconds."""
+    """Return all results as JSON, including every request. Times are in seconds."""
     document = {
         "format": _FORMAT,
         "tool": "llava-serve bench",
@@ -41,7 +41,7 @@ def as_json(run: Run, summary: Mapping[str, Any]) -> str:
 
 
 def as_text(run: Run, summary: Mapping[str, Any]) -> str:
-    """A table of percentiles and what else matters, a line each."""
+    """Return a table of latency percentiles, followed by one line per other result."""
     lines = [f"{run.model} at {run.base_url}: {describe(run.plan)}", ""]
     lines.append(" " * 26 + "".join(f"{name:>10}" for name in (*(f"p{p}" for p in PERCENTILES), "mean")))
     for field, name in _ROWS:
@@ -53,36 +53,35 @@ def as_text(run: Run, summary: Mapping[str, Any]) -> str:
 
 
 def describe(plan: Plan) -> str:
-    """The load in a sentence's words."""
+    """Return a one-line description of the load."""
     if plan.rate is None:
-        pace = f"{plan.concurrency} at once"
+        pace = f"{plan.concurrency} concurrent"
     else:
-        pace = f"{plan.rate:g} a second" + (
-            f", {plan.concurrency} at once at most" if plan.concurrency else ""
-        )
+        limit = f", at most {plan.concurrency} concurrent" if plan.concurrency else ""
+        pace = f"{plan.rate:g} per second{limit}"
     size = f"{plan.width}x{plan.height}"
     images = {
-        Pictures.NEW: f"a new {size} picture each",
-        Pictures.SAME: f"one {size} picture for all",
+        Pictures.NEW: f"a new {size} image each",
+        Pictures.SAME: f"one {size} image for all",
         Pictures.NONE: "text only",
     }[plan.pictures]
     turns = f", {plan.num_turns} turns each" if plan.num_turns > 1 else ""
     ends = f"{plan.max_tokens} tokens" if plan.ignore_eos else f"at most {plan.max_tokens} tokens"
-    return f"{pace}, {images}{turns}, {ends} an answer, seed {plan.seed}"
+    return f"{pace}, {images}{turns}, {ends} per response, seed {plan.seed}"
 
 
 def _facts(summary: Mapping[str, Any]) -> list[str]:
-    answered = f"{summary['num_complete']} of {summary['num_requests']} requests answered"
+    completed = f"{summary['num_complete']} of {summary['num_requests']} requests completed"
     facts = [
-        f"{answered} in {summary['wall_s']:.1f} s: {summary['requests_per_s']:.3g} requests/s, "
+        f"{completed} in {summary['wall_s']:.1f} s: {summary['requests_per_s']:.3g} requests/s, "
         f"{summary['output_tokens_per_s']:.4g} tokens/s"
     ]
     if prompt := summary["prompt_tokens"]:
         total = prompt["mean"] * prompt["count"]
-        share = f", {summary['cached_tokens'] / total:.0%} of them cached" if summary["cached_tokens"] else ""
-        facts.append(f"prompts of {prompt['mean']:.0f} tokens{share}")
+        share = f", {summary['cached_tokens'] / total:.0%} cached" if summary["cached_tokens"] else ""
+        facts.append(f"mean prompt length {prompt['mean']:.0f} tokens{share}")
     goodput = summary["goodput"]
-    limits = [("first token", goodput["slo_ttft_s"]), ("token", goodput["slo_tpot_s"])]
+    limits = [("first token", goodput["slo_ttft_s"]), ("time per token", goodput["slo_tpot_s"])]
     named = " and ".join(f"{name} within {duration(limit)}" for name, limit in limits if limit is not None)
     if named:
         facts.append(f"goodput ({named}): {goodput['share']:.0%}, {goodput['requests_per_s']:.3g} requests/s")

@@ -1,4 +1,4 @@
-"""One request measured: what a user would have seen on the clock."""
+"""The latency measurements of one request."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ __all__ = ["Sample", "error_kind"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """``due_s`` is when it should have been sent, after the load's start; times count from there.
+    """The measurements of one request. Times are in seconds.
 
-    ``ttft_s`` is the time to the first piece of text, None if none came; ``gaps_s`` are the times between
-    pieces, of which a server may put several tokens into one. ``num_tokens`` is the server's count, else the
-    number of pieces. ``error`` is None for a complete answer.
+    ``due_s`` is when the request was due, measured from the start of the load; ``total_s`` and ``ttft_s`` are
+    measured from then. ``ttft_s`` is the time to the first piece of text, or None if there was no text.
+    ``gaps_s`` are the times between pieces; a piece may contain several tokens. ``num_tokens`` is the
+    server's count, or the number of pieces if there is none. ``error`` is None for a complete response.
     """
 
     talk: int
@@ -35,7 +36,7 @@ class Sample:
     cached_tokens: int | None = None
     finish_reason: str | None = None
     error: str | None = None
-    message: str | None = None  # of the error, for people
+    message: str | None = None  # human-readable error message
 
     @property
     def is_complete(self) -> bool:
@@ -43,12 +44,12 @@ class Sample:
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per token after the first; None for answers of one token or none."""
+        """Time per token after the first, in seconds; None for fewer than two tokens."""
         return sum(self.gaps_s) / (self.num_tokens - 1) if self.num_tokens > 1 and self.gaps_s else None
 
 
 def error_kind(error: LlavaError) -> str:
-    """A word for it: ``http_429``, ``timeout``, ``broken_off``, ``no_connection``, ``error_event``."""
+    """Return ``timeout``, ``broken_off``, ``no_connection``, ``error_event``, or a status as ``http_429``."""
     if isinstance(error, APIStatusError):
         return f"http_{error.status_code}"
     if isinstance(error, APITimeoutError):

@@ -1,4 +1,4 @@
-"""Numbers from samples. Pure arithmetic."""
+"""Summary statistics of samples. Does no I/O."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PERCENTILES = (50, 90, 95, 99)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The ``percent`` percentile, linear between neighbours as numpy's. Raises ValueError if empty."""
+    """Return a percentile with linear interpolation, like numpy. Raises ValueError if ``values`` is empty."""
     if not values:
-        raise ValueError("no values, no percentile")
+        raise ValueError("A percentile requires at least one value.")
     ordered = sorted(values)
     rank = (len(ordered) - 1) * percent / 100
     below = math.floor(rank)
@@ -43,11 +43,11 @@ def distribution(values: Iterable[float | None]) -> dict[str, float] | None:
 def summarize(
     run: Run, *, slo_ttft_s: float | None = None, slo_tpot_s: float | None = None
 ) -> dict[str, Any]:
-    """What ``--out`` calls "summary"; times in seconds.
+    """Return the "summary" object of ``--out``. Times are in seconds.
 
-    ``goodput`` is the share of all requests that were answered and met the objectives (service level
-    objectives, the longest times allowed), and those a second. Failed requests count in nothing but
-    ``errors`` and the goodput's denominator.
+    ``goodput`` is the share of all requests that completed within the service level objectives
+    (``slo_ttft_s`` and ``slo_tpot_s``, the maximum times), and the number of such requests per second. Failed
+    requests count only in ``num_requests``, in ``errors`` and in the denominator of the goodput share.
     """
     complete = [sample for sample in run.samples if sample.is_complete]
     num_good = sum(_meets_objectives(sample, slo_ttft_s, slo_tpot_s) for sample in complete)

@@ -1,7 +1,7 @@
-"""The plot of a run, as an SVG file written by hand because the client has no plotting library.
+"""A plot of a run as an SVG file, written without a plotting library.
 
-Two panels, the time to the first piece of text and the gaps between pieces, each as the share of all that
-took at most so long (a cumulative distribution) over a logarithmic axis of time.
+The two panels show the time to first token and the gaps between pieces. Each is a cumulative distribution
+(the share of values up to a given time) over a logarithmic time axis.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["draw"]
 
 _PANEL_WIDTH, _PANEL_HEIGHT = 420, 260
 _LEFT, _TOP, _GAP, _BOTTOM = 56, 56, 64, 48
-_MIN_S = 1e-4  # pieces that came in one packet have no gap; an axis of logarithms has no zero
+_MIN_S = 1e-4  # a logarithmic axis cannot show the zero gap between pieces in one packet
 _SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 _MARKED = (50, 95)
 _MAX_POINTS = 600
@@ -28,7 +28,7 @@ _STYLE = (
 
 
 def draw(run: Run, title: str) -> str:
-    """The SVG document."""
+    """Return the SVG document."""
     complete = [sample for sample in run.samples if sample.is_complete]
     panels = (
         ("time to first token", [sample.ttft_s for sample in complete if sample.ttft_s is not None]),
@@ -74,7 +74,7 @@ def _panel(left: int, values: Sequence[float]) -> list[str]:
 
 
 class _Axis:
-    """Time from the least to the greatest value, rounded outwards to 1, 2 or 5 of a power of ten."""
+    """A time axis that covers all values, with limits rounded outwards to 1, 2 or 5 times a power of ten."""
 
     def __init__(self, left: int, values: Sequence[float]) -> None:  # in seconds, above zero
         self._left = left
@@ -86,25 +86,25 @@ class _Axis:
         self._steps = [step for step in steps if self._low <= step <= self._high]
 
     def ticks(self) -> list[float]:
-        """At most eight of the steps."""
+        """Return at most eight of the steps."""
         return self._steps[:: math.ceil(len(self._steps) / 8)]
 
     def x(self, value: float) -> float:
-        """Pixels from the left."""
+        """Return the position of a value, in pixels from the left."""
         span = math.log(self._high / self._low)
         position = math.log(min(max(value, self._low), self._high) / self._low) / span
         return self._left + position * _PANEL_WIDTH
 
 
 def duration(seconds: float) -> str:
-    """With a unit that suits: 250 us, 41 ms, 1.3 s."""
+    """Format a duration with a suitable unit: 250 us, 41 ms, 1.3 s."""
     if seconds < 1e-3:
         return f"{seconds * 1e6:.3g} us"
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _steps(values: Sequence[float]) -> list[tuple[float, float]]:
-    """Value and share of the values that are no greater, thinned to what a screen can show."""
+    """Return points of the cumulative distribution as (value, share), at most about ``_MAX_POINTS``."""
     ordered = sorted(values)
     step = math.ceil(len(ordered) / _MAX_POINTS)
     picked = range(step - 1, len(ordered), step)

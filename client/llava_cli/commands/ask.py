@@ -1,4 +1,4 @@
-"""``llava-serve ask PHOTO... "QUESTION"``: one question, its answer on stdout as it comes."""
+"""``llava-serve ask PHOTO... "QUESTION"``: ask one question and stream the response to stdout."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ask(
         list[str],
         typer.Argument(
             metavar='[PHOTO]... "QUESTION"',
-            help="Pictures (paths, URLs, - for stdin), then the question.",
+            help="Images (paths, URLs, or - for stdin), followed by the question.",
             show_default=False,
         ),
     ],
@@ -50,12 +50,12 @@ def ask(
     regex: Regex = None,
     choice: Choice = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the whole answer as one JSON object.")
+        bool, typer.Option("--json", help="Print the complete response as one JSON object.")
     ] = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Ask a question about one or more pictures, or about none."""
+    """Ask a question about zero or more images."""
     *photos, question = words
     options: ChatOptions = {
         "model": model,
@@ -82,7 +82,9 @@ def _print_stream(client: Client, question: str, images: list[ImageInput], optio
             print_delta(delta)
         typer.echo()
         if stream.finish_reason == "length":
-            typer.echo("llava-serve: the answer is cut at its longest length: raise --max-tokens", err=True)
+            typer.echo(
+                "llava-serve: The response reached its maximum length. Increase --max-tokens.", err=True
+            )
 
 
 def _image_url(photo: str, question: str) -> str:
@@ -90,5 +92,5 @@ def _image_url(photo: str, question: str) -> str:
     try:
         return image_url(sys.stdin.buffer.read() if photo == "-" else photo)
     except ImageError as exc:
-        hint = f" (the question comes last; {question!r} was taken for it)" if " " in photo else ""
+        hint = f" The question must come last, but the last argument is {question!r}." if " " in photo else ""
         raise ImageError(f"{exc}{hint}") from exc

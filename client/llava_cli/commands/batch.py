@@ -1,6 +1,6 @@
-"""``llava-serve batch FILE.jsonl``: many chats from a file, their progress, their results into a file.
+"""``llava-serve batch FILE.jsonl``: submit chat requests from a file, show progress and save the results.
 
-A batch lives on the server. Whoever stops waiting goes on later with its id in place of the file.
+The batch runs on the server. To resume waiting after an interruption, pass its ID instead of the file.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ def batch(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="FILE|ID", help="JSONL, one request a line; or the id of a batch to go on with."
+            metavar="FILE|ID", help="JSONL file with one request per line, or the ID of an existing batch."
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Where results go; else FILE.results.jsonl or ID.results.jsonl."),
+        typer.Option("--output", "-o", help="Results file. Default: FILE.results.jsonl or ID.results.jsonl."),
     ] = None,
     cancel: Annotated[
-        bool, typer.Option("--cancel", help="With an ID: stop it, and take what has been answered.")
+        bool, typer.Option("--cancel", help="Cancel the batch with the given ID and save its results.")
     ] = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Have the requests of a file answered when nobody else waits."""
+    """Run the requests in a file as a low-priority batch."""
     file = Path(source)
     is_file = file.is_file()
     if not is_file and not source.startswith(_ID):
-        fail(f"{source!r} is neither a file nor the id of a batch, which begins with {_ID}", EXIT_USAGE)
+        fail(f"{source!r} is neither a file nor a batch ID. Batch IDs begin with {_ID}.", EXIT_USAGE)
     if is_file and cancel:
-        fail("--cancel goes with the id of a batch", EXIT_USAGE)
+        fail("--cancel requires a batch ID instead of a file.", EXIT_USAGE)
     output = output or (file.with_suffix(".results.jsonl") if is_file else Path(f"{source}.results.jsonl"))
     with handle_errors(), Client(base_url, api_key) as client:
         batch_id = client.submit_batch(file).id if is_file else source
@@ -56,14 +56,15 @@ def batch(
             ended = _wait_for_end(client, batch_id)
         except (KeyboardInterrupt, APIConnectionError):
             typer.echo(
-                f"\n{batch_id} goes on; go on with it: llava-serve batch {batch_id} -o {output}", err=True
+                f"\n{batch_id} is still running. Resume with: llava-serve batch {batch_id} -o {output}",
+                err=True,
             )
             raise
         _write(client, ended, output)
 
 
 def _wait_for_end(client: Client, batch_id: str) -> Batch:
-    """Wait until the batch has ended; meanwhile show its progress in one line, on a terminal."""
+    """Wait until the batch has ended. On a terminal, show its progress."""
     console = Console(stderr=True, highlight=False)
     console.print(batch_id, soft_wrap=True)
     with console.status("waiting") as status:
@@ -75,7 +76,7 @@ def _wait_for_end(client: Client, batch_id: str) -> Batch:
 def _describe(batch: Batch) -> str:
     counts = batch.request_counts
     failed = f", {counts.failed} failed" if counts.failed else ""
-    return f"{batch.status}: {counts.completed} of {counts.total} answered{failed}"
+    return f"{batch.status}: {counts.completed} of {counts.total} requests succeeded{failed}"
 
 
 def _write(client: Client, ended: Batch, output: Path) -> None:
@@ -84,7 +85,8 @@ def _write(client: Client, ended: Batch, output: Path) -> None:
             for result in client.batch_results(ended.id):
                 file.write(json.dumps(result.raw, ensure_ascii=False) + "\n")
     except OSError as exc:
-        fail(f"cannot write {str(output)!r}: {exc.strerror}; the results of {ended.id} stay on the server")
-    typer.echo(f"{_describe(ended)}; results are in {output}", err=True)
+        path, reason = str(output), exc.strerror
+        fail(f"Cannot write {path!r}: {reason}. The results of {ended.id} are still on the server.")
+    typer.echo(f"{_describe(ended)}; results saved to {output}", err=True)
     if ended.request_counts.completed < ended.request_counts.total:
         raise typer.Exit(EXIT_FAILED)

@@ -1,4 +1,4 @@
-"""``llava-serve bench [URL]``: a load on a server, and what its users would have felt."""
+"""``llava-serve bench [URL]``: run a load against a server and report the latency that users would see."""
 
 from __future__ import annotations
 
@@ -45,29 +45,43 @@ _EXIT_CODES = {
 
 _Url = Annotated[
     str | None,
-    typer.Argument(help="The server; else $LLAVA_BASE_URL, else http://127.0.0.1:8000.", show_default=False),
+    typer.Argument(
+        help="Server URL. Default: $LLAVA_BASE_URL, or http://127.0.0.1:8000.", show_default=False
+    ),
 ]
 _Requests = Annotated[
-    int | None, typer.Option("--requests", "-n", min=1, help="How many talks; 32 unless --duration is given.")
+    int | None,
+    typer.Option("--requests", "-n", min=1, help="Number of conversations. Default: 32 without --duration."),
 ]
-_Duration = Annotated[float | None, typer.Option(min=0.001, help="Start no talk after so long, s.")]
+_Duration = Annotated[
+    float | None, typer.Option(min=0.001, help="Time after which no conversation starts, in seconds.")
+]
 _Concurrency = Annotated[
-    int | None, typer.Option("--concurrency", "-c", min=1, help="Talks at once; 1 unless --rate is given.")
+    int | None,
+    typer.Option(
+        "--concurrency", "-c", min=1, help="Maximum concurrent conversations. Default: 1 without --rate."
+    ),
 ]
-_Rate = Annotated[float | None, typer.Option(min=0.0001, help="Talks a second, at random moments (Poisson).")]
-_Pictures = Annotated[Pictures, typer.Option(help="One of its own each, one for all, none.")]
-_Size = Annotated[str, typer.Option(help="Of the pictures, in pixels.")]
-_Words = Annotated[int, typer.Option(min=1, max=100_000, help="Words of a question.")]
-_MaxTokens = Annotated[int, typer.Option(min=1, help="The answers' length, in tokens.")]
-_Turns = Annotated[int, typer.Option(min=1, max=100, help="Questions of a talk.")]
-_IgnoreEos = Annotated[bool, typer.Option(help="Ask for answers of exactly that length, if the server can.")]
-_Seed = Annotated[int | None, typer.Option(help="The same seed asks the same; else a new one.")]
-_SloTtft = Annotated[float | None, typer.Option(min=0, help="First token this soon is good, s.")]
-_SloTpot = Annotated[float | None, typer.Option(min=0, help="So long per token is good, s.")]
-_Timeout = Annotated[float, typer.Option(min=0.1, help="Silence that counts as failure, s.")]
-_WarmUp = Annotated[bool, typer.Option(help="First one request that is not measured.")]
-_Out = Annotated[Path | None, typer.Option(help="Write everything to this file, as JSON.")]
-_Plot = Annotated[Path | None, typer.Option(help="Draw the distributions into this file, as SVG.")]
+_Rate = Annotated[
+    float | None, typer.Option(min=0.0001, help="Mean conversations per second (Poisson arrivals).")
+]
+_Pictures = Annotated[Pictures, typer.Option(help="A new image per conversation, the same for all, or none.")]
+_Size = Annotated[str, typer.Option(help="Image size, in pixels.")]
+_Words = Annotated[int, typer.Option(min=1, max=100_000, help="Number of words per question.")]
+_MaxTokens = Annotated[int, typer.Option(min=1, help="Maximum number of tokens per response.")]
+_Turns = Annotated[int, typer.Option(min=1, max=100, help="Number of questions per conversation.")]
+_IgnoreEos = Annotated[bool, typer.Option(help="Generate exactly --max-tokens tokens, if supported.")]
+_Seed = Annotated[int | None, typer.Option(help="Seed for reproducible requests. Default: random.")]
+_SloTtft = Annotated[
+    float | None, typer.Option(min=0, help="Goodput limit for the time to first token, in seconds.")
+]
+_SloTpot = Annotated[
+    float | None, typer.Option(min=0, help="Goodput limit for the time per token, in seconds.")
+]
+_Timeout = Annotated[float, typer.Option(min=0.1, help="Maximum time without data, in seconds.")]
+_WarmUp = Annotated[bool, typer.Option(help="Send one unmeasured request first.")]
+_Out = Annotated[Path | None, typer.Option(help="JSON file for all results.")]
+_Plot = Annotated[Path | None, typer.Option(help="SVG file for a plot of the latency distributions.")]
 
 
 def bench(
@@ -92,7 +106,7 @@ def bench(
     plot: _Plot = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Measure a server: time to first token, time per token, gaps, throughput, errors."""
+    """Measure the latency, throughput and errors of a server under load."""
     width, height = _parse_size(size)
     plan = Plan(
         num_requests=_DEFAULT_REQUESTS if requests is None and duration is None else requests,
@@ -106,7 +120,7 @@ def bench(
         max_tokens=max_tokens,
         num_turns=turns,
         ignore_eos=ignore_eos,
-        # A different load each time: a server may have cached the images of an earlier one.
+        # A new seed for each run, because the server may have cached the images of an earlier one.
         seed=secrets.randbelow(10**9) if seed is None else seed,
     )
     _check_writable(out, plot)
@@ -141,7 +155,8 @@ def _report(
     typer.echo(sanitize(as_text(run, summary)))
     if requested.ignore_eos and not run.plan.ignore_eos:
         typer.echo(
-            "llava-serve: the server does not take ignore_eos, so answers end where they end", err=True
+            "llava-serve: The server does not support ignore_eos. Responses may be shorter than requested.",
+            err=True,
         )
     _fail_if_none_completed(run)
 
@@ -151,21 +166,25 @@ def _fail_if_none_completed(run: Run) -> None:
         return
     kinds = Counter(sample.error for sample in run.samples)
     if not kinds:
-        fail("no request was sent: give a longer --duration")
+        fail("No request was sent. Increase --duration.")
     [(kind, _)] = kinds.most_common(1)
     message = next(sample.message for sample in run.samples if sample.error == kind)
-    fail(f"no request was answered; most failed so: {message}", _EXIT_CODES.get(kind or "", EXIT_FAILED))
+    fail(f"No request completed. Most common error: {message}", _EXIT_CODES.get(kind or "", EXIT_FAILED))
 
 
 def _parse_size(text: str) -> tuple[int, int]:
     match = _SIZE.fullmatch(text)
     if match is None or int(match[1]) * int(match[2]) > _MAX_PIXELS:
-        fail(f"--size is {text!r}: give width x height in pixels, such as 640x480", EXIT_USAGE)
+        fail(
+            f"--size is {text!r}. Use WIDTHxHEIGHT, such as 640x480, with at most {_MAX_PIXELS:,} pixels.",
+            EXIT_USAGE,
+        )
     return int(match[1]), int(match[2])
 
 
 def _check_writable(*paths: Path | None) -> None:
-    """Fail before the load runs, not after it."""
+    """Exit before the load runs if the folder of an output file does not exist."""
     for path in paths:
         if path is not None and not path.absolute().parent.is_dir():
-            fail(f"cannot write {str(path)!r}: there is no such folder", EXIT_USAGE)
+            output = str(path)
+            fail(f"Cannot write {output!r}: the folder does not exist.", EXIT_USAGE)

@@ -1,7 +1,7 @@
-"""``llava-serve chat [PHOTO]``: a talk of several turns in the terminal.
+"""``llava-serve chat [PHOTO]``: an interactive conversation in the terminal.
 
-Ctrl-C stops an answer, not the program; what was seen of it stays in the talk. Without a terminal the
-questions are the lines of stdin and only answers are printed.
+Ctrl-C stops the response, not the program; the part that was received stays in the conversation. Without a
+terminal, each line of stdin is a question, and only responses are printed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from llava_cli.printing import print_delta, sanitize
 
 __all__ = ["chat"]
 
-_HELP = """/image PATH   show another picture with the next question
-/reset        forget the talk
-/quit         leave (Ctrl-D too)
-Ctrl-C        stop the answer"""
+_HELP = """/image PATH   add an image to the next question
+/reset        clear the conversation
+/quit         quit (also Ctrl-D)
+Ctrl-C        stop the response"""
 
 
 def chat(
-    photo: Annotated[str | None, typer.Argument(help="A picture to talk about: a path or a URL.")] = None,
+    photo: Annotated[str | None, typer.Argument(help="Image for the first question: a path or URL.")] = None,
     model: ModelName = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
@@ -38,7 +38,7 @@ def chat(
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Talk about pictures, turn by turn."""
+    """Chat about images interactively."""
     with handle_errors(), Client(base_url, api_key) as client:
         conversation = client.conversation(
             image=image_url(photo) if photo else None,
@@ -54,8 +54,10 @@ def chat(
 
 
 class _ChatLoop:
-    """The loop of questions and commands. In a terminal a failed question is reported and the loop continues;
-    otherwise it ends the program."""
+    """The input loop.
+
+    In a terminal, a failed question is reported and the loop continues; otherwise the program exits.
+    """
 
     def __init__(self, conversation: Conversation, *, is_terminal: bool) -> None:
         self._conversation = conversation
@@ -67,9 +69,9 @@ class _ChatLoop:
         }
 
     def run(self) -> int:
-        """Ask until /quit or the end of input; gives the exit code."""
+        """Process input until /quit or the end of input. Return the exit code."""
         if self._is_terminal:
-            import readline  # noqa: F401  gives input() a line editor and a history
+            import readline  # noqa: F401  adds line editing and history to input()
 
             typer.echo("/image PATH, /reset, /quit, /help")
         while (line := self._read()) is not None:
@@ -79,7 +81,7 @@ class _ChatLoop:
         return 0
 
     def _run_line(self, line: str) -> LlavaError | None:
-        """Run a command or ask a question. Report an error and return it."""
+        """Run a command or ask a question. Print and return any error."""
         try:
             self._dispatch(line)
         except LlavaError as exc:
@@ -88,7 +90,7 @@ class _ChatLoop:
         return None
 
     def _read(self) -> str | None:
-        """The next line with something on it; None to leave."""
+        """Return the next non-empty line, or None to quit."""
         while True:
             try:
                 line = input("you> " if self._is_terminal else "").strip()
@@ -97,7 +99,7 @@ class _ChatLoop:
             except KeyboardInterrupt:
                 if not self._is_terminal:
                     raise
-                typer.echo("\n/quit or Ctrl-D leaves")
+                typer.echo("\nPress Ctrl-D or enter /quit to quit.")
                 continue
             if line == "/quit":
                 return None
@@ -109,11 +111,11 @@ class _ChatLoop:
         if word in self._commands:
             self._commands[word](rest.strip())
         elif word.startswith("/"):
-            typer.echo(f"{word} is no command:\n{_HELP}", err=True)
+            typer.echo(f"Unknown command {word}. Commands:\n{_HELP}", err=True)
         else:
-            self._answer(line)
+            self._ask(line)
 
-    def _answer(self, question: str) -> None:
+    def _ask(self, question: str) -> None:
         try:
             with self._conversation.stream(question) as stream:
                 for delta in stream:
@@ -126,7 +128,7 @@ class _ChatLoop:
 
     def _show_image(self, path: str) -> None:
         if not path:
-            raise ImageError("/image needs a path or a URL after it")
+            raise ImageError("/image requires a path or URL.")
         self._conversation.show(image_url(path))
 
     def _reset(self, _: str) -> None:

@@ -1,4 +1,4 @@
-"""``llava-serve embed``: vectors of texts or of pictures, one JSON list a line."""
+"""``llava-serve embed``: print the embeddings of texts or images, one JSON list per line."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["embed"]
 
 def embed(
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts.", show_default=False)
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to embed.", show_default=False)
     ] = None,
     images: Annotated[
         list[Path] | None,
-        typer.Option("--image", "-i", help="A picture in place of texts: repeat the option."),
+        typer.Option("--image", "-i", help="Image to embed instead of texts. Can be repeated."),
     ] = None,
     model: ModelName = None,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Print the vector of each text, or of each picture."""
+    """Print the embedding of each text or image."""
     if bool(texts) == bool(images):
-        fail("give either texts or --image: their vectors are not comparable with each other", EXIT_USAGE)
+        fail("Pass either texts or --image. Text and image embeddings are not comparable.", EXIT_USAGE)
     with handle_errors(), Client(base_url, api_key) as client:
         for vector in client.embed(texts or None, image=images or None, model=model).vectors:
             typer.echo(json.dumps(vector))

@@ -1,4 +1,4 @@
-"""Commands that are other programs: the process becomes the server, a worker or the operator's console."""
+"""Commands that replace this process with the server, a worker or an operator command."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ __all__ = ["dlq", "doctor", "keys", "server", "top", "worker"]
 
 
 def server(context: typer.Context) -> None:
-    """Run the HTTP server; its own --help lists the flags."""
+    """Run the HTTP server. Use --help to list its flags."""
     _exec("server", "llava_server", context.args)
 
 
 def keys(context: typer.Context) -> None:
-    """Make, list and revoke API keys; its own --help lists the commands."""
+    """Create, list and revoke API keys. Use --help to list its commands."""
     _exec("server", "llava_server.operator.cli.api_keys", context.args)
 
 
 def worker(context: typer.Context) -> None:
-    """Run one worker; its own --help lists the flags."""
+    """Run one worker. Use --help to list its flags."""
     _exec("worker", "llava_worker", context.args)
 
 
 def top(context: typer.Context) -> None:
-    """Watch workers, streams and queues live; needs the queue's URL."""
+    """Show workers, streams and queues live. Requires the Redis URL."""
     _exec("server", "llava_server.operator.cli", ["top", *context.args])
 
 
 def doctor(context: typer.Context) -> None:
-    """Check the queue's server, the clocks and the fleet; needs the queue's URL."""
+    """Check Redis, the clocks and the running processes. Requires the Redis URL."""
     _exec("server", "llava_server.operator.cli", ["doctor", *context.args])
 
 
 def dlq(context: typer.Context) -> None:
-    """Show and replay the requests that killed workers; needs the queue's URL."""
+    """Show and replay requests that crashed workers. Requires the Redis URL."""
     _exec("server", "llava_server.operator.cli", ["dlq", *context.args])
 
 
 def _exec(name: str, module: str, arguments: list[str]) -> None:
     model = "echo" if {"echo", "--model=echo"} & set(arguments) else ""
     if missing := missing_modules(name, model=model):
-        fail(f"the {name} needs {', '.join(missing)}: {install_line(name)}", EXIT_USAGE)
+        modules, command = ", ".join(missing), install_line(name)
+        fail(f"The {name} requires modules that are not installed: {modules}. Run: {command}", EXIT_USAGE)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

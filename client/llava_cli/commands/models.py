@@ -1,4 +1,4 @@
-"""``llava-serve models``: what the server can be asked for."""
+"""``llava-serve models``: list the models that the server offers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ __all__ = ["models"]
 
 
 def models(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print all that the server says about them.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all fields of the models as JSON.")] = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
 ) -> None:
-    """List the models, one name a line."""
+    """List the models, one name per line."""
     with handle_errors(), Client(base_url, api_key) as client:
         listed = client.models()
         if as_json:

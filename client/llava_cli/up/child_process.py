@@ -1,7 +1,7 @@
-"""One child process of ``llava-serve up``: its start, its last lines, its end.
+"""A child process of ``llava-serve up``.
 
-It runs in a session of its own, so that Ctrl-C in the terminal reaches only the parent, which then stops the
-children in order; and behind ``parent_death_signal``, so that it does not outlive the parent.
+It runs in its own session, so that Ctrl-C in the terminal reaches only the parent, which then stops the
+children in order. It is started through ``parent_death_signal``, so that it does not outlive the parent.
 """
 
 from __future__ import annotations
@@ -22,23 +22,26 @@ __all__ = ["Child", "Program", "describe_exit"]
 _PARENT_DEATH_SIGNAL = str(Path(__file__).with_name("parent_death_signal.py"))
 _TAIL_LINES = 20
 _READ_BYTES = 1 << 16
-_READ_REST_S = 1.0  # a program in a session of its own may hold the pipe: what is there comes at once
+_READ_REST_S = 1.0  # a daemon in another session may keep the pipe open
 
 
 @dataclass(frozen=True)
 class Program:
-    """What to run. ``stop_grace_s`` is how long it may take to end after SIGTERM; ``socket_path`` is where
-    it listens once it is ready for those who are started after it."""
+    """A program to run.
+
+    ``stop_grace_s`` is how long it may take to exit after SIGTERM. ``socket_path`` is the Unix socket on
+    which it listens once it is ready, or None.
+    """
 
     name: str
     command: tuple[str, ...]
-    environment: Mapping[str, str] = field(repr=False)  # holds the Redis URL and API keys
+    environment: Mapping[str, str] = field(repr=False)  # contains the Redis URL and API keys
     stop_grace_s: float = 10.0
     socket_path: Path | None = None
 
 
 class Child:
-    """A running program. ``on_line(name, line)`` gets what it prints; ``tail`` keeps the last of it."""
+    """A running program. ``on_line(name, line)`` receives its output; ``tail`` holds its last lines."""
 
     def __init__(self, program: Program, on_line: Callable[[str, str], None]) -> None:
         self.program = program
@@ -48,9 +51,12 @@ class Child:
         self._reader: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start it (again). Call from the main thread: the death signal is tied to the thread that starts."""
+        """Start or restart the program.
+
+        Call from the main thread, because the parent death signal is tied to the calling thread.
+        """
         await self.aclose()
-        # A pipe of our own: with asyncio's, a process counts as running for as long as anyone holds its pipe.
+        # Not asyncio.subprocess.PIPE: its wait() returns only after every holder of the pipe has closed it.
         read_end, write_end = os.pipe()
         pipe = os.fdopen(read_end, "rb", buffering=0)
         try:
@@ -71,9 +77,10 @@ class Child:
         self._reader = asyncio.create_task(self._read_lines(pipe))
 
     async def wait(self) -> int:
-        """Its exit status once it has ended and its last line was read; negative for a signal.
+        """Wait until the process has exited and its output has been read.
 
-        What it started and left behind is killed: it would hold memory, a port or our pipe.
+        Return the exit status, or the negative number of the signal that killed it. Processes that it left
+        behind are killed, because they would hold memory, a port or the output pipe.
         """
         process, reader = self._running()
         status = await process.wait()
@@ -83,7 +90,7 @@ class Child:
         return status
 
     async def stop(self, kill_now: asyncio.Event) -> None:
-        """SIGTERM, and SIGKILL to all that it started when its grace is over or ``kill_now`` is set."""
+        """Send SIGTERM, then SIGKILL to the process group after the grace period or ``kill_now``."""
         if self._process is None or self._process.returncode is not None:
             return
         process, _ = self._running()
@@ -100,13 +107,13 @@ class Child:
         await ended
 
     async def aclose(self) -> None:
-        """Let go of the pipe of a process that has ended."""
+        """Close the output pipe of a process that has exited."""
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
 
     def _running(self) -> tuple[asyncio.subprocess.Process, asyncio.Task[None]]:
-        assert self._process is not None and self._reader is not None, "start() comes first"
+        assert self._process is not None and self._reader is not None, "call start() first"
         return self._process, self._reader
 
     async def _read_lines(self, pipe: IO[bytes]) -> None:
@@ -115,7 +122,7 @@ class Child:
             lambda: asyncio.StreamReaderProtocol(stream), pipe
         )
         try:
-            # Not readline(): a line may be longer than its limit, and a full pipe would stop the child.
+            # Not readline(), which fails on lines above its limit: a pipe that is not read blocks the child.
             rest = b""
             while chunk := await stream.read(_READ_BYTES):
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -134,9 +141,9 @@ class Child:
 
 
 def describe_exit(status: int) -> str:
-    """An exit status in words."""
+    """Describe an exit status as a phrase for messages."""
     if status >= 0:
-        return f"ended with status {status}"
+        return f"exited with status {status}"
     try:
         return f"was killed by {signal.Signals(-status).name}"
     except ValueError:

@@ -1,6 +1,7 @@
-"""What ``llava-serve up`` shows: a spinner while it starts, then a panel, then only what matters.
+"""The terminal output of ``llava-serve up``: a spinner during startup, then a panel, then important events.
 
-Without a terminal the same facts come as plain lines. Children's output is shown with ``--verbose`` only.
+Without a terminal, the same information is printed as plain lines. The output of the children is shown only
+with ``--verbose``.
 """
 
 from __future__ import annotations
@@ -20,46 +21,46 @@ from llava_cli.up.plan import LaunchPlan
 
 __all__ = ["Display", "curl_command", "example_image"]
 
-_COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
+_COLORS = ("cyan", "magenta", "green", "yellow", "blue")
 _STATUS_WIDTH = 70
 _IMAGES = ("*.png", "*.jpg", "*.jpeg", "*.webp")
 
 
 class Display:
-    """Owns the terminal while ``up`` runs: children's lines go to stderr, what is ready goes to stdout."""
+    """The display of ``up``. Events and the children's output go to stderr, the ready message to stdout."""
 
     def __init__(self, *, is_verbose: bool) -> None:
         self._out = Console(highlight=False)
         self._err = Console(stderr=True, highlight=False)
         self._is_verbose = is_verbose
         self._status: Status | None = None
-        self._colours: dict[str, str] = {}
+        self._colors: dict[str, str] = {}
 
     @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Show that something is under way, with the children's latest line beside it."""
+    def waiting(self, activity: str) -> Iterator[None]:
+        """Show a spinner with ``activity``, or with the latest output line of a child once there is one."""
         if not self._err.is_terminal:
-            self.show(what)
+            self.show(activity)
             yield
             return
-        with self._err.status(escape(what)) as self._status:
+        with self._err.status(escape(activity)) as self._status:
             yield
         self._status = None
 
     def line(self, name: str, text: str) -> None:
-        """One line that a child printed."""
+        """Handle a line of a child's output."""
         if self._is_verbose:
-            colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
-            self._err.print(f"[{colour}]{name:>9} |[/] {escape(text)}", soft_wrap=True)
+            color = self._colors.setdefault(name, _COLORS[len(self._colors) % len(_COLORS)])
+            self._err.print(f"[{color}]{name:>9} |[/] {escape(text)}", soft_wrap=True)
         elif self._status is not None:
             self._status.update(escape(f"{name}: {text}"[:_STATUS_WIDTH]))
 
     def show(self, sentence: str) -> None:
-        """A fact that is shown in any case."""
+        """Print a message, with or without ``--verbose``."""
         self._err.print(escape(sentence), soft_wrap=True)
 
     def ready(self, plan: LaunchPlan, model: str) -> None:
-        """Where everything is and how to try and stop it."""
+        """Print the URLs, the model, how to stop, and a curl command to try."""
         rows = [
             f"playground  {plan.base_url}/",
             f"API         {plan.base_url}/v1",
@@ -77,21 +78,21 @@ class Display:
         self._out.print(escape(curl_command(plan, model, example_image(Path.cwd()))), soft_wrap=True)
 
     def tail(self, lines: Sequence[str]) -> None:
-        """The last lines of a child that failed, unless they have been shown already."""
+        """Print the last lines of a child that failed, unless they have already been shown."""
         if not self._is_verbose:
             for line in lines:
                 self._err.print(escape(f"  {line}"), soft_wrap=True)
 
 
 def example_image(folder: Path) -> str:
-    """Return an image for the curl command: the first one in ``examples/``, otherwise a made-up name."""
+    """Return an image for the curl command: the first one in ``examples/``, or a placeholder name."""
     found = sorted(path for pattern in _IMAGES for path in (folder / "examples").glob(pattern))
     return str(found[0].relative_to(folder)) if found else "photo.png"
 
 
 def curl_command(plan: LaunchPlan, model: str, image: str) -> str:
     """Return a command that asks about ``image``. It works in sh, bash and zsh, with GNU and BSD tools."""
-    # Servers detect the format from the bytes, so the media type need not be the image's own.
+    # Servers detect the format from the bytes, so the media type does not have to match.
     before = f'{{"model": {json.dumps(model)}, "messages": [{{"role": "user", "content": ['
     before += '{"type": "image_url", "image_url": {"url": "data:image/png;base64,'
     after = '"}}, {"type": "text", "text": "What is in the picture?"}]}]}'

@@ -1,4 +1,4 @@
-"""The GPUs that ``llava-serve up --gpus`` names, listed by nvidia-smi because torch is not imported here."""
+"""GPU selection for ``llava-serve up --gpus``. Uses nvidia-smi, because the CLI does not import torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Mapping
 __all__ = ["GpusUnavailable", "choose_gpus"]
 
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
-_TIMEOUT_S = 30.0  # a driver that is not loaded yet is loaded by the question
+_TIMEOUT_S = 30.0  # long, because nvidia-smi loads the driver if necessary
 _NAME = re.compile(r"\d+|(GPU|MIG)-[\w-]+")
 
 
 class GpusUnavailable(Exception):
-    """The message says what was asked for, what there is, and the way out."""
+    """The selected GPUs are invalid or unavailable. The message contains the remedy."""
 
 
 def choose_gpus(text: str, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The names of "all" (that CUDA may see) or of "0,2", each once. Raises GpusUnavailable."""
+    """Return the GPUs in a list such as "0,2", or for "all" those visible to CUDA. Raises GpusUnavailable."""
     if text != "all":
         return _parse(text, "--gpus")
     if visible := environment.get("CUDA_VISIBLE_DEVICES"):
@@ -29,12 +29,12 @@ def choose_gpus(text: str, environment: Mapping[str, str]) -> tuple[str, ...]:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise GpusUnavailable(
-            f"--gpus all: nvidia-smi, which knows them, cannot be asked ({error}): name them, as in "
-            "--gpus 0,1, or leave --gpus out to run on what there is"
+            f"--gpus all requires nvidia-smi, which failed: {error}. List the GPUs, as in --gpus 0,1, or "
+            "omit --gpus to use the default device."
         ) from error
     gpus = tuple(done.stdout.split())
     if not gpus:
-        raise GpusUnavailable("--gpus all: there is none; leave --gpus out to run on the CPU")
+        raise GpusUnavailable("--gpus all found no GPU. Omit --gpus to run on the CPU.")
     return gpus
 
 
@@ -43,6 +43,7 @@ def _parse(text: str, where: str) -> tuple[str, ...]:
     wrong = [name for name in names if not _NAME.fullmatch(name)]
     if wrong or len(set(names)) < len(names):
         raise GpusUnavailable(
-            f"{where} is {text!r}: give all, or numbers and UUIDs as nvidia-smi -L tells them, each once: 0,1"
+            f"{where} is {text!r}. Use distinct GPU numbers or UUIDs as listed by nvidia-smi -L, separated "
+            "by commas, such as 0,1. --gpus also accepts all."
         )
     return names

@@ -1,9 +1,10 @@
-"""Runs a program that ends with the process that started it, even if that one is killed with SIGKILL.
+"""Run a command that is killed when its parent process exits, even if the parent is killed with SIGKILL.
 
     python -I -S parent_death_signal.py PARENT_PID COMMAND [ARGUMENT]...
 
-A script of its own and not a ``preexec_fn``: nothing of the parent's threads or locks is in this process. It
-becomes the command by exec, which keeps the death signal. Linux only; elsewhere it just becomes the command.
+This is a separate script instead of a ``preexec_fn``, so that it does not inherit the parent's threads and
+locks. It replaces itself with the command by exec, which keeps the death signal. The signal requires Linux;
+on other systems, the script only runs the command.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
-_EXIT_NOT_FOUND = 127  # as a shell says it
+_EXIT_NOT_FOUND = 127  # the exit status that shells use
 
 
 def main(arguments: list[str]) -> None:
-    """Tie this process to ``arguments[0]``, its parent's pid, and become the rest."""
+    """Tie this process to its parent, pid ``arguments[0]``, and exec the remaining arguments."""
     parent, *command = arguments
     if sys.platform == "linux":
-        # SIGKILL: without the parent there is no Redis either, so there is nothing to drain to.
+        # SIGKILL, because Redis is killed together with the parent and draining would fail.
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(parent):  # it died before the signal was set
+        if os.getppid() != int(parent):  # the parent exited before the signal was set
             sys.exit(0)
     try:
         os.execvp(command[0], command)
     except OSError as exc:
-        sys.stderr.write(f"cannot start {command[0]}: {exc.strerror}\n")
+        sys.stderr.write(f"Cannot start {command[0]}: {exc.strerror}.\n")
         sys.exit(_EXIT_NOT_FOUND)
 
 

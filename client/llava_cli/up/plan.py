@@ -1,4 +1,4 @@
-"""What ``llava-serve up`` is going to run, as data: made from the options before anything is started."""
+"""The processes that ``llava-serve up`` runs, derived from its options before anything is started."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from llava_cli.up.child_process import Program
 
 __all__ = ["LaunchPlan"]
 
-# Long enough to finish a short response, and not too long for somebody who stops a server on a laptop.
+# Long enough to finish a short response, but short for a developer who stops a local server.
 _DRAIN_S = 5
 _WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """The processes of one ``up``. With ``gpus`` there is one worker for each.
+    """The processes of one ``up``. With ``gpus``, there is one worker per GPU.
 
-    ``generated_key`` is the API key of this run; None if the server requires none or has keys of its own.
+    ``generated_key`` is the API key generated for this run; None if no key is required or keys are
+    configured.
     """
 
     model: str
@@ -38,17 +39,17 @@ class LaunchPlan:
 
     @staticmethod
     def generate_key(host: str, environment: Mapping[str, str]) -> str | None:
-        """A new API key if others can reach ``host`` and the environment gives the server none."""
+        """Return a new API key if ``host`` is reachable from other machines and no key is configured."""
         return None if is_loopback(host) or _has_keys(environment) else f"lv-{secrets.token_urlsafe(24)}"
 
     @property
     def base_url(self) -> str:
-        """Where this machine reaches the server."""
+        """The server's URL on this machine."""
         host = _WILDCARD_HOSTS.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def server(self, redis_url: str) -> Program:
-        """The HTTP server's process."""
+        """Return the HTTP server process."""
         command = _python("llava_server", "--host", self.host, "--port", str(self.port))
         environment = _environment(redis_url)
         if self.generated_key:
@@ -59,7 +60,7 @@ class LaunchPlan:
         return Program("server", command, environment, stop_grace_s=_DRAIN_S + 10.0)
 
     def workers(self, redis_url: str) -> list[Program]:
-        """The workers' processes. Several share the processor's cores instead of fighting for them."""
+        """Return the worker processes. The CPU cores are divided among them to avoid contention."""
         flags = ["--model", self.model, "--precision", self.precision, "--device", self.device]
         if self.served_model_name:
             flags += ["--served-model-name", self.served_model_name]
@@ -85,8 +86,8 @@ def _python(module: str, *flags: str) -> tuple[str, ...]:
 
 
 def _environment(redis_url: str) -> dict[str, str]:
-    """Ours with the queue's URL: not on the command line, where everyone could read its password."""
-    # Output to a pipe would otherwise come in blocks, and a dying child's last words not at all.
+    """Return the environment of a child, including the Redis URL, which may contain a password."""
+    # Unbuffered, because a child that crashes would otherwise lose its last output lines.
     environment = {**os.environ, "LLAVA_REDIS_URL": redis_url, "PYTHONUNBUFFERED": "1"}
-    environment.pop("LLAVA_REDIS_URL_FILE", None)  # the programs refuse to be given both
+    environment.pop("LLAVA_REDIS_URL_FILE", None)  # the programs reject both settings together
     return environment

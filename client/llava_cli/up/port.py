@@ -1,4 +1,4 @@
-"""Whether the address to listen on is free and, if not, who has it: asked before anything is started."""
+"""Check whether the listen address is free; if not, find the process that uses it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 __all__ = ["PortUnavailable", "check_port", "owner_of"]
 
-_LISTEN = "0A"  # the state's number in /proc/net/tcp
+_LISTEN = "0A"  # state TCP_LISTEN in /proc/net/tcp
 
 
 class PortUnavailable(Exception):
-    """The address cannot be listened on; the message says why and what to do."""
+    """The server cannot listen on the address. The message contains the reason and the remedy."""
 
 
 def check_port(host: str, port: int) -> int:
-    """The port to use: ``port`` itself, or a free one for 0. Raises PortUnavailable."""
+    """Return ``port``, or a free port for 0. Raises PortUnavailable."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -33,12 +33,12 @@ def check_port(host: str, port: int) -> int:
 
 
 def owner_of(port: int) -> str | None:
-    """Who listens on ``port``, as "python3 -m http.server (pid 42)"; None if it cannot be told."""
+    """Return the process that listens on ``port``, as "python3 -m http.server (pid 42)"; None if unknown."""
     inodes = set(_listening_inodes(port))
     for entry in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
         try:
             target = os.readlink(entry)
-        except OSError:  # another user's process, or it has just gone
+        except OSError:  # another user's process, or one that has just exited
             continue
         if target.removeprefix("socket:[").removesuffix("]") in inodes:
             return _process(entry.parents[1])
@@ -47,11 +47,13 @@ def owner_of(port: int) -> str | None:
 
 def _explain(host: str, port: int, exc: Exception) -> str:
     if isinstance(exc, OSError) and exc.errno == errno.EADDRINUSE:
-        owner = owner_of(port)
-        taken = f"by {owner}" if owner else "by another program"
-        return f"port {port} on {host} is taken {taken}: stop it, or choose another with --port (0: any)"
+        owner = owner_of(port) or "another program"
+        return (
+            f"Port {port} on {host} is in use by {owner}. Stop that process, or choose another port with "
+            "--port (0 selects a free port)."
+        )
     reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-    return f"cannot listen on {host}, port {port}: {reason}"
+    return f"Cannot listen on {host}, port {port}: {reason}."
 
 
 def _listening_inodes(port: int) -> Iterator[str]:

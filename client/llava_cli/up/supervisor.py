@@ -1,7 +1,8 @@
-"""Keeps the children of ``llava-serve up`` running, and stops them in order.
+"""Supervision of the children of ``llava-serve up``: restarts and orderly shutdown.
 
-Until ``enable_restarts`` any exit is final: a program that cannot start is not helped by a restart. After
-it a child that exits is restarted, with growing delays, until its restart budget is used up.
+Before ``enable_restarts`` is called, any exit is final, because restarting a program that cannot start does
+not help. Afterwards, a child that exits is restarted with increasing delays until its restart budget is
+exhausted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["ChildFailed", "RestartBudget", "Supervisor"]
 
 
 class ChildFailed(Exception):
-    """A child ended for good; ``tail`` is the last that it printed."""
+    """A child exited and will not be restarted. ``tail`` holds its last output lines."""
 
     def __init__(self, name: str, status: int, tail: Sequence[str], when: str) -> None:
         super().__init__(f"{name} {describe_exit(status)} {when}".rstrip())
@@ -31,7 +32,7 @@ class ChildFailed(Exception):
 
 @dataclass(frozen=True)
 class RestartBudget:
-    """At most ``max_restarts`` of one child within ``window_s``; the waits double up to ``max_delay_s``."""
+    """At most ``max_restarts`` per child within ``window_s``. Delays double up to ``max_delay_s``."""
 
     max_restarts: int = 5
     window_s: float = 300.0
@@ -39,16 +40,16 @@ class RestartBudget:
     max_delay_s: float = 15.0
 
     def delay_s(self, num_recent: int) -> float | None:
-        """The wait before the next start after ``num_recent`` recent ones; None: the budget is used up."""
+        """Return the delay after ``num_recent`` recent restarts, or None if the budget is exhausted."""
         if num_recent >= self.max_restarts:
             return None
         return min(self.initial_delay_s * 2.0**num_recent, self.max_delay_s)
 
 
 class Supervisor:
-    """Owns the children, in layers: started first to last, stopped last to first. Use as a context manager.
+    """A context manager that starts layers of children in order and stops them in reverse order.
 
-    Stopping kills the children once ``kill_now`` is set. ``on_event`` receives a message for each restart.
+    Once ``kill_now`` is set, stopping kills the children. ``on_event`` receives a message for each restart.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Supervisor:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for monitor in self._monitors:  # first, or they would start again what is stopped here
+        for monitor in self._monitors:  # first, so that they do not restart the children stopped below
             monitor.cancel()
         await asyncio.gather(*self._monitors, return_exceptions=True)
         for layer in reversed(self._process_layers):
@@ -83,7 +84,7 @@ class Supervisor:
             await asyncio.gather(*(child.aclose() for child in layer))
 
     async def start(self, layer: Sequence[Program]) -> None:
-        """Start the programs of one layer; does not wait until they are ready for work."""
+        """Start the programs of one layer without waiting until they are ready."""
         children = [Child(program, self._on_line) for program in layer]
         self._process_layers.append(children)
         for child in children:
@@ -95,7 +96,7 @@ class Supervisor:
         self._is_restarting = True
 
     async def watch(self) -> None:
-        """Never returns. Raises ChildFailed when a child has ended for good."""
+        """Wait until a child has failed permanently, then raise ChildFailed. Never returns."""
         raise await asyncio.shield(self._failure)
 
     async def _monitor(self, child: Child) -> None:
@@ -110,7 +111,7 @@ class Supervisor:
                 self._fail(child, status, num_restarts=len(restarts))
                 return
             name = child.program.name
-            self._on_event(f"{name} {describe_exit(status)}; starting it again in {delay_s:g} s")
+            self._on_event(f"{name} {describe_exit(status)}; restarting in {delay_s:g} s")
             await asyncio.sleep(delay_s)
             restarts.append(loop.time())
             await child.start()

@@ -1,9 +1,9 @@
-"""``llava-serve up``: a queue, a server and workers on this machine, started, watched and stopped together.
+"""``llava-serve up``: runs Redis, a server and workers on this machine and stops them together.
 
-    check the extras, the port, the Redis  ->  plan  ->  start [redis] [workers] [server]
+    check extras, port and Redis  ->  plan  ->  start [redis] [workers] [server]
     ->  wait for /readyz  ->  panel  ->  watch until Ctrl-C or SIGTERM  ->  stop [server] [workers] [redis]
 
-A second Ctrl-C kills what has not ended yet.
+A second Ctrl-C kills the processes that are still running.
 """
 
 from __future__ import annotations
@@ -38,23 +38,30 @@ _POLL_S = 0.1
 
 def up(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="'tiny' (bundled), a folder, a hub name, or 'echo'.")
+        str,
+        typer.Option(
+            "--model", "-m", help="Model: 'tiny' (bundled), a folder, a Hugging Face name, or 'echo'."
+        ),
     ] = "tiny",
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, ...: as the worker takes it.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of worker processes.")] = 1,
+    precision: Annotated[str, typer.Option(help="Data type: auto, fp32, bf16, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, ...")] = "auto",
     gpus: Annotated[
-        str | None, typer.Option(help="A worker for each of these GPUs: 'all', or as in '0,1'.")
+        str | None, typer.Option(help="GPUs, with one worker per GPU: 'all', or a list such as '0,1'.")
     ] = None,
-    served_model_name: Annotated[str | None, typer.Option(help="What requests call the model.")] = None,
-    host: Annotated[str, typer.Option(help="Another than loopback asks for an API key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    served_model_name: Annotated[str | None, typer.Option(help="Model name in the API.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Listen address. Requires an API key unless it is loopback.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Listen port. 0 selects a free port.")] = 8000,
     redis_url: Annotated[
-        str | None, typer.Option(envvar="LLAVA_REDIS_URL", help="Else a private one is started.")
+        str | None, typer.Option(envvar="LLAVA_REDIS_URL", help="Redis URL. Default: start a private Redis.")
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the processes print.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the output of the processes.")
+    ] = False,
 ) -> None:
-    """Start everything on this machine and show where it is."""
+    """Run Redis, a server and workers on this machine."""
     _check_extras(model)
     display = Display(is_verbose=verbose)
     with handle_errors(), ExitStack() as stack:
@@ -81,7 +88,7 @@ def up(
 
 
 async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -> None:
-    """Start, show, watch, stop. Returns when asked to stop; raises ChildFailed."""
+    """Start, supervise and stop the processes. Returns after a stop signal; raises ChildFailed."""
     stop, kill_now = asyncio.Event(), asyncio.Event()
     _listen_for_signals(stop, kill_now)
     async with Supervisor(on_line=display.line, on_event=display.show, kill_now=kill_now) as supervisor:
@@ -91,7 +98,7 @@ async def run(plan: LaunchPlan, layers: list[list[Program]], display: Display) -
             supervisor.enable_restarts()
             display.ready(plan, await _served_name(plan))
             await _run_until_first(stop.wait(), supervisor.watch())
-        display.show("stopping; Ctrl-C again kills")
+        display.show("stopping; press Ctrl-C again to kill")
 
 
 def _check_extras(model: str) -> None:
@@ -99,22 +106,23 @@ def _check_extras(model: str) -> None:
     incomplete = [extra for extra, modules in missing.items() if modules]
     if incomplete:
         names = ", ".join(sorted({name for modules in missing.values() for name in modules}))
-        fail(f"`up` needs {names}: {install_line(*incomplete)}", EXIT_USAGE)
+        command = install_line(*incomplete)
+        fail(f"`up` requires modules that are not installed: {names}. Run: {command}", EXIT_USAGE)
 
 
 def _choose_gpus(gpus: str | None, num_workers: int, device: str) -> tuple[str, ...]:
-    """Raises GpusUnavailable."""
+    """Return the GPUs, or nothing without --gpus. Raises GpusUnavailable."""
     if gpus is None:
         return ()
     if num_workers > 1 or device != "auto":
         raise GpusUnavailable(
-            f"--gpus {gpus} makes a worker for each GPU: leave out --workers and --device, or --gpus"
+            f"--gpus {gpus} runs one worker per GPU. Omit either --gpus, or --workers and --device."
         )
     return choose_gpus(gpus, os.environ)
 
 
 def _process_layers(plan: LaunchPlan, redis_url: str | None, stack: ExitStack) -> list[list[Program]]:
-    """What to start, in order; a private Redis's folder lives as long as ``stack``. Raises RedisNotFound."""
+    """Return the programs to start, in order. ``stack`` owns the private Redis. Raises RedisNotFound."""
     if redis_url:
         return [plan.workers(redis_url), [plan.server(redis_url)]]
     redis, redis_url = stack.enter_context(private_redis())
@@ -124,7 +132,7 @@ def _process_layers(plan: LaunchPlan, redis_url: str | None, stack: ExitStack) -
 def _listen_for_signals(stop: asyncio.Event, kill_now: asyncio.Event) -> None:
     """Set ``stop`` at the first signal and ``kill_now`` at the second.
 
-    SIGHUP means that the terminal was closed. Under nohup it is ignored, and stays so.
+    SIGHUP means that the terminal was closed. It stays ignored under nohup.
     """
 
     def on_signal() -> None:
@@ -136,7 +144,7 @@ def _listen_for_signals(stop: asyncio.Event, kill_now: asyncio.Event) -> None:
 
 
 async def _run_until_first(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Wait until one ends, stop the others, and raise what it raised."""
+    """Wait until one coroutine ends, cancel the others, and raise its exception, if any."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -161,7 +169,7 @@ async def _wait_until_listening(path: Path) -> None:
     while True:
         try:
             _, writer = await asyncio.open_unix_connection(path)
-        except OSError:  # not there yet
+        except OSError:  # not created yet
             await asyncio.sleep(_POLL_S)
             continue
         writer.close()
@@ -170,7 +178,7 @@ async def _wait_until_listening(path: Path) -> None:
 
 
 async def _wait_until_ready(base_url: str) -> None:
-    """Returns when the server says that it can answer, which means that a worker can."""
+    """Wait until the server is ready, which requires a ready worker."""
     async with httpx2.AsyncClient(trust_env=False, timeout=2.0) as http:
         while True:
             try:
@@ -182,7 +190,7 @@ async def _wait_until_ready(base_url: str) -> None:
 
 
 async def _served_name(plan: LaunchPlan) -> str:
-    """What requests call the model; the server knows best, if it lets us ask."""
+    """Return the model name in the API, from the server's model list if it can be read."""
     try:
         async with AsyncClient(plan.base_url, plan.generated_key, timeout=5.0, max_retries=0) as client:
             models = await client.models()

@@ -1,4 +1,4 @@
-"""Runs ``llava-serve`` as users do: as a process of its own."""
+"""Runs ``llava-serve`` in a separate process, as users do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAIN = (sys.executable, "-c", "from llava_cli import main; main()")
 
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """The command with pipes for stdin, stdout and stderr unless told otherwise."""
+    """Start the command. stdin, stdout and stderr are pipes by default."""
     pipes: dict[str, Any] = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
     environment = {**os.environ, "COLUMNS": "200", **options.pop("env", {})}
     return subprocess.Popen((*MAIN, *arguments), text=True, env=environment, **{**pipes, **options})

@@ -1,4 +1,4 @@
-"""``ask`` and ``models``: what a user and a script see, and the exit code."""
+"""Output and exit codes of ``ask`` and ``models``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def use_scripted_server(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LLAVA_BASE_URL", server.url)
 
 
-def test_an_answer_is_printed_and_nothing_else(photo: str, server: ScriptedServer) -> None:
+def test_only_the_response_is_printed(photo: str, server: ScriptedServer) -> None:
     result = runner.invoke(app, ["ask", photo, photo, "What is this?", "--max-tokens", "9", "--seed", "3"])
     assert (result.exit_code, result.stdout, result.stderr) == (0, TEXT + "\n", "")
     kinds = [part["type"] for part in server.last_body["messages"][0]["content"]]
@@ -51,28 +51,28 @@ def test_an_answer_is_printed_and_nothing_else(photo: str, server: ScriptedServe
     assert (server.last_body["max_tokens"], server.last_body["seed"]) == (9, 3)
 
 
-def test_a_question_needs_no_picture(server: ScriptedServer) -> None:
+def test_a_question_does_not_require_an_image(server: ScriptedServer) -> None:
     assert runner.invoke(app, ["ask", "Hello?"]).stdout == TEXT + "\n"
     assert server.last_body["messages"] == [{"role": "user", "content": "Hello?"}]
 
 
-def test_a_picture_may_come_from_stdin(server: ScriptedServer) -> None:
+def test_an_image_can_be_read_from_stdin(server: ScriptedServer) -> None:
     result = runner.invoke(app, ["ask", "-", "What is this?"], input=PNG)
     assert result.exit_code == 0
     assert server.last_body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png")
 
 
-def test_json_is_one_object_with_everything(photo: str) -> None:
+def test_json_prints_one_object_with_all_fields(photo: str) -> None:
     result = runner.invoke(app, ["ask", photo, "What is this?", "--json"])
     answer = json.loads(result.stdout)
     assert (answer["text"], answer["finish_reason"], answer["usage"]) == (TEXT, "stop", USAGE)
 
 
-def test_an_answer_cut_at_its_limit_says_so_on_stderr(server: ScriptedServer) -> None:
+def test_a_truncated_response_prints_a_hint_on_stderr(server: ScriptedServer) -> None:
     server.script(streams(event(chunk({"content": "A"}, "length")), event("[DONE]")))
     result = runner.invoke(app, ["ask", "Hello?"])
     assert (result.exit_code, result.stdout) == (0, "A\n")
-    assert "raise --max-tokens" in result.stderr
+    assert "Increase --max-tokens" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,15 @@ def test_an_answer_cut_at_its_limit_says_so_on_stderr(server: ScriptedServer) ->
         (returns_error(403, "not allowed"), 4, "not allowed"),
         (returns_error(429, "too many", retry_after="999"), 5, "too many"),
         (returns_error(503, "queue full", retry_after="999"), 5, "queue full"),
-        (streams(event(chunk({"content": "A"})), then=closes_connection), 3, "broke off after 1 characters"),
+        (
+            streams(event(chunk({"content": "A"})), then=closes_connection),
+            3,
+            "interrupted after 1 characters",
+        ),
         (streams(event({"error": {"message": "the worker crashed"}})), 1, "the worker crashed"),
     ],
 )
-def test_a_failure_is_one_line_and_a_code(
+def test_a_failure_prints_one_line_and_sets_the_exit_code(
     server: ScriptedServer, responder: Responder, code: int, message: str
 ) -> None:
     server.script(responder)
@@ -98,35 +102,37 @@ def test_a_failure_is_one_line_and_a_code(
     assert result.stderr.count("\n") == 1
 
 
-def test_no_server_is_code_three_with_its_address() -> None:
+def test_an_unreachable_server_exits_with_code_three_and_its_url() -> None:
     result = runner.invoke(app, ["ask", "Hello?", "--base-url", "http://127.0.0.1:1"])
     assert result.exit_code == 3
-    assert "cannot reach http://127.0.0.1:1" in result.stderr
+    assert "Cannot reach http://127.0.0.1:1" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["none.png", "What?"], "'none.png': No such file"),
-        (["What is this?", "photo.png"], "the question comes last"),
-        (["Hello?", "--base-url", "nonsense"], "not an http:// or https:// address"),
+        (["What is this?", "photo.png"], "The question must come last"),
+        (["Hello?", "--base-url", "nonsense"], "Use an http:// or https:// URL"),
     ],
 )
-def test_wrong_usage_is_code_two(arguments: list[str], message: str, server: ScriptedServer) -> None:
+def test_invalid_usage_exits_with_code_two(
+    arguments: list[str], message: str, server: ScriptedServer
+) -> None:
     result = runner.invoke(app, ["ask", *arguments])
     assert result.exit_code == 2
     assert message in result.stderr
     assert server.requests == []
 
 
-def test_models_are_listed_one_a_line(server: ScriptedServer) -> None:
+def test_models_are_listed_one_per_line(server: ScriptedServer) -> None:
     server.models = ["a", "b"]
     assert runner.invoke(app, ["models"]).stdout == "a\nb\n"
     [first, _] = json.loads(runner.invoke(app, ["models", "--json"]).stdout)
     assert (first["id"], first["details"]) == ("a", {"context_length": 512})
 
 
-def test_no_model_is_no_line(server: ScriptedServer) -> None:
+def test_an_empty_model_list_prints_nothing(server: ScriptedServer) -> None:
     server.models = []
     assert runner.invoke(app, ["models"]).stdout == ""
 
@@ -136,7 +142,7 @@ def test_help_documents_the_exit_codes() -> None:
     assert EXIT_CODES in shown
 
 
-def test_ctrl_c_ends_with_130_and_without_a_traceback(server: ScriptedServer) -> None:
+def test_ctrl_c_exits_with_code_130_without_a_traceback(server: ScriptedServer) -> None:
     released = threading.Event()
     server.script(streams(event(chunk({"content": DELTAS[0]})), then=hangs_until(released)))
     with start("ask", "Hello?") as process:
@@ -148,7 +154,7 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback(server: ScriptedServer) ->
     assert process.returncode == 130
 
 
-def test_a_reader_that_has_enough_is_no_error_message(server: ScriptedServer) -> None:
+def test_a_closed_pipe_prints_no_error_message(server: ScriptedServer) -> None:
     more = [event(chunk({"content": "x" * 4096}))] * 64
     server.script(streams(*more, event("[DONE]")))
     with start("ask", "Hello?") as process:

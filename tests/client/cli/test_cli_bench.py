@@ -1,4 +1,4 @@
-"""``bench``: what is asked of a server, what is counted, and what a user and a script see."""
+"""Requests, measurements, output and exit codes of ``bench``."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def image_of(body: dict[str, Any]) -> str | None:
     return None if isinstance(content, str) else str(content[0]["image_url"]["url"])
 
 
-def test_a_load_is_a_table_and_nothing_on_stderr(server: ScriptedServer) -> None:
+def test_a_load_prints_a_table_and_nothing_on_stderr(server: ScriptedServer) -> None:
     result = run(server, "-n", "6", "-c", "2")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "6 of 6 requests answered" in result.stdout
+    assert "6 of 6 requests completed" in result.stdout
     assert "time to first token" in result.stdout
-    assert len(server.chats) == 7  # one to warm up
+    assert len(server.chats) == 7  # including the warm-up request
 
 
-def test_new_pictures_differ_and_the_same_picture_does_not(server: ScriptedServer) -> None:
+def test_images_are_new_shared_or_omitted_as_requested(server: ScriptedServer) -> None:
     run(server, "-n", "4", "--pictures", "new")
     assert len({image_of(request.body) for request in server.chats}) == 5
     server.requests.clear()
@@ -64,7 +64,7 @@ def test_new_pictures_differ_and_the_same_picture_does_not(server: ScriptedServe
     assert {image_of(request.body) for request in server.chats} == {None}
 
 
-def test_the_same_seed_asks_the_same_and_no_seed_something_else(server: ScriptedServer) -> None:
+def test_the_same_seed_repeats_the_load_and_the_default_seed_is_random(server: ScriptedServer) -> None:
     loads = []
     for seed in (["--seed", "7"], ["--seed", "7"], [], []):
         server.requests.clear()
@@ -74,7 +74,7 @@ def test_the_same_seed_asks_the_same_and_no_seed_something_else(server: Scripted
     assert len(set(loads)) == 3
 
 
-def test_a_request_says_how_long_its_answer_shall_be(server: ScriptedServer) -> None:
+def test_a_request_contains_the_options_of_the_load(server: ScriptedServer) -> None:
     run(server, "-n", "1", "--max-tokens", "9", "--words", "5", "--pictures", "none", "-m", "other")
     body = server.last_body
     assert (body["model"], body["max_tokens"], body["temperature"], body["ignore_eos"]) == (
@@ -83,38 +83,38 @@ def test_a_request_says_how_long_its_answer_shall_be(server: ScriptedServer) -> 
         0,
         True,
     )
-    assert len(body["messages"][0]["content"].split()) == 6  # five words and the number
+    assert len(body["messages"][0]["content"].split()) == 6  # five words and the index
 
 
-def test_a_server_that_knows_no_ignore_eos_is_measured_without_it(server: ScriptedServer) -> None:
+def test_a_server_without_ignore_eos_is_measured_without_it(server: ScriptedServer) -> None:
     server.script(returns_error(422, "unknown field ignore_eos"))
     result = run(server, "-n", "2")
     assert result.exit_code == 0
-    assert "does not take ignore_eos" in result.stderr
+    assert "does not support ignore_eos" in result.stderr
     assert ["ignore_eos" in request.body for request in server.chats] == [True, False, False, False]
 
 
-def test_a_server_that_refuses_for_another_reason_is_not_measured(server: ScriptedServer) -> None:
+def test_a_warm_up_rejected_for_another_reason_ends_the_benchmark(server: ScriptedServer) -> None:
     server.script(returns_error(422, "no such model"), returns_error(422, "no such model"))
     result = run(server, "-n", "2")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "no such model" in result.stderr
 
 
-def test_a_busy_server_is_asked_once_and_not_measured(server: ScriptedServer) -> None:
+def test_a_busy_server_receives_one_request_and_is_not_measured(server: ScriptedServer) -> None:
     server.script(returns_error(429, "too many"))
     result = run(server, "-n", "2")
     assert (result.exit_code, len(server.chats)) == (5, 1)
 
 
-def test_a_talk_carries_its_earlier_turns(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_conversation_sends_its_earlier_turns(server: ScriptedServer, tmp_path: Path) -> None:
     report = run_json(server, tmp_path, "-n", "1", "--turns", "3", "--no-warm-up")
     assert [len(request.body["messages"]) for request in server.chats] == [1, 3, 5]
     assert server.last_body["messages"][1] == {"role": "assistant", "content": "".join(DELTAS)}
     assert [sample["turn"] for sample in report["samples"]] == [0, 1, 2]
 
 
-def test_the_file_tells_of_every_request(server: ScriptedServer, tmp_path: Path) -> None:
+def test_the_json_file_contains_every_request(server: ScriptedServer, tmp_path: Path) -> None:
     report = run_json(server, tmp_path, "-n", "3", "--seed", "5")
     assert (report["format"], report["model"], report["plan"]["seed"]) == (1, "tiny-llava", 5)
     assert len(report["samples"]) == 3
@@ -127,7 +127,7 @@ def test_the_file_tells_of_every_request(server: ScriptedServer, tmp_path: Path)
     assert report["summary"]["output_tokens"] == 12
 
 
-def test_refusals_are_counted_by_kind_and_the_rest_is_measured(
+def test_errors_are_counted_by_kind_and_other_requests_are_measured(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     broken = streams(event(chunk({"content": "A"})), then=closes_connection)
@@ -140,10 +140,10 @@ def test_refusals_are_counted_by_kind_and_the_rest_is_measured(
     kinds = {"http_429": 2, "broken_off": 1, "error_event": 1, "no_text": 1}
     assert report["summary"]["errors"] == kinds
     assert (report["summary"]["num_requests"], report["summary"]["num_complete"]) == (8, 3)
-    assert len(server.chats) == 8  # nothing is tried again
+    assert len(server.chats) == 8  # no retries
 
 
-def test_a_stream_that_ends_without_done_but_with_its_reason_is_complete(
+def test_a_stream_with_a_finish_reason_but_without_done_is_complete(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.script(streams(event(chunk({"content": "A"})), event(chunk({}, "length"))))
@@ -153,7 +153,7 @@ def test_a_stream_that_ends_without_done_but_with_its_reason_is_complete(
     assert report["summary"]["errors"] == {"broken_off": 1, "http_400": 1}
 
 
-def test_silence_is_a_failure_after_the_timeout(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_request_without_data_fails_after_the_timeout(server: ScriptedServer, tmp_path: Path) -> None:
     released = threading.Event()
     server.script(hangs_until(released))
     path = tmp_path / "out.json"
@@ -171,7 +171,7 @@ def test_silence_is_a_failure_after_the_timeout(server: ScriptedServer, tmp_path
         (returns_error(500, "it broke"), 1, "it broke"),
     ],
 )
-def test_a_load_that_nothing_answers_fails_and_says_why(
+def test_a_load_without_a_completed_request_fails_with_the_reason(
     server: ScriptedServer, responder: Responder, code: int, message: str
 ) -> None:
     server.script(*[responder] * 3)
@@ -180,13 +180,13 @@ def test_a_load_that_nothing_answers_fails_and_says_why(
     assert message in result.stderr
 
 
-def test_no_server_is_code_three_with_its_address() -> None:
+def test_an_unreachable_server_exits_with_code_three_and_its_url() -> None:
     result = runner.invoke(app, ["bench", "http://127.0.0.1:1"])
     assert (result.exit_code, result.stdout) == (3, "")
-    assert "cannot reach http://127.0.0.1:1" in result.stderr
+    assert "Cannot reach http://127.0.0.1:1" in result.stderr
 
 
-def test_goodput_counts_what_met_the_objectives(server: ScriptedServer, tmp_path: Path) -> None:
+def test_goodput_counts_requests_within_the_objectives(server: ScriptedServer, tmp_path: Path) -> None:
     server.script(returns_error(429))
     generous = run_json(server, tmp_path, "-n", "4", "--slo-ttft", "60", "--slo-tpot", "60", "--no-warm-up")
     assert generous["summary"]["goodput"]["share"] == 0.75
@@ -194,14 +194,14 @@ def test_goodput_counts_what_met_the_objectives(server: ScriptedServer, tmp_path
     assert strict["summary"]["goodput"]["share"] == 0.0
 
 
-def test_a_duration_ends_a_load(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_load_ends_after_its_duration(server: ScriptedServer, tmp_path: Path) -> None:
     report = run_json(server, tmp_path, "--duration", "0.2", "--rate", "50", "--pictures", "none")
     assert report["plan"]["num_requests"] is None
     assert report["samples"]
     assert all(sample["due_s"] < 0.2 for sample in report["samples"])
 
 
-def test_the_plot_is_svg_with_both_distributions(server: ScriptedServer, tmp_path: Path) -> None:
+def test_the_plot_is_an_svg_with_both_distributions(server: ScriptedServer, tmp_path: Path) -> None:
     path = tmp_path / "out.svg"
     assert run(server, "-n", "3", "--plot", str(path)).exit_code == 0
     root = ElementTree.fromstring(path.read_text())
@@ -215,10 +215,10 @@ def test_the_plot_is_svg_with_both_distributions(server: ScriptedServer, tmp_pat
         (["--size", "wide"], "--size is 'wide'"),
         (["--size", "0x5"], "--size is '0x5'"),
         (["--size", "90000x90000"], "640x480"),
-        (["--out", "/no/such/folder/out.json"], "there is no such folder"),
+        (["--out", "/no/such/folder/out.json"], "the folder does not exist"),
     ],
 )
-def test_wrong_usage_is_code_two_before_anything_is_asked(
+def test_invalid_usage_exits_with_code_two_before_any_request(
     server: ScriptedServer, arguments: list[str], message: str
 ) -> None:
     result = run(server, *arguments)

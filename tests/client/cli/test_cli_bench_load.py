@@ -1,4 +1,4 @@
-"""The load generator's parts: how it paces, what its pictures are, its arithmetic, its picture of a run."""
+"""The load generator: pacing, generated images, statistics, progress and plot."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEXT_ONLY = Plan(pictures=Pictures.NONE, num_requests=12)
 
 
 class Barrier:
-    """A responder that completes no request before ``size`` of them have arrived."""
+    """A responder that completes no request before ``size`` requests have arrived."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -58,7 +58,7 @@ def load(plan: Plan, server: ScriptedServer) -> Run:
     return asyncio.run(run_load(plan, server.url, is_warming_up=False))
 
 
-def test_a_closed_load_has_as_many_at_once_as_asked_and_no_more(server: ScriptedServer) -> None:
+def test_a_closed_loop_runs_exactly_the_requested_number_of_conversations(server: ScriptedServer) -> None:
     barrier = Barrier(size=4)
     server.script(*[barrier] * 12)
     run = load(replace(TEXT_ONLY, concurrency=4), server)
@@ -66,20 +66,20 @@ def test_a_closed_load_has_as_many_at_once_as_asked_and_no_more(server: Scripted
     assert len(run.samples) == 12
 
 
-def test_an_open_load_does_not_wait_for_answers(server: ScriptedServer) -> None:
-    barrier = Barrier(size=12)  # is never passed if the load waits for responses
+def test_an_open_loop_does_not_wait_for_responses(server: ScriptedServer) -> None:
+    barrier = Barrier(size=12)  # never opens if the load waits for responses
     server.script(*[barrier] * 12)
     run = load(replace(TEXT_ONLY, concurrency=None, rate=1000.0), server)
     assert barrier.max_waiting == 12
     assert summarize(run)["errors"] == {}
 
 
-def test_an_open_load_with_a_limit_counts_the_wait_at_the_door(server: ScriptedServer) -> None:
+def test_the_latency_of_an_open_loop_includes_waiting_for_the_limit(server: ScriptedServer) -> None:
     run = load(replace(TEXT_ONLY, concurrency=1, rate=1e6), server)
     ends = sorted(sample.due_s + sample.total_s for sample in run.samples)
     waits = [sample.total_s for sample in sorted(run.samples, key=lambda sample: sample.due_s)]
     assert all(earlier < later for earlier, later in itertools.pairwise(ends))
-    assert waits == sorted(waits)  # all came together, so who is served later has waited longer
+    assert waits == sorted(waits)  # all arrive together, so later requests wait longer
 
 
 def test_arrivals_are_a_poisson_process(server: ScriptedServer) -> None:
@@ -88,10 +88,12 @@ def test_arrivals_are_a_poisson_process(server: ScriptedServer) -> None:
     pauses = [later - earlier for earlier, later in itertools.pairwise(due)]
     mean = sum(pauses) / len(pauses)
     assert mean == pytest.approx(1 / 2000, rel=0.25)
-    assert np.std(pauses) == pytest.approx(mean, rel=0.3)  # of exponential pauses; regular ones have 0
+    assert np.std(pauses) == pytest.approx(
+        mean, rel=0.3
+    )  # as for an exponential distribution; a constant interval would give 0
 
 
-def test_pictures_are_files_that_others_read_and_all_their_pixels_differ() -> None:
+def test_generated_images_are_readable_and_their_pixels_differ() -> None:
     maker = ImageGenerator(64, 48)
     one, other = (np.asarray(Image.open(io.BytesIO(maker.png(i))).convert("RGB")) for i in (1, 2))
     assert one.shape == (48, 64, 3)
@@ -99,20 +101,20 @@ def test_pictures_are_files_that_others_read_and_all_their_pixels_differ() -> No
     assert maker.png(1) == ImageGenerator(64, 48).png(1)
 
 
-def test_no_question_is_asked_twice() -> None:
+def test_all_questions_are_different() -> None:
     planned = itertools.islice(conversations(replace(TEXT_ONLY, num_turns=2)), 200)
     words = [question.rsplit(" ", 1)[0] for conversation in planned for question in conversation.questions]
-    assert len(set(words)) == 400  # they differ not only in the index at their end
+    assert len(set(words)) == 400  # they differ in more than the index at the end
 
 
-def test_a_plan_without_an_end_or_a_pace_cannot_be_made() -> None:
-    with pytest.raises(ValueError, match="give num_requests or duration_s"):
+def test_a_plan_without_an_end_or_a_pace_is_rejected() -> None:
+    with pytest.raises(ValueError, match="Set num_requests or duration_s"):
         Plan(num_requests=None)
-    with pytest.raises(ValueError, match="give concurrency, rate or both"):
+    with pytest.raises(ValueError, match="Set concurrency, rate or both"):
         Plan(concurrency=None)
 
 
-def test_percentiles_are_numpys() -> None:
+def test_percentiles_equal_those_of_numpy() -> None:
     rng = random.Random(3)
     for size in (1, 2, 5, 100):
         values = [rng.expovariate(1.0) for _ in range(size)]
@@ -120,8 +122,8 @@ def test_percentiles_are_numpys() -> None:
             assert percentile(values, percent) == pytest.approx(np.percentile(values, percent))
 
 
-def test_a_percentile_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="no values"):
+def test_a_percentile_of_no_values_is_rejected() -> None:
+    with pytest.raises(ValueError, match="at least one value"):
         percentile([], 50)
 
 
@@ -133,33 +135,33 @@ GOOD = Sample(talk=1, turn=0, due_s=0.0, total_s=1.0, ttft_s=0.4, gaps_s=(0.1, 0
 FAILED = Sample(talk=2, turn=0, due_s=0.0, total_s=9.0, ttft_s=8.0, gaps_s=(7.0,), error="broken_off")
 
 
-def test_failed_requests_are_in_no_time_and_no_rate() -> None:
+def test_failed_requests_do_not_count_in_latencies_and_rates() -> None:
     summary = summarize(run_with(GOOD, FAILED))
     assert (summary["ttft_s"]["max"], summary["gap_s"]["max"], summary["total_s"]["count"]) == (0.4, 0.3, 1)
     assert (summary["output_tokens_per_s"], summary["requests_per_s"]) == (7 / 4, 1 / 4)
     assert summary["goodput"]["share"] == 0.5
 
 
-def test_time_per_token_counts_tokens_and_not_pieces() -> None:
+def test_the_time_per_token_is_based_on_tokens_instead_of_pieces() -> None:
     assert GOOD.tpot_s == pytest.approx(0.6 / 6)
     assert replace(GOOD, num_tokens=1, gaps_s=()).tpot_s is None
 
 
-def test_a_run_without_an_answer_can_be_told_and_drawn() -> None:
+def test_a_run_without_completed_requests_can_be_reported_and_plotted() -> None:
     run = run_with(FAILED)
     assert "error broken_off: 1" in as_text(run, summarize(run))
-    assert "no values" in draw(run, "nothing <came>")
+    assert "no values" in draw(run, "<no values>")
 
 
-def test_a_drawn_title_is_text_and_not_markup() -> None:
+def test_the_title_of_the_plot_is_escaped() -> None:
     assert "&lt;b&gt;" in draw(run_with(GOOD), "<b>")
 
 
-def test_a_duration_has_a_unit_that_suits() -> None:
+def test_durations_are_formatted_with_a_suitable_unit() -> None:
     assert [duration(seconds) for seconds in (2.5e-4, 0.0413, 1.304)] == ["250 us", "41.3 ms", "1.3 s"]
 
 
-def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere() -> None:
+def test_progress_is_shown_only_on_a_terminal() -> None:
     shown: dict[bool, str] = {}
     for is_terminal in (True, False):
         out = io.StringIO()
@@ -168,7 +170,7 @@ def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere() -> None:
             progress.count(GOOD)
             progress.count(FAILED)
         shown[is_terminal] = out.getvalue()
-    assert "1 of 12 answered" in shown[True]
+    assert "1 of 12 completed" in shown[True]
     assert "1 failed" in shown[True]
     assert shown[False] == ""
 
@@ -180,7 +182,7 @@ def echo_site(folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.e2e
-def test_a_real_server_is_measured_and_its_count_of_tokens_believed(tmp_path: Path) -> None:
+def test_the_token_counts_of_a_real_server_are_used(tmp_path: Path) -> None:
     plan = Plan(num_requests=6, concurrency=3, max_tokens=20, width=64, height=48, num_turns=2)
     with echo_site(tmp_path) as url:
         run = asyncio.run(run_load(plan, url))
@@ -191,4 +193,4 @@ def test_a_real_server_is_measured_and_its_count_of_tokens_believed(tmp_path: Pa
         assert sample.finish_reason == "length"
         assert sample.prompt_tokens is not None and sample.prompt_tokens > 0
         assert sample.ttft_s is not None and sample.ttft_s <= sample.total_s
-        assert 0 < len(sample.gaps_s) < 20  # pieces, of which some hold several tokens
+        assert 0 < len(sample.gaps_s) < 20  # some pieces contain several tokens

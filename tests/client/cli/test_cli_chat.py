@@ -1,4 +1,4 @@
-"""``chat``: a talk in the terminal and one through a pipe."""
+"""``chat`` in a terminal and through a pipe."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def photo(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_lines_from_a_pipe_are_questions_of_one_talk(photo: str, server: ScriptedServer) -> None:
+def test_lines_from_a_pipe_are_questions_in_one_conversation(photo: str, server: ScriptedServer) -> None:
     result = runner.invoke(
         app, ["chat", photo, "--system", "Be brief."], input="What is this?\n\nWhich colour?\n"
     )
@@ -54,8 +54,8 @@ def test_lines_from_a_pipe_are_questions_of_one_talk(photo: str, server: Scripte
     ]
 
 
-def test_commands_show_forget_and_leave(photo: str, server: ScriptedServer) -> None:
-    lines = f"Hello?\n/reset\n/image {photo}\nWhat is this?\n/quit\nnever asked\n"
+def test_commands_add_an_image_reset_and_quit(photo: str, server: ScriptedServer) -> None:
+    lines = f"Hello?\n/reset\n/image {photo}\nWhat is this?\n/quit\nnot sent\n"
     assert runner.invoke(app, ["chat"], input=lines).exit_code == 0
     [message] = server.last_body["messages"]
     assert [part["type"] for part in message["content"]] == ["image_url", "text"]
@@ -65,16 +65,14 @@ def test_commands_show_forget_and_leave(photo: str, server: ScriptedServer) -> N
 def test_help_and_unknown_commands_are_not_questions(server: ScriptedServer) -> None:
     result = runner.invoke(app, ["chat"], input="/help\n/nonsense\n")
     assert "/image PATH" in result.stdout
-    assert "/nonsense is no command" in result.stderr
+    assert "Unknown command /nonsense" in result.stderr
     assert server.chats == []
 
 
 @pytest.mark.parametrize(
-    ("lines", "code"), [("/image\n", 2), ("/image none.png\n", 2), ("Hello?\nnever asked\n", 5)]
+    ("lines", "code"), [("/image\n", 2), ("/image none.png\n", 2), ("Hello?\nnot sent\n", 5)]
 )
-def test_through_a_pipe_the_first_failure_ends_the_talk(
-    server: ScriptedServer, lines: str, code: int
-) -> None:
+def test_the_first_failure_ends_a_piped_conversation(server: ScriptedServer, lines: str, code: int) -> None:
     server.script(returns_error(503, "full", retry_after="999"))
     result = runner.invoke(app, ["chat"], input=lines)
     assert result.exit_code == code
@@ -82,13 +80,13 @@ def test_through_a_pipe_the_first_failure_ends_the_talk(
     assert len(server.chats) <= 1
 
 
-def test_a_picture_that_is_none_is_refused_before_the_talk(server: ScriptedServer) -> None:
+def test_an_invalid_image_is_rejected_before_the_conversation(server: ScriptedServer) -> None:
     assert runner.invoke(app, ["chat", "none.png"]).exit_code == 2
     assert server.requests == []
 
 
 class Terminal:
-    """A user at a terminal."""
+    """A user at a terminal, simulated with a pseudoterminal."""
 
     def __init__(self, handle: int, pid: int) -> None:
         self._handle = handle
@@ -99,14 +97,14 @@ class Terminal:
         os.write(self._handle, f"{line}\n".encode())
 
     def interrupt_until(self, text: str) -> None:
-        """Press Ctrl-C, and again as a user would: a signal just before a blocking read waits for its end."""
+        """Press Ctrl-C repeatedly, because a signal just before a blocking read is handled only after it."""
         while text not in self.shown:
             os.kill(self._pid, signal.SIGINT)
             self._read(wait_s=1.0)
         self.see(text)
 
     def see(self, text: str) -> None:
-        """Read until ``text`` is on the screen; what stood before it is gone."""
+        """Read until ``text`` is on the screen, and discard everything up to it."""
         while text not in self.shown:
             self._read(wait_s=None)
         self.shown = self.shown.partition(text)[2]
@@ -130,7 +128,7 @@ def terminal(*arguments: str) -> Iterator[Terminal]:
         os.close(master)
 
 
-def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_talk(server: ScriptedServer) -> None:
+def test_ctrl_c_in_a_terminal_stops_the_response_but_not_the_chat(server: ScriptedServer) -> None:
     released = threading.Event()
     server.script(streams(event(chunk({"content": "Once upon"})), then=hangs_until(released)))
     with terminal("chat") as user:
@@ -139,17 +137,17 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_talk(server: Scripted
         user.see("Once upon")
         user.interrupt_until("[stopped]")
         user.see("you> ")
-        user.type("Go on")
+        user.type("Continue")
         user.see(TEXT)
         user.see("you> ")
-        user.interrupt_until("/quit or Ctrl-D leaves")
+        user.interrupt_until("Press Ctrl-D or enter /quit")
         user.see("you> ")
         user.type("/quit")
     released.set()
     assert server.last_body["messages"][1] == {"role": "assistant", "content": "Once upon"}
 
 
-def test_in_a_terminal_an_answer_cannot_command_the_terminal(server: ScriptedServer) -> None:
+def test_control_characters_in_a_response_do_not_reach_the_terminal(server: ScriptedServer) -> None:
     server.script(streams(event(chunk({"content": "\x1b]0;owned\x07 fine\x9b2J."})), event("[DONE]")))
     with terminal("chat") as user:
         user.see("you> ")
@@ -159,18 +157,18 @@ def test_in_a_terminal_an_answer_cannot_command_the_terminal(server: ScriptedSer
         user.type("/quit")
 
 
-def test_through_a_pipe_an_answer_is_unchanged(server: ScriptedServer) -> None:
+def test_a_piped_response_is_unchanged(server: ScriptedServer) -> None:
     server.script(streams(event(chunk({"content": "\x1b[1m"})), event("[DONE]")))
     with start("chat") as process:
         assert process.communicate("Hello?\n", timeout=scaled(30)) == ("\x1b[1m\n", "")
 
 
-def test_in_a_terminal_a_failure_is_told_and_the_talk_goes_on(server: ScriptedServer) -> None:
+def test_the_chat_continues_after_a_failure_in_a_terminal(server: ScriptedServer) -> None:
     server.script(streams(event(chunk({"content": "Once"})), then=closes_connection))
     with terminal("chat") as user:
         user.see("you> ")
         user.type("Hello?")
-        user.see("the answer broke off")
+        user.see("The stream was interrupted")
         user.see("you> ")
         user.type("Hello?")
         user.see(TEXT)

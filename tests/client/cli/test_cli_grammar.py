@@ -1,4 +1,4 @@
-"""``ask`` with a form for the answer: a schema's file, an expression, choices."""
+"""``ask`` with constrained output: a JSON Schema file, a regular expression, choices."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ runner = CliRunner()
 @pytest.fixture(autouse=True)
 def use_scripted_server(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAVA_BASE_URL", server.url)
-    monkeypatch.setenv("COLUMNS", "300")  # so that no path is cut in two
+    monkeypatch.setenv("COLUMNS", "300")  # so that paths are not wrapped
 
 
-def test_a_schema_comes_from_a_file_and_is_named_after_it(tmp_path: Path, server: ScriptedServer) -> None:
+def test_a_json_schema_is_read_from_a_file_and_named_after_it(tmp_path: Path, server: ScriptedServer) -> None:
     file = tmp_path / "two words.json"
     file.write_text('{"type": "object", "title": "é"}', encoding="utf-8")
     assert runner.invoke(app, ["ask", "Hello?", "--json-schema", str(file)]).exit_code == 0
@@ -37,19 +37,19 @@ def test_a_schema_comes_from_a_file_and_is_named_after_it(tmp_path: Path, server
         (["--choice", "yes", "--choice", "no"], "guided_choice", ["yes", "no"]),
     ],
 )
-def test_an_expression_and_choices_are_sent_as_they_are(
+def test_a_regex_and_choices_are_sent_unchanged(
     server: ScriptedServer, flags: list[str], field: str, value: Any
 ) -> None:
     assert runner.invoke(app, ["ask", "Hello?", *flags]).exit_code == 0
     assert server.last_body[field] == value
 
 
-def test_nothing_is_sent_where_nothing_is_asked(server: ScriptedServer) -> None:
+def test_output_constraints_are_sent_only_if_requested(server: ScriptedServer) -> None:
     assert runner.invoke(app, ["ask", "Hello?"]).exit_code == 0
     assert not {"response_format", "guided_regex", "guided_choice"} & set(server.last_body)
 
 
-def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
+def test_the_error_for_an_unreadable_schema_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "schema.json"
     for make in (lambda: None, lambda: file.write_text("{", encoding="utf-8")):
         make()

@@ -1,4 +1,4 @@
-"""``server`` and ``worker`` become the programs; a missing extra is named with the line that installs it."""
+"""Commands that run other programs, and the error for a missing extra."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ runner = CliRunner()
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(("name", "flag"), [("server", "--redis-url"), ("worker", "--precision")])
-def test_the_program_gets_the_arguments_as_they_are(name: str, flag: str) -> None:
+def test_the_program_receives_the_arguments_unchanged(name: str, flag: str) -> None:
     shown, _ = start(name, "--help").communicate(timeout=scaled(60))
     assert f"llava_{name}" in shown
     assert flag in shown
 
 
 @pytest.mark.e2e
-def test_the_programs_exit_code_is_the_commands() -> None:
+def test_the_usage_of_keys_shows_the_name_of_the_command() -> None:
+    shown, _ = start("keys", "--help").communicate(timeout=scaled(60))
+    assert "Usage: llava-serve keys [OPTIONS] COMMAND" in shown
+
+
+@pytest.mark.e2e
+def test_the_command_exits_with_the_exit_code_of_the_program() -> None:
     process = start("server", "--port", "nonsense")
     _, stderr = process.communicate(timeout=scaled(60))
     assert process.returncode == 2
@@ -32,7 +38,7 @@ def test_the_programs_exit_code_is_the_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "module", "line"),
+    ("arguments", "module", "command"),
     [
         (["server"], "fastapi", "pip install 'llava-serve[server]'"),
         (["worker"], "torch", "pip install 'llava-serve[worker]'"),
@@ -41,14 +47,14 @@ def test_the_programs_exit_code_is_the_commands() -> None:
         (["up"], "redis", "pip install 'llava-serve[server,worker]'"),
     ],
 )
-def test_a_missing_extra_is_named_with_the_line_that_installs_it(
-    arguments: list[str], module: str, line: str, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_extra_is_reported_with_its_install_command(
+    arguments: list[str], module: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, module, None)  # as the import system marks what is not there
+    monkeypatch.setitem(sys.modules, module, None)  # makes the import system treat the module as missing
     result = runner.invoke(app, arguments)
     assert result.exit_code == 2
     assert module in result.stderr
-    assert line in result.stderr
+    assert command in result.stderr
 
 
 def test_the_echo_model_needs_no_model_libraries(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Asking for a whole answer: what is sent, what comes back."""
+"""``Client.chat``: requests, responses and connection settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.client.conftest import MakeClient
 from tests.client.scripted_server import PNG, TEXT, ScriptedServer, returns, returns_error
 
 
-def test_a_question_about_a_picture_is_answered(client: AnyClient, server: ScriptedServer) -> None:
+def test_a_question_about_an_image_returns_a_response(client: AnyClient, server: ScriptedServer) -> None:
     answer = client.chat("What is this?", image=PNG, max_tokens=9, temperature=0.0)
 
     assert (answer.text, str(answer), answer.finish_reason) == (TEXT, TEXT, "stop")
@@ -37,17 +37,17 @@ def test_a_question_about_a_picture_is_answered(client: AnyClient, server: Scrip
     }
 
 
-def test_a_question_without_a_picture_is_plain_text(client: AnyClient, server: ScriptedServer) -> None:
+def test_a_question_without_an_image_is_plain_text(client: AnyClient, server: ScriptedServer) -> None:
     client.chat("Hello?")
     assert server.last_body["messages"] == [{"role": "user", "content": "Hello?"}]
 
 
-def test_options_left_out_or_none_are_not_sent(client: AnyClient, server: ScriptedServer) -> None:
+def test_omitted_options_and_none_are_not_sent(client: AnyClient, server: ScriptedServer) -> None:
     client.chat("Hello?", model=None, max_tokens=None, stop=None, timeout=5.0)
     assert set(server.last_body) == {"messages", "model"}
 
 
-def test_the_system_text_comes_first_and_the_question_last(client: AnyClient, server: ScriptedServer) -> None:
+def test_the_system_prompt_is_first_and_the_question_last(client: AnyClient, server: ScriptedServer) -> None:
     earlier = [user_message("What is this?", PNG), {"role": "assistant", "content": "A circle."}]
     client.chat("Which colour?", messages=earlier, system="Be brief.")
     assert [message["role"] for message in server.last_body["messages"]] == [
@@ -58,18 +58,18 @@ def test_the_system_text_comes_first_and_the_question_last(client: AnyClient, se
     ]
 
 
-def test_messages_alone_are_enough(client: AnyClient, server: ScriptedServer) -> None:
+def test_messages_without_a_question_are_accepted(client: AnyClient, server: ScriptedServer) -> None:
     client.chat(messages=[user_message("Hello?")])
     assert server.last_body["messages"] == [{"role": "user", "content": "Hello?"}]
 
 
-def test_fields_the_client_does_not_know_are_passed_on(client: AnyClient, server: ScriptedServer) -> None:
+def test_unsupported_fields_can_be_passed_in_extra_body(client: AnyClient, server: ScriptedServer) -> None:
     client.chat("Hello?", extra_body={"ignore_eos": True})
     assert server.last_body["ignore_eos"] is True
 
 
 @pytest.mark.parametrize("arguments", [{}, {"messages": []}, {"messages": [user_message("a")], "image": PNG}])
-def test_asking_nothing_is_a_type_error(
+def test_an_empty_request_is_a_type_error(
     client: AnyClient, server: ScriptedServer, arguments: dict[str, object]
 ) -> None:
     with pytest.raises(TypeError, match="question"):
@@ -77,7 +77,7 @@ def test_asking_nothing_is_a_type_error(
     assert server.requests == []
 
 
-def test_a_bad_picture_is_refused_before_anything_is_sent(
+def test_an_invalid_image_is_rejected_before_anything_is_sent(
     client: AnyClient, server: ScriptedServer, tmp_path: Path
 ) -> None:
     with pytest.raises(ImageError, match="No such file"):
@@ -85,7 +85,7 @@ def test_a_bad_picture_is_refused_before_anything_is_sent(
     assert server.requests == []
 
 
-def test_without_a_model_the_first_listed_one_is_asked_for_once(
+def test_the_default_model_is_the_first_listed_one_and_cached(
     client: AnyClient, server: ScriptedServer
 ) -> None:
     server.models = ["first", "second"]
@@ -95,13 +95,13 @@ def test_without_a_model_the_first_listed_one_is_asked_for_once(
     assert [request.path for request in server.requests].count("/v1/models") == 1
 
 
-def test_a_named_model_needs_no_listing(client: AnyClient, server: ScriptedServer) -> None:
+def test_a_specified_model_requires_no_model_list(client: AnyClient, server: ScriptedServer) -> None:
     client.chat("Hello?", model="second")
     assert [request.path for request in server.requests] == ["/v1/chat/completions"]
     assert server.last_body["model"] == "second"
 
 
-def test_a_model_that_went_away_is_looked_up_anew(client: AnyClient, server: ScriptedServer) -> None:
+def test_the_default_model_is_looked_up_again_after_a_404(client: AnyClient, server: ScriptedServer) -> None:
     client.chat("Hello?")
     server.models = ["next"]
     server.script(returns_error(404, "no model tiny-llava", code="model_not_found"))
@@ -111,9 +111,11 @@ def test_a_model_that_went_away_is_looked_up_anew(client: AnyClient, server: Scr
     assert server.last_body["model"] == "next"
 
 
-def test_a_server_without_a_model_says_what_to_do(client: AnyClient, server: ScriptedServer) -> None:
+def test_the_error_for_a_server_without_models_contains_the_remedy(
+    client: AnyClient, server: ScriptedServer
+) -> None:
     server.models = []
-    with pytest.raises(APIError, match="start a worker"):
+    with pytest.raises(APIError, match="Start a worker"):
         client.chat("Hello?")
 
 
@@ -123,15 +125,13 @@ def test_models_are_listed_with_their_details(client: AnyClient) -> None:
 
 
 @pytest.mark.parametrize("body", [b"<html>hello</html>", b'{"choices": []}', b"[]"])
-def test_an_answer_of_another_shape_is_an_error_that_names_the_address(
-    client: AnyClient, server: ScriptedServer, body: bytes
-) -> None:
+def test_an_unexpected_response_is_an_error(client: AnyClient, server: ScriptedServer, body: bytes) -> None:
     server.script(returns(200, body, "text/html"))
-    with pytest.raises(APIError, match="is the base URL right"):
+    with pytest.raises(APIError, match="Check the base URL"):
         client.chat("Hello?")
 
 
-def test_the_key_and_the_address_come_from_the_environment(
+def test_the_api_key_and_url_are_read_from_the_environment(
     make_client: MakeClient, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAVA_API_KEY", "secret-1")
@@ -142,7 +142,7 @@ def test_the_key_and_the_address_come_from_the_environment(
         assert client.base_url == "http://example.test:1"
 
 
-def test_arguments_win_over_the_environment(
+def test_arguments_take_precedence_over_the_environment(
     make_client: MakeClient, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAVA_API_KEY", "secret-1")
@@ -151,7 +151,7 @@ def test_arguments_win_over_the_environment(
     assert server.chats[-1].headers["authorization"] == "Bearer secret-2"
 
 
-def test_without_a_key_none_is_sent_and_no_repr_shows_one(
+def test_no_key_is_sent_by_default_and_reprs_hide_the_key(
     make_client: MakeClient, server: ScriptedServer
 ) -> None:
     make_client().chat("Hello?")
@@ -163,21 +163,19 @@ def test_without_a_key_none_is_sent_and_no_repr_shows_one(
 @pytest.mark.parametrize(
     "url", ["127.0.0.1:8000", "ftp://host", "http://", "http://host:port", "http://host:0"]
 )
-def test_a_base_url_that_is_none_is_refused_at_once(url: str) -> None:
+def test_an_invalid_base_url_is_rejected_immediately(url: str) -> None:
     with pytest.raises(ConfigurationError, match="http://127.0.0.1:8000"):
         Client(url)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "example.test"])
-def test_a_proxy_of_the_environment_is_used_only_for_other_machines(
-    host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proxy_variables_apply_only_to_other_machines(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with Client(f"http://{host}:8000") as client:
         assert client._http.trust_env is (host == "example.test")
 
 
-def test_a_given_http_client_is_used_and_left_open(server: ScriptedServer) -> None:
+def test_a_custom_http_client_is_used_and_not_closed(server: ScriptedServer) -> None:
     with httpx2.Client(headers={"x-team": "blue"}) as http:
         with Client(server.url, http_client=http) as client:
             client.chat("Hello?")
@@ -185,7 +183,7 @@ def test_a_given_http_client_is_used_and_left_open(server: ScriptedServer) -> No
     assert server.chats[-1].headers["x-team"] == "blue"
 
 
-def test_a_given_async_http_client_is_used_and_left_open(server: ScriptedServer) -> None:
+def test_a_custom_async_http_client_is_used_and_not_closed(server: ScriptedServer) -> None:
     async def scenario() -> bool:
         async with httpx2.AsyncClient(headers={"x-team": "blue"}) as http:
             async with AsyncClient(server.url, http_client=http) as client:

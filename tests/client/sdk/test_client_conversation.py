@@ -1,4 +1,4 @@
-"""A talk remembers what was said, and only that."""
+"""A conversation records successful turns and nothing else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def roles(server: ScriptedServer) -> list[str]:
     return [message["role"] for message in server.last_body["messages"]]
 
 
-def test_the_next_question_carries_the_turns_before_it(client: AnyClient, server: ScriptedServer) -> None:
+def test_the_next_question_includes_the_earlier_turns(client: AnyClient, server: ScriptedServer) -> None:
     conversation = client.conversation(image=PNG, max_tokens=5)
     assert conversation.ask("What is this?").text == TEXT
     conversation.ask("Which colour?")
@@ -33,24 +33,24 @@ def test_the_next_question_carries_the_turns_before_it(client: AnyClient, server
     assert server.last_body["max_tokens"] == 5
 
 
-def test_a_streamed_turn_is_remembered_too(client: AnyClient, server: ScriptedServer) -> None:
+def test_a_streamed_turn_is_recorded(client: AnyClient, server: ScriptedServer) -> None:
     conversation = client.conversation()
     assert "".join(conversation.stream("What is this?")) == TEXT
     conversation.ask("And now?")
     assert server.last_body["messages"][1] == {"role": "assistant", "content": TEXT}
 
 
-def test_of_a_stopped_answer_the_seen_part_is_remembered(client: AnyClient, server: ScriptedServer) -> None:
+def test_the_received_part_of_a_stopped_response_is_recorded(
+    client: AnyClient, server: ScriptedServer
+) -> None:
     conversation = client.conversation()
     with conversation.stream("What is this?") as stream:
         next(iter(stream))
-    conversation.ask("Go on.")
+    conversation.ask("Continue.")
     assert DELTAS[0] in server.last_body["messages"][1]["content"]
 
 
-def test_a_failed_turn_leaves_no_trace_and_keeps_the_picture(
-    client: AnyClient, server: ScriptedServer
-) -> None:
+def test_a_failed_turn_is_not_recorded_and_keeps_the_image(client: AnyClient, server: ScriptedServer) -> None:
     conversation = client.conversation(image=PNG)
     server.script(returns_error(400), returns_error(400))
     with pytest.raises(BadRequestError):
@@ -62,7 +62,7 @@ def test_a_failed_turn_leaves_no_trace_and_keeps_the_picture(
     assert server.last_body["messages"][0]["content"][0]["type"] == "image_url"
 
 
-def test_an_empty_answer_is_not_remembered(client: AnyClient, server: ScriptedServer) -> None:
+def test_an_empty_response_is_not_recorded(client: AnyClient, server: ScriptedServer) -> None:
     conversation = client.conversation(image=PNG)
     server.script(streams(event(chunk({}, "stop")), event("[DONE]")))
     assert conversation.stream("What is this?").answer().text == ""
@@ -70,9 +70,7 @@ def test_an_empty_answer_is_not_remembered(client: AnyClient, server: ScriptedSe
     assert roles(server) == ["user"]
 
 
-def test_a_picture_can_come_with_any_question_and_comes_once(
-    client: AnyClient, server: ScriptedServer
-) -> None:
+def test_an_image_is_sent_once_with_any_question(client: AnyClient, server: ScriptedServer) -> None:
     conversation = client.conversation()
     conversation.ask("Hello?")
     conversation.show(PNG)
@@ -83,7 +81,7 @@ def test_a_picture_can_come_with_any_question_and_comes_once(
     assert kinds == ["str", "list", "list", "str"]
 
 
-def test_reset_forgets_turns_and_picture(client: AnyClient, server: ScriptedServer) -> None:
+def test_reset_removes_turns_and_the_image(client: AnyClient, server: ScriptedServer) -> None:
     conversation = client.conversation(image=PNG)
     conversation.ask("What is this?")
     conversation.show(PNG)
@@ -92,6 +90,6 @@ def test_reset_forgets_turns_and_picture(client: AnyClient, server: ScriptedServ
     assert server.last_body["messages"] == [{"role": "user", "content": "Hello?"}]
 
 
-def test_a_picture_that_is_none_is_refused(client: AnyClient) -> None:
+def test_an_invalid_image_is_rejected(client: AnyClient) -> None:
     with pytest.raises(ImageError):
-        client.conversation().ask("What?", b"no picture")
+        client.conversation().ask("What?", b"not an image")

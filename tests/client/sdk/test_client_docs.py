@@ -1,4 +1,4 @@
-"""The examples of docs/client.md run as they stand."""
+"""The examples in docs/client.md run unchanged."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ COMMANDS = re.findall(r"^llava-serve (\w+)", PAGE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("number", range(len(CHATS)))
-def test_each_python_example_prints_the_answer(
+def test_each_python_example_prints_the_response(
     number: int, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAVA_BASE_URL", server.url)
-    assert TEXT in printed(CHATS[number], tmp_path, monkeypatch)
+    assert TEXT in output_of(CHATS[number], tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("number", range(len(SERVED)))
-def test_each_example_of_other_routes_runs_at_a_real_server(
+def test_each_example_for_other_routes_runs_on_a_real_server(
     number: int, stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAVA_BASE_URL", stack.server.url)
-    assert "What is this?" in (text := printed(SERVED[number], tmp_path, monkeypatch)) or "completed" in text
+    assert (
+        "What is this?" in (text := output_of(SERVED[number], tmp_path, monkeypatch)) or "completed" in text
+    )
 
 
-def printed(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def output_of(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (folder / "photo.png").write_bytes(PNG)
     monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
     done = subprocess.run(
@@ -52,9 +54,9 @@ def printed(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return done.stdout
 
 
-def test_the_page_shows_every_command_and_no_other() -> None:
+def test_the_page_lists_exactly_the_existing_commands() -> None:
     shown = CliRunner().invoke(app, ["--help"]).stdout
     for command in COMMANDS:
         assert f" {command} " in shown
-    expected = "up ask chat models batch embed bench server worker top doctor dlq"
+    expected = "up ask chat models batch embed bench server worker keys top doctor dlq"
     assert set(expected.split()) == set(COMMANDS)

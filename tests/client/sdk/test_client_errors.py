@@ -1,4 +1,4 @@
-"""Failures: which class, with which facts, and after which tries."""
+"""Failures: exception classes, their attributes, and retries."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ from tests.client.scripted_server import (
         (302, APIStatusError),
     ],
 )
-def test_each_status_has_its_class_and_all_facts(
+def test_each_status_has_its_class_and_all_attributes(
     make_client: MakeClient, server: ScriptedServer, status: int, kind: type[APIStatusError]
 ) -> None:
     server.script(returns_error(status, "too long", code="the_code", retry_after="2"))
@@ -73,7 +73,9 @@ def test_each_status_has_its_class_and_all_facts(
     assert isinstance(error.body, dict)
 
 
-def test_an_error_page_of_a_proxy_is_quoted_in_short(make_client: MakeClient, server: ScriptedServer) -> None:
+def test_the_message_contains_an_excerpt_of_a_proxy_error_page(
+    make_client: MakeClient, server: ScriptedServer
+) -> None:
     server.script(returns(502, b"<h1>Bad\n gateway</h1>" + b"x" * 1000, "text/html"))
     with pytest.raises(InternalServerError, match="HTTP 502 from .*<h1>Bad gateway</h1>") as caught:
         make_client(max_retries=0).chat("Hello?")
@@ -81,7 +83,9 @@ def test_an_error_page_of_a_proxy_is_quoted_in_short(make_client: MakeClient, se
     assert caught.value.code is None
 
 
-def test_an_empty_error_page_still_says_the_status(make_client: MakeClient, server: ScriptedServer) -> None:
+def test_the_message_for_an_empty_error_page_contains_the_status(
+    make_client: MakeClient, server: ScriptedServer
+) -> None:
     server.script(returns(500, b"", "text/html"))
     with pytest.raises(InternalServerError, match="HTTP 500 from http"):
         make_client(max_retries=0).chat("Hello?")
@@ -98,30 +102,30 @@ def test_an_empty_error_page_still_says_the_status(make_client: MakeClient, serv
         closes_connection,
     ],
 )
-def test_what_may_pass_is_tried_again(client: AnyClient, server: ScriptedServer, failing: Responder) -> None:
+def test_temporary_failures_are_retried(
+    client: AnyClient, server: ScriptedServer, failing: Responder
+) -> None:
     server.script(failing, failing)
     assert client.chat("Hello?").text == TEXT
     assert len(server.chats) == 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
-def test_what_will_not_pass_is_not_tried_again(
-    client: AnyClient, server: ScriptedServer, status: int
-) -> None:
+def test_permanent_failures_are_not_retried(client: AnyClient, server: ScriptedServer, status: int) -> None:
     server.script(returns_error(status))
     with pytest.raises(APIStatusError):
         client.chat("Hello?")
     assert len(server.chats) == 1
 
 
-def test_after_the_last_try_the_last_error_is_raised(make_client: MakeClient, server: ScriptedServer) -> None:
+def test_the_error_of_the_last_attempt_is_raised(make_client: MakeClient, server: ScriptedServer) -> None:
     server.script(returns_error(500), returns_error(503), completes)
     with pytest.raises(ServiceUnavailableError):
         make_client(max_retries=1).chat("Hello?")
     assert len(server.chats) == 2
 
 
-def test_the_servers_word_on_retrying_wins(client: AnyClient, server: ScriptedServer) -> None:
+def test_x_should_retry_takes_precedence(client: AnyClient, server: ScriptedServer) -> None:
     server.script(returns_error(500, x_should_retry="false"))
     with pytest.raises(InternalServerError):
         client.chat("Hello?")
@@ -129,14 +133,16 @@ def test_the_servers_word_on_retrying_wins(client: AnyClient, server: ScriptedSe
     assert client.chat("Hello?").text == TEXT
 
 
-def test_the_wait_that_the_server_states_is_kept(make_client: MakeClient, server: ScriptedServer) -> None:
+def test_the_delay_requested_by_the_server_is_respected(
+    make_client: MakeClient, server: ScriptedServer
+) -> None:
     server.script(returns_error(429, retry_after_ms="40"))
     started = time.monotonic()
     make_client().chat("Hello?", model="m")
     assert time.monotonic() - started >= 0.04
 
 
-def test_a_stated_wait_that_is_too_long_goes_to_the_caller(client: AnyClient, server: ScriptedServer) -> None:
+def test_a_long_requested_delay_raises_the_error(client: AnyClient, server: ScriptedServer) -> None:
     server.script(returns_error(429, retry_after="121"))
     with pytest.raises(RateLimitError) as caught:
         client.chat("Hello?")
@@ -144,9 +150,9 @@ def test_a_stated_wait_that_is_too_long_goes_to_the_caller(client: AnyClient, se
     assert len(server.chats) == 1
 
 
-def test_a_server_that_is_not_there_is_a_connection_error_with_its_address(make_client: MakeClient) -> None:
+def test_an_unreachable_server_is_a_connection_error_with_its_url(make_client: MakeClient) -> None:
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound, not listening: the port is ours and refuses
+        unused.bind(("127.0.0.1", 0))  # bound but not listening, so connections are refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(APIConnectionError, match=url) as caught:
             make_client(url).chat("Hello?")
@@ -154,16 +160,18 @@ def test_a_server_that_is_not_there_is_a_connection_error_with_its_address(make_
     assert caught.value.__cause__ is not None
 
 
-def test_silence_is_a_timeout_and_is_not_asked_for_twice(client: AnyClient, server: ScriptedServer) -> None:
+def test_a_server_that_sends_no_data_is_a_timeout_without_retries(
+    client: AnyClient, server: ScriptedServer
+) -> None:
     released = threading.Event()
     server.script(hangs_until(released))
-    with pytest.raises(APITimeoutError, match="raise timeout="):
+    with pytest.raises(APITimeoutError, match="Increase the timeout"):
         client.chat("Hello?", model="m", timeout=0.1)
     released.set()
     assert len(server.chats) == 1
 
 
-def test_a_host_that_accepts_nobody_in_time_is_tried_again(make_client: MakeClient) -> None:
+def test_a_connect_timeout_is_retried(make_client: MakeClient) -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -194,17 +202,17 @@ def test_a_host_that_accepts_nobody_in_time_is_tried_again(make_client: MakeClie
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
     ],
 )
-def test_a_stated_wait_is_read_in_each_form(headers: dict[str, str], expected: float | None) -> None:
+def test_all_forms_of_retry_after_are_parsed(headers: dict[str, str], expected: float | None) -> None:
     assert parse_retry_after(headers) == expected
 
 
-def test_a_stated_date_is_a_wait_from_now() -> None:
+def test_a_retry_after_date_is_converted_to_a_delay() -> None:
     later = email.utils.formatdate(time.time() + 60, usegmt=True)
     wait_s = parse_retry_after({"retry-after": later})
     assert wait_s is not None and 0 < wait_s <= 60
 
 
-def test_waits_double_up_to_the_limit_and_jitter_only_shortens_them() -> None:
+def test_delays_double_up_to_the_limit_and_jitter_only_shortens_them() -> None:
     exact = RetryPolicy(jitter=0.0)
     assert [exact.delay_s(n) for n in range(1, 7)] == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0]
     waits = {RetryPolicy().delay_s(1) for _ in range(100)}
@@ -212,5 +220,5 @@ def test_waits_double_up_to_the_limit_and_jitter_only_shortens_them() -> None:
     assert all(wait is not None and 0.375 <= wait <= 0.5 for wait in waits)
 
 
-def test_a_failure_that_no_waiting_helps_is_final() -> None:
+def test_a_permanent_failure_is_final() -> None:
     assert RetryState(RetryPolicy(), 2).next_delay_s(APIError("no")) is None

@@ -1,4 +1,4 @@
-"""Response formats: the trained sentence on a line of its own after the question, and nothing else."""
+"""Response formats: the trained instruction is added on a separate line after the question."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def last_text(server: ScriptedServer) -> str:
     return str(content if isinstance(content, str) else content[-1]["text"])
 
 
-def test_a_format_stands_on_its_own_line_after_the_question(
+def test_a_format_is_added_on_its_own_line_after_the_question(
     client: AnyClient, server: ScriptedServer
 ) -> None:
     client.chat("Which colour?", image=PNG, format="short")
@@ -31,7 +31,9 @@ def test_a_format_stands_on_its_own_line_after_the_question(
 
 
 @pytest.mark.parametrize("name", get_args(FormatName))
-def test_every_format_has_its_sentence(name: FormatName, client: AnyClient, server: ScriptedServer) -> None:
+def test_every_format_adds_its_instruction(
+    name: FormatName, client: AnyClient, server: ScriptedServer
+) -> None:
     client.chat("Q", format=name)
     assert last_text(server) == f"Q\n{FORMATS[name]}"
 
@@ -41,7 +43,7 @@ def test_without_a_format_nothing_is_added(client: AnyClient, server: ScriptedSe
     assert last_text(server) == "Which colour?"
 
 
-def test_a_stream_takes_a_format_too(client: AnyClient, server: ScriptedServer) -> None:
+def test_streams_support_formats(client: AnyClient, server: ScriptedServer) -> None:
     with client.stream("A or B?", format="option") as stream:
         assert "".join(stream) == TEXT
     assert last_text(server).endswith("\nAnswer with the option's letter from the given choices directly.")
@@ -52,23 +54,23 @@ def test_a_caption_needs_no_question(client: AnyClient, server: ScriptedServer) 
     assert last_text(server) == CAPTION
 
 
-def test_a_format_that_needs_a_question_is_refused_without_one(
+def test_a_format_that_requires_a_question_is_rejected_without_one(
     client: AnyClient, server: ScriptedServer
 ) -> None:
-    with pytest.raises(TypeError, match="format='short' goes with a question"):
+    with pytest.raises(TypeError, match="format='short' requires a question"):
         client.chat(messages=[{"role": "user", "content": "Hello?"}], format="short")
     assert server.chats == []
 
 
-def test_an_unknown_format_is_refused_with_those_there_are(client: AnyClient, server: ScriptedServer) -> None:
-    with pytest.raises(ValueError, match="'long'; it must be one of short, option"):
+def test_an_unknown_format_is_rejected_with_the_supported_ones(
+    client: AnyClient, server: ScriptedServer
+) -> None:
+    with pytest.raises(ValueError, match="'long'. Use one of short, option"):
         client.chat("Q", format="long")  # type: ignore[arg-type]
     assert server.chats == []
 
 
-def test_in_a_conversation_the_format_goes_with_every_question(
-    client: AnyClient, server: ScriptedServer
-) -> None:
+def test_a_conversation_adds_the_format_to_every_question(client: AnyClient, server: ScriptedServer) -> None:
     conversation = client.conversation(image=PNG, format="short")
     conversation.ask("One?")
     conversation.ask("Two?")
@@ -76,13 +78,13 @@ def test_in_a_conversation_the_format_goes_with_every_question(
     assert server.last_body["messages"][0]["content"][-1]["text"] == f"One?\n{SHORT}"
 
 
-def test_the_command_line_takes_a_format(server: ScriptedServer) -> None:
+def test_the_command_line_supports_formats(server: ScriptedServer) -> None:
     arguments = ["ask", "Which colour?", "--format", "short", "--base-url", server.url]
     assert runner.invoke(app, arguments).stdout == TEXT + "\n"
     assert last_text(server) == f"Which colour?\n{SHORT}"
 
 
-def test_the_command_line_names_the_formats_to_who_gives_another(server: ScriptedServer) -> None:
+def test_the_command_line_lists_the_formats_if_one_is_invalid(server: ScriptedServer) -> None:
     result = runner.invoke(app, ["ask", "Q", "--format", "long", "--base-url", server.url])
     assert result.exit_code == 2
     assert "'short'" in result.stderr

@@ -1,4 +1,4 @@
-"""Pictures of every kind, and what is no picture."""
+"""Supported forms of images, and invalid images."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def decoded(url: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("form", ["str", "path", "bytes", "bytearray", "memoryview"])
-def test_each_form_of_the_same_picture_is_the_same_url(form: str, tmp_path: Path) -> None:
-    path = tmp_path / "misnamed.jpg"  # the bytes tell, not the name
+def test_all_forms_of_an_image_give_the_same_url(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "misnamed.jpg"  # the type is detected from the bytes, not the name
     path.write_bytes(PNG)
     forms: dict[str, Any] = {
         "str": str(path),
@@ -36,7 +36,7 @@ def test_each_form_of_the_same_picture_is_the_same_url(form: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("url", [PNG_URL, "https://host/a.png", "HTTP://host/a.png"])
-def test_a_url_goes_as_it_is(url: str) -> None:
+def test_a_url_is_sent_unchanged(url: str) -> None:
     assert image_url(url) == url
 
 
@@ -67,13 +67,13 @@ def test_a_pil_image_keeps_its_orientation() -> None:
         ("AVIF", "image/avif"),
     ],
 )
-def test_the_first_bytes_tell_the_kind(format: str, kind: str) -> None:
+def test_the_media_type_is_detected_from_the_first_bytes(format: str, kind: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, format)
     assert media_type(buffer.getvalue()) == kind
 
 
-def test_heic_is_told_from_avif_and_noise_from_both() -> None:
+def test_heic_is_distinguished_from_avif_and_other_data_is_rejected() -> None:
     assert media_type(b"\0\0\0\x18ftypheic") == "image/heic"
     assert media_type(b"RIFF\0\0\0\0WAVE") is None
 
@@ -82,29 +82,29 @@ def test_heic_is_told_from_avif_and_noise_from_both() -> None:
     ("image", "message"),
     [
         (b"", "is empty"),
-        (b"hello, world", r"begins with b'hello, w'.*use PNG, JPEG"),
-        ("nowhere.png", "cannot read the picture 'nowhere.png': No such file"),
-        ("nul\0.png", "cannot read the picture"),
-        (42, "type int is not known: give a path"),
-        (io.BytesIO(PNG), "type BytesIO is not known"),
+        (b"hello, world", r"begins with b'hello, w'.*Use PNG, JPEG"),
+        ("nowhere.png", "Cannot read image 'nowhere.png': No such file"),
+        ("nul\0.png", "Cannot read image"),
+        (42, "type int is not supported. Pass a path"),
+        (io.BytesIO(PNG), "type BytesIO is not supported"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_the_reason(image: Any, message: str) -> None:
+def test_invalid_images_are_rejected_with_the_reason(image: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message) as caught:
         image_url(image)
     assert isinstance(caught.value, ValueError)
 
 
-def test_a_folder_is_no_picture(tmp_path: Path) -> None:
+def test_a_folder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="Is a directory"):
         image_url(tmp_path)
 
 
-def test_several_pictures_keep_their_order() -> None:
+def test_multiple_images_keep_their_order() -> None:
     parts = image_parts([PNG, "https://host/b.png"])
     assert [part["image_url"]["url"] for part in parts] == [PNG_URL, "https://host/b.png"]
     assert [part["type"] for part in parts] == ["image_url", "image_url"]
 
 
-def test_no_picture_is_no_part() -> None:
+def test_no_image_gives_no_parts() -> None:
     assert image_parts(None) == image_parts([]) == []

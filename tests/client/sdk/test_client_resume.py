@@ -1,4 +1,4 @@
-"""Streams whose connection breaks: the client itself reads on where they stopped, without gap or overlap."""
+"""Broken streams, which the client resumes without gaps or overlaps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ END = [
 
 
 @pytest.mark.parametrize("num_words", [1, 2, 3, 4])
-def test_a_broken_stream_is_read_on_where_it_stopped(
+def test_a_broken_stream_is_resumed_where_it_stopped(
     client: AnyClient, server: ScriptedServer, num_words: int
 ) -> None:
     server.script(streams(*WORDS[:num_words], then=closes_connection))
@@ -54,7 +54,7 @@ def test_a_broken_stream_is_read_on_where_it_stopped(
     assert len(server.chats) == 1
 
 
-def test_a_stream_that_breaks_again_and_again_is_read_to_its_end(
+def test_a_stream_that_breaks_repeatedly_is_read_to_its_end(
     client: AnyClient, server: ScriptedServer
 ) -> None:
     server.script(streams(WORDS[0], then=closes_connection))
@@ -69,10 +69,10 @@ def test_a_stream_that_breaks_again_and_again_is_read_to_its_end(
     assert client.stream("What is this?").answer().text == TEXT
 
 
-def test_text_after_the_last_id_comes_again_and_is_not_told_twice(
+def test_resent_text_after_the_last_id_is_not_yielded_twice(
     client: AnyClient, server: ScriptedServer
 ) -> None:
-    """The chunk with a last event's text has no id of its own: the one with the finish reason has."""
+    """The last text chunk has no ID; the ID is sent with the finish reason."""
     server.script(streams(*WORDS[:3], event(chunk({"content": DELTAS[3]})), then=closes_connection))
     server.resumptions.append(streams(event(chunk({"content": DELTAS[3]})), *END))
     with client.stream("What is this?") as stream:
@@ -80,7 +80,7 @@ def test_text_after_the_last_id_comes_again_and_is_not_told_twice(
     assert stream.text == TEXT
 
 
-def test_a_second_break_before_the_text_has_come_again_tells_nothing_twice(
+def test_a_second_break_before_the_resent_text_yields_nothing_twice(
     client: AnyClient, server: ScriptedServer
 ) -> None:
     server.script(streams(*WORDS[:3], event(chunk({"content": DELTAS[3]})), then=closes_connection))
@@ -91,14 +91,14 @@ def test_a_second_break_before_the_text_has_come_again_tells_nothing_twice(
     assert stream.text == TEXT
 
 
-def test_an_answer_that_is_gone_is_an_interruption(client: AnyClient, server: ScriptedServer) -> None:
+def test_a_deleted_response_is_an_interruption(client: AnyClient, server: ScriptedServer) -> None:
     server.script(streams(*WORDS[:2], then=closes_connection))
     with pytest.raises(StreamInterrupted) as caught:
         client.stream("What is this?").answer()
     assert caught.value.text == DELTAS[0] + DELTAS[1]
 
 
-def test_leaving_early_cancels_an_answer_that_would_be_kept(
+def test_closing_a_resumable_stream_early_cancels_the_response(
     client: AnyClient, server: ScriptedServer
 ) -> None:
     released = threading.Event()
@@ -110,15 +110,13 @@ def test_leaving_early_cancels_an_answer_that_would_be_kept(
     assert cancelled == [f"/v1/chat/completions/{ID}"]
 
 
-def test_an_ended_answer_is_not_cancelled(client: AnyClient, server: ScriptedServer) -> None:
+def test_a_complete_response_is_not_cancelled(client: AnyClient, server: ScriptedServer) -> None:
     server.script(streams(*WORDS, *END))
     client.stream("What is this?").answer()
     assert not [request for request in server.requests if request.method == "DELETE"]
 
 
-def test_the_tries_of_one_call_have_one_key_and_calls_have_their_own(
-    client: AnyClient, server: ScriptedServer
-) -> None:
+def test_retries_share_an_idempotency_key_and_calls_do_not(client: AnyClient, server: ScriptedServer) -> None:
     server.script(returns_error(503))
     client.chat("What is this?")
     client.chat("What is this?")
@@ -126,7 +124,7 @@ def test_the_tries_of_one_call_have_one_key_and_calls_have_their_own(
     assert first == retry != second
 
 
-def test_a_key_of_ones_own_is_sent(client: AnyClient, server: ScriptedServer) -> None:
+def test_a_custom_idempotency_key_is_sent(client: AnyClient, server: ScriptedServer) -> None:
     client.chat("What is this?", idempotency_key="order-7")
     assert server.chats[0].headers["idempotency-key"] == "order-7"
     assert "idempotency_key" not in server.last_body

@@ -1,4 +1,4 @@
-"""What a client asks for beside chats, of a real controller: vectors, tokens, kept answers and batches."""
+"""Routes other than chat with a real controller: embeddings, tokens, stored responses and batches."""
 
 from __future__ import annotations
 
@@ -21,47 +21,47 @@ def served(make_client: MakeClient, stack: Stack) -> AnyClient:
     return make_client(stack.server.url)
 
 
-def test_texts_have_their_vectors_in_their_order(served: AnyClient) -> None:
+def test_embeddings_are_in_the_order_of_the_texts(served: AnyClient) -> None:
     found = served.embed(["a", "abc"])
     assert (found.vectors, found.model) == (((1.0, 0.0), (3.0, 0.0)), MODEL)
     assert found.usage.prompt_tokens == 4
     assert served.embed("ab").vectors == ((2.0, 0.0),)
 
 
-def test_pictures_have_vectors_as_well(served: AnyClient) -> None:
+def test_images_can_be_embedded(served: AnyClient) -> None:
     assert served.embed(image=[PNG, PNG]).vectors == ((0.0, 1.0), (0.0, 1.0))
 
 
-def test_vectors_of_nothing_or_of_both_kinds_are_a_type_error(served: AnyClient) -> None:
-    with pytest.raises(TypeError, match="either texts or image"):
+def test_embedding_no_input_or_both_kinds_is_a_type_error(served: AnyClient) -> None:
+    with pytest.raises(TypeError, match="either text or image"):
         served.embed()
-    with pytest.raises(TypeError, match="either texts or image"):
+    with pytest.raises(TypeError, match="either text or image"):
         served.embed("a", image=PNG)
 
 
-def test_a_text_goes_into_tokens_and_back(served: AnyClient) -> None:
+def test_a_text_is_tokenized_and_detokenized(served: AnyClient) -> None:
     tokens = served.tokenize("a red ball")
     assert tokens == list(b"a red ball")
     assert served.detokenize(tokens) == "a red ball"
     assert served.tokenize(messages=[{"role": "user", "content": "hi"}]) == list(b"hi")
 
 
-def test_tokens_of_two_things_or_of_an_unknown_model_are_refused(served: AnyClient) -> None:
-    with pytest.raises(TypeError, match="either a text or messages"):
+def test_tokenizing_both_inputs_or_with_an_unknown_model_is_rejected(served: AnyClient) -> None:
+    with pytest.raises(TypeError, match="either text or messages"):
         served.tokenize("a", messages=[])
     with pytest.raises(NotFoundError):
         served.detokenize([1], model="other")
 
 
-def test_a_kept_answer_is_retrieved_until_it_is_deleted(served: AnyClient) -> None:
-    answer = served.chat("say one two", idempotency_key=f"kept-by-this-test-{served.kind}")
+def test_a_stored_response_can_be_retrieved_until_it_is_deleted(served: AnyClient) -> None:
+    answer = served.chat("say one two", idempotency_key=f"stored-by-this-test-{served.kind}")
     assert served.retrieve_answer(answer.id).text == "one two"
     served.delete_answer(answer.id)
     with pytest.raises(NotFoundError):
         served.retrieve_answer(answer.id)
 
 
-def test_a_batch_is_followed_to_its_results_in_the_order_of_its_requests(served: AnyClient) -> None:
+def test_batch_results_are_in_the_order_of_the_requests(served: AnyClient) -> None:
     requests = [batch_request(f"r{number}", f"say {number}") for number in range(5)]
     requests.insert(2, batch_request("hot", "say no", temperature=9))
     batch = served.submit_batch(iter(requests), metadata={"run": "7"})
@@ -77,15 +77,15 @@ def test_a_batch_is_followed_to_its_results_in_the_order_of_its_requests(served:
     assert bad.error.param == "temperature"
 
 
-def test_a_file_with_a_wrong_line_is_refused_by_its_number(served: AnyClient, tmp_path: Path) -> None:
+def test_the_error_for_an_invalid_batch_file_contains_the_line_number(
+    served: AnyClient, tmp_path: Path
+) -> None:
     (tmp_path / "in.jsonl").write_text("\n{broken")
-    with pytest.raises(APIError, match="line 2: "):
+    with pytest.raises(APIError, match="Line 2: "):
         served.submit_batch(tmp_path / "in.jsonl")
 
 
-def test_a_cancelled_batch_says_of_each_request_that_it_was_cancelled(
-    served: AnyClient, stack: Stack
-) -> None:
+def test_each_request_of_a_cancelled_batch_has_a_cancelled_error(served: AnyClient, stack: Stack) -> None:
     batch = served.submit_batch([batch_request("waits", "silent")])
     following = served.follow_batch(batch.id, poll_s=0.02)
     assert not next(following).is_over
@@ -94,11 +94,11 @@ def test_a_cancelled_batch_says_of_each_request_that_it_was_cancelled(
     [result] = served.batch_results(batch.id)
     assert (ended.status, result.error.code) == ("cancelled", "batch_cancelled")
     with pytest.raises(NotFoundError):
-        served.retrieve_batch("batch_of_nobody")
+        served.retrieve_batch("batch_unknown")
 
 
-def test_a_batch_is_never_made_twice_for_want_of_an_answer() -> None:
-    """What may be sent again is: the file."""
+def test_creating_a_batch_is_not_retried() -> None:
+    """Uploading the file is retried; creating the batch is not."""
     paths: list[str] = []
     numbers = itertools.count()
 

@@ -1,4 +1,4 @@
-"""Sampling options go out under their own names; choices and log-probabilities come back as values."""
+"""Sampling options in requests; choices and log probabilities in responses."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def choice(index: int, text: str, **fields: Any) -> dict[str, Any]:
     return {"index": index, "message": {"content": text}, "finish_reason": "stop", **fields}
 
 
-def test_options_are_sent_as_they_are(client: AnyClient, server: ScriptedServer) -> None:
+def test_options_are_sent_unchanged(client: AnyClient, server: ScriptedServer) -> None:
     client.chat("Hello?", logit_bias={42: -100}, **OPTIONS)
     assert {name: server.last_body[name] for name in OPTIONS} == OPTIONS
     assert server.last_body["logit_bias"] == {"42": -100}
 
 
-def test_choices_come_in_order_and_the_first_is_the_answer(client: AnyClient, server: ScriptedServer) -> None:
+def test_choices_are_ordered_and_the_first_is_the_text(client: AnyClient, server: ScriptedServer) -> None:
     completion = {"choices": [choice(1, "two"), choice(0, "one", logprobs={"content": LOGPROBS})]}
     server.script(returns(200, json.dumps(completion).encode(), "application/json"))
 
@@ -56,7 +56,7 @@ def test_choices_come_in_order_and_the_first_is_the_answer(client: AnyClient, se
     assert first[0].top_logprobs[0].token == "b"
 
 
-def test_stream_yields_the_first_choice_and_keeps_all(client: AnyClient, server: ScriptedServer) -> None:
+def test_a_stream_yields_the_first_choice_and_records_all(client: AnyClient, server: ScriptedServer) -> None:
     def part(index: int, text: str, **fields: Any) -> bytes:
         data = {"choices": [{"index": index, "delta": {"content": text}, **fields}]}
         return event(json.dumps(data))

@@ -1,4 +1,4 @@
-"""Streamed answers: deltas, the end, and every way in which a stream can go wrong."""
+"""Streamed responses: deltas, the end of a stream, and failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.machine_speed import scaled
 FIRST_WORDS = stream_events()[:3]  # the role, a comment, the first delta
 
 
-def test_deltas_come_one_by_one_and_the_rest_is_known_afterwards(
+def test_a_stream_yields_deltas_and_has_all_attributes_at_the_end(
     client: AnyClient, server: ScriptedServer
 ) -> None:
     with client.stream("What is this?") as stream:
@@ -41,20 +41,18 @@ def test_deltas_come_one_by_one_and_the_rest_is_known_afterwards(
     assert server.last_body["stream_options"] == {"include_usage": True}
 
 
-def test_a_stream_can_be_read_as_one_answer(client: AnyClient) -> None:
+def test_a_stream_can_be_read_as_one_response(client: AnyClient) -> None:
     answer = client.stream("What is this?").answer()
     assert (answer.text, answer.finish_reason, answer.model) == (TEXT, "stop", "tiny-llava")
 
 
-def test_a_stream_that_is_over_yields_nothing_more(client: AnyClient) -> None:
+def test_an_ended_stream_yields_nothing_more(client: AnyClient) -> None:
     stream = client.stream("What is this?")
     assert "".join(stream) == TEXT
     assert list(stream) == []
 
 
-def test_the_stream_returns_at_the_first_event_not_at_the_last(
-    client: AnyClient, server: ScriptedServer
-) -> None:
+def test_stream_returns_at_the_first_event(client: AnyClient, server: ScriptedServer) -> None:
     released = threading.Event()
     server.script(streams(*FIRST_WORDS, then=hangs_until(released)))
     with client.stream("What is this?") as stream:
@@ -62,27 +60,27 @@ def test_the_stream_returns_at_the_first_event_not_at_the_last(
         released.set()
 
 
-def test_leaving_early_hangs_up(client: AnyClient, server: ScriptedServer) -> None:
+def test_leaving_a_stream_early_closes_the_connection(client: AnyClient, server: ScriptedServer) -> None:
     gone = threading.Event()
 
-    def notices(handler: object) -> None:
+    def wait_for_disconnect(handler: object) -> None:
         if handler.rfile.read(1) == b"":  # type: ignore[attr-defined]
             gone.set()
 
-    server.script(streams(*FIRST_WORDS, then=notices))
+    server.script(streams(*FIRST_WORDS, then=wait_for_disconnect))
     with client.stream("What is this?") as stream:
         assert next(iter(stream)) == DELTAS[0]
     assert gone.wait(scaled(10))
 
 
-def test_a_refusal_is_raised_where_the_stream_is_asked_for(client: AnyClient, server: ScriptedServer) -> None:
+def test_a_rejected_request_raises_in_stream(client: AnyClient, server: ScriptedServer) -> None:
     server.script(returns_error(400, "prompt has 9000 tokens", code="context_length_exceeded"))
     with pytest.raises(BadRequestError, match="9000") as caught:
         client.stream("What is this?")
     assert caught.value.code == "context_length_exceeded"
 
 
-def test_an_error_in_mid_stream_comes_after_the_text_before_it(
+def test_an_error_within_a_stream_is_raised_after_the_preceding_text(
     client: AnyClient, server: ScriptedServer
 ) -> None:
     failure = {"error": {"message": "the worker crashed", "code": "worker_crashed", "type": "server_error"}}
@@ -94,7 +92,7 @@ def test_an_error_in_mid_stream_comes_after_the_text_before_it(
     assert (caught.value.code, caught.value.request_id) == ("worker_crashed", "req-7")
 
 
-def test_an_error_in_the_same_packet_as_text_still_comes_after_it(
+def test_an_error_in_the_same_packet_is_raised_after_the_text(
     client: AnyClient, server: ScriptedServer
 ) -> None:
     failure = event({"error": {"message": "the worker crashed"}})
@@ -106,13 +104,13 @@ def test_an_error_in_the_same_packet_as_text_still_comes_after_it(
     assert stream.text == DELTAS[0]
 
 
-def test_an_error_as_first_event_is_raised_at_once(client: AnyClient, server: ScriptedServer) -> None:
+def test_an_error_in_the_first_event_is_raised_immediately(client: AnyClient, server: ScriptedServer) -> None:
     server.script(streams(event({"error": {"message": "no memory"}})))
     with pytest.raises(APIError, match="no memory"):
         client.stream("What is this?")
 
 
-def test_a_stream_without_its_end_is_an_interruption_with_the_text_so_far(
+def test_a_stream_without_done_is_an_interruption_with_the_received_text(
     client: AnyClient, server: ScriptedServer
 ) -> None:
     server.script(streams(*FIRST_WORDS))
@@ -121,7 +119,7 @@ def test_a_stream_without_its_end_is_an_interruption_with_the_text_so_far(
     assert caught.value.text == DELTAS[0]
 
 
-def test_a_connection_cut_in_mid_stream_is_an_interruption_and_not_asked_again(
+def test_a_broken_connection_is_an_interruption_without_a_new_request(
     client: AnyClient, server: ScriptedServer
 ) -> None:
     server.script(streams(*FIRST_WORDS, then=closes_connection))
@@ -132,7 +130,7 @@ def test_a_connection_cut_in_mid_stream_is_an_interruption_and_not_asked_again(
     assert len(server.chats) == 1
 
 
-def test_silence_in_mid_stream_is_an_interruption(client: AnyClient, server: ScriptedServer) -> None:
+def test_a_timeout_within_a_stream_is_an_interruption(client: AnyClient, server: ScriptedServer) -> None:
     released = threading.Event()
     server.script(streams(*FIRST_WORDS, then=hangs_until(released)))
     with pytest.raises(StreamInterrupted):
@@ -144,7 +142,7 @@ def test_silence_in_mid_stream_is_an_interruption(client: AnyClient, server: Scr
     "first_try",
     [closes_connection, streams(), streams(b": hi\n\n", then=closes_connection), returns_error(503)],
 )
-def test_a_failure_before_the_first_event_is_tried_again(
+def test_a_failure_before_the_first_event_is_retried(
     client: AnyClient, server: ScriptedServer, first_try: object
 ) -> None:
     server.script(first_try, completes)  # type: ignore[arg-type]
@@ -152,23 +150,23 @@ def test_a_failure_before_the_first_event_is_tried_again(
     assert len(server.chats) == 2
 
 
-def test_an_answer_that_is_no_event_stream_is_named_as_such(
+def test_a_response_that_is_not_an_event_stream_is_an_error(
     client: AnyClient, server: ScriptedServer
 ) -> None:
     server.script(returns(200, b"<html></html>", "text/html"))
-    with pytest.raises(APIError, match="text/html, not an event stream"):
+    with pytest.raises(APIError, match="text/html instead of an event stream"):
         client.stream("What is this?")
 
 
-def test_an_event_that_is_no_chunk_is_an_error(client: AnyClient, server: ScriptedServer) -> None:
+def test_an_event_that_is_not_a_chunk_is_an_error(client: AnyClient, server: ScriptedServer) -> None:
     server.script(streams(*FIRST_WORDS, event("{nonsense")))
-    with pytest.raises(APIError, match="no chat chunk") as caught:
+    with pytest.raises(APIError, match="not a chat completion chunk") as caught:
         client.stream("What is this?").answer()
     assert caught.value.body == "{nonsense"
 
 
 @pytest.mark.parametrize("reading", ["whole", "first delta", "nothing", "broken"])
-def test_on_close_is_told_the_text_once(
+def test_on_close_is_called_once_with_the_text(
     make_client: MakeClient, server: ScriptedServer, reading: str
 ) -> None:
     texts: list[str] = []
@@ -188,8 +186,8 @@ def test_on_close_is_told_the_text_once(
     assert TEXT.startswith(texts[0])
 
 
-def test_a_transcript_ignores_what_follows_the_end() -> None:
-    transcript = StreamState()
-    transcript.feed(b"".join(stream_events()) + event(chunk({"content": "more"})))
-    transcript.end()
-    assert (transcript.text, transcript.failure, transcript.last_event_id) == (TEXT, None, "job-1:4")
+def test_events_after_the_end_are_ignored() -> None:
+    state = StreamState()
+    state.feed(b"".join(stream_events()) + event(chunk({"content": "more"})))
+    state.end()
+    assert (state.text, state.failure, state.last_event_id) == (TEXT, None, "job-1:4")

@@ -1,4 +1,4 @@
-"""Functions that the model calls come back as values, whole and joined from a stream."""
+"""Tool calls in complete and streamed responses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def as_sent(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def test_calls_of_a_whole_answer_are_values(client: AnyClient, server: ScriptedServer) -> None:
+def test_tool_calls_of_a_complete_response_are_parsed(client: AnyClient, server: ScriptedServer) -> None:
     message = {"content": None, "tool_calls": [as_sent(LOOK), as_sent(POINT)]}
     completion = {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}
     server.script(returns(200, json.dumps(completion).encode(), "application/json"))
@@ -29,7 +29,7 @@ def test_calls_of_a_whole_answer_are_values(client: AnyClient, server: ScriptedS
     assert answer.choices[0].tool_calls == (LOOK, POINT)
 
 
-def test_streamed_pieces_join_to_the_calls(client: AnyClient, server: ScriptedServer) -> None:
+def test_streamed_pieces_of_tool_calls_are_joined(client: AnyClient, server: ScriptedServer) -> None:
     def part(*calls: dict[str, Any], **fields: Any) -> bytes:
         delta = {"tool_calls": list(calls)} if calls else {}
         return event(json.dumps({"choices": [{"index": 0, "delta": delta, **fields}]}))
@@ -54,5 +54,5 @@ def test_streamed_pieces_join_to_the_calls(client: AnyClient, server: ScriptedSe
     assert answer.finish_reason == "tool_calls"
 
 
-def test_an_answer_without_calls_has_none(client: AnyClient, server: ScriptedServer) -> None:
+def test_a_response_without_tool_calls_has_none(client: AnyClient, server: ScriptedServer) -> None:
     assert client.chat("Hello?").choices[0].tool_calls == ()

@@ -1,4 +1,4 @@
-"""A program that uses the SDK as its users do. It is type-checked outside of the repository, and not run."""
+"""A program that uses the SDK. It is type-checked outside the repository and never run."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def retry_after(error: APIError) -> float | None:
 
 
 def misuse(client: Client) -> None:
-    """Each line is an error that a type checker reports."""
+    """Contain only lines that a type checker must reject."""
     client.chat("Hello?", max_tokens="9")  # type: ignore[arg-type]
     client.chat("Hello?", maximum=9)  # type: ignore[call-arg]
     client.chat("Hello?").words  # type: ignore[attr-defined] # noqa: B018

@@ -141,4 +141,4 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="llava-serve keys")

@@ -1,4 +1,4 @@
-"""``llava-serve up`` as a user meets it: real Redis, server and worker (with the echo model)."""
+"""``llava-serve up`` end to end with a real Redis, server and worker (echo model)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.e2e
 
 
 class Running:
-    """A started ``up``: its address, its processes, its folder for temporary files."""
+    """A running ``up``: its URL, its processes and its folder for temporary files."""
 
     def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
         self.process = process
@@ -54,7 +54,7 @@ class Running:
             return client.chat("Say something", max_tokens=5).text
 
 
-def are_gone(processes: list[psutil.Process]) -> bool:
+def have_exited(processes: list[psutil.Process]) -> bool:
     return all(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in processes)
 
 
@@ -77,7 +77,7 @@ def shared_up() -> Iterator[Running]:
         yield up
 
 
-def test_it_comes_up_answers_and_leaves_nothing_behind() -> None:
+def test_up_starts_serves_a_request_and_leaves_nothing_behind() -> None:
     with running() as up:
         assert up.ask()
         processes = up.processes()
@@ -85,22 +85,22 @@ def test_it_comes_up_answers_and_leaves_nothing_behind() -> None:
         assert [path.name[:18] for path in up.folder.iterdir()] == ["llava-serve-redis-"]
         up.process.send_signal(signal.SIGINT)
         assert up.process.wait(scaled(60)) == 0
-        wait_until(lambda: are_gone(processes), "the end of every process")
+        wait_until(lambda: have_exited(processes), "all processes to exit")
         assert list(up.folder.iterdir()) == []
 
 
-def test_sigterm_in_the_middle_of_an_answer_is_an_orderly_end_too() -> None:
+def test_sigterm_during_a_response_stops_gracefully() -> None:
     with running() as up, Client(up.url) as client:
         with client.stream("Say something", max_tokens=5) as stream:
             up.process.send_signal(signal.SIGTERM)
             assert stream.answer().finish_reason
         processes = up.processes()
         assert up.process.wait(scaled(60)) == 0
-        wait_until(lambda: are_gone(processes), "the end of every process")
+        wait_until(lambda: have_exited(processes), "all processes to exit")
 
 
 @pytest.mark.parametrize("is_nohup", [False, True])
-def test_a_closed_terminal_ends_it_unless_it_was_started_with_nohup(is_nohup: bool) -> None:
+def test_a_closed_terminal_stops_up_unless_it_runs_under_nohup(is_nohup: bool) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_nohup else signal.SIG_DFL)
     try:
         with running() as up:
@@ -113,16 +113,16 @@ def test_a_closed_terminal_ends_it_unless_it_was_started_with_nohup(is_nohup: bo
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
-def test_a_killed_parent_takes_every_process_with_it() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent death signal requires Linux")
+def test_killing_the_parent_kills_all_processes() -> None:
     with running("--workers", "2") as up:
         processes = up.processes()
         assert sum("llava_worker" in " ".join(process.cmdline()) for process in processes) == 2
         up.process.kill()
-        wait_until(lambda: are_gone(processes), "the end of every process")
+        wait_until(lambda: have_exited(processes), "all processes to exit")
 
 
-def test_another_host_asks_for_the_key_that_is_shown() -> None:
+def test_a_host_other_than_loopback_requires_the_printed_key() -> None:
     with running("--host", "0.0.0.0") as up:
         with pytest.raises(AuthenticationError):
             up.ask(max_retries=0)
@@ -130,18 +130,18 @@ def test_another_host_asks_for_the_key_that_is_shown() -> None:
         assert up.ask(api_key=up.key)
 
 
-def test_a_model_that_is_not_there_ends_it_with_the_workers_last_words() -> None:
+def test_a_missing_model_stops_up_with_the_last_lines_of_the_worker() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="up") as folder:
         command = ("up", "--model", "/no/such/model", "--port", "0")
         _, stderr = (process := start(*command, env={"TMPDIR": folder})).communicate(timeout=scaled(100))
         assert process.returncode == 1
-        assert "worker-1 ended with status" in stderr
+        assert "worker-1 exited with status" in stderr
         assert "/no/such/model" in stderr
         assert "Traceback" not in stderr
         assert os.listdir(folder) == []
 
 
-def test_a_redis_of_ones_own_is_used_and_left_alone(shared_up: Running) -> None:
+def test_an_external_redis_is_used_and_not_stopped(shared_up: Running) -> None:
     path = next(shared_up.folder.glob("*/redis.sock"))
     with running("--redis-url", f"unix://{path}") as second:
         assert second.ask()
@@ -151,7 +151,7 @@ def test_a_redis_of_ones_own_is_used_and_left_alone(shared_up: Running) -> None:
     assert shared_up.ask()
 
 
-def test_json_from_the_command_line_is_the_servers_answer(shared_up: Running) -> None:
+def test_ask_with_json_prints_the_response_of_the_server(shared_up: Running) -> None:
     process = start("ask", "Say something", "--json", "--max-tokens", "5", "--base-url", shared_up.url)
     stdout, _ = process.communicate(timeout=scaled(60))
     answer = json.loads(stdout)
@@ -159,9 +159,9 @@ def test_json_from_the_command_line_is_the_servers_answer(shared_up: Running) ->
 
 
 @pytest.mark.parametrize("part", ["llava_worker", "llava_server", "redis"])
-def test_a_part_that_dies_is_started_again_and_answers_go_on(shared_up: Running, part: str) -> None:
+def test_a_crashed_process_is_restarted_and_requests_succeed(shared_up: Running, part: str) -> None:
     assert shared_up.ask()
     killed = shared_up.child(part)
     killed.kill()
-    wait_until(lambda: are_gone([killed]), "the end of the killed process")
+    wait_until(lambda: have_exited([killed]), "the killed process to exit")
     assert shared_up.ask(max_retries=8)

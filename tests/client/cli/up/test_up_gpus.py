@@ -1,4 +1,4 @@
-"""``up --gpus``: a worker for each GPU, and a sentence where there is none."""
+"""``up --gpus``: one worker per GPU, and errors for invalid or missing GPUs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.machine_speed import scaled
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path) -> Path:
-    """A program of that name on a path of its own, where a test writes what it says."""
+    """A fake nvidia-smi that prints the file ``nvidia-smi.output`` next to it."""
     program = tmp_path / "nvidia-smi"
-    program.write_text('#!/bin/sh\ncat "$0.says"\n')
+    program.write_text('#!/bin/sh\ncat "$0.output"\n')
     program.chmod(0o755)
     return program
 
@@ -26,39 +26,39 @@ def environment(program: Path, **more: str) -> dict[str, str]:
     return {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", **more}
 
 
-def test_all_are_those_that_the_driver_knows(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path(f"{nvidia_smi}.says").write_text("0\n1\n2\n")
+def test_all_selects_the_gpus_listed_by_the_driver(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(f"{nvidia_smi}.output").write_text("0\n1\n2\n")
     monkeypatch.setenv("PATH", environment(nvidia_smi)["PATH"])
     assert choose_gpus("all", environment(nvidia_smi)) == ("0", "1", "2")
 
 
-def test_all_are_no_more_than_cuda_may_see(nvidia_smi: Path) -> None:
-    Path(f"{nvidia_smi}.says").write_text("0\n1\n2\n")
+def test_all_is_limited_to_the_visible_cuda_devices(nvidia_smi: Path) -> None:
+    Path(f"{nvidia_smi}.output").write_text("0\n1\n2\n")
     assert choose_gpus("all", environment(nvidia_smi, CUDA_VISIBLE_DEVICES="2,0")) == ("2", "0")
 
 
-def test_some_are_named_by_number_or_uuid() -> None:
+def test_gpus_can_be_selected_by_number_or_uuid() -> None:
     assert choose_gpus("0, 2", {}) == ("0", "2")
     assert choose_gpus("GPU-8f1c-22,MIG-77aa", {}) == ("GPU-8f1c-22", "MIG-77aa")
 
 
 @pytest.mark.parametrize("text", ["", "0,,1", "one", "0,0", "-1", "0;1"])
-def test_what_names_no_gpus_is_refused_with_what_would(text: str) -> None:
-    with pytest.raises(GpusUnavailable, match=r"--gpus is '.*': give all, or numbers and UUIDs"):
+def test_an_invalid_gpu_list_is_rejected_with_the_expected_format(text: str) -> None:
+    with pytest.raises(GpusUnavailable, match=r"--gpus is '.*'\. Use distinct GPU numbers or UUIDs"):
         choose_gpus(text, {})
 
 
-def test_a_machine_without_any_says_so(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path(f"{nvidia_smi}.says").write_text("")
+def test_all_without_a_gpu_is_an_error(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(f"{nvidia_smi}.output").write_text("")
     monkeypatch.setenv("PATH", environment(nvidia_smi)["PATH"])
-    with pytest.raises(GpusUnavailable, match="there is none; leave --gpus out"):
+    with pytest.raises(GpusUnavailable, match="found no GPU. Omit --gpus"):
         choose_gpus("all", environment(nvidia_smi))
     nvidia_smi.write_text("#!/bin/sh\nexit 9\n")
-    with pytest.raises(GpusUnavailable, match=r"cannot be asked \(.*status 9.*name them, as in --gpus 0,1"):
+    with pytest.raises(GpusUnavailable, match=r"which failed: .*status 9.*List the GPUs, as in --gpus 0,1"):
         choose_gpus("all", environment(nvidia_smi))
 
 
-def test_each_worker_sees_one_gpu_and_only_that() -> None:
+def test_each_worker_sees_only_its_own_gpu() -> None:
     plan = LaunchPlan(
         model="tiny",
         served_model_name=None,
@@ -78,8 +78,10 @@ def test_each_worker_sees_one_gpu_and_only_that() -> None:
         assert worker.command[worker.command.index("--device") + 1] == "cuda"
 
 
-def test_gpus_and_a_number_of_workers_are_not_both_taken() -> None:
+def test_gpus_and_workers_cannot_be_combined() -> None:
     process = start("up", "--gpus", "0,1", "--workers", "3", "--port", "0")
     _, stderr = process.communicate(timeout=scaled(60))
     assert process.returncode == 2
-    assert "makes a worker for each GPU: leave out --workers and --device" in " ".join(stderr.split())
+    assert "runs one worker per GPU. Omit either --gpus, or --workers and --device" in " ".join(
+        stderr.split()
+    )

@@ -1,4 +1,4 @@
-"""What ``up`` is going to run and what it shows, without running it."""
+"""The launch plan and the output of ``up``, without running it."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def plan(**changes: object) -> LaunchPlan:
     return LaunchPlan(**{**defaults, **changes})  # type: ignore[arg-type]
 
 
-def test_the_queues_url_is_in_the_environment_and_on_no_command_line() -> None:
+def test_the_redis_url_is_in_the_environment_but_not_on_the_command_line() -> None:
     for program in (plan().server(SECRET), *plan().workers(SECRET)):
         assert program.environment["LLAVA_REDIS_URL"] == SECRET
         assert "password" not in " ".join(program.command) + repr(program)
 
 
-def test_a_file_with_another_url_does_not_contradict_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_redis_url_file_is_removed_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAVA_REDIS_URL_FILE", "/run/secrets/redis")
     assert "LLAVA_REDIS_URL_FILE" not in plan().server(SECRET).environment
 
 
-def test_several_workers_are_named_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_multiple_workers_are_numbered_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LLAVA_THREADS", raising=False)
     workers = plan(num_workers=1000, served_model_name="mine").workers(SECRET)
     assert (workers[0].name, workers[-1].name) == ("worker-1", "worker-1000")
@@ -49,7 +49,7 @@ def test_several_workers_are_named_and_share_the_cores(monkeypatch: pytest.Monke
     assert "LLAVA_THREADS" not in plan().workers(SECRET)[0].environment
 
 
-def test_on_loopback_nobody_is_asked_for_a_key() -> None:
+def test_no_key_is_generated_on_loopback() -> None:
     assert [LaunchPlan.generate_key(host, {}) for host in ("127.0.0.1", "::1", "localhost")] == [
         None,
         None,
@@ -57,14 +57,16 @@ def test_on_loopback_nobody_is_asked_for_a_key() -> None:
     ]
 
 
-def test_a_server_on_loopback_asks_for_none_unless_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loopback_server_requires_a_key_only_if_keys_are_configured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert plan().server(SECRET).environment["LLAVA_AUTH"] == "false"
     assert "LLAVA_AUTH" not in plan(host="0.0.0.0", generated_key="lv-key").server(SECRET).environment
     monkeypatch.setenv("LLAVA_API_KEYS", "mine-1234")
     assert "LLAVA_AUTH" not in plan().server(SECRET).environment
 
 
-def test_where_others_can_reach_it_a_new_key_is_made_and_required() -> None:
+def test_a_reachable_server_requires_a_generated_key() -> None:
     first, second = LaunchPlan.generate_key("0.0.0.0", {}), LaunchPlan.generate_key("0.0.0.0", {})
     assert first and second and first != second
     reachable = plan(host="0.0.0.0", generated_key=first)
@@ -73,7 +75,7 @@ def test_where_others_can_reach_it_a_new_key_is_made_and_required() -> None:
 
 
 @pytest.mark.parametrize("name", ["LLAVA_API_KEYS", "LLAVA_API_KEYS_FILE"])
-def test_keys_of_ones_own_are_kept(name: str) -> None:
+def test_configured_keys_are_not_replaced(name: str) -> None:
     assert LaunchPlan.generate_key("0.0.0.0", {name: "mine-1234"}) is None
 
 
@@ -86,13 +88,13 @@ def test_keys_of_ones_own_are_kept(name: str) -> None:
         ("box.lan", "http://box.lan:8000"),
     ],
 )
-def test_the_shown_address_can_be_opened_on_this_machine(host: str, url: str) -> None:
+def test_the_printed_url_works_on_this_machine(host: str, url: str) -> None:
     assert plan(host=host).base_url == url
 
 
-def test_the_curl_line_works_as_it_is_shown(server: ScriptedServer, tmp_path: Path) -> None:
+def test_the_printed_curl_command_works(server: ScriptedServer, tmp_path: Path) -> None:
     (tmp_path / "examples").mkdir()
-    (tmp_path / "examples" / "it's a picture.png").write_bytes(PNG * 1000)
+    (tmp_path / "examples" / "it's an image.png").write_bytes(PNG * 1000)
     port = int(server.url.rpartition(":")[2])
     image = example_image(tmp_path)
     line = curl_command(plan(port=port, generated_key="lv-key"), 'the "model"', image)
@@ -105,24 +107,26 @@ def test_the_curl_line_works_as_it_is_shown(server: ScriptedServer, tmp_path: Pa
     assert "\n" not in url
 
 
-def test_without_examples_the_curl_line_speaks_of_a_photo(tmp_path: Path) -> None:
+def test_the_curl_command_uses_a_placeholder_without_example_images(tmp_path: Path) -> None:
     assert example_image(tmp_path) == "photo.png"
 
 
-def test_without_a_terminal_the_facts_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_output_without_a_terminal_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display(is_verbose=False)
     with display.waiting("starting"):
         display.line("worker-1", "loading [weights]")
     display.ready(plan(generated_key="lv-key"), "tiny-llava")
-    display.tail(["last [words]"])
+    display.tail(["last [line]"])
     shown = capsys.readouterr()
     for fact in ("http://127.0.0.1:8000/\n", "http://127.0.0.1:8000/v1\n", "tiny-llava", "lv-key", "Ctrl-C"):
         assert fact in shown.out
     assert "\x1b" not in shown.out + shown.err
-    assert shown.err == "starting\n  last [words]\n"
+    assert shown.err == "starting\n  last [line]\n"
 
 
-def test_verbose_shows_every_line_once_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_prints_each_line_once_with_the_name_of_the_process(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     display = Display(is_verbose=True)
     display.line("worker-1", "loading [weights]")
     display.tail(["loading [weights]"])

