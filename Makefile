@@ -27,6 +27,8 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/proselint check --config .proselint.json --output-format compact *.md docs bench examples worker
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
