@@ -31,7 +31,7 @@ class Span:
 
 
 class Collector:
-    """``raw`` is everything that came, byte by byte."""
+    """``raw`` is everything received, as bytes."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -89,8 +89,10 @@ def collecting() -> Iterator[Collector]:
 
 def _values(attributes: Any) -> dict[str, Any]:
     found = {}
-    for each in attributes:
-        kind = each.value.WhichOneof("value")
-        value = getattr(each.value, kind)
-        found[each.key] = [item.string_value for item in value.values] if kind == "array_value" else value
+    for attribute in attributes:
+        kind = attribute.value.WhichOneof("value")
+        value = getattr(attribute.value, kind)
+        found[attribute.key] = (
+            [item.string_value for item in value.values] if kind == "array_value" else value
+        )
     return found

@@ -31,8 +31,8 @@ def test_a_line_of_a_batch_is_a_trace_linked_to_the_request_that_began_it(
     with stack.client(trace) as http:
         batch = wait_for_end(http, create_batch(http, data))
     good, bad = lines_traced(collector, batch, 2)
-    [began] = [each for each in collector.named("POST /v1/batches") if each.trace_id == trace]
-    assert good.links == bad.links == [(trace, began.span_id)]
+    [creation] = [span for span in collector.named("POST /v1/batches") if span.trace_id == trace]
+    assert good.links == bad.links == [(trace, creation.span_id)]
     assert good.trace_id not in (trace, bad.trace_id)
     assert good.parent == bad.parent == ""
 
@@ -64,9 +64,9 @@ def test_without_the_switch_a_batch_has_no_spans_and_no_field_for_them(
 def lines_seen(collector: Collector, batch: dict[str, Any]) -> list[Span]:
     """In the batch's order."""
     seen = [
-        each for each in collector.named("batch line") if each.attributes["llava.batch.id"] == batch["id"]
+        span for span in collector.named("batch line") if span.attributes["llava.batch.id"] == batch["id"]
     ]
-    return sorted(seen, key=lambda each: each.attributes["llava.line"])
+    return sorted(seen, key=lambda span: span.attributes["llava.line"])
 
 
 def lines_traced(collector: Collector, batch: dict[str, Any], number: int) -> list[Span]:

@@ -79,16 +79,16 @@ def test_redis_cannot_be_reached_from_the_host_or_from_outside() -> None:
 def test_the_operators_port_is_at_an_address_of_a_network_that_only_operators_join() -> None:
     server, networks = _service("server"), _compose()["networks"]
     name = server["environment"]["LLAVA_ADMIN_HOST"]
-    assert [each for each, joined in server["networks"].items() if name in joined.get("aliases", ())] == [
-        "operators"
-    ]
+    assert [
+        network for network, joined in server["networks"].items() if name in joined.get("aliases", ())
+    ] == ["operators"]
     assert name not in SERVICES, "the service's own name is known on every network"
     assert networks["operators"]["internal"] is True
     published = [port.rpartition(":")[2] for port in server["ports"]]
     assert server["environment"]["LLAVA_ADMIN_PORT"] not in published
     for path in (ROOT / "docker-compose.yml", *OVERLAYS):
         services = _compose(path)["services"]
-        joined = {each for each, service in services.items() if "operators" in service.get("networks", ())}
+        joined = {name for name, service in services.items() if "operators" in service.get("networks", ())}
         assert joined <= {"server"}, path
 
 
@@ -219,9 +219,9 @@ def test_copied_paths_exist_and_reach_the_builder(path: Path) -> None:
 def test_installed_extras_exist(path: Path) -> None:
     project = (ROOT / "pyproject.toml").read_text("utf-8").split("[project.optional-dependencies]")[1]
     known = re.findall(r"^(\w+) = \[", project.split("\n[")[0], re.MULTILINE)
-    asked = re.findall(r'"\.\[([a-z,]+)\]"', path.read_text("utf-8"))
-    assert len(asked) == 1
-    for extra in asked[0].split(","):
+    extras = re.findall(r'"\.\[([a-z,]+)\]"', path.read_text("utf-8"))
+    assert len(extras) == 1
+    for extra in extras[0].split(","):
         assert extra in known
 
 

@@ -40,9 +40,9 @@ async def answers(client: JobClient) -> list[str]:
             jobs.append(await client.submit(question, max_tokens=24, temperature=0.0, ignore_eos=True))
             continue
         tile = noise.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8).tobytes()
-        picture = ImageRef(digest=f"p{number}", num_tiles=1, side=SIDE, width=SIDE, height=SIDE)
-        parts = (picture, question)
-        pixels = {picture.digest: tile}
+        image = ImageRef(digest=f"p{number}", num_tiles=1, side=SIDE, width=SIDE, height=SIDE)
+        parts = (image, question)
+        pixels = {image.digest: tile}
         jobs.append(
             await client.submit(*parts, pixels=pixels, max_tokens=24, temperature=0.0, ignore_eos=True)
         )

@@ -92,16 +92,16 @@ def test_a_model_is_unloaded_and_another_loaded_while_the_worker_lives(
         assert code(refused) == (503, "no_worker")
         assert refused.headers["retry-after"]
 
-        begun = port.order(before["id"], "load", wait_s=0, model="copy")
-        assert begun.status_code == 202
-        assert begun.headers["location"] == f"/workers/{before['id']}"
-        assert begun.json()["order"]["state"] == "pending"
+        started = port.order(before["id"], "load", wait_s=0, model="copy")
+        assert started.status_code == 202
+        assert started.headers["location"] == f"/workers/{before['id']}"
+        assert started.json()["order"]["state"] == "pending"
         assert code(port.order(before["id"], "unload")) == (409, "worker_has_order")
     with operating(queue_url, tmp_path / "second") as port:  # the first controller is gone
         loaded = port.worker()
         assert (loaded["id"], loaded["model"], loaded["state"]) == (before["id"], "copy", "serving")
         assert loaded["order"] == {
-            "id": begun.json()["order"]["id"],
+            "id": started.json()["order"]["id"],
             "state": "done",
             "message": "",
             "progress": 1.0,
@@ -114,9 +114,9 @@ def test_a_model_is_unloaded_and_another_loaded_while_the_worker_lives(
         assert port.worker()["model"] == "copy"
         failed = port.order(before["id"], "load", model="broken")
         assert code(failed) == (500, "load_failed")
-        told = port.worker()
-        assert (told["model"], told["state"], told["order"]["state"]) == (None, "empty", "failed")
-        assert "broken" in told["order"]["message"]
+        worker = port.worker()
+        assert (worker["model"], worker["state"], worker["order"]["state"]) == (None, "empty", "failed")
+        assert "broken" in worker["order"]["message"]
         assert port.order(before["id"], "load", model="echo").status_code == 200
         wait_until(lambda: port.ask("echo").status_code == 200, "the model at the controller")
     assert process.status is None
@@ -125,8 +125,8 @@ def test_a_model_is_unloaded_and_another_loaded_while_the_worker_lives(
 def refuses_strangers(port: Port) -> None:
     path = f"/workers/{port.worker()['id']}/unload"
     assert code(port.http.post(path, headers={"origin": "https://example.com"})) == (400, "invalid_request")
-    assert httpx2.post(f"{port.site.url}{path}").status_code == 404
-    assert httpx2.get(f"{port.site.url}/workers").status_code == 404
+    assert httpx2.post(f"{port.site.url}{path}", timeout=scaled(30)).status_code == 404
+    assert httpx2.get(f"{port.site.url}/workers", timeout=scaled(30)).status_code == 404
     wrong = port.http.post(path.replace("unload", "load"), json={"model": "tiny", "force": True})
     assert wrong.status_code == 400
     assert code(port.order("nobody", "unload")) == (404, "worker_not_found")

@@ -37,7 +37,7 @@ def requests() -> list[tuple[str, dict[str, Any]]]:
 
 def test_every_response_of_the_bundled_model_matches_the_openapi_document(tiny_server: str) -> None:
     with httpx2.Client(base_url=tiny_server, timeout=scaled(60)) as http:
-        answers = [http.post(path, json=body) for path, body in requests()]
-        answers += [http.get(path) for path in ("/v1/models", "/readyz", "/livez")]
-    assert {each.status_code for each in answers} == {200}
-    assert [violations(each) for each in answers] == [[]] * len(answers)
+        responses = [http.post(path, json=body) for path, body in requests()]
+        responses += [http.get(path) for path in ("/v1/models", "/readyz", "/livez")]
+    assert {response.status_code for response in responses} == {200}
+    assert [violations(response) for response in responses] == [[]] * len(responses)

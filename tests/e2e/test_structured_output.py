@@ -69,11 +69,11 @@ def client(server: Server) -> Iterator[Client]:
 
 
 def test_answers_keep_to_what_was_asked_for(client: Client) -> None:
-    picture = draw(sample_scene("structured", 0))
+    image = draw(sample_scene("structured", 0))
     for seed in range(3):
         answer = client.chat(
             "Describe it.",
-            image=picture,
+            image=image,
             response_format=as_format(OBJECT),
             temperature=1.0,
             seed=seed,
@@ -100,17 +100,17 @@ def test_a_schema_that_cannot_be_kept_to_is_a_400_that_says_why(server: Server, 
 
 
 def test_json_goes_on_in_mid_object_when_its_worker_is_killed(server: Server, client: Client) -> None:
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "image": draw(sample_scene("structured", 1)),
         "response_format": as_format(LIST),
         "temperature": 1.0,
         "seed": 5,
         "max_tokens": 900,
     }
-    unbroken = client.chat("Describe it.", **asked).text
+    unbroken = client.chat("Describe it.", **request).text
     jsonschema.validate(json.loads(unbroken), LIST)
     killed = server.workers[-1]
-    with client.stream("Describe it.", **asked) as stream:
+    with client.stream("Describe it.", **request) as stream:
         for number, _ in enumerate(stream):
             if number == 5:
                 killed.send(signal.SIGKILL)

@@ -48,12 +48,12 @@ class Streams:
     def _ask(self, number: int) -> str:
         """Half of the answers are greedy, half are drawn with a seed."""
         drawn = {"temperature": 0.8, "seed": number} if number % 2 else {"temperature": 0.0}
-        picture = draw(sample_scene("survival", number))
+        image = draw(sample_scene("survival", number))
         with (
             Client(base_url=self._url) as client,
             client.stream(
                 "Describe the picture.",
-                image=picture,
+                image=image,
                 max_tokens=MAX_TOKENS,
                 extra_body={"ignore_eos": True, **drawn},
             ) as stream,

@@ -28,7 +28,7 @@ SECRET = "rutabaga"
 
 @pytest.fixture(scope="module")
 def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """One for the tests that only ask, each in a trace of its own."""
+    """A system for the tests that only send requests, each in a trace of its own."""
     with running_redis() as url:
         system = System(url, tmp_path_factory.mktemp("traced"), otel=True)
         system.worker()
@@ -36,7 +36,7 @@ def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> It
         system.stop()
 
 
-def picture() -> str:
+def image_url() -> str:
     buffer = io.BytesIO()
     Image.new("RGB", (20, 10), "red").save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -45,7 +45,7 @@ def picture() -> str:
 def test_a_request_is_one_trace_from_its_caller_to_its_last_token(
     collector: Collector, traced: System, trace: str
 ) -> None:
-    parts = [{"type": "image_url", "image_url": {"url": picture()}}, {"type": "text", "text": SECRET}]
+    parts = [{"type": "image_url", "image_url": {"url": image_url()}}, {"type": "text", "text": SECRET}]
     response = traced.chat(parts, trace, max_tokens=7, ignore_eos=True)
     assert response.status_code == 200
     spans = collector.trace(trace, 8)
@@ -101,12 +101,12 @@ def test_the_same_request_in_another_trace_is_still_the_same_request(
     collector: Collector, traced: System, trace: str
 ) -> None:
     other = secrets.token_hex(16)
-    asked = body("hello", max_tokens=5)
+    request_body = body("hello", max_tokens=5)
     answers = [
         traced.http.post(
-            "/v1/chat/completions", json=asked, headers={**within(each), "idempotency-key": "once"}
+            "/v1/chat/completions", json=request_body, headers={**within(trace_id), "idempotency-key": "once"}
         )
-        for each in (trace, other)
+        for trace_id in (trace, other)
     ]
     assert [answer.status_code for answer in answers] == [200, 200]
     assert answers[0].json()["id"] == answers[1].json()["id"]
@@ -115,12 +115,12 @@ def test_the_same_request_in_another_trace_is_still_the_same_request(
 
 
 def test_a_request_without_a_trace_begins_one(collector: Collector, traced: System) -> None:
-    asked = traced.http.post("/v1/chat/completions", json=body("hello", max_tokens=5))
+    response = traced.http.post("/v1/chat/completions", json=body("hello", max_tokens=5))
     [request] = wait_until(
         lambda: [
             span
             for span in collector.named(CHAT)
-            if span.attributes.get("gen_ai.response.id") == asked.json()["id"]
+            if span.attributes.get("gen_ai.response.id") == response.json()["id"]
         ]
     )
     assert request.parent == ""
@@ -142,8 +142,10 @@ def test_an_answer_that_moved_is_one_trace_and_says_where_it_goes_on(
 ) -> None:
     stack = system()
     first = stack.worker(echo_step_s=0.02)
-    asked = body("tell", stream=True, max_tokens=150, ignore_eos=True)
-    with stack.http.stream("POST", "/v1/chat/completions", json=asked, headers=within(trace)) as response:
+    request_body = body("tell", stream=True, max_tokens=150, ignore_eos=True)
+    with stack.http.stream(
+        "POST", "/v1/chat/completions", json=request_body, headers=within(trace)
+    ) as response:
         lines = response.iter_lines()
         next(lines)
         first.send(signal.SIGTERM)

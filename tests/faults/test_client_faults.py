@@ -51,7 +51,7 @@ async def test_a_client_that_leaves_while_it_asks_is_never_stuck(
 
 
 @pytest.mark.parametrize("num_steps", [0, 50, 200, 500, 1000, 2000])
-async def test_a_client_that_leaves_while_its_picture_is_decoded_is_never_stuck(
+async def test_a_client_that_leaves_while_its_image_is_decoded_is_never_stuck(
     cluster: Cluster, streams: Streams, num_steps: int
 ) -> None:
     content = [part(encoded(scene(1600, 1200))), {"type": "text", "text": story(num_steps)}]
@@ -60,7 +60,7 @@ async def test_a_client_that_leaves_while_its_picture_is_decoded_is_never_stuck(
     await leave_after(num_steps, cluster, stream)
 
 
-async def test_a_picture_is_asked_about_when_its_client_stays(cluster: Cluster, streams: Streams) -> None:
+async def test_an_image_is_asked_about_when_its_client_stays(cluster: Cluster, streams: Streams) -> None:
     content = [part(encoded(scene())), {"type": "text", "text": story(0)}]
     messages = [{"role": "user", "content": content}]
     stream = streams.start(cluster.controllers[0].url, "", max_tokens=20, messages=messages)
@@ -109,9 +109,9 @@ async def test_what_runs_in_the_background_survives_its_controller_and_then_its_
         num_controllers=2, num_workers=2, server={"orphan_grace_s": grace_s}, worker=slow
     ) as cluster:
         killed, successor = cluster.controllers
-        asked = {"model": "echo", "input": story("long"), "temperature": 0, "background": True}
+        request = {"model": "echo", "input": story("long"), "temperature": 0, "background": True}
         async with httpx2.AsyncClient(timeout=scaled(30)) as http:
-            response_id = (await http.post(f"{killed.url}/v1/responses", json=asked)).json()["id"]
+            response_id = (await http.post(f"{killed.url}/v1/responses", json=request)).json()["id"]
             path = f"{successor.url}/v1/responses/{response_id}"
             await _response_once(http, path, "in_progress")
             killed.kill()
@@ -186,10 +186,10 @@ async def test_the_client_library_reads_on_by_itself_when_its_server_is_started_
 ) -> None:
     controller = cluster.controllers[0]
     async with AsyncClient(base_url=controller.url) as client:
-        asked = await client.stream(
+        opening = await client.stream(
             story(5), model="echo", max_tokens=300, temperature=0, extra_body={"ignore_eos": True}
         )
-        async with asked as stream:
+        async with opening as stream:
             async for _ in stream:
                 if len(stream.text) > 20:
                     break

@@ -140,7 +140,7 @@ print(count)
 
 
 def count_remaining_threads(load: str, *, expected: int = 0, timeout_s: float = 1.0) -> int:
-    code = COUNT_REMAINING_THREADS.format(load=load, expected=expected, timeout_s=timeout_s)
+    code = COUNT_REMAINING_THREADS.format(load=load, expected=expected, timeout_s=scaled(timeout_s))
     completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return int(completed.stdout.split()[-1])
 
@@ -149,4 +149,4 @@ def test_threads_of_loading_end_before_the_worker_starts() -> None:
     """OpenMP would let the engine's threads share the cores with them."""
     in_same_thread = count_remaining_threads("open_model")
     expected = in_same_thread - 1
-    assert count_remaining_threads("_open", expected=expected, timeout_s=scaled(10.0)) <= expected
+    assert count_remaining_threads("_open", expected=expected, timeout_s=10.0) <= expected

@@ -18,7 +18,7 @@ __all__ = [
     "ask",
     "copied",
     "drop",
-    "drop_picture",
+    "drop_image",
     "finished",
     "noise",
     "scene",
@@ -29,9 +29,9 @@ __all__ = [
 
 def scene() -> bytes:
     """A PNG of a few hundred bytes."""
-    picture = Image.new("RGB", (64, 48), (200, 220, 200))
-    picture.paste((210, 60, 50), (8, 8, 32, 40))
-    return _png(picture)
+    image = Image.new("RGB", (64, 48), (200, 220, 200))
+    image.paste((210, 60, 50), (8, 8, 32, 40))
+    return _png(image)
 
 
 def noise(side: int) -> bytes:
@@ -59,7 +59,7 @@ def drop(page: Page, *files: tuple[str, str, bytes]) -> None:
     expect(page.get_by_text("Drop the picture anywhere")).to_be_hidden()
 
 
-def drop_picture(page: Page, name: str = "scene.png", content: bytes | None = None) -> None:
+def drop_image(page: Page, name: str = "scene.png", content: bytes | None = None) -> None:
     """Drops a PNG and waits for its thumbnail."""
     drop(page, (name, "image/png", content or scene()))
     expect(page.get_by_label("Pictures to send").get_by_role("img", name=name, exact=True)).to_be_visible()
@@ -118,7 +118,7 @@ def scripted(page: Page, *pieces: str) -> None:
     page.route("**/v1/chat/completions", fulfil)
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()

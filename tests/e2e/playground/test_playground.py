@@ -8,7 +8,7 @@ import re
 import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
-from tests.e2e.playground.page_actions import answer, ask, drop, drop_picture, finished, noise, scene, sent
+from tests.e2e.playground.page_actions import answer, ask, drop, drop_image, finished, noise, scene, sent
 from tests.processes import ControllerProcess
 from tests.waiting import wait_until
 
@@ -29,14 +29,14 @@ def slow_playground(page: Page, slow_site: ControllerProcess) -> Page:
     return page
 
 
-def test_dropped_picture_is_asked_about_and_the_answer_grows(slow_playground: Page) -> None:
-    drop_picture(slow_playground)
-    with slow_playground.expect_request(CHAT) as asked:
+def test_dropped_image_is_asked_about_and_the_answer_grows(slow_playground: Page) -> None:
+    drop_image(slow_playground)
+    with slow_playground.expect_request(CHAT) as request:
         ask(slow_playground, "What is this?")
 
-    picture, question = sent(asked.value)["messages"][0]["content"]
+    image, question = sent(request.value)["messages"][0]["content"]
     assert question == {"type": "text", "text": "What is this?"}
-    assert picture["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(scene()).decode()
+    assert image["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(scene()).decode()
     expect(slow_playground.locator(".turn .images img")).to_be_visible()
 
     expect(answer(slow_playground)).to_have_text(re.compile(r"\w{3}"))
@@ -84,46 +84,46 @@ def test_answer_left_alone_is_not_cancelled(playground: Page, site: ControllerPr
     expect(playground.locator(".facts")).not_to_contain_text("stopped")
 
 
-def test_second_question_carries_the_picture_and_the_first_answer(playground: Page) -> None:
-    drop_picture(playground)
+def test_second_question_carries_the_image_and_the_first_answer(playground: Page) -> None:
+    drop_image(playground)
     ask(playground, "What is this?")
     first = finished(playground)
-    with playground.expect_request(CHAT) as asked:
+    with playground.expect_request(CHAT) as request:
         ask(playground, "And what colour?")
-    roles = [message["role"] for message in sent(asked.value)["messages"]]
-    _, said, question = sent(asked.value)["messages"]
+    roles = [message["role"] for message in sent(request.value)["messages"]]
+    _, first_answer, question = sent(request.value)["messages"]
     assert roles == ["user", "assistant", "user"]
-    assert said["content"] == first
+    assert first_answer["content"] == first
     assert question["content"] == "And what colour?"
 
 
 def test_new_chat_forgets_everything(playground: Page) -> None:
-    drop_picture(playground)
+    drop_image(playground)
     ask(playground, "What is this?")
     expect(answer(playground)).to_have_text(re.compile(r"\w"))
     playground.get_by_role("button", name="New chat").click()
     expect(playground.locator(".turn")).to_have_count(0)
     expect(playground.get_by_role("heading", name="Ask about a picture")).to_be_visible()
-    with playground.expect_request(CHAT) as asked:
+    with playground.expect_request(CHAT) as request:
         ask(playground, "Hello?")
-    assert sent(asked.value)["messages"] == [{"role": "user", "content": "Hello?"}]
+    assert sent(request.value)["messages"] == [{"role": "user", "content": "Hello?"}]
 
 
-def test_pictures_are_chosen_removed_and_sent_in_order(playground: Page) -> None:
+def test_images_are_chosen_removed_and_sent_in_order(playground: Page) -> None:
     playground.get_by_label("Choose pictures").set_input_files(
         [FilePayload(name=name, mimeType="image/png", buffer=scene()) for name in ("a.png", "b.png")]
     )
-    drop_picture(playground, "c.png", noise(8))
+    drop_image(playground, "c.png", noise(8))
     playground.get_by_role("button", name="Remove a.png").click()
     shown = playground.get_by_label("Pictures to send").get_by_role("img")
     assert [image.get_attribute("alt") for image in shown.all()] == ["b.png", "c.png"]
-    with playground.expect_request(CHAT) as asked:
+    with playground.expect_request(CHAT) as request:
         playground.get_by_role("button", name="Describe the picture in one sentence.").click()
-    urls = [part["image_url"]["url"] for part in sent(asked.value)["messages"][0]["content"][:-1]]
+    urls = [part["image_url"]["url"] for part in sent(request.value)["messages"][0]["content"][:-1]]
     assert [base64.b64decode(url.split(",")[1]) for url in urls] == [scene(), noise(8)]
 
 
-def test_pasted_picture_is_taken_and_pasted_text_is_left_to_the_field(playground: Page) -> None:
+def test_pasted_image_is_taken_and_pasted_text_is_left_to_the_field(playground: Page) -> None:
     paste = """([type, content]) => {
         const clipboardData = new DataTransfer();
         const bytes = Uint8Array.from(content, (letter) => letter.charCodeAt(0));
@@ -139,7 +139,7 @@ def test_pasted_picture_is_taken_and_pasted_text_is_left_to_the_field(playground
     expect(thumbnails).to_have_count(1)
 
 
-def test_bundled_model_answers_about_an_example_picture(page: Page, tiny_server: str) -> None:
+def test_bundled_model_answers_about_an_example_image(page: Page, tiny_server: str) -> None:
     page.goto(tiny_server)
     page.get_by_role("button", name="the word MUSIC").click()
     expect(page.get_by_label("Pictures to send").get_by_role("img")).to_have_count(1)
@@ -147,22 +147,22 @@ def test_bundled_model_answers_about_an_example_picture(page: Page, tiny_server:
     assert "red" in finished(page).lower()
 
 
-def test_what_is_no_picture_is_refused_in_a_sentence(playground: Page) -> None:
+def test_what_is_no_image_is_refused_in_a_sentence(playground: Page) -> None:
     drop(playground, ("notes.txt", "text/plain", b"hello"), ("broken.png", "image/png", b"\x89PNG"))
     notice = playground.locator("#notice")
     expect(notice).to_contain_text("“notes.txt” is not a picture")
     expect(notice).to_contain_text("“broken.png” is not a picture")
     expect(playground.get_by_label("Pictures to send").get_by_role("img")).to_have_count(0)
-    drop_picture(playground)
+    drop_image(playground)
     expect(notice).to_be_hidden()
 
 
-def test_only_a_picture_over_eight_megabytes_is_made_smaller(playground: Page) -> None:
+def test_only_an_image_over_eight_megabytes_is_made_smaller(playground: Page) -> None:
     huge = noise(1700)  # 8.7 MB
-    drop_picture(playground, "huge.png", huge)
-    with playground.expect_request(CHAT) as asked:
+    drop_image(playground, "huge.png", huge)
+    with playground.expect_request(CHAT) as request:
         ask(playground, "What is this?")
-    url = sent(asked.value)["messages"][0]["content"][0]["image_url"]["url"]
+    url = sent(request.value)["messages"][0]["content"][0]["image_url"]["url"]
     assert url.startswith("data:image/jpeg;base64,")
     assert len(base64.b64decode(url.split(",")[1])) <= 8_000_000
     expect(answer(playground)).to_have_text(re.compile(r"\w"))  # the server takes it
@@ -174,9 +174,9 @@ def test_settings_reach_the_request(playground: Page) -> None:
     playground.get_by_label("Longest answer").fill("5")
     playground.get_by_label("System message").fill("Be brief.")
     playground.keyboard.press("Escape")
-    with playground.expect_request(CHAT) as asked:
+    with playground.expect_request(CHAT) as request:
         ask(playground, "Hello?")
-    body = sent(asked.value)
+    body = sent(request.value)
     assert (body["temperature"], body["max_tokens"]) == (0.7, 5)
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     finished(playground)
@@ -184,9 +184,9 @@ def test_settings_reach_the_request(playground: Page) -> None:
 
 
 def test_untouched_settings_leave_the_length_and_the_system_message_to_the_server(playground: Page) -> None:
-    with playground.expect_request(CHAT) as asked:
+    with playground.expect_request(CHAT) as request:
         ask(playground, "Hello?")
-    body = sent(asked.value)
+    body = sent(request.value)
     assert "max_tokens" not in body
     assert [message["role"] for message in body["messages"]] == ["user"]
 
@@ -205,7 +205,7 @@ def test_nothing_sticks_out_at_any_width(playground: Page, width: int) -> None:
     playground.set_viewport_size({"width": width, "height": 800})
     overhang = "document.documentElement.scrollWidth - innerWidth"
     assert playground.evaluate(overhang) <= 0
-    drop_picture(playground)
+    drop_image(playground)
     ask(playground, "Averylongwordwithoutanyspace" * 12)
     expect(playground.locator(".facts")).to_contain_text("tokens/s")
     assert playground.evaluate(overhang) <= 0

@@ -14,7 +14,7 @@ from tests.e2e.playground.page_actions import (
     ask,
     copied,
     drop,
-    drop_picture,
+    drop_image,
     finished,
     scene,
     scripted,
@@ -59,7 +59,7 @@ def test_html_from_everywhere_else_is_shown_as_text(playground: Page) -> None:
         CHAT, lambda route: route.fulfill(status=400, content_type="application/json", body=refusal)
     )
     playground.reload()
-    drop_picture(playground, f"{evil}.png")
+    drop_image(playground, f"{evil}.png")
     drop(playground, (f"{evil}.txt", "text/plain", b"x"))
     expect(playground.locator("#notice")).to_contain_text(evil)
     ask(playground, evil)
@@ -87,9 +87,9 @@ def test_refusal_is_a_sentence_and_can_be_tried_again(playground: Page) -> None:
 def test_refusal_by_the_worker_is_shown_and_the_next_question_works(playground: Page) -> None:
     ask(playground, "[[refuse]]")
     expect(playground.get_by_role("alert")).to_contain_text("The prompt asks to be refused.")
-    with playground.expect_request(CHAT) as asked:
+    with playground.expect_request(CHAT) as request:
         ask(playground, "Hello?")
-    assert sent(asked.value)["messages"] == [{"role": "user", "content": "Hello?"}]
+    assert sent(request.value)["messages"] == [{"role": "user", "content": "Hello?"}]
     assert finished(playground)
 
 
@@ -98,9 +98,9 @@ def test_answer_that_breaks_off_says_so_and_is_left_out_of_the_conversation(play
     expect(playground.get_by_role("alert")).to_contain_text("The prompt asks for an error.")
     expect(answer(playground)).to_have_text(re.compile(r"\w{3}"))
     expect(playground.locator(".facts")).to_contain_text("incomplete")
-    with playground.expect_request(CHAT) as asked:
+    with playground.expect_request(CHAT) as request:
         ask(playground, "Hello?")
-    assert sent(asked.value)["messages"] == [{"role": "user", "content": "Hello?"}]
+    assert sent(request.value)["messages"] == [{"role": "user", "content": "Hello?"}]
 
 
 def test_connection_closed_in_mid_answer_is_not_taken_for_a_success(playground: Page) -> None:
@@ -175,8 +175,8 @@ def test_server_without_keys_asks_for_none(playground: Page) -> None:
     expect(playground.get_by_label("This server asks for an API key")).to_be_hidden()
 
 
-def test_picture_opens_large_and_closes(playground: Page) -> None:
-    drop_picture(playground, "scene.png", scene())
+def test_image_opens_large_and_closes(playground: Page) -> None:
+    drop_image(playground, "scene.png", scene())
     ask(playground, "What is this?")
     playground.get_by_role("button", name="scene.png, 64 × 48").click()
     expect(playground.get_by_role("dialog", name="Picture")).to_be_visible()

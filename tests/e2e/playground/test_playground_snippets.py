@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.e2e.playground.conftest import KEY
-from tests.e2e.playground.page_actions import ask, copied, drop_picture, finished, noise
+from tests.e2e.playground.page_actions import ask, copied, drop_image, finished, noise
 from tests.machine_speed import scaled
 from tests.processes import ControllerProcess
 
@@ -63,14 +63,14 @@ def run_python(text: str, folder: Path) -> str:
 
 
 def test_copied_curl_gives_the_answer_of_the_page(playground: Page, tmp_path: Path) -> None:
-    drop_picture(playground)
+    drop_image(playground)
     ask(playground, QUESTION)
     shown = finished(playground)
     assert run_curl(copied(playground, "Copy as curl"), tmp_path) == shown
 
 
 def test_copied_python_gives_the_answer_of_the_page(playground: Page, tmp_path: Path) -> None:
-    drop_picture(playground)
+    drop_image(playground)
     ask(playground, QUESTION)
     shown = finished(playground)
     assert run_python(copied(playground, "Copy as Python"), tmp_path) == shown
@@ -84,9 +84,9 @@ def test_copied_texts_hold_the_whole_conversation(playground: Page, tmp_path: Pa
     assert run_curl(copied(playground, "Copy as curl"), tmp_path) == shown
 
 
-def test_large_picture_is_read_from_its_file(playground: Page, tmp_path: Path) -> None:
+def test_large_image_is_read_from_its_file(playground: Page, tmp_path: Path) -> None:
     (tmp_path / BIG_NAME).write_bytes(BIG)
-    drop_picture(playground, BIG_NAME, BIG)
+    drop_image(playground, BIG_NAME, BIG)
     ask(playground, QUESTION)
     shown = finished(playground)
     for button, run_text in (("Copy as curl", run_curl), ("Copy as Python", run_python)):

@@ -20,6 +20,7 @@ from openai.types import chat as chat_types
 from openai.types import responses as response_types
 from pydantic import TypeAdapter, ValidationError
 
+from tests.machine_speed import scaled
 from tests.server.api.chat.test_tools import CITY, NOW, PARIS
 from tests.server.api.sse_lines import events_of
 from tests.server.batch_requests import create_batch, input_file, request_line, upload, wait_for_end
@@ -227,7 +228,7 @@ def test_files_batches_models_and_health_are_told_as_the_document_says(stack: St
 
 
 def test_a_server_that_is_not_ready_says_so_as_documented(serve: Serve) -> None:
-    with httpx2.Client(base_url=serve().url) as http:
+    with httpx2.Client(base_url=serve().url, timeout=scaled(30)) as http:
         answer = http.get("/readyz")
     assert (answer.status_code, violations(answer)) == (503, [])
 
