@@ -116,4 +116,4 @@ def test_json_goes_on_in_mid_object_when_its_worker_is_killed(server: Server, cl
                 killed.send(signal.SIGKILL)
                 server.start_worker()
     assert (stream.text, stream.finish_reason) == (unbroken, "stop")
-    assert re.search(r"begins at token [1-9]", server.workers[-1].log)
+    assert re.search(r"starting at token [1-9]", server.workers[-1].log)

@@ -129,7 +129,7 @@ async def test_a_worker_given_up_alive_is_heard_no_more(cluster: Cluster, stream
 
     expiring = asyncio.create_task(asyncio.to_thread(keep_the_lease_expired))
     try:
-        await async_wait_until(lambda: "no longer ours" in abandoned.log, "a refusal")
+        await async_wait_until(lambda: "no longer assigned to this worker" in abandoned.log, "a refusal")
     finally:
         is_refused.set()
         await expiring

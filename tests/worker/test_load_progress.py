@@ -34,7 +34,7 @@ def test_a_log_gets_a_line_each_tenth_and_no_bar(caplog: pytest.LogCaptureFixtur
             progress(TOTAL * step // 1000, TOTAL, step)
     assert screen.getvalue() == ""
     assert len(caplog.records) == 11
-    assert caplog.messages[-1] == "loading: 100 %, 10.00 of 10.00 GiB, 1000 tensors"
+    assert caplog.messages[-1] == "loading weights: 100%, 10.00 of 10.00 GiB, 1000 tensors"
 
 
 def test_nothing_to_read_is_all_done() -> None:

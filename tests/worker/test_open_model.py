@@ -60,7 +60,7 @@ def test_worker_ids_are_unique() -> None:
 
 def test_unknown_model_is_rejected_with_the_alternatives() -> None:
     for name in ("./nowhere", "/nowhere/model", "nowhere", "a/b/c"):
-        with pytest.raises(StartupError, match="neither a folder nor 'tiny', 'echo'"):
+        with pytest.raises(StartupError, match="is not a folder, 'tiny', 'echo' or a Hugging Face Hub ID"):
             open_model(load_settings(["--model", name]))
 
 
@@ -79,7 +79,7 @@ def test_conversation_that_does_not_fit_the_model_is_rejected() -> None:
         ["--conversation", "checkpoint"],
         ["--conversation", "mistral_instruct", "--prompt-style", "hf"],
     ):
-        with pytest.raises(StartupError, match="does not fit the model"):
+        with pytest.raises(StartupError, match="cannot be used with this model"):
             open_model(load_settings(["--model", "echo", *flags]))
 
 
@@ -101,10 +101,10 @@ def test_echo_worker_imports_no_model_library() -> None:
 
 def test_unreachable_hub_is_reported_without_a_traceback(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "llava_worker", "--model", "nobody/nothing"]
+    command = [sys.executable, "-m", "llava_worker", "--model", "unknown/missing"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert "'nobody/nothing' cannot be fetched from the hub" in ended.stderr
+    assert "'unknown/missing' cannot be downloaded from the Hugging Face Hub" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

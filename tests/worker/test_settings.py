@@ -46,7 +46,7 @@ def test_invalid_values_end_the_process_with_their_names_and_the_allowed_values(
         (["--vision-cache-mb", "-1"], ["LLAVA_VISION_CACHE_MB", "-1"]),
         (["--speculation", "on"], ["LLAVA_SPECULATION", "on", "'auto' or 'off'"]),
         (["--max-num-sequences", "0"], ["--max-num-sequences", "greater than or equal to 1", "0"]),
-        (["--conversation", "nobody"], ["LLAVA_CONVERSATION", "nobody", "vicuna_v1"]),
+        (["--conversation", "unknown"], ["LLAVA_CONVERSATION", "unknown", "vicuna_v1"]),
         (["--redis-url", "http://:secret@x"], ["--redis-url", "redis://"]),
         (["--redis-url-file", "/nowhere"], ["redis_url_file", "cannot read /nowhere"]),
         (["--redis-url-file", "/x", "--redis-url", "redis://x"], ["give one"]),

@@ -86,7 +86,7 @@ def test_refusal_is_a_sentence_and_can_be_tried_again(playground: Page) -> None:
 
 def test_refusal_by_the_worker_is_shown_and_the_next_question_works(playground: Page) -> None:
     ask(playground, "[[refuse]]")
-    expect(playground.get_by_role("alert")).to_contain_text("The prompt asks to be refused.")
+    expect(playground.get_by_role("alert")).to_contain_text("The prompt requests a rejection.")
     with playground.expect_request(CHAT) as request:
         ask(playground, "Hello?")
     assert sent(request.value)["messages"] == [{"role": "user", "content": "Hello?"}]
@@ -95,7 +95,7 @@ def test_refusal_by_the_worker_is_shown_and_the_next_question_works(playground: 
 
 def test_answer_that_breaks_off_says_so_and_is_left_out_of_the_conversation(playground: Page) -> None:
     ask(playground, "[[error at 20]]")
-    expect(playground.get_by_role("alert")).to_contain_text("The prompt asks for an error.")
+    expect(playground.get_by_role("alert")).to_contain_text("The prompt requests an error.")
     expect(answer(playground)).to_have_text(re.compile(r"\w{3}"))
     expect(playground.locator(".facts")).to_contain_text("incomplete")
     with playground.expect_request(CHAT) as request:

@@ -131,8 +131,8 @@ def test_template_that_raises_or_is_unsafe_rejects_the_messages() -> None:
         ("{{ messages[0].role.nothing.more }}", "has no attribute"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe|not safely"),
-        ("<image><image>", "more pictures"),
-        ("no image", "not show all"),
+        ("<image><image>", "more images"),
+        ("no image", "not insert all"),
     ):
         with pytest.raises(PromptError, match=error) as raised:
             render(source, Message("user", (IMAGE, "x")))
@@ -140,7 +140,7 @@ def test_template_that_raises_or_is_unsafe_rejects_the_messages() -> None:
 
 
 def test_invalid_template_is_rejected_at_startup() -> None:
-    with pytest.raises(ChatTemplateError, match="broken"):
+    with pytest.raises(ChatTemplateError, match="chat template is invalid"):
         JinjaChatTemplate("{% for %}", special_tokens=SPECIAL_TOKENS)
 
 
@@ -161,7 +161,7 @@ def test_template_is_found_where_checkpoints_have_it(tmp_path: Path) -> None:
 
 
 def test_folder_without_a_template_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ChatTemplateError, match="has no chat template"):
+    with pytest.raises(ChatTemplateError, match="No chat template exists"):
         read_chat_template(tmp_path)
 
 
@@ -186,10 +186,10 @@ def test_hf_style_of_vicuna_models_is_the_template_of_llava_hf() -> None:
 
 
 def test_model_without_a_folder_has_no_chat_template() -> None:
-    with pytest.raises(ChatTemplateError, match="no chat template of its own"):
+    with pytest.raises(ChatTemplateError, match="The echo model has no chat template"):
         choose_template("checkpoint")
 
 
 def test_messages_are_validated_before_the_template_is_rendered() -> None:
-    with pytest.raises(PromptError, match="take turns"):
+    with pytest.raises(PromptError, match="must alternate"):
         render(ECHO, Message("user", ("a",)), Message("user", ("b",)))

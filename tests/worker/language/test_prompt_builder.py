@@ -92,16 +92,19 @@ def test_special_token_in_user_text_is_text() -> None:
 @pytest.mark.parametrize(
     ("messages", "error"),
     [
-        ([], "messages is empty"),
-        ([Message("system", ("Hi.",))], "no user message"),
+        ([], "The list of messages is empty"),
+        ([Message("system", ("Hi.",))], "do not contain a user message"),
         ([user("a"), user("b")], r"messages\[1\] has the role 'user'"),
-        ([Message("assistant", ("a",)), user("b")], "at the beginning"),
-        ([user("a"), Message("assistant", ("b",))], "the last message is the assistant's"),
-        ([user("a"), Message("system", ("b",)), user("c")], "only the first"),
-        ([Message("system", (image(),)), user("c")], r"messages\[0\] \(system\) has a picture"),
+        ([Message("assistant", ("a",)), user("b")], r"messages\[0\] has the role 'assistant'"),
+        ([user("a"), Message("assistant", ("b",))], "The last message is an assistant message"),
+        ([user("a"), Message("system", ("b",)), user("c")], "Only the first"),
+        (
+            [Message("system", (image(),)), user("c")],
+            r"messages\[0\] has the role 'system' and contains an image",
+        ),
         (
             [user("a"), Message("assistant", (image(),)), user("c")],
-            r"messages\[1\] \(assistant\) has a picture",
+            r"messages\[1\] has the role 'assistant' and contains an image",
         ),
     ],
 )
@@ -118,8 +121,8 @@ def test_too_long_prompt_is_rejected_with_length_limit_and_advice() -> None:
     num_tokens = len(build(user(image("a"), image("b"), "x" * 50)).token_ids)
     assert error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
     assert error.message == (
-        f"prompt has {num_tokens} tokens with 2 images; the model takes 60, answer included: "
-        "shorten the text or send fewer images"
+        f"The prompt has {num_tokens} tokens, including 2 image(s). The model's context length is 60 tokens "
+        "for prompt and output. Shorten the text or send fewer images."
     )
 
 

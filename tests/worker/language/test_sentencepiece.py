@@ -113,7 +113,7 @@ def test_added_tokens_follow_those_of_the_model(folder: Path, tmp_path: Path) ->
     assert first not in tokenizer.encode("<im_start>")
 
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": first + 1}))
-    with pytest.raises(TokenizerError, match="which is not the next one"):
+    with pytest.raises(TokenizerError, match="which is not the next free ID"):
         HFTokenizer(tmp_path)
 
 
@@ -133,18 +133,18 @@ def replace_piece(index: int, piece: Piece) -> list[Piece]:
     ("make_file", "error"),
     [
         (lambda: write_model(llama_pieces(), algorithm=UNIGRAM), "an algorithm other than byte-pair"),
-        (lambda: write_model(replace_piece(3, ("<x>", 0.0, CONTROL))), "no piece for every byte"),
-        (lambda: write_model(llama_pieces(), substitutions=b"\1\2"), "substitutions in the text"),
-        (lambda: write_model(llama_pieces(), squeezes=1), "squeezed spaces"),
+        (lambda: write_model(replace_piece(3, ("<x>", 0.0, CONTROL))), "missing byte pieces"),
+        (lambda: write_model(llama_pieces(), substitutions=b"\1\2"), "text normalization"),
+        (lambda: write_model(llama_pieces(), squeezes=1), "merging of repeated spaces"),
         (
             lambda: write_model(replace_piece(300, ("\n\n", 0.0, USER_DEFINED))),
-            "words that always are one piece",
+            "user-defined symbols",
         ),
-        (lambda: write_model(replace_piece(300, ("<s>", 0.0, NORMAL))), "a piece twice"),
-        (lambda: write_model(llama_pieces())[:-3], "is not a SentencePiece model"),
-        (lambda: b"\x80" * 40, "is not a SentencePiece model"),
-        (lambda: integer_field(1, 5), "is not a SentencePiece model"),
-        (lambda: bytes_field(1, integer_field(3, 1)), "is not a SentencePiece model"),
+        (lambda: write_model(replace_piece(300, ("<s>", 0.0, NORMAL))), "duplicate pieces"),
+        (lambda: write_model(llama_pieces())[:-3], "is not a valid SentencePiece model"),
+        (lambda: b"\x80" * 40, "is not a valid SentencePiece model"),
+        (lambda: integer_field(1, 5), "is not a valid SentencePiece model"),
+        (lambda: bytes_field(1, integer_field(3, 1)), "is not a valid SentencePiece model"),
     ],
 )
 def test_unsupported_and_broken_files_are_rejected(
@@ -156,5 +156,5 @@ def test_unsupported_and_broken_files_are_rejected(
 
 
 def test_folder_with_neither_file_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match=r"needs one, or a tokenizer\.model"):
+    with pytest.raises(TokenizerError, match=r"Neither tokenizer\.json nor tokenizer\.model exists"):
         HFTokenizer(tmp_path)
