@@ -1,4 +1,4 @@
-"""Others' clients, unchanged, against the bundled model: OpenAI's and Anthropic's packages on every route."""
+"""The unmodified client packages of OpenAI and Anthropic against the bundled model, on every route."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def anthropic_client(tiny_server: str) -> Iterator[anthropic.Anthropic]:
 
 
 def messages_with(image: bytes) -> list[Any]:
-    """Return one user message that asks about the image."""
+    """Return a user message with the image and a question about it."""
     url = f"data:image/png;base64,{base64.b64encode(image).decode()}"
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
     return [{"role": "user", "content": parts}]
@@ -65,7 +65,7 @@ def tool(name: str) -> Any:
     return {"type": "function", "function": {"name": name, "parameters": SCHEMA}}
 
 
-def test_all_dialects_give_the_same_answer(
+def test_all_apis_return_the_same_response(
     openai_client: openai.OpenAI, anthropic_client: anthropic.Anthropic, image: bytes
 ) -> None:
     messages = messages_with(image)
@@ -101,7 +101,7 @@ def test_all_dialects_give_the_same_answer(
     )
 
 
-def test_vectors_of_texts_and_images_have_length_one_and_mean_the_same_each_time(
+def test_embeddings_of_texts_and_images_are_normalized_and_reproducible(
     openai_client: openai.OpenAI, image: bytes
 ) -> None:
     part: Any = messages_with(image)[0]["content"][0]
@@ -116,7 +116,7 @@ def test_vectors_of_texts_and_images_have_length_one_and_mean_the_same_each_time
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_forced_calls_parse_and_keep_to_their_schema(
+def test_forced_tool_calls_are_valid_json_and_match_their_schema(
     openai_client: openai.OpenAI, image: bytes, seed: int
 ) -> None:
     answer = openai_client.chat.completions.create(
@@ -136,7 +136,9 @@ def test_forced_calls_parse_and_keep_to_their_schema(
         jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
 
 
-def test_streamed_calls_are_those_of_the_whole_answer(openai_client: openai.OpenAI, image: bytes) -> None:
+def test_streamed_tool_calls_equal_those_of_the_complete_response(
+    openai_client: openai.OpenAI, image: bytes
+) -> None:
     fields: Any = {
         "model": MODEL,
         "messages": messages_with(image),
@@ -152,7 +154,9 @@ def test_streamed_calls_are_those_of_the_whole_answer(openai_client: openai.Open
     jsonschema.validate(json.loads(whole.function.arguments), SCHEMA)
 
 
-def test_with_auto_the_model_still_answers_in_words(openai_client: openai.OpenAI, image: bytes) -> None:
+def test_with_tool_choice_auto_the_response_is_either_text_or_tool_calls(
+    openai_client: openai.OpenAI, image: bytes
+) -> None:
     messages = messages_with(image)
     answer = openai_client.chat.completions.create(
         model=MODEL, messages=messages, tools=[tool("look")], temperature=0, max_tokens=200
@@ -161,9 +165,7 @@ def test_with_auto_the_model_still_answers_in_words(openai_client: openai.OpenAI
     assert bool(message.content) != bool(message.tool_calls)
 
 
-def test_an_answer_is_gone_on_with_as_if_it_had_not_stopped(
-    openai_client: openai.OpenAI, image: bytes
-) -> None:
+def test_a_partial_assistant_message_is_continued(openai_client: openai.OpenAI, image: bytes) -> None:
     messages = messages_with(image)
     whole = openai_client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
     text = whole.choices[0].message.content
@@ -176,7 +178,7 @@ def test_an_answer_is_gone_on_with_as_if_it_had_not_stopped(
     assert rest.choices[0].message.content is not None
 
 
-def test_tokens_become_their_text_again_and_prompts_of_both_say_the_same(
+def test_detokenize_restores_the_text_and_text_and_token_prompts_are_equivalent(
     openai_client: openai.OpenAI, tiny_server: str
 ) -> None:
     text = "USER: What can you do? ASSISTANT:"
@@ -200,7 +202,7 @@ def test_tokens_become_their_text_again_and_prompts_of_both_say_the_same(
     assert answers[0].usage.prompt_tokens == len(tokens)
 
 
-def test_the_echo_of_a_prompt_and_its_answer_stand_together(openai_client: openai.OpenAI) -> None:
+def test_echo_returns_the_prompt_followed_by_the_completion(openai_client: openai.OpenAI) -> None:
     text = "USER: What can you do? ASSISTANT:"
     plain = (
         openai_client.completions.create(model=MODEL, prompt=text, temperature=0, max_tokens=24)
@@ -211,41 +213,41 @@ def test_the_echo_of_a_prompt_and_its_answer_stand_together(openai_client: opena
         model=MODEL, prompt=text, temperature=0, max_tokens=24, echo=True
     )
     assert echoed.choices[0].text == text + plain
-    assert plain.startswith(" ")  # what follows a text begins as a word does
+    assert plain.startswith(" ")  # a continuation keeps its leading space
 
 
-def test_a_scored_answer_is_as_likely_as_when_it_was_given(
+def test_a_scored_completion_has_the_logprobs_of_its_generation(
     openai_client: openai.OpenAI, tiny_server: str
 ) -> None:
-    """As lm-evaluation-harness asks: token ids, echo, one token that is thrown away."""
+    """Send requests like lm-evaluation-harness: token IDs, echo and one generated token that is discarded."""
     body = {"model": MODEL, "prompt": "USER: What can you do? ASSISTANT:"}
     context = httpx2.post(f"{tiny_server}/tokenize", json=body, timeout=scaled(30)).json()["tokens"]
-    asking: dict[str, Any] = {"model": MODEL, "temperature": 0, "logprobs": 1}
-    given = openai_client.completions.create(prompt=context, max_tokens=4, **asking).choices[0].logprobs
-    answer = httpx2.post(
+    request: dict[str, Any] = {"model": MODEL, "temperature": 0, "logprobs": 1}
+    given = openai_client.completions.create(prompt=context, max_tokens=4, **request).choices[0].logprobs
+    echoed = httpx2.post(
         f"{tiny_server}/v1/completions",
-        json={**asking, "prompt": context, "max_tokens": 4, "echo": True},
+        json={**request, "prompt": context, "max_tokens": 4, "echo": True},
         timeout=scaled(30),
     ).json()["choices"][0]["text"]
     whole = httpx2.post(
-        f"{tiny_server}/tokenize", json={"model": MODEL, "prompt": answer}, timeout=scaled(30)
+        f"{tiny_server}/tokenize", json={"model": MODEL, "prompt": echoed}, timeout=scaled(30)
     ).json()["tokens"]
     assert whole[: len(context)] == context and len(whole) == len(context) + 4
 
-    completion = openai_client.completions.create(prompt=[whole, context], max_tokens=1, echo=True, **asking)
+    completion = openai_client.completions.create(prompt=[whole, context], max_tokens=1, echo=True, **request)
     logprobs = completion.choices[0].logprobs
     assert logprobs is not None and logprobs.token_logprobs is not None and logprobs.top_logprobs is not None
     assert given is not None and given.token_logprobs is not None
     scored = logprobs.token_logprobs[len(context) : -1]
     assert scored == pytest.approx(given.token_logprobs, abs=1e-3)
-    likeliest = [max(top.values()) for top in logprobs.top_logprobs[len(context) : -1]]
-    assert scored == likeliest  # the answer was greedy
+    most_likely = [max(top.values()) for top in logprobs.top_logprobs[len(context) : -1]]
+    assert scored == most_likely  # because the completion was greedy
     assert completion.choices[1].logprobs is not None
     assert logprobs.tokens is not None
     assert completion.choices[1].logprobs.tokens == logprobs.tokens[: len(context) + 1]
 
 
-def test_a_tokenized_chat_has_the_length_that_its_answer_reports(
+def test_a_tokenized_chat_has_the_length_that_its_response_reports(
     openai_client: openai.OpenAI, tiny_server: str, image: bytes
 ) -> None:
     messages = messages_with(image)
@@ -259,12 +261,12 @@ def test_a_tokenized_chat_has_the_length_that_its_answer_reports(
     assert counted["count"] == answer.usage.prompt_tokens > 100
 
 
-def test_a_token_outside_of_the_vocabulary_is_a_400(openai_client: openai.OpenAI) -> None:
+def test_a_token_outside_the_vocabulary_is_rejected_with_400(openai_client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="vocabulary"):
         openai_client.completions.create(model=MODEL, prompt=[2**31 - 1])
 
 
-def test_a_tool_whose_schema_cannot_be_kept_to_is_a_400_that_names_tools(
+def test_a_tool_with_an_unsupported_schema_is_rejected_with_param_tools(
     openai_client: openai.OpenAI,
 ) -> None:
     odd: Any = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"uniqueItems": True}}}}

@@ -1,6 +1,6 @@
-"""The programs in examples/, as they stand, against the bundled model: each prints what is true and ends.
+"""The programs in examples/, unmodified, against the bundled model. Each must print the correct answer.
 
-Their packages come with the dev extra, LiteLLM with ``make test``.
+The dev extra installs their packages, except LiteLLM, which ``make test`` installs.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ QUESTION, ANSWER = "What color is the circle?", f"The circle is {CIRCLE.colour}.
 
 
 def run(program: str, server: str, image: Path) -> subprocess.CompletedProcess[str]:
-    """Skips LiteLLM where there is none."""
+    """Run an example. Skip the test if the example requires LiteLLM and it is not installed."""
     if program == "litellm_chat.py" and importlib.util.find_spec("litellm") is None:
-        pytest.skip("litellm is not installed: make test does it, beside the dev extra (see the Makefile)")
+        pytest.skip("litellm is not installed; make test installs it in addition to the dev extra")
     keys = {"OPENAI_API_KEY": "none", "ANTHROPIC_API_KEY": "none"}
-    places = {
+    addresses = {
         "OPENAI_BASE_URL": f"{server}/v1",
         "ANTHROPIC_BASE_URL": server,
         "LLM_USER_PATH": str(image.parent),
     }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     interpreter = "sh" if program.endswith(".sh") else sys.executable
-    environment = {**os.environ, **places, **keys, "PATH": path, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    environment = {**os.environ, **addresses, **keys, "PATH": path, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     command = [interpreter, str(FOLDER / program), str(image), QUESTION]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -56,19 +56,19 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_example_is_run_here() -> None:
+def test_every_example_is_tested() -> None:
     programs = [path.name for suffix in ("py", "sh") for path in FOLDER.glob(f"*.{suffix}")]
     assert sorted(programs) == sorted(PROGRAMS)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_every_example_prints_the_right_answer(program: str, tiny_server: str, image: Path) -> None:
+def test_every_example_prints_the_correct_answer(program: str, tiny_server: str, image: Path) -> None:
     result = run(program, tiny_server, image)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == ANSWER
 
 
-# LiteLLM's takes seconds to load, and then asks OpenAI's client first, as openai_chat.py does.
+# The LiteLLM example is excluded: it takes seconds to load and uses OpenAI's client, like openai_chat.py.
 @pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "litellm_chat.py"])
 def test_an_example_without_a_server_fails(program: str, image: Path) -> None:
     result = run(program, "http://127.0.0.1:9", image)

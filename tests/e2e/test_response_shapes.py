@@ -1,4 +1,4 @@
-"""Responses of the bundled model match the OpenAPI document, as those of a scripted worker do."""
+"""Responses of the bundled model match the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.server.document_check import violations
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-BROKEN = ("refuse", "break", "say-all")  # words that only a scripted worker understands
+SCRIPTED = ("refuse", "break", "say-all")  # prompts that are instructions for a scripted worker
 SHORT = {
     "/v1/chat/completions": "max_tokens",
     "/v1/completions": "max_tokens",
@@ -22,12 +22,12 @@ SHORT = {
 
 
 def requests() -> list[tuple[str, dict[str, Any]]]:
-    """Return every form of a response, whole and streamed, with few tokens."""
+    """Return the requests for every kind of response, streamed and not, limited to a few tokens."""
     bodies = [
         (path, {**body, "stream": is_stream})
         for path, body in GENERATING
         for is_stream in (False, True)
-        if not any(word in str(body) for word in BROKEN)
+        if not any(word in str(body) for word in SCRIPTED)
     ]
     return [
         (path, {**body, "model": "tiny-llava", **({SHORT[path]: 24} if path in SHORT else {})})

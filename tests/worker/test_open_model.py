@@ -1,4 +1,4 @@
-"""Opening a model by its name, or a message that says what to change."""
+"""Opening a model by name, and the error messages if it cannot be opened."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_unknown_model_is_rejected_with_the_alternatives() -> None:
             open_model(load_settings(["--model", name]))
 
 
-def test_prompt_style_of_transformers_changes_the_prompt() -> None:
+def test_hf_prompt_style_changes_the_prompt() -> None:
     messages = [Message("user", ("Hi?",))]
     original, hf = (
         open_model(load_settings(["--model", "echo", *flags])).prompts.build_chat(messages).token_ids
@@ -74,7 +74,7 @@ def test_prompt_style_of_transformers_changes_the_prompt() -> None:
     assert hf != original
 
 
-def test_conversation_that_does_not_fit_the_model_is_rejected() -> None:
+def test_incompatible_conversation_template_is_rejected() -> None:
     for flags in (
         ["--conversation", "checkpoint"],
         ["--conversation", "mistral_instruct", "--prompt-style", "hf"],
@@ -108,7 +108,7 @@ def test_unreachable_hub_is_reported_without_a_traceback(tmp_path: Path) -> None
     assert "Traceback" not in ended.stderr
 
 
-def test_adapter_without_a_chat_template_uses_that_of_its_base(tmp_path: Path) -> None:
+def test_adapter_without_a_chat_template_uses_the_template_of_its_base(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(TINY / "model.safetensors")
@@ -145,8 +145,8 @@ def count_remaining_threads(load: str, *, expected: int = 0, timeout_s: float = 
     return int(completed.stdout.split()[-1])
 
 
-def test_threads_of_loading_end_before_the_worker_starts() -> None:
-    """OpenMP would let the engine's threads share the cores with them."""
+def test_loader_threads_end_before_the_worker_starts() -> None:
+    """The engine's threads would otherwise share the cores with idle OpenMP threads."""
     in_same_thread = count_remaining_threads("open_model")
     expected = in_same_thread - 1
     assert count_remaining_threads("_open", expected=expected, timeout_s=10.0) <= expected

@@ -1,4 +1,4 @@
-"""Settings: flags override variables, variables override defaults; invalid values are reported."""
+"""Settings: flags override variables, variables override defaults, and invalid values are reported."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_redis_password_is_never_printed() -> None:
     assert "secret" not in repr(load_settings(["--redis-url", "redis://:secret@queue:6379/0"]))
 
 
-def test_invalid_values_end_the_process_with_their_names_and_the_allowed_values(
+def test_invalid_values_are_reported_with_the_setting_and_the_allowed_values(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for arguments, expected_words in (
