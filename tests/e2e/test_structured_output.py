@@ -38,7 +38,7 @@ UNSUPPORTED = {"type": "array", "uniqueItems": True}
 
 
 def as_format(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    return {"type": "json_schema", "json_schema": {"name": "scene", "schema": schema}}
 
 
 @dataclass

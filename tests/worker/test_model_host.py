@@ -109,8 +109,8 @@ async def test_running_job_continues_after_its_model_was_unloaded_and_loaded(
     queue_url: str, client: JobClient
 ) -> None:
     async with running_host(queue_url, "--model", "echo", "--echo-step-s", "0.002") as running:
-        text = await client.complete("Tell.", max_tokens=120, ignore_eos=True)
-        job = await client.submit("Tell.", max_tokens=120, ignore_eos=True)
+        text = await client.complete("Write.", max_tokens=120, ignore_eos=True)
+        job = await client.submit("Write.", max_tokens=120, ignore_eos=True)
         await async_wait_until(lambda: len(client.token_ids(job)) >= 10)
         assert (await running.execute(UNLOAD)).state == "done"
         assert len(client.token_ids(job)) < 120

@@ -108,4 +108,4 @@ async def test_model_without_structured_output_rejects_grammars(queue_url: str, 
     async with running_worker(queue_url):
         final = await client.wait_for_final(await client.submit("Hi?", max_tokens=20, grammar=OBJECT))
     assert final.error is not None
-    assert "freely only" in final.error.message
+    assert "does not support structured output" in final.error.message

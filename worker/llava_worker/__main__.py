@@ -63,8 +63,8 @@ def main() -> int:
 def _open(settings: Settings) -> LoadedModel:
     """Load the model in a temporary thread, so that its OpenMP threads end with it. Raises StartupError.
 
-    GNU OpenMP counts the threads of all teams. If the process has more of them than cores, threads sleep
-    instead of spinning while they wait, which makes the engine 25% slower.
+    GNU OpenMP counts the threads of all teams. If the process has more of them than cores, waiting threads
+    sleep instead of spinning, which reduces the engine's throughput by 25%.
     """
     if settings.tensor_parallel > 1:  # the other ranks exit with the thread that started them
         return open_model(settings)

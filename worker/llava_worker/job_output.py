@@ -54,7 +54,7 @@ class JobOutput:
         self._has_event = False  # whether next_event has returned an event
         self._token_ids: list[int] = []  # pending for the next event, like the next three
         self._logprobs: list[TokenLogprob] = []
-        self._echo_token_ids: list[int] = []  # the prompt's
+        self._echo_token_ids: list[int] = []  # token IDs of the prompt
         self._echo_logprobs: tuple[TokenLogprobs, ...] = ()
         self._text = self._replay_log()
         self._final: Final | None = None

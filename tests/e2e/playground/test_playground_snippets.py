@@ -26,12 +26,12 @@ BIG_NAME = "it's a $HOME image.png"
 
 @pytest.fixture
 def playground(page: Page, site: ControllerProcess) -> Page:
-    prefer_short_answers(page)
+    prefer_short_responses(page)
     page.goto(site.url)
     return page
 
 
-def prefer_short_answers(page: Page) -> None:
+def prefer_short_responses(page: Page) -> None:
     page.add_init_script("sessionStorage.setItem('llava.max-tokens', '12')")
 
 
@@ -98,7 +98,7 @@ def test_copied_snippets_read_a_large_image_from_its_file(playground: Page, tmp_
 def test_copied_snippets_read_the_key_from_the_environment(
     page: Page, guarded_site: ControllerProcess, tmp_path: Path
 ) -> None:
-    prefer_short_answers(page)
+    prefer_short_responses(page)
     page.goto(guarded_site.url)
     page.get_by_label("This server asks for an API key").fill(KEY)
     page.get_by_role("button", name="Use key").click()

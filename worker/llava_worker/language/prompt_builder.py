@@ -45,7 +45,7 @@ class PromptBuilder:
         context_length: int,
         has_image_marks: bool = False,
     ) -> None:
-        """Check that the vocabulary has all special tokens that prompts require. Raises TokenizerError.
+        """Create a builder. Raises TokenizerError if the vocabulary lacks a required special token.
 
         ``has_image_marks``: the model was trained with ``<im_start>`` and ``<im_end>`` around images.
         """

@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Return the token IDs of the text without special tokens, as in the original LLaVA."""
+        """Return the token IDs of the text. No special tokens are added, as in the original LLaVA."""
         ...
 
     def encode_segment(self, text: str, *, is_first: bool) -> list[int]:

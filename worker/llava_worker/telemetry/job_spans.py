@@ -2,7 +2,7 @@
 
     queue             from submission to the first pull; recorded only by the first worker
     chat MODEL        the job in this worker, from pull to end
-      prefill         until the first token; includes waiting for a slot and for the grammar
+      prefill         until the first token: waiting in the engine and for the grammar, images, prompt
       decode          from the first token to the last
 
 The event ``resumed`` marks a job that another worker started. The event ``let go`` marks a job that left this
