@@ -90,7 +90,7 @@ def _llava_hf(options: Options, folder: Path, seed: int) -> Member:
     return Member(folder, lambda prompt: reference_logits(reference, prompt))
 
 
-def _first(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+def _llava_v1(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     """Write LLaVA v1 in the original layout, with one linear layer as the projector."""
     options = _options(rng, groups=[1])
     reference = write_checkpoint(folder, seed=seed, **options)
@@ -101,11 +101,11 @@ def _first(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     return Member(original, lambda prompt: reference_logits(reference, prompt))
 
 
-def _one_and_a_half(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+def _llava_1_5(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     return _llava_hf(_options(rng, groups=[1, 2]), folder, seed)
 
 
-def _one_and_a_half_13b(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+def _llava_1_5_13b(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     """Write LLaVA-1.5 with more heads and layers, since 13B has 40 heads and 40 layers and 7B has 32."""
     options = _options(rng, groups=[1])
     sizes: dict[str, Any] = {
@@ -145,7 +145,7 @@ def _interleave(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     return _llava_hf(options | features, folder, seed)
 
 
-def _high_definition(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+def _llava_1_5_hd(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     """Write LLaVA-1.5-HD. No checkpoint is published, so the tensors are those of 1.6 with another config."""
     options = _with_grid(_options(rng, groups=[1]), rng)
     reference = write_checkpoint(folder, seed=seed, **options)
@@ -157,14 +157,14 @@ def _high_definition(rng: np.random.Generator, folder: Path, seed: int) -> Membe
 
 
 CLASSES = {
-    "v1, linear projector": _first,
-    "1.5": _one_and_a_half,
-    "1.5, 13B": _one_and_a_half_13b,
+    "v1, linear projector": _llava_v1,
+    "1.5": _llava_1_5,
+    "1.5, 13B": _llava_1_5_13b,
     "1.6, vicuna": _vicuna,
     "1.6, mistral": _mistral,
     "1.6, 34B": _yi_34b,
     "llava-interleave": _interleave,
-    "1.5-HD": _high_definition,
+    "1.5-HD": _llava_1_5_hd,
 }
 
 
