@@ -103,7 +103,7 @@ class JinjaChatTemplate:
         }
 
     def _split(self, text: str, images: list[ImageRef]) -> list[Segment]:
-        """Split the text at special tokens and replace image tokens by the images, in order."""
+        """Split the text at special tokens and replace image tokens with the images, in order."""
         segments: list[Segment] = []
         num_images, remaining = len(images), iter(images)
         end = 0
@@ -128,7 +128,7 @@ class JinjaChatTemplate:
         return [segment for segment in segments if segment]
 
     def _restore(self, text: str) -> str:
-        """Replace the placeholders by the original characters."""
+        """Replace the placeholders with the original characters."""
         for character, placeholder in self._placeholders.items():
             text = text.replace(placeholder, character)
         return text
