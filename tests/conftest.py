@@ -1,4 +1,4 @@
-"""Options and rules for all tests."""
+"""Command line options and hooks for all tests."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.machine_speed import SPEED, scaled
 TESTS = Path(__file__).parent
 HAS_NVIDIA_DRIVER = Path("/dev/nvidiactl").exists()
 
-# Triton reads this when a test module first imports it: without a GPU, kernels run in its interpreter.
+# Without a GPU, kernels run in Triton's interpreter. Triton reads the variable when it is first imported.
 if not HAS_NVIDIA_DRIVER:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @functools.cache
 def has_cuda_device() -> bool:
-    """Whether torch sees a CUDA device; torch is imported only if there is a driver."""
+    """Return whether torch finds a CUDA device. Torch is imported only if the driver is installed."""
     if not HAS_NVIDIA_DRIVER:
         return False
     import torch
@@ -41,16 +41,16 @@ def has_docker_compose() -> bool:
     return subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0
 
 
-# Tests that are collected only where their hardware or program exists.
+# Tests that are collected only if the required hardware or program is available.
 REQUIREMENTS: dict[Path, tuple[str, Callable[[], bool]]] = {
-    TESTS / "gpu": ("torch sees no CUDA device", has_cuda_device),
+    TESTS / "gpu": ("torch finds no CUDA device", has_cuda_device),
     TESTS / "e2e" / "test_docker_compose.py": ("docker compose is not installed", has_docker_compose),
 }
 
 
 @functools.cache
 def not_collected() -> dict[Path, str]:
-    """The paths whose requirements this machine lacks, with the reasons."""
+    """Return the paths with unmet requirements and the reasons."""
     return {path: reason for path, (reason, is_available) in REQUIREMENTS.items() if not is_available()}
 
 
@@ -58,18 +58,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--exhaustive",
         action="store_true",
-        help="run all seeds of the random workloads and all cases of long loops, not a sample",
+        help="run all seeds of random workloads and all cases of long loops instead of a sample",
     )
     parser.addoption(
-        "--api-cases", type=int, default=150, help="requests that the OpenAPI document is tried with"
+        "--api-cases",
+        type=int,
+        default=150,
+        help="number of generated requests in the tests of the OpenAPI document",
     )
 
 
 def pytest_configure() -> None:
-    # A shell starts background jobs with SIGINT ignored, and children inherit that: Ctrl-C would do nothing
-    # in the programs that the tests start.
+    # Shells start background jobs with SIGINT ignored, and child processes inherit that. SIGINT would have no
+    # effect on the programs that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Authentication is off in tests; those that need API keys or the default set the variable themselves.
+    # Authentication is off by default in tests. Tests that need it set the variable themselves.
     os.environ["LLAVA_AUTH"] = "false"
 
 
@@ -77,7 +80,7 @@ def pytest_report_header() -> list[str]:
     missing = [
         f"not collected: {path.relative_to(TESTS.parent)} ({why})" for path, why in not_collected().items()
     ]
-    return [f"timeouts: {SPEED.factor:.1f} times those of an idle machine", *missing]
+    return [f"timeouts: scaled by {SPEED.factor:.1f} for the machine's speed", *missing]
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -85,7 +88,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what ``pytest_ignore_collect`` is not asked about: paths named on the command line."""
+    """Deselect excluded paths from the command line, for which ``pytest_ignore_collect`` is not called."""
     excluded = [
         item for item in items if not not_collected().keys().isdisjoint((item.path, *item.path.parents))
     ]
@@ -99,7 +102,7 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool:
-    """Scale pytest-timeout's timeout, whether it comes from the configuration or a marker."""
+    """Scale the timeout of pytest-timeout, whether it is set by the configuration or a marker."""
     is_set: bool = pytest_timeout.pytest_timeout_set_timer(
         item, settings._replace(timeout=scaled(settings.timeout))
     )

@@ -1,9 +1,8 @@
-"""Timeouts of tests, scaled to how fast this machine runs right now.
+"""Test timeouts, scaled to the current speed of the machine.
 
-A timeout in a test bounds how long a failing test waits; it never decides whether a test passes on a slow or
-busy machine. Each one is written for an idle machine and passed through ``scaled``. The speed is the wall
-time of a fixed computation in a new process: a machine whose cores are taken by other programs counts as a
-slow one.
+A timeout limits how long a failing test waits. It must not make a test fail on a slow or busy machine.
+Timeouts are written for an idle machine and passed through ``scaled``. The speed is measured as the wall time
+of a fixed computation in a new process, so a machine that is busy with other programs counts as slow.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import time
 _COMPUTATION = "for _ in range(3_000_000): pass"
 _REFERENCE_S = 0.1  # one process start and the computation, on an idle core of 2026
 _MAX_FACTOR = 10.0
-_MAX_AGE_S = 30.0  # older measurements are repeated before the next test
+_MAX_AGE_S = 30.0  # an older measurement is repeated before the next test
 
 
 class MachineSpeed:
-    """The latest measurement of the machine's speed."""
+    """The most recent measurement of the machine's speed."""
 
     def __init__(self) -> None:
         self._factor = 1.0
@@ -27,13 +26,13 @@ class MachineSpeed:
 
     @property
     def factor(self) -> float:
-        """How many times longer than on the reference machine everything takes, between 1 and 10."""
+        """The slowdown relative to the reference machine, between 1 and 10."""
         if self._measured_at_s is None:
             self.measure()
         return self._factor
 
     def refresh(self) -> None:
-        """Measure again if the latest measurement is old; a busy machine may have become busier."""
+        """Repeat the measurement if it is older than 30 seconds, because the load may have changed."""
         if self._measured_at_s is None or time.monotonic() - self._measured_at_s > _MAX_AGE_S:
             self.measure()
 
@@ -49,5 +48,5 @@ SPEED = MachineSpeed()
 
 
 def scaled(seconds: float) -> float:
-    """Return a timeout for this machine, from one that is generous on an idle one."""
+    """Return the timeout for this machine, given a generous timeout for an idle machine."""
     return seconds * SPEED.factor

@@ -1,4 +1,4 @@
-"""Controllers and workers as real processes, which tests start, signal, kill and start again."""
+"""Controllers and workers as real processes that tests start, signal, kill and restart."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.waiting import async_wait_until, wait_until
 
 
 class Process:
-    """One program, configured by its LLAVA_* variables; its output goes to a log file."""
+    """A program configured by LLAVA_* variables. Its output is written to a log file."""
 
     def __init__(self, module: str, log: Path, **settings: object) -> None:
         self._command = [sys.executable, "-m", module]
         self._settings = {f"LLAVA_{name.upper()}": str(value) for name, value in settings.items()}
         self._log = log
-        self._log_start = 0  # where the current run begins
+        self._log_start = 0  # offset of the current run's output
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -36,7 +36,7 @@ class Process:
 
     @property
     def status(self) -> int | None:
-        """The exit status: None while the program runs, minus the signal's number if one ended it."""
+        """The exit status: None while the program runs, the negative signal number if a signal ended it."""
         return self._process.poll() if self._process else 0
 
     @property
@@ -46,7 +46,7 @@ class Process:
 
     @property
     def children(self) -> list[int]:
-        """The ids of the processes that the program started."""
+        """The process IDs of the program's children."""
         return [child.pid for child in psutil.Process(self.pid).children()]
 
     def start(self) -> None:
@@ -62,12 +62,12 @@ class Process:
         self._process.send_signal(number)
 
     def wait(self) -> int:
-        """Return the exit status once the program has ended."""
+        """Wait until the program exits and return its exit status."""
         assert self._process
         return self._process.wait(scaled(30))
 
     async def async_wait(self) -> int:
-        await async_wait_until(lambda: self.status is not None, "the end of a process")
+        await async_wait_until(lambda: self.status is not None, "a process to exit")
         return self.wait()
 
     def kill(self) -> None:
@@ -77,7 +77,7 @@ class Process:
 
 
 class ControllerProcess(Process):
-    """A controller; it keeps its port when it is started again."""
+    """A controller. It uses the same port after a restart."""
 
     def __init__(self, redis_url: str, log: Path, **settings: object) -> None:
         port = free_port()
@@ -88,7 +88,7 @@ class ControllerProcess(Process):
 
     @property
     def is_ready(self) -> bool:
-        """Whether it serves and has seen a worker."""
+        """Whether the controller serves requests and has found a worker."""
         try:
             return httpx2.get(f"{self.url}/readyz", timeout=scaled(5)).status_code == 200
         except httpx2.TransportError:
@@ -101,7 +101,7 @@ class ControllerProcess(Process):
 
 
 class WorkerProcess(Process):
-    """A worker of the echo model unless another one is named."""
+    """A worker. It serves the echo model by default."""
 
     def __init__(self, redis_url: str, log: Path, **settings: object) -> None:
         super().__init__("llava_worker", log, **{"model": "echo", "redis_url": redis_url, **settings})
@@ -121,7 +121,7 @@ StartWorker = Callable[..., WorkerProcess]
 
 @contextmanager
 def worker_factory(redis_url: str, folder: Path) -> Iterator[StartWorker]:
-    """Yield a function that starts a worker with the given settings; all are killed at the end."""
+    """Yield a function that starts a worker with the given settings. Kill all workers at the end."""
     workers: list[WorkerProcess] = []
 
     def start(**settings: object) -> WorkerProcess:
@@ -138,7 +138,7 @@ def worker_factory(redis_url: str, folder: Path) -> Iterator[StartWorker]:
 
 @contextmanager
 def running_controller(redis_url: str, folder: Path, **settings: object) -> Iterator[ControllerProcess]:
-    """Yield a controller that has seen a worker."""
+    """Yield a controller once it has found a worker."""
     controller = ControllerProcess(redis_url, folder / "controller.log", **settings)
     try:
         controller.start()
@@ -159,6 +159,6 @@ def running_site(redis_url: str, folder: Path, **worker_settings: object) -> Ite
 
 
 def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])

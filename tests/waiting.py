@@ -1,4 +1,4 @@
-"""Wait for a condition instead of sleeping; timeouts are scaled to the machine's speed."""
+"""Functions that wait for a condition, with timeouts scaled to the machine's speed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _POLL_S = 0.005
 
 
 def wait_until(condition: Callable[[], T | None], what: str = "", *, timeout_s: float = 30.0) -> T:
-    """Return the first true value of ``condition``. Raises AssertionError after the scaled timeout."""
+    """Poll ``condition`` and return its first true value. Raises AssertionError after the scaled timeout."""
     deadline = time.monotonic() + scaled(timeout_s)
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {scaled(timeout_s):.0f} s: {what or 'the condition'}"
@@ -25,7 +25,7 @@ def wait_until(condition: Callable[[], T | None], what: str = "", *, timeout_s: 
 async def async_wait_until(
     condition: Callable[[], T | None], what: str = "", *, timeout_s: float = 30.0
 ) -> T:
-    """As ``wait_until``, in an event loop."""
+    """Like ``wait_until``, for use in an event loop."""
     deadline = time.monotonic() + scaled(timeout_s)
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {scaled(timeout_s):.0f} s: {what or 'the condition'}"

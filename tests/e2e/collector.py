@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry: takes spans by OTLP over HTTP and keeps them, as bytes and read."""
+"""An OpenTelemetry collector for tests. It receives spans by OTLP over HTTP and stores them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.waiting import wait_until
 
 
 class Span:
-    """One span of a service, with its attributes as Python values."""
+    """A span of a service, with its attributes as Python values."""
 
     def __init__(self, service: str, raw: Any) -> None:
         self.service = service
@@ -31,7 +31,7 @@ class Span:
 
 
 class Collector:
-    """``raw`` is everything that came, byte by byte."""
+    """The spans received so far. ``raw`` contains all request bodies as bytes."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -48,13 +48,16 @@ class Collector:
         return [span for span in self.spans if span.name == name]
 
     def trace(self, trace_id: str, num_spans: int) -> dict[str, Span]:
-        """By name, once all are here; no two of them have the same."""
+        """Wait for all spans of a trace, which must have different names. Return them by name."""
         found = self.grouped(trace_id, num_spans)
         assert all(len(spans) == 1 for spans in found.values()), found
         return {name: spans[0] for name, spans in found.items()}
 
     def grouped(self, trace_id: str, num_spans: int) -> dict[str, list[Span]]:
-        """By name, once so many are here, and they are all."""
+        """Wait for all spans of a trace. Return them grouped by name.
+
+        Raises AssertionError if the trace has more than ``num_spans`` spans.
+        """
         wait_until(lambda: sum(span.trace_id == trace_id for span in self.spans) >= num_spans)
         found: dict[str, list[Span]] = {}
         for span in self.spans:
@@ -73,7 +76,7 @@ def collecting() -> Iterator[Collector]:
             self.end_headers()
 
         def log_message(self, *_args: object) -> None:
-            """Nothing."""
+            """Suppress the log lines of BaseHTTPRequestHandler."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     collector = Collector(f"http://127.0.0.1:{server.server_port}")
@@ -89,8 +92,10 @@ def collecting() -> Iterator[Collector]:
 
 def _values(attributes: Any) -> dict[str, Any]:
     found = {}
-    for each in attributes:
-        kind = each.value.WhichOneof("value")
-        value = getattr(each.value, kind)
-        found[each.key] = [item.string_value for item in value.values] if kind == "array_value" else value
+    for attribute in attributes:
+        kind = attribute.value.WhichOneof("value")
+        value = getattr(attribute.value, kind)
+        found[attribute.key] = (
+            [item.string_value for item in value.values] if kind == "array_value" else value
+        )
     return found

@@ -1,4 +1,4 @@
-"""The whole path as processes: a queue, a controller, and workers with the bundled model."""
+"""Fixtures for tests of the complete system: a queue, a controller and workers as separate processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.e2e.traced_system import System
 from tests.processes import StartWorker, running_site, worker_factory
 from tests.wire.redis_server import running_redis
 
-# The bundled model in a precision in which batches of all sizes give the same tokens.
+# In fp32, the bundled model generates the same tokens at any batch size.
 TINY = {"model": "tiny", "device": "cpu", "threads": 1, "precision": "fp32"}
 
 

@@ -1,4 +1,4 @@
-"""Others' clients, unchanged, against the bundled model: OpenAI's and Anthropic's packages on every route."""
+"""The unmodified client packages of OpenAI and Anthropic against the bundled model, on every route."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from PIL import Image
 from tiny.drawing import draw
 from tiny.scenes import sample_scene
 
+from tests.machine_speed import scaled
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 MODEL = "tiny-llava"
@@ -33,27 +35,28 @@ SCHEMA: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def picture() -> bytes:
+def image() -> bytes:
     buffer = io.BytesIO()
-    image: Image.Image = draw(sample_scene("clients", 0))
-    image.save(buffer, "PNG")
+    drawn: Image.Image = draw(sample_scene("clients", 0))
+    drawn.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 @pytest.fixture
-def chat(tiny_server: str) -> Iterator[openai.OpenAI]:
+def openai_client(tiny_server: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{tiny_server}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
 @pytest.fixture
-def claude(tiny_server: str) -> Iterator[anthropic.Anthropic]:
+def anthropic_client(tiny_server: str) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(base_url=tiny_server, api_key="none", max_retries=0) as client:
         yield client
 
 
-def asked(picture: bytes) -> list[Any]:
-    url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+def messages_with(image: bytes) -> list[Any]:
+    """Return a user message with the image and a question about it."""
+    url = f"data:image/png;base64,{base64.b64encode(image).decode()}"
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
     return [{"role": "user", "content": parts}]
 
@@ -62,29 +65,33 @@ def tool(name: str) -> Any:
     return {"type": "function", "function": {"name": name, "parameters": SCHEMA}}
 
 
-def test_all_dialects_give_the_same_answer(
-    chat: openai.OpenAI, claude: anthropic.Anthropic, picture: bytes
+def test_all_apis_return_the_same_response(
+    openai_client: openai.OpenAI, anthropic_client: anthropic.Anthropic, image: bytes
 ) -> None:
-    messages = asked(picture)
-    answer = chat.chat.completions.create(model=MODEL, messages=messages, temperature=0)
+    messages = messages_with(image)
+    answer = openai_client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
     text = answer.choices[0].message.content
     assert text
 
     url = messages[0]["content"][0]["image_url"]["url"]
     parts: Any = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": QUESTION}]
-    response = chat.responses.create(model=MODEL, input=[{"role": "user", "content": parts}], temperature=0)
+    response = openai_client.responses.create(
+        model=MODEL, input=[{"role": "user", "content": parts}], temperature=0
+    )
     assert response.output_text == text
 
     source: Any = {"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]}
     blocks: Any = [{"type": "image", "source": source}, {"type": "text", "text": QUESTION}]
-    with claude.messages.stream(
+    with anthropic_client.messages.stream(
         model=MODEL,
         max_tokens=64,
         messages=[{"role": "user", "content": blocks}],
         extra_body={"temperature": 0},
     ) as stream:
         assert "".join(stream.text_stream) == text
-    counted = claude.messages.count_tokens(model=MODEL, messages=[{"role": "user", "content": blocks}])
+    counted = anthropic_client.messages.count_tokens(
+        model=MODEL, messages=[{"role": "user", "content": blocks}]
+    )
     assert answer.usage is not None
     assert (
         counted.input_tokens
@@ -94,13 +101,13 @@ def test_all_dialects_give_the_same_answer(
     )
 
 
-def test_vectors_of_texts_and_pictures_have_length_one_and_mean_the_same_each_time(
-    chat: openai.OpenAI, picture: bytes
+def test_embeddings_of_texts_and_images_are_normalized_and_reproducible(
+    openai_client: openai.OpenAI, image: bytes
 ) -> None:
-    image: Any = asked(picture)[0]["content"][0]
-    given: Any = ["a red circle", "a red circle", image, "two blue stars", image]
-    answer = chat.embeddings.create(model=MODEL, input=given)
-    vectors = [each.embedding for each in answer.data]
+    part: Any = messages_with(image)[0]["content"][0]
+    inputs: Any = ["a red circle", "a red circle", part, "two blue stars", part]
+    answer = openai_client.embeddings.create(model=MODEL, input=inputs)
+    vectors = [item.embedding for item in answer.data]
     products = [[sum(x * y for x, y in zip(one, other, strict=True)) for other in vectors] for one in vectors]
     assert [products[n][n] for n in range(5)] == pytest.approx([1] * 5, abs=1e-5)
     assert (products[0][1], products[2][4]) == pytest.approx((1, 1), abs=1e-4)
@@ -109,10 +116,12 @@ def test_vectors_of_texts_and_pictures_have_length_one_and_mean_the_same_each_ti
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_forced_calls_parse_and_keep_to_their_schema(chat: openai.OpenAI, picture: bytes, seed: int) -> None:
-    answer = chat.chat.completions.create(
+def test_forced_tool_calls_are_valid_json_and_match_their_schema(
+    openai_client: openai.OpenAI, image: bytes, seed: int
+) -> None:
+    answer = openai_client.chat.completions.create(
         model=MODEL,
-        messages=asked(picture),
+        messages=messages_with(image),
         tools=[tool("look"), tool("point_at")],
         tool_choice="required",
         seed=seed,
@@ -127,55 +136,63 @@ def test_forced_calls_parse_and_keep_to_their_schema(chat: openai.OpenAI, pictur
         jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
 
 
-def test_streamed_calls_are_those_of_the_whole_answer(chat: openai.OpenAI, picture: bytes) -> None:
+def test_streamed_tool_calls_equal_those_of_the_complete_response(
+    openai_client: openai.OpenAI, image: bytes
+) -> None:
     fields: Any = {
         "model": MODEL,
-        "messages": asked(picture),
+        "messages": messages_with(image),
         "tools": [tool("look")],
         "tool_choice": {"type": "function", "function": {"name": "look"}},
         "temperature": 0,
     }
-    [whole] = chat.chat.completions.create(**fields).choices[0].message.tool_calls or []
-    with chat.chat.completions.stream(**fields) as stream:
+    [whole] = openai_client.chat.completions.create(**fields).choices[0].message.tool_calls or []
+    with openai_client.chat.completions.stream(**fields) as stream:
         [streamed] = stream.get_final_completion().choices[0].message.tool_calls or []
     assert whole.type == "function" and streamed.type == "function"
     assert streamed.function.arguments == whole.function.arguments
     jsonschema.validate(json.loads(whole.function.arguments), SCHEMA)
 
 
-def test_with_auto_the_model_still_answers_in_words(chat: openai.OpenAI, picture: bytes) -> None:
-    messages = asked(picture)
-    answer = chat.chat.completions.create(
+def test_with_tool_choice_auto_the_response_is_either_text_or_tool_calls(
+    openai_client: openai.OpenAI, image: bytes
+) -> None:
+    messages = messages_with(image)
+    answer = openai_client.chat.completions.create(
         model=MODEL, messages=messages, tools=[tool("look")], temperature=0, max_tokens=200
     )
     message = answer.choices[0].message
     assert bool(message.content) != bool(message.tool_calls)
 
 
-def test_an_answer_is_gone_on_with_as_if_it_had_not_stopped(chat: openai.OpenAI, picture: bytes) -> None:
-    messages = asked(picture)
-    whole = chat.chat.completions.create(model=MODEL, messages=messages, temperature=0)
+def test_a_partial_assistant_message_is_continued(openai_client: openai.OpenAI, image: bytes) -> None:
+    messages = messages_with(image)
+    whole = openai_client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
     text = whole.choices[0].message.content
     assert text is not None and len(text) > 2
-    begun = [*messages, {"role": "assistant", "content": text[:1]}]
-    rest = chat.chat.completions.create(
-        model=MODEL, messages=begun, temperature=0, extra_body={"continue_final_message": True}
+    unfinished = [*messages, {"role": "assistant", "content": text[:1]}]
+    rest = openai_client.chat.completions.create(
+        model=MODEL, messages=unfinished, temperature=0, extra_body={"continue_final_message": True}
     )
     assert rest.choices[0].finish_reason == "stop"
     assert rest.choices[0].message.content is not None
 
 
-def test_tokens_become_their_text_again_and_prompts_of_both_say_the_same(
-    chat: openai.OpenAI, tiny_server: str
+def test_detokenize_restores_the_text_and_text_and_token_prompts_are_equivalent(
+    openai_client: openai.OpenAI, tiny_server: str
 ) -> None:
     text = "USER: What can you do? ASSISTANT:"
-    tokenized = httpx2.post(f"{tiny_server}/tokenize", json={"model": MODEL, "prompt": text}).json()
+    tokenized = httpx2.post(
+        f"{tiny_server}/tokenize", json={"model": MODEL, "prompt": text}, timeout=scaled(30)
+    ).json()
     tokens = tokenized["tokens"]
     assert tokenized["count"] == len(tokens) > 5
-    told = httpx2.post(f"{tiny_server}/detokenize", json={"model": MODEL, "tokens": tokens}).json()
-    assert told == {"prompt": text}
+    detokenized = httpx2.post(
+        f"{tiny_server}/detokenize", json={"model": MODEL, "tokens": tokens}, timeout=scaled(30)
+    ).json()
+    assert detokenized == {"prompt": text}
     answers = [
-        chat.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=24, logprobs=1)
+        openai_client.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=24, logprobs=1)
         for prompt in (text, tokens)
     ]
     assert answers[0].choices[0].text == answers[1].choices[0].text != ""
@@ -185,58 +202,76 @@ def test_tokens_become_their_text_again_and_prompts_of_both_say_the_same(
     assert answers[0].usage.prompt_tokens == len(tokens)
 
 
-def test_the_echo_of_a_prompt_and_its_answer_stand_together(chat: openai.OpenAI) -> None:
+def test_echo_returns_the_prompt_followed_by_the_completion(openai_client: openai.OpenAI) -> None:
     text = "USER: What can you do? ASSISTANT:"
-    plain = chat.completions.create(model=MODEL, prompt=text, temperature=0, max_tokens=24).choices[0].text
-    echoed = chat.completions.create(model=MODEL, prompt=text, temperature=0, max_tokens=24, echo=True)
+    plain = (
+        openai_client.completions.create(model=MODEL, prompt=text, temperature=0, max_tokens=24)
+        .choices[0]
+        .text
+    )
+    echoed = openai_client.completions.create(
+        model=MODEL, prompt=text, temperature=0, max_tokens=24, echo=True
+    )
     assert echoed.choices[0].text == text + plain
-    assert plain.startswith(" ")  # what follows a text begins as a word does
+    assert plain.startswith(" ")  # a continuation keeps its leading space
 
 
-def test_a_scored_answer_is_as_likely_as_when_it_was_given(chat: openai.OpenAI, tiny_server: str) -> None:
-    """As lm-evaluation-harness asks: token ids, echo, one token that is thrown away."""
+def test_a_scored_completion_has_the_logprobs_of_its_generation(
+    openai_client: openai.OpenAI, tiny_server: str
+) -> None:
+    """Send requests like lm-evaluation-harness: token IDs, echo and one generated token that is discarded."""
     body = {"model": MODEL, "prompt": "USER: What can you do? ASSISTANT:"}
-    context = httpx2.post(f"{tiny_server}/tokenize", json=body).json()["tokens"]
-    asking: dict[str, Any] = {"model": MODEL, "temperature": 0, "logprobs": 1}
-    given = chat.completions.create(prompt=context, max_tokens=4, **asking).choices[0].logprobs
-    answer = httpx2.post(
-        f"{tiny_server}/v1/completions", json={**asking, "prompt": context, "max_tokens": 4, "echo": True}
+    context = httpx2.post(f"{tiny_server}/tokenize", json=body, timeout=scaled(30)).json()["tokens"]
+    request: dict[str, Any] = {"model": MODEL, "temperature": 0, "logprobs": 1}
+    given = openai_client.completions.create(prompt=context, max_tokens=4, **request).choices[0].logprobs
+    echoed = httpx2.post(
+        f"{tiny_server}/v1/completions",
+        json={**request, "prompt": context, "max_tokens": 4, "echo": True},
+        timeout=scaled(30),
     ).json()["choices"][0]["text"]
-    whole = httpx2.post(f"{tiny_server}/tokenize", json={"model": MODEL, "prompt": answer}).json()["tokens"]
+    whole = httpx2.post(
+        f"{tiny_server}/tokenize", json={"model": MODEL, "prompt": echoed}, timeout=scaled(30)
+    ).json()["tokens"]
     assert whole[: len(context)] == context and len(whole) == len(context) + 4
 
-    told = chat.completions.create(prompt=[whole, context], max_tokens=1, echo=True, **asking)
-    logprobs = told.choices[0].logprobs
+    completion = openai_client.completions.create(prompt=[whole, context], max_tokens=1, echo=True, **request)
+    logprobs = completion.choices[0].logprobs
     assert logprobs is not None and logprobs.token_logprobs is not None and logprobs.top_logprobs is not None
     assert given is not None and given.token_logprobs is not None
     scored = logprobs.token_logprobs[len(context) : -1]
     assert scored == pytest.approx(given.token_logprobs, abs=1e-3)
-    likeliest = [max(top.values()) for top in logprobs.top_logprobs[len(context) : -1]]
-    assert scored == likeliest  # the answer was greedy
-    assert told.choices[1].logprobs is not None
+    most_likely = [max(top.values()) for top in logprobs.top_logprobs[len(context) : -1]]
+    assert scored == most_likely  # because the completion was greedy
+    assert completion.choices[1].logprobs is not None
     assert logprobs.tokens is not None
-    assert told.choices[1].logprobs.tokens == logprobs.tokens[: len(context) + 1]
+    assert completion.choices[1].logprobs.tokens == logprobs.tokens[: len(context) + 1]
 
 
-def test_a_tokenized_chat_has_the_length_that_its_answer_reports(
-    chat: openai.OpenAI, tiny_server: str, picture: bytes
+def test_a_tokenized_chat_has_the_length_that_its_response_reports(
+    openai_client: openai.OpenAI, tiny_server: str, image: bytes
 ) -> None:
-    messages = asked(picture)
-    counted = httpx2.post(f"{tiny_server}/tokenize", json={"model": MODEL, "messages": messages}).json()
-    answer = chat.chat.completions.create(model=MODEL, messages=messages, temperature=0, max_tokens=4)
+    messages = messages_with(image)
+    counted = httpx2.post(
+        f"{tiny_server}/tokenize", json={"model": MODEL, "messages": messages}, timeout=scaled(30)
+    ).json()
+    answer = openai_client.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, max_tokens=4
+    )
     assert answer.usage is not None
     assert counted["count"] == answer.usage.prompt_tokens > 100
 
 
-def test_a_token_outside_of_the_vocabulary_is_a_400(chat: openai.OpenAI) -> None:
+def test_a_token_outside_the_vocabulary_is_rejected_with_400(openai_client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="vocabulary"):
-        chat.completions.create(model=MODEL, prompt=[2**31 - 1])
+        openai_client.completions.create(model=MODEL, prompt=[2**31 - 1])
 
 
-def test_a_tool_whose_schema_cannot_be_kept_to_is_a_400_that_names_tools(chat: openai.OpenAI) -> None:
+def test_a_tool_with_an_unsupported_schema_is_rejected_with_param_tools(
+    openai_client: openai.OpenAI,
+) -> None:
     odd: Any = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"uniqueItems": True}}}}
     with pytest.raises(openai.BadRequestError) as caught:
-        chat.chat.completions.create(
+        openai_client.chat.completions.create(
             model=MODEL,
             messages=[{"role": "user", "content": "Hi"}],
             tools=[{"type": "function", "function": odd}],

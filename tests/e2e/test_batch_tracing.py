@@ -1,4 +1,4 @@
-"""What is traced of a batch, whose lines no request waits for."""
+"""Traces of batches. Batch lines are processed in the background, after the request has ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 SECRET = "rutabaga"
 
 
-def test_a_line_of_a_batch_is_a_trace_linked_to_the_request_that_began_it(
+def test_each_batch_line_has_a_trace_linked_to_the_request_that_created_the_batch(
     collector: Collector, system: Callable[..., System], trace: str
 ) -> None:
     fields = {"model": "echo", "max_tokens": 5, "ignore_eos": True}
@@ -30,9 +30,9 @@ def test_a_line_of_a_batch_is_a_trace_linked_to_the_request_that_began_it(
     stack.worker()
     with stack.client(trace) as http:
         batch = wait_for_end(http, create_batch(http, data))
-    good, bad = lines_traced(collector, batch, 2)
-    [began] = [each for each in collector.named("POST /v1/batches") if each.trace_id == trace]
-    assert good.links == bad.links == [(trace, began.span_id)]
+    good, bad = wait_for_batch_line_spans(collector, batch, 2)
+    [creation] = [span for span in collector.named("POST /v1/batches") if span.trace_id == trace]
+    assert good.links == bad.links == [(trace, creation.span_id)]
     assert good.trace_id not in (trace, bad.trace_id)
     assert good.parent == bad.parent == ""
 
@@ -45,7 +45,7 @@ def test_a_line_of_a_batch_is_a_trace_linked_to_the_request_that_began_it(
     assert SECRET.encode() not in collector.raw
 
 
-def test_without_the_switch_a_batch_has_no_spans_and_no_field_for_them(
+def test_without_otel_a_batch_has_no_spans_and_no_trace_field(
     collector: Collector, system: Callable[..., System], queue_url: str, trace: str
 ) -> None:
     stack = system(otel=False)
@@ -55,28 +55,28 @@ def test_without_the_switch_a_batch_has_no_spans_and_no_field_for_them(
             http, create_batch(http, input_file(request_line("a", "hello", model="echo", max_tokens=5)))
         )
     assert batch["request_counts"]["completed"] == 1
-    assert b"trace" not in order(queue_url)
+    assert b"trace" not in stored_batch(queue_url)
     worker.send(signal.SIGTERM)
-    wait_until(lambda: worker.status == 0)  # what it had to send is sent
-    assert not lines_seen(collector, batch)
+    wait_until(lambda: worker.status == 0)  # by then, any pending spans would have been sent
+    assert not batch_line_spans(collector, batch)
 
 
-def lines_seen(collector: Collector, batch: dict[str, Any]) -> list[Span]:
-    """In the batch's order."""
-    seen = [
-        each for each in collector.named("batch line") if each.attributes["llava.batch.id"] == batch["id"]
+def batch_line_spans(collector: Collector, batch: dict[str, Any]) -> list[Span]:
+    """Return the spans of the batch's lines in the order of the lines."""
+    spans = [
+        span for span in collector.named("batch line") if span.attributes["llava.batch.id"] == batch["id"]
     ]
-    return sorted(seen, key=lambda each: each.attributes["llava.line"])
+    return sorted(spans, key=lambda span: span.attributes["llava.line"])
 
 
-def lines_traced(collector: Collector, batch: dict[str, Any], number: int) -> list[Span]:
-    """Once so many are here."""
-    wait_until(lambda: len(lines_seen(collector, batch)) == number)
-    return lines_seen(collector, batch)
+def wait_for_batch_line_spans(collector: Collector, batch: dict[str, Any], num_lines: int) -> list[Span]:
+    """Wait until the collector has the spans of all lines and return them."""
+    wait_until(lambda: len(batch_line_spans(collector, batch)) == num_lines)
+    return batch_line_spans(collector, batch)
 
 
-def order(url: str) -> bytes:
-    """The one batch's, as the queue keeps it."""
+def stored_batch(url: str) -> bytes:
+    """Return the content of the only batch in the queue."""
     with redis.Redis.from_url(url) as queue:
         [key] = queue.scan_iter("{lv}:batch:*")
         return b"".join(queue.hvals(key))

@@ -1,4 +1,4 @@
-"""The deployment files keep their promises, as far as files alone can show it: no Docker daemon is needed."""
+"""Static checks of the deployment files. They do not require a Docker daemon."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _service(name: str) -> dict[str, Any]:
 
 
 def _seconds(text: str) -> int:
-    assert text.endswith("s"), f"{text}: write durations in seconds"
+    assert text.endswith("s"), f"{text}: durations must be in seconds"
     return int(text[:-1])
 
 
@@ -39,7 +39,7 @@ def _instructions(dockerfile: Path) -> list[str]:
     ]
 
 
-def test_every_service_is_known_to_these_tests() -> None:
+def test_these_tests_cover_every_service() -> None:
     assert sorted(_compose()["services"]) == sorted(SERVICES)
     assert [path.name for path in DOCKERFILES] == [
         "Dockerfile.server",
@@ -76,19 +76,19 @@ def test_redis_cannot_be_reached_from_the_host_or_from_outside() -> None:
     assert _compose()["networks"]["back"]["internal"] is True
 
 
-def test_the_operators_port_is_at_an_address_of_a_network_that_only_operators_join() -> None:
+def test_the_admin_port_is_reachable_only_on_the_operators_network() -> None:
     server, networks = _service("server"), _compose()["networks"]
     name = server["environment"]["LLAVA_ADMIN_HOST"]
-    assert [each for each, joined in server["networks"].items() if name in joined.get("aliases", ())] == [
-        "operators"
-    ]
-    assert name not in SERVICES, "the service's own name is known on every network"
+    assert [
+        network for network, joined in server["networks"].items() if name in joined.get("aliases", ())
+    ] == ["operators"]
+    assert name not in SERVICES, "a service's own name can be resolved on every network"
     assert networks["operators"]["internal"] is True
     published = [port.rpartition(":")[2] for port in server["ports"]]
     assert server["environment"]["LLAVA_ADMIN_PORT"] not in published
     for path in (ROOT / "docker-compose.yml", *OVERLAYS):
         services = _compose(path)["services"]
-        joined = {each for each, service in services.items() if "operators" in service.get("networks", ())}
+        joined = {name for name, service in services.items() if "operators" in service.get("networks", ())}
         assert joined <= {"server"}, path
 
 
@@ -100,15 +100,15 @@ def test_every_variable_is_a_setting() -> None:
     assert {name for name in given if name.startswith("LLAVA_")} <= known
 
 
-def test_workers_take_orders_only_if_env_names_a_folder_and_that_is_mounted() -> None:
+def test_workers_accept_commands_only_if_env_sets_a_folder_which_is_then_mounted() -> None:
     worker = _service("worker")
-    assert worker["environment"]["LLAVA_LOADABLE_MODELS"] is None, "given only if .env has it"
+    assert worker["environment"]["LLAVA_LOADABLE_MODELS"] is None, "must be set only by .env"
     example = (ROOT / ".env.example").read_text("utf-8")
     (folder,) = re.findall(r"^#LLAVA_LOADABLE_MODELS=(.+)$", example, re.MULTILINE)
     assert [volume.split(":")[-2:] for volume in worker["volumes"]] == [[folder, "ro"]]
 
 
-def test_redis_keeps_its_jobs_over_a_restart_and_never_evicts_one() -> None:
+def test_redis_persists_jobs_across_restarts_and_never_evicts_them() -> None:
     redis = _service("redis")
     words = redis["command"]
     options = dict(zip(words[1::2], words[2::2], strict=True))
@@ -118,20 +118,20 @@ def test_redis_keeps_its_jobs_over_a_restart_and_never_evicts_one() -> None:
     assert "queue" in _compose()["volumes"]
 
 
-def test_password_must_be_given_and_reaches_all_three_services() -> None:
+def test_a_password_is_required_and_passed_to_all_three_services() -> None:
     redis, server, worker = (_service(name) for name in SERVICES)
     assert redis["command"][redis["command"].index("--requirepass") + 1] == "${LLAVA_REDIS_PASSWORD}"
     for service in (server, worker):
         url = service["environment"]["LLAVA_REDIS_URL"]
-        assert REQUIRED.search(url), "compose must refuse to start without a password"
+        assert REQUIRED.search(url), "compose must fail without a password"
         assert REQUIRED.sub("secret", url) == "redis://:secret@redis:6379/0"
     example = (ROOT / ".env.example").read_text("utf-8")
     assert re.search(r"^LLAVA_REDIS_PASSWORD=$", example, re.MULTILINE), (
-        "no password that anybody could leave in"
+        "the example must not contain a default password"
     )
 
 
-def test_port_is_published_on_loopback_unless_told_otherwise() -> None:
+def test_the_port_is_published_on_loopback_by_default() -> None:
     assert _service("server")["ports"] == ["${LLAVA_BIND:-127.0.0.1}:${LLAVA_PORT:-8000}:8000"]
 
 
@@ -140,19 +140,19 @@ def test_worker_can_be_scaled() -> None:
     assert not {"container_name", "hostname", "ports"} & set(worker)
 
 
-def test_worker_has_no_way_out_unless_the_hub_is_asked_for() -> None:
+def test_the_worker_has_no_internet_access_without_the_hub_overlay() -> None:
     assert _service("worker")["networks"] == ["back"]
     hub = _compose(ROOT / "deploy" / "compose.hub.yaml")["services"]["worker"]
     assert "front" in hub["networks"]
 
 
 @pytest.mark.parametrize("name", ["server", "worker"])
-def test_docker_waits_longer_than_the_drain(name: str) -> None:
+def test_the_stop_grace_period_exceeds_the_drain_timeout(name: str) -> None:
     service = _service(name)
     assert _seconds(service["stop_grace_period"]) > float(service["environment"]["LLAVA_DRAIN_TIMEOUT_S"])
 
 
-def test_gpu_overlay_asks_for_a_gpu_and_its_own_image() -> None:
+def test_the_gpu_overlay_requests_a_gpu_and_uses_its_own_image() -> None:
     worker = _compose(ROOT / "deploy" / "compose.gpu.yaml")["services"]["worker"]
     (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
@@ -160,7 +160,7 @@ def test_gpu_overlay_asks_for_a_gpu_and_its_own_image() -> None:
 
 
 @pytest.mark.parametrize("path", [ROOT / "docker-compose.yml", *OVERLAYS], ids=lambda path: path.name)
-def test_built_images_name_dockerfiles_that_exist(path: Path) -> None:
+def test_dockerfiles_of_built_images_exist(path: Path) -> None:
     services = _compose(path)["services"].values()
     for build in (service["build"] for service in services if "build" in service):
         assert build["context"] == "."
@@ -171,13 +171,13 @@ def test_built_images_name_dockerfiles_that_exist(path: Path) -> None:
 def test_images_are_pinned(path: Path) -> None:
     for service in _compose(path)["services"].values():
         if image := service.get("image"):
-            assert re.search(r":\d+\.\d+\.\d+(-[a-z0-9.]+)?$", image), f"{image}: name an exact version"
+            assert re.search(r":\d+\.\d+\.\d+(-[a-z0-9.]+)?$", image), f"{image}: the version must be exact"
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_base_images_are_pinned_and_the_last_stage_has_no_build_tools(path: Path) -> None:
     bases = [line for line in _instructions(path) if line.startswith("FROM ")]
-    assert len(bases) == 2, "one stage builds, one runs"
+    assert len(bases) == 2, "expected one build stage and one runtime stage"
     for base in bases:
         assert re.match(r"FROM python:\d+\.\d+\.\d+-slim-\w+( AS build)?$", base), base
     final = _final_stage(path)
@@ -185,7 +185,7 @@ def test_base_images_are_pinned_and_the_last_stage_has_no_build_tools(path: Path
     assert path.name == "Dockerfile.worker-cuda" or not any("apt-get" in line for line in final)
 
 
-def test_the_gpu_image_has_what_triton_wants_to_launch_a_kernel_and_nothing_else() -> None:
+def test_the_gpu_image_adds_only_what_triton_needs_to_launch_kernels() -> None:
     final = _final_stage(ROOT / "deploy" / "Dockerfile.worker-cuda")
     (installed,) = [line for line in final if "apt-get" in line]
     assert re.search(
@@ -197,7 +197,7 @@ def test_the_gpu_image_has_what_triton_wants_to_launch_a_kernel_and_nothing_else
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_image_runs_as_a_user_without_rights_and_checks_its_health(path: Path) -> None:
+def test_the_image_runs_as_an_unprivileged_user_and_has_a_health_check(path: Path) -> None:
     final = _final_stage(path)
     assert "USER 10001:10001" in final
     assert any(line.startswith("HEALTHCHECK ") for line in final)
@@ -205,28 +205,28 @@ def test_image_runs_as_a_user_without_rights_and_checks_its_health(path: Path) -
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_copied_paths_exist_and_reach_the_builder(path: Path) -> None:
+def test_copied_paths_exist_and_are_not_excluded_by_dockerignore(path: Path) -> None:
     allowed = {
         line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line[:1] == "!"
     }
     copies = [line.split()[1:-1] for line in _instructions(path) if re.match(r"COPY (?!--from)", line)]
     for source in (source for sources in copies for source in sources):
         assert (ROOT / source).exists(), source
-        assert source in allowed, f"{source} is kept out by .dockerignore"
+        assert source in allowed, f"{source} is excluded by .dockerignore"
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_installed_extras_exist(path: Path) -> None:
     project = (ROOT / "pyproject.toml").read_text("utf-8").split("[project.optional-dependencies]")[1]
     known = re.findall(r"^(\w+) = \[", project.split("\n[")[0], re.MULTILINE)
-    asked = re.findall(r'"\.\[([a-z,]+)\]"', path.read_text("utf-8"))
-    assert len(asked) == 1
-    for extra in asked[0].split(","):
+    extras = re.findall(r'"\.\[([a-z,]+)\]"', path.read_text("utf-8"))
+    assert len(extras) == 1
+    for extra in extras[0].split(","):
         assert extra in known
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_installations_obey_the_constraints_and_ask_one_index(path: Path) -> None:
+def test_installations_use_the_constraints_and_a_single_index(path: Path) -> None:
     installs = [line for line in _instructions(path) if "pip install" in line]
     assert installs
     for line in installs:
@@ -242,13 +242,13 @@ def test_server_image_has_neither_torch_nor_the_worker() -> None:
     assert "worker" not in text
 
 
-def test_cpu_worker_takes_torch_from_the_cpu_index_alone() -> None:
+def test_the_cpu_worker_installs_torch_from_the_cpu_index_only() -> None:
     (line,) = [line for line in _instructions(ROOT / "deploy" / "Dockerfile.worker") if "index-url" in line]
     assert "--index-url https://download.pytorch.org/whl/cpu" in line
     assert "--no-deps" in line
 
 
-def test_nothing_secret_reaches_the_builder() -> None:
+def test_secrets_are_excluded_from_the_build_context() -> None:
     lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"

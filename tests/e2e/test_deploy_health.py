@@ -1,4 +1,4 @@
-"""Parts of the compose file at work without Docker: its Valkey command and the worker's health check."""
+"""Parts of the compose file that run without Docker: the Valkey command and the worker's health check."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ PASSWORD = "sesame"
 
 @contextmanager
 def compose_redis(folder: Path) -> Iterator[str]:
-    """The queue with the compose file's own arguments, on a socket; its URL."""
+    """Run the queue with the compose file's arguments on a Unix socket and yield its URL."""
     service = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"]["redis"]
     filled = {"${LLAVA_REDIS_PASSWORD}": PASSWORD, "${LLAVA_REDIS_MAXMEMORY:-1gb}": "1gb"}
     arguments = [filled.get(word, word) for word in service["command"][1:]]
     assert not [word for word in arguments if "$" in word]
-    place = ["--port", "0", "--unixsocket", str(folder / "s"), "--dir", str(folder)]
-    server = subprocess.Popen([find_redis_binary(), *arguments, *place], stdout=subprocess.DEVNULL)
+    location = ["--port", "0", "--unixsocket", str(folder / "s"), "--dir", str(folder)]
+    server = subprocess.Popen([find_redis_binary(), *arguments, *location], stdout=subprocess.DEVNULL)
     try:
         wait_until((folder / "s").exists, "the queue")
         yield f"unix://:{PASSWORD}@{folder / 's'}"
@@ -49,7 +49,7 @@ def queue_url() -> Iterator[str]:
 
 
 def health(url: str) -> tuple[int, str]:
-    """Status and complaint."""
+    """Return the exit status and the error output of the health check."""
     environment = {**os.environ, "LLAVA_REDIS_URL": url}
     done = subprocess.run(
         [sys.executable, str(HEALTH)], env=environment, capture_output=True, text=True, check=False
@@ -57,7 +57,7 @@ def health(url: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_worker_is_healthy_while_it_announces_itself_and_no_longer(queue_url: str) -> None:
+def test_a_worker_is_healthy_only_while_it_sends_heartbeats(queue_url: str) -> None:
     assert health(queue_url)[0] == 1
     worker = subprocess.Popen(
         [sys.executable, "-m", "llava_worker", "--model", "echo", "--redis-url", queue_url],
@@ -73,7 +73,7 @@ def test_worker_is_healthy_while_it_announces_itself_and_no_longer(queue_url: st
     assert socket.gethostname() in complaint
 
 
-def test_queue_that_cannot_be_reached_is_unhealthy_and_named(queue_url: str) -> None:
+def test_an_unreachable_queue_is_reported_as_unhealthy(queue_url: str) -> None:
     status, complaint = health(queue_url.replace(PASSWORD, "wrong"))
     assert status == 1
     assert "redis" in complaint

@@ -1,4 +1,4 @@
-"""Docker compose accepts the deployment files; collected only where it is installed."""
+"""Docker Compose accepts the deployment files. Collected only if Docker Compose is installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OVERLAYS = sorted((ROOT / "deploy").glob("compose.*.yaml"))
 
 @pytest.mark.parametrize("path", [None, *OVERLAYS], ids=lambda path: path.name if path else "base")
 @pytest.mark.parametrize("password", ["", "sesame"])
-def test_compose_accepts_the_files_and_refuses_an_empty_password(path: Path | None, password: str) -> None:
+def test_compose_accepts_the_files_and_rejects_an_empty_password(path: Path | None, password: str) -> None:
     files = ["-f", "docker-compose.yml", *(["-f", str(path)] if path else [])]
     result = subprocess.run(
         ["docker", "compose", *files, "config", "--quiet"],

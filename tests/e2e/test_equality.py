@@ -1,4 +1,7 @@
-"""Sixteen at once == one at a time == transformers, on conversations of 1-3 turns with 0-2 images."""
+"""Outputs of concurrent and sequential requests equal those of transformers.
+
+The conversations have 1 to 3 turns and 0 to 2 images.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ TINY = Path(__file__).parents[2] / "worker" / "llava_worker" / "tiny"
 
 
 @pytest.fixture(scope="module")
-def exam() -> list[Question]:
+def eval_questions() -> list[Question]:
     found = list(questions(NUM_PROMPTS // 3 + 1, "equality"))[:NUM_PROMPTS]
     assert {len(question.scenes) for question in found} == {0, 1, 2}
     assert {len(question.turns) for question in found} == {1, 2, 3}
@@ -30,34 +33,34 @@ def exam() -> list[Question]:
 
 
 @pytest.fixture(scope="module")
-def expected(exam: list[Question]) -> list[str]:
-    return list(transformers_answers(exam))
+def expected(eval_questions: list[Question]) -> list[str]:
+    return list(transformers_outputs(eval_questions))
 
 
-def transformers_answers(exam: list[Question]) -> Iterator[str]:
-    """Greedy fp32 answers by transformers alone: its chat template, its processor, its model."""
+def transformers_outputs(eval_questions: list[Question]) -> Iterator[str]:
+    """Yield greedy fp32 outputs of transformers, with its own chat template, processor and model."""
     import torch
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     model = LlavaForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(TINY)
-    for question in exam:
+    for question in eval_questions:
         prompt = processor.apply_chat_template(hf_messages(question), add_generation_prompt=True)
         inputs = processor(text=prompt, images=question.images() or None, return_tensors="pt")
         with torch.inference_mode():
-            made = model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
-        ids = made[0, inputs["input_ids"].shape[1] :]
+            generated = model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
+        ids = generated[0, inputs["input_ids"].shape[1] :]
         yield processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def hf_messages(question: Question) -> list[dict[str, Any]]:
-    """The conversation as transformers' chat templates take it: pictures are marks without content."""
+    """Return the conversation in the format of transformers' chat templates, with images as placeholders."""
     turns: list[dict[str, Any]] = []
     for message in chat_messages(question):
         content = message["content"]
         parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-        marks = [{"type": "image"} if part["type"] == "image_url" else part for part in parts]
-        turns.append({"role": message["role"], "content": marks})
+        placeholders = [{"type": "image"} if part["type"] == "image_url" else part for part in parts]
+        turns.append({"role": message["role"], "content": placeholders})
     return turns
 
 
@@ -68,25 +71,25 @@ def ask(url: str, question: Question) -> str:
         "temperature": 0,
         "max_tokens": MAX_TOKENS,
     }
-    answer = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=scaled(120))
-    assert answer.status_code == 200, answer.text
-    text = answer.json()["choices"][0]["message"]["content"]
+    response = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=scaled(120))
+    assert response.status_code == 200, response.text
+    text = response.json()["choices"][0]["message"]["content"]
     assert isinstance(text, str)
     return text.strip()
 
 
-def test_one_at_a_time_the_server_says_what_transformers_says(
-    tiny_server: str, exam: list[Question], expected: list[str]
+def test_sequential_requests_return_the_outputs_of_transformers(
+    tiny_server: str, eval_questions: list[Question], expected: list[str]
 ) -> None:
-    assert [ask(tiny_server, question) for question in exam] == expected
+    assert [ask(tiny_server, question) for question in eval_questions] == expected
 
 
-def test_sixteen_at_once_the_server_says_what_transformers_says(
-    tiny_server: str, exam: list[Question], expected: list[str]
+def test_sixteen_concurrent_requests_return_the_outputs_of_transformers(
+    tiny_server: str, eval_questions: list[Question], expected: list[str]
 ) -> None:
     with ThreadPoolExecutor(16) as pool:
-        assert list(pool.map(lambda question: ask(tiny_server, question), exam)) == expected
+        assert list(pool.map(lambda question: ask(tiny_server, question), eval_questions)) == expected
 
 
-def test_another_question_gets_another_answer(expected: list[str]) -> None:
+def test_different_questions_get_different_answers(expected: list[str]) -> None:
     assert len(set(expected)) > len(expected) / 8

@@ -1,6 +1,6 @@
-"""The programs in examples/, as they stand, against the bundled model: each prints what is true and ends.
+"""The programs in examples/, unmodified, against the bundled model. Each must print the correct answer.
 
-Their packages come with the dev extra, LiteLLM with ``make test``.
+The dev extra installs their packages, except LiteLLM, which ``make test`` installs.
 """
 
 from __future__ import annotations
@@ -28,49 +28,49 @@ PROGRAMS = (
     "llm_endpoint.sh",
 )
 SCENE = sample_scene("clients", 0)
-[CIRCLE] = [each for each in SCENE.objects if each.shape == "circle"]
+[CIRCLE] = [item for item in SCENE.objects if item.shape == "circle"]
 QUESTION, ANSWER = "What color is the circle?", f"The circle is {CIRCLE.colour}."
 
 
-def run(program: str, server: str, picture: Path) -> subprocess.CompletedProcess[str]:
-    """Skips LiteLLM where there is none."""
+def run(program: str, server: str, image: Path) -> subprocess.CompletedProcess[str]:
+    """Run an example. Skip the test if the example requires LiteLLM and it is not installed."""
     if program == "litellm_chat.py" and importlib.util.find_spec("litellm") is None:
-        pytest.skip("litellm is not installed: make test does it, beside the dev extra (see the Makefile)")
+        pytest.skip("litellm is not installed; make test installs it in addition to the dev extra")
     keys = {"OPENAI_API_KEY": "none", "ANTHROPIC_API_KEY": "none"}
-    places = {
+    addresses = {
         "OPENAI_BASE_URL": f"{server}/v1",
         "ANTHROPIC_BASE_URL": server,
-        "LLM_USER_PATH": str(picture.parent),
+        "LLM_USER_PATH": str(image.parent),
     }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     interpreter = "sh" if program.endswith(".sh") else sys.executable
-    environment = {**os.environ, **places, **keys, "PATH": path, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    command = [interpreter, str(FOLDER / program), str(picture), QUESTION]
+    environment = {**os.environ, **addresses, **keys, "PATH": path, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    command = [interpreter, str(FOLDER / program), str(image), QUESTION]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scene") / "scene.png"
     draw(SCENE).save(path)
     return path
 
 
-def test_every_example_is_run_here() -> None:
+def test_every_example_is_tested() -> None:
     programs = [path.name for suffix in ("py", "sh") for path in FOLDER.glob(f"*.{suffix}")]
     assert sorted(programs) == sorted(PROGRAMS)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_every_example_prints_the_right_answer(program: str, tiny_server: str, picture: Path) -> None:
-    done = run(program, tiny_server, picture)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == ANSWER
+def test_every_example_prints_the_correct_answer(program: str, tiny_server: str, image: Path) -> None:
+    result = run(program, tiny_server, image)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == ANSWER
 
 
-# LiteLLM's takes seconds to load, and then asks OpenAI's client first, as openai_chat.py does.
+# The LiteLLM example is excluded: it takes seconds to load and uses OpenAI's client, like openai_chat.py.
 @pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "litellm_chat.py"])
-def test_an_example_without_a_server_fails(program: str, picture: Path) -> None:
-    done = run(program, "http://127.0.0.1:9", picture)
-    assert done.returncode != 0
-    assert not done.stdout.strip()
+def test_an_example_without_a_server_fails(program: str, image: Path) -> None:
+    result = run(program, "http://127.0.0.1:9", image)
+    assert result.returncode != 0
+    assert not result.stdout.strip()

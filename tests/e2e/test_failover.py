@@ -1,4 +1,7 @@
-"""Streams survive their worker: killed, drained, hung or alone, the text is the one nobody disturbed."""
+"""Streams survive the loss of their worker, whether it is killed, drained, hung or the only one.
+
+The text must equal that of an uninterrupted stream.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
 
 NUM_STREAMS = 8
 MAX_TOKENS = 60
-# Six places each for eight streams: both workers hold some, whoever comes first.
+# Six slots per worker for eight streams, so that both workers hold some.
 SLOW = {"echo_step_s": 0.02, "lease_s": 1, "max_num_sequences": 6}
-QUESTIONS = [f"Tell story number {number}." for number in range(NUM_STREAMS)]
+QUESTIONS = [f"Write story number {number}." for number in range(NUM_STREAMS)]
 
 
 @pytest.fixture
@@ -29,8 +32,8 @@ async def client(queue_url: str) -> AsyncIterator[JobClient]:
         yield client
 
 
-async def begin(client: JobClient) -> list[str]:
-    """Eight streams, all in mid-sentence."""
+async def start_streams(client: JobClient) -> list[str]:
+    """Start eight streams and wait until each has at least five tokens. Return the job IDs."""
     jobs = [
         await client.submit(question, max_tokens=MAX_TOKENS, temperature=0.0, ignore_eos=True)
         for question in QUESTIONS
@@ -40,7 +43,7 @@ async def begin(client: JobClient) -> list[str]:
     return jobs
 
 
-async def assert_undisturbed(client: JobClient, jobs: list[str]) -> None:
+async def assert_uninterrupted(client: JobClient, jobs: list[str]) -> None:
     for job, question in zip(jobs, QUESTIONS, strict=True):
         final = await client.wait_for_final(job)
         assert final.error is None
@@ -58,9 +61,9 @@ async def test_eight_streams_survive_the_kill_of_one_of_two_workers(
     client: JobClient, start_worker: StartWorker
 ) -> None:
     first, _ = await two_workers(start_worker)
-    jobs = await begin(client)
+    jobs = await start_streams(client)
     first.send(signal.SIGKILL)
-    await assert_undisturbed(client, jobs)
+    await assert_uninterrupted(client, jobs)
     assert await first.async_wait() == -signal.SIGKILL
 
 
@@ -68,38 +71,38 @@ async def test_eight_streams_survive_the_drain_of_one_of_two_workers(
     client: JobClient, start_worker: StartWorker
 ) -> None:
     first, _ = await two_workers(start_worker)
-    jobs = await begin(client)
+    jobs = await start_streams(client)
     first.send(signal.SIGTERM)
     assert await first.async_wait() == 0
-    await assert_undisturbed(client, jobs)
+    await assert_uninterrupted(client, jobs)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_the_streams_of_an_only_worker_go_on_when_a_new_one_starts(
+async def test_streams_of_the_only_worker_resume_when_a_new_worker_starts(
     client: JobClient, start_worker: StartWorker, number: signal.Signals
 ) -> None:
     only = await start_worker(echo_step_s=0.02, lease_s=1).ready()
-    jobs = await begin(client)
+    jobs = await start_streams(client)
     only.send(number)
     await only.async_wait()
     assert not any(client.final(job) for job in jobs)
     await start_worker(lease_s=1).ready()
-    await assert_undisturbed(client, jobs)
+    await assert_uninterrupted(client, jobs)
 
 
-async def test_a_worker_whose_engine_hangs_ends_itself_and_its_streams_go_on(
+async def test_a_worker_with_a_hung_engine_exits_and_its_streams_are_resumed(
     client: JobClient, start_worker: StartWorker
 ) -> None:
     hanging = await start_worker(echo_faults=True, hang_timeout_s=0.5, lease_s=1).ready()
     question = "Hi? [[hang at 20]]"
     job = await client.submit(question, max_tokens=MAX_TOKENS, temperature=0.0, ignore_eos=True)
     assert await hanging.async_wait() == 70
-    assert "one step for more than 0.5 s" in hanging.log
+    assert "current step exceeded 0.5 s" in hanging.log
     await start_worker(lease_s=1).ready()
     assert await client.wait_for_text(job) == echo_text(question, max_tokens=MAX_TOKENS)
 
 
-async def test_a_crashing_engine_takes_its_worker_along_and_its_streams_go_on(
+async def test_a_crashing_engine_ends_its_worker_and_its_streams_are_resumed(
     client: JobClient, start_worker: StartWorker
 ) -> None:
     crashing = await start_worker(echo_faults=True, lease_s=1).ready()
@@ -110,7 +113,7 @@ async def test_a_crashing_engine_takes_its_worker_along_and_its_streams_go_on(
     assert await client.wait_for_text(job) == echo_text(question, max_tokens=MAX_TOKENS)
 
 
-async def test_a_second_signal_ends_a_draining_worker_at_once(
+async def test_a_second_signal_ends_a_draining_worker_immediately(
     client: JobClient, start_worker: StartWorker
 ) -> None:
     worker = await start_worker(echo_step_s=0.02, drain_timeout_s=600).ready()
@@ -123,7 +126,7 @@ async def test_a_second_signal_ends_a_draining_worker_at_once(
     assert await worker.async_wait() == 128 + signal.SIGTERM
 
 
-async def test_a_worker_without_a_queue_says_so_and_ends(tmp_path: Path) -> None:
+async def test_a_worker_without_a_queue_exits_with_a_message(tmp_path: Path) -> None:
     with worker_factory("unix:///nowhere/queue.sock", tmp_path) as start_worker:
         worker = start_worker()
         assert await worker.async_wait() == 69
@@ -131,8 +134,8 @@ async def test_a_worker_without_a_queue_says_so_and_ends(tmp_path: Path) -> None
         assert "Traceback" not in worker.log
 
 
-async def test_a_worker_without_its_model_says_so_and_ends(start_worker: StartWorker) -> None:
+async def test_a_worker_without_its_model_exits_with_a_message(start_worker: StartWorker) -> None:
     worker = start_worker(model="/nowhere")
     assert await worker.async_wait() == 1
-    assert "neither a folder" in worker.log
+    assert "is not a folder" in worker.log
     assert "Traceback" not in worker.log

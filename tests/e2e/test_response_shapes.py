@@ -1,4 +1,4 @@
-"""Responses of the bundled model match the OpenAPI document, as those of a scripted worker do."""
+"""Responses of the bundled model match the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.server.document_check import violations
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-BROKEN = ("refuse", "break", "say-all")  # words that only a scripted worker understands
+SCRIPTED = ("refuse", "break", "say-all")  # prompts that are instructions for a scripted worker
 SHORT = {
     "/v1/chat/completions": "max_tokens",
     "/v1/completions": "max_tokens",
@@ -22,12 +22,12 @@ SHORT = {
 
 
 def requests() -> list[tuple[str, dict[str, Any]]]:
-    """Return every form of a response, whole and streamed, with few tokens."""
+    """Return the requests for every kind of response, streamed and not, limited to a few tokens."""
     bodies = [
         (path, {**body, "stream": is_stream})
         for path, body in GENERATING
         for is_stream in (False, True)
-        if not any(word in str(body) for word in BROKEN)
+        if not any(word in str(body) for word in SCRIPTED)
     ]
     return [
         (path, {**body, "model": "tiny-llava", **({SHORT[path]: 24} if path in SHORT else {})})
@@ -37,7 +37,7 @@ def requests() -> list[tuple[str, dict[str, Any]]]:
 
 def test_every_response_of_the_bundled_model_matches_the_openapi_document(tiny_server: str) -> None:
     with httpx2.Client(base_url=tiny_server, timeout=scaled(60)) as http:
-        answers = [http.post(path, json=body) for path, body in requests()]
-        answers += [http.get(path) for path in ("/v1/models", "/readyz", "/livez")]
-    assert {each.status_code for each in answers} == {200}
-    assert [violations(each) for each in answers] == [[]] * len(answers)
+        responses = [http.post(path, json=body) for path, body in requests()]
+        responses += [http.get(path) for path in ("/v1/models", "/readyz", "/livez")]
+    assert {response.status_code for response in responses} == {200}
+    assert [violations(response) for response in responses] == [[]] * len(responses)

@@ -1,4 +1,4 @@
-"""Structured answers over HTTP: the bundled model keeps to schemas, also when its worker is killed."""
+"""Structured output over HTTP: the bundled model follows schemas, even if its worker is killed."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ OBJECT = {
     "additionalProperties": False,
 }
 LIST = {"type": "array", "items": OBJECT, "minItems": 10, "maxItems": 10}
-REFUSED = {"type": "array", "uniqueItems": True}
+UNSUPPORTED = {"type": "array", "uniqueItems": True}
 
 
 def as_format(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    return {"type": "json_schema", "json_schema": {"name": "scene", "schema": schema}}
 
 
 @dataclass
 class Server:
-    """A controller, and the workers that were started for it; the last one runs."""
+    """A controller and the workers started for it. Only the last worker is running."""
 
     url: str
     start: StartWorker
@@ -64,33 +64,35 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[Client]:
-    with Client(base_url=server.url) as made:
-        yield made
+    with Client(base_url=server.url) as client:
+        yield client
 
 
-def test_answers_keep_to_what_was_asked_for(client: Client) -> None:
-    picture = draw(sample_scene("structured", 0))
+def test_responses_match_the_requested_format(client: Client) -> None:
+    image = draw(sample_scene("structured", 0))
     for seed in range(3):
-        answer = client.chat(
+        response = client.chat(
             "Describe it.",
-            image=picture,
+            image=image,
             response_format=as_format(OBJECT),
             temperature=1.0,
             seed=seed,
             max_tokens=300,
         )
-        jsonschema.validate(json.loads(answer.text), OBJECT)
-        assert answer.finish_reason == "stop"
+        jsonschema.validate(json.loads(response.text), OBJECT)
+        assert response.finish_reason == "stop"
     assert client.chat("Blue?", guided_choice=["perhaps", "never"]).text in ("perhaps", "never")
     assert re.fullmatch(r"[xyz]{4}", client.chat("Blue?", guided_regex="[xyz]{4}").text)
 
 
 @pytest.mark.parametrize("is_streaming", [False, True])
-def test_a_schema_that_cannot_be_kept_to_is_a_400_that_says_why(server: Server, is_streaming: bool) -> None:
+def test_an_unsupported_schema_is_rejected_with_400_and_the_reason(
+    server: Server, is_streaming: bool
+) -> None:
     body = {
         "model": "tiny-llava",
         "messages": [{"role": "user", "content": "Hi?"}],
-        "response_format": as_format(REFUSED),
+        "response_format": as_format(UNSUPPORTED),
         "stream": is_streaming,
     }
     response = httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=scaled(60))
@@ -99,21 +101,21 @@ def test_a_schema_that_cannot_be_kept_to_is_a_400_that_says_why(server: Server, 
     assert "uniqueItems" in error["message"]
 
 
-def test_json_goes_on_in_mid_object_when_its_worker_is_killed(server: Server, client: Client) -> None:
-    asked: dict[str, Any] = {
+def test_json_is_resumed_in_mid_object_when_its_worker_is_killed(server: Server, client: Client) -> None:
+    request: dict[str, Any] = {
         "image": draw(sample_scene("structured", 1)),
         "response_format": as_format(LIST),
         "temperature": 1.0,
         "seed": 5,
         "max_tokens": 900,
     }
-    unbroken = client.chat("Describe it.", **asked).text
-    jsonschema.validate(json.loads(unbroken), LIST)
+    uninterrupted = client.chat("Describe it.", **request).text
+    jsonschema.validate(json.loads(uninterrupted), LIST)
     killed = server.workers[-1]
-    with client.stream("Describe it.", **asked) as stream:
+    with client.stream("Describe it.", **request) as stream:
         for number, _ in enumerate(stream):
             if number == 5:
                 killed.send(signal.SIGKILL)
                 server.start_worker()
-    assert (stream.text, stream.finish_reason) == (unbroken, "stop")
-    assert re.search(r"begins at token [1-9]", server.workers[-1].log)
+    assert (stream.text, stream.finish_reason) == (uninterrupted, "stop")
+    assert re.search(r"starting at token [1-9]", server.workers[-1].log)

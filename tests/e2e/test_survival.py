@@ -1,4 +1,4 @@
-"""Clients notice nothing when a worker is killed or drained in mid-stream: the bundled model over HTTP."""
+"""HTTP streams of the bundled model are uninterrupted when a worker is killed or drained in mid-stream."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 NUM_STREAMS = 8
 MAX_TOKENS = 120
-# Six places each for eight streams: both workers hold some.
+# Six slots per worker for eight streams, so that both workers hold some.
 SETTINGS = {**TINY, "max_num_sequences": 6, "lease_s": 1}
 
 
 class Streams:
-    """Eight clients that each ask about a picture of their own; ``texts`` are their answers at the end."""
+    """Eight concurrent streams, each with a different image."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -35,27 +35,28 @@ class Streams:
         self._responses = [self._pool.submit(self._ask, number) for number in range(NUM_STREAMS)]
 
     def num_running(self) -> int:
-        """Return the number of streams with some text."""
+        """Return the number of streams that have received at least five deltas."""
         return sum(count >= 5 for count in self._num_deltas)
 
     def num_finished(self) -> int:
         return sum(response.done() for response in self._responses)
 
     def texts(self) -> list[str]:
+        """Wait until all streams have finished and return their texts."""
         with self._pool:
             return [response.result(scaled(120)) for response in self._responses]
 
     def _ask(self, number: int) -> str:
-        """Half of the answers are greedy, half are drawn with a seed."""
-        drawn = {"temperature": 0.8, "seed": number} if number % 2 else {"temperature": 0.0}
-        picture = draw(sample_scene("survival", number))
+        """Stream a response. Half of the responses are greedy, half are sampled with a seed."""
+        sampling = {"temperature": 0.8, "seed": number} if number % 2 else {"temperature": 0.0}
+        image = draw(sample_scene("survival", number))
         with (
             Client(base_url=self._url) as client,
             client.stream(
-                "Describe the picture.",
-                image=picture,
+                "Describe the image.",
+                image=image,
                 max_tokens=MAX_TOKENS,
-                extra_body={"ignore_eos": True, **drawn},
+                extra_body={"ignore_eos": True, **sampling},
             ) as stream,
         ):
             for _ in stream:
@@ -64,7 +65,7 @@ class Streams:
 
 
 class Site:
-    """A controller, and as many running workers as a test needs."""
+    """A controller and a variable number of running workers."""
 
     def __init__(self, url: str, start_worker: StartWorker, workers: list[WorkerProcess]) -> None:
         self.url = url
@@ -72,7 +73,7 @@ class Site:
         self._workers = workers
 
     def workers(self, number: int) -> list[WorkerProcess]:
-        """Start or kill workers until so many are ready; return them."""
+        """Start or kill workers until exactly ``number`` are ready. Return them."""
         running = [worker for worker in self._workers if worker.status is None]
         for worker in running[number:]:
             worker.kill()
@@ -93,14 +94,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def undisturbed(site: Site) -> list[str]:
-    """The eight texts when no worker ends."""
+    """The texts of the eight streams when no worker ends."""
     texts = Streams(site.url).texts()
     assert len(set(texts)) > 1
     return texts
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_eight_clients_notice_nothing_when_one_of_two_workers_goes(
+def test_eight_streams_are_uninterrupted_when_one_of_two_workers_ends(
     site: Site, undisturbed: list[str], how: signal.Signals
 ) -> None:
     leaving, _ = site.workers(2)
@@ -109,11 +110,11 @@ def test_eight_clients_notice_nothing_when_one_of_two_workers_goes(
     assert streams.num_finished() < NUM_STREAMS
     leaving.send(how)
     assert streams.texts() == undisturbed
-    wait_until(lambda: leaving.status is not None, "the worker's end")
+    wait_until(lambda: leaving.status is not None, "the worker's exit")
     assert leaving.status == (0 if how is signal.SIGTERM else -how)
 
 
-def test_eight_clients_wait_for_a_new_worker_when_the_only_one_is_killed(
+def test_eight_streams_wait_for_a_new_worker_when_the_only_worker_is_killed(
     site: Site, undisturbed: list[str]
 ) -> None:
     (only,) = site.workers(1)

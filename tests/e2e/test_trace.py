@@ -1,4 +1,4 @@
-"""The timeline of a real worker that is killed in mid-sentence."""
+"""Timelines of workers, including one that is killed while it generates."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ async def client(queue_url: str) -> AsyncIterator[JobClient]:
 
 
 def lanes_in(events: list[dict[str, Any]]) -> list[str]:
-    """The sequences that began, in order."""
+    """Return the names of the sequences that started, in order."""
     return [event["name"] for event in events if event["ph"] == "b" and "args" in event]
 
 
-async def test_a_killed_worker_leaves_a_timeline_and_its_successor_another(
+async def test_a_killed_worker_and_its_successor_each_leave_a_timeline(
     client: JobClient, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     settings = {"echo_step_s": 0.005, "lease_s": 1, "trace_steps": tmp_path / "trace-{pid}.json"}
     killed = start_worker(**settings)
-    jobs = [await client.submit(f"Tell {number}.", max_tokens=200, ignore_eos=True) for number in range(3)]
+    jobs = [await client.submit(f"Write {number}.", max_tokens=200, ignore_eos=True) for number in range(3)]
     await async_wait_until(lambda: all(len(client.token_ids(job)) >= 20 for job in jobs))
     killed.send(signal.SIGKILL)
     assert await killed.async_wait() == -signal.SIGKILL
@@ -42,7 +42,7 @@ async def test_a_killed_worker_leaves_a_timeline_and_its_successor_another(
     events = json.loads(left.read_text())
     assert len(lanes_in(events)) == 3
     assert sum(event["name"] == "step" for event in events) >= 20
-    assert not [event for event in events if event["ph"] == "e" and "args" in event]  # nobody ended
+    assert not [event for event in events if event["ph"] == "e" and "args" in event]  # no sequence finished
 
     start_worker(**settings)
     for job in jobs:
@@ -54,7 +54,7 @@ async def test_a_killed_worker_leaves_a_timeline_and_its_successor_another(
     assert json.loads(left.read_text()) == events
 
 
-async def test_workers_that_share_a_file_are_refused_but_the_first(
+async def test_a_second_worker_with_the_same_timeline_file_is_rejected(
     start_worker: StartWorker, tmp_path: Path
 ) -> None:
     first = start_worker(trace_steps=tmp_path / "trace.json")

@@ -1,4 +1,4 @@
-"""One trace from the caller's span through controller and queue to the worker's; and none where it is off."""
+"""Traces extend from the caller through controller and queue to the worker, but only with --otel."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECRET = "rutabaga"
 
 @pytest.fixture(scope="module")
 def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """One for the tests that only ask, each in a trace of its own."""
+    """A system for the tests that only send requests, each in a separate trace."""
     with running_redis() as url:
         system = System(url, tmp_path_factory.mktemp("traced"), otel=True)
         system.worker()
@@ -36,16 +36,16 @@ def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> It
         system.stop()
 
 
-def picture() -> str:
+def image_url() -> str:
     buffer = io.BytesIO()
     Image.new("RGB", (20, 10), "red").save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def test_a_request_is_one_trace_from_its_caller_to_its_last_token(
+def test_a_request_has_one_trace_from_its_caller_to_its_last_token(
     collector: Collector, traced: System, trace: str
 ) -> None:
-    parts = [{"type": "image_url", "image_url": {"url": picture()}}, {"type": "text", "text": SECRET}]
+    parts = [{"type": "image_url", "image_url": {"url": image_url()}}, {"type": "text", "text": SECRET}]
     response = traced.chat(parts, trace, max_tokens=7, ignore_eos=True)
     assert response.status_code == 200
     spans = collector.trace(trace, 8)
@@ -73,95 +73,93 @@ def test_a_request_is_one_trace_from_its_caller_to_its_last_token(
     assert prefill.attributes["gen_ai.usage.cache_read.input_tokens"] == 0
 
 
-def test_no_span_holds_what_was_said(collector: Collector, traced: System, trace: str) -> None:
-    answer = traced.chat(f"the word is {SECRET}", trace, max_tokens=30, ignore_eos=True).json()
+def test_spans_contain_no_prompt_or_response_text(collector: Collector, traced: System, trace: str) -> None:
+    response = traced.chat(f"the word is {SECRET}", trace, max_tokens=30, ignore_eos=True).json()
     collector.trace(trace, 7)
     assert b"gen_ai.usage.output_tokens" in collector.raw
     assert SECRET.encode() not in collector.raw
-    assert answer["choices"][0]["message"]["content"][:12].encode() not in collector.raw
+    assert response["choices"][0]["message"]["content"][:12].encode() not in collector.raw
 
 
-def test_a_refused_request_ends_its_spans_with_its_code_and_without_its_words(
+def test_spans_of_a_rejected_request_have_its_error_code_but_no_text(
     collector: Collector, traced: System, trace: str
 ) -> None:
-    """This one is refused by the worker: the echo model keeps to no grammar."""
+    """The worker rejects the request, because the echo model does not support grammars."""
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": SECRET}}}
     assert traced.chat("hello", trace, response_format=schema).status_code == 400
     spans = collector.trace(trace, 6)
     request, whole = spans[CHAT], spans["chat echo"]
     assert request.attributes["http.response.status_code"] == 400
     assert request.attributes["error.type"]
-    assert not request.is_error  # a 4xx is its caller's
+    assert not request.is_error  # a 4xx is the caller's error
     assert whole.is_error
     assert whole.attributes["error.type"] == "invalid_request"
     assert SECRET.encode() not in collector.raw
 
 
-def test_the_same_request_in_another_trace_is_still_the_same_request(
-    collector: Collector, traced: System, trace: str
-) -> None:
+def test_the_idempotency_key_applies_across_traces(collector: Collector, traced: System, trace: str) -> None:
     other = secrets.token_hex(16)
-    asked = body("hello", max_tokens=5)
-    answers = [
+    request_body = body("hello", max_tokens=5)
+    responses = [
         traced.http.post(
-            "/v1/chat/completions", json=asked, headers={**within(each), "idempotency-key": "once"}
+            "/v1/chat/completions", json=request_body, headers={**within(trace_id), "idempotency-key": "once"}
         )
-        for each in (trace, other)
+        for trace_id in (trace, other)
     ]
-    assert [answer.status_code for answer in answers] == [200, 200]
-    assert answers[0].json()["id"] == answers[1].json()["id"]
+    assert [response.status_code for response in responses] == [200, 200]
+    assert responses[0].json()["id"] == responses[1].json()["id"]
     assert "chat echo" in collector.trace(trace, 7)
     assert "chat echo" not in collector.trace(other, 3)
 
 
-def test_a_request_without_a_trace_begins_one(collector: Collector, traced: System) -> None:
-    asked = traced.http.post("/v1/chat/completions", json=body("hello", max_tokens=5))
+def test_a_request_without_a_trace_starts_one(collector: Collector, traced: System) -> None:
+    response = traced.http.post("/v1/chat/completions", json=body("hello", max_tokens=5))
     [request] = wait_until(
         lambda: [
             span
             for span in collector.named(CHAT)
-            if span.attributes.get("gen_ai.response.id") == asked.json()["id"]
+            if span.attributes.get("gen_ai.response.id") == response.json()["id"]
         ]
     )
     assert request.parent == ""
 
 
-def test_a_trace_that_its_caller_does_not_record_is_not_recorded_here(
-    collector: Collector, traced: System, trace: str
-) -> None:
-    silent = {"traceparent": f"00-{trace}-{CALLER}-00"}
-    assert traced.http.post("/v1/chat/completions", json=body("a"), headers=silent).status_code == 200
+def test_an_unsampled_trace_is_not_recorded(collector: Collector, traced: System, trace: str) -> None:
+    unsampled = {"traceparent": f"00-{trace}-{CALLER}-00"}
+    assert traced.http.post("/v1/chat/completions", json=body("a"), headers=unsampled).status_code == 200
     later = secrets.token_hex(16)
     traced.chat("b", later)
     collector.trace(later, 7)
     assert not [span for span in collector.spans if span.trace_id == trace]
 
 
-def test_an_answer_that_moved_is_one_trace_and_says_where_it_goes_on(
+def test_a_resumed_response_has_one_trace_with_spans_of_both_workers(
     collector: Collector, system: Callable[..., System], trace: str
 ) -> None:
     stack = system()
     first = stack.worker(echo_step_s=0.02)
-    asked = body("tell", stream=True, max_tokens=150, ignore_eos=True)
-    with stack.http.stream("POST", "/v1/chat/completions", json=asked, headers=within(trace)) as response:
+    request_body = body("write", stream=True, max_tokens=150, ignore_eos=True)
+    with stack.http.stream(
+        "POST", "/v1/chat/completions", json=request_body, headers=within(trace)
+    ) as response:
         lines = response.iter_lines()
         next(lines)
         first.send(signal.SIGTERM)
-        wait_until(lambda: first.status is not None)  # within the second that its last pull takes
+        wait_until(lambda: first.status is not None)  # takes up to one second, the duration of its last pull
         stack.worker()
         assert "data: [DONE]" in list(lines)
     spans = collector.grouped(trace, 10)
-    left, taken_up = sorted(spans["chat echo"], key=lambda span: span.began)
-    assert left.parent == taken_up.parent == spans["submit"][0].span_id
-    assert (left.events, taken_up.events) == (["let go"], ["resumed"])
-    assert left.attributes["llava.worker.id"] != taken_up.attributes["llava.worker.id"]
-    assert left.attributes["gen_ai.usage.output_tokens"] < 150
-    assert taken_up.attributes["gen_ai.usage.output_tokens"] == 150
+    drained, resumed = sorted(spans["chat echo"], key=lambda span: span.began)
+    assert drained.parent == resumed.parent == spans["submit"][0].span_id
+    assert (drained.events, resumed.events) == (["let go"], ["resumed"])
+    assert drained.attributes["llava.worker.id"] != resumed.attributes["llava.worker.id"]
+    assert drained.attributes["gen_ai.usage.output_tokens"] < 150
+    assert resumed.attributes["gen_ai.usage.output_tokens"] == 150
     assert len(spans["queue"]) == 1
 
 
 @pytest.mark.parametrize("is_on", [True, False])
-def test_only_with_the_switch_there_are_spans_and_a_field_in_the_job(
+def test_spans_and_the_trace_field_exist_only_with_otel(
     collector: Collector, system: Callable[..., System], queue_url: str, trace: str, is_on: bool
 ) -> None:
     stack = system(otel=is_on)
@@ -172,12 +170,12 @@ def test_only_with_the_switch_there_are_spans_and_a_field_in_the_job(
         assert job["trace"] == f"00-{trace}-{collector.trace(trace, 7)['submit'].span_id}-01"
         return
     worker.send(signal.SIGTERM)
-    wait_until(lambda: worker.status == 0)  # what it had to send is sent
+    wait_until(lambda: worker.status == 0)  # by then, any pending spans would have been sent
     assert "trace" not in job
     assert not [span for span in collector.spans if span.trace_id == trace]
 
 
-def test_a_collector_that_is_not_there_costs_no_answer(
+def test_an_unreachable_collector_does_not_affect_responses(
     monkeypatch: pytest.MonkeyPatch, system: Callable[..., System], trace: str
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
@@ -188,7 +186,7 @@ def test_a_collector_that_is_not_there_costs_no_answer(
 
 
 @pytest.mark.parametrize("module", ["llava_server", "llava_worker"])
-def test_the_switch_without_the_package_says_what_to_install(module: str, queue_url: str) -> None:
+def test_otel_without_its_package_is_reported_with_the_install_command(module: str, queue_url: str) -> None:
     program = (
         "import sys, runpy; sys.modules['opentelemetry.exporter.otlp.proto.http.trace_exporter'] = None; "
         f"sys.argv = ['x', '--otel', '--redis-url', {queue_url!r}]; "
@@ -203,18 +201,16 @@ def test_the_switch_without_the_package_says_what_to_install(module: str, queue_
 
 
 @pytest.mark.parametrize("module", ["llava_server.app", "llava_worker.worker", "llava_wire.otel"])
-def test_who_does_not_trace_loads_none_of_it(module: str) -> None:
-    heavy = (
-        "opentelemetry.sdk.trace",
-        "opentelemetry.exporter",
-    )  # the client of Redis loads others, if there
-    program = f"import {module}, sys; print([name for name in sys.modules if name.startswith({heavy})])"
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "[]"
+def test_opentelemetry_is_not_imported_without_tracing(module: str) -> None:
+    # Other parts of OpenTelemetry may be imported by the Redis client.
+    prefixes = ("opentelemetry.sdk.trace", "opentelemetry.exporter")
+    program = f"import {module}, sys; print([name for name in sys.modules if name.startswith({prefixes})])"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def jobs(url: str) -> list[dict[str, str]]:
-    """What the queue keeps of each job, as far as it is text."""
+    """Return the fields of each job in the queue, decoded as text."""
     with redis.Redis.from_url(url) as queue:
         return [
             {name.decode(): value.decode(errors="replace") for name, value in queue.hgetall(key).items()}

@@ -49,7 +49,7 @@ async def test_a_model_change_loses_no_request(
         for stream in (*started, *after):
             stream.assert_complete()
         assert old.wait() == 0
-        assert "handed on 0" in old.log
+        assert "requeued 0" in old.log
         assert {cluster.job_field(stream.job_id, "crashes") for stream in started} == {"0"}
         wait_until(lambda: num_workers(controller.url, "echo") == 0, "the end of the old model")
         late = streams.start(controller.url, story("late"))

@@ -131,7 +131,7 @@ async def test_events_of_a_live_worker_are_rejected_after_it_was_declared_lost(
 
     expiring = asyncio.create_task(asyncio.to_thread(keep_the_lease_expired))
     try:
-        await async_wait_until(lambda: "no longer ours" in abandoned.log, "a refusal")
+        await async_wait_until(lambda: "no longer assigned to this worker" in abandoned.log, "a refusal")
     finally:
         is_refused.set()
         await expiring

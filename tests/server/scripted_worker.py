@@ -39,6 +39,8 @@ from llava_wire.messages.heartbeat import Heartbeat, ImageSpec
 from llava_wire.messages.job import ImageRef
 from llava_wire.worker_side.consumer import JobConsumer
 
+from tests.machine_speed import scaled
+
 __all__ = ["MODEL", "SPEC", "ScriptedWorker"]
 
 MODEL = "scripted"
@@ -84,12 +86,12 @@ class ScriptedWorker:
 
     def start(self) -> ScriptedWorker:
         self._thread.start()
-        assert self._is_up.wait(30)
+        assert self._is_up.wait(scaled(30))
         return self
 
     def stop(self) -> None:
         self._is_stopping.set()
-        self._thread.join(30)
+        self._thread.join(scaled(30))
         assert not self._thread.is_alive()
 
     def stop_pulling(self) -> None:

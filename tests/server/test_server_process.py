@@ -35,7 +35,7 @@ class Process:
         self.url = line.split()[-1]
 
     def wait(self) -> int:
-        return self.popen.wait(60)
+        return self.popen.wait(scaled(60))
 
     def kill(self) -> None:
         self.popen.kill()
@@ -142,19 +142,22 @@ def test_metrics_are_on_the_admin_port_if_there_is_one(launch: Launch, worker: S
     line = process.popen.stdout.readline()
     assert line.startswith("llava-server admin is listening on http://127.0.0.1:"), line
     admin = line.split()[-1]
-    wait_until(lambda: httpx2.get(f"{admin}/readyz").status_code == 200)
-    assert "llava_num_workers" in httpx2.get(f"{admin}/metrics").text
-    assert httpx2.get(f"{admin}/v1/models").status_code == 404
-    assert httpx2.get(f"{process.url}/metrics").status_code == 401
+    wait_until(lambda: httpx2.get(f"{admin}/readyz", timeout=scaled(30)).status_code == 200)
+    assert "llava_num_workers" in httpx2.get(f"{admin}/metrics", timeout=scaled(30)).text
+    assert httpx2.get(f"{admin}/v1/models", timeout=scaled(30)).status_code == 404
+    assert httpx2.get(f"{process.url}/metrics", timeout=scaled(30)).status_code == 401
     process.popen.send_signal(signal.SIGTERM)
     assert process.wait() == 0
 
 
 def test_metrics_on_the_api_port_require_a_key(launch: Launch) -> None:
-    assert httpx2.get(f"{launch('--auth').url}/metrics").status_code == 401
+    assert httpx2.get(f"{launch('--auth').url}/metrics", timeout=scaled(30)).status_code == 401
     process = launch("--no-auth")
-    assert "llava_queue_up" in httpx2.get(f"{process.url}/metrics").text
-    assert httpx2.get(f"{launch('--no-auth', '--admin-port', '0').url}/metrics").status_code == 404
+    assert "llava_queue_up" in httpx2.get(f"{process.url}/metrics", timeout=scaled(30)).text
+    assert (
+        httpx2.get(f"{launch('--no-auth', '--admin-port', '0').url}/metrics", timeout=scaled(30)).status_code
+        == 404
+    )
 
 
 def test_an_admin_port_in_use_is_reported_with_its_flag(queue_url: str) -> None:

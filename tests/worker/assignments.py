@@ -1,4 +1,4 @@
-"""Assignments as a worker pulls them, for tests without a queue."""
+"""Jobs and assignments for tests without a queue."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ def make_assignment(
     pixels: dict[str, bytes] | None = None,
     remaining_s: float | None = None,
 ) -> Assignment:
-    """``log`` has the logged tokens, one per byte; ``log_text`` is the logged text, if not that of all."""
+    """Return an assignment. ``log`` contains the logged tokens, one per byte.
+
+    ``log_text`` is the logged text; it defaults to the text of all logged tokens.
+    """
     text = log.decode(errors="ignore") if log_text is None else log_text
     return Assignment(job, ASSIGNMENT_ID, tuple(log), text, pixels or {}, remaining_s=remaining_s)

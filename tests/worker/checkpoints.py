@@ -1,7 +1,7 @@
-"""Small random LLaVA checkpoints, prompts for them, and the outputs of transformers as the reference.
+"""Small random LLaVA checkpoints, prompts for them, and reference outputs of transformers.
 
-Weights are drawn wide enough for logits to lie far apart: in fp32 the order of additions then never decides
-which token is the most likely one.
+The weights have a large variance, so that logits are far apart. In fp32, the order of additions then does not
+change which token is the most likely.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IMAGE_TOKEN = 127
 
 Reference = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 
-# The classes of the family, as arguments of `write_checkpoint`.
+# The model classes of the LLaVA family, as arguments of `write_checkpoint`.
 MISTRAL: dict[str, Any] = {"model_type": "mistral", "sliding_window": 11}
 NEXT: dict[str, Any] = {
     "is_next": True,
@@ -54,7 +54,7 @@ def write_checkpoint(
     is_next: bool = False,
     **llava: Any,
 ) -> Reference:
-    """A random model as transformers saves it, and that model itself."""
+    """Save a random model with transformers. Return the model."""
     torch.manual_seed(seed)
     text_defaults: dict[str, Any] = {
         "model_type": "llama",
@@ -95,12 +95,14 @@ def write_checkpoint(
 
 @dataclass
 class Prompt:
-    """Token ids with placeholders for each image; ``sizes`` are those of the originals, (width, height)."""
+    """Token IDs with placeholders for images. ``sizes`` are the original image sizes, (width, height)."""
 
     token_ids: list[int] = field(default_factory=list)
     image_starts: list[int] = field(default_factory=list)
-    pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each [tiles, side, side, 3]
-    lengths: list[int] = field(default_factory=list)  # of each image, in tokens
+    pixels: list[NDArray[np.uint8]] = field(
+        default_factory=list
+    )  # one array of shape [tiles, side, side, 3] per image
+    lengths: list[int] = field(default_factory=list)  # number of tokens of each image
     sizes: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -134,7 +136,7 @@ def random_prompt(
 
 
 def reference_logits(model: Reference, prompt: Prompt) -> torch.Tensor:
-    """transformers' logits, [tokens, vocab]."""
+    """Return the logits of transformers, [tokens, vocab]."""
     with torch.inference_mode():
         output = model(input_ids=torch.tensor([prompt.token_ids]), **_image_inputs(model, prompt))
     logits: torch.Tensor = output.logits
@@ -142,7 +144,7 @@ def reference_logits(model: Reference, prompt: Prompt) -> torch.Tensor:
 
 
 def reference_output(model: Reference, prompt: Prompt, max_new_tokens: int, **options: Any) -> list[int]:
-    """The greedy output of transformers' generate."""
+    """Return the greedy output of transformers' ``generate``."""
     token_ids = torch.tensor([prompt.token_ids])
     generator: Any = model  # the type of generate does not cover the model's inputs
     output: torch.Tensor = generator.generate(

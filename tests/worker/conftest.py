@@ -1,4 +1,4 @@
-"""Fixtures of the worker's tests."""
+"""Fixtures for the worker's tests."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ async def client(queue_url: str) -> AsyncIterator[JobClient]:
 
 @pytest.fixture
 def short_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A drain waits for the pull in progress; let pulls wait for jobs for 50 ms instead of 1 s."""
+    """Shorten pulls from 1 second to 50 ms, because a drain waits for the pull in progress."""
     monkeypatch.setattr("llava_wire.worker_side.consumer.WAIT_S", 0.05)

@@ -1,7 +1,7 @@
-"""Every class of the LLaVA family, small and random, each with a plain reference for its logits.
+"""Small random models of every class of the LLaVA family, each with reference logits.
 
-The reference is transformers' own model where it has the class; where it lacks a part, that part is written
-out beside it: a one-layer projector, the features of LLaVA-1.5-HD.
+The reference is transformers' implementation. Parts that transformers lacks are implemented here: the
+one-layer projector and the features of LLaVA-1.5-HD.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Logits = Callable[[Prompt], torch.Tensor]
 
 @dataclass(frozen=True)
 class Member:
-    """A checkpoint of one class. ``logits_of`` gives the reference's, [tokens, vocab]."""
+    """A checkpoint of one model class. ``logits_of`` returns the reference logits, [tokens, vocab]."""
 
     folder: Path
     logits_of: Logits
@@ -47,12 +47,12 @@ class Member:
 
 
 def make_member(name: str, number: int, folder: Path) -> Member:
-    """The class ``name`` in one of its sizes; ``number`` chooses it and the weights."""
+    """Write a checkpoint of the class ``name``. ``number`` determines its sizes and weights."""
     return CLASSES[name](np.random.default_rng([zlib.crc32(name.encode()), number]), folder, number)
 
 
 def _options(rng: np.random.Generator, *, groups: list[int], kind: str = "llama", **text: Any) -> Options:
-    """Sizes of decoder and tower; each key head serves one of ``groups`` query heads."""
+    """Return random sizes of decoder and tower. ``groups`` lists the allowed query heads per key head."""
     num_key_heads = int(rng.integers(1, 4))
     num_heads = num_key_heads * int(rng.choice(groups))
     width = num_heads * int(rng.choice([8, 12]))
@@ -61,7 +61,7 @@ def _options(rng: np.random.Generator, *, groups: list[int], kind: str = "llama"
         "text": {
             "model_type": kind,
             "hidden_size": width,
-            "initializer_range": 1 / math.sqrt(width),  # livelier ones add to rounding errors
+            "initializer_range": 1 / math.sqrt(width),  # larger weights increase rounding errors
             "intermediate_size": int(rng.integers(20, 90)),
             "num_hidden_layers": int(rng.integers(1, 4)),
             "num_attention_heads": num_heads,
@@ -90,8 +90,8 @@ def _llava_hf(options: Options, folder: Path, seed: int) -> Member:
     return Member(folder, lambda prompt: reference_logits(reference, prompt))
 
 
-def _first(rng: np.random.Generator, folder: Path, seed: int) -> Member:
-    """The original's layout; one linear layer between tower and decoder."""
+def _llava_v1(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+    """Write LLaVA v1 in the original layout, with one linear layer as the projector."""
     options = _options(rng, groups=[1])
     reference = write_checkpoint(folder, seed=seed, **options)
     original = write_original(folder, folder / "original")
@@ -101,12 +101,12 @@ def _first(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     return Member(original, lambda prompt: reference_logits(reference, prompt))
 
 
-def _one_and_a_half(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+def _llava_1_5(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     return _llava_hf(_options(rng, groups=[1, 2]), folder, seed)
 
 
-def _one_and_a_half_13b(rng: np.random.Generator, folder: Path, seed: int) -> Member:
-    """The same with five heads' width and a layer more, as 13B has 40 heads and 40 layers beside 32."""
+def _llava_1_5_13b(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+    """Write LLaVA-1.5 with more heads and layers, since 13B has 40 heads and 40 layers and 7B has 32."""
     options = _options(rng, groups=[1])
     sizes: dict[str, Any] = {
         "hidden_size": 60,
@@ -123,14 +123,14 @@ def _vicuna(rng: np.random.Generator, folder: Path, seed: int) -> Member:
 
 
 def _mistral(rng: np.random.Generator, folder: Path, seed: int) -> Member:
-    window = None if seed % 2 else int(rng.integers(5, 40))  # the published ones have none
+    window = None if seed % 2 else int(rng.integers(5, 40))  # published checkpoints have none
     rope = {"rope_type": "default", "rope_theta": 1e6}
     options = _options(rng, groups=[4], kind="mistral", sliding_window=window, rope_parameters=rope)
     return _llava_hf(_with_grid(options, rng), folder, seed)
 
 
 def _yi_34b(rng: np.random.Generator, folder: Path, seed: int) -> Member:
-    """Llama with seven query heads a key head, its own rope base and another end of an answer."""
+    """Write a Yi-34B model: Llama with seven query heads per key head, another RoPE base and end token."""
     rope = {"rope_type": "default", "rope_theta": 5e6}
     options = _options(rng, groups=[7], eos_token_id=7, rope_parameters=rope)
     return _llava_hf(_with_grid(options, rng), folder, seed)
@@ -145,8 +145,8 @@ def _interleave(rng: np.random.Generator, folder: Path, seed: int) -> Member:
     return _llava_hf(options | features, folder, seed)
 
 
-def _high_definition(rng: np.random.Generator, folder: Path, seed: int) -> Member:
-    """LLaVA-1.5-HD: no published checkpoint, so 1.6's tensors under a configuration that asks for it."""
+def _llava_1_5_hd(rng: np.random.Generator, folder: Path, seed: int) -> Member:
+    """Write LLaVA-1.5-HD. No checkpoint is published, so the tensors are those of 1.6 with another config."""
     options = _with_grid(_options(rng, groups=[1]), rng)
     reference = write_checkpoint(folder, seed=seed, **options)
     values = json.loads((folder / "config.json").read_text())
@@ -157,20 +157,20 @@ def _high_definition(rng: np.random.Generator, folder: Path, seed: int) -> Membe
 
 
 CLASSES = {
-    "v1, linear projector": _first,
-    "1.5": _one_and_a_half,
-    "1.5, 13B": _one_and_a_half_13b,
+    "v1, linear projector": _llava_v1,
+    "1.5": _llava_1_5,
+    "1.5, 13B": _llava_1_5_13b,
     "1.6, vicuna": _vicuna,
     "1.6, mistral": _mistral,
     "1.6, 34B": _yi_34b,
     "llava-interleave": _interleave,
-    "1.5-HD": _high_definition,
+    "1.5-HD": _llava_1_5_hd,
 }
 
 
 @torch.inference_mode()
 def hd_logits(reference: Reference, prompt: Prompt, layout: ImageLayout) -> torch.Tensor:
-    """transformers' decoder over features put together patch by patch."""
+    """Return the logits of transformers' decoder for image features that are assembled patch by patch."""
     x = reference.get_input_embeddings()(torch.tensor(prompt.token_ids)).clone()
     for start, tiles, size in zip(prompt.image_starts, prompt.pixels, prompt.sizes, strict=True):
         states = reference.model.vision_tower(normalized(tiles), output_hidden_states=True).hidden_states
@@ -184,7 +184,7 @@ def hd_logits(reference: Reference, prompt: Prompt, layout: ImageLayout) -> torc
 def _hd_features(
     features: torch.Tensor, size: tuple[int, int], layout: ImageLayout, newline: torch.Tensor
 ) -> torch.Tensor:
-    """The global view, then each row of patches that show a pixel of the picture, and the row's end."""
+    """Return the global view, then each row of patches that show image pixels, each with a newline."""
     canvas = best_resolution(size, layout.grid)
     shown = np.zeros(canvas[::-1], dtype=bool)
     (width, height), side = size_on_canvas(size, canvas), layout.side

@@ -1,4 +1,4 @@
-"""A controller without HTTP: submits jobs, collects their events and reaps expired workers."""
+"""A job client without HTTP that submits jobs, collects their events and reaps expired workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REAP_INTERVAL_S = 0.2
 
 @dataclass
 class JobClient:
-    """``events`` has the events of each job in order, without duplicates or gaps."""
+    """A client of the queue. ``events`` has the events of each job in order, without duplicates or gaps."""
 
     producer: JobProducer
     model: str = "echo"
@@ -33,7 +33,7 @@ class JobClient:
     async def submit(
         self, *parts: str | ImageRef, pixels: dict[str, bytes] | None = None, **sampling: Any
     ) -> str:
-        """Submit one user message. Return the job's id."""
+        """Submit a user message. Return the job ID."""
         return await self.submit_messages([Message("user", parts)], pixels=pixels, **sampling)
 
     async def submit_messages(
@@ -73,19 +73,19 @@ class JobClient:
         return self.events[job_id][-1].final if self.events[job_id] else None
 
     async def wait_for_tokens(self, job_id: str, num_tokens: int) -> None:
-        """Wait until the job has exactly so many tokens."""
+        """Wait until the job has exactly ``num_tokens`` tokens."""
         await async_wait_until(lambda: len(self.token_ids(job_id)) == num_tokens)
 
     async def wait_for_final(self, job_id: str, timeout_s: float = 30.0) -> Final:
         return await async_wait_until(lambda: self.final(job_id), timeout_s=timeout_s)
 
     async def wait_for_text(self, job_id: str) -> str:
-        """Wait for the end of the job. Return its whole text."""
+        """Wait until the job has finished. Return its complete text."""
         await self.wait_for_final(job_id)
         return self.text(job_id)
 
     async def complete(self, *parts: str | ImageRef, **sampling: Any) -> str:
-        """Submit one user message and wait for the response. Return its text."""
+        """Submit a user message and wait for the response. Return its text."""
         return await self.wait_for_text(await self.submit(*parts, **sampling))
 
 

@@ -1,4 +1,4 @@
-"""The same checkpoint in llava-hf's layout and in the original's, either way."""
+"""Conversion of checkpoints between llava-hf's layout and the layout of the original LLaVA."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PREFIXES = (
 PROCESSOR = "preprocessor_config.json"
 DECODERS = {"llama": "llava_llama", "mistral": "llava_mistral", "qwen2": "llava_qwen"}
 RANK, ALPHA = 4, 6  # of the adapter
-# As the base names them; what the adapter's library writes stands before it.
+# Names in the base model. In an adapter, they have an additional prefix.
 MATRICES = (
     "model.layers.0.self_attn.q_proj",
     "model.layers.1.self_attn.v_proj",
@@ -35,7 +35,7 @@ PROJECTOR = ("model.mm_projector.0.weight", "model.mm_projector.2.bias")
 
 
 def write_original(source: Path, target: Path, *, tower: Path | None = None) -> Path:
-    """From llava-hf's layout; the tower's weights and configuration go to ``tower`` if there is one."""
+    """Convert from llava-hf's layout. Write the tower to the folder ``tower`` if it is given."""
     values = json.loads((source / "config.json").read_text())
     tensors = renamed(load_file(source / "model.safetensors"), PREFIXES)
     target.mkdir(exist_ok=True)
@@ -62,7 +62,7 @@ def write_original(source: Path, target: Path, *, tower: Path | None = None) -> 
 
 
 def split_tower(source: Path, target: Path, tower: Path) -> Path:
-    """From an original checkpoint with its tower inside to one that only names it, and the tower."""
+    """Split an original checkpoint with a tower into one that only references it and the tower itself."""
     prefix = PREFIXES[2][1]
     config = json.loads((source / "config.json").read_text())
     tensors = load_file(source / "model.safetensors")
@@ -77,7 +77,7 @@ def split_tower(source: Path, target: Path, tower: Path) -> Path:
 
 
 def write_hf(source: Path, target: Path, *, like: Path) -> Path:
-    """From the original's layout, with its tower inside; the configuration is that of ``like``."""
+    """Convert from the original's layout with a tower. The configuration is copied from ``like``."""
     target.mkdir(exist_ok=True)
     back = sorted(((original, hf) for hf, original in PREFIXES), key=lambda pair: -len(pair[0]))
     tensors = renamed(load_file(source / "model.safetensors"), back)
@@ -87,13 +87,13 @@ def write_hf(source: Path, target: Path, *, like: Path) -> Path:
 
 
 def copy_processor(source: Path, target: Path) -> None:
-    """The image processor's configuration, where there is one."""
+    """Copy the image processor's configuration, if it exists."""
     if (source / PROCESSOR).is_file():
         (target / PROCESSOR).write_text((source / PROCESSOR).read_text())
 
 
 def write_adapter(base: Path, folder: Path) -> Path:
-    """What the original's training with LoRA leaves behind, for a base that `write_original` wrote."""
+    """Write an adapter like the original's LoRA training, for a base written by `write_original`."""
     folder.mkdir()
     torch.manual_seed(3)
     whole = load_file(base / "model.safetensors")
@@ -111,7 +111,10 @@ def write_adapter(base: Path, folder: Path) -> Path:
 
 
 def replace_projector(folder: Path, kind: str | None, projector: Sequential) -> None:
-    """In an original checkpoint: another ``mm_projector_type``, None for the first LLaVA's one layer."""
+    """Replace the projector of an original checkpoint.
+
+    ``kind`` is the ``mm_projector_type``, or None for the single layer of the first LLaVA.
+    """
     tensors = load_file(folder / "model.safetensors")
     tensors = {name: tensor for name, tensor in tensors.items() if "mm_projector" not in name}
     for index, layer in enumerate(projector):

@@ -1,4 +1,4 @@
-"""A worker on a real queue, with an echo engine in this process that can be stepped."""
+"""A worker on a real queue, with an in-process echo engine that tests can step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEASE_S = 0.5
 
 
 class SteppedEngine:
-    """An echo engine that makes only the steps that a test allows, so that streams stop at a known token."""
+    """An echo engine that runs only the steps that a test allows, so that streams stop at a known token."""
 
     def __init__(self, *, max_sequences: int = 16) -> None:
         self.echo = EchoEngine(max_sequences=max_sequences, has_faults=True)
@@ -42,7 +42,7 @@ class SteppedEngine:
         self.num_sequences = self.echo.num_sequences
 
     def step(self) -> list[StepOutput]:
-        """Make a step if one is allowed, else an empty one, so that aborts are still processed."""
+        """Run a step if one is allowed. Otherwise return no outputs, so that aborts are still processed."""
         if not self._is_running_freely and not self._allowed_steps.acquire(timeout=0.005):
             self.num_empty_steps += 1
             return []
@@ -70,7 +70,7 @@ class RunningWorker:
     task: asyncio.Task[int]
 
     async def drain(self) -> int:
-        """Return the exit status."""
+        """Drain the worker and return its exit status."""
         self.worker.drain()
         return await self.task
 
@@ -85,7 +85,7 @@ async def running_worker(
     hang_timeout_s: float = 30.0,
     grammars: GrammarCache | None = None,
 ) -> AsyncIterator[RunningWorker]:
-    """Run a worker until the end of the block. Unless ``is_stepped``, its engine runs freely."""
+    """Run a worker for the duration of the block. Its engine runs freely unless ``is_stepped``."""
     engine = engine or SteppedEngine()
     if not is_stepped:
         engine.run_freely()

@@ -8,5 +8,8 @@ from llava_wire.messages.sampling_params import SamplingParams
 
 
 def greedy(**fields: Any) -> SamplingParams:
-    """Greedy sampling, with ``fields`` changed. A test that samples sets ``temperature`` and ``seed``."""
+    """Return greedy sampling parameters with ``fields`` changed.
+
+    To sample, set ``temperature`` and ``seed``.
+    """
     return SamplingParams(**{"seed": 0, "temperature": 0.0} | fields)

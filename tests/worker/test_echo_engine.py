@@ -1,4 +1,4 @@
-"""The echo engine: its outputs are functions of its inputs, and continue as if never interrupted."""
+"""The echo engine: outputs are deterministic functions of the inputs and can be resumed at any token."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def generate(sequence: Sequence, engine: EchoEngine | None = None) -> list[int]:
     return [output.token_id for output in run(engine) if output.token_id is not None]
 
 
-def test_output_is_lower_case_words_and_an_end_token() -> None:
+def test_output_consists_of_lower_case_words_and_an_end_token() -> None:
     tokens = generate(make_sequence())
     text = b"".join(TOKENIZER.token_bytes(token_id) for token_id in tokens).decode()
     assert tokens[-1] == TOKENIZER.eos_token_id
@@ -60,13 +60,13 @@ def test_output_is_lower_case_words_and_an_end_token() -> None:
 
 
 @given(st.integers(0, 127))
-def test_output_continued_anywhere_is_the_uninterrupted_one(cut: int) -> None:
+def test_output_resumed_at_any_token_equals_the_uninterrupted_output(cut: int) -> None:
     complete = generate(make_sequence())
     head = complete[: min(cut, len(complete))]
     assert head + generate(make_sequence(output_ids=head)) == complete
 
 
-def test_continued_output_that_was_complete_gets_no_token() -> None:
+def test_resumed_output_that_was_complete_gets_no_further_token() -> None:
     engine = EchoEngine()
     engine.add(make_sequence(output_ids=generate(make_sequence())))
     assert run(engine) == [StepOutput("one", finish="stop")]
@@ -113,7 +113,7 @@ def test_prompt_as_long_as_the_context_is_rejected() -> None:
     assert raised.value.error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
 
 
-def test_concurrent_sequences_have_the_outputs_of_single_ones() -> None:
+def test_concurrent_sequences_have_the_same_outputs_as_single_sequences() -> None:
     engine = EchoEngine(max_sequences=2)
     for number in range(5):
         engine.add(make_sequence(f"question {number}", seq_id=str(number)))
@@ -125,7 +125,7 @@ def test_concurrent_sequences_have_the_outputs_of_single_ones() -> None:
         assert [output.token_id for output in outputs if output.seq_id == str(number)] == alone
 
 
-def test_stop_token_ends_the_output_also_as_the_last_continued_token() -> None:
+def test_stop_token_ends_the_output_even_as_the_last_resumed_token() -> None:
     complete = generate(make_sequence())
     stop = greedy(stop_token_ids=(complete[9],))
     head = complete[: complete.index(complete[9]) + 1]
@@ -155,7 +155,7 @@ def test_prompt_logprobs_are_returned_once_on_request() -> None:
             assert num_logprobs == [expected, *[0] * max(num_tokens - 1, 0)]
 
 
-def test_embedding_counts_the_tokens_of_the_prompt() -> None:
+def test_embedding_is_computed_from_the_token_counts_of_the_prompt() -> None:
     engine = EchoEngine()
     for text in ("aab", "aabq"):
         sequence = make_sequence(text, seq_id=text)
@@ -169,7 +169,7 @@ def test_embedding_counts_the_tokens_of_the_prompt() -> None:
     assert second[ord("q") % 16] == pytest.approx(3 / 10**0.5)
 
 
-def test_aborted_sequence_has_no_more_output() -> None:
+def test_aborted_sequence_has_no_further_output() -> None:
     engine = EchoEngine()
     engine.add(make_sequence())
     engine.step()

@@ -1,4 +1,4 @@
-"""The engine thread: outputs, rejected sequences, and an engine that fails or hangs."""
+"""The engine thread: outputs, rejected sequences and engines that fail or hang."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_TOKENS = 20
 
 
 class Listener:
-    """Receives what the engine thread reports."""
+    """A receiver of the engine thread's outputs and failures."""
 
     def __init__(self) -> None:
         self.outputs: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
@@ -76,7 +76,7 @@ def sequence(text: str, seq_id: str = "one") -> Sequence:
     return Sequence(seq_id=seq_id, prompt_ids=ByteTokenizer().encode(text), max_new_tokens=NUM_TOKENS)
 
 
-def test_idle_engine_makes_no_steps_and_wakes_for_the_next_sequence(
+def test_idle_engine_runs_no_steps_and_wakes_up_for_the_next_sequence(
     listener: Listener, thread: EngineThread
 ) -> None:
     for seq_id in ("one", "two"):
@@ -87,7 +87,7 @@ def test_idle_engine_makes_no_steps_and_wakes_for_the_next_sequence(
 
 
 class PreparingEngine(EchoEngine):
-    """Needs ``num_left`` calls of ``idle`` to be prepared."""
+    """An engine that needs ``num_left`` calls of ``idle`` to complete its preparation."""
 
     def __init__(self, num_left: int) -> None:
         super().__init__(has_faults=True)
@@ -103,7 +103,7 @@ class PreparingEngine(EchoEngine):
         return True
 
 
-def test_idle_engine_prepares_until_nothing_is_left(listener: Listener) -> None:
+def test_idle_engine_prepares_until_nothing_is_left_to_prepare(listener: Listener) -> None:
     engine = PreparingEngine(1000)
     thread = start(listener, engine)
     assert engine.is_prepared.wait(scaled(TIMEOUT_S))
@@ -113,7 +113,7 @@ def test_idle_engine_prepares_until_nothing_is_left(listener: Listener) -> None:
     stop(thread)
 
 
-def test_sequence_is_served_before_the_engine_is_prepared(listener: Listener) -> None:
+def test_sequence_is_processed_before_preparation_is_complete(listener: Listener) -> None:
     engine = PreparingEngine(1 << 60)
     thread = start(listener, engine)
     thread.add(sequence("Hi?"))
@@ -122,7 +122,7 @@ def test_sequence_is_served_before_the_engine_is_prepared(listener: Listener) ->
     assert engine.num_left > 0
 
 
-def test_stats_are_those_after_the_last_step(listener: Listener) -> None:
+def test_stats_are_updated_after_each_step(listener: Listener) -> None:
     engine = EchoEngine()
     thread = start(listener, engine)
     assert thread.stats.num_steps_total == 0
@@ -133,7 +133,7 @@ def test_stats_are_those_after_the_last_step(listener: Listener) -> None:
     assert (thread.stats.num_generated_tokens_total, thread.stats.num_running) == (NUM_TOKENS, 0)
 
 
-def test_rejected_sequence_is_reported_and_the_next_is_served(
+def test_rejected_sequence_is_reported_and_the_next_is_processed(
     listener: Listener, thread: EngineThread
 ) -> None:
     thread.add(sequence("[[refuse]]", "bad"))
@@ -159,7 +159,7 @@ def test_engine_that_raises_is_reported_and_not_used_again(
     assert listener.failed.wait(scaled(TIMEOUT_S))
     stop(thread)
     assert thread.num_steps == 3
-    assert "asked to fail" in caplog.text
+    assert "requests an engine failure" in caplog.text
 
 
 def test_stop_waits_for_the_current_step(listener: Listener, thread: EngineThread) -> None:
@@ -169,7 +169,7 @@ def test_stop_waits_for_the_current_step(listener: Listener, thread: EngineThrea
 
 
 class HangingEngine(EchoEngine):
-    """Its steps do not return until they are released."""
+    """An engine with steps that do not return until they are released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ def test_step_that_hangs_is_reported_and_an_idle_engine_is_not(
     thread = start(listener, engine, hang_timeout_s=0.2)
     thread.add(sequence("Hi?"))
     assert listener.hung.wait(scaled(TIMEOUT_S))
-    assert "one step for more than" in caplog.text
+    assert "current step exceeded" in caplog.text
     assert not thread.stop(0.0)
     engine.is_released.set()
     stop(thread)

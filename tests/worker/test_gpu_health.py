@@ -1,4 +1,4 @@
-"""The health of a failed GPU is logged, from reports as the driver writes them."""
+"""GPU health logged after a failure, parsed from reports of the driver."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llava_worker.gpu_health import describe_gpu_health, parse_faults, parse_xid
 
 from tests.machine_speed import scaled
 
-# An A100 with a row that waits to be remapped, as published with its Xid 63, and fields of newer drivers.
+# A published report of an A100 with a pending row remap (Xid 63), and an H100 with fields of newer drivers.
 FAULTY = """
 ==============NVSMI LOG==============
 
@@ -71,7 +71,7 @@ KERNEL_LOG = """[  12.1] NVRM: loading NVIDIA UNIX x86_64 Kernel Module
 
 
 def test_faults_are_reported_with_their_gpu() -> None:
-    """Faults are uncorrected errors since the last start, and a pending reset or remap."""
+    """Faults are uncorrected errors since the last start and pending resets or remaps."""
     assert list(parse_faults(FAULTY)) == [
         "GPU 00000000:10:1C.0 Remapped Rows: Pending Yes",
         "GPU 00000000:10:1D.0 Volatile: SRAM Uncorrectable SEC-DED 2",
@@ -80,7 +80,7 @@ def test_faults_are_reported_with_their_gpu() -> None:
     assert list(parse_faults(HEALTHY)) == []
 
 
-def test_the_latest_xids_are_reported_as_the_driver_wrote_them() -> None:
+def test_the_most_recent_xids_are_reported_as_written_by_the_driver() -> None:
     assert parse_xids(KERNEL_LOG) == [
         "Xid (PCI:0000:10:1c): 63, pid=1896, Row Remapper: New row marked for remapping",
         "Xid (PCI:0000:10:1d): 79, pid=1122, GPU has fallen off the bus.",
@@ -91,7 +91,7 @@ def test_the_latest_xids_are_reported_as_the_driver_wrote_them() -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that precedes all others on the PATH."""
+    """A folder at the beginning of the PATH."""
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     return tmp_path
 
@@ -106,25 +106,26 @@ def write_program(path: Path, commands: str) -> None:
     path.chmod(0o755)
 
 
-def test_health_has_the_driver_report_and_the_kernel_log(programs: Path) -> None:
+def test_health_includes_the_driver_report_and_the_kernel_log(programs: Path) -> None:
     install(programs, "nvidia-smi", FAULTY)
     install(programs, "dmesg", KERNEL_LOG)
     health = describe_gpu_health()
     assert "Remapped Rows: Pending Yes" in health and "79, pid=1122" in health
-    assert "no fault" not in health and "cannot" not in health
+    assert "no fault" not in health and "not readable" not in health
 
 
 def test_health_of_a_healthy_gpu(programs: Path) -> None:
     install(programs, "nvidia-smi", HEALTHY)
     install(programs, "dmesg", "[  12.1] all is well")
-    assert describe_gpu_health() == "nvidia-smi tells of no fault"
+    assert describe_gpu_health() == "nvidia-smi reports no fault"
 
 
-def test_failing_programs_are_reported_with_where_to_look(programs: Path) -> None:
+def test_failing_programs_are_reported_with_a_remedy(programs: Path) -> None:
     install(programs, "nvidia-smi", "No devices were found", status=6)
     install(programs, "dmesg", "", status=1)
     assert describe_gpu_health() == (
-        "nvidia-smi gives no answer; the kernel's log cannot be read here: look for Xid in dmesg on the host"
+        "nvidia-smi failed or timed out; the kernel log is not readable, check dmesg on the host for Xid "
+        "messages"
     )
 
 
@@ -132,7 +133,9 @@ def test_program_that_hangs_is_abandoned_and_xids_are_still_reported(programs: P
     write_program(programs / "nvidia-smi", "exec tail -f /dev/null")
     install(programs, "dmesg", KERNEL_LOG)
     health = describe_gpu_health(timeout_s=scaled(1.0))
-    assert health.startswith("Xid (PCI:0000:10:1c): 63") and health.endswith("; nvidia-smi gives no answer")
+    assert health.startswith("Xid (PCI:0000:10:1c): 63") and health.endswith(
+        "; nvidia-smi failed or timed out"
+    )
 
 
 # An engine that hangs at its first token; the argument is its device.
@@ -150,7 +153,7 @@ thread.start()
 thread.add(Sequence(seq_id="a", prompt_ids=ByteTokenizer().encode("[[hang at 1]]"), max_new_tokens=9))
 never.wait()
 """
-# What the worker does when it loses a tensor-parallel rank.
+# The call that the worker makes when it loses a tensor-parallel rank.
 LOST_RANK = """
 import logging, sys
 from llava_worker.engine_thread import end_process
@@ -160,7 +163,7 @@ end_process(sys.argv[1])
 
 
 @pytest.mark.parametrize("program", [HANGING_ENGINE, LOST_RANK], ids=["hang", "lost rank"])
-def test_worker_that_ends_itself_logs_the_health_of_a_gpu_first(programs: Path, program: str) -> None:
+def test_worker_logs_the_gpu_health_before_it_exits_after_a_failure(programs: Path, program: str) -> None:
     install(programs, "nvidia-smi", FAULTY)
     install(programs, "dmesg", KERNEL_LOG)
     on_gpu, on_cpu = (

@@ -1,4 +1,4 @@
-"""An image from the server's preprocessing through the prompt to the engine."""
+"""The path of an image from the server's preprocessing through the prompt to the engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.worker.checkpoints import IMAGE_TOKEN, LLAVA_INTERLEAVE, NEXT, write_
 
 
 class AsciiTokenizer(ByteTokenizer):
-    """Token ids below 128, as in the random checkpoints."""
+    """A byte tokenizer with token IDs below 128, as in the random checkpoints."""
 
     bos_token_id = 1
     eos_token_id = 2

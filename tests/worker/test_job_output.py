@@ -1,4 +1,4 @@
-"""The output of a job: events that add up to the response, continued exactly where another worker stopped."""
+"""The output of a job: the events form the response and resume exactly where another worker stopped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_output(
 
 
 def step_outputs(text: bytes, finish: str | None = None) -> list[StepOutput]:
-    """One output for each byte; with "stop" an end-of-sequence token follows."""
+    """Return one output for each byte. With ``finish`` "stop", an end-of-sequence token follows."""
     outputs = [StepOutput(ASSIGNMENT_ID, token_id) for token_id in text]
     if finish == "stop":
         outputs.append(StepOutput(ASSIGNMENT_ID, TOKENIZER.eos_token_id, "stop"))
@@ -34,7 +34,7 @@ def step_outputs(text: bytes, finish: str | None = None) -> list[StepOutput]:
 
 
 def events(output: JobOutput, *batches: list[StepOutput]) -> list[Event]:
-    """Process each batch and collect the event after it, if there is one."""
+    """Process each batch of outputs and collect the event after it, if there is one."""
     collected = []
     for batch in batches:
         for step_output in batch:
@@ -49,7 +49,7 @@ def finish_reason(event: Event) -> FinishReason | None:
     return event.final.reason if event.final else None
 
 
-def test_tokens_since_the_last_event_make_one_event() -> None:
+def test_tokens_since_the_last_event_are_sent_in_one_event() -> None:
     output = make_output()
     assert output.next_event() is None
     first, second = events(output, step_outputs(b"ab"), step_outputs(b"c", "stop"))
@@ -126,14 +126,14 @@ def test_stop_string_that_begins_in_the_log_is_found() -> None:
     assert output.is_finished
 
 
-def test_log_that_has_the_stop_string_lacks_only_the_final_event() -> None:
+def test_log_that_contains_the_stop_string_needs_only_the_final_event() -> None:
     event = make_output(log=b"one END", log_text="one ", stop=("END",)).next_event()
     assert event is not None
     assert (event.offset, event.token_ids, event.text) == (7, (), "")
     assert finish_reason(event) is FinishReason.STOP
 
 
-def test_logged_text_of_another_version_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+def test_text_logged_by_another_version_is_not_changed(caplog: pytest.LogCaptureFixture) -> None:
     [event] = events(make_output(log=b"one", log_text="ONE"), step_outputs(b" two"))
     assert event.text == " two"
     assert "job_id=job" in caplog.text
@@ -153,7 +153,7 @@ def test_engine_error_is_the_last_event() -> None:
         assert events(output, step_outputs(b"late")) == []
 
 
-def test_logprobs_are_in_the_event_of_their_tokens_although_the_text_is_held_back() -> None:
+def test_logprobs_are_in_the_event_of_their_tokens_even_if_the_text_is_held_back() -> None:
     output = make_output(stop=("END",), num_logprobs=1)
     logprobs = TokenLogprobs(-0.5, ((TOKENIZER.eos_token_id, -0.1),))
     [event] = events(output, [StepOutput(ASSIGNMENT_ID, token_id, logprobs=logprobs) for token_id in b"aE"])

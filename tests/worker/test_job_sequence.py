@@ -1,4 +1,4 @@
-"""The engine's input for a job."""
+"""The engine's input sequence for a job."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_sequence_has_the_jobs_parameters_and_log() -> None:
     assert sequence.sampling is assignment.job.sampling
 
 
-def test_public_cache_scope_is_shared_with_no_tenant_of_any_name() -> None:
+def test_public_cache_scope_differs_from_the_scope_of_every_tenant() -> None:
     def scope(tenant: str, cache_scope: str) -> str:
         job = structs.replace(make_job(MESSAGE, cache_scope=cache_scope), tenant=tenant)
         return build(make_assignment(job, pixels={"a": PIXELS})).cache_scope
@@ -53,7 +53,7 @@ def test_public_cache_scope_is_shared_with_no_tenant_of_any_name() -> None:
     assert scope("a", "public") not in (scope("a", "tenant"), scope("public", "tenant"))
 
 
-def test_deadline_is_that_of_the_job() -> None:
+def test_sequence_has_the_deadline_of_the_job() -> None:
     before = time.monotonic()
     deadline_s = build(assign(remaining_s=60.0)).deadline_s
     assert deadline_s is not None
@@ -62,5 +62,5 @@ def test_deadline_is_that_of_the_job() -> None:
 
 def test_pixels_of_another_size_are_rejected() -> None:
     for pixels in ({}, {"a": PIXELS + b"x"}):
-        with pytest.raises(PromptError, match="bytes of pixels instead of 12"):
+        with pytest.raises(PromptError, match="bytes instead of 12"):
             build(make_assignment(make_job(MESSAGE), pixels=pixels))

@@ -1,4 +1,4 @@
-"""Loading shows how far it is, without flooding anything."""
+"""Progress of weight loading on a terminal and in a log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_one_bar_that_ends_full() -> None:
+def test_a_terminal_shows_one_progress_bar_that_ends_full() -> None:
     screen = Terminal()
     progress = LoadProgress(screen)
     for step in range(1001):
@@ -26,7 +26,7 @@ def test_a_terminal_gets_one_bar_that_ends_full() -> None:
     assert frames[-1] == f"loading [{'#' * 30}] 10.00 of 10.00 GiB, 1000 tensors\n"
 
 
-def test_a_log_gets_a_line_each_tenth_and_no_bar(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_gets_one_line_per_ten_percent_and_no_bar(caplog: pytest.LogCaptureFixture) -> None:
     screen = io.StringIO()
     progress = LoadProgress(screen)
     with caplog.at_level(logging.INFO):
@@ -34,10 +34,10 @@ def test_a_log_gets_a_line_each_tenth_and_no_bar(caplog: pytest.LogCaptureFixtur
             progress(TOTAL * step // 1000, TOTAL, step)
     assert screen.getvalue() == ""
     assert len(caplog.records) == 11
-    assert caplog.messages[-1] == "loading: 100 %, 10.00 of 10.00 GiB, 1000 tensors"
+    assert caplog.messages[-1] == "loading weights: 100%, 10.00 of 10.00 GiB, 1000 tensors"
 
 
-def test_nothing_to_read_is_all_done() -> None:
+def test_progress_of_an_empty_model_is_complete() -> None:
     screen = Terminal()
     LoadProgress(screen)(0, 0, 0)
     assert screen.getvalue().endswith("\n")

@@ -1,4 +1,4 @@
-"""Loading one model after another: running jobs continue, and nothing of the previous model is left."""
+"""Switching models: running jobs are resumed, and all memory of the previous model is freed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RunningHost:
         return workers[0].heartbeat if workers else None
 
     async def heartbeat(self) -> Heartbeat:
-        """Wait for it: on a busy machine a lease as short as this one may expire, and is renewed."""
+        """Wait for the heartbeat. On a busy machine, the short lease may expire before it is renewed."""
         while (heartbeat := await self.find_heartbeat()) is None:
             await asyncio.sleep(0.01)
         return heartbeat
@@ -67,7 +67,7 @@ class RunningHost:
 
 @asynccontextmanager
 async def running_host(url: str, *flags: str) -> AsyncIterator[RunningHost]:
-    """Run a worker that may load its own and the bundled model, or those in a folder named in ``flags``."""
+    """Run a worker that may load its own model, the bundled model and models in a folder from ``flags``."""
     flags = ("--loadable-models", str(Path(__file__).parent), *flags)
     settings = load_settings(["--redis-url", url, "--lease-s", str(LEASE_S), *flags])
     model = open_model(settings)
@@ -85,7 +85,7 @@ async def running_host(url: str, *flags: str) -> AsyncIterator[RunningHost]:
             await connection.aclose()
 
 
-async def test_unload_frees_the_engine_and_its_threads_and_keeps_the_worker(queue_url: str) -> None:
+async def test_unload_frees_the_engine_and_its_threads_but_keeps_the_worker_running(queue_url: str) -> None:
     async with (
         connect_job_client(queue_url, model="tiny-llava") as client,
         running_host(queue_url, "--model", "tiny", *TINY) as running,
@@ -97,7 +97,7 @@ async def test_unload_frees_the_engine_and_its_threads_and_keeps_the_worker(queu
         gc.collect()
         assert running.first_engine() is None
         assert "engine" not in {thread.name for thread in threading.enumerate()}
-        # The engine's thread and one of its OpenMP threads, at least.
+        # At least the engine's thread and one of its OpenMP threads.
         await async_wait_until(lambda: psutil.Process().num_threads() <= num_threads - 2)
         heartbeat = await running.heartbeat()
         assert (heartbeat.model, heartbeat.capacity) == ("", 0)
@@ -109,8 +109,8 @@ async def test_running_job_continues_after_its_model_was_unloaded_and_loaded(
     queue_url: str, client: JobClient
 ) -> None:
     async with running_host(queue_url, "--model", "echo", "--echo-step-s", "0.002") as running:
-        text = await client.complete("Tell.", max_tokens=120, ignore_eos=True)
-        job = await client.submit("Tell.", max_tokens=120, ignore_eos=True)
+        text = await client.complete("Write.", max_tokens=120, ignore_eos=True)
+        job = await client.submit("Write.", max_tokens=120, ignore_eos=True)
         await async_wait_until(lambda: len(client.token_ids(job)) >= 10)
         assert (await running.execute(UNLOAD)).state == "done"
         assert len(client.token_ids(job)) < 120
@@ -133,7 +133,7 @@ async def test_another_model_is_served_under_the_same_worker_id(queue_url: str) 
         assert not [thread for thread in threading.enumerate() if thread.name.startswith(LOADER)]
 
 
-async def test_command_for_the_present_state_does_not_touch_the_model(queue_url: str) -> None:
+async def test_command_for_the_current_model_does_not_reload_it(queue_url: str) -> None:
     async with running_host(queue_url, "--model", "echo") as running:
         assert (await running.execute(LOAD_ECHO)).state == "done"
         assert running.first_engine() is not None
@@ -142,7 +142,7 @@ async def test_command_for_the_present_state_does_not_touch_the_model(queue_url:
         assert running.first_engine() is None
 
 
-async def test_refused_command_keeps_the_model_and_a_failed_one_leaves_none(
+async def test_rejected_command_keeps_the_model_and_failed_command_leaves_no_model(
     queue_url: str, tmp_path: Path, client: JobClient
 ) -> None:
     broken = tmp_path / "broken"
@@ -151,7 +151,7 @@ async def test_refused_command_keeps_the_model_and_a_failed_one_leaves_none(
     async with running_host(queue_url, "--model", "echo", "--loadable-models", str(tmp_path)) as running:
         refused = await running.execute(ModelCommand(model="../broken"))
         assert (refused.state, running.first_engine() is not None) == ("refused", True)
-        assert "'../broken' is not in the folder" in refused.message
+        assert "'../broken' is outside the folder" in refused.message
         assert await client.complete("Hi?", max_tokens=5)
 
         failed = await running.execute(ModelCommand(model="broken"))

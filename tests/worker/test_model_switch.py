@@ -1,4 +1,4 @@
-"""Which models an operator may load: the configured one, the bundled one and those in one folder."""
+"""Models that an operator may load: the configured model, the bundled model and the models in a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llava_worker.settings import Settings, load_settings
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """A folder with two models, a link to a model outside it, a cycle of links and a file."""
+    """A folder with two models, a symbolic link to a model outside it, a cycle of links and a file."""
     for name in ("models/first", "models/org/second", "models-secret/third"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "models/link").symlink_to(tmp_path / "models-secret/third")
@@ -35,7 +35,7 @@ def loaded_model(command: ModelCommand, settings: Settings) -> str:
     return target.model
 
 
-def test_models_of_the_folder_the_configured_and_the_bundled_one_can_be_loaded(models: Path) -> None:
+def test_the_configured_model_the_bundled_model_and_models_in_the_folder_can_be_loaded(models: Path) -> None:
     settings = settings_with_folder(models)
     for name in ("first", "org/second", str(models / "first")):
         assert loaded_model(ModelCommand(model=name), settings) == str(models / name)
@@ -52,13 +52,15 @@ def test_models_of_the_folder_the_configured_and_the_bundled_one_can_be_loaded(m
     ],
 )
 def test_nothing_outside_the_folder_can_be_loaded(models: Path, name: str) -> None:
-    with pytest.raises(CommandRefused, match="model"):
+    with pytest.raises(CommandRefused, match="Model"):
         settings_for_command(ModelCommand(model=name), settings_with_folder(models))
 
 
-def test_without_a_folder_every_command_is_refused() -> None:
+def test_without_a_folder_every_command_is_rejected() -> None:
     for name in ("echo", "tiny", None):
-        with pytest.raises(CommandRefused, match="takes no orders: start it with --loadable-models"):
+        with pytest.raises(
+            CommandRefused, match="does not accept load or unload commands.*--loadable-models"
+        ):
             settings_for_command(ModelCommand(model=name), startup_settings())
 
 
@@ -72,14 +74,14 @@ def test_settings_of_the_configured_model_do_not_apply_to_another(models: Path) 
     assert settings_for_command(ModelCommand(model="echo"), settings) == settings
 
 
-def test_unknown_precision_is_refused_with_the_known_ones(models: Path) -> None:
-    with pytest.raises(CommandRefused, match=r"'int3' is unknown: it is one of auto, fp32, .*fp8"):
+def test_unknown_precision_is_rejected_with_the_allowed_values(models: Path) -> None:
+    with pytest.raises(CommandRefused, match=r"'int3' is not supported. Use one of: auto, fp32, .*fp8"):
         settings_for_command(ModelCommand(model="echo", precision="int3"), settings_with_folder(models))
 
 
-def test_worker_of_several_processes_keeps_its_model(models: Path) -> None:
+def test_worker_with_several_processes_cannot_change_its_model(models: Path) -> None:
     for command in (ModelCommand(), ModelCommand(model="tiny")):
-        with pytest.raises(CommandRefused, match=r"2 processes.*restart it"):
+        with pytest.raises(CommandRefused, match=r"2 processes.*Restart the worker"):
             settings_for_command(command, settings_with_folder(models, "--tensor-parallel", "2"))
 
 
@@ -90,6 +92,4 @@ def test_folder_that_does_not_exist_is_rejected_at_startup(
     monkeypatch.setenv("LLAVA_LOADABLE_MODELS", str(tmp_path / name) if name else "")
     with pytest.raises(SystemExit):
         startup_settings()
-    assert (
-        "LLAVA_LOADABLE_MODELS / --loadable-models: must be a folder that exists" in capsys.readouterr().err
-    )
+    assert "LLAVA_LOADABLE_MODELS / --loadable-models: must be an existing folder" in capsys.readouterr().err

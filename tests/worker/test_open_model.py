@@ -1,4 +1,4 @@
-"""Opening a model by its name, or a message that says what to change."""
+"""Opening a model by name, and the error messages if it cannot be opened."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def test_worker_ids_are_unique() -> None:
 
 def test_unknown_model_is_rejected_with_the_alternatives() -> None:
     for name in ("./nowhere", "/nowhere/model", "nowhere", "a/b/c"):
-        with pytest.raises(StartupError, match="neither a folder nor 'tiny', 'echo'"):
+        with pytest.raises(StartupError, match="is not a folder, 'tiny', 'echo' or a Hugging Face Hub ID"):
             open_model(load_settings(["--model", name]))
 
 
-def test_prompt_style_of_transformers_changes_the_prompt() -> None:
+def test_hf_prompt_style_changes_the_prompt() -> None:
     messages = [Message("user", ("Hi?",))]
     original, hf = (
         open_model(load_settings(["--model", "echo", *flags])).prompts.build_chat(messages).token_ids
@@ -74,12 +74,12 @@ def test_prompt_style_of_transformers_changes_the_prompt() -> None:
     assert hf != original
 
 
-def test_conversation_that_does_not_fit_the_model_is_rejected() -> None:
+def test_incompatible_conversation_template_is_rejected() -> None:
     for flags in (
         ["--conversation", "checkpoint"],
         ["--conversation", "mistral_instruct", "--prompt-style", "hf"],
     ):
-        with pytest.raises(StartupError, match="does not fit the model"):
+        with pytest.raises(StartupError, match="cannot be used with this model"):
             open_model(load_settings(["--model", "echo", *flags]))
 
 
@@ -101,14 +101,14 @@ def test_echo_worker_imports_no_model_library() -> None:
 
 def test_unreachable_hub_is_reported_without_a_traceback(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "llava_worker", "--model", "nobody/nothing"]
+    command = [sys.executable, "-m", "llava_worker", "--model", "unknown/missing"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert "'nobody/nothing' cannot be fetched from the hub" in ended.stderr
+    assert "'unknown/missing' cannot be downloaded from the Hugging Face Hub" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_adapter_without_a_chat_template_uses_that_of_its_base(tmp_path: Path) -> None:
+def test_adapter_without_a_chat_template_uses_the_template_of_its_base(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(TINY / "model.safetensors")
@@ -140,13 +140,13 @@ print(count)
 
 
 def count_remaining_threads(load: str, *, expected: int = 0, timeout_s: float = 1.0) -> int:
-    code = COUNT_REMAINING_THREADS.format(load=load, expected=expected, timeout_s=timeout_s)
+    code = COUNT_REMAINING_THREADS.format(load=load, expected=expected, timeout_s=scaled(timeout_s))
     completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return int(completed.stdout.split()[-1])
 
 
-def test_threads_of_loading_end_before_the_worker_starts() -> None:
-    """OpenMP would let the engine's threads share the cores with them."""
+def test_loader_threads_end_before_the_worker_starts() -> None:
+    """The engine's threads would otherwise share the cores with idle OpenMP threads."""
     in_same_thread = count_remaining_threads("open_model")
     expected = in_same_thread - 1
-    assert count_remaining_threads("_open", expected=expected, timeout_s=scaled(10.0)) <= expected
+    assert count_remaining_threads("_open", expected=expected, timeout_s=10.0) <= expected

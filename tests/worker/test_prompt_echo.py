@@ -1,4 +1,4 @@
-"""An echoed prompt is in the first event of the output, whole, and in no event of another worker."""
+"""An echoed prompt is sent once, complete and in the first event, even if another worker resumes the job."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_echo_without_generated_tokens_is_one_event() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("short_pulls")
-async def test_stream_that_moves_to_another_worker_has_its_prompt_once(
+async def test_stream_resumed_by_another_worker_has_its_prompt_once(
     queue_url: str, client: JobClient
 ) -> None:
     messages = [Message("user", ("Hi?",))]
@@ -126,7 +126,7 @@ async def test_stream_that_moves_to_another_worker_has_its_prompt_once(
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("short_pulls")
-async def test_job_given_back_before_its_first_token_has_its_prompt_from_the_next_worker(
+async def test_prompt_of_a_job_requeued_before_its_first_token_is_sent_by_the_next_worker(
     queue_url: str, client: JobClient
 ) -> None:
     messages = [Message("user", ("Hi?",))]

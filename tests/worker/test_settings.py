@@ -1,4 +1,4 @@
-"""Settings: flags override variables, variables override defaults; invalid values are reported."""
+"""Settings: flags override variables, variables override defaults, and invalid values are reported."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_redis_password_is_never_printed() -> None:
     assert "secret" not in repr(load_settings(["--redis-url", "redis://:secret@queue:6379/0"]))
 
 
-def test_invalid_values_end_the_process_with_their_names_and_the_allowed_values(
+def test_invalid_values_are_reported_with_the_setting_and_the_allowed_values(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for arguments, expected_words in (
@@ -46,7 +46,7 @@ def test_invalid_values_end_the_process_with_their_names_and_the_allowed_values(
         (["--vision-cache-mb", "-1"], ["LLAVA_VISION_CACHE_MB", "-1"]),
         (["--speculation", "on"], ["LLAVA_SPECULATION", "on", "'auto' or 'off'"]),
         (["--max-num-sequences", "0"], ["--max-num-sequences", "greater than or equal to 1", "0"]),
-        (["--conversation", "nobody"], ["LLAVA_CONVERSATION", "nobody", "vicuna_v1"]),
+        (["--conversation", "unknown"], ["LLAVA_CONVERSATION", "unknown", "vicuna_v1"]),
         (["--redis-url", "http://:secret@x"], ["--redis-url", "redis://"]),
         (["--redis-url-file", "/nowhere"], ["redis_url_file", "cannot read /nowhere"]),
         (["--redis-url-file", "/x", "--redis-url", "redis://x"], ["Set only one"]),

@@ -1,4 +1,4 @@
-"""A burst of one tenant's jobs at most doubles another tenant's latency, measured in engine steps."""
+"""A burst of jobs from one tenant at most doubles the latency of another, measured in engine steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUM_SLOTS, NUM_BURST_JOBS, NUM_TOKENS = 4, 20, 12
 
 
 class Stepper:
-    """Makes one engine step at a time, each once the client has the tokens of the previous one."""
+    """A stepper that runs each engine step only after the client has received the previous step's tokens."""
 
     def __init__(self, running: RunningWorker, client: JobClient) -> None:
         self._engine = running.engine
@@ -32,11 +32,11 @@ class Stepper:
         await async_wait_until(lambda: self._num_received_tokens() == num_tokens)
 
     async def measure(self, tenant: str, text: str) -> tuple[int, int]:
-        """Submit a job. Return the number of steps until its first token and until its end."""
+        """Submit a job and return the numbers of steps until its first token and until its end."""
         num_added = self._engine.num_added
         job = await submit(self._client, tenant, text, NUM_TOKENS)
         await self.step()
-        # A full worker learns from the emit of a step that a job waits for an overflow slot.
+        # A full worker is notified of a job that waits for an overflow slot when it emits a step's outputs.
         await async_wait_until(lambda: self._engine.num_added > num_added)
         num_steps, first = 1, int(bool(self._client.token_ids(job)))
         while self._client.final(job) is None:
@@ -70,14 +70,14 @@ async def start_burst(running: RunningWorker, client: JobClient) -> Stepper:
     return stepper
 
 
-async def test_burst_of_one_tenant_at_most_doubles_anothers_latency(
+async def test_burst_of_one_tenant_at_most_doubles_the_latency_of_another(
     queue_url: str, client: JobClient
 ) -> None:
     async with running_worker(queue_url, SteppedEngine(max_sequences=NUM_SLOTS), is_stepped=True) as running:
         first_alone, end_alone = await Stepper(running, client).measure("other", "Hi?")
     async with running_worker(queue_url, SteppedEngine(max_sequences=NUM_SLOTS), is_stepped=True) as running:
         stepper = await start_burst(running, client)
-        for number in range(3):  # not the first time only
+        for number in range(3):  # repeatedly, not only the first time
             first, end = await stepper.measure("other", f"Hi {number}?")
             assert first <= 2 * first_alone
             assert end <= 2 * end_alone
@@ -103,12 +103,12 @@ async def test_job_preempted_by_an_overflow_slot_has_the_same_output(
         stepper = Stepper(running, client)
         await stepper.step()
         await stepper.measure("other", "Hi?")
-        assert len(client.token_ids(jobs[3])) < len(client.token_ids(jobs[0]))  # it was preempted
+        assert len(client.token_ids(jobs[3])) < len(client.token_ids(jobs[0]))  # the job was preempted
         running.engine.run_freely()
         assert await client.wait_for_text(jobs[3]) == text
 
 
-def test_first_job_of_a_tenant_has_priority_over_its_further_ones() -> None:
+def test_first_job_of_a_tenant_has_priority_over_its_other_jobs() -> None:
     first, further, other = (
         Job(job_id=name, model="m", tenant=tenant, messages=(), sampling=SamplingParams(seed=1), cost=1.0)
         for name, tenant in (("1", "a"), ("2", "a"), ("3", "b"))
@@ -117,6 +117,6 @@ def test_first_job_of_a_tenant_has_priority_over_its_further_ones() -> None:
     assert sequence_priority(first, []) > sequence_priority(further, [first])
 
 
-def test_overflow_slots_are_a_quarter_of_the_slots_and_used_once_those_are_taken() -> None:
+def test_overflow_slots_add_a_quarter_of_the_slots_once_all_slots_are_in_use() -> None:
     assert [num_jobs for num_jobs in range(30) if has_overflow_slot(num_jobs, 16)] == [16, 17, 18, 19]
     assert [num_jobs for num_jobs in range(30) if has_overflow_slot(num_jobs, 1)] == [1]

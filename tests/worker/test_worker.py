@@ -1,4 +1,4 @@
-"""The worker on a real queue, with an echo engine in this process."""
+"""The worker on a real queue, with an in-process echo engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("short_pulls")]
 @pytest.fixture(autouse=True)
 def _no_leftovers() -> Iterator[None]:
     yield
-    gc.collect()  # an unclosed connection warns now, not in a later test
+    gc.collect()  # an unclosed connection causes its warning here instead of in a later test
     assert "engine" not in {thread.name for thread in threading.enumerate()}
 
 
@@ -51,7 +51,9 @@ async def test_job_is_completed_with_usage(queue_url: str, client: JobClient) ->
     assert client.text(job)
 
 
-async def test_concurrent_jobs_have_the_outputs_of_single_ones(queue_url: str, client: JobClient) -> None:
+async def test_concurrent_jobs_have_the_same_outputs_as_single_jobs(
+    queue_url: str, client: JobClient
+) -> None:
     async with running_worker(queue_url, SteppedEngine(max_sequences=4)):
         jobs = [await client.submit(f"question {number}") for number in range(10)]
         for job in jobs:
@@ -87,7 +89,7 @@ async def test_rejected_jobs_end_with_an_error_and_the_next_is_served(
     async with running_worker(queue_url):
         error = await wait_for_error(client, await client.submit("x" * 5000))
         assert error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
-        assert "the model takes 4096" in error.message
+        assert "context length is 4096" in error.message
 
         job = await client.submit_messages([Message("assistant", ("Hi.",))])
         assert (await wait_for_error(client, job)).code is ErrorCode.INVALID_REQUEST
@@ -111,7 +113,7 @@ async def test_cancelled_job_frees_its_slot(queue_url: str, client: JobClient) -
     assert client.final(job) is None
 
 
-async def test_drained_worker_gives_running_jobs_back(queue_url: str, client: JobClient) -> None:
+async def test_drained_worker_requeues_running_jobs(queue_url: str, client: JobClient) -> None:
     text = await uninterrupted_text(queue_url, client, "Hi?")
     async with running_worker(queue_url, is_stepped=True) as running:
         job = await client.submit("Hi?", num_logprobs=2)
@@ -163,10 +165,10 @@ async def test_jobs_of_a_failed_engine_are_resumed_by_another_worker(
         assert await client.wait_for_text(job) == text
 
 
-async def test_failed_engine_ends_the_worker_although_a_cancellation_is_swallowed(
+async def test_failed_engine_ends_the_worker_even_if_a_cancellation_is_swallowed(
     queue_url: str, client: JobClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by libraries that catch CancelledError too broadly."""
+    """Some libraries swallow cancellations because they catch CancelledError too broadly."""
     is_pulling, has_swallowed = anyio.Event(), anyio.Event()
 
     async def swallow_first_cancellation(consumer: JobConsumer, max_jobs: int) -> None:
@@ -186,7 +188,7 @@ async def test_failed_engine_ends_the_worker_although_a_cancellation_is_swallowe
     assert has_swallowed.is_set()
 
 
-async def test_job_that_breaks_every_engine_ends_with_an_error(queue_url: str, client: JobClient) -> None:
+async def test_job_that_makes_every_engine_fail_ends_with_an_error(queue_url: str, client: JobClient) -> None:
     job = await client.submit("[[fail]]")
     for _ in range(3):
         async with running_worker(queue_url) as running:
@@ -200,11 +202,11 @@ async def test_steps_without_tokens_count_as_progress(
     monkeypatch.setattr("llava_worker.worker._PROGRESS_S", 0.05)
     async with running_worker(queue_url, is_stepped=True, hang_timeout_s=0.3) as running:
         job = await client.submit("Hi?")
-        # Each takes at least 5 ms: together longer than the timeout.
+        # Each step takes at least 5 ms, so that 100 steps exceed the timeout.
         await async_wait_until(lambda: running.engine.num_empty_steps >= 100)
         running.engine.run_freely()
         assert await client.wait_for_text(job)
-    assert "no longer ours" not in caplog.text
+    assert "no longer assigned to this worker" not in caplog.text
 
 
 async def test_worker_without_a_free_slot_leaves_jobs_in_the_queue(queue_url: str, client: JobClient) -> None:

@@ -1,4 +1,4 @@
-"""Structured output in the worker: a grammar compiles concurrently with streams, and fails only its job."""
+"""Structured output in the worker: grammars compile concurrently with streams and fail only their own job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INVALID = Grammar("regex", "(a")
 
 
 class SlowVocabulary:
-    """The bytes of all tokens, which the first compilation needs; ``read`` blocks until ``release``."""
+    """A vocabulary that the first compilation reads. ``read`` blocks until ``release`` is called."""
 
     def __init__(self) -> None:
         self.is_requested = threading.Event()
@@ -51,7 +51,7 @@ def grammars(vocabulary: SlowVocabulary) -> GrammarCache:
     return GrammarCache(vocabulary.read, [TOKENIZER.eos_token_id], timeout_s=scaled(60.0))
 
 
-async def test_slow_grammar_delays_no_other_job(
+async def test_slow_grammar_does_not_delay_other_jobs(
     queue_url: str, client: JobClient, grammars: GrammarCache, vocabulary: SlowVocabulary
 ) -> None:
     async with running_worker(queue_url, grammars=grammars):
@@ -64,7 +64,7 @@ async def test_slow_grammar_delays_no_other_job(
         assert (await client.wait_for_final(slow)).reason is FinishReason.LENGTH
 
 
-async def test_invalid_grammar_ends_only_its_own_job(
+async def test_invalid_grammar_fails_only_its_own_job(
     queue_url: str, client: JobClient, grammars: GrammarCache, vocabulary: SlowVocabulary
 ) -> None:
     vocabulary.release()
@@ -108,4 +108,4 @@ async def test_model_without_structured_output_rejects_grammars(queue_url: str, 
     async with running_worker(queue_url):
         final = await client.wait_for_final(await client.submit("Hi?", max_tokens=20, grammar=OBJECT))
     assert final.error is not None
-    assert "freely only" in final.error.message
+    assert "does not support structured output" in final.error.message

@@ -1,7 +1,7 @@
-"""``python -m llava_worker``: run one worker until SIGTERM or Ctrl-C. A second signal ends it at once.
+"""``python -m llava_worker``: run one worker until SIGTERM or Ctrl-C. A second signal ends it immediately.
 
-Exit status: 0 drained, 1 could not start, 2 invalid settings, 69 no queue, 70 the engine or one of its ranks
-failed.
+Exit status: 0 after a drain, 1 if the worker cannot start, 2 for invalid settings, 69 if the queue is
+unavailable, 70 if the engine or one of its ranks failed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger("llava_worker")
 
 
 def main() -> int:
-    """Return the exit status."""
+    """Run the worker and return its exit status."""
     settings = load_settings(sys.argv[1:])
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -50,7 +50,7 @@ def main() -> int:
     try:
         status = asyncio.run(_serve(settings, host, _job_outputs(provider, host.heartbeat.worker_id)))
     except Exception:
-        logger.critical("the worker has a defect and ends", exc_info=True)
+        logger.critical("unexpected error; the worker exits", exc_info=True)
         return EXIT_BROKEN
     finally:
         if provider is not None:
@@ -61,10 +61,10 @@ def main() -> int:
 
 
 def _open(settings: Settings) -> LoadedModel:
-    """Load the model in a thread that ends, and its OpenMP threads with it. Raises StartupError.
+    """Load the model in a temporary thread, so that its OpenMP threads end with it. Raises StartupError.
 
-    GNU's OpenMP counts the threads of all teams. If there are more than cores, each thread sleeps as soon as
-    it waits, which cost a quarter of the engine's speed.
+    GNU OpenMP counts the threads of all teams. If the process has more of them than cores, waiting threads
+    sleep instead of spinning, which reduces the engine's throughput by 25%.
     """
     if settings.tensor_parallel > 1:  # the other ranks exit with the thread that started them
         return open_model(settings)
@@ -116,7 +116,7 @@ def _drain_on_signals(host: ModelHost) -> None:
         if received:
             _exit_now(128 + number)
         received.append(number)
-        logger.info("%s: draining; send it again to end at once", number.name)
+        logger.info("received %s: draining; a second signal exits immediately", number.name)
         host.drain()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -124,7 +124,7 @@ def _drain_on_signals(host: ModelHost) -> None:
 
 
 def _exit_now(status: int) -> None:
-    """Exit without waiting for threads: one may be in a long step, and native code cannot be interrupted."""
+    """Exit without waiting for threads: one may be in a long step, and native code is not interruptible."""
     logging.shutdown()
     os._exit(status)
 

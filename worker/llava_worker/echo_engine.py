@@ -1,17 +1,18 @@
-"""EchoEngine: the engine's interface without a model, for tests, demos and load on everything around it.
+"""EchoEngine: an engine without a model, for tests, demos and load tests of the rest of the system.
 
-Output consists of lower-case words and is a function of the prompt, the images' digests, the tokens so far
-and (unless greedy) the seed, so that a stream continued by another worker equals an uninterrupted one. Some
-letters take two tokens, as in real vocabularies. An embedding counts the prompt's tokens, or is the image's
-digest. The supported sampling parameters are temperature, top_p, seed, ignore_eos, stop_token_ids and
-num_logprobs, also for prompts. ``step_s`` slows it down so that streams can be interrupted. Faults, if
-enabled, are requested by a marker in the prompt:
+The output consists of lower-case words. It is a function of the prompt, the image digests, the tokens so far
+and, unless sampling is greedy, the seed. A stream that another worker resumes therefore equals an
+uninterrupted one. Some letters take two tokens, as in real vocabularies. A text embedding is computed from
+the counts of the prompt's tokens, an image embedding from the image's digest. Supported sampling parameters
+are temperature, top_p, seed, ignore_eos, stop_token_ids and num_logprobs, also for prompts. ``step_s`` slows
+generation down so that streams can be interrupted. If faults are enabled, a marker in the prompt triggers
+one:
 
-    [[crash at 5]]   the process ends at once, as if killed, before token 5
-    [[fail at 5]]    the step raises, as a broken device does
+    [[crash at 5]]   the process exits immediately before token 5, as if killed
+    [[fail at 5]]    the step raises an exception, as with a defective device
     [[error at 5]]   only this sequence fails
     [[hang at 5]]    the step never returns
-    [[refuse]]       the sequence is not accepted
+    [[refuse]]       the sequence is rejected
 """
 
 from __future__ import annotations
@@ -45,14 +46,17 @@ _CRASH_STATUS = 139  # what a shell reports after a segmentation fault
 class _Running:
     sequence: Sequence
     state: bytes  # digest of everything before the next token
-    length: int  # the answer's length in tokens, end-of-sequence included
-    has_end: bool  # its last token is end-of-sequence
+    length: int  # of the output in tokens, including end-of-sequence
+    has_end: bool  # whether the last token is end-of-sequence
     fault: str = ""
     fault_at: int = 0
 
 
 class EchoEngine:
-    """Runs up to ``max_sequences`` sequences at once, the highest priority first, one token each per step."""
+    """An engine without a model that generates one token per running sequence and step.
+
+    Up to ``max_sequences`` sequences run at a time. Those with the highest priority run first.
+    """
 
     def __init__(
         self,
@@ -75,23 +79,28 @@ class EchoEngine:
         return len(self._sequences)
 
     def add(self, sequence: Sequence) -> None:
-        """Raises SequenceRejected if the prompt leaves no room for an output."""
-        if len(sequence.prompt_ids) >= self.context_length:
-            message = f"prompt has {len(sequence.prompt_ids)} tokens; the model takes {self.context_length}"
+        """Add a sequence. Raises SequenceRejected if the prompt leaves no room for an output."""
+        num_tokens = len(sequence.prompt_ids)
+        if num_tokens >= self.context_length:
+            message = (
+                f"The prompt has {num_tokens} tokens; the model's context length is {self.context_length}. "
+                "Shorten the prompt."
+            )
             raise SequenceRejected(JobError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message))
-        running = _start(sequence, room=self.context_length - len(sequence.prompt_ids))
+        running = _start(sequence, room=self.context_length - num_tokens)
         if self._has_faults:
             _set_fault(running)
         if running.fault == "refuse":
-            raise SequenceRejected(JobError(ErrorCode.INVALID_REQUEST, "the prompt asks to be refused"))
+            message = "The prompt requests a rejection."
+            raise SequenceRejected(JobError(ErrorCode.INVALID_REQUEST, message))
         self._sequences[sequence.seq_id] = running
 
     def abort(self, seq_id: str) -> None:
-        """Drop a sequence, if it is known."""
+        """Drop a sequence. An unknown ID is ignored."""
         self._sequences.pop(seq_id, None)
 
     def step(self) -> list[StepOutput]:
-        """One token for each running sequence, after ``step_s``."""
+        """Wait for ``step_s``, then generate one token for each running sequence."""
         if self._step_s:
             time.sleep(self._step_s)
         self._num_steps += 1
@@ -128,7 +137,7 @@ class EchoEngine:
         if sequence.output_ids and sequence.output_ids[-1] in sequence.sampling.stop_token_ids:
             return StepOutput(seq_id=sequence.seq_id, finish="stop")
         prompt_logprobs = _prompt_logprobs(sequence)
-        if position >= running.length:  # a continued answer that was complete, or one without tokens
+        if position >= running.length:  # a resumed output that was already complete, or an empty output
             return StepOutput(seq_id=sequence.seq_id, finish=finish, prompt_logprobs=prompt_logprobs)
         is_last = position + 1 == running.length
         token_id = ByteTokenizer.eos_token_id if is_last and running.has_end else _next_token(running)
@@ -146,7 +155,11 @@ class EchoEngine:
 
 
 def _vector(sequence: Sequence) -> bytes:
-    """How often the prompt has each token modulo 16; for an image the first 16 bytes of its digest's hash."""
+    """Return a normalized vector of 16 values.
+
+    The values are the counts of the prompt's token IDs modulo 16. For an image, they are the 16 bytes of a
+    hash of its digest.
+    """
     if sequence.is_image_embedding:
         values = list(hashlib.blake2b(sequence.images[0].digest.encode(), digest_size=16).digest())
     else:
@@ -189,7 +202,7 @@ def _next_token(running: _Running) -> int:
 
 
 def _logprobs(running: _Running, token_id: int) -> TokenLogprobs | None:
-    """Invented, but deterministic; the most likely tokens start with the sampled one."""
+    """Return arbitrary, deterministic log-probabilities. The top tokens start with the sampled token."""
     num_top = running.sequence.sampling.num_logprobs
     if num_top is None:
         return None
@@ -199,7 +212,7 @@ def _logprobs(running: _Running, token_id: int) -> TokenLogprobs | None:
 
 
 def _prompt_logprobs(sequence: Sequence) -> tuple[TokenLogprobs, ...]:
-    """Each token but the first is an eighth less likely than the one before; the top tokens start with it."""
+    """Return log-probabilities that decrease by 1/8 per token. The top tokens start with the prompt token."""
     if not sequence.needs_prompt_logprobs:
         return ()
     num_top = sequence.sampling.num_logprobs or 0
@@ -221,10 +234,10 @@ def _fail(running: _Running) -> StepOutput | None:
     if running.fault == "crash":
         os._exit(_CRASH_STATUS)
     if running.fault == "fail":
-        raise RuntimeError("the echo engine was asked to fail")
+        raise RuntimeError("the prompt requests an engine failure")
     if running.fault == "hang":
         threading.Event().wait()
     if running.fault == "error":
-        error = JobError(ErrorCode.INTERNAL_ERROR, "the prompt asks for an error")
+        error = JobError(ErrorCode.INTERNAL_ERROR, "The prompt requests an error.")
         return StepOutput(seq_id=running.sequence.seq_id, error=error)
     return None

@@ -1,9 +1,9 @@
-"""The engine thread, the only one that accesses the engine, and the watchdog that detects a step that hangs.
+"""The engine thread, which has exclusive access to the engine, and a watchdog that detects hung steps.
 
     event loop --add, abort--> inbox --> [ engine.add / abort / step ] --outputs, once per step--> event loop
 
-The thread sleeps while the engine is empty and has nothing to prepare. It ends when it is stopped or when the
-engine raises; such an engine is never used again, since its state is unknown.
+The thread sleeps while the engine has no sequences and nothing to prepare. It ends when it is stopped or when
+the engine raises an exception. A failed engine is not used again, because its state is unknown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llava_worker.gpu_health import log_gpu_health
 
 __all__ = ["EXIT_BROKEN", "EngineThread", "end_process"]
 
-EXIT_BROKEN = 70  # sysexits' EX_SOFTWARE: the engine failed or hangs; a supervisor should start a new process
+EXIT_BROKEN = 70  # sysexits' EX_SOFTWARE: the engine failed or hung; a supervisor should restart the worker
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +33,11 @@ class _Abort:
 
 
 class EngineThread:
-    """``on_outputs`` and ``on_failure`` are called in the engine's thread and must return at once.
+    """A thread that runs the engine.
 
-    ``on_hang`` is called in the watchdog's thread once a step takes longer than ``hang_timeout_s``. By
-    default it ends the process, because a thread that hangs in native code cannot be ended. ``device`` is the
-    engine's.
+    ``on_outputs`` and ``on_failure`` are called in the engine's thread and must not block. ``on_hang`` is
+    called in the watchdog's thread when a step takes longer than ``hang_timeout_s``. By default it ends the
+    process, because a thread that hangs in native code cannot be stopped. ``device`` is the engine's device.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class EngineThread:
         device: str = "none",
         on_hang: Callable[[], None] | None = None,
     ) -> None:
-        self.num_steps = 0  # completed steps: the sign of progress
-        self.stats = engine.stats()  # after the last step; other threads must not access the engine
+        self.num_steps = 0  # completed steps, as a measure of progress
+        self.stats = engine.stats()  # as of the last step; other threads must not access the engine
         self._engine = engine
         self._on_outputs = on_outputs
         self._on_failure = on_failure
@@ -68,20 +68,20 @@ class EngineThread:
         self._watchdog.start()
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence, which only the engine may access afterwards. A rejection is a final output."""
+        """Queue a sequence, which the engine then owns. A rejection is reported as a final output."""
         self._inbox.put(sequence)
 
     def abort(self, seq_id: str) -> None:
-        """Abort a sequence, if it has not ended. Outputs already on their way still arrive."""
+        """Abort a sequence if it has not finished. Outputs that are already queued are still delivered."""
         self._inbox.put(_Abort(seq_id))
 
     def stop(self, timeout_s: float) -> bool:
-        """Stop after the current step; False if that takes longer than ``timeout_s``."""
+        """Stop after the current step. Return False if that takes longer than ``timeout_s``."""
         self._stopped.set()
         self._inbox.put(None)
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            logger.warning("the engine's step is not over after %g s", timeout_s)
+            logger.warning("the engine's current step did not finish within %g s", timeout_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -100,7 +100,7 @@ class EngineThread:
             self._stopped.set()
 
     def _take_inbox(self) -> list[StepOutput]:
-        """Process the inbox and return the rejections. Waits for the first item if the engine is empty."""
+        """Process the inbox and return the rejections. Block for the first item if the engine is empty."""
         rejections: list[StepOutput] = []
         is_waiting = not self._engine.num_sequences
         while is_waiting and self._inbox.empty() and self._engine.idle():
@@ -134,13 +134,13 @@ class EngineThread:
         while not self._stopped.wait(self._hang_timeout_s / 8):
             began = self._step_began
             if began is not None and time.monotonic() - began > self._hang_timeout_s:
-                logger.critical("the engine has been in one step for more than %g s", self._hang_timeout_s)
+                logger.critical("the engine hangs: its current step exceeded %g s", self._hang_timeout_s)
                 self._on_hang()
                 return
 
 
 def end_process(device: str) -> None:
-    """Log a GPU's health and exit with EXIT_BROKEN; other workers continue what this one was running."""
+    """Log the health of the GPUs and exit with EXIT_BROKEN. Other workers resume the running jobs."""
     log_gpu_health(device)
     logging.shutdown()
     os._exit(EXIT_BROKEN)

@@ -1,7 +1,7 @@
-"""Reads memory errors and Xids of GPUs from the driver, for the log of a worker whose GPU failed.
+"""GPU health diagnostics that a worker logs after a GPU failure: memory errors and Xids.
 
-``nvidia-smi`` reports uncorrected memory errors. Xids, the driver's error codes, are in the kernel's log,
-which containers usually cannot read.
+``nvidia-smi`` reports uncorrected memory errors. Xids, the driver's error codes, are in the kernel log, which
+containers usually cannot read.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from threading import Thread
 
 __all__ = ["describe_gpu_health", "log_gpu_health", "parse_faults", "parse_xids"]
 
-_TIMEOUT_S = 5.0  # a failed card may block the driver, and requests wait for this process to exit
-_MAX_XIDS = 5  # the latest
+_TIMEOUT_S = 5.0  # a failed GPU may block the driver, and requests wait for this process to exit
+_MAX_XIDS = 5  # the most recent ones
 _LINE = re.compile(r"( *)(\S.*?)\s*(?: : (.*))?$")
 _XID = re.compile(r"NVRM: (Xid \(PCI:.*)")
-# Values without a fault, by section and by the end of the line's name.
+# Values that indicate no fault, by section and by the end of the field's name.
 _HEALTHY_VALUES = {
     ("Volatile", "Uncorrectable"): ("0", "N/A"),
     ("Volatile", "Uncorrectable Parity"): ("0", "N/A"),
@@ -35,26 +35,26 @@ logger = logging.getLogger(__name__)
 
 
 def log_gpu_health(device: str) -> None:
-    """Log the health of all GPUs if ``device`` is one. Returns within a few seconds."""
+    """Log the health of all GPUs if ``device`` is a GPU. Returns within a few seconds."""
     if device.startswith("cuda"):
-        logger.critical("after this failure: %s", describe_gpu_health())
+        logger.critical("GPU health after the failure: %s", describe_gpu_health())
 
 
 def describe_gpu_health(timeout_s: float = _TIMEOUT_S) -> str:
-    """Return a sentence for the log within the time. Never raises."""
+    """Return a one-line summary for the log within ``timeout_s``. Never raises."""
     report, kernel_log = _run_all(("nvidia-smi", "-q"), ("dmesg",), timeout_s=timeout_s)
     findings = [*(parse_faults(report) if report else []), *(parse_xids(kernel_log) if kernel_log else [])]
     if report and not findings:
-        findings = ["nvidia-smi tells of no fault"]
+        findings = ["nvidia-smi reports no fault"]
     if not report:
-        findings.append("nvidia-smi gives no answer")
+        findings.append("nvidia-smi failed or timed out")
     if not kernel_log:
-        findings.append("the kernel's log cannot be read here: look for Xid in dmesg on the host")
+        findings.append("the kernel log is not readable, check dmesg on the host for Xid messages")
     return "; ".join(findings)
 
 
 def parse_faults(report: str) -> Iterator[str]:
-    """Yield each GPU's faults from the output of ``nvidia-smi -q``."""
+    """Yield the faults of each GPU from the output of ``nvidia-smi -q``."""
     gpu, sections = "", [(-1, "")]
     for line in report.splitlines():
         match = _LINE.fullmatch(line)
@@ -73,7 +73,7 @@ def parse_faults(report: str) -> Iterator[str]:
 
 
 def parse_xids(kernel_log: str) -> list[str]:
-    """Return the latest Xid messages as the driver wrote them."""
+    """Return the most recent Xid messages, as written by the driver."""
     return [match[1].rstrip() for match in _XID.finditer(kernel_log)][-_MAX_XIDS:]
 
 
@@ -81,21 +81,20 @@ def _is_healthy(section: str, name: str, value: str) -> bool:
     return all(
         value in healthy_values
         for (in_section, end), healthy_values in _HEALTHY_VALUES.items()
-        if in_section == section and (name == end or name.endswith(f"AM {end}"))  # for SRAM and DRAM each
+        if in_section == section and (name == end or name.endswith(f"AM {end}"))  # both SRAM and DRAM
     )
 
 
 def _run_all(*commands: tuple[str, ...], timeout_s: float) -> list[str | None]:
-    """Return the output of each command, None if it failed or took too long.
+    """Return the output of each command, or None if it failed or timed out.
 
-    The commands run in daemon threads: a program that hangs inside the driver survives its kill.
+    The commands run in daemon threads, because a program that hangs in the driver cannot be killed.
     """
     outputs: list[str | None] = [None] * len(commands)
 
     def run(index: int) -> None:
-        outputs[index] = _run(
-            commands[index], 0.9 * timeout_s
-        )  # so that it is killed before this process exits
+        # The shorter timeout makes sure that the program is killed before this process exits.
+        outputs[index] = _run(commands[index], 0.9 * timeout_s)
 
     threads = [Thread(target=run, args=(index,), daemon=True) for index in range(len(commands))]
     deadline = time.monotonic() + timeout_s

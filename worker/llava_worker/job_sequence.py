@@ -1,4 +1,4 @@
-"""Build the engine's input for a job: its sequence and its compiled grammar."""
+"""Engine input for a job: the sequence and the compiled grammar."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class GrammarError(Exception):
 
 
 def make_sequence(assignment: Assignment, prompt: Prompt, *, context_length: int) -> Sequence:
-    """Raises PromptError if an image's pixels do not have the size that the job states."""
+    """Return the job's sequence. Raises PromptError if the pixel data of an image has the wrong size."""
     job = assignment.job
     room = context_length - len(prompt.token_ids)
     max_tokens = job.sampling.max_tokens
@@ -60,30 +60,32 @@ def _pixels(assignment: Assignment, prompt: Prompt) -> list[Pixels]:
     for span in prompt.images:
         image = images[span.digest]
         tiles = assignment.pixels.get(image.digest, b"")
-        expected = image.num_tiles * image.side * image.side * 3
-        if len(tiles) != expected:
+        num_bytes = len(tiles)
+        expected_bytes = image.num_tiles * image.side * image.side * 3
+        if num_bytes != expected_bytes:
             raise PromptError(
                 ErrorCode.INTERNAL_ERROR,
-                f"a picture came with {len(tiles)} bytes of pixels instead of {expected}",
+                f"The pixel data of an image has {num_bytes} bytes instead of {expected_bytes}. Retry the "
+                "request.",
             )
         pixels.append(tiles)
     return pixels
 
 
 async def compile_grammar(grammars: GrammarCache | None, grammar: Grammar, job: Job) -> CompiledGrammar:
-    """Compile in a thread, concurrently with running streams. Raises GrammarError.
+    """Compile the grammar in a thread, so that running streams are not delayed. Raises GrammarError.
 
     ``grammars`` is None for a model without structured output.
     """
     try:
         if grammars is None:
-            raise UnsupportedGrammar(f"model {job.model!r} answers freely only")
+            raise UnsupportedGrammar(f"model {job.model!r} does not support structured output")
         return await asyncio.to_thread(grammars.compile, grammar.kind, grammar.text)
     except UnsupportedGrammar as error:
         param = "tools" if grammar.kind == "tools" else "response_format"
         message = error.client_message(grammar.kind)
         raise GrammarError(JobError(code=ErrorCode.INVALID_REQUEST, message=message, param=param)) from error
     except Exception as error:  # the job must end, whatever failed
-        logger.exception("job_id=%s: its grammar cannot be compiled", job.job_id)
-        message = "the grammar could not be compiled"
+        logger.exception("job_id=%s: grammar compilation failed", job.job_id)
+        message = "The grammar could not be compiled because of an internal error."
         raise GrammarError(JobError(code=ErrorCode.INTERNAL_ERROR, message=message)) from error

@@ -1,4 +1,4 @@
-"""Shows the progress of loading weights: a bar on a terminal, ten lines in a log."""
+"""Progress of weight loading: a progress bar on a terminal, otherwise up to ten log lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TextIO, TypeAlias
 
 __all__ = ["LoadProgress", "ProgressCallback"]
 
-ProgressCallback: TypeAlias = Callable[[int, int, int], None]  # bytes done, total bytes, tensors begun
+ProgressCallback: TypeAlias = Callable[[int, int, int], None]  # bytes read, total bytes, tensors started
 
 _BAR_WIDTH = 30
 _GIB = 1 << 30
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class LoadProgress:
-    """A ProgressCallback that prints only if the output changes."""
+    """A ProgressCallback that writes only when the displayed progress changes."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._is_terminal = self._stream.isatty()
-        self._num_shown = -1  # of the bar's positions on a terminal, of ten in a log
+        self._num_shown = -1  # filled bar positions on a terminal, tenths in a log
 
     def __call__(self, num_done: int, num_bytes: int, num_tensors: int) -> None:
         fraction = num_done / num_bytes if num_bytes else 1.0
@@ -37,4 +37,4 @@ class LoadProgress:
             self._stream.write(f"\rloading [{bar}] {text}" + ("\n" if fraction >= 1 else ""))
             self._stream.flush()
         else:
-            logger.info("loading: %d %%, %s", int(fraction * 100), text)
+            logger.info("loading weights: %d%%, %s", int(fraction * 100), text)

@@ -1,9 +1,9 @@
-"""Runs one model after another in one process: first the configured one, then as an operator commands.
+"""Serves a sequence of models in one process: the configured model, then models that an operator loads.
 
-    Worker.run (serves)  --command: drain-->  no model  --command: load in a thread-->  Worker.run ...
+    Worker.run (serving)  --command: drain-->  no model  --command: load in a thread-->  Worker.run ...
 
-Heartbeats continue under one worker id throughout. A refused command changes nothing. After a failed one
-there is no model, and the next command may arrive.
+Heartbeats continue with the same worker ID throughout. A rejected command has no effect. After a failed load,
+the worker has no model and waits for the next command.
 """
 
 from __future__ import annotations
@@ -32,19 +32,22 @@ from llava_worker.worker import LEAVE_TIMEOUT_S, Worker
 
 __all__ = ["LOADER", "ModelHost"]
 
-LOADER = "loader"  # name prefix of the thread that loads a model; it cannot be interrupted
+LOADER = "loader"  # name prefix of the threads that load models; they cannot be interrupted
 
 logger = logging.getLogger(__name__)
 
 
 class ModelHost:
-    """Can run once. Holds the only reference to the model, so that an unload frees all of it."""
+    """Owner of the process's current model. An instance can run only once.
+
+    It holds the only reference to the model, so that an unload frees all of its memory.
+    """
 
     def __init__(self, settings: Settings, model: LoadedModel) -> None:
-        self.heartbeat: Heartbeat = model.heartbeat  # as of the start
+        self.heartbeat: Heartbeat = model.heartbeat  # of the startup model
         self._startup_settings = settings
-        self._loaded_settings: Settings | None = settings  # None: there is no model
-        self._target_settings: Settings | None = settings  # those that the command asks for
+        self._loaded_settings: Settings | None = settings  # None if no model is loaded
+        self._target_settings: Settings | None = settings  # requested by the current command
         self._model: LoadedModel | None = model  # loaded, not yet served
         self._worker: Worker | None = None
         self._command: IssuedCommand | None = None  # in progress
@@ -52,10 +55,10 @@ class ModelHost:
         self._beat_s = min(1.0, settings.lease_s / 4)
         self._has_command = asyncio.Event()
         self._is_draining = False
-        self._idle_scope: CancelScope | None = None  # of what runs while no model is served
+        self._idle_scope: CancelScope | None = None  # active while no model is served
 
     def drain(self) -> None:
-        """Let ``run`` return once running jobs are given back. Call it in the event loop's thread."""
+        """Return running jobs to the queue and let ``run`` return. Call it in the event loop's thread."""
         self._is_draining = True
         if self._idle_scope is not None:
             self._idle_scope.cancel()
@@ -63,7 +66,7 @@ class ModelHost:
             self._worker.drain()
 
     async def run(self, consumer: JobConsumer, create_output: JobOutputFactory = JobOutput) -> int:
-        """Return the exit status of ``Worker.run``."""
+        """Serve models until drained. Return the exit status of ``Worker.run``."""
         while self._model is not None or not self._is_draining:
             if self._model is not None:
                 status = await self._serve(consumer, create_output)
@@ -72,14 +75,14 @@ class ModelHost:
             else:
                 with CancelScope() as self._idle_scope:
                     await (self._load(consumer) if self._command else self._wait_for_command(consumer))
-            if not self._is_draining:  # else a model may still be loading, and torch partly imported
+            if not self._is_draining:  # otherwise a model may still be loading and torch be partly imported
                 _release_memory()
         with move_on_after(LEAVE_TIMEOUT_S):  # otherwise the lease expires
             await consumer.deregister()
         return 0
 
     async def _serve(self, consumer: JobConsumer, create_output: JobOutputFactory) -> int:
-        """Serve until drained, or until a command replaces or unloads the model."""
+        """Serve the model until drained or until a command replaces or unloads it."""
         assert self._model is not None
         model, self._model = self._model, None
         self._worker = Worker(
@@ -103,19 +106,19 @@ class ModelHost:
             self._worker = self._loaded_settings = None
 
     async def _wait_for_command(self, consumer: JobConsumer) -> None:
-        """Send heartbeats without a model until there is a command to carry out."""
+        """Send heartbeats without a model until a command arrives."""
         while self._command is None:
             await self._send_heartbeat(consumer)
             with move_on_after(self._beat_s):
                 await self._has_command.wait()
 
     async def _load(self, consumer: JobConsumer) -> None:
-        """Load the model that the command asks for, if any. The previous one is already gone."""
+        """Load the requested model, if any. The previous model has already been unloaded."""
         settings = self._target_settings
         if settings is None:
             self._finish_command(consumer, "done")
             return
-        loader = ThreadPoolExecutor(1, thread_name_prefix=LOADER)  # its own thread: see ``_open`` of __main__
+        loader = ThreadPoolExecutor(1, thread_name_prefix=LOADER)  # own thread: see ``_open`` in __main__
         show_progress = LoadProgress()
 
         def on_progress(num_done: int, num_bytes: int, num_tensors: int) -> None:
@@ -132,8 +135,8 @@ class ModelHost:
             model = loading.result()
         except StartupError as error:
             self._finish_command(consumer, "failed", str(error))
-        except Exception as error:  # such as out of memory or a broken file: the worker stays alive
-            logger.exception("model %s cannot be opened", settings.model)
+        except Exception as error:  # for example out of memory or a corrupt file; the worker keeps running
+            logger.exception("failed to load model %s", settings.model)
             self._finish_command(consumer, "failed", f"{type(error).__name__}: {error}")
         else:
             heartbeat = msgspec.structs.replace(model.heartbeat, worker_id=self.heartbeat.worker_id)
@@ -141,7 +144,7 @@ class ModelHost:
             self._finish_command(consumer, "done")
 
     async def _send_heartbeat(self, consumer: JobConsumer) -> None:
-        """Announce a live worker without a model."""
+        """Send the heartbeat of a worker without a model."""
         heartbeat = msgspec.structs.replace(
             self.heartbeat, model="", precision="none", capacity=0, context_length=0, stats={}
         )
@@ -150,7 +153,7 @@ class ModelHost:
             self._accept_command(command, consumer)
 
     def _accept_command(self, command: IssuedCommand, consumer: JobConsumer) -> None:
-        """Begin a command, or refuse it. The previous one is finished."""
+        """Start executing a command, or reject it. The previous command has finished."""
         model = command.command.model
         logger.info("%s: %s", command.command_id, "unload" if model is None else f"load {model!r}")
         self._command = command
@@ -193,7 +196,7 @@ class ModelHost:
 
 
 def _release_memory() -> None:
-    """Collect reference cycles, then return the free memory of glibc's and torch's allocators."""
+    """Collect reference cycles, then release the free memory of the glibc and torch allocators."""
     gc.collect()
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc only
         trim(0)

@@ -1,8 +1,8 @@
-"""Which models an operator may load into a running worker, and the settings to load them with.
+"""Access control and settings for loading another model into a running worker.
 
-Without ``--loadable-models`` a worker accepts no commands. With it, an operator may load the model that the
-worker was started with, the bundled model, and the models in that folder. No command, whether it arrives over
-the operator's port or through the queue, can make a worker read other files.
+Without ``--loadable-models``, a worker rejects all commands. With it, an operator may load the model that the
+worker was started with, the bundled model, and the models in that folder. No command can make a worker read
+other files, whether it arrives through the admin port or through the queue.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llava_worker.settings import Precision, Settings
 __all__ = ["CommandRefused", "settings_for_command"]
 
 _BUNDLED = "tiny"
-# Settings that describe the model that the worker was started with, as they are for any other model.
+# Settings that describe the startup model. They are reset to these values for other models.
 _FOR_OTHER_MODELS = {
     "served_model_name": None,
     "conversation": "auto",
@@ -28,20 +28,21 @@ _FOR_OTHER_MODELS = {
 
 
 class CommandRefused(Exception):
-    """The worker is not allowed to, or cannot, carry out the command. Nothing has changed."""
+    """The command is not allowed or cannot be executed. The worker's state is unchanged."""
 
 
 def settings_for_command(command: ModelCommand, startup_settings: Settings) -> Settings | None:
-    """Return the settings to load the commanded model with, or None to unload. Raises CommandRefused."""
+    """Return the settings for the requested model, or None for an unload. Raises CommandRefused."""
     if startup_settings.loadable_models is None:
         raise CommandRefused(
-            "this worker takes no orders: start it with --loadable-models FOLDER to allow them and what "
-            "lies in the folder"
+            "This worker does not accept load or unload commands. To allow them, restart it with "
+            "--loadable-models FOLDER."
         )
     if startup_settings.tensor_parallel > 1:
+        num_ranks = startup_settings.tensor_parallel
         raise CommandRefused(
-            f"this worker shares its model among {startup_settings.tensor_parallel} processes, which are "
-            "started with it (--tensor-parallel): restart it to change its model"
+            f"The model of this worker is split across {num_ranks} processes (--tensor-parallel) and cannot "
+            "be replaced at runtime. Restart the worker with the other model."
         )
     if command.model is None:
         return None
@@ -55,20 +56,21 @@ def _precision(name: str | None, startup_settings: Settings) -> str:
     if name is None:
         return startup_settings.precision
     if name not in get_args(Precision):
-        raise CommandRefused(f"precision {name!r} is unknown: it is one of {', '.join(get_args(Precision))}")
+        allowed = ", ".join(get_args(Precision))
+        raise CommandRefused(f"Precision {name!r} is not supported. Use one of: {allowed}.")
     return name
 
 
 def _resolve(name: str, root: Path) -> str:
-    """Return the model's path in ``root``, a resolved path. Links are followed before the path is checked."""
+    """Return the model's path in ``root``, which must be resolved. Symbolic links are followed first."""
     if name == _BUNDLED:
         return name
     try:
         folder = (root / name).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, a cycle of links
-        raise CommandRefused(f"model {name!r} is no name of a folder: {error}") from error
+        raise CommandRefused(f"Model {name!r} is not a valid folder name: {error}") from error
     if ".." in Path(name).parts or folder == root or not folder.is_relative_to(root):
-        raise CommandRefused(f"model {name!r} is not in the folder whose models may be loaded: {root}")
+        raise CommandRefused(f"Model {name!r} is outside the folder of loadable models, {root}.")
     if not folder.is_dir():
-        raise CommandRefused(f"there is no model {name!r} in {root}")
+        raise CommandRefused(f"Model {name!r} does not exist in {root}.")
     return str(folder)

@@ -1,6 +1,6 @@
-"""Opens the model that the settings name: its engine, tokenizer, prompts and heartbeat.
+"""Open the configured model: engine, tokenizer, prompt builder and heartbeat.
 
-Torch is imported here, and only for a model that needs it.
+Torch is imported lazily, because the echo model does not need it.
 """
 
 from __future__ import annotations
@@ -39,35 +39,35 @@ if TYPE_CHECKING:
 __all__ = ["LoadedModel", "StartupError", "StartupTimes", "image_spec", "open_model"]
 
 _ECHO_SPEC = ImageSpec(side=32, tokens_per_tile=4)
-# No file that may contain code, except a chat template, which is run only on request and in a sandbox.
+# Excludes every file that may contain code, except chat templates. Those run only on request, in a sandbox.
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
 
 logger = logging.getLogger(__name__)
 
 
 class StartupError(Exception):
-    """The worker cannot start with these settings. The message says what to change."""
+    """The worker cannot start with these settings. The message includes the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartupTimes:
-    """The time until the model was ready, and its largest parts."""
+    """Time until the model was ready, in total and by phase."""
 
-    import_s: float = 0.0  # torch and the packages that use it
+    import_s: float = 0.0  # torch and its dependents
     weights_s: float = 0.0
     warmup_s: float = 0.0
     total_s: float = 0.0
 
     def __str__(self) -> str:
         return (
-            f"{self.total_s:.1f} s, of which import {self.import_s:.1f}, weights {self.weights_s:.1f}, "
-            f"warm-up {self.warmup_s:.1f}"
+            f"{self.total_s:.1f} s (import {self.import_s:.1f} s, weights {self.weights_s:.1f} s, "
+            f"warm-up {self.warmup_s:.1f} s)"
         )
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Everything that a Worker needs except the queue."""
+    """All dependencies of a Worker except the queue."""
 
     engine: EngineInterface
     tokenizer: Tokenizer
@@ -78,7 +78,7 @@ class LoadedModel:
 
 
 def open_model(settings: Settings, *, on_progress: ProgressCallback | None = None) -> LoadedModel:
-    """Load the model that ``settings.model`` names. Raises StartupError."""
+    """Load ``settings.model``. Raises StartupError."""
     if settings.model == "echo":
         return _open_echo(settings)
     folder = _find_folder(settings.model)
@@ -119,7 +119,7 @@ def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback
         engine, info = build_engine(config, on_progress=on_progress, on_lost_rank=end_process)
         tokenizer = HFTokenizer(tokenizer_folder, image_token_id=info.image_token_id)
     except (CheckpointError, TokenizerError, ValueError) as error:
-        raise StartupError(f"model {settings.model!r} cannot be served: {error}") from error
+        raise StartupError(f"Model {settings.model!r} cannot be served: {error}") from error
     spec = image_spec(info)
     with _conversation_errors(settings):
         template = choose_template(
@@ -136,7 +136,7 @@ def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback
     times = StartupTimes(
         imported_at - started_at, info.weights_s, info.warmup_s, time.monotonic() - started_at
     )
-    logger.info("loaded %s: %s", folder, times)
+    logger.info("loaded %s in %s", folder, times)
     grammars = GrammarCache(
         lambda: [tokenizer.token_bytes(token_id) for token_id in range(info.vocab_size)],
         info.eos_ids,
@@ -149,7 +149,7 @@ def _open_folder(folder: Path, settings: Settings, on_progress: ProgressCallback
 
 
 def _engine_config(settings: Settings, folder: Path, base: Path | None) -> EngineConfig:
-    """Raises StartupError if the vision tower cannot be found."""
+    """Return the engine's configuration. Raises StartupError if the vision tower cannot be found."""
     return EngineConfig(
         folder,
         vision_tower=_find_folder(settings.vision_tower) if settings.vision_tower else None,
@@ -172,33 +172,34 @@ def _engine_config(settings: Settings, folder: Path, base: Path | None) -> Engin
 def _traced(
     engine: EngineInterface, settings: Settings, name: str, timer: StepTimer | None = None
 ) -> EngineInterface:
-    """Wrap the engine if a timeline is to be written. Raises StartupError."""
-    if settings.trace_steps is None:
+    """Wrap the engine in a TracedEngine if ``--trace-steps`` is set. Raises StartupError."""
+    path = settings.trace_steps
+    if path is None:
         return engine
     try:
-        trace = open_trace(settings.trace_steps, process=f"llava worker, {name}")
+        trace = open_trace(path, process=f"llava worker, {name}")
     except OSError as error:
         raise StartupError(
-            f"the timeline {str(settings.trace_steps)!r} cannot be written: {error}; give a file that no "
-            "other worker writes, as with {pid} in its name"
+            f"The timeline file {path} cannot be written: {error}. Use a different file for each worker, "
+            "for example by including {pid} in its name."
         ) from error
-    logger.info("every step is traced to %s", settings.trace_steps)
+    logger.info("writing a timeline of all steps to %s", path)
     return TracedEngine(engine, trace, timer)
 
 
 @contextmanager
 def _conversation_errors(settings: Settings) -> Iterator[None]:
-    """Report the errors of templates and prompts as StartupError."""
+    """Convert errors of chat templates and tokenizers to StartupError."""
     try:
         yield
     except (ChatTemplateError, TokenizerError) as error:
         raise StartupError(
-            f"conversation {settings.conversation!r} does not fit the model: {error}"
+            f"Conversation template {settings.conversation!r} cannot be used with this model: {error}"
         ) from error
 
 
 def image_spec(info: ModelInfo) -> ImageSpec:
-    """Return how images are preprocessed for the model."""
+    """Return the image preprocessing parameters of the model."""
     return ImageSpec(
         side=info.image_side,
         fit=info.fit,
@@ -237,19 +238,19 @@ def _served_name(model: str, folder: Path) -> str:
 
 
 def _find_folder(model: str) -> Path:
-    """Return the model's folder; a model on the hub is downloaded first. Raises StartupError."""
+    """Return the model's folder. Download the model first if it is on the Hub. Raises StartupError."""
     if model == "tiny":
         folder = Path(__file__).parent / "tiny"
         if not (folder / "config.json").is_file():
-            raise StartupError(f"the bundled model is missing from {folder}: install llava-serve again")
+            raise StartupError(f"The bundled model is missing from {folder}. Reinstall llava-serve.")
         return folder
     path = Path(model).expanduser()
     if path.is_dir():
         return path.resolve()
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise StartupError(
-            f"model {model!r} is neither a folder nor 'tiny', 'echo' or a name on the hub such as "
-            "'llava-hf/llava-1.5-7b-hf'"
+            f"Model {model!r} is not a folder, 'tiny', 'echo' or a Hugging Face Hub ID such as "
+            "'llava-hf/llava-1.5-7b-hf'."
         )
     return _download(model)
 
@@ -257,19 +258,25 @@ def _find_folder(model: str) -> Path:
 def _download(name: str) -> Path:
     if importlib.util.find_spec("huggingface_hub") is None:
         raise StartupError(
-            f"model {name!r} would come from the hub: pip install 'llava-serve[hub]', or give a folder"
+            f"Model {name!r} has to be downloaded from the Hugging Face Hub, which requires the hub extra. "
+            "Run pip install 'llava-serve[hub]' or use a local folder."
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    logger.info("fetching %s from the hub", name)
+    logger.info("downloading %s from the Hugging Face Hub", name)
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise StartupError(f"model {name!r} cannot be fetched from the hub: {error}") from error
+        raise StartupError(
+            f"Model {name!r} cannot be downloaded from the Hugging Face Hub: {error}"
+        ) from error
 
 
 def _require(*modules: str) -> None:
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    missing = ", ".join(module for module in modules if importlib.util.find_spec(module) is None)
     if missing:
-        raise StartupError(f"this model needs {', '.join(missing)}: pip install 'llava-serve[worker]'")
+        raise StartupError(
+            f"The model requires packages that are not installed: {missing}. "
+            "Run pip install 'llava-serve[worker]'."
+        )

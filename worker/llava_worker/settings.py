@@ -1,6 +1,7 @@
-"""The settings of a worker process: defaults, ``LLAVA_*`` variables, then flags; validated at startup.
+"""Settings of a worker process, read at startup.
 
-``python -m llava_worker --help`` lists every flag.
+Flags override ``LLAVA_*`` environment variables, which override the defaults. Run
+``python -m llava_worker --help`` for a list of all flags.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4", "
 
 
 class Settings(ServiceSettings):
-    """The settings of a worker process."""
+    """Settings of a worker process."""
 
     program: ClassVar[str] = "llava-worker"
     model_config = SettingsConfigDict(cli_prog_name="python -m llava_worker")
@@ -29,83 +30,132 @@ class Settings(ServiceSettings):
     model: str = Field(
         "tiny",
         min_length=1,
-        description="A folder, a name on the Hugging Face hub, 'tiny' (bundled) or 'echo' (no model at all).",
+        description="Model folder, Hugging Face Hub ID, 'tiny' (the bundled model) or 'echo' (no model; for "
+        "tests).",
     )
     served_model_name: str | None = Field(
-        None, min_length=1, description="What requests call the model; else its own name."
+        None,
+        min_length=1,
+        description="Model name that clients send in requests. Defaults to the folder's name or the Hub ID.",
     )
     conversation: str = Field(
         "auto",
-        description="Conversation template by name; auto: by the model's config.json; checkpoint: its own "
-        "chat template.",
+        description="Name of the conversation template. 'auto' selects it by the model's config.json; "
+        "'checkpoint' uses the checkpoint's own chat template.",
     )
     prompt_style: Literal["original", "hf"] = Field(
-        "original", description="hf: the prompt of transformers' processor for LLaVA-1.5, to compare with."
+        "original",
+        description="Prompt format for LLaVA-1.5. 'hf' builds the same prompts as the processor of "
+        "transformers, for comparisons.",
     )
     precision: Precision = Field(
         "auto",
-        description="Number format; int8 and int4 on a GPU need bitsandbytes; w4a16, w8a8, fp8 are for GPUs.",
+        description="Data type of weights and computation. w4a16, w8a8 and fp8 require a GPU; int8 and int4 "
+        "on a GPU require bitsandbytes.",
     )
-    device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")
+    device: str = Field(
+        "auto",
+        description="Device to run the model on: cpu, cuda, cuda:1, etc. 'auto' uses a GPU if available.",
+    )
     tensor_parallel: int = Field(
-        1, ge=1, le=64, description="GPUs that share one model, from the device on; on a CPU processes."
+        1,
+        ge=1,
+        le=64,
+        description="Number of GPUs to split the model across, starting with the configured device. On a "
+        "CPU, the number of processes.",
     )
-    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; else one a core.")
-    max_num_sequences: int = Field(16, ge=1, le=1024, description="Answers computed at once.")
+    threads: int | None = Field(
+        None, ge=1, le=4096, description="Number of CPU threads. Defaults to one per core."
+    )
+    max_num_sequences: int = Field(
+        16, ge=1, le=1024, description="Maximum number of sequences processed concurrently."
+    )
     kv_cache_mb: int | None = Field(
         None,
         ge=1,
-        description="Most memory for keys and values, MiB; else a share, on CPUs 4 GiB at most.",
+        description="Maximum size of the KV cache, in MiB. Defaults to a share of the free memory, normally "
+        "at most 4 GiB on a CPU.",
     )
     kv_cache_dtype: Literal["auto", "int8"] = Field(
-        "auto", description="int8 keeps twice the tokens in the same memory; auto: exactly, as computed."
+        "auto",
+        description="Data type of the KV cache. 'int8' stores twice as many tokens in the same memory; "
+        "'auto' uses the data type of the computation.",
     )
     speculation: Literal["auto", "off"] = Field(
-        "auto", description="Guess tokens that repeat the prompt where that pays; answers stay the same."
+        "auto",
+        description="Speculative decoding with draft tokens copied from the prompt. 'auto' uses it when it "
+        "speeds up decoding. The output does not change.",
     )
     cuda_graphs: Literal["auto", "off"] = Field(
-        "auto", description="Give a GPU decoding and pictures as recordings where they can be recorded."
+        "auto",
+        description="CUDA graphs for decoding and image encoding. 'auto' uses them wherever capture is "
+        "supported.",
     )
     overlap: Literal["auto", "off"] = Field(
-        "auto", description="Give a GPU its next step before the tokens of the one before are read."
+        "auto",
+        description="Asynchronous scheduling on GPUs. 'auto' launches a step before the tokens of the "
+        "previous step have been read.",
     )
     vision_cache_mb: int = Field(
-        256, ge=0, description="Most memory for pictures already encoded, MiB; 0 keeps none."
+        256, ge=0, description="Maximum size of the cache for encoded images, in MiB. 0 disables the cache."
     )
     vision_tower: str | None = Field(
-        None, min_length=1, description="Folder or hub name of the tower an original checkpoint only names."
+        None,
+        min_length=1,
+        description="Folder or Hub ID of the vision tower, for original checkpoints that do not include it.",
     )
     base_model: str | None = Field(
-        None, min_length=1, description="Folder or hub name of the model that a LoRA folder adapts."
+        None,
+        min_length=1,
+        description="Folder or Hub ID of the base model, for LoRA and projector-only checkpoints.",
     )
     loadable_models: Path | None = Field(
-        None, description="Folder whose models an operator may load into this worker; none: no orders."
+        None,
+        description="Folder of models that an operator may load into the running worker. If unset, load and "
+        "unload commands are rejected.",
     )
-    allow_pickle: bool = Field(False, description="Read .bin weights too: only from people you trust.")
+    allow_pickle: bool = Field(
+        False, description="Also read weights from .bin files. Enable only for files from a trusted source."
+    )
 
-    hang_timeout_s: float = Field(30.0, gt=0, le=3600, description="A step longer than this hangs, s.")
+    hang_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Maximum duration of an engine step, in seconds. The worker exits if a step exceeds it.",
+    )
     drain_timeout_s: float = Field(
-        0.0, ge=0, le=86400, description="After SIGTERM: time to finish answers before handing them on, s."
+        0.0,
+        ge=0,
+        le=86400,
+        description="Time after SIGTERM to finish running requests, in seconds. Unfinished requests are then "
+        "handed over to other workers.",
     )
     trace_steps: Path | None = Field(
-        None, description="File for a timeline of every step (Perfetto); {pid} becomes the process's id."
+        None,
+        description="File for a timeline of all engine steps, for Perfetto. {pid} in the path is replaced by "
+        "the process ID.",
     )
 
-    echo_step_s: float = Field(0.0, ge=0, le=60, description="Time between two tokens of the echo model, s.")
-    echo_faults: bool = Field(False, description="Prompts may ask the echo model to fail; for tests.")
+    echo_step_s: float = Field(
+        0.0, ge=0, le=60, description="Duration of each step of the echo model, in seconds."
+    )
+    echo_faults: bool = Field(
+        False, description="Let prompts trigger failures of the echo model. For tests only."
+    )
 
     @field_validator("loadable_models", mode="before")
     @classmethod
     def _check_loadable_models_are_named(cls, value: object) -> object:
-        if value == "":  # would be read as the folder in which the worker runs
-            raise ValueError("must be a folder that exists")
+        if value == "":  # Path("") would be the working directory
+            raise ValueError("must be an existing folder")
         return value
 
     @field_validator("loadable_models")
     @classmethod
     def _check_loadable_models(cls, value: Path | None) -> Path | None:
         if value is not None and not value.expanduser().is_dir():
-            raise ValueError("must be a folder that exists")
+            raise ValueError("must be an existing folder")
         return value.expanduser().resolve() if value is not None else None
 
     @field_validator("conversation")
@@ -118,5 +168,5 @@ class Settings(ServiceSettings):
 
 
 def load_settings(arguments: Sequence[str]) -> Settings:
-    """Read a worker's settings. Exit with status 2 and a message if a value is invalid."""
+    """Return the worker's settings. Exit with status 2 and an error message if a value is invalid."""
     return Settings.load(arguments)

@@ -1,12 +1,12 @@
-"""The worker: moves jobs from the queue to the engine and tokens from the engine to the queue.
+"""The worker's main loop: moves jobs from the queue to the engine and tokens from the engine to the queue.
 
     pull  ->  prompt  ->  EngineThread  ->  JobOutput (detokenizer)  ->  emit
               heartbeat every second       reconcile every few seconds
 
 One event loop owns everything except the engine. At most one emit is in flight; engine outputs that arrive
-meanwhile are sent with the next one. An emit is also the sign of progress: while the worker has jobs, it
-emits every second if and only if the engine finished a step since the last emit. A hung engine therefore
-stops the emits, and the queue notices.
+during an emit are sent with the next one. Emits also signal progress: while the worker has jobs, it emits
+every second if and only if the engine has finished a step since the last emit. If the engine hangs, the emits
+stop, and the queue treats the worker as hung.
 """
 
 from __future__ import annotations
@@ -41,17 +41,18 @@ if TYPE_CHECKING:
 
 __all__ = ["LEAVE_TIMEOUT_S", "Worker", "has_overflow_slot", "sequence_priority"]
 
-_PROGRESS_S = 1.0  # maximum time between two emits while the engine makes steps; far below any hang timeout
-_RECONCILE_S = 3.0  # repairs states that should not occur, so rarely is enough
+_PROGRESS_S = 1.0  # maximum time between two emits while the engine is stepping; far below any hang timeout
+_RECONCILE_S = 3.0  # reconciliation only repairs states that should not occur, so it can be infrequent
 _STOP_TIMEOUT_S = 5.0  # for the engine's current step
-LEAVE_TIMEOUT_S = 10.0  # the usual grace before SIGKILL; afterwards the lease expires
+LEAVE_TIMEOUT_S = 10.0  # the usual grace period before SIGKILL; afterwards the lease expires
 
 logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Can run once. Invariant: a job is in ``_outputs`` until its final event was emitted or it was refused.
+    """A worker that serves one model. An instance can run only once.
 
+    Invariant: a job is in ``_outputs`` until its final event has been emitted or an emit has been rejected.
     The caller connects ``consumer`` before ``run`` and closes it afterwards.
     """
 
@@ -90,37 +91,39 @@ class Worker:
         self._on_command = on_command
         self._hang_timeout_s = hang_timeout_s
         self._outputs: dict[str, JobOutput] = {}  # by job_id
-        self._in_engine: dict[str, JobOutput] = {}  # by assignment_id: those that hold a slot
+        self._in_engine: dict[str, JobOutput] = {}  # by assignment_id; only jobs that hold a slot
         self._has_engine_failed = False
         self._is_model_switch = False
         self._draining = asyncio.Event()
-        self._closing = asyncio.Event()  # the last emit and the last heartbeat are due
+        self._closing = asyncio.Event()  # set when only the last emit and the last heartbeat remain
         self._slot_freed = asyncio.Event()
         self._has_outputs = asyncio.Event()
         self._is_idle = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None  # set by run, like the next two
+        self._loop: asyncio.AbstractEventLoop | None = None  # set by run(), like the next two
         self._scope: CancelScope | None = None
         self._grammar_tasks: TaskGroup | None = None
 
     @property
     def job_ids(self) -> list[str]:
-        """The jobs that this worker holds."""
+        """The IDs of the jobs that this worker holds."""
         return list(self._outputs)
 
     def drain(self, *, is_model_switch: bool = False) -> None:
-        """Stop pulling, give unfinished jobs back, let ``run`` return. Call it in the event loop's thread.
+        """Stop pulling jobs, return unfinished jobs to the queue and let ``run`` return.
 
-        For a model switch the worker stays registered, and its engine has stopped when ``run`` returns.
+        Must be called in the event loop's thread. For a model switch, the worker stays registered, and its
+        engine has stopped when ``run`` returns.
         """
         self._is_model_switch = is_model_switch and not self._draining.is_set()
         self._draining.set()
         self._slot_freed.set()
 
     async def run(self) -> int:
-        """Return the exit status: 0 after a drain, 70 after an engine failure. Any exception is a defect.
+        """Serve until drained and return the exit status: 0 after a drain, 70 after an engine failure.
 
-        The jobs of a failed engine are not given back. Their assignments expire with the lease, which counts
-        as a crash, so a job that breaks every engine ends after a few of them.
+        Any exception is a bug. After an engine failure, the jobs are not returned to the queue. Their
+        assignments expire with the lease. That counts as a crash, so a job that makes every engine fail is
+        ended after a few attempts.
         """
         self._loop = asyncio.get_running_loop()
         try:
@@ -133,24 +136,25 @@ class Worker:
                 await self._serve()
             if self._scope.cancelled_caught and not self._has_engine_failed:
                 logger.warning(
-                    "could not hand on running jobs in time; they continue elsewhere after the lease"
+                    "running jobs could not be requeued in time; other workers resume them after the lease "
+                    "expires"
                 )
         finally:
             if self._grammars is not None:
-                await asyncio.to_thread(self._grammars.close)  # waits for a compilation in progress
+                await asyncio.to_thread(self._grammars.close)  # waits for a running compilation
             limit_s = self._hang_timeout_s if self._is_model_switch else _STOP_TIMEOUT_S
             has_stopped = await asyncio.to_thread(self._engine.stop, limit_s)
         must_exit = self._has_engine_failed or (self._is_model_switch and not has_stopped)
         return EXIT_BROKEN if must_exit else 0
 
     async def _serve(self) -> None:
-        """Pull and emit until drained, then give the remaining jobs back."""
+        """Pull and emit until drained, then return the remaining jobs to the queue."""
         async with create_task_group() as self._grammar_tasks:
             async with create_task_group() as loops:
                 loops.start_soon(self._emit_loop)
                 loops.start_soon(self._heartbeat_loop)
                 loops.start_soon(self._limit_drain)
-                await self._pull_loop()  # emits continue until the last pull returned: no job is lost
+                await self._pull_loop()  # emits continue until the last pull has returned, so no job is lost
                 if self._drain_timeout_s and self._outputs:
                     await _wait(self._is_idle, self._drain_timeout_s)
                 self._closing.set()
@@ -159,9 +163,9 @@ class Worker:
             self._grammar_tasks.cancel_scope.cancel()
 
     async def _limit_drain(self) -> None:
-        """Set the deadline of a drain once it begins."""
+        """Wait for a drain to begin and set its deadline."""
         await self._draining.wait()
-        logger.info("draining: %d running", len(self._outputs))
+        logger.info("draining: %d running jobs", len(self._outputs))
         assert self._scope is not None
         self._scope.deadline = current_time() + self._drain_timeout_s + LEAVE_TIMEOUT_S
         await self._send_heartbeat()
@@ -174,10 +178,10 @@ class Worker:
             await self._consumer.requeue(remaining)
         if not self._is_model_switch:
             await self._consumer.deregister()
-        logger.info("drained: handed on %d", len(remaining))
+        logger.info("drained: requeued %d jobs", len(remaining))
 
     async def _pull_loop(self) -> None:
-        """Pull and reconcile in turn, so that the compared jobs include every pulled one."""
+        """Pull and reconcile in the same loop, so that reconciliation sees every pulled job."""
         next_reconcile = time.monotonic() + _RECONCILE_S
         while not self._draining.is_set():
             self._slot_freed.clear()
@@ -200,10 +204,10 @@ class Worker:
     async def _start_job(self, assignment: Assignment) -> None:
         """Build the job's prompt and add its sequence to the engine, or finish the job with an error."""
         job = assignment.job
-        self._drop(job.job_id)  # pulled again: the former assignment is void
+        self._drop(job.job_id)  # if the job was pulled again, its previous assignment is void
         output = self._create_output(assignment, self._tokenizer, stop=self._prompts.stop)
         try:
-            # In a thread, because tokenizing a long text must not delay running streams.
+            # Runs in a thread, because tokenizing a long text must not delay running streams.
             prompt = await asyncio.to_thread(self._prompts.build, job)
             output.start(prompt)
             sequence = make_sequence(assignment, prompt, context_length=self._context_length)
@@ -214,18 +218,18 @@ class Worker:
         if output.is_finished:
             self._has_outputs.set()
             return
-        logger.debug("job_id=%s: begins at token %d", job.job_id, len(assignment.token_ids))
+        logger.debug("job_id=%s: starting at token %d", job.job_id, len(assignment.token_ids))
         running_jobs = [running.assignment.job for running in self._in_engine.values()]
         sequence.priority = sequence_priority(job, running_jobs)
         self._in_engine[assignment.assignment_id] = output
         if job.sampling.grammar is None:
             self._engine.add(sequence)
-        else:  # not awaited: a slow grammar must not delay other jobs
+        else:  # not awaited, so that a slow compilation does not delay other jobs
             assert self._grammar_tasks is not None
             self._grammar_tasks.start_soon(self._add_with_grammar, output, sequence, job.sampling.grammar)
 
     async def _add_with_grammar(self, output: JobOutput, sequence: Sequence, grammar: Grammar) -> None:
-        """Add the sequence once its grammar is compiled, unless the job was dropped meanwhile."""
+        """Compile the grammar and add the sequence, unless the job was dropped in the meantime."""
         try:
             sequence.grammar = await compile_grammar(self._grammars, grammar, output.assignment.job)
         except GrammarError as error:
@@ -239,7 +243,7 @@ class Worker:
         for engine_output in outputs:
             output = self._in_engine.get(engine_output.seq_id)
             if output is None:
-                continue  # aborted meanwhile
+                continue  # aborted in the meantime
             output.process(engine_output)
             if output.is_finished:
                 self._abort(output)
@@ -270,11 +274,11 @@ class Worker:
             output = self._outputs.get(job_id)
             if output is not None and output is emitted.get(job_id):
                 if not output.is_finished:
-                    logger.info("job_id=%s: no longer ours", job_id)
+                    logger.info("job_id=%s: no longer assigned to this worker", job_id)
                 self._drop(job_id)
 
     def _drop(self, job_id: str) -> None:
-        """Drop a job in any state. Unknown jobs are ignored."""
+        """Drop a job in any state. An unknown ID is ignored."""
         output = self._outputs.pop(job_id, None)
         if output is not None:
             self._abort(output)
@@ -283,7 +287,7 @@ class Worker:
             self._is_idle.set()
 
     def _abort(self, output: JobOutput) -> None:
-        """Free the job's slot and abort its sequence. A finished sequence is ignored by the engine."""
+        """Free the job's slot and abort its sequence. The engine ignores finished sequences."""
         assignment_id = output.assignment.assignment_id
         if self._in_engine.pop(assignment_id, None) is not None:
             self._engine.abort(assignment_id)
@@ -308,29 +312,32 @@ class Worker:
         self._scope.cancel()
 
     def _call_soon(self, call: Callable[..., None], *arguments: object) -> None:
-        """Call from the engine's thread in the event loop's thread."""
-        with suppress(RuntimeError):  # the loop is closed
+        """Schedule a call in the event loop's thread, from the engine's thread."""
+        with suppress(RuntimeError):  # raised if the loop is closed
             assert self._loop is not None
             self._loop.call_soon_threadsafe(call, *arguments)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    """Return when the event is set or the time is over."""
+    """Wait until the event is set or the timeout expires."""
     with move_on_after(timeout_s):
         await event.wait()
 
 
 def has_overflow_slot(num_jobs: int, num_slots: int) -> bool:
-    """Return whether all slots are taken and an overflow slot is free.
+    """Return whether all regular slots are in use and an overflow slot is free.
 
-    Without overflow slots, one tenant's burst of requests takes all slots, and the next tenant waits until
-    one of those requests ends. The queue gives an overflow slot only to a tenant that has no job at this
-    worker. The engine computes that job first, preempting the latest of the others if necessary.
+    Without overflow slots, a burst of requests from one tenant takes all slots, and other tenants wait until
+    one of those requests ends. The queue assigns an overflow slot only to a tenant that has no job on this
+    worker. The engine prioritizes that job and preempts the most recent of the others if necessary.
     """
     return num_slots <= num_jobs < num_slots + max(1, num_slots // 4)
 
 
 def sequence_priority(job: Job, running_jobs: Iterable[Job]) -> int:
-    """Order by the job's own priority, then the first job of a tenant before further jobs."""
+    """Return the priority of a job's sequence.
+
+    Sequences are ordered by job priority. At equal priority, a tenant's first job precedes further jobs.
+    """
     is_first = all(other.tenant != job.tenant for other in running_jobs)
     return 2 * job.priority + is_first

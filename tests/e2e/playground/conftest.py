@@ -1,4 +1,4 @@
-"""A real queue, controller and echo worker, and a headless Chromium that looks at them."""
+"""Fixtures for the playground tests: a queue, a controller, an echo worker and a headless Chromium."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHROMIUM_ARGS = [
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess]:
-    """A server with the echo model, which writes 64 to 127 tokens; no test leaves anything behind."""
+    """A server with the echo model, whose responses have 64 to 127 tokens. Tests must not leave state."""
     folder = tmp_path_factory.mktemp("site")
     with running_redis() as url, running_site(url, folder, echo_step_s=0.002, echo_faults=True) as site:
         yield site
@@ -36,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess
 
 @pytest.fixture(scope="session")
 def slow_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess]:
-    """A server whose responses last long enough to be looked at, or stopped, while they grow."""
+    """A server with responses that are slow enough to be inspected or stopped while they are streamed."""
     folder = tmp_path_factory.mktemp("slow-site")
     with running_redis() as url, running_site(url, folder, echo_step_s=scaled(0.05)) as site:
         yield site
@@ -46,7 +46,7 @@ def slow_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerPr
 def guarded_site(
     site: ControllerProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ControllerProcess]:
-    """A second controller on the same queue, which requires the API key."""
+    """A second controller on the same queue that requires the API key."""
     folder = tmp_path_factory.mktemp("guarded")
     with running_controller(site.redis_url, folder, api_keys=KEY, auth=True) as guarded:
         yield guarded
@@ -54,10 +54,13 @@ def guarded_site(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Not for the whole session: Playwright holds an event loop meanwhile, and async tests need their own."""
+    """A browser for one module.
+
+    It is not session-scoped, because Playwright runs an event loop and async tests need their own.
+    """
     if not CHROMIUM.exists():
-        pytest.skip(f"there is no Chromium at {CHROMIUM}: apt-get install chromium")
-    expect.set_options(timeout=scaled(30_000))  # a busy machine is slow, not wrong
+        pytest.skip(f"Chromium is not installed at {CHROMIUM}. Run apt-get install chromium.")
+    expect.set_options(timeout=scaled(30_000))  # scaled, because a busy machine is slow
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
         yield browser
@@ -73,7 +76,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext) -> Iterator[Page]:
-    """A page that must not break its content policy, throw, or ask another machine for anything."""
+    """A page that must not violate its content policy, raise errors or send requests to other hosts."""
     page = context.new_page()
     complaints: list[str] = []
     hosts: set[str] = set()
@@ -81,6 +84,6 @@ def page(context: BrowserContext) -> Iterator[Page]:
     page.on("console", lambda message: complaints.append(message.text))
     page.on("request", lambda request: hosts.add(re.sub(r"^(\w+:(//[^/:]+)?).*", r"\1", request.url)))
     yield page
-    # Chromium writes each 4xx and 5xx to the console; the tests of refusals cause some.
+    # Chromium logs each 4xx and 5xx response to the console. Tests of errors cause some.
     assert [text for text in complaints if not text.startswith("Failed to load resource")] == []
     assert hosts <= {"http://127.0.0.1", "blob:", "data:"}

@@ -1,4 +1,4 @@
-"""What a person does on the page, and what the page shows then."""
+"""User actions on the playground page and accessors for its content."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from playwright.sync_api import Locator, Page, Request, Route, expect
 from tests.machine_speed import scaled
 
 __all__ = [
-    "answer",
+    "response_text",
     "ask",
     "copied",
     "drop",
-    "drop_picture",
+    "drop_image",
     "finished",
     "noise",
     "scene",
@@ -28,19 +28,19 @@ __all__ = [
 
 
 def scene() -> bytes:
-    """A PNG of a few hundred bytes."""
-    picture = Image.new("RGB", (64, 48), (200, 220, 200))
-    picture.paste((210, 60, 50), (8, 8, 32, 40))
-    return _png(picture)
+    """Return a PNG of a few hundred bytes."""
+    image = Image.new("RGB", (64, 48), (200, 220, 200))
+    image.paste((210, 60, 50), (8, 8, 32, 40))
+    return _png(image)
 
 
 def noise(side: int) -> bytes:
-    """A PNG that cannot be compressed: about 3 * side * side bytes."""
+    """Return an incompressible PNG of about 3 * side * side bytes."""
     return _png(Image.frombytes("RGB", (side, side), random.Random(side).randbytes(3 * side * side)))
 
 
 def drop(page: Page, *files: tuple[str, str, bytes]) -> None:
-    """Lets go of files (name, media type, content) over the page, as a hand with a mouse does."""
+    """Drag files (name, media type, content) onto the page and drop them."""
     contents = [[name, kind, base64.b64encode(content).decode()] for name, kind, content in files]
     transfer = page.evaluate_handle(
         """files => {
@@ -59,66 +59,66 @@ def drop(page: Page, *files: tuple[str, str, bytes]) -> None:
     expect(page.get_by_text("Drop the image anywhere")).to_be_hidden()
 
 
-def drop_picture(page: Page, name: str = "scene.png", content: bytes | None = None) -> None:
-    """Drops a PNG and waits for its thumbnail."""
+def drop_image(page: Page, name: str = "scene.png", content: bytes | None = None) -> None:
+    """Drop a PNG onto the page and wait for its thumbnail."""
     drop(page, (name, "image/png", content or scene()))
     expect(page.get_by_label("Images to send").get_by_role("img", name=name, exact=True)).to_be_visible()
 
 
 def ask(page: Page, question: str) -> None:
-    """Types the question and presses Enter, once a model is there to ask."""
+    """Wait until a model is available, type the question and press Enter."""
     expect(page.get_by_label("Model")).to_be_enabled()
     field = page.get_by_label("Your question")
     field.fill(question)
     field.press("Enter")
 
 
-def answer(page: Page) -> Locator:
-    """The newest answer's text."""
+def response_text(page: Page) -> Locator:
+    """Return the element with the text of the latest response."""
     return page.locator(".turn").last.locator(".response-text")
 
 
 def finished(page: Page) -> str:
-    """The newest answer, when all of it is there."""
+    """Wait until the latest response is complete and return its text."""
     expect(page.locator(".turn").last.get_by_role("button", name="Copy as curl")).to_be_visible(
         timeout=scaled(30_000)
     )
-    return answer(page).text_content() or ""
+    return response_text(page).text_content() or ""
 
 
 def copied(page: Page, button: str) -> str:
-    """What this button of the newest answer puts on the clipboard."""
+    """Click a copy button of the latest response and return the text on the clipboard."""
     turn = page.locator(".turn").last
     turn.get_by_role("button", name=button).click()
     expect(turn.get_by_role("button", name="Copied")).to_be_visible()
     text = page.evaluate("navigator.clipboard.readText()")
-    expect(turn.get_by_role("button", name="Copied")).to_be_hidden()  # the label comes back
+    expect(turn.get_by_role("button", name="Copied")).to_be_hidden()  # the original label is restored
     assert isinstance(text, str)
     return text
 
 
 def sent(request: Request) -> dict[str, Any]:
-    """The JSON of a chat request."""
+    """Return the JSON body of a chat request."""
     body = request.post_data_json
     assert isinstance(body, dict)
     return body
 
 
 def scripted(page: Page, *pieces: str) -> None:
-    """From now on the server answers every chat request with these pieces of text."""
+    """Make the server return these pieces of text for all further chat requests."""
     chunks: list[dict[str, Any]] = [
         {"choices": [{"index": 0, "delta": {"content": piece}}]} for piece in pieces
     ]
     chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
 
-    def fulfil(route: Route) -> None:
+    def fulfill(route: Route) -> None:
         route.fulfill(status=200, content_type="text/event-stream", body=body)
 
-    page.route("**/v1/chat/completions", fulfil)
+    page.route("**/v1/chat/completions", fulfill)
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()

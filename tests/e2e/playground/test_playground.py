@@ -1,4 +1,4 @@
-"""The playground in a real browser against the real thing: what a person can do there."""
+"""User interactions with the playground in a real browser, against a real server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import re
 import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
-from tests.e2e.playground.page_actions import answer, ask, drop, drop_picture, finished, noise, scene, sent
+from tests.e2e.playground.page_actions import (
+    ask,
+    drop,
+    drop_image,
+    finished,
+    noise,
+    response_text,
+    scene,
+    sent,
+)
 from tests.processes import ControllerProcess
 from tests.waiting import wait_until
 
@@ -29,101 +38,105 @@ def slow_playground(page: Page, slow_site: ControllerProcess) -> Page:
     return page
 
 
-def test_dropped_picture_is_asked_about_and_the_answer_grows(slow_playground: Page) -> None:
-    drop_picture(slow_playground)
-    with slow_playground.expect_request(CHAT) as asked:
+def test_a_dropped_image_is_sent_and_the_response_is_streamed(slow_playground: Page) -> None:
+    drop_image(slow_playground)
+    with slow_playground.expect_request(CHAT) as request:
         ask(slow_playground, "What is this?")
 
-    picture, question = sent(asked.value)["messages"][0]["content"]
+    image, question = sent(request.value)["messages"][0]["content"]
     assert question == {"type": "text", "text": "What is this?"}
-    assert picture["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(scene()).decode()
+    assert image["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(scene()).decode()
     expect(slow_playground.locator(".turn .images img")).to_be_visible()
 
-    expect(answer(slow_playground)).to_have_text(re.compile(r"\w{3}"))
-    early = answer(slow_playground).text_content() or ""
+    expect(response_text(slow_playground)).to_have_text(re.compile(r"\w{3}"))
+    early = response_text(slow_playground).text_content() or ""
     whole = finished(slow_playground)
     assert whole.startswith(early)
     assert len(whole) > len(early)
 
 
-def test_finished_answer_shows_its_speed_and_its_tokens(slow_playground: Page) -> None:
+def test_a_finished_response_shows_its_speed_and_token_counts(slow_playground: Page) -> None:
     ask(slow_playground, "How fast are you?")
-    expect(slow_playground.locator(".facts")).to_contain_text("≈")  # counted by the page while tokens come
+    expect(slow_playground.locator(".facts")).to_contain_text("≈")  # estimated by the page during streaming
     finished(slow_playground)
     shown = slow_playground.locator(".facts").text_content() or ""
     assert re.search(r"first token [\d.]+ m?s", shown)
     assert re.search(r"[\d.]+ tokens/s", shown)
     assert re.search(r"\d+ tokens in · \d+ out", shown)
-    assert "≈" not in shown  # the server's own numbers at the end
+    assert "≈" not in shown  # exact numbers from the server at the end
 
 
-@pytest.mark.parametrize("way", ["button", "Escape"])
-def test_stop_ends_the_answer_and_frees_the_worker(
-    slow_playground: Page, slow_site: ControllerProcess, way: str
+@pytest.mark.parametrize("trigger", ["button", "Escape"])
+def test_stop_cancels_the_response_and_frees_the_worker(
+    slow_playground: Page, slow_site: ControllerProcess, trigger: str
 ) -> None:
     num_cancelled = slow_site.metric("llava_requests_cancelled_total")
-    ask(slow_playground, f"Tell me all, {way}.")
-    expect(answer(slow_playground)).to_have_text(re.compile(r"\w{3}"))
+    ask(slow_playground, f"Describe everything, {trigger}.")
+    expect(response_text(slow_playground)).to_have_text(re.compile(r"\w{3}"))
     stop = slow_playground.get_by_role("button", name="Stop")
-    stop.click() if way == "button" else slow_playground.keyboard.press("Escape")
+    stop.click() if trigger == "button" else slow_playground.keyboard.press("Escape")
     stopped = finished(slow_playground)
     expect(slow_playground.locator(".facts")).to_contain_text("stopped")
     expect(stop).to_be_hidden()
 
-    wait_until(lambda: slow_site.metric("llava_requests_cancelled_total") == num_cancelled + 1, "the cancel")
-    wait_until(lambda: slow_site.metric("llava_num_requests_running") == 0, "the worker to let go")
-    assert answer(slow_playground).text_content() == stopped
-    assert len(stopped) < 40  # echo's answers have 64 tokens at least, of one letter or half a letter
+    wait_until(
+        lambda: slow_site.metric("llava_requests_cancelled_total") == num_cancelled + 1, "the cancellation"
+    )
+    wait_until(
+        lambda: slow_site.metric("llava_num_requests_running") == 0, "a worker without running requests"
+    )
+    assert response_text(slow_playground).text_content() == stopped
+    assert len(stopped) < 40  # echo responses have at least 64 tokens of one letter or half a letter each
 
 
-def test_answer_left_alone_is_not_cancelled(playground: Page, site: ControllerProcess) -> None:
+def test_a_response_that_is_not_stopped_is_not_cancelled(playground: Page, site: ControllerProcess) -> None:
     num_cancelled = site.metric("llava_requests_cancelled_total")
-    ask(playground, "Tell me all.")
+    ask(playground, "Describe everything.")
     assert len(finished(playground)) >= 40
     assert site.metric("llava_requests_cancelled_total") == num_cancelled
     expect(playground.locator(".facts")).not_to_contain_text("stopped")
 
 
-def test_second_question_carries_the_picture_and_the_first_answer(playground: Page) -> None:
-    drop_picture(playground)
+def test_the_second_request_includes_the_image_and_the_first_response(playground: Page) -> None:
+    drop_image(playground)
     ask(playground, "What is this?")
     first = finished(playground)
-    with playground.expect_request(CHAT) as asked:
-        ask(playground, "And what colour?")
-    roles = [message["role"] for message in sent(asked.value)["messages"]]
-    _, said, question = sent(asked.value)["messages"]
+    with playground.expect_request(CHAT) as request:
+        ask(playground, "And what color?")
+    roles = [message["role"] for message in sent(request.value)["messages"]]
+    _, first_response, question = sent(request.value)["messages"]
     assert roles == ["user", "assistant", "user"]
-    assert said["content"] == first
-    assert question["content"] == "And what colour?"
+    assert first_response["content"] == first
+    assert question["content"] == "And what color?"
 
 
-def test_new_chat_forgets_everything(playground: Page) -> None:
-    drop_picture(playground)
+def test_new_chat_clears_the_conversation(playground: Page) -> None:
+    drop_image(playground)
     ask(playground, "What is this?")
-    expect(answer(playground)).to_have_text(re.compile(r"\w"))
+    expect(response_text(playground)).to_have_text(re.compile(r"\w"))
     playground.get_by_role("button", name="New chat").click()
     expect(playground.locator(".turn")).to_have_count(0)
     expect(playground.get_by_role("heading", name="Ask about an image")).to_be_visible()
-    with playground.expect_request(CHAT) as asked:
+    with playground.expect_request(CHAT) as request:
         ask(playground, "Hello?")
-    assert sent(asked.value)["messages"] == [{"role": "user", "content": "Hello?"}]
+    assert sent(request.value)["messages"] == [{"role": "user", "content": "Hello?"}]
 
 
-def test_pictures_are_chosen_removed_and_sent_in_order(playground: Page) -> None:
+def test_images_are_selected_removed_and_sent_in_order(playground: Page) -> None:
     playground.get_by_label("Choose images").set_input_files(
         [FilePayload(name=name, mimeType="image/png", buffer=scene()) for name in ("a.png", "b.png")]
     )
-    drop_picture(playground, "c.png", noise(8))
+    drop_image(playground, "c.png", noise(8))
     playground.get_by_role("button", name="Remove a.png").click()
     shown = playground.get_by_label("Images to send").get_by_role("img")
     assert [image.get_attribute("alt") for image in shown.all()] == ["b.png", "c.png"]
-    with playground.expect_request(CHAT) as asked:
+    with playground.expect_request(CHAT) as request:
         playground.get_by_role("button", name="Describe the picture in one sentence.").click()
-    urls = [part["image_url"]["url"] for part in sent(asked.value)["messages"][0]["content"][:-1]]
+    urls = [part["image_url"]["url"] for part in sent(request.value)["messages"][0]["content"][:-1]]
     assert [base64.b64decode(url.split(",")[1]) for url in urls] == [scene(), noise(8)]
 
 
-def test_pasted_picture_is_taken_and_pasted_text_is_left_to_the_field(playground: Page) -> None:
+def test_a_pasted_image_is_attached_and_pasted_text_goes_to_the_text_field(playground: Page) -> None:
     paste = """([type, content]) => {
         const clipboardData = new DataTransfer();
         const bytes = Uint8Array.from(content, (letter) => letter.charCodeAt(0));
@@ -139,59 +152,59 @@ def test_pasted_picture_is_taken_and_pasted_text_is_left_to_the_field(playground
     expect(thumbnails).to_have_count(1)
 
 
-def test_bundled_model_answers_about_an_example_picture(page: Page, tiny_server: str) -> None:
+def test_the_bundled_model_recognizes_an_example_image(page: Page, tiny_server: str) -> None:
     page.goto(tiny_server)
     page.get_by_role("button", name="the word MUSIC").click()
     expect(page.get_by_label("Images to send").get_by_role("img")).to_have_count(1)
-    ask(page, "What colour is the circle?")
+    ask(page, "What color is the circle?")
     assert "red" in finished(page).lower()
 
 
-def test_what_is_no_picture_is_refused_in_a_sentence(playground: Page) -> None:
+def test_files_that_are_not_images_are_rejected_with_a_message(playground: Page) -> None:
     drop(playground, ("notes.txt", "text/plain", b"hello"), ("broken.png", "image/png", b"\x89PNG"))
     notice = playground.locator("#notice")
     expect(notice).to_contain_text("“notes.txt” is not an image")
     expect(notice).to_contain_text("“broken.png” is not an image")
     expect(playground.get_by_label("Images to send").get_by_role("img")).to_have_count(0)
-    drop_picture(playground)
+    drop_image(playground)
     expect(notice).to_be_hidden()
 
 
-def test_only_a_picture_over_eight_megabytes_is_made_smaller(playground: Page) -> None:
+def test_only_an_image_larger_than_eight_megabytes_is_downscaled(playground: Page) -> None:
     huge = noise(1700)  # 8.7 MB
-    drop_picture(playground, "huge.png", huge)
-    with playground.expect_request(CHAT) as asked:
+    drop_image(playground, "huge.png", huge)
+    with playground.expect_request(CHAT) as request:
         ask(playground, "What is this?")
-    url = sent(asked.value)["messages"][0]["content"][0]["image_url"]["url"]
+    url = sent(request.value)["messages"][0]["content"][0]["image_url"]["url"]
     assert url.startswith("data:image/jpeg;base64,")
     assert len(base64.b64decode(url.split(",")[1])) <= 8_000_000
-    expect(answer(playground)).to_have_text(re.compile(r"\w"))  # the server takes it
+    expect(response_text(playground)).to_have_text(re.compile(r"\w"))  # the server accepts it
 
 
-def test_settings_reach_the_request(playground: Page) -> None:
+def test_settings_are_sent_with_the_request(playground: Page) -> None:
     playground.get_by_role("button", name="Settings").click()
     playground.get_by_label("Temperature").fill("0.7")
     playground.get_by_label("Maximum response length").fill("5")
     playground.get_by_label("System message").fill("Be brief.")
     playground.keyboard.press("Escape")
-    with playground.expect_request(CHAT) as asked:
+    with playground.expect_request(CHAT) as request:
         ask(playground, "Hello?")
-    body = sent(asked.value)
+    body = sent(request.value)
     assert (body["temperature"], body["max_tokens"]) == (0.7, 5)
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     finished(playground)
     expect(playground.locator(".facts")).to_contain_text("truncated")
 
 
-def test_untouched_settings_leave_the_length_and_the_system_message_to_the_server(playground: Page) -> None:
-    with playground.expect_request(CHAT) as asked:
+def test_default_settings_send_neither_max_tokens_nor_a_system_message(playground: Page) -> None:
+    with playground.expect_request(CHAT) as request:
         ask(playground, "Hello?")
-    body = sent(asked.value)
+    body = sent(request.value)
     assert "max_tokens" not in body
     assert [message["role"] for message in body["messages"]] == ["user"]
 
 
-def test_shift_enter_makes_a_line_and_enter_sends(playground: Page) -> None:
+def test_shift_enter_inserts_a_newline_and_enter_sends(playground: Page) -> None:
     field = playground.get_by_label("Your question")
     field.fill("one")
     field.press("Shift+Enter")
@@ -201,11 +214,11 @@ def test_shift_enter_makes_a_line_and_enter_sends(playground: Page) -> None:
 
 
 @pytest.mark.parametrize("width", [380, 1600])
-def test_nothing_sticks_out_at_any_width(playground: Page, width: int) -> None:
+def test_no_content_overflows_at_any_width(playground: Page, width: int) -> None:
     playground.set_viewport_size({"width": width, "height": 800})
     overhang = "document.documentElement.scrollWidth - innerWidth"
     assert playground.evaluate(overhang) <= 0
-    drop_picture(playground)
+    drop_image(playground)
     ask(playground, "Averylongwordwithoutanyspace" * 12)
     expect(playground.locator(".facts")).to_contain_text("tokens/s")
     assert playground.evaluate(overhang) <= 0

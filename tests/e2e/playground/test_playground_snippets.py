@@ -1,4 +1,4 @@
-"""What the playground copies does what the page did: each text is run as it is."""
+"""Code snippets copied from the playground: each is executed and must print the response of the page."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.e2e.playground.conftest import KEY
-from tests.e2e.playground.page_actions import ask, copied, drop_picture, finished, noise
+from tests.e2e.playground.page_actions import ask, copied, drop_image, finished, noise
 from tests.machine_speed import scaled
 from tests.processes import ControllerProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
 
-# Everything that a shell, JSON or Python could stumble over.
+# Contains all characters that are special in shells, JSON or Python.
 QUESTION = """What's "$HOME" `id` \\n $(id) 100% {x} é 😀 \u2028 JSON?"""
-BIG = noise(200)  # 120 kB: too long to stand in the text
-BIG_NAME = "it's a $HOME picture.png"
+BIG = noise(200)  # 120 kB, too long to be embedded in a snippet
+BIG_NAME = "it's a $HOME image.png"
 
 
 @pytest.fixture
 def playground(page: Page, site: ControllerProcess) -> Page:
-    prefer_short_answers(page)
+    prefer_short_responses(page)
     page.goto(site.url)
     return page
 
 
-def prefer_short_answers(page: Page) -> None:
+def prefer_short_responses(page: Page) -> None:
     page.add_init_script("sessionStorage.setItem('llava.max-tokens', '12')")
 
 
 def run(arguments: list[str], folder: Path) -> str:
-    """What the program prints."""
+    """Run the program and return its output."""
     done = subprocess.run(
         arguments,
         cwd=folder,
@@ -50,7 +50,7 @@ def run(arguments: list[str], folder: Path) -> str:
 
 
 def run_curl(text: str, folder: Path) -> str:
-    """The answer in the stream that the command prints."""
+    """Run the curl command and return the text of the stream that it prints."""
     output = run(["bash", "-c", text], folder)
     chunks = [line.removeprefix("data: ") for line in output.splitlines() if line.startswith("data: {")]
     assert output.rstrip().endswith("data: [DONE]"), output
@@ -62,21 +62,21 @@ def run_python(text: str, folder: Path) -> str:
     return run([sys.executable, "-c", text], folder).removesuffix("\n")
 
 
-def test_copied_curl_gives_the_answer_of_the_page(playground: Page, tmp_path: Path) -> None:
-    drop_picture(playground)
+def test_the_copied_curl_command_prints_the_response_of_the_page(playground: Page, tmp_path: Path) -> None:
+    drop_image(playground)
     ask(playground, QUESTION)
     shown = finished(playground)
     assert run_curl(copied(playground, "Copy as curl"), tmp_path) == shown
 
 
-def test_copied_python_gives_the_answer_of_the_page(playground: Page, tmp_path: Path) -> None:
-    drop_picture(playground)
+def test_the_copied_python_program_prints_the_response_of_the_page(playground: Page, tmp_path: Path) -> None:
+    drop_image(playground)
     ask(playground, QUESTION)
     shown = finished(playground)
     assert run_python(copied(playground, "Copy as Python"), tmp_path) == shown
 
 
-def test_copied_texts_hold_the_whole_conversation(playground: Page, tmp_path: Path) -> None:
+def test_copied_snippets_contain_the_whole_conversation(playground: Page, tmp_path: Path) -> None:
     ask(playground, "One?")
     finished(playground)
     ask(playground, QUESTION)
@@ -84,9 +84,9 @@ def test_copied_texts_hold_the_whole_conversation(playground: Page, tmp_path: Pa
     assert run_curl(copied(playground, "Copy as curl"), tmp_path) == shown
 
 
-def test_large_picture_is_read_from_its_file(playground: Page, tmp_path: Path) -> None:
+def test_copied_snippets_read_a_large_image_from_its_file(playground: Page, tmp_path: Path) -> None:
     (tmp_path / BIG_NAME).write_bytes(BIG)
-    drop_picture(playground, BIG_NAME, BIG)
+    drop_image(playground, BIG_NAME, BIG)
     ask(playground, QUESTION)
     shown = finished(playground)
     for button, run_text in (("Copy as curl", run_curl), ("Copy as Python", run_python)):
@@ -95,10 +95,10 @@ def test_large_picture_is_read_from_its_file(playground: Page, tmp_path: Path) -
         assert run_text(text, tmp_path) == shown
 
 
-def test_copied_texts_take_the_key_from_the_environment(
+def test_copied_snippets_read_the_key_from_the_environment(
     page: Page, guarded_site: ControllerProcess, tmp_path: Path
 ) -> None:
-    prefer_short_answers(page)
+    prefer_short_responses(page)
     page.goto(guarded_site.url)
     page.get_by_label("This server requires an API key").fill(KEY)
     page.get_by_role("button", name="Use key").click()

@@ -6,6 +6,7 @@ import re
 
 import httpx2
 
+from tests.machine_speed import scaled
 from tests.server.api_key_cli import ApiKeyCli, chat_with_key
 from tests.server.conftest import OwnStack, Serve
 from tests.waiting import wait_until
@@ -16,7 +17,7 @@ def test_requests_per_minute_are_shared_by_all_servers_and_reported_in_headers(
 ) -> None:
     here, there = own_stack(auth=True).server, serve(auth=True)
     limited, unlimited = api_key_cli.create("--requests-per-min", "2"), api_key_cli.create()
-    wait_until(lambda: httpx2.get(f"{there.url}/readyz").status_code == 200)
+    wait_until(lambda: httpx2.get(f"{there.url}/readyz", timeout=scaled(30)).status_code == 200)
     first, second = chat_with_key(here.url, limited), chat_with_key(there.url, limited)
     assert (first.status_code, second.status_code) == (200, 200)
     remaining = [response.headers["x-ratelimit-remaining-requests"] for response in (first, second)]

@@ -1,4 +1,4 @@
-"""Incremental detokenization: whole characters only, and nothing of a stop string."""
+"""Incremental detokenization: only complete characters and no part of a stop string."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOKENIZER = ByteTokenizer()
 
 
 class SpacePrefixTokenizer(ByteTokenizer):
-    """Bytes, with Llama's leading space."""
+    """A byte tokenizer with Llama's leading space."""
 
     strips_leading_space = True
 
@@ -24,7 +24,7 @@ def stream(text: str, stop: list[str] | None = None) -> tuple[list[str], Detoken
 
 
 @given(st.text())
-def test_pieces_of_any_text_add_up_to_it(text: str) -> None:
+def test_streamed_pieces_concatenate_to_the_text(text: str) -> None:
     pieces, _ = stream(text)
     assert "".join(pieces) == text
 
@@ -39,7 +39,7 @@ def test_replacement_character_written_by_the_model_is_kept() -> None:
     assert "".join(stream("a\ufffdb")[0]) == "a\ufffdb"
 
 
-def test_character_of_several_tokens_is_returned_with_its_last_one() -> None:
+def test_character_of_several_tokens_is_returned_with_its_last_token() -> None:
     detokenizer = Detokenizer(TOKENIZER)
     assert [detokenizer.push(token_id) for token_id in "🦙".encode()] == ["", "", "", "🦙"]
 
@@ -71,7 +71,7 @@ def test_possible_beginning_of_a_stop_string_is_held_back() -> None:
     assert detokenizer.flush() == ""
 
 
-def test_held_back_text_is_returned_once_it_is_no_stop_string() -> None:
+def test_held_back_text_is_returned_once_it_cannot_be_a_stop_string() -> None:
     detokenizer = Detokenizer(TOKENIZER, ["END"])
     assert [detokenizer.push(token_id) for token_id in b"EENx"] == ["", "E", "", "ENx"]
     assert not detokenizer.is_stopped
@@ -96,7 +96,7 @@ STOPS = st.lists(st.text("abc", min_size=1, max_size=4), max_size=3)
 
 
 class ChunkTokenizer(ByteTokenizer):
-    """Ids from 1000 on are the given strings, to split one text in many ways."""
+    """A byte tokenizer with additional tokens from ID 1000 on, to split a text in different ways."""
 
     def __init__(self, pieces: list[str]) -> None:
         self.pieces = pieces

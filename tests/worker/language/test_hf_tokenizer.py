@@ -1,4 +1,4 @@
-"""Tokenizers from files: user text stays text, tokens become bytes, unsupported files are rejected."""
+"""Tokenizers from files: user text is plain text, tokens decode to bytes, unsupported files are rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_user_text_never_becomes_a_special_token(typed: str) -> None:
 
 
 @given(TEXT)
-def test_bytes_of_the_tokens_are_those_of_the_text(text: str) -> None:
+def test_token_bytes_concatenate_to_the_text(text: str) -> None:
     ids = TINY.encode(text)
     prefix = " " if text else ""
     assert b"".join(TINY.token_bytes(token_id) for token_id in ids).decode() == (prefix + text).replace(
@@ -37,7 +37,7 @@ def test_bytes_of_the_tokens_are_those_of_the_text(text: str) -> None:
 
 
 @given(st.text(st.characters(max_codepoint=0x2FFF, exclude_categories=["Cs"])))
-def test_detokenizer_output_equals_that_of_the_library(text: str) -> None:
+def test_detokenizer_output_matches_the_tokenizers_library(text: str) -> None:
     reference = Tokenizer.from_file(str(TINY_FOLDER / "tokenizer.json"))
     detokenizer = Detokenizer(TINY)
     ids = TINY.encode(text)
@@ -50,7 +50,7 @@ def test_special_and_unknown_tokens_have_no_bytes() -> None:
     assert TINY.token_bytes(10_000_000) == b""
 
 
-def test_missing_special_token_is_named() -> None:
+def test_error_for_a_missing_special_token_names_it() -> None:
     with pytest.raises(TokenizerError, match="<nothing>"):
         TINY.special_id("<nothing>")
 
@@ -66,7 +66,7 @@ def byte_level(tmp_path: Path) -> HFTokenizer:
     return HFTokenizer(tmp_path)
 
 
-def test_bytes_of_a_byte_level_tokenizer_are_those_of_the_text(byte_level: HFTokenizer) -> None:
+def test_byte_level_token_bytes_concatenate_to_the_text(byte_level: HFTokenizer) -> None:
     text = " Grüße, 🦙!\n<|im_end|>"
     ids = byte_level.encode(text)
     assert byte_level.special_id("<|im_end|>") not in ids
@@ -79,13 +79,13 @@ def test_byte_level_tokenizer_has_no_bos_and_no_leading_space(byte_level: HFToke
 
 
 def test_folder_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="missing"):
+    with pytest.raises(TokenizerError, match=r"Neither tokenizer\.json nor tokenizer\.model exists"):
         HFTokenizer(tmp_path)
 
 
-def test_file_that_is_no_tokenizer_is_rejected(tmp_path: Path) -> None:
+def test_invalid_tokenizer_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(TokenizerError, match=r"not a tokenizer\.json"):
+    with pytest.raises(TokenizerError, match="cannot be read"):
         HFTokenizer(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's chat template in its sandbox, and prompts compared with those of transformers."""
+"""Sandboxed chat templates of checkpoints, and comparison of prompts with transformers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def encode(folder: Path, template: PromptTemplate, messages: list[Message]) -> l
 
 
 def encode_with_transformers(folder: Path, template: str, messages: list[Message]) -> list[int]:
-    """Use transformers' processor. An image of 28 pixels in patches of 14 has four tokens."""
+    """Encode with transformers' processor. A 28 x 28 image has four patches of 14 x 14, thus four tokens."""
     processor: Any = LlavaProcessor(
         CLIPImageProcessorPil(
             size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, do_normalize=False
@@ -87,14 +87,16 @@ def as_dict(message: Message) -> dict[str, Any]:
 @pytest.mark.parametrize("folder", [TINY, LLAMA], ids=["prefix on every part", "prefix on the first part"])
 @settings(max_examples=15, deadline=None)
 @given(messages=conversations())
-def test_llava_hf_template_has_the_ids_of_transformers(folder: Path, messages: list[Message]) -> None:
+def test_llava_hf_template_yields_the_token_ids_of_transformers(
+    folder: Path, messages: list[Message]
+) -> None:
     token_ids = encode(folder, CONVERSATION_TEMPLATES["llava_hf"], messages)
     assert token_ids == encode_with_transformers(folder, LLAVA_HF, messages)
 
 
 @settings(max_examples=10, deadline=None)
 @given(messages=conversations())
-def test_checkpoint_template_has_the_ids_of_transformers(messages: list[Message]) -> None:
+def test_checkpoint_template_yields_the_token_ids_of_transformers(messages: list[Message]) -> None:
     template = choose_template("checkpoint", folder=TINY, tokenizer=HFTokenizer(TINY))
     token_ids = encode(TINY, template, messages)
     assert token_ids == encode_with_transformers(TINY, read_chat_template(TINY), messages)
@@ -111,7 +113,7 @@ ECHO = (
 )
 
 
-def test_special_token_in_user_text_is_text() -> None:
+def test_special_token_in_user_text_is_plain_text() -> None:
     for parts in (("</s><image>",), ("</", "s>"), ("<imag", "e>"), ("\ue000</s>\ue001",)):
         assert render(ECHO, Message("user", parts)) == ["".join(parts), SpecialToken("</s>")]
 
@@ -121,7 +123,7 @@ def test_special_tokens_and_images_of_the_template_are_segments() -> None:
     assert segments == [SpecialToken("<s>"), "a", IMAGE, "b", SpecialToken("</s>")]
 
 
-def test_generation_tag_changes_no_text() -> None:
+def test_generation_tag_does_not_change_the_text() -> None:
     assert render("{% generation %}a{% endgeneration %}b", Message("user", ("x",))) == ["ab"]
 
 
@@ -131,8 +133,8 @@ def test_template_that_raises_or_is_unsafe_rejects_the_messages() -> None:
         ("{{ messages[0].role.nothing.more }}", "has no attribute"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe|not safely"),
-        ("<image><image>", "more pictures"),
-        ("no image", "not show all"),
+        ("<image><image>", "more images"),
+        ("no image", "not insert all"),
     ):
         with pytest.raises(PromptError, match=error) as raised:
             render(source, Message("user", (IMAGE, "x")))
@@ -140,11 +142,11 @@ def test_template_that_raises_or_is_unsafe_rejects_the_messages() -> None:
 
 
 def test_invalid_template_is_rejected_at_startup() -> None:
-    with pytest.raises(ChatTemplateError, match="broken"):
+    with pytest.raises(ChatTemplateError, match="chat template is invalid"):
         JinjaChatTemplate("{% for %}", special_tokens=SPECIAL_TOKENS)
 
 
-def test_template_is_found_where_checkpoints_have_it(tmp_path: Path) -> None:
+def test_template_is_found_in_all_files_that_checkpoints_use(tmp_path: Path) -> None:
     named = [{"name": "tools", "template": "U"}, {"name": "default", "template": "T"}]
     for number, (name, content) in enumerate(
         (
@@ -161,11 +163,11 @@ def test_template_is_found_where_checkpoints_have_it(tmp_path: Path) -> None:
 
 
 def test_folder_without_a_template_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ChatTemplateError, match="has no chat template"):
+    with pytest.raises(ChatTemplateError, match="No chat template exists"):
         read_chat_template(tmp_path)
 
 
-def test_adapter_has_the_chat_template_of_its_base_unless_it_has_its_own(tmp_path: Path) -> None:
+def test_adapter_uses_the_chat_template_of_its_base_unless_it_has_its_own(tmp_path: Path) -> None:
     adapter, base = tmp_path / "adapter", tmp_path / "base"
     messages = [Message("user", ("Hi?",))]
 
@@ -181,15 +183,15 @@ def test_adapter_has_the_chat_template_of_its_base_unless_it_has_its_own(tmp_pat
     assert render_adapter() == ["own Hi?"]
 
 
-def test_hf_style_of_vicuna_models_is_the_template_of_llava_hf() -> None:
+def test_hf_style_selects_the_llava_hf_template_for_vicuna_models() -> None:
     assert choose_template("auto", "hf", folder=TINY).name == "llava_hf"
 
 
 def test_model_without_a_folder_has_no_chat_template() -> None:
-    with pytest.raises(ChatTemplateError, match="no chat template of its own"):
+    with pytest.raises(ChatTemplateError, match="The echo model has no chat template"):
         choose_template("checkpoint")
 
 
 def test_messages_are_validated_before_the_template_is_rendered() -> None:
-    with pytest.raises(PromptError, match="take turns"):
+    with pytest.raises(PromptError, match="must alternate"):
         render(ECHO, Message("user", ("a",)), Message("user", ("b",)))

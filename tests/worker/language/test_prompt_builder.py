@@ -1,4 +1,4 @@
-"""Prompts of chats: the original's format, image tokens, and rejected messages."""
+"""Chat prompts: the format of the original, image tokens and rejected messages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def user(*parts: str | ImageRef) -> Message:
 
 
 def as_text(prompt: Prompt) -> str:
-    """Return the prompt as text, with special tokens by name and each image token as one #."""
+    """Return the prompt as text, with special tokens by name and # for each image token."""
     names = {BYTES.bos_token_id: b"<s>", BYTES.eos_token_id: b"</s>", BYTES.image_token_id: b"#"}
     return b"".join(names.get(token_id) or bytes([token_id]) for token_id in prompt.token_ids).decode()
 
@@ -49,13 +49,13 @@ def test_no_space_follows_the_end_of_an_assistant_message() -> None:
     assert as_text(build(*turns)) == f"<s>{SYSTEM} USER: Hi? ASSISTANT: Yes.</s>USER: Why? ASSISTANT:"
 
 
-def test_system_message_replaces_that_of_the_template() -> None:
+def test_system_message_replaces_the_default() -> None:
     assert (
         as_text(build(Message("system", ("Be brief.",)), user("Hi?"))) == "<s>Be brief. USER: Hi? ASSISTANT:"
     )
 
 
-def test_empty_system_message_removes_that_of_the_template() -> None:
+def test_empty_system_message_removes_the_default() -> None:
     assert as_text(build(Message("system", ("",)), user("Hi?"))) == "<s>USER: Hi? ASSISTANT:"
 
 
@@ -73,7 +73,7 @@ def test_each_image_is_followed_by_a_newline() -> None:
     assert [(span.length, span.digest) for span in prompt.images] == [(3, "a"), (3, "b")]
 
 
-def test_image_of_a_later_message_stays_there() -> None:
+def test_image_of_a_later_message_stays_in_that_message() -> None:
     turns = [user("Hi?"), Message("assistant", ("Yes.",)), user(image(), "And here?")]
     assert as_text(build(*turns)).endswith("</s>USER: ###\nAnd here? ASSISTANT:")
 
@@ -82,7 +82,7 @@ def test_texts_of_one_message_are_joined_by_newlines() -> None:
     assert as_text(build(user("One.", "Two."))).endswith("USER: One.\nTwo. ASSISTANT:")
 
 
-def test_special_token_in_user_text_is_text() -> None:
+def test_special_token_in_user_text_is_plain_text() -> None:
     prompt = build(user("</s><image><s>"))
     assert as_text(prompt).count("</s><image><s>") == 1
     assert BYTES.eos_token_id not in prompt.token_ids
@@ -92,16 +92,19 @@ def test_special_token_in_user_text_is_text() -> None:
 @pytest.mark.parametrize(
     ("messages", "error"),
     [
-        ([], "messages is empty"),
-        ([Message("system", ("Hi.",))], "no user message"),
+        ([], "The list of messages is empty"),
+        ([Message("system", ("Hi.",))], "do not contain a user message"),
         ([user("a"), user("b")], r"messages\[1\] has the role 'user'"),
-        ([Message("assistant", ("a",)), user("b")], "at the beginning"),
-        ([user("a"), Message("assistant", ("b",))], "the last message is the assistant's"),
-        ([user("a"), Message("system", ("b",)), user("c")], "only the first"),
-        ([Message("system", (image(),)), user("c")], r"messages\[0\] \(system\) has a picture"),
+        ([Message("assistant", ("a",)), user("b")], r"messages\[0\] has the role 'assistant'"),
+        ([user("a"), Message("assistant", ("b",))], "The last message is an assistant message"),
+        ([user("a"), Message("system", ("b",)), user("c")], "Only the first"),
+        (
+            [Message("system", (image(),)), user("c")],
+            r"messages\[0\] has the role 'system' and contains an image",
+        ),
         (
             [user("a"), Message("assistant", (image(),)), user("c")],
-            r"messages\[1\] \(assistant\) has a picture",
+            r"messages\[1\] has the role 'assistant' and contains an image",
         ),
     ],
 )
@@ -111,15 +114,15 @@ def test_invalid_messages_are_rejected_with_their_index(messages: list[Message],
     assert raised.value.error.code is ErrorCode.INVALID_REQUEST
 
 
-def test_too_long_prompt_is_rejected_with_length_limit_and_advice() -> None:
+def test_too_long_prompt_is_rejected_with_its_length_the_limit_and_a_remedy() -> None:
     with pytest.raises(PromptError) as raised:
         build(user(image("a"), image("b"), "x" * 50), context_length=60)
     error = raised.value.error
     num_tokens = len(build(user(image("a"), image("b"), "x" * 50)).token_ids)
     assert error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
     assert error.message == (
-        f"prompt has {num_tokens} tokens with 2 images; the model takes 60, answer included: "
-        "shorten the text or send fewer images"
+        f"The prompt has {num_tokens} tokens, including 2 image(s). The model's context length is 60 tokens "
+        "for prompt and output. Shorten the text or send fewer images."
     )
 
 
@@ -143,12 +146,12 @@ def anyres_image(*, num_tiles: int = 3) -> ImageRef:
     return ImageRef(digest="a", num_tiles=num_tiles, side=8, width=30, height=10)
 
 
-def test_image_of_several_tiles_has_as_many_tokens_as_features() -> None:
+def test_image_of_several_tiles_has_one_token_per_feature() -> None:
     builder = PromptBuilder(
         BYTES, CONVERSATION_TEMPLATES["vicuna_v1"], image_spec=ANYRES, context_length=4096
     )
     [span] = builder.build_chat([user(anyres_image(), "Hi?")]).images
-    # A base view of 2x2, and of the grid's 4x2 patches the one row that shows the image, with a newline.
+    # A base view of 2x2 tokens, plus the grid rows that show the image, each of 4 tokens and a newline.
     assert (span.length, span.width, span.height) == (4 + 2 * 5, 30, 10)
 
 

@@ -1,4 +1,4 @@
-"""Prompts other than complete chats: continued, raw, embedded and counted ones, and token ids."""
+"""Prompts that are not complete chats: continued, raw, embedding and tokenize prompts, and token IDs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def text(token_ids: list[int]) -> str:
     return bytes(token_id for token_id in token_ids if token_id < 256).decode()
 
 
-def test_continued_prompt_is_the_beginning_of_one_with_the_complete_response() -> None:
+def test_continued_prompt_is_a_prefix_of_the_prompt_with_the_complete_response() -> None:
     for name, template in CONVERSATION_TEMPLATES.items():
         build = builder(template).build
         continued = text(build(make_job(QUESTION, PARTIAL_RESPONSE, form="continued")).token_ids)
@@ -50,33 +50,33 @@ def test_continued_prompt_of_a_jinja_template_ends_with_the_partial_response() -
     assert text(build(make_job(QUESTION)).token_ids) == "[user]Hi?[assistant]"
 
 
-def test_jinja_template_without_assistant_messages_cannot_continue() -> None:
+def test_jinja_template_that_omits_assistant_messages_cannot_continue_them() -> None:
     template = JinjaChatTemplate("{{ messages[0].content[0].text }}", special_tokens=["<s>"])
-    with pytest.raises(PromptError, match="none of them can be continued"):
+    with pytest.raises(PromptError, match="cannot be continued"):
         builder(template).build(make_job(QUESTION, PARTIAL_RESPONSE, form="continued"))
 
 
 def test_only_an_assistant_message_can_be_continued() -> None:
     build = builder(VICUNA).build
-    with pytest.raises(PromptError, match="nothing to continue"):
+    with pytest.raises(PromptError, match="no response to continue"):
         build(make_job(QUESTION, form="continued"))
-    with pytest.raises(PromptError, match="end with the user message"):
+    with pytest.raises(PromptError, match="End the messages with a user message"):
         build(make_job(QUESTION, PARTIAL_RESPONSE))
 
 
-def test_raw_prompt_has_no_template() -> None:
+def test_raw_prompt_is_not_templated() -> None:
     prompt = builder(VICUNA).build(make_job(Message("user", ("</s>USER:",)), form="raw"))
     assert prompt.token_ids == [BYTES.bos_token_id, *b"</s>USER:"]
 
 
-def test_embedded_image_is_the_whole_prompt() -> None:
+def test_image_embedding_prompt_consists_of_the_image() -> None:
     image = ImageRef(digest="d", num_tiles=1, side=8, width=9, height=9)
     prompt = builder(VICUNA).build(make_job(Message("user", (image,)), form="raw", task="embed"))
     assert prompt.token_ids == [BYTES.image_token_id] * 4
     assert [(span.start, span.length, span.digest) for span in prompt.images] == [(0, 4, "d")]
 
 
-def test_embedded_text_has_no_template_and_must_fit_the_context() -> None:
+def test_text_embedding_prompt_is_not_templated_and_is_limited_by_the_context() -> None:
     build = builder(VICUNA, context_length=8).build
     prompt = build(make_job(Message("user", ("a cat",)), form="raw", task="embed"))
     assert prompt.token_ids == [BYTES.bos_token_id, *b"a cat"]
@@ -88,14 +88,14 @@ def test_embedded_text_has_no_template_and_must_fit_the_context() -> None:
             build(invalid)
 
 
-def test_prompt_of_token_ids_is_unchanged_and_has_no_image_tokens() -> None:
+def test_prompt_of_token_ids_is_unchanged_and_must_not_contain_image_tokens() -> None:
     build = builder(VICUNA).build
     assert build(make_job(prompt_ids=(5, 6), form="raw")).token_ids == [5, 6]
-    with pytest.raises(PromptError, match="stands for a picture"):
+    with pytest.raises(PromptError, match="reserved for images"):
         build(make_job(prompt_ids=(5, BYTES.image_token_id), form="raw"))
 
 
-def test_prompt_that_is_only_counted_may_exceed_the_context() -> None:
+def test_prompt_that_is_only_tokenized_may_exceed_the_context_length() -> None:
     build = builder(CONVERSATION_TEMPLATES["plain"], context_length=4).build
     with pytest.raises(PromptError) as raised:
         build(make_job(QUESTION))
@@ -114,5 +114,5 @@ def test_image_with_low_detail_has_the_tokens_of_its_base_view() -> None:
     [low], [high] = build(make_job(message(1))).images, build(make_job(message(3))).images
     assert (low.length, low.width, low.height) == (4, 0, 0)
     assert (high.length > 4, high.width, high.height) == (True, 30, 15)
-    with pytest.raises(PromptError, match="disagree about its pictures"):
+    with pytest.raises(PromptError, match="different preprocessing configurations"):
         build(make_job(message(2)))

@@ -1,7 +1,7 @@
-"""Golden prompts: token ids in the Llama tokenizer, by tools/prompt_goldens.py from the original's rules.
+"""Golden prompts: token IDs that tools/prompt_goldens.py computed with the rules of the original LLaVA.
 
-The folder has the part of the tokenizer that these conversations need. LLAVA_LLAMA_TOKENIZER may name a
-folder with the complete one, which must yield the same ids.
+The data folder contains the part of the Llama tokenizer that these conversations need. LLAVA_LLAMA_TOKENIZER
+may be set to a folder with the complete tokenizer, which must yield the same IDs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AFTER_IMAGE = [29871, 13, 5618, 338, 445, 29973, 319, 1799, 9047, 13566, 29901]
 
 
 def encode(golden: Golden, tokenizer: HFTokenizer = TOKENIZER) -> list[int]:
-    """Return the prompt as the original writes it: one -200 for each image."""
+    """Return the token IDs in the form of the original, with a single -200 for each image."""
     builder = PromptBuilder(
         tokenizer,
         CONVERSATION_TEMPLATES[golden["template"]],
@@ -50,14 +50,14 @@ def assert_goldens(tokenizer: HFTokenizer) -> None:
         assert encode(golden, tokenizer) == golden["ids"], name
 
 
-def test_conversations_have_the_ids_of_the_original() -> None:
+def test_conversations_have_the_token_ids_of_the_original() -> None:
     assert_goldens(TOKENIZER)
 
 
 @pytest.mark.parametrize("form", ["Metaspace always", "normalizer"])
-def test_ids_do_not_depend_on_the_form_of_the_tokenizer_file(form: str, tmp_path: Path) -> None:
+def test_token_ids_do_not_depend_on_the_format_of_the_tokenizer_file(form: str, tmp_path: Path) -> None:
     description = json.loads((FOLDER / "tokenizer.json").read_text("utf-8"))
-    if form == "normalizer":  # as in older files
+    if form == "normalizer":  # as in older tokenizer files
         space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
         prefix = {"type": "Prepend", "prepend": "▁"}
         description |= {
@@ -71,19 +71,19 @@ def test_ids_do_not_depend_on_the_form_of_the_tokenizer_file(form: str, tmp_path
     assert_goldens(HFTokenizer(tmp_path, image_token_id=-200))
 
 
-@pytest.mark.skipif(COMPLETE_FOLDER is None, reason="LLAVA_LLAMA_TOKENIZER names no folder")
+@pytest.mark.skipif(COMPLETE_FOLDER is None, reason="LLAVA_LLAMA_TOKENIZER is not set to a folder")
 def test_complete_llama_tokenizer_has_the_same_ids() -> None:
     assert_goldens(HFTokenizer(Path(COMPLETE_FOLDER or ""), image_token_id=-200))
 
 
-def test_ids_around_an_image_are_those_known_from_the_original() -> None:
+def test_token_ids_around_an_image_match_the_original() -> None:
     token_ids = encode(BY_NAME["a picture first"])
     index = token_ids.index(-200)
     assert token_ids[index - 4 : index] == BEFORE_IMAGE
     assert token_ids[index + 1 :] == AFTER_IMAGE
 
 
-def test_special_ids_are_those_of_the_template() -> None:
+def test_special_tokens_match_the_template() -> None:
     for name, golden in BY_NAME.items():
         num_answers = sum(message["role"] == "assistant" for message in golden["messages"])
         num_images = sum(message["content"].count(None) for message in golden["messages"])

@@ -1,6 +1,6 @@
-"""A tokenizer.model has the ids of the tokenizer.json that was made from it; unsupported files are rejected.
+"""A tokenizer.model yields the same IDs as the equivalent tokenizer.json. Unsupported files are rejected.
 
-The model is the part of Llama's tokenizer in tests/data/prompts, in SentencePiece's file format.
+The model is the subset of Llama's tokenizer in tests/data/prompts, converted to SentencePiece's file format.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def varint(value: int) -> bytes:
 
 
 def llama_pieces() -> list[Piece]:
-    """Return the pieces of the vocabulary. Ids that it lacks are unused pieces."""
+    """Return the pieces of the vocabulary, with unused pieces for missing IDs."""
     text_of = {token_id: piece for piece, token_id in VOCABULARY.items() if token_id < 32000}
     kinds = {0: UNKNOWN, 1: CONTROL, 2: CONTROL} | dict.fromkeys(range(3, 259), BYTE)
     pieces = []
@@ -80,13 +80,15 @@ def tokenizer(folder: Path) -> HFTokenizer:
     return HFTokenizer(folder, image_token_id=-200)
 
 
-def test_conversations_have_the_ids_of_the_original(tokenizer: HFTokenizer) -> None:
+def test_conversations_have_the_token_ids_of_the_original(tokenizer: HFTokenizer) -> None:
     assert_goldens(tokenizer)
 
 
 @settings(max_examples=200)
 @given(text=st.text(st.sampled_from([*LETTERS, " ", "\n", "é", "🦙"]), max_size=60), is_first=st.booleans())
-def test_any_text_has_the_ids_of_tokenizer_json(tokenizer: HFTokenizer, text: str, is_first: bool) -> None:
+def test_any_text_has_the_same_token_ids_as_with_tokenizer_json(
+    tokenizer: HFTokenizer, text: str, is_first: bool
+) -> None:
     token_ids = tokenizer.encode_segment(text, is_first=is_first)
     assert token_ids == TOKENIZER.encode_segment(text, is_first=is_first)
     assert [tokenizer.token_bytes(token_id) for token_id in token_ids] == [
@@ -96,7 +98,7 @@ def test_any_text_has_the_ids_of_tokenizer_json(tokenizer: HFTokenizer, text: st
 
 @pytest.mark.skipif(
     not (Path(COMPLETE_FOLDER or "") / "tokenizer.model").is_file(),
-    reason="LLAVA_LLAMA_TOKENIZER names no folder with a tokenizer.model",
+    reason="LLAVA_LLAMA_TOKENIZER is not set to a folder with a tokenizer.model",
 )
 def test_complete_tokenizer_model_has_the_same_ids(tmp_path: Path) -> None:
     for name in ("tokenizer.model", "tokenizer_config.json"):
@@ -104,7 +106,7 @@ def test_complete_tokenizer_model_has_the_same_ids(tmp_path: Path) -> None:
     assert_goldens(HFTokenizer(tmp_path, image_token_id=-200))
 
 
-def test_added_tokens_follow_those_of_the_model(folder: Path, tmp_path: Path) -> None:
+def test_added_tokens_follow_the_tokens_of_the_model(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     first = len(llama_pieces())
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<im_end>": first + 1, "<im_start>": first}))
@@ -113,7 +115,7 @@ def test_added_tokens_follow_those_of_the_model(folder: Path, tmp_path: Path) ->
     assert first not in tokenizer.encode("<im_start>")
 
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": first + 1}))
-    with pytest.raises(TokenizerError, match="which is not the next one"):
+    with pytest.raises(TokenizerError, match="which is not the next free ID"):
         HFTokenizer(tmp_path)
 
 
@@ -133,21 +135,21 @@ def replace_piece(index: int, piece: Piece) -> list[Piece]:
     ("make_file", "error"),
     [
         (lambda: write_model(llama_pieces(), algorithm=UNIGRAM), "an algorithm other than byte-pair"),
-        (lambda: write_model(replace_piece(3, ("<x>", 0.0, CONTROL))), "no piece for every byte"),
-        (lambda: write_model(llama_pieces(), substitutions=b"\1\2"), "substitutions in the text"),
-        (lambda: write_model(llama_pieces(), squeezes=1), "squeezed spaces"),
+        (lambda: write_model(replace_piece(3, ("<x>", 0.0, CONTROL))), "missing byte pieces"),
+        (lambda: write_model(llama_pieces(), substitutions=b"\1\2"), "text normalization"),
+        (lambda: write_model(llama_pieces(), squeezes=1), "merging of repeated spaces"),
         (
             lambda: write_model(replace_piece(300, ("\n\n", 0.0, USER_DEFINED))),
-            "words that always are one piece",
+            "user-defined symbols",
         ),
-        (lambda: write_model(replace_piece(300, ("<s>", 0.0, NORMAL))), "a piece twice"),
-        (lambda: write_model(llama_pieces())[:-3], "is not a SentencePiece model"),
-        (lambda: b"\x80" * 40, "is not a SentencePiece model"),
-        (lambda: integer_field(1, 5), "is not a SentencePiece model"),
-        (lambda: bytes_field(1, integer_field(3, 1)), "is not a SentencePiece model"),
+        (lambda: write_model(replace_piece(300, ("<s>", 0.0, NORMAL))), "duplicate pieces"),
+        (lambda: write_model(llama_pieces())[:-3], "is not a valid SentencePiece model"),
+        (lambda: b"\x80" * 40, "is not a valid SentencePiece model"),
+        (lambda: integer_field(1, 5), "is not a valid SentencePiece model"),
+        (lambda: bytes_field(1, integer_field(3, 1)), "is not a valid SentencePiece model"),
     ],
 )
-def test_unsupported_and_broken_files_are_rejected(
+def test_unsupported_and_corrupt_files_are_rejected(
     tmp_path: Path, make_file: Callable[[], bytes], error: str
 ) -> None:
     (tmp_path / "tokenizer.model").write_bytes(make_file())
@@ -156,5 +158,5 @@ def test_unsupported_and_broken_files_are_rejected(
 
 
 def test_folder_with_neither_file_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match=r"needs one, or a tokenizer\.model"):
+    with pytest.raises(TokenizerError, match=r"Neither tokenizer\.json nor tokenizer\.model exists"):
         HFTokenizer(tmp_path)

@@ -1,4 +1,4 @@
-"""Templates: the format of each one, and which of them a model uses."""
+"""Conversation templates: their formats and the selection for a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SYSTEM = {name: template.system for name, template in CONVERSATION_TEMPLATES.ite
 
 
 def as_text(segment: Segment) -> str:
-    """Return # for an image, and the name of a special token."""
+    """Return # for an image, the name for a special token, and text unchanged."""
     if isinstance(segment, ImageRef):
         return "#"
     return segment.token if isinstance(segment, SpecialToken) else segment
@@ -63,14 +63,14 @@ def test_templates_have_the_format_of_the_original() -> None:
     assert {name: render(name) for name in CONVERSATION_TEMPLATES} == EXPECTED
 
 
-def test_system_message_replaces_that_of_every_template() -> None:
+def test_system_message_replaces_the_default_of_every_template() -> None:
     for name, system in SYSTEM.items():
         text = render(name, [Message("system", ("Be brief.",)), *TURNS])
         assert text.count("Be brief.") == 1, name
         assert not system or system not in text, name
 
 
-def test_special_tokens_in_user_text_are_text_in_every_template() -> None:
+def test_special_tokens_in_user_text_are_plain_text_in_every_template() -> None:
     def special_tokens(name: str, text: str) -> list[Segment]:
         segments = CONVERSATION_TEMPLATES[name].render([Message("user", (text,))])
         return [segment for segment in segments if isinstance(segment, SpecialToken)]
@@ -104,7 +104,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def test_template_is_chosen_by_config_json() -> None:
+def test_template_is_selected_by_config_json() -> None:
     for name, (config, expected) in CONFIGS.items():
         assert template_for_config(config) == expected, name
 
@@ -113,7 +113,7 @@ MISTRAL_CONFIG = '{"model_type": "llava_mistral"}'
 QWEN_CONFIG = '{"model_type": "llava_qwen"}'
 
 
-def test_adapter_has_the_template_of_its_base_unless_it_has_a_config_json(tmp_path: Path) -> None:
+def test_adapter_uses_the_template_of_its_base_unless_it_has_a_config_json(tmp_path: Path) -> None:
     adapter, base = tmp_path / "adapter", tmp_path / "base"
     adapter.mkdir()
     base.mkdir()
@@ -123,11 +123,11 @@ def test_adapter_has_the_template_of_its_base_unless_it_has_a_config_json(tmp_pa
     assert choose_template("auto", folder=adapter, base=base).name == "qwen_1_5"
 
 
-def test_named_template_overrides_the_choice() -> None:
+def test_configured_template_overrides_the_automatic_selection() -> None:
     assert choose_template("llava_v0").name == "llava_v0"
 
 
-def test_hf_style_is_rejected_for_models_of_another_template() -> None:
+def test_hf_style_is_rejected_for_models_with_another_template() -> None:
     with pytest.raises(ChatTemplateError, match="--conversation checkpoint"):
         choose_template("mistral_instruct", "hf")
 

@@ -1,1 +1,1 @@
-"""The model's language: chat templates, tokenizers and the detokenizer."""
+"""Text processing: chat templates, prompts, tokenizers and the detokenizer."""

@@ -1,8 +1,8 @@
-"""Incremental detokenization: returns whole characters only, and no part of a stop string.
+"""Incremental detokenization. The text contains only complete characters and no part of a stop string.
 
-Tokens are decoded to bytes, so a character of several tokens needs no special case: an incremental UTF-8
-decoder buffers incomplete bytes. Text that may be the beginning of a stop string is held back until that is
-decided. The output is a function of the tokens so far, so another worker that replays the logged tokens
+Tokens are decoded to bytes, and an incremental UTF-8 decoder buffers incomplete characters, so a character
+may span several tokens. Text that may be the beginning of a stop string is held back until the following
+tokens decide. The output depends only on the tokens so far, so another worker that replays the logged tokens
 reaches exactly the same state.
 """
 
@@ -17,10 +17,10 @@ __all__ = ["Detokenizer"]
 
 
 class Detokenizer:
-    """Decodes the tokens of one response. Once ``is_stopped``, it returns no more text."""
+    """An incremental detokenizer for one response. It returns no text once ``is_stopped`` is set."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, is_continued: bool = False) -> None:
-        """``is_continued``: the tokens continue a text, so a space at their beginning is part of it."""
+        """With ``is_continued``, the tokens continue an existing text, so a leading space is kept."""
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strips_next_space = tokenizer.strips_leading_space and not is_continued
@@ -30,13 +30,16 @@ class Detokenizer:
         self.stopped_by = ""  # the stop string that was found
 
     def push(self, token_id: int) -> str:
-        """Return the text that this token completes, often empty. It never includes a stop string."""
+        """Return the text that this token completes, possibly empty. It never includes a stop string."""
         if self.is_stopped:
             return ""
         return self._release(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
 
     def flush(self) -> str:
-        """Return what was held back, at the end of the stream. Incomplete bytes become U+FFFD."""
+        """Return the text that was held back. Call it at the end of the stream.
+
+        Incomplete bytes are replaced by U+FFFD.
+        """
         if self.is_stopped:
             return ""
         text = self._release(self._decoder.decode(b"", final=True)) + self._held_back
@@ -55,10 +58,10 @@ class Detokenizer:
 
 
 def _split(text: str, stop_strings: list[str]) -> tuple[str, str, str]:
-    """Return the text before any stop string, text that may begin one, and the one that was found.
+    """Return the text before any stop string, the text that may begin one, and the stop string found, or "".
 
-    Of several stop strings in the text, the one that ends first is taken, then the longest. The result
-    therefore does not depend on how the text is split into tokens.
+    If the text contains several stop strings, the one that ends first is used, and the longest of those. The
+    result therefore does not depend on how the text is split into tokens.
     """
     found = [(text.find(string) + len(string), -len(string)) for string in stop_strings if string in text]
     if found:

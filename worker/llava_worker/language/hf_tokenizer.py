@@ -1,4 +1,4 @@
-"""A model's own tokenizer, read from the ``tokenizer.json`` or ``tokenizer.model`` in its folder."""
+"""A model's tokenizer, read from ``tokenizer.json`` or ``tokenizer.model`` in the model's folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ class HFTokenizer:
     """A tokenizer with byte fallback (Llama) or, from a ``tokenizer.json``, a byte-level one (GPT-2)."""
 
     def __init__(self, folder: Path, *, image_token_id: int | None = None) -> None:
-        """``image_token_id`` is that of ``<image>``, or 0, if not given. Raises TokenizerError."""
+        """Load the tokenizer. Raises TokenizerError.
+
+        ``image_token_id`` defaults to the ID of ``<image>``, or 0 if the vocabulary does not contain it.
+        """
         self._tokenizer = _load(folder)
         self._tokenizer.encode_special_tokens = True
         self._special_tokens = {
@@ -30,7 +33,7 @@ class HFTokenizer:
         self._segment_tokenizer = _segment_tokenizer(self._tokenizer, self._prefix_scheme)
         decoder = json.loads(self._tokenizer.to_str())["decoder"]
         self._is_byte_level, self.strips_leading_space = _read_decoder(decoder)
-        self._bytes: dict[int, bytes] = {}  # by token id
+        self._bytes: dict[int, bytes] = {}  # by token ID
         config = _read_config(folder / "tokenizer_config.json")
         self.bos_token, self.eos_token = _token_name(config, "bos_token"), _token_name(config, "eos_token")
         self.bos_token_id = None if self.bos_token is None else self.special_id(self.bos_token)
@@ -47,7 +50,7 @@ class HFTokenizer:
 
     def encode(self, text: str) -> list[int]:
         if self._prefix_scheme != "never" and text.startswith((" ", "▁")):
-            text = f" {text}"  # SentencePiece prepends a space also to a text that begins with one
+            text = f" {text}"  # SentencePiece prepends a space even if the text begins with one
         return _ids(self._tokenizer, text)
 
     def encode_segment(self, text: str, *, is_first: bool) -> list[int]:
@@ -57,7 +60,8 @@ class HFTokenizer:
         token_id: int | None = self._tokenizer.token_to_id(token)
         if token_id is None:
             raise TokenizerError(
-                f"the tokenizer has no token {token!r}, which the conversation template needs"
+                f"The tokenizer has no special token {token!r}, which the prompt requires. Use another "
+                "--conversation."
             )
         return token_id
 
@@ -79,7 +83,11 @@ class HFTokenizer:
     def _check_typed_special_tokens(self) -> None:
         for token_id, token in self._special_tokens.items():
             if token_id in self.encode(token.content):
-                raise TokenizerError(f"typing {token.content!r} would yield the special token {token_id}")
+                text = token.content
+                raise TokenizerError(
+                    f"The tokenizer encodes the plain text {text!r} as special token {token_id}, so requests "
+                    "could inject it. This tokenizer is not supported."
+                )
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -89,13 +97,13 @@ def has_tokenizer(folder: Path) -> bool:
 def _load(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not has_tokenizer(folder):
-        raise TokenizerError(f"{path} is missing: the model's folder needs one, or a tokenizer.model")
+        raise TokenizerError(f"Neither tokenizer.json nor tokenizer.model exists in {folder}.")
     if not path.is_file():
         return read_sentencepiece(folder / "tokenizer.model")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare Exception for a file it cannot read
-        raise TokenizerError(f"{path} is not a tokenizer.json: {error}") from error
+        raise TokenizerError(f"The tokenizer file {path} cannot be read: {error}") from error
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -104,14 +112,14 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _prefix_scheme(tokenizer: Tokenizer) -> str:
-    """Return to which segments the pre-tokenizer prepends a space: always, first or never."""
+    """Return when the pre-tokenizer prepends a space to a segment: "always", "first" or "never"."""
     pre_tokenizer = json.loads(tokenizer.to_str())["pre_tokenizer"] or {}
     is_metaspace = pre_tokenizer.get("type") == "Metaspace"
     return str(pre_tokenizer["prepend_scheme"]) if is_metaspace else "never"
 
 
 def _segment_tokenizer(tokenizer: Tokenizer, prefix_scheme: str) -> Tokenizer:
-    """Return the tokenizer for the segments after the first one, mostly the same one."""
+    """Return the tokenizer for segments after the first, which is usually the same tokenizer."""
     if prefix_scheme != "first":
         return tokenizer
     copy: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
@@ -128,14 +136,14 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _token_name(config: dict[str, Any], name: str) -> str | None:
-    """Read a special token of tokenizer_config.json: a string, or an object that has it as content."""
+    """Return a special token from tokenizer_config.json: a string or an object with a ``content`` field."""
     token = config.get(name)
     content = token.get("content") if isinstance(token, dict) else token
     return None if content is None else str(content)
 
 
 def _read_decoder(decoder: dict[str, Any] | None) -> tuple[bool, bool]:
-    """Return from the decoder of a tokenizer.json whether it is byte-level, and strips the leading space."""
+    """Return whether the decoder in tokenizer.json is byte-level and whether it strips the leading space."""
     steps = decoder.get("decoders", [decoder]) if decoder else []
     types = {step["type"] for step in steps}
     if "ByteLevel" in types:
@@ -143,13 +151,15 @@ def _read_decoder(decoder: dict[str, Any] | None) -> tuple[bool, bool]:
     if "Metaspace" in types or "Replace" in types:
         strips = any(step["type"] == "Strip" and step.get("start") for step in steps)
         return False, strips or any(step.get("prepend_scheme", "never") != "never" for step in steps)
+    decoder_types = ", ".join(sorted(types)) or "none"
     raise TokenizerError(
-        f"decoder {sorted(types)} is neither Llama's (byte fallback) nor GPT-2's (byte level)"
+        f"The tokenizer's decoder ({decoder_types}) is not supported. It must use byte fallback, as Llama "
+        "does, or be byte-level, as in GPT-2."
     )
 
 
 def _byte_level_bytes(piece: str) -> bytes:
-    """Decode GPT-2's alphabet: printable bytes are themselves, the others U+0100 and following, in order."""
+    """Decode GPT-2's alphabet: printable bytes map to themselves, the others to U+0100 and up, in order."""
     if any(character not in _BYTE_OF for character in piece):
         return piece.encode()  # an added token is plain text
     return bytes(_BYTE_OF[character] for character in piece)

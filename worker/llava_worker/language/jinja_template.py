@@ -1,7 +1,8 @@
-"""A checkpoint's own chat template: untrusted Jinja code, run in a sandbox without side effects.
+"""A checkpoint's own chat template: untrusted Jinja code that runs in a sandbox without side effects.
 
-In the user's text, the first characters of special tokens are replaced by random placeholders before the
-template is rendered, and restored afterwards. A special token in the output is therefore the template's own.
+Before rendering, the first characters of special tokens in the user's text are replaced by random
+placeholders. They are restored afterwards. Every special token in the output therefore comes from the
+template.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = ["JinjaChatTemplate", "has_chat_template", "read_chat_template"]
 
 
 class JinjaChatTemplate:
-    """Renders messages as transformers' ``apply_chat_template`` does with ``add_generation_prompt``."""
+    """A template that renders like transformers' ``apply_chat_template`` with ``add_generation_prompt``."""
 
     name = "checkpoint"
     is_hf_style = True
@@ -48,7 +49,10 @@ class JinjaChatTemplate:
         eos_token: str = "",
         image_token: str = "<image>",
     ) -> None:
-        """``special_tokens`` become segments of their own in the output. Raises ChatTemplateError."""
+        """Compile the template. Raises ChatTemplateError.
+
+        Each of the ``special_tokens`` in the output becomes a separate segment.
+        """
         tokens = {*special_tokens, image_token}
         self._special_tokens = re.compile(
             "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
@@ -61,22 +65,28 @@ class JinjaChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except TemplateError as error:
-            raise ChatTemplateError(f"the model's chat template is broken: {error}") from error
+            raise ChatTemplateError(f"The model's chat template is invalid: {error}") from error
 
     def render(self, messages: Sequence[Message], *, is_continued: bool = False) -> list[Segment]:
-        """See ``PromptTemplate.render``. Raises PromptError, also if the template rejects the messages."""
+        """Implement ``PromptTemplate.render``. Raises PromptError if the template rejects the messages."""
         validate_messages(messages, is_continued=is_continued)
         turns = [self._as_dict(message) for message in messages]
-        if is_continued:  # whatever the template appends to the last message is removed below
+        if is_continued:  # text that the template appends to the last message is removed below
             turns[-1]["content"][-1]["text"] += self._end_marker
         try:
             text = self._template.render(
                 messages=turns, add_generation_prompt=not is_continued, **self._variables
             )
         except Exception as error:  # untrusted code may raise anything
-            raise _invalid(f"the model's chat template does not take this conversation: {error}") from error
+            raise PromptError(
+                ErrorCode.INVALID_REQUEST, f"The model's chat template rejected the messages: {error}"
+            ) from error
         if is_continued and self._end_marker not in text:
-            raise _invalid("the model's chat template changes answers, so none of them can be continued")
+            raise PromptError(
+                ErrorCode.INVALID_REQUEST,
+                "The model's chat template modifies assistant messages, so a partial response cannot be "
+                "continued. End with a user message.",
+            )
         text = text.partition(self._end_marker)[0]
         images = [part for message in messages for part in message.parts if isinstance(part, ImageRef)]
         return self._split(text, images)
@@ -93,9 +103,9 @@ class JinjaChatTemplate:
         }
 
     def _split(self, text: str, images: list[ImageRef]) -> list[Segment]:
-        """Split the text at special tokens, and replace image tokens by the images, in order."""
+        """Split the text at special tokens and replace image tokens with the images, in order."""
         segments: list[Segment] = []
-        remaining = iter(images)
+        num_images, remaining = len(images), iter(images)
         end = 0
         for match in self._special_tokens.finditer(text):
             segments.append(self._restore(text[end : match.start()]))
@@ -105,21 +115,27 @@ class JinjaChatTemplate:
             elif (image := next(remaining, None)) is not None:
                 segments.append(image)
             else:
-                raise _invalid("the model's chat template shows more pictures than there are")
+                raise PromptError(
+                    ErrorCode.INVALID_REQUEST,
+                    f"The model's chat template inserts more images than the {num_images} in the request.",
+                )
         if next(remaining, None) is not None:
-            raise _invalid(f"the model's chat template does not show all of the {len(images)} pictures")
+            raise PromptError(
+                ErrorCode.INVALID_REQUEST,
+                f"The model's chat template does not insert all of the {num_images} images in the request.",
+            )
         segments.append(self._restore(text[end:]))
         return [segment for segment in segments if segment]
 
     def _restore(self, text: str) -> str:
-        """Replace placeholders by the characters that they stand for."""
+        """Replace the placeholders with the original characters."""
         for character, placeholder in self._placeholders.items():
             text = text.replace(placeholder, character)
         return text
 
 
 class _Generation(Extension):
-    """``{% generation %}``, with which transformers' templates mark responses. It changes no text."""
+    """The ``{% generation %}`` tag, which marks responses in transformers' templates. It has no effect."""
 
     tags = {"generation"}
 
@@ -133,10 +149,12 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def read_chat_template(folder: Path) -> str:
-    """Read the template's source from where transformers looks for it. Raises ChatTemplateError."""
+    """Read the template's source from the files that transformers uses. Raises ChatTemplateError."""
     source = _find_source(folder)
     if source is None:
-        raise ChatTemplateError(f"{folder} has no chat template: choose a conversation by its name")
+        raise ChatTemplateError(
+            f"No chat template exists in {folder}. Select a built-in template with --conversation."
+        )
     return source
 
 
@@ -163,9 +181,5 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _raise_exception(message: str) -> NoReturn:
-    """Called by templates to reject the messages."""
+    """Reject the messages. Templates call this function as ``raise_exception``."""
     raise TemplateError(message)
-
-
-def _invalid(message: str) -> PromptError:
-    return PromptError(ErrorCode.INVALID_REQUEST, message)

@@ -1,9 +1,9 @@
-"""Builds prompts from messages: token ids, and the positions of images among them.
+"""Prompt construction: converts messages to token IDs and image positions.
 
-The rules of the original: the prompt has one beginning-of-sequence id, and each text between images and
-special tokens is tokenized alone, as if it were a whole text ("\\n" after an image becomes ``▁ <0x0A>``). For
-templates in transformers' style, texts are tokenized as parts of one text.
-An image takes as many image token ids as it will have features.
+The rules are those of the original LLaVA. The prompt starts with one beginning-of-sequence token. Each text
+between images and special tokens is tokenized independently, so "\\n" after an image becomes ``▁ <0x0A>``.
+For templates in transformers' style, the texts are tokenized as parts of one text. An image takes one image
+token per feature vector.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _SAMPLE_CHAT = (Message("user", ("a",)), Message("assistant", ("b",)), Message("
 
 @dataclass
 class Prompt:
-    """``images`` are in the order in which they occur in ``token_ids``."""
+    """A prompt. ``images`` are in the order of their positions in ``token_ids``."""
 
     token_ids: list[int] = field(default_factory=list)
     images: list[ImageSpan] = field(default_factory=list)
 
 
 class PromptBuilder:
-    """Builds the prompts of one model. Immutable; any thread may call it."""
+    """A builder of prompts for one model. Immutable and thread-safe."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class PromptBuilder:
         context_length: int,
         has_image_marks: bool = False,
     ) -> None:
-        """``has_image_marks``: the model was trained with ``<im_start>`` and ``<im_end>`` around images.
+        """Create a builder. Raises TokenizerError if the vocabulary lacks a required special token.
 
-        Raises TokenizerError if the vocabulary lacks a special token of the template, or these marks.
+        ``has_image_marks``: the model was trained with ``<im_start>`` and ``<im_end>`` around images.
         """
         self._tokenizer = tokenizer
         self._template = template
@@ -63,18 +63,22 @@ class PromptBuilder:
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """The strings that end this template's responses, in addition to the end token."""
+        """The strings that end a response, in addition to the end token."""
         return self._template.stop
 
     def build(self, job: Job) -> Prompt:
-        """Raises PromptError if the model cannot process the prompt or it leaves no room for a response."""
+        """Build a job's prompt.
+
+        Raises PromptError if the model cannot process the prompt or the prompt leaves no room for a response.
+        """
         if job.prompt_ids:
             prompt = Prompt(list(job.prompt_ids))
-            if self._tokenizer.image_token_id in job.prompt_ids and job.needs_model:
+            image_token_id = self._tokenizer.image_token_id
+            if image_token_id in job.prompt_ids and job.needs_model:
                 raise PromptError(
                     ErrorCode.INVALID_REQUEST,
-                    f"the prompt has token {self._tokenizer.image_token_id}, which stands for a picture: "
-                    "send pictures in a chat",
+                    f"The prompt contains token {image_token_id}, which is reserved for images. Send images "
+                    "in a chat request.",
                 )
         elif job.form == "raw" and job.images:
             span = self._image_span(job.images[0], start=0)
@@ -107,7 +111,7 @@ class PromptBuilder:
         return prompt
 
     def _bos(self, segments: Sequence[Segment]) -> list[int]:
-        """Return the beginning-of-sequence id as a list, or [] if the prompt has none or begins with it."""
+        """Return the beginning-of-sequence token to prepend, or [] if none is used or it is already there."""
         bos = self._tokenizer.bos_token_id
         if bos is None or not self._template.has_bos:
             return []
@@ -130,36 +134,47 @@ class PromptBuilder:
         prompt.token_ids += [self._tokenizer.image_token_id] * span.length + after
 
     def _image_span(self, image: ImageRef, *, start: int) -> ImageSpan:
-        """Raises PromptError for an image that was not preprocessed for this model."""
-        # A grid has at least one tile besides the base view: a single tile is an image with low detail.
+        """Return the image's span. Raises PromptError if the image was not preprocessed for this model."""
+        # A grid has at least one tile in addition to the base view. A single tile means low detail.
         has_grid = self._layout.has_grid and image.num_tiles > 1
         plan = self._layout.plan(image.width, image.height) if has_grid else self._layout.plan(0, 0)
         if (image.side, image.num_tiles) != (self._layout.side, plan.num_tiles):
+            expected_side = self._layout.side
             raise PromptError(
                 ErrorCode.INTERNAL_ERROR,
-                f"a picture was fitted to {image.num_tiles} tiles of {image.side} pixels, the model takes "
-                f"{plan.num_tiles} of {self._layout.side}: two workers of this model disagree about its "
-                "pictures",
+                f"An image was preprocessed to {image.num_tiles} tiles of {image.side} pixels, but the model "
+                f"requires {plan.num_tiles} tiles of {expected_side} pixels. The workers that serve this "
+                "model have different preprocessing configurations.",
             )
-        # Only if features depend on the size: otherwise equal pixels have equal features at any size.
+        # The size is set only for grids, where features depend on it. Otherwise, equal pixels have equal
+        # features at any size.
         width, height = (image.width, image.height) if has_grid else (0, 0)
         return ImageSpan(start=start, length=plan.num_tokens, digest=image.digest, width=width, height=height)
 
     def _check_length(self, prompt: Prompt) -> None:
-        num_tokens, num_images = len(prompt.token_ids), len(prompt.images)
-        if num_tokens < self._context_length:
-            return
-        images = f" with {num_images} image{'s' * (num_images > 1)}" if num_images else ""
-        advice = "shorten the text or send fewer images" if num_images else "shorten the text"
-        raise PromptError(
-            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-            f"prompt has {num_tokens} tokens{images}; "
-            f"the model takes {self._context_length}, answer included: {advice}",
+        num_tokens, num_images, context_length = (
+            len(prompt.token_ids),
+            len(prompt.images),
+            self._context_length,
         )
+        if num_tokens < context_length:
+            return
+        if num_images:
+            message = (
+                f"The prompt has {num_tokens} tokens, including {num_images} image(s). The model's context "
+                f"length is {context_length} tokens for prompt and output. Shorten the text or send fewer "
+                "images."
+            )
+        else:
+            message = (
+                f"The prompt has {num_tokens} tokens. The model's context length is {context_length} tokens "
+                "for prompt and output. Shorten the text."
+            )
+        raise PromptError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
 
 
 def _join_texts(segments: Iterable[Segment]) -> list[Segment]:
-    """Join adjacent texts, because the tokenization depends on where a text ends."""
+    """Join adjacent texts, because tokenization depends on where a text ends."""
     joined: list[Segment] = []
     for segment in segments:
         if isinstance(segment, str) and joined and isinstance(joined[-1], str):

@@ -1,8 +1,8 @@
-"""How the messages of a chat become a prompt: its formats, and the rules that messages must follow.
+"""Prompt formats of the built-in conversation templates, and validation of messages.
 
-A format arranges system message, user messages and assistant messages as ``llava/conversation.py`` of the
-original LLaVA does. What differs between templates of one format is data, in ``templates``. A prompt consists
-of segments: plain text, a special token by name, or an image. Nothing here knows token ids.
+A format arranges system, user and assistant messages like ``llava/conversation.py`` in the original LLaVA.
+Templates of the same format differ only in the data in ``templates``. A rendered prompt consists of segments:
+plain text, special tokens by name, and images. This module does not handle token IDs.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class PromptError(Exception):
 
 
 class ChatTemplateError(Exception):
-    """The configured template does not fit the model, or the model's own is missing or cannot be read."""
+    """The configured template is incompatible with the model, or the model's own is missing or invalid."""
 
 
 @dataclass(frozen=True)
 class SpecialToken:
-    """A special token of the vocabulary, by name. A user's text never contains one."""
+    """A special token, identified by its name in the vocabulary. User text never contains special tokens."""
 
     token: str
 
@@ -51,10 +51,10 @@ Segment: TypeAlias = str | SpecialToken | ImageRef
 
 
 class PromptTemplate(Protocol):
-    """Renders messages to segments.
+    """Interface of templates, which render messages to segments.
 
-    With ``is_hf_style``, texts are tokenized as parts of one text, as transformers does; otherwise each text
-    is tokenized alone, as the original does. ``stop`` are the strings that end a response.
+    With ``is_hf_style``, the texts are tokenized as parts of one text, as in transformers. Otherwise, each
+    text is tokenized independently, as in the original LLaVA. ``stop`` lists the strings that end a response.
     """
 
     @property
@@ -67,22 +67,24 @@ class PromptTemplate(Protocol):
     def stop(self) -> tuple[str, ...]: ...
 
     def render(self, messages: Sequence[Message], *, is_continued: bool = False) -> list[Segment]:
-        """Render up to where the response begins. Raises PromptError.
+        """Render the prompt up to the beginning of the response. Raises PromptError.
 
-        With ``is_continued``, render up to the end of the last message, a partial response to be continued.
+        With ``is_continued``, the last message is a partial response, and the prompt ends with its text.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationTemplate:
-    """A built-in template. ``separator`` follows the system message and each user message, ``end`` each
-    assistant message. In "inst" ``separator`` precedes later user messages; in "chatml" both follow every
-    message.
+    """A built-in template.
+
+    ``separator`` follows the system message and each user message. ``end`` follows each assistant message.
+    Exceptions: in "inst", ``separator`` precedes every user message except the first; in "chatml", both
+    follow every message.
 
     ``has_bos``: the prompt begins with the beginning-of-sequence token, if the vocabulary has one.
-    ``has_image_tags``, for "colons": images are sent as ``<Image>...</Image>`` in a user message of their
-    own, which the assistant answers with "Received.".
+    ``has_image_tags`` (only for "colons"): images are rendered as ``<Image>...</Image>`` in a separate user
+    message, followed by an assistant message with the text "Received.".
     """
 
     name: str
@@ -101,10 +103,10 @@ class ConversationTemplate:
         return self.format == "llava_hf"
 
     def render(self, messages: Sequence[Message], *, is_continued: bool = False) -> list[Segment]:
-        """See ``PromptTemplate.render``.
+        """Implement ``PromptTemplate.render``.
 
-        A system message replaces the template's own; an empty one removes it. Several texts of one message
-        are joined by newlines.
+        A system message replaces the template's default system message; an empty one removes it. The texts of
+        a message are joined by newlines.
         """
         first_turn = validate_messages(messages, is_continued=is_continued)
         system = _text(messages[0]) if first_turn else self.system
@@ -119,9 +121,9 @@ class ConversationTemplate:
 def _render_colons(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
     """``{system} USER: {question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT:``.
 
-    There is no space after the end token. The images of a message precede its text, with a newline after
-    each, wherever in the message they were: the original was trained with ``<image>\\n`` first, and its demo
-    moves later images to the front.
+    There is no space after the end token. The images of a message precede its text, whatever their position
+    in the message, and each is followed by a newline. The original was trained with ``<image>\\n`` first, and
+    its demo moves later images to the front.
     """
     segments: list[Segment] = [system, template.separator] if system else []
     for turn in turns:
@@ -161,7 +163,7 @@ def _render_chatml(template: ConversationTemplate, system: str, turns: Sequence[
 
 
 def _render_plain(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
-    """Images and texts as in pre-training: no roles, each on a line of its own."""
+    """Images and texts without roles, each on a separate line, as in pre-training."""
     segments: list[Segment] = [system]
     for turn in turns:
         end = template.separator if turn.role == "user" else template.end
@@ -170,7 +172,7 @@ def _render_plain(template: ConversationTemplate, system: str, turns: Sequence[M
 
 
 def _render_llava_hf(template: ConversationTemplate, system: str, turns: Sequence[Message]) -> list[Segment]:
-    """llava-hf's chat template: a space after every text, no ``</s>``, no system message of its own."""
+    """llava-hf's chat template: a space after every text, no ``</s>``, no default system message."""
     segments: list[Segment] = [f"{system} "] if system else []
     for turn in turns:
         segments.append(f"{template.user if turn.role == 'user' else template.assistant}: ")
@@ -189,27 +191,40 @@ _RENDERERS: dict[PromptFormat, Callable[[ConversationTemplate, str, Sequence[Mes
 
 
 def validate_messages(messages: Sequence[Message], *, is_continued: bool = False) -> int:
-    """Return the index of the first turn: 1 after a system message, else 0. Raises PromptError.
+    """Validate the messages and return the index of the first turn: 1 after a system message, otherwise 0.
 
-    User and assistant messages must alternate. The first is a user message, the last one too (with
-    ``is_continued``, an assistant message). Only user messages may contain images.
+    User and assistant messages must alternate, starting with a user message. The last message must be a user
+    message, or with ``is_continued`` an assistant message. Only user messages may contain images. Raises
+    PromptError.
     """
     if not messages:
-        raise _invalid("messages is empty: send at least one user message")
+        raise PromptError(
+            ErrorCode.INVALID_REQUEST, "The list of messages is empty. Send at least one user message."
+        )
     first_turn = 1 if messages[0].role == "system" else 0
     for index, message in enumerate(messages):
         if index >= first_turn:
             _validate_role(messages, index, first_turn)
         if message.role != "user" and any(isinstance(part, ImageRef) for part in message.parts):
-            raise _invalid(
-                f"messages[{index}] ({message.role}) has a picture: put pictures into user messages"
+            raise PromptError(
+                ErrorCode.INVALID_REQUEST,
+                f"messages[{index}] has the role {message.role!r} and contains an image. Only user messages "
+                "may contain images.",
             )
     if len(messages) == first_turn:
-        raise _invalid("messages has no user message: send at least one")
+        raise PromptError(
+            ErrorCode.INVALID_REQUEST, "The messages do not contain a user message. Send at least one."
+        )
     if is_continued and messages[-1].role != "assistant":
-        raise _invalid("the last message is not the assistant's: there is nothing to continue")
+        raise PromptError(
+            ErrorCode.INVALID_REQUEST,
+            "The last message is not an assistant message, so there is no response to continue.",
+        )
     if messages[-1].role == "assistant" and not is_continued:
-        raise _invalid("the last message is the assistant's: end with the user message to be answered")
+        raise PromptError(
+            ErrorCode.INVALID_REQUEST,
+            "The last message is an assistant message. End the messages with a user message.",
+        )
     return first_turn
 
 
@@ -217,12 +232,15 @@ def _validate_role(messages: Sequence[Message], index: int, first_turn: int) -> 
     role = messages[index].role
     expected = "user" if (index - first_turn) % 2 == 0 else "assistant"
     if role == "system":
-        raise _invalid(f"messages[{index}] is a system message: only the first message may be one")
+        raise PromptError(
+            ErrorCode.INVALID_REQUEST,
+            f"messages[{index}] is a system message. Only the first message may be a system message.",
+        )
     if role != expected:
-        position = f"after messages[{index - 1}]" if index > first_turn else "at the beginning"
-        raise _invalid(
-            f"messages[{index}] has the role {role!r} where {position} {expected!r} must follow: "
-            "user and assistant take turns, so join neighbouring messages of one role"
+        raise PromptError(
+            ErrorCode.INVALID_REQUEST,
+            f"messages[{index}] has the role {role!r} instead of {expected!r}. User and assistant messages "
+            "must alternate, starting with a user message. Merge consecutive messages of the same role.",
         )
 
 
@@ -237,7 +255,3 @@ def _images(turn: Message) -> list[Segment]:
 
 def _text(message: Message) -> str:
     return "\n".join(part for part in message.parts if isinstance(part, str))
-
-
-def _invalid(message: str) -> PromptError:
-    return PromptError(ErrorCode.INVALID_REQUEST, message)

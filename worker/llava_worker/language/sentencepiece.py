@@ -1,9 +1,9 @@
-"""Reads a SentencePiece ``tokenizer.model``, the only tokenizer file of many original checkpoints.
+"""Reader for SentencePiece's ``tokenizer.model``, the only tokenizer file in many original checkpoints.
 
-Supported are vocabularies like Llama's: byte-pair encoding, a piece for every byte, text not normalized. The
-file is one protobuf message (sentencepiece_model.proto) with these fields, among others:
+Only vocabularies like Llama's are supported: byte-pair encoding, one piece for each byte, and no text
+normalization. The file is a protobuf message (sentencepiece_model.proto). These fields are used:
 
-    1   a piece: 1 text, 2 score (fp32), 3 type, one of those below
+    1   a piece: 1 text, 2 score (fp32), 3 type (see the constants below)
     2   trainer: 3 algorithm (2 is byte-pair encoding)
     3   normalizer: 2 substitutions, 3 whether a space is prepended, 4 whether repeated spaces are merged
 """
@@ -38,13 +38,13 @@ class _Piece:
 
 
 def read_sentencepiece(path: Path) -> Tokenizer:
-    """Read the file and ``added_tokens.json`` next to it. Raises TokenizerError."""
+    """Read the file and the ``added_tokens.json`` next to it. Raises TokenizerError."""
     try:
         message = list(_fields(path.read_bytes()))
         pieces = [_parse_piece(value) for number, value in message if number == 1]
         trainer, normalizer = (dict(_fields(_last_field(message, number))) for number in (2, 3))
     except (ValueError, struct.error, TypeError) as error:
-        raise TokenizerError(f"{path} is not a SentencePiece model: {error}") from error
+        raise TokenizerError(f"The file {path} is not a valid SentencePiece model: {error}") from error
     _check_supported(path, pieces, trainer, normalizer)
     tokenizer = _create_tokenizer(pieces, has_prefix=normalizer.get(3, 1) == 1)
     _add_tokens(tokenizer, path.with_name("added_tokens.json"))
@@ -56,20 +56,20 @@ def _check_supported(
 ) -> None:
     texts = {piece.text for piece in pieces}
     unsupported = {
-        "an algorithm other than byte-pair": trainer.get(3, 1) != _BPE,
-        "no piece for every byte": sum(piece.type == _BYTE for piece in pieces) != 256,
-        "substitutions in the text": bool(normalizer.get(2)),
-        "squeezed spaces": normalizer.get(4, 1) == 1,
-        "words that always are one piece": any(
+        "an algorithm other than byte-pair encoding": trainer.get(3, 1) != _BPE,
+        "missing byte pieces": sum(piece.type == _BYTE for piece in pieces) != 256,
+        "text normalization": bool(normalizer.get(2)),
+        "merging of repeated spaces": normalizer.get(4, 1) == 1,
+        "user-defined symbols": any(
             piece.type == _USER_DEFINED and not re.fullmatch("<.+>", piece.text) for piece in pieces
         ),
-        "a piece twice": len(texts) != len(pieces),
+        "duplicate pieces": len(texts) != len(pieces),
     }
-    found = [feature for feature, is_present in unsupported.items() if is_present]
-    if found:
+    features = ", ".join(feature for feature, is_present in unsupported.items() if is_present)
+    if features:
         raise TokenizerError(
-            f"{path} has {', '.join(found)}, which is not read here: save the tokenizer with transformers, "
-            "which writes a tokenizer.json"
+            f"The tokenizer {path} has unsupported features: {features}. Save the tokenizer with "
+            "transformers, which writes a tokenizer.json."
         )
 
 
@@ -90,10 +90,10 @@ def _create_tokenizer(pieces: list[_Piece], *, has_prefix: bool) -> Tokenizer:
 
 
 def _merges(pieces: list[_Piece], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Return every split of a piece into two others, in descending order of the piece's score.
+    """Return all splits of pieces into two other pieces, in descending order of the piece's score.
 
-    SentencePiece only compares the scores of whole pieces. The library also needs an order among the splits
-    of one piece; it is that of transformers, by the ids of the two parts.
+    SentencePiece only compares the scores of whole pieces. The tokenizers library also needs an order among
+    the splits of a piece. As in transformers, they are ordered by the IDs of the two parts.
     """
     joinable = {piece.text for piece in pieces if piece.type == _NORMAL}
     ranked = sorted(
@@ -109,19 +109,21 @@ def _merges(pieces: list[_Piece], vocabulary: dict[str, int]) -> list[tuple[str,
 
 
 def _add_tokens(tokenizer: Tokenizer, path: Path) -> None:
-    """Add tokens like ``{"<pad>": 32000}``, whose ids follow the model's own without a gap."""
+    """Add tokens such as ``{"<pad>": 32000}``. Their IDs must follow the model's without a gap."""
     added: dict[str, int] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     for text, token_id in sorted(added.items(), key=lambda item: item[1]):
         tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
         if tokenizer.token_to_id(text) != token_id:
-            raise TokenizerError(f"{path} gives {text!r} the id {token_id}, which is not the next one")
+            raise TokenizerError(
+                f"The token {text!r} in {path} has the ID {token_id}, which is not the next free ID."
+            )
 
 
 def _parse_piece(value: Value) -> _Piece:
     fields = dict(_fields(value))
     text, score = fields.get(1), fields.get(2, b"\0\0\0\0")
     if not isinstance(text, bytes) or not isinstance(score, bytes):
-        raise TypeError("a piece without text, or with another kind of score")
+        raise TypeError("a piece has no text or an invalid score")
     return _Piece(text.decode("utf-8"), struct.unpack("<f", score)[0], int(fields.get(3, _NORMAL)))
 
 
@@ -130,9 +132,9 @@ def _last_field(message: list[tuple[int, Value]], number: int) -> Value:
 
 
 def _fields(data: Value) -> Iterator[tuple[int, Value]]:
-    """Yield the fields of a protobuf message. A value is an integer, or the bytes of any other type."""
+    """Yield the fields of a protobuf message. Values are integers, or bytes for any other type."""
     if not isinstance(data, bytes):
-        raise TypeError("a number where a message should be")
+        raise TypeError("a field has a number instead of a message")
     offset = 0
     while offset < len(data):
         key, offset = _varint(data, offset)
@@ -146,18 +148,18 @@ def _fields(data: Value) -> Iterator[tuple[int, Value]]:
         elif wire_type in (1, 5):
             length = 8 if wire_type == 1 else 4
         else:
-            raise ValueError(f"wire type {wire_type}")
+            raise ValueError(f"unknown wire type {wire_type}")
         if offset + length > len(data):
-            raise ValueError("it ends in the middle of a field")
+            raise ValueError("the data ends in the middle of a field")
         yield number, data[offset : offset + length]
         offset += length
 
 
 def _varint(data: bytes, offset: int) -> tuple[int, int]:
-    """Return an integer, stored with seven bits per byte, and the offset of its end."""
+    """Decode an integer stored with seven bits per byte. Return it and the offset of its end."""
     value = 0
     for index, byte in enumerate(data[offset : offset + 10]):
         value |= (byte & 0x7F) << (7 * index)
         if byte < 0x80:
             return value, offset + index + 1
-    raise ValueError("it ends in the middle of a number")
+    raise ValueError("the data ends in the middle of a number")

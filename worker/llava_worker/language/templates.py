@@ -1,8 +1,9 @@
-"""The conversation templates that LLaVA models were trained with, and which of them a model uses.
+"""The conversation templates that LLaVA models were trained with, and template selection.
 
-Sentences, roles and separators are those of ``llava/conversation.py`` of the original LLaVA under the same
-names; ``qwen_1_5`` is LLaVA-NeXT's, ``llava_hf`` the chat template of llava-hf's LLaVA-1.5 checkpoints.
-A new template is one entry here, and one format in ``prompt_formats`` if none of those fits.
+System messages, roles and separators are those of the templates with the same names in
+``llava/conversation.py`` of the original LLaVA. ``qwen_1_5`` is from LLaVA-NeXT, ``llava_hf`` is the chat
+template of llava-hf's LLaVA-1.5 checkpoints. To add a template, add an entry here, and a format in
+``prompt_formats`` if no existing format applies.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ _ALL = [
 ]
 CONVERSATION_TEMPLATES = {template.name: template for template in _ALL}
 
-_LLAVA_1_5_TEMPLATES = ("vicuna_v1", "llava_v1", "llava_hf")  # llava-hf published such models with llava_hf
+_LLAVA_1_5_TEMPLATES = ("vicuna_v1", "llava_v1", "llava_hf")  # "hf" style is defined only for these
 _YI_EOS = 7  # <|im_end|> of Nous-Hermes-2-Yi-34B, the decoder of LLaVA-1.6-34B
 
 
@@ -120,30 +121,31 @@ def choose_template(
     tokenizer: HFTokenizer | None = None,
     base: Path | None = None,
 ) -> PromptTemplate:
-    """Return the template for the settings of the same names. Raises ChatTemplateError.
+    """Return the template for the settings ``conversation`` and ``prompt_style``. Raises ChatTemplateError.
 
-    ``folder`` and ``tokenizer`` are the model's, None for the echo model. ``base`` is the folder of the model
-    that an adapter in ``folder`` adapts; it provides what the adapter's folder lacks.
+    ``folder`` and ``tokenizer`` belong to the model; they are None for the echo model. If ``folder`` contains
+    an adapter, ``base`` is the folder of its base model and provides the files that ``folder`` lacks.
     """
     if conversation == "checkpoint":
         return _checkpoint_template(folder, tokenizer, base)
     if conversation == "auto":
         conversation = template_for_config(_read_config(folder) or _read_config(base))
-        logger.info("conversation auto: %s, by the model's config.json", conversation)
+        logger.info("conversation template selected by config.json: %s", conversation)
     if prompt_style == "hf":
         if conversation not in _LLAVA_1_5_TEMPLATES:
             raise ChatTemplateError(
-                f"prompt_style hf is for LLaVA-1.5 and this model's conversation is {conversation}: "
-                "take --conversation checkpoint, the model's own chat template"
+                f"The prompt style 'hf' requires LLaVA-1.5, but this model uses the template "
+                f"{conversation!r}. Use --conversation checkpoint, the model's own chat template."
             )
         conversation = "llava_hf"
     return CONVERSATION_TEMPLATES[conversation]
 
 
 def template_for_config(config: Mapping[str, Any]) -> str:
-    """Return the name of the template for a model with this config.json, of either checkpoint layout.
+    """Return the name of the template for a model with this config.json, in either checkpoint layout.
 
-    The default is vicuna_v1. LLaVA-v0 and models on Llama-2-chat have the same configuration as Vicuna.
+    The default is vicuna_v1. It is also returned for LLaVA-v0 and models based on Llama-2-chat, because their
+    configuration does not differ from Vicuna's.
     """
     text = config.get("text_config") or config
     model_type = str(text.get("model_type", "llama"))
@@ -163,7 +165,7 @@ def _checkpoint_template(
     )
 
     if folder is None or tokenizer is None:
-        raise ChatTemplateError("this model has no folder and so no chat template of its own")
+        raise ChatTemplateError("The echo model has no chat template. Select a built-in template.")
     return JinjaChatTemplate(
         read_chat_template(base if base is not None and not has_chat_template(folder) else folder),
         special_tokens=tokenizer.special_tokens,

@@ -1,9 +1,9 @@
-"""Text to token ids and token ids to bytes: what prompts, streams and grammars need of a tokenizer.
+"""The tokenizer interface used by prompts, streams and grammars, and a byte tokenizer.
 
-Text typed by a user never becomes a special token: ``</s>`` or ``<image>`` in a text are those characters.
-Special ids enter a prompt only by name, through ``special_id``. Decoding returns bytes, not text, because a
-token may hold a part of a character; the detokenizer assembles characters.
-The tokenizers of models are in ``hf_tokenizer``.
+User text is never encoded to special tokens: ``</s>`` or ``<image>`` in a text is encoded as plain
+characters. Special tokens are added to a prompt only by name, with ``special_id``. Decoding returns bytes
+because a token may contain only a part of a character. The detokenizer assembles the characters.
+``hf_tokenizer`` implements the tokenizers of models.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ __all__ = ["ByteTokenizer", "Tokenizer", "TokenizerError"]
 
 
 class TokenizerError(Exception):
-    """The model's folder has no tokenizer that this worker can use. The message says why."""
+    """The model's tokenizer is missing, unsupported or incompatible. The message gives the reason."""
 
 
 class Tokenizer(Protocol):
-    """``bos_token_id`` is None for models without one. ``image_token_id`` fills the positions of images.
+    """Interface of tokenizers.
 
-    ``adds_bos``: transformers puts ``bos_token_id`` before every text of this model.
+    ``bos_token_id`` is None for models without a beginning-of-sequence token. ``image_token_id`` is the
+    placeholder at the positions of images. ``adds_bos``: transformers prepends ``bos_token_id`` to every text
+    for this model.
     """
 
     @property
@@ -31,29 +33,31 @@ class Tokenizer(Protocol):
     def image_token_id(self) -> int: ...
     @property
     def strips_leading_space(self) -> bool:
-        """Whether the first token of a text carries a space that is not part of the text (Llama's scheme)."""
+        """Whether the first token of a text includes a space that is not part of the text, as in Llama."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of this text alone, without special ids, as the original's tokenizer does."""
+        """Return the token IDs of the text. No special tokens are added, as in the original LLaVA."""
         ...
 
     def encode_segment(self, text: str, *, is_first: bool) -> list[int]:
-        """Return the ids of a text at the beginning of a prompt or after a special token, as transformers
-        does."""
+        """Return the token IDs of a part of a prompt, as in transformers.
+
+        ``is_first``: the text is at the beginning of the prompt; otherwise it follows a special token.
+        """
         ...
 
     def special_id(self, token: str) -> int:
-        """Return the id of a special token. Raises TokenizerError if the vocabulary has no such token."""
+        """Return the ID of a special token. Raises TokenizerError if the vocabulary does not contain it."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return what a token adds to the text: nothing for special tokens and ids outside the vocabulary."""
+        """Return the bytes of a token, or b"" for special tokens and IDs outside the vocabulary."""
         ...
 
 
 class ByteTokenizer:
-    """One token per byte of UTF-8, and three special ids. Used by the echo engine and in tests."""
+    """A tokenizer with one token per UTF-8 byte and three special tokens, for the echo engine and tests."""
 
     bos_token_id: int = 256
     adds_bos: bool = True

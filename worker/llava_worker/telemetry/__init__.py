@@ -1,1 +1,1 @@
-"""OpenTelemetry spans of jobs and the timeline of engine steps."""
+"""OpenTelemetry spans for jobs and the timeline of engine steps."""

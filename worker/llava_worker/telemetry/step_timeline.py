@@ -1,4 +1,4 @@
-"""The timeline of an engine's steps, for Perfetto. Used only with ``--trace-steps``."""
+"""Timeline of engine steps for Perfetto. Used only with ``--trace-steps``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["TracedEngine", "open_trace"]
 
 
 def open_trace(path: Path, *, process: str) -> StepTrace:
-    """Open the file; ``{pid}`` in its path becomes this process's id. Raises OSError."""
+    """Open the trace file. ``{pid}`` in the path is replaced by the process ID. Raises OSError."""
     path = Path(str(path).replace("{pid}", str(os.getpid())))
     return StepTrace(TraceFile(path), process=process)
 
 
 class TracedEngine:
-    """Wraps an engine and records its steps; ``timer``, if the engine has one, reports their phases."""
+    """A wrapper that records an engine's steps. ``timer``, if given, reports the phases of each step."""
 
     def __init__(self, engine: EngineInterface, trace: StepTrace, timer: StepTimer | None = None) -> None:
         self._engine = engine
@@ -41,7 +41,7 @@ class TracedEngine:
         return self._engine.num_sequences
 
     def add(self, sequence: Sequence) -> None:
-        """Raises SequenceRejected."""
+        """Add a sequence. Raises SequenceRejected."""
         self._engine.add(sequence)
         self._trace.added(sequence, time.perf_counter())
 
@@ -50,7 +50,7 @@ class TracedEngine:
         self._trace.aborted(seq_id, time.perf_counter())
 
     def step(self) -> list[StepOutput]:
-        """A step that raises is recorded, too."""
+        """Run and record a step, even if it raises an exception."""
         started_at = time.perf_counter()
         outputs: list[StepOutput] = []
         try:

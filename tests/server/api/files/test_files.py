@@ -7,6 +7,7 @@ import pytest
 import redis
 from llava_wire.redis.keys import PREFIX
 
+from tests.machine_speed import scaled
 from tests.server.batch_requests import KEYS, input_file, read_results, request_line, tenant_clients, upload
 from tests.server.conftest import OwnStack, Serve, Stack
 
@@ -99,5 +100,5 @@ def test_a_file_can_be_read_from_another_server(stack: Stack, serve: Serve) -> N
     stored = upload(stack.http, b"shared").json()
     url = stack.server.services.settings.redis_url.get_secret_value()
     other = serve(redis_url=url, auth=False)
-    response = httpx2.get(f"{other.url}/v1/files/{stored['id']}/content")
+    response = httpx2.get(f"{other.url}/v1/files/{stored['id']}/content", timeout=scaled(30))
     assert response.content == b"shared"

@@ -21,6 +21,7 @@ from openai.types import chat as chat_types
 from openai.types import responses as response_types
 from pydantic import TypeAdapter, ValidationError
 
+from tests.machine_speed import scaled
 from tests.server.api.chat.test_tools import CITY, NOW, PARIS
 from tests.server.api.sse_lines import events_of
 from tests.server.batch_requests import create_batch, input_file, request_line, upload, wait_for_end
@@ -228,7 +229,7 @@ def test_files_batches_models_and_health_match_the_document(stack: Stack) -> Non
 
 
 def test_the_readiness_response_of_an_unready_server_matches_the_document(serve: Serve) -> None:
-    with httpx2.Client(base_url=serve().url) as http:
+    with httpx2.Client(base_url=serve().url, timeout=scaled(30)) as http:
         response = http.get("/readyz")
     assert (response.status_code, violations(response)) == (503, [])
 

@@ -276,7 +276,7 @@ def test_a_trace_has_its_processs_id_in_its_name_where_asked(
 @pytest.mark.parametrize("where", ["missing/trace.json", "taken.json", "/dev/null"])
 def test_a_file_that_cannot_be_the_workers_own_is_refused(tmp_path: Path, where: str) -> None:
     TraceFile(tmp_path / "taken.json").write([{"name": "kept"}])
-    with pytest.raises(StartupError, match=r"cannot be written.*\{pid\}"):
+    with pytest.raises(StartupError, match=r"cannot be written: .*\{pid\}"):
         open_model(load_settings(["--model", "echo", "--trace-steps", str(tmp_path / where)]))
     assert read(tmp_path / "taken.json") == [{"name": "kept"}]
 

@@ -1,4 +1,4 @@
-"""The playground when things go wrong, and when somebody means it harm."""
+"""Error handling and resistance to HTML injection in the playground."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.e2e.playground.conftest import KEY
 from tests.e2e.playground.page_actions import (
-    answer,
     ask,
     copied,
     drop,
-    drop_picture,
+    drop_image,
     finished,
+    response_text,
     scene,
     scripted,
     sent,
@@ -44,22 +44,22 @@ def test_html_from_the_model_is_shown_as_text(playground: Page) -> None:
     scripted(playground, *EVIL)
     ask(playground, "Be evil.")
     assert finished(playground) == "".join(EVIL)
-    expect(answer(playground).locator("*")).to_have_count(0)
+    expect(response_text(playground).locator("*")).to_have_count(0)
     assert playground.evaluate("window.pwned") is None
 
 
-def test_html_from_everywhere_else_is_shown_as_text(playground: Page) -> None:
+def test_html_from_all_other_sources_is_shown_as_text(playground: Page) -> None:
     evil = "<img src=x onerror='window.pwned=1'>"
     models = json.dumps({"object": "list", "data": [{"id": evil}]})
     playground.route(
         "**/v1/models", lambda route: route.fulfill(content_type="application/json", body=models)
     )
-    refusal = json.dumps({"error": {"message": evil}})
+    error = json.dumps({"error": {"message": evil}})
     playground.route(
-        CHAT, lambda route: route.fulfill(status=400, content_type="application/json", body=refusal)
+        CHAT, lambda route: route.fulfill(status=400, content_type="application/json", body=error)
     )
     playground.reload()
-    drop_picture(playground, f"{evil}.png")
+    drop_image(playground, f"{evil}.png")
     drop(playground, (f"{evil}.txt", "text/plain", b"x"))
     expect(playground.locator("#notice")).to_contain_text(evil)
     ask(playground, evil)
@@ -70,12 +70,12 @@ def test_html_from_everywhere_else_is_shown_as_text(playground: Page) -> None:
     assert playground.evaluate("window.pwned") is None
 
 
-def test_refusal_is_a_sentence_and_can_be_tried_again(playground: Page) -> None:
-    def refuse(route: Route) -> None:
+def test_an_error_is_shown_as_a_sentence_and_the_request_can_be_retried(playground: Page) -> None:
+    def reject(route: Route) -> None:
         body = json.dumps({"error": {"message": "the queue is full", "code": "queue_full"}})
         route.fulfill(status=503, headers={"Retry-After": "7"}, content_type="application/json", body=body)
 
-    playground.route(CHAT, refuse)
+    playground.route(CHAT, reject)
     ask(playground, "Hello?")
     expect(playground.get_by_role("alert")).to_contain_text("The queue is full. Try again in 7 seconds.")
     playground.unroute(CHAT)
@@ -84,43 +84,45 @@ def test_refusal_is_a_sentence_and_can_be_tried_again(playground: Page) -> None:
     expect(playground.locator(".failure")).to_have_count(0)
 
 
-def test_refusal_by_the_worker_is_shown_and_the_next_question_works(playground: Page) -> None:
+def test_a_rejection_by_the_worker_is_shown_and_the_next_request_succeeds(playground: Page) -> None:
     ask(playground, "[[refuse]]")
-    expect(playground.get_by_role("alert")).to_contain_text("The prompt asks to be refused.")
-    with playground.expect_request(CHAT) as asked:
+    expect(playground.get_by_role("alert")).to_contain_text("The prompt requests a rejection.")
+    with playground.expect_request(CHAT) as request:
         ask(playground, "Hello?")
-    assert sent(asked.value)["messages"] == [{"role": "user", "content": "Hello?"}]
+    assert sent(request.value)["messages"] == [{"role": "user", "content": "Hello?"}]
     assert finished(playground)
 
 
-def test_answer_that_breaks_off_says_so_and_is_left_out_of_the_conversation(playground: Page) -> None:
+def test_an_interrupted_response_is_marked_and_left_out_of_the_conversation(playground: Page) -> None:
     ask(playground, "[[error at 20]]")
-    expect(playground.get_by_role("alert")).to_contain_text("The prompt asks for an error.")
-    expect(answer(playground)).to_have_text(re.compile(r"\w{3}"))
+    expect(playground.get_by_role("alert")).to_contain_text("The prompt requests an error.")
+    expect(response_text(playground)).to_have_text(re.compile(r"\w{3}"))
     expect(playground.locator(".facts")).to_contain_text("incomplete")
-    with playground.expect_request(CHAT) as asked:
+    with playground.expect_request(CHAT) as request:
         ask(playground, "Hello?")
-    assert sent(asked.value)["messages"] == [{"role": "user", "content": "Hello?"}]
+    assert sent(request.value)["messages"] == [{"role": "user", "content": "Hello?"}]
 
 
-def test_connection_closed_in_mid_answer_is_not_taken_for_a_success(playground: Page) -> None:
+def test_a_connection_closed_in_mid_response_is_shown_as_an_error(playground: Page) -> None:
     chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": "half an"}}]})
     playground.route(
         CHAT, lambda route: route.fulfill(content_type="text/event-stream", body=f"data: {chunk}\n\n")
     )
     ask(playground, "Hello?")
     expect(playground.get_by_role("alert")).to_contain_text("The server closed the connection")
-    expect(answer(playground)).to_have_text("half an")
+    expect(response_text(playground)).to_have_text("half an")
 
 
-def test_server_that_is_gone_is_named(playground: Page, site: ControllerProcess) -> None:
+def test_an_unreachable_server_is_reported_with_its_address(
+    playground: Page, site: ControllerProcess
+) -> None:
     expect(playground.get_by_label("Model")).to_be_enabled()
     playground.route(CHAT, lambda route: route.abort("connectionrefused"))
     ask(playground, "Hello?")
     expect(playground.get_by_role("alert")).to_contain_text(f"Cannot reach the server at {site.url[7:]}.")
 
 
-def test_question_waits_for_a_model_and_the_model_appears_by_itself(
+def test_a_question_is_kept_until_a_model_is_running_and_models_appear_automatically(
     page: Page, site: ControllerProcess
 ) -> None:
     empty = json.dumps({"object": "list", "data": []})
@@ -138,7 +140,7 @@ def test_question_waits_for_a_model_and_the_model_appears_by_itself(
     assert finished(page)
 
 
-def test_key_is_asked_for_kept_in_the_tab_and_never_copied(
+def test_the_key_is_requested_stored_in_the_tab_and_never_copied(
     page: Page, guarded_site: ControllerProcess
 ) -> None:
     page.goto(guarded_site.url)
@@ -159,24 +161,24 @@ def test_key_is_asked_for_kept_in_the_tab_and_never_copied(
         assert KEY not in text
 
 
-def test_wrong_key_is_asked_for_again(page: Page, guarded_site: ControllerProcess) -> None:
+def test_the_key_is_requested_again_if_it_is_wrong(page: Page, guarded_site: ControllerProcess) -> None:
     page.goto(guarded_site.url)
     field = page.get_by_label("This server requires an API key")
     field.fill("wrong-key")
-    with page.expect_response("**/v1/models") as answered:
+    with page.expect_response("**/v1/models") as response:
         page.get_by_role("button", name="Use key").click()
-    assert answered.value.status == 401
+    assert response.value.status == 401
     expect(field).to_be_visible()
     expect(field).to_have_value("")
 
 
-def test_server_without_keys_asks_for_none(playground: Page) -> None:
+def test_a_server_without_authentication_requests_no_key(playground: Page) -> None:
     expect(playground.get_by_label("Model")).to_be_enabled()
     expect(playground.get_by_label("This server requires an API key")).to_be_hidden()
 
 
-def test_picture_opens_large_and_closes(playground: Page) -> None:
-    drop_picture(playground, "scene.png", scene())
+def test_an_image_opens_in_full_size_and_closes(playground: Page) -> None:
+    drop_image(playground, "scene.png", scene())
     ask(playground, "What is this?")
     playground.get_by_role("button", name="scene.png, 64 × 48").click()
     expect(playground.get_by_role("dialog", name="Image")).to_be_visible()
