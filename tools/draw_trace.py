@@ -29,7 +29,7 @@ COLOURS = {
     "postprocess": "#c4543c",
     "waiting": "#d9d9d9",
     "prompt": "#e0a458",
-    "answer": "#5b9bd5",
+    "output": "#5b9bd5",
 }
 MAX_LANES = 40
 Events = list[dict[str, Any]]

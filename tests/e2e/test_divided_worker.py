@@ -80,7 +80,7 @@ async def test_a_lost_rank_ends_the_worker_and_its_answer_goes_on_elsewhere(
     assert await divided.async_wait() == 70
     assert client.final(job) is None
     if number is signal.SIGKILL:
-        assert "rank 1 has ended with status -9" in divided.log
+        assert "rank 1 exited with status -9" in divided.log
     await async_wait_until(lambda: not psutil.pid_exists(follower))  # stopped or not
 
     start_worker(**WHOLE)

@@ -290,7 +290,7 @@ def test_a_step_ahead_without_memory_is_made_after_the_one_before_it(
 
     with caplog.at_level(logging.WARNING):
         assert outputs(runner=OutOfMemoryRunner, is_async=True) == outputs()
-    assert "a step ahead finds no memory" in caplog.text
+    assert "out of memory while launching a step ahead" in caplog.text
 
 
 def test_what_a_stopped_thread_told_goes_on_elsewhere_token_for_token(

@@ -87,7 +87,7 @@ def test_an_answer_that_breaks_in_its_middle_keeps_what_was_said_and_the_neighbo
     *before, last = outputs["broken"]
     assert [output.token_id for output in before] == whole[: whole.index(word) + 1]
     assert last.error is not None
-    assert last.error.message == f"the model's output at token {len(before)} is not a number"
+    assert last.error.message == f"The model produced NaN or infinity after {len(before)} output tokens."
     assert tokens(outputs, *neighbours) == answers
     assert run(engine, [make_sequence(prompt)])["one"] == whole  # healed, and nothing bad was kept
 
@@ -118,7 +118,7 @@ def test_a_picture_gone_bad_breaks_its_own_request_and_is_looked_at_anew_for_the
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"logit_bias": ((5, float("nan")),)}, "logit_bias of token 5 is nan"),
+        ({"logit_bias": ((5, float("nan")),)}, "logit_bias for token 5 is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"pixels": [bytes(7)]}, "7 bytes for 4 tokens"),
     ],

@@ -154,7 +154,7 @@ def test_a_sequence_that_breaks_ends_alone(
         model.language_model.embed_tokens.weight[poison] = healthy
 
     assert [output.error and output.error.message for output in answers["broken"]] == [
-        "the model's output at token 0 is not a number"
+        "The model produced NaN or infinity after 0 output tokens."
     ]
     for index, answer in enumerate(expected):
         assert [output.token_id for output in answers[str(index)]] == answer
@@ -230,7 +230,7 @@ def test_a_different_picture_in_the_same_place_is_not_taken_for_the_first(
 
 
 def test_a_context_larger_than_the_cache_is_refused(make_engine: MakeEngine) -> None:
-    with pytest.raises(ValueError, match="context of 41 tokens does not fit a KV cache of 40"):
+    with pytest.raises(ValueError, match="context of 41 tokens does not fit in a KV cache of 40"):
         make_engine(num_blocks=10, block_size=4, context_length=41)
 
 
@@ -260,13 +260,13 @@ def test_the_longest_prompt_that_fits_is_answered(
 
 UNUSABLE: list[tuple[dict[str, Any], str]] = [
     ({"prompt_ids": []}, "empty"),
-    ({"prompt_ids": [1, 128, 127, 127, 127, 127]}, "outside of the vocabulary of 128"),
-    ({"output_ids": [-1]}, "outside of the vocabulary"),
+    ({"prompt_ids": [1, 128, 127, 127, 127, 127]}, "outside the vocabulary, which has 128 tokens"),
+    ({"output_ids": [-1]}, "outside the vocabulary"),
     ({"max_new_tokens": -1}, "max_new_tokens is -1"),
-    ({"pixels": []}, "1 pictures in the prompt, but 0 given"),
+    ({"pixels": []}, "The prompt contains 1 images, but the pixels of 0 were sent"),
     ({"pixels": [bytes(28 * 28 * 3 - 1)]}, "2351 bytes for 4 tokens"),
     ({"pixels": [bytes(2 * 28 * 28 * 3)]}, "4704 bytes for 4 tokens"),
-    ({"images": [ImageSpan(4, 4, "d")]}, r"stands at \[4, 8\)"),
+    ({"images": [ImageSpan(4, 4, "d")]}, r"is at tokens \[4, 8\)"),
     ({"images": [ImageSpan(2, 3, "d")]}, "for 3 tokens"),
 ]
 

@@ -62,11 +62,9 @@ def test_who_does_not_fit_alone_fails_alone_with_a_sentence_and_in_the_log(
     assert {name: [output.token_id for output in outputs[name]] for name in others} == expected
     (failure,) = outputs["c"]
     assert failure.error is not None
-    assert (
-        failure.error.message == "the worker's memory is too short for it: try again later, or ask for less"
-    )
+    assert failure.error.message.startswith("The worker ran out of memory for this request. Retry later")
     assert failure.error.code is ErrorCode.INSUFFICIENT_MEMORY
-    assert "seq_id=c: a step of it alone finds no memory: CUDA out of memory" in caplog.text
+    assert "seq_id=c: out of memory in a step with only this sequence: CUDA out of memory" in caplog.text
 
 
 def test_pictures_already_encoded_are_given_up_for_it(

@@ -52,7 +52,7 @@ def test_who_is_past_the_deadline_ends_in_the_next_step_and_nobody_else(
     (final,) = [output for output in outputs if output.error is not None]
     assert final.seq_id == "late" and final.error is not None
     assert final.error.code is ErrorCode.DEADLINE_EXCEEDED
-    assert f"after {num_before} tokens" in final.error.message
+    assert f"after {num_before} output tokens" in final.error.message
 
     while engine.num_sequences:
         outputs += engine.step()

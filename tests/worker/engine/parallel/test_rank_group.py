@@ -130,5 +130,7 @@ def test_fewer_bits_are_refused_by_name(tmp_path: Path, precision: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are GPUs enough")
 def test_fewer_gpus_than_ranks_are_refused_with_their_number() -> None:
-    with pytest.raises(ValueError, match=r"tensor_parallel is 2, but from cuda:0 on there are [01] GPUs"):
+    with pytest.raises(
+        ValueError, match=r"tensor_parallel is 2, but only [01] GPUs are available from cuda:0"
+    ):
         choose_device("cuda:0", 2)

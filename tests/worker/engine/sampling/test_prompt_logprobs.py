@@ -206,5 +206,5 @@ def test_a_prompt_whose_logits_are_not_numbers_fails(
 
     monkeypatch.setattr(engine._runner.model, "logits", spoilt)
     (output,) = collect_outputs(engine, scored(words(12), max_new_tokens=1))["one"]
-    assert output.error is not None and "not a number" in output.error.message
+    assert output.error is not None and "NaN or infinity" in output.error.message
     assert output.prompt_logprobs == ()

@@ -245,7 +245,7 @@ def test_where_the_model_breaks_after_a_right_draft_the_answer_ends_alone_and_wi
     *sampled, final = outputs["one"]
     assert [output.token_id for output in sampled] == answer[: len(sampled)]
     assert final.error is not None
-    assert final.error.message == f"the model's output at token {len(sampled)} is not a number"
+    assert final.error.message == f"The model produced NaN or infinity after {len(sampled)} output tokens."
     assert [output.token_id for output in outputs["other"]] == expected
 
 

@@ -73,12 +73,12 @@ def test_a_small_cache_shortens_the_context_and_says_so(
 
 
 def test_a_cache_without_room_for_a_picture_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="the KV cache may take 1000 bytes"):
+    with pytest.raises(ValueError, match="The KV cache is limited to 1000 bytes"):
         build_engine(EngineConfig(folder, precision="fp32", kv_cache_bytes=1000))
 
 
 def test_an_unknown_device_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="device is 'abacus'"):
+    with pytest.raises(ValueError, match="device 'abacus' is not recognized"):
         build_engine(EngineConfig(folder, device="abacus"))
 
 

@@ -128,14 +128,12 @@ def test_an_engine_fresh_from_loading_looks_as_if_nothing_had_happened(
 
 
 def test_a_step_that_fails_is_a_warm_up_error_that_says_why(model: Llava) -> None:
-    with pytest.raises(WarmupError, match="fails at its first step: the device is on fire"):
+    with pytest.raises(WarmupError, match="The first step of the model failed: the device is on fire"):
         warm_up(model, FailingBackend(), plan(model), **LIMITS)
 
 
 def test_a_step_without_memory_says_what_would_fit(model: Llava) -> None:
-    with pytest.raises(
-        InsufficientMemory, match="64 tokens and 8 answers with a context of 256 does not: let"
-    ):
+    with pytest.raises(InsufficientMemory, match="64 tokens and 8 sequences with a context of 256 tokens"):
         warm_up(model, GreedyBackend(), plan(model), **LIMITS)
 
 
@@ -147,7 +145,7 @@ def test_a_model_whose_output_is_no_number_is_warned_about(
     weight.fill_(torch.nan)
     try:
         warm_up(model, SdpaBackend(), plan(model), **LIMITS)
-        assert "not a number: are its weights whole?" in caplog.text
+        assert "NaN or infinity during warm-up; check the weights" in caplog.text
         caplog.clear()
     finally:
         weight.copy_(sound)
@@ -165,9 +163,9 @@ def test_the_cache_gets_what_the_largest_step_leaves(model: Llava, caplog: pytes
     less = fit_cache(planned, model.config, left_bytes=planned.num_bytes // 2)
 
     assert planned.num_bytes // 2 - planned.bytes_per_block < less.num_bytes <= planned.num_bytes // 2
-    assert "that is what the largest step leaves" in caplog.text
+    assert "because the largest step needs the rest" in caplog.text
     with pytest.raises(
-        InsufficientMemory, match=r"leave 0 bytes to the KV cache, room for 0 tokens.* at least \d+"
+        InsufficientMemory, match=r"leave 0 bytes for the KV cache, which hold 0 tokens.* at least \d+"
     ):
         fit_cache(planned, model.config, left_bytes=-5)
 
@@ -175,7 +173,7 @@ def test_the_cache_gets_what_the_largest_step_leaves(model: Llava, caplog: pytes
 def test_a_cache_whose_memory_is_gone_is_a_sentence(model: Llava) -> None:
     planned = replace(plan(model), num_blocks=1 << 50)
     with pytest.raises(
-        InsufficientMemory, match=r"MiB does not fit on cpu, which has \d+ MiB free: give it less"
+        InsufficientMemory, match=r"MiB does not fit on cpu, which has \d+ MiB free\. Reduce its size"
     ):
         allocate_cache(planned, CPU)
 
@@ -243,4 +241,4 @@ def test_the_queue_is_not_spoken_to_before_the_first_steps_are_made(
 
     assert "Traceback" not in ended.stderr
     assert ended.returncode == (69 if is_sound else 1), ended.stderr
-    assert ("cannot be served: the model fails at its first step" in ended.stderr) is not is_sound
+    assert ("cannot be served: The first step of the model failed" in ended.stderr) is not is_sound

@@ -157,8 +157,8 @@ def test_every_sequence_has_a_lane_from_add_to_end(
 
     assert lanes.keys() == {sequence.seq_id for sequence in added}
     for lane in lanes.values():
-        assert lane.states == ["waiting", "prompt", "answer"]
-        assert lane.ends == [{"end": "length", "answer tokens": LENGTH}]
+        assert lane.states == ["waiting", "prompt", "output"]
+        assert lane.ends == [{"end": "length", "output tokens": LENGTH}]
 
 
 def test_a_preempted_sequence_is_seen_waiting_again(
@@ -254,7 +254,7 @@ def test_a_full_disk_ends_the_trace_and_not_the_engine(path: Path, caplog: pytes
     assert 2000 < path.with_name("short.json").stat().st_size < 3001
     assert 0 < len(bars_in(read(path.with_name("short.json")))[0]) < 50
     assert len(read(path.with_name("full.json"))) == 1
-    assert len([record for record in caplog.records if "ends here" in record.message]) == 2
+    assert len([record for record in caplog.records if "stopped" in record.message]) == 2
 
 
 def test_without_the_option_there_is_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,7 @@ UNSUPPORTED: list[tuple[GrammarKind, Any, str]] = [
     ("json_schema", {"properties": {"a": False}, "required": ["a"], "type": "object"}, "'a'"),
     ("json_schema", {"type": "integer", "minimum": 5, "maximum": 3}, "minimum (5)"),
     ("json_schema", {"allOf": [{"type": "string"}, {"type": "null"}]}, "incompatible"),
-    ("json_schema", {"$ref": "#"}, "no answer fits"),
+    ("json_schema", {"$ref": "#"}, "no text matches it"),
     ("json_schema", {"type": "string", "pattern": "^(a?){500}a{500}$"}, "too many"),
     ("json_schema", {"title": "x" * MAX_TEXT_BYTES}, str(MAX_TEXT_BYTES)),
     ("regex", "(a", "unclosed"),
@@ -189,14 +189,14 @@ def test_a_grammar_that_kills_the_library_costs_a_child_and_the_next_is_judged_b
     _, sandbox = grammars._open()
     deadly = 'start: answer\nanswer: %json {"enum": [-9223372036854775808]}\n'
     for _ in range(2):
-        with pytest.raises(UnsupportedGrammar, match="does not survive"):
+        with pytest.raises(UnsupportedGrammar, match="crashes the grammar library"):
             sandbox.check(deadly)
         sandbox.check(to_lark("json_schema", OBJECT))
 
 
 def test_a_grammar_that_takes_too_long_is_refused_in_time(vocabulary: Vocabulary) -> None:
     opened = open_grammars(vocabulary, timeout_s=0.0)
-    with pytest.raises(UnsupportedGrammar, match="longer than 0 s"):
+    with pytest.raises(UnsupportedGrammar, match="longer than 0 seconds"):
         opened.compile("json_schema", OBJECT)
     opened.close()
 
@@ -213,5 +213,5 @@ def test_a_grammar_is_compiled_once_and_the_oldest_are_forgotten(vocabulary: Voc
 
 
 def test_a_model_without_an_end_token_takes_no_grammar() -> None:
-    with pytest.raises(UnsupportedGrammar, match="no end token"):
+    with pytest.raises(UnsupportedGrammar, match="no end-of-sequence token"):
         GrammarCache(lambda: [b"a"], []).compile("json_object", "")
