@@ -125,7 +125,7 @@ TestBlocks = BlockMachine.TestCase
 TestBlocks.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
-def test_what_was_used_least_recently_is_evicted_first_and_from_its_end() -> None:
+def test_the_least_recently_used_chain_is_evicted_first_from_its_tail() -> None:
     blocks = BlockManager(5, 2)
     cache_prompt(blocks, 1, 1, 1, 1)
     cache_prompt(blocks, 2, 2, 2, 2)
@@ -141,7 +141,7 @@ def test_what_was_used_least_recently_is_evicted_first_and_from_its_end() -> Non
         blocks.free(again)
 
 
-def test_a_source_that_must_make_room_is_read_before() -> None:
+def test_a_copy_source_can_be_evicted_by_its_own_allocation() -> None:
     blocks = BlockManager(2, 4)
     cache_prompt(blocks, 1, 2, 3)
     other = sequence_of([1, 2, 9, 9, 9])  # needs both blocks
@@ -153,7 +153,7 @@ def test_a_source_that_must_make_room_is_read_before() -> None:
     blocks.check([other])
 
 
-def test_a_source_makes_room_last() -> None:
+def test_a_copy_source_is_evicted_last() -> None:
     blocks = BlockManager(3, 4)
     cache_prompt(blocks, 1, 2, 3)
     cache_prompt(blocks, 7, 7)
@@ -162,10 +162,10 @@ def test_a_source_makes_room_last() -> None:
     copies = blocks.allocate(other)
 
     assert copies is not None and len(copies) == 1
-    assert sequence_is_known(blocks, [1, 2, 3, 4]) == 3
+    assert num_reused_tokens(blocks, [1, 2, 3, 4]) == 3
 
 
-def sequence_is_known(blocks: BlockManager, token_ids: list[int]) -> int:
+def num_reused_tokens(blocks: BlockManager, token_ids: list[int]) -> int:
     """How many of the tokens would be reused."""
     probe = sequence_of(token_ids, name="probe")
     assert blocks.allocate(probe) is not None
@@ -183,19 +183,19 @@ def held_twice(blocks: BlockManager, held: Sequence) -> list[Sequence]:
     return [held]
 
 
-def shared_wrongly(blocks: BlockManager, held: Sequence) -> list[Sequence]:
+def shared_incorrectly(blocks: BlockManager, held: Sequence) -> list[Sequence]:
     other = sequence_of([7], name="two")
     other.block_table = held.block_table[:1]
     return [held, other]
 
 
-def taken_from_the_free(blocks: BlockManager, held: Sequence) -> list[Sequence]:
+def free_block_in_use(blocks: BlockManager, held: Sequence) -> list[Sequence]:
     held.block_table.append(next(b for b in range(4) if b not in held.block_table))
     return [held]
 
 
-@pytest.mark.parametrize("damage", [leaked, held_twice, shared_wrongly, taken_from_the_free])
-def test_check_finds_what_is_wrong(damage: Callable[[BlockManager, Sequence], list[Sequence]]) -> None:
+@pytest.mark.parametrize("damage", [leaked, held_twice, shared_incorrectly, free_block_in_use])
+def test_check_detects_inconsistencies(damage: Callable[[BlockManager, Sequence], list[Sequence]]) -> None:
     blocks = BlockManager(4, 2)
     held = sequence_of([1, 2, 3])
     blocks.allocate(held)

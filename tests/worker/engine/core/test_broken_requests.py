@@ -20,17 +20,17 @@ Outputs = dict[str, list[StepOutput]]
 
 
 @pytest.fixture
-def neighbours() -> dict[str, Prompt]:
+def neighbors() -> dict[str, Prompt]:
     rng = np.random.default_rng(21)
     return {name: random_prompt(rng, num_images=1) for name in "abc"}
 
 
 @pytest.fixture
-def answers(
-    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, neighbours: dict[str, Prompt]
+def expected_outputs(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, neighbors: dict[str, Prompt]
 ) -> dict[str, list[int]]:
-    """What the neighbours say when nothing goes wrong."""
-    return {name: run(make_engine(), [make_sequence(each)])["one"] for name, each in neighbours.items()}
+    """What the neighbors say when nothing goes wrong."""
+    return {name: run(make_engine(), [make_sequence(each)])["one"] for name, each in neighbors.items()}
 
 
 def drain(engine: Engine) -> Outputs:
@@ -60,17 +60,17 @@ def poisoned(model: Llava, word: int) -> Iterator[None]:
         weight[word] = healthy
 
 
-def test_an_answer_that_breaks_in_its_middle_keeps_what_was_said_and_the_neighbours_go_on(
+def test_a_sequence_that_fails_midway_does_not_affect_other_sequences(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
     model: Llava,
-    neighbours: dict[str, Prompt],
-    answers: dict[str, list[int]],
+    neighbors: dict[str, Prompt],
+    expected_outputs: dict[str, list[int]],
 ) -> None:
     rng = np.random.default_rng(22)
-    used = {token_id for answer in answers.values() for token_id in answer}
-    used |= {token_id for each in neighbours.values() for token_id in each.token_ids}
+    used = {token_id for output_ids in expected_outputs.values() for token_id in output_ids}
+    used |= {token_id for each in neighbors.values() for token_id in each.token_ids}
     while True:  # a prompt whose output has a token in its middle that no other sequence uses
         prompt = random_prompt(rng, num_images=1)
         whole = run(make_engine(), [make_sequence(prompt)])["one"]
@@ -78,7 +78,7 @@ def test_an_answer_that_breaks_in_its_middle_keeps_what_was_said_and_the_neighbo
         if word not in used | set(prompt.token_ids) and len(whole) > 4:
             break
     engine = make_engine(num_blocks=128)
-    for name, each in {"broken": prompt, **neighbours}.items():
+    for name, each in {"broken": prompt, **neighbors}.items():
         engine.add(make_sequence(each, seq_id=name))
 
     with poisoned(model, word):
@@ -88,16 +88,16 @@ def test_an_answer_that_breaks_in_its_middle_keeps_what_was_said_and_the_neighbo
     assert [output.token_id for output in before] == whole[: whole.index(word) + 1]
     assert last.error is not None
     assert last.error.message == f"The model produced NaN or infinity after {len(before)} output tokens."
-    assert tokens(outputs, *neighbours) == answers
+    assert tokens(outputs, *neighbors) == expected_outputs
     assert run(engine, [make_sequence(prompt)])["one"] == whole  # healed, and nothing bad was kept
 
 
-def test_a_picture_gone_bad_breaks_its_own_request_and_is_looked_at_anew_for_the_next(
+def test_corrupt_image_features_fail_one_request_and_are_recomputed_for_the_next(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
-    neighbours: dict[str, Prompt],
-    answers: dict[str, list[int]],
+    neighbors: dict[str, Prompt],
+    expected_outputs: dict[str, list[int]],
 ) -> None:
     prompt = random_prompt(np.random.default_rng(23), num_images=1)
     whole = run(make_engine(), [make_sequence(prompt)])["one"]
@@ -105,13 +105,13 @@ def test_a_picture_gone_bad_breaks_its_own_request_and_is_looked_at_anew_for_the
     cache = engine._runner.encoder_cache
     width = engine._runner.model.config.text_config.hidden_size
     cache.put(("", prompt.digests[0]), torch.full((4, width), torch.nan))
-    for name, each in {"broken": prompt, **neighbours}.items():
+    for name, each in {"broken": prompt, **neighbors}.items():
         engine.add(make_sequence(each, seq_id=name))
 
     outputs = drain(engine)
 
     assert [output.error is None for output in outputs["broken"]] == [False]
-    assert tokens(outputs, *neighbours) == answers
+    assert tokens(outputs, *neighbors) == expected_outputs
     assert run(engine, [make_sequence(prompt)])["one"] == whole
 
 
@@ -124,20 +124,20 @@ def test_a_picture_gone_bad_breaks_its_own_request_and_is_looked_at_anew_for_the
     ],
     ids=["NaN bias", "infinite temperature", "broken picture"],
 )
-def test_what_is_refused_at_the_door_disturbs_nobody_inside(
+def test_a_rejected_sequence_does_not_affect_running_ones(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
-    neighbours: dict[str, Prompt],
-    answers: dict[str, list[int]],
+    neighbors: dict[str, Prompt],
+    expected_outputs: dict[str, list[int]],
     change: dict[str, Any],
     message: str,
 ) -> None:
     engine = make_engine(num_blocks=128)
-    for name, each in neighbours.items():
+    for name, each in neighbors.items():
         engine.add(make_sequence(each, seq_id=name))
     early = [output for _ in range(3) for output in engine.step()]
     pixels = change.pop("pixels", None)
-    bad = make_sequence(neighbours["a"], seq_id="bad", **change)
+    bad = make_sequence(neighbors["a"], seq_id="bad", **change)
     bad.pixels = pixels or bad.pixels
 
     with pytest.raises(SequenceRejected, match=message):
@@ -145,12 +145,12 @@ def test_what_is_refused_at_the_door_disturbs_nobody_inside(
 
     outputs = drain(engine)
     assert "bad" not in outputs
-    for name, answer in answers.items():
+    for name, output_ids in expected_outputs.items():
         first = [output.token_id for output in early if output.seq_id == name]
-        assert first + tokens(outputs, name)[name] == answer
+        assert first + tokens(outputs, name)[name] == output_ids
 
 
-def test_twins_of_a_request_that_breaks_are_answered_once_the_cause_is_gone(
+def test_a_duplicate_of_a_failed_sequence_reuses_nothing_of_it(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, model: Llava
 ) -> None:
     """The twin waits for what the first computes; of that nothing may reach it."""

@@ -43,7 +43,7 @@ def assert_same(one: Logits, other: Logits) -> None:
 
 
 @pytest.mark.parametrize("name", IN_BOTH)
-def test_both_layouts_give_the_same_logits_both_ways(
+def test_both_checkpoint_layouts_give_the_same_logits(
     tmp_path: Path, logits_of: ComputeLogits, name: str
 ) -> None:
     member = make_member(name, 1, tmp_path)
@@ -60,7 +60,7 @@ def test_both_layouts_give_the_same_logits_both_ways(
     assert_same(logits_of(write_hf(whole, tmp_path / "back", like=member.folder), prompts), expected)
 
 
-def test_the_first_llava_is_the_same_with_and_without_its_tower_inside(
+def test_llava_v1_gives_the_same_logits_with_a_separate_vision_tower(
     tmp_path: Path, logits_of: ComputeLogits
 ) -> None:
     """It has one layout: llava-hf's has no place for its projector."""
@@ -77,7 +77,7 @@ def test_the_first_llava_is_the_same_with_and_without_its_tower_inside(
 @pytest.mark.parametrize(
     "part", ["mm_projector", "vision_tower.vision_model.embeddings.patch", "layers.0.mlp.up", "lm_head"]
 )
-def test_another_tensor_gives_other_logits(tmp_path: Path, logits_of: ComputeLogits, part: str) -> None:
+def test_a_changed_tensor_changes_the_logits(tmp_path: Path, logits_of: ComputeLogits, part: str) -> None:
     member = make_member("1.6, vicuna", 1, tmp_path)
     prompts = [random_prompt(np.random.default_rng(3), num_images=1, layout=member.image_layout)]
     whole = write_original(member.folder, tmp_path / "whole")

@@ -48,7 +48,7 @@ def prompts() -> list[Prompt]:
 
 
 @pytest.mark.parametrize(("num_blocks", "is_preempting"), [(200, False), (26, True)])
-def test_steps_sequences_and_tokens_are_those_that_went_through_the_model(
+def test_counters_match_the_computed_steps_sequences_and_tokens(
     make_recording: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
@@ -84,7 +84,7 @@ def test_steps_sequences_and_tokens_are_those_that_went_through_the_model(
     assert stats.num_draft_tokens_total == stats.num_accepted_tokens_total == 0
 
 
-def test_a_picture_counts_once_however_many_steps_it_takes(
+def test_an_image_that_takes_several_steps_counts_once(
     make_recording: MakeEngine, make_sequence: MakeSequence, run: Run
 ) -> None:
     prompt = random_prompt(np.random.default_rng(6), num_images=1)
@@ -100,7 +100,7 @@ def test_a_picture_counts_once_however_many_steps_it_takes(
     assert stats.image_cache_bytes > 0
 
 
-def test_image_prompts_that_had_to_go_are_counted_and_their_bytes_are_not(
+def test_evicted_images_are_counted_and_their_bytes_subtracted(
     make_recording: MakeEngine, make_sequence: MakeSequence, run: Run
 ) -> None:
     rng = np.random.default_rng(6)
@@ -117,7 +117,7 @@ def test_image_prompts_that_had_to_go_are_counted_and_their_bytes_are_not(
     assert stats.image_cache_bytes == 2 * size
 
 
-def test_time_is_told_by_phase_and_no_moment_counts_twice(
+def test_phase_times_do_not_overlap(
     make_recording: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
 ) -> None:
     engine = make_recording()

@@ -33,7 +33,7 @@ from tests.worker.engine.seeds import for_each_seed
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_a_workload_without_tensors_keeps_every_token_and_every_block(
+def test_a_workload_without_tensors_changes_no_token_and_loses_no_block(
     pytestconfig: pytest.Config, is_async: bool
 ) -> None:
     def run_workload(seed: int) -> None:
@@ -95,7 +95,7 @@ def alone(micro: Llava, make_engine: MakeEngine) -> dict[Request, list[int]]:
     return outputs
 
 
-def test_a_workload_of_a_real_model_keeps_every_token_and_every_block(
+def test_a_workload_with_a_real_model_changes_no_token_and_loses_no_block(
     micro: Llava,
     alone: dict[Request, list[int]],
     make_engine: MakeEngine,

@@ -57,7 +57,7 @@ def rms(difference: torch.Tensor) -> float:
     return float(difference.square().mean().sqrt())
 
 
-def test_an_adapter_over_a_cache_in_8_bits_has_the_logits_of_one_process(
+def test_two_ranks_with_an_adapter_and_int8_cache_give_the_logits_of_one_process(
     compute_logits: ComputeLogits, tmp_path: Path
 ) -> None:
     """A sum in another order may turn a code of the cache by one: a tenth of what 8 bits cost is allowed."""
@@ -70,13 +70,13 @@ def test_an_adapter_over_a_cache_in_8_bits_has_the_logits_of_one_process(
     with two_ranks(adapter, base=base, kv_cache_dtype="int8") as model:
         two = compute_logits(model, is_int8=True)
 
-    cost_of_8_bits = rms(one - compute_logits(whole))
-    assert cost_of_8_bits > 0
-    assert rms(two - one) < cost_of_8_bits / 10
-    assert rms(one - compute_logits(load(base), is_int8=True)) > 10 * cost_of_8_bits  # what the adapter does
+    int8_error = rms(one - compute_logits(whole))
+    assert int8_error > 0
+    assert rms(two - one) < int8_error / 10
+    assert rms(one - compute_logits(load(base), is_int8=True)) > 10 * int8_error  # what the adapter does
 
 
-def test_bf16_over_two_ranks_is_as_near_to_fp32_as_bf16_alone(
+def test_bf16_on_two_ranks_is_as_close_to_fp32_as_on_one(
     compute_logits: ComputeLogits, tmp_path: Path
 ) -> None:
     """Each rank rounds its part of a sum, so that the last bits differ; no more than 16 bits lose anyway."""
@@ -86,7 +86,7 @@ def test_bf16_over_two_ranks_is_as_near_to_fp32_as_bf16_alone(
     with two_ranks(tmp_path, precision="bf16") as model:
         two = compute_logits(model)
 
-    cost_of_16_bits = rms(one - exact)
-    assert cost_of_16_bits > 0
-    assert rms(two - exact) < 1.25 * cost_of_16_bits
-    assert rms(two - one) < cost_of_16_bits
+    bf16_error = rms(one - exact)
+    assert bf16_error > 0
+    assert rms(two - exact) < 1.25 * bf16_error
+    assert rms(two - one) < bf16_error

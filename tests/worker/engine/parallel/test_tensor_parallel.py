@@ -47,7 +47,7 @@ def prompts() -> dict[str, Prompt]:
     return {name: random_prompt(rng, num_images=name in "ac") for name in "abcde"}
 
 
-def test_every_logit_of_prompts_and_answers_is_that_of_one_process(
+def test_two_ranks_give_the_logits_of_one_process(
     folder: Path,
     ranks: TwoRanks,
     make_engine: MakeEngine,
@@ -74,7 +74,7 @@ def test_every_logit_of_prompts_and_answers_is_that_of_one_process(
     assert engines[1].stats().num_cached_tokens_total > 0
 
 
-def test_copied_blocks_and_one_cache_after_another_are_those_of_the_other_rank_too(
+def test_block_copies_and_cache_replacements_reach_the_other_rank(
     ranks: TwoRanks,
     folder: Path,
     make_engine: MakeEngine,

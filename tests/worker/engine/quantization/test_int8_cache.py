@@ -44,7 +44,7 @@ def alone(
     ],
     ids=str,
 )
-def test_8_bit_answers_do_not_depend_on_company_or_room(
+def test_int8_outputs_do_not_depend_on_the_batch_or_the_cache_size(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
@@ -55,28 +55,28 @@ def test_8_bit_answers_do_not_depend_on_company_or_room(
     engine = make_engine(is_int8=True, **options)
 
     for _ in range(2):  # the second time most of each prompt may be found
-        answers = run(
+        outputs = run(
             engine,
             [make_sequence(p, seq_id=str(i), max_new_tokens=LENGTH) for i, p in enumerate(prompts)],
         )
-        assert [answers[str(index)] for index in range(len(prompts))] == alone
+        assert [outputs[str(index)] for index in range(len(prompts))] == alone
 
     is_sharing = options.get("is_sharing_prefixes", True)
     assert (engine.stats().num_cached_tokens_total > 0) == is_sharing
 
 
-def test_8_bit_is_not_the_exact_cache_renamed(
+def test_the_int8_cache_changes_some_tokens(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
     prompts: list[Prompt],
     alone: list[list[int]],
 ) -> None:
-    """The random model's logits lie close together: over ten answers some token must turn."""
+    """The random model's logits lie close together: over ten outputs some token must turn."""
     exact = [
         run(make_engine(max_batch_tokens=256), [make_sequence(prompt, max_new_tokens=LENGTH)])["one"]
         for prompt in prompts
     ]
 
     assert exact != alone
-    assert sum(ours[0] == theirs[0] for ours, theirs in zip(exact, alone, strict=True)) >= 8
+    assert sum(exact_ids[0] == int8_ids[0] for exact_ids, int8_ids in zip(exact, alone, strict=True)) >= 8

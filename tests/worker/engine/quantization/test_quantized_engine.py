@@ -71,7 +71,9 @@ def answers(precision: str, pixels: dict[str, bytes], *, at_once: int) -> list[s
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_the_example_questions_are_answered_right(pixels: dict[str, bytes], precision: str) -> None:
+def test_quantized_models_answer_the_example_questions_correctly(
+    pixels: dict[str, bytes], precision: str
+) -> None:
     found = answers(precision, pixels, at_once=8)
 
     wrong = [
@@ -82,5 +84,5 @@ def test_the_example_questions_are_answered_right(pixels: dict[str, bytes], prec
     assert wrong == []
 
 
-def test_in_8_bits_an_answer_does_not_depend_on_who_is_answered_with_it(pixels: dict[str, bytes]) -> None:
+def test_int8_outputs_do_not_depend_on_the_batch(pixels: dict[str, bytes]) -> None:
     assert answers("int8", pixels, at_once=1) == answers("int8", pixels, at_once=16)

@@ -24,10 +24,10 @@ from tests.worker.engine.seeds import for_each_seed
 from tests.worker.family import CLASSES, Member, make_member
 
 NUM_SIZES = 4  # of each class
-ANSWER = 6  # tokens
+NUM_OUTPUT_TOKENS = 6  # tokens
 # The reference takes an image token in an output for another image.
 OPTIONS: dict[str, Any] = {
-    "max_new_tokens": ANSWER,
+    "max_new_tokens": NUM_OUTPUT_TOKENS,
     "ignore_eos": True,
     "logit_bias": ((IMAGE_TOKEN, -100.0),),
 }
@@ -84,7 +84,7 @@ def drive(engine: Engine, sequences: list[Sequence]) -> None:
         engine.check()
 
 
-def test_every_logit_of_a_run_is_transformers(
+def test_every_logit_of_a_run_equals_that_of_transformers(
     member_of: Callable[[int], tuple[Member, RecordingLlava]],
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
@@ -100,7 +100,7 @@ def test_every_logit_of_a_run_is_transformers(
         longest = max(len(prompt.token_ids) for prompt in waves[0])
         block_size = int(rng.integers(1, 5))
         room = 10 * longest if is_roomy else int(rng.integers(longest, 2 * longest))
-        room += ANSWER + 9  # and as much as a kin may be longer
+        room += NUM_OUTPUT_TOKENS + 9  # and as much as a kin may be longer
         engine = make_engine(
             over=model,
             runner=RecordingRunner,
@@ -119,7 +119,7 @@ def test_every_logit_of_a_run_is_transformers(
             requests += batch
             drive(engine, [sequence for _, sequence in batch])
 
-        assert_logits_are_the_references(member, recorder_of(engine), requests)
+        assert_logits_equal_the_reference(member, recorder_of(engine), requests)
         assert "chunked" in recorder_of(engine).kinds
         if is_roomy:
             assert "mixed" in recorder_of(engine).kinds
@@ -128,7 +128,7 @@ def test_every_logit_of_a_run_is_transformers(
     for_each_seed(pytestconfig, run_workload, num_seeds=30)
 
 
-def assert_logits_are_the_references(
+def assert_logits_equal_the_reference(
     member: Member, runner: RecordingRunner, requests: list[tuple[Prompt, Sequence]]
 ) -> None:
     expected = {}
@@ -136,10 +136,10 @@ def assert_logits_are_the_references(
         whole = dataclasses.replace(prompt, token_ids=prompt.token_ids + sequence.output_ids)
         logits = expected[sequence.seq_id] = member.logits_of(whole)
         before = logits[len(prompt.token_ids) - 1 : -1].index_fill(1, torch.tensor(IMAGE_TOKEN), -torch.inf)
-        chosen = before.gather(1, torch.tensor(sequence.output_ids)[:, None])[:, 0]
-        assert (before.amax(-1) - chosen).max() <= 2 * TOLERANCE  # greedy, but for a tie
-    ours = torch.stack([row for _, _, row in runner.computed])
-    theirs = torch.stack([expected[seq_id][at] for seq_id, at, _ in runner.computed])
-    torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
-    last_places = {(sequence.seq_id, sequence.num_tokens - 2) for _, sequence in requests}
-    assert last_places <= {(seq_id, at) for seq_id, at, _ in runner.computed}
+        sampled = before.gather(1, torch.tensor(sequence.output_ids)[:, None])[:, 0]
+        assert (before.amax(-1) - sampled).max() <= 2 * TOLERANCE  # greedy, but for a tie
+    computed = torch.stack([row for _, _, row in runner.computed])
+    reference = torch.stack([expected[seq_id][at] for seq_id, at, _ in runner.computed])
+    torch.testing.assert_close(computed, reference, atol=TOLERANCE, rtol=0)
+    last_positions = {(sequence.seq_id, sequence.num_tokens - 2) for _, sequence in requests}
+    assert last_positions <= {(seq_id, at) for seq_id, at, _ in runner.computed}

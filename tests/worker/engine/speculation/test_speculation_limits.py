@@ -36,7 +36,7 @@ def prompt() -> Prompt:
 
 
 @pytest.fixture(scope="module")
-def answer(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt) -> list[int]:
+def expected_ids(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt) -> list[int]:
     """Greedy, with nothing to end it."""
     return run(make_engine(eos_ids=frozenset()), [make_sequence(prompt, max_new_tokens=LENGTH)])["one"]
 
@@ -45,32 +45,34 @@ def outputs_of(engine: Engine, sequence: Sequence) -> list[StepOutput]:
     return collect_outputs(engine, sequence)[sequence.seq_id]
 
 
-def ending(end: str, prompt: Prompt, answer: list[int], cut: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def ending(
+    end: str, prompt: Prompt, expected_ids: list[int], cut: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of the engine and the sequence with which the output ends at token ``cut``."""
     engine_options: dict[str, Any] = {"eos_ids": frozenset()}
     options: dict[str, Any] = {"max_new_tokens": LENGTH}
     if end == "eos":
-        engine_options["eos_ids"] = frozenset({answer[cut]})
+        engine_options["eos_ids"] = frozenset({expected_ids[cut]})
     elif end == "stop token":
-        options["stop_token_ids"] = (answer[cut],)
+        options["stop_token_ids"] = (expected_ids[cut],)
     elif end == "max_new_tokens":
         options["max_new_tokens"] = cut
     elif end == "context":
         engine_options["context_length"] = len(prompt.token_ids) + cut
     elif end == "min_tokens":
-        options |= {"stop_token_ids": (answer[cut],), "min_tokens": cut + 2}
+        options |= {"stop_token_ids": (expected_ids[cut],), "min_tokens": cut + 2}
     return engine_options, options
 
 
 @pytest.mark.parametrize("end", ["eos", "stop token", "max_new_tokens", "context", "min_tokens"])
 def test_an_output_ends_at_the_same_token_for_the_same_reason(
-    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, answer: list[int], end: str
+    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, expected_ids: list[int], end: str
 ) -> None:
     """Wherever in a step's drafts the end comes."""
     for cut, wrong_every in product((2, 3, 6, 9, 10, 11), (None, 1, 3)):
-        engine_options, options = ending(end, prompt, answer, cut)
+        engine_options, options = ending(end, prompt, expected_ids, cut)
         plain = outputs_of(make_engine(**engine_options), make_sequence(prompt, **options))
-        drafter = ScriptedDrafter({"one": answer}, wrong_every=wrong_every)
+        drafter = ScriptedDrafter({"one": expected_ids}, wrong_every=wrong_every)
         engine = make_engine(drafter=drafter, max_batch_tokens=64, **engine_options)
         drafted = outputs_of(engine, make_sequence(prompt, **options))
 
@@ -79,11 +81,11 @@ def test_an_output_ends_at_the_same_token_for_the_same_reason(
         assert engine.stats().num_generated_tokens_total == len(drafted)
 
 
-def test_no_more_is_drafted_than_the_answer_may_have(
-    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, answer: list[int]
+def test_no_more_tokens_are_drafted_than_the_output_can_have(
+    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, expected_ids: list[int]
 ) -> None:
     for limit in range(2, 8):
-        drafter = ScriptedDrafter({"one": answer})
+        drafter = ScriptedDrafter({"one": expected_ids})
         engine = make_engine(drafter=drafter, eos_ids=frozenset(), max_batch_tokens=64)
         outputs_of(engine, make_sequence(prompt, max_new_tokens=limit))
 
@@ -91,10 +93,14 @@ def test_no_more_is_drafted_than_the_answer_may_have(
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_the_drafter_learns_how_long_each_step_took_that_only_decodes(
-    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, answer: list[int], is_async: bool
+def test_the_drafter_receives_the_duration_of_decode_only_steps(
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    prompt: Prompt,
+    expected_ids: list[int],
+    is_async: bool,
 ) -> None:
-    drafter = ScriptedDrafter({"one": answer[:9]})  # and no drafts after that
+    drafter = ScriptedDrafter({"one": expected_ids[:9]})  # and no drafts after that
     engine = make_engine(eos_ids=frozenset(), drafter=drafter, is_async=is_async)
     outputs_of(engine, make_sequence(prompt, max_new_tokens=LENGTH))
 
@@ -102,7 +108,7 @@ def test_the_drafter_learns_how_long_each_step_took_that_only_decodes(
     assert all(seconds > 0 for _, seconds in drafter.step_times)
 
 
-def test_a_stop_string_inside_of_right_drafts_cuts_the_text_where_it_did(
+def test_a_stop_string_within_accepted_drafts_ends_the_text_at_the_same_position(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
     """Letters are the vocabulary's tokens 97 to 122; those after the stop string are never told."""
@@ -170,18 +176,18 @@ def lengths(chunks: list[Chunk]) -> list[int]:
     return [len(chunk.drafts) for chunk in chunks]
 
 
-def test_everybody_gets_drafts_where_there_is_room() -> None:
+def test_all_sequences_get_drafts_if_there_is_room() -> None:
     decoding = Decoding(2)
 
     assert lengths(decoding.step()) == [MAX_DRAFTS] * 2
     assert decoding.drafter.num_rows == [2, 2]
 
 
-def test_a_step_takes_so_many_drafts_and_no_more() -> None:
+def test_a_step_has_a_maximum_number_of_drafts() -> None:
     assert sum(lengths(Decoding(10, num_blocks=200, max_batch_tokens=500).step())) == MAX_DRAFTS_PER_STEP
 
 
-def test_drafts_take_what_prompts_leave() -> None:
+def test_drafts_use_the_token_budget_that_prompts_leave() -> None:
     decoding = Decoding(2)
     decoding.add("long", 58)
 
@@ -192,7 +198,7 @@ def test_drafts_take_what_prompts_leave() -> None:
     assert sum(lengths(decoding.step())) == 0
 
 
-def test_nobody_drafts_into_the_last_blocks_but_into_their_own() -> None:
+def test_drafts_do_not_use_the_spare_blocks() -> None:
     # Each holds two blocks; drafts could take one or two more, but two must stay free for the two.
     assert lengths(Decoding(2, num_blocks=6, num_left=3).step()) == [3, 3]
     assert lengths(Decoding(2, num_blocks=6).step()) == [0, 0]
@@ -201,14 +207,14 @@ def test_nobody_drafts_into_the_last_blocks_but_into_their_own() -> None:
 
 
 @pytest.mark.parametrize("wrong_every", [None, 1, 3])
-def test_after_a_step_no_block_is_held_for_a_draft(
+def test_no_block_is_held_for_drafts_after_a_step(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     prompt: Prompt,
-    answer: list[int],
+    expected_ids: list[int],
     wrong_every: int | None,
 ) -> None:
-    drafter = ScriptedDrafter({"one": answer}, wrong_every=wrong_every)
+    drafter = ScriptedDrafter({"one": expected_ids}, wrong_every=wrong_every)
     engine = make_engine(
         drafter=drafter, eos_ids=frozenset(), block_size=1, num_blocks=120, max_batch_tokens=64
     )
@@ -220,22 +226,22 @@ def test_after_a_step_no_block_is_held_for_a_draft(
     assert drafter.acceptances
 
 
-def test_where_the_model_breaks_after_a_right_draft_the_answer_ends_alone_and_with_an_error(
+def test_nan_logits_after_a_correct_draft_fail_only_that_sequence(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
     model: Llava,
     prompt: Prompt,
-    answer: list[int],
+    expected_ids: list[int],
 ) -> None:
     """Maybe some tokens earlier than without drafts, but with none of them another."""
-    last, other = answer[6], random_prompt(np.random.default_rng(22), num_images=1)
+    last, other = expected_ids[6], random_prompt(np.random.default_rng(22), num_images=1)
     expected = run(make_engine(eos_ids=frozenset()), [make_sequence(other, seq_id="other")])["other"]
-    assert last not in [*prompt.token_ids, *answer[:6], *other.token_ids, *expected]
+    assert last not in [*prompt.token_ids, *expected_ids[:6], *other.token_ids, *expected]
     healthy = model.language_model.embed_tokens.weight[last].clone()
     model.language_model.embed_tokens.weight[last] = torch.nan
     try:
-        drafter = ScriptedDrafter({"one": answer, "other": expected})
+        drafter = ScriptedDrafter({"one": expected_ids, "other": expected})
         engine = make_engine(drafter=drafter, eos_ids=frozenset(), max_batch_tokens=64)
         sequences = make_sequence(other, seq_id="other"), make_sequence(prompt, max_new_tokens=LENGTH)
         outputs = collect_outputs(engine, *sequences)
@@ -243,13 +249,13 @@ def test_where_the_model_breaks_after_a_right_draft_the_answer_ends_alone_and_wi
         model.language_model.embed_tokens.weight[last] = healthy
 
     *sampled, final = outputs["one"]
-    assert [output.token_id for output in sampled] == answer[: len(sampled)]
+    assert [output.token_id for output in sampled] == expected_ids[: len(sampled)]
     assert final.error is not None
     assert final.error.message == f"The model produced NaN or infinity after {len(sampled)} output tokens."
     assert [output.token_id for output in outputs["other"]] == expected
 
 
-def test_an_answer_that_repeats_itself_is_drafted_and_one_that_does_not_is_let_alone(
+def test_repetitive_output_is_drafted_and_random_output_is_not(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
     def stats_of(**sampling: Any) -> EngineStats:

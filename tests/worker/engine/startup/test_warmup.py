@@ -50,7 +50,7 @@ class FailingBackend(AttentionBackend):
         raise RuntimeError("the device is on fire")
 
 
-class GreedyBackend(AttentionBackend):
+class OutOfMemoryBackend(AttentionBackend):
     """Asks for more memory than any machine has."""
 
     def plan(self, rows: AttentionMetadata, cache: KVCache) -> AttentionPlan:
@@ -60,7 +60,7 @@ class GreedyBackend(AttentionBackend):
 
 @pytest.mark.parametrize("limits", [LIMITS, {"max_num_sequences": 1, "max_batch_tokens": 240}], ids=str)
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
-def test_no_step_takes_more_than_was_estimated_and_the_estimate_is_near(
+def test_the_estimate_is_an_upper_bound_within_a_factor_of_two(
     model: Llava,
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
@@ -84,7 +84,7 @@ def test_no_step_takes_more_than_was_estimated_and_the_estimate_is_near(
     assert estimate.num_bytes <= 2 * max(peaks)
 
 
-def test_pictures_are_part_of_the_reckoning(model: Llava) -> None:
+def test_images_are_part_of_the_estimate(model: Llava) -> None:
     few = warm_up(model, SdpaBackend(), plan(model), max_num_sequences=1, max_batch_tokens=4)
     many = warm_up(model, SdpaBackend(), plan(model), max_num_sequences=1, max_batch_tokens=40)
 
@@ -93,26 +93,26 @@ def test_pictures_are_part_of_the_reckoning(model: Llava) -> None:
     assert StepMemory(tower=5, prefill=3, decode=4).num_bytes == 7
 
 
-def test_answers_are_the_same_with_and_without_warm_up(
+def test_warm_up_does_not_change_the_outputs(
     model: Llava, make_engine: MakeEngine, make_sequence: MakeSequence, run: Run
 ) -> None:
     rng = np.random.default_rng(4)
     prompts = [random_prompt(rng, num_images=index % 3) for index in range(4)]
 
-    def answer() -> dict[str, list[int]]:
+    def generate() -> dict[str, list[int]]:
         sampling = {"temperature": 0.9, "seed": 7}
         return run(
             make_engine(), [make_sequence(p, seq_id=str(i), **sampling) for i, p in enumerate(prompts)]
         )
 
-    before, state = answer(), torch.get_rng_state()
+    before, state = generate(), torch.get_rng_state()
     warm_up(model, SdpaBackend(), plan(model), **LIMITS)
 
     assert torch.equal(torch.get_rng_state(), state)
-    assert answer() == before
+    assert generate() == before
 
 
-def test_an_engine_fresh_from_loading_looks_as_if_nothing_had_happened(
+def test_warm_up_leaves_no_trace_in_a_new_engine(
     checkpoint: tuple[Path, Reference],
 ) -> None:
     engine, info = build_engine(
@@ -127,19 +127,17 @@ def test_an_engine_fresh_from_loading_looks_as_if_nothing_had_happened(
     assert stats.num_image_cache_misses_total == stats.num_encoded_images_total == 0
 
 
-def test_a_step_that_fails_is_a_warm_up_error_that_says_why(model: Llava) -> None:
+def test_a_failed_step_raises_a_warm_up_error_with_the_reason(model: Llava) -> None:
     with pytest.raises(WarmupError, match="The first step of the model failed: the device is on fire"):
         warm_up(model, FailingBackend(), plan(model), **LIMITS)
 
 
-def test_a_step_without_memory_says_what_would_fit(model: Llava) -> None:
+def test_an_out_of_memory_warm_up_error_names_the_limits(model: Llava) -> None:
     with pytest.raises(InsufficientMemory, match="64 tokens and 8 sequences with a context of 256 tokens"):
-        warm_up(model, GreedyBackend(), plan(model), **LIMITS)
+        warm_up(model, OutOfMemoryBackend(), plan(model), **LIMITS)
 
 
-def test_a_model_whose_output_is_no_number_is_warned_about(
-    model: Llava, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_that_outputs_nan_causes_a_warning(model: Llava, caplog: pytest.LogCaptureFixture) -> None:
     weight = model.language_model.norm.weight
     sound = weight.clone()
     weight.fill_(torch.nan)
@@ -153,7 +151,9 @@ def test_a_model_whose_output_is_no_number_is_warned_about(
     assert not caplog.text
 
 
-def test_the_cache_gets_what_the_largest_step_leaves(model: Llava, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_kv_cache_gets_the_memory_that_the_largest_step_leaves(
+    model: Llava, caplog: pytest.LogCaptureFixture
+) -> None:
     planned = plan(model)
     with caplog.at_level(logging.WARNING):
         assert fit_cache(planned, model.config, left_bytes=None) == planned
@@ -170,7 +170,7 @@ def test_the_cache_gets_what_the_largest_step_leaves(model: Llava, caplog: pytes
         fit_cache(planned, model.config, left_bytes=-5)
 
 
-def test_a_cache_whose_memory_is_gone_is_a_sentence(model: Llava) -> None:
+def test_a_kv_cache_that_does_not_fit_raises_a_clear_error(model: Llava) -> None:
     planned = replace(plan(model), num_blocks=1 << 50)
     with pytest.raises(
         InsufficientMemory, match=r"MiB does not fit on cpu, which has \d+ MiB free\. Reduce its size"
@@ -178,7 +178,7 @@ def test_a_cache_whose_memory_is_gone_is_a_sentence(model: Llava) -> None:
         allocate_cache(planned, CPU)
 
 
-def test_twice_the_tokens_of_fp16_fit_in_8_bit(model: Llava) -> None:
+def test_an_int8_cache_holds_twice_the_tokens_of_fp16(model: Llava) -> None:
     # LLaVA-1.5's heads: in small ones the scales weigh more.
     heads = {"head_dim": 128, "num_key_value_heads": 32, "num_hidden_layers": 4}
     text = model.config.text_config.model_copy(update=heads)
@@ -192,7 +192,7 @@ def test_twice_the_tokens_of_fp16_fit_in_8_bit(model: Llava) -> None:
     assert 1.9 < int8.num_tokens / exact.num_tokens < 2
 
 
-def test_unless_told_otherwise_a_cpus_cache_is_small_enough_to_start_soon(model: Llava) -> None:
+def test_the_default_kv_cache_on_a_cpu_is_limited(model: Llava) -> None:
     gib = 1 << 30
     options: dict[str, Any] = {"max_bytes": None, "free_bytes": 1000 * gib, "max_num_sequences": 1 << 22}
 
@@ -202,7 +202,7 @@ def test_unless_told_otherwise_a_cpus_cache_is_small_enough_to_start_soon(model:
     assert plan(model, **options | {"device": torch.device("cuda")}).num_bytes > 8.9 * gib
 
 
-def test_a_context_that_takes_more_than_that_still_finds_room(model: Llava) -> None:
+def test_the_default_limit_always_allows_one_full_context(model: Llava) -> None:
     text = model.config.text_config.model_copy(update={"num_hidden_layers": 1 << 22})
     config = model.config.model_copy(update={"text_config": text})
     options: dict[str, Any] = {"kv_cache_dtype": "auto", "device": CPU, "max_bytes": None, "block_size": 4}
@@ -215,13 +215,13 @@ def test_a_context_that_takes_more_than_that_still_finds_room(model: Llava) -> N
     assert shape.num_tokens == text.max_position_embeddings
 
 
-def test_an_unknown_kind_of_cache_is_refused(model: Llava) -> None:
+def test_an_unknown_kv_cache_dtype_is_rejected(model: Llava) -> None:
     with pytest.raises(ValueError, match="kv_cache_dtype is 'int3'; it must be auto or int8"):
         plan(model, kv_cache_dtype="int3")
 
 
 @pytest.mark.parametrize("is_sound", [True, False])
-def test_the_queue_is_not_spoken_to_before_the_first_steps_are_made(
+def test_the_worker_connects_to_the_queue_only_after_the_warm_up(
     checkpoint: tuple[Path, Reference], tmp_path: Path, is_sound: bool
 ) -> None:
     """There is no queue: who gets as far as asking for it ends with 69. Heads of three numbers load, but

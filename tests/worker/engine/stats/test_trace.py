@@ -75,13 +75,13 @@ def bars_in(events: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
 
 
 def drive(engine: EngineInterface, sequences: list[Sequence]) -> dict[str, list[int]]:
-    answers: dict[str, list[int]] = {sequence.seq_id: [] for sequence in sequences}
+    output_ids: dict[str, list[int]] = {sequence.seq_id: [] for sequence in sequences}
     for sequence in sequences:
         engine.add(sequence)
     while engine.num_sequences:
         for output in engine.step():
-            answers[output.seq_id] += [output.token_id] if output.token_id is not None else []
-    return answers
+            output_ids[output.seq_id] += [output.token_id] if output.token_id is not None else []
+    return output_ids
 
 
 @pytest.fixture
@@ -113,14 +113,14 @@ def make_traced(make_engine: MakeEngine, path: Path) -> MakeTraced:
     return make
 
 
-def test_answers_are_the_same_with_and_without_a_trace(
+def test_a_trace_does_not_change_the_outputs(
     make_engine: MakeEngine, make_traced: MakeTraced, sequences: MakeSequences
 ) -> None:
     plain = drive(make_engine(eos_ids=frozenset(), num_blocks=26), sequences())
     assert drive(make_traced(num_blocks=26), sequences()) == plain
 
 
-def test_every_step_is_a_bar_that_holds_its_phases_and_none_overlap(
+def test_every_step_is_a_bar_with_its_phases_and_bars_do_not_overlap(
     make_traced: MakeTraced, sequences: MakeSequences, path: Path
 ) -> None:
     engine = make_traced()
@@ -161,7 +161,7 @@ def test_every_sequence_has_a_lane_from_add_to_end(
         assert lane.ends == [{"end": "length", "output tokens": LENGTH}]
 
 
-def test_a_preempted_sequence_is_seen_waiting_again(
+def test_a_preempted_sequence_returns_to_the_waiting_state(
     make_traced: MakeTraced, sequences: MakeSequences, path: Path
 ) -> None:
     engine = make_traced(num_blocks=26)
@@ -172,7 +172,7 @@ def test_a_preempted_sequence_is_seen_waiting_again(
     assert num_returns == engine.stats().num_preemptions_total > 0
 
 
-def test_aborted_refused_and_complete_sequences_leave_no_lane_open(
+def test_aborted_rejected_and_complete_sequences_leave_no_lane_open(
     make_traced: MakeTraced, sequences: MakeSequences, path: Path
 ) -> None:
     engine = make_traced(max_num_sequences=1)
@@ -195,7 +195,7 @@ def test_aborted_refused_and_complete_sequences_leave_no_lane_open(
     }
 
 
-def test_the_file_is_whole_after_every_step(
+def test_the_file_is_valid_after_every_step(
     make_traced: MakeTraced, sequences: MakeSequences, path: Path
 ) -> None:
     engine = make_traced()
@@ -211,7 +211,7 @@ class BrokenEngine(EchoEngine):
         raise RuntimeError("broken")
 
 
-def test_a_step_that_fails_is_on_the_timeline(path: Path) -> None:
+def test_a_failed_step_appears_in_the_trace(path: Path) -> None:
     engine = TracedEngine(BrokenEngine(), StepTrace(TraceFile(path), process="test"))
     with pytest.raises(RuntimeError, match="broken"):
         engine.step()
@@ -224,7 +224,7 @@ def echoed(path: Path, *, max_bytes: int = 1 << 20) -> dict[str, list[int]]:
     return drive(engine, [Sequence(seq_id="one", prompt_ids=[72, 105], max_new_tokens=50)])
 
 
-def test_a_trace_ends_at_its_bound_and_the_engine_goes_on(
+def test_a_trace_stops_at_its_size_limit_and_the_engine_continues(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert len(echoed(path, max_bytes=5000)["one"]) == 50
@@ -234,7 +234,7 @@ def test_a_trace_ends_at_its_bound_and_the_engine_goes_on(
 
 
 @contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
+def limited_file_size(num_bytes: int) -> Iterator[None]:
     """A write beyond is cut short, and the next one fails, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
@@ -244,9 +244,9 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_ends_the_trace_and_not_the_engine(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_stops_the_trace_but_not_the_engine(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reference = echoed(path)
-    with files_of_at_most(3001):
+    with limited_file_size(3001):
         assert echoed(path.with_name("short.json")) == reference
         full = TraceFile(path.with_name("full.json"))
         full.write([{"name": "x" * (3001 - len('[\n{"name":""}\n]\n'))}])
@@ -263,7 +263,7 @@ def test_without_the_option_there_is_no_trace(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_trace_has_its_processs_id_in_its_name_where_asked(
+def test_the_process_id_is_inserted_into_the_trace_file_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os
@@ -274,14 +274,14 @@ def test_a_trace_has_its_processs_id_in_its_name_where_asked(
 
 
 @pytest.mark.parametrize("where", ["missing/trace.json", "taken.json", "/dev/null"])
-def test_a_file_that_cannot_be_the_workers_own_is_refused(tmp_path: Path, where: str) -> None:
+def test_a_trace_file_that_cannot_be_owned_is_rejected(tmp_path: Path, where: str) -> None:
     TraceFile(tmp_path / "taken.json").write([{"name": "kept"}])
     with pytest.raises(StartupError, match=r"cannot be written.*\{pid\}"):
         open_model(load_settings(["--model", "echo", "--trace-steps", str(tmp_path / where)]))
     assert read(tmp_path / "taken.json") == [{"name": "kept"}]
 
 
-def test_the_real_engine_is_traced_with_its_phases(path: Path) -> None:
+def test_the_real_engine_writes_its_phases_to_the_trace(path: Path) -> None:
     flags = ["--model", "tiny", "--device", "cpu", "--trace-steps", str(path)]
     engine = open_model(load_settings(flags)).engine
     drive(engine, [Sequence(seq_id="one", prompt_ids=[1, 5, 9], max_new_tokens=3)])

@@ -92,7 +92,7 @@ class Vocabulary:
 
 
 @dataclass
-class Answer:
+class Generation:
     token_ids: list[int] = field(default_factory=list)
     outputs: list[StepOutput] = field(default_factory=list)
 
@@ -105,20 +105,20 @@ class Answer:
         return self.outputs[-1].error
 
 
-def answers_of(engine: Engine, sequences: Iterable[Sequence]) -> dict[str, Answer]:
+def generate(engine: Engine, sequences: Iterable[Sequence]) -> dict[str, Generation]:
     """The outputs of each sequence until all have ended."""
-    answers: dict[str, Answer] = {}
+    generated: dict[str, Generation] = {}
     for sequence in sequences:
-        answers[sequence.seq_id] = Answer(list(sequence.output_ids))
+        generated[sequence.seq_id] = Generation(list(sequence.output_ids))
         engine.add(sequence)
     while engine.num_sequences:
         for output in engine.step():
-            answer = answers[output.seq_id]
-            answer.outputs.append(output)
+            generation = generated[output.seq_id]
+            generation.outputs.append(output)
             if output.token_id is not None:
-                answer.token_ids.append(output.token_id)
+                generation.token_ids.append(output.token_id)
     engine.check()
-    return answers
+    return generated
 
 
 def open_grammars(vocabulary: Vocabulary, **options: Any) -> GrammarCache:
