@@ -1,4 +1,4 @@
-"""No block is ever lost, held by two who must not share it, or taken for another content."""
+"""Tests of the block manager: no block is lost, shared incorrectly or matched with the wrong content."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.worker.engine.core.sequences import cache_prompt, sequence_of
 
 
 class BlockMachine(RuleBasedStateMachine):
-    """Sequences come, compute, grow, fail and go in any order; a tiny alphabet makes them share much.
+    """Allocates, computes, extends, fails and frees sequences in any order. Few token IDs cause much sharing.
 
-    ``rows`` is what a cache would hold: for each slot everything up to the token whose keys are there.
+    ``rows`` simulates the KV cache: each slot holds everything that the keys of its token depend on.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ Chain = tuple[object, ...]
 
 
 def chain(sequence: Sequence, position: int) -> Chain:
-    """Everything that the keys and values of a token depend on. Words under a picture are not."""
+    """Return everything that the keys and values of a token depend on, without placeholder token IDs."""
     tokens: list[object] = list(sequence.token_ids(0, position + 1))
     for image in sequence.images_within(0, position + 1):
         for place in range(image.start, min(image.end, position + 1)):
@@ -130,7 +130,7 @@ def test_the_least_recently_used_chain_is_evicted_first_from_its_tail() -> None:
     cache_prompt(blocks, 1, 1, 1, 1)
     cache_prompt(blocks, 2, 2, 2, 2)
 
-    last = sequence_of([3, 3, 3])  # takes the free block and one more: the end of the older chain
+    last = sequence_of([3, 3, 3])  # takes the free block and evicts one: the tail of the older chain
     blocks.allocate(last)
     blocks.free(last)
 
@@ -166,7 +166,7 @@ def test_a_copy_source_is_evicted_last() -> None:
 
 
 def num_reused_tokens(blocks: BlockManager, token_ids: list[int]) -> int:
-    """How many of the tokens would be reused."""
+    """Return the number of tokens that would be reused."""
     probe = sequence_of(token_ids, name="probe")
     assert blocks.allocate(probe) is not None
     num_known = probe.num_computed

@@ -1,4 +1,4 @@
-"""A request that fails ends alone: the outputs of the others do not change, and nothing of it is cached."""
+"""Tests that a failing request does not affect other requests and that nothing of it is cached."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def neighbors() -> dict[str, Prompt]:
 def expected_outputs(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, neighbors: dict[str, Prompt]
 ) -> dict[str, list[int]]:
-    """What the neighbors say when nothing goes wrong."""
+    """The outputs of the neighbors if no request fails."""
     return {name: run(make_engine(), [make_sequence(each)])["one"] for name, each in neighbors.items()}
 
 
 def drain(engine: Engine) -> Outputs:
-    """All outputs until all sequences have ended."""
+    """Run the engine until all sequences have finished and return the outputs."""
     outputs: Outputs = {}
     while engine.num_sequences:
         for output in engine.step():
@@ -50,7 +50,7 @@ def tokens(outputs: Outputs, *names: str) -> dict[str, list[int | None]]:
 
 @contextmanager
 def poisoned(model: Llava, word: int) -> Iterator[None]:
-    """A bad row among the weights: what sees this word is not a number."""
+    """Replace one row of the embedding by NaN, so that a sequence with this token gets NaN logits."""
     weight = model.language_model.embed_tokens.weight
     healthy = weight[word].clone()
     weight[word] = torch.nan
@@ -71,7 +71,7 @@ def test_a_sequence_that_fails_midway_does_not_affect_other_sequences(
     rng = np.random.default_rng(22)
     used = {token_id for output_ids in expected_outputs.values() for token_id in output_ids}
     used |= {token_id for each in neighbors.values() for token_id in each.token_ids}
-    while True:  # a prompt whose output has a token in its middle that no other sequence uses
+    while True:  # find a prompt with an output token that no other sequence uses
         prompt = random_prompt(rng, num_images=1)
         whole = run(make_engine(), [make_sequence(prompt)])["one"]
         word = whole[len(whole) // 2]
@@ -89,7 +89,7 @@ def test_a_sequence_that_fails_midway_does_not_affect_other_sequences(
     assert last.error is not None
     assert last.error.message == f"The model produced NaN or infinity after {len(before)} output tokens."
     assert tokens(outputs, *neighbors) == expected_outputs
-    assert run(engine, [make_sequence(prompt)])["one"] == whole  # healed, and nothing bad was kept
+    assert run(engine, [make_sequence(prompt)])["one"] == whole  # weights restored, no NaN cached
 
 
 def test_corrupt_image_features_fail_one_request_and_are_recomputed_for_the_next(
@@ -122,7 +122,7 @@ def test_corrupt_image_features_fail_one_request_and_are_recomputed_for_the_next
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"pixels": [bytes(7)]}, "7 bytes for 4 tokens"),
     ],
-    ids=["NaN bias", "infinite temperature", "broken picture"],
+    ids=["NaN bias", "infinite temperature", "broken image"],
 )
 def test_a_rejected_sequence_does_not_affect_running_ones(
     make_engine: MakeEngine,
@@ -153,7 +153,7 @@ def test_a_rejected_sequence_does_not_affect_running_ones(
 def test_a_duplicate_of_a_failed_sequence_reuses_nothing_of_it(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, model: Llava
 ) -> None:
-    """The twin waits for what the first computes; of that nothing may reach it."""
+    """The duplicate waits for the prefix that the first one computes, but must not reuse its blocks."""
     word = 121
     prompt = Prompt([1, 5, word, *range(40, 60)])
     whole = run(make_engine(), [make_sequence(prompt, seq_id="second")])

@@ -1,4 +1,4 @@
-"""The encoder cache is bounded in bytes, evicts the least recently used image and separates tenants."""
+"""Tests of the encoder cache: its size limit, LRU eviction and the separation of tenants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of a sequence in the engine."""
+"""Tests of the lifecycle of a sequence in the engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def prompt() -> Prompt:
 
 
 def final_of(engine: Engine) -> StepOutput:
-    """Step until one sequence ends."""
+    """Step until a sequence finishes and return its final output."""
     while True:
         for output in engine.step():
             if output.is_final:
@@ -118,7 +118,7 @@ def test_aborting_waiting_aborted_or_unknown_sequences_is_not_an_error(
     engine.add(make_sequence(prompt, seq_id="two"))
     engine.step()
 
-    for seq_id in ("two", "two", "nobody"):
+    for seq_id in ("two", "two", "unknown"):
         engine.abort(seq_id)
 
     assert engine.num_sequences == 1
@@ -136,7 +136,7 @@ def test_a_failing_sequence_does_not_affect_the_batch(
     rng = np.random.default_rng(8)
     others = [random_prompt(rng, num_images=1) for _ in range(3)]
     expected = [run(make_engine(), [make_sequence(other)])["one"] for other in others]
-    poison = 120  # a word that random prompts do not use
+    poison = 120  # a token that random prompts do not contain
     broken = Prompt([1, 5, poison, 9, 9, 9, 9, 9])
     healthy = model.language_model.embed_tokens.weight[poison].clone()
     model.language_model.embed_tokens.weight[poison] = torch.nan
@@ -160,7 +160,7 @@ def test_a_failing_sequence_does_not_affect_the_batch(
         assert [output.token_id for output in outputs[str(index)]] == output_ids
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
 
-    # What it computed is not remembered: healed, the prompt is answered as by an engine that never broke.
+    # Nothing that it computed is cached: with restored weights, the output is the same as in a new engine.
     assert run(engine, [make_sequence(broken)]) == run(make_engine(), [make_sequence(broken)])
 
 
@@ -203,7 +203,7 @@ def test_a_second_turn_reuses_everything_computed_in_the_first(
     engine.add(make_sequence(second))
     output = final_of(engine)
 
-    assert output.num_cached_tokens == len(first_turn) - 1  # the last token was said but never computed
+    assert output.num_cached_tokens == len(first_turn) - 1  # the last token was sampled but not computed
     assert engine.stats().num_encoded_images_total == 1
 
 

@@ -1,4 +1,4 @@
-"""An output is the same alone, in a batch, in chunks, preempted and continued, and equals transformers'."""
+"""Tests that outputs equal transformers', also in batches, in chunks, after preemption and when resumed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_greedy_outputs_equal_those_of_transformers(
 
 @pytest.fixture(scope="module")
 def workload(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run) -> Workload:
-    """Prompts, half of them sampled, and each one's output_ids when it is alone in a roomy engine."""
+    """Prompts, half of them with random sampling, and the output of each one alone in a large engine."""
     prompts = draw_prompts(2, 12)
     options: list[dict[str, Any]] = [
         {"temperature": 0.9, "top_p": 0.95, "seed": index} if index % 2 else {}
@@ -113,7 +113,7 @@ def test_a_resumed_output_equals_the_uninterrupted_one(
 def test_random_traffic_changes_no_output_and_loses_no_block(
     make_engine: MakeEngine, make_sequence: MakeSequence, workload: Workload, pytestconfig: pytest.Config
 ) -> None:
-    """Arrivals at any time, repeated prompts, aborts, tenants, any shape of cache and budget."""
+    """Covers random arrivals, repeated prompts, aborts, tenants, and cache and budget sizes."""
 
     def run_workload(seed: int) -> None:
         prompts, sampling, alone = workload

@@ -1,4 +1,4 @@
-"""The rest of the family through the engine: image grids, windows, other towers; chunked and cached."""
+"""Tests of other LLaVA models in the engine: image grids, sliding windows and other vision towers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine's statistics are those of the steps that a recording runner sees."""
+"""Tests that the engine's statistics match the steps recorded by the model runner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LENGTH = 12
 
 
 class RecordingRunner(ModelRunner):
-    """Records the sequences and positions that went through the model in each step."""
+    """Records the sequences and positions computed in each step."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -78,7 +78,7 @@ def test_counters_match_the_computed_steps_sequences_and_tokens(
     assert stats.num_decode_tokens_total == len(positions) - sum(positions)
     assert stats.num_generated_tokens_total == LENGTH * len(prompts)
     assert (stats.num_preemptions_total > 0) is is_preempting
-    # Without preemption nothing is computed twice, and an answer's last token never is.
+    # Without preemption, nothing is computed twice, and the last token of an output is never computed.
     assert (stats.num_prefill_tokens_total > sum(lengths.values())) is is_preempting
     assert (stats.num_decode_tokens_total > (LENGTH - 1) * len(prompts)) is is_preempting
     assert stats.num_draft_tokens_total == stats.num_accepted_tokens_total == 0
@@ -88,7 +88,7 @@ def test_an_image_that_takes_several_steps_counts_once(
     make_recording: MakeEngine, make_sequence: MakeSequence, run: Run
 ) -> None:
     prompt = random_prompt(np.random.default_rng(6), num_images=1)
-    engine = make_recording(max_num_sequences=2, max_batch_tokens=3)  # a picture takes four tokens
+    engine = make_recording(max_num_sequences=2, max_batch_tokens=3)  # an image has four tokens
     run(engine, [make_sequence(prompt)])
     stats = engine.stats()
     assert (stats.num_image_cache_hits_total, stats.num_image_cache_misses_total) == (0, 1)

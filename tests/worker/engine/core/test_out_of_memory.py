@@ -1,4 +1,4 @@
-"""A step out of memory is split in halves; a sequence that does not fit alone fails alone."""
+"""Tests of out-of-memory handling: steps are split in halves until a single sequence fails."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_cached_images_are_evicted_when_a_step_runs_out_of_memory(
 def test_blocks_of_a_failed_step_are_not_shared(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: dict[str, Prompt]
 ) -> None:
-    """The same prompt comes again once there is memory: nothing of the failed step is taken for computed."""
+    """If the same prompt is added again, it reuses nothing of the failed step."""
     runner = small_runner(never="first")
     engine = make_engine(runner=runner)
     engine.add(make_sequence(prompts["b"], seq_id="first"))
@@ -97,7 +97,7 @@ def test_blocks_of_a_failed_step_are_not_shared(
 def test_other_device_errors_are_not_handled_as_out_of_memory(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompts: dict[str, Prompt]
 ) -> None:
-    """Nobody knows what state the engine is in: its worker ends, and its jobs move."""
+    """The state of the engine is unknown, so the worker must exit and its jobs are resumed elsewhere."""
 
     class BrokenRunner(ModelRunner):
         def _compute(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What was computed once is reused to the token by those who may, and is not computed twice at a time."""
+"""Tests of prefix caching: prefixes are reused up to the last matching token and not computed twice."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_a_cached_prompt_is_reused_up_to_its_last_token() -> None:
         (sequence_of([1, 2, 3, 4, 5, 6], scope="other"), 0),
         (sequence_of([1, 2, 3, 4, 5, 6, 7]), 6),
     ],
-    ids=["fourth token", "a short one", "first token", "scope", "only what was computed"],
+    ids=["fourth token", "short prompt", "first token", "scope", "computed tokens only"],
 )
 def test_a_prompt_is_reused_up_to_the_first_difference(other: Sequence, num_shared: int) -> None:
     blocks = BlockManager(10, 4)
     first = sequence_of([1, 2, 3, 4, 5, 6, 7, 8])
     blocks.allocate(first)
-    first.num_computed = 6  # the end of a chunk, in the middle of a block that nobody may share as it is
+    first.num_computed = 6  # a chunk ends within a block, which cannot be shared without copying
     blocks.cache_full_blocks(first)
 
     blocks.allocate(other)
@@ -81,7 +81,7 @@ def test_the_partial_last_block_of_an_output_is_cached() -> None:
     blocks.allocate(first)
     first.output_ids += [4, 5, 6, 7]
     blocks.append_slots(first)
-    first.num_computed = 6  # the last token was said but never computed
+    first.num_computed = 6  # the last token was sampled but not computed
     blocks.cache_full_blocks(first)
     blocks.free(first)
     second = sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9])
@@ -120,11 +120,11 @@ def test_a_sequence_waits_for_a_prefix_that_another_is_about_to_compute() -> Non
 
     first.num_computed = 4
     blocks.cache_full_blocks(first)
-    assert not blocks.is_prefix_pending(duplicate)  # a token more would be in vain: not worth a step
+    assert not blocks.is_prefix_pending(duplicate)  # one more token is not worth waiting a step
 
 
 def test_a_sequence_with_a_partial_match_waits_for_the_following_tokens() -> None:
-    """As where all prompts begin with the same sentence, and some of them go on with the same picture."""
+    """For example, all prompts begin with the same sentence, and some continue with the same image."""
     blocks = BlockManager(20, 4)
     earlier = sequence_of([1, 2, 3, 4, 5, 6, 50])
     blocks.allocate(earlier)
@@ -136,7 +136,7 @@ def test_a_sequence_with_a_partial_match_waits_for_the_following_tokens() -> Non
     assert first.num_computed == 6
 
     assert blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
-    assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 60, 61]))  # one token too few
+    assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 60, 61]))  # one too few
     first.num_computed = 10
     assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
 
@@ -153,7 +153,7 @@ def test_no_sequence_waits_for_a_removed_one() -> None:
 
 
 def test_no_sequence_waits_for_invalidated_blocks() -> None:
-    """It is forgotten, so it will not come."""
+    """Invalidated blocks are dropped, so they will not become available."""
     blocks = BlockManager(20, 4)
     first, broken = (sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) for _ in range(2))
     blocks.allocate(first)
@@ -176,7 +176,7 @@ def test_the_partial_block_of_an_invalidated_sequence_is_not_reused() -> None:
 
     blocks.invalidate(broken)
     blocks.free(broken)
-    cache_prompt(blocks, 1, 2, 3, 4)  # sound again, so what follows it could be found
+    cache_prompt(blocks, 1, 2, 3, 4)  # the prefix is valid again, so blocks after it could be found
 
     blocks.allocate(again)
     assert again.num_computed == 4

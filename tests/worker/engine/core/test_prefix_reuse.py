@@ -1,4 +1,4 @@
-"""What sharing spares, counted: prompts, pictures and first turns are computed once for those who may."""
+"""Tests that count the tokens and images computed with prefix caching."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def image_prompt() -> Prompt:
 
 
 def prompts_with_suffixes(prompt: Prompt, count: int) -> list[Prompt]:
-    """The same images, and 1 to 9 words of their own."""
+    """Return prompts with the same images and different suffixes of 1 to 9 tokens."""
     rng = np.random.default_rng(4)
     ends = [[50 + number, *rng.integers(3, 100, number % 9).tolist()] for number in range(count)]
     return [Prompt(prompt.token_ids + end, prompt.image_starts, prompt.pixels) for end in ends]
@@ -68,7 +68,7 @@ def test_an_image_at_different_positions_of_concurrent_prompts_is_encoded_once(
 
     run(engine, [make_sequence(each, seq_id=str(i), max_new_tokens=1) for i, each in enumerate(prompts)])
 
-    assert engine.stats().num_cached_tokens_total == 0  # the prefix cache has no part in it
+    assert engine.stats().num_cached_tokens_total == 0  # no prefix cache hits
     assert engine.stats().num_encoded_images_total == 1
 
 
@@ -96,7 +96,7 @@ def test_four_outputs_for_one_prompt_compute_it_once(
     outputs = run(engine, duplicates())
 
     num_prompt = len(image_prompt.token_ids)
-    assert engine.stats().num_prefill_tokens_total == num_prompt + 3  # of each other its last token
+    assert engine.stats().num_prefill_tokens_total == num_prompt + 3  # the last token of each other one
     assert outputs == run(apart, duplicates())
     assert apart.stats().num_prefill_tokens_total == 4 * num_prompt
 
@@ -120,7 +120,7 @@ def test_a_duplicate_continues_alone_if_the_first_is_aborted_during_prefill(
         engine.check()
 
     assert outputs == alone
-    assert second.num_cached == 8  # what the first had computed by then
+    assert second.num_cached == 8  # the tokens that the first one had computed
 
 
 def test_a_second_turn_computes_only_its_new_tokens(
@@ -135,7 +135,7 @@ def test_a_second_turn_computes_only_its_new_tokens(
 
     num_computed = computed_by(engine, [make_sequence(second, max_new_tokens=1)], run)
 
-    assert num_computed == 1 + len(follow_up)  # the output_ids's last token was said, but never computed
+    assert num_computed == 1 + len(follow_up)  # the last output token was sampled but not computed
     assert engine.stats().num_encoded_images_total == 2
 
 
@@ -171,7 +171,7 @@ def test_a_copy_of_rows_does_not_change_its_source(
     image_prompt: Prompt,
     is_int8: bool,
 ) -> None:
-    """All go on from the same unfilled block, each with words of its own."""
+    """All prompts continue from the same partial block with different tokens."""
 
     def engine_of(**options: Any) -> Engine:
         return make_engine(block_size=16, is_int8=is_int8, **options)

@@ -1,4 +1,4 @@
-"""Who gets which tokens of a step."""
+"""Tests of the scheduler: which tokens of which sequences are computed in a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llava_worker.engine.core.scheduler import Scheduler
 
 
 class Bench:
-    """A scheduler with a pretended model: every due sequence gets token 7."""
+    """A scheduler with a fake model that always samples token 7."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ def test_the_latest_sequence_is_preempted_and_resumed_first() -> None:
 
     bench.scheduler.remove(old)
     chunk = bench.step()["young"]
-    assert chunk == (0, young.num_tokens - 1)  # prompt and answer so far
+    assert chunk == (0, young.num_tokens - 1)  # prompt and output so far
 
 
 def test_the_highest_priority_is_admitted_first_and_preempted_last() -> None:
@@ -191,22 +191,22 @@ def test_a_higher_priority_sequence_is_scheduled_before_partial_prompts() -> Non
 def test_a_sequence_that_waits_for_a_shared_prefix_can_be_overtaken() -> None:
     bench = Bench(is_sharing=True)
     bench.add("first", 8)
-    bench.add("twin", 9)
+    bench.add("duplicate", 9)
     bench.add("other", 2, token_id=2)
 
     assert bench.step() == {"first": (0, 8), "other": (0, 2)}
-    assert bench.step() == {"first": (8, 9), "other": (2, 3), "twin": (8, 9)}
+    assert bench.step() == {"first": (8, 9), "other": (2, 3), "duplicate": (8, 9)}
 
 
 def test_a_sequence_that_waits_for_a_prefix_continues_if_the_other_is_removed() -> None:
     bench = Bench(is_sharing=True)
     first = bench.add("first", 20)
-    bench.add("twin", 20)
+    bench.add("duplicate", 20)
     assert bench.step() == {"first": (0, 10)}
 
     bench.scheduler.remove(first)
 
-    assert bench.step() == {"twin": (10, 20)}
+    assert bench.step() == {"duplicate": (10, 20)}
 
 
 def test_a_sequence_can_fill_the_whole_kv_cache() -> None:

@@ -1,4 +1,4 @@
-"""The bundled model, through the engine and through transformers."""
+"""Tests that compare the bundled model in the engine with transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling parameters out of bounds are rejected with the field, its value and the limit."""
+"""Tests that invalid sampling parameters are rejected with the field, the value and the limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundled model in 8 and 4 bits: its answers stay right."""
+"""Tests of the bundled model in int8 and int4."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pixels() -> dict[str, bytes]:
     return made
 
 
-def answers(precision: str, pixels: dict[str, bytes], *, at_once: int) -> list[str]:
+def generate(precision: str, pixels: dict[str, bytes], *, at_once: int) -> list[str]:
     engine, info = build_engine(
         EngineConfig(
             TINY, precision=precision, device="cpu", kv_cache_bytes=64 << 20, max_num_sequences=at_once
@@ -74,15 +74,15 @@ def answers(precision: str, pixels: dict[str, bytes], *, at_once: int) -> list[s
 def test_quantized_models_answer_the_example_questions_correctly(
     pixels: dict[str, bytes], precision: str
 ) -> None:
-    found = answers(precision, pixels, at_once=8)
+    responses = generate(precision, pixels, at_once=8)
 
     wrong = [
-        (question["image"], question["question"], answer)
-        for question, answer in zip(QUESTIONS, found, strict=True)
-        if not is_right(question["answer"], answer)
+        (question["image"], question["question"], response)
+        for question, response in zip(QUESTIONS, responses, strict=True)
+        if not is_right(question["answer"], response)
     ]
     assert wrong == []
 
 
 def test_int8_outputs_do_not_depend_on_the_batch(pixels: dict[str, bytes]) -> None:
-    assert answers("int8", pixels, at_once=1) == answers("int8", pixels, at_once=16)
+    assert generate("int8", pixels, at_once=1) == generate("int8", pixels, at_once=16)

@@ -1,4 +1,4 @@
-"""Embeddings of the bundled model are transformers' hidden states and image features."""
+"""Tests that embeddings of the bundled model equal hidden states and image features of transformers."""
 
 from __future__ import annotations
 
@@ -174,11 +174,11 @@ def test_an_image_with_nan_features_fails_and_is_not_cached(
 
 
 def at_most(limit: int, embed: Embed) -> Embed:
-    """Out of memory for more than ``limit`` images."""
+    """Return a function that raises OutOfMemoryError for more than ``limit`` images."""
 
     def limited(sequences: Items[Sequence]) -> list[bytes | None]:
         if len(sequences) > limit:
-            raise torch.OutOfMemoryError("too many")
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return embed(sequences)
 
     return limited

@@ -1,4 +1,4 @@
-"""A prompt's log-probabilities are transformers', each returned once, in chunks and after preemption."""
+"""Tests that prompt log-probabilities equal transformers' and are returned exactly once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Scored = Callable[..., Sequence]
 
 @pytest.fixture
 def scored(make_sequence: MakeSequence) -> Scored:
-    """A sequence with log-probabilities of its prompt."""
+    """Make sequences that request prompt log-probabilities."""
 
     def make(token_ids: list[int], name: str = "one", *, num_logprobs: int = 1, **options: Any) -> Sequence:
         sequence = make_sequence(Prompt(token_ids), seq_id=name, num_logprobs=num_logprobs, **options)
@@ -50,7 +50,7 @@ def assert_equals_the_reference(
         assert [value for _, value in found.top] == pytest.approx(best.values.tolist(), abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("max_batch_tokens", [8, 16, 512], ids=lambda num: f"{num} tokens a step")
+@pytest.mark.parametrize("max_batch_tokens", [8, 16, 512], ids=lambda num: f"{num} tokens per step")
 def test_prompt_logprobs_are_the_log_softmax_of_transformers_logits(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
@@ -65,7 +65,7 @@ def test_prompt_logprobs_are_the_log_softmax_of_transformers_logits(
         "temperature": 1.0,
         "presence_penalty": 1.5,
         "logit_bias": ((7, 50.0),),
-    }  # must not show
+    }  # must not affect log-probabilities
     sequences = [
         scored(prompt, name, num_logprobs=top, max_new_tokens=3, **processed)
         for top, (name, prompt) in zip((1, 0, 5, 2), prompts.items(), strict=True)
@@ -134,7 +134,7 @@ def test_prompt_logprobs_are_returned_once_after_a_preemption_during_prefill(
 def test_without_output_tokens_only_prompt_logprobs_are_returned(
     make_engine: MakeEngine, scored: Scored, reference: Reference
 ) -> None:
-    token_ids = words(17)  # so that the last step looks like one that decodes
+    token_ids = words(17)  # so that the last chunk has one token, like a decode step
     drafter = ScriptedDrafter({"one": [5] * 8})
     (output,) = collect_outputs(make_engine(drafter=drafter), scored(token_ids, max_new_tokens=0))["one"]
     assert (output.token_id, output.finish) == (None, "length")
@@ -165,7 +165,7 @@ def test_a_resumed_sequence_does_not_return_prompt_logprobs_again(
 def test_prompt_logprobs_are_returned_once_if_a_step_is_repeated(
     make_engine: MakeEngine, scored: Scored, reference: Reference
 ) -> None:
-    """The runner has told of a step before it finds that there was no memory for it."""
+    """The runner has appended log-probabilities of a step before it runs out of memory."""
     prompts = {name: words(30, seed) for seed, name in enumerate("abc")}
     runner = small_runner(1)
     outputs = collect_outputs(
@@ -201,10 +201,10 @@ def test_a_prompt_with_infinite_logits_fails(
     engine = make_engine()
     logits = engine._runner.model.logits
 
-    def spoilt(hidden: torch.Tensor) -> torch.Tensor:
+    def infinite(hidden: torch.Tensor) -> torch.Tensor:
         return logits(hidden) * (torch.inf if len(hidden) > 1 else 1)
 
-    monkeypatch.setattr(engine._runner.model, "logits", spoilt)
+    monkeypatch.setattr(engine._runner.model, "logits", infinite)
     (output,) = collect_outputs(engine, scored(words(12), max_new_tokens=1))["one"]
     assert output.error is not None and "NaN or infinity" in output.error.message
     assert output.prompt_logprobs == ()

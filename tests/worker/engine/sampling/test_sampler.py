@@ -1,4 +1,4 @@
-"""Draws follow the model's distribution and depend on nothing but logits, seed and position."""
+"""Tests that sampled tokens follow the distribution and depend only on logits, seed and position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from tests.worker.sampling_params import greedy
 
-# Chi-square's 1 - 1e-6 quantile for 7 degrees of freedom; the draws are fixed, so a pass stays a pass.
+# The 1 - 1e-6 quantile of chi-square with 7 degrees of freedom. Draws are deterministic, so results are
+# stable.
 CHI_SQUARE_LIMIT = 40.5
 NUM_DRAWS = 20_000
 
@@ -58,7 +59,7 @@ def test_draws_with_different_seeds_follow_the_distribution() -> None:
 
 
 def test_top_p_keeps_the_smallest_sufficient_set() -> None:
-    probabilities = LOGITS.softmax(-1)  # of which 2 and 6 have 0.64 together, and 2, 6, 0 have 0.78
+    probabilities = LOGITS.softmax(-1)  # tokens 2 and 6 have 0.64 together; 2, 6 and 0 have 0.78
     counts = frequencies(greedy(temperature=1.0, top_p=0.7))
 
     kept = [0, 2, 6]

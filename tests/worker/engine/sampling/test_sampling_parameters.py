@@ -1,4 +1,4 @@
-"""Each sampling parameter against a plain reference, alone, in a batch, and through the whole engine."""
+"""Tests that compare sampling parameters with a plain reference, alone, in a batch and in the engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.worker.checkpoints import (
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 from tests.worker.sampling_params import greedy
 
-CHI_SQUARE_LIMIT = 40.5  # 1 - 1e-6 quantile for 7 degrees of freedom
+CHI_SQUARE_LIMIT = 40.5  # the 1 - 1e-6 quantile of chi-square with 7 degrees of freedom
 NUM_DRAWS = 10_000
 LOGITS = np.array([1.0, -0.5, 2.0, 0.3, -1.2, 0.9, 1.7, -3.0], dtype=np.float32)
 PROMPT, OUTPUT = [0, 2, 2, 4], [2, 5, 5, 1]
@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "min_p": {"min_p": 0.3},
     "min_p 1": {"min_p": 1.0},
     "all three": {"min_p": 0.05, "top_k": 5, "top_p": 0.8},
-    "top_p of what top_k left": {"top_k": 3, "top_p": 0.7},
+    "top_p after top_k": {"top_k": 3, "top_p": 0.7},
     "repetition": {"repetition_penalty": 1.7},
     "encouraged repetition": {"repetition_penalty": 0.4},
     "presence": {"presence_penalty": 1.5},
@@ -47,10 +47,10 @@ CASES: dict[str, dict[str, Any]] = {
     "all penalties": {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.5},
     "bias": {"logit_bias": ((3, 2.5), (2, -100.0))},
     "bias before penalty": {"logit_bias": ((5, -2.0),), "repetition_penalty": 1.5},
-    "too early to end": {"min_tokens": 5},
-    "late enough to end": {"min_tokens": 4},
-    "too early for stop tokens": {"min_tokens": 9, "stop_token_ids": (0, 2)},
-    "too early, but no end": {"min_tokens": 9, "ignore_eos": True},
+    "end token before min_tokens": {"min_tokens": 5},
+    "end token after min_tokens": {"min_tokens": 4},
+    "stop tokens before min_tokens": {"min_tokens": 9, "stop_token_ids": (0, 2)},
+    "min_tokens with ignore_eos": {"min_tokens": 9, "ignore_eos": True},
     "everything": {
         "min_p": 0.01,
         "top_k": 6,
@@ -68,7 +68,7 @@ CASES: dict[str, dict[str, Any]] = {
 def reference_probabilities(
     s: SamplingParams, prompt: list[int], output_ids: list[int]
 ) -> NDArray[np.float64]:
-    """One token after another, as the documentation words it."""
+    """Compute the probabilities token by token, as documented."""
     logits = LOGITS.astype(np.float64)
     for token_id, bias in s.logit_bias:
         logits[token_id] += bias
@@ -104,7 +104,7 @@ def end_ids_of(sampling: SamplingParams) -> frozenset[int]:
 
 
 def draws_of(sampling: SamplingParams, positions: range, output_ids: list[int] = OUTPUT) -> list[SamplingRow]:
-    """Draws after ``output_ids``, with the positions' random numbers."""
+    """Return sampling rows after ``output_ids`` with the random numbers of ``positions``."""
     state = state_of(sampling)
     if state is not None:
         state.update(output_ids)
@@ -210,7 +210,7 @@ PROCESSED: dict[str, Any] = {
     "repetition_penalty": 1.2,
     "presence_penalty": 0.7,
     "frequency_penalty": 0.9,
-    "logit_bias": ((9, 1.5), (IMAGE_TOKEN, -100.0)),  # an image token has no place in the output
+    "logit_bias": ((9, 1.5), (IMAGE_TOKEN, -100.0)),  # image tokens must not be sampled
     "min_tokens": 7,
     "stop_token_ids": (12, 13),
 }

@@ -1,4 +1,4 @@
-"""What may be drawn from a large vocabulary is what a plain reference leaves, for peaked and flat rows."""
+"""Tests that truncation of a large vocabulary equals a plain reference for peaked and flat distributions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava_worker.engine.sampling.top_k_top_p import truncate
 
 from tests.worker.sampling_params import greedy
 
-VOCAB = 3000  # more than are looked at first
+VOCAB = 3000  # more than the tokens that are sorted first
 CASES: list[dict[str, Any]] = [
     {},
     {"top_k": 7},

@@ -1,4 +1,4 @@
-"""Which tokens are drafted, when drafting pauses, and which drafts are accepted."""
+"""Tests of the drafter: which tokens are drafted, when drafting pauses and which drafts are accepted."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_image_tokens_are_neither_matched_nor_drafted() -> None:
     assert propose([*prompt, 5, 6], [], *images) == [7]
     assert propose([*prompt, 6, 7], [], *images) == []
     assert propose([*prompt, 4], [9, 9], *images) == []
-    assert propose([*prompt, 4], [9, 9]) == [3, 4, 9, 9]  # the same words, were they no images
+    assert propose([*prompt, 4], [9, 9]) == [3, 4, 9, 9]  # the same tokens without image spans
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(0, 60), st.integers(1, 8))
@@ -163,10 +163,10 @@ def record_steps(
 @pytest.mark.parametrize(
     ("base", "each", "num_rows", "expected"),
     [
-        (1.0, 0.01, 1, MAX_DRAFTS),  # reading weights is all: drafts are nearly free
+        (1.0, 0.01, 1, MAX_DRAFTS),  # memory-bound: drafts are nearly free
         (1.0, 0.2, 1, 3),
-        (0.0, 1.0, 1, 0),  # arithmetic is all
-        (1.0, 0.02, 64, 0),  # one more row would be nothing to one stream, but sixty-four fill the machine
+        (0.0, 1.0, 1, 0),  # compute-bound
+        (1.0, 0.02, 64, 0),  # drafts are cheap for one sequence, but 64 sequences use the machine fully
     ],
 )
 def test_the_number_of_drafts_depends_on_their_cost(
@@ -190,12 +190,12 @@ def test_the_number_of_drafts_follows_the_acceptance_rate() -> None:
 
 
 def drafting_lengths(drafter: PromptLookupDrafter, *, is_right: bool, num_tokens: int = 400) -> list[int]:
-    """Where in a long output_ids drafts are made, if they are always right or never."""
+    """Return the output lengths at which drafts are proposed, if all or none are accepted."""
     sequence = sequence_of(REPEATING)
     lengths = []
     while len(sequence.output_ids) < num_tokens:
         drafts = drafter.propose(sequence, max_tokens=MAX_DRAFTS, num_rows=1)
-        sequence.output_ids += REPEATING[:1]  # what is in the output_ids does not matter here
+        sequence.output_ids += REPEATING[:1]  # the content of the output is not relevant here
         sequence.output_ids += REPEATING[1:3]
         if drafts:
             lengths.append(len(sequence.output_ids))
@@ -210,7 +210,7 @@ def test_consecutive_misses_double_the_pause() -> None:
     pauses = [after - before for before, after in zip(missing, missing[1:], strict=False)]
 
     assert pauses == sorted(pauses) and 64 <= pauses[-1] < 64 + 6
-    assert len(missing) < 15  # of a hundred and thirty-three steps
+    assert len(missing) < 15  # of 133 steps
     assert len(drafting_lengths(PromptLookupDrafter(), is_right=True)) > 130
 
 

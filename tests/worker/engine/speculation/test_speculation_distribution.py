@@ -1,4 +1,4 @@
-"""Drafts leave the distribution of sampled tokens as it is, accepted or refused."""
+"""Tests that drafts, accepted or rejected, do not change the distribution of sampled tokens."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from tests.worker.checkpoints import Prompt, Reference, random_prompt, reference
 from tests.worker.engine.drafters import ScriptedDrafter
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 
-# Chi-square's 1 - 1e-6 quantile for 7 degrees of freedom; the draws are fixed, so a pass stays a pass.
+# The 1 - 1e-6 quantile of chi-square with 7 degrees of freedom. Draws are deterministic, so results are
+# stable.
 CHI_SQUARE_LIMIT = 40.5
-WORDS = list(range(40, 48))  # the only ones that outputs are made of
+WORDS = list(range(40, 48))  # the only tokens that can be sampled
 NUM_OUTPUTS = 3_000
 TEMPERATURE = 6.0
 
@@ -24,7 +25,7 @@ def prompt() -> Prompt:
 
 
 def probabilities(reference: Reference, prompt: Prompt, output_ids: list[int]) -> NDArray[np.float64]:
-    """transformers', of the words after the output_ids."""
+    """Return the probabilities of WORDS after ``output_ids``, computed with transformers."""
     whole = Prompt([*prompt.token_ids, *output_ids], prompt.image_starts, prompt.pixels)
     return (reference_logits(reference, whole)[-1, WORDS].double() / TEMPERATURE).softmax(-1).numpy()
 
@@ -38,7 +39,7 @@ def chi_square(tokens: list[int], expected: NDArray[np.float64]) -> float:
 
 @pytest.fixture(scope="module")
 def drafts(reference: Reference, prompt: Prompt) -> list[int]:
-    """Likely tokens, so that many are accepted: the first has to be drawn before there are drafts."""
+    """The most likely tokens, so that many drafts are accepted. The first token is sampled without drafts."""
     output_ids: list[int] = []
     for _ in range(3):
         output_ids.append(WORDS[int(np.argmax(probabilities(reference, prompt, output_ids)))])
@@ -80,7 +81,7 @@ def test_tokens_sampled_with_a_draft_follow_the_distribution(
     outputs: list[list[int]],
     drafter: ScriptedDrafter,
 ) -> None:
-    """After the first token there is always the same draft, right or not."""
+    """The draft after the first token is always the same."""
     accepted = [accepted for _, accepted in drafter.acceptances]
     assert 100 < sum(accepted) < len(accepted) - 100
 

@@ -1,4 +1,4 @@
-"""The limits of drafts: the end of an output, the budget, free blocks, and logits that are not finite."""
+"""Tests of the limits of drafts: the end of the output, the token budget, free blocks and NaN logits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def prompt() -> Prompt:
 
 @pytest.fixture(scope="module")
 def expected_ids(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt) -> list[int]:
-    """Greedy, with nothing to end it."""
+    """The greedy output without an end token."""
     return run(make_engine(eos_ids=frozenset()), [make_sequence(prompt, max_new_tokens=LENGTH)])["one"]
 
 
@@ -48,7 +48,7 @@ def outputs_of(engine: Engine, sequence: Sequence) -> list[StepOutput]:
 def ending(
     end: str, prompt: Prompt, expected_ids: list[int], cut: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the engine and the sequence with which the output ends at token ``cut``."""
+    """Return options of the engine and the sequence that make the output end at token ``cut``."""
     engine_options: dict[str, Any] = {"eos_ids": frozenset()}
     options: dict[str, Any] = {"max_new_tokens": LENGTH}
     if end == "eos":
@@ -68,7 +68,7 @@ def ending(
 def test_an_output_ends_at_the_same_token_for_the_same_reason(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, expected_ids: list[int], end: str
 ) -> None:
-    """Wherever in a step's drafts the end comes."""
+    """The end is at different positions among the drafts of a step."""
     for cut, wrong_every in product((2, 3, 6, 9, 10, 11), (None, 1, 3)):
         engine_options, options = ending(end, prompt, expected_ids, cut)
         plain = outputs_of(make_engine(**engine_options), make_sequence(prompt, **options))
@@ -100,7 +100,7 @@ def test_the_drafter_receives_the_duration_of_decode_only_steps(
     expected_ids: list[int],
     is_async: bool,
 ) -> None:
-    drafter = ScriptedDrafter({"one": expected_ids[:9]})  # and no drafts after that
+    drafter = ScriptedDrafter({"one": expected_ids[:9]})  # no drafts after that
     engine = make_engine(eos_ids=frozenset(), drafter=drafter, is_async=is_async)
     outputs_of(engine, make_sequence(prompt, max_new_tokens=LENGTH))
 
@@ -111,7 +111,7 @@ def test_the_drafter_receives_the_duration_of_decode_only_steps(
 def test_a_stop_string_within_accepted_drafts_ends_the_text_at_the_same_position(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
-    """Letters are the vocabulary's tokens 97 to 122; those after the stop string are never told."""
+    """Tokens 97 to 122 are letters. Letters after the stop string are not sent."""
     letters = tuple((token_id, 100.0) for token_id in range(97, 123))
     options: dict[str, Any] = {
         "max_new_tokens": LENGTH,
@@ -146,7 +146,7 @@ def test_a_stop_string_within_accepted_drafts_ends_the_text_at_the_same_position
 
 
 class Decoding:
-    """Sequences that decode, each with ``num_left`` tokens of room in its last block."""
+    """Decoding sequences, each with ``num_left`` free slots in its last block."""
 
     def __init__(self, count: int, *, num_blocks: int = 100, num_left: int = 0, **limits: int) -> None:
         self.blocks = BlockManager(num_blocks, 4, is_sharing=False)
@@ -199,7 +199,7 @@ def test_drafts_use_the_token_budget_that_prompts_leave() -> None:
 
 
 def test_drafts_do_not_use_the_spare_blocks() -> None:
-    # Each holds two blocks; drafts could take one or two more, but two must stay free for the two.
+    # Each sequence has two blocks. Drafts could use one or two more, but two blocks must stay free.
     assert lengths(Decoding(2, num_blocks=6, num_left=3).step()) == [3, 3]
     assert lengths(Decoding(2, num_blocks=6).step()) == [0, 0]
     assert lengths(Decoding(2, num_blocks=9, num_left=3).step()) == [MAX_DRAFTS, 3]
@@ -234,7 +234,7 @@ def test_nan_logits_after_a_correct_draft_fail_only_that_sequence(
     prompt: Prompt,
     expected_ids: list[int],
 ) -> None:
-    """Maybe some tokens earlier than without drafts, but with none of them another."""
+    """The output may end some tokens earlier than without drafts, but its tokens are the same."""
     last, other = expected_ids[6], random_prompt(np.random.default_rng(22), num_images=1)
     expected = run(make_engine(eos_ids=frozenset()), [make_sequence(other, seq_id="other")])["other"]
     assert last not in [*prompt.token_ids, *expected_ids[:6], *other.token_ids, *expected]
@@ -263,7 +263,7 @@ def test_repetitive_output_is_drafted_and_random_output_is_not(
         outputs_of(engine, make_sequence(prompt, max_new_tokens=200, **sampling))
         return engine.stats()
 
-    # One word again and again, and of thirty words any: these return too, but nothing follows from it.
+    # One repeated token, and random tokens out of thirty, whose repetitions do not predict the next token.
     copying = stats_of(logit_bias=((40, 100.0),))
     chatting = stats_of(logit_bias=tuple((token_id, 100.0) for token_id in range(40, 70)), temperature=50.0)
 

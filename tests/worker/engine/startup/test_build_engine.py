@@ -1,4 +1,4 @@
-"""Engines built from checkpoints."""
+"""Tests of engines built from checkpoints."""
 
 from __future__ import annotations
 

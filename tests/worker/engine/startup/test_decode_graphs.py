@@ -1,6 +1,6 @@
-"""Decoding with CUDA graphs gives the same tokens as without, for any number of rows.
+"""Tests that decoding with CUDA graphs gives the same tokens as without, for any number of rows.
 
-Without a GPU a graph is replaced by a call: over the same tensors, buckets and padding.
+Without a GPU, a function call replaces the graph, with the same tensors, buckets and padding.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_ROWS = 5
 
 
 class GraphRunner(ModelRunner):
-    """With graphs of up to MAX_ROWS rows; counts the steps that they replay."""
+    """A model runner with graphs for up to MAX_ROWS rows that counts the replayed steps."""
 
     num_replayed = 0
 
@@ -77,13 +77,13 @@ def test_replayed_graphs_give_the_same_tokens(
 def test_padding_rows_do_not_overwrite_used_slots(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: dict[str, Prompt]
 ) -> None:
-    """Three rows in a bucket of four, over a cache whose every other slot shows when it is touched."""
+    """Three rows use a bucket of four. Unused slots of the KV cache are NaN, so writes are detected."""
     engine = make_engine(runner=GraphRunner, num_blocks=128, is_sharing_prefixes=False)
     cache = engine._runner.cache
 
     run(engine, [make_sequence(prompts[name], seq_id=name, max_new_tokens=6) for name in "bde"])
 
-    # Recording wrote to slot 0; beside it only what three prompts and answers need was written.
+    # Capture wrote to slot 0. Apart from that, only the slots of the three prompts and outputs were written.
     num_written = int(cache.layer(0).keys[:, 0, 0].isfinite().sum())
     num_needed = sum(len(prompts[name].token_ids) + 6 - 1 for name in "bde")
     assert num_written in (num_needed, num_needed + 1)

@@ -1,4 +1,4 @@
-"""The first steps of a model: they measure, they leave nothing behind, and their failure is a sentence."""
+"""Tests of warm-up: it measures memory, leaves no state behind and reports failures clearly."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class FailingBackend(AttentionBackend):
 
 
 class OutOfMemoryBackend(AttentionBackend):
-    """Asks for more memory than any machine has."""
+    """Allocates more memory than any machine has."""
 
     def plan(self, rows: AttentionMetadata, cache: KVCache) -> AttentionPlan:
         torch.empty(1 << 60, dtype=torch.uint8)
-        raise AssertionError("torch found a machine with an exbibyte")
+        raise AssertionError("the allocation of an exbibyte succeeded")
 
 
 @pytest.mark.parametrize("limits", [LIMITS, {"max_num_sequences": 1, "max_batch_tokens": 240}], ids=str)
@@ -71,7 +71,7 @@ def test_the_estimate_is_an_upper_bound_within_a_factor_of_two(
     estimate = warm_up(model, SdpaBackend(), cache, **limits)
     engine = make_engine(is_int8=cache.is_int8, num_blocks=600, encoder_cache_bytes=0, **limits)
     rng, peaks = np.random.default_rng(3), []
-    for index in range(limits["max_num_sequences"]):  # the longest contexts, for the largest steps
+    for index in range(limits["max_num_sequences"]):  # long contexts make the largest steps
         prompt = Prompt([1, *rng.integers(3, 120, 235).tolist()])
         options = {"temperature": 0.8, "top_p": 0.9} if index % 2 else {}
         engine.add(make_sequence(prompt, seq_id=str(index), max_new_tokens=20, ignore_eos=True, **options))
@@ -88,7 +88,7 @@ def test_images_are_part_of_the_estimate(model: Llava) -> None:
     few = warm_up(model, SdpaBackend(), plan(model), max_num_sequences=1, max_batch_tokens=4)
     many = warm_up(model, SdpaBackend(), plan(model), max_num_sequences=1, max_batch_tokens=40)
 
-    assert many.tower == 10 * few.tower > 0  # four tokens a picture
+    assert many.tower == 10 * few.tower > 0  # four tokens per image
     assert StepMemory(tower=9, prefill=3, decode=4).num_bytes == 9
     assert StepMemory(tower=5, prefill=3, decode=4).num_bytes == 7
 
@@ -179,7 +179,7 @@ def test_a_kv_cache_that_does_not_fit_raises_a_clear_error(model: Llava) -> None
 
 
 def test_an_int8_cache_holds_twice_the_tokens_of_fp16(model: Llava) -> None:
-    # LLaVA-1.5's heads: in small ones the scales weigh more.
+    # The head size of LLaVA-1.5. With smaller heads, the scales need a larger fraction.
     heads = {"head_dim": 128, "num_key_value_heads": 32, "num_hidden_layers": 4}
     text = model.config.text_config.model_copy(update=heads)
     config, fp16 = model.config.model_copy(update={"text_config": text}), choose_precision("fp16", CPU)
@@ -197,7 +197,7 @@ def test_the_default_kv_cache_on_a_cpu_is_limited(model: Llava) -> None:
     options: dict[str, Any] = {"max_bytes": None, "free_bytes": 1000 * gib, "max_num_sequences": 1 << 22}
 
     assert 3.9 * gib < plan(model, **options).num_bytes <= 4 * gib
-    assert plan(model, **options | {"free_bytes": 2 * gib}).num_bytes <= 1.2 * gib  # a share of little
+    assert plan(model, **options | {"free_bytes": 2 * gib}).num_bytes <= 1.2 * gib  # a fraction of 2 GiB
     assert plan(model, **options | {"max_bytes": 9 * gib}).num_bytes > 8.9 * gib
     assert plan(model, **options | {"device": torch.device("cuda")}).num_bytes > 8.9 * gib
 
@@ -224,8 +224,10 @@ def test_an_unknown_kv_cache_dtype_is_rejected(model: Llava) -> None:
 def test_the_worker_connects_to_the_queue_only_after_the_warm_up(
     checkpoint: tuple[Path, Reference], tmp_path: Path, is_sound: bool
 ) -> None:
-    """There is no queue: who gets as far as asking for it ends with 69. Heads of three numbers load, but
-    cannot be turned in pairs."""
+    """There is no queue, so a worker that tries to connect exits with status 69.
+
+    A model with a head size of 3 can be loaded, but RoPE requires an even size.
+    """
     folder = shutil.copytree(checkpoint[0], tmp_path / "model")
     values = json.loads((folder / "config.json").read_text())
     if not is_sound:
@@ -236,7 +238,7 @@ def test_the_worker_connects_to_the_queue_only_after_the_warm_up(
         shutil.copy(bundled / name, folder)
     command = [sys.executable, "-m", "llava_worker", "--model", str(folder), "--device", "cpu"]
     ended = subprocess.run(
-        [*command, "--redis-url", f"unix://{tmp_path}/nobody"], capture_output=True, text=True, check=False
+        [*command, "--redis-url", f"unix://{tmp_path}/missing"], capture_output=True, text=True, check=False
     )
 
     assert "Traceback" not in ended.stderr

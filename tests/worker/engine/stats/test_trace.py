@@ -1,4 +1,4 @@
-"""The timeline: what happened, in order, in a file that can be read whenever its process ends."""
+"""Tests of the step trace: the events and the validity of the file at any time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MakeSequences = Callable[[], list[Sequence]]
 
 @dataclass
 class Lane:
-    """A sequence's: its states in order, and how it ended."""
+    """The lane of a sequence: its states in order, and the arguments of its end."""
 
     states: list[str] = field(default_factory=list)
     ends: list[dict[str, Any]] = field(default_factory=list)
@@ -45,7 +45,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def lanes_in(events: list[dict[str, Any]]) -> dict[str, Lane]:
-    """By sequence; fails where begin and end do not nest or time runs backwards."""
+    """Return the lanes by sequence. Fails if begin and end events do not nest or times decrease."""
     open_bars: dict[str, list[str]] = defaultdict(list)
     last: dict[str, int] = defaultdict(int)
     lanes: dict[str, Lane] = {}
@@ -68,7 +68,7 @@ def lanes_in(events: list[dict[str, Any]]) -> dict[str, Lane]:
 
 
 def bars_in(events: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The steps and the phases, each in order of time."""
+    """Return the steps and the phases, both in chronological order."""
     bars = sorted((event for event in events if event["ph"] == "X"), key=lambda bar: (bar["ts"], -bar["dur"]))
     assert {bar["name"] for bar in bars} <= {"step", *PHASES}
     return [bar for bar in bars if bar["name"] == "step"], [bar for bar in bars if bar["name"] != "step"]
@@ -91,7 +91,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sequences(make_sequence: MakeSequence) -> MakeSequences:
-    """``sequences()`` makes a dozen anew, some with images."""
+    """Return a function that creates twelve sequences, some with images."""
 
     def make() -> list[Sequence]:
         rng = np.random.default_rng(3)
@@ -219,7 +219,7 @@ def test_a_failed_step_appears_in_the_trace(path: Path) -> None:
 
 
 def echoed(path: Path, *, max_bytes: int = 1 << 20) -> dict[str, list[int]]:
-    """One answer of the echo engine, traced."""
+    """Run a sequence in the echo engine with a trace and return its output."""
     engine = TracedEngine(EchoEngine(), StepTrace(TraceFile(path, max_bytes=max_bytes), process="test"))
     return drive(engine, [Sequence(seq_id="one", prompt_ids=[72, 105], max_new_tokens=50)])
 
@@ -235,7 +235,7 @@ def test_a_trace_stops_at_its_size_limit_and_the_engine_continues(
 
 @contextmanager
 def limited_file_size(num_bytes: int) -> Iterator[None]:
-    """A write beyond is cut short, and the next one fails, as on a full disk."""
+    """Limit the file size. As on a full disk, a write beyond the limit is partial, and the next one fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:

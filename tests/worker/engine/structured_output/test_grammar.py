@@ -1,4 +1,4 @@
-"""What grammars allow, and which grammars are unsupported."""
+"""Tests of the tokens that grammars allow, and of unsupported grammars."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OBJECT = json.dumps(
 
 
 def walk(matcher: Matcher, rng: random.Random) -> list[int]:
-    """A random output_ids without its end token."""
+    """Return a random output without its end token."""
     output_ids: list[int] = []
     while True:
         token_ids = allowed(matcher)
@@ -187,7 +187,7 @@ def test_a_grammar_that_crashes_the_sandbox_does_not_affect_the_next_one(
     grammars: GrammarCache,
 ) -> None:
     _, sandbox = grammars._open()
-    deadly = 'start: output_ids\nanswer: %json {"enum": [-9223372036854775808]}\n'
+    deadly = 'start: output\noutput: %json {"enum": [-9223372036854775808]}\n'
     for _ in range(2):
         with pytest.raises(UnsupportedGrammar, match="crashes the grammar library"):
             sandbox.check(deadly)

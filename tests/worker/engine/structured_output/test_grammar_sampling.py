@@ -1,4 +1,4 @@
-"""Grammars together with other sampling parameters and with other sequences of the batch."""
+"""Tests of grammars combined with other sampling parameters and other sequences in the batch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def generate_one(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
 ) -> Callable[..., Generation]:
-    """One generated to an expression; ``options`` are fields of Sequence and SamplingParams."""
+    """Return a function that generates one output for a regular expression."""
 
     def generate_one(pattern: str, *neighbors: Sequence, **options: Any) -> Generation:
         sequence = make_sequence(random_prompt(np.random.default_rng(3), num_images=1), **options)

@@ -1,4 +1,4 @@
-"""Fifty published schemas: each output matches its schema, in batches, with images, across workers."""
+"""Tests with fifty published schemas: outputs match in batches, with images and when resumed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def new_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
 
 
 def make_engine(model: Llava, *, is_async: bool = False) -> Engine:
-    """Sixteen at once, steps short enough for long prompts to come in parts."""
+    """Make an engine for sixteen sequences, with a token budget that splits long prompts into chunks."""
     text = model.config.text_config
     spec = KVCacheSpec.for_model(text, num_blocks=700, block_size=16, dtype=torch.float64)
     cache = KVCache(spec, torch.device("cpu"))
@@ -60,7 +60,7 @@ def make_engine(model: Llava, *, is_async: bool = False) -> Engine:
 
 @pytest.fixture(scope="module")
 def new_sequence(grammars: GrammarCache, vocabulary: Vocabulary) -> MakeSequence:
-    """The same for the same name: a prompt with up to two images, sampled at temperature 1."""
+    """Make the same sequence for the same name: a prompt with up to two images, sampled at temperature 1."""
     schemas = published_schemas()
 
     def make(name: str, output_ids: list[int] | None = None) -> Sequence:
@@ -117,7 +117,7 @@ def test_every_output_matches_its_schema(
         assert generated.finish == "stop", (name, generated.error, text[:200])
         assert is_valid(text, schemas[name.partition("#")[0]]), (name, text)
     texts = {vocabulary.text(generated.token_ids) for generated in held.values()}
-    assert len(texts) > 50  # they are answers, not always the shortest
+    assert len(texts) > 50  # outputs vary and are not always the shortest
 
 
 def test_outputs_without_a_grammar_are_not_affected_by_those_with_one(

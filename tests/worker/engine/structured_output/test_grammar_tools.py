@@ -1,4 +1,4 @@
-"""Tool calls: only complete calls of given functions, with arguments that match their schema."""
+"""Tests of tool calls: only complete calls of given functions, with arguments that match their schema."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def tools(choice: str, *, is_parallel: bool = True, functions: list[Any] | None 
     return json.dumps(source)
 
 
-# answer -> whether it may be given where the choice is (auto, required)
+# output -> whether it is allowed if the tool choice is (auto, required)
 OUTPUTS = {
     "It rains.": (True, False),
     "": (True, False),
     "<tool": (True, False),
     "<tool_call>": (False, False),
     "<tool_call> is a word": (False, False),
-    f"Look: {PARIS}": (True, False),  # a text that speaks of calls is a text
+    f"Look: {PARIS}": (True, False),  # text that mentions calls is text
     PARIS: (True, True),
     NOW: (True, True),
     f"{PARIS}\n{NOW}": (True, True),
