@@ -22,7 +22,7 @@ def run_random_traffic(
     """Run random traffic. Assert that outputs equal those of the prompts alone and that no block is lost.
 
     ``make(prompt, seq_id, cache_scope)`` returns a sequence for one of the prompts; ``alone`` are the
-    prompts' outputs. An ID begins with the number of its prompt and a dot.
+    prompts' outputs. Sequence IDs start with the number of the prompt and a dot.
     """
     expected: dict[str, list[int]] = {}
     outputs: dict[str, list[int | None]] = {}

@@ -22,7 +22,7 @@ from tests.worker.sampling_params import greedy
 IMAGE_TOKEN = 127
 NUM_IMAGE_TOKENS = 4
 MAX_OUTPUT = 12
-MAX_STEPS = 3000  # far more than any workload needs, so a sequence waits forever
+MAX_STEPS = 3000  # far more than any workload needs; if it is exceeded, a sequence waits forever
 IMAGES = [bytes(random.Random(number).randbytes(28 * 28 * 3)) for number in range(3)]
 
 

@@ -179,7 +179,7 @@ def test_a_kv_cache_that_does_not_fit_raises_a_clear_error(model: Llava) -> None
 
 
 def test_an_int8_cache_holds_twice_the_tokens_of_fp16(model: Llava) -> None:
-    # The head size of LLaVA-1.5. With smaller heads, the scales need a larger fraction.
+    # The head size of LLaVA-1.5. With smaller heads, the scales use a larger fraction of the memory.
     heads = {"head_dim": 128, "num_key_value_heads": 32, "num_hidden_layers": 4}
     text = model.config.text_config.model_copy(update=heads)
     config, fp16 = model.config.model_copy(update={"text_config": text}), choose_precision("fp16", CPU)

@@ -1,4 +1,4 @@
-"""The engine's outputs: one `StepOutput` per output token, and engine statistics."""
+"""The engine's outputs: step outputs of sequences, and engine statistics."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ class StepOutput:
 
         token_id   the next output token, including the end-of-sequence token
         finish     set if the output is complete: "stop" after end-of-sequence or one of stop_token_ids,
-        "length"
-                   at max_new_tokens or the end of the context. Set with the last token, or without a token if
-                   a resumed output was already complete
+                   "length" at max_new_tokens or the end of the context. Set with the last token, or without a
+                   token if a resumed output was already complete
         vector     the embedding, set together with finish: little-endian fp32, normalized to length 1
         error      set if the sequence failed and was dropped; token_id and finish are then None
         prompt_logprobs   log-probabilities of all prompt tokens except the first. Set once: with the first

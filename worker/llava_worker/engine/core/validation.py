@@ -87,9 +87,7 @@ class SequenceValidator:
             )
         num_images, num_pixels = len(sequence.images), len(sequence.pixels)
         if num_images != num_pixels:
-            raise _invalid(
-                f"The prompt contains {num_images} images, but the pixels of {num_pixels} were sent."
-            )
+            raise _invalid(f"The prompt contains {num_images} images, but pixels for {num_pixels} were sent.")
         end = 0
         for image, pixels in zip(sequence.images, sequence.pixels, strict=True):
             if not end <= image.start < image.end <= len(sequence.prompt_ids):

@@ -39,7 +39,7 @@ from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 
 __all__ = ["CheckpointError", "ModelInfo", "build_engine", "choose_device"]
 
-# Models up to this size run in fp32, which is exact and has no noticeable cost in memory or time.
+# By default, models up to this size run in fp32, which is exact and has no noticeable cost at this size.
 SMALL_BYTES = 256 << 20
 
 logger = logging.getLogger(__name__)

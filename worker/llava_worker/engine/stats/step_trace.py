@@ -1,8 +1,8 @@
 """A trace of the engine's steps, as a file for https://ui.perfetto.dev or chrome://tracing.
 
     steps              one bar per step, which contains the phases of the step
-    sequences          one lane per sequence, from `add` to its end, with the states waiting, prompt and
-    output counters           used and free blocks, running and waiting sequences
+    sequences          one lane per sequence, from `add` to its end: waiting, prompt, output
+    counters           used and free blocks, running and waiting sequences
 
 The file is a JSON array of events in the Trace Event Format. It is valid after every step, so a process that
 is killed leaves a valid file. Times are in microseconds of a host clock that all processes on a machine

@@ -124,7 +124,7 @@ def _check_keywords(schema: dict[str, Any]) -> None:
             raise UnsupportedGrammar(f"the keyword {keyword!r} is not supported")
     for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
         if isinstance(schema.get(keyword), bool):
-            raise UnsupportedGrammar(f"{keyword} is a boolean, as in draft 4; set it to the limit itself")
+            raise UnsupportedGrammar(f"{keyword} is a boolean, as in draft 4; use the numeric limit instead")
     named = schema.get("enum") if isinstance(schema.get("enum"), list) else []
     for value in (schema.get("const"), *cast("list[Any]", named)):
         if isinstance(value, int | float) and abs(value) > _EXACT:
