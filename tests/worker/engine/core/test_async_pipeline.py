@@ -167,8 +167,8 @@ def test_a_step_that_would_preempt_a_sequence_is_not_launched_ahead(
     make_async: MakeEngine, make_sequence: MakeSequence
 ) -> None:
     engine = make_async(num_blocks=16, block_size=1, max_batch_tokens=64, eos_ids=frozenset())
-    for name, word in (("one", 5), ("two", 6)):
-        engine.add(make_sequence(Prompt([1, word, 7, 8]), seq_id=name, max_new_tokens=LENGTH))
+    for name, token_id in (("one", 5), ("two", 6)):
+        engine.add(make_sequence(Prompt([1, token_id, 7, 8]), seq_id=name, max_new_tokens=LENGTH))
     while engine.stats().num_free_blocks > 1:
         engine.step()
         engine.check()

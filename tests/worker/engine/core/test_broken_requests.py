@@ -49,15 +49,15 @@ def tokens(outputs: Outputs, *names: str) -> dict[str, list[int | None]]:
 
 
 @contextmanager
-def poisoned(model: Llava, word: int) -> Iterator[None]:
+def poisoned(model: Llava, token_id: int) -> Iterator[None]:
     """Replace one row of the embedding by NaN, so that a sequence with this token gets NaN logits."""
     weight = model.language_model.embed_tokens.weight
-    healthy = weight[word].clone()
-    weight[word] = torch.nan
+    healthy = weight[token_id].clone()
+    weight[token_id] = torch.nan
     try:
         yield
     finally:
-        weight[word] = healthy
+        weight[token_id] = healthy
 
 
 def test_a_sequence_that_fails_midway_does_not_affect_other_sequences(
@@ -74,18 +74,18 @@ def test_a_sequence_that_fails_midway_does_not_affect_other_sequences(
     while True:  # find a prompt with an output token that no other sequence uses
         prompt = random_prompt(rng, num_images=1)
         whole = run(make_engine(), [make_sequence(prompt)])["one"]
-        word = whole[len(whole) // 2]
-        if word not in used | set(prompt.token_ids) and len(whole) > 4:
+        token_id = whole[len(whole) // 2]
+        if token_id not in used | set(prompt.token_ids) and len(whole) > 4:
             break
     engine = make_engine(num_blocks=128)
     for name, each in {"broken": prompt, **neighbors}.items():
         engine.add(make_sequence(each, seq_id=name))
 
-    with poisoned(model, word):
+    with poisoned(model, token_id):
         outputs = drain(engine)
 
     *before, last = outputs["broken"]
-    assert [output.token_id for output in before] == whole[: whole.index(word) + 1]
+    assert [output.token_id for output in before] == whole[: whole.index(token_id) + 1]
     assert last.error is not None
     assert last.error.message == f"The model produced NaN or infinity after {len(before)} output tokens."
     assert tokens(outputs, *neighbors) == expected_outputs
@@ -154,14 +154,14 @@ def test_a_duplicate_of_a_failed_sequence_reuses_nothing_of_it(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, model: Llava
 ) -> None:
     """The duplicate waits for the prefix that the first one computes, but must not reuse its blocks."""
-    word = 121
-    prompt = Prompt([1, 5, word, *range(40, 60)])
+    token_id = 121
+    prompt = Prompt([1, 5, token_id, *range(40, 60)])
     whole = run(make_engine(), [make_sequence(prompt, seq_id="second")])
     engine = make_engine(block_size=4, max_batch_tokens=64)
     engine.add(make_sequence(prompt, seq_id="first"))
     engine.add(make_sequence(prompt, seq_id="second"))
 
-    with poisoned(model, word):
+    with poisoned(model, token_id):
         (output,) = engine.step()
     assert (output.seq_id, output.error is None) == ("first", False)
 

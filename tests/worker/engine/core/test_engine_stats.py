@@ -121,9 +121,9 @@ def test_phase_times_do_not_overlap(
     make_recording: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
 ) -> None:
     engine = make_recording()
-    words = [prompt for prompt in prompts if not prompt.pixels]
+    text_prompts = [prompt for prompt in prompts if not prompt.pixels]
     began = time.perf_counter()
-    run(engine, [make_sequence(words[0])])
+    run(engine, [make_sequence(text_prompts[0])])
     stats = engine.stats()
     assert stats.encode_s_total == 0
     run(engine, [make_sequence(random_prompt(np.random.default_rng(6), num_images=1))])

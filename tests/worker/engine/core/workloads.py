@@ -80,23 +80,23 @@ def make_requests(rng: random.Random, count: int) -> list[Request]:
     prefixes = [_prefix(rng) for _ in range(3)]
     requests = []
     for number in range(count):
-        words, images = rng.choice(prefixes)
-        words, images = list(words), list(images)
+        token_ids, images = rng.choice(prefixes)
+        token_ids, images = list(token_ids), list(images)
         if rng.random() < 0.3:  # different images at the same positions
             images = [(start, rng.randrange(len(IMAGES))) for start, _ in images]
-        words += rng.choices(range(3, 8), k=rng.randint(1, 8))
+        token_ids += rng.choices(range(3, 8), k=rng.randint(1, 8))
         sampling = greedy(temperature=0.9, seed=number) if rng.random() < 0.4 else greedy()
-        requests.append(Request(tuple(words), tuple(images), sampling))
+        requests.append(Request(tuple(token_ids), tuple(images), sampling))
     return requests
 
 
 def _prefix(rng: random.Random) -> tuple[list[int], list[tuple[int, int]]]:
-    words, images = [1], []
+    token_ids, images = [1], []
     for _ in range(rng.randint(0, 2)):
-        words += rng.choices(range(3, 6), k=rng.randint(0, 6))
-        images.append((len(words), rng.randrange(len(IMAGES))))
-        words += [IMAGE_TOKEN] * NUM_IMAGE_TOKENS
-    return words + rng.choices(range(3, 6), k=rng.randint(0, 6)), images
+        token_ids += rng.choices(range(3, 6), k=rng.randint(0, 6))
+        images.append((len(token_ids), rng.randrange(len(IMAGES))))
+        token_ids += [IMAGE_TOKEN] * NUM_IMAGE_TOKENS
+    return token_ids + rng.choices(range(3, 6), k=rng.randint(0, 6)), images
 
 
 def make_arrivals(

@@ -43,10 +43,14 @@ def pixels() -> dict[str, bytes]:
     return made
 
 
-def generate(precision: str, pixels: dict[str, bytes], *, at_once: int) -> list[str]:
+def generate(precision: str, pixels: dict[str, bytes], *, max_num_sequences: int) -> list[str]:
     engine, info = build_engine(
         EngineConfig(
-            TINY, precision=precision, device="cpu", kv_cache_bytes=64 << 20, max_num_sequences=at_once
+            TINY,
+            precision=precision,
+            device="cpu",
+            kv_cache_bytes=64 << 20,
+            max_num_sequences=max_num_sequences,
         )
     )
     assert info.precision == precision
@@ -74,7 +78,7 @@ def generate(precision: str, pixels: dict[str, bytes], *, at_once: int) -> list[
 def test_quantized_models_answer_the_example_questions_correctly(
     pixels: dict[str, bytes], precision: str
 ) -> None:
-    responses = generate(precision, pixels, at_once=8)
+    responses = generate(precision, pixels, max_num_sequences=8)
 
     wrong = [
         (question["image"], question["question"], response)
@@ -85,4 +89,4 @@ def test_quantized_models_answer_the_example_questions_correctly(
 
 
 def test_int8_outputs_do_not_depend_on_the_batch(pixels: dict[str, bytes]) -> None:
-    assert generate("int8", pixels, at_once=1) == generate("int8", pixels, at_once=16)
+    assert generate("int8", pixels, max_num_sequences=1) == generate("int8", pixels, max_num_sequences=16)

@@ -61,9 +61,9 @@ def branch(rng: np.random.Generator, prompt: Prompt) -> Prompt:
     ends = [start + length for start, length in zip(prompt.image_starts, prompt.lengths, strict=True)]
     cut = int(rng.choice([1, *prompt.image_starts, *ends, len(prompt.token_ids) - 1]))
     kept = sum(end <= cut for end in ends)
-    words = rng.integers(3, 100, int(rng.integers(1, 9))).tolist()
+    new_ids = rng.integers(3, 100, int(rng.integers(1, 9))).tolist()
     return Prompt(
-        prompt.token_ids[:cut] + words,
+        prompt.token_ids[:cut] + new_ids,
         prompt.image_starts[:kept],
         prompt.pixels[:kept],
         prompt.lengths[:kept],

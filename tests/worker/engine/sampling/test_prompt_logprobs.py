@@ -33,7 +33,7 @@ def scored(make_sequence: MakeSequence) -> Scored:
     return make
 
 
-def words(num: int, seed: int = 0) -> list[int]:
+def random_ids(num: int, seed: int = 0) -> list[int]:
     return [1, *np.random.default_rng(seed).integers(3, 100, num - 1).tolist()]
 
 
@@ -59,7 +59,7 @@ def test_prompt_logprobs_are_the_log_softmax_of_transformers_logits(
     max_batch_tokens: int,
 ) -> None:
     engine = make_engine(num_blocks=128, max_batch_tokens=max_batch_tokens)
-    prompts = {name: words(num, num) for name, num in {"a": 1, "b": 2, "c": 17, "d": 90}.items()}
+    prompts = {name: random_ids(num, num) for name, num in {"a": 1, "b": 2, "c": 17, "d": 90}.items()}
     chat = random_prompt(np.random.default_rng(3), num_images=1)
     processed: dict[str, Any] = {
         "temperature": 1.0,
@@ -83,7 +83,7 @@ def test_prompt_logprobs_are_the_log_softmax_of_transformers_logits(
 def test_a_scored_prompt_is_computed_even_if_cached_and_can_be_reused(
     make_engine: MakeEngine, make_sequence: MakeSequence, scored: Scored, reference: Reference
 ) -> None:
-    token_ids = words(40)
+    token_ids = random_ids(40)
     engine = make_engine(num_blocks=128)
     collect_outputs(engine, make_sequence(Prompt(token_ids)))
     (output, *_) = collect_outputs(engine, scored(token_ids))["one"]
@@ -98,7 +98,7 @@ def test_a_scored_prompt_is_computed_even_if_cached_and_can_be_reused(
 def test_equal_scored_prompts_do_not_wait_for_each_other(
     make_engine: MakeEngine, scored: Scored, reference: Reference
 ) -> None:
-    token_ids = words(40)
+    token_ids = random_ids(40)
     engine = make_engine(num_blocks=128, max_batch_tokens=512)
     outputs = collect_outputs(engine, *(scored(token_ids, name, max_new_tokens=1) for name in "ab"))
     assert engine.stats().num_steps_total == 1
@@ -123,8 +123,8 @@ def test_prompt_logprobs_are_returned_once_after_a_preemption_during_prefill(
         return preempted
 
     monkeypatch.setattr(engine._scheduler, "_preempt_last", recording)
-    first = make_sequence(Prompt(words(4, 1)), seq_id="first", max_new_tokens=30)
-    token_ids = words(40)
+    first = make_sequence(Prompt(random_ids(4, 1)), seq_id="first", max_new_tokens=30)
+    token_ids = random_ids(40)
     outputs = collect_outputs(engine, first, scored(token_ids, "long", max_new_tokens=2))["long"]
     assert 0 < lengths[0] < 39
     assert [len(output.prompt_logprobs) for output in outputs] == [39, 0]
@@ -134,7 +134,7 @@ def test_prompt_logprobs_are_returned_once_after_a_preemption_during_prefill(
 def test_without_output_tokens_only_prompt_logprobs_are_returned(
     make_engine: MakeEngine, scored: Scored, reference: Reference
 ) -> None:
-    token_ids = words(17)  # so that the last chunk has one token, like a decode step
+    token_ids = random_ids(17)  # so that the last chunk has one token, like a decode step
     drafter = ScriptedDrafter({"one": [5] * 8})
     (output,) = collect_outputs(make_engine(drafter=drafter), scored(token_ids, max_new_tokens=0))["one"]
     assert (output.token_id, output.finish) == (None, "length")
@@ -146,7 +146,7 @@ def test_a_sequence_without_tokens_or_prompt_logprobs_is_not_computed(
     make_engine: MakeEngine, make_sequence: MakeSequence
 ) -> None:
     engine = make_engine()
-    (output,) = collect_outputs(engine, make_sequence(Prompt(words(20)), max_new_tokens=0))["one"]
+    (output,) = collect_outputs(engine, make_sequence(Prompt(random_ids(20)), max_new_tokens=0))["one"]
     assert output == StepOutput("one", finish="length")
     assert engine.stats().num_prefill_tokens_total == 0
 
@@ -154,7 +154,7 @@ def test_a_sequence_without_tokens_or_prompt_logprobs_is_not_computed(
 def test_a_resumed_sequence_does_not_return_prompt_logprobs_again(
     make_engine: MakeEngine, make_sequence: MakeSequence, scored: Scored
 ) -> None:
-    token_ids = words(20)
+    token_ids = random_ids(20)
     engine = make_engine()
     collect_outputs(engine, make_sequence(Prompt(token_ids)))
     outputs = collect_outputs(engine, scored(token_ids, output_ids=[9], max_new_tokens=3))["one"]
@@ -166,7 +166,7 @@ def test_prompt_logprobs_are_returned_once_if_a_step_is_repeated(
     make_engine: MakeEngine, scored: Scored, reference: Reference
 ) -> None:
     """The runner has appended log-probabilities of a step before it runs out of memory."""
-    prompts = {name: words(30, seed) for seed, name in enumerate("abc")}
+    prompts = {name: random_ids(30, seed) for seed, name in enumerate("abc")}
     runner = small_runner(1)
     outputs = collect_outputs(
         make_engine(num_blocks=128, runner=runner),
@@ -189,7 +189,7 @@ def test_prompt_logits_are_computed_for_a_few_rows_at_a_time(
         return logits(hidden)
 
     monkeypatch.setattr(engine._runner.model, "logits", watched)
-    token_ids = words(2 * ROWS_AT_ONCE + 11)
+    token_ids = random_ids(2 * ROWS_AT_ONCE + 11)
     (output,) = collect_outputs(engine, scored(token_ids, max_new_tokens=1))["one"]
     assert len(output.prompt_logprobs) == len(token_ids) - 1
     assert sorted(sizes) == [1, 10, ROWS_AT_ONCE, ROWS_AT_ONCE]
@@ -205,6 +205,6 @@ def test_a_prompt_with_infinite_logits_fails(
         return logits(hidden) * (torch.inf if len(hidden) > 1 else 1)
 
     monkeypatch.setattr(engine._runner.model, "logits", infinite)
-    (output,) = collect_outputs(engine, scored(words(12), max_new_tokens=1))["one"]
+    (output,) = collect_outputs(engine, scored(random_ids(12), max_new_tokens=1))["one"]
     assert output.error is not None and "NaN or infinity" in output.error.message
     assert output.prompt_logprobs == ()

@@ -76,10 +76,10 @@ def test_image_tokens_are_neither_matched_nor_drafted() -> None:
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(0, 60), st.integers(1, 8))
-def test_incremental_lookup_equals_a_plain_search(words: list[int], cut: int, max_tokens: int) -> None:
-    sequence = sequence_of(words[:cut])
+def test_incremental_lookup_equals_a_plain_search(token_ids: list[int], cut: int, max_tokens: int) -> None:
+    sequence = sequence_of(token_ids[:cut])
     index = NgramIndex(sequence)
-    for token_id in [None, *words[cut:]]:
+    for token_id in [None, *token_ids[cut:]]:
         if token_id is not None:
             sequence.output_ids.append(token_id)
         assert index.propose(sequence.output_ids, max_tokens) == plain_search(
@@ -87,14 +87,14 @@ def test_incremental_lookup_equals_a_plain_search(words: list[int], cut: int, ma
         )
 
 
-def plain_search(words: list[int], max_tokens: int) -> list[int]:
+def plain_search(token_ids: list[int], max_tokens: int) -> list[int]:
     for size in (3, 2):
-        for start in range(len(words) - size - 1, -1, -1):
-            if words[start : start + size] == words[-size:]:
+        for start in range(len(token_ids) - size - 1, -1, -1):
+            if token_ids[start : start + size] == token_ids[-size:]:
                 for _ in range(max_tokens):
-                    words = [*words, words[start + size]]
+                    token_ids = [*token_ids, token_ids[start + size]]
                     start += 1
-                return words[-max_tokens:]
+                return token_ids[-max_tokens:]
     return []
 
 

@@ -14,7 +14,7 @@ from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 # The 1 - 1e-6 quantile of chi-square with 7 degrees of freedom. Draws are deterministic, so results are
 # stable.
 CHI_SQUARE_LIMIT = 40.5
-WORDS = list(range(40, 48))  # the only tokens that can be sampled
+TOKENS = list(range(40, 48))  # the only tokens that can be sampled
 NUM_OUTPUTS = 3_000
 TEMPERATURE = 6.0
 
@@ -25,13 +25,13 @@ def prompt() -> Prompt:
 
 
 def probabilities(reference: Reference, prompt: Prompt, output_ids: list[int]) -> NDArray[np.float64]:
-    """Return the probabilities of WORDS after ``output_ids``, computed with transformers."""
+    """Return the probabilities of TOKENS after ``output_ids``, computed with transformers."""
     whole = Prompt([*prompt.token_ids, *output_ids], prompt.image_starts, prompt.pixels)
-    return (reference_logits(reference, whole)[-1, WORDS].double() / TEMPERATURE).softmax(-1).numpy()
+    return (reference_logits(reference, whole)[-1, TOKENS].double() / TEMPERATURE).softmax(-1).numpy()
 
 
 def chi_square(tokens: list[int], expected: NDArray[np.float64]) -> float:
-    counts = np.array([tokens.count(token_id) for token_id in WORDS])
+    counts = np.array([tokens.count(token_id) for token_id in TOKENS])
     expected = expected * len(tokens)
     assert counts.sum() == len(tokens) and expected.min() > 5
     return float(((counts - expected) ** 2 / expected).sum())
@@ -42,7 +42,7 @@ def drafts(reference: Reference, prompt: Prompt) -> list[int]:
     """The most likely tokens, so that many drafts are accepted. The first token is sampled without drafts."""
     output_ids: list[int] = []
     for _ in range(3):
-        output_ids.append(WORDS[int(np.argmax(probabilities(reference, prompt, output_ids)))])
+        output_ids.append(TOKENS[int(np.argmax(probabilities(reference, prompt, output_ids)))])
     return output_ids
 
 
@@ -52,7 +52,7 @@ def outputs_with(
     engine = make_engine(
         drafter=drafter, eos_ids=frozenset(), num_blocks=400, max_num_sequences=32, max_batch_tokens=512
     )
-    only = tuple((token_id, 100.0) for token_id in WORDS)
+    only = tuple((token_id, 100.0) for token_id in TOKENS)
     sequences = [
         make_sequence(
             prompt, seq_id=str(seed), max_new_tokens=3, temperature=TEMPERATURE, seed=seed, logit_bias=only

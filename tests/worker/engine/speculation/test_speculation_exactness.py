@@ -18,12 +18,12 @@ from tests.worker.engine.random_traffic import run_random_traffic
 from tests.worker.engine.seeds import for_each_seed
 
 LENGTH = 24  # output tokens
-FEW_WORDS = ((40, 100.0), (41, 100.0), (42, 100.0))  # output of these tokens soon repeats itself
+FEW_TOKENS = ((40, 100.0), (41, 100.0), (42, 100.0))  # output of these tokens soon repeats itself
 SAMPLINGS: list[dict[str, Any]] = [
     {},
-    {"logit_bias": FEW_WORDS},
+    {"logit_bias": FEW_TOKENS},
     {"temperature": 0.9, "top_p": 0.95, "num_logprobs": 2},
-    {"temperature": 0.7, "min_tokens": 9, "logit_bias": FEW_WORDS},
+    {"temperature": 0.7, "min_tokens": 9, "logit_bias": FEW_TOKENS},
     {"repetition_penalty": 1.2},  # gets no drafts, but is in the same batches
 ]
 
