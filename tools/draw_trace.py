@@ -29,7 +29,7 @@ COLOURS = {
     "postprocess": "#c4543c",
     "waiting": "#d9d9d9",
     "prompt": "#e0a458",
-    "answer": "#5b9bd5",
+    "output": "#5b9bd5",
 }
 MAX_LANES = 40
 Events = list[dict[str, Any]]
@@ -92,7 +92,7 @@ def draw(events: Events, out: Path, first_s: float, last_s: float | None) -> Non
     middle.set(yticks=[], ylabel="sequences", ylim=(-len(lanes), 1))
     times = [seconds(step["ts"]) for step in steps]
     sizes = [[step["args"][name] for step in steps] for name in ("prefill tokens", "decode tokens")]
-    bottom.stackplot(times, sizes, colors=[COLOURS["prompt"], COLOURS["answer"]], step="post")
+    bottom.stackplot(times, sizes, colors=[COLOURS["prompt"], COLOURS["output"]], step="post")
     bottom.set(ylabel="tokens a step", xlabel="seconds")
     blocks = [event for event in events if event["name"] == "blocks"]
     right = bottom.twinx()

@@ -1,4 +1,4 @@
-"""A random checkpoint for the whole run, engines over it, and a driver that runs one to its end."""
+"""Fixtures: a random checkpoint, engines that use it, and a function that runs an engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Matrices this small gain nothing from a second thread and lose much where cores are shared."""
+    """Use one thread. Small matrices gain nothing from more threads and are slower on shared cores."""
     torch.set_num_threads(1)
 
 
@@ -54,10 +54,10 @@ def model(checkpoint: tuple[Path, Reference]) -> Llava:
 
 @pytest.fixture(scope="session")
 def make_engine(model: Llava) -> MakeEngine:
-    """An engine whose cache is filled with NaN: a read of a slot that was not written shows.
+    """Make engines with a KV cache full of NaN, so that reading an unwritten slot is detected.
 
-    ``over`` is the model, by default that of the whole run; ``runner`` may be a subclass; ``is_int8``
-    is the KV cache's.
+    ``over`` is the model, by default the session's; ``runner`` can be a subclass; ``is_int8`` selects an
+    int8 KV cache.
     """
 
     def make(
@@ -94,7 +94,7 @@ def make_engine(model: Llava) -> MakeEngine:
 
 @pytest.fixture(scope="session")
 def make_sequence() -> MakeSequence:
-    """A sequence for a prompt; ``options`` are fields of Sequence and of SamplingParams."""
+    """Make sequences from prompts. Options are fields of Sequence and SamplingParams."""
 
     def make(
         prompt: Prompt,
@@ -121,7 +121,7 @@ def make_sequence() -> MakeSequence:
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Add sequences and step until all have ended; every step leaves the blocks in order."""
+    """Add sequences and step until all have finished, checking the blocks after every step."""
 
     def drive(engine: Engine, sequences: Iterable[Sequence]) -> dict[str, list[int]]:
         output_ids: dict[str, list[int]] = {}
@@ -139,7 +139,7 @@ def run() -> Run:
 
 
 def spans_of(prompt: Prompt) -> list[ImageSpan]:
-    """A prompt made by hand has images of one tile, four tokens each."""
+    """Return the image spans of a prompt. By default, an image has one tile and four tokens."""
     lengths = prompt.lengths or [4] * len(prompt.pixels)
     sizes = [
         size if len(tiles) > 1 else (0, 0) for size, tiles in zip(prompt.sizes, prompt.pixels, strict=False)

@@ -1,4 +1,4 @@
-"""Drafters for tests: one with given drafts, right or wrong, and real ones without a cost model."""
+"""Drafters for tests: one with scripted drafts, and real ones without a cost model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava_worker.engine.speculation.ngram_index import NgramIndex
 
 
 class ScriptedDrafter:
-    """Drafts the given outputs; with ``wrong_every`` each n-th draft of a step is wrong."""
+    """Proposes the given outputs. With ``wrong_every``, every n-th draft of a step is wrong."""
 
     def __init__(
         self, outputs: Mapping[str, Items[int]], *, wrong_every: int | None = None, vocab_size: int = 128
@@ -41,7 +41,7 @@ class ScriptedDrafter:
 
 
 class EagerDrafter(ScriptedDrafter):
-    """Prompt lookup with as many drafts as possible, without regard to their acceptance or cost."""
+    """Prompt lookup that always proposes as many drafts as possible, regardless of acceptance and cost."""
 
     def __init__(self) -> None:
         super().__init__({})
@@ -53,7 +53,7 @@ class EagerDrafter(ScriptedDrafter):
 
 
 class FixedPriceDrafter(PromptLookupDrafter):
-    """The real drafter with its default price, so that no test depends on the machine's speed."""
+    """The real drafter with its default price, so that tests do not depend on the speed of the machine."""
 
     def record_step_time(self, num_tokens: int, seconds: float) -> None:
-        """Ignored."""
+        """Ignore the measurement."""

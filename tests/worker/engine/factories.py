@@ -10,4 +10,4 @@ from llava_worker.engine.engine import Engine
 
 MakeEngine: TypeAlias = Callable[..., Engine]
 MakeSequence: TypeAlias = Callable[..., Sequence]
-Run: TypeAlias = Callable[..., dict[str, list[int]]]  # (engine, sequences) -> output ids by seq_id
+Run: TypeAlias = Callable[..., dict[str, list[int]]]  # (engine, sequences) -> output IDs by sequence ID

@@ -7,7 +7,7 @@ from llava_worker.engine.engine import Engine
 
 
 def collect_outputs(engine: Engine, *sequences: Sequence) -> dict[str, list[StepOutput]]:
-    """The outputs of each sequence until all have ended. Checks the blocks after every step."""
+    """Run until all sequences have finished and return their outputs. Checks the blocks after every step."""
     outputs: dict[str, list[StepOutput]] = {}
     for sequence in sequences:
         outputs[sequence.seq_id] = []
@@ -21,6 +21,6 @@ def collect_outputs(engine: Engine, *sequences: Sequence) -> dict[str, list[Step
 
 
 def num_computed_tokens(engine: Engine) -> int:
-    """Tokens that went through the model: prompts, outputs, drafts, repeats after a preemption."""
+    """Return the number of computed tokens, including drafts and recomputation after a preemption."""
     stats = engine.stats()
     return stats.num_prefill_tokens_total + stats.num_decode_tokens_total

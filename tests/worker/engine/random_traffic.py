@@ -1,4 +1,4 @@
-"""Random traffic on one engine: arrivals at any time, repeated prompts, two tenants, aborts."""
+"""Random traffic for an engine: random arrivals, repeated prompts, two tenants and aborts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def run_random_traffic(
     *,
     num_sequences: int,
 ) -> None:
-    """Assert that every sequence has the output that its prompt has alone, and that no block is lost.
+    """Run random traffic. Assert that outputs equal those of the prompts alone and that no block is lost.
 
-    ``make(prompt, seq_id, cache_scope)`` returns a sequence of one of the prompts; ``alone`` has the prompts'
-    outputs. An ID begins with the number of its prompt and a dot.
+    ``make(prompt, seq_id, cache_scope)`` returns a sequence for one of the prompts; ``alone`` are the
+    prompts' outputs. Sequence IDs start with the number of the prompt and a dot.
     """
     expected: dict[str, list[int]] = {}
     outputs: dict[str, list[int | None]] = {}

@@ -10,10 +10,10 @@ NUM_DEFAULT_SEEDS = 200
 
 
 def for_each_seed(config: pytest.Config, run_workload: Callable[[int], None], *, num_seeds: int) -> None:
-    """Run the first 200 seeds, or all of them with --exhaustive. A failure names its seed."""
+    """Run the first 200 seeds, or all with --exhaustive. The error message contains the seed."""
     is_exhaustive = config.getoption("exhaustive")
     for seed in range(num_seeds if is_exhaustive else min(num_seeds, NUM_DEFAULT_SEEDS)):
         try:
             run_workload(seed)
         except Exception as error:  # noqa: PERF203
-            raise AssertionError(f"the workload of seed {seed} fails: {error}") from error
+            raise AssertionError(f"The workload with seed {seed} failed: {error}") from error

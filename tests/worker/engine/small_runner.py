@@ -1,4 +1,4 @@
-"""Model runners that are out of memory for large steps or for one sequence."""
+"""Model runners that run out of memory for large steps or for a specific sequence."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from llava_worker.engine.model_runner import InFlightStep, ModelRunner
 
 
 class SmallRunner(ModelRunner):
-    """A runner with memory for ``max_sequences`` per step, and none for the one called ``never``.
+    """A runner with memory for ``max_sequences`` per step, but not for the sequence ``never``.
 
-    It fails where a device does, in the middle: with keys and values of the step in the cache already.
+    Like a real device, it fails after some keys and values have been written to the KV cache.
     """
 
     max_sequences = 9

@@ -1,4 +1,4 @@
-"""The bundled model and prompts for it."""
+"""Prompts and sequences for the bundled model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUM_TOKENS = 16
 
 
 def draw_prompt(rng: np.random.Generator, info: ModelInfo, *, num_images: int) -> Prompt:
-    """Words at random around images of two flat colors: nonsense, but the images matter."""
+    """Return a prompt with random tokens and images of two flat colors."""
     prompt = Prompt([1])
     for _ in range(num_images):
         prompt.token_ids += rng.integers(3, 300, 5).tolist()

@@ -1,17 +1,18 @@
-"""Async scheduling: the host plans and launches step k+1 before it reads the tokens of step k, so that the
-device computes while the host appends, finishes, emits and plans.
+"""Async scheduling: the host schedules and launches step k+1 before it reads the tokens of step k.
+
+The device computes while the host postprocesses, emits outputs and schedules.
 
                 launch k      launch k+1   read k   launch k+2   read k+1
     host        |schedule|    |schedule|   |wait...|postprocess k|emit|schedule|   |wait...
     device                |step k...............|step k+1...............|step k+2....
 
-A step is launched ahead only if it is the one that would be scheduled after the step before it: all running
-sequences decode, the schedule does not depend on their tokens, and no waiting sequence can be admitted. Then
-the tokens go from step to step on the device. Otherwise each step is launched after the one before was read.
+A step is launched ahead only if its schedule does not depend on the tokens of the previous step: all running
+sequences are decoding, and no waiting sequence can be admitted. The tokens then stay on the device between
+the two steps. Otherwise, a step is launched after the previous one has been read.
 
-A sequence that ended meanwhile has one row too many in the step ahead. Its token is dropped, it is written
-behind what others may share, and its blocks can be reused at once: a device executes its steps in order, so
-the next user of the blocks writes later.
+If a sequence finishes in step k, step k+1 still computes one row for it. The token of that row is dropped.
+The row writes only behind the tokens that other sequences may share. The sequence's blocks can be reused
+immediately, because the device executes steps in order and their next user writes later.
 """
 
 from __future__ import annotations
@@ -30,15 +31,14 @@ from llava_worker.engine.speculation.speculative_decoding import SpeculativeDeco
 
 __all__ = ["AsyncPipeline", "launch_with_oom_retry"]
 
-_OUT_OF_MEMORY = "the worker's memory is too short for it: try again later, or ask for less"
-
-
 logger = logging.getLogger(__name__)
 
 
 class AsyncPipeline:
-    """Schedules, launches and reads steps. At most two are in flight during `next`, at most one between
-    calls."""
+    """Schedules, launches and reads steps.
+
+    At most two steps are in flight during `next`, and at most one between calls.
+    """
 
     def __init__(
         self,
@@ -49,17 +49,17 @@ class AsyncPipeline:
         *,
         is_async: bool,
     ) -> None:
-        """Without ``is_async`` no step is launched before the one before it was read."""
+        """Without ``is_async``, a step is launched only after the previous one has been read."""
         self._runner = runner
         self._scheduler = scheduler
         self._speculation = speculation
         self._blocks = blocks
         self.is_async = is_async
         self._ahead: InFlightStep | None = None
-        self._began = 0.0  # when the device began the current step, by ``time.perf_counter``
+        self._began = 0.0  # ``time.perf_counter`` time at which the device started the current step
 
     def next(self) -> StepResult | None:
-        """Complete the next step; None if there is nothing to compute."""
+        """Complete the next step and return its result, or None if there is nothing to compute."""
         step, self._ahead = self._ahead, None
         if step is None or not self._live_chunks(step):
             step = self._launch_scheduled()
@@ -74,7 +74,7 @@ class AsyncPipeline:
         return StepResult(self._live_chunks(step), live, self._began - began)
 
     def _live_chunks(self, step: InFlightStep) -> list[Chunk]:
-        """The step's chunks whose sequences have not ended since its launch."""
+        """Return the chunks of sequences that have not finished since the step was launched."""
         return [chunk for chunk in step.chunks if self._blocks.has_blocks(chunk.sequence)]
 
     def _launch_scheduled(self) -> InFlightStep | None:
@@ -88,7 +88,7 @@ class AsyncPipeline:
         return launch_with_oom_retry(self._runner, chunks)
 
     def _launch_ahead(self, step: InFlightStep) -> InFlightStep | None:
-        """Launch the step after ``step``, if it can be scheduled before that is read."""
+        """Launch the step after ``step`` if it can be scheduled before ``step`` is read."""
         with self._runner.timer("schedule"):
             chunks = self._schedule_ahead(step)
         if not chunks:
@@ -96,7 +96,7 @@ class AsyncPipeline:
         try:
             return self._runner.launch(chunks, after=step)
         except torch.OutOfMemoryError as error:
-            logger.warning("a step ahead finds no memory, it is made after the one before it: %s", error)
+            logger.warning("out of memory while launching a step ahead; launching it later: %s", error)
             return None
 
     def _schedule_ahead(self, step: InFlightStep) -> list[Chunk]:
@@ -112,23 +112,28 @@ class AsyncPipeline:
 
 
 def launch_with_oom_retry(runner: ModelRunner, chunks: list[Chunk]) -> InFlightStep:
-    """Launch a step like ``runner.launch``; split it in halves when out of memory.
+    """Launch a step like ``runner.launch``; if it runs out of memory, launch its two halves separately.
 
-    A chunk that does not fit even alone has an INSUFFICIENT_MEMORY result. The memory of the largest step
-    was measured at startup, so this handles what that cannot cover: another program on the same GPU, or
+    A chunk that does not fit on its own gets an INSUFFICIENT_MEMORY result. The memory of the largest step is
+    measured at startup, so this only happens if another program uses the same GPU, or because of
     fragmentation. The chunks of a step are independent of each other.
     """
     try:
         return runner.launch(chunks)
     except torch.OutOfMemoryError as error:
         reason = str(error)
-    # Outside of the handler: its traceback keeps the failed step's tensors alive.
+    # Outside the except block, because the traceback keeps the failed step's tensors alive.
     runner.release_memory()
     if len(chunks) == 1:
-        logger.error("seq_id=%s: a step of it alone finds no memory: %s", chunks[0].sequence.seq_id, reason)
-        failure = JobError(ErrorCode.INSUFFICIENT_MEMORY, _OUT_OF_MEMORY)
+        seq_id = chunks[0].sequence.seq_id
+        logger.error("seq_id=%s: out of memory in a step with only this sequence: %s", seq_id, reason)
+        message = (
+            "The worker ran out of memory for this request. Retry later, shorten the prompt, or send fewer "
+            "images."
+        )
+        failure = JobError(ErrorCode.INSUFFICIENT_MEMORY, message)
         return completed([], [ChunkResult(chunks[0], [], failure)])
-    logger.warning("a step of %d sequences finds no memory, trying halves: %s", len(chunks), reason)
+    logger.warning("out of memory in a step of %d sequences; retrying in halves: %s", len(chunks), reason)
     half = len(chunks) // 2
     computed, results = [], []
     for part in (chunks[:half], chunks[half:]):

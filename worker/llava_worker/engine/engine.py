@@ -1,14 +1,14 @@
-"""The engine: `add` sequences, call `step` until they have ended.
+"""The engine: call `add` for each sequence, then `step` until all sequences have finished.
 
-    step = schedule        which tokens of which sequences go through the model
-           draft           tokens that may follow, where that is worth its time
-           run             one packed forward pass; a token, or with accepted drafts several, for each
-                           sequence that is due one
-           postprocess     append, finish, free
+    step = schedule        select the tokens of each sequence for this forward pass
+           draft           propose draft tokens where they are likely to save time
+           run             run one packed forward pass; each sequence that completes its chunk gets one token,
+                           or several if drafts are accepted
+           postprocess     append tokens, finish sequences, free blocks
 
-The first three are done by the `AsyncPipeline`, which may launch the next step before this one is read.
+`AsyncPipeline` does the first three and may launch the next step before it reads the results of this one.
 
-Not thread-safe: one thread owns the engine and makes all calls.
+The engine is not thread-safe: one thread owns it and makes all calls.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ __all__ = ["Engine"]
 
 
 class Engine:
-    """Continuous batching over one model.
+    """Continuous batching for one model.
 
-    Every sequence that was added and not aborted ends in exactly one final `StepOutput`; its blocks are free
-    before that output is returned. A failure of one sequence does not affect the outputs of the others.
+    Each sequence that is added and not aborted gets exactly one final `StepOutput`. Its blocks are freed
+    before that output is returned. If one sequence fails, the outputs of the others do not change.
     """
 
     def __init__(
@@ -55,12 +55,17 @@ class Engine:
         is_async: bool = False,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Without a ``drafter`` a sequence gains one token per step. ``is_async`` launches steps ahead, with
-        the same outputs. Deadlines are times of ``now``, in s."""
+        """Create an engine.
+
+        Without a ``drafter``, a sequence gets one token per step. With ``is_async``, the engine launches
+        steps ahead; the outputs are the same. Deadlines are compared with ``now()``, in seconds.
+        """
         cache = runner.cache
         capacity = cache.num_blocks * cache.block_size
         if context_length > capacity:
-            raise ValueError(f"a context of {context_length} tokens does not fit a KV cache of {capacity}")
+            raise ValueError(
+                f"A context of {context_length} tokens does not fit in a KV cache of {capacity} tokens."
+            )
         config = runner.model.config
         vocab_size = config.text_config.vocab_size
         self._eos_ids = frozenset(token_id for token_id in eos_ids if 0 <= token_id < vocab_size)
@@ -87,24 +92,24 @@ class Engine:
             runner, self._scheduler, self._speculation, self._blocks, is_async=is_async
         )
         self._sequences: dict[str, Sequence] = {}
-        self._complete: list[StepOutput] = []  # of sequences that were complete when added
+        self._complete: list[StepOutput] = []  # outputs of sequences that were already complete when added
         self._now = now
         self.timer = runner.timer
         self._counters = EngineCounters()
 
     @property
     def num_sequences(self) -> int:
-        """Waiting and running sequences, whose final output is still to be returned."""
+        """The number of sequences that have not returned their final output."""
         return len(self._sequences) + len(self._complete)
 
     @property
     def has_cuda_graphs(self) -> bool:
-        """Whether steps that only decode run as CUDA graphs."""
+        """Whether decode-only steps run as CUDA graphs."""
         return self._runner.graphs is not None
 
     @property
     def is_async(self) -> bool:
-        """Whether steps are launched ahead where possible. May be changed between two steps."""
+        """Whether steps are launched ahead where possible. It can be changed between steps."""
         return self._pipeline.is_async
 
     @is_async.setter
@@ -112,9 +117,9 @@ class Engine:
         self._pipeline.is_async = value
 
     def add(self, sequence: Sequence) -> None:
-        """Take a sequence. Raises SequenceRejected for one that cannot be served."""
+        """Add a sequence. Raises SequenceRejected if it cannot be served."""
         if sequence.seq_id in self._sequences:
-            message = f"there is a sequence {sequence.seq_id} already"
+            message = f"A sequence with ID {sequence.seq_id} is already in the engine."
             raise SequenceRejected(JobError(ErrorCode.INVALID_REQUEST, message))
         self._validator.check(sequence)
         eos_ids = frozenset[int]() if sequence.sampling.ignore_eos else self._eos_ids
@@ -127,14 +132,14 @@ class Engine:
         self._queue_of(sequence).add(sequence)
 
     def abort(self, seq_id: str) -> None:
-        """Drop a sequence, if it is known, without an output; its blocks are free at once."""
+        """Drop a sequence without an output and free its blocks. An unknown ID is ignored."""
         self._complete = [output for output in self._complete if output.seq_id != seq_id]
         sequence = self._sequences.get(seq_id)
         if sequence is not None:
             self._remove(sequence)
 
     def step(self) -> list[StepOutput]:
-        """Run one forward pass and return the outputs of all sequences that gained something."""
+        """Run one forward pass and return the outputs of all sequences that progressed."""
         outputs, self._complete = self._complete, []
         outputs += self._end_overdue()
         for sequence, output in self._image_embeddings.step():
@@ -151,7 +156,7 @@ class Engine:
         return outputs
 
     def idle(self) -> bool:
-        """Prepare for later steps for some milliseconds; False if there is nothing left to prepare."""
+        """Prepare for later steps for a few milliseconds. Return False if nothing is left to prepare."""
         return self._runner.cache.prefault_more()
 
     def stats(self) -> EngineStats:
@@ -184,7 +189,7 @@ class Engine:
         )
 
     def check(self) -> None:
-        """Verify that no block is lost or shared wrongly. Raises BlockAccountingError."""
+        """Raise BlockAccountingError if a block is lost or shared incorrectly."""
         self._blocks.check(self._scheduler)
 
     def _end_overdue(self) -> list[StepOutput]:
@@ -192,18 +197,21 @@ class Engine:
         for sequence in list(self._sequences.values()):
             if sequence.deadline_s is not None and sequence.deadline_s <= now:
                 num_tokens = len(sequence.output_ids)
-                message = f"the deadline came after {num_tokens} tokens: try again later, or ask for less"
+                message = (
+                    f"The request reached its deadline after {num_tokens} output tokens. Retry later, or "
+                    "request fewer tokens."
+                )
                 outputs.append(self._fail(sequence, JobError(ErrorCode.DEADLINE_EXCEEDED, message)))
         return outputs
 
     def _mark_computed(self, chunks: list[Chunk]) -> None:
-        """The chunks' keys and values are in the cache: full blocks may be shared."""
+        """Record that the chunks' keys and values are in the KV cache, and publish the full blocks."""
         for chunk in chunks:
             chunk.sequence.num_computed = chunk.end
             self._blocks.cache_full_blocks(chunk.sequence)
 
     def _postprocess(self, result: ChunkResult) -> Iterator[StepOutput]:
-        """The outputs of one sequence in order, none after its end even if more drafts were accepted."""
+        """Yield the outputs of one sequence in order. Accepted drafts after the end are dropped."""
         sequence = result.chunk.sequence
         if result.error is not None:
             yield self._fail(sequence, result.error)
@@ -215,7 +223,7 @@ class Engine:
                 break
 
     def _output_of(self, sequence: Sequence, token: TokenResult) -> StepOutput:
-        """Append the token, or end a sequence that has no output tokens."""
+        """Append the token, or finish a sequence that has no output tokens."""
         prompt_logprobs = sequence.prompt_logprobs if sequence.needs_prompt_logprobs else []
         if token.token_id is None or any(math.isnan(logprobs.logprob) for logprobs in prompt_logprobs):
             return self._fail_not_finite(sequence)
@@ -223,7 +231,7 @@ class Engine:
         finish: Finish | None
         if sequence.is_embedding:
             finish = "stop"
-        elif sequence.max_new_tokens == 0:  # only the prompt's log-probabilities were requested
+        elif sequence.max_new_tokens == 0:  # only prompt log-probabilities were requested
             finish = "length"
         else:
             token_id = token.token_id
@@ -242,14 +250,14 @@ class Engine:
         )
 
     def _append(self, sequence: Sequence, token_id: int) -> None:
-        if sequence.num_computed < sequence.num_tokens:  # the last token was a draft and is computed
+        if sequence.num_computed < sequence.num_tokens:  # the last token was a draft: already computed
             sequence.num_computed = sequence.num_tokens
             self._blocks.cache_full_blocks(sequence)
         sequence.output_ids.append(token_id)
         self._counters.num_generated_tokens += 1
 
     def _finish_of(self, sequence: Sequence) -> Finish | None:
-        """Why the output is complete; None while it is not."""
+        """Return why the output is complete, or None if it is not."""
         output_ids = sequence.output_ids
         if output_ids and output_ids[-1] in sequence.end_ids:
             return "stop"
@@ -258,10 +266,11 @@ class Engine:
         return None
 
     def _fail_not_finite(self, sequence: Sequence) -> StepOutput:
-        # The cause, such as a corrupt weight, may be in cached blocks and features, which others would share.
+        # The cached blocks and image features may contain NaN too. Other sequences must not reuse them.
         self._blocks.invalidate(sequence)
         self._runner.drop_features(sequence)
-        message = f"the model's output at token {len(sequence.output_ids)} is not a number"
+        num_tokens = len(sequence.output_ids)
+        message = f"The model produced NaN or infinity after {num_tokens} output tokens."
         return self._fail(sequence, JobError(ErrorCode.INTERNAL_ERROR, message))
 
     def _fail(self, sequence: Sequence, error: JobError) -> StepOutput:

@@ -1,4 +1,4 @@
-"""Embeddings of images, which go through the vision tower and not through the decoder."""
+"""Image embeddings, which are computed by the vision tower without the decoder."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 class ImageEmbeddingQueue:
-    """Embedding sequences of one image each, the highest priority first. They use no KV cache blocks."""
+    """A queue of image embedding sequences, highest priority first.
+
+    Each sequence has one image and uses no KV cache blocks.
+    """
 
     def __init__(self, runner: ModelRunner, *, max_tokens: int) -> None:
-        """``max_tokens`` bounds the image tokens per step, and with them the delay of running streams."""
+        """``max_tokens`` limits the image tokens per step, and so the delay of running sequences."""
         self._runner = runner
         self._max_tokens = max_tokens
         self._waiting: list[Sequence] = []
@@ -36,8 +39,10 @@ class ImageEmbeddingQueue:
         self._waiting.remove(sequence)
 
     def step(self) -> list[tuple[Sequence, StepOutput]]:
-        """The final outputs of the next images, at least one if any wait. The caller removes the
-        sequences."""
+        """Embed the next images and return the final outputs; at least one if any are waiting.
+
+        The caller removes the sequences.
+        """
         batch, num_tokens = self._waiting[:1], 0
         for sequence in self._waiting[1:]:
             num_tokens += len(batch[-1].prompt_ids)
@@ -47,7 +52,10 @@ class ImageEmbeddingQueue:
         return list(zip(batch, self._outputs(batch), strict=True))
 
     def _outputs(self, batch: list[Sequence]) -> list[StepOutput]:
-        """Out of memory, embed one after another; a sequence that does not fit alone fails alone."""
+        """Embed a batch. If it runs out of memory, embed the images one by one.
+
+        A sequence that does not fit on its own fails without affecting the others.
+        """
         if not batch:
             return []
         try:
@@ -58,13 +66,14 @@ class ImageEmbeddingQueue:
         self._runner.release_memory()
         if len(batch) > 1:
             return [output for sequence in batch for output in self._outputs([sequence])]
-        logger.error("seq_id=%s: its picture finds no memory: %s", batch[0].seq_id, reason)
-        message = "the worker's memory is too short for it: try again later"
+        logger.error("seq_id=%s: out of memory while encoding the image: %s", batch[0].seq_id, reason)
+        message = "The worker ran out of memory while encoding the image. Retry later."
         return [StepOutput(batch[0].seq_id, error=JobError(ErrorCode.INSUFFICIENT_MEMORY, message))]
 
     def _output(self, sequence: Sequence, vector: bytes | None) -> StepOutput:
         if vector is None:
             self._runner.drop_features(sequence)
-            error = JobError(ErrorCode.INTERNAL_ERROR, "the picture's features are not numbers")
+            message = "The vision tower produced NaN or infinity for the image."
+            error = JobError(ErrorCode.INTERNAL_ERROR, message)
             return StepOutput(sequence.seq_id, error=error)
         return StepOutput(sequence.seq_id, finish="stop", vector=vector)

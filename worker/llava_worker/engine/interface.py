@@ -11,7 +11,7 @@ __all__ = ["EngineInterface"]
 
 
 class EngineInterface(Protocol):
-    """An engine, used by one thread only."""
+    """An engine. Only one thread may use it."""
 
     @property
     def max_sequences(self) -> int: ...
@@ -19,17 +19,20 @@ class EngineInterface(Protocol):
     def context_length(self) -> int: ...
     @property
     def num_sequences(self) -> int:
-        """Waiting and running sequences."""
+        """The number of waiting and running sequences."""
         ...
 
     def add(self, sequence: Sequence) -> None:
-        """Raises SequenceRejected."""
+        """Add a sequence. Raises SequenceRejected if it cannot be served."""
         ...
 
     def abort(self, seq_id: str) -> None: ...
     def step(self) -> list[StepOutput]: ...
     def idle(self) -> bool:
-        """Prepare for later steps for some milliseconds; called without sequences until it returns False."""
+        """Prepare for later steps for a few milliseconds. Return False if nothing is left to prepare.
+
+        Called repeatedly while there are no sequences.
+        """
         ...
 
     def stats(self) -> EngineStats: ...

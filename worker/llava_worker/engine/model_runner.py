@@ -1,8 +1,7 @@
-"""The model runner: one forward pass. Chunks of sequences in; tokens, or a failure, for each one due some
-out.
+"""The model runner: runs one forward pass over chunks of sequences and returns sampled tokens or errors.
 
-The host launches asynchronously. It waits for the device where a step is read, and in steps with grammars,
-embeddings or prompt log-probabilities.
+The host launches steps asynchronously. It waits for the device when it reads a step, and during steps with
+grammars, embeddings or prompt log-probabilities.
 """
 
 from __future__ import annotations
@@ -35,18 +34,19 @@ from llava_worker.model.llava import Llava
 
 __all__ = ["InFlightStep", "ModelRunner", "completed"]
 
-# Tiles per pass of the vision tower: enough to use the machine fully, few enough that its activations stay
-# small compared with the weights.
+# Tiles per pass of the vision tower: large enough to use the device fully, small enough to keep the
+# activations small compared with the weights.
 MAX_TILES_PER_PASS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class InFlightStep:
-    """``read`` waits for the device and returns a result for each chunk that reaches its sequence's last
-    token.
+    """A launched step.
 
-    Another step can be launched before this one is read if ``token_ids`` is set, int64 [sampled, drafts
-    included] on the device: the sampled tokens, or any token for rows without a valid one.
+    ``read`` waits for the device and returns a result for each chunk that ends with its sequence's last
+    token. If ``token_ids`` is set, another step can be launched before this one is read. It is int64 [sampled
+    rows, including drafts] on the device and holds the sampled tokens. Rows without a valid token hold an
+    arbitrary one.
     """
 
     chunks: list[Chunk]
@@ -55,7 +55,7 @@ class InFlightStep:
     token_ids: Tensor | None = None
 
     def token_ids_for(self, chunks: Items[Chunk]) -> Tensor:
-        """The tokens sampled for the chunks' sequences, none of which has drafts."""
+        """Return the tokens sampled for the chunks' sequences, which must not have drafts."""
         assert self.token_ids is not None
         row_of = {chunk.sequence: row for row, chunk in enumerate(self.sampled)}
         rows = [row_of[chunk.sequence] for chunk in chunks]
@@ -65,18 +65,18 @@ class InFlightStep:
 
 
 def completed(chunks: list[Chunk], results: list[ChunkResult]) -> InFlightStep:
-    """A step whose results are known, and behind which none can be launched before it is read."""
+    """Return a step with known results. No step can be launched after it before it is read."""
     return InFlightStep(chunks, lambda: results)
 
 
 class ModelRunner:
-    """The model and its caches. Does not know what is scheduled next."""
+    """Runs the model with its caches. Scheduling is done elsewhere."""
 
     def __init__(
         self, model: Llava, cache: KVCache, backend: AttentionBackend, encoder_cache: EncoderCache
     ) -> None:
-        self.graphs: DecodeGraphs | None = None  # CUDA graphs of decoding with this model and cache
-        self.encode: Callable[[Tensor], Tensor] = model.encode  # or its CUDA graphs
+        self.graphs: DecodeGraphs | None = None  # CUDA graphs for decode steps with this model and cache
+        self.encode: Callable[[Tensor], Tensor] = model.encode  # replaced by its CUDA graphs after capture
         self.model = model
         self.cache = cache
         self.encoder_cache = encoder_cache
@@ -90,7 +90,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def copy_blocks(self, copies: Items[BlockCopy]) -> None:
-        """In order: a destination may be the source of the next copy."""
+        """Copy blocks in the given order. A destination may be the source of a later copy."""
         with self.timer("prepare"):
             for copy in copies:
                 rows = torch.arange(copy.num_rows, device=self.model.device)
@@ -104,10 +104,12 @@ class ModelRunner:
 
     @torch.inference_mode()
     def launch(self, chunks: list[Chunk], *, after: InFlightStep | None = None) -> InFlightStep:
-        """Launch the chunks' forward pass. With ``after``, a step that need not be complete, all chunks are
-        ahead and take its tokens on the device.
+        """Launch the forward pass of the chunks.
 
-        Raises torch.OutOfMemoryError. Fewer of the same chunks can be launched afterwards.
+        With ``after``, the input tokens are the ones that this earlier step samples, which stay on the
+        device; the step may still be running, and all chunks must be ``is_ahead``.
+
+        Raises torch.OutOfMemoryError. A subset of the chunks can be launched afterwards.
         """
         with self.timer("prepare"):
             batch = Batch.build(chunks, block_size=self.cache.block_size, device=self.model.device)
@@ -123,18 +125,19 @@ class ModelRunner:
                 hidden, logits = self._compute(batch)
         finally:
             if bitmask is not None:
-                bitmask.wait()  # out of memory, the same sequences may be launched again at once
+                bitmask.wait()  # after an out-of-memory error, the sequences may be relaunched immediately
         if not batch.sampled:
             return completed(chunks, [])
         with self.timer("sample"):
-            # No step is launched behind one with embeddings, so their vectors may be read at once.
+            # No step is launched ahead of a step with embeddings, so waiting for the vectors here costs
+            # nothing.
             vectors = {} if hidden is None else _embeddings(batch.sampled, hidden)
             sampled = self._sampler.sample(logits, batch.sampled, bitmask=bitmask, vectors=vectors)
         return InFlightStep(chunks, sampled.results, batch.sampled, sampled.token_ids)
 
     @torch.inference_mode()
     def embed_images(self, sequences: Items[Sequence]) -> list[bytes | None]:
-        """The mean of each sequence's projected image features, as ``unit_vectors``.
+        """Return the normalized mean of each sequence's projected image features, as in ``unit_vectors``.
 
         Raises torch.OutOfMemoryError.
         """
@@ -158,7 +161,7 @@ class ModelRunner:
             self.encoder_cache.drop((sequence.cache_scope, image.content))
 
     def _replay(self, batch: Batch) -> Tensor | None:
-        """Logits by a CUDA graph; None if there is none for the batch."""
+        """Return the logits computed by a CUDA graph, or None if no graph fits the batch."""
         has_embeddings = any(chunk.sequence.is_embedding for chunk in batch.sampled)
         if self.graphs is None or not batch.is_decoding or has_embeddings:
             return None
@@ -167,7 +170,7 @@ class ModelRunner:
             return self.graphs.logits(batch.token_ids, batch.positions, rows.slot_mapping, rows.block_tables)
 
     def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The last hidden states and the logits of the sampled rows, of which there may be none."""
+        """Return the last hidden states and the logits of the sampled rows. There may be no such rows."""
         with self.timer("prepare"):
             x = self.model.embed(batch.token_ids)
         if batch.feature_spans:
@@ -190,7 +193,7 @@ class ModelRunner:
             x[span.row : span.row + span.length] = features[_key(span)][span.first : span.first + span.length]
 
     def _features_of(self, spans: list[FeatureSpan]) -> dict[ImageKey, Tensor]:
-        """The features of each image, [tokens, hidden], from the encoder cache or encoded now."""
+        """Return the features of each image, [tokens, hidden], from the encoder cache or newly encoded."""
         features: dict[ImageKey, Tensor] = {}
         missing: dict[ImageKey, _EncoderInput] = {}
         for span in spans:
@@ -221,7 +224,7 @@ class ModelRunner:
         encoded = torch.cat([self.encode(part) for part in torch.split(stacked, MAX_TILES_PER_PASS)])
         parts = torch.split(encoded, [len(part) for part in tiles])  # each [tiles, tokens, hidden]
         self.num_encoded_images += len(images)
-        # Cloned, so that evicting one image frees its memory.
+        # Cloned so that evicting one image frees its memory.
         return {
             key: self.model.assemble(part, image.plan).clone()
             for (key, image), part in zip(images.items(), parts, strict=True)
@@ -230,20 +233,20 @@ class ModelRunner:
 
 @dataclass(frozen=True, slots=True)
 class _EncoderInput:
-    """An image to encode."""
+    """An image to be encoded."""
 
     pixels: Pixels
     plan: ImagePlan
 
 
 def _embeddings(chunks: Items[Chunk], hidden: Tensor) -> dict[int, bytes | None]:
-    """The vectors of embedding sequences by row; hidden [rows, hidden] of the sampled rows."""
+    """Return the vectors of embedding sequences by row. ``hidden`` is [rows, hidden] for the sampled rows."""
     rows = [row for row, sequence in enumerate(_sequences_of_rows(chunks)) if sequence.is_embedding]
     return dict(zip(rows, unit_vectors(hidden[rows]), strict=True)) if rows else {}
 
 
 def _sequences_of_rows(chunks: Items[Chunk]) -> list[Sequence]:
-    """The sequence of each row of logits."""
+    """Return the sequence of each row of logits."""
     return [chunk.sequence for chunk in chunks for _ in range(chunk.num_sampled)]
 
 

@@ -1,8 +1,8 @@
-"""A model runner without tensors: the content of a slot is a hash of all tokens before it.
+"""A model runner without tensors: each KV cache slot holds a hash of all tokens up to it.
 
-A sampled token is a hash of all slots of its sequence, read through the block table. A block that is shared,
-copied, overwritten or freed wrongly therefore changes the output, and reading a slot that was not written is
-an error. A workload takes milliseconds.
+A sampled token is a hash of all slots of its sequence, read through the block table. If a block is shared,
+copied, overwritten or freed incorrectly, the output changes. Reading an unwritten slot is an error. A
+workload takes milliseconds.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from llava_worker.engine.sampling.sampled_tokens import count_accepted
 from llava_worker.model.config.image_grid import ImageLayout
 
 VOCAB_SIZE = 128
-_NUM_SAMPLED = 40  # different tokens, the end token among them
+_NUM_SAMPLED = 40  # number of different tokens, including the end token
 
 
 class HashModelRunner:
-    """Takes the place of a `ModelRunner`."""
+    """A replacement for `ModelRunner`."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class HashModelRunner:
         encoder_cache: EncoderCache,
         breaks_at: Mapping[str, int | None] = MappingProxyType({}),
     ) -> None:
-        """``breaks_at``: the output token at which a sequence's logits are not finite."""
+        """``breaks_at`` maps a sequence ID to the output token at which its logits become NaN."""
         config = SimpleNamespace(
             text_config=SimpleNamespace(vocab_size=VOCAB_SIZE),
             image_layout=lambda: ImageLayout(side=28, tokens_per_tile=4),
@@ -61,7 +61,7 @@ class HashModelRunner:
         results_before = [] if after is None else after.read()
         before = {result.chunk.sequence: result.tokens[0].token_id for result in results_before}
         computed = [self._compute(chunk, written, before.get(chunk.sequence)) for chunk in chunks]
-        self._slots.update(written)  # only now: no row of a pass reads what another row of it writes
+        self._slots.update(written)  # after all chunks: rows of a pass do not read each other's writes
         results = [result for result in computed if result is not None]
         return InFlightStep(chunks, lambda: results, token_ids=torch.zeros(len(results)))
 
@@ -80,7 +80,7 @@ class HashModelRunner:
         seen = [self._slots[slot] for slot in slots[: chunk.start]]
         for position, content in enumerate((*contents[chunk.start : chunk.end], *chunk.drafts), chunk.start):
             seen.append(append_hash(seen, content, sequence.cache_scope))
-            assert slots[position] not in written, "two rows of a pass write to one slot"
+            assert slots[position] not in written, "two rows of a pass write to the same slot"
             written[slots[position]] = seen[-1]
         if not chunk.is_last:
             return None
@@ -105,7 +105,7 @@ class HashModelRunner:
 
 
 def contents_of(sequence: Sequence) -> list[int]:
-    """The content of each token: a token id, or a position in an image."""
+    """Return the content of each token: a token ID, or a hash of an image and a position in it."""
     contents = sequence.token_ids(0, sequence.num_tokens)
     for image in sequence.images:
         for position in range(image.start, image.end):
@@ -122,7 +122,7 @@ def sample(seen: Items[int], seed: int) -> int:
 
 
 def expected_output(sequence: Sequence, num_tokens: int) -> list[int]:
-    """The output of the sequence alone, computed without blocks."""
+    """Return the output of the sequence on its own, computed without blocks."""
     seen: list[int] = []
     for content in contents_of(sequence):
         seen.append(append_hash(seen, content, sequence.cache_scope))

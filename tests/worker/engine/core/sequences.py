@@ -1,4 +1,4 @@
-"""Sequences made by hand for a block manager, and what an engine would do with them."""
+"""Sequences for tests of the block manager, and operations that the engine performs on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def compute(blocks: BlockManager, sequence: Sequence) -> None:
 
 
 def cache_prompt(blocks: BlockManager, *token_ids: int) -> None:
-    """Have a prompt computed and ended."""
+    """Compute a prompt and free its blocks, so that it is cached."""
     sequence = sequence_of(list(token_ids))
     assert blocks.allocate(sequence) is not None
     compute(blocks, sequence)

@@ -1,4 +1,4 @@
-"""Async scheduling: steps are launched before the one before is read, and the outputs are the same."""
+"""Tests of async scheduling: steps are launched before the previous one is read, with the same outputs."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ SAMPLINGS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.9, "top_p": 0.9, "seed": 3},
     {"num_logprobs": 2},
-    {"stop_token_ids": (40,), "logit_bias": BIAS, "temperature": 1.0},  # ends in the middle, at random
+    {"stop_token_ids": (40,), "logit_bias": BIAS, "temperature": 1.0},  # ends at a random token
     {"min_tokens": 6, "stop_token_ids": (41,), "logit_bias": BIAS, "temperature": 1.0, "num_logprobs": 0},
     {"max_new_tokens": 3},
 ]
 
 
 class LoggingRunner(ModelRunner):
-    """Logs when a step is launched, ahead or not, and when it is read."""
+    """Logs when a step is launched, whether it is launched ahead, and when it is read."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -91,11 +91,11 @@ def test_a_step_is_launched_before_the_one_before_it_is_read(
     engine = make_async(max_batch_tokens=64, eos_ids=frozenset())
     collect_outputs(engine, make_sequence(prompts[0], max_new_tokens=4))
 
-    # Of the last one it is known before that nothing follows: the answer's length.
+    # No step is launched ahead of step 3, because max_new_tokens shows that it is the last one.
     assert ", ".join(log_of(engine)) == "launch 0, ahead 1, read 0, ahead 2, read 1, ahead 3, read 2, read 3"
 
 
-def test_unless_told_so_an_engine_reads_each_step_before_the_next(
+def test_a_synchronous_engine_reads_each_step_before_the_next(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompts: list[Prompt]
 ) -> None:
     engine = make_engine(runner=LoggingRunner, max_batch_tokens=64, eos_ids=frozenset())
@@ -106,7 +106,7 @@ def test_unless_told_so_an_engine_reads_each_step_before_the_next(
 
 
 @pytest.mark.parametrize(("num_blocks", "is_preempting"), [(200, False), (26, True)])
-def test_tokens_ends_log_probabilities_and_counts_are_the_same(
+def test_async_outputs_and_counters_equal_those_of_a_synchronous_engine(
     make_engine: MakeEngine,
     make_async: MakeEngine,
     make_sequence: MakeSequence,
@@ -131,7 +131,7 @@ def test_tokens_ends_log_probabilities_and_counts_are_the_same(
         for output, other in zip(outputs[name], expected[name], strict=True):
             if output.logprobs is not None and other.logprobs is not None:
                 assert output.logprobs.logprob == pytest.approx(other.logprobs.logprob, abs=1e-4)
-    assert {len(each) for each in expected.values()} > {3, LENGTH}  # some ended when nobody knew before
+    assert {len(each) for each in expected.values()} > {3, LENGTH}  # some ended at an unpredictable token
     assert num_ahead(engine) > 0
     assert engine.stats().num_generated_tokens_total == plain.stats().num_generated_tokens_total
     assert (engine.stats().num_preemptions_total > 0) is is_preempting
@@ -140,12 +140,12 @@ def test_tokens_ends_log_probabilities_and_counts_are_the_same(
 
 
 def _comparable(outputs: list[StepOutput]) -> list[tuple[object, ...]]:
-    """Without rounded numbers, which depend on the batch."""
+    """Return the outputs without log-probabilities, because their rounding depends on the batch."""
     return [(output.token_id, output.finish, output.error, output.logprobs is None) for output in outputs]
 
 
-@pytest.mark.parametrize("reason", ["a penalty", "an embedding", "a draft", "somebody waits for blocks"])
-def test_nothing_is_ahead_where_the_next_step_depends_on_tokens(
+@pytest.mark.parametrize("reason", ["a penalty", "an embedding", "a draft", "a sequence waits for blocks"])
+def test_a_step_that_depends_on_sampled_tokens_is_not_launched_ahead(
     make_async: MakeEngine, make_sequence: MakeSequence, reason: str
 ) -> None:
     drafter = ScriptedDrafter({"one": [0] * LENGTH}) if reason == "a draft" else None
@@ -156,19 +156,19 @@ def test_nothing_is_ahead_where_the_next_step_depends_on_tokens(
     if reason == "an embedding":
         sequence.is_embedding = True
     engine.add(sequence)
-    if reason == "somebody waits for blocks":  # and has a seat: it comes as soon as the first one ends
+    if reason == "a sequence waits for blocks":  # it has a slot and starts when the first one ends
         engine.add(make_sequence(Prompt([1, *range(20, 37)]), seq_id="large", max_new_tokens=2))
     engine.step()
 
     assert log_of(engine) == ["launch 0", "read 0"]
 
 
-def test_a_step_that_would_preempt_somebody_is_not_ahead(
+def test_a_step_that_would_preempt_a_sequence_is_not_launched_ahead(
     make_async: MakeEngine, make_sequence: MakeSequence
 ) -> None:
     engine = make_async(num_blocks=16, block_size=1, max_batch_tokens=64, eos_ids=frozenset())
-    for name, word in (("one", 5), ("two", 6)):
-        engine.add(make_sequence(Prompt([1, word, 7, 8]), seq_id=name, max_new_tokens=LENGTH))
+    for name, token_id in (("one", 5), ("two", 6)):
+        engine.add(make_sequence(Prompt([1, token_id, 7, 8]), seq_id=name, max_new_tokens=LENGTH))
     while engine.stats().num_free_blocks > 1:
         engine.step()
         engine.check()
@@ -179,7 +179,7 @@ def test_a_step_that_would_preempt_somebody_is_not_ahead(
     assert [line.split()[0] for line in log_of(engine)] == ["read"]
 
 
-def test_with_all_seats_taken_steps_are_ahead_though_somebody_waits(
+def test_steps_are_launched_ahead_while_a_sequence_waits_for_a_slot(
     make_async: MakeEngine, make_sequence: MakeSequence, prompts: list[Prompt]
 ) -> None:
     engine = make_async(max_batch_tokens=64, max_num_sequences=1, eos_ids=frozenset())
@@ -191,7 +191,7 @@ def test_with_all_seats_taken_steps_are_ahead_though_somebody_waits(
     assert log_of(engine) == ["launch 0", "ahead 1", "read 0", "ahead 2", "read 1"]
 
 
-def test_somebody_more_urgent_is_taken_on_though_steps_were_ahead(
+def test_a_higher_priority_sequence_preempts_one_with_steps_launched_ahead(
     make_async: MakeEngine, make_sequence: MakeSequence, prompts: list[Prompt]
 ) -> None:
     engine = make_async(max_batch_tokens=64, max_num_sequences=1, eos_ids=frozenset())
@@ -204,7 +204,7 @@ def test_somebody_more_urgent_is_taken_on_though_steps_were_ahead(
     assert [output.seq_id for _ in range(3) for output in engine.step()] == ["runs", "urgent", "urgent"]
 
 
-def test_who_is_aborted_with_a_token_on_its_way_is_told_nothing_more(
+def test_a_sequence_aborted_with_a_token_in_flight_gets_no_more_outputs(
     make_async: MakeEngine,
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
@@ -222,17 +222,17 @@ def test_who_is_aborted_with_a_token_on_its_way_is_told_nothing_more(
     engine.abort("gone")
     engine.check()
     num_held = engine.stats().num_blocks - engine.stats().num_free_blocks
-    outputs += engine.step()  # the step that holds its row
+    outputs += engine.step()  # the step with its row
     while engine.num_sequences:
         outputs += engine.step()
         engine.check()
 
-    assert num_held <= -(-(len(prompts[1].token_ids) + 3) // 4)  # its own are free at once
+    assert num_held <= -(-(len(prompts[1].token_ids) + 3) // 4)  # the blocks of "gone" are freed immediately
     assert [output.token_id for output in outputs if output.seq_id == "stays"] == expected
     assert sum(output.seq_id == "gone" for output in outputs) == 1
 
 
-def test_a_step_whose_sequences_have_all_gone_is_not_waited_for(
+def test_a_step_without_live_sequences_is_not_read(
     make_async: MakeEngine, make_sequence: MakeSequence, prompts: list[Prompt]
 ) -> None:
     engine = make_async(max_batch_tokens=64, eos_ids=frozenset())
@@ -247,18 +247,18 @@ def test_a_step_whose_sequences_have_all_gone_is_not_waited_for(
     assert "read 1" not in log_of(engine)
 
 
-def test_the_row_too_many_of_an_ended_answer_is_shared_with_nobody(
+def test_the_extra_row_of_a_finished_sequence_is_not_shared(
     make_async: MakeEngine,
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
     prompts: list[Prompt],
 ) -> None:
-    """The next turn goes on behind the answer's end, where that row wrote something else."""
+    """A second turn continues after the end of the output, where the extra row has written another token."""
     plain = make_engine(eos_ids=frozenset())
-    answer = run(plain, [make_sequence(prompts[0], max_new_tokens=9)])["one"]
-    for length in range(2, 9):  # the end stands in every place of a block
-        engine = make_async(eos_ids=frozenset({answer[length - 1]}), max_batch_tokens=64)
+    first_output = run(plain, [make_sequence(prompts[0], max_new_tokens=9)])["one"]
+    for length in range(2, 9):  # the end is at every position of a block
+        engine = make_async(eos_ids=frozenset({first_output[length - 1]}), max_batch_tokens=64)
         first = run(engine, [make_sequence(prompts[0])])["one"]
         turn = replace(prompts[0], token_ids=[*prompts[0].token_ids, *first, 9, 8, 7])
         again = make_sequence(turn, ignore_eos=True, max_new_tokens=5)
@@ -270,7 +270,7 @@ def test_the_row_too_many_of_an_ended_answer_is_shared_with_nobody(
         assert [output.token_id for output in second] == run(make_engine(), [fresh])["one"]
 
 
-def test_a_step_ahead_without_memory_is_made_after_the_one_before_it(
+def test_a_step_ahead_that_runs_out_of_memory_is_launched_later(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
@@ -280,7 +280,7 @@ def test_a_step_ahead_without_memory_is_made_after_the_one_before_it(
     class OutOfMemoryRunner(LoggingRunner):
         def launch(self, chunks: list[Chunk], *, after: InFlightStep | None = None) -> InFlightStep:
             step = super().launch(chunks, after=after)
-            if after is not None and len(self.log) % 3:  # with its keys and values in the cache already
+            if after is not None and len(self.log) % 3:  # after writing keys and values to the KV cache
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return step
 
@@ -290,10 +290,10 @@ def test_a_step_ahead_without_memory_is_made_after_the_one_before_it(
 
     with caplog.at_level(logging.WARNING):
         assert outputs(runner=OutOfMemoryRunner, is_async=True) == outputs()
-    assert "a step ahead finds no memory" in caplog.text
+    assert "out of memory while launching a step ahead" in caplog.text
 
 
-def test_what_a_stopped_thread_told_goes_on_elsewhere_token_for_token(
+def test_the_output_of_a_stopped_engine_thread_is_resumed_exactly(
     make_async: MakeEngine,
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
@@ -317,14 +317,14 @@ def test_what_a_stopped_thread_told_goes_on_elsewhere_token_for_token(
     wait_until(lambda: received.qsize() == 3 or has_failed.is_set())
 
     assert thread.stop(scaled(10.0)) and not has_failed.is_set()
-    assert log_of(engine)[-2:] == ["ahead 3", "read 2"]  # a token is on its way, and nobody reads it
+    assert log_of(engine)[-2:] == ["ahead 3", "read 2"]  # a token is in flight and is never read
     first = [received.get().token_id for _ in range(received.qsize())]
     assert first == expected[:3]
     rest = make_sequence(prompts[0], output_ids=first)
     assert run(make_engine(eos_ids=frozenset()), [rest])["one"] == expected
 
 
-def test_a_cpu_which_is_host_and_device_in_one_never_launches_ahead() -> None:
+def test_async_scheduling_is_not_used_on_a_cpu() -> None:
     engine, _ = build_engine(
         EngineConfig(TINY, device="cpu", kv_cache_bytes=32 << 20, use_async_scheduling=True)
     )

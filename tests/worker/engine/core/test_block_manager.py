@@ -1,4 +1,4 @@
-"""No block is ever lost, held by two who must not share it, or taken for another content."""
+"""Tests of the block manager: no block is lost, shared incorrectly or matched with the wrong content."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.worker.engine.core.sequences import cache_prompt, sequence_of
 
 
 class BlockMachine(RuleBasedStateMachine):
-    """Sequences come, compute, grow, fail and go in any order; a tiny alphabet makes them share much.
+    """Allocates, computes, extends, fails and frees sequences in any order. Few token IDs cause much sharing.
 
-    ``rows`` is what a cache would hold: for each slot everything up to the token whose keys are there.
+    ``rows`` simulates the KV cache: each slot holds everything that the keys of its token depend on.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ Chain = tuple[object, ...]
 
 
 def chain(sequence: Sequence, position: int) -> Chain:
-    """Everything that the keys and values of a token depend on. Words under a picture are not."""
+    """Return everything that the keys and values of a token depend on, without placeholder token IDs."""
     tokens: list[object] = list(sequence.token_ids(0, position + 1))
     for image in sequence.images_within(0, position + 1):
         for place in range(image.start, min(image.end, position + 1)):
@@ -125,12 +125,12 @@ TestBlocks = BlockMachine.TestCase
 TestBlocks.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
-def test_what_was_used_least_recently_is_evicted_first_and_from_its_end() -> None:
+def test_the_least_recently_used_chain_is_evicted_first_from_its_tail() -> None:
     blocks = BlockManager(5, 2)
     cache_prompt(blocks, 1, 1, 1, 1)
     cache_prompt(blocks, 2, 2, 2, 2)
 
-    last = sequence_of([3, 3, 3])  # takes the free block and one more: the end of the older chain
+    last = sequence_of([3, 3, 3])  # takes the free block and evicts one: the tail of the older chain
     blocks.allocate(last)
     blocks.free(last)
 
@@ -141,7 +141,7 @@ def test_what_was_used_least_recently_is_evicted_first_and_from_its_end() -> Non
         blocks.free(again)
 
 
-def test_a_source_that_must_make_room_is_read_before() -> None:
+def test_a_copy_source_can_be_evicted_by_its_own_allocation() -> None:
     blocks = BlockManager(2, 4)
     cache_prompt(blocks, 1, 2, 3)
     other = sequence_of([1, 2, 9, 9, 9])  # needs both blocks
@@ -153,7 +153,7 @@ def test_a_source_that_must_make_room_is_read_before() -> None:
     blocks.check([other])
 
 
-def test_a_source_makes_room_last() -> None:
+def test_a_copy_source_is_evicted_last() -> None:
     blocks = BlockManager(3, 4)
     cache_prompt(blocks, 1, 2, 3)
     cache_prompt(blocks, 7, 7)
@@ -162,11 +162,11 @@ def test_a_source_makes_room_last() -> None:
     copies = blocks.allocate(other)
 
     assert copies is not None and len(copies) == 1
-    assert sequence_is_known(blocks, [1, 2, 3, 4]) == 3
+    assert num_reused_tokens(blocks, [1, 2, 3, 4]) == 3
 
 
-def sequence_is_known(blocks: BlockManager, token_ids: list[int]) -> int:
-    """How many of the tokens would be reused."""
+def num_reused_tokens(blocks: BlockManager, token_ids: list[int]) -> int:
+    """Return the number of tokens that would be reused."""
     probe = sequence_of(token_ids, name="probe")
     assert blocks.allocate(probe) is not None
     num_known = probe.num_computed
@@ -183,19 +183,19 @@ def held_twice(blocks: BlockManager, held: Sequence) -> list[Sequence]:
     return [held]
 
 
-def shared_wrongly(blocks: BlockManager, held: Sequence) -> list[Sequence]:
+def shared_incorrectly(blocks: BlockManager, held: Sequence) -> list[Sequence]:
     other = sequence_of([7], name="two")
     other.block_table = held.block_table[:1]
     return [held, other]
 
 
-def taken_from_the_free(blocks: BlockManager, held: Sequence) -> list[Sequence]:
+def free_block_in_use(blocks: BlockManager, held: Sequence) -> list[Sequence]:
     held.block_table.append(next(b for b in range(4) if b not in held.block_table))
     return [held]
 
 
-@pytest.mark.parametrize("damage", [leaked, held_twice, shared_wrongly, taken_from_the_free])
-def test_check_finds_what_is_wrong(damage: Callable[[BlockManager, Sequence], list[Sequence]]) -> None:
+@pytest.mark.parametrize("damage", [leaked, held_twice, shared_incorrectly, free_block_in_use])
+def test_check_detects_inconsistencies(damage: Callable[[BlockManager, Sequence], list[Sequence]]) -> None:
     blocks = BlockManager(4, 2)
     held = sequence_of([1, 2, 3])
     blocks.allocate(held)

@@ -1,4 +1,4 @@
-"""A request that fails ends alone: the outputs of the others do not change, and nothing of it is cached."""
+"""Tests that a failing request does not affect other requests and that nothing of it is cached."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Outputs = dict[str, list[StepOutput]]
 
 
 @pytest.fixture
-def neighbours() -> dict[str, Prompt]:
+def neighbors() -> dict[str, Prompt]:
     rng = np.random.default_rng(21)
     return {name: random_prompt(rng, num_images=1) for name in "abc"}
 
 
 @pytest.fixture
-def answers(
-    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, neighbours: dict[str, Prompt]
+def expected_outputs(
+    make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, neighbors: dict[str, Prompt]
 ) -> dict[str, list[int]]:
-    """What the neighbours say when nothing goes wrong."""
-    return {name: run(make_engine(), [make_sequence(each)])["one"] for name, each in neighbours.items()}
+    """The outputs of the neighbors if no request fails."""
+    return {name: run(make_engine(), [make_sequence(each)])["one"] for name, each in neighbors.items()}
 
 
 def drain(engine: Engine) -> Outputs:
-    """All outputs until all sequences have ended."""
+    """Run the engine until all sequences have finished and return the outputs."""
     outputs: Outputs = {}
     while engine.num_sequences:
         for output in engine.step():
@@ -49,55 +49,55 @@ def tokens(outputs: Outputs, *names: str) -> dict[str, list[int | None]]:
 
 
 @contextmanager
-def poisoned(model: Llava, word: int) -> Iterator[None]:
-    """A bad row among the weights: what sees this word is not a number."""
+def poisoned(model: Llava, token_id: int) -> Iterator[None]:
+    """Replace one row of the embedding by NaN, so that a sequence with this token gets NaN logits."""
     weight = model.language_model.embed_tokens.weight
-    healthy = weight[word].clone()
-    weight[word] = torch.nan
+    healthy = weight[token_id].clone()
+    weight[token_id] = torch.nan
     try:
         yield
     finally:
-        weight[word] = healthy
+        weight[token_id] = healthy
 
 
-def test_an_answer_that_breaks_in_its_middle_keeps_what_was_said_and_the_neighbours_go_on(
+def test_a_sequence_that_fails_midway_does_not_affect_other_sequences(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
     model: Llava,
-    neighbours: dict[str, Prompt],
-    answers: dict[str, list[int]],
+    neighbors: dict[str, Prompt],
+    expected_outputs: dict[str, list[int]],
 ) -> None:
     rng = np.random.default_rng(22)
-    used = {token_id for answer in answers.values() for token_id in answer}
-    used |= {token_id for each in neighbours.values() for token_id in each.token_ids}
-    while True:  # a prompt whose output has a token in its middle that no other sequence uses
+    used = {token_id for output_ids in expected_outputs.values() for token_id in output_ids}
+    used |= {token_id for each in neighbors.values() for token_id in each.token_ids}
+    while True:  # find a prompt with an output token that no other sequence uses
         prompt = random_prompt(rng, num_images=1)
         whole = run(make_engine(), [make_sequence(prompt)])["one"]
-        word = whole[len(whole) // 2]
-        if word not in used | set(prompt.token_ids) and len(whole) > 4:
+        token_id = whole[len(whole) // 2]
+        if token_id not in used | set(prompt.token_ids) and len(whole) > 4:
             break
     engine = make_engine(num_blocks=128)
-    for name, each in {"broken": prompt, **neighbours}.items():
+    for name, each in {"broken": prompt, **neighbors}.items():
         engine.add(make_sequence(each, seq_id=name))
 
-    with poisoned(model, word):
+    with poisoned(model, token_id):
         outputs = drain(engine)
 
     *before, last = outputs["broken"]
-    assert [output.token_id for output in before] == whole[: whole.index(word) + 1]
+    assert [output.token_id for output in before] == whole[: whole.index(token_id) + 1]
     assert last.error is not None
-    assert last.error.message == f"the model's output at token {len(before)} is not a number"
-    assert tokens(outputs, *neighbours) == answers
-    assert run(engine, [make_sequence(prompt)])["one"] == whole  # healed, and nothing bad was kept
+    assert last.error.message == f"The model produced NaN or infinity after {len(before)} output tokens."
+    assert tokens(outputs, *neighbors) == expected_outputs
+    assert run(engine, [make_sequence(prompt)])["one"] == whole  # weights restored, no NaN cached
 
 
-def test_a_picture_gone_bad_breaks_its_own_request_and_is_looked_at_anew_for_the_next(
+def test_corrupt_image_features_fail_one_request_and_are_recomputed_for_the_next(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
-    neighbours: dict[str, Prompt],
-    answers: dict[str, list[int]],
+    neighbors: dict[str, Prompt],
+    expected_outputs: dict[str, list[int]],
 ) -> None:
     prompt = random_prompt(np.random.default_rng(23), num_images=1)
     whole = run(make_engine(), [make_sequence(prompt)])["one"]
@@ -105,39 +105,39 @@ def test_a_picture_gone_bad_breaks_its_own_request_and_is_looked_at_anew_for_the
     cache = engine._runner.encoder_cache
     width = engine._runner.model.config.text_config.hidden_size
     cache.put(("", prompt.digests[0]), torch.full((4, width), torch.nan))
-    for name, each in {"broken": prompt, **neighbours}.items():
+    for name, each in {"broken": prompt, **neighbors}.items():
         engine.add(make_sequence(each, seq_id=name))
 
     outputs = drain(engine)
 
     assert [output.error is None for output in outputs["broken"]] == [False]
-    assert tokens(outputs, *neighbours) == answers
+    assert tokens(outputs, *neighbors) == expected_outputs
     assert run(engine, [make_sequence(prompt)])["one"] == whole
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"logit_bias": ((5, float("nan")),)}, "logit_bias of token 5 is nan"),
+        ({"logit_bias": ((5, float("nan")),)}, "logit_bias for token 5 is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"pixels": [bytes(7)]}, "7 bytes for 4 tokens"),
     ],
-    ids=["NaN bias", "infinite temperature", "broken picture"],
+    ids=["NaN bias", "infinite temperature", "broken image"],
 )
-def test_what_is_refused_at_the_door_disturbs_nobody_inside(
+def test_a_rejected_sequence_does_not_affect_running_ones(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
-    neighbours: dict[str, Prompt],
-    answers: dict[str, list[int]],
+    neighbors: dict[str, Prompt],
+    expected_outputs: dict[str, list[int]],
     change: dict[str, Any],
     message: str,
 ) -> None:
     engine = make_engine(num_blocks=128)
-    for name, each in neighbours.items():
+    for name, each in neighbors.items():
         engine.add(make_sequence(each, seq_id=name))
     early = [output for _ in range(3) for output in engine.step()]
     pixels = change.pop("pixels", None)
-    bad = make_sequence(neighbours["a"], seq_id="bad", **change)
+    bad = make_sequence(neighbors["a"], seq_id="bad", **change)
     bad.pixels = pixels or bad.pixels
 
     with pytest.raises(SequenceRejected, match=message):
@@ -145,23 +145,23 @@ def test_what_is_refused_at_the_door_disturbs_nobody_inside(
 
     outputs = drain(engine)
     assert "bad" not in outputs
-    for name, answer in answers.items():
+    for name, output_ids in expected_outputs.items():
         first = [output.token_id for output in early if output.seq_id == name]
-        assert first + tokens(outputs, name)[name] == answer
+        assert first + tokens(outputs, name)[name] == output_ids
 
 
-def test_twins_of_a_request_that_breaks_are_answered_once_the_cause_is_gone(
+def test_a_duplicate_of_a_failed_sequence_reuses_nothing_of_it(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, model: Llava
 ) -> None:
-    """The twin waits for what the first computes; of that nothing may reach it."""
-    word = 121
-    prompt = Prompt([1, 5, word, *range(40, 60)])
+    """The duplicate waits for the prefix that the first one computes, but must not reuse its blocks."""
+    token_id = 121
+    prompt = Prompt([1, 5, token_id, *range(40, 60)])
     whole = run(make_engine(), [make_sequence(prompt, seq_id="second")])
     engine = make_engine(block_size=4, max_batch_tokens=64)
     engine.add(make_sequence(prompt, seq_id="first"))
     engine.add(make_sequence(prompt, seq_id="second"))
 
-    with poisoned(model, word):
+    with poisoned(model, token_id):
         (output,) = engine.step()
     assert (output.seq_id, output.error is None) == ("first", False)
 

@@ -1,4 +1,4 @@
-"""The encoder cache is bounded in bytes, evicts the least recently used image and separates tenants."""
+"""Tests of the encoder cache: its size limit, LRU eviction and the separation of tenants."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def fill(cache: EncoderCache, *digests: str) -> None:
         cache.put(("tenant", digest), FEATURES)
 
 
-def test_the_least_recently_used_picture_makes_room() -> None:
+def test_the_least_recently_used_image_is_evicted() -> None:
     cache = EncoderCache(2 * FEATURES.nbytes)
     fill(cache, "a", "b")
     cache.get(("tenant", "a"))
@@ -28,7 +28,7 @@ def test_the_least_recently_used_picture_makes_room() -> None:
     assert cache.num_bytes == 2 * FEATURES.nbytes
 
 
-def test_a_picture_larger_than_the_store_evicts_nobody() -> None:
+def test_an_image_larger_than_the_cache_evicts_nothing() -> None:
     cache = EncoderCache(2 * FEATURES.nbytes)
     fill(cache, "a")
 
@@ -37,7 +37,7 @@ def test_a_picture_larger_than_the_store_evicts_nobody() -> None:
     assert cached(cache, "a", "large") == [True, False]
 
 
-def test_a_store_of_no_bytes_keeps_nothing() -> None:
+def test_a_cache_of_zero_bytes_stores_nothing() -> None:
     cache = EncoderCache(0)
     fill(cache, "a")
 
@@ -45,7 +45,7 @@ def test_a_store_of_no_bytes_keeps_nothing() -> None:
     assert cache.num_bytes == 0
 
 
-def test_tenants_do_not_see_each_others_pictures() -> None:
+def test_tenants_do_not_share_images() -> None:
     cache = EncoderCache(1000)
     fill(cache, "a")
 
@@ -53,7 +53,7 @@ def test_tenants_do_not_see_each_others_pictures() -> None:
     assert (cache.num_hits, cache.num_misses) == (0, 1)
 
 
-def test_putting_twice_and_dropping_keep_the_count_of_bytes_right() -> None:
+def test_the_byte_count_is_correct_after_repeated_puts_and_drops() -> None:
     cache = EncoderCache(1000)
     fill(cache, "a", "a", "b")
     assert cache.num_bytes == 2 * FEATURES.nbytes

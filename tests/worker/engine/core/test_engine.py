@@ -1,4 +1,4 @@
-"""The life of a sequence in the engine."""
+"""Tests of the lifecycle of a sequence in the engine."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def prompt() -> Prompt:
 
 
 def final_of(engine: Engine) -> StepOutput:
-    """Step until one sequence ends."""
+    """Step until a sequence finishes and return its final output."""
     while True:
         for output in engine.step():
             if output.is_final:
                 return output
 
 
-def test_an_answer_ends_after_max_new_tokens(
+def test_a_sequence_finishes_after_max_new_tokens(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
     engine = make_engine(eos_ids=frozenset())
@@ -44,7 +44,7 @@ def test_an_answer_ends_after_max_new_tokens(
     assert engine.num_sequences == 0
 
 
-def test_an_answer_ends_with_the_end_of_sequence_token(
+def test_a_sequence_finishes_at_the_end_of_sequence_token(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt
 ) -> None:
     tokens = run(make_engine(eos_ids=frozenset()), [make_sequence(prompt)])["one"]
@@ -58,7 +58,7 @@ def test_an_answer_ends_with_the_end_of_sequence_token(
     assert engine.stats().num_generated_tokens_total == tokens.index(eos) + 1
 
 
-def test_the_end_of_sequence_token_is_a_word_like_others_when_told_so(
+def test_ignore_eos_continues_after_the_end_of_sequence_token(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt
 ) -> None:
     tokens = run(make_engine(eos_ids=frozenset()), [make_sequence(prompt)])["one"]
@@ -67,19 +67,19 @@ def test_the_end_of_sequence_token_is_a_word_like_others_when_told_so(
     assert run(engine, [make_sequence(prompt, ignore_eos=True)])["one"] == tokens
 
 
-def test_an_answer_ends_where_the_context_does(
+def test_a_sequence_finishes_at_the_end_of_the_context(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt
 ) -> None:
     num_prompt = len(prompt.token_ids)
     engine = make_engine(eos_ids=frozenset(), context_length=num_prompt + 5)
 
-    answer = run(engine, [make_sequence(prompt, max_new_tokens=100)])["one"]
+    output_ids = run(engine, [make_sequence(prompt, max_new_tokens=100)])["one"]
 
-    assert len(answer) == 5
+    assert len(output_ids) == 5
 
 
 @pytest.mark.parametrize(("output_ids", "finish"), [([5, 6, 2], "stop"), ([5, 6, 7], "length")])
-def test_a_continued_answer_that_was_complete_only_ends(
+def test_a_resumed_output_that_is_complete_finishes_without_a_token(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     prompt: Prompt,
@@ -94,7 +94,7 @@ def test_a_continued_answer_that_was_complete_only_ends(
     assert engine.num_sequences == 0
 
 
-def test_an_aborted_sequence_is_gone_at_once(
+def test_an_aborted_sequence_is_removed_immediately(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
     engine = make_engine()
@@ -110,7 +110,7 @@ def test_an_aborted_sequence_is_gone_at_once(
     engine.check()
 
 
-def test_aborting_in_the_queue_or_twice_or_nobody_is_no_error(
+def test_aborting_waiting_aborted_or_unknown_sequences_is_not_an_error(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
     engine = make_engine(max_num_sequences=1)
@@ -118,14 +118,14 @@ def test_aborting_in_the_queue_or_twice_or_nobody_is_no_error(
     engine.add(make_sequence(prompt, seq_id="two"))
     engine.step()
 
-    for seq_id in ("two", "two", "nobody"):
+    for seq_id in ("two", "two", "unknown"):
         engine.abort(seq_id)
 
     assert engine.num_sequences == 1
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_a_sequence_that_breaks_ends_alone(
+def test_a_failing_sequence_does_not_affect_the_batch(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
@@ -136,7 +136,7 @@ def test_a_sequence_that_breaks_ends_alone(
     rng = np.random.default_rng(8)
     others = [random_prompt(rng, num_images=1) for _ in range(3)]
     expected = [run(make_engine(), [make_sequence(other)])["one"] for other in others]
-    poison = 120  # a word that random prompts do not use
+    poison = 120  # a token that random prompts do not contain
     broken = Prompt([1, 5, poison, 9, 9, 9, 9, 9])
     healthy = model.language_model.embed_tokens.weight[poison].clone()
     model.language_model.embed_tokens.weight[poison] = torch.nan
@@ -145,26 +145,26 @@ def test_a_sequence_that_breaks_ends_alone(
         engine.add(make_sequence(broken, seq_id="broken"))
         for index, other in enumerate(others):
             engine.add(make_sequence(other, seq_id=str(index)))
-        answers: dict[str, list[StepOutput]] = {}
+        outputs: dict[str, list[StepOutput]] = {}
         while engine.num_sequences:
             for output in engine.step():
-                answers.setdefault(output.seq_id, []).append(output)
+                outputs.setdefault(output.seq_id, []).append(output)
             engine.check()
     finally:
         model.language_model.embed_tokens.weight[poison] = healthy
 
-    assert [output.error and output.error.message for output in answers["broken"]] == [
-        "the model's output at token 0 is not a number"
+    assert [output.error and output.error.message for output in outputs["broken"]] == [
+        "The model produced NaN or infinity after 0 output tokens."
     ]
-    for index, answer in enumerate(expected):
-        assert [output.token_id for output in answers[str(index)]] == answer
+    for index, output_ids in enumerate(expected):
+        assert [output.token_id for output in outputs[str(index)]] == output_ids
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
 
-    # What it computed is not remembered: healed, the prompt is answered as by an engine that never broke.
+    # Nothing that it computed is cached: with restored weights, the output is the same as in a new engine.
     assert run(engine, [make_sequence(broken)]) == run(make_engine(), [make_sequence(broken)])
 
 
-def test_a_picture_seen_before_is_not_encoded_again(
+def test_a_cached_image_is_not_encoded_again(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt
 ) -> None:
     engine = make_engine()
@@ -175,7 +175,7 @@ def test_a_picture_seen_before_is_not_encoded_again(
     assert engine.stats().num_encoded_images_total == 1
 
 
-def test_a_prompt_seen_before_is_computed_but_for_its_end(
+def test_only_the_last_token_of_a_cached_prompt_is_computed(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt
 ) -> None:
     num_prompt = len(prompt.token_ids)
@@ -192,22 +192,22 @@ def test_a_prompt_seen_before_is_computed_but_for_its_end(
     assert num_computed_tokens(engine) == 2 * num_prompt - num_shared
 
 
-def test_a_second_turn_recomputes_nothing_of_the_first(
+def test_a_second_turn_reuses_everything_computed_in_the_first(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt
 ) -> None:
     engine = make_engine(eos_ids=frozenset())
-    answer = run(engine, [make_sequence(prompt)])["one"]
-    first_turn = prompt.token_ids + answer
+    output_ids = run(engine, [make_sequence(prompt)])["one"]
+    first_turn = prompt.token_ids + output_ids
     second = Prompt([*first_turn, 5, 6, 7, 8, 9], prompt.image_starts, prompt.pixels)
 
     engine.add(make_sequence(second))
     output = final_of(engine)
 
-    assert output.num_cached_tokens == len(first_turn) - 1  # the last token was said but never computed
+    assert output.num_cached_tokens == len(first_turn) - 1  # the last token was sampled but not computed
     assert engine.stats().num_encoded_images_total == 1
 
 
-def test_tenants_share_neither_prompts_nor_pictures(
+def test_tenants_share_neither_prompts_nor_images(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt
 ) -> None:
     engine = make_engine()
@@ -218,7 +218,7 @@ def test_tenants_share_neither_prompts_nor_pictures(
     assert engine.stats().num_encoded_images_total == 2
 
 
-def test_a_different_picture_in_the_same_place_is_not_taken_for_the_first(
+def test_a_different_image_at_the_same_position_is_not_a_cache_hit(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt
 ) -> None:
     engine = make_engine()
@@ -229,8 +229,8 @@ def test_a_different_picture_in_the_same_place_is_not_taken_for_the_first(
     assert run(engine, [make_sequence(other)]) == expected
 
 
-def test_a_context_larger_than_the_cache_is_refused(make_engine: MakeEngine) -> None:
-    with pytest.raises(ValueError, match="context of 41 tokens does not fit a KV cache of 40"):
+def test_a_context_larger_than_the_kv_cache_is_rejected(make_engine: MakeEngine) -> None:
+    with pytest.raises(ValueError, match="context of 41 tokens does not fit in a KV cache of 40"):
         make_engine(num_blocks=10, block_size=4, context_length=41)
 
 
@@ -241,7 +241,7 @@ def rejection_of(engine: Engine, sequence: Sequence) -> SequenceRejected:
     return caught.value
 
 
-def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(
+def test_a_prompt_that_fills_the_context_is_rejected(
     make_engine: MakeEngine, make_sequence: MakeSequence
 ) -> None:
     rejected = rejection_of(make_engine(context_length=20), make_sequence(Prompt([1] * 20)))
@@ -250,7 +250,7 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(
     assert "20 tokens" in rejected.error.message
 
 
-def test_the_longest_prompt_that_fits_is_answered(
+def test_the_longest_prompt_that_fits_is_served(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run
 ) -> None:
     engine = make_engine(num_blocks=5, eos_ids=frozenset())
@@ -260,18 +260,18 @@ def test_the_longest_prompt_that_fits_is_answered(
 
 UNUSABLE: list[tuple[dict[str, Any], str]] = [
     ({"prompt_ids": []}, "empty"),
-    ({"prompt_ids": [1, 128, 127, 127, 127, 127]}, "outside of the vocabulary of 128"),
-    ({"output_ids": [-1]}, "outside of the vocabulary"),
+    ({"prompt_ids": [1, 128, 127, 127, 127, 127]}, "outside the vocabulary, which has 128 tokens"),
+    ({"output_ids": [-1]}, "outside the vocabulary"),
     ({"max_new_tokens": -1}, "max_new_tokens is -1"),
-    ({"pixels": []}, "1 pictures in the prompt, but 0 given"),
+    ({"pixels": []}, "The prompt contains 1 images, but pixels for 0 were sent"),
     ({"pixels": [bytes(28 * 28 * 3 - 1)]}, "2351 bytes for 4 tokens"),
     ({"pixels": [bytes(2 * 28 * 28 * 3)]}, "4704 bytes for 4 tokens"),
-    ({"images": [ImageSpan(4, 4, "d")]}, r"stands at \[4, 8\)"),
+    ({"images": [ImageSpan(4, 4, "d")]}, r"is at tokens \[4, 8\)"),
     ({"images": [ImageSpan(2, 3, "d")]}, "for 3 tokens"),
 ]
 
 
-def test_what_would_break_a_step_is_rejected(make_engine: MakeEngine) -> None:
+def test_a_sequence_that_would_break_a_step_is_rejected(make_engine: MakeEngine) -> None:
     fields: dict[str, Any] = {
         "prompt_ids": [1, 5, 127, 127, 127, 127],
         "images": [ImageSpan(2, 4, "d")],
@@ -287,7 +287,7 @@ def test_what_would_break_a_step_is_rejected(make_engine: MakeEngine) -> None:
         assert re.search(message, rejected.error.message), change
 
 
-def test_two_sequences_of_one_name_are_refused(
+def test_a_second_sequence_with_the_same_id_is_rejected(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
     engine = make_engine()

@@ -1,4 +1,4 @@
-"""An output is the same alone, in a batch, in chunks, preempted and continued, and equals transformers'."""
+"""Tests that outputs equal transformers', also in batches, in chunks, after preemption and when resumed."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def draw_prompts(seed: int, count: int) -> list[Prompt]:
     return [random_prompt(rng, num_images=index % 4) for index in range(count)]
 
 
-def test_greedy_answers_equal_those_of_transformers(
+def test_greedy_outputs_equal_those_of_transformers(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, reference: Reference
 ) -> None:
     prompts = draw_prompts(1, 16)
     sequences = [make_sequence(prompt, seq_id=str(i)) for i, prompt in enumerate(prompts)]
 
-    answers = run(make_engine(num_blocks=256, max_num_sequences=16, max_batch_tokens=40), sequences)
+    outputs = run(make_engine(num_blocks=256, max_num_sequences=16, max_batch_tokens=40), sequences)
 
     for index, prompt in enumerate(prompts):
-        assert answers[str(index)] == reference_output(reference, prompt, 12)
+        assert outputs[str(index)] == reference_output(reference, prompt, 12)
 
 
 @pytest.fixture(scope="module")
 def workload(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run) -> Workload:
-    """Prompts, half of them sampled, and each one's answer when it is alone in a roomy engine."""
+    """Prompts, half of them with random sampling, and the output of each one alone in a large engine."""
     prompts = draw_prompts(2, 12)
     options: list[dict[str, Any]] = [
         {"temperature": 0.9, "top_p": 0.95, "seed": index} if index % 2 else {}
@@ -65,7 +65,7 @@ def workload(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run) -> 
     ],
     ids=str,
 )
-def test_answers_do_not_depend_on_company_or_room(
+def test_outputs_do_not_depend_on_the_batch_or_the_cache_size(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
@@ -78,12 +78,12 @@ def test_answers_do_not_depend_on_company_or_room(
         for index, (prompt, option) in enumerate(zip(prompts, sampling, strict=True))
     ]
 
-    answers = run(make_engine(**options), sequences)
+    outputs = run(make_engine(**options), sequences)
 
-    assert [answers[str(index)] for index in range(len(prompts))] == alone
+    assert [outputs[str(index)] for index in range(len(prompts))] == alone
 
 
-def test_a_small_cache_does_preempt(
+def test_a_small_kv_cache_causes_preemptions(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, workload: Workload
 ) -> None:
     engine = make_engine(num_blocks=26)
@@ -96,24 +96,24 @@ def test_a_small_cache_does_preempt(
 
 
 @pytest.mark.parametrize("cut", [1, 5, 19])
-def test_a_continued_answer_equals_the_unbroken_one(
+def test_a_resumed_output_equals_the_uninterrupted_one(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, workload: Workload, cut: int
 ) -> None:
     prompts, sampling, alone = workload
     sequences = [
-        make_sequence(prompt, seq_id=str(index), output_ids=answer[:cut], max_new_tokens=LENGTH, **option)
-        for index, (prompt, option, answer) in enumerate(zip(prompts, sampling, alone, strict=True))
+        make_sequence(prompt, seq_id=str(index), output_ids=output_ids[:cut], max_new_tokens=LENGTH, **option)
+        for index, (prompt, option, output_ids) in enumerate(zip(prompts, sampling, alone, strict=True))
     ]
 
-    answers = run(make_engine(num_blocks=100), sequences)
+    outputs = run(make_engine(num_blocks=100), sequences)
 
-    assert [answers[str(index)] for index in range(len(prompts))] == alone
+    assert [outputs[str(index)] for index in range(len(prompts))] == alone
 
 
-def test_random_traffic_keeps_every_answer_and_every_block(
+def test_random_traffic_changes_no_output_and_loses_no_block(
     make_engine: MakeEngine, make_sequence: MakeSequence, workload: Workload, pytestconfig: pytest.Config
 ) -> None:
-    """Arrivals at any time, repeated prompts, aborts, tenants, any shape of cache and budget."""
+    """Covers random arrivals, repeated prompts, aborts, tenants, and cache and budget sizes."""
 
     def run_workload(seed: int) -> None:
         prompts, sampling, alone = workload

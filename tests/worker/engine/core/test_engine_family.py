@@ -1,4 +1,4 @@
-"""The rest of the family through the engine: image grids, windows, other towers; chunked and cached."""
+"""Tests of other LLaVA models in the engine: image grids, sliding windows and other vision towers."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def next_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Referenc
 
 
 @pytest.mark.parametrize("options", [LLAVA_NEXT_MISTRAL, LLAVA_INTERLEAVE], ids=["1.6", "interleave"])
-def test_answers_equal_those_of_transformers_cached_or_not(
+def test_outputs_equal_those_of_transformers_with_and_without_cache_hits(
     tmp_path: Path, make_sequence: MakeSequence, run: Run, options: dict[str, Any]
 ) -> None:
     reference = write_checkpoint(tmp_path, **options)
-    colours = {"image_mean": MEAN.flatten().tolist(), "image_std": STD.flatten().tolist()}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(colours))
+    colors = {"image_mean": MEAN.flatten().tolist(), "image_std": STD.flatten().tolist()}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(colors))
     engine, info = build_engine(
         EngineConfig(
             tmp_path,
@@ -65,7 +65,7 @@ def test_answers_equal_those_of_transformers_cached_or_not(
     assert engine.stats().num_encoded_images_total == 6
 
 
-def test_the_same_tiles_of_another_size_are_another_picture(
+def test_equal_tiles_with_different_image_sizes_are_different_images(
     next_model: tuple[Path, Reference], make_sequence: MakeSequence, run: Run
 ) -> None:
     folder, reference = next_model
@@ -74,7 +74,7 @@ def test_the_same_tiles_of_another_size_are_another_picture(
     prompt = random_prompt(np.random.default_rng(5), num_images=1, layout=layout)
     sizes = [(56, 28), (56, 20)]
     assert len({layout.plan(*size).num_tiles for size in sizes}) == 1
-    answers = []
+    are_equal = []
     for size in sizes:
         plan = layout.plan(*size)
         start, length = prompt.image_starts[0], prompt.lengths[0]
@@ -83,14 +83,14 @@ def test_the_same_tiles_of_another_size_are_another_picture(
         changed = type(prompt)(
             token_ids, [start], [tile.repeat(plan.num_tiles, axis=0)], [plan.num_tokens], [size]
         )
-        answers.append(
+        are_equal.append(
             run(engine, [make_sequence(changed)])["one"] == reference_output(reference, changed, 12)
         )
 
-    assert answers == [True, True]
+    assert are_equal == [True, True]
 
 
-def test_a_picture_with_low_detail_is_its_base_view_alone(
+def test_a_low_detail_image_has_only_the_base_view(
     next_model: tuple[Path, Reference], make_sequence: MakeSequence, run: Run
 ) -> None:
     engine, _ = build_engine(EngineConfig(next_model[0], precision="fp32", device="cpu", block_size=8))
@@ -111,7 +111,7 @@ def test_a_picture_with_low_detail_is_its_base_view_alone(
     assert torch.equal(base, whole[:num_low])
 
 
-def test_a_picture_whose_span_does_not_fit_its_size_is_refused(
+def test_an_image_span_that_does_not_match_its_size_is_rejected(
     next_model: tuple[Path, Reference], make_sequence: MakeSequence
 ) -> None:
     engine, _ = build_engine(EngineConfig(next_model[0], precision="fp32", device="cpu"))

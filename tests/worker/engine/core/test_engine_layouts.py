@@ -1,4 +1,4 @@
-"""A checkpoint in every layout of its class: the engine's logits are the same, bit for bit."""
+"""Tests that all checkpoint layouts of a model give bitwise identical logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ComputeLogits = Callable[..., Logits]
 
 @pytest.fixture
 def logits_of(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run) -> ComputeLogits:
-    """Every logit of a run over the checkpoint in a folder, whose tower may be in another."""
+    """Return a function that computes all logits of a run with the checkpoint in a folder."""
 
     def compute(folder: Path, prompts: list[Prompt], tower: Path | None = None) -> Logits:
         engine = make_engine(over=load_recording(folder, tower), runner=RecordingRunner, num_blocks=400)
@@ -43,7 +43,7 @@ def assert_same(one: Logits, other: Logits) -> None:
 
 
 @pytest.mark.parametrize("name", IN_BOTH)
-def test_both_layouts_give_the_same_logits_both_ways(
+def test_both_checkpoint_layouts_give_the_same_logits(
     tmp_path: Path, logits_of: ComputeLogits, name: str
 ) -> None:
     member = make_member(name, 1, tmp_path)
@@ -60,10 +60,10 @@ def test_both_layouts_give_the_same_logits_both_ways(
     assert_same(logits_of(write_hf(whole, tmp_path / "back", like=member.folder), prompts), expected)
 
 
-def test_the_first_llava_is_the_same_with_and_without_its_tower_inside(
+def test_llava_v1_gives_the_same_logits_with_a_separate_vision_tower(
     tmp_path: Path, logits_of: ComputeLogits
 ) -> None:
-    """It has one layout: llava-hf's has no place for its projector."""
+    """LLaVA v1 has only the original layout, because the llava-hf layout does not support its projector."""
     member = make_member("v1, linear projector", 1, tmp_path)
     rng = np.random.default_rng(2)
     prompts = [random_prompt(rng, num_images=count, layout=member.image_layout) for count in (0, 1, 2)]
@@ -77,7 +77,7 @@ def test_the_first_llava_is_the_same_with_and_without_its_tower_inside(
 @pytest.mark.parametrize(
     "part", ["mm_projector", "vision_tower.vision_model.embeddings.patch", "layers.0.mlp.up", "lm_head"]
 )
-def test_another_tensor_gives_other_logits(tmp_path: Path, logits_of: ComputeLogits, part: str) -> None:
+def test_a_changed_tensor_changes_the_logits(tmp_path: Path, logits_of: ComputeLogits, part: str) -> None:
     member = make_member("1.6, vicuna", 1, tmp_path)
     prompts = [random_prompt(np.random.default_rng(3), num_images=1, layout=member.image_layout)]
     whole = write_original(member.folder, tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""The engine's statistics are those of the steps that a recording runner sees."""
+"""Tests that the engine's statistics match the steps recorded by the model runner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LENGTH = 12
 
 
 class RecordingRunner(ModelRunner):
-    """Records the sequences and positions that went through the model in each step."""
+    """Records the sequences and positions computed in each step."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -48,7 +48,7 @@ def prompts() -> list[Prompt]:
 
 
 @pytest.mark.parametrize(("num_blocks", "is_preempting"), [(200, False), (26, True)])
-def test_steps_sequences_and_tokens_are_those_that_went_through_the_model(
+def test_counters_match_the_computed_steps_sequences_and_tokens(
     make_recording: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
@@ -78,17 +78,17 @@ def test_steps_sequences_and_tokens_are_those_that_went_through_the_model(
     assert stats.num_decode_tokens_total == len(positions) - sum(positions)
     assert stats.num_generated_tokens_total == LENGTH * len(prompts)
     assert (stats.num_preemptions_total > 0) is is_preempting
-    # Without preemption nothing is computed twice, and an answer's last token never is.
+    # Without preemption, nothing is computed twice, and the last token of an output is never computed.
     assert (stats.num_prefill_tokens_total > sum(lengths.values())) is is_preempting
     assert (stats.num_decode_tokens_total > (LENGTH - 1) * len(prompts)) is is_preempting
     assert stats.num_draft_tokens_total == stats.num_accepted_tokens_total == 0
 
 
-def test_a_picture_counts_once_however_many_steps_it_takes(
+def test_an_image_that_takes_several_steps_counts_once(
     make_recording: MakeEngine, make_sequence: MakeSequence, run: Run
 ) -> None:
     prompt = random_prompt(np.random.default_rng(6), num_images=1)
-    engine = make_recording(max_num_sequences=2, max_batch_tokens=3)  # a picture takes four tokens
+    engine = make_recording(max_num_sequences=2, max_batch_tokens=3)  # an image has four tokens
     run(engine, [make_sequence(prompt)])
     stats = engine.stats()
     assert (stats.num_image_cache_hits_total, stats.num_image_cache_misses_total) == (0, 1)
@@ -100,7 +100,7 @@ def test_a_picture_counts_once_however_many_steps_it_takes(
     assert stats.image_cache_bytes > 0
 
 
-def test_image_prompts_that_had_to_go_are_counted_and_their_bytes_are_not(
+def test_evicted_images_are_counted_and_their_bytes_subtracted(
     make_recording: MakeEngine, make_sequence: MakeSequence, run: Run
 ) -> None:
     rng = np.random.default_rng(6)
@@ -117,13 +117,13 @@ def test_image_prompts_that_had_to_go_are_counted_and_their_bytes_are_not(
     assert stats.image_cache_bytes == 2 * size
 
 
-def test_time_is_told_by_phase_and_no_moment_counts_twice(
+def test_phase_times_do_not_overlap(
     make_recording: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
 ) -> None:
     engine = make_recording()
-    words = [prompt for prompt in prompts if not prompt.pixels]
+    text_prompts = [prompt for prompt in prompts if not prompt.pixels]
     began = time.perf_counter()
-    run(engine, [make_sequence(words[0])])
+    run(engine, [make_sequence(text_prompts[0])])
     stats = engine.stats()
     assert stats.encode_s_total == 0
     run(engine, [make_sequence(random_prompt(np.random.default_rng(6), num_images=1))])

@@ -1,4 +1,4 @@
-"""A step out of memory is split in halves; a sequence that does not fit alone fails alone."""
+"""Tests of out-of-memory handling: steps are split in halves until a single sequence fails."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def prompts() -> dict[str, Prompt]:
 
 
 @pytest.mark.parametrize("max_sequences", [1, 2, 3])
-def test_answers_are_those_of_a_device_with_room(
+def test_splitting_steps_does_not_change_the_outputs(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
@@ -42,7 +42,7 @@ def test_answers_are_those_of_a_device_with_room(
     assert runner.num_failures > 0
 
 
-def test_who_does_not_fit_alone_fails_alone_with_a_sentence_and_in_the_log(
+def test_a_sequence_that_does_not_fit_alone_fails_with_a_message_and_a_log_entry(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
@@ -62,14 +62,12 @@ def test_who_does_not_fit_alone_fails_alone_with_a_sentence_and_in_the_log(
     assert {name: [output.token_id for output in outputs[name]] for name in others} == expected
     (failure,) = outputs["c"]
     assert failure.error is not None
-    assert (
-        failure.error.message == "the worker's memory is too short for it: try again later, or ask for less"
-    )
+    assert failure.error.message.startswith("The worker ran out of memory for this request. Retry later")
     assert failure.error.code is ErrorCode.INSUFFICIENT_MEMORY
-    assert "seq_id=c: a step of it alone finds no memory: CUDA out of memory" in caplog.text
+    assert "seq_id=c: out of memory in a step with only this sequence: CUDA out of memory" in caplog.text
 
 
-def test_pictures_already_encoded_are_given_up_for_it(
+def test_cached_images_are_evicted_when_a_step_runs_out_of_memory(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: dict[str, Prompt]
 ) -> None:
     engine = make_engine(runner=small_runner(1), num_blocks=128)
@@ -78,10 +76,10 @@ def test_pictures_already_encoded_are_given_up_for_it(
     assert engine.stats().num_image_cache_evictions_total > 0
 
 
-def test_what_was_not_computed_is_shared_with_nobody(
+def test_blocks_of_a_failed_step_are_not_shared(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: dict[str, Prompt]
 ) -> None:
-    """The same prompt comes again once there is memory: nothing of the failed step is taken for computed."""
+    """If the same prompt is added again, it reuses nothing of the failed step."""
     runner = small_runner(never="first")
     engine = make_engine(runner=runner)
     engine.add(make_sequence(prompts["b"], seq_id="first"))
@@ -96,10 +94,10 @@ def test_what_was_not_computed_is_shared_with_nobody(
     assert again == run(make_engine(), [make_sequence(prompts["b"])])["one"]
 
 
-def test_another_failure_of_the_device_is_not_taken_for_a_shortage(
+def test_other_device_errors_are_not_handled_as_out_of_memory(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompts: dict[str, Prompt]
 ) -> None:
-    """Nobody knows what state the engine is in: its worker ends, and its jobs move."""
+    """The state of the engine is unknown, so the worker must exit and its jobs are resumed elsewhere."""
 
     class BrokenRunner(ModelRunner):
         def _compute(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What was computed once is reused to the token by those who may, and is not computed twice at a time."""
+"""Tests of prefix caching: prefixes are reused up to the last matching token and not computed twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llava_worker.engine.core.block_manager import BlockCopy, BlockManager
 from tests.worker.engine.core.sequences import cache_prompt, compute, sequence_of
 
 
-def test_a_known_prompt_is_reused_up_to_its_last_token() -> None:
+def test_a_cached_prompt_is_reused_up_to_its_last_token() -> None:
     blocks = BlockManager(10, 2)
     first = sequence_of([1, 2, 3, 4])
     blocks.allocate(first)
@@ -33,13 +33,13 @@ def test_a_known_prompt_is_reused_up_to_its_last_token() -> None:
         (sequence_of([1, 2, 3, 4, 5, 6], scope="other"), 0),
         (sequence_of([1, 2, 3, 4, 5, 6, 7]), 6),
     ],
-    ids=["fourth token", "a short one", "first token", "scope", "only what was computed"],
+    ids=["fourth token", "short prompt", "first token", "scope", "computed tokens only"],
 )
-def test_a_prompt_is_reused_up_to_where_it_differs(other: Sequence, num_shared: int) -> None:
+def test_a_prompt_is_reused_up_to_the_first_difference(other: Sequence, num_shared: int) -> None:
     blocks = BlockManager(10, 4)
     first = sequence_of([1, 2, 3, 4, 5, 6, 7, 8])
     blocks.allocate(first)
-    first.num_computed = 6  # the end of a chunk, in the middle of a block that nobody may share as it is
+    first.num_computed = 6  # a chunk ends within a block, which cannot be shared without copying
     blocks.cache_full_blocks(first)
 
     blocks.allocate(other)
@@ -49,7 +49,7 @@ def test_a_prompt_is_reused_up_to_where_it_differs(other: Sequence, num_shared: 
 
 
 @pytest.mark.parametrize(("digest", "num_shared"), [("p", 4), ("q", 2), ("", 2)])
-def test_a_copy_may_end_within_a_picture_if_it_is_the_same(digest: str, num_shared: int) -> None:
+def test_a_copy_can_end_within_an_image_if_the_images_are_equal(digest: str, num_shared: int) -> None:
     blocks = BlockManager(10, 8)
     first = sequence_of([1, 2, 7, 7, 7, 5], digest="p")
     blocks.allocate(first)
@@ -62,7 +62,7 @@ def test_a_copy_may_end_within_a_picture_if_it_is_the_same(digest: str, num_shar
     assert other.num_computed == num_shared
 
 
-def test_the_middle_of_a_picture_is_not_taken_for_its_beginning() -> None:
+def test_image_tokens_match_only_at_the_same_position_in_the_image() -> None:
     blocks = BlockManager(10, 2)
     first = sequence_of([1, 2, 7, 7, 7, 5], digest="p")
     blocks.allocate(first)
@@ -75,13 +75,13 @@ def test_the_middle_of_a_picture_is_not_taken_for_its_beginning() -> None:
     assert shifted.num_computed == 1
 
 
-def test_the_unfilled_end_of_an_answer_is_remembered() -> None:
+def test_the_partial_last_block_of_an_output_is_cached() -> None:
     blocks = BlockManager(10, 4)
     first = sequence_of([1, 2, 3])
     blocks.allocate(first)
     first.output_ids += [4, 5, 6, 7]
     blocks.append_slots(first)
-    first.num_computed = 6  # the last token was said but never computed
+    first.num_computed = 6  # the last token was sampled but not computed
     blocks.cache_full_blocks(first)
     blocks.free(first)
     second = sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9])
@@ -91,7 +91,7 @@ def test_the_unfilled_end_of_an_answer_is_remembered() -> None:
     assert second.num_computed == 6
 
 
-def test_the_longest_of_many_ends_is_found() -> None:
+def test_the_longest_match_of_many_is_found() -> None:
     blocks = BlockManager(20, 8)
     for end in ([5], [3, 5], [3, 4], [3, 4, 1, 1], [3, 4, 9, 1], [9]):
         cache_prompt(blocks, 1, *end)
@@ -102,7 +102,7 @@ def test_the_longest_of_many_ends_is_found() -> None:
     assert other.num_computed == 3
 
 
-def test_a_sequence_waits_for_what_another_is_about_to_compute() -> None:
+def test_a_sequence_waits_for_a_prefix_that_another_is_about_to_compute() -> None:
     blocks = BlockManager(20, 4)
     first = sequence_of([1, 2, 3, 4, 5, 6, 7, 8])
     blocks.allocate(first)
@@ -120,11 +120,11 @@ def test_a_sequence_waits_for_what_another_is_about_to_compute() -> None:
 
     first.num_computed = 4
     blocks.cache_full_blocks(first)
-    assert not blocks.is_prefix_pending(duplicate)  # a token more would be in vain: not worth a step
+    assert not blocks.is_prefix_pending(duplicate)  # one more token is not worth waiting a step
 
 
-def test_who_knows_half_a_block_already_waits_for_what_comes_after_it() -> None:
-    """As where all prompts begin with the same sentence, and some of them go on with the same picture."""
+def test_a_sequence_with_a_partial_match_waits_for_the_following_tokens() -> None:
+    """For example, all prompts begin with the same sentence, and some continue with the same image."""
     blocks = BlockManager(20, 4)
     earlier = sequence_of([1, 2, 3, 4, 5, 6, 50])
     blocks.allocate(earlier)
@@ -136,12 +136,12 @@ def test_who_knows_half_a_block_already_waits_for_what_comes_after_it() -> None:
     assert first.num_computed == 6
 
     assert blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
-    assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 60, 61]))  # one token too few
+    assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 60, 61]))  # one too few
     first.num_computed = 10
     assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60]))
 
 
-def test_nobody_waits_for_who_went_away() -> None:
+def test_no_sequence_waits_for_a_removed_one() -> None:
     blocks = BlockManager(20, 4)
     first, duplicate = sequence_of([1, 2, 3, 4, 5]), sequence_of([1, 2, 3, 4, 6])
     blocks.allocate(first)
@@ -152,8 +152,8 @@ def test_nobody_waits_for_who_went_away() -> None:
     assert not blocks.is_prefix_pending(duplicate)
 
 
-def test_nobody_waits_for_what_is_computed_but_in_doubt() -> None:
-    """It is forgotten, so it will not come."""
+def test_no_sequence_waits_for_invalidated_blocks() -> None:
+    """Invalidated blocks are dropped, so they will not become available."""
     blocks = BlockManager(20, 4)
     first, broken = (sequence_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) for _ in range(2))
     blocks.allocate(first)
@@ -168,7 +168,7 @@ def test_nobody_waits_for_what_is_computed_but_in_doubt() -> None:
     assert not blocks.is_prefix_pending(sequence_of([1, 2, 3, 4, 5]))
 
 
-def test_of_a_sequence_in_doubt_not_even_its_last_rows_are_reused() -> None:
+def test_the_partial_block_of_an_invalidated_sequence_is_not_reused() -> None:
     blocks = BlockManager(20, 4)
     broken, again = (sequence_of([1, 2, 3, 4, 5, 6, 7]) for _ in range(2))
     blocks.allocate(broken)
@@ -176,13 +176,13 @@ def test_of_a_sequence_in_doubt_not_even_its_last_rows_are_reused() -> None:
 
     blocks.invalidate(broken)
     blocks.free(broken)
-    cache_prompt(blocks, 1, 2, 3, 4)  # sound again, so what follows it could be found
+    cache_prompt(blocks, 1, 2, 3, 4)  # the prefix is valid again, so blocks after it could be found
 
     blocks.allocate(again)
     assert again.num_computed == 4
 
 
-def test_nothing_is_shared_where_sharing_is_off() -> None:
+def test_nothing_is_shared_if_prefix_caching_is_disabled() -> None:
     blocks = BlockManager(10, 2, is_sharing=False)
     for name in "ab":
         sequence = sequence_of([1, 2, 3, 4, 5], name=name)

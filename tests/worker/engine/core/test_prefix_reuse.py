@@ -1,4 +1,4 @@
-"""What sharing spares, counted: prompts, pictures and first turns are computed once for those who may."""
+"""Tests that count the tokens and images computed with prefix caching."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def image_prompt() -> Prompt:
 
 
 def prompts_with_suffixes(prompt: Prompt, count: int) -> list[Prompt]:
-    """The same images, and 1 to 9 words of their own."""
+    """Return prompts with the same images and different suffixes of 1 to 9 tokens."""
     rng = np.random.default_rng(4)
     ends = [[50 + number, *rng.integers(3, 100, number % 9).tolist()] for number in range(count)]
     return [Prompt(prompt.token_ids + end, prompt.image_starts, prompt.pixels) for end in ends]
@@ -40,7 +40,7 @@ def computed_by(engine: Engine, sequences: list[Sequence], run: Run) -> int:
 
 
 @pytest.mark.parametrize("num_known", [0, 1, 4, 6])
-def test_sixteen_prompts_with_suffixes_one_picture_look_at_it_once(
+def test_sixteen_prompts_with_a_common_image_prefix_compute_it_once(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, image_prompt: Prompt, num_known: int
 ) -> None:
     sentence = [1, 30, 31, 32, 33, 34, 35]
@@ -59,7 +59,7 @@ def test_sixteen_prompts_with_suffixes_one_picture_look_at_it_once(
     assert engine.stats().num_encoded_images_total == 2
 
 
-def test_one_picture_in_different_places_of_prompts_that_come_together_is_looked_at_once(
+def test_an_image_at_different_positions_of_concurrent_prompts_is_encoded_once(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run
 ) -> None:
     pixels = random_prompt(np.random.default_rng(5), num_images=1).pixels[0]
@@ -68,11 +68,11 @@ def test_one_picture_in_different_places_of_prompts_that_come_together_is_looked
 
     run(engine, [make_sequence(each, seq_id=str(i), max_new_tokens=1) for i, each in enumerate(prompts)])
 
-    assert engine.stats().num_cached_tokens_total == 0  # the prefix cache has no part in it
+    assert engine.stats().num_cached_tokens_total == 0  # no prefix cache hits
     assert engine.stats().num_encoded_images_total == 1
 
 
-def test_without_sharing_sixteen_questions_cost_sixteen_prompts(
+def test_without_prefix_caching_all_sixteen_prompts_are_computed(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, image_prompt: Prompt
 ) -> None:
     prompts = prompts_with_suffixes(image_prompt, 16)
@@ -82,7 +82,7 @@ def test_without_sharing_sixteen_questions_cost_sixteen_prompts(
     assert computed_by(engine, sequences, run) == sum(len(prompt.token_ids) for prompt in prompts)
 
 
-def test_four_answers_to_one_prompt_compute_it_once(
+def test_four_outputs_for_one_prompt_compute_it_once(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, image_prompt: Prompt
 ) -> None:
     def duplicates() -> list[Sequence]:
@@ -93,15 +93,15 @@ def test_four_answers_to_one_prompt_compute_it_once(
 
     engine = make_engine(num_blocks=256, block_size=BLOCK, max_batch_tokens=64, eos_ids=frozenset())
     apart = make_engine(num_blocks=256, is_sharing_prefixes=False, eos_ids=frozenset())
-    answers = run(engine, duplicates())
+    outputs = run(engine, duplicates())
 
     num_prompt = len(image_prompt.token_ids)
-    assert engine.stats().num_prefill_tokens_total == num_prompt + 3  # of each other its last token
-    assert answers == run(apart, duplicates())
+    assert engine.stats().num_prefill_tokens_total == num_prompt + 3  # the last token of each other one
+    assert outputs == run(apart, duplicates())
     assert apart.stats().num_prefill_tokens_total == 4 * num_prompt
 
 
-def test_a_twin_goes_on_alone_when_the_first_is_given_up_in_mid_prompt(
+def test_a_duplicate_continues_alone_if_the_first_is_aborted_during_prefill(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, image_prompt: Prompt
 ) -> None:
     alone = run(make_engine(), [make_sequence(image_prompt, seq_id="second")])
@@ -113,34 +113,34 @@ def test_a_twin_goes_on_alone_when_the_first_is_given_up_in_mid_prompt(
     assert (engine.stats().num_running, engine.stats().num_waiting) == (1, 1)
 
     engine.abort("first")
-    answers: dict[str, list[int | None]] = {"second": []}
+    outputs: dict[str, list[int | None]] = {"second": []}
     while engine.num_sequences:
         for output in engine.step():
-            answers["second"].append(output.token_id)
+            outputs["second"].append(output.token_id)
         engine.check()
 
-    assert answers == alone
-    assert second.num_cached == 8  # what the first had computed by then
+    assert outputs == alone
+    assert second.num_cached == 8  # the tokens that the first one had computed
 
 
-def test_a_second_turn_computes_only_what_is_new_in_it(
+def test_a_second_turn_computes_only_its_new_tokens(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, image_prompt: Prompt
 ) -> None:
     engine = make_engine(block_size=BLOCK, eos_ids=frozenset())
-    answer = run(engine, [make_sequence(image_prompt, max_new_tokens=10)])["one"]
+    output_ids = run(engine, [make_sequence(image_prompt, max_new_tokens=10)])["one"]
     follow_up = [5, 6, 7, 8, 9]
     second = Prompt(
-        image_prompt.token_ids + answer + follow_up, image_prompt.image_starts, image_prompt.pixels
+        image_prompt.token_ids + output_ids + follow_up, image_prompt.image_starts, image_prompt.pixels
     )
 
     num_computed = computed_by(engine, [make_sequence(second, max_new_tokens=1)], run)
 
-    assert num_computed == 1 + len(follow_up)  # the answer's last token was said, but never computed
+    assert num_computed == 1 + len(follow_up)  # the last output token was sampled but not computed
     assert engine.stats().num_encoded_images_total == 2
 
 
 @pytest.mark.parametrize(("scopes", "num_hits"), [(("a", "b"), 0), (("public", "public"), 2)])
-def test_tenants_find_nothing_of_each_other_unless_both_are_public(
+def test_tenants_share_cached_data_only_if_both_are_public(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
@@ -164,14 +164,14 @@ def test_tenants_find_nothing_of_each_other_unless_both_are_public(
 
 
 @pytest.mark.parametrize("is_int8", [False, True])
-def test_a_copy_of_rows_leaves_its_source_as_it_was(
+def test_a_copy_of_rows_does_not_change_its_source(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
     image_prompt: Prompt,
     is_int8: bool,
 ) -> None:
-    """All go on from the same unfilled block, each with words of its own."""
+    """All prompts continue from the same partial block with different tokens."""
 
     def engine_of(**options: Any) -> Engine:
         return make_engine(block_size=16, is_int8=is_int8, **options)
@@ -185,5 +185,5 @@ def test_a_copy_of_rows_leaves_its_source_as_it_was(
 
     assert [run(engine, [make_sequence(each)])["one"] for each in longer] == alone
     assert run(engine, [make_sequence(each, seq_id=str(i)) for i, each in enumerate(longer)]) == {
-        str(i): answer for i, answer in enumerate(alone)
+        str(i): output_ids for i, output_ids in enumerate(alone)
     }

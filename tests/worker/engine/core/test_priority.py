@@ -1,4 +1,4 @@
-"""Deadlines, priorities, and the latency of streams while long prompts are computed."""
+"""Tests of deadlines, priorities and the latency of streams during long prefills."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def with_deadline(sequence: Sequence, deadline_s: float) -> Sequence:
     return sequence
 
 
-def test_who_is_past_the_deadline_ends_in_the_next_step_and_nobody_else(
+def test_only_a_sequence_past_its_deadline_ends_in_the_next_step(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
 ) -> None:
     alone = run(make_engine(), [make_sequence(prompts[1], seq_id="other")])["other"]
@@ -52,7 +52,7 @@ def test_who_is_past_the_deadline_ends_in_the_next_step_and_nobody_else(
     (final,) = [output for output in outputs if output.error is not None]
     assert final.seq_id == "late" and final.error is not None
     assert final.error.code is ErrorCode.DEADLINE_EXCEEDED
-    assert f"after {num_before} tokens" in final.error.message
+    assert f"after {num_before} output tokens" in final.error.message
 
     while engine.num_sequences:
         outputs += engine.step()
@@ -60,7 +60,7 @@ def test_who_is_past_the_deadline_ends_in_the_next_step_and_nobody_else(
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
 
 
-def test_a_deadline_also_ends_who_still_waits(
+def test_a_deadline_also_ends_a_waiting_sequence(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompts: list[Prompt]
 ) -> None:
     clock = Clock()
@@ -76,7 +76,7 @@ def test_a_deadline_also_ends_who_still_waits(
     assert engine.stats().num_waiting == 0
 
 
-def test_an_answer_in_time_is_whole(
+def test_an_output_before_the_deadline_is_complete(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
 ) -> None:
     whole = run(make_engine(), [make_sequence(prompts[0])])
@@ -85,10 +85,10 @@ def test_an_answer_in_time_is_whole(
 
 
 @pytest.mark.parametrize("max_batch_tokens", [8, 16, 64])
-def test_between_two_tokens_of_a_stream_no_more_is_computed_than_a_step_may(
+def test_at_most_one_token_budget_is_computed_between_two_tokens_of_a_stream(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompts: list[Prompt], max_batch_tokens: int
 ) -> None:
-    """Whatever long prompts with pictures arrive meanwhile."""
+    """This also holds when long prompts with images arrive."""
     engine = make_engine(num_blocks=512, max_batch_tokens=max_batch_tokens, eos_ids=frozenset())
     for index, prompt in enumerate(prompts):
         engine.add(make_sequence(prompt, seq_id=str(index), max_new_tokens=60))
@@ -99,14 +99,14 @@ def test_between_two_tokens_of_a_stream_no_more_is_computed_than_a_step_may(
     assert len(long.token_ids) > 64
 
     engine.add(make_sequence(long, seq_id="long", max_new_tokens=1))
-    is_answered, num_steps = False, 0
-    while not is_answered:
+    is_finished, num_steps = False, 0
+    while not is_finished:
         before = num_computed_tokens(engine)
         seq_ids = {output.seq_id for output in engine.step()}
         num_steps += 1
         assert streams <= seq_ids
         assert num_computed_tokens(engine) - before <= max_batch_tokens
-        is_answered = "long" in seq_ids
+        is_finished = "long" in seq_ids
     assert num_steps >= len(long.token_ids) / max_batch_tokens
 
 
@@ -122,10 +122,10 @@ def steps_to_first_and_end(engine: Engine, seq_id: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("num_blocks", [512, 48])
-def test_the_more_urgent_takes_no_more_than_twice_the_steps_in_a_flood(
+def test_a_high_priority_sequence_takes_at_most_twice_the_steps_under_load(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt], num_blocks: int
 ) -> None:
-    """Whether places are short or blocks; and who makes way has its own answer all the same."""
+    """Slots or blocks are scarce. Preempted sequences still have the same outputs."""
     rng = np.random.default_rng(13)
     flood = [random_prompt(rng, num_images=1) for _ in range(10)]
     options: dict[str, Any] = {"num_blocks": num_blocks, "max_num_sequences": 4, "eos_ids": frozenset()}
@@ -143,21 +143,21 @@ def test_the_more_urgent_takes_no_more_than_twice_the_steps_in_a_flood(
     first_alone, end_alone = steps_to_first_and_end(alone, "urgent")
 
     engine = make_engine(**options)
-    answers: dict[str, list[int | None]] = {}
+    output_ids: dict[str, list[int | None]] = {}
     for sequence in flooding():
         engine.add(sequence)
-        answers[sequence.seq_id] = []
+        output_ids[sequence.seq_id] = []
     for _ in range(5):
         outputs = engine.step()
         for output in outputs:
-            answers[output.seq_id].append(output.token_id)
+            output_ids[output.seq_id].append(output.token_id)
     engine.add(urgent())
-    answers["urgent"] = []
+    output_ids["urgent"] = []
     first = count = 0
     while engine.num_sequences:
         count += 1
         for output in engine.step():
-            answers[output.seq_id].append(output.token_id)
+            output_ids[output.seq_id].append(output.token_id)
             if output.seq_id == "urgent":
                 first, end = first or count, count
         engine.check()
@@ -165,5 +165,5 @@ def test_the_more_urgent_takes_no_more_than_twice_the_steps_in_a_flood(
     assert first <= 2 * first_alone
     assert end <= 2 * end_alone
     assert engine.stats().num_preemptions_total > 0
-    del answers["urgent"]
-    assert answers == plain
+    del output_ids["urgent"]
+    assert output_ids == plain

@@ -1,4 +1,4 @@
-"""Random workloads: no sequence and no block is lost, and every output is the one of the request alone."""
+"""Random workloads: no sequence or block is lost, and each output equals that of the request on its own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.worker.engine.seeds import for_each_seed
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_a_workload_without_tensors_keeps_every_token_and_every_block(
+def test_a_workload_without_tensors_changes_no_token_and_loses_no_block(
     pytestconfig: pytest.Config, is_async: bool
 ) -> None:
     def run_workload(seed: int) -> None:
@@ -69,7 +69,7 @@ def test_a_workload_without_tensors_keeps_every_token_and_every_block(
 
 @pytest.fixture(scope="module")
 def micro(tmp_path_factory: pytest.TempPathFactory) -> Llava:
-    """One layer of 16, and a tower of two by two patches."""
+    """A model with one layer of hidden size 16 and a vision tower with two by two patches."""
     folder: Path = tmp_path_factory.mktemp("micro")
     text = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -83,7 +83,7 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Llava:
 
 @pytest.fixture(scope="module")
 def alone(micro: Llava, make_engine: MakeEngine) -> dict[Request, list[int]]:
-    """Requests, and the output of each in an engine of its own that shares nothing."""
+    """Requests and their outputs, each computed in a separate engine without prefix caching."""
     outputs = {}
     for request in make_requests(random.Random(0), 24):
         engine = make_engine(
@@ -95,7 +95,7 @@ def alone(micro: Llava, make_engine: MakeEngine) -> dict[Request, list[int]]:
     return outputs
 
 
-def test_a_workload_of_a_real_model_keeps_every_token_and_every_block(
+def test_a_workload_with_a_real_model_changes_no_token_and_loses_no_block(
     micro: Llava,
     alone: dict[Request, list[int]],
     make_engine: MakeEngine,

@@ -1,4 +1,4 @@
-"""Who gets which tokens of a step."""
+"""Tests of the scheduler: which tokens of which sequences are computed in a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llava_worker.engine.core.scheduler import Scheduler
 
 
 class Bench:
-    """A scheduler with a pretended model: every due sequence gets token 7."""
+    """A scheduler with a fake model that always samples token 7."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Bench:
         return {chunk.sequence.seq_id: (chunk.start, chunk.end) for chunk in chunks}
 
 
-def test_a_step_takes_no_more_than_its_budget() -> None:
+def test_a_step_computes_no_more_than_its_token_budget() -> None:
     bench = Bench()
     for name in "abc":
         bench.add(name, 7)
@@ -74,7 +74,7 @@ def test_a_running_stream_gets_its_token_in_every_step_of_a_long_prompt() -> Non
     assert [step["long"] for step in steps] == [(n, n + 9) for n in range(0, 45, 9)]
 
 
-def test_no_more_run_than_allowed_and_the_next_comes_when_one_goes() -> None:
+def test_a_waiting_sequence_is_admitted_when_a_slot_becomes_free() -> None:
     bench = Bench(max_num_sequences=2)
     first, _, _ = bench.add("a", 2), bench.add("b", 2), bench.add("c", 2)
 
@@ -83,7 +83,7 @@ def test_no_more_run_than_allowed_and_the_next_comes_when_one_goes() -> None:
     assert bench.step().keys() == {"b", "c"}
 
 
-def test_a_prompt_waits_until_blocks_for_all_of_it_are_free() -> None:
+def test_a_prompt_waits_until_there_are_enough_free_blocks_for_all_of_it() -> None:
     bench = Bench(num_blocks=6)
     first = bench.add("a", 6)
     bench.add("b", 6)
@@ -94,7 +94,7 @@ def test_a_prompt_waits_until_blocks_for_all_of_it_are_free() -> None:
     assert bench.step() == {"b": (0, 6)}
 
 
-def test_nobody_overtakes_who_waits_for_room() -> None:
+def test_no_sequence_overtakes_one_that_waits_for_blocks() -> None:
     bench = Bench(num_blocks=6)
     bench.add("a", 6)
     bench.add("large", 10)
@@ -103,7 +103,7 @@ def test_nobody_overtakes_who_waits_for_room() -> None:
     assert bench.step().keys() == {"a"}
 
 
-def test_the_youngest_is_preempted_and_is_the_next_to_run_again() -> None:
+def test_the_latest_sequence_is_preempted_and_resumed_first() -> None:
     bench = Bench(num_blocks=7)
     old, young = bench.add("old", 4), bench.add("young", 4)
     late = bench.add("late", 3)
@@ -118,10 +118,10 @@ def test_the_youngest_is_preempted_and_is_the_next_to_run_again() -> None:
 
     bench.scheduler.remove(old)
     chunk = bench.step()["young"]
-    assert chunk == (0, young.num_tokens - 1)  # prompt and answer so far
+    assert chunk == (0, young.num_tokens - 1)  # prompt and output so far
 
 
-def test_the_more_urgent_is_admitted_first_and_preempted_last() -> None:
+def test_the_highest_priority_is_admitted_first_and_preempted_last() -> None:
     bench = Bench(num_blocks=7)
     bench.add("low", 4, priority=-1)
     bench.add("early", 4)
@@ -135,7 +135,7 @@ def test_the_more_urgent_is_admitted_first_and_preempted_last() -> None:
     assert [each.seq_id for each in bench.scheduler.waiting] == ["early", "late", "low"]
 
 
-def test_the_more_urgent_of_two_begun_prompts_goes_on_first() -> None:
+def test_prefill_of_the_higher_priority_sequence_continues_first() -> None:
     bench = Bench()
     bench.add("old", 15)
     bench.step()
@@ -146,7 +146,7 @@ def test_the_more_urgent_of_two_begun_prompts_goes_on_first() -> None:
     assert bench.step() == {"urgent": (20, 25), "old": (10, 15)}
 
 
-def test_the_more_urgent_takes_the_place_of_the_latest_of_the_others() -> None:
+def test_a_higher_priority_sequence_takes_the_slot_of_the_latest_one() -> None:
     bench = Bench(max_num_sequences=3)
     for name in "abc":
         bench.add(name, 2)
@@ -157,7 +157,7 @@ def test_the_more_urgent_takes_the_place_of_the_latest_of_the_others() -> None:
     assert [sequence.seq_id for sequence in bench.scheduler.waiting] == ["c"]
 
 
-def test_the_more_urgent_gets_the_blocks_of_the_others() -> None:
+def test_a_higher_priority_sequence_takes_the_blocks_of_the_latest_one() -> None:
     bench = Bench(num_blocks=12, max_batch_tokens=20)
     for name in "abc":
         bench.add(name, 5)
@@ -169,7 +169,7 @@ def test_the_more_urgent_gets_the_blocks_of_the_others() -> None:
     assert step.keys() == {"a", "b", "urgent"}
 
 
-def test_an_equal_takes_nobodys_place() -> None:
+def test_a_sequence_of_equal_priority_preempts_no_other() -> None:
     bench = Bench(max_num_sequences=2)
     for name in "abc":
         bench.add(name, 2)
@@ -179,7 +179,7 @@ def test_an_equal_takes_nobodys_place() -> None:
     assert bench.scheduler.num_preemptions == 0
 
 
-def test_the_more_urgent_goes_before_prompts_that_are_begun() -> None:
+def test_a_higher_priority_sequence_is_scheduled_before_partial_prompts() -> None:
     bench = Bench()
     bench.add("long", 50)
     bench.step()
@@ -188,28 +188,28 @@ def test_the_more_urgent_goes_before_prompts_that_are_begun() -> None:
     assert bench.step() == {"urgent": (0, 8), "long": (10, 12)}
 
 
-def test_who_arrives_while_another_computes_the_same_waits_and_lets_others_pass() -> None:
+def test_a_sequence_that_waits_for_a_shared_prefix_can_be_overtaken() -> None:
     bench = Bench(is_sharing=True)
     bench.add("first", 8)
-    bench.add("twin", 9)
+    bench.add("duplicate", 9)
     bench.add("other", 2, token_id=2)
 
     assert bench.step() == {"first": (0, 8), "other": (0, 2)}
-    assert bench.step() == {"first": (8, 9), "other": (2, 3), "twin": (8, 9)}
+    assert bench.step() == {"first": (8, 9), "other": (2, 3), "duplicate": (8, 9)}
 
 
-def test_who_waits_for_another_goes_on_alone_when_that_one_is_gone() -> None:
+def test_a_sequence_that_waits_for_a_prefix_continues_if_the_other_is_removed() -> None:
     bench = Bench(is_sharing=True)
     first = bench.add("first", 20)
-    bench.add("twin", 20)
+    bench.add("duplicate", 20)
     assert bench.step() == {"first": (0, 10)}
 
     bench.scheduler.remove(first)
 
-    assert bench.step() == {"twin": (10, 20)}
+    assert bench.step() == {"duplicate": (10, 20)}
 
 
-def test_a_sequence_that_fills_the_cache_alone_gets_there() -> None:
+def test_a_sequence_can_fill_the_whole_kv_cache() -> None:
     bench = Bench(num_blocks=4)
     bench.add("a", 3)
     bench.add("b", 3)
@@ -220,7 +220,7 @@ def test_a_sequence_that_fills_the_cache_alone_gets_there() -> None:
     assert [sequence.seq_id for sequence in bench.scheduler.running] == ["a"]
 
 
-def test_a_picture_is_paid_for_once_and_the_next_waits_for_another_step() -> None:
+def test_an_image_uses_the_encoder_budget_once_and_the_next_one_waits() -> None:
     bench = Bench(max_batch_tokens=10)
     bench.add("a", 9, ImageSpan(1, 3, "p"), ImageSpan(5, 3, "p"))
     bench.add("b", 9, ImageSpan(0, 8, "q"))
@@ -230,7 +230,7 @@ def test_a_picture_is_paid_for_once_and_the_next_waits_for_another_step() -> Non
     assert bench.step() == {"a": (9, 10), "b": (0, 9)}
 
 
-def test_words_before_a_picture_that_must_wait_are_computed_now() -> None:
+def test_tokens_before_an_image_that_has_to_wait_are_computed() -> None:
     bench = Bench(max_batch_tokens=20)
     bench.add("a", 11, ImageSpan(1, 10, "p"))
     bench.add("b", 14, ImageSpan(2, 11, "q"))
@@ -240,7 +240,7 @@ def test_words_before_a_picture_that_must_wait_are_computed_now() -> None:
     assert bench.step() == {"a": (11, 12), "b": (2, 14)}
 
 
-def test_a_picture_larger_than_the_budget_is_still_computed() -> None:
+def test_an_image_larger_than_the_budget_is_still_computed() -> None:
     bench = Bench(max_batch_tokens=10)
     bench.add("a", 40, ImageSpan(2, 30, "p"))
 
@@ -249,7 +249,7 @@ def test_a_picture_larger_than_the_budget_is_still_computed() -> None:
     assert bench.step() == {"a": (10, 20)}
 
 
-def test_a_removed_sequence_leaves_its_blocks_at_once() -> None:
+def test_a_removed_sequence_frees_its_blocks_immediately() -> None:
     bench = Bench()
     running, waiting = bench.add("a", 6), bench.add("b", 200)
     bench.step()
@@ -261,6 +261,6 @@ def test_a_removed_sequence_leaves_its_blocks_at_once() -> None:
     assert bench.step() == {}
 
 
-def test_a_budget_that_cannot_serve_every_stream_is_refused() -> None:
+def test_a_token_budget_below_the_number_of_sequences_is_rejected() -> None:
     with pytest.raises(ValueError, match="max_batch_tokens is 3"):
         Bench(max_num_sequences=4, max_batch_tokens=3)

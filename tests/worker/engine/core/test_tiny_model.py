@@ -1,4 +1,4 @@
-"""The bundled model, through the engine and through transformers."""
+"""Tests that compare the bundled model in the engine with transformers."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def loaded() -> tuple[Engine, ModelInfo]:
     return build_engine(EngineConfig(TINY, precision="fp32", device="cpu", kv_cache_bytes=64 << 20))
 
 
-def test_sixteen_at_once_are_answered_as_transformers_answers_each(loaded: tuple[Engine, ModelInfo]) -> None:
+def test_sixteen_concurrent_outputs_equal_those_of_transformers(loaded: tuple[Engine, ModelInfo]) -> None:
     engine, info = loaded
     reference = LlavaForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32)
     reference.train(False)
     rng = np.random.default_rng(0)
     prompts = [draw_prompt(rng, info, num_images=index % 3) for index in range(16)]
-    answers: dict[str, list[int | None]] = {}
+    outputs: dict[str, list[int | None]] = {}
     for index, prompt in enumerate(prompts):
-        answers[str(index)] = []
+        outputs[str(index)] = []
         engine.add(sequence_of(prompt, str(index), info.tokens_per_tile))
     while engine.num_sequences:
         for output in engine.step():
-            answers[output.seq_id].append(output.token_id)
+            outputs[output.seq_id].append(output.token_id)
 
     for index, prompt in enumerate(prompts):
-        assert answers[str(index)] == reference_output(reference, prompt, NUM_TOKENS)
+        assert outputs[str(index)] == reference_output(reference, prompt, NUM_TOKENS)

@@ -1,6 +1,6 @@
-"""Random workloads for an engine, made from a seed, and a run that checks the engine's guarantees.
+"""Random workloads for an engine, generated from a seed, and a run that checks the engine's guarantees.
 
-Nothing here depends on the engine's model: `Expected` gives the output of each request when it runs alone.
+The workloads do not depend on the model: `Expected` returns the output of a request that runs alone.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from tests.worker.sampling_params import greedy
 IMAGE_TOKEN = 127
 NUM_IMAGE_TOKENS = 4
 MAX_OUTPUT = 12
-MAX_STEPS = 3000  # far beyond what any of these workloads takes: a sequence waits forever
+MAX_STEPS = 3000  # far more than any workload needs; if it is exceeded, a sequence waits forever
 IMAGES = [bytes(random.Random(number).randbytes(28 * 28 * 3)) for number in range(3)]
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt with its images, each one of ``IMAGES``."""
+    """A prompt with images from ``IMAGES`` and its sampling parameters."""
 
     prompt_ids: tuple[int, ...]
-    images: tuple[tuple[int, int], ...]  # (start, which)
+    images: tuple[tuple[int, int], ...]  # (start, index in IMAGES)
     sampling: SamplingParams
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request that arrives before step ``at``. It continues an output of ``num_known`` tokens.
+    """A request that arrives before step ``at`` and resumes an output of ``num_known`` tokens.
 
-    The model fails at output token ``breaks_at``, if the output gets that long.
+    The model fails at output token ``breaks_at`` if the output reaches it.
     """
 
     at: int
@@ -76,33 +76,33 @@ Expected = Callable[[Arrival], list[int]]
 
 
 def make_requests(rng: random.Random, count: int) -> list[Request]:
-    """Common prefixes with images in them, and different suffixes."""
+    """Generate requests with common prefixes that contain images, and different suffixes."""
     prefixes = [_prefix(rng) for _ in range(3)]
     requests = []
     for number in range(count):
-        words, images = rng.choice(prefixes)
-        words, images = list(words), list(images)
-        if rng.random() < 0.3:  # another image or none in the same place
+        token_ids, images = rng.choice(prefixes)
+        token_ids, images = list(token_ids), list(images)
+        if rng.random() < 0.3:  # different images at the same positions
             images = [(start, rng.randrange(len(IMAGES))) for start, _ in images]
-        words += rng.choices(range(3, 8), k=rng.randint(1, 8))
+        token_ids += rng.choices(range(3, 8), k=rng.randint(1, 8))
         sampling = greedy(temperature=0.9, seed=number) if rng.random() < 0.4 else greedy()
-        requests.append(Request(tuple(words), tuple(images), sampling))
+        requests.append(Request(tuple(token_ids), tuple(images), sampling))
     return requests
 
 
 def _prefix(rng: random.Random) -> tuple[list[int], list[tuple[int, int]]]:
-    words, images = [1], []
+    token_ids, images = [1], []
     for _ in range(rng.randint(0, 2)):
-        words += rng.choices(range(3, 6), k=rng.randint(0, 6))
-        images.append((len(words), rng.randrange(len(IMAGES))))
-        words += [IMAGE_TOKEN] * NUM_IMAGE_TOKENS
-    return words + rng.choices(range(3, 6), k=rng.randint(0, 6)), images
+        token_ids += rng.choices(range(3, 6), k=rng.randint(0, 6))
+        images.append((len(token_ids), rng.randrange(len(IMAGES))))
+        token_ids += [IMAGE_TOKEN] * NUM_IMAGE_TOKENS
+    return token_ids + rng.choices(range(3, 6), k=rng.randint(0, 6)), images
 
 
 def make_arrivals(
     rng: random.Random, requests: Items[Request], count: int, *, can_break: bool = False
 ) -> list[Arrival]:
-    """Bursts and pauses, duplicates, tenants, priorities and deadlines, some that are aborted."""
+    """Generate arrivals with bursts, pauses, duplicates, tenants, priorities, deadlines and aborts."""
     arrivals: list[Arrival] = []
     at = 0
     while len(arrivals) < count:
@@ -128,7 +128,7 @@ def make_arrivals(
 
 
 def make_shape(rng: random.Random, requests: Items[Request]) -> dict[str, int]:
-    """Blocks, slots and budget: from just enough for the longest request to enough for several."""
+    """Draw the engine's size, from just enough for the longest request to enough for several."""
     longest = max(len(request.prompt_ids) for request in requests) + MAX_OUTPUT + 1
     block_size = rng.choice([1, 2, 3, 4, 5, 8, 16])
     num_tokens = int(longest * rng.choice([1, 1.2, 1.6, 3, 6]))
@@ -143,7 +143,7 @@ def make_shape(rng: random.Random, requests: Items[Request]) -> dict[str, int]:
 
 @dataclass
 class Results:
-    """The outputs of the arrivals, by seq_id."""
+    """The outputs of the arrivals by sequence ID."""
 
     output_ids: dict[str, list[int]] = field(default_factory=dict)
     finals: dict[str, StepOutput] = field(default_factory=dict)
@@ -157,7 +157,7 @@ class Results:
 
 
 class Traffic:
-    """One workload and the clock of its deadlines, which counts steps."""
+    """A workload and the clock for its deadlines, which counts steps."""
 
     def __init__(self, arrivals: Items[Arrival], expected: Expected) -> None:
         self.step = 0
@@ -168,7 +168,7 @@ class Traffic:
         return float(self.step)
 
     def run(self, engine: Engine, *, max_batch_tokens: int) -> None:
-        """Run until all have ended. Raises AssertionError or BlockAccountingError."""
+        """Run until all sequences have ended. Raises AssertionError or BlockAccountingError."""
         results, aborted, num_computed = Results(), set[str](), 0
         while self.step <= self._arrivals[-1].at or engine.num_sequences:
             assert self.step < MAX_STEPS, "a sequence waits forever"
@@ -195,7 +195,9 @@ class Traffic:
         for arrival in self._arrivals:
             output_ids, expected = results.output_ids[arrival.seq_id], self._expected[arrival.seq_id]
             final = results.finals.get(arrival.seq_id)
-            assert output_ids == expected[: len(output_ids)], f"{arrival.seq_id} has other tokens than alone"
+            assert output_ids == expected[: len(output_ids)], (
+                f"{arrival.seq_id} differs from its output alone"
+            )
             if arrival.seq_id in aborted:
                 assert final is None
             elif final is not None and final.error and final.error.code is ErrorCode.DEADLINE_EXCEEDED:
@@ -211,13 +213,13 @@ class Traffic:
 
 
 def truncate(output_ids: Items[int], max_new_tokens: int) -> list[int]:
-    """The output up to ``max_new_tokens`` or its end token."""
+    """Return the output up to ``max_new_tokens`` or its end token."""
     kept = list(output_ids[:max_new_tokens])
     return kept[: kept.index(2) + 1] if 2 in kept else kept
 
 
 class UnreliableDrafter:
-    """Proposes the right tokens and some wrong ones."""
+    """Proposes mostly correct tokens and some wrong ones."""
 
     def __init__(self, rng: random.Random, outputs: dict[str, list[int]]) -> None:
         self._rng = rng

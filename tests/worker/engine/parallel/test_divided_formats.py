@@ -1,6 +1,6 @@
-"""Two ranks in other formats than fp32: an adapter, an int8 KV cache, bf16.
+"""Tests of two ranks with an adapter, an int8 KV cache and bf16.
 
-The output is forced to one token, so that logits can be compared to the end.
+A logit bias forces one output token, so that all logits can be compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ComputeLogits = Callable[..., torch.Tensor]
 
 @pytest.fixture
 def compute_logits(make_engine: MakeEngine, make_sequence: MakeSequence) -> ComputeLogits:
-    """Logits of a few prompts in chunks, one with images, and of their forced answers, in one tensor."""
+    """Return a function that computes the logits of a few chunked prompts, one with images, and outputs."""
     rng = np.random.default_rng(23)
     prompts = {name: random_prompt(rng, num_images=name == "a") for name in "abc"}
 
@@ -57,10 +57,10 @@ def rms(difference: torch.Tensor) -> float:
     return float(difference.square().mean().sqrt())
 
 
-def test_an_adapter_over_a_cache_in_8_bits_has_the_logits_of_one_process(
+def test_two_ranks_with_an_adapter_and_int8_cache_give_the_logits_of_one_process(
     compute_logits: ComputeLogits, tmp_path: Path
 ) -> None:
-    """A sum in another order may turn a code of the cache by one: a tenth of what 8 bits cost is allowed."""
+    """The summation order can change a quantized value by one, so 10% of the int8 error is allowed."""
     write_checkpoint(tmp_path)
     base = write_original(tmp_path, tmp_path / "base")
     adapter = write_adapter(base, tmp_path / "adapter")
@@ -70,23 +70,23 @@ def test_an_adapter_over_a_cache_in_8_bits_has_the_logits_of_one_process(
     with two_ranks(adapter, base=base, kv_cache_dtype="int8") as model:
         two = compute_logits(model, is_int8=True)
 
-    cost_of_8_bits = rms(one - compute_logits(whole))
-    assert cost_of_8_bits > 0
-    assert rms(two - one) < cost_of_8_bits / 10
-    assert rms(one - compute_logits(load(base), is_int8=True)) > 10 * cost_of_8_bits  # what the adapter does
+    int8_error = rms(one - compute_logits(whole))
+    assert int8_error > 0
+    assert rms(two - one) < int8_error / 10
+    assert rms(one - compute_logits(load(base), is_int8=True)) > 10 * int8_error  # the effect of the adapter
 
 
-def test_bf16_over_two_ranks_is_as_near_to_fp32_as_bf16_alone(
+def test_bf16_on_two_ranks_is_as_close_to_fp32_as_on_one(
     compute_logits: ComputeLogits, tmp_path: Path
 ) -> None:
-    """Each rank rounds its part of a sum, so that the last bits differ; no more than 16 bits lose anyway."""
+    """Each rank rounds its part of a sum, so the last bits differ, but by less than the bf16 error."""
     write_checkpoint(tmp_path)
     exact, one = compute_logits(load(tmp_path)), compute_logits(load(tmp_path, precision="bf16"))
 
     with two_ranks(tmp_path, precision="bf16") as model:
         two = compute_logits(model)
 
-    cost_of_16_bits = rms(one - exact)
-    assert cost_of_16_bits > 0
-    assert rms(two - exact) < 1.25 * cost_of_16_bits
-    assert rms(two - one) < cost_of_16_bits
+    bf16_error = rms(one - exact)
+    assert bf16_error > 0
+    assert rms(two - exact) < 1.25 * bf16_error
+    assert rms(two - one) < bf16_error

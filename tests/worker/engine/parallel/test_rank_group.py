@@ -1,4 +1,4 @@
-"""Ranks exit together; what cannot be divided is rejected before any rank is started."""
+"""Tests that ranks exit together and that invalid configurations are rejected before ranks are started."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def prompt() -> Prompt:
     return random_prompt(np.random.default_rng(23), num_images=0)
 
 
-def test_a_rank_that_ends_is_told_at_once_and_no_step_is_made_without_it(
+def test_the_exit_of_a_rank_is_reported_and_no_step_runs_without_it(
     ranks: TwoRanks, make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
     engine = make_engine(over=ranks.model)
@@ -47,12 +47,12 @@ def test_a_rank_that_ends_is_told_at_once_and_no_step_is_made_without_it(
     os.kill(pid, signal.SIGKILL)
     assert ranks.lost.wait(scaled(30.0))
 
-    with pytest.raises((OSError, RuntimeError)):  # the pipe is closed, or torch's connection
+    with pytest.raises((OSError, RuntimeError)):  # the pipe or torch's connection is closed
         for _ in range(3):
             engine.step()
 
 
-def test_ranks_that_are_closed_end_and_nobody_calls_that_a_loss(ranks: TwoRanks) -> None:
+def test_closing_the_ranks_is_not_reported_as_a_loss(ranks: TwoRanks) -> None:
     (pid,) = ranks.group.pids
     assert psutil.pid_exists(pid)
     ranks.group.close()
@@ -60,10 +60,10 @@ def test_ranks_that_are_closed_end_and_nobody_calls_that_a_loss(ranks: TwoRanks)
     assert not ranks.lost.is_set()
 
 
-def test_a_step_without_memory_ends_all_ranks_since_none_can_leave_it(
+def test_a_step_that_runs_out_of_memory_fails_all_ranks(
     ranks: TwoRanks, make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
-    """With one process it would be made again in halves."""
+    """With a single process, the step would be split in halves."""
     engine = make_engine(over=ranks.model)
 
     def raise_out_of_memory(x: torch.Tensor) -> torch.Tensor:
@@ -77,8 +77,8 @@ def test_a_step_without_memory_ends_all_ranks_since_none_can_leave_it(
         engine.step()
 
 
-def test_an_engine_over_two_ranks_is_loaded_by_one_call(tmp_path: Path) -> None:
-    """In a process of its own, whose exit ends the other ranks."""
+def test_an_engine_with_two_ranks_is_built_by_one_call(tmp_path: Path) -> None:
+    """The engine runs in a separate process. When it exits, the other ranks exit."""
     write_checkpoint(tmp_path)
     program = (
         "import sys, psutil\n"
@@ -86,16 +86,16 @@ def test_an_engine_over_two_ranks_is_loaded_by_one_call(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from llava_worker.engine.startup.build_engine import build_engine\n"
         "from llava_worker.engine.startup.engine_config import EngineConfig\n"
-        "answers = []\n"
+        "outputs = []\n"
         "for size in (1, 2):\n"
         "    config = EngineConfig(Path(sys.argv[1]), device='cpu', precision='fp32', num_threads=1,\n"
         "                          tensor_parallel_size=size, kv_cache_bytes=1 << 20)\n"
         "    engine, info = build_engine(config)\n"
         "    engine.add(Sequence(seq_id='a', prompt_ids=[1, 7, 5, 9], max_new_tokens=8))\n"
-        "    answers.append([])\n"
+        "    outputs.append([])\n"
         "    while engine.num_sequences:\n"
-        "        answers[-1] += [output.token_id for output in engine.step()]\n"
-        "assert answers[0] == answers[1], answers\n"
+        "        outputs[-1] += [output.token_id for output in engine.step()]\n"
+        "assert outputs[0] == outputs[1], outputs\n"
         "print(*(child.pid for child in psutil.Process().children()))\n"
     )
     ended = subprocess.run(
@@ -112,7 +112,7 @@ def error_of(folder: Path, *, precision: str = "fp32", num_ranks: int) -> str:
     return str(raised.value)
 
 
-def test_heads_that_do_not_divide_are_refused_with_what_does(tmp_path: Path) -> None:
+def test_an_invalid_number_of_ranks_is_rejected_with_the_valid_ones(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     message = error_of(tmp_path, num_ranks=3)
     assert "3 does not divide num_attention_heads 4, num_key_value_heads 2, intermediate_size 80" in message
@@ -120,7 +120,7 @@ def test_heads_that_do_not_divide_are_refused_with_what_does(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_fewer_bits_are_refused_by_name(tmp_path: Path, precision: str) -> None:
+def test_quantized_precisions_are_rejected_with_several_ranks(tmp_path: Path, precision: str) -> None:
     write_checkpoint(tmp_path)
     message = error_of(tmp_path, num_ranks=2, precision=precision)
     assert message.startswith(
@@ -128,7 +128,9 @@ def test_fewer_bits_are_refused_by_name(tmp_path: Path, precision: str) -> None:
     )
 
 
-@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are GPUs enough")
-def test_fewer_gpus_than_ranks_are_refused_with_their_number() -> None:
-    with pytest.raises(ValueError, match=r"tensor_parallel is 2, but from cuda:0 on there are [01] GPUs"):
+@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are enough GPUs")
+def test_fewer_gpus_than_ranks_are_rejected_with_their_number() -> None:
+    with pytest.raises(
+        ValueError, match=r"tensor_parallel is 2, but only [01] GPUs are available from cuda:0"
+    ):
         choose_device("cuda:0", 2)

@@ -1,4 +1,4 @@
-"""Two ranks over gloo compute what one process computes, logit by logit."""
+"""Tests that two ranks over gloo compute the same logits as one process."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.worker.checkpoints import Prompt, random_prompt, write_checkpoint
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 from tests.worker.engine.parallel.two_ranks import RecordingRunner, TwoRanks, load, logits_of
 
-TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}  # sums in another order, in fp32
+TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}  # different summation order in fp32
 
-# Grouped heads; biases everywhere, of which each must be added once; a window.
+# Grouped-query attention, biases (which must be added by one rank only), and a sliding window.
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
@@ -47,15 +47,17 @@ def prompts() -> dict[str, Prompt]:
     return {name: random_prompt(rng, num_images=name in "ac") for name in "abcde"}
 
 
-def test_every_logit_of_prompts_and_answers_is_that_of_one_process(
+def test_two_ranks_give_the_logits_of_one_process(
     folder: Path,
     ranks: TwoRanks,
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     prompts: dict[str, Prompt],
 ) -> None:
-    """Chunked prompts with and without images, decoded together, by two ranks in steps launched ahead; then
-    again, over what is shared."""
+    """Prompts with and without images are chunked and decoded in a batch; the two ranks launch steps ahead.
+
+    The second run uses cached prefixes.
+    """
 
     def sequences() -> list[Sequence]:
         return [make_sequence(prompt, seq_id=name, ignore_eos=True) for name, prompt in prompts.items()]
@@ -74,7 +76,7 @@ def test_every_logit_of_prompts_and_answers_is_that_of_one_process(
     assert engines[1].stats().num_cached_tokens_total > 0
 
 
-def test_copied_blocks_and_one_cache_after_another_are_those_of_the_other_rank_too(
+def test_block_copies_and_cache_replacements_reach_the_other_rank(
     ranks: TwoRanks,
     folder: Path,
     make_engine: MakeEngine,
@@ -82,7 +84,7 @@ def test_copied_blocks_and_one_cache_after_another_are_those_of_the_other_rank_t
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Prompts that part in the middle of a block: the other rank has to copy its rows of it as well."""
+    """The prompts differ within a block, so the other rank has to copy its rows of the block as well."""
     base = random_prompt(np.random.default_rng(5), num_images=0)
     prompts = [Prompt([*base.token_ids, *ending]) for ending in ([3, 4], [5, 6, 7], [3, 9])]
 

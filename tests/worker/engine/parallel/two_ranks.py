@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 class TwoRanks:
-    """At most one at a time: torch has one process group."""
+    """A group of two ranks. There can be only one at a time, because torch has one process group."""
 
     def __init__(
         self, folder: Path, *, precision: str = "fp32", kv_cache_dtype: str = "auto", base: Path | None = None
@@ -55,7 +55,7 @@ def load(
     precision: str = "fp32",
     base: Path | None = None,
 ) -> Llava:
-    """The first rank's share, or without ``ranks`` the whole model."""
+    """Load the shard of the first rank, or the whole model if ``ranks`` is None."""
     ranks = ranks or TensorParallel()
     config, image = read_config(folder).shard(ranks.size), read_image_config(folder)
     model = Llava(config, image, precision=choose_precision(precision, CPU), device=CPU, ranks=ranks)
@@ -64,7 +64,7 @@ def load(
 
 
 class RecordingRunner(ModelRunner):
-    """Records the logits of every step, by sequence."""
+    """Records the logits of every step by sequence."""
 
     recorded: dict[str, list[torch.Tensor]]
 
@@ -77,7 +77,7 @@ class RecordingRunner(ModelRunner):
 
 
 def logits_of(engine: Engine, sequences: list[Sequence]) -> dict[str, torch.Tensor]:
-    """The logits after each token, by sequence. The engine has a RecordingRunner."""
+    """Return the logits of each sampled token by sequence. The engine must have a RecordingRunner."""
     runner = engine._runner
     assert isinstance(runner, RecordingRunner)
     runner.recorded = {sequence.seq_id: [] for sequence in sequences}

@@ -1,4 +1,4 @@
-"""With keys and values in 8 bit an answer still does not depend on company, chunks, room or the cache."""
+"""Tests that outputs with an int8 KV cache do not depend on the batch, chunks, cache size or cache hits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.worker.checkpoints import Prompt, random_prompt
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 
-LENGTH = 16  # of an answer, in tokens
+LENGTH = 16  # output tokens
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def prompts() -> list[Prompt]:
 def alone(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
 ) -> list[list[int]]:
-    """Each prompt's answer when it has an engine of its own and goes through in one piece."""
+    """The output of each prompt alone in an engine, without chunked prefill."""
     return [
         run(
             make_engine(is_int8=True, max_batch_tokens=256),
@@ -44,7 +44,7 @@ def alone(
     ],
     ids=str,
 )
-def test_8_bit_answers_do_not_depend_on_company_or_room(
+def test_int8_outputs_do_not_depend_on_the_batch_or_the_cache_size(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
@@ -54,29 +54,29 @@ def test_8_bit_answers_do_not_depend_on_company_or_room(
 ) -> None:
     engine = make_engine(is_int8=True, **options)
 
-    for _ in range(2):  # the second time most of each prompt may be found
-        answers = run(
+    for _ in range(2):  # in the second run, most of each prompt is cached
+        outputs = run(
             engine,
             [make_sequence(p, seq_id=str(i), max_new_tokens=LENGTH) for i, p in enumerate(prompts)],
         )
-        assert [answers[str(index)] for index in range(len(prompts))] == alone
+        assert [outputs[str(index)] for index in range(len(prompts))] == alone
 
     is_sharing = options.get("is_sharing_prefixes", True)
     assert (engine.stats().num_cached_tokens_total > 0) == is_sharing
 
 
-def test_8_bit_is_not_the_exact_cache_renamed(
+def test_the_int8_cache_changes_some_tokens(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
     prompts: list[Prompt],
     alone: list[list[int]],
 ) -> None:
-    """The random model's logits lie close together: over ten answers some token must turn."""
+    """The logits of a random model are close together, so in ten outputs at least one token must change."""
     exact = [
         run(make_engine(max_batch_tokens=256), [make_sequence(prompt, max_new_tokens=LENGTH)])["one"]
         for prompt in prompts
     ]
 
     assert exact != alone
-    assert sum(ours[0] == theirs[0] for ours, theirs in zip(exact, alone, strict=True)) >= 8
+    assert sum(exact_ids[0] == int8_ids[0] for exact_ids, int8_ids in zip(exact, alone, strict=True)) >= 8

@@ -1,4 +1,4 @@
-"""The bundled model in 8 and 4 bits: its answers stay right."""
+"""Tests of the bundled model in int8 and int4."""
 
 from __future__ import annotations
 
@@ -43,10 +43,14 @@ def pixels() -> dict[str, bytes]:
     return made
 
 
-def answers(precision: str, pixels: dict[str, bytes], *, at_once: int) -> list[str]:
+def generate(precision: str, pixels: dict[str, bytes], *, max_num_sequences: int) -> list[str]:
     engine, info = build_engine(
         EngineConfig(
-            TINY, precision=precision, device="cpu", kv_cache_bytes=64 << 20, max_num_sequences=at_once
+            TINY,
+            precision=precision,
+            device="cpu",
+            kv_cache_bytes=64 << 20,
+            max_num_sequences=max_num_sequences,
         )
     )
     assert info.precision == precision
@@ -71,16 +75,18 @@ def answers(precision: str, pixels: dict[str, bytes], *, at_once: int) -> list[s
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_the_example_questions_are_answered_right(pixels: dict[str, bytes], precision: str) -> None:
-    found = answers(precision, pixels, at_once=8)
+def test_quantized_models_answer_the_example_questions_correctly(
+    pixels: dict[str, bytes], precision: str
+) -> None:
+    responses = generate(precision, pixels, max_num_sequences=8)
 
     wrong = [
-        (question["image"], question["question"], answer)
-        for question, answer in zip(QUESTIONS, found, strict=True)
-        if not is_right(question["answer"], answer)
+        (question["image"], question["question"], response)
+        for question, response in zip(QUESTIONS, responses, strict=True)
+        if not is_right(question["answer"], response)
     ]
     assert wrong == []
 
 
-def test_in_8_bits_an_answer_does_not_depend_on_who_is_answered_with_it(pixels: dict[str, bytes]) -> None:
-    assert answers("int8", pixels, at_once=1) == answers("int8", pixels, at_once=16)
+def test_int8_outputs_do_not_depend_on_the_batch(pixels: dict[str, bytes]) -> None:
+    assert generate("int8", pixels, max_num_sequences=1) == generate("int8", pixels, max_num_sequences=16)

@@ -1,4 +1,4 @@
-"""Embeddings of the bundled model are transformers' hidden states and image features."""
+"""Tests that embeddings of the bundled model equal hidden states and image features of transformers."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def mean_feature(reference: LlavaForConditionalGeneration, tile: NDArray[np.uint
     return np.asarray((mean / mean.norm()).numpy())
 
 
-def test_texts_and_pictures_at_once_beside_an_answer_are_transformers(
+def test_embeddings_computed_with_a_chat_equal_those_of_transformers(
     loaded: tuple[Engine, ModelInfo], reference: LlavaForConditionalGeneration
 ) -> None:
     engine, info = loaded
@@ -106,7 +106,7 @@ def test_texts_and_pictures_at_once_beside_an_answer_are_transformers(
     assert token_ids == reference_output(reference, chat, len(token_ids))
 
 
-def test_a_text_that_is_in_the_prefix_cache_gets_the_same_vector(loaded: tuple[Engine, ModelInfo]) -> None:
+def test_a_text_in_the_prefix_cache_gets_the_same_vector(loaded: tuple[Engine, ModelInfo]) -> None:
     engine, _ = loaded
     token_ids = [1, *range(10, 110)]
     first = collect_outputs(engine, text("first", token_ids))["first"]
@@ -115,7 +115,7 @@ def test_a_text_that_is_in_the_prefix_cache_gets_the_same_vector(loaded: tuple[E
     np.testing.assert_allclose(vector_of(again), vector_of(first), atol=1e-5)
 
 
-def test_a_text_and_a_text_that_ends_differently_have_different_vectors(
+def test_texts_with_different_endings_have_different_vectors(
     loaded: tuple[Engine, ModelInfo],
 ) -> None:
     engine, _ = loaded
@@ -123,7 +123,7 @@ def test_a_text_and_a_text_that_ends_differently_have_different_vectors(
     assert vector_of(outputs["one"]) @ vector_of(outputs["other"]) < 0.999
 
 
-def test_a_picture_that_was_seen_is_not_encoded_again(loaded: tuple[Engine, ModelInfo]) -> None:
+def test_a_cached_image_is_embedded_without_encoding(loaded: tuple[Engine, ModelInfo]) -> None:
     engine, info = loaded
     tile = random_tile(9, info)
     first = collect_outputs(engine, image("seen", tile, info))["seen"]
@@ -132,7 +132,7 @@ def test_a_picture_that_was_seen_is_not_encoded_again(loaded: tuple[Engine, Mode
     assert engine.stats().num_encoded_images_total == num_encoded
 
 
-def test_pictures_take_no_more_of_a_step_than_its_budget_and_need_no_blocks(
+def test_image_embeddings_respect_the_token_budget_and_use_no_blocks(
     loaded: tuple[Engine, ModelInfo],
 ) -> None:
     engine, info = loaded
@@ -149,7 +149,7 @@ def test_pictures_take_no_more_of_a_step_than_its_budget_and_need_no_blocks(
     assert engine.num_sequences == 0
 
 
-def test_a_picture_without_memory_for_several_is_embedded_alone(
+def test_images_are_embedded_one_by_one_after_running_out_of_memory(
     loaded: tuple[Engine, ModelInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, info = loaded
@@ -162,7 +162,7 @@ def test_a_picture_without_memory_for_several_is_embedded_alone(
     assert failed.error.code is ErrorCode.INSUFFICIENT_MEMORY and "memory" in failed.error.message
 
 
-def test_a_picture_whose_features_are_not_numbers_fails_and_is_not_remembered(
+def test_an_image_with_nan_features_fails_and_is_not_cached(
     loaded: tuple[Engine, ModelInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, info = loaded
@@ -174,11 +174,11 @@ def test_a_picture_whose_features_are_not_numbers_fails_and_is_not_remembered(
 
 
 def at_most(limit: int, embed: Embed) -> Embed:
-    """Out of memory for more than ``limit`` images."""
+    """Return a function that raises OutOfMemoryError for more than ``limit`` images."""
 
     def limited(sequences: Items[Sequence]) -> list[bytes | None]:
         if len(sequences) > limit:
-            raise torch.OutOfMemoryError("too many")
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return embed(sequences)
 
     return limited

@@ -1,7 +1,7 @@
-"""Every logit that the engine computes is transformers', for every class of the family, whatever it shares.
+"""Tests that all logits of the engine equal transformers', for every model class, with prefix caching.
 
-A run has two waves of prompts. The second repeats the longest of the first and two of its kin: one that parts
-from it at a random word, and one whose words are the same and whose pictures are others.
+A run has two waves of prompts. The second wave repeats the longest prompt of the first and adds two variants
+of it: one that differs from a random position on, and one with the same text and different images.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tests.worker.engine.logit_recorder import RecordingLlava, RecordingRunner, 
 from tests.worker.engine.seeds import for_each_seed
 from tests.worker.family import CLASSES, Member, make_member
 
-NUM_SIZES = 4  # of each class
-ANSWER = 6  # tokens
-# The reference takes an image token in an output for another image.
+NUM_SIZES = 4  # number of sizes per class
+NUM_OUTPUT_TOKENS = 6  # tokens
+# The reference would treat an image token in the output as another image.
 OPTIONS: dict[str, Any] = {
-    "max_new_tokens": ANSWER,
+    "max_new_tokens": NUM_OUTPUT_TOKENS,
     "ignore_eos": True,
     "logit_bias": ((IMAGE_TOKEN, -100.0),),
 }
@@ -38,7 +38,7 @@ TOLERANCE = 1e-4
 def member_of(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int], tuple[Member, RecordingLlava]]:
-    """A class of the family, by size; each is made and loaded when first asked for."""
+    """Return a function that creates and loads a model of one class by size number."""
 
     @cache
     def make(number: int) -> tuple[Member, RecordingLlava]:
@@ -57,13 +57,13 @@ def draw_waves(rng: np.random.Generator, member: Member) -> tuple[list[Prompt], 
 
 
 def branch(rng: np.random.Generator, prompt: Prompt) -> Prompt:
-    """The same up to a random place, which is none inside of a picture; other words from there on."""
+    """Return a prompt with the same tokens up to a random position outside images, and others after it."""
     ends = [start + length for start, length in zip(prompt.image_starts, prompt.lengths, strict=True)]
     cut = int(rng.choice([1, *prompt.image_starts, *ends, len(prompt.token_ids) - 1]))
     kept = sum(end <= cut for end in ends)
-    words = rng.integers(3, 100, int(rng.integers(1, 9))).tolist()
+    new_ids = rng.integers(3, 100, int(rng.integers(1, 9))).tolist()
     return Prompt(
-        prompt.token_ids[:cut] + words,
+        prompt.token_ids[:cut] + new_ids,
         prompt.image_starts[:kept],
         prompt.pixels[:kept],
         prompt.lengths[:kept],
@@ -72,7 +72,7 @@ def branch(rng: np.random.Generator, prompt: Prompt) -> Prompt:
 
 
 def drive(engine: Engine, sequences: list[Sequence]) -> None:
-    """The first one answers already when the others come."""
+    """Run the sequences. The first one is already decoding when the others are added."""
     engine.add(sequences[0])
     while engine.num_sequences and not sequences[0].output_ids:
         engine.step()
@@ -84,13 +84,13 @@ def drive(engine: Engine, sequences: list[Sequence]) -> None:
         engine.check()
 
 
-def test_every_logit_of_a_run_is_transformers(
+def test_every_logit_of_a_run_equals_that_of_transformers(
     member_of: Callable[[int], tuple[Member, RecordingLlava]],
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     pytestconfig: pytest.Config,
 ) -> None:
-    """In chunks, in mixed batches, over cached prefixes, and computed again where room is short."""
+    """This covers chunks, mixed batches, cached prefixes and recomputation after a preemption."""
 
     def run_workload(seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -100,14 +100,14 @@ def test_every_logit_of_a_run_is_transformers(
         longest = max(len(prompt.token_ids) for prompt in waves[0])
         block_size = int(rng.integers(1, 5))
         room = 10 * longest if is_roomy else int(rng.integers(longest, 2 * longest))
-        room += ANSWER + 9  # and as much as a kin may be longer
+        room += NUM_OUTPUT_TOKENS + 9  # the variants in the second wave can be longer
         engine = make_engine(
             over=model,
             runner=RecordingRunner,
             block_size=block_size,
             num_blocks=room // block_size + 2,
             max_num_sequences=4,
-            max_batch_tokens=int(rng.integers(4, min(longest - 1, 48))),  # all share the begin mark
+            max_batch_tokens=int(rng.integers(4, min(longest - 1, 48))),  # all prompts share the first token
             encoder_cache_bytes=int(rng.integers(0, 1 << 16)),
         )
         requests: list[tuple[Prompt, Sequence]] = []
@@ -119,7 +119,7 @@ def test_every_logit_of_a_run_is_transformers(
             requests += batch
             drive(engine, [sequence for _, sequence in batch])
 
-        assert_logits_are_the_references(member, recorder_of(engine), requests)
+        assert_logits_equal_the_reference(member, recorder_of(engine), requests)
         assert "chunked" in recorder_of(engine).kinds
         if is_roomy:
             assert "mixed" in recorder_of(engine).kinds
@@ -128,7 +128,7 @@ def test_every_logit_of_a_run_is_transformers(
     for_each_seed(pytestconfig, run_workload, num_seeds=30)
 
 
-def assert_logits_are_the_references(
+def assert_logits_equal_the_reference(
     member: Member, runner: RecordingRunner, requests: list[tuple[Prompt, Sequence]]
 ) -> None:
     expected = {}
@@ -136,10 +136,10 @@ def assert_logits_are_the_references(
         whole = dataclasses.replace(prompt, token_ids=prompt.token_ids + sequence.output_ids)
         logits = expected[sequence.seq_id] = member.logits_of(whole)
         before = logits[len(prompt.token_ids) - 1 : -1].index_fill(1, torch.tensor(IMAGE_TOKEN), -torch.inf)
-        chosen = before.gather(1, torch.tensor(sequence.output_ids)[:, None])[:, 0]
-        assert (before.amax(-1) - chosen).max() <= 2 * TOLERANCE  # greedy, but for a tie
-    ours = torch.stack([row for _, _, row in runner.computed])
-    theirs = torch.stack([expected[seq_id][at] for seq_id, at, _ in runner.computed])
-    torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
-    last_places = {(sequence.seq_id, sequence.num_tokens - 2) for _, sequence in requests}
-    assert last_places <= {(seq_id, at) for seq_id, at, _ in runner.computed}
+        sampled = before.gather(1, torch.tensor(sequence.output_ids)[:, None])[:, 0]
+        assert (before.amax(-1) - sampled).max() <= 2 * TOLERANCE  # greedy, except for ties
+    computed = torch.stack([row for _, _, row in runner.computed])
+    reference = torch.stack([expected[seq_id][at] for seq_id, at, _ in runner.computed])
+    torch.testing.assert_close(computed, reference, atol=TOLERANCE, rtol=0)
+    last_positions = {(sequence.seq_id, sequence.num_tokens - 2) for _, sequence in requests}
+    assert last_positions <= {(seq_id, at) for seq_id, at, _ in runner.computed}

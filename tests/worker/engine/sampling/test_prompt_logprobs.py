@@ -1,4 +1,4 @@
-"""A prompt's log-probabilities are transformers', each returned once, in chunks and after preemption."""
+"""Tests that prompt log-probabilities equal transformers' and are returned exactly once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Scored = Callable[..., Sequence]
 
 @pytest.fixture
 def scored(make_sequence: MakeSequence) -> Scored:
-    """A sequence with log-probabilities of its prompt."""
+    """Make sequences that request prompt log-probabilities."""
 
     def make(token_ids: list[int], name: str = "one", *, num_logprobs: int = 1, **options: Any) -> Sequence:
         sequence = make_sequence(Prompt(token_ids), seq_id=name, num_logprobs=num_logprobs, **options)
@@ -33,11 +33,11 @@ def scored(make_sequence: MakeSequence) -> Scored:
     return make
 
 
-def words(num: int, seed: int = 0) -> list[int]:
+def random_ids(num: int, seed: int = 0) -> list[int]:
     return [1, *np.random.default_rng(seed).integers(3, 100, num - 1).tolist()]
 
 
-def assert_is_the_references(
+def assert_equals_the_reference(
     reference: Reference, token_ids: list[int], output: StepOutput, num_top: int
 ) -> None:
     assert output.error is None
@@ -50,8 +50,8 @@ def assert_is_the_references(
         assert [value for _, value in found.top] == pytest.approx(best.values.tolist(), abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("max_batch_tokens", [8, 16, 512], ids=lambda num: f"{num} tokens a step")
-def test_they_are_the_log_softmax_of_transformers_logits_in_chunks_and_beside_others(
+@pytest.mark.parametrize("max_batch_tokens", [8, 16, 512], ids=lambda num: f"{num} tokens per step")
+def test_prompt_logprobs_are_the_log_softmax_of_transformers_logits(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     scored: Scored,
@@ -59,13 +59,13 @@ def test_they_are_the_log_softmax_of_transformers_logits_in_chunks_and_beside_ot
     max_batch_tokens: int,
 ) -> None:
     engine = make_engine(num_blocks=128, max_batch_tokens=max_batch_tokens)
-    prompts = {name: words(num, num) for name, num in {"a": 1, "b": 2, "c": 17, "d": 90}.items()}
+    prompts = {name: random_ids(num, num) for name, num in {"a": 1, "b": 2, "c": 17, "d": 90}.items()}
     chat = random_prompt(np.random.default_rng(3), num_images=1)
     processed: dict[str, Any] = {
         "temperature": 1.0,
         "presence_penalty": 1.5,
         "logit_bias": ((7, 50.0),),
-    }  # must not show
+    }  # must not affect log-probabilities
     sequences = [
         scored(prompt, name, num_logprobs=top, max_new_tokens=3, **processed)
         for top, (name, prompt) in zip((1, 0, 5, 2), prompts.items(), strict=True)
@@ -74,20 +74,20 @@ def test_they_are_the_log_softmax_of_transformers_logits_in_chunks_and_beside_ot
     for sequence in sequences:
         first, *rest = outputs[sequence.seq_id]
         num_top = sequence.sampling.num_logprobs or 0
-        assert_is_the_references(reference, prompts[sequence.seq_id], first, num_top)
+        assert_equals_the_reference(reference, prompts[sequence.seq_id], first, num_top)
         assert first.logprobs is not None and first.token_id is not None
         assert not any(output.prompt_logprobs for output in rest)
     assert not any(output.prompt_logprobs for output in outputs["chat"])
 
 
-def test_a_prompt_in_the_prefix_cache_is_computed_again_and_shared_after(
+def test_a_scored_prompt_is_computed_even_if_cached_and_can_be_reused(
     make_engine: MakeEngine, make_sequence: MakeSequence, scored: Scored, reference: Reference
 ) -> None:
-    token_ids = words(40)
+    token_ids = random_ids(40)
     engine = make_engine(num_blocks=128)
     collect_outputs(engine, make_sequence(Prompt(token_ids)))
     (output, *_) = collect_outputs(engine, scored(token_ids))["one"]
-    assert_is_the_references(reference, token_ids, output, 1)
+    assert_equals_the_reference(reference, token_ids, output, 1)
     assert output.num_cached_tokens == 0
 
     fresh = make_engine(num_blocks=128)
@@ -95,18 +95,18 @@ def test_a_prompt_in_the_prefix_cache_is_computed_again_and_shared_after(
     assert collect_outputs(fresh, make_sequence(Prompt(token_ids)))["one"][0].num_cached_tokens == 39
 
 
-def test_two_that_come_together_do_not_wait_for_each_other(
+def test_equal_scored_prompts_do_not_wait_for_each_other(
     make_engine: MakeEngine, scored: Scored, reference: Reference
 ) -> None:
-    token_ids = words(40)
+    token_ids = random_ids(40)
     engine = make_engine(num_blocks=128, max_batch_tokens=512)
     outputs = collect_outputs(engine, *(scored(token_ids, name, max_new_tokens=1) for name in "ab"))
     assert engine.stats().num_steps_total == 1
     for name in "ab":
-        assert_is_the_references(reference, token_ids, outputs[name][0], 1)
+        assert_equals_the_reference(reference, token_ids, outputs[name][0], 1)
 
 
-def test_one_that_is_preempted_in_mid_prompt_is_told_once(
+def test_prompt_logprobs_are_returned_once_after_a_preemption_during_prefill(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     scored: Scored,
@@ -123,38 +123,38 @@ def test_one_that_is_preempted_in_mid_prompt_is_told_once(
         return preempted
 
     monkeypatch.setattr(engine._scheduler, "_preempt_last", recording)
-    first = make_sequence(Prompt(words(4, 1)), seq_id="first", max_new_tokens=30)
-    token_ids = words(40)
+    first = make_sequence(Prompt(random_ids(4, 1)), seq_id="first", max_new_tokens=30)
+    token_ids = random_ids(40)
     outputs = collect_outputs(engine, first, scored(token_ids, "long", max_new_tokens=2))["long"]
     assert 0 < lengths[0] < 39
     assert [len(output.prompt_logprobs) for output in outputs] == [39, 0]
-    assert_is_the_references(reference, token_ids, outputs[0], 1)
+    assert_equals_the_reference(reference, token_ids, outputs[0], 1)
 
 
-def test_who_wants_no_token_hears_only_of_its_prompt(
+def test_without_output_tokens_only_prompt_logprobs_are_returned(
     make_engine: MakeEngine, scored: Scored, reference: Reference
 ) -> None:
-    token_ids = words(17)  # so that the last step looks like one that decodes
+    token_ids = random_ids(17)  # so that the last chunk has one token, like a decode step
     drafter = ScriptedDrafter({"one": [5] * 8})
     (output,) = collect_outputs(make_engine(drafter=drafter), scored(token_ids, max_new_tokens=0))["one"]
     assert (output.token_id, output.finish) == (None, "length")
     assert drafter.acceptances == []  # nothing was drafted
-    assert_is_the_references(reference, token_ids, output, 1)
+    assert_equals_the_reference(reference, token_ids, output, 1)
 
 
-def test_who_wants_neither_token_nor_prompt_does_not_go_through_the_model(
+def test_a_sequence_without_tokens_or_prompt_logprobs_is_not_computed(
     make_engine: MakeEngine, make_sequence: MakeSequence
 ) -> None:
     engine = make_engine()
-    (output,) = collect_outputs(engine, make_sequence(Prompt(words(20)), max_new_tokens=0))["one"]
+    (output,) = collect_outputs(engine, make_sequence(Prompt(random_ids(20)), max_new_tokens=0))["one"]
     assert output == StepOutput("one", finish="length")
     assert engine.stats().num_prefill_tokens_total == 0
 
 
-def test_a_continued_answer_is_not_told_its_prompt_again(
+def test_a_resumed_sequence_does_not_return_prompt_logprobs_again(
     make_engine: MakeEngine, make_sequence: MakeSequence, scored: Scored
 ) -> None:
-    token_ids = words(20)
+    token_ids = random_ids(20)
     engine = make_engine()
     collect_outputs(engine, make_sequence(Prompt(token_ids)))
     outputs = collect_outputs(engine, scored(token_ids, output_ids=[9], max_new_tokens=3))["one"]
@@ -162,11 +162,11 @@ def test_a_continued_answer_is_not_told_its_prompt_again(
     assert outputs[0].num_cached_tokens == 20
 
 
-def test_a_step_without_memory_is_made_again_and_tells_once(
+def test_prompt_logprobs_are_returned_once_if_a_step_is_repeated(
     make_engine: MakeEngine, scored: Scored, reference: Reference
 ) -> None:
-    """The runner has told of a step before it finds that there was no memory for it."""
-    prompts = {name: words(30, seed) for seed, name in enumerate("abc")}
+    """The runner has appended log-probabilities of a step before it runs out of memory."""
+    prompts = {name: random_ids(30, seed) for seed, name in enumerate("abc")}
     runner = small_runner(1)
     outputs = collect_outputs(
         make_engine(num_blocks=128, runner=runner),
@@ -174,10 +174,10 @@ def test_a_step_without_memory_is_made_again_and_tells_once(
     )
     assert runner.num_failures > 0
     for name, prompt in prompts.items():
-        assert_is_the_references(reference, prompt, outputs[name][0], 1)
+        assert_equals_the_reference(reference, prompt, outputs[name][0], 1)
 
 
-def test_logits_are_made_of_a_few_rows_at_once(
+def test_prompt_logits_are_computed_for_a_few_rows_at_a_time(
     make_engine: MakeEngine, scored: Scored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(num_blocks=128, max_batch_tokens=512)
@@ -189,22 +189,22 @@ def test_logits_are_made_of_a_few_rows_at_once(
         return logits(hidden)
 
     monkeypatch.setattr(engine._runner.model, "logits", watched)
-    token_ids = words(2 * ROWS_AT_ONCE + 11)
+    token_ids = random_ids(2 * ROWS_AT_ONCE + 11)
     (output,) = collect_outputs(engine, scored(token_ids, max_new_tokens=1))["one"]
     assert len(output.prompt_logprobs) == len(token_ids) - 1
     assert sorted(sizes) == [1, 10, ROWS_AT_ONCE, ROWS_AT_ONCE]
 
 
-def test_a_prompt_whose_logits_are_not_numbers_fails(
+def test_a_prompt_with_infinite_logits_fails(
     make_engine: MakeEngine, scored: Scored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine()
     logits = engine._runner.model.logits
 
-    def spoilt(hidden: torch.Tensor) -> torch.Tensor:
+    def infinite(hidden: torch.Tensor) -> torch.Tensor:
         return logits(hidden) * (torch.inf if len(hidden) > 1 else 1)
 
-    monkeypatch.setattr(engine._runner.model, "logits", spoilt)
-    (output,) = collect_outputs(engine, scored(words(12), max_new_tokens=1))["one"]
-    assert output.error is not None and "not a number" in output.error.message
+    monkeypatch.setattr(engine._runner.model, "logits", infinite)
+    (output,) = collect_outputs(engine, scored(random_ids(12), max_new_tokens=1))["one"]
+    assert output.error is not None and "NaN or infinity" in output.error.message
     assert output.prompt_logprobs == ()

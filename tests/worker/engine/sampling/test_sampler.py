@@ -1,4 +1,4 @@
-"""Draws follow the model's distribution and depend on nothing but logits, seed and position."""
+"""Tests that sampled tokens follow the distribution and depend only on logits, seed and position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from tests.worker.sampling_params import greedy
 
-# Chi-square's 1 - 1e-6 quantile for 7 degrees of freedom; the draws are fixed, so a pass stays a pass.
+# The 1 - 1e-6 quantile of chi-square with 7 degrees of freedom. Draws are deterministic, so results are
+# stable.
 CHI_SQUARE_LIMIT = 40.5
 NUM_DRAWS = 20_000
 
@@ -31,7 +32,7 @@ def chi_square(counts: NDArray[Any], probabilities: torch.Tensor) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def test_temperature_zero_takes_the_most_likely() -> None:
+def test_temperature_zero_samples_the_most_likely_token() -> None:
     assert frequencies(greedy(temperature=0.0))[2] == NUM_DRAWS
 
 
@@ -43,13 +44,13 @@ def test_draws_follow_the_distribution(temperature: float, seed: int) -> None:
     assert chi_square(counts, (LOGITS / temperature).softmax(-1)) < CHI_SQUARE_LIMIT
 
 
-def test_another_distribution_would_be_noticed() -> None:
+def test_a_different_distribution_is_detected() -> None:
     counts = frequencies(greedy(temperature=1.0))
 
     assert chi_square(counts, (LOGITS / 1.1).softmax(-1)) > CHI_SQUARE_LIMIT
 
 
-def test_seeds_at_one_position_are_as_random_as_positions_of_one_seed() -> None:
+def test_draws_with_different_seeds_follow_the_distribution() -> None:
     draws = [SamplingRow(greedy(temperature=1.0, seed=seed), 3) for seed in range(NUM_DRAWS)]
     token_ids = sample(LOGITS.expand(NUM_DRAWS, -1).clone(), draws)
 
@@ -58,7 +59,7 @@ def test_seeds_at_one_position_are_as_random_as_positions_of_one_seed() -> None:
 
 
 def test_top_p_keeps_the_smallest_sufficient_set() -> None:
-    probabilities = LOGITS.softmax(-1)  # of which 2 and 6 have 0.64 together, and 2, 6, 0 have 0.78
+    probabilities = LOGITS.softmax(-1)  # tokens 2 and 6 have 0.64 together; 2, 6 and 0 have 0.78
     counts = frequencies(greedy(temperature=1.0, top_p=0.7))
 
     kept = [0, 2, 6]
@@ -68,11 +69,11 @@ def test_top_p_keeps_the_smallest_sufficient_set() -> None:
 
 
 @pytest.mark.parametrize("top_p", [0.0, 1e-9, 0.3])
-def test_top_p_keeps_at_least_the_most_likely(top_p: float) -> None:
+def test_top_p_keeps_at_least_the_most_likely_token(top_p: float) -> None:
     assert frequencies(greedy(temperature=1.0, top_p=top_p))[2] == NUM_DRAWS
 
 
-def test_a_row_is_drawn_as_if_it_were_alone() -> None:
+def test_a_row_is_sampled_independently_of_the_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(64, 50, generator=generator) * 3
     draws = [
@@ -87,14 +88,14 @@ def test_a_row_is_drawn_as_if_it_were_alone() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-5, 1e9])
-def test_extreme_temperatures_stay_numbers(temperature: float) -> None:
+def test_extreme_temperatures_cause_no_nan(temperature: float) -> None:
     counts = frequencies(greedy(temperature=temperature))
 
     assert counts.sum() == NUM_DRAWS
     assert (counts[2] == NUM_DRAWS) == (temperature < 1)
 
 
-def test_words_of_probability_zero_are_never_drawn() -> None:
+def test_tokens_with_zero_probability_are_never_sampled() -> None:
     logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf])
 
     assert frequencies(greedy(temperature=1.0), logits)[[0, 2, 4]].sum() == 0

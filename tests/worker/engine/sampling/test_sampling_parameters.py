@@ -1,4 +1,4 @@
-"""Each sampling parameter against a plain reference, alone, in a batch, and through the whole engine."""
+"""Tests that compare sampling parameters with a plain reference, alone, in a batch and in the engine."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tests.worker.checkpoints import (
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 from tests.worker.sampling_params import greedy
 
-CHI_SQUARE_LIMIT = 40.5  # 1 - 1e-6 quantile for 7 degrees of freedom
+CHI_SQUARE_LIMIT = 40.5  # the 1 - 1e-6 quantile of chi-square with 7 degrees of freedom
 NUM_DRAWS = 10_000
 LOGITS = np.array([1.0, -0.5, 2.0, 0.3, -1.2, 0.9, 1.7, -3.0], dtype=np.float32)
-PROMPT, ANSWER = [0, 2, 2, 4], [2, 5, 5, 1]
+PROMPT, OUTPUT = [0, 2, 2, 4], [2, 5, 5, 1]
 EOS = 6
 
 CASES: dict[str, dict[str, Any]] = {
@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "min_p": {"min_p": 0.3},
     "min_p 1": {"min_p": 1.0},
     "all three": {"min_p": 0.05, "top_k": 5, "top_p": 0.8},
-    "top_p of what top_k left": {"top_k": 3, "top_p": 0.7},
+    "top_p after top_k": {"top_k": 3, "top_p": 0.7},
     "repetition": {"repetition_penalty": 1.7},
     "encouraged repetition": {"repetition_penalty": 0.4},
     "presence": {"presence_penalty": 1.5},
@@ -47,10 +47,10 @@ CASES: dict[str, dict[str, Any]] = {
     "all penalties": {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.5},
     "bias": {"logit_bias": ((3, 2.5), (2, -100.0))},
     "bias before penalty": {"logit_bias": ((5, -2.0),), "repetition_penalty": 1.5},
-    "too early to end": {"min_tokens": 5},
-    "late enough to end": {"min_tokens": 4},
-    "too early for stop tokens": {"min_tokens": 9, "stop_token_ids": (0, 2)},
-    "too early, but no end": {"min_tokens": 9, "ignore_eos": True},
+    "end token before min_tokens": {"min_tokens": 5},
+    "end token after min_tokens": {"min_tokens": 4},
+    "stop tokens before min_tokens": {"min_tokens": 9, "stop_token_ids": (0, 2)},
+    "min_tokens with ignore_eos": {"min_tokens": 9, "ignore_eos": True},
     "everything": {
         "min_p": 0.01,
         "top_k": 6,
@@ -65,16 +65,18 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def reference_probabilities(s: SamplingParams, prompt: list[int], answer: list[int]) -> NDArray[np.float64]:
-    """One token after another, as the documentation words it."""
+def reference_probabilities(
+    s: SamplingParams, prompt: list[int], output_ids: list[int]
+) -> NDArray[np.float64]:
+    """Compute the probabilities token by token, as documented."""
     logits = LOGITS.astype(np.float64)
     for token_id, bias in s.logit_bias:
         logits[token_id] += bias
-    if len(answer) < s.min_tokens:
+    if len(output_ids) < s.min_tokens:
         for token_id in end_ids_of(s):
             logits[token_id] = -np.inf
-    counts = Counter(answer)
-    for token_id in set(prompt + answer):
+    counts = Counter(output_ids)
+    for token_id in set(prompt + output_ids):
         factor = s.repetition_penalty
         logits[token_id] = logits[token_id] / factor if logits[token_id] > 0 else logits[token_id] * factor
     for token_id, count in counts.items():
@@ -101,23 +103,23 @@ def end_ids_of(sampling: SamplingParams) -> frozenset[int]:
     return frozenset({*sampling.stop_token_ids, *([] if sampling.ignore_eos else [EOS])})
 
 
-def draws_of(sampling: SamplingParams, positions: range, answer: list[int] = ANSWER) -> list[SamplingRow]:
-    """Draws after ``answer``, with the positions' random numbers."""
+def draws_of(sampling: SamplingParams, positions: range, output_ids: list[int] = OUTPUT) -> list[SamplingRow]:
+    """Return sampling rows after ``output_ids`` with the random numbers of ``positions``."""
     state = state_of(sampling)
     if state is not None:
-        state.update(answer)
+        state.update(output_ids)
     return [SamplingRow(sampling, position, state) for position in positions]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_draws_follow_the_reference(name: str) -> None:
     sampling = greedy(**({"temperature": 0.9} | CASES[name]))
-    expected = reference_probabilities(sampling, PROMPT, ANSWER) * NUM_DRAWS
+    expected = reference_probabilities(sampling, PROMPT, OUTPUT) * NUM_DRAWS
     state = state_of(sampling)
     if state is not None:
-        state.update(ANSWER)
+        state.update(OUTPUT)
     draws = [
-        SamplingRow(greedy(**({"temperature": 0.9, "seed": seed} | CASES[name])), len(ANSWER), state)
+        SamplingRow(greedy(**({"temperature": 0.9, "seed": seed} | CASES[name])), len(OUTPUT), state)
         for seed in range(NUM_DRAWS)
     ]
 
@@ -130,7 +132,7 @@ def test_draws_follow_the_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_a_row_is_chosen_as_if_it_were_alone(temperature: float) -> None:
+def test_rows_with_different_parameters_are_sampled_independently(temperature: float) -> None:
     samplings = [greedy(temperature=temperature, seed=3, **case) for case in CASES.values()]
     logits = torch.from_numpy(LOGITS).expand(len(samplings), -1)
     draws = [draws_of(sampling, range(4, 5))[0] for sampling in samplings]
@@ -141,21 +143,21 @@ def test_a_row_is_chosen_as_if_it_were_alone(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_counting_token_by_token_equals_counting_at_once(name: str) -> None:
+def test_incremental_token_counts_equal_counts_of_the_whole_output(name: str) -> None:
     sampling = greedy(**CASES[name])
-    answer = np.random.default_rng(0).integers(0, 500, 300).tolist()
+    output_ids = np.random.default_rng(0).integers(0, 500, 300).tolist()
     grown, whole = state_of(sampling), state_of(sampling)
     if grown is None or whole is None:
         assert not {"repetition", "presence", "frequency", "bias"} & set(name.split())
         return
-    for length in range(len(answer) + 1):
-        grown.update(answer[:length])
-    whole.update(answer)
+    for length in range(len(output_ids) + 1):
+        grown.update(output_ids[:length])
+    whole.update(output_ids)
 
     seen = dict(zip(grown.ids.tolist(), grown.counts.tolist(), strict=True))
     assert seen == dict(zip(whole.ids.tolist(), whole.counts.tolist(), strict=True))
     if grown.has_penalties:
-        assert {token_id: count for token_id, count in seen.items() if count} == Counter(answer)
+        assert {token_id: count for token_id, count in seen.items() if count} == Counter(output_ids)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def test_counting_token_by_token_equals_counting_at_once(name: str) -> None:
     ],
     ids=str,
 )
-def test_extremes_stay_numbers(extreme: dict[str, Any]) -> None:
+def test_extreme_parameters_cause_no_nan(extreme: dict[str, Any]) -> None:
     logits = torch.from_numpy(LOGITS)[None].clone()
     token_id = int(sample(logits, draws_of(greedy(**extreme), range(4, 5))))
 
@@ -184,7 +186,7 @@ def prompts() -> list[Prompt]:
     return [random_prompt(rng, num_images=index % 2) for index in range(4)]
 
 
-def test_repetition_penalty_is_that_of_transformers(
+def test_repetition_penalty_equals_that_of_transformers(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
@@ -194,10 +196,10 @@ def test_repetition_penalty_is_that_of_transformers(
     sequences = [
         make_sequence(prompt, seq_id=str(i), repetition_penalty=1.4) for i, prompt in enumerate(prompts)
     ]
-    answers = run(make_engine(num_blocks=128), sequences)
+    outputs_by_id = run(make_engine(num_blocks=128), sequences)
 
     expected = [reference_output(reference, prompt, 12, repetition_penalty=1.4) for prompt in prompts]
-    assert [answers[str(i)] for i in range(len(prompts))] == expected
+    assert [outputs_by_id[str(i)] for i in range(len(prompts))] == expected
     assert expected != [reference_output(reference, prompt, 12) for prompt in prompts]
 
 
@@ -208,14 +210,14 @@ PROCESSED: dict[str, Any] = {
     "repetition_penalty": 1.2,
     "presence_penalty": 0.7,
     "frequency_penalty": 0.9,
-    "logit_bias": ((9, 1.5), (IMAGE_TOKEN, -100.0)),  # an image token has no place in the output
+    "logit_bias": ((9, 1.5), (IMAGE_TOKEN, -100.0)),  # image tokens must not be sampled
     "min_tokens": 7,
     "stop_token_ids": (12, 13),
 }
 
 
 @pytest.mark.parametrize("cut", [1, 6, 11])
-def test_a_continued_answer_counts_the_tokens_before_it(
+def test_a_resumed_sequence_counts_its_earlier_tokens(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt], cut: int
 ) -> None:
     whole = run(make_engine(eos_ids=frozenset()), [make_sequence(prompts[0], **PROCESSED)])["one"]
@@ -242,7 +244,7 @@ def test_preemption_does_not_count_a_token_twice(
     assert (none, some > 0) == (0, True)
 
 
-def test_the_sampler_keeps_nothing_of_sequences_that_have_ended(
+def test_the_sampler_drops_the_state_of_finished_sequences(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
 ) -> None:
     engine = make_engine()
@@ -251,7 +253,7 @@ def test_the_sampler_keeps_nothing_of_sequences_that_have_ended(
     assert len(engine._runner._sampler._processors) == 0
 
 
-def test_a_stop_token_ends_the_answer_unless_it_comes_too_early(
+def test_a_stop_token_ends_the_output_unless_min_tokens_forbids_it(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
 ) -> None:
     tokens = run(make_engine(eos_ids=frozenset()), [make_sequence(prompts[0])])["one"]
@@ -266,29 +268,29 @@ def test_a_stop_token_ends_the_answer_unless_it_comes_too_early(
     assert len(later["one"]) >= 10 and stop not in later["one"][:9]
 
 
-def test_min_tokens_holds_back_the_end_of_sequence(
+def test_min_tokens_delays_the_end_of_sequence_token(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
 ) -> None:
     tokens = run(make_engine(eos_ids=frozenset()), [make_sequence(prompts[0])])["one"]
     ends = frozenset(tokens[:3])
 
-    answer = run(make_engine(eos_ids=ends), [make_sequence(prompts[0], min_tokens=12)])["one"]
+    output_ids = run(make_engine(eos_ids=ends), [make_sequence(prompts[0], min_tokens=12)])["one"]
 
-    assert len(answer) == 12 and not ends & set(answer)
+    assert len(output_ids) == 12 and not ends & set(output_ids)
 
 
-def test_same_seed_gives_the_same_four_answers_and_other_seeds_others(
+def test_equal_seeds_give_equal_outputs_and_different_seeds_different_ones(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: list[Prompt]
 ) -> None:
     def four(first: int) -> list[list[int]]:
         sequences = [
             make_sequence(prompts[1], seq_id=str(i), seed=first + i, temperature=1.0) for i in range(4)
         ]
-        answers = run(make_engine(num_blocks=128, eos_ids=frozenset()), sequences)
-        return [answers[str(i)] for i in range(4)]
+        outputs_by_id = run(make_engine(num_blocks=128, eos_ids=frozenset()), sequences)
+        return [outputs_by_id[str(i)] for i in range(4)]
 
     assert four(1) == four(1)
-    assert len({tuple(answer) for answer in four(1)}) == 4
+    assert len({tuple(output_ids) for output_ids in four(1)}) == 4
 
 
 def test_logprobs_are_the_log_softmax_of_transformers_logits(

@@ -1,4 +1,4 @@
-"""What may be drawn from a large vocabulary is what a plain reference leaves, for peaked and flat rows."""
+"""Tests that truncation of a large vocabulary equals a plain reference for peaked and flat distributions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava_worker.engine.sampling.top_k_top_p import truncate
 
 from tests.worker.sampling_params import greedy
 
-VOCAB = 3000  # more than are looked at first
+VOCAB = 3000  # more than the tokens that are sorted first
 CASES: list[dict[str, Any]] = [
     {},
     {"top_k": 7},
@@ -44,7 +44,7 @@ def reference(probabilities: torch.Tensor, s: SamplingParams) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
-def test_rows_keep_what_the_reference_keeps(spread: float) -> None:
+def test_truncation_equals_the_reference(spread: float) -> None:
     logits = torch.randn(len(CASES), VOCAB, generator=torch.Generator().manual_seed(3)) * spread
     probabilities = logits.double().softmax(-1)
     samplings = [greedy(**case) for case in CASES]
@@ -57,7 +57,7 @@ def test_rows_keep_what_the_reference_keeps(spread: float) -> None:
         assert torch.equal(truncate(probabilities[row : row + 1], [sampling])[0], expected)
 
 
-def test_equals_of_the_last_one_kept_are_kept() -> None:
+def test_ties_with_the_last_token_are_kept() -> None:
     probabilities = torch.tensor([[0.1, 0.3, 0.3, 0.3]]).double()
 
     assert (truncate(probabilities, [greedy(top_k=1)]) > 0).tolist() == [[False, True, True, True]]

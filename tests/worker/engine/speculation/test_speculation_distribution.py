@@ -1,4 +1,4 @@
-"""Drafts leave the distribution of sampled tokens as it is, accepted or refused."""
+"""Tests that drafts, accepted or rejected, do not change the distribution of sampled tokens."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from tests.worker.checkpoints import Prompt, Reference, random_prompt, reference
 from tests.worker.engine.drafters import ScriptedDrafter
 from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 
-# Chi-square's 1 - 1e-6 quantile for 7 degrees of freedom; the draws are fixed, so a pass stays a pass.
+# The 1 - 1e-6 quantile of chi-square with 7 degrees of freedom. Draws are deterministic, so results are
+# stable.
 CHI_SQUARE_LIMIT = 40.5
-WORDS = list(range(40, 48))  # the only ones that answers are made of
-NUM_ANSWERS = 3_000
+TOKENS = list(range(40, 48))  # the only tokens that can be sampled
+NUM_OUTPUTS = 3_000
 TEMPERATURE = 6.0
 
 
@@ -23,14 +24,14 @@ def prompt() -> Prompt:
     return random_prompt(np.random.default_rng(31), num_images=1)
 
 
-def probabilities(reference: Reference, prompt: Prompt, answer: list[int]) -> NDArray[np.float64]:
-    """transformers', of the words after the answer."""
-    whole = Prompt([*prompt.token_ids, *answer], prompt.image_starts, prompt.pixels)
-    return (reference_logits(reference, whole)[-1, WORDS].double() / TEMPERATURE).softmax(-1).numpy()
+def probabilities(reference: Reference, prompt: Prompt, output_ids: list[int]) -> NDArray[np.float64]:
+    """Return the probabilities of TOKENS after ``output_ids``, computed with transformers."""
+    whole = Prompt([*prompt.token_ids, *output_ids], prompt.image_starts, prompt.pixels)
+    return (reference_logits(reference, whole)[-1, TOKENS].double() / TEMPERATURE).softmax(-1).numpy()
 
 
 def chi_square(tokens: list[int], expected: NDArray[np.float64]) -> float:
-    counts = np.array([tokens.count(token_id) for token_id in WORDS])
+    counts = np.array([tokens.count(token_id) for token_id in TOKENS])
     expected = expected * len(tokens)
     assert counts.sum() == len(tokens) and expected.min() > 5
     return float(((counts - expected) ** 2 / expected).sum())
@@ -38,70 +39,70 @@ def chi_square(tokens: list[int], expected: NDArray[np.float64]) -> float:
 
 @pytest.fixture(scope="module")
 def drafts(reference: Reference, prompt: Prompt) -> list[int]:
-    """Likely tokens, so that many are accepted: the first has to be drawn before there are drafts."""
-    answer: list[int] = []
+    """The most likely tokens, so that many drafts are accepted. The first token is sampled without drafts."""
+    output_ids: list[int] = []
     for _ in range(3):
-        answer.append(WORDS[int(np.argmax(probabilities(reference, prompt, answer)))])
-    return answer
+        output_ids.append(TOKENS[int(np.argmax(probabilities(reference, prompt, output_ids)))])
+    return output_ids
 
 
-def answers_with(
+def outputs_with(
     drafter: Drafter, make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt
 ) -> list[list[int]]:
     engine = make_engine(
         drafter=drafter, eos_ids=frozenset(), num_blocks=400, max_num_sequences=32, max_batch_tokens=512
     )
-    only = tuple((token_id, 100.0) for token_id in WORDS)
+    only = tuple((token_id, 100.0) for token_id in TOKENS)
     sequences = [
         make_sequence(
             prompt, seq_id=str(seed), max_new_tokens=3, temperature=TEMPERATURE, seed=seed, logit_bias=only
         )
-        for seed in range(NUM_ANSWERS)
+        for seed in range(NUM_OUTPUTS)
     ]
     return list(run(engine, sequences).values())
 
 
 @pytest.fixture(scope="module")
 def drafter(drafts: list[int]) -> ScriptedDrafter:
-    return ScriptedDrafter({str(seed): drafts for seed in range(NUM_ANSWERS)})
+    return ScriptedDrafter({str(seed): drafts for seed in range(NUM_OUTPUTS)})
 
 
 @pytest.fixture(scope="module")
-def answers(
+def outputs(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt, drafter: ScriptedDrafter
 ) -> list[list[int]]:
-    return answers_with(drafter, make_engine, make_sequence, run, prompt)
+    return outputs_with(drafter, make_engine, make_sequence, run, prompt)
 
 
-def test_tokens_chosen_over_a_draft_follow_the_distribution(
+def test_tokens_sampled_with_a_draft_follow_the_distribution(
     reference: Reference,
     prompt: Prompt,
     drafts: list[int],
-    answers: list[list[int]],
+    outputs: list[list[int]],
     drafter: ScriptedDrafter,
 ) -> None:
-    """After the first token there is always the same draft, right or not."""
+    """The draft after the first token is always the same."""
     accepted = [accepted for _, accepted in drafter.acceptances]
     assert 100 < sum(accepted) < len(accepted) - 100
 
-    seconds = [second for first, second, _ in answers if first == drafts[0]]
+    seconds = [second for first, second, _ in outputs if first == drafts[0]]
     expected = probabilities(reference, prompt, drafts[:1])
     assert chi_square(seconds, expected) < CHI_SQUARE_LIMIT
 
 
 def test_tokens_after_an_accepted_draft_follow_the_distribution(
-    reference: Reference, prompt: Prompt, drafts: list[int], answers: list[list[int]]
+    reference: Reference, prompt: Prompt, drafts: list[int], outputs: list[list[int]]
 ) -> None:
-    thirds = [third for first, second, third in answers if [first, second] == drafts[:2]]
+    thirds = [third for first, second, third in outputs if [first, second] == drafts[:2]]
     expected = probabilities(reference, prompt, drafts[:2])
 
     assert chi_square(thirds, expected) < CHI_SQUARE_LIMIT
 
 
-def test_drafts_taken_as_they_come_would_be_noticed(
-    reference: Reference, prompt: Prompt, drafts: list[int], answers: list[list[int]]
+def test_drafts_accepted_without_verification_are_detected(
+    reference: Reference, prompt: Prompt, drafts: list[int], outputs: list[list[int]]
 ) -> None:
-    seconds = [second for first, second, _ in answers if first == drafts[0]]
+    seconds = [second for first, second, _ in outputs if first == drafts[0]]
     part = len(seconds) // 5
     expected = probabilities(reference, prompt, drafts[:1])
 

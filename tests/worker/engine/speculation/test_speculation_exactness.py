@@ -1,4 +1,4 @@
-"""With drafts an output is the one without them, whatever the drafter proposes."""
+"""Tests that outputs with drafts equal those without, whatever the drafter proposes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.worker.engine.factories import MakeEngine, MakeSequence, Run
 from tests.worker.engine.random_traffic import run_random_traffic
 from tests.worker.engine.seeds import for_each_seed
 
-LENGTH = 24  # of an answer, in tokens
-FEW_WORDS = ((40, 100.0), (41, 100.0), (42, 100.0))  # an answer of these soon repeats itself
+LENGTH = 24  # output tokens
+FEW_TOKENS = ((40, 100.0), (41, 100.0), (42, 100.0))  # output of these tokens soon repeats itself
 SAMPLINGS: list[dict[str, Any]] = [
     {},
-    {"logit_bias": FEW_WORDS},
+    {"logit_bias": FEW_TOKENS},
     {"temperature": 0.9, "top_p": 0.95, "num_logprobs": 2},
-    {"temperature": 0.7, "min_tokens": 9, "logit_bias": FEW_WORDS},
-    {"repetition_penalty": 1.2},  # not drafted for, but in the same batches
+    {"temperature": 0.7, "min_tokens": 9, "logit_bias": FEW_TOKENS},
+    {"repetition_penalty": 1.2},  # gets no drafts, but is in the same batches
 ]
 
 Outputs = list[list[int]]
@@ -32,7 +32,7 @@ Workload = tuple[list[Prompt], Outputs]
 
 
 def copy_heavy(rng: np.random.Generator, *, num_images: int) -> Prompt:
-    """An image or two, words, the same words again: prompt lookup is sometimes right."""
+    """Return a prompt with repeated tokens, for which prompt lookup is sometimes correct."""
     prompt = random_prompt(rng, num_images=num_images)
     prompt.token_ids += prompt.token_ids[-8:] * 2
     return prompt
@@ -44,14 +44,14 @@ def options_of(index: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def workload(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run) -> Workload:
-    """Prompts, and each one's answer when it is alone and nobody drafts."""
+    """Prompts and the output of each one alone without drafts."""
     rng = np.random.default_rng(3)
     prompts = [copy_heavy(rng, num_images=index % 3) for index in range(12)]
-    answers = [
+    outputs = [
         run(make_engine(max_batch_tokens=256), [make_sequence(prompt, **options_of(index))])["one"]
         for index, prompt in enumerate(prompts)
     ]
-    return prompts, answers
+    return prompts, outputs
 
 
 def perfect(outputs: Outputs) -> Drafter:
@@ -74,16 +74,16 @@ DRAFTERS: dict[str, Callable[[Outputs], Drafter]] = {
 }
 
 
-def answers_of(
+def outputs_of(
     engine: Engine, make_sequence: MakeSequence, run: Run, workload: Workload, *, cut: int = 0
 ) -> Outputs:
-    prompts, answers = workload
+    prompts, outputs = workload
     sequences = [
-        make_sequence(prompt, seq_id=str(index), output_ids=answers[index][:cut], **options_of(index))
+        make_sequence(prompt, seq_id=str(index), output_ids=outputs[index][:cut], **options_of(index))
         for index, prompt in enumerate(prompts)
     ]
-    given = run(engine, sequences)
-    return [given[str(index)] for index in range(len(prompts))]
+    generated = run(engine, sequences)
+    return [generated[str(index)] for index in range(len(prompts))]
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
@@ -96,7 +96,7 @@ def answers_of(
     ],
     ids=str,
 )
-def test_answers_do_not_depend_on_drafts(
+def test_outputs_do_not_depend_on_drafts(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
@@ -106,26 +106,26 @@ def test_answers_do_not_depend_on_drafts(
 ) -> None:
     engine = make_engine(drafter=DRAFTERS[drafter](workload[1]), **options)
 
-    assert answers_of(engine, make_sequence, run, workload) == workload[1]
+    assert outputs_of(engine, make_sequence, run, workload) == workload[1]
     assert engine.stats().num_draft_tokens_total > 0
 
 
 @pytest.mark.parametrize("drafter", ["half wrong", "lookup"])
 @pytest.mark.parametrize("cut", [1, 7, LENGTH - 1])
-def test_a_continued_answer_equals_the_unbroken_one(
+def test_a_resumed_output_equals_the_uninterrupted_one(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, workload: Workload, drafter: str, cut: int
 ) -> None:
     engine = make_engine(drafter=DRAFTERS[drafter](workload[1]), num_blocks=100)
 
-    assert answers_of(engine, make_sequence, run, workload, cut=cut) == workload[1]
+    assert outputs_of(engine, make_sequence, run, workload, cut=cut) == workload[1]
 
 
-def test_right_drafts_make_fewer_steps_and_wrong_ones_no_more(
+def test_correct_drafts_reduce_steps_and_wrong_drafts_add_none(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, workload: Workload
 ) -> None:
     def stats_with(drafter: Drafter | None) -> EngineStats:
         engine = make_engine(drafter=drafter, num_blocks=512, max_batch_tokens=256, max_num_sequences=16)
-        answers_of(engine, make_sequence, run, workload)
+        outputs_of(engine, make_sequence, run, workload)
         return engine.stats()
 
     plain, right = stats_with(None), stats_with(perfect(workload[1]))
@@ -134,27 +134,27 @@ def test_right_drafts_make_fewer_steps_and_wrong_ones_no_more(
     assert plain.num_draft_tokens_total == 0
     assert right.num_accepted_tokens_total == right.num_draft_tokens_total > 0
     assert rejected.num_accepted_tokens_total == 0 < rejected.num_draft_tokens_total
-    # The end is computed only where it was a draft; that is all that right drafts add.
+    # Correct drafts add only the computation of the last token.
     assert right.num_decode_tokens_total <= plain.num_decode_tokens_total + len(workload[0])
-    # Penalised sequences still take a step a token.
+    # Sequences with penalties still need one step per token.
     assert right.num_batched_sequences_total < plain.num_batched_sequences_total / 2
     assert rejected.num_steps_total == plain.num_steps_total
     assert right.num_generated_tokens_total == plain.num_generated_tokens_total
 
 
-def test_a_lookup_does_find_what_follows(
+def test_prompt_lookup_produces_accepted_drafts(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, workload: Workload
 ) -> None:
     engine = make_engine(drafter=EagerDrafter(), num_blocks=512, max_batch_tokens=128)
-    answers_of(engine, make_sequence, run, workload)
+    outputs_of(engine, make_sequence, run, workload)
 
     assert engine.stats().num_accepted_tokens_total > 20
 
 
-def test_log_probabilities_are_those_without_drafts(
+def test_drafts_do_not_change_log_probabilities(
     make_engine: MakeEngine, make_sequence: MakeSequence, workload: Workload
 ) -> None:
-    prompts, answers = workload
+    prompts, outputs = workload
 
     def scored(drafter: Drafter | None) -> list[StepOutput]:
         engine = make_engine(drafter=drafter, num_blocks=512, max_batch_tokens=128)
@@ -165,25 +165,27 @@ def test_log_probabilities_are_those_without_drafts(
             found += [output for output in engine.step() if output.logprobs is not None]
         return sorted(found, key=lambda output: int(output.seq_id))
 
-    plain, drafted = scored(None), scored(wrong(3)(answers))
+    plain, drafted = scored(None), scored(wrong(3)(outputs))
 
     assert [output.token_id for output in drafted] == [output.token_id for output in plain] != []
-    for ours, theirs in zip(drafted, plain, strict=True):
-        assert ours.logprobs is not None and theirs.logprobs is not None
-        assert ours.logprobs.logprob == pytest.approx(theirs.logprobs.logprob, abs=1e-4)
-        assert [token for token, _ in ours.logprobs.top] == [token for token, _ in theirs.logprobs.top]
+    for drafted_output, plain_output in zip(drafted, plain, strict=True):
+        assert drafted_output.logprobs is not None and plain_output.logprobs is not None
+        assert drafted_output.logprobs.logprob == pytest.approx(plain_output.logprobs.logprob, abs=1e-4)
+        assert [token for token, _ in drafted_output.logprobs.top] == [
+            token for token, _ in plain_output.logprobs.top
+        ]
 
 
-def test_what_wrong_drafts_left_in_the_cache_is_never_read_by_a_second_turn(
+def test_a_second_turn_reads_no_kv_cache_entries_of_rejected_drafts(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, workload: Workload
 ) -> None:
-    prompts, answers = workload
+    prompts, outputs = workload
     first = prompts[0]
-    second = Prompt([*first.token_ids, *answers[0], 5, 6, 7], first.image_starts, first.pixels)
+    second = Prompt([*first.token_ids, *outputs[0], 5, 6, 7], first.image_starts, first.pixels)
     expected = run(make_engine(), [make_sequence(second, max_new_tokens=LENGTH)])
     for every in (1, 2, 3):
         engine = make_engine(
-            drafter=ScriptedDrafter({"0": answers[0], "one": expected["one"]}, wrong_every=every)
+            drafter=ScriptedDrafter({"0": outputs[0], "one": expected["one"]}, wrong_every=every)
         )
         run(engine, [make_sequence(first, seq_id="0", **options_of(0))])
 
@@ -191,17 +193,17 @@ def test_what_wrong_drafts_left_in_the_cache_is_never_read_by_a_second_turn(
         assert engine.stats().num_cached_tokens_total > len(first.token_ids)
 
 
-def test_random_traffic_keeps_every_answer_and_every_block(
+def test_random_traffic_changes_no_output_and_loses_no_block(
     make_engine: MakeEngine, make_sequence: MakeSequence, workload: Workload, pytestconfig: pytest.Config
 ) -> None:
-    """Arrivals at any time, repeated prompts, aborts, tenants, any shape of cache and budget, any drafter."""
+    """Covers random arrivals, repeated prompts, aborts, tenants, drafters, and cache and budget sizes."""
 
     def run_workload(seed: int) -> None:
         prompts, alone = workload
         rng = np.random.default_rng(seed)
         longest = max(len(prompt.token_ids) for prompt in prompts) + LENGTH
         block_size = int(rng.integers(1, 7))
-        names = {f"{which}.{n}": answer for which, answer in enumerate(alone) for n in range(30)}
+        names = {f"{which}.{n}": output_ids for which, output_ids in enumerate(alone) for n in range(30)}
         drafters: list[Drafter] = [
             ScriptedDrafter(names),
             *(ScriptedDrafter(names, wrong_every=every) for every in (1, 2, 3)),

@@ -1,4 +1,4 @@
-"""The limits of drafts: the end of an output, the budget, free blocks, and logits that are not finite."""
+"""Tests of the limits of drafts: the end of the output, the token budget, free blocks and NaN logits."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def prompt() -> Prompt:
 
 
 @pytest.fixture(scope="module")
-def answer(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt) -> list[int]:
-    """Greedy, with nothing to end it."""
+def expected_ids(make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompt: Prompt) -> list[int]:
+    """The greedy output without an end token."""
     return run(make_engine(eos_ids=frozenset()), [make_sequence(prompt, max_new_tokens=LENGTH)])["one"]
 
 
@@ -45,32 +45,34 @@ def outputs_of(engine: Engine, sequence: Sequence) -> list[StepOutput]:
     return collect_outputs(engine, sequence)[sequence.seq_id]
 
 
-def ending(end: str, prompt: Prompt, answer: list[int], cut: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the engine and the sequence with which the output ends at token ``cut``."""
+def ending(
+    end: str, prompt: Prompt, expected_ids: list[int], cut: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return options of the engine and the sequence that make the output end at token ``cut``."""
     engine_options: dict[str, Any] = {"eos_ids": frozenset()}
     options: dict[str, Any] = {"max_new_tokens": LENGTH}
     if end == "eos":
-        engine_options["eos_ids"] = frozenset({answer[cut]})
+        engine_options["eos_ids"] = frozenset({expected_ids[cut]})
     elif end == "stop token":
-        options["stop_token_ids"] = (answer[cut],)
+        options["stop_token_ids"] = (expected_ids[cut],)
     elif end == "max_new_tokens":
         options["max_new_tokens"] = cut
     elif end == "context":
         engine_options["context_length"] = len(prompt.token_ids) + cut
     elif end == "min_tokens":
-        options |= {"stop_token_ids": (answer[cut],), "min_tokens": cut + 2}
+        options |= {"stop_token_ids": (expected_ids[cut],), "min_tokens": cut + 2}
     return engine_options, options
 
 
 @pytest.mark.parametrize("end", ["eos", "stop token", "max_new_tokens", "context", "min_tokens"])
 def test_an_output_ends_at_the_same_token_for_the_same_reason(
-    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, answer: list[int], end: str
+    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, expected_ids: list[int], end: str
 ) -> None:
-    """Wherever in a step's drafts the end comes."""
+    """The end is at different positions among the drafts of a step."""
     for cut, wrong_every in product((2, 3, 6, 9, 10, 11), (None, 1, 3)):
-        engine_options, options = ending(end, prompt, answer, cut)
+        engine_options, options = ending(end, prompt, expected_ids, cut)
         plain = outputs_of(make_engine(**engine_options), make_sequence(prompt, **options))
-        drafter = ScriptedDrafter({"one": answer}, wrong_every=wrong_every)
+        drafter = ScriptedDrafter({"one": expected_ids}, wrong_every=wrong_every)
         engine = make_engine(drafter=drafter, max_batch_tokens=64, **engine_options)
         drafted = outputs_of(engine, make_sequence(prompt, **options))
 
@@ -79,11 +81,11 @@ def test_an_output_ends_at_the_same_token_for_the_same_reason(
         assert engine.stats().num_generated_tokens_total == len(drafted)
 
 
-def test_no_more_is_drafted_than_the_answer_may_have(
-    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, answer: list[int]
+def test_no_more_tokens_are_drafted_than_the_output_can_have(
+    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, expected_ids: list[int]
 ) -> None:
     for limit in range(2, 8):
-        drafter = ScriptedDrafter({"one": answer})
+        drafter = ScriptedDrafter({"one": expected_ids})
         engine = make_engine(drafter=drafter, eos_ids=frozenset(), max_batch_tokens=64)
         outputs_of(engine, make_sequence(prompt, max_new_tokens=limit))
 
@@ -91,10 +93,14 @@ def test_no_more_is_drafted_than_the_answer_may_have(
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_the_drafter_learns_how_long_each_step_took_that_only_decodes(
-    make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt, answer: list[int], is_async: bool
+def test_the_drafter_receives_the_duration_of_decode_only_steps(
+    make_engine: MakeEngine,
+    make_sequence: MakeSequence,
+    prompt: Prompt,
+    expected_ids: list[int],
+    is_async: bool,
 ) -> None:
-    drafter = ScriptedDrafter({"one": answer[:9]})  # and no drafts after that
+    drafter = ScriptedDrafter({"one": expected_ids[:9]})  # no drafts after that
     engine = make_engine(eos_ids=frozenset(), drafter=drafter, is_async=is_async)
     outputs_of(engine, make_sequence(prompt, max_new_tokens=LENGTH))
 
@@ -102,10 +108,10 @@ def test_the_drafter_learns_how_long_each_step_took_that_only_decodes(
     assert all(seconds > 0 for _, seconds in drafter.step_times)
 
 
-def test_a_stop_string_inside_of_right_drafts_cuts_the_text_where_it_did(
+def test_a_stop_string_within_accepted_drafts_ends_the_text_at_the_same_position(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
-    """Letters are the vocabulary's tokens 97 to 122; those after the stop string are never told."""
+    """Tokens 97 to 122 are letters. Letters after the stop string are not sent."""
     letters = tuple((token_id, 100.0) for token_id in range(97, 123))
     options: dict[str, Any] = {
         "max_new_tokens": LENGTH,
@@ -140,7 +146,7 @@ def test_a_stop_string_inside_of_right_drafts_cuts_the_text_where_it_did(
 
 
 class Decoding:
-    """Sequences that decode, each with ``num_left`` tokens of room in its last block."""
+    """Decoding sequences, each with ``num_left`` free slots in its last block."""
 
     def __init__(self, count: int, *, num_blocks: int = 100, num_left: int = 0, **limits: int) -> None:
         self.blocks = BlockManager(num_blocks, 4, is_sharing=False)
@@ -170,18 +176,18 @@ def lengths(chunks: list[Chunk]) -> list[int]:
     return [len(chunk.drafts) for chunk in chunks]
 
 
-def test_everybody_gets_drafts_where_there_is_room() -> None:
+def test_all_sequences_get_drafts_if_there_is_room() -> None:
     decoding = Decoding(2)
 
     assert lengths(decoding.step()) == [MAX_DRAFTS] * 2
     assert decoding.drafter.num_rows == [2, 2]
 
 
-def test_a_step_takes_so_many_drafts_and_no_more() -> None:
+def test_a_step_has_a_maximum_number_of_drafts() -> None:
     assert sum(lengths(Decoding(10, num_blocks=200, max_batch_tokens=500).step())) == MAX_DRAFTS_PER_STEP
 
 
-def test_drafts_take_what_prompts_leave() -> None:
+def test_drafts_use_the_token_budget_that_prompts_leave() -> None:
     decoding = Decoding(2)
     decoding.add("long", 58)
 
@@ -192,8 +198,8 @@ def test_drafts_take_what_prompts_leave() -> None:
     assert sum(lengths(decoding.step())) == 0
 
 
-def test_nobody_drafts_into_the_last_blocks_but_into_their_own() -> None:
-    # Each holds two blocks; drafts could take one or two more, but two must stay free for the two.
+def test_drafts_do_not_use_the_spare_blocks() -> None:
+    # Each sequence has two blocks. Drafts could use one or two more, but two blocks must stay free.
     assert lengths(Decoding(2, num_blocks=6, num_left=3).step()) == [3, 3]
     assert lengths(Decoding(2, num_blocks=6).step()) == [0, 0]
     assert lengths(Decoding(2, num_blocks=9, num_left=3).step()) == [MAX_DRAFTS, 3]
@@ -201,14 +207,14 @@ def test_nobody_drafts_into_the_last_blocks_but_into_their_own() -> None:
 
 
 @pytest.mark.parametrize("wrong_every", [None, 1, 3])
-def test_after_a_step_no_block_is_held_for_a_draft(
+def test_no_block_is_held_for_drafts_after_a_step(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     prompt: Prompt,
-    answer: list[int],
+    expected_ids: list[int],
     wrong_every: int | None,
 ) -> None:
-    drafter = ScriptedDrafter({"one": answer}, wrong_every=wrong_every)
+    drafter = ScriptedDrafter({"one": expected_ids}, wrong_every=wrong_every)
     engine = make_engine(
         drafter=drafter, eos_ids=frozenset(), block_size=1, num_blocks=120, max_batch_tokens=64
     )
@@ -220,22 +226,22 @@ def test_after_a_step_no_block_is_held_for_a_draft(
     assert drafter.acceptances
 
 
-def test_where_the_model_breaks_after_a_right_draft_the_answer_ends_alone_and_with_an_error(
+def test_nan_logits_after_a_correct_draft_fail_only_that_sequence(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
     model: Llava,
     prompt: Prompt,
-    answer: list[int],
+    expected_ids: list[int],
 ) -> None:
-    """Maybe some tokens earlier than without drafts, but with none of them another."""
-    last, other = answer[6], random_prompt(np.random.default_rng(22), num_images=1)
+    """The output may end some tokens earlier than without drafts, but its tokens are the same."""
+    last, other = expected_ids[6], random_prompt(np.random.default_rng(22), num_images=1)
     expected = run(make_engine(eos_ids=frozenset()), [make_sequence(other, seq_id="other")])["other"]
-    assert last not in [*prompt.token_ids, *answer[:6], *other.token_ids, *expected]
+    assert last not in [*prompt.token_ids, *expected_ids[:6], *other.token_ids, *expected]
     healthy = model.language_model.embed_tokens.weight[last].clone()
     model.language_model.embed_tokens.weight[last] = torch.nan
     try:
-        drafter = ScriptedDrafter({"one": answer, "other": expected})
+        drafter = ScriptedDrafter({"one": expected_ids, "other": expected})
         engine = make_engine(drafter=drafter, eos_ids=frozenset(), max_batch_tokens=64)
         sequences = make_sequence(other, seq_id="other"), make_sequence(prompt, max_new_tokens=LENGTH)
         outputs = collect_outputs(engine, *sequences)
@@ -243,13 +249,13 @@ def test_where_the_model_breaks_after_a_right_draft_the_answer_ends_alone_and_wi
         model.language_model.embed_tokens.weight[last] = healthy
 
     *sampled, final = outputs["one"]
-    assert [output.token_id for output in sampled] == answer[: len(sampled)]
+    assert [output.token_id for output in sampled] == expected_ids[: len(sampled)]
     assert final.error is not None
-    assert final.error.message == f"the model's output at token {len(sampled)} is not a number"
+    assert final.error.message == f"The model produced NaN or infinity after {len(sampled)} output tokens."
     assert [output.token_id for output in outputs["other"]] == expected
 
 
-def test_an_answer_that_repeats_itself_is_drafted_and_one_that_does_not_is_let_alone(
+def test_repetitive_output_is_drafted_and_random_output_is_not(
     make_engine: MakeEngine, make_sequence: MakeSequence, prompt: Prompt
 ) -> None:
     def stats_of(**sampling: Any) -> EngineStats:
@@ -257,7 +263,7 @@ def test_an_answer_that_repeats_itself_is_drafted_and_one_that_does_not_is_let_a
         outputs_of(engine, make_sequence(prompt, max_new_tokens=200, **sampling))
         return engine.stats()
 
-    # One word again and again, and of thirty words any: these return too, but nothing follows from it.
+    # One repeated token, and random tokens out of thirty, whose repetitions do not predict the next token.
     copying = stats_of(logit_bias=((40, 100.0),))
     chatting = stats_of(logit_bias=tuple((token_id, 100.0) for token_id in range(40, 70)), temperature=50.0)
 

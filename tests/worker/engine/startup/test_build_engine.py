@@ -1,4 +1,4 @@
-"""Engines built from checkpoints."""
+"""Tests of engines built from checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def folder(checkpoint: tuple[Path, Reference], tmp_path: Path) -> Path:
     return shutil.copytree(checkpoint[0], tmp_path / "my-llava")
 
 
-def test_a_folder_becomes_an_engine_and_what_the_outside_must_know(
+def test_an_engine_and_its_model_info_are_built_from_a_folder(
     folder: Path, make_sequence: MakeSequence, run: Run
 ) -> None:
     engine, info = build_engine(EngineConfig(folder, precision="fp32", device="cpu"))
@@ -33,7 +33,7 @@ def test_a_folder_becomes_an_engine_and_what_the_outside_must_know(
     assert len(run(engine, [make_sequence(Prompt([1, 5, 6]), ignore_eos=True)])["one"]) == 12
 
 
-def test_half_precision_answers_too(folder: Path, make_sequence: MakeSequence, run: Run) -> None:
+def test_a_model_runs_in_half_precision(folder: Path, make_sequence: MakeSequence, run: Run) -> None:
     engine, info = build_engine(EngineConfig(folder, precision="bf16", device="cpu"))
 
     assert info.precision == "bf16"
@@ -41,17 +41,17 @@ def test_half_precision_answers_too(folder: Path, make_sequence: MakeSequence, r
 
 
 @pytest.mark.parametrize("use_speculation", [True, False])
-def test_answers_are_guessed_ahead_unless_told_otherwise(
+def test_speculative_decoding_is_enabled_by_default(
     folder: Path, make_sequence: MakeSequence, run: Run, use_speculation: bool
 ) -> None:
     engine, _ = build_engine(EngineConfig(folder, precision="fp32", use_speculation=use_speculation))
-    answer = run(engine, [make_sequence(Prompt([1, 5, 6]), logit_bias=((40, 100.0),))])["one"]
+    output_ids = run(engine, [make_sequence(Prompt([1, 5, 6]), logit_bias=((40, 100.0),))])["one"]
 
-    assert answer == [40] * 12
+    assert output_ids == [40] * 12
     assert (engine.stats().num_accepted_tokens_total > 0) == use_speculation
 
 
-def test_pictures_are_cropped_where_the_checkpoint_says_so(folder: Path) -> None:
+def test_images_are_cropped_if_the_checkpoint_requires_it(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"do_pad": False, "image_mean": [0.5, 0.5, 0.5]})
     )
@@ -60,7 +60,7 @@ def test_pictures_are_cropped_where_the_checkpoint_says_so(folder: Path) -> None
     assert (info.fit, info.background) == ("crop", (127, 127, 127))
 
 
-def test_a_small_cache_shortens_the_context_and_says_so(
+def test_a_small_kv_cache_reduces_the_context_and_logs_a_warning(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bytes_per_token = 2 * 2 * 2 * 12 * 4  # layers, keys and values, heads, head size, fp32
@@ -72,22 +72,22 @@ def test_a_small_cache_shortens_the_context_and_says_so(
     assert "less than the model's context of 256" in caplog.text
 
 
-def test_a_cache_without_room_for_a_picture_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="the KV cache may take 1000 bytes"):
+def test_a_kv_cache_too_small_for_an_image_is_rejected(folder: Path) -> None:
+    with pytest.raises(ValueError, match="The KV cache is limited to 1000 bytes"):
         build_engine(EngineConfig(folder, precision="fp32", kv_cache_bytes=1000))
 
 
-def test_an_unknown_device_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="device is 'abacus'"):
+def test_an_unknown_device_is_rejected(folder: Path) -> None:
+    with pytest.raises(ValueError, match="device 'abacus' is not recognized"):
         build_engine(EngineConfig(folder, device="abacus"))
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
         build_engine(EngineConfig(tmp_path))
 
 
-def test_the_original_s_layout_and_a_tower_apart_answer_as_llava_hf_s_does(
+def test_original_and_hf_layouts_give_equal_outputs(
     folder: Path, tmp_path: Path, make_sequence: MakeSequence, run: Run
 ) -> None:
     tower = tmp_path / "tower"
@@ -97,18 +97,18 @@ def test_the_original_s_layout_and_a_tower_apart_answer_as_llava_hf_s_does(
     prompt = random_prompt(np.random.default_rng(8), num_images=2)
     progress: list[tuple[int, int, int]] = []
 
-    theirs, _ = build_engine(EngineConfig(folder, precision="fp32", device="cpu"))
-    ours, info = build_engine(
+    hf_engine, _ = build_engine(EngineConfig(folder, precision="fp32", device="cpu"))
+    original_engine, info = build_engine(
         EngineConfig(original, precision="fp32", device="cpu", vision_tower=tower),
         on_progress=lambda *numbers: progress.append(numbers),
     )
 
-    assert run(ours, [make_sequence(prompt)]) == run(theirs, [make_sequence(prompt)])
+    assert run(original_engine, [make_sequence(prompt)]) == run(hf_engine, [make_sequence(prompt)])
     assert (info.fit, info.has_image_marks, info.image_token_id) == ("pad", True, 0)
     assert progress[-1][0] == progress[-1][1]
 
 
-def test_a_model_too_large_for_the_machine_is_refused_before_its_weights_are_looked_at(folder: Path) -> None:
+def test_a_model_that_does_not_fit_is_rejected_before_its_weights_are_read(folder: Path) -> None:
     values = json.loads((folder / "config.json").read_text())
     values["text_config"]["vocab_size"] = 10**12
     (folder / "config.json").write_text(json.dumps(values))

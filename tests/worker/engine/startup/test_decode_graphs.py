@@ -1,6 +1,6 @@
-"""Decoding with CUDA graphs gives the same tokens as without, for any number of rows.
+"""Tests that decoding with CUDA graphs gives the same tokens as without, for any number of rows.
 
-Without a GPU a graph is replaced by a call: over the same tensors, buckets and padding.
+Without a GPU, a function call replaces the graph, with the same tensors, buckets and padding.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_ROWS = 5
 
 
 class GraphRunner(ModelRunner):
-    """With graphs of up to MAX_ROWS rows; counts the steps that they replay."""
+    """A model runner with graphs for up to MAX_ROWS rows that counts the replayed steps."""
 
     num_replayed = 0
 
@@ -57,7 +57,7 @@ def prompts() -> dict[str, Prompt]:
 
 
 @pytest.mark.parametrize("num", [1, 3, 4, 7])
-def test_the_tokens_are_those_of_computing(
+def test_replayed_graphs_give_the_same_tokens(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: dict[str, Prompt], num: int
 ) -> None:
     def outputs(**options: Any) -> dict[str, list[int]]:
@@ -74,22 +74,22 @@ def test_the_tokens_are_those_of_computing(
     assert replayed == outputs()
 
 
-def test_rows_left_over_write_nothing_that_anybody_reads(
+def test_padding_rows_do_not_overwrite_used_slots(
     make_engine: MakeEngine, make_sequence: MakeSequence, run: Run, prompts: dict[str, Prompt]
 ) -> None:
-    """Three rows in a bucket of four, over a cache whose every other slot shows when it is touched."""
+    """Three rows use a bucket of four. Unused slots of the KV cache are NaN, so writes are detected."""
     engine = make_engine(runner=GraphRunner, num_blocks=128, is_sharing_prefixes=False)
     cache = engine._runner.cache
 
     run(engine, [make_sequence(prompts[name], seq_id=name, max_new_tokens=6) for name in "bde"])
 
-    # Recording wrote to slot 0; beside it only what three prompts and answers need was written.
+    # Capture wrote to slot 0. Apart from that, only the slots of the three prompts and outputs were written.
     num_written = int(cache.layer(0).keys[:, 0, 0].isfinite().sum())
     num_needed = sum(len(prompts[name].token_ids) + 6 - 1 for name in "bde")
     assert num_written in (num_needed, num_needed + 1)
 
 
-def test_more_rows_than_were_recorded_are_computed(model: Llava) -> None:
+def test_no_graph_is_replayed_for_more_rows_than_captured(model: Llava) -> None:
     text = model.config.text_config
     spec = KVCacheSpec.for_model(text, num_blocks=8, block_size=4, dtype=torch.float32)
     cache = KVCache(spec, torch.device("cpu"))
@@ -115,7 +115,7 @@ class FailingGraphs:
             raise self.error
 
 
-def test_what_cannot_be_recorded_is_computed_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_capture_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
     graphs = FailingGraphs(None)
     with caplog.at_level(logging.INFO):
         assert try_capture(graphs, "decoding") is graphs
@@ -126,9 +126,7 @@ def test_what_cannot_be_recorded_is_computed_and_the_log_says_why(caplog: pytest
     ]
 
 
-def test_decoding_over_attention_that_asks_the_device_is_not_recordable(
-    model: Llava, make_engine: MakeEngine
-) -> None:
+def test_decoding_with_sdpa_attention_cannot_be_captured(model: Llava, make_engine: MakeEngine) -> None:
     cache = make_engine(num_blocks=8)._runner.cache
     graphs = DecodeGraphs(model, cache, SdpaBackend(), eager_capture, max_rows=2, context_length=32)
     with pytest.raises(NotCapturable, match="sdpa attention does not support CUDA graphs"):
@@ -136,7 +134,7 @@ def test_decoding_over_attention_that_asks_the_device_is_not_recordable(
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, 5, 8, 16, 100, 256, 1000])
-def test_buckets_grow_up_to_the_most_rows_and_little_is_computed_for_nobody(max_rows: int) -> None:
+def test_buckets_reach_the_maximum_and_limit_padding(max_rows: int) -> None:
     buckets = capture_sizes(max_rows)
 
     assert buckets[-1] == max_rows and buckets == sorted(set(buckets))

@@ -1,6 +1,6 @@
-"""Pictures by recordings have the features that computing gives, whatever their number.
+"""Tests that CUDA graphs of the vision tower give the same features as without, for any number of tiles.
 
-Without a GPU a graph is replaced by a call: over the same tensors, buckets and padding.
+Without a GPU, a function call replaces the graph, with the same tensors, buckets and padding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_TILES = 5
 
 
 class CountingRecorder:
-    """How many tiles each replay computes."""
+    """Records the number of tiles that each replay computes."""
 
     def __init__(self) -> None:
         self.replayed: list[int] = []
@@ -38,13 +38,13 @@ class CountingRecorder:
 
 
 @pytest.fixture
-def record() -> CountingRecorder:
+def recorder() -> CountingRecorder:
     return CountingRecorder()
 
 
 @pytest.fixture
-def graphs(model: Llava, record: CountingRecorder) -> TowerGraphs:
-    graphs = TowerGraphs(model, record, max_tiles=MAX_TILES)
+def graphs(model: Llava, recorder: CountingRecorder) -> TowerGraphs:
+    graphs = TowerGraphs(model, recorder, max_tiles=MAX_TILES)
     graphs.capture_all()
     return graphs
 
@@ -56,43 +56,43 @@ def draw(num: int, seed: int = 0) -> Tensor:
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("num", "bucket"), [(1, [1]), (2, [2]), (3, [4]), (5, [5]), (6, [])])
-def test_the_smallest_bucket_that_holds_all_computes_what_is_computed_without(
-    model: Llava, graphs: TowerGraphs, record: CountingRecorder, num: int, bucket: list[int]
+def test_the_smallest_sufficient_bucket_gives_the_same_features(
+    model: Llava, graphs: TowerGraphs, recorder: CountingRecorder, num: int, bucket: list[int]
 ) -> None:
-    graphs.encode(draw(5, seed=7))  # what is left over has another picture's tiles in it
-    record.replayed.clear()
+    graphs.encode(draw(5, seed=7))  # padding rows now contain tiles of another image
+    recorder.replayed.clear()
 
     features = graphs.encode(draw(num))
 
-    assert record.replayed == bucket  # none: more than were captured
+    assert recorder.replayed == bucket  # no replay if there are more tiles than captured
     torch.testing.assert_close(features, model.encode(draw(num)), rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()
-def test_features_stay_when_the_next_picture_is_encoded(model: Llava, graphs: TowerGraphs) -> None:
+def test_features_are_not_overwritten_by_the_next_image(model: Llava, graphs: TowerGraphs) -> None:
     first = graphs.encode(draw(2, seed=1))
     kept = first.clone()
     graphs.encode(draw(2, seed=2))
     assert torch.equal(first, kept)
 
 
-def test_an_engine_whose_tower_is_recorded_gives_the_same_answers(
+def test_an_engine_with_vision_tower_graphs_gives_the_same_outputs(
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
     run: Run,
     graphs: TowerGraphs,
-    record: CountingRecorder,
+    recorder: CountingRecorder,
 ) -> None:
     rng = np.random.default_rng(31)
     prompts = {name: random_prompt(rng, num_images=num) for name, num in zip("abc", (1, 3, 0), strict=True)}
 
-    def answers(**more: object) -> dict[str, list[int]]:
+    def outputs(**more: object) -> dict[str, list[int]]:
         engine = make_engine(num_blocks=128, max_batch_tokens=64)
         for name, value in more.items():
             setattr(engine._runner, name, value)
         return run(engine, [make_sequence(prompt, seq_id=name) for name, prompt in prompts.items()])
 
-    captured = answers(encode=graphs.encode)
+    captured = outputs(encode=graphs.encode)
 
-    assert record.replayed == [4]
-    assert captured == answers()
+    assert recorder.replayed == [4]
+    assert captured == outputs()

@@ -1,4 +1,4 @@
-"""The first steps of a model: they measure, they leave nothing behind, and their failure is a sentence."""
+"""Tests of warm-up: it measures memory, leaves no state behind and reports failures clearly."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ class FailingBackend(AttentionBackend):
         raise RuntimeError("the device is on fire")
 
 
-class GreedyBackend(AttentionBackend):
-    """Asks for more memory than any machine has."""
+class OutOfMemoryBackend(AttentionBackend):
+    """Allocates more memory than any machine has."""
 
     def plan(self, rows: AttentionMetadata, cache: KVCache) -> AttentionPlan:
         torch.empty(1 << 60, dtype=torch.uint8)
-        raise AssertionError("torch found a machine with an exbibyte")
+        raise AssertionError("the allocation of an exbibyte succeeded")
 
 
 @pytest.mark.parametrize("limits", [LIMITS, {"max_num_sequences": 1, "max_batch_tokens": 240}], ids=str)
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
-def test_no_step_takes_more_than_was_estimated_and_the_estimate_is_near(
+def test_the_estimate_is_an_upper_bound_within_a_factor_of_two(
     model: Llava,
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
@@ -71,7 +71,7 @@ def test_no_step_takes_more_than_was_estimated_and_the_estimate_is_near(
     estimate = warm_up(model, SdpaBackend(), cache, **limits)
     engine = make_engine(is_int8=cache.is_int8, num_blocks=600, encoder_cache_bytes=0, **limits)
     rng, peaks = np.random.default_rng(3), []
-    for index in range(limits["max_num_sequences"]):  # the longest contexts, for the largest steps
+    for index in range(limits["max_num_sequences"]):  # long contexts make the largest steps
         prompt = Prompt([1, *rng.integers(3, 120, 235).tolist()])
         options = {"temperature": 0.8, "top_p": 0.9} if index % 2 else {}
         engine.add(make_sequence(prompt, seq_id=str(index), max_new_tokens=20, ignore_eos=True, **options))
@@ -84,35 +84,35 @@ def test_no_step_takes_more_than_was_estimated_and_the_estimate_is_near(
     assert estimate.num_bytes <= 2 * max(peaks)
 
 
-def test_pictures_are_part_of_the_reckoning(model: Llava) -> None:
+def test_images_are_part_of_the_estimate(model: Llava) -> None:
     few = warm_up(model, SdpaBackend(), plan(model), max_num_sequences=1, max_batch_tokens=4)
     many = warm_up(model, SdpaBackend(), plan(model), max_num_sequences=1, max_batch_tokens=40)
 
-    assert many.tower == 10 * few.tower > 0  # four tokens a picture
+    assert many.tower == 10 * few.tower > 0  # four tokens per image
     assert StepMemory(tower=9, prefill=3, decode=4).num_bytes == 9
     assert StepMemory(tower=5, prefill=3, decode=4).num_bytes == 7
 
 
-def test_answers_are_the_same_with_and_without_warm_up(
+def test_warm_up_does_not_change_the_outputs(
     model: Llava, make_engine: MakeEngine, make_sequence: MakeSequence, run: Run
 ) -> None:
     rng = np.random.default_rng(4)
     prompts = [random_prompt(rng, num_images=index % 3) for index in range(4)]
 
-    def answer() -> dict[str, list[int]]:
+    def generate() -> dict[str, list[int]]:
         sampling = {"temperature": 0.9, "seed": 7}
         return run(
             make_engine(), [make_sequence(p, seq_id=str(i), **sampling) for i, p in enumerate(prompts)]
         )
 
-    before, state = answer(), torch.get_rng_state()
+    before, state = generate(), torch.get_rng_state()
     warm_up(model, SdpaBackend(), plan(model), **LIMITS)
 
     assert torch.equal(torch.get_rng_state(), state)
-    assert answer() == before
+    assert generate() == before
 
 
-def test_an_engine_fresh_from_loading_looks_as_if_nothing_had_happened(
+def test_warm_up_leaves_no_trace_in_a_new_engine(
     checkpoint: tuple[Path, Reference],
 ) -> None:
     engine, info = build_engine(
@@ -127,27 +127,23 @@ def test_an_engine_fresh_from_loading_looks_as_if_nothing_had_happened(
     assert stats.num_image_cache_misses_total == stats.num_encoded_images_total == 0
 
 
-def test_a_step_that_fails_is_a_warm_up_error_that_says_why(model: Llava) -> None:
-    with pytest.raises(WarmupError, match="fails at its first step: the device is on fire"):
+def test_a_failed_step_raises_a_warm_up_error_with_the_reason(model: Llava) -> None:
+    with pytest.raises(WarmupError, match="The first step of the model failed: the device is on fire"):
         warm_up(model, FailingBackend(), plan(model), **LIMITS)
 
 
-def test_a_step_without_memory_says_what_would_fit(model: Llava) -> None:
-    with pytest.raises(
-        InsufficientMemory, match="64 tokens and 8 answers with a context of 256 does not: let"
-    ):
-        warm_up(model, GreedyBackend(), plan(model), **LIMITS)
+def test_an_out_of_memory_warm_up_error_names_the_limits(model: Llava) -> None:
+    with pytest.raises(InsufficientMemory, match="64 tokens and 8 sequences with a context of 256 tokens"):
+        warm_up(model, OutOfMemoryBackend(), plan(model), **LIMITS)
 
 
-def test_a_model_whose_output_is_no_number_is_warned_about(
-    model: Llava, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_that_outputs_nan_causes_a_warning(model: Llava, caplog: pytest.LogCaptureFixture) -> None:
     weight = model.language_model.norm.weight
     sound = weight.clone()
     weight.fill_(torch.nan)
     try:
         warm_up(model, SdpaBackend(), plan(model), **LIMITS)
-        assert "not a number: are its weights whole?" in caplog.text
+        assert "NaN or infinity during warm-up; check the weights" in caplog.text
         caplog.clear()
     finally:
         weight.copy_(sound)
@@ -155,7 +151,9 @@ def test_a_model_whose_output_is_no_number_is_warned_about(
     assert not caplog.text
 
 
-def test_the_cache_gets_what_the_largest_step_leaves(model: Llava, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_kv_cache_gets_the_memory_that_the_largest_step_leaves(
+    model: Llava, caplog: pytest.LogCaptureFixture
+) -> None:
     planned = plan(model)
     with caplog.at_level(logging.WARNING):
         assert fit_cache(planned, model.config, left_bytes=None) == planned
@@ -165,23 +163,23 @@ def test_the_cache_gets_what_the_largest_step_leaves(model: Llava, caplog: pytes
     less = fit_cache(planned, model.config, left_bytes=planned.num_bytes // 2)
 
     assert planned.num_bytes // 2 - planned.bytes_per_block < less.num_bytes <= planned.num_bytes // 2
-    assert "that is what the largest step leaves" in caplog.text
+    assert "because the largest step needs the rest" in caplog.text
     with pytest.raises(
-        InsufficientMemory, match=r"leave 0 bytes to the KV cache, room for 0 tokens.* at least \d+"
+        InsufficientMemory, match=r"leave 0 bytes for the KV cache, which hold 0 tokens.* at least \d+"
     ):
         fit_cache(planned, model.config, left_bytes=-5)
 
 
-def test_a_cache_whose_memory_is_gone_is_a_sentence(model: Llava) -> None:
+def test_a_kv_cache_that_does_not_fit_raises_a_clear_error(model: Llava) -> None:
     planned = replace(plan(model), num_blocks=1 << 50)
     with pytest.raises(
-        InsufficientMemory, match=r"MiB does not fit on cpu, which has \d+ MiB free: give it less"
+        InsufficientMemory, match=r"MiB does not fit on cpu, which has \d+ MiB free\. Reduce its size"
     ):
         allocate_cache(planned, CPU)
 
 
-def test_twice_the_tokens_of_fp16_fit_in_8_bit(model: Llava) -> None:
-    # LLaVA-1.5's heads: in small ones the scales weigh more.
+def test_an_int8_cache_holds_twice_the_tokens_of_fp16(model: Llava) -> None:
+    # The head size of LLaVA-1.5. With smaller heads, the scales use a larger fraction of the memory.
     heads = {"head_dim": 128, "num_key_value_heads": 32, "num_hidden_layers": 4}
     text = model.config.text_config.model_copy(update=heads)
     config, fp16 = model.config.model_copy(update={"text_config": text}), choose_precision("fp16", CPU)
@@ -194,17 +192,17 @@ def test_twice_the_tokens_of_fp16_fit_in_8_bit(model: Llava) -> None:
     assert 1.9 < int8.num_tokens / exact.num_tokens < 2
 
 
-def test_unless_told_otherwise_a_cpus_cache_is_small_enough_to_start_soon(model: Llava) -> None:
+def test_the_default_kv_cache_on_a_cpu_is_limited(model: Llava) -> None:
     gib = 1 << 30
     options: dict[str, Any] = {"max_bytes": None, "free_bytes": 1000 * gib, "max_num_sequences": 1 << 22}
 
     assert 3.9 * gib < plan(model, **options).num_bytes <= 4 * gib
-    assert plan(model, **options | {"free_bytes": 2 * gib}).num_bytes <= 1.2 * gib  # a share of little
+    assert plan(model, **options | {"free_bytes": 2 * gib}).num_bytes <= 1.2 * gib  # a fraction of 2 GiB
     assert plan(model, **options | {"max_bytes": 9 * gib}).num_bytes > 8.9 * gib
     assert plan(model, **options | {"device": torch.device("cuda")}).num_bytes > 8.9 * gib
 
 
-def test_a_context_that_takes_more_than_that_still_finds_room(model: Llava) -> None:
+def test_the_default_limit_always_allows_one_full_context(model: Llava) -> None:
     text = model.config.text_config.model_copy(update={"num_hidden_layers": 1 << 22})
     config = model.config.model_copy(update={"text_config": text})
     options: dict[str, Any] = {"kv_cache_dtype": "auto", "device": CPU, "max_bytes": None, "block_size": 4}
@@ -217,17 +215,19 @@ def test_a_context_that_takes_more_than_that_still_finds_room(model: Llava) -> N
     assert shape.num_tokens == text.max_position_embeddings
 
 
-def test_an_unknown_kind_of_cache_is_refused(model: Llava) -> None:
+def test_an_unknown_kv_cache_dtype_is_rejected(model: Llava) -> None:
     with pytest.raises(ValueError, match="kv_cache_dtype is 'int3'; it must be auto or int8"):
         plan(model, kv_cache_dtype="int3")
 
 
 @pytest.mark.parametrize("is_sound", [True, False])
-def test_the_queue_is_not_spoken_to_before_the_first_steps_are_made(
+def test_the_worker_connects_to_the_queue_only_after_the_warm_up(
     checkpoint: tuple[Path, Reference], tmp_path: Path, is_sound: bool
 ) -> None:
-    """There is no queue: who gets as far as asking for it ends with 69. Heads of three numbers load, but
-    cannot be turned in pairs."""
+    """There is no queue, so a worker that tries to connect exits with status 69.
+
+    A model with a head size of 3 can be loaded, but RoPE requires an even size.
+    """
     folder = shutil.copytree(checkpoint[0], tmp_path / "model")
     values = json.loads((folder / "config.json").read_text())
     if not is_sound:
@@ -238,9 +238,9 @@ def test_the_queue_is_not_spoken_to_before_the_first_steps_are_made(
         shutil.copy(bundled / name, folder)
     command = [sys.executable, "-m", "llava_worker", "--model", str(folder), "--device", "cpu"]
     ended = subprocess.run(
-        [*command, "--redis-url", f"unix://{tmp_path}/nobody"], capture_output=True, text=True, check=False
+        [*command, "--redis-url", f"unix://{tmp_path}/missing"], capture_output=True, text=True, check=False
     )
 
     assert "Traceback" not in ended.stderr
     assert ended.returncode == (69 if is_sound else 1), ended.stderr
-    assert ("cannot be served: the model fails at its first step" in ended.stderr) is not is_sound
+    assert ("cannot be served: The first step of the model failed" in ended.stderr) is not is_sound

@@ -1,4 +1,4 @@
-"""The timeline: what happened, in order, in a file that can be read whenever its process ends."""
+"""Tests of the step trace: the events and the validity of the file at any time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MakeSequences = Callable[[], list[Sequence]]
 
 @dataclass
 class Lane:
-    """A sequence's: its states in order, and how it ended."""
+    """The lane of a sequence: its states in order, and the arguments of its end."""
 
     states: list[str] = field(default_factory=list)
     ends: list[dict[str, Any]] = field(default_factory=list)
@@ -45,7 +45,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def lanes_in(events: list[dict[str, Any]]) -> dict[str, Lane]:
-    """By sequence; fails where begin and end do not nest or time runs backwards."""
+    """Return the lanes by sequence. Fails if begin and end events do not nest or times decrease."""
     open_bars: dict[str, list[str]] = defaultdict(list)
     last: dict[str, int] = defaultdict(int)
     lanes: dict[str, Lane] = {}
@@ -68,20 +68,20 @@ def lanes_in(events: list[dict[str, Any]]) -> dict[str, Lane]:
 
 
 def bars_in(events: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The steps and the phases, each in order of time."""
+    """Return the steps and the phases, both in chronological order."""
     bars = sorted((event for event in events if event["ph"] == "X"), key=lambda bar: (bar["ts"], -bar["dur"]))
     assert {bar["name"] for bar in bars} <= {"step", *PHASES}
     return [bar for bar in bars if bar["name"] == "step"], [bar for bar in bars if bar["name"] != "step"]
 
 
 def drive(engine: EngineInterface, sequences: list[Sequence]) -> dict[str, list[int]]:
-    answers: dict[str, list[int]] = {sequence.seq_id: [] for sequence in sequences}
+    output_ids: dict[str, list[int]] = {sequence.seq_id: [] for sequence in sequences}
     for sequence in sequences:
         engine.add(sequence)
     while engine.num_sequences:
         for output in engine.step():
-            answers[output.seq_id] += [output.token_id] if output.token_id is not None else []
-    return answers
+            output_ids[output.seq_id] += [output.token_id] if output.token_id is not None else []
+    return output_ids
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sequences(make_sequence: MakeSequence) -> MakeSequences:
-    """``sequences()`` makes a dozen anew, some with images."""
+    """Return a function that creates twelve sequences, some with images."""
 
     def make() -> list[Sequence]:
         rng = np.random.default_rng(3)
@@ -113,14 +113,14 @@ def make_traced(make_engine: MakeEngine, path: Path) -> MakeTraced:
     return make
 
 
-def test_answers_are_the_same_with_and_without_a_trace(
+def test_a_trace_does_not_change_the_outputs(
     make_engine: MakeEngine, make_traced: MakeTraced, sequences: MakeSequences
 ) -> None:
     plain = drive(make_engine(eos_ids=frozenset(), num_blocks=26), sequences())
     assert drive(make_traced(num_blocks=26), sequences()) == plain
 
 
-def test_every_step_is_a_bar_that_holds_its_phases_and_none_overlap(
+def test_every_step_is_a_bar_with_its_phases_and_bars_do_not_overlap(
     make_traced: MakeTraced, sequences: MakeSequences, path: Path
 ) -> None:
     engine = make_traced()
@@ -157,11 +157,11 @@ def test_every_sequence_has_a_lane_from_add_to_end(
 
     assert lanes.keys() == {sequence.seq_id for sequence in added}
     for lane in lanes.values():
-        assert lane.states == ["waiting", "prompt", "answer"]
-        assert lane.ends == [{"end": "length", "answer tokens": LENGTH}]
+        assert lane.states == ["waiting", "prompt", "output"]
+        assert lane.ends == [{"end": "length", "output tokens": LENGTH}]
 
 
-def test_a_preempted_sequence_is_seen_waiting_again(
+def test_a_preempted_sequence_returns_to_the_waiting_state(
     make_traced: MakeTraced, sequences: MakeSequences, path: Path
 ) -> None:
     engine = make_traced(num_blocks=26)
@@ -172,7 +172,7 @@ def test_a_preempted_sequence_is_seen_waiting_again(
     assert num_returns == engine.stats().num_preemptions_total > 0
 
 
-def test_aborted_refused_and_complete_sequences_leave_no_lane_open(
+def test_aborted_rejected_and_complete_sequences_leave_no_lane_open(
     make_traced: MakeTraced, sequences: MakeSequences, path: Path
 ) -> None:
     engine = make_traced(max_num_sequences=1)
@@ -195,7 +195,7 @@ def test_aborted_refused_and_complete_sequences_leave_no_lane_open(
     }
 
 
-def test_the_file_is_whole_after_every_step(
+def test_the_file_is_valid_after_every_step(
     make_traced: MakeTraced, sequences: MakeSequences, path: Path
 ) -> None:
     engine = make_traced()
@@ -211,7 +211,7 @@ class BrokenEngine(EchoEngine):
         raise RuntimeError("broken")
 
 
-def test_a_step_that_fails_is_on_the_timeline(path: Path) -> None:
+def test_a_failed_step_appears_in_the_trace(path: Path) -> None:
     engine = TracedEngine(BrokenEngine(), StepTrace(TraceFile(path), process="test"))
     with pytest.raises(RuntimeError, match="broken"):
         engine.step()
@@ -219,12 +219,12 @@ def test_a_step_that_fails_is_on_the_timeline(path: Path) -> None:
 
 
 def echoed(path: Path, *, max_bytes: int = 1 << 20) -> dict[str, list[int]]:
-    """One answer of the echo engine, traced."""
+    """Run a sequence in the echo engine with a trace and return its output."""
     engine = TracedEngine(EchoEngine(), StepTrace(TraceFile(path, max_bytes=max_bytes), process="test"))
     return drive(engine, [Sequence(seq_id="one", prompt_ids=[72, 105], max_new_tokens=50)])
 
 
-def test_a_trace_ends_at_its_bound_and_the_engine_goes_on(
+def test_a_trace_stops_at_its_size_limit_and_the_engine_continues(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert len(echoed(path, max_bytes=5000)["one"]) == 50
@@ -234,8 +234,8 @@ def test_a_trace_ends_at_its_bound_and_the_engine_goes_on(
 
 
 @contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """A write beyond is cut short, and the next one fails, as on a full disk."""
+def limited_file_size(num_bytes: int) -> Iterator[None]:
+    """Limit the file size. As on a full disk, a write beyond the limit is partial, and the next one fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -244,9 +244,9 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_ends_the_trace_and_not_the_engine(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_stops_the_trace_but_not_the_engine(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reference = echoed(path)
-    with files_of_at_most(3001):
+    with limited_file_size(3001):
         assert echoed(path.with_name("short.json")) == reference
         full = TraceFile(path.with_name("full.json"))
         full.write([{"name": "x" * (3001 - len('[\n{"name":""}\n]\n'))}])
@@ -254,7 +254,7 @@ def test_a_full_disk_ends_the_trace_and_not_the_engine(path: Path, caplog: pytes
     assert 2000 < path.with_name("short.json").stat().st_size < 3001
     assert 0 < len(bars_in(read(path.with_name("short.json")))[0]) < 50
     assert len(read(path.with_name("full.json"))) == 1
-    assert len([record for record in caplog.records if "ends here" in record.message]) == 2
+    assert len([record for record in caplog.records if "stopped" in record.message]) == 2
 
 
 def test_without_the_option_there_is_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def test_without_the_option_there_is_no_trace(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_trace_has_its_processs_id_in_its_name_where_asked(
+def test_the_process_id_is_inserted_into_the_trace_file_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os
@@ -274,14 +274,14 @@ def test_a_trace_has_its_processs_id_in_its_name_where_asked(
 
 
 @pytest.mark.parametrize("where", ["missing/trace.json", "taken.json", "/dev/null"])
-def test_a_file_that_cannot_be_the_workers_own_is_refused(tmp_path: Path, where: str) -> None:
+def test_a_trace_file_that_cannot_be_owned_is_rejected(tmp_path: Path, where: str) -> None:
     TraceFile(tmp_path / "taken.json").write([{"name": "kept"}])
     with pytest.raises(StartupError, match=r"cannot be written: .*\{pid\}"):
         open_model(load_settings(["--model", "echo", "--trace-steps", str(tmp_path / where)]))
     assert read(tmp_path / "taken.json") == [{"name": "kept"}]
 
 
-def test_the_real_engine_is_traced_with_its_phases(path: Path) -> None:
+def test_the_real_engine_writes_its_phases_to_the_trace(path: Path) -> None:
     flags = ["--model", "tiny", "--device", "cpu", "--trace-steps", str(path)]
     engine = open_model(load_settings(flags)).engine
     drive(engine, [Sequence(seq_id="one", prompt_ids=[1, 5, 9], max_new_tokens=3)])

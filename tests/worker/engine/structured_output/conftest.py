@@ -1,4 +1,4 @@
-"""A vocabulary, compiled grammars and a model, shared by all tests of structured output."""
+"""A vocabulary and a grammar cache, shared by all tests of structured output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small random model with the bundled model's vocabulary, and its outputs under grammars as text."""
+"""A small random model with the bundled model's vocabulary, and helpers for outputs with grammars."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from tests.worker.checkpoints import IMAGE_TOKEN, write_checkpoint
 TINY = Path(llava_worker.__file__).parent / "tiny"
 SCHEMAS = Path(__file__).parents[3] / "data" / "schemas"
 EOS_ID = 2
-VOCAB_SIZE = 1216  # some more than the tokenizer knows, as padded checkpoints have
+VOCAB_SIZE = 1216  # larger than the tokenizer's vocabulary, as in padded checkpoints
 MAX_TOKENS = 700
 
 
 def published_schemas() -> dict[str, dict[str, Any]]:
-    """By file name."""
+    """Return the published schemas by file name."""
     index = json.loads((SCHEMAS / "index.json").read_text())
     return {entry["file"]: json.loads((SCHEMAS / entry["file"]).read_text()) for entry in index["schemas"]}
 
 
 def is_valid(text: str, schema: Any) -> bool:
-    """Whether the text is JSON and matches the schema; formats are checked where the validator can.
+    """Return whether the text is JSON that matches the schema, including formats that the validator supports.
 
-    Numbers are decimal: in floats 0.7 is no multiple of 0.1.
+    Numbers are parsed as decimals, because the float 0.7 is not a multiple of 0.1.
     """
     schema = json.loads(json.dumps(schema), parse_float=Decimal)
     validator = jsonschema.validators.validator_for(schema)
@@ -56,7 +56,7 @@ def is_valid(text: str, schema: Any) -> bool:
 
 
 def make_model(folder: Path, dtype: torch.dtype = torch.float32) -> Llava:
-    """In float64 no draw at temperature 1 falls within the rounding of a batch's products."""
+    """Return a random model. In float64, rounding differences between batches change no sampled token."""
     write_checkpoint(folder, text={"vocab_size": VOCAB_SIZE, "max_position_embeddings": 1024})
     cpu = torch.device("cpu")
     precision = Precision(str(dtype), dtype)
@@ -66,7 +66,7 @@ def make_model(folder: Path, dtype: torch.dtype = torch.float32) -> Llava:
 
 
 class Vocabulary:
-    """The bundled model's tokens; the random model's image token has no text."""
+    """The tokens of the bundled model. The image token of the random model has no text."""
 
     def __init__(self) -> None:
         self.tokenizer = HFTokenizer(TINY)
@@ -77,22 +77,22 @@ class Vocabulary:
         return b"" if token_id == IMAGE_TOKEN else self.tokenizer.token_bytes(token_id)
 
     def text(self, token_ids: Iterable[int]) -> str:
-        """The text of a whole output, as a client receives it."""
+        """Return the text of a whole output as a client receives it."""
         detokenizer = Detokenizer(self)  # type: ignore[arg-type]
         return "".join(detokenizer.push(token_id) for token_id in token_ids) + detokenizer.flush()
 
     def ids(self, text: str) -> list[int]:
-        """A token for each byte."""
+        """Return one token per byte of the text."""
         return [self.tokens.index(bytes([byte])) for byte in text.encode()]
 
     def closing_bias(self, bias: float = 12.0) -> tuple[tuple[int, float], ...]:
-        """A bias towards closing tokens, without which a random model hardly ends."""
+        """Return a bias towards closing tokens. Without it, output of a random model rarely ends."""
         closing = {b'"', b"}", b"]", b":", b",", b"@", b"."}
         return tuple((index, bias) for index, text in enumerate(self.tokens) if text.strip() in closing)
 
 
 @dataclass
-class Answer:
+class Generation:
     token_ids: list[int] = field(default_factory=list)
     outputs: list[StepOutput] = field(default_factory=list)
 
@@ -105,20 +105,20 @@ class Answer:
         return self.outputs[-1].error
 
 
-def answers_of(engine: Engine, sequences: Iterable[Sequence]) -> dict[str, Answer]:
-    """The outputs of each sequence until all have ended."""
-    answers: dict[str, Answer] = {}
+def generate(engine: Engine, sequences: Iterable[Sequence]) -> dict[str, Generation]:
+    """Run until all sequences have finished and return their outputs."""
+    generated: dict[str, Generation] = {}
     for sequence in sequences:
-        answers[sequence.seq_id] = Answer(list(sequence.output_ids))
+        generated[sequence.seq_id] = Generation(list(sequence.output_ids))
         engine.add(sequence)
     while engine.num_sequences:
         for output in engine.step():
-            answer = answers[output.seq_id]
-            answer.outputs.append(output)
+            generation = generated[output.seq_id]
+            generation.outputs.append(output)
             if output.token_id is not None:
-                answer.token_ids.append(output.token_id)
+                generation.token_ids.append(output.token_id)
     engine.check()
-    return answers
+    return generated
 
 
 def open_grammars(vocabulary: Vocabulary, **options: Any) -> GrammarCache:
@@ -128,7 +128,7 @@ def open_grammars(vocabulary: Vocabulary, **options: Any) -> GrammarCache:
 
 
 def allowed(matcher: Matcher) -> list[int]:
-    """The tokens that may come next."""
+    """Return the tokens that are allowed next."""
     row = np.zeros((VOCAB_SIZE + 31) // 32, dtype=np.int32)
     matcher.fill(row)
     assert matcher.error is None
@@ -140,7 +140,7 @@ def allowed(matcher: Matcher) -> list[int]:
 def accepts(
     grammars: GrammarCache, vocabulary: Vocabulary, kind: GrammarKind, source: str, text: str
 ) -> bool:
-    """Whether the grammar matches ``text``, as a client would receive it."""
+    """Return whether the grammar matches ``text``, as a client would receive it."""
     matcher = grammars.compile(kind, source).start()
     matcher.advance(vocabulary.ids(f" {text}"))
     return matcher.error is None and EOS_ID in allowed(matcher)

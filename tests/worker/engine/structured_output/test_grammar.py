@@ -1,4 +1,4 @@
-"""What grammars allow, and which grammars are unsupported."""
+"""Tests of the tokens that grammars allow, and of unsupported grammars."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ OBJECT = json.dumps(
 
 
 def walk(matcher: Matcher, rng: random.Random) -> list[int]:
-    """A random answer without its end token."""
-    answer: list[int] = []
+    """Return a random output without its end token."""
+    output_ids: list[int] = []
     while True:
         token_ids = allowed(matcher)
         if EOS_ID in token_ids and (len(token_ids) == 1 or rng.random() < 0.3):
-            return answer
-        answer.append(rng.choice([token_id for token_id in token_ids if token_id != EOS_ID]))
-        matcher.advance(answer)
+            return output_ids
+        output_ids.append(rng.choice([token_id for token_id in token_ids if token_id != EOS_ID]))
+        matcher.advance(output_ids)
 
 
 REGEXES = [
@@ -50,7 +50,9 @@ REGEXES = [
 ]  # fmt: skip
 
 
-def test_an_expression_is_matched_by_the_whole_answer(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
+def test_a_regular_expression_matches_the_whole_output(
+    grammars: GrammarCache, vocabulary: Vocabulary
+) -> None:
     for pattern in REGEXES:
         rng = random.Random(0)
         grammar = grammars.compile("regex", pattern)
@@ -59,7 +61,7 @@ def test_an_expression_is_matched_by_the_whole_answer(grammars: GrammarCache, vo
         assert not accepts(grammars, vocabulary, "regex", pattern, "no match"), pattern
 
 
-def test_one_of_the_choices_is_the_whole_answer(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
+def test_the_whole_output_is_one_of_the_choices(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
     choices = ["a", "ab", "b c", '"q"', "日本", "x\ny", "(.*)", "\\", " led"]
     text = json.dumps(choices)
     rng = random.Random(0)
@@ -69,45 +71,43 @@ def test_one_of_the_choices_is_the_whole_answer(grammars: GrammarCache, vocabula
     assert not accepts(grammars, vocabulary, "choice", text, "led")
 
 
-def test_white_space_in_json_is_what_people_write_and_no_more(
-    grammars: GrammarCache, vocabulary: Vocabulary
-) -> None:
-    for answer in ('{"a":1}', '{"a": 1}', '{\n  "a": 1\n}', '{ "a" : 1 }', '{\r\n\t"a":1}'):
-        assert accepts(grammars, vocabulary, "json_schema", OBJECT, answer)
-    for answer in ('{  "a":1}', '{"a":\n\n1}', ' {"a":1}', '{"a":1}\n', '{"a":1', '{"a":1}}', '{"b":1}'):
-        assert not accepts(grammars, vocabulary, "json_schema", OBJECT, answer)
+def test_json_allows_only_common_white_space(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
+    for output_ids in ('{"a":1}', '{"a": 1}', '{\n  "a": 1\n}', '{ "a" : 1 }', '{\r\n\t"a":1}'):
+        assert accepts(grammars, vocabulary, "json_schema", OBJECT, output_ids)
+    for output_ids in ('{  "a":1}', '{"a":\n\n1}', ' {"a":1}', '{"a":1}\n', '{"a":1', '{"a":1}}', '{"b":1}'):
+        assert not accepts(grammars, vocabulary, "json_schema", OBJECT, output_ids)
 
 
-def test_any_object_is_an_object(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
-    for answer in ("{}", '{"a": [1, null, "é"]}'):
-        assert accepts(grammars, vocabulary, "json_object", "", answer)
-    for answer in ("[]", "1", '"a"', "null", ""):
-        assert not accepts(grammars, vocabulary, "json_object", "", answer)
+def test_json_object_allows_any_object(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
+    for output_ids in ("{}", '{"a": [1, null, "é"]}'):
+        assert accepts(grammars, vocabulary, "json_object", "", output_ids)
+    for output_ids in ("[]", "1", '"a"', "null", ""):
+        assert not accepts(grammars, vocabulary, "json_object", "", output_ids)
 
 
-def test_special_tokens_never_stand_in_an_answer_and_its_end_only_where_it_is_complete(
+def test_special_tokens_are_never_allowed_and_end_tokens_only_at_the_end(
     grammars: GrammarCache, vocabulary: Vocabulary
 ) -> None:
     specials = {token_id for token_id, text in enumerate(vocabulary.tokens) if not text}
     assert len(specials) > 5 and EOS_ID in specials
     matcher = grammars.compile("regex", "(?s).{0,3}").start()
-    answer: list[int] = []
+    output_ids: list[int] = []
     for token_id in vocabulary.ids(" abc"):
-        assert specials.intersection(allowed(matcher)) <= ({EOS_ID} if answer else set())
-        answer.append(token_id)
-        matcher.advance(answer)
+        assert specials.intersection(allowed(matcher)) <= ({EOS_ID} if output_ids else set())
+        output_ids.append(token_id)
+        matcher.advance(output_ids)
     assert allowed(matcher) == [EOS_ID]
 
 
 def test_a_character_of_several_byte_tokens_is_allowed_byte_by_byte(
     grammars: GrammarCache, vocabulary: Vocabulary
 ) -> None:
-    answer = walk(grammars.compile("regex", "日[本月]").start(), random.Random(0))
-    assert [len(vocabulary.tokens[token_id]) for token_id in answer] == [1] * 7
-    assert vocabulary.text(answer) in ("日本", "日月")
+    output_ids = walk(grammars.compile("regex", "日[本月]").start(), random.Random(0))
+    assert [len(vocabulary.tokens[token_id]) for token_id in output_ids] == [1] * 7
+    assert vocabulary.text(output_ids) in ("日本", "日月")
 
 
-def test_tokens_that_are_not_the_grammars_own_are_an_error_of_this_answer_only(
+def test_tokens_that_do_not_match_are_an_error_of_one_matcher_only(
     grammars: GrammarCache, vocabulary: Vocabulary
 ) -> None:
     grammar = grammars.compile("json_schema", OBJECT)
@@ -118,19 +118,19 @@ def test_tokens_that_are_not_the_grammars_own_are_an_error_of_this_answer_only(
     assert whole.error is None and allowed(whole)
 
 
-def test_a_matcher_is_a_function_of_the_tokens_however_they_came(
+def test_a_matcher_depends_only_on_the_consumed_tokens(
     grammars: GrammarCache, vocabulary: Vocabulary
 ) -> None:
     grammar = grammars.compile("json_schema", OBJECT)
-    answer = vocabulary.ids(' {"a": 12}')
+    output_ids = vocabulary.ids(' {"a": 12}')
     single, whole = grammar.start(), grammar.start()
-    for end in range(len(answer) + 1):
-        single.advance(answer[:end])
-    whole.advance(answer)
+    for end in range(len(output_ids) + 1):
+        single.advance(output_ids[:end])
+    whole.advance(output_ids)
     assert allowed(single) == allowed(whole) == [EOS_ID]
 
 
-def test_a_tokenizer_that_keeps_its_first_space_gets_none_before_the_answer() -> None:
+def test_no_space_is_added_for_a_tokenizer_that_retains_leading_spaces() -> None:
     tokenizer = ByteTokenizer()
     tokens = [tokenizer.token_bytes(token_id) for token_id in range(VOCAB_SIZE)]
     opened = GrammarCache(lambda: tokens, [tokenizer.eos_token_id], timeout_s=60.0)
@@ -155,7 +155,7 @@ UNSUPPORTED: list[tuple[GrammarKind, Any, str]] = [
     ("json_schema", {"properties": {"a": False}, "required": ["a"], "type": "object"}, "'a'"),
     ("json_schema", {"type": "integer", "minimum": 5, "maximum": 3}, "minimum (5)"),
     ("json_schema", {"allOf": [{"type": "string"}, {"type": "null"}]}, "incompatible"),
-    ("json_schema", {"$ref": "#"}, "no answer fits"),
+    ("json_schema", {"$ref": "#"}, "no text matches it"),
     ("json_schema", {"type": "string", "pattern": "^(a?){500}a{500}$"}, "too many"),
     ("json_schema", {"title": "x" * MAX_TEXT_BYTES}, str(MAX_TEXT_BYTES)),
     ("regex", "(a", "unclosed"),
@@ -183,25 +183,25 @@ def test_names_and_values_are_not_keywords(grammars: GrammarCache) -> None:
         grammars.compile("json_schema", json.dumps(schema))
 
 
-def test_a_grammar_that_kills_the_library_costs_a_child_and_the_next_is_judged_by_another(
+def test_a_grammar_that_crashes_the_sandbox_does_not_affect_the_next_one(
     grammars: GrammarCache,
 ) -> None:
     _, sandbox = grammars._open()
-    deadly = 'start: answer\nanswer: %json {"enum": [-9223372036854775808]}\n'
+    deadly = 'start: output\noutput: %json {"enum": [-9223372036854775808]}\n'
     for _ in range(2):
-        with pytest.raises(UnsupportedGrammar, match="does not survive"):
+        with pytest.raises(UnsupportedGrammar, match="crashes the grammar library"):
             sandbox.check(deadly)
         sandbox.check(to_lark("json_schema", OBJECT))
 
 
-def test_a_grammar_that_takes_too_long_is_refused_in_time(vocabulary: Vocabulary) -> None:
+def test_a_grammar_that_takes_too_long_is_rejected(vocabulary: Vocabulary) -> None:
     opened = open_grammars(vocabulary, timeout_s=0.0)
-    with pytest.raises(UnsupportedGrammar, match="longer than 0 s"):
+    with pytest.raises(UnsupportedGrammar, match="longer than 0 seconds"):
         opened.compile("json_schema", OBJECT)
     opened.close()
 
 
-def test_a_grammar_is_compiled_once_and_the_oldest_are_forgotten(vocabulary: Vocabulary) -> None:
+def test_a_grammar_is_compiled_once_and_the_oldest_are_evicted(vocabulary: Vocabulary) -> None:
     opened = open_grammars(vocabulary, timeout_s=60.0)
     first = opened.compile("choice", '["a"]')
     assert opened.compile("choice", '["a"]') is first
@@ -212,6 +212,6 @@ def test_a_grammar_is_compiled_once_and_the_oldest_are_forgotten(vocabulary: Voc
     opened.close()
 
 
-def test_a_model_without_an_end_token_takes_no_grammar() -> None:
-    with pytest.raises(UnsupportedGrammar, match="no end token"):
+def test_a_model_without_an_end_token_supports_no_grammar() -> None:
+    with pytest.raises(UnsupportedGrammar, match="no end-of-sequence token"):
         GrammarCache(lambda: [b"a"], []).compile("json_object", "")

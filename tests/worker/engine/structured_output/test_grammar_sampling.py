@@ -1,4 +1,4 @@
-"""Grammars together with other sampling parameters and with other sequences of the batch."""
+"""Tests of grammars combined with other sampling parameters and other sequences in the batch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.worker.engine.factories import MakeEngine, MakeSequence
 from tests.worker.engine.structured_output.grammar_kit import (
     EOS_ID,
     VOCAB_SIZE,
-    Answer,
+    Generation,
     Vocabulary,
-    answers_of,
+    generate,
     make_model,
 )
 
@@ -33,66 +33,66 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Llava:
 
 
 @pytest.fixture
-def ask(
+def generate_one(
     wide_model: Llava,
     grammars: GrammarCache,
     make_engine: MakeEngine,
     make_sequence: MakeSequence,
-) -> Callable[..., Answer]:
-    """One answer to an expression; ``options`` are fields of Sequence and SamplingParams."""
+) -> Callable[..., Generation]:
+    """Return a function that generates one output for a regular expression."""
 
-    def ask(pattern: str, *neighbours: Sequence, **options: Any) -> Answer:
+    def generate_one(pattern: str, *neighbors: Sequence, **options: Any) -> Generation:
         sequence = make_sequence(random_prompt(np.random.default_rng(3), num_images=1), **options)
         sequence.grammar = grammars.compile("regex", pattern)
-        return answers_of(make_engine(over=wide_model), [sequence, *neighbours])["one"]
+        return generate(make_engine(over=wide_model), [sequence, *neighbors])["one"]
 
-    return ask
+    return generate_one
 
 
-def test_an_answer_ends_with_stop_when_its_grammar_is_complete(
-    ask: Callable[..., Answer], vocabulary: Vocabulary
+def test_an_output_with_a_complete_grammar_finishes_with_stop(
+    generate_one: Callable[..., Generation], vocabulary: Vocabulary
 ) -> None:
-    answer = ask("ab", max_new_tokens=50)
-    assert (vocabulary.text(answer.token_ids), answer.finish) == ("ab", "stop")
-    assert answer.token_ids[-1] == EOS_ID
+    generated = generate_one("ab", max_new_tokens=50)
+    assert (vocabulary.text(generated.token_ids), generated.finish) == ("ab", "stop")
+    assert generated.token_ids[-1] == EOS_ID
 
 
-def test_an_answer_cut_at_its_longest_length_says_so(
-    ask: Callable[..., Answer], vocabulary: Vocabulary
+def test_a_truncated_output_finishes_with_length(
+    generate_one: Callable[..., Generation], vocabulary: Vocabulary
 ) -> None:
-    answer = ask("[ab]{30}", max_new_tokens=9)
-    assert (len(answer.token_ids), answer.finish) == (9, "length")
-    assert set(vocabulary.text(answer.token_ids)) <= {"a", "b"}
+    generated = generate_one("[ab]{30}", max_new_tokens=9)
+    assert (len(generated.token_ids), generated.finish) == (9, "length")
+    assert set(vocabulary.text(generated.token_ids)) <= {"a", "b"}
 
 
-def test_min_tokens_holds_the_end_back_while_something_else_may_come(
-    ask: Callable[..., Answer], vocabulary: Vocabulary
+def test_min_tokens_delays_the_end_while_other_tokens_are_allowed(
+    generate_one: Callable[..., Generation], vocabulary: Vocabulary
 ) -> None:
     favour_end = ((EOS_ID, 100.0),)
-    assert len(ask("[ab]{1,40}", logit_bias=favour_end, max_new_tokens=50).token_ids) <= 3
-    held = ask("[ab]{1,40}", logit_bias=favour_end, min_tokens=12, max_new_tokens=50)
+    assert len(generate_one("[ab]{1,40}", logit_bias=favour_end, max_new_tokens=50).token_ids) <= 3
+    held = generate_one("[ab]{1,40}", logit_bias=favour_end, min_tokens=12, max_new_tokens=50)
     assert (len(held.token_ids), held.finish) == (13, "stop")
 
 
-def test_a_complete_answer_ends_although_min_tokens_asks_for_more(
-    ask: Callable[..., Answer], vocabulary: Vocabulary
+def test_a_complete_output_ends_before_min_tokens(
+    generate_one: Callable[..., Generation], vocabulary: Vocabulary
 ) -> None:
-    answer = ask("ab", min_tokens=20, max_new_tokens=50)
-    assert (vocabulary.text(answer.token_ids), answer.finish) == ("ab", "stop")
+    generated = generate_one("ab", min_tokens=20, max_new_tokens=50)
+    assert (vocabulary.text(generated.token_ids), generated.finish) == ("ab", "stop")
 
 
-def test_logit_bias_chooses_among_what_is_allowed_only(
-    ask: Callable[..., Answer], vocabulary: Vocabulary
+def test_logit_bias_affects_only_allowed_tokens(
+    generate_one: Callable[..., Generation], vocabulary: Vocabulary
 ) -> None:
     b, x = vocabulary.tokens.index(b"b"), vocabulary.tokens.index(b"x")
-    answer = ask("a[ab]{5}", logit_bias=((b, 100.0), (x, 100.0)), max_new_tokens=50)
-    assert vocabulary.text(answer.token_ids) == "abbbbb"
+    generated = generate_one("a[ab]{5}", logit_bias=((b, 100.0), (x, 100.0)), max_new_tokens=50)
+    assert vocabulary.text(generated.token_ids) == "abbbbb"
 
 
-def test_penalties_and_truncation_choose_among_what_is_allowed_only(
-    ask: Callable[..., Answer], vocabulary: Vocabulary
+def test_penalties_and_truncation_select_only_allowed_tokens(
+    generate_one: Callable[..., Generation], vocabulary: Vocabulary
 ) -> None:
-    answer = ask(
+    generated = generate_one(
         "[abc]{12}",
         temperature=1.5,
         top_p=0.2,
@@ -103,35 +103,35 @@ def test_penalties_and_truncation_choose_among_what_is_allowed_only(
         frequency_penalty=2.0,
         max_new_tokens=50,
     )
-    assert set(vocabulary.text(answer.token_ids)) <= set("abc")
-    assert answer.finish == "stop"
+    assert set(vocabulary.text(generated.token_ids)) <= set("abc")
+    assert generated.finish == "stop"
 
 
-def test_a_stop_token_ends_the_answer_in_mid_grammar(
-    ask: Callable[..., Answer], vocabulary: Vocabulary
+def test_a_stop_token_ends_the_output_before_the_grammar_is_complete(
+    generate_one: Callable[..., Generation], vocabulary: Vocabulary
 ) -> None:
     stops = tuple(index for index, text in enumerate(vocabulary.tokens) if b"b" in text)[:16]
-    answer = ask("a[b]{30}", stop_token_ids=stops, max_new_tokens=50)
-    assert answer.finish == "stop"
-    assert answer.token_ids[-1] in stops
+    generated = generate_one("a[b]{30}", stop_token_ids=stops, max_new_tokens=50)
+    assert generated.finish == "stop"
+    assert generated.token_ids[-1] in stops
 
 
-def test_logprobs_are_the_models_own_before_the_grammar(ask: Callable[..., Answer]) -> None:
-    answer = ask("[ab]{3}", num_logprobs=5, max_new_tokens=50)
-    entries = [output.logprobs for output in answer.outputs if output.logprobs is not None]
-    assert len(entries) == len(answer.outputs) and all(len(entry.top) == 5 for entry in entries)
+def test_logprobs_are_not_affected_by_the_grammar(generate_one: Callable[..., Generation]) -> None:
+    generated = generate_one("[ab]{3}", num_logprobs=5, max_new_tokens=50)
+    entries = [output.logprobs for output in generated.outputs if output.logprobs is not None]
+    assert len(entries) == len(generated.outputs) and all(len(entry.top) == 5 for entry in entries)
     assert all(
         token_id not in dict(entry.top) or dict(entry.top)[token_id] == entry.logprob
-        for token_id, entry in zip(answer.token_ids, entries, strict=True)
+        for token_id, entry in zip(generated.token_ids, entries, strict=True)
     )
     assert any(
-        token_id not in dict(entry.top) for token_id, entry in zip(answer.token_ids, entries, strict=True)
+        token_id not in dict(entry.top) for token_id, entry in zip(generated.token_ids, entries, strict=True)
     )
 
 
-def test_going_on_past_the_end_does_not_go_with_a_grammar(ask: Callable[..., Answer]) -> None:
+def test_ignore_eos_cannot_be_combined_with_a_grammar(generate_one: Callable[..., Generation]) -> None:
     with pytest.raises(SequenceRejected, match="ignore_eos"):
-        ask("ab", ignore_eos=True)
+        generate_one("ab", ignore_eos=True)
 
 
 def test_a_sequence_with_a_grammar_gets_no_drafts(
@@ -143,8 +143,8 @@ def test_a_sequence_with_a_grammar_gets_no_drafts(
     assert not is_draftable(sequence)
 
 
-def test_a_grammar_that_fails_in_mid_answer_ends_that_answer_alone(
-    ask: Callable[..., Answer],
+def test_a_grammar_that_fails_midway_ends_only_its_own_sequence(
+    generate_one: Callable[..., Generation],
     wide_model: Llava,
     vocabulary: Vocabulary,
     make_engine: MakeEngine,
@@ -154,20 +154,20 @@ def test_a_grammar_that_fails_in_mid_answer_ends_that_answer_alone(
     rng = np.random.default_rng(4)
     prompts = {name: random_prompt(rng, num_images=1) for name in ("free", "held")}
 
-    def neighbours() -> list[Sequence]:
+    def neighbors() -> list[Sequence]:
         made = [make_sequence(prompt, seq_id=name, temperature=1.0) for name, prompt in prompts.items()]
         made[1].grammar = grammars.compile("regex", "[abc]{9}")
         return made
 
     broken = make_sequence(random_prompt(rng, num_images=1), seq_id="broken", output_ids=vocabulary.ids(" x"))
     broken.grammar = grammars.compile("regex", "[ab]{9}")
-    undisturbed = answers_of(make_engine(over=wide_model), neighbours())
-    beside = answers_of(make_engine(over=wide_model), [*neighbours(), broken])
-    assert beside["broken"].error is not None
-    assert beside["broken"].error.code is ErrorCode.INVALID_REQUEST
+    without_failure = generate(make_engine(over=wide_model), neighbors())
+    with_failure = generate(make_engine(over=wide_model), [*neighbors(), broken])
+    assert with_failure["broken"].error is not None
+    assert with_failure["broken"].error.code is ErrorCode.INVALID_REQUEST
     for name in prompts:
-        assert beside[name].token_ids == undisturbed[name].token_ids
-        assert beside[name].error is None
+        assert with_failure[name].token_ids == without_failure[name].token_ids
+        assert with_failure[name].error is None
 
 
 def test_a_bitmask_changes_only_the_rows_of_its_sequences(

@@ -1,4 +1,4 @@
-"""Fifty published schemas: each output matches its schema, in batches, with images, across workers."""
+"""Tests with fifty published schemas: outputs match in batches, with images and when resumed."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.worker.engine.structured_output.grammar_kit import (
     EOS_ID,
     MAX_TOKENS,
     SCHEMAS,
-    Answer,
+    Generation,
     Vocabulary,
-    answers_of,
+    generate,
     is_valid,
     make_model,
     published_schemas,
@@ -44,7 +44,7 @@ def new_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
 
 
 def make_engine(model: Llava, *, is_async: bool = False) -> Engine:
-    """Sixteen at once, steps short enough for long prompts to come in parts."""
+    """Make an engine for sixteen sequences, with a token budget that splits long prompts into chunks."""
     text = model.config.text_config
     spec = KVCacheSpec.for_model(text, num_blocks=700, block_size=16, dtype=torch.float64)
     cache = KVCache(spec, torch.device("cpu"))
@@ -60,7 +60,7 @@ def make_engine(model: Llava, *, is_async: bool = False) -> Engine:
 
 @pytest.fixture(scope="module")
 def new_sequence(grammars: GrammarCache, vocabulary: Vocabulary) -> MakeSequence:
-    """The same for the same name: a prompt with up to two images, sampled at temperature 1."""
+    """Make the same sequence for the same name: a prompt with up to two images, sampled at temperature 1."""
     schemas = published_schemas()
 
     def make(name: str, output_ids: list[int] | None = None) -> Sequence:
@@ -91,11 +91,11 @@ def names() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(new_engine: MakeEngine, new_sequence: MakeSequence) -> dict[str, Answer]:
-    return answers_of(new_engine(), [new_sequence(name) for name in names()])
+def uninterrupted(new_engine: MakeEngine, new_sequence: MakeSequence) -> dict[str, Generation]:
+    return generate(new_engine(), [new_sequence(name) for name in names()])
 
 
-def test_there_are_fifty_each_with_its_source_and_licence() -> None:
+def test_there_are_fifty_schemas_with_source_and_license() -> None:
     index = json.loads((SCHEMAS / "index.json").read_text())["schemas"]
     assert len(published_schemas()) == 50
     assert {entry["file"] for entry in index} == {path.name for path in SCHEMAS.glob("*.json")} - {
@@ -106,38 +106,40 @@ def test_there_are_fifty_each_with_its_source_and_licence() -> None:
     assert all((SCHEMAS / entry["file"]).stat().st_size < 8192 for entry in index)
 
 
-def test_every_answer_keeps_to_its_schema(unbroken: dict[str, Answer], vocabulary: Vocabulary) -> None:
-    schemas = published_schemas()
-    held = {name: answer for name, answer in unbroken.items() if not name.startswith("free")}
-    assert len(held) == 50 * NUM_SEEDS
-    for name, answer in held.items():
-        text = vocabulary.text(answer.token_ids)
-        assert answer.finish == "stop", (name, answer.error, text[:200])
-        assert is_valid(text, schemas[name.partition("#")[0]]), (name, text)
-    texts = {vocabulary.text(answer.token_ids) for answer in held.values()}
-    assert len(texts) > 50  # they are answers, not always the shortest
-
-
-def test_answers_without_a_grammar_do_not_notice_those_with_one(
-    unbroken: dict[str, Answer], new_engine: MakeEngine, new_sequence: MakeSequence
+def test_every_output_matches_its_schema(
+    uninterrupted: dict[str, Generation], vocabulary: Vocabulary
 ) -> None:
-    free = [name for name in unbroken if name.startswith("free")]
-    alone = answers_of(new_engine(is_async=True), [new_sequence(name) for name in free])
+    schemas = published_schemas()
+    held = {name: generated for name, generated in uninterrupted.items() if not name.startswith("free")}
+    assert len(held) == 50 * NUM_SEEDS
+    for name, generated in held.items():
+        text = vocabulary.text(generated.token_ids)
+        assert generated.finish == "stop", (name, generated.error, text[:200])
+        assert is_valid(text, schemas[name.partition("#")[0]]), (name, text)
+    texts = {vocabulary.text(generated.token_ids) for generated in held.values()}
+    assert len(texts) > 50  # outputs vary and are not always the shortest
+
+
+def test_outputs_without_a_grammar_are_not_affected_by_those_with_one(
+    uninterrupted: dict[str, Generation], new_engine: MakeEngine, new_sequence: MakeSequence
+) -> None:
+    free = [name for name in uninterrupted if name.startswith("free")]
+    alone = generate(new_engine(is_async=True), [new_sequence(name) for name in free])
     assert len(free) == NUM_FREE
     for name in free:
-        assert alone[name].token_ids == unbroken[name].token_ids
+        assert alone[name].token_ids == uninterrupted[name].token_ids
 
 
-def test_another_worker_continues_each_from_the_middle_as_the_first_would_have(
-    unbroken: dict[str, Answer], new_engine: MakeEngine, new_sequence: MakeSequence
+def test_another_worker_resumes_each_output_exactly(
+    uninterrupted: dict[str, Generation], new_engine: MakeEngine, new_sequence: MakeSequence
 ) -> None:
     rng = random.Random(1)
     cut = {}
-    for name, answer in unbroken.items():
-        if not name.startswith("free") and len(answer.token_ids) > 2:
-            cut[name] = answer.token_ids[: rng.randrange(1, len(answer.token_ids))]
-    continued = answers_of(new_engine(is_async=True), [new_sequence(name, cut[name]) for name in sorted(cut)])
+    for name, generated in uninterrupted.items():
+        if not name.startswith("free") and len(generated.token_ids) > 2:
+            cut[name] = generated.token_ids[: rng.randrange(1, len(generated.token_ids))]
+    continued = generate(new_engine(is_async=True), [new_sequence(name, cut[name]) for name in sorted(cut)])
     assert len(cut) > 80
     for name in cut:
-        assert continued[name].token_ids == unbroken[name].token_ids, name
+        assert continued[name].token_ids == uninterrupted[name].token_ids, name
         assert continued[name].finish == "stop"

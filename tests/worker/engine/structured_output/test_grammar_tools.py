@@ -1,4 +1,4 @@
-"""Tool calls: only complete calls of given functions, with arguments that match their schema."""
+"""Tests of tool calls: only complete calls of given functions, with arguments that match their schema."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def tools(choice: str, *, is_parallel: bool = True, functions: list[Any] | None 
     return json.dumps(source)
 
 
-# answer -> whether it may be given where the choice is (auto, required)
-ANSWERS = {
+# output -> whether it is allowed if the tool choice is (auto, required)
+OUTPUTS = {
     "It rains.": (True, False),
     "": (True, False),
     "<tool": (True, False),
     "<tool_call>": (False, False),
     "<tool_call> is a word": (False, False),
-    f"Look: {PARIS}": (True, False),  # a text that speaks of calls is a text
+    f"Look: {PARIS}": (True, False),  # text that mentions calls is text
     PARIS: (True, True),
     NOW: (True, True),
     f"{PARIS}\n{NOW}": (True, True),
@@ -48,29 +48,29 @@ ANSWERS = {
 }
 
 
-def test_an_answer_is_a_text_or_calls_and_nothing_between(
-    grammars: GrammarCache, vocabulary: Vocabulary
-) -> None:
-    for text, expected in ANSWERS.items():
+def test_an_output_is_either_text_or_tool_calls(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
+    for text, expected in OUTPUTS.items():
         accepted = tuple(
             accepts(grammars, vocabulary, "tools", tools(choice), text) for choice in ("auto", "required")
         )
         assert accepted == expected, text
 
 
-def test_one_call_where_several_are_not_wanted(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
+def test_only_one_call_is_allowed_without_parallel_calls(
+    grammars: GrammarCache, vocabulary: Vocabulary
+) -> None:
     one = tools("named", is_parallel=False)
     assert accepts(grammars, vocabulary, "tools", one, PARIS)
     assert not accepts(grammars, vocabulary, "tools", one, f"{PARIS}\n{NOW}")
 
 
-def test_sixteen_calls_are_the_most(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
+def test_at_most_sixteen_calls_are_allowed(grammars: GrammarCache, vocabulary: Vocabulary) -> None:
     many = tools("required")
     assert accepts(grammars, vocabulary, "tools", many, "\n".join([NOW] * 16))
     assert not accepts(grammars, vocabulary, "tools", many, "\n".join([NOW] * 17))
 
 
-def test_a_schema_that_cannot_be_kept_to_is_refused(grammars: GrammarCache) -> None:
+def test_a_tool_schema_that_cannot_be_enforced_is_rejected(grammars: GrammarCache) -> None:
     odd = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"uniqueItems": True}}}}
     with pytest.raises(UnsupportedGrammar, match="uniqueItems"):
         grammars.compile("tools", tools("auto", functions=[odd]))

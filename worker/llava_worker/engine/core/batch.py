@@ -1,6 +1,6 @@
 """The tensors of one forward pass: the packed tokens of a step's chunks.
 
-Rows with one token come first and rows with drafts next, as the attention backends expect.
+Chunks of one token come first, followed by chunks with drafts. The attention backends rely on this order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Batch", "FeatureSpan", "PromptRows"]
 
 @dataclass(frozen=True, slots=True)
 class FeatureSpan:
-    """Features [first, first + length) of an image replace the packed tokens from ``row`` on."""
+    """Image features [first, first + length), which replace the packed tokens starting at ``row``."""
 
     sequence: Sequence
     image: ImageSpan
@@ -35,9 +35,9 @@ class FeatureSpan:
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
-    """Packed rows from ``row`` on, whose logits score tokens [first, first + length) of the prompt.
+    """The packed rows starting at ``row``; their logits score prompt tokens [first, first + length).
 
-    A token is scored by the row before it, which may be the last one of an earlier chunk.
+    A token is scored by the row before it, which may be the last row of an earlier chunk.
     """
 
     sequence: Sequence
@@ -48,10 +48,10 @@ class PromptRows:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The tensors of one forward pass and where its rows came from.
+    """The tensors of one forward pass and the origin of their rows.
 
-    ``sampled_rows`` are the packed indices of the tokens after which one is sampled: for each chunk in
-    ``sampled`` the sequence's last token and then its drafts.
+    ``sampled_rows`` are the packed indices of the tokens after which a token is sampled: for each chunk in
+    ``sampled``, the sequence's last token followed by its drafts.
     """
 
     token_ids: Tensor  # int64 [tokens]
@@ -59,22 +59,22 @@ class Batch:
     rows: AttentionMetadata
     feature_spans: list[FeatureSpan]
     sampled: list[Chunk]
-    sampled_rows: Tensor  # int64 [sampled + their drafts]
-    prompt_rows: list[PromptRows]  # of sequences that need prompt log-probabilities
+    sampled_rows: Tensor  # int64 [sampled chunks + their drafts]
+    prompt_rows: list[PromptRows]  # for sequences that need prompt log-probabilities
 
     @property
     def is_decoding(self) -> bool:
-        """Whether each row is one text token, after which one is sampled."""
+        """Whether each chunk is one text token followed by sampling."""
         num_rows = len(self.rows.query_lens)
         return not self.feature_spans and self.rows.num_decodes == num_rows == len(self.sampled)
 
     @classmethod
     def build(cls, chunks: Items[Chunk], *, block_size: int, device: torch.device) -> Batch:
-        """Pack at least one chunk. Every sequence holds the blocks that its chunk needs."""
+        """Pack one or more chunks. Each sequence must already have the blocks for its chunk."""
         chunks = sorted(chunks, key=_order)  # stable
         starts = np.array([chunk.start for chunk in chunks])
         lens = np.array([chunk.num_tokens for chunk in chunks])
-        firsts = np.cumsum(lens) - lens  # packed index of each row's first token
+        firsts = np.cumsum(lens) - lens  # packed index of each chunk's first token
         row_of = np.repeat(np.arange(len(chunks)), lens)
         positions = np.arange(lens.sum()) - firsts[row_of] + starts[row_of]
         tables = _pad([chunk.sequence.block_table for chunk in chunks])
@@ -107,7 +107,7 @@ class Batch:
 
 
 def _upload(parts: Items[Items[int] | NDArray[np.int64]], device: torch.device) -> tuple[Tensor, ...]:
-    """Each part as int64 on the device, all of them in one asynchronous copy."""
+    """Copy the parts to the device as int64 in one asynchronous copy."""
     arrays = [np.asarray(part, dtype=np.int64) for part in parts]
     return torch.split(copy_to_device(np.concatenate(arrays), device), [len(array) for array in arrays])
 
@@ -123,7 +123,7 @@ def _token_ids(chunk: Chunk) -> list[int]:
 
 
 def _feature_spans(chunks: Items[Chunk], firsts: list[int]) -> Iterator[FeatureSpan]:
-    """The part of each image that is in the chunk, which may be its middle."""
+    """Yield the part of each image that lies in a chunk. An image may span several chunks."""
     for chunk, packed in zip(chunks, firsts, strict=True):
         for image in chunk.sequence.images_within(chunk.start, chunk.end):
             start, end = max(chunk.start, image.start), min(chunk.end, image.end)
@@ -132,7 +132,7 @@ def _feature_spans(chunks: Items[Chunk], firsts: list[int]) -> Iterator[FeatureS
 
 
 def _prompt_rows(chunks: Items[Chunk], firsts: list[int]) -> Iterator[PromptRows]:
-    """Tokens scored before a preemption are not scored again."""
+    """Yield the prompt rows to score. Tokens scored before a preemption are not scored again."""
     for chunk, packed in zip(chunks, firsts, strict=True):
         sequence = chunk.sequence
         if not sequence.needs_prompt_logprobs:
@@ -144,6 +144,6 @@ def _prompt_rows(chunks: Items[Chunk], firsts: list[int]) -> Iterator[PromptRows
 
 
 def _pad(tables: list[list[int]]) -> NDArray[np.int64]:
-    """Block tables as a rectangle; a short one repeats its first block."""
+    """Return the block tables as one array. A shorter table is padded with its first block."""
     width = max(map(len, tables))
     return np.array([table + table[:1] * (width - len(table)) for table in tables], dtype=np.int64)

@@ -1,9 +1,9 @@
-"""The block manager: which sequences use which blocks of the KV cache.
+"""The block manager: allocates KV cache blocks to sequences and shares common prefixes.
 
-A block holds the keys and values of ``block_size`` consecutive tokens. `PrefixCache` finds the blocks whose
-tokens were computed before. Full blocks are shared without copying, because they are not written to any more.
-The first rows of a block that continues differently, or that another sequence is still filling, are copied,
-so that a common prefix is reused to the token.
+A block holds the keys and values of ``block_size`` consecutive tokens. `PrefixCache` finds blocks with tokens
+that have been computed before. Full blocks are shared without copying, because they are no longer written. If
+a block matches only partially, or another sequence is still filling it, its matching rows are copied. A
+common prefix is therefore reused up to its last token.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from llava_worker.engine.core.sequence import Sequence
 
 __all__ = ["BlockAccountingError", "BlockCopy", "BlockManager"]
 
-# A sequence waits for another one's prefix if that saves at least so many tokens: the time of a step.
+# Minimum number of tokens that make it worthwhile to wait one step for another sequence's prefix.
 MIN_PENDING_TOKENS = 16
 
 
 class BlockAccountingError(RuntimeError):
-    """A block is lost, used twice or shared wrongly: a bug in the engine."""
+    """A block is lost, used twice or shared incorrectly. This indicates a bug in the engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockCopy:
-    """Copy the first ``num_rows`` tokens of block ``source`` to ``destination``."""
+    """A copy of the first ``num_rows`` tokens of block ``source`` to block ``destination``."""
 
     source: int
     destination: int
@@ -43,12 +43,12 @@ class BlockCopy:
 
 
 class BlockManager:
-    """Allocates blocks to sequences and frees them.
+    """Allocates and frees the blocks of sequences.
 
     Every block is in exactly one state:
 
-        used     in as many block tables as its reference count says, at least one
-        cached   in no table, content known; the least recently used is evicted first
+        used     in one or more block tables; the reference count is the number of tables
+        cached   in no table, content known; the least recently used block is evicted first
         free     in no table, content unknown
     """
 
@@ -60,24 +60,25 @@ class BlockManager:
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._num_refs = [0] * num_blocks
         self._prefixes = PrefixCache()
-        self._sequences: dict[Sequence, None] = {}  # those with blocks, in the order of allocation
+        self._sequences: dict[Sequence, None] = {}  # sequences with blocks, in allocation order
 
     @property
     def num_free(self) -> int:
-        """Blocks that can be allocated now, cached ones included."""
+        """The number of blocks that can be allocated now, including cached blocks."""
         return len(self._free) + len(self._cached)
 
     def has_blocks(self, sequence: Sequence) -> bool:
-        """Whether the sequence has blocks: from its admission until it ends or is preempted."""
+        """Return whether the sequence has blocks. It does from admission until it ends or is preempted."""
         return sequence in self._sequences
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
     def is_prefix_pending(self, sequence: Sequence) -> bool:
-        """Whether a running sequence is about to compute tokens that this one could then share.
+        """Return whether a running sequence is about to compute tokens that this sequence could share.
 
-        Only if that saves enough tokens, and never because of a sequence with a lower priority.
+        Return False if this saves fewer than MIN_PENDING_TOKENS, or if the other sequence has a lower
+        priority.
         """
         if not self._is_sharing or sequence.needs_prompt_logprobs:
             return False
@@ -98,21 +99,21 @@ class BlockManager:
         )
 
     def allocate(self, sequence: Sequence, *, num_spare: int = 0) -> list[BlockCopy] | None:
-        """Allocate blocks for all of the sequence's tokens, sharing leading ones whose content is known.
+        """Allocate blocks for all tokens of the sequence, sharing leading blocks found in the prefix cache.
 
         Sets ``num_computed`` to the number of tokens found; at least one token remains to be computed.
-        Returns the copies to make, in the order of allocations, before the next forward pass. Returns None
-        and allocates nothing if fewer than ``num_spare`` blocks would stay free.
+        Returns the block copies to make before the next forward pass; keep them in the order of the
+        allocations. Returns None and allocates nothing if fewer than ``num_spare`` blocks would stay free.
         """
         assert not sequence.block_table
         match = self._match_prefix(sequence)
         if self._num_missing(sequence, match) + num_spare > self.num_free:
             return None
         num_new = self.num_blocks_for(sequence.num_tokens) - len(match.blocks)
-        for block in match.blocks:  # before any new one: taking a new one evicts cached blocks
+        for block in match.blocks:  # before new blocks are taken, which may evict cached ones
             self._acquire(block)
         if match.source in self._cached:
-            # Recently used, so evicted last. If it is evicted here, it is still copied before it is written.
+            # Mark it as recently used. If it is evicted below, it is still copied before it is overwritten.
             self._cached.move_to_end(match.source)
         new = [self._take_free() for _ in range(num_new)]
         sequence.block_table = match.blocks + new
@@ -123,11 +124,11 @@ class BlockManager:
         return [BlockCopy(match.source, new[0], match.num_rows)] if is_copied else []
 
     def can_allocate(self, sequence: Sequence, *, num_spare: int = 0) -> bool:
-        """Whether ``allocate`` would succeed."""
+        """Return whether ``allocate`` would succeed."""
         return self._num_missing(sequence, self._match_prefix(sequence)) + num_spare <= self.num_free
 
     def append_slots(self, sequence: Sequence, num_extra: int = 0, *, num_spare: int = 0) -> bool:
-        """Make room for all of the sequence's tokens and ``num_extra`` after them.
+        """Allocate blocks so that all tokens of the sequence and ``num_extra`` more have a slot.
 
         Returns False and allocates nothing if fewer than ``num_spare`` blocks would stay free.
         """
@@ -138,12 +139,12 @@ class BlockManager:
         return True
 
     def trim(self, sequence: Sequence) -> None:
-        """Free the blocks beyond the sequence's tokens."""
+        """Free the blocks that the sequence's tokens do not need."""
         while len(sequence.block_table) > self.num_blocks_for(sequence.num_tokens):
             self._release(sequence.block_table.pop())
 
     def cache_full_blocks(self, sequence: Sequence) -> None:
-        """Let other sequences share the blocks that are full and computed."""
+        """Publish the sequence's full, computed blocks in the prefix cache."""
         if not self._is_sharing:
             return
         for index in range(sequence.num_published, sequence.num_computed // self.block_size):
@@ -153,9 +154,9 @@ class BlockManager:
             sequence.num_published = index + 1
 
     def free(self, sequence: Sequence) -> None:
-        """Free all blocks of the sequence. Their content stays cached, that of the partial last one too."""
+        """Free all blocks of the sequence. Their content stays cached, including the last, partial block."""
         self._cache_partial_block(sequence)
-        # Evicted in the order of release, and a chain is useless without its head: the tail goes first.
+        # Blocks are evicted in release order. Release the tail first: a block is useless without its prefix.
         for block in reversed(sequence.block_table):
             self._release(block)
         self._sequences.pop(sequence, None)
@@ -164,15 +165,15 @@ class BlockManager:
         sequence.num_computed = 0
 
     def invalidate(self, sequence: Sequence) -> None:
-        """Remove the sequence's blocks from the prefix cache: their content may be wrong."""
+        """Remove the sequence's blocks from the prefix cache because their content may be wrong."""
         for block in sequence.block_table:
             self._prefixes.remove(block)
         sequence.num_computed = sequence.num_published = 0
 
     def check(self, sequences: Iterable[Sequence]) -> None:
-        """Verify that only ``sequences`` use blocks, and that every block is in exactly one state.
+        """Check that only ``sequences`` use blocks and that every block is in exactly one state.
 
-        Raises BlockAccountingError.
+        Raises BlockAccountingError if not.
         """
         error = next(self._inconsistencies(list(sequences)), None) or self._prefixes.inconsistency()
         if error is not None:
@@ -182,30 +183,30 @@ class BlockManager:
         used: Counter[int] = Counter()
         for sequence in sequences:
             if len(set(sequence.block_table)) != len(sequence.block_table):
-                yield f"sequence {sequence.seq_id} holds a block twice"
+                yield f"Sequence {sequence.seq_id} has a block twice in its block table."
             if sequence.num_computed > len(sequence.block_table) * self.block_size:
-                yield f"sequence {sequence.seq_id} has computed more than its blocks hold"
+                yield f"Sequence {sequence.seq_id} has more computed tokens than its blocks can hold."
             used.update(sequence.block_table)
         states = Counter([*self._free, *self._cached, *used.keys()])
         if states != Counter(range(self.num_blocks)):
             wrong = sorted(block for block in range(self.num_blocks) if states[block] != 1)
-            yield f"blocks in no state or in several: {wrong}"
+            yield f"These blocks are in no state or in more than one: {wrong}."
         if any(self._num_refs[block] != used[block] for block in range(self.num_blocks)):
-            yield "reference counts differ from the block tables"
+            yield "The reference counts do not match the block tables."
         if self._sequences.keys() != {sequence for sequence in sequences if sequence.block_table}:
-            yield "the sequences with blocks are not those with a block table"
+            yield "The set of sequences with blocks does not match the block tables."
         if any(block not in self._prefixes for block in self._cached):
-            yield "the content of a cached block is unknown"
+            yield "A cached block is not in the prefix cache."
         if any(block in self._prefixes for block in self._free):
-            yield "the content of a free block is known"
+            yield "A free block is in the prefix cache."
 
     def _num_missing(self, sequence: Sequence, match: _PrefixMatch) -> int:
-        """Free blocks that an allocation takes: new ones, and cached ones of the prefix."""
+        """Return how many free blocks an allocation takes: new blocks and cached blocks of the prefix."""
         num_new = self.num_blocks_for(sequence.num_tokens) - len(match.blocks)
         return num_new + sum(self._num_refs[block] == 0 for block in match.blocks)
 
     def _match_prefix(self, sequence: Sequence) -> _PrefixMatch:
-        """The longest prefix whose keys and values are in the cache."""
+        """Return the longest prefix that has keys and values in the KV cache."""
         if not self._is_sharing or sequence.needs_prompt_logprobs:  # cached tokens have no logits
             return _PrefixMatch([], -1, 0)
         blocks: list[int] = []
@@ -218,7 +219,7 @@ class BlockManager:
         parent, content = self._key_before(sequence, num_full), self._content(sequence, num_full)
         content = content[: sequence.num_tokens - 1 - num_full * self.block_size]
         source, num_rows = self._prefixes.longest_match(parent, content)
-        for other in self._sequences:  # the blocks they are filling are not in the prefix cache yet
+        for other in self._sequences:  # blocks that are still being filled are not in the prefix cache
             last, num_filled = divmod(other.num_computed, self.block_size)
             if (
                 min(num_filled, len(content)) > num_rows
@@ -231,12 +232,12 @@ class BlockManager:
         return _PrefixMatch(blocks, source, num_rows)
 
     def _content(self, sequence: Sequence, index: int) -> Content:
-        """The content of block ``index``, computed or not, as far as its tokens are known."""
+        """Return the content of block ``index`` up to the last known token, whether computed or not."""
         start = index * self.block_size
         return content_of(sequence, start, min(start + self.block_size, sequence.num_tokens))
 
     def _key_before(self, sequence: Sequence, index: int) -> bytes:
-        """The key of the tokens before block ``index``, all of which must be known."""
+        """Return the key of the tokens before block ``index``. All of these tokens must be known."""
         keys = sequence.block_keys
         while len(keys) < index:
             parent = keys[-1] if keys else root_key(sequence.cache_scope)
@@ -250,7 +251,10 @@ class BlockManager:
             self._prefixes.insert(sequence.block_table[last], self._key_before(sequence, last), content)
 
     def _take_free(self) -> int:
-        """Take a free block, else evict a cached one, and reference it once. There must be one."""
+        """Take a free block, or evict a cached one, and set its reference count to 1.
+
+        The caller ensures that there is one.
+        """
         if self._free:
             block = self._free.pop()
         else:
@@ -274,12 +278,15 @@ class BlockManager:
 
 
 def _has_same_token(one: Sequence, other: Sequence, index: int) -> bool:
-    """A cheap test that rules out nearly all comparisons of different contents."""
+    """Return whether both sequences have the same token at ``index``.
+
+    This cheap check avoids most full comparisons of different contents.
+    """
     return one.token_ids(index, index + 1) == other.token_ids(index, index + 1) != []
 
 
 class _PrefixMatch(NamedTuple):
-    """Cached tokens of a sequence: full blocks, and ``num_rows`` of block ``source`` after them."""
+    """The cached prefix of a sequence: full blocks, followed by ``num_rows`` rows of block ``source``."""
 
     blocks: list[int]
     source: int

@@ -1,4 +1,4 @@
-"""The encoder cache: projected image features, so that an image goes through the vision tower once."""
+"""The encoder cache: stores projected image features so that each image is encoded only once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ImageKey = tuple[str, str]  # cache scope, ImageSpan.content
 
 
 class EncoderCache:
-    """An LRU cache bounded by bytes; with ``max_bytes`` 0 it stores nothing."""
+    """An LRU cache limited to ``max_bytes`` bytes. With a limit of 0, it stores nothing."""
 
     def __init__(self, max_bytes: int) -> None:
         self.num_hits = 0
@@ -23,13 +23,13 @@ class EncoderCache:
         self._features: OrderedDict[ImageKey, Tensor] = OrderedDict()
 
     def __contains__(self, key: object) -> bool:
-        """Whether the image is cached. Counts neither as a hit nor as a use."""
+        """Return whether the image is cached, without counting a hit or updating the LRU order."""
         return key in self._features
 
     def get(self, key: ImageKey, *, is_first: bool = True) -> Tensor | None:
-        """The image's features, [tokens, hidden].
+        """Return the image's features, [tokens, hidden], or None.
 
-        Only the ``is_first`` access counts as a hit, for an image whose prefill takes several steps.
+        If the prefill of an image takes several steps, only the ``is_first`` access counts as a hit.
         """
         features = self._features.get(key)
         if features is None:
@@ -40,7 +40,7 @@ class EncoderCache:
         return features
 
     def drop(self, key: ImageKey) -> None:
-        """Remove an image, if it is cached."""
+        """Remove an image if it is cached."""
         features = self._features.pop(key, None)
         if features is not None:
             self.num_bytes -= features.nbytes
@@ -52,7 +52,10 @@ class EncoderCache:
         self.num_bytes = 0
 
     def put(self, key: ImageKey, features: Tensor) -> None:
-        """Store features, unless they are larger than the whole cache. Evict the least recently used."""
+        """Store features and evict the least recently used ones to make room.
+
+        Features larger than the whole cache are not stored.
+        """
         if features.nbytes > self._max_bytes or key in self._features:
             return
         self._features[key] = features

@@ -1,4 +1,4 @@
-"""The size of the KV cache: planned before the model is loaded, reduced to what the largest step leaves."""
+"""The size of the KV cache: planned before the model is loaded, then reduced to the memory that remains."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["KV_CACHE_DTYPES", "allocate_cache", "fit_cache", "plan_cache"]
 
 KV_CACHE_DTYPES = ("auto", "int8")
 
-# The largest share of the memory left beside the weights. A GPU is expected to be the worker's alone; a CPU's
-# memory is shared with the queue, the images and other programs.
+# Maximum fraction of the memory that remains after loading the weights. A GPU is assumed to be dedicated to
+# the worker; CPU memory is shared with the queue, the images and other programs.
 _SHARES = {"cuda": 0.95}
 _SHARE = 0.6
-# The default limit on a CPU, or one full context if that is more: the cache is written once at startup, and
-# writing all memory of a large machine would take most of the startup time.
+# The default limit on a CPU, unless one full context needs more. The cache is written once at startup, and
+# writing all memory of a large machine would dominate the startup time.
 CPU_BYTES = 4 << 30
 FALLBACK_BYTES = 1 << 30
 _MIB = 1 << 20
@@ -39,15 +39,16 @@ def plan_cache(
     block_size: int,
     max_num_sequences: int,
 ) -> KVCacheSpec:
-    """As many blocks as ``max_num_sequences`` full contexts need, within ``max_bytes``.
+    """Return a KV cache with blocks for ``max_num_sequences`` full contexts, within ``max_bytes``.
 
-    Without ``max_bytes`` the bound is a share of ``free_bytes``, what the device has beside the weights, or
-    FALLBACK_BYTES where that is unknown; on a CPU no more than CPU_BYTES or one full context.
+    If ``max_bytes`` is None, the limit is a fraction of ``free_bytes``, the device memory that the weights
+    leave, or FALLBACK_BYTES if that is unknown. On a CPU, it is also at most CPU_BYTES or one full context,
+    whichever is larger.
 
-    Raises ValueError if not even one image fits, or for an unknown ``kv_cache_dtype``.
+    Raises ValueError if not even one image fits, or if ``kv_cache_dtype`` is unknown.
     """
     if kv_cache_dtype not in KV_CACHE_DTYPES:
-        raise ValueError(f"kv_cache_dtype is {kv_cache_dtype!r}; it must be auto or int8")
+        raise ValueError(f"kv_cache_dtype is {kv_cache_dtype!r}; it must be auto or int8.")
     text = config.text_config
     blocks_per_context = -(-text.max_position_embeddings // block_size)
     spec = KVCacheSpec.for_model(
@@ -63,7 +64,11 @@ def plan_cache(
         )
     spec = spec.within(max_bytes)
     if spec.num_tokens <= config.tokens_per_tile:
-        raise ValueError(f"the KV cache may take {max_bytes} bytes, {_too_small(spec, config)}")
+        num_tokens, needed_bytes = spec.num_tokens, _context_bytes(spec, config)
+        raise ValueError(
+            f"The KV cache is limited to {max_bytes} bytes, which hold {num_tokens} tokens; one image has "
+            f"{config.tokens_per_tile}. Set the limit to at least {needed_bytes} bytes."
+        )
     return spec
 
 
@@ -75,25 +80,27 @@ def _default_bytes(device: torch.device, free_bytes: int | None, *, context_byte
 
 
 def fit_cache(planned: KVCacheSpec, config: ModelConfig, *, left_bytes: int | None) -> KVCacheSpec:
-    """The planned cache, or less of it where ``left_bytes`` beside everything else are not enough.
+    """Return the planned KV cache, reduced to ``left_bytes`` if it is larger. None means unlimited.
 
-    None: unlimited. Raises InsufficientMemory if not even one image fits.
+    Raises InsufficientMemory if not even one image fits.
     """
     spec = planned if left_bytes is None else planned.within(left_bytes)
     if left_bytes is not None and spec.num_tokens <= config.tokens_per_tile:
+        available, needed_bytes = max(0, left_bytes), _context_bytes(spec, config)
         raise InsufficientMemory(
-            f"weights, the largest step and the picture cache leave {max(0, left_bytes)} bytes to the KV "
-            f"cache, {_too_small(spec, config)}, or have fewer answers computed at once"
+            f"The weights, the largest step and the image cache leave {available} bytes for the KV cache, "
+            f"which hold {spec.num_tokens} tokens; one image has {config.tokens_per_tile}. Provide at least "
+            f"{needed_bytes} bytes, or reduce the maximum number of concurrent sequences."
         )
     if spec.num_blocks < planned.num_blocks:
         logger.warning(
-            "the KV cache gets %d MiB instead of %d: that is what the largest step leaves",
+            "the KV cache has %d MiB instead of %d MiB because the largest step needs the rest",
             spec.num_bytes // _MIB,
             planned.num_bytes // _MIB,
         )
     if spec.num_tokens < config.text_config.max_position_embeddings:
         logger.warning(
-            "the KV cache holds %d tokens, less than the model's context of %d: prompts are limited to that",
+            "the KV cache holds %d tokens, less than the model's context of %d; prompts are limited to that",
             spec.num_tokens,
             config.text_config.max_position_embeddings,
         )
@@ -101,19 +108,20 @@ def fit_cache(planned: KVCacheSpec, config: ModelConfig, *, left_bytes: int | No
 
 
 def allocate_cache(spec: KVCacheSpec, device: torch.device) -> KVCache:
-    """Raises InsufficientMemory: another process may have taken what was free when the cache was planned."""
+    """Allocate the KV cache.
+
+    Raises InsufficientMemory, for example if another process has used the memory since the cache was planned.
+    """
     try:
         return KVCache(spec, device)
-    except (RuntimeError, MemoryError, OSError, OverflowError) as error:  # torch's own, and a CPU's
+    except (RuntimeError, MemoryError, OSError, OverflowError) as error:  # from torch or the CPU allocator
+        size_mib, free_mib = spec.num_bytes // _MIB, (available_bytes(device) or 0) // _MIB
         raise InsufficientMemory(
-            f"a KV cache of {spec.num_bytes // _MIB} MiB does not fit on {device}, which has "
-            f"{(available_bytes(device) or 0) // _MIB} MiB free: give it less ({error})"
+            f"The KV cache of {size_mib} MiB does not fit on {device}, which has {free_mib} MiB free. Reduce "
+            f"its size. ({error})"
         ) from error
 
 
-def _too_small(spec: KVCacheSpec, config: ModelConfig) -> str:
-    needed = spec.bytes_per_block * -(-config.text_config.max_position_embeddings // spec.block_size)
-    return (
-        f"room for {spec.num_tokens} tokens; one picture takes {config.tokens_per_tile}: "
-        f"give it at least {needed}"
-    )
+def _context_bytes(spec: KVCacheSpec, config: ModelConfig) -> int:
+    """Return the size of a KV cache for one full context."""
+    return spec.bytes_per_block * -(-config.text_config.max_position_embeddings // spec.block_size)

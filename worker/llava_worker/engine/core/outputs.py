@@ -1,4 +1,4 @@
-"""The engine's results: one `StepOutput` per sequence and step, and statistics."""
+"""The engine's outputs: step outputs of sequences, and engine statistics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Finish = Literal["stop", "length"]
 
 
 class TokenLogprobs(NamedTuple):
-    """The sampled token's log-probability, and the most likely tokens with theirs, most likely first."""
+    """The log-probability of a sampled token, and the top alternatives in descending order of probability."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
@@ -21,26 +21,27 @@ class TokenLogprobs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one sequence gained in a step.
+    """An output of one sequence in a step.
 
-        token_id   the next output token; the end-of-sequence token is one too
-        finish     the output is complete: "stop" after end-of-sequence or one of stop_token_ids, "length" at
-                   max_new_tokens or the end of the context. Comes with the last token, or alone where a
-                   continued output was complete
-        vector     an embedding, with its finish: little-endian fp32 of length 1
-        error      the sequence failed or was rejected, and is gone. Neither token nor finish is set
-        prompt_logprobs   of the prompt's tokens but the first, once: with the first output token, or with the
-                   finish of a sequence without any
+        token_id   the next output token, including the end-of-sequence token
+        finish     set if the output is complete: "stop" after end-of-sequence or one of stop_token_ids,
+                   "length" at max_new_tokens or the end of the context. Set with the last token, or without a
+                   token if a resumed output was already complete
+        vector     the embedding, set together with finish: little-endian fp32, normalized to length 1
+        error      set if the sequence failed and was dropped; token_id and finish are then None
+        prompt_logprobs   log-probabilities of all prompt tokens except the first. Set once: with the first
+                   output token, or with finish if there are no output tokens
 
-    After ``is_final`` the engine has dropped the sequence. A sequence that gained nothing has no output.
+    After an output with ``is_final``, the engine has dropped the sequence. A sequence without progress in a
+    step has no output.
     """
 
     seq_id: str
     token_id: int | None = None
     finish: Finish | None = None
     error: JobError | None = None
-    num_cached_tokens: int = 0  # of the prompt: found in the prefix cache when the sequence began
-    logprobs: TokenLogprobs | None = None  # of token_id, where the sequence asks for them
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when the sequence was first admitted
+    logprobs: TokenLogprobs | None = None  # for token_id, if the sequence requests them
     vector: bytes = b""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
@@ -51,35 +52,33 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counters since the start (``..._total``) and the current state, read between two steps.
+    """Counters since startup (``..._total``) and the current state, read between two steps.
 
-    A counter divided by ``num_steps_total`` is the mean per step: batch size, tokens, seconds. The field
-    names are those of the heartbeat's ``stats``; ``llava_server.engine_metrics`` maps them to Prometheus
-    metrics."""
+    A counter divided by ``num_steps_total`` is a mean per step, such as the batch size. The heartbeat's
+    ``stats`` has the same field names; ``llava_server.engine_metrics`` maps them to Prometheus metrics.
+    """
 
     num_waiting: int = 0
     num_running: int = 0
     num_blocks: int = 0
-    num_free_blocks: int = 0  # cached ones included: they are evicted when needed
+    num_free_blocks: int = 0  # includes cached blocks, which are evicted when needed
     image_cache_bytes: int = 0
 
     num_steps_total: int = 0
-    num_batched_sequences_total: int = 0  # a sequence counts once in each step that computes some of it
-    num_prefill_tokens_total: int = 0  # of prompts, through the model; again after a preemption
-    num_decode_tokens_total: int = (
-        0  # of outputs, through the model; includes drafts and repeats after a preemption
-    )
+    num_batched_sequences_total: int = 0  # each sequence counts once per step that computes part of it
+    num_prefill_tokens_total: int = 0  # computed prompt tokens, including recomputation after a preemption
+    num_decode_tokens_total: int = 0  # computed output and draft tokens, including recomputation
     num_generated_tokens_total: int = 0
-    num_cached_tokens_total: int = 0  # found in the prefix cache, so did not go through the model
+    num_cached_tokens_total: int = 0  # found in the prefix cache and therefore not computed
     num_preemptions_total: int = 0
-    num_draft_tokens_total: int = 0  # proposed and verified by the model
-    num_accepted_tokens_total: int = 0  # of those, accepted
-    num_encoded_images_total: int = 0  # went through the vision tower
+    num_draft_tokens_total: int = 0  # draft tokens verified by the model
+    num_accepted_tokens_total: int = 0  # accepted draft tokens
+    num_encoded_images_total: int = 0  # images encoded by the vision tower
     num_image_cache_hits_total: int = 0
     num_image_cache_misses_total: int = 0
     num_image_cache_evictions_total: int = 0
 
-    schedule_s_total: float = 0.0  # host seconds by phase, see `llava_worker.engine.core.step_timer`
+    schedule_s_total: float = 0.0  # host seconds per phase, see `llava_worker.engine.core.step_timer`
     prepare_s_total: float = 0.0
     encode_s_total: float = 0.0
     forward_s_total: float = 0.0

@@ -1,12 +1,13 @@
-"""The prefix cache: the contents of KV cache blocks, found by the tokens before them.
+"""The prefix cache: an index of KV cache blocks by their content and the tokens before them.
 
-The content of a block is a number for each token whose keys and values it holds. The tokens before a block
-have a key, which chains over all full blocks from the beginning:
+The content of a block is one number per token in it. Each full block has a hash key that covers the block and
+all blocks before it:
 
     key[i] = hash(key[i - 1], content of block i)      key[-1] = hash(scope)
 
-Equal keys therefore mean equal keys and values, and two scopes never share. Only a full block has a key. A
-partial block ends its chain, but its first rows can be copied like those of any other block.
+Equal hash keys therefore imply equal attention keys and values, and different scopes never share blocks. Only
+full blocks have a hash key. A partial block is the last of its chain, but its rows can be copied like those
+of any other block.
 """
 
 from __future__ import annotations
@@ -21,22 +22,25 @@ __all__ = ["Content", "PrefixCache", "block_key", "content_of", "num_common", "r
 
 Content = tuple[int, ...]
 
-_POSITION_BITS = 32  # more than an image has tokens
+_POSITION_BITS = 32  # enough for the position of any token within its image
 
 
 def root_key(scope: str) -> bytes:
-    """The key before the first block."""
+    """Return the hash key that precedes the first block."""
     return blake2b(scope.encode(), digest_size=32).digest()
 
 
 def block_key(parent: bytes, content: Content) -> bytes:
-    """The key of a full block."""
+    """Return the hash key of a full block."""
     return blake2b(parent + repr(content).encode(), digest_size=32).digest()
 
 
 def content_of(sequence: Sequence, start: int, end: int) -> Content:
-    """The content of tokens [start, end): a text token's id, or a negative number made of an image's content
-    and the position in it. Parts of images are distinguished by what the image shows."""
+    """Return the content of tokens [start, end).
+
+    A text token is represented by its ID, and an image token by a negative number that combines the hash of
+    the image with the position in the image.
+    """
     numbers = sequence.token_ids(start, end)
     for image in sequence.images_within(start, end):
         digest = int.from_bytes(blake2b(image.content.encode(), digest_size=16).digest(), "big")
@@ -46,7 +50,7 @@ def content_of(sequence: Sequence, start: int, end: int) -> Content:
 
 
 def num_common(one: Content, other: Content) -> int:
-    """Length of the common prefix."""
+    """Return the length of the common prefix."""
     limit = min(len(one), len(other))
     if one[:limit] == other[:limit]:
         return limit
@@ -54,33 +58,38 @@ def num_common(one: Content, other: Content) -> int:
 
 
 class PrefixCache:
-    """The blocks with known content. Does not know which of them are in use."""
+    """The blocks with known content, whether in use or not."""
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
         self._block_of: dict[bytes, int] = {}
-        # The blocks after a key, sorted by content: the longest common prefix is that of a neighbour.
+        # Blocks that follow a key, sorted by content, so that the longest common prefix is with a neighbor.
         self._children: dict[bytes, list[tuple[Content, int]]] = {}
 
     def __contains__(self, block: int) -> bool:
         return block in self._entries
 
     def lookup(self, key: bytes) -> int | None:
-        """The full block with that key."""
+        """Return the full block with this key, or None."""
         return self._block_of.get(key)
 
     def longest_match(self, parent: bytes, content: Content) -> tuple[int, int]:
-        """The block after ``parent`` with the longest common prefix with ``content``, and its length in
-        tokens; (-1, 0) without a common token."""
+        """Return the block after ``parent`` that shares the longest prefix with ``content``.
+
+        Returns (block, length of the prefix in tokens), or (-1, 0) if no token matches.
+        """
         children = self._children.get(parent, [])
         index = bisect_left(children, (content, -1))
-        neighbours = children[max(0, index - 1) : index + 1]
-        found = [(num_common(known, content), block) for known, block in neighbours]
+        neighbors = children[max(0, index - 1) : index + 1]
+        found = [(num_common(known, content), block) for known, block in neighbors]
         num_rows, block = max(found, default=(0, -1))
         return (block, num_rows) if num_rows else (-1, 0)
 
     def insert(self, block: int, parent: bytes, content: Content, key: bytes | None = None) -> None:
-        """Record a block's content; ``key`` if it is full. Ignored if another block has the content."""
+        """Add a block with its content; ``key`` is set for a full block.
+
+        Does nothing if another block already has this content.
+        """
         is_known = key in self._block_of if key else self.longest_match(parent, content)[1] == len(content)
         if is_known or block in self._entries:
             return
@@ -90,7 +99,7 @@ class PrefixCache:
             self._block_of[key] = block
 
     def remove(self, block: int) -> None:
-        """Drop a block, if it is known: its content will change."""
+        """Remove a block if it is present. Its content is about to change."""
         entry = self._entries.pop(block, None)
         if entry is None:
             return
@@ -102,15 +111,15 @@ class PrefixCache:
             del self._block_of[entry.key]
 
     def inconsistency(self) -> str | None:
-        """A description of the first inconsistency; None if there is none."""
+        """Return a description of the first inconsistency, or None."""
         full = {entry.key: block for block, entry in self._entries.items() if entry.key is not None}
         if full != self._block_of:
-            return "keys and blocks do not correspond one to one"
+            return "The mapping of hash keys to blocks does not match the entries."
         children = {block: (parent, content) for parent, content, block in self._all_children()}
         if children != {block: (entry.parent, entry.content) for block, entry in self._entries.items()}:
-            return "a block is not where its content says"
+            return "The blocks stored after their parent key do not match the entries."
         if any(not siblings or siblings != sorted(siblings) for siblings in self._children.values()):
-            return "the blocks after a key are not sorted"
+            return "The blocks after a hash key are not sorted."
         return None
 
     def _all_children(self) -> list[tuple[bytes, Content, int]]:

@@ -1,19 +1,20 @@
-"""The scheduler: what the next forward pass computes. Continuous batching under a token budget.
+"""The scheduler: selects what the next forward pass computes (continuous batching with a token budget).
 
-Each step, in this order:
+Each step performs these stages in order:
 
-0. a waiting sequence preempts running ones of lower priority if there is no other room for it;
-1. every decoding sequence gets its one token: a running stream never waits for a long prompt;
-2. prompts already begun continue, the highest priority first, in chunks of what is left of the budget;
-3. waiting sequences are admitted, the highest priority first, while there are blocks for their whole prompt;
-   those with a higher priority than any prompt already begun are admitted before 2.
+0. If the first waiting sequence does not fit, it preempts running sequences of lower priority.
+1. Every decoding sequence gets one token, so a running stream never waits for a long prompt.
+2. Partially computed prompts continue in chunks of the remaining budget (chunked prefill), highest priority
+   first.
+3. Waiting sequences are admitted, highest priority first, while there are blocks for the whole prompt.
+   Sequences with a higher priority than all partially computed prompts are admitted before stage 2.
 
-Sequences of equal priority are served in the order of arrival. Tokens that a running sequence is about to
-compute are not computed twice: a waiting sequence that could share them waits, and others overtake it.
+Sequences of equal priority are served in arrival order. If a running sequence is about to compute tokens that
+a waiting sequence can share, the waiting sequence is skipped until they have been computed.
 
-If a decoding sequence finds no free block, the running sequence with the lowest priority is preempted: its
-blocks are freed, it returns to its position in the waiting queue and is recomputed, prompt and output so far,
-when there is room.
+If there is no free block for a decoding sequence, the running sequence with the lowest priority is preempted.
+Its blocks are freed, and it returns to its position in the waiting queue. When there is room again, its
+prompt and previous output are recomputed.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ __all__ = ["Chunk", "Scheduler", "SchedulerOutput", "priority_key"]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens [start, end) of a sequence go through the model in this step.
+    """The tokens [start, end) of a sequence that are computed in this step.
 
-    ``drafts`` are proposed tokens after the sequence's last; only a last chunk has any. A chunk that
-    ``is_ahead`` is a single token that only the device knows yet: the step before samples it.
+    ``drafts`` are draft tokens that follow the sequence's last token; only a last chunk can have them. With
+    ``is_ahead``, the chunk is a single token that the previous step samples; only the device has its value.
     """
 
     sequence: Sequence
@@ -44,38 +45,38 @@ class Chunk:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that go through the model, drafts included."""
+        """The number of computed tokens, including drafts."""
         return self.end - self.start + len(self.drafts)
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt; the others are output tokens and drafts."""
+        """The number of prompt tokens. All other tokens are output tokens and drafts."""
         return max(0, min(self.end, len(self.sequence.prompt_ids)) - self.start)
 
     @property
     def num_sampled(self) -> int:
-        """Rows of logits: one after the sequence's last token and one after each draft."""
+        """The number of rows of logits: one after the sequence's last token and one after each draft."""
         return 1 + len(self.drafts) if self.is_last else 0
 
     @property
     def is_last(self) -> bool:
-        """Whether the next token can be sampled after this chunk."""
+        """Whether the next token is sampled after this chunk."""
         return self.is_ahead or self.end == self.sequence.num_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """One step: at most one chunk per sequence, and the block copies to make, in this order, before it."""
+    """The schedule of one step: at most one chunk per sequence, and block copies to make first, in order."""
 
     chunks: list[Chunk]
     copies: list[BlockCopy]
 
 
 class Scheduler:
-    """Moves sequences from waiting to running and back.
+    """Moves sequences between the waiting queue and the running batch.
 
-    Invariant: a sequence is in either ``waiting`` or ``running``, both sorted by priority; only running ones
-    have blocks. No sequence alone needs more blocks than there are: the engine rejects it before.
+    Invariant: a sequence is in either ``waiting`` or ``running``, both sorted by priority, and only running
+    sequences have blocks. The engine rejects sequences that would need more than all blocks.
     """
 
     def __init__(
@@ -86,17 +87,17 @@ class Scheduler:
         max_batch_tokens: int,
         encoded: Container[tuple[str, str]] = (),
     ) -> None:
-        """``encoded`` contains the `ImageKey` of images that need no encoding."""
+        """Create a scheduler. ``encoded`` contains the `ImageKey` of each image that is already encoded."""
         if max_batch_tokens < max_num_sequences:
             raise ValueError(
                 f"max_batch_tokens is {max_batch_tokens}; it must be at least max_num_sequences "
-                f"({max_num_sequences}), or not every stream gets its token each step"
+                f"({max_num_sequences}), so that every running sequence gets a token in each step."
             )
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_added = 0
         self.num_preemptions = 0
-        self.num_cached_tokens = 0  # found in the prefix cache on admission, after a preemption too
+        self.num_cached_tokens = 0  # found in the prefix cache on admission, including after a preemption
         self._blocks = blocks
         self._max_num_sequences = max_num_sequences
         self._max_batch_tokens = max_batch_tokens
@@ -115,7 +116,7 @@ class Scheduler:
         insort(self.waiting, sequence, key=priority_key)
 
     def remove(self, sequence: Sequence) -> None:
-        """Drop a sequence that ended or was aborted and free its blocks."""
+        """Remove a sequence that has finished or was aborted, and free its blocks."""
         if sequence in self.running:
             self.running.remove(sequence)
             self._blocks.free(sequence)
@@ -123,7 +124,7 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def schedule(self) -> SchedulerOutput:
-        """The next step. It has no chunks only if there are no sequences."""
+        """Schedule the next step. It is empty only if there are no sequences."""
         budget = _Budget(self._max_batch_tokens, self._max_batch_tokens)
         self._preempt_for_priority()
         output = SchedulerOutput(self._schedule_decodes(budget), [])
@@ -135,10 +136,11 @@ class Scheduler:
         return output
 
     def schedule_ahead(self, sequences: list[Sequence]) -> list[Chunk]:
-        """A decoding step for ``sequences``, all that will run then, each with the token sampled before it.
+        """Schedule a decode step before the tokens of the current step have been read.
 
-        Empty where the next step may be a different one: a waiting sequence may be admitted, or there are not
-        enough blocks. A sequence that ends before the step frees the block allocated here.
+        ``sequences`` are all sequences that will be running. Returns an empty list if the next step may be a
+        different one, because a waiting sequence may be admitted or there are not enough blocks. A sequence
+        that finishes before the step frees the block allocated here.
         """
         if self.waiting and (len(sequences) < self._max_num_sequences or self._can_preempt_last()):
             return []
@@ -150,7 +152,7 @@ class Scheduler:
         ]
 
     def _preempt_for_priority(self) -> None:
-        """Make room for the first waiting sequence, before anything is scheduled for the preempted ones."""
+        """Preempt running sequences to make room for the first waiting one, if it has a higher priority."""
         if not self.waiting or self._blocks.is_prefix_pending(self.waiting[0]):
             return
         first = self.waiting[0]
@@ -158,7 +160,7 @@ class Scheduler:
             self._preempt_last()
 
     def _can_preempt_last(self) -> bool:
-        """Whether the first waiting sequence has a higher priority than the last running one."""
+        """Return whether the first waiting sequence has a higher priority than the last running one."""
         return bool(self.running) and self.running[-1].priority < self.waiting[0].priority
 
     def _has_room(self, sequence: Sequence) -> bool:
@@ -169,14 +171,14 @@ class Scheduler:
 
     def _schedule_decodes(self, budget: _Budget) -> list[Chunk]:
         chunks = []
-        for sequence in self.running:  # a preemption removes from its end
+        for sequence in self.running:  # a preemption removes sequences from the end of this list
             if sequence.num_uncomputed == 1 and self._append_slot(sequence):
                 budget.num_tokens -= 1
                 chunks.append(Chunk(sequence, sequence.num_computed, sequence.num_tokens))
         return chunks
 
     def _append_slot(self, sequence: Sequence) -> bool:
-        """Make room for the newest token; False if the sequence itself was preempted."""
+        """Allocate a slot for the newest token. Return False if the sequence itself was preempted."""
         while not self._blocks.append_slots(sequence):
             if self._preempt_last() is sequence:
                 return False
@@ -189,7 +191,7 @@ class Scheduler:
     def _schedule_waiting(
         self, budget: _Budget, output: SchedulerOutput, *, above: int | None = None
     ) -> None:
-        """Admit waiting sequences; with ``above`` only those with a higher priority."""
+        """Admit waiting sequences. With ``above``, admit only sequences with a priority above it."""
         for sequence in list(self.waiting):
             if budget.num_tokens == 0 or len(self.running) == self._max_num_sequences:
                 break
@@ -197,15 +199,15 @@ class Scheduler:
                 break
             if self._blocks.is_prefix_pending(sequence):
                 continue
-            # Each running sequence soon needs another block: using the last ones only to preempt again would
-            # waste the work.
+            # Leave a spare block for each running sequence. Using the last blocks would soon cause a
+            # preemption, which wastes the computed tokens.
             copies = self._blocks.allocate(sequence, num_spare=len(self.running))
             if copies is None:
                 break
             output.copies.extend(copies)
             self._start(sequence)
             chunk = self._next_chunk(sequence, budget)
-            if chunk is None:  # its first image has to wait for the next step
+            if chunk is None:  # its first image does not fit in the encoding budget of this step
                 break
             output.chunks.append(chunk)
 
@@ -217,7 +219,7 @@ class Scheduler:
             sequence.num_cached = min(sequence.num_computed, len(sequence.prompt_ids))
 
     def _next_chunk(self, sequence: Sequence, budget: _Budget) -> Chunk | None:
-        """As much of the sequence as the budget allows; None if that is nothing."""
+        """Return the largest chunk of the sequence within the budget, or None if nothing fits."""
         start = sequence.num_computed
         end = min(sequence.num_tokens, start + budget.num_tokens)
         for image in sequence.images_within(start, end):
@@ -230,7 +232,10 @@ class Scheduler:
         return Chunk(sequence, start, end)
 
     def _reserve_encoding(self, sequence: Sequence, image: ImageSpan, budget: _Budget) -> bool:
-        """Take an image that was not encoded yet from the budget, once per step; False if it does not fit."""
+        """Reserve encoder budget for an image, once per step. Return False if the image does not fit.
+
+        Images that are already encoded need no budget.
+        """
         key = (sequence.cache_scope, image.content)
         if key in self._encoded or key in budget.images:
             return True
@@ -249,16 +254,16 @@ class Scheduler:
 
 
 def priority_key(sequence: Sequence) -> tuple[int, int]:
-    """Sorts the highest priority first."""
+    """Return a sort key that puts the highest priority first."""
     return (-sequence.priority, sequence.arrival)
 
 
 @dataclass(slots=True)
 class _Budget:
-    """Tokens that a step may still compute.
+    """The remaining token budget of a step.
 
-    Image tokens to encode have a budget of the same size of their own. An image larger than all of it is
-    encoded as the first one of a step.
+    The vision encoder has a separate budget of the same size. An image that exceeds the whole budget is
+    encoded as the first image of a step.
     """
 
     num_tokens: int

@@ -1,6 +1,6 @@
-"""A sequence: one prompt with its images and the output so far.
+"""Sequences: a prompt with its images and the output generated so far.
 
-The worker builds it and adds it to the engine. From then on only the engine accesses it.
+The worker builds a sequence and adds it to the engine. From then on, only the engine accesses it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ Pixels = bytes | bytearray | memoryview  # uint8 [tiles, side, side, 3], row-maj
 
 
 class SequenceRejected(ValueError):
-    """A sequence that cannot be served. ``error.param`` names a sampling parameter; None: the prompt."""
+    """Raised for a sequence that cannot be served.
+
+    ``error.param`` is the invalid sampling parameter, or None if the prompt is invalid.
+    """
 
     def __init__(self, error: JobError) -> None:
         super().__init__(error.message)
@@ -32,10 +35,10 @@ class SequenceRejected(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageSpan:
-    """The position of an image in ``prompt_ids``: ``length`` placeholder tokens from ``start``.
+    """The position of an image in ``prompt_ids``: ``length`` placeholder tokens starting at ``start``.
 
-    ``digest`` identifies the pixels; equal digests mean equal pixels. ``width`` and ``height`` are those of
-    the upright original, which models with image grids need; 0 for other models.
+    ``digest`` is a hash of the pixels. ``width`` and ``height`` are the size of the original image after EXIF
+    rotation. Models with image grids need them; they are 0 for other models.
     """
 
     start: int
@@ -50,7 +53,7 @@ class ImageSpan:
 
     @property
     def content(self) -> str:
-        """Identifies the features. Images of different sizes may be cut into the same tiles."""
+        """A key for the image features. It includes the size because different sizes can give equal tiles."""
         return f"{self.digest}@{self.width}x{self.height}" if self.width else self.digest
 
 
@@ -58,15 +61,18 @@ class ImageSpan:
 class Sequence:
     """One job in the engine.
 
-    ``output_ids`` may start non-empty: the sequence then continues another worker's output, with the tokens
-    that would have followed there. ``max_new_tokens`` counts all of ``output_ids``; it takes the place of
-    ``sampling.max_tokens``, as ``grammar`` does of ``sampling.grammar``; ``sampling.stop`` is not the
-    engine's. ``pixels`` are in the order of ``images``. Sequences of different ``cache_scope`` share nothing.
-    The output matches ``grammar``, if there is one. A higher ``priority`` is scheduled first. ``deadline_s``
-    is a time of ``time.monotonic``; None for no deadline. ``is_embedding`` sequences end in a vector instead
-    of tokens: the hidden state of the last token, or the features of their image, which must then be the
-    whole prompt. With ``has_prompt_logprobs`` the first token comes with the log-probabilities of the prompt,
-    with as many alternatives as ``sampling`` asks for; ``max_new_tokens`` may then be 0.
+    If ``output_ids`` is not empty at the start, the sequence resumes another worker's output and generates
+    the same tokens that would have followed there. ``max_new_tokens`` counts all of ``output_ids``. It
+    replaces ``sampling.max_tokens``, and ``grammar`` replaces ``sampling.grammar``; the engine ignores
+    ``sampling.stop``. ``pixels`` are in the same order as ``images``. Sequences with different
+    ``cache_scope`` never share cached data. If there is a ``grammar``, the output matches it. Sequences with
+    a higher ``priority`` are scheduled first. ``deadline_s`` is a ``time.monotonic`` time, or None for no
+    deadline.
+
+    Sequences with ``is_embedding`` return a vector instead of tokens: the hidden state of the last token, or
+    the image features if there is an image, which must then be the whole prompt. With
+    ``has_prompt_logprobs``, the first output includes the log-probabilities of the prompt, with the number of
+    alternatives that ``sampling`` requests; ``max_new_tokens`` may then be 0.
     """
 
     seq_id: str
@@ -83,11 +89,11 @@ class Sequence:
     is_embedding: bool = False
     has_prompt_logprobs: bool = False
 
-    # Set by the engine. Keys and values of tokens [0, num_computed) are in the blocks of block_table, the
-    # first num_published of which others may share. block_keys identify leading blocks, computed or not, by
-    # their tokens; they are only appended to. num_cached is the number of prompt tokens found in the prefix
-    # cache on the first admission, None before it. arrival counts the engine's sequences. end_ids are the
-    # tokens that end the output. prompt_logprobs start with the prompt's second token.
+    # Set by the engine. The keys and values of tokens [0, num_computed) are in the blocks of block_table.
+    # Other sequences may share the first num_published blocks. block_keys are the hash keys of leading
+    # blocks, computed or not; the list is append-only. num_cached is the number of prompt tokens found in the
+    # prefix cache at the first admission, and None before that. arrival is a sequence number in arrival
+    # order. end_ids are the tokens that end the output. prompt_logprobs begin with the prompt's second token.
     arrival: int = field(default=0, init=False)
     block_table: list[int] = field(default_factory=list, init=False, repr=False)
     block_keys: list[bytes] = field(default_factory=list, init=False, repr=False)
@@ -99,37 +105,37 @@ class Sequence:
 
     @property
     def is_image_embedding(self) -> bool:
-        """Whether only the vision tower computes it."""
+        """Whether the sequence uses only the vision tower, not the decoder."""
         return self.is_embedding and bool(self.images)
 
     @property
     def needs_prompt_logprobs(self) -> bool:
-        """Whether prompt log-probabilities are still to be returned: then the whole prompt is computed."""
+        """Whether prompt log-probabilities must still be returned, so that the whole prompt is computed."""
         return self.has_prompt_logprobs and not self.output_ids
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and output so far."""
+        """The number of prompt tokens and output tokens so far."""
         return len(self.prompt_ids) + len(self.output_ids)
 
     @property
     def num_uncomputed(self) -> int:
-        """Tokens still to be computed before the next one can be sampled; 1 while decoding."""
+        """The number of tokens to compute before the next one can be sampled; 1 while decoding."""
         return self.num_tokens - self.num_computed
 
     def token_ids(self, start: int, end: int) -> list[int]:
-        """The ids of tokens [start, end), counted over prompt and output."""
+        """Return the IDs of tokens [start, end) of the prompt followed by the output."""
         num_prompt = len(self.prompt_ids)
         output = self.output_ids[max(0, start - num_prompt) : max(0, end - num_prompt)]
         return self.prompt_ids[start:end] + output
 
     def images_within(self, start: int, end: int) -> list[ImageSpan]:
-        """The images with at least one token in [start, end)."""
+        """Return the images with at least one token in [start, end)."""
         return [image for image in self.images if image.start < end and image.end > start]
 
 
 def has_penalties(sampling: SamplingParams) -> bool:
-    """Whether the tokens before change the logits of the next."""
+    """Return whether earlier tokens change the logits of later ones."""
     return (
         sampling.repetition_penalty != 1 or sampling.frequency_penalty != 0 or sampling.presence_penalty != 0
     )

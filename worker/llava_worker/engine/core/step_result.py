@@ -1,4 +1,4 @@
-"""The result of a step on the host: tokens or a failure for each sequence that was due one."""
+"""The result of a step on the host: tokens or an error for each sequence that completed its chunk."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ __all__ = ["ChunkResult", "StepResult", "TokenResult"]
 
 @dataclass(frozen=True, slots=True)
 class TokenResult:
-    """A sampled token. ``token_id`` is None where the model's output was not finite."""
+    """A sampled token. ``token_id`` is None if the model produced NaN or infinity."""
 
     token_id: int | None
-    logprobs: TokenLogprobs | None = None  # where the sequence asks for them
-    vector: bytes = b""  # of an embedding, whose token is not used
+    logprobs: TokenLogprobs | None = None  # if the sequence requests them
+    vector: bytes = b""  # for an embedding sequence, which ignores the token
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """The tokens that the chunk's sequence gains, in order: one, and one more for each accepted draft; or the
-    ``error`` that ends the sequence. A token without an id is the last."""
+    """The new tokens of the chunk's sequence in order, or the ``error`` that ends the sequence.
+
+    There is one token, plus one for each accepted draft. A token without an ID is always the last.
+    """
 
     chunk: Chunk
     tokens: list[TokenResult]
@@ -32,16 +34,16 @@ class ChunkResult:
 
     @property
     def num_accepted(self) -> int:
-        """Accepted drafts."""
+        """The number of accepted drafts."""
         return max(0, len(self.tokens) - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """A completed step, without the sequences that ended while it was in flight.
+    """A completed step, without the sequences that finished while it was in flight.
 
-    ``chunks`` are those that were computed; ``results`` also has those that found no memory. ``seconds`` is
-    the duration; for a step launched ahead it counts from the completion of the step before.
+    ``chunks`` are the computed chunks; ``results`` also includes chunks that ran out of memory. ``seconds``
+    is the duration of the step, measured from the end of the previous step if it was launched ahead.
     """
 
     chunks: list[Chunk]

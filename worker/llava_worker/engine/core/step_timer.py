@@ -1,7 +1,7 @@
-"""The time of a step by phase, by the host's clock.
+"""The host time of each phase of a step.
 
-A GPU computes asynchronously. Its remaining work appears in the phase that waits for its result, which is
-"sample": no phase synchronizes only in order to be measured.
+A GPU computes asynchronously, and no phase synchronizes just to be measured. GPU work that is still running
+is therefore attributed to "sample", the phase that waits for the result.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ __all__ = ["PHASES", "OnPhase", "Phase", "StepTimer"]
 Phase: TypeAlias = Literal["schedule", "prepare", "encode", "forward", "sample", "postprocess"]
 PHASES: tuple[Phase, ...] = ("schedule", "prepare", "encode", "forward", "sample", "postprocess")
 
-OnPhase: TypeAlias = Callable[[Phase, float, float], None]  # begin and end, s of ``time.perf_counter``
+OnPhase: TypeAlias = Callable[[Phase, float, float], None]  # phase, start and end by ``time.perf_counter``
 
 
 class StepTimer:
-    """``with timer("forward"): ...`` adds to that phase. Phases follow each other and do not nest."""
+    """Accumulates seconds per phase: ``with timer("forward"): ...``. Phases must not be nested."""
 
     def __init__(self) -> None:
         self.seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)

@@ -1,6 +1,7 @@
-"""Tensor-parallel ranks: processes on one machine, started, joined in a process group, and watched.
+"""Tensor-parallel ranks: starts and monitors one process per rank on this machine.
 
-The first rank is the worker's own process. It starts the others and exits with any of them: a step needs all.
+The first rank is the worker's own process. It starts the others and exits if any of them exits, because each
+step needs all ranks.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ __all__ = ["RankGroup", "RankSetup", "join"]
 
 _HOST = "127.0.0.1"
 _CLOSE_TIMEOUT_S = 5.0
-# For torch's collectives. Long: another rank may still load its weights. A step that hangs is noticed by the
-# engine's watchdog, much earlier.
+# Timeout of torch's collectives. It is long because another rank may still be loading weights. The engine's
+# watchdog detects a hanging step much earlier.
 _TIMEOUT = timedelta(minutes=30)
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,8 @@ class RankSetup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def join(setup: RankSetup, store: TCPStore | None = None) -> None:
-    """Join torch's process group; returns once all ranks have."""
-    # Ranks share a machine: their traffic does not leave it.
+    """Join torch's process group. Return once all ranks have joined."""
+    # All ranks are on one machine, so use the loopback interface.
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
@@ -76,10 +77,10 @@ def join(setup: RankSetup, store: TCPStore | None = None) -> None:
 
 
 class RankGroup:
-    """The other ranks, as the first one sees them. A thread calls ``on_lost`` when one has exited."""
+    """The processes of all ranks except the first. A thread calls ``on_lost`` if one exits."""
 
     def __init__(self, setups: list[RankSetup], store: TCPStore, on_lost: Callable[[], None]) -> None:
-        """``setups`` of all ranks, this process's first. Returns once all have joined."""
+        """Start the ranks and return once all have joined. ``setups[0]`` is for this process."""
         self._on_lost = on_lost
         self._is_closing = threading.Event()
         self._processes = [_start(setup) for setup in setups[1:]]
@@ -95,8 +96,8 @@ class RankGroup:
 
     @classmethod
     def start(cls, setup: RankSetup, on_lost: Callable[[], None]) -> RankGroup:
-        """Start ``setup.size`` ranks; each takes the device after that of the rank before."""
-        listener = socket.create_server((_HOST, 0))  # ours, so that it listens to this machine only
+        """Start ``setup.size`` ranks on consecutive devices."""
+        listener = socket.create_server((_HOST, 0))  # created here so that it listens on loopback only
         port = listener.getsockname()[1]
         store = TCPStore(
             _HOST,
@@ -118,12 +119,12 @@ class RankGroup:
         return [process.pid for process in self._processes]
 
     def close(self) -> None:
-        """End the other ranks. No step can be computed afterwards."""
+        """Stop the other ranks. No step can run afterwards."""
         if self._is_closing.is_set():
             return
         self._is_closing.set()
         for process in self._processes:
-            with suppress(BrokenPipeError):  # it has exited with unread commands
+            with suppress(BrokenPipeError):  # the rank exited before it read all commands
                 _pipe(process).close()
         for process, watcher in zip(self._processes, self._watchers, strict=True):
             _end(process)
@@ -134,11 +135,9 @@ class RankGroup:
     def _watch(self, number: int, process: subprocess.Popen[bytes]) -> None:
         status = process.wait()
         is_closing = self._is_closing.is_set()
-        # While closing, too: a step that failed without the rank may end this process first.
+        # Also log a failure while closing: a step that failed because of the lost rank may have started it.
         if status != 0 or not is_closing:
-            logger.critical(
-                "rank %d has ended with status %d: no step can be made without it", number, status
-            )
+            logger.critical("rank %d exited with status %d; steps need all ranks", number, status)
         if not is_closing:
             self._on_lost()
 

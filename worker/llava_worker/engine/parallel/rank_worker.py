@@ -1,8 +1,9 @@
-"""``python -m llava_worker.engine.parallel.rank_worker``: a tensor-parallel rank other than the first.
+"""The process of a tensor-parallel rank: ``python -m llava_worker.engine.parallel.rank_worker``.
 
-It has its share of the decoder's layers and of the KV cache, and knows no sequences, tokens or queue. The
-first rank sends commands to its standard input. When that closes the first rank has exited, and this process
-exits at once."""
+It runs every rank except the first. It holds one shard of the decoder and of the KV cache; sequences, tokens
+and the queue exist only in the first rank, which sends commands to this process's standard input. If standard
+input closes, the first rank has exited, and this process exits immediately.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 class RankWorker:
-    """Executes the first rank's commands."""
+    """Executes the commands of the first rank."""
 
     def __init__(self, setup: RankSetup) -> None:
         self._setup = setup
@@ -57,15 +58,16 @@ class RankWorker:
         self._backend = choose_backend(self._precision, text, self._device)
         if self._backend.name != setup.attention:
             raise RuntimeError(
-                f"{self._device} has {self._backend.name} for attention, but the first rank {setup.attention}"
+                f"{self._device} uses the attention backend {self._backend.name}, but the first rank uses "
+                f"{setup.attention}. All ranks need the same kind of device."
             )
         ranks = TensorParallel(setup.index, setup.size)
         self._decoder = LlamaDecoder(text, precision=self._precision, device=self._device, ranks=ranks)
         self._cache: KVCache | None = None
 
     def load(self) -> None:
-        """Load this rank's part of each tensor."""
-        part = nn.ModuleDict({"language_model": self._decoder})  # so that names are the checkpoint's
+        """Load this rank's shard of the weights."""
+        part = nn.ModuleDict({"language_model": self._decoder})  # gives the tensors their checkpoint names
         base = Path(self._setup.base) if self._setup.base else None
         load_weights(
             part, Path(self._setup.folder), base=base, allow_pickle=self._setup.allow_pickle, is_whole=False
@@ -74,7 +76,7 @@ class RankWorker:
     @torch.inference_mode()
     def execute(self, command: RankCommand) -> None:
         if isinstance(command, CacheCommand):
-            self._cache = None  # freed before the next is allocated
+            self._cache = None  # free the old cache before allocating the new one
             self._cache = self._make_cache(command)
             return
         assert self._cache is not None
@@ -95,12 +97,12 @@ class RankWorker:
             is_int8=self._setup.kv_cache_dtype == "int8",
         )
         cache = allocate_cache(spec, self._device)
-        cache.prefault(spec.num_tokens)  # a rank does not know when the engine is idle
+        cache.prefault(spec.num_tokens)  # all at once: a rank cannot detect when the engine is idle
         return cache
 
 
 def main() -> int:
-    """The exit status; 0 only if the first rank has exited."""
+    """Run the rank and return the exit status. Status 0 means that the first rank has exited."""
     _end_with_parent()
     commands = _Commands()
     setup = commands.next(RankSetup)
@@ -116,30 +118,32 @@ def main() -> int:
         while True:
             worker.execute(commands.next(CacheCommand | CopyCommand | StepCommand))
     except Exception:
-        logger.critical("the rank fails and ends, and with it the worker", exc_info=True)
+        logger.critical("the rank failed; the worker will exit", exc_info=True)
         return 1
 
 
 class _Commands:
-    """Reads ahead in a thread, which ends the process when the pipe closes."""
+    """Commands read from standard input by a thread, which exits the process when the pipe closes."""
 
     def __init__(self) -> None:
         self._frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="commands", daemon=True).start()
 
     def next(self, kind: Any) -> Any:
-        """Wait for the next command."""
+        """Wait for the next command and return it."""
         return msgspec.msgpack.decode(self._frames.get(), type=kind)
 
     def _read(self) -> None:
         while (frame := read_frame(sys.stdin.buffer)) is not None:
             self._frames.put(frame)
-        os._exit(0)  # a step may wait for the first rank for ever, in native code
+        os._exit(0)  # the main thread may be blocked in native code, waiting for the first rank
 
 
 def _end_with_parent() -> None:
-    """Exit with the parent even if this process is stopped and reads nothing. Linux only; else the pipe must
-    do."""
+    """Exit with the parent process, even if this process is stopped and does not read the pipe.
+
+    Linux only. Other platforms rely on the pipe.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -152,4 +156,4 @@ def _share(setup: RankSetup) -> ModelConfig:
 if __name__ == "__main__":
     status = main()
     logging.shutdown()
-    os._exit(status)  # the thread that reads cannot be joined
+    os._exit(status)  # the reader thread is blocked and cannot be joined

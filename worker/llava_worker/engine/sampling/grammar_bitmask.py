@@ -1,7 +1,7 @@
-"""The tokens that grammars allow in one step: computed during the forward pass, applied to its logits.
+"""Bitmasks of the tokens that grammars allow, computed during the forward pass and applied to its logits.
 
-A sequence's last token is known when the pass begins, so its bitmask does not depend on the pass. The grammar
-library computes without the GIL, as torch does: with a free core a bitmask costs a step no time.
+A sequence's last token is known when the forward pass starts, so its bitmask does not depend on the pass.
+Like torch, the grammar library releases the GIL. If a CPU core is free, bitmasks add no time to a step.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ _NUM_THREADS = 4
 
 
 class GrammarBitmask:
-    """The bitmask of the rows of logits whose sequences have a grammar."""
+    """The bitmasks for the rows of logits that belong to sequences with a grammar."""
 
     def __init__(
         self, pool: ThreadPoolExecutor, rows: list[tuple[int, Sequence, Matcher]], vocab_size: int
     ) -> None:
-        """Start to fill it. The rows' sequences must not change until `wait` or `apply` has returned."""
+        """Start filling the bitmasks. The sequences must not change until `wait` or `apply` returns."""
         self._rows = rows
         self._vocab_size = vocab_size
         self._bits = np.full((len(rows), (vocab_size + 31) // 32), -1, dtype=np.int32)
         self._work: list[Future[None]] = [pool.submit(self._fill, index) for index in range(len(rows))]
 
     def wait(self) -> None:
-        """Return when no thread accesses the sequences any more."""
+        """Wait until no thread accesses the sequences."""
         for work in self._work:
             work.result()
 
     def apply(self, logits: Tensor) -> dict[int, JobError]:
-        """Mask the tokens that are not allowed; logits fp32 [rows, vocab].
+        """Mask disallowed tokens in ``logits``, fp32 [rows, vocab].
 
-        Returns the errors of the rows whose grammar failed. These rows stay unmasked.
+        Returns errors by row for grammars that failed. Their rows stay unmasked.
         """
         self.wait()
         words = torch.from_numpy(self._bits).to(logits.device)
@@ -52,9 +52,7 @@ class GrammarBitmask:
         rows = [row for row, _, _ in self._rows]
         logits[rows] = logits[rows].masked_fill(allowed == 0, -torch.inf)
         return {
-            row: JobError(ErrorCode.INVALID_REQUEST, matcher.error)
-            for row, _, matcher in self._rows
-            if matcher.error is not None
+            row: _grammar_error(matcher.error) for row, _, matcher in self._rows if matcher.error is not None
         }
 
     def _fill(self, index: int) -> None:
@@ -67,15 +65,26 @@ class GrammarBitmask:
             bits[:] = -1
 
 
+def _grammar_error(reason: str) -> JobError:
+    message = f"The grammar failed during generation: {reason}."
+    return JobError(ErrorCode.INVALID_REQUEST, message)
+
+
 class BitmaskBuilder:
-    """The matchers of all sequences and the threads that fill bitmasks, started with the first grammar."""
+    """The matchers of all sequences and a thread pool that fills bitmasks.
+
+    The pool is started for the first grammar.
+    """
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._matchers: WeakKeyDictionary[Sequence, Matcher] = WeakKeyDictionary()
 
     def start(self, sequences: Items[Sequence], vocab_size: int) -> GrammarBitmask | None:
-        """``sequences`` are those of the rows of logits. None if no sequence has a grammar."""
+        """Start filling bitmasks for the sequence of each row of logits.
+
+        Returns None if no sequence has a grammar.
+        """
         rows = [
             (row, sequence, matcher)
             for row, sequence in enumerate(sequences)

@@ -1,8 +1,8 @@
-"""Logits processors: logit bias, minimum length and penalties, applied before a token is sampled.
+"""Logits processors: logit bias, minimum length and penalties, applied before sampling.
 
-In vLLM's order: ``logit_bias`` is added, end tokens are masked until ``min_tokens``, then come the repetition
-penalty (prompt and output, as in transformers) and the frequency and presence penalties (output only, as in
-OpenAI's API). A sequence that asks for none of these has no state and costs nothing.
+The order is the same as in vLLM: add ``logit_bias``, mask end tokens until ``min_tokens`` is reached, apply
+the repetition penalty (prompt and output, as in transformers), then the frequency and presence penalties
+(output only, as in OpenAI's API). A sequence that uses none of these has no state and no overhead.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["LogitsProcessorState", "apply"]
 
-# Dividing by less could leave the range of fp32; the order of tokens is the same long before.
+# Smaller penalties could overflow fp32. They would not change the order of the tokens any further.
 _MIN_REPETITION_PENALTY = 1e-6
 
 
 class LogitsProcessorState:
-    """The logits processors of one sequence. A function of its tokens; `update` counts new ones."""
+    """The logits processor state of one sequence. It depends only on the tokens; `update` adds new ones."""
 
     def __init__(self, sampling: SamplingParams, prompt_ids: Items[int], end_ids: Iterable[int]) -> None:
         """``end_ids`` are the tokens that would end the output."""
@@ -45,22 +45,22 @@ class LogitsProcessorState:
     def create(
         sampling: SamplingParams, prompt_ids: Items[int], end_ids: frozenset[int]
     ) -> LogitsProcessorState | None:
-        """None if the logits are used as they are."""
+        """Return the state, or None if no logits processor is needed."""
         is_needed = sampling.logit_bias or (sampling.min_tokens and end_ids) or has_penalties(sampling)
         return LogitsProcessorState(sampling, prompt_ids, end_ids) if is_needed else None
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """The distinct tokens of the output, and of the prompt for a repetition penalty."""
+        """The distinct tokens of the output, and also of the prompt if there is a repetition penalty."""
         return self._ids[: len(self._index_of)]
 
     @property
     def counts(self) -> NDArray[np.float32]:
-        """How often each of ``ids`` occurs in the output."""
+        """The number of occurrences of each of ``ids`` in the output."""
         return self._counts[: len(self._index_of)]
 
     def update(self, output_ids: list[int]) -> None:
-        """Count the tokens that were added to the output since the last call."""
+        """Count the tokens added to the output since the last call."""
         if self.has_penalties:
             for token_id in output_ids[self._num_counted :]:
                 self._count(token_id)
@@ -68,7 +68,7 @@ class LogitsProcessorState:
 
     def _count(self, token_id: int) -> None:
         index = self._index_of.setdefault(token_id, len(self._index_of))
-        if index == len(self._ids):  # full: double the size, for amortized constant time
+        if index == len(self._ids):  # full: double the capacity, so that appending is amortized O(1)
             size = max(16, index)
             self._ids = np.concatenate([self._ids, np.zeros(size, dtype=np.int64)])
             self._counts = np.concatenate([self._counts, np.zeros(size, dtype=np.float32)])
@@ -77,7 +77,10 @@ class LogitsProcessorState:
 
 
 def apply(logits: Tensor, rows: Items[tuple[int, int, LogitsProcessorState]]) -> None:
-    """Change logits, fp32 [rows, vocab], in place. ``rows``: (row, position in the output, state)."""
+    """Apply logits processors in place to ``logits``, fp32 [rows, vocab].
+
+    Each entry of ``rows`` is (row, position in the output, state).
+    """
     biased = [(row, state) for row, _, state in rows if len(state.bias_ids)]
     if biased:
         index = _index(logits, [(row, state.bias_ids) for row, state in biased])
@@ -96,7 +99,7 @@ def apply(logits: Tensor, rows: Items[tuple[int, int, LogitsProcessorState]]) ->
 
 
 def _mask_end(logits: Tensor, too_short: Items[tuple[int, NDArray[np.int64]]]) -> None:
-    """Mask the end tokens, except in rows where a grammar allows nothing else."""
+    """Mask the end tokens, except in rows where the grammar allows no other token."""
     rows = copy_to_device(np.array([row for row, _ in too_short]), logits.device)
     before = logits[rows]
     logits.index_put_(_index(logits, too_short), logits.new_full((), -torch.inf))
@@ -122,7 +125,7 @@ def _penalize(logits: Tensor, penalized: Items[tuple[int, LogitsProcessorState]]
 
 
 def _index(logits: Tensor, parts: Items[tuple[int, NDArray[np.int64]]]) -> tuple[Tensor, Tensor]:
-    """(rows, columns) of the given tokens of each row."""
+    """Return (rows, columns), an index that selects the given tokens of each row."""
     rows = np.repeat([row for row, _ in parts], [len(ids) for _, ids in parts])
     columns = np.concatenate([ids for _, ids in parts])
     return copy_to_device(rows, logits.device), copy_to_device(columns, logits.device)

@@ -1,6 +1,6 @@
-"""Log-probabilities of the model: the log-softmax of its raw logits.
+"""Log-probabilities: the log-softmax of the model's raw logits.
 
-Temperature, logits processors and truncation do not change them, as in OpenAI's API.
+As in OpenAI's API, they are not affected by temperature, logits processors or truncation.
 """
 
 from __future__ import annotations
@@ -20,16 +20,21 @@ from llava_worker.model.llava import Llava
 
 __all__ = ["Logprobs", "PickedLogprobs", "add_prompt_logprobs"]
 
-ROWS_AT_ONCE = 64  # of a prompt: with a vocabulary of 32,000 they are 8 MB of logits, all of 4096 half a GB
+# Prompt rows per computation. With a vocabulary of 32,000 tokens, 64 rows of logits are 8 MB; 4,096 rows
+# would be 0.5 GB.
+ROWS_AT_ONCE = 64
 
 MIN_LOGPROB = -9999.0  # replaces minus infinity, which JSON cannot represent
 
 
 class Logprobs:
-    """The log-probabilities of some rows, computed before logits processors change the logits."""
+    """The log-probabilities of selected rows, computed before logits processors change the logits."""
 
     def __init__(self, logits: Tensor, rows: Rows[int], num_top: Rows[int]) -> None:
-        """Logits fp32 [rows, vocab]; ``num_top`` alternatives for each of ``rows``."""
+        """Compute log-probabilities from ``logits``, fp32 [rows, vocab].
+
+        ``num_top`` is the number of alternatives for each of ``rows``.
+        """
         self._rows = rows
         self._num_top = num_top
         self._row_index = copy_to_device(np.array(rows), logits.device)
@@ -37,13 +42,13 @@ class Logprobs:
 
     @staticmethod
     def requested(logits: Tensor, chunks: Rows[Chunk]) -> Logprobs | None:
-        """Those of the rows whose sequences ask for them; None if no sequence does."""
+        """Return the log-probabilities that the sequences request, or None if no sequence requests any."""
         num_top = [chunk.sequence.sampling.num_logprobs for chunk in chunks for _ in range(chunk.num_sampled)]
         requested = {row: number for row, number in enumerate(num_top) if number is not None}
         return Logprobs(logits, list(requested), list(requested.values())) if requested else None
 
     def pick(self, token_ids: Tensor) -> PickedLogprobs:
-        """Those of the sampled ``token_ids`` [all rows] and of the most likely tokens."""
+        """Return the log-probabilities of ``token_ids`` [all rows] and of the most likely tokens."""
         sampled = self._values.gather(-1, token_ids[self._row_index][:, None])[:, 0]
         top = self._values.topk(min(max(self._num_top), self._values.shape[-1]), dim=-1)
         return PickedLogprobs(self._rows, self._num_top, (sampled, top.values, top.indices))
@@ -51,15 +56,18 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class PickedLogprobs:
-    """``tensors`` on the device: the sampled tokens' log-probabilities [rows], then those of the most likely
-    tokens and their ids [rows, max(num_top)]."""
+    """The log-probabilities of a step, on the device.
+
+    ``tensors`` are the log-probabilities of the sampled tokens [rows], the log-probabilities of the most
+    likely tokens [rows, max(num_top)], and the IDs of the most likely tokens, of the same shape.
+    """
 
     rows: Rows[int]
     num_top: Rows[int]
     tensors: tuple[Tensor, Tensor, Tensor]
 
     def by_row(self, sampled: Tensor, values: Tensor, ids: Tensor) -> dict[int, TokenLogprobs]:
-        """From the same tensors on the host."""
+        """Return the log-probabilities by row. The arguments are ``tensors`` copied to the host."""
         top = zip(self.rows, self.num_top, sampled.tolist(), ids.tolist(), values.tolist(), strict=True)
         return {
             row: TokenLogprobs(logprob, tuple(zip(row_ids[:num], row_values[:num], strict=True)))
@@ -68,9 +76,9 @@ class PickedLogprobs:
 
 
 def add_prompt_logprobs(model: Llava, hidden: Tensor, spans: Rows[PromptRows]) -> None:
-    """Append to each sequence's ``prompt_logprobs``; hidden [tokens, hidden] of the whole step.
+    """Append to each sequence's ``prompt_logprobs``. ``hidden`` is [tokens, hidden] of the whole step.
 
-    May be repeated after a failure: the length of ``prompt_logprobs`` is the progress.
+    Can be repeated after a failure, because the length of ``prompt_logprobs`` records the progress.
     """
     for span in spans:
         for start in range(0, span.length, ROWS_AT_ONCE):

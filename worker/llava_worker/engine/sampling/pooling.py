@@ -1,4 +1,4 @@
-"""Pooling: hidden states to embeddings, vectors of length 1."""
+"""Pooling: converts hidden states to embeddings, which are vectors of length 1."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ __all__ = ["unit_vectors"]
 
 
 def unit_vectors(rows: Tensor) -> list[bytes | None]:
-    """Normalize rows [n, size] of any type; each as little-endian fp32, None if it is 0 or not finite."""
+    """Normalize each row of ``rows`` [n, size] to length 1 and return it as little-endian fp32.
+
+    Returns None for rows that are zero or not finite.
+    """
     rows = rows.double()
     lengths = rows.norm(dim=-1)
     packed = (rows / lengths[:, None]).float().cpu().numpy().astype("<f4")

@@ -1,4 +1,4 @@
-"""The sampled tokens of a step: chosen on the device, copied to the host in one small copy."""
+"""The sampled tokens of a step, copied from the device to the host in one small transfer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from llava_worker.model.device_copy import HostCopy
 
 __all__ = ["SampledTokens", "count_accepted"]
 
-_NO_TOKEN = -1  # in place of tokens of invalid rows
+_NO_TOKEN = -1  # marks invalid rows
 
 
 class SampledTokens:
-    """``token_ids``, int64 [rows], are in the vocabulary for invalid rows too, so that the next step can be
-    launched before ``results`` says which of them count."""
+    """The sampled tokens of a step.
+
+    ``token_ids``, int64 [rows], are valid token IDs even for invalid rows, so that the next step can be
+    launched before ``results`` reports which rows are valid.
+    """
 
     def __init__(
         self,
@@ -34,8 +37,11 @@ class SampledTokens:
         errors: Mapping[int, JobError],
         vectors: Mapping[int, bytes | None],
     ) -> None:
-        """A row for each chunk's last token and each of its drafts; ``is_valid``, bool [rows]. ``errors`` of
-        grammars and ``vectors`` of embeddings are by row."""
+        """Start the copy to the host.
+
+        There is one row for each chunk's last token and for each of its drafts. ``is_valid`` is bool [rows].
+        ``errors`` (of grammars) and ``vectors`` (of embeddings) are keyed by row.
+        """
         self.token_ids = token_ids
         self._chunks = chunks
         self._logprobs = logprobs
@@ -68,10 +74,10 @@ class SampledTokens:
 
 
 def count_accepted(drafts: Items[int], sampled: Items[int | None]) -> int:
-    """The number of leading drafts that are accepted: those equal to the sampled tokens.
+    """Return the number of accepted drafts: the leading drafts that equal the sampled tokens.
 
-    ``sampled[i]`` is the token sampled after ``drafts[:i]``, one more than there are drafts; None is no
-    token. So ``sampled[: count_accepted(...) + 1]`` are the tokens that the output gains.
+    ``sampled[i]`` is the token sampled after ``drafts[:i]``, or None if it is invalid; there is one more
+    sampled token than there are drafts. ``sampled[: count_accepted(...) + 1]`` are the new output tokens.
     """
     pairs = zip(drafts, sampled, strict=False)
     return next((index for index, (draft, token_id) in enumerate(pairs) if draft != token_id), len(drafts))

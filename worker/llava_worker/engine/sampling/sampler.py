@@ -1,7 +1,7 @@
-"""The sampler: from logits to tokens, for all rows at once.
+"""The sampler: samples tokens from logits for all rows at once.
 
-A sampled token depends only on the row's logits, its seed and the position in the output: not on the other
-rows of the batch, and not on which worker sampled the tokens before.
+A sampled token depends only on the row's logits, its seed and its position in the output. It does not depend
+on the other rows of the batch or on the worker that sampled the previous tokens.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ __all__ = ["Sampler", "SamplingRow", "sample", "uniform"]
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
-    """How to sample one row; ``position`` is the index of the next token in the output.
+    """The sampling parameters of one row. ``position`` is the index of the next token in the output.
 
-    ``processor`` has counted the output so far; None if the sequence has no logits processors.
+    ``processor`` has counted the output so far. It is None if the sequence has no logits processors.
     """
 
     sampling: SamplingParams
@@ -43,7 +43,7 @@ class SamplingRow:
 
 
 class Sampler:
-    """Samples a step's tokens and keeps the logits processors of the sequences."""
+    """Samples the tokens of each step and stores the sequences' logits processor states."""
 
     def __init__(self) -> None:
         self._processors: WeakKeyDictionary[Sequence, LogitsProcessorState | None] = WeakKeyDictionary()
@@ -56,11 +56,12 @@ class Sampler:
         bitmask: GrammarBitmask | None,
         vectors: Mapping[int, bytes | None],
     ) -> SampledTokens:
-        """Logits fp32 [rows, vocab], a row for each chunk's last token and each of its drafts, are changed.
+        """Sample one token per row of ``logits``, fp32 [rows, vocab], which is modified in place.
 
-        ``vectors`` of embeddings are by row.
+        There is one row for each chunk's last token and for each of its drafts. ``vectors`` (of embeddings)
+        are keyed by row.
         """
-        is_valid = logits.amax(-1).isfinite()  # a NaN anywhere in a row is the row's maximum
+        is_valid = logits.amax(-1).isfinite()  # amax propagates NaN
         logits.masked_fill_(~is_valid[:, None], 0)
         logprobs = Logprobs.requested(logits, chunks)
         errors = {} if bitmask is None else bitmask.apply(logits)
@@ -71,7 +72,7 @@ class Sampler:
         )
 
     def _rows(self, chunk: Chunk) -> list[SamplingRow]:
-        """One after the sequence's last token and one after each draft, as if those before were accepted."""
+        """Return a row for the last token and one for each draft, as if all earlier drafts were accepted."""
         sequence = chunk.sequence
         if sequence not in self._processors:
             self._processors[sequence] = LogitsProcessorState.create(
@@ -87,7 +88,7 @@ class Sampler:
 
 
 def sample(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:
-    """One token id per row. Logits fp32 [rows, vocab], without NaN, are changed by logits processors."""
+    """Sample one token ID per row. ``logits`` is fp32 [rows, vocab] without NaN and is modified in place."""
     processed = [
         (index, row.position, row.processor) for index, row in enumerate(rows) if row.processor is not None
     ]
@@ -102,41 +103,42 @@ def sample(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:
 
 
 def uniform(seeds: Rows[int], positions: Rows[int]) -> NDArray[np.float64]:
-    """Numbers in [0, 1), a pure function of (seed, position): SplitMix64's finalizer over both."""
+    """Return numbers in [0, 1) as a pure function of (seed, position), using SplitMix64's finalizer."""
     seed = np.array([seed & _MASK for seed in seeds], dtype=np.uint64)
     position = np.array(positions, dtype=np.uint64)
     bits = _mix(_mix(seed + _GOLDEN) + (position + np.uint64(1)) * _GOLDEN)
     return np.asarray((bits >> np.uint64(11)) * 2.0**-53)
 
 
-# Normal numbers of fp32. Beyond them sampling is as good as greedy, or as uniform.
+# Limits within the normal range of fp32. Below them, sampling is effectively greedy; above, uniform.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e30
 _MASK = 2**64 - 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijection of 64 bits in which every output bit depends on every input bit (Steele et al., 2014)."""
+    """A 64-bit bijection; every output bit depends on every input bit (Steele et al., 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(x ^ (x >> np.uint64(31)))
 
 
 def _draw(logits: Tensor, rows: Rows[SamplingRow]) -> Tensor:
-    """Inverse transform sampling in the order of token ids.
+    """Draw tokens by inverse transform sampling in the order of token IDs.
 
-    Not in the order of probabilities: rounding may swap two nearly equal ones between a small and a large
-    batch, which would move the intervals of other tokens.
+    The order of probabilities would depend on the batch size: rounding can swap two nearly equal
+    probabilities, which would move the intervals of other tokens.
     """
     device = logits.device
     temperatures = [min(max(row.sampling.temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE) for row in rows]
     temperature = copy_to_device(np.array(temperatures, dtype=np.float32), device)[:, None]
-    scaled = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0: a tiny temperature is safe
+    scaled = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0, so it cannot overflow
     probabilities = truncate(scaled.double().softmax(-1), [row.sampling for row in rows])
     cumulative = probabilities.cumsum(-1)
     points = uniform([row.sampling.seed for row in rows], [row.position for row in rows])
     targets = copy_to_device(points, device)[:, None] * cumulative[:, -1:]
     token_ids = torch.searchsorted(cumulative, targets, right=True)[:, 0]
-    # Rounding can push a target onto the total: then the last token of positive probability is meant.
+    # Rounding can make a target equal to the total. In that case, use the last token with nonzero
+    # probability.
     last = logits.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(-1)
     return torch.minimum(token_ids, last)

@@ -1,4 +1,4 @@
-"""Truncation of the distribution: ``min_p``, then ``top_k``, then ``top_p`` of what these have left."""
+"""Truncation of the distribution by ``min_p``, then ``top_k``, then ``top_p`` of the remaining mass."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from llava_worker.model.device_copy import copy_to_device
 
 __all__ = ["truncate"]
 
-# Nearly all sampled tokens are among these, and finding them takes a tenth of the time of a full sort.
+# Nearly all sampled tokens are among these. Finding them takes one tenth of the time of a full sort.
 _NUM_LIKELIEST = 1024
 
 
 def truncate(probabilities: Tensor, samplings: Rows[SamplingParams]) -> Tensor:
-    """Zero the tokens that each row excludes; at least the most likely one stays. fp64 [rows, vocab].
+    """Set the probabilities of excluded tokens to zero. The most likely token is never excluded.
 
-    The result does not sum to 1. Rows without restrictions are returned as they are.
+    ``probabilities`` is fp64 [rows, vocab]. The result is not normalized. Rows without restrictions are
+    unchanged.
     """
     rows = [row for row, sampling in enumerate(samplings) if _needs_sort(sampling)]
     if any(sampling.min_p > 0 for sampling in samplings):
@@ -37,28 +38,28 @@ def _needs_sort(sampling: SamplingParams) -> bool:
 
 
 def _keep_min_p(probabilities: Tensor, min_ps: Rows[float]) -> Tensor:
-    """Keep tokens at least ``min_p`` times as likely as the most likely one."""
+    """Keep the tokens that are at least ``min_p`` times as likely as the most likely token."""
     share = copy_to_device(np.array(min_ps), probabilities.device)[:, None]
     return probabilities.where(probabilities >= share * probabilities.amax(-1, keepdim=True), 0)
 
 
 def _keep_top(probabilities: Tensor, samplings: Rows[SamplingParams]) -> Tensor:
-    """Keep each row's ``top_k`` likeliest tokens, and of them the smallest set of ``top_p`` of their mass.
+    """Keep each row's ``top_k`` most likely tokens, and of these the smallest set with ``top_p`` of the mass.
 
-    Tokens as likely as the last one kept are kept too, so that the order of equal ones does not matter.
+    Tokens that tie with the last one are included, so the order of ties does not matter.
     """
     device, vocab_size = probabilities.device, probabilities.shape[-1]
     top_k = copy_to_device(np.array([min(s.top_k, vocab_size) or vocab_size for s in samplings]), device)
-    # Infinity: rounding must not cut the tail of a row that keeps all.
+    # Infinity, because rounding must not truncate the tail of a row without top_p.
     top_ps = [s.top_p if s.top_p < 1 else torch.inf for s in samplings]
     top_p = copy_to_device(np.array(top_ps), device)
-    # Only the device knows whether a few suffice, and reading that would synchronize: a GPU sorts all.
+    # On a GPU, sort all tokens: checking whether fewer are enough would require synchronization.
     num_sorted = min(_NUM_LIKELIEST, vocab_size) if device.type == "cpu" else vocab_size
     likeliest = probabilities.topk(num_sorted, dim=-1).values
-    # A mass that only more tokens would give: infinity is never reached.
+    # The total mass after top_k is known only if top_k keeps all tokens. Infinity marks an unknown mass.
     mass = probabilities.sum(-1).where(top_k == vocab_size, torch.inf)
     threshold, is_known = _threshold(likeliest, top_k, top_p, mass)
-    if num_sorted < vocab_size and not is_known.all():  # flat distributions need all tokens
+    if num_sorted < vocab_size and not is_known.all():  # flat distributions need a full sort
         rows = (~is_known).nonzero()[:, 0]
         ordered = probabilities[rows].sort(dim=-1, descending=True).values
         threshold[rows], _ = _threshold(ordered, top_k[rows], top_p[rows], ordered.sum(-1))
@@ -66,10 +67,10 @@ def _keep_top(probabilities: Tensor, samplings: Rows[SamplingParams]) -> Tensor:
 
 
 def _threshold(likeliest: Tensor, top_k: Tensor, top_p: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's smallest probability that is kept, and whether these tokens suffice to know it.
+    """Return the smallest probability to keep in each row, and whether ``likeliest`` suffices to find it.
 
-    ``likeliest`` [rows, tokens] is in descending order; ``mass`` [rows] is that of all tokens which ``top_k``
-    leaves, for rows where it leaves more than these.
+    ``likeliest`` [rows, tokens] is in descending order. ``mass`` [rows] is the total probability after
+    ``top_k`` and is used for rows that keep more tokens than ``likeliest`` contains.
     """
     num_tokens = likeliest.shape[-1]
     kept = likeliest.where(torch.arange(num_tokens, device=top_k.device) < top_k[:, None], 0)

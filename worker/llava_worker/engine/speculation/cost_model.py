@@ -1,28 +1,28 @@
-"""The price of a draft token: how much longer a decoding step takes with one more token."""
+"""The cost of a draft token: the time that one more token adds to a decode step."""
 
 from __future__ import annotations
 
 __all__ = ["StepCost"]
 
-_MEMORY = 0.99  # decay per step: a step's weight fades over about a hundred
-_DEFAULT_PRICE = 0.15  # before steps of different sizes were measured
-_MIN_PRICE = 0.02  # a fit through noise may be below zero
-_MIN_STEPS, _MIN_VARIANCE = 8.0, 0.05  # steps, tokens squared: below, a slope is noise
-_OUTLIER = 3.0  # times the expected duration: another program's load, or a kernel's first launch
+_MEMORY = 0.99  # decay per step, an effective window of about 100 steps
+_DEFAULT_PRICE = 0.15  # used until steps of different sizes have been measured
+_MIN_PRICE = 0.02  # noise can make the slope zero or negative
+_MIN_STEPS, _MIN_VARIANCE = 8.0, 0.05  # steps, tokens squared; below these, the slope is noise
+_OUTLIER = 3.0  # multiple of the expected duration, caused by other load or a kernel's first launch
 
 
 class StepCost:
-    """Duration of a step by its number of tokens: an exponentially weighted linear regression."""
+    """An exponentially weighted linear regression of step duration on the number of tokens."""
 
     def __init__(self) -> None:
         self._weight = 0.0
         self._tokens = 0.0  # means
         self._seconds = 0.0
-        self._variance = 0.0  # of tokens
+        self._variance = 0.0  # of the number of tokens
         self._covariance = 0.0
 
     def add(self, num_tokens: int, seconds: float) -> None:
-        """Record a step. The duration of an outlier is clipped."""
+        """Record a step. Outliers are clipped."""
         if self._weight >= _MIN_STEPS:
             seconds = min(seconds, _OUTLIER * self._expected(num_tokens))
         self._weight = self._weight * _MEMORY + 1
@@ -34,9 +34,9 @@ class StepCost:
         self._covariance += share * ((1 - share) * off_tokens * off_seconds - self._covariance)
 
     def price(self, num_tokens: int) -> float:
-        """The cost of one more token, relative to the cost per token of a step of ``num_tokens``.
+        """Return the cost of one more token, relative to the mean cost per token of a step of ``num_tokens``.
 
-        Near 0 where a step is bound by reading weights, 1 where it is bound by arithmetic.
+        It is near 0 if the step is memory-bound, and 1 if it is compute-bound.
         """
         slope = self._slope()
         if slope is None:
@@ -44,11 +44,14 @@ class StepCost:
         return max(slope * num_tokens / self._expected(num_tokens), _MIN_PRICE) if slope else _MIN_PRICE
 
     def _expected(self, num_tokens: int) -> float:
-        """Seconds."""
+        """Return the expected duration in seconds."""
         return self._seconds + (self._slope() or 0.0) * (num_tokens - self._tokens)
 
     def _slope(self) -> float | None:
-        """Seconds per token, between 0 and the mean duration per token; None with too few measurements."""
+        """Return the cost of a token in seconds, from 0 to the mean duration per token.
+
+        Returns None if there are too few measurements.
+        """
         if self._weight < _MIN_STEPS or self._variance < _MIN_VARIANCE:
             return None
         return min(max(self._covariance / self._variance, 0.0), self._seconds / self._tokens)

@@ -1,7 +1,7 @@
-"""Drafters: they propose a sequence's next tokens, as many as are worth their time.
+"""Drafters: propose draft tokens for a sequence, as many as are expected to save time.
 
-Accepted drafts shorten the time per output token, rejected ones lengthen each step a little. Neither changes
-the output (see `speculative_decoding`), so a drafter only has to be right often enough.
+Accepted drafts reduce the time per output token; rejected drafts make a step slightly slower. Neither changes
+the output (see `speculative_decoding`), so a drafter only needs a sufficient acceptance rate.
 """
 
 from __future__ import annotations
@@ -22,28 +22,30 @@ MAX_DRAFTS = 8  # tokens per sequence and step
 
 
 class Drafter(Protocol):
-    """Proposes draft tokens and learns from what became of them."""
+    """Proposes draft tokens and adapts to their acceptance rate."""
 
     def propose(self, sequence: Sequence, *, max_tokens: int, num_rows: int) -> Items[int]:
-        """At most ``max_tokens`` tokens that may follow, for a step that decodes ``num_rows`` sequences."""
+        """Return at most ``max_tokens`` draft tokens for a step that decodes ``num_rows`` sequences."""
         ...
 
     def record_acceptance(self, sequence: Sequence, *, num_drafted: int, num_accepted: int) -> None:
-        """``num_drafted`` of the proposed tokens went through the model; ``num_accepted`` were right."""
+        """Record that ``num_accepted`` of ``num_drafted`` verified drafts were accepted."""
         ...
 
     def record_step_time(self, num_tokens: int, seconds: float) -> None:
-        """A step without prompt tokens took ``seconds``."""
+        """Record the duration of a step without prompt tokens, in seconds."""
         ...
 
 
 class PromptLookupDrafter:
-    """Copies what followed the sequence's last tokens before. Pauses after steps without an accepted
-    draft."""
+    """Proposes the tokens that followed the last n-gram earlier in the sequence (prompt lookup).
+
+    Drafting pauses after steps without an accepted draft.
+    """
 
     def __init__(self) -> None:
         self._cost = StepCost()
-        # Weak: a sequence's entry goes with the sequence.
+        # Weak keys, so that an entry is removed together with its sequence.
         self._states: WeakKeyDictionary[Sequence, tuple[NgramIndex, AcceptanceStats]] = WeakKeyDictionary()
 
     def propose(self, sequence: Sequence, *, max_tokens: int, num_rows: int) -> list[int]:
@@ -65,39 +67,42 @@ class PromptLookupDrafter:
         self._cost.add(num_tokens, seconds)
 
 
-# The prior makes a first trial worthwhile before anything is known; measurements fade with the decay.
+# The prior is high enough to try drafting once. Older measurements decay exponentially.
 _PRIOR_ACCEPTED, _PRIOR_TRIED = 1.2, 2.0
 _DECAY = 0.8
 _MIN_RATE, _MAX_RATE = 0.25, 0.97
-_MAX_PAUSE = 64  # tokens; a miss this rare has no measurable cost
+_MAX_PAUSE = 64  # tokens; retrying this rarely has no measurable cost
 
 
 @dataclass(slots=True)
 class AcceptanceStats:
     """The acceptance rate of one sequence's drafts.
 
-    The rate is the share of accepted drafts among those that followed accepted ones only. After ``misses``
-    steps in a row without an accepted draft the next drafts come 2**misses tokens later.
+    The rate is the fraction of accepted drafts among the drafts that follow only accepted drafts. After
+    ``misses`` consecutive steps without an accepted draft, drafting pauses for 2**misses tokens.
     """
 
-    resumes_at: int = 0  # output tokens
+    resumes_at: int = 0  # number of output tokens at which drafting resumes
     misses: int = 0
     accepted: float = _PRIOR_ACCEPTED
     tried: float = _PRIOR_TRIED
 
     @property
     def rate(self) -> float:
-        # Bounded below so that drafts are tried again after a pause: pauses limit the cost of misses.
+        # The lower bound makes sure that drafting is retried after a pause. Pauses limit the cost of misses.
         return min(max(self.accepted / self.tried, _MIN_RATE), _MAX_RATE)
 
     def num_drafts(self, price: float) -> int:
-        """Drafts worth making if each costs ``price`` of a token: the i-th is accepted with rate**i."""
+        """Return how many drafts are worthwhile if each costs ``price`` tokens.
+
+        The i-th draft is accepted with probability rate**i.
+        """
         if price >= self.rate:
             return 0
         return min(MAX_DRAFTS, int(math.log(price) / math.log(self.rate)))
 
     def update(self, num_drafted: int, num_accepted: int, *, num_output: int) -> None:
-        """Record one step's drafts; ``num_output`` is the number of output tokens now."""
+        """Record the drafts of one step. ``num_output`` is the current number of output tokens."""
         self.accepted = self.accepted * _DECAY + num_accepted
         self.tried = self.tried * _DECAY + min(num_accepted + 1, num_drafted)
         self.misses = 0 if num_accepted else self.misses + 1

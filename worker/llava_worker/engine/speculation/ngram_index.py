@@ -1,7 +1,7 @@
-"""Prompt lookup: where a sequence's last n-gram occurred before, and which tokens followed it there.
+"""Prompt lookup: finds an earlier occurrence of a sequence's last n-gram and the tokens that followed it.
 
-Output about a text, an image's text or an earlier turn repeats much of the prompt. The tokens that followed
-the same two or three tokens last time are then likely to follow again.
+Output about a document or an earlier turn repeats parts of the prompt. The tokens that followed the same two
+or three tokens earlier are likely to follow again.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from llava_worker.engine.core.sequence import Sequence
 
 __all__ = ["NgramIndex"]
 
-NGRAM_SIZES = (3, 2)  # tokens; longest first, since a longer match is right more often
+NGRAM_SIZES = (3, 2)  # tokens; longest first, because drafts after a longer match are accepted more often
 
 _IMAGE = -1  # replaces placeholder tokens, which do not identify the image's content
 
 
 class NgramIndex:
-    """The n-grams of one sequence, updated in constant time per token."""
+    """An index of the n-grams of one sequence, updated in constant time per token."""
 
     def __init__(self, sequence: Sequence) -> None:
         self._tokens: list[int] = []
@@ -29,7 +29,7 @@ class NgramIndex:
         self._num_prompt = len(prompt)
 
     def propose(self, output_ids: list[int], max_tokens: int) -> list[int]:
-        """At most ``max_tokens`` draft tokens; empty if the last two tokens did not occur together before.
+        """Return at most ``max_tokens`` draft tokens, or none if the last two tokens did not occur before.
 
         ``output_ids`` are all output tokens so far.
         """
@@ -42,7 +42,7 @@ class NgramIndex:
         return []
 
     def _push(self, token_id: int) -> None:
-        """Append a token. It follows the n-grams that end before it."""
+        """Append a token and record it as the successor of the n-grams that end before it."""
         for size in NGRAM_SIZES:
             ngram = tuple(self._tokens[-size:])
             if len(ngram) == size and _IMAGE not in ngram and token_id != _IMAGE:
@@ -50,7 +50,10 @@ class NgramIndex:
         self._tokens.append(token_id)
 
     def _copy(self, start: int, max_tokens: int) -> list[int]:
-        """The tokens from ``start`` up to an image; past the end the copy repeats itself."""
+        """Return the tokens starting at ``start``, up to the next image.
+
+        If ``max_tokens`` is larger than the rest of the sequence, the copied tokens repeat.
+        """
         copied: list[int] = []
         num_tokens = len(self._tokens)
         for index in range(start, start + max_tokens):

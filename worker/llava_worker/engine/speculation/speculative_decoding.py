@@ -1,14 +1,13 @@
-"""Speculative decoding: several output tokens from one forward pass, the same ones as without.
+"""Speculative decoding: generates several tokens in one forward pass without changing the output.
 
-A `Drafter` proposes a sequence's next tokens, which go through the model behind the sequence's last token,
-and a token is sampled after each of them. Sampling is a pure function of logits, seed and position, so the
-token sampled after an accepted draft is the one that would have been sampled without speculation: drafts are
-accepted as long as they equal the sampled tokens, and the first sampled token that differs takes the place of
-its draft. The scheme is that of Leviathan et al., 2023, with the random number of a position drawn
-beforehand.
+A `Drafter` proposes draft tokens, which the model computes after the sequence's last token. A token is
+sampled after each of them. Drafts are accepted as long as they equal the sampled tokens; the first sampled
+token that differs replaces its draft. Sampling is a pure function of logits, seed and position, so the token
+sampled after an accepted draft is the same as without speculation. This is the algorithm of Leviathan et al.,
+2023, except that the random number of each position is fixed in advance.
 
-Drafts only use what is left over: tokens of the step's budget after prompts and decodes, and free blocks with
-some to spare.
+Drafts use only spare capacity: the part of the token budget that prompts and decodes leave, and free blocks
+beyond a reserve.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from llava_worker.engine.speculation.drafter import Drafter
 
 __all__ = ["MAX_DRAFTS_PER_STEP", "SpeculativeDecoding", "is_draftable"]
 
-MAX_DRAFTS_PER_STEP = 64  # each needs a row of logits, the largest tensor of a step
+MAX_DRAFTS_PER_STEP = 64  # each draft needs a row of logits, the largest tensor of a step
 
 
 class SpeculativeDecoding:
@@ -33,14 +32,14 @@ class SpeculativeDecoding:
     def __init__(
         self, drafter: Drafter | None, blocks: BlockManager, *, context_length: int, max_batch_tokens: int
     ) -> None:
-        """Without a drafter nothing is added."""
+        """Create the component. Without a drafter, it adds no drafts."""
         self._drafter = drafter
         self._blocks = blocks
         self._context_length = context_length
         self._max_batch_tokens = max_batch_tokens
 
     def add_drafts(self, chunks: list[Chunk], *, num_spare: int) -> list[Chunk]:
-        """The chunks, with drafts where there are some; ``num_spare`` blocks stay free."""
+        """Return the chunks with drafts added. At least ``num_spare`` blocks stay free."""
         if self._drafter is None:
             return chunks
         num_left = self._max_batch_tokens - sum(chunk.num_tokens for chunk in chunks)
@@ -57,15 +56,14 @@ class SpeculativeDecoding:
         return extended
 
     def expects_drafts(self, sequences: Items[Sequence]) -> bool:
-        """Whether one of them is likely to get drafts in the step after the next, by its tokens so far.
+        """Return whether any of the sequences is likely to get drafts, based on its tokens so far.
 
-        If so, the next step is not launched ahead without them.
+        If so, the next step is not launched ahead, because it would have no drafts.
         """
         return any(self._propose(sequence, 1, len(sequences)) for sequence in sequences)
 
     def record(self, step: StepResult) -> None:
-        """Report the acceptance and the duration of a step to the drafter; free the blocks of rejected
-        drafts."""
+        """Report acceptance and duration of a step to the drafter, and free the blocks of rejected drafts."""
         if self._drafter is None:
             return
         chunks = step.chunks
@@ -80,7 +78,7 @@ class SpeculativeDecoding:
                 self._blocks.trim(sequence)
 
     def max_drafts(self, sequence: Sequence) -> int:
-        """Drafts that could all be accepted: output tokens that may follow the next one."""
+        """Return the maximum number of useful drafts: output tokens that can still follow the next one."""
         num_left = sequence.max_new_tokens - len(sequence.output_ids)
         return max(min(num_left, self._context_length - sequence.num_tokens) - 1, 0)
 
@@ -91,7 +89,7 @@ class SpeculativeDecoding:
         return tuple(drafts)[:max_tokens]
 
     def _fit_blocks(self, sequence: Sequence, drafts: tuple[int, ...], num_spare: int) -> tuple[int, ...]:
-        """The drafts that fit into the KV cache."""
+        """Return the drafts that fit in the KV cache."""
         if self._blocks.append_slots(sequence, len(drafts), num_spare=num_spare):
             return drafts
         num_slots = len(sequence.block_table) * self._blocks.block_size
@@ -99,9 +97,10 @@ class SpeculativeDecoding:
 
 
 def is_draftable(sequence: Sequence) -> bool:
-    """Whether tokens after a draft can be sampled together with those before it.
+    """Return whether the sequence can have drafts.
 
-    Not with penalties or a grammar, which depend on the tokens before. An embedding has no output tokens.
+    Penalties and grammars depend on the previous tokens, so several positions cannot be sampled at once. An
+    embedding has no output tokens.
     """
     return not (sequence.grammar is not None or sequence.is_embedding or has_penalties(sequence.sampling))
 

@@ -1,1 +1,1 @@
-"""Building an engine: checkpoint, memory budget, warm-up and CUDA graph capture."""
+"""Engine startup: checkpoint loading, memory budget, warm-up and CUDA graph capture."""

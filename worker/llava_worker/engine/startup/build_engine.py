@@ -1,4 +1,4 @@
-"""Builds an engine: plans memory, loads the weights, warms up and captures CUDA graphs."""
+"""Builds an engine: plans memory, loads weights, warms up and captures CUDA graphs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from llava_worker.model.tensor_parallel import SINGLE_RANK, TensorParallel
 
 __all__ = ["CheckpointError", "ModelInfo", "build_engine", "choose_device"]
 
-# Up to this size fp32 costs neither noticeable memory nor time, and is exact.
+# By default, models up to this size run in fp32, which is exact and has no noticeable cost at this size.
 SMALL_BYTES = 256 << 20
 
 logger = logging.getLogger(__name__)
@@ -51,12 +51,13 @@ def build_engine(
     on_progress: Progress | None = None,
     on_lost_rank: Callable[[str], None] = lambda _: None,
 ) -> tuple[Engine, ModelInfo]:
-    """Load the checkpoint and build an engine. A thread calls ``on_lost_rank`` with the device if one of
-    several ranks exits.
+    """Load the checkpoint and build an engine.
 
-    Raises CheckpointError for a folder that cannot be served, ValueError for a wrong setting,
-    InsufficientMemory, a ValueError, for a model that does not fit, and WarmupError for one that fails at its
-    first step."""
+    If a tensor-parallel rank exits, a thread calls ``on_lost_rank`` with the device.
+
+    Raises CheckpointError if the checkpoint folder cannot be served, ValueError for an invalid setting,
+    InsufficientMemory (a ValueError) if the model does not fit, and WarmupError if its first step fails.
+    """
     _set_threads(config)
     plan = _Plan.make(config)
     stopwatch = _Stopwatch()
@@ -88,36 +89,39 @@ def build_engine(
 
 
 def choose_device(name: str, num_ranks: int = 1) -> torch.device:
-    """The device of the first rank. Raises ValueError for a name that torch does not recognize, or if there
-    are fewer GPUs than ranks."""
+    """Return the device of the first rank.
+
+    Raises ValueError if torch does not recognize the name, or if there are fewer GPUs than ranks.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-        logger.info("device auto: %s", name)
+        logger.info("device auto selects %s", name)
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device is {name!r}, which torch does not know: use auto, cpu or cuda:0") from error
+        raise ValueError(f"device {name!r} is not recognized. Use auto, cpu or cuda:0.") from error
     if num_ranks > 1 and device.type == "cuda":
         num_left = torch.cuda.device_count() - (device.index or 0)
         if num_left < num_ranks:
+            maximum = max(1, num_left)
             raise ValueError(
-                f"tensor_parallel is {num_ranks}, but from {name} on there are {num_left} GPUs: "
-                f"give tensor_parallel {max(1, num_left)}, or another device"
+                f"tensor_parallel is {num_ranks}, but only {num_left} GPUs are available from {name} on. Set "
+                f"tensor_parallel to {maximum}, or choose another device."
             )
     return device
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What follows from the configuration and the checkpoint's config files, before any weight is loaded."""
+    """Everything derived from the settings and the checkpoint's config files before weights are loaded."""
 
     config: EngineConfig
-    model_config: ModelConfig  # a rank's share
+    model_config: ModelConfig  # the shard of one rank
     image_config: ImageConfig
     precision: Precision
     device: torch.device
     backend: AttentionBackend
-    cache: KVCacheSpec  # at most; the largest step may leave less
+    cache: KVCacheSpec  # maximum size; the memory of the largest step may reduce it
 
     @classmethod
     def make(cls, config: EngineConfig) -> _Plan:
@@ -148,7 +152,7 @@ class _Plan:
 
     @property
     def captures_graphs(self) -> bool:
-        """Not with several ranks: the others would have to replay the graphs too."""
+        """Whether to capture CUDA graphs. They are not supported with several ranks."""
         return (
             self.config.use_cuda_graphs
             and self.device.type == "cuda"
@@ -157,7 +161,7 @@ class _Plan:
 
 
 def _measure_cache(model: Llava, plan: _Plan) -> KVCacheSpec:
-    """Run the first steps. The KV cache that they, the encoder cache and torch itself leave memory for."""
+    """Run the warm-up steps and return the KV cache that fits in the remaining memory."""
     config = plan.config
     step = warm_up(
         model,
@@ -167,14 +171,14 @@ def _measure_cache(model: Llava, plan: _Plan) -> KVCacheSpec:
         max_batch_tokens=config.max_batch_tokens,
     )
     if plan.device.type == "cuda":
-        torch.cuda.empty_cache()  # return the steps' memory to the device
+        torch.cuda.empty_cache()  # return the memory of the warm-up steps to the device
     free = _free_bytes(plan.device, config.tensor_parallel_size)
-    graphs = step.tower if plan.captures_graphs else 0  # CUDA graphs keep their memory
+    graphs = step.tower if plan.captures_graphs else 0  # CUDA graphs hold their memory permanently
     taken = step.num_bytes + graphs + config.encoder_cache_bytes + WORKING_BYTES
     shape = fit_cache(plan.cache, plan.model_config, left_bytes=None if free is None else free - taken)
     logger.info(
-        "memory, MiB: %s free beside the weights; %d for the largest step (tower %d, prompts %d, answers "
-        "%d), %d for pictures, %d set aside, %d for the KV cache: %d blocks of %d tokens in %s",
+        "memory (MiB): %s free after loading weights; %d for the largest step (vision tower %d, prefill %d, "
+        "decode %d), %d for the image cache, %d reserved, %d for the KV cache (%d blocks of %d tokens, %s)",
         "unknown" if free is None else free >> 20,
         *(part >> 20 for part in (step.num_bytes, step.tower, step.prefill, step.decode)),
         *(part >> 20 for part in (config.encoder_cache_bytes, WORKING_BYTES, shape.num_bytes)),
@@ -186,10 +190,10 @@ def _measure_cache(model: Llava, plan: _Plan) -> KVCacheSpec:
 
 
 def _build_runner(model: Llava, plan: _Plan, shape: KVCacheSpec, context_length: int) -> ModelRunner:
-    """Allocate the caches and, where device and number format allow it, capture CUDA graphs."""
+    """Allocate the caches, and capture CUDA graphs if the device and the precision support them."""
     config = plan.config
     cache = allocate_cache(shape, plan.device)
-    cache.prefault(context_length)  # for the first long request; the rest is claimed while the engine is idle
+    cache.prefault(context_length)  # enough for one full context; the rest is prefaulted while idle
     runner = ModelRunner(model, cache, plan.backend, EncoderCache(config.encoder_cache_bytes))
     if plan.captures_graphs:
         capture_graphs(
@@ -224,7 +228,7 @@ def _start_ranks(plan: _Plan, on_lost: Callable[[str], None]) -> TensorParallel:
 
 
 def _set_threads(config: EngineConfig) -> None:
-    """Ranks on one CPU share its cores."""
+    """Set the number of CPU threads. By default, the ranks share the cores equally."""
     num_threads = config.num_threads
     if num_threads is None and config.tensor_parallel_size > 1:
         num_threads = max(1, torch.get_num_threads() // config.tensor_parallel_size)
@@ -253,20 +257,22 @@ def _model_info(plan: _Plan, cache: KVCacheSpec) -> ModelInfo:
 
 
 def _free_bytes(device: torch.device, num_ranks: int) -> int | None:
-    """Free memory of one rank, None if unknown. Ranks share the memory of a CPU; each has a GPU of its
-    own."""
+    """Return the free memory per rank in bytes, or None if unknown.
+
+    Ranks share CPU memory, but each rank has its own GPU.
+    """
     free = available_bytes(device)
     return free if free is None or device.type == "cuda" else free // num_ranks
 
 
 def _background(image: ImageConfig) -> tuple[int, int, int]:
-    """The mean color, truncated to integers as the original does: (122, 116, 104) for CLIP."""
+    """Return the mean color, truncated to integers as in the original LLaVA: (122, 116, 104) for CLIP."""
     red, green, blue = (int(mean * 255) for mean in image.image_mean)
     return red, green, blue
 
 
 class _Stopwatch:
-    """Seconds since the last lap."""
+    """A stopwatch that measures seconds since the last lap."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()

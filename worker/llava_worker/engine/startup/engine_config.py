@@ -1,5 +1,4 @@
-"""The configuration of an engine. Needs no torch, so that the worker can build it before torch is
-imported."""
+"""The engine configuration. This module does not import torch, so the worker can load it quickly."""
 
 from __future__ import annotations
 
@@ -11,13 +10,15 @@ __all__ = ["EngineConfig"]
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What `build_engine` builds: from which files, on which device, with which bounds.
+    """The configuration for `build_engine`: files, device and limits.
 
     ``checkpoint``, ``vision_tower`` and ``base`` are folders. ``precision`` is auto or one of PRECISIONS;
-    ``device`` is auto or a torch device. ``num_threads`` None is torch's default, shared by the ranks of a
-    CPU. The KV cache takes at most ``kv_cache_bytes`` (None: a share of what is free beside the weights), no
-    more than ``max_num_sequences`` full contexts need, and what the largest step leaves. ``block_size`` None
-    is the attention backend's. CUDA graphs and async scheduling are used on GPUs only."""
+    ``device`` is auto or a torch device. If ``num_threads`` is None, torch's default is used and divided
+    among the ranks on a CPU. The size of the KV cache is the minimum of ``kv_cache_bytes`` (None: a fraction
+    of the memory that is free after loading the weights), the size of ``max_num_sequences`` full contexts,
+    and the memory that the largest step leaves. If ``block_size`` is None, the attention backend determines
+    it. CUDA graphs and async scheduling are used on GPUs only.
+    """
 
     checkpoint: Path
     _: KW_ONLY
@@ -40,8 +41,8 @@ class EngineConfig:
 
     @property
     def config_folder(self) -> Path:
-        """The folder whose config.json describes the whole model."""
-        # Adapters made by the original have one; others describe only themselves.
+        """The folder with the config.json of the whole model."""
+        # Adapters saved by the original LLaVA code include it. Other adapters describe only themselves.
         if self.base is None or (self.checkpoint / "config.json").is_file():
             return self.checkpoint
         return self.base

@@ -1,4 +1,4 @@
-"""CUDA graph capture: of the vision tower, and of steps that only decode."""
+"""CUDA graph capture for the vision tower and for decode-only steps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ __all__ = ["capture_graphs"]
 def capture_graphs(
     runner: ModelRunner, *, includes_decoding: bool, max_rows: int, max_tiles: int, context_length: int
 ) -> None:
-    """Capture before anything is in the runner's cache. Not every number format ``includes_decoding``. The
-    log reports a capture that fails; the engine then runs without it."""
-    capture = cuda_graph_capture(runner.model.device)  # shared: one graph runs at a time
+    """Capture CUDA graphs. Must be called while the runner's KV cache is empty.
+
+    ``includes_decoding`` is false for precisions that cannot be captured. If a capture fails, this is logged
+    and the engine runs without the graph.
+    """
+    capture = cuda_graph_capture(runner.model.device)  # shared, because only one graph runs at a time
     tower = try_capture(
         TowerGraphs(runner.model, capture, max_tiles=max_tiles),
-        f"the vision tower of up to {max_tiles} tiles",
+        f"the vision tower with up to {max_tiles} tiles",
     )
     if tower is not None:
         runner.encode = tower.encode
@@ -31,4 +34,4 @@ def capture_graphs(
             max_rows=max_rows,
             context_length=context_length,
         )
-        runner.graphs = try_capture(decoding, f"decoding of up to {max_rows} answers")
+        runner.graphs = try_capture(decoding, f"decoding with up to {max_rows} sequences")

@@ -1,4 +1,4 @@
-"""Properties of a loaded model that the worker announces and builds prompts with."""
+"""Properties of a loaded model, which the worker announces and uses to build prompts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["ModelInfo"]
 class ModelInfo:
     """Properties of a loaded model, needed to build prompts and preprocess images.
 
-    ``context_length`` is the engine's, which a small KV cache makes less than the model's.
+    ``context_length`` is the limit of the engine. With a small KV cache, it is lower than the model's.
     """
 
-    name: str  # the folder's
+    name: str  # of the checkpoint folder
     image_side: int  # pixels
     fit: Fit
     background: tuple[int, int, int]
@@ -27,7 +27,7 @@ class ModelInfo:
     eos_ids: frozenset[int]
     precision: str
     device: str
-    grid: tuple[Resolution, ...] = ()  # (width, height) in pixels; fits "anyres" and "hd" have one
-    has_image_marks: bool = False  # the prompt has <im_start> and <im_end> around a picture
-    weights_s: float = 0.0  # how long loading them took
-    warmup_s: float = 0.0  # and the first steps
+    grid: tuple[Resolution, ...] = ()  # (width, height) in pixels; only for the fits "anyres" and "hd"
+    has_image_marks: bool = False  # images in the prompt are enclosed in <im_start> and <im_end>
+    weights_s: float = 0.0  # duration of loading the weights, in seconds
+    warmup_s: float = 0.0  # duration of the warm-up, in seconds

@@ -1,11 +1,12 @@
-"""Warm-up: the first steps of a model, each kind at its largest, before it is announced as ready.
+"""Warm-up: runs the largest step of each kind before the worker announces the model as ready.
 
-They pay the cost of the first use of a shape (kernel selection, libraries, workspaces), prove that the model
-works, and measure the memory of a step, so that the KV cache can have the rest. They run on a cache of one
-block of their own, which is freed afterwards.
+The warm-up steps pay the cost of the first use of each shape (kernel selection, libraries, workspaces), check
+that the model works, and measure the peak memory of a step, which determines the size of the KV cache. They
+use a temporary KV cache of one block.
 
-On a CPU, where a full step of a large model takes seconds and the first use of a shape costs nothing, smaller
-steps are measured and extrapolated: every activation grows with the number of tokens, tiles or sequences.
+On a CPU, a full step of a large model takes seconds, and the first use of a shape has no extra cost. Smaller
+steps are measured and extrapolated, because all activations grow linearly with the number of tokens, tiles or
+sequences.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from llava_worker.model.peak_memory import PeakMemory
 
 __all__ = ["StepMemory", "WarmupError", "max_tiles_per_step", "warm_up"]
 
-_FEW, _MANY = 8, 24  # prompt tokens, on a CPU: two chunk sizes give the memory per token
+_FEW, _MANY = 8, 24  # prompt tokens; on a CPU, two chunk sizes are measured to get the memory per token
 _SAMPLINGS = (
     GREEDY,
     SamplingParams(seed=0, temperature=0.7, top_p=0.9, top_k=50, min_p=0.01, num_logprobs=5),
@@ -40,12 +41,12 @@ logger = logging.getLogger(__name__)
 
 
 class WarmupError(ValueError):
-    """The model was loaded but fails at its first step."""
+    """Raised if the model was loaded but its first step fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
-    """Memory of the largest step in bytes, without weights and caches."""
+    """The memory of the largest step in bytes, excluding weights and caches."""
 
     tower: int
     prefill: int
@@ -53,7 +54,7 @@ class StepMemory:
 
     @property
     def num_bytes(self) -> int:
-        """Images are encoded before the decoder runs; prompts and decodes share a step."""
+        """The peak memory. Images are encoded before the decoder runs; prefill and decode share a step."""
         return max(self.tower, self.prefill + self.decode)
 
 
@@ -65,9 +66,9 @@ def warm_up(
     max_num_sequences: int,
     max_batch_tokens: int,
 ) -> StepMemory:
-    """Run the steps and measure their memory; ``cache`` bounds the context as the engine's will.
+    """Run the warm-up steps and measure their memory. ``cache`` limits the context, as it does in the engine.
 
-    Raises InsufficientMemory if a step does not fit, WarmupError if it fails otherwise.
+    Raises InsufficientMemory if a step does not fit, and WarmupError if it fails for another reason.
     """
     context = min(model.config.text_config.max_position_embeddings, cache.num_tokens)
     scratch = allocate_cache(cache.within(cache.bytes_per_block), model.device)
@@ -79,11 +80,12 @@ def warm_up(
         return _extrapolate(steps, num_tiles, max_num_sequences, max_batch_tokens)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
-            raise WarmupError(f"the model fails at its first step: {error}") from error
+            raise WarmupError(f"The first step of the model failed: {error}") from error
         raise InsufficientMemory(
-            f"the weights fit on {model.device}, but beside them a step of {max_batch_tokens} tokens and "
-            f"{max_num_sequences} answers with a context of {context} does not: let fewer answers be "
-            f"computed at once, or bound the KV cache, and with it the context ({error})"
+            f"The weights fit on {model.device}, but the remaining memory is not enough for a step of "
+            f"{max_batch_tokens} tokens and {max_num_sequences} sequences with a context of {context} "
+            "tokens. Reduce the maximum number of sequences, or limit the KV cache, which also limits the "
+            f"context. ({error})"
         ) from error
 
 
@@ -98,7 +100,7 @@ def _measure_largest(
 
 
 def _extrapolate(steps: _Steps, num_tiles: int, max_num_sequences: int, max_batch_tokens: int) -> StepMemory:
-    """From one tile, one sequence and short chunks of a prompt."""
+    """Extrapolate from one tile, one sequence and short prompt chunks."""
     tower, decode = steps.encode(1) * num_tiles, steps.decode(1) * max_num_sequences
     if max_batch_tokens <= _MANY:
         return StepMemory(tower, steps.prefill(max_batch_tokens), decode)
@@ -108,8 +110,10 @@ def _extrapolate(steps: _Steps, num_tiles: int, max_num_sequences: int, max_batc
 
 
 class _Steps:
-    """Runs steps over a cache whose only block is every block of every sequence. Returns the peak in
-    bytes."""
+    """Runs warm-up steps and returns their peak memory in bytes.
+
+    The KV cache has one block, which all entries of all block tables refer to.
+    """
 
     def __init__(self, runner: ModelRunner, context: int) -> None:
         self._runner = runner
@@ -126,11 +130,11 @@ class _Steps:
         return peak.num_bytes
 
     def decode(self, num_rows: int) -> int:
-        """One token each for sequences with the longest context; the last one is sampled randomly."""
+        """Decode one token for each sequence at the maximum context. The last one uses random sampling."""
         return self._run([self._chunk(1, _SAMPLINGS[(row - num_rows) % 2]) for row in range(num_rows)])
 
     def prefill(self, num_tokens: int) -> int:
-        """The last chunk of the longest prompt."""
+        """Compute the last chunk of a prompt of the maximum length."""
         return self._run([self._chunk(min(num_tokens, self._context), _SAMPLINGS[0])])
 
     def _chunk(self, num_tokens: int, sampling: SamplingParams) -> Chunk:
@@ -142,19 +146,22 @@ class _Steps:
         with PeakMemory(self._runner.model.device) as peak:
             results = self._runner.run(chunks)
         if any(token.token_id is None for result in results for token in result.tokens):
-            logger.warning("the model's output in a first step is not a number: are its weights whole?")
+            logger.warning("the model produced NaN or infinity during warm-up; check the weights")
         return peak.num_bytes
 
 
 def max_tiles_per_step(model: Llava, max_batch_tokens: int) -> int:
-    """Tiles per pass of the vision tower: of as many images as a step encodes, or of one large image."""
+    """Return the maximum number of tiles per pass of the vision tower.
+
+    It covers the images that fit in one step, or one large image.
+    """
     layout = model.config.image_layout()
     largest = 1 + max((width * height // layout.side**2 for width, height in layout.grid), default=0)
     return min(MAX_TILES_PER_PASS, max(largest, max_batch_tokens // model.config.tokens_per_tile))
 
 
 def _sizes_up_to(maximum: int) -> Iterator[int]:
-    """1, 2, 4 and so on, and ``maximum`` last."""
+    """Yield powers of two below ``maximum``, then ``maximum``."""
     size = 1
     while size < maximum:
         yield size
@@ -163,5 +170,5 @@ def _sizes_up_to(maximum: int) -> Iterator[int]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Torch has an exception type for GPU memory only."""
+    """Return whether memory ran out. Torch has a specific exception only for GPU memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""Counters of what went through the model."""
+"""Counters of computed steps, sequences and tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ __all__ = ["EngineCounters"]
 
 @dataclass
 class EngineCounters:
-    """Counters of `EngineStats`, without ``_total``; ``num_sequences`` are the batched ones."""
+    """The counters of `EngineStats` without the suffix ``_total``.
+
+    ``num_sequences`` corresponds to ``num_batched_sequences_total``.
+    """
 
     num_steps: int = 0
     num_sequences: int = 0
@@ -19,7 +22,7 @@ class EngineCounters:
     num_decode_tokens: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
-    num_generated_tokens: int = 0  # counted by the engine: an output may end before the last accepted draft
+    num_generated_tokens: int = 0  # counted by the engine, because an output may end before the last draft
 
     def count(self, step: StepResult) -> None:
         num_prompt_tokens = sum(chunk.num_prompt_tokens for chunk in step.chunks)

@@ -1,12 +1,13 @@
 """A trace of the engine's steps, as a file for https://ui.perfetto.dev or chrome://tracing.
 
-    steps              one bar a step, the step's phases within it
-    one lane each      sequence: from add to its end; within it waiting, prompt and answer
-    counters           blocks held and free, sequences running and waiting
+    steps              one bar per step, which contains the phases of the step
+    sequences          one lane per sequence, from `add` to its end: waiting, prompt, output
+    counters           used and free blocks, running and waiting sequences
 
-The file is a JSON array of events in the Trace Event Format, complete after every step: a process that is
-killed leaves a valid file. Times are the host's, in microseconds of a clock that all processes of a machine
-share."""
+The file is a JSON array of events in the Trace Event Format. It is valid after every step, so a process that
+is killed leaves a valid file. Times are in microseconds of a host clock that all processes on a machine
+share.
+"""
 
 from __future__ import annotations
 
@@ -24,21 +25,24 @@ from llava_worker.engine.core.sequence import Sequence
 
 __all__ = ["MAX_BYTES", "StepTrace", "TraceFile"]
 
-MAX_BYTES = 512 << 20  # what viewers open; some 500,000 steps
-_STEPS = 1  # thread id of the lane of steps
-_CLOSE = b"\n]\n"  # overwritten by the events that follow
+MAX_BYTES = 512 << 20  # the most that viewers can open, about 500,000 steps
+_STEPS = 1  # thread ID of the lane for steps
+_CLOSE = b"\n]\n"  # overwritten by later events
 
 _Event: TypeAlias = dict[str, Any]
-_State: TypeAlias = Literal["waiting", "prompt", "answer"]
+_State: TypeAlias = Literal["waiting", "prompt", "output"]
 
 logger = logging.getLogger(__name__)
 
 
 class TraceFile:
-    """A file of appended events, locked until the process exits."""
+    """An append-only file of events, locked until the process exits."""
 
     def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES) -> None:
-        """Empties an existing file. Raises OSError; BlockingIOError if another process traces into it."""
+        """Create the file or truncate an existing one.
+
+        Raises OSError, or BlockingIOError if another process is writing a trace to the file.
+        """
         self._path = path
         self._max_bytes = max_bytes
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -48,25 +52,25 @@ class TraceFile:
         except OSError:
             os.close(self._file)
             raise
-        self._end = 0  # of the last event; what follows it closes the array
+        self._end = 0  # offset after the last event, where the closing bracket is written
         self._is_full = False
 
     def write(self, events: list[_Event]) -> None:
-        """One write for all of them. A full file or disk ends the trace with a warning, not the engine."""
+        """Write the events in one call. If the file or the disk is full, log a warning and stop the trace."""
         if self._is_full or not events:
             return
         text = ",\n" if self._end else "[\n"
         text += ",\n".join(json.dumps(event, separators=(",", ":")) for event in events)
         data = text.encode()
         if self._end + len(data) > self._max_bytes:
-            self._stop(f"it would be larger than {self._max_bytes} bytes")
+            self._stop(f"the maximum size of {self._max_bytes} bytes is reached")
             return
         try:
             if os.pwrite(self._file, data + _CLOSE, self._end) < len(data) + len(_CLOSE):
-                raise OSError("the disk is full")
+                raise OSError("No space left on the disk.")
         except OSError as error:
             self._stop(str(error))
-            with suppress(OSError):  # back to the last whole step
+            with suppress(OSError):  # truncate after the last complete step
                 os.pwrite(self._file, _CLOSE, self._end)
                 os.ftruncate(self._file, self._end + len(_CLOSE))
         else:
@@ -74,12 +78,12 @@ class TraceFile:
 
     def _stop(self, reason: str) -> None:
         self._is_full = True
-        logger.warning("the trace %s ends here: %s", self._path, reason)
+        logger.warning("trace %s stopped: %s", self._path, reason)
 
 
 @dataclass
 class _Lane:
-    """A sequence from its addition to its end."""
+    """The lane of a sequence that has been added and has not ended."""
 
     key: str
     sequence: Sequence
@@ -87,16 +91,19 @@ class _Lane:
 
 
 class StepTrace:
-    """Records an engine's events, called in the engine's thread. Times are s of ``time.perf_counter``."""
+    """Records the events of an engine. All methods are called in the engine's thread.
+
+    Times are in seconds of ``time.perf_counter``.
+    """
 
     def __init__(self, file: TraceFile, *, process: str) -> None:
-        """``process`` names this process in the viewer."""
+        """Start a trace. ``process`` is the name of this process in the viewer."""
         self._file = file
         self._pid = os.getpid()
         self._lanes: dict[str, _Lane] = {}
         self._num_lanes = 0
         self._stats = EngineStats()
-        self._events: list[_Event] = []  # not written yet
+        self._events: list[_Event] = []  # buffered, not yet written
         self._add("M", "process_name", 0.0, args={"name": process})
         self._add("M", "thread_name", 0.0, tid=_STEPS, args={"name": "steps"})
         self._flush()
@@ -106,15 +113,15 @@ class StepTrace:
         lane = self._lanes[sequence.seq_id] = _Lane(f"{self._pid}.{self._num_lanes}", sequence)
         args = {
             "prompt tokens": len(sequence.prompt_ids),
-            "pictures": len(sequence.images),
-            "answered before": len(sequence.output_ids),
+            "images": len(sequence.images),
+            "resumed output tokens": len(sequence.output_ids),
         }
         self._mark("b", lane, sequence.seq_id, at, args)
         self._mark("b", lane, lane.state, at)
         self._flush()
 
     def aborted(self, seq_id: str, at: float) -> None:
-        """An unknown one is no error."""
+        """Record that a sequence was aborted. An unknown ID is ignored."""
         self._end(seq_id, at, "aborted")
         self._flush()
 
@@ -122,7 +129,7 @@ class StepTrace:
         self._bar(name, began, ended)
 
     def stepped(self, began: float, ended: float, outputs: list[StepOutput], stats: EngineStats) -> None:
-        """A step is complete; ``stats`` are those after it."""
+        """Record a completed step. ``stats`` are the engine's statistics after it."""
         before, self._stats = self._stats, stats
         sizes = {
             "sequences": stats.num_batched_sequences_total - before.num_batched_sequences_total,
@@ -135,18 +142,18 @@ class StepTrace:
         self._count("sequences", ended, running=stats.num_running, waiting=stats.num_waiting)
         with_output = {output.seq_id for output in outputs if output.token_id is not None or output.error}
         for seq_id, lane in self._lanes.items():
-            self._move(lane, "answer" if seq_id in with_output else _state_of(lane.sequence), began, ended)
+            self._move(lane, "output" if seq_id in with_output else _state_of(lane.sequence), began, ended)
         for output in outputs:
             if output.is_final:
                 self._end(output.seq_id, ended, output.error.message if output.error else output.finish or "")
         self._flush()
 
     def _move(self, lane: _Lane, state: _State, began: float, ended: float) -> None:
-        """Waiting begins and ends with the begin of a step, a prompt with its end."""
-        if lane.state == "waiting" and state == "answer":
+        """Change the state of a lane. Output starts at the end of a step, the other states at its start."""
+        if lane.state == "waiting" and state == "output":
             self._enter(lane, "prompt", began)
         if lane.state != state:
-            self._enter(lane, state, ended if state == "answer" else began)
+            self._enter(lane, state, ended if state == "output" else began)
 
     def _enter(self, lane: _Lane, state: _State, at: float) -> None:
         self._mark("e", lane, lane.state, at)
@@ -157,7 +164,7 @@ class StepTrace:
         lane = self._lanes.pop(seq_id, None)
         if lane is not None:
             self._mark("e", lane, lane.state, at)
-            args = {"end": reason, "answer tokens": len(lane.sequence.output_ids)}
+            args = {"end": reason, "output tokens": len(lane.sequence.output_ids)}
             self._mark("e", lane, seq_id, at, args)
 
     def _bar(self, name: str, began: float, ended: float, args: _Event | None = None) -> None:
@@ -179,12 +186,12 @@ class StepTrace:
 
 
 def _state_of(sequence: Sequence) -> _State:
-    """The state of a sequence without output in this step."""
+    """Return the state of a sequence that has no output in this step."""
     if not sequence.block_table:
         return "waiting"
-    return "prompt" if sequence.num_computed < len(sequence.prompt_ids) else "answer"
+    return "prompt" if sequence.num_computed < len(sequence.prompt_ids) else "output"
 
 
 def _us(seconds: float) -> int:
-    """Truncated, not rounded: intervals that do not overlap still do not."""
+    """Convert seconds to microseconds. Truncation never makes disjoint intervals overlap."""
     return int(seconds * 1_000_000)

@@ -1,11 +1,11 @@
-"""Grammars over tokens. The only module that imports llguidance, the grammar library.
+"""Grammars over tokens. This is the only module that imports llguidance, the grammar library.
 
-A `Grammar` is compiled once and shared; a `Matcher` is the state of one output. A matcher is a function of
-the output's tokens: to continue another worker's output a new matcher consumes its tokens, and a preempted
-sequence keeps its matcher.
+A `Grammar` is compiled once and shared. A `Matcher` is the state of one output and depends only on the
+output's tokens. When an output is resumed from another worker, a new matcher consumes its tokens. A preempted
+sequence retains its matcher.
 
-Tokens are bytes here. A special token has none and is never allowed, except the end tokens, which are allowed
-where the text so far is complete. Different matchers may be used in different threads.
+Tokens are represented by their bytes. A special token is empty and never allowed, except that end tokens are
+allowed where the text so far is complete. Different matchers can be used in different threads.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ if TYPE_CHECKING:
 __all__ = ["Grammar", "GrammarLibrary", "Matcher"]
 
 _MAX_ERROR_CHARS = 300
-_MAX_FORCED = 64  # steps without a choice at the beginning; each may be many tokens
+_MAX_FORCED = 64  # initial steps with forced tokens; each step may have many tokens
 _POSITION = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: |\(in regex\): |^Parser Error: ")
 
 
 class GrammarLibrary:
-    """llguidance over one vocabulary. Opening it takes some 0.1 s for 32,000 tokens."""
+    """The llguidance library with one vocabulary. Creating it takes about 0.1 s for 32,000 tokens."""
 
     def __init__(self, tokens: Items[bytes], eos_ids: Items[int]) -> None:
-        """``tokens[id]`` is what a token adds to the text, empty for special ones; at least one end token."""
+        """Create the library.
+
+        ``tokens[id]`` are the bytes that a token adds to the text, empty for special tokens. ``eos_ids``
+        contains at least one token.
+        """
         vocabulary = _Vocabulary(tokens, eos_ids)
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(vocabulary), n_vocab=len(tokens), eos_token=list(eos_ids)
@@ -41,9 +45,9 @@ class GrammarLibrary:
         self._limits = llguidance.LLParserLimits(verbose_errors=False)
 
     def compile(self, source: str) -> Grammar:
-        """``source`` is Lark, as `to_lark` writes it. Raises UnsupportedGrammar.
+        """Compile a grammar in Lark syntax, as produced by `to_lark`. Raises UnsupportedGrammar.
 
-        The library ignores what it warns about, so warnings are errors too.
+        Warnings are errors too, because the library ignores the parts that it warns about.
         """
         matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
         messages = [matcher.get_error()] if matcher.is_error() else matcher.get_grammar_warnings()
@@ -57,16 +61,16 @@ class Grammar:
     """A compiled grammar."""
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
-        """``matcher`` has taken nothing, and never will."""
+        """Create a grammar from a matcher in its initial state. It is only copied, never advanced."""
         self._matcher = matcher
 
     def start(self) -> Matcher:
-        """A matcher at the beginning of an output."""
+        """Return a matcher for the start of an output."""
         return Matcher(self._matcher.deep_copy())
 
 
 class Matcher:
-    """The state of one output in its grammar. After ``error`` is set nothing is allowed any more."""
+    """The state of one output in its grammar. Once ``error`` is set, no token is allowed."""
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self._matcher = matcher
@@ -74,23 +78,23 @@ class Matcher:
 
     @property
     def error(self) -> str | None:
-        """Why the output cannot continue: the grammar became too complex, or the tokens do not match it."""
+        """Why the output cannot continue: the grammar is too complex, or the tokens do not match it."""
         return _readable(self._matcher.get_error()) if self._matcher.is_error() else None
 
     def advance(self, output_ids: list[int]) -> None:
-        """Consume the tokens that were added to the output since the last call."""
+        """Consume the tokens added to the output since the last call."""
         new_ids = output_ids[self._num_consumed :]
         self._num_consumed = len(output_ids)
         if new_ids:
             self._matcher.consume_tokens(new_ids)
 
     def fill(self, row: NDArray[np.int32]) -> None:
-        """Write a bit for each token, lowest first, 1 if it may come next; int32 [vocab / 32], contiguous."""
+        """Set the bits of allowed tokens, lowest bit first, in ``row``, a contiguous int32 [vocab / 32]."""
         self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
 
 
 class _Vocabulary:
-    """The vocabulary as llguidance asks for it."""
+    """The vocabulary in the form that llguidance requires."""
 
     bos_token_id: int | None = None
 
@@ -102,8 +106,10 @@ class _Vocabulary:
         self._longest = max(map(len, self.tokens))
 
     def __call__(self, text: bytes) -> list[int]:
-        """Tokens of exactly these bytes, each as long as can be: where a grammar leaves one text only, the
-        library asks for its tokens and allows no others."""
+        """Tokenize text by greedy longest match.
+
+        If a grammar allows only one text, the library requests its tokens and allows no others.
+        """
         token_ids: list[int] = []
         start = 0
         while start < len(text):
@@ -117,22 +123,25 @@ class _Vocabulary:
             token_id = self._ids.get(text[start:end])
             if token_id is not None:
                 return token_id, end
-        return None, start + 1  # a byte that the vocabulary cannot write
+        return None, start + 1  # a byte without a token in the vocabulary
 
 
 def _probe(matcher: llguidance.LLMatcher) -> None:
-    """Advance to the first position with a choice: some grammars that match no text, and some that are too
-    large, fail only there. Raises UnsupportedGrammar."""
+    """Advance to the first position with more than one allowed token. Raises UnsupportedGrammar.
+
+    Some grammars that match no text, and some that are too large, fail only at that position.
+    """
     for _ in range(_MAX_FORCED):
         matcher.compute_bitmask()
         forced = [] if matcher.is_error() else matcher.compute_ff_tokens()
         if not forced or not matcher.consume_tokens(forced):
             break
     if matcher.is_error():
-        raise UnsupportedGrammar(f"no answer fits, or too many do: {_readable(matcher.get_error())}")
+        reason = _readable(matcher.get_error())
+        raise UnsupportedGrammar(f"no text matches it, or it is too complex: {reason}")
 
 
 def _readable(message: str) -> str:
-    """The library's message without positions in and quotes from the generated Lark."""
+    """Return the library's message without positions in or quotations of the generated Lark source."""
     words = _POSITION.sub("", message.split("\n   1 |")[0].split("<")[0])
     return " ".join(words.split())[:_MAX_ERROR_CHARS]

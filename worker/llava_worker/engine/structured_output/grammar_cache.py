@@ -1,4 +1,4 @@
-"""The cache of compiled grammars. A new grammar is compiled in the sandbox first, then in this process."""
+"""A cache of compiled grammars. New grammars are compiled in the sandbox first, then in this process."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["GrammarCache"]
 
 MAX_TEXT_BYTES = 64 << 10
 _MAX_CACHED = 64
-_MAX_CACHED_BYTES = 1 << 20  # of their sources; compiled grammars are larger in proportion
+_MAX_CACHED_BYTES = 1 << 20  # total size of the sources; the size of compiled grammars is proportional
 
 
 class GrammarCache:
-    """The grammars of one model. Any thread may call it; one grammar is compiled at a time.
+    """The grammars of one model. Thread-safe; one grammar is compiled at a time.
 
-    The vocabulary is read and the library opened with the first grammar: most workers never need it.
+    The vocabulary and the library are loaded for the first grammar, because most workers never need them.
     """
 
     def __init__(
@@ -34,8 +34,12 @@ class GrammarCache:
         begins_with_space: bool = False,
         timeout_s: float = 5.0,
     ) -> None:
-        """``read_tokens`` gives each token's bytes, by id, for the model's whole vocabulary; for the rest see
-        GrammarLibrary and `to_lark`. ``timeout_s`` bounds the compilation in the sandbox."""
+        """Create an empty cache.
+
+        ``read_tokens`` returns the bytes of each token of the model's vocabulary, in the order of token IDs.
+        ``timeout_s`` limits the compilation in the sandbox. For the other arguments, see `GrammarLibrary` and
+        `to_lark`.
+        """
         self._read_tokens = read_tokens
         self._eos_ids = sorted(eos_ids)
         self._begins_with_space = begins_with_space
@@ -46,11 +50,17 @@ class GrammarCache:
         self._num_bytes = 0
 
     def compile(self, kind: GrammarKind, text: str) -> Grammar:
-        """Takes milliseconds as a rule, ``timeout_s`` and more at worst. Raises UnsupportedGrammar."""
+        """Return the compiled grammar. Raises UnsupportedGrammar.
+
+        This usually takes milliseconds, but it can take longer than ``timeout_s`` in the worst case.
+        """
         if not self._eos_ids:
-            raise UnsupportedGrammar("this model has no end token, so no answer to a grammar could end")
-        if len(text.encode()) > MAX_TEXT_BYTES:
-            raise UnsupportedGrammar(f"it has {len(text.encode())} bytes; the limit is {MAX_TEXT_BYTES}")
+            raise UnsupportedGrammar(
+                "the model has no end-of-sequence token, so constrained output cannot end"
+            )
+        num_bytes = len(text.encode())
+        if num_bytes > MAX_TEXT_BYTES:
+            raise UnsupportedGrammar(f"it has {num_bytes} bytes; the limit is {MAX_TEXT_BYTES} bytes")
         source = to_lark(kind, text, begins_with_space=self._begins_with_space)
         with self._lock:
             grammar = self._cached.get(source)

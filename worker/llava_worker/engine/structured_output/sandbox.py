@@ -1,9 +1,12 @@
-"""A sandbox for grammars: each is compiled in a child process first, which may crash without harm.
+"""A sandbox for grammars: compiles each grammar in a child process first, which can crash safely.
 
-Some grammars make the library take minutes or gigabytes, and some have crashed the process that compiled
-them. The child has no environment, bounded memory and a few seconds per grammar. What it compiles is compiled
-again in the worker. It reads one JSON value per line from stdin, first the vocabulary, and writes one line
-for each, until stdin closes, which it also does when the worker exits."""
+For some grammars the library needs minutes or gigabytes, and some have crashed the process that compiled
+them. The child process has no environment variables, limited memory and a few seconds per grammar. If it
+succeeds, the worker compiles the grammar itself.
+
+The child reads one JSON value per line from stdin, starting with the vocabulary, and writes one line for
+each. It exits when stdin closes, which also happens if the worker exits.
+"""
 
 from __future__ import annotations
 
@@ -21,40 +24,40 @@ from llava_worker.engine.structured_output.to_lark import UnsupportedGrammar
 
 __all__ = ["GrammarSandbox"]
 
-_START_S = 60.0  # a busy machine's bound for starting Python and reading the vocabulary
-_MEMORY_BYTES = 2 << 30  # of address space; a vocabulary of 152,000 tokens takes a tenth
+_START_S = 60.0  # timeout for starting Python and reading the vocabulary on a busy machine
+_MEMORY_BYTES = 2 << 30  # limit of the address space; a vocabulary of 152,000 tokens uses one tenth
 
 
 class GrammarSandbox:
-    """At most one child, started when it is needed. Not thread-safe."""
+    """Manages at most one child process, which is started when needed. Not thread-safe."""
 
     def __init__(self, tokens: Items[bytes], eos_ids: Items[int], *, timeout_s: float) -> None:
-        """As for GrammarLibrary; ``timeout_s`` is for one grammar."""
+        """Create the sandbox. ``timeout_s`` is per grammar; for the other arguments, see `GrammarLibrary`."""
         self._vocabulary = json.dumps([[token.hex() for token in tokens], list(eos_ids)])
         self._timeout_s = timeout_s
         self._child: subprocess.Popen[bytes] | None = None
 
     def check(self, source: str) -> None:
-        """Raises UnsupportedGrammar for a grammar that the library rejects or that crashes it."""
+        """Raise UnsupportedGrammar if the library rejects the grammar, crashes or takes too long."""
         try:
             message = _request(self._child or self._start(), source, self._timeout_s)
         except TimeoutError as error:
             self.close()
             raise UnsupportedGrammar(
-                f"compiling it takes longer than {self._timeout_s:g} s: ask for less"
+                f"compiling it takes longer than {self._timeout_s:g} seconds; simplify it"
             ) from error
         except (EOFError, OSError) as error:
             self.close()
-            raise UnsupportedGrammar("the grammar library does not survive it: ask for less") from error
+            raise UnsupportedGrammar("compiling it crashes the grammar library; simplify it") from error
         if message:
             raise UnsupportedGrammar(message)
 
     def close(self) -> None:
-        """Kill the child, if there is one; a later `check` starts another."""
+        """Kill the child process if there is one. A later `check` starts a new one."""
         child, self._child = self._child, None
         if child is not None:
             child.kill()
-            child.communicate()  # waits, and closes the pipes
+            child.communicate()  # waits for the exit and closes the pipes
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._child = subprocess.Popen(
@@ -69,7 +72,10 @@ class GrammarSandbox:
 
 
 def _request(child: subprocess.Popen[bytes], line: str, timeout_s: float) -> str:
-    """The reply. Raises TimeoutError, EOFError if there is none, OSError if the child has exited."""
+    """Send a line and return the reply.
+
+    Raises TimeoutError, EOFError if the child closes its stdout, or OSError if it has exited.
+    """
     assert child.stdin is not None and child.stdout is not None
     child.stdin.write((line if line.startswith("[") else json.dumps(line)).encode() + b"\n")
     child.stdin.flush()
@@ -86,7 +92,7 @@ def _request(child: subprocess.Popen[bytes], line: str, timeout_s: float) -> str
 
 
 def _serve() -> None:
-    """The child."""
+    """Run the child process."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     tokens, eos_ids = json.loads(sys.stdin.buffer.readline())
@@ -97,7 +103,7 @@ def _serve() -> None:
 
 
 def _compile_error(library: GrammarLibrary, source: str) -> str:
-    """The error message, empty if there is none."""
+    """Return the error message, or an empty string if the grammar compiles."""
     try:
         library.compile(source)
     except UnsupportedGrammar as error:

@@ -1,9 +1,9 @@
-"""Translates a request's grammar to Lark, the language of the grammar library. Text only, without the
-library.
+"""Translates a request's grammar to Lark, the language of the grammar library, without using the library.
 
-White space in JSON is at most one space, or a line break and an indentation: models that may write any
-amount sometimes never stop. All keywords of a schema are enforced or rejected: the library rejects those it
-does not support, and this module those that the library would ignore.
+White space in JSON is limited to one space, or a line break with indentation, because models sometimes
+generate unlimited white space if the grammar allows it. Every keyword of a schema is either enforced or
+rejected: the library rejects keywords that it does not support, and this module rejects keywords that the
+library would ignore.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from llava_wire.messages.sampling_params import GrammarKind
 __all__ = ["UnsupportedGrammar", "to_lark"]
 
 _WHITE_SPACE = r" |\r?\n[ \t]{0,32}"
-_OPTIONS = "x-guidance"  # where the library looks for options in a schema
+_OPTIONS = "x-guidance"  # the schema keyword with options for the library
 
-# Of drafts 3 and 4; the library takes them for annotations.
+# Keywords of JSON Schema drafts 3 and 4, which the library ignores as annotations.
 _OLD_KEYWORDS = ("extends", "disallow", "divisibleBy")
-_MAX_CALLS = 16  # of one answer: small models call and call
-_EXACT = 2**53  # JSON's integers are exact up to here
+_MAX_CALLS = 16  # tool calls per response; small models tend to repeat calls endlessly
+_EXACT = 2**53  # JSON integers are exact up to this value
 
-_PART = re.compile(r"\\.|.", re.DOTALL)  # of a regular expression: a character, escaped or not
-# Lark reads a pattern up to a slash or the line's end. \d means 0 to 9, as in JSON schemas' expressions.
+_PART = re.compile(r"\\.|.", re.DOTALL)  # a character of a regular expression, escaped or not
+# In Lark, a slash or a line break ends a pattern. \d matches only 0 to 9, as in JSON Schema.
 _PLAIN = {"/": r"\/", "\n": r"\n", "\r": r"\r", "\\\n": r"\n", "\\\r": r"\r", r"\d": "[0-9]", r"\D": "[^0-9]"}
 
 _SCHEMA_KEYWORDS = (
@@ -47,21 +47,23 @@ _NAMED_KEYWORDS = ("$defs", "definitions", "dependentSchemas", "patternPropertie
 
 
 class UnsupportedGrammar(ValueError):
-    """A grammar that cannot be enforced."""
+    """Raised for a grammar that cannot be enforced."""
 
     def client_message(self, kind: GrammarKind) -> str:
-        """The message for the sender of a grammar of this ``kind``."""
-        what = "the JSON schema" if kind.startswith("json") else f"the {kind}"
-        return f"{what} cannot be kept to: {self}"
+        """Return the error message for the client, which sent a grammar of this ``kind``."""
+        name = "JSON schema" if kind.startswith("json") else kind
+        return f"The {name} cannot be enforced: {self}."
 
 
 def to_lark(kind: GrammarKind, text: str, *, begins_with_space: bool = False) -> str:
-    """``text`` is the schema as JSON, the expression, or the choices as a JSON list of strings; no matter for
-    ``json_object``; for ``tools`` as ``Grammar`` of the wire says. ``begins_with_space``: the detokenizer
-    takes a space from the beginning of a text, so the grammar puts one there. Raises UnsupportedGrammar.
+    """Return the grammar in Lark syntax. Raises UnsupportedGrammar.
+
+    ``text`` is the schema as JSON, the regular expression, or the choices as a JSON list of strings. It is
+    ignored for ``json_object``; for ``tools``, see ``Grammar`` in ``llava_wire``. Set ``begins_with_space``
+    if the detokenizer removes a space from the beginning of a text; the grammar then adds it.
     """
-    start = 'start: " " answer' if begins_with_space else "start: answer"
-    rules = _tool_rules(text) if kind == "tools" else f"answer: {_rule(kind, text)}"
+    start = 'start: " " output' if begins_with_space else "start: output"
+    rules = _tool_rules(text) if kind == "tools" else f"output: {_rule(kind, text)}"
     return f"{start}\n{rules}\n"
 
 
@@ -78,12 +80,16 @@ def _rule(kind: GrammarKind, text: str) -> str:
 
 
 def _tool_rules(text: str) -> str:
-    """Text that does not begin as a call does, where the choice is free, or calls, each of one function."""
+    """Return the rules for tool calls.
+
+    Each call is to one function. If the tool choice is "auto", the output can also be text that does not
+    start like a call.
+    """
     wanted = json.loads(text)
     calls = f'call ("\\n" call){{0,{_MAX_CALLS - 1}}}' if wanted["is_parallel"] else "call"
     names = [f"f{index}" for index in range(len(wanted["functions"]))]
     rules = [
-        f"answer: TEXT? | {calls}" if wanted["choice"] == "auto" else f"answer: {calls}",
+        f"output: TEXT? | {calls}" if wanted["choice"] == "auto" else f"output: {calls}",
         f'call: "<tool_call>" ({" | ".join(names)}) "</tool_call>"',
         "TEXT: /(?s:.+)/ & ~/(?s:<tool_call>.*)/",
     ]
@@ -98,7 +104,7 @@ def _with_options(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """This schema and those within it. Not what stands at a place where no schema belongs."""
+    """Yield this schema and all schemas nested in it. Values in other positions are skipped."""
     waiting = [schema]
     while waiting:
         part = waiting.pop()
@@ -118,17 +124,20 @@ def _check_keywords(schema: dict[str, Any]) -> None:
             raise UnsupportedGrammar(f"the keyword {keyword!r} is not supported")
     for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
         if isinstance(schema.get(keyword), bool):
-            raise UnsupportedGrammar(f"{keyword} is true or false, as in draft 4: give the bound itself")
+            raise UnsupportedGrammar(f"{keyword} is a boolean, as in draft 4; use the numeric limit instead")
     named = schema.get("enum") if isinstance(schema.get("enum"), list) else []
     for value in (schema.get("const"), *cast("list[Any]", named)):
         if isinstance(value, int | float) and abs(value) > _EXACT:
             raise UnsupportedGrammar(
-                f"const or enum has the number {value}: beyond 2**53 none is exact in JSON"
+                f"const or enum contains the number {value}; JSON numbers beyond 2**53 are not exact"
             )
 
 
 def _regex(pattern: str) -> str:
-    """Between Lark's slashes. The whole answer is matched, so anchors at its ends say nothing new."""
+    """Return the pattern for use between Lark's slashes.
+
+    Anchors at both ends are removed, because the whole output is matched anyway.
+    """
     parts = _PART.findall(pattern.removeprefix("^"))
     if parts and parts[-1] == "\\":
         raise UnsupportedGrammar("the regular expression ends with a backslash")
