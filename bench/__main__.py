@@ -30,7 +30,7 @@ from bench.serving.plot import plot_serving
 from bench.serving.roofline import Limits, limits
 from bench.serving.table import serving_table
 from bench.serving.target import Target, Unavailable, run_target
-from bench.serving.targets import OURS, all_targets
+from bench.serving.targets import LLAVA_SERVE, all_targets
 from bench.serving.workloads import AT_ONCE, COMMON_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS, WORKLOADS, measure
 from bench.shape import LLAVA_1_5_SMALL, MINI, Shape
 
@@ -78,7 +78,7 @@ def _selected(args: argparse.Namespace, folder: Path) -> list[Target]:
         return [Target(name=args.name, title=args.name, bits=args.bits, command=lambda _: [])]
     names = args.only or (_QUICK if args.quick else _DEFAULT)
     if args.peers:
-        names = [*names, *(name for name in known if not name.startswith(OURS))]
+        names = [*names, *(name for name in known if not name.startswith(LLAVA_SERVE))]
     unknown = [name for name in names if name not in known]
     if unknown:
         sys.exit(f"no server is called {', '.join(unknown)}: there are {', '.join(known)}")
@@ -99,7 +99,7 @@ def _record(
         target.prepare()
         _read_into_page_cache(folder)
         results = _measure_served(target, args)
-        if target.name.startswith(OURS) and not args.no_engine and not args.url:
+        if target.name.startswith(LLAVA_SERVE) and not args.no_engine and not args.url:
             results["engine_alone"] = _engine_alone(target, args, folder)
     except Unavailable as reason:
         results = {"why_not": str(reason)}
@@ -146,7 +146,7 @@ def _server(target: Target, url: str | None) -> Iterator[Any]:
 
 
 def _engine_alone(target: Target, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    precision = target.name.removeprefix(f"{OURS}-")
+    precision = target.name.removeprefix(f"{LLAVA_SERVE}-")
     tokens = "4" if args.quick else str(OUTPUT_TOKENS)
     command = [sys.executable, "-m", "bench.engine.engine_alone", str(folder), "--precision", precision]
     done = subprocess.run([*command, "--output-tokens", tokens], capture_output=True, text=True, check=False)

@@ -167,13 +167,13 @@ def plot(timings: dict[str, Timings], path: Path) -> Path:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6, 3.9), layout="constrained")
-    for (name, timing), colour in zip(timings.items(), ("#1769aa", "#c2410c"), strict=True):
+    for (name, timing), color in zip(timings.items(), ("#1769aa", "#c2410c"), strict=True):
         for gaps, label, style in (
             (timing.gaps_beside_a_prompt, f"{name}, a long prompt beside", "-"),
             (timing.gaps, f"{name}, none", ":"),
         ):
             ordered = np.sort([cpu for _, cpu in gaps]) * 1e3
-            axis.step(ordered, 1 - np.arange(len(ordered)) / len(ordered), style, color=colour, label=label)
+            axis.step(ordered, 1 - np.arange(len(ordered)) / len(ordered), style, color=color, label=label)
     axis.set(
         xscale="log", xlabel="gap between two tokens of a stream, ms of CPU", ylabel="share that is longer"
     )

@@ -24,11 +24,21 @@ from llava_worker.engine.startup.engine_config import EngineConfig
 from llava_worker.model.attention.kv_cache import KVCacheSpec
 
 from bench.checkpoint import write_checkpoint
-from bench.engine.logits import RANDOM, TINY, Example, at_random, errors, load, logits_of, of_exam, tokenizer
+from bench.engine.logits import (
+    RANDOM,
+    TINY,
+    Example,
+    errors,
+    example_of,
+    load,
+    logits_of,
+    random_example,
+    tokenizer,
+)
 from bench.record import ROOT, write_record
 
 sys.path.append(str(ROOT / "tools"))  # the tiny model's exam
-from tiny.exam import Question, Result, questions
+from tiny.evaluation import Question, Result, questions
 
 
 def main() -> None:
@@ -40,11 +50,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     exam = list(questions(-(-max(args.exam, args.questions) // 3)))
-    logits = {"tiny-llava": compare_logits(TINY, [of_exam(q) for q in exam[: args.questions]])}
+    logits = {"tiny-llava": compare_logits(TINY, [example_of(q) for q in exam[: args.questions]])}
     for name, shape in RANDOM.items():
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder) / "model", shape, dtype="float32")
-            prompts = [at_random(seed, shape.vocabulary) for seed in range(args.prompts)]
+            prompts = [random_example(seed, shape.vocabulary) for seed in range(args.prompts)]
             logits[name] = compare_logits(Path(folder) / "model", prompts)
     results = {"bytes_per_token": sizes(), "logits": logits, "answers": compare_answers(exam[: args.exam])}
     print(write_record("kv-cache", results, settings=vars(args)))
@@ -88,7 +98,7 @@ def answer_all(kind: str, exam: list[Question]) -> Iterator[list[int]]:
     for start in range(0, len(exam), 16):
         part = exam[start : start + 16]
         for index, question in enumerate(part):
-            engine.add(_sequence(str(index), of_exam(question), info.tokens_per_tile))
+            engine.add(_sequence(str(index), example_of(question), info.tokens_per_tile))
         answers = run(engine)
         yield from (answers[str(index)] for index in range(len(part)))
 

@@ -30,11 +30,21 @@ from bench.shape import Shape
 sys.path.append(str(ROOT / "tools"))  # the tiny model's scenes and exam
 from tiny.conversations import SYSTEM
 from tiny.drawing import draw, preprocess
-from tiny.exam import Question
+from tiny.evaluation import Question
 from tiny.packing import prompt_ids
 from tiny.tokenizer import IMAGE
 
-__all__ = ["RANDOM", "TINY", "Example", "at_random", "errors", "load", "logits_of", "of_exam", "tokenizer"]
+__all__ = [
+    "RANDOM",
+    "TINY",
+    "Example",
+    "random_example",
+    "errors",
+    "load",
+    "logits_of",
+    "example_of",
+    "tokenizer",
+]
 
 TINY = ROOT / "worker" / "llava_worker" / "tiny"
 CPU = torch.device("cpu")
@@ -105,7 +115,7 @@ def errors(exact: list[Tensor], others: dict[str, list[Tensor]]) -> dict[str, An
     return results
 
 
-def of_exam(question: Question) -> Example:
+def example_of(question: Question) -> Example:
     """The prompt with the right answer after it."""
     system = SYSTEM if question.system is None else question.system
     ids = prompt_ids(system, question.turns, len(question.scenes))
@@ -120,7 +130,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(TINY / "tokenizer.json"))
 
 
-def at_random(seed: int, vocabulary: int) -> Example:
+def random_example(seed: int, vocabulary: int) -> Example:
     rng = random.Random(seed)
     ids = [1, *rng.choices(range(300, vocabulary - 100), k=NUM_CONTEXT + NUM_COMPARED - 1)]
     return Example(ids, NUM_CONTEXT, [], [])

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from bench.checkpoint import write_checkpoint
-from bench.engine.logits import RANDOM, TINY, Example, at_random, errors, load, logits_of, of_exam
+from bench.engine.logits import RANDOM, TINY, Example, errors, example_of, load, logits_of, random_example
 from bench.record import ROOT, write_record
 
 sys.path.append(str(ROOT / "tools"))  # the tiny model's exam
-from tiny.exam import questions
+from tiny.evaluation import questions
 
 PRECISIONS = ("bf16", "int8", "int4", "w8a8", "fp8")
 
@@ -30,11 +30,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8, help="of the random models")
     args = parser.parse_args()
     exam = list(questions(-(-args.questions // 3)))[: args.questions]
-    results = {"tiny-llava": compare(TINY, [of_exam(question) for question in exam])}
+    results = {"tiny-llava": compare(TINY, [example_of(question) for question in exam])}
     for name, shape in RANDOM.items():
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder) / "model", shape, dtype="float32")
-            prompts = [at_random(seed, shape.vocabulary) for seed in range(args.prompts)]
+            prompts = [random_example(seed, shape.vocabulary) for seed in range(args.prompts)]
             results[name] = compare(Path(folder) / "model", prompts)
     print(write_record("precision", results, settings=vars(args)))
 

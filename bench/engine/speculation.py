@@ -42,7 +42,7 @@ from bench.record import ROOT, write_record
 
 sys.path.append(str(ROOT / "tools"))  # the tiny model's scenes and exam
 from tiny.drawing import draw, preprocess
-from tiny.exam import Question, questions
+from tiny.evaluation import Question, questions
 
 TINY_ANSWERS = 32  # conversations a round; the tiny model's answers are short
 PROMPT_TOKENS, ANSWER_TOKENS = 64, 48  # of the large model

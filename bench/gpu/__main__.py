@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu.ours import (
+from bench.gpu.llava_serve import (
     BATCH_TOKENS,
     CARD_LIMITS,
     OUTPUT_TOKENS,

@@ -11,7 +11,7 @@ from bench.serving.table import COLUMNS, read_records, value
 
 __all__ = ["plot_serving"]
 
-_OURS, _OTHERS, _LIMIT = "#1769aa", "#b0b7bf", "#c2410c"
+_LLAVA_SERVE, _OTHERS, _LIMIT = "#1769aa", "#b0b7bf", "#c2410c"
 
 
 def plot_serving(folder: Path, path: Path) -> Path:
@@ -45,8 +45,8 @@ def _panel(
         found = value(results, workload, path)
         if found is None:
             continue
-        is_ours = record["name"].startswith("llava-serve")
-        axis.barh(row, found * factor, color=_OURS if is_ours else _OTHERS, height=0.62)
+        is_llava_serve = record["name"].startswith("llava-serve")
+        axis.barh(row, found * factor, color=_LLAVA_SERVE if is_llava_serve else _OTHERS, height=0.62)
         axis.text(found * factor, row, f" {found * factor:.{digits}f}", va="center", fontsize=8)
         axis.plot([results["limits"][limit] * factor] * 2, [row - 0.36, row + 0.36], color=_LIMIT, lw=2)
     axis.set_title(f"{title}\n{unit}, {'less' if is_lower_better else 'more'} is better", fontsize=9)

@@ -8,9 +8,9 @@ from pathlib import Path
 from bench.serving.peers import llama_cpp, openvino_peer, transformers_serve, vllm
 from bench.serving.target import Target
 
-__all__ = ["OURS", "all_targets"]
+__all__ = ["LLAVA_SERVE", "all_targets"]
 
-OURS = "llava-serve"
+LLAVA_SERVE = "llava-serve"
 _BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
 
 
@@ -26,7 +26,7 @@ def _llava_serve(checkpoint: Path, precision: str, bits: int) -> Target:
     program = str(Path(sys.executable).parent / "llava-serve")
     options = ["--model", str(checkpoint), "--precision", precision, "--device", "cpu", "--verbose"]
     return Target(
-        name=f"{OURS}-{precision}",
+        name=f"{LLAVA_SERVE}-{precision}",
         title=f"llava-serve, {precision}",
         bits=bits,
         command=lambda port: [program, "up", *options, "--port", str(port)],

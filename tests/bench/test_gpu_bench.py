@@ -12,7 +12,7 @@ from llava_worker.model.quantization.precision import choose_precision
 
 from bench.engine.random_engine import make_model
 from bench.gpu.__main__ import measurements_of, parse_args
-from bench.gpu.ours import CARD_LIMITS, measure_case, text_prompts
+from bench.gpu.llava_serve import CARD_LIMITS, measure_case, text_prompts
 from bench.gpu.time_budget import Measurement, run_within
 from bench.gpu.transformers import measure_continuous, measure_generate
 from bench.record import ROOT
