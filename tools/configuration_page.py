@@ -41,7 +41,9 @@ def fill(page: str) -> str:
 def table(settings: type[BaseSettings]) -> str:
     """Return a table with one row per setting, in the order of the class."""
     rows = [_row(name, field) for name, field in settings.model_fields.items()]
-    return "\n".join(["| variable | flag | default | allowed | what it is |", "|---|---|---|---|---|", *rows])
+    return "\n".join(
+        ["| variable | flag | default | allowed | description |", "|---|---|---|---|---|", *rows]
+    )
 
 
 def _row(name: str, field: FieldInfo) -> str:

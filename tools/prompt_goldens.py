@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 FOLDER = Path(__file__).parents[1] / "tests" / "data" / "prompts"
 
-# Placeholders for special tokens in the text of a prompt. User text that spells a special token stays text.
+# Placeholders for special tokens in the text of a prompt. User text is never parsed for special tokens.
 IMAGE, BOS, EOS = "\x00", "\x01", "\x02"
 MARK_IDS = {IMAGE: -200, BOS: 1, EOS: 2}
 FIRST_TEXT_ID = (

@@ -122,7 +122,7 @@ def test_the_tokenizer_round_trips_any_text(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(text).ids) == text
 
 
-def test_characters_to_read_are_single_tokens() -> None:
+def test_characters_of_text_in_images_are_single_tokens() -> None:
     assert TOKENIZER.encode('"HOUSE"').tokens == ["▁", '"', *"HOUSE", '"']
     assert TOKENIZER.encode("4205").tokens == ["▁", *"4205"]
     assert TOKENIZER.encode("USER: a ASSISTANT:").tokens == ["▁USER", ":", "▁a", "▁ASSISTANT", ":"]

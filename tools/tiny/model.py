@@ -179,7 +179,7 @@ class TinyLlava(nn.Module):
 
     @torch.no_grad()
     def add_teacher_units(self, features: Tensor) -> None:
-        """Replace the least important units of the projector by the classes of the teacher.
+        """Replace the least important units of the projector with units for the classes of the teacher.
 
         Each unit is active where the teacher predicts its class. The teacher's layer norm is approximated by
         a constant scale. With these units the decoder learns regions and characters in minutes instead of

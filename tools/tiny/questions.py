@@ -84,7 +84,7 @@ def shape(scene: Scene, rng: random.Random) -> Turn | None:
 def count(scene: Scene, rng: random.Random) -> Turn | None:
     """Ask for the number of objects with a shape, a color or both, or of all objects.
 
-    About one in eight questions about a shape or color replaces it by a random one.
+    In about one of eight questions, the shape and the color are random and may not occur in the scene.
     """
     noun, number = _countable(scene, rng)
     verb = "is" if number == 1 else "are"
@@ -173,7 +173,7 @@ def _absent_name(scene: Scene, rng: random.Random) -> str:
 
 
 def read(scene: Scene, rng: random.Random) -> Turn | None:
-    """Ask for the printed word or number. Of the scenes without text, 10 % are asked, too."""
+    """Ask for the printed word or number. Also ask for 10 % of the scenes without text."""
     text = scene.text
     if text is None:
         if rng.random() < 0.9:

@@ -154,7 +154,7 @@ def _sample_size(rng: random.Random) -> tuple[int, int]:
 def _sample_kinds(rng: random.Random, num_objects: int) -> list[tuple[str, str]]:
     """Return the shape and color of each object.
 
-    45 % of the scenes use only two shapes or two colors, so that counting questions have larger answers.
+    45 % of the scenes use only two shapes or two colors, so that counts above one are more frequent.
     """
     shapes, colours = list(SHAPES), list(COLOURS)
     theme = rng.random()
@@ -223,7 +223,7 @@ def _sample_text(rng: random.Random, width: int, height: int, backgrounds: tuple
 def _place(
     rng: random.Random, kinds: list[tuple[str, str]], width: int, height: int, text: Text | None
 ) -> tuple[Object, ...]:
-    """Place the objects without contact to each other or the text. Objects without room are omitted."""
+    """Place the objects so that they do not overlap each other or the text. Omit objects that do not fit."""
     placed: list[Object] = []
     long = max(width, height)
     for shape, colour in kinds:
